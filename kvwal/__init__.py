@@ -1,0 +1,1 @@
+"""kvwal: an embedded, ordered, transactional key-value store that survives power loss."""

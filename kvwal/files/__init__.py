@@ -1,0 +1,10 @@
+"""The one door to the machine: files, directories, locks, clocks and random bytes.
+
+Everything above this room talks to the `Files` and `File` protocols and to nothing else, so that
+the crash tests can put a simulated disk in their place.
+"""
+
+from kvwal.files.protocol import Buffer, EntryKind, File, Files, LockHandle
+from kvwal.files.system import system_files
+
+__all__ = ["Buffer", "EntryKind", "File", "Files", "LockHandle", "system_files"]
