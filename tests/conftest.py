@@ -1,0 +1,32 @@
+"""One seed for a whole run, printed first, so that any failure can be run again: `pytest --hypothesis-seed=N`."""
+
+from __future__ import annotations
+
+import os
+import random
+
+import pytest
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_configure(config: pytest.Config) -> None:
+    """Choose the seed before Hypothesis reads its option."""
+    if config.getoption("--hypothesis-seed") is None:
+        config.option.hypothesis_seed = str(int.from_bytes(os.urandom(4)))
+
+
+def pytest_report_header(config: pytest.Config) -> str:
+    return f"seed: repeat this run with --hypothesis-seed={config.getoption('--hypothesis-seed')}"
+
+
+@pytest.fixture
+def seed(request: pytest.FixtureRequest) -> int:
+    """A number that differs between tests and is the same when the run's seed is."""
+    run = request.config.getoption("--hypothesis-seed")
+    return random.Random(f"{run}:{request.node.nodeid}").getrandbits(64)
+
+
+@pytest.fixture
+def rng(seed: int) -> random.Random:
+    """Randomness for a test, repeatable from the run's seed."""
+    return random.Random(seed)

@@ -1,0 +1,27 @@
+"""What a user installs."""
+
+from __future__ import annotations
+
+import tomllib
+from importlib import resources
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+
+
+def test_the_package_says_that_it_is_typed() -> None:
+    assert resources.files("kvwal").joinpath("py.typed").is_file()
+
+
+def test_ci_runs_exactly_the_test_command_of_the_readme() -> None:
+    script = (ROOT / ".ci" / "run").read_text()
+    readme = (ROOT / "README.md").read_text()
+    commands = [line for line in readme.splitlines() if line.startswith("python3 -m venv")]
+    assert len(commands) == 2, "the README has one line that runs the main job and one that runs the tests"
+    assert commands[1] in script.splitlines()
+
+
+def test_everything_the_tests_need_is_in_the_extra_test() -> None:
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    assert {"cli", "test", "dev", "bench"} == set(extras)
+    assert "kvwal[cli]" in extras["test"]
