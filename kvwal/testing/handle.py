@@ -1,0 +1,146 @@
+"""What a program holds of a simulated disk: open files and locks."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from kvwal.files.protocol import Buffer
+from kvwal.testing.faults import Fault, failure
+from kvwal.testing.inode import PAGE, Inode, read_pages
+
+if TYPE_CHECKING:
+    from kvwal.testing.disk import SimulatedDisk
+
+__all__ = ["SimulatedFile", "SimulatedLock"]
+
+
+class SimulatedFile:
+    """An open file of a `SimulatedDisk`; see `kvwal.files.protocol.File`."""
+
+    __slots__ = ("_disk", "_inode", "_open", "_path", "_process", "_write")
+
+    def __init__(self, disk: SimulatedDisk, inode: Inode, path: str, write: bool) -> None:
+        self._disk = disk
+        self._inode = inode
+        self._path = path
+        self._write = write
+        self._process = disk.process
+        self._open = True
+        inode.handles += 1
+
+    def _begin(self, name: str, offset: int, size: int) -> Fault | None:
+        if not self._open or self._process is not self._disk.process:
+            raise OSError(errno.EBADF, "the file is closed, or its process was killed", self._path)
+        if not self._write and name != "pread":
+            raise OSError(errno.EBADF, "the file is not open for writing", self._path)
+        return self._disk.begin(name, self._path, offset, size)
+
+    def pread(self, size: int, offset: int) -> bytes:
+        with self._disk.mutex:
+            fault = self._begin("pread", offset, size)
+            if fault:
+                raise failure(fault.error, self._path)
+            size = min(size, self._inode.size - offset)
+            return read_pages(self._inode.pages, size, offset) if size > 0 else b""
+
+    def pwrite(self, data: Buffer, offset: int) -> None:
+        with self._disk.mutex:
+            fault = self._begin("pwrite", offset, len(data))
+            data = bytes(data)
+            disk = self._disk
+            lands_at: int | None = offset
+            if fault:
+                if fault.effect == "lost":
+                    lands_at = None
+                elif fault.effect == "misdirected":
+                    lands_at = max(0, offset + fault.by)
+                elif fault.effect == "part":
+                    data = data[: disk.random.randrange(len(data))] if data else data
+                elif fault.effect == "none":
+                    data = b""
+            room = len(data) if disk.capacity is None else disk.room(self._inode, offset, len(data))
+            self._inode.write(disk.operations, offset, data[:room], lands_at)
+            if room < len(data):
+                raise failure(errno.ENOSPC, self._path)
+            disk.raise_if_failed(fault, self._path)
+
+    def pwrite_all(self, chunks: Sequence[Buffer], offset: int) -> None:
+        for chunk in chunks:
+            self.pwrite(chunk, offset)
+            offset += len(chunk)
+
+    def datasync(self) -> None:
+        self._flush("datasync", data_only=True)
+
+    def sync(self) -> None:
+        self._flush("sync", data_only=False)
+
+    def _flush(self, name: str, *, data_only: bool) -> None:
+        with self._disk.mutex:
+            fault = self._begin(name, 0, 0)
+            if fault is None:
+                self._inode.sync(data_only=data_only)
+                return
+            self._inode.fail_sync(self._disk.survivors_of(fault, sum(1 for _ in self._inode.pieces())))
+            self._disk.raise_if_failed(fault, self._path)
+
+    def allocate(self, offset: int, size: int) -> None:
+        with self._disk.mutex:
+            fault = self._begin("allocate", offset, size)
+            if fault is None or fault.effect == "all":
+                inode = self._inode
+                end = offset + size
+                pages = -(-end // PAGE)
+                disk = self._disk
+                if disk.capacity is not None:
+                    wanted = max(0, pages - inode.reserved) - sum(inode.reserved <= n < pages for n in inode.pages)
+                    if wanted * PAGE > disk.free_bytes():
+                        raise failure(errno.ENOSPC, self._path)
+                inode.reserved = max(inode.reserved, pages)
+                if end > inode.size:
+                    inode.resize(disk.operations, end, exact=False)
+            self._disk.raise_if_failed(fault, self._path)
+
+    def truncate(self, size: int) -> None:
+        with self._disk.mutex:
+            fault = self._begin("truncate", size, 0)
+            if fault is None or fault.effect == "all":
+                inode = self._inode
+                if size < inode.size:
+                    self._disk.remember(inode)
+                if size != inode.size:
+                    inode.resize(self._disk.operations, size, exact=True)
+            self._disk.raise_if_failed(fault, self._path)
+
+    def size(self) -> int:
+        if not self._open or self._process is not self._disk.process:
+            raise OSError(errno.EBADF, "the file is closed, or its process was killed", self._path)
+        return self._inode.size
+
+    def close(self) -> None:
+        if self._open:
+            self._open = False
+            self._inode.handles -= 1
+
+
+class SimulatedLock:
+    """A held lock of a `SimulatedDisk`; see `kvwal.files.protocol.LockHandle`."""
+
+    __slots__ = ("_disk", "_held", "_path", "_process")
+
+    def __init__(self, disk: SimulatedDisk, path: str) -> None:
+        self._disk = disk
+        self._path = path
+        self._process = disk.process
+        self._held = True
+
+    def release(self) -> None:
+        with self._disk.mutex:
+            if self._held and self._process is self._disk.process:
+                self._disk.unlock(self._path)
+            self._held = False
+
+    def abandon(self) -> None:
+        self._held = False
