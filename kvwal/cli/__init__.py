@@ -1,0 +1,25 @@
+"""The command line. It needs click and rich, which `pip install 'kvwal[cli]'` brings; the library does not."""
+
+from __future__ import annotations
+
+import sys
+
+__all__ = ["main"]
+
+#: sysexits.h: something that the program needs is not there.
+_EXIT_UNAVAILABLE = 69
+
+
+def main() -> None:
+    """Run the command line with `sys.argv` and exit. The exit codes are listed in `kvwal.cli.app`."""
+    try:
+        import click  # noqa: F401
+        import rich  # noqa: F401
+    except ModuleNotFoundError as error:
+        sys.stderr.write(
+            f"kvwal: the command line needs {error.name}, which is not installed: pip install 'kvwal[cli]'\n"
+        )
+        sys.exit(_EXIT_UNAVAILABLE)
+    from kvwal.cli.app import app
+
+    app(prog_name="kvwal")

@@ -1,0 +1,127 @@
+"""The `kvwal` command: its subcommands, its exit codes, and what becomes of an error.
+
+Exit codes (scripts rely on them: never change):
+
+| code | meaning |
+|---|---|
+| 0 | done |
+| 1 | no such key |
+| 2 | the command line is wrong |
+| 3 | the store is damaged, or a demo caught it breaking its word |
+| 4 | another process has the store open |
+| 5 | no store there, something else there, or a store of a format this version does not know |
+| 6 | the machine failed: no space, no permission, a read or write error |
+| 7 | a line of the input of `load` is not what it should be |
+| 69 | click or rich is not installed |
+| 70 | a bug in kvwal; the traceback is shown |
+| 130 | interrupted |
+| 141 | whoever read the output has gone (as for any program that SIGPIPE ends) |
+
+Results go to standard output, everything else to standard error. Colour, tables, the pager and progress bars are
+for terminals only: in a pipe the output is plain, one thing a line, its fields separated by tabs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import traceback
+from importlib import metadata
+from typing import Any
+
+import click
+
+from kvwal import errors
+from kvwal.cli import demo, entries, history, reports, transfer
+from kvwal.cli.terminal import BadInput, NoSuchKey, complain
+
+__all__ = ["app"]
+
+
+class _App(click.Group):
+    """A group of commands in the order they were added, whose errors become exit codes."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self.commands)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            result = super().invoke(ctx)
+            # Here, and not when the interpreter ends: there a closed pipe could only be complained about.
+            sys.stdout.flush()
+            return result
+        except BrokenPipeError:
+            _give_up_stdout()
+            ctx.exit(141)
+        except KeyboardInterrupt:
+            complain("interrupted")
+            ctx.exit(130)
+        except (click.ClickException, click.exceptions.Exit, click.Abort):
+            raise
+        except Exception as error:  # noqa: BLE001  # every error gets its exit code here
+            code = _exit_code(error)
+            if code == 70:
+                traceback.print_exc()
+                complain("this is a bug in kvwal; please report it with the lines above")
+            else:
+                complain(str(error))
+            ctx.exit(code)
+
+
+def _exit_code(error: Exception) -> int:
+    match error:
+        case NoSuchKey():
+            return 1
+        case errors.CorruptionError():
+            return 3
+        case errors.LockedError():
+            return 4
+        case errors.StoreNotFoundError() | errors.StoreExistsError() | errors.FormatError():
+            return 5
+        case BadInput():
+            return 7
+        case errors.InternalError():
+            return 70
+        case errors.UsageError():
+            return 2
+        case errors.EnvironmentFailure() | OSError() | MemoryError():
+            return 6
+        case errors.Error():
+            return 6
+        case _:
+            return 70
+
+
+def _give_up_stdout() -> None:
+    """Point standard output at nothing, so that the interpreter's last flush is quiet."""
+    with contextlib.suppress(OSError, ValueError):
+        nothing = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nothing, sys.stdout.fileno())
+        os.close(nothing)
+
+
+@click.group(cls=_App, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(metadata.version("kvwal"), package_name="kvwal")
+def app() -> None:
+    """An embedded, ordered, transactional key-value store that survives power loss.
+
+    PATH is the store's directory. Start with: kvwal demo
+    """
+
+
+for _command in (
+    entries.get,
+    entries.put,
+    entries.delete,
+    entries.scan,
+    transfer.load,
+    transfer.dump,
+    reports.stats,
+    reports.verify,
+    history.log,
+    reports.checkpoint,
+    reports.salvage,
+    demo.demo,
+):
+    app.add_command(_command)

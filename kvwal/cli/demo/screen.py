@@ -1,0 +1,114 @@
+"""What the demo shows: a row for every kill, a picture, the answers and what was proved. 80 columns are enough."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.text import Text
+
+from kvwal.cli.demo.killing import Death
+from kvwal.cli.demo.promise import Answer, Finding
+from kvwal.cli.picture import LEGEND, Extent, bar, drawing
+from kvwal.cli.terminal import human_bytes
+
+if TYPE_CHECKING:
+    from kvwal.recovery import RecoveryReport
+
+__all__ = ["Inspection", "Screen"]
+
+_PICTURE_COLUMNS = 20
+
+
+@dataclass(frozen=True, slots=True)
+class Inspection:
+    """What was found after a kill. Without a report there was no store yet, and nothing acknowledged."""
+
+    death: Death
+    acked: int
+    recovery: RecoveryReport | None = None
+    extent: Extent | None = None
+    finding: Finding | None = None
+    read_only: bool = False
+
+
+class Screen:
+    """Prints the demo. `quiet` prints nothing (the result goes out as JSON)."""
+
+    def __init__(self, *, quiet: bool, unit: str) -> None:
+        self._console = Console(quiet=quiet, highlight=False)
+        self._errors = Console(stderr=True, highlight=False)
+        self._unit = unit
+
+    def introduce(self, text: str, kills: int, seed: int) -> None:
+        """Say what will happen, and head the table."""
+        self._console.print(text)
+        self._console.print(
+            f"The writing process is killed (SIGKILL) {kills} times; after each kill the store is opened and compared "
+            f"with the real thing. Repeat with --seed {seed}."
+        )
+        self._console.print(f"\n{LEGEND}\n", style="dim")
+        head = (
+            f"{'kill':>4} {'while':<7} {'acked':>7} {'found':>7} {'replayed':>15} {'cut':>7} {'opened':>7}  "
+            f"{'commits':<{_PICTURE_COLUMNS}}"
+        )
+        self._print(Text(head.rstrip(), style="bold"))
+
+    def row(self, number: int | None, inspection: Inspection) -> None:
+        """A kill, or (None) the life that was allowed to finish, and what was there after it."""
+        death, report = inspection.death, inspection.recovery
+        label = "" if number is None or death.moment == "finished" else str(number)
+        moment = "-" if death.moment == "finished" else death.moment
+        line = Text(f"{label:>4} {moment:<7} {inspection.acked:>7,} ")
+        if report is None or inspection.extent is None or inspection.finding is None:
+            line.append("no store yet, and nothing acknowledged")
+        else:
+            replayed = f"{report.records:,} {human_bytes(report.bytes_replayed):>8}"
+            cut = human_bytes(report.cut_bytes) if report.cut_bytes else "-"
+            line.append(f"{inspection.finding.found:>7,} {replayed:>15} {cut:>7} {report.seconds * 1000:>4.0f} ms  ")
+            line.append_text(bar(inspection.extent, _PICTURE_COLUMNS))
+            line.append(" ok", style="green")
+        self._print(line)
+
+    def last_picture(self, inspection: Inspection) -> None:
+        """The store as the last opening found it, larger."""
+        if inspection.extent is None or inspection.recovery is None or inspection.finding is None:
+            return
+        self._console.print()
+        for line in drawing(inspection.extent, 40):
+            self._print(line)
+        self._console.print(f"check {inspection.finding.text}")
+
+    def answer(self, answer: Answer) -> None:
+        """A question and its answer."""
+        self._console.print(f"\n[bold]{answer.question}[/bold]")
+        for line in answer.lines:
+            self._print(Text(f"  {line}"))
+
+    def proved(self, killed: int, text: str, verified: Any, seconds: float) -> None:
+        """The end of a run in which everything held."""
+        self._console.print(
+            f"\n[bold green]Proved[/bold green] with {killed} kills in {seconds:.0f} s: {text}. "
+            f"verify read {verified.pages:,} pages and {verified.records:,} log records, and everything holds."
+        )
+        self._console.print(
+            "Not proved here: a power cut. A kill leaves the system's cache alone; crashtests/ cuts the power of a "
+            "simulated disk.",
+            style="dim",
+        )
+
+    def note(self, text: str) -> None:
+        """Something the reader should know."""
+        self._console.print(f"Note: {text}.", style="yellow")
+
+    def broken(self, text: str, path: str, seed: int) -> None:
+        """The end of a run in which something did not hold."""
+        self._errors.print(Text(f"BROKEN: {text}", style="bold red"), soft_wrap=True)
+        self._errors.print(f"The store is kept in {path}; the seed was {seed}.", soft_wrap=True)
+
+    def _print(self, line: Text) -> None:
+        # A row is never folded: a narrow terminal cuts it, a pipe gets it whole.
+        self._console.print(
+            line, no_wrap=self._console.is_terminal, overflow="ellipsis", soft_wrap=not self._console.is_terminal
+        )

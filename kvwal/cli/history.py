@@ -1,0 +1,104 @@
+"""`log`: the commits that the store still remembers, newest first, as `git log` shows them."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from itertools import islice, takewhile
+from typing import TYPE_CHECKING, Any
+
+import click
+
+import kvwal
+from kvwal.cli.forms import Form, form_options, show, to_json
+from kvwal.cli.terminal import human_bytes, print_json, store_path, when
+
+if TYPE_CHECKING:
+    from kvwal.batch import WriteBatch
+
+__all__ = ["log"]
+
+# Intents shown of one commit, and bytes of a value: a commit may hold a million of either.
+_SHOWN_INTENTS = 10
+_SHOWN_BYTES = 60
+
+
+@click.command()
+@store_path
+@form_options
+@click.option("--after", type=click.IntRange(min=0), default=0, help="Only commits after this one.")
+@click.option("--limit", "-n", type=click.IntRange(min=0), help="At most so many.")
+@click.option("--reverse", is_flag=True, help="Oldest first.")
+@click.option("--all", "everything", is_flag=True, help="Every key of every commit, however many.")
+@click.option("--json", "as_json", is_flag=True, help="One object a line, with every key and value.")
+def log(path: str, form: Form, after: int, limit: int | None, reverse: bool, everything: bool, as_json: bool) -> None:
+    """Show the commits in the log, newest first.
+
+    The log reaches back as far as recovery needs it or as the store was told to keep it. On a terminal the
+    output goes through a pager.
+    """
+    with kvwal.open(path, "r") as db:
+        records: Iterator[Any] = iter(db.history(after, reverse=not reverse))
+        if not reverse:
+            records = takewhile(lambda record: record.seqno > after, records)
+        records = islice(records, limit)
+        if as_json:
+            for record in records:
+                print_json(_object(form, record))
+            return
+        tty = sys.stdout.isatty()
+        shown = (_paragraph(form, record, None if everything else _SHOWN_INTENTS, tty) for record in records)
+        if tty:
+            click.echo_via_pager(shown, color=True)
+            return
+        for paragraph in shown:
+            click.echo(paragraph, nl=False)
+
+
+def _object(form: Form, record: Any) -> dict[str, Any]:
+    intents: list[dict[str, Any]] = []
+    for start, stop in record.batch.ranges:
+        end = {} if stop is None else to_json(form, "stop", stop)
+        intents.append({"op": "delete_range", **to_json(form, "start", start), **end})
+    for key, value in record.batch.writes.items():
+        name = to_json(form, "key", key)
+        if value is None:
+            intents.append({"op": "delete", **name})
+        else:
+            intents.append({"op": "put", **name, **to_json(form, "value", value)})
+    return {
+        "seqno": record.seqno,
+        "time": when(record.time_us),
+        "time_us": record.time_us,
+        "segment": record.position.segment,
+        "offset": record.position.offset,
+        "intents": intents,
+    }
+
+
+def _paragraph(form: Form, record: Any, most: int | None, color: bool) -> str:
+    segment, offset = record.position
+    head = f"commit {record.seqno}"
+    lines = [
+        click.style(head, fg="yellow") if color else head,
+        f"Date:  {when(record.time_us)}",
+        f"Log:   {segment:020d}.log at byte {offset}",
+        "",
+    ]
+    total = len(record.batch)
+    lines += (f"    {line}" for line in islice(_intents(form, record.batch), most))
+    if most is not None and total > most:
+        lines.append(f"    ... and {total - most:,} more")
+    return "\n".join(lines) + "\n\n"
+
+
+def _intents(form: Form, batch: WriteBatch) -> Iterator[str]:
+    for start, stop in batch.ranges:
+        yield f"delete from {show(form, start)} " + ("to the end" if stop is None else f"to before {show(form, stop)}")
+    for key, value in batch.writes.items():
+        if value is None:
+            yield f"delete {show(form, key)}"
+        elif len(value) <= _SHOWN_BYTES:
+            yield f"put    {show(form, key)} = {show(form, value)}"
+        else:
+            yield f"put    {show(form, key)} = {show(form, value[:_SHOWN_BYTES])}... ({human_bytes(len(value))})"

@@ -1,0 +1,108 @@
+"""`stats`, `verify`, `checkpoint`, `salvage`: looking after a whole store."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import sys
+
+import click
+from rich.console import Console
+
+import kvwal
+from kvwal.cli.picture import LEGEND, Extent, drawing
+from kvwal.cli.terminal import complain, print_facts, print_json, progress_bar, store_path
+
+__all__ = ["checkpoint", "salvage", "stats", "verify"]
+
+_EXIT_DAMAGED = 3
+
+
+@click.command()
+@store_path
+@click.option("--json", "as_json", is_flag=True, help="Print one object.")
+def stats(path: str, as_json: bool) -> None:
+    """Show how large the store is, what it holds, and what opening it found."""
+    with kvwal.open(path, "r") as db:
+        numbers = dataclasses.asdict(db.stats())
+        report = db.recovery
+        entries = len(db)
+        pins = db.pins()
+    if as_json:
+        print_json({"entries": entries, **numbers, "recovery": report, "pins": pins})
+        return
+    print_facts(str(path), [("entries", entries), *numbers.items()])
+    print_facts("recovery", [(f"recovery.{name}", value) for name, value in dataclasses.asdict(report).items()])
+    if sys.stdout.isatty():
+        console = Console()
+        extent = Extent.of(report, oldest_in_log(path))
+        for line in drawing(extent, max(20, min(60, console.width - 50))):
+            console.print(line)
+        console.print(LEGEND, style="dim")
+
+
+def oldest_in_log(path: str) -> int:
+    """First commit that the log can hold: segments are named by theirs."""
+    return min(
+        (int(name[:-4]) for name in os.listdir(path) if name.endswith(".log") and name[:-4].isdigit()), default=1
+    )
+
+
+@click.command()
+@store_path
+@click.option("--json", "as_json", is_flag=True, help="Print one object.")
+def verify(path: str, as_json: bool) -> None:
+    """Read everything and prove it: checksums, order, no page lost or used twice, log against pages.
+
+    Exit code 3 if anything does not hold.
+    """
+    with kvwal.open(path, "r") as db, progress_bar("verify") as progress:
+        progress.add_task("verify", total=None)
+        report = db.verify()
+    if as_json:
+        print_json(report)
+    else:
+        for problem in report.problems:
+            click.echo(str(problem))
+        verdict = "everything holds" if report.ok else f"{len(report.problems)} problems"
+        click.echo(f"{verdict}: {report.pages:,} pages and {report.records:,} log records in {report.seconds:.2f} s")
+    if not report.ok:
+        complain(f"save what verifies with: kvwal salvage {path} NEW_PATH")
+        click.get_current_context().exit(_EXIT_DAMAGED)
+
+
+@click.command()
+@store_path
+@click.option("--json", "as_json", is_flag=True, help="Print one object.")
+def checkpoint(path: str, as_json: bool) -> None:
+    """Merge the log into the pages now, so that the next open has nothing to replay."""
+    with kvwal.open(path, "w") as db:
+        db.checkpoint()
+        numbers = dataclasses.asdict(db.stats())
+        seqno = db.last_seqno
+    if as_json:
+        print_json({"last_seqno": seqno, **numbers})
+    else:
+        click.echo(f"every commit up to {seqno} is in the pages")
+
+
+@click.command()
+@store_path
+@click.argument("into", type=click.Path())
+@click.option("--json", "as_json", is_flag=True, help="Print one object.")
+def salvage(path: str, into: str, as_json: bool) -> None:
+    """Save all that verifies in the damaged store PATH into a new store INTO.
+
+    PATH is not changed. Exit code 3 if something could not be saved; it is listed.
+    """
+    with progress_bar("salvage") as progress:
+        progress.add_task("salvage", total=None)
+        report = kvwal.salvage(path, into)
+    if as_json:
+        print_json(report)
+    else:
+        for damage in report.damages:
+            click.echo(str(damage))
+        click.echo(f"{report.saved_keys:,} keys saved into {into}; {len(report.damages)} damages")
+    if report.damages:
+        click.get_current_context().exit(_EXIT_DAMAGED)

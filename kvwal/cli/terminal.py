@@ -1,0 +1,121 @@
+"""What the commands share: where output goes, how it looks there, and the errors that are only the command line's."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable
+from datetime import UTC, datetime
+from typing import Any, BinaryIO
+
+import click
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+__all__ = [
+    "BadInput",
+    "NoSuchKey",
+    "binary_output",
+    "complain",
+    "human_bytes",
+    "print_facts",
+    "print_json",
+    "progress_bar",
+    "store_path",
+    "when",
+]
+
+#: A store's directory. click leaves existence to the store, whose errors say more.
+store_path = click.argument("path", type=click.Path(file_okay=True, dir_okay=True))
+
+
+class NoSuchKey(Exception):  # the name of the exit code
+    """A key that was asked for is not there."""
+
+
+class BadInput(Exception):
+    """Something that was read is not in the form it should be."""
+
+
+def complain(text: str) -> None:
+    """Say something on standard error, as other programs do."""
+    click.echo(f"kvwal: {text}", err=True)
+
+
+def binary_output() -> BinaryIO:
+    """Standard output for bytes as they are."""
+    return click.get_binary_stream("stdout")
+
+
+def print_json(value: Any) -> None:
+    """One value as one line of JSON, its bytes in hex and its dataclasses as objects."""
+    click.echo(json.dumps(value, ensure_ascii=False, default=_plain))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, bytes | bytearray | memoryview):
+        return bytes(value).hex()
+    if hasattr(value, "__dataclass_fields__"):
+        return {name: getattr(value, name) for name in value.__dataclass_fields__}
+    if hasattr(value, "_asdict"):
+        return value._asdict()
+    if hasattr(value, "name") and hasattr(value, "value"):
+        return value.name
+    if isinstance(value, Iterable):
+        return list(value)
+    return str(value)
+
+
+def print_facts(title: str, facts: Iterable[tuple[str, Any]]) -> None:
+    """Names and values: a table on a terminal, `name<TAB>value` lines elsewhere."""
+    if not sys.stdout.isatty():
+        for name, value in facts:
+            click.echo(f"{name}\t{_cell(value)}")
+        return
+    table = Table(title=title, title_justify="left", show_header=False)
+    table.add_column(style="cyan")
+    table.add_column(justify="right")
+    for name, value in facts:
+        table.add_row(name, f"{value:,}" if type(value) is int else _cell(value))
+    Console().print(table)
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    if isinstance(value, str | int):
+        return str(value)
+    return "" if value is None else json.dumps(value, default=_plain)
+
+
+def progress_bar(what: str) -> Progress:
+    """A progress bar on standard error that is not there at all unless that is a terminal."""
+    console = Console(stderr=True)
+    return Progress(
+        TextColumn(what),
+        BarColumn(),
+        TaskProgressColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        console=console,
+        disable=not console.is_terminal,
+        transient=True,
+    )
+
+
+def human_bytes(size: float) -> str:
+    """A size for people: three digits and a unit of 1000."""
+    for unit in ("B", "kB", "MB"):
+        if size < 1000:
+            return f"{size:.0f} {unit}" if unit == "B" or size >= 100 else f"{size:.1f} {unit}"
+        size /= 1000
+    return f"{size:.1f} GB"
+
+
+def when(time_us: int) -> str:
+    """A commit's time in UTC, to the microsecond."""
+    return (
+        datetime.fromtimestamp(time_us // 1_000_000, UTC).strftime("%Y-%m-%d %H:%M:%S")
+        + f".{time_us % 1_000_000:06d} UTC"
+    )
