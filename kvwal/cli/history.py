@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from itertools import islice, takewhile
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -15,12 +15,16 @@ from kvwal.cli.terminal import human_bytes, print_json, store_path, when
 
 if TYPE_CHECKING:
     from kvwal.batch import WriteBatch
+    from kvwal.log import Record
+    from kvwal.store import Store
 
 __all__ = ["log"]
 
 # Intents shown of one commit, and bytes of a value: a commit may hold a million of either.
 _SHOWN_INTENTS = 10
 _SHOWN_BYTES = 60
+# Commits read at a time when going backwards.
+_WINDOW = 200
 
 
 @click.command()
@@ -38,10 +42,7 @@ def log(path: str, form: Form, after: int, limit: int | None, reverse: bool, eve
     output goes through a pager.
     """
     with kvwal.open(path, "r") as db:
-        records: Iterator[Any] = iter(db.history(after, reverse=not reverse))
-        if not reverse:
-            records = takewhile(lambda record: record.seqno > after, records)
-        records = islice(records, limit)
+        records = islice(db.history(after) if reverse else _newest_first(db, after), limit)
         if as_json:
             for record in records:
                 print_json(_object(form, record))
@@ -55,12 +56,25 @@ def log(path: str, form: Form, after: int, limit: int | None, reverse: bool, eve
             click.echo(paragraph, nl=False)
 
 
-def _object(form: Form, record: Any) -> dict[str, Any]:
+def _newest_first(db: Store, after: int) -> Iterator[Record]:
+    """The records after `after`, backwards. Seqnos have no gaps, so a window of them is read forwards and turned."""
+    stop = int(db.last_seqno)
+    while stop > after:
+        start = max(after, stop - _WINDOW)
+        window = [record for record in islice(db.history(start), stop - start) if record.seqno <= stop]
+        yield from reversed(window)
+        if not window or window[0].seqno != start + 1:
+            return  # The log begins inside of this window.
+        stop = start
+
+
+def _object(form: Form, record: Record) -> dict[str, Any]:
     intents: list[dict[str, Any]] = []
-    for start, stop in record.batch.ranges:
+    batch = record.batch()
+    for start, stop in batch.ranges:
         end = {} if stop is None else to_json(form, "stop", stop)
         intents.append({"op": "delete_range", **to_json(form, "start", start), **end})
-    for key, value in record.batch.writes.items():
+    for key, value in batch.writes.items():
         name = to_json(form, "key", key)
         if value is None:
             intents.append({"op": "delete", **name})
@@ -76,7 +90,7 @@ def _object(form: Form, record: Any) -> dict[str, Any]:
     }
 
 
-def _paragraph(form: Form, record: Any, most: int | None, color: bool) -> str:
+def _paragraph(form: Form, record: Record, most: int | None, color: bool) -> str:
     segment, offset = record.position
     head = f"commit {record.seqno}"
     lines = [
@@ -85,8 +99,9 @@ def _paragraph(form: Form, record: Any, most: int | None, color: bool) -> str:
         f"Log:   {segment:020d}.log at byte {offset}",
         "",
     ]
-    total = len(record.batch)
-    lines += (f"    {line}" for line in islice(_intents(form, record.batch), most))
+    batch = record.batch()
+    total = len(batch)
+    lines += (f"    {line}" for line in islice(_intents(form, batch), most))
     if most is not None and total > most:
         lines.append(f"    ... and {total - most:,} more")
     return "\n".join(lines) + "\n\n"

@@ -57,8 +57,8 @@ def verify(path: str, as_json: bool) -> None:
     Exit code 3 if anything does not hold.
     """
     with kvwal.open(path, "r") as db, progress_bar("verify") as progress:
-        progress.add_task("verify", total=None)
-        report = db.verify()
+        task = progress.add_task("verify", total=None)
+        report = db.verify(progress=lambda done, total: progress.update(task, completed=done, total=total))
     if as_json:
         print_json(report)
     else:

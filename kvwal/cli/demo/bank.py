@@ -5,8 +5,8 @@
 
 A transfer is one transaction that reads two balances, writes both and notes itself down. Hence, whatever the
 moment of a kill: the sum of all balances is what it was at the beginning; the balances are exactly what the noted
-transfers make of the first ones; every acknowledged transfer is noted; a thread's transfers have no gap; and of those that
-nobody acknowledged at most one a thread is there.
+transfers make of the first ones; every acknowledged transfer is noted; a thread's transfers have no gap; and of
+those that nobody acknowledged at most one a thread is there.
 """
 
 from __future__ import annotations
