@@ -1,0 +1,216 @@
+"""Proving a page file sound: every page of a generation is reached exactly once or free, and all adds up.
+
+Checked of each generation: the crc of every node and overflow value, kinds and levels, the order of
+keys within and across nodes, that separators separate, counts and flags in pointers, the free list,
+and that each page below the page count is reached by exactly one pointer or listed free.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from operator import lt
+
+from kvwal.errors import CorruptionError
+from kvwal.pages.meta import DATA_FILE, Meta
+from kvwal.pages.page import (
+    HAS_OVERFLOW,
+    OVERFLOW_REF,
+    PAGE_SIZE,
+    POINTER,
+    POINTER_SIZE,
+    OverflowRef,
+    decode_leaf,
+)
+from kvwal.pages.pagefile import PageFile
+from kvwal.pages.pager import Pager
+
+__all__ = ["Problem", "check", "salvage_pages"]
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One thing that is not as it must be."""
+
+    file: str
+    offset: int | None
+    reason: str
+
+
+def check(
+    page_file: PageFile, meta: Meta | None = None, *, progress: Callable[[int, int], None] | None = None
+) -> Iterator[Problem]:
+    """Read everything of a generation, of both readable ones if none is named, and report what is wrong.
+
+    Bypasses the cache. The generation is pinned meanwhile. Keeps one byte per page of the file.
+
+    Args:
+        progress: called with the pages read so far and the pages of all generations to be checked.
+    """
+    if meta is not None:
+        generations = [meta]
+    else:
+        generations = [page_file.meta, *([page_file.older] if page_file.older else [])]
+    for each in generations:
+        page_file.pin(each.generation)
+    try:
+        total = sum(each.page_count for each in generations)
+        done = 0
+        for each in generations:
+            yield from _Walk(page_file, each, progress, done, total).run()
+            done += each.page_count
+            if progress is not None:
+                progress(done, total)
+    finally:
+        for each in generations:
+            page_file.unpin(each.generation)
+
+
+class _Walk:
+    def __init__(
+        self,
+        page_file: PageFile,
+        meta: Meta,
+        progress: Callable[[int, int], None] | None,
+        done: int,
+        total: int,
+    ) -> None:
+        self._file = page_file
+        self._reader = page_file.uncached()
+        self._meta = meta
+        self._progress = progress
+        self._done = done
+        self._total = total
+        #: Per page: 0 not seen, 1 seen.
+        self._seen = bytearray(meta.page_count)
+
+    def run(self) -> Iterator[Problem]:
+        meta = self._meta
+        self._seen[0:2] = b"\1\1"
+        if meta.height:
+            yield from self._node(meta.root, meta.height - 1, b"", None)
+        elif meta.root != bytes(POINTER_SIZE):
+            yield self._problem(None, "has no height but a root")
+        if meta.free_page:
+            yield from self._claim(meta.free_page, meta.free_pages, "the free list")
+        try:
+            free = self._file.free_list(meta)
+        except CorruptionError as error:
+            yield Problem(error.file, error.offset, error.reason)
+            return
+        for page, pages in [*free.free, *((extent.page, extent.pages) for extent in free.held)]:
+            yield from self._claim(page, pages, "a free extent")
+        lost = self._seen.find(0)
+        while lost >= 0:
+            end = self._seen.find(1, lost)
+            end = len(self._seen) if end < 0 else end
+            yield self._problem(lost, f"{end - lost} pages are neither reached nor free")
+            lost = self._seen.find(0, end)
+
+    def _problem(self, page: int | None, reason: str) -> Problem:
+        return Problem(
+            DATA_FILE, None if page is None else page * PAGE_SIZE, f"generation {self._meta.generation}: {reason}"
+        )
+
+    def _advance(self, pages: int) -> None:
+        self._done += pages
+        if self._progress is not None:
+            self._progress(self._done, self._total)
+
+    def _claim(self, page: int, pages: int, what: str) -> Iterator[Problem]:
+        if page < 2 or page + pages > len(self._seen):
+            yield self._problem(page, f"{what} of {pages} pages lies outside of the {len(self._seen)} pages")
+            return
+        if self._seen.count(1, page, page + pages):
+            yield self._problem(page, f"{what} of {pages} pages overlaps something else")
+        self._seen[page : page + pages] = b"\1" * pages
+
+    def _node(self, pointer: bytes, level: int, low: bytes, high: bytes | None) -> Iterator[Problem]:
+        """Check a subtree whose keys must lie in [low, high)."""
+        page, _, pages, flags, count = POINTER.unpack(pointer)
+        yield from self._claim(page, pages, f"a node of level {level}")
+        self._advance(pages)
+        try:
+            node = self._reader.node(pointer, 0, level, keep=False)
+        except CorruptionError as error:
+            yield Problem(error.file, error.offset, error.reason)
+            return
+        if level == 0:
+            yield from self._leaf(node, page, flags, count, low, high)
+            return
+        separators, children, _ = node
+        bounds: list[bytes] = [low, *separators]
+        if not all(map(lt, bounds, separators)) or (high is not None and bounds[-1] >= high):
+            yield self._problem(page, "separators are not in order")
+        total = below = 0
+        for index, (_, _, _, child_flags, child_count) in enumerate(POINTER.iter_unpack(children)):
+            total += child_count
+            below |= child_flags
+            end = bounds[index + 1] if index + 1 < len(bounds) else high
+            child = children[index * POINTER_SIZE : (index + 1) * POINTER_SIZE]
+            yield from self._node(child, level - 1, bounds[index], end)
+        if total != count:
+            yield self._problem(page, f"the pointer counts {count} entries, the children {total}")
+        if below != flags:
+            yield self._problem(page, f"the pointer has flags {flags}, the children {below}")
+
+    def _leaf(self, raw: bytes, page: int, flags: int, count: int, low: bytes, high: bytes | None) -> Iterator[Problem]:
+        keys, values = decode_leaf(raw)
+        if len(keys) != count or not keys:
+            yield self._problem(page, f"the pointer counts {count} entries, the leaf holds {len(keys)}")
+            return
+        if not all(map(lt, keys, keys[1:])):
+            yield self._problem(page, "keys are not in order")
+        if keys[0] < low or (high is not None and keys[-1] >= high):
+            yield self._problem(page, "keys lie outside of the separators")
+        refs = [value for value in values if type(value) is OverflowRef]
+        if bool(refs) != bool(flags & HAS_OVERFLOW):
+            yield self._problem(page, f"the pointer has flags {flags}, the leaf {len(refs)} overflow references")
+        for ref in refs:
+            first, _, length, born = OVERFLOW_REF.unpack(ref)
+            extent = -(-length // PAGE_SIZE)
+            yield from self._claim(first, extent, "an overflow value")
+            if born > self._meta.generation:
+                yield self._problem(first, f"an overflow value is of generation {born}, which is newer")
+            self._advance(extent)
+            try:
+                self._reader.overflow(ref)
+            except CorruptionError as error:
+                yield Problem(error.file, error.offset, error.reason)
+
+
+def salvage_pages(page_file: PageFile) -> Iterator[tuple[list[bytes], list[bytes]] | Problem]:
+    """Everything of the newest generation that verifies, in key order, and a `Problem` for what does not.
+
+    A damaged node hides what is below it; a damaged overflow value hides its key.
+    """
+    meta = page_file.meta
+    if meta.height:
+        yield from _salvage(page_file.uncached(), meta.root, meta.height - 1)
+
+
+def _salvage(reader: Pager, pointer: bytes, level: int) -> Iterator[tuple[list[bytes], list[bytes]] | Problem]:
+    try:
+        node = reader.node(pointer, 0, level, keep=False)
+    except CorruptionError as error:
+        entries = POINTER.unpack(pointer)[4]
+        yield Problem(error.file, error.offset, f"{error.reason}; {entries} entries are lost")
+        return
+    if level:
+        children = node[1]
+        for at in range(0, len(children), POINTER_SIZE):
+            yield from _salvage(reader, children[at : at + POINTER_SIZE], level - 1)
+        return
+    keys, values = decode_leaf(node)
+    if not any(type(value) is OverflowRef for value in values):
+        yield keys, values
+        return
+    # One at a time: each may be as large as memory.
+    for key, value in zip(keys, values, strict=True):
+        if type(value) is OverflowRef:
+            try:
+                value = reader.overflow(value)
+            except CorruptionError as error:
+                yield Problem(error.file, error.offset, f"{error.reason}; the value of key {key[:64]!r} is lost")
+                continue
+        yield [key], [value]

@@ -1,0 +1,230 @@
+"""The two meta slots: what a generation is, and which of two slots is believed.
+
+Pages 0 and 1 of the page file are the slots; generation g lies in slot g % 2, zeros behind it.
+Everything is little-endian.
+
+    offset  size  field
+         0     8  magic "kvwpages"
+         8     2  format version: 1
+        10     2  size of the meta: 144, checksum included
+        12     4  page size: 4096
+        16    16  store id
+        32     8  generation
+        40     8  seqno: the last commit that is in the tree
+        48     8  time, microseconds since 1970-01-01 UTC, of that commit
+        56     8  time the store was created
+        64     4  page count: pages of the file that this generation accounts for
+        68     4  height: levels of the tree; 0 for an empty one
+        72    20  pointer to the root (format in page.py); zeros for an empty tree
+        92     4  free list: first page; 0 for none
+        96     4  free list: crc
+       100     4  free list: length in pages
+       104    36  zeros
+       140     4  CRC-32C of the bytes before
+
+What makes a slot valid:
+
+1. It begins with the magic, its size is 16 to 4096, and its last 4 bytes are the CRC-32C of those
+   before. Every format version keeps magic, version and size where they are, and the CRC last.
+2. The version is 1, and then the size is 144 and the page size 4096. A slot that holds 1 but not
+   this is of a newer format.
+3. The slot is the generation's: generation % 2. (A misplaced write has the wrong parity.)
+
+Which slot is believed is decided by the table `Row`, in `choose`. Older than the newest valid one is
+believed only if it is the generation before it: pages that only still older ones reach are reused.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from struct import Struct
+from typing import Final
+
+from crc32c import crc32c
+
+from kvwal.batch import Seqno
+from kvwal.errors import CorruptionError, FormatError
+from kvwal.pages.page import NO_POINTER, PAGE_SIZE, POINTER
+
+__all__ = ["DATA_FILE", "META_SIZE", "Choice", "Meta", "Row", "choose", "decode_meta", "encode_meta"]
+
+#: Name by which errors call the page file.
+DATA_FILE: Final = "data"
+
+# On disk: never change.
+_MAGIC: Final = b"kvwpages"
+_VERSION: Final = 1
+_FRAME: Final = Struct("<8sHH")
+_BODY: Final = Struct("<8sHHI16sQQQQII20sIII36x")
+_CRC: Final = Struct("<I")
+META_SIZE: Final = 144
+assert _BODY.size + _CRC.size == META_SIZE
+
+
+@dataclass(frozen=True, slots=True)
+class Meta:
+    """One generation of the tree: everything needed to read it."""
+
+    store_id: bytes
+    generation: int
+    seqno: Seqno
+    time_us: int
+    created_us: int
+    page_count: int
+    height: int = 0
+    #: Packed pointer to the root; `NO_POINTER` for an empty tree.
+    root: bytes = NO_POINTER
+    free_page: int = 0
+    free_crc: int = 0
+    free_pages: int = 0
+
+    @property
+    def page_size(self) -> int:
+        """Bytes of a page."""
+        return PAGE_SIZE
+
+    @property
+    def count(self) -> int:
+        """Number of entries."""
+        count: int = POINTER.unpack(self.root)[4]
+        return count
+
+
+class Row(enum.Enum):
+    """What the two slots may look like, and what is done."""
+
+    BOTH_VALID = "both slots hold valid, consecutive generations: the newer"
+    GAP = "both slots are valid but not consecutive: the newer, and the other is of no use"
+    ONE_TORN = "one slot is not valid: the other"
+    NEWER_ROOT_BAD = "the root of the newer generation does not verify: the older"
+    BOTH_BAD = "no slot is valid: corruption"
+    ROOTS_BAD = "no believable slot has a root that verifies: corruption"
+    FOREIGN = "the slots belong to different stores: corruption"
+    NEWER_FORMAT = "a slot is of a newer format: not for this version"
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """The generation to start from."""
+
+    row: Row
+    meta: Meta
+    #: The generation before it, if it can still be read.
+    older: Meta | None
+    #: One sentence for a report; empty when nothing is wrong.
+    detail: str
+
+    def __str__(self) -> str:
+        name = self.row.name.lower()
+        return f"{name}: {self.detail}" if self.detail else name
+
+
+def encode_meta(meta: Meta) -> bytes:
+    """The bytes of a slot, without the zeros behind them."""
+    body = _BODY.pack(
+        _MAGIC,
+        _VERSION,
+        META_SIZE,
+        PAGE_SIZE,
+        meta.store_id,
+        meta.generation,
+        meta.seqno,
+        meta.time_us,
+        meta.created_us,
+        meta.page_count,
+        meta.height,
+        meta.root,
+        meta.free_page,
+        meta.free_crc,
+        meta.free_pages,
+    )
+    return body + _CRC.pack(crc32c(body))
+
+
+def decode_meta(slot: int, raw: bytes) -> Meta | str:
+    """The meta in the page of a slot, or why there is none. FormatError if a newer version wrote it."""
+    if len(raw) < META_SIZE:
+        return "the slot lies beyond the end of the file"
+    magic, version, size = _FRAME.unpack_from(raw)
+    if magic != _MAGIC:
+        return "the slot does not begin with the magic"
+    if not 16 <= size <= len(raw) or crc32c(raw[: size - 4]) != _CRC.unpack_from(raw, size - 4)[0]:
+        return "the checksum of the slot does not match"
+    if version != _VERSION or size != META_SIZE:
+        raise FormatError(
+            f"the page file has format version {version}; this kvwal reads version {_VERSION}: use a newer kvwal"
+        )
+    (
+        _,
+        _,
+        _,
+        page_size,
+        store_id,
+        generation,
+        seqno,
+        time_us,
+        created_us,
+        page_count,
+        height,
+        root,
+        free_page,
+        free_crc,
+        free_pages,
+    ) = _BODY.unpack_from(raw)
+    if page_size != PAGE_SIZE:
+        raise FormatError(f"the page file has pages of {page_size} bytes; this version of kvwal reads {PAGE_SIZE}")
+    if generation % 2 != slot:
+        return f"the slot holds generation {generation}, which belongs in the other"
+    return Meta(
+        store_id,
+        generation,
+        Seqno(seqno),
+        time_us,
+        created_us,
+        page_count,
+        height,
+        root,
+        free_page,
+        free_crc,
+        free_pages,
+    )
+
+
+def choose(slots: Sequence[Meta | str], root_fault: Callable[[Meta], str | None]) -> Choice:
+    """Which generation to start from, by the table `Row`.
+
+    Args:
+        slots: what `decode_meta` made of the two slots.
+        root_fault: why a generation's root does not verify; None if it does. May raise OSError,
+            which passes through: a read that fails says nothing about the generation.
+
+    Raises:
+        CorruptionError: in the rows BOTH_BAD, ROOTS_BAD and FOREIGN.
+    """
+    valid = sorted((slot for slot in slots if isinstance(slot, Meta)), key=lambda meta: -meta.generation)
+    faults = "; ".join(f"slot {i}: {slot}" for i, slot in enumerate(slots) if isinstance(slot, str))
+    if not valid:
+        raise CorruptionError(DATA_FILE, 0, f"neither meta slot can be used ({faults})")
+    newer = valid[0]
+    row, older, detail = Row.ONE_TORN, None, f"generation {newer.generation} is used alone: {faults}"
+    if len(valid) == 2:
+        if valid[1].store_id != newer.store_id:
+            raise CorruptionError(DATA_FILE, 0, "the two meta slots belong to different stores")
+        if valid[1].generation == newer.generation - 1:
+            row, older, detail = Row.BOTH_VALID, valid[1], ""
+        else:
+            row, detail = Row.GAP, f"generation {newer.generation - 1} is missing from its slot"
+    fault = root_fault(newer)
+    if fault is None:
+        return Choice(row, newer, older, detail)
+    if older is not None and root_fault(older) is None:
+        return Choice(
+            Row.NEWER_ROOT_BAD,
+            older,
+            None,
+            f"generation {older.generation} is used: the root of {newer.generation} {fault}",
+        )
+    page: int = POINTER.unpack(newer.root)[0]
+    raise CorruptionError(DATA_FILE, page * PAGE_SIZE, f"the root of generation {newer.generation} {fault}")

@@ -1,0 +1,376 @@
+"""Nodes of the tree as bytes: how a leaf and an inner node lie in their pages.
+
+The page file is an array of pages of 4096 bytes. A *node* is an extent of one or more consecutive
+pages, padded with zeros. Everything is little-endian.
+
+Node (leaf and inner):
+
+    offset  size  field
+         0     1  kind: 1 leaf, 2 inner
+         1     1  level: 0 leaf, 1 parent of leaves, ...
+         2     1  key column: 0 uniform, 2 narrow, 4 wide
+         3     1  value column: 0 uniform, 2 narrow, 4 wide (inner: 0)
+         4     4  n: entries of a leaf, children of an inner node; at least 1
+         8     8  generation that wrote the node
+        16     4  keys: offset of the key bytes
+        20     4  values: offset of the value bytes; the key bytes end here
+        24     4  end: offset where the value bytes end
+        28     4  m: values of this leaf that are overflow references (inner: 0)
+        32        boundaries of the keys, then of the values, each only if its column is not uniform:
+                  count + 1 absolute offsets of 2 (narrow) or 4 (wide) bytes: item i is [b[i], b[i+1])
+      keys        key bytes, one after the other (inner: the n - 1 separators)
+    values        value bytes, one after the other (inner: n pointers of 20 bytes)
+       end        m x u32: which entries are overflow references, ascending
+                  zeros up to the end of the last page
+
+A uniform column holds items of one size, which is its length divided by their number. Separator i
+is greater than every key below child i and not greater than any key below child i + 1.
+
+Pointer (to a node, 20 bytes): page u32, crc u32, pages u16, flags u16 (bit 0: overflow references
+below), count u64 (entries below). Page 0 holds a meta slot, so a pointer with page 0 points nowhere.
+
+Overflow reference (in place of a value, 20 bytes): page u32, crc u32, length u32, generation u64.
+The value lies alone in an extent from that page on; what follows it in its last page is ignored.
+
+What makes bytes a node:
+
+1. They lie wholly inside the file.
+2. CRC-32C of the whole extent, seeded with its first page's number, equals the pointer's crc. So a
+   lost, misplaced or stale write never verifies: the parent says what must be there.
+3. The level is the parent's less one, and the kind fits the level.
+
+Beyond that the content is trusted: only a writer's own bug could break it, and `check` would tell.
+For an overflow value, 2 covers its `length` bytes only.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Iterator, Sequence
+from itertools import accumulate, pairwise
+from struct import Struct
+from typing import Final, NamedTuple, NewType, TypeAlias
+
+__all__ = [
+    "ADDRESS",
+    "HAS_OVERFLOW",
+    "INNER_ROOM",
+    "LEAF_ROOM",
+    "NODE_HEADER",
+    "NO_POINTER",
+    "OVERFLOW_REF",
+    "OVERFLOW_THRESHOLD",
+    "PAGE_SIZE",
+    "POINTER",
+    "POINTER_SIZE",
+    "Inner",
+    "OverflowRef",
+    "PageId",
+    "Pointer",
+    "cut_points",
+    "decode_inner",
+    "decode_leaf",
+    "encode_inner",
+    "encode_leaf",
+    "find_in_leaf",
+    "generation_of",
+    "node_fault",
+    "shortest_separator",
+]
+
+PageId = NewType("PageId", int)
+"""Number of a page in the page file; its byte offset divided by `PAGE_SIZE`."""
+
+# On disk: never change.
+PAGE_SIZE: Final = 4096
+LEAF: Final = 1
+INNER: Final = 2
+HAS_OVERFLOW: Final = 1
+NODE_HEADER: Final = Struct("<BBBBIQIIII")
+POINTER: Final = Struct("<IIHHQ")
+OVERFLOW_REF: Final = Struct("<IIIQ")
+POINTER_SIZE: Final = 20
+NO_POINTER: Final = bytes(POINTER_SIZE)
+#: Page and crc of a pointer read as one number: the name under which a node is cached.
+ADDRESS: Final = Struct("<Q")
+
+_HEADER_SIZE: Final = 32
+assert NODE_HEADER.size == _HEADER_SIZE
+assert POINTER.size == POINTER_SIZE
+
+# Free to change: nodes of any size are read. Measured in bench: smaller leaves make a cold get
+# cheaper and a scan, a merge and the inner levels dearer.
+LEAF_BYTES: Final = 2 * PAGE_SIZE
+INNER_BYTES: Final = 2 * PAGE_SIZE
+#: What entries may take of a node of the wished size; a node is larger only if one entry is.
+LEAF_ROOM: Final = LEAF_BYTES - _HEADER_SIZE - 4
+INNER_ROOM: Final = INNER_BYTES - _HEADER_SIZE - 2
+#: A longer value gets an extent of its own.
+OVERFLOW_THRESHOLD: Final = 2048
+
+_UNIFORM: Final = 0
+_NARROW: Final = 2
+_WIDE: Final = 4
+_MAX_NARROW: Final = 0xFFFF
+
+#: A decoded inner node: separators, packed pointers, generation that wrote it.
+Inner: TypeAlias = tuple[list[bytes], bytes, int]
+
+
+class Pointer(NamedTuple):
+    """A child pointer, unpacked."""
+
+    page: int
+    crc: int
+    pages: int
+    flags: int
+    entries: int
+
+
+class OverflowRef(bytes):
+    """A packed overflow reference that stands for a value. Never leaves the pages room."""
+
+    __slots__ = ()
+
+
+# Structs are made once per shape; a program meets few shapes, and an odd one costs a rebuild.
+_MAX_SHAPES: Final = 1024
+_boundaries: dict[tuple[int, int], Struct] = {}
+_items: dict[tuple[int, int], Struct] = {}
+
+
+def _boundary_struct(width: int, count: int) -> Struct:
+    found = _boundaries.get((width, count))
+    if found is None:
+        if len(_boundaries) >= _MAX_SHAPES:
+            _boundaries.clear()
+        found = _boundaries[width, count] = Struct(f"<{count}{'H' if width == _NARROW else 'I'}")
+    return found
+
+
+def _item_struct(size: int, count: int) -> Struct:
+    found = _items.get((size, count))
+    if found is None:
+        if len(_items) >= _MAX_SHAPES:
+            _items.clear()
+        found = _items[size, count] = Struct(f"{size}s" * count)
+    return found
+
+
+def _slices(raw: bytes, column: int, at: int, begin: int, end: int, n: int) -> list[bytes]:
+    """The n items of a column whose boundaries, if any, lie at `at` and whose bytes at [begin, end)."""
+    if column == _UNIFORM:
+        return list(_item_struct((end - begin) // n, n).unpack_from(raw, begin)) if n else []
+    bounds = _boundary_struct(column, n + 1).unpack_from(raw, at)
+    return [raw[a:b] for a, b in pairwise(bounds)]
+
+
+def _column(sizes: Sequence[int]) -> int:
+    return _UNIFORM if not sizes or sizes.count(sizes[0]) == len(sizes) else _NARROW
+
+
+def _encode(
+    kind: int,
+    level: int,
+    n: int,
+    generation: int,
+    keys: bytes,
+    key_sizes: Sequence[int],
+    values: bytes,
+    value_sizes: Sequence[int],
+    overflow: Sequence[int],
+) -> bytes:
+    key_column = _column(key_sizes)
+    value_column = _column(value_sizes)
+    body = len(keys) + len(values)
+    key_bounds = len(key_sizes) + 1 if key_column else 0
+    value_bounds = len(value_sizes) + 1 if value_column else 0
+    width = _NARROW
+    begin = _HEADER_SIZE + (key_bounds + value_bounds) * _NARROW
+    if begin + body > _MAX_NARROW:
+        width = _WIDE
+        begin = _HEADER_SIZE + (key_bounds + value_bounds) * _WIDE
+    middle = begin + len(keys)
+    end = middle + len(values)
+    parts = [
+        NODE_HEADER.pack(
+            kind,
+            level,
+            width if key_column else _UNIFORM,
+            width if value_column else _UNIFORM,
+            n,
+            generation,
+            begin,
+            middle,
+            end,
+            len(overflow),
+        )
+    ]
+    if key_column:
+        parts.append(_boundary_struct(width, key_bounds).pack(*accumulate(key_sizes, initial=begin)))
+    if value_column:
+        parts.append(_boundary_struct(width, value_bounds).pack(*accumulate(value_sizes, initial=middle)))
+    parts.append(keys)
+    parts.append(values)
+    if overflow:
+        parts.append(_boundary_struct(_WIDE, len(overflow)).pack(*overflow))
+    return b"".join(parts)
+
+
+def encode_leaf(
+    keys: Sequence[bytes],
+    key_sizes: Sequence[int],
+    values: Sequence[bytes],
+    value_sizes: Sequence[int],
+    overflow: Sequence[int],
+    generation: int,
+) -> bytes:
+    """The bytes of a leaf, without padding. The sizes are the lengths of keys and values, which the caller has."""
+    return _encode(
+        LEAF, 0, len(keys), generation, b"".join(keys), key_sizes, b"".join(values), value_sizes, overflow
+    )
+
+
+def encode_inner(separators: Sequence[bytes], pointers: bytes, level: int, generation: int) -> bytes:
+    """The bytes of an inner node, without padding: n packed pointers and the n - 1 separators between them."""
+    sizes = list(map(len, separators))
+    return _encode(INNER, level, len(sizes) + 1, generation, b"".join(separators), sizes, pointers, (), ())
+
+
+def node_fault(raw: bytes, level: int) -> str | None:
+    """Why verified bytes are not a node of this level; None if they are."""
+    if raw[1] != level or raw[0] != (INNER if level else LEAF):
+        return f"holds a node of kind {raw[0]} and level {raw[1]} where one of level {level} belongs"
+    return None
+
+
+def generation_of(raw: bytes) -> int:
+    """The generation that wrote the node."""
+    return int.from_bytes(raw[8:16], "little")
+
+
+def decode_leaf(raw: bytes) -> tuple[list[bytes], list[bytes]]:
+    """All keys and values; overflow references as `OverflowRef`."""
+    _, _, key_column, value_column, n, _, begin, middle, end, m = NODE_HEADER.unpack_from(raw)
+    keys = _slices(raw, key_column, _HEADER_SIZE, begin, middle, n)
+    at = _HEADER_SIZE + (n + 1) * key_column
+    values = _slices(raw, value_column, at, middle, end, n)
+    if m:
+        for index in _boundary_struct(_WIDE, m).unpack_from(raw, end):
+            values[index] = OverflowRef(values[index])
+    return keys, values
+
+
+def decode_inner(raw: bytes) -> Inner:
+    """Separators, packed pointers and generation."""
+    _, _, key_column, _, n, generation, begin, middle, end, _ = NODE_HEADER.unpack_from(raw)
+    return _slices(raw, key_column, _HEADER_SIZE, begin, middle, n - 1), raw[middle:end], generation
+
+
+def find_in_leaf(raw: bytes, key: bytes) -> bytes | None:
+    """The key's value (or `OverflowRef`) without decoding the leaf; None if the key is not there."""
+    _, _, key_column, value_column, n, _, begin, middle, end, m = NODE_HEADER.unpack_from(raw)
+    # The search for the bytes runs in C. A hit that is not at a boundary may hide the true one.
+    at = raw.find(key, begin, middle)
+    if at < 0:
+        return None
+    size = len(key)
+    if key_column == _UNIFORM:
+        if size * n != middle - begin:
+            return None
+        index = 0
+        if n > 1:
+            index, rest = divmod(at - begin, size)
+            if rest:
+                index = _search_uniform(raw, key, begin, n)
+                if index < 0:
+                    return None
+    else:
+        bounds = _boundary_struct(key_column, n + 1).unpack_from(raw, _HEADER_SIZE)
+        # Boundaries rise strictly after the first two, so the end of a key names the key.
+        index = bisect_left(bounds, at + size, 1) - 1
+        if index == n or bounds[index] != at or bounds[index + 1] != at + size:
+            index = _search_bounds(raw, key, bounds, n)
+            if index < 0:
+                return None
+    if value_column == _UNIFORM:
+        size = (end - middle) // n
+        value = raw[middle + index * size : middle + (index + 1) * size]
+    else:
+        offset = _HEADER_SIZE + (n + 1) * key_column + index * value_column
+        first, last = _boundary_struct(value_column, 2).unpack_from(raw, offset)
+        value = raw[first:last]
+    if m and index in _boundary_struct(_WIDE, m).unpack_from(raw, end):
+        return OverflowRef(value)
+    return value
+
+
+def _search_uniform(raw: bytes, key: bytes, begin: int, n: int) -> int:
+    size = len(key)
+    low, high = 0, n
+    while low < high:
+        mid = (low + high) >> 1
+        at = begin + mid * size
+        if raw[at : at + size] < key:
+            low = mid + 1
+        else:
+            high = mid
+    at = begin + low * size
+    return low if low < n and raw[at : at + size] == key else -1
+
+
+def _search_bounds(raw: bytes, key: bytes, bounds: Sequence[int], n: int) -> int:
+    low, high = 0, n
+    while low < high:
+        mid = (low + high) >> 1
+        if raw[bounds[mid] : bounds[mid + 1]] < key:
+            low = mid + 1
+        else:
+            high = mid
+    return low if low < n and raw[bounds[low] : bounds[low + 1]] == key else -1
+
+
+def shortest_separator(before: bytes, after: bytes) -> bytes:
+    """The shortest s with before < s <= after."""
+    # By halving, not by a loop over bytes: keys may share 65,000 of them.
+    low, high = 0, min(len(before), len(after))
+    while low < high:
+        mid = (low + high + 1) >> 1
+        if before[:mid] == after[:mid]:
+            low = mid
+        else:
+            high = mid - 1
+    return after[: low + 1]
+
+
+def cut_points(ends: Sequence[int], room: int, hold: int, least: int) -> Iterator[int]:
+    """Where to cut a run of entries into nodes: the index after the last entry of each.
+
+    Args:
+        ends: running total of the entries' sizes.
+        room: what a node should hold at most; it holds more only to have `least` entries.
+        hold: stop when what is left is at most this; 0 to cut everything, evenly.
+        least: entries a node must have, unless there are fewer.
+    """
+    n = len(ends)
+    start = base = 0
+    while start < n:
+        rest = ends[-1] - base
+        if hold:
+            if rest <= hold:
+                return
+            stop = bisect_left(ends, base + room + 1, start)
+        else:
+            nodes = -(-rest // room)
+            if nodes <= 1:
+                stop = n
+            else:
+                stop = bisect_left(ends, base + -(-rest // nodes), start) + 1
+                if ends[stop - 1] - base > room:
+                    stop -= 1
+        stop = max(stop, start + least)
+        if n - stop < least:
+            stop = n
+        yield stop
+        start = stop
+        base = ends[stop - 1]

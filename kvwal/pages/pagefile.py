@@ -1,0 +1,360 @@
+"""The page file: generations of the tree, from one meta flip to the next.
+
+A checkpoint makes generation g + 1 from g, in this order:
+
+1. The first one after an open makes sure of what it starts from (`_settle`): with both slots valid it
+   writes the newer slot again, in place and with the same bytes, and syncs. The process that wrote
+   it may have died between write and sync, or seen the sync fail; only then would it be unsafe to
+   write over the other slot. Otherwise the slot that is of no use is filled with zeros, so that it
+   cannot come back to life above pages that have been reused.
+2. Pages that neither g, nor g - 1, nor a pinned generation reaches are free to be written.
+3. The merge writes new nodes into free pages and behind the end of the file; then the new free list.
+4. Durability: the file is synced. Nothing refers to the new pages yet.
+5. The caller's `before_flip` runs.
+6. Durability: the meta is written into its slot, over g - 1, and synced. This is the commit.
+7. The file is cut behind the last page that g + 1, g or a pinned generation needs.
+
+A failure in 2 to 5 leaves g as it was, in memory too: the checkpoint can be tried again after
+DiskFullError. Any other failed write or sync, and every failure in 1 and 6, leaves it open what is on
+disk: the page file then refuses checkpoints (PoisonedError) until it is opened anew. Reads go on.
+
+Locks: `_lock` guards the pins and which generations may be pinned; it is held for moments only.
+"""
+
+from __future__ import annotations
+
+import errno
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from typing import Final
+
+from crc32c import crc32c
+
+from kvwal.batch import KeyRange, Seqno
+from kvwal.errors import CorruptionError, DiskFullError, PoisonedError, ReadOnlyError
+from kvwal.files import File, Files
+from kvwal.pages.freelist import Allocator, Extent, FreeList, decode_free_list, encode_free_list, encoded_size
+from kvwal.pages.merge import Merge, joined_ranges
+from kvwal.pages.meta import DATA_FILE, Choice, Meta, Row, choose, decode_meta, encode_meta
+from kvwal.pages.page import PAGE_SIZE, POINTER, node_fault
+from kvwal.pages.pager import Pager, PageWriter, WriteFailure
+from kvwal.pages.relocate import tail_touches
+from kvwal.pages.tree import Tree
+
+__all__ = ["PageFile"]
+
+_FULL_DISK: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+
+
+class PageFile:
+    """One open page file. Reads from any thread; one caller at a time of `checkpoint`."""
+
+    @staticmethod
+    def create(files: Files, path: str, store_id: bytes, *, time_us: int, mode: int = 0o600) -> None:
+        """Make an empty page file: generations 0 and 1. Durable on return, and there whole or not at all."""
+        temporary = path + ".tmp"
+        if files.kind(temporary) is not None:
+            files.unlink(temporary)
+        file = files.open(temporary, create=True, mode=mode)
+        try:
+            slots = [encode_meta(Meta(store_id, generation, Seqno(0), time_us, time_us, 2)) for generation in (0, 1)]
+            file.pwrite(b"".join(slot.ljust(PAGE_SIZE, b"\0") for slot in slots), 0)
+            file.sync()
+        finally:
+            file.close()
+        files.rename(temporary, path)
+        files.sync_directory(files.parent(path))
+
+    def __init__(self, files: Files, path: str, *, cache_bytes: int, writable: bool) -> None:
+        """Open. Reads the two meta slots and the root, nothing else, and writes nothing.
+
+        Args:
+            cache_bytes: memory for nodes, Python's overhead included.
+
+        Raises:
+            CorruptionError: no generation can be read.
+            FormatError: a newer version of kvwal wrote the file.
+        """
+        self._file: File = files.open(path, write=writable)
+        self._pager = Pager(self._file, cache_bytes)
+        self._writable = writable
+        self._lock = threading.Lock()
+        self._pins: dict[int, int] = {}
+        self._free: FreeList | None = None
+        self._settled = False
+        self._poisoned: BaseException | None = None
+        try:
+            raw = self._file.pread(2 * PAGE_SIZE, 0)
+            slots = [decode_meta(slot, raw[slot * PAGE_SIZE : (slot + 1) * PAGE_SIZE]) for slot in (0, 1)]
+            #: Which row of the table in meta.py held, and what was chosen.
+            self.choice: Choice = choose(slots, self._root_fault)
+        except BaseException:
+            self._file.close()
+            raise
+        #: The newest generation.
+        self.meta: Meta = self.choice.meta
+        #: The generation before it, if it can be read. The log is kept back to it.
+        self.older: Meta | None = self.choice.older
+        self.store_id: bytes = self.meta.store_id
+        self._pinnable = self._current()
+
+    def _root_fault(self, meta: Meta) -> str | None:
+        if not meta.height:
+            return None
+        page, crc, pages, _, _ = POINTER.unpack(meta.root)
+        raw = self._file.pread(pages * PAGE_SIZE, page * PAGE_SIZE)
+        if len(raw) < pages * PAGE_SIZE:
+            return "lies beyond the end of the file"
+        if crc32c(raw, page) != crc:
+            return "does not match its checksum"
+        return node_fault(raw, meta.height - 1)
+
+    def tree(self, meta: Meta | None = None) -> Tree:
+        """A view of a generation; of the newest if none is named. Pin it for as long as it is used."""
+        return Tree(self._pager, self.meta if meta is None else meta)
+
+    # Pins.
+
+    def pin(self, generation: int) -> None:
+        """Keep the pages of a generation from being reused. Counted. Thread-safe.
+
+        Raises:
+            ValueError: the generation is not the newest, the one before, or pinned already.
+        """
+        with self._lock:
+            if generation not in self._pinnable and generation not in self._pins:
+                raise ValueError(f"generation {generation} is no longer kept")
+            self._pins[generation] = self._pins.get(generation, 0) + 1
+
+    def unpin(self, generation: int) -> None:
+        """Take back one `pin`. Its pages are free from the next checkpoint on. Thread-safe."""
+        with self._lock:
+            count = self._pins.pop(generation) - 1
+            if count:
+                self._pins[generation] = count
+
+    def pinned(self) -> dict[int, int]:
+        """How often each generation is pinned."""
+        with self._lock:
+            return dict(self._pins)
+
+    def _current(self) -> frozenset[int]:
+        return frozenset({self.meta.generation} | ({self.older.generation} if self.older else set()))
+
+    # Checkpoints.
+
+    def checkpoint(
+        self,
+        updates: Iterable[tuple[bytes, bytes | None]],
+        ranges: Sequence[KeyRange] = (),
+        *,
+        seqno: Seqno,
+        time_us: int,
+        before_flip: Callable[[], None] | None = None,
+        give_way: Callable[[], None] = lambda: None,
+    ) -> Meta:
+        """Make the next generation: the newest one, without `ranges`, then with `updates`.
+
+        Args:
+            updates: keys and values (None: delete), sorted by key, no key twice. Read as a stream.
+            seqno: the last commit that the new generation holds.
+            time_us: the time of that commit.
+            before_flip: called when all pages are durable and before the generation is; what it
+                raises stops the checkpoint and passes through.
+            give_way: called at least once a leaf.
+
+        Returns:
+            The new generation's meta, durable.
+
+        Raises:
+            DiskFullError: nothing has changed; try again when there is space.
+            CorruptionError: a node that was needed does not verify; nothing has changed.
+            PoisonedError: an earlier checkpoint failed in a way that leaves the disk in doubt.
+            OSError: a read, write or sync failed. After a write or sync the file is poisoned.
+        """
+        if not self._writable:
+            raise ReadOnlyError("the store was opened read-only")
+        if self._poisoned is not None:
+            raise PoisonedError("an earlier checkpoint failed; reopen the store to write again") from self._poisoned
+        size = self._file.size()
+        self._settle()
+        old = self.meta
+        try:
+            meta, free, released = self._build(old, updates, ranges, seqno, time_us, size, give_way)
+            if before_flip is not None:
+                before_flip()
+        except BaseException:
+            self._roll_back()
+            raise
+        try:
+            self._file.pwrite(encode_meta(meta).ljust(PAGE_SIZE, b"\0"), meta.generation % 2 * PAGE_SIZE)
+            self._file.datasync()
+        except BaseException as failure:
+            self._poisoned = failure
+            raise
+        with self._lock:
+            self.older = old
+            self.meta = meta
+            self._pinnable = self._current()
+        self._free = free
+        self._pager.forget(extent.address for extent in released if extent.address)
+        self._cut_file()
+        return meta
+
+    def _settle(self) -> None:
+        """Make sure of the generation that was found at open, before anything is written over."""
+        if self._settled:
+            return
+        meta = self.meta
+        try:
+            if self.choice.row is Row.BOTH_VALID:
+                self._file.pwrite(encode_meta(meta).ljust(PAGE_SIZE, b"\0"), meta.generation % 2 * PAGE_SIZE)
+            else:
+                self._file.pwrite(bytes(PAGE_SIZE), (meta.generation + 1) % 2 * PAGE_SIZE)
+            self._file.datasync()
+        except BaseException as failure:
+            self._poisoned = failure
+            raise
+        self._settled = True
+
+    def _build(
+        self,
+        old: Meta,
+        updates: Iterable[tuple[bytes, bytes | None]],
+        ranges: Sequence[KeyRange],
+        seqno: Seqno,
+        time_us: int,
+        size: int,
+        give_way: Callable[[], None],
+    ) -> tuple[Meta, FreeList, list[Extent]]:
+        """Write everything of the next generation but its meta, and sync it.
+
+        Returns its meta, its free list, and the extents that no generation needs once it is there.
+        """
+        generation = old.generation + 1
+        if self._free is None:
+            self._free = self._read_free_list(old)
+        # Pins may have gone since; a pin of the two newest that comes now holds nothing that is free.
+        free, released = self._free.settled({old.generation, old.generation - 1, *self.pinned()})
+        self._pager.forget(extent.address for extent in released if extent.address)
+        allocator = Allocator(free.free, old.page_count)
+        writer = PageWriter(self._file, allocator, generation)
+        touches, moved_from = tail_touches(self._pager, old, free, give_way)
+        merge = Merge(self._pager, writer, updates, joined_ranges(ranges), touches, moved_from, give_way)
+        try:
+            root, height = merge.run(old)
+            held = free.held + merge.freed
+            if old.free_page:
+                held.append(Extent(old.free_page, old.free_pages, old.generation, generation, 0))
+            meta = replace(old, generation=generation, seqno=seqno, time_us=time_us, root=root, height=height)
+            meta, free, released = self._write_free_list(meta, allocator, writer, held)
+            writer.flush()
+        except WriteFailure as failure:
+            cause = failure.cause
+            if cause.errno in _FULL_DISK:
+                raise DiskFullError(
+                    "no space for a checkpoint; nothing was lost, and it can be tried again when there is space"
+                ) from cause
+            self._poisoned = cause
+            raise cause from None
+        try:
+            if allocator.page_count * PAGE_SIZE > size:
+                self._file.sync()
+            else:
+                self._file.datasync()
+        except BaseException as failure:
+            # Even if only the wait was interrupted: a failed sync reports once, and not to the next.
+            self._poisoned = failure
+            raise
+        return meta, free, released
+
+    def _write_free_list(
+        self, meta: Meta, allocator: Allocator, writer: PageWriter, held: list[Extent]
+    ) -> tuple[Meta, FreeList, list[Extent]]:
+        """Write the new generation's free list and put it, and the page count, into the meta."""
+        generation = meta.generation
+        # The list is given its place before it can be written, for its place is not in it. Taking the
+        # place never adds an extent, so the size for the extents there are now is enough.
+        extents = len(allocator.left()) + len(held)
+        pages = page = crc = 0
+        if extents:
+            groups = len({extent.freed for extent in held}) + 1
+            pages = -(-encoded_size(extents, groups) // PAGE_SIZE)
+            page = allocator.take(pages)
+        with self._lock:
+            # From here on the generation before the old one may lose pages: nobody may pin it any more.
+            self._pinnable = frozenset({generation, generation - 1})
+            needed = {generation, generation - 1, *self._pins}
+        free, released = FreeList(allocator.left(), held).settled(needed)
+        free, page_count = free.give_back(allocator.page_count)
+        if page:
+            crc = writer.at(page, encode_free_list(free).ljust(pages * PAGE_SIZE, b"\0"))
+        meta = replace(meta, page_count=page_count, free_page=page, free_pages=pages, free_crc=crc)
+        return meta, free, released
+
+    def _roll_back(self) -> None:
+        """Forget a checkpoint that failed before its flip. Nothing that is referred to was touched."""
+        with self._lock:
+            self._pinnable = self._current()
+        if self._poisoned is None:
+            # Give a full disk its space back.
+            self._cut_file()
+
+    def _cut_file(self) -> None:
+        """Cut off what lies behind the pages that the newest generation accounts for, older ones' included."""
+        end = self.meta.page_count * PAGE_SIZE
+        try:
+            if self._file.size() > end:
+                self._file.truncate(end)
+        except OSError:
+            # Pages too many harm nobody, and the next checkpoint cuts again.
+            return
+
+    def _read_free_list(self, meta: Meta) -> FreeList:
+        if not meta.free_page:
+            return FreeList([], [])
+        raw = self._pager.read(meta.free_page, meta.free_pages * PAGE_SIZE, meta.free_crc)
+        try:
+            return decode_free_list(raw)
+        except ValueError as failure:
+            raise CorruptionError(DATA_FILE, meta.free_page * PAGE_SIZE, f"the free list: {failure}") from None
+
+    # The rest.
+
+    def free_list(self, meta: Meta) -> FreeList:
+        """The free list of a generation, read from disk. CorruptionError if it does not verify."""
+        return self._read_free_list(meta)
+
+    def uncached(self) -> Pager:
+        """A reader of the same file that has nothing cached: for checks that must see the disk."""
+        return Pager(self._file, 0)
+
+    def stats(self) -> dict[str, int]:
+        """Sizes and counts: pages and bytes of the file, of the tree and of the cache."""
+        meta = self.meta
+        free = self._free
+        return {
+            "generation": meta.generation,
+            "entries": meta.count,
+            "height": meta.height,
+            "pages": meta.page_count,
+            "file_bytes": self._file.size(),
+            # The free list is read by the first checkpoint; before it nobody knows.
+            "free_pages": free.free_pages() if free else 0,
+            "held_pages": free.pages() - free.free_pages() if free else 0,
+            "pins": sum(self.pinned().values()),
+            "cache_bytes": self._pager.used_bytes(),
+            "cache_limit_bytes": self._pager.cache_bytes,
+            "hits": self._pager.hits,
+            "misses": self._pager.misses,
+        }
+
+    def close(self) -> None:
+        """Release the file. Idempotent. Later reads raise ClosedError. Nothing is left to be written."""
+        self._writable = False
+        self._pager.close()
+
+    def abandon(self) -> None:
+        """In a forked child, or after a failure: release the file and write nothing."""
+        self.close()

@@ -1,0 +1,230 @@
+"""Reading one generation of the tree: point, range and count.
+
+A `Tree` is a root and nothing else, so it is cheap to make and never changes. Reads take no lock.
+
+Requires: the generation is pinned, or is one of the two newest, for as long as the tree is used.
+Otherwise its pages may be written over, and a read raises CorruptionError (never wrong data).
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterator
+from struct import Struct
+from typing import Final
+
+from kvwal.pages.meta import Meta
+from kvwal.pages.page import (
+    ADDRESS,
+    HAS_OVERFLOW,
+    OVERFLOW_REF,
+    PAGE_SIZE,
+    POINTER,
+    POINTER_SIZE,
+    Inner,
+    OverflowRef,
+    Pointer,
+    decode_leaf,
+    find_in_leaf,
+)
+from kvwal.pages.pager import Pager
+
+__all__ = ["Tree"]
+
+#: A scan reads so many pages of neighbouring leaves in one call, at most; it begins with one leaf.
+_READ_AHEAD_PAGES: Final = 64
+#: Bytes of large values a chunk holds before it is cut, so that a leaf full of them fits in memory.
+_CHUNK_OVERFLOW_BYTES: Final = 4 << 20
+_COUNT: Final = Struct("<12xQ")
+
+_Chunk = tuple[list[bytes], list[bytes]]
+
+
+class Tree:
+    """An immutable view of one generation. Thread-safe."""
+
+    __slots__ = ("_address", "_pager", "height", "meta")
+
+    def __init__(self, pager: Pager, meta: Meta) -> None:
+        self._pager = pager
+        self.meta = meta
+        self.height: int = meta.height
+        self._address: int = ADDRESS.unpack_from(meta.root)[0]
+
+    def get(self, key: bytes) -> bytes | None:
+        """The key's value; None if the key is not there. CorruptionError if a node does not verify."""
+        level = self.height - 1
+        if level < 0:
+            return None
+        pager = self._pager
+        pointers = self.meta.root
+        at = 0
+        address = self._address
+        while level:
+            node = pager.young.get(address)
+            if node is None:
+                node = pager.node(pointers, at, level)
+            separators, pointers, _ = node
+            at = bisect_right(separators, key) * POINTER_SIZE
+            (address,) = ADDRESS.unpack_from(pointers, at)
+            level -= 1
+        leaf = pager.young.get(address)
+        if leaf is None:
+            leaf = pager.node(pointers, at, 0)
+        else:
+            pager.hits += 1
+        value = find_in_leaf(leaf, key)
+        if type(value) is OverflowRef:
+            return pager.overflow(value)
+        return value
+
+    def __len__(self) -> int:
+        """Number of entries, without reading anything."""
+        return self.meta.count
+
+    def count(self, start: bytes | None = None, stop: bytes | None = None) -> int:
+        """Number of keys from `start` on, below `stop`; reads one path for each bound."""
+        low = 0 if start is None else self._rank(start)
+        high = self.meta.count if stop is None else self._rank(stop)
+        return max(0, high - low)
+
+    def _rank(self, key: bytes) -> int:
+        """Number of keys below `key`."""
+        level = self.height - 1
+        if level < 0:
+            return 0
+        rank = 0
+        pointers = self.meta.root
+        at = 0
+        while level:
+            separators, pointers, _ = self._node(pointers, at, level)
+            at = bisect_right(separators, key) * POINTER_SIZE
+            rank += sum(count for (count,) in _COUNT.iter_unpack(pointers[:at]))
+            level -= 1
+        leaf = self._pager.young.get(ADDRESS.unpack_from(pointers, at)[0])
+        keys, _ = decode_leaf(self._pager.node(pointers, at, 0) if leaf is None else leaf)
+        return rank + bisect_left(keys, key)
+
+    def chunks(
+        self, start: bytes | None = None, stop: bytes | None = None, *, reverse: bool = False
+    ) -> Iterator[_Chunk]:
+        """Keys and values of the range, about a leaf at a time, never an empty list.
+
+        Args:
+            start: first key, included; None for the beginning.
+            stop: where the range ends, excluded; None for the end.
+            reverse: from the end; the lists themselves descend too.
+        """
+        if self.height == 0 or (start is not None and stop is not None and stop <= start):
+            return
+        pager = self._pager
+        for raw, overflow in self._leaves(start, stop, reverse):
+            keys, values = decode_leaf(raw)
+            low = bisect_left(keys, start) if start is not None and keys[0] < start else 0
+            high = bisect_left(keys, stop) if stop is not None and keys[-1] >= stop else len(keys)
+            if low or high < len(keys):
+                if low >= high:
+                    continue
+                keys = keys[low:high]
+                values = values[low:high]
+            if reverse:
+                keys.reverse()
+                values.reverse()
+            if overflow:
+                yield from _resolved(pager, keys, values)
+            else:
+                yield keys, values
+
+    def _node(self, pointers: bytes, at: int, level: int, keep: bool = True) -> Inner:
+        found: Inner | None = self._pager.young.get(ADDRESS.unpack_from(pointers, at)[0])
+        if found is None:
+            found = self._pager.node(pointers, at, level, keep=keep)
+        return found
+
+    def _leaves(self, start: bytes | None, stop: bytes | None, reverse: bool) -> Iterator[tuple[bytes, bool]]:
+        """The leaves that may hold keys of the range, and whether they hold overflow references."""
+        ahead = 1
+        keep = True
+        for pointers in self._parents(self.meta.root, self.height - 1, start, stop, reverse, True):
+            run = list(map(Pointer._make, POINTER.iter_unpack(pointers)))
+            if reverse:
+                run.reverse()
+            at = 0
+            while at < len(run):
+                pointer = run[at]
+                leaf = self._pager.cached(pointer.page | pointer.crc << 32)
+                if leaf is not None:
+                    yield leaf, bool(pointer.flags & HAS_OVERFLOW)
+                    at += 1
+                    continue
+                end = _neighbours(run, at, ahead, reverse)
+                yield from self._read_run(run[at:end], keep)
+                keep = False
+                at = end
+                ahead = min(2 * ahead, _READ_AHEAD_PAGES)
+
+    def _parents(
+        self, pointers: bytes, level: int, start: bytes | None, stop: bytes | None, reverse: bool, keep: bool
+    ) -> Iterator[bytes]:
+        """Packed pointers to leaves, one parent's at a time; only the first path stays in the cache."""
+        if level == 0:
+            yield pointers
+            return
+        separators, children, _ = self._node(pointers, 0, level, keep)
+        low = 0 if start is None else bisect_right(separators, start)
+        high = len(separators) if stop is None else bisect_left(separators, stop)
+        if level == 1:
+            yield children[low * POINTER_SIZE : (high + 1) * POINTER_SIZE]
+            return
+        order = range(high, low - 1, -1) if reverse else range(low, high + 1)
+        for index in order:
+            child = children[index * POINTER_SIZE : (index + 1) * POINTER_SIZE]
+            # The bounds cut nothing in the children between the outer ones; looking is cheap.
+            yield from self._parents(child, level - 1, start, stop, reverse, keep)
+            keep = False
+
+    def _read_run(self, run: list[Pointer], keep: bool) -> Iterator[tuple[bytes, bool]]:
+        """Read leaves that lie side by side with one call. A lone one may stay in the cache."""
+        pager = self._pager
+        if len(run) == 1:
+            pointer = run[0]
+            yield pager.node(POINTER.pack(*pointer), 0, 0, keep=keep), bool(pointer.flags & HAS_OVERFLOW)
+            return
+        begin = min(run[0].page, run[-1].page)
+        raw = pager.pread(sum(pointer.pages for pointer in run) * PAGE_SIZE, begin)
+        for page, crc, pages, flags, _ in run:
+            at = (page - begin) * PAGE_SIZE
+            size = pages * PAGE_SIZE
+            yield pager.leaf(raw[at : at + size], page, size, crc), bool(flags & HAS_OVERFLOW)
+
+
+def _neighbours(run: list[Pointer], at: int, pages: int, reverse: bool) -> int:
+    """The end of the leaves from `at` on that lie side by side and have so many pages at most."""
+    end = at + 1
+    taken = run[at].pages
+    while end < len(run):
+        before, after = (run[end], run[end - 1]) if reverse else (run[end - 1], run[end])
+        taken += run[end].pages
+        if taken > pages or before.page + before.pages != after.page:
+            break
+        end += 1
+    return end
+
+
+def _resolved(pager: Pager, keys: list[bytes], values: list[bytes]) -> Iterator[_Chunk]:
+    """The entries with large values read, cut so that a chunk holds few of them."""
+    at = 0
+    room = _CHUNK_OVERFLOW_BYTES
+    for index, value in enumerate(values):
+        if type(value) is not OverflowRef:
+            continue
+        length: int = OVERFLOW_REF.unpack(value)[2]
+        if length > room and index > at:
+            yield keys[at:index], values[at:index]
+            # The values just given must not stay in memory for the rest of the leaf.
+            values[at:index] = [b""] * (index - at)
+            at = index
+            room = _CHUNK_OVERFLOW_BYTES
+        room -= length
+        values[index] = pager.overflow(value)
+    yield keys[at:], values[at:]
