@@ -1,0 +1,37 @@
+"""The log: every commit, in order, on disk before it is acknowledged.
+
+    writer | reader  >  maker, salvage  >  tail, index  >  segment  >  record
+
+The formats are described where they are encoded: `record`, `segment`, `index`. Where a log may end is
+decided in `tail`.
+"""
+
+from kvwal.log.maker import Preallocate
+from kvwal.log.reader import LogReader
+from kvwal.log.record import (
+    LogPosition,
+    Record,
+    decode_intents,
+    encode_intents,
+    encode_put,
+    segment_name,
+)
+from kvwal.log.segment import SegmentInfo
+from kvwal.log.tail import Damage, LogEnd, TailRow
+from kvwal.log.writer import LogWriter
+
+__all__ = [
+    "Damage",
+    "LogEnd",
+    "LogPosition",
+    "LogReader",
+    "LogWriter",
+    "Preallocate",
+    "Record",
+    "SegmentInfo",
+    "TailRow",
+    "decode_intents",
+    "encode_intents",
+    "encode_put",
+    "segment_name",
+]
