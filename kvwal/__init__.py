@@ -1,1 +1,75 @@
-"""kvwal: an embedded, ordered, transactional key-value store that survives power loss."""
+"""kvwal: an embedded, ordered, transactional key-value store that survives power loss.
+
+    import kvwal
+
+    with kvwal.open("app.kv") as db:
+        db[b"user:1"] = b"ada"                  # durable when the line returns
+        with db.transaction() as txn:           # serializable
+            txn[b"n"] = b"%d" % (int(txn.get(b"n", b"0")) + 1)
+        for key, value in db.scan(prefix=b"user:"):
+            print(key, value)
+"""
+
+from kvwal.batch import MAX_BATCH_BYTES, MAX_KEY_BYTES, MAX_VALUE_BYTES, Seqno, WriteBatch
+from kvwal.errors import (
+    ClosedError,
+    ConflictError,
+    CorruptionError,
+    DiskFullError,
+    EnvironmentFailure,
+    Error,
+    FeedGap,
+    ForkedError,
+    FormatError,
+    InternalError,
+    LockedError,
+    PoisonedError,
+    ReadOnlyError,
+    SnapshotTooOld,
+    StoreExistsError,
+    StoreNotFoundError,
+    UsageError,
+)
+from kvwal.inspection import Pin, Stats, VerifyReport
+from kvwal.recovery import RecoveryReport
+from kvwal.salvaging import SalvageReport, salvage
+from kvwal.snapshot import Snapshot
+from kvwal.store import Store, open
+from kvwal.transaction import Transaction
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "MAX_BATCH_BYTES",
+    "MAX_KEY_BYTES",
+    "MAX_VALUE_BYTES",
+    "ClosedError",
+    "ConflictError",
+    "CorruptionError",
+    "DiskFullError",
+    "EnvironmentFailure",
+    "Error",
+    "FeedGap",
+    "ForkedError",
+    "FormatError",
+    "InternalError",
+    "LockedError",
+    "Pin",
+    "PoisonedError",
+    "ReadOnlyError",
+    "RecoveryReport",
+    "SalvageReport",
+    "Seqno",
+    "Snapshot",
+    "SnapshotTooOld",
+    "Stats",
+    "Store",
+    "StoreExistsError",
+    "StoreNotFoundError",
+    "Transaction",
+    "UsageError",
+    "VerifyReport",
+    "WriteBatch",
+    "open",
+    "salvage",
+]

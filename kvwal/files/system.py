@@ -24,12 +24,12 @@ import stat
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from kvwal.errors import LockedError
 from kvwal.files.protocol import Buffer, EntryKind, File, Files, LockHandle
 
-__all__ = ["system_files"]
+__all__ = ["call_in_forked_child", "path_text", "system_files"]
 
 _NOFOLLOW = getattr(os, "O_NOFOLLOW", 0)
 _CLOEXEC = getattr(os, "O_CLOEXEC", 0)
@@ -307,3 +307,17 @@ def _read_pid(fd: int) -> int | None:
 def system_files() -> Files:
     """The operating system's files. Thread-safe; the same object may serve many stores."""
     return _SystemFiles()
+
+
+def call_in_forked_child(callback: Callable[[], None]) -> None:
+    """Have `callback` run in every child that `os.fork` makes, before anything else runs there."""
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(after_in_child=callback)
+
+
+def path_text(path: str | bytes | os.PathLike[str] | os.PathLike[bytes]) -> str:
+    """The path as text. TypeError for what is no path, ValueError for an empty one or one with a null."""
+    text = os.fsdecode(path)
+    if not text or "\0" in text:
+        raise ValueError("the path is empty" if not text else "the path has a null character")
+    return text

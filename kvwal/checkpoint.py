@@ -1,0 +1,271 @@
+"""Checkpoints and the other work that is due after commits: what moves data from the log to the pages.
+
+A checkpoint, step by step, and why a crash between any two steps loses nothing:
+
+1. Freeze: the memtable is set aside, a new one takes the commits. Nothing on disk changed.
+2. Merge: new pages are written where no readable generation has any. Nothing refers to them yet.
+3. The log is flushed up to the frozen table's last commit. Otherwise the pages could hold a commit that the log
+   lost, and recovery would go on from a seqno that never was.
+4. The pages are flushed, then the meta slot of the *older* generation is overwritten, and flushed. A torn slot does
+   not verify, and the newer of the two that were there before still does; the log reaches back to it.
+5. Settle: readers move to the new tree.
+6. Retire: log segments that end before the now *older* generation are unlinked. Only now, since until the flip was
+   durable recovery could have needed them.
+
+A failure in 2 with a full disk leaves the frozen table where it is, and the next attempt merges the same one.
+Any other failure of the disk poisons the store: which pages reached the disk is unknown.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Final
+
+from kvwal.batch import Seqno
+from kvwal.commit import CommitPipeline
+from kvwal.errors import DiskFullError, EnvironmentFailure, Error
+from kvwal.files import Files
+from kvwal.log import LogWriter
+from kvwal.memtable import union_of
+from kvwal.options import RESERVE_BYTES, Options
+from kvwal.pages import Meta, PageFile
+from kvwal.present import Present
+
+__all__ = ["RESERVE_NAME", "Background", "Checkpointer", "Reserve"]
+
+RESERVE_NAME: Final = "reserve"
+
+# How often the background thread looks while commits come in. Idle, it sleeps until the next one.
+_TICK_S: Final = 0.05
+
+
+class Reserve:
+    """A file that only holds space, given up when the disk is full so that deleting can go on."""
+
+    def __init__(self, files: Files, directory: str, mode: int) -> None:
+        self._files = files
+        self._directory = directory
+        self._path = files.join(directory, RESERVE_NAME)
+        self._mode = mode
+        self._held = files.kind(self._path) == "file"
+
+    def hold(self) -> None:
+        """Take the space, if there is any. Best effort: a full disk is no reason to fail."""
+        if self._held:
+            return
+        try:
+            file = self._files.open(self._path, create=True, mode=self._mode)
+        except OSError:
+            # Best effort by design: the reserve only matters later, and its absence is only a smaller margin.
+            return
+        try:
+            file.allocate(0, RESERVE_BYTES)
+        except OSError:
+            file.close()
+            self._files.unlink(self._path)
+            return
+        file.close()
+        self._held = True
+
+    def release(self) -> bool:
+        """Give the space back. False if none is held."""
+        if not self._held:
+            return False
+        self._held = False
+        self._files.unlink(self._path)
+        # The space is only free for others once the removal is on disk.
+        self._files.sync_directory(self._directory)
+        return True
+
+
+class Checkpointer:
+    """Runs checkpoints, one at a time."""
+
+    def __init__(
+        self,
+        present: Present,
+        pages: PageFile,
+        pipeline: CommitPipeline,
+        log: LogWriter,
+        reserve: Reserve,
+        options: Options,
+        *,
+        poison: Callable[[BaseException], None],
+    ) -> None:
+        self._present = present
+        self._pages = pages
+        self._pipeline = pipeline
+        self._log = log
+        self._reserve = reserve
+        self._options = options
+        self._poison = poison
+        #: Held during a checkpoint; taken before anything else (lock order: this, baton, Present.lock).
+        self.lock = threading.Lock()
+        self.log_bytes_at_last = log.tail_bytes
+        self.last_s = options.files.monotonic_s()
+
+    def checkpoint(self) -> Meta | None:
+        """Bring everything committed so far into the pages. None if there was nothing new.
+
+        Raises DiskFullError if there is no space (nothing changed, may be tried again); any other failure of the disk
+        poisons the store and is raised as it is.
+        """
+        with self.lock:
+            try:
+                return self._checkpoint()
+            except DiskFullError:
+                if not self._reserve.release():
+                    raise
+                return self._checkpoint()
+            finally:
+                self._present.relieved()
+
+    def _checkpoint(self) -> Meta | None:
+        present = self._present
+        # A frozen table that is still there belongs to an attempt that met a full disk: it goes first.
+        memtable = present.levels.frozen or present.freeze()
+        if memtable is None:
+            return None
+        log_bytes = self._log.tail_bytes
+        latest = memtable.latest
+        keys = memtable.ordered()
+        files = self._options.files
+        try:
+            meta = self._pages.checkpoint(
+                zip(keys, map(latest.__getitem__, keys), strict=True),
+                union_of(memtable.masks_at(memtable.last_seqno)),
+                seqno=memtable.last_seqno,
+                time_us=files.now_us(),
+                before_flip=lambda: self._flush_log(memtable.last_seqno),
+                give_way=files.give_way,
+            )
+        except DiskFullError:
+            raise
+        except (OSError, EnvironmentFailure) as error:
+            self._poison(error)
+            raise
+        present.settle(self._pages.tree(meta))
+        self.log_bytes_at_last = log_bytes
+        self.last_s = files.monotonic_s()
+        self._retire()
+        self._reserve.hold()
+        return meta
+
+    def _flush_log(self, seqno: Seqno) -> None:
+        # Durability: a commit must be in the log, for good, before the pages may say that they have it.
+        if self._log.durable_seqno < seqno:
+            self._pipeline.sync()
+
+    def _retire(self) -> None:
+        older = self._pages.older
+        if older is None:
+            return
+        options = self._options
+        keep_after_us = 0
+        if options.retain_log_s:
+            keep_after_us = max(1, options.files.now_us() - int(options.retain_log_s * 1e6))
+        below = Seqno(older.seqno + 1)
+        self._pipeline.run(
+            lambda: self._log.retire(below, keep_bytes=options.retain_log_bytes, keep_after_us=keep_after_us)
+        )
+
+    def is_due(self) -> bool:
+        """Whether a checkpoint should start: by memory, by log bytes or by age."""
+        memtable = self._present.levels.memtable
+        if memtable.is_empty() and self._present.levels.frozen is None:
+            self.last_s = self._options.files.monotonic_s()
+            return False
+        return (
+            self._present.levels.frozen is not None
+            or memtable.bytes_used >= self._options.memtable_bytes
+            or self._log.tail_bytes - self.log_bytes_at_last >= self._options.checkpoint_log_bytes
+            or self._options.files.monotonic_s() - self.last_s >= self._options.checkpoint_interval_s
+        )
+
+
+class Background:
+    """The store's one thread: checkpoints, bounded flush delay, idle watermarks, the next segment.
+
+    While commits come in it looks every 50 ms; when none came since it last looked it dozes, and the next commit
+    wakes it (through `Present.attention`). It holds no reference to the `Store`, so a forgotten store can be
+    collected, and it is a daemon, so it keeps no process alive.
+    """
+
+    def __init__(
+        self, checkpointer: Checkpointer, present: Present, pipeline: CommitPipeline, log: LogWriter, options: Options
+    ) -> None:
+        self._checkpointer = checkpointer
+        self._present = present
+        self._pipeline = pipeline
+        self._log = log
+        self._options = options
+        self._tick_s = min(_TICK_S, max(options.sync_delay_s / 2, 0.001))
+        self._stopping = False
+        self._wake = threading.Event()
+        self._seen_seqno = log.last_seqno
+        self._synced_s = options.files.monotonic_s()
+        #: The last failure of this thread's work; a commit or `Store.checkpoint` meets it again and raises it.
+        self.failure: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, name="kvwal-background", daemon=True)
+
+    def start(self) -> None:
+        """Start the thread."""
+        self._thread.start()
+
+    def wake(self) -> None:
+        """There is work."""
+        self._wake.set()
+
+    def stop(self, *, wait: bool = True) -> None:
+        """Let the thread end; a checkpoint under way is finished first."""
+        self._stopping = True
+        self._wake.set()
+        if wait and self._thread.is_alive() and self._thread is not threading.current_thread():
+            self._thread.join()
+
+    def _run(self) -> None:
+        while not self._stopping:
+            self._wake.clear()
+            try:
+                quiet = self._work()
+            except (OSError, Error) as error:
+                # Not lost: the store is poisoned, damaged or its disk is full, and whoever must wait for this
+                # work, or asks for a checkpoint, is told so.
+                self.failure = error
+                quiet = True
+            if quiet:
+                self._doze()
+            else:
+                self._wake.wait(self._tick_s)
+
+    def _doze(self) -> None:
+        self._present.attention = True
+        if self._stopping:
+            return
+        # A commit between the last look and the line above did not see that it should wake us.
+        if self._log.last_seqno != self._seen_seqno or self._checkpointer.is_due() and self.failure is None:
+            self._wake.wait(self._tick_s)
+            return
+        waiting = not self._present.levels.memtable.is_empty()
+        self._wake.wait(self._options.checkpoint_interval_s if waiting else None)
+
+    def _work(self) -> bool:
+        """Do what is due. True if nothing was committed since the last time."""
+        last = self._log.last_seqno
+        quiet = last == self._seen_seqno
+        self._seen_seqno = last
+        if self._log.durable_seqno < last and self._options.durability != "os":
+            now = self._options.files.monotonic_s()
+            if quiet or now - self._synced_s >= self._options.sync_delay_s - self._tick_s:
+                self._pipeline.sync()
+                self._synced_s = now
+        if quiet and self._log.durable_seqno == last:
+            # The log fell idle: say on disk that all of it is durable, so that damage to the last commits can be told
+            # from a torn tail.
+            self._pipeline.run(self._log.mark_idle)
+        if self._checkpointer.is_due():
+            self._checkpointer.checkpoint()
+            self.failure = None
+        self._log.prepare_next()
+        return quiet

@@ -1,0 +1,517 @@
+"""The commit pipeline: validate, number, append, sync, publish; in groups, led by one of the committers.
+
+How a commit travels:
+
+1. A committer encodes its writes, outside of any lock.
+2. It tries to take the *baton*. Whoever finds it free leads: alone, it pays one dict hit for that. Who
+   finds it taken queues up and sleeps.
+3. The leader takes the whole queue as its group, and for the group: validates each transaction against
+   what committed since its snapshot, and against the members before it; appends the records with one
+   write; flushes once if any member wants it; publishes each in order; wakes the members.
+4. It hands the baton to the first of those who queued up meanwhile, or puts it down.
+
+Durability: with durability "commit" nothing is published before the flush returned, so no reader sees a
+commit that a power cut could take back. A group with one such member is flushed before any is published.
+
+Invariant: only the holder of the baton touches the log, and validates.
+
+Interruptions. A signal handler may raise (KeyboardInterrupt) between any two bytecodes of the main
+thread, and an allocation may fail anywhere (MemoryError). So a step never relies on "the next line runs":
+
+- The baton is a dict entry that names its holder: taking and attributing it is one C call.
+- Each step of a group is written so that doing it again is harmless, and the job says which was begun.
+  After an interruption before the append began, the commit is dropped: not written. After it, the job is
+  carried to its end first: written. Then the interruption goes on its way, with a note that says which.
+- A failure of the disk is another matter: the log refuses all further work and the store is poisoned.
+
+What was tried: a lock for leadership (a signal between acquire and try leaves it held for ever); handing
+every commit to a committer thread (two thread switches, 20 us, for a lone writer).
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Final, Protocol
+
+from kvwal.batch import MAX_BATCH_BYTES, KeyRange, Seqno, WriteBatch
+from kvwal.conflict import conflict_between
+from kvwal.errors import DiskFullError, EnvironmentFailure, Error, PoisonedError
+from kvwal.files import Buffer
+from kvwal.log import encode_intents
+from kvwal.memtable import ENTRY_OVERHEAD_BYTES
+from kvwal.present import Present
+
+__all__ = ["CommitPipeline", "CommitRequest", "Log"]
+
+_BATON: Final = 0
+# Members of one group: enough for one flush to serve everybody, not so much that the first waits for the last.
+_MAX_GROUP_BYTES: Final = 32 << 20
+# How often a step is tried again after interruptions before the store gives up and asks for a reopen.
+_MAX_INTERRUPTIONS: Final = 100
+
+
+class Log(Protocol):
+    """What the pipeline needs of the log writer, or of what stands in for a log that refuses."""
+
+    @property
+    def last_seqno(self) -> Seqno: ...
+    @property
+    def durable_seqno(self) -> Seqno: ...
+    def append(self, bodies: Sequence[bytes | list[Buffer]], *, small: bool = False) -> Seqno: ...
+    def append_one(self, body: bytes) -> Seqno: ...
+    def sync(self) -> None: ...
+
+
+class CommitRequest:
+    """One commit on its way: what it read and since when, what it writes, and how durable it must be."""
+
+    __slots__ = (
+        "action",
+        "batch",
+        "body",
+        "done",
+        "error",
+        "gate",
+        "on_done",
+        "ranges",
+        "reads",
+        "seqno",
+        "since",
+        "size",
+        "sync",
+    )
+
+    def __init__(
+        self,
+        batch: WriteBatch,
+        *,
+        sync: bool,
+        since: Seqno | None = None,
+        reads: Iterable[bytes] = (),
+        ranges: Sequence[KeyRange] = (),
+        action: Callable[[], Any] | None = None,
+        on_done: Callable[[CommitRequest], None] | None = None,
+    ) -> None:
+        self.batch = batch
+        size = sum(map(len, batch.writes)) + sum(map(len, filter(None, batch.writes.values())))
+        size += sum(len(start) + len(stop or b"") for start, stop in batch.ranges)
+        if size > MAX_BATCH_BYTES:
+            raise ValueError(
+                f"the transaction has {size} bytes of keys and values; the limit is {MAX_BATCH_BYTES}; commit in parts"
+            )
+        self.size = size
+        self.body: list[Buffer] | None = encode_intents(batch) if len(batch) else None
+        self.sync = sync
+        #: Snapshot seqno of the reads; None if nothing was read and nothing can conflict.
+        self.since = since
+        self.reads = reads
+        self.ranges = ranges
+        #: Something else to do while holding the baton (a sync, retiring log segments).
+        self.action = action
+        #: Called by the leader when the request is done, instead of waking a thread.
+        self.on_done = on_done
+        self.gate: threading.Lock | None = None
+        self.seqno = Seqno(0)
+        self.error: BaseException | None = None
+        self.done = False
+
+
+class _Job:
+    """A group being worked on: everything needed to go on after an interruption."""
+
+    __slots__ = ("accepted", "began", "durable", "first", "group", "published", "target", "validated")
+
+    def __init__(self, group: Sequence[CommitRequest]) -> None:
+        self.group = group
+        self.validated = False
+        self.accepted: list[CommitRequest] = []
+        self.first = 0
+        self.target = 0
+        #: From here on the records may be on disk.
+        self.began = False
+        self.durable = False
+        self.published = 0
+
+
+class CommitPipeline:
+    """Takes commits from any thread, one at a time in seqno order, many to a flush."""
+
+    def __init__(self, log: Log, present: Present, *, release_reserve: Callable[[], bool]) -> None:
+        self._log = log
+        self._present = present
+        self._release_reserve = release_reserve
+        # One entry, whose value says who leads. Rule: taken with setdefault, passed on with assignment, put down
+        # with del; each a single C call.
+        self._baton: dict[int, object] = {}
+        # Guards the hand-over between queue and group; not needed while nobody waits.
+        self._queue_lock = threading.Lock()
+        self._queue: deque[CommitRequest] = deque()
+        self._job: _Job | None = None
+
+    # -- the fast path ------------------------------------------------------------------------
+
+    def put(self, key: bytes, value: bytes, body: bytes, *, sync: bool) -> Seqno:
+        """Commit one put. `body` is its encoding; it must be a fresh object, since it names the baton's holder."""
+        baton = self._baton
+        target = 0
+        try:
+            if baton.setdefault(_BATON, body) is not body:
+                return self._put_in_company(key, value, sync)
+            log = self._log
+            target = log.last_seqno + 1
+            seqno = log.append_one(body)
+            if sync:
+                log.sync()
+            self._present.publish_put(seqno, key, value, len(body) + ENTRY_OVERHEAD_BYTES)
+            del baton[_BATON]
+            if self._queue:
+                self._promote()
+        except BaseException as error:
+            self._rescue_put(key, value, body, target, sync, error)
+            if isinstance(error, OSError) and not isinstance(error, Error):
+                raise _poisoned(error) from error
+            raise
+        return seqno
+
+    def _put_in_company(self, key: bytes, value: bytes, sync: bool) -> Seqno:
+        batch = WriteBatch()
+        batch.writes[key] = value
+        return self.commit(CommitRequest(batch, sync=sync))
+
+    def _rescue_put(
+        self, key: bytes, value: bytes, body: bytes, target: int, sync: bool, error: BaseException
+    ) -> None:
+        """The fast path was left by an exception: finish or drop the put, then put the baton down."""
+        if self._baton.get(_BATON) is not body:
+            # Not ours (any more): we never led, or everything was done.
+            if target and self._present.seqno >= target:
+                _say(error, target)
+            if self._queue:
+                self._promote()
+            return
+        batch = WriteBatch()
+        batch.writes[key] = value
+        request = CommitRequest(batch, sync=sync)
+        job = _Job((request,))
+        job.validated = True
+        job.accepted = [request]
+        job.first = job.target = target
+        # Before `target` was known nothing was begun. After it, the record may be there.
+        job.began = bool(target)
+        self._job = job
+        self._baton[_BATON] = request
+        self._after_exception(request, error)
+        if request.error is not None and request.error is not error:
+            raise request.error from error
+
+    # -- commits ------------------------------------------------------------------------------
+
+    def commit(self, request: CommitRequest, company: Sequence[CommitRequest] = ()) -> Seqno:
+        """Commit, and return the seqno (0 for a request without writes). `company` rides along.
+
+        Raises what went wrong with this request; those in company have their own `error`.
+        """
+        try:
+            if company:
+                self._queue.extend(company)
+            if self._baton.setdefault(_BATON, request) is request or self._wait(request):
+                self._lead(request)
+        except BaseException as error:
+            self._after_exception(request, error)
+            self._dismiss(company, error)
+            if isinstance(error, OSError) and not isinstance(error, Error):
+                raise _poisoned(error) from error
+            raise
+        if request.error is not None:
+            raise request.error
+        return request.seqno
+
+    def sync(self) -> None:
+        """Flush everything committed so far."""
+        self.commit(CommitRequest(WriteBatch(), sync=True))
+
+    def run(self, action: Callable[[], Any]) -> None:
+        """Run something while no commit can be under way."""
+        self.commit(CommitRequest(WriteBatch(), sync=False, action=action))
+
+    def _wait(self, request: CommitRequest) -> bool:
+        """Queue up. True: we were made leader; False: the request is done."""
+        gate = threading.Lock()
+        gate.acquire()
+        request.gate = gate
+        self._queue.append(request)
+        # The leader looks at the queue after it put the baton down: either it sees us, or we find the baton free.
+        if self._baton.setdefault(_BATON, request) is request:
+            return not self._leave_if_done(request)
+        gate.acquire()
+        return not request.done
+
+    def _leave_if_done(self, request: CommitRequest) -> bool:
+        if request.done:
+            self._put_down()
+            return True
+        return False
+
+    def _lead(self, request: CommitRequest) -> None:
+        """Requires: `request` holds the baton and is not done."""
+        with self._queue_lock:
+            group = [request]
+            size = request.size
+            while self._queue and size <= _MAX_GROUP_BYTES:
+                member = self._queue.popleft()
+                if member is not request:
+                    group.append(member)
+                    size += member.size
+            self._job = _Job(group)
+        self._advance(self._job)
+        self._finish(request)
+
+    def _finish(self, request: CommitRequest) -> None:
+        job = self._job
+        self._job = None
+        if job is not None:
+            for member in job.group:
+                _wake(member)
+        if self._baton.get(_BATON) is request:
+            self._put_down()
+
+    def _put_down(self) -> None:
+        # Requires: the baton is ours.
+        del self._baton[_BATON]
+        if self._queue:
+            self._promote()
+
+    def _promote(self) -> None:
+        """Somebody queued up while the baton was held: make the first of them leader."""
+        with self._queue_lock:
+            while self._queue:
+                waiter = self._queue[0]
+                if waiter.done:
+                    self._queue.popleft()
+                    continue
+                if waiter.gate is None:
+                    # It rides with another member of the queue that has a thread to lead.
+                    leader = next((member for member in self._queue if member.gate is not None), None)
+                    if leader is None:
+                        return
+                    waiter = leader
+                if self._baton.setdefault(_BATON, waiter) is waiter and waiter.gate is not None:
+                    _open(waiter.gate)
+                return
+
+    # -- the steps of a group -----------------------------------------------------------------
+
+    def _advance(self, job: _Job) -> None:
+        """Carry the job to its end. Every step may be entered again."""
+        if not job.validated:
+            self._validate(job)
+        log = self._log
+        if job.accepted and not job.durable:
+            try:
+                self._write(job, log)
+            except DiskFullError as error:
+                self._write_what_fits(job, log, error)
+        elif not job.durable and any(member.sync for member in job.group):
+            log.sync()
+            job.durable = True
+        present = self._present
+        for index in range(job.published, len(job.accepted)):
+            member = job.accepted[index]
+            member.seqno = Seqno(job.first + index)
+            if member.seqno > present.seqno:
+                present.publish(member.seqno, member.batch, member.size)
+            job.published = index + 1
+        for member in job.group:
+            if member.action is not None and not member.done:
+                member.action()
+                member.action = None
+            member.done = True
+
+    def _validate(self, job: _Job) -> None:
+        history = self._present.history
+        first = self._log.last_seqno + 1
+        accepted: list[CommitRequest] = []
+        for member in job.group:
+            if member.since is not None:
+                conflict = history.conflict(member.since, member.reads, member.ranges)
+                if conflict is None:
+                    for index, earlier in enumerate(accepted):
+                        conflict = conflict_between(
+                            earlier.batch, Seqno(first + index), member.reads, member.ranges
+                        )
+                        if conflict is not None:
+                            break
+                if conflict is not None:
+                    member.error = conflict
+                    continue
+            if member.body is not None:
+                accepted.append(member)
+        job.accepted = accepted
+        job.first = first
+        job.target = first + len(accepted) - 1
+        job.validated = True
+
+    def _write(self, job: _Job, log: Log) -> None:
+        job.began = True
+        # After an interruption the append may have been finished: then the log has counted it.
+        if log.last_seqno < job.target:
+            log.append([member.body for member in job.accepted if member.body is not None])
+        if any(member.sync for member in job.group):
+            log.sync()
+        job.durable = True
+
+    def _write_what_fits(self, job: _Job, log: Log, error: DiskFullError) -> None:
+        """No room for the group. Members that only delete make room: they may use the reserve."""
+        deleting = [m for m in job.accepted if not any(v is not None for v in m.batch.writes.values())]
+        for member in job.accepted:
+            if member not in deleting:
+                member.error = error
+        job.accepted = []
+        for member in deleting:
+            try:
+                self._append_small(member, log)
+            except DiskFullError as full:
+                member.error = full
+            else:
+                job.accepted.append(member)
+        job.target = job.first + len(job.accepted) - 1
+        if any(member.sync for member in job.group):
+            log.sync()
+        job.durable = True
+
+    def _append_small(self, member: CommitRequest, log: Log) -> None:
+        assert member.body is not None
+        try:
+            log.append([member.body], small=True)
+        except DiskFullError:
+            if not self._release_reserve():
+                raise
+            log.append([member.body], small=True)
+
+    # -- interruptions and failures -----------------------------------------------------------
+
+    def _after_exception(self, request: CommitRequest, error: BaseException) -> None:
+        """`commit` was left by an exception: see to it that the request ends, one way or the other."""
+        for _ in range(_MAX_INTERRUPTIONS):
+            try:
+                self._settle(request, error)
+            except (KeyboardInterrupt, SystemExit, MemoryError):
+                continue
+            break
+        if request.seqno:
+            _say(error, request.seqno)
+
+    def _dismiss(self, company: Sequence[CommitRequest], error: BaseException) -> None:
+        """Those in company that nobody has begun go the way of the one they came with: not written."""
+        for member in company:
+            with self._queue_lock:
+                waiting = not member.done and member in self._queue
+                if waiting:
+                    self._queue.remove(member)
+                    member.error = error
+            if waiting:
+                _wake(member)
+
+    def _settle(self, request: CommitRequest, error: BaseException) -> None:
+        if self._baton.get(_BATON) is request:
+            job = self._job
+            if job is not None:
+                self._settle_job(job, request, error)
+            request.done = True
+            self._finish(request)
+            return
+        with self._queue_lock:
+            if request in self._queue:
+                self._queue.remove(request)
+                request.done = True
+                return
+        gate = request.gate
+        if gate is not None and not request.done:
+            # Another thread leads a group with our commit in it: its outcome is known in a moment.
+            gate.acquire()
+            if not request.done:
+                # Made leader while interrupted: nothing of ours is under way, lead the others.
+                self._baton[_BATON] = request
+                request.done = True
+                self._put_down()
+
+    def _settle_job(self, job: _Job, request: CommitRequest, error: BaseException) -> None:
+        failure = _disk_failure(error)
+        if failure is None and job.began and not isinstance(error, Error):
+            # Interrupted with records perhaps on disk: carry the whole group to its end. It is written.
+            self._present.recount()
+            try:
+                self._advance(job)
+                self._present.recount()
+                return
+            except (OSError, Error) as later:
+                failure = later
+        if failure is not None:
+            for member in job.group:
+                if not member.done:
+                    member.error = failure if isinstance(failure, Error) else _poisoned(failure)
+                    member.done = True
+            return
+        # Nothing was begun: our own request is dropped; the others go back to the head of the queue.
+        with self._queue_lock:
+            for member in reversed(job.group):
+                if member is not request and not member.done and member not in self._queue:
+                    self._queue.appendleft(member)
+        self._job = None
+
+    # -- ends ---------------------------------------------------------------------------------
+
+    def refuse(self, log: Log) -> None:
+        """From now on, let `log` (which raises) answer every commit."""
+        self._log = log
+
+    def abandon_in_child(self, log: Log) -> None:
+        """After a fork, in the child: whoever held the baton does not exist here."""
+        self._log = log
+        self._baton = {}
+        self._queue_lock = threading.Lock()
+        self._queue = deque()
+        self._job = None
+
+
+def _wake(member: CommitRequest) -> None:
+    member.done = True
+    if member.gate is not None:
+        _open(member.gate)
+    if member.on_done is not None:
+        on_done, member.on_done = member.on_done, None
+        on_done(member)
+
+
+def _open(gate: threading.Lock) -> None:
+    # Opening twice is harmless, and after an interruption nobody knows whether it was done.
+    if gate.locked():
+        gate.release()
+
+
+def _say(error: BaseException, seqno: int) -> None:
+    if not isinstance(error, Error):
+        error.add_note(f"kvwal: commit {seqno} was written")
+
+
+def _disk_failure(error: BaseException) -> BaseException | None:
+    """The failure of the disk behind an exception, if there is one: then nothing may be tried again."""
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, EnvironmentFailure | OSError) and not isinstance(seen, InterruptedError):
+            return seen
+        seen = seen.__context__
+    return None
+
+
+def _poisoned(failure: BaseException) -> PoisonedError:
+    error = PoisonedError(
+        "an earlier write or flush of the log failed, so what is on disk is unknown; reads go on; close the store "
+        "and open it again: recovery keeps every acknowledged commit"
+    )
+    error.__cause__ = failure
+    return error
+
+

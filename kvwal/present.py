@@ -1,0 +1,455 @@
+"""The present: what readers see now, and the one place where a commit becomes visible.
+
+A read descends the *levels*: the memtable, the frozen memtable (being checkpointed, if any), the
+tree. In front of them stand the *rows*, a dict of the newest values of keys that were lately
+written or read, so that a hot get is one dict hit without a lock.
+
+Rules:
+
+- `lock` guards everything here except `rows` lookups. It is held for microseconds, never during
+  I/O. Lock order: the commit leadership, then `lock`, then the page file's own. Nothing that can
+  run from garbage collection takes it without asking first (see `release`).
+- Invariant: a row, where there is one, is the newest published value of its key (None: absent).
+  Publishing changes all rows of a commit in ONE `dict.update`, a single C call over bytes keys that
+  no other thread can interleave with; that call is the moment the commit becomes visible. The
+  slower path reads under `lock`, and so sees the levels before or after, never between.
+- `horizon` is raised before the rows change, `seqno` after: a reader that took a row and still
+  finds `horizon` at its own seqno knows that the row is not from its future.
+- A reader that fetched a row from the tree may only remember it while the levels are the same and
+  no commit touched the key meanwhile: else it would bring an old value back.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from typing import Final
+
+from kvwal.batch import Seqno, WriteBatch
+from kvwal.conflict import History
+from kvwal.count import Layer, count_all
+from kvwal.memtable import MISSING, Memtable, Missing, Value, in_range, union_of
+from kvwal.pages import PageFile, Tree
+from kvwal.scan import Level, RawChunk
+
+__all__ = ["Levels", "Present", "View"]
+
+_ROW_OVERHEAD_BYTES: Final = 220
+# Small first, so that a scan of a few keys stays cheap; then larger, so that a long one is.
+_FIRST_CHUNK: Final = 64
+_LARGEST_CHUNK: Final = 1024
+
+
+class Levels:
+    """The memtable, the frozen one and the tree that belong together. Never changes, only replaced."""
+
+    __slots__ = ("current", "frozen", "memtable", "readers", "tree")
+
+    def __init__(self, memtable: Memtable, frozen: Memtable | None, tree: Tree) -> None:
+        self.memtable = memtable
+        self.frozen = frozen
+        self.tree = tree
+        #: Guarded by Present.lock: who reads these levels now; the tree's pages stay while anybody does.
+        self.readers = 0
+        self.current = True
+
+
+class View:
+    """A registered reader at one seqno: while it is registered, everything as of then stays readable."""
+
+    __slots__ = ("_registry", "levels", "purpose", "released", "seqno", "since_us", "thread_name", "writer")
+
+    def __init__(
+        self, levels: Levels, seqno: Seqno, registry: dict[Seqno, int], purpose: str, since_us: int, writer: bool
+    ) -> None:
+        self.levels = levels
+        self.seqno = seqno
+        self._registry = registry
+        self.purpose = purpose
+        self.since_us = since_us
+        #: Whether its reads will be validated, so that the history of commits must reach back to it.
+        self.writer = writer
+        self.thread_name = threading.current_thread().name
+        self.released = False
+
+
+class Present:
+    """Rows, levels and readers of one open store."""
+
+    def __init__(self, pages: PageFile, *, row_bytes: int, memtable_bytes: int) -> None:
+        meta = pages.meta
+        self._memtable_budget = memtable_bytes
+        #: Set when a writer should look after something before its next commit: see `pressure`.
+        self.attention = False
+        self._relief = threading.Event()
+        self._pages = pages
+        self.lock = threading.Lock()
+        self.rows: dict[bytes, Value] = {}
+        self._old_rows: dict[bytes, Value] = {}
+        # Two generations of rows live at once, hence half the budget each.
+        self._row_budget = row_bytes // 2
+        self._row_bytes = 0
+        self.seqno: Seqno = meta.seqno
+        self.horizon: Seqno = meta.seqno
+        pages.pin(meta.generation)
+        self.levels = Levels(Memtable(meta.seqno), None, pages.tree(meta))
+        # Readers of the active memtable, by seqno, oldest first (seqnos only grow).
+        self._registry: dict[Seqno, int] = {}
+        # Open read-write transactions by seqno, oldest first.
+        self._writers: dict[Seqno, int] = {}
+        #: Recent commits, while a read-write transaction is open. Changed by the commit leader under `lock`; `begin`
+        #: needs only the lock, since a leader that validates implies an open writer.
+        self.history = History()
+        self._views: dict[int, View] = {}
+        self._gone: Callable[[], Exception] | None = None
+        # Views given back by whoever could not wait for the lock; append and popleft are atomic.
+        self._released: deque[View] = deque()
+
+    # -- publishing ---------------------------------------------------------------------------
+
+    def publish(self, seqno: Seqno, batch: WriteBatch, size: int) -> None:
+        """Make a commit visible, whole. Requires: it is the next in order, and durable if it was asked to be."""
+        writes = batch.writes
+        with self.lock:
+            if self._released:
+                self._drain()
+            oldest = next(iter(self._registry)) if self._registry else None
+            self.horizon = seqno
+            if batch.ranges:
+                self.rows.update(self._rows_with_ranges(batch))
+            else:
+                self.rows.update(writes)
+            self.levels.memtable.apply(seqno, batch, size, oldest)
+            if self._writers:
+                self._record(seqno, batch)
+            self.seqno = seqno
+            if self.levels.memtable.bytes_used > self._memtable_budget:
+                self.attention = True
+            self._row_bytes += size + _ROW_OVERHEAD_BYTES * len(writes)
+            if self._row_bytes > self._row_budget:
+                self._turn_rows()
+
+    def publish_put(self, seqno: Seqno, key: bytes, value: bytes, size: int) -> None:
+        """`publish` of a commit that is one put. `size` includes the overhead of an entry."""
+        with self.lock:
+            if self._released:
+                self._drain()
+            self.horizon = seqno
+            self.rows[key] = value
+            memtable = self.levels.memtable
+            memtable.apply_put(seqno, key, value, size, next(iter(self._registry)) if self._registry else None)
+            if memtable.bytes_used > self._memtable_budget:
+                self.attention = True
+            if self._writers:
+                batch = WriteBatch()
+                batch.writes[key] = value
+                self._record(seqno, batch)
+            self.seqno = seqno
+            self._row_bytes += size
+            if self._row_bytes > self._row_budget:
+                self._turn_rows()
+
+    def recount(self) -> None:
+        """Publishing was interrupted and will be, or was, done again: count what it counts anew."""
+        with self.lock:
+            memtable = self.levels.memtable
+            memtable.tombstones = list(memtable.latest.values()).count(None)
+            memtable.version_count = sum(map(len, memtable.versions.values()))
+
+    def _record(self, seqno: Seqno, batch: WriteBatch) -> None:
+        self.history.forget(next(iter(self._writers)))
+        self.history.record(seqno, batch)
+
+    def _rows_with_ranges(self, batch: WriteBatch) -> dict[bytes, Value]:
+        # Every row in a deleted range must change in the same single update as the writes.
+        changed: dict[bytes, Value] = {}
+        ranges = union_of(batch.ranges)
+        for rows in (self._old_rows, self.rows):
+            # A copy of the keys in one C call: readers may add rows only under the lock, which we hold.
+            changed.update((key, None) for key in rows if any(in_range(key, bounds) for bounds in ranges))
+        changed.update(batch.writes)
+        return changed
+
+    @property
+    def row_bytes(self) -> int:
+        """Estimate of the memory of the younger half of the rows."""
+        return self._row_bytes
+
+    def _turn_rows(self) -> None:
+        # Requires: lock. Those who still hold the former dict read values that were the newest when they took it.
+        self._old_rows = self.rows
+        self.rows = {}
+        self._row_bytes = 0
+
+    # -- point reads --------------------------------------------------------------------------
+
+    def read(self, key: bytes) -> Value:
+        """The newest published value when there is no row for the key."""
+        with self.lock:
+            self.refuse_if_gone()
+            found = self._recall(key)
+            if not isinstance(found, Missing):
+                return found
+            levels = self.levels
+            masks = len(levels.memtable.ranges)
+            levels.readers += 1
+        try:
+            value = levels.tree.get(key)
+        except BaseException:
+            with self.lock:
+                self._leave(levels)
+            raise
+        with self.lock:
+            self._leave(levels)
+            memtable = levels.memtable
+            if self.levels is levels and key not in memtable.latest and len(memtable.ranges) == masks:
+                self._remember(key, value)
+        return value
+
+    def _recall(self, key: bytes) -> Value | Missing:
+        """What is known of the newest value without touching the tree. Requires: lock."""
+        found: Value | Missing = self.rows.get(key, MISSING)
+        if found is not MISSING:
+            return found
+        found = self._old_rows.get(key, MISSING)
+        if isinstance(found, Missing):
+            found = self.levels.memtable.get(key)
+            if isinstance(found, Missing) and self.levels.frozen is not None:
+                found = self.levels.frozen.get(key)
+        if not isinstance(found, Missing):
+            self._remember(key, found)
+        return found
+
+    def _remember(self, key: bytes, value: Value) -> None:
+        self.rows[key] = value
+        self._row_bytes += len(key) + (len(value) if value is not None else 0) + _ROW_OVERHEAD_BYTES
+        if self._row_bytes > self._row_budget:
+            self._turn_rows()
+
+    def read_at(self, view: View, key: bytes) -> Value:
+        """The value as of the view's seqno."""
+        if self._gone is not None:
+            raise self._gone()
+        levels = view.levels
+        if self.horizon == view.seqno and self.levels is levels:
+            # Nothing was published since: the newest value is the view's, if that is still so after reading.
+            value = self.rows.get(key, MISSING)
+            if isinstance(value, Missing):
+                value = self.read(key)
+            if self.horizon == view.seqno:
+                return value
+        with self.lock:
+            found = levels.memtable.get_at(key, view.seqno)
+        if isinstance(found, Missing) and levels.frozen is not None:
+            found = levels.frozen.get(key)
+        if isinstance(found, Missing):
+            return levels.tree.get(key)
+        return found
+
+    # -- ordered reads ------------------------------------------------------------------------
+
+    def ordered_levels(self, view: View, start: bytes | None, stop: bytes | None, *, reverse: bool) -> list[Level]:
+        """The view's levels as sources for `merged`, oldest first."""
+        levels = view.levels
+        result = [Level(levels.tree.chunks(start, stop, reverse=reverse), deletes=False)]
+        if levels.frozen is not None and not levels.frozen.is_empty():
+            result.append(
+                Level(
+                    self._memtable_chunks(levels.frozen, levels.frozen.last_seqno, start, stop, reverse=reverse),
+                    levels.frozen.masks_at(levels.frozen.last_seqno),
+                )
+            )
+        if not levels.memtable.is_empty():
+            with self.lock:
+                masks = levels.memtable.masks_at(view.seqno)
+            result.append(
+                Level(self._memtable_chunks(levels.memtable, view.seqno, start, stop, reverse=reverse), masks)
+            )
+        return result
+
+    def _memtable_chunks(
+        self, memtable: Memtable, seqno: Seqno, start: bytes | None, stop: bytes | None, *, reverse: bool
+    ) -> Iterator[RawChunk]:
+        most = _FIRST_CHUNK
+        after: bytes | None = None
+        while keys := memtable.keys_between(start, stop, after=after, reverse=reverse, most=most):
+            after = keys[-1]
+            most = min(2 * most, _LARGEST_CHUNK)
+            values: Sequence[Value] = list(map(memtable.latest.__getitem__, keys))
+            # The horizon is raised before a table changes: if it has not moved past us, nothing here is younger.
+            if self.horizon > seqno and memtable.last_seqno > seqno:
+                with self.lock:
+                    found = [memtable.get_at(key, seqno) for key in keys]
+                pairs = [(k, v) for k, v in zip(keys, found, strict=True) if not isinstance(v, Missing)]
+                keys, values = [k for k, _ in pairs], [v for _, v in pairs]
+            if keys:
+                yield keys, values
+
+    # -- views --------------------------------------------------------------------------------
+
+    def view(self, purpose: str, since_us: int, *, writer: bool = False) -> View:
+        """Register a reader of this moment. Give it back with `release`."""
+        with self.lock:
+            if self._released:
+                self._drain()
+            levels = self.levels
+            self.refuse_if_gone()
+            seqno = self.seqno
+            view = View(levels, seqno, self._registry, purpose, since_us, writer)
+            self._registry[seqno] = self._registry.get(seqno, 0) + 1
+            if writer:
+                # Decided under the lock that publishing takes: every commit after `seqno` sees this writer and
+                # is recorded, and none before it can matter.
+                if not self._writers:
+                    self.history.begin(seqno)
+                self._writers[seqno] = self._writers.get(seqno, 0) + 1
+            levels.readers += 1
+            self._views[id(view)] = view
+            return view
+
+    def again(self, view: View, purpose: str) -> View:
+        """A second registration of a view's moment. Requires: the view is not released."""
+        with self.lock:
+            self.refuse_if_gone()
+            other = View(view.levels, view.seqno, view._registry, purpose, view.since_us, False)
+            view._registry[view.seqno] += 1
+            view.levels.readers += 1
+            self._views[id(other)] = other
+            return other
+
+    def release(self, view: View) -> None:
+        """Give a view back. Idempotent; may be called from a finalizer, whatever locks the thread holds."""
+        if view.released:
+            return
+        view.released = True
+        self._released.append(view)
+        # Garbage collection can call this inside our own critical section: never wait for the lock here. Whoever
+        # holds it, or takes it next, finds the view in the queue.
+        if self.lock.acquire(blocking=False):
+            try:
+                self._drain()
+            finally:
+                self.lock.release()
+
+    def _drain(self) -> None:
+        # Requires: lock.
+        while self._released:
+            view = self._released.popleft()
+            self._views.pop(id(view), None)
+            registry = view._registry
+            left = registry[view.seqno] - 1
+            if left:
+                registry[view.seqno] = left
+            else:
+                del registry[view.seqno]
+                if not registry and registry is self._registry and self.levels.memtable.versions:
+                    self.levels.memtable.forget_versions()
+            if view.writer:
+                left = self._writers[view.seqno] - 1
+                if left:
+                    self._writers[view.seqno] = left
+                else:
+                    del self._writers[view.seqno]
+            self._leave(view.levels)
+
+    def _leave(self, levels: Levels) -> None:
+        # Requires: lock.
+        levels.readers -= 1
+        if not levels.readers and not levels.current:
+            self._pages.unpin(levels.tree.meta.generation)
+
+    def views(self) -> list[View]:
+        """Who reads now."""
+        with self.lock:
+            self._drain()
+            return list(self._views.values())
+
+    # -- pressure -----------------------------------------------------------------------------
+
+    def is_full(self) -> bool:
+        """Whether the memtable is past its budget, so that a checkpoint should start."""
+        return self.levels.memtable.bytes_used > self._memtable_budget
+
+    def is_stalled(self) -> bool:
+        """Whether it is at twice its budget while the one before is still being checkpointed: writers wait."""
+        levels = self.levels
+        return levels.frozen is not None and levels.memtable.bytes_used > 2 * self._memtable_budget
+
+    def await_relief(self, timeout_s: float) -> None:
+        """Wait until a checkpoint ended, one way or the other."""
+        self._relief.clear()
+        if self.is_stalled():
+            self._relief.wait(timeout_s)
+
+    def relieved(self) -> None:
+        """A checkpoint ended."""
+        self._relief.set()
+
+    # -- freezing and settling ----------------------------------------------------------------
+
+    def freeze(self) -> Memtable | None:
+        """Set the memtable aside for a checkpoint; None if it is empty. Requires: none is set aside now."""
+        with self.lock:
+            self._drain()
+            memtable = self.levels.memtable
+            assert self.levels.frozen is None, "a frozen memtable is still there"
+            if memtable.is_empty():
+                return None
+            self._replace(Levels(Memtable(self.seqno), memtable, self.levels.tree))
+            # Readers of the frozen table keep its registry; nobody reads an older moment of the new one.
+            self._registry = {}
+            return memtable
+
+    def settle(self, tree: Tree) -> None:
+        """The frozen memtable is in the tree now: readers from here on need it no more."""
+        with self.lock:
+            self._drain()
+            self._replace(Levels(self.levels.memtable, None, tree))
+
+    def _replace(self, levels: Levels) -> None:
+        # Requires: lock. New levels pin their generation before the old ones may let go of it.
+        former = self.levels
+        self._pages.pin(levels.tree.meta.generation)
+        self.levels = levels
+        former.current = False
+        former.readers += 1
+        self._leave(former)
+
+    def close(self, reason: Callable[[], Exception]) -> None:
+        """Refuse readers from now on with the error that `reason` makes."""
+        with self.lock:
+            self._gone = reason
+            # A get looks into the rows first: without rows it comes to `read`, which refuses.
+            self.rows = {}
+            self._old_rows = {}
+            self._row_bytes = 0
+
+    def abandon_in_child(self, reason: Callable[[], Exception]) -> None:
+        """After a fork, in the child: the lock may be held by a thread that does not exist here."""
+        self.lock = threading.Lock()
+        self.close(reason)
+
+    def refuse_if_gone(self) -> None:
+        """Raise the reason if the store is closed, or was left behind by a fork."""
+        if self._gone is not None:
+            raise self._gone()
+
+    # -- counting -----------------------------------------------------------------------------
+
+    def count(self, since_us: int) -> int:
+        """Number of keys now: the tree's own count, and what the memtables change about it (see count.py)."""
+        view = self.view("count", since_us)
+        try:
+            levels = view.levels
+            with self.lock:
+                if levels.memtable.last_seqno == view.seqno:
+                    newest = Layer.of(levels.memtable)
+                else:
+                    newest = Layer.of(levels.memtable, view.seqno)
+            layers = [newest]
+            if levels.frozen is not None:
+                layers.append(Layer.of(levels.frozen))
+            return count_all(levels.tree, layers)
+        finally:
+            self.release(view)

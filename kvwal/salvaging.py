@@ -1,0 +1,207 @@
+"""Saving what verifies of a damaged store into a new one.
+
+What is saved, and why it can be trusted:
+
+- From the page file: every leaf of the newest generation that can be read, each under a checksum that its parent
+  holds. What lies under a node that does not verify is reported and left out.
+- From the log: every commit that verifies. A commit after the generation is applied as it is, even behind a gap (which
+  is reported: what the missing commits changed is then not what it was). A commit up to the generation is already in
+  the pages; its puts are used only for keys that the damaged pages no longer have.
+
+The damaged store is only read. The new one is an ordinary store, checkpointed and closed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from kvwal.batch import Seqno, WriteBatch
+from kvwal.errors import CorruptionError, FormatError, StoreExistsError, StoreNotFoundError
+from kvwal.files import Files, path_text, system_files
+from kvwal.inspection import Finding
+from kvwal.log import Damage, LogReader
+from kvwal.log.identity import store_id_of_log
+from kvwal.pages import PageFile, salvage_pages
+from kvwal.recovery import DATA_NAME, LOCK_NAME
+from kvwal.store import Store
+from kvwal.store import open as open_store
+
+if TYPE_CHECKING:
+    from os import PathLike
+
+__all__ = ["SalvageReport", "salvage"]
+
+_BATCH_BYTES = 8 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class SalvageReport:
+    """What `salvage` found.
+
+    Attributes:
+        saved_keys: keys in the new store.
+        pages_keys: entries read from the pages. records: commits read from the log.
+        base_seqno: the last commit of the generation that was read; 0 if none could be.
+        last_seqno: the last commit of the log that was applied.
+        damages: everything that did not verify, and what is therefore missing.
+    """
+
+    saved_keys: int
+    pages_keys: int
+    records: int
+    base_seqno: Seqno
+    last_seqno: Seqno
+    damages: tuple[Finding, ...]
+
+    @property
+    def complete(self) -> bool:
+        """Whether nothing was damaged."""
+        return not self.damages
+
+
+def salvage(
+    path: str | bytes | PathLike[str] | PathLike[bytes],
+    into: str | bytes | PathLike[str] | PathLike[bytes],
+    *,
+    files: Files | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> SalvageReport:
+    """Save all that verifies of the store at `path` into a new store at `into`, and list what does not.
+
+    Args:
+        path: the damaged store; it is read only, and must not be open for writing.
+        into: where to make the new store; nothing, or an empty directory.
+        progress: called with the number of entries and commits done so far.
+
+    Raises:
+        StoreNotFoundError: there is nothing at `path`. StoreExistsError: there is something at `into`.
+        LockedError: the store at `path` is open for writing.
+    """
+    source, target = path_text(path), path_text(into)
+    files = system_files() if files is None else files
+    if files.directory_kind(source) != "directory":
+        raise StoreNotFoundError(2, f"there is no store at {source}")
+    kind = files.kind(target)
+    if kind is not None and (kind != "directory" or files.list_directory(target)):
+        raise StoreExistsError(17, f"{target} is not empty; name a new directory to save into")
+    lock = files.lock(files.join(source, LOCK_NAME), shared=True)
+    try:
+        with open_store(target, "c", durability="os", files=files, background=False) as new:
+            report = _Salvage(files, source, new, progress).run()
+            new.checkpoint()
+            return report
+    finally:
+        lock.release()
+
+
+class _Salvage:
+    """One run: collects writes into batches, and findings."""
+
+    def __init__(self, files: Files, source: str, new: Store, progress: Callable[[int], None] | None) -> None:
+        self._files = files
+        self._source = source
+        self._new = new
+        self._progress = progress
+        self._damages: list[Finding] = []
+        self._batch = WriteBatch()
+        self._batch_bytes = 0
+        self._done = 0
+
+    def run(self) -> SalvageReport:
+        base = Seqno(0)
+        pages_keys = 0
+        store_id: bytes | None = None
+        pages = self._open_pages()
+        if pages is not None:
+            store_id = pages.store_id
+            base = pages.meta.seqno
+            try:
+                pages_keys = self._save_pages(pages)
+            finally:
+                pages.abandon()
+        records, last = self._save_log(store_id, base, damaged=bool(self._damages))
+        self._flush()
+        return SalvageReport(
+            len(self._new), pages_keys, records, base, Seqno(max(base, last)), tuple(self._damages)
+        )
+
+    def _open_pages(self) -> PageFile | None:
+        try:
+            return PageFile(
+                self._files, self._files.join(self._source, DATA_NAME), cache_bytes=8 << 20, writable=False
+            )
+        except (CorruptionError, FormatError, OSError) as error:
+            self._note(DATA_NAME, None, f"no generation can be read ({error}); only the log is saved")
+            return None
+
+    def _save_pages(self, pages: PageFile) -> int:
+        count = 0
+        for found in salvage_pages(pages):
+            if isinstance(found, tuple):
+                keys, values = found
+                count += len(keys)
+                for key, value in zip(keys, values, strict=True):
+                    self._put(key, value)
+            else:
+                self._note(found.file, found.offset, found.reason)
+        return count
+
+    def _save_log(self, store_id: bytes | None, base: Seqno, *, damaged: bool) -> tuple[int, Seqno]:
+        if store_id is None:
+            store_id = store_id_of_log(self._files, self._source)
+            if store_id is None:
+                self._note("log", None, "no segment has a readable header")
+                return 0, Seqno(0)
+        records = 0
+        last = base
+        for found in LogReader(self._files, self._source, store_id).salvage():
+            if isinstance(found, Damage):
+                self._note(found.file, found.offset, found.reason)
+                continue
+            try:
+                batch = found.batch()
+            except CorruptionError as error:
+                self._note(error.file, error.offset, error.reason)
+                continue
+            records += 1
+            if found.seqno > base:
+                if found.seqno != last + 1:
+                    self._note(
+                        found.position.file, found.position.offset, f"commits {last + 1} to {found.seqno - 1} are missing"
+                    )
+                last = found.seqno
+                self._flush()
+                self._new.commit(batch)
+            elif damaged:
+                self._flush()
+                missing = WriteBatch()
+                for key, value in batch.writes.items():
+                    if value is not None and key not in self._new:
+                        missing.put(key, value)
+                if len(missing):
+                    self._new.commit(missing)
+            self._tell()
+        return records, last
+
+    def _put(self, key: bytes, value: bytes) -> None:
+        self._batch.put(key, value)
+        self._batch_bytes += len(key) + len(value)
+        if self._batch_bytes > _BATCH_BYTES:
+            self._flush()
+        self._tell()
+
+    def _flush(self) -> None:
+        if len(self._batch):
+            self._new.commit(self._batch)
+            self._batch = WriteBatch()
+            self._batch_bytes = 0
+
+    def _note(self, file: str, offset: int | None, reason: str) -> None:
+        self._damages.append(Finding(file, offset, reason))
+
+    def _tell(self) -> None:
+        self._done += 1
+        if self._progress is not None and not self._done % 1000:
+            self._progress(self._done)

@@ -1,0 +1,94 @@
+"""A snapshot: the store as it was at one commit, for as long as it is held.
+
+It costs a registration and pins what it needs: the memtable of its moment, and the pages of its
+generation. Both are bounded: what is written after the next checkpoint's freeze goes to another
+memtable, so a long-held snapshot does not grow. `Store.pins` shows who holds what since when.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from types import TracebackType
+
+from kvwal.batch import Seqno
+from kvwal.errors import ClosedError
+from kvwal.present import Present, View
+from kvwal.reading import Bounds, OrderedMapping
+from kvwal.scan import Chunk, Level, merged
+
+__all__ = ["Snapshot", "chunks_of"]
+
+
+def chunks_of(present: Present, view: View, bounds: Bounds, own: Level | None = None) -> Iterator[Chunk]:
+    """Chunks of a range as of a view, which is given back when the iteration ends or is dropped.
+
+    `own` is a newest level on top: what a transaction wrote itself.
+    """
+    chunks = _chunks(present, view, bounds, own)
+    # A generator that never started would not run its finally: start it, up to the first yield.
+    next(chunks)
+    return chunks
+
+
+def _chunks(present: Present, view: View, bounds: Bounds, own: Level | None) -> Iterator[Chunk]:
+    try:
+        yield [], []
+        levels = present.ordered_levels(view, bounds.start, bounds.stop, reverse=bounds.reverse)
+        if own is not None:
+            levels.append(own)
+        yield from merged(levels, reverse=bounds.reverse)
+    finally:
+        present.release(view)
+
+
+class Snapshot(OrderedMapping):
+    """A read-only ordered map of one moment.
+
+    Use it in a `with` block, or `close` it; a forgotten one is released when it is collected. All
+    methods may be called from any thread. They raise `ClosedError` once it, or its store, is closed.
+    """
+
+    __slots__ = ("__weakref__", "_present", "_view", "seqno")
+
+    def __init__(self, present: Present, since_us: int) -> None:
+        self._view: View | None = None
+        self._present = present
+        self._view = present.view("snapshot", since_us)
+        #: The last commit this snapshot contains.
+        self.seqno: Seqno = self._view.seqno
+
+    def _open_view(self) -> View:
+        if self._view is None:
+            raise ClosedError("this snapshot is closed; take another with Store.snapshot()")
+        return self._view
+
+    def _read(self, key: bytes) -> bytes | None:
+        return self._present.read_at(self._open_view(), key)
+
+    def _chunks(self, bounds: Bounds) -> Iterator[Chunk]:
+        # The iterator has a registration of its own, so that it may outlive the snapshot.
+        return chunks_of(self._present, self._present.again(self._open_view(), "scan"), bounds)
+
+    def _count(self) -> int:
+        return sum(len(keys) for keys, _ in self._chunks(Bounds(None, None, None, False, None)))
+
+    def close(self) -> None:
+        """Let go of the moment. Idempotent."""
+        view, self._view = self._view, None
+        if view is not None:
+            self._present.release(view)
+
+    def __enter__(self) -> Snapshot:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        # Releasing never waits for a lock, so this is safe wherever the collector runs.
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<Snapshot at seqno {self.seqno}{' (closed)' if self._view is None else ''}>"

@@ -1,0 +1,253 @@
+"""Transactions: read a snapshot, collect writes, commit if nothing that was read has changed.
+
+Isolation is serializable: a transaction that commits has seen and done what it would have seen and
+done had it run alone, at its place in the commit order. No locks are held while user code runs, so
+there are no deadlocks; the price is `ConflictError`, which `Store.run` answers by running it again.
+
+Reads are remembered to be validated: keys, and ranges as far as they were really walked. What the
+transaction wrote itself is seen by its own reads and scans and needs no validation. A transaction
+without writes commits without validation: it read one snapshot, and takes that place in the order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, MutableMapping
+from types import TracebackType
+from typing import TypeVar, overload
+
+from kvwal.batch import MAX_KEY_BYTES, BytesLike, KeyRange, Seqno, WriteBatch, as_key
+from kvwal.commit import CommitPipeline, CommitRequest
+from kvwal.errors import ClosedError, ReadOnlyError
+from kvwal.memtable import MISSING, Missing, in_range, union_of
+from kvwal.present import Present, View
+from kvwal.reading import Bounds, OrderedMapping
+from kvwal.scan import Chunk, Level, RawChunk
+from kvwal.snapshot import chunks_of
+
+__all__ = ["Transaction"]
+
+_T = TypeVar("_T")
+
+
+class Transaction(OrderedMapping, MutableMapping[bytes, bytes]):
+    """A serializable transaction on a snapshot, with its own writes on top.
+
+    Use it in a `with` block: it commits on clean exit and aborts on an exception. For one thread at a
+    time. Every method raises `ClosedError` after commit or abort.
+    """
+
+    __slots__ = (
+        "__weakref__",
+        "_batch",
+        "_pipeline",
+        "_present",
+        "_ranges",
+        "_read_only",
+        "_reads",
+        "_seqno",
+        "_sync",
+        "_view",
+        "commit_seqno",
+    )
+
+    def __init__(
+        self, present: Present, pipeline: CommitPipeline, since_us: int, *, sync: bool, read_only: bool
+    ) -> None:
+        self._view: View | None = None
+        self._present = present
+        self._pipeline = pipeline
+        self._sync = sync
+        self._read_only = read_only
+        self._batch = WriteBatch()
+        self._reads: set[bytes] = set()
+        # [start, stop) as far as a scan has come; mutable while it goes on.
+        self._ranges: list[list[bytes | None]] = []
+        #: Seqno of this transaction's commit; None before, and for one that wrote nothing.
+        self.commit_seqno: Seqno | None = None
+        self._view = present.view("transaction", since_us, writer=not read_only)
+        self._seqno = self._view.seqno
+
+    @property
+    def seqno(self) -> Seqno:
+        """The last commit that this transaction's reads see."""
+        return self._seqno
+
+    # -- reading ------------------------------------------------------------------------------
+
+    @overload
+    def get(self, key: BytesLike) -> bytes | None: ...
+    @overload
+    def get(self, key: BytesLike, default: bytes | _T) -> bytes | _T: ...
+    def get(self, key: BytesLike, default: object = None) -> object:
+        """The value of `key` as this transaction sees it, or `default`. The read is validated at commit."""
+        if type(key) is not bytes or len(key) > MAX_KEY_BYTES:
+            key = as_key(key)
+        view = self._view
+        if view is None:
+            raise _closed()
+        batch = self._batch
+        if batch.writes or batch.ranges:
+            own = self._own(key)
+            if not isinstance(own, Missing):
+                return default if own is None else own
+        self._reads.add(key)
+        present = self._present
+        # Hot path: nothing was published since the snapshot, so the newest row is the snapshot's. The horizon is
+        # looked at after the row was taken; it is raised before rows change.
+        value = present.rows.get(key, MISSING)
+        if value is MISSING or present.horizon != self._seqno:
+            value = present.read_at(view, key)
+        return default if value is None else value
+
+    def _own(self, key: bytes) -> bytes | Missing | None:
+        batch = self._batch
+        found = batch.writes.get(key, MISSING)
+        if found is MISSING and any(in_range(key, bounds) for bounds in batch.ranges):
+            return None
+        return found
+
+    def _read(self, key: bytes) -> bytes | None:
+        return self.get(key)
+
+    def _chunks(self, bounds: Bounds) -> Iterator[Chunk]:
+        view = self._view
+        if view is None:
+            raise _closed()
+        present = self._present
+        batch = self._batch
+        own = Level(_own_chunks(batch, bounds), union_of(batch.ranges)) if len(batch) else None
+        # A registration of its own: the iterator may outlive the transaction.
+        chunks = chunks_of(present, present.again(view, "scan"), bounds, own)
+        return chunks if self._read_only else self._tracked(chunks, bounds)
+
+    def _tracked(self, chunks: Iterator[Chunk], bounds: Bounds) -> Iterator[Chunk]:
+        """Remember how far the scan has come: a key put into that part, or taken out of it, is a conflict."""
+        start, stop, left = bounds.start or b"", bounds.stop, bounds.limit
+        # Nothing walked yet: an empty range at the end the scan starts from.
+        walked: list[bytes | None] = [stop, stop] if bounds.reverse else [start, start]
+        self._ranges.append(walked)
+        for keys, values in chunks:
+            if left is not None:
+                keys, values = keys[:left], values[:left]
+                left -= len(keys)
+            if keys:
+                if bounds.reverse:
+                    walked[0] = keys[-1]
+                else:
+                    walked[1] = keys[-1] + b"\0"
+                yield keys, values
+            if left == 0:
+                return
+        walked[0], walked[1] = start, stop
+
+    def _count(self) -> int:
+        return sum(len(keys) for keys, _ in self._chunks(Bounds(None, None, None, False, None)))
+
+    # -- writing ------------------------------------------------------------------------------
+
+    def _writable(self) -> WriteBatch:
+        if self._view is None:
+            raise _closed()
+        if self._read_only:
+            raise ReadOnlyError("this transaction was begun with read_only=True")
+        return self._batch
+
+    def put(self, key: BytesLike, value: BytesLike) -> None:
+        """Set `key` to `value` when the transaction commits."""
+        self._writable().put(key, value)
+
+    __setitem__ = put
+
+    def delete(self, key: BytesLike) -> None:
+        """Remove `key`, if it is there, when the transaction commits. It is not read: no conflict comes of it."""
+        self._writable().delete(key)
+
+    def __delitem__(self, key: BytesLike) -> None:
+        batch = self._writable()
+        checked = as_key(key)
+        if self.get(checked) is None:
+            raise KeyError(checked)
+        batch.delete(checked)
+
+    def delete_range(self, start: BytesLike | None = None, stop: BytesLike | None = None) -> None:
+        """Remove every key from `start` on, up to but without `stop`, when the transaction commits."""
+        self._writable().delete_range(start, stop)
+
+    def clear(self) -> None:
+        """Remove every key when the transaction commits."""
+        self._writable().delete_range()
+
+    # -- ending -------------------------------------------------------------------------------
+
+    def commit(self) -> Seqno | None:
+        """Commit now. Returns the seqno, or None if nothing was written.
+
+        Raises `ConflictError` if something read has changed since; then nothing was written. Durable on
+        return as the transaction's durability says. The transaction is over either way.
+        """
+        view = self._view
+        if view is None:
+            raise _closed()
+        try:
+            if not len(self._batch):
+                return None
+            ranges = _walked(self._ranges)
+            request = CommitRequest(
+                self._batch,
+                sync=self._sync,
+                since=view.seqno if self._reads or ranges else None,
+                reads=self._reads,
+                ranges=ranges,
+            )
+            self.commit_seqno = self._pipeline.commit(request)
+            return self.commit_seqno
+        finally:
+            self.abort()
+
+    def abort(self) -> None:
+        """Forget the writes and let go of the snapshot. Idempotent, and without effect after `commit`."""
+        view, self._view = self._view, None
+        if view is not None:
+            self._present.release(view)
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it can still be used: neither committed nor aborted."""
+        return self._view is not None
+
+    def __enter__(self) -> Transaction:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is not None:
+            self.abort()
+        elif self._view is not None:
+            self.commit()
+
+    def __del__(self) -> None:
+        self.abort()
+
+    def __repr__(self) -> str:
+        state = "open" if self._view is not None else "over"
+        return f"<Transaction at seqno {self._seqno}, {len(self._batch)} writes, {state}>"
+
+
+def _own_chunks(batch: WriteBatch, bounds: Bounds) -> Iterator[RawChunk]:
+    # A copy: the caller may write while it iterates, and sees what it had written when it began.
+    own = {key: value for key, value in batch.writes.items() if bounds.hold(key)}
+    keys = sorted(own, reverse=bounds.reverse)
+    return iter([(keys, [own[key] for key in keys])] if keys else [])
+
+
+def _walked(ranges: list[list[bytes | None]]) -> list[KeyRange]:
+    result: list[KeyRange] = []
+    for start, stop in ranges:
+        if start is not None and (stop is None or start < stop):
+            result.append((start, stop))
+    return result
+
+
+def _closed() -> ClosedError:
+    return ClosedError("this transaction is over; begin another with Store.transaction()")

@@ -1,0 +1,265 @@
+"""The commit pipeline: grouping, conflicts within a group, full disks, failures, interruptions anywhere."""
+
+from __future__ import annotations
+
+import dis
+import errno
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import pytest
+
+from kvwal.batch import Seqno, WriteBatch
+from kvwal.commit import CommitPipeline, CommitRequest
+from kvwal.errors import ConflictError, DiskFullError, PoisonedError
+from kvwal.log import decode_intents, encode_put
+from kvwal.present import Present
+
+
+class FakeTree:
+    """An empty generation."""
+
+    height = 0
+
+    def __init__(self, generation: int = 1) -> None:
+        self.meta = FakeMeta(generation)
+
+    def get(self, key: bytes) -> bytes | None:
+        return None
+
+    def chunks(self, start: object, stop: object, *, reverse: bool) -> Iterator[Any]:
+        return iter(())
+
+    def count(self, start: object = None, stop: object = None) -> int:
+        return 0
+
+
+class FakeMeta:
+    def __init__(self, generation: int) -> None:
+        self.generation = generation
+        self.seqno = Seqno(0)
+
+
+class FakePages:
+    meta = FakeMeta(1)
+
+    def tree(self, meta: object = None) -> FakeTree:
+        return FakeTree()
+
+    def pin(self, generation: int) -> None: ...
+
+    def unpin(self, generation: int) -> None: ...
+
+
+class FakeLog:
+    """A log in memory that counts flushes and can be told to fail."""
+
+    def __init__(self) -> None:
+        self.last_seqno = Seqno(0)
+        self.durable_seqno = Seqno(0)
+        self.bodies: list[bytes] = []
+        self.groups: list[int] = []
+        self.syncs = 0
+        self.fail_append: list[BaseException] = []
+        self.fail_sync: list[BaseException] = []
+        self.on_sync: Callable[[], None] = lambda: None
+
+    def append_one(self, body: bytes) -> Seqno:
+        return self.append((body,))
+
+    def append(self, bodies: Sequence[Any], *, small: bool = False) -> Seqno:
+        if self.fail_append and not small:
+            raise self.fail_append.pop()
+        new = [body if isinstance(body, bytes) else b"".join(body) for body in bodies]
+        self.bodies, self.last_seqno = self.bodies + new, Seqno(self.last_seqno + len(new))
+        self.groups.append(len(new))
+        return self.last_seqno
+
+    def sync(self) -> None:
+        if self.fail_sync:
+            raise self.fail_sync.pop()
+        self.syncs += 1
+        self.on_sync()
+        self.durable_seqno = self.last_seqno
+
+    def content(self) -> dict[bytes, bytes]:
+        state: dict[bytes, bytes | None] = {}
+        for body in self.bodies:
+            state.update(decode_intents(body).writes)
+        return {key: value for key, value in state.items() if value is not None}
+
+
+def make() -> tuple[CommitPipeline, FakeLog, Present]:
+    present = Present(FakePages(), row_bytes=1 << 20, memtable_bytes=1 << 20)  # type: ignore[arg-type]
+    log = FakeLog()
+    return CommitPipeline(log, present, release_reserve=lambda: False), log, present
+
+
+def put_request(key: bytes, value: bytes, **options: Any) -> CommitRequest:
+    batch = WriteBatch()
+    batch.put(key, value)
+    return CommitRequest(batch, **({"sync": True} | options))
+
+
+def put(pipeline: CommitPipeline, key: bytes, value: bytes, *, sync: bool = True) -> Seqno:
+    return pipeline.put(key, value, encode_put(key, value), sync=sync)
+
+
+def test_a_lone_put_is_flushed_before_it_is_visible() -> None:
+    pipeline, log, present = make()
+    log.on_sync = lambda: visible.append(present.rows.get(b"k"))
+    visible: list[bytes | None] = []
+    assert put(pipeline, b"k", b"v") == 1
+    assert visible == [None]
+    assert present.rows[b"k"] == b"v"
+
+
+def test_a_put_without_sync_is_not_flushed() -> None:
+    pipeline, log, present = make()
+    put(pipeline, b"k", b"v", sync=False)
+    assert (log.syncs, log.last_seqno, present.seqno) == (0, 1, 1)
+
+
+def test_those_who_arrive_during_a_flush_share_the_next_one() -> None:
+    pipeline, log, _ = make()
+    arrived = threading.Semaphore(0)
+    threads = [threading.Thread(target=put, args=(pipeline, b"%d" % n, b"v")) for n in range(8)]
+
+    def during_first_flush() -> None:
+        log.on_sync = lambda: None
+        for thread in threads:
+            thread.start()
+        while len(pipeline._queue) < len(threads):
+            arrived.acquire(timeout=0.001)
+
+    log.on_sync = during_first_flush
+    put(pipeline, b"first", b"v")
+    for thread in threads:
+        thread.join()
+    assert log.syncs == 2
+    assert log.groups == [1, 8]
+    assert len(log.content()) == 9
+
+
+def test_of_two_conflicting_members_of_a_group_the_second_fails() -> None:
+    pipeline, log, present = make()
+    view = present.view("test", 0, writer=True)
+    one = put_request(b"a", b"1", since=view.seqno, reads=[b"a"])
+    two = put_request(b"a", b"2", since=view.seqno, reads=[b"a"])
+    three = put_request(b"c", b"3", since=view.seqno, ranges=[(b"b", b"d")])
+    four = put_request(b"z", b"4", since=view.seqno, ranges=[(b"b", b"d")])
+    pipeline.commit(put_request(b"x", b"0"), company=[one, two, three, four])
+    assert [r.error is None for r in (one, two, three, four)] == [True, False, True, False]
+    assert isinstance(two.error, ConflictError)
+    assert two.error.seqno == one.seqno
+    assert log.content() == {b"x": b"0", b"a": b"1", b"c": b"3"}
+    assert present.rows[b"a"] == b"1"
+
+
+def test_a_full_disk_lets_deletes_through_and_fails_the_rest() -> None:
+    pipeline, log, present = make()
+    delete = WriteBatch()
+    delete.delete(b"old")
+    removal = CommitRequest(delete, sync=True)
+    log.fail_append = [DiskFullError("full")]
+    with pytest.raises(DiskFullError):
+        pipeline.commit(put_request(b"new", b"v"), company=[removal])
+    assert removal.error is None
+    assert removal.seqno == 1
+    assert present.rows == {b"old": None}
+    assert put(pipeline, b"later", b"v") == 2
+
+
+def test_a_failed_flush_publishes_nothing_and_poisons() -> None:
+    pipeline, log, present = make()
+    log.fail_sync = [OSError(errno.EIO, "no")]
+    with pytest.raises(PoisonedError):
+        put(pipeline, b"k", b"v")
+    assert b"k" not in present.rows
+    log.fail_sync = [OSError(errno.EIO, "no")]
+    with pytest.raises(PoisonedError):
+        pipeline.commit(put_request(b"l", b"v"))
+    assert b"l" not in present.rows
+    assert not pipeline._baton
+
+
+def test_an_action_runs_while_no_commit_is_under_way() -> None:
+    pipeline, _, _ = make()
+    seen: list[bool] = []
+    pipeline.run(lambda: seen.append(bool(pipeline._baton)))
+    assert seen == [True]
+    assert not pipeline._baton
+
+
+class Interruption(KeyboardInterrupt):
+    pass
+
+
+# Where the interpreter looks for pending signals: at the start of a function, at a jump back, after a call. In
+# between no handler runs; a `with` block, for one, is never left before its exit was called.
+_CHECKED_AFTER = {"RESUME", "JUMP_BACKWARD", "CALL", "CALL_FUNCTION_EX", "CALL_KW"}
+
+
+def _interrupted_at(step: int, function: Callable[[], object]) -> bool:
+    """Run the function, raising at the step-th place in kvwal where a signal handler could. False if it ended first."""
+    left = step
+    before: dict[Any, str] = {}
+
+    def trace(frame: Any, event: str, arg: object) -> Any:
+        nonlocal left
+        code = frame.f_code
+        if "kvwal" not in code.co_filename or "tests" in code.co_filename:
+            return None
+        frame.f_trace_opcodes = True
+        if event == "opcode":
+            previous = before.get(frame)
+            before[frame] = dis.opname[code.co_code[frame.f_lasti]]
+            if previous in _CHECKED_AFTER:
+                left -= 1
+                if left == 0:
+                    sys.settrace(None)
+                    raise Interruption
+        return trace
+
+    sys.settrace(trace)
+    try:
+        function()
+    except Interruption:
+        return True
+    finally:
+        sys.settrace(None)
+    return False
+
+
+@pytest.mark.parametrize("way", ["put", "commit", "company"])
+@pytest.mark.parametrize("sync", [False, True])
+def test_an_interruption_anywhere_leaves_a_commit_written_or_not(way: str, sync: bool) -> None:
+    for step in range(1, 400):
+        pipeline, log, present = make()
+        put(pipeline, b"before", b"1", sync=sync)
+        company = put_request(b"with", b"it", sync=sync)
+
+        def commit() -> None:
+            if way == "put":
+                put(pipeline, b"k", b"v", sync=sync)
+            else:
+                request = put_request(b"k", b"v", sync=sync)
+                pipeline.commit(request, company=[company] if way == "company" else [])
+
+        interrupted = _interrupted_at(step, commit)
+        # Written or not written, log and memory agree about it, and the pipeline goes on.
+        written = b"k" in log.content()
+        assert present.rows.get(b"k") == (b"v" if written else None), step
+        assert present.seqno == log.last_seqno, step
+        present.levels.memtable._check()
+        if sync:
+            assert log.durable_seqno == log.last_seqno, step
+        assert put(pipeline, b"after", b"1", sync=sync) == log.last_seqno
+        assert not pipeline._baton, step
+        assert not pipeline._queue, step
+        if not interrupted:
+            assert written
+            return
+    raise AssertionError("the commit has more places than were tried")
