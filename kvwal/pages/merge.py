@@ -64,6 +64,8 @@ _LEAST_CHILDREN: Final = 4
 #: Updates are taken from their iterator in batches of about this many bytes.
 _BATCH_BYTES: Final = 1 << 18
 _MAX_BATCH: Final = 2048
+#: So many times fewer updates than entries in a leaf are put in one by one, more by way of a dict.
+_FEW: Final = 8
 
 
 class Merge:
@@ -102,8 +104,10 @@ class Merge:
         # The builder of leaves.
         self._keys: list[bytes] = []
         self._values: list[bytes] = []
-        self._key_sizes: list[int] = []
-        self._value_sizes: list[int] = []
+        # The one length that all of them have; -1 if they differ. Most stores have keys or values of one
+        # length, and then a million of them need not be measured again and again.
+        self._key_size = -1
+        self._value_size = -1
         self._size = 0
         self._overflow = False
         # The last key of the leaf before, or None: then `_floor` separates what was kept before.
@@ -283,13 +287,21 @@ class Merge:
         """Append entries to the builder of leaves."""
         if not keys:
             return
-        key_sizes = list(map(len, keys))
-        value_sizes = list(map(len, values))
+        size = _one_size(keys)
+        value_size = _one_size(values)
+        if not self._keys:
+            self._key_size, self._value_size = size, value_size
+        else:
+            if size != self._key_size:
+                self._key_size = -1
+            if value_size != self._value_size:
+                self._value_size = -1
         self._keys += keys
         self._values += values
-        self._key_sizes += key_sizes
-        self._value_sizes += value_sizes
-        self._size += sum(key_sizes) + sum(value_sizes)
+        self._size += (
+            (sum(map(len, keys)) if size < 0 else size * len(keys))
+            + (sum(map(len, values)) if value_size < 0 else value_size * len(keys))
+        )
         self._overflow = self._overflow or overflow or self._updates.overflow
         if self._size > _EMIT_ROOMS * LEAF_ROOM:
             self._emit_leaves(hold=True)
@@ -312,37 +324,38 @@ class Merge:
 
     def _extra(self) -> int:
         """Bytes an entry takes in a leaf beside its key and value."""
-        n = len(self._keys)
-        extra = 0 if self._key_sizes.count(self._key_sizes[0]) == n else 2
-        extra += 0 if self._value_sizes.count(self._value_sizes[0]) == n else 2
-        return extra + 4 if self._overflow else extra
+        return (2 if self._key_size < 0 else 0) + (2 if self._value_size < 0 else 0) + (4 if self._overflow else 0)
 
     def _leaf_bytes(self) -> int:
         return self._size + self._extra() * len(self._keys)
 
     def _emit_leaves(self, *, hold: bool) -> None:
         """Write leaves from the entries that have come together, all of them or down to two rooms."""
-        keys, values, key_sizes, value_sizes = self._keys, self._values, self._key_sizes, self._value_sizes
+        keys, values = self._keys, self._values
         if not keys:
             return
-        ends = list(accumulate(map(add, key_sizes, value_sizes)))
         extra = self._extra()
-        if extra:
+        ends: Sequence[int]
+        if self._key_size >= 0 and self._value_size >= 0:
+            entry = self._key_size + self._value_size + extra
+            ends = range(entry, entry * len(keys) + 1, entry) if entry else [0]
+        else:
+            ends = list(accumulate(map(add, map(len, keys), map(len, values))))
             ends = list(map(add, ends, range(extra, extra * len(ends) + 1, extra)))
         start = 0
         for stop in cut_points(ends, LEAF_ROOM, 2 * LEAF_ROOM if hold else 0, 1):
-            self._write_leaf(keys[start:stop], key_sizes[start:stop], values[start:stop], value_sizes[start:stop])
+            self._write_leaf(keys[start:stop], values[start:stop])
             start = stop
-        del keys[:start], values[:start], key_sizes[:start], value_sizes[:start]
-        self._size = sum(key_sizes) + sum(value_sizes)
+        self._size = ends[-1] - ends[start - 1] - extra * (len(keys) - start)
+        del keys[:start], values[:start]
         if not keys:
             self._overflow = False
 
-    def _write_leaf(self, keys: list[bytes], key_sizes: list[int], values: list[bytes], value_sizes: list[int]) -> None:
+    def _write_leaf(self, keys: list[bytes], values: list[bytes]) -> None:
         refs: list[int] = []
         if self._overflow:
             refs = [index for index, value in enumerate(values) if type(value) is OverflowRef]
-        data = encode_leaf(keys, key_sizes, values, value_sizes, refs, self._writer.generation)
+        data = encode_leaf(keys, values, self._key_size, self._value_size, refs, self._writer.generation)
         pointer = self._writer.node(data, HAS_OVERFLOW if refs else 0, len(keys))
         separator = self._floor if self._last is None else shortest_separator(self._last, keys[0])
         self._last = keys[-1]
@@ -467,16 +480,34 @@ class _Updates:
         self._keys, self._values, self.next = keys, values, keys[0]
 
 
+def _one_size(items: Sequence[bytes]) -> int:
+    """The length that all have; -1 if they differ. Requires: not empty."""
+    sizes = set(map(len, items))
+    return sizes.pop() if len(sizes) == 1 else -1
+
+
 def _merged(
     keys: list[bytes], values: list[bytes], new_keys: list[bytes], new_values: list[bytes | None]
 ) -> tuple[list[bytes], list[bytes]]:
-    """Old entries and updates in one sorted run, without the deleted ones."""
+    """Old entries and updates in one sorted run, without the deleted ones. May change the old lists."""
     if not keys:
         return _without_deletes(new_keys, new_values)
     if keys[-1] < new_keys[0]:
         return _without_deletes(keys + new_keys, [*values, *new_values])
-    entries: dict[bytes, bytes | None] = dict(zip(keys, values, strict=True))
-    entries.update(zip(new_keys, new_values, strict=True))
+    if len(new_keys) * _FEW < len(keys):
+        for key, value in zip(new_keys, new_values, strict=False):
+            at = bisect_left(keys, key)
+            if at < len(keys) and keys[at] == key:
+                if value is None:
+                    del keys[at], values[at]
+                else:
+                    values[at] = value
+            elif value is not None:
+                keys.insert(at, key)
+                values.insert(at, value)
+        return keys, values
+    entries: dict[bytes, bytes | None] = dict(zip(keys, values, strict=False))
+    entries.update(zip(new_keys, new_values, strict=False))
     if len(entries) != len(keys):
         # Two sorted runs one after the other, which is what the sort is best at.
         keys = sorted(entries)

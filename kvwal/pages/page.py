@@ -165,76 +165,81 @@ def _slices(raw: bytes, column: int, at: int, begin: int, end: int, n: int) -> l
     return [raw[a:b] for a, b in pairwise(bounds)]
 
 
-def _column(sizes: Sequence[int]) -> int:
-    return _UNIFORM if not sizes or sizes.count(sizes[0]) == len(sizes) else _NARROW
-
-
 def _encode(
     kind: int,
     level: int,
     n: int,
     generation: int,
-    keys: bytes,
-    key_sizes: Sequence[int],
-    values: bytes,
-    value_sizes: Sequence[int],
+    keys: Sequence[bytes],
+    key_size: int,
+    values: Sequence[bytes],
+    value_size: int,
     overflow: Sequence[int],
 ) -> bytes:
-    key_column = _column(key_sizes)
-    value_column = _column(value_sizes)
-    body = len(keys) + len(values)
-    key_bounds = len(key_sizes) + 1 if key_column else 0
-    value_bounds = len(value_sizes) + 1 if value_column else 0
+    """A node; a size is the length of all items of that column, or -1 if it is not known or they differ."""
+    key_sizes = _sizes(keys) if key_size < 0 else None
+    value_sizes = _sizes(values) if value_size < 0 else None
+    key_bytes = b"".join(keys)
+    value_bytes = b"".join(values)
+    body = len(key_bytes) + len(value_bytes)
+    bounds = (len(keys) + 1 if key_sizes else 0) + (len(values) + 1 if value_sizes else 0)
     width = _NARROW
-    begin = _HEADER_SIZE + (key_bounds + value_bounds) * _NARROW
+    begin = _HEADER_SIZE + bounds * _NARROW
     if begin + body > _MAX_NARROW:
         width = _WIDE
-        begin = _HEADER_SIZE + (key_bounds + value_bounds) * _WIDE
-    middle = begin + len(keys)
-    end = middle + len(values)
+        begin = _HEADER_SIZE + bounds * _WIDE
+    middle = begin + len(key_bytes)
     parts = [
         NODE_HEADER.pack(
             kind,
             level,
-            width if key_column else _UNIFORM,
-            width if value_column else _UNIFORM,
+            width if key_sizes else _UNIFORM,
+            width if value_sizes else _UNIFORM,
             n,
             generation,
             begin,
             middle,
-            end,
+            middle + len(value_bytes),
             len(overflow),
         )
     ]
-    if key_column:
-        parts.append(_boundary_struct(width, key_bounds).pack(*accumulate(key_sizes, initial=begin)))
-    if value_column:
-        parts.append(_boundary_struct(width, value_bounds).pack(*accumulate(value_sizes, initial=middle)))
-    parts.append(keys)
-    parts.append(values)
+    if key_sizes:
+        parts.append(_boundary_struct(width, len(keys) + 1).pack(*accumulate(key_sizes, initial=begin)))
+    if value_sizes:
+        parts.append(_boundary_struct(width, len(values) + 1).pack(*accumulate(value_sizes, initial=middle)))
+    parts.append(key_bytes)
+    parts.append(value_bytes)
     if overflow:
         parts.append(_boundary_struct(_WIDE, len(overflow)).pack(*overflow))
     return b"".join(parts)
 
 
+def _sizes(items: Sequence[bytes]) -> list[int] | None:
+    """The lengths; None if they are all the same."""
+    sizes = list(map(len, items))
+    return None if not sizes or sizes.count(sizes[0]) == len(sizes) else sizes
+
+
 def encode_leaf(
     keys: Sequence[bytes],
-    key_sizes: Sequence[int],
     values: Sequence[bytes],
-    value_sizes: Sequence[int],
+    key_size: int,
+    value_size: int,
     overflow: Sequence[int],
     generation: int,
 ) -> bytes:
-    """The bytes of a leaf, without padding. The sizes are the lengths of keys and values, which the caller has."""
-    return _encode(
-        LEAF, 0, len(keys), generation, b"".join(keys), key_sizes, b"".join(values), value_sizes, overflow
-    )
+    """The bytes of a leaf, without padding.
+
+    Args:
+        key_size, value_size: the length of all keys, of all values; -1 if it is not known or they differ.
+        overflow: which values are overflow references, ascending.
+    """
+    return _encode(LEAF, 0, len(keys), generation, keys, key_size, values, value_size, overflow)
 
 
 def encode_inner(separators: Sequence[bytes], pointers: bytes, level: int, generation: int) -> bytes:
     """The bytes of an inner node, without padding: n packed pointers and the n - 1 separators between them."""
-    sizes = list(map(len, separators))
-    return _encode(INNER, level, len(sizes) + 1, generation, b"".join(separators), sizes, pointers, (), ())
+    return _encode(INNER, level, len(separators) + 1, generation, separators, -1, (pointers,), 0, ())
 
 
 def node_fault(raw: bytes, level: int) -> str | None:

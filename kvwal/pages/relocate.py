@@ -1,4 +1,4 @@
-"""Emptying the end of the page file, when more than half of the file is free.
+"""Emptying the end of the page file, when two fifths of the file are free.
 
 The merge writes a node anew when a key it is told to *touch* lies in it, and takes the lowest free
 pages first. So it is enough to find the nodes that lie far back: their inner parents say where they
@@ -22,6 +22,9 @@ __all__ = ["tail_touches"]
 
 #: Length of the stretch that one checkpoint empties, at most: 32 MiB.
 _STRETCH_PAGES: Final = 8192
+#: The end is emptied when more than one page in so many can be written now. A store that is written over
+#: as a whole has a third of its pages free, a third held for the older generation, and needs them.
+_SPARSE: Final = 2.5
 #: A smaller file is left alone.
 _LEAST_PAGES: Final = 64
 
@@ -30,7 +33,7 @@ def tail_touches(
     pager: Pager, meta: Meta, free: FreeList, give_way: Callable[[], None] = lambda: None
 ) -> tuple[list[bytes], int | None]:
     """Keys to touch, sorted, and the page behind which nothing should stay; none and None if all is well."""
-    if meta.page_count < _LEAST_PAGES or 2 * free.free_pages() <= meta.page_count or not meta.height:
+    if meta.page_count < _LEAST_PAGES or _SPARSE * free.free_pages() <= meta.page_count or not meta.height:
         return [], None
     used = meta.page_count - free.pages()
     limit = max(meta.page_count - _STRETCH_PAGES, used + used // 4 + _LEAST_PAGES // 4)

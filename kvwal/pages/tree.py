@@ -9,7 +9,8 @@ Otherwise its pages may be written over, and a read raises CorruptionError (neve
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from operator import itemgetter
 from struct import Struct
 from typing import Final
 
@@ -23,7 +24,6 @@ from kvwal.pages.page import (
     POINTER_SIZE,
     Inner,
     OverflowRef,
-    Pointer,
     decode_leaf,
     find_in_leaf,
 )
@@ -31,13 +31,15 @@ from kvwal.pages.pager import Pager
 
 __all__ = ["Tree"]
 
-#: A scan reads so many pages of neighbouring leaves in one call, at most; it begins with one leaf.
-_READ_AHEAD_PAGES: Final = 64
+#: A scan reads so many neighbouring leaves in one call, at most; it begins with one.
+_READ_AHEAD: Final = 32
 #: Bytes of large values a chunk holds before it is cut, so that a leaf full of them fits in memory.
 _CHUNK_OVERFLOW_BYTES: Final = 4 << 20
 _COUNT: Final = Struct("<12xQ")
+_FIRST: Final[Callable[[tuple[int, ...]], int]] = itemgetter(0)
 
 _Chunk = tuple[list[bytes], list[bytes]]
+_Pointer = tuple[int, int, int, int, int]
 
 
 class Tree:
@@ -99,7 +101,7 @@ class Tree:
         while level:
             separators, pointers, _ = self._node(pointers, at, level)
             at = bisect_right(separators, key) * POINTER_SIZE
-            rank += sum(count for (count,) in _COUNT.iter_unpack(pointers[:at]))
+            rank += sum(map(_FIRST, _COUNT.iter_unpack(pointers[:at])))
             level -= 1
         leaf = self._pager.young.get(ADDRESS.unpack_from(pointers, at)[0])
         keys, _ = decode_leaf(self._pager.node(pointers, at, 0) if leaf is None else leaf)
@@ -146,22 +148,46 @@ class Tree:
         ahead = 1
         keep = True
         for pointers in self._parents(self.meta.root, self.height - 1, start, stop, reverse, True):
-            run = list(map(Pointer._make, POINTER.iter_unpack(pointers)))
-            if reverse:
-                run.reverse()
+            left = len(pointers) // POINTER_SIZE
             at = 0
-            while at < len(run):
-                pointer = run[at]
-                leaf = self._pager.cached(pointer.page | pointer.crc << 32)
-                if leaf is not None:
-                    yield leaf, bool(pointer.flags & HAS_OVERFLOW)
-                    at += 1
-                    continue
-                end = _neighbours(run, at, ahead, reverse)
-                yield from self._read_run(run[at:end], keep)
+            while left:
+                # No more are unpacked than may be read in one call: a short scan looks at few.
+                window = min(ahead, left)
+                part = left - window if reverse else at
+                run = [*POINTER.iter_unpack(pointers[part * POINTER_SIZE : (part + window) * POINTER_SIZE])]
+                left -= window
+                at += window
+                if reverse:
+                    run.reverse()
+                yield from self._run(run, reverse, keep)
                 keep = False
-                at = end
-                ahead = min(2 * ahead, _READ_AHEAD_PAGES)
+                ahead = min(2 * ahead, _READ_AHEAD)
+
+    def _run(self, run: list[_Pointer], reverse: bool, keep: bool) -> Iterator[tuple[bytes, bool]]:
+        """These leaves, from the cache or with one call for those that lie side by side."""
+        pager = self._pager
+        at = 0
+        while at < len(run):
+            page, crc, pages, flags, _ = run[at]
+            leaf = pager.cached(page | crc << 32)
+            if leaf is not None:
+                yield leaf, bool(flags & HAS_OVERFLOW)
+                at += 1
+                continue
+            end = at + 1
+            first, last = page, page + pages
+            while end < len(run) and (run[end][0] == last if not reverse else run[end][0] + run[end][2] == first):
+                first, last = min(first, run[end][0]), max(last, run[end][0] + run[end][2])
+                end += 1
+            if end == at + 1:
+                yield pager.node(POINTER.pack(*run[at]), 0, 0, keep=keep), bool(flags & HAS_OVERFLOW)
+            else:
+                raw = pager.pread((last - first) * PAGE_SIZE, first)
+                for page, crc, pages, flags, _ in run[at:end]:
+                    begin = (page - first) * PAGE_SIZE
+                    size = pages * PAGE_SIZE
+                    yield pager.leaf(raw[begin : begin + size], page, size, crc), bool(flags & HAS_OVERFLOW)
+            at = end
 
     def _parents(
         self, pointers: bytes, level: int, start: bytes | None, stop: bytes | None, reverse: bool, keep: bool
@@ -182,33 +208,6 @@ class Tree:
             # The bounds cut nothing in the children between the outer ones; looking is cheap.
             yield from self._parents(child, level - 1, start, stop, reverse, keep)
             keep = False
-
-    def _read_run(self, run: list[Pointer], keep: bool) -> Iterator[tuple[bytes, bool]]:
-        """Read leaves that lie side by side with one call. A lone one may stay in the cache."""
-        pager = self._pager
-        if len(run) == 1:
-            pointer = run[0]
-            yield pager.node(POINTER.pack(*pointer), 0, 0, keep=keep), bool(pointer.flags & HAS_OVERFLOW)
-            return
-        begin = min(run[0].page, run[-1].page)
-        raw = pager.pread(sum(pointer.pages for pointer in run) * PAGE_SIZE, begin)
-        for page, crc, pages, flags, _ in run:
-            at = (page - begin) * PAGE_SIZE
-            size = pages * PAGE_SIZE
-            yield pager.leaf(raw[at : at + size], page, size, crc), bool(flags & HAS_OVERFLOW)
-
-
-def _neighbours(run: list[Pointer], at: int, pages: int, reverse: bool) -> int:
-    """The end of the leaves from `at` on that lie side by side and have so many pages at most."""
-    end = at + 1
-    taken = run[at].pages
-    while end < len(run):
-        before, after = (run[end], run[end - 1]) if reverse else (run[end - 1], run[end])
-        taken += run[end].pages
-        if taken > pages or before.page + before.pages != after.page:
-            break
-        end += 1
-    return end
 
 
 def _resolved(pager: Pager, keys: list[bytes], values: list[bytes]) -> Iterator[_Chunk]:
