@@ -16,9 +16,7 @@ def main() -> None:
         import click  # noqa: F401
         import rich  # noqa: F401
     except ModuleNotFoundError as error:
-        sys.stderr.write(
-            f"kvwal: the command line needs {error.name}, which is not installed: pip install 'kvwal[cli]'\n"
-        )
+        sys.stderr.write(f"kvwal: the command line needs {error.name}; install it with: pip install 'kvwal[cli]'\n")
         sys.exit(_EXIT_UNAVAILABLE)
     from kvwal.cli.app import app
 

@@ -101,8 +101,15 @@ def _give_up_stdout() -> None:
         os.close(nothing)
 
 
+def _version() -> str:
+    try:
+        return metadata.version("kvwal")
+    except metadata.PackageNotFoundError:
+        return "unknown (run from its sources)"
+
+
 @click.group(cls=_App, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
-@click.version_option(metadata.version("kvwal"), package_name="kvwal")
+@click.version_option(_version())
 def app() -> None:
     """An embedded, ordered, transactional key-value store that survives power loss.
 

@@ -58,7 +58,7 @@ def put(path: str, key: str, value: str | None, form: Form, source: BinaryIO | N
     if value is not None and source is not None:
         raise click.UsageError("give VALUE or --file, not both")
     name = parse(form, key)
-    data = parse(form, value) if value is not None else (source or click.get_binary_stream("stdin")).read()
+    data = parse(form, value) if value is not None else (source or sys.stdin.buffer).read()
     with kvwal.open(path, "c") as db:
         db.put(name, data)
 
@@ -116,20 +116,20 @@ def scan(
         raise click.UsageError("give --prefix, or --start and --stop")
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
     first, last, common = (None if text is None else parse(form, text) for text in (start, stop, prefix))
-    write = click.get_text_stream("stdout", encoding="utf-8").write
+    output = binary_output()
     with kvwal.open(path, "r") as db:
         if keys_only:
             for key in db.keys(first, last, prefix=common, reverse=reverse, limit=limit):
-                write(
-                    (json.dumps(to_json(form, "key", key), ensure_ascii=False) if as_json else show(form, key)) + "\n"
-                )
+                line = json.dumps(to_json(form, "key", key), ensure_ascii=False) if as_json else show(form, key)
+                output.write(f"{line}
+".encode())
             return
         for key, value in db.scan(first, last, prefix=common, reverse=reverse, limit=limit):
             if as_json:
                 line = json.dumps({**to_json(form, "key", key), **to_json(form, "value", value)}, ensure_ascii=False)
             else:
                 line = f"{show(form, key)}\t{_shown(form, value, width)}"
-            write(line + "\n")
+            output.write(f"{line}\n".encode())
 
 
 def _shown(form: Form, value: bytes, width: int | None) -> str:

@@ -45,7 +45,7 @@ def complain(text: str) -> None:
 
 def binary_output() -> BinaryIO:
     """Standard output for bytes as they are."""
-    return click.get_binary_stream("stdout")
+    return sys.stdout.buffer
 
 
 def print_json(value: Any) -> None:

@@ -49,24 +49,21 @@ class Screen:
             f"with the real thing. Repeat with --seed {seed}."
         )
         self._console.print(f"\n{LEGEND}\n", style="dim")
-        head = (
-            f"{'kill':>4} {'while':<7} {'acked':>7} {'found':>7} {'replayed':>15} {'cut':>7} {'opened':>7}  "
-            f"{'commits':<{_PICTURE_COLUMNS}}"
-        )
-        self._print(Text(head.rstrip(), style="bold"))
+        head = f"{'kill':>4} {'while':<7} {'acked':>6} {'found':>6} {'replayed':>13} {'cut':>6} {'opened':>6} commits"
+        self._print(Text(head, style="bold"))
 
     def row(self, number: int | None, inspection: Inspection) -> None:
         """A kill, or (None) the life that was allowed to finish, and what was there after it."""
         death, report = inspection.death, inspection.recovery
         label = "" if number is None or death.moment == "finished" else str(number)
         moment = "-" if death.moment == "finished" else death.moment
-        line = Text(f"{label:>4} {moment:<7} {inspection.acked:>7,} ")
+        line = Text(f"{label:>4} {moment:<7} {inspection.acked:>6,} ")
         if report is None or inspection.extent is None or inspection.finding is None:
             line.append("no store yet, and nothing acknowledged")
         else:
-            replayed = f"{report.records:,} {human_bytes(report.bytes_replayed):>8}"
+            replayed = f"{report.records:,} {human_bytes(report.bytes_replayed):>7}"
             cut = human_bytes(report.cut_bytes) if report.cut_bytes else "-"
-            line.append(f"{inspection.finding.found:>7,} {replayed:>15} {cut:>7} {report.seconds * 1000:>4.0f} ms  ")
+            line.append(f"{inspection.finding.found:>6,} {replayed:>13} {cut:>6} {report.seconds * 1000:>3.0f} ms ")
             line.append_text(bar(inspection.extent, _PICTURE_COLUMNS))
             line.append(" ok", style="green")
         self._print(line)
@@ -108,7 +105,9 @@ class Screen:
         self._errors.print(f"The store is kept in {path}; the seed was {seed}.", soft_wrap=True)
 
     def _print(self, line: Text) -> None:
-        # A row is never folded: a narrow terminal cuts it, a pipe gets it whole.
-        self._console.print(
-            line, no_wrap=self._console.is_terminal, overflow="ellipsis", soft_wrap=not self._console.is_terminal
-        )
+        # A row is never folded: a narrow terminal cuts it, a pipe gets it whole. (A lone `soft_wrap` means "as it
+        # is"; with `no_wrap` or `overflow` beside it rich folds after all.)
+        if self._console.is_terminal:
+            self._console.print(line, no_wrap=True, overflow="ellipsis")
+        else:
+            self._console.print(line, soft_wrap=True)
