@@ -1,0 +1,18 @@
+"""kvwal against its peers, as called from Python.
+
+plan      what is measured, and what kvwal must reach
+run       the parent: one fresh process for each measurement, peers in turn, rounds repeated
+child     the process of one measurement
+tasks/    what a child does: the measuring loops
+peers/    one adapter for each peer, tuned as its own documentation advises
+data      keys, values and the distributions they are drawn from
+results   medians, spreads, ratios and verdicts; `results.json`
+show      the terminal table
+pictures  the SVG pictures
+report    `docs/benchmarks.md`
+
+python -m bench                run everything (hours rather than minutes)
+python -m bench --quick        a few minutes, to see whether a change made something slower
+python -m bench report         bring docs/benchmarks.md and its pictures up to date
+python -m pytest bench/micro   micro-benchmarks of the hot paths, under a minute
+"""
