@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 
 __all__ = ["main"]
@@ -20,4 +21,13 @@ def main() -> None:
         sys.exit(_EXIT_UNAVAILABLE)
     from kvwal.cli.app import app
 
+    _buffer_stdout()
     app(prog_name="kvwal")
+
+
+def _buffer_stdout() -> None:
+    """Under `python -u` and PYTHONUNBUFFERED, standard output drops the rest of a write that a pipe took in part."""
+    if isinstance(sys.stdout.buffer, io.RawIOBase):
+        sys.stdout = io.TextIOWrapper(io.BufferedWriter(sys.stdout.buffer), encoding="utf-8", line_buffering=True)
+    elif isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(encoding="utf-8")

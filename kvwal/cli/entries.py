@@ -121,8 +121,7 @@ def scan(
         if keys_only:
             for key in db.keys(first, last, prefix=common, reverse=reverse, limit=limit):
                 line = json.dumps(to_json(form, "key", key), ensure_ascii=False) if as_json else show(form, key)
-                output.write(f"{line}
-".encode())
+                output.write(f"{line}\n".encode())
             return
         for key, value in db.scan(first, last, prefix=common, reverse=reverse, limit=limit):
             if as_json:

@@ -127,6 +127,10 @@ class Bank:
         del kills_left
         return _GAP
 
+    def is_finished(self) -> bool:
+        """Whether there is nothing left to do: never, money always moves."""
+        return False
+
     def arguments(self, last: bool) -> list[str]:
         """Of the writing process; each life has its number, which keeps the notes apart."""
         self.life += 1

@@ -23,7 +23,7 @@ __all__ = ["ChildFailed", "Death", "Plan", "live", "plan"]
 _SILENCE_LIMIT_S = 60.0
 # A good part of the kills falls into recovery and the first commits after it.
 _SHARE_WHILE_OPENING = 0.3
-_OPENING_DELAY_S = 0.15
+_OPENING_DELAY_S = 0.05
 _WRITING_DELAY_S = 0.03
 
 

@@ -148,6 +148,10 @@ class Library:
         """Acknowledgements to wait for before a kill, on average, so that the work lasts for all of them."""
         return (self.target - self.found) / (kills_left + 1)
 
+    def is_finished(self) -> bool:
+        """Whether there is nothing left to do, and hence nothing left to kill."""
+        return self.found >= self.target
+
     def arguments(self, last: bool) -> list[str]:
         """Of the writing process."""
         del last  # It stops when it is through.
