@@ -39,7 +39,7 @@ from kvwal.batch import MAX_BATCH_BYTES, KeyRange, Seqno, WriteBatch
 from kvwal.conflict import conflict_between
 from kvwal.errors import DiskFullError, EnvironmentFailure, Error, PoisonedError
 from kvwal.files import Buffer
-from kvwal.log import encode_intents
+from kvwal.log import encode_intents, encode_put
 from kvwal.memtable import ENTRY_OVERHEAD_BYTES
 from kvwal.present import Present
 
@@ -141,6 +141,7 @@ class CommitPipeline:
     def __init__(self, log: Log, present: Present, *, release_reserve: Callable[[], bool]) -> None:
         self._log = log
         self._present = present
+        self._publish_put = present.publish_put
         self._release_reserve = release_reserve
         # One entry, whose value says who leads. Rule: taken with setdefault, passed on with assignment, put down
         # with del; each a single C call.
@@ -152,9 +153,11 @@ class CommitPipeline:
 
     # -- the fast path ------------------------------------------------------------------------
 
-    def put(self, key: bytes, value: bytes, body: bytes, *, sync: bool) -> Seqno:
-        """Commit one put. `body` is its encoding; it must be a fresh object, since it names the baton's holder."""
+    def put(self, key: bytes, value: bytes, sync: bool) -> Seqno:
+        """Commit one put; key and value must have passed `as_key` and `as_value`."""
         baton = self._baton
+        # A fresh object, to name the baton's holder by.
+        body = encode_put(key, value)
         target = 0
         try:
             if baton.setdefault(_BATON, body) is not body:
@@ -164,7 +167,7 @@ class CommitPipeline:
             seqno = log.append_one(body)
             if sync:
                 log.sync()
-            self._present.publish_put(seqno, key, value, len(body) + ENTRY_OVERHEAD_BYTES)
+            self._publish_put(seqno, key, value, len(body) + ENTRY_OVERHEAD_BYTES)
             del baton[_BATON]
             if self._queue:
                 self._promote()

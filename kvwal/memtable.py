@@ -129,16 +129,14 @@ class Memtable:
         self.bytes_used += size + ENTRY_OVERHEAD_BYTES * len(writes)
         self.last_seqno = seqno
 
-    def apply_put(self, seqno: Seqno, key: bytes, value: bytes, size: int, oldest_reader: Seqno | None) -> None:
-        """`apply` of a commit that is one put: the commonest, so it has a path of its own."""
+    def apply_put(self, seqno: Seqno, key: bytes, value: bytes, oldest_reader: Seqno | None) -> None:
+        """What `apply` does of one put to the values; the caller counts bytes and seqno (see `Present.publish_put`)."""
         if oldest_reader is not None:
             self._keep(seqno, (key,), oldest_reader)
         latest = self.latest
         if self.tombstones and latest.get(key, MISSING) is None:
             self.tombstones -= 1
         latest[key] = value
-        self.bytes_used += size
-        self.last_seqno = seqno
 
     def _count_tombstones(self, writes: dict[bytes, Value]) -> None:
         if self.tombstones:

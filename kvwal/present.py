@@ -135,19 +135,25 @@ class Present:
         with self.lock:
             if self._released:
                 self._drain()
+            memtable = self.levels.memtable
             self.horizon = seqno
             self.rows[key] = value
-            memtable = self.levels.memtable
-            memtable.apply_put(seqno, key, value, size, next(iter(self._registry)) if self._registry else None)
-            if memtable.bytes_used > self._memtable_budget:
+            if self._registry or memtable.tombstones:
+                memtable.apply_put(seqno, key, value, next(iter(self._registry)) if self._registry else None)
+            else:
+                # The same, without a call: nobody needs what is replaced, and there is no tombstone to replace.
+                memtable.latest[key] = value
+            memtable.last_seqno = seqno
+            memtable.bytes_used = used = memtable.bytes_used + size
+            if used > self._memtable_budget:
                 self.attention = True
             if self._writers:
                 batch = WriteBatch()
                 batch.writes[key] = value
                 self._record(seqno, batch)
             self.seqno = seqno
-            self._row_bytes += size
-            if self._row_bytes > self._row_budget:
+            self._row_bytes = used = self._row_bytes + size
+            if used > self._row_budget:
                 self._turn_rows()
 
     def recount(self) -> None:

@@ -23,7 +23,7 @@ from kvwal.commit import CommitPipeline, CommitRequest
 from kvwal.errors import ClosedError, ConflictError, DiskFullError, ForkedError, PoisonedError, ReadOnlyError
 from kvwal.files import Files, call_in_forked_child, path_text, system_files
 from kvwal.inspection import Pin, Stats, VerifyReport, verify_parts
-from kvwal.log import Record, encode_put
+from kvwal.log import Record
 from kvwal.options import Durability, Flag, Options, wants_sync
 from kvwal.reading import Bounds, OrderedMapping
 from kvwal.recovery import Opened, RecoveryReport, open_parts
@@ -89,6 +89,7 @@ class Store(OrderedMapping, MutableMapping[bytes, bytes]):
                     self._checkpointer, opened.present, self._pipeline, opened.log, options
                 )
                 self._background.start()
+        self._put = self._pipeline.put
         _open_stores[id(self)] = self
 
     def _poisoner(self) -> Callable[[BaseException], None]:
@@ -219,12 +220,7 @@ class Store(OrderedMapping, MutableMapping[bytes, bytes]):
             value = as_value(value)
         if self._present.attention:
             self._attend()
-        return self._pipeline.put(
-            key,
-            value,
-            encode_put(key, value),
-            sync=self._sync_default if durability is None else wants_sync(durability),
-        )
+        return self._put(key, value, self._sync_default if durability is None else wants_sync(durability))
 
     def __setitem__(self, key: BytesLike, value: BytesLike) -> None:
         self.put(key, value)

@@ -14,7 +14,7 @@ import pytest
 from kvwal.batch import Seqno, WriteBatch
 from kvwal.commit import CommitPipeline, CommitRequest
 from kvwal.errors import ConflictError, DiskFullError, PoisonedError
-from kvwal.log import decode_intents, encode_put
+from kvwal.log import decode_intents
 from kvwal.present import Present
 
 
@@ -104,7 +104,7 @@ def put_request(key: bytes, value: bytes, **options: Any) -> CommitRequest:
 
 
 def put(pipeline: CommitPipeline, key: bytes, value: bytes, *, sync: bool = True) -> Seqno:
-    return pipeline.put(key, value, encode_put(key, value), sync=sync)
+    return pipeline.put(key, value, sync)
 
 
 def test_a_lone_put_is_flushed_before_it_is_visible() -> None:
