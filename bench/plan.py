@@ -283,7 +283,7 @@ def _latency(scale: Scale) -> list[Case]:
     operations: dict[str, Durability] = {"put": "commit", "get": "os"}
     for operation, durability in operations.items():
         for state in ("idle", "busy"):
-            how = How(durability=durability, threads=2, tended=state == "busy")
+            how = How(durability=durability, threads=2 if state == "busy" else 1, tended=state == "busy")
             text = "durable put" if operation == "put" else "hot get"
             title = f"p99 of {text}, " + ("idle" if state == "idle" else "while a checkpoint runs")
             found.append(

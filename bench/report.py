@@ -16,7 +16,7 @@ from typing import Final
 
 from bench.peers import PEERS
 from bench.pictures import draw
-from bench.results import KVWAL, Results, Verdict, ratio_to_best
+from bench.results import Results, Verdict, ratio_to_best
 from bench.show import number, settings_of
 from bench.targets import ROWS
 
@@ -202,7 +202,7 @@ def _missing(results: Results) -> str:
     found: dict[tuple[str, str], list[str]] = {}
     for id, case in results.cases.items():
         for name in case["peers"]:
-            if name != KVWAL and results.figure(id, name) is None:
+            if PEERS[name].kind == "peer" and results.figure(id, name) is None:
                 found.setdefault((name, results.why_not(id, name)), []).append(id)
     rows = [[name, reason, _listed(ids)] for (name, reason), ids in found.items()]
     rows += [[name, f"not installed: {reason}", "all"] for name, reason in results.data["missing"].items()]

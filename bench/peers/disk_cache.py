@@ -28,6 +28,8 @@ class DiskCache(Peer):
     """A Cache, or a FanoutCache for threads that only put."""
 
     name = "diskcache"
+    # One for each shard.
+    executor_threads = 8
 
     @classmethod
     def version(cls) -> str:

@@ -89,12 +89,13 @@ class Sqlite(Peer):
         return put_locked
 
     def writer(self) -> Callable[[list[Pair]], object]:
-        execute, executemany = self._connection.execute, self._connection.executemany
+        execute, executemany, lock = self._connection.execute, self._connection.executemany, self._lock
 
         def write(pairs: list[Pair]) -> None:
-            execute("BEGIN")
-            executemany(_PUT, pairs)
-            execute("COMMIT")
+            with lock:
+                execute("BEGIN")
+                executemany(_PUT, pairs)
+                execute("COMMIT")
 
         return write
 
