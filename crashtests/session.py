@@ -1,0 +1,361 @@
+"""Runs programs against a store and keeps their history.
+
+A program is a list of steps, each a list that JSON can hold, so that every case can be written down and replayed.
+Keys are small numbers, values are made of the commit's number, so that no two writes look the same.
+
+| step | what it does |
+|---|---|
+| `["put", key, size]`, `["del", key]` | one commit |
+| `["range", first, stop]` | delete a range of keys |
+| `["batch", [[key, size or null], ...]]` | several writes in one commit |
+| `["weak", key, size]` | a put at durability "os" |
+| `["move", key, key]` | a transaction that reads both and swaps their values |
+| `["sync"]`, `["checkpoint"]`, `["verify"]`, `["look"]` | as the store's methods; look compares every way to read |
+| `["begin", c]`, `["get", c, key]`, `["scan", c, first, stop]`, `["set", c, key, size or null]`, `["commit", c]`, `["abort", c]` | transaction of client c, among others |
+| `["pin", c]`, `["pinned", c]`, `["unpin", c]` | take a snapshot, compare it, let it go |
+| `["reopen"]` | close, open |
+| `["kill"]` | the process dies, the page cache stays; open |
+| `["cut", survivors]` | the power fails (survivors as in `SimulatedDisk.crash`); open |
+| `["clock", seconds]` | the wall clock jumps |
+| `["prepare"]`, `["idle"]` | what the background thread does: make the next segment, mark the log idle |
+"""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import kvwal
+from crashtests.history import History, State, Violation
+from kvwal.errors import ConflictError, DiskFullError
+from kvwal.testing import SimulatedDisk
+
+PATH = "/kv"
+
+Step = list[Any]
+Program = list[Step]
+
+#: Small everything, so that few steps reach rotations, checkpoints and retired segments.
+OPTIONS: dict[str, Any] = {
+    "background": False,
+    "segment_bytes": 16 << 10,
+    "memtable_bytes": 16 << 10,
+    "cache_bytes": 256 << 10,
+}
+
+# Stores are left behind unclosed here: that is the point.
+warnings.filterwarnings("ignore", category=ResourceWarning, message=".*was never closed")
+
+
+def key_of(number: int) -> bytes:
+    return b"k%03d" % number
+
+
+def value_of(commit: int, key: bytes, size: int) -> bytes:
+    unit = b"%d/%s/" % (commit, key)
+    return (unit * (size // len(unit) + 1))[:size]
+
+
+class _Client:
+    """A transaction and what the model expects of it."""
+
+    def __init__(self, txn: kvwal.Transaction, view: State, begun: int) -> None:
+        self.txn = txn
+        self.view = view.copy()
+        self.begun = begun
+        self.reads: set[bytes] = set()
+        self.ranges: list[tuple[bytes, bytes]] = []
+        self.writes: dict[bytes, bytes | None] = {}
+
+
+class Session:
+    """One store on one disk, with its history.
+
+    Raises `Violation` where the store answers what the contract forbids; lets the store's own errors through, with the
+    history telling what may have become of the commit.
+    """
+
+    def __init__(
+        self, disk: SimulatedDisk, history: History | None = None, options: dict[str, Any] | None = None
+    ) -> None:
+        self.disk = disk
+        self.history = History() if history is None else history
+        self.options = OPTIONS | (options or {})
+        self.store: Any = None
+        self.clients: dict[int, _Client] = {}
+        self.snapshots: dict[int, tuple[Any, State]] = {}
+        self.steps_done = 0
+
+    # --- opening and what is found ---
+
+    def open(self) -> int:
+        """Open the store and find out which commit it is at."""
+        self.clients = {}
+        self.snapshots = {}
+        self.store = kvwal.open(PATH, files=self.disk, **self.options)
+        return self.settle()
+
+    def settle(self) -> int:
+        content = list(self.store.scan())
+        return self.history.settle(content, self.store.last_seqno)
+
+    def abandon(self) -> None:
+        """Forget the store as a process that dies does. The disk is left as it is."""
+        self.clients = {}
+        self.snapshots = {}
+        self.store = None
+        self.disk.kill()
+
+    def cut(self, survivors: int, *, stale: bool = False) -> None:
+        """Cut the power and go on with the disk that is found."""
+        found = self.disk.crash(survivors, stale=stale)
+        found.watcher = self.disk.watcher
+        self.abandon()
+        self.disk = found
+
+    # --- checks ---
+
+    def look(self) -> None:
+        """Compare every way to read with the newest state."""
+        self._compare(self.store, self.history.newest, "the store")
+
+    def _compare(self, source: Any, state: State, what: str) -> None:
+        items = sorted(state.items())
+        found = list(source.scan())
+        if found != items:
+            raise Violation(f"{what} shows {_difference(dict(found), state)}")
+        if list(source.scan(reverse=True)) != items[::-1]:
+            raise Violation(f"{what} scans differently in reverse")
+        if len(source) != len(items):
+            raise Violation(f"{what} has length {len(source)}, but {len(items)} keys")
+        for key, value in items:
+            if source.get(key) != value:
+                raise Violation(f"{what} scans {key!r}, but does not get it")
+        if source.get(b"k-none") is not None:
+            raise Violation(f"{what} gets a key that was never put")
+        if len(items) > 2:
+            first, stop = items[1][0], items[-1][0]
+            if list(source.scan(first, stop)) != items[1:-1]:
+                raise Violation(f"{what} scans a part differently")
+
+    def verify(self) -> None:
+        report = self.store.verify()
+        if not report.ok:
+            raise Violation(f"verify: {report.problems[:3]}")
+
+    # --- steps ---
+
+    def run(self, program: Program) -> None:
+        for step in program:
+            self.step(step)
+            self.steps_done += 1
+
+    def step(self, step: Step) -> None:
+        getattr(self, "_do_" + step[0])(*step[1:])
+
+    def _commit(self, state: State, act: Any, *, durable: bool = True) -> None:
+        number = self.history.begin(state)
+        try:
+            seqno = act()
+        except (DiskFullError, ConflictError):
+            self.history.retract()
+            raise
+        if seqno is not None and seqno != number:
+            raise Violation(f"commit {number} was given the seqno {seqno}")
+        if durable and self.options.get("durability", "commit") == "commit":
+            self.history.acknowledge(number)
+
+    def _value(self, key: bytes, size: int) -> bytes:
+        return value_of(self.history.begun + 1, key, size)
+
+    def _do_put(self, number: int, size: int, **options: Any) -> None:
+        key = key_of(number)
+        value = self._value(key, size)
+        state = self.history.newest | {key: value}
+        self._commit(state, lambda: self.store.put(key, value, **options), durable=not options)
+
+    def _do_weak(self, number: int, size: int) -> None:
+        self._do_put(number, size, durability="os")
+
+    def _do_del(self, number: int) -> None:
+        key = key_of(number)
+        state = self.history.newest.copy()
+        state.pop(key, None)
+        self._commit(state, lambda: self.store.delete(key))
+
+    def _do_range(self, first: int, stop: int) -> None:
+        if stop <= first:
+            return
+        start, end = key_of(first), key_of(stop)
+        state = {k: v for k, v in self.history.newest.items() if not start <= k < end}
+        self._commit(state, lambda: self.store.delete_range(start, end))
+
+    def _do_batch(self, writes: list[tuple[int, int | None]]) -> None:
+        if not writes:
+            return
+        batch = kvwal.WriteBatch()
+        state = self.history.newest.copy()
+        for number, size in writes:
+            key = key_of(number)
+            if size is None:
+                batch.delete(key)
+                state.pop(key, None)
+            else:
+                value = self._value(key, size)
+                batch.put(key, value)
+                state[key] = value
+        self._commit(state, lambda: self.store.commit(batch))
+
+    def _do_move(self, one: int, other: int) -> None:
+        a, b = key_of(one), key_of(other)
+        state = self.history.newest.copy()
+        if one == other or a not in state or b not in state:
+            return
+        state[a], state[b] = state[b], state[a]
+
+        def swap() -> None:
+            with self.store.transaction() as txn:
+                txn[a], txn[b] = txn[b], txn[a]
+
+        self._commit(state, swap)
+
+    def _do_sync(self) -> None:
+        self.store.sync()
+        self.history.acknowledge()
+
+    def _do_checkpoint(self) -> None:
+        self.store.checkpoint()
+        self.history.acknowledge()
+
+    def _do_verify(self) -> None:
+        self.verify()
+
+    def _do_look(self) -> None:
+        self.look()
+
+    def _do_prepare(self) -> None:
+        self.store._log.prepare_next()
+
+    def _do_idle(self) -> None:
+        self.store.sync()
+        self.history.acknowledge()
+        self.store._log.mark_idle()
+
+    def _do_reopen(self) -> None:
+        self.store.close()
+        self.history.acknowledge()
+        before = self.history.begun
+        self.clients = {}
+        if self.open() != before:
+            raise Violation("a clean close and open lost commits")
+
+    def _do_kill(self) -> None:
+        before = self.history.begun
+        self.abandon()
+        if self.open() != before:
+            raise Violation("a killed process lost commits that were in the page cache")
+
+    def _do_cut(self, survivors: int) -> None:
+        self.cut(survivors)
+        self.open()
+
+    def _do_clock(self, seconds: int) -> None:
+        self.disk.jump_clock(seconds * 1_000_000)
+
+    # --- transactions and snapshots ---
+
+    def _do_begin(self, client: int) -> None:
+        self._do_abort(client)
+        self.clients[client] = _Client(self.store.transaction(), self.history.newest, self.history.begun)
+
+    def _do_get(self, client: int, number: int) -> None:
+        state = self.clients.get(client)
+        if state is None:
+            return
+        key = key_of(number)
+        state.reads.add(key)
+        if state.txn.get(key) != state.view.get(key):
+            raise Violation(f"a transaction read {key!r} not as of its beginning")
+
+    def _do_scan(self, client: int, first: int, stop: int) -> None:
+        state = self.clients.get(client)
+        if state is None:
+            return
+        start, end = key_of(first), key_of(stop)
+        state.ranges.append((start, end))
+        found = list(state.txn.scan(start, end))
+        if found != sorted((k, v) for k, v in state.view.items() if start <= k < end):
+            raise Violation(f"a transaction scanned {start!r} to {end!r} not as of its beginning")
+
+    def _do_set(self, client: int, number: int, size: int | None) -> None:
+        state = self.clients.get(client)
+        if state is None:
+            return
+        key = key_of(number)
+        if size is None:
+            state.txn.delete(key)
+            state.view.pop(key, None)
+            state.writes[key] = None
+        else:
+            value = b"c%d/" % client + self._value(key, size)
+            state.txn.put(key, value)
+            state.view[key] = value
+            state.writes[key] = value
+
+    def _do_commit(self, client: int) -> None:
+        state = self.clients.pop(client, None)
+        if state is None:
+            return
+        if not state.writes:
+            state.txn.commit()
+            return
+        changed = self._changed_since(state.begun)
+        conflict = bool(changed & state.reads) or any(start <= k < end for k in changed for start, end in state.ranges)
+        # What it read and wrote itself does not count; the store may also be stricter about that.
+        newest = {k: v for k, v in self.history.newest.items() if k not in state.writes}
+        newest |= {k: v for k, v in state.writes.items() if v is not None}
+        try:
+            self._commit(newest, state.txn.commit)
+        except ConflictError:
+            if not changed:
+                raise Violation("a conflict, although nothing was committed meanwhile") from None
+        else:
+            if conflict and self._really_read(state, changed):
+                raise Violation("a transaction committed although what it read was changed meanwhile")
+
+    def _changed_since(self, begun: int) -> set[bytes]:
+        changed: set[bytes] = set()
+        for before, after in zip(self.history.states[begun:], self.history.states[begun + 1 :], strict=False):
+            changed |= {key for key, _ in before.items() ^ after.items()}
+        return changed
+
+    @staticmethod
+    def _really_read(state: _Client, changed: set[bytes]) -> bool:
+        # A key that it had written itself before reading came from its own writes.
+        foreign = changed - state.writes.keys()
+        return bool(foreign & state.reads) or any(start <= k < end for k in foreign for start, end in state.ranges)
+
+    def _do_abort(self, client: int) -> None:
+        state = self.clients.pop(client, None)
+        if state is not None:
+            state.txn.abort()
+
+    def _do_pin(self, name: int) -> None:
+        self._do_unpin(name)
+        self.snapshots[name] = (self.store.snapshot(), self.history.newest)
+
+    def _do_pinned(self, name: int) -> None:
+        if name in self.snapshots:
+            snapshot, state = self.snapshots[name]
+            self._compare(snapshot, state, "a snapshot")
+
+    def _do_unpin(self, name: int) -> None:
+        if name in self.snapshots:
+            self.snapshots.pop(name)[0].close()
+
+
+def _difference(found: State, state: State) -> str:
+    missing = sorted(state.keys() - found.keys())[:5]
+    extra = sorted(found.keys() - state.keys())[:5]
+    wrong = [(k, state[k][:20], found[k][:20]) for k in sorted(state.keys() & found.keys()) if state[k] != found[k]][:5]
+    return f"missing {missing}, extra {extra}, wrong (key, expected, found) {wrong}"

@@ -1,0 +1,117 @@
+"""Spreads the cases of a part over processes, adds up what they count, and notices one that hangs."""
+
+from __future__ import annotations
+
+import faulthandler
+import gc
+import multiprocessing
+import os
+import queue
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from crashtests.console import Progress, Result
+from crashtests.explorer import Tally
+
+# A single case takes milliseconds; a program of many steps with all its cuts a minute.
+_HANG_S = 240.0
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """What a part is asked to do."""
+
+    seed: int
+    #: time.monotonic() at which to stop.
+    deadline_s: float
+    seconds: float
+    jobs: int
+    progress: Progress
+    #: Stop at the first violation.
+    stop_at_first: bool = False
+
+    def over(self) -> bool:
+        return time.monotonic() >= self.deadline_s
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """One worker's part of it: items whose number is `index` modulo `count`."""
+
+    run: Run
+    index: int
+    count: int
+
+    def mine(self, items: Iterator[Any]) -> Iterator[Any]:
+        return (item for number, item in enumerate(items) if number % self.count == self.index)
+
+
+Work = Callable[[Share], Iterator[Tally]]
+"""Does its share and yields what it counted since the last yield, at least every few seconds."""
+
+
+def spread(part: str, work: Work, run: Run) -> Result:
+    """Run `work` in `run.jobs` processes."""
+    started_s = time.monotonic()
+    result = Result(part)
+    channel: multiprocessing.Queue[Any] = multiprocessing.get_context("fork").Queue()
+    workers = [
+        multiprocessing.get_context("fork").Process(
+            target=_worker, args=(work, Share(run, index, run.jobs), channel), daemon=True
+        )
+        for index in range(run.jobs)
+    ]
+    for worker in workers:
+        worker.start()
+    running = len(workers)
+    while running:
+        try:
+            message = channel.get(timeout=1.0)
+        except queue.Empty:
+            dead = [worker for worker in workers if worker.exitcode not in (None, 0)]
+            if dead:
+                result.violations.append(
+                    f"a worker died with exit code {dead[0].exitcode} (see above); it hung or crashed"
+                )
+                running -= len(dead)
+                workers = [worker for worker in workers if worker not in dead]
+            continue
+        if message is None:
+            running -= 1
+        elif isinstance(message, str):
+            result.violations.append(message)
+        else:
+            result.take(message)
+        elapsed_s = time.monotonic() - started_s
+        run.progress.show(part, elapsed_s / max(run.seconds, 0.1), result.states, elapsed_s, len(result.violations))
+        if run.stop_at_first and result.violations:
+            break
+    for worker in workers:
+        worker.terminate() if running else worker.join()
+    run.progress.clear()
+    result.seconds = time.monotonic() - started_s
+    return result
+
+
+def _worker(work: Work, share: Share, channel: multiprocessing.Queue[Any]) -> None:
+    # The stores that are left behind are cycles: collect them in larger portions.
+    gc.set_threshold(50_000, 20, 20)
+    faulthandler.dump_traceback_later(_HANG_S, exit=True)
+    try:
+        for tally in work(share):
+            channel.put(tally)
+            faulthandler.cancel_dump_traceback_later()
+            faulthandler.dump_traceback_later(_HANG_S, exit=True)
+            if share.run.over():
+                break
+    except BaseException:
+        # A failure of the harness itself is no pass either.
+        channel.put("the harness failed:\n" + traceback.format_exc())
+    channel.put(None)
+    channel.close()
+    channel.join_thread()
+    # Not the interpreter's own exit: it would close the abandoned stores.
+    os._exit(0)
