@@ -1,0 +1,97 @@
+"""What the tests of the upper rooms share: a store with tiny settings, and a check of all its rules at once."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import kvwal
+
+#: The smallest settings there are, so that freezes, rolls and checkpoints happen within a few commits.
+TINY: dict[str, Any] = {
+    "memtable_bytes": 16 << 10,
+    "segment_bytes": 16 << 10,
+    "checkpoint_log_bytes": 4 << 10,
+    "cache_bytes": 256 << 10,
+}
+
+DEADLINE_S = 20.0
+
+
+def wait_until(condition: Callable[[], object], what: str = "the condition") -> None:
+    """Poll a condition, with a deadline."""
+    deadline = time.monotonic() + DEADLINE_S
+    tick = threading.Event()
+    while not condition():
+        assert time.monotonic() < deadline, f"{what} did not come true in {DEADLINE_S} s"
+        tick.wait(0.002)
+
+
+def run_threads(*functions: Callable[[], Any]) -> list[Any]:
+    """Run them at once; their results, in order. The first exception of any is raised."""
+    results: list[Any] = [None] * len(functions)
+    failures: list[BaseException] = []
+    barrier = threading.Barrier(len(functions))
+
+    def work(index: int, function: Callable[[], Any]) -> None:
+        try:
+            barrier.wait(DEADLINE_S)
+            results[index] = function()
+        except BaseException as error:  # noqa: BLE001 - it is raised in the thread that waits
+            failures.append(error)
+
+    threads = [threading.Thread(target=work, args=pair, daemon=True) for pair in enumerate(functions)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+        assert not thread.is_alive(), "a thread did not come to its end"
+    if failures:
+        raise failures[0]
+    return results
+
+
+def problems_of(db: kvwal.Store) -> list[str]:
+    """What `verify` has to say."""
+    return [str(problem) for problem in db.verify().problems if not problem.file.endswith(".idx")]
+
+
+def check_store(db: kvwal.Store) -> None:
+    """Raise AssertionError where a rule of the upper rooms does not hold. Requires: no commit is under way."""
+    present = db._present
+    levels = present.levels
+    levels.memtable._check()
+    if levels.frozen is not None:
+        levels.frozen._check()
+        assert levels.frozen.last_seqno <= levels.memtable.last_seqno
+    assert present.horizon == present.seqno
+    assert levels.memtable.last_seqno <= present.seqno
+    assert not db._pipeline._baton, "somebody still leads"
+    assert not db._pipeline._queue, "somebody still waits"
+    views = present.views()
+    assert sum(present._writers.values()) == sum(view.writer for view in views)
+    registered = [view for view in views if view._registry is present._registry]
+    assert sum(present._registry.values()) == len(registered)
+    assert list(present._registry) == sorted(present._registry), "the oldest reader is not the first"
+    assert levels.readers == sum(view.levels is levels for view in views)
+    if not present._registry:
+        assert not levels.memtable.versions, "versions are kept for nobody"
+    pinned = db._pages.pinned()
+    wanted = {id(view.levels): view.levels.tree.meta.generation for view in views} | {
+        id(levels): levels.tree.meta.generation
+    }
+    assert sorted(_elements(pinned)) == sorted(wanted.values())
+    # Invariant: a row is the newest published value of its key.
+    for key, row in list(present.rows.items()):
+        found = levels.memtable.get(key)
+        if not isinstance(found, bytes | None) and levels.frozen is not None:
+            found = levels.frozen.get(key)
+        if not isinstance(found, bytes | None):
+            found = levels.tree.get(key)
+        assert found == row, f"the row of {key[:20]!r} is not its newest value"
+
+
+def _elements(counts: dict[int, int]) -> list[int]:
+    return [number for number, count in counts.items() for _ in range(count)]
