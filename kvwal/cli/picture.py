@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = ["LEGEND", "Extent", "bar", "drawing"]
 
-LEGEND = "█ in the pages   ▓ in the pages and the log   ▒ in the log only: replayed   × cut off, never acknowledged"
+LEGEND = "█ in the pages  ▓ in pages and log  ▒ in the log only: replayed  × cut off"
 
 _STYLES = {"█": "green", "▓": "cyan", "▒": "yellow", "×": "bold red", "·": "dim"}
 

@@ -75,6 +75,7 @@ def _run(
     work: Library | Bank, kills: int, seconds: float, rng: random.Random, screen: Screen, result: dict[str, Any]
 ) -> None:
     began = time.monotonic()
+    screen.introduce(work.describe(), kills, result["seed"])
     killed = 0
     while killed < kills:
         spent = time.monotonic() - began
@@ -106,7 +107,7 @@ def _run(
     screen.proved(killed, work.proved(), verified, took)
     result |= {"killed": killed, "acked": work.acked, "answers": answers, "verify": verified, "seconds": took}
     if killed < kills:
-        screen.note(f"{kills - killed} kills were left out: the work or the time was over before them")
+        screen.note(f"only {killed} of {kills} kills: the work or the time was over before the others")
 
 
 def _inspect(work: Library | Bank, death: Death, *, read_only: bool) -> Inspection:

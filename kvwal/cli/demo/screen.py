@@ -45,10 +45,10 @@ class Screen:
         """Say what will happen, and head the table."""
         self._console.print(text)
         self._console.print(
-            f"The writing process is killed (SIGKILL) {kills} times; after each kill the store is opened and compared "
-            f"with the real thing. Repeat with --seed {seed}."
+            f"The writing process is killed (SIGKILL) {kills} times, at random moments; each time the store is opened "
+            f"and compared with the real thing. Repeat with --seed {seed}."
         )
-        self._console.print(f"\n{LEGEND}\n", style="dim")
+        self._print(Text(f"\n{LEGEND}\n", style="dim"))
         head = f"{'kill':>4} {'while':<7} {'acked':>6} {'found':>6} {'replayed':>13} {'cut':>6} {'opened':>6} commits"
         self._print(Text(head, style="bold"))
 
@@ -85,8 +85,9 @@ class Screen:
 
     def proved(self, killed: int, text: str, verified: Any, seconds: float) -> None:
         """The end of a run in which everything held."""
+        kills = "one kill" if killed == 1 else f"{killed} kills"
         self._console.print(
-            f"\n[bold green]Proved[/bold green] with {killed} kills in {seconds:.0f} s: {text}. "
+            f"\n[bold green]Proved[/bold green] with {kills} in {seconds:.0f} s: {text}. "
             f"verify read {verified.pages:,} pages and {verified.records:,} log records, and everything holds."
         )
         self._console.print(
