@@ -38,13 +38,19 @@ class Problem:
 
 
 def check(
-    page_file: PageFile, meta: Meta | None = None, *, progress: Callable[[int, int], None] | None = None
+    page_file: PageFile,
+    meta: Meta | None = None,
+    *,
+    progress: Callable[[int, int], None] | None = None,
+    whole: bool = True,
 ) -> Iterator[Problem]:
     """Read everything of a generation, of both readable ones if none is named, and report what is wrong.
 
     Bypasses the cache. The generation is pinned meanwhile. Keeps one byte per page of the file.
 
     Args:
+        whole: also account for every page. Not for an old pinned generation: the pages that it does not reach
+            itself, its free list among them, were reused long ago.
         progress: called with the pages read so far and the pages of all generations to be checked.
     """
     if meta is not None:
@@ -57,7 +63,7 @@ def check(
         total = sum(each.page_count for each in generations)
         done = 0
         for each in generations:
-            yield from _Walk(page_file, each, progress, done, total).run()
+            yield from _Walk(page_file, each, progress, done, total).run(whole)
             done += each.page_count
             if progress is not None:
                 progress(done, total)
@@ -84,13 +90,15 @@ class _Walk:
         #: Per page: 0 not seen, 1 seen.
         self._seen = bytearray(meta.page_count)
 
-    def run(self) -> Iterator[Problem]:
+    def run(self, whole: bool) -> Iterator[Problem]:
         meta = self._meta
         self._seen[0:2] = b"\1\1"
         if meta.height:
             yield from self._node(meta.root, meta.height - 1, b"", None)
         elif meta.root != bytes(POINTER_SIZE):
             yield self._problem(None, "has no height but a root")
+        if not whole:
+            return
         if meta.free_page:
             yield from self._claim(meta.free_page, meta.free_pages, "the free list")
         try:

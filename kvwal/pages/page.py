@@ -354,7 +354,7 @@ def cut_points(ends: Sequence[int], room: int, hold: int, least: int) -> Iterato
     Args:
         ends: running total of the entries' sizes.
         room: what a node should hold at most; it holds more only to have `least` entries.
-        hold: stop when what is left is at most this; 0 to cut everything, evenly.
+        hold: stop when what is left is at most this, or makes no two nodes; 0 to cut everything, evenly.
         least: entries a node must have, unless there are fewer.
     """
     n = len(ends)
@@ -362,7 +362,7 @@ def cut_points(ends: Sequence[int], room: int, hold: int, least: int) -> Iterato
     while start < n:
         rest = ends[-1] - base
         if hold:
-            if rest <= hold:
+            if rest <= hold or n - start < 2 * least:
                 return
             stop = bisect_left(ends, base + room + 1, start)
         else:

@@ -38,7 +38,7 @@ from kvwal.pages.freelist import Allocator, Extent, FreeList, decode_free_list, 
 from kvwal.pages.merge import Merge, joined_ranges
 from kvwal.pages.meta import DATA_FILE, Choice, Meta, Row, choose, decode_meta, encode_meta
 from kvwal.pages.page import PAGE_SIZE, POINTER, node_fault
-from kvwal.pages.pager import Pager, PageWriter, WriteFailure
+from kvwal.pages.pager import Pager, PageWriter, PageWriteError
 from kvwal.pages.relocate import tail_touches
 from kvwal.pages.tree import Tree
 
@@ -250,7 +250,7 @@ class PageFile:
             meta = replace(old, generation=generation, seqno=seqno, time_us=time_us, root=root, height=height)
             meta, free, released = self._write_free_list(meta, allocator, writer, held)
             writer.flush()
-        except WriteFailure as failure:
+        except PageWriteError as failure:
             cause = failure.cause
             if cause.errno in _FULL_DISK:
                 raise DiskFullError(

@@ -36,7 +36,7 @@ from kvwal.pages.page import (
     node_fault,
 )
 
-__all__ = ["PageWriter", "Pager", "WriteFailure"]
+__all__ = ["NotCached", "PageWriter", "Pager", "PageWriteError"]
 
 # What an entry costs beside the node: its key (36 bytes) and its share of a dict that may be a
 # third full (24 bytes an entry, up to 4 an index, each times 4 at worst).
@@ -48,6 +48,10 @@ _INNER_COST: Final = 64 + 72 + 32
 #: Written in one call; more gains nothing.
 _RUN_BYTES: Final = 1 << 20
 _ZEROS: Final = bytes(PAGE_SIZE)
+
+
+class NotCached(Exception):  # not an error: the answer needs a page that is not in memory
+    """Only a read of the file can tell. Users never see it."""
 
 
 class Pager:
@@ -195,7 +199,7 @@ def _cost(node: bytes | Inner) -> int:
     return _ENTRY_COST + _BYTES_COST + len(node)
 
 
-class WriteFailure(Exception):
+class PageWriteError(Exception):
     """A write failed. Tells it from a failed read; `PageFile.checkpoint` turns it into what users see."""
 
     def __init__(self, cause: OSError) -> None:
@@ -251,7 +255,7 @@ class PageWriter:
         return page
 
     def flush(self) -> None:
-        """Hand everything to the file. Not durable on return. WriteFailure if that fails."""
+        """Hand everything to the file. Not durable on return. PageWriteError if that fails."""
         run, self._run = self._run, []
         if not run:
             return
@@ -265,4 +269,4 @@ class PageWriter:
                 # A large value is not copied.
                 self._file.pwrite_all(run, at)
         except OSError as failure:
-            raise WriteFailure(failure) from failure
+            raise PageWriteError(failure) from failure

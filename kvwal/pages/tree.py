@@ -27,7 +27,7 @@ from kvwal.pages.page import (
     decode_leaf,
     find_in_leaf,
 )
-from kvwal.pages.pager import Pager
+from kvwal.pages.pager import NotCached, Pager
 
 __all__ = ["Tree"]
 
@@ -79,6 +79,29 @@ class Tree:
         if type(value) is OverflowRef:
             return pager.overflow(value)
         return value
+
+    def peek(self, key: bytes) -> bytes | None:
+        """`get` for a thread that must not wait for a disk: raises NotCached where a page would have to be read."""
+        level = self.height - 1
+        if level < 0:
+            return None
+        pager = self._pager
+        pointers = self.meta.root
+        at = 0
+        while level >= 0:
+            if pager.cached(ADDRESS.unpack_from(pointers, at)[0]) is None:
+                raise NotCached
+            node = pager.node(pointers, at, level)
+            if level:
+                separators, pointers, _ = node
+                at = bisect_right(separators, key) * POINTER_SIZE
+            level -= 1
+        value = find_in_leaf(node, key)
+        if type(value) is not OverflowRef:
+            return value
+        if pager.cached(ADDRESS.unpack_from(value)[0]) is None:
+            raise NotCached
+        return pager.overflow(value)
 
     def __len__(self) -> int:
         """Number of entries, without reading anything."""

@@ -1,0 +1,127 @@
+"""What the tests of the page file share: a scratch file, a plain dict as its model, files that fail."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from kvwal.batch import KeyRange, Seqno
+from kvwal.files import Buffer, File, Files, system_files
+from kvwal.pages import PageFile, Tree, check
+
+STORE_ID = b"0123456789abcdef"
+
+Updates = dict[bytes, bytes | None]
+
+
+class FailingFile:
+    """A file whose nth write-side or read-side call fails."""
+
+    def __init__(self, file: File, before: Callable[[str, int, int], None]) -> None:
+        self._file = file
+        self._before = before
+
+    def pread(self, size: int, offset: int) -> bytes:
+        self._before("pread", offset, size)
+        return self._file.pread(size, offset)
+
+    def pwrite(self, data: Buffer, offset: int) -> None:
+        self._before("pwrite", offset, len(data))
+        self._file.pwrite(data, offset)
+
+    def pwrite_all(self, chunks: Sequence[Buffer], offset: int) -> None:
+        self._before("pwrite", offset, sum(map(len, chunks)))
+        self._file.pwrite_all(chunks, offset)
+
+    def datasync(self) -> None:
+        self._before("sync", 0, 0)
+        self._file.datasync()
+
+    def sync(self) -> None:
+        self._before("sync", 0, 0)
+        self._file.sync()
+
+    def truncate(self, size: int) -> None:
+        self._before("truncate", size, 0)
+        self._file.truncate(size)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._file, name)
+
+
+class WatchedFiles:
+    """The system's files, with a call before each operation on an open file that may raise."""
+
+    def __init__(self) -> None:
+        self._files: Files = system_files()
+        self.before: Callable[[str, int, int], None] = lambda operation, offset, size: None
+
+    def open(self, path: str, *, write: bool = False, create: bool = False, mode: int = 0o600) -> File:
+        file = self._files.open(path, write=write, create=create, mode=mode)
+        return FailingFile(file, lambda *call: self.before(*call))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._files, name)
+
+
+class Scratch:
+    """A page file and a dict that says what must be in it."""
+
+    def __init__(self, directory: str, *, cache_bytes: int = 1 << 20, files: Any = None) -> None:
+        self.files: Any = system_files() if files is None else files
+        self.path: str = self.files.join(directory, "data")
+        self.cache_bytes = cache_bytes
+        PageFile.create(self.files, self.path, STORE_ID, time_us=1)
+        self.model: dict[bytes, bytes] = {}
+        self.pages = self.open()
+
+    def open(self, *, writable: bool = True) -> PageFile:
+        return PageFile(self.files, self.path, cache_bytes=self.cache_bytes, writable=writable)
+
+    def reopen(self) -> None:
+        self.pages.close()
+        self.pages = self.open()
+
+    def checkpoint(self, updates: Updates, ranges: Sequence[KeyRange] = ()) -> None:
+        """Checkpoint, then let the model know."""
+        seqno = Seqno(self.pages.meta.seqno + 1)
+        self.pages.checkpoint(sorted(updates.items()), ranges, seqno=seqno, time_us=int(seqno))
+        self.model = applied(self.model, updates, ranges)
+
+    def verify(self) -> None:
+        """The file is sound and the tree is the model."""
+        assert list(check(self.pages)) == []
+        assert contents(self.pages.tree()) == self.model
+        assert len(self.pages.tree()) == len(self.model)
+
+
+def applied(model: dict[bytes, bytes], updates: Updates, ranges: Iterable[KeyRange]) -> dict[bytes, bytes]:
+    """What a checkpoint makes of a dict."""
+    result = {
+        key: value
+        for key, value in model.items()
+        if not any(start <= key and (stop is None or key < stop) for start, stop in ranges)
+    }
+    for key, value in updates.items():
+        if value is None:
+            result.pop(key, None)
+        else:
+            result[key] = value
+    return result
+
+
+def entries(tree: Tree, start: bytes | None = None, stop: bytes | None = None, *, reverse: bool = False) -> list[Any]:
+    """The entries of a range, one by one."""
+    found = []
+    for keys, values in tree.chunks(start, stop, reverse=reverse):
+        assert keys, "a chunk is never empty"
+        found += zip(keys, values, strict=True)
+    return found
+
+
+def contents(tree: Tree) -> dict[bytes, bytes]:
+    """Everything, and the proof that it came in order."""
+    found = entries(tree)
+    assert [key for key, _ in found] == sorted({key for key, _ in found})
+    assert found[::-1] == entries(tree, reverse=True)
+    return dict(found)
