@@ -445,7 +445,7 @@ def test_readers_and_checkpoints_side_by_side(tmp_path: Path, rng: random.Random
                 assert len(found) == 1
                 assert tree.get(b"01234") in found
                 scratch.pages.unpin(meta.generation)
-        except BaseException as failure:  # whatever ends a thread fails the test
+        except BaseException as failure:  # noqa: BLE001  # whatever ends a thread fails the test
             failures.append(failure)
 
     threads = [threading.Thread(target=read) for _ in range(3)]

@@ -38,7 +38,7 @@ from kvwal.pages.freelist import Allocator, Extent, FreeList, decode_free_list, 
 from kvwal.pages.merge import Merge, joined_ranges
 from kvwal.pages.meta import DATA_FILE, Choice, Meta, Row, choose, decode_meta, encode_meta
 from kvwal.pages.page import PAGE_SIZE, POINTER, node_fault
-from kvwal.pages.pager import Pager, PageWriter, PageWriteError
+from kvwal.pages.pager import Pager, PageWriteError, PageWriter
 from kvwal.pages.relocate import tail_touches
 from kvwal.pages.tree import Tree
 
