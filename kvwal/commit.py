@@ -31,6 +31,7 @@ every commit to a committer thread (two thread switches, 20 us, for a lone write
 from __future__ import annotations
 
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final, Protocol
@@ -48,6 +49,8 @@ __all__ = ["CommitPipeline", "CommitRequest", "Log"]
 _BATON: Final = 0
 # Members of one group: enough for one flush to serve everybody, not so much that the first waits for the last.
 _MAX_GROUP_BYTES: Final = 32 << 20
+# How long a leader waits for the others to come back, as a part of the time of a flush.
+_CROWD_WAIT: Final = 0.5
 # How often a step is tried again after interruptions before the store gives up and asks for a reopen.
 _MAX_INTERRUPTIONS: Final = 100
 
@@ -68,12 +71,13 @@ class CommitRequest:
     """One commit on its way: what it read and since when, what it writes, and how durable it must be."""
 
     __slots__ = (
+        "_batch",
         "action",
-        "batch",
         "body",
         "done",
         "error",
         "gate",
+        "key",
         "on_done",
         "ranges",
         "reads",
@@ -81,6 +85,7 @@ class CommitRequest:
         "since",
         "size",
         "sync",
+        "value",
     )
 
     def __init__(
@@ -94,7 +99,10 @@ class CommitRequest:
         action: Callable[[], Any] | None = None,
         on_done: Callable[[CommitRequest], None] | None = None,
     ) -> None:
-        self.batch = batch
+        self._batch: WriteBatch | None = batch
+        #: Of a lone put, which needs no batch.
+        self.key: bytes | None = None
+        self.value = b""
         size = sum(map(len, batch.writes)) + sum(map(len, filter(None, batch.writes.values())))
         size += sum(len(start) + len(stop or b"") for start, stop in batch.ranges)
         if size > MAX_BATCH_BYTES:
@@ -102,7 +110,7 @@ class CommitRequest:
                 f"the transaction has {size} bytes of keys and values; the limit is {MAX_BATCH_BYTES}; commit in parts"
             )
         self.size = size
-        self.body: list[Buffer] | None = encode_intents(batch) if len(batch) else None
+        self.body: bytes | list[Buffer] | None = encode_intents(batch) if len(batch) else None
         self.sync = sync
         #: Snapshot seqno of the reads; None if nothing was read and nothing can conflict.
         self.since = since
@@ -116,6 +124,21 @@ class CommitRequest:
         self.seqno = Seqno(0)
         self.error: BaseException | None = None
         self.done = False
+
+    @classmethod
+    def of_put(cls, key: bytes, value: bytes, body: bytes, *, sync: bool) -> CommitRequest:
+        """The request of one put, whose encoding is `body`: made in a sixth of the time, for those who make many."""
+        request = cls.__new__(cls)
+        batch = request.batch = WriteBatch()
+        batch.writes[key] = value
+        request.size = len(key) + len(value)
+        request.body = [body]
+        request.sync = sync
+        request.since = request.action = request.on_done = request.gate = request.error = None
+        request.reads = request.ranges = ()
+        request.seqno = Seqno(0)
+        request.done = False
+        return request
 
 
 class _Job:
@@ -138,7 +161,15 @@ class _Job:
 class CommitPipeline:
     """Takes commits from any thread, one at a time in seqno order, many to a flush."""
 
-    def __init__(self, log: Log, present: Present, *, release_reserve: Callable[[], bool]) -> None:
+    def __init__(
+        self,
+        log: Log,
+        present: Present,
+        *,
+        release_reserve: Callable[[], bool],
+        now_s: Callable[[], float] = time.monotonic,
+        give_way: Callable[[], None] = lambda: None,
+    ) -> None:
         self._log = log
         self._present = present
         self._publish_put = present.publish_put
@@ -150,6 +181,11 @@ class CommitPipeline:
         self._queue_lock = threading.Lock()
         self._queue: deque[CommitRequest] = deque()
         self._job: _Job | None = None
+        self._now_s = now_s
+        self._give_way = give_way
+        # How many committers there were last time, and how long a flush takes: see `_await_crowd`.
+        self._crowd = 0
+        self._flush_s = 0.0
 
     # -- the fast path ------------------------------------------------------------------------
 
@@ -161,7 +197,7 @@ class CommitPipeline:
         target = 0
         try:
             if baton.setdefault(_BATON, body) is not body:
-                return self._put_in_company(key, value, sync)
+                return self.commit(CommitRequest.of_put(key, value, body, sync=sync))
             log = self._log
             target = log.last_seqno + 1
             seqno = log.append_one(body)
@@ -178,11 +214,6 @@ class CommitPipeline:
             raise
         return seqno
 
-    def _put_in_company(self, key: bytes, value: bytes, sync: bool) -> Seqno:
-        batch = WriteBatch()
-        batch.writes[key] = value
-        return self.commit(CommitRequest(batch, sync=sync))
-
     def _rescue_put(
         self, key: bytes, value: bytes, body: bytes, target: int, sync: bool, error: BaseException
     ) -> None:
@@ -194,9 +225,7 @@ class CommitPipeline:
             if self._queue:
                 self._promote()
             return
-        batch = WriteBatch()
-        batch.writes[key] = value
-        request = CommitRequest(batch, sync=sync)
+        request = CommitRequest.of_put(key, value, body, sync=sync)
         job = _Job((request,))
         job.validated = True
         job.accepted = [request]
@@ -259,6 +288,8 @@ class CommitPipeline:
 
     def _lead(self, request: CommitRequest) -> None:
         """Requires: `request` holds the baton and is not done."""
+        if request.sync and self._crowd > 1:
+            self._await_crowd()
         with self._queue_lock:
             group = [request]
             size = request.size
@@ -271,10 +302,22 @@ class CommitPipeline:
         self._advance(self._job)
         self._finish(request)
 
+    def _await_crowd(self) -> None:
+        """Let those whom the last flush served come back for the next, so that it serves all.
+
+        Without this, threads that commit in a loop fall into two halves, each waiting for the flush of the other,
+        and twice as many flushes are made. The wait is a part of what a flush takes, and ends as soon as as many
+        are here as there were; a thread alone never waits.
+        """
+        deadline_s = self._now_s() + self._flush_s * _CROWD_WAIT
+        while len(self._queue) + 1 < self._crowd and self._now_s() < deadline_s:
+            self._give_way()
+
     def _finish(self, request: CommitRequest) -> None:
         job = self._job
         self._job = None
         if job is not None:
+            self._crowd = len(job.group) + len(self._queue)
             for member in job.group:
                 _wake(member)
         if self._baton.get(_BATON) is request:
@@ -324,7 +367,10 @@ class CommitPipeline:
             member = job.accepted[index]
             member.seqno = Seqno(job.first + index)
             if member.seqno > present.seqno:
-                present.publish(member.seqno, member.batch, member.size)
+                if member.key is not None:
+                    self._publish_put(member.seqno, member.key, member.value, member.size + ENTRY_OVERHEAD_BYTES)
+                else:
+                    present.publish(member.seqno, member.batch, member.size)
             job.published = index + 1
         for member in job.group:
             if member.action is not None and not member.done:
@@ -362,7 +408,12 @@ class CommitPipeline:
         if log.last_seqno < job.target:
             log.append([member.body for member in job.accepted if member.body is not None])
         if any(member.sync for member in job.group):
-            log.sync()
+            if len(job.group) > 1 or self._crowd > 1:
+                began_s = self._now_s()
+                log.sync()
+                self._flush_s += (self._now_s() - began_s - self._flush_s) / 8
+            else:
+                log.sync()
         job.durable = True
 
     def _write_what_fits(self, job: _Job, log: Log, error: DiskFullError) -> None:

@@ -190,8 +190,11 @@ class Present:
 
     # -- point reads --------------------------------------------------------------------------
 
-    def read(self, key: bytes) -> Value:
-        """The newest published value when there is no row for the key."""
+    def read(self, key: bytes, *, cached_only: bool = False) -> Value:
+        """The newest published value when there is no row for the key.
+
+        With `cached_only` no file is read: NotCached is raised where one would have to be.
+        """
         with self.lock:
             self.refuse_if_gone()
             found = self._recall(key)
@@ -201,7 +204,7 @@ class Present:
             masks = len(levels.memtable.ranges)
             levels.readers += 1
         try:
-            value = levels.tree.get(key)
+            value = levels.tree.peek(key) if cached_only else levels.tree.get(key)
         except BaseException:
             with self.lock:
                 self._leave(levels)
@@ -233,8 +236,8 @@ class Present:
         if self._row_bytes > self._row_budget:
             self._turn_rows()
 
-    def read_at(self, view: View, key: bytes) -> Value:
-        """The value as of the view's seqno."""
+    def read_at(self, view: View, key: bytes, *, cached_only: bool = False) -> Value:
+        """The value as of the view's seqno. `cached_only`: as in `read`."""
         if self._gone is not None:
             raise self._gone()
         levels = view.levels
@@ -242,7 +245,7 @@ class Present:
             # Nothing was published since: the newest value is the view's, if that is still so after reading.
             value = self.rows.get(key, MISSING)
             if isinstance(value, Missing):
-                value = self.read(key)
+                value = self.read(key, cached_only=cached_only)
             if self.horizon == view.seqno:
                 return value
         with self.lock:
@@ -250,7 +253,7 @@ class Present:
         if isinstance(found, Missing) and levels.frozen is not None:
             found = levels.frozen.get(key)
         if isinstance(found, Missing):
-            return levels.tree.get(key)
+            return levels.tree.peek(key) if cached_only else levels.tree.get(key)
         return found
 
     # -- ordered reads ------------------------------------------------------------------------

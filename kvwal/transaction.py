@@ -99,6 +99,22 @@ class Transaction(OrderedMapping, MutableMapping[bytes, bytes]):
             value = present.read_at(view, key)
         return default if value is None else value
 
+    def peek(self, key: bytes) -> bytes | None:
+        """`get` for a thread that must not wait for a disk: NotCached if a page would have to be read.
+
+        The read is remembered either way: whoever reads the pages then, by `Present.read_at`, reads for this
+        transaction.
+        """
+        view = self._view
+        if view is None:
+            raise _closed()
+        if len(self._batch):
+            own = self._own(key)
+            if not isinstance(own, Missing):
+                return own
+        self._reads.add(key)
+        return self._present.read_at(view, key, cached_only=True)
+
     def _own(self, key: bytes) -> bytes | Missing | None:
         batch = self._batch
         found = batch.writes.get(key, MISSING)
@@ -185,24 +201,33 @@ class Transaction(OrderedMapping, MutableMapping[bytes, bytes]):
         Raises `ConflictError` if something read has changed since; then nothing was written. Durable on
         return as the transaction's durability says. The transaction is over either way.
         """
-        view = self._view
-        if view is None:
+        if self._view is None:
             raise _closed()
         try:
-            if not len(self._batch):
-                return None
-            ranges = _walked(self._ranges)
-            request = CommitRequest(
-                self._batch,
-                sync=self._sync,
-                since=view.seqno if self._reads or ranges else None,
-                reads=self._reads,
-                ranges=ranges,
-            )
-            self.commit_seqno = self._pipeline.commit(request)
+            request = self.request()
+            if request is not None:
+                self.commit_seqno = self._pipeline.commit(request)
             return self.commit_seqno
         finally:
             self.abort()
+
+    def request(self) -> CommitRequest | None:
+        """What `commit` asks the pipeline for; None if nothing was written.
+
+        Requires: until that is done nobody writes to this transaction, or ends it.
+        """
+        if self._view is None:
+            raise _closed()
+        if not len(self._batch):
+            return None
+        ranges = _walked(self._ranges)
+        return CommitRequest(
+            self._batch,
+            sync=self._sync,
+            since=self._seqno if self._reads or ranges else None,
+            reads=self._reads,
+            ranges=ranges,
+        )
 
     def abort(self) -> None:
         """Forget the writes and let go of the snapshot. Idempotent, and without effect after `commit`."""
