@@ -372,8 +372,8 @@ class LogReader:
                 problem = self._link_failure(segment, link, row, verdict)
                 yield _as_damage(problem, segment.name)
             if isinstance(segment.header, SegmentHeader):
-                until = chain[i + 1].first_seqno - 1 if i + 1 < len(chain) else None
-                yield from self._verify_segment(segment, until)
+                following = segment.slot.next or (chain[i + 1].first_seqno if i + 1 < len(chain) else None)
+                yield from self._verify_segment(segment, None if following is None else following - 1)
 
     def _verify_segment(self, segment: _Segment, until: int | None) -> Iterator[Damage]:
         header = segment.known
@@ -389,17 +389,16 @@ class LogReader:
                     yield _as_damage(error, segment.name)
         except (CorruptionError, FormatError) as error:
             yield _as_damage(error, segment.name)
+            return
         except OSError as error:
             yield Damage(segment.name, None, f"cannot be read: {error}")
+            return
         for offset in skipped:
             yield Damage(segment.name, offset, describe(TailRow.DAMAGED_MARK))
-        name = index_name(segment.first_seqno)
-        if self._files.kind(self._path(name)) is not None:
-            index = load_index(self._files, self._directory, header)
-            if index is None:
-                yield Damage(name, None, "the index is damaged; it is not needed, and a search is slower without it")
-            elif any(seqnos.get(o) != s for s, o in zip(index.seqnos, index.offsets, strict=True)):
-                yield Damage(name, None, "the index does not say where the commits are; remove it")
+        # An index that is no index was torn by a crash, and is not used. One that is must tell the truth.
+        index = load_index(self._files, self._directory, header)
+        if index is not None and any(seqnos.get(o) != s for s, o in zip(index.seqnos, index.offsets, strict=True)):
+            yield Damage(index_name(segment.first_seqno), None, "the index lies about where commits are; remove it")
 
     def salvage(self) -> Iterator[Record | Damage]:
         """Every commit that verifies, oldest first, and a `Damage` for whatever does not. Raises for no damage."""
@@ -444,6 +443,7 @@ def _link(chain: list[_Segment], i: int, after: int, *, oldest: bool = False) ->
             if following is not None and isinstance(following.header, SegmentHeader)
             else None
         ),
+        previous=segment.header.previous,
     )
 
 

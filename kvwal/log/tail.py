@@ -75,6 +75,7 @@ class Link:
         next: first seqno of the next segment there is, by name.
         next_previous: what that segment says comes before it; None if there is none, or its header is bad.
         first_seqno: its own.
+        previous: what it says comes before itself.
     """
 
     first_seqno: int
@@ -83,6 +84,7 @@ class Link:
     slot: Slot = Slot(None, damaged=False)  # noqa: RUF009  # immutable
     next: int | None = None
     next_previous: int | None = None
+    previous: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -229,8 +231,8 @@ def failure(row: TailRow, verdict: Verdict, file: str, offset: int | None, reaso
 
 def missing_file(link: Link, row: TailRow) -> str:
     """The name of the segment that a missing-segment row is about."""
-    if row is TailRow.MISSING_OLDEST_SEGMENT or (link.next is None and link.slot.next is None):
-        return segment_name(link.first_seqno)
+    if row is TailRow.MISSING_OLDEST_SEGMENT:
+        return segment_name(link.previous or link.first_seqno)
     if link.slot.next not in (None, link.next):
         return segment_name(link.slot.next or 0)
     return segment_name(link.next_previous or 0)

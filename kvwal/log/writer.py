@@ -412,7 +412,7 @@ class LogWriter:
 
     def prepare_next(self) -> None:
         """Make the next segment's file ahead of time, once the current one is half full. From any thread."""
-        if self._limit >= 0 and self._offset * 2 > self._room_end:
+        if self._limit >= 0 and 2 * (self._offset - HEADER_PAGE_BYTES) > self._room_end - HEADER_PAGE_BYTES:
             self._maker.prepare_spare()
 
     def retire(self, below: Seqno, *, keep_bytes: int = 0, keep_after_us: int = 0) -> list[Seqno]:

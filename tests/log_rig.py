@@ -1,0 +1,148 @@
+"""A log in a directory, on whatever files, with hands to damage it: what the tests of the log share."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+from kvwal.batch import Seqno, WriteBatch
+from kvwal.files import Files
+from kvwal.log import LogEnd, LogReader, LogWriter, encode_put
+from kvwal.log.segment import list_segments
+from kvwal.testing import SimulatedDisk
+
+STORE_ID = b"store-id-16bytes"
+SEGMENT_BYTES = 4096 + 1000
+
+
+def body(n: int, size: int = 20) -> bytes:
+    """The body of the commit with seqno n, telling what it is."""
+    return encode_put(b"key%d" % n, (b"value%d." % n * size)[:size])
+
+
+def simulated_disk() -> SimulatedDisk:
+    """A disk with the durable directory /log."""
+    disk = SimulatedDisk()
+    disk.make_directory("/log")
+    disk.sync_directory("/")
+    return disk
+
+
+class LogRig:
+    """One log, written and read again and again."""
+
+    def __init__(self, files: Files, directory: str) -> None:
+        self.files = files
+        self.directory = directory
+
+    # -- writing ------------------------------------------------------------------------------
+
+    def create(self, **options: Any) -> LogWriter:
+        options = {"segment_bytes": SEGMENT_BYTES, "preallocate": "allocate", "time_us": 1000} | options
+        return LogWriter.create(self.files, self.directory, STORE_ID, **options)
+
+    def resume(self, end: LogEnd | None = None, **options: Any) -> LogWriter:
+        options = {"segment_bytes": SEGMENT_BYTES, "preallocate": "allocate"} | options
+        if end is None:
+            _, end = self.replay()
+        return LogWriter.resume(self.files, self.directory, STORE_ID, end, self.reader(), **options)
+
+    def fill(self, log: LogWriter, n: int, *, sync_every: int = 1, size: int = 20) -> None:
+        """Append n commits."""
+        for i in range(1, n + 1):
+            seqno = log.append_one(body(log.last_seqno + 1, size))
+            assert seqno == log.last_seqno
+            if i % sync_every == 0:
+                log.sync()
+
+    def made(self, n: int, *, sync_every: int = 1, **options: Any) -> LogRig:
+        """A log of n commits whose writer was killed."""
+        log = self.create(**options)
+        self.fill(log, n, sync_every=sync_every)
+        log.abandon()
+        return self
+
+    # -- reading ------------------------------------------------------------------------------
+
+    def reader(self) -> LogReader:
+        return LogReader(self.files, self.directory, STORE_ID)
+
+    def replay(self, after: int = 0, floor: int = 0) -> tuple[list[int], LogEnd]:
+        """The seqnos that recovery finds, each with the right content, and the end."""
+        reader = self.reader()
+        seqnos = []
+        for record in reader.records(Seqno(after), Seqno(floor)):
+            check_content(record.batch(), record.seqno)
+            seqnos.append(int(record.seqno))
+        assert reader.end is not None
+        assert seqnos == list(range(after + 1, after + 1 + len(seqnos)))
+        return seqnos, reader.end
+
+    def names(self) -> list[str]:
+        return sorted(self.files.list_directory(self.directory))
+
+    def segments(self) -> list[int]:
+        return [int(s) for s in list_segments(self.files, self.directory)]
+
+    def offset(self, seqno: int) -> tuple[str, int]:
+        position = self.reader().seek(Seqno(seqno))
+        return position.file, position.offset
+
+    # -- damage -------------------------------------------------------------------------------
+
+    def path(self, name: str) -> str:
+        return self.files.join(self.directory, name)
+
+    def read(self, name: str) -> bytes:
+        file = self.files.open(self.path(name))
+        try:
+            return file.pread(file.size(), 0)
+        finally:
+            file.close()
+
+    def overwrite(self, name: str, offset: int, data: bytes) -> None:
+        file = self.files.open(self.path(name), write=True)
+        file.pwrite(data, offset)
+        file.sync()
+        file.close()
+
+    def flip(self, name: str, offset: int, mask: int = 0xFF) -> None:
+        self.overwrite(name, offset, bytes((self.read(name)[offset] ^ mask,)))
+
+    def flip_commit(self, seqno: int, at: int = 45) -> tuple[str, int]:
+        """Damage a byte inside a commit; returns where the commit begins."""
+        name, offset = self.offset(seqno)
+        self.flip(name, offset + at)
+        return name, offset
+
+    def cut(self, name: str, size: int) -> None:
+        file = self.files.open(self.path(name), write=True)
+        file.truncate(size)
+        file.sync()
+        file.close()
+
+    def remove(self, name: str) -> None:
+        self.files.unlink(self.path(name))
+        self.files.sync_directory(self.directory)
+
+    def snapshot(self) -> dict[str, bytes]:
+        return {name: self.read(name) for name in self.names()}
+
+    def restore(self, content: dict[str, bytes]) -> None:
+        for name in self.names():
+            self.remove(name)
+        for name, data in content.items():
+            file = self.files.open(self.path(name), create=True)
+            file.pwrite(data, 0)
+            file.sync()
+            file.close()
+        self.files.sync_directory(self.directory)
+
+
+def check_content(batch: WriteBatch, seqno: int) -> None:
+    """The commit with seqno n wrote key n, and nothing else, with its own value."""
+    [(key, value)] = batch.writes.items()
+    assert key == b"key%d" % seqno
+    assert value is not None
+    expected = b"value%d." % seqno
+    assert all(a == b for a, b in zip(value, itertools.cycle(expected), strict=False))

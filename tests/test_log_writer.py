@@ -1,0 +1,724 @@
+"""The writer: appends, rolls, full disks, failures, interruptions, retirement, closing."""
+
+from __future__ import annotations
+
+import errno
+import threading
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from log_rig import SEGMENT_BYTES, STORE_ID, LogRig, body, simulated_disk
+
+from kvwal.batch import Seqno
+from kvwal.errors import ClosedError, DiskFullError, PoisonedError, StoreExistsError
+from kvwal.files import system_files
+from kvwal.log import LogWriter, TailRow
+from kvwal.log.record import segment_name
+from kvwal.log.segment import SLOT_OFFSET, SegmentHeader, decode_header
+from kvwal.testing import Operation, SimulatedDisk
+
+RECORD_BYTES = 40 + len(body(1))
+
+
+@pytest.fixture
+def disk() -> SimulatedDisk:
+    return simulated_disk()
+
+
+@pytest.fixture
+def rig(disk: SimulatedDisk) -> LogRig:
+    return LogRig(disk, "/log")
+
+
+# -- appending ---------------------------------------------------------------------------------
+
+
+def test_append_one_and_append_write_the_same_kind_of_record(rig: LogRig):
+    log = rig.create()
+    assert log.append_one(body(1)) == 1
+    assert log.append([body(2), [body(3)], [body(4)[:9], body(4)[9:]]]) == 4
+    assert (log.last_seqno, log.durable_seqno) == (4, 0)
+    log.sync()
+    assert log.durable_seqno == 4
+    log.abandon()
+    assert rig.replay()[0] == [1, 2, 3, 4]
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    st.lists(
+        st.one_of(
+            st.integers(0, 2000).map(lambda size: ("one", [size])),
+            st.lists(st.sampled_from([0, 5, 300, 40_000, 140_000]), min_size=1, max_size=5).map(lambda s: ("many", s)),
+            st.just(("sync", [])),
+            st.just(("mark", [])),
+            st.just(("prepare", [])),
+        ),
+        max_size=30,
+    ),
+    st.sampled_from([SEGMENT_BYTES, 1 << 16]),
+    st.sampled_from(["allocate", "zeros"]),
+    st.sampled_from(["close", "abandon"]),
+)
+def test_whatever_is_appended_is_read_back(
+    steps: list[tuple[str, list[int]]], segment_bytes: int, preallocate: str, end: str
+):
+    disk = simulated_disk()
+    rig = LogRig(disk, "/log")
+    log = rig.create(segment_bytes=segment_bytes, preallocate=preallocate)
+    n = 0
+    for step, sizes in steps:
+        if step == "one":
+            log.append_one(body(n + 1, sizes[0]))
+        elif step == "many":
+            log.append([[body(n + 1 + i, size)] for i, size in enumerate(sizes)])
+        elif step == "sync":
+            log.sync()
+        elif step == "mark":
+            log.mark_idle()
+        else:
+            log.prepare_next()
+        n += len(sizes)
+        assert log.last_seqno == n
+    getattr(log, end)()
+    seqnos, found = rig.replay()
+    assert seqnos == list(range(1, n + 1))
+    assert found.row is (TailRow.CLOSED if end == "close" else TailRow.CLEAN_END)
+    assert list(rig.reader().verify()) == []
+    assert [r.seqno for r in rig.reader().salvage()] == seqnos
+    for seqno in seqnos[:: max(1, n // 5)]:
+        assert rig.reader().seek(Seqno(seqno)).segment <= seqno
+
+
+def test_large_values_are_written_without_being_joined(disk: SimulatedDisk, rig: LogRig):
+    log = rig.create(segment_bytes=1 << 20)
+    large = b"x" * 200_000
+    disk.trace = []
+    log.append([[b"abc", large, b"def"]])
+    writes = [op.size for op in disk.trace if op.name == "pwrite"]
+    assert writes == [43, 200_000, 3]
+
+
+def test_a_group_is_one_write(disk: SimulatedDisk, rig: LogRig):
+    log = rig.create(segment_bytes=1 << 20)
+    disk.trace = []
+    log.append([body(i) for i in range(50)])
+    assert [op.name for op in disk.trace] == ["pwrite"]
+
+
+def test_a_record_larger_than_a_segment_gets_one_of_its_own_size(rig: LogRig):
+    log = rig.create()
+    log.append([body(1)])
+    log.append([body(2, 30_000)])
+    assert [s.size for s in log.segments()] == [SEGMENT_BYTES, 4096 + len(body(2, 30_000)) + 80]
+    log.append([body(3)])
+    log.abandon()
+    assert rig.replay()[0] == [1, 2, 3]
+    assert rig.segments() == [1, 2, 3]
+
+
+def test_a_group_that_does_not_fit_rolls_as_a_whole(rig: LogRig):
+    log = rig.create()
+    rig.fill(log, 10)
+    log.append([body(11 + i) for i in range(30)])
+    assert [s.first_seqno for s in log.segments()] == [1, 11]
+    log.abandon()
+    assert len(rig.replay()[0]) == 40
+
+
+def test_times_never_decrease(disk: SimulatedDisk, rig: LogRig):
+    log = rig.create(time_us=disk.clock_us)
+    times = []
+    for i in range(40):
+        disk.jump_clock(-1_000_000 if i % 3 else 500_000)
+        log.append_one(body(i + 1))
+        times.append(log.last_time_us)
+    log.sync()
+    log.abandon()
+    assert times == sorted(times)
+    assert [r.time_us for r in rig.reader().records(Seqno(0), Seqno(0))] == times
+    assert rig.replay()[1].last_time_us == times[-1]
+
+
+def test_tail_bytes_counts_what_was_appended(rig: LogRig):
+    log = rig.create()
+    assert log.tail_bytes == 0
+    total = 0
+    for i in range(40):
+        log.append_one(body(i + 1))
+        total += 40 + len(body(i + 1))
+        assert log.tail_bytes == total
+    log.abandon()
+    log = rig.resume()
+    assert log.tail_bytes == 0
+    log.append_one(body(41))
+    assert log.tail_bytes == 40 + len(body(41))
+
+
+def test_mark_idle_writes_only_what_is_news(disk: SimulatedDisk, rig: LogRig):
+    log = rig.create()
+    disk.trace = []
+    log.mark_idle()
+    assert disk.trace == []
+    rig.fill(log, 2)
+    disk.trace = []
+    log.mark_idle()
+    log.mark_idle()
+    assert [op.name for op in disk.trace] == ["pwrite"]
+    log.append_one(body(3))
+    log.mark_idle()
+    log.sync()
+    log.mark_idle()
+    log.abandon()
+    _, end = rig.replay()
+    assert (end.last_seqno, end.watermark) == (3, 3)
+
+
+def test_a_segment_full_of_marks_has_room_for_the_clean_close(rig: LogRig):
+    log = rig.create()
+    for i in range(60):
+        rig.fill(log, 1)
+        log.mark_idle()
+        if i % 7 == 0:
+            log.close()
+            log = rig.resume()
+    log.close()
+    assert rig.replay()[1].row is TailRow.CLOSED
+    assert len(rig.replay()[0]) == 60
+
+
+# -- the order of a roll -----------------------------------------------------------------------
+
+
+def names(trace: list[Operation]) -> list[str]:
+    return [f"{op.name} {op.path.removeprefix('/log').lstrip('/')}".strip() for op in trace if op.name != "pread"]
+
+
+def test_a_roll_takes_its_steps_in_order(disk: SimulatedDisk, rig: LogRig):
+    log = rig.create()
+    rig.fill(log, 11)
+    log.append_one(body(12))
+    disk.trace = []
+    log.append([body(13, 500)])
+    assert names(disk.trace) == [
+        "datasync 00000000000000000001.tmp",  # the name it was opened by
+        "create 00000000000000000013.tmp",
+        "allocate 00000000000000000013.tmp",
+        "pwrite 00000000000000000013.tmp",
+        "sync 00000000000000000013.tmp",
+        "rename 00000000000000000013.log",
+        "sync_directory",
+        "open 00000000000000000001.log",
+        "pwrite 00000000000000000001.log",
+        "datasync 00000000000000000001.log",
+        "create 00000000000000000001.idx.tmp",
+        "pwrite 00000000000000000001.idx.tmp",
+        "rename 00000000000000000001.idx",
+        "pwrite 00000000000000000013.tmp",
+    ]
+
+
+def test_a_prepared_segment_leaves_little_to_the_roll(disk: SimulatedDisk, rig: LogRig):
+    log = rig.create()
+    rig.fill(log, 3)
+    log.prepare_next()
+    assert "spare.tmp" not in rig.names(), "too early"
+    rig.fill(log, 9)
+    log.prepare_next()
+    log.prepare_next()
+    assert len(rig.read("spare.tmp")) == SEGMENT_BYTES
+    disk.trace = []
+    log.append([body(13, 500)])
+    assert names(disk.trace)[:4] == [
+        "pwrite spare.tmp",
+        "datasync spare.tmp",
+        "rename 00000000000000000013.log",
+        "sync_directory",
+    ]
+    rig.fill(log, 30)
+    log.abandon()
+    assert rig.replay()[0] == list(range(1, 44))
+
+
+def test_preparing_from_another_thread_while_segments_roll(tmp_path_factory: pytest.TempPathFactory):
+    rig = LogRig(system_files(), str(tmp_path_factory.mktemp("log")))
+    log = rig.create()
+    over = threading.Event()
+
+    def prepare() -> None:
+        while not over.is_set():
+            log.prepare_next()
+
+    thread = threading.Thread(target=prepare)
+    thread.start()
+    rig.fill(log, 600, sync_every=50)
+    log.close()
+    over.set()
+    thread.join()
+    assert len(rig.replay()[0]) == 600
+    log.prepare_next()
+    assert not [name for name in rig.names() if name.endswith(".tmp")]
+
+
+# -- a full disk -------------------------------------------------------------------------------
+
+
+def fill_segment(rig: LogRig, log: LogWriter) -> None:
+    """Append until the next commit needs a new segment."""
+    while log.tail_bytes + 2 * RECORD_BYTES + 10 < SEGMENT_BYTES - 4096:
+        rig.fill(log, 1)
+
+
+def test_a_full_disk_while_rolling_changes_nothing(disk: SimulatedDisk, rig: LogRig):
+    log = rig.create()
+    fill_segment(rig, log)
+    last = log.last_seqno
+    before = rig.snapshot()
+    disk.capacity = disk.used_bytes()
+    for _ in range(3):
+        with pytest.raises(DiskFullError):
+            log.append([body(last + 1, 500)])
+        assert log.last_seqno == last
+        assert rig.snapshot() == before
+    # What still fits goes into the old segment.
+    assert log.append([b""]) == last + 1
+    log.sync()
+    disk.capacity = None
+    assert log.append([body(last + 2, 500)]) == last + 2
+    log.sync()
+    log.close()
+
+
+@pytest.mark.parametrize("op", ["create", "allocate", "pwrite", "rename", "sync"])
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])
+def test_no_space_at_any_step_of_making_a_segment_is_survived(disk: SimulatedDisk, rig: LogRig, op: str, code: int):
+    log = rig.create()
+    fill_segment(rig, log)
+    last = log.last_seqno
+    disk.fail(op, path="*" if op == "rename" else "*.tmp", error=code)
+    with pytest.raises(DiskFullError):
+        log.append([body(last + 1, 500)])
+    assert [name for name in rig.names() if name.endswith(".tmp")] == []
+    disk.heal()
+    rig.fill(log, 20)
+    log.close()
+    assert len(rig.replay()[0]) == last + 20
+
+
+def test_no_space_for_the_slot_is_survived(disk: SimulatedDisk, rig: LogRig):
+    log = rig.create()
+    fill_segment(rig, log)
+    last = log.last_seqno
+    disk.fail("pwrite", path=f"*{segment_name(1)}", error=errno.ENOSPC, effect="part")
+    with pytest.raises(DiskFullError):
+        log.append([body(last + 1, 500)])
+    disk.heal()
+    # The next segment has its name: even what would fit into the old one must go to the new one.
+    rig.fill(log, 1)
+    assert [s.first_seqno for s in log.segments()] == [1, last + 1]
+    log.close()
+    assert len(rig.replay()[0]) == last + 1
+
+
+def test_no_space_in_the_middle_of_a_record_costs_the_segment(disk: SimulatedDisk, rig: LogRig):
+    for one in (True, False):
+        log = rig.create() if one else rig.resume()
+        rig.fill(log, 5)
+        last = log.last_seqno
+        disk.fail("pwrite", error=errno.ENOSPC, effect="part")
+        with pytest.raises(DiskFullError):
+            log.append_one(body(last + 1)) if one else log.append([body(last + 1)])
+        disk.heal()
+        assert log.last_seqno == last
+        log.mark_idle()
+        rig.fill(log, 2)
+        assert log.segments()[-1].first_seqno == last + 1
+        log.abandon()
+        assert len(rig.replay()[0]) == last + 2
+
+
+def test_no_space_for_the_first_record_of_a_segment_replaces_it(disk: SimulatedDisk, rig: LogRig):
+    log = rig.create()
+    disk.fail("pwrite", error=errno.ENOSPC, effect="part")
+    with pytest.raises(DiskFullError):
+        log.append_one(body(1))
+    disk.heal()
+    rig.fill(log, 3)
+    assert rig.segments() == [1]
+    log.close()
+    assert rig.replay()[0] == [1, 2, 3]
+
+
+def test_closing_after_a_left_segment_keeps_what_was_acknowledged(disk: SimulatedDisk, rig: LogRig):
+    log = rig.create()
+    rig.fill(log, 3)
+    disk.fail("pwrite", error=errno.ENOSPC, effect="part")
+    with pytest.raises(DiskFullError):
+        log.append_one(body(4))
+    log.close()
+    disk.heal()
+    assert rig.replay()[0] == [1, 2, 3]
+    rig.resume().close()
+
+
+def test_a_small_append_makes_a_small_segment(disk: SimulatedDisk, rig: LogRig):
+    log = rig.create(segment_bytes=1 << 20)
+    log.append([body(1, 1_000_000)])
+    disk.capacity = disk.used_bytes() + 8192
+    with pytest.raises(DiskFullError):
+        log.append([body(2, 100_000)])
+    with pytest.raises(DiskFullError):
+        log.append([body(2, 60_000)], small=True)
+    assert log.append([body(2, 3000)], small=True) == 2
+    log.sync()
+    log.abandon()
+    assert len(rig.replay()[0]) == 2
+
+
+def test_resuming_on_a_full_disk_carries_into_a_small_segment(disk: SimulatedDisk, rig: LogRig):
+    log = rig.create(segment_bytes=1 << 20)
+    rig.fill(log, 5)
+    log.abandon()
+    disk.capacity = disk.used_bytes() + 3 * 4096
+    log = rig.resume(segment_bytes=1 << 20)
+    assert (log.last_seqno, log.durable_seqno) == (5, 5)
+    with pytest.raises(DiskFullError):
+        log.append([body(6, 100_000)])
+    log.abandon()
+    assert rig.replay()[0] == [1, 2, 3, 4, 5]
+
+
+def test_a_spare_that_cannot_be_made_is_no_failure(disk: SimulatedDisk, rig: LogRig):
+    log = rig.create()
+    fill_segment(rig, log)
+    for op, code in (("create", errno.ENOSPC), ("allocate", errno.ENOSPC), ("sync", errno.EIO)):
+        disk.fail(op, path="*spare.tmp", error=code)
+        log.prepare_next()
+        disk.heal()
+        assert "spare.tmp" not in rig.names()
+    rig.fill(log, 30)
+    log.close()
+
+
+# -- failures and interruptions ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("one", [True, False])
+def test_a_failed_write_poisons(disk: SimulatedDisk, rig: LogRig, one: bool):
+    log = rig.create()
+    rig.fill(log, 3)
+    disk.fail("pwrite", effect="part")
+    with pytest.raises(PoisonedError) as caught:
+        log.append_one(body(4)) if one else log.append([body(4)])
+    assert isinstance(caught.value.__cause__, OSError)
+    refuses_everything(disk, log)
+    assert rig.replay()[0] == [1, 2, 3]
+    rig.resume().close()
+
+
+def refuses_everything(disk: SimulatedDisk, log: LogWriter) -> None:
+    disk.heal()
+    disk.trace = []
+    last = log.last_seqno
+    for call in (
+        lambda: log.append_one(body(last + 1)),
+        lambda: log.append([body(last + 1)]),
+        log.sync,
+        log.mark_idle,
+        lambda: log.retire(last),
+    ):
+        with pytest.raises(PoisonedError):
+            call()
+    log.prepare_next()
+    log.close()
+    assert [op for op in disk.trace if op.name != "unlink"] == []
+    assert log.last_seqno == last
+
+
+def test_a_failed_flush_poisons_and_is_not_tried_again(disk: SimulatedDisk, rig: LogRig):
+    log = rig.create()
+    rig.fill(log, 3)
+    log.append_one(body(4))
+    disk.fail("datasync")
+    with pytest.raises(PoisonedError):
+        log.sync()
+    assert log.durable_seqno == 3
+    refuses_everything(disk, log)
+
+
+def test_commits_of_a_failed_flush_are_written_anew_by_recovery(disk: SimulatedDisk, rig: LogRig):
+    log = rig.create()
+    rig.fill(log, 3)
+    log.append_one(body(4))
+    disk.fail("datasync")
+    with pytest.raises(PoisonedError):
+        log.sync()
+    log.abandon()
+    disk.kill()
+    disk.heal()
+    # The page cache still shows commit 4, and a flush of it would succeed without writing it.
+    log = rig.resume()
+    assert log.last_seqno == 4
+    for survivors in (0, -1):
+        assert LogRig(disk.crash(survivors), "/log").replay()[0] == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("op", ["create", "allocate", "pwrite", "sync", "rename", "sync_directory", "datasync", "open"])
+def test_a_failed_step_of_a_roll_poisons(disk: SimulatedDisk, rig: LogRig, op: str):
+    log = rig.create()
+    fill_segment(rig, log)
+    last = log.last_seqno
+    disk.fail(op)
+    with pytest.raises(PoisonedError):
+        log.append([body(last + 1, 500)])
+    refuses_everything(disk, log)
+    assert len(rig.replay()[0]) == last
+    rig.resume().close()
+    assert len(rig.replay()[0]) == last
+
+
+class Interrupt(BaseException):
+    """Stands for KeyboardInterrupt."""
+
+
+def test_an_interruption_before_any_operation_is_survived_in_place():
+    """Whatever is interrupted, the same append done again counts once, and the log reads right."""
+    at = 0
+    while True:
+        at += 1
+        disk = simulated_disk()
+        rig = LogRig(disk, "/log")
+        log = rig.create()
+        start = disk.operations
+        hit = False
+
+        def watch(operation: Operation, start: int = start, at: int = at, disk: SimulatedDisk = disk) -> None:
+            nonlocal hit
+            if not hit and operation.number >= start + at:
+                hit = True
+                raise Interrupt
+
+        disk.watcher = watch
+        while log.last_seqno < 30:
+            try:
+                seqno = log.last_seqno + 1
+                if seqno % 2:
+                    log.append_one(body(seqno))
+                else:
+                    log.append([body(seqno)])
+                log.sync()
+                log.prepare_next()
+            except Interrupt:
+                # A leftover spare of the interruption is in nobody's way.
+                assert log.last_seqno in (seqno - 1, seqno)
+        disk.watcher = None
+        log.sync()
+        log.mark_idle()
+        log.abandon()
+        seqnos, end = rig.replay()
+        assert (len(seqnos), end.watermark, end.cut_bytes) == (30, 30, 0)
+        if not hit:
+            break
+    assert at > 60
+
+
+def test_an_interruption_after_the_roll_named_the_next_segment_loses_nothing(disk: SimulatedDisk, rig: LogRig):
+    log = rig.create()
+    fill_segment(rig, log)
+    last = log.last_seqno
+
+    def watch(operation: Operation) -> None:
+        if operation.name == "sync_directory":
+            raise Interrupt
+
+    disk.watcher = watch
+    with pytest.raises(Interrupt):
+        log.append([body(last + 1, 500)])
+    disk.watcher = None
+    # This one would fit into the old segment, where it would be superseded.
+    log.append_one(b"\1\0\0\0\1\1\0\0\0\0\0k")
+    log.sync()
+    log.abandon()
+    assert rig.reader().seek(Seqno(last + 1)).segment == last + 1
+
+
+# -- retirement --------------------------------------------------------------------------------
+
+
+def many(rig: LogRig) -> tuple[LogWriter, list[int]]:
+    log = rig.create()
+    rig.fill(log, 60)
+    return log, [s.first_seqno for s in log.segments()]
+
+
+def test_retire_removes_whole_old_segments_and_never_the_newest(rig: LogRig):
+    log, firsts = many(rig)
+    assert log.retire(Seqno(firsts[1] - 1)) == []
+    assert log.retire(Seqno(firsts[1])) == [1]
+    assert log.retire(Seqno(firsts[3] + 1)) == firsts[1:3]
+    assert log.retire(Seqno(1000)) == firsts[3:-1]
+    assert rig.segments() == firsts[-1:] == [s.first_seqno for s in log.segments()]
+    assert [name for name in rig.names() if name.endswith(".idx")] == []
+    rig.fill(log, 5)
+    log.close()
+    assert rig.replay(after=60)[1].last_seqno == 65
+
+
+def test_retire_goes_from_the_oldest_and_flushes_after_each(disk: SimulatedDisk, rig: LogRig):
+    log, firsts = many(rig)
+    disk.trace = []
+    log.retire(Seqno(firsts[2]))
+    assert names(disk.trace) == [
+        f"unlink {segment_name(firsts[0])}",
+        f"unlink {firsts[0]:020d}.idx",
+        "sync_directory",
+        f"unlink {segment_name(firsts[1])}",
+        f"unlink {firsts[1]:020d}.idx",
+        "sync_directory",
+    ]
+
+
+def test_retire_keeps_as_many_bytes_as_it_is_told(rig: LogRig):
+    log, firsts = many(rig)
+    assert log.retire(Seqno(1000), keep_bytes=100 * SEGMENT_BYTES) == []
+    assert log.retire(Seqno(1000), keep_bytes=2 * SEGMENT_BYTES) == firsts[:-3]
+    assert log.retire(Seqno(1000), keep_bytes=2 * SEGMENT_BYTES - 1) == firsts[-3:-2]
+
+
+def test_retire_keeps_what_is_young_enough(rig: LogRig):
+    log, firsts = many(rig)
+    created = {s.first_seqno: s.created_us for s in log.segments()}
+    assert log.retire(Seqno(1000), keep_after_us=1) == []
+    assert log.retire(Seqno(1000), keep_after_us=created[firsts[2]] + 1) == firsts[:2]
+    assert log.retire(Seqno(1000), keep_after_us=created[firsts[-1]] + 1) == firsts[2:-1]
+
+
+# -- beginning and ending ----------------------------------------------------------------------
+
+
+def test_create_refuses_a_directory_with_a_log(rig: LogRig):
+    rig.made(3)
+    before = rig.snapshot()
+    with pytest.raises(StoreExistsError):
+        rig.create()
+    assert rig.snapshot() == before
+
+
+def test_create_removes_what_a_crashed_create_left(rig: LogRig):
+    rig.files.open(rig.path("00000000000000000001.tmp"), create=True).close()
+    rig.files.open(rig.path("00000000000000000005.idx"), create=True).close()
+    rig.create().abandon()
+    assert rig.names() == [segment_name(1)]
+    assert rig.reader().is_unused()
+
+
+def test_a_log_is_unused_until_something_is_committed(rig: LogRig):
+    log = rig.create()
+    assert rig.reader().is_unused()
+    log.close()
+    assert rig.reader().is_unused()
+    log = rig.resume()
+    rig.fill(log, 1)
+    log.abandon()
+    assert not rig.reader().is_unused()
+
+
+def test_closing_truncates_to_the_records_and_writes_an_index(rig: LogRig):
+    log = rig.create()
+    rig.fill(log, 3)
+    log.close()
+    log.close()
+    assert len(rig.read(segment_name(1))) == 4096 + sum(40 + len(body(i)) for i in (1, 2, 3)) + 40
+    assert rig.names() == ["00000000000000000001.idx", segment_name(1)]
+    with pytest.raises(ClosedError):
+        log.append_one(body(4))
+    with pytest.raises(ClosedError):
+        log.sync()
+
+
+def test_the_closed_record_claims_nothing_that_is_not_on_disk(disk: SimulatedDisk, rig: LogRig):
+    """Closing flushes first: else a cut could keep the closed record and lose the commits it calls durable."""
+    log = rig.create()
+    rig.fill(log, 8, sync_every=100)
+    cuts = []
+    disk.watcher = lambda operation: cuts.extend(disk.crash(mask) for mask in (0, -1, 5, 10))
+    log.close()
+    disk.watcher = None
+    for found in cuts:
+        seqnos, end = LogRig(found, "/log").replay()
+        assert end.last_seqno >= end.watermark
+        assert seqnos == list(range(1, len(seqnos) + 1))
+
+
+def test_a_clean_end_makes_no_segment_until_something_is_appended(rig: LogRig):
+    log = rig.create()
+    rig.fill(log, 3)
+    log.close()
+    before = rig.snapshot()
+    for _ in range(3):
+        log = rig.resume()
+        log.mark_idle()
+        log.sync()
+        log.prepare_next()
+        log.close()
+        assert rig.snapshot() == before
+    log = rig.resume()
+    rig.fill(log, 1)
+    assert rig.segments() == [1, 4]
+
+
+def test_an_empty_segment_is_replaced_under_its_name(rig: LogRig):
+    rig.create().close()
+    log = rig.resume()
+    rig.fill(log, 30)
+    log.close()
+    log = rig.resume()
+    rig.fill(log, 1)
+    log.abandon()
+    log = rig.resume()  # carries commit 31
+    log.close()
+    for first in rig.segments():
+        header = decode_header(rig.read(segment_name(first))[:4096], first, STORE_ID)
+        assert isinstance(header, SegmentHeader)
+        assert header.previous < first
+    assert len(rig.replay()[0]) == 31
+
+
+def test_the_carried_tail_is_protected_like_what_was_acknowledged(rig: LogRig):
+    rig.made(5, sync_every=100)
+    rig.resume().abandon()
+    for seqno in range(1, 6):
+        content = rig.snapshot()
+        rig.flip_commit(seqno)
+        with pytest.raises(Exception, match="damaged"):
+            rig.replay()
+        rig.restore(content)
+
+
+def test_resume_writes_the_slot_that_a_crash_prevented(rig: LogRig):
+    rig.made(30)
+    name = segment_name(rig.segments()[-2])
+    slot = rig.read(name)[SLOT_OFFSET : SLOT_OFFSET + 20]
+    rig.overwrite(name, SLOT_OFFSET, bytes(20))
+    rig.resume().abandon()
+    assert rig.read(name)[SLOT_OFFSET : SLOT_OFFSET + 20] == slot
+
+
+def test_a_large_tail_is_carried(rig: LogRig):
+    log = rig.create(segment_bytes=8 << 20)
+    rig.fill(log, 30, sync_every=100, size=100_000)
+    log.abandon()
+    log = rig.resume()
+    assert (log.last_seqno, log.durable_seqno) == (30, 30)
+    rig.fill(log, 1)
+    log.close()
+    assert len(rig.replay()[0]) == 31
+    assert rig.replay()[1].row is TailRow.CLOSED
+
+
+def test_zeros_preallocate_as_many_bytes(rig: LogRig):
+    log = rig.create(preallocate="zeros")
+    rig.fill(log, 30)
+    assert {s.size for s in log.segments()} == {SEGMENT_BYTES}
+    assert all(len(rig.read(s.name)) == SEGMENT_BYTES for s in log.segments())
