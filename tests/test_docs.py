@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import re
+import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -69,3 +71,86 @@ def test_every_file_that_is_named_exists(document: Path) -> None:
     named = re.findall(r"`((?:kvwal|tests|docs)/[\w/]+\.\w+)`", document.read_text())
     missing = [name for name in named if not (ROOT / name).exists()]
     assert not missing
+
+
+# docs/format.md against the code. A table's comment names the structs that pack what it describes.
+
+FORMAT = (ROOT / "docs" / "format.md").read_text()
+TABLES = re.findall(r"<!-- ([\w.]+)\.(\w+)(?: \+ (\w+))? -->\n((?:\|.*\n)+)", FORMAT)
+TYPES = {"u8": "B", "u16": "H", "u32": "I", "u64": "Q"}
+
+
+def rows(table: str) -> list[list[str]]:
+    return [[cell.strip() for cell in line.strip("|\n").split("|")] for line in table.splitlines()[2:]]
+
+
+@pytest.mark.parametrize("table", TABLES, ids=lambda table: f"{table[0]}.{table[1]}")
+def test_format_md_has_the_fields_of_the_struct_in_the_code(table: tuple[str, str, str, str]) -> None:
+    module_name, name, crc_name, text = table
+    module = importlib.import_module(module_name)
+    structs = [getattr(module, part) for part in (name, crc_name) if part]
+    fields = [(int(row[0]), row[1]) for row in rows(text)]
+    documented = "<" + "".join(TYPES[kind] if kind in TYPES else f"{kind.split()[0]}s" for _, kind in fields)
+    in_code = "<" + "".join(one.format.lstrip("<") for one in structs)
+    assert _spelled_out(documented) == _spelled_out(in_code)
+    offset = 0
+    for at, kind in fields:
+        assert at == offset, f"{kind} at {at}"
+        offset += struct.calcsize("<" + TYPES[kind]) if kind in TYPES else int(kind.split()[0])
+    assert offset == sum(one.size for one in structs)
+
+
+def _spelled_out(layout: str) -> str:
+    """A struct format without repeat counts, and with padding as the bytes it is."""
+    layout = layout.replace("x", "s")
+    return re.sub(r"(\d+)([BHIQ])", lambda match: match[2] * int(match[1]), layout)
+
+
+def test_every_struct_that_is_on_disk_has_its_table_in_format_md() -> None:
+    assert {f"{module}.{name}" for module, name, _, _ in TABLES} == {
+        "kvwal.log.segment.HEADER",
+        "kvwal.log.segment.SLOT",
+        "kvwal.log.record.RECORD_HEADER",
+        "kvwal.log.index.HEADER",
+        "kvwal.pages.meta._BODY",
+        "kvwal.pages.page.POINTER",
+        "kvwal.pages.page.NODE_HEADER",
+        "kvwal.pages.page.OVERFLOW_REF",
+    }
+
+
+def test_format_md_says_the_numbers_of_the_code() -> None:
+    from kvwal.log import index, record, segment
+    from kvwal.pages import freelist, meta, page
+
+    for magic in (segment.MAGIC, segment.SLOT_MAGIC, index.MAGIC, meta._MAGIC):
+        assert f"| `{magic.decode()}` |" in FORMAT
+    assert (segment.VERSION, index.VERSION, meta._VERSION) == (1, 1, 1)
+    assert f"Its first {segment.HEADER_PAGE_BYTES} bytes are the header page" in FORMAT
+    assert f"at {segment.SLOT_OFFSET} the" in FORMAT
+    assert f"of this header: {segment.HEADER_BYTES}" in FORMAT
+    assert f"of the meta: {meta.META_SIZE}" in FORMAT
+    assert f"pages of {page.PAGE_SIZE} bytes" in FORMAT
+    assert f"{record.COMMIT} commit, {record.WATERMARK} watermark, {record.CLOSED} closed" in FORMAT
+    operations = (record._PUT, record._DELETE, record._DELETE_RANGE, record._DELETE_FROM)
+    put, delete, delete_range, delete_from = operations
+    assert f"{put} put, {delete} delete, {delete_range} delete a range with a stop, {delete_from} delete from" in FORMAT
+    assert f"{page.LEAF} leaf, {page.INNER} inner" in FORMAT
+    assert f"{page._UNIFORM} uniform, {page._NARROW} narrow, {page._WIDE} wide" in FORMAT
+    assert freelist._GROUPS.size == 4
+    assert f"| {freelist._GROUP.size} each | group |" in FORMAT
+
+
+def test_a_store_has_no_file_that_format_md_does_not_name(tmp_path: Path) -> None:
+    import kvwal
+
+    path = tmp_path / "named.kv"
+    with kvwal.open(str(path)) as db:
+        db[b"a"] = b"b"
+        db.checkpoint()
+        db[b"a"] = b"c"
+        present = {file.name for file in path.iterdir()}
+    present |= {file.name for file in path.iterdir()}
+    described = {re.sub(r"\d{20}", "00000000000000000001", name) for name in present}
+    described = {"*.tmp" if name.endswith(".tmp") else name for name in described}
+    assert described <= set(re.findall(r"^\| `([^`]+)` \|", FORMAT, re.MULTILINE)), described
