@@ -129,16 +129,27 @@ class CommitRequest:
     def of_put(cls, key: bytes, value: bytes, body: bytes, *, sync: bool) -> CommitRequest:
         """The request of one put, whose encoding is `body`: made in a sixth of the time, for those who make many."""
         request = cls.__new__(cls)
-        batch = request.batch = WriteBatch()
-        batch.writes[key] = value
+        request._batch = None
+        request.key = key
+        request.value = value
         request.size = len(key) + len(value)
-        request.body = [body]
+        request.body = body
         request.sync = sync
         request.since = request.action = request.on_done = request.gate = request.error = None
         request.reads = request.ranges = ()
         request.seqno = Seqno(0)
         request.done = False
         return request
+
+    @property
+    def batch(self) -> WriteBatch:
+        """What is written."""
+        batch = self._batch
+        if batch is None:
+            assert self.key is not None
+            self._batch = batch = WriteBatch()
+            batch.writes[self.key] = self.value
+        return batch
 
 
 class _Job:
@@ -168,7 +179,6 @@ class CommitPipeline:
         *,
         release_reserve: Callable[[], bool],
         now_s: Callable[[], float] = time.monotonic,
-        give_way: Callable[[], None] = lambda: None,
     ) -> None:
         self._log = log
         self._present = present
@@ -182,10 +192,11 @@ class CommitPipeline:
         self._queue: deque[CommitRequest] = deque()
         self._job: _Job | None = None
         self._now_s = now_s
-        self._give_way = give_way
         # How many committers there were last time, and how long a flush takes: see `_await_crowd`.
         self._crowd = 0
         self._flush_s = 0.0
+        self._awaited = False
+        self._crowd_gate = threading.Lock()
 
     # -- the fast path ------------------------------------------------------------------------
 
@@ -196,7 +207,7 @@ class CommitPipeline:
         body = encode_put(key, value)
         target = 0
         try:
-            if baton.setdefault(_BATON, body) is not body:
+            if (sync and self._crowd > 1) or baton.setdefault(_BATON, body) is not body:
                 return self.commit(CommitRequest.of_put(key, value, body, sync=sync))
             log = self._log
             target = log.last_seqno + 1
@@ -274,6 +285,8 @@ class CommitPipeline:
         gate.acquire()
         request.gate = gate
         self._queue.append(request)
+        if self._awaited and len(self._queue) + 1 >= self._crowd:
+            _open(self._crowd_gate)
         # The leader looks at the queue after it put the baton down: either it sees us, or we find the baton free.
         if self._baton.setdefault(_BATON, request) is request:
             return not self._leave_if_done(request)
@@ -309,9 +322,14 @@ class CommitPipeline:
         and twice as many flushes are made. The wait is a part of what a flush takes, and ends as soon as as many
         are here as there were; a thread alone never waits.
         """
-        deadline_s = self._now_s() + self._flush_s * _CROWD_WAIT
-        while len(self._queue) + 1 < self._crowd and self._now_s() < deadline_s:
-            self._give_way()
+        gate = self._crowd_gate
+        if gate.acquire(blocking=False):
+            # Looked at before it is waited for: whoever completes the crowd opens it, and may have been here already.
+            self._awaited = True
+            if len(self._queue) + 1 < self._crowd:
+                gate.acquire(timeout=self._flush_s * _CROWD_WAIT)
+            self._awaited = False
+        _open(gate)
 
     def _finish(self, request: CommitRequest) -> None:
         job = self._job
@@ -325,6 +343,14 @@ class CommitPipeline:
 
     def _put_down(self) -> None:
         # Requires: the baton is ours.
+        if self._queue:
+            # Passed on without putting it down: a newcomer in between would flush for itself alone.
+            with self._queue_lock:
+                waiter = next((member for member in self._queue if member.gate is not None and not member.done), None)
+                if waiter is not None and waiter.gate is not None:
+                    self._baton[_BATON] = waiter
+                    _open(waiter.gate)
+                    return
         del self._baton[_BATON]
         if self._queue:
             self._promote()
@@ -526,6 +552,7 @@ class CommitPipeline:
         self._log = log
         self._baton = {}
         self._queue_lock = threading.Lock()
+        self._crowd_gate = threading.Lock()
         self._queue = deque()
         self._job = None
 

@@ -77,7 +77,12 @@ class Store(OrderedMapping, MutableMapping[bytes, bytes]):
             self._pipeline = CommitPipeline(refusal, opened.present, release_reserve=lambda: False)
             self._checkpointer: Checkpointer | None = None
         else:
-            self._pipeline = CommitPipeline(opened.log, opened.present, release_reserve=reserve.release)
+            self._pipeline = CommitPipeline(
+                opened.log,
+                opened.present,
+                release_reserve=reserve.release,
+                now_s=options.files.monotonic_s,
+            )
             reserve.hold()
             self._checkpointer = Checkpointer(
                 opened.present, opened.pages, self._pipeline, opened.log, reserve, options, poison=self._poisoner()
