@@ -247,7 +247,7 @@ def test_salvage_goes_on_behind_missing_and_unreadable_segments(rig: LogRig, dis
     rig.flip(segment_name(firsts[2]), 3)
     records, damage = saved(rig)
     assert records == [*range(1, firsts[1]), *range(firsts[3], 61)]
-    # The missing one is told by the gap behind its predecessor, the other by its header, and by the gap before the next.
+    # The missing one is told by the gap behind its predecessor, the other by its header and by the gap behind it.
     assert [d.file for d in damage] == [segment_name(firsts[i]) for i in (0, 2, 3)]
 
 

@@ -1,8 +1,7 @@
-"""The writer: appends, rolls, full disks, failures, interruptions, retirement, closing."""
+"""The writer: appends, rolls, retirement, beginning and ending."""
 
 from __future__ import annotations
 
-import errno
 import threading
 
 import pytest
@@ -11,7 +10,7 @@ from hypothesis import strategies as st
 from log_rig import SEGMENT_BYTES, STORE_ID, LogRig, body, simulated_disk
 
 from kvwal.batch import Seqno
-from kvwal.errors import ClosedError, DiskFullError, PoisonedError, StoreExistsError
+from kvwal.errors import ClosedError, CorruptionError, StoreExistsError
 from kvwal.files import system_files
 from kvwal.log import LogWriter, TailRow
 from kvwal.log.record import segment_name
@@ -141,6 +140,25 @@ def test_times_never_decrease(disk: SimulatedDisk, rig: LogRig):
     assert rig.replay()[1].last_time_us == times[-1]
 
 
+def test_a_clock_that_steps_back_at_a_roll_makes_no_record_older_than_its_segment(disk: SimulatedDisk, rig: LogRig):
+    log = rig.create(time_us=disk.clock_us)
+
+    def watch(operation: Operation) -> None:
+        disk.jump_clock(1_000_000 if operation.name == "datasync" else -1_500_000)
+
+    disk.watcher = watch
+    rig.fill(log, 50)
+    disk.watcher = None
+    log.abandon()
+    for record in rig.reader().records(Seqno(0), Seqno(0)):
+        created = next(s.created_us for s in rig.reader().segments() if s.first_seqno == record.segment)
+        assert record.time_us >= created
+    for seqno in (1, 20, 50):
+        assert rig.reader().seqno_at(0) == 0
+        position = rig.reader().seek(Seqno(seqno))
+        assert position.offset >= 4096
+
+
 def test_tail_bytes_counts_what_was_appended(rig: LogRig):
     log = rig.create()
     assert log.tail_bytes == 0
@@ -259,288 +277,6 @@ def test_preparing_from_another_thread_while_segments_roll(tmp_path_factory: pyt
     assert len(rig.replay()[0]) == 600
     log.prepare_next()
     assert not [name for name in rig.names() if name.endswith(".tmp")]
-
-
-# -- a full disk -------------------------------------------------------------------------------
-
-
-def fill_segment(rig: LogRig, log: LogWriter) -> None:
-    """Append until the next commit needs a new segment."""
-    while log.tail_bytes + 2 * RECORD_BYTES + 10 < SEGMENT_BYTES - 4096:
-        rig.fill(log, 1)
-
-
-def test_a_full_disk_while_rolling_changes_nothing(disk: SimulatedDisk, rig: LogRig):
-    log = rig.create()
-    fill_segment(rig, log)
-    last = log.last_seqno
-    before = rig.snapshot()
-    disk.capacity = disk.used_bytes()
-    for _ in range(3):
-        with pytest.raises(DiskFullError):
-            log.append([body(last + 1, 500)])
-        assert log.last_seqno == last
-        assert rig.snapshot() == before
-    # What still fits goes into the old segment.
-    assert log.append([b""]) == last + 1
-    log.sync()
-    disk.capacity = None
-    assert log.append([body(last + 2, 500)]) == last + 2
-    log.sync()
-    log.close()
-
-
-@pytest.mark.parametrize("op", ["create", "allocate", "pwrite", "rename", "sync"])
-@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])
-def test_no_space_at_any_step_of_making_a_segment_is_survived(disk: SimulatedDisk, rig: LogRig, op: str, code: int):
-    log = rig.create()
-    fill_segment(rig, log)
-    last = log.last_seqno
-    disk.fail(op, path="*" if op == "rename" else "*.tmp", error=code)
-    with pytest.raises(DiskFullError):
-        log.append([body(last + 1, 500)])
-    assert [name for name in rig.names() if name.endswith(".tmp")] == []
-    disk.heal()
-    rig.fill(log, 20)
-    log.close()
-    assert len(rig.replay()[0]) == last + 20
-
-
-def test_no_space_for_the_slot_is_survived(disk: SimulatedDisk, rig: LogRig):
-    log = rig.create()
-    fill_segment(rig, log)
-    last = log.last_seqno
-    disk.fail("pwrite", path=f"*{segment_name(1)}", error=errno.ENOSPC, effect="part")
-    with pytest.raises(DiskFullError):
-        log.append([body(last + 1, 500)])
-    disk.heal()
-    # The next segment has its name: even what would fit into the old one must go to the new one.
-    rig.fill(log, 1)
-    assert [s.first_seqno for s in log.segments()] == [1, last + 1]
-    log.close()
-    assert len(rig.replay()[0]) == last + 1
-
-
-def test_no_space_in_the_middle_of_a_record_costs_the_segment(disk: SimulatedDisk, rig: LogRig):
-    for one in (True, False):
-        log = rig.create() if one else rig.resume()
-        rig.fill(log, 5)
-        last = log.last_seqno
-        disk.fail("pwrite", error=errno.ENOSPC, effect="part")
-        with pytest.raises(DiskFullError):
-            log.append_one(body(last + 1)) if one else log.append([body(last + 1)])
-        disk.heal()
-        assert log.last_seqno == last
-        log.mark_idle()
-        rig.fill(log, 2)
-        assert log.segments()[-1].first_seqno == last + 1
-        log.abandon()
-        assert len(rig.replay()[0]) == last + 2
-
-
-def test_no_space_for_the_first_record_of_a_segment_replaces_it(disk: SimulatedDisk, rig: LogRig):
-    log = rig.create()
-    disk.fail("pwrite", error=errno.ENOSPC, effect="part")
-    with pytest.raises(DiskFullError):
-        log.append_one(body(1))
-    disk.heal()
-    rig.fill(log, 3)
-    assert rig.segments() == [1]
-    log.close()
-    assert rig.replay()[0] == [1, 2, 3]
-
-
-def test_closing_after_a_left_segment_keeps_what_was_acknowledged(disk: SimulatedDisk, rig: LogRig):
-    log = rig.create()
-    rig.fill(log, 3)
-    disk.fail("pwrite", error=errno.ENOSPC, effect="part")
-    with pytest.raises(DiskFullError):
-        log.append_one(body(4))
-    log.close()
-    disk.heal()
-    assert rig.replay()[0] == [1, 2, 3]
-    rig.resume().close()
-
-
-def test_a_small_append_makes_a_small_segment(disk: SimulatedDisk, rig: LogRig):
-    log = rig.create(segment_bytes=1 << 20)
-    log.append([body(1, 1_000_000)])
-    disk.capacity = disk.used_bytes() + 8192
-    with pytest.raises(DiskFullError):
-        log.append([body(2, 100_000)])
-    with pytest.raises(DiskFullError):
-        log.append([body(2, 60_000)], small=True)
-    assert log.append([body(2, 3000)], small=True) == 2
-    log.sync()
-    log.abandon()
-    assert len(rig.replay()[0]) == 2
-
-
-def test_resuming_on_a_full_disk_carries_into_a_small_segment(disk: SimulatedDisk, rig: LogRig):
-    log = rig.create(segment_bytes=1 << 20)
-    rig.fill(log, 5)
-    log.abandon()
-    disk.capacity = disk.used_bytes() + 3 * 4096
-    log = rig.resume(segment_bytes=1 << 20)
-    assert (log.last_seqno, log.durable_seqno) == (5, 5)
-    with pytest.raises(DiskFullError):
-        log.append([body(6, 100_000)])
-    log.abandon()
-    assert rig.replay()[0] == [1, 2, 3, 4, 5]
-
-
-def test_a_spare_that_cannot_be_made_is_no_failure(disk: SimulatedDisk, rig: LogRig):
-    log = rig.create()
-    fill_segment(rig, log)
-    for op, code in (("create", errno.ENOSPC), ("allocate", errno.ENOSPC), ("sync", errno.EIO)):
-        disk.fail(op, path="*spare.tmp", error=code)
-        log.prepare_next()
-        disk.heal()
-        assert "spare.tmp" not in rig.names()
-    rig.fill(log, 30)
-    log.close()
-
-
-# -- failures and interruptions ----------------------------------------------------------------
-
-
-@pytest.mark.parametrize("one", [True, False])
-def test_a_failed_write_poisons(disk: SimulatedDisk, rig: LogRig, one: bool):
-    log = rig.create()
-    rig.fill(log, 3)
-    disk.fail("pwrite", effect="part")
-    with pytest.raises(PoisonedError) as caught:
-        log.append_one(body(4)) if one else log.append([body(4)])
-    assert isinstance(caught.value.__cause__, OSError)
-    refuses_everything(disk, log)
-    assert rig.replay()[0] == [1, 2, 3]
-    rig.resume().close()
-
-
-def refuses_everything(disk: SimulatedDisk, log: LogWriter) -> None:
-    disk.heal()
-    disk.trace = []
-    last = log.last_seqno
-    for call in (
-        lambda: log.append_one(body(last + 1)),
-        lambda: log.append([body(last + 1)]),
-        log.sync,
-        log.mark_idle,
-        lambda: log.retire(last),
-    ):
-        with pytest.raises(PoisonedError):
-            call()
-    log.prepare_next()
-    log.close()
-    assert [op for op in disk.trace if op.name != "unlink"] == []
-    assert log.last_seqno == last
-
-
-def test_a_failed_flush_poisons_and_is_not_tried_again(disk: SimulatedDisk, rig: LogRig):
-    log = rig.create()
-    rig.fill(log, 3)
-    log.append_one(body(4))
-    disk.fail("datasync")
-    with pytest.raises(PoisonedError):
-        log.sync()
-    assert log.durable_seqno == 3
-    refuses_everything(disk, log)
-
-
-def test_commits_of_a_failed_flush_are_written_anew_by_recovery(disk: SimulatedDisk, rig: LogRig):
-    log = rig.create()
-    rig.fill(log, 3)
-    log.append_one(body(4))
-    disk.fail("datasync")
-    with pytest.raises(PoisonedError):
-        log.sync()
-    log.abandon()
-    disk.kill()
-    disk.heal()
-    # The page cache still shows commit 4, and a flush of it would succeed without writing it.
-    log = rig.resume()
-    assert log.last_seqno == 4
-    for survivors in (0, -1):
-        assert LogRig(disk.crash(survivors), "/log").replay()[0] == [1, 2, 3, 4]
-
-
-@pytest.mark.parametrize("op", ["create", "allocate", "pwrite", "sync", "rename", "sync_directory", "datasync", "open"])
-def test_a_failed_step_of_a_roll_poisons(disk: SimulatedDisk, rig: LogRig, op: str):
-    log = rig.create()
-    fill_segment(rig, log)
-    last = log.last_seqno
-    disk.fail(op)
-    with pytest.raises(PoisonedError):
-        log.append([body(last + 1, 500)])
-    refuses_everything(disk, log)
-    assert len(rig.replay()[0]) == last
-    rig.resume().close()
-    assert len(rig.replay()[0]) == last
-
-
-class Interrupt(BaseException):
-    """Stands for KeyboardInterrupt."""
-
-
-def test_an_interruption_before_any_operation_is_survived_in_place():
-    """Whatever is interrupted, the same append done again counts once, and the log reads right."""
-    at = 0
-    while True:
-        at += 1
-        disk = simulated_disk()
-        rig = LogRig(disk, "/log")
-        log = rig.create()
-        start = disk.operations
-        hit = False
-
-        def watch(operation: Operation, start: int = start, at: int = at, disk: SimulatedDisk = disk) -> None:
-            nonlocal hit
-            if not hit and operation.number >= start + at:
-                hit = True
-                raise Interrupt
-
-        disk.watcher = watch
-        while log.last_seqno < 30:
-            try:
-                seqno = log.last_seqno + 1
-                if seqno % 2:
-                    log.append_one(body(seqno))
-                else:
-                    log.append([body(seqno)])
-                log.sync()
-                log.prepare_next()
-            except Interrupt:
-                # A leftover spare of the interruption is in nobody's way.
-                assert log.last_seqno in (seqno - 1, seqno)
-        disk.watcher = None
-        log.sync()
-        log.mark_idle()
-        log.abandon()
-        seqnos, end = rig.replay()
-        assert (len(seqnos), end.watermark, end.cut_bytes) == (30, 30, 0)
-        if not hit:
-            break
-    assert at > 60
-
-
-def test_an_interruption_after_the_roll_named_the_next_segment_loses_nothing(disk: SimulatedDisk, rig: LogRig):
-    log = rig.create()
-    fill_segment(rig, log)
-    last = log.last_seqno
-
-    def watch(operation: Operation) -> None:
-        if operation.name == "sync_directory":
-            raise Interrupt
-
-    disk.watcher = watch
-    with pytest.raises(Interrupt):
-        log.append([body(last + 1, 500)])
-    disk.watcher = None
-    # This one would fit into the old segment, where it would be superseded.
-    log.append_one(b"\1\0\0\0\1\1\0\0\0\0\0k")
-    log.sync()
-    log.abandon()
-    assert rig.reader().seek(Seqno(last + 1)).segment == last + 1
 
 
 # -- retirement --------------------------------------------------------------------------------
@@ -703,6 +439,19 @@ def test_resume_writes_the_slot_that_a_crash_prevented(rig: LogRig):
     rig.overwrite(name, SLOT_OFFSET, bytes(20))
     rig.resume().abandon()
     assert rig.read(name)[SLOT_OFFSET : SLOT_OFFSET + 20] == slot
+
+
+def test_a_gap_in_the_history_stays_visible_after_work_went_on(rig: LogRig):
+    rig.made(60)
+    firsts = rig.segments()
+    rig.remove(segment_name(firsts[-2]))
+    after = firsts[-1] - 1
+    for _ in range(2):
+        # The checkpoint covers the gap, so the store opens; and recovery replaces the newest segment.
+        end = rig.replay(after=after, floor=after)[1]
+        rig.resume(end).abandon()
+        with pytest.raises(CorruptionError, match="missing"):
+            rig.replay()
 
 
 def test_a_large_tail_is_carried(rig: LogRig):

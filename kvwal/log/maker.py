@@ -21,6 +21,7 @@ from kvwal.log.segment import (
     SLOT_OFFSET,
     SegmentHeader,
     decode_header,
+    decode_slot,
     encode_header,
     encode_slot,
     new_marker,
@@ -145,16 +146,18 @@ class SegmentMaker:
     def write_slot(self, first_seqno: Seqno, next_seqno: Seqno) -> None:
         """Name the successor in a segment's slot, and flush it. A slot may be written again, with the same bytes.
 
-        The segment may be gone, or its header damaged, if it is one that recovery does not need; then there
-        is nothing to write. DiskFullError if the slot could not be written, OSError for everything else.
+        The segment may be gone or damaged if it is one that recovery does not need; then nothing is written.
+        DiskFullError if the slot could not be written, OSError for everything else.
         """
         try:
             file = self._files.open(self._path(segment_name(first_seqno)), write=True)
         except FileNotFoundError:
             return
         try:
-            header = decode_header(file.pread(HEADER_PAGE_BYTES, 0), first_seqno, self._store_id)
-            if not isinstance(header, SegmentHeader):
+            page = file.pread(HEADER_PAGE_BYTES, 0)
+            header = decode_header(page, first_seqno, self._store_id)
+            # A slot that names another segment tells of one that is missing, and must go on telling.
+            if not isinstance(header, SegmentHeader) or decode_slot(page, header.salt).next not in (None, next_seqno):
                 return
             try:
                 file.pwrite(encode_slot(header.salt, next_seqno), SLOT_OFFSET)
@@ -203,7 +206,7 @@ class SegmentMaker:
         if self._preallocate == "allocate":
             file.allocate(0, capacity)
             return
-        offset = max(file.size(), HEADER_PAGE_BYTES)
+        offset = file.size()
         while offset < capacity:
             step = min(len(_ZEROS), capacity - offset)
             file.pwrite(_ZEROS if step == len(_ZEROS) else _ZEROS[:step], offset)

@@ -236,7 +236,7 @@ class LogReader:
             header = segment.header
             if isinstance(header, SegmentHeader):
                 sealed = name != names[-1] or segment.size < header.capacity
-                infos.append(SegmentInfo(name, segment.size, header.created_us, sealed))
+                infos.append(SegmentInfo(name, segment.size, header.created_us, sealed, header.previous))
             else:
                 infos.append(SegmentInfo(name, segment.size, 0, sealed=name != names[-1]))
         return infos

@@ -137,12 +137,14 @@ class SegmentInfo:
         size: bytes of the file.
         created_us: when it was made; 0 if its header could not be read.
         sealed: nothing more will be written to it.
+        previous: first seqno of the segment before, as it says; 0 if there was none.
     """
 
     first_seqno: Seqno
     size: int
     created_us: int
     sealed: bool
+    previous: Seqno = Seqno(0)  # noqa: RUF009  # immutable
 
     @property
     def name(self) -> str:

@@ -163,8 +163,9 @@ class LogWriter:
         log.last_time_us = end.last_time_us
         # The names that were found may not be on disk yet, nor the slot that leads to the newest one.
         files.sync_directory(directory)
-        if len(end.segments) > 1:
-            log._maker.write_slot(end.segments[-2].first_seqno, end.segments[-1].first_seqno)
+        newest = end.segments[-1]
+        if newest.previous:
+            log._maker.write_slot(newest.previous, newest.first_seqno)
         if not end.clean:
             try:
                 log._carry(end, reader, segment_bytes)
@@ -364,9 +365,12 @@ class LogWriter:
         fill: Callable[[File, SegmentHeader, Index], int] | None = None,
     ) -> None:
         """Steps 2 to 4: make a segment and go on in it. DiskFullError or OSError if that fails."""
-        # A segment without a commit, or one whose commits are all carried, is replaced by one of the same name.
-        kept = tuple(segment for segment in self._segments if segment.first_seqno < first)
-        previous = kept[-1].first_seqno if kept else Seqno(0)
+        kept = self._segments
+        if kept and kept[-1].first_seqno == first:
+            # It has no commit, or all it has are carried: it is replaced by one of the same name.
+            kept, previous = kept[:-1], kept[-1].previous
+        else:
+            previous = kept[-1].first_seqno if kept else Seqno(0)
         index = Index()
         start = HEADER_PAGE_BYTES
 
@@ -392,7 +396,9 @@ class LogWriter:
         # An interruption among these leaves `_left` set, and the next append makes this segment again.
         if kept:
             kept = (*kept[:-1], replace(kept[-1], sealed=True))
-        self._segments = (*kept, SegmentInfo(first, header.capacity, created_us, sealed=False))
+        self._segments = (*kept, SegmentInfo(first, header.capacity, created_us, sealed=False, previous=previous))
+        # No record may be older than its segment, even if the clock steps back now.
+        self.last_time_us = max(self.last_time_us, created_us)
         self._tail_bytes += self._offset - start
         self._offset = start
         self._file = file
