@@ -132,6 +132,11 @@ def scan(
 
 
 def _shown(form: Form, value: bytes, width: int | None) -> str:
-    if width is None or len(value) <= width // 2:
+    """The value in one line, in about half of a terminal's width."""
+    if width is None:
         return show(form, value)
-    return f"{show(form, value[: width // 2])}... ({len(value):,} bytes)"
+    most = width // 2
+    text = show(form, value[:most])
+    if len(value) <= most and len(text) <= most:
+        return text
+    return f"{text[:most]}... ({len(value):,} bytes)"

@@ -50,7 +50,8 @@ def log(path: str, form: Form, after: int, limit: int | None, reverse: bool, eve
         tty = sys.stdout.isatty()
         shown = (_paragraph(form, record, None if everything else _SHOWN_INTENTS, tty) for record in records)
         if tty:
-            click.echo_via_pager(shown, color=True)
+            # click takes the colour out again for a pager that would not show it.
+            click.echo_via_pager(shown)
             return
         for paragraph in shown:
             click.echo(paragraph, nl=False)

@@ -32,7 +32,7 @@ def stats(path: str, as_json: bool) -> None:
         print_json({"entries": entries, **numbers, "recovery": report, "pins": pins})
         return
     print_facts(str(path), [("entries", entries), *numbers.items()])
-    print_facts("recovery", [(f"recovery.{name}", value) for name, value in dataclasses.asdict(report).items()])
+    print_facts("What opening it found", dataclasses.asdict(report).items(), prefix="recovery.")
     if sys.stdout.isatty():
         console = Console()
         extent = Extent.of(report, oldest_in_log(path))

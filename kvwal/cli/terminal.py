@@ -67,18 +67,21 @@ def _plain(value: Any) -> Any:
     return str(value)
 
 
-def print_facts(title: str, facts: Iterable[tuple[str, Any]]) -> None:
-    """Names and values: a table on a terminal, `name<TAB>value` lines elsewhere."""
+def print_facts(title: str, facts: Iterable[tuple[str, Any]], *, prefix: str = "") -> None:
+    """Names and values: a table for people on a terminal, `prefix.name<TAB>value` lines as they are elsewhere."""
     if not sys.stdout.isatty():
         for name, value in facts:
-            click.echo(f"{name}\t{_cell(value)}")
+            click.echo(f"{prefix}{name}\t{_cell(value)}")
         return
     table = Table(title=title, title_justify="left", show_header=False)
     table.add_column(style="cyan")
     table.add_column(justify="right")
     for name, value in facts:
-        table.add_row(name, f"{value:,}" if type(value) is int else _cell(value))
-    Console().print(table)
+        if name.endswith("_time_us"):
+            table.add_row(name.removesuffix("_us"), when(value))
+        else:
+            table.add_row(name, f"{value:,}" if type(value) is int else _cell(value))
+    Console(highlight=False).print(table)
 
 
 def _cell(value: Any) -> str:
