@@ -109,7 +109,8 @@ class _SystemFile:
         return b"".join(parts)
 
     def pwrite(self, data: Buffer, offset: int) -> None:
-        written = self._write_some(data, offset)
+        # Not through _write_some: every commit comes along here, and a call costs 5 % of it.
+        written = os.pwrite(self._fd, data, offset)
         if written != len(data):
             self._write_rest(memoryview(data), written, offset)
 
@@ -173,6 +174,9 @@ class _SeekingFile(_SystemFile):
     def __init__(self, fd: int) -> None:
         super().__init__(fd)
         self._lock = threading.Lock()
+
+    def pwrite(self, data: Buffer, offset: int) -> None:
+        self._write_rest(memoryview(data), 0, offset)
 
     def _read_some(self, size: int, offset: int) -> bytes:
         with self._lock:
