@@ -1,0 +1,27 @@
+"""The store for asyncio: the same methods, awaited; commits of many tasks ride one flush.
+
+    async with kvwal.aio.open("app.kv") as db:
+        await db.put(b"user:1", b"ada")                 # durable when the line returns
+        async with db.transaction() as txn:             # serializable
+            txn.put(b"n", b"%d" % (int(await txn.get(b"n", b"0")) + 1))
+        async for key, value in db.scan(prefix=b"user:"):
+            print(key, value)
+"""
+
+from kvwal.aio.committer import committed_seqno
+from kvwal.aio.scanning import Scan
+from kvwal.aio.snapshot import AsyncSnapshot
+from kvwal.aio.store import MAX_PENDING_BYTES, MAX_PENDING_COMMITS, AsyncStore, Opening, open
+from kvwal.aio.transaction import AsyncTransaction
+
+__all__ = [
+    "MAX_PENDING_BYTES",
+    "MAX_PENDING_COMMITS",
+    "AsyncSnapshot",
+    "AsyncStore",
+    "AsyncTransaction",
+    "Opening",
+    "Scan",
+    "committed_seqno",
+    "open",
+]

@@ -1,0 +1,129 @@
+"""What every readable thing offers to tasks: the store, a snapshot and a transaction read alike."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator
+from typing import TypeVar, overload
+
+from kvwal.aio.scanning import Scan, items_of, keys_of, values_of
+from kvwal.aio.workers import Workers
+from kvwal.batch import BytesLike, as_key
+from kvwal.present import Present, View
+from kvwal.reading import Bounds
+from kvwal.scan import Chunk
+
+__all__ = ["AsyncReading", "read_again"]
+
+_T = TypeVar("_T")
+
+
+def read_again(present: Present, view: View, keys: list[bytes]) -> list[bytes | None]:
+    """For a worker: the values as of a view that was registered for it, and is given back."""
+    try:
+        return [present.read_at(view, key) for key in keys]
+    finally:
+        present.release(view)
+
+
+class AsyncReading(ABC):
+    """Point reads and ranges. What is in memory is answered without leaving the loop; pages are read by a worker."""
+
+    __slots__ = ()
+
+    _workers: Workers
+
+    @abstractmethod
+    async def _read(self, key: bytes) -> bytes | None:
+        """The value of a checked key, or None."""
+
+    @abstractmethod
+    def _chunks(self, bounds: Bounds) -> Iterator[Chunk]:
+        """Chunks of a range, from the moment of the call. Does not wait; iterating over it does."""
+
+    @abstractmethod
+    def _refuse_if_over(self) -> None:
+        """Raise what a use after the end, or from another loop, raises."""
+
+    @overload
+    async def get(self, key: BytesLike) -> bytes | None: ...
+    @overload
+    async def get(self, key: BytesLike, default: bytes | _T) -> bytes | _T: ...
+    async def get(self, key: BytesLike, default: object = None) -> object:
+        """The value of `key`, or `default` if it is not there. TypeError for what is not bytes-like."""
+        value = await self._read(as_key(key))
+        return default if value is None else value
+
+    async def contains(self, key: BytesLike) -> bool:
+        """Whether `key` is there: what `in` is elsewhere."""
+        return await self._read(as_key(key)) is not None
+
+    @abstractmethod
+    async def get_many(self, keys: Iterable[BytesLike]) -> list[bytes | None]:
+        """The values of several keys, in their order; None where a key is missing. All from one moment."""
+
+    def scan(
+        self,
+        start: BytesLike | None = None,
+        stop: BytesLike | None = None,
+        *,
+        prefix: BytesLike | None = None,
+        reverse: bool = False,
+        limit: int | None = None,
+    ) -> Scan[tuple[bytes, bytes]]:
+        """`async for key, value in db.scan(...)`: pairs in key order, as of the moment of the call.
+
+        Args: as in `kvwal.Store.scan`. Writers go on meanwhile and are not seen. An iterator that is dropped lets go
+        of its moment at once; `aclose` does so explicitly.
+        """
+        return self._scan(Bounds(start, stop, prefix, reverse, limit), items_of)
+
+    items = scan
+
+    def keys(
+        self,
+        start: BytesLike | None = None,
+        stop: BytesLike | None = None,
+        *,
+        prefix: BytesLike | None = None,
+        reverse: bool = False,
+        limit: int | None = None,
+    ) -> Scan[bytes]:
+        """Iterate over the keys, all or of a range (see `scan`)."""
+        return self._scan(Bounds(start, stop, prefix, reverse, limit), keys_of)
+
+    def values(
+        self,
+        start: BytesLike | None = None,
+        stop: BytesLike | None = None,
+        *,
+        prefix: BytesLike | None = None,
+        reverse: bool = False,
+        limit: int | None = None,
+    ) -> Scan[bytes]:
+        """Iterate over the values, all or of a range (see `scan`)."""
+        return self._scan(Bounds(start, stop, prefix, reverse, limit), values_of)
+
+    def __aiter__(self) -> Scan[bytes]:
+        return self.keys()
+
+    async def first(
+        self, start: BytesLike | None = None, stop: BytesLike | None = None, *, prefix: BytesLike | None = None
+    ) -> tuple[bytes, bytes] | None:
+        """The pair with the smallest key (of the range), or None."""
+        return await anext(self.scan(start, stop, prefix=prefix, limit=1), None)
+
+    async def last(
+        self, start: BytesLike | None = None, stop: BytesLike | None = None, *, prefix: BytesLike | None = None
+    ) -> tuple[bytes, bytes] | None:
+        """The pair with the largest key (of the range), or None."""
+        return await anext(self.scan(start, stop, prefix=prefix, reverse=True, limit=1), None)
+
+    @abstractmethod
+    async def count(self) -> int:
+        """Number of keys: what `len` is elsewhere."""
+
+    def _scan(self, bounds: Bounds, of: Callable[[Chunk], Iterator[_T]]) -> Scan[_T]:
+        self._refuse_if_over()
+        chunks = iter(()) if bounds.are_empty() else self._chunks(bounds)
+        return Scan(self._workers, chunks, of, bounds.limit)

@@ -1,0 +1,112 @@
+"""Asynchronous iteration over a range: chunks are fetched by a worker thread, entries are taken from memory.
+
+Invariant: the iterator pins its moment from the call that made it until it is exhausted, closed or dropped. The
+pin is held by the chunk iterator beneath; whoever drops that last, the loop or the worker, gives it back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterator
+from itertools import chain, islice
+from typing import Final, Generic, TypeVar
+
+from kvwal.aio.workers import Workers
+from kvwal.scan import Chunk
+
+__all__ = ["Scan", "items_of", "keys_of", "values_of"]
+
+_T = TypeVar("_T")
+
+# One trip to a worker brings at least so many entries after the first trip, doubled each time, and at most that many.
+_FIRST_ENTRIES: Final = 64
+_MAX_ENTRIES: Final = 4096
+
+
+class Scan(AsyncIterator[_T], Generic[_T]):
+    """An iterator for `async for`. One task at a time; dropping it, or `aclose`, gives its moment back."""
+
+    __slots__ = ("__weakref__", "_chunks", "_entries", "_fetched", "_left", "_most", "_of", "_running", "_workers")
+
+    def __init__(
+        self, workers: Workers, chunks: Iterator[Chunk], of: Callable[[Chunk], Iterator[_T]], limit: int | None
+    ) -> None:
+        self._workers = workers
+        self._chunks: Iterator[Chunk] | None = chunks
+        self._of = of
+        self._left = limit
+        self._most = 1
+        self._entries: Iterator[_T] = iter(())
+        #: What a worker is bringing.
+        self._fetched: asyncio.Future[tuple[list[Chunk], int, bool]] | None = None
+        self._running = False
+
+    def __aiter__(self) -> Scan[_T]:
+        return self
+
+    async def __anext__(self) -> _T:
+        for entry in self._entries:
+            return entry
+        while self._chunks is not None:
+            await self._fetch()
+            for entry in self._entries:
+                return entry
+        raise StopAsyncIteration
+
+    async def _fetch(self) -> None:
+        if self._running:
+            raise RuntimeError("this scan is being iterated by another task; make one for each task")
+        fetched = self._fetched
+        if fetched is None:
+            assert self._chunks is not None
+            fetched = self._fetched = self._workers.submit(_fetch, self._chunks, self._most)
+        self._running = True
+        try:
+            # A task that is cancelled here loses nothing: whoever iterates next awaits the same chunks.
+            got, count, over = await asyncio.shield(fetched)
+        finally:
+            self._running = False
+            if fetched.done():
+                self._fetched = None
+        self._most = min(max(2 * self._most, _FIRST_ENTRIES), _MAX_ENTRIES)
+        entries: Iterator[_T] = chain.from_iterable(map(self._of, got))
+        if self._left is not None:
+            entries = islice(entries, self._left)
+            self._left = max(0, self._left - count)
+            over = over or not self._left
+        self._entries = entries
+        if over:
+            self._chunks = None
+
+    async def aclose(self) -> None:
+        """End the iteration and give its moment back. Idempotent."""
+        self._chunks = None
+        self._fetched = None
+        self._entries = iter(())
+
+
+def _fetch(chunks: Iterator[Chunk], most: int) -> tuple[list[Chunk], int, bool]:
+    """Some chunks, how many entries they have, and whether there are no more."""
+    got: list[Chunk] = []
+    count = 0
+    for chunk in chunks:
+        got.append(chunk)
+        count += len(chunk[0])
+        if count >= most:
+            return got, count, False
+    return got, count, True
+
+
+def keys_of(chunk: Chunk) -> Iterator[bytes]:
+    """The keys of a chunk."""
+    return iter(chunk[0])
+
+
+def values_of(chunk: Chunk) -> Iterator[bytes]:
+    """The values of a chunk."""
+    return iter(chunk[1])
+
+
+def items_of(chunk: Chunk) -> Iterator[tuple[bytes, bytes]]:
+    """The pairs of a chunk."""
+    return zip(*chunk, strict=True)

@@ -1,0 +1,78 @@
+"""A snapshot for tasks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from types import TracebackType
+
+from kvwal.aio.reading import AsyncReading, read_again
+from kvwal.aio.workers import Workers
+from kvwal.batch import BytesLike, Seqno, as_key
+from kvwal.pages import NotCached
+from kvwal.reading import Bounds
+from kvwal.scan import Chunk
+from kvwal.snapshot import Snapshot
+
+__all__ = ["AsyncSnapshot"]
+
+
+class AsyncSnapshot(AsyncReading):
+    """A read-only ordered map of one moment. Use it in an `async with` block, or `close` it.
+
+    Any task of the loop may use it, several at a time. A forgotten one is released when it is collected.
+    """
+
+    __slots__ = ("__weakref__", "_snapshot", "_workers")
+
+    def __init__(self, snapshot: Snapshot, workers: Workers) -> None:
+        self._snapshot = snapshot
+        self._workers = workers
+
+    @property
+    def seqno(self) -> Seqno:
+        """The last commit this snapshot contains."""
+        return self._snapshot.seqno
+
+    def _refuse_if_over(self) -> None:
+        self._workers.refuse_other_loops()
+        self._snapshot._open_view()
+
+    async def _read(self, key: bytes) -> bytes | None:
+        return (await self._read_all([key]))[0]
+
+    async def get_many(self, keys: Iterable[BytesLike]) -> list[bytes | None]:
+        """The values of several keys, in their order; None where a key is missing."""
+        return await self._read_all(list(map(as_key, keys)))
+
+    async def _read_all(self, keys: list[bytes]) -> list[bytes | None]:
+        view = self._snapshot._open_view()
+        present = self._snapshot._present
+        try:
+            return [present.read_at(view, key, cached_only=True) for key in keys]
+        except NotCached:
+            # A registration of its own: the snapshot may be closed while the worker reads.
+            return await self._workers.submit(read_again, present, present.again(view, "get"), keys)
+
+    def _chunks(self, bounds: Bounds) -> Iterator[Chunk]:
+        return self._snapshot._chunks(bounds)
+
+    async def count(self) -> int:
+        """Number of keys. Walks over all of them."""
+        self._refuse_if_over()
+        chunks = self._snapshot._chunks(Bounds(None, None, None, False, None))
+        return await self._workers.submit(lambda: sum(len(keys) for keys, _ in chunks))
+
+    async def close(self) -> None:
+        """Let go of the moment. Idempotent."""
+        self._snapshot.close()
+
+    async def __aenter__(self) -> AsyncSnapshot:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._snapshot.close()
+
+    def __repr__(self) -> str:
+        return f"<Async{repr(self._snapshot)[1:]}"

@@ -1,0 +1,536 @@
+"""The store for tasks: every method of `kvwal.Store` that makes sense there, awaited."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterable, Iterator, Mapping
+from contextlib import asynccontextmanager
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Concatenate, Final, Literal, ParamSpec, TypeVar, overload
+
+import kvwal.store
+from kvwal.aio.committer import Committer
+from kvwal.aio.reading import AsyncReading
+from kvwal.aio.snapshot import AsyncSnapshot
+from kvwal.aio.transaction import AsyncTransaction
+from kvwal.aio.workers import Workers, in_thread, to_the_end
+from kvwal.batch import MAX_KEY_BYTES, MAX_VALUE_BYTES, BytesLike, Seqno, WriteBatch, as_key, as_value
+from kvwal.commit import CommitRequest
+from kvwal.errors import ClosedError, ConflictError
+from kvwal.files import Files
+from kvwal.inspection import Pin, Stats, VerifyReport
+from kvwal.log import encode_put
+from kvwal.options import Durability, Flag, wants_sync
+from kvwal.pages import NotCached
+from kvwal.reading import Bounds
+from kvwal.recovery import RecoveryReport
+from kvwal.scan import Chunk
+from kvwal.store import Store
+from kvwal.transaction import Transaction
+
+if TYPE_CHECKING:
+    from os import PathLike  # noqa: TID251  # a type, not an access
+
+__all__ = ["MAX_PENDING_BYTES", "MAX_PENDING_COMMITS", "AsyncStore", "Opening", "open"]
+
+_T = TypeVar("_T")
+_P = ParamSpec("_P")
+
+#: Commits that may be pending before the next one waits for its turn, unless something else is asked for.
+MAX_PENDING_COMMITS: Final = 10_000
+MAX_PENDING_BYTES: Final = 64 << 20
+# Encoding this much takes about a millisecond: more is left to a worker.
+_ENCODE_IN_LOOP_KEYS: Final = 2_000
+_ENCODE_IN_LOOP_BYTES: Final = 1 << 20
+
+
+class AsyncStore(AsyncReading):
+    """An open store, for the tasks of one event loop. Made by `kvwal.aio.open`, or over a `Store` that is open.
+
+    Any task of its loop may use it; in another loop, methods that would wait raise `UsageError`. A store that several
+    loops or threads use is opened once, with `kvwal.open`; each loop makes its own `AsyncStore(store)`, and threads
+    use the `Store`. Errors are those of `Store`.
+
+    Cancellation. A task that is cancelled while it waits for a commit gets its `CancelledError` in any case. If the
+    commit was not begun, it is withdrawn: not written. If it was begun, the task first waits for its end;
+    `committed_seqno(error)` then says the seqno if it was written, and None if it was not.
+    """
+
+    __slots__ = ("__weakref__", "_closing", "_committer", "_owner", "_present", "_store", "_sync_default", "_workers")
+
+    def __init__(
+        self,
+        store: Store,
+        *,
+        max_pending_commits: int = MAX_PENDING_COMMITS,
+        max_pending_bytes: int = MAX_PENDING_BYTES,
+    ) -> None:
+        """Use an open store from the running loop. Closing this does not close the store beneath.
+
+        Args:
+            store: an open store.
+            max_pending_commits: with so many commits pending, the next one waits for its turn.
+            max_pending_bytes: the same for the bytes of their keys and values.
+        """
+        for name, limit in (("max_pending_commits", max_pending_commits), ("max_pending_bytes", max_pending_bytes)):
+            if type(limit) is not int:
+                raise TypeError(f"{name} is an int, not {type(limit).__name__}")
+            if limit < 1:
+                raise ValueError(f"{name} is {limit}; it is at least 1")
+        loop = asyncio.get_running_loop()
+        self._store = store
+        self._owner = False
+        self._closing: asyncio.Future[None] | None = None
+        self._present = store._present
+        self._sync_default = store._sync_default
+        self._workers = Workers(loop)
+        self._committer = Committer(
+            store, store._pipeline, store._present, loop, max_commits=max_pending_commits, max_bytes=max_pending_bytes
+        )
+
+    # -- about it -----------------------------------------------------------------------------
+
+    @property
+    def store(self) -> Store:
+        """The store beneath, which threads may use meanwhile. Its methods wait: do not call them in a task."""
+        return self._store
+
+    @property
+    def path(self) -> str:
+        """The store's directory, as it was given."""
+        return self._store.path
+
+    @property
+    def closed(self) -> bool:
+        """Whether `close` was called, here or on the store beneath."""
+        return self._closing is not None or self._store.closed
+
+    @property
+    def read_only(self) -> bool:
+        """Whether it was opened with flag "r"."""
+        return self._store.read_only
+
+    @property
+    def recovery(self) -> RecoveryReport:
+        """What opening found and did."""
+        return self._store.recovery
+
+    @property
+    def last_seqno(self) -> Seqno:
+        """The last commit that readers see."""
+        return self._present.seqno
+
+    @property
+    def durable_seqno(self) -> Seqno:
+        """The last commit known to be on disk."""
+        return self._store.durable_seqno
+
+    @property
+    def pending_commits(self) -> int:
+        """Commits that were asked for and admitted, and have no answer yet."""
+        return self._committer.pending_commits
+
+    def __repr__(self) -> str:
+        return f"<kvwal.aio.AsyncStore {self.path!r}, {'closed' if self.closed else 'open'}, seqno {self.last_seqno}>"
+
+    def _refuse_if_over(self) -> None:
+        self._workers.refuse_other_loops()
+        if self._closing is not None:
+            raise _closed()
+        self._present.refuse_if_gone()
+
+    # -- reading ------------------------------------------------------------------------------
+
+    @overload
+    async def get(self, key: BytesLike) -> bytes | None: ...
+    @overload
+    async def get(self, key: BytesLike, default: bytes | _T) -> bytes | _T: ...
+    async def get(self, key: BytesLike, default: object = None) -> object:
+        """The value of `key`, or `default` if it is not there. TypeError for what is not bytes-like."""
+        # Hot path: one dict hit, as in `Store.get`.
+        try:
+            value = self._present.rows[key]  # type: ignore[index]
+        except (KeyError, TypeError):
+            value = await self._read(as_key(key))
+        return default if value is None else value
+
+    async def _read(self, key: bytes) -> bytes | None:
+        if self._closing is not None:
+            raise _closed()
+        try:
+            return self._present.read(key, cached_only=True)
+        except NotCached:
+            return await self._workers.submit(self._present.read, key)
+
+    async def get_many(self, keys: Iterable[BytesLike]) -> list[bytes | None]:
+        """The values of several keys, in their order; None where a key is missing. All from one moment."""
+        if self._closing is not None:
+            raise _closed()
+        present = self._present
+        wanted = list(map(as_key, keys))
+        seqno = present.seqno
+        rows = present.rows
+        try:
+            found = [rows[key] if key in rows else present.read(key, cached_only=True) for key in wanted]
+            # If nothing was published meanwhile, they are of one moment.
+            if present.horizon == seqno:
+                return found
+        except (KeyError, NotCached):
+            pass  # A page must be read, or the rows were turned over.
+        return await self._workers.submit(self._store.get_many, wanted)
+
+    def _chunks(self, bounds: Bounds) -> Iterator[Chunk]:
+        return self._store._chunks(bounds)
+
+    async def count(self) -> int:
+        """Number of keys: what `len` says of a `Store`. Looks up each key written since the last time it was asked."""
+        self._refuse_if_over()
+        return await in_thread(self._store._count)
+
+    def snapshot(self) -> AsyncSnapshot:
+        """The store as it is now, as a read-only map that stays so: `async with db.snapshot() as snapshot:`."""
+        self._refuse_if_over()
+        return AsyncSnapshot(self._store.snapshot(), self._workers)
+
+    # -- writing ------------------------------------------------------------------------------
+
+    async def put(self, key: BytesLike, value: BytesLike, *, durability: Durability | None = None) -> Seqno:
+        """Set `key` to `value`, and return the commit's seqno. Arguments and errors as in `Store.put`.
+
+        Waits for its turn while `max_pending_commits` are pending. Cancellation: see the class.
+        """
+        if type(key) is not bytes or len(key) > MAX_KEY_BYTES:
+            key = as_key(key)
+        if type(value) is not bytes or len(value) > MAX_VALUE_BYTES:
+            value = as_value(value)
+        if self._closing is not None:
+            raise _closed()
+        return await self._committer.commit(
+            CommitRequest.of_put(
+                key,
+                value,
+                encode_put(key, value),
+                sync=self._sync_default if durability is None else wants_sync(durability),
+            )
+        )
+
+    async def delete(self, key: BytesLike, *, durability: Durability | None = None) -> Seqno:
+        """Remove `key` if it is there, and return the commit's seqno. It is not looked up first."""
+        batch = WriteBatch()
+        batch.delete(key)
+        return await self._commit(batch, durability)
+
+    async def delete_range(
+        self,
+        start: BytesLike | None = None,
+        stop: BytesLike | None = None,
+        *,
+        durability: Durability | None = None,
+    ) -> Seqno:
+        """Remove every key from `start` on (None: the first), up to but without `stop` (None: the end).
+
+        Returns the commit's seqno.
+        """
+        batch = WriteBatch()
+        batch.delete_range(start, stop)
+        return await self._commit(batch, durability)
+
+    async def commit(self, batch: WriteBatch, *, durability: Durability | None = None) -> Seqno:
+        """Commit a batch, whole or not at all; it reads nothing, so it never conflicts. Returns its seqno.
+
+        What is committed is the batch as it is at the call. An empty batch commits nothing, and the last visible
+        seqno is returned.
+        """
+        # A copy: the pipeline looks at it once more after the flush, and other tasks run until then.
+        own = WriteBatch()
+        own.writes = dict(batch.writes)
+        own.ranges = list(batch.ranges)
+        return await self._commit(own, durability)
+
+    async def _commit(self, batch: WriteBatch, durability: Durability | None) -> Seqno:
+        if self._closing is not None:
+            raise _closed()
+        sync = self._sync_default if durability is None else wants_sync(durability)
+        make = functools.partial(CommitRequest, batch, sync=sync)
+        if len(batch) > _ENCODE_IN_LOOP_KEYS or _is_large(batch):
+            request = await self._workers.submit(make)
+        else:
+            request = make()
+        return await self._committer.commit(request) or self._present.seqno
+
+    @asynccontextmanager
+    async def batch(self, *, durability: Durability | None = None) -> AsyncIterator[WriteBatch]:
+        """`async with db.batch() as batch:` collects writes, and commits them on clean exit, none on an exception."""
+        batch = WriteBatch()
+        yield batch
+        await self.commit(batch, durability=durability)
+
+    async def update(self, other: Mapping[bytes, bytes] | Iterable[tuple[BytesLike, BytesLike]] = (), /) -> None:
+        """Put every pair of a mapping or an iterable of pairs, in one commit. None of them if one cannot be stored."""
+        batch = WriteBatch()
+        batch.update(other)
+        await self._commit(batch, None)
+
+    async def clear(self) -> None:
+        """Remove every key, in one commit."""
+        await self.delete_range()
+
+    async def setdefault(self, key: BytesLike, default: BytesLike) -> bytes:
+        """The value of `key`; if there is none, put `default` first. Atomic, whatever others do."""
+        checked, other = as_key(key), as_value(default)
+
+        async def settle(txn: AsyncTransaction) -> bytes:
+            value = await txn.get(checked)
+            if value is None:
+                value = other
+                txn.put(checked, value)
+            return value
+
+        return await self.run(settle)
+
+    async def pop(self, key: BytesLike, *default: Any) -> Any:
+        """Remove `key` and return its value; `default`, if given, or KeyError if it is not there. Atomic."""
+        if len(default) > 1:
+            raise TypeError(f"pop takes a key and at most one default, not {len(default)}")
+        checked = as_key(key)
+
+        async def take(txn: AsyncTransaction) -> bytes | None:
+            value = await txn.get(checked)
+            if value is not None:
+                txn.delete(checked)
+            return value
+
+        value = await self.run(take)
+        if value is not None:
+            return value
+        if default:
+            return default[0]
+        raise KeyError(checked)
+
+    # -- transactions -------------------------------------------------------------------------
+
+    def transaction(self, *, read_only: bool = False, durability: Durability | None = None) -> AsyncTransaction:
+        """Begin a serializable transaction. `async with db.transaction() as txn:` commits on clean exit.
+
+        The commit raises `ConflictError` if something that was read has changed meanwhile; `run` retries for you.
+        """
+        self._refuse_if_over()
+        store = self._store
+        sync = self._sync_default if durability is None else wants_sync(durability)
+        # Not Store.transaction: that may wait for memory, which here the committer's thread does.
+        txn = Transaction(
+            self._present,
+            store._pipeline,
+            store._files.now_us(),
+            sync=sync,
+            read_only=read_only or store.read_only,
+        )
+        return AsyncTransaction(txn, self._committer, self._workers)
+
+    async def run(
+        self,
+        function: Callable[[AsyncTransaction], Awaitable[_T]],
+        *,
+        attempts: int = 100,
+        durability: Durability | None = None,
+    ) -> _T:
+        """Await `function(txn)` in a transaction and commit; on a conflict, again, up to `attempts` times.
+
+        The function may therefore run more than once: it should have no effect but on the transaction. Returns what
+        it returned. Raises the last `ConflictError` when the attempts are used up.
+        """
+        if attempts < 1:
+            raise ValueError(f"attempts is {attempts}; it is at least 1")
+        for attempt in range(attempts):
+            try:
+                async with self.transaction(durability=durability) as txn:
+                    return await function(txn)
+            except ConflictError:
+                if attempt + 1 == attempts:
+                    raise
+                # Whoever we conflict with has committed; let others through before trying again.
+                await asyncio.sleep(0)
+        raise AssertionError("unreachable")
+
+    def transactional(
+        self, function: Callable[Concatenate[AsyncTransaction, _P], Awaitable[_T]]
+    ) -> Callable[_P, Awaitable[_T]]:
+        """Decorator: `@db.transactional async def transfer(txn, ...)` makes `await transfer(...)` run as `run` does."""
+
+        @functools.wraps(function)
+        async def in_transaction(*args: _P.args, **kwargs: _P.kwargs) -> _T:
+            return await self.run(lambda txn: function(txn, *args, **kwargs))
+
+        return in_transaction
+
+    # -- upkeep -------------------------------------------------------------------------------
+
+    async def sync(self) -> None:
+        """Make every commit that is visible now durable, whatever durability it was made with."""
+        self._refuse_if_over()
+        if not self.read_only:
+            await self._committer.commit(CommitRequest(WriteBatch(), sync=True))
+
+    async def checkpoint(self) -> None:
+        """`Store.checkpoint`, in a thread. If the task is cancelled, it goes on, and nobody is told how it ended."""
+        self._refuse_if_over()
+        await in_thread(self._store.checkpoint)
+
+    async def verify(self, *, progress: Callable[[int, int], None] | None = None) -> VerifyReport:
+        """`Store.verify`, in a thread, which also calls `progress`. If the task is cancelled, it goes on."""
+        self._refuse_if_over()
+        return await in_thread(self._store.verify, progress=progress)
+
+    async def stats(self) -> Stats:
+        """Figures about memory, pages and log."""
+        self._refuse_if_over()
+        return await self._workers.submit(self._store.stats)
+
+    async def pins(self) -> list[Pin]:
+        """Who holds an old moment of the store, since when, and how old it is."""
+        self._refuse_if_over()
+        return self._store.pins()
+
+    # -- ending -------------------------------------------------------------------------------
+
+    async def close(self) -> None:
+        """Wait for the commits that are pending, then close the store (unless this was made over one). Idempotent.
+
+        A task that is cancelled here is cancelled when the store is closed.
+        """
+        if self._closing is None:
+            self._workers.refuse_other_loops()
+            self._closing = asyncio.ensure_future(self._close())
+        closing = self._closing
+        cancelled: asyncio.CancelledError | None = None
+        while not closing.done():
+            try:
+                await asyncio.wait([closing])
+            except asyncio.CancelledError as error:
+                cancelled = error
+        closing.result()
+        if cancelled is not None:
+            raise cancelled
+
+    async def _close(self) -> None:
+        try:
+            await self._committer.drain()
+            if self._owner:
+                _, cancelled = await to_the_end(self._store.close)
+                if cancelled is not None:
+                    raise cancelled
+        finally:
+            self._committer.stop()
+            self._workers.stop()
+
+    async def __aenter__(self) -> AsyncStore:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    def __del__(self) -> None:
+        # Forgotten: only let the threads end. `Store` warns, and lets go of its lock.
+        if getattr(self, "_committer", None) is not None:
+            self._committer.stop()
+            self._workers.stop()
+
+
+def _is_large(batch: WriteBatch) -> bool:
+    return sum(map(len, filter(None, batch.writes.values()))) > _ENCODE_IN_LOOP_BYTES
+
+
+def _closed() -> ClosedError:
+    return ClosedError("the store is closed; open it again with kvwal.aio.open")
+
+
+class Opening:
+    """What `kvwal.aio.open` returns: `await` it for the store, or use it in `async with`, which also closes it."""
+
+    __slots__ = ("_max_pending_bytes", "_max_pending_commits", "_open", "_store")
+
+    def __init__(self, opener: Callable[[], Store], max_pending_commits: int, max_pending_bytes: int) -> None:
+        self._open = opener
+        self._max_pending_commits = max_pending_commits
+        self._max_pending_bytes = max_pending_bytes
+        self._store: AsyncStore | None = None
+
+    def __await__(self) -> Generator[Any, Any, AsyncStore]:
+        return self._opened().__await__()
+
+    async def _opened(self) -> AsyncStore:
+        store, cancelled = await to_the_end(self._open)
+        try:
+            if cancelled is not None:
+                raise cancelled
+            result = AsyncStore(
+                store, max_pending_commits=self._max_pending_commits, max_pending_bytes=self._max_pending_bytes
+            )
+        except BaseException:
+            await to_the_end(store.close)
+            raise
+        result._owner = True
+        return result
+
+    async def __aenter__(self) -> AsyncStore:
+        self._store = await self
+        return self._store
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        assert self._store is not None
+        await self._store.close()
+
+
+def open(
+    path: str | bytes | PathLike[str] | PathLike[bytes],
+    flag: Flag = "c",
+    *,
+    mode: int = 0o600,
+    durability: Durability = "commit",
+    sync_delay_s: float = 0.1,
+    cache_bytes: int = 64 << 20,
+    memtable_bytes: int = 64 << 20,
+    segment_bytes: int = 16 << 20,
+    checkpoint_log_bytes: int = 64 << 20,
+    checkpoint_interval_s: float = 300.0,
+    retain_log_bytes: int = 0,
+    retain_log_s: float = 0.0,
+    preallocate: Literal["allocate", "zeros"] = "allocate",
+    background: bool = True,
+    files: Files | None = None,
+    max_pending_commits: int = MAX_PENDING_COMMITS,
+    max_pending_bytes: int = MAX_PENDING_BYTES,
+) -> Opening:
+    """Open a store for the running loop: `async with kvwal.aio.open(path) as db:`, or `db = await open(path)`.
+
+    Args: those of `kvwal.open`, and two of its own.
+        max_pending_commits: with so many commits pending, the next one waits for its turn.
+        max_pending_bytes: the same for the bytes of their keys and values. One commit that has more goes alone.
+
+    Opening, with recovery, runs in a thread. If the task is cancelled meanwhile, the store is closed again first.
+    Raises what `kvwal.open` raises.
+    """
+    opener = functools.partial(
+        kvwal.store.open,
+        path,
+        flag,
+        mode=mode,
+        durability=durability,
+        sync_delay_s=sync_delay_s,
+        cache_bytes=cache_bytes,
+        memtable_bytes=memtable_bytes,
+        segment_bytes=segment_bytes,
+        checkpoint_log_bytes=checkpoint_log_bytes,
+        checkpoint_interval_s=checkpoint_interval_s,
+        retain_log_bytes=retain_log_bytes,
+        retain_log_s=retain_log_s,
+        preallocate=preallocate,
+        background=background,
+        files=files,
+    )
+    return Opening(opener, max_pending_commits, max_pending_bytes)

@@ -1,0 +1,163 @@
+"""A transaction for tasks: reads a snapshot, collects writes in memory, and commits with others in one flush."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from types import TracebackType
+
+from kvwal.aio.committer import Committer
+from kvwal.aio.reading import AsyncReading, read_again
+from kvwal.aio.workers import Workers
+from kvwal.batch import BytesLike, Seqno, as_key
+from kvwal.errors import ClosedError
+from kvwal.pages import NotCached
+from kvwal.reading import Bounds
+from kvwal.scan import Chunk
+from kvwal.transaction import Transaction
+
+__all__ = ["AsyncTransaction"]
+
+
+class AsyncTransaction(AsyncReading):
+    """A serializable transaction on a snapshot, with its own writes on top.
+
+    Use it in an `async with` block: it commits on clean exit and aborts on an exception, a cancellation included.
+    Reads are awaited and writes are not, since they only touch memory until the commit. Several tasks may read
+    through it at a time (`asyncio.gather`). Every method raises `ClosedError` after commit or abort.
+    """
+
+    __slots__ = ("__weakref__", "_committer", "_over", "_txn", "_workers")
+
+    def __init__(self, txn: Transaction, committer: Committer, workers: Workers) -> None:
+        self._txn = txn
+        self._committer = committer
+        self._workers = workers
+        # Set when the commit is asked for, while the transaction beneath still holds its moment.
+        self._over = False
+
+    @property
+    def seqno(self) -> Seqno:
+        """The last commit that this transaction's reads see."""
+        return self._txn.seqno
+
+    @property
+    def commit_seqno(self) -> Seqno | None:
+        """Seqno of this transaction's commit; None before, and for one that wrote nothing.
+
+        It is set even where the task was cancelled while the commit was under way.
+        """
+        return self._txn.commit_seqno
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it can still be used: neither committed nor aborted."""
+        return not self._over and self._txn.is_open
+
+    def _mine(self) -> Transaction:
+        if self._over:
+            raise ClosedError("this transaction is over; begin another with transaction()")
+        return self._txn
+
+    def _refuse_if_over(self) -> None:
+        self._workers.refuse_other_loops()
+        self._mine()
+
+    # -- reading ------------------------------------------------------------------------------
+
+    async def _read(self, key: bytes) -> bytes | None:
+        try:
+            return self._mine().peek(key)
+        except NotCached:
+            return (await self._read_pages([key]))[0]
+
+    async def get_many(self, keys: Iterable[BytesLike]) -> list[bytes | None]:
+        """The values of several keys, in their order; None where a key is missing. Validated at commit."""
+        txn = self._mine()
+        values: list[bytes | None] = []
+        cold: dict[int, bytes] = {}
+        for index, key in enumerate(map(as_key, keys)):
+            try:
+                values.append(txn.peek(key))
+            except NotCached:
+                values.append(None)
+                cold[index] = key
+        if cold:
+            for index, value in zip(cold, await self._read_pages(list(cold.values())), strict=True):
+                values[index] = value
+        return values
+
+    async def _read_pages(self, keys: list[bytes]) -> list[bytes | None]:
+        # `peek` has remembered the reads; the worker needs only the moment, and holds it by itself.
+        txn = self._txn
+        assert txn._view is not None
+        return await self._workers.submit(read_again, txn._present, txn._present.again(txn._view, "get"), keys)
+
+    def _chunks(self, bounds: Bounds) -> Iterator[Chunk]:
+        return self._mine()._chunks(bounds)
+
+    async def count(self) -> int:
+        """Number of keys. Walks over all of them, and so conflicts with every commit since."""
+        self._refuse_if_over()
+        chunks = self._txn._chunks(Bounds(None, None, None, False, None))
+        return await self._workers.submit(lambda: sum(len(keys) for keys, _ in chunks))
+
+    # -- writing ------------------------------------------------------------------------------
+
+    def put(self, key: BytesLike, value: BytesLike) -> None:
+        """Set `key` to `value` when the transaction commits."""
+        self._mine().put(key, value)
+
+    def delete(self, key: BytesLike) -> None:
+        """Remove `key`, if it is there, when the transaction commits. It is not read: no conflict comes of it."""
+        self._mine().delete(key)
+
+    def delete_range(self, start: BytesLike | None = None, stop: BytesLike | None = None) -> None:
+        """Remove every key from `start` on, up to but without `stop`, when the transaction commits."""
+        self._mine().delete_range(start, stop)
+
+    def clear(self) -> None:
+        """Remove every key when the transaction commits."""
+        self._mine().clear()
+
+    # -- ending -------------------------------------------------------------------------------
+
+    async def commit(self) -> Seqno | None:
+        """Commit now. Returns the seqno, or None if nothing was written.
+
+        Raises `ConflictError` if something read has changed since; then nothing was written. Durable on return as the
+        transaction's durability says. The transaction is over either way.
+        """
+        txn = self._mine()
+        self._over = True
+        try:
+            request = txn.request()
+            if request is None:
+                return None
+            try:
+                await self._committer.commit(request)
+            finally:
+                if request.seqno:
+                    txn.commit_seqno = request.seqno
+            return request.seqno
+        finally:
+            txn.abort()
+
+    def abort(self) -> None:
+        """Forget the writes and let go of the snapshot. Idempotent, and without effect once `commit` was called."""
+        if not self._over:
+            self._over = True
+            self._txn.abort()
+
+    async def __aenter__(self) -> AsyncTransaction:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is not None:
+            self.abort()
+        elif self.is_open:
+            await self.commit()
+
+    def __repr__(self) -> str:
+        return f"<AsyncTransaction at seqno {self.seqno}, {'open' if self.is_open else 'over'}>"

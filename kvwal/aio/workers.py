@@ -1,0 +1,151 @@
+"""Threads for what may wait for a disk: a few that live long for short reads, one of its own for a long task.
+
+A read of one page costs about as much as handing it to a thread, so reads that queue up are taken by the
+handful, and all results of a handful go back to the loop with one call.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable
+from queue import Empty, SimpleQueue
+from typing import Any, Final, ParamSpec, TypeAlias, TypeVar
+
+from kvwal.errors import UsageError
+
+__all__ = ["Workers", "in_thread", "refuse_other_loops", "to_the_end"]
+
+_T = TypeVar("_T")
+_P = ParamSpec("_P")
+
+_Job: TypeAlias = "tuple[Callable[[], Any], asyncio.Future[Any]]"
+_Result: TypeAlias = "tuple[asyncio.Future[Any], Any, BaseException | None]"
+
+# Enough to keep a disk busy with reads; more only wait for the interpreter's lock.
+_MAX_THREADS: Final = 4
+_MAX_HANDFUL: Final = 32
+
+
+class Workers:
+    """Runs short functions of one loop in its threads, which are started when they are needed.
+
+    Every function that is given is run, even if its task was cancelled: it may hold a pin to be given back.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._jobs: SimpleQueue[_Job | None] = SimpleQueue()
+        self._threads = 0
+        #: Jobs that were given and are not answered yet; the loop's thread counts.
+        self._waiting = 0
+
+    def submit(self, function: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> asyncio.Future[_T]:
+        """Run the function soon. Cancelling the future only means that nobody sees the result."""
+        self.refuse_other_loops()
+        if self._waiting >= self._threads < _MAX_THREADS:
+            self._threads += 1
+            threading.Thread(target=self._work, name="kvwal-aio-reader", daemon=True).start()
+        future: asyncio.Future[_T] = self._loop.create_future()
+        self._waiting += 1
+        self._jobs.put((lambda: function(*args, **kwargs), future))
+        return future
+
+    def refuse_other_loops(self) -> None:
+        """UsageError if the caller does not run in this loop."""
+        refuse_other_loops(self._loop)
+
+    def stop(self) -> None:
+        """Let the threads end when they have done what they were given. From any thread, and from a finalizer."""
+        for _ in range(self._threads):
+            self._jobs.put(None)
+
+    def _work(self) -> None:
+        jobs = self._jobs
+        while (job := jobs.get()) is not None:
+            results = [_run(job)]
+            # A fair share of what waits.
+            for _ in range(min(jobs.qsize() // _MAX_THREADS, _MAX_HANDFUL)):
+                try:
+                    job = jobs.get_nowait()
+                except Empty:
+                    break
+                if job is None:
+                    jobs.put(None)
+                    break
+                results.append(_run(job))
+            # Nothing of a job may stay behind while this thread sleeps: it may hold a pin.
+            job = None
+            try:
+                self._loop.call_soon_threadsafe(self._answer, results)
+            except RuntimeError:
+                pass  # The loop is closed: nobody waits any more.
+            del results
+
+    def _answer(self, results: list[_Result]) -> None:
+        self._waiting -= len(results)
+        _deliver(results)
+
+
+def _run(job: _Job) -> _Result:
+    function, future = job
+    try:
+        return future, function(), None
+    except BaseException as error:  # noqa: BLE001  # it goes to whoever asked
+        return future, None, error
+
+
+def _deliver(results: list[_Result]) -> None:
+    for future, result, error in results:
+        if future.done():
+            continue
+        if error is None:
+            future.set_result(result)
+        elif isinstance(error, StopIteration):
+            # A future refuses this one.
+            future.set_exception(RuntimeError("StopIteration"))
+        else:
+            future.set_exception(error)
+
+
+def refuse_other_loops(loop: asyncio.AbstractEventLoop) -> None:
+    """UsageError if the caller does not run in `loop`."""
+    if asyncio.get_running_loop() is not loop:
+        raise UsageError(
+            "this belongs to another event loop; give each loop an AsyncStore of its own, over the same Store: "
+            "kvwal.aio.AsyncStore(store)"
+        )
+
+
+async def in_thread(function: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
+    """The result of a function that may take long, run in a thread of its own. Cancelling does not stop it."""
+    return await asyncio.shield(_started(function, *args, **kwargs))
+
+
+async def to_the_end(
+    function: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs
+) -> tuple[_T, BaseException | None]:
+    """Like `in_thread`, but waits for the end even when cancelled: the result, and the cancellation if there was."""
+    future = _started(function, *args, **kwargs)
+    cancelled: BaseException | None = None
+    while not future.done():
+        try:
+            await asyncio.wait([future])
+        except asyncio.CancelledError as error:
+            cancelled = error
+    return future.result(), cancelled
+
+
+def _started(function: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> asyncio.Future[_T]:
+    loop = asyncio.get_running_loop()
+    future: asyncio.Future[_T] = loop.create_future()
+
+    def work() -> None:
+        results = [_run((lambda: function(*args, **kwargs), future))]
+        try:
+            loop.call_soon_threadsafe(_deliver, results)
+        except RuntimeError:
+            pass  # The loop is closed: nobody waits any more.
+
+    threading.Thread(target=work, name="kvwal-aio-task", daemon=True).start()
+    return future
