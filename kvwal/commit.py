@@ -346,7 +346,8 @@ class CommitPipeline:
         if self._queue:
             # Passed on without putting it down: a newcomer in between would flush for itself alone.
             with self._queue_lock:
-                waiter = next((member for member in self._queue if member.gate is not None and not member.done), None)
+                waiters = list(self._queue)
+                waiter = next((member for member in waiters if member.gate is not None and not member.done), None)
                 if waiter is not None and waiter.gate is not None:
                     self._baton[_BATON] = waiter
                     _open(waiter.gate)
@@ -365,7 +366,8 @@ class CommitPipeline:
                     continue
                 if waiter.gate is None:
                     # It rides with another member of the queue that has a thread to lead.
-                    leader = next((member for member in self._queue if member.gate is not None), None)
+                    # A copy in one C call: others queue up without the lock, and a deque may not change under a loop.
+                    leader = next((member for member in list(self._queue) if member.gate is not None), None)
                     if leader is None:
                         return
                     waiter = leader

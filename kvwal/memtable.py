@@ -119,6 +119,8 @@ class Memtable:
 
     def apply(self, seqno: Seqno, batch: WriteBatch, size: int, oldest_reader: Seqno | None) -> None:
         """Apply one commit. `size`: bytes of its keys and values; `oldest_reader`: see `_keep`."""
+        # First: a scan that took values without a lock looks here to see whether they may be younger than it is.
+        self.last_seqno = seqno
         writes = batch.writes
         for start, stop in batch.ranges:
             self._delete_range(seqno, start, stop, oldest_reader)
@@ -127,7 +129,6 @@ class Memtable:
         self._count_tombstones(writes)
         self.latest.update(writes)
         self.bytes_used += size + ENTRY_OVERHEAD_BYTES * len(writes)
-        self.last_seqno = seqno
 
     def apply_put(self, seqno: Seqno, key: bytes, value: bytes, oldest_reader: Seqno | None) -> None:
         """What `apply` does of one put to the values; the caller counts bytes and seqno (see `Present.publish_put`)."""

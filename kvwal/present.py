@@ -136,14 +136,15 @@ class Present:
             if self._released:
                 self._drain()
             memtable = self.levels.memtable
-            self.horizon = seqno
+            # Both before any value changes: a scan takes values without the lock, and then looks whether they may be
+            # younger than it is.
+            self.horizon = memtable.last_seqno = seqno
             self.rows[key] = value
             if self._registry or memtable.tombstones:
                 memtable.apply_put(seqno, key, value, next(iter(self._registry)) if self._registry else None)
             else:
                 # The same, without a call: nobody needs what is replaced, and there is no tombstone to replace.
                 memtable.latest[key] = value
-            memtable.last_seqno = seqno
             memtable.bytes_used = used = memtable.bytes_used + size
             if used > self._memtable_budget:
                 self.attention = True

@@ -14,11 +14,11 @@ import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from store_fixtures import check_store, problems_of
 
 import kvwal
 from kvwal.files import system_files
 from kvwal.testing import SimulatedDisk
-from store_fixtures import check_store, problems_of
 
 # The smallest settings there are: freezes, rolls and checkpoints all happen within a few commits.
 TINY: dict[str, Any] = {
