@@ -1,6 +1,6 @@
 """The page file: a copy-on-write B+tree in one file, and what proves it sound.
 
-    check > pagefile > merge | relocate | tree > pager > freelist | meta > page
+    check > pagefile > merge | relocate | tree > updates > pager > freelist | meta > page
 """
 
 from kvwal.pages.check import Problem, check, salvage_pages

@@ -23,13 +23,12 @@ Requires: the updates are sorted by key, no key twice (InternalError otherwise).
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import accumulate, compress, islice
-from operator import add, lt
+from collections.abc import Callable, Iterable, Sequence
+from itertools import accumulate
+from operator import add
 from typing import Final
 
 from kvwal.batch import KeyRange
-from kvwal.errors import InternalError
 from kvwal.pages.freelist import Extent
 from kvwal.pages.meta import Meta
 from kvwal.pages.page import (
@@ -39,7 +38,6 @@ from kvwal.pages.page import (
     LEAF_ROOM,
     NO_POINTER,
     OVERFLOW_REF,
-    OVERFLOW_THRESHOLD,
     PAGE_SIZE,
     POINTER,
     POINTER_SIZE,
@@ -52,8 +50,9 @@ from kvwal.pages.page import (
     shortest_separator,
 )
 from kvwal.pages.pager import Pager, PageWriter
+from kvwal.pages.updates import Updates, merged, one_size, without_deletes
 
-__all__ = ["Merge", "joined_ranges"]
+__all__ = ["Merge"]
 
 _FILL: Final = 0.66
 _MAX_ABSORBED: Final = 3
@@ -61,11 +60,6 @@ _MAX_ABSORBED: Final = 3
 _EMIT_ROOMS: Final = 6
 #: An inner node has so many children even if its separators are huge; else the tree grew too high.
 _LEAST_CHILDREN: Final = 4
-#: Updates are taken from their iterator in batches of about this many bytes.
-_BATCH_BYTES: Final = 1 << 18
-_MAX_BATCH: Final = 2048
-#: So many times fewer updates than entries in a leaf are put in one by one, more by way of a dict.
-_FEW: Final = 8
 
 
 class Merge:
@@ -92,13 +86,15 @@ class Merge:
         """
         self._pager = pager
         self._writer = writer
-        self._updates = _Updates(updates, writer)
+        self._updates = Updates(updates, writer)
         self._ranges = ranges
         self._range = 0
         self._touches = touches
         self._touch = 0
         self._moved_from = moved_from
         self._give_way = give_way
+        # Giving way costs more than a leaf does, so a leaf that is read and written pays once.
+        self._paid = 0
         #: Extents of the old tree that the new one does not have.
         self.freed: list[Extent] = []
         # The builder of leaves.
@@ -122,7 +118,7 @@ class Merge:
         if meta.height:
             self._children(meta.height - 1, [], meta.root, b"", None)
         for keys, values in self._updates.take(None):
-            self._push(*_without_deletes(keys, values))
+            self._push(*without_deletes(keys, values))
         return self._finish()
 
     # The walk over the old tree.
@@ -186,7 +182,7 @@ class Merge:
         if self._ranges and self._covered(low, high):
             self._drop(level, pointers, at)
             for keys, values in self._updates.take(high):
-                self._push(*_without_deletes(keys, values))
+                self._push(*without_deletes(keys, values))
             self._give_way()
             return
         node = self._pager.node(pointers, at, level, keep=False)
@@ -197,6 +193,7 @@ class Merge:
         else:
             self._free(pointers, at, generation_of(node))
             self._leaf(node, low, high, bool(POINTER.unpack_from(pointers, at)[3] & HAS_OVERFLOW))
+            self._paid += 1
             self._give_way()
 
     def _leaf(self, raw: bytes, low: bytes, high: bytes | None, overflow: bool) -> None:
@@ -207,7 +204,7 @@ class Merge:
         at = 0
         for new_keys, new_values in self._updates.take(high):
             stop = bisect_right(keys, new_keys[-1], at)
-            merged_keys, merged_values = _merged(keys[at:stop], values[at:stop], new_keys, new_values)
+            merged_keys, merged_values = merged(keys[at:stop], values[at:stop], new_keys, new_values)
             at = stop
             self._push(merged_keys, self._still(merged_values, gone) if overflow else merged_values, overflow)
         if at:
@@ -287,8 +284,8 @@ class Merge:
         """Append entries to the builder of leaves."""
         if not keys:
             return
-        size = _one_size(keys)
-        value_size = _one_size(values)
+        size = one_size(keys)
+        value_size = one_size(values)
         if not self._keys:
             self._key_size, self._value_size = size, value_size
         else:
@@ -360,7 +357,10 @@ class Merge:
         separator = self._floor if self._last is None else shortest_separator(self._last, keys[0])
         self._last = keys[-1]
         self._add_child(0, separator, pointer)
-        self._give_way()
+        if self._paid:
+            self._paid -= 1
+        else:
+            self._give_way()
 
     def _add_child(self, level: int, separator: bytes, pointer: bytes) -> None:
         parents = self._level(level)
@@ -426,118 +426,6 @@ class _Level:
         self.size = 0
 
 
-class _Updates:
-    """The updates, taken from their iterator in batches; values too large for a leaf are written at once."""
-
-    def __init__(self, items: Iterable[tuple[bytes, bytes | None]], writer: PageWriter) -> None:
-        self._items = iter(items)
-        self._writer = writer
-        self._want = 16
-        self._keys: list[bytes] = []
-        self._values: list[bytes | None] = []
-        self._at = 0
-        #: Whether the present batch holds an overflow reference.
-        self.overflow = False
-        #: The first key not taken yet; None when there is none.
-        self.next: bytes | None = None
-        self._fill(None)
-
-    def take(self, stop: bytes | None) -> Iterator[tuple[list[bytes], list[bytes | None]]]:
-        """All updates below `stop` (None: to the end) that were not taken yet, batch by batch."""
-        while self.next is not None and (stop is None or self.next < stop):
-            keys, at = self._keys, self._at
-            end = len(keys) if stop is None else bisect_left(keys, stop, at)
-            batch = keys[at:end], self._values[at:end]
-            if end < len(keys):
-                self._at = end
-                self.next = keys[end]
-                yield batch
-                return
-            # What was given must be used before the next batch says whether it holds large values.
-            yield batch
-            self._fill(keys[-1])
-
-    def _fill(self, last: bytes | None) -> None:
-        batch = list(islice(self._items, self._want))
-        self._at = 0
-        if not batch:
-            self.next = None
-            self._keys, self._values = [], []
-            return
-        keys = [key for key, _ in batch]
-        values = [value for _, value in batch]
-        if (last is not None and keys[0] <= last) or not all(map(lt, keys, islice(keys, 1, None))):
-            raise InternalError("the updates of a checkpoint are not sorted, or name a key twice")
-        sizes = list(map(len, filter(None, values)))
-        self.overflow = bool(sizes) and max(sizes) > OVERFLOW_THRESHOLD
-        if self.overflow:
-            overflow = self._writer.overflow
-            for index, value in enumerate(values):
-                if value is not None and len(value) > OVERFLOW_THRESHOLD:
-                    values[index] = overflow(value)
-        taken = sum(sizes) + sum(map(len, keys))
-        self._want = max(1, min(_MAX_BATCH, 4 * self._want, self._want * _BATCH_BYTES // (taken + 1)))
-        self._keys, self._values, self.next = keys, values, keys[0]
-
-
-def _one_size(items: Sequence[bytes]) -> int:
-    """The length that all have; -1 if they differ. Requires: not empty."""
-    sizes = set(map(len, items))
-    return sizes.pop() if len(sizes) == 1 else -1
-
-
-def _merged(
-    keys: list[bytes], values: list[bytes], new_keys: list[bytes], new_values: list[bytes | None]
-) -> tuple[list[bytes], list[bytes]]:
-    """Old entries and updates in one sorted run, without the deleted ones. May change the old lists."""
-    if not keys:
-        return _without_deletes(new_keys, new_values)
-    if keys[-1] < new_keys[0]:
-        return _without_deletes(keys + new_keys, [*values, *new_values])
-    if len(new_keys) * _FEW < len(keys):
-        for key, value in zip(new_keys, new_values, strict=False):
-            at = bisect_left(keys, key)
-            if at < len(keys) and keys[at] == key:
-                if value is None:
-                    del keys[at], values[at]
-                else:
-                    values[at] = value
-            elif value is not None:
-                keys.insert(at, key)
-                values.insert(at, value)
-        return keys, values
-    entries: dict[bytes, bytes | None] = dict(zip(keys, values, strict=False))
-    entries.update(zip(new_keys, new_values, strict=False))
-    if len(entries) != len(keys):
-        # Two sorted runs one after the other, which is what the sort is best at.
-        keys = sorted(entries)
-    return _without_deletes(keys, list(map(entries.__getitem__, keys)))
-
-
-def _without_deletes(keys: list[bytes], values: list[bytes | None]) -> tuple[list[bytes], list[bytes]]:
-    if None in values:
-        live = [value is not None for value in values]
-        return list(compress(keys, live)), list(compress(values, live))  # type: ignore[arg-type]
-    return keys, values  # type: ignore[return-value]
-
-
 def _filled(size: int, room: int) -> bool:
     """Whether so many bytes, shared out evenly, make nodes that are full enough."""
     return size >= _FILL * room * -(-size // room)
-
-
-def joined_ranges(ranges: Iterable[KeyRange]) -> list[KeyRange]:
-    """The same keys as disjoint, sorted ranges."""
-    joined: list[KeyRange] = []
-    for start, stop in sorted(ranges, key=lambda bounds: bounds[0]):
-        if stop is not None and stop <= start:
-            continue
-        if joined:
-            first, last = joined[-1]
-            if last is None:
-                break
-            if start <= last:
-                joined[-1] = (first, None if stop is None else max(stop, last))
-                continue
-        joined.append((start, stop))
-    return joined

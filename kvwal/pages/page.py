@@ -112,6 +112,8 @@ _UNIFORM: Final = 0
 _NARROW: Final = 2
 _WIDE: Final = 4
 _MAX_NARROW: Final = 0xFFFF
+_NARROW_PAIR: Final = Struct("<HH")
+_WIDE_PAIR: Final = Struct("<II")
 
 #: A decoded inner node: separators, packed pointers, generation that wrote it.
 Inner: TypeAlias = tuple[list[bytes], bytes, int]
@@ -291,10 +293,11 @@ def find_in_leaf(raw: bytes, key: bytes) -> bytes | None:
                 if index < 0:
                     return None
     else:
-        bounds = _boundary_struct(key_column, n + 1).unpack_from(raw, _HEADER_SIZE)
-        # Boundaries rise strictly after the first two, so the end of a key names the key.
-        index = bisect_left(bounds, at + size, 1) - 1
-        if index == n or bounds[index] != at or bounds[index + 1] != at + size:
+        # Where one boundary is the hit's begin and the next its end, the hit is a key: a search again in C.
+        pair = (_NARROW_PAIR if key_column == _NARROW else _WIDE_PAIR).pack(at, at + size)
+        index, rest = divmod(raw.find(pair, _HEADER_SIZE, begin) - _HEADER_SIZE, key_column)
+        if rest or not 0 <= index < n:
+            bounds = _boundary_struct(key_column, n + 1).unpack_from(raw, _HEADER_SIZE)
             index = _search_bounds(raw, key, bounds, n)
             if index < 0:
                 return None
@@ -303,7 +306,7 @@ def find_in_leaf(raw: bytes, key: bytes) -> bytes | None:
         value = raw[middle + index * size : middle + (index + 1) * size]
     else:
         offset = _HEADER_SIZE + (n + 1) * key_column + index * value_column
-        first, last = _boundary_struct(value_column, 2).unpack_from(raw, offset)
+        first, last = (_NARROW_PAIR if value_column == _NARROW else _WIDE_PAIR).unpack_from(raw, offset)
         value = raw[first:last]
     if m and index in _boundary_struct(_WIDE, m).unpack_from(raw, end):
         return OverflowRef(value)

@@ -82,20 +82,23 @@ class Pager:
 
     def read(self, page: int, size: int, crc: int) -> bytes:
         """`size` verified bytes from the beginning of a page. CorruptionError if they do not verify."""
-        return self._verified(self.pread(size, page), page, size, crc)
+        try:
+            raw = self.file.pread(size, page * PAGE_SIZE)
+        except (OSError, ValueError):
+            if self.closed:
+                raise ClosedError("the store is closed; open it again to read") from None
+            raise
+        if len(raw) != size or crc32c(raw, page) != crc:
+            raise _damage(page, size, raw)
+        return raw
 
     def leaf(self, raw: bytes, page: int, size: int, crc: int) -> bytes:
         """The leaf in bytes that were read with `pread`. CorruptionError if they do not verify."""
-        fault = node_fault(self._verified(raw, page, size, crc), 0)
+        if len(raw) != size or crc32c(raw, page) != crc:
+            raise _damage(page, size, raw)
+        fault = node_fault(raw, 0)
         if fault:
             raise CorruptionError(DATA_FILE, page * PAGE_SIZE, f"page {page} {fault}")
-        return raw
-
-    def _verified(self, raw: bytes, page: int, size: int, crc: int) -> bytes:
-        if len(raw) != size:
-            raise CorruptionError(DATA_FILE, page * PAGE_SIZE, f"the file ends inside page {page} or before it")
-        if crc32c(raw, page) != crc:
-            raise CorruptionError(DATA_FILE, page * PAGE_SIZE, f"the checksum of page {page} does not match")
         return raw
 
     def cached(self, address: int) -> Any | None:
@@ -142,7 +145,7 @@ class Pager:
         return found
 
     def _keep(self, address: int, node: bytes | Inner) -> None:
-        cost = _cost(node)
+        cost = _ENTRY_COST + _BYTES_COST + len(node) if type(node) is bytes else _cost(node)
         half = self.cache_bytes >> 1
         if cost > half:
             return
@@ -183,6 +186,12 @@ class Pager:
             self._old = {}
             self._young_bytes = self._old_bytes = 0
         self.file.close()
+
+
+def _damage(page: int, size: int, raw: bytes) -> CorruptionError:
+    what = "the checksum of" if len(raw) == size else "the file ends inside or before"
+    end = " does not match" if len(raw) == size else ""
+    return CorruptionError(DATA_FILE, page * PAGE_SIZE, f"{what} page {page}{end}")
 
 
 def _cost(node: bytes | Inner) -> int:

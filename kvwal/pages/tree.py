@@ -36,6 +36,7 @@ _READ_AHEAD: Final = 32
 #: Bytes of large values a chunk holds before it is cut, so that a leaf full of them fits in memory.
 _CHUNK_OVERFLOW_BYTES: Final = 4 << 20
 _COUNT: Final = Struct("<12xQ")
+_address_at: Final = ADDRESS.unpack_from
 _FIRST: Final[Callable[[tuple[int, ...]], int]] = itemgetter(0)
 
 _Chunk = tuple[list[bytes], list[bytes]]
@@ -45,12 +46,13 @@ _Pointer = tuple[int, int, int, int, int]
 class Tree:
     """An immutable view of one generation. Thread-safe."""
 
-    __slots__ = ("_address", "_pager", "height", "meta")
+    __slots__ = ("_address", "_pager", "_root", "height", "meta")
 
     def __init__(self, pager: Pager, meta: Meta) -> None:
         self._pager = pager
         self.meta = meta
         self.height: int = meta.height
+        self._root = meta.root
         self._address: int = ADDRESS.unpack_from(meta.root)[0]
 
     def get(self, key: bytes) -> bytes | None:
@@ -59,7 +61,7 @@ class Tree:
         if level < 0:
             return None
         pager = self._pager
-        pointers = self.meta.root
+        pointers = self._root
         at = 0
         address = self._address
         while level:
@@ -68,7 +70,7 @@ class Tree:
                 node = pager.node(pointers, at, level)
             separators, pointers, _ = node
             at = bisect_right(separators, key) * POINTER_SIZE
-            (address,) = ADDRESS.unpack_from(pointers, at)
+            (address,) = _address_at(pointers, at)
             level -= 1
         leaf = pager.young.get(address)
         if leaf is None:
