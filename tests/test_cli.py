@@ -285,6 +285,16 @@ def test_no_store_is_exit_code_5(path: str, tmp_path: Path) -> None:
     run("put", str(tmp_path / "foreign"), "a", "b", expect=5)
 
 
+def test_a_store_whose_making_was_cut_off_is_no_store_yet(path: str) -> None:
+    """A kill between the first segment and the page file, which is renamed last: nothing was ever acknowledged."""
+    kvwal.open(path).close()
+    (Path(path) / "data").rename(Path(path) / "data.tmp")
+    run("get", path, "a", expect=5)
+    run("delete", path, "a", expect=5)
+    run("put", path, "a", "b")
+    assert run("get", path, "a").stdout == "b"
+
+
 @pytest.mark.skipif(os.name == "nt" or os.getuid() == 0, reason="permissions do not stop the superuser")
 def test_a_directory_that_cannot_be_entered_is_exit_code_6(filled: str) -> None:
     os.chmod(filled, 0)

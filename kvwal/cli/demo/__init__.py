@@ -60,6 +60,10 @@ def demo(job: str, kills: int, seed: int | None, path: str | None, seconds: floa
         _run(work, kills, seconds, random.Random(seed), screen, result)
     except (BrokenPromise, ChildFailed, kvwal.CorruptionError) as error:
         broken = str(error)
+    except KeyboardInterrupt:
+        if path is None:
+            shutil.rmtree(os.path.dirname(place), ignore_errors=True)
+        raise
     result["ok"] = broken is None
     result["broken"] = broken
     if as_json:
