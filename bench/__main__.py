@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import fnmatch
 import os
+import signal
 import sys
 from dataclasses import replace
 from time import perf_counter
@@ -32,6 +33,8 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(given)
     console = Console(width=options.width)
     if options.command == "run":
+        # So that being told to end also ends the child that is measuring.
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
         return _run(console, options)
     results = Results.read(options.results)
     if options.command == "show":

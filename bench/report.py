@@ -193,7 +193,10 @@ def _settings(results: Results) -> str:
     rows = []
     for name in results.data["versions"]:
         for durability, settings in settings_of(results, name).items():
-            rows.append([name, durability, ", ".join(f"{key}={value}" for key, value in settings.items())])
+            listed = [f"{key}={value}" for key, value in settings.items()]
+            if PEERS[name].kind == "peer":
+                listed.append(f"asyncio: executor of {PEERS[name].executor_threads}")
+            rows.append([name, durability, ", ".join(listed)])
     return _table(["peer", "durability", "settings"], rows)
 
 

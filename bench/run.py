@@ -24,8 +24,6 @@ from bench.tasks import Job
 __all__ = ["Runner", "Step"]
 
 _ROOT: Final = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-# Far above what any measurement takes: a hang must not stop the rest.
-_TIMEOUT_S: Final = 1800
 
 Answer = dict[str, Any]
 Step = Callable[[str], None]
@@ -159,17 +157,20 @@ def _child(job: Job, *, dies: bool = False) -> Answer:
     """Run a job in a process of its own. `dies`: it is to kill itself after its answer."""
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([_ROOT, os.environ.get("PYTHONPATH", "")])}
     command = [sys.executable, "-m", "bench.child"]
+    # Far above what it takes: a hang must not stop the rest. The slowest peer needs some 100 us for a key.
+    touched = job.keys * (1 + int(job.options.get("passes", 0))) + int(job.options.get("tail_bytes", 0)) // 100
+    timeout_s = 60 + 40 * job.seconds + touched * 300e-6
     try:
         done = subprocess.run(
             command,
             input=json.dumps(job.as_json()),
             capture_output=True,
             text=True,
-            timeout=_TIMEOUT_S,
+            timeout=timeout_s,
             env=environment,
         )
     except subprocess.TimeoutExpired:
-        return {"failed": f"took more than {_TIMEOUT_S} s"}
+        return {"failed": f"took more than {timeout_s:.0f} s"}
     lines = done.stdout.strip().splitlines()
     try:
         answer: Answer = json.loads(lines[-1])

@@ -49,9 +49,9 @@ class DiskCache(Peer):
         }
         self.settings = {name: str(value) for name, value in options.items()}
         self._cache: Any = diskcache.Cache(path, timeout=60, **options)
+        self.settings["threads"] = "put into a FanoutCache of 8 shards"
         self._shards: Any = None
         if how.threads > 1:
-            self.settings["threads"] = "put: FanoutCache of 8 shards"
             self._shards = diskcache.FanoutCache(os.path.join(path, "shards"), shards=8, timeout=60, **options)
 
     def close(self) -> None:

@@ -59,7 +59,7 @@ class Sqlite(Peer):
             f"CREATE TABLE IF NOT EXISTS kv(k BLOB PRIMARY KEY, v BLOB) {'' if rowid else 'WITHOUT ROWID'}"
         )
         self.settings["table"] = "rowid" if rowid else "WITHOUT ROWID"
-        self.settings["threads"] = "one connection, a lock" if how.threads > 1 else "one"
+        self.settings["threads"] = "share the connection under a lock"
         self._lock = threading.Lock()
 
     def _connect(self) -> sqlite3.Connection:
