@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import errno
+from collections.abc import Iterator
+from itertools import islice
 
 import pytest
-from log_rig import SEGMENT_BYTES, LogRig, body, simulated_disk
+from log_rig import SEGMENT_BYTES, STORE_ID, LogRig, body, simulated_disk
 
 from kvwal.batch import Seqno
-from kvwal.errors import DiskFullError, PoisonedError
-from kvwal.log import LogWriter
+from kvwal.errors import DiskFullError, InternalError, PoisonedError
+from kvwal.log import LogWriter, Record
 from kvwal.log.record import segment_name
 from kvwal.testing import Operation, SimulatedDisk
 
@@ -306,3 +308,54 @@ def test_an_interruption_after_the_roll_named_the_next_segment_loses_nothing(dis
     log.sync()
     log.abandon()
     assert rig.reader().seek(Seqno(last + 1)).segment == last + 1
+
+
+@pytest.mark.parametrize("op", ["datasync", "truncate", "sync"])
+def test_a_failure_while_closing_loses_nothing(disk: SimulatedDisk, rig: LogRig, op: str):
+    log = rig.create()
+    rig.fill(log, 5)
+    disk.fail(op, effect="part" if op != "truncate" else "none")
+    with pytest.raises(PoisonedError):
+        log.close()
+    log.close()
+    disk.kill()
+    disk.heal()
+    for survivors in (0, -1):
+        assert LogRig(disk.crash(survivors), "/log").replay()[0] == [1, 2, 3, 4, 5]
+    rig.resume().close()
+    assert rig.replay()[0] == [1, 2, 3, 4, 5]
+
+
+def test_a_failed_flush_of_the_directory_while_retiring_poisons(disk: SimulatedDisk, rig: LogRig):
+    log = rig.create()
+    rig.fill(log, 40)
+    disk.fail("sync_directory")
+    with pytest.raises(PoisonedError):
+        log.retire(Seqno(30))
+    refuses_everything(disk, log)
+    assert rig.replay(after=30)[1].last_seqno == 40
+
+
+def test_a_tail_that_changes_while_it_is_carried_is_refused(rig: LogRig):
+    rig.made(9, sync_every=100)
+    _, end = rig.replay()
+    before = rig.snapshot()
+
+    class Forgetful:
+        def records(self, after: Seqno, floor: Seqno) -> Iterator[Record]:
+            return islice(rig.reader().records(after, floor), 4)
+
+    with pytest.raises(InternalError):
+        LogWriter.resume(
+            rig.files,
+            rig.directory,
+            STORE_ID,
+            end,
+            Forgetful(),
+            segment_bytes=SEGMENT_BYTES,
+            preallocate="allocate",
+        )
+    after = rig.snapshot()
+    assert {name: after[name] for name in before} == before
+    rig.resume().abandon()
+    assert rig.replay()[0] == list(range(1, 10))

@@ -75,12 +75,13 @@ def test_seek_time_finds_the_first_commit_after(long: LogRig):
     )
 
 
-def reads(disk: SimulatedDisk, rig: LogRig, seqno: int) -> int:
-    disk.trace = []
-    rig.reader().seek(Seqno(seqno))
-    total = sum(op.size for op in disk.trace if op.name == "pread")
-    disk.trace = None
-    return total
+def test_a_time_between_two_segments_leads_to_the_younger(long: LogRig):
+    known = times(long)
+    for segment in long.reader().segments()[1:]:
+        before = known[segment.first_seqno - 1][0]
+        assert before < segment.created_us - 1
+        assert long.reader().seek_time(segment.created_us - 1) == LogPosition(segment.first_seqno, 4096)
+        assert long.reader().seqno_at(before) == segment.first_seqno - 1
 
 
 @pytest.mark.parametrize("damage", ["missing", "flipped", "of another segment", "unreadable"])
@@ -210,6 +211,36 @@ def test_verify_does_not_call_a_torn_tail_damage(rig: LogRig):
     rig.made(5)
     rig.flip_commit(5)
     assert list(rig.reader().verify()) == []
+
+
+def test_a_commit_whose_body_is_nonsense_is_damage(rig: LogRig):
+    log = rig.create()
+    rig.fill(log, 1)
+    log.append_one(b"nonsense")
+    log.close()
+    place = rig.offset(2)
+    assert [(d.file, d.offset) for d in rig.reader().verify()] == [place]
+    with pytest.raises(CorruptionError, match="columns"):
+        rig.replay()
+
+
+def test_files_that_cannot_be_opened_are_damage_for_verify_and_salvage_only(rig: LogRig, disk: SimulatedDisk):
+    rig.made(30)
+    first, second, third = rig.segments()
+    name = segment_name(second)
+    disk.fail("open", error=errno.EACCES, path=f"*{name}", forever=True)
+    assert [d.file for d in rig.reader().verify()] == [name]
+    records, damage = saved(rig)
+    assert records == [*range(first, second), *range(third, 31)]
+    assert name in {d.file for d in damage}
+    assert [(s.first_seqno, s.created_us > 0) for s in rig.reader().segments()] == [
+        (first, True),
+        (second, False),
+        (third, True),
+    ]
+    with pytest.raises(PermissionError):
+        rig.replay()
+    assert rig.replay(after=third - 1)[1].last_seqno == 30
 
 
 # -- salvage -----------------------------------------------------------------------------------

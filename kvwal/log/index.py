@@ -27,7 +27,6 @@ from __future__ import annotations
 
 import struct
 from bisect import bisect_right
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
@@ -35,7 +34,6 @@ from crc32c import crc32c
 
 from kvwal.batch import Seqno
 from kvwal.files import Files
-from kvwal.log.record import Record
 from kvwal.log.segment import SegmentHeader
 
 __all__ = ["INDEX_STRIDE_BYTES", "Entry", "Index", "index_name", "load_index"]
@@ -117,17 +115,6 @@ class Index:
             return None
         columns: tuple[int, ...] = struct.unpack_from(f"<{3 * n}Q", data, HEADER_BYTES)
         return cls(list(columns[:n]), list(columns[n : 2 * n]), list(columns[2 * n :]))
-
-    @classmethod
-    def of(cls, commits: Iterable[Record]) -> Index:
-        """The index of a segment with these commits, read from its start."""
-        index = cls()
-        due = 0
-        for record in commits:
-            if record.offset >= due:
-                index.add(record.seqno, record.time_us, record.offset)
-                due = index.next_offset
-        return index
 
 
 def load_index(files: Files, directory: str, header: SegmentHeader) -> Index | None:

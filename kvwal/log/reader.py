@@ -241,20 +241,6 @@ class LogReader:
                 infos.append(SegmentInfo(name, segment.size, 0, sealed=name != names[-1]))
         return infos
 
-    def is_unused(self) -> bool:
-        """Whether the log is one segment in which nothing was ever committed, as a store that is being made has."""
-        names = list_segments(self._files, self._directory)
-        if names != [1]:
-            return False
-        try:
-            end = None
-            for _ in self.records(Seqno(0), Seqno(0)):
-                return False
-            end = self.end
-        except (CorruptionError, FormatError):
-            return False
-        return end is not None and end.cut_bytes == 0
-
     def history(self, after: Seqno, until: Seqno) -> Iterator[Record]:
         """The commits beyond `after` up to `until` that the log still holds; `until` must be in it.
 
@@ -360,15 +346,18 @@ class LogReader:
         """Everything in the log, read and decoded: what is damaged. A cut-off tail is not damage."""
         names = list_segments(self._files, self._directory)
         chain: list[_Segment] = []
+        unreadable: set[int] = set()
         for name in names:
             try:
                 chain.append(self._load(name))
             except OSError as error:
+                unreadable.add(name)
                 yield Damage(segment_name(name), None, f"cannot be read: {error}")
         for i, segment in enumerate(chain):
             link = _link(chain, i, 0, oldest=True)
             row, verdict = judge(link)
-            if verdict in (Verdict.CORRUPT, Verdict.FORMAT):
+            # One that cannot be read is not missing.
+            if verdict in (Verdict.CORRUPT, Verdict.FORMAT) and link.slot.next not in unreadable:
                 problem = self._link_failure(segment, link, row, verdict)
                 yield _as_damage(problem, segment.name)
             if isinstance(segment.header, SegmentHeader):
