@@ -274,7 +274,8 @@ def copy_tail(file: File, header: SegmentHeader, index: Index, end: LogEnd, reco
     if last != end.last_seqno:
         raise InternalError(f"recovery read the log up to commit {end.last_seqno}, and then up to {last}")
     if last > end.watermark:
-        frames.append(encode_record(header.marker, header.salt + offset, WATERMARK, last, last, time_us))
+        # A write of its own: if the disk loses the one before, this one tells.
         file.pwrite(b"".join(frames), start)
+        file.pwrite(encode_record(header.marker, header.salt + offset, WATERMARK, last, last, time_us), offset)
         offset += RECORD_HEADER_BYTES
     return offset
