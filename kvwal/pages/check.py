@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from operator import lt
 
 from kvwal.errors import CorruptionError
+from kvwal.pages.freelist import extents_of
 from kvwal.pages.meta import DATA_FILE, Meta
 from kvwal.pages.page import (
     HAS_OVERFLOW,
@@ -106,8 +107,9 @@ class _Walk:
         except CorruptionError as error:
             yield Problem(error.file, error.offset, error.reason)
             return
-        for page, pages in [*free.free, *((extent.page, extent.pages) for extent in free.held)]:
-            yield from self._claim(page, pages, "a free extent")
+        for places in [free.free, *(freed.places for freed in free.held)]:
+            for page, pages in extents_of(places):
+                yield from self._claim(page, pages, "a free extent")
         lost = self._seen.find(0)
         while lost >= 0:
             end = self._seen.find(1, lost)

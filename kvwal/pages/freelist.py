@@ -20,90 +20,138 @@ current one, not the one before (the meta slots), and none that is pinned.
 
 from __future__ import annotations
 
+from array import array
 from bisect import bisect_left
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from struct import Struct, calcsize, error, pack, unpack_from
-from typing import Final, NamedTuple
+from typing import Final, TypeAlias
 
 from kvwal.errors import DiskFullError
 from kvwal.pages.page import PAGE_SIZE
 
-__all__ = ["Allocator", "Extent", "FreeList", "decode_free_list", "encode_free_list", "encoded_size"]
+__all__ = ["Allocator", "FreeList", "Freed", "decode_free_list", "encode_free_list", "encoded_size", "extents_of"]
 
 _GROUPS: Final = Struct("<I")
 _GROUP: Final = Struct("<QI")
 #: Page numbers have 4 bytes: 16 TiB.
 MAX_PAGES: Final = 0xFFFF_FFFF
+_LOW: Final = 0xFFFF_FFFF
+
+#: Extents in columns of numbers, `page << 32 | pages`. A checkpoint may free half a million of them, and as
+#: objects they would take more memory than the cache may.
+Places: TypeAlias = "array[int]"
 
 
-class Extent(NamedTuple):
-    """Pages that were freed but that some generation may still reach."""
+def extents_of(places: Iterable[int]) -> Iterator[tuple[int, int]]:
+    """First page and number of pages of each."""
+    return ((place >> 32, place & _LOW) for place in places)
 
-    page: int
-    pages: int
-    born: int
-    freed: int
-    #: Under which the cache knows what lies there (`ADDRESS`); 0 if it cannot.
-    address: int
+
+class Freed:
+    """The extents that one checkpoint freed, in three columns."""
+
+    __slots__ = ("addresses", "born", "generation", "places")
+
+    def __init__(self, generation: int) -> None:
+        #: The generation that freed them.
+        self.generation = generation
+        self.places: Places = array("Q")
+        #: The generation that wrote each; 0 if that is not known.
+        self.born: Places = array("Q")
+        #: Under which the cache knows what lies there (`page.ADDRESS`); 0 if it cannot.
+        self.addresses: Places = array("Q")
+
+    def add(self, page: int, pages: int, born: int, address: int) -> None:
+        """One more extent."""
+        self.places.append(page << 32 | pages)
+        self.born.append(born)
+        self.addresses.append(address)
+
+    def pages(self) -> int:
+        """Number of pages."""
+        return sum(place & _LOW for place in self.places)
+
+    def parted(self, needed: Sequence[int]) -> tuple[Freed, Freed]:
+        """What a generation in `needed` (sorted) reaches, and what none does."""
+        none = Freed(self.generation)
+        below = needed[: bisect_left(needed, self.generation)]
+        if not below:
+            return none, self
+        if below[-1] == self.generation - 1 and (not self.born or max(self.born) < self.generation):
+            # The generation just before reaches all that it did not write itself.
+            return self, none
+        held, free = none, Freed(self.generation)
+        newest = below[-1]
+        for place, born, address in zip(self.places, self.born, self.addresses, strict=True):
+            part = held if born <= newest else free
+            part.places.append(place)
+            part.born.append(born)
+            part.addresses.append(address)
+        return held, free
 
 
 class FreeList:
-    """What no longer belongs to the newest generation. Guarded by the one caller of checkpoint."""
+    """What no longer belongs to the newest generation. Never changed once made."""
 
     __slots__ = ("free", "held")
 
-    def __init__(self, free: list[tuple[int, int]], held: list[Extent]) -> None:
-        #: (first page, pages), ascending, never adjacent: no generation needs them.
+    def __init__(self, free: Places, held: Sequence[Freed]) -> None:
+        #: Ascending, never adjacent: no generation needs them.
         self.free = free
-        #: Reached by an older generation, or not looked at since.
+        #: Reached by an older generation, or not looked at since; one for each checkpoint.
         self.held = held
 
-    def settled(self, needed: Collection[int]) -> tuple[FreeList, list[Extent]]:
+    def settled(self, needed: Collection[int]) -> tuple[FreeList, list[Freed]]:
         """A list in which everything is free that no generation in `needed` reaches, and what became so."""
         moments = sorted(needed)
-        held: list[Extent] = []
-        freed: list[Extent] = []
-        for extent in self.held:
-            at = bisect_left(moments, extent.born)
-            (held if at < len(moments) and moments[at] < extent.freed else freed).append(extent)
-        if not freed:
-            return FreeList(self.free, held), freed
-        return FreeList(_joined([*self.free, *((extent.page, extent.pages) for extent in freed)]), held), freed
+        held: list[Freed] = []
+        free: list[Freed] = []
+        for freed in self.held:
+            for part, parts in zip(freed.parted(moments), (held, free), strict=True):
+                if part.places:
+                    parts.append(part)
+        if not free:
+            return FreeList(self.free, held), free
+        places = list(self.free)
+        for freed in free:
+            places += freed.places
+        return FreeList(_joined(places), held), free
 
     def give_back(self, page_count: int) -> tuple[FreeList, int]:
         """The list without the free pages at the end of the file, and the page count that is left."""
-        free = list(self.free)
-        while free and free[-1][0] + free[-1][1] == page_count:
-            page_count = free.pop()[0]
-        return FreeList(free, self.held), page_count
+        if not self.free or sum(*extents_of(self.free[-1:])) != page_count:
+            return self, page_count
+        # One step is enough: neighbours have been joined.
+        return FreeList(self.free[:-1], self.held), self.free[-1] >> 32
 
     def extents(self) -> int:
         """Number of extents, an upper bound of what `encode_free_list` writes."""
-        return len(self.free) + len(self.held)
+        return len(self.free) + sum(len(freed.places) for freed in self.held)
 
-    def pages(self) -> int:
-        """Number of pages, held ones too."""
-        return self.free_pages() + sum(extent.pages for extent in self.held)
+    def held_pages(self) -> int:
+        """Number of pages that no longer belong to the newest generation and cannot be taken yet."""
+        return sum(freed.pages() for freed in self.held)
 
     def free_pages(self) -> int:
         """Number of pages that can be taken now."""
-        return sum(pages for _, pages in self.free)
+        return sum(place & _LOW for place in self.free)
 
 
-def _joined(extents: list[tuple[int, int]]) -> list[tuple[int, int]]:
+def _joined(places: list[int]) -> Places:
     """Sorted, with neighbours made one."""
-    extents.sort()
-    result: list[tuple[int, int]] = []
+    places.sort()
+    result: Places = array("Q")
     begin, end = -1, -1
-    for page, pages in extents:
+    for place in places:
+        page = place >> 32
         if page == end:
-            end += pages
+            end += place & _LOW
             continue
         if begin >= 0:
-            result.append((begin, end - begin))
-        begin, end = page, page + pages
+            result.append(begin << 32 | end - begin)
+        begin, end = page, page + (place & _LOW)
     if begin >= 0:
-        result.append((begin, end - begin))
+        result.append(begin << 32 | end - begin)
     return result
 
 
@@ -115,12 +163,9 @@ class Allocator:
 
     __slots__ = ("_cursors", "_pages", "_starts", "page_count")
 
-    def __init__(self, free: Iterable[tuple[int, int]], page_count: int) -> None:
-        self._starts: list[int] = []
-        self._pages: list[int] = []
-        for page, pages in free:
-            self._starts.append(page)
-            self._pages.append(pages)
+    def __init__(self, free: Places, page_count: int) -> None:
+        self._starts: Places = array("Q", (place >> 32 for place in free))
+        self._pages: Places = array("Q", (place & _LOW for place in free))
         self.page_count = page_count
         # Per class of sizes (2^(c-1), 2^c]: before this index no extent is large enough for any of the
         # class. Extents only shrink, so the cursor only moves on and the search stays linear in all.
@@ -144,19 +189,20 @@ class Allocator:
             sizes[at] -= pages
             return page
         page = self.page_count
-        if count and self._starts[-1] + sizes[-1] == page:
-            page = self._starts[-1]
-        if page + pages > MAX_PAGES:
+        tail = sizes[-1] if count and self._starts[-1] + sizes[-1] == page else 0
+        if page - tail + pages > MAX_PAGES:
             raise DiskFullError(f"the page file has reached its limit of {MAX_PAGES * PAGE_SIZE} bytes")
-        if page != self.page_count:
-            self._starts[-1] += sizes[-1]
+        if tail:
             sizes[-1] = 0
+            page -= tail
         self.page_count = page + pages
         return page
 
-    def left(self) -> list[tuple[int, int]]:
+    def left(self) -> Places:
         """The free extents that were not taken."""
-        return [(page, pages) for page, pages in zip(self._starts, self._pages, strict=True) if pages]
+        return array(
+            "Q", (page << 32 | pages for page, pages in zip(self._starts, self._pages, strict=True) if pages)
+        )
 
 
 def encoded_size(extents: int, groups: int) -> int:
@@ -166,15 +212,15 @@ def encoded_size(extents: int, groups: int) -> int:
 
 def encode_free_list(free: FreeList) -> bytes:
     """The bytes of the list, without padding."""
-    groups: dict[int, list[tuple[int, int]]] = {}
-    for extent in free.held:
-        groups.setdefault(extent.freed, []).append((extent.page, extent.pages))
-    joined = {generation: _joined(extents) for generation, extents in sorted(groups.items())}
+    groups: dict[int, list[int]] = {}
+    for freed in free.held:
+        groups.setdefault(freed.generation, []).extend(freed.places)
+    joined = {generation: _joined(places) for generation, places in sorted(groups.items())}
     if free.free:
         joined = {0: free.free, **joined}
-    starts = [page for extents in joined.values() for page, _ in extents]
-    sizes = [pages for extents in joined.values() for _, pages in extents]
-    heads = b"".join(_GROUP.pack(generation, len(extents)) for generation, extents in joined.items())
+    heads = b"".join(_GROUP.pack(generation, len(places)) for generation, places in joined.items())
+    starts = [place >> 32 for places in joined.values() for place in places]
+    sizes = [place & _LOW for places in joined.values() for place in places]
     return _GROUPS.pack(len(joined)) + heads + pack(f"<{len(starts)}I{len(sizes)}I", *starts, *sizes)
 
 
@@ -194,15 +240,18 @@ def decode_free_list(raw: bytes) -> FreeList:
         sizes = unpack_from(f"<{n}I", raw, at + 4 * n)
     except error as failure:
         raise ValueError(str(failure)) from None
-    free: list[tuple[int, int]] = []
-    held: list[Extent] = []
+    free: Places = array("Q")
+    held: list[Freed] = []
     at = 0
     for generation, count in heads:
         extents = zip(starts[at : at + count], sizes[at : at + count], strict=True)
         if generation:
             # When they were born is not kept: nothing older than the meta slots survives a reopen.
-            held.extend(Extent(page, pages, 0, generation, 0) for page, pages in extents)
+            freed = Freed(generation)
+            for page, pages in extents:
+                freed.add(page, pages, 0, 0)
+            held.append(freed)
         else:
-            free.extend(extents)
+            free.extend(page << 32 | pages for page, pages in extents)
         at += count
     return FreeList(free, held)

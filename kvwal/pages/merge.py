@@ -29,7 +29,7 @@ from operator import add
 from typing import Final
 
 from kvwal.batch import KeyRange
-from kvwal.pages.freelist import Extent
+from kvwal.pages.freelist import Freed
 from kvwal.pages.meta import Meta
 from kvwal.pages.page import (
     ADDRESS,
@@ -96,7 +96,7 @@ class Merge:
         # Giving way costs more than a leaf does, so a leaf that is read and written pays once.
         self._paid = 0
         #: Extents of the old tree that the new one does not have.
-        self.freed: list[Extent] = []
+        self.freed = Freed(writer.generation)
         # The builder of leaves.
         self._keys: list[bytes] = []
         self._values: list[bytes] = []
@@ -192,15 +192,15 @@ class Merge:
             self._children(level - 1, separators, children, low, high)
         else:
             self._free(pointers, at, generation_of(node))
-            self._leaf(node, low, high, bool(POINTER.unpack_from(pointers, at)[3] & HAS_OVERFLOW))
+            self._leaf(node, high, bool(POINTER.unpack_from(pointers, at)[3] & HAS_OVERFLOW))
             self._paid += 1
             self._give_way()
 
-    def _leaf(self, raw: bytes, low: bytes, high: bytes | None, overflow: bool) -> None:
+    def _leaf(self, raw: bytes, high: bytes | None, overflow: bool) -> None:
         keys, values = decode_leaf(raw)
         gone: set[bytes] = {value for value in values if type(value) is OverflowRef} if overflow else set()
         if self._ranges:
-            self._cut(keys, values, low, high)
+            self._cut(keys, values, high)
         at = 0
         for new_keys, new_values in self._updates.take(high):
             stop = bisect_right(keys, new_keys[-1], at)
@@ -233,7 +233,7 @@ class Merge:
         start, stop = self._ranges[self._range]
         return start <= low and (stop is None or (high is not None and high <= stop))
 
-    def _cut(self, keys: list[bytes], values: list[bytes], low: bytes, high: bytes | None) -> None:
+    def _cut(self, keys: list[bytes], values: list[bytes], high: bytes | None) -> None:
         """Take the deleted ranges out of a leaf's entries."""
         for index in range(self._range, len(self._ranges)):
             start, stop = self._ranges[index]
@@ -266,12 +266,12 @@ class Merge:
     def _free(self, pointers: bytes, at: int, born: int) -> None:
         page, _, pages, _, _ = POINTER.unpack_from(pointers, at)
         (address,) = ADDRESS.unpack_from(pointers, at)
-        self.freed.append(Extent(page, pages, born, self._writer.generation, address))
+        self.freed.add(page, pages, born, address)
 
     def _free_overflow(self, ref: bytes) -> None:
         page, _, length, born = OVERFLOW_REF.unpack(ref)
         (address,) = ADDRESS.unpack_from(ref)
-        self.freed.append(Extent(page, -(-length // PAGE_SIZE), born, self._writer.generation, address))
+        self.freed.add(page, -(-length // PAGE_SIZE), born, address)
 
     # The builders of the new tree.
 

@@ -25,6 +25,7 @@ from __future__ import annotations
 
 import errno
 import threading
+from array import array
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Final
@@ -34,7 +35,7 @@ from crc32c import crc32c
 from kvwal.batch import KeyRange, Seqno
 from kvwal.errors import CorruptionError, DiskFullError, PoisonedError, ReadOnlyError
 from kvwal.files import File, Files
-from kvwal.pages.freelist import Allocator, Extent, FreeList, decode_free_list, encode_free_list, encoded_size
+from kvwal.pages.freelist import Allocator, Freed, FreeList, decode_free_list, encode_free_list, encoded_size
 from kvwal.pages.merge import Merge
 from kvwal.pages.meta import DATA_FILE, Choice, Meta, Row, choose, decode_meta, encode_meta
 from kvwal.pages.page import PAGE_SIZE, POINTER, node_fault
@@ -199,7 +200,7 @@ class PageFile:
             self.meta = meta
             self._pinnable = self._current()
         self._free = free
-        self._pager.forget(extent.address for extent in released if extent.address)
+        self._forget(released)
         self._cut_file()
         return meta
 
@@ -228,7 +229,7 @@ class PageFile:
         time_us: int,
         size: int,
         give_way: Callable[[], None],
-    ) -> tuple[Meta, FreeList, list[Extent]]:
+    ) -> tuple[Meta, FreeList, list[Freed]]:
         """Write everything of the next generation but its meta, and sync it.
 
         Returns its meta, its free list, and the extents that no generation needs once it is there.
@@ -238,16 +239,16 @@ class PageFile:
             self._free = self._read_free_list(old)
         # Pins may have gone since; a pin of the two newest that comes now holds nothing that is free.
         free, released = self._free.settled({old.generation, old.generation - 1, *self.pinned()})
-        self._pager.forget(extent.address for extent in released if extent.address)
+        self._forget(released)
         allocator = Allocator(free.free, old.page_count)
         writer = PageWriter(self._file, allocator, generation)
         touches, moved_from = tail_touches(self._pager, old, free, give_way)
         merge = Merge(self._pager, writer, updates, joined_ranges(ranges), touches, moved_from, give_way)
         try:
             root, height = merge.run(old)
-            held = free.held + merge.freed
             if old.free_page:
-                held.append(Extent(old.free_page, old.free_pages, old.generation, generation, 0))
+                merge.freed.add(old.free_page, old.free_pages, old.generation, 0)
+            held = [*free.held, merge.freed]
             meta = replace(old, generation=generation, seqno=seqno, time_us=time_us, root=root, height=height)
             meta, free, released = self._write_free_list(meta, allocator, writer, held)
             writer.flush()
@@ -271,17 +272,16 @@ class PageFile:
         return meta, free, released
 
     def _write_free_list(
-        self, meta: Meta, allocator: Allocator, writer: PageWriter, held: list[Extent]
-    ) -> tuple[Meta, FreeList, list[Extent]]:
+        self, meta: Meta, allocator: Allocator, writer: PageWriter, held: list[Freed]
+    ) -> tuple[Meta, FreeList, list[Freed]]:
         """Write the new generation's free list and put it, and the page count, into the meta."""
         generation = meta.generation
         # The list is given its place before it can be written, for its place is not in it. Taking the
         # place never adds an extent, so the size for the extents there are now is enough.
-        extents = len(allocator.left()) + len(held)
+        extents = FreeList(allocator.left(), held).extents()
         pages = page = crc = 0
         if extents:
-            groups = len({extent.freed for extent in held}) + 1
-            pages = -(-encoded_size(extents, groups) // PAGE_SIZE)
+            pages = -(-encoded_size(extents, len(held) + 1) // PAGE_SIZE)
             page = allocator.take(pages)
         with self._lock:
             # From here on the generation before the old one may lose pages: nobody may pin it any more.
@@ -312,9 +312,13 @@ class PageFile:
             # Pages too many harm nobody, and the next checkpoint cuts again.
             return
 
+    def _forget(self, released: list[Freed]) -> None:
+        for freed in released:
+            self._pager.forget(freed.addresses)
+
     def _read_free_list(self, meta: Meta) -> FreeList:
         if not meta.free_page:
-            return FreeList([], [])
+            return FreeList(array("Q"), ())
         raw = self._pager.read(meta.free_page, meta.free_pages * PAGE_SIZE, meta.free_crc)
         try:
             return decode_free_list(raw)
@@ -343,7 +347,7 @@ class PageFile:
             "file_bytes": self._file.size(),
             # The free list is read by the first checkpoint; before it nobody knows.
             "free_pages": free.free_pages() if free else 0,
-            "held_pages": free.pages() - free.free_pages() if free else 0,
+            "held_pages": free.held_pages() if free else 0,
             "pins": sum(self.pinned().values()),
             "cache_bytes": self._pager.used_bytes(),
             "cache_limit_bytes": self._pager.cache_bytes,

@@ -35,7 +35,7 @@ def tail_touches(
     """Keys to touch, sorted, and the page behind which nothing should stay; none and None if all is well."""
     if meta.page_count < _LEAST_PAGES or _SPARSE * free.free_pages() <= meta.page_count or not meta.height:
         return [], None
-    used = meta.page_count - free.pages()
+    used = meta.page_count - free.free_pages() - free.held_pages()
     limit = max(meta.page_count - _STRETCH_PAGES, used + used // 4 + _LEAST_PAGES // 4)
     if limit >= meta.page_count:
         return [], None

@@ -1,0 +1,157 @@
+"""Power cuts at every operation of a page file's life, and faults before them, on the simulated disk."""
+
+from __future__ import annotations
+
+import errno
+import random
+from typing import Any
+
+import pytest
+from pages_fixtures import STORE_ID, Updates, applied, contents
+
+from kvwal.batch import KeyRange, Seqno
+from kvwal.errors import EnvironmentFailure
+from kvwal.pages import PageFile, check
+from kvwal.testing import SimulatedDisk, crash_every
+from kvwal.testing.faults import Effect
+
+EFFECTS: tuple[Effect, ...] = ("none", "part", "all")
+Step = tuple[Updates, list[KeyRange]]
+History = dict[int, dict[bytes, bytes]]
+
+
+def opened(disk: SimulatedDisk) -> PageFile:
+    return PageFile(disk, "/kv/data", cache_bytes=1 << 20, writable=True)
+
+
+def steps(rng: random.Random, count: int) -> list[Step]:
+    """Growth, rewriting, large values and a shrink, in few pages: every write of every one is cut."""
+    made: list[Step] = []
+    for step in range(count):
+        updates: Updates = {
+            b"%03d" % rng.randrange(120): None if rng.random() < 0.2 else b"%d" % step * rng.choice([1, 90])
+            for _ in range(rng.choice([0, 5, 100]))
+        }
+        if rng.random() < 0.4:
+            updates[b"large%d" % rng.randrange(3)] = bytes([step]) * rng.choice([3000, 9000])
+        ranges: list[KeyRange] = [(b"050", None)] if step % 4 == 3 else []
+        made.append((updates, ranges))
+    return made
+
+
+def run(pages: PageFile, step: Step, model: dict[bytes, bytes]) -> dict[bytes, bytes]:
+    updates, ranges = step
+    pages.checkpoint(sorted(updates.items()), ranges, seqno=Seqno(pages.meta.seqno + 1), time_us=1)
+    return applied(model, updates, ranges)
+
+
+def verify(disk: SimulatedDisk, at_least: int, history: History, *, go_on: bool = True) -> None:
+    """What is found is a generation that was made, whole, and not older than what was acknowledged."""
+    pages = opened(disk)
+    generation = pages.meta.generation
+    assert generation >= at_least
+    assert contents(pages.tree()) == history[generation]
+    if pages.older is not None:
+        assert contents(pages.tree(pages.older)) == history[generation - 1]
+    assert list(check(pages)) == []
+    if go_on:
+        model = history[generation]
+        for step in steps(random.Random(generation), 2):
+            model = run(pages, step, model)
+            assert contents(pages.tree()) == model
+            assert list(check(pages)) == []
+    pages.close()
+
+
+@pytest.mark.parametrize("number", range(3))
+def test_power_cut_anywhere_leaves_a_whole_generation(number: int) -> None:
+    history: History = {1: {}, 0: {}}
+    plan = steps(random.Random(number), 9)
+
+    def program(disk: SimulatedDisk, acknowledged: list[Any]) -> None:
+        pages = opened(disk)
+        model: dict[bytes, bytes] = {}
+        for step in plan:
+            history[pages.meta.generation + 1] = applied(model, *step)
+            model = run(pages, step, model)
+            acknowledged.append(pages.meta.generation)
+            if len(acknowledged) % 4 == 0:
+                pages.close()
+                pages = opened(disk)
+
+    disk = SimulatedDisk(seed=number)
+    disk.make_directory("/kv")
+    disk.sync_directory("/")
+    PageFile.create(disk, "/kv/data", STORE_ID, time_us=1)
+    report = crash_every(
+        program,
+        lambda found, acknowledged: verify(found, acknowledged[-1] if acknowledged else 1, history),
+        seed=number,
+        states_per_point=6,
+        disk=disk,
+    )
+    assert report.points > 30
+
+
+def test_power_cut_during_create_leaves_a_whole_file_or_none() -> None:
+    def program(disk: SimulatedDisk, acknowledged: list[Any]) -> None:
+        PageFile.create(disk, "/kv/data", STORE_ID, time_us=1)
+        acknowledged.append(1)
+
+    def found(disk: SimulatedDisk, acknowledged: list[Any]) -> None:
+        if disk.kind("/kv/data") is None:
+            assert not acknowledged
+            PageFile.create(disk, "/kv/data", STORE_ID, time_us=1)
+        verify(disk, 1, {0: {}, 1: {}})
+
+    disk = SimulatedDisk()
+    disk.make_directory("/kv")
+    disk.sync_directory("/")
+    crash_every(program, found, disk=disk)
+
+
+@pytest.mark.parametrize("nth", range(1, 12))
+@pytest.mark.parametrize("operation", ["datasync", "sync", "pwrite"])
+def test_power_cut_after_a_failed_sync_or_write_and_a_reopen_loses_nothing(operation: str, nth: int) -> None:
+    """The reopened file goes by the page cache, which shows what the disk never got."""
+    rng = random.Random(nth)
+    history: History = {0: {}, 1: {}}
+    disk = SimulatedDisk(seed=nth)
+    disk.make_directory("/kv")
+    disk.sync_directory("/")
+    PageFile.create(disk, "/kv/data", STORE_ID, time_us=1)
+    pages = opened(disk)
+    model: dict[bytes, bytes] = {}
+    plan = steps(rng, 12)
+    for step in plan[:4]:
+        model = run(pages, step, model)
+        history[pages.meta.generation] = model
+        history.setdefault(pages.meta.generation - 1, {})
+    disk.fail(operation, nth, errno.EIO, effect=rng.choice(EFFECTS))
+    try:
+        for step in plan[4:8]:
+            history[pages.meta.generation + 1] = applied(model, *step)
+            model = run(pages, step, model)
+    except (OSError, EnvironmentFailure):
+        pages.abandon()
+        pages = opened(disk)
+        model = history[pages.meta.generation]
+
+    disk.heal()
+
+    def program(disk: SimulatedDisk, acknowledged: list[Any]) -> None:
+        nonlocal model
+        for step in plan[8:]:
+            history[pages.meta.generation + 1] = applied(model, *step)
+            model = run(pages, step, model)
+            acknowledged.append(pages.meta.generation)
+
+    # Whatever failed was not acknowledged, and the generation before it was.
+    least = max(2, pages.meta.generation - 1)
+    crash_every(
+        program,
+        lambda found, acknowledged: verify(found, acknowledged[-1] if acknowledged else least, history, go_on=False),
+        seed=nth,
+        states_per_point=4,
+        disk=disk,
+    )
