@@ -63,7 +63,7 @@ class Log(Protocol):
     @property
     def durable_seqno(self) -> Seqno: ...
     def append(self, bodies: Sequence[bytes | list[Buffer]], *, small: bool = False) -> Seqno: ...
-    def append_one(self, body: bytes) -> Seqno: ...
+    def append_put(self, key: bytes, value: bytes) -> Seqno: ...
     def sync(self) -> None: ...
 
 
@@ -204,45 +204,45 @@ class CommitPipeline:
         """Commit one put; key and value must have passed `as_key` and `as_value`."""
         baton = self._baton
         # A fresh object, to name the baton's holder by.
-        body = encode_put(key, value)
+        entry = (key, value)
         target = 0
         try:
-            if (sync and self._crowd > 1) or baton.setdefault(_BATON, body) is not body:
-                return self.commit(CommitRequest.of_put(key, value, body, sync=sync))
+            if (sync and self._crowd > 1) or baton.setdefault(_BATON, entry) is not entry:
+                return self.commit(CommitRequest.of_put(key, value, encode_put(key, value), sync=sync))
             log = self._log
             target = log.last_seqno + 1
-            seqno = log.append_one(body)
+            seqno = log.append_put(key, value)
             if sync:
                 log.sync()
-            self._publish_put(seqno, key, value, len(body) + ENTRY_OVERHEAD_BYTES)
+            self._publish_put(seqno, key, value, len(key) + len(value) + ENTRY_OVERHEAD_BYTES)
             del baton[_BATON]
             if self._queue:
                 self._promote()
         except BaseException as error:
-            self._rescue_put(key, value, body, target, sync, error)
+            self._rescue_put(entry, target, sync, error)
             if isinstance(error, OSError) and not isinstance(error, Error):
                 raise _poisoned(error) from error
             raise
         return seqno
 
-    def _rescue_put(
-        self, key: bytes, value: bytes, body: bytes, target: int, sync: bool, error: BaseException
-    ) -> None:
+    def _rescue_put(self, entry: tuple[bytes, bytes], target: int, sync: bool, error: BaseException) -> None:
         """The fast path was left by an exception: finish or drop the put, then put the baton down."""
-        if self._baton.get(_BATON) is not body:
+        if self._baton.get(_BATON) is not entry:
             # Not ours (any more): we never led, or everything was done.
             if target and self._present.seqno >= target:
                 _say(error, target)
             if self._queue:
                 self._promote()
             return
-        request = CommitRequest.of_put(key, value, body, sync=sync)
+        request = CommitRequest.of_put(*entry, encode_put(*entry), sync=sync)
         job = _Job((request,))
         job.validated = True
         job.accepted = [request]
         job.first = job.target = target
         # Before `target` was known nothing was begun. After it, the record may be there.
         job.began = bool(target)
+        if isinstance(error, DiskFullError):
+            self._present.short_of_space = self._present.attention = True
         self._job = job
         self._baton[_BATON] = request
         self._after_exception(request, error)
@@ -446,6 +446,7 @@ class CommitPipeline:
 
     def _write_what_fits(self, job: _Job, log: Log, error: DiskFullError) -> None:
         """No room for the group. Members that only delete make room: they may use the reserve."""
+        self._present.short_of_space = self._present.attention = True
         deleting = [m for m in job.accepted if not any(v is not None for v in m.batch.writes.values())]
         for member in job.accepted:
             if member not in deleting:

@@ -28,7 +28,7 @@ class Refusal:
         """Refuse."""
         raise self._reason()
 
-    def append_one(self, body: bytes) -> NoReturn:
+    def append_put(self, key: bytes, value: bytes) -> NoReturn:
         """Refuse."""
         raise self._reason()
 

@@ -15,9 +15,14 @@ STORE_ID = b"store-id-16bytes"
 SEGMENT_BYTES = 4096 + 1000
 
 
+def entry(n: int, size: int = 20) -> tuple[bytes, bytes]:
+    """What the commit with seqno n puts, telling what it is."""
+    return b"key%d" % n, (b"value%d." % n * size)[:size]
+
+
 def body(n: int, size: int = 20) -> bytes:
-    """The body of the commit with seqno n, telling what it is."""
-    return encode_put(b"key%d" % n, (b"value%d." % n * size)[:size])
+    """The body of the commit with seqno n."""
+    return encode_put(*entry(n, size))
 
 
 def simulated_disk() -> SimulatedDisk:
@@ -50,7 +55,7 @@ class LogRig:
     def fill(self, log: LogWriter, n: int, *, sync_every: int = 1, size: int = 20) -> None:
         """Append n commits."""
         for i in range(1, n + 1):
-            seqno = log.append_one(body(log.last_seqno + 1, size))
+            seqno = log.append_put(*entry(log.last_seqno + 1, size))
             assert seqno == log.last_seqno
             if i % sync_every == 0:
                 log.sync()

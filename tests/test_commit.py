@@ -14,7 +14,7 @@ import pytest
 from kvwal.batch import Seqno, WriteBatch
 from kvwal.commit import CommitPipeline, CommitRequest
 from kvwal.errors import ConflictError, DiskFullError, PoisonedError
-from kvwal.log import decode_intents
+from kvwal.log import decode_intents, encode_put
 from kvwal.present import Present
 
 
@@ -66,8 +66,8 @@ class FakeLog:
         self.fail_sync: list[BaseException] = []
         self.on_sync: Callable[[], None] = lambda: None
 
-    def append_one(self, body: bytes) -> Seqno:
-        return self.append((body,))
+    def append_put(self, key: bytes, value: bytes) -> Seqno:
+        return self.append((encode_put(key, value),))
 
     def append(self, bodies: Sequence[Any], *, small: bool = False) -> Seqno:
         if self.fail_append and not small:

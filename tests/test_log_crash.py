@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from log_rig import LogRig, body, simulated_disk
+from log_rig import LogRig, body, entry, simulated_disk
 
 from kvwal.batch import Seqno
 from kvwal.log import LogEnd
@@ -50,7 +50,7 @@ def recovered_and_used(disk: SimulatedDisk, acknowledged: list[Any]) -> None:
 
 def commits(rig: LogRig, log: Any, acknowledged: list[Any], n: int, sync_every: int = 1) -> None:
     for _ in range(n):
-        seqno = log.append_one(body(log.last_seqno + 1))
+        seqno = log.append_put(*entry(log.last_seqno + 1))
         if seqno % sync_every == 0:
             log.sync()
             acknowledged.append(seqno)
@@ -127,7 +127,7 @@ def torn(seed: int) -> SimulatedDisk:
     log = rig.create()
     rig.fill(log, 17)
     for _ in range(5):
-        log.append_one(body(log.last_seqno + 1))
+        log.append_put(*entry(log.last_seqno + 1))
     return disk.crash(Random(seed))
 
 
@@ -174,7 +174,7 @@ def test_a_killed_process_loses_nothing_wherever_it_is_killed():
         try:
             log = rig.create()
             for n in range(30):
-                log.append_one(body(n + 1))
+                log.append_put(*entry(n + 1))
                 appended = n + 1
                 if n % 4 == 0:
                     log.sync()
@@ -209,7 +209,7 @@ def test_life_after_life_with_a_cut_at_the_end_of_each(lives: list[tuple[int, bo
         log = rig.resume(end)
         durable = len(seqnos)
         for i in range(n):
-            log.append_one(body(log.last_seqno + 1, 10 + 37 * i))
+            log.append_put(*entry(log.last_seqno + 1, 10 + 37 * i))
         if sync:
             log.sync()
             durable = int(log.last_seqno)

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from itertools import islice
 
 import pytest
-from log_rig import SEGMENT_BYTES, STORE_ID, LogRig, body, simulated_disk
+from log_rig import SEGMENT_BYTES, STORE_ID, LogRig, body, entry, simulated_disk
 
 from kvwal.batch import Seqno
 from kvwal.errors import DiskFullError, InternalError, PoisonedError
@@ -95,7 +95,7 @@ def test_no_space_in_the_middle_of_a_record_costs_the_segment(disk: SimulatedDis
         last = log.last_seqno
         disk.fail("pwrite", error=errno.ENOSPC, effect="part")
         with pytest.raises(DiskFullError):
-            log.append_one(body(last + 1)) if one else log.append([body(last + 1)])
+            log.append_put(*entry(last + 1)) if one else log.append([body(last + 1)])
         disk.heal()
         assert log.last_seqno == last
         log.mark_idle()
@@ -109,7 +109,7 @@ def test_no_space_for_the_first_record_of_a_segment_replaces_it(disk: SimulatedD
     log = rig.create()
     disk.fail("pwrite", error=errno.ENOSPC, effect="part")
     with pytest.raises(DiskFullError):
-        log.append_one(body(1))
+        log.append_put(*entry(1))
     disk.heal()
     rig.fill(log, 3)
     assert rig.segments() == [1]
@@ -122,7 +122,7 @@ def test_closing_after_a_left_segment_keeps_what_was_acknowledged(disk: Simulate
     rig.fill(log, 3)
     disk.fail("pwrite", error=errno.ENOSPC, effect="part")
     with pytest.raises(DiskFullError):
-        log.append_one(body(4))
+        log.append_put(*entry(4))
     log.close()
     disk.heal()
     assert rig.replay()[0] == [1, 2, 3]
@@ -177,7 +177,7 @@ def test_a_failed_write_poisons(disk: SimulatedDisk, rig: LogRig, one: bool):
     rig.fill(log, 3)
     disk.fail("pwrite", effect="part")
     with pytest.raises(PoisonedError) as caught:
-        log.append_one(body(4)) if one else log.append([body(4)])
+        log.append_put(*entry(4)) if one else log.append([body(4)])
     assert isinstance(caught.value.__cause__, OSError)
     refuses_everything(disk, log)
     assert rig.replay()[0] == [1, 2, 3]
@@ -189,7 +189,7 @@ def refuses_everything(disk: SimulatedDisk, log: LogWriter) -> None:
     disk.trace = []
     last = log.last_seqno
     for call in (
-        lambda: log.append_one(body(last + 1)),
+        lambda: log.append_put(*entry(last + 1)),
         lambda: log.append([body(last + 1)]),
         log.sync,
         log.mark_idle,
@@ -206,7 +206,7 @@ def refuses_everything(disk: SimulatedDisk, log: LogWriter) -> None:
 def test_a_failed_flush_poisons_and_is_not_tried_again(disk: SimulatedDisk, rig: LogRig):
     log = rig.create()
     rig.fill(log, 3)
-    log.append_one(body(4))
+    log.append_put(*entry(4))
     disk.fail("datasync")
     with pytest.raises(PoisonedError):
         log.sync()
@@ -217,7 +217,7 @@ def test_a_failed_flush_poisons_and_is_not_tried_again(disk: SimulatedDisk, rig:
 def test_commits_of_a_failed_flush_are_written_anew_by_recovery(disk: SimulatedDisk, rig: LogRig):
     log = rig.create()
     rig.fill(log, 3)
-    log.append_one(body(4))
+    log.append_put(*entry(4))
     disk.fail("datasync")
     with pytest.raises(PoisonedError):
         log.sync()
@@ -271,7 +271,7 @@ def test_an_interruption_before_any_operation_is_survived_in_place():
             try:
                 seqno = log.last_seqno + 1
                 if seqno % 2:
-                    log.append_one(body(seqno))
+                    log.append_put(*entry(seqno))
                 else:
                     log.append([body(seqno)])
                 log.sync()
@@ -304,7 +304,7 @@ def test_an_interruption_after_the_roll_named_the_next_segment_loses_nothing(dis
         log.append([body(last + 1, 500)])
     disk.watcher = None
     # This one would fit into the old segment, where it would be superseded.
-    log.append_one(b"\1\0\0\0\1\1\0\0\0\0\0k")
+    log.append([b"\1\0\0\0\1\1\0\0\0\0\0k"])
     log.sync()
     log.abandon()
     assert rig.reader().seek(Seqno(last + 1)).segment == last + 1

@@ -6,7 +6,7 @@ import errno
 import threading
 
 import pytest
-from log_rig import STORE_ID, LogRig, body, simulated_disk
+from log_rig import STORE_ID, LogRig, body, entry, simulated_disk
 
 from kvwal.batch import Seqno
 from kvwal.errors import CorruptionError
@@ -34,7 +34,7 @@ def long(rig: LogRig, disk: SimulatedDisk) -> LogRig:
     log = rig.create(segment_bytes=3 * INDEX_STRIDE_BYTES, time_us=disk.clock_us)
     for n in range(1, 301):
         disk.jump_clock(1_000_000)
-        log.append_one(body(n, 1500))
+        log.append_put(*entry(n, 1500))
     log.sync()
     log.mark_idle()
     log.abandon()
@@ -216,7 +216,7 @@ def test_verify_does_not_call_a_torn_tail_damage(rig: LogRig):
 def test_a_commit_whose_body_is_nonsense_is_damage(rig: LogRig):
     log = rig.create()
     rig.fill(log, 1)
-    log.append_one(b"nonsense")
+    log.append([b"nonsense"])
     log.close()
     place = rig.offset(2)
     assert [(d.file, d.offset) for d in rig.reader().verify()] == [place]
@@ -349,7 +349,7 @@ def test_reading_while_a_writer_appends_rolls_and_retires(tmp_path_factory: pyte
     thread = threading.Thread(target=read)
     thread.start()
     for n in range(1, 4001):
-        log.append_one(body(n, 50))
+        log.append_put(*entry(n, 50))
         if n % 5 == 0:
             log.sync()
         if n % 500 == 0:

@@ -7,7 +7,7 @@ import threading
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from log_rig import SEGMENT_BYTES, STORE_ID, LogRig, body, simulated_disk
+from log_rig import SEGMENT_BYTES, STORE_ID, LogRig, body, entry, simulated_disk
 
 from kvwal.batch import Seqno
 from kvwal.errors import ClosedError, CorruptionError, StoreExistsError
@@ -33,9 +33,9 @@ def rig(disk: SimulatedDisk) -> LogRig:
 # -- appending ---------------------------------------------------------------------------------
 
 
-def test_append_one_and_append_write_the_same_kind_of_record(rig: LogRig):
+def test_append_put_and_append_write_the_same_kind_of_record(rig: LogRig):
     log = rig.create()
-    assert log.append_one(body(1)) == 1
+    assert log.append_put(*entry(1)) == 1
     assert log.append([body(2), [body(3)], [body(4)[:9], body(4)[9:]]]) == 4
     assert (log.last_seqno, log.durable_seqno) == (4, 0)
     log.sync()
@@ -69,7 +69,7 @@ def test_whatever_is_appended_is_read_back(
     n = 0
     for step, sizes in steps:
         if step == "one":
-            log.append_one(body(n + 1, sizes[0]))
+            log.append_put(*entry(n + 1, sizes[0]))
         elif step == "many":
             log.append([[body(n + 1 + i, size)] for i, size in enumerate(sizes)])
         elif step == "sync":
@@ -131,7 +131,7 @@ def test_times_never_decrease(disk: SimulatedDisk, rig: LogRig):
     times = []
     for i in range(40):
         disk.jump_clock(-1_000_000 if i % 3 else 500_000)
-        log.append_one(body(i + 1))
+        log.append_put(*entry(i + 1))
         times.append(log.last_time_us)
     log.sync()
     log.abandon()
@@ -164,13 +164,13 @@ def test_tail_bytes_counts_what_was_appended(rig: LogRig):
     assert log.tail_bytes == 0
     total = 0
     for i in range(40):
-        log.append_one(body(i + 1))
+        log.append_put(*entry(i + 1))
         total += 40 + len(body(i + 1))
         assert log.tail_bytes == total
     log.abandon()
     log = rig.resume()
     assert log.tail_bytes == 0
-    log.append_one(body(41))
+    log.append_put(*entry(41))
     assert log.tail_bytes == 40 + len(body(41))
 
 
@@ -184,7 +184,7 @@ def test_mark_idle_writes_only_what_is_news(disk: SimulatedDisk, rig: LogRig):
     log.mark_idle()
     log.mark_idle()
     assert [op.name for op in disk.trace] == ["pwrite"]
-    log.append_one(body(3))
+    log.append_put(*entry(3))
     log.mark_idle()
     log.sync()
     log.mark_idle()
@@ -216,7 +216,7 @@ def names(trace: list[Operation]) -> list[str]:
 def test_a_roll_takes_its_steps_in_order(disk: SimulatedDisk, rig: LogRig):
     log = rig.create()
     rig.fill(log, 11)
-    log.append_one(body(12))
+    log.append_put(*entry(12))
     disk.trace = []
     log.append([body(13, 500)])
     assert names(disk.trace) == [
@@ -357,7 +357,7 @@ def test_closing_truncates_to_the_records_and_writes_an_index(rig: LogRig):
     assert len(rig.read(segment_name(1))) == 4096 + sum(40 + len(body(i)) for i in (1, 2, 3)) + 40
     assert rig.names() == ["00000000000000000001.idx", segment_name(1)]
     with pytest.raises(ClosedError):
-        log.append_one(body(4))
+        log.append_put(*entry(4))
     with pytest.raises(ClosedError):
         log.sync()
 

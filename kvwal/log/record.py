@@ -82,10 +82,14 @@ RECORD_HEAD = struct.Struct("<II")
 RECORD_REST = struct.Struct("<IIQQQ")
 assert RECORD_HEADER.size == RECORD_HEADER_BYTES == RECORD_HEAD.size + RECORD_REST.size
 
-MAX_BODY_BYTES: Final = 0xFFFFFFFF
-
 # One intent alone: n, op, key length, value length.
 _ONE = struct.Struct("<IBHI")
+# Header and intent of a commit that is one put, behind the CRC.
+RECORD_PUT = struct.Struct("<IIQQQIBHI")
+assert RECORD_PUT.size == RECORD_REST.size + _ONE.size
+
+MAX_BODY_BYTES: Final = 0xFFFFFFFF
+
 _ONE_BYTES: Final = 11
 _COUNT = struct.Struct("<I")
 _COLUMN_BYTES: Final = 7

@@ -40,9 +40,11 @@ from kvwal.log.record import (
     MAX_BODY_BYTES,
     RECORD_HEAD,
     RECORD_HEADER_BYTES,
+    RECORD_PUT,
     RECORD_REST,
     WATERMARK,
     Record,
+    encode_put,
     encode_record,
 )
 from kvwal.log.segment import HEADER_PAGE_BYTES, SegmentHeader, SegmentInfo, list_segments
@@ -55,6 +57,7 @@ _OWN_WRITE_BYTES: Final = 32 << 10
 
 _pack_head = RECORD_HEAD.pack
 _pack_rest = RECORD_REST.pack
+_pack_put = RECORD_PUT.pack
 
 
 class RecordSource(Protocol):
@@ -105,7 +108,7 @@ class LogWriter:
         #: Commits must end here, so that the record of a clean close has room.
         self._room_end = 0
         self._index = Index()
-        # Where `append_one` must look further: the segment is full, an index entry is due, or nothing goes any more.
+        # Where `append_put` must look further: the segment is full, an index entry is due, or nothing goes any more.
         self._limit = -1
         # Nothing may be written to the current segment any more: the next append rolls.
         self._left = True
@@ -194,17 +197,19 @@ class LogWriter:
 
     # -- appending ----------------------------------------------------------------------------
 
-    def append_one(self, body: bytes) -> Seqno:
-        """Append one commit with a small body. Like `append([body])`, and faster."""
+    def append_put(self, key: bytes, value: bytes) -> Seqno:
+        """Append one commit that puts one value: what `append([encode_put(key, value)])` does, and faster."""
         offset = self._offset
-        end = offset + 40 + len(body)
+        size = 11 + len(key) + len(value)
+        end = offset + 40 + size
         if end > self._limit:
-            return self.append((body,))
+            return self.append((encode_put(key, value),))
         now_us = self._now_us()
         if now_us < self.last_time_us:
             now_us = self.last_time_us
         seqno = self.last_seqno + 1
-        rest = _pack_rest(len(body), 1, seqno, self.durable_seqno, now_us) + body
+        # Header and intent packed by one call; 1, 1 and 1 are COMMIT, one intent, and a put.
+        rest = _pack_put(size, 1, seqno, self.durable_seqno, now_us, 1, 1, len(key), len(value)) + key + value
         try:
             self._pwrite(_pack_head(self._marker, crc32c(rest, (self._salt + offset) & 0xFFFFFFFF)) + rest, offset)
             self.last_time_us = now_us
