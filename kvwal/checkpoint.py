@@ -27,7 +27,7 @@ from kvwal.commit import CommitPipeline
 from kvwal.errors import DiskFullError, EnvironmentFailure, Error
 from kvwal.files import Files
 from kvwal.log import LogWriter
-from kvwal.memtable import union_of
+from kvwal.memtable import Memtable, union_of
 from kvwal.options import RESERVE_BYTES, Options
 from kvwal.pages import Meta, PageFile
 from kvwal.present import Present
@@ -56,34 +56,38 @@ class Reserve:
         self._path = files.join(directory, RESERVE_NAME)
         self._mode = mode
         self._held = files.kind(self._path) == "file"
+        # Guards what is above; the last of all locks.
+        self._lock = threading.Lock()
 
-    def hold(self) -> None:
-        """Take the space, if there is any. Best effort: a full disk is no reason to fail."""
-        if self._held:
-            return
-        try:
-            file = self._files.open(self._path, create=True, mode=self._mode)
-        except OSError:
-            # Best effort by design: the reserve only matters later, and its absence is only a smaller margin.
-            return
-        try:
-            file.allocate(0, RESERVE_BYTES)
-        except OSError:
+    def hold(self) -> bool:
+        """Take the space, if there is any and it is not held. Whether it is held now."""
+        with self._lock:
+            if self._held:
+                return True
+            try:
+                file = self._files.open(self._path, create=True, mode=self._mode)
+            except OSError:
+                return False
+            try:
+                file.allocate(0, RESERVE_BYTES)
+            except OSError:
+                file.close()
+                self._files.unlink(self._path)
+                return False
             file.close()
-            self._files.unlink(self._path)
-            return
-        file.close()
-        self._held = True
+            self._held = True
+            return True
 
     def release(self) -> bool:
         """Give the space back. False if none is held."""
-        if not self._held:
-            return False
-        self._held = False
-        self._files.unlink(self._path)
-        # The space is only free for others once the removal is on disk.
-        self._files.sync_directory(self._directory)
-        return True
+        with self._lock:
+            if not self._held:
+                return False
+            self._held = False
+            self._files.unlink(self._path)
+            # The space is only free for others once the removal is on disk.
+            self._files.sync_directory(self._directory)
+            return True
 
 
 class Checkpointer:
@@ -98,7 +102,7 @@ class Checkpointer:
         reserve: Reserve,
         options: Options,
         *,
-        poison: Callable[[BaseException], None],
+        poison: Callable[[BaseException], Error],
     ) -> None:
         self._present = present
         self._pages = pages
@@ -112,29 +116,59 @@ class Checkpointer:
         self.log_bytes_at_last = log.tail_bytes
         self.last_s = options.files.monotonic_s()
         self._gave_way_s = 0.0
+        self._reclaimed_seqno = Seqno(0)
 
     def checkpoint(self) -> Meta | None:
         """Bring everything committed so far into the pages. None if there was nothing new.
 
         Raises DiskFullError if there is no space (nothing changed, may be tried again); any other failure of the disk
-        poisons the store and is raised as it is.
+        poisons the store, and is raised as PoisonedError.
         """
         with self.lock:
             try:
-                return self._checkpoint()
-            except DiskFullError:
-                if not self._reserve.release():
-                    raise
-                return self._checkpoint()
+                # A frozen table that is still there belongs to an attempt that met a full disk: it goes first, and
+                # what was committed since goes with a checkpoint of its own.
+                if self._present.levels.frozen is not None:
+                    self._checkpoint_or_release()
+                return self._checkpoint_or_release()
             finally:
                 self._present.relieved()
 
-    def _checkpoint(self) -> Meta | None:
+    def reclaim(self) -> None:
+        """Get the space back that deletes have freed: from the next generation but one neither pages nor log need it.
+
+        Does nothing if it was done since the last commit, and stops quietly where the disk is full.
+        """
+        with self.lock:
+            seqno = self._present.seqno
+            if seqno == self._reclaimed_seqno:
+                return
+            self._reclaimed_seqno = seqno
+            try:
+                for _ in range(3 if self._present.levels.frozen is not None else 2):
+                    self._checkpoint_or_release(even_if_empty=True)
+            except DiskFullError:
+                pass
+            finally:
+                self._present.relieved()
+
+    def _checkpoint_or_release(self, *, even_if_empty: bool = False) -> Meta | None:
+        try:
+            return self._checkpoint(even_if_empty)
+        except DiskFullError:
+            if not self._reserve.release():
+                raise
+            # Commits are to see to it that the reserve is held again before they put anything.
+            self._present.attention = True
+            return self._checkpoint(even_if_empty)
+
+    def _checkpoint(self, even_if_empty: bool) -> Meta | None:
         present = self._present
-        # A frozen table that is still there belongs to an attempt that met a full disk: it goes first.
         memtable = present.levels.frozen or present.freeze()
         if memtable is None:
-            return None
+            if not even_if_empty:
+                return None
+            memtable = Memtable(self._pages.meta.seqno)
         log_bytes = self._log.tail_bytes
         latest = memtable.latest
         keys = memtable.ordered()
@@ -151,8 +185,7 @@ class Checkpointer:
         except DiskFullError:
             raise
         except (OSError, EnvironmentFailure) as error:
-            self._poison(error)
-            raise
+            raise self._poison(error) from error
         present.settle(self._pages.tree(meta))
         self.log_bytes_at_last = log_bytes
         self.last_s = files.monotonic_s()
@@ -219,6 +252,7 @@ class Background:
         self._options = options
         self._tick_s = min(_TICK_S, max(options.sync_delay_s / 2, 0.001))
         self._stopping = False
+        self._then: Callable[[], None] | None = None
         self._wake = threading.Event()
         self._seen_seqno = log.last_seqno
         self._synced_s = options.files.monotonic_s()
@@ -234,14 +268,30 @@ class Background:
         """There is work."""
         self._wake.set()
 
-    def stop(self, *, wait: bool = True) -> None:
-        """Let the thread end; a checkpoint under way is finished first."""
+    def stop(self, *, wait: bool = True, then: Callable[[], None] | None = None) -> None:
+        """Let the thread end; a checkpoint under way is finished first. `then` is called after it."""
+        self._then = then
         self._stopping = True
+        if not self._thread.is_alive():
+            if then is not None:
+                then()
+            return
         self._wake.set()
-        if wait and self._thread.is_alive() and self._thread is not threading.current_thread():
+        if wait and self._thread is not threading.current_thread():
             self._thread.join()
 
     def _run(self) -> None:
+        try:
+            self._work_until_stopped()
+        except BaseException as error:
+            # Our own bug. Those who wait for this thread must not do so for ever.
+            self.failure = error
+            raise
+        finally:
+            if self._then is not None:
+                self._then()
+
+    def _work_until_stopped(self) -> None:
         while not self._stopping:
             self._wake.clear()
             try:

@@ -10,7 +10,6 @@ again costs only what was written since.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import islice
 
 from kvwal.batch import KeyRange, Seqno
 from kvwal.memtable import MISSING, Memtable, Missing, Value, in_range, union_of
@@ -58,15 +57,15 @@ def count_all(tree: Tree, layers: Sequence[Layer]) -> int:
         # No other thread can spoil this: the pair is replaced whole, and either is right.
         compared, existed = memtable.compared
         if compared < layer.keys:
-            new = list(islice(memtable.latest, compared, layer.keys))
+            new = memtable.keys_added(compared, layer.keys)
             existed += _existing(tree, older, new)
             memtable.compared = (layer.keys, existed)
         elif compared > layer.keys:
-            existed = _existing(tree, older, list(islice(memtable.latest, layer.keys)))
+            existed = _existing(tree, older, memtable.keys_added(0, layer.keys))
         return count_all(tree, older) + layer.live - existed
     keys = [
         key
-        for key in list(islice(memtable.latest, layer.keys))
+        for key in memtable.keys_added(0, layer.keys)
         if not any(in_range(key, mask) for mask in layer.masks)
         and (layer.seqno is None or memtable.get_at(key, layer.seqno) is not MISSING)
     ]

@@ -29,6 +29,7 @@ from typing import Final
 from kvwal.batch import Seqno, WriteBatch
 from kvwal.conflict import History
 from kvwal.count import Layer, count_all
+from kvwal.errors import ClosedError
 from kvwal.memtable import MISSING, Memtable, Missing, Value, in_range, union_of
 from kvwal.pages import PageFile, Tree
 from kvwal.scan import Level, RawChunk
@@ -58,10 +59,17 @@ class Levels:
 class View:
     """A registered reader at one seqno: while it is registered, everything as of then stays readable."""
 
-    __slots__ = ("_registry", "levels", "purpose", "released", "seqno", "since_us", "thread_name", "writer")
+    __slots__ = ("_registry", "levels", "owner", "purpose", "released", "seqno", "since_us", "thread_name", "writer")
 
     def __init__(
-        self, levels: Levels, seqno: Seqno, registry: dict[Seqno, int], purpose: str, since_us: int, writer: bool
+        self,
+        levels: Levels,
+        seqno: Seqno,
+        registry: dict[Seqno, int],
+        purpose: str,
+        since_us: int,
+        writer: bool,
+        owner: object,
     ) -> None:
         self.levels = levels
         self.seqno = seqno
@@ -70,6 +78,8 @@ class View:
         self.since_us = since_us
         #: Whether its reads will be validated, so that the history of commits must reach back to it.
         self.writer = writer
+        #: The store: while somebody reads, it is not collected, and so its lock not given to another process.
+        self.owner = owner
         self.thread_name = threading.current_thread().name
         self.released = False
 
@@ -82,6 +92,8 @@ class Present:
         self._memtable_budget = memtable_bytes
         #: Set when a writer should look after something before its next commit: see `pressure`.
         self.attention = False
+        #: Set, with `attention`, when a commit met a full disk: the next one is to reclaim what deletes have freed.
+        self.short_of_space = False
         self._relief = threading.Event()
         self._pages = pages
         self.lock = threading.Lock()
@@ -298,7 +310,7 @@ class Present:
 
     # -- views --------------------------------------------------------------------------------
 
-    def view(self, purpose: str, since_us: int, *, writer: bool = False) -> View:
+    def view(self, purpose: str, since_us: int, *, writer: bool = False, owner: object = None) -> View:
         """Register a reader of this moment. Give it back with `release`."""
         with self.lock:
             if self._released:
@@ -306,7 +318,7 @@ class Present:
             levels = self.levels
             self.refuse_if_gone()
             seqno = self.seqno
-            view = View(levels, seqno, self._registry, purpose, since_us, writer)
+            view = View(levels, seqno, self._registry, purpose, since_us, writer, owner)
             self._registry[seqno] = self._registry.get(seqno, 0) + 1
             if writer:
                 # Decided under the lock that publishing takes: every commit after `seqno` sees this writer and
@@ -319,10 +331,12 @@ class Present:
             return view
 
     def again(self, view: View, purpose: str) -> View:
-        """A second registration of a view's moment. Requires: the view is not released."""
+        """A second registration of a view's moment. ClosedError if another thread has just released it."""
         with self.lock:
             self.refuse_if_gone()
-            other = View(view.levels, view.seqno, view._registry, purpose, view.since_us, False)
+            if view.released:
+                raise ClosedError(f"this {view.purpose} is closed")
+            other = View(view.levels, view.seqno, view._registry, purpose, view.since_us, False, view.owner)
             view._registry[view.seqno] += 1
             view.levels.readers += 1
             self._views[id(other)] = other

@@ -98,6 +98,13 @@ class Opened:
     present: Present
     report: RecoveryReport
 
+    def abandon(self) -> None:
+        """Let go of everything and write nothing."""
+        if self.log is not None:
+            self.log.abandon()
+        self.pages.abandon()
+        self.lock.release()
+
 
 def open_parts(path: str, flag: Flag, options: Options) -> Opened:
     """Lock, make or recover the store at `path`. See `kvwal.open` for what is raised."""

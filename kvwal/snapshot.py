@@ -50,10 +50,10 @@ class Snapshot(OrderedMapping):
 
     __slots__ = ("__weakref__", "_present", "_view", "seqno")
 
-    def __init__(self, present: Present, since_us: int) -> None:
+    def __init__(self, present: Present, since_us: int, *, owner: object) -> None:
         self._view: View | None = None
         self._present = present
-        self._view = present.view("snapshot", since_us)
+        self._view = present.view("snapshot", since_us, owner=owner)
         #: The last commit this snapshot contains.
         self.seqno: Seqno = self._view.seqno
 
@@ -63,7 +63,11 @@ class Snapshot(OrderedMapping):
         return self._view
 
     def _read(self, key: bytes) -> bytes | None:
-        return self._present.read_at(self._open_view(), key)
+        try:
+            return self._present.read_at(self._open_view(), key)
+        finally:
+            # Closed by another thread meanwhile, what was read may be of no moment at all: say that it is closed.
+            self._open_view()
 
     def _chunks(self, bounds: Bounds) -> Iterator[Chunk]:
         # The iterator has a registration of its own, so that it may outlive the snapshot.

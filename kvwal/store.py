@@ -68,10 +68,11 @@ class Store(OrderedMapping, MutableMapping[bytes, bytes]):
         self._sync_default = wants_sync(options.durability)
         self._recovery = opened.report
         self._close_lock = threading.Lock()
-        self._closed = False
+        # Until everything stands: whoever opened the parts lets go of them if something here fails.
+        self._closed = True
         self._log = opened.log
         self._background: Background | None = None
-        reserve = Reserve(options.files, opened.directory, options.mode)
+        self._reserve = reserve = Reserve(options.files, opened.directory, options.mode)
         if opened.log is None:
             refusal = Refusal(_read_only_error, opened.present.seqno)
             self._pipeline = CommitPipeline(refusal, opened.present, release_reserve=lambda: False)
@@ -80,30 +81,46 @@ class Store(OrderedMapping, MutableMapping[bytes, bytes]):
             self._pipeline = CommitPipeline(
                 opened.log,
                 opened.present,
-                release_reserve=reserve.release,
+                release_reserve=self._releaser(reserve),
                 now_s=options.files.monotonic_s,
             )
-            reserve.hold()
+            if not reserve.hold():
+                opened.present.attention = True
             self._checkpointer = Checkpointer(
                 opened.present, opened.pages, self._pipeline, opened.log, reserve, options, poison=self._poisoner()
             )
             if opened.present.is_full():
-                self._checkpointer.checkpoint()
+                try:
+                    self._checkpointer.checkpoint()
+                except DiskFullError:
+                    pass  # It can wait: reading, and deleting what takes the space, comes first.
             if options.background:
                 self._background = Background(
                     self._checkpointer, opened.present, self._pipeline, opened.log, options
                 )
                 self._background.start()
         self._put = self._pipeline.put
+        self._closed = False
         _open_stores[id(self)] = self
 
-    def _poisoner(self) -> Callable[[BaseException], None]:
+    def _releaser(self, reserve: Reserve) -> Callable[[], bool]:
+        present = self._present
+
+        def release() -> bool:
+            # Until it is held again commits look after it before they put anything.
+            present.attention = True
+            return reserve.release()
+
+        return release
+
+    def _poisoner(self) -> Callable[[BaseException], PoisonedError]:
         # Not a bound method: the background thread must not keep a forgotten store alive.
         pipeline, log = self._pipeline, self._log
 
-        def poison(cause: BaseException) -> None:
+        def poison(cause: BaseException) -> PoisonedError:
             seqno = log.last_seqno if log is not None else Seqno(0)
             pipeline.refuse(Refusal(lambda: _poisoned_error(cause), seqno))
+            return _poisoned_error(cause)
 
         return poison
 
@@ -191,7 +208,7 @@ class Store(OrderedMapping, MutableMapping[bytes, bytes]):
 
     def _chunks(self, bounds: Bounds) -> Iterator[Chunk]:
         present = self._present
-        return chunks_of(present, present.view("scan", self._files.now_us()), bounds)
+        return chunks_of(present, present.view("scan", self._files.now_us(), owner=self), bounds)
 
     def _count(self) -> int:
         """Number of keys.
@@ -203,7 +220,7 @@ class Store(OrderedMapping, MutableMapping[bytes, bytes]):
 
     def snapshot(self) -> Snapshot:
         """The store as it is now, as a read-only map that stays so. Close it, or use it in a `with` block."""
-        return Snapshot(self._present, self._files.now_us())
+        return Snapshot(self._present, self._files.now_us(), owner=self)
 
     # -- writing ------------------------------------------------------------------------------
 
@@ -257,7 +274,7 @@ class Store(OrderedMapping, MutableMapping[bytes, bytes]):
         An empty batch commits nothing, and the last visible seqno is returned.
         """
         if self._present.attention:
-            self._attend()
+            self._attend(deleting=_only_deletes(batch))
         sync = self._sync_default if durability is None else wants_sync(durability)
         request = CommitRequest(batch, sync=sync)
         return self._pipeline.commit(request) or self._present.seqno
@@ -342,13 +359,22 @@ class Store(OrderedMapping, MutableMapping[bytes, bytes]):
 
         The commit raises `ConflictError` if something that was read has changed meanwhile; `run` retries for you.
         """
-        present = self._present
-        if present.attention:
-            self._attend()
         sync = self._sync_default if durability is None else wants_sync(durability)
         if self._read_only:
             read_only = True
-        return Transaction(present, self._pipeline, self._files.now_us(), sync=sync, read_only=read_only)
+        return Transaction(
+            self._present,
+            self._pipeline,
+            self._files.now_us(),
+            sync=sync,
+            read_only=read_only,
+            owner=self,
+            before_commit=self._before_commit,
+        )
+
+    def _before_commit(self, batch: WriteBatch) -> None:
+        if self._present.attention:
+            self._attend(deleting=_only_deletes(batch))
 
     def run(
         self, function: Callable[[Transaction], _T], *, attempts: int = 100, durability: Durability | None = None
@@ -434,10 +460,29 @@ class Store(OrderedMapping, MutableMapping[bytes, bytes]):
             self._pipeline.run(lambda: None)
         return self._reader.history(after=Seqno(after), until=self._present.seqno)
 
-    def _attend(self) -> None:
-        """A commit found `attention` set: wake the background thread, wait if memory is short."""
+    def _attend(self, *, deleting: bool = False) -> None:
+        """A commit found `attention` set: wake the background thread, wait if memory is short.
+
+        DiskFullError if the reserve cannot be held, unless the commit only deletes: what is left is for that.
+        """
         present = self._present
         present.attention = False
+        self._make_room()
+        checkpointer = self._checkpointer
+        if checkpointer is None:
+            return
+        if not deleting and (present.short_of_space or not self._reserve.hold()):
+            present.short_of_space = False
+            checkpointer.reclaim()
+        if not self._reserve.hold():
+            present.attention = True
+            if not deleting:
+                raise DiskFullError(
+                    "the disk is full but for what is kept for deleting; free some space, or delete keys, and try again"
+                )
+
+    def _make_room(self) -> None:
+        present = self._present
         background = self._background
         if background is None:
             if self._checkpointer is not None and present.is_full():
@@ -446,6 +491,8 @@ class Store(OrderedMapping, MutableMapping[bytes, bytes]):
         background.wake()
         while present.is_stalled():
             if background.failure is not None:
+                # The next commit is to look again: else every second one would slip through into memory.
+                present.attention = True
                 raise _stalled_error(background.failure) from background.failure
             present.await_relief(1.0)
 
@@ -472,10 +519,11 @@ class Store(OrderedMapping, MutableMapping[bytes, bytes]):
         with self._close_lock:
             if self._closed:
                 return
+            if self._background is not None:
+                # Before anything else: interrupted while it waits for a checkpoint, the store stays as it is.
+                self._background.stop()
             self._closed = True
             _open_stores.pop(id(self), None)
-            if self._background is not None:
-                self._background.stop()
             try:
                 if self._log is not None:
                     self._close_log(self._log)
@@ -490,6 +538,10 @@ class Store(OrderedMapping, MutableMapping[bytes, bytes]):
                 self._checkpointer.checkpoint()
         except (DiskFullError, PoisonedError):
             pass  # Nothing is lost by it: the next open replays the log instead.
+        finally:
+            self._seal_log(log)
+
+    def _seal_log(self, log: Any) -> None:
         refusal = Refusal(_closed_error, log.last_seqno)
         try:
             # In the pipeline, so that no commit is under way; after it every commit is refused.
@@ -532,9 +584,23 @@ class Store(OrderedMapping, MutableMapping[bytes, bytes]):
         # their durability says; the next open replays the log.
         warnings.warn(f"{self!r} was never closed", ResourceWarning, stacklevel=1, source=self)
         self._closed = True
+        log, pages, lock = self._log, self._pages, self._lock_handle
+
+        def let_go() -> None:
+            if log is not None:
+                log.abandon()
+            pages.abandon()
+            lock.release()
+
         if self._background is not None:
-            self._background.stop(wait=False)
-        self._lock_handle.release()
+            # The thread may be writing: the lock is held until it is done.
+            self._background.stop(wait=False, then=let_go)
+        else:
+            let_go()
+
+
+def _only_deletes(batch: WriteBatch) -> bool:
+    return all(value is None for value in batch.writes.values())
 
 
 def _read_only_error() -> ReadOnlyError:
@@ -559,6 +625,8 @@ def _poisoned_error(cause: BaseException) -> PoisonedError:
 
 
 def _stalled_error(cause: BaseException) -> Exception:
+    if isinstance(cause, PoisonedError):
+        return cause
     if isinstance(cause, DiskFullError):
         return DiskFullError(
             "the disk is full, so commits cannot move from memory to the pages; free some space and go on"
@@ -647,4 +715,9 @@ def open(
         mode=mode,
         files=system_files() if files is None else files,
     )
-    return Store(open_parts(path_text(path), flag, options), options, read_only=flag == "r")
+    opened = open_parts(path_text(path), flag, options)
+    try:
+        return Store(opened, options, read_only=flag == "r")
+    except BaseException:
+        opened.abandon()
+        raise

@@ -11,7 +11,7 @@ without writes commits without validation: it read one snapshot, and takes that 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, MutableMapping
+from collections.abc import Callable, Iterator, MutableMapping
 from types import TracebackType
 from typing import TypeVar, overload
 
@@ -39,6 +39,7 @@ class Transaction(OrderedMapping, MutableMapping[bytes, bytes]):
     __slots__ = (
         "__weakref__",
         "_batch",
+        "_before_commit",
         "_pipeline",
         "_present",
         "_ranges",
@@ -51,11 +52,20 @@ class Transaction(OrderedMapping, MutableMapping[bytes, bytes]):
     )
 
     def __init__(
-        self, present: Present, pipeline: CommitPipeline, since_us: int, *, sync: bool, read_only: bool
+        self,
+        present: Present,
+        pipeline: CommitPipeline,
+        since_us: int,
+        *,
+        sync: bool,
+        read_only: bool,
+        owner: object = None,
+        before_commit: Callable[[WriteBatch], None] | None = None,
     ) -> None:
         self._view: View | None = None
         self._present = present
         self._pipeline = pipeline
+        self._before_commit = before_commit
         self._sync = sync
         self._read_only = read_only
         self._batch = WriteBatch()
@@ -64,7 +74,7 @@ class Transaction(OrderedMapping, MutableMapping[bytes, bytes]):
         self._ranges: list[list[bytes | None]] = []
         #: Seqno of this transaction's commit; None before, and for one that wrote nothing.
         self.commit_seqno: Seqno | None = None
-        self._view = present.view("transaction", since_us, writer=not read_only)
+        self._view = present.view("transaction", since_us, writer=not read_only, owner=owner)
         self._seqno = self._view.seqno
 
     @property
@@ -206,6 +216,8 @@ class Transaction(OrderedMapping, MutableMapping[bytes, bytes]):
         try:
             request = self.request()
             if request is not None:
+                if self._before_commit is not None:
+                    self._before_commit(self._batch)
                 self.commit_seqno = self._pipeline.commit(request)
             return self.commit_seqno
         finally:
@@ -233,6 +245,8 @@ class Transaction(OrderedMapping, MutableMapping[bytes, bytes]):
         """Forget the writes and let go of the snapshot. Idempotent, and without effect after `commit`."""
         view, self._view = self._view, None
         if view is not None:
+            # Of the store, which it would keep from being collected.
+            self._before_commit = None
             self._present.release(view)
 
     @property

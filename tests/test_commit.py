@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dis
 import errno
+import gc
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -223,6 +224,8 @@ def _interrupted_at(step: int, function: Callable[[], object]) -> bool:
                     raise Interruption
         return trace
 
+    # No finalizer of what an earlier test left behind may run in between, and be the one that is interrupted.
+    gc.disable()
     sys.settrace(trace)
     try:
         function()
@@ -230,6 +233,7 @@ def _interrupted_at(step: int, function: Callable[[], object]) -> bool:
         return True
     finally:
         sys.settrace(None)
+        gc.enable()
     return False
 
 

@@ -1,0 +1,325 @@
+"""A full disk: a clear error, nothing lost, reads go on, deleting works, and writes go on once there is space."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from store_fixtures import TINY, check_store, problems_of, wait_until
+
+import kvwal
+from kvwal import DiskFullError, Store
+from kvwal.options import RESERVE_BYTES
+from kvwal.testing import SimulatedDisk
+
+WITHOUT_THREAD = {**TINY, "background": False}
+
+
+def open_on(disk: SimulatedDisk, **options: Any) -> Store:
+    return kvwal.open("/kv", files=disk, **{**WITHOUT_THREAD, **options})
+
+
+def fill(db: Store, disk: SimulatedDisk, model: dict[bytes, bytes], *, spare: int = 0) -> DiskFullError:
+    """Take away all space but `spare` bytes, and put until that is refused."""
+    disk.capacity = disk.used_bytes() + spare
+    for number in range(100_000):
+        key, value = b"fill%06d" % number, b"v" * 500
+        try:
+            db[key] = value
+        except DiskFullError as error:
+            return error
+        model[key] = value
+    raise AssertionError("the disk never got full")
+
+
+def assert_is(db: Store, model: dict[bytes, bytes]) -> None:
+    assert dict(db.items()) == model
+    assert len(db) == len(model)
+    for key in [*list(model)[:3], b"missing"]:
+        assert db.get(key) == model.get(key)
+
+
+@pytest.mark.parametrize("background", [False, True])
+@pytest.mark.parametrize("durability", ["commit", "os"])
+def test_nothing_acknowledged_is_lost_and_writes_go_on_when_there_is_space(durability: Any, background: bool) -> None:
+    disk = SimulatedDisk()
+    model = {b"old": b"1"}
+    with open_on(disk, durability=durability, background=background) as db:
+        db.update(model)
+        error = fill(db, disk, model, spare=100_000)
+        assert "full" in str(error)
+        assert_is(db, model)
+        with pytest.raises(DiskFullError):
+            db.update({b"big": b"x" * (RESERVE_BYTES * 2)})
+        assert_is(db, model)
+        disk.capacity = None
+        # Without a reopen. (The background thread may need a moment to find out.)
+        for number in range(20):
+            key = b"after%d" % number
+            wait_until(lambda key=key: works(lambda: db.put(key, b"1")), "a put after space was freed")
+            model[key] = b"1"
+        db.checkpoint()
+        assert db.stats().memtable_keys == 0
+        assert_is(db, model)
+        assert problems_of(db) == []
+    with open_on(disk) as db:
+        assert_is(db, model)
+
+
+def works(action: Callable[[], object]) -> bool:
+    try:
+        action()
+    except DiskFullError:
+        return False
+    return True
+
+
+@pytest.mark.parametrize("spare", [0, 4096, 20_000, 50_000, 200_000])
+def test_deleting_works_on_a_full_disk_and_makes_room_to_write_again(spare: int) -> None:
+    disk = SimulatedDisk()
+    model: dict[bytes, bytes] = {}
+    with open_on(disk) as db:
+        fill(db, disk, model, spare=1_000_000)
+        fill(db, disk, model, spare=spare)
+        for key in list(model)[: len(model) // 2]:
+            db.delete(key)
+            del model[key]
+        assert_is(db, model)
+        db.delete_range(b"fill", None)
+        model.clear()
+        assert_is(db, model)
+        # The first put may find the disk full; the next one gets back what the deletes have freed.
+        works(lambda: db.put(b"large", b"x" * 50_000))
+        db[b"large"] = model[b"large"] = b"x" * 50_000
+        db.checkpoint()
+        assert_is(db, model)
+        assert problems_of(db) == []
+    with open_on(disk) as db:
+        assert_is(db, model)
+
+
+def test_a_transaction_that_only_deletes_commits_from_the_reserve() -> None:
+    disk = SimulatedDisk()
+    model: dict[bytes, bytes] = {}
+    with open_on(disk) as db:
+        fill(db, disk, model)
+        assert disk.kind("/kv/reserve") == "file"
+        with db.transaction() as txn:
+            gone = [key for key, _ in txn.scan(limit=3)]
+            for key in gone:
+                del txn[key]
+        for key in gone:
+            del model[key]
+        assert_is(db, model)
+        with pytest.raises(DiskFullError), db.transaction() as txn:
+            txn[b"more"] = b"x" * 500_000
+        with pytest.raises(DiskFullError):
+            db.put(b"more", b"x" * (RESERVE_BYTES * 2))
+        assert_is(db, model)
+        check_store(db)
+
+
+def test_puts_leave_what_is_kept_for_deleting_alone() -> None:
+    """A checkpoint may have needed the reserve, and then there is none: puts wait until it is held again."""
+    disk = SimulatedDisk()
+    model: dict[bytes, bytes] = {}
+    with open_on(disk) as db:
+        # Many keys, so that checkpoints come about, fail, take the reserve and give it to whoever asks first.
+        disk.capacity = disk.used_bytes() + 300_000
+        for number in range(8000):
+            try:
+                with db.transaction() as txn:
+                    txn[b"%06d" % number] = b"v" * 500
+            except DiskFullError:
+                continue
+            model[b"%06d" % number] = b"v" * 500
+        assert disk.free_bytes() > 0 or disk.kind("/kv/reserve") == "file"
+        assert_is(db, model)
+    with open_on(disk) as db:
+        for key in sorted(model)[::2]:
+            db.delete(key)
+            del model[key]
+        db.clear()
+        db[b"again"] = b"1"
+        assert_is(db, {b"again": b"1"})
+        assert problems_of(db) == []
+
+
+def test_reading_goes_on_in_transactions_however_full_the_disk_is() -> None:
+    disk = SimulatedDisk()
+    model: dict[bytes, bytes] = {}
+    with open_on(disk, background=True, durability="os") as db:
+        fill(db, disk, model, spare=300_000)
+        for _ in range(5):
+            with db.transaction() as txn:
+                assert len(txn) == len(model)
+            with pytest.raises(DiskFullError), db.transaction() as txn:
+                txn[b"new"] = b"v" * (RESERVE_BYTES * 2)
+
+
+def test_the_reserve_is_held_again_after_a_checkpoint() -> None:
+    disk = SimulatedDisk()
+    model: dict[bytes, bytes] = {}
+    with open_on(disk) as db:
+        fill(db, disk, model, spare=50_000)
+        db.clear()
+        db.checkpoint()
+        disk.capacity = None
+        db[b"a"] = b""
+        db.checkpoint()
+        assert disk.kind("/kv/reserve") == "file"
+
+
+def test_a_checkpoint_that_met_a_full_disk_is_made_up_for_completely() -> None:
+    """It had set a memtable aside; what was committed since must come into the pages too."""
+    disk = SimulatedDisk()
+    with open_on(disk, memtable_bytes=1 << 20, checkpoint_log_bytes=1 << 20) as db:
+        # The first one looks after the meta slots.
+        db.put(b"0000", b"")
+        db.checkpoint()
+        model = {b"%04d" % number: b"v" * 200 for number in range(200)}
+        db.update(model)
+        disk.fail("pwrite", error=errno.ENOSPC, path="*/data", forever=True)
+        with pytest.raises(DiskFullError):
+            db.checkpoint()
+        assert_is(db, model)
+        assert db.stats().frozen_keys == 200
+        db[b"later"] = model[b"later"] = b"1"
+        db.delete(b"0000")
+        del model[b"0000"]
+        db.delete_range(b"0190", b"0195")
+        for number in range(190, 195):
+            del model[b"%04d" % number]
+        assert_is(db, model)
+        disk.heal()
+        db.checkpoint()
+        stats = db.stats()
+        assert (stats.memtable_keys, stats.frozen_keys) == (0, 0)
+        assert stats.checkpoint_seqno == db.last_seqno
+        assert_is(db, model)
+        assert problems_of(db) == []
+
+
+def test_a_full_disk_at_every_operation_of_a_checkpoint_loses_nothing() -> None:
+    """The nth operation that takes space fails, for every n, until one checkpoint gets through untouched."""
+    for nth in range(1, 200):
+        disk = SimulatedDisk(seed=nth)
+        with open_on(disk, memtable_bytes=1 << 20, checkpoint_log_bytes=1 << 20) as db:
+            model = {b"%04d" % number: b"v" * 300 for number in range(100)}
+            db.update(model)
+            db.checkpoint()
+            db.update({key: b"w" * 300 for key in model})
+            model = dict.fromkeys(model, b"w" * 300)
+            fault = disk.fail("change", nth, errno.ENOSPC, effect="part")
+            try:
+                db.checkpoint()
+            except (DiskFullError, kvwal.PoisonedError):
+                pass
+            met = fault.struck
+            disk.heal()
+            assert_is(db, model)
+        with open_on(disk) as db:
+            assert_is(db, model)
+            assert problems_of(db) == []
+        if not met:
+            return
+    raise AssertionError("a checkpoint has no end")
+
+
+@pytest.mark.parametrize("flag", ["c", "n"])
+def test_no_space_to_make_a_store_is_a_clear_error_and_leaves_nothing_in_the_way(flag: Any) -> None:
+    for capacity in [0, 4096, 8192, 20_000, 30_000, 50_000]:
+        disk = SimulatedDisk(capacity=capacity)
+        try:
+            kvwal.open("/kv", flag, files=disk, **WITHOUT_THREAD).close()
+        except DiskFullError:
+            pass
+        disk.capacity = None
+        with open_on(disk) as db:
+            db[b"a"] = b"1"
+
+
+def test_a_store_opens_on_a_full_disk_after_a_clean_close() -> None:
+    disk = SimulatedDisk()
+    model: dict[bytes, bytes] = {}
+    with open_on(disk) as db:
+        fill(db, disk, model, spare=100_000)
+    disk.capacity = disk.used_bytes()
+    with open_on(disk) as db:
+        assert_is(db, model)
+        with pytest.raises(DiskFullError):
+            db[b"more"] = b"1"
+        assert_is(db, model)
+        disk.capacity = None
+        db[b"more"] = model[b"more"] = b"1"
+        assert_is(db, model)
+
+
+def test_a_store_whose_log_is_longer_than_its_memtable_opens_on_a_full_disk() -> None:
+    """The checkpoint that is due can wait: what matters is to get in, to read and to delete."""
+    disk = SimulatedDisk()
+    db = open_on(disk, memtable_bytes=64 << 20, checkpoint_log_bytes=64 << 20)
+    model = {b"%04d" % number: b"v" * 20_000 for number in range(250)}
+    db.update(model)
+    found = disk.copy()
+    db.close()
+    # The first write looks after a meta slot.
+    found.fail("pwrite", 2, errno.ENOSPC, path="*/data", forever=True)
+    with open_on(found, memtable_bytes=16 << 10) as again:
+        assert_is(again, model)
+        assert again.stats().frozen_keys == 250
+        found.heal()
+        again[b"more"] = model[b"more"] = b"1"
+        assert_is(again, model)
+
+
+def test_a_failed_open_lets_go_of_the_lock() -> None:
+    disk = SimulatedDisk()
+    db = open_on(disk, memtable_bytes=1 << 20, checkpoint_log_bytes=1 << 20)
+    db.update({b"%04d" % number: b"v" * 300 for number in range(500)})
+    found = disk.copy()
+    db.close()
+    found.fail("pwrite", error=errno.EIO, path="*/data", forever=True)
+    try:
+        open_on(found, memtable_bytes=16 << 10)
+    except kvwal.PoisonedError as error:
+        kept = error  # As a debugger would: the traceback keeps the frames alive.
+        found.heal()
+        open_on(found).close()
+        assert isinstance(kept.__cause__, OSError)
+    else:
+        raise AssertionError("the disk failed and the store opened")
+
+
+def test_a_full_disk_under_many_threads_refuses_each_commit_or_keeps_it() -> None:
+    from store_fixtures import run_threads
+
+    disk = SimulatedDisk()
+    with open_on(disk, background=True) as db:
+        db[b"first"] = b""
+        disk.capacity = disk.used_bytes() + 300_000
+
+        def client(index: int) -> dict[bytes, bytes]:
+            kept = {}
+            for number in range(300):
+                key = b"%d.%04d" % (index, number)
+                try:
+                    db[key] = b"v" * 500
+                except DiskFullError:
+                    continue
+                kept[key] = b"v" * 500
+            return kept
+
+        parts = run_threads(*(lambda index=index: client(index) for index in range(3)))
+        model = {b"first": b""}
+        for part in parts:
+            model.update(part)
+        assert_is(db, model)
+        disk.capacity = None
+        db.checkpoint()
+        assert_is(db, model)
+    with open_on(disk) as db:
+        assert_is(db, model)
+        assert problems_of(db) == []

@@ -1,0 +1,217 @@
+"""A failed write or flush: the store is poisoned, reads go on, nothing is tried again until a reopen recovers."""
+
+from __future__ import annotations
+
+import errno
+from typing import Any
+
+import pytest
+from store_fixtures import TINY, check_store, problems_of, wait_until
+
+import kvwal
+from kvwal import PoisonedError, Store
+from kvwal.testing import SimulatedDisk
+
+OPTIONS = {**TINY, "background": False}
+# A segment is opened under a temporary name, and the disk goes on calling it so.
+LOG = "/kv/[0s]*"
+
+
+def open_on(disk: SimulatedDisk, **options: Any) -> Store:
+    return kvwal.open("/kv", files=disk, **{**OPTIONS, **options})
+
+
+def assert_poisoned(db: Store) -> None:
+    """Every way to write, but not one to read."""
+    writes: list[Any] = [
+        lambda: db.put(b"k", b"v"),
+        lambda: db.delete(b"k"),
+        lambda: db.delete_range(b"k"),
+        lambda: db.clear(),
+        lambda: db.update({b"k": b"v"}),
+        lambda: db.pop(b"a"),
+        lambda: db.setdefault(b"new", b"v"),
+        lambda: db.popitem(),
+        lambda: db.run(lambda txn: txn.put(b"k", b"v")),
+        lambda: db.put(b"k", b"v", durability="os"),
+        db.sync,
+        db.checkpoint,
+    ]
+    for write in writes:
+        with pytest.raises(PoisonedError, match="open"):
+            write()
+    assert db[b"a"] == b"1"
+    assert b"k" not in db
+    assert list(db.scan()) == [(b"a", b"1")]
+    assert len(db) == 1
+    with db.snapshot() as snapshot:
+        assert snapshot[b"a"] == b"1"
+    with db.transaction() as txn:
+        assert txn[b"a"] == b"1"
+    check_store(db)
+
+
+@pytest.mark.parametrize("operation", ["pwrite", "datasync"])
+@pytest.mark.parametrize("effect", ["none", "part", "all"])
+@pytest.mark.parametrize("way", ["put", "batch", "transaction"])
+def test_a_failed_write_or_flush_of_the_log_poisons_the_store(operation: str, effect: Any, way: str) -> None:
+    disk = SimulatedDisk(seed=3)
+    db = open_on(disk)
+    db[b"a"] = b"1"
+    fault = disk.fail(operation, error=errno.EIO, path=LOG, effect=effect)
+    with pytest.raises(PoisonedError) as caught:
+        if way == "put":
+            db[b"lost"] = b"2"
+        elif way == "batch":
+            db.update({b"lost": b"2"})
+        else:
+            with db.transaction() as txn:
+                txn[b"lost"] = txn[b"a"]
+    assert isinstance(caught.value.__cause__, OSError | PoisonedError)
+    assert fault.struck == 1
+    assert b"lost" not in db, "what may not be on disk is not shown"
+    assert_poisoned(db)
+    assert fault.struck == 1, "a failed flush is not tried again"
+    disk.trace = []
+    db.close()
+    assert [str(op) for op in disk.trace if op.name in ("pwrite", "datasync", "sync", "truncate")] == []
+    for found in (disk.crash(0), disk.crash(-1), disk):
+        with open_on(found) as again:
+            # Not acknowledged: there or not, but then the whole of it; what was acknowledged is there.
+            assert again[b"a"] == b"1"
+            assert again.get(b"lost") in (None, b"2", b"1")
+            again[b"on"] = b"3"
+            assert problems_of(again) == []
+
+
+@pytest.mark.parametrize("operation", ["pwrite", "datasync", "sync"])
+@pytest.mark.parametrize("nth", [1, 2])
+def test_a_failed_write_or_flush_of_the_pages_poisons_the_store(operation: str, nth: int) -> None:
+    disk = SimulatedDisk(seed=3)
+    db = open_on(disk)
+    db[b"a"] = b"1"
+    fault = disk.fail(operation, nth, errno.EIO, path="*/data", effect="part")
+    try:
+        db.checkpoint()
+    except PoisonedError:
+        pass
+    if not fault.struck:
+        db.close()
+        pytest.skip("a checkpoint does it less often")
+    disk.trace = []
+    assert_poisoned(db)
+    db.close()
+    written = [op for op in disk.trace if op.name in ("pwrite", "datasync", "sync", "truncate")]
+    assert [str(op) for op in written if op.path == "/kv/data"] == []
+    for found in (disk.crash(0), disk.crash(-1), disk):
+        with open_on(found) as again:
+            assert dict(again) == {b"a": b"1"}
+            again.checkpoint()
+            assert problems_of(again) == []
+
+
+def test_a_background_checkpoint_that_fails_poisons_the_store() -> None:
+    disk = SimulatedDisk()
+    db = open_on(disk, background=True, durability="os")
+    db[b"a"] = b"1"
+    disk.fail("fsync", error=errno.EIO, path="*/data", forever=True)
+
+    def poisoned() -> bool:
+        try:
+            db.delete_range(b"b")
+        except PoisonedError:
+            return True
+        db.update({b"b%d" % number: b"x" * 100 for number in range(100)})
+        return False
+
+    try:
+        wait_until(poisoned, "the poison")
+    except PoisonedError:
+        pass
+    assert db[b"a"] == b"1"
+    db.close()
+    disk.heal()
+    with open_on(disk) as again:
+        assert again[b"a"] == b"1"
+        assert problems_of(again) == []
+
+
+def test_closing_a_store_whose_last_checkpoint_fails_lets_go_of_everything() -> None:
+    disk = SimulatedDisk()
+    db = open_on(disk, memtable_bytes=1 << 20, checkpoint_log_bytes=1 << 20, segment_bytes=1 << 20)
+    model = {b"%04d" % number: b"x" * 1000 for number in range(400)}
+    db.update(model)
+    disk.fail("pwrite", error=errno.EIO, path="*/data", forever=True)
+    db.close()  # Nothing is lost by it: the log has everything.
+    assert db.closed
+    disk.heal()
+    with open_on(disk) as again:
+        assert dict(again) == model
+
+
+@pytest.mark.parametrize("operation", ["datasync", "sync", "truncate", "pwrite"])
+def test_closing_a_store_whose_last_flush_fails_lets_go_of_everything(operation: str) -> None:
+    disk = SimulatedDisk()
+    db = open_on(disk, durability="os")
+    db[b"a"] = b"1"
+    disk.fail(operation, error=errno.EIO, path=LOG, forever=True)
+    db.close()
+    disk.heal()
+    with open_on(disk) as again:
+        assert dict(again) == {b"a": b"1"}
+        assert problems_of(again) == []
+
+
+def test_a_failed_read_is_an_error_and_never_a_missing_key() -> None:
+    disk = SimulatedDisk()
+    with open_on(disk) as db:
+        model = {b"%05d" % number: b"x" * 50 for number in range(3000)}
+        db.update(model)
+        db.checkpoint()
+    with open_on(disk) as db:
+        fault = disk.fail("read", error=errno.EIO, path="*/data", forever=True)
+        with pytest.raises(OSError, match="EIO"):
+            db.get(b"00700")
+        with pytest.raises(OSError, match="EIO"):
+            list(db.scan())
+        assert fault.struck
+        with pytest.raises(OSError, match="EIO"), db.transaction() as txn:
+            txn.get(b"01500")
+        disk.heal()
+        assert dict(db) == model, "a read that failed is tried again by the next"
+        db[b"a"] = b""
+        check_store(db)
+
+
+def test_a_failed_read_of_the_log_at_open_is_no_torn_tail() -> None:
+    disk = SimulatedDisk()
+    db = open_on(disk)
+    for number in range(20):
+        db[b"%d" % number] = b"x" * 2000
+    found = disk.copy()
+    db.close()
+    for nth in range(1, 60):
+        fault = found.fail("read", nth, errno.EIO)
+        try:
+            open_on(found).close()
+        except (OSError, kvwal.CorruptionError) as error:
+            assert isinstance(error, OSError), f"a failed read was taken for damage: {error}"
+        found.heal()
+        with open_on(found) as again:
+            assert len(again) == 20
+        if not fault.struck:
+            return
+
+
+def test_a_poisoned_store_keeps_what_was_committed_at_a_lower_durability_readable() -> None:
+    disk = SimulatedDisk()
+    db = open_on(disk)
+    db[b"a"] = b"1"
+    db.put(b"soft", b"2", durability="os")
+    disk.fail("datasync", error=errno.EIO, path=LOG, forever=True)
+    with pytest.raises(PoisonedError):
+        db.sync()
+    assert db[b"soft"] == b"2"
+    with pytest.raises(PoisonedError):
+        db[b"b"] = b""
+    db.close()
