@@ -13,10 +13,12 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from pages_fixtures import Scratch, applied, contents, entries
 
 from kvwal.pages import Meta, check
+from kvwal.pages.page import OVERFLOW_THRESHOLD
 
 short = st.binary(max_size=3)
 keys = st.one_of(short, st.builds(lambda head, size: head + b"k" * size, short, st.sampled_from([5, 300, 5000])))
-sizes = st.one_of(st.integers(0, 40), st.sampled_from([500, 2047, 2048, 2049, 4096, 4097, 9000]))
+large = [500, OVERFLOW_THRESHOLD, OVERFLOW_THRESHOLD + 1, 4096, 4097, 9000]
+sizes = st.one_of(st.integers(0, 40), st.sampled_from(large))
 values = st.builds(lambda fill, size: bytes([fill]) * size, st.integers(0, 255), sizes)
 updates = st.dictionaries(keys, st.one_of(st.none(), values), max_size=30)
 ranges = st.lists(st.tuples(keys, st.one_of(st.none(), keys)), max_size=2)

@@ -451,7 +451,7 @@ def test_readers_and_checkpoints_side_by_side(tmp_path: Path, rng: random.Random
     threads = [threading.Thread(target=read) for _ in range(3)]
     for thread in threads:
         thread.start()
-    for step in range(1, 30):
+    for step in range(1, 12):
         scratch.pages.checkpoint(
             ((b"%05d" % index, b"%d" % step) for index in range(3000)),
             (),
