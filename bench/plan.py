@@ -271,7 +271,7 @@ def _ycsb(scale: Scale) -> list[Case]:
                     "copy",
                     how,
                     options={"mix": mix},
-                    quick=durability == "commit",
+                    quick=durability == "commit" and mix in "abe",
                 )
             )
     return found

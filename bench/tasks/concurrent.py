@@ -5,7 +5,6 @@ The cost is wall-clock time divided by the operations of all of them, in microse
 
 from __future__ import annotations
 
-import asyncio
 import threading
 from collections.abc import Callable
 from time import perf_counter
@@ -115,6 +114,9 @@ def _race(
 
 def asyncio_put(job: Job) -> Measured:
     """So many tasks, each of which awaits one put after the other."""
+    # Here, so that its threads and its memory are in no other measurement.
+    import asyncio
+
     tasks = int(job.options["tasks"])
     store = PEERS[job.peer](job.path, job.how)
     note = store.executor_note()
