@@ -243,8 +243,6 @@ class CommitPipeline:
         job.began = bool(target)
         if isinstance(error, DiskFullError):
             self._present.short_of_space = self._present.attention = True
-        if isinstance(error, DiskFullError):
-            self._present.short_of_space = self._present.attention = True
         self._job = job
         self._baton[_BATON] = request
         self._after_exception(request, error)
@@ -448,7 +446,6 @@ class CommitPipeline:
 
     def _write_what_fits(self, job: _Job, log: Log, error: DiskFullError) -> None:
         """No room for the group. Members that only delete make room: they may use the reserve."""
-        self._present.short_of_space = self._present.attention = True
         self._present.short_of_space = self._present.attention = True
         deleting = [m for m in job.accepted if not any(v is not None for v in m.batch.writes.values())]
         for member in job.accepted:
