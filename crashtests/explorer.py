@@ -4,9 +4,9 @@ Between two barriers (a sync of a file or of the directory) the pending pieces o
 cut anywhere between them may leave is among those that a cut right before the second barrier may leave. Hence cuts are
 made right before each barrier, and at the end; each distinct disk is checked once for given bounds of the history.
 
-Every disk found is opened (the store must serve one of the allowed states), verified, read in every way, written to, cut
-again or closed, and opened again. In a part of the cases, recovery and this further work are themselves cut at every
-barrier, down to `depth`.
+Every disk found is opened (the store must serve one of the allowed states), verified, read in every way, written to,
+cut again or closed, and opened again. In a part of the cases, recovery and this further work are themselves cut at
+every barrier, down to `depth`.
 """
 
 from __future__ import annotations

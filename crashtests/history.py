@@ -24,11 +24,13 @@ class History:
     Rule: a state that was appended is never changed; forks share them.
     """
 
-    __slots__ = ("durable", "states")
+    __slots__ = ("before_last", "durable", "states")
 
     def __init__(self, states: list[State] | None = None, durable: int = 0) -> None:
         self.states: list[State] = [{}] if states is None else states
         self.durable = durable
+        #: What was durable before the last flush: a write that was lost unseen can only take back what came after.
+        self.before_last = durable
 
     @property
     def begun(self) -> int:
@@ -55,7 +57,10 @@ class History:
 
     def acknowledge(self, number: int | None = None) -> None:
         """Commit `number` (None: the last) and all before it are durable from now on."""
-        self.durable = max(self.durable, self.begun if number is None else number)
+        number = self.begun if number is None else number
+        if number > self.durable:
+            self.before_last = self.durable
+            self.durable = number
 
     def settle(self, content: Iterable[tuple[bytes, bytes]], seqno: int | None = None) -> int:
         """A store was found with this content: which commit is its last? The others never were.

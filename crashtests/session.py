@@ -11,7 +11,8 @@ Keys are small numbers, values are made of the commit's number, so that no two w
 | `["weak", key, size]` | a put at durability "os" |
 | `["move", key, key]` | a transaction that reads both and swaps their values |
 | `["sync"]`, `["checkpoint"]`, `["verify"]`, `["look"]` | as the store's methods; look compares every way to read |
-| `["begin", c]`, `["get", c, key]`, `["scan", c, first, stop]`, `["set", c, key, size or null]`, `["commit", c]`, `["abort", c]` | transaction of client c, among others |
+| `["begin", c]`, `["commit", c]`, `["abort", c]` | transaction of client c, among others |
+| `["get", c, key]`, `["scan", c, first, stop]`, `["set", c, key, size or null]` | what it reads and writes |
 | `["pin", c]`, `["pinned", c]`, `["unpin", c]` | take a snapshot, compare it, let it go |
 | `["reopen"]` | close, open |
 | `["kill"]` | the process dies, the page cache stays; open |

@@ -107,7 +107,7 @@ def _worker(work: Work, share: Share, channel: multiprocessing.Queue[Any]) -> No
             faulthandler.dump_traceback_later(_HANG_S, exit=True)
             if share.run.over():
                 break
-    except BaseException:
+    except BaseException:  # noqa: BLE001
         # A failure of the harness itself is no pass either.
         channel.put("the harness failed:\n" + traceback.format_exc())
     channel.put(None)

@@ -21,8 +21,9 @@ Faults on demand:
 
 7. The nth operation of a kind fails, once or for good, with any errno (`fail`): before anything was done, or
    after a part or all of it was. ENOSPC also comes from a `capacity`.
-8. After a failed sync the dirty data is dropped, except for what happened to reach the medium (`effect`). Reads
-   go on to show it until the power is cut, and a later sync succeeds without writing it, as on Linux.
+8. After a failed sync of a file the dirty data is dropped, except for what happened to reach the medium (`effect`).
+   Reads go on to show it until the power is cut, and a later sync succeeds without writing it, as on Linux. After a
+   failed sync of a directory its entries are as pending as before.
 9. A write that reports success and never reaches the medium (`lose_write`) or reaches it elsewhere
    (`misdirect_write`); reads show it right until the power is cut or `drop_caches`.
 10. At rest: flipped bits and overwritten, truncated or missing files (`flip`, `damage`, `cut`, `remove`).

@@ -372,9 +372,13 @@ class Directory:
         self.pending = []
 
     def fail_sync(self, survivors: list[bool]) -> None:
-        """A sync that failed: the other changes are still shown but will never be durable."""
+        """A sync that failed: the survivors are on the medium, the others stay pending.
+
+        Unlike data, entries are not dropped: a journal that cannot be written shuts the file system down
+        (`fail(..., forever=True)`), it does not forget.
+        """
         self.medium = self.after(survivors)
-        self.pending = []
+        self.pending = [entry for entry, survives in zip(self.pending, survivors, strict=True) if not survives]
 
     def after(self, survivors: list[bool]) -> dict[str, Inode | Directory]:
         """The entries on the medium if just the marked changes get there."""
