@@ -1,0 +1,68 @@
+"""What goes into a merge: ranges joined, leaves and updates made one, batches of a stream."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kvwal.errors import InternalError
+from kvwal.pages.updates import Updates, joined_ranges, merged, one_size
+
+short = st.binary(max_size=2)
+NOWHERE: Any = None  # no value here is large, so nothing is written
+
+
+@given(st.lists(st.tuples(short, st.none() | short), max_size=6), st.lists(short, max_size=20))
+def test_joined_ranges_are_disjoint_and_cover_the_same_keys(ranges: Any, keys: list[bytes]) -> None:
+    joined = joined_ranges(ranges)
+    for key in keys:
+        before = any(start <= key and (stop is None or key < stop) for start, stop in ranges)
+        assert before == any(start <= key and (stop is None or key < stop) for start, stop in joined)
+    for (_, stop), (start, _) in pairwise(joined):
+        assert stop is not None
+        assert stop < start
+
+
+@given(
+    st.dictionaries(short, short, max_size=40),
+    st.dictionaries(short, st.none() | short, min_size=1, max_size=6),
+)
+def test_merged_is_what_a_dict_would_hold(entries: dict[bytes, bytes], updates: dict[bytes, bytes | None]) -> None:
+    """Few updates go in one by one, more by way of a dict, and those behind the last key are appended."""
+    expected = {key: value for key, value in {**entries, **updates}.items() if value is not None}
+    old, new = sorted(entries), sorted(updates)
+    keys, values = merged(old, [entries[key] for key in old], new, [updates[key] for key in new])
+    assert keys == sorted(expected)
+    assert dict(zip(keys, values, strict=True)) == expected
+
+
+@given(st.lists(short, unique=True, max_size=200), st.lists(short, max_size=5))
+def test_updates_come_once_each_and_up_to_the_stop(keys: list[bytes], stops: list[bytes]) -> None:
+    keys = sorted(keys)
+    updates = Updates(((key, b"v") for key in keys), NOWHERE)
+    taken: list[bytes] = []
+    for stop in [*sorted(stops), None]:
+        for batch, values in updates.take(stop):
+            assert len(batch) == len(values) > 0
+            taken += batch
+        assert taken == [key for key in keys if stop is None or key < stop]
+    assert updates.next is None
+
+
+@pytest.mark.parametrize("second", [b"a", b"b"])
+def test_order_is_checked_across_batches_too(second: bytes) -> None:
+    items = [(b"a%03d" % index, b"") for index in range(16)] + [(second, b"")]
+    items = [*items, (b"a", b"")] if second == b"b" else items
+    updates = Updates(iter(items), NOWHERE)
+    with pytest.raises(InternalError):
+        list(updates.take(None))
+
+
+def test_one_size_is_the_length_that_all_have() -> None:
+    assert one_size([b"ab", b"cd"]) == 2
+    assert one_size([b"ab", b"c"]) == -1
+    assert one_size([b""]) == 0
