@@ -124,9 +124,10 @@ class Committer:
 
     async def commit(self, request: CommitRequest) -> Seqno:
         """Commit, and return the seqno (0 for a request without writes)."""
+        # First: in a forked child there is no running loop.
+        self._present.refuse_if_gone()
         if asyncio.get_running_loop() is not self._loop:
             refuse_other_loops(self._loop)
-        self._present.refuse_if_gone()
         size = request.size
         if (
             self.pending_commits >= self._max_commits

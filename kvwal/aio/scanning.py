@@ -66,8 +66,8 @@ class Scan(AsyncIterator[_T], Generic[_T]):
             got, count, over = await asyncio.shield(fetched)
         finally:
             self._running = False
-            if fetched.done():
-                self._fetched = None
+        # Only now: a cancellation may come after the chunks are there. An error stays, and is raised again.
+        self._fetched = None
         self._most = min(max(2 * self._most, _FIRST_ENTRIES), _MAX_ENTRIES)
         entries: Iterator[_T] = chain.from_iterable(map(self._of, got))
         if self._left is not None:

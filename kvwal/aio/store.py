@@ -17,7 +17,7 @@ from kvwal.aio.transaction import AsyncTransaction
 from kvwal.aio.workers import Workers, in_thread, to_the_end
 from kvwal.batch import MAX_KEY_BYTES, MAX_VALUE_BYTES, BytesLike, Seqno, WriteBatch, as_key, as_value
 from kvwal.commit import CommitRequest
-from kvwal.errors import ClosedError, ConflictError
+from kvwal.errors import ClosedError, ConflictError, ForkedError
 from kvwal.files import Files
 from kvwal.inspection import Pin, Stats, VerifyReport
 from kvwal.log import encode_put
@@ -135,10 +135,11 @@ class AsyncStore(AsyncReading):
         return f"<kvwal.aio.AsyncStore {self.path!r}, {'closed' if self.closed else 'open'}, seqno {self.last_seqno}>"
 
     def _refuse_if_over(self) -> None:
-        self._workers.refuse_other_loops()
+        # First: in a forked child there is no running loop.
+        self._present.refuse_if_gone()
         if self._closing is not None:
             raise _closed()
-        self._present.refuse_if_gone()
+        self._workers.refuse_other_loops()
 
     # -- reading ------------------------------------------------------------------------------
 
@@ -400,6 +401,12 @@ class AsyncStore(AsyncReading):
         A task that is cancelled here is cancelled when the store is closed.
         """
         if self._closing is None:
+            try:
+                self._present.refuse_if_gone()
+            except ForkedError:
+                return  # Nothing here is ours, and the threads are not there.
+            except ClosedError:
+                pass
             self._workers.refuse_other_loops()
             self._closing = asyncio.ensure_future(self._close())
         closing = self._closing
