@@ -1,4 +1,8 @@
-"""One seed for a whole run, printed first, so that any failure can be run again: `pytest --hypothesis-seed=N`."""
+"""One seed for a whole run, printed first, so that any failure can be run again: `pytest --hypothesis-seed=N`.
+
+In CI (where the variable CI is set) Hypothesis takes the same examples each time, so that a change is judged by
+itself; everywhere else it explores.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +10,11 @@ import os
 import random
 
 import pytest
+from hypothesis import settings
+
+# No deadline for an example: the machine may be busy, and pytest's own timeout ends what hangs.
+settings.register_profile("kvwal", deadline=None)
+settings.load_profile("kvwal")
 
 
 @pytest.hookimpl(tryfirst=True)
