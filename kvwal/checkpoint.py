@@ -27,6 +27,7 @@ from kvwal.commit import CommitPipeline
 from kvwal.errors import DiskFullError, EnvironmentFailure, Error
 from kvwal.files import Files
 from kvwal.log import LogWriter
+from kvwal.log.maker import is_full
 from kvwal.memtable import Memtable, union_of
 from kvwal.options import RESERVE_BYTES, Options
 from kvwal.pages import Meta, PageFile
@@ -60,20 +61,20 @@ class Reserve:
         self._lock = threading.Lock()
 
     def hold(self) -> bool:
-        """Take the space, if there is any and it is not held. Whether it is held now."""
+        """Take the space, if it is not held. False if there is none; other failures are let pass."""
         with self._lock:
             if self._held:
                 return True
             try:
                 file = self._files.open(self._path, create=True, mode=self._mode)
-            except OSError:
-                return False
+            except OSError as error:
+                return not is_full(error)
             try:
                 file.allocate(0, RESERVE_BYTES)
-            except OSError:
+            except OSError as error:
                 file.close()
                 self._files.unlink(self._path)
-                return False
+                return not is_full(error)
             file.close()
             self._held = True
             return True
@@ -311,7 +312,7 @@ class Background:
         if self._stopping:
             return
         # A commit between the last look and the line above did not see that it should wake us.
-        if self._log.last_seqno != self._seen_seqno or self._checkpointer.is_due() and self.failure is None:
+        if self._log.last_seqno != self._seen_seqno or (self._checkpointer.is_due() and self.failure is None):
             self._wake.wait(self._tick_s)
             return
         waiting = not self._present.levels.memtable.is_empty()

@@ -19,6 +19,7 @@ page file without a log, or a log with commits without a page file, cannot come 
 from __future__ import annotations
 
 import errno
+import re
 from dataclasses import dataclass
 from typing import Final, NoReturn
 
@@ -45,6 +46,10 @@ LOCK_NAME: Final = "lock"
 _ERASING_NAME: Final = "erasing"
 
 _STORE_ID_BYTES: Final = 16
+
+# Every name that a store gives to a file. Nothing else is ever removed, however much it looks like one.
+_MADE: Final = re.compile(r"data|data\.tmp|spare\.tmp|\d{20}\.(log|idx|tmp|idx\.tmp)")
+_OWN: Final = re.compile(rf"{_MADE.pattern}|{LOCK_NAME}|{_ERASING_NAME}|reserve")
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,12 +156,7 @@ def _check_directory(path: str, flag: Flag, options: Options) -> bool:
 
 
 def _foreign_names(files: Files, path: str) -> list[str]:
-    own = (DATA_NAME, LOCK_NAME, _ERASING_NAME, "reserve")
-    return sorted(
-        name
-        for name in files.list_directory(path)
-        if name not in own and not name.endswith((".log", ".idx", ".tmp"))
-    )
+    return sorted(name for name in files.list_directory(path) if not _OWN.fullmatch(name))
 
 
 def _lock(path: str, flag: Flag, options: Options) -> LockHandle:
@@ -182,19 +182,39 @@ def _finish_erasing(files: Files, path: str, *, begin: bool) -> None:
     if files.kind(marker) is None:
         if not begin:
             return
+        _refuse_to_erase_foreign(files, path)
         files.open(marker, create=True).close()
         # From here on the store counts as erased: a crash in the middle must not look like damage.
         files.sync_directory(path)
     for name in files.list_directory(path):
-        if name == DATA_NAME or name.endswith((".log", ".idx", ".tmp")):
+        if _MADE.fullmatch(name):
             files.unlink(files.join(path, name))
     files.sync_directory(path)
     files.unlink(marker)
     files.sync_directory(path)
 
 
+def _refuse_to_erase_foreign(files: Files, path: str) -> None:
+    """A file that happens to be named like our page file is no licence to erase it. A damaged store may be erased."""
+    data = files.join(path, DATA_NAME)
+    kind = files.kind(data)
+    if kind is None:
+        return
+    if kind == "file":
+        try:
+            PageFile(files, data, cache_bytes=0, writable=False).abandon()
+            return
+        except FormatError:
+            return  # Ours, of a newer version.
+        except CorruptionError:
+            if store_id_of_log(files, path) is not None:
+                return
+    raise FormatError(f"{data} is no page file of a store, so nothing here is erased; remove it by hand if it may go")
+
+
 def _segment_names(files: Files, path: str) -> list[str]:
-    return sorted(name for name in files.list_directory(path) if name.endswith(".log"))
+    names = files.list_directory(path)
+    return sorted(name for name in names if _MADE.fullmatch(name) and name.endswith(".log"))
 
 
 def _create_if_missing(path: str, flag: Flag, options: Options) -> bool:

@@ -175,7 +175,7 @@ class Transaction(OrderedMapping, MutableMapping[bytes, bytes]):
         if self._view is None:
             raise _closed()
         if self._read_only:
-            raise ReadOnlyError("this transaction was begun with read_only=True")
+            raise ReadOnlyError('this transaction is read-only: begun with read_only=True, or the store not with "w"')
         return self._batch
 
     def put(self, key: BytesLike, value: BytesLike) -> None:

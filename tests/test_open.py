@@ -1,0 +1,399 @@
+"""Opening: what is in the way, whose it is, who has it, and what the flags may and may not do."""
+
+from __future__ import annotations
+
+import os
+import stat
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from store_fixtures import problems_of
+
+import kvwal
+from kvwal import FormatError, LockedError, ReadOnlyError, StoreNotFoundError
+from kvwal.files import system_files
+from kvwal.testing import SimulatedDisk
+
+
+def make(path: Path, **pairs: bytes) -> Path:
+    with kvwal.open(path, background=False) as db:
+        db.update({key.encode(): value for key, value in pairs.items()})
+    return path
+
+
+def contents(path: Path) -> dict[str, bytes]:
+    return {entry.name: entry.read_bytes() for entry in path.iterdir() if entry.is_file()}
+
+
+@pytest.mark.parametrize("flag", ["", "rw", "a", "R", None, b"r"])
+def test_an_unknown_flag_is_refused_before_anything_is_touched(tmp_path: Path, flag: Any) -> None:
+    with pytest.raises(ValueError, match="flag"):
+        kvwal.open(tmp_path / "a.kv", flag)
+    assert not (tmp_path / "a.kv").exists()
+
+
+@pytest.mark.parametrize(("path", "error"), [("", ValueError), ("a\0b", ValueError), (7, TypeError), (None, TypeError)])
+def test_what_is_no_path_is_refused(path: Any, error: type[Exception]) -> None:
+    with pytest.raises(error):
+        kvwal.open(path)
+
+
+@pytest.mark.parametrize("kind", [str, bytes, Path])
+def test_a_path_may_be_text_bytes_or_a_path(tmp_path: Path, kind: Any) -> None:
+    path = os.fsencode(tmp_path / "a.kv") if kind is bytes else kind(tmp_path / "a.kv")
+    with kvwal.open(path) as db:
+        db[b"a"] = b"1"
+    assert (tmp_path / "a.kv" / "data").is_file()
+
+
+@pytest.mark.parametrize("flag", ["r", "w"])
+def test_flags_r_and_w_make_nothing(tmp_path: Path, flag: Any) -> None:
+    for path in (tmp_path / "missing.kv", tmp_path):
+        with pytest.raises(StoreNotFoundError) as caught:
+            kvwal.open(path, flag)
+        assert isinstance(caught.value, FileNotFoundError)
+    assert {entry.name for entry in tmp_path.iterdir()} <= {"lock"}
+
+
+def test_a_missing_parent_is_named(tmp_path: Path) -> None:
+    with pytest.raises(StoreNotFoundError, match="not/there"):
+        kvwal.open(tmp_path / "not" / "there" / "a.kv")
+
+
+def test_a_file_where_a_directory_is_due_is_refused_and_left_alone(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(b"mine")
+    for flag in ("r", "w", "c", "n"):
+        with pytest.raises(FormatError, match="not a directory"):
+            kvwal.open(path, flag)  # type: ignore[arg-type]
+    assert path.read_bytes() == b"mine"
+
+
+FOREIGN = {
+    "a document": {"letter.txt": b"dear"},
+    "logs of something else": {"app.log": b"started", "db.log": b"x"},
+    "temporary files of something else": {"work.tmp": b"unsaved", "x.idx": b"y"},
+    "a file named data": {"data": b"1,2,3\n", "readme": b"mine"},
+    "a large file named data": {"data": b"1,2,3\n" * 3000, "a.log": b"mine", "notes.tmp": b"mine"},
+    "an empty file named data": {"data": b"", "notes.tmp": b"mine"},
+}
+
+
+@pytest.mark.parametrize("flag", ["r", "w", "c", "n"])
+@pytest.mark.parametrize("names", FOREIGN.values(), ids=FOREIGN)
+def test_a_foreign_directory_is_refused_and_left_alone(tmp_path: Path, flag: Any, names: dict[str, bytes]) -> None:
+    for name, data in names.items():
+        (tmp_path / name).write_bytes(data)
+    with pytest.raises((FormatError, kvwal.CorruptionError, StoreNotFoundError)):
+        kvwal.open(tmp_path, flag)
+    assert {name: data for name, data in contents(tmp_path).items() if name != "lock"} == names
+
+
+def test_an_empty_directory_becomes_a_store(tmp_path: Path) -> None:
+    make(tmp_path, a=b"1")
+    with kvwal.open(tmp_path, "r") as db:
+        assert db[b"a"] == b"1"
+
+
+def test_flag_n_erases_and_keeps_nothing(tmp_path: Path) -> None:
+    path = make(tmp_path / "a.kv", a=b"1")
+    with kvwal.open(path, "n") as db:
+        assert len(db) == 0
+        assert db.recovery.created
+        db[b"b"] = b"2"
+    with kvwal.open(path) as db:
+        assert dict(db) == {b"b": b"2"}
+
+
+def test_flag_n_erases_a_damaged_store_too(tmp_path: Path) -> None:
+    path = make(tmp_path / "a.kv", a=b"1")
+    data = bytearray((path / "data").read_bytes())
+    data[100] ^= 1
+    data[4196] ^= 1
+    (path / "data").write_bytes(data)
+    with pytest.raises(kvwal.CorruptionError):
+        kvwal.open(path)
+    with kvwal.open(path, "n") as db:
+        assert len(db) == 0
+
+
+def test_flag_n_cut_off_anywhere_ends_with_the_old_store_or_an_empty_one() -> None:
+    disk = SimulatedDisk()
+    with kvwal.open("/kv", files=disk, background=False) as db:
+        for number in range(10):
+            db[b"%d" % number] = b"old" * 2000
+    count = 0
+
+    def cut(operation: object) -> None:
+        nonlocal count
+        for survivors in (0, -1, 0b0101, 0b1010):
+            found = disk.crash(survivors)
+            with kvwal.open("/kv", "c", files=found, background=False) as db:
+                assert len(db) in (0, 10), operation
+                db[b"on"] = b""
+                assert problems_of(db) == []
+            count += 1
+
+    disk.watcher = cut
+    kvwal.open("/kv", "n", files=disk, background=False).close()
+    assert count > 40
+
+
+# -- permissions and links ------------------------------------------------------------------------
+
+
+def test_files_are_private_by_default(tmp_path: Path) -> None:
+    former = os.umask(0)
+    try:
+        with kvwal.open(tmp_path / "a.kv", segment_bytes=16 << 10) as db:
+            for number in range(100):
+                db[b"%d" % number] = b"x" * 500
+            db.checkpoint()
+            modes = {entry.name: stat.S_IMODE(entry.stat().st_mode) for entry in (tmp_path / "a.kv").iterdir()}
+    finally:
+        os.umask(former)
+    assert set(modes.values()) == {0o600}, modes
+    assert stat.S_IMODE((tmp_path / "a.kv").stat().st_mode) == 0o700
+
+
+def test_mode_opens_it_to_others_who_may_then_enter(tmp_path: Path) -> None:
+    former = os.umask(0)
+    try:
+        with kvwal.open(tmp_path / "a.kv", mode=0o644):
+            pass
+    finally:
+        os.umask(former)
+    assert stat.S_IMODE((tmp_path / "a.kv").stat().st_mode) == 0o755
+    assert stat.S_IMODE((tmp_path / "a.kv" / "data").stat().st_mode) == 0o644
+
+
+def test_the_store_may_be_reached_through_a_link_to_its_directory(tmp_path: Path) -> None:
+    path = make(tmp_path / "real.kv", a=b"1")
+    (tmp_path / "link.kv").symlink_to(path)
+    with kvwal.open(tmp_path / "link.kv") as db:
+        assert db[b"a"] == b"1"
+
+
+@pytest.mark.parametrize("name", ["data", "lock", "reserve", "spare.tmp", "data.tmp", "00000000000000000001.tmp"])
+@pytest.mark.parametrize("made_before", [False, True])
+def test_a_planted_link_is_never_followed(tmp_path: Path, name: str, made_before: bool) -> None:
+    path = tmp_path / "a.kv"
+    if made_before:
+        make(path, a=b"1")
+    else:
+        path.mkdir()
+    victim = tmp_path / "victim"
+    victim.write_bytes(b"precious")
+    (path / name).unlink(missing_ok=True)
+    (path / name).symlink_to(victim)
+    try:
+        with kvwal.open(path, segment_bytes=16 << 10) as db:
+            for number in range(100):
+                db[b"%d" % number] = b"x" * 500
+            db.checkpoint()
+    except (FormatError, kvwal.CorruptionError, OSError) as error:
+        assert isinstance(error, kvwal.Error), f"a clear error, not {error!r}"
+    assert victim.read_bytes() == b"precious"
+
+
+def test_a_planted_link_in_place_of_a_segment_is_never_followed(tmp_path: Path) -> None:
+    path = make(tmp_path / "a.kv", a=b"1")
+    segment = next(path.glob("*.log"))
+    victim = tmp_path / "victim"
+    segment.rename(victim)
+    before = victim.read_bytes()
+    segment.symlink_to(victim)
+    with pytest.raises((kvwal.Error, OSError)):
+        kvwal.open(path)
+    assert victim.read_bytes() == before
+
+
+# -- who has it -----------------------------------------------------------------------------------
+
+HOLD = "import kvwal, sys; db = kvwal.open(sys.argv[1], sys.argv[2]); print('held', flush=True); sys.stdin.read()"
+
+
+def holder(path: Path, flag: str = "c") -> subprocess.Popen[str]:
+    process = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(path), flag], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "held\n"
+    return process
+
+
+def test_a_second_process_is_told_who_has_the_store(tmp_path: Path) -> None:
+    path = make(tmp_path / "a.kv", a=b"1")
+    with holder(path) as process:
+        for flag in ("r", "w", "c", "n"):
+            with pytest.raises(LockedError, match=str(process.pid)) as caught:
+                kvwal.open(path, flag)  # type: ignore[arg-type]
+            assert caught.value.pid == process.pid
+        process.kill()
+    with kvwal.open(path) as db:
+        assert db[b"a"] == b"1", "the lock died with its holder"
+
+
+def test_the_same_process_is_told_that_it_has_the_store_itself(tmp_path: Path) -> None:
+    path = tmp_path / "a.kv"
+    with kvwal.open(path) as db:
+        with pytest.raises(LockedError, match="this process") as caught:
+            kvwal.open(path)
+        assert caught.value.pid == os.getpid()
+        db[b"still"] = b"works"
+    kvwal.open(path).close()
+
+
+def test_readers_share_and_keep_writers_out(tmp_path: Path) -> None:
+    path = make(tmp_path / "a.kv", a=b"1")
+    with holder(path, "r") as process, kvwal.open(path, "r") as db:
+        assert db[b"a"] == b"1"
+        with pytest.raises(LockedError):
+            kvwal.open(path, "c")
+        process.kill()
+
+
+def test_a_lock_file_with_nonsense_in_it_is_no_obstacle(tmp_path: Path) -> None:
+    path = make(tmp_path / "a.kv", a=b"1")
+    (path / "lock").write_bytes(b"\xff not a pid")
+    kvwal.open(path).close()
+
+
+# -- read-only ------------------------------------------------------------------------------------
+
+
+def test_a_read_only_store_refuses_every_write(tmp_path: Path) -> None:
+    path = make(tmp_path / "a.kv", a=b"1")
+    before = contents(path)
+    with kvwal.open(path, "r") as db:
+        assert db.read_only
+        writes: list[Any] = [
+            lambda: db.put(b"k", b"v"),
+            lambda: db.__setitem__(b"k", b"v"),
+            lambda: db.delete(b"a"),
+            lambda: db.__delitem__(b"a"),
+            lambda: db.delete_range(),
+            lambda: db.clear(),
+            lambda: db.update({b"k": b"v"}),
+            lambda: db.pop(b"a"),
+            lambda: db.popitem(),
+            lambda: db.setdefault(b"k", b"v"),
+            lambda: db.run(lambda txn: txn.put(b"k", b"v")),
+            lambda: db.checkpoint(),
+        ]
+        for write in writes:
+            with pytest.raises(ReadOnlyError, match='"w"'):
+                write()
+        db.sync()
+        assert db.setdefault(b"a", b"other") == b"1"
+        assert db.verify().ok
+        assert dict(db) == {b"a": b"1"}
+    assert contents(path) == before
+
+
+def test_a_read_only_directory_can_be_read(tmp_path: Path) -> None:
+    path = make(tmp_path / "a.kv", a=b"1")
+    (path / "lock").unlink()
+    before = contents(path)
+    path.chmod(0o500)
+    try:
+        with kvwal.open(path, "r") as db:
+            assert db[b"a"] == b"1"
+        assert contents(path) == before
+        if os.geteuid() != 0:
+            with pytest.raises(ReadOnlyError):
+                kvwal.open(path)
+    finally:
+        path.chmod(0o700)
+
+
+def test_a_read_only_file_system_is_a_clear_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = make(tmp_path / "a.kv", a=b"1")
+    files = system_files()
+
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(30, "read-only file system")
+
+    monkeypatch.setattr(type(files), "lock", refuse)
+    with pytest.raises(ReadOnlyError, match='"r"'):
+        kvwal.open(path)
+
+
+# -- format ---------------------------------------------------------------------------------------
+
+
+def test_a_store_without_its_page_file_is_damaged_not_new(tmp_path: Path) -> None:
+    path = make(tmp_path / "a.kv", a=b"1")
+    (path / "data").unlink()
+    for flag in ("r", "w", "c"):
+        with pytest.raises(kvwal.CorruptionError, match="data"):
+            kvwal.open(path, flag)  # type: ignore[arg-type]
+
+
+def test_a_store_without_its_log_is_damaged(tmp_path: Path) -> None:
+    path = make(tmp_path / "a.kv", a=b"1")
+    for segment in path.glob("*.log"):
+        segment.unlink()
+    for flag in ("r", "w", "c"):
+        with pytest.raises(kvwal.CorruptionError):
+            kvwal.open(path, flag)  # type: ignore[arg-type]
+
+
+def test_a_store_that_is_closed_opens_with_nothing_to_do(tmp_path: Path) -> None:
+    path = make(tmp_path / "a.kv", a=b"1")
+    with kvwal.open(path) as db:
+        report = db.recovery
+        assert not report.created
+        assert report.row == "closed"
+        assert (report.cut_bytes, report.carried, report.last_seqno) == (0, 0, 1)
+
+
+def test_a_closed_store_refuses_everything(tmp_path: Path) -> None:
+    db = kvwal.open(tmp_path / "a.kv")
+    db.update({b"%03d" % number: b"v" * 50 for number in range(500)})
+    db.checkpoint()
+    snapshot, txn, iterator, unused = db.snapshot(), db.transaction(), db.scan(), db.scan()
+    next(iterator)
+    db.close()
+    db.close()
+    assert db.closed
+    calls: list[Any] = [
+        lambda: db.get(b"a"),
+        lambda: db[b"a"],
+        lambda: db.get_many([b"a"]),
+        lambda: b"a" in db,
+        lambda: len(db),
+        lambda: bool(db),
+        lambda: list(db),
+        lambda: db.first(),
+        lambda: list(db.scan()),
+        lambda: db.put(b"a", b"1"),
+        lambda: db.delete(b"a"),
+        lambda: db.update({b"a": b"1"}),
+        lambda: db.pop(b"a", None),
+        lambda: db.snapshot(),
+        lambda: db.transaction(),
+        lambda: db.sync(),
+        lambda: db.checkpoint(),
+        lambda: db.verify(),
+        lambda: db.stats(),
+        lambda: db.pins(),
+        lambda: list(db.history()),
+        lambda: snapshot.get(b"a"),
+        lambda: list(snapshot),
+        lambda: len(snapshot),
+        lambda: txn.get(b"a"),
+        lambda: list(txn.scan()),
+        lambda: [*iterator],
+        lambda: [*unused],
+    ]
+    for number, call in enumerate(calls):
+        with pytest.raises(kvwal.ClosedError):
+            pytest.fail(f"call {number} gave {call()!r}")
+    txn.put(b"a", b"1") if txn.is_open else None
+    with pytest.raises(kvwal.ClosedError):
+        txn.commit()
+    assert "closed" in repr(db)
