@@ -2,7 +2,8 @@
 
 Between two barriers (a sync of a file or of the directory) the pending pieces only become more, so every disk that a
 cut anywhere between them may leave is among those that a cut right before the second barrier may leave. Hence cuts are
-made right before each barrier, and at the end; each distinct disk is checked once for given bounds of the history.
+made right before each barrier, and at the end; each distinct disk is checked once for given bounds of the history. A
+killed process leaves its page cache: that outcome is tried before every operation.
 
 Every disk found is opened (the store must serve one of the allowed states), verified, read in every way, written to,
 cut again or closed, and opened again. In a part of the cases, recovery and this further work are themselves cut at
@@ -23,6 +24,9 @@ from kvwal.testing import Choice, Operation, SimulatedDisk
 
 BARRIERS = frozenset(("datasync", "sync", "sync_directory"))
 
+#: The outcome "the process is killed, and the page cache stays"; the others are written as `Choice` is.
+KILLED = "k"
+
 #: What is done with a store that was found, after it was checked: it accepts writes, and keeps them.
 FOLLOW_UPS: tuple[Program, ...] = (
     [["put", 1, 90], ["cut", 0], ["look"]],
@@ -42,7 +46,7 @@ class Limits:
     #: Cuts in a row; 1 is no cut during recovery.
     depth: int = 3
     #: One in so many cases is cut again during recovery and further work,
-    nested_every: int = 8
+    nested_every: int = 6
     #: and so is one in so many of those that were found by that.
     deeper_every: int = 12
     nested_choices: int = 3
@@ -133,6 +137,14 @@ class Explorer:
 
     def _watcher(self, session: Session, trail: list[tuple[int, str]], depth: int) -> Callable[[Operation], None]:
         def watch(operation: Operation) -> None:
+            if self._stopped:
+                return
+            try:
+                session.nothing_early()
+            except Violation as error:
+                self._record(error, [*trail, (operation.number, KILLED)])
+            if not trail or depth > 1:
+                self._kill(session, trail, depth, operation.number)
             if operation.name in BARRIERS:
                 self._cut(session.disk, session.history, trail, depth, operation.number)
 
@@ -163,6 +175,15 @@ class Explorer:
             self._check(found, history.fork(), [*trail, (number, str(choice))], depth - 1 if nested else 0)
             if self._stopped:
                 return
+
+    def _kill(self, session: Session, trail: list[tuple[int, str]], depth: int, number: int) -> None:
+        """The process dies here. What it had not flushed is found all the same, and must not be built upon."""
+        if trail and self._random.random() > 1 / self.limits.deeper_every:
+            return
+        self.tally.states += 1
+        self._turn[0] += 1
+        nested = depth > 1 and self._turn[0] % self.limits.deeper_every == 0
+        self._check(session.disk.copy(), session.history.fork(), [*trail, (number, KILLED)], depth - 1 if nested else 0)
 
     def _check(self, found: SimulatedDisk, history: History, trail: list[tuple[int, str]], depth: int) -> None:
         session = Session(found, history, self.options)
@@ -203,8 +224,7 @@ class Explorer:
 
             def watch(operation: Operation) -> None:
                 if operation.number == number:
-                    where = Choice.parse(choice)
-                    cut.append((session.disk.crash(where.survivors, stale=where.stale), session.history.fork()))
+                    cut.append((outcome(session.disk, choice), session.history.fork()))
                     raise _Cut
 
             session.disk.watcher = watch
@@ -214,8 +234,7 @@ class Explorer:
                 pass
             session.disk.watcher = None
             if not cut:
-                where = Choice.parse(choice)
-                cut.append((session.disk.crash(where.survivors, stale=where.stale), session.history.fork()))
+                cut.append((outcome(session.disk, choice), session.history.fork()))
             session = Session(*cut[0], case.options)
             trail.append((number, choice))
             go_on(lambda s: self.examine(s, case.trail[: len(trail)]))
@@ -236,9 +255,19 @@ class _Cut(BaseException):
 _EXPECTED = (Exception,)
 
 
+def outcome(disk: SimulatedDisk, choice: str) -> SimulatedDisk:
+    """The disk that is found."""
+    if choice == KILLED:
+        return disk.copy()
+    parsed = Choice.parse(choice)
+    return disk.crash(parsed.survivors, stale=parsed.stale)
+
+
 def follow_up_of(trail: list[tuple[int, str]]) -> int:
     """Which further work a case does: a function of the case alone, so that a replay does the same."""
-    return sum(number + int(choice.rstrip("s"), 16) for number, choice in trail) % len(FOLLOW_UPS)
+    return sum(
+        number if choice == KILLED else number + Choice.parse(choice).survivors for number, choice in trail
+    ) % len(FOLLOW_UPS)
 
 
 __all__ = ["BARRIERS", "Case", "Explorer", "Limits", "Tally", "Violation", "follow_up_of"]

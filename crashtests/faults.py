@@ -224,6 +224,7 @@ class FaultCase:
         shown = dict(self.session.store.scan())
         if not history.durable <= number <= history.begun or history.states[number] != shown:
             raise Violation(f"after an error the store says it is at commit {number}, and shows something else")
+        history.returned = number
         if number == history.begun:
             return
         # It may still be on disk, unless the store goes on to write.
@@ -259,8 +260,8 @@ class FaultCase:
             if self.way.effect in _SILENT:
                 raise _Stop from None
             raise
-        if not any(history.states[n] == shown for n in range(history.durable, history.begun + 1)):
-            raise Violation(f"reads show none of the states {history.durable} to {history.begun}")
+        if shown != history.states[history.returned]:
+            raise Violation(f"reads do not show the state of commit {history.returned}, the last that returned")
 
     def _after(self) -> None:
         session = self.session

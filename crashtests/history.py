@@ -24,11 +24,13 @@ class History:
     Rule: a state that was appended is never changed; forks share them.
     """
 
-    __slots__ = ("before_last", "durable", "states")
+    __slots__ = ("before_last", "durable", "returned", "states")
 
-    def __init__(self, states: list[State] | None = None, durable: int = 0) -> None:
+    def __init__(self, states: list[State] | None = None, durable: int = 0, returned: int = 0) -> None:
         self.states: list[State] = [{}] if states is None else states
         self.durable = durable
+        #: The last commit that returned, or that the store was found with: no reader may see a later one.
+        self.returned = max(durable, returned)
         #: What was durable before the last flush: a write that was lost unseen can only take back what came after.
         self.before_last = durable
 
@@ -44,7 +46,7 @@ class History:
 
     def fork(self) -> History:
         """The same past; the futures are apart."""
-        return History(self.states.copy(), self.durable)
+        return History(self.states.copy(), self.durable, self.returned)
 
     def begin(self, state: State) -> int:
         """A commit that leads to `state` is being tried."""
@@ -54,6 +56,10 @@ class History:
     def retract(self) -> None:
         """The last commit was refused: it must never be seen."""
         self.states.pop()
+
+    def complete(self) -> None:
+        """The last commit returned, at whatever durability."""
+        self.returned = self.begun
 
     def acknowledge(self, number: int | None = None) -> None:
         """Commit `number` (None: the last) and all before it are durable from now on."""
@@ -78,7 +84,7 @@ class History:
                 raise Violation(f"the content is that of commit {candidates}, but the store says {seqno}")
             number = seqno
         del self.states[number + 1 :]
-        self.durable = number
+        self.durable = self.returned = number
         return number
 
     def _explain(self, found: State) -> str:

@@ -72,6 +72,17 @@ NAMED: Final[dict[str, tuple[dict[str, Any], Program]]] = {
         {},
         [["put", 1, 50], ["put", 2, 50], ["move", 1, 2], ["begin", 0], ["get", 0, 1], ["set", 0, 3, 70], ["commit", 0]],
     ),
+    "transactions among others": (
+        {},
+        [
+            ["batch", [[1, 20], [2, 20], [3, 20]]],
+            *[["begin", 0], ["get", 0, 1], ["put", 1, 30], ["set", 0, 9, 5], ["commit", 0]],
+            *[["begin", 0], ["get", 0, 2], ["put", 2, 30], ["get", 0, 2], ["abort", 0]],
+            *[["begin", 1], ["scan", 1, 4, 8], ["put", 5, 30], ["set", 1, 9, 5], ["commit", 1]],
+            *[["begin", 2], ["scan", 2, 1, 3], ["range", 2, 3], ["set", 2, 9, 5], ["commit", 2]],
+            *[["begin", 2], ["get", 2, 1], ["put", 7, 30], ["set", 2, 9, 5], ["commit", 2]],
+        ],
+    ),
     "a snapshot across checkpoints": (
         {},
         [

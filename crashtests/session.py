@@ -120,6 +120,11 @@ class Session:
         """Compare every way to read with the newest state."""
         self._compare(self.store, self.history.newest, "the store")
 
+    def nothing_early(self) -> None:
+        """No reader may see a commit that has not returned (point 4). For calling while one is under way."""
+        if self.store is not None and not self.store.closed and self.store.last_seqno > self.history.returned:
+            raise Violation(f"commit {self.store.last_seqno} is visible before it is durable")
+
     def _compare(self, source: Any, state: State, what: str) -> None:
         items = sorted(state.items())
         found = list(source.scan())
@@ -163,6 +168,7 @@ class Session:
             raise
         if seqno is not None and seqno != number:
             raise Violation(f"commit {number} was given the seqno {seqno}")
+        self.history.complete()
         if durable and self.options.get("durability", "commit") == "commit":
             self.history.acknowledge(number)
 
