@@ -33,9 +33,17 @@ from kvwal.options import RESERVE_BYTES, Options
 from kvwal.pages import Meta, PageFile
 from kvwal.present import Present
 
-__all__ = ["RESERVE_NAME", "Background", "Checkpointer", "Reserve"]
+__all__ = ["COMPACT_PASSES", "RESERVE_NAME", "Background", "Checkpointer", "Reserve"]
 
 RESERVE_NAME: Final = "reserve"
+
+# The page file is compacted when nothing was committed for so long, more than one page in so many is not in use, and
+# it has at least so many.
+_IDLE_S: Final = 1.0
+_SPARSE: Final = 5
+_LEAST_COMPACT_PAGES: Final = 1024
+# Generations from moving a page to cutting the file behind it.
+COMPACT_PASSES: Final = 3
 
 # How long a checkpoint works before it lets other threads run.
 _GIVE_WAY_S: Final = 0.0005
@@ -153,6 +161,26 @@ class Checkpointer:
             finally:
                 self._present.relieved()
 
+    def is_sparse(self) -> bool:
+        """Whether compacting is worth its while: a good part of a file that is not small is not in use."""
+        stats = self._pages.stats()
+        unused = stats["free_pages"] + stats["held_pages"]
+        return stats["pages"] >= _LEAST_COMPACT_PAGES and unused * _SPARSE > stats["pages"]
+
+    def compact(self, *, passes: int) -> bool:
+        """Move what lies at the end of the page file into free pages before it, and cut the file. True if it shrank.
+
+        What moved is free, and the file can be cut, two generations later: `passes` counts generations.
+        """
+        with self.lock:
+            before = self._pages.stats()["pages"]
+            try:
+                for _ in range(passes):
+                    self._checkpoint(even_if_empty=True, compact=True)
+            finally:
+                self._present.relieved()
+            return self._pages.stats()["pages"] < before
+
     def _checkpoint_or_release(self, *, even_if_empty: bool = False) -> Meta | None:
         try:
             return self._checkpoint(even_if_empty)
@@ -163,7 +191,7 @@ class Checkpointer:
             self._present.attention = True
             return self._checkpoint(even_if_empty)
 
-    def _checkpoint(self, even_if_empty: bool) -> Meta | None:
+    def _checkpoint(self, even_if_empty: bool, *, compact: bool = False) -> Meta | None:
         present = self._present
         memtable = present.levels.frozen or present.freeze()
         if memtable is None:
@@ -182,6 +210,7 @@ class Checkpointer:
                 time_us=files.now_us(),
                 before_flip=lambda: self._flush_log(memtable.last_seqno),
                 give_way=self._give_way if self._options.background else _stay,
+                compact=compact,
             )
         except DiskFullError:
             raise
@@ -253,6 +282,8 @@ class Background:
         self._options = options
         self._tick_s = min(_TICK_S, max(options.sync_delay_s / 2, 0.001))
         self._stopping = False
+        # Whether compacting may help: until it did not, and then again after a checkpoint.
+        self._may_compact = True
         self._then: Callable[[], None] | None = None
         self._wake = threading.Event()
         self._seen_seqno = log.last_seqno
@@ -316,7 +347,22 @@ class Background:
             self._wake.wait(self._tick_s)
             return
         waiting = not self._present.levels.memtable.is_empty()
-        self._wake.wait(self._options.checkpoint_interval_s if waiting else None)
+        timeout_s = self._options.checkpoint_interval_s if waiting else None
+        if self._may_compact and self._checkpointer.is_sparse():
+            timeout_s = min(_IDLE_S, timeout_s or _IDLE_S)
+        if not self._wake.wait(timeout_s):
+            self._compact_if_idle()
+
+    def _compact_if_idle(self) -> None:
+        """Nobody has committed anything while we dozed: give unused space back to the system."""
+        if not self._may_compact or self._log.last_seqno != self._seen_seqno or not self._checkpointer.is_sparse():
+            return
+        try:
+            # As long as it helps; the next checkpoint of new commits makes it worth trying again.
+            self._may_compact = self._checkpointer.compact(passes=COMPACT_PASSES)
+        except (OSError, Error) as error:
+            self._may_compact = False
+            self.failure = None if isinstance(error, DiskFullError) else error
 
     def _work(self) -> bool:
         """Do what is due. True if nothing was committed since the last time."""
@@ -335,5 +381,6 @@ class Background:
         if self._checkpointer.is_due():
             self._checkpointer.checkpoint()
             self.failure = None
+            self._may_compact = True
         self._log.prepare_next()
         return quiet

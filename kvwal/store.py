@@ -18,7 +18,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Concatenate, Literal, ParamSpec, TypeVar, get_args, overload
 
 from kvwal.batch import MAX_KEY_BYTES, MAX_VALUE_BYTES, BytesLike, Seqno, WriteBatch, as_key, as_value
-from kvwal.checkpoint import Background, Checkpointer, Reserve
+from kvwal.checkpoint import COMPACT_PASSES, Background, Checkpointer, Reserve
 from kvwal.commit import CommitPipeline, CommitRequest
 from kvwal.errors import ClosedError, ConflictError, DiskFullError, ForkedError, PoisonedError, ReadOnlyError
 from kvwal.files import Files, call_in_forked_child, path_text, system_files
@@ -426,6 +426,21 @@ class Store(OrderedMapping, MutableMapping[bytes, bytes]):
         if self._checkpointer is None:
             raise _read_only_error()
         self._checkpointer.checkpoint()
+
+    def compact(self) -> int:
+        """Give the space of deleted and replaced data back to the system; returns the bytes the file shrank by.
+
+        It happens by itself, bit by bit with checkpoints and when nothing is committed for a second; call it to have
+        it done now. It brings every commit into the page file first. Reads and commits go on meanwhile; pages that a
+        snapshot or transaction holds stay. Raises DiskFullError if there is no room to move anything.
+        """
+        self._refuse_if_closed()
+        if self._checkpointer is None:
+            raise _read_only_error()
+        before = self._pages.stats()["file_bytes"]
+        while self._checkpointer.compact(passes=COMPACT_PASSES):
+            pass
+        return max(0, before - self._pages.stats()["file_bytes"])
 
     def verify(self, *, progress: Callable[[int, int], None] | None = None) -> VerifyReport:
         """Read every page and every record and prove them: checksums, order, counts, every page reachable xor free,

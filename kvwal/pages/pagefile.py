@@ -155,6 +155,7 @@ class PageFile:
         time_us: int,
         before_flip: Callable[[], None] | None = None,
         give_way: Callable[[], None] = lambda: None,
+        compact: bool = False,
     ) -> Meta:
         """Make the next generation: the newest one, without `ranges`, then with `updates`.
 
@@ -165,6 +166,8 @@ class PageFile:
             before_flip: called when all pages are durable and before the generation is; what it
                 raises stops the checkpoint and passes through.
             give_way: called at least once a leaf.
+            compact: move everything that lies behind free pages into them, however few they are, so that the
+                file can be cut two generations later.
 
         Returns:
             The new generation's meta, durable.
@@ -183,7 +186,7 @@ class PageFile:
         self._settle()
         old = self.meta
         try:
-            meta, free, released = self._build(old, updates, ranges, seqno, time_us, size, give_way)
+            meta, free, released = self._build(old, updates, ranges, seqno, time_us, size, give_way, compact)
             if before_flip is not None:
                 before_flip()
         except BaseException:
@@ -229,6 +232,7 @@ class PageFile:
         time_us: int,
         size: int,
         give_way: Callable[[], None],
+        compact: bool,
     ) -> tuple[Meta, FreeList, list[Freed]]:
         """Write everything of the next generation but its meta, and sync it.
 
@@ -242,7 +246,7 @@ class PageFile:
         self._forget(released)
         allocator = Allocator(free.free, old.page_count)
         writer = PageWriter(self._file, allocator, generation)
-        touches, moved_from = tail_touches(self._pager, old, free, give_way)
+        touches, moved_from = tail_touches(self._pager, old, free, give_way, compact=compact)
         merge = Merge(self._pager, writer, updates, joined_ranges(ranges), touches, moved_from, give_way)
         try:
             root, height = merge.run(old)

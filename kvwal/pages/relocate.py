@@ -30,9 +30,24 @@ _LEAST_PAGES: Final = 64
 
 
 def tail_touches(
-    pager: Pager, meta: Meta, free: FreeList, give_way: Callable[[], None] = lambda: None
+    pager: Pager,
+    meta: Meta,
+    free: FreeList,
+    give_way: Callable[[], None] = lambda: None,
+    *,
+    compact: bool = False,
 ) -> tuple[list[bytes], int | None]:
-    """Keys to touch, sorted, and the page behind which nothing should stay; none and None if all is well."""
+    """Keys to touch, sorted, and the page behind which nothing should stay; none and None if all is well.
+
+    With `compact`, everything that fits into free pages nearer to the front, however little is free.
+    """
+    if compact and meta.height and free.free_pages():
+        # What lies behind this fits into what is free before it; the slack is for the inner nodes written anew.
+        taken = meta.page_count - free.free_pages()
+        limit = taken + taken // 64 + 4
+        if limit >= meta.page_count:
+            return [], None
+        return list(_far(pager, meta.root, meta.height - 1, b"", limit, give_way)), limit
     if meta.page_count < _LEAST_PAGES or _SPARSE * free.free_pages() <= meta.page_count or not meta.height:
         return [], None
     used = meta.page_count - free.free_pages() - free.held_pages()
