@@ -6,7 +6,7 @@ What is saved, and why it can be trusted:
   holds. What lies under a node that does not verify is reported and left out.
 - From the log: every commit that verifies. A commit after the generation is applied as it is, even behind a gap (which
   is reported: what the missing commits changed is then not what it was). A commit up to the generation is already in
-  the pages; its puts are used only for keys that the damaged pages no longer have.
+  the pages; what these commits say last of a key is used only if the damaged pages no longer have it.
 
 The damaged store is only read. The new one is an ordinary store, checkpointed and closed.
 """
@@ -15,21 +15,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from kvwal.batch import Seqno, WriteBatch
 from kvwal.errors import CorruptionError, FormatError, StoreExistsError, StoreNotFoundError
-from kvwal.files import Files, path_text, system_files
+from kvwal.files import Files, PathArgument, path_text, system_files
 from kvwal.inspection import Finding
 from kvwal.log import Damage, LogReader
 from kvwal.log.identity import store_id_of_log
-from kvwal.pages import PageFile, salvage_pages
-from kvwal.recovery import DATA_NAME, LOCK_NAME
+from kvwal.memtable import in_range
+from kvwal.pages import PageFile, Row, salvage_pages
+from kvwal.recovery import DATA_NAME, LOCK_NAME, segment_names
 from kvwal.store import Store
 from kvwal.store import open as open_store
-
-if TYPE_CHECKING:
-    from os import PathLike
 
 __all__ = ["SalvageReport", "salvage"]
 
@@ -62,8 +59,8 @@ class SalvageReport:
 
 
 def salvage(
-    path: str | bytes | PathLike[str] | PathLike[bytes],
-    into: str | bytes | PathLike[str] | PathLike[bytes],
+    path: PathArgument,
+    into: PathArgument,
     *,
     files: Files | None = None,
     progress: Callable[[int], None] | None = None,
@@ -117,6 +114,8 @@ class _Salvage:
         if pages is not None:
             store_id = pages.store_id
             base = pages.meta.seqno
+            if pages.choice.row is not Row.BOTH_VALID:
+                self._note(DATA_NAME, None, f"only one of its two generations can be read ({pages.choice})")
             try:
                 pages_keys = self._save_pages(pages)
             finally:
@@ -154,8 +153,12 @@ class _Salvage:
             if store_id is None:
                 self._note("log", None, "no segment has a readable header")
                 return 0, Seqno(0)
+        if not segment_names(self._files, self._source):
+            self._note("log", None, f"there is none; commits after {base} are missing, if there were any")
         records = 0
         last = base
+        # What the log says last of keys that it names at or before `base`, as far as the damaged pages may lack them.
+        older: dict[bytes, bytes | None] = {}
         for found in LogReader(self._files, self._source, store_id).salvage():
             if isinstance(found, Damage):
                 self._note(found.file, found.offset, found.reason)
@@ -168,22 +171,28 @@ class _Salvage:
             records += 1
             if found.seqno > base:
                 if found.seqno != last + 1:
-                    self._note(
-                        found.position.file, found.position.offset, f"commits {last + 1} to {found.seqno - 1} are missing"
-                    )
+                    missing = f"commits {last + 1} to {found.seqno - 1} are missing"
+                    self._note(found.position.file, found.position.offset, missing)
                 last = found.seqno
+                self._save_older(older)
                 self._flush()
                 self._new.commit(batch)
             elif damaged:
-                self._flush()
-                missing = WriteBatch()
-                for key, value in batch.writes.items():
-                    if value is not None and key not in self._new:
-                        missing.put(key, value)
-                if len(missing):
-                    self._new.commit(missing)
+                for bounds in batch.ranges:
+                    older.update((key, None) for key in older if in_range(key, bounds))
+                older.update(batch.writes)
             self._tell()
+        self._save_older(older)
         return records, last
+
+    def _save_older(self, older: dict[bytes, bytes | None]) -> None:
+        """Put what the damaged pages no longer have."""
+        self._flush()
+        for key, value in older.items():
+            if value is not None and key not in self._new:
+                self._put(key, value)
+        self._flush()
+        older.clear()
 
     def _put(self, key: bytes, value: bytes) -> None:
         self._batch.put(key, value)

@@ -15,13 +15,13 @@ import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
 from contextlib import contextmanager
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Concatenate, Literal, ParamSpec, TypeVar, get_args, overload
+from typing import Any, Concatenate, Literal, ParamSpec, TypeVar, get_args, overload
 
 from kvwal.batch import MAX_KEY_BYTES, MAX_VALUE_BYTES, BytesLike, Seqno, WriteBatch, as_key, as_value
 from kvwal.checkpoint import COMPACT_PASSES, Background, Checkpointer, Reserve
 from kvwal.commit import CommitPipeline, CommitRequest
 from kvwal.errors import ClosedError, ConflictError, DiskFullError, ForkedError, PoisonedError, ReadOnlyError
-from kvwal.files import Files, call_in_forked_child, path_text, system_files
+from kvwal.files import Files, PathArgument, call_in_forked_child, path_text, system_files
 from kvwal.inspection import Pin, Stats, VerifyReport, verify_parts
 from kvwal.log import Record
 from kvwal.options import Durability, Flag, Options, wants_sync
@@ -31,9 +31,6 @@ from kvwal.refusal import Refusal
 from kvwal.scan import Chunk
 from kvwal.snapshot import Snapshot, chunks_of
 from kvwal.transaction import Transaction
-
-if TYPE_CHECKING:
-    from os import PathLike
 
 __all__ = ["Store", "open"]
 
@@ -289,7 +286,7 @@ class Store(OrderedMapping, MutableMapping[bytes, bytes]):
     def update(  # type: ignore[override]
         self, other: Mapping[bytes, bytes] | Iterable[tuple[BytesLike, BytesLike]] = (), /
     ) -> None:
-        """Put every pair of a mapping or of an iterable of pairs, in one commit. None of them if one cannot be stored."""
+        """Put every pair of a mapping or of an iterable, in one commit. None of them if one cannot be stored."""
         batch = WriteBatch()
         batch.update(other)
         self.commit(batch)
@@ -665,7 +662,7 @@ atexit.register(_close_all)
 
 
 def open(
-    path: str | bytes | PathLike[str] | PathLike[bytes],
+    path: PathArgument,
     flag: Flag = "c",
     *,
     mode: int = 0o600,

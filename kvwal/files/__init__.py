@@ -5,6 +5,16 @@ the crash tests can put a simulated disk in their place.
 """
 
 from kvwal.files.protocol import Buffer, EntryKind, File, Files, LockHandle
-from kvwal.files.system import call_in_forked_child, path_text, system_files
+from kvwal.files.system import PathArgument, call_in_forked_child, path_text, system_files
 
-__all__ = ["Buffer", "EntryKind", "File", "Files", "LockHandle", "call_in_forked_child", "path_text", "system_files"]
+__all__ = [
+    "Buffer",
+    "EntryKind",
+    "File",
+    "Files",
+    "LockHandle",
+    "PathArgument",
+    "call_in_forked_child",
+    "path_text",
+    "system_files",
+]

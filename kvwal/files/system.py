@@ -25,11 +25,15 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
+from typing import TypeAlias
 
 from kvwal.errors import LockedError
 from kvwal.files.protocol import Buffer, EntryKind, File, Files, LockHandle
 
-__all__ = ["call_in_forked_child", "path_text", "system_files"]
+__all__ = ["PathArgument", "call_in_forked_child", "path_text", "system_files"]
+
+#: What a user may give for a path.
+PathArgument: TypeAlias = "str | bytes | os.PathLike[str] | os.PathLike[bytes]"
 
 _NOFOLLOW = getattr(os, "O_NOFOLLOW", 0)
 _CLOEXEC = getattr(os, "O_CLOEXEC", 0)
@@ -319,7 +323,7 @@ def call_in_forked_child(callback: Callable[[], None]) -> None:
         os.register_at_fork(after_in_child=callback)
 
 
-def path_text(path: str | bytes | os.PathLike[str] | os.PathLike[bytes]) -> str:
+def path_text(path: PathArgument) -> str:
     """The path as text. TypeError for what is no path, ValueError for an empty one or one with a null."""
     text = os.fsdecode(path)
     if not text or "\0" in text:
