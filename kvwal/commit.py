@@ -37,7 +37,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final, Protocol
 
 from kvwal.batch import MAX_BATCH_BYTES, KeyRange, Seqno, WriteBatch
-from kvwal.conflict import conflict_between
+from kvwal.conflict import History
 from kvwal.errors import DiskFullError, EnvironmentFailure, Error, PoisonedError
 from kvwal.files import Buffer
 from kvwal.log import encode_intents, encode_put
@@ -410,20 +410,22 @@ class CommitPipeline:
         history = self._present.history
         first = self._log.last_seqno + 1
         accepted: list[CommitRequest] = []
+        # What the members before it write; looked up by key, since a group may have a thousand members.
+        group_history: History | None = None
+        if len(job.group) > 1 and any(member.since is not None for member in job.group):
+            group_history = History()
+            group_history.begin(Seqno(first - 1))
         for member in job.group:
             if member.since is not None:
                 conflict = history.conflict(member.since, member.reads, member.ranges)
-                if conflict is None:
-                    for index, earlier in enumerate(accepted):
-                        conflict = conflict_between(
-                            earlier.batch, Seqno(first + index), member.reads, member.ranges
-                        )
-                        if conflict is not None:
-                            break
+                if conflict is None and group_history is not None:
+                    conflict = group_history.conflict(Seqno(first - 1), member.reads, member.ranges)
                 if conflict is not None:
                     member.error = conflict
                     continue
             if member.body is not None:
+                if group_history is not None:
+                    group_history.record(Seqno(first + len(accepted)), member.batch)
                 accepted.append(member)
         job.accepted = accepted
         job.first = first

@@ -503,6 +503,48 @@ def test_phantoms_conflict(tmp_path: Path) -> None:
     run(main())
 
 
+def test_conflicts_inside_of_one_group_are_found_and_named(tmp_path: Path) -> None:
+    """Reads of keys and ranges against the writes, deletes and ranges of members before them, which commit together."""
+
+    async def main() -> None:
+        opening, gate = gated(tmp_path)
+        async with opening as db:
+            await db.update({b"%d" % number: b"" for number in range(10)})
+            gate.close()
+            first = asyncio.ensure_future(db.put(b"first", b""))
+            await gate.reached()
+            txns = [db.transaction() for _ in range(6)]
+            await txns[0].get(b"1")
+            await txns[1].get(b"2")
+            assert [key async for key in txns[2].keys(prefix=b"3")] == [b"3"]
+            await txns[3].get(b"5")
+            await txns[4].get(b"9")
+            for number, txn in enumerate(txns):
+                txn.put(b"by", b"%d" % number)
+            commits = [
+                db.put(b"1", b"new"),
+                txns[0].commit(),
+                db.delete(b"2"),
+                txns[1].commit(),
+                db.put(b"3x", b""),
+                txns[2].commit(),
+                db.delete_range(b"4", b"6"),
+                txns[3].commit(),
+                txns[4].commit(),
+                txns[5].commit(),
+            ]
+            results = asyncio.gather(*commits, return_exceptions=True)
+            await ready()
+            before = gate.syncs
+            gate.open()
+            found = [(r.key, r.seqno) if isinstance(r, kvwal.ConflictError) else r for r in await results]
+            assert gate.syncs == before + 1
+            assert found == [3, (b"1", 3), 4, (b"2", 4), 5, (None, 5), 6, (b"5", 6), 7, 8]
+            assert await first == 2
+
+    run(main())
+
+
 def test_run_and_transactional_retry_until_every_increment_counts(tmp_path: Path) -> None:
     async def main() -> None:
         async with kvwal.aio.open(tmp_path / "s") as db:
