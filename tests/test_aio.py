@@ -163,6 +163,7 @@ def test_the_methods_do_what_those_of_the_store_do(tmp_path: Path) -> None:
             assert db.durable_seqno == db.last_seqno
             await db.checkpoint()
             assert (await db.stats()).checkpoint_seqno == db.last_seqno
+            assert await db.compact() >= 0
             assert (await db.verify()).ok
             assert await db.pins() == []
             assert db.recovery.bytes_replayed == 0

@@ -7,7 +7,7 @@ import functools
 from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import asynccontextmanager
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Concatenate, Final, Literal, ParamSpec, TypeVar, overload
+from typing import Any, Concatenate, Final, Literal, ParamSpec, TypeVar, overload
 
 import kvwal.store
 from kvwal.aio.committer import Committer
@@ -18,7 +18,7 @@ from kvwal.aio.workers import Workers, in_thread, to_the_end
 from kvwal.batch import MAX_KEY_BYTES, MAX_VALUE_BYTES, BytesLike, Seqno, WriteBatch, as_key, as_value
 from kvwal.commit import CommitRequest
 from kvwal.errors import ClosedError, ConflictError, ForkedError
-from kvwal.files import Files
+from kvwal.files import Files, PathArgument
 from kvwal.inspection import Pin, Stats, VerifyReport
 from kvwal.log import encode_put
 from kvwal.options import Durability, Flag, wants_sync
@@ -28,9 +28,6 @@ from kvwal.recovery import RecoveryReport
 from kvwal.scan import Chunk
 from kvwal.store import Store
 from kvwal.transaction import Transaction
-
-if TYPE_CHECKING:
-    from os import PathLike  # noqa: TID251  # a type, not an access
 
 __all__ = ["MAX_PENDING_BYTES", "MAX_PENDING_COMMITS", "AsyncStore", "Opening", "open"]
 
@@ -378,6 +375,11 @@ class AsyncStore(AsyncReading):
         self._refuse_if_over()
         await in_thread(self._store.checkpoint)
 
+    async def compact(self) -> int:
+        """`Store.compact`, in a thread. If the task is cancelled, it goes on, and nobody is told how it ended."""
+        self._refuse_if_over()
+        return await in_thread(self._store.compact)
+
     async def verify(self, *, progress: Callable[[int, int], None] | None = None) -> VerifyReport:
         """`Store.verify`, in a thread, which also calls `progress`. If the task is cancelled, it goes on."""
         self._refuse_if_over()
@@ -494,7 +496,7 @@ class Opening:
 
 
 def open(
-    path: str | bytes | PathLike[str] | PathLike[bytes],
+    path: PathArgument,
     flag: Flag = "c",
     *,
     mode: int = 0o600,
