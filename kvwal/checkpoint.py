@@ -92,8 +92,12 @@ class Reserve:
         with self._lock:
             if not self._held:
                 return False
+            try:
+                self._files.unlink(self._path)
+            except OSError:
+                # A copy-on-write file system may need space even for that: then there is no reserve.
+                return False
             self._held = False
-            self._files.unlink(self._path)
             # The space is only free for others once the removal is on disk.
             self._files.sync_directory(self._directory)
             return True

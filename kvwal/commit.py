@@ -43,6 +43,7 @@ from kvwal.files import Buffer
 from kvwal.log import encode_intents, encode_put
 from kvwal.memtable import ENTRY_OVERHEAD_BYTES
 from kvwal.present import Present
+from kvwal.refusal import Refusal
 
 __all__ = ["CommitPipeline", "CommitRequest", "Log"]
 
@@ -221,7 +222,7 @@ class CommitPipeline:
         except BaseException as error:
             self._rescue_put(entry, target, sync, error)
             if isinstance(error, OSError) and not isinstance(error, Error):
-                raise _poisoned(error) from error
+                raise self._poison(error) from error
             raise
         return seqno
 
@@ -265,7 +266,7 @@ class CommitPipeline:
             self._after_exception(request, error)
             self._dismiss(company, error)
             if isinstance(error, OSError) and not isinstance(error, Error):
-                raise _poisoned(error) from error
+                raise self._poison(error) from error
             raise
         if request.error is not None:
             raise request.error
@@ -545,6 +546,11 @@ class CommitPipeline:
                 if member is not request and not member.done and member not in self._queue:
                     self._queue.appendleft(member)
         self._job = None
+
+    def _poison(self, cause: OSError) -> PoisonedError:
+        """A failure that the log did not see (it makes PoisonedErrors of its own): refuse all that comes after."""
+        self.refuse(Refusal(lambda: _poisoned(cause), self._log.last_seqno))
+        return _poisoned(cause)
 
     # -- ends ---------------------------------------------------------------------------------
 

@@ -38,7 +38,7 @@ from kvwal.options import Flag, Options
 from kvwal.pages import PageFile
 from kvwal.present import Present
 
-__all__ = ["DATA_NAME", "LOCK_NAME", "Opened", "RecoveryReport", "open_parts"]
+__all__ = ["DATA_NAME", "LOCK_NAME", "Opened", "RecoveryReport", "open_parts", "segment_names"]
 
 DATA_NAME: Final = "data"
 LOCK_NAME: Final = "lock"
@@ -143,8 +143,6 @@ def _check_directory(path: str, flag: Flag, options: Options) -> bool:
         if files.directory_kind(parent) != "directory":
             raise StoreNotFoundError(errno.ENOENT, f"the directory that should hold the store does not exist: {parent}")
         files.make_directory(path, options.directory_mode)
-        # Durability: without this the whole store could vanish with its directory entry.
-        files.sync_directory(parent)
         return True
     if kind != "directory":
         raise FormatError(f"{path} is not a directory; a store is a directory, so give it a name of its own")
@@ -212,7 +210,8 @@ def _refuse_to_erase_foreign(files: Files, path: str) -> None:
     raise FormatError(f"{data} is no page file of a store, so nothing here is erased; remove it by hand if it may go")
 
 
-def _segment_names(files: Files, path: str) -> list[str]:
+def segment_names(files: Files, path: str) -> list[str]:
+    """The log's files, oldest first."""
     names = files.list_directory(path)
     return sorted(name for name in names if _MADE.fullmatch(name) and name.endswith(".log"))
 
@@ -225,7 +224,7 @@ def _create_if_missing(path: str, flag: Flag, options: Options) -> bool:
         return False
     if kind is not None:
         raise FormatError(f"{data} is not a regular file, which a store's page file is; kvwal does not follow links")
-    segments = _segment_names(files, path)
+    segments = segment_names(files, path)
     if flag in ("r", "w"):
         if segments:
             _missing_data(segments)
@@ -241,6 +240,9 @@ def _create_if_missing(path: str, flag: Flag, options: Options) -> bool:
         files.sync_directory(path)
     store_id = files.random_bytes(_STORE_ID_BYTES)
     now_us = files.now_us()
+    # Durability: whoever made the directory may have died before its entry was on disk; then the whole store could
+    # vanish with it, acknowledged commits and all. So it is flushed here, and not only where it is made.
+    files.sync_directory(files.parent(path))
     try:
         LogWriter.create(
             files,

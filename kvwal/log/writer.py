@@ -451,23 +451,29 @@ class LogWriter:
             kept += segments[n].size
         removed: list[Seqno] = []
         for segment in segments[:n]:
-            self._remove(segment)
+            if not self._remove(segment):
+                break
             removed.append(segment.first_seqno)
             self._segments = tuple(other for other in self._segments if other is not segment)
         return removed
 
-    def _remove(self, segment: SegmentInfo) -> None:
-        for name in (segment.name, index_name(segment.first_seqno)):
-            try:
-                self._files.unlink(self._files.join(self._directory, name))
-            except FileNotFoundError:
-                pass
+    def _remove(self, segment: SegmentInfo) -> bool:
+        """Remove a segment; False if there is no space for that (a copy-on-write file system may need some)."""
         try:
+            for name in (segment.name, index_name(segment.first_seqno)):
+                try:
+                    self._files.unlink(self._files.join(self._directory, name))
+                except FileNotFoundError:
+                    pass
             self._files.sync_directory(self._directory)
         except OSError as error:
+            if is_full(error):
+                return False
+            # What the directory holds on disk is unknown now, as after any failed write.
             self._failure = error
             self._limit = -1
             raise _poisoned(error) from error
+        return True
 
     # -- how a writer ends --------------------------------------------------------------------
 
