@@ -296,6 +296,7 @@ class Present:
         most = _FIRST_CHUNK
         after: bytes | None = None
         while keys := memtable.keys_between(start, stop, after=after, reverse=reverse, most=most):
+            self.refuse_if_gone()
             after = keys[-1]
             most = min(2 * most, _LARGEST_CHUNK)
             values: Sequence[Value] = list(map(memtable.latest.__getitem__, keys))

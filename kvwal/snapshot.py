@@ -37,6 +37,10 @@ def _chunks(present: Present, view: View, bounds: Bounds, own: Level | None) -> 
         if own is not None:
             levels.append(own)
         yield from merged(levels, reverse=bounds.reverse)
+    except ClosedError:
+        # The page file only knows that it is closed; after a fork that is not the whole story.
+        present.refuse_if_gone()
+        raise
     finally:
         present.release(view)
 

@@ -179,12 +179,11 @@ class Pager:
         return self._young_bytes + self._old_bytes
 
     def close(self) -> None:
-        """Release the file and the cache."""
+        """Release the file and the cache. Takes no lock: in a forked child nobody may be there to give it back."""
         self.closed = True
-        with self._lock:
-            self.young = {}
-            self._old = {}
-            self._young_bytes = self._old_bytes = 0
+        self.young = {}
+        self._old = {}
+        self._young_bytes = self._old_bytes = 0
         self.file.close()
 
 

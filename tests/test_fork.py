@@ -1,0 +1,227 @@
+"""After a fork: the child gets ForkedError from everything it inherited, and the parent's store is unharmed."""
+
+from __future__ import annotations
+
+import os
+import threading
+import traceback
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from store_fixtures import DEADLINE_S, TINY, problems_of
+
+import kvwal
+from kvwal import ForkedError, LockedError
+
+pytestmark = [
+    pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here"),
+    pytest.mark.filterwarnings("ignore:This process:DeprecationWarning"),
+]
+
+
+def in_child(work: Callable[[], None]) -> None:
+    """Run it in a forked child; fail with the child's traceback, and if it does not come to its end."""
+    reading, writing = os.pipe()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        pid = os.fork()
+    if not pid:
+        os.close(reading)
+        try:
+            work()
+            os.write(writing, b"well")
+        except BaseException:  # noqa: BLE001 - it is shown by the parent
+            os.write(writing, traceback.format_exc().encode()[-4000:])
+        finally:
+            os._exit(0)
+    os.close(writing)
+    killer = threading.Timer(DEADLINE_S, lambda: os.kill(pid, 9))
+    killer.start()
+    said = b""
+    while part := os.read(reading, 4096):
+        said += part
+    killer.cancel()
+    os.close(reading)
+    os.waitpid(pid, 0)
+    assert said == b"well", said.decode() or "the child hung"
+
+
+@pytest.fixture
+def db(tmp_path: Path) -> Iterator[kvwal.Store]:
+    with kvwal.open(tmp_path / "a.kv", **TINY) as store:
+        store.update({b"%04d" % number: b"v" * 30 for number in range(1000)})
+        store.checkpoint()
+        store[b"a"] = b"1"
+        yield store
+
+
+def calls(db: kvwal.Store, snapshot: Any, txn: Any, iterator: Any) -> list[Any]:
+    return [
+        lambda: db.get(b"a"),
+        lambda: db[b"a"],
+        lambda: db.get_many([b"a"]),
+        lambda: b"a" in db,
+        lambda: len(db),
+        lambda: list(db),
+        lambda: db.first(),
+        lambda: db.put(b"a", b"2"),
+        lambda: db.delete(b"a"),
+        lambda: db.clear(),
+        lambda: db.update({b"a": b"2"}),
+        lambda: db.pop(b"a"),
+        lambda: db.snapshot(),
+        lambda: db.transaction(),
+        lambda: db.run(lambda t: t.put(b"a", b"2")),
+        lambda: db.sync(),
+        lambda: db.checkpoint(),
+        lambda: db.verify(),
+        lambda: db.stats(),
+        lambda: db.pins(),
+        lambda: list(db.history()),
+        lambda: snapshot[b"a"],
+        lambda: list(snapshot),
+        lambda: txn[b"a"],
+        lambda: txn.commit(),
+        lambda: [*iterator],
+    ]
+
+
+def test_everything_inherited_raises_forked_error(db: kvwal.Store) -> None:
+    snapshot, txn, iterator = db.snapshot(), db.transaction(), db.scan()
+    next(iterator)
+    txn[b"b"] = b"from the child"
+
+    def child() -> None:
+        for number, call in enumerate(calls(db, snapshot, txn, iterator)):
+            try:
+                result = call()
+            except ForkedError:
+                continue
+            raise AssertionError(f"call {number} gave {result!r}")
+        db.close()
+        snapshot.close()
+
+    in_child(child)
+    assert db[b"a"] == b"1"
+    assert b"b" not in db
+    txn.commit()
+    assert db[b"b"] == b"from the child", "the parent's transaction is its own"
+    assert len(list(iterator)) == 1000
+    db.checkpoint()
+    assert problems_of(db) == []
+
+
+def test_the_parents_lock_outlives_the_child(db: kvwal.Store) -> None:
+    def child() -> None:
+        try:
+            kvwal.open(db.path)
+        except LockedError:
+            return
+        raise AssertionError("the child could open the parent's store")
+
+    in_child(child)
+    db[b"still"] = b"mine"
+    with pytest.raises(LockedError):
+        kvwal.open(db.path)
+
+
+def test_a_child_opens_a_store_of_its_own(db: kvwal.Store, tmp_path: Path) -> None:
+    def child() -> None:
+        with kvwal.open(tmp_path / "child.kv") as own:
+            own[b"a"] = b"child"
+            own.checkpoint()
+
+    in_child(child)
+    with kvwal.open(tmp_path / "child.kv") as own:
+        assert own[b"a"] == b"child"
+
+
+@pytest.mark.parametrize("lock", ["present", "order", "queue", "checkpoint", "close", "pager", "pins", "baton"])
+def test_locks_that_other_threads_held_do_not_hang_the_child(db: kvwal.Store, lock: str) -> None:
+    """As if a thread were inside each of them at the moment of the fork."""
+    snapshot, txn, iterator = db.snapshot(), db.transaction(), db.scan()
+    next(iterator)
+    txn[b"b"] = b""
+    held: Any = {
+        "present": db._present.lock,
+        "order": db._present.levels.memtable._order_lock,
+        "queue": db._pipeline._queue_lock,
+        "checkpoint": db._checkpointer.lock if db._checkpointer else None,
+        "close": db._close_lock,
+        "pager": db._pages._pager._lock,
+        "pins": db._pages._lock,
+        "baton": None,
+    }[lock]
+    took, over = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        if held is None:
+            db._pipeline.run(lambda: (took.set(), over.wait(DEADLINE_S)))
+            return
+        with held:
+            took.set()
+            over.wait(DEADLINE_S)
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    assert took.wait(DEADLINE_S)
+
+    def child() -> None:
+        for number, call in enumerate(calls(db, snapshot, txn, iterator)):
+            try:
+                result = call()
+            except ForkedError:
+                continue
+            raise AssertionError(f"call {number} gave {result!r}")
+        db.close()
+
+    try:
+        in_child(child)
+    finally:
+        over.set()
+        thread.join()
+    assert db[b"a"] == b"1"
+    db[b"after"] = b"1"
+
+
+def test_a_child_forked_while_threads_write_does_no_harm(db: kvwal.Store) -> None:
+    over = threading.Event()
+    written: list[bytes] = []
+
+    def write(index: int) -> None:
+        number = 0
+        while not over.is_set():
+            key = b"t%d.%06d" % (index, number)
+            db.put(key, b"x" * 100, durability="os")
+            written.append(key)
+            number += 1
+
+    threads = [threading.Thread(target=write, args=(index,)) for index in range(2)]
+    for thread in threads:
+        thread.start()
+
+    def child() -> None:
+        try:
+            db.put(b"child", b"1")
+        except ForkedError:
+            return
+        raise AssertionError("a write in the child")
+
+    try:
+        for _ in range(10):
+            in_child(child)
+    finally:
+        over.set()
+        for thread in threads:
+            thread.join()
+    assert b"child" not in db
+    assert all(key in db for key in written)
+    db.checkpoint()
+    assert problems_of(db) == []
+    path = db.path
+    db.close()
+    with kvwal.open(path) as again:
+        assert len(again) == 1001 + len(written)

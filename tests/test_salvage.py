@@ -1,0 +1,157 @@
+"""Salvage: all that verifies is saved, what does not is listed, and nothing is invented."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from random import Random
+
+import pytest
+from store_fixtures import TINY, problems_of
+
+import kvwal
+from kvwal import CorruptionError, LockedError, StoreExistsError, StoreNotFoundError, salvage
+
+OPTIONS = {**TINY, "background": False, "durability": "os"}
+
+
+def build(path: Path, *, commits: int = 300) -> dict[bytes, bytes]:
+    model: dict[bytes, bytes] = {}
+    with kvwal.open(path, **OPTIONS) as db:
+        for number in range(commits):
+            key = b"%04d" % (number % 200)
+            db[key] = model[key] = b"%d." % number * 20
+            if number % 7 == 0:
+                db.delete(b"%04d" % (number % 100))
+                model.pop(b"%04d" % (number % 100), None)
+    return model
+
+
+def test_a_sound_store_is_saved_completely(tmp_path: Path) -> None:
+    model = build(tmp_path / "a.kv")
+    report = salvage(tmp_path / "a.kv", tmp_path / "b.kv")
+    assert report.complete
+    assert report.saved_keys == len(model)
+    with kvwal.open(tmp_path / "b.kv") as db:
+        assert dict(db) == model
+        assert problems_of(db) == []
+
+
+def test_the_damaged_store_is_only_read(tmp_path: Path) -> None:
+    build(tmp_path / "a.kv")
+    before = {entry.name: entry.read_bytes() for entry in (tmp_path / "a.kv").iterdir()}
+    salvage(tmp_path / "a.kv", tmp_path / "b.kv")
+    assert {entry.name: entry.read_bytes() for entry in (tmp_path / "a.kv").iterdir()} == before
+
+
+def test_without_page_file_the_log_is_saved(tmp_path: Path) -> None:
+    with kvwal.open(tmp_path / "a.kv", durability="os", background=False) as db:
+        db.update({b"a": b"1", b"b": b"2"})
+        db.delete(b"a")
+    (tmp_path / "a.kv" / "data").unlink()
+    report = salvage(tmp_path / "a.kv", tmp_path / "b.kv")
+    assert not report.complete
+    with kvwal.open(tmp_path / "b.kv") as db:
+        assert dict(db) == {b"b": b"2"}
+
+
+def test_without_log_the_pages_are_saved(tmp_path: Path) -> None:
+    with kvwal.open(tmp_path / "a.kv", durability="os", background=False) as db:
+        db.update({b"a": b"1", b"b": b"2"})
+        db.checkpoint()
+    for segment in (tmp_path / "a.kv").glob("*.log"):
+        segment.unlink()
+    with pytest.raises(CorruptionError):
+        kvwal.open(tmp_path / "a.kv")
+    report = salvage(tmp_path / "a.kv", tmp_path / "b.kv")
+    assert not report.complete
+    with kvwal.open(tmp_path / "b.kv") as db:
+        assert dict(db) == {b"a": b"1", b"b": b"2"}
+
+
+def test_a_key_the_pages_lost_gets_its_last_value_from_the_log_and_a_deleted_one_stays_deleted(tmp_path: Path) -> None:
+    """The log goes back beyond the pages: what it says last counts, not what it says first."""
+    path = tmp_path / "a.kv"
+    filler = {b"filler%05d" % number: b"f" * 100 for number in range(3000)}
+    with kvwal.open(path, durability="os", background=False, retain_log_bytes=1 << 30) as db:
+        db.update(filler)
+        db.update({b"twice": b"old", b"gone": b"x", b"ranged": b"x", b"back": b"old"})
+        db[b"twice"] = b"new"
+        db.delete(b"gone")
+        db.delete_range(b"range", b"rangf")
+        db.delete(b"back")
+        db[b"back"] = b"new"
+        db.checkpoint()
+        db[b"twice"] = b"newest"
+        db.checkpoint()
+    # Damage every page that can be damaged so that the store still opens: all of the newest generation but its root.
+    data = bytearray((path / "data").read_bytes())
+    damaged = 0
+    for page in range(2, len(data) // 4096):
+        before = bytes(data)
+        data[page * 4096 + 50] ^= 0xFF
+        (path / "data").write_bytes(data)
+        try:
+            with kvwal.open(path, "r") as db:
+                newest = db.recovery.checkpoint_seqno == db.last_seqno
+        except CorruptionError:
+            newest = False
+        if newest:
+            damaged += 1
+        else:
+            data[:] = before
+    (path / "data").write_bytes(data)
+    assert damaged > 20
+    with kvwal.open(path, "r") as db, pytest.raises(CorruptionError):
+        dict(db)
+    report = salvage(path, tmp_path / "b.kv")
+    assert not report.complete
+    assert report.base_seqno > 0
+    with kvwal.open(tmp_path / "b.kv") as db:
+        assert dict(db) == filler | {b"twice": b"newest", b"back": b"new"}
+
+
+def test_a_flipped_byte_anywhere_is_reported_or_harmless(tmp_path: Path, rng: Random) -> None:
+    model = build(tmp_path / "a.kv")
+    history: set[tuple[bytes, bytes]] = {(b"%04d" % (n % 200), b"%d." % n * 20) for n in range(300)}
+    names = [entry.name for entry in (tmp_path / "a.kv").iterdir() if entry.suffix == ".log" or entry.name == "data"]
+    for round_number in range(25):
+        copy, into = tmp_path / f"{round_number}.kv", tmp_path / f"{round_number}.saved"
+        shutil.copytree(tmp_path / "a.kv", copy)
+        victim = copy / rng.choice(names)
+        data = bytearray(victim.read_bytes())
+        data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
+        victim.write_bytes(data)
+        report = salvage(copy, into)
+        with kvwal.open(into) as db:
+            saved = dict(db)
+        assert set(saved.items()) <= history, "a value that was never written"
+        if saved != model:
+            assert not report.complete
+        try:
+            with kvwal.open(copy, "r") as db:
+                assert dict(db) == model, "wrong data without an error"
+        except CorruptionError as error:
+            assert error.file in names
+            assert not report.complete
+        shutil.rmtree(copy)
+        shutil.rmtree(into)
+
+
+def test_the_target_must_be_new_and_the_source_must_be_there(tmp_path: Path) -> None:
+    build(tmp_path / "a.kv", commits=3)
+    with pytest.raises(StoreNotFoundError):
+        salvage(tmp_path / "missing", tmp_path / "b.kv")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "file").write_bytes(b"")
+    with pytest.raises(StoreExistsError):
+        salvage(tmp_path / "a.kv", tmp_path / "full")
+    with pytest.raises(StoreExistsError):
+        salvage(tmp_path / "a.kv", tmp_path / "a.kv")
+    (tmp_path / "empty").mkdir()
+    assert salvage(tmp_path / "a.kv", tmp_path / "empty").complete
+
+
+def test_an_open_store_is_not_salvaged(tmp_path: Path) -> None:
+    with kvwal.open(tmp_path / "a.kv"), pytest.raises(LockedError):
+        salvage(tmp_path / "a.kv", tmp_path / "b.kv")
