@@ -197,7 +197,10 @@ class Checkpointer:
 
     def _checkpoint(self, even_if_empty: bool, *, compact: bool = False) -> Meta | None:
         present = self._present
-        memtable = present.levels.frozen or present.freeze()
+        memtable = present.levels.frozen
+        # Not `or`: a table of nothing but deleted ranges has no keys, and is false.
+        if memtable is None:
+            memtable = present.freeze()
         if memtable is None:
             if not even_if_empty:
                 return None

@@ -175,15 +175,14 @@ def verify_parts(
 def _log_against_pages(pages: PageFile, reader: LogReader) -> tuple[int, int, list[Finding]]:
     """The older generation, plus the log up to the newer one, must be the newer one, for every key the log names."""
     meta, older = pages.meta, pages.older
-    if older is None or older.seqno >= meta.seqno:
-        return 0, 0, []
     newest: dict[bytes, bytes | None] = {}
     ranges = []
     records = 0
-    for record in reader.records(after=older.seqno, floor=meta.seqno):
-        if record.seqno > meta.seqno:
-            break
+    for record in reader.records(after=meta.seqno if older is None else older.seqno, floor=meta.seqno):
         records += 1
+        if record.seqno > meta.seqno:
+            # Not in the pages yet. It was read, and its checksum holds.
+            continue
         batch = record.batch()
         for bounds in batch.ranges:
             ranges.append(bounds)

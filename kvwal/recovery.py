@@ -225,10 +225,6 @@ def _create_if_missing(path: str, flag: Flag, options: Options) -> bool:
     if kind is not None:
         raise FormatError(f"{data} is not a regular file, which a store's page file is; kvwal does not follow links")
     segments = segment_names(files, path)
-    if flag in ("r", "w"):
-        if segments:
-            _missing_data(segments)
-        raise StoreNotFoundError(errno.ENOENT, f'there is no store; open it with flag "c" to make one: {path}')
     if segments:
         # A crash while the store was being made leaves its first segment, without a commit, and no page file.
         store_id = store_id_of_log(files, path)
@@ -236,6 +232,9 @@ def _create_if_missing(path: str, flag: Flag, options: Options) -> bool:
             _missing_data(segments)
         if next(LogReader(files, path, store_id).records(after=Seqno(0), floor=Seqno(0)), None) is not None:
             _missing_data(segments)
+    if flag in ("r", "w"):
+        raise StoreNotFoundError(errno.ENOENT, f'there is no store; open it with flag "c" to make one: {path}')
+    if segments:
         files.unlink(files.join(path, segments[0]))
         files.sync_directory(path)
     store_id = files.random_bytes(_STORE_ID_BYTES)

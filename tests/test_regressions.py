@@ -61,3 +61,20 @@ def test_a_reserve_that_cannot_be_removed_is_a_full_disk_and_no_poison() -> None
     db[b"after"] = b"v"
     assert db[b"after"] == b"v"
     db.close()
+
+
+def test_a_frozen_table_of_nothing_but_a_deleted_range_is_not_forgotten() -> None:
+    # It has no keys, so it was false, and the next attempt wanted to set the next table aside on top of it.
+    disk = SimulatedDisk(seed=1)
+    with _open(disk) as db:
+        db[b"a"] = b"1"
+        db.checkpoint()
+        db.delete_range(b"a", b"b")
+        fault = disk.fail(op="pwrite", path="*/data", error=errno.ENOSPC, forever=True)
+        with pytest.raises(kvwal.DiskFullError):
+            db.checkpoint()
+        assert fault.struck
+        disk.heal()
+        db.checkpoint()
+        assert dict(db) == {}
+        assert db.verify().ok
