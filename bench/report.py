@@ -58,6 +58,7 @@ the median of the rounds, and in brackets the lowest and the highest.
 - "Durable" means for all that what was acknowledged survives a power cut; "without sync", that it survives a
   killed process and that a power cut leaves a consistent store.
 - Keys are 16 bytes and scattered, values incompressible. The Zipfian constant is 0.99, as in YCSB.
+- Every measurement finds its files in the operating system's cache: they are read once before it.
 - Memory-mapped peers share the operating system's cache, which no budget bounds: lmdb in the row of 10 million keys.
 - `pwrite+fdatasync` (a bare loop on a preallocated file) and `dict` are limits, not peers.
 

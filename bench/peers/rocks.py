@@ -19,10 +19,12 @@ from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from typing import Any, cast
 
-from bench.data import Pair
-from bench.peers.base import How, Peer, require
+from bench.data import KEY_BYTES, Pair
+from bench.peers.base import How, Peer, chunked, require
 
 __all__ = ["Rocks"]
+
+_TABLE_BYTES = 32 << 20
 
 
 class Rocks(Peer):
@@ -51,7 +53,12 @@ class Rocks(Peer):
             "bytes_per_sync": "1 MiB",
             "compression": "lz4",
         }
-        self._db: Any = self._rocksdict.Rdict(path, self._options())
+        # Without `column_families`, an existing store is opened with the options of its file, and a block cache
+        # of 8 MiB whatever was asked for.
+        options = self._options()
+        self._db: Any = self._rocksdict.Rdict(path, options, column_families={"default": options})
+        cache = self._db.property_int_value("rocksdb.block-cache-capacity")
+        assert cache == how.cache_bytes, f"the block cache has {cache} bytes"
         write = self._rocksdict.WriteOptions()
         write.sync = how.durability == "commit"
         self._db.set_write_options(write)
@@ -96,15 +103,19 @@ class Rocks(Peer):
     def load(self, pairs: Iterable[Pair], *, ascending: bool) -> None:
         if not ascending:
             return super().load(pairs, ascending=False)
-        table = self.path + ".sst"
-        sst = self._rocksdict.SstFileWriter(options=self._options())
-        sst.open(table)
-        for key, value in pairs:
-            sst[key] = value
-        sst.finish()
+        # Several tables: the filter of a single large one does not fit in a shard of the block cache.
+        per_table = max(1, _TABLE_BYTES // (KEY_BYTES + self.how.value_bytes))
+        tables: list[str] = []
+        for some in chunked(pairs, per_table):
+            tables.append(f"{self.path}.{len(tables)}.sst")
+            sst = self._rocksdict.SstFileWriter(options=self._options())
+            sst.open(tables[-1])
+            for key, value in some:
+                sst[key] = value
+            sst.finish()
         options = self._rocksdict.IngestExternalFileOptions()
         options.set_move_files(True)
-        self._db.ingest_external_file([table], options)
+        self._db.ingest_external_file(tables, options)
         return None
 
     def getter(self, *, stable: bool) -> Callable[[bytes], bytes | None]:
