@@ -251,7 +251,8 @@ class Checkpointer:
         options = self._options
         keep_after_us = 0
         if options.retain_log_s:
-            keep_after_us = max(1, options.files.now_us() - int(options.retain_log_s * 1e6))
+            now_us = options.files.now_us()
+            keep_after_us = max(1, now_us - int(min(options.retain_log_s * 1e6, now_us)))
         below = Seqno(older.seqno + 1)
         self._pipeline.run(
             lambda: self._log.retire(below, keep_bytes=options.retain_log_bytes, keep_after_us=keep_after_us)
@@ -354,7 +355,8 @@ class Background:
             self._wake.wait(self._tick_s)
             return
         waiting = not self._present.levels.memtable.is_empty()
-        timeout_s = self._options.checkpoint_interval_s if waiting else None
+        # No longer than can be waited for: "never" may well be written as infinity.
+        timeout_s = min(self._options.checkpoint_interval_s, threading.TIMEOUT_MAX) if waiting else None
         if self._may_compact and self._checkpointer.is_sparse():
             timeout_s = min(_IDLE_S, timeout_s or _IDLE_S)
         if not self._wake.wait(timeout_s):

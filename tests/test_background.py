@@ -1,0 +1,243 @@
+"""What happens without being asked: flushes in time, idle marks, checkpoints, and the end of a forgotten store."""
+
+from __future__ import annotations
+
+import gc
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+from store_fixtures import DEADLINE_S, TINY, wait_until
+
+import kvwal
+from kvwal import LockedError
+
+
+def test_an_interval_commit_is_durable_within_its_bound(tmp_path: Path) -> None:
+    with kvwal.open(tmp_path / "a.kv", durability="interval", sync_delay_s=0.05) as db:
+        for number in range(5):
+            began = time.monotonic()
+            seqno = db.put(b"%d" % number, b"v")
+            wait_until(lambda seqno=seqno: db.durable_seqno >= seqno, "the flush")
+            # Generous: the machine may be busy; without the thread it would never come.
+            assert time.monotonic() - began < 2
+
+
+def test_steady_writing_does_not_put_the_flush_off(tmp_path: Path) -> None:
+    with kvwal.open(tmp_path / "a.kv", durability="interval", sync_delay_s=0.05) as db:
+        first = db.put(b"first", b"")
+        deadline = time.monotonic() + DEADLINE_S
+        while db.durable_seqno < first:
+            db.put(b"k", b"v")
+            assert time.monotonic() < deadline
+
+
+def test_os_commits_are_never_flushed_by_themselves_but_sync_does(tmp_path: Path) -> None:
+    with kvwal.open(tmp_path / "a.kv", durability="os") as db:
+        seqno = db.put(b"a", b"1")
+        db.sync()
+        assert db.durable_seqno == seqno
+
+
+def test_one_commit_may_ask_for_more_than_the_store(tmp_path: Path) -> None:
+    with kvwal.open(tmp_path / "a.kv", durability="os", background=False) as db:
+        first = db.put(b"a", b"1")
+        assert db.durable_seqno < first
+        second = db.put(b"b", b"1", durability="commit")
+        assert db.durable_seqno == second
+
+
+def test_a_checkpoint_comes_by_log_bytes(tmp_path: Path) -> None:
+    with kvwal.open(tmp_path / "a.kv", **TINY) as db:
+        db.update({b"%04d" % number: b"v" * 100 for number in range(300)})
+        wait_until(lambda: db.stats().checkpoint_seqno == db.last_seqno, "the checkpoint")
+
+
+def test_a_checkpoint_comes_by_age(tmp_path: Path) -> None:
+    with kvwal.open(tmp_path / "a.kv", checkpoint_interval_s=0.05) as db:
+        db[b"a"] = b"1"
+        wait_until(lambda: db.stats().checkpoint_seqno == db.last_seqno, "the checkpoint")
+
+
+def test_an_idle_log_says_that_its_last_commit_is_durable(tmp_path: Path) -> None:
+    """So that damage to the very last commit is told from a torn tail."""
+    path = tmp_path / "a.kv"
+    with kvwal.open(path) as db:
+        db[b"a"] = b"acknowledged"
+        # The mark follows the record; it is there once the file holds a second marker behind the first.
+        segment = max(path.glob("*.log"))
+
+        def marks() -> int:
+            data = segment.read_bytes()
+            start = data.index(b"acknowledged")
+            return data[start - 60 : start + 200].count(data[4096:4100])
+
+        wait_until(lambda: marks() >= 2, "the mark")
+        copy = tmp_path / "copy.kv"
+        copy.mkdir()
+        for entry in path.iterdir():
+            (copy / entry.name).write_bytes(entry.read_bytes())
+    data = bytearray((copy / segment.name).read_bytes())
+    data[data.index(b"acknowledged")] ^= 1
+    (copy / segment.name).write_bytes(data)
+    with pytest.raises(kvwal.CorruptionError):
+        kvwal.open(copy)
+
+
+@pytest.mark.parametrize("background", [False, True])
+def test_a_forgotten_store_is_collected_and_lets_go_of_its_lock(tmp_path: Path, background: bool) -> None:
+    path = tmp_path / "a.kv"
+    threads = threading.active_count()
+    descriptors = len(os.listdir("/proc/self/fd")) if sys.platform == "linux" else 0
+
+    def forget() -> None:
+        db = kvwal.open(path, background=background)
+        db[b"a"] = b"1"
+
+    with pytest.warns(ResourceWarning, match="never closed"):
+        forget()  # The last reference goes with its frame.
+    wait_until(lambda: threading.active_count() == threads, "the end of the thread")
+    if descriptors:
+        wait_until(lambda: len(os.listdir("/proc/self/fd")) <= descriptors, "the closing of the files")
+    with kvwal.open(path) as db:
+        assert db[b"a"] == b"1"
+
+
+@pytest.mark.parametrize("kind", ["snapshot", "transaction", "iterator"])
+def test_a_store_is_not_given_away_while_somebody_uses_a_part_of_it(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "a.kv"
+
+    def part() -> Any:
+        db = kvwal.open(path)
+        db.update({b"%04d" % number: b"v" for number in range(500)})
+        return {"snapshot": db.snapshot, "transaction": db.transaction, "iterator": db.scan}[kind]()
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)
+        held = part()
+        gc.collect()
+        with pytest.raises(LockedError):
+            kvwal.open(path)
+        if kind == "transaction":
+            held[b"late"] = b"1"
+            held.commit()
+        else:
+            assert len(list(held)) == 500
+        del held
+        gc.collect()
+
+        def free() -> bool:
+            try:
+                kvwal.open(path).close()
+            except LockedError:
+                return False
+            return True
+
+        wait_until(free, "the lock")
+    with kvwal.open(path) as db:
+        assert (b"late" in db) == (kind == "transaction")
+
+
+def test_a_held_snapshot_is_shown_as_a_pin_and_goes_when_it_is_dropped(tmp_path: Path) -> None:
+    with kvwal.open(tmp_path / "a.kv", background=False) as db:
+        db[b"a"] = b"1"
+        snapshot = db.snapshot()
+        iterator = db.scan()
+        next(iterator)
+        txn = db.transaction()
+        assert sorted(pin.purpose for pin in db.pins()) == ["scan", "snapshot", "transaction"]
+        assert all(pin.thread_name == threading.current_thread().name for pin in db.pins())
+        del snapshot, iterator, txn
+        gc.collect()
+        assert db.pins() == []
+
+
+# -- processes ------------------------------------------------------------------------------------
+
+
+def run(script: str, path: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-W", "error::ResourceWarning", "-c", script, str(path)],
+        capture_output=True,
+        text=True,
+        timeout=DEADLINE_S,
+        check=False,
+    )
+
+
+def test_a_process_exits_while_a_store_is_open_and_nothing_is_lost(tmp_path: Path) -> None:
+    done = run("import kvwal, sys; db = kvwal.open(sys.argv[1], durability='os'); db[b'a'] = b'1'", tmp_path / "a.kv")
+    assert (done.returncode, done.stderr) == (0, "")
+    with kvwal.open(tmp_path / "a.kv") as db:
+        assert db[b"a"] == b"1"
+        assert db.recovery.row == "closed"
+
+
+def test_a_process_exits_while_another_thread_writes(tmp_path: Path) -> None:
+    script = """
+import kvwal, sys, threading
+db = kvwal.open(sys.argv[1])
+began = threading.Event()
+def write():
+    number = 0
+    while True:
+        try:
+            db[b"%d" % number] = b"v"
+        except kvwal.ClosedError:
+            return
+        number += 1
+        began.set()
+threading.Thread(target=write, daemon=True).start()
+began.wait()
+"""
+    done = run(script, tmp_path / "a.kv")
+    assert done.returncode == 0, done.stderr
+    with kvwal.open(tmp_path / "a.kv") as db:
+        assert len(db) == db.last_seqno > 0
+
+
+def test_control_c_anywhere_leaves_a_store_that_goes_on(tmp_path: Path) -> None:
+    """A real signal, at moments that nobody chose; each put is written or not, and what follows works."""
+    if threading.current_thread() is not threading.main_thread():
+        pytest.skip("signals come to the main thread")
+    written = 0
+    with kvwal.open(tmp_path / "a.kv", **{**TINY, "durability": "os"}) as db:
+        for round_number in range(60):
+            number = 0
+            signal.setitimer(signal.ITIMER_REAL, 0.0005 + 0.0007 * (round_number % 7))
+            former = signal.signal(signal.SIGALRM, _interrupt)
+            try:
+                while True:
+                    key = b"%02d.%06d" % (round_number, number)
+                    number += 1
+                    if number % 3:
+                        db[key] = b"v"
+                    else:
+                        with db.transaction() as txn:
+                            txn.get(b"none")
+                            txn[key] = b"v"
+            except KeyboardInterrupt:
+                pass
+            finally:
+                signal.setitimer(signal.ITIMER_REAL, 0)
+                signal.signal(signal.SIGALRM, former)
+            # All but the last were acknowledged.
+            keys = list(db.keys(prefix=b"%02d." % round_number))
+            assert keys == [b"%02d.%06d" % (round_number, n) for n in range(len(keys))]
+            assert len(keys) in (number - 1, number)
+            written += len(keys)
+            assert len(db) == written
+        model = dict(db)
+    with kvwal.open(tmp_path / "a.kv") as db:
+        assert dict(db) == model
+
+
+def _interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
