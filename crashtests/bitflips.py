@@ -178,6 +178,8 @@ def damages(built: Built, random: Random) -> Iterator[Damage]:
         )
     places = [(name, at) for name in built.files() for at in range(len(disk.read(f"{PATH}/{name}")))]
     random.shuffle(places)
+    # Headers and slots first: they are few, and much hangs on them.
+    places.sort(key=lambda place: place[1] % 2048 >= 128 or place[1] > 2 * _BLOCK)
     for name, at in places:
         bit = random.randrange(8)
         yield damage(

@@ -13,6 +13,29 @@ from crashtests.session import Program
 #: Named programs, each about one thing that can go wrong. (options, steps)
 NAMED: Final[dict[str, tuple[dict[str, Any], Program]]] = {
     "first put": ({}, [["put", 1, 100]]),
+    "transactions among others": (
+        {},
+        [
+            ["batch", [[1, 20], [2, 20], [3, 20]]],
+            *[["begin", 0], ["get", 0, 1], ["put", 1, 30], ["set", 0, 9, 5], ["commit", 0]],
+            *[["begin", 0], ["get", 0, 2], ["put", 2, 30], ["get", 0, 2], ["abort", 0]],
+            *[["begin", 1], ["scan", 1, 4, 8], ["put", 5, 30], ["set", 1, 9, 5], ["commit", 1]],
+            *[["begin", 2], ["scan", 2, 1, 3], ["range", 2, 3], ["set", 2, 9, 5], ["commit", 2]],
+            *[["begin", 2], ["get", 2, 1], ["put", 7, 30], ["set", 2, 9, 5], ["commit", 2]],
+        ],
+    ),
+    "snapshots of large values": (
+        {},
+        [
+            ["batch", [[n, 4000] for n in range(3)]],
+            *[["checkpoint"], ["pin", 0], ["put", 0, 4100], ["checkpoint"], ["put", 1, 4200], ["checkpoint"]],
+            *[["put", 2, 4300], ["checkpoint"], ["put", 0, 4400], ["checkpoint"], ["pinned", 0]],
+        ],
+    ),
+    "tombstones among many": (
+        {},
+        [["batch", [[n, 10] for n in range(60)]], ["checkpoint"], ["del", 30], ["checkpoint"], ["look"]],
+    ),
     "three puts": ({}, [["put", 1, 100], ["put", 2, 400], ["put", 1, 20]]),
     "puts across sectors": ({}, [["put", 1, 450], ["put", 2, 450], ["put", 3, 1100]]),
     "a tail that no flush covered": (
@@ -71,17 +94,6 @@ NAMED: Final[dict[str, tuple[dict[str, Any], Program]]] = {
     "transactions": (
         {},
         [["put", 1, 50], ["put", 2, 50], ["move", 1, 2], ["begin", 0], ["get", 0, 1], ["set", 0, 3, 70], ["commit", 0]],
-    ),
-    "transactions among others": (
-        {},
-        [
-            ["batch", [[1, 20], [2, 20], [3, 20]]],
-            *[["begin", 0], ["get", 0, 1], ["put", 1, 30], ["set", 0, 9, 5], ["commit", 0]],
-            *[["begin", 0], ["get", 0, 2], ["put", 2, 30], ["get", 0, 2], ["abort", 0]],
-            *[["begin", 1], ["scan", 1, 4, 8], ["put", 5, 30], ["set", 1, 9, 5], ["commit", 1]],
-            *[["begin", 2], ["scan", 2, 1, 3], ["range", 2, 3], ["set", 2, 9, 5], ["commit", 2]],
-            *[["begin", 2], ["get", 2, 1], ["put", 7, 30], ["set", 2, 9, 5], ["commit", 2]],
-        ],
     ),
     "a snapshot across checkpoints": (
         {},

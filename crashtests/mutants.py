@@ -1,0 +1,68 @@
+"""The proof of the harness: deliberate defects, each of which it must find within a minute."""
+
+from __future__ import annotations
+
+import importlib
+import re
+import time
+from typing import Any
+
+from crashtests.console import Progress, Result
+from crashtests.mutations import MUTANTS, DoesNotApply, Mutant, applied
+from crashtests.workers import Run
+
+#: A mutant that lives for so long has survived.
+LIMIT_S = 60.0
+
+_MODULES = {
+    "exhaustive": "crashtests.exhaustive",
+    "faults": "crashtests.faults",
+    "bitflips": "crashtests.bitflips",
+    "random": "crashtests.random_programs",
+    "isolation": "crashtests.isolation",
+}
+
+
+def hunt(mutant: Mutant, run: Run) -> Result:
+    """Run the mutant's part until it finds something."""
+    part: Any = importlib.import_module(_MODULES[mutant.part])
+    limited = Run(run.seed, time.monotonic() + LIMIT_S, LIMIT_S, run.jobs, Progress(quiet=True), stop_at_first=True)
+    with applied(mutant):
+        result: Result = part.run(limited)
+    return result
+
+
+def run(run: Run) -> Result:
+    """Run all of them, whatever the time: a mutant that was not tried proves nothing."""
+    started_s = time.monotonic()
+    result = Result("mutants")
+    print(f"{'mutant':<62} {'killed by':<11} {'states':>7} {'s':>5}  what it found", flush=True)
+    for number, mutant in enumerate(MUTANTS):
+        elapsed_s = time.monotonic() - started_s
+        run.progress.show("mutants", number / len(MUTANTS), result.states, elapsed_s, len(result.violations))
+        try:
+            found = hunt(mutant, run)
+        except DoesNotApply as error:
+            result.violations.append(f"the mutant {mutant.name!r} does not apply: {error}")
+            continue
+        result.states += found.states
+        result.faults += found.faults
+        killed = bool(found.violations)
+        what = re.sub(r"\s+", " ", found.violations[0])[:100] if killed else ""
+        if not killed:
+            result.violations.append(f"the mutant {mutant.name!r} survived {found.states} states of {mutant.part}")
+        killer = mutant.part if killed else "SURVIVED"
+        run.progress.clear()
+        print(f"{mutant.name:<62} {killer:<11} {found.states:>7} {found.seconds:>5.1f}  {what}", flush=True)
+        result.details.append(
+            {
+                "mutant": mutant.name,
+                "part": mutant.part,
+                "killed": killed,
+                "states": found.states,
+                "seconds": round(found.seconds, 2),
+                "found": what,
+            }
+        )
+    result.seconds = time.monotonic() - started_s
+    return result

@@ -1,0 +1,364 @@
+"""The deliberate defects: what is changed, in which function, and which part of the harness must notice.
+
+Each is an edit of one step of the real code: the text of a function, in which `old` is replaced by `new`. A
+mutant whose text is no longer found does not apply, and that fails the run: then the code has changed, and
+the mutant must follow it.
+"""
+
+from __future__ import annotations
+import __future__
+
+import importlib
+import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import CodeType, FunctionType
+from typing import Any
+
+__all__ = ["MUTANTS", "DoesNotApply", "Edit", "Mutant", "applied"]
+
+
+@dataclass(frozen=True, slots=True)
+class Edit:
+    """In the function at `target` ("module:Class.function"), `old` becomes `new`."""
+
+    target: str
+    old: str
+    new: str
+
+
+@dataclass(frozen=True, slots=True)
+class Mutant:
+    """A defect."""
+
+    name: str
+    #: The part that must kill it.
+    part: str
+    edits: tuple[Edit, ...]
+
+
+class DoesNotApply(Exception):
+    """The code that the mutant changes is not there."""
+
+
+def _function(target: str) -> FunctionType:
+    module_name, _, path = target.partition(":")
+    found: Any = importlib.import_module(module_name)
+    try:
+        for name in path.split("."):
+            found = inspect.getattr_static(found, name)
+    except AttributeError as error:
+        raise DoesNotApply(f"{target} is not there") from error
+    found = inspect.unwrap(getattr(found, "__func__", found))
+    assert isinstance(found, FunctionType)
+    return found
+
+
+def _edited(function: FunctionType, edits: list[Edit]) -> CodeType:
+    try:
+        source = inspect.getsource(function)
+    except OSError as error:
+        raise DoesNotApply(f"{function.__qualname__}: {error}") from error
+    lines = source.splitlines(keepends=True)
+    while lines[0].lstrip().startswith("@"):
+        lines.pop(0)
+    source = "".join(lines)
+    for edit in edits:
+        if source.count(edit.old) < 1:
+            raise DoesNotApply(f"{edit.target} does not contain {edit.old!r}")
+        source = source.replace(edit.old, edit.new)
+    if source.startswith(" "):
+        # A method, as it stands in its class.
+        source = "if True:\n" + source
+    flags = __future__.annotations.compiler_flag
+    code = compile(source, inspect.getsourcefile(function) or "<mutant>", "exec", flags=flags, dont_inherit=True)
+    return next(
+        constant
+        for constant in code.co_consts
+        if isinstance(constant, CodeType) and constant.co_name == function.__code__.co_name
+    )
+
+
+@contextmanager
+def applied(mutant: Mutant) -> Iterator[None]:
+    """The code with the defect in it. Raises DoesNotApply."""
+    by_function: dict[FunctionType, list[Edit]] = {}
+    for edit in mutant.edits:
+        by_function.setdefault(_function(edit.target), []).append(edit)
+    codes = {function: _edited(function, edits) for function, edits in by_function.items()}
+    before = {function: function.__code__ for function in codes}
+    try:
+        for function, code in codes.items():
+            function.__code__ = code
+        yield
+    finally:
+        for function, code in before.items():
+            function.__code__ = code
+
+
+def _mutant(name: str, part: str, *edits: tuple[str, str, str]) -> Mutant:
+    return Mutant(name, part, tuple(Edit(*edit) for edit in edits))
+
+
+_WRITER = "kvwal.log.writer:LogWriter."
+_MAKER = "kvwal.log.maker:SegmentMaker."
+_PAGES = "kvwal.pages.pagefile:PageFile."
+
+MUTANTS: tuple[Mutant, ...] = (
+    # --- the commit ---
+    _mutant("acknowledge before the sync", "exhaustive", (_WRITER + "sync", "self._file.datasync()", "pass")),
+    _mutant(
+        "publish before durable",
+        "exhaustive",
+        (
+            "kvwal.commit:CommitPipeline.put",
+            "            if sync:\n                log.sync()\n",
+            "            self._publish_put(seqno, key, value, 0)\n            if sync:\n                log.sync()\n",
+        ),
+    ),
+    _mutant(
+        "a failed fsync is tried again and believed",
+        "faults",
+        (
+            _WRITER + "sync",
+            "self._failure = error\n                self._limit = -1\n"
+            "                raise _poisoned(error) from error",
+            "self._file.datasync()",
+        ),
+    ),
+    _mutant(
+        "after a failed write the log goes on",
+        "faults",
+        (_WRITER + "append_put", "self._failure = error\n            self._limit = -1\n", "pass\n"),
+        (_WRITER + "_write", "self._failure = error\n            self._limit = -1\n", "pass\n"),
+    ),
+    _mutant(
+        "the watermark is one too high",
+        "exhaustive",
+        (_WRITER + "append_put", "seqno, self.durable_seqno, now_us", "seqno, self.durable_seqno + 1, now_us"),
+    ),
+    _mutant(
+        "the watermark counts what was only written",
+        "exhaustive",
+        (_WRITER + "append_put", "seqno, self.durable_seqno, now_us", "seqno, self.last_seqno, now_us"),
+    ),
+    _mutant(
+        "read keys are not validated",
+        "exhaustive",
+        ("kvwal.conflict:History.conflict", "if seqno is not None and seqno > since:", "if False:"),
+    ),
+    _mutant(
+        "range reads are not validated",
+        "exhaustive",
+        ("kvwal.conflict:History.conflict", "        if ranges:\n", "        if False:\n"),
+    ),
+    _mutant(
+        "a transaction reads the newest rows",
+        "exhaustive",
+        ("kvwal.transaction:Transaction.get", "value is MISSING or present.horizon != self._seqno", "value is MISSING"),
+    ),
+    # --- segments ---
+    _mutant(
+        "the directory is not flushed after a new segment",
+        "exhaustive",
+        (_MAKER + "make", "self._files.sync_directory(self._directory)", "pass"),
+    ),
+    _mutant(
+        "a segment gets its name before it is on disk",
+        "exhaustive",
+        (_MAKER + "make", "file.sync() if spare is None else file.datasync()", "pass"),
+    ),
+    _mutant(
+        "a new segment before the old one is flushed",
+        "exhaustive",
+        (_WRITER + "_roll", "self.sync()", "self.durable_seqno = self.last_seqno"),
+    ),
+    _mutant(
+        "the successor slot is never written",
+        "bitflips",
+        (_MAKER + "write_slot", "file.pwrite(encode_slot(header.salt, next_seqno), SLOT_OFFSET)", "pass"),
+    ),
+    _mutant(
+        "a closed segment is cut before its last record is on disk",
+        "exhaustive",
+        (_WRITER + "_seal", "file.datasync()\n", "pass\n"),
+    ),
+    _mutant(
+        "segments are retired newest first",
+        "exhaustive",
+        (_WRITER + "retire", "for segment in segments[:n]:", "for segment in reversed(segments[:n]):"),
+    ),
+    _mutant(
+        "removals are not flushed one by one",
+        "exhaustive",
+        (_WRITER + "_remove", "self._files.sync_directory(self._directory)", "pass"),
+    ),
+    # --- reading the log ---
+    _mutant(
+        "the CRC of a record is ignored",
+        "exhaustive",
+        ("kvwal.log.segment:walk", "if crc32c(rest, (seed + pos) & 0xFFFFFFFF) != crc:", "if False:"),
+    ),
+    _mutant(
+        "damage below the watermark is a torn tail",
+        "bitflips",
+        (
+            "kvwal.log.tail:judge",
+            "for row, verdict, applies in TAIL_TABLE if applies(evidence)",
+            "for row, verdict, applies in TAIL_TABLE if applies(evidence)\n"
+            "        and row is not TailRow.DAMAGE_BELOW_WATERMARK",
+        ),
+    ),
+    _mutant(
+        "a hole in a middle segment is passed over",
+        "bitflips",
+        (
+            "kvwal.log.tail:judge",
+            "for row, verdict, applies in TAIL_TABLE if applies(evidence)",
+            "for row, verdict, applies in TAIL_TABLE if applies(evidence) and row not in (\n"
+            "            TailRow.DAMAGE_BEFORE_LATER_SEGMENT, TailRow.TRUNCATED_BEFORE_LATER_SEGMENT,\n"
+            "            TailRow.DAMAGE_BELOW_WATERMARK, TailRow.TRUNCATED_SEGMENT,\n        )",
+        ),
+    ),
+    _mutant(
+        "a truncated newest segment is a clean end",
+        "bitflips",
+        (
+            "kvwal.log.tail:judge",
+            "for row, verdict, applies in TAIL_TABLE if applies(evidence)",
+            "for row, verdict, applies in TAIL_TABLE if applies(evidence)\n"
+            "        and row is not TailRow.TRUNCATED_SEGMENT",
+        ),
+    ),
+    _mutant(
+        "a missing newest segment is not missed",
+        "bitflips",
+        (
+            "kvwal.log.tail:judge",
+            "for row, verdict, applies in LINK_TABLE if applies(evidence)",
+            "for row, verdict, applies in LINK_TABLE if applies(evidence)\n"
+            "        and row is not TailRow.MISSING_NEWEST_SEGMENT",
+        ),
+    ),
+    _mutant(
+        "a read error is the end of the log",
+        "faults",
+        (
+            "kvwal.log.segment:walk",
+            '        chunk = file.pread(min(_CHUNK_BYTES, limit - base), base) if base < limit else b""\n',
+            "        try:\n            chunk = file.pread(min(_CHUNK_BYTES, limit - base), base)\n"
+            '        except OSError:\n            chunk, limit = b"", base\n',
+        ),
+    ),
+    _mutant(
+        "what a newer segment supersedes is read",
+        "exhaustive",
+        (
+            "kvwal.log.reader:LogReader._records",
+            "until = chain[i + 1].first_seqno - 1 if i + 1 < len(chain) else None",
+            "until = None",
+        ),
+    ),
+    # --- recovery ---
+    _mutant(
+        "a transaction is recovered in part",
+        "exhaustive",
+        (
+            "kvwal.recovery:_replay",
+            "present.publish(record.seqno, record.batch(), record.size)",
+            "batch = record.batch()\n    if len(batch.writes) > 1:\n        batch.writes.popitem()\n"
+            "    present.publish(record.seqno, batch, record.size)",
+        ),
+    ),
+    _mutant(
+        "recovery believes what may be in the page cache only",
+        "exhaustive",
+        (
+            _WRITER + "resume",
+            "log.last_seqno = log.durable_seqno = end.watermark",
+            "log.last_seqno = log.durable_seqno = end.last_seqno",
+        ),
+        (_WRITER + "resume", "if not end.clean:", "if not end.clean and end.last_seqno == end.watermark:"),
+    ),
+    _mutant(
+        "recovery does not flush the directory",
+        "exhaustive",
+        (_WRITER + "resume", "files.sync_directory(directory)", "pass"),
+    ),
+    _mutant(
+        "the store's own directory is not flushed into its parent",
+        "exhaustive",
+        ("kvwal.recovery:_create_if_missing", "files.sync_directory(files.parent(path))", "pass"),
+    ),
+    # --- pages ---
+    _mutant(
+        "the meta is flipped before the pages are on disk",
+        "exhaustive",
+        (_PAGES + "_build", "self._file.sync()", "pass"),
+        (_PAGES + "_build", "self._file.datasync()", "pass"),
+    ),
+    _mutant(
+        "the log is removed before the meta is on disk",
+        "exhaustive",
+        (
+            _PAGES + "checkpoint",
+            "meta.generation % 2 * PAGE_SIZE)\n            self._file.datasync()",
+            "meta.generation % 2 * PAGE_SIZE)",
+        ),
+    ),
+    _mutant(
+        "a freed page is reused one generation early",
+        "exhaustive",
+        (_PAGES + "_build", "{old.generation, old.generation - 1, *self.pinned()}", "{old.generation, *self.pinned()}"),
+    ),
+    _mutant(
+        "pages of a pinned generation are reused",
+        "exhaustive",
+        (
+            _PAGES + "_build",
+            "{old.generation, old.generation - 1, *self.pinned()}",
+            "{old.generation, old.generation - 1}",
+        ),
+    ),
+    _mutant(
+        "the log of the older generation is removed",
+        "exhaustive",
+        ("kvwal.checkpoint:Checkpointer._retire", "Seqno(older.seqno + 1)", "Seqno(self._pages.meta.seqno + 1)"),
+    ),
+    _mutant(
+        "the pages hold commits that the log does not",
+        "exhaustive",
+        ("kvwal.checkpoint:Checkpointer._flush_log", "self._pipeline.sync()", "pass"),
+    ),
+    _mutant(
+        "the checkpoint's seqno is one too high",
+        "exhaustive",
+        ("kvwal.checkpoint:Checkpointer._checkpoint", "seqno=memtable.last_seqno,", "seqno=memtable.last_seqno + 1,"),
+    ),
+    _mutant(
+        "a tombstone is lost in a merge",
+        "exhaustive",
+        ("kvwal.pages.updates:merged", "del keys[at], values[at]", "pass"),
+    ),
+    _mutant(
+        "the CRC of a page is ignored",
+        "bitflips",
+        ("kvwal.pages.pager:Pager.read", "len(raw) != size or crc32c(raw, page) != crc", "len(raw) != size"),
+        ("kvwal.pages.pager:Pager.leaf", "len(raw) != size or crc32c(raw, page) != crc", "len(raw) != size"),
+    ),
+    _mutant(
+        "the CRC of a meta slot is ignored",
+        "bitflips",
+        (
+            "kvwal.pages.meta:decode_meta",
+            "crc32c(raw[: size - 4]) != _CRC.unpack_from(raw, size - 4)[0]",
+            "False",
+        ),
+    ),
+    _mutant(
+        "a new page file gets its name before it is on disk",
+        "exhaustive",
+        (_PAGES + "create", "file.sync()", "pass"),
+    ),
+)
