@@ -156,7 +156,7 @@ class CommitRequest:
 class _Job:
     """A group being worked on: everything needed to go on after an interruption."""
 
-    __slots__ = ("accepted", "began", "durable", "first", "group", "published", "target", "validated")
+    __slots__ = ("accepted", "began", "durable", "first", "fitting", "group", "published", "target", "validated")
 
     def __init__(self, group: Sequence[CommitRequest]) -> None:
         self.group = group
@@ -167,6 +167,8 @@ class _Job:
         #: From here on the records may be on disk.
         self.began = False
         self.durable = False
+        #: After the disk was found full: members that are still to be written one by one.
+        self.fitting: list[CommitRequest] | None = None
         self.published = 0
 
 
@@ -383,11 +385,14 @@ class CommitPipeline:
         if not job.validated:
             self._validate(job)
         log = self._log
-        if job.accepted and not job.durable:
+        if (job.accepted or job.fitting is not None) and not job.durable:
             try:
-                self._write(job, log)
+                if job.fitting is None:
+                    self._write(job, log)
             except DiskFullError as error:
-                self._write_what_fits(job, log, error)
+                self._refuse_puts(job, error)
+            if job.fitting is not None:
+                self._write_what_fits(job, job.fitting, log)
         elif not job.durable and any(member.sync for member in job.group):
             log.sync()
             job.durable = True
@@ -447,21 +452,29 @@ class CommitPipeline:
                 log.sync()
         job.durable = True
 
-    def _write_what_fits(self, job: _Job, log: Log, error: DiskFullError) -> None:
+    def _refuse_puts(self, job: _Job, error: DiskFullError) -> None:
         """No room for the group. Members that only delete make room: they may use the reserve."""
         self._present.short_of_space = self._present.attention = True
         deleting = [m for m in job.accepted if not any(v is not None for v in m.batch.writes.values())]
         for member in job.accepted:
             if member not in deleting:
                 member.error = error
-        job.accepted = []
-        for member in deleting:
-            try:
-                self._append_small(member, log)
-            except DiskFullError as full:
-                member.error = full
-            else:
-                job.accepted.append(member)
+        job.accepted, job.fitting = [], deleting
+
+    def _write_what_fits(self, job: _Job, fitting: list[CommitRequest], log: Log) -> None:
+        """Write the members that are left, one by one. May be entered again, so each is done before it is taken off."""
+        while fitting:
+            member = fitting[0]
+            if job.accepted[-1:] != [member] and member.error is None:
+                try:
+                    # After an interruption the append may have been finished: then the log has counted it.
+                    if log.last_seqno < job.first + len(job.accepted):
+                        self._append_small(member, log)
+                except DiskFullError as full:
+                    member.error = full
+                else:
+                    job.accepted.append(member)
+            del fitting[0]
         job.target = job.first + len(job.accepted) - 1
         if any(member.sync for member in job.group):
             log.sync()
@@ -589,12 +602,13 @@ def _say(error: BaseException, seqno: int) -> None:
 
 
 def _disk_failure(error: BaseException) -> BaseException | None:
-    """The failure of the disk behind an exception, if there is one: then nothing may be tried again."""
-    seen: BaseException | None = error
-    while seen is not None:
-        if isinstance(seen, EnvironmentFailure | OSError) and not isinstance(seen, InterruptedError):
-            return seen
-        seen = seen.__context__
+    """The exception, if it is a failure of the disk: then nothing may be tried again.
+
+    What is looked at is the exception alone, never what it was raised in the handling of: that may be the caller's own
+    business. A log that failed refuses to try again by itself, so nothing is lost by asking it.
+    """
+    if isinstance(error, EnvironmentFailure | OSError) and not isinstance(error, InterruptedError):
+        return error
     return None
 
 

@@ -203,6 +203,15 @@ class Transaction(OrderedMapping, MutableMapping[bytes, bytes]):
         """Remove every key when the transaction commits."""
         self._writable().delete_range()
 
+    def popitem(self) -> tuple[bytes, bytes]:
+        """Remove the pair with the largest key, as `Store.popitem` does, and return it; KeyError if there is none."""
+        batch = self._writable()
+        pair = self.last()
+        if pair is None:
+            raise KeyError("popitem(): the store is empty")
+        batch.delete(pair[0])
+        return pair
+
     # -- ending -------------------------------------------------------------------------------
 
     def commit(self) -> Seqno | None:

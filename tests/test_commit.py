@@ -237,6 +237,48 @@ def _interrupted_at(step: int, function: Callable[[], object]) -> bool:
     return False
 
 
+@pytest.mark.parametrize("sync", [False, True])
+def test_an_interruption_anywhere_on_a_full_disk_leaves_each_delete_written_or_not(sync: bool) -> None:
+    for step in range(1, 600):
+        pipeline, log, present = make()
+        put(pipeline, b"a", b"1", sync=sync)
+        put(pipeline, b"b", b"1", sync=sync)
+        requests = []
+        for key in (b"a", b"b"):
+            batch = WriteBatch()
+            batch.delete(key)
+            requests.append(CommitRequest(batch, sync=sync))
+        company = [requests[1], put_request(b"c", b"1", sync=sync)]
+        log.fail_append = [DiskFullError("full")]
+        interrupted = _interrupted_at(step, lambda r=requests[0], c=company: pipeline.commit(r, company=c))
+        log.fail_append = []
+        content = log.content()
+        assert len(log.bodies) == log.last_seqno == present.seqno, step
+        for key, request in zip((b"a", b"b"), requests, strict=True):
+            assert (present.rows.get(key) is None) == (key not in content), step
+            if request.done and request.error is None and request.seqno:
+                assert key not in content, f"acknowledged and not written, at step {step}"
+        # An interrupted append of the whole group is tried again, and may then find room.
+        assert (b"c" in content) == (present.rows.get(b"c") is not None), step
+        put(pipeline, b"after", b"1", sync=sync)
+        assert not pipeline._baton, step
+        if not interrupted:
+            assert content == {}
+            return
+    raise AssertionError("the commit has more places than were tried")
+
+
+@pytest.mark.parametrize("way", ["put", "commit", "company"])
+@pytest.mark.parametrize("sync", [False, True])
+def test_an_interruption_while_the_caller_handles_a_failure_of_its_own_is_no_failure_of_the_disk(
+    way: str, sync: bool
+) -> None:
+    try:
+        raise OSError(errno.EIO, "the caller's own file")
+    except OSError:
+        test_an_interruption_anywhere_leaves_a_commit_written_or_not(way, sync)
+
+
 @pytest.mark.parametrize("way", ["put", "commit", "company"])
 @pytest.mark.parametrize("sync", [False, True])
 def test_an_interruption_anywhere_leaves_a_commit_written_or_not(way: str, sync: bool) -> None:
