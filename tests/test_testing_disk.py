@@ -292,6 +292,18 @@ def test_a_failed_sync_drops_the_data_and_a_second_sync_does_not_bring_it_back()
     assert outcomes(disk) == {b"c"}
 
 
+def test_a_size_that_a_failed_sync_dropped_comes_back_with_data_that_needs_it():
+    disk = SimulatedDisk()
+    file = make(disk)
+    file.pwrite(b"ab", 0)
+    disk.fail("fsync")
+    with pytest.raises(OSError, match="EIO"):
+        file.datasync()
+    file.pwrite(b"B", 1)
+    file.datasync()
+    assert outcomes(disk) == {b"\0B"}
+
+
 def test_a_failed_sync_may_have_done_all_the_same():
     disk = SimulatedDisk()
     file = make(disk, data=b"a")

@@ -209,8 +209,9 @@ class Inode:
         if not data:
             return
         end = offset + len(data)
-        if end > self.size:
-            self.size = end
+        if end > self.size or (self.diverged and end > self.medium_size):
+            # The second: a size that a failed sync dropped comes back with data that needs it.
+            self.size = max(self.size, end)
             self.pending.append(Resize(operation, end, False))
         write_pages(self.changed_pages(), offset, data)
         if lands_at != offset:
