@@ -349,13 +349,14 @@ class Present:
             return
         view.released = True
         self._released.append(view)
-        # Garbage collection can call this inside our own critical section: never wait for the lock here. Whoever
-        # holds it, or takes it next, finds the view in the queue.
-        if self.lock.acquire(blocking=False):
-            try:
+        # Garbage collection can call this inside our own critical section, and then waiting would be for ever; whoever
+        # holds the lock, or takes it next, finds the view in the queue. If it is free now, this thread does not hold
+        # it, and waiting for another that takes it in between is a matter of microseconds. (Not acquire without
+        # blocking and then try: a signal handler that raises between the two would leave the lock held for ever. The
+        # interpreter runs no handler between taking a lock and entering its `with` block.)
+        if not self.lock.locked():
+            with self.lock:
                 self._drain()
-            finally:
-                self.lock.release()
 
     def _drain(self) -> None:
         # Requires: lock.
