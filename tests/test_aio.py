@@ -587,6 +587,7 @@ def test_reads_through_one_transaction_may_be_gathered(tmp_path: Path) -> None:
         async with kvwal.aio.open(tmp_path / "s") as db, db.transaction() as txn:
             found = await asyncio.gather(*(txn.get(b"%06d" % number) for number in range(0, 5000, 50)))
             assert found == [b"%d" % number for number in range(0, 5000, 50)]
+            assert [pin.purpose for pin in await db.pins()] == ["transaction"], "it still holds its moment"
             reads = asyncio.gather(*(txn.get(b"%06d" % number) for number in range(25, 5000, 50)))
             await asyncio.sleep(0)
             txn.abort()
@@ -914,6 +915,27 @@ def test_no_more_bytes_are_pending_than_allowed(tmp_path: Path) -> None:
             await asyncio.gather(*tasks, large, small)
             assert large.result() == small.result() - 1, "more than the limit goes alone, in its turn"
             assert db.pending_commits == 0
+
+    run(main())
+
+
+def test_one_that_gives_up_its_turn_lets_in_those_behind_it(tmp_path: Path) -> None:
+    async def main() -> None:
+        opening, gate = gated(tmp_path, max_pending_bytes=10_000)
+        async with opening as db:
+            gate.close()
+            first = asyncio.ensure_future(db.put(b"first", bytes(8_000)))
+            await gate.reached()
+            large = asyncio.ensure_future(db.put(b"large", bytes(5_000)))
+            await ready()
+            small = asyncio.ensure_future(db.put(b"small", bytes(100)))
+            await ready()
+            assert db.pending_commits == 1
+            large.cancel()
+            await ready()
+            assert db.pending_commits == 2
+            gate.open()
+            await asyncio.gather(first, small)
 
     run(main())
 
