@@ -23,7 +23,7 @@ Rules:
 
 What was tried: a future of `call_soon_threadsafe` for each commit (a write to the loop's wake-up pipe each, 5 us),
 and a thread pool (two thread switches for each commit, 30 us and more). Without a gain: an awaitable of our own that
-runs the task's next step directly instead of through `call_soon` (0.3 us of 9), and `put` without a coroutine of its own.
+runs the task's next step directly instead of through `call_soon` (0.3 us of 9), and `put` without its own coroutine.
 """
 
 from __future__ import annotations
