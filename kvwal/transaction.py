@@ -275,7 +275,9 @@ class Transaction(OrderedMapping, MutableMapping[bytes, bytes]):
             self.commit()
 
     def __del__(self) -> None:
-        self.abort()
+        # Interrupted while it was made, it may have no view yet.
+        if getattr(self, "_view", None) is not None:
+            self.abort()
 
     def __repr__(self) -> str:
         state = "open" if self._view is not None else "over"
