@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from queue import Empty, SimpleQueue
 from typing import Final
 
 from kvwal.batch import Seqno
@@ -293,7 +294,9 @@ class Background:
         # Whether compacting may help: until it did not, and then again after a checkpoint.
         self._may_compact = True
         self._then: Callable[[], None] | None = None
-        self._wake = threading.Event()
+        # Not an Event: that is Python code over a lock, which a signal handler that raises in the thread that wakes us
+        # can leave held for ever, and which a finalizer may find held by its own thread. Putting is one C call.
+        self._bell: SimpleQueue[None] = SimpleQueue()
         self._seen_seqno = log.last_seqno
         self._synced_s = options.files.monotonic_s()
         #: The last failure of this thread's work; a commit or `Store.checkpoint` meets it again and raises it.
@@ -306,7 +309,7 @@ class Background:
 
     def wake(self) -> None:
         """There is work."""
-        self._wake.set()
+        self._bell.put(None)
 
     def stop(self, *, wait: bool = True, then: Callable[[], None] | None = None) -> None:
         """Let the thread end; a checkpoint under way is finished first. `then` is called after it."""
@@ -316,7 +319,7 @@ class Background:
             if then is not None:
                 then()
             return
-        self._wake.set()
+        self._bell.put(None)
         if wait and self._thread is not threading.current_thread():
             self._thread.join()
 
@@ -333,7 +336,6 @@ class Background:
 
     def _work_until_stopped(self) -> None:
         while not self._stopping:
-            self._wake.clear()
             try:
                 quiet = self._work()
             except (OSError, Error) as error:
@@ -344,7 +346,17 @@ class Background:
             if quiet:
                 self._doze()
             else:
-                self._wake.wait(self._tick_s)
+                self._rung(self._tick_s)
+
+    def _rung(self, timeout_s: float | None) -> bool:
+        """Wait for the bell, however often it was rung; False if it was not."""
+        try:
+            self._bell.get(timeout=timeout_s)
+        except Empty:
+            return False
+        while not self._bell.empty():
+            self._bell.get_nowait()
+        return True
 
     def _doze(self) -> None:
         self._present.attention = True
@@ -352,14 +364,14 @@ class Background:
             return
         # A commit between the last look and the line above did not see that it should wake us.
         if self._log.last_seqno != self._seen_seqno or (self._checkpointer.is_due() and self.failure is None):
-            self._wake.wait(self._tick_s)
+            self._rung(self._tick_s)
             return
         waiting = not self._present.levels.memtable.is_empty()
         # No longer than can be waited for: "never" may well be written as infinity.
         timeout_s = min(self._options.checkpoint_interval_s, threading.TIMEOUT_MAX) if waiting else None
         if self._may_compact and self._checkpointer.is_sparse():
             timeout_s = min(_IDLE_S, timeout_s or _IDLE_S)
-        if not self._wake.wait(timeout_s):
+        if not self._rung(timeout_s):
             self._compact_if_idle()
 
     def _compact_if_idle(self) -> None:

@@ -592,8 +592,11 @@ def _wake(member: CommitRequest) -> None:
 
 def _open(gate: threading.Lock) -> None:
     # Opening twice is harmless, and after an interruption nobody knows whether it was done.
-    if gate.locked():
+    try:
         gate.release()
+    except RuntimeError:
+        # It was open, or another thread has opened it just now.
+        return
 
 
 def _say(error: BaseException, seqno: int) -> None:

@@ -94,7 +94,9 @@ class Present:
         self.attention = False
         #: Set, with `attention`, when a commit met a full disk: the next one is to reclaim what deletes have freed.
         self.short_of_space = False
-        self._relief = threading.Event()
+        # Gates of those who wait for a checkpoint to end. (No Event: a signal handler that raises in one that waits
+        # could leave the lock inside of it held.)
+        self._relief: deque[threading.Lock] = deque()
         self._pages = pages
         self.lock = threading.Lock()
         self.rows: dict[bytes, Value] = {}
@@ -404,13 +406,18 @@ class Present:
 
     def await_relief(self, timeout_s: float) -> None:
         """Wait until a checkpoint ended, one way or the other."""
-        self._relief.clear()
+        gate = threading.Lock()
+        gate.acquire()
+        self._relief.append(gate)
+        # Looked at after the gate is there for all to open: a checkpoint that ended before is seen here.
         if self.is_stalled():
-            self._relief.wait(timeout_s)
+            gate.acquire(timeout=timeout_s)
 
     def relieved(self) -> None:
         """A checkpoint ended."""
-        self._relief.set()
+        while self._relief:
+            # Nobody else opens it: who takes it out of the queue has it alone.
+            self._relief.popleft().release()
 
     # -- freezing and settling ----------------------------------------------------------------
 
