@@ -22,6 +22,7 @@ PARTS: dict[str, tuple[str, float]] = {
     "processes": ("crashtests.processes", 0.06),
     "filesystems": ("crashtests.filesystems", 0.03),
     "isolation": ("crashtests.isolation", 0.05),
+    "histories": ("crashtests.histories", 0.05),
     "mutants": ("crashtests.mutants", 0.06),
 }
 
