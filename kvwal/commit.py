@@ -153,6 +153,12 @@ class CommitRequest:
         return batch
 
 
+    @property
+    def only_deletes(self) -> bool:
+        """Whether it puts nothing, so that it may use what is kept for a full disk."""
+        return self.key is None and not any(value is not None for value in self.batch.writes.values())
+
+
 class _Job:
     """A group being worked on: everything needed to go on after an interruption."""
 
@@ -338,7 +344,10 @@ class CommitPipeline:
         job = self._job
         self._job = None
         if job is not None:
-            self._crowd = len(job.group) + len(self._queue)
+            # Threads, that is: those who came in company of another (asyncio's tasks) come back in company.
+            self._crowd = 1 + len(self._queue)
+            for member in job.group:
+                self._crowd += member.gate is not None and member is not request
             for member in job.group:
                 _wake(member)
         if self._baton.get(_BATON) is request:
@@ -455,7 +464,7 @@ class CommitPipeline:
     def _refuse_puts(self, job: _Job, error: DiskFullError) -> None:
         """No room for the group. Members that only delete make room: they may use the reserve."""
         self._present.short_of_space = self._present.attention = True
-        deleting = [m for m in job.accepted if not any(v is not None for v in m.batch.writes.values())]
+        deleting = [member for member in job.accepted if member.only_deletes]
         for member in job.accepted:
             if member not in deleting:
                 member.error = error

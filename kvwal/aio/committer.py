@@ -332,7 +332,7 @@ class Committer:
         if store is None:
             raise ClosedError("the store is closed; open it again with kvwal.aio.open")
         if self._present.attention:
-            store._attend()
+            store._attend(deleting=all(request.only_deletes for request, _ in group.entries))
         if group.entries:
             self._commit([request for request, _ in group.entries])
 
