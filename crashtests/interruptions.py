@@ -99,14 +99,14 @@ def _due(store: Any) -> None:
 #: What is done before (untouched), and what is interrupted.
 WAYS: dict[str, tuple[Act, Act]] = {
     "put": (lambda store: None, lambda store: store.put(b"a", b"new")),
-    "weak put": (lambda store: None, lambda store: store.put(b"a", b"new", durability="os")),
+    "weak-put": (lambda store: None, lambda store: store.put(b"a", b"new", durability="os")),
     "delete": (lambda store: None, lambda store: store.delete(b"a")),
     "range": (lambda store: None, lambda store: store.delete_range(b"a", b"c")),
     "batch": (lambda store: None, _batch),
     "transaction": (lambda store: None, _transaction),
     "pop": (lambda store: None, lambda store: store.pop(b"a")),
     "roll": (_nearly_full, lambda store: store.put(b"a", b"r" * 9000)),
-    "prepared roll": (
+    "prepared-roll": (
         lambda store: (_nearly_full(store), _prepared(store)),
         lambda store: store.put(b"a", b"r" * 9000),
     ),
@@ -280,7 +280,7 @@ def examine(case: Case) -> None:
     raised = places.run(lambda: WAYS[case.way][1](store))
     try:
         # What was not flushed may be lost: all that a weak commit and a failed sync promise.
-        weak = case.way == "weak put" or (case.way == "sync" and raised is not None)
+        weak = case.way == "weak-put" or (case.way == "sync" and raised is not None)
         _judge(disk, store, raised, before, after, number, commits, weak=weak)
     except BaseException as error:
         error.add_note(f"{case.error} at {places.where}, which came out as {raised!r}")
