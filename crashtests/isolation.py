@@ -58,6 +58,18 @@ class _Round:
         self.next_value = 0
 
     def run(self) -> list[str]:
+        threading.excepthook = self._unhandled
+        try:
+            return self._run()
+        finally:
+            threading.excepthook = threading.__excepthook__
+
+    def _unhandled(self, arguments: threading.ExceptHookArgs) -> None:
+        # What threads of a dead process say does not matter.
+        if not (self.dead and isinstance(arguments.exc_value, Error | OSError)):
+            threading.__excepthook__(arguments)
+
+    def _run(self) -> list[str]:
         for life in range(_LIVES):
             self.dead = False
             found: list[SimulatedDisk] = []

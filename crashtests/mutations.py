@@ -158,6 +158,20 @@ MUTANTS: tuple[Mutant, ...] = (
         "exhaustive",
         ("kvwal.transaction:Transaction.get", "value is MISSING or present.horizon != self._seqno", "value is MISSING"),
     ),
+    _mutant(
+        "members of a group are not validated against each other",
+        "isolation",
+        ("kvwal.commit:CommitPipeline._validate", "if conflict is None and group_history is not None:", "if False:"),
+    ),
+    _mutant(
+        "an interrupted commit is forgotten although it is in the log",
+        "isolation",
+        (
+            "kvwal.commit:CommitPipeline._settle_job",
+            "if failure is None and job.began",
+            "if False and job.began",
+        ),
+    ),
     # --- segments ---
     _mutant(
         "the directory is not flushed after a new segment",

@@ -1,0 +1,96 @@
+"""The crash tests themselves work: a small pass of each part, and every mutant still fits the code."""
+
+import pytest
+
+from crashtests import bitflips, faults, isolation
+from crashtests.explorer import Case, Explorer, Limits, Tally
+from crashtests.history import Violation
+from crashtests.mutations import MUTANTS, applied
+from crashtests.programs import NAMED
+from crashtests.session import Session
+from kvwal.testing import SimulatedDisk
+
+SMALL = Limits(choices=8, depth=2, nested_every=8, nested_choices=2)
+
+
+def explore(program, **options):
+    tally = Tally()
+    Explorer(SMALL, tally, seed=1, options=options).explore(program)
+    return tally
+
+
+@pytest.mark.parametrize("name", ["three puts", "a tail that no flush covered", "checkpoints", "killed", "rotation"])
+def test_a_program_stands_every_cut(name):
+    options, program = NAMED[name]
+    tally = explore(program, **options)
+    assert tally.violations == []
+    assert tally.states > 50
+
+
+@pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name)
+def test_every_mutant_still_fits_the_code(mutant):
+    with applied(mutant):
+        pass
+
+
+def test_at_least_twenty_five_mutants_have_names_of_their_own():
+    assert len({mutant.name for mutant in MUTANTS}) == len(MUTANTS) >= 25
+
+
+def test_a_violation_is_found_and_replayed_from_its_text():
+    mutant = next(mutant for mutant in MUTANTS if mutant.name == "a transaction is recovered in part")
+    with applied(mutant):
+        tally = explore([["batch", [[1, 30], [2, 30]]]])
+        _, case = tally.violations[0]
+        assert isinstance(case, Case)
+        replayed = Case.parse(case.text())
+        with pytest.raises(Violation):
+            Explorer(SMALL, Tally(), seed=replayed.seed).replay(replayed)
+    Explorer(SMALL, Tally(), seed=replayed.seed).replay(replayed)
+
+
+def test_the_same_seed_explores_the_same_states():
+    program = NAMED["checkpoints"][1]
+    one, other = explore(program), explore(program)
+    assert (one.states, one.nested, one.points) == (other.states, other.nested, other.points)
+
+
+def test_some_faults_of_each_kind_are_answered_as_the_contract_says():
+    seen = set()
+    for name, operation, way in faults.listed(seed=3):
+        kind = (way.effect, way.error, way.forever, way.after)
+        if kind not in seen:
+            seen.add(kind)
+            faults.FaultCase(name, operation, way).run()
+    assert len(seen) > 20
+
+
+def test_some_damage_of_each_kind_is_answered_with_right_data_or_an_error():
+    seen = {}
+    for built, damage in bitflips.every_damage(seed=3):
+        kind = (damage.closed, damage.text.split(":")[0])
+        seen[kind] = seen.get(kind, 0) + 1
+        if seen[kind] <= 6:
+            bitflips.examine(built, damage)
+        elif kind[1] == "flip":
+            break
+    assert len(seen) >= 12
+
+
+@pytest.mark.parametrize("kind", ["K", "M"])
+def test_an_interrupted_put_is_written_or_not(kind):
+    nth = 1
+    while isolation.interrupt("put", nth, kind):
+        nth += 1
+    assert nth > 10
+
+
+def test_a_round_of_list_appends_has_no_cycle():
+    assert isolation._Round(5).run() == []
+
+
+def test_every_step_of_the_random_programs_exists():
+    session = Session(SimulatedDisk())
+    for _, program in NAMED.values():
+        for step in program:
+            assert hasattr(session, "_do_" + step[0])
