@@ -7,6 +7,7 @@ import errno
 import pytest
 
 import kvwal
+from kvwal.log.index import Index
 from kvwal.testing import SimulatedDisk
 
 
@@ -78,3 +79,41 @@ def test_a_frozen_table_of_nothing_but_a_deleted_range_is_not_forgotten() -> Non
         db.checkpoint()
         assert dict(db) == {}
         assert db.verify().ok
+
+
+def test_an_interruption_right_after_the_flip_stops_checkpoints(monkeypatch: pytest.MonkeyPatch) -> None:
+    # The generation was the new one and the free list the old one's: the next checkpoint wrote over live pages.
+    disk = SimulatedDisk(seed=1)
+    db = _open(disk)
+    for n in range(200):
+        db[b"%03d" % n] = b"x" * 200
+    db.checkpoint()
+    pages = db._pages
+
+    def interrupted() -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(pages, "_cut_file", interrupted)
+        db[b"100"] = b"new"
+        with pytest.raises(KeyboardInterrupt):
+            db.checkpoint()
+    db[b"101"] = b"newer"
+    with pytest.raises(kvwal.PoisonedError):
+        db.checkpoint()
+    content = dict(db)
+    db.close()
+    with _open(disk) as db:
+        assert dict(db) == content
+        db.checkpoint()
+        assert db.verify().ok
+
+
+def test_an_index_entry_that_was_interrupted_is_no_entry() -> None:
+    # Its columns came out of step, and sealing the segment raised struct.error.
+    index = Index()
+    index.add(1, 10, 4096)
+    index.seqnos.append(9)
+    assert index.at_or_before(9) == (1, 10, 4096)
+    index.add(2, 20, 80_000)
+    assert (index.seqnos, index.times, index.offsets) == ([1, 2], [10, 20], [4096, 80_000])

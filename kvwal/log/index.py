@@ -73,6 +73,11 @@ class Index:
 
     def add(self, seqno: int, time_us: int, offset: int) -> None:
         """Append an entry."""
+        # An entry is there once its offset is, which comes last. A signal handler that raised before that left the
+        # other columns longer.
+        n = len(self.offsets)
+        del self.seqnos[n:]
+        del self.times[n:]
         self.seqnos.append(seqno)
         self.times.append(time_us)
         self.offsets.append(offset)
@@ -91,13 +96,14 @@ class Index:
         return self._entry(bisect_right(self.times, time_us) - 1)
 
     def _entry(self, i: int) -> Entry | None:
+        i = min(i, len(self.offsets) - 1)
         return Entry(Seqno(self.seqnos[i]), self.times[i], self.offsets[i]) if i >= 0 else None
 
     def encode(self, header: SegmentHeader) -> bytes:
         """The index file of the segment with this header."""
-        n = len(self.seqnos)
+        n = len(self.offsets)
         head = HEADER.pack(MAGIC, VERSION, 0, header.salt, header.marker, n, header.first_seqno)
-        data = head + struct.pack(f"<{3 * n}Q", *self.seqnos, *self.times, *self.offsets)
+        data = head + struct.pack(f"<{3 * n}Q", *self.seqnos[:n], *self.times[:n], *self.offsets)
         return data + CRC.pack(crc32c(data))
 
     @classmethod

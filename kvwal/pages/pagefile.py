@@ -195,16 +195,18 @@ class PageFile:
         try:
             self._file.pwrite(encode_meta(meta).ljust(PAGE_SIZE, b"\0"), meta.generation % 2 * PAGE_SIZE)
             self._file.datasync()
+            # Still inside: an interruption between here and the end would leave a free list that belongs to the
+            # generation before, and the next checkpoint would write over pages that this one reaches.
+            with self._lock:
+                self.older = old
+                self.meta = meta
+                self._pinnable = self._current()
+            self._free = free
+            self._forget(released)
+            self._cut_file()
         except BaseException as failure:
             self._poisoned = failure
             raise
-        with self._lock:
-            self.older = old
-            self.meta = meta
-            self._pinnable = self._current()
-        self._free = free
-        self._forget(released)
-        self._cut_file()
         return meta
 
     def _settle(self) -> None:
