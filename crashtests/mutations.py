@@ -97,6 +97,23 @@ def applied(mutant: Mutant) -> Iterator[None]:
             function.__code__ = code
 
 
+class Deaf:
+    """A file whose failing reads look like the end of the file."""
+
+    def __init__(self, file: Any) -> None:
+        self._file = file
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._file, name)
+
+    def pread(self, size: int, offset: int) -> bytes:
+        try:
+            data: bytes = self._file.pread(size, offset)
+        except OSError:
+            return b""
+        return data
+
+
 def _mutant(name: str, part: str, *edits: tuple[str, str, str]) -> Mutant:
     return Mutant(name, part, tuple(Edit(*edit) for edit in edits))
 
@@ -259,10 +276,9 @@ MUTANTS: tuple[Mutant, ...] = (
         "a read error is the end of the log",
         "faults",
         (
-            "kvwal.log.segment:walk",
-            '        chunk = file.pread(min(_CHUNK_BYTES, limit - base), base) if base < limit else b""\n',
-            "        try:\n            chunk = file.pread(min(_CHUNK_BYTES, limit - base), base)\n"
-            '        except OSError:\n            chunk, limit = b"", base\n',
+            "kvwal.log.reader:LogReader._read",
+            "file = self._files.open(self._path(segment.name))",
+            "file = __import__('crashtests.mutations').mutations.Deaf(self._files.open(self._path(segment.name)))",
         ),
     ),
     _mutant(

@@ -1,8 +1,11 @@
 """The crash tests themselves work: a small pass of each part, and every mutant still fits the code."""
 
+from pathlib import Path
+
 import pytest
 
 from crashtests import bitflips, faults, isolation
+from crashtests.__main__ import PARTS
 from crashtests.explorer import Case, Explorer, Limits, Tally
 from crashtests.history import Violation
 from crashtests.mutations import MUTANTS, applied
@@ -94,3 +97,17 @@ def test_every_step_of_the_random_programs_exists():
     for _, program in NAMED.values():
         for step in program:
             assert hasattr(session, "_do_" + step[0])
+
+
+def test_the_example_in_the_documentation_runs():
+    text = Path(__file__).parent.parent.joinpath("docs", "crash-testing.md").read_text(encoding="utf-8")
+    example = text.split("```python\n")[1].split("```")[0]
+    namespace = {}
+    exec(example, namespace)
+    namespace["test_payments_survive_every_power_cut"]()
+
+
+def test_the_documentation_names_every_part():
+    text = Path(__file__).parent.parent.joinpath("docs", "crash-testing.md").read_text(encoding="utf-8")
+    for part in PARTS:
+        assert f"| {part} |" in text

@@ -1,6 +1,6 @@
 """For testing programs that use kvwal: a disk in memory whose power can be cut at any instant.
 
-    from kvwal.testing import SimulatedDisk, crash_every
+    from kvwal.testing import crash_every
 
     def program(disk, acknowledged):
         with kvwal.open("/kv", files=disk, background=False) as db:
