@@ -24,6 +24,7 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
 from typing import Final
 
 from kvwal.batch import Seqno, WriteBatch
@@ -101,9 +102,7 @@ class Present:
         self._pages = pages
         self.lock = threading.Lock()
         self.rows: dict[bytes, Value] = {}
-        self._old_rows: dict[bytes, Value] = {}
-        # Two generations of rows live at once, hence half the budget each.
-        self._row_budget = row_bytes // 2
+        self._row_budget = row_bytes
         self._row_bytes = 0
         self.seqno: Seqno = meta.seqno
         self.horizon: Seqno = meta.seqno
@@ -187,22 +186,23 @@ class Present:
         # Every row in a deleted range must change in the same single update as the writes.
         changed: dict[bytes, Value] = {}
         ranges = union_of(batch.ranges)
-        for rows in (self._old_rows, self.rows):
-            # A copy of the keys in one C call: readers may add rows only under the lock, which we hold.
-            changed.update((key, None) for key in rows if any(in_range(key, bounds) for bounds in ranges))
+        # Readers may add rows only under the lock, which we hold.
+        changed.update((key, None) for key in self.rows if any(in_range(key, bounds) for bounds in ranges))
         changed.update(batch.writes)
         return changed
 
     @property
     def row_bytes(self) -> int:
-        """Estimate of the memory of the younger half of the rows."""
+        """Estimate of the memory of the rows."""
         return self._row_bytes
 
     def _turn_rows(self) -> None:
-        # Requires: lock. Those who still hold the former dict read values that were the newest when they took it.
-        self._old_rows = self.rows
-        self.rows = {}
-        self._row_bytes = 0
+        # Requires: lock. The older half goes. (Two dicts, the older one dropped whole, were tried: a set of keys that
+        # is read over and over then has to fit into half of the budget, or every get misses.) Those who still hold
+        # the former dict read values that were the newest when they took it.
+        rows = self.rows
+        self.rows = dict(islice(rows.items(), (len(rows) + 1) // 2, None))
+        self._row_bytes //= 2
 
     # -- point reads --------------------------------------------------------------------------
 
@@ -237,11 +237,9 @@ class Present:
         found: Value | Missing = self.rows.get(key, MISSING)
         if found is not MISSING:
             return found
-        found = self._old_rows.get(key, MISSING)
-        if isinstance(found, Missing):
-            found = self.levels.memtable.get(key)
-            if isinstance(found, Missing) and self.levels.frozen is not None:
-                found = self.levels.frozen.get(key)
+        found = self.levels.memtable.get(key)
+        if isinstance(found, Missing) and self.levels.frozen is not None:
+            found = self.levels.frozen.get(key)
         if not isinstance(found, Missing):
             self._remember(key, found)
         return found
@@ -456,7 +454,6 @@ class Present:
             self._gone = reason
             # A get looks into the rows first: without rows it comes to `read`, which refuses.
             self.rows = {}
-            self._old_rows = {}
             self._row_bytes = 0
 
     def abandon_in_child(self, reason: Callable[[], Exception]) -> None:
