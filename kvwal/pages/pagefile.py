@@ -132,9 +132,12 @@ class PageFile:
     def unpin(self, generation: int) -> None:
         """Take back one `pin`. Its pages are free from the next checkpoint on. Thread-safe."""
         with self._lock:
-            count = self._pins.pop(generation) - 1
+            # Set or deleted, by one step: taken out first and put back, an interruption in between would lose it.
+            count = self._pins[generation] - 1
             if count:
                 self._pins[generation] = count
+            else:
+                del self._pins[generation]
 
     def pinned(self) -> dict[int, int]:
         """How often each generation is pinned."""
