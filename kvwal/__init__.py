@@ -31,10 +31,11 @@ from kvwal.errors import (
     UsageError,
 )
 from kvwal.inspection import Pin, Stats, VerifyReport
+from kvwal.opening import open
 from kvwal.recovery import RecoveryReport
 from kvwal.salvaging import SalvageReport, salvage
 from kvwal.snapshot import Snapshot
-from kvwal.store import Store, open
+from kvwal.store import Store
 from kvwal.transaction import Transaction
 
 __version__ = "0.1.0"

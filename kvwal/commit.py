@@ -33,19 +33,20 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Final, Protocol
 
-from kvwal.batch import MAX_BATCH_BYTES, KeyRange, Seqno, WriteBatch
+from kvwal.batch import Seqno, WriteBatch
 from kvwal.conflict import History
 from kvwal.errors import DiskFullError, EnvironmentFailure, Error, PoisonedError
 from kvwal.files import Buffer
-from kvwal.log import encode_intents, encode_put
+from kvwal.log import encode_put
 from kvwal.memtable import ENTRY_OVERHEAD_BYTES
 from kvwal.present import Present
-from kvwal.refusal import Refusal
+from kvwal.refusal import Refusal, poisoned_error
+from kvwal.request import CommitRequest, open_gate
 
-__all__ = ["CommitPipeline", "CommitRequest", "Log"]
+__all__ = ["CommitPipeline", "Log"]
 
 _BATON: Final = 0
 # Members of one group: enough for one flush to serve everybody, not so much that the first waits for the last.
@@ -66,97 +67,6 @@ class Log(Protocol):
     def append(self, bodies: Sequence[bytes | list[Buffer]], *, small: bool = False) -> Seqno: ...
     def append_put(self, key: bytes, value: bytes) -> Seqno: ...
     def sync(self) -> None: ...
-
-
-class CommitRequest:
-    """One commit on its way: what it read and since when, what it writes, and how durable it must be."""
-
-    __slots__ = (
-        "_batch",
-        "action",
-        "body",
-        "done",
-        "error",
-        "gate",
-        "key",
-        "on_done",
-        "ranges",
-        "reads",
-        "seqno",
-        "since",
-        "size",
-        "sync",
-        "value",
-    )
-
-    def __init__(
-        self,
-        batch: WriteBatch,
-        *,
-        sync: bool,
-        since: Seqno | None = None,
-        reads: Iterable[bytes] = (),
-        ranges: Sequence[KeyRange] = (),
-        action: Callable[[], Any] | None = None,
-        on_done: Callable[[CommitRequest], None] | None = None,
-    ) -> None:
-        self._batch: WriteBatch | None = batch
-        #: Of a lone put, which needs no batch.
-        self.key: bytes | None = None
-        self.value = b""
-        size = sum(map(len, batch.writes)) + sum(map(len, filter(None, batch.writes.values())))
-        size += sum(len(start) + len(stop or b"") for start, stop in batch.ranges)
-        if size > MAX_BATCH_BYTES:
-            raise ValueError(
-                f"the transaction has {size} bytes of keys and values; the limit is {MAX_BATCH_BYTES}; commit in parts"
-            )
-        self.size = size
-        self.body: bytes | list[Buffer] | None = encode_intents(batch) if len(batch) else None
-        self.sync = sync
-        #: Snapshot seqno of the reads; None if nothing was read and nothing can conflict.
-        self.since = since
-        self.reads = reads
-        self.ranges = ranges
-        #: Something else to do while holding the baton (a sync, retiring log segments).
-        self.action = action
-        #: Called by the leader when the request is done, instead of waking a thread.
-        self.on_done = on_done
-        self.gate: threading.Lock | None = None
-        self.seqno = Seqno(0)
-        self.error: BaseException | None = None
-        self.done = False
-
-    @classmethod
-    def of_put(cls, key: bytes, value: bytes, body: bytes, *, sync: bool) -> CommitRequest:
-        """The request of one put, whose encoding is `body`: made in a sixth of the time, for those who make many."""
-        request = cls.__new__(cls)
-        request._batch = None
-        request.key = key
-        request.value = value
-        request.size = len(key) + len(value)
-        request.body = body
-        request.sync = sync
-        request.since = request.action = request.on_done = request.gate = request.error = None
-        request.reads = request.ranges = ()
-        request.seqno = Seqno(0)
-        request.done = False
-        return request
-
-    @property
-    def batch(self) -> WriteBatch:
-        """What is written."""
-        batch = self._batch
-        if batch is None:
-            assert self.key is not None
-            self._batch = batch = WriteBatch()
-            batch.writes[self.key] = self.value
-        return batch
-
-
-    @property
-    def only_deletes(self) -> bool:
-        """Whether it puts nothing, so that it may use what is kept for a full disk."""
-        return self.key is None and not any(value is not None for value in self.batch.writes.values())
 
 
 class _Job:
@@ -295,7 +205,7 @@ class CommitPipeline:
         request.gate = gate
         self._queue.append(request)
         if self._awaited and len(self._queue) + 1 >= self._crowd:
-            _open(self._crowd_gate)
+            open_gate(self._crowd_gate)
         # The leader looks at the queue after it put the baton down: either it sees us, or we find the baton free.
         if self._baton.setdefault(_BATON, request) is request:
             return not self._leave_if_done(request)
@@ -338,7 +248,7 @@ class CommitPipeline:
             if len(self._queue) + 1 < self._crowd:
                 gate.acquire(timeout=self._flush_s * _CROWD_WAIT)
             self._awaited = False
-        _open(gate)
+        open_gate(gate)
 
     def _finish(self, request: CommitRequest) -> None:
         job = self._job
@@ -349,7 +259,7 @@ class CommitPipeline:
             for member in job.group:
                 self._crowd += member.gate is not None and member is not request
             for member in job.group:
-                _wake(member)
+                member.wake()
         if self._baton.get(_BATON) is request:
             self._put_down()
 
@@ -362,7 +272,7 @@ class CommitPipeline:
                 waiter = next((member for member in waiters if member.gate is not None and not member.done), None)
                 if waiter is not None and waiter.gate is not None:
                     self._baton[_BATON] = waiter
-                    _open(waiter.gate)
+                    open_gate(waiter.gate)
                     return
         del self._baton[_BATON]
         if self._queue:
@@ -384,7 +294,7 @@ class CommitPipeline:
                         return
                     waiter = leader
                 if self._baton.setdefault(_BATON, waiter) is waiter and waiter.gate is not None:
-                    _open(waiter.gate)
+                    open_gate(waiter.gate)
                 return
 
     # -- the steps of a group -----------------------------------------------------------------
@@ -520,7 +430,7 @@ class CommitPipeline:
                     self._queue.remove(member)
                     member.error = error
             if waiting:
-                _wake(member)
+                member.wake()
 
     def _settle(self, request: CommitRequest, error: BaseException) -> None:
         if self._baton.get(_BATON) is request:
@@ -559,7 +469,7 @@ class CommitPipeline:
         if failure is not None:
             for member in job.group:
                 if not member.done:
-                    member.error = failure if isinstance(failure, Error) else _poisoned(failure)
+                    member.error = failure if isinstance(failure, Error) else poisoned_error(failure)
                     member.done = True
             return
         # Nothing was begun: our own request is dropped; the others go back to the head of the queue.
@@ -571,8 +481,8 @@ class CommitPipeline:
 
     def _poison(self, cause: OSError) -> PoisonedError:
         """A failure that the log did not see (it makes PoisonedErrors of its own): refuse all that comes after."""
-        self.refuse(Refusal(lambda: _poisoned(cause), self._log.last_seqno))
-        return _poisoned(cause)
+        self.refuse(Refusal(lambda: poisoned_error(cause), self._log.last_seqno))
+        return poisoned_error(cause)
 
     # -- ends ---------------------------------------------------------------------------------
 
@@ -590,24 +500,6 @@ class CommitPipeline:
         self._job = None
 
 
-def _wake(member: CommitRequest) -> None:
-    member.done = True
-    if member.gate is not None:
-        _open(member.gate)
-    if member.on_done is not None:
-        on_done, member.on_done = member.on_done, None
-        on_done(member)
-
-
-def _open(gate: threading.Lock) -> None:
-    # Opening twice is harmless, and after an interruption nobody knows whether it was done.
-    try:
-        gate.release()
-    except RuntimeError:
-        # It was open, or another thread has opened it just now.
-        return
-
-
 def _say(error: BaseException, seqno: int) -> None:
     if not isinstance(error, Error):
         error.add_note(f"kvwal: commit {seqno} was written")
@@ -622,14 +514,3 @@ def _disk_failure(error: BaseException) -> BaseException | None:
     if isinstance(error, EnvironmentFailure | OSError) and not isinstance(error, InterruptedError):
         return error
     return None
-
-
-def _poisoned(failure: BaseException) -> PoisonedError:
-    error = PoisonedError(
-        "an earlier write or flush of the log failed, so what is on disk is unknown; reads go on; close the store "
-        "and open it again: recovery keeps every acknowledged commit"
-    )
-    error.__cause__ = failure
-    return error
-
-

@@ -23,10 +23,10 @@ from kvwal.inspection import Finding
 from kvwal.log import Damage, LogReader
 from kvwal.log.identity import store_id_of_log
 from kvwal.memtable import in_range
+from kvwal.opening import open as open_store
 from kvwal.pages import PageFile, Row, salvage_pages
 from kvwal.recovery import DATA_NAME, LOCK_NAME, segment_names
 from kvwal.store import Store
-from kvwal.store import open as open_store
 
 __all__ = ["SalvageReport", "salvage"]
 

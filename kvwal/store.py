@@ -1,4 +1,4 @@
-"""The store: what a user opens, and the one place where the rooms below are put together.
+"""The store: what a user holds, and the one place where the rooms below are put together.
 
 One put, followed: `Store.put` checks and encodes, `CommitPipeline.put` takes the baton, `LogWriter` numbers and writes
 the record and flushes it, `Present` publishes it into rows and memtable. Later the background thread brings it into
@@ -7,38 +7,33 @@ the pages (`Checkpointer`). One get: `Present.rows`, one dict hit; else memtable
 
 from __future__ import annotations
 
-import atexit
 import functools
 import threading
 import warnings
-import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
 from contextlib import contextmanager
 from types import TracebackType
-from typing import Any, Concatenate, Literal, ParamSpec, TypeVar, get_args, overload
+from typing import Any, Concatenate, ParamSpec, TypeVar, overload
 
 from kvwal.batch import MAX_KEY_BYTES, MAX_VALUE_BYTES, BytesLike, Seqno, WriteBatch, as_key, as_value
 from kvwal.checkpoint import COMPACT_PASSES, Background, Checkpointer, Reserve
-from kvwal.commit import CommitPipeline, CommitRequest
-from kvwal.errors import ClosedError, ConflictError, DiskFullError, ForkedError, PoisonedError, ReadOnlyError
-from kvwal.files import Files, PathArgument, call_in_forked_child, path_text, system_files
+from kvwal.commit import CommitPipeline
+from kvwal.errors import ConflictError, DiskFullError, PoisonedError
 from kvwal.inspection import Pin, Stats, VerifyReport, verify_parts
 from kvwal.log import Record
-from kvwal.options import Durability, Flag, Options, wants_sync
+from kvwal.options import Durability, Options, wants_sync
 from kvwal.reading import Bounds, OrderedMapping
-from kvwal.recovery import Opened, RecoveryReport, open_parts
-from kvwal.refusal import Refusal
+from kvwal.recovery import Opened, RecoveryReport
+from kvwal.refusal import Refusal, closed_error, forked_error, poisoned_error, read_only_error, stalled_error
+from kvwal.request import CommitRequest
 from kvwal.scan import Chunk
 from kvwal.snapshot import Snapshot, chunks_of
 from kvwal.transaction import Transaction
 
-__all__ = ["Store", "open"]
+__all__ = ["Store"]
 
 _T = TypeVar("_T")
 _P = ParamSpec("_P")
-
-# Open stores of this process: told when it forks, and closed when it exits.
-_open_stores: weakref.WeakValueDictionary[int, Store] = weakref.WeakValueDictionary()
 
 # A clean close leaves at most this much log to replay; more is checkpointed first, so that opening stays quick.
 _CLOSE_REPLAY_BYTES = 256 << 10
@@ -71,7 +66,7 @@ class Store(OrderedMapping, MutableMapping[bytes, bytes]):
         self._background: Background | None = None
         self._reserve = reserve = Reserve(options.files, opened.directory, options.mode)
         if opened.log is None:
-            refusal = Refusal(_read_only_error, opened.present.seqno)
+            refusal = Refusal(read_only_error, opened.present.seqno)
             self._pipeline = CommitPipeline(refusal, opened.present, release_reserve=lambda: False)
             self._checkpointer: Checkpointer | None = None
         else:
@@ -98,7 +93,6 @@ class Store(OrderedMapping, MutableMapping[bytes, bytes]):
                 self._background.start()
         self._put = self._pipeline.put
         self._closed = False
-        _open_stores[id(self)] = self
 
     def _releaser(self, reserve: Reserve) -> Callable[[], bool]:
         present = self._present
@@ -116,8 +110,8 @@ class Store(OrderedMapping, MutableMapping[bytes, bytes]):
 
         def poison(cause: BaseException) -> PoisonedError:
             seqno = log.last_seqno if log is not None else Seqno(0)
-            pipeline.refuse(Refusal(lambda: _poisoned_error(cause), seqno))
-            return _poisoned_error(cause)
+            pipeline.refuse(Refusal(lambda: poisoned_error(cause), seqno))
+            return poisoned_error(cause)
 
         return poison
 
@@ -421,7 +415,7 @@ class Store(OrderedMapping, MutableMapping[bytes, bytes]):
         """
         self._refuse_if_closed()
         if self._checkpointer is None:
-            raise _read_only_error()
+            raise read_only_error()
         self._checkpointer.checkpoint()
 
     def compact(self) -> int:
@@ -433,7 +427,7 @@ class Store(OrderedMapping, MutableMapping[bytes, bytes]):
         """
         self._refuse_if_closed()
         if self._checkpointer is None:
-            raise _read_only_error()
+            raise read_only_error()
         before = self._pages.stats()["file_bytes"]
         while self._checkpointer.compact(passes=COMPACT_PASSES):
             pass
@@ -505,7 +499,7 @@ class Store(OrderedMapping, MutableMapping[bytes, bytes]):
             if background.failure is not None:
                 # The next commit is to look again: else every second one would slip through into memory.
                 present.attention = True
-                raise _stalled_error(background.failure) from background.failure
+                raise stalled_error(background.failure) from background.failure
             present.await_relief(1.0)
 
     def _checkpoint_in_line(self) -> None:
@@ -535,12 +529,11 @@ class Store(OrderedMapping, MutableMapping[bytes, bytes]):
                 # Before anything else: interrupted while it waits for a checkpoint, the store stays as it is.
                 self._background.stop()
             self._closed = True
-            _open_stores.pop(id(self), None)
             try:
                 if self._log is not None:
                     self._close_log(self._log)
             finally:
-                self._let_go(_closed_error)
+                self._let_go(closed_error)
 
     def _close_log(self, log: Any) -> None:
         assert self._checkpointer is not None
@@ -554,7 +547,7 @@ class Store(OrderedMapping, MutableMapping[bytes, bytes]):
             self._seal_log(log)
 
     def _seal_log(self, log: Any) -> None:
-        refusal = Refusal(_closed_error, log.last_seqno)
+        refusal = Refusal(closed_error, log.last_seqno)
         try:
             # In the pipeline, so that no commit is under way; after it every commit is refused.
             self._pipeline.run(lambda: self._pipeline.refuse(refusal))
@@ -570,8 +563,8 @@ class Store(OrderedMapping, MutableMapping[bytes, bytes]):
         self._lock_handle.release()
 
     def _abandon_in_child(self) -> None:
-        self._present.abandon_in_child(_forked_error)
-        self._pipeline.abandon_in_child(Refusal(_forked_error, self._present.seqno))
+        self._present.abandon_in_child(forked_error)
+        self._pipeline.abandon_in_child(Refusal(forked_error, self._present.seqno))
         self._background = None
         self._checkpointer = None
         self._closed = True
@@ -613,123 +606,3 @@ class Store(OrderedMapping, MutableMapping[bytes, bytes]):
 
 def _only_deletes(batch: WriteBatch) -> bool:
     return all(value is None for value in batch.writes.values())
-
-
-def _read_only_error() -> ReadOnlyError:
-    return ReadOnlyError('the store was opened with flag "r"; open it with "w" or "c" to write')
-
-
-def _closed_error() -> ClosedError:
-    return ClosedError("the store is closed; open it again with kvwal.open")
-
-
-def _forked_error() -> ForkedError:
-    return ForkedError("the store was opened before the fork; open it again in the child, after the parent closed it")
-
-
-def _poisoned_error(cause: BaseException) -> PoisonedError:
-    error = PoisonedError(
-        f"an earlier write or flush failed ({cause}), so what is on disk is unknown; reads go on; close the store and "
-        "open it again: recovery keeps every acknowledged commit"
-    )
-    error.__cause__ = cause
-    return error
-
-
-def _stalled_error(cause: BaseException) -> Exception:
-    if isinstance(cause, PoisonedError):
-        return cause
-    if isinstance(cause, DiskFullError):
-        return DiskFullError(
-            "the disk is full, so commits cannot move from memory to the pages; free some space and go on"
-        )
-    return _poisoned_error(cause)
-
-
-def _tell_child() -> None:
-    for store in list(_open_stores.values()):
-        store._abandon_in_child()
-    _open_stores.clear()
-
-
-def _close_all() -> None:
-    for store in list(_open_stores.values()):
-        store.close()
-
-
-call_in_forked_child(_tell_child)
-atexit.register(_close_all)
-
-
-def open(
-    path: PathArgument,
-    flag: Flag = "c",
-    *,
-    mode: int = 0o600,
-    durability: Durability = "commit",
-    sync_delay_s: float = 0.1,
-    cache_bytes: int = 64 << 20,
-    memtable_bytes: int = 64 << 20,
-    segment_bytes: int = 16 << 20,
-    checkpoint_log_bytes: int = 64 << 20,
-    checkpoint_interval_s: float = 300.0,
-    retain_log_bytes: int = 0,
-    retain_log_s: float = 0.0,
-    preallocate: Literal["allocate", "zeros"] = "allocate",
-    background: bool = True,
-    files: Files | None = None,
-) -> Store:
-    """Open the store in the directory `path`, recovering it if its last user crashed.
-
-    Args:
-        path: a directory; made, with its files, if the flag allows.
-        flag: "r" read-only, which writes not a byte and works in a read-only directory; "w" read and write, must
-            exist; "c" read and write, made if missing; "n" read and write, always empty: what is there is erased.
-        mode: permissions of new files (less the umask); a new directory may also be entered.
-        durability: when a commit returns. "commit": it is on disk, and survives a power cut. "interval": it survives
-            a kill of the process, and a power cut once `sync_delay_s` has passed. "os": it survives a kill of the
-            process; the system decides when it is on disk. What is recovered is a prefix of the commits in any case.
-        sync_delay_s: longest time a commit of durability "interval" stays unflushed.
-        cache_bytes: memory for pages and rows of the page file.
-        memtable_bytes: memory of commits that are not in the pages yet; more starts a checkpoint.
-        segment_bytes: size of one file of the log.
-        checkpoint_log_bytes, checkpoint_interval_s: a checkpoint also starts after so much log, or such a time.
-        retain_log_bytes, retain_log_s: keep the log for longer than recovery needs it, for `Store.history`.
-        preallocate: how the log's space is taken: "allocate" asks the file system, "zeros" writes it.
-        background: False starts no thread; checkpoints then run inside commits, and "interval" flushes at commits.
-        files: another file system, such as `kvwal.testing.SimulatedDisk`.
-
-    Returns: the store. `Store.recovery` says what was found. Use it in a `with` block, or close it.
-
-    Raises:
-        StoreNotFoundError: there is no store and the flag does not make one, or its parent directory is missing.
-        LockedError: another process, or this one, has it open. (Several may read at once.)
-        CorruptionError: acknowledged data is damaged or missing; `kvwal.salvage` saves what verifies.
-        FormatError: not a store, or one of a newer format.
-        ReadOnlyError: no permission to write; flag "r" may work.
-        DiskFullError: no space to make or recover it.
-        TypeError, ValueError: an argument cannot be right.
-    """
-    if flag not in get_args(Flag):
-        raise ValueError(f'flag is one of "r", "w", "c" and "n", not {flag!r}')
-    options = Options(
-        durability=durability,
-        sync_delay_s=sync_delay_s,
-        cache_bytes=cache_bytes,
-        memtable_bytes=memtable_bytes,
-        segment_bytes=segment_bytes,
-        checkpoint_log_bytes=checkpoint_log_bytes,
-        checkpoint_interval_s=checkpoint_interval_s,
-        retain_log_bytes=retain_log_bytes,
-        retain_log_s=retain_log_s,
-        preallocate=preallocate,
-        background=background,
-        mode=mode,
-        files=system_files() if files is None else files,
-    )
-    opened = open_parts(path_text(path), flag, options)
-    try:
-        return Store(opened, options, read_only=flag == "r")
-    except BaseException:
-        opened.abandon()
-        raise

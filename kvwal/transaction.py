@@ -16,11 +16,12 @@ from types import TracebackType
 from typing import TypeVar, overload
 
 from kvwal.batch import MAX_KEY_BYTES, BytesLike, KeyRange, Seqno, WriteBatch, as_key
-from kvwal.commit import CommitPipeline, CommitRequest
+from kvwal.commit import CommitPipeline
 from kvwal.errors import ClosedError, ReadOnlyError
 from kvwal.memtable import MISSING, Missing, in_range, union_of
 from kvwal.present import Present, View
 from kvwal.reading import Bounds, OrderedMapping
+from kvwal.request import CommitRequest
 from kvwal.scan import Chunk, Level, RawChunk
 from kvwal.snapshot import chunks_of
 

@@ -13,10 +13,11 @@ from typing import Any
 import pytest
 
 from kvwal.batch import Seqno, WriteBatch
-from kvwal.commit import CommitPipeline, CommitRequest
+from kvwal.commit import CommitPipeline
 from kvwal.errors import ConflictError, DiskFullError, PoisonedError
 from kvwal.log import decode_intents, encode_put
 from kvwal.present import Present
+from kvwal.request import CommitRequest
 
 
 class FakeTree:

@@ -38,9 +38,10 @@ from typing import TYPE_CHECKING, Final, TypeAlias
 
 from kvwal.aio.workers import refuse_other_loops
 from kvwal.batch import Seqno, WriteBatch
-from kvwal.commit import CommitPipeline, CommitRequest
+from kvwal.commit import CommitPipeline
 from kvwal.errors import ClosedError, Error, InternalError
 from kvwal.present import Present
+from kvwal.request import CommitRequest
 
 if TYPE_CHECKING:
     from kvwal.store import Store
