@@ -168,9 +168,9 @@ class Checkpointer:
 
     def is_sparse(self) -> bool:
         """Whether compacting is worth its while: a good part of a file that is not small is not in use."""
-        stats = self._pages.stats()
-        unused = stats["free_pages"] + stats["held_pages"]
-        return stats["pages"] >= _LEAST_COMPACT_PAGES and unused * _SPARSE > stats["pages"]
+        # Without asking the system: the background thread asks whenever it dozes, where no failure is looked for.
+        pages = self._pages.meta.page_count
+        return pages >= _LEAST_COMPACT_PAGES and self._pages.unused_pages() * _SPARSE > pages
 
     def compact(self, *, passes: int) -> bool:
         """Move what lies at the end of the page file into free pages before it, and cut the file. True if it shrank.
@@ -178,13 +178,13 @@ class Checkpointer:
         What moved is free, and the file can be cut, two generations later: `passes` counts generations.
         """
         with self.lock:
-            before = self._pages.stats()["pages"]
+            before = self._pages.meta.page_count
             try:
                 for _ in range(passes):
                     self._checkpoint(even_if_empty=True, compact=True)
             finally:
                 self._present.relieved()
-            return self._pages.stats()["pages"] < before
+            return self._pages.meta.page_count < before
 
     def _checkpoint_or_release(self, *, even_if_empty: bool = False) -> Meta | None:
         try:

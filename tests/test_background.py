@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 import os
 import signal
@@ -89,6 +90,36 @@ def test_an_idle_log_says_that_its_last_commit_is_durable(tmp_path: Path) -> Non
     (copy / segment.name).write_bytes(data)
     with pytest.raises(kvwal.CorruptionError):
         kvwal.open(copy)
+
+
+class Unmeasured:
+    """A file whose size cannot be found out."""
+
+    def __init__(self, file: Any) -> None:
+        self._file = file
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._file, name)
+
+    def size(self) -> int:
+        raise OSError(errno.EIO, "no size")
+
+
+def test_a_page_file_without_a_size_does_not_end_the_thread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before it dozed it looked at the figures of the page file, and ended when the system did not say its size: from
+    then on nothing was flushed, and nobody was told."""
+    with kvwal.open(tmp_path / "a.kv", durability="interval", sync_delay_s=0.05) as db:
+        db[b"a"] = b"1"
+        db.checkpoint()
+        background = db._background
+        assert background is not None
+        monkeypatch.setattr(db._pages, "_file", Unmeasured(db._pages._file))
+        for number in range(3):
+            wait_until(lambda: db._present.attention, "the nap")
+            seqno = db.put(b"%d" % number, b"v")
+            wait_until(lambda seqno=seqno: db.durable_seqno >= seqno, "the flush")
+        assert background._thread.is_alive()
+        assert background.failure is None
 
 
 @pytest.mark.parametrize("background", [False, True])

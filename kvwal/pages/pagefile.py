@@ -364,6 +364,11 @@ class PageFile:
             "misses": self._pager.misses,
         }
 
+    def unused_pages(self) -> int:
+        """Pages of the file that the newest generation does not use. 0 before the first checkpoint. No I/O."""
+        free = self._free
+        return free.free_pages() + free.held_pages() if free else 0
+
     def close(self) -> None:
         """Release the file. Idempotent. Later reads raise ClosedError. Nothing is left to be written."""
         self._writable = False
