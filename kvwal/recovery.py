@@ -23,7 +23,7 @@ import re
 from dataclasses import dataclass
 from typing import Final, NoReturn
 
-from kvwal.batch import Seqno
+from kvwal.batch import Seqno, WriteBatch
 from kvwal.errors import (
     CorruptionError,
     DiskFullError,
@@ -34,6 +34,8 @@ from kvwal.errors import (
 from kvwal.files import Files, LockHandle
 from kvwal.log import LogReader, LogWriter, Record
 from kvwal.log.identity import store_id_of_log
+from kvwal.log.segment import Puts
+from kvwal.memtable import ENTRY_OVERHEAD_BYTES, Memtable
 from kvwal.options import Flag, Options
 from kvwal.pages import PageFile
 from kvwal.present import Present
@@ -284,14 +286,12 @@ def _recover(
             memtable_bytes=options.memtable_bytes,
         )
         reader = LogReader(files, path, pages.store_id)
-        commits = 0
-        size = 0
-        for record in reader.records(after=meta.seqno, floor=meta.seqno):
-            _replay(record, present)
-            commits += 1
-            size += record.size
+        commits, size = _replay_all(reader, meta.seqno, present)
         end = reader.end
         assert end is not None, "the log was not read to its end"
+        if commits:
+            # Durability: readers come only after `resume`, below.
+            present.publish(end.last_seqno, WriteBatch(), 0)
         log = None
         if not read_only:
             log = LogWriter.resume(
@@ -324,5 +324,40 @@ def _recover(
     return Opened(path, lock, pages, log, reader, present, report)
 
 
-def _replay(record: Record, present: Present) -> None:
+class _Unread:
+    """What `Present.publish` does to the memtable, without what it does for readers: there are none yet."""
+
+    def __init__(self, memtable: Memtable) -> None:
+        self._memtable = memtable
+
+    def publish(self, seqno: Seqno, batch: WriteBatch, size: int) -> None:
+        """Apply a commit."""
+        self._memtable.apply(seqno, batch, size, None)
+
+
+def _replay_all(reader: LogReader, after: Seqno, present: Present) -> tuple[int, int]:
+    """Bring the commits beyond `after` into the memtable; returns how many there were, and their bytes in the log.
+
+    No reader sees anything of it yet: there are no rows, and `present` stands at the commit before.
+    """
+    memtable = present.levels.memtable
+    unread = _Unread(memtable)
+    # Most commits are one put, which needs nothing but the dict. Whatever else a put changes is made good for below.
+    puts = Puts(memtable.latest)
+    others = size = 0
+    for record in reader.records(after=after, floor=after, puts=puts):
+        _replay(record, unread)
+        others += 1
+        size += record.size
+    end = reader.end
+    assert end is not None, "the log was not read to its end"
+    commits = end.last_seqno - after
+    memtable.bytes_used += puts.size + (commits - others) * ENTRY_OVERHEAD_BYTES
+    if memtable.tombstones:
+        # Some of those that were counted may have been put again.
+        present.recount()
+    return commits, size + puts.size
+
+
+def _replay(record: Record, present: _Unread) -> None:
     present.publish(record.seqno, record.batch(), record.size)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from kvwal.batch import MAX_KEY_BYTES, WriteBatch
 from kvwal.errors import CorruptionError
 from kvwal.log import decode_intents, encode_intents, encode_put
-from kvwal.log.record import COMMIT, RECORD_HEADER_BYTES, WATERMARK, Record, encode_record
+from kvwal.log.record import COMMIT, RECORD_HEADER_BYTES, WATERMARK, Record, decode_put, encode_record
 
 keys = st.binary(max_size=40)
 values = st.binary(max_size=100)
@@ -120,6 +120,44 @@ def test_many_small_values_are_one_chunk_however_many():
         batch.put(b"%d" % i, b"v" * 100)
     assert len(encode_intents(batch)) == 1
     assert decode_intents(joined(batch)).writes == batch.writes
+
+
+@pytest.mark.parametrize("n", [2, 255, 256, 257, 511, 512, 513, 1000])
+@pytest.mark.parametrize("size", [0, 1, 100])
+def test_values_of_one_size_come_back_however_many(n: int, size: int):
+    batch = WriteBatch()
+    for i in range(n):
+        batch.put(b"%04d" % i, bytes([i % 251]) * size)
+    assert list(decode_intents(joined(batch)).writes.items()) == list(batch.writes.items())
+    body = joined(batch)
+    with pytest.raises(ValueError, match="do not fill"):
+        decode_intents(body + b"\0")
+    with pytest.raises(ValueError, match="do not fill"):
+        decode_intents(body[:-1])
+
+
+def test_one_put_is_told_from_everything_else():
+    assert decode_put(encode_put(b"k", b"value")) == (b"k", b"value")
+    assert decode_put(b"before" + encode_put(b"", b""), 6) == (b"", b"")
+    for other in (of(k=None), of(a=b"1", b=b"2"), WriteBatch()):
+        assert decode_put(joined(other)) is None
+    ranged = WriteBatch()
+    ranged.delete_range(b"a", b"b")
+    assert decode_put(joined(ranged)) is None
+
+
+@given(st.binary(max_size=60))
+def test_what_is_one_put_is_the_same_to_both_decoders(body: bytes):
+    put = decode_put(body)
+    if put is not None:
+        assert decode_intents(body).writes == dict([put])
+
+
+def test_one_put_that_does_not_fill_its_body_is_none():
+    body = encode_put(b"key", b"value")
+    for size in range(len(body)):
+        assert decode_put(body[:size]) is None
+    assert decode_put(body + b"\0") is None
 
 
 def test_a_batch_with_deletes_and_large_values_comes_back():

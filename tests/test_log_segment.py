@@ -1,5 +1,8 @@
 """Segment files: the header page, the slot, and walking and searching records in them."""
 
+import struct
+from typing import Any
+
 import pytest
 from crc32c import crc32c
 from hypothesis import given
@@ -7,13 +10,14 @@ from hypothesis import strategies as st
 
 from kvwal.batch import Seqno
 from kvwal.log.index import Index
-from kvwal.log.record import CLOSED, COMMIT, WATERMARK, Record, encode_record
+from kvwal.log.record import CLOSED, COMMIT, WATERMARK, Record, decode_intents, encode_put, encode_record
 from kvwal.log.segment import (
     HEADER_BYTES,
     HEADER_PAGE_BYTES,
     SLOT_OFFSET,
     Cursor,
     HeaderFault,
+    Puts,
     SegmentHeader,
     Slot,
     Stop,
@@ -48,7 +52,7 @@ def records(*bodies: bytes, first: int = 7, start: int = HEADER_PAGE_BYTES) -> b
     return data
 
 
-def walked(data: bytes, **options: int) -> tuple[list[Record], Cursor]:
+def walked(data: bytes, **options: Any) -> tuple[list[Record], Cursor]:
     cursor = Cursor(HEADER_PAGE_BYTES, 6, 6, 0)
     return list(
         walk(Memory(bytes(HEADER_PAGE_BYTES) + data), HEADER, HEADER_PAGE_BYTES + len(data), cursor, **options)
@@ -136,6 +140,42 @@ def test_a_walk_skips_what_is_not_asked_for_and_stops_where_it_is_told():
     assert [r.seqno for r in found] == [10, 11, 12]
     assert cursor.stop is Stop.REACHED
     assert walked(records(b"x"), until=6)[1].stop is Stop.REACHED
+
+
+TWO = struct.pack("<I2s2H2I", 2, b"\1\1", 1, 1, 1, 1) + b"ab" + b"BB"
+
+
+def test_single_puts_are_left_in_their_turn_and_the_rest_is_handed_out():
+    data = records(encode_put(b"a", b"1"), encode_put(b"b", b"1"), TWO, encode_put(b"a", b"2"), b"?")
+    puts = Puts({})
+    cursor = Cursor(HEADER_PAGE_BYTES, 6, 6, 0)
+    file = Memory(bytes(HEADER_PAGE_BYTES) + data)
+    seen = []
+    for record in walk(file, HEADER, len(file.data), cursor, after=7, puts=puts):
+        seen.append((record.seqno, record.body, dict(puts.content)))
+    assert seen == [(9, TWO, {b"b": b"1"}), (11, b"?", {b"b": b"1", b"a": b"2"})]
+    assert puts.size == 2 * (40 + 11 + 2)
+    assert (cursor.stop, cursor.last_seqno) == (Stop.END, 11)
+
+
+@given(st.data())
+def test_a_walk_that_leaves_puts_sees_what_one_that_does_not_sees(data: st.DataObject):
+    bodies = data.draw(st.lists(st.builds(encode_put, st.binary(max_size=3), st.binary(max_size=9)) | st.just(TWO)))
+    raw = bytearray(records(*bodies))
+    if raw and data.draw(st.booleans()):
+        raw[data.draw(st.integers(0, len(raw) - 1))] ^= 1 << data.draw(st.integers(0, 7))
+    plain, cursor = walked(bytes(raw))
+    puts = Puts({})
+    found, other = walked(bytes(raw), puts=puts)
+    for name in Cursor.__slots__:
+        assert getattr(cursor, name) == getattr(other, name), name
+    assert [r.seqno for r in found] == [r.seqno for r in plain if r.body == TWO]
+    assert sum(r.size for r in found) + puts.size == sum(r.size for r in plain)
+    expected: dict[bytes, bytes | None] = {}
+    for record in plain:
+        if record.body != TWO:
+            expected.update(decode_intents(record.body).writes)
+    assert puts.content == expected
 
 
 @given(

@@ -24,6 +24,7 @@ from kvwal.log.segment import (
     HEADER_PAGE_BYTES,
     Cursor,
     HeaderFault,
+    Puts,
     Readable,
     SegmentHeader,
     SegmentInfo,
@@ -94,10 +95,11 @@ class LogReader:
 
     # -- replay -------------------------------------------------------------------------------
 
-    def records(self, after: Seqno, floor: Seqno) -> Iterator[Record]:
+    def records(self, after: Seqno, floor: Seqno, puts: Puts | None = None) -> Iterator[Record]:
         """Every commit beyond `after`, in order, until the log ends; then `end` is set.
 
         `floor` is the highest seqno known to be durable from elsewhere; a log that ends before it is damaged.
+        With `puts`, commits that are one put go there, in their turn, and are not handed out.
 
         Raises:
             CorruptionError: for every corrupt row of the tables in `tail`.
@@ -105,15 +107,15 @@ class LogReader:
             OSError: a read failed.
         """
         self.end = None
-        return self._records(after, floor, clamp=False)
+        return self._records(after, floor, clamp=False, puts=puts)
 
-    def _records(self, after: int, floor: Seqno, *, clamp: bool) -> Iterator[Record]:
+    def _records(self, after: int, floor: Seqno, *, clamp: bool, puts: Puts | None = None) -> Iterator[Record]:
         names, chain = self._chain(after, clamp=clamp)
         watermark = floor
         for i, segment in enumerate(chain):
             until = chain[i + 1].first_seqno - 1 if i + 1 < len(chain) else None
             cursor = self._start(segment, after)
-            tail, row = yield from self._read(segment, cursor, after, until, watermark)
+            tail, row = yield from self._read(segment, cursor, after, until, watermark, puts=puts)
             watermark = Seqno(max(watermark, cursor.watermark))
         self.end = LogEnd(
             row=row,
@@ -144,6 +146,7 @@ class LogReader:
         until: int | None,
         floor: int,
         skipped: list[int] | None = None,
+        puts: Puts | None = None,
     ) -> Generator[Record, None, tuple[Tail, TailRow]]:
         """The commits of one segment; returns the evidence and the row of its end, or raises what the row says.
 
@@ -154,7 +157,7 @@ class LogReader:
         file = self._files.open(self._path(segment.name))
         try:
             while True:
-                yield from walk(file, header, limit, cursor, after=after, until=until)
+                yield from walk(file, header, limit, cursor, after=after, until=until, puts=puts)
                 tail, resume_offset = _gather(file, segment, cursor, until, floor)
                 row, verdict = judge(tail)
                 if row is TailRow.DAMAGED_MARK:

@@ -55,6 +55,7 @@ from kvwal.log.record import (
     RECORD_HEADER_BYTES,
     WATERMARK,
     Record,
+    decode_put,
     segment_name,
 )
 
@@ -64,6 +65,7 @@ __all__ = [
     "Cursor",
     "Found",
     "HeaderFault",
+    "Puts",
     "Readable",
     "SegmentHeader",
     "SegmentInfo",
@@ -257,14 +259,35 @@ class Cursor:
         self.stop = Stop.INVALID
 
 
+class Puts:
+    """Where a walk leaves the commits that are one put, if it is not to hand them out one by one."""
+
+    __slots__ = ("content", "size")
+
+    def __init__(self, content: dict[bytes, bytes | None]) -> None:
+        #: Changed by each of them in its turn; a commit that is handed out finds all before it here.
+        self.content = content
+        #: Their bytes in the log. Counted when the walk has come to its end.
+        self.size = 0
+
+
 def walk(
-    file: Readable, header: SegmentHeader, limit: int, cursor: Cursor, *, after: int = 0, until: int | None = None
+    file: Readable,
+    header: SegmentHeader,
+    limit: int,
+    cursor: Cursor,
+    *,
+    after: int = 0,
+    until: int | None = None,
+    puts: Puts | None = None,
 ) -> Iterator[Record]:
     """The commits beyond `after`, from the cursor on to `until`, `limit` or the first byte that is not in order.
 
     Every record on the way is verified. The cursor is moved when the walk has come to its end.
     A failing read raises: it says nothing about where the log ends.
     """
+    content = None if puts is None else puts.content
+    size_of_puts = 0
     unpack = RECORD_HEADER.unpack_from
     marker = header.marker
     salt = header.salt
@@ -302,7 +325,12 @@ def walk(
                     break
                 last = seqno
                 if last > after:
-                    yield Record(COMMIT, seqno, marked, made, segment, base + pos, rest[32:])
+                    put = None if content is None else decode_put(rest, 32)
+                    if put is None or content is None:
+                        yield Record(COMMIT, seqno, marked, made, segment, base + pos, rest[32:])
+                    else:
+                        content[put[0]] = put[1]
+                        size_of_puts += RECORD_HEADER_BYTES + length
             elif kind in (WATERMARK, CLOSED):
                 if seqno != last or marked > last or length:
                     stop = Stop.DISORDER
@@ -328,6 +356,8 @@ def walk(
     cursor.watermark = watermark
     cursor.time_us = time_us
     cursor.stop = stop
+    if puts is not None:
+        puts.size += size_of_puts
 
 
 def _why_nothing(chunk: bytes, base: int, limit: int, marker: int) -> Stop:
