@@ -15,6 +15,7 @@ from kvwal.log import Damage, LogPosition, Record
 from kvwal.log.index import INDEX_STRIDE_BYTES, Index, index_name
 from kvwal.log.record import segment_name
 from kvwal.log.segment import decode_header
+from kvwal.log.tail import TailRow
 from kvwal.testing import SimulatedDisk
 
 
@@ -118,6 +119,44 @@ def test_replay_begins_at_the_index_and_not_at_the_segments_start(long: LogRig, 
     # What is damaged before the place where replay begins does not matter to it.
     long.flip_commit(20)
     assert long.replay(after=60, floor=60)[0] == list(range(61, 301))
+
+
+def test_replay_of_nothing_begins_at_the_clean_close(rig: LogRig):
+    log = rig.create()
+    rig.fill(log, 9)
+    log.close()
+    whole = rig.replay(after=8, floor=8)[1]
+    name, _ = rig.flip_commit(9)
+    # Nothing before the end is asked for, so nothing is read of it.
+    found, end = rig.replay(after=9, floor=9)
+    assert (found, end) == ([], whole)
+    with pytest.raises(CorruptionError):
+        rig.replay(after=8, floor=8)
+    # A close that is damaged, or is not where the replay would begin, tells nothing: then the commits do.
+    size = len(rig.read(name))
+    with pytest.raises(CorruptionError):
+        rig.replay(after=9, floor=10)
+    for at in range(size - 40, size):
+        rig.flip(name, at)
+        with pytest.raises(CorruptionError):
+            rig.replay(after=9, floor=9)
+        rig.flip(name, at)
+    rig.cut(name, size - 1)
+    with pytest.raises(CorruptionError):
+        rig.replay(after=9, floor=9)
+
+
+def test_a_closed_segment_before_a_later_one_is_read(rig: LogRig):
+    log = rig.create()
+    rig.fill(log, 3)
+    log.close()
+    log = rig.resume()
+    rig.fill(log, 3)
+    log.close()
+    for after in range(7):
+        found, end = rig.replay(after=after, floor=after)
+        assert found == list(range(after + 1, 7))
+        assert (end.row, end.last_seqno, end.cut_bytes) == (TailRow.CLOSED, 6, 0)
 
 
 def test_history_begins_where_the_log_does(rig: LogRig):

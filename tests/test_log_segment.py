@@ -21,6 +21,7 @@ from kvwal.log.segment import (
     SegmentHeader,
     Slot,
     Stop,
+    closed_record,
     decode_header,
     decode_slot,
     encode_header,
@@ -297,3 +298,19 @@ def test_a_damaged_or_foreign_index_is_none():
     assert Index.decode(data, HEADER._replace(salt=1)) is None
     assert Index.decode(data, HEADER._replace(marker=1)) is None
     assert Index.decode(data, HEADER._replace(first_seqno=Seqno(8))) is None
+
+
+def test_a_closed_record_is_one_at_the_very_end():
+    closed = encode_record(HEADER.marker, HEADER.salt + 4137, CLOSED, 7, 7, 5)
+    raw = bytes(HEADER_PAGE_BYTES) + records(b"a") + closed
+    found = closed_record(Memory(raw), HEADER, len(raw))
+    assert found == (4137, 4177, CLOSED, 7, 7, 5)
+    assert closed_record(Memory(raw + b"\0"), HEADER, len(raw) + 1) is None
+    assert closed_record(Memory(raw), HEADER, len(raw) + 1) is None
+    assert closed_record(Memory(raw[:-1]), HEADER, len(raw) - 1) is None
+    other = HEADER._replace(marker=HEADER.marker + 1)
+    assert closed_record(Memory(raw), other, len(raw)) is None
+    for size in (0, 100, HEADER_PAGE_BYTES, HEADER_PAGE_BYTES + 39):
+        assert closed_record(Memory(bytes(size)), HEADER, size) is None
+    mark = encode_record(HEADER.marker, HEADER.salt + 4137, WATERMARK, 7, 7, 5)
+    assert closed_record(Memory(raw[:4137] + mark), HEADER, len(raw)) is None

@@ -23,6 +23,7 @@ from kvwal.log.salvage import salvage_segment
 from kvwal.log.segment import (
     HEADER_PAGE_BYTES,
     Cursor,
+    Found,
     HeaderFault,
     Puts,
     Readable,
@@ -30,6 +31,7 @@ from kvwal.log.segment import (
     SegmentInfo,
     Slot,
     Stop,
+    closed_record,
     decode_header,
     decode_slot,
     last_written,
@@ -129,14 +131,26 @@ class LogReader:
         )
 
     def _start(self, segment: _Segment, after: int) -> Cursor:
-        """Where to begin in a segment: at the last indexed commit that is not too far."""
+        """Where to begin in a segment: at the last indexed commit that is not too far, or at a clean close."""
         header = segment.known
+        if segment.size < header.capacity and (closed := self._closed(segment)) is not None and closed.seqno == after:
+            # Nothing in it is asked for but how it ended. (From the index on it would be the last commit, which may
+            # be large, to find the same.) Whatever is not as it should be is left to the walk from further ahead.
+            return Cursor(closed.offset, after, header.first_seqno - 1, header.created_us)
         if after >= header.first_seqno and (index := self._index(header)) is not None:
             with self._lock:
                 entry = index.at_or_before(after + 1)
             if entry is not None:
                 return Cursor(entry.offset, entry.seqno - 1, header.first_seqno - 1, entry.time_us)
         return Cursor(HEADER_PAGE_BYTES, header.first_seqno - 1, header.first_seqno - 1, header.created_us)
+
+    def _closed(self, segment: _Segment) -> Found | None:
+        """The record of a clean close, if that is what the file ends with."""
+        file = self._files.open(self._path(segment.name))
+        try:
+            return closed_record(file, segment.known, segment.limit)
+        finally:
+            file.close()
 
     def _read(
         self,

@@ -71,6 +71,7 @@ __all__ = [
     "SegmentInfo",
     "Slot",
     "Stop",
+    "closed_record",
     "decode_header",
     "decode_slot",
     "encode_header",
@@ -406,7 +407,9 @@ def _verify(file: Readable, header: SegmentHeader, offset: int, limit: int) -> F
     data = file.pread(RECORD_HEADER_BYTES, offset)
     if len(data) < RECORD_HEADER_BYTES:
         return None
-    _, crc, length, kind, seqno, watermark, time_us = RECORD_HEADER.unpack(data)
+    marker, crc, length, kind, seqno, watermark, time_us = RECORD_HEADER.unpack(data)
+    if marker != header.marker:
+        return None
     end = offset + RECORD_HEADER_BYTES + length
     # Most false markers are told here, without reading what they announce.
     if end > limit or watermark > seqno or seqno + 1 < header.first_seqno:
@@ -416,6 +419,14 @@ def _verify(file: Readable, header: SegmentHeader, offset: int, limit: int) -> F
     if crc32c(data[8:], (header.salt + offset) & 0xFFFFFFFF) != crc:
         return None
     return Found(offset, end, kind, seqno, watermark, time_us)
+
+
+def closed_record(file: Readable, header: SegmentHeader, limit: int) -> Found | None:
+    """The record of a clean close that ends at `limit`, if there is one."""
+    if limit < HEADER_PAGE_BYTES + RECORD_HEADER_BYTES:
+        return None
+    found = _verify(file, header, limit - RECORD_HEADER_BYTES, limit)
+    return found if found is not None and found.kind == CLOSED else None
 
 
 def last_written(file: Readable, start: int, limit: int) -> int:
