@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import takewhile
 from random import Random
 from typing import Any
 
@@ -21,7 +22,7 @@ from crashtests.explorer import Tally
 from crashtests.faults import examine_damaged
 from crashtests.history import History
 from crashtests.session import PATH, Program, Session
-from crashtests.workers import Run, Share, spread
+from crashtests.workers import Run, Share, beginning, spread
 from kvwal.testing import SimulatedDisk
 
 _BLOCK = 4096
@@ -176,15 +177,20 @@ def damages(built: Built, random: Random) -> Iterator[Damage]:
             lambda d, p=path, a=offset, c=content: d.damage(p, a, c),
             begun,
         )
-    places = [(name, at) for name in built.files() for at in range(len(disk.read(f"{PATH}/{name}")))]
-    random.shuffle(places)
     # Headers and slots first: they are few, and much hangs on them.
-    places.sort(key=lambda place: place[1] % 2048 >= 128 or place[1] > 2 * _BLOCK)
-    for name, at in places:
-        bit = random.randrange(8)
-        yield damage(
-            f"flip:{name}:{at}:{bit}", name, at, at + 1, lambda d, p=f"{PATH}/{name}", a=at, b=bit: d.flip(p, a, b)
-        )
+    for heads in (True, False):
+        places = [
+            (name, at)
+            for name in built.files()
+            for at in range(len(disk.read(f"{PATH}/{name}")))
+            if (at % 2048 < 128 and at <= 2 * _BLOCK) == heads
+        ]
+        random.shuffle(places)
+        for name, at in places:
+            bit = random.randrange(8)
+            yield damage(
+                f"flip:{name}:{at}:{bit}", name, at, at + 1, lambda d, p=f"{PATH}/{name}", a=at, b=bit: d.flip(p, a, b)
+            )
 
 
 def examine(built: Built, damage: Damage) -> None:
@@ -200,9 +206,26 @@ def examine(built: Built, damage: Damage) -> None:
         session.abandon()
 
 
+def case_of(case: tuple[Built, Damage]) -> str:
+    return f"{'closed' if case[1].closed else 'cut'}:{case[1].text}"
+
+
 def every_damage(seed: int) -> Iterator[tuple[Built, Damage]]:
     """Both conditions, in turn."""
-    both = [build(closed=True), build(closed=False)]
+    return _every_damage(_built(), seed)
+
+
+def _built() -> list[Built]:
+    return [build(closed=True), build(closed=False)]
+
+
+def _count(built: Built, seed: int) -> int:
+    """How many there are. Flips are one for each byte."""
+    others = takewhile(lambda damage: not damage.text.startswith("flip:"), damages(built, Random(seed)))
+    return sum(1 for _ in others) + sum(len(built.disk.read(f"{PATH}/{name}")) for name in built.files())
+
+
+def _every_damage(both: list[Built], seed: int) -> Iterator[tuple[Built, Damage]]:
     streams = [(built, damages(built, Random(seed))) for built in both]
     while streams:
         for stream in list(streams):
@@ -216,13 +239,15 @@ def every_damage(seed: int) -> Iterator[tuple[Built, Damage]]:
 def work(share: Share) -> Iterator[Tally]:
     run = share.run
     tally = Tally()
-    for number, (built, damage) in enumerate(share.mine(every_damage(run.seed))):
+    both = _built()
+    for number, (built, damage) in enumerate(
+        share.mine(beginning(run.first, lambda: _every_damage(both, run.seed), case_of))
+    ):
         try:
             examine(built, damage)
         except Exception as error:  # noqa: BLE001  # whatever it is, it is a violation
-            condition = "closed" if damage.closed else "cut"
             tally.violations.append(
-                (f"{type(error).__name__}: {error}", f"--seed {run.seed} --case {condition}:{damage.text}")
+                (f"{type(error).__name__}: {error}", f"--seed {run.seed} --case {case_of((built, damage))}")
             )
         tally.states += 1
         tally.faults += 1
@@ -237,8 +262,9 @@ def work(share: Share) -> Iterator[Tally]:
 def run(run: Run) -> Result:
     """Run the part."""
     result = spread("bitflips", work, run)
-    total = sum(1 for _ in every_damage(run.seed))
-    result.notes.append(f"bitflips: {result.faults:,} of {total:,} damages (bytes, blocks, records, files)")
+    if not run.stop_at_first:
+        total = sum(_count(built, run.seed) for built in _built())
+        result.notes.append(f"bitflips: {result.faults:,} of {total:,} damages (bytes, blocks, records, files)")
     return result
 
 

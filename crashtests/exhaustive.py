@@ -13,9 +13,14 @@ from crashtests.session import Program
 from crashtests.workers import Run, Share, spread
 
 
-def items(seed: int) -> Iterator[tuple[dict[str, Any], Program, Limits]]:
-    """The named programs, all programs of two small steps, then of three, then both again with larger bounds."""
+def items(seed: int, first: str = "") -> Iterator[tuple[dict[str, Any], Program, Limits]]:
+    """The named programs, all programs of two small steps, then of three, then both again with larger bounds.
+
+    `first` is the name of the program to begin with.
+    """
     quick = Limits(choices=24, depth=2, nested_every=16)
+    if first:
+        yield *NAMED[first], quick
     for options, program in NAMED.values():
         yield options, program, quick
     scale = 1
@@ -34,7 +39,7 @@ def items(seed: int) -> Iterator[tuple[dict[str, Any], Program, Limits]]:
 
 def work(share: Share) -> Iterator[Tally]:
     run = share.run
-    for number, (options, program, limits) in enumerate(share.mine(items(run.seed))):
+    for number, (options, program, limits) in enumerate(share.mine(items(run.seed, run.first))):
         if run.over():
             return
         tally = Tally()

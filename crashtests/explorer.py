@@ -120,6 +120,8 @@ class Explorer:
         self._program = program
         self._seen = set()
         self._stopped = False
+        if not self._stands_alone(program):
+            return
         disk = SimulatedDisk(seed=self.seed)
         session = Session(disk, options=self.options)
         if prepare is not None:
@@ -134,6 +136,16 @@ class Explorer:
         session.disk.watcher = None
         self._cut(session.disk, session.history, [], self.limits.depth, session.disk.operations + 1)
         session.abandon()
+
+    def _stands_alone(self, program: Program) -> bool:
+        """What is wrong without any cut is told without any."""
+        self.tally.states += 1
+        try:
+            self.replay(Case(program, self.seed, self.options, []))
+        except _EXPECTED as error:
+            self._record(error, [])
+            return False
+        return True
 
     def _watcher(self, session: Session, trail: list[tuple[int, str]], depth: int) -> Callable[[Operation], None]:
         def watch(operation: Operation) -> None:

@@ -26,7 +26,7 @@ from crashtests.explorer import FOLLOW_UPS, Tally
 from crashtests.history import Violation
 from crashtests.programs import NAMED
 from crashtests.session import Program, Session
-from crashtests.workers import Run, Share, spread
+from crashtests.workers import Run, Share, beginning, spread
 from kvwal.errors import CorruptionError, DiskFullError, FormatError, PoisonedError
 from kvwal.testing import Operation, SimulatedDisk
 
@@ -44,6 +44,7 @@ class Way:
     forever: bool
     #: "kill": the process dies; "none", "all": the power is cut and so much survives.
     #: With the effect "die" no operation fails: the process dies before it, is started again, and goes on.
+    #: With "unreadable" this and all later reads of the file fail, and nothing else.
     after: str
 
 
@@ -52,6 +53,8 @@ def ways(operation: Operation) -> list[Way]:
     name = operation.name
     if name not in _CHANGES and name not in _FLUSHES:
         kinds = [(errno.EIO, "none", False), (errno.EIO, "none", True)]
+        if name == "pread":
+            kinds.append((errno.EIO, "unreadable", True))
         return [Way(*kind, after) for kind in kinds for after in ("kill", "none")]
     kinds = [(errno.EIO, "none", False), (errno.EIO, "none", True)]
     if name in _FLUSHES:
@@ -68,6 +71,11 @@ def ways(operation: Operation) -> list[Way]:
     if name == "pwrite" and operation.size:
         found += [Way(0, effect, False, "none") for effect in _SILENT]
     return found
+
+
+def case_of(name: str, operation: int, way: Way) -> str:
+    """As it is written for `--case`."""
+    return f"{name.replace(' ', '_')}:{operation}:{way.error}:{way.effect}:{int(way.forever)}:{way.after}"
 
 
 def operations_of(options: dict[str, Any], program: Program) -> list[Operation]:
@@ -105,9 +113,7 @@ class FaultCase:
         self.died = False
 
     def __str__(self) -> str:
-        way = self.way
-        name = self.name.replace(" ", "_")
-        return f"--case {name}:{self.operation}:{way.error}:{way.effect}:{int(way.forever)}:{way.after}"
+        return f"--case {case_of(self.name, self.operation, self.way)}"
 
     def run(self) -> None:
         """Raises `Violation`, or whatever the store should not have raised."""
@@ -132,10 +138,15 @@ class FaultCase:
 
             disk.watcher = die
             return
-        if way.effect not in _SILENT:
+        if way.effect not in (*_SILENT, "unreadable"):
             disk.fail("any", self.operation, way.error, forever=way.forever, effect=way.effect)  # type: ignore[arg-type]
             return
         before = operations_of(self.options, self.program)[: self.operation]
+        if way.effect == "unreadable":
+            path = before[-1].path
+            nth = sum(operation.name == "pread" and operation.path == path for operation in before)
+            disk.fail("pread", nth, way.error, forever=True, path=path)
+            return
         nth = sum(operation.name == "pwrite" for operation in before)
         if way.effect == "lost":
             disk.lose_write(nth)
@@ -310,7 +321,10 @@ def listed(seed: int) -> list[tuple[str, int, Way]]:
 def work(share: Share) -> Iterator[Tally]:
     run = share.run
     tally = Tally()
-    for number, (name, operation, way) in enumerate(share.mine(iter(listed(run.seed)))):
+    cases = listed(run.seed)
+    for number, (name, operation, way) in enumerate(
+        share.mine(beginning(run.first, lambda: iter(cases), lambda case: case_of(*case)))
+    ):
         case = FaultCase(name, operation, way)
         try:
             case.run()
@@ -330,7 +344,8 @@ def work(share: Share) -> Iterator[Tally]:
 def run(run: Run) -> Result:
     """Run the part."""
     result = spread("faults", work, run)
-    result.notes.append(f"faults: {result.faults:,} of {len(listed(run.seed)):,} cases")
+    if not run.stop_at_first:
+        result.notes.append(f"faults: {result.faults:,} of {len(listed(run.seed)):,} cases")
     return result
 
 

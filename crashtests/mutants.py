@@ -1,4 +1,8 @@
-"""The proof of the harness: deliberate defects, each of which it must find within a minute."""
+"""The proof of the harness: deliberate defects, each of which it must find within a minute.
+
+A part begins with the cases that killed the mutant before, if some are noted with it, and goes on with all the others:
+the same search with the same oracle, in another order.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +18,9 @@ from crashtests.workers import Run
 #: A mutant that lives for so long has survived.
 LIMIT_S = 60.0
 
+#: Whoever dies of these was not killed by the oracle.
+_BROKEN = ("NameError", "UnboundLocalError", "AttributeError", "ImportError", "TypeError", "the harness failed")
+
 _MODULES = {
     "exhaustive": "crashtests.exhaustive",
     "faults": "crashtests.faults",
@@ -26,7 +33,8 @@ _MODULES = {
 def hunt(mutant: Mutant, run: Run) -> Result:
     """Run the mutant's part until it finds something."""
     part: Any = importlib.import_module(_MODULES[mutant.part])
-    limited = Run(run.seed, time.monotonic() + LIMIT_S, LIMIT_S, run.jobs, Progress(quiet=True), stop_at_first=True)
+    deadline_s = time.monotonic() + LIMIT_S
+    limited = Run(run.seed, deadline_s, LIMIT_S, run.jobs, Progress(quiet=True), True, mutant.first)
     with applied(mutant):
         result: Result = part.run(limited)
     return result
@@ -49,6 +57,8 @@ def run(run: Run) -> Result:
         result.faults += found.faults
         killed = bool(found.violations)
         what = re.sub(r"\s+", " ", found.violations[0])[:100] if killed else ""
+        if what.startswith(_BROKEN):
+            result.violations.append(f"the mutant {mutant.name!r} is no defect but broken code: {found.violations[0]}")
         if not killed:
             result.violations.append(f"the mutant {mutant.name!r} survived {found.states} states of {mutant.part}")
         killer = mutant.part if killed else "SURVIVED"

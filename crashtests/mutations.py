@@ -36,6 +36,8 @@ class Mutant:
     #: The part that must kill it.
     part: str
     edits: tuple[Edit, ...]
+    #: The case, or a pattern of cases, that the part begins with: one that killed it before.
+    first: str = ""
 
 
 class DoesNotApply(Exception):
@@ -88,6 +90,9 @@ def applied(mutant: Mutant) -> Iterator[None]:
         by_function.setdefault(_function(edit.target), []).append(edit)
     codes = {function: _edited(function, edits) for function, edits in by_function.items()}
     before = {function: function.__code__ for function in codes}
+    for function, code in codes.items():
+        if code == _edited(function, []):
+            raise DoesNotApply(f"{function.__qualname__} is the same as before")
     try:
         for function, code in codes.items():
             function.__code__ = code
@@ -114,8 +119,8 @@ class Deaf:
         return data
 
 
-def _mutant(name: str, part: str, *edits: tuple[str, str, str]) -> Mutant:
-    return Mutant(name, part, tuple(Edit(*edit) for edit in edits))
+def _mutant(name: str, part: str, *edits: tuple[str, str, str], first: str = "") -> Mutant:
+    return Mutant(name, part, tuple(Edit(*edit) for edit in edits), first)
 
 
 _WRITER = "kvwal.log.writer:LogWriter."
@@ -159,21 +164,25 @@ MUTANTS: tuple[Mutant, ...] = (
         "the watermark counts what was only written",
         "exhaustive",
         (_WRITER + "append_put", "seqno, self.durable_seqno, now_us", "seqno, self.last_seqno, now_us"),
+        first="unsynced only",
     ),
     _mutant(
         "read keys are not validated",
         "exhaustive",
         ("kvwal.conflict:History.conflict", "if seqno is not None and seqno > since:", "if False:"),
+        first="transactions among others",
     ),
     _mutant(
         "range reads are not validated",
         "exhaustive",
         ("kvwal.conflict:History.conflict", "        if ranges:\n", "        if False:\n"),
+        first="transactions among others",
     ),
     _mutant(
         "a transaction reads the newest rows",
         "exhaustive",
         ("kvwal.transaction:Transaction.get", "value is MISSING or present.horizon != self._seqno", "value is MISSING"),
+        first="transactions among others",
     ),
     _mutant(
         "members of a group are not validated against each other",
@@ -204,11 +213,13 @@ MUTANTS: tuple[Mutant, ...] = (
         "a new segment before the old one is flushed",
         "exhaustive",
         (_WRITER + "_roll", "self.sync()", "self.durable_seqno = self.last_seqno"),
+        first="rotation unsynced",
     ),
     _mutant(
         "the successor slot is never written",
         "bitflips",
         (_MAKER + "write_slot", "file.pwrite(encode_slot(header.salt, next_seqno), SLOT_OFFSET)", "pass"),
+        first="closed:remove:*.log",
     ),
     _mutant(
         "a closed segment is cut before its last record is on disk",
@@ -219,11 +230,13 @@ MUTANTS: tuple[Mutant, ...] = (
         "segments are retired newest first",
         "exhaustive",
         (_WRITER + "retire", "for segment in segments[:n]:", "for segment in reversed(segments[:n]):"),
+        first="rotation",
     ),
     _mutant(
         "removals are not flushed one by one",
         "exhaustive",
         (_WRITER + "_remove", "self._files.sync_directory(self._directory)", "pass"),
+        first="snapshots of large values",
     ),
     # --- reading the log ---
     _mutant(
@@ -240,6 +253,7 @@ MUTANTS: tuple[Mutant, ...] = (
             "for row, verdict, applies in TAIL_TABLE if applies(evidence)\n"
             "        and row is not TailRow.DAMAGE_BELOW_WATERMARK",
         ),
+        first="cut:zero:*.log:4096",
     ),
     _mutant(
         "a hole in a middle segment is passed over",
@@ -251,6 +265,7 @@ MUTANTS: tuple[Mutant, ...] = (
             "            TailRow.DAMAGE_BEFORE_LATER_SEGMENT, TailRow.TRUNCATED_BEFORE_LATER_SEGMENT,\n"
             "            TailRow.DAMAGE_BELOW_WATERMARK, TailRow.TRUNCATED_SEGMENT,\n        )",
         ),
+        first="closed:cut:*.log:4096",
     ),
     _mutant(
         "a truncated newest segment is a clean end",
@@ -261,6 +276,7 @@ MUTANTS: tuple[Mutant, ...] = (
             "for row, verdict, applies in TAIL_TABLE if applies(evidence)\n"
             "        and row is not TailRow.TRUNCATED_SEGMENT",
         ),
+        first="closed:cut:*.log:4096",
     ),
     _mutant(
         "a missing newest segment is not missed",
@@ -271,6 +287,7 @@ MUTANTS: tuple[Mutant, ...] = (
             "for row, verdict, applies in LINK_TABLE if applies(evidence)\n"
             "        and row is not TailRow.MISSING_NEWEST_SEGMENT",
         ),
+        first="closed:remove:*.log",
     ),
     _mutant(
         "a read error is the end of the log",
@@ -280,6 +297,7 @@ MUTANTS: tuple[Mutant, ...] = (
             "file = self._files.open(self._path(segment.name))",
             "file = __import__('crashtests.mutations').mutations.Deaf(self._files.open(self._path(segment.name)))",
         ),
+        first="killed:*:unreadable:*",
     ),
     _mutant(
         "what a newer segment supersedes is read",
@@ -300,6 +318,7 @@ MUTANTS: tuple[Mutant, ...] = (
             "batch = record.batch()\n    if len(batch.writes) > 1:\n        batch.writes.popitem()\n"
             "    present.publish(record.seqno, batch, record.size)",
         ),
+        first="batches",
     ),
     _mutant(
         "recovery believes what may be in the page cache only",
@@ -310,11 +329,13 @@ MUTANTS: tuple[Mutant, ...] = (
             "log.last_seqno = log.durable_seqno = end.last_seqno",
         ),
         (_WRITER + "resume", "if not end.clean:", "if not end.clean and end.last_seqno == end.watermark:"),
+        first="killed",
     ),
     _mutant(
         "recovery does not flush the directory",
         "exhaustive",
         (_WRITER + "resume", "files.sync_directory(directory)", "pass"),
+        first="a record larger than a segment",
     ),
     _mutant(
         "the store's own directory is not flushed into its parent",
@@ -327,6 +348,7 @@ MUTANTS: tuple[Mutant, ...] = (
         "exhaustive",
         (_PAGES + "_build", "self._file.sync()", "pass"),
         (_PAGES + "_build", "self._file.datasync()", "pass"),
+        first="checkpoints",
     ),
     _mutant(
         "the log is removed before the meta is on disk",
@@ -341,6 +363,7 @@ MUTANTS: tuple[Mutant, ...] = (
         "a freed page is reused one generation early",
         "exhaustive",
         (_PAGES + "_build", "{old.generation, old.generation - 1, *self.pinned()}", "{old.generation, *self.pinned()}"),
+        first="pages reused",
     ),
     _mutant(
         "pages of a pinned generation are reused",
@@ -350,6 +373,7 @@ MUTANTS: tuple[Mutant, ...] = (
             "{old.generation, old.generation - 1, *self.pinned()}",
             "{old.generation, old.generation - 1}",
         ),
+        first="snapshots of large values",
     ),
     _mutant(
         "the log of the older generation is removed",
@@ -360,6 +384,7 @@ MUTANTS: tuple[Mutant, ...] = (
         "the pages hold commits that the log does not",
         "exhaustive",
         ("kvwal.checkpoint:Checkpointer._flush_log", "self._pipeline.sync()", "pass"),
+        first="unsynced only",
     ),
     _mutant(
         "the checkpoint's seqno is one too high",
@@ -370,12 +395,14 @@ MUTANTS: tuple[Mutant, ...] = (
         "a tombstone is lost in a merge",
         "exhaustive",
         ("kvwal.pages.updates:merged", "del keys[at], values[at]", "pass"),
+        first="tombstones among many",
     ),
     _mutant(
         "the CRC of a page is ignored",
         "bitflips",
         ("kvwal.pages.pager:Pager.read", "len(raw) != size or crc32c(raw, page) != crc", "len(raw) != size"),
         ("kvwal.pages.pager:Pager.leaf", "len(raw) != size or crc32c(raw, page) != crc", "len(raw) != size"),
+        first="closed:zero:data:*",
     ),
     _mutant(
         "the CRC of a meta slot is ignored",
@@ -385,6 +412,7 @@ MUTANTS: tuple[Mutant, ...] = (
             "crc32c(raw[: size - 4]) != _CRC.unpack_from(raw, size - 4)[0]",
             "False",
         ),
+        first="*:flip:data:*",
     ),
     _mutant(
         "a new page file gets its name before it is on disk",

@@ -11,13 +11,19 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from fnmatch import fnmatchcase
+from itertools import islice
+from typing import Any, TypeVar
 
 from crashtests.console import Progress, Result
 from crashtests.explorer import Tally
 
+T = TypeVar("T")
+
 # A single case takes milliseconds; a program of many steps with all its cuts a minute.
 _HANG_S = 240.0
+# How far a pattern is looked for: there are millions of bytes to flip.
+_AHEAD = 50_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +38,8 @@ class Run:
     progress: Progress
     #: Stop at the first violation.
     stop_at_first: bool = False
+    #: A case, or a pattern (as of fnmatch) of cases, to begin with.
+    first: str = ""
 
     def over(self) -> bool:
         return time.monotonic() >= self.deadline_s
@@ -47,6 +55,13 @@ class Share:
 
     def mine(self, items: Iterator[Any]) -> Iterator[Any]:
         return (item for number, item in enumerate(items) if number % self.count == self.index)
+
+
+def beginning(first: str, items: Callable[[], Iterator[T]], name: Callable[[T], str]) -> Iterator[T]:
+    """Those among the next items whose name matches the pattern, then all of them."""
+    if first:
+        yield from (item for item in islice(items(), _AHEAD) if fnmatchcase(name(item), first))
+    yield from items()
 
 
 Work = Callable[[Share], Iterator[Tally]]

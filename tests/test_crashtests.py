@@ -1,16 +1,21 @@
 """The crash tests themselves work: a small pass of each part, and every mutant still fits the code."""
 
+import fnmatch
+from itertools import islice
 from pathlib import Path
 
 import pytest
 
 from crashtests import bitflips, faults, isolation
 from crashtests.__main__ import PARTS
+from crashtests.console import Progress
 from crashtests.explorer import Case, Explorer, Limits, Tally
 from crashtests.history import Violation
-from crashtests.mutations import MUTANTS, applied
+from crashtests.mutants import hunt
+from crashtests.mutations import MUTANTS, DoesNotApply, Edit, Mutant, applied
 from crashtests.programs import NAMED
 from crashtests.session import Session
+from crashtests.workers import Run
 from kvwal.testing import SimulatedDisk
 
 SMALL = Limits(choices=8, depth=2, nested_every=8, nested_choices=2)
@@ -111,3 +116,27 @@ def test_the_documentation_names_every_part():
     text = Path(__file__).parent.parent.joinpath("docs", "crash-testing.md").read_text(encoding="utf-8")
     for part in PARTS:
         assert f"| {part} |" in text
+
+
+def test_what_a_mutant_begins_with_are_cases_that_exist():
+    """Else the search still finds it, but not at once, and the run takes minutes longer."""
+    names = {
+        "exhaustive": set(NAMED),
+        "faults": {faults.case_of(*case) for case in faults.listed(seed=1)},
+        "bitflips": {bitflips.case_of(case) for case in islice(bitflips.every_damage(seed=1), 5000)},
+    }
+    for mutant in MUTANTS:
+        if mutant.first:
+            assert fnmatch.filter(names[mutant.part], mutant.first), mutant.name
+
+
+def test_a_mutant_that_changes_nothing_does_not_apply():
+    same = Edit("kvwal.commit:CommitPipeline.put", "log.sync()", "log.sync()")
+    with pytest.raises(DoesNotApply, match="the same as before"), applied(Mutant("none", "exhaustive", (same,))):
+        pass
+
+
+def test_a_mutant_is_hunted_until_the_part_that_is_named_finds_it():
+    mutant = next(mutant for mutant in MUTANTS if mutant.name == "a read error is the end of the log")
+    found = hunt(mutant, Run(1, 0.0, 0.0, 1, Progress(quiet=True)))
+    assert "acknowledged commits are missing" in found.violations[0]
