@@ -24,7 +24,7 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from itertools import islice
+from itertools import chain, islice, starmap
 from typing import Final
 
 from kvwal.batch import Seqno, WriteBatch
@@ -33,15 +33,25 @@ from kvwal.count import Layer, count_all
 from kvwal.errors import ClosedError
 from kvwal.memtable import MISSING, Memtable, Missing, Value, in_range, union_of
 from kvwal.pages import PageFile, Tree
-from kvwal.scan import Level, RawChunk
+from kvwal.scan import Chunk, Level, RawChunk
 
 __all__ = ["Levels", "Present", "View"]
 
 # Two object headers and a slot in a dict: 144 bytes for a key of 16 and a value of 100.
 _ROW_OVERHEAD_BYTES: Final = 150
+# Rows and pages share the cache's budget: the rows begin with one part of it, take another whenever they are full, and
+# stop at the most; what they have not taken is for pages. One part is room for the inner nodes of some ten million
+# keys. A row answers in a fortieth of the time of a cached page.
+_CACHE_PARTS: Final = 16
+_ROWS_FIRST: Final = 2
+_ROWS_MOST: Final = 12
 # Small first, so that a scan of a few keys stays cheap; then larger, so that a long one is.
 _FIRST_CHUNK: Final = 64
 _LARGEST_CHUNK: Final = 1024
+
+
+# A longer range is read chunk by chunk.
+_FEW: Final = 256
 
 
 class Levels:
@@ -89,7 +99,7 @@ class View:
 class Present:
     """Rows, levels and readers of one open store."""
 
-    def __init__(self, pages: PageFile, *, row_bytes: int, memtable_bytes: int) -> None:
+    def __init__(self, pages: PageFile, *, cache_bytes: int, memtable_bytes: int) -> None:
         meta = pages.meta
         self._memtable_budget = memtable_bytes
         #: Set when a writer should look after something before its next commit: see `pressure`.
@@ -102,8 +112,10 @@ class Present:
         self._pages = pages
         self.lock = threading.Lock()
         self.rows: dict[bytes, Value] = {}
-        self._row_budget = row_bytes
+        self._cache_bytes = cache_bytes
+        self._row_budget = 0
         self._row_bytes = 0
+        self._give_rows(_ROWS_FIRST)
         self.seqno: Seqno = meta.seqno
         self.horizon: Seqno = meta.seqno
         pages.pin(meta.generation)
@@ -196,13 +208,25 @@ class Present:
         """Estimate of the memory of the rows."""
         return self._row_bytes
 
+    def _give_rows(self, parts: int) -> None:
+        # Requires: lock.
+        self._row_parts = parts
+        self._row_budget = self._cache_bytes * parts // _CACHE_PARTS
+        self._pages.resize_cache(self._cache_bytes - self._row_budget)
+
     def _turn_rows(self) -> None:
-        # Requires: lock. The older half goes. (Two dicts, the older one dropped whole, were tried: a set of keys that
-        # is read over and over then has to fit into half of the budget, or every get misses.) Those who still hold
-        # the former dict read values that were the newest when they took it.
+        # Requires: lock.
+        while self._row_bytes > self._row_budget and self._row_parts < _ROWS_MOST:
+            self._give_rows(self._row_parts + 1)
+        if self._row_bytes <= self._row_budget:
+            return
+        # The older ones go, until half of the budget is left. (Two dicts, the older one dropped whole, were tried: a set
+        # of keys that is read over and over then has to fit into half of the budget, or every get misses.) Those who
+        # still hold the former dict read values that were the newest when they took it.
         rows = self.rows
-        self.rows = dict(islice(rows.items(), (len(rows) + 1) // 2, None))
-        self._row_bytes //= 2
+        kept = len(rows) * (self._row_budget // 2) // self._row_bytes
+        self.rows = dict(islice(rows.items(), len(rows) - kept, None))
+        self._row_bytes = self._row_budget // 2
 
     # -- point reads --------------------------------------------------------------------------
 
@@ -271,6 +295,44 @@ class Present:
         return found
 
     # -- ordered reads ------------------------------------------------------------------------
+
+    def few(
+        self, start: bytes | None, stop: bytes | None, limit: int | None, seqno: Seqno | None, *, reverse: bool
+    ) -> Sequence[Chunk] | None:
+        """The range at once, if it is short and lies in memory; else None, and the long way is to be taken.
+
+        Args:
+            limit: at least so many entries if there are; None for all of them.
+            seqno: of the moment that is wanted; None for now.
+        """
+        most = _FEW if limit is None else limit
+        if most > _FEW:
+            return None
+        # Before any lock: after a fork nobody may be there to give it back.
+        self.refuse_if_gone()
+        # The keys are found without the lock, since to bring them into order may take long. They are all of this
+        # moment if no commit is published from here on until the lock is held.
+        if seqno is None:
+            seqno = self.seqno
+        levels = self.levels
+        memtable = levels.memtable
+        keys: list[bytes] = []
+        if memtable.latest:
+            # One more, to see whether they are all.
+            keys = memtable.keys_between(start, stop, after=None, reverse=reverse, most=most + 1)
+        with self.lock:
+            self.refuse_if_gone()
+            if self.seqno != seqno or self.levels is not levels:
+                return None
+            if memtable.ranges or levels.frozen is not None:
+                return None
+            found = levels.tree.cached_chunks(start, stop, most, reverse=reverse)
+            if found is None:
+                return None
+            chunks, ended = found
+            if limit is None and not (ended and len(keys) <= most):
+                return None
+            return _overlaid(chunks, keys, memtable.latest, most, ended=ended, reverse=reverse) if keys else chunks
 
     def ordered_levels(self, view: View, start: bytes | None, stop: bytes | None, *, reverse: bool) -> list[Level]:
         """The view's levels as sources for `merged`, oldest first."""
@@ -484,3 +546,30 @@ class Present:
             return count_all(levels.tree, layers)
         finally:
             self.release(view)
+
+
+def _overlaid(
+    chunks: Sequence[Chunk], keys: list[bytes], values: dict[bytes, Value], most: int, *, ended: bool, reverse: bool
+) -> Sequence[Chunk] | None:
+    """Keys of a newer table over chunks of an older one; None if that does not make `most` entries for certain.
+
+    Args:
+        keys: in the direction of the chunks; all of them only if they are `most` or fewer.
+        ended: whether the chunks are the whole range.
+    """
+    older = dict(chain.from_iterable(starmap(zip, chunks)))
+    # Beyond the last key of a source that was cut nothing is known of it.
+    ends = []
+    if not ended:
+        ends.append(chunks[-1][0][-1])
+    if len(keys) > most:
+        ends.append(keys[-1])
+    merged = older | {key: values[key] for key in keys}
+    order = sorted(merged, reverse=reverse)
+    if ends:
+        end = max(ends) if reverse else min(ends)
+        order = [key for key in order if (key >= end if reverse else key <= end)]
+    pairs = [(key, value) for key in order if (value := merged[key]) is not None]
+    if ends and len(pairs) < most:
+        return None
+    return [([key for key, _ in pairs], [value for _, value in pairs])] if pairs else []

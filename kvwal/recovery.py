@@ -48,9 +48,6 @@ LOCK_NAME: Final = "lock"
 _ERASING_NAME: Final = "erasing"
 
 _STORE_ID_BYTES: Final = 16
-# One part in so many of the cache is for pages, which is room for the inner nodes of some ten million keys; the rest is
-# for rows, since a row answers in a fortieth of the time of a cached page.
-_PAGES_SHARE: Final = 4
 
 # Every name that a store gives to a file. Nothing else is ever removed, however much it looks like one.
 _MADE: Final = re.compile(r"data|data\.tmp|spare\.tmp|\d{20}\.(log|idx|tmp|idx\.tmp)")
@@ -275,14 +272,14 @@ def _recover(
     files = options.files
     read_only = flag == "r"
     pages = PageFile(
-        files, files.join(path, DATA_NAME), cache_bytes=options.cache_bytes // _PAGES_SHARE, writable=not read_only
+        files, files.join(path, DATA_NAME), cache_bytes=options.cache_bytes, writable=not read_only
     )
     try:
         meta = pages.meta
         checkpoint_seqno = meta.seqno
         present = Present(
             pages,
-            row_bytes=options.cache_bytes - options.cache_bytes // _PAGES_SHARE,
+            cache_bytes=options.cache_bytes,
             memtable_bytes=options.memtable_bytes,
         )
         reader = LogReader(files, path, pages.store_id)

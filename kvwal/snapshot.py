@@ -74,8 +74,12 @@ class Snapshot(OrderedMapping):
             self._open_view()
 
     def _chunks(self, bounds: Bounds) -> Iterator[Chunk]:
+        view = self._open_view()
+        chunks = self._present.few(bounds.start, bounds.stop, bounds.limit, view.seqno, reverse=bounds.reverse)
+        if chunks is not None:
+            return iter(chunks)
         # The iterator has a registration of its own, so that it may outlive the snapshot.
-        return chunks_of(self._present, self._present.again(self._open_view(), "scan"), bounds)
+        return chunks_of(self._present, self._present.again(view, "scan"), bounds)
 
     def _count(self) -> int:
         return sum(len(keys) for keys, _ in self._chunks(Bounds(None, None, None, False, None)))

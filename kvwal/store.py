@@ -199,6 +199,9 @@ class Store(OrderedMapping, MutableMapping[bytes, bytes]):
 
     def _chunks(self, bounds: Bounds) -> Iterator[Chunk]:
         present = self._present
+        chunks = present.few(bounds.start, bounds.stop, bounds.limit, None, reverse=bounds.reverse)
+        if chunks is not None:
+            return iter(chunks)
         return chunks_of(present, present.view("scan", self._files.now_us(), owner=self), bounds)
 
     def _count(self) -> int:

@@ -142,9 +142,17 @@ class Transaction(OrderedMapping, MutableMapping[bytes, bytes]):
             raise _closed()
         present = self._present
         batch = self._batch
-        own = Level(_own_chunks(batch, bounds), union_of(batch.ranges)) if len(batch) else None
-        # A registration of its own: the iterator may outlive the transaction.
-        chunks = chunks_of(present, present.again(view, "scan"), bounds, own)
+        few = None
+        own = None
+        if len(batch):
+            own = Level(_own_chunks(batch, bounds), union_of(batch.ranges))
+        else:
+            few = present.few(bounds.start, bounds.stop, bounds.limit, view.seqno, reverse=bounds.reverse)
+        if few is not None:
+            chunks = iter(few)
+        else:
+            # A registration of its own: the iterator may outlive the transaction.
+            chunks = chunks_of(present, present.again(view, "scan"), bounds, own)
         return chunks if self._read_only else self._tracked(chunks, bounds)
 
     def _tracked(self, chunks: Iterator[Chunk], bounds: Bounds) -> Iterator[Chunk]:

@@ -54,6 +54,8 @@ class FakePages:
 
     def unpin(self, generation: int) -> None: ...
 
+    def resize_cache(self, cache_bytes: int) -> None: ...
+
 
 class FakeLog:
     """A log in memory that counts flushes and can be told to fail."""
@@ -94,7 +96,7 @@ class FakeLog:
 
 
 def make() -> tuple[CommitPipeline, FakeLog, Present]:
-    present = Present(FakePages(), row_bytes=1 << 20, memtable_bytes=1 << 20)  # type: ignore[arg-type]
+    present = Present(FakePages(), cache_bytes=1 << 20, memtable_bytes=1 << 20)  # type: ignore[arg-type]
     log = FakeLog()
     return CommitPipeline(log, present, release_reserve=lambda: False), log, present
 

@@ -106,7 +106,7 @@ def test_a_fast_put_says_its_seqno_before_its_value_too() -> None:
 
     from kvwal.present import Present
 
-    present = Present(FakePages(), row_bytes=1 << 20, memtable_bytes=1 << 20)  # type: ignore[arg-type]
+    present = Present(FakePages(), cache_bytes=1 << 20, memtable_bytes=1 << 20)  # type: ignore[arg-type]
     seen: list[tuple[int, int]] = []
 
     class Watched(dict[bytes, bytes | None]):

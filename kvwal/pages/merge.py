@@ -41,6 +41,7 @@ from kvwal.pages.page import (
     PAGE_SIZE,
     POINTER,
     POINTER_SIZE,
+    Leaf,
     OverflowRef,
     cut_points,
     decode_leaf,
@@ -196,7 +197,7 @@ class Merge:
             self._paid += 1
             self._give_way()
 
-    def _leaf(self, raw: bytes, high: bytes | None, overflow: bool) -> None:
+    def _leaf(self, raw: bytes | Leaf, high: bytes | None, overflow: bool) -> None:
         keys, values = decode_leaf(raw)
         gone: set[bytes] = {value for value in values if type(value) is OverflowRef} if overflow else set()
         if self._ranges:

@@ -64,6 +64,7 @@ __all__ = [
     "POINTER",
     "POINTER_SIZE",
     "Inner",
+    "Leaf",
     "OverflowRef",
     "PageId",
     "Pointer",
@@ -119,6 +120,8 @@ _WIDE_PAIR: Final = Struct("<II")
 
 #: A decoded inner node: separators, packed pointers, generation that wrote it.
 Inner: TypeAlias = tuple[list[bytes], bytes, int]
+#: A decoded leaf: keys, values, generation that wrote it. Shared by all who read it, so never changed.
+Leaf: TypeAlias = tuple[list[bytes], list[bytes], int]
 
 
 class Pointer(NamedTuple):
@@ -253,13 +256,17 @@ def node_fault(raw: bytes, level: int) -> str | None:
     return None
 
 
-def generation_of(raw: bytes) -> int:
+def generation_of(raw: bytes | Leaf) -> int:
     """The generation that wrote the node."""
+    if isinstance(raw, tuple):
+        return raw[2]
     return int.from_bytes(raw[8:16], "little")
 
 
-def decode_leaf(raw: bytes) -> tuple[list[bytes], list[bytes]]:
-    """All keys and values; overflow references as `OverflowRef`."""
+def decode_leaf(raw: bytes | Leaf) -> tuple[list[bytes], list[bytes]]:
+    """All keys and values, in lists of the caller's own; overflow references as `OverflowRef`."""
+    if isinstance(raw, tuple):
+        return raw[0].copy(), raw[1].copy()
     _, _, key_column, value_column, n, _, begin, middle, end, m = NODE_HEADER.unpack_from(raw)
     keys = _slices(raw, key_column, _HEADER_SIZE, begin, middle, n)
     at = _HEADER_SIZE + (n + 1) * key_column
@@ -276,8 +283,13 @@ def decode_inner(raw: bytes) -> Inner:
     return _slices(raw, key_column, _HEADER_SIZE, begin, middle, n - 1), raw[middle:end], generation
 
 
-def find_in_leaf(raw: bytes, key: bytes) -> bytes | None:
+def find_in_leaf(leaf: bytes | Leaf, key: bytes) -> bytes | None:
     """The key's value (or `OverflowRef`) without decoding the leaf; None if the key is not there."""
+    if isinstance(leaf, tuple):
+        keys, values, _ = leaf
+        at = bisect_left(keys, key)
+        return values[at] if at < len(keys) and keys[at] == key else None
+    raw = leaf
     _, _, key_column, value_column, n, _, begin, middle, end, m = NODE_HEADER.unpack_from(raw)
     # The search for the bytes runs in C. A hit that is not at a boundary may hide the true one.
     at = raw.find(key, begin, middle)

@@ -344,6 +344,10 @@ class PageFile:
         """A reader of the same file that has nothing cached: for checks that must see the disk."""
         return Pager(self._file, 0)
 
+    def resize_cache(self, cache_bytes: int) -> None:
+        """Change the memory for nodes."""
+        self._pager.resize(cache_bytes)
+
     def stats(self) -> dict[str, int]:
         """Sizes and counts: pages and bytes of the file, of the tree and of the cache."""
         meta = self.meta

@@ -6,8 +6,9 @@ Rules:
   when it came in.
 - A hit takes no lock. The cache is two dicts, young and old: a miss and a hit in old go into young,
   and when young has taken half the budget it becomes old and the old one is dropped.
-- Leaves are cached as the bytes read, inner nodes decoded (separators as a list for bisect, pointers
-  packed), short overflow values as they are.
+- Leaves are cached as the bytes read, or decoded where a scan found room for that (`keep_decoded`);
+  inner nodes decoded (separators as a list for bisect, pointers packed), short overflow values as
+  they are.
 
 Invariant: a page is written only after its cached content, whatever generation it was of, was
 dropped (`forget`). The crc in the cache's key makes a mistake there improbable, not impossible.
@@ -31,6 +32,7 @@ from kvwal.pages.page import (
     PAGE_SIZE,
     POINTER,
     Inner,
+    Leaf,
     OverflowRef,
     decode_inner,
     node_fault,
@@ -45,6 +47,9 @@ _ENTRY_COST: Final = 36 + 112
 _BYTES_COST: Final = 33 + 8
 #: tuple, list, generation
 _INNER_COST: Final = 64 + 72 + 32
+#: tuple; for each column a list
+_LEAF_COST: Final = 56
+_COLUMN_COST: Final = 72
 #: Written in one call; more gains nothing.
 _RUN_BYTES: Final = 1 << 20
 _ZEROS: Final = bytes(PAGE_SIZE)
@@ -61,7 +66,7 @@ class Pager:
         self.file = file
         self.closed = False
         self.cache_bytes = cache_bytes
-        #: address -> leaf bytes, `Inner` or overflow value. Read without the lock, written under it.
+        #: address -> leaf bytes, `Leaf`, `Inner` or overflow value. Read without the lock, written under it.
         self.young: dict[int, Any] = {}
         self._old: dict[int, Any] = {}
         self._lock = threading.Lock()
@@ -107,7 +112,7 @@ class Pager:
         return self._old.get(address) if found is None else found
 
     def node(self, pointers: bytes, at: int, level: int, *, keep: bool = True) -> Any:
-        """The node that the packed pointer at offset `at` points to: bytes of a leaf, or `Inner`.
+        """The node that the packed pointer at offset `at` points to: bytes of a leaf or `Leaf`, or `Inner`.
 
         Args:
             level: which level the node must have; 0 is a leaf.
@@ -144,7 +149,40 @@ class Pager:
             self._keep(address, found)
         return found
 
-    def _keep(self, address: int, node: bytes | Inner) -> None:
+    def generations(self) -> tuple[dict[int, Any], dict[int, Any]]:
+        """Young and old, for one look at many entries."""
+        return self.young, self._old
+
+    def keep_decoded(self, address: int, leaf: Leaf) -> None:
+        """Keep a leaf decoded if there is room for it, and where it is the first to go: no scan empties the cache."""
+        half = self.cache_bytes >> 1
+        least = len(leaf[0]) * 2 * _BYTES_COST
+        if self._old_bytes + least > half and address not in self.young:
+            return
+        with self._lock:
+            more = cost = _cost(leaf)
+            if (raw := self.young.get(address)) is not None:
+                more = cost - _cost(raw)
+                # Not more than three quarters: what is young should stay a while.
+                if self._young_bytes + more <= half - (half >> 2):
+                    self.young[address] = leaf
+                    self._young_bytes += more
+                return
+            if (raw := self._old.get(address)) is not None:
+                more = cost - _cost(raw)
+            if self._old_bytes + more <= half:
+                self._old[address] = leaf
+                self._old_bytes += more
+
+    def resize(self, cache_bytes: int) -> None:
+        """Change the budget, by little at a time: what is too much now goes when the next node comes in."""
+        with self._lock:
+            self.cache_bytes = cache_bytes
+            if self._young_bytes + self._old_bytes > cache_bytes:
+                self._old = {}
+                self._old_bytes = 0
+
+    def _keep(self, address: int, node: bytes | Leaf | Inner) -> None:
         cost = _ENTRY_COST + _BYTES_COST + len(node) if type(node) is bytes else _cost(node)
         half = self.cache_bytes >> 1
         if cost > half:
@@ -193,8 +231,12 @@ def _damage(page: int, size: int, raw: bytes) -> CorruptionError:
     return CorruptionError(DATA_FILE, page * PAGE_SIZE, f"{what} page {page}{end}")
 
 
-def _cost(node: bytes | Inner) -> int:
+def _cost(node: bytes | Leaf | Inner) -> int:
     if type(node) is tuple:
+        if isinstance(node[1], list):
+            keys, values, _ = node
+            column = _COLUMN_COST + len(keys) * (_BYTES_COST + 8)
+            return _ENTRY_COST + _LEAF_COST + 2 * column + sum(map(len, keys)) + sum(map(len, values))
         separators, pointers, _ = node
         return (
             _ENTRY_COST

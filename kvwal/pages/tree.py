@@ -23,9 +23,11 @@ from kvwal.pages.page import (
     POINTER,
     POINTER_SIZE,
     Inner,
+    Leaf,
     OverflowRef,
     decode_leaf,
     find_in_leaf,
+    generation_of,
 )
 from kvwal.pages.pager import NotCached, Pager
 
@@ -41,6 +43,8 @@ _FIRST: Final[Callable[[tuple[int, ...]], int]] = itemgetter(0)
 
 _Chunk = tuple[list[bytes], list[bytes]]
 _Pointer = tuple[int, int, int, int, int]
+#: A leaf as it lies in the cache, its address, and whether it holds overflow references.
+_Found = tuple[bytes | Leaf, int, int]
 
 
 class Tree:
@@ -129,8 +133,64 @@ class Tree:
             rank += sum(map(_FIRST, _COUNT.iter_unpack(pointers[:at])))
             level -= 1
         leaf = self._pager.young.get(ADDRESS.unpack_from(pointers, at)[0])
-        keys, _ = decode_leaf(self._pager.node(pointers, at, 0) if leaf is None else leaf)
+        if leaf is None:
+            leaf = self._pager.node(pointers, at, 0)
+        keys = leaf[0] if isinstance(leaf, tuple) else decode_leaf(leaf)[0]
         return rank + bisect_left(keys, key)
+
+    def cached_chunks(
+        self, start: bytes | None, stop: bytes | None, most: int, *, reverse: bool
+    ) -> tuple[list[_Chunk], bool] | None:
+        """The beginning of `chunks`: `most` entries or more, and whether that is the whole range.
+
+        None where it does not all lie decoded in the cache, below one inner node. So this is short and waits for
+        nothing.
+        """
+        chunks: list[_Chunk] = []
+        level = self.height - 1
+        if level < 0 or (start is not None and stop is not None and stop <= start):
+            return chunks, True
+        young, old = self._pager.generations()
+        pointers = self._root
+        at = 0
+        # Whether nothing beyond the lowest inner node can belong to the range.
+        edge = True
+        while level:
+            (address,) = _address_at(pointers, at)
+            node = young.get(address)
+            if node is None and (node := old.get(address)) is None:
+                return None
+            separators, pointers, _ = node
+            if reverse:
+                index = len(separators) if stop is None else bisect_left(separators, stop)
+            else:
+                index = 0 if start is None else bisect_right(separators, start)
+            level -= 1
+            if level and index != (0 if reverse else len(separators)):
+                edge = False
+            at = index * POINTER_SIZE
+        while 0 <= at < len(pointers):
+            (address,) = _address_at(pointers, at)
+            leaf = young.get(address)
+            if leaf is None:
+                leaf = old.get(address)
+            if type(leaf) is not tuple:
+                return None
+            keys, values, _ = leaf
+            low = bisect_left(keys, start) if start is not None and keys[0] < start else 0
+            high = bisect_left(keys, stop) if stop is not None and keys[-1] >= stop else len(keys)
+            done = low > 0 if reverse else high < len(keys)
+            if low or high < len(keys):
+                keys, values = keys[low:high], values[low:high]
+            if keys:
+                chunks.append((keys[::-1], values[::-1]) if reverse else (keys, values))
+                most -= len(keys)
+            if done:
+                return chunks, True
+            if most <= 0:
+                return chunks, False
+            at += -POINTER_SIZE if reverse else POINTER_SIZE
+        return (chunks, True) if edge else None
 
     def chunks(
         self, start: bytes | None = None, stop: bytes | None = None, *, reverse: bool = False
@@ -145,8 +205,13 @@ class Tree:
         if self.height == 0 or (start is not None and stop is not None and stop <= start):
             return
         pager = self._pager
-        for raw, overflow in self._leaves(start, stop, reverse):
-            keys, values = decode_leaf(raw)
+        for leaf, address, overflow in self._leaves(start, stop, reverse):
+            if isinstance(leaf, tuple):
+                keys, values, _ = leaf
+            else:
+                keys, values = decode_leaf(leaf)
+                if not overflow:
+                    pager.keep_decoded(address, (keys, values, generation_of(leaf)))
             low = bisect_left(keys, start) if start is not None and keys[0] < start else 0
             high = bisect_left(keys, stop) if stop is not None and keys[-1] >= stop else len(keys)
             if low or high < len(keys):
@@ -155,8 +220,9 @@ class Tree:
                 keys = keys[low:high]
                 values = values[low:high]
             if reverse:
-                keys.reverse()
-                values.reverse()
+                # The lists may be the cache's.
+                keys = keys[::-1]
+                values = values[::-1]
             if overflow:
                 yield from _resolved(pager, keys, values)
             else:
@@ -168,8 +234,8 @@ class Tree:
             found = self._pager.node(pointers, at, level, keep=keep)
         return found
 
-    def _leaves(self, start: bytes | None, stop: bytes | None, reverse: bool) -> Iterator[tuple[bytes, bool]]:
-        """The leaves that may hold keys of the range, and whether they hold overflow references."""
+    def _leaves(self, start: bytes | None, stop: bytes | None, reverse: bool) -> Iterator[_Found]:
+        """The leaves that may hold keys of the range."""
         ahead = 1
         keep = True
         for pointers in self._parents(self.meta.root, self.height - 1, start, stop, reverse, True):
@@ -188,15 +254,16 @@ class Tree:
                 keep = False
                 ahead = min(2 * ahead, _READ_AHEAD)
 
-    def _run(self, run: list[_Pointer], reverse: bool, keep: bool) -> Iterator[tuple[bytes, bool]]:
+    def _run(self, run: list[_Pointer], reverse: bool, keep: bool) -> Iterator[_Found]:
         """These leaves, from the cache or with one call for those that lie side by side."""
         pager = self._pager
         at = 0
         while at < len(run):
             page, crc, pages, flags, _ = run[at]
-            leaf = pager.cached(page | crc << 32)
+            address = page | crc << 32
+            leaf = pager.cached(address)
             if leaf is not None:
-                yield leaf, bool(flags & HAS_OVERFLOW)
+                yield leaf, address, flags & HAS_OVERFLOW
                 at += 1
                 continue
             end = at + 1
@@ -205,13 +272,13 @@ class Tree:
                 first, last = min(first, run[end][0]), max(last, run[end][0] + run[end][2])
                 end += 1
             if end == at + 1:
-                yield pager.node(POINTER.pack(*run[at]), 0, 0, keep=keep), bool(flags & HAS_OVERFLOW)
+                yield pager.node(POINTER.pack(*run[at]), 0, 0, keep=keep), address, flags & HAS_OVERFLOW
             else:
                 raw = pager.pread((last - first) * PAGE_SIZE, first)
                 for page, crc, pages, flags, _ in run[at:end]:
                     begin = (page - first) * PAGE_SIZE
                     size = pages * PAGE_SIZE
-                    yield pager.leaf(raw[begin : begin + size], page, size, crc), bool(flags & HAS_OVERFLOW)
+                    yield pager.leaf(raw[begin : begin + size], page, size, crc), page | crc << 32, flags & HAS_OVERFLOW
             at = end
 
     def _parents(
