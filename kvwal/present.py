@@ -221,8 +221,8 @@ class Present:
         if self._row_bytes <= self._row_budget:
             return
         # The older ones go, until half of the budget is left. (Two dicts, the older one dropped whole, were tried: a
-        # set of keys that is read over and over then has to fit into half of the budget, or every get misses.) Those who
-        # still hold the former dict read values that were the newest when they took it.
+        # set of keys that is read over and over then has to fit into half of the budget, or every get misses.)
+        # Those who still hold the former dict read values that were the newest when they took it.
         rows = self.rows
         kept = len(rows) * (self._row_budget // 2) // self._row_bytes
         self.rows = dict(islice(rows.items(), len(rows) - kept, None))
