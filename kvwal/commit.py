@@ -44,7 +44,7 @@ from kvwal.log import encode_put
 from kvwal.memtable import ENTRY_OVERHEAD_BYTES
 from kvwal.present import Present
 from kvwal.refusal import Refusal, poisoned_error
-from kvwal.request import CommitRequest, open_gate
+from kvwal.request import CommitRequest, open_gate, say_written
 
 __all__ = ["CommitPipeline", "Log"]
 
@@ -149,7 +149,7 @@ class CommitPipeline:
         if self._baton.get(_BATON) is not entry:
             # Not ours (any more): we never led, or everything was done.
             if target and self._present.seqno >= target:
-                _say(error, target)
+                say_written(error, target)
             if self._queue:
                 self._promote()
             return
@@ -222,16 +222,19 @@ class CommitPipeline:
         """Requires: `request` holds the baton and is not done."""
         if request.sync and self._crowd > 1:
             self._await_crowd()
+        group = [request]
+        # Before anybody is taken out of the queue: whoever is must not be forgotten with this frame.
+        self._job = job = _Job(group)
         with self._queue_lock:
-            group = [request]
             size = request.size
             while self._queue and size <= _MAX_GROUP_BYTES:
-                member = self._queue.popleft()
-                if member is not request:
+                member = self._queue[0]
+                # One that is done was interrupted while it led, or was made to: it has been told how it ended.
+                if member is not request and not member.done:
                     group.append(member)
                     size += member.size
-            self._job = _Job(group)
-        self._advance(self._job)
+                self._queue.popleft()
+        self._advance(job)
         self._finish(request)
 
     def _await_crowd(self) -> None:
@@ -251,8 +254,8 @@ class CommitPipeline:
         open_gate(gate)
 
     def _finish(self, request: CommitRequest) -> None:
+        # May be done again: it is the job that says whom to wake, so it goes when all are awake.
         job = self._job
-        self._job = None
         if job is not None:
             # Threads, that is: those who came in company of another (asyncio's tasks) come back in company.
             self._crowd = 1 + len(self._queue)
@@ -260,6 +263,7 @@ class CommitPipeline:
                 self._crowd += member.gate is not None and member is not request
             for member in job.group:
                 member.wake()
+        self._job = None
         if self._baton.get(_BATON) is request:
             self._put_down()
 
@@ -279,23 +283,21 @@ class CommitPipeline:
             self._promote()
 
     def _promote(self) -> None:
-        """Somebody queued up while the baton was held: make the first of them leader."""
+        """Somebody queued up while the baton was held: make the first of them leader.
+
+        May be done again: one who got the baton and was not woken, since an interruption came in between, is now.
+        """
         with self._queue_lock:
-            while self._queue:
-                waiter = self._queue[0]
-                if waiter.done:
-                    self._queue.popleft()
-                    continue
-                if waiter.gate is None:
-                    # It rides with another member of the queue that has a thread to lead.
-                    # A copy in one C call: others queue up without the lock, and a deque may not change under a loop.
-                    leader = next((member for member in list(self._queue) if member.gate is not None), None)
-                    if leader is None:
-                        return
-                    waiter = leader
-                if self._baton.setdefault(_BATON, waiter) is waiter and waiter.gate is not None:
-                    open_gate(waiter.gate)
+            # A copy in one C call: others queue up without the lock, and a deque may not change under a loop.
+            waiters = list(self._queue)
+            # Others ride with a member of the queue that has a thread to lead.
+            waiter = next((member for member in waiters if member.gate is not None and not member.done), None)
+            if waiter is None:
                 return
+            holder = self._baton.setdefault(_BATON, waiter)
+            for member in waiters:
+                if member is holder and member.gate is not None:
+                    open_gate(member.gate)
 
     # -- the steps of a group -----------------------------------------------------------------
 
@@ -327,7 +329,11 @@ class CommitPipeline:
             job.published = index + 1
         for member in job.group:
             if member.action is not None and not member.done:
-                member.action()
+                try:
+                    member.action()
+                except (OSError, Error) as error:
+                    # Its own: the other members were written, and must not hear that they were not.
+                    member.error = error if isinstance(error, Error) else self._poison(error)
                 member.action = None
             member.done = True
 
@@ -417,9 +423,26 @@ class CommitPipeline:
                 self._settle(request, error)
             except (KeyboardInterrupt, SystemExit, MemoryError):
                 continue
+            except Exception as bug:  # noqa: BLE001  # whatever it is, others wait for the baton
+                self._give_up(request, bug)
             break
+        else:
+            self._give_up(request, error)
         if request.seqno:
-            _say(error, request.seqno)
+            say_written(error, request.seqno)
+
+    def _give_up(self, request: CommitRequest, cause: BaseException) -> None:
+        """Our own bug, or more interruptions than can be: what became of the group is unknown. Nobody waits for it."""
+        self.refuse(Refusal(lambda: poisoned_error(cause), self._log.last_seqno))
+        if self._baton.get(_BATON) is not request:
+            return
+        if self._job is not None:
+            for member in self._job.group:
+                if not member.done:
+                    member.seqno = Seqno(0)
+                    member.error = poisoned_error(cause)
+        request.done = True
+        self._finish(request)
 
     def _dismiss(self, company: Sequence[CommitRequest], error: BaseException) -> None:
         """Those in company that nobody has begun go the way of the one they came with: not written."""
@@ -438,24 +461,33 @@ class CommitPipeline:
             if job is not None:
                 self._settle_job(job, request, error)
             request.done = True
+            self._leave_queue(request)
             self._finish(request)
             return
-        with self._queue_lock:
-            if request in self._queue:
-                self._queue.remove(request)
-                request.done = True
-                return
+        self._leave_queue(request)
         gate = request.gate
         if gate is not None and not request.done:
             # Another thread leads a group with our commit in it: its outcome is known in a moment.
             gate.acquire()
-            if not request.done:
-                # Made leader while interrupted: nothing of ours is under way, lead the others.
-                self._baton[_BATON] = request
+            request.done = True
+        if self._baton.get(_BATON) is request:
+            # Made leader while interrupted: nothing of ours is under way, somebody else leads the others.
+            self._put_down()
+        elif self._queue:
+            # We may have been interrupted while we passed the baton on.
+            self._promote()
+
+    def _leave_queue(self, request: CommitRequest) -> None:
+        # Under the lock: the baton is passed only to who is in the queue, and not done.
+        with self._queue_lock:
+            if request in self._queue:
                 request.done = True
-                self._put_down()
+                self._queue.remove(request)
 
     def _settle_job(self, job: _Job, request: CommitRequest, error: BaseException) -> None:
+        if all(member.done for member in job.group):
+            # It is over, but for waking them.
+            return
         failure = _disk_failure(error)
         if failure is None and job.began and not isinstance(error, Error):
             # Interrupted with records perhaps on disk: carry the whole group to its end. It is written.
@@ -477,6 +509,9 @@ class CommitPipeline:
             for member in reversed(job.group):
                 if member is not request and not member.done and member not in self._queue:
                     self._queue.appendleft(member)
+        for member in job.group:
+            if member.done:
+                member.wake()
         self._job = None
 
     def _poison(self, cause: OSError) -> PoisonedError:
@@ -498,11 +533,6 @@ class CommitPipeline:
         self._crowd_gate = threading.Lock()
         self._queue = deque()
         self._job = None
-
-
-def _say(error: BaseException, seqno: int) -> None:
-    if not isinstance(error, Error):
-        error.add_note(f"kvwal: commit {seqno} was written")
 
 
 def _disk_failure(error: BaseException) -> BaseException | None:

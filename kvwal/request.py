@@ -11,10 +11,11 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from kvwal.batch import MAX_BATCH_BYTES, KeyRange, Seqno, WriteBatch
+from kvwal.errors import Error
 from kvwal.files import Buffer
 from kvwal.log import encode_intents
 
-__all__ = ["CommitRequest", "open_gate"]
+__all__ = ["CommitRequest", "open_gate", "say_written"]
 
 
 class CommitRequest:
@@ -28,7 +29,6 @@ class CommitRequest:
         "error",
         "gate",
         "key",
-        "on_done",
         "ranges",
         "reads",
         "seqno",
@@ -47,7 +47,6 @@ class CommitRequest:
         reads: Iterable[bytes] = (),
         ranges: Sequence[KeyRange] = (),
         action: Callable[[], Any] | None = None,
-        on_done: Callable[[CommitRequest], None] | None = None,
     ) -> None:
         self._batch: WriteBatch | None = batch
         #: Of a lone put, which needs no batch.
@@ -68,8 +67,7 @@ class CommitRequest:
         self.ranges = ranges
         #: Something else to do while holding the baton (a sync, retiring log segments).
         self.action = action
-        #: Called by the leader when the request is done, instead of waking a thread.
-        self.on_done = on_done
+        #: Where its thread sleeps while another leads. None: it rides in company of one that has a thread.
         self.gate: threading.Lock | None = None
         self.seqno = Seqno(0)
         self.error: BaseException | None = None
@@ -85,7 +83,7 @@ class CommitRequest:
         request.size = len(key) + len(value)
         request.body = body
         request.sync = sync
-        request.since = request.action = request.on_done = request.gate = request.error = None
+        request.since = request.action = request.gate = request.error = None
         request.reads = request.ranges = ()
         request.seqno = Seqno(0)
         request.done = False
@@ -111,9 +109,6 @@ class CommitRequest:
         self.done = True
         if self.gate is not None:
             open_gate(self.gate)
-        if self.on_done is not None:
-            on_done, self.on_done = self.on_done, None
-            on_done(self)
 
 
 def open_gate(gate: threading.Lock) -> None:
@@ -124,3 +119,10 @@ def open_gate(gate: threading.Lock) -> None:
     except RuntimeError:
         # It was open, or another thread has opened it just now.
         return
+
+
+def say_written(error: BaseException, seqno: int) -> None:
+    """Note on an interruption that the commit it came into was written. Harmless when done again."""
+    note = f"kvwal: commit {seqno} was written"
+    if not isinstance(error, Error) and note not in getattr(error, "__notes__", ()):
+        error.add_note(note)

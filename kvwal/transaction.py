@@ -21,7 +21,7 @@ from kvwal.errors import ClosedError, ReadOnlyError
 from kvwal.memtable import MISSING, Missing, in_range, union_of
 from kvwal.present import Present, View
 from kvwal.reading import Bounds, OrderedMapping
-from kvwal.request import CommitRequest
+from kvwal.request import CommitRequest, say_written
 from kvwal.scan import Chunk, Level, RawChunk
 from kvwal.snapshot import chunks_of
 
@@ -231,15 +231,24 @@ class Transaction(OrderedMapping, MutableMapping[bytes, bytes]):
         """
         if self._view is None:
             raise _closed()
+        request = None
         try:
-            request = self.request()
-            if request is not None:
-                if self._before_commit is not None:
-                    self._before_commit(self._batch)
-                self.commit_seqno = self._pipeline.commit(request)
+            try:
+                request = self.request()
+                if request is not None:
+                    if self._before_commit is not None:
+                        self._before_commit(self._batch)
+                    self.commit_seqno = self._pipeline.commit(request)
+            finally:
+                self.abort()
             return self.commit_seqno
-        finally:
+        except BaseException as error:
+            # Perhaps interrupted when the commit was over, and only the snapshot was still to be given back.
             self.abort()
+            if request is not None and request.seqno:
+                self.commit_seqno = request.seqno
+                say_written(error, request.seqno)
+            raise
 
     def request(self) -> CommitRequest | None:
         """What `commit` asks the pipeline for; None if nothing was written.

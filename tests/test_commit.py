@@ -18,6 +18,7 @@ from kvwal.errors import ConflictError, DiskFullError, PoisonedError
 from kvwal.log import decode_intents, encode_put
 from kvwal.present import Present
 from kvwal.request import CommitRequest
+from kvwal.transaction import Transaction
 
 
 class FakeTree:
@@ -69,6 +70,7 @@ class FakeLog:
         self.fail_append: list[BaseException] = []
         self.fail_sync: list[BaseException] = []
         self.on_sync: Callable[[], None] = lambda: None
+        self.on_append: Callable[[], None] = lambda: None
 
     def append_put(self, key: bytes, value: bytes) -> Seqno:
         return self.append((encode_put(key, value),))
@@ -79,6 +81,7 @@ class FakeLog:
         new = [body if isinstance(body, bytes) else b"".join(body) for body in bodies]
         self.bodies, self.last_seqno = self.bodies + new, Seqno(self.last_seqno + len(new))
         self.groups.append(len(new))
+        self.on_append()
         return self.last_seqno
 
     def sync(self) -> None:
@@ -203,11 +206,11 @@ class Interruption(KeyboardInterrupt):
 
 # Where the interpreter looks for pending signals: at the start of a function, at a jump back, after a call. In
 # between no handler runs; a `with` block, for one, is never left before its exit was called.
-_CHECKED_AFTER = {"RESUME", "JUMP_BACKWARD", "CALL", "CALL_FUNCTION_EX", "CALL_KW"}
+_CHECKED_AFTER = {"JUMP_BACKWARD", "CALL", "CALL_FUNCTION_EX", "CALL_KW"}
 
 
-def _interrupted_at(step: int, function: Callable[[], object]) -> bool:
-    """Run the function, raising at the step-th place in kvwal where a signal handler could. False if it ended first."""
+def _interrupted_at(step: int, function: Callable[[], object]) -> Interruption | None:
+    """Run the function, raising at the step-th place in kvwal where a signal handler could. None if it ended first."""
     left = step
     before: dict[Any, str] = {}
 
@@ -217,14 +220,16 @@ def _interrupted_at(step: int, function: Callable[[], object]) -> bool:
         if "kvwal" not in code.co_filename or "tests" in code.co_filename:
             return None
         frame.f_trace_opcodes = True
+        # The start of a function is traced as its call, and not as an instruction. A generator has one start.
+        place = event == "call" and frame not in before
         if event == "opcode":
-            previous = before.get(frame)
+            place = before.get(frame) in _CHECKED_AFTER
             before[frame] = dis.opname[code.co_code[frame.f_lasti]]
-            if previous in _CHECKED_AFTER:
-                left -= 1
-                if left == 0:
-                    sys.settrace(None)
-                    raise Interruption
+        if place:
+            left -= 1
+            if left == 0:
+                sys.settrace(None)
+                raise Interruption
         return trace
 
     # No finalizer of what an earlier test left behind may run in between, and be the one that is interrupted.
@@ -232,12 +237,16 @@ def _interrupted_at(step: int, function: Callable[[], object]) -> bool:
     sys.settrace(trace)
     try:
         function()
-    except Interruption:
-        return True
+    except Interruption as interruption:
+        return interruption
     finally:
         sys.settrace(None)
         gc.enable()
-    return False
+    return None
+
+
+def _says_written(interruption: Interruption) -> bool:
+    return any("was written" in note for note in getattr(interruption, "__notes__", ()))
 
 
 @pytest.mark.parametrize("sync", [False, True])
@@ -265,7 +274,7 @@ def test_an_interruption_anywhere_on_a_full_disk_leaves_each_delete_written_or_n
         assert (b"c" in content) == (present.rows.get(b"c") is not None), step
         put(pipeline, b"after", b"1", sync=sync)
         assert not pipeline._baton, step
-        if not interrupted:
+        if interrupted is None:
             assert content == {}
             return
     raise AssertionError("the commit has more places than were tried")
@@ -308,7 +317,166 @@ def test_an_interruption_anywhere_leaves_a_commit_written_or_not(way: str, sync:
         assert put(pipeline, b"after", b"1", sync=sync) == log.last_seqno
         assert not pipeline._baton, step
         assert not pipeline._queue, step
-        if not interrupted:
+        if way == "company":
+            assert (b"with" in log.content()) == bool(company.done and company.error is None), step
+        if interrupted is None:
             assert written
             return
+        assert _says_written(interrupted) == written, step
     raise AssertionError("the commit has more places than were tried")
+
+
+class TakenOnce(dict[int, object]):
+    """A baton that is taken when it is first looked at, and free then."""
+
+    over = False
+
+    def setdefault(self, key: int, default: object = None) -> object:
+        over, TakenOnce.over = TakenOnce.over, True
+        return super().setdefault(key, default) if over else self
+
+
+def _waiting(key: bytes, **options: Any) -> CommitRequest:
+    """As of a thread that has queued up and sleeps."""
+    request = put_request(key, b"v", **options)
+    request.gate = threading.Lock()
+    request.gate.acquire()
+    return request
+
+
+@pytest.mark.parametrize("sync", [False, True])
+@pytest.mark.parametrize("way", ["put", "commit", "queued", "action"])
+@pytest.mark.parametrize("when", ["before", "meanwhile"])
+def test_an_interruption_anywhere_leaves_nobody_asleep(when: str, way: str, sync: bool) -> None:
+    """Whoever leads may be all that the others wait for: in the midst of waking them, or of passing the baton on."""
+    for step in range(1, 600):
+        pipeline, log, present = make()
+        put(pipeline, b"before", b"1", sync=sync)
+        waiters = [_waiting(b"one", sync=sync), _waiting(b"two", sync=sync)]
+
+        def arrive() -> None:
+            pipeline._queue.extend(waiters)
+            log.on_append = lambda: None
+
+        if when == "before":
+            # In the moment between a leader that puts the baton down, and looks whether somebody has come.
+            arrive()
+        else:
+            log.on_append = arrive
+
+        def commit() -> None:
+            if way == "put":
+                put(pipeline, b"k", b"v", sync=sync)
+            elif way == "commit":
+                pipeline.commit(put_request(b"k", b"v", sync=sync))
+            elif way == "queued":
+                pipeline._baton = TakenOnce()
+                TakenOnce.over = False
+                pipeline.commit(put_request(b"k", b"v", sync=sync))
+            else:
+                pipeline.commit(CommitRequest(WriteBatch(), sync=sync, action=lambda: log.on_append()))
+
+        interrupted = _interrupted_at(step, commit)
+        TakenOnce.over = True
+        if when == "before":
+            pipeline._promote()
+        if log.on_append is not arrive:
+            for waiter in waiters:
+                assert waiter.gate is not None
+                assert not waiter.gate.locked() or waiter in pipeline._queue, step
+            while pipeline._baton:
+                # What the thread of the first does: it leads the others.
+                leader: Any = pipeline._baton[0]
+                assert leader in waiters, step
+                assert not leader.gate.locked(), step
+                assert not leader.done, step
+                pipeline._lead(leader)
+            for waiter in waiters:
+                assert waiter.done, step
+                assert waiter.error is None, step
+                assert waiter.gate is not None
+                assert not waiter.gate.locked(), step
+            content = [decode_intents(body).writes for body in log.bodies]
+            assert content.count({b"one": b"v"}) == content.count({b"two": b"v"}) == 1, step
+            if interrupted is not None:
+                assert content.count({b"k": b"v"}) == _says_written(interrupted), step
+        assert len(log.bodies) == present.seqno == log.last_seqno, step
+        assert not pipeline._baton, step
+        assert not pipeline._queue, step
+        if interrupted is None:
+            return
+    raise AssertionError("the commit has more places than were tried")
+
+
+@pytest.mark.parametrize("sync", [False, True])
+def test_an_interrupted_transaction_says_whether_it_was_written(sync: bool) -> None:
+    """Also when the commit is over, and only the snapshot is still to be given back."""
+    for step in range(1, 600):
+        pipeline, log, present = make()
+        put(pipeline, b"k", b"old", sync=sync)
+        txn = Transaction(present, pipeline, 0, sync=sync, read_only=False)
+        txn[b"k"] = b"new"
+        interrupted = _interrupted_at(step, txn.commit)
+        written = log.content()[b"k"] == b"new"
+        assert txn.commit_seqno == (2 if written else None), step
+        assert not (written and txn.is_open), step
+        if interrupted is None:
+            assert written
+            return
+        assert getattr(interrupted, "__notes__", []) == ["kvwal: commit 2 was written"] * written, step
+    raise AssertionError("the commit has more places than were tried")
+
+
+def test_an_action_that_fails_fails_alone() -> None:
+    """The commits that share its group were written: no error of its own may say that they were not."""
+
+    def fail() -> None:
+        raise DiskFullError("no room for a mark")
+
+    for first in ("put", "action"):
+        pipeline, log, present = make()
+        one = put_request(b"k", b"v")
+        two = CommitRequest(WriteBatch(), sync=False, action=fail)
+        if first == "put":
+            assert pipeline.commit(one, company=[two]) == 1
+        else:
+            with pytest.raises(DiskFullError):
+                pipeline.commit(two, company=[one])
+        assert one.done
+        assert one.error is None
+        assert isinstance(two.error, DiskFullError)
+        assert len(log.bodies) == present.seqno == 1
+        assert put(pipeline, b"after", b"v") == 2
+
+
+@pytest.mark.parametrize("where", ["append", "publish"])
+@pytest.mark.parametrize("way", ["put", "commit", "company"])
+def test_a_bug_of_our_own_ends_in_an_error_and_not_in_a_store_that_hangs(
+    way: str, where: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It left the baton with somebody who was gone, and the next commit waited for ever."""
+    pipeline, log, present = make()
+
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError("our own")
+
+    if where == "append":
+        monkeypatch.setattr(log, "append", fail)
+    else:
+        monkeypatch.setattr(present, "publish", fail)
+        monkeypatch.setattr(pipeline, "_publish_put", fail)
+    company = _waiting(b"with")
+    with pytest.raises((RuntimeError, PoisonedError)):
+        if way == "put":
+            put(pipeline, b"k", b"v")
+        else:
+            pipeline.commit(put_request(b"k", b"v"), company=[company] if way == "company" else [])
+    if way == "company":
+        assert not company.gate.locked()
+        assert isinstance(company.error, PoisonedError)
+    assert not pipeline._baton
+    with pytest.raises(PoisonedError):
+        put(pipeline, b"after", b"v")
+    with pytest.raises(PoisonedError):
+        pipeline.commit(put_request(b"after", b"v"))
+    assert present.rows == {}
