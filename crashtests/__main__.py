@@ -21,8 +21,7 @@ PARTS: dict[str, tuple[str, float]] = {
     "bitflips": ("crashtests.bitflips", 0.08),
     "processes": ("crashtests.processes", 0.06),
     "filesystems": ("crashtests.filesystems", 0.03),
-    "isolation": ("crashtests.isolation", 0.05),
-    "histories": ("crashtests.histories", 0.05),
+    "isolation": ("crashtests.isolation", 0.10),
     "mutants": ("crashtests.mutants", 0.06),
 }
 

@@ -1,172 +1,270 @@
-"""Finds isolation anomalies in histories of list-append transactions (the method of Elle).
+"""Looks for what may not be in the history of list-append transactions: Elle's method (Kingsbury and Alvaro, 2020).
 
-Every transaction reads lists and appends values that no other appends. The lists that were read tell the order of the
-appends, hence who wrote before whom (ww), who read whose write (wr), and who read what another then overwrote (rw).
-A cycle of these is an anomaly that no serial order explains:
+Every append adds an element that no other append has, and elements tell who wrote them. So the longest list of a key
+shows the order of all its versions, and a read shows which of them it saw. From that come the dependencies
 
-| name | cycle of | what it is |
+| edge | from | to |
 |---|---|---|
-| G0 | ww | dirty write |
-| G1c | ww, wr | circular flow of information |
-| G-single | ww, wr and one rw | read skew, lost update |
-| G2 | ww, wr and several rw | write skew, phantoms |
+| ww | who wrote a version | who wrote the next one |
+| wr | who wrote a version | who read it |
+| rw | who read a version | who wrote the next one |
+| rt | who ended | who began later |
 
-Before that, without a graph: G1a (a read of what was aborted), G1b (a read of what its writer went on to change),
-lists of which none is a prefix of the other, lost appends, and transactions of which a part took effect.
+and a cycle of them is an anomaly: G0 (ww alone), G1c (with wr), G-single (with one rw), G2 (with more), each of them
+"-realtime" if it needs an rt edge. Besides: G1a, a read of what was aborted; G1b, a read of a list as it was within a
+transaction; a read of a list that never was; an element that is there twice, that is lost, or that came from nowhere; a
+transaction that is there in part; a transaction that does not read its own appends.
+
+Transactions that did not commit read a snapshot all the same: their reads take part, as those of a reader.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+import itertools
+from collections import deque
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from itertools import pairwise
+from typing import Literal
 
-__all__ = ["ListTxn", "anomalies"]
+List = tuple[int, ...]
+Kind = Literal["ww", "wr", "rw", "rt"]
 
-Edges = Mapping[int, set[int]]
+#: One transaction appends fewer elements than this.
+MAX_APPENDS = 16
+
+
+def encode(elements: Iterable[int]) -> bytes:
+    return b" ".join(b"%d" % element for element in elements)
+
+
+def decode(value: bytes | None) -> List:
+    return tuple(map(int, value.split())) if value else ()
+
+
+def writer_of(element: int) -> int:
+    return element // MAX_APPENDS
 
 
 @dataclass(slots=True)
-class ListTxn:
-    """One transaction, as its client saw it."""
+class Observed:
+    """One transaction as its client saw it. Numbers are from 1."""
 
     number: int
-    reads: list[tuple[bytes, tuple[int, ...]]] = field(default_factory=list)
-    appends: list[tuple[bytes, int]] = field(default_factory=list)
-    #: "ok": acknowledged; "aborted": never took effect; "unknown": the client died or was told nothing.
-    status: str = "unknown"
+    #: Place in real time, on a counter that all clients share.
+    begun: int = 0
+    #: None: nobody was told how it ended.
+    ended: int | None = None
+    #: "maybe": it may have been committed, or not (the machine died before it answered).
+    outcome: Literal["ok", "failed", "maybe"] = "maybe"
+    seqno: int | None = None
+    #: What it read, without its own appends, in the order it read.
+    reads: list[tuple[bytes, List]] = field(default_factory=list)
+    appends: dict[bytes, list[int]] = field(default_factory=dict)
+    #: What it saw that contradicts itself.
+    complaints: list[str] = field(default_factory=list)
+
+    def read(self, key: bytes, elements: List) -> None:
+        """It read this, its own appends included."""
+        own = tuple(self.appends.get(key, ()))
+        if own and elements[-len(own) :] != own:
+            self.complaints.append(f"internal: transaction {self.number} does not read its own appends to {key!r}")
+        foreign = elements[: len(elements) - len(own)]
+        for earlier_key, earlier in self.reads:
+            if earlier_key == key and earlier != foreign:
+                self.complaints.append(f"transaction {self.number} read {key!r} twice, and differently")
+        self.reads.append((key, foreign))
+
+    def append(self, key: bytes) -> int:
+        """The element to append."""
+        element = self.number * MAX_APPENDS + sum(map(len, self.appends.values()))
+        self.appends.setdefault(key, []).append(element)
+        return element
 
 
-def anomalies(txns: Iterable[ListTxn], final: Mapping[bytes, tuple[int, ...]]) -> list[str]:
-    """What is wrong with the history, given the lists as they are in the end."""
-    txns = list(txns)
-    found: list[str] = []
-    writer = {(key, value): txn for txn in txns for key, value in txn.appends}
-    order = dict(final)
-    for key, values in final.items():
-        if len(set(values)) != len(values):
-            found.append(f"a value is twice in {key!r}: {values}")
-        found += [f"{value} in {key!r} was appended by nobody" for value in values if (key, value) not in writer]
-    for txn in txns:
-        present = [value in final.get(key, ()) for key, value in txn.appends]
-        if txn.status == "ok" and not all(present):
-            found.append(f"lost: transaction {txn.number} was acknowledged, and its appends are {present}")
-        elif txn.status == "aborted" and any(present):
-            found.append(f"G1a: transaction {txn.number} was aborted, and its appends are {present}")
-        elif any(present) and not all(present):
-            found.append(f"torn: transaction {txn.number} took effect in part: {present}")
-    # Of the others, whose clients died, nothing was ever told to anybody.
-    real = [txn for txn in txns if txn.status == "ok" or (txn.status == "unknown" and _took_effect(txn, final))]
-    for txn in real:
-        for key, values in txn.reads:
-            if values != order.get(key, ())[: len(values)]:
-                found.append(f"transaction {txn.number} read {values} of {key!r}, which became {order.get(key)}")
-            elif values:
-                last = writer.get((key, values[-1]))
-                later = [v for k, v in last.appends if k == key] if last is not None else []
-                if later and later[-1] != values[-1] and last is not txn:
-                    found.append(f"G1b: transaction {txn.number} read {key!r} in the middle of its writer's work")
-    return found or list(_cycles(real, writer, order))
+Graph = dict[int, dict[int, set[Kind]]]
+"""From, to, and why. Numbers below zero are moments in real time, not transactions."""
 
 
-def _took_effect(txn: ListTxn, final: Mapping[bytes, tuple[int, ...]]) -> bool:
-    return any(value in final.get(key, ()) for key, value in txn.appends)
+def find(final: dict[bytes, List], history: Iterable[Observed]) -> list[str]:
+    """Everything that is wrong with the history. `final` are the lists when all was over."""
+    observed = {txn.number: txn for txn in history}
+    problems = [complaint for txn in observed.values() for complaint in txn.complaints]
+    problems += _check_elements(final, observed)
+    if problems:
+        # The order of versions is not known.
+        return problems
+    graph: Graph = {}
+    for key, order in final.items():
+        problems += _add_dependencies(graph, key, order, observed)
+    _add_real_time(graph, observed.values())
+    if not problems:
+        problems += _anomalies(graph)
+    return [*problems, *_check_numbers(final, observed)]
 
 
-def _cycles(
-    txns: list[ListTxn], writer: Mapping[tuple[bytes, int], ListTxn], order: Mapping[bytes, tuple[int, ...]]
-) -> Iterator[str]:
-    ww: dict[int, set[int]] = defaultdict(set)
-    wr: dict[int, set[int]] = defaultdict(set)
-    rw: dict[int, set[int]] = defaultdict(set)
+def _check_elements(final: dict[bytes, List], observed: dict[int, Observed]) -> Iterator[str]:
+    for key, order in final.items():
+        if len(set(order)) != len(order):
+            yield f"an append to {key!r} took effect twice: {order}"
+        for element in order:
+            txn = observed.get(writer_of(element))
+            if txn is None or element not in txn.appends.get(key, ()):
+                yield f"nobody appended {element} to {key!r}"
+            elif txn.outcome == "failed":
+                yield f"transaction {txn.number} failed, but its {element} is in {key!r}"
+    for txn in observed.values():
+        there = [element in final.get(key, ()) for key, elements in txn.appends.items() for element in elements]
+        if txn.outcome == "ok" and not all(there):
+            yield f"transaction {txn.number} was acknowledged and is missing: {txn.appends}"
+        elif any(there) and not all(there):
+            yield f"transaction {txn.number} is there in part: {txn.appends}, {there}"
 
-    def link(edges: dict[int, set[int]], before: ListTxn, after: ListTxn) -> None:
-        if before is not after:
-            edges[before.number].add(after.number)
 
-    for key, values in order.items():
-        for one, other in pairwise(values):
-            link(ww, writer[key, one], writer[key, other])
-    for txn in txns:
-        for key, values in txn.reads:
-            if values:
-                link(wr, writer[key, values[-1]], txn)
-            if len(values) < len(order.get(key, ())):
-                link(rw, txn, writer[key, order[key][len(values)]])
-    flow = _union(ww, wr)
-    for name, edges in (("G0", ww), ("G1c", flow)):
-        for component in _components(edges):
-            yield f"{name}: a cycle among transactions {sorted(component)[:8]}"
-            return
-    every = _union(flow, rw)
-    for component in _components(every):
-        for before in component:
-            for after in rw.get(before, ()):
-                if after in component and _reaches(flow, after, before):
-                    yield f"G-single: transaction {before} read what {after} overwrote, and depends on it"
-                    return
-        yield f"G2: a cycle among transactions {sorted(component)[:8]}"
+def _add_dependencies(graph: Graph, key: bytes, order: List, observed: dict[int, Observed]) -> Iterator[str]:
+    # The versions of a key, as far as they may be seen: (last element, writer).
+    versions: list[tuple[int, int]] = []
+    for element, following in itertools.zip_longest(order, order[1:]):
+        writer = writer_of(element)
+        if following is None or writer_of(following) != writer:
+            versions.append((element, writer))
+    for (_, one), (_, other) in itertools.pairwise(versions):
+        _edge(graph, one, other, "ww")
+    place = {element: index for index, (element, _) in enumerate(versions)}
+    for txn in observed.values():
+        for read_key, seen in txn.reads:
+            if read_key != key:
+                continue
+            aborted = [e for e in seen if (w := observed.get(writer_of(e))) is not None and w.outcome == "failed"]
+            if aborted:
+                yield f"G1a: transaction {txn.number} read {aborted} of {key!r}, which were aborted"
+                continue
+            if seen != order[: len(seen)]:
+                yield f"transaction {txn.number} read a list of {key!r} that never was: {seen}, not a prefix of {order}"
+                continue
+            following = 0
+            if seen:
+                if seen[-1] not in place:
+                    yield f"G1b: transaction {txn.number} read {key!r} as it was within {writer_of(seen[-1])}"
+                    continue
+                following = place[seen[-1]] + 1
+                _edge(graph, versions[following - 1][1], txn.number, "wr")
+            if following < len(versions):
+                # If what comes next is its own append, that is no dependency.
+                _edge(graph, txn.number, versions[following][1], "rw")
+
+
+def _add_real_time(graph: Graph, history: Iterable[Observed]) -> None:
+    """A chain of moments, one for each end: who ended leads into it, it leads on to who began later."""
+    moments: list[tuple[int, int, Observed]] = []
+    for txn in history:
+        moments.append((txn.begun, 1, txn))
+        if txn.ended is not None:
+            moments.append((txn.ended, 0, txn))
+    last = 0
+    for _, begins, txn in sorted(moments, key=lambda moment: moment[:2]):
+        if begins:
+            if last:
+                _edge(graph, last, txn.number, "rt")
+        else:
+            _edge(graph, txn.number, last - 1, "rt")
+            if last:
+                _edge(graph, last, last - 1, "rt")
+            last -= 1
+
+
+def _edge(graph: Graph, one: int, other: int, kind: Kind) -> None:
+    if one != other:
+        graph.setdefault(one, {}).setdefault(other, set()).add(kind)
+        graph.setdefault(other, {})
+
+
+def _check_numbers(final: dict[bytes, List], observed: dict[int, Observed]) -> Iterator[str]:
+    """The store's own numbers of the commits rise along each list."""
+    for key, order in final.items():
+        seqnos = [s for e in order if (s := observed[writer_of(e)].seqno) is not None]
+        if sorted(seqnos) != seqnos:
+            yield f"the list of {key!r} is not in the order of the commits' seqnos: {seqnos}"
+
+
+# -- cycles ---------------------------------------------------------------------------------------
+
+
+def _anomalies(graph: Graph) -> Iterator[str]:
+    if cycle(graph) is None:
         return
+    for suffix, extra in (("", set[Kind]()), ("-realtime", set[Kind](("rt",)))):
+        kinds: list[tuple[str, set[Kind]]] = [("G0", {"ww"}), ("G1c", {"ww", "wr"})]
+        for name, allowed in kinds:
+            found = cycle(_only(graph, allowed | extra))
+            if found is not None:
+                yield _tell(name + suffix, graph, found)
+                return
+        # One rw edge, and a way back without another.
+        way_back = _only(graph, {"ww", "wr"} | extra)
+        for one, others in graph.items():
+            for other in (other for other, why in others.items() if "rw" in why):
+                path = _path(way_back, other, one)
+                if path is not None:
+                    yield _tell("G-single" + suffix, graph, [one, *path[:-1]])
+                    return
+        found = cycle(_only(graph, {"ww", "wr", "rw"} | extra))
+        if found is not None:
+            yield _tell("G2" + suffix, graph, found)
+            return
 
 
-def _union(one: Edges, other: Edges) -> dict[int, set[int]]:
-    both: dict[int, set[int]] = defaultdict(set)
-    for edges in (one, other):
-        for node, targets in edges.items():
-            both[node] |= targets
-    return both
+def _only(graph: Graph, allowed: set[Kind]) -> Graph:
+    return {one: {other: why for other, why in others.items() if why & allowed} for one, others in graph.items()}
 
 
-def _reaches(edges: Edges, start: int, goal: int) -> bool:
-    seen = {start}
-    waiting = [start]
-    while waiting:
-        node = waiting.pop()
+def _tell(name: str, graph: Graph, found: list[int]) -> str:
+    names = [f"T{node}" if node > 0 else "a moment" for node in found]
+    steps = []
+    for index, one in enumerate(found):
+        why = graph[one][found[(index + 1) % len(found)]]
+        steps.append(f"{names[index]} -{'/'.join(sorted(why))}->")
+    return f"{name}: {' '.join(steps)} {names[0]}"
+
+
+def _path(graph: Graph, start: int, goal: int) -> list[int] | None:
+    came: dict[int, int] = {start: start}
+    ahead = deque([start])
+    while ahead:
+        node = ahead.popleft()
         if node == goal:
-            return True
-        for target in edges.get(node, ()):
-            if target not in seen:
-                seen.add(target)
-                waiting.append(target)
-    return False
+            path = [node]
+            while path[-1] != start:
+                path.append(came[path[-1]])
+            return path[::-1]
+        for other in graph.get(node, ()):
+            if other not in came:
+                came[other] = node
+                ahead.append(other)
+    return None
 
 
-def _components(edges: Edges) -> Iterator[set[int]]:
-    """Strongly connected components of more than one node (Tarjan, without recursion)."""
-    index: dict[int, int] = {}
-    low: dict[int, int] = {}
-    stack: list[int] = []
-    on_stack: set[int] = set()
-    for root in list(edges):
-        if root in index:
+def cycle(graph: Graph) -> list[int] | None:
+    """A cycle of the graph, if there is one."""
+    done: set[int] = set()
+    for root in graph:
+        if root in done:
             continue
-        work = [(root, iter(edges.get(root, ())))]
-        index[root] = low[root] = len(index)
-        stack.append(root)
-        on_stack.add(root)
-        while work:
-            node, targets = work[-1]
-            for target in targets:
-                if target not in index:
-                    index[target] = low[target] = len(index)
-                    stack.append(target)
-                    on_stack.add(target)
-                    work.append((target, iter(edges.get(target, ()))))
+        path, on_path = [root], {root}
+        ahead = [iter(graph[root])]
+        while ahead:
+            for other in ahead[-1]:
+                if other in on_path:
+                    return path[path.index(other) :]
+                if other not in done:
+                    path.append(other)
+                    on_path.add(other)
+                    ahead.append(iter(graph.get(other, ())))
                     break
-                if target in on_stack:
-                    low[node] = min(low[node], index[target])
             else:
-                work.pop()
-                if work:
-                    low[work[-1][0]] = min(low[work[-1][0]], low[node])
-                if low[node] == index[node]:
-                    component: set[int] = set()
-                    while True:
-                        member = stack.pop()
-                        on_stack.discard(member)
-                        component.add(member)
-                        if member == node:
-                            break
-                    if len(component) > 1:
-                        yield component
+                ahead.pop()
+                done.add(path[-1])
+                on_path.discard(path.pop())
+    return None
+
+
+__all__ = ["MAX_APPENDS", "Observed", "cycle", "decode", "encode", "find", "writer_of"]

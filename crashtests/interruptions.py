@@ -2,7 +2,8 @@
 
 An interruption (KeyboardInterrupt) is raised where the interpreter runs signal handlers: at the start of a function, at
 a jump back, after a call. A MemoryError is raised in the stead of an instruction that may allocate. Both only in
-kvwal's own code; the simulated disk stands for the operating system.
+kvwal's own code; the simulated disk stands for the operating system. Tracing raises at the start of the next
+instruction; where that one has another handler, profiling raises in the call itself, at its end.
 
 Afterwards the commit is written or it is not, whole; an exception that says it was written says the truth, and a call
 that returned has written; the store goes on, or says PoisonedError; and whatever a power cut leaves, or a kill, shows
@@ -58,7 +59,8 @@ _ALLOCATING = {
 # Calls of these allocate nothing.
 _NEVER_FAIL = {"release", "locked"}
 
-ERRORS: dict[str, type[BaseException]] = {"KeyboardInterrupt": KeyboardInterrupt, "MemoryError": MemoryError}
+#: By the letter that stands for it in the name of a case.
+ERRORS: dict[str, type[BaseException]] = {"K": KeyboardInterrupt, "M": MemoryError}
 
 Act = Callable[[Any], object]
 
@@ -126,11 +128,11 @@ class Case:
     place: int
 
     def __str__(self) -> str:
-        return f"{self.way}:{self.error}:{self.place}"
+        return f"{self.way}:{self.place}:{self.error}"
 
     @classmethod
     def parse(cls, text: str) -> Case:
-        way, error, place = text.split(":")
+        way, place, error = text.split(":")
         return cls(way, error, int(place))
 
 
@@ -167,6 +169,8 @@ class Places:
         """What the function raised."""
         # No finalizer of something else may run in between, and be the one that is interrupted.
         gc.disable()
+        if self._error is KeyboardInterrupt:
+            sys.setprofile(self._profile)
         sys.settrace(self._trace)
         try:
             function()
@@ -174,6 +178,7 @@ class Places:
             return error
         finally:
             sys.settrace(None)
+            sys.setprofile(None)
             self._last.clear()
             gc.enable()
         return None
@@ -188,12 +193,27 @@ class Places:
             last = self._last.get(frame, -1)
             self._last[frame] = at
             if self._is_place(code, at, last):
-                self.count += 1
-                if self.count == self._left:
-                    sys.settrace(None)
-                    self.where = f"{code.co_filename.rpartition('/')[2]}:{frame.f_lineno} {code.co_qualname}"
-                    raise self._error
+                self._reached(frame)
         return self._trace
+
+    def _profile(self, frame: Any, event: str, arg: object) -> None:
+        """A call of C code is over. `_is_place` leaves out those at whose end another handler takes over."""
+        code = frame.f_code
+        if event != "c_return" or not _is_ours(code.co_filename):
+            return
+        at = frame.f_lasti // 2
+        following = _following(code)[at]
+        if following is not None and _handlers(code)[at] != _handlers(code)[following]:
+            self._reached(frame)
+
+    def _reached(self, frame: Any) -> None:
+        self.count += 1
+        if self.count == self._left:
+            sys.settrace(None)
+            sys.setprofile(None)
+            code = frame.f_code
+            self.where = f"{code.co_filename.rpartition('/')[2]}:{frame.f_lineno} {code.co_qualname}"
+            raise self._error
 
     def _is_place(self, code: Any, at: int, last: int) -> bool:
         names = _names(code)
@@ -236,10 +256,18 @@ def _names(code: Any) -> list[str]:
 def _handlers(code: Any) -> list[int]:
     """Where an exception goes, for each instruction; -1: out of the function."""
     handlers = [-1] * (len(code.co_code) // 2 + 1)
+    # (typeshed does not know it; the table has no public reader.)
     for entry in dis._parse_exception_table(code):  # type: ignore[attr-defined]
         for index in range(entry.start // 2, entry.end // 2):
             handlers[index] = entry.target
     return handlers
+
+
+@cache
+def _following(code: Any) -> dict[int, int | None]:
+    """The index of the instruction behind each."""
+    indexes = [instruction.offset // 2 for instruction in dis.get_instructions(code)]
+    return dict(itertools.zip_longest(indexes, indexes[1:]))
 
 
 @cache
@@ -265,28 +293,54 @@ def cases(seed: int) -> Iterator[Case]:
             yield from (case for case in together if case is not None)
 
 
-def examine(case: Case) -> None:
-    """Raises `Violation`, or what else is wrong."""
+@cache
+def _undisturbed(way: str) -> tuple[State, int]:
+    """What the way leads to when nothing is raised: state, and number of the last commit."""
+    disk, store = _prepare(way)
+    WAYS[way][1](store)
+    found = dict(store.scan()), store.last_seqno
+    disk.kill()
+    return found
+
+
+def examine(case: Case) -> bool:
+    """Raises `Violation`, or what else is wrong. False if there is no such place."""
     disk, store = _prepare(case.way)
     before: State = dict(store.scan())
     number = store.last_seqno
-    _, other = _prepare(case.way)
-    WAYS[case.way][1](other)
-    after: State = dict(other.scan())
-    commits = other.last_seqno - number
-    other.close()
-
+    after, last = _undisturbed(case.way)
     places = Places(ERRORS[case.error], case.place)
     raised = places.run(lambda: WAYS[case.way][1](store))
+    if not places.where:
+        disk.kill()
+        return False
     try:
         # What was not flushed may be lost: all that a weak commit and a failed sync promise.
         weak = case.way == "weak-put" or (case.way == "sync" and raised is not None)
-        _judge(disk, store, raised, before, after, number, commits, weak=weak)
+        _judge(disk, store, raised, before, after, number, last - number, weak=weak)
     except BaseException as error:
         error.add_note(f"{case.error} at {places.where}, which came out as {raised!r}")
         raise
     finally:
         disk.kill()
+    return True
+
+
+def _shown(store: Any) -> State:
+    """What the store shows, by every way to read."""
+    state: State = dict(store.scan())
+    keys = list(state)
+    ways = {
+        "backwards": dict(store.scan(reverse=True)) == state,
+        "get": {key: store.get(key) for key in keys} == state,
+        "get_many": list(store.get_many(keys)) == list(state.values()),
+        "missing keys": all(store.get(key) is None for key in (b"a", b"b", b"c", b"n") if key not in state),
+        "len": len(store) == len(state),
+        "first": store.first() == next(iter(state.items()), None),
+    }
+    if not all(ways.values()):
+        raise Violation(f"ways to read differ from a scan: {[way for way, same in ways.items() if not same]}")
+    return state
 
 
 def _judge(
@@ -302,7 +356,7 @@ def _judge(
 ) -> None:
     if raised is not None and not isinstance(raised, KeyboardInterrupt | MemoryError | PoisonedError):
         raise Violation(f"it came out as {raised!r}") from raised
-    shown = dict(store.scan())
+    shown = _shown(store)
     written = store.last_seqno - number
     if shown == before != after:
         allowed = [0]
@@ -325,7 +379,7 @@ def _judge(
         weak = False
     except PoisonedError:
         poisoned = True
-    if dict(store.scan()) != shown:
+    if _shown(store) != shown:
         raise Violation("the next commit changed something else")
     allowed_states = [shown, after] if poisoned else [shown]
     _reopened(disk, shown, allowed_states, kill=False, weak=weak)
@@ -355,7 +409,7 @@ def _reopened(disk: SimulatedDisk, shown: State, allowed: list[State], *, kill: 
     for what, found in founds:
         try:
             with kvwal.open(PATH, files=found, **OPTIONS) as store:
-                state = dict(store.scan())
+                state = _shown(store)
                 if state not in allowed:
                     raise Violation(f"{what}: reopened, it shows another state: {state.keys() ^ shown.keys()}")
                 report = store.verify()

@@ -1,395 +1,442 @@
-"""Part 6: concurrent transactions whose history has no cycle, and interruptions at any point of a commit.
+"""Part 6: concurrent list-append transactions, their history searched for cycles, across kills and power cuts.
 
-Rounds alternate between threads and asyncio tasks that append to lists; the power is cut in the middle of an operation,
-or the process dies, and others go on with what is found, several times. `cycles` then judges the whole history.
+A round is one disk, some lists, and a few *lives* of the machine. In each life several clients run transactions that
+read lists in every way there is, and append to them; before a chosen operation of the disk the machine dies (the power
+is cut, with a random choice of what was pending, or the process is killed), with transactions in flight and commits in
+groups half-way; in a part of the cases it dies again during recovery. The next life opens what is found, reads all the
+lists, and goes on with them. At every opening and at the end the whole history is searched (`crashtests.cycles`):
+strictly serializable, nothing acknowledged missing, nothing in part, nothing of what failed.
 
-The other half raises KeyboardInterrupt or MemoryError at every call and return inside of one commit, as a signal or a
-failing allocation would. The commit must then be written or not written, as a note on the exception says; the store
-must go on; and a power cut right after must not change what it showed.
+Three ways to be concurrent:
+
+- "steps": all clients in one thread, which takes turns by a seed: the same every time;
+- "threads": one for each client, changing places every few bytecodes, in half of them with the store's own thread in
+  the background; a replay tries many times;
+- "tasks": asyncio, over `kvwal.aio`, whose commits go through a thread of their own; likewise.
+
+Durability is "commit" in all of them, and "os" where the process is only killed.
+
+The other half of the part is `crashtests.interruptions`.
 """
 
 from __future__ import annotations
 
 import asyncio
+import errno
+import itertools
 import sys
 import threading
-from collections.abc import Callable, Iterator
+import traceback
+from collections.abc import Iterator
+from dataclasses import dataclass
 from random import Random
-from types import FrameType
 from typing import Any
 
 import kvwal
 import kvwal.aio
+from crashtests import interruptions
 from crashtests.console import Result
-from crashtests.cycles import ListTxn, anomalies
+from crashtests.cycles import List, Observed, decode, encode, find
 from crashtests.explorer import Tally
-from crashtests.history import History, Violation
-from crashtests.session import OPTIONS, PATH, Session
-from crashtests.workers import Run, Share, spread
-from kvwal.errors import ConflictError, Error, PoisonedError
+from crashtests.history import Violation
+from crashtests.session import OPTIONS, PATH
+from crashtests.workers import Run, Share, beginning, spread
+from kvwal.errors import ConflictError, Error
 from kvwal.testing import Operation, SimulatedDisk
 
-_KEYS = [b"list%d" % number for number in range(5)]
-_WORKERS = 4
-_LIVES = 4
+WAYS = ("steps", "threads", "tasks")
+
+_KEYS = tuple(b"list%d" % number for number in range(5))
+_HANG_S = 60.0
+_REPLAYS = 50
 
 
-class _Death(OSError):
-    """The process is dead: nothing it asks of the disk is done."""
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What a transaction does, drawn beforehand, so that it does not depend on what the others do."""
+
+    kind: str
+    steps: tuple[tuple[str, bytes], ...]
+    aborts: bool
+
+    @classmethod
+    def draw(cls, random: Random) -> Plan:
+        kind = random.choices(["write", "read", "snapshot"], [6, 1, 1])[0]
+        acts = ["get", "append", "append", "append", "scan", "back", "many"] if kind == "write" else ["get", "scan"]
+        steps = tuple((random.choice(acts), random.choice(_KEYS)) for _ in range(random.randint(1, 4)))
+        return cls(kind, steps, kind == "write" and random.random() < 0.1)
 
 
-def _decode(value: bytes | None) -> tuple[int, ...]:
-    return tuple(int(part) for part in value.split(b",")) if value else ()
+class Machine:
+    """The disk, and the moment at which it dies."""
 
+    def __init__(self, disk: SimulatedDisk, random: Random, *, killed_only: bool) -> None:
+        self.disk = disk
+        self.found: SimulatedDisk | None = None
+        self._random = random
+        self._killed_only = killed_only
+        self._left = 0
 
-def _encode(values: tuple[int, ...]) -> bytes:
-    return b",".join(b"%d" % value for value in values)
+    def die_in(self, operations: int) -> None:
+        """Die before so many operations that change the disk are done."""
+        self.found = None
+        self._left = operations
+        self.disk.watcher = self._watch
 
+    def _watch(self, operation: Operation) -> None:
+        self._left -= 1
+        if self._left <= 0:
+            # From here on nothing is done on this disk, not even for a process that is started late.
+            self.die()
+            raise OSError(errno.EIO, "the machine died")
 
-class _Round:
-    """One history, through several lives of the process."""
-
-    def __init__(self, seed: int) -> None:
-        self.random = Random(seed)
-        self.disk = SimulatedDisk(seed=seed)
-        self.txns: list[ListTxn] = []
-        self.lock = threading.Lock()
-        self.dead = False
-        self.next_value = 0
-
-    def run(self) -> list[str]:
-        threading.excepthook = self._unhandled
-        try:
-            return self._run()
-        finally:
-            threading.excepthook = threading.__excepthook__
-
-    def _unhandled(self, arguments: threading.ExceptHookArgs) -> None:
-        # What threads of a dead process say does not matter.
-        if not (self.dead and isinstance(arguments.exc_value, Error | OSError)):
-            threading.__excepthook__(arguments)
-
-    def _run(self) -> list[str]:
-        for life in range(_LIVES):
-            self.dead = False
-            found: list[SimulatedDisk] = []
-            self.disk.watcher = self._executioner(found, self.random.randrange(5, 150))
-            try:
-                (self._threads if self.random.random() < 0.5 else self._tasks)()
-            except (Error, OSError):
-                if not self.dead:
-                    raise
-            self.disk.watcher = None
-            if not found:
-                found.append(self.disk.crash(0))
+    def die(self) -> None:
+        """The disk as it is found becomes `found`, unless it was before; nothing is done on this one any more."""
+        with self.disk.mutex:
+            if self.found is None:
+                if self._killed_only or self._random.random() < 0.3:
+                    self.found = self.disk.copy()
+                else:
+                    survivors = self._random.choice([0, -1, self._random])
+                    self.found = self.disk.crash(survivors, stale=self._random.random() < 0.3)
                 self.disk.kill()
-            self.disk = found[0]
-            del life
-        with kvwal.open(PATH, files=self.disk, **OPTIONS) as store:
-            final = {key: _decode(store.get(key)) for key in _KEYS}
-        return anomalies(self.txns, final)
 
-    def _executioner(self, found: list[SimulatedDisk], after: int) -> Callable[[Operation], None]:
-        left = after
-        by_power = self.random.random() < 0.7
-        random = Random(self.random.random())
+    def restart(self) -> None:
+        """Go on with what was found."""
+        assert self.found is not None
+        self.disk, self.found = self.found, None
 
-        def watch(operation: Operation) -> None:
-            nonlocal left
-            left -= 1
-            if left > 0:
+
+class Round:
+    """One history, over several lives of a machine."""
+
+    def __init__(self, way: str, seed: int, *, lives: int = 4, clients: int = 4) -> None:
+        self.random = Random(f"{way} {seed}")
+        self.way = way
+        self.lives = lives
+        self.clients = clients
+        # At "os" a power cut may take what was seen: there only processes are killed.
+        weak = self.random.random() < 0.25
+        self.options = OPTIONS | {"durability": "os" if weak else "commit", "checkpoint_log_bytes": 4 << 10}
+        if way == "threads":
+            self.options["background"] = self.random.random() < 0.5
+        self.machine = Machine(SimulatedDisk(seed=seed), self.random, killed_only=weak)
+        self.history: list[Observed] = []
+        self.deaths = 0
+        self._clock = itertools.count(1)
+        self._numbers = itertools.count(1)
+
+    def run(self) -> None:
+        """Raises `Violation`."""
+        act = {"steps": self._in_steps, "threads": self._in_threads, "tasks": self._in_tasks}[self.way]
+        for life in range(self.lives):
+            store = self._open()
+            self._check(store)
+            if self.way == "tasks":
+                # It opens the store itself.
+                store.close()
+            if life < self.lives - 1:
+                self.machine.die_in(self.random.randrange(2, 120))
+                act(store)
+                self.machine.die()
+                self.deaths += 1
+                self.machine.restart()
+            else:
+                act(store)
+                store.close()
+        store = kvwal.open(PATH, files=self.machine.disk, **self.options)
+        self._check(store)
+        report = store.verify()
+        if not report.ok:
+            raise Violation(f"verify: {report.problems[:3]}")
+        store.close()
+
+    def _open(self) -> Any:
+        """Recover; the machine may die again while it does."""
+        while self.random.random() < 0.3:
+            self.machine.die_in(self.random.randrange(1, 14))
+            try:
+                kvwal.open(PATH, files=self.machine.disk, **self.options)
+            except (OSError, Error):
+                if self.machine.found is None:
+                    raise
+            self.machine.die()
+            self.deaths += 1
+            self.machine.restart()
+        return kvwal.open(PATH, files=self.machine.disk, **self.options)
+
+    def _check(self, store: Any) -> None:
+        """Read all the lists, and search the history so far."""
+        txn = self._begin()
+        final = {key: decode(store.get(key)) for key in _KEYS}
+        for key, elements in final.items():
+            txn.read(key, elements)
+        txn.outcome, txn.ended = "ok", next(self._clock)
+        # What nobody knew is known now.
+        for other in self.history:
+            if other.outcome == "maybe":
+                there = any(element in final[key] for key, elements in other.appends.items() for element in elements)
+                other.outcome = "ok" if there else "failed"
+                other.ended = txn.begun
+        problems = find(final, self.history)
+        if problems:
+            raise Violation("; ".join(problems[:3]))
+
+    def _begin(self) -> Observed:
+        txn = Observed(next(self._numbers), next(self._clock))
+        self.history.append(txn)
+        return txn
+
+    # -- clients ------------------------------------------------------------------------------
+
+    def _plans(self, life_seed: int, client: int) -> Iterator[Plan]:
+        random = Random(f"{life_seed} {client}")
+        for _ in range(random.randint(5, 25)):
+            yield Plan.draw(random)
+
+    def _failed(self, txn: Observed, error: BaseException) -> bool:
+        """A transaction was left by this. Is the machine dead?"""
+        if isinstance(error, ConflictError):
+            txn.outcome, txn.ended = "failed", next(self._clock)
+            return False
+        if self.machine.found is None or not isinstance(error, OSError | Error):
+            raise Violation(f"transaction {txn.number} failed: {type(error).__name__}: {error}") from error
+        return True
+
+    def _client(self, store: Any, plans: Iterator[Plan]) -> Iterator[None]:
+        """Runs the plans, one after the other; others may come in at each yield."""
+        for plan in plans:
+            txn = self._begin()
+            try:
+                yield from self._perform(store, plan, txn)
+            except Exception as error:  # noqa: BLE001  # judged there
+                if self._failed(txn, error):
+                    return
+            if txn.number % 40 == 0:
+                try:
+                    store.checkpoint()
+                except (OSError, Error):
+                    if self.machine.found is None:
+                        raise
+                    return
+
+    def _perform(self, store: Any, plan: Plan, seen: Observed) -> Iterator[None]:
+        begin = {"write": store.transaction, "read": lambda: store.transaction(read_only=True)}
+        with begin.get(plan.kind, store.snapshot)() as txn:
+            for act, key in plan.steps:
+                yield
+                if act == "get":
+                    seen.read(key, decode(txn.get(key)))
+                elif act == "many":
+                    for one, value in zip(_KEYS, txn.get_many(_KEYS), strict=True):
+                        seen.read(one, decode(value))
+                elif act == "append":
+                    elements = decode(txn.get(key))
+                    seen.read(key, elements)
+                    txn.put(key, encode((*elements, seen.append(key))))
+                else:
+                    _scanned(seen, dict(txn.scan(prefix=b"list", reverse=act == "back")))
+            yield
+            if plan.aborts:
+                txn.abort()
+                # An aborted transaction's reads count, its appends must never be seen.
+                seen.outcome, seen.ended = "failed", next(self._clock)
                 return
-            with self.lock:
-                # What was acknowledged up to here must survive; what comes later was told to nobody.
-                if not self.dead:
-                    self.dead = True
-                    found.append(self.disk.crash(random) if by_power else self.disk.copy())
-                    self.disk.kill()
-            raise _Death(5, f"killed before {operation}")
+        self._committed(seen, getattr(txn, "commit_seqno", None))
 
-        return watch
+    def _committed(self, seen: Observed, seqno: int | None) -> None:
+        seen.seqno = seqno
+        seen.outcome, seen.ended = "ok", next(self._clock)
 
-    def _begin(self) -> ListTxn:
-        with self.lock:
-            txn = ListTxn(len(self.txns))
-            self.txns.append(txn)
-            return txn
+    # -- ways ---------------------------------------------------------------------------------
 
-    def _value(self) -> int:
-        with self.lock:
-            self.next_value += 1
-            return self.next_value
+    def _in_steps(self, store: Any) -> None:
+        seed = self.random.getrandbits(32)
+        clients = [self._client(store, self._plans(seed, client)) for client in range(self.clients)]
+        while clients:
+            client = self.random.choice(clients)
+            # Now and then one gets far ahead of the others.
+            for _ in range(self.random.choice([1, 1, 1, 8])):
+                try:
+                    next(client)
+                except StopIteration:
+                    clients.remove(client)
+                    break
 
-    def _end(self, txn: ListTxn, status: str) -> None:
-        with self.lock:
-            if not self.dead:
-                txn.status = status
+    def _in_threads(self, store: Any) -> None:
+        seed = self.random.getrandbits(32)
+        wrong: list[BaseException] = []
 
-    def _plan(self, random: Random) -> list[tuple[bytes, int]]:
-        """(key, how often to append): 0 is a read only."""
-        return [(key, random.choice((0, 0, 1, 1, 2))) for key in random.sample(_KEYS, random.randrange(1, 4))]
+        def run(client: int) -> None:
+            try:
+                for _ in self._client(store, self._plans(seed, client)):
+                    pass
+            except BaseException as error:  # noqa: BLE001  # raised again in the main thread
+                wrong.append(error)
 
-    # --- threads ---
-
-    def _threads(self) -> None:
-        store = kvwal.open(PATH, files=self.disk, **(OPTIONS | {"background": self.random.random() < 0.5}))
-        failures: list[BaseException] = []
-        threads = [
-            threading.Thread(target=self._client, args=(store, Random(self.random.random()), failures), daemon=True)
-            for _ in range(_WORKERS)
-        ]
+        threads = [threading.Thread(target=run, args=(client,), daemon=True) for client in range(self.clients)]
         for thread in threads:
             thread.start()
         for thread in threads:
-            thread.join(60)
+            thread.join(_HANG_S)
             if thread.is_alive():
-                raise Violation("a committer waits for ever")
-        if store._background is not None:
+                frame = sys._current_frames().get(thread.ident or 0)
+                where = "".join(traceback.format_stack(frame)[-4:]) if frame else ""
+                raise Violation(f"a thread hangs:\n{where}")
+        if self.machine.found is not None and store._background is not None:
+            # The process is dead, its thread is not.
             store._background.stop()
-        if failures:
-            raise failures[0]
-        if not self.dead:
-            store.close()
+        if wrong:
+            raise wrong[0]
 
-    def _client(self, store: Any, random: Random, failures: list[BaseException]) -> None:
+    def _in_tasks(self, store: Any) -> None:
         try:
-            for number in range(30):
-                if self.dead:
-                    return
-                if number == 20 and random.random() < 0.3:
-                    store.checkpoint()
-                self._transact(store, random)
-        except (Error, OSError) as error:
-            if not self.dead:
-                failures.append(error)
-        except BaseException as error:  # noqa: BLE001
-            failures.append(error)
+            asyncio.run(asyncio.wait_for(self._in_loop(), _HANG_S))
+        except TimeoutError as error:
+            raise Violation("the tasks hang") from error
 
-    def _transact(self, store: Any, random: Random) -> None:
-        txn = self._begin()
+    async def _in_loop(self) -> None:
         try:
-            with store.transaction() as transaction:
-                for key, appends in self._plan(random):
-                    values = _decode(transaction.get(key))
-                    txn.reads.append((key, values))
-                    for _ in range(appends):
-                        value = self._value()
-                        txn.appends.append((key, value))
-                        values = (*values, value)
-                        transaction.put(key, _encode(values))
-        except ConflictError:
-            self._end(txn, "aborted")
-        else:
-            self._end(txn, "ok")
-
-    # --- asyncio ---
-
-    def _tasks(self) -> None:
-        asyncio.run(self._gather())
-
-    async def _gather(self) -> None:
-        store = await kvwal.aio.open(PATH, files=self.disk, **OPTIONS)
+            db = await kvwal.aio.open(PATH, files=self.machine.disk, **self.options)
+        except (OSError, Error):
+            if self.machine.found is None:
+                raise
+            return
+        seed = self.random.getrandbits(32)
         try:
-            results = await asyncio.wait_for(
-                asyncio.gather(
-                    *(self._task(store, Random(self.random.random())) for _ in range(_WORKERS)), return_exceptions=True
-                ),
-                60,
+            await asyncio.gather(
+                *(self._task(db, self._plans(seed, client), Random(client)) for client in range(self.clients))
             )
         finally:
             try:
-                await store.close()
-            except (Error, OSError):
-                if not self.dead:
+                await db.close()
+            except (OSError, Error):
+                if self.machine.found is None:
                     raise
-        for result in results:
-            if isinstance(result, BaseException) and not (self.dead and isinstance(result, Error | OSError)):
-                raise result
 
-    async def _task(self, store: Any, random: Random) -> None:
-        for _ in range(30):
-            if self.dead:
-                return
+    async def _task(self, db: Any, plans: Iterator[Plan], random: Random) -> None:
+        for plan in plans:
             txn = self._begin()
             try:
-                async with store.transaction() as transaction:
-                    for key, appends in self._plan(random):
-                        values = _decode(await transaction.get(key))
-                        txn.reads.append((key, values))
-                        if random.random() < 0.5:
-                            await asyncio.sleep(0)
-                        for _ in range(appends):
-                            value = self._value()
-                            txn.appends.append((key, value))
-                            values = (*values, value)
-                            transaction.put(key, _encode(values))
-            except ConflictError:
-                self._end(txn, "aborted")
-            else:
-                self._end(txn, "ok")
+                await self._perform_async(db, plan, txn, random)
+            except Exception as error:  # noqa: BLE001  # judged there
+                if self._failed(txn, error):
+                    return
+
+    async def _perform_async(self, db: Any, plan: Plan, seen: Observed, random: Random) -> None:
+        begin = {"write": db.transaction, "read": lambda: db.transaction(read_only=True)}
+        async with begin.get(plan.kind, db.snapshot)() as txn:
+            for act, key in plan.steps:
+                for _ in range(random.randrange(3)):
+                    await asyncio.sleep(0)
+                if act == "get":
+                    seen.read(key, decode(await txn.get(key)))
+                elif act == "many":
+                    for one, value in zip(_KEYS, await txn.get_many(_KEYS), strict=True):
+                        seen.read(one, decode(value))
+                elif act == "append":
+                    elements = decode(await txn.get(key))
+                    seen.read(key, elements)
+                    txn.put(key, encode((*elements, seen.append(key))))
+                else:
+                    pairs = txn.scan(prefix=b"list", reverse=act == "back")
+                    _scanned(seen, {one: value async for one, value in pairs})
+            if plan.aborts:
+                txn.abort()
+                seen.outcome, seen.ended = "failed", next(self._clock)
+                return
+        self._committed(seen, getattr(txn, "commit_seqno", None))
 
 
-# --- interruptions ---
-
-_SETUP: list[Any] = [["batch", [[n, 30] for n in range(8)]], ["checkpoint"], ["put", 2, 40]]
-
-_INTERRUPTED: dict[str, list[Any]] = {
-    "put": ["put", 1, 50],
-    "weak": ["weak", 1, 50],
-    "delete": ["del", 2],
-    "range": ["range", 2, 5],
-    "batch": ["batch", [[1, 20], [9, 600], [3, None]]],
-    "move": ["move", 1, 2],
-    "rotation": ["put", 1, 14000],
-    "checkpoint": ["checkpoint"],
-    "sync": ["sync"],
-}
-
-_ERRORS = {"K": KeyboardInterrupt, "M": MemoryError}
+def _scanned(seen: Observed, pairs: dict[bytes, bytes]) -> None:
+    found: dict[bytes, List] = {key: decode(value) for key, value in pairs.items()}
+    for key in _KEYS:
+        seen.read(key, found.get(key, ()))
 
 
-class _Interrupter:
-    """Raises at the nth place where a signal could arrive, or an allocation fail, in the store's own code."""
-
-    def __init__(self, nth: int, error: type[BaseException]) -> None:
-        self.left = nth
-        self.error = error
-        self.raised = False
-        # A signal arrives when a call is over or a function begins; an allocation fails before a call does anything.
-        self.events = ("call", "return", "c_return") if error is KeyboardInterrupt else ("call", "c_call")
-
-    def __call__(self, frame: FrameType, event: str, argument: object) -> None:
-        if self.raised or event not in self.events:
-            return
-        if not _is_ours(frame) or (event == "return" and not _is_ours(frame.f_back)):
-            # Once the outermost call is over, nobody can tell an interruption from one of the caller's own code.
-            return
-        if event == "c_call" and getattr(argument, "__name__", "") in ("__exit__", "release"):
-            # These allocate nothing.
-            return
-        self.left -= 1
-        if self.left == 0:
-            self.raised = True
-            raise self.error
+# -- the part -------------------------------------------------------------------------------------
 
 
-def _is_ours(frame: FrameType | None) -> bool:
-    name = "" if frame is None else frame.f_code.co_filename
-    return "kvwal" in name and "testing" not in name
+def rounds(seed: int) -> Iterator[str]:
+    """The ways in turn, the deterministic one twice as often: "round:", way, seed."""
+    for number in itertools.count(seed * 1_000_000):
+        for turn, way in enumerate(("steps", "threads", "steps", "tasks")):
+            yield f"round:{way}:{number * 2 + turn // 2}"
 
 
-def interrupt(name: str, nth: int, kind: str) -> bool:
-    """Interrupt one step at its nth place. False if it has no such place. Raises what is wrong."""
-    session = Session(SimulatedDisk(seed=1))
-    session.open()
-    session.run(_SETUP)
-    interrupter = _Interrupter(nth, _ERRORS[kind])
-    history = session.history
-    before = history.begun
-    caught: BaseException | None = None
-    sys.unraisablehook = lambda _: None
-    sys.setprofile(interrupter)
+def try_round(way: str, seed: int) -> tuple[Round, BaseException | None]:
+    """Run one round, threads changing places often."""
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(5e-6 if way != "steps" else interval)
+    played = Round(way, seed)
     try:
-        session.step(_INTERRUPTED[name])
-    except (KeyboardInterrupt, MemoryError) as error:
-        caught = error
+        played.run()
+    except Exception as error:  # noqa: BLE001  # whatever it is, it is a violation
+        return played, error
     finally:
-        sys.setprofile(None)
-        sys.unraisablehook = sys.__unraisablehook__
-    if not interrupter.raised:
-        session.abandon()
-        return False
-    _judge(session, history, before, caught)
-    session.abandon()
-    return True
-
-
-def _judge(session: Session, history: History, before: int, caught: BaseException | None) -> None:
-    shown = session.store.last_seqno
-    if shown not in (before, history.begun) or dict(session.store.scan()) != history.states[shown]:
-        raise Violation(f"after an interruption the store shows neither commit {before} nor {history.begun}")
-    said = any("was written" in note for note in getattr(caught, "__notes__", ()))
-    if said and shown == before:
-        # The other way round is possible: in the last calls, when the commit is over, nobody is left to say it.
-        raise Violation("the interruption says that the commit was written, and it was not")
-    del history.states[shown + 1 :]
-    history.returned = shown
-    history.durable = min(history.durable, shown)
-    session.look()
-    try:
-        session.step(["put", 7, 70])
-    except PoisonedError:
-        # A flush of the pages was interrupted, and tells what became of it only once.
-        session.step(["kill"])
-        session.step(["put", 7, 70])
-    session.step(["batch", [[6, 10], [5, None]]])
-    session.look()
-    try:
-        session.step(["checkpoint"])
-    except PoisonedError:
-        session.step(["kill"])
-        session.step(["checkpoint"])
-    session.step(["cut", 0])
-    session.verify()
-    session.look()
-
-
-def interruptions(seed: int) -> Iterator[tuple[str, int, str]]:
-    """Every place of every step, in a mixed order; steps end at the first place that they do not have."""
-    random = Random(seed)
-    places = [(name, nth, kind) for name in _INTERRUPTED for kind in _ERRORS for nth in range(1, 600)]
-    random.shuffle(places)
-    yield from places
+        sys.setswitchinterval(interval)
+    return played, None
 
 
 def work(share: Share) -> Iterator[Tally]:
     run = share.run
-    over: dict[tuple[str, str], int] = {}
-    cases = share.mine(interruptions(run.seed))
-    number = 0
+    cases = share.mine(beginning(run.first, lambda: rounds(run.seed), str))
+    places = share.mine(beginning(run.first, lambda: interruptions.cases(run.seed), str))
     while not run.over():
+        # About as much time for the one as for the other.
         tally = Tally()
-        seed = run.seed * 10_000 + number * share.count + share.index
-        number += 1
-        try:
-            for text in _Round(seed).run():
-                tally.violations.append((text, f"--seed {run.seed} --case round:{seed}"))
-        except Exception as error:  # noqa: BLE001  # whatever it is, it is a violation
-            tally.violations.append((f"{type(error).__name__}: {error}", f"--case round:{seed}"))
-        tally.states += _LIVES
-        for _ in range(40):
-            case = next(cases, None)
-            if case is None:
-                break
-            name, nth, kind = case
-            if nth >= over.get((name, kind), 10_000):
-                continue
-            try:
-                if interrupt(name, nth, kind):
-                    tally.states += 1
-                    tally.faults += 1
-                else:
-                    over[name, kind] = min(nth, over.get((name, kind), 10_000))
-            except Exception as error:  # noqa: BLE001
-                tally.violations.append((f"{type(error).__name__}: {error}", f"--case {name}:{nth}:{kind}"))
+        for case in itertools.islice(cases, 4):
+            _, way, seed = case.split(":")
+            played, error = try_round(way, int(seed))
+            tally.states += played.deaths + 1
+            tally.nested += played.deaths
+            if error is not None:
+                tally.violations.append((f"{type(error).__name__}: {error}", _command(run, case)))
         yield tally
+        tally = Tally()
+        for place in itertools.islice(places, 40):
+            try:
+                # A way has fewer places when it was gone before: what it made lazily is there.
+                happened = interruptions.examine(place)
+                tally.states += happened
+                tally.faults += happened
+            except Exception as error:  # noqa: BLE001  # whatever it is, it is a violation
+                tally.violations.append((f"{type(error).__name__}: {error}", _command(run, str(place))))
+        yield tally
+
+
+def _command(run: Run, case: str) -> str:
+    return f"--seed {run.seed} --case {case}"
 
 
 def run(run: Run) -> Result:
     """Run the part."""
-    return spread("isolation", work, run)
+    result = spread("isolation", work, run)
+    result.notes.append(
+        f"isolation: {result.states - result.faults:,} lives of a machine with concurrent transactions, "
+        f"{result.faults:,} interruptions"
+    )
+    return result
 
 
 def replay(text: str, run: Run) -> int:
-    """Run one case with its traceback. Rounds have threads: they may go another way."""
-    name, _, rest = text.partition(":")
-    if name == "round":
-        found = _Round(int(rest)).run()
-        print("\n".join(found) or "nothing is wrong")
-        return int(bool(found))
-    nth, kind = rest.split(":")
-    if not interrupt(name, int(nth), kind):
-        print(f"{name} has no place {nth}")
-        return 2
-    print("nothing is wrong")
+    """Run one case with its traceback; one of threads or tasks until it shows."""
+    what, one, other = text.split(":")
+    if what != "round":
+        if not interruptions.examine(interruptions.Case.parse(text)):
+            print(f"{what} has no place {one}")
+            return 2
+        print("nothing is wrong")
+        return 0
+    way, seed = one, other
+    tries = 1 if way == "steps" else _REPLAYS
+    for number in range(tries):
+        _, error = try_round(way, int(seed))
+        if error is not None:
+            print(f"at try {number + 1}")
+            raise error
+    print(f"nothing is wrong in {tries} tries")
     return 0
+
+
+__all__: list[Any] = ["Machine", "Plan", "Round", "replay", "rounds", "run", "try_round"]

@@ -188,6 +188,7 @@ MUTANTS: tuple[Mutant, ...] = (
         "members of a group are not validated against each other",
         "isolation",
         ("kvwal.commit:CommitPipeline._validate", "if conflict is None and group_history is not None:", "if False:"),
+        first="round:threads:*",
     ),
     _mutant(
         "an interrupted commit is forgotten although it is in the log",
@@ -197,6 +198,7 @@ MUTANTS: tuple[Mutant, ...] = (
             "if failure is None and job.began",
             "if False and job.began",
         ),
+        first="batch:*:K",
     ),
     # --- segments ---
     _mutant(

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from crashtests import bitflips, faults, isolation
+from crashtests import bitflips, faults, interruptions, isolation
 from crashtests.__main__ import PARTS
 from crashtests.console import Progress
 from crashtests.explorer import Case, Explorer, Limits, Tally
@@ -85,16 +85,32 @@ def test_some_damage_of_each_kind_is_answered_with_right_data_or_an_error():
     assert len(seen) >= 12
 
 
-@pytest.mark.parametrize("kind", ["K", "M"])
-def test_an_interrupted_put_is_written_or_not(kind):
-    nth = 1
-    while isolation.interrupt("put", nth, kind):
-        nth += 1
-    assert nth > 10
+@pytest.mark.parametrize("way", ["put", "checkpoint"])
+@pytest.mark.parametrize("error", ["K", "M"])
+def test_an_interrupted_step_is_written_or_not(way, error):
+    places = interruptions.places_of(way, error)
+    assert places > 50
+    for place in range(1, places, 1 + places // 60):
+        case = interruptions.Case.parse(f"{way}:{place}:{error}")
+        assert str(case) == f"{way}:{place}:{error}"
+        interruptions.examine(case)
 
 
-def test_a_round_of_list_appends_has_no_cycle():
-    assert isolation._Round(5).run() == []
+def test_a_place_that_there_is_not_is_no_case():
+    assert not interruptions.examine(interruptions.Case("put", "K", 10_000))
+
+
+@pytest.mark.parametrize("way", isolation.WAYS)
+def test_rounds_of_list_appends_are_strictly_serializable(way):
+    for seed in range(3):
+        played, error = isolation.try_round(way, seed)
+        assert error is None, (way, seed)
+        assert played.deaths >= 3
+
+
+def test_a_round_of_steps_is_the_same_every_time():
+    one, other = (isolation.try_round("steps", 7)[0] for _ in range(2))
+    assert one.history == other.history
 
 
 def test_every_step_of_the_random_programs_exists():
@@ -124,6 +140,7 @@ def test_what_a_mutant_begins_with_are_cases_that_exist():
         "exhaustive": set(NAMED),
         "faults": {faults.case_of(*case) for case in faults.listed(seed=1)},
         "bitflips": {bitflips.case_of(case) for case in islice(bitflips.every_damage(seed=1), 5000)},
+        "isolation": {*islice(isolation.rounds(seed=1), 9), *map(str, islice(interruptions.cases(seed=1), 2000))},
     }
     for mutant in MUTANTS:
         if mutant.first:

@@ -1,4 +1,4 @@
-"""Isolation: Hermitage's anomalies, each tried by name, and histories of many threads searched for cycles.
+"""Isolation: Hermitage's anomalies, each tried by name, and histories of many threads, searched by `crashtests.cycles`.
 
 T1, T2 and T3 are transactions that overlap as the test writes them down. The names are those of
 github.com/ept/hermitage: G0 and G1 from Adya's thesis, OTV and PMP from the same and from Bailis, P4 from Berenson.
@@ -17,6 +17,7 @@ import pytest
 from store_fixtures import TINY, run_threads
 
 import kvwal
+from crashtests.cycles import Observed, decode, encode, find
 from kvwal import ConflictError, Store, Transaction
 
 
@@ -368,111 +369,42 @@ def switching_often() -> Iterator[None]:
     sys.setswitchinterval(interval)
 
 
-List = tuple[int, ...]
-
-
-def _decode(value: bytes | None) -> List:
-    return tuple(map(int, value.split())) if value else ()
-
-
-def _cycle(edges: dict[int, set[int]]) -> list[int] | None:
-    """A cycle of the graph, if there is one."""
-    white, done = set(edges), set()
-    while white:
-        stack = [(next(iter(white)), iter(()))]
-        path: list[int] = []
-        on_path: set[int] = set()
-        node, _ = stack.pop()
-        stack = [(node, iter(edges.get(node, ())))]
-        path, on_path = [node], {node}
-        white.discard(node)
-        while stack:
-            node, following = stack[-1]
-            for other in following:
-                if other in on_path:
-                    return path[path.index(other) :]
-                if other not in done:
-                    white.discard(other)
-                    stack.append((other, iter(edges.get(other, ()))))
-                    path.append(other)
-                    on_path.add(other)
-                    break
-            else:
-                stack.pop()
-                done.add(path.pop())
-                on_path.discard(node)
-    return None
-
-
-def test_the_cycle_search_finds_a_cycle() -> None:
-    assert _cycle({1: {2}, 2: {3}, 3: set()}) is None
-    assert _cycle({1: {2}, 2: {3}, 3: {2}}) == [2, 3]
-
-
-Observed = dict[int, tuple[dict[bytes, List], dict[bytes, int]]]
-
-
-def _check_list_append(final: dict[bytes, List], observed: Observed) -> None:
-    """Elle's argument: every append is unique, so lists show the order of writes, and reads their place in it."""
-    edges: dict[int, set[int]] = {number: set() for number in observed}
-    for key, order in final.items():
-        assert len(set(order)) == len(order), f"an append to {key!r} took effect twice"
-        position = {number: index for index, number in enumerate(order)}
-        for one, other in itertools.pairwise(order):
-            edges[one].add(other)  # write, write
-        for number, (reads, _) in observed.items():
-            if key not in reads:
-                continue
-            seen = reads[key]
-            assert seen == order[: len(seen)], f"transaction {number} read a list of {key!r} that never was"
-            assert number not in seen
-            if seen and seen[-1] != number:
-                edges[seen[-1]].add(number)  # write, read
-            if len(seen) < len(order) and order[len(seen)] != number:
-                edges[number].add(order[len(seen)])  # read, write
-        for number, (_, writes) in observed.items():
-            assert (number in position) == (key in writes), f"an append of {number} to {key!r} is lost or invented"
-    cycle = _cycle(edges)
-    assert cycle is None, f"not serializable: {cycle}"
-
-
 @pytest.mark.usefixtures("switching_often")
 @pytest.mark.parametrize("durability", ["commit", "os"])
-def test_histories_of_many_threads_are_serializable(tmp_path: Path, durability: str, seed: int) -> None:
+def test_histories_of_many_threads_are_strictly_serializable(tmp_path: Path, durability: str, seed: int) -> None:
     keys = [b"list%d" % number for number in range(5)]
-    observed: Observed = {}
-    numbers = iter(range(1, 1_000_000))
-    numbers_lock = threading.Lock()
+    history: list[Observed] = []
+    numbers, clock = itertools.count(1), itertools.count(1)
     with kvwal.open(tmp_path / "a.kv", durability=durability, **TINY) as db:
 
         def client(index: int) -> None:
             rng = random.Random(f"{seed} {index}")
             for _ in range(60 if durability == "commit" else 150):
-                with numbers_lock:
-                    number = next(numbers)
+                seen = Observed(next(numbers), next(clock))
+                history.append(seen)
                 read_only = rng.random() < 0.3
-                reads: dict[bytes, List] = {}
-                writes: dict[bytes, int] = {}
                 try:
                     with db.transaction(read_only=read_only) as txn:
                         if rng.random() < 0.3:
-                            found = {key: _decode(value) for key, value in txn.scan(prefix=b"list")}
-                            reads = {key: found.get(key, ()) for key in keys}
+                            found = dict(txn.scan(prefix=b"list"))
+                            reads = {key: decode(found.get(key)) for key in keys}
                         else:
-                            for key in rng.sample(keys, 2):
-                                reads[key] = _decode(txn.get(key))
+                            reads = {key: decode(txn.get(key)) for key in rng.sample(keys, 2)}
+                        for key, elements in reads.items():
+                            seen.read(key, elements)
                         if not read_only:
                             for key in rng.sample(sorted(reads), rng.randint(1, 2)):
-                                txn[key] = b" ".join(b"%d" % n for n in (*reads[key], number))
-                                writes[key] = number
+                                txn[key] = encode((*reads[key], seen.append(key)))
                 except ConflictError:
-                    continue
-                observed[number] = (reads, writes)
+                    seen.outcome = "failed"
+                else:
+                    seen.outcome, seen.seqno = "ok", txn.commit_seqno
+                seen.ended = next(clock)
 
         run_threads(*(lambda index=index: client(index) for index in range(4)))
-        final = {key: _decode(db.get(key)) for key in keys}
-    assert sum(bool(writes) for _, writes in observed.values()) > 20, "hardly anything was committed"
-    _check_list_append(final, observed)
+        final = {key: decode(db.get(key)) for key in keys}
+    assert sum(seen.outcome == "ok" and bool(seen.appends) for seen in history) > 20, "hardly anything was committed"
+    assert find(final, history) == []
 
 
 @pytest.mark.usefixtures("switching_often")
