@@ -18,7 +18,7 @@ import errno
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from random import Random
-from typing import Any
+from typing import Any, cast
 
 import kvwal
 from crashtests.console import Result
@@ -29,6 +29,7 @@ from crashtests.session import Program, Session
 from crashtests.workers import Run, Share, beginning, spread
 from kvwal.errors import CorruptionError, DiskFullError, FormatError, PoisonedError
 from kvwal.testing import Operation, SimulatedDisk
+from kvwal.testing.faults import Effect
 
 _CHANGES = ("pwrite", "allocate", "truncate", "create", "rename", "unlink", "make_directory")
 _FLUSHES = ("datasync", "sync", "sync_directory")
@@ -139,7 +140,7 @@ class FaultCase:
             disk.watcher = die
             return
         if way.effect not in (*_SILENT, "unreadable"):
-            disk.fail("any", self.operation, way.error, forever=way.forever, effect=way.effect)  # type: ignore[arg-type]
+            disk.fail("any", self.operation, way.error, forever=way.forever, effect=cast("Effect", way.effect))
             return
         before = operations_of(self.options, self.program)[: self.operation]
         if way.effect == "unreadable":

@@ -5,11 +5,15 @@ A writer commits on a file system in an image. In the middle of it ext4 and xfs 
 and the image copied as it is. Mounted again, which replays the journal, the store must hold all that was acknowledged.
 
 Needs root, loop devices and the mkfs programs. What is missing is said in one line, and skipped.
+
+Nothing stays mounted: SIGTERM ends the run as an exception does, and what a killed run has left behind (its process
+number is in the directory's name) the next one takes away.
 """
 
 from __future__ import annotations
 
 import fcntl
+import glob
 import os
 import shutil
 import signal
@@ -26,6 +30,7 @@ from crashtests.workers import Run
 
 _SHUTDOWN = 0x8004587D  # FS_IOC_SHUTDOWN, the same number for ext4, xfs and f2fs
 _NO_LOG_FLUSH = 2
+_PREFIX = "kvwal-filesystems-"
 
 #: mkfs and its options, size of the image, and whether it can be shut down.
 KINDS: dict[str, tuple[list[str], int, bool]] = {
@@ -95,13 +100,45 @@ def missing() -> dict[str, str]:
     return {kind: f"no {make[0]}" for kind, (make, _, _) in KINDS.items() if shutil.which(make[0]) is None}
 
 
+def sweep() -> list[str]:
+    """Unmount and remove what runs left behind that are no more."""
+    found: list[str] = []
+    for directory in glob.glob(os.path.join(tempfile.gettempdir(), f"{_PREFIX}*")):
+        number = os.path.basename(directory).removeprefix(_PREFIX).partition("-")[0]
+        if number.isdecimal() and not os.path.exists(f"/proc/{number}"):
+            for mount_point in KINDS:
+                _unmount_lazily(os.path.join(directory, mount_point))
+            shutil.rmtree(directory, ignore_errors=True)
+            found.append(directory)
+    return found
+
+
+def _unmount_lazily(mount_point: str) -> None:
+    if os.path.ismount(mount_point):
+        subprocess.run(["umount", "-l", mount_point], capture_output=True, check=False)
+
+
+def _terminated(number: int, frame: object) -> None:
+    raise SystemExit(128 + number)
+
+
 def run(run: Run) -> Result:
     """Run the part: the file systems in turn, until the time is over."""
+    before = signal.signal(signal.SIGTERM, _terminated)
+    try:
+        return _run_all(run)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _run_all(run: Run) -> Result:
     started_s = time.monotonic()
     result = Result("filesystems")
     absent = missing()
     result.notes += [f"filesystems: {kind} skipped: {reason}" for kind, reason in absent.items()]
-    directory = tempfile.mkdtemp(prefix="kvwal-filesystems-")
+    if len(absent) < len(KINDS):
+        result.notes += [f"filesystems: {left} was left behind, and is removed" for left in sweep()]
+    directory = tempfile.mkdtemp(prefix=f"{_PREFIX}{os.getpid()}-")
     images: list[tuple[_Image, Witness]] = []
     try:
         for kind in KINDS:
@@ -131,8 +168,9 @@ def run(run: Run) -> Result:
                 run.progress.show("filesystems", elapsed_s / run.seconds, result.states, elapsed_s, 0)
         result.notes.append(f"filesystems: power cuts: {counts}")
     finally:
-        for image, _ in images:
-            subprocess.run(["umount", "-l", image.mount_point], capture_output=True, check=False)
+        # By name: an image may be mounted and not be in the list yet.
+        for kind in KINDS:
+            _unmount_lazily(os.path.join(directory, kind))
         shutil.rmtree(directory, ignore_errors=True)
         result.seconds = time.monotonic() - started_s
     return result
@@ -143,10 +181,13 @@ def _one_cut(image: _Image, witness: Witness, seed: int, random: Random) -> None
     # Quiet: that all its writes fail in the end is what is asked for.
     preallocate = random.choice(("allocate", "zeros"))
     writer = start(path, witness, seed, commits=100_000, quiet=True, preallocate=preallocate)
-    time.sleep(random.uniform(0.25, 0.8))
-    if writer.poll() is not None:
-        raise Violation(f"the writer ended with {writer.returncode}")
-    witness.hear(image.cut(writer))
+    try:
+        time.sleep(random.uniform(0.25, 0.8))
+        if writer.poll() is not None:
+            raise Violation(f"the writer ended with {writer.returncode}")
+        witness.hear(image.cut(writer))
+    finally:
+        writer.kill()
     judge_found(path, witness)
     # A full image would say nothing about power cuts.
     if shutil.disk_usage(image.mount_point).free < 16 << 20:

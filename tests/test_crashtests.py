@@ -1,12 +1,14 @@
 """The crash tests themselves work: a small pass of each part, and every mutant still fits the code."""
 
 import fnmatch
+import os
+import tempfile
 from itertools import islice
 from pathlib import Path
 
 import pytest
 
-from crashtests import bitflips, faults, interruptions, isolation
+from crashtests import bitflips, faults, filesystems, interruptions, isolation
 from crashtests.__main__ import PARTS
 from crashtests.console import Progress
 from crashtests.explorer import Case, Explorer, Limits, Tally
@@ -111,6 +113,19 @@ def test_rounds_of_list_appends_are_strictly_serializable(way):
 def test_a_round_of_steps_is_the_same_every_time():
     one, other = (isolation.try_round("steps", 7)[0] for _ in range(2))
     assert one.history == other.history
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="asks /proc who is alive")
+def test_what_a_killed_run_left_behind_is_swept_away_and_no_more(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    # No process has this number: it is beyond what Linux gives out.
+    dead, alive, foreign = (tmp_path / f"kvwal-filesystems-{n}-x" for n in ("999999999", os.getpid(), "mine"))
+    for directory in (dead, alive, foreign):
+        (directory / "ext4").mkdir(parents=True)
+    assert filesystems.sweep() == [str(dead)]
+    assert not dead.exists()
+    assert alive.exists()
+    assert foreign.exists()
 
 
 def test_every_step_of_the_random_programs_exists():
