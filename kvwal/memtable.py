@@ -76,6 +76,7 @@ class Memtable:
 
     __slots__ = (
         "_order",
+        "_order_broken",
         "_order_lock",
         "_ordered",
         "_version_sweep_at",
@@ -103,10 +104,12 @@ class Memtable:
         self.compared = (0, 0)
         #: Estimate of the memory held, for the budget.
         self.bytes_used = 0
-        # Guards the order; writers never touch it.
+        # Guards what follows; writers never touch it.
         self._order_lock = threading.Lock()
         self._order: SortedList[bytes] = SortedList()
         self._ordered = 0
+        # Set while keys are brought into the order. Left set by an interruption, it says that nobody knows which are.
+        self._order_broken = False
 
     def __len__(self) -> int:
         return len(self.latest)
@@ -267,6 +270,8 @@ class Memtable:
     def _fold(self) -> None:
         # Requires: _order_lock. Keys never leave `latest` and a dict keeps insertion order, so the new ones are
         # its last. A writer may add one meanwhile; then the last `new` would not be all: count again.
+        if self._order_broken:
+            self._order, self._ordered, self._order_broken = SortedList(), 0, False
         latest = self.latest
         while new := len(latest) - self._ordered:
             try:
@@ -275,8 +280,10 @@ class Memtable:
                 # A key was added after the iterator was made and before it was used up.
                 continue
             if len(latest) == self._ordered + new:
+                self._order_broken = True
                 self._order.update(keys)
                 self._ordered += new
+                self._order_broken = False
                 break
 
     # -- checking -----------------------------------------------------------------------------

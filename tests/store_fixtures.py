@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import dis
+import gc
+import sys
 import threading
 import time
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import kvwal
@@ -95,3 +99,77 @@ def check_store(db: kvwal.Store) -> None:
 
 def _elements(counts: dict[int, int]) -> list[int]:
     return [number for number, count in counts.items() for _ in range(count)]
+
+
+class Interruption(KeyboardInterrupt):
+    """What a signal handler raises."""
+
+
+# Where the interpreter looks for pending signals: at the start of a function, at a jump back, after a call. In
+# between no handler runs; a `with` block, for one, is never left before its exit was called.
+_CHECKED_AFTER = {"JUMP_BACKWARD", "CALL", "CALL_FUNCTION_EX", "CALL_KW"}
+
+
+@cache
+def _is_ours(name: str) -> bool:
+    return ("kvwal" in name and "tests" not in name) or "sortedcontainers" in name
+
+
+@cache
+def _instructions(code: Any) -> tuple[list[str], list[int]]:
+    """The name of each instruction, and where an exception goes from there; -1: out of the function."""
+    names = [dis.opname[op] for op in code.co_code[::2]]
+    handlers = [-1] * len(names)
+    for entry in dis._parse_exception_table(code):  # type: ignore[attr-defined]
+        for index in range(entry.start // 2, entry.end // 2):
+            handlers[index] = entry.target
+    return names, handlers
+
+
+def interrupted_at(step: int, function: Callable[[], object]) -> Interruption | None:
+    """Run the function, raising at the step-th place in kvwal where a signal handler could. None if it ended first."""
+    left = step
+    before: dict[Any, int] = {}
+    finalizers: set[Any] = set()
+
+    def trace(frame: Any, event: str, arg: object) -> Any:
+        nonlocal left
+        code = frame.f_code
+        if not _is_ours(code.co_filename):
+            return None
+        # What is raised in a finalizer is swallowed by the interpreter, and interrupts nobody.
+        if code.co_name == "__del__" or frame.f_back in finalizers:
+            finalizers.add(frame)
+            return None
+        frame.f_trace_opcodes = True
+        # The start of a function is traced as its call, and not as an instruction. A generator has one start.
+        place = event == "call" and frame not in before
+        if event == "opcode":
+            at = frame.f_lasti // 2
+            last = before.get(frame, -1)
+            before[frame] = at
+            # The interpreter raises at the end of the earlier instruction, tracing at the start of this one: only where
+            # the same handler is in charge of both is it the same.
+            names, handlers = _instructions(code)
+            place = last >= 0 and names[last] in _CHECKED_AFTER and handlers[last] == handlers[at]
+        if place:
+            left -= 1
+            if left == 0:
+                sys.settrace(None)
+                raise Interruption
+        return trace
+
+    # No finalizer of what an earlier test left behind may run in between, and be the one that is interrupted.
+    gc.disable()
+    sys.settrace(trace)
+    try:
+        function()
+    except Interruption as interruption:
+        return interruption
+    finally:
+        sys.settrace(None)
+        # They keep the frames alive, and those what they held.
+        before.clear()
+        finalizers.clear()
+        gc.enable()
+    return None

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import dis
 import errno
-import gc
-import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import pytest
+from store_fixtures import Interruption, interrupted_at
 
 from kvwal.batch import Seqno, WriteBatch
 from kvwal.commit import CommitPipeline
@@ -200,51 +198,6 @@ def test_an_action_runs_while_no_commit_is_under_way() -> None:
     assert not pipeline._baton
 
 
-class Interruption(KeyboardInterrupt):
-    pass
-
-
-# Where the interpreter looks for pending signals: at the start of a function, at a jump back, after a call. In
-# between no handler runs; a `with` block, for one, is never left before its exit was called.
-_CHECKED_AFTER = {"JUMP_BACKWARD", "CALL", "CALL_FUNCTION_EX", "CALL_KW"}
-
-
-def _interrupted_at(step: int, function: Callable[[], object]) -> Interruption | None:
-    """Run the function, raising at the step-th place in kvwal where a signal handler could. None if it ended first."""
-    left = step
-    before: dict[Any, str] = {}
-
-    def trace(frame: Any, event: str, arg: object) -> Any:
-        nonlocal left
-        code = frame.f_code
-        if "kvwal" not in code.co_filename or "tests" in code.co_filename:
-            return None
-        frame.f_trace_opcodes = True
-        # The start of a function is traced as its call, and not as an instruction. A generator has one start.
-        place = event == "call" and frame not in before
-        if event == "opcode":
-            place = before.get(frame) in _CHECKED_AFTER
-            before[frame] = dis.opname[code.co_code[frame.f_lasti]]
-        if place:
-            left -= 1
-            if left == 0:
-                sys.settrace(None)
-                raise Interruption
-        return trace
-
-    # No finalizer of what an earlier test left behind may run in between, and be the one that is interrupted.
-    gc.disable()
-    sys.settrace(trace)
-    try:
-        function()
-    except Interruption as interruption:
-        return interruption
-    finally:
-        sys.settrace(None)
-        gc.enable()
-    return None
-
-
 def _says_written(interruption: Interruption) -> bool:
     return any("was written" in note for note in getattr(interruption, "__notes__", ()))
 
@@ -262,7 +215,7 @@ def test_an_interruption_anywhere_on_a_full_disk_leaves_each_delete_written_or_n
             requests.append(CommitRequest(batch, sync=sync))
         company = [requests[1], put_request(b"c", b"1", sync=sync)]
         log.fail_append = [DiskFullError("full")]
-        interrupted = _interrupted_at(step, lambda r=requests[0], c=company: pipeline.commit(r, company=c))
+        interrupted = interrupted_at(step, lambda r=requests[0], c=company: pipeline.commit(r, company=c))
         log.fail_append = []
         content = log.content()
         assert len(log.bodies) == log.last_seqno == present.seqno, step
@@ -306,7 +259,7 @@ def test_an_interruption_anywhere_leaves_a_commit_written_or_not(way: str, sync:
                 request = put_request(b"k", b"v", sync=sync)
                 pipeline.commit(request, company=[company] if way == "company" else [])
 
-        interrupted = _interrupted_at(step, commit)
+        interrupted = interrupted_at(step, commit)
         # Written or not written, log and memory agree about it, and the pipeline goes on.
         written = b"k" in log.content()
         assert present.rows.get(b"k") == (b"v" if written else None), step
@@ -376,7 +329,7 @@ def test_an_interruption_anywhere_leaves_nobody_asleep(when: str, way: str, sync
             else:
                 pipeline.commit(CommitRequest(WriteBatch(), sync=sync, action=lambda: log.on_append()))
 
-        interrupted = _interrupted_at(step, commit)
+        interrupted = interrupted_at(step, commit)
         TakenOnce.over = True
         if when == "before":
             pipeline._promote()
@@ -416,7 +369,7 @@ def test_an_interrupted_transaction_says_whether_it_was_written(sync: bool) -> N
         put(pipeline, b"k", b"old", sync=sync)
         txn = Transaction(present, pipeline, 0, sync=sync, read_only=False)
         txn[b"k"] = b"new"
-        interrupted = _interrupted_at(step, txn.commit)
+        interrupted = interrupted_at(step, txn.commit)
         written = log.content()[b"k"] == b"new"
         assert txn.commit_seqno == (2 if written else None), step
         assert not (written and txn.is_open), step

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from store_fixtures import interrupted_at
 
 from kvwal.batch import Seqno, WriteBatch
 from kvwal.memtable import MISSING, Memtable, in_range, union_of
@@ -161,3 +162,22 @@ def test_a_put_after_a_range_delete_is_seen_and_older_levels_stay_hidden(stop: b
     assert table.get(b"b") == b"2"
     assert table.get(b"below") is None
     assert table.get(b"zz") is (None if stop is None else MISSING)
+
+
+@pytest.mark.parametrize("more", [5, 60], ids=["few", "many"])
+@pytest.mark.parametrize("first", [0, 100])
+def test_an_interruption_anywhere_while_keys_are_put_in_order_loses_none(first: int, more: int) -> None:
+    """Interrupted in the midst of it, the order had lost keys, or had them twice, and so had the next checkpoint."""
+    for step in range(1, 2000):
+        table = Memtable(Seqno(0))
+        table.apply(Seqno(1), batch_of(*((b"%03d" % n, b"v") for n in range(0, 2 * first, 2))), 1, None)
+        table._check()
+        table.apply(Seqno(2), batch_of(*((b"%03d" % n, b"v") for n in range(1, 2 * more, 2))), 1, None)
+        interrupted = interrupted_at(step, table.ordered) is not None
+        table._check()
+        assert table.keys_between(b"001", b"004", after=None, reverse=False, most=9) == table.ordered()[
+            bool(first) : 2 + bool(first) * 2
+        ]
+        if not interrupted:
+            return
+    raise AssertionError("putting in order has no end")
