@@ -38,7 +38,7 @@ class Pin:
     @classmethod
     def of(cls, view: View) -> Pin:
         """What a registered view pins."""
-        return cls(view.purpose, view.seqno, view.since_us, view.levels.tree.meta.generation, view.thread_name)
+        return cls(view.purpose, view.seqno, view.since_us, view.levels.tree.meta.generation, view.thread.name)
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,6 +26,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from itertools import chain, islice, starmap
 from typing import Final
+from weakref import ref
 
 from kvwal.batch import Seqno, WriteBatch
 from kvwal.conflict import History
@@ -69,12 +70,29 @@ class Levels:
 
 
 class View:
-    """A registered reader at one seqno: while it is registered, everything as of then stays readable."""
+    """A registered reader at one seqno: while it is registered, everything as of then stays readable.
 
-    __slots__ = ("_registry", "levels", "owner", "purpose", "released", "seqno", "since_us", "thread_name", "writer")
+    It is registered for as long as somebody refers to it and it was not released. So whoever is interrupted, wherever
+    that is, pins nothing for good.
+    """
+
+    __slots__ = (
+        "__weakref__",
+        "_present",
+        "_registry",
+        "levels",
+        "owner",
+        "purpose",
+        "released",
+        "seqno",
+        "since_us",
+        "thread",
+        "writer",
+    )
 
     def __init__(
         self,
+        present: Present,
         levels: Levels,
         seqno: Seqno,
         registry: dict[Seqno, int],
@@ -83,6 +101,8 @@ class View:
         writer: bool,
         owner: object,
     ) -> None:
+        self.released = False
+        self._present = present
         self.levels = levels
         self.seqno = seqno
         self._registry = registry
@@ -92,8 +112,18 @@ class View:
         self.writer = writer
         #: The store: while somebody reads, it is not collected, and so its lock not given to another process.
         self.owner = owner
-        self.thread_name = threading.current_thread().name
-        self.released = False
+        #: The one that registered it.
+        self.thread = threading.current_thread()
+
+    def __del__(self) -> None:
+        # Releasing never waits for a lock, so this is safe wherever the collector runs.
+        try:
+            released = self.released
+        except AttributeError:
+            # Interrupted before its making began.
+            return
+        if not released:
+            self._present.release(self)
 
 
 class Present:
@@ -127,7 +157,8 @@ class Present:
         #: Recent commits, while a read-write transaction is open. Changed by the commit leader under `lock`; `begin`
         #: needs only the lock, since a leader that validates implies an open writer.
         self.history = History()
-        self._views: dict[int, View] = {}
+        # By id. Weak: see `View`.
+        self._views: dict[int, ref[View]] = {}
         self._gone: Callable[[], Exception] | None = None
         # Views given back by whoever could not wait for the lock; append and popleft are atomic.
         self._released: deque[View] = deque()
@@ -235,22 +266,27 @@ class Present:
 
         With `cached_only` no file is read: NotCached is raised where one would have to be.
         """
-        with self.lock:
-            self.refuse_if_gone()
-            found = self._recall(key)
-            if not isinstance(found, Missing):
-                return found
-            levels = self.levels
-            masks = len(levels.memtable.ranges)
-            levels.readers += 1
+        reading: Levels | None = None
         try:
+            with self.lock:
+                self.refuse_if_gone()
+                found = self._recall(key)
+                if not isinstance(found, Missing):
+                    return found
+                levels = self.levels
+                masks = len(levels.memtable.ranges)
+                levels.readers += 1
+                reading = levels
             value = levels.tree.peek(key) if cached_only else levels.tree.get(key)
         except BaseException:
-            with self.lock:
-                self._leave(levels)
+            if reading is not None:
+                with self.lock:
+                    reading.readers -= 1
+                    self._unpin(reading)
             raise
         with self.lock:
-            self._leave(levels)
+            levels.readers -= 1
+            self._unpin(levels)
             memtable = levels.memtable
             if self.levels is levels and key not in memtable.latest and len(memtable.ranges) == masks:
                 self._remember(key, value)
@@ -382,16 +418,21 @@ class Present:
             levels = self.levels
             self.refuse_if_gone()
             seqno = self.seqno
-            view = View(levels, seqno, self._registry, purpose, since_us, writer, owner)
-            self._registry[seqno] = self._registry.get(seqno, 0) + 1
+            registry = self._registry
+            view = View(self, levels, seqno, registry, purpose, since_us, writer, owner)
+            entry, number = ref(view), id(view)
+            readers = registry.get(seqno, 0) + 1
             if writer:
                 # Decided under the lock that publishing takes: every commit after `seqno` sees this writer and
                 # is recorded, and none before it can matter.
                 if not self._writers:
                     self.history.begin(seqno)
-                self._writers[seqno] = self._writers.get(seqno, 0) + 1
+                writers = self._writers.get(seqno, 0) + 1
+                # Without a call from here to the end, so that an interruption comes before all of it or after.
+                self._writers[seqno] = writers
+            registry[seqno] = readers
             levels.readers += 1
-            self._views[id(view)] = view
+            self._views[number] = entry
             return view
 
     def again(self, view: View, purpose: str) -> View:
@@ -400,10 +441,12 @@ class Present:
             self.refuse_if_gone()
             if view.released:
                 raise ClosedError(f"this {view.purpose} is closed")
-            other = View(view.levels, view.seqno, view._registry, purpose, view.since_us, False, view.owner)
+            other = View(self, view.levels, view.seqno, view._registry, purpose, view.since_us, False, view.owner)
+            entry, number = ref(other), id(other)
+            # As in `view`.
             view._registry[view.seqno] += 1
             view.levels.readers += 1
-            self._views[id(other)] = other
+            self._views[number] = entry
             return other
 
     def release(self, view: View) -> None:
@@ -424,27 +467,35 @@ class Present:
     def _drain(self) -> None:
         # Requires: lock.
         while self._released:
-            view = self._released.popleft()
-            self._views.pop(id(view), None)
-            registry = view._registry
-            left = registry[view.seqno] - 1
-            if left:
-                registry[view.seqno] = left
-            else:
-                del registry[view.seqno]
-                if not registry and registry is self._registry and self.levels.memtable.versions:
-                    self.levels.memtable.forget_versions()
-            if view.writer:
-                left = self._writers[view.seqno] - 1
+            # It stays in the queue until it is done with; what was done of it is not done again.
+            view = self._released[0]
+            registry, levels, seqno, number = view._registry, view.levels, view.seqno, id(view)
+            # Without a call as far as the readers, so that an interruption comes before all of it or after. (One that
+            # was interrupted while it was made is not there.)
+            gone = number in self._views
+            if gone:
+                del self._views[number]
+                left = registry[seqno] - 1
                 if left:
-                    self._writers[view.seqno] = left
+                    registry[seqno] = left
                 else:
-                    del self._writers[view.seqno]
-            self._leave(view.levels)
+                    del registry[seqno]
+                if view.writer:
+                    left = self._writers[seqno] - 1
+                    if left:
+                        self._writers[seqno] = left
+                    else:
+                        del self._writers[seqno]
+                levels.readers -= 1
+            if not registry and registry is self._registry and self.levels.memtable.versions:
+                self.levels.memtable.forget_versions()
+            self._released.popleft()
+            if gone:
+                # Once, and so not again after an interruption: that keeps pages, until the store is opened again.
+                self._unpin(levels)
 
-    def _leave(self, levels: Levels) -> None:
-        # Requires: lock.
-        levels.readers -= 1
+    def _unpin(self, levels: Levels) -> None:
+        # Requires: lock, and that a reader has just left.
         if not levels.readers and not levels.current:
             self._pages.unpin(levels.tree.meta.generation)
 
@@ -452,7 +503,8 @@ class Present:
         """Who reads now."""
         with self.lock:
             self._drain()
-            return list(self._views.values())
+            # One that is just being collected is not there any more.
+            return [view for entry in list(self._views.values()) if (view := entry()) is not None]
 
     # -- pressure -----------------------------------------------------------------------------
 
@@ -507,8 +559,7 @@ class Present:
         self._pages.pin(levels.tree.meta.generation)
         self.levels = levels
         former.current = False
-        former.readers += 1
-        self._leave(former)
+        self._unpin(former)
 
     def close(self, reason: Callable[[], Exception]) -> None:
         """Refuse readers from now on with the error that `reason` makes."""

@@ -98,11 +98,5 @@ class Snapshot(OrderedMapping):
     ) -> None:
         self.close()
 
-    def __del__(self) -> None:
-        # Releasing never waits for a lock, so this is safe wherever the collector runs. Interrupted while it was made,
-        # it may have no view yet.
-        if getattr(self, "_view", None) is not None:
-            self.close()
-
     def __repr__(self) -> str:
         return f"<Snapshot at seqno {self.seqno}{' (closed)' if self._view is None else ''}>"

@@ -292,11 +292,6 @@ class Transaction(OrderedMapping, MutableMapping[bytes, bytes]):
         elif self._view is not None:
             self.commit()
 
-    def __del__(self) -> None:
-        # Interrupted while it was made, it may have no view yet.
-        if getattr(self, "_view", None) is not None:
-            self.abort()
-
     def __repr__(self) -> str:
         state = "open" if self._view is not None else "over"
         return f"<Transaction at seqno {self._seqno}, {len(self._batch)} writes, {state}>"
