@@ -277,7 +277,7 @@ class Background:
     """The store's one thread: checkpoints, bounded flush delay, idle watermarks, the next segment.
 
     While commits come in it looks every 50 ms; when none came since it last looked it dozes, and the next commit
-    wakes it (through `Present.attention`). It holds no reference to the `Store`, so a forgotten store can be
+    wakes it (the log rings). It holds no reference to the `Store`, so a forgotten store can be
     collected, and it is a daemon, so it keeps no process alive.
     """
 
@@ -359,10 +359,15 @@ class Background:
         return True
 
     def _doze(self) -> None:
-        self._present.attention = True
+        # As a commit of its own, so between two others: each was either appended before, and is seen below, or is
+        # appended after, and rings. (What a commit looks at before it has the baton may be long ago when it appends.)
+        try:
+            self._pipeline.run(lambda: self._log.ring_at_next_append(self.wake))
+        except (OSError, Error) as error:
+            # Poisoned: nothing will be appended any more.
+            self.failure = error
         if self._stopping:
             return
-        # A commit between the last look and the line above did not see that it should wake us.
         if self._log.last_seqno != self._seen_seqno or (self._checkpointer.is_due() and self.failure is None):
             self._rung(self._tick_s)
             return

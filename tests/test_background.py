@@ -31,6 +31,20 @@ def test_an_interval_commit_is_durable_within_its_bound(tmp_path: Path) -> None:
             assert time.monotonic() - began < 2
 
 
+def test_a_commit_that_was_slow_to_begin_is_flushed_in_time(tmp_path: Path) -> None:
+    """The background thread may fall asleep between what a commit looks at first and its append."""
+    with kvwal.open(tmp_path / "a.kv", durability="interval", sync_delay_s=0.01) as db:
+        put = db._put
+
+        def slow_put(key: bytes, value: bytes, sync: bool) -> kvwal.Seqno:
+            time.sleep(0.3)
+            return put(key, value, sync)
+
+        db._put = slow_put  # type: ignore[method-assign]
+        seqno = db.put(b"a", b"1")
+        wait_until(lambda: db.durable_seqno >= seqno, "the flush")
+
+
 def test_steady_writing_does_not_put_the_flush_off(tmp_path: Path) -> None:
     with kvwal.open(tmp_path / "a.kv", durability="interval", sync_delay_s=0.05) as db:
         first = db.put(b"first", b"")
@@ -115,7 +129,7 @@ def test_a_page_file_without_a_size_does_not_end_the_thread(tmp_path: Path, monk
         assert background is not None
         monkeypatch.setattr(db._pages, "_file", Unmeasured(db._pages._file))
         for number in range(3):
-            wait_until(lambda: db._present.attention, "the nap")
+            wait_until(lambda: db._log._bell is not None, "the nap")
             seqno = db.put(b"%d" % number, b"v")
             wait_until(lambda seqno=seqno: db.durable_seqno >= seqno, "the flush")
         assert background._thread.is_alive()

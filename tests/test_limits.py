@@ -178,7 +178,7 @@ def test_times_without_an_end_work(tmp_path: Path, option: str) -> None:
         db[b"more"] = b""
         assert db._background is not None
         # Idle, the thread dozes: as long as it is told, and no error comes of it.
-        wait_until(lambda: db._present.attention, "the doze")
+        wait_until(lambda: db._log._bell is not None, "the doze")
         db[b"again"] = b""
         wait_until(lambda: db.durable_seqno == db.last_seqno or option == "sync_delay_s", "the flush")
         assert db._background._thread.is_alive()

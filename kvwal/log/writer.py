@@ -112,6 +112,8 @@ class LogWriter:
         self._limit = -1
         # Nothing may be written to the current segment any more: the next append rolls.
         self._left = True
+        # Rung by the next append.
+        self._bell: Callable[[], None] | None = None
         # The watermark that the last watermark record carries.
         self._marked = Seqno(0)
         self._tail_bytes = 0
@@ -236,6 +238,10 @@ class LogWriter:
             ValueError: a body is too large for a record.
         """
         self._refuse_if_over()
+        if self._bell is not None:
+            # In this order: interrupted in between, it is rung twice.
+            self._bell()
+            self._bell = None
         sizes = [len(body) if isinstance(body, bytes) else sum(map(len, body)) for body in bodies]
         if sizes and max(sizes) > MAX_BODY_BYTES:
             raise ValueError(f"a commit takes {max(sizes)} bytes in the log; the limit is {MAX_BODY_BYTES}")
@@ -276,6 +282,11 @@ class LogWriter:
             self._index.add(*entry)
         self._limit = min(self._room_end, self._index.next_offset)
         return seqno
+
+    def ring_at_next_append(self, bell: Callable[[], None]) -> None:
+        """Call `bell` when the next append begins, once. It costs the appends after that one nothing."""
+        self._bell = bell
+        self._limit = -1
 
     def _write(self, chunks: Sequence[Buffer], end: int, seqno: Seqno, time_us: int) -> None:
         """Write at the offset and count it, or leave the segment, or fail for good."""
