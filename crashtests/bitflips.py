@@ -254,7 +254,7 @@ def work(share: Share) -> Iterator[Tally]:
         if number % 50 == 0 or tally.violations:
             yield tally
             tally = Tally()
-        if run.over():
+        if share.over():
             break
     yield tally
 

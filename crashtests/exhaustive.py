@@ -20,7 +20,8 @@ def items(seed: int, first: str = "") -> Iterator[tuple[dict[str, Any], Program,
     """
     quick = Limits(choices=24, depth=2, nested_every=16)
     if first:
-        yield *NAMED[first], quick
+        # Each process that is killed anywhere in it is followed by all cuts of the recovery.
+        yield *NAMED[first], Limits(choices=24, depth=2, nested_every=16, deeper_every=1)
     for options, program in NAMED.values():
         yield options, program, quick
     scale = 1
@@ -40,11 +41,11 @@ def items(seed: int, first: str = "") -> Iterator[tuple[dict[str, Any], Program,
 def work(share: Share) -> Iterator[Tally]:
     run = share.run
     for number, (options, program, limits) in enumerate(share.mine(items(run.seed, run.first))):
-        if run.over():
+        if share.over():
             return
         tally = Tally()
         explorer = Explorer(
-            limits, tally, seed=run.seed + number, options=options, give_up=run.over, stop_at_first=run.stop_at_first
+            limits, tally, seed=run.seed + number, options=options, give_up=share.over, stop_at_first=run.stop_at_first
         )
         explorer.explore(program)
         yield tally

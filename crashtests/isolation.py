@@ -1,11 +1,12 @@
 """Part 6: concurrent list-append transactions, their history searched for cycles, across kills and power cuts.
 
 A round is one disk, some lists, and a few *lives* of the machine. In each life several clients run transactions that
-read lists in every way there is, and append to them; before a chosen operation of the disk the machine dies (the power
-is cut, with a random choice of what was pending, or the process is killed), with transactions in flight and commits in
-groups half-way; in a part of the cases it dies again during recovery. The next life opens what is found, reads all the
-lists, and goes on with them. At every opening and at the end the whole history is searched (`crashtests.cycles`):
-strictly serializable, nothing acknowledged missing, nothing in part, nothing of what failed.
+read lists in every way there is, and append to them; before a chosen operation of the disk, or when a client has just
+been told that it committed, the machine dies (the power is cut, with a random choice of what was pending, or the
+process is killed), with transactions in flight and commits in groups half-way; in a part of the cases it dies again
+during recovery. The next life opens what is found, reads all the lists, and goes on with them. At every opening and at
+the end the whole history is searched (`crashtests.cycles`): strictly serializable, nothing acknowledged missing,
+nothing in part, nothing of what failed.
 
 Three ways to be concurrent:
 
@@ -37,7 +38,7 @@ import kvwal.aio
 from crashtests import interruptions
 from crashtests.console import Result
 from crashtests.cycles import List, Observed, decode, encode, find
-from crashtests.explorer import Tally
+from crashtests.explorer import BARRIERS, Tally
 from crashtests.history import Violation
 from crashtests.session import OPTIONS, PATH
 from crashtests.workers import Run, Share, beginning, spread
@@ -76,19 +77,34 @@ class Machine:
         self._random = random
         self._killed_only = killed_only
         self._left = 0
+        self._moment = "operation"
 
     def die_in(self, operations: int) -> None:
-        """Die before so many operations that change the disk are done."""
+        """Die before so many operations are done.
+
+        Or only at the next flush, where whole groups wait; or only when a client was told that it has committed, and
+        something in the log is pending.
+        """
         self.found = None
         self._left = operations
+        self._moment = self._random.choice(["operation", "flush", "told"])
         self.disk.watcher = self._watch
 
     def _watch(self, operation: Operation) -> None:
         self._left -= 1
-        if self._left <= 0:
+        due = self._moment == "operation" or (self._moment == "flush" and operation.name in BARRIERS)
+        if self.found is not None or (self._left <= 0 and due):
             # From here on nothing is done on this disk, not even for a process that is started late.
             self.die()
             raise OSError(errno.EIO, "the machine died")
+
+    def told(self) -> None:
+        """A client was told that it has committed."""
+        if self._moment == "told" and self._left <= 0:
+            with self.disk.mutex:
+                # Whatever is pending must not be what it was told of.
+                if any(piece.path.endswith(".log") for piece in self.disk.pending()):
+                    self.die()
 
     def die(self) -> None:
         """The disk as it is found becomes `found`, unless it was before; nothing is done on this one any more."""
@@ -105,6 +121,7 @@ class Machine:
         """Go on with what was found."""
         assert self.found is not None
         self.disk, self.found = self.found, None
+        self._moment = ""
 
 
 class Round:
@@ -247,6 +264,7 @@ class Round:
     def _committed(self, seen: Observed, seqno: int | None) -> None:
         seen.seqno = seqno
         seen.outcome, seen.ended = "ok", next(self._clock)
+        self.machine.told()
 
     # -- ways ---------------------------------------------------------------------------------
 
@@ -382,17 +400,17 @@ def work(share: Share) -> Iterator[Tally]:
     run = share.run
     cases = share.mine(beginning(run.first, lambda: rounds(run.seed), str))
     places = share.mine(beginning(run.first, lambda: interruptions.cases(run.seed), str))
-    while not run.over():
+    while not share.over():
         # About as much time for the one as for the other.
-        tally = Tally()
-        for case in itertools.islice(cases, 4):
+        for case in itertools.islice(cases, 40 if run.first.startswith("round:") else 4):
+            tally = Tally()
             _, way, seed = case.split(":")
             played, error = try_round(way, int(seed))
             tally.states += played.deaths + 1
             tally.nested += played.deaths
             if error is not None:
                 tally.violations.append((f"{type(error).__name__}: {error}", _command(run, case)))
-        yield tally
+            yield tally
         tally = Tally()
         for place in itertools.islice(places, 40):
             try:

@@ -200,7 +200,46 @@ MUTANTS: tuple[Mutant, ...] = (
         ),
         first="batch:*:K",
     ),
+    # --- groups ---
+    _mutant(
+        "followers are acknowledged although the leader's flush failed",
+        "isolation",
+        (
+            "kvwal.commit:CommitPipeline._settle_job",
+            "member.error = failure if isinstance",
+            "member.error = None if member is not request else failure if isinstance",
+        ),
+        first="round:threads:*",
+    ),
+    _mutant(
+        "the last record of a group is lost",
+        "isolation",
+        (
+            "kvwal.commit:CommitPipeline._write",
+            "log.append([member.body for member in job.accepted if member.body is not None])",
+            "bodies = [member.body for member in job.accepted if member.body is not None]\n"
+            "            log.append([*bodies[:-1], bodies[0]])",
+        ),
+        first="round:threads:*",
+    ),
+    _mutant(
+        "a group is flushed only if its leader asks for it",
+        "isolation",
+        (
+            "kvwal.commit:CommitPipeline._write",
+            "if any(member.sync for member in job.group):",
+            "if job.group[0].sync and len(job.group) == 1:",
+        ),
+        first="round:threads:*",
+    ),
     # --- segments ---
+    _mutant(
+        "an entry of the index counts before it is whole",
+        "isolation",
+        ("kvwal.log.index:Index.add", "n = len(self.offsets)\n", "n = len(self.seqnos)\n"),
+        ("kvwal.log.index:Index.add", "del self.times[n:]\n", "pass\n"),
+        first="weak-put:*:K",
+    ),
     _mutant(
         "the directory is not flushed after a new segment",
         "exhaustive",

@@ -151,7 +151,7 @@ def judge_found(path: str, witness: Witness, *, close: bool = True) -> None:
 def work(share: Share) -> Iterator[Tally]:
     run = share.run
     number = 0
-    while not run.over():
+    while not share.over():
         directory = tempfile.mkdtemp(prefix="kvwal-crashtests-")
         path = os.path.join(directory, "kv")
         witness = Witness()
@@ -169,7 +169,7 @@ def work(share: Share) -> Iterator[Tally]:
                         (f"{type(error).__name__}: {error} (the store is kept in {kept})", f"--seed {run.seed}")
                     )
                 yield tally
-                if tally.violations or run.over():
+                if tally.violations or share.over():
                     break
         finally:
             shutil.rmtree(directory, ignore_errors=True)

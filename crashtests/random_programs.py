@@ -18,7 +18,7 @@ from crashtests.session import Program
 from crashtests.workers import Run, Share, spread
 
 _LIMITS = Limits(choices=8, depth=3, nested_every=12, deeper_every=6, nested_choices=2)
-_EXAMPLES = 40
+_EXAMPLES = 8
 
 
 class _Found(Exception):
@@ -28,14 +28,15 @@ class _Found(Exception):
 def work(share: Share) -> Iterator[Tally]:
     run = share.run
     batch = 0
-    while not run.over():
+    while not share.over():
         seed = run.seed * 100_000 + batch * share.count + share.index
-        yield from _made_by_hypothesis(seed, run)
-        yield _long(seed, run)
+        yield _made_by_hypothesis(seed, share)
+        if batch % 5 == 4:
+            yield _long(seed, share)
         batch += 1
 
 
-def _made_by_hypothesis(seed: int, run: Run) -> Iterator[Tally]:
+def _made_by_hypothesis(seed: int, share: Share) -> Tally:
     tally = Tally()
     smallest: list[Tally] = []
 
@@ -49,10 +50,13 @@ def _made_by_hypothesis(seed: int, run: Run) -> Iterator[Tally]:
     )
     @hypothesis.given(PROGRAMS)
     def cut_everywhere(program: Program) -> None:
-        if run.over() and not smallest:
+        # What was found is made smaller even after the end.
+        if share.over() and not smallest:
             return
         found = Tally()
-        Explorer(_LIMITS, found, seed=seed, stop_at_first=True).explore(program)
+        Explorer(
+            _LIMITS, found, seed=seed, stop_at_first=True, give_up=lambda: share.over() and not smallest
+        ).explore(program)
         tally.states += found.states
         tally.nested += found.nested
         if found.violations:
@@ -65,10 +69,10 @@ def _made_by_hypothesis(seed: int, run: Run) -> Iterator[Tally]:
         pass
     if smallest:
         tally.violations = smallest[0].violations[:1]
-    yield tally
+    return tally
 
 
-def _long(seed: int, run: Run) -> Tally:
+def _long(seed: int, share: Share) -> Tally:
     tally = Tally()
     random = Random(seed)
     program = long_program(random, random.choice((30, 60, 120)))
@@ -76,7 +80,7 @@ def _long(seed: int, run: Run) -> Tally:
     if random.random() < 0.15:
         options["preallocate"] = "zeros"
     limits = Limits(choices=6, depth=3, nested_every=24, deeper_every=8, nested_choices=2)
-    Explorer(limits, tally, seed=seed, options=options, give_up=run.over, stop_at_first=True).explore(program)
+    Explorer(limits, tally, seed=seed, options=options, give_up=share.over, stop_at_first=True).explore(program)
     return tally
 
 

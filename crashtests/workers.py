@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import faulthandler
 import gc
+import math
 import multiprocessing
 import os
 import queue
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from itertools import islice
 from typing import Any, TypeVar
@@ -20,8 +21,10 @@ from crashtests.explorer import Tally
 
 T = TypeVar("T")
 
-# A single case takes milliseconds; a program of many steps with all its cuts a minute.
+# A single case takes milliseconds, all those of one cut a few seconds.
 _HANG_S = 240.0
+# How often a worker says at most that it goes on.
+_BEAT_S = 5.0
 # How far a pattern is looked for: there are millions of bytes to flip.
 _AHEAD = 50_000
 
@@ -45,6 +48,20 @@ class Run:
         return time.monotonic() >= self.deadline_s
 
 
+class Watchdog:
+    """Ends the process, with the stacks of its threads, when it has not gone on for long."""
+
+    def __init__(self) -> None:
+        self._since_s = -math.inf
+
+    def go_on(self) -> None:
+        now_s = time.monotonic()
+        if now_s - self._since_s >= _BEAT_S:
+            self._since_s = now_s
+            faulthandler.cancel_dump_traceback_later()
+            faulthandler.dump_traceback_later(_HANG_S, exit=True)
+
+
 @dataclass(frozen=True, slots=True)
 class Share:
     """One worker's part of it: items whose number is `index` modulo `count`."""
@@ -52,6 +69,12 @@ class Share:
     run: Run
     index: int
     count: int
+    watchdog: Watchdog = field(default_factory=Watchdog)
+
+    def over(self) -> bool:
+        """Whether to stop. Called between the cases; whoever does not call it for minutes hangs."""
+        self.watchdog.go_on()
+        return self.run.over()
 
     def mine(self, items: Iterator[Any]) -> Iterator[Any]:
         return (item for number, item in enumerate(items) if number % self.count == self.index)
@@ -114,13 +137,11 @@ def spread(part: str, work: Work, run: Run) -> Result:
 def _worker(work: Work, share: Share, channel: multiprocessing.Queue[Any]) -> None:
     # The stores that are left behind are cycles: collect them in larger portions.
     gc.set_threshold(50_000, 20, 20)
-    faulthandler.dump_traceback_later(_HANG_S, exit=True)
+    share.watchdog.go_on()
     try:
         for tally in work(share):
             channel.put(tally)
-            faulthandler.cancel_dump_traceback_later()
-            faulthandler.dump_traceback_later(_HANG_S, exit=True)
-            if share.run.over():
+            if share.over():
                 break
     except BaseException:  # noqa: BLE001
         # A failure of the harness itself is no pass either.
