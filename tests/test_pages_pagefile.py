@@ -425,6 +425,24 @@ def test_scan_does_not_flush_the_cache(tmp_path: Path) -> None:
     scratch.pages.close()
 
 
+def test_leaves_that_are_read_once_do_not_flush_the_cache(tmp_path: Path) -> None:
+    scratch = Scratch(str(tmp_path), cache_bytes=300_000)
+    scratch.checkpoint({b"%08d" % index: b"v" * 100 for index in range(30_000)})
+    tree = scratch.pages.tree()
+    # Keys far enough apart that each lies in a leaf of its own.
+    keys = [b"%08d" % index for index in range(0, 30_000, 100)]
+    for key in keys[:100]:
+        tree.get(key)
+    wanted = keys[:100:10]
+    for key in wanted * 2 + keys[100:]:
+        tree.get(key)
+    misses = scratch.pages.stats()["misses"]
+    for key in wanted:
+        tree.get(key)
+    assert scratch.pages.stats()["misses"] == misses
+    scratch.pages.close()
+
+
 def test_readers_and_checkpoints_side_by_side(tmp_path: Path, rng: random.Random) -> None:
     """Each reader pins what it reads, and sees one generation whole, whatever is written meanwhile."""
     scratch = Scratch(str(tmp_path), cache_bytes=200_000)
