@@ -22,9 +22,11 @@ Rules:
 from __future__ import annotations
 
 import threading
+from bisect import bisect_left, bisect_right
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from itertools import chain, islice, starmap
+from itertools import chain, islice
+from operator import itemgetter
 from typing import Final
 from weakref import ref
 
@@ -51,6 +53,8 @@ _FIRST_CHUNK: Final = 64
 _LARGEST_CHUNK: Final = 1024
 
 
+_KEYS: Final[Callable[[Chunk], list[bytes]]] = itemgetter(0)
+_VALUES: Final[Callable[[Chunk], Sequence[bytes]]] = itemgetter(1)
 # A longer range is read chunk by chunk.
 _FEW: Final = 256
 
@@ -608,19 +612,46 @@ def _overlaid(
         keys: in the direction of the chunks; all of them only if they are `most` or fewer.
         ended: whether the chunks are the whole range.
     """
-    older = dict(chain.from_iterable(starmap(zip, chunks)))
     # Beyond the last key of a source that was cut nothing is known of it.
-    ends = []
+    cut_newer = len(keys) > most
     if not ended:
-        ends.append(chunks[-1][0][-1])
-    if len(keys) > most:
-        ends.append(keys[-1])
-    merged = older | {key: values[key] for key in keys}
-    order = sorted(merged, reverse=reverse)
-    if ends:
-        end = max(ends) if reverse else min(ends)
-        order = [key for key in order if (key >= end if reverse else key <= end)]
-    pairs = [(key, value) for key in order if (value := merged[key]) is not None]
-    if ends and len(pairs) < most:
+        end = chunks[-1][0][-1]
+        if (keys[0] < end) if reverse else (keys[0] > end):
+            # The usual case of a table with few keys: none of them is within these chunks.
+            return chunks
+    order = list(chain.from_iterable(map(_KEYS, chunks)))
+    found: list[bytes] = list(chain.from_iterable(map(_VALUES, chunks)))
+    if reverse:
+        order.reverse()
+        found.reverse()
+        keys.reverse()
+        begins = [edge for edge, is_cut in ((order[:1], not ended), (keys[:1], cut_newer)) if is_cut]
+        if begins:
+            (begin,) = max(begins)
+            keys = keys[bisect_left(keys, begin) :]
+            at = bisect_left(order, begin)
+            order, found = order[at:], found[at:]
+    else:
+        ends = [edge for edge, is_cut in ((order[-1:], not ended), (keys[-1:], cut_newer)) if is_cut]
+        if ends:
+            (end,) = min(ends)
+            keys = keys[: bisect_right(keys, end)]
+            at = bisect_right(order, end)
+            order, found = order[:at], found[:at]
+    for key in keys:
+        value = values[key]
+        at = bisect_left(order, key)
+        if at < len(order) and order[at] == key:
+            if value is None:
+                del order[at], found[at]
+            else:
+                found[at] = value
+        elif value is not None:
+            order.insert(at, key)
+            found.insert(at, value)
+    if (cut_newer or not ended) and len(order) < most:
         return None
-    return [([key for key, _ in pairs], [value for _, value in pairs])] if pairs else []
+    if reverse:
+        order.reverse()
+        found.reverse()
+    return [(order, found)] if order else []

@@ -57,6 +57,26 @@ def test_cached_chunks_are_the_beginning_of_chunks(tmp_path: Path, rng: random.R
     scratch.pages.close()
 
 
+def test_leaves_that_gets_brought_in_stay_decoded_after_a_scan(tmp_path: Path) -> None:
+    scratch = Scratch(str(tmp_path), cache_bytes=1 << 20)
+    model = {key(number): b"%04d" % number * 250 for number in range(440)}
+    scratch.checkpoint(model)
+    tree = scratch.pages.tree()
+    for one, value in model.items():
+        assert tree.get(one) == value
+    assert 400_000 < scratch.pages.stats()["cache_bytes"] < 1 << 19, "the younger half of the cache is almost full"
+    for _ in range(2):
+        assert sum(len(keys) for keys, _ in tree.chunks()) == 440
+    kept = [tree.cached_chunks(one, None, 1, reverse=False) is not None for one in model]
+    assert sum(kept) > 400
+    assert scratch.pages.stats()["cache_bytes"] <= 1 << 20
+    misses = scratch.pages.stats()["misses"]
+    for one, value in model.items():
+        assert tree.get(one) == value
+    assert scratch.pages.stats()["misses"] == misses
+    scratch.pages.close()
+
+
 def test_a_decoded_leaf_is_merged_and_searched_like_a_raw_one(tmp_path: Path) -> None:
     scratch = Scratch(str(tmp_path), cache_bytes=8 << 20)
     model = {key(number): b"%d" % number for number in range(3000)}

@@ -187,6 +187,12 @@ class Pager:
                 if self._young_bytes + more <= half - (half >> 2):
                     self.young[address] = leaf
                     self._young_bytes += more
+                elif self._old_bytes + cost <= half:
+                    # In this order: whoever reads without the lock finds the one or the other.
+                    self._old[address] = leaf
+                    self._old_bytes += cost
+                    del self.young[address]
+                    self._young_bytes -= cost - more
                 return
             if (raw := self._old.get(address)) is not None:
                 more = cost - _cost(raw)
