@@ -178,8 +178,12 @@ class Checkpointer:
         What moved is free, and the file can be cut, two generations later: `passes` counts generations.
         """
         with self.lock:
-            before = self._pages.meta.page_count
             try:
+                # What was committed goes first: it lets the file grow, which says nothing of what compacting does.
+                if self._present.levels.frozen is not None:
+                    self._checkpoint(even_if_empty=False)
+                self._checkpoint(even_if_empty=False)
+                before = self._pages.meta.page_count
                 for _ in range(passes):
                     self._checkpoint(even_if_empty=True, compact=True)
             finally:

@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 import kvwal
+from kvwal.checkpoint import COMPACT_PASSES
 
 
 def _filled(path: Path, **options: object) -> kvwal.Store:
@@ -58,3 +59,20 @@ def test_an_idle_store_shrinks_by_itself(tmp_path: Path) -> None:
             time.sleep(0.05)
         assert db.stats().data_bytes <= 1 << 20
         assert len(db) == 0
+
+
+def test_what_was_just_committed_does_not_make_compacting_look_useless(tmp_path: Path) -> None:
+    """It was merged by the first pass, and the file, larger for that, was taken for one that does not shrink."""
+    numbers = list(range(60_000))
+    random.Random(3).shuffle(numbers)
+    keys = [b"%05d" % number for number in numbers]
+    with kvwal.open(tmp_path / "db", background=False, durability="os") as db:
+        for first in range(0, 30_000, 10_000):
+            db.update({key: b"x" * 100 for key in keys[first : first + 10_000]})
+            db.checkpoint()
+        db.update({key: b"y" * 100 for key in keys[30_000:]})
+        checkpointer = db._checkpointer
+        assert checkpointer is not None
+        assert checkpointer.is_sparse()
+        while checkpointer.is_sparse():
+            assert checkpointer.compact(passes=COMPACT_PASSES)
