@@ -36,6 +36,7 @@ from kvwal.count import Layer, count_all
 from kvwal.errors import ClosedError
 from kvwal.memtable import MISSING, Memtable, Missing, Value, in_range, union_of
 from kvwal.pages import PageFile, Tree
+from kvwal.pages.updates import merged as updated
 from kvwal.scan import Chunk, Level, RawChunk
 
 __all__ = ["Levels", "Present", "View"]
@@ -638,17 +639,8 @@ def _overlaid(
             keys = keys[: bisect_right(keys, end)]
             at = bisect_right(order, end)
             order, found = order[:at], found[:at]
-    for key in keys:
-        value = values[key]
-        at = bisect_left(order, key)
-        if at < len(order) and order[at] == key:
-            if value is None:
-                del order[at], found[at]
-            else:
-                found[at] = value
-        elif value is not None:
-            order.insert(at, key)
-            found.insert(at, value)
+    if keys:
+        order, found = updated(order, found, keys, [values[key] for key in keys])
     if (cut_newer or not ended) and len(order) < most:
         return None
     if reverse:
