@@ -120,6 +120,7 @@ def _instructions(code: Any) -> tuple[list[str], list[int]]:
     """The name of each instruction, and where an exception goes from there; -1: out of the function."""
     names = [dis.opname[op] for op in code.co_code[::2]]
     handlers = [-1] * len(names)
+    # Private, and so not in the stubs; there is no public way to ask where an exception goes.
     for entry in dis._parse_exception_table(code):  # type: ignore[attr-defined]
         for index in range(entry.start // 2, entry.end // 2):
             handlers[index] = entry.target

@@ -18,7 +18,7 @@ import pytest
 from store_fixtures import DEADLINE_S, TINY, wait_until
 
 import kvwal
-from kvwal import LockedError
+from kvwal import LockedError, PoisonedError
 
 
 def test_an_interval_commit_is_durable_within_its_bound(tmp_path: Path) -> None:
@@ -40,9 +40,28 @@ def test_a_commit_that_was_slow_to_begin_is_flushed_in_time(tmp_path: Path) -> N
             time.sleep(0.3)
             return put(key, value, sync)
 
+        # Between what `put` looks at and the pipeline there is no other place to be slow at.
         db._put = slow_put  # type: ignore[method-assign]
         seqno = db.put(b"a", b"1")
         wait_until(lambda: db.durable_seqno >= seqno, "the flush")
+
+
+def test_a_poisoned_store_does_not_end_the_thread_as_it_falls_asleep(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It falls asleep by a commit of its own, which may be in the group whose flush fails."""
+    with kvwal.open(tmp_path / "a.kv", durability="interval", sync_delay_s=0.01) as db:
+        background = db._background
+        assert background is not None
+
+        def refuse(bell: object) -> None:
+            raise PoisonedError("the flush failed")
+
+        monkeypatch.setattr(db._log, "ring_at_next_append", refuse)
+        db.put(b"a", b"1")
+        wait_until(lambda: isinstance(background.failure, PoisonedError), "the failure")
+        time.sleep(0.1)
+        assert background._thread.is_alive()
 
 
 def test_steady_writing_does_not_put_the_flush_off(tmp_path: Path) -> None:
