@@ -1197,6 +1197,73 @@ except KeyboardInterrupt:
             assert all(b"%d.%d" % (name, number) in db for number in range(count))
 
 
+class _CancelledWhenLookedAt(asyncio.Future):  # type: ignore[type-arg]  # it has parameters only for a type checker
+    """Every `every`th look at a future that is pending is followed by its cancellation.
+
+    That is what `asyncio.run` does to the main task, and through it to all that it awaits, out of its handler of
+    SIGINT: between any two instructions of the loop's thread.
+    """
+
+    every = 3
+    looks = 0
+
+    def _looked(self, answer: bool) -> bool:
+        if not super().done():
+            type(self).looks += 1
+            if self.looks % self.every == 0:
+                self.cancel()
+        return answer
+
+    def done(self) -> bool:
+        return self._looked(super().done())
+
+    def cancelled(self) -> bool:
+        return self._looked(super().cancelled())
+
+
+@pytest.mark.parametrize("every", [1, 2, 3, 7])
+def test_a_cancellation_out_of_a_signal_handler_is_as_good_as_any(
+    tmp_path: Path, every: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_CancelledWhenLookedAt, "every", every)
+    complaints: list[dict[str, Any]] = []
+    written: set[int] = set()
+
+    async def put(db: AsyncStore, number: int) -> None:
+        try:
+            await db.put(b"%d" % number, b"")
+        except asyncio.CancelledError as error:
+            if committed_seqno(error) is None:
+                raise
+        written.add(number)
+
+    def future_for(module: str, loop: asyncio.AbstractEventLoop) -> asyncio.Future[Any]:
+        # Not for asyncio's own: it looks first, and then sets.
+        return _CancelledWhenLookedAt(loop=loop) if module.startswith("kvwal.") else asyncio.Future(loop=loop)
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        loop.set_exception_handler(lambda _, context: complaints.append(context))
+        async with kvwal.aio.open(tmp_path / "s", max_pending_commits=5) as db:
+            await db.put(b"a", b"")
+            committer = db._committer
+            monkeypatch.setattr(loop, "create_future", lambda: future_for(sys._getframe(1).f_globals["__name__"], loop))
+            puts = [asyncio.ensure_future(put(db, number)) for number in range(40)]
+            reads = [asyncio.ensure_future(db.first()) for _ in range(40)]
+            ends = [asyncio.ensure_future(committer.drain()) for _ in range(4)]
+            await asyncio.wait([*puts, *reads, *ends])
+            monkeypatch.undo()
+            assert all(task.cancelled() or task.exception() is None for task in (*puts, *reads, *ends))
+            assert (committer.pending_commits, committer.pending_bytes, len(committer._turns)) == (0, 0, 0)
+            await db.put(b"b", b"")
+
+    run(main())
+    assert complaints == []
+    with kvwal.open(tmp_path / "s", "r") as db:
+        assert {number for number in range(40) if b"%d" % number in db} == written
+    assert _CancelledWhenLookedAt.looks
+
+
 def test_an_interruption_while_results_go_out_leaves_no_task_asleep(tmp_path: Path) -> None:
     """KeyboardInterrupt out of the loop itself; the loop is run again afterwards."""
 
@@ -1210,11 +1277,11 @@ def test_an_interruption_while_results_go_out_leaves_no_task_asleep(tmp_path: Pa
         def __getattr__(self, name: str) -> Any:
             return getattr(self._future, name)
 
-        def done(self) -> bool:
+        def set_result(self, result: Any) -> None:
             if self._strikes:
                 self._strikes -= 1
                 raise KeyboardInterrupt
-            return bool(self._future.done())
+            self._future.set_result(result)
 
     with kvwal.open(tmp_path / "s") as store:
         loop = asyncio.new_event_loop()

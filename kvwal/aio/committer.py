@@ -36,7 +36,7 @@ from collections.abc import Sequence
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Final, TypeAlias
 
-from kvwal.aio.workers import refuse_other_loops
+from kvwal.aio.workers import refuse_other_loops, resolve
 from kvwal.batch import Seqno, WriteBatch
 from kvwal.commit import CommitPipeline
 from kvwal.errors import ClosedError, Error, InternalError
@@ -182,9 +182,9 @@ class Committer:
                     self.pending_commits >= self._max_commits or self.pending_bytes + size > self._max_bytes
                 ):
                     return
-                self.pending_commits += 1
-                self.pending_bytes += size
-                turn.set_result(None)
+                if resolve(turn, None):
+                    self.pending_commits += 1
+                    self.pending_bytes += size
             turns.popleft()
 
     def _leave(self, commits: int, size: int) -> None:
@@ -195,8 +195,7 @@ class Committer:
         if not self.pending_commits and not self._turns:
             idle, self._idle = self._idle, []
             for waiter in idle:
-                if not waiter.done():
-                    waiter.set_result(None)
+                resolve(waiter, None)
 
     def _schedule(self) -> None:
         current = self._current
@@ -254,11 +253,9 @@ class Committer:
         try:
             for request, future in entries:
                 size += request.size
-                if not future.done():
-                    future.set_result(None)
+                resolve(future, None)
             for waiter in group.waiters:
-                if not waiter.done():
-                    waiter.set_result(None)
+                resolve(waiter, None)
         except BaseException:
             # Interrupted: whoever was not woken yet must not sleep for ever.
             group.entries = entries

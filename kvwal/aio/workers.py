@@ -14,7 +14,7 @@ from typing import Any, Final, ParamSpec, TypeAlias, TypeVar
 
 from kvwal.errors import UsageError
 
-__all__ = ["Workers", "in_thread", "refuse_other_loops", "to_the_end"]
+__all__ = ["Workers", "in_thread", "refuse_other_loops", "resolve", "to_the_end"]
 
 _T = TypeVar("_T")
 _P = ParamSpec("_P")
@@ -97,8 +97,16 @@ def _run(job: _Job) -> _Result:
 
 def _deliver(results: list[_Result]) -> None:
     for future, result, error in results:
-        if future.done():
-            continue
+        resolve(future, result, error)
+
+
+def resolve(future: asyncio.Future[_T], result: _T, error: BaseException | None = None) -> bool:
+    """End a future that may have been cancelled; False if it was.
+
+    A look at the future beforehand is not enough: the handler of SIGINT of `asyncio.run` cancels the main task, and
+    through it whatever that one awaits, between any two instructions of this thread.
+    """
+    try:
         if error is None:
             future.set_result(result)
         elif isinstance(error, StopIteration):
@@ -106,6 +114,9 @@ def _deliver(results: list[_Result]) -> None:
             future.set_exception(RuntimeError("StopIteration"))
         else:
             future.set_exception(error)
+    except asyncio.InvalidStateError:
+        return False
+    return True
 
 
 def refuse_other_loops(loop: asyncio.AbstractEventLoop) -> None:
