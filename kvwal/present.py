@@ -22,11 +22,9 @@ Rules:
 from __future__ import annotations
 
 import threading
-from bisect import bisect_left, bisect_right
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from itertools import chain, islice
-from operator import itemgetter
+from itertools import islice
 from typing import Final
 from weakref import ref
 
@@ -34,10 +32,11 @@ from kvwal.batch import Seqno, WriteBatch
 from kvwal.conflict import History
 from kvwal.count import Layer, count_all
 from kvwal.errors import ClosedError
+from kvwal.few import Few, overlaid
 from kvwal.memtable import MISSING, Memtable, Missing, Value, in_range, union_of
 from kvwal.pages import PageFile, Tree
-from kvwal.pages.updates import merged as updated
-from kvwal.scan import Chunk, Level, RawChunk
+from kvwal.pages.tree import Part
+from kvwal.scan import Level, RawChunk
 
 __all__ = ["Levels", "Present", "View"]
 
@@ -52,10 +51,6 @@ _ROWS_MOST: Final = 12
 # Small first, so that a scan of a few keys stays cheap; then larger, so that a long one is.
 _FIRST_CHUNK: Final = 64
 _LARGEST_CHUNK: Final = 1024
-
-
-_KEYS: Final[Callable[[Chunk], list[bytes]]] = itemgetter(0)
-_VALUES: Final[Callable[[Chunk], Sequence[bytes]]] = itemgetter(1)
 # A longer range is read chunk by chunk.
 _FEW: Final = 256
 
@@ -339,11 +334,11 @@ class Present:
 
     def few(
         self, start: bytes | None, stop: bytes | None, limit: int | None, seqno: Seqno | None, *, reverse: bool
-    ) -> Sequence[Chunk] | None:
+    ) -> Few | None:
         """The range at once, if it is short and lies in memory; else None, and the long way is to be taken.
 
         Args:
-            limit: at least so many entries if there are; None for all of them.
+            limit: so many entries if there are; None for all of them.
             seqno: of the moment that is wanted; None for now.
         """
         most = _FEW if limit is None else limit
@@ -367,13 +362,16 @@ class Present:
                 return None
             if memtable.ranges or levels.frozen is not None:
                 return None
-            found = levels.tree.cached_chunks(start, stop, most, reverse=reverse)
+            found = levels.tree.cached_parts(start, stop, most, reverse=reverse)
             if found is None:
                 return None
-            chunks, ended = found
+            parts: Sequence[Part] | None
+            parts, ended = found
             if limit is None and not (ended and len(keys) <= most):
                 return None
-            return _overlaid(chunks, keys, memtable.latest, most, ended=ended, reverse=reverse) if keys else chunks
+            if keys:
+                parts = overlaid(parts, keys, memtable.latest, most, ended=ended, reverse=reverse)
+            return None if parts is None else Few(parts, limit, reverse=reverse)
 
     def ordered_levels(self, view: View, start: bytes | None, stop: bytes | None, *, reverse: bool) -> list[Level]:
         """The view's levels as sources for `merged`, oldest first."""
@@ -602,48 +600,3 @@ class Present:
             return count_all(levels.tree, layers)
         finally:
             self.release(view)
-
-
-def _overlaid(
-    chunks: Sequence[Chunk], keys: list[bytes], values: dict[bytes, Value], most: int, *, ended: bool, reverse: bool
-) -> Sequence[Chunk] | None:
-    """Keys of a newer table over chunks of an older one; None if that does not make `most` entries for certain.
-
-    Args:
-        keys: in the direction of the chunks; all of them only if they are `most` or fewer.
-        ended: whether the chunks are the whole range.
-    """
-    # Beyond the last key of a source that was cut nothing is known of it.
-    cut_newer = len(keys) > most
-    if not ended:
-        end = chunks[-1][0][-1]
-        if (keys[0] < end) if reverse else (keys[0] > end):
-            # The usual case of a table with few keys: none of them is within these chunks.
-            return chunks
-    order = list(chain.from_iterable(map(_KEYS, chunks)))
-    found: list[bytes] = list(chain.from_iterable(map(_VALUES, chunks)))
-    if reverse:
-        order.reverse()
-        found.reverse()
-        keys.reverse()
-        begins = [edge for edge, is_cut in ((order[:1], not ended), (keys[:1], cut_newer)) if is_cut]
-        if begins:
-            (begin,) = max(begins)
-            keys = keys[bisect_left(keys, begin) :]
-            at = bisect_left(order, begin)
-            order, found = order[at:], found[at:]
-    else:
-        ends = [edge for edge, is_cut in ((order[-1:], not ended), (keys[-1:], cut_newer)) if is_cut]
-        if ends:
-            (end,) = min(ends)
-            keys = keys[: bisect_right(keys, end)]
-            at = bisect_right(order, end)
-            order, found = order[:at], found[:at]
-    if keys:
-        order, found = updated(order, found, keys, [values[key] for key in keys])
-    if (cut_newer or not ended) and len(order) < most:
-        return None
-    if reverse:
-        order.reverse()
-        found.reverse()
-    return [(order, found)] if order else []

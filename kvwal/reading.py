@@ -1,8 +1,8 @@
 """What every readable thing offers: the store, a snapshot and a transaction read alike.
 
-`OrderedMapping` turns two primitives, a point read and a stream of ordered chunks, into a full
-`Mapping` with ranges, prefixes, reverse order and limits. Iteration stays in C: a `zip` of two
-lists per chunk, chained.
+`OrderedMapping` turns three primitives, a point read, a few entries that lie in memory, and a stream
+of ordered chunks, into a full `Mapping` with ranges, prefixes, reverse order and limits. Iteration
+stays in C: a `zip` of two lists per chunk, chained.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from operator import itemgetter
 from typing import TypeVar, overload
 
 from kvwal.batch import BytesLike, as_key, as_value, prefix_stop
+from kvwal.few import Few
 from kvwal.scan import Chunk
 
 __all__ = ["Bounds", "ItemsRange", "KeysRange", "OrderedMapping", "ValuesRange"]
@@ -83,9 +84,26 @@ class OrderedMapping(Mapping[bytes, bytes]):
     def _read(self, key: bytes) -> bytes | None:
         """The value of a checked key, or None."""
 
+    def _few(self, bounds: Bounds) -> Few | None:
+        """The entries of a range at once, if it is short and lies in memory."""
+        return None
+
     @abstractmethod
-    def _chunks(self, bounds: Bounds) -> Iterator[Chunk]:
+    def _walk(self, bounds: Bounds) -> Iterator[Chunk]:
         """Chunks of a range, in its direction, from one moment. The limit may be exceeded."""
+
+    def _chunks(self, bounds: Bounds) -> Iterator[Chunk]:
+        few = self._few(bounds)
+        return self._walk(bounds) if few is None else few.chunks()
+
+    def _pairs(self, bounds: Bounds) -> Iterator[tuple[bytes, bytes]]:
+        if bounds.are_empty():
+            return iter(())
+        few = self._few(bounds)
+        if few is not None:
+            return few.pairs()
+        pairs = chain.from_iterable(starmap(zip, self._walk(bounds)))
+        return pairs if bounds.limit is None else islice(pairs, bounds.limit)
 
     @abstractmethod
     def _count(self) -> int:
@@ -147,10 +165,7 @@ class OrderedMapping(Mapping[bytes, bytes]):
         Writers go on meanwhile and are not seen. Thread-safe to call; use one iterator from one thread. An
         iterator that is dropped lets go of its moment at once.
         """
-        bounds = Bounds(start, stop, prefix, reverse, limit)
-        # What iter(self.items(...)) does, without a view between: a short scan costs little more than that.
-        pairs = chain.from_iterable(starmap(zip, _checked_chunks(self, bounds)))
-        return pairs if limit is None else islice(pairs, limit)
+        return self._pairs(Bounds(start, stop, prefix, reverse, limit))
 
     def keys(
         self,
@@ -282,8 +297,7 @@ class ItemsRange(ItemsView[bytes, bytes]):
         self._bounds = bounds
 
     def __iter__(self) -> Iterator[tuple[bytes, bytes]]:
-        pairs = chain.from_iterable(starmap(zip, _checked_chunks(self._source, self._bounds)))
-        return pairs if self._bounds.limit is None else islice(pairs, self._bounds.limit)
+        return self._source._pairs(self._bounds)
 
     def __reversed__(self) -> Iterator[tuple[bytes, bytes]]:
         return iter(ItemsRange(self._source, self._bounds.turned()))

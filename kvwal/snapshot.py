@@ -12,6 +12,7 @@ from types import TracebackType
 
 from kvwal.batch import Seqno
 from kvwal.errors import ClosedError
+from kvwal.few import Few
 from kvwal.present import Present, View
 from kvwal.reading import Bounds, OrderedMapping
 from kvwal.scan import Chunk, Level, merged
@@ -73,11 +74,12 @@ class Snapshot(OrderedMapping):
             # Closed by another thread meanwhile, what was read may be of no moment at all: say that it is closed.
             self._open_view()
 
-    def _chunks(self, bounds: Bounds) -> Iterator[Chunk]:
+    def _few(self, bounds: Bounds) -> Few | None:
+        seqno = self._open_view().seqno
+        return self._present.few(bounds.start, bounds.stop, bounds.limit, seqno, reverse=bounds.reverse)
+
+    def _walk(self, bounds: Bounds) -> Iterator[Chunk]:
         view = self._open_view()
-        chunks = self._present.few(bounds.start, bounds.stop, bounds.limit, view.seqno, reverse=bounds.reverse)
-        if chunks is not None:
-            return iter(chunks)
         # The iterator has a registration of its own, so that it may outlive the snapshot.
         return chunks_of(self._present, self._present.again(view, "scan"), bounds)
 

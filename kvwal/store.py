@@ -19,6 +19,7 @@ from kvwal.batch import MAX_KEY_BYTES, MAX_VALUE_BYTES, BytesLike, Seqno, WriteB
 from kvwal.checkpoint import COMPACT_PASSES, Background, Checkpointer, Reserve
 from kvwal.commit import CommitPipeline
 from kvwal.errors import ConflictError, DiskFullError, PoisonedError
+from kvwal.few import Few
 from kvwal.inspection import Pin, Stats, VerifyReport, verify_parts
 from kvwal.log import Record
 from kvwal.options import Durability, Options, wants_sync
@@ -197,11 +198,11 @@ class Store(OrderedMapping, MutableMapping[bytes, bytes]):
         with self.snapshot() as snapshot:
             return snapshot.get_many(wanted)
 
-    def _chunks(self, bounds: Bounds) -> Iterator[Chunk]:
+    def _few(self, bounds: Bounds) -> Few | None:
+        return self._present.few(bounds.start, bounds.stop, bounds.limit, None, reverse=bounds.reverse)
+
+    def _walk(self, bounds: Bounds) -> Iterator[Chunk]:
         present = self._present
-        chunks = present.few(bounds.start, bounds.stop, bounds.limit, None, reverse=bounds.reverse)
-        if chunks is not None:
-            return iter(chunks)
         return chunks_of(present, present.view("scan", self._files.now_us(), owner=self), bounds)
 
     def _count(self) -> int:

@@ -136,7 +136,7 @@ class Transaction(OrderedMapping, MutableMapping[bytes, bytes]):
     def _read(self, key: bytes) -> bytes | None:
         return self.get(key)
 
-    def _chunks(self, bounds: Bounds) -> Iterator[Chunk]:
+    def _walk(self, bounds: Bounds) -> Iterator[Chunk]:
         view = self._view
         if view is None:
             raise _closed()
@@ -149,7 +149,7 @@ class Transaction(OrderedMapping, MutableMapping[bytes, bytes]):
         else:
             few = present.few(bounds.start, bounds.stop, bounds.limit, view.seqno, reverse=bounds.reverse)
         if few is not None:
-            chunks = iter(few)
+            chunks = few.chunks()
         else:
             # A registration of its own: the iterator may outlive the transaction.
             chunks = chunks_of(present, present.again(view, "scan"), bounds, own)

@@ -10,6 +10,7 @@ import pytest
 from pages_fixtures import Scratch
 
 import kvwal
+from kvwal.few import Few
 
 
 def key(number: int) -> bytes:
@@ -23,7 +24,7 @@ def some_bounds(rng: random.Random, keys: int) -> tuple[bytes | None, bytes | No
     return first, rng.choice([None, key(max(0, start) + width), key(max(0, start - width))])
 
 
-def test_cached_chunks_are_the_beginning_of_chunks(tmp_path: Path, rng: random.Random) -> None:
+def test_cached_parts_are_the_beginning_of_chunks(tmp_path: Path, rng: random.Random) -> None:
     scratch = Scratch(str(tmp_path), cache_bytes=8 << 20)
     # Large separators, so that there are three levels, and the edges of inner nodes are met.
     head = b"k" * 150
@@ -31,7 +32,7 @@ def test_cached_chunks_are_the_beginning_of_chunks(tmp_path: Path, rng: random.R
     scratch.checkpoint(model)
     tree = scratch.pages.tree()
     assert tree.height == 3
-    assert tree.cached_chunks(None, None, 1, reverse=False) is None, "nothing was scanned yet"
+    assert tree.cached_parts(None, None, 1, reverse=False) is None, "nothing was scanned yet"
     everything = dict(pair for keys, values in tree.chunks() for pair in zip(keys, values, strict=True))
     assert everything == model
     answered = 0
@@ -39,12 +40,16 @@ def test_cached_chunks_are_the_beginning_of_chunks(tmp_path: Path, rng: random.R
         start, stop = (None if bound is None else head + bound for bound in some_bounds(rng, 6000))
         reverse = rng.random() < 0.5
         most = rng.choice([1, 2, 30, 100, 10_000])
-        found = tree.cached_chunks(start, stop, most, reverse=reverse)
+        found = tree.cached_parts(start, stop, most, reverse=reverse)
         if found is None:
             continue
         answered += 1
-        chunks, ended = found
-        pairs = [pair for keys, values in chunks for pair in zip(keys, values, strict=True)]
+        parts, ended = found
+        pairs = list(Few(parts, None, reverse=reverse).pairs())
+        assert list(Few(parts, most, reverse=reverse).pairs()) == pairs[:most]
+        assert [pair for chunk in Few(parts, most, reverse=reverse).chunks() for pair in zip(*chunk, strict=True)] == (
+            pairs[:most]
+        )
         wanted = [
             pair
             for keys, values in tree.chunks(start, stop, reverse=reverse)
@@ -57,18 +62,47 @@ def test_cached_chunks_are_the_beginning_of_chunks(tmp_path: Path, rng: random.R
     scratch.pages.close()
 
 
+def test_leaves_of_few_entries_come_together(tmp_path: Path) -> None:
+    scratch = Scratch(str(tmp_path), cache_bytes=8 << 20)
+    model = {key(number): b"%04d" % number * 250 for number in range(700)}
+    # Values with an extent of their own do not wait for others.
+    model[key(350)] = b"long" * 5000
+    scratch.checkpoint(model)
+    tree = scratch.pages.tree()
+    for _ in range(2):
+        for reverse in (False, True):
+            chunks = list(tree.chunks(reverse=reverse))
+            sizes = [len(keys) for keys, _ in chunks]
+            assert sizes[0] < 10, "the first comes at once"
+            assert sum(size >= 64 for size in sizes) > 7
+            assert len(sizes) < 25
+            pairs = [pair for chunk in chunks for pair in zip(*chunk, strict=True)]
+            assert pairs == sorted(model.items(), reverse=reverse)
+    scratch.pages.close()
+
+
+def test_pairs_that_were_handed_out_once_are_not_made_again(tmp_path: Path) -> None:
+    with kvwal.open(tmp_path / "db", background=False) as db:
+        db.update({key(number): b"old" for number in range(500)})
+        db.checkpoint()
+        list(db.scan())
+        first, second = (list(db.scan(key(5), limit=100)) for _ in range(2))
+        assert first == [(key(number), b"old") for number in range(5, 105)]
+        assert all(one is other for one, other in zip(first, second, strict=True))
+
+
 def test_leaves_that_gets_brought_in_stay_decoded_after_a_scan(tmp_path: Path) -> None:
     scratch = Scratch(str(tmp_path), cache_bytes=1 << 20)
-    model = {key(number): b"%04d" % number * 250 for number in range(440)}
+    model = {key(number): b"%04d" % number * 250 for number in range(400)}
     scratch.checkpoint(model)
     tree = scratch.pages.tree()
     for one, value in model.items():
         assert tree.get(one) == value
     assert 400_000 < scratch.pages.stats()["cache_bytes"] < 1 << 19, "the younger half of the cache is almost full"
     for _ in range(2):
-        assert sum(len(keys) for keys, _ in tree.chunks()) == 440
-    kept = [tree.cached_chunks(one, None, 1, reverse=False) is not None for one in model]
-    assert sum(kept) > 400
+        assert sum(len(keys) for keys, _ in tree.chunks()) == 400
+    kept = [tree.cached_parts(one, None, 1, reverse=False) is not None for one in model]
+    assert sum(kept) > 360
     assert scratch.pages.stats()["cache_bytes"] <= 1 << 20
     misses = scratch.pages.stats()["misses"]
     for one, value in model.items():
@@ -84,7 +118,7 @@ def test_a_decoded_leaf_is_merged_and_searched_like_a_raw_one(tmp_path: Path) ->
     for round_number in range(3):
         tree = scratch.pages.tree()
         assert dict(pair for keys, values in tree.chunks() for pair in zip(keys, values, strict=True)) == model
-        assert tree.cached_chunks(key(100), key(110), 50, reverse=False) is not None
+        assert tree.cached_parts(key(100), key(110), 50, reverse=False) is not None
         for number in range(0, 3010, 7):
             assert tree.get(key(number)) == model.get(key(number))
         assert tree.count(key(10), key(2000)) == sum(key(10) <= one < key(2000) for one in model)

@@ -76,6 +76,7 @@ __all__ = [
     "find_in_leaf",
     "generation_of",
     "node_fault",
+    "pairs_in_leaf",
     "shortest_separator",
 ]
 
@@ -120,8 +121,9 @@ _WIDE_PAIR: Final = Struct("<II")
 
 #: A decoded inner node: separators, packed pointers, generation that wrote it.
 Inner: TypeAlias = tuple[list[bytes], bytes, int]
-#: A decoded leaf: keys, values, generation that wrote it. Shared by all who read it, so never changed.
-Leaf: TypeAlias = tuple[list[bytes], list[bytes], int]
+#: A decoded leaf: keys, values, generation that wrote it, pairs (see `pairs_in_leaf`). Shared by all who read it, so
+#: never changed.
+Leaf: TypeAlias = tuple[list[bytes], list[bytes], int, list[tuple[bytes, bytes]]]
 
 
 class Pointer(NamedTuple):
@@ -277,6 +279,15 @@ def decode_leaf(raw: bytes | Leaf) -> tuple[list[bytes], list[bytes]]:
     return keys, values
 
 
+def pairs_in_leaf(leaf: Leaf) -> list[tuple[bytes, bytes]]:
+    """The leaf's entries as tuples, made when they are first asked for. Never to be changed."""
+    pairs = leaf[3]
+    if not pairs:
+        # One C call changes the list, so another thread finds it empty or whole; two that make it make the same.
+        pairs[:] = zip(leaf[0], leaf[1], strict=True)
+    return pairs
+
+
 def decode_inner(raw: bytes) -> Inner:
     """Separators, packed pointers and generation."""
     _, _, key_column, _, n, generation, begin, middle, end, _ = NODE_HEADER.unpack_from(raw)
@@ -286,7 +297,7 @@ def decode_inner(raw: bytes) -> Inner:
 def find_in_leaf(leaf: bytes | Leaf, key: bytes) -> bytes | None:
     """The key's value (or `OverflowRef`) without decoding the leaf; None if the key is not there."""
     if isinstance(leaf, tuple):
-        keys, values, _ = leaf
+        keys, values, _, _ = leaf
         at = bisect_left(keys, key)
         return values[at] if at < len(keys) and keys[at] == key else None
     raw = leaf

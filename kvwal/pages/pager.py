@@ -50,9 +50,10 @@ _ENTRY_COST: Final = 36 + 112
 _BYTES_COST: Final = 33 + 8
 #: tuple, list, generation
 _INNER_COST: Final = 64 + 72 + 32
-#: tuple; for each column a list
-_LEAF_COST: Final = 56
+#: tuple; for each column a list; for each pair, whether it is made yet or not, a tuple and its place
+_LEAF_COST: Final = 64
 _COLUMN_COST: Final = 72
+_PAIR_COST: Final = 64 + 8
 #: Written in one call; more gains nothing.
 _RUN_BYTES: Final = 1 << 20
 _ZEROS: Final = bytes(PAGE_SIZE)
@@ -260,9 +261,9 @@ def _damage(page: int, size: int, raw: bytes) -> CorruptionError:
 def _cost(node: bytes | Leaf | Inner) -> int:
     if type(node) is tuple:
         if isinstance(node[1], list):
-            keys, values, _ = node
-            column = _COLUMN_COST + len(keys) * (_BYTES_COST + 8)
-            return _ENTRY_COST + _LEAF_COST + 2 * column + sum(map(len, keys)) + sum(map(len, values))
+            keys, values, _, _ = node
+            columns = 3 * _COLUMN_COST + len(keys) * (2 * (_BYTES_COST + 8) + _PAIR_COST)
+            return _ENTRY_COST + _LEAF_COST + columns + sum(map(len, keys)) + sum(map(len, values))
         separators, pointers, _ = node
         return (
             _ENTRY_COST

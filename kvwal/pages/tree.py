@@ -12,7 +12,7 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterator
 from operator import itemgetter
 from struct import Struct
-from typing import Final
+from typing import Final, TypeAlias
 
 from kvwal.pages.meta import Meta
 from kvwal.pages.page import (
@@ -31,10 +31,12 @@ from kvwal.pages.page import (
 )
 from kvwal.pages.pager import NotCached, Pager
 
-__all__ = ["Tree"]
+__all__ = ["Part", "Tree"]
 
 #: A scan reads so many neighbouring leaves in one call, at most; it begins with one.
 _READ_AHEAD: Final = 32
+#: Leaves of large entries hold few; so many entries come together before the rooms above take care of them.
+_CHUNK_ENTRIES: Final = 64
 #: Bytes of large values a chunk holds before it is cut, so that a leaf full of them fits in memory.
 _CHUNK_OVERFLOW_BYTES: Final = 4 << 20
 _COUNT: Final = Struct("<12xQ")
@@ -45,6 +47,8 @@ _Chunk = tuple[list[bytes], list[bytes]]
 _Pointer = tuple[int, int, int, int, int]
 #: A leaf as it lies in the cache, its address, and whether it holds overflow references.
 _Found = tuple[bytes | Leaf, int, int]
+#: Entries of a decoded leaf: those from an index on, up to another.
+Part: TypeAlias = tuple[Leaf, int, int]
 
 
 class Tree:
@@ -138,18 +142,18 @@ class Tree:
         keys = leaf[0] if isinstance(leaf, tuple) else decode_leaf(leaf)[0]
         return rank + bisect_left(keys, key)
 
-    def cached_chunks(
+    def cached_parts(
         self, start: bytes | None, stop: bytes | None, most: int, *, reverse: bool
-    ) -> tuple[list[_Chunk], bool] | None:
-        """The beginning of `chunks`: `most` entries or more, and whether that is the whole range.
+    ) -> tuple[list[Part], bool] | None:
+        """The beginning of a range in its direction: `most` entries or more, and whether that is the whole range.
 
         None where it does not all lie decoded in the cache, below one inner node. So this is short and waits for
         nothing.
         """
-        chunks: list[_Chunk] = []
+        parts: list[Part] = []
         level = self.height - 1
         if level < 0 or (start is not None and stop is not None and stop <= start):
-            return chunks, True
+            return parts, True
         young, old = self._pager.generations()
         pointers = self._root
         at = 0
@@ -176,26 +180,23 @@ class Tree:
                 leaf = old.get(address)
             if type(leaf) is not tuple:
                 return None
-            keys, values, _ = leaf
+            keys = leaf[0]
             low = bisect_left(keys, start) if start is not None and keys[0] < start else 0
             high = bisect_left(keys, stop) if stop is not None and keys[-1] >= stop else len(keys)
-            done = low > 0 if reverse else high < len(keys)
-            if low or high < len(keys):
-                keys, values = keys[low:high], values[low:high]
-            if keys:
-                chunks.append((keys[::-1], values[::-1]) if reverse else (keys, values))
-                most -= len(keys)
-            if done:
-                return chunks, True
+            if low < high:
+                parts.append((leaf, low, high))
+                most -= high - low
+            if low > 0 if reverse else high < len(keys):
+                return parts, True
             if most <= 0:
-                return chunks, False
+                return parts, False
             at += -POINTER_SIZE if reverse else POINTER_SIZE
-        return (chunks, True) if edge else None
+        return (parts, True) if edge else None
 
     def chunks(
         self, start: bytes | None = None, stop: bytes | None = None, *, reverse: bool = False
     ) -> Iterator[_Chunk]:
-        """Keys and values of the range, about a leaf at a time, never an empty list.
+        """Keys and values of the range, a leaf or a few small ones at a time, never an empty list.
 
         Args:
             start: first key, included; None for the beginning.
@@ -205,13 +206,17 @@ class Tree:
         if self.height == 0 or (start is not None and stop is not None and stop <= start):
             return
         pager = self._pager
+        # The first comes as it is: it may be all that is wanted.
+        want = 1
+        held_keys: list[bytes] = []
+        held_values: list[bytes] = []
         for leaf, address, overflow in self._leaves(start, stop, reverse):
             if isinstance(leaf, tuple):
-                keys, values, _ = leaf
+                keys, values, _, _ = leaf
             else:
                 keys, values = decode_leaf(leaf)
                 if not overflow:
-                    pager.keep_decoded(address, (keys, values, generation_of(leaf)))
+                    pager.keep_decoded(address, (keys, values, generation_of(leaf), []))
             low = bisect_left(keys, start) if start is not None and keys[0] < start else 0
             high = bisect_left(keys, stop) if stop is not None and keys[-1] >= stop else len(keys)
             if low or high < len(keys):
@@ -224,9 +229,23 @@ class Tree:
                 keys = keys[::-1]
                 values = values[::-1]
             if overflow:
+                if held_keys:
+                    yield held_keys, held_values
+                    held_keys, held_values = [], []
                 yield from _resolved(pager, keys, values)
-            else:
+                continue
+            if not held_keys and len(keys) >= want:
                 yield keys, values
+            else:
+                held_keys += keys
+                held_values += values
+                if len(held_keys) < want:
+                    continue
+                yield held_keys, held_values
+                held_keys, held_values = [], []
+            want = min(2 * want, _CHUNK_ENTRIES)
+        if held_keys:
+            yield held_keys, held_values
 
     def _node(self, pointers: bytes, at: int, level: int, keep: bool = True) -> Inner:
         found: Inner | None = self._pager.young.get(ADDRESS.unpack_from(pointers, at)[0])
