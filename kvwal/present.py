@@ -32,10 +32,9 @@ from kvwal.batch import Seqno, WriteBatch
 from kvwal.conflict import History
 from kvwal.count import Layer, count_all
 from kvwal.errors import ClosedError
-from kvwal.few import Few, overlaid
+from kvwal.few import Pairs, overlaid
 from kvwal.memtable import MISSING, Memtable, Missing, Value, in_range, union_of
 from kvwal.pages import PageFile, Tree
-from kvwal.pages.tree import Part
 from kvwal.scan import Level, RawChunk
 
 __all__ = ["Levels", "Present", "View"]
@@ -334,11 +333,11 @@ class Present:
 
     def few(
         self, start: bytes | None, stop: bytes | None, limit: int | None, seqno: Seqno | None, *, reverse: bool
-    ) -> Few | None:
-        """The range at once, if it is short and lies in memory; else None, and the long way is to be taken.
+    ) -> Pairs | None:
+        """The pairs of a range at once, if it is short and lies in memory; else None, and the long way is to be taken.
 
         Args:
-            limit: so many entries if there are; None for all of them.
+            limit: at least so many pairs if there are; None for all of them.
             seqno: of the moment that is wanted; None for now.
         """
         most = _FEW if limit is None else limit
@@ -362,16 +361,14 @@ class Present:
                 return None
             if memtable.ranges or levels.frozen is not None:
                 return None
-            found = levels.tree.cached_parts(start, stop, most, reverse=reverse)
+            # Each of the newer keys may take one away.
+            found = levels.tree.cached_pairs(start, stop, most + len(keys), reverse=reverse)
             if found is None:
                 return None
-            parts: Sequence[Part] | None
-            parts, ended = found
+            pairs, ended = found
             if limit is None and not (ended and len(keys) <= most):
                 return None
-            if keys:
-                parts = overlaid(parts, keys, memtable.latest, most, ended=ended, reverse=reverse)
-            return None if parts is None else Few(parts, limit, reverse=reverse)
+            return overlaid(pairs, keys, memtable.latest, most, ended=ended, reverse=reverse) if keys else pairs
 
     def ordered_levels(self, view: View, start: bytes | None, stop: bytes | None, *, reverse: bool) -> list[Level]:
         """The view's levels as sources for `merged`, oldest first."""

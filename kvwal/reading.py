@@ -14,7 +14,7 @@ from operator import itemgetter
 from typing import TypeVar, overload
 
 from kvwal.batch import BytesLike, as_key, as_value, prefix_stop
-from kvwal.few import Few
+from kvwal.few import Pairs, chunks_in
 from kvwal.scan import Chunk
 
 __all__ = ["Bounds", "ItemsRange", "KeysRange", "OrderedMapping", "ValuesRange"]
@@ -84,8 +84,8 @@ class OrderedMapping(Mapping[bytes, bytes]):
     def _read(self, key: bytes) -> bytes | None:
         """The value of a checked key, or None."""
 
-    def _few(self, bounds: Bounds) -> Few | None:
-        """The entries of a range at once, if it is short and lies in memory."""
+    def _few(self, bounds: Bounds) -> Pairs | None:
+        """The pairs of a range at once, if it is short and lies in memory. The limit may be exceeded."""
         return None
 
     @abstractmethod
@@ -94,15 +94,13 @@ class OrderedMapping(Mapping[bytes, bytes]):
 
     def _chunks(self, bounds: Bounds) -> Iterator[Chunk]:
         few = self._few(bounds)
-        return self._walk(bounds) if few is None else few.chunks()
+        return self._walk(bounds) if few is None else chunks_in(few)
 
     def _pairs(self, bounds: Bounds) -> Iterator[tuple[bytes, bytes]]:
         if bounds.are_empty():
             return iter(())
         few = self._few(bounds)
-        if few is not None:
-            return few.pairs()
-        pairs = chain.from_iterable(starmap(zip, self._walk(bounds)))
+        pairs = chain.from_iterable(starmap(zip, self._walk(bounds))) if few is None else iter(few)
         return pairs if bounds.limit is None else islice(pairs, bounds.limit)
 
     @abstractmethod

@@ -12,7 +12,7 @@ from types import TracebackType
 
 from kvwal.batch import Seqno
 from kvwal.errors import ClosedError
-from kvwal.few import Few
+from kvwal.few import Pairs
 from kvwal.present import Present, View
 from kvwal.reading import Bounds, OrderedMapping
 from kvwal.scan import Chunk, Level, merged
@@ -74,7 +74,7 @@ class Snapshot(OrderedMapping):
             # Closed by another thread meanwhile, what was read may be of no moment at all: say that it is closed.
             self._open_view()
 
-    def _few(self, bounds: Bounds) -> Few | None:
+    def _few(self, bounds: Bounds) -> Pairs | None:
         seqno = self._open_view().seqno
         return self._present.few(bounds.start, bounds.stop, bounds.limit, seqno, reverse=bounds.reverse)
 

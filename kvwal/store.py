@@ -19,7 +19,7 @@ from kvwal.batch import MAX_KEY_BYTES, MAX_VALUE_BYTES, BytesLike, Seqno, WriteB
 from kvwal.checkpoint import COMPACT_PASSES, Background, Checkpointer, Reserve
 from kvwal.commit import CommitPipeline
 from kvwal.errors import ConflictError, DiskFullError, PoisonedError
-from kvwal.few import Few
+from kvwal.few import Pairs
 from kvwal.inspection import Pin, Stats, VerifyReport, verify_parts
 from kvwal.log import Record
 from kvwal.options import Durability, Options, wants_sync
@@ -198,7 +198,7 @@ class Store(OrderedMapping, MutableMapping[bytes, bytes]):
         with self.snapshot() as snapshot:
             return snapshot.get_many(wanted)
 
-    def _few(self, bounds: Bounds) -> Few | None:
+    def _few(self, bounds: Bounds) -> Pairs | None:
         return self._present.few(bounds.start, bounds.stop, bounds.limit, None, reverse=bounds.reverse)
 
     def _walk(self, bounds: Bounds) -> Iterator[Chunk]:

@@ -18,6 +18,7 @@ from typing import TypeVar, overload
 from kvwal.batch import MAX_KEY_BYTES, BytesLike, KeyRange, Seqno, WriteBatch, as_key
 from kvwal.commit import CommitPipeline
 from kvwal.errors import ClosedError, ReadOnlyError
+from kvwal.few import Pairs, chunks_in
 from kvwal.memtable import MISSING, Missing, in_range, union_of
 from kvwal.present import Present, View
 from kvwal.reading import Bounds, OrderedMapping
@@ -136,23 +137,29 @@ class Transaction(OrderedMapping, MutableMapping[bytes, bytes]):
     def _read(self, key: bytes) -> bytes | None:
         return self.get(key)
 
-    def _walk(self, bounds: Bounds) -> Iterator[Chunk]:
+    def _few(self, bounds: Bounds) -> Pairs | None:
+        # What a transaction that may write has read is to be remembered: its pairs come through `_walk`.
+        return self._at_once(bounds) if self._read_only else None
+
+    def _at_once(self, bounds: Bounds) -> Pairs | None:
         view = self._view
         if view is None:
             raise _closed()
-        present = self._present
-        batch = self._batch
-        few = None
-        own = None
-        if len(batch):
-            own = Level(_own_chunks(batch, bounds), union_of(batch.ranges))
-        else:
-            few = present.few(bounds.start, bounds.stop, bounds.limit, view.seqno, reverse=bounds.reverse)
+        if len(self._batch):
+            return None
+        return self._present.few(bounds.start, bounds.stop, bounds.limit, view.seqno, reverse=bounds.reverse)
+
+    def _walk(self, bounds: Bounds) -> Iterator[Chunk]:
+        few = None if self._read_only else self._at_once(bounds)
         if few is not None:
-            chunks = few.chunks()
-        else:
-            # A registration of its own: the iterator may outlive the transaction.
-            chunks = chunks_of(present, present.again(view, "scan"), bounds, own)
+            return self._tracked(chunks_in(few), bounds)
+        view = self._view
+        if view is None:
+            raise _closed()
+        batch = self._batch
+        own = Level(_own_chunks(batch, bounds), union_of(batch.ranges)) if len(batch) else None
+        # A registration of its own: the iterator may outlive the transaction.
+        chunks = chunks_of(self._present, self._present.again(view, "scan"), bounds, own)
         return chunks if self._read_only else self._tracked(chunks, bounds)
 
     def _tracked(self, chunks: Iterator[Chunk], bounds: Bounds) -> Iterator[Chunk]:

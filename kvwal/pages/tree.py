@@ -12,7 +12,7 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterator
 from operator import itemgetter
 from struct import Struct
-from typing import Final, TypeAlias
+from typing import Final
 
 from kvwal.pages.meta import Meta
 from kvwal.pages.page import (
@@ -28,10 +28,11 @@ from kvwal.pages.page import (
     decode_leaf,
     find_in_leaf,
     generation_of,
+    pairs_in_leaf,
 )
 from kvwal.pages.pager import NotCached, Pager
 
-__all__ = ["Part", "Tree"]
+__all__ = ["Tree"]
 
 #: A scan reads so many neighbouring leaves in one call, at most; it begins with one.
 _READ_AHEAD: Final = 32
@@ -47,8 +48,6 @@ _Chunk = tuple[list[bytes], list[bytes]]
 _Pointer = tuple[int, int, int, int, int]
 #: A leaf as it lies in the cache, its address, and whether it holds overflow references.
 _Found = tuple[bytes | Leaf, int, int]
-#: Entries of a decoded leaf: those from an index on, up to another.
-Part: TypeAlias = tuple[Leaf, int, int]
 
 
 class Tree:
@@ -142,18 +141,18 @@ class Tree:
         keys = leaf[0] if isinstance(leaf, tuple) else decode_leaf(leaf)[0]
         return rank + bisect_left(keys, key)
 
-    def cached_parts(
+    def cached_pairs(
         self, start: bytes | None, stop: bytes | None, most: int, *, reverse: bool
-    ) -> tuple[list[Part], bool] | None:
-        """The beginning of a range in its direction: `most` entries or more, and whether that is the whole range.
+    ) -> tuple[list[tuple[bytes, bytes]], bool] | None:
+        """The first `most` pairs of a range, in its direction, and whether they are the whole range.
 
         None where it does not all lie decoded in the cache, below one inner node. So this is short and waits for
         nothing.
         """
-        parts: list[Part] = []
+        pairs: list[tuple[bytes, bytes]] = []
         level = self.height - 1
         if level < 0 or (start is not None and stop is not None and stop <= start):
-            return parts, True
+            return pairs, True
         young, old = self._pager.generations()
         pointers = self._root
         at = 0
@@ -173,7 +172,8 @@ class Tree:
             if level and index != (0 if reverse else len(separators)):
                 edge = False
             at = index * POINTER_SIZE
-        while 0 <= at < len(pointers):
+        end = len(pointers)
+        while 0 <= at < end:
             (address,) = _address_at(pointers, at)
             leaf = young.get(address)
             if leaf is None:
@@ -181,17 +181,35 @@ class Tree:
             if type(leaf) is not tuple:
                 return None
             keys = leaf[0]
-            low = bisect_left(keys, start) if start is not None and keys[0] < start else 0
-            high = bisect_left(keys, stop) if stop is not None and keys[-1] >= stop else len(keys)
-            if low < high:
-                parts.append((leaf, low, high))
-                most -= high - low
-            if low > 0 if reverse else high < len(keys):
-                return parts, True
-            if most <= 0:
-                return parts, False
-            at += -POINTER_SIZE if reverse else POINTER_SIZE
-        return (parts, True) if edge else None
+            low, high = 0, len(keys)
+            if start is not None and keys[0] < start:
+                low = bisect_left(keys, start)
+            if stop is not None and keys[-1] >= stop:
+                high = bisect_left(keys, stop)
+            found = leaf[3] or pairs_in_leaf(leaf)
+            left = most - len(pairs)
+            if reverse:
+                begin = max(low, high - left)
+                pairs += found[begin:high][::-1]
+                if begin > low:
+                    return pairs, False
+                if low:
+                    return pairs, True
+                at -= POINTER_SIZE
+                # Of the leaves to come only the other bound can cut anything.
+                stop = None
+            else:
+                if high - low > left:
+                    pairs += found[low : low + left]
+                    return pairs, False
+                pairs += found[low:high] if low or high < len(keys) else found
+                if high < len(keys):
+                    return pairs, True
+                at += POINTER_SIZE
+                start = None
+            if len(pairs) == most:
+                return pairs, False
+        return (pairs, True) if edge else None
 
     def chunks(
         self, start: bytes | None = None, stop: bytes | None = None, *, reverse: bool = False
@@ -206,8 +224,8 @@ class Tree:
         if self.height == 0 or (start is not None and stop is not None and stop <= start):
             return
         pager = self._pager
-        # The first comes as it is: it may be all that is wanted.
-        want = 1
+        # A quarter of what was taken already: nobody knows how much is wanted.
+        taken = want = 0
         held_keys: list[bytes] = []
         held_values: list[bytes] = []
         for leaf, address, overflow in self._leaves(start, stop, reverse):
@@ -234,6 +252,7 @@ class Tree:
                     held_keys, held_values = [], []
                 yield from _resolved(pager, keys, values)
                 continue
+            taken += len(keys)
             if not held_keys and len(keys) >= want:
                 yield keys, values
             else:
@@ -243,7 +262,7 @@ class Tree:
                     continue
                 yield held_keys, held_values
                 held_keys, held_values = [], []
-            want = min(2 * want, _CHUNK_ENTRIES)
+            want = min(taken >> 2, _CHUNK_ENTRIES)
         if held_keys:
             yield held_keys, held_values
 
