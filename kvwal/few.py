@@ -6,7 +6,7 @@ third of making one from a key and a value, most of it waiting for memory.
 
 from __future__ import annotations
 
-from bisect import bisect_left, bisect_right
+from bisect import bisect_left
 from collections.abc import Iterator
 from typing import Final, TypeAlias
 
@@ -26,36 +26,21 @@ def chunks_in(pairs: Pairs) -> Iterator[Chunk]:
     return iter([([key for key, _ in pairs], [value for _, value in pairs])] if pairs else ())
 
 
-def overlaid(
-    pairs: Pairs, keys: list[bytes], values: dict[bytes, Value], most: int, *, ended: bool, reverse: bool
-) -> Pairs | None:
-    """Keys of a newer table over pairs of an older one; None if that does not make `most` pairs for certain.
+def overlaid(pairs: Pairs, keys: list[bytes], values: dict[bytes, Value], *, cut: bool, reverse: bool) -> Pairs:
+    """Keys of a newer table over the pairs of an older one, in the direction of the range.
 
     Args:
-        pairs: in the direction of the range. May be changed.
-        keys: likewise; all of them only if they are `most` or fewer.
-        ended: whether the pairs are the whole range.
+        pairs, keys: in that direction. May be changed.
+        cut: there are more keys, of which nothing is known. Pairs beyond those that are known are left out.
     """
-    # Beyond the last key of a source that was cut nothing is known of it.
-    cut_newer = len(keys) > most
-    if not ended and (keys[0] < pairs[-1][0] if reverse else keys[0] > pairs[-1][0]):
-        # The usual case of a table with few keys: none of them is within these pairs.
-        return pairs
     if reverse:
         pairs.reverse()
         keys.reverse()
-        begins = [edge for edge, is_cut in ((pairs[:1], not ended), ([(keys[0],)], cut_newer)) if is_cut]
-        if begins:
-            begin = max(edge[0][0] for edge in begins)
-            del keys[: bisect_left(keys, begin)], pairs[: bisect_left(pairs, (begin,))]
-    else:
-        ends = [edge for edge, is_cut in ((pairs[-1:], not ended), ([(keys[-1],)], cut_newer)) if is_cut]
-        if ends:
-            end = min(edge[0][0] for edge in ends)
-            del keys[bisect_right(keys, end) :], pairs[bisect_left(pairs, (end + b"\0",)) :]
+        if cut:
+            del pairs[: bisect_left(pairs, (keys[0],))]
+    elif cut:
+        del pairs[bisect_left(pairs, (keys[-1] + b"\0",)) :]
     pairs = _updated(pairs, keys, values)
-    if (cut_newer or not ended) and len(pairs) < most:
-        return None
     if reverse:
         pairs.reverse()
     return pairs

@@ -345,30 +345,34 @@ class Present:
             return None
         # Before any lock: after a fork nobody may be there to give it back.
         self.refuse_if_gone()
-        # The keys are found without the lock, since to bring them into order may take long. They are all of this
-        # moment if no commit is published from here on until the lock is held.
+        # Without the lock, since to bring keys into order may take long. What is found is of this moment if no commit
+        # is published, and no checkpoint settles, from here on until the lock is held.
         if seqno is None:
             seqno = self.seqno
         levels = self.levels
         memtable = levels.memtable
+        # Newer keys may take some of them away; then these are missed, unless there are a few more.
+        spare = (most >> 3) + 1 if memtable.latest else 0
+        found = levels.tree.cached_pairs(start, stop, most + spare, reverse=reverse)
+        if found is None:
+            return None
+        pairs, ended = found
         keys: list[bytes] = []
         if memtable.latest:
+            if not ended:
+                # Beyond these pairs nothing is wanted.
+                start, stop = (pairs[-1][0], stop) if reverse else (start, pairs[-1][0] + b"\0")
             # One more, to see whether they are all.
             keys = memtable.keys_between(start, stop, after=None, reverse=reverse, most=most + 1)
         with self.lock:
             self.refuse_if_gone()
-            if self.seqno != seqno or self.levels is not levels:
+            if self.seqno != seqno or self.levels is not levels or memtable.ranges or levels.frozen is not None:
                 return None
-            if memtable.ranges or levels.frozen is not None:
-                return None
-            # Each of the newer keys may take one away.
-            found = levels.tree.cached_pairs(start, stop, most + len(keys), reverse=reverse)
-            if found is None:
-                return None
-            pairs, ended = found
-            if limit is None and not (ended and len(keys) <= most):
-                return None
-            return overlaid(pairs, keys, memtable.latest, most, ended=ended, reverse=reverse) if keys else pairs
+            if keys:
+                cut = len(keys) > most
+                pairs = overlaid(pairs, keys, memtable.latest, cut=cut, reverse=reverse)
+                ended = ended and not cut
+        return pairs if ended or (limit is not None and len(pairs) >= most) else None
 
     def ordered_levels(self, view: View, start: bytes | None, stop: bytes | None, *, reverse: bool) -> list[Level]:
         """The view's levels as sources for `merged`, oldest first."""
