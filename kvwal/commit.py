@@ -117,6 +117,10 @@ class CommitPipeline:
         self._awaited = False
         self._crowd_gate = threading.Lock()
 
+    def is_busy(self) -> bool:
+        """Whether a commit is under way just now."""
+        return _BATON in self._baton
+
     # -- the fast path ------------------------------------------------------------------------
 
     def put(self, key: bytes, value: bytes, sync: bool) -> Seqno:

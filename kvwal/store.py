@@ -389,7 +389,7 @@ class Store(OrderedMapping, MutableMapping[bytes, bytes]):
                 if attempt + 1 == attempts:
                     raise
                 # Whoever we conflict with has committed; let others through before trying again.
-                self._files.give_way()
+                self._files.give_way(0)
         raise AssertionError("unreachable")
 
     def transactional(

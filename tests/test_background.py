@@ -19,6 +19,7 @@ from store_fixtures import DEADLINE_S, TINY, wait_until
 
 import kvwal
 from kvwal import LockedError, PoisonedError
+from kvwal.files import system_files
 
 
 def test_an_interval_commit_is_durable_within_its_bound(tmp_path: Path) -> None:
@@ -62,6 +63,35 @@ def test_a_poisoned_store_does_not_end_the_thread_as_it_falls_asleep(
         wait_until(lambda: isinstance(background.failure, PoisonedError), "the failure")
         time.sleep(0.1)
         assert background._thread.is_alive()
+
+
+def test_a_checkpoint_lets_a_commit_that_is_under_way_go_on(tmp_path: Path) -> None:
+    """A thread needs longer to take the interpreter than the shortest of pauses lasts, and would lose it every time."""
+    pauses: list[float] = []
+    clock = 0.0
+
+    class Files:
+        """The operating system's, but for time."""
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(system_files(), name)
+
+        def monotonic_s(self) -> float:
+            return clock
+
+        def give_way(self, pause_s: float) -> None:
+            pauses.append(pause_s)
+
+    with kvwal.open(tmp_path / "a.kv", background=False, files=Files()) as db:
+        work = db._checkpointer._give_way
+        for now in (1.0, 1.0001, 1.0004, 1.0006, 1.0008):
+            clock = now
+            work()
+        assert pauses == [0, 0], "after half a millisecond of work each"
+        for now in (2.0, 2.0001, 2.0004, 2.0006, 2.0008):
+            clock = now
+            db._pipeline.run(work)
+        assert pauses == [0, 0, 0.0002, 0.0002, 0.0002]
 
 
 def test_steady_writing_does_not_put_the_flush_off(tmp_path: Path) -> None:

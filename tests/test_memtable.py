@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from store_fixtures import interrupted_at
 
 from kvwal.batch import Seqno, WriteBatch
-from kvwal.memtable import MISSING, Memtable, in_range, union_of
+from kvwal.memtable import MISSING, Memtable, in_range, sorted_in_steps, union_of
 from kvwal.present import Levels
 
 KEYS = st.sampled_from([b"", b"a", b"b", b"c", b"d", b"e", b"f"])
@@ -134,6 +134,41 @@ def test_ordered_keys_stay_right_while_keys_come_between_scans() -> None:
     assert table.keys_between(None, None, after=b"m", reverse=False, most=1) == [b"n"]
     assert table.keys_between(None, None, after=b"m", reverse=True, most=9) == [b"c", b"a"]
     assert table.keys_between(b"c", b"x", after=None, reverse=True, most=9) == [b"n", b"m", b"c"]
+
+
+@given(st.lists(st.binary(max_size=4), unique=True))
+def test_keys_sorted_in_steps_are_sorted(keys: list[bytes]) -> None:
+    assert [key for step in sorted_in_steps(keys, lambda: None) for key in step] == sorted(keys)
+
+
+@pytest.mark.parametrize(
+    "order",
+    [
+        lambda number: number,
+        lambda number: -number,
+        lambda number: number * 7919 % 30_011,
+        # From sources that take turns.
+        lambda number: number % 128 * 1000 + number // 128,
+        lambda number: number % 3 * 20_000 + number // 3,
+    ],
+    ids=["ascending", "descending", "scattered", "128 sources", "3 sources"],
+)
+def test_no_step_of_sorting_is_long(order: Any) -> None:
+    """No other thread runs during a step, so `give_way` is called around each, and none takes many keys."""
+    keys = [b"%08d" % (order(number) + 40_000) for number in range(30_000)]
+    calls = 0
+
+    def give_way() -> None:
+        nonlocal calls
+        calls += 1
+
+    found: list[bytes] = []
+    for step in sorted_in_steps(keys, give_way):
+        assert len(step) < 4096
+        assert calls, "not even once since the step before"
+        calls = 0
+        found += step
+    assert found == sorted(keys)
 
 
 def test_a_wider_range_swallows_those_inside_it_unless_someone_reads_the_past() -> None:

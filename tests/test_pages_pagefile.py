@@ -475,7 +475,7 @@ def test_readers_and_checkpoints_side_by_side(tmp_path: Path, rng: random.Random
             (),
             seqno=Seqno(step + 1),
             time_us=step,
-            give_way=system_files().give_way,
+            give_way=lambda: system_files().give_way(0),
         )
     done.set()
     for thread in threads:

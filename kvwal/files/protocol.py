@@ -140,8 +140,8 @@ class Files(Protocol):
         """Unpredictable bytes, for salts and identities."""
         ...
 
-    def give_way(self) -> None:
-        """Let another thread run; called often by long background work."""
+    def give_way(self, pause_s: float) -> None:
+        """Let other threads run for so many seconds; called often by long background work. 0: as short as possible."""
         ...
 
 

@@ -302,8 +302,8 @@ class _SystemFiles:
     def random_bytes(self, size: int) -> bytes:
         return secrets.token_bytes(size)
 
-    def give_way(self) -> None:
-        time.sleep(0)
+    def give_way(self, pause_s: float) -> None:
+        time.sleep(pause_s)
 
 
 def _read_pid(fd: int) -> int | None:

@@ -285,6 +285,7 @@ class Merge:
         """Append entries to the builder of leaves."""
         if not keys:
             return
+        self._give_way()
         size = one_size(keys)
         value_size = one_size(values)
         if not self._keys:

@@ -234,7 +234,7 @@ class SimulatedDisk:
                 parts += blake2b(b"%d %d" % (self.seed, self._drawn)).digest()
             return bytes(parts[:size])
 
-    def give_way(self) -> None:
+    def give_way(self, pause_s: float) -> None:
         if threading.active_count() > 1:
             sleep(0)
 
