@@ -371,7 +371,10 @@ class CommitPipeline:
         job.began = True
         # After an interruption the append may have been finished: then the log has counted it.
         if log.last_seqno < job.target:
-            log.append([member.body for member in job.accepted if member.body is not None])
+            if len(job.accepted) == 1 and job.accepted[0].key is not None:
+                log.append_put(job.accepted[0].key, job.accepted[0].value)
+            else:
+                log.append([member.body for member in job.accepted if member.body is not None])
         if any(member.sync for member in job.group):
             if len(job.group) > 1 or self._crowd > 1:
                 began_s = self._now_s()

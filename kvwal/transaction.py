@@ -13,12 +13,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, MutableMapping
 from types import TracebackType
-from typing import TypeVar, overload
+from typing import Final, TypeVar, overload
 
 from kvwal.batch import MAX_KEY_BYTES, BytesLike, KeyRange, Seqno, WriteBatch, as_key
 from kvwal.commit import CommitPipeline
 from kvwal.errors import ClosedError, ReadOnlyError
 from kvwal.few import Pairs, chunks_in
+from kvwal.log import encode_put
 from kvwal.memtable import MISSING, Missing, in_range, union_of
 from kvwal.present import Present, View
 from kvwal.reading import Bounds, OrderedMapping
@@ -29,6 +30,9 @@ from kvwal.snapshot import chunks_of
 __all__ = ["Transaction"]
 
 _T = TypeVar("_T")
+
+# A put alone takes a shorter way to the log, which copies it.
+_SMALL_BYTES: Final = 1 << 16
 
 
 class Transaction(OrderedMapping, MutableMapping[bytes, bytes]):
@@ -264,16 +268,18 @@ class Transaction(OrderedMapping, MutableMapping[bytes, bytes]):
         """
         if self._view is None:
             raise _closed()
-        if not len(self._batch):
+        batch = self._batch
+        if not len(batch):
             return None
         ranges = _walked(self._ranges)
-        return CommitRequest(
-            self._batch,
-            sync=self._sync,
-            since=self._seqno if self._reads or ranges else None,
-            reads=self._reads,
-            ranges=ranges,
-        )
+        since = self._seqno if self._reads or ranges else None
+        if len(batch.writes) == 1 and not batch.ranges:
+            ((key, value),) = batch.writes.items()
+            if value is not None and len(value) <= _SMALL_BYTES:
+                request = CommitRequest.of_put(key, value, encode_put(key, value), sync=self._sync)
+                request.since, request.reads, request.ranges = since, self._reads, ranges
+                return request
+        return CommitRequest(batch, sync=self._sync, since=since, reads=self._reads, ranges=ranges)
 
     def abort(self) -> None:
         """Forget the writes and let go of the snapshot. Idempotent, and without effect after `commit`."""
