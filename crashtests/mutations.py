@@ -216,9 +216,8 @@ MUTANTS: tuple[Mutant, ...] = (
         "isolation",
         (
             "kvwal.commit:CommitPipeline._write",
-            "log.append([member.body for member in job.accepted if member.body is not None])",
-            "bodies = [member.body for member in job.accepted if member.body is not None]\n"
-            "            log.append([*bodies[:-1], bodies[0]])",
+            "[member.body for member in job.accepted if member.body is not None]",
+            "[member.body for member in [*job.accepted[:-1], job.accepted[0]] if member.body is not None]",
         ),
         first="round:threads:*",
     ),
