@@ -48,7 +48,8 @@ def open(
             process; the system decides when it is on disk. What is recovered is a prefix of the commits in any case.
         sync_delay_s: longest time a commit of durability "interval" stays unflushed.
         cache_bytes: memory for pages and rows of the page file.
-        memtable_bytes: memory of commits that are not in the pages yet; more starts a checkpoint.
+        memtable_bytes: memory of commits that are not in the pages yet; more starts a checkpoint. At twice as much,
+            writers wait for the one under way, which may be at work on as much again.
         segment_bytes: size of one file of the log.
         checkpoint_log_bytes, checkpoint_interval_s: a checkpoint also starts after so much log, or such a time.
         retain_log_bytes, retain_log_s: keep the log for longer than recovery needs it, for `Store.history`.
