@@ -42,7 +42,7 @@ RESERVE_NAME: Final = "reserve"
 # The page file is compacted when nothing was committed for so long, more than one page in so many is not in use, and
 # it has at least so many.
 _IDLE_S: Final = 1.0
-_SPARSE: Final = 5
+_SPARSE: Final = 10
 _LEAST_COMPACT_PAGES: Final = 1024
 # Generations from moving a page to cutting the file behind it.
 COMPACT_PASSES: Final = 3

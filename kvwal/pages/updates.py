@@ -21,6 +21,7 @@ __all__ = ["Updates", "joined_ranges", "merged", "one_size", "without_deletes"]
 
 #: Updates are taken from their iterator in batches of about this many bytes.
 _BATCH_BYTES: Final = 1 << 18
+#: No other thread has the interpreter meanwhile; and larger ones fall out of the processor's cache.
 _MAX_BATCH: Final = 256
 #: So many times fewer updates than entries in a leaf are put in one by one, more by way of a dict.
 _FEW: Final = 8
