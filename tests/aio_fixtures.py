@@ -1,0 +1,100 @@
+"""What the tests of asyncio share: a gate before each flush, and a loop in debug mode."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Coroutine
+from pathlib import Path
+from typing import Any
+
+import kvwal
+import kvwal.aio
+from kvwal.files import system_files
+
+SLOW_S = 30
+
+
+class Gate:
+    """Counts data flushes, and can hold them up, or make them fail."""
+
+    def __init__(self) -> None:
+        self.syncs = 0
+        self.failure: OSError | None = None
+        #: Name of the only file that is meant; None for all.
+        self.only: str | None = None
+        self._open = threading.Event()
+        self._open.set()
+        self._reached = threading.Event()
+
+    def close(self) -> None:
+        """From here on, a flush waits."""
+        self._reached.clear()
+        self._open.clear()
+
+    def open(self) -> None:
+        self._open.set()
+
+    async def reached(self) -> None:
+        """A flush waits at the closed gate."""
+        assert await asyncio.to_thread(self._reached.wait, SLOW_S)
+
+    def pass_through(self, path: str) -> None:
+        if self.only is not None and not path.endswith(self.only):
+            return
+        self.syncs += 1
+        self._reached.set()
+        assert self._open.wait(SLOW_S)
+        if self.failure is not None:
+            raise self.failure
+
+
+class GatedFile:
+    def __init__(self, file: Any, path: str, gate: Gate) -> None:
+        self._file = file
+        self._path = path
+        self._gate = gate
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._file, name)
+
+    def datasync(self) -> None:
+        self._gate.pass_through(self._path)
+        self._file.datasync()
+
+
+class GatedFiles:
+    """The system's files with a gate before each data flush."""
+
+    def __init__(self) -> None:
+        self._files = system_files()
+        self.gate = Gate()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._files, name)
+
+    def open(self, path: str, **options: Any) -> GatedFile:
+        return GatedFile(self._files.open(path, **options), path, self.gate)
+
+
+def run(main: Coroutine[Any, Any, Any]) -> Any:
+    """asyncio.run in debug mode, which finds calls from the wrong thread and the like."""
+
+    async def bounded() -> Any:
+        # How long a step takes is of no interest here.
+        asyncio.get_running_loop().slow_callback_duration = SLOW_S
+        async with asyncio.timeout(SLOW_S):
+            return await main
+
+    return asyncio.run(bounded(), debug=True)
+
+
+def gated(path: Path, **options: Any) -> tuple[Any, Gate]:
+    files: Any = GatedFiles()
+    return kvwal.aio.open(path / "s", files=files, background=False, **options), files.gate
+
+
+async def ready() -> None:
+    """Every task that can run has run."""
+    for _ in range(5):
+        await asyncio.sleep(0)

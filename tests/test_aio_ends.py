@@ -1,0 +1,349 @@
+"""The store for asyncio among loops, threads, signals and processes: clean ends, whatever comes."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import os
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+from aio_fixtures import SLOW_S, Gate, GatedFiles, run
+
+import kvwal
+import kvwal.aio
+from kvwal.aio import AsyncStore, committed_seqno
+
+# -- loops, threads, processes ----------------------------------------------------------------
+
+
+def test_another_loop_is_refused(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with kvwal.aio.open(tmp_path / "s") as db:
+            await db.put(b"a", b"1")
+
+            async def elsewhere() -> None:
+                for use in (lambda: db.put(b"b", b""), db.sync, db.count, db.checkpoint):
+                    with pytest.raises(kvwal.UsageError, match="another event loop"):
+                        await use()
+                for call in (db.scan, db.snapshot, db.transaction):
+                    with pytest.raises(kvwal.UsageError, match="another event loop"):
+                        call()
+                with pytest.raises(kvwal.UsageError):
+                    await db.close()
+
+            await asyncio.to_thread(asyncio.run, elsewhere())
+            assert await db.get(b"a") == b"1"
+            assert await db.get(b"b") is None
+
+    run(main())
+
+
+def test_several_loops_and_threads_share_a_store(tmp_path: Path) -> None:
+    with kvwal.open(tmp_path / "s") as store:
+
+        async def work(name: bytes) -> None:
+            async with AsyncStore(store) as db:
+                assert db.store is store
+                await asyncio.gather(*(db.put(b"%s%d" % (name, number), b"") for number in range(200)))
+
+        def put(name: bytes) -> None:
+            for number in range(50):
+                store.put(b"%s%d" % (name, number), b"")
+
+        threads = [threading.Thread(target=lambda name=name: asyncio.run(work(name))) for name in (b"a", b"b", b"c")]
+        threads += [threading.Thread(target=put, args=(name,)) for name in (b"d", b"e")]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert len(store) == 700
+        assert not store.closed
+
+
+def test_without_a_loop_there_is_no_store_for_it(tmp_path: Path) -> None:
+    with kvwal.open(tmp_path / "s") as store, pytest.raises(RuntimeError, match="no running event loop"):
+        AsyncStore(store)
+
+
+def test_a_loop_that_is_stopped_and_closed_with_commits_pending_leaves_the_store_usable(tmp_path: Path) -> None:
+    files: Any = GatedFiles()
+    gate: Gate = files.gate
+    with kvwal.open(tmp_path / "s", files=files, background=False) as store:
+        loop = asyncio.new_event_loop()
+
+        async def main() -> None:
+            db = AsyncStore(store)
+            gate.close()
+            tasks.append(loop.create_task(db.put(b"begun", b"")))
+            await gate.reached()
+            tasks.append(loop.create_task(db.put(b"waiting", b"")))
+            await asyncio.sleep(0)
+
+        tasks: list[asyncio.Task[Any]] = []
+        loop.run_until_complete(main())
+        for task in tasks:
+            # The test destroys them on purpose.
+            task._log_destroy_pending = False  # type: ignore[attr-defined]
+        loop.run_until_complete(loop.shutdown_default_executor())
+        loop.close()
+        gate.open()
+        store.put(b"after", b"")
+        assert sorted(store) == [b"after", b"begun"]
+
+
+def test_tasks_that_are_pending_when_the_loop_ends_are_settled(tmp_path: Path) -> None:
+    """asyncio.run cancels what is left: no hang, and nothing half-known."""
+    outcomes: list[int | None] = []
+
+    async def put(db: AsyncStore, key: bytes) -> None:
+        try:
+            await db.put(key, b"")
+        except asyncio.CancelledError as error:
+            outcomes.append(committed_seqno(error))
+            raise
+
+    async def main(store: kvwal.Store) -> None:
+        db = AsyncStore(store)
+        for number in range(50):
+            asyncio.ensure_future(put(db, b"%d" % number))  # noqa: RUF006
+            if number == 25:
+                await asyncio.sleep(0)
+                await asyncio.sleep(0)
+
+    with kvwal.open(tmp_path / "s") as store:
+        asyncio.run(main(store))
+        assert len(store) == sum(seqno is not None for seqno in outcomes) + store.last_seqno - len(
+            [seqno for seqno in outcomes if seqno is not None]
+        )
+
+
+def python(source: str, path: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", source, str(path)], capture_output=True, text=True, timeout=SLOW_S, check=False
+    )
+
+
+def test_a_program_that_forgets_to_close_ends_cleanly(tmp_path: Path) -> None:
+    source = """
+import asyncio, sys, kvwal.aio
+async def main():
+    global db, left
+    db = await kvwal.aio.open(sys.argv[1])
+    await asyncio.gather(*(db.put(b"%d" % n, b"") for n in range(100)))
+    [key async for key in db]
+    left = asyncio.ensure_future(db.put(b"left", b""))
+asyncio.run(main())
+print("end")
+"""
+    result = python(source, tmp_path / "s")
+    assert (result.returncode, result.stdout, result.stderr) == (0, "end\n", "")
+    with kvwal.open(tmp_path / "s") as db:
+        assert db.recovery.cut_bytes == 0
+        assert len(db) >= 100
+
+
+def test_a_forgotten_store_warns_and_lets_its_threads_end(tmp_path: Path) -> None:
+    async def main() -> None:
+        before = threading.active_count()
+        db = await kvwal.aio.open(tmp_path / "s", background=False)
+        await db.put(b"a", b"")
+        await db.first()
+        gc.collect()
+        with pytest.warns(ResourceWarning, match="never closed"):
+            del db
+        while threading.active_count() > before:
+            await asyncio.sleep(0.01)
+        async with kvwal.aio.open(tmp_path / "s") as db:
+            assert await db.get(b"a") == b""
+
+    run(main())
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals")
+def test_keyboard_interrupt_ends_the_program_and_keeps_what_was_acknowledged(tmp_path: Path) -> None:
+    # Started from the background of a shell the interpreter inherits that SIGINT is ignored.
+    source = """
+import asyncio, signal, sys, kvwal.aio
+signal.signal(signal.SIGINT, signal.default_int_handler)
+async def main():
+    async with kvwal.aio.open(sys.argv[1]) as db:
+        async def work(name):
+            number = 0
+            while True:
+                seqno = await db.put(b"%d.%d" % (name, number), b"")
+                number += 1
+                acknowledged[name] = number
+        print("ready", flush=True)
+        await asyncio.gather(*(work(name) for name in range(50)))
+acknowledged = {}
+try:
+    asyncio.run(main())
+except KeyboardInterrupt:
+    print(*(acknowledged[name] for name in range(50)))
+"""
+    process = subprocess.Popen(
+        [sys.executable, "-c", source, str(tmp_path / "s")], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    threading.Event().wait(0.3)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=SLOW_S)
+    assert process.returncode == 0, err
+    assert err == ""
+    with kvwal.open(tmp_path / "s", "r") as db:
+        for name, count in enumerate(map(int, out.split())):
+            assert all(b"%d.%d" % (name, number) in db for number in range(count))
+
+
+class _CancelledWhenLookedAt(asyncio.Future):  # type: ignore[type-arg]  # it has parameters only for a type checker
+    """Every `every`th look at a future that is pending is followed by its cancellation.
+
+    That is what `asyncio.run` does to the main task, and through it to all that it awaits, out of its handler of
+    SIGINT: between any two instructions of the loop's thread.
+    """
+
+    every = 3
+    looks = 0
+
+    def _looked(self, answer: bool) -> bool:
+        if not super().done():
+            type(self).looks += 1
+            if self.looks % self.every == 0:
+                self.cancel()
+        return answer
+
+    def done(self) -> bool:
+        return self._looked(super().done())
+
+    def cancelled(self) -> bool:
+        return self._looked(super().cancelled())
+
+
+@pytest.mark.parametrize("every", [1, 2, 3, 7])
+def test_a_cancellation_out_of_a_signal_handler_is_as_good_as_any(
+    tmp_path: Path, every: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_CancelledWhenLookedAt, "every", every)
+    complaints: list[dict[str, Any]] = []
+    written: set[int] = set()
+
+    async def put(db: AsyncStore, number: int) -> None:
+        try:
+            await db.put(b"%d" % number, b"")
+        except asyncio.CancelledError as error:
+            if committed_seqno(error) is None:
+                raise
+        written.add(number)
+
+    def future_for(module: str, loop: asyncio.AbstractEventLoop) -> asyncio.Future[Any]:
+        # Not for asyncio's own: it looks first, and then sets.
+        return _CancelledWhenLookedAt(loop=loop) if module.startswith("kvwal.") else asyncio.Future(loop=loop)
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        loop.set_exception_handler(lambda _, context: complaints.append(context))
+        async with kvwal.aio.open(tmp_path / "s", max_pending_commits=5) as db:
+            await db.put(b"a", b"")
+            committer = db._committer
+            monkeypatch.setattr(loop, "create_future", lambda: future_for(sys._getframe(1).f_globals["__name__"], loop))
+            puts = [asyncio.ensure_future(put(db, number)) for number in range(40)]
+            reads = [asyncio.ensure_future(db.first()) for _ in range(40)]
+            ends = [asyncio.ensure_future(committer.drain()) for _ in range(4)]
+            await asyncio.wait([*puts, *reads, *ends])
+            monkeypatch.undo()
+            assert all(task.cancelled() or task.exception() is None for task in (*puts, *reads, *ends))
+            assert (committer.pending_commits, committer.pending_bytes, len(committer._turns)) == (0, 0, 0)
+            await db.put(b"b", b"")
+
+    run(main())
+    assert complaints == []
+    with kvwal.open(tmp_path / "s", "r") as db:
+        assert {number for number in range(40) if b"%d" % number in db} == written
+    assert _CancelledWhenLookedAt.looks
+
+
+def test_an_interruption_while_results_go_out_leaves_no_task_asleep(tmp_path: Path) -> None:
+    """KeyboardInterrupt out of the loop itself; the loop is run again afterwards."""
+
+    class Struck:
+        """A future at whose turn a signal comes, twice."""
+
+        def __init__(self, future: Any) -> None:
+            self._future = future
+            self._strikes = 2
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self._future, name)
+
+        def set_result(self, result: Any) -> None:
+            if self._strikes:
+                self._strikes -= 1
+                raise KeyboardInterrupt
+            self._future.set_result(result)
+
+    with kvwal.open(tmp_path / "s") as store:
+        loop = asyncio.new_event_loop()
+        tasks: list[asyncio.Task[Any]] = []
+
+        async def main() -> None:
+            db = AsyncStore(store)
+            committer = db._committer
+            work = committer._work
+
+            def struck(group: Any) -> None:
+                work(group)
+                request, future = group.entries[10]
+                group.entries[10] = (request, Struck(future))
+
+            committer._work = struck  # type: ignore[method-assign]
+            tasks.extend(loop.create_task(db.put(b"%d" % number, b"")) for number in range(20))
+            await asyncio.wait(tasks)
+            await db.close()
+
+        whole = loop.create_task(main())
+        interrupted = 0
+        while not whole.done():
+            try:
+                loop.run_until_complete(whole)
+            except KeyboardInterrupt:
+                interrupted += 1
+        loop.close()
+        assert interrupted == 2
+        assert sorted(task.result() for task in tasks) == list(range(1, 21))
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
+def test_in_a_forked_child_everything_raises(tmp_path: Path) -> None:
+    source = """
+import asyncio, os, sys, warnings, kvwal, kvwal.aio
+warnings.simplefilter("ignore")
+async def main():
+    async with kvwal.aio.open(sys.argv[1]) as db:
+        await db.put(b"a", b"1")
+        await db.checkpoint()
+        await db.first()
+        child = os.fork()
+        if not child:
+            status = 0
+            for use in (lambda: db.put(b"b", b""), lambda: db.get(b"a"), lambda: db.get_many([b"a"]), db.sync,
+                        db.first, db.checkpoint, db.count):
+                try:
+                    await use()
+                    status = 1
+                except kvwal.ForkedError:
+                    pass
+            os._exit(status)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        await db.put(b"b", b"2")
+        assert await db.count() == 2
+asyncio.run(main())
+"""
+    result = python(source, tmp_path / "s")
+    assert (result.returncode, result.stderr) == (0, "")
