@@ -304,12 +304,6 @@ class Memtable:
         """
         return sorted_in_steps(self.latest, give_way)
 
-    def ordered(self) -> list[bytes]:
-        """All keys in order."""
-        with self._order_lock:
-            self._fold()
-            return list(self._order)
-
     def _fold(self) -> None:
         # Requires: _order_lock. Keys never leave `latest` and a dict keeps insertion order, so the new ones are
         # its last. A writer may add one meanwhile; then the last `new` would not be all: count again.
@@ -333,7 +327,7 @@ class Memtable:
 
     def _check(self) -> None:
         """Raise AssertionError where the table's own rules do not hold (for the tests)."""
-        keys = self.ordered()
+        keys = self.keys_between(None, None, after=None, reverse=False, most=len(self.latest) + 1)
         assert keys == sorted(self.latest), "order and dict disagree"
         assert self.tombstones == list(self.latest.values()).count(None), "tombstones"
         assert self.version_count == sum(map(len, self.versions.values())), "version count"
