@@ -146,20 +146,21 @@ class Transaction(OrderedMapping, MutableMapping[bytes, bytes]):
         return self._at_once(bounds) if self._read_only else None
 
     def _at_once(self, bounds: Bounds) -> Pairs | None:
-        view = self._view
-        if view is None:
-            raise _closed()
+        seqno = self._open_view().seqno
         if len(self._batch):
             return None
-        return self._present.few(bounds.start, bounds.stop, bounds.limit, view.seqno, reverse=bounds.reverse)
+        return self._present.few(bounds.start, bounds.stop, bounds.limit, seqno, reverse=bounds.reverse)
+
+    def _open_view(self) -> View:
+        if self._view is None:
+            raise _closed()
+        return self._view
 
     def _walk(self, bounds: Bounds) -> Iterator[Chunk]:
         few = None if self._read_only else self._at_once(bounds)
         if few is not None:
             return self._tracked(chunks_in(few), bounds)
-        view = self._view
-        if view is None:
-            raise _closed()
+        view = self._open_view()
         batch = self._batch
         own = Level(_own_chunks(batch, bounds), union_of(batch.ranges)) if len(batch) else None
         # A registration of its own: the iterator may outlive the transaction.

@@ -380,6 +380,32 @@ def test_an_interrupted_transaction_says_whether_it_was_written(sync: bool) -> N
     raise AssertionError("the commit has more places than were tried")
 
 
+@pytest.mark.parametrize(("size", "short"), [(0, True), (65_536, True), (65_537, False)])
+def test_a_transaction_of_one_small_put_takes_the_short_way_of_a_put(
+    size: int, short: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And is validated like any other."""
+    pipeline, log, present = make()
+    puts: list[bytes] = []
+    append_put = log.append_put
+
+    def noted(key: bytes, value: bytes) -> Seqno:
+        puts.append(key)
+        return append_put(key, value)
+
+    monkeypatch.setattr(log, "append_put", noted)
+    txn, late = (Transaction(present, pipeline, 0, sync=True, read_only=False) for _ in range(2))
+    for one in (txn, late):
+        assert one.get(b"k") is None
+        one[b"k"] = b"x" * size
+    assert txn.commit() == 1
+    with pytest.raises(ConflictError):
+        late.commit()
+    assert puts == [b"k"] * short
+    assert log.content() == {b"k": b"x" * size}
+    assert present.rows[b"k"] == b"x" * size
+
+
 def test_an_action_that_fails_fails_alone() -> None:
     """The commits that share its group were written: no error of its own may say that they were not."""
 

@@ -100,6 +100,29 @@ def test_deleting_works_on_a_full_disk_and_makes_room_to_write_again(spare: int)
         assert_is(db, model)
 
 
+def test_a_transaction_of_one_put_is_refused_whole_and_may_be_tried_again() -> None:
+    disk = SimulatedDisk()
+    model: dict[bytes, bytes] = {}
+    with open_on(disk) as db:
+        fill(db, disk, model)
+
+        def put(number: int) -> None:
+            with db.transaction() as txn:
+                assert txn.get(b"one%d" % number) is None
+                txn[b"one%d" % number] = b"x" * 60_000
+            model[b"one%d" % number] = b"x" * 60_000
+
+        with pytest.raises(DiskFullError):
+            for number in range(200):
+                put(number)
+        assert_is(db, model)
+        disk.capacity = None
+        put(number)
+        assert_is(db, model)
+    with open_on(disk) as db:
+        assert_is(db, model)
+
+
 def test_a_transaction_that_only_deletes_commits_from_the_reserve() -> None:
     disk = SimulatedDisk()
     model: dict[bytes, bytes] = {}
