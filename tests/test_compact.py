@@ -6,6 +6,8 @@ import random
 import time
 from pathlib import Path
 
+import pytest
+
 import kvwal
 from kvwal.checkpoint import COMPACT_PASSES
 
@@ -59,6 +61,17 @@ def test_an_idle_store_shrinks_by_itself(tmp_path: Path) -> None:
             time.sleep(0.05)
         assert db.stats().data_bytes <= 1 << 20
         assert len(db) == 0
+
+
+def test_a_tenth_of_the_pages_may_stay_unused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with _filled(tmp_path / "db", background=False) as db:
+        pages, checkpointer = db._pages, db._checkpointer
+        assert checkpointer is not None
+        count = pages.meta.page_count
+        assert count > 1024
+        for unused, sparse in ((count // 10, False), (count // 10 + 1, True)):
+            monkeypatch.setattr(pages, "unused_pages", lambda unused=unused: unused)
+            assert checkpointer.is_sparse() == sparse
 
 
 def test_what_was_just_committed_does_not_make_compacting_look_useless(tmp_path: Path) -> None:

@@ -163,6 +163,28 @@ def test_updates_are_read_as_a_stream(scratch: Scratch) -> None:
     assert scratch.pages.meta.count == 200_000
 
 
+@pytest.mark.parametrize("stored", [0, 20_000], ids=["into an empty tree", "over what is there"])
+def test_few_updates_are_taken_between_two_times_of_giving_way(scratch: Scratch, stored: int) -> None:
+    """No other thread runs meanwhile, so it is not leaf by leaf where leaves hold many entries."""
+    if stored:
+        scratch.checkpoint({b"%06d" % index: b"v" for index in range(stored)})
+    taken = most = 0
+
+    def updates() -> Any:
+        nonlocal taken, most
+        for index in range(20_000):
+            taken += 1
+            most = max(most, taken)
+            yield b"%06d" % index, b"w"
+
+    def give_way() -> None:
+        nonlocal taken
+        taken = 0
+
+    scratch.pages.checkpoint(updates(), (), seqno=Seqno(9), time_us=9, give_way=give_way)
+    assert most <= 600
+
+
 def test_give_way_is_called_at_least_once_a_leaf(scratch: Scratch) -> None:
     calls: list[int] = []
     scratch.checkpoint({b"%06d" % index: b"v" * 100 for index in range(10_000)})
