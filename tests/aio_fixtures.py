@@ -37,14 +37,16 @@ class Gate:
 
     async def reached(self) -> None:
         """A flush waits at the closed gate."""
-        assert await asyncio.to_thread(self._reached.wait, SLOW_S)
+        if not await asyncio.to_thread(self._reached.wait, SLOW_S):
+            raise TimeoutError("no flush came to the gate")
 
     def pass_through(self, path: str) -> None:
         if self.only is not None and not path.endswith(self.only):
             return
         self.syncs += 1
         self._reached.set()
-        assert self._open.wait(SLOW_S)
+        if not self._open.wait(SLOW_S):
+            raise TimeoutError("nobody opened the gate")
         if self.failure is not None:
             raise self.failure
 
