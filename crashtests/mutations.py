@@ -124,7 +124,7 @@ def _mutant(name: str, part: str, *edits: tuple[str, str, str], first: str = "")
 
 
 _WRITER = "kvwal.log.writer:LogWriter."
-_MAKER = "kvwal.log.maker:SegmentMaker."
+_MAKER = "kvwal.log.segments:SegmentMaker."
 _PAGES = "kvwal.pages.pagefile:PageFile."
 
 MUTANTS: tuple[Mutant, ...] = (
@@ -134,7 +134,7 @@ MUTANTS: tuple[Mutant, ...] = (
         "publish before durable",
         "exhaustive",
         (
-            "kvwal.commit:CommitPipeline.put",
+            "kvwal.engine.commit:CommitPipeline.put",
             "            if sync:\n                log.sync()\n",
             "            self._publish_put(seqno, key, value, 0)\n            if sync:\n                log.sync()\n",
         ),
@@ -169,32 +169,40 @@ MUTANTS: tuple[Mutant, ...] = (
     _mutant(
         "read keys are not validated",
         "exhaustive",
-        ("kvwal.conflict:History.conflict", "if seqno is not None and seqno > since:", "if False:"),
+        ("kvwal.engine.occ:History.conflict", "if seqno is not None and seqno > since:", "if False:"),
         first="transactions among others",
     ),
     _mutant(
         "range reads are not validated",
         "exhaustive",
-        ("kvwal.conflict:History.conflict", "        if ranges:\n", "        if False:\n"),
+        ("kvwal.engine.occ:History.conflict", "        if ranges:\n", "        if False:\n"),
         first="transactions among others",
     ),
     _mutant(
         "a transaction reads the newest rows",
         "exhaustive",
-        ("kvwal.transaction:Transaction.get", "value is MISSING or present.horizon != self._seqno", "value is MISSING"),
+        (
+            "kvwal.db.transaction:Transaction.get",
+            "value is MISSING or present.horizon != self._seqno",
+            "value is MISSING",
+        ),
         first="transactions among others",
     ),
     _mutant(
         "members of a group are not validated against each other",
         "isolation",
-        ("kvwal.commit:CommitPipeline._validate", "if conflict is None and group_history is not None:", "if False:"),
+        (
+            "kvwal.engine.commit:CommitPipeline._validate",
+            "if conflict is None and group_history is not None:",
+            "if False:",
+        ),
         first="round:threads:*",
     ),
     _mutant(
         "an interrupted commit is forgotten although it is in the log",
         "isolation",
         (
-            "kvwal.commit:CommitPipeline._settle_job",
+            "kvwal.engine.commit:CommitPipeline._settle_job",
             "if failure is None and job.began",
             "if False and job.began",
         ),
@@ -205,7 +213,7 @@ MUTANTS: tuple[Mutant, ...] = (
         "followers are acknowledged although the leader's flush failed",
         "isolation",
         (
-            "kvwal.commit:CommitPipeline._settle_job",
+            "kvwal.engine.commit:CommitPipeline._settle_job",
             "member.error = failure if isinstance",
             "member.error = None if member is not request else failure if isinstance",
         ),
@@ -215,7 +223,7 @@ MUTANTS: tuple[Mutant, ...] = (
         "the last record of a group is lost",
         "isolation",
         (
-            "kvwal.commit:CommitPipeline._write",
+            "kvwal.engine.commit:CommitPipeline._write",
             "[member.body for member in job.accepted if member.body is not None]",
             "[member.body for member in [*job.accepted[:-1], job.accepted[0]] if member.body is not None]",
         ),
@@ -225,7 +233,7 @@ MUTANTS: tuple[Mutant, ...] = (
         "a group is flushed only if its leader asks for it",
         "isolation",
         (
-            "kvwal.commit:CommitPipeline._write",
+            "kvwal.engine.commit:CommitPipeline._write",
             "if any(member.sync for member in job.group):",
             "if job.group[0].sync and len(job.group) == 1:",
         ),
@@ -353,7 +361,7 @@ MUTANTS: tuple[Mutant, ...] = (
         "a transaction is recovered in part",
         "exhaustive",
         (
-            "kvwal.recovery:_replay",
+            "kvwal.engine.recovery:_replay",
             "present.publish(record.seqno, record.batch(), record.size)",
             "batch = record.batch()\n    if len(batch.writes) > 1:\n        batch.writes.popitem()\n"
             "    present.publish(record.seqno, batch, record.size)",
@@ -380,7 +388,7 @@ MUTANTS: tuple[Mutant, ...] = (
     _mutant(
         "the store's own directory is not flushed into its parent",
         "exhaustive",
-        ("kvwal.recovery:_create_if_missing", "files.sync_directory(files.parent(path))", "pass"),
+        ("kvwal.engine.recovery:_create_if_missing", "files.sync_directory(files.parent(path))", "pass"),
     ),
     # --- pages ---
     _mutant(
@@ -418,18 +426,22 @@ MUTANTS: tuple[Mutant, ...] = (
     _mutant(
         "the log of the older generation is removed",
         "exhaustive",
-        ("kvwal.checkpoint:Checkpointer._retire", "Seqno(older.seqno + 1)", "Seqno(self._pages.meta.seqno + 1)"),
+        ("kvwal.engine.checkpoint:Checkpointer._retire", "Seqno(older.seqno + 1)", "Seqno(self._pages.meta.seqno + 1)"),
     ),
     _mutant(
         "the pages hold commits that the log does not",
         "exhaustive",
-        ("kvwal.checkpoint:Checkpointer._flush_log", "self._pipeline.sync()", "pass"),
+        ("kvwal.engine.checkpoint:Checkpointer._flush_log", "self._pipeline.sync()", "pass"),
         first="unsynced only",
     ),
     _mutant(
         "the checkpoint's seqno is one too high",
         "exhaustive",
-        ("kvwal.checkpoint:Checkpointer._checkpoint", "seqno=memtable.last_seqno,", "seqno=memtable.last_seqno + 1,"),
+        (
+            "kvwal.engine.checkpoint:Checkpointer._checkpoint",
+            "seqno=memtable.last_seqno,",
+            "seqno=memtable.last_seqno + 1,",
+        ),
     ),
     _mutant(
         "a tombstone is lost in a merge",

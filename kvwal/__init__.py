@@ -10,7 +10,13 @@
             print(key, value)
 """
 
+from kvwal.api.open import open
+from kvwal.api.store import Store
 from kvwal.batch import MAX_BATCH_BYTES, MAX_KEY_BYTES, MAX_VALUE_BYTES, Seqno, WriteBatch
+from kvwal.db.snapshot import Snapshot
+from kvwal.db.transaction import Transaction
+from kvwal.engine.inspection import Pin, Stats, VerifyReport
+from kvwal.engine.recovery import RecoveryReport
 from kvwal.errors import (
     ClosedError,
     ConflictError,
@@ -30,13 +36,7 @@ from kvwal.errors import (
     StoreNotFoundError,
     UsageError,
 )
-from kvwal.inspection import Pin, Stats, VerifyReport
-from kvwal.opening import open
-from kvwal.recovery import RecoveryReport
 from kvwal.salvaging import SalvageReport, salvage
-from kvwal.snapshot import Snapshot
-from kvwal.store import Store
-from kvwal.transaction import Transaction
 
 __version__ = "0.1.0"
 

@@ -1,6 +1,48 @@
-"""`python -m kvwal` is the command line."""
+"""The command line, `kvwal` or `python -m kvwal`. It needs click and rich, which `pip install 'kvwal[cli]'` brings."""
 
-from kvwal.cli import main
+from __future__ import annotations
+
+import io
+import sys
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import click
+
+__all__ = ["main", "whole_app"]
+
+#: sysexits.h: something that the program needs is not there.
+_EXIT_UNAVAILABLE = 69
+
+
+def main() -> None:
+    """Run the command line with `sys.argv` and exit. The exit codes are listed in `kvwal.cli.app`."""
+    try:
+        import click  # noqa: F401
+        import rich  # noqa: F401
+    except ModuleNotFoundError as error:
+        sys.stderr.write(f"kvwal: the command line needs {error.name}; install it with: pip install 'kvwal[cli]'\n")
+        sys.exit(_EXIT_UNAVAILABLE)
+    _buffer_stdout()
+    whole_app()(prog_name="kvwal")
+
+
+def whole_app() -> click.Group:
+    """The commands and the demos."""
+    from kvwal.cli.app import app
+    from kvwal.demo import demo
+
+    app.add_command(demo)
+    return app
+
+
+def _buffer_stdout() -> None:
+    """Under `python -u` and PYTHONUNBUFFERED, standard output drops the rest of a write that a pipe took in part."""
+    if isinstance(sys.stdout.buffer, io.RawIOBase):
+        sys.stdout = io.TextIOWrapper(io.BufferedWriter(sys.stdout.buffer), encoding="utf-8", line_buffering=True)
+    elif isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(encoding="utf-8")
+
 
 if __name__ == "__main__":
     main()

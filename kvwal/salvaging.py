@@ -16,17 +16,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from kvwal.api.open import open as open_store
+from kvwal.api.store import Store
 from kvwal.batch import Seqno, WriteBatch
+from kvwal.engine.inspection import Finding
+from kvwal.engine.memtable import in_range
+from kvwal.engine.recovery import DATA_NAME, LOCK_NAME, segment_names
 from kvwal.errors import CorruptionError, FormatError, StoreExistsError, StoreNotFoundError
 from kvwal.files import Files, PathArgument, path_text, system_files
-from kvwal.inspection import Finding
 from kvwal.log import Damage, LogReader
 from kvwal.log.identity import store_id_of_log
-from kvwal.memtable import in_range
-from kvwal.opening import open as open_store
 from kvwal.pages import PageFile, Row, salvage_pages
-from kvwal.recovery import DATA_NAME, LOCK_NAME, segment_names
-from kvwal.store import Store
 
 __all__ = ["SalvageReport", "salvage"]
 

@@ -113,15 +113,15 @@ def test_every_struct_that_is_on_disk_has_its_table_in_format_md() -> None:
         "kvwal.log.record.RECORD_HEADER",
         "kvwal.log.index.HEADER",
         "kvwal.pages.meta._BODY",
-        "kvwal.pages.page.POINTER",
-        "kvwal.pages.page.NODE_HEADER",
-        "kvwal.pages.page.OVERFLOW_REF",
+        "kvwal.pages.node.POINTER",
+        "kvwal.pages.node.NODE_HEADER",
+        "kvwal.pages.node.OVERFLOW_REF",
     }
 
 
 def test_format_md_says_the_numbers_of_the_code() -> None:
     from kvwal.log import index, record, segment
-    from kvwal.pages import freelist, meta, page
+    from kvwal.pages import freelist, meta
 
     for magic in (segment.MAGIC, segment.SLOT_MAGIC, index.MAGIC, meta._MAGIC):
         assert f"| `{magic.decode()}` |" in FORMAT
@@ -130,13 +130,13 @@ def test_format_md_says_the_numbers_of_the_code() -> None:
     assert f"at {segment.SLOT_OFFSET} the" in FORMAT
     assert f"of this header: {segment.HEADER_BYTES}" in FORMAT
     assert f"of the meta: {meta.META_SIZE}" in FORMAT
-    assert f"pages of {page.PAGE_SIZE} bytes" in FORMAT
+    assert f"pages of {node.PAGE_SIZE} bytes" in FORMAT
     assert f"{record.COMMIT} commit, {record.WATERMARK} watermark, {record.CLOSED} closed" in FORMAT
     operations = (record._PUT, record._DELETE, record._DELETE_RANGE, record._DELETE_FROM)
     put, delete, delete_range, delete_from = operations
     assert f"{put} put, {delete} delete, {delete_range} delete a range with a stop, {delete_from} delete from" in FORMAT
-    assert f"{page.LEAF} leaf, {page.INNER} inner" in FORMAT
-    assert f"{page._UNIFORM} uniform, {page._NARROW} narrow, {page._WIDE} wide" in FORMAT
+    assert f"{node.LEAF} leaf, {node.INNER} inner" in FORMAT
+    assert f"{node._UNIFORM} uniform, {node._NARROW} narrow, {node._WIDE} wide" in FORMAT
     assert freelist._GROUPS.size == 4
     assert f"| {freelist._GROUP.size} each | group |" in FORMAT
 

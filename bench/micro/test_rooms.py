@@ -47,18 +47,18 @@ def test_batch_takes_1000_puts_one_by_one(benchmark: Any) -> None:
 
 
 def test_decode_a_leaf(benchmark: Any) -> None:
-    page = pytest.importorskip("kvwal.pages.page")
+    page = pytest.importorskip("kvwal.pages.node")
     assert len(benchmark(page.decode_leaf, _leaf(page))[0]) == 60
 
 
 def test_find_in_an_undecoded_leaf(benchmark: Any) -> None:
-    page = pytest.importorskip("kvwal.pages.page")
+    page = pytest.importorskip("kvwal.pages.node")
     wanted = sorted(key(n) for n in range(60))[41]
     assert benchmark(page.find_in_leaf, _leaf(page), wanted) is not None
 
 
 def test_encode_a_leaf(benchmark: Any) -> None:
-    page = pytest.importorskip("kvwal.pages.page")
+    page = pytest.importorskip("kvwal.pages.node")
     names = sorted(key(n) for n in range(60))
     benchmark(page.encode_leaf, names, [VALUE] * 60, 16, 100, (), 1)
 

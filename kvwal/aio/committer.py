@@ -38,13 +38,13 @@ from typing import TYPE_CHECKING, Final, TypeAlias
 
 from kvwal.aio.workers import refuse_other_loops, resolve
 from kvwal.batch import Seqno, WriteBatch
-from kvwal.commit import CommitPipeline
+from kvwal.engine.commit import CommitPipeline
+from kvwal.engine.present import Present
+from kvwal.engine.request import CommitRequest
 from kvwal.errors import ClosedError, Error, InternalError
-from kvwal.present import Present
-from kvwal.request import CommitRequest
 
 if TYPE_CHECKING:
-    from kvwal.store import Store
+    from kvwal.api.store import Store
 
 __all__ = ["Committer", "committed_seqno"]
 

@@ -9,9 +9,9 @@ from typing import TypeVar, overload
 from kvwal.aio.scanning import Scan, items_of, keys_of, values_of
 from kvwal.aio.workers import Workers
 from kvwal.batch import BytesLike, as_key
-from kvwal.present import Present, View
-from kvwal.reading import Bounds
-from kvwal.scan import Chunk
+from kvwal.db.mapping import Bounds
+from kvwal.engine.merge import Chunk
+from kvwal.engine.present import Present, View
 
 __all__ = ["AsyncReading", "read_again"]
 

@@ -12,7 +12,7 @@ from itertools import chain, islice
 from typing import Final, Generic, TypeVar
 
 from kvwal.aio.workers import Workers
-from kvwal.scan import Chunk
+from kvwal.engine.merge import Chunk
 
 __all__ = ["Scan", "items_of", "keys_of", "values_of"]
 

@@ -9,25 +9,25 @@ from contextlib import asynccontextmanager
 from types import TracebackType
 from typing import Any, Concatenate, Final, Literal, ParamSpec, TypeVar, overload
 
-import kvwal.opening
+import kvwal.api.open
 from kvwal.aio.committer import Committer
 from kvwal.aio.reading import AsyncReading
 from kvwal.aio.snapshot import AsyncSnapshot
 from kvwal.aio.transaction import AsyncTransaction
 from kvwal.aio.workers import Workers, in_thread, to_the_end
+from kvwal.api.store import Store
 from kvwal.batch import MAX_KEY_BYTES, MAX_VALUE_BYTES, BytesLike, Seqno, WriteBatch, as_key, as_value
+from kvwal.db.mapping import Bounds
+from kvwal.db.transaction import Transaction
+from kvwal.engine.inspection import Pin, Stats, VerifyReport
+from kvwal.engine.merge import Chunk
+from kvwal.engine.recovery import RecoveryReport
+from kvwal.engine.request import CommitRequest
 from kvwal.errors import ClosedError, ConflictError, ForkedError
 from kvwal.files import Files, PathArgument
-from kvwal.inspection import Pin, Stats, VerifyReport
 from kvwal.log import encode_put
 from kvwal.options import Durability, Flag, wants_sync
 from kvwal.pages import NotCached
-from kvwal.reading import Bounds
-from kvwal.recovery import RecoveryReport
-from kvwal.request import CommitRequest
-from kvwal.scan import Chunk
-from kvwal.store import Store
-from kvwal.transaction import Transaction
 
 __all__ = ["MAX_PENDING_BYTES", "MAX_PENDING_COMMITS", "AsyncStore", "Opening", "open"]
 
@@ -525,7 +525,7 @@ def open(
     Raises what `kvwal.open` raises.
     """
     opener = functools.partial(
-        kvwal.opening.open,
+        kvwal.api.open.open,
         path,
         flag,
         mode=mode,

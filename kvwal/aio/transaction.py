@@ -9,11 +9,11 @@ from kvwal.aio.committer import Committer
 from kvwal.aio.reading import AsyncReading, read_again
 from kvwal.aio.workers import Workers
 from kvwal.batch import BytesLike, Seqno, as_key
+from kvwal.db.mapping import Bounds
+from kvwal.db.transaction import Transaction
+from kvwal.engine.merge import Chunk
 from kvwal.errors import ClosedError
 from kvwal.pages import NotCached
-from kvwal.reading import Bounds
-from kvwal.scan import Chunk
-from kvwal.transaction import Transaction
 
 __all__ = ["AsyncTransaction"]
 

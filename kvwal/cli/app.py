@@ -33,7 +33,7 @@ from typing import Any
 import click
 
 from kvwal import errors
-from kvwal.cli import demo, entries, history, reports, transfer
+from kvwal.cli import entries, history, reports, transfer
 from kvwal.cli.terminal import BadInput, NoSuchKey, complain
 
 __all__ = ["app"]
@@ -129,6 +129,5 @@ for _command in (
     history.log,
     reports.checkpoint,
     reports.salvage,
-    demo.demo,
 ):
     app.add_command(_command)

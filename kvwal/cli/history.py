@@ -14,9 +14,9 @@ from kvwal.cli.forms import Form, form_options, show, to_json
 from kvwal.cli.terminal import human_bytes, print_json, store_path, when
 
 if TYPE_CHECKING:
+    from kvwal.api.store import Store
     from kvwal.batch import WriteBatch
     from kvwal.log import Record
-    from kvwal.store import Store
 
 __all__ = ["log"]
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from rich.text import Text
 
 if TYPE_CHECKING:
-    from kvwal.recovery import RecoveryReport
+    from kvwal.engine.recovery import RecoveryReport
 
 __all__ = ["LEGEND", "Extent", "bar", "drawing"]
 

@@ -6,7 +6,6 @@ The formats are described where they are encoded: `record`, `segment`, `index`. 
 decided in `tail`.
 """
 
-from kvwal.log.maker import Preallocate
 from kvwal.log.reader import LogReader
 from kvwal.log.record import (
     LogPosition,
@@ -17,6 +16,7 @@ from kvwal.log.record import (
     segment_name,
 )
 from kvwal.log.segment import SegmentInfo
+from kvwal.log.segments import Preallocate
 from kvwal.log.tail import Damage, LogEnd, TailRow
 from kvwal.log.writer import LogWriter
 

@@ -33,7 +33,6 @@ from kvwal.batch import Seqno
 from kvwal.errors import ClosedError, DiskFullError, InternalError, PoisonedError, StoreExistsError
 from kvwal.files import Buffer, File, Files
 from kvwal.log.index import INDEX_STRIDE_BYTES, Index, index_name
-from kvwal.log.maker import CLOSED_ROOM_BYTES, Preallocate, SegmentMaker, copy_tail, disk_full, is_full
 from kvwal.log.record import (
     CLOSED,
     COMMIT,
@@ -48,6 +47,7 @@ from kvwal.log.record import (
     encode_record,
 )
 from kvwal.log.segment import HEADER_PAGE_BYTES, SegmentHeader, SegmentInfo, list_segments
+from kvwal.log.segments import CLOSED_ROOM_BYTES, Preallocate, SegmentMaker, copy_tail, disk_full, is_full
 from kvwal.log.tail import LogEnd
 
 __all__ = ["LogWriter"]

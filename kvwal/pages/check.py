@@ -14,7 +14,7 @@ from operator import lt
 from kvwal.errors import CorruptionError
 from kvwal.pages.freelist import extents_of
 from kvwal.pages.meta import DATA_FILE, Meta
-from kvwal.pages.page import (
+from kvwal.pages.node import (
     HAS_OVERFLOW,
     OVERFLOW_REF,
     PAGE_SIZE,

@@ -27,7 +27,7 @@ from struct import Struct, calcsize, error, pack, unpack_from
 from typing import Final, TypeAlias
 
 from kvwal.errors import DiskFullError
-from kvwal.pages.page import PAGE_SIZE
+from kvwal.pages.node import PAGE_SIZE
 
 __all__ = ["Allocator", "FreeList", "Freed", "decode_free_list", "encode_free_list", "encoded_size", "extents_of"]
 

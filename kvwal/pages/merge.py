@@ -31,7 +31,7 @@ from typing import Final
 from kvwal.batch import KeyRange
 from kvwal.pages.freelist import Freed
 from kvwal.pages.meta import Meta
-from kvwal.pages.page import (
+from kvwal.pages.node import (
     ADDRESS,
     HAS_OVERFLOW,
     INNER_ROOM,

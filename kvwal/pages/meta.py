@@ -46,7 +46,7 @@ from crc32c import crc32c
 
 from kvwal.batch import Seqno
 from kvwal.errors import CorruptionError, FormatError
-from kvwal.pages.page import NO_POINTER, PAGE_SIZE, POINTER
+from kvwal.pages.node import NO_POINTER, PAGE_SIZE, POINTER
 
 __all__ = ["DATA_FILE", "META_SIZE", "Choice", "Meta", "Row", "choose", "decode_meta", "encode_meta"]
 

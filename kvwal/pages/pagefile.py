@@ -35,12 +35,12 @@ from crc32c import crc32c
 from kvwal.batch import KeyRange, Seqno
 from kvwal.errors import CorruptionError, DiskFullError, PoisonedError, ReadOnlyError
 from kvwal.files import File, Files
+from kvwal.pages.compact import tail_touches
 from kvwal.pages.freelist import Allocator, Freed, FreeList, decode_free_list, encode_free_list, encoded_size
 from kvwal.pages.merge import Merge
 from kvwal.pages.meta import DATA_FILE, Choice, Meta, Row, choose, decode_meta, encode_meta
-from kvwal.pages.page import PAGE_SIZE, POINTER, node_fault
+from kvwal.pages.node import PAGE_SIZE, POINTER, node_fault
 from kvwal.pages.pager import Pager, PageWriteError, PageWriter
-from kvwal.pages.relocate import tail_touches
 from kvwal.pages.tree import Tree
 from kvwal.pages.updates import joined_ranges
 

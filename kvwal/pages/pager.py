@@ -29,7 +29,7 @@ from kvwal.errors import ClosedError, CorruptionError
 from kvwal.files import Buffer, File
 from kvwal.pages.freelist import Allocator
 from kvwal.pages.meta import DATA_FILE
-from kvwal.pages.page import (
+from kvwal.pages.node import (
     ADDRESS,
     OVERFLOW_REF,
     PAGE_SIZE,

@@ -15,7 +15,7 @@ from struct import Struct
 from typing import Final
 
 from kvwal.pages.meta import Meta
-from kvwal.pages.page import (
+from kvwal.pages.node import (
     ADDRESS,
     HAS_OVERFLOW,
     OVERFLOW_REF,

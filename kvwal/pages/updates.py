@@ -14,7 +14,7 @@ from typing import Final
 
 from kvwal.batch import KeyRange
 from kvwal.errors import InternalError
-from kvwal.pages.page import OVERFLOW_THRESHOLD
+from kvwal.pages.node import OVERFLOW_THRESHOLD
 from kvwal.pages.pager import PageWriter
 
 __all__ = ["Updates", "joined_ranges", "merged", "one_size", "without_deletes"]

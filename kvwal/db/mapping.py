@@ -1,0 +1,312 @@
+"""What every readable thing offers: the store, a snapshot and a transaction read alike.
+
+`OrderedMapping` turns three primitives, a point read, a few entries that lie in memory, and a stream
+of ordered chunks, into a full `Mapping` with ranges, prefixes, reverse order and limits. Iteration
+stays in C: a `zip` of two lists per chunk, chained.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import ItemsView, Iterable, Iterator, KeysView, Mapping, ValuesView
+from itertools import chain, islice, starmap
+from operator import itemgetter
+from typing import TypeVar, overload
+
+from kvwal.batch import BytesLike, as_key, as_value, prefix_stop
+from kvwal.engine.few import Pairs, chunks_in
+from kvwal.engine.merge import Chunk
+
+__all__ = ["Bounds", "ItemsRange", "KeysRange", "OrderedMapping", "ValuesRange"]
+
+_T = TypeVar("_T")
+
+_keys_of = itemgetter(0)
+_values_of = itemgetter(1)
+
+
+class Bounds:
+    """A checked half-open range of keys, a direction and a limit."""
+
+    __slots__ = ("limit", "reverse", "start", "stop")
+
+    def __init__(
+        self,
+        start: BytesLike | None,
+        stop: BytesLike | None,
+        prefix: BytesLike | None,
+        reverse: bool,
+        limit: int | None,
+    ) -> None:
+        first = None if start is None else as_key(start)
+        end = None if stop is None else as_key(stop)
+        if prefix is not None:
+            head = as_key(prefix)
+            first = head if first is None else max(first, head)
+            head_stop = prefix_stop(head)
+            if head_stop is not None:
+                end = head_stop if end is None else min(end, head_stop)
+        if limit is not None:
+            if not isinstance(limit, int):
+                raise TypeError(f"limit is an int or None, not {type(limit).__name__}")
+            if limit < 0:
+                raise ValueError(f"limit is {limit}; it cannot be negative")
+        self.start = first
+        self.stop = end
+        self.reverse = bool(reverse)
+        self.limit = limit
+
+    def are_empty(self) -> bool:
+        """Whether no key can lie inside."""
+        if self.limit == 0:
+            return True
+        return self.stop is not None and self.stop <= (self.start or b"")
+
+    def are_whole(self) -> bool:
+        """Whether every key lies inside."""
+        return not self.start and self.stop is None and self.limit is None
+
+    def hold(self, key: bytes) -> bool:
+        """Whether the key lies in the range (the limit aside)."""
+        return (self.start is None or key >= self.start) and (self.stop is None or key < self.stop)
+
+    def turned(self) -> Bounds:
+        """The same range in the other direction."""
+        return Bounds(self.start, self.stop, None, not self.reverse, self.limit)
+
+
+class OrderedMapping(Mapping[bytes, bytes]):
+    """An ordered map of bytes, for reading. Keys and values come back as `bytes`."""
+
+    __slots__ = ()
+
+    @abstractmethod
+    def _read(self, key: bytes) -> bytes | None:
+        """The value of a checked key, or None."""
+
+    def _few(self, bounds: Bounds) -> Pairs | None:
+        """The pairs of a range at once, if it is short and lies in memory. The limit may be exceeded."""
+        return None
+
+    @abstractmethod
+    def _walk(self, bounds: Bounds) -> Iterator[Chunk]:
+        """Chunks of a range, in its direction, from one moment. The limit may be exceeded."""
+
+    def _chunks(self, bounds: Bounds) -> Iterator[Chunk]:
+        few = self._few(bounds)
+        return self._walk(bounds) if few is None else chunks_in(few)
+
+    def _pairs(self, bounds: Bounds) -> Iterator[tuple[bytes, bytes]]:
+        if bounds.are_empty():
+            return iter(())
+        few = self._few(bounds)
+        pairs = chain.from_iterable(starmap(zip, self._walk(bounds))) if few is None else iter(few)
+        return pairs if bounds.limit is None else islice(pairs, bounds.limit)
+
+    @abstractmethod
+    def _count(self) -> int:
+        """Number of keys."""
+
+    @overload
+    def get(self, key: BytesLike) -> bytes | None: ...
+    @overload
+    def get(self, key: BytesLike, default: bytes | _T) -> bytes | _T: ...
+    def get(self, key: BytesLike, default: object = None) -> object:
+        """The value of `key`, or `default` if it is not there. TypeError for what is not bytes-like."""
+        value = self._read(as_key(key))
+        return default if value is None else value
+
+    def get_many(self, keys: Iterable[BytesLike]) -> list[bytes | None]:
+        """The values of several keys, in their order; None where a key is missing. All from one moment."""
+        return [self._read(as_key(key)) for key in keys]
+
+    def __getitem__(self, key: BytesLike) -> bytes:
+        checked = as_key(key)
+        value = self._read(checked)
+        if value is None:
+            raise KeyError(checked)
+        return value
+
+    def __contains__(self, key: object) -> bool:
+        return self._read(as_key(key)) is not None
+
+    def __len__(self) -> int:
+        return self._count()
+
+    def __bool__(self) -> bool:
+        return self.first() is not None
+
+    def __iter__(self) -> Iterator[bytes]:
+        return iter(self.keys())
+
+    def __reversed__(self) -> Iterator[bytes]:
+        return iter(self.keys(reverse=True))
+
+    def scan(
+        self,
+        start: BytesLike | None = None,
+        stop: BytesLike | None = None,
+        *,
+        prefix: BytesLike | None = None,
+        reverse: bool = False,
+        limit: int | None = None,
+    ) -> Iterator[tuple[bytes, bytes]]:
+        """Iterate over (key, value) pairs in key order, as of the moment of the call.
+
+        Args:
+            start: first key, inclusive; None for the smallest.
+            stop: end of the range, exclusive; None for no end.
+            prefix: only keys that begin with it; combines with `start` and `stop`.
+            reverse: from the largest key down.
+            limit: at most so many pairs.
+
+        Writers go on meanwhile and are not seen. Thread-safe to call; use one iterator from one thread. An
+        iterator that is dropped lets go of its moment at once.
+        """
+        return self._pairs(Bounds(start, stop, prefix, reverse, limit))
+
+    def keys(
+        self,
+        start: BytesLike | None = None,
+        stop: BytesLike | None = None,
+        *,
+        prefix: BytesLike | None = None,
+        reverse: bool = False,
+        limit: int | None = None,
+    ) -> KeysRange:
+        """The keys, all or of a range (see `scan`), as a view that reads afresh each time it is iterated."""
+        return KeysRange(self, Bounds(start, stop, prefix, reverse, limit))
+
+    def values(
+        self,
+        start: BytesLike | None = None,
+        stop: BytesLike | None = None,
+        *,
+        prefix: BytesLike | None = None,
+        reverse: bool = False,
+        limit: int | None = None,
+    ) -> ValuesRange:
+        """The values, all or of a range (see `scan`)."""
+        return ValuesRange(self, Bounds(start, stop, prefix, reverse, limit))
+
+    def items(
+        self,
+        start: BytesLike | None = None,
+        stop: BytesLike | None = None,
+        *,
+        prefix: BytesLike | None = None,
+        reverse: bool = False,
+        limit: int | None = None,
+    ) -> ItemsRange:
+        """The (key, value) pairs, all or of a range (see `scan`)."""
+        return ItemsRange(self, Bounds(start, stop, prefix, reverse, limit))
+
+    def first(
+        self,
+        start: BytesLike | None = None,
+        stop: BytesLike | None = None,
+        *,
+        prefix: BytesLike | None = None,
+    ) -> tuple[bytes, bytes] | None:
+        """The pair with the smallest key (of the range), or None."""
+        return next(self.scan(start, stop, prefix=prefix, limit=1), None)
+
+    def last(
+        self,
+        start: BytesLike | None = None,
+        stop: BytesLike | None = None,
+        *,
+        prefix: BytesLike | None = None,
+    ) -> tuple[bytes, bytes] | None:
+        """The pair with the largest key (of the range), or None."""
+        return next(self.scan(start, stop, prefix=prefix, reverse=True, limit=1), None)
+
+
+def _checked_chunks(mapping: OrderedMapping, bounds: Bounds) -> Iterator[Chunk]:
+    return iter(()) if bounds.are_empty() else mapping._chunks(bounds)
+
+
+def _length(mapping: OrderedMapping, bounds: Bounds) -> int:
+    if bounds.are_whole():
+        return len(mapping)
+    count = sum(len(keys) for keys, _ in _checked_chunks(mapping, bounds))
+    return count if bounds.limit is None else min(count, bounds.limit)
+
+
+class KeysRange(KeysView[bytes]):
+    """A dict-like view of the keys of a range."""
+
+    __slots__ = ("_bounds", "_source")
+
+    def __init__(self, source: OrderedMapping, bounds: Bounds) -> None:
+        super().__init__(source)
+        self._source = source
+        self._bounds = bounds
+
+    def __iter__(self) -> Iterator[bytes]:
+        keys = chain.from_iterable(map(_keys_of, _checked_chunks(self._source, self._bounds)))
+        return keys if self._bounds.limit is None else islice(keys, self._bounds.limit)
+
+    def __reversed__(self) -> Iterator[bytes]:
+        return iter(KeysRange(self._source, self._bounds.turned()))
+
+    def __len__(self) -> int:
+        return _length(self._source, self._bounds)
+
+    def __contains__(self, key: object) -> bool:
+        if self._bounds.limit is not None:
+            return any(own == key for own in self)
+        return self._bounds.hold(as_key(key)) and key in self._source
+
+
+class ValuesRange(ValuesView[bytes]):
+    """A dict-like view of the values of a range."""
+
+    __slots__ = ("_bounds", "_source")
+
+    def __init__(self, source: OrderedMapping, bounds: Bounds) -> None:
+        super().__init__(source)
+        self._source = source
+        self._bounds = bounds
+
+    def __iter__(self) -> Iterator[bytes]:
+        values = chain.from_iterable(map(_values_of, _checked_chunks(self._source, self._bounds)))
+        return values if self._bounds.limit is None else islice(values, self._bounds.limit)
+
+    def __reversed__(self) -> Iterator[bytes]:
+        return iter(ValuesRange(self._source, self._bounds.turned()))
+
+    def __len__(self) -> int:
+        return _length(self._source, self._bounds)
+
+    def __contains__(self, value: object) -> bool:
+        checked = as_value(value)
+        return any(own == checked for own in self)
+
+
+class ItemsRange(ItemsView[bytes, bytes]):
+    """A dict-like view of the pairs of a range."""
+
+    __slots__ = ("_bounds", "_source")
+
+    def __init__(self, source: OrderedMapping, bounds: Bounds) -> None:
+        super().__init__(source)
+        self._source = source
+        self._bounds = bounds
+
+    def __iter__(self) -> Iterator[tuple[bytes, bytes]]:
+        return self._source._pairs(self._bounds)
+
+    def __reversed__(self) -> Iterator[tuple[bytes, bytes]]:
+        return iter(ItemsRange(self._source, self._bounds.turned()))
+
+    def __len__(self) -> int:
+        return _length(self._source, self._bounds)
+
+    def __contains__(self, item: object) -> bool:
+        if not (isinstance(item, tuple) and len(item) == 2):
+            return False
+        if self._bounds.limit is not None:
+            return any(own == item for own in self)
+        key = as_key(item[0])
+        return self._bounds.hold(key) and self._source.get(key) == item[1]

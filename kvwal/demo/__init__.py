@@ -1,0 +1,129 @@
+"""`kvwal demo`: a store that is killed again and again while real work goes on, and what is left of it each time.
+
+The writing process is a child; this one only watches. It collects the acknowledgements, kills, opens the store
+(sometimes for reading only, so that the next child has to recover it, and may be killed while it does),
+and compares. A kill takes away a process and nothing else: what a power cut does to a disk's caches is
+tried elsewhere, on a simulated disk (`crashtests/`).
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import tempfile
+import time
+from typing import Any
+
+import click
+
+import kvwal
+from kvwal.cli.picture import Extent
+from kvwal.cli.reports import oldest_in_log
+from kvwal.cli.terminal import print_json
+from kvwal.demo.bank import Bank
+from kvwal.demo.killing import ChildFailed, Death, live, plan
+from kvwal.demo.library import Library
+from kvwal.demo.promise import Answer, BrokenPromise
+from kvwal.demo.screen import Inspection, Screen
+
+__all__ = ["demo"]
+
+_EXIT_BROKEN = 3
+
+
+@click.command()
+@click.argument("job", type=click.Choice(["library", "bank"]), default="library")
+@click.option(
+    "--kills", type=click.IntRange(min=0), default=20, show_default=True, help="How often to kill the writer."
+)
+@click.option("--seed", type=int, help="Repeat the random choices of an earlier run (not its timing).")
+@click.option("--path", type=click.Path(), help="Keep the store here. It must not exist yet.")
+@click.option("--seconds", type=float, default=40.0, show_default=True, help="Hurry after so long.")
+@click.option("--json", "as_json", is_flag=True, help="Print one object, at the end.")
+def demo(job: str, kills: int, seed: int | None, path: str | None, seconds: float, as_json: bool) -> None:
+    """Kill a writing process again and again, and compare what is left with what was acknowledged.
+
+    library (the default) indexes the sources of Python's standard library. bank moves money between accounts from
+    several threads. Exit code 3 if a single promise was broken; the store is kept then.
+    """
+    if path is not None and os.path.lexists(path):
+        raise click.UsageError(f"{path} exists; the demo makes a store of its own")
+    if seed is None:
+        seed = random.SystemRandom().getrandbits(32)
+    place = path or os.path.join(tempfile.mkdtemp(prefix="kvwal-demo-"), "store.kv")
+    work: Library | Bank = (Library if job == "library" else Bank)(place, seed, kills)
+    screen = Screen(quiet=as_json, unit=work.unit)
+    result: dict[str, Any] = {"job": job, "seed": seed, "path": path, "kills": []}
+    broken: str | None = None
+    try:
+        _run(work, kills, seconds, random.Random(seed), screen, result)
+    except (BrokenPromise, ChildFailed, kvwal.CorruptionError) as error:
+        broken = str(error)
+    except KeyboardInterrupt:
+        if path is None:
+            shutil.rmtree(os.path.dirname(place), ignore_errors=True)
+        raise
+    result["ok"] = broken is None
+    result["broken"] = broken
+    if as_json:
+        print_json(result)
+    if broken is not None:
+        screen.broken(broken, place, seed)
+        click.get_current_context().exit(_EXIT_BROKEN)
+    if path is None:
+        shutil.rmtree(os.path.dirname(place))
+
+
+def _run(
+    work: Library | Bank, kills: int, seconds: float, rng: random.Random, screen: Screen, result: dict[str, Any]
+) -> None:
+    began = time.monotonic()
+    screen.introduce(work.describe(), kills, result["seed"])
+    killed = 0
+    while killed < kills:
+        spent = time.monotonic() - began
+        if spent > 3 * seconds:
+            break
+        # When time runs short, the kills follow each other quickly, and the work is finished after the last one.
+        gap = work.gap(kills - killed) if spent <= seconds * (killed + 1) / kills else 1.0
+        death = live(work.arguments(last=False), plan(rng, gap), work.heard)
+        # A child that was faster than its kill is started again: only kills count.
+        killed += death.moment != "finished"
+        inspection = _inspect(work, death, read_only=rng.random() < 0.5)
+        screen.row(killed, inspection)
+        result["kills"].append(inspection)
+        if death.moment == "finished" and work.is_finished():
+            break
+    death = live(work.arguments(last=True), None, work.heard)
+    inspection = _inspect(work, death, read_only=False)
+    screen.row(None, inspection)
+    screen.last_picture(inspection)
+    with kvwal.open(work.path, "r") as db:
+        verified = db.verify()
+        if not verified.ok:
+            raise BrokenPromise(f"verify: {verified.problems[0]} (and {len(verified.problems) - 1} more)")
+        answers: list[Answer] = []
+        for answer in work.answers(db):
+            screen.answer(answer)
+            answers.append(answer)
+    took = time.monotonic() - began
+    screen.proved(killed, work.proved(), verified, took)
+    result |= {"killed": killed, "acked": work.acked, "answers": answers, "verify": verified, "seconds": took}
+    if killed < kills:
+        screen.note(f"only {killed} of {kills} kills: the work or the time was over before the others")
+
+
+def _inspect(work: Library | Bank, death: Death, *, read_only: bool) -> Inspection:
+    """Open the store, note what recovery found, and compare."""
+    acked = work.acked
+    try:
+        db = kvwal.open(work.path, "r" if read_only else "w")
+    except kvwal.StoreNotFoundError:
+        if acked:
+            raise BrokenPromise(f"{acked} transactions were acknowledged, and there is no store") from None
+        return Inspection(death, acked)
+    with db:
+        extent = Extent.of(db.recovery, oldest_in_log(work.path))
+        finding = work.check(db)
+        return Inspection(death, acked, db.recovery, extent, finding, read_only)

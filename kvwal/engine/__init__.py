@@ -1,0 +1,1 @@
+"""One open store without a user surface: memtable, versions, commits, checkpoints, recovery."""

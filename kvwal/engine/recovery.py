@@ -1,0 +1,360 @@
+"""Opening a store: make it, or recover it, and say what was found.
+
+Recovery, and why it may itself be cut off anywhere and run again:
+
+1. The page file's newest verifying generation is taken (the table is in `pages/meta.py`). Nothing is written.
+2. The log is read from the commit after that generation and replayed into a memtable. Its end is classified by the
+   table in `log/tail.py`: what was never acknowledged is cut off, what was acknowledged and is damaged raises
+   `CorruptionError`. Nothing is written. The tail fits in memory, since writers wait at twice the memtable's budget.
+   (A checkpoint in the middle of the replay would be wrong: the pages could come to hold commits that are only in the
+   page cache, and that the log then loses.)
+3. What was read beyond the durable watermark may sit in the page cache of a flush that failed before the crash, so it
+   is not trusted to be on disk: it is written again, into a new segment that appears whole or not at all. Only then
+   does anybody get an answer.
+
+Creating goes the other way round: the first segment, then the page file under a temporary name, renamed last. So a
+page file without a log, or a log with commits without a page file, cannot come from a crash: something is missing.
+"""
+
+from __future__ import annotations
+
+import errno
+import re
+from dataclasses import dataclass
+from typing import Final, NoReturn
+
+from kvwal.batch import Seqno, WriteBatch
+from kvwal.engine.memtable import ENTRY_OVERHEAD_BYTES, Memtable
+from kvwal.engine.present import Present
+from kvwal.errors import (
+    CorruptionError,
+    DiskFullError,
+    FormatError,
+    ReadOnlyError,
+    StoreNotFoundError,
+)
+from kvwal.files import Files, LockHandle
+from kvwal.log import LogReader, LogWriter, Record
+from kvwal.log.identity import store_id_of_log
+from kvwal.log.segment import Puts
+from kvwal.options import Flag, Options
+from kvwal.pages import PageFile
+
+__all__ = ["DATA_NAME", "LOCK_NAME", "Opened", "RecoveryReport", "open_parts", "segment_names"]
+
+DATA_NAME: Final = "data"
+LOCK_NAME: Final = "lock"
+# Present while an old store is being erased for flag "n": whoever opens next finishes the erasing.
+_ERASING_NAME: Final = "erasing"
+
+_STORE_ID_BYTES: Final = 16
+
+# Every name that a store gives to a file. Nothing else is ever removed, however much it looks like one.
+_MADE: Final = re.compile(r"data|data\.tmp|spare\.tmp|\d{20}\.(log|idx|tmp|idx\.tmp)")
+_OWN: Final = re.compile(rf"{_MADE.pattern}|{LOCK_NAME}|{_ERASING_NAME}|reserve")
+
+
+@dataclass(frozen=True, slots=True)
+class RecoveryReport:
+    """What opening found and did.
+
+    Attributes:
+        created: the store was made by this open.
+        meta_choice: the row of the table in `pages/meta.py` that chose the generation.
+        checkpoint_seqno: the last commit in the pages at open.
+        row: the row of the table in `log/tail.py` that says how the log ended.
+        detail: the same in a sentence, with positions.
+        commits: commits replayed from the log.
+        bytes_replayed: their bytes in the log.
+        cut_bytes: bytes after the last good record that were cut off; they were never acknowledged.
+        last_seqno: the last commit recovered.
+        durable_seqno: the last commit that was known to be on disk before this open.
+        carried: commits after `durable_seqno` that were written again to be sure of them.
+        seconds: how long it took.
+    """
+
+    created: bool
+    meta_choice: str
+    checkpoint_seqno: Seqno
+    row: str
+    detail: str
+    commits: int
+    bytes_replayed: int
+    cut_bytes: int
+    last_seqno: Seqno
+    durable_seqno: Seqno
+    carried: int
+    seconds: float
+
+    @property
+    def records(self) -> int:
+        """Records replayed (one for each commit)."""
+        return self.commits
+
+
+@dataclass(slots=True)
+class Opened:
+    """The parts of an open store."""
+
+    directory: str
+    lock: LockHandle
+    pages: PageFile
+    #: None for a store opened read-only.
+    log: LogWriter | None
+    reader: LogReader
+    present: Present
+    report: RecoveryReport
+
+    def abandon(self) -> None:
+        """Let go of everything and write nothing."""
+        if self.log is not None:
+            self.log.abandon()
+        self.pages.abandon()
+        self.lock.release()
+
+
+def open_parts(path: str, flag: Flag, options: Options) -> Opened:
+    """Lock, make or recover the store at `path`. See `kvwal.open` for what is raised."""
+    files = options.files
+    started_s = files.monotonic_s()
+    created_directory = _check_directory(path, flag, options)
+    lock = _lock(path, flag, options)
+    try:
+        if flag != "r":
+            _finish_erasing(files, path, begin=flag == "n")
+        created = _create_if_missing(path, flag, options)
+        return _recover(path, flag, options, lock, started_s, created=created or created_directory)
+    except OSError as error:
+        lock.release()
+        if error.errno == errno.ENOSPC and not isinstance(error, DiskFullError):
+            raise DiskFullError(f"there is no space to open {path}; free some and open it again") from error
+        raise
+    except BaseException:
+        lock.release()
+        raise
+
+
+def _check_directory(path: str, flag: Flag, options: Options) -> bool:
+    """Make sure that the path is a directory of ours. True if it was made."""
+    files = options.files
+    kind = files.directory_kind(path)
+    if kind is None:
+        if flag in ("r", "w"):
+            raise StoreNotFoundError(errno.ENOENT, f'there is no store; open it with flag "c" to make one: {path}')
+        parent = files.parent(path)
+        if files.directory_kind(parent) != "directory":
+            raise StoreNotFoundError(errno.ENOENT, f"the directory that should hold the store does not exist: {parent}")
+        files.make_directory(path, options.directory_mode)
+        return True
+    if kind != "directory":
+        raise FormatError(f"{path} is not a directory; a store is a directory, so give it a name of its own")
+    if files.kind(files.join(path, DATA_NAME)) is None and (foreign := _foreign_names(files, path)):
+        raise FormatError(
+            f"{path} holds other things ({foreign[0]!r} for one) and no store; give the store a directory of its own"
+        )
+    return False
+
+
+def _foreign_names(files: Files, path: str) -> list[str]:
+    return sorted(name for name in files.list_directory(path) if not _OWN.fullmatch(name))
+
+
+def _lock(path: str, flag: Flag, options: Options) -> LockHandle:
+    files = options.files
+    lock_path = files.join(path, LOCK_NAME)
+    try:
+        return files.lock(lock_path, shared=flag == "r", mode=options.mode)
+    except PermissionError as error:
+        if flag == "r":
+            raise
+        raise ReadOnlyError(f'no permission to write in {path}; open it with flag "r" to read it') from error
+    except OSError as error:
+        if error.errno == errno.EROFS:
+            raise ReadOnlyError(f'{path} is on a read-only file system; open it with flag "r"') from error
+        if error.errno == errno.ELOOP:
+            raise FormatError(f"{lock_path} is a symbolic link, which kvwal does not follow; remove it") from error
+        raise
+
+
+def _finish_erasing(files: Files, path: str, *, begin: bool) -> None:
+    """Erase the store for flag "n", or finish what an open with "n" began before it was cut off."""
+    marker = files.join(path, _ERASING_NAME)
+    if files.kind(marker) is None:
+        if not begin:
+            return
+        _refuse_to_erase_foreign(files, path)
+        files.open(marker, create=True).close()
+        # From here on the store counts as erased: a crash in the middle must not look like damage.
+        files.sync_directory(path)
+    for name in files.list_directory(path):
+        if _MADE.fullmatch(name):
+            files.unlink(files.join(path, name))
+    files.sync_directory(path)
+    files.unlink(marker)
+    files.sync_directory(path)
+
+
+def _refuse_to_erase_foreign(files: Files, path: str) -> None:
+    """A file that happens to be named like our page file is no licence to erase it. A damaged store may be erased."""
+    data = files.join(path, DATA_NAME)
+    kind = files.kind(data)
+    if kind is None:
+        return
+    if kind == "file":
+        try:
+            PageFile(files, data, cache_bytes=0, writable=False).abandon()
+            return
+        except FormatError:
+            return  # Ours, of a newer version.
+        except CorruptionError:
+            if store_id_of_log(files, path) is not None:
+                return
+    raise FormatError(f"{data} is no page file of a store, so nothing here is erased; remove it by hand if it may go")
+
+
+def segment_names(files: Files, path: str) -> list[str]:
+    """The log's files, oldest first."""
+    names = files.list_directory(path)
+    return sorted(name for name in names if _MADE.fullmatch(name) and name.endswith(".log"))
+
+
+def _create_if_missing(path: str, flag: Flag, options: Options) -> bool:
+    files = options.files
+    data = files.join(path, DATA_NAME)
+    kind = files.kind(data)
+    if kind == "file":
+        return False
+    if kind is not None:
+        raise FormatError(f"{data} is not a regular file, which a store's page file is; kvwal does not follow links")
+    segments = segment_names(files, path)
+    if segments:
+        # A crash while the store was being made leaves its first segment, without a commit, and no page file.
+        store_id = store_id_of_log(files, path)
+        if len(segments) > 1 or store_id is None:
+            _missing_data(segments)
+        if next(LogReader(files, path, store_id).records(after=Seqno(0), floor=Seqno(0)), None) is not None:
+            _missing_data(segments)
+    if flag in ("r", "w"):
+        raise StoreNotFoundError(errno.ENOENT, f'there is no store; open it with flag "c" to make one: {path}')
+    if segments:
+        files.unlink(files.join(path, segments[0]))
+        files.sync_directory(path)
+    store_id = files.random_bytes(_STORE_ID_BYTES)
+    now_us = files.now_us()
+    # Durability: whoever made the directory may have died before its entry was on disk; then the whole store could
+    # vanish with it, acknowledged commits and all. So it is flushed here, and not only where it is made.
+    files.sync_directory(files.parent(path))
+    try:
+        LogWriter.create(
+            files,
+            path,
+            store_id,
+            segment_bytes=options.segment_bytes,
+            preallocate=options.preallocate,
+            time_us=now_us,
+            mode=options.mode,
+        ).close()
+        PageFile.create(files, data, store_id, time_us=now_us, mode=options.mode)
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            raise DiskFullError(f"there is no space to make a store at {path}") from error
+        raise
+    return True
+
+
+def _missing_data(segments: list[str]) -> NoReturn:
+    raise CorruptionError(DATA_NAME, None, f"the page file is missing, but there is a log ({segments[0]})")
+
+
+def _recover(
+    path: str, flag: Flag, options: Options, lock: LockHandle, started_s: float, *, created: bool
+) -> Opened:
+    files = options.files
+    read_only = flag == "r"
+    pages = PageFile(
+        files, files.join(path, DATA_NAME), cache_bytes=options.cache_bytes, writable=not read_only
+    )
+    try:
+        meta = pages.meta
+        checkpoint_seqno = meta.seqno
+        present = Present(
+            pages,
+            cache_bytes=options.cache_bytes,
+            memtable_bytes=options.memtable_bytes,
+        )
+        reader = LogReader(files, path, pages.store_id)
+        commits, size = _replay_all(reader, meta.seqno, present)
+        end = reader.end
+        assert end is not None, "the log was not read to its end"
+        if commits:
+            # Durability: readers come only after `resume`, below.
+            present.publish(end.last_seqno, WriteBatch(), 0)
+        log = None
+        if not read_only:
+            log = LogWriter.resume(
+                files,
+                path,
+                pages.store_id,
+                end,
+                reader,
+                segment_bytes=options.segment_bytes,
+                preallocate=options.preallocate,
+                mode=options.mode,
+            )
+        report = RecoveryReport(
+            created=created,
+            meta_choice=str(pages.choice),
+            checkpoint_seqno=checkpoint_seqno,
+            row=end.row.name.lower(),
+            detail=end.detail,
+            commits=commits,
+            bytes_replayed=size,
+            cut_bytes=end.cut_bytes,
+            last_seqno=end.last_seqno,
+            durable_seqno=end.watermark,
+            carried=max(0, end.last_seqno - end.watermark) if log is not None else 0,
+            seconds=files.monotonic_s() - started_s,
+        )
+    except BaseException:
+        pages.abandon()
+        raise
+    return Opened(path, lock, pages, log, reader, present, report)
+
+
+class _Unread:
+    """What `Present.publish` does to the memtable, without what it does for readers: there are none yet."""
+
+    def __init__(self, memtable: Memtable) -> None:
+        self._memtable = memtable
+
+    def publish(self, seqno: Seqno, batch: WriteBatch, size: int) -> None:
+        """Apply a commit."""
+        self._memtable.apply(seqno, batch, size, None)
+
+
+def _replay_all(reader: LogReader, after: Seqno, present: Present) -> tuple[int, int]:
+    """Bring the commits beyond `after` into the memtable; returns how many there were, and their bytes in the log.
+
+    No reader sees anything of it yet: there are no rows, and `present` stands at the commit before.
+    """
+    memtable = present.levels.memtable
+    unread = _Unread(memtable)
+    # Most commits are one put, which needs nothing but the dict. Whatever else a put changes is made good for below.
+    puts = Puts(memtable.latest)
+    others = size = 0
+    for record in reader.records(after=after, floor=after, puts=puts):
+        _replay(record, unread)
+        others += 1
+        size += record.size
+    end = reader.end
+    assert end is not None, "the log was not read to its end"
+    commits = end.last_seqno - after
+    memtable.bytes_used += puts.size + (commits - others) * ENTRY_OVERHEAD_BYTES
+    if memtable.tombstones:
+        # Some of those that were counted may have been put again.
+        present.recount()
+    return commits, size + puts.size
+
+
+def _replay(record: Record, present: _Unread) -> None:
+    present.publish(record.seqno, record.batch(), record.size)

@@ -1,0 +1,362 @@
+"""The command line: bytes in and out, exit codes, plain output in a pipe."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+import kvwal
+from kvwal.__main__ import whole_app
+from kvwal.cli.forms import Form, from_json, parse, show, to_json
+
+# Bytes that no encoding of text survives, and characters that would break a line or act on a terminal.
+AWKWARD = [
+    b"",
+    b"\x00",
+    b"\xff\xfe",
+    b"a\tb\nc\rd\\e",
+    b"\x1b[31mred",
+    "héllo €".encode(),
+    b"\xed\xa0\x80",
+    bytes(range(256)),
+]
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> str:
+    return str(tmp_path / "cli.kv")
+
+
+def run(*arguments: str | bytes, stdin: bytes | None = None, expect: int = 0) -> Result:
+    """Run a command in this process and check its exit code."""
+    result = CliRunner().invoke(whole_app(), [os.fsdecode(argument) for argument in arguments], input=stdin)
+    assert result.exit_code == expect, (result.output, result.stderr, result.exception)
+    return result
+
+
+def kvwal_process(*arguments: str, **options: object) -> subprocess.CompletedProcess[bytes]:
+    """Run a command in a process of its own, as a shell does."""
+    return subprocess.run([sys.executable, "-m", "kvwal", *arguments], capture_output=True, timeout=60, **options)  # type: ignore[call-overload,no-any-return]
+
+
+@pytest.fixture
+def filled(path: str) -> str:
+    with kvwal.open(path) as db:
+        for number in range(5):
+            db[b"user:%d" % number] = b"name %d" % number
+        db[b"zebra"] = b"\xff\x00"
+    return path
+
+
+def test_what_put_takes_get_gives_back_byte_for_byte(path: str) -> None:
+    for value in AWKWARD:
+        run("put", path, "key", stdin=value)
+        assert run("get", path, "key").stdout_bytes == value
+
+
+def test_put_takes_a_value_from_the_command_line_or_a_file(path: str, tmp_path: Path) -> None:
+    run("put", path, "a", "from the line")
+    (tmp_path / "value").write_bytes(b"from \xff a file")
+    run("put", path, "b", "--file", str(tmp_path / "value"))
+    with kvwal.open(path, "r") as db:
+        assert dict(db) == {b"a": b"from the line", b"b": b"from \xff a file"}
+
+
+def test_an_argument_that_is_not_utf8_reaches_the_store_as_it_is(path: str) -> None:
+    run("put", path, b"\xff\x80", b"\xfe")
+    with kvwal.open(path, "r") as db:
+        assert dict(db) == {b"\xff\x80": b"\xfe"}
+
+
+@pytest.mark.parametrize("form", [Form.HEX, Form.BASE64])
+@pytest.mark.parametrize("data", AWKWARD)
+def test_hex_and_base64_are_the_same_bytes_in_and_out(path: str, form: Form, data: bytes) -> None:
+    text = show(form, data)
+    assert parse(form, text) == data
+    run("put", path, f"--{form.value}", text, text)
+    assert run("get", path, f"--{form.value}", text).stdout == text + "\n"
+    assert run("scan", path, f"--{form.value}").stdout == f"{text}\t{text}\n"
+
+
+def test_hex_that_is_not_hex_is_a_usage_error(path: str) -> None:
+    assert "not hex" in run("put", path, "--hex", "xyz", "00", expect=2).stderr
+    assert "not base64" in run("put", path, "--base64", "@", "AA==", expect=2).stderr
+
+
+@pytest.mark.parametrize("data", AWKWARD)
+def test_a_shown_text_is_one_line_without_controls(data: bytes) -> None:
+    shown = show(Form.TEXT, data)
+    assert all(char.isprintable() for char in shown), shown
+    assert len(shown.splitlines()) <= 1
+
+
+@pytest.mark.parametrize("form", list(Form))
+@pytest.mark.parametrize("data", AWKWARD)
+def test_json_gives_back_the_same_bytes_in_every_form(form: Form, data: bytes) -> None:
+    line = json.dumps(to_json(form, "key", data))
+    assert from_json("key", json.loads(line)) == data
+
+
+def test_get_of_a_missing_key_is_exit_code_1(filled: str) -> None:
+    result = run("get", filled, "nobody", expect=1)
+    assert result.stdout == ""
+    assert "no such key: nobody" in result.stderr
+
+
+def test_get_as_json(filled: str) -> None:
+    assert json.loads(run("get", filled, "user:1", "--json").stdout) == {"key": "user:1", "value": "name 1"}
+    zebra = json.loads(run("get", filled, "zebra", "--json").stdout)
+    assert zebra == {"key": "zebra", "value_base64": base64.b64encode(b"\xff\x00").decode()}
+
+
+def test_delete_is_one_transaction_and_names_what_was_not_there(filled: str) -> None:
+    assert "no such key: nobody" in run("delete", filled, "user:1", "nobody", "user:2", expect=1).stderr
+    with kvwal.open(filled, "r") as db:
+        assert b"user:1" not in db
+        assert b"user:2" not in db
+        assert len(db) == 4
+
+
+def test_delete_by_prefix(filled: str) -> None:
+    run("delete", filled, "--prefix", "user:")
+    assert run("scan", filled, "--keys").stdout == "zebra\n"
+    run("delete", filled, expect=2)
+
+
+def test_scan_is_plain_lines_in_a_pipe(filled: str) -> None:
+    output = kvwal_process("scan", filled).stdout
+    assert output == b"".join(b"user:%d\tname %d\n" % (n, n) for n in range(5)) + b"zebra\t\\xff\\x00\n"
+
+
+def test_scan_takes_ranges_prefixes_directions_and_limits(filled: str) -> None:
+    def keys(*arguments: str) -> list[str]:
+        return run("scan", filled, "--keys", *arguments).stdout.split()
+
+    assert keys("--prefix", "user:", "--reverse", "--limit", "2") == ["user:4", "user:3"]
+    assert keys("--start", "user:3", "--stop", "zebra") == ["user:3", "user:4"]
+    assert keys("--limit", "0") == []
+    run("scan", filled, "--prefix", "a", "--start", "b", expect=2)
+
+
+def test_dump_and_load_make_the_same_store(path: str, tmp_path: Path) -> None:
+    entries = {data: data[::-1] for data in AWKWARD} | {b"%05d" % n: b"x" * n for n in range(2000)}
+    with kvwal.open(path) as db:
+        db.update(entries)
+    for number, options in enumerate([[], ["--hex"], ["--base64"]]):
+        dumped = run("dump", path, *options).stdout_bytes
+        assert dumped.count(b"\n") == len(entries)
+        copy = str(tmp_path / f"copy{number}.kv")
+        run("load", copy, "--batch", "300", stdin=dumped)
+        with kvwal.open(copy, "r") as db:
+            assert dict(db) == entries
+
+
+def test_dump_can_write_a_file_and_a_prefix(filled: str, tmp_path: Path) -> None:
+    target = tmp_path / "out.jsonl"
+    run("dump", filled, "--prefix", "user:", "--output", str(target))
+    assert [json.loads(line)["key"] for line in target.read_text().splitlines()] == [f"user:{n}" for n in range(5)]
+    copy = str(tmp_path / "copy.kv")
+    assert json.loads(run("load", copy, str(target), "--json").stdout)["loaded"] == 5
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        (b"nonsense", "Expecting value"),
+        (b"[1]", "not a JSON object"),
+        (b'{"key": "a"}', 'exactly one of "value"'),
+        (b'{"key": "a", "key_hex": "00", "value": ""}', 'exactly one of "key"'),
+        (b'{"key": 1, "value": ""}', '"key" is not a string'),
+        (b'{"key_hex": "0", "value": ""}', '"key_hex"'),
+        (b'{"key": "%s", "value": ""}' % (b"k" * 65536), "65536 bytes; the limit is 65535"),
+        (b'{"key": "\xff", "value": ""}', "utf-8"),
+    ],
+)
+def test_load_says_which_line_is_wrong_and_keeps_what_came_before(path: str, line: bytes, reason: str) -> None:
+    good = b'{"key": "one", "value": "1"}\n\n{"key": "two", "value": "2", "more": 3}\n'
+    result = run("load", path, stdin=good + line + b"\n", expect=7)
+    assert "line 4" in result.stderr
+    assert reason in result.stderr
+    assert "the 2 entries before it are in the store" in result.stderr
+    with kvwal.open(path, "r") as db:
+        assert dict(db) == {b"one": b"1", b"two": b"2"}
+
+
+def test_log_shows_the_newest_commit_first(filled: str) -> None:
+    output = run("log", filled).stdout
+    commits = [line for line in output.splitlines() if line.startswith("commit ")]
+    assert commits == [f"commit {n}" for n in range(6, 0, -1)]
+    assert "put    zebra = \\xff\\x00" in output
+    assert "\x1b" not in output
+
+
+def test_log_goes_forwards_from_a_commit_and_stops_at_a_limit(filled: str) -> None:
+    def seqnos(*arguments: str) -> list[int]:
+        return [json.loads(line)["seqno"] for line in run("log", filled, "--json", *arguments).stdout.splitlines()]
+
+    assert seqnos() == [6, 5, 4, 3, 2, 1]
+    assert seqnos("--limit", "2") == [6, 5]
+    assert seqnos("--after", "4") == [6, 5]
+    assert seqnos("--after", "2", "--reverse", "-n", "2") == [3, 4]
+    assert seqnos("--after", "6") == []
+
+
+def test_log_backwards_over_many_windows_misses_and_repeats_nothing(path: str) -> None:
+    with kvwal.open(path, durability="os") as db:
+        for number in range(1, 1004):
+            db.put(b"k", b"%d" % number)
+    lines = run("log", path, "--json").stdout.splitlines()
+    assert [json.loads(line)["seqno"] for line in lines] == list(range(1003, 0, -1))
+
+
+def test_log_shows_every_kind_of_write_and_shortens_large_commits(path: str) -> None:
+    with kvwal.open(path) as db:
+        db.delete_range(b"a", b"b")
+        db.delete_range(b"c")
+        db.delete(b"d")
+        db.update({b"%03d" % n: b"v" * 100 for n in range(30)})
+    output = run("log", path).stdout
+    assert "delete from a to before b" in output
+    assert "delete from c to the end" in output
+    assert "delete d" in output
+    assert "... and 20 more" in output
+    assert run("log", path, "--all").stdout.count("(100 B)") == 30
+    ops = [json.loads(line)["intents"][0]["op"] for line in run("log", path, "--json").stdout.splitlines()]
+    assert ops == ["put", "delete", "delete_range", "delete_range"]
+
+
+def test_stats_are_tabbed_lines_in_a_pipe_and_an_object_as_json(filled: str) -> None:
+    lines = dict(line.split("\t") for line in run("stats", filled).stdout.splitlines())
+    assert lines["entries"] == "6"
+    assert lines["recovery.last_seqno"] == "6"
+    stats = json.loads(run("stats", filled, "--json").stdout)
+    assert stats["entries"] == 6
+    assert stats["recovery"]["last_seqno"] == 6
+
+
+def test_verify_of_a_sound_store_is_exit_code_0(filled: str) -> None:
+    assert "everything holds" in run("verify", filled).stdout
+    assert json.loads(run("verify", filled, "--json").stdout)["problems"] == []
+
+
+def test_checkpoint_brings_every_commit_into_the_pages(filled: str) -> None:
+    assert "up to 6" in run("checkpoint", filled).stdout
+    with kvwal.open(filled, "r") as db:
+        assert db.recovery.checkpoint_seqno == 6
+        assert db.recovery.commits == 0
+
+
+def test_a_damaged_store_is_exit_code_3_and_salvage_saves_the_rest(filled: str, tmp_path: Path) -> None:
+    segment = min(Path(filled).glob("*.log"))
+    data = bytearray(segment.read_bytes())
+    data[data.index(b"name 2")] ^= 1
+    segment.write_bytes(data)
+    result = run("get", filled, "user:1", expect=3)
+    assert segment.name in result.stderr
+    into = str(tmp_path / "saved.kv")
+    assert "keys saved" in run("salvage", filled, into, expect=3).stdout
+    with kvwal.open(into, "r") as db:
+        assert db[b"user:1"] == b"name 1"
+        assert b"user:2" not in db
+        assert db[b"user:4"] == b"name 4"
+
+
+def test_a_store_that_another_process_has_is_exit_code_4(filled: str) -> None:
+    with kvwal.open(filled):
+        result = kvwal_process("put", filled, "a", "b")
+    assert result.returncode == 4
+    assert str(os.getpid()).encode() in result.stderr
+
+
+def test_no_store_is_exit_code_5(path: str, tmp_path: Path) -> None:
+    assert "no store" in run("get", path, "a", expect=5).stderr
+    assert not Path(path).exists()
+    (tmp_path / "file").write_text("not a store")
+    run("get", str(tmp_path / "file"), "a", expect=5)
+    (tmp_path / "foreign").mkdir()
+    (tmp_path / "foreign" / "data.csv").write_text("1,2")
+    run("put", str(tmp_path / "foreign"), "a", "b", expect=5)
+
+
+def test_a_store_whose_making_was_cut_off_is_no_store_yet(path: str) -> None:
+    """A kill between the first segment and the page file, which is renamed last: nothing was ever acknowledged."""
+    kvwal.open(path).close()
+    (Path(path) / "data").rename(Path(path) / "data.tmp")
+    run("get", path, "a", expect=5)
+    run("delete", path, "a", expect=5)
+    run("put", path, "a", "b")
+    assert run("get", path, "a").stdout == "b"
+
+
+@pytest.mark.skipif(os.name == "nt" or os.getuid() == 0, reason="permissions do not stop the superuser")
+def test_a_directory_that_cannot_be_entered_is_exit_code_6(filled: str) -> None:
+    os.chmod(filled, 0)
+    try:
+        run("get", filled, "a", expect=6)
+    finally:
+        os.chmod(filled, 0o700)
+
+
+def test_a_wrong_command_line_is_exit_code_2(path: str) -> None:
+    run("get", path, expect=2)
+    run("nonsense", expect=2)
+    run("put", path, "k", "v", "--file", "-", expect=2)
+
+
+def test_a_bug_is_exit_code_70_with_its_traceback(filled: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise kvwal.InternalError("a rule was broken")
+
+    monkeypatch.setattr(kvwal, "open", broken)
+    result = run("get", filled, "a", expect=70)
+    assert "a rule was broken" in result.stderr
+    assert "report it" in result.stderr
+
+
+def test_a_reader_that_goes_away_is_quiet_and_exit_code_141(path: str) -> None:
+    with kvwal.open(path, retain_log_bytes=1 << 30) as db:
+        db.update({b"%06d" % n: b"v" * 50 for n in range(20_000)})
+    for command in (["scan"], ["dump"], ["log", "--all"]):
+        process = subprocess.Popen(
+            [sys.executable, "-m", "kvwal", *command, path], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        )
+        assert process.stdout is not None
+        process.stdout.read(10)
+        process.stdout.close()
+        assert process.stderr is not None
+        assert process.stderr.read() == b""
+        process.stderr.close()
+        assert process.wait(timeout=60) == 141, command
+
+
+def test_without_click_the_message_says_what_to_install() -> None:
+    code = "import sys; sys.modules['click'] = None; from kvwal.__main__ import main; main()"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert result.returncode == 69
+    assert result.stderr.strip() == "kvwal: the command line needs click; install it with: pip install 'kvwal[cli]'"
+
+
+def test_every_command_has_help() -> None:
+    for name in (
+        "get",
+        "put",
+        "delete",
+        "scan",
+        "load",
+        "dump",
+        "stats",
+        "verify",
+        "log",
+        "checkpoint",
+        "salvage",
+        "demo",
+    ):
+        assert "Usage:" in run(name, "--help").stdout
+    assert kvwal_process("--version").stdout.startswith(b"kvwal, version ")

@@ -1,0 +1,226 @@
+"""Whatever happens to the bytes of the page file: right data or CorruptionError, never wrong data."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pages_fixtures import Scratch, entries
+
+from kvwal.errors import CorruptionError, FormatError
+from kvwal.pages import PageFile, Problem, Row, check, salvage_pages
+from kvwal.pages.node import PAGE_SIZE, POINTER
+
+
+def outcome(scratch: Scratch, path: Path) -> tuple[int, dict[bytes, bytes]] | str:
+    """What an open and a full read of a copy give: the generation and its content, or the error's kind."""
+    try:
+        pages = PageFile(scratch.files, str(path), cache_bytes=100_000, writable=False)
+    except (CorruptionError, FormatError) as error:
+        return type(error).__name__
+    try:
+        tree = pages.tree()
+        found = dict(entries(tree))
+        for key in found:
+            assert tree.get(key) == found[key]
+        return pages.meta.generation, found
+    except CorruptionError as error:
+        return "CorruptionError" if error.file == "data" and error.offset is not None else "without a place"
+    finally:
+        pages.close()
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> Any:
+    """Three levels in few bytes, a large value, and both generations different."""
+    scratch = Scratch(str(tmp_path))
+    scratch.checkpoint({b"%02d" % index * 300: b"v%d" % index for index in range(30)})
+    scratch.checkpoint({b"large": b"large" * 1000})
+    scratch.before = scratch.model  # type: ignore[attr-defined]
+    scratch.checkpoint({b"07" * 300: b"changed", b"x": b"new"})
+    yield scratch
+    scratch.pages.close()
+
+
+@pytest.mark.parametrize("stride", [11, pytest.param(1, marks=pytest.mark.slow)])
+def test_every_flipped_byte_gives_right_data_or_corruption(small: Any, tmp_path: Path, stride: int) -> None:
+    good = Path(small.path).read_bytes()
+    newest, before = small.pages.meta.generation, small.before
+    copy = tmp_path / "copy"
+    copy.write_bytes(good)
+    seen: dict[str, int] = {"right": 0, "older": 0, "error": 0}
+    with copy.open("r+b", buffering=0) as file:
+        for offset in range(len(good)):
+            # Every byte of a slot and of a node's header; elsewhere a part of them, unless there is time.
+            if offset % PAGE_SIZE > (150 if offset < 2 * PAGE_SIZE else 48) and offset % stride:
+                continue
+            file.seek(offset)
+            file.write(bytes([good[offset] ^ (1 << offset % 8)]))
+            result = outcome(small, copy)
+            if isinstance(result, str):
+                assert result != "without a place"
+                seen["error"] += 1
+            elif result[0] == newest:
+                assert result[1] == small.model
+                seen["right"] += 1
+            else:
+                assert result == (newest - 1, before)
+                seen["older"] += 1
+            file.seek(offset)
+            file.write(good[offset : offset + 1])
+    assert all(seen.values()), seen
+
+
+def test_every_truncation_gives_right_data_or_corruption(small: Any, tmp_path: Path) -> None:
+    good = Path(small.path).read_bytes()
+    newest = small.pages.meta.generation
+    copy = tmp_path / "copy"
+    for size in range(0, len(good), PAGE_SIZE // 2):
+        copy.write_bytes(good[:size])
+        result = outcome(small, copy)
+        if not isinstance(result, str):
+            assert result[1] == (small.model if result[0] == newest else small.before)
+
+
+def test_every_page_replaced_by_an_older_version_of_itself_is_noticed(tmp_path: Path) -> None:
+    """A lost write: the disk said it had written the page, and kept the old one, whose checksum is right."""
+    scratch = Scratch(str(tmp_path))
+    pictures = []
+    for step in range(6):
+        scratch.checkpoint({b"%03d" % index: b"%d" % step * 30 for index in range(600)})
+        pictures.append(Path(scratch.path).read_bytes())
+    scratch.pages.close()
+    newest, model = pictures[-1], scratch.model
+    copy = tmp_path / "copy"
+    noticed = 0
+    for picture in pictures[:-1]:
+        for page in range(2, len(newest) // PAGE_SIZE):
+            at = page * PAGE_SIZE
+            old = picture[at : at + PAGE_SIZE]
+            if not old or old == newest[at : at + PAGE_SIZE]:
+                continue
+            copy.write_bytes(newest[:at] + old + newest[at + PAGE_SIZE :])
+            result = outcome(scratch, copy)
+            if isinstance(result, str):
+                noticed += 1
+            else:
+                assert result[1] == (model if result[0] == 7 else dict.fromkeys(model, b"4" * 30))
+    assert noticed
+
+
+def test_every_page_replaced_by_another_page_is_noticed(small: Any, tmp_path: Path) -> None:
+    """A misplaced write."""
+    good = Path(small.path).read_bytes()
+    pages = [good[at : at + PAGE_SIZE] for at in range(0, len(good), PAGE_SIZE)]
+    newest = small.pages.meta.generation
+    copy = tmp_path / "copy"
+    for target in range(len(pages)):
+        for source in range(0, len(pages), 3):
+            mixed = [*pages]
+            mixed[target] = pages[source]
+            copy.write_bytes(b"".join(mixed))
+            result = outcome(small, copy)
+            if not isinstance(result, str):
+                assert result[1] == (small.model if result[0] == newest else small.before)
+
+
+def test_lost_write_of_the_newest_meta_opens_the_generation_before(small: Any, tmp_path: Path) -> None:
+    """The slot still holds the generation two before the newest: the other one is the newest there is."""
+    good = bytearray(Path(small.path).read_bytes())
+    slot = small.pages.meta.generation % 2 * PAGE_SIZE
+    two_back = tmp_path / "copy"
+    good[slot : slot + PAGE_SIZE] = bytes(PAGE_SIZE)
+    two_back.write_bytes(good)
+    assert outcome(small, two_back) == (small.pages.meta.generation - 1, small.before)
+
+
+def damage(scratch: Scratch, offset: int) -> None:
+    with open(scratch.path, "r+b") as file:
+        file.seek(offset)
+        byte = file.read(1)
+        file.seek(offset)
+        file.write(bytes([byte[0] ^ 0x10]))
+
+
+def test_check_names_what_is_damaged_and_goes_on(tmp_path: Path) -> None:
+    scratch = Scratch(str(tmp_path))
+    scratch.checkpoint({b"%04d" % index: b"v" * 100 for index in range(1000)} | {b"large": bytes(5000)})
+    scratch.checkpoint({b"0500": b"changed"})
+    children = scratch.pages._pager.node(scratch.pages.meta.root, 0, 1)[1]
+    damaged = [POINTER.unpack_from(children, 20 * index)[0] * PAGE_SIZE for index in (0, 3)]
+    for offset in damaged:
+        damage(scratch, offset + 200)
+    problems = list(check(scratch.pages, scratch.pages.meta))
+    assert {problem.offset for problem in problems if "checksum" in problem.reason} == set(damaged)
+    assert all(problem.file == "data" for problem in problems)
+
+
+def test_salvage_saves_what_lies_around_the_damage(tmp_path: Path) -> None:
+    scratch = Scratch(str(tmp_path))
+    large = {b"x%d" % index: bytes([index]) * 5000 for index in range(5)}
+    scratch.checkpoint({b"%04d" % index: b"v" * 100 for index in range(1000)} | large)
+    children = scratch.pages._pager.node(scratch.pages.meta.root, 0, 1)[1]
+    damage(scratch, POINTER.unpack_from(children, 40)[0] * PAGE_SIZE + 300)
+    found: dict[bytes, bytes] = {}
+    problems = []
+    for part in salvage_pages(scratch.pages):
+        if isinstance(part, Problem):
+            problems.append(part)
+        else:
+            found.update(zip(*part, strict=True))
+    assert len(problems) == 1
+    assert "entries are lost" in problems[0].reason
+    lost = set(scratch.model) - set(found)
+    assert 0 < len(lost) < 100
+    assert all(scratch.model[key] == value for key, value in found.items())
+
+
+def test_damaged_large_value_hides_its_key_and_no_other(tmp_path: Path) -> None:
+    scratch = Scratch(str(tmp_path))
+    scratch.checkpoint({b"a": b"1", b"large": b"L" * 9000, b"z": b"2"})
+    damage(scratch, Path(scratch.path).read_bytes().index(b"LLLL") + 10)
+    assert scratch.pages.tree().get(b"a") == b"1"
+    with pytest.raises(CorruptionError) as caught:
+        scratch.pages.tree().get(b"large")
+    assert caught.value.offset is not None
+    assert entries(scratch.pages.tree(), b"m") == [(b"z", b"2")]
+    parts = list(salvage_pages(scratch.pages))
+    assert [part[0] for part in parts if isinstance(part, tuple)] == [[b"a"], [b"z"]]
+    assert any(isinstance(part, Problem) and "b'large' is lost" in part.reason for part in parts)
+
+
+def test_damaged_free_list_stops_checkpoints_and_nothing_else(tmp_path: Path) -> None:
+    scratch = Scratch(str(tmp_path))
+    for step in range(3):
+        scratch.checkpoint({b"%04d" % index: b"%d" % step for index in range(500)})
+    scratch.pages.close()
+    damage(scratch, scratch.pages.meta.free_page * PAGE_SIZE)
+    scratch.pages = scratch.open()
+    assert dict(entries(scratch.pages.tree())) == scratch.model
+    for _ in range(2):
+        with pytest.raises(CorruptionError, match="checksum"):
+            scratch.checkpoint({b"a": b"b"})
+    assert any("checksum" in problem.reason for problem in check(scratch.pages))
+
+
+def test_file_that_was_longer_when_its_older_generation_was_made_is_sound(tmp_path: Path) -> None:
+    """Only free pages were cut off, so falling back to that generation loses nothing, and goes on."""
+    scratch = Scratch(str(tmp_path))
+    scratch.checkpoint({b"%04d" % index: b"v" * 100 for index in range(3000)})
+    scratch.checkpoint({}, [(b"", b"2990")])
+    model = {}
+    for _ in range(3):
+        model = scratch.model
+        scratch.checkpoint({b"x": b"y"})
+    newest = scratch.pages.meta.generation
+    scratch.pages.close()
+    damage(scratch, newest % 2 * PAGE_SIZE + 20)
+    scratch.pages = scratch.open()
+    assert scratch.pages.choice.row is Row.ONE_TORN
+    scratch.model = model
+    scratch.verify()
+    scratch.checkpoint({b"%04d" % index: b"w" * 100 for index in range(3000)})
+    scratch.verify()
+    shutil.copy(scratch.path, tmp_path / "copy")

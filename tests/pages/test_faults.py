@@ -1,0 +1,219 @@
+"""Each operation of a checkpoint fails once: the generation before stays, and a full disk is only a delay."""
+
+from __future__ import annotations
+
+import errno
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pages_fixtures import Scratch, WatchedFiles, contents
+
+from kvwal.batch import Seqno
+from kvwal.errors import DiskFullError, PoisonedError
+from kvwal.pages import PageFile, check
+from kvwal.pages.node import PAGE_SIZE
+
+BATCH: dict[bytes, bytes | None] = {b"%04d" % index: b"new" * 20 for index in range(0, 4000, 3)}
+BATCH |= {b"large": bytes(300_000), b"0001": None}
+
+
+class Trap:
+    """Fails the nth operation, and only that."""
+
+    def __init__(self, nth: int, code: int, kinds: set[str]) -> None:
+        self.left = nth
+        self.code = code
+        self.kinds = kinds
+        self.sprung: tuple[str, int] | None = None
+
+    def __call__(self, operation: str, offset: int, size: int) -> None:
+        if operation in self.kinds and self.sprung is None:
+            if self.left == 0:
+                self.sprung = (operation, offset)
+                raise OSError(self.code, "injected")
+            self.left -= 1
+
+
+def prepared(directory: Path) -> Scratch:
+    scratch = Scratch(str(directory), files=WatchedFiles())
+    for step in range(4):
+        scratch.checkpoint({b"%04d" % index: b"%d" % step * 60 for index in range(0, 4000, 1 + step)})
+    return scratch
+
+
+def quiet(operation: str, offset: int, size: int) -> None:
+    del operation, offset, size
+
+
+def each_failure(tmp_path: Path, code: int, kinds: set[str]) -> Any:
+    """A prepared file per operation of one checkpoint, with that operation failing in it."""
+    nth = 0
+    while True:
+        directory = tmp_path / f"{code}-{nth}"
+        directory.mkdir()
+        scratch = prepared(directory)
+        trap = Trap(nth, code, kinds)
+        scratch.files.before = trap
+        yield scratch, trap
+        scratch.files.before = quiet
+        scratch.pages.close()
+        if trap.sprung is None:
+            assert nth, "nothing was tried"
+            return
+        nth += 1
+
+
+def test_full_disk_at_any_write_changes_nothing_and_a_retry_succeeds(tmp_path: Path) -> None:
+    for scratch, trap in each_failure(tmp_path, errno.ENOSPC, {"pwrite"}):
+        meta, before = scratch.pages.meta, scratch.model
+        in_meta_slot = False
+        try:
+            scratch.checkpoint(BATCH)
+        except DiskFullError:
+            assert trap.sprung[1] >= 2 * PAGE_SIZE
+        except OSError as error:
+            # A meta slot is never new space; whatever made it fail leaves the slot in doubt.
+            in_meta_slot = error.errno == errno.ENOSPC and trap.sprung[1] < 2 * PAGE_SIZE
+            if not in_meta_slot:
+                raise
+        scratch.files.before = quiet
+        if trap.sprung is None:
+            scratch.verify()
+            continue
+        assert scratch.pages.meta == meta
+        assert contents(scratch.pages.tree()) == before
+        if in_meta_slot:
+            with pytest.raises(PoisonedError):
+                scratch.checkpoint(BATCH)
+            continue
+        scratch.verify()
+        assert Path(scratch.path).stat().st_size <= meta.page_count * PAGE_SIZE
+        scratch.checkpoint(BATCH)
+        scratch.verify()
+        scratch.reopen()
+        scratch.verify()
+
+
+@pytest.mark.parametrize("kind", ["pwrite", "sync"])
+def test_failed_write_or_sync_poisons_checkpoints_and_leaves_reads(tmp_path: Path, kind: str) -> None:
+    for scratch, trap in each_failure(tmp_path, errno.EIO, {kind}):
+        meta, before = scratch.pages.meta, scratch.model
+        if trap.left > 50:
+            break
+        try:
+            scratch.checkpoint(BATCH)
+        except OSError as error:
+            if error.errno != errno.EIO:
+                raise
+        scratch.files.before = quiet
+        if trap.sprung is None:
+            continue
+        assert scratch.pages.meta == meta
+        assert contents(scratch.pages.tree()) == before
+        with pytest.raises(PoisonedError) as caught:
+            scratch.checkpoint(BATCH)
+        assert isinstance(caught.value.__cause__, OSError)
+        scratch.pages.abandon()
+        scratch.pages = scratch.open()
+        # The flip may have reached the disk or not; both are a whole generation.
+        if scratch.pages.meta.generation == meta.generation:
+            scratch.model = before
+        assert list(check(scratch.pages)) == []
+        scratch.checkpoint({b"after": b"recovery"})
+        assert list(check(scratch.pages)) == []
+
+
+def test_full_disk_reported_by_a_sync_is_not_retried(tmp_path: Path) -> None:
+    """The kernel reports it once, and the pages it could not write count as clean afterwards."""
+    for scratch, trap in each_failure(tmp_path, errno.ENOSPC, {"sync"}):
+        try:
+            scratch.checkpoint(BATCH)
+        except DiskFullError:
+            pytest.fail("a failed sync must not look like something to try again")
+        except OSError:
+            scratch.files.before = quiet
+            with pytest.raises(PoisonedError):
+                scratch.checkpoint(BATCH)
+        assert trap.left >= 0
+
+
+def test_failed_read_changes_nothing_and_a_retry_succeeds(tmp_path: Path) -> None:
+    for scratch, trap in each_failure(tmp_path, errno.EIO, {"pread"}):
+        meta = scratch.pages.meta
+        try:
+            scratch.checkpoint(BATCH)
+        except OSError as error:
+            if error.errno != errno.EIO:
+                raise
+            scratch.files.before = quiet
+            assert scratch.pages.meta == meta
+            if trap.left == 0:
+                scratch.verify()
+                scratch.checkpoint(BATCH)
+        scratch.files.before = quiet
+        scratch.verify()
+        if trap.sprung is not None:
+            # One in each stretch of the file shows the same; all of them would only be slow.
+            trap.left += 7
+
+
+def test_failed_truncation_harms_nobody(tmp_path: Path) -> None:
+    scratch = prepared(tmp_path)
+    scratch.checkpoint({}, [(b"", None)])
+    scratch.checkpoint({})
+    scratch.files.before = Trap(0, errno.EIO, {"truncate"})
+    scratch.checkpoint({})
+    scratch.checkpoint({})
+    scratch.files.before = quiet
+    scratch.checkpoint({})
+    scratch.verify()
+    assert Path(scratch.path).stat().st_size <= 8 * PAGE_SIZE
+    scratch.pages.close()
+
+
+def test_caller_that_stops_before_the_flip_stops_the_checkpoint(tmp_path: Path) -> None:
+    scratch = prepared(tmp_path)
+    meta = scratch.pages.meta
+    size = Path(scratch.path).stat().st_size
+
+    def stop() -> None:
+        raise OSError(errno.ENOSPC, "the log's disk is full")
+
+    # What the caller raises passes through: only the caller knows what it means.
+    with pytest.raises(OSError, match="log's disk"):
+        scratch.pages.checkpoint(sorted(BATCH.items()), (), seqno=Seqno(9), time_us=9, before_flip=stop)
+    assert scratch.pages.meta == meta
+    assert Path(scratch.path).stat().st_size == size
+    scratch.verify()
+    scratch.checkpoint(BATCH)
+    scratch.verify()
+    scratch.pages.close()
+
+
+def test_updates_that_raise_stop_the_checkpoint(tmp_path: Path) -> None:
+    scratch = prepared(tmp_path)
+
+    def updates() -> Any:
+        for index in range(3000):
+            yield b"%04d" % index, b"x" * 500
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        scratch.pages.checkpoint(updates(), (), seqno=Seqno(9), time_us=9)
+    scratch.verify()
+    scratch.checkpoint(BATCH)
+    scratch.verify()
+    scratch.pages.close()
+
+
+def test_create_that_fails_leaves_no_page_file(tmp_path: Path) -> None:
+    files: Any = WatchedFiles()
+    for kind in ("pwrite", "sync"):
+        files.before = Trap(0, errno.ENOSPC, {kind})
+        with pytest.raises(OSError, match="injected"):
+            PageFile.create(files, str(tmp_path / "data"), b"s" * 16, time_us=1)
+        assert not (tmp_path / "data").exists()
+    files.before = quiet
+    PageFile.create(files, str(tmp_path / "data"), b"s" * 16, time_us=1)
+    assert [path.name for path in tmp_path.iterdir()] == ["data"]

@@ -1,0 +1,555 @@
+"""The page file as a whole: limits, pins, reuse of pages, shrinking, budgets, closing."""
+
+from __future__ import annotations
+
+import random
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pages_fixtures import STORE_ID, Scratch, contents, entries
+
+from kvwal.batch import MAX_KEY_BYTES, Seqno
+from kvwal.errors import ClosedError, InternalError, ReadOnlyError
+from kvwal.files import system_files
+from kvwal.pages import PageFile, check, salvage_pages
+from kvwal.pages.node import OVERFLOW_THRESHOLD, PAGE_SIZE
+from kvwal.pages.pager import Pager
+
+
+@pytest.fixture
+def scratch(tmp_path: Path) -> Any:
+    made = Scratch(str(tmp_path))
+    yield made
+    made.pages.close()
+
+
+def size_of(scratch: Scratch) -> int:
+    return Path(scratch.path).stat().st_size
+
+
+# Making and opening.
+
+
+def test_new_file_is_empty_and_sound(scratch: Scratch) -> None:
+    assert (scratch.pages.meta.generation, scratch.pages.meta.count, scratch.pages.store_id) == (1, 0, STORE_ID)
+    assert scratch.pages.older is not None
+    assert scratch.pages.tree().get(b"") is None
+    assert scratch.pages.tree().count(b"a", b"b") == 0
+    scratch.verify()
+    assert size_of(scratch) == 2 * PAGE_SIZE
+
+
+def test_create_removes_what_an_interrupted_create_left(tmp_path: Path) -> None:
+    (tmp_path / "data.tmp").write_bytes(b"half")
+    Scratch(str(tmp_path)).verify()
+    assert not (tmp_path / "data.tmp").exists()
+
+
+def test_meta_survives_a_reopen(scratch: Scratch) -> None:
+    meta = scratch.pages.checkpoint([(b"k", b"v")], (), seqno=Seqno(42), time_us=4200)
+    scratch.reopen()
+    assert scratch.pages.meta == meta
+    assert (meta.seqno, meta.time_us, meta.created_us, meta.page_size) == (42, 4200, 1, PAGE_SIZE)
+
+
+def test_read_only_file_takes_no_checkpoint(scratch: Scratch) -> None:
+    scratch.checkpoint({b"k": b"v"})
+    pages = scratch.open(writable=False)
+    assert pages.tree().get(b"k") == b"v"
+    with pytest.raises(ReadOnlyError):
+        pages.checkpoint([], (), seqno=Seqno(2), time_us=2)
+    pages.close()
+
+
+def test_closed_file_says_so(scratch: Scratch) -> None:
+    scratch.checkpoint({b"%d" % index: b"v" * 100 for index in range(500)})
+    tree = scratch.pages.tree()
+    scratch.pages.close()
+    scratch.pages.close()
+    with pytest.raises(ClosedError):
+        tree.get(b"1")
+    with pytest.raises(ClosedError):
+        entries(tree)
+
+
+# Limits.
+
+
+def test_longest_and_shortest_keys(scratch: Scratch) -> None:
+    long = b"k" * MAX_KEY_BYTES
+    scratch.checkpoint({b"": b"empty key", long: b"long key", long[:-1]: b"", b"\xff" * MAX_KEY_BYTES: b"last"})
+    scratch.verify()
+    tree = scratch.pages.tree()
+    assert tree.get(b"") == b"empty key"
+    assert tree.get(long) == b"long key"
+    assert tree.get(long[:-1]) == b""
+    assert tree.get(long[:-2]) is None
+    assert entries(tree, b"\xff") == [(b"\xff" * MAX_KEY_BYTES, b"last")]
+
+
+def test_long_keys_that_differ_only_at_the_end_make_inner_nodes_of_several_pages(scratch: Scratch) -> None:
+    head = b"k" * (MAX_KEY_BYTES - 2)
+    scratch.checkpoint({head + b"%02d" % index: b"%d" % index for index in range(40)})
+    scratch.verify()
+    assert scratch.pages.tree().get(head + b"17") == b"17"
+    assert scratch.pages.meta.height <= 4
+    scratch.checkpoint({head + b"%02d" % index: None for index in range(0, 40, 2)})
+    scratch.verify()
+
+
+@pytest.mark.parametrize(
+    "size", [0, OVERFLOW_THRESHOLD - 1, OVERFLOW_THRESHOLD, OVERFLOW_THRESHOLD + 1, 4095, 4096, 4097, 3 << 20]
+)
+def test_values_around_the_overflow_threshold_and_page_sizes(scratch: Scratch, size: int) -> None:
+    value = random.Random(size).randbytes(size)
+    scratch.checkpoint({b"a": b"1", b"k": value, b"z": b"2"})
+    scratch.verify()
+    assert bool(scratch.pages.meta.root[10] & 1) == (size > OVERFLOW_THRESHOLD)
+    scratch.reopen()
+    assert scratch.pages.tree().get(b"k") == value
+    scratch.checkpoint({b"b": b"the leaf changes, the large value stays where it is"})
+    scratch.verify()
+    scratch.checkpoint({b"k": None})
+    scratch.verify()
+    assert not scratch.pages.meta.root[10]
+
+
+@pytest.mark.slow
+def test_value_of_the_largest_size(scratch: Scratch) -> None:
+    value = bytes(1 << 30)
+    scratch.checkpoint({b"k": value})
+    assert scratch.pages.tree().get(b"k") == value
+    assert list(check(scratch.pages)) == []
+
+
+def test_scan_of_large_values_holds_few_of_them_at_a_time(scratch: Scratch) -> None:
+    scratch.checkpoint({b"%02d" % index: bytes([index]) * (1 << 20) for index in range(20)})
+    for reverse in (False, True):
+        sizes = [sum(map(len, values)) for _, values in scratch.pages.tree().chunks(reverse=reverse)]
+        assert len(sizes) > 3
+        assert max(sizes) <= 6 << 20
+    scratch.verify()
+    assert [key for key, _ in entries(scratch.pages.tree(), b"03", b"05")] == [b"03", b"04"]
+
+
+def test_updates_that_are_not_sorted_are_our_own_bug(scratch: Scratch) -> None:
+    scratch.checkpoint({b"k": b"v"})
+    for updates in ([(b"b", b""), (b"a", b"")], [(b"a", b""), (b"a", b"")]):
+        with pytest.raises(InternalError):
+            scratch.pages.checkpoint(updates, (), seqno=Seqno(2), time_us=2)
+    scratch.verify()
+
+
+def test_updates_are_read_as_a_stream(scratch: Scratch) -> None:
+    """A copy of a store larger than memory is a checkpoint too."""
+    ahead = 0
+    written = 0
+
+    def updates() -> Any:
+        nonlocal ahead
+        for index in range(200_000):
+            ahead = max(ahead, index - written)
+            yield b"%08d" % index, b"v"
+
+    def give_way() -> None:
+        nonlocal written
+        written += 900
+
+    scratch.pages.checkpoint(updates(), (), seqno=Seqno(1), time_us=1, give_way=give_way)
+    assert ahead < 50_000
+    assert scratch.pages.meta.count == 200_000
+
+
+@pytest.mark.parametrize("stored", [0, 20_000], ids=["into an empty tree", "over what is there"])
+def test_few_updates_are_taken_between_two_times_of_giving_way(scratch: Scratch, stored: int) -> None:
+    """No other thread runs meanwhile, so it is not leaf by leaf where leaves hold many entries."""
+    if stored:
+        scratch.checkpoint({b"%06d" % index: b"v" for index in range(stored)})
+    taken = most = 0
+
+    def updates() -> Any:
+        nonlocal taken, most
+        for index in range(20_000):
+            taken += 1
+            most = max(most, taken)
+            yield b"%06d" % index, b"w"
+
+    def give_way() -> None:
+        nonlocal taken
+        taken = 0
+
+    scratch.pages.checkpoint(updates(), (), seqno=Seqno(9), time_us=9, give_way=give_way)
+    assert most <= 600
+
+
+def test_give_way_is_called_at_least_once_a_leaf(scratch: Scratch) -> None:
+    calls: list[int] = []
+    scratch.checkpoint({b"%06d" % index: b"v" * 100 for index in range(10_000)})
+    scratch.pages.checkpoint(
+        ((b"%06d" % index, b"w" * 100) for index in range(10_000)),
+        (),
+        seqno=Seqno(9),
+        time_us=9,
+        give_way=lambda: calls.append(1),
+    )
+    assert len(calls) >= 10_000 * 107 // 8192
+
+
+# Packing.
+
+
+def leaves_fill(scratch: Scratch) -> float:
+    """Bytes of keys and values to bytes of pages that are in use."""
+    data = sum(len(key) + len(value) for key, value in scratch.model.items())
+    stats = scratch.pages.stats()
+    used = stats["pages"] - stats["free_pages"] - stats["held_pages"]
+    return data / (used * PAGE_SIZE)
+
+
+def test_sorted_and_random_loads_fill_their_leaves(tmp_path: Path, rng: random.Random) -> None:
+    everything = [b"%016d" % index for index in range(20_000)]
+    for name, batches in (("sorted", 1), ("random", 8), ("small", 40)):
+        directory = tmp_path / name
+        directory.mkdir()
+        scratch = Scratch(str(directory))
+        if batches > 1:
+            rng.shuffle(everything)
+        for batch in range(batches):
+            scratch.checkpoint(dict.fromkeys(everything[batch::batches], b"v" * 100))
+        scratch.verify()
+        assert leaves_fill(scratch) > 0.85, name
+        scratch.pages.close()
+
+
+def test_sparse_inserts_keep_leaves_two_thirds_full(scratch: Scratch, rng: random.Random) -> None:
+    scratch.checkpoint({b"%010d" % (index * 1000): b"v" * 100 for index in range(10_000)})
+    for _ in range(30):
+        scratch.checkpoint({b"%010d" % rng.randrange(10_000_000): b"v" * 100 for _ in range(60)})
+    scratch.verify()
+    assert leaves_fill(scratch) > 0.70
+
+
+def test_leaves_emptied_by_deletes_join_their_neighbours(scratch: Scratch, rng: random.Random) -> None:
+    scratch.checkpoint({b"%06d" % index: b"v" * 100 for index in range(10_000)})
+    survivors = set(rng.sample(sorted(scratch.model), 1000))
+    scratch.checkpoint({key: None for key in scratch.model if key not in survivors})
+    scratch.verify()
+    assert leaves_fill(scratch) > 0.80
+
+
+def test_small_change_rewrites_one_path(scratch: Scratch) -> None:
+    scratch.checkpoint({b"%06d" % index: b"v" * 100 for index in range(20_000)})
+    before = scratch.pages.stats()["pages"]
+    scratch.checkpoint({b"%06d" % 777: b"w" * 100})
+    # A leaf, two levels above it at most, the free list.
+    assert scratch.pages.stats()["pages"] - before <= 2 + 2 * 2 + 1
+
+
+def test_checkpoint_of_nothing_writes_no_node(scratch: Scratch) -> None:
+    scratch.checkpoint({b"%06d" % index: b"v" for index in range(1000)})
+    root = scratch.pages.meta.root
+    scratch.checkpoint({})
+    assert scratch.pages.meta.root == root
+    scratch.verify()
+
+
+def test_deleted_range_is_dropped_without_reading_its_leaves(scratch: Scratch) -> None:
+    scratch.checkpoint({b"%06d" % index: b"v" * 100 for index in range(20_000)})
+    reads: list[int] = []
+    original = Pager.read
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Pager, "read", lambda self, *call: (reads.append(1), original(self, *call))[1])
+        scratch.checkpoint({}, [(b"001000", b"019000")])
+    assert len(reads) < 20
+    scratch.verify()
+
+
+# Generations, pins and pages.
+
+
+def test_tree_of_the_generation_before_stays_readable(scratch: Scratch) -> None:
+    scratch.checkpoint({b"%04d" % index: b"old" for index in range(2000)})
+    older, before = scratch.pages.tree(), scratch.model
+    scratch.checkpoint({b"%04d" % index: b"new" for index in range(2000)})
+    assert contents(older) == before
+    scratch.verify()
+
+
+def test_pin_keeps_a_generation_readable_while_checkpoints_go_on(scratch: Scratch, rng: random.Random) -> None:
+    pinned = []
+    for step in range(12):
+        scratch.checkpoint({b"%04d" % rng.randrange(3000): b"%d" % step * 20 for _ in range(1000)})
+        if step % 3 == 0:
+            scratch.pages.pin(scratch.pages.meta.generation)
+            pinned.append((scratch.pages.meta, scratch.model))
+        for meta, model in pinned:
+            assert list(check(scratch.pages, meta, whole=False)) == []
+            assert contents(scratch.pages.tree(meta)) == model
+    assert sorted(scratch.pages.pinned()) == [meta.generation for meta, _ in pinned]
+    for meta, _ in pinned:
+        scratch.pages.unpin(meta.generation)
+    assert scratch.pages.pinned() == {}
+    held = scratch.pages.stats()["held_pages"]
+    scratch.checkpoint({})
+    assert scratch.pages.stats()["held_pages"] < held / 2
+    scratch.verify()
+
+
+def test_old_pin_holds_only_what_it_reaches(scratch: Scratch) -> None:
+    """Pages that were written and freed after the pinned generation are reused: a snapshot costs its own size."""
+    scratch.checkpoint({b"%04d" % index: b"v" * 100 for index in range(3000)})
+    scratch.pages.pin(scratch.pages.meta.generation)
+    sizes = []
+    for step in range(12):
+        scratch.checkpoint({b"%04d" % index: b"%02d" % step * 50 for index in range(3000)})
+        sizes.append(scratch.pages.stats()["pages"])
+    assert max(sizes[4:]) == max(sizes[:4])
+    scratch.verify()
+
+
+def test_generation_that_is_gone_cannot_be_pinned(scratch: Scratch) -> None:
+    gone = scratch.pages.meta.generation
+    scratch.checkpoint({b"a": b"1"})
+    scratch.pages.pin(gone)
+    scratch.pages.unpin(gone)
+    scratch.checkpoint({b"a": b"2"})
+    with pytest.raises(ValueError, match="no longer kept"):
+        scratch.pages.pin(gone)
+
+
+def test_generation_before_cannot_be_pinned_any_more_once_the_flip_is_prepared(scratch: Scratch) -> None:
+    """Its pages may be about to be cut off the file."""
+    scratch.checkpoint({b"a": b"1"})
+    old, current = scratch.pages.older, scratch.pages.meta
+    assert old is not None
+
+    def before_flip() -> None:
+        with pytest.raises(ValueError, match="no longer kept"):
+            scratch.pages.pin(old.generation)
+        scratch.pages.pin(current.generation)
+
+    scratch.pages.checkpoint([(b"b", b"2")], (), seqno=Seqno(2), time_us=2, before_flip=before_flip)
+    assert scratch.pages.pinned() == {current.generation: 1}
+
+
+def test_freed_pages_are_used_again_two_checkpoints_later(scratch: Scratch) -> None:
+    everything = {b"%04d" % index: b"v" * 100 for index in range(5000)}
+    pages = []
+    for _ in range(8):
+        scratch.checkpoint(dict(everything))
+        pages.append(scratch.pages.stats()["pages"])
+    one = pages[0]
+    # The third load cannot use the first's pages yet, which the second generation before it still reaches.
+    assert pages[1] > 1.9 * one
+    assert max(pages) < 3.2 * one
+    scratch.verify()
+
+
+def test_file_shrinks_after_deletes(scratch: Scratch) -> None:
+    scratch.checkpoint({b"%06d" % index: b"v" * 100 for index in range(20_000)})
+    full = size_of(scratch)
+    # What is left lies at the very end of the file.
+    scratch.checkpoint({}, [(b"", b"019000")])
+    for _ in range(5):
+        scratch.checkpoint({})
+        scratch.verify()
+    assert size_of(scratch) < full / 8
+    scratch.checkpoint({}, [(b"", None)])
+    for _ in range(3):
+        scratch.checkpoint({})
+    scratch.verify()
+    assert size_of(scratch) <= 8 * PAGE_SIZE
+
+
+def test_file_shrinks_below_large_values_at_its_end(scratch: Scratch) -> None:
+    scratch.checkpoint({b"%03d" % index: bytes([index]) * 20_000 for index in range(200)})
+    full = size_of(scratch)
+    scratch.checkpoint({}, [(b"000", b"190")])
+    for _ in range(5):
+        scratch.checkpoint({})
+        scratch.verify()
+    assert size_of(scratch) < full / 5
+
+
+def test_relocation_survives_updates_of_what_moves(scratch: Scratch, rng: random.Random) -> None:
+    scratch.checkpoint({b"%03d" % index: bytes([index]) * 9000 for index in range(200)})
+    scratch.checkpoint({}, [(b"000", b"150")])
+    for step in range(6):
+        scratch.checkpoint({b"%03d" % rng.randrange(150, 200): b"%d" % step * 3000 for _ in range(20)})
+        scratch.verify()
+
+
+def test_pinned_pages_at_the_end_are_not_cut_off(scratch: Scratch) -> None:
+    scratch.checkpoint({b"%06d" % index: b"v" * 100 for index in range(5000)})
+    meta, model = scratch.pages.meta, scratch.model
+    scratch.pages.pin(meta.generation)
+    scratch.checkpoint({}, [(b"", None)])
+    for _ in range(4):
+        scratch.checkpoint({})
+        assert contents(scratch.pages.tree(meta)) == model
+    scratch.pages.unpin(meta.generation)
+    scratch.checkpoint({})
+    scratch.checkpoint({})
+    assert size_of(scratch) <= 8 * PAGE_SIZE
+    scratch.verify()
+
+
+# The cache.
+
+
+def test_cache_stays_within_its_budget_as_python_counts_it(tmp_path: Path, rng: random.Random) -> None:
+    budget = 400_000
+    scratch = Scratch(str(tmp_path), cache_bytes=budget)
+    scratch.checkpoint({b"%08d" % index: b"v" * 80 for index in range(20_000)} | {b"large": bytes(5000)})
+    tree = scratch.pages.tree()
+    for _ in range(5000):
+        tree.get(b"%08d" % rng.randrange(20_000))
+        tree.get(b"large")
+        pager = scratch.pages._pager
+        real = 0
+        if rng.random() < 0.01:
+            for part in (pager.young, pager._old):
+                real += sys.getsizeof(part)
+                for address, node in part.items():
+                    real += sys.getsizeof(address) + sys.getsizeof(node)
+                    if isinstance(node, tuple):
+                        real += sum(map(sys.getsizeof, node)) + sum(map(sys.getsizeof, node[0]))
+            assert real <= pager.used_bytes() <= budget
+    scratch.pages.close()
+
+
+def test_no_budget_still_reads(tmp_path: Path) -> None:
+    scratch = Scratch(str(tmp_path), cache_bytes=0)
+    scratch.checkpoint({b"%05d" % index: b"v" * 100 for index in range(2000)})
+    scratch.verify()
+    assert scratch.pages.tree().get(b"00777") == b"v" * 100
+    assert scratch.pages.stats()["cache_bytes"] == 0
+    scratch.pages.close()
+
+
+def test_scan_does_not_flush_the_cache(tmp_path: Path) -> None:
+    scratch = Scratch(str(tmp_path), cache_bytes=300_000)
+    scratch.checkpoint({b"%08d" % index: b"v" * 100 for index in range(30_000)})
+    tree = scratch.pages.tree()
+    wanted = [b"%08d" % index for index in range(0, 30_000, 3000)]
+    for _ in range(2):
+        for key in wanted:
+            tree.get(key)
+    for reverse in (False, True):
+        assert len(entries(tree, reverse=reverse)) == 30_000
+    misses = scratch.pages.stats()["misses"]
+    for key in wanted:
+        tree.get(key)
+    assert scratch.pages.stats()["misses"] == misses
+    scratch.pages.close()
+
+
+def test_leaves_that_are_read_once_do_not_flush_the_cache(tmp_path: Path) -> None:
+    scratch = Scratch(str(tmp_path), cache_bytes=300_000)
+    scratch.checkpoint({b"%08d" % index: b"v" * 100 for index in range(30_000)})
+    tree = scratch.pages.tree()
+    # Keys far enough apart that each lies in a leaf of its own.
+    keys = [b"%08d" % index for index in range(0, 30_000, 100)]
+    for key in keys[:100]:
+        tree.get(key)
+    wanted = keys[:100:10]
+    for key in wanted * 2 + keys[100:]:
+        tree.get(key)
+    misses = scratch.pages.stats()["misses"]
+    for key in wanted:
+        tree.get(key)
+    assert scratch.pages.stats()["misses"] == misses
+    scratch.pages.close()
+
+
+def test_readers_and_checkpoints_side_by_side(tmp_path: Path, rng: random.Random) -> None:
+    """Each reader pins what it reads, and sees one generation whole, whatever is written meanwhile."""
+    scratch = Scratch(str(tmp_path), cache_bytes=200_000)
+    scratch.checkpoint({b"%05d" % index: b"0" for index in range(3000)})
+    failures: list[BaseException] = []
+    done = threading.Event()
+
+    def read() -> None:
+        try:
+            while not done.is_set():
+                meta = scratch.pages.meta
+                try:
+                    scratch.pages.pin(meta.generation)
+                except ValueError:
+                    continue
+                tree = scratch.pages.tree(meta)
+                found = {value for _, values in tree.chunks() for value in values}
+                assert len(found) == 1
+                assert tree.get(b"01234") in found
+                scratch.pages.unpin(meta.generation)
+        except BaseException as failure:  # noqa: BLE001  # whatever ends a thread fails the test
+            failures.append(failure)
+
+    threads = [threading.Thread(target=read) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for step in range(1, 12):
+        scratch.pages.checkpoint(
+            ((b"%05d" % index, b"%d" % step) for index in range(3000)),
+            (),
+            seqno=Seqno(step + 1),
+            time_us=step,
+            give_way=lambda: system_files().give_way(0),
+        )
+    done.set()
+    for thread in threads:
+        thread.join()
+    assert failures == []
+    assert list(check(scratch.pages)) == []
+    scratch.pages.close()
+
+
+# Reading.
+
+
+def test_ranges_and_counts_agree_with_a_sorted_list(scratch: Scratch, rng: random.Random) -> None:
+    scratch.checkpoint({b"%06d" % (index * 2): b"v" * (index % 50) for index in range(15_000)})
+    tree = scratch.pages.tree()
+    present = sorted(scratch.model)
+    for _ in range(60):
+        start, stop = sorted(b"%06d" % rng.randrange(31_000) for _ in range(2))
+        expected = [key for key in present if start <= key < stop]
+        assert [key for key, _ in entries(tree, start, stop)] == expected
+        assert [key for key, _ in entries(tree, start, stop, reverse=True)] == expected[::-1]
+        assert tree.count(start, stop) == len(expected)
+    assert tree.count(b"010000") + tree.count(None, b"010000") == len(present)
+    assert tree.count(b"5", b"4") == 0
+    assert entries(tree, b"5", b"4") == []
+
+
+def test_check_tells_how_far_it_is(scratch: Scratch) -> None:
+    scratch.checkpoint({b"%06d" % index: b"v" * 100 for index in range(2000)})
+    steps: list[tuple[int, int]] = []
+    assert list(check(scratch.pages, progress=lambda done, total: steps.append((done, total)))) == []
+    assert steps == sorted(steps)
+    assert steps[-1][0] == steps[-1][1]
+    assert len({total for _, total in steps}) == 1
+
+
+def test_salvage_gives_everything_of_a_sound_file(scratch: Scratch) -> None:
+    scratch.checkpoint({b"%04d" % index: b"v" * (index * 3) for index in range(1500)})
+    found: dict[bytes, bytes] = {}
+    for part in salvage_pages(scratch.pages):
+        assert isinstance(part, tuple)
+        found.update(zip(*part, strict=True))
+    assert found == scratch.model
+
+
+def test_stats_add_up(scratch: Scratch) -> None:
+    scratch.checkpoint({b"%04d" % index: b"v" for index in range(1500)})
+    scratch.pages.tree().get(b"0001")
+    scratch.pages.tree().get(b"0001")
+    stats = scratch.pages.stats()
+    assert stats["file_bytes"] == size_of(scratch) == stats["pages"] * PAGE_SIZE
+    assert (stats["entries"], stats["height"], stats["generation"]) == (1500, scratch.pages.meta.height, 2)
+    assert stats["hits"] >= 1
+    assert stats["misses"] >= 1
+    assert isinstance(PageFile.tree(scratch.pages).height, int)
