@@ -121,7 +121,7 @@ def test_every_struct_that_is_on_disk_has_its_table_in_format_md() -> None:
 
 def test_format_md_says_the_numbers_of_the_code() -> None:
     from kvwal.log import index, record, segment
-    from kvwal.pages import freelist, meta
+    from kvwal.pages import freelist, meta, node
 
     for magic in (segment.MAGIC, segment.SLOT_MAGIC, index.MAGIC, meta._MAGIC):
         assert f"| `{magic.decode()}` |" in FORMAT
