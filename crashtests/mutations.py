@@ -290,7 +290,7 @@ MUTANTS: tuple[Mutant, ...] = (
     _mutant(
         "the CRC of a record is ignored",
         "exhaustive",
-        ("kvwal.log.segment:walk", "if crc32c(rest, (seed + pos) & 0xFFFFFFFF) != crc:", "if False:"),
+        ("kvwal.log.walk:walk", "if crc32c(rest, (seed + pos) & 0xFFFFFFFF) != crc:", "if False:"),
     ),
     _mutant(
         "damage below the watermark is a torn tail",

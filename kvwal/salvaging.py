@@ -25,7 +25,7 @@ from kvwal.engine.recovery import DATA_NAME, LOCK_NAME, segment_names
 from kvwal.errors import CorruptionError, FormatError, StoreExistsError, StoreNotFoundError
 from kvwal.files import Files, PathArgument, path_text, system_files
 from kvwal.log import Damage, LogReader
-from kvwal.log.identity import store_id_of_log
+from kvwal.log.segment import store_id_of_log
 from kvwal.pages import PageFile, Row, salvage_pages
 
 __all__ = ["SalvageReport", "salvage"]

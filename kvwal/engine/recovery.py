@@ -35,8 +35,8 @@ from kvwal.errors import (
 )
 from kvwal.files import Files, LockHandle
 from kvwal.log import LogReader, LogWriter, Record
-from kvwal.log.identity import store_id_of_log
-from kvwal.log.segment import Puts
+from kvwal.log.segment import store_id_of_log
+from kvwal.log.walk import Puts
 from kvwal.options import Flag, Options
 from kvwal.pages import PageFile
 

@@ -1,9 +1,9 @@
 """The log: every commit, in order, on disk before it is acknowledged.
 
-    writer | reader  >  maker, salvage  >  tail, index  >  segment  >  record
+    writer | reader  >  segments, salvage  >  tail, index  >  walk  >  segment  >  record
 
-The formats are described where they are encoded: `record`, `segment`, `index`. Where a log may end is
-decided in `tail`.
+The formats are described where they are encoded: `record`, `segment`, `index`. Where a log may end is decided in
+`tail`.
 """
 
 from kvwal.log.reader import LogReader

@@ -22,22 +22,13 @@ from kvwal.log.record import COMMIT, LogPosition, Record, segment_name
 from kvwal.log.salvage import salvage_segment
 from kvwal.log.segment import (
     HEADER_PAGE_BYTES,
-    Cursor,
-    Found,
     HeaderFault,
-    Puts,
-    Readable,
     SegmentHeader,
     SegmentInfo,
     Slot,
-    Stop,
-    closed_record,
     decode_header,
     decode_slot,
-    last_written,
     list_segments,
-    search,
-    walk,
 )
 from kvwal.log.tail import (
     Damage,
@@ -51,6 +42,7 @@ from kvwal.log.tail import (
     judge,
     missing_file,
 )
+from kvwal.log.walk import Cursor, Found, Puts, Readable, Stop, closed_record, last_written, search, walk
 
 __all__ = ["LogReader"]
 

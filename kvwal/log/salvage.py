@@ -9,17 +9,9 @@ from collections.abc import Generator
 from typing import Final
 
 from kvwal.log.record import COMMIT, Record, segment_name
-from kvwal.log.segment import (
-    HEADER_PAGE_BYTES,
-    Cursor,
-    Readable,
-    SegmentHeader,
-    Stop,
-    last_written,
-    search,
-    walk,
-)
+from kvwal.log.segment import HEADER_PAGE_BYTES, SegmentHeader
 from kvwal.log.tail import Damage
+from kvwal.log.walk import Cursor, Readable, Stop, last_written, search, walk
 
 __all__ = ["salvage_segment"]
 

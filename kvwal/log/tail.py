@@ -20,7 +20,8 @@ from dataclasses import dataclass
 from kvwal.batch import Seqno
 from kvwal.errors import CorruptionError, FormatError
 from kvwal.log.record import LogPosition, segment_name
-from kvwal.log.segment import HeaderFault, SegmentInfo, Slot, Stop
+from kvwal.log.segment import HeaderFault, SegmentInfo, Slot
+from kvwal.log.walk import Stop
 
 __all__ = ["LINK_TABLE", "TAIL_TABLE", "Damage", "Link", "LogEnd", "Tail", "TailRow", "Verdict", "judge"]
 

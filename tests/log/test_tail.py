@@ -16,8 +16,9 @@ from kvwal.errors import CorruptionError, Error, FormatError
 from kvwal.files import system_files
 from kvwal.log import LogReader, TailRow
 from kvwal.log.record import CLOSED, COMMIT, WATERMARK, encode_record, segment_name
-from kvwal.log.segment import SLOT_OFFSET, HeaderFault, SegmentHeader, Slot, Stop, decode_header, encode_header
+from kvwal.log.segment import SLOT_OFFSET, HeaderFault, SegmentHeader, Slot, decode_header, encode_header
 from kvwal.log.tail import LINK_TABLE, TAIL_TABLE, Link, Tail, Verdict, describe, judge
+from kvwal.log.walk import Stop
 
 FIRST = segment_name(1)
 
