@@ -2,6 +2,7 @@
 
 plan      what is measured, and what kvwal must reach
 run       the parent: one fresh process for each measurement, peers in turn, rounds repeated
+against   older commits as peers, each in a virtual environment of its own
 child     the process of one measurement
 tasks/    what a child does: the measuring loops
 peers/    one adapter for each peer, tuned as its own documentation advises
@@ -13,6 +14,7 @@ report    `docs/benchmarks.md`
 
 python -m bench                run everything (hours rather than minutes)
 python -m bench --quick        a few minutes, to see whether a change made something slower
+python -m bench --against REV  with an older commit as one more peer
 python -m bench report         bring docs/benchmarks.md and its pictures up to date
 python -m pytest bench/micro   micro-benchmarks of the hot paths, under a minute
 """

@@ -7,30 +7,32 @@ import fnmatch
 import os
 import signal
 import sys
+from contextlib import ExitStack
 from dataclasses import replace
 from time import perf_counter
-from typing import Final
+from typing import Any, Final
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from bench.against import AgainstError, built
 from bench.peers import PEERS
 from bench.plan import Case, Scale, cases
 from bench.results import Results, machine
 from bench.run import Runner
-from bench.show import show_cases, show_settings, show_targets
+from bench.show import show_against, show_cases, show_settings, show_targets
 
 _HERE: Final = os.path.dirname(os.path.abspath(__file__))
 _RESULTS: Final = os.path.join(_HERE, "results.json")
+# Options that take no value.
+_SWITCHES: Final = ("--quick", "-h", "--help")
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Exit status: 0, or 1 if a measurement failed."""
     given = sys.argv[1:] if arguments is None else arguments
     parser = _parser()
-    if not given or (given[0].startswith("-") and given[0] not in ("-h", "--help")):
-        given = ["run", *given]
-    options = parser.parse_args(given)
+    options = parser.parse_args(_command_first(given))
     console = Console(width=options.width)
     if options.command == "run":
         # So that being told to end also ends the child that is measuring.
@@ -39,6 +41,7 @@ def main(arguments: list[str] | None = None) -> int:
     results = Results.read(options.results)
     if options.command == "show":
         show_cases(console, results)
+        show_against(console, results)
         show_targets(console, results)
         show_settings(console, results)
         return 0
@@ -53,11 +56,25 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
+def _command_first(given: list[str]) -> list[str]:
+    """The arguments in argparse's order: options may stand before the command, and "run" goes without saying."""
+    if given in (["-h"], ["--help"]):
+        return given
+    takes_value = False
+    for at, one in enumerate(given):
+        if not takes_value and not one.startswith("-"):
+            return [one, *given[:at], *given[at + 1 :]]
+        takes_value = one.startswith("-") and "=" not in one and one not in _SWITCHES
+    return ["run", *given]
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m bench", description="kvwal against its peers.")
-    parser.add_argument("--width", type=int, help="columns of the terminal")
+    common = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    common.add_argument("--width", type=int, help="columns of the terminal")
     commands = parser.add_subparsers(dest="command", required=True)
-    run = commands.add_parser("run", help="measure (the default)")
+    make: dict[str, Any] = {"parents": [common], "allow_abbrev": False}
+    run = commands.add_parser("run", help="measure (the default)", **make)
     run.add_argument(
         "--only", action="append", metavar="CASE", help="cases by name or pattern, as in 'put.*' (see: list)"
     )
@@ -70,18 +87,23 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--tail", type=int, metavar="MIB", help="MiB of log to recover")
     run.add_argument("--peers", help="names, separated by commas; kvwal is always there")
     run.add_argument("--dir", default=".benchmarks", help="where the stores are made; on the disk to measure")
-    run.add_argument("--out", help=f"results file (default: {os.path.relpath(_RESULTS)}; quick: in --dir)")
-    run.add_argument("--width", type=int, help=argparse.SUPPRESS)
+    run.add_argument("--out", help=f"results file (default: {os.path.relpath(_RESULTS)}; quick, against: in --dir)")
+    run.add_argument(
+        "--against",
+        action="append",
+        metavar="REV",
+        default=[],
+        help="an older commit, as one more peer (may be repeated)",
+    )
     for name, text in (
         ("show", "print the tables of a results file"),
         ("report", "update the document and its pictures"),
     ):
-        command = commands.add_parser(name, help=text)
+        command = commands.add_parser(name, help=text, **make)
         command.add_argument("--results", default=_RESULTS)
-        command.add_argument("--width", type=int, help=argparse.SUPPRESS)
         if name == "report":
             command.add_argument("--document", default=os.path.join(os.path.dirname(_HERE), "docs", "benchmarks.md"))
-    listing = commands.add_parser("list", help="name the cases")
+    listing = commands.add_parser("list", help="name the cases", **make)
     listing.set_defaults(results=_RESULTS)
     return parser
 
@@ -109,20 +131,27 @@ def _run(console: Console, options: argparse.Namespace) -> int:
         names = tuple(name for name in PEERS if name in asked)
     directory = os.path.abspath(options.dir)
     os.makedirs(directory, exist_ok=True)
-    out = options.out or (os.path.join(directory, "quick.json") if options.quick else _RESULTS)
-    runner = Runner(directory, scale, names)
-    # A run of some cases updates those and leaves the others; a quick one starts anew.
-    results = Results() if options.quick and not options.only else Results.read(out)
-    results.data["machine"] = machine(directory)
-    results.data["versions"] = {**results.data["versions"], **runner.versions}
-    results.data["missing"] = runner.missing
-    begun = perf_counter()
-    try:
+    # What only compares commits stays out of the results that the document is made from.
+    aside = "against.json" if options.against else "quick.json" if options.quick else ""
+    out = options.out or (os.path.join(directory, aside) if aside else _RESULTS)
+    with ExitStack() as stack:
+        try:
+            older = [stack.enter_context(built(revision, directory)) for revision in options.against]
+        except AgainstError as error:
+            console.print(str(error), style="red", markup=False)
+            return 2
+        runner = Runner(directory, scale, names, {one.name: one for one in older})
+        stack.callback(runner.clean)
+        # A run of some cases updates those and leaves the others; a quick one, or against a commit, starts anew.
+        results = Results() if aside and not options.only else Results.read(out)
+        results.data["machine"] = machine(directory)
+        results.data["versions"] = {**results.data["versions"], **runner.versions}
+        results.data["missing"] = runner.missing
+        begun = perf_counter()
         _measure(console, runner, plan, results, out)
-    finally:
-        runner.clean()
     done = [case.id for case in plan]
     show_cases(console, results, done)
+    show_against(console, results, done)
     show_settings(console, results)
     if not options.only:
         show_targets(console, results)

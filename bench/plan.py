@@ -1,7 +1,7 @@
 """What is measured: the cases.
 
 A case is one measurement of every peer that offers it. Every case is in the results, whether a
-target needs it or not and whoever wins it.
+target needs it or not, and whichever store is ahead.
 """
 
 from __future__ import annotations
@@ -130,6 +130,13 @@ def _puts(scale: Scale) -> list[Case]:
                 "copy",
                 how,
                 quick=True,
+            )
+        )
+        title = f"durable put, {threads} threads, a busy Python thread beside"
+        options = {"busy": True}
+        found.append(
+            Case(
+                f"put.commit.{threads}.busy", title, "threads_put", scale.keys, "copy", how, options=options, quick=True
             )
         )
     how = How(threads=2, asyncio=True)
@@ -327,6 +334,9 @@ def _life(scale: Scale) -> list[Case]:
         found.append(
             Case(f"open.{tier}", title, "open", keys, "shared", unit="ms", peers=_LARGE, quick=tier in ("s", "xl"))
         )
+    keys = scale.tiers["s"]
+    title = f"open, one durable put, close, {keys:,} keys"
+    found.append(Case("open.put", title, "open_put", keys, "copy", unit="ms", peers=_LARGE, quick=True))
     how = How(durability="os")
     title = f"bytes on disk per user byte, {scale.load:,} keys"
     found.append(

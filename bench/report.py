@@ -171,7 +171,7 @@ def _machine(results: Results) -> str:
     whens = sorted(case["when"][:10] for case in results.cases.values())
     rows = [[name.replace("_", " "), str(value)] for name, value in machine.items()]
     rows.append(["measured", whens[0] if whens[0] == whens[-1] else f"{whens[0]} to {whens[-1]}"])
-    rows += [[name, version] for name, version in results.data["versions"].items()]
+    rows += [[name, version] for name, version in results.data["versions"].items() if name in PEERS]
     if any(case["quick"] for case in results.cases.values()):
         rows.append(["note", "from a quick run: smaller and noisier than the figures this page is for"])
     return _table(["", ""], rows)
@@ -192,7 +192,7 @@ def _cases(results: Results) -> str:
 
 def _settings(results: Results) -> str:
     rows = []
-    for name in results.data["versions"]:
+    for name in (name for name in results.data["versions"] if name in PEERS):
         for durability, settings in settings_of(results, name).items():
             listed = [f"{key}={value}" for key, value in settings.items()]
             if PEERS[name].kind == "peer":
@@ -205,7 +205,7 @@ def _missing(results: Results) -> str:
     """Reasons, each with the cases it holds for."""
     found: dict[tuple[str, str], list[str]] = {}
     for id, case in results.cases.items():
-        for name in case["peers"]:
+        for name in (name for name in case["peers"] if name in PEERS):
             if PEERS[name].kind == "peer" and results.figure(id, name) is None:
                 found.setdefault((name, results.why_not(id, name)), []).append(id)
     rows = [[name, reason, _listed(ids)] for (name, reason), ids in found.items()]

@@ -18,7 +18,7 @@ from bench.peers import PEERS
 from bench.plan import Case
 from bench.targets import ROWS, Check, Row
 
-__all__ = ["KVWAL", "Figure", "Ratio", "Results", "Verdict", "machine", "ratio_to_best"]
+__all__ = ["KVWAL", "Figure", "Ratio", "Results", "Verdict", "machine", "ratio_to", "ratio_to_best"]
 
 _SCHEMA: Final = 1
 KVWAL: Final = "kvwal"
@@ -90,6 +90,11 @@ class Results:
     def cases(self) -> dict[str, Any]:
         found: dict[str, Any] = self.data["cases"]
         return found
+
+    @property
+    def older(self) -> list[str]:
+        """The older commits of kvwal that took part (`bench.against`)."""
+        return [name for name in self.data["versions"] if name.startswith(f"{KVWAL}@")]
 
     def in_order(self, plan: Iterable[Case]) -> None:
         """Put the cases into the order of the plan, whenever they were measured."""
@@ -163,6 +168,12 @@ def ratio_to_best(results: Results, case: str, metric: str = "cost", against: tu
         return None
     name, best = min(others, key=lambda other: other[1].median)
     return Ratio(name, _per_round(best, ours))
+
+
+def ratio_to(results: Results, case: str, other: str, metric: str = "cost") -> Ratio | None:
+    """kvwal against one peer by name, or against an older commit of its own."""
+    ours, theirs = results.figure(case, KVWAL, metric), results.figure(case, other, metric)
+    return Ratio(other, _per_round(theirs, ours)) if ours and theirs else None
 
 
 def _per_round(above: Figure, below: Figure) -> Figure:

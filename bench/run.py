@@ -1,4 +1,4 @@
-"""The parent: data sets, children, and the order of it all.
+"""The parent: data sets, children, and their order.
 
 Within a case the peers take turns, round after round, so that a machine that drifts drifts for all
 of them; who goes first changes with each round. Nothing else runs meanwhile.
@@ -12,13 +12,15 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any, Final
 
-from bench.peers import PEERS, How
+from bench.against import Older, environment_of
+from bench.peers import PEERS, How, Peer
 from bench.plan import Case, Scale
+from bench.results import KVWAL
 from bench.tasks import Job
 
 __all__ = ["Runner", "Step"]
@@ -35,6 +37,7 @@ class Runner:
 
     Attributes:
         peers: names of those that take part.
+        older: commits that take part wherever kvwal does, by name.
         versions: of those that are installed; `missing` says why the others are not.
         data_sets: what was built, by peer, keys and size of values; a text says why it could not be.
     """
@@ -42,6 +45,7 @@ class Runner:
     directory: str
     scale: Scale
     peers: tuple[str, ...]
+    older: Mapping[str, Older] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
     missing: dict[str, str] = field(default_factory=dict)
     data_sets: dict[tuple[str, int, int], tuple[str, str]] = field(default_factory=dict)
@@ -54,6 +58,7 @@ class Runner:
                 self.versions[name] = PEERS[name].version()
             except ImportError as error:
                 self.missing[name] = str(error)
+        self.versions |= {name: one.version for name, one in self.older.items()}
 
     @property
     def _stores(self) -> str:
@@ -65,7 +70,12 @@ class Runner:
 
     def taking_part(self, case: Case) -> list[str]:
         """Those of the case's peers that were asked for and are installed."""
-        return [name for name in case.peers if name in self.versions]
+        names = [name for name in case.peers if name in self.versions]
+        if KVWAL in names:
+            # Next to kvwal, so that little time passes between the two.
+            after = names.index(KVWAL) + 1
+            names[after:after] = self.older
+        return names
 
     def steps(self, case: Case) -> int:
         """How many measurements the case is."""
@@ -120,7 +130,7 @@ class Runner:
                 return self._recover(job)
             if case.store != "empty":
                 job = replace(job, how=replace(case.how, filled=True))
-            if case.store != "empty" and PEERS[peer].persistent:
+            if case.store != "empty" and self._driver(peer).persistent:
                 path, problem = self._data_set(peer, case.keys, case.how.value_bytes)
                 if problem:
                     return {"failed": f"data set: {problem}"}
@@ -129,15 +139,15 @@ class Runner:
                 else:
                     _warm(path)
                     job = replace(job, path=path)
-            return _child(job)
+            return self._child(job)
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
 
     def _recover(self, job: Job) -> Answer:
-        tail = _child(replace(job, task="tail"), dies=True)
+        tail = self._child(replace(job, task="tail"), dies=True)
         if "cost" not in tail:
             return tail
-        answer = _child(replace(job, options={**job.options, "last": tail["extra"]["last"]}))
+        answer = self._child(replace(job, options={**job.options, "last": tail["extra"]["last"]}))
         if "cost" in answer:
             answer["extra"]["left_bytes"] = tail["extra"]["disk_bytes"]
         return answer
@@ -148,27 +158,36 @@ class Runner:
         if known not in self.data_sets:
             path = os.path.join(self._stores, f"{peer}-{keys}-{value_bytes}")
             how = How(durability="os", value_bytes=value_bytes)
-            answer = _child(Job(peer, "build", path, keys, 0, how))
+            answer = self._child(Job(peer, "build", path, keys, 0, how))
             problem = "" if "cost" in answer else str(next(iter(answer.values())))
             self.data_sets[known] = path, problem
         return self.data_sets[known]
 
+    def _driver(self, peer: str) -> type[Peer]:
+        return PEERS[KVWAL if peer in self.older else peer]
 
-def _child(job: Job, *, dies: bool = False) -> Answer:
-    """Run a job in a process of its own. `dies`: it is to kill itself after its answer."""
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([_ROOT, os.environ.get("PYTHONPATH", "")])}
-    command = [sys.executable, "-m", "bench.child"]
+    def _child(self, job: Job, *, dies: bool = False) -> Answer:
+        """Run a job in a process of its own. `dies`: it is to kill itself after its answer."""
+        older = self.older.get(job.peer)
+        if older is not None:
+            return _child(replace(job, peer=KVWAL), older.python, older.folder, environment_of(older), dies)
+        paths = os.pathsep.join([_ROOT, os.environ.get("PYTHONPATH", "")])
+        return _child(job, sys.executable, _ROOT, {**os.environ, "PYTHONPATH": paths}, dies)
+
+
+def _child(job: Job, python: str, folder: str, environment: dict[str, str], dies: bool) -> Answer:
     # Far above what it takes: a hang must not stop the rest. The slowest peer needs some 100 us for a key.
     touched = job.keys * (1 + int(job.options.get("passes", 0))) + int(job.options.get("tail_bytes", 0)) // 100
-    timeout_s = 60 + 40 * job.seconds + touched * 300e-6
+    timeout_s = 90 + 40 * job.seconds + touched * 300e-6
     try:
         done = subprocess.run(
-            command,
+            [python, "-m", "bench.child"],
             input=json.dumps(job.as_json()),
             capture_output=True,
             text=True,
             timeout=timeout_s,
             env=environment,
+            cwd=folder,
         )
     except subprocess.TimeoutExpired:
         return {"failed": f"took more than {timeout_s:.0f} s"}

@@ -10,10 +10,10 @@ from rich.table import Table
 from rich.text import Text
 
 from bench.peers import PEERS
-from bench.results import KVWAL, Figure, Results, Verdict, ratio_to_best
+from bench.results import KVWAL, Figure, Results, Verdict, ratio_to, ratio_to_best
 from bench.targets import ROWS
 
-__all__ = ["number", "show_cases", "show_settings", "show_targets"]
+__all__ = ["number", "show_against", "show_cases", "show_settings", "show_targets"]
 
 _SHORT: Final = {"pwrite+fdatasync": "pwrite +sync", "dbm.sqlite3": "dbm .sqlite3"}
 
@@ -59,6 +59,41 @@ def show_cases(console: Console, results: Results, only: Iterable[str] | None = 
             ]
         table.add_row(id, case["unit"], *cells)
     console.print(table)
+
+
+def show_against(console: Console, results: Results, only: Iterable[str] | None = None) -> None:
+    """An older commit beside today: every case, and every other figure that a target names."""
+    wanted = set(only) if only is not None else set(results.cases)
+    named = {(check.case, check.metric): None for row in ROWS for check in row.checks}
+    for older in results.older:
+        table = Table(title=f"against {results.data['versions'][older]} (above 1, today is ahead)", pad_edge=False)
+        table.add_column("case", no_wrap=True)
+        table.add_column("unit")
+        for column in (older, KVWAL, "ratio", "spread"):
+            table.add_column(column, justify="right")
+        table.add_column("beyond its spread")
+        for id in (id for id in results.cases if id in wanted and older in results.cases[id]["peers"]):
+            unit = results.cases[id]["unit"]
+            for metric in ["cost", *(metric for case, metric in named if case == id and metric != "cost")]:
+                name = id if metric == "cost" else f"{id} ({metric})"
+                table.add_row(name, unit, *_against(results, id, older, metric))
+        if table.row_count:
+            console.print(table)
+
+
+def _against(results: Results, case: str, older: str, metric: str) -> list[str | Text]:
+    """The cells of one line: then, now, ratio, spread, and the word where the whole spread is on one side of 1."""
+    then, now = results.figure(case, older, metric), results.figure(case, KVWAL, metric)
+    ratio = ratio_to(results, case, older, metric)
+    if then is None or now is None or ratio is None:
+        reason = results.why_not(case, KVWAL if now is None else older)
+        return [number(then.median) if then else "-", number(now.median) if now else "-", "", "", reason]
+    times = ratio.figure
+    # A single round has no spread to judge by.
+    sure = len(times.rounds) > 1 and not times.low <= 1 <= times.high
+    word, style = (("faster", "green") if times.median > 1 else ("slower", "red")) if sure else ("", "dim")
+    cells: list[str | Text] = [number(then.median), number(now.median), Text(f"{times.median:.2f}x", style=style)]
+    return [*cells, f"{times.low:.2f}-{times.high:.2f}", Text(word, style=style)]
 
 
 def _cell(results: Results, case: str, peer: str) -> str | Text:

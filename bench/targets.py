@@ -117,6 +117,12 @@ ROWS: Final = (
         _within(1.5, ("open.m", "open.s"), ("open.l", "open.s"), ("open.xl", "open.s")),
     ),
     Row(
+        "open-put",
+        "open, one durable put, close",
+        "at most 2x sqlite3",
+        (Check("open.put", "best", 0.5, ("sqlite3",)),),
+    ),
+    Row(
         "disk",
         "bytes on disk per user byte after load, and after overwriting everything 5 times",
         "at most sqlite3's, and bounded (4x at any time)",

@@ -104,7 +104,7 @@ class Peer(ABC):
     # Reading.
 
     def getter(self, *, stable: bool) -> Callable[[bytes], bytes | None]:
-        """The call that reads one key. `stable`: nobody writes meanwhile, so one view of the store may serve all."""
+        """The call that reads one key. `stable`: no thread writes meanwhile, so one view of the store may serve all."""
         raise NotOffered("no get")
 
     def many_getter(self) -> Callable[[list[bytes]], object]:
@@ -121,7 +121,7 @@ class Peer(ABC):
         raise NotOffered("no ordered scan")
 
     def scanner(self) -> Callable[[bytes, int], list[Pair]]:
-        """The call that lists so many pairs from a key on."""
+        """The call that lists a number of pairs from a key on."""
         raise NotOffered("no ordered scan")
 
     # Reading and writing.

@@ -7,7 +7,7 @@ Choices, and where they are advised (lmdb.readthedocs.io, "Environment class" an
 - writemap=False at "os": with a writable map and no sync, the documentation says the system has no hint
   when to write, and a crash can corrupt; without it, integrity holds where the file system keeps the order.
 - getmulti, putmulti and append for many keys at once (the cursor's documentation).
-- Reads: one read transaction where nobody writes, values as bytes (buffers=False). One for each get elsewhere.
+- Reads: one read transaction where no thread writes, values as bytes (buffers=False). One for each get elsewhere.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ from __future__ import annotations
 from bench.tasks.concurrent import asyncio_put, increment, threads_put
 from bench.tasks.job import Job, Measured, Task
 from bench.tasks.latency import latency
-from bench.tasks.lifecycle import build, disk, memory, open_store, recover, tail
+from bench.tasks.lifecycle import build, disk, memory, open_put, open_store, recover, tail
 from bench.tasks.loops import batch, get, load, many_get, put, scan, scan_from, txn_get
 from bench.tasks.ycsb import ycsb
 
@@ -23,6 +23,7 @@ TASKS: dict[str, Task] = {
     "many_get": many_get,
     "memory": memory,
     "open": open_store,
+    "open_put": open_put,
     "put": put,
     "recover": recover,
     "scan": scan,

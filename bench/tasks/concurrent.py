@@ -6,7 +6,9 @@ The cost is wall-clock time divided by the operations of all of them, in microse
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from time import perf_counter
 from typing import Any
 
@@ -18,18 +20,50 @@ __all__ = ["asyncio_put", "increment", "threads_put"]
 
 # Operations between two looks at the clock.
 _STEP = 8
+# Turns of the busy thread's loop between two looks at whether it is over.
+_BUSY_STEP = 20_000
 
 
 def threads_put(job: Job) -> Measured:
-    """Each thread puts its own random keys."""
-    with opened(job) as store:
+    """Each thread puts its own random keys; with the option "busy", beside a thread that only computes."""
+    if job.options.get("busy"):
+        # Each wait for the interpreter's lock is 5 ms then: a shorter loop would hold too few of them.
+        job = replace(job, seconds=max(job.seconds, 1.0))
+    with opened(job) as store, _busy_thread() if job.options.get("busy") else nullcontext() as pace:
         chunks = [chunks_of(job.pairs(2000, seed=n), _STEP) for n in range(job.how.threads)]
 
         def body(call: Any, chunk: Any) -> None:
             for key, value in chunk:
                 call(key, value)
 
-        return _race(job, lambda: store.putter(), body, chunks, store.settings)
+        measured = _race(job, lambda: store.putter(), body, chunks, store.settings)
+        if pace is not None:
+            # A store that starves the rest of the program shall not look better for it.
+            measured.extra["busy_turns_per_s"] = pace()
+        return measured
+
+
+@contextmanager
+def _busy_thread() -> Iterator[Callable[[], float]]:
+    """A thread that runs Python and never waits. The call says how often a second it went around its loop."""
+    turns = 0
+    stop = False
+
+    def run() -> None:
+        nonlocal turns
+        while not stop:
+            for _ in range(_BUSY_STEP):
+                pass
+            turns += _BUSY_STEP
+
+    thread = threading.Thread(target=run)
+    begun = perf_counter()
+    thread.start()
+    try:
+        yield lambda: turns / (perf_counter() - begun)
+    finally:
+        stop = True
+        thread.join()
 
 
 def increment(job: Job) -> Measured:
@@ -113,7 +147,7 @@ def _race(
 
 
 def asyncio_put(job: Job) -> Measured:
-    """So many tasks, each of which awaits one put after the other."""
+    """Tasks, each of which awaits one put after the other."""
     # Here, so that its threads and its memory are in no other measurement.
     import asyncio
 

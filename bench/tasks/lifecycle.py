@@ -20,7 +20,7 @@ from bench.tasks.job import Job, Measured, data_set, opened, settle
 # How long a store may tidy up before its size is taken.
 _IDLE_S: Final = 10.0
 
-__all__ = ["build", "disk", "memory", "open_store", "recover", "tail"]
+__all__ = ["build", "disk", "memory", "open_put", "open_store", "recover", "tail"]
 
 
 def build(job: Job) -> Measured:
@@ -54,8 +54,28 @@ def open_store(job: Job) -> Measured:
     return Measured(statistics.median(times) * 1e3, len(times), sum(times), extra=extra, settings=settings)
 
 
+def open_put(job: Job) -> Measured:
+    """Open, put one pair, close; the median of several, one after the other on the same store, in milliseconds."""
+    PEERS[job.peer].version()
+    items = job.pairs(25)
+    settle()
+    times = []
+    settings: dict[str, str] = {}
+    for name, value in items:
+        begun = perf_counter()
+        store = PEERS[job.peer](job.path, job.how)
+        store.putter()(name, value)
+        store.close()
+        times.append(perf_counter() - begun)
+        settings = store.settings
+    with opened(job) as store:
+        assert store.getter(stable=True)(items[-1][0]) == items[-1][1]
+    extra = {"first_ms": times[0] * 1e3, "worst_ms": max(times) * 1e3}
+    return Measured(statistics.median(times) * 1e3, len(times), sum(times), extra=extra, settings=settings)
+
+
 def tail(job: Job) -> Measured:
-    """Write a tail of so many bytes and die by SIGKILL with the store open. Not a measurement; does not return."""
+    """Write a tail of a given size and die by SIGKILL with the store open. Not a measurement; does not return."""
     size, per_commit = int(job.options["tail_bytes"]), int(job.options["per_commit"])
     count = size // (KEY_BYTES + job.how.value_bytes)
     store = PEERS[job.peer](job.path, job.how)
@@ -96,8 +116,8 @@ def recover(job: Job) -> Measured:
 def disk(job: Job) -> Measured:
     """Bytes on disk for each byte of the user's, after a load in random order and after overwriting all of it.
 
-    The cost is the worse of the two, after ten seconds in which nobody used the store, and a clean close: what a store
-    tidies up by itself is part of it. `peak` is the most seen at once after a pass.
+    The cost is the worse of the two, after ten seconds without a call, and a clean close: what a store tidies up by
+    itself is part of it. `peak` is the most seen at once after a pass.
     """
     passes = int(job.options["passes"])
     user = job.keys * (KEY_BYTES + job.how.value_bytes)

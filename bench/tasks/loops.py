@@ -36,7 +36,7 @@ def put(job: Job) -> Measured:
 
 
 def batch(job: Job) -> Measured:
-    """Atomic batches of so many puts; the cost is that of one put."""
+    """Atomic batches of `size` puts; the cost is that of one put."""
     size = int(job.options["size"])
     with opened(job) as store:
         write = store.writer()
@@ -94,7 +94,7 @@ def get(job: Job) -> Measured:
 
 
 def txn_get(job: Job) -> Measured:
-    """A transaction that reads so many keys one by one; the cost is that of one read."""
+    """A transaction that reads `size` keys one by one; the cost is that of one read."""
     size = int(job.options["size"])
     with opened(job) as store:
         get_all = store.txn_getter()
@@ -105,7 +105,7 @@ def txn_get(job: Job) -> Measured:
 
 
 def many_get(job: Job) -> Measured:
-    """So many keys with one call; the cost is that of one key."""
+    """`size` keys with one call; the cost is that of one key."""
     size = int(job.options["size"])
     with opened(job) as store:
         get_many = store.many_getter()
@@ -131,7 +131,7 @@ def scan(job: Job) -> Measured:
 
 
 def scan_from(job: Job) -> Measured:
-    """So many pairs from a random key on, as a list; the cost is that of one such scan."""
+    """`size` pairs from a random key on, as a list; the cost is that of one such scan."""
     size = int(job.options["size"])
     with opened(job) as store:
         scan = store.scanner()

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from bench import data, report
+from bench.__main__ import _SWITCHES, _command_first, _parser, main
 from bench.peers import PEERS, How
 from bench.plan import Scale, cases
 from bench.results import Results, ratio_to_best
@@ -133,6 +134,57 @@ def test_a_case_runs_in_children_and_a_missing_operation_is_said(tmp_path: Path)
     assert len(found["peers"]["sqlite3"]["rounds"]) == 2
     assert found["peers"]["dict"] == {"not_offered": "no ordered scan"}
     assert steps == ["sqlite3", "dict", "dict", "sqlite3"]
+
+
+@pytest.mark.parametrize(
+    ("given", "read"),
+    [
+        ([], ["run"]),
+        (["--quick", "--width", "90"], ["run", "--quick", "--width", "90"]),
+        (["--width", "90", "show"], ["show", "--width", "90"]),
+        (["--width=90", "show"], ["show", "--width=90"]),
+        (["--quick", "run", "--rounds", "1"], ["run", "--quick", "--rounds", "1"]),
+        (["--only", "show", "--quick"], ["run", "--only", "show", "--quick"]),
+        (["show", "--width", "90"], ["show", "--width", "90"]),
+        (["--help"], ["--help"]),
+        (["--quick", "--help"], ["run", "--quick", "--help"]),
+    ],
+)
+def test_options_may_stand_before_the_command_and_run_may_be_left_out(given: list[str], read: list[str]) -> None:
+    assert _command_first(given) == read
+
+
+def test_every_option_without_a_value_is_known_as_one() -> None:
+    commands = next(action for action in _parser()._actions if action.dest == "command").choices
+    assert commands is not None
+    options = [action for command in commands.values() for action in command._actions if action.nargs == 0]
+    assert {name for action in options for name in action.option_strings} == set(_SWITCHES)
+
+
+def test_show_takes_the_width_before_and_behind(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = str(tmp_path / "results.json")
+    results(kvwal=[1.0], lmdb=[2.0]).write(path)
+    widths = []
+    for given in (["--width", "90", "show", "--results", path], ["show", "--results", path, "--width", "90"]):
+        assert main(given) == 0
+        widths.append(max(map(len, capsys.readouterr().out.splitlines())))
+    assert widths == [90, 90]
+
+
+def test_a_busy_thread_beside_is_measured_and_its_pace_said(tmp_path: Path) -> None:
+    scale = Scale(keys=200, big=200_000, rounds=1, seconds=0.01)
+    case = next(case for case in cases(scale) if case.id == "put.commit.8.busy")
+    found = Runner(str(tmp_path), scale, ("kvwal",)).run(case, lambda peer: None)
+    assert found["peers"]["kvwal"]["rounds"][0]["extra"]["busy_turns_per_s"] > 0
+
+
+def test_open_put_close_is_measured_on_a_store_that_is_there(tmp_path: Path) -> None:
+    scale = Scale(keys=200, big=200_000, rounds=1, seconds=0.01)
+    case = next(case for case in cases(scale) if case.id == "open.put")
+    found = Runner(str(tmp_path), scale, ("kvwal", "sqlite3")).run(case, lambda peer: None)
+    for name in ("kvwal", "sqlite3"):
+        assert found["peers"][name]["rounds"][0]["ops"] == 25
+    assert {case.id for case in cases(Scale.small())} >= {"open.put", "put.commit.8.busy", "put.commit.64.busy"}
 
 
 @pytest.mark.parametrize("name", PEERS)
