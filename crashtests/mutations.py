@@ -446,14 +446,13 @@ MUTANTS: tuple[Mutant, ...] = (
     _mutant(
         "a tombstone is lost in a merge",
         "exhaustive",
-        ("kvwal.pages.updates:merged", "del keys[at], values[at]", "pass"),
+        ("kvwal.pages.merge:merged", "del keys[at], values[at]", "pass"),
         first="tombstones among many",
     ),
     _mutant(
         "the CRC of a page is ignored",
         "bitflips",
-        ("kvwal.pages.pager:Pager.read", "len(raw) != size or crc32c(raw, page) != crc", "len(raw) != size"),
-        ("kvwal.pages.pager:Pager.leaf", "len(raw) != size or crc32c(raw, page) != crc", "len(raw) != size"),
+        ("kvwal.pages.pager:_verified", "len(raw) == size and crc32c(raw, page) == crc", "len(raw) == size"),
         first="closed:zero:data:*",
     ),
     _mutant(

@@ -432,10 +432,10 @@ class Store(OrderedMapping, MutableMapping[bytes, bytes]):
         self._refuse_if_closed()
         if self._checkpointer is None:
             raise read_only_error()
-        before = self._pages.stats()["file_bytes"]
+        before = self._pages.stats().file_bytes
         while self._checkpointer.compact(passes=COMPACT_PASSES):
             pass
-        return max(0, before - self._pages.stats()["file_bytes"])
+        return max(0, before - self._pages.stats().file_bytes)
 
     def verify(self, *, progress: Callable[[int, int], None] | None = None) -> VerifyReport:
         """Read every page and every record and prove them: checksums, order, counts, every page reachable xor free,

@@ -98,15 +98,15 @@ class Stats:
             frozen_keys=len(levels.frozen) if levels.frozen is not None else 0,
             log_segments=len(segments),
             log_bytes=sum(segment.size for segment in segments),
-            data_bytes=of_pages["file_bytes"],
-            pages_total=of_pages["pages"],
-            pages_free=of_pages["free_pages"],
+            data_bytes=of_pages.file_bytes,
+            pages_total=of_pages.pages,
+            pages_free=of_pages.free_pages,
             page_bytes=meta.page_size,
             tree_keys=levels.tree.count(),
             tree_height=levels.tree.height,
-            cache_bytes=of_pages["cache_bytes"],
-            cache_hits=of_pages["hits"],
-            cache_misses=of_pages["misses"],
+            cache_bytes=of_pages.cache_bytes,
+            cache_hits=of_pages.hits,
+            cache_misses=of_pages.misses,
             row_bytes=present.row_bytes,
             readers=len(present.views()),
         )
@@ -168,7 +168,7 @@ def verify_parts(
         except CorruptionError as error:
             problems.append(Finding(error.file, error.offset, error.reason))
     return VerifyReport(
-        tuple(problems), pages.stats()["pages"], records, compared, files.monotonic_s() - started_s
+        tuple(problems), pages.stats().pages, records, compared, files.monotonic_s() - started_s
     )
 
 

@@ -1,12 +1,13 @@
 """The page file: a copy-on-write B+tree in one file, and what proves it sound.
 
-    check > pagefile > merge | relocate | tree > updates > pager > freelist | meta > page
+    check | salvage > pagefile > tree | merge | compact > pager | writer > cache | freelist | meta > node
 """
 
-from kvwal.pages.check import Problem, check, salvage_pages
+from kvwal.pages.cache import NotCached
+from kvwal.pages.check import Problem, check
 from kvwal.pages.meta import Choice, Meta, Row
-from kvwal.pages.pagefile import PageFile
-from kvwal.pages.pager import NotCached
+from kvwal.pages.pagefile import PageFile, PageStats
+from kvwal.pages.salvage import salvage_pages
 from kvwal.pages.tree import Tree
 
-__all__ = ["Choice", "Meta", "NotCached", "PageFile", "Problem", "Row", "Tree", "check", "salvage_pages"]
+__all__ = ["Choice", "Meta", "NotCached", "PageFile", "PageStats", "Problem", "Row", "Tree", "check", "salvage_pages"]

@@ -1,6 +1,6 @@
 """Emptying the end of the page file, when two fifths of the file are free.
 
-The merge writes a node anew when a key it is told to *touch* lies in it, and takes the lowest free
+The merge writes a node anew when a key it is told to *rewrite* lies in it, and takes the lowest free
 pages first. So it is enough to find the nodes that lie far back: their inner parents say where they
 are, and leaves are read only where their pointer says that they refer to overflow extents.
 
@@ -18,7 +18,7 @@ from kvwal.pages.meta import Meta
 from kvwal.pages.node import HAS_OVERFLOW, OVERFLOW_REF, PAGE_SIZE, POINTER, POINTER_SIZE, OverflowRef, decode_leaf
 from kvwal.pages.pager import Pager
 
-__all__ = ["tail_touches"]
+__all__ = ["tail_rewrites"]
 
 #: Length of the stretch that one checkpoint empties, at most: 32 MiB.
 _STRETCH_PAGES: Final = 8192
@@ -29,7 +29,7 @@ _SPARSE: Final = 2.5
 _LEAST_PAGES: Final = 64
 
 
-def tail_touches(
+def tail_rewrites(
     pager: Pager,
     meta: Meta,
     free: FreeList,
@@ -37,7 +37,7 @@ def tail_touches(
     *,
     compact: bool = False,
 ) -> tuple[list[bytes], int | None]:
-    """Keys to touch, sorted, and the page behind which nothing should stay; none and None if all is well.
+    """Keys to rewrite, sorted, and the page behind which nothing should stay; none and None if all is well.
 
     With `compact`, everything that fits into free pages nearer to the front, however little is free.
     """

@@ -27,7 +27,7 @@ from struct import Struct, calcsize, error, pack, unpack_from
 from typing import Final, TypeAlias
 
 from kvwal.errors import DiskFullError
-from kvwal.pages.node import PAGE_SIZE
+from kvwal.pages.node import ADDRESS, OVERFLOW_REF, PAGE_SIZE, POINTER
 
 __all__ = ["Allocator", "FreeList", "Freed", "decode_free_list", "encode_free_list", "encoded_size", "extents_of"]
 
@@ -58,7 +58,7 @@ class Freed:
         self.places: Places = array("Q")
         #: The generation that wrote each; 0 if that is not known.
         self.born: Places = array("Q")
-        #: Under which the cache knows what lies there (`page.ADDRESS`); 0 if it cannot.
+        #: Under which the cache knows what lies there (`node.ADDRESS`); 0 if it cannot.
         self.addresses: Places = array("Q")
 
     def add(self, page: int, pages: int, born: int, address: int) -> None:
@@ -66,6 +66,16 @@ class Freed:
         self.places.append(page << 32 | pages)
         self.born.append(born)
         self.addresses.append(address)
+
+    def add_node(self, pointers: bytes, at: int, born: int) -> None:
+        """The node that the packed pointer at `at` points to."""
+        page, _, pages, _, _ = POINTER.unpack_from(pointers, at)
+        self.add(page, pages, born, ADDRESS.unpack_from(pointers, at)[0])
+
+    def add_overflow(self, ref: bytes) -> None:
+        """The extent of an overflow reference."""
+        page, _, length, born = OVERFLOW_REF.unpack(ref)
+        self.add(page, -(-length // PAGE_SIZE), born, ADDRESS.unpack_from(ref)[0])
 
     def pages(self) -> int:
         """Number of pages."""
@@ -101,7 +111,7 @@ class FreeList:
         #: Reached by an older generation, or not looked at since; one for each checkpoint.
         self.held = held
 
-    def settled(self, needed: Collection[int]) -> tuple[FreeList, list[Freed]]:
+    def release_unneeded(self, needed: Collection[int]) -> tuple[FreeList, list[Freed]]:
         """A list in which everything is free that no generation in `needed` reaches, and what became so."""
         moments = sorted(needed)
         held: list[Freed] = []
@@ -200,9 +210,7 @@ class Allocator:
 
     def left(self) -> Places:
         """The free extents that were not taken."""
-        return array(
-            "Q", (page << 32 | pages for page, pages in zip(self._starts, self._pages, strict=True) if pages)
-        )
+        return array("Q", (page << 32 | pages for page, pages in zip(self._starts, self._pages, strict=True) if pages))
 
 
 def encoded_size(extents: int, groups: int) -> int:

@@ -2,7 +2,7 @@
 
 A checkpoint makes generation g + 1 from g, in this order:
 
-1. The first one after an open makes sure of what it starts from (`_settle`): with both slots valid it
+1. The first one after an open makes sure of what it starts from (`_confirm_slots`): with both slots valid it
    writes the newer slot again, in place and with the same bytes, and syncs. The process that wrote
    it may have died between write and sync, or seen the sync fail; only then would it be unsafe to
    write over the other slot. Otherwise the slot that is of no use is filled with zeros, so that it
@@ -27,7 +27,7 @@ import errno
 import threading
 from array import array
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Final
 
 from crc32c import crc32c
@@ -35,18 +35,39 @@ from crc32c import crc32c
 from kvwal.batch import KeyRange, Seqno
 from kvwal.errors import CorruptionError, DiskFullError, PoisonedError, ReadOnlyError
 from kvwal.files import File, Files
-from kvwal.pages.compact import tail_touches
+from kvwal.pages.compact import tail_rewrites
 from kvwal.pages.freelist import Allocator, Freed, FreeList, decode_free_list, encode_free_list, encoded_size
-from kvwal.pages.merge import Merge
+from kvwal.pages.merge import Merge, MergeJob, joined_ranges
 from kvwal.pages.meta import DATA_FILE, Choice, Meta, Row, choose, decode_meta, encode_meta
 from kvwal.pages.node import PAGE_SIZE, POINTER, node_fault
-from kvwal.pages.pager import Pager, PageWriteError, PageWriter
+from kvwal.pages.pager import Pager
 from kvwal.pages.tree import Tree
-from kvwal.pages.updates import joined_ranges
+from kvwal.pages.writer import PageWriteError, PageWriter
 
-__all__ = ["PageFile"]
+__all__ = ["PageFile", "PageStats"]
 
 _FULL_DISK: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+
+
+@dataclass(frozen=True, slots=True)
+class PageStats:
+    """Sizes and counts: of the file and the tree in pages, of the cache in bytes.
+
+    `free_pages` and `held_pages` are 0 before the first checkpoint, which reads the free list.
+    """
+
+    generation: int
+    entries: int
+    height: int
+    pages: int
+    file_bytes: int
+    free_pages: int
+    held_pages: int
+    pins: int
+    cache_bytes: int
+    cache_limit_bytes: int
+    hits: int
+    misses: int
 
 
 class PageFile:
@@ -84,7 +105,7 @@ class PageFile:
         self._lock = threading.Lock()
         self._pins: dict[int, int] = {}
         self._free: FreeList | None = None
-        self._settled = False
+        self._confirmed = False
         self._poisoned: BaseException | None = None
         try:
             raw = self._file.pread(2 * PAGE_SIZE, 0)
@@ -185,11 +206,12 @@ class PageFile:
             raise ReadOnlyError("the store was opened read-only")
         if self._poisoned is not None:
             raise PoisonedError("an earlier checkpoint failed; reopen the store to write again") from self._poisoned
-        size = self._file.size()
-        self._settle()
+        self._confirm_slots()
         old = self.meta
+        draft = replace(old, generation=old.generation + 1, seqno=seqno, time_us=time_us)
+        job = MergeJob(updates, joined_ranges(ranges), give_way=give_way)
         try:
-            meta, free, released = self._build(old, updates, ranges, seqno, time_us, size, give_way, compact)
+            meta, free, released = self._build(draft, job, compact)
             if before_flip is not None:
                 before_flip()
         except BaseException:
@@ -212,9 +234,9 @@ class PageFile:
             raise
         return meta
 
-    def _settle(self) -> None:
+    def _confirm_slots(self) -> None:
         """Make sure of the generation that was found at open, before anything is written over."""
-        if self._settled:
+        if self._confirmed:
             return
         meta = self.meta
         try:
@@ -226,40 +248,31 @@ class PageFile:
         except BaseException as failure:
             self._poisoned = failure
             raise
-        self._settled = True
+        self._confirmed = True
 
-    def _build(
-        self,
-        old: Meta,
-        updates: Iterable[tuple[bytes, bytes | None]],
-        ranges: Sequence[KeyRange],
-        seqno: Seqno,
-        time_us: int,
-        size: int,
-        give_way: Callable[[], None],
-        compact: bool,
-    ) -> tuple[Meta, FreeList, list[Freed]]:
+    def _build(self, draft: Meta, job: MergeJob, compact: bool) -> tuple[Meta, FreeList, list[Freed]]:
         """Write everything of the next generation but its meta, and sync it.
 
-        Returns its meta, its free list, and the extents that no generation needs once it is there.
+        Returns the draft made whole, its free list, and the extents that no generation needs once it is there.
         """
-        generation = old.generation + 1
+        old = self.meta
+        size = self._file.size()
         if self._free is None:
             self._free = self._read_free_list(old)
         # Pins may have gone since; a pin of the two newest that comes now holds nothing that is free.
-        free, released = self._free.settled({old.generation, old.generation - 1, *self.pinned()})
+        free, released = self._free.release_unneeded({old.generation, old.generation - 1, *self.pinned()})
         self._forget(released)
         allocator = Allocator(free.free, old.page_count)
-        writer = PageWriter(self._file, allocator, generation)
-        touches, moved_from = tail_touches(self._pager, old, free, give_way, compact=compact)
-        merge = Merge(self._pager, writer, updates, joined_ranges(ranges), touches, moved_from, give_way)
+        writer = PageWriter(self._file, allocator, draft.generation)
+        freed = Freed(draft.generation)
+        rewrites, moved_from = tail_rewrites(self._pager, old, free, job.give_way, compact=compact)
+        job = replace(job, rewrites=rewrites, moved_from=moved_from)
         try:
-            root, height = merge.run(old)
+            root, height = Merge(self._pager, writer, freed, job).run(old.root, old.height)
             if old.free_page:
-                merge.freed.add(old.free_page, old.free_pages, old.generation, 0)
-            held = [*free.held, merge.freed]
-            meta = replace(old, generation=generation, seqno=seqno, time_us=time_us, root=root, height=height)
-            meta, free, released = self._write_free_list(meta, allocator, writer, held)
+                freed.add(old.free_page, old.free_pages, old.generation, 0)
+            meta = replace(draft, root=root, height=height)
+            meta, free, released = self._write_free_list(meta, allocator, writer, [*free.held, freed])
             writer.flush()
         except PageWriteError as failure:
             cause = failure.cause
@@ -296,7 +309,7 @@ class PageFile:
             # From here on the generation before the old one may lose pages: nobody may pin it any more.
             self._pinnable = frozenset({generation, generation - 1})
             needed = {generation, generation - 1, *self._pins}
-        free, released = FreeList(allocator.left(), held).settled(needed)
+        free, released = FreeList(allocator.left(), held).release_unneeded(needed)
         free, page_count = free.give_back(allocator.page_count)
         if page:
             crc = writer.at(page, encode_free_list(free).ljust(pages * PAGE_SIZE, b"\0"))
@@ -323,7 +336,7 @@ class PageFile:
 
     def _forget(self, released: list[Freed]) -> None:
         for freed in released:
-            self._pager.forget(freed.addresses)
+            self._pager.cache.forget(freed.addresses)
 
     def _read_free_list(self, meta: Meta) -> FreeList:
         if not meta.free_page:
@@ -346,27 +359,25 @@ class PageFile:
 
     def resize_cache(self, cache_bytes: int) -> None:
         """Change the memory for nodes."""
-        self._pager.resize(cache_bytes)
+        self._pager.cache.resize(cache_bytes)
 
-    def stats(self) -> dict[str, int]:
-        """Sizes and counts: pages and bytes of the file, of the tree and of the cache."""
-        meta = self.meta
-        free = self._free
-        return {
-            "generation": meta.generation,
-            "entries": meta.count,
-            "height": meta.height,
-            "pages": meta.page_count,
-            "file_bytes": self._file.size(),
-            # The free list is read by the first checkpoint; before it nobody knows.
-            "free_pages": free.free_pages() if free else 0,
-            "held_pages": free.held_pages() if free else 0,
-            "pins": sum(self.pinned().values()),
-            "cache_bytes": self._pager.used_bytes(),
-            "cache_limit_bytes": self._pager.cache_bytes,
-            "hits": self._pager.hits,
-            "misses": self._pager.misses,
-        }
+    def stats(self) -> PageStats:
+        """Sizes and counts. Asks the system for the size of the file."""
+        meta, free, cache = self.meta, self._free, self._pager.cache
+        return PageStats(
+            generation=meta.generation,
+            entries=meta.count,
+            height=meta.height,
+            pages=meta.page_count,
+            file_bytes=self._file.size(),
+            free_pages=free.free_pages() if free else 0,
+            held_pages=free.held_pages() if free else 0,
+            pins=sum(self.pinned().values()),
+            cache_bytes=cache.used_bytes(),
+            cache_limit_bytes=cache.limit_bytes,
+            hits=cache.hits,
+            misses=cache.misses,
+        )
 
     def unused_pages(self) -> int:
         """Pages of the file that the newest generation does not use. 0 before the first checkpoint. No I/O."""

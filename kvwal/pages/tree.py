@@ -14,6 +14,7 @@ from operator import itemgetter
 from struct import Struct
 from typing import Final
 
+from kvwal.pages.cache import NotCached
 from kvwal.pages.meta import Meta
 from kvwal.pages.node import (
     ADDRESS,
@@ -30,7 +31,7 @@ from kvwal.pages.node import (
     generation_of,
     pairs_in_leaf,
 )
-from kvwal.pages.pager import NotCached, Pager
+from kvwal.pages.pager import Pager
 
 __all__ = ["Tree"]
 
@@ -53,10 +54,11 @@ _Found = tuple[bytes | Leaf, int, int]
 class Tree:
     """An immutable view of one generation. Thread-safe."""
 
-    __slots__ = ("_address", "_pager", "_root", "height", "meta")
+    __slots__ = ("_address", "_cache", "_pager", "_root", "height", "meta")
 
     def __init__(self, pager: Pager, meta: Meta) -> None:
         self._pager = pager
+        self._cache = pager.cache
         self.meta = meta
         self.height: int = meta.height
         self._root = meta.root
@@ -67,26 +69,26 @@ class Tree:
         level = self.height - 1
         if level < 0:
             return None
-        pager = self._pager
+        cache = self._cache
         pointers = self._root
         at = 0
         address = self._address
         while level:
-            node = pager.young.get(address)
+            node = cache.young.get(address)
             if node is None:
-                node = pager.node(pointers, at, level)
+                node = self._pager.node(pointers, at, level)
             separators, pointers, _ = node
             at = bisect_right(separators, key) * POINTER_SIZE
             (address,) = _address_at(pointers, at)
             level -= 1
-        leaf = pager.young.get(address)
+        leaf = cache.young.get(address)
         if leaf is None:
-            leaf = pager.node(pointers, at, 0)
+            leaf = self._pager.node(pointers, at, 0)
         else:
-            pager.hits += 1
+            cache.hits += 1
         value = find_in_leaf(leaf, key)
         if type(value) is OverflowRef:
-            return pager.overflow(value)
+            return self._pager.overflow(value)
         return value
 
     def peek(self, key: bytes) -> bytes | None:
@@ -98,7 +100,7 @@ class Tree:
         pointers = self.meta.root
         at = 0
         while level >= 0:
-            if pager.cached(ADDRESS.unpack_from(pointers, at)[0]) is None:
+            if self._cache.get(ADDRESS.unpack_from(pointers, at)[0]) is None:
                 raise NotCached
             node = pager.node(pointers, at, level)
             if level:
@@ -108,7 +110,7 @@ class Tree:
         value = find_in_leaf(node, key)
         if type(value) is not OverflowRef:
             return value
-        if pager.cached(ADDRESS.unpack_from(value)[0]) is None:
+        if self._cache.get(ADDRESS.unpack_from(value)[0]) is None:
             raise NotCached
         return pager.overflow(value)
 
@@ -135,7 +137,7 @@ class Tree:
             at = bisect_right(separators, key) * POINTER_SIZE
             rank += sum(map(_FIRST, _COUNT.iter_unpack(pointers[:at])))
             level -= 1
-        leaf = self._pager.young.get(ADDRESS.unpack_from(pointers, at)[0])
+        leaf = self._cache.young.get(ADDRESS.unpack_from(pointers, at)[0])
         if leaf is None:
             leaf = self._pager.node(pointers, at, 0)
         keys = leaf[0] if isinstance(leaf, tuple) else decode_leaf(leaf)[0]
@@ -153,7 +155,7 @@ class Tree:
         level = self.height - 1
         if level < 0 or (start is not None and stop is not None and stop <= start):
             return pairs, True
-        young, old = self._pager.generations()
+        young, old = self._cache.young, self._cache.old
         pointers = self._root
         at = 0
         # Whether nothing beyond the lowest inner node can belong to the range.
@@ -234,7 +236,7 @@ class Tree:
             else:
                 keys, values = decode_leaf(leaf)
                 if not overflow:
-                    pager.keep_decoded(address, (keys, values, generation_of(leaf), []))
+                    self._cache.keep_decoded(address, (keys, values, generation_of(leaf), []))
             low = bisect_left(keys, start) if start is not None and keys[0] < start else 0
             high = bisect_left(keys, stop) if stop is not None and keys[-1] >= stop else len(keys)
             if low or high < len(keys):
@@ -267,7 +269,7 @@ class Tree:
             yield held_keys, held_values
 
     def _node(self, pointers: bytes, at: int, level: int, keep: bool = True) -> Inner:
-        found: Inner | None = self._pager.young.get(ADDRESS.unpack_from(pointers, at)[0])
+        found: Inner | None = self._cache.young.get(ADDRESS.unpack_from(pointers, at)[0])
         if found is None:
             found = self._pager.node(pointers, at, level, keep=keep)
         return found
@@ -299,7 +301,7 @@ class Tree:
         while at < len(run):
             page, crc, pages, flags, _ = run[at]
             address = page | crc << 32
-            leaf = pager.cached(address)
+            leaf = self._cache.get(address)
             if leaf is not None:
                 yield leaf, address, flags & HAS_OVERFLOW
                 at += 1

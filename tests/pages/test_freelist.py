@@ -86,22 +86,22 @@ def test_size_for_the_extents_is_enough() -> None:
 def test_extent_is_held_exactly_while_a_needed_generation_reaches_it(
     born: int, generation: int, needed: set[int], is_held: bool
 ) -> None:
-    settled, released = FreeList(places(), [freed(generation, (10, 2, born))]).settled(needed)
-    assert held(settled) == ([(generation, [(10, 2)], [born])] if is_held else [])
-    assert settled.free == (places() if is_held else places((10, 2)))
+    left, released = FreeList(places(), [freed(generation, (10, 2, born))]).release_unneeded(needed)
+    assert held(left) == ([(generation, [(10, 2)], [born])] if is_held else [])
+    assert left.free == (places() if is_held else places((10, 2)))
     assert [list(each.addresses) for each in released] == ([] if is_held else [[99]])
-    assert (settled.free_pages(), settled.held_pages()) == ((0, 2) if is_held else (2, 0))
+    assert (left.free_pages(), left.held_pages()) == ((0, 2) if is_held else (2, 0))
 
 
 def test_extents_of_one_checkpoint_part_by_when_they_were_born() -> None:
-    settled, released = FreeList(places(), [freed(6, (10, 1, 3), (20, 1, 5), (30, 1, 4))]).settled({4, 7, 8})
-    assert held(settled) == [(6, [(10, 1), (30, 1)], [3, 4])]
-    assert settled.free == places((20, 1))
+    left, released = FreeList(places(), [freed(6, (10, 1, 3), (20, 1, 5), (30, 1, 4))]).release_unneeded({4, 7, 8})
+    assert held(left) == [(6, [(10, 1), (30, 1)], [3, 4])]
+    assert left.free == places((20, 1))
     assert len(released) == 1
 
 
 def test_released_extents_are_joined_with_their_neighbours() -> None:
-    free, _ = FreeList(places((2, 2), (10, 1)), [freed(2, (4, 6, 1))]).settled({5})
+    free, _ = FreeList(places((2, 2), (10, 1)), [freed(2, (4, 6, 1))]).release_unneeded({5})
     assert free.free == places((2, 9))
 
 

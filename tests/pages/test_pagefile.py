@@ -205,7 +205,7 @@ def leaves_fill(scratch: Scratch) -> float:
     """Bytes of keys and values to bytes of pages that are in use."""
     data = sum(len(key) + len(value) for key, value in scratch.model.items())
     stats = scratch.pages.stats()
-    used = stats["pages"] - stats["free_pages"] - stats["held_pages"]
+    used = stats.pages - stats.free_pages - stats.held_pages
     return data / (used * PAGE_SIZE)
 
 
@@ -242,10 +242,10 @@ def test_leaves_emptied_by_deletes_join_their_neighbours(scratch: Scratch, rng: 
 
 def test_small_change_rewrites_one_path(scratch: Scratch) -> None:
     scratch.checkpoint({b"%06d" % index: b"v" * 100 for index in range(20_000)})
-    before = scratch.pages.stats()["pages"]
+    before = scratch.pages.stats().pages
     scratch.checkpoint({b"%06d" % 777: b"w" * 100})
     # A leaf, two levels above it at most, the free list.
-    assert scratch.pages.stats()["pages"] - before <= 2 + 2 * 2 + 1
+    assert scratch.pages.stats().pages - before <= 2 + 2 * 2 + 1
 
 
 def test_checkpoint_of_nothing_writes_no_node(scratch: Scratch) -> None:
@@ -292,9 +292,9 @@ def test_pin_keeps_a_generation_readable_while_checkpoints_go_on(scratch: Scratc
     for meta, _ in pinned:
         scratch.pages.unpin(meta.generation)
     assert scratch.pages.pinned() == {}
-    held = scratch.pages.stats()["held_pages"]
+    held = scratch.pages.stats().held_pages
     scratch.checkpoint({})
-    assert scratch.pages.stats()["held_pages"] < held / 2
+    assert scratch.pages.stats().held_pages < held / 2
     scratch.verify()
 
 
@@ -305,7 +305,7 @@ def test_old_pin_holds_only_what_it_reaches(scratch: Scratch) -> None:
     sizes = []
     for step in range(12):
         scratch.checkpoint({b"%04d" % index: b"%02d" % step * 50 for index in range(3000)})
-        sizes.append(scratch.pages.stats()["pages"])
+        sizes.append(scratch.pages.stats().pages)
     assert max(sizes[4:]) == max(sizes[:4])
     scratch.verify()
 
@@ -340,7 +340,7 @@ def test_freed_pages_are_used_again_two_checkpoints_later(scratch: Scratch) -> N
     pages = []
     for _ in range(8):
         scratch.checkpoint(dict(everything))
-        pages.append(scratch.pages.stats()["pages"])
+        pages.append(scratch.pages.stats().pages)
     one = pages[0]
     # The third load cannot use the first's pages yet, which the second generation before it still reaches.
     assert pages[1] > 1.9 * one
@@ -408,16 +408,16 @@ def test_cache_stays_within_its_budget_as_python_counts_it(tmp_path: Path, rng: 
     for _ in range(5000):
         tree.get(b"%08d" % rng.randrange(20_000))
         tree.get(b"large")
-        pager = scratch.pages._pager
+        cache = scratch.pages._pager.cache
         real = 0
         if rng.random() < 0.01:
-            for part in (pager.young, pager._old):
+            for part in (cache.young, cache.old):
                 real += sys.getsizeof(part)
                 for address, node in part.items():
                     real += sys.getsizeof(address) + sys.getsizeof(node)
                     if isinstance(node, tuple):
                         real += sum(map(sys.getsizeof, node)) + sum(map(sys.getsizeof, node[0]))
-            assert real <= pager.used_bytes() <= budget
+            assert real <= cache.used_bytes() <= budget
     scratch.pages.close()
 
 
@@ -426,7 +426,7 @@ def test_no_budget_still_reads(tmp_path: Path) -> None:
     scratch.checkpoint({b"%05d" % index: b"v" * 100 for index in range(2000)})
     scratch.verify()
     assert scratch.pages.tree().get(b"00777") == b"v" * 100
-    assert scratch.pages.stats()["cache_bytes"] == 0
+    assert scratch.pages.stats().cache_bytes == 0
     scratch.pages.close()
 
 
@@ -440,10 +440,10 @@ def test_scan_does_not_flush_the_cache(tmp_path: Path) -> None:
             tree.get(key)
     for reverse in (False, True):
         assert len(entries(tree, reverse=reverse)) == 30_000
-    misses = scratch.pages.stats()["misses"]
+    misses = scratch.pages.stats().misses
     for key in wanted:
         tree.get(key)
-    assert scratch.pages.stats()["misses"] == misses
+    assert scratch.pages.stats().misses == misses
     scratch.pages.close()
 
 
@@ -458,10 +458,10 @@ def test_leaves_that_are_read_once_do_not_flush_the_cache(tmp_path: Path) -> Non
     wanted = keys[:100:10]
     for key in wanted * 2 + keys[100:]:
         tree.get(key)
-    misses = scratch.pages.stats()["misses"]
+    misses = scratch.pages.stats().misses
     for key in wanted:
         tree.get(key)
-    assert scratch.pages.stats()["misses"] == misses
+    assert scratch.pages.stats().misses == misses
     scratch.pages.close()
 
 
@@ -548,8 +548,8 @@ def test_stats_add_up(scratch: Scratch) -> None:
     scratch.pages.tree().get(b"0001")
     scratch.pages.tree().get(b"0001")
     stats = scratch.pages.stats()
-    assert stats["file_bytes"] == size_of(scratch) == stats["pages"] * PAGE_SIZE
-    assert (stats["entries"], stats["height"], stats["generation"]) == (1500, scratch.pages.meta.height, 2)
-    assert stats["hits"] >= 1
-    assert stats["misses"] >= 1
+    assert stats.file_bytes == size_of(scratch) == stats.pages * PAGE_SIZE
+    assert (stats.entries, stats.height, stats.generation) == (1500, scratch.pages.meta.height, 2)
+    assert stats.hits >= 1
+    assert stats.misses >= 1
     assert isinstance(PageFile.tree(scratch.pages).height, int)

@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kvwal.errors import InternalError
-from kvwal.pages.updates import Updates, joined_ranges, merged, one_size
+from kvwal.pages.merge import Updates, joined_ranges, merged
+from kvwal.pages.writer import one_size
 
 short = st.binary(max_size=2)
 NOWHERE: Any = None  # no value here is large, so nothing is written
