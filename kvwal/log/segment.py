@@ -6,16 +6,23 @@ The first 4096 bytes are the header page; records follow, one after the other. L
 |---|---|---|---|
 | 0 | 8 | magic | `kvwallog` |
 | 8 | 2 | version | 1 |
-| 10 | 2 | size | of this header, CRC included |
-| 12 | 4 | flags | zero |
+| 10 | 2 | size | of this header, CRC included: 256 |
+| 12 | 4 | form | 0: plain records |
 | 16 | 16 | store_id | the store this log belongs to |
 | 32 | 8 | first_seqno | the first commit of the segment; its file name says the same |
-| 40 | 8 | created_us | microseconds since 1970 UTC; no record in it is older, none before it is younger |
+| 40 | 8 | created_us | ascending time: no record in it is older, none before it is younger |
 | 48 | 4 | salt | random; seeds the CRC of everything in this file |
 | 52 | 4 | marker | random, no byte of it zero; opens every record |
 | 56 | 8 | capacity | size of the file as it was preallocated |
 | 64 | 8 | previous | first_seqno of the segment before, 0 if there was none |
-| 72 | 4 | crc | CRC-32C of the header before it |
+| 72 | 8 | required | features that a reader must know; see `kvwal/features.py` |
+| 80 | 8 | optional | features that a reader may pass over |
+| 88 | 8 | line | of its first commit |
+| 96 | 8 | session | that made it; later ones may go on in it |
+| 104 | 8 | wall_us | the raw wall clock when it was made |
+| 112 | 4 | revision | 0 |
+| 116 | 136 | - | zeros: fields that `docs/format.md` reserves |
+| 252 | 4 | crc | CRC-32C of the header before it |
 
 At 2048 of the header page is the successor slot, all zeros until it is written, always with the same bytes:
 
@@ -26,9 +33,11 @@ At 2048 of the header page is the successor slot, all zeros until it is written,
 | 16 | 4 | crc | CRC-32C of the slot before it, seeded with the salt |
 
 A header is valid when
-1. magic and CRC are right; a version other than 1 is then a newer format, whatever else it says,
-2. its store_id is the store's,
-3. its first_seqno is the one in the file's name.
+1. magic and CRC are right (the CRC is the last 4 of `size` bytes, in every version),
+2. version, size, form and all required features are known: otherwise it is of a newer format, whatever else it says,
+3. bytes that have to be zero are, unless an optional feature is not known, which may use them,
+4. its store_id is the store's,
+5. its first_seqno is the one in the file's name.
 
 Invariant: no byte of a segment but those of the slot is written twice, and the file is never renamed again.
 A segment gets its name only when its header (and, after a recovery, the records it starts with) is on disk.
@@ -46,6 +55,7 @@ from typing import Final, NamedTuple
 from crc32c import crc32c
 
 from kvwal.batch import Seqno
+from kvwal.features import KNOWN_OPTIONAL, KNOWN_REQUIRED
 from kvwal.files import Files
 from kvwal.log.record import segment_name
 
@@ -71,12 +81,16 @@ VERSION: Final = 1
 HEADER_PAGE_BYTES: Final = 4096
 SLOT_OFFSET: Final = 2048
 SLOT_MAGIC: Final = b"kvwalnxt"
+_PLAIN: Final = 0
 
-HEADER = struct.Struct("<8sHHI16sQQIIQQ")
+HEADER = struct.Struct("<8sHHI16sQQIIQQQQ8sQQIIQQIIQIIQII32sQ32s4s")
 SLOT = struct.Struct("<8sQ")
 CRC = struct.Struct("<I")
-HEADER_BYTES: Final = 76
+HEADER_BYTES: Final = 256
 SLOT_BYTES: Final = 20
+# Where revision and the fields begin that are not built yet: integers and bytes, all zero.
+_BUILT_BYTES: Final = 112
+_RESERVED: Final = (0,) * 12 + (bytes(32), 0, bytes(32), bytes(4))
 assert HEADER.size + CRC.size == HEADER_BYTES
 assert SLOT.size + CRC.size == SLOT_BYTES
 
@@ -93,6 +107,11 @@ class SegmentHeader(NamedTuple):
     marker: int
     capacity: int
     previous: Seqno
+    required: int = 0
+    optional: int = 0
+    line: bytes = bytes(8)
+    session: int = 0
+    wall_us: int = 0
 
 
 class HeaderFault(enum.Enum):
@@ -142,19 +161,8 @@ def new_marker(random: bytes) -> int:
 
 def encode_header(header: SegmentHeader) -> bytes:
     """The whole header page, with an empty slot."""
-    data = HEADER.pack(
-        MAGIC,
-        VERSION,
-        HEADER_BYTES,
-        0,
-        header.store_id,
-        header.first_seqno,
-        header.created_us,
-        header.salt,
-        header.marker,
-        header.capacity,
-        header.previous,
-    )
+    store_id, *rest = header
+    data = HEADER.pack(MAGIC, VERSION, HEADER_BYTES, _PLAIN, store_id, *rest, *_RESERVED)
     return (data + CRC.pack(crc32c(data))).ljust(HEADER_PAGE_BYTES, b"\0")
 
 
@@ -162,20 +170,22 @@ def decode_header(page: bytes, name_seqno: int, store_id: bytes | None) -> Segme
     """The header, or why it is none. Without a store_id, any store's will do."""
     if len(page) < HEADER_PAGE_BYTES or page[:8] != MAGIC:
         return HeaderFault.DAMAGED
-    version, size = struct.unpack_from("<HH", page, 8)
+    version, size, form = struct.unpack_from("<HHI", page, 8)
     # Where the CRC stands is said by the size, so that a newer header is not taken for a damaged one.
     if not 16 <= size <= SLOT_OFFSET or CRC.unpack_from(page, size - 4)[0] != crc32c(page[: size - 4]):
         return HeaderFault.DAMAGED
-    if version != VERSION:
+    if (version, size, form) != (VERSION, HEADER_BYTES, _PLAIN):
         return HeaderFault.NEWER
-    if size != HEADER_BYTES:
-        return HeaderFault.DAMAGED
-    _, _, _, _, found_id, first_seqno, created_us, salt, marker, capacity, previous = HEADER.unpack_from(page)
-    if store_id not in (None, found_id):
+    header = SegmentHeader(*HEADER.unpack_from(page)[4:16])
+    if header.required & ~KNOWN_REQUIRED:
+        return HeaderFault.NEWER
+    if any(page[_BUILT_BYTES : HEADER_BYTES - 4]) and not header.optional & ~KNOWN_OPTIONAL:
+        return HeaderFault.NEWER
+    if store_id not in (None, header.store_id):
         return HeaderFault.FOREIGN
-    if first_seqno != name_seqno:
+    if header.first_seqno != name_seqno:
         return HeaderFault.MISPLACED
-    return SegmentHeader(found_id, first_seqno, created_us, salt, marker, capacity, previous)
+    return header
 
 
 def encode_slot(salt: int, next_seqno: int) -> bytes:

@@ -103,7 +103,9 @@ class SegmentMaker:
         random = self._files.random_bytes(8)
         salt, marker = int.from_bytes(random[:4], "little"), new_marker(random[4:])
         capacity = max(least_bytes, HEADER_PAGE_BYTES + needed + CLOSED_ROOM_BYTES)
-        header = SegmentHeader(self._store_id, first_seqno, created_us, salt, marker, capacity, previous)
+        header = SegmentHeader(
+            self._store_id, first_seqno, created_us, salt, marker, capacity, previous, wall_us=self._files.now_us()
+        )
         taken = fill is None and self._spare_lock.acquire(blocking=False)
         try:
             spare = self._spare if taken and capacity <= self._segment_bytes else None

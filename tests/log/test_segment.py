@@ -1,9 +1,12 @@
 """The header page of a segment, and its slot."""
 
+import struct
+
 import pytest
 from crc32c import crc32c
 
 from kvwal.batch import Seqno
+from kvwal.features import EXTENSIONS, KNOWN_REQUIRED
 from kvwal.log.segment import (
     HEADER_BYTES,
     HEADER_PAGE_BYTES,
@@ -19,7 +22,9 @@ from kvwal.log.segment import (
 )
 
 ID = bytes(range(16))
-HEADER = SegmentHeader(ID, Seqno(7), 1000, 0x01020304, 0x0A0B0C0D, 1 << 30, Seqno(3))
+HEADER = SegmentHeader(
+    ID, Seqno(7), 1000, 0x01020304, 0x0A0B0C0D, 1 << 30, Seqno(3), EXTENSIONS, 0, b"line....", 9, 2000
+)
 
 
 # -- header page and slot ----------------------------------------------------------------------
@@ -29,11 +34,14 @@ def test_golden_bytes_of_a_header():
     page = encode_header(HEADER)
     assert page[:HEADER_BYTES] == (
         b"kvwallog"
-        + bytes.fromhex("0100 4c00 00000000")
+        + bytes.fromhex("0100 0001 00000000")
         + ID
-        + bytes.fromhex(
-            "0700000000000000 e803000000000000 04030201 0d0c0b0a 0000004000000000 0300000000000000 73aaeffe"
-        )
+        + bytes.fromhex("0700000000000000 e803000000000000 04030201 0d0c0b0a 0000004000000000 0300000000000000")
+        + bytes.fromhex("0400000000000000 0000000000000000")
+        + b"line...."
+        + bytes.fromhex("0900000000000000 d007000000000000")
+        + bytes(140)
+        + bytes.fromhex("e1ad079d")
     )
     assert page[HEADER_BYTES:] == bytes(HEADER_PAGE_BYTES - HEADER_BYTES)
 
@@ -58,11 +66,40 @@ def test_a_short_page_is_damage():
     assert decode_header(encode_header(HEADER)[:-1], 7, ID) is HeaderFault.DAMAGED
 
 
-def test_a_newer_version_is_told_from_damage_even_if_its_header_is_longer():
-    page = bytearray(encode_header(HEADER))
-    page[8:12] = b"\2\0\x80\0"
-    page[124:128] = crc32c(bytes(page[:124])).to_bytes(4, "little")
-    assert decode_header(bytes(page), 7, ID) is HeaderFault.NEWER
+def forged(at: int, data: bytes, *, header: SegmentHeader = HEADER, size: int = HEADER_BYTES) -> bytes:
+    """A header page with these bytes in it and a right CRC, as another version might have written it."""
+    page = bytearray(encode_header(header))
+    page[at : at + len(data)] = data
+    page[size - 4 : size] = crc32c(bytes(page[: size - 4])).to_bytes(4, "little")
+    return bytes(page)
+
+
+def test_a_newer_version_is_told_from_damage_whatever_the_size_of_its_header():
+    for size in (128, 256, 512):
+        assert decode_header(forged(8, struct.pack("<HH", 2, size), size=size), 7, ID) is HeaderFault.NEWER
+    assert decode_header(forged(8, struct.pack("<HH", 1, 260), size=260), 7, ID) is HeaderFault.NEWER
+
+
+def test_a_form_that_is_not_known_is_newer():
+    assert decode_header(forged(12, b"\1"), 7, ID) is HeaderFault.NEWER
+
+
+@pytest.mark.parametrize("bit", range(64))
+def test_a_required_feature_that_is_not_known_is_newer_and_an_optional_one_is_kept(bit: int):
+    required = HEADER._replace(required=1 << bit)
+    if KNOWN_REQUIRED >> bit & 1:
+        assert decode_header(encode_header(required), 7, ID) == required
+    else:
+        assert decode_header(encode_header(required), 7, ID) is HeaderFault.NEWER
+    optional = HEADER._replace(optional=1 << bit)
+    assert decode_header(encode_header(optional), 7, ID) == optional
+
+
+@pytest.mark.parametrize("at", [112, 120, 175, 176, 216, 251])
+def test_a_field_that_is_not_built_yet_is_newer_unless_an_optional_feature_may_have_it(at: int):
+    assert decode_header(forged(at, b"\1"), 7, ID) is HeaderFault.NEWER
+    optional = HEADER._replace(optional=1 << 40)
+    assert decode_header(forged(at, b"\1", header=optional), 7, ID) == optional
 
 
 def test_another_store_and_another_name_are_told_apart():

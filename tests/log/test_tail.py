@@ -16,7 +16,7 @@ from kvwal.errors import CorruptionError, Error, FormatError
 from kvwal.files import system_files
 from kvwal.log import LogReader, TailRow
 from kvwal.log.record import CLOSED, COMMIT, WATERMARK, encode_record, segment_name
-from kvwal.log.segment import SLOT_OFFSET, HeaderFault, SegmentHeader, Slot, decode_header, encode_header
+from kvwal.log.segment import HEADER_BYTES, SLOT_OFFSET, HeaderFault, SegmentHeader, Slot, decode_header, encode_header
 from kvwal.log.tail import LINK_TABLE, TAIL_TABLE, Link, Tail, Verdict, describe, judge
 from kvwal.log.walk import Stop
 
@@ -389,7 +389,7 @@ def test_foreign_segment_is_refused(rig: LogRig):
     rig.made(3)
     header = decode_header(rig.read(FIRST)[:4096], 1, STORE_ID)
     assert isinstance(header, SegmentHeader)
-    rig.overwrite(FIRST, 0, encode_header(header._replace(store_id=b"another-store..."))[:76])
+    rig.overwrite(FIRST, 0, encode_header(header._replace(store_id=b"another-store..."))[:HEADER_BYTES])
     refused(rig, TailRow.FOREIGN_SEGMENT, FormatError)
 
 
@@ -397,7 +397,7 @@ def test_unknown_version_is_refused(rig: LogRig):
     rig.made(3)
     page = bytearray(rig.read(FIRST)[:4096])
     page[8] = 2
-    page[72:76] = crc32c(bytes(page[:72])).to_bytes(4, "little")
+    page[HEADER_BYTES - 4 : HEADER_BYTES] = crc32c(bytes(page[: HEADER_BYTES - 4])).to_bytes(4, "little")
     rig.overwrite(FIRST, 0, bytes(page))
     refused(rig, TailRow.UNKNOWN_VERSION, FormatError)
 

@@ -159,6 +159,18 @@ def test_a_clock_that_steps_back_at_a_roll_makes_no_record_older_than_its_segmen
         assert position.offset >= 4096
 
 
+def test_a_header_has_the_raw_wall_clock_beside_the_ascending_time(disk: SimulatedDisk, rig: LogRig):
+    log = rig.create(time_us=disk.clock_us)
+    log.append_put(*entry(1))
+    disk.jump_clock(-3600_000_000)
+    rig.fill(log, 20)
+    first, second = (decode_header(rig.read(segment_name(n))[:4096], n, STORE_ID) for n in rig.segments())
+    assert isinstance(first, SegmentHeader)
+    assert isinstance(second, SegmentHeader)
+    assert second.created_us >= first.created_us
+    assert second.wall_us < first.wall_us - 3500_000_000
+
+
 def test_tail_bytes_counts_what_was_appended(rig: LogRig):
     log = rig.create()
     assert log.tail_bytes == 0

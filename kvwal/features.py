@@ -1,0 +1,20 @@
+"""Feature bits: what a file may hold that a version of kvwal must know, or may pass over.
+
+Meta and segment header carry two sets of them. A required bit that is not known is refused as `FormatError`, also for
+reading; an optional one that is not known is kept. `docs/format.md` lists them all, also those not built yet.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+__all__ = ["EXTENSIONS", "KEYSPACES", "KNOWN_OPTIONAL", "KNOWN_REQUIRED"]
+
+# On disk: never change.
+#: Tables other than 0 are in the tree or in kept log.
+KEYSPACES: Final = 1 << 0
+#: There are records with an extension block.
+EXTENSIONS: Final = 1 << 2
+
+KNOWN_REQUIRED: Final = KEYSPACES | EXTENSIONS
+KNOWN_OPTIONAL: Final = 0
