@@ -177,7 +177,7 @@ def damages(built: Built, random: Random) -> Iterator[Damage]:
             lambda d, p=path, a=offset, c=content: d.damage(p, a, c),
             begun,
         )
-    # Headers and slots first: they are few, and much hangs on them.
+    # Headers and slots first, because they are a small part and much depends on them.
     for heads in (True, False):
         places = [
             (name, at)
@@ -245,7 +245,7 @@ def work(share: Share) -> Iterator[Tally]:
     ):
         try:
             examine(built, damage)
-        except Exception as error:  # noqa: BLE001  # whatever it is, it is a violation
+        except Exception as error:  # noqa: BLE001  # every exception is a violation
             tally.violations.append(
                 (f"{type(error).__name__}: {error}", f"--seed {run.seed} --case {case_of((built, damage))}")
             )

@@ -52,7 +52,7 @@ class Observed:
     number: int
     #: Place in real time, on a counter that all clients share.
     begun: int = 0
-    #: None: nobody was told how it ended.
+    #: None: its client was not told how it ended.
     ended: int | None = None
     #: "maybe": it may have been committed, or not (the machine died before it answered).
     outcome: Literal["ok", "failed", "maybe"] = "maybe"
@@ -109,7 +109,7 @@ def _check_elements(final: dict[bytes, List], observed: dict[int, Observed]) -> 
         for element in order:
             txn = observed.get(writer_of(element))
             if txn is None or element not in txn.appends.get(key, ()):
-                yield f"nobody appended {element} to {key!r}"
+                yield f"no transaction appended {element} to {key!r}"
             elif txn.outcome == "failed":
                 yield f"transaction {txn.number} failed, but its {element} is in {key!r}"
     for txn in observed.values():
@@ -149,12 +149,12 @@ def _add_dependencies(graph: Graph, key: bytes, order: List, observed: dict[int,
                 following = place[seen[-1]] + 1
                 _edge(graph, versions[following - 1][1], txn.number, "wr")
             if following < len(versions):
-                # If what comes next is its own append, that is no dependency.
+                # A transaction does not depend on its own append.
                 _edge(graph, txn.number, versions[following][1], "rw")
 
 
 def _add_real_time(graph: Graph, history: Iterable[Observed]) -> None:
-    """A chain of moments, one for each end: who ended leads into it, it leads on to who began later."""
+    """Add a chain of moments, one for each end: a transaction leads to its end, an end to those that began later."""
     moments: list[tuple[int, int, Observed]] = []
     for txn in history:
         moments.append((txn.begun, 1, txn))

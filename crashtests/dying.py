@@ -1,6 +1,6 @@
 """A writer in a process of its own, that may kill itself at a named point: `python -m crashtests.dying`.
 
-What it tells on standard output is collected by others, so it survives the writer:
+Another process collects what it prints on standard output, so that survives the writer:
 
 - `open SEQNO`: the store was opened and answered,
 - `begin THREAD N`: thread THREAD is about to commit its Nth transaction,

@@ -45,9 +45,9 @@ class Limits:
     choices: int = 64
     #: Cuts in a row; 1 is no cut during recovery.
     depth: int = 3
-    #: One in so many cases is cut again during recovery and further work,
+    #: One case in this number is cut again during recovery and further work,
     nested_every: int = 6
-    #: and so is one in so many of those that were found by that.
+    #: and so is one in this number of those that were found by that.
     deeper_every: int = 12
     nested_choices: int = 3
 
@@ -263,7 +263,7 @@ class _Cut(BaseException):
     """The power fails in a replay."""
 
 
-# Whatever the store raises in a case is a violation: nothing here asks for an error.
+# Every error that the store raises in a case is a violation, because nothing here asks for one.
 _EXPECTED = (Exception,)
 
 

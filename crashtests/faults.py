@@ -43,7 +43,7 @@ class Way:
     error: int
     effect: str
     forever: bool
-    #: "kill": the process dies; "none", "all": the power is cut and so much survives.
+    #: "kill": the process dies; "none", "all": the power is cut, and that is what survives.
     #: With the effect "die" no operation fails: the process dies before it, is started again, and goes on.
     #: With "unreadable" this and all later reads of the file fail, and nothing else.
     after: str
@@ -117,7 +117,7 @@ class FaultCase:
         return f"--case {case_of(self.name, self.operation, self.way)}"
 
     def run(self) -> None:
-        """Raises `Violation`, or whatever the store should not have raised."""
+        """Raises `Violation`, or what the store should not have raised."""
         self._arm()
         try:
             self._work()
@@ -219,7 +219,7 @@ class FaultCase:
         try:
             act()
         except BaseException:
-            # Whatever a dying process still says does not matter.
+            # What a dying process says does not matter.
             if not self.died:
                 raise
             self.died = False
@@ -329,7 +329,7 @@ def work(share: Share) -> Iterator[Tally]:
         case = FaultCase(name, operation, way)
         try:
             case.run()
-        except Exception as error:  # noqa: BLE001  # whatever it is, it is a violation
+        except Exception as error:  # noqa: BLE001  # every exception is a violation
             tally.violations.append((f"{type(error).__name__}: {error}", str(case)))
         tally.states += 1
         tally.faults += 1

@@ -74,7 +74,7 @@ class _Image:
                 fcntl.ioctl(handle, _SHUTDOWN, struct.pack("I", _NO_LOG_FLUSH))
             finally:
                 os.close(handle)
-            # Nothing it is told from here on can have been durable, and it is told of nothing: every write fails.
+            # From here on nothing can become durable, and the writer acknowledges nothing: every write fails.
             writer.send_signal(signal.SIGKILL)
             said = writer.communicate()[0]
             self.unmount()
@@ -158,7 +158,7 @@ def _run_all(run: Run) -> Result:
                 seed = random.randrange(1 << 30)
                 try:
                     _one_cut(image, witness, seed, random)
-                except Exception as error:  # noqa: BLE001  # whatever it is, it is a violation
+                except Exception as error:  # noqa: BLE001  # every exception is a violation
                     result.violations.append(f"{image.kind}: {type(error).__name__}: {error}")
                     break
                 counts[image.kind] += 1
@@ -178,7 +178,7 @@ def _run_all(run: Run) -> Result:
 
 def _one_cut(image: _Image, witness: Witness, seed: int, random: Random) -> None:
     path = os.path.join(image.mount_point, "kv")
-    # Quiet: that all its writes fail in the end is what is asked for.
+    # Its messages are dropped, because all its writes are meant to fail in the end.
     preallocate = random.choice(("allocate", "zeros"))
     writer = start(path, witness, seed, commits=100_000, quiet=True, preallocate=preallocate)
     try:
@@ -189,7 +189,7 @@ def _one_cut(image: _Image, witness: Witness, seed: int, random: Random) -> None
     finally:
         writer.kill()
     judge_found(path, witness)
-    # A full image would say nothing about power cuts.
+    # A full image says nothing about power cuts.
     if shutil.disk_usage(image.mount_point).free < 16 << 20:
         shutil.rmtree(path)
         os.sync()

@@ -68,8 +68,8 @@ class History:
             self.before_last = self.durable
             self.durable = number
 
-    def settle(self, content: Iterable[tuple[bytes, bytes]], seqno: int | None = None) -> int:
-        """A store was found with this content: which commit is its last? The others never were.
+    def identify(self, content: Iterable[tuple[bytes, bytes]], seqno: int | None = None) -> int:
+        """Which commit is the last one of a store that was found with this content; later ones are forgotten.
 
         Raises `Violation` if it is none that the contract allows. `seqno`: what the store calls that commit.
         """

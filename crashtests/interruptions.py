@@ -98,7 +98,7 @@ def _due(store: Any) -> None:
     store.sync()
 
 
-#: What is done before (untouched), and what is interrupted.
+#: What is done first, without an interruption, and what is interrupted.
 WAYS: dict[str, tuple[Act, Act]] = {
     "put": (lambda store: None, lambda store: store.put(b"a", b"new")),
     "weak-put": (lambda store: None, lambda store: store.put(b"a", b"new", durability="os")),
@@ -387,7 +387,7 @@ def _judge(
         try:
             store.checkpoint()
         except PoisonedError:
-            # It was interrupted where nobody knows what is in the pages; the log goes on.
+            # The interruption came where what is in the pages is not known; the log goes on.
             _reopened(disk, shown, [shown], kill=True, weak=False)
             return
         with store.transaction() as txn:

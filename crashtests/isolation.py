@@ -80,7 +80,7 @@ class Machine:
         self._moment = "operation"
 
     def die_in(self, operations: int) -> None:
-        """Die before so many operations are done.
+        """Die before this number of operations is done.
 
         Or only at the next flush, where whole groups wait; or only when a client was told that it has committed, and
         something in the log is pending.
@@ -102,7 +102,7 @@ class Machine:
         """A client was told that it has committed."""
         if self._moment == "told" and self._left <= 0:
             with self.disk.mutex:
-                # Whatever is pending must not be what it was told of.
+                # The commit that the client was told of must not be among what is pending.
                 if any(piece.path.endswith(".log") for piece in self.disk.pending()):
                     self.die()
 
@@ -189,7 +189,7 @@ class Round:
         for key, elements in final.items():
             txn.read(key, elements)
         txn.outcome, txn.ended = "ok", next(self._clock)
-        # What nobody knew is known now.
+        # The reads say now how transactions without an answer ended.
         for other in self.history:
             if other.outcome == "maybe":
                 there = any(element in final[key] for key, elements in other.appends.items() for element in elements)
@@ -389,7 +389,7 @@ def try_round(way: str, seed: int) -> tuple[Round, BaseException | None]:
     played = Round(way, seed)
     try:
         played.run()
-    except Exception as error:  # noqa: BLE001  # whatever it is, it is a violation
+    except Exception as error:  # noqa: BLE001  # every exception is a violation
         return played, error
     finally:
         sys.setswitchinterval(interval)
@@ -418,7 +418,7 @@ def work(share: Share) -> Iterator[Tally]:
                 happened = interruptions.examine(place)
                 tally.states += happened
                 tally.faults += happened
-            except Exception as error:  # noqa: BLE001  # whatever it is, it is a violation
+            except Exception as error:  # noqa: BLE001  # every exception is a violation
                 tally.violations.append((f"{type(error).__name__}: {error}", _command(run, str(place))))
         yield tally
 

@@ -15,10 +15,10 @@ from crashtests.console import Progress, Result
 from crashtests.mutations import MUTANTS, DoesNotApply, Mutant, applied
 from crashtests.workers import Run
 
-#: A mutant that lives for so long has survived.
+#: A mutant that lives longer than this has survived.
 LIMIT_S = 60.0
 
-#: Whoever dies of these was not killed by the oracle.
+#: A mutant that dies of these is broken code; the oracle did not kill it.
 _BROKEN = ("NameError", "UnboundLocalError", "AttributeError", "ImportError", "TypeError", "the harness failed")
 
 _MODULES = {

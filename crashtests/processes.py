@@ -1,7 +1,7 @@
 """Part 4: real processes on a real file system, killed at random and at named points, with several writer threads.
 
-What a writer was told is collected outside of it. After each death the store must hold: of every thread all that was
-acknowledged to it and at most one more; its two keys equal; the shared counter as high as all commits together.
+What a writer was told is kept outside of its process. After each death the store must hold: of every thread all that
+was acknowledged to it and at most one more; its two keys equal; the shared counter as high as all commits together.
 """
 
 from __future__ import annotations
@@ -162,7 +162,7 @@ def work(share: Share) -> Iterator[Tally]:
                 tally = Tally(states=1, faults=1)
                 try:
                     one_death(path, witness, seed)
-                except Exception as error:  # noqa: BLE001  # whatever it is, it is a violation
+                except Exception as error:  # noqa: BLE001  # every exception is a violation
                     kept = tempfile.mkdtemp(prefix="kvwal-violation-")
                     shutil.copytree(directory, kept, dirs_exist_ok=True)
                     tally.violations.append(

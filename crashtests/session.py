@@ -36,7 +36,7 @@ PATH = "/kv"
 Step = list[Any]
 Program = list[Step]
 
-#: Small everything, so that few steps reach rotations, checkpoints and retired segments.
+#: Everything is small, so that a program of few steps reaches rolls, checkpoints and retired segments.
 OPTIONS: dict[str, Any] = {
     "background": False,
     "segment_bytes": 16 << 10,
@@ -44,7 +44,7 @@ OPTIONS: dict[str, Any] = {
     "cache_bytes": 256 << 10,
 }
 
-# Stores are left behind unclosed here: that is the point.
+# Stores are left open here on purpose: a process that dies closes nothing.
 warnings.filterwarnings("ignore", category=ResourceWarning, message=".*was never closed")
 
 
@@ -94,11 +94,11 @@ class Session:
         self.clients = {}
         self.snapshots = {}
         self.store = kvwal.open(PATH, files=self.disk, **self.options)
-        return self.settle()
+        return self.identify()
 
-    def settle(self) -> int:
+    def identify(self) -> int:
         content = list(self.store.scan())
-        return self.history.settle(content, self.store.last_seqno)
+        return self.history.identify(content, self.store.last_seqno)
 
     def abandon(self) -> None:
         """Forget the store as a process that dies does. The disk is left as it is."""

@@ -72,7 +72,7 @@ class Share:
     watchdog: Watchdog = field(default_factory=Watchdog)
 
     def over(self) -> bool:
-        """Whether to stop. Called between the cases; whoever does not call it for minutes hangs."""
+        """Whether to stop. Called between the cases; a worker that does not call it for minutes counts as hanging."""
         self.watchdog.go_on()
         return self.run.over()
 

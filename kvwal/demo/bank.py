@@ -6,7 +6,7 @@
 A transfer is one transaction that reads two balances, writes both and notes itself down. Hence, whatever the
 moment of a kill: the sum of all balances is what it was at the beginning; the balances are exactly what the noted
 transfers make of the first ones; every acknowledged transfer is noted; a thread's transfers have no gap; and of
-those that nobody acknowledged at most one a thread is there.
+those that were not acknowledged, at most one for each thread is there.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ __all__ = ["Bank", "work"]
 ACCOUNTS = 24
 THREADS = 4
 FIRST_BALANCE = 1_000
-# A kill comes after so many transfers on average.
+# Transfers before a kill, on average.
 _GAP = 300
 _LAST_LIFE_TRANSFERS = 100
 
@@ -166,8 +166,8 @@ class Bank:
         extra = noted.keys() - self.transfers.keys()
         for series, count in Counter(note.rpartition(b"/")[0] for note in extra).items():
             if count > 1:
-                raise BrokenPromise(f"{count} transfers of {series.decode()} are there that nobody acknowledged")
-        # What is there now was served, so it counts as acknowledged from here on.
+                raise BrokenPromise(f"{count} transfers of {series.decode()} are there and were not acknowledged")
+        # This check has read what is there now, so it counts as acknowledged from here on.
         self.transfers |= {note: noted[note] for note in extra}
         self.found = len(noted)
         return Finding(len(noted), len(noted), f"{len(noted):,} transfers recounted, {sum(balances):,} in all")

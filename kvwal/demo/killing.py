@@ -2,7 +2,7 @@
 
 The child says on its standard output, a pipe that this process reads: `start` (before it opens the store), `open`
 (recovery is over), `ack ...` (a commit returned) and `done`. What the child wrote into the pipe before it was
-killed is still read, so an acknowledgement that is not heard was not given.
+killed can still be read, so an acknowledgement that this process does not hear was not given.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from typing import IO, Literal
 
 __all__ = ["ChildFailed", "Death", "Plan", "live", "plan"]
 
-# A child that says nothing for so long hangs.
+# A child that is silent for longer than this hangs.
 _SILENCE_LIMIT_S = 60.0
-# A good part of the kills falls into recovery and the first commits after it.
+# The share of kills that are aimed at recovery and the first commits after it.
 _SHARE_WHILE_OPENING = 0.3
 _OPENING_DELAY_S = 0.05
 _WRITING_DELAY_S = 0.03
@@ -33,7 +33,7 @@ class ChildFailed(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """When to kill: so many acknowledgements (0: from the start on), and a moment more."""
+    """When to kill: after this number of acknowledgements (0: from the start on), and a delay."""
 
     acknowledgements: int
     delay_s: float

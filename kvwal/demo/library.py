@@ -187,7 +187,7 @@ class Library:
             raise BrokenPromise(f"the store counts {len(db)} entries where {entries} belong")
         if sum(map(hash, db.scan(prefix=b"name/"))) != total:
             raise BrokenPromise("the index of identifiers is not that of the files")
-        # What is there now was served to this check, so it must stay.
+        # This check has read what is there now, so it must stay.
         self.acked = number
         return Finding(
             number, compared, f"{present:,} files, {compared / 1e6:.1f} MB and {count:,} index entries compared"

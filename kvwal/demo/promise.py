@@ -7,7 +7,7 @@ from typing import Any
 
 __all__ = ["OPTIONS", "Answer", "BrokenPromise", "Finding"]
 
-#: Small segments and frequent checkpoints, so that kills fall into rolls and checkpoints too.
+#: Small segments and frequent checkpoints, so that some kills fall into rolls and checkpoints.
 OPTIONS: dict[str, Any] = {
     "segment_bytes": 2 << 20,
     "checkpoint_log_bytes": 6 << 20,
@@ -16,7 +16,7 @@ OPTIONS: dict[str, Any] = {
 
 
 class BrokenPromise(Exception):
-    """The store does not hold what it acknowledged, or holds what nobody wrote."""
+    """The store does not hold what it acknowledged, or holds what was never written."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -106,7 +106,7 @@ class Screen:
         self._errors.print(f"The store is kept in {path}; the seed was {seed}.", soft_wrap=True)
 
     def _print(self, line: Text) -> None:
-        # A row is never folded: a narrow terminal cuts it, a pipe gets it whole. (A lone `soft_wrap` means "as it
+        # A row stays one line: a narrow terminal cuts it off, a pipe gets all of it. (A lone `soft_wrap` means "as it
         # is"; with `no_wrap` or `overflow` beside it rich folds after all.)
         if self._console.is_terminal:
             self._console.print(line, no_wrap=True, overflow="ellipsis")

@@ -42,10 +42,10 @@ def crash_every(
         program: does its work on the disk it is given and appends to the list what it was told is durable.
         check: gets such a disk and a copy of the list as it was at that instant. It raises if something is wrong.
         seed: for the disk and for the choice of states.
-        states_per_point: all states are checked where there are at most so many, else a sample of this size.
+        states_per_point: up to this number of states all are checked, beyond it a sample of this size.
         disk: where to start; a new one if None.
 
-    Raises whatever `check` raised first, with a note that says which cut it was.
+    Raises what `check` raised first, with a note that says which cut it was.
     """
     disk = SimulatedDisk(seed=seed) if disk is None else disk
     acknowledged: list[Any] = []

@@ -2,7 +2,7 @@
 
 What a power cut (`SimulatedDisk.crash`) may leave, which is everything that POSIX does not rule out:
 
-1. A write that no sync covered survives whole, in part (any subset of the 512-byte sectors it touches) or
+1. A write that no sync covered survives whole, in part (any subset of the 512-byte sectors it covers) or
    not at all, independently of every other write to the same or another file, earlier or later.
 2. A file's new size survives or not, independently of the data. Where it survives and the data does
    not, the bytes are zeros, or (`stale=True`) what was once written to this disk elsewhere. Where the
@@ -205,7 +205,7 @@ class SimulatedDisk:
                     node = Inode()
                     directory.change(Entry(self.operations, "", name, node))
                 if isinstance(node, Inode):
-                    # Nothing is ever read back from it but the pid: its content is not worth crash states.
+                    # Programs read nothing but the pid back from it, so its content gets no crash states.
                     node.write(self.operations, 0, b"%d\n" % _PID, 0)
                     node.sync(data_only=False)
             elif node is None:
@@ -419,16 +419,16 @@ class SimulatedDisk:
             return [self.random.random() < 0.5 for _ in range(count)]
         return [fault.effect == "all"] * count
 
-    def room(self, inode: Inode, offset: int, size: int) -> int:
+    def fitting(self, inode: Inode, offset: int, size: int) -> int:
         """How many of `size` bytes at `offset` can be written before the disk is full."""
         free = self.free_bytes()
         while size and inode.new_blocks(offset, size) * PAGE > free:
-            # The last block goes: a write stops where it meets the end of the space.
+            # Leave out the last block: a write stops where the space ends.
             size = max(0, (offset + size - 1) // PAGE * PAGE - offset)
         return size
 
     def remember(self, node: Inode | Directory) -> None:
-        """Keep what a file held: its space may be given to another file, which may show it (`stale`)."""
+        """Keep what a file held, because another file may get its space and show it (`stale`)."""
         if isinstance(node, Inode):
             self._stale = dict(list((self._stale | node.pages).items())[-_STALE_PAGES:])
             if node.handles:

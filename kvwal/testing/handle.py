@@ -60,9 +60,9 @@ class SimulatedFile:
                     data = data[: disk.random.randrange(len(data))] if data else data
                 elif fault.effect == "none":
                     data = b""
-            room = len(data) if disk.capacity is None else disk.room(self._inode, offset, len(data))
-            self._inode.write(disk.operations, offset, data[:room], lands_at)
-            if room < len(data):
+            fits = len(data) if disk.capacity is None else disk.fitting(self._inode, offset, len(data))
+            self._inode.write(disk.operations, offset, data[:fits], lands_at)
+            if fits < len(data):
                 raise failure(errno.ENOSPC, self._path)
             disk.raise_if_failed(fault, self._path)
 

@@ -29,7 +29,7 @@ class Write(NamedTuple):
     data: bytes
 
     def sectors(self) -> Iterator[tuple[int, int]]:
-        """Offsets (start, stop) within the file, one pair for each 512-byte sector that is touched."""
+        """Offsets (start, stop) within the file, one pair for each 512-byte sector that it covers."""
         end = self.offset + len(self.data)
         start = self.offset
         while start < end:
@@ -165,8 +165,8 @@ class Inode:
         self._owns_medium = other._owns_pages = other._owns_medium = False
         return other
 
-    def settle(self, pages: Pages, size: int) -> None:
-        """Take these pages and size, in the cache and on the medium alike."""
+    def set_all(self, pages: Pages, size: int) -> None:
+        """Make these the pages and the size, in the cache and on the medium alike."""
         self.pages = self.medium = pages
         self.size = self.medium_size = size
         self._owns_pages = self._owns_medium = False
@@ -210,7 +210,7 @@ class Inode:
             return
         end = offset + len(data)
         if end > self.size or (self.diverged and end > self.medium_size):
-            # The second: a size that a failed sync dropped comes back with data that needs it.
+            # (The second condition: a failed sync dropped the size, and data that needs it brings it back.)
             self.size = max(self.size, end)
             self.pending.append(Resize(operation, end, False))
         write_pages(self.changed_pages(), offset, data)
@@ -238,11 +238,11 @@ class Inode:
             if isinstance(change, Write):
                 written_end = max(written_end, change.offset + len(change.data))
         if data_only and self.size < size_before:
-            # A shrink is not needed to read anything back: the old end may still be there.
-            self._settle_below(self.size)
+            # Nothing that is read back needs a shrink, so the old end may still be on the medium.
+            self._apply_below(self.size)
             self.pending = [Resize(operation, self.size, True)]
             return
-        self._settle(self.pending)
+        self._apply(self.pending)
         self.pending = []
         needed = max(size_before, min(written_end, self.size))
         if data_only and self.medium_size > needed:
@@ -257,10 +257,10 @@ class Inode:
         self.pending = []
         self.diverged = True
 
-    def _settle(self, changes: list[Write | Resize]) -> None:
+    def _apply(self, changes: list[Write | Resize]) -> None:
         medium = self.changed_medium()
         if not self.diverged:
-            # The cache is right: take its pages.
+            # The cache agrees with what is pending, so its pages can be taken.
             dirty: set[int] = set()
             for change in changes:
                 if isinstance(change, Write):
@@ -279,14 +279,14 @@ class Inode:
             if isinstance(change, Write):
                 write_pages(medium, change.offset, change.data)
             else:
-                self._settle_size(medium, change)
+                self._apply_size(medium, change)
 
-    def _settle_below(self, size: int) -> None:
-        """Settle the data before `size` and leave the medium's size and what lies behind."""
+    def _apply_below(self, size: int) -> None:
+        """Apply the pending data before `size`; leave the size on the medium and what lies behind it."""
         medium = self.changed_medium()
         old = {number: page for number, page in medium.items() if number * PAGE >= size - PAGE}
         size_before = self.medium_size
-        self._settle(self.pending)
+        self._apply(self.pending)
         last, keep = divmod(size, PAGE)
         for number, page in old.items():
             if number > last or (number == last and keep == 0):
@@ -296,7 +296,7 @@ class Inode:
         self.medium_size = size_before
         cut_pages(medium, size_before)
 
-    def _settle_size(self, medium: Pages, change: Resize) -> None:
+    def _apply_size(self, medium: Pages, change: Resize) -> None:
         if change.exact:
             if change.size < self.medium_size:
                 cut_pages(medium, change.size)

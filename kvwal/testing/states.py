@@ -119,7 +119,7 @@ class States:
         if style == 4:
             return self._mask_by([piece.operation for piece in self.pieces], random)
         if style == 5:
-            # Names and sizes one way, data the other: what a journal that orders only metadata does.
+            # Names and sizes survive and data does not, or the reverse: what a journal of metadata alone does.
             return self._mask_by([piece.what for piece in self.pieces], random)
         return random.getrandbits(size)
 
@@ -138,7 +138,7 @@ class States:
     def found(self, survivors: Survivors, stale: dict[int, bytes] | None) -> Directory:
         """The root directory of the disk that this outcome leaves."""
         flags: list[list[bool]] = [[] for _ in self._owners]
-        # Pieces of one owner stand in its own order, so appending is enough.
+        # The pieces of one owner are in its own order already, so appending them is enough.
         if isinstance(survivors, int):
             for owner, _ in self._places:
                 flags[owner].append(bool(survivors & 1))
@@ -148,28 +148,28 @@ class States:
             for (owner, _), piece in zip(self._places, self.pieces, strict=True):
                 flags[owner].append(decide(piece))
         chosen = {id(node): flags[owner] for owner, node in enumerate(self._owners)}
-        return _settled(self._root, chosen, stale, {})
+        return _outcome_of(self._root, chosen, stale, {})
 
 
 def _coin(random: Random) -> Callable[[Piece], bool]:
     return lambda piece: random.random() < 0.5
 
 
-def _settled(
+def _outcome_of(
     directory: Directory, chosen: dict[int, list[bool]], stale: dict[int, bytes] | None, files: dict[int, Inode]
 ) -> Directory:
     entries = directory.after(chosen.get(id(directory), []))
     found = Directory()
     for name, node in entries.items():
         if isinstance(node, Directory):
-            found.entries[name] = _settled(node, chosen, stale, files)
+            found.entries[name] = _outcome_of(node, chosen, stale, files)
             continue
         file = files.get(id(node))
         if file is None:
             file = files[id(node)] = node.at_rest()
             flags = chosen.get(id(node))
             if flags is not None:
-                file.settle(*node.after(flags, stale))
+                file.set_all(*node.after(flags, stale))
         found.entries[name] = file
     found.medium = found.entries.copy()
     return found
