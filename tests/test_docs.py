@@ -7,7 +7,10 @@ import re
 import struct
 import subprocess
 import sys
+import tomllib
+from fnmatch import fnmatch
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -194,3 +197,57 @@ def test_a_store_has_no_file_that_format_md_does_not_name(tmp_path: Path) -> Non
     described = {re.sub(r"\d{20}", "00000000000000000001", name) for name in present}
     described = {"*.tmp" if name.endswith(".tmp") else name for name in described}
     assert described <= set(re.findall(r"^\| `([^`]+)` \|", FORMAT, re.MULTILINE)), described
+
+
+# Words. The table says which are retired, and which files still have them.
+
+RETIRED = tomllib.loads((ROOT / "tests" / "retired_words.toml").read_text())
+
+
+def files_with_words() -> dict[str, str]:
+    """The text of every file whose words are held, by its path."""
+    found = [path for folder in ("kvwal", "tests", "crashtests", "docs") for path in (ROOT / folder).rglob("*.*")]
+    found = [path for path in found if path.suffix in (".py", ".md")] + [ROOT / "README.md"]
+    return {path.relative_to(ROOT).as_posix(): path.read_text() for path in sorted(found)}
+
+
+def findings_of(entry: dict[str, Any], files: dict[str, str]) -> tuple[list[str], list[str]]:
+    """Where a retired word is and may not be, as path:line; and the exceptions that no file needs."""
+    flags = 0 if entry.get("case") else re.IGNORECASE
+    word = re.compile(rf"(?<![A-Za-z])(?:{entry['pattern']})(?![a-z])", flags)
+    unused = dict.fromkeys([*entry["allowed"], *entry.get("kept", [])])
+    excepted = list(unused)
+    wrong = []
+    for name, text in files.items():
+        if not (match := word.search(text)):
+            continue
+        globs = [glob for glob in excepted if fnmatch(name, glob)]
+        if not globs:
+            wrong.append(f"{name}:{text.count(chr(10), 0, match.start()) + 1}: {match[0]}")
+        for glob in globs:
+            unused.pop(glob, None)
+    return wrong, list(unused)
+
+
+def test_a_retired_word_is_nowhere_but_where_the_table_still_allows_it() -> None:
+    files = files_with_words()
+    wrong = {word: findings_of(entry, files)[0] for word, entry in RETIRED.items()}
+    assert not [f"{place} (say: {RETIRED[word]['say']})" for word, places in wrong.items() for place in places]
+
+
+def test_the_table_of_retired_words_allows_no_more_than_is_needed() -> None:
+    files = files_with_words()
+    unused = {word: findings_of(entry, files)[1] for word, entry in RETIRED.items()}
+    assert not {word: globs for word, globs in unused.items() if globs}, "take them out of tests/retired_words.toml"
+
+
+def test_a_retired_word_is_found_in_names_and_in_prose_but_not_inside_of_other_words() -> None:
+    entry = {"pattern": "cats?", "allowed": ["kept/*", "gone/*"], "kept": ["good.md"]}
+    files = {
+        "a.py": "self._big_cat = None",
+        "b.md": "Catalogues locate; a vocation.",
+        "c.md": "one\nCats.",
+        "kept/d.py": "cat",
+        "good.md": "cat",
+    }
+    assert findings_of(entry, files) == (["a.py:1: cat", "c.md:2: Cats"], ["gone/*"])
