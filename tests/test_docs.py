@@ -251,3 +251,10 @@ def test_a_retired_word_is_found_in_names_and_in_prose_but_not_inside_of_other_w
         "good.md": "cat",
     }
     assert findings_of(entry, files) == (["a.py:1: cat", "c.md:2: Cats"], ["gone/*"])
+
+
+def test_the_glossary_defines_no_word_twice() -> None:
+    defined = re.findall(r"^\*\*([^*]+)\.?\*\*", (ROOT / "docs" / "glossary.md").read_text(), re.MULTILINE)
+    words = [word.strip(" .").lower() for entry in defined for word in entry.split(",")]
+    assert len(words) > 80
+    assert len(words) == len(set(words))
