@@ -36,9 +36,10 @@ from kvwal.errors import (
     StoreNotFoundError,
     UsageError,
 )
+from kvwal.features import VERSION
 from kvwal.salvaging import SalvageReport, salvage
 
-__version__ = "0.1.0"
+__version__ = VERSION
 
 __all__ = [
     "MAX_BATCH_BYTES",

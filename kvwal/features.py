@@ -1,4 +1,4 @@
-"""Feature bits: what a file may hold that a version of kvwal must know, or may pass over.
+"""The version of kvwal, and feature bits: what a file may hold that a version of kvwal must know, or may pass over.
 
 Meta and segment header carry two sets of them. A required bit that is not known is refused as `FormatError`, also for
 reading; an optional one that is not known is kept. `docs/format.md` lists them all, also those not built yet.
@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from typing import Final
 
-__all__ = ["EXTENSIONS", "KEYSPACES", "KNOWN_OPTIONAL", "KNOWN_REQUIRED"]
+__all__ = ["EXTENSIONS", "KEYSPACES", "KNOWN_OPTIONAL", "KNOWN_REQUIRED", "VERSION"]
+
+VERSION: Final = "0.1.0"
 
 # On disk: never change.
 #: Tables other than 0 are in the tree or in kept log.

@@ -139,9 +139,11 @@ class _Salvage:
         count = 0
         for found in salvage_pages(pages):
             if isinstance(found, tuple):
-                keys, values = found
-                count += len(keys)
-                for key, value in zip(keys, values, strict=True):
+                if found.table:
+                    self._note(DATA_NAME, None, f"{len(found.keys)} entries of table {found.table} are not saved")
+                    continue
+                count += len(found.keys)
+                for key, value in zip(found.keys, found.values, strict=True):
                     self._put(key, value)
             else:
                 self._note(found.file, found.offset, found.reason)

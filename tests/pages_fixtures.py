@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 from kvwal.batch import KeyRange, Seqno
 from kvwal.files import Buffer, File, Files, system_files
-from kvwal.pages import PageFile, Tree, check
+from kvwal.pages import Changes, PageFile, Tree, check
 
 STORE_ID = b"0123456789abcdef"
 
 Updates = dict[bytes, bytes | None]
+Model = dict[bytes, bytes]
 
 
 class FailingFile:
@@ -72,7 +74,9 @@ class Scratch:
         self.path: str = self.files.join(directory, "data")
         self.cache_bytes = cache_bytes
         PageFile.create(self.files, self.path, STORE_ID, time_us=1)
-        self.model: dict[bytes, bytes] = {}
+        self.model: Model = {}
+        #: The tables beside table 0.
+        self.tables: dict[int, Model] = {}
         self.pages = self.open()
 
     def open(self, *, writable: bool = True) -> PageFile:
@@ -82,17 +86,41 @@ class Scratch:
         self.pages.close()
         self.pages = self.open()
 
-    def checkpoint(self, updates: Updates, ranges: Sequence[KeyRange] = ()) -> None:
-        """Checkpoint, then let the model know."""
+    def checkpoint(
+        self,
+        updates: Updates,
+        ranges: Sequence[KeyRange] = (),
+        tables: Mapping[int, tuple[Updates, Sequence[KeyRange]]] = MappingProxyType({}),
+        *,
+        compact: bool = False,
+    ) -> None:
+        """Checkpoint, then let the models know."""
         seqno = Seqno(self.pages.meta.seqno + 1)
-        self.pages.checkpoint(sorted(updates.items()), ranges, seqno=seqno, time_us=int(seqno))
+        changes = {table: Changes(sorted(each.items()), gone) for table, (each, gone) in tables.items()}
+        self.pages.checkpoint(
+            sorted(updates.items()), ranges, tables=changes, seqno=seqno, time_us=int(seqno), compact=compact
+        )
         self.model = applied(self.model, updates, ranges)
+        self.tables = tables_after(self.tables, tables)
 
     def verify(self) -> None:
-        """The file is sound and the tree is the model."""
+        """The file is sound and the trees are the models."""
         assert list(check(self.pages)) == []
         assert contents(self.pages.tree()) == self.model
         assert len(self.pages.tree()) == len(self.model)
+        assert self.pages.tables() == sorted(self.tables.keys() | ({0} if self.model else set()))
+        for table, model in self.tables.items():
+            tree = self.pages.tree(table=table)
+            assert contents(tree) == model
+            assert len(tree) == len(model)
+
+
+def tables_after(
+    tables: Mapping[int, Model], changes: Mapping[int, tuple[Updates, Sequence[KeyRange]]]
+) -> dict[int, Model]:
+    """What a checkpoint makes of the tables beside table 0: those that are empty are no more."""
+    after = {table: applied(tables.get(table, {}), *changes.get(table, ({}, ()))) for table in {*tables, *changes}}
+    return {table: model for table, model in after.items() if model}
 
 
 def applied(model: dict[bytes, bytes], updates: Updates, ranges: Iterable[KeyRange]) -> dict[bytes, bytes]:

@@ -179,9 +179,9 @@ class Checkpointer:
 
     def is_sparse(self) -> bool:
         """Whether compacting is worth its while: a good part of a file that is not small is not in use."""
-        # Without asking the system: the background thread asks whenever it dozes, where no failure is looked for.
         pages = self._pages.meta.page_count
-        return pages >= _LEAST_COMPACT_PAGES and self._pages.unused_pages() * _SPARSE > pages
+        unused = self._pages.reclaimable_bytes() // self._pages.meta.page_size
+        return pages >= _LEAST_COMPACT_PAGES and unused * _SPARSE > pages
 
     def compact(self, *, passes: int) -> bool:
         """Move what lies at the end of the page file into free pages before it, and cut the file. True if it shrank.

@@ -95,12 +95,15 @@ class Cache:
             self.young[address] = node
             self._young_bytes += cost
 
-    def keep_decoded(self, address: int, leaf: Leaf) -> None:
-        """Keep a leaf decoded if there is space for it, where it is the first to go: no scan empties the cache."""
+    def keep_decoded(self, address: int, leaf: Leaf) -> bool:
+        """Keep a leaf decoded if there is space for it, where it is the first to go: no scan empties the cache.
+
+        False if its lists are still the caller's own.
+        """
         half = self.limit_bytes >> 1
         least = len(leaf[0]) * 2 * _BYTES_COST
         if self._old_bytes + least > half and address not in self.young:
-            return
+            return False
         with self.lock:
             more = cost = _cost(leaf)
             if (raw := self.young.get(address)) is not None:
@@ -115,12 +118,13 @@ class Cache:
                     self._old_bytes += cost
                     del self.young[address]
                     self._young_bytes -= cost - more
-                return
+                return True
             if (raw := self.old.get(address)) is not None:
                 more = cost - _cost(raw)
             if self._old_bytes + more <= half:
                 self.old[address] = leaf
                 self._old_bytes += more
+            return True
 
     def resize(self, limit_bytes: int) -> None:
         """Change the budget, by little at a time: what is too much now goes when the next node comes in."""

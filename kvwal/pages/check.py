@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from operator import lt
 
 from kvwal.errors import CorruptionError
+from kvwal.pages.catalogue import EMPTY, Root, decode_entry
 from kvwal.pages.freelist import extents_of
 from kvwal.pages.meta import DATA_FILE, Meta
 from kvwal.pages.node import (
@@ -89,14 +90,19 @@ class _Walk:
         self._total = total
         #: Per page: 0 not seen, 1 seen.
         self._seen = bytearray(meta.page_count)
+        #: The table whose tree is walked; None for the catalogue.
+        self._table: int | None = 0
+        #: What the catalogue says.
+        self._roots: list[tuple[int, Root]] = []
 
     def run(self, whole: bool) -> Iterator[Problem]:
         meta = self._meta
         self._seen[0:2] = b"\1\1"
-        if meta.height:
-            yield from self._node(meta.root, meta.height - 1, b"", None)
-        elif meta.root != bytes(POINTER_SIZE):
-            yield self._problem(None, "has no height but a root")
+        yield from self._tree(0, Root(meta.root, meta.height))
+        yield from self._tree(None, Root(meta.catalogue, meta.catalogue_height))
+        for table, root in self._roots:
+            yield from self._tree(table, root)
+        self._table = 0
         if not whole:
             return
         if meta.free_page:
@@ -116,10 +122,17 @@ class _Walk:
             yield self._problem(lost, f"{end - lost} pages are neither reached nor free")
             lost = self._seen.find(0, end)
 
+    def _tree(self, table: int | None, root: Root) -> Iterator[Problem]:
+        self._table = table
+        if root.height:
+            yield from self._node(root.pointer, root.height - 1, b"", None)
+        elif root != EMPTY:
+            yield self._problem(None, "a tree has no height but a root")
+
     def _problem(self, page: int | None, reason: str) -> Problem:
-        return Problem(
-            DATA_FILE, None if page is None else page * PAGE_SIZE, f"generation {self._meta.generation}: {reason}"
-        )
+        of = "" if self._table == 0 else ", the catalogue" if self._table is None else f", table {self._table}"
+        where = None if page is None else page * PAGE_SIZE
+        return Problem(DATA_FILE, where, f"generation {self._meta.generation}{of}: {reason}")
 
     def _advance(self, pages: int) -> None:
         self._done += pages
@@ -172,6 +185,11 @@ class _Walk:
             yield self._problem(page, "keys are not in order")
         if keys[0] < low or (high is not None and keys[-1] >= high):
             yield self._problem(page, "keys lie outside of the separators")
+        if self._table is None:
+            try:
+                self._roots += map(decode_entry, keys, values)
+            except CorruptionError as error:
+                yield self._problem(page, error.reason)
         refs = [value for value in values if type(value) is OverflowRef]
         if bool(refs) != bool(flags & HAS_OVERFLOW):
             yield self._problem(page, f"the pointer has flags {flags}, the leaf {len(refs)} overflow references")

@@ -1,4 +1,4 @@
-"""Emptying the end of the page file, when two fifths of the file are free.
+"""Which pages a tree reaches: for emptying the end of the page file, and for a free list that is damaged.
 
 The merge writes a node anew when a key it is told to *rewrite* lies in it, and takes the lowest free
 pages first. So it is enough to find the nodes that lie far back: their inner parents say where they
@@ -10,87 +10,89 @@ generations later, and the file is cut then.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from array import array
+from collections.abc import Callable, Iterable, Iterator
 from typing import Final
 
-from kvwal.pages.freelist import FreeList
+from kvwal.pages.freelist import Freed, FreeList
 from kvwal.pages.meta import Meta
 from kvwal.pages.node import HAS_OVERFLOW, OVERFLOW_REF, PAGE_SIZE, POINTER, POINTER_SIZE, OverflowRef, decode_leaf
 from kvwal.pages.pager import Pager
 
-__all__ = ["tail_rewrites"]
+__all__ = ["far_keys", "rebuilt_free_list", "tail_limit"]
 
-#: Length of the stretch that one checkpoint empties, at most: 32 MiB.
+#: Pages of the stretch that one checkpoint empties, at most: 32 MiB.
 _STRETCH_PAGES: Final = 8192
-#: The end is emptied when more than one page in so many can be written now. A store that is written over
+#: The end is emptied when more than 2 pages in 5 can be written now. A store that is written over
 #: as a whole has a third of its pages free, a third held for the older generation, and needs them.
 _SPARSE: Final = 2.5
-#: A smaller file is left alone.
+#: A file of fewer pages is left alone.
 _LEAST_PAGES: Final = 64
 
 
-def tail_rewrites(
-    pager: Pager,
-    meta: Meta,
-    free: FreeList,
-    give_way: Callable[[], None] = lambda: None,
-    *,
-    compact: bool = False,
-) -> tuple[list[bytes], int | None]:
-    """Keys to rewrite, sorted, and the page behind which nothing should stay; none and None if all is well.
+def tail_limit(meta: Meta, free: FreeList, *, compact: bool) -> int | None:
+    """The page behind which nothing should stay; None if all is well.
 
     With `compact`, everything that fits into free pages nearer to the front, however little is free.
     """
-    if compact and meta.height and free.free_pages():
+    count, can_be_taken = meta.page_count, free.free_pages()
+    if compact:
         # What lies behind this fits into what is free before it; the slack is for the inner nodes written anew.
-        taken = meta.page_count - free.free_pages()
-        limit = taken + taken // 64 + 4
-        if limit >= meta.page_count:
-            return [], None
-        return list(_far(pager, meta.root, meta.height - 1, b"", limit, give_way)), limit
-    if meta.page_count < _LEAST_PAGES or _SPARSE * free.free_pages() <= meta.page_count or not meta.height:
-        return [], None
-    used = meta.page_count - free.free_pages() - free.held_pages()
-    limit = max(meta.page_count - _STRETCH_PAGES, used + used // 4 + _LEAST_PAGES // 4)
-    if limit >= meta.page_count:
-        return [], None
-    return list(_far(pager, meta.root, meta.height - 1, b"", limit, give_way)), limit
+        used = count - can_be_taken
+        limit = used + used // 64 + 4
+    elif count < _LEAST_PAGES or _SPARSE * can_be_taken <= count:
+        return None
+    else:
+        used = count - can_be_taken - free.held_pages()
+        limit = max(count - _STRETCH_PAGES, used + used // 4 + _LEAST_PAGES // 4)
+    return limit if can_be_taken and limit < count else None
 
 
-def _far(
-    pager: Pager, pointer: bytes, level: int, low: bytes, limit: int, give_way: Callable[[], None]
-) -> Iterator[bytes]:
-    """The lowest possible key of each node of the subtree that reaches beyond `limit`."""
+def far_keys(pager: Pager, root: bytes, height: int, limit: int, give_way: Callable[[], None]) -> list[bytes]:
+    """The lowest possible keys, ascending, of nodes that reach beyond `limit`, themselves or by an overflow value."""
+    found = (low for low, _, end in _extents(pager, root, height - 1, b"", give_way) if end > limit)
+    return list(dict.fromkeys(found)) if height else []
+
+
+def rebuilt_free_list(
+    pager: Pager, meta: Meta, roots: Iterable[tuple[bytes, int]], give_way: Callable[[], None]
+) -> FreeList:
+    """The free list of a generation by what its trees reach. CorruptionError if an inner node does not verify.
+
+    It says of each page that this generation freed it, so the next checkpoint takes none of them: the generation
+    before may still reach it.
+    """
+    reached = bytearray(meta.page_count)
+    reached[:2] = b"\1\1"
+    # The list itself, which is freed like any other when the next one is written.
+    reached[meta.free_page : meta.free_page + meta.free_pages] = b"\1" * meta.free_pages
+    for root, height in roots:
+        for _, page, end in _extents(pager, root, height - 1, b"", give_way):
+            reached[page:end] = b"\1" * (end - page)
+    freed = Freed(meta.generation)
+    begin = reached.find(0)
+    while begin >= 0:
+        end = reached.find(1, begin)
+        end = len(reached) if end < 0 else end
+        freed.add(begin, end - begin, 0, 0)
+        begin = reached.find(0, end)
+    return FreeList(array("Q"), [freed])
+
+
+def _extents(
+    pager: Pager, pointer: bytes, level: int, low: bytes, give_way: Callable[[], None]
+) -> Iterator[tuple[bytes, int, int]]:
+    """Of each node and overflow value of the subtree: its node's lowest possible key, its first page, its end."""
     page, _, pages, flags, _ = POINTER.unpack(pointer)
-    if page + pages > limit:
-        yield low
-    elif level == 0:
-        if flags & HAS_OVERFLOW and _refers(pager, pointer, limit):
-            yield low
-        return
-    if level == 0:
-        return
-    separators, children, _ = pager.node(pointer, 0, level, keep=False)
-    lows = [low, *separators]
-    if level > 1:
-        for index, child in enumerate(lows):
-            yield from _far(
-                pager, children[index * POINTER_SIZE : (index + 1) * POINTER_SIZE], level - 1, child, limit, give_way
-            )
-        return
-    give_way()
-    for index, (page, _, pages, flags, _) in enumerate(POINTER.iter_unpack(children)):
-        if page + pages > limit or (
-            flags & HAS_OVERFLOW and _refers(pager, children[index * POINTER_SIZE : (index + 1) * POINTER_SIZE], limit)
-        ):
-            yield lows[index]
-
-
-def _refers(pager: Pager, pointer: bytes, limit: int) -> bool:
-    """Whether a leaf refers to an overflow extent that reaches beyond `limit`."""
-    for value in decode_leaf(pager.node(pointer, 0, 0, keep=False))[1]:
-        if type(value) is OverflowRef:
-            page, _, length, _ = OVERFLOW_REF.unpack(value)
-            if page + -(-length // PAGE_SIZE) > limit:
-                return True
-    return False
+    yield low, page, page + pages
+    if level:
+        separators, children, _ = pager.node(pointer, 0, level, keep=False)
+        give_way()
+        for index, each in enumerate([low, *separators]):
+            child = children[index * POINTER_SIZE : (index + 1) * POINTER_SIZE]
+            yield from _extents(pager, child, level - 1, each, give_way)
+    elif flags & HAS_OVERFLOW:
+        for value in decode_leaf(pager.node(pointer, 0, 0, keep=False))[1]:
+            if type(value) is OverflowRef:
+                page, _, length, _ = OVERFLOW_REF.unpack(value)
+                yield low, page, page + -(-length // PAGE_SIZE)

@@ -127,6 +127,11 @@ class FreeList:
             places += freed.places
         return FreeList(_joined(places), held), free
 
+    def unneeded_pages(self, needed: Collection[int]) -> int:
+        """Number of pages that no generation in `needed` reaches."""
+        moments = sorted(needed)
+        return self.free_pages() + sum(freed.parted(moments)[1].pages() for freed in self.held)
+
     def give_back(self, page_count: int) -> tuple[FreeList, int]:
         """The list without the free pages at the end of the file, and the page count that is left."""
         if not self.free or sum(*extents_of(self.free[-1:])) != page_count:

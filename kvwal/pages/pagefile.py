@@ -24,27 +24,30 @@ Locks: `_lock` guards the pins and which generations may be pinned; it is held f
 from __future__ import annotations
 
 import errno
+import logging
 import threading
 from array import array
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Final
+from types import MappingProxyType
+from typing import Final, TypedDict, Unpack
 
 from crc32c import crc32c
 
 from kvwal.batch import KeyRange, Seqno
-from kvwal.errors import CorruptionError, DiskFullError, PoisonedError, ReadOnlyError
+from kvwal.errors import CorruptionError, DiskFullError, Error, PoisonedError, ReadOnlyError
+from kvwal.features import VERSION
 from kvwal.files import File, Files
-from kvwal.pages.compact import tail_rewrites
+from kvwal.pages.catalogue import Changes, merge_tables, root_of, roots
+from kvwal.pages.compact import rebuilt_free_list, tail_limit
 from kvwal.pages.freelist import Allocator, Freed, FreeList, decode_free_list, encode_free_list, encoded_size
-from kvwal.pages.merge import Merge, MergeJob, joined_ranges
 from kvwal.pages.meta import DATA_FILE, Choice, Meta, Row, choose, decode_meta, encode_meta
 from kvwal.pages.node import PAGE_SIZE, POINTER, node_fault
 from kvwal.pages.pager import Pager
 from kvwal.pages.tree import Tree
 from kvwal.pages.writer import PageWriteError, PageWriter
 
-__all__ = ["PageFile", "PageStats"]
+__all__ = ["Facts", "PageFile", "PageStats"]
 
 _FULL_DISK: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
@@ -70,18 +73,36 @@ class PageStats:
     misses: int
 
 
+class Facts(TypedDict, total=False):
+    """What the engine has a meta say beside the trees.
+
+    `wall_us`: the system's clock now. `session`: the number of this writable open. `required`: bits (`features`) of
+    what the kept log holds; once set they stay. `replay_through`: the commit through which recovery must replay the
+    log, because the trees hold parts of the commits up to there; it holds until a checkpoint has that seqno.
+    """
+
+    wall_us: int
+    session: int
+    line: bytes
+    required: int
+    replay_through: Seqno
+
+
 class PageFile:
     """One open page file. Reads from any thread; one caller at a time of `checkpoint`."""
 
     @staticmethod
-    def create(files: Files, path: str, store_id: bytes, *, time_us: int, mode: int = 0o600) -> None:
+    def create(
+        files: Files, path: str, store_id: bytes, *, time_us: int, line: bytes = bytes(8), mode: int = 0o600
+    ) -> None:
         """Make an empty page file: generations 0 and 1. Durable on return, and there whole or not at all."""
         temporary = path + ".tmp"
         if files.kind(temporary) is not None:
             files.unlink(temporary)
         file = files.open(temporary, create=True, mode=mode)
         try:
-            slots = [encode_meta(Meta(store_id, generation, Seqno(0), time_us, time_us, 2)) for generation in (0, 1)]
+            empty = Meta(store_id, 0, Seqno(0), time_us, time_us, 2, line=line, wall_us=time_us, writer=VERSION)
+            slots = [encode_meta(replace(empty, generation=generation)) for generation in (0, 1)]
             file.pwrite(b"".join(slot.ljust(PAGE_SIZE, b"\0") for slot in slots), 0)
             file.sync()
         finally:
@@ -102,11 +123,13 @@ class PageFile:
         self._file: File = files.open(path, write=writable)
         self._pager = Pager(self._file, cache_bytes)
         self._writable = writable
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._pins: dict[int, int] = {}
         self._free: FreeList | None = None
         self._confirmed = False
         self._poisoned: BaseException | None = None
+        #: The generations that were needed when it was asked last, and `reclaimable_bytes` then.
+        self._reclaimable: tuple[set[int], int] | None = None
         try:
             raw = self._file.pread(2 * PAGE_SIZE, 0)
             slots = [decode_meta(slot, raw[slot * PAGE_SIZE : (slot + 1) * PAGE_SIZE]) for slot in (0, 1)]
@@ -133,9 +156,17 @@ class PageFile:
             return "does not match its checksum"
         return node_fault(raw, meta.height - 1)
 
-    def tree(self, meta: Meta | None = None) -> Tree:
-        """A view of a generation; of the newest if none is named. Pin it for as long as it is used."""
-        return Tree(self._pager, self.meta if meta is None else meta)
+    def tree(self, meta: Meta | None = None, table: int = 0) -> Tree:
+        """A view of a table in a generation; in the newest if none is named. Pin it for as long as it is used.
+
+        Reads the catalogue for a table other than 0. CorruptionError if that does not verify.
+        """
+        meta = self.meta if meta is None else meta
+        return Tree(self._pager, meta, *root_of(self._pager, meta, table))
+
+    def tables(self, meta: Meta | None = None) -> list[int]:
+        """The tables that have entries, ascending. CorruptionError if the catalogue does not verify."""
+        return [table for table, _ in roots(self._pager, self.meta if meta is None else meta)]
 
     # Pins.
 
@@ -177,21 +208,25 @@ class PageFile:
         *,
         seqno: Seqno,
         time_us: int,
+        tables: Mapping[int, Changes] = MappingProxyType({}),
         before_flip: Callable[[], None] | None = None,
         give_way: Callable[[], None] = lambda: None,
         compact: bool = False,
+        **facts: Unpack[Facts],
     ) -> Meta:
         """Make the next generation: the newest one, without `ranges`, then with `updates`.
 
         Args:
-            updates: keys and values (None: delete), sorted by key, no key twice. Read as a stream.
+            updates: keys and values (None: delete) of table 0, sorted by key, no key twice. Read as a stream.
             seqno: the last commit that the new generation holds.
             time_us: the time of that commit.
+            tables: what is done to other tables. All keys deleted: the table is dropped.
             before_flip: called when all pages are durable and before the generation is; what it
                 raises stops the checkpoint and passes through.
             give_way: called at least once a leaf.
             compact: move everything that lies behind free pages into them, however few they are, so that the
                 file can be cut two generations later.
+            facts: what else the meta is to say; each stays as it was if it is not given.
 
         Returns:
             The new generation's meta, durable.
@@ -208,10 +243,12 @@ class PageFile:
             raise PoisonedError("an earlier checkpoint failed; reopen the store to write again") from self._poisoned
         self._confirm_slots()
         old = self.meta
-        draft = replace(old, generation=old.generation + 1, seqno=seqno, time_us=time_us)
-        job = MergeJob(updates, joined_ranges(ranges), give_way=give_way)
+        facts["required"] = old.required | facts.get("required", 0)
+        facts["replay_through"] = max(old.replay_through, facts.get("replay_through", seqno))
+        draft = replace(old, generation=old.generation + 1, seqno=seqno, time_us=time_us, writer=VERSION, **facts)
         try:
-            meta, free, released = self._build(draft, job, compact)
+            changes = {**tables, 0: Changes(updates, ranges)}
+            meta, free, released = self._build(draft, changes, give_way, compact)
             if before_flip is not None:
                 before_flip()
         except BaseException:
@@ -231,6 +268,9 @@ class PageFile:
             self._cut_file()
         except BaseException as failure:
             self._poisoned = failure
+            with self._lock:
+                # There will be no other checkpoint, so both generations stay for readers and for `check`.
+                self._pinnable = self._current()
             raise
         return meta
 
@@ -250,7 +290,9 @@ class PageFile:
             raise
         self._confirmed = True
 
-    def _build(self, draft: Meta, job: MergeJob, compact: bool) -> tuple[Meta, FreeList, list[Freed]]:
+    def _build(
+        self, draft: Meta, changes: Mapping[int, Changes], give_way: Callable[[], None], compact: bool
+    ) -> tuple[Meta, FreeList, list[Freed]]:
         """Write everything of the next generation but its meta, and sync it.
 
         Returns the draft made whole, its free list, and the extents that no generation needs once it is there.
@@ -258,20 +300,18 @@ class PageFile:
         old = self.meta
         size = self._file.size()
         if self._free is None:
-            self._free = self._read_free_list(old)
+            self._free = self._read_or_rebuild_free_list(give_way)
         # Pins may have gone since; a pin of the two newest that comes now holds nothing that is free.
         free, released = self._free.release_unneeded({old.generation, old.generation - 1, *self.pinned()})
         self._forget(released)
         allocator = Allocator(free.free, old.page_count)
         writer = PageWriter(self._file, allocator, draft.generation)
         freed = Freed(draft.generation)
-        rewrites, moved_from = tail_rewrites(self._pager, old, free, job.give_way, compact=compact)
-        job = replace(job, rewrites=rewrites, moved_from=moved_from)
+        limit = tail_limit(old, free, compact=compact)
         try:
-            root, height = Merge(self._pager, writer, freed, job).run(old.root, old.height)
+            meta = merge_tables(self._pager, writer, freed, draft, changes, limit=limit, give_way=give_way)
             if old.free_page:
                 freed.add(old.free_page, old.free_pages, old.generation, 0)
-            meta = replace(draft, root=root, height=height)
             meta, free, released = self._write_free_list(meta, allocator, writer, [*free.held, freed])
             writer.flush()
         except PageWriteError as failure:
@@ -338,7 +378,19 @@ class PageFile:
         for freed in released:
             self._pager.cache.forget(freed.addresses)
 
-    def _read_free_list(self, meta: Meta) -> FreeList:
+    def _read_or_rebuild_free_list(self, give_way: Callable[[], None]) -> FreeList:
+        meta = self.meta
+        try:
+            return self.free_list(meta)
+        except CorruptionError as error:
+            logging.getLogger("kvwal").warning("%s It is made anew from the trees.", error)
+            trees = [*(root for _, root in roots(self._pager, meta)), (meta.catalogue, meta.catalogue_height)]
+            return rebuilt_free_list(self._pager, meta, [(root, height) for root, height in trees if height], give_way)
+
+    # The rest.
+
+    def free_list(self, meta: Meta) -> FreeList:
+        """The free list of a generation, read from disk. CorruptionError if it does not verify."""
         if not meta.free_page:
             return FreeList(array("Q"), ())
         raw = self._pager.read(meta.free_page, meta.free_pages * PAGE_SIZE, meta.free_crc)
@@ -346,12 +398,6 @@ class PageFile:
             return decode_free_list(raw)
         except ValueError as failure:
             raise CorruptionError(DATA_FILE, meta.free_page * PAGE_SIZE, f"the free list: {failure}") from None
-
-    # The rest.
-
-    def free_list(self, meta: Meta) -> FreeList:
-        """The free list of a generation, read from disk. CorruptionError if it does not verify."""
-        return self._read_free_list(meta)
 
     def uncached(self) -> Pager:
         """A reader of the same file that has nothing cached: for checks that must see the disk."""
@@ -379,10 +425,21 @@ class PageFile:
             misses=cache.misses,
         )
 
-    def unused_pages(self) -> int:
-        """Pages of the file that the newest generation does not use. 0 before the first checkpoint. No I/O."""
-        free = self._free
-        return free.free_pages() + free.held_pages() if free else 0
+    def reclaimable_bytes(self) -> int:
+        """Bytes of pages that neither the newest generation nor a pinned one reaches: what compacting gives back.
+
+        The first call after an open reads the free list; 0 if that fails.
+        """
+        meta, free = self.meta, self._free
+        needed = {meta.generation, *self.pinned()}
+        if self._reclaimable is None or self._reclaimable[0] != needed:
+            try:
+                # Not kept: that is for a checkpoint, which may be under way in another thread.
+                free = self.free_list(meta) if free is None else free
+            except (OSError, Error):
+                free = FreeList(array("Q"), ())
+            self._reclaimable = (needed, free.unneeded_pages(needed) * PAGE_SIZE)
+        return self._reclaimable[1]
 
     def close(self) -> None:
         """Release the file. Idempotent. Later reads raise ClosedError. Nothing is left to be written."""

@@ -3,27 +3,53 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
+from typing import NamedTuple
 
 from kvwal.errors import CorruptionError
+from kvwal.pages.catalogue import Root, decode_entry
 from kvwal.pages.check import Problem
 from kvwal.pages.node import POINTER, POINTER_SIZE, OverflowRef, decode_leaf
 from kvwal.pages.pagefile import PageFile
 from kvwal.pages.pager import Pager
 
-__all__ = ["salvage_pages"]
+__all__ = ["Salvaged", "salvage_pages"]
 
 
-def salvage_pages(page_file: PageFile) -> Iterator[tuple[list[bytes], list[bytes]] | Problem]:
-    """Everything of the newest generation that verifies, in key order, and a `Problem` for what does not.
+class Salvaged(NamedTuple):
+    """Entries of a table that verify."""
 
-    A damaged node hides what is below it; a damaged overflow value hides its key.
+    table: int
+    keys: list[bytes]
+    values: list[bytes]
+
+
+def salvage_pages(page_file: PageFile) -> Iterator[Salvaged | Problem]:
+    """Everything of the newest generation that verifies, table by table in key order, and what does not.
+
+    A damaged node hides what is below it, of the catalogue too; a damaged overflow value hides its key.
     """
-    meta = page_file.meta
-    if meta.height:
-        yield from _salvage(page_file.uncached(), meta.root, meta.height - 1)
+    meta, reader = page_file.meta, page_file.uncached()
+    roots = [(0, Root(meta.root, meta.height))]
+    for part in _tree(reader, 0, Root(meta.catalogue, meta.catalogue_height)):
+        if isinstance(part, Problem):
+            yield replace(part, reason=f"the catalogue: {part.reason}: the tables below it")
+            continue
+        for key, value in zip(part.keys, part.values, strict=True):
+            try:
+                roots.append(decode_entry(key, value))
+            except CorruptionError as error:
+                yield Problem(error.file, error.offset, error.reason)
+    for table, root in roots:
+        yield from _tree(reader, table, root)
 
 
-def _salvage(reader: Pager, pointer: bytes, level: int) -> Iterator[tuple[list[bytes], list[bytes]] | Problem]:
+def _tree(reader: Pager, table: int, root: Root) -> Iterator[Salvaged | Problem]:
+    if root.height:
+        yield from _node(reader, table, root.pointer, root.height - 1)
+
+
+def _node(reader: Pager, table: int, pointer: bytes, level: int) -> Iterator[Salvaged | Problem]:
     try:
         node = reader.node(pointer, 0, level, keep=False)
     except CorruptionError as error:
@@ -33,11 +59,11 @@ def _salvage(reader: Pager, pointer: bytes, level: int) -> Iterator[tuple[list[b
     if level:
         children = node[1]
         for at in range(0, len(children), POINTER_SIZE):
-            yield from _salvage(reader, children[at : at + POINTER_SIZE], level - 1)
+            yield from _node(reader, table, children[at : at + POINTER_SIZE], level - 1)
         return
     keys, values = decode_leaf(node)
     if not any(type(value) is OverflowRef for value in values):
-        yield keys, values
+        yield Salvaged(table, keys, values)
         return
     # One at a time: each may be as large as memory.
     for key, value in zip(keys, values, strict=True):
@@ -47,4 +73,4 @@ def _salvage(reader: Pager, pointer: bytes, level: int) -> Iterator[tuple[list[b
             except CorruptionError as error:
                 yield Problem(error.file, error.offset, f"{error.reason}; the value of key {key[:64]!r} is lost")
                 continue
-        yield [key], [value]
+        yield Salvaged(table, [key], [value])

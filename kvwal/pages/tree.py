@@ -1,4 +1,4 @@
-"""Reading one generation of the tree: point, range and count.
+"""Reading one tree of a generation: point, range and count.
 
 A `Tree` is a root and nothing else, so it is cheap to make and never changes. Reads take no lock.
 
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterator
+from itertools import accumulate
 from operator import itemgetter
 from struct import Struct
 from typing import Final
@@ -52,17 +53,19 @@ _Found = tuple[bytes | Leaf, int, int]
 
 
 class Tree:
-    """An immutable view of one generation. Thread-safe."""
+    """An immutable view of one table in one generation. Thread-safe."""
 
-    __slots__ = ("_address", "_cache", "_pager", "_root", "height", "meta")
+    __slots__ = ("_address", "_cache", "_count", "_pager", "_root", "height", "meta")
 
-    def __init__(self, pager: Pager, meta: Meta) -> None:
+    def __init__(self, pager: Pager, meta: Meta, root: bytes, height: int) -> None:
         self._pager = pager
         self._cache = pager.cache
+        #: The generation; of all its tables this is one.
         self.meta = meta
-        self.height: int = meta.height
-        self._root = meta.root
-        self._address: int = ADDRESS.unpack_from(meta.root)[0]
+        self.height = height
+        self._root = root
+        self._address: int = ADDRESS.unpack_from(root)[0]
+        self._count: int = POINTER.unpack(root)[4]
 
     def get(self, key: bytes) -> bytes | None:
         """The key's value; None if the key is not there. CorruptionError if a node does not verify."""
@@ -97,7 +100,7 @@ class Tree:
         if level < 0:
             return None
         pager = self._pager
-        pointers = self.meta.root
+        pointers = self._root
         at = 0
         while level >= 0:
             if self._cache.get(ADDRESS.unpack_from(pointers, at)[0]) is None:
@@ -116,32 +119,49 @@ class Tree:
 
     def __len__(self) -> int:
         """Number of entries, without reading anything."""
-        return self.meta.count
+        return self._count
 
     def count(self, start: bytes | None = None, stop: bytes | None = None) -> int:
         """Number of keys from `start` on, below `stop`; reads one path for each bound."""
-        low = 0 if start is None else self._rank(start)
-        high = self.meta.count if stop is None else self._rank(stop)
+        low = 0 if start is None else self.rank(start)
+        high = self._count if stop is None else self.rank(stop)
         return max(0, high - low)
 
-    def _rank(self, key: bytes) -> int:
-        """Number of keys below `key`."""
+    def rank(self, key: bytes) -> int:
+        """Number of keys below `key`; reads one path."""
         level = self.height - 1
         if level < 0:
             return 0
         rank = 0
-        pointers = self.meta.root
+        pointers = self._root
         at = 0
         while level:
             separators, pointers, _ = self._node(pointers, at, level)
             at = bisect_right(separators, key) * POINTER_SIZE
             rank += sum(map(_FIRST, _COUNT.iter_unpack(pointers[:at])))
             level -= 1
+        return rank + bisect_left(self._leaf_keys(pointers, at), key)
+
+    def key_at(self, rank: int) -> bytes:
+        """The key with this many keys below it; reads one path. IndexError if there are not that many."""
+        if not 0 <= rank < self._count:
+            raise IndexError(f"there is no key {rank} of {self._count}")
+        pointers = self._root
+        at = 0
+        for level in range(self.height - 1, 0, -1):
+            _, pointers, _ = self._node(pointers, at, level)
+            ends = list(accumulate(map(_FIRST, _COUNT.iter_unpack(pointers))))
+            index = bisect_right(ends, rank)
+            rank -= ends[index - 1] if index else 0
+            at = index * POINTER_SIZE
+        return self._leaf_keys(pointers, at)[rank]
+
+    def _leaf_keys(self, pointers: bytes, at: int) -> list[bytes]:
         leaf = self._cache.young.get(ADDRESS.unpack_from(pointers, at)[0])
         if leaf is None:
             leaf = self._pager.node(pointers, at, 0)
-        keys = leaf[0] if isinstance(leaf, tuple) else decode_leaf(leaf)[0]
-        return rank + bisect_left(keys, key)
+        keys: list[bytes] = leaf[0] if isinstance(leaf, tuple) else decode_leaf(leaf)[0]
+        return keys
 
     def cached_pairs(
         self, start: bytes | None, stop: bytes | None, most: int, *, reverse: bool
@@ -233,10 +253,11 @@ class Tree:
         for leaf, address, overflow in self._leaves(start, stop, reverse):
             if isinstance(leaf, tuple):
                 keys, values, _, _ = leaf
+                shared = True
             else:
                 keys, values = decode_leaf(leaf)
-                if not overflow:
-                    self._cache.keep_decoded(address, (keys, values, generation_of(leaf), []))
+                decoded: Leaf = (keys, values, generation_of(leaf), [])
+                shared = not overflow and self._cache.keep_decoded(address, decoded)
             low = bisect_left(keys, start) if start is not None and keys[0] < start else 0
             high = bisect_left(keys, stop) if stop is not None and keys[-1] >= stop else len(keys)
             if low or high < len(keys):
@@ -244,10 +265,11 @@ class Tree:
                     continue
                 keys = keys[low:high]
                 values = values[low:high]
+                shared = False
             if reverse:
-                # The lists may be the cache's.
                 keys = keys[::-1]
                 values = values[::-1]
+                shared = False
             if overflow:
                 if held_keys:
                     yield held_keys, held_values
@@ -256,7 +278,8 @@ class Tree:
                 continue
             taken += len(keys)
             if not held_keys and len(keys) >= want:
-                yield keys, values
+                # The caller may change what it is given, and readers share what is in the cache.
+                yield (keys.copy(), values.copy()) if shared else (keys, values)
             else:
                 held_keys += keys
                 held_values += values
@@ -278,7 +301,7 @@ class Tree:
         """The leaves that may hold keys of the range."""
         ahead = 1
         keep = True
-        for pointers in self._parents(self.meta.root, self.height - 1, start, stop, reverse, True):
+        for pointers in self._parents(self._root, self.height - 1, start, stop, reverse, True):
             left = len(pointers) // POINTER_SIZE
             at = 0
             while left:

@@ -70,7 +70,7 @@ def test_a_tenth_of_the_pages_may_stay_unused(tmp_path: Path, monkeypatch: pytes
         count = pages.meta.page_count
         assert count > 1024
         for unused, sparse in ((count // 10, False), (count // 10 + 1, True)):
-            monkeypatch.setattr(pages, "unused_pages", lambda unused=unused: unused)
+            monkeypatch.setattr(pages, "reclaimable_bytes", lambda unused=unused: unused * pages.meta.page_size)
             assert checkpointer.is_sparse() == sparse
 
 

@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from pages_fixtures import Scratch, entries
+from pages_fixtures import Scratch, contents, entries
 
+from kvwal.batch import Seqno
 from kvwal.errors import CorruptionError, FormatError
-from kvwal.pages import PageFile, Problem, Row, check, salvage_pages
+from kvwal.pages import PageFile, Problem, Row, Salvaged, check, salvage_pages
 from kvwal.pages.node import PAGE_SIZE, POINTER
 
 
@@ -169,7 +170,7 @@ def test_salvage_saves_what_lies_around_the_damage(tmp_path: Path) -> None:
         if isinstance(part, Problem):
             problems.append(part)
         else:
-            found.update(zip(*part, strict=True))
+            found.update(zip(part.keys, part.values, strict=True))
     assert len(problems) == 1
     assert "entries are lost" in problems[0].reason
     lost = set(scratch.model) - set(found)
@@ -187,22 +188,81 @@ def test_damaged_large_value_hides_its_key_and_no_other(tmp_path: Path) -> None:
     assert caught.value.offset is not None
     assert entries(scratch.pages.tree(), b"m") == [(b"z", b"2")]
     parts = list(salvage_pages(scratch.pages))
-    assert [part[0] for part in parts if isinstance(part, tuple)] == [[b"a"], [b"z"]]
+    assert [part.keys for part in parts if isinstance(part, Salvaged)] == [[b"a"], [b"z"]]
     assert any(isinstance(part, Problem) and "b'large' is lost" in part.reason for part in parts)
 
 
-def test_damaged_free_list_stops_checkpoints_and_nothing_else(tmp_path: Path) -> None:
+def with_damaged_free_list(tmp_path: Path) -> Scratch:
+    """Pages that are free, pages that only the older generation reaches, large values, a table; and no list of them."""
     scratch = Scratch(str(tmp_path))
-    for step in range(3):
-        scratch.checkpoint({b"%04d" % index: b"%d" % step for index in range(500)})
+    for step in range(4):
+        batch: Any = {b"%04d" % index: b"%d" % step * 50 for index in range(0, 600, 1 + step)}
+        batch[b"large%d" % step] = bytes([step]) * 20_000
+        scratch.checkpoint(batch, [(b"0500", b"0550")], {16: ({b"%d" % step: bytes(9000)}, [])})
     scratch.pages.close()
     damage(scratch, scratch.pages.meta.free_page * PAGE_SIZE)
     scratch.pages = scratch.open()
-    assert dict(entries(scratch.pages.tree())) == scratch.model
+    return scratch
+
+
+def test_damaged_free_list_is_made_anew_by_the_next_checkpoint(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    scratch = with_damaged_free_list(tmp_path)
+    older = scratch.pages.older
+    assert older is not None
+    before = contents(scratch.pages.tree(older))
+    assert any("checksum" in problem.reason for problem in check(scratch.pages))
+    assert scratch.pages.reclaimable_bytes() == 0
+
+    def stop() -> None:
+        # Nothing was written where the older generation has a page: it is what a torn flip falls back to.
+        assert contents(scratch.pages.tree(older)) == before
+        raise KeyError
+
+    updates = [(b"%04d" % index, b"x" * 99) for index in range(600)]
+    with pytest.raises(KeyError):
+        scratch.pages.checkpoint(updates, seqno=Seqno(9), time_us=9, before_flip=stop)
+    pages = scratch.pages.meta.page_count
+    scratch.checkpoint({b"a": b"b"})
+    assert "made anew" in caplog.text
+    assert list(check(scratch.pages, scratch.pages.meta)) == []
+    for _ in range(4):
+        scratch.checkpoint({b"%04d" % index: b"y" * 50 for index in range(600)})
+    scratch.verify()
+    # What was not listed is in use again.
+    assert scratch.pages.meta.page_count < 2 * pages
+    scratch.reopen()
+    scratch.verify()
+
+
+def test_free_list_is_not_made_anew_below_a_damaged_node(tmp_path: Path) -> None:
+    scratch = with_damaged_free_list(tmp_path)
+    scratch.pages.close()
+    damage(scratch, POINTER.unpack(scratch.pages.meta.root)[0] * PAGE_SIZE + 5)
+    scratch.pages = scratch.open()
+    # The newest root does not verify, so the generation before it was chosen: its list is sound.
+    assert scratch.pages.choice.row is Row.NEWER_ROOT_BAD
+    damage(scratch, scratch.pages.meta.free_page * PAGE_SIZE)
+    meta = scratch.pages.meta
+    damage(scratch, POINTER.unpack(meta.catalogue)[0] * PAGE_SIZE + 5)
     for _ in range(2):
         with pytest.raises(CorruptionError, match="checksum"):
             scratch.checkpoint({b"a": b"b"})
-    assert any("checksum" in problem.reason for problem in check(scratch.pages))
+    assert scratch.pages.meta == meta
+
+
+def test_damage_that_only_the_older_generation_reaches_is_found_in_it_alone(tmp_path: Path) -> None:
+    scratch = Scratch(str(tmp_path))
+    scratch.checkpoint({b"%04d" % index: b"old" * 30 for index in range(300)})
+    older = scratch.pages.meta
+    scratch.checkpoint({b"%04d" % index: b"new" * 30 for index in range(300)})
+    damage(scratch, Path(scratch.path).read_bytes().index(b"oldold"))
+    problems = list(check(scratch.pages))
+    assert problems
+    assert problems == list(check(scratch.pages, older))
+    assert list(check(scratch.pages, scratch.pages.meta)) == []
+    scratch.pages.close()
 
 
 def test_file_that_was_longer_when_its_older_generation_was_made_is_sound(tmp_path: Path) -> None:

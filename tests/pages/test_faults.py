@@ -36,6 +36,7 @@ class Trap:
 
 
 def prepared(directory: Path) -> Scratch:
+    directory.mkdir(exist_ok=True)
     scratch = Scratch(str(directory), files=WatchedFiles())
     for step in range(4):
         scratch.checkpoint({b"%04d" % index: b"%d" % step * 60 for index in range(0, 4000, 1 + step)})
@@ -122,6 +123,25 @@ def test_failed_write_or_sync_poisons_checkpoints_and_leaves_reads(tmp_path: Pat
         assert list(check(scratch.pages)) == []
         scratch.checkpoint({b"after": b"recovery"})
         assert list(check(scratch.pages)) == []
+
+
+def test_generations_can_still_be_checked_and_pinned_after_a_flip_that_failed(tmp_path: Path) -> None:
+    for kind in ("pwrite", "sync"):
+        scratch = prepared(tmp_path / kind)
+        older, meta = scratch.pages.older, scratch.pages.meta
+        assert older is not None
+        before = contents(scratch.pages.tree(older))
+
+        def fail_from_now_on(scratch: Scratch = scratch, kind: str = kind) -> None:
+            scratch.files.before = Trap(0, errno.EIO, {kind})
+
+        with pytest.raises(OSError, match="injected"):
+            scratch.pages.checkpoint(sorted(BATCH.items()), seqno=Seqno(9), time_us=9, before_flip=fail_from_now_on)
+        assert (scratch.pages.meta, scratch.pages.older) == (meta, older)
+        scratch.verify()
+        scratch.pages.pin(older.generation)
+        assert contents(scratch.pages.tree(older)) == before
+        scratch.pages.close()
 
 
 def test_full_disk_reported_by_a_sync_is_not_retried(tmp_path: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from pages_fixtures import STORE_ID, Scratch, contents, entries
 from kvwal.batch import MAX_KEY_BYTES, Seqno
 from kvwal.errors import ClosedError, InternalError, ReadOnlyError
 from kvwal.files import system_files
-from kvwal.pages import PageFile, check, salvage_pages
+from kvwal.pages import PageFile, Salvaged, check, salvage_pages
 from kvwal.pages.node import OVERFLOW_THRESHOLD, PAGE_SIZE
 from kvwal.pages.pager import Pager
 
@@ -397,74 +396,6 @@ def test_pinned_pages_at_the_end_are_not_cut_off(scratch: Scratch) -> None:
     scratch.verify()
 
 
-# The cache.
-
-
-def test_cache_stays_within_its_budget_as_python_counts_it(tmp_path: Path, rng: random.Random) -> None:
-    budget = 400_000
-    scratch = Scratch(str(tmp_path), cache_bytes=budget)
-    scratch.checkpoint({b"%08d" % index: b"v" * 80 for index in range(20_000)} | {b"large": bytes(5000)})
-    tree = scratch.pages.tree()
-    for _ in range(5000):
-        tree.get(b"%08d" % rng.randrange(20_000))
-        tree.get(b"large")
-        cache = scratch.pages._pager.cache
-        real = 0
-        if rng.random() < 0.01:
-            for part in (cache.young, cache.old):
-                real += sys.getsizeof(part)
-                for address, node in part.items():
-                    real += sys.getsizeof(address) + sys.getsizeof(node)
-                    if isinstance(node, tuple):
-                        real += sum(map(sys.getsizeof, node)) + sum(map(sys.getsizeof, node[0]))
-            assert real <= cache.used_bytes() <= budget
-    scratch.pages.close()
-
-
-def test_no_budget_still_reads(tmp_path: Path) -> None:
-    scratch = Scratch(str(tmp_path), cache_bytes=0)
-    scratch.checkpoint({b"%05d" % index: b"v" * 100 for index in range(2000)})
-    scratch.verify()
-    assert scratch.pages.tree().get(b"00777") == b"v" * 100
-    assert scratch.pages.stats().cache_bytes == 0
-    scratch.pages.close()
-
-
-def test_scan_does_not_flush_the_cache(tmp_path: Path) -> None:
-    scratch = Scratch(str(tmp_path), cache_bytes=300_000)
-    scratch.checkpoint({b"%08d" % index: b"v" * 100 for index in range(30_000)})
-    tree = scratch.pages.tree()
-    wanted = [b"%08d" % index for index in range(0, 30_000, 3000)]
-    for _ in range(2):
-        for key in wanted:
-            tree.get(key)
-    for reverse in (False, True):
-        assert len(entries(tree, reverse=reverse)) == 30_000
-    misses = scratch.pages.stats().misses
-    for key in wanted:
-        tree.get(key)
-    assert scratch.pages.stats().misses == misses
-    scratch.pages.close()
-
-
-def test_leaves_that_are_read_once_do_not_flush_the_cache(tmp_path: Path) -> None:
-    scratch = Scratch(str(tmp_path), cache_bytes=300_000)
-    scratch.checkpoint({b"%08d" % index: b"v" * 100 for index in range(30_000)})
-    tree = scratch.pages.tree()
-    # Keys far enough apart that each lies in a leaf of its own.
-    keys = [b"%08d" % index for index in range(0, 30_000, 100)]
-    for key in keys[:100]:
-        tree.get(key)
-    wanted = keys[:100:10]
-    for key in wanted * 2 + keys[100:]:
-        tree.get(key)
-    misses = scratch.pages.stats().misses
-    for key in wanted:
-        tree.get(key)
-    assert scratch.pages.stats().misses == misses
-    scratch.pages.close()
-
-
 def test_readers_and_checkpoints_side_by_side(tmp_path: Path, rng: random.Random) -> None:
     """Each reader pins what it reads, and sees one generation whole, whatever is written meanwhile."""
     scratch = Scratch(str(tmp_path), cache_bytes=200_000)
@@ -507,22 +438,7 @@ def test_readers_and_checkpoints_side_by_side(tmp_path: Path, rng: random.Random
     scratch.pages.close()
 
 
-# Reading.
-
-
-def test_ranges_and_counts_agree_with_a_sorted_list(scratch: Scratch, rng: random.Random) -> None:
-    scratch.checkpoint({b"%06d" % (index * 2): b"v" * (index % 50) for index in range(15_000)})
-    tree = scratch.pages.tree()
-    present = sorted(scratch.model)
-    for _ in range(60):
-        start, stop = sorted(b"%06d" % rng.randrange(31_000) for _ in range(2))
-        expected = [key for key in present if start <= key < stop]
-        assert [key for key, _ in entries(tree, start, stop)] == expected
-        assert [key for key, _ in entries(tree, start, stop, reverse=True)] == expected[::-1]
-        assert tree.count(start, stop) == len(expected)
-    assert tree.count(b"010000") + tree.count(None, b"010000") == len(present)
-    assert tree.count(b"5", b"4") == 0
-    assert entries(tree, b"5", b"4") == []
+# Reports.
 
 
 def test_check_tells_how_far_it_is(scratch: Scratch) -> None:
@@ -538,9 +454,31 @@ def test_salvage_gives_everything_of_a_sound_file(scratch: Scratch) -> None:
     scratch.checkpoint({b"%04d" % index: b"v" * (index * 3) for index in range(1500)})
     found: dict[bytes, bytes] = {}
     for part in salvage_pages(scratch.pages):
-        assert isinstance(part, tuple)
-        found.update(zip(*part, strict=True))
+        assert isinstance(part, Salvaged)
+        found.update(zip(part.keys, part.values, strict=True))
     assert found == scratch.model
+
+
+def test_reclaimable_bytes_are_those_of_pages_that_no_kept_generation_reaches(scratch: Scratch) -> None:
+    everything: Any = {b"%06d" % index: b"v" * 100 for index in range(5000)}
+    scratch.checkpoint(everything)
+    full = scratch.pages.meta
+    assert scratch.pages.reclaimable_bytes() < full.page_count * PAGE_SIZE / 50
+    scratch.pages.pin(full.generation)
+    scratch.checkpoint({}, [(b"", None)])
+    # A snapshot reaches them.
+    assert scratch.pages.reclaimable_bytes() < full.page_count * PAGE_SIZE / 50
+    scratch.pages.unpin(full.generation)
+    # Only the older generation does: compacting makes newer ones.
+    assert scratch.pages.reclaimable_bytes() > 0.9 * full.page_count * PAGE_SIZE
+    before = scratch.pages.reclaimable_bytes()
+    scratch.reopen()
+    assert scratch.pages.reclaimable_bytes() == before
+    size = size_of(scratch)
+    for _ in range(3):
+        scratch.checkpoint({}, compact=True)
+    assert size - size_of(scratch) > 0.9 * before
+    assert scratch.pages.reclaimable_bytes() <= 4 * PAGE_SIZE
 
 
 def test_stats_add_up(scratch: Scratch) -> None:

@@ -1,0 +1,78 @@
+"""Reading one tree: ranges, counts, ranks, and what a reader may do with the lists it is given."""
+
+from __future__ import annotations
+
+import random
+from bisect import bisect_left
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pages_fixtures import Scratch, entries
+
+
+@pytest.fixture
+def scratch(tmp_path: Path) -> Any:
+    made = Scratch(str(tmp_path))
+    yield made
+    made.pages.close()
+
+
+def test_ranges_and_counts_agree_with_a_sorted_list(scratch: Scratch, rng: random.Random) -> None:
+    scratch.checkpoint({b"%06d" % (index * 2): b"v" * (index % 50) for index in range(15_000)})
+    tree = scratch.pages.tree()
+    present = sorted(scratch.model)
+    for _ in range(60):
+        start, stop = sorted(b"%06d" % rng.randrange(31_000) for _ in range(2))
+        expected = [key for key in present if start <= key < stop]
+        assert [key for key, _ in entries(tree, start, stop)] == expected
+        assert [key for key, _ in entries(tree, start, stop, reverse=True)] == expected[::-1]
+        assert tree.count(start, stop) == len(expected)
+    assert tree.count(b"010000") + tree.count(None, b"010000") == len(present)
+    assert tree.count(b"5", b"4") == 0
+    assert entries(tree, b"5", b"4") == []
+
+
+def test_rank_and_key_at_agree_with_a_sorted_list(scratch: Scratch, rng: random.Random) -> None:
+    scratch.checkpoint({b"%06d" % (index * 2): b"v" * (index % 50) for index in range(15_000)})
+    tree = scratch.pages.tree()
+    present = sorted(scratch.model)
+    assert tree.height > 1
+    for _ in range(100):
+        key = b"%06d" % rng.randrange(31_000)
+        assert tree.rank(key) == bisect_left(present, key)
+        rank = rng.randrange(len(present))
+        assert tree.key_at(rank) == present[rank]
+    assert (tree.key_at(0), tree.key_at(len(present) - 1)) == (present[0], present[-1])
+    for rank in (-1, len(present)):
+        with pytest.raises(IndexError):
+            tree.key_at(rank)
+
+
+def test_empty_tree_has_no_key_at_any_rank(scratch: Scratch) -> None:
+    assert scratch.pages.tree().rank(b"a") == 0
+    with pytest.raises(IndexError, match="no key 0 of 0"):
+        scratch.pages.tree().key_at(0)
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("value_bytes", [20, 200])
+def test_reader_that_changes_the_lists_it_got_does_not_change_the_cache(
+    scratch: Scratch, value_bytes: int, reverse: bool
+) -> None:
+    """Leaves stay decoded in the page cache, and a scan over whole ones could hand out those very lists."""
+    scratch.checkpoint({b"%04d" % index: b"%d" % index * value_bytes for index in range(1000)})
+    tree = scratch.pages.tree()
+    for _ in range(3):
+        for keys, values in tree.chunks(reverse=reverse):
+            keys.reverse()
+            del values[: len(values) // 2]
+            values[:] = [b"wrong"] * len(values)
+    for first in list(scratch.model)[::97]:
+        found = tree.cached_pairs(first, None, 10, reverse=False)
+        if found is not None:
+            found[0].clear()
+    assert dict(entries(tree)) == scratch.model
+    for key, value in scratch.model.items():
+        assert tree.get(key) == value
+        assert tree.rank(key) == int(key)
