@@ -43,7 +43,7 @@ class Options:
     checkpoint_log_bytes: int = 64 << 20
     #: A checkpoint starts when the oldest commit not yet in the pages is this old.
     checkpoint_interval_s: float = 300.0
-    #: Log kept beyond what recovery needs: at least so many bytes, and what is younger than so many seconds.
+    #: Log kept beyond what recovery needs: at least these bytes, and what is younger than these seconds.
     retain_log_bytes: int = 0
     retain_log_s: float = 0.0
     #: How segments are preallocated: by the file system, or by writing zeros.

@@ -7,7 +7,7 @@ Exit codes (scripts rely on them: never change):
 | 0 | done |
 | 1 | no such key |
 | 2 | the command line is wrong |
-| 3 | the store is damaged, or a demo caught it breaking its word |
+| 3 | the store is damaged, or a demo found a broken promise |
 | 4 | another process has the store open |
 | 5 | no store there, something else there, or a store of a format this version does not know |
 | 6 | the machine failed: no space, no permission, a read or write error |
@@ -15,7 +15,7 @@ Exit codes (scripts rely on them: never change):
 | 69 | click or rich is not installed |
 | 70 | a bug in kvwal; the traceback is shown |
 | 130 | interrupted |
-| 141 | whoever read the output has gone (as for any program that SIGPIPE ends) |
+| 141 | the program that read the output has gone (as for any program that SIGPIPE ends) |
 
 Results go to standard output, everything else to standard error. Colour, tables, the pager and progress bars are
 for terminals only: in a pipe the output is plain, one thing a line, its fields separated by tabs.
@@ -48,7 +48,7 @@ class _App(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         try:
             result = super().invoke(ctx)
-            # Here, and not when the interpreter ends: there a closed pipe could only be complained about.
+            # Flushed here, because at the end of the interpreter a closed pipe could no longer become an exit code.
             sys.stdout.flush()
             return result
         except BrokenPipeError:

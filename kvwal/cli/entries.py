@@ -37,7 +37,7 @@ def get(path: str, key: str, form: Form, as_json: bool) -> None:
     elif form is not Form.TEXT:
         click.echo(show(form, value))
     elif sys.stdout.isatty():
-        # Line by line: everything but the line ends is escaped, so that no value can act on the terminal.
+        # Everything but the line ends is escaped, so that no value can control the terminal.
         for line in value.split(b"\n"):
             click.echo(show(form, line))
     else:
@@ -93,7 +93,7 @@ def delete(path: str, keys: tuple[str, ...], form: Form, prefix: str | None) -> 
 @click.option("--start", help="From this key on.")
 @click.option("--stop", help="Up to but without this key.")
 @click.option("--reverse", is_flag=True, help="Last key first.")
-@click.option("--limit", type=click.IntRange(min=0), help="At most so many.")
+@click.option("--limit", type=click.IntRange(min=0), help="Print at most this number.")
 @click.option("--keys", "keys_only", is_flag=True, help="Keys without their values.")
 @click.option("--json", "as_json", is_flag=True, help="One object a line, as `dump` writes them.")
 def scan(

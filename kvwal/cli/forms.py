@@ -72,7 +72,7 @@ def _escape(match: re.Match[str]) -> str:
 
 
 def show(form: Form, data: bytes) -> str:
-    """`data` in one line without a tab in it, and without anything a terminal would act on."""
+    """`data` in one line without a tab in it, and without anything that controls a terminal."""
     if form is Form.HEX:
         return data.hex()
     if form is Form.BASE64:

@@ -31,7 +31,7 @@ _WINDOW = 200
 @store_path
 @form_options
 @click.option("--after", type=click.IntRange(min=0), default=0, help="Only commits after this one.")
-@click.option("--limit", "-n", type=click.IntRange(min=0), help="At most so many.")
+@click.option("--limit", "-n", type=click.IntRange(min=0), help="Show at most this number.")
 @click.option("--reverse", is_flag=True, help="Oldest first.")
 @click.option("--all", "everything", is_flag=True, help="Every key of every commit, however many.")
 @click.option("--json", "as_json", is_flag=True, help="One object a line, with every key and value.")
@@ -58,14 +58,14 @@ def log(path: str, form: Form, after: int, limit: int | None, reverse: bool, eve
 
 
 def _newest_first(db: Store, after: int) -> Iterator[Record]:
-    """The records after `after`, backwards. Seqnos have no gaps, so a window of them is read forwards and turned."""
+    """The records after `after`, backwards. Seqnos have no gaps, so a window of them is read forwards and reversed."""
     stop = int(db.last_seqno)
     while stop > after:
         start = max(after, stop - _WINDOW)
         window = [record for record in islice(db.history(start), stop - start) if record.seqno <= stop]
         yield from reversed(window)
         if not window or window[0].seqno != start + 1:
-            return  # The log begins inside of this window.
+            return  # The log begins within this window.
         stop = start
 
 

@@ -1,6 +1,6 @@
 """A small picture of a store: which commits are in the pages, which in the log, and what was cut off behind them.
 
-The commits lie on one line from the first to the last, to scale, but whatever is there at all gets a column:
+The commits lie on one line from the first to the last, to scale, but each part that is not empty gets a column:
 
     in the pages   ████████████████████▓▓▓▓▓
     in the log                         ▓▓▓▓▓▒▒▒▒▒×
@@ -43,14 +43,14 @@ class Extent:
 def bar(extent: Extent, width: int) -> Text:
     """One line of `width` columns."""
     cut = "×" if extent.cut_bytes else ""
-    room = width - len(cut)
+    left = width - len(cut)
     both = max(0, extent.checkpoint - extent.log_start + 1)
     counts = {
         "█": max(0, extent.checkpoint - both),
         "▓": both,
         "▒": max(0, extent.last - max(extent.checkpoint, extent.log_start - 1)),
     }
-    text = "".join(char * columns for char, columns in zip(counts, _share(list(counts.values()), room), strict=True))
+    text = "".join(char * columns for char, columns in zip(counts, _share(list(counts.values()), left), strict=True))
     return _coloured((text + cut).ljust(width, "·"))
 
 
@@ -68,15 +68,15 @@ def drawing(extent: Extent, width: int) -> list[Text]:
     ]
 
 
-def _share(counts: list[int], room: int) -> list[int]:
-    """Columns for each count: in proportion, one at least for what is not zero, `room` in all if there is anything."""
+def _share(counts: list[int], width: int) -> list[int]:
+    """Columns for each count: in proportion, at least one for a count above zero, `width` in all unless all are 0."""
     total = sum(counts)
-    if total == 0 or room <= 0:
+    if total == 0 or width <= 0:
         return [0 for _ in counts]
-    columns = [max(1, round(count * room / total)) if count else 0 for count in counts]
+    columns = [max(1, round(count * width / total)) if count else 0 for count in counts]
     # Rounding, and the columns given to what is small, are taken from or added to the widest.
     widest = columns.index(max(columns))
-    columns[widest] = max(0, columns[widest] + room - sum(columns))
+    columns[widest] = max(0, columns[widest] + width - sum(columns))
     return columns
 
 

@@ -93,7 +93,7 @@ def _cell(value: Any) -> str:
 
 
 def progress_bar(what: str) -> Progress:
-    """A progress bar on standard error that is not there at all unless that is a terminal."""
+    """A progress bar on standard error, if that is a terminal; otherwise nothing is shown."""
     console = Console(stderr=True)
     return Progress(
         TextColumn(what),

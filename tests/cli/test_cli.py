@@ -105,9 +105,9 @@ def test_json_gives_back_the_same_bytes_in_every_form(form: Form, data: bytes) -
 
 
 def test_get_of_a_missing_key_is_exit_code_1(filled: str) -> None:
-    result = run("get", filled, "nobody", expect=1)
+    result = run("get", filled, "user:99", expect=1)
     assert result.stdout == ""
-    assert "no such key: nobody" in result.stderr
+    assert "no such key: user:99" in result.stderr
 
 
 def test_get_as_json(filled: str) -> None:
@@ -117,7 +117,7 @@ def test_get_as_json(filled: str) -> None:
 
 
 def test_delete_is_one_transaction_and_names_what_was_not_there(filled: str) -> None:
-    assert "no such key: nobody" in run("delete", filled, "user:1", "nobody", "user:2", expect=1).stderr
+    assert "no such key: user:99" in run("delete", filled, "user:1", "user:99", "user:2", expect=1).stderr
     with kvwal.open(filled, "r") as db:
         assert b"user:1" not in db
         assert b"user:2" not in db

@@ -149,7 +149,7 @@ def test_puts_leave_what_is_kept_for_deleting_alone() -> None:
     disk = SimulatedDisk()
     model: dict[bytes, bytes] = {}
     with open_on(disk) as db:
-        # Many keys, so that checkpoints come about, fail, take the reserve and give it to whoever asks first.
+        # Many keys, so that checkpoints come about, fail, take the reserve and give it to the first commit that asks.
         disk.capacity = disk.used_bytes() + 300_000
         for number in range(8000):
             try:

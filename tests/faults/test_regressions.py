@@ -238,7 +238,7 @@ def test_a_write_that_met_a_full_disk_is_no_reason_to_refuse_the_next() -> None:
 
 
 def test_what_deletes_have_freed_on_a_full_disk_is_there_for_the_next_put() -> None:
-    # It was free only after two more checkpoints, which nobody made: puts were refused for as long as one cared to try.
+    # It was free only after two more checkpoints, which no thread made: puts were refused from then on.
     disk = SimulatedDisk(seed=1)
     with _open(disk, memtable_bytes=1 << 20) as db:
         db.update({b"%03d" % n: b"x" * 2000 for n in range(200)})

@@ -69,7 +69,7 @@ def test_g1a_aborted_reads_are_prevented(db: Store) -> None:
     t1.abort()
     assert t2[b"1"] == b"10"
     t2[b"3"] = b"30"
-    assert commits(t2), "an aborted transaction conflicts with nobody"
+    assert commits(t2), "an aborted transaction conflicts with no other"
     assert db[b"1"] == b"10"
 
 
