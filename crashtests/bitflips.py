@@ -69,7 +69,7 @@ class Built:
         return min([self.history.begun, *(commit - 1 for commit, _, end in self.records if end > start)])
 
     def files(self) -> list[str]:
-        return sorted(name for name in self.disk.list_directory(PATH) if name != "lock")
+        return sorted(name for name in self.disk.open_directory(PATH).names() if name != "lock")
 
 
 def build(*, closed: bool) -> Built:
@@ -80,7 +80,7 @@ def build(*, closed: bool) -> Built:
     versions: dict[tuple[str, int], dict[bytes, int]] = {}
 
     def note() -> None:
-        for name in disk.list_directory(PATH):
+        for name in disk.open_directory(PATH).names():
             content = disk.read(f"{PATH}/{name}")
             for offset in range(0, len(content), _BLOCK):
                 versions.setdefault((name, offset), {}).setdefault(

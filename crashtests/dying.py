@@ -39,6 +39,15 @@ POINTS: dict[str, tuple[str, str]] = {
 }
 
 
+_OF_DIRECTORIES = {
+    "rename": "rename",
+    "unlink": "unlink",
+    "sync": "sync_directory",
+    "sync_parent": "sync_directory",
+    "names": "list_directory",
+}
+
+
 class _Doomed:
     """Counts the calls that match, and kills the process before the nth."""
 
@@ -71,20 +80,37 @@ class DoomedFiles:
         self._files: Any = system_files()
         self._doom = doom
 
-    def open(self, path: str, **options: Any) -> _File:
-        self._doom.before("create" if options.get("create") else "open", path)
-        return _File(self._files.open(path, **options), path, self._doom)
+    def open_directory(self, path: str) -> _Directory:
+        self._doom.before("open_directory", path)
+        return _Directory(self._files.open_directory(path), path, self._doom)
 
     def __getattr__(self, name: str) -> Any:
         found = getattr(self._files, name)
-        if name in ("rename", "unlink", "sync_directory", "list_directory", "make_directory"):
-            return _watched(found, name, None, self._doom)
-        return found
+        return _watched(found, name, "", self._doom) if name == "make_directory" else found
 
 
-def _watched(call: Callable[..., Any], name: str, path: str | None, doom: _Doomed) -> Callable[..., Any]:
+class _Directory:
+    def __init__(self, directory: Any, path: str, doom: _Doomed) -> None:
+        self._directory = directory
+        self._path = path
+        self._doom = doom
+
+    def open(self, name: str, **options: Any) -> _File:
+        path = f"{self._path}/{name}"
+        self._doom.before("create" if options.get("create") else "open", path)
+        return _File(self._directory.open(name, **options), path, self._doom)
+
+    def __getattr__(self, name: str) -> Any:
+        found = getattr(self._directory, name)
+        operation = _OF_DIRECTORIES.get(name)
+        return _watched(found, operation, self._path, self._doom) if operation else found
+
+
+def _watched(call: Callable[..., Any], operation: str, path: str, doom: _Doomed) -> Callable[..., Any]:
     def watched(*arguments: Any, **options: Any) -> Any:
-        doom.before(name, path or next(a for a in reversed(arguments) if isinstance(a, str)))
+        # A file has no names to be given; a directory is given the last one that it is about.
+        names = [path, *(a for a in arguments[-1:] if isinstance(a, str))]
+        doom.before(operation, "/".join(names))
         return call(*arguments, **options)
 
     return watched

@@ -250,7 +250,7 @@ MUTANTS: tuple[Mutant, ...] = (
     _mutant(
         "the directory is not flushed after a new segment",
         "exhaustive",
-        (_MAKER + "make", "self._files.sync_directory(self._directory)", "pass"),
+        (_MAKER + "make", "self._directory.sync()", "pass"),
     ),
     _mutant(
         "a segment gets its name before it is on disk",
@@ -283,7 +283,7 @@ MUTANTS: tuple[Mutant, ...] = (
     _mutant(
         "removals are not flushed one by one",
         "exhaustive",
-        (_WRITER + "_remove", "self._files.sync_directory(self._directory)", "pass"),
+        (_WRITER + "_remove", "self._directory.sync()", "pass"),
         first="snapshots of large values",
     ),
     # --- reading the log ---
@@ -342,8 +342,8 @@ MUTANTS: tuple[Mutant, ...] = (
         "faults",
         (
             "kvwal.log.reader:LogReader._read",
-            "file = self._files.open(self._path(segment.name))",
-            "file = __import__('crashtests.mutations').mutations.Deaf(self._files.open(self._path(segment.name)))",
+            "file = self._directory.open(segment.name)",
+            "file = __import__('crashtests.mutations').mutations.Deaf(self._directory.open(segment.name))",
         ),
         first="killed:*:unreadable:*",
     ),
@@ -382,13 +382,13 @@ MUTANTS: tuple[Mutant, ...] = (
     _mutant(
         "recovery does not flush the directory",
         "exhaustive",
-        (_WRITER + "resume", "files.sync_directory(directory)", "pass"),
+        (_WRITER + "resume", "directory.sync()", "pass"),
         first="a record larger than a segment",
     ),
     _mutant(
         "the store's own directory is not flushed into its parent",
         "exhaustive",
-        ("kvwal.engine.recovery:_create_if_missing", "files.sync_directory(files.parent(path))", "pass"),
+        ("kvwal.engine.recovery:_create_if_missing", "directory.sync_parent()", "pass"),
     ),
     # --- pages ---
     _mutant(

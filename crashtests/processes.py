@@ -144,7 +144,7 @@ def judge_found(path: str, witness: Witness, *, close: bool = True) -> None:
         else:
             # As a process that dies while it reads.
             store._log.abandon()
-            store._lock_handle.release()
+            store._directory.close()
             store._closed = True
 
 

@@ -21,9 +21,9 @@ from kvwal.api.store import Store
 from kvwal.batch import Seqno, WriteBatch
 from kvwal.engine.inspection import Finding
 from kvwal.engine.memtable import in_range
-from kvwal.engine.recovery import DATA_NAME, LOCK_NAME, segment_names
+from kvwal.engine.recovery import DATA_NAME, segment_names
 from kvwal.errors import CorruptionError, FormatError, StoreExistsError, StoreNotFoundError
-from kvwal.files import Files, PathArgument, path_text, system_files
+from kvwal.files import Directory, Files, PathArgument, path_text, system_files
 from kvwal.log import Damage, LogReader
 from kvwal.log.segment import store_id_of_log
 from kvwal.pages import PageFile, Row, salvage_pages
@@ -78,26 +78,40 @@ def salvage(
     """
     source, target = path_text(path), path_text(into)
     files = system_files() if files is None else files
-    if files.directory_kind(source) != "directory":
-        raise StoreNotFoundError(2, f"there is no store at {source}")
-    kind = files.kind(target)
-    if kind is not None and (kind != "directory" or files.list_directory(target)):
-        raise StoreExistsError(17, f"{target} is not empty; name a new directory to save into")
-    lock = files.lock(files.join(source, LOCK_NAME), shared=True)
     try:
+        directory = files.open_directory(source)
+    except (FileNotFoundError, NotADirectoryError):
+        raise StoreNotFoundError(2, f"there is no store at {source}") from None
+    try:
+        if not _is_free(files, target):
+            raise StoreExistsError(17, f"{target} is not empty; name a new directory to save into")
+        directory.lock(shared=True)
         with open_store(target, "c", durability="os", files=files, background=False) as new:
-            report = _Salvage(files, source, new, progress).run()
+            report = _Salvage(directory, new, progress).run()
             new.checkpoint()
             return report
     finally:
-        lock.release()
+        directory.close()
+
+
+def _is_free(files: Files, path: str) -> bool:
+    """Whether there is nothing at `path`, or an empty directory."""
+    try:
+        directory = files.open_directory(path)
+    except FileNotFoundError:
+        return True
+    except NotADirectoryError:
+        return False
+    try:
+        return not directory.names()
+    finally:
+        directory.close()
 
 
 class _Salvage:
     """One run: collects writes into batches, and findings."""
 
-    def __init__(self, files: Files, source: str, new: Store, progress: Callable[[int], None] | None) -> None:
-        self._files = files
+    def __init__(self, source: Directory, new: Store, progress: Callable[[int], None] | None) -> None:
         self._source = source
         self._new = new
         self._progress = progress
@@ -128,9 +142,7 @@ class _Salvage:
 
     def _open_pages(self) -> PageFile | None:
         try:
-            return PageFile(
-                self._files, self._files.join(self._source, DATA_NAME), cache_bytes=8 << 20, writable=False
-            )
+            return PageFile(self._source, cache_bytes=8 << 20, writable=False)
         except (CorruptionError, FormatError, OSError) as error:
             self._note(DATA_NAME, None, f"no generation can be read ({error}); only the log is saved")
             return None
@@ -151,17 +163,17 @@ class _Salvage:
 
     def _save_log(self, store_id: bytes | None, base: Seqno, *, damaged: bool) -> tuple[int, Seqno]:
         if store_id is None:
-            store_id = store_id_of_log(self._files, self._source)
+            store_id = store_id_of_log(self._source)
             if store_id is None:
                 self._note("log", None, "no segment has a readable header")
                 return 0, Seqno(0)
-        if not segment_names(self._files, self._source):
+        if not segment_names(self._source):
             self._note("log", None, f"there is none; commits after {base} are missing, if there were any")
         records = 0
         last = base
         # What the log says last of keys that it names at or before `base`, as far as the damaged pages may lack them.
         older: dict[bytes, bytes | None] = {}
-        for found in LogReader(self._files, self._source, store_id).salvage():
+        for found in LogReader(self._source, store_id).salvage():
             if isinstance(found, Damage):
                 self._note(found.file, found.offset, found.reason)
                 continue

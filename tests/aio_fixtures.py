@@ -8,6 +8,8 @@ from collections.abc import Coroutine
 from pathlib import Path
 from typing import Any
 
+from wrapped_files import WrappedFiles
+
 import kvwal
 import kvwal.aio
 from kvwal.files import system_files
@@ -65,18 +67,12 @@ class GatedFile:
         self._file.datasync()
 
 
-class GatedFiles:
+class GatedFiles(WrappedFiles):
     """The system's files with a gate before each data flush."""
 
     def __init__(self) -> None:
-        self._files = system_files()
+        super().__init__(system_files(), lambda file, name: GatedFile(file, name, self.gate))
         self.gate = Gate()
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._files, name)
-
-    def open(self, path: str, **options: Any) -> GatedFile:
-        return GatedFile(self._files.open(path, **options), path, self.gate)
 
 
 def run(main: Coroutine[Any, Any, Any]) -> Any:

@@ -6,7 +6,7 @@ import itertools
 from typing import Any
 
 from kvwal.batch import Seqno, WriteBatch
-from kvwal.files import Files
+from kvwal.files import Directory, Files
 from kvwal.log import LogEnd, LogReader, LogWriter, encode_put
 from kvwal.log.segment import list_segments
 from kvwal.testing import SimulatedDisk
@@ -29,7 +29,7 @@ def simulated_disk() -> SimulatedDisk:
     """A disk with the durable directory /log."""
     disk = SimulatedDisk()
     disk.make_directory("/log")
-    disk.sync_directory("/")
+    disk.open_directory("/log").sync_parent()
     return disk
 
 
@@ -38,7 +38,12 @@ class LogRig:
 
     def __init__(self, files: Files, directory: str) -> None:
         self.files = files
-        self.directory = directory
+        self._path = directory
+
+    @property
+    def directory(self) -> Directory:
+        """Opened each time, since a killed process leaves no handle."""
+        return self.files.open_directory(self._path)
 
     # -- writing ------------------------------------------------------------------------------
 
@@ -70,7 +75,7 @@ class LogRig:
     # -- reading ------------------------------------------------------------------------------
 
     def reader(self) -> LogReader:
-        return LogReader(self.files, self.directory, STORE_ID)
+        return LogReader(self.directory, STORE_ID)
 
     def replay(self, after: int = 0, floor: int = 0) -> tuple[list[int], LogEnd]:
         """The seqnos that recovery finds, each with the right content, and the end."""
@@ -84,10 +89,10 @@ class LogRig:
         return seqnos, reader.end
 
     def names(self) -> list[str]:
-        return sorted(self.files.list_directory(self.directory))
+        return sorted(self.directory.names())
 
     def segments(self) -> list[int]:
-        return [int(s) for s in list_segments(self.files, self.directory)]
+        return [int(s) for s in list_segments(self.directory)]
 
     def offset(self, seqno: int) -> tuple[str, int]:
         position = self.reader().seek(Seqno(seqno))
@@ -96,17 +101,17 @@ class LogRig:
     # -- damage -------------------------------------------------------------------------------
 
     def path(self, name: str) -> str:
-        return self.files.join(self.directory, name)
+        return f"{self._path}/{name}"
 
     def read(self, name: str) -> bytes:
-        file = self.files.open(self.path(name))
+        file = self.directory.open(name)
         try:
             return file.pread(file.size(), 0)
         finally:
             file.close()
 
     def overwrite(self, name: str, offset: int, data: bytes) -> None:
-        file = self.files.open(self.path(name), write=True)
+        file = self.directory.open(name, write=True)
         file.pwrite(data, offset)
         file.sync()
         file.close()
@@ -121,14 +126,14 @@ class LogRig:
         return name, offset
 
     def cut(self, name: str, size: int) -> None:
-        file = self.files.open(self.path(name), write=True)
+        file = self.directory.open(name, write=True)
         file.truncate(size)
         file.sync()
         file.close()
 
     def remove(self, name: str) -> None:
-        self.files.unlink(self.path(name))
-        self.files.sync_directory(self.directory)
+        self.directory.unlink(name)
+        self.directory.sync()
 
     def snapshot(self) -> dict[str, bytes]:
         return {name: self.read(name) for name in self.names()}
@@ -137,11 +142,11 @@ class LogRig:
         for name in self.names():
             self.remove(name)
         for name, data in content.items():
-            file = self.files.open(self.path(name), create=True)
+            file = self.directory.open(name, create=True)
             file.pwrite(data, 0)
             file.sync()
             file.close()
-        self.files.sync_directory(self.directory)
+        self.directory.sync()
 
 
 def check_content(batch: WriteBatch, seqno: int) -> None:

@@ -6,8 +6,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
+from wrapped_files import WrappedFiles
+
 from kvwal.batch import KeyRange, Seqno
-from kvwal.files import Buffer, File, Files, system_files
+from kvwal.files import Buffer, Directory, File, system_files
 from kvwal.pages import Changes, PageFile, Tree, check
 
 STORE_ID = b"0123456789abcdef"
@@ -51,19 +53,12 @@ class FailingFile:
         return getattr(self._file, name)
 
 
-class WatchedFiles:
+class WatchedFiles(WrappedFiles):
     """The system's files, with a call before each operation on an open file that may raise."""
 
     def __init__(self) -> None:
-        self._files: Files = system_files()
+        super().__init__(system_files(), lambda file, name: FailingFile(file, lambda *call: self.before(*call)))
         self.before: Callable[[str, int, int], None] = lambda operation, offset, size: None
-
-    def open(self, path: str, *, write: bool = False, create: bool = False, mode: int = 0o600) -> File:
-        file = self._files.open(path, write=write, create=create, mode=mode)
-        return FailingFile(file, lambda *call: self.before(*call))
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._files, name)
 
 
 class Scratch:
@@ -71,16 +66,17 @@ class Scratch:
 
     def __init__(self, directory: str, *, cache_bytes: int = 1 << 20, files: Any = None) -> None:
         self.files: Any = system_files() if files is None else files
-        self.path: str = self.files.join(directory, "data")
+        self.directory: Directory = self.files.open_directory(directory)
+        self.path = f"{directory}/data"
         self.cache_bytes = cache_bytes
-        PageFile.create(self.files, self.path, STORE_ID, time_us=1)
+        PageFile.create(self.directory, STORE_ID, time_us=1)
         self.model: Model = {}
         #: The tables beside table 0.
         self.tables: dict[int, Model] = {}
         self.pages = self.open()
 
     def open(self, *, writable: bool = True) -> PageFile:
-        return PageFile(self.files, self.path, cache_bytes=self.cache_bytes, writable=writable)
+        return PageFile(self.directory, cache_bytes=self.cache_bytes, writable=writable)
 
     def reopen(self) -> None:
         self.pages.close()

@@ -54,7 +54,6 @@ class Store(OrderedMapping, MutableMapping[bytes, bytes]):
         self._options = options
         self._read_only = read_only
         self._files = options.files
-        self._lock_handle = opened.lock
         self._pages = opened.pages
         self._reader = opened.reader
         self._present = opened.present
@@ -65,7 +64,7 @@ class Store(OrderedMapping, MutableMapping[bytes, bytes]):
         self._closed = True
         self._log = opened.log
         self._background: Background | None = None
-        self._reserve = reserve = Reserve(options.files, opened.directory, options.mode)
+        self._reserve = reserve = Reserve(opened.directory, options.mode)
         if opened.log is None:
             refusal = Refusal(read_only_error, opened.present.seqno)
             self._pipeline = CommitPipeline(refusal, opened.present, release_reserve=lambda: False)
@@ -121,7 +120,7 @@ class Store(OrderedMapping, MutableMapping[bytes, bytes]):
     @property
     def path(self) -> str:
         """The store's directory, as it was given."""
-        return self._directory
+        return self._directory.path
 
     @property
     def closed(self) -> bool:
@@ -150,7 +149,7 @@ class Store(OrderedMapping, MutableMapping[bytes, bytes]):
 
     def __repr__(self) -> str:
         state = "closed" if self._closed else "read-only" if self._read_only else "open"
-        return f"<kvwal.Store {self._directory!r}, {state}, seqno {self._present.seqno}>"
+        return f"<kvwal.Store {self._directory.path!r}, {state}, seqno {self._present.seqno}>"
 
     # -- reading ------------------------------------------------------------------------------
 
@@ -564,7 +563,7 @@ class Store(OrderedMapping, MutableMapping[bytes, bytes]):
         self._present.close(reason)
         self._pipeline.refuse(Refusal(reason, self._present.seqno))
         self._pages.close()
-        self._lock_handle.release()
+        self._directory.close()
 
     def _abandon_in_child(self) -> None:
         self._present.abandon_in_child(forked_error)
@@ -576,7 +575,7 @@ class Store(OrderedMapping, MutableMapping[bytes, bytes]):
         if self._log is not None:
             self._log.abandon()
         self._pages.abandon()
-        self._lock_handle.abandon()
+        self._directory.close()
 
     def __enter__(self) -> Store:
         return self
@@ -593,13 +592,13 @@ class Store(OrderedMapping, MutableMapping[bytes, bytes]):
         # their durability says; the next open replays the log.
         warnings.warn(f"{self!r} was never closed", ResourceWarning, stacklevel=1, source=self)
         self._closed = True
-        log, pages, lock = self._log, self._pages, self._lock_handle
+        log, pages, directory = self._log, self._pages, self._directory
 
         def let_go() -> None:
             if log is not None:
                 log.abandon()
             pages.abandon()
-            lock.release()
+            directory.close()
 
         if self._background is not None:
             # The thread may be writing: the lock is held until it is done.

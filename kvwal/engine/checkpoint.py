@@ -29,7 +29,7 @@ from kvwal.engine.commit import CommitPipeline
 from kvwal.engine.memtable import Memtable, union_of
 from kvwal.engine.present import Present
 from kvwal.errors import DiskFullError, EnvironmentFailure, Error
-from kvwal.files import Files
+from kvwal.files import Directory
 from kvwal.log import LogWriter
 from kvwal.log.segments import is_full
 from kvwal.options import RESERVE_BYTES, Options
@@ -71,12 +71,10 @@ def _updates(memtable: Memtable, give_way: Callable[[], None]) -> Iterator[tuple
 class Reserve:
     """A file that only holds space, given up when the disk is full so that deleting can go on."""
 
-    def __init__(self, files: Files, directory: str, mode: int) -> None:
-        self._files = files
+    def __init__(self, directory: Directory, mode: int) -> None:
         self._directory = directory
-        self._path = files.join(directory, RESERVE_NAME)
         self._mode = mode
-        self._held = files.kind(self._path) == "file"
+        self._held = directory.kind(RESERVE_NAME) == "file"
         # Guards what is above; the last of all locks.
         self._lock = threading.Lock()
 
@@ -86,14 +84,14 @@ class Reserve:
             if self._held:
                 return True
             try:
-                file = self._files.open(self._path, create=True, mode=self._mode)
+                file = self._directory.open(RESERVE_NAME, create=True, mode=self._mode)
             except OSError as error:
                 return not is_full(error)
             try:
                 file.allocate(0, RESERVE_BYTES)
             except OSError as error:
                 file.close()
-                self._files.unlink(self._path)
+                self._directory.unlink(RESERVE_NAME)
                 return not is_full(error)
             file.close()
             self._held = True
@@ -105,13 +103,13 @@ class Reserve:
             if not self._held:
                 return False
             try:
-                self._files.unlink(self._path)
+                self._directory.unlink(RESERVE_NAME)
             except OSError:
                 # A copy-on-write file system may need space even for that: then there is no reserve.
                 return False
             self._held = False
             # The space is only free for others once the removal is on disk.
-            self._files.sync_directory(self._directory)
+            self._directory.sync()
             return True
 
 

@@ -33,7 +33,7 @@ from kvwal.errors import (
     ReadOnlyError,
     StoreNotFoundError,
 )
-from kvwal.files import Files, LockHandle
+from kvwal.files import Directory
 from kvwal.log import LogReader, LogWriter, Record
 from kvwal.log.segment import store_id_of_log
 from kvwal.log.walk import Puts
@@ -96,8 +96,8 @@ class RecoveryReport:
 class Opened:
     """The parts of an open store."""
 
-    directory: str
-    lock: LockHandle
+    #: Holds the lock.
+    directory: Directory
     pages: PageFile
     #: None for a store opened read-only.
     log: LogWriter | None
@@ -110,60 +110,73 @@ class Opened:
         if self.log is not None:
             self.log.abandon()
         self.pages.abandon()
-        self.lock.release()
+        self.directory.close()
 
 
 def open_parts(path: str, flag: Flag, options: Options) -> Opened:
     """Lock, make or recover the store at `path`. See `kvwal.open` for what is raised."""
     files = options.files
     started_s = files.monotonic_s()
-    created_directory = _check_directory(path, flag, options)
-    lock = _lock(path, flag, options)
+    directory, created_directory = _open_directory(path, flag, options)
     try:
+        _refuse_foreign(directory)
+        _lock(directory, flag, options)
         if flag != "r":
-            _finish_erasing(files, path, begin=flag == "n")
-        created = _create_if_missing(path, flag, options)
-        return _recover(path, flag, options, lock, started_s, created=created or created_directory)
+            _finish_erasing(directory, begin=flag == "n")
+        created = _create_if_missing(directory, flag, options)
+        return _recover(directory, flag, options, started_s, created=created or created_directory)
     except OSError as error:
-        lock.release()
+        directory.close()
         if error.errno == errno.ENOSPC and not isinstance(error, DiskFullError):
             raise DiskFullError(f"there is no space to open {path}; free some and open it again") from error
         raise
     except BaseException:
-        lock.release()
+        directory.close()
         raise
 
 
-def _check_directory(path: str, flag: Flag, options: Options) -> bool:
-    """Make sure that the path is a directory of ours. True if it was made."""
+def _open_directory(path: str, flag: Flag, options: Options) -> tuple[Directory, bool]:
+    """The directory at `path`, and whether it was made."""
     files = options.files
-    kind = files.directory_kind(path)
-    if kind is None:
-        if flag in ("r", "w"):
-            raise StoreNotFoundError(errno.ENOENT, f'there is no store; open it with flag "c" to make one: {path}')
-        parent = files.parent(path)
-        if files.directory_kind(parent) != "directory":
-            raise StoreNotFoundError(errno.ENOENT, f"the directory that should hold the store does not exist: {parent}")
-        files.make_directory(path, options.directory_mode)
-        return True
-    if kind != "directory":
-        raise FormatError(f"{path} is not a directory; a store is a directory, so give it a name of its own")
-    if files.kind(files.join(path, DATA_NAME)) is None and (foreign := _foreign_names(files, path)):
-        raise FormatError(
-            f"{path} holds other things ({foreign[0]!r} for one) and no store; give the store a directory of its own"
-        )
-    return False
-
-
-def _foreign_names(files: Files, path: str) -> list[str]:
-    return sorted(name for name in files.list_directory(path) if not _OWN.fullmatch(name))
-
-
-def _lock(path: str, flag: Flag, options: Options) -> LockHandle:
-    files = options.files
-    lock_path = files.join(path, LOCK_NAME)
+    made = False
     try:
-        return files.lock(lock_path, shared=flag == "r", mode=options.mode)
+        try:
+            return files.open_directory(path), made
+        except FileNotFoundError:
+            if flag in ("r", "w"):
+                raise _not_found(path) from None
+        try:
+            files.make_directory(path, options.directory_mode)
+            made = True
+        except FileExistsError:
+            pass  # Another process made it just now.
+        except FileNotFoundError:
+            text = f"the directory that should hold the store does not exist: {path}"
+            raise StoreNotFoundError(errno.ENOENT, text) from None
+        return files.open_directory(path), made
+    except NotADirectoryError:
+        raise FormatError(f"{path} is not a directory; a store is a directory, so give it a name of its own") from None
+
+
+def _not_found(path: str) -> StoreNotFoundError:
+    return StoreNotFoundError(errno.ENOENT, f'there is no store; open it with flag "c" to make one: {path}')
+
+
+def _refuse_foreign(directory: Directory) -> None:
+    if directory.kind(DATA_NAME) is not None:
+        return
+    foreign = sorted(name for name in directory.names() if not _OWN.fullmatch(name))
+    if foreign:
+        raise FormatError(
+            f"{directory.path} holds other things ({foreign[0]!r} for one) and no store; "
+            f"give the store a directory of its own"
+        )
+
+
+def _lock(directory: Directory, flag: Flag, options: Options) -> None:
+    path = directory.path
+    try:
+        directory.lock(shared=flag == "r", mode=options.mode)
     except PermissionError as error:
         if flag == "r":
             raise
@@ -172,92 +185,96 @@ def _lock(path: str, flag: Flag, options: Options) -> LockHandle:
         if error.errno == errno.EROFS:
             raise ReadOnlyError(f'{path} is on a read-only file system; open it with flag "r"') from error
         if error.errno == errno.ELOOP:
-            raise FormatError(f"{lock_path} is a symbolic link, which kvwal does not follow; remove it") from error
+            raise FormatError(
+                f"{path}: {LOCK_NAME} is a symbolic link, which kvwal does not follow; remove it"
+            ) from error
         raise
 
 
-def _finish_erasing(files: Files, path: str, *, begin: bool) -> None:
+def _finish_erasing(directory: Directory, *, begin: bool) -> None:
     """Erase the store for flag "n", or finish what an open with "n" began before it was cut off."""
-    marker = files.join(path, _ERASING_NAME)
-    if files.kind(marker) is None:
+    if directory.kind(_ERASING_NAME) is None:
         if not begin:
             return
-        _refuse_to_erase_foreign(files, path)
-        files.open(marker, create=True).close()
+        _refuse_to_erase_foreign(directory)
+        directory.open(_ERASING_NAME, create=True).close()
         # From here on the store counts as erased: a crash in the middle must not look like damage.
-        files.sync_directory(path)
-    for name in files.list_directory(path):
+        directory.sync()
+    for name in directory.names():
         if _MADE.fullmatch(name):
-            files.unlink(files.join(path, name))
-    files.sync_directory(path)
-    files.unlink(marker)
-    files.sync_directory(path)
+            directory.unlink(name)
+    directory.sync()
+    directory.unlink(_ERASING_NAME)
+    directory.sync()
 
 
-def _refuse_to_erase_foreign(files: Files, path: str) -> None:
+def _refuse_to_erase_foreign(directory: Directory) -> None:
     """A file that happens to be named like our page file is no licence to erase it. A damaged store may be erased."""
-    data = files.join(path, DATA_NAME)
-    kind = files.kind(data)
+    kind = directory.kind(DATA_NAME)
     if kind is None:
         return
     if kind == "file":
         try:
-            PageFile(files, data, cache_bytes=0, writable=False).abandon()
+            PageFile(directory, cache_bytes=0, writable=False).abandon()
             return
         except FormatError:
             return  # Ours, of a newer version.
         except CorruptionError:
-            if store_id_of_log(files, path) is not None:
+            if store_id_of_log(directory) is not None:
                 return
-    raise FormatError(f"{data} is no page file of a store, so nothing here is erased; remove it by hand if it may go")
+    raise FormatError(
+        f"{DATA_NAME} in {directory.path} is no page file of a store, so nothing there is erased; "
+        f"remove it by hand if it may go"
+    )
 
 
-def segment_names(files: Files, path: str) -> list[str]:
+def segment_names(directory: Directory) -> list[str]:
     """The log's files, oldest first."""
-    names = files.list_directory(path)
-    return sorted(name for name in names if _MADE.fullmatch(name) and name.endswith(".log"))
+    return sorted(name for name in directory.names() if _MADE.fullmatch(name) and name.endswith(".log"))
 
 
-def _create_if_missing(path: str, flag: Flag, options: Options) -> bool:
+def _create_if_missing(directory: Directory, flag: Flag, options: Options) -> bool:
     files = options.files
-    data = files.join(path, DATA_NAME)
-    kind = files.kind(data)
+    kind = directory.kind(DATA_NAME)
     if kind == "file":
         return False
     if kind is not None:
-        raise FormatError(f"{data} is not a regular file, which a store's page file is; kvwal does not follow links")
-    segments = segment_names(files, path)
+        raise FormatError(
+            f"{DATA_NAME} in {directory.path} is not a regular file, which a store's page file is; "
+            f"kvwal does not follow links"
+        )
+    segments = segment_names(directory)
     if segments:
         # A crash while the store was being made leaves its first segment, without a commit, and no page file.
-        store_id = store_id_of_log(files, path)
+        store_id = store_id_of_log(directory)
         if len(segments) > 1 or store_id is None:
             _missing_data(segments)
-        if next(LogReader(files, path, store_id).records(after=Seqno(0), floor=Seqno(0)), None) is not None:
+        if next(LogReader(directory, store_id).records(after=Seqno(0), floor=Seqno(0)), None) is not None:
             _missing_data(segments)
     if flag in ("r", "w"):
-        raise StoreNotFoundError(errno.ENOENT, f'there is no store; open it with flag "c" to make one: {path}')
+        raise _not_found(directory.path)
     if segments:
-        files.unlink(files.join(path, segments[0]))
-        files.sync_directory(path)
+        directory.unlink(segments[0])
+        directory.sync()
     store_id = files.random_bytes(_STORE_ID_BYTES)
     now_us = files.now_us()
-    # Durability: whoever made the directory may have died before its entry was on disk; then the whole store could
-    # vanish with it, acknowledged commits and all. So it is flushed here, and not only where it is made.
-    files.sync_directory(files.parent(path))
+    # Durability: the process that made the directory may have died before its entry was on disk; then the whole store
+    # could vanish with it, acknowledged commits and all. So it is flushed here, and not only where it is made.
+    directory.sync_parent()
     try:
         LogWriter.create(
             files,
-            path,
+            directory,
             store_id,
             segment_bytes=options.segment_bytes,
             preallocate=options.preallocate,
             time_us=now_us,
             mode=options.mode,
         ).close()
-        PageFile.create(files, data, store_id, time_us=now_us, mode=options.mode)
+        PageFile.create(directory, store_id, time_us=now_us, mode=options.mode)
     except OSError as error:
         if error.errno == errno.ENOSPC:
-            raise DiskFullError(f"there is no space to make a store at {path}") from error
+            raise DiskFullError(f"there is no space to make a store at {directory.path}") from error
         raise
     return True
 
@@ -266,14 +283,10 @@ def _missing_data(segments: list[str]) -> NoReturn:
     raise CorruptionError(DATA_NAME, None, f"the page file is missing, but there is a log ({segments[0]})")
 
 
-def _recover(
-    path: str, flag: Flag, options: Options, lock: LockHandle, started_s: float, *, created: bool
-) -> Opened:
+def _recover(directory: Directory, flag: Flag, options: Options, started_s: float, *, created: bool) -> Opened:
     files = options.files
     read_only = flag == "r"
-    pages = PageFile(
-        files, files.join(path, DATA_NAME), cache_bytes=options.cache_bytes, writable=not read_only
-    )
+    pages = PageFile(directory, cache_bytes=options.cache_bytes, writable=not read_only)
     try:
         meta = pages.meta
         checkpoint_seqno = meta.seqno
@@ -282,7 +295,7 @@ def _recover(
             cache_bytes=options.cache_bytes,
             memtable_bytes=options.memtable_bytes,
         )
-        reader = LogReader(files, path, pages.store_id)
+        reader = LogReader(directory, pages.store_id)
         commits, size = _replay_all(reader, meta.seqno, present)
         end = reader.end
         assert end is not None, "the log was not read to its end"
@@ -293,7 +306,7 @@ def _recover(
         if not read_only:
             log = LogWriter.resume(
                 files,
-                path,
+                directory,
                 pages.store_id,
                 end,
                 reader,
@@ -318,7 +331,7 @@ def _recover(
     except BaseException:
         pages.abandon()
         raise
-    return Opened(path, lock, pages, log, reader, present, report)
+    return Opened(directory, pages, log, reader, present, report)
 
 
 class _Unread:

@@ -1,18 +1,18 @@
 """The one door to the machine: files, directories, locks, clocks and random bytes.
 
-Everything above this room talks to the `Files` and `File` protocols and to nothing else, so that
+Everything above this layer talks to the `Files`, `Directory` and `File` protocols and to nothing else, so that
 the crash tests can put a simulated disk in their place.
 """
 
-from kvwal.files.protocol import Buffer, EntryKind, File, Files, LockHandle
+from kvwal.files.protocol import Buffer, Directory, EntryKind, File, Files
 from kvwal.files.system import PathArgument, call_in_forked_child, path_text, system_files
 
 __all__ = [
     "Buffer",
+    "Directory",
     "EntryKind",
     "File",
     "Files",
-    "LockHandle",
     "PathArgument",
     "call_in_forked_child",
     "path_text",

@@ -2,14 +2,16 @@
 
 Rules for every implementation:
 
-- Offsets and sizes are in bytes. Paths are `str` and are made by `join`.
+- Offsets and sizes are in bytes.
+- A store is its directory, not its path: `Files.open_directory` resolves the path once, and every file is reached
+  through that `Directory` by its name, wherever the directory is moved to, and whatever takes its place.
 - A call that fails raises `OSError` with its errno; ENOSPC and EIO must be told apart.
 - `File.pread` returns fewer bytes than asked for only at the end of the file, never because a
   system call was cut short.
 - `File.pwrite` writes all or raises; after it raised, any part may have been written.
 - Nothing is durable before `datasync` or `sync` returned, no directory entry before
-  `sync_directory` returned. Nothing here retries a failed flush.
-- The last part of a path is never followed if it is a symbolic link: such an open fails.
+  `Directory.sync` returned. Nothing here retries a failed flush.
+- A name that is a symbolic link is never followed: such an open fails.
 - All methods may be called from any thread.
 """
 
@@ -18,7 +20,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal, Protocol, TypeAlias
 
-__all__ = ["Buffer", "EntryKind", "File", "Files", "LockHandle"]
+__all__ = ["Buffer", "Directory", "EntryKind", "File", "Files"]
 
 Buffer: TypeAlias = bytes | bytearray | memoryview
 
@@ -65,67 +67,66 @@ class File(Protocol):
         ...
 
 
-class LockHandle(Protocol):
-    """A held lock on a store."""
+class Directory(Protocol):
+    """An open directory. A `name` is that of an entry in it, never a path."""
 
-    def release(self) -> None:
-        """Let the lock go. Idempotent."""
+    @property
+    def path(self) -> str:
+        """As it was given to `Files.open_directory`. For messages only: another directory may be there by now."""
         ...
 
-    def abandon(self) -> None:
-        """In a forked child: drop the handle without touching the parent's lock."""
+    def kind(self, name: str) -> EntryKind | None:
+        """What `name` is, not following a symbolic link ("other"); None if there is nothing of that name."""
+        ...
+
+    def names(self) -> list[str]:
+        """Names in the directory, in no order."""
+        ...
+
+    def open(self, name: str, *, write: bool = False, create: bool = False, mode: int = 0o600) -> File:
+        """Open a file. `create` demands that it does not exist yet (exclusive) and implies `write`."""
+        ...
+
+    def rename(self, source: str, target: str) -> None:
+        """Atomically rename a file, replacing the target. Not durable on return."""
+        ...
+
+    def unlink(self, name: str) -> None:
+        """Remove a file. Not durable on return."""
+        ...
+
+    def sync(self) -> None:
+        """Make creations, renames and removals in the directory durable."""
+        ...
+
+    def sync_parent(self) -> None:
+        """Make the directory's own entry, in the directory that holds it, durable."""
+        ...
+
+    def lock(self, *, shared: bool, mode: int = 0o600) -> None:
+        """Lock the directory as a store, until it is closed; at once, or raise `LockedError`.
+
+        An exclusive lock leaves in the file `lock` who holds it. A shared one writes nothing.
+        """
+        ...
+
+    def close(self) -> None:
+        """Release the handle and the lock. Idempotent. In a forked child the lock stays the parent's."""
         ...
 
 
 class Files(Protocol):
     """A file system with a clock and randomness, seen from one process."""
 
-    def join(self, directory: str, name: str) -> str:
-        """The path of `name` in `directory`."""
-        ...
+    def open_directory(self, path: str) -> Directory:
+        """Open the directory at `path`; a symbolic link is followed, since the user names this one.
 
-    def kind(self, path: str) -> EntryKind | None:
-        """What is at `path`, not following a final symbolic link ("other"); None if nothing is."""
-        ...
-
-    def directory_kind(self, path: str) -> EntryKind | None:
-        """Like `kind`, but a symbolic link is followed: for the store's own directory, which the user names."""
-        ...
-
-    def open(self, path: str, *, write: bool = False, create: bool = False, mode: int = 0o600) -> File:
-        """Open a file. `create` demands that it does not exist yet (exclusive) and implies `write`."""
+        Raises FileNotFoundError where there is nothing, NotADirectoryError where there is something else.
+        """
         ...
 
     def make_directory(self, path: str, mode: int = 0o700) -> None:
-        """Create one directory; its parent must exist. Not durable before the parent is synced."""
-        ...
-
-    def list_directory(self, path: str) -> list[str]:
-        """Names in the directory, in no order."""
-        ...
-
-    def rename(self, source: str, target: str) -> None:
-        """Atomically rename within one directory, replacing the target. Not durable on return."""
-        ...
-
-    def unlink(self, path: str) -> None:
-        """Remove a file. Not durable on return."""
-        ...
-
-    def sync_directory(self, path: str) -> None:
-        """Make creations, renames and removals in the directory durable."""
-        ...
-
-    def parent(self, path: str) -> str:
-        """The directory that holds `path`."""
-        ...
-
-    def lock(self, path: str, *, shared: bool, mode: int = 0o600) -> LockHandle:
-        """Take a lock at once or raise `LockedError`.
-
-        An exclusive lock creates the file if needed and writes the pid into it. A shared one
-        writes nothing, and where the file is missing and cannot be made, holds nothing.
-        """
+        """Create one directory; its parent must exist. Not durable before `Directory.sync_parent`."""
         ...
 
     def now_us(self) -> int:
@@ -143,5 +144,3 @@ class Files(Protocol):
     def give_way(self, pause_s: float) -> None:
         """Let other threads run for so many seconds; called often by long background work. 0: as short as possible."""
         ...
-
-

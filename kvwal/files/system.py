@@ -9,6 +9,7 @@ What differs, and where it is dealt with:
 | preallocation | posix_fallocate | zeros are written | zeros are written |
 | directory flush | fsync of the directory | the same | not possible; NTFS journals its metadata |
 | lock | flock | flock | msvcrt.locking of one byte |
+| files of an open directory | by its descriptor | by its descriptor | absolute path, and its identity checked |
 | symbolic link as the last part | O_NOFOLLOW | O_NOFOLLOW | checked before opening |
 
 Linux is what the tests run on; macOS and Windows follow the platforms' documentation and have
@@ -28,7 +29,7 @@ from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
 from kvwal.errors import LockedError
-from kvwal.files.protocol import Buffer, EntryKind, File, Files, LockHandle
+from kvwal.files.protocol import Buffer, Directory, EntryKind, File, Files
 
 __all__ = ["PathArgument", "call_in_forked_child", "path_text", "system_files"]
 
@@ -38,6 +39,9 @@ PathArgument: TypeAlias = "str | bytes | os.PathLike[str] | os.PathLike[bytes]"
 _NOFOLLOW = getattr(os, "O_NOFOLLOW", 0)
 _CLOEXEC = getattr(os, "O_CLOEXEC", 0)
 _BINARY = getattr(os, "O_BINARY", 0)
+_DIRECTORY = getattr(os, "O_DIRECTORY", 0)
+# Whether every call that takes a name takes the descriptor of the directory that holds it.
+_BY_DESCRIPTOR = os.supports_dir_fd >= {os.open, os.stat, os.unlink, os.rename} and os.listdir in os.supports_fd
 # One write call: the kernel takes at most 0x7ffff000 bytes at a time on Linux.
 _MAX_CALL_BYTES = 0x7FFFF000
 _ZEROS = bytes(1 << 20)
@@ -196,84 +200,95 @@ class _SeekingFile(_SystemFile):
 _FileType = _SystemFile if hasattr(os, "pread") else _SeekingFile
 
 
-class _SystemLock:
-    __slots__ = ("_fd",)
+class _SystemDirectory:
+    """An open directory; by its descriptor, or where the system has no such calls (Windows) by path and identity."""
 
-    def __init__(self, fd: int) -> None:
-        self._fd = fd
+    __slots__ = ("_fd", "_held", "_identity", "_lock_fd", "_place", "path")
 
-    def release(self) -> None:
-        # Closing the last descriptor of the open file drops the lock.
-        fd, self._fd = self._fd, -1
-        if fd >= 0:
-            os.close(fd)
+    def __init__(self, path: str, *, by_descriptor: bool) -> None:
+        self.path = path
+        # Resolved now: the working directory may be another one by the next call.
+        self._place = "" if by_descriptor else os.path.abspath(path)
+        self._lock_fd = -1
+        self._fd: int | None = None
+        self._held = False
+        if by_descriptor:
+            self._fd = os.open(path, os.O_RDONLY | _DIRECTORY | _CLOEXEC)
+        else:
+            self._identity = _identity_of(self._place)
+        self._held = True
 
-    def abandon(self) -> None:
-        # flock belongs to the open file, which the parent still has: closing here keeps its lock.
-        self.release()
+    def __del__(self) -> None:
+        self.close()
 
+    def _at(self, name: str) -> str:
+        """What to hand to a system call beside `dir_fd`."""
+        if not self._held:
+            raise OSError(errno.EBADF, "the directory is closed", self.path)
+        return name if self._fd is not None else os.path.join(self._place, name)
 
-class _SystemFiles:
-    """`Files` of the operating system. Stateless, hence safe from every thread."""
+    def _change(self, name: str) -> str:
+        """The same for a call that creates, renames or removes: those only where the directory is still ours."""
+        if self._fd is None and self._held:
+            try:
+                same = _identity_of(self._place) == self._identity
+            except OSError:
+                same = False
+            if not same:
+                raise FileNotFoundError(errno.ENOENT, "the directory was moved, removed or replaced", self.path)
+        return self._at(name)
 
-    def join(self, directory: str, name: str) -> str:
-        return os.path.join(directory, name)
-
-    def parent(self, path: str) -> str:
-        return os.path.dirname(os.path.abspath(path))
-
-    def kind(self, path: str) -> EntryKind | None:
-        return self._kind(path, follow=False)
-
-    def directory_kind(self, path: str) -> EntryKind | None:
-        return self._kind(path, follow=True)
-
-    def _kind(self, path: str, *, follow: bool) -> EntryKind | None:
+    def kind(self, name: str) -> EntryKind | None:
         try:
-            mode = os.stat(path, follow_symlinks=follow).st_mode
+            mode = os.stat(self._at(name), dir_fd=self._fd, follow_symlinks=False).st_mode
         except FileNotFoundError:
             return None
         if stat.S_ISREG(mode):
             return "file"
         return "directory" if stat.S_ISDIR(mode) else "other"
 
-    def open(self, path: str, *, write: bool = False, create: bool = False, mode: int = 0o600) -> File:
+    def names(self) -> list[str]:
+        self._at("")
+        return os.listdir(self._place if self._fd is None else self._fd)
+
+    def open(self, name: str, *, write: bool = False, create: bool = False, mode: int = 0o600) -> File:
         flags = _NOFOLLOW | _CLOEXEC | _BINARY | (os.O_RDWR if write or create else os.O_RDONLY)
         if create:
             flags |= os.O_CREAT | os.O_EXCL
-        if not _NOFOLLOW and self.kind(path) == "other":
-            raise OSError(errno.ELOOP, "is a symbolic link", path)
-        return _FileType(os.open(path, flags, mode))
-
-    def make_directory(self, path: str, mode: int = 0o700) -> None:
-        os.mkdir(path, mode)
-
-    def list_directory(self, path: str) -> list[str]:
-        return os.listdir(path)
+        if not _NOFOLLOW and self.kind(name) == "other":
+            raise OSError(errno.ELOOP, "is a symbolic link", name)
+        place = self._change(name) if create else self._at(name)
+        return _FileType(os.open(place, flags, mode, dir_fd=self._fd))
 
     def rename(self, source: str, target: str) -> None:
-        os.replace(source, target)
+        os.replace(self._change(source), self._at(target), src_dir_fd=self._fd, dst_dir_fd=self._fd)
 
-    def unlink(self, path: str) -> None:
-        os.unlink(path)
+    def unlink(self, name: str) -> None:
+        os.unlink(self._change(name), dir_fd=self._fd)
 
-    def sync_directory(self, path: str) -> None:
+    def sync(self) -> None:
+        self._sync_at(".")
+
+    def sync_parent(self) -> None:
+        self._sync_at("..")
+
+    def _sync_at(self, name: str) -> None:
         if sys.platform == "win32":
             return  # A directory cannot be flushed there; NTFS journals the entry itself.
-        fd = os.open(path, os.O_RDONLY | _CLOEXEC)
+        fd = os.open(self._at(name), os.O_RDONLY | _DIRECTORY | _CLOEXEC, dir_fd=self._fd)
         try:
             _sync(fd)
         finally:
             os.close(fd)
 
-    def lock(self, path: str, *, shared: bool, mode: int = 0o600) -> LockHandle:
-        fd = self._open_lock(path, shared, mode)
+    def lock(self, *, shared: bool, mode: int = 0o600) -> None:
+        fd = self._open_lock(shared, mode)
         if fd is None:
-            return _SystemLock(-1)
+            return
         try:
             if not _try_lock(fd, shared):
                 pid = _read_pid(fd)
-                raise LockedError(path, pid, own=pid == os.getpid())
+                raise LockedError(self.path, pid, own=pid == os.getpid())
             if not shared:
                 os.ftruncate(fd, 0)
                 os.lseek(fd, 0, os.SEEK_SET)
@@ -281,17 +296,42 @@ class _SystemFiles:
         except BaseException:
             os.close(fd)
             raise
-        return _SystemLock(fd)
+        self._lock_fd = fd
 
-    def _open_lock(self, path: str, shared: bool, mode: int) -> int | None:
+    def _open_lock(self, shared: bool, mode: int) -> int | None:
         flags = _NOFOLLOW | _CLOEXEC | _BINARY
         if not shared:
-            return os.open(path, flags | os.O_RDWR | os.O_CREAT, mode)
+            return os.open(self._change("lock"), flags | os.O_RDWR | os.O_CREAT, mode, dir_fd=self._fd)
         try:
-            return os.open(path, flags | os.O_RDONLY)
+            return os.open(self._at("lock"), flags | os.O_RDONLY, dir_fd=self._fd)
         except FileNotFoundError:
-            # A reader writes nothing. Whoever writes makes the file, so there is no writer now.
+            # A reader writes nothing. A writer makes the file, so there is no writer now.
             return None
+
+    def close(self) -> None:
+        self._held = False
+        # flock belongs to the open file, which after a fork the parent has too: closing here keeps its lock.
+        for fd in (self._lock_fd, self._fd):
+            if fd is not None and fd >= 0:
+                os.close(fd)
+        self._lock_fd, self._fd = -1, None
+
+
+def _identity_of(path: str) -> tuple[int, int]:
+    found = os.stat(path)
+    if not stat.S_ISDIR(found.st_mode):
+        raise NotADirectoryError(errno.ENOTDIR, "is not a directory", path)
+    return found.st_dev, found.st_ino
+
+
+class _SystemFiles:
+    """`Files` of the operating system. Stateless, hence safe from every thread."""
+
+    def open_directory(self, path: str) -> Directory:
+        return _SystemDirectory(path, by_descriptor=_BY_DESCRIPTOR)
+
+    def make_directory(self, path: str, mode: int = 0o700) -> None:
+        os.mkdir(path, mode)
 
     def now_us(self) -> int:
         return time.time_ns() // 1000

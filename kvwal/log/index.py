@@ -33,7 +33,7 @@ from typing import Final, NamedTuple
 from crc32c import crc32c
 
 from kvwal.batch import Seqno
-from kvwal.files import Files
+from kvwal.files import Directory
 from kvwal.log.segment import SegmentHeader
 
 __all__ = ["INDEX_STRIDE_BYTES", "Entry", "Index", "index_name", "load_index"]
@@ -123,11 +123,10 @@ class Index:
         return cls(list(columns[:n]), list(columns[n : 2 * n]), list(columns[2 * n :]))
 
 
-def load_index(files: Files, directory: str, header: SegmentHeader) -> Index | None:
+def load_index(directory: Directory, header: SegmentHeader) -> Index | None:
     """The segment's index, if there is a valid one. A file that cannot be read is as good as none."""
-    path = files.join(directory, index_name(header.first_seqno))
     try:
-        file = files.open(path)
+        file = directory.open(index_name(header.first_seqno))
     except OSError:
         return None
     try:

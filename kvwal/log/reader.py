@@ -16,7 +16,7 @@ from typing import Final, NamedTuple
 
 from kvwal.batch import Seqno
 from kvwal.errors import CorruptionError, FormatError
-from kvwal.files import Files
+from kvwal.files import Directory
 from kvwal.log.index import Index, index_name, load_index
 from kvwal.log.record import COMMIT, LogPosition, Record, segment_name
 from kvwal.log.salvage import salvage_segment
@@ -77,8 +77,7 @@ class _Segment(NamedTuple):
 class LogReader:
     """The log of one store, for reading. Thread-safe, but for `end`, which belongs to the last `records` call."""
 
-    def __init__(self, files: Files, directory: str, store_id: bytes | None) -> None:
-        self._files = files
+    def __init__(self, directory: Directory, store_id: bytes | None) -> None:
         self._directory = directory
         self._store_id = store_id
         #: How the log ended; set when an iteration of `records` is exhausted.
@@ -138,7 +137,7 @@ class LogReader:
 
     def _closed(self, segment: _Segment) -> Found | None:
         """The record of a clean close, if that is what the file ends with."""
-        file = self._files.open(self._path(segment.name))
+        file = self._directory.open(segment.name)
         try:
             return closed_record(file, segment.known, segment.limit)
         finally:
@@ -160,7 +159,7 @@ class LogReader:
         """
         header, limit = segment.known, segment.limit
         accused = -1
-        file = self._files.open(self._path(segment.name))
+        file = self._directory.open(segment.name)
         try:
             while True:
                 yield from walk(file, header, limit, cursor, after=after, until=until, puts=puts)
@@ -180,7 +179,7 @@ class LogReader:
                         # one that was read.
                         file.close()
                         segment, header, limit = found, found.known, found.limit
-                        file = self._files.open(self._path(segment.name))
+                        file = self._directory.open(segment.name)
                         cursor.offset = HEADER_PAGE_BYTES
                         continue
                     raise failure(row, verdict, segment.name, cursor.offset, describe(row, tail))
@@ -196,13 +195,13 @@ class LogReader:
 
         With `clamp` it is no fault if the oldest of them begins later.
         """
-        names = list_segments(self._files, self._directory)
+        names = list_segments(self._directory)
         while True:
             try:
                 return names, self._checked(names, max(after, names[0] - 1) if clamp and names else after)
             except (CorruptionError, FileNotFoundError):
                 # A writer may have made or retired a segment meanwhile. If not, it is true.
-                before, names = names, list_segments(self._files, self._directory)
+                before, names = names, list_segments(self._directory)
                 if names == before:
                     raise
 
@@ -224,7 +223,7 @@ class LogReader:
         return failure(row, verdict, segment.name, 2048 if row is TailRow.BAD_SUCCESSOR else 0, describe(row))
 
     def _load(self, first_seqno: Seqno) -> _Segment:
-        file = self._files.open(self._path(segment_name(first_seqno)))
+        file = self._directory.open(segment_name(first_seqno))
         try:
             page = file.pread(HEADER_PAGE_BYTES, 0)
             size = file.size()
@@ -234,12 +233,9 @@ class LogReader:
         slot = decode_slot(page, header.salt) if isinstance(header, SegmentHeader) else _NO_SLOT
         return _Segment(first_seqno, header, slot, size)
 
-    def _path(self, name: str) -> str:
-        return self._files.join(self._directory, name)
-
     def segments(self) -> list[SegmentInfo]:
         """Every segment there is, oldest first. One whose header is damaged has created_us 0."""
-        return self._infos(list_segments(self._files, self._directory), [])
+        return self._infos(list_segments(self._directory), [])
 
     def _infos(self, names: list[Seqno], loaded: list[_Segment]) -> list[SegmentInfo]:
         known = {segment.first_seqno: segment for segment in loaded}
@@ -279,7 +275,7 @@ class LogReader:
 
     def seek(self, seqno: Seqno) -> LogPosition:
         """Where a commit is. ValueError if the log does not hold it (any more, or yet)."""
-        names = list_segments(self._files, self._directory)
+        names = list_segments(self._directory)
         i = bisect_right(names, seqno) - 1
         if i < 0:
             raise ValueError(f"commit {seqno} is older than the log")
@@ -297,7 +293,7 @@ class LogReader:
         return Seqno(self._first_after(time_us)[0] - 1)
 
     def _first_after(self, time_us: int) -> tuple[int, LogPosition]:
-        names = list_segments(self._files, self._directory)
+        names = list_segments(self._directory)
         if not names:
             raise CorruptionError(segment_name(1), None, "the log has no segments")
         # The last segment created at that time or before; only O(log n) headers are read.
@@ -358,7 +354,7 @@ class LogReader:
             salt, index = self._indexes.get(header.first_seqno, (None, None))
         if salt == header.salt:
             return index
-        return load_index(self._files, self._directory, header)
+        return load_index(self._directory, header)
 
     # -- verification and salvage -------------------------------------------------------------
 
@@ -376,7 +372,7 @@ class LogReader:
 
     def _headers(self) -> list[tuple[Seqno, SegmentHeader | HeaderFault | None]]:
         headers: list[tuple[Seqno, SegmentHeader | HeaderFault | None]] = []
-        for name in list_segments(self._files, self._directory):
+        for name in list_segments(self._directory):
             try:
                 headers.append((name, self._load(name).header))
             except OSError:
@@ -384,7 +380,7 @@ class LogReader:
         return headers
 
     def _verify(self) -> Iterator[Damage]:
-        names = list_segments(self._files, self._directory)
+        names = list_segments(self._directory)
         chain: list[_Segment] = []
         unreadable: set[int] = set()
         for name in names:
@@ -425,13 +421,13 @@ class LogReader:
         for offset in skipped:
             yield Damage(segment.name, offset, describe(TailRow.DAMAGED_MARK))
         # An index that is no index was torn by a crash, and is not used. One that is must tell the truth.
-        index = load_index(self._files, self._directory, header)
+        index = load_index(self._directory, header)
         if index is not None and any(seqnos.get(o) != s for s, o in zip(index.seqnos, index.offsets, strict=True)):
             yield Damage(index_name(segment.first_seqno), None, "the index lies about where commits are; remove it")
 
     def salvage(self) -> Iterator[Record | Damage]:
         """Every commit that verifies, oldest first, and a `Damage` for whatever does not. Raises for no damage."""
-        names = list_segments(self._files, self._directory)
+        names = list_segments(self._directory)
         last = names[0] - 1 if names else 0
         for i, name in enumerate(names):
             until = names[i + 1] - 1 if i + 1 < len(names) else None
@@ -444,7 +440,7 @@ class LogReader:
                     row, _ = judge(Link(name, fault=segment.header))
                     yield Damage(segment.name, 0, f"{describe(row)}; nothing in it can be told from damage")
                     continue
-                file = self._files.open(self._path(segment.name))
+                file = self._directory.open(segment.name)
             except OSError as error:
                 yield Damage(segment_name(name), None, f"cannot be read: {error}")
                 continue

@@ -56,7 +56,7 @@ from crc32c import crc32c
 
 from kvwal.batch import Seqno
 from kvwal.features import KNOWN_OPTIONAL, KNOWN_REQUIRED
-from kvwal.files import Files
+from kvwal.files import Directory
 from kvwal.log.record import segment_name
 
 __all__ = [
@@ -205,19 +205,19 @@ def decode_slot(page: bytes, salt: int) -> Slot:
     return Slot(next_seqno, damaged=False)
 
 
-def list_segments(files: Files, directory: str) -> list[Seqno]:
+def list_segments(directory: Directory) -> list[Seqno]:
     """First seqnos of the segments there are by name, ascending."""
     return sorted(
         Seqno(int(name[:20]))
-        for name in files.list_directory(directory)
+        for name in directory.names()
         if len(name) == 24 and name.endswith(".log") and name[:20].isascii() and name[:20].isdigit()
     )
 
 
-def store_id_of_log(files: Files, directory: str) -> bytes | None:
+def store_id_of_log(directory: Directory) -> bytes | None:
     """The store_id of the newest segment whose header verifies; None if there is none."""
-    for first_seqno in reversed(list_segments(files, directory)):
-        file = files.open(files.join(directory, segment_name(first_seqno)))
+    for first_seqno in reversed(list_segments(directory)):
+        file = directory.open(segment_name(first_seqno))
         try:
             page = file.pread(HEADER_PAGE_BYTES, 0)
         finally:

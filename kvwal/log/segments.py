@@ -13,7 +13,7 @@ from typing import Final, Literal, TypeAlias
 
 from kvwal.batch import Seqno
 from kvwal.errors import DiskFullError, InternalError
-from kvwal.files import File, Files
+from kvwal.files import Directory, File, Files
 from kvwal.log.index import Index, index_name
 from kvwal.log.record import COMMIT, RECORD_HEADER_BYTES, WATERMARK, Record, encode_record, segment_name
 from kvwal.log.segment import (
@@ -57,7 +57,7 @@ class SegmentMaker:
     def __init__(
         self,
         files: Files,
-        directory: str,
+        directory: Directory,
         store_id: bytes,
         *,
         segment_bytes: int,
@@ -74,9 +74,6 @@ class SegmentMaker:
         self._spare_lock = threading.Lock()
         self._spare: File | None = None
         self._over = False
-
-    def _path(self, name: str) -> str:
-        return self._files.join(self._directory, name)
 
     # -- a segment ----------------------------------------------------------------------------
 
@@ -112,9 +109,9 @@ class SegmentMaker:
             if spare is not None:
                 self._spare = None
                 header = header._replace(capacity=self._segment_bytes)
-                temporary = self._path(_SPARE_NAME)
+                temporary = _SPARE_NAME
             else:
-                temporary = self._path(segment_name(first_seqno).removesuffix(".log") + ".tmp")
+                temporary = segment_name(first_seqno).removesuffix(".log") + ".tmp"
             file = spare
             try:
                 if file is None:
@@ -127,7 +124,7 @@ class SegmentMaker:
                 # The spare's size and allocation are on disk already.
                 file.sync() if spare is None else file.datasync()
                 before_naming()
-                self._files.rename(temporary, self._path(segment_name(first_seqno)))
+                self._directory.rename(temporary, segment_name(first_seqno))
             except BaseException as error:
                 if file is not None:
                     file.close()
@@ -139,7 +136,7 @@ class SegmentMaker:
             if taken:
                 self._spare_lock.release()
         try:
-            self._files.sync_directory(self._directory)
+            self._directory.sync()
         except BaseException:
             file.close()
             raise
@@ -152,7 +149,7 @@ class SegmentMaker:
         DiskFullError if the slot could not be written, OSError for everything else.
         """
         try:
-            file = self._files.open(self._path(segment_name(first_seqno)), write=True)
+            file = self._directory.open(segment_name(first_seqno), write=True)
         except FileNotFoundError:
             return
         try:
@@ -174,33 +171,33 @@ class SegmentMaker:
     def write_index(self, header: SegmentHeader, index: Index) -> None:
         """Write a segment's index. It is derived and checked when it is read: not flushed, and failing is no harm."""
         name = index_name(header.first_seqno)
-        temporary = self._path(name + ".tmp")
+        temporary = name + ".tmp"
         try:
             file = self._create(temporary)
             try:
                 file.pwrite(index.encode(header), 0)
             finally:
                 file.close()
-            self._files.rename(temporary, self._path(name))
+            self._directory.rename(temporary, name)
         except OSError:
             self._discard(temporary)
 
     def remove_leftovers(self, segments: Collection[int]) -> None:
         """Remove what a crash left half made, and indexes without a segment."""
-        for name in self._files.list_directory(self._directory):
+        for name in self._directory.names():
             orphan = name.endswith(".idx") and not (name[:-4].isdecimal() and int(name[:-4]) in segments)
             if name.endswith(".tmp") or orphan:
-                self._discard(self._path(name))
+                self._discard(name)
 
-    def _create(self, path: str) -> File:
-        if self._files.kind(path) is not None:
-            self._files.unlink(path)
-        return self._files.open(path, create=True, mode=self._mode)
+    def _create(self, name: str) -> File:
+        if self._directory.kind(name) is not None:
+            self._directory.unlink(name)
+        return self._directory.open(name, create=True, mode=self._mode)
 
-    def _discard(self, path: str) -> None:
+    def _discard(self, name: str) -> None:
         # Best effort: whoever opens the log next removes it, if this fails.
         try:
-            self._files.unlink(path)
+            self._directory.unlink(name)
         except OSError:
             pass
 
@@ -223,16 +220,15 @@ class SegmentMaker:
         try:
             if self._spare is not None or self._is_over():
                 return
-            path = self._path(_SPARE_NAME)
             file = None
             try:
-                file = self._create(path)
+                file = self._create(_SPARE_NAME)
                 self._allocate(file, self._segment_bytes)
                 file.sync()
             except OSError:
                 if file is not None:
                     file.close()
-                self._discard(path)
+                self._discard(_SPARE_NAME)
                 return
             self._spare = file
             if self._is_over():
@@ -250,7 +246,7 @@ class SegmentMaker:
         if spare is not None:
             spare.close()
             if remove:
-                self._discard(self._path(_SPARE_NAME))
+                self._discard(_SPARE_NAME)
 
 
 def copy_tail(file: File, header: SegmentHeader, index: Index, end: LogEnd, records: Iterable[Record]) -> int:

@@ -31,7 +31,7 @@ from crc32c import crc32c
 
 from kvwal.batch import Seqno
 from kvwal.errors import ClosedError, DiskFullError, InternalError, PoisonedError, StoreExistsError
-from kvwal.files import Buffer, File, Files
+from kvwal.files import Buffer, Directory, File, Files
 from kvwal.log.index import INDEX_STRIDE_BYTES, Index, index_name
 from kvwal.log.record import (
     CLOSED,
@@ -78,7 +78,7 @@ class LogWriter:
     def __init__(
         self,
         files: Files,
-        directory: str,
+        directory: Directory,
         store_id: bytes,
         *,
         segment_bytes: int,
@@ -126,7 +126,7 @@ class LogWriter:
     def create(
         cls,
         files: Files,
-        directory: str,
+        directory: Directory,
         store_id: bytes,
         *,
         segment_bytes: int,
@@ -135,8 +135,8 @@ class LogWriter:
         mode: int = 0o600,
     ) -> LogWriter:
         """The log of a new store: makes segment 1. StoreExistsError if the directory has a log."""
-        if list_segments(files, directory):
-            raise StoreExistsError(errno.EEXIST, "there is a log already", directory)
+        if list_segments(directory):
+            raise StoreExistsError(errno.EEXIST, "there is a log already", directory.path)
         log = cls(files, directory, store_id, segment_bytes=segment_bytes, preallocate=preallocate, mode=mode)
         log._maker.remove_leftovers(())
         log.last_time_us = time_us
@@ -147,7 +147,7 @@ class LogWriter:
     def resume(
         cls,
         files: Files,
-        directory: str,
+        directory: Directory,
         store_id: bytes,
         end: LogEnd,
         reader: RecordSource,
@@ -167,7 +167,7 @@ class LogWriter:
         log.last_seqno = log.durable_seqno = end.watermark
         log.last_time_us = end.last_time_us
         # The names that were found may not be on disk yet, nor the slot that leads to the newest one.
-        files.sync_directory(directory)
+        directory.sync()
         newest = end.segments[-1]
         if newest.previous:
             log._maker.write_slot(newest.previous, newest.first_seqno)
@@ -473,10 +473,10 @@ class LogWriter:
         try:
             for name in (segment.name, index_name(segment.first_seqno)):
                 try:
-                    self._files.unlink(self._files.join(self._directory, name))
+                    self._directory.unlink(name)
                 except FileNotFoundError:
                     pass
-            self._files.sync_directory(self._directory)
+            self._directory.sync()
         except OSError as error:
             if is_full(error):
                 return False

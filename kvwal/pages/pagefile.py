@@ -37,7 +37,7 @@ from crc32c import crc32c
 from kvwal.batch import KeyRange, Seqno
 from kvwal.errors import CorruptionError, DiskFullError, Error, PoisonedError, ReadOnlyError
 from kvwal.features import VERSION
-from kvwal.files import File, Files
+from kvwal.files import Directory, File
 from kvwal.pages.catalogue import Changes, merge_tables, root_of, roots
 from kvwal.pages.compact import rebuilt_free_list, tail_limit
 from kvwal.pages.freelist import Allocator, Freed, FreeList, decode_free_list, encode_free_list, encoded_size
@@ -93,13 +93,13 @@ class PageFile:
 
     @staticmethod
     def create(
-        files: Files, path: str, store_id: bytes, *, time_us: int, line: bytes = bytes(8), mode: int = 0o600
+        directory: Directory, store_id: bytes, *, time_us: int, line: bytes = bytes(8), mode: int = 0o600
     ) -> None:
         """Make an empty page file: generations 0 and 1. Durable on return, and there whole or not at all."""
-        temporary = path + ".tmp"
-        if files.kind(temporary) is not None:
-            files.unlink(temporary)
-        file = files.open(temporary, create=True, mode=mode)
+        temporary = DATA_FILE + ".tmp"
+        if directory.kind(temporary) is not None:
+            directory.unlink(temporary)
+        file = directory.open(temporary, create=True, mode=mode)
         try:
             empty = Meta(store_id, 0, Seqno(0), time_us, time_us, 2, line=line, wall_us=time_us, writer=VERSION)
             slots = [encode_meta(replace(empty, generation=generation)) for generation in (0, 1)]
@@ -107,10 +107,10 @@ class PageFile:
             file.sync()
         finally:
             file.close()
-        files.rename(temporary, path)
-        files.sync_directory(files.parent(path))
+        directory.rename(temporary, DATA_FILE)
+        directory.sync()
 
-    def __init__(self, files: Files, path: str, *, cache_bytes: int, writable: bool) -> None:
+    def __init__(self, directory: Directory, *, cache_bytes: int, writable: bool) -> None:
         """Open. Reads the two meta slots and the root, nothing else, and writes nothing.
 
         Args:
@@ -120,7 +120,7 @@ class PageFile:
             CorruptionError: no generation can be read.
             FormatError: a newer version of kvwal wrote the file.
         """
-        self._file: File = files.open(path, write=writable)
+        self._file: File = directory.open(DATA_FILE, write=writable)
         self._pager = Pager(self._file, cache_bytes)
         self._writable = writable
         self._lock = threading.RLock()

@@ -9,7 +9,7 @@ What a power cut (`SimulatedDisk.crash`) may leave, which is everything that POS
    data survives and the size does not, the data is gone.
 3. `datasync` makes data durable, and of the size only as much as is needed to read that data back: a
    preallocation or a truncate may still be lost. `sync` makes both durable. Neither makes a name durable.
-4. A creation, rename or removal survives once `sync_directory` returned; before that any subset does. A
+4. A creation, rename or removal survives once the `sync` of its directory returned; before that any subset does. A
    rename is atomic, and a name may survive whose file content did not.
 5. Preallocation is not data: it reads as zeros, and what was written into it unsynced may read as zeros.
 6. Bytes that a sync covered stay as they are, unless a fault below is asked for.
@@ -45,19 +45,17 @@ from random import Random
 from time import sleep
 from typing import Final
 
-from kvwal.errors import LockedError
 from kvwal.files.protocol import EntryKind
+from kvwal.testing.directory import SimulatedDirectory, kind_of
 from kvwal.testing.faults import FAMILIES, Effect, Fault, Operation, failure
-from kvwal.testing.handle import SimulatedFile, SimulatedLock
 from kvwal.testing.inode import PAGE, Directory, Entry, Inode, cut_pages, read_pages, write_pages
 from kvwal.testing.states import Piece, States, Survivors, copy_tree, tree_key, walk
 
 __all__ = ["SimulatedDisk"]
 
 _START_US: Final = 1_700_000_000_000_000
-_PID: Final = 4242
 _STALE_PAGES: Final = 64
-_READS: Final = frozenset(("open", "pread", "list_directory"))
+_READS: Final = frozenset(("open", "open_directory", "pread", "list_directory"))
 
 
 class SimulatedDisk:
@@ -91,129 +89,27 @@ class SimulatedDisk:
         self._orphans: list[Inode] = []
         self._root = Directory()
         self._faults: list[Fault] = []
-        self._locks: dict[str, int] = {}
+        #: Held locks: -1 for an exclusive one, else the number of shared ones.
+        self.locks: dict[Directory, int] = {}
         # Old content by page number, for `stale`.
         self._stale: dict[int, bytes] = {}
 
     # --- what a program may do: kvwal.files.protocol.Files ---
 
-    def join(self, directory: str, name: str) -> str:
-        return f"{directory.rstrip('/')}/{name}"
-
-    def parent(self, path: str) -> str:
-        return path.rstrip("/").rpartition("/")[0] or "/"
-
-    def kind(self, path: str) -> EntryKind | None:
+    def open_directory(self, path: str) -> SimulatedDirectory:
         with self.mutex:
-            node = self._node(path)
-        if node is None:
-            return None
-        return "file" if isinstance(node, Inode) else "directory"
-
-    directory_kind = kind
-
-    def open(self, path: str, *, write: bool = False, create: bool = False, mode: int = 0o600) -> SimulatedFile:
-        with self.mutex:
-            directory, name = self._place(path)
-            fault = self.begin("create" if create else "open", path)
-            self._fail_before(fault, path)
-            node = directory.entries.get(name)
-            if create:
-                if node is not None:
-                    raise failure(errno.EEXIST, path)
-                if self.capacity is not None and self.free_bytes() <= 0:
-                    raise failure(errno.ENOSPC, path)
-                node = Inode()
-                directory.change(Entry(self.operations, "", name, node))
-            if node is None:
-                raise failure(errno.ENOENT, path)
-            if isinstance(node, Directory):
-                raise failure(errno.EISDIR, path)
-            self.raise_if_failed(fault, path)
-            return SimulatedFile(self, node, path, write or create)
+            self.raise_if_failed(self.begin("open_directory", path), path)
+            return SimulatedDirectory(self, self._directory(path), path)
 
     def make_directory(self, path: str, mode: int = 0o700) -> None:
         with self.mutex:
             directory, name = self._place(path)
             fault = self.begin("make_directory", path)
-            self._fail_before(fault, path)
+            self.fail_before(fault, path)
             if name in directory.entries:
                 raise failure(errno.EEXIST, path)
-            directory.change(Entry(self.operations, "", name, Directory()))
+            directory.change(Entry(self.operations, "", name, Directory(directory)))
             self.raise_if_failed(fault, path)
-
-    def list_directory(self, path: str) -> list[str]:
-        with self.mutex:
-            fault = self.begin("list_directory", path)
-            self.raise_if_failed(fault, path)
-            # In no order, but the same one every time.
-            return sorted(self._directory(path).entries, reverse=True)
-
-    def rename(self, source: str, target: str) -> None:
-        with self.mutex:
-            directory, old = self._place(source)
-            target_directory, new = self._place(target)
-            if target_directory is not directory:
-                raise OSError(errno.EXDEV, "renames stay within one directory", source)
-            fault = self.begin("rename", target)
-            self._fail_before(fault, source)
-            node = directory.entries.get(old)
-            if node is None:
-                raise failure(errno.ENOENT, source)
-            replaced = directory.entries.get(new)
-            if isinstance(replaced, Inode):
-                self.remember(replaced)
-            if old != new:
-                directory.change(Entry(self.operations, old, new, node))
-            self.raise_if_failed(fault, source)
-
-    def unlink(self, path: str) -> None:
-        with self.mutex:
-            directory, name = self._place(path)
-            fault = self.begin("unlink", path)
-            self._fail_before(fault, path)
-            node = directory.entries.get(name)
-            if node is None:
-                raise failure(errno.ENOENT, path)
-            if isinstance(node, Directory):
-                raise failure(errno.EISDIR, path)
-            self.remember(node)
-            directory.change(Entry(self.operations, name, "", None))
-            self.raise_if_failed(fault, path)
-
-    def sync_directory(self, path: str) -> None:
-        with self.mutex:
-            directory = self._directory(path)
-            fault = self.begin("sync_directory", path)
-            if fault is None:
-                directory.sync()
-                return
-            directory.fail_sync(self.survivors_of(fault, len(directory.pending)))
-            self.raise_if_failed(fault, path)
-
-    def lock(self, path: str, *, shared: bool, mode: int = 0o600) -> SimulatedLock:
-        with self.mutex:
-            fault = self.begin("lock", path)
-            self.raise_if_failed(fault, path)
-            directory, name = self._place(path)
-            held = self._locks.get(path, 0)
-            if held < 0 or (held and not shared):
-                raise LockedError(path, _PID, own=True)
-            node = directory.entries.get(name)
-            if not shared:
-                if node is None:
-                    node = Inode()
-                    directory.change(Entry(self.operations, "", name, node))
-                if isinstance(node, Inode):
-                    # Programs read nothing but the pid back from it, so its content gets no crash states.
-                    node.write(self.operations, 0, b"%d\n" % _PID, 0)
-                    node.sync(data_only=False)
-            elif node is None:
-                lock = SimulatedLock(self, path)
-                lock.abandon()
-                return lock
-            self._locks[path] = held + 1 if shared else -1
-            return SimulatedLock(self, path)
 
     def now_us(self) -> int:
         with self.mutex:
@@ -272,7 +168,7 @@ class SimulatedDisk:
         """End the process (SIGKILL): handles stop working, locks are free, the page cache stays."""
         with self.mutex:
             self.process = object()
-            self._locks = {}
+            self.locks = {}
 
     def drop_caches(self) -> None:
         """Make reads of every file without pending changes show what is on the medium (faults 8 and 9)."""
@@ -301,7 +197,7 @@ class SimulatedDisk:
         other._elapsed_us = self._elapsed_us
         other._drawn = self._drawn
         other._faults = []
-        other._locks = {}
+        other.locks = {}
         other._orphans = []
         other._stale = self._stale
         return other
@@ -341,6 +237,12 @@ class SimulatedDisk:
     def jump_clock(self, delta_us: int) -> None:
         """Set the wall clock forward, or back if negative."""
         self.clock_us += delta_us
+
+    def kind(self, path: str) -> EntryKind | None:
+        """What is there. Counts as no operation and meets no fault."""
+        with self.mutex:
+            node = self._node(path)
+        return None if node is None else kind_of(node)
 
     def read(self, path: str) -> bytes:
         """What programs see in the file. Counts as no operation and meets no fault."""
@@ -384,7 +286,7 @@ class SimulatedDisk:
         """Space left under `capacity`."""
         return (1 << 62) if self.capacity is None else self.capacity - self.used_bytes()
 
-    # --- for SimulatedFile ---
+    # --- for SimulatedDirectory and SimulatedFile ---
 
     @property
     def random(self) -> Random:
@@ -434,16 +336,12 @@ class SimulatedDisk:
             if node.handles:
                 self._orphans.append(node)
 
-    def unlock(self, path: str) -> None:
-        held = self._locks.pop(path, 0)
-        if held > 1:
-            self._locks[path] = held - 1
-
     def _plan(self, fault: Fault) -> Fault:
         self._faults.append(fault)
         return fault
 
-    def _fail_before(self, fault: Fault | None, path: str) -> None:
+    def fail_before(self, fault: Fault | None, path: str) -> None:
+        """Raise what the fault says, unless the operation is to be done all the same."""
         if fault is not None and fault.effect != "all":
             raise failure(fault.error, path)
 

@@ -21,6 +21,7 @@ FAMILIES: Final[dict[str, tuple[str, ...]]] = {
     "change": ("pwrite", "allocate", "truncate", "create", "rename", "unlink", "make_directory"),
     "any": (
         "open",
+        "open_directory",
         "create",
         "pread",
         "pwrite",

@@ -1,4 +1,4 @@
-"""What a program holds of a simulated disk: open files and locks."""
+"""An open file of a simulated disk."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from kvwal.testing.inode import PAGE, Inode, read_pages
 if TYPE_CHECKING:
     from kvwal.testing.disk import SimulatedDisk
 
-__all__ = ["SimulatedFile", "SimulatedLock"]
+__all__ = ["SimulatedFile"]
 
 
 class SimulatedFile:
@@ -123,24 +123,3 @@ class SimulatedFile:
         if self._open:
             self._open = False
             self._inode.handles -= 1
-
-
-class SimulatedLock:
-    """A held lock of a `SimulatedDisk`; see `kvwal.files.protocol.LockHandle`."""
-
-    __slots__ = ("_disk", "_held", "_path", "_process")
-
-    def __init__(self, disk: SimulatedDisk, path: str) -> None:
-        self._disk = disk
-        self._path = path
-        self._process = disk.process
-        self._held = True
-
-    def release(self) -> None:
-        with self._disk.mutex:
-            if self._held and self._process is self._disk.process:
-                self._disk.unlock(self._path)
-            self._held = False
-
-    def abandon(self) -> None:
-        self._held = False

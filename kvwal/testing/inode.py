@@ -356,9 +356,11 @@ class Inode:
 class Directory:
     """A directory: names as programs see them, as they are on the medium, and the changes between."""
 
-    __slots__ = ("entries", "medium", "pending")
+    __slots__ = ("entries", "medium", "parent", "pending")
 
-    def __init__(self) -> None:
+    def __init__(self, parent: Directory | None = None) -> None:
+        #: The directory that holds it; the root holds itself.
+        self.parent = self if parent is None else parent
         self.entries: dict[str, Inode | Directory] = {}
         self.medium: dict[str, Inode | Directory] = {}
         self.pending: list[Entry] = []

@@ -156,13 +156,17 @@ def _coin(random: Random) -> Callable[[Piece], bool]:
 
 
 def _outcome_of(
-    directory: Directory, chosen: dict[int, list[bool]], stale: dict[int, bytes] | None, files: dict[int, Inode]
+    directory: Directory,
+    chosen: dict[int, list[bool]],
+    stale: dict[int, bytes] | None,
+    files: dict[int, Inode],
+    parent: Directory | None = None,
 ) -> Directory:
     entries = directory.after(chosen.get(id(directory), []))
-    found = Directory()
+    found = Directory(parent)
     for name, node in entries.items():
         if isinstance(node, Directory):
-            found.entries[name] = _outcome_of(node, chosen, stale, files)
+            found.entries[name] = _outcome_of(node, chosen, stale, files, found)
             continue
         file = files.get(id(node))
         if file is None:
@@ -195,7 +199,8 @@ def walk(root: Directory, *, shown: bool = False) -> Iterator[tuple[str, Inode |
 
 def copy_tree(directory: Directory, copies: dict[int, Inode | Directory]) -> Directory:
     """The same directory with everything in and below it, pending changes too."""
-    other = Directory()
+    parent = copies.get(id(directory.parent))
+    other = Directory(parent if isinstance(parent, Directory) else None)
     copies[id(directory)] = other
 
     def copied(node: Inode | Directory) -> Inode | Directory:

@@ -314,12 +314,12 @@ def test_a_read_only_directory_can_be_read(tmp_path: Path) -> None:
 
 def test_a_read_only_file_system_is_a_clear_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = make(tmp_path / "a.kv", a=b"1")
-    files = system_files()
+    directory = system_files().open_directory(str(path))
 
     def refuse(*_: object, **__: object) -> None:
         raise OSError(30, "read-only file system")
 
-    monkeypatch.setattr(type(files), "lock", refuse)
+    monkeypatch.setattr(type(directory), "lock", refuse)
     with pytest.raises(ReadOnlyError, match='"r"'):
         kvwal.open(path)
 

@@ -204,11 +204,11 @@ def test_a_torn_index_is_not_damage(tear: str) -> None:
     with _open(disk) as db:
         for n in range(30):
             db[b"%02d" % n] = b"x" * 1000
-        index = disk.join("/kv", f"{1:020d}.idx")
+        index = f"{1:020d}.idx"
         if tear == "gone":
-            disk.unlink(index)
+            disk.open_directory("/kv").unlink(index)
         else:
-            with_index = disk.open(index, write=True)
+            with_index = disk.open_directory("/kv").open(index, write=True)
             if tear == "flipped":
                 with_index.pwrite(b"\xff", with_index.size() - 10)
             else:
@@ -262,13 +262,27 @@ class _Overtaken(SimulatedDisk):
     act: Callable[[], object] | None = None
     left = 0
 
-    def open(self, path: str, **options: Any) -> Any:
-        if path.endswith(".log") and not options and self.act is not None:
-            self.left -= 1
-            if not self.left:
-                act, self.act = self.act, None
+    def open_directory(self, path: str) -> Any:
+        directory = super().open_directory(path)
+        return _OvertakenDirectory(directory, self)
+
+
+class _OvertakenDirectory:
+    def __init__(self, directory: Any, disk: _Overtaken) -> None:
+        self._directory = directory
+        self._disk = disk
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._directory, name)
+
+    def open(self, name: str, **options: Any) -> Any:
+        disk = self._disk
+        if name.endswith(".log") and not options and disk.act is not None:
+            disk.left -= 1
+            if not disk.left:
+                act, disk.act = disk.act, None
                 act()
-        return super().open(path, **options)
+        return self._directory.open(name, **options)
 
 
 @pytest.mark.parametrize("read", ["verify", "records"])

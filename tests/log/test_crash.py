@@ -18,7 +18,7 @@ from kvwal.testing import SimulatedDisk, crash_every
 def recovered(disk: SimulatedDisk, acknowledged: list[Any]) -> LogEnd | None:
     """What is found is a prefix that holds everything acknowledged; recovery makes it durable and stays with it."""
     rig = LogRig(disk, "/log")
-    if not list_segments(disk, "/log"):
+    if not list_segments(disk.open_directory("/log")):
         assert not acknowledged
         return None
     seqnos, end = rig.replay()
@@ -88,7 +88,7 @@ def test_a_cut_anywhere_while_closing_and_opening_again():
     def program(disk: SimulatedDisk, acknowledged: list[Any]) -> None:
         rig = LogRig(disk, "/log")
         for n in (0, 3, 0, 15, 2):
-            log = rig.resume() if list_segments(disk, "/log") else rig.create()
+            log = rig.resume() if list_segments(disk.open_directory("/log")) else rig.create()
             commits(rig, log, acknowledged, n, sync_every=2)
             log.close()
             if n:
@@ -183,7 +183,7 @@ def test_a_killed_process_loses_nothing_wherever_it_is_killed():
             pass
         disk.watcher = None
         disk.kill()
-        if list_segments(disk, "/log"):
+        if list_segments(disk.open_directory("/log")):
             end = recovered(disk, [appended])
             assert end is not None
             assert end.last_seqno <= appended + 1

@@ -7,6 +7,7 @@ import threading
 
 import pytest
 from log_rig import STORE_ID, LogRig, body, entry, simulated_disk
+from wrapped_files import WrappedFiles
 
 from kvwal.batch import Seqno
 from kvwal.errors import CorruptionError
@@ -94,7 +95,7 @@ def test_a_missing_or_damaged_index_only_costs_time(long: LogRig, disk: Simulate
     elif damage == "flipped":
         long.flip(name, 40)
     elif damage == "of another segment":
-        long.files.rename(long.path(index_name(long.segments()[1])), long.path(name))
+        long.directory.rename(index_name(long.segments()[1]), name)
     else:
         disk.fail("read", path=f"*{name}", forever=True)
     reader = long.reader()
@@ -209,7 +210,7 @@ def test_verify_sees_an_index_that_lies(rig: LogRig):
     lie = Index()
     lie.add(1, 1, 4097)
     rig.remove(index_name(1))
-    file = rig.files.open(rig.path(index_name(1)), create=True)
+    file = rig.directory.open(index_name(1), create=True)
     file.pwrite(lie.encode(header), 0)
     assert [d.file for d in rig.reader().verify()] == [index_name(1)]
 
@@ -339,14 +340,7 @@ def test_salvage_takes_unreadable_blocks_for_damage(disk: SimulatedDisk):
                 raise OSError(errno.EIO, "bad sector")
             return self.file.pread(size, offset)
 
-    class Files:
-        def __getattr__(self, name):
-            return getattr(disk, name)
-
-        def open(self, path, **options):
-            return Scratched(disk.open(path, **options))
-
-    scratched = LogRig(Files(), "/log")
+    scratched = LogRig(WrappedFiles(disk, lambda file, name: Scratched(file)), "/log")
     with pytest.raises(OSError, match="bad sector"):
         scratched.replay()
     records, damage = saved(scratched)

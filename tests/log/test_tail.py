@@ -412,7 +412,7 @@ def test_bad_header_is_corruption(rig: LogRig, which: int):
 
 def test_misplaced_segment_is_corruption(rig: LogRig):
     rig.made(3)
-    rig.files.rename(rig.path(FIRST), rig.path(segment_name(2)))
+    rig.directory.rename(FIRST, segment_name(2))
     refused(rig, TailRow.MISPLACED_SEGMENT, after=1)
 
 
@@ -436,7 +436,7 @@ def test_a_read_error_propagates_and_is_never_an_end():
 def test_other_files_in_the_directory_are_no_segments(rig: LogRig):
     rig.made(3)
     for name in ("data", "lock", "1.log", "0000000000000000000x.log", "00000000000000000009.tmp"):
-        rig.files.open(rig.path(name), create=True).close()
+        rig.directory.open(name, create=True).close()
     assert rig.replay()[1].last_seqno == 3
     rig.resume().abandon()
     assert "00000000000000000009.tmp" not in rig.names()
@@ -444,9 +444,9 @@ def test_other_files_in_the_directory_are_no_segments(rig: LogRig):
 
 def test_the_reader_writes_nothing(rig: LogRig):
     rig.made(30)
-    rig.files.open(rig.path("spare.tmp"), create=True).close()
+    rig.directory.open("spare.tmp", create=True).close()
     before = rig.snapshot()
-    reader = LogReader(rig.files, rig.directory, STORE_ID)
+    reader = LogReader(rig.directory, STORE_ID)
     list(reader.records(0, 0))
     list(reader.salvage())
     list(reader.verify())

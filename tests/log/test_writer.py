@@ -354,8 +354,8 @@ def test_create_refuses_a_directory_with_a_log(rig: LogRig):
 
 
 def test_create_removes_what_a_crashed_create_left(rig: LogRig):
-    rig.files.open(rig.path("00000000000000000001.tmp"), create=True).close()
-    rig.files.open(rig.path("00000000000000000005.idx"), create=True).close()
+    rig.directory.open("00000000000000000001.tmp", create=True).close()
+    rig.directory.open("00000000000000000005.idx", create=True).close()
     rig.create().abandon()
     assert rig.names() == [segment_name(1)]
     assert rig.replay()[0] == []

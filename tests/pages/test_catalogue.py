@@ -183,7 +183,7 @@ def test_power_cut_anywhere_leaves_all_tables_of_one_generation() -> None:
         pages.checkpoint(*first, tables=changes, seqno=seqno, time_us=1, compact=compact)
 
     def opened(disk: SimulatedDisk) -> PageFile:
-        return PageFile(disk, "/kv/data", cache_bytes=1 << 20, writable=True)
+        return PageFile(disk.open_directory("/kv"), cache_bytes=1 << 20, writable=True)
 
     def program(disk: SimulatedDisk, acknowledged: list[Any]) -> None:
         pages = opened(disk)
@@ -209,8 +209,8 @@ def test_power_cut_anywhere_leaves_all_tables_of_one_generation() -> None:
 
     disk = SimulatedDisk(seed=7)
     disk.make_directory("/kv")
-    disk.sync_directory("/")
-    PageFile.create(disk, "/kv/data", STORE_ID, time_us=1)
+    disk.open_directory("/").sync()
+    PageFile.create(disk.open_directory("/kv"), STORE_ID, time_us=1)
     report = crash_every(program, verify, seed=7, states_per_point=5, disk=disk)
     assert report.points > 25
 

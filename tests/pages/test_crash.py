@@ -21,7 +21,7 @@ History = dict[int, dict[bytes, bytes]]
 
 
 def opened(disk: SimulatedDisk) -> PageFile:
-    return PageFile(disk, "/kv/data", cache_bytes=1 << 20, writable=True)
+    return PageFile(disk.open_directory("/kv"), cache_bytes=1 << 20, writable=True)
 
 
 def steps(rng: random.Random, count: int) -> list[Step]:
@@ -81,8 +81,8 @@ def test_power_cut_anywhere_leaves_a_whole_generation(number: int) -> None:
 
     disk = SimulatedDisk(seed=number)
     disk.make_directory("/kv")
-    disk.sync_directory("/")
-    PageFile.create(disk, "/kv/data", STORE_ID, time_us=1)
+    disk.open_directory("/").sync()
+    PageFile.create(disk.open_directory("/kv"), STORE_ID, time_us=1)
     report = crash_every(
         program,
         lambda found, acknowledged: verify(found, acknowledged[-1] if acknowledged else 1, history),
@@ -95,18 +95,18 @@ def test_power_cut_anywhere_leaves_a_whole_generation(number: int) -> None:
 
 def test_power_cut_during_create_leaves_a_whole_file_or_none() -> None:
     def program(disk: SimulatedDisk, acknowledged: list[Any]) -> None:
-        PageFile.create(disk, "/kv/data", STORE_ID, time_us=1)
+        PageFile.create(disk.open_directory("/kv"), STORE_ID, time_us=1)
         acknowledged.append(1)
 
     def found(disk: SimulatedDisk, acknowledged: list[Any]) -> None:
         if disk.kind("/kv/data") is None:
             assert not acknowledged
-            PageFile.create(disk, "/kv/data", STORE_ID, time_us=1)
+            PageFile.create(disk.open_directory("/kv"), STORE_ID, time_us=1)
         verify(disk, 1, {0: {}, 1: {}})
 
     disk = SimulatedDisk()
     disk.make_directory("/kv")
-    disk.sync_directory("/")
+    disk.open_directory("/").sync()
     crash_every(program, found, disk=disk)
 
 
@@ -118,8 +118,8 @@ def test_power_cut_after_a_failed_sync_or_write_and_a_reopen_loses_nothing(opera
     history: History = {0: {}, 1: {}}
     disk = SimulatedDisk(seed=nth)
     disk.make_directory("/kv")
-    disk.sync_directory("/")
-    PageFile.create(disk, "/kv/data", STORE_ID, time_us=1)
+    disk.open_directory("/").sync()
+    PageFile.create(disk.open_directory("/kv"), STORE_ID, time_us=1)
     pages = opened(disk)
     model: dict[bytes, bytes] = {}
     plan = steps(rng, 12)

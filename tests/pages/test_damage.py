@@ -15,10 +15,16 @@ from kvwal.pages import PageFile, Problem, Row, Salvaged, check, salvage_pages
 from kvwal.pages.node import PAGE_SIZE, POINTER
 
 
+def copied(directory: Path) -> Path:
+    """Where a copy of the page file goes: a directory of its own, since its name is fixed."""
+    (directory / "copy").mkdir()
+    return directory / "copy" / "data"
+
+
 def outcome(scratch: Scratch, path: Path) -> tuple[int, dict[bytes, bytes]] | str:
     """What an open and a full read of a copy give: the generation and its content, or the error's kind."""
     try:
-        pages = PageFile(scratch.files, str(path), cache_bytes=100_000, writable=False)
+        pages = PageFile(scratch.files.open_directory(str(path.parent)), cache_bytes=100_000, writable=False)
     except (CorruptionError, FormatError) as error:
         return type(error).__name__
     try:
@@ -49,7 +55,7 @@ def small(tmp_path: Path) -> Any:
 def test_every_flipped_byte_gives_right_data_or_corruption(small: Any, tmp_path: Path, stride: int) -> None:
     good = Path(small.path).read_bytes()
     newest, before = small.pages.meta.generation, small.before
-    copy = tmp_path / "copy"
+    copy = copied(tmp_path)
     copy.write_bytes(good)
     seen: dict[str, int] = {"right": 0, "older": 0, "error": 0}
     with copy.open("r+b", buffering=0) as file:
@@ -77,7 +83,7 @@ def test_every_flipped_byte_gives_right_data_or_corruption(small: Any, tmp_path:
 def test_every_truncation_gives_right_data_or_corruption(small: Any, tmp_path: Path) -> None:
     good = Path(small.path).read_bytes()
     newest = small.pages.meta.generation
-    copy = tmp_path / "copy"
+    copy = copied(tmp_path)
     for size in range(0, len(good), PAGE_SIZE // 2):
         copy.write_bytes(good[:size])
         result = outcome(small, copy)
@@ -94,7 +100,7 @@ def test_every_page_replaced_by_an_older_version_of_itself_is_noticed(tmp_path: 
         pictures.append(Path(scratch.path).read_bytes())
     scratch.pages.close()
     newest, model = pictures[-1], scratch.model
-    copy = tmp_path / "copy"
+    copy = copied(tmp_path)
     noticed = 0
     for picture in pictures[:-1]:
         for page in range(2, len(newest) // PAGE_SIZE):
@@ -116,7 +122,7 @@ def test_every_page_replaced_by_another_page_is_noticed(small: Any, tmp_path: Pa
     good = Path(small.path).read_bytes()
     pages = [good[at : at + PAGE_SIZE] for at in range(0, len(good), PAGE_SIZE)]
     newest = small.pages.meta.generation
-    copy = tmp_path / "copy"
+    copy = copied(tmp_path)
     for target in range(len(pages)):
         for source in range(0, len(pages), 3):
             mixed = [*pages]
@@ -131,7 +137,7 @@ def test_lost_write_of_the_newest_meta_opens_the_generation_before(small: Any, t
     """The slot still holds the generation two before the newest: the other one is the newest there is."""
     good = bytearray(Path(small.path).read_bytes())
     slot = small.pages.meta.generation % 2 * PAGE_SIZE
-    two_back = tmp_path / "copy"
+    two_back = copied(tmp_path)
     good[slot : slot + PAGE_SIZE] = bytes(PAGE_SIZE)
     two_back.write_bytes(good)
     assert outcome(small, two_back) == (small.pages.meta.generation - 1, small.before)
@@ -283,4 +289,4 @@ def test_file_that_was_longer_when_its_older_generation_was_made_is_sound(tmp_pa
     scratch.verify()
     scratch.checkpoint({b"%04d" % index: b"w" * 100 for index in range(3000)})
     scratch.verify()
-    shutil.copy(scratch.path, tmp_path / "copy")
+    shutil.copy(scratch.path, copied(tmp_path))

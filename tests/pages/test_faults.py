@@ -232,8 +232,8 @@ def test_create_that_fails_leaves_no_page_file(tmp_path: Path) -> None:
     for kind in ("pwrite", "sync"):
         files.before = Trap(0, errno.ENOSPC, {kind})
         with pytest.raises(OSError, match="injected"):
-            PageFile.create(files, str(tmp_path / "data"), b"s" * 16, time_us=1)
+            PageFile.create(files.open_directory(str(tmp_path)), b"s" * 16, time_us=1)
         assert not (tmp_path / "data").exists()
     files.before = quiet
-    PageFile.create(files, str(tmp_path / "data"), b"s" * 16, time_us=1)
+    PageFile.create(files.open_directory(str(tmp_path)), b"s" * 16, time_us=1)
     assert [path.name for path in tmp_path.iterdir()] == ["data"]

@@ -253,7 +253,7 @@ def test_first_checkpoint_writes_the_newest_slot_again_before_the_other(tmp_path
     scratch.pages.close()
     files = WatchedFiles()
     calls: list[tuple[str, int]] = []
-    pages = PageFile(files, scratch.path, cache_bytes=1 << 20, writable=True)  # type: ignore[arg-type]
+    pages = PageFile(files.open_directory(str(tmp_path)), cache_bytes=1 << 20, writable=True)  # type: ignore[arg-type]
     files.before = lambda operation, offset, size: calls.append((operation, offset))
     slot = pages.meta.generation % 2 * PAGE_SIZE
     pages.checkpoint([(b"k", b"v")], (), seqno=Seqno(9), time_us=9)
@@ -269,7 +269,7 @@ def test_open_reads_two_slots_and_a_root_and_writes_nothing(tmp_path: Any) -> No
     files = WatchedFiles()
     calls: list[str] = []
     files.before = lambda operation, offset, size: calls.append(operation)
-    PageFile(files, scratch.path, cache_bytes=1 << 20, writable=True).close()  # type: ignore[arg-type]
+    PageFile(files.open_directory(str(tmp_path)), cache_bytes=1 << 20, writable=True).close()  # type: ignore[arg-type]
     assert calls == ["pread", "pread"]
 
 
@@ -280,7 +280,7 @@ def test_meta_says_what_the_engine_wants_and_keeps_what_it_does_not_mention(tmp_
     scratch = Scratch(str(tmp_path))
     scratch.pages.close()
     Path(scratch.path).unlink()
-    PageFile.create(scratch.files, scratch.path, STORE_ID, time_us=5, line=b"the line")
+    PageFile.create(scratch.directory, STORE_ID, time_us=5, line=b"the line")
     scratch.pages = scratch.open()
     first = scratch.pages.meta
     assert (first.line, first.session, first.wall_us, first.writer) == (b"the line", 0, 5, VERSION)

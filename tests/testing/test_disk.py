@@ -10,17 +10,26 @@ from hypothesis import strategies as st
 
 from kvwal.errors import LockedError
 from kvwal.testing import Choice, SimulatedDisk, crash_every
+from kvwal.testing.directory import SimulatedDirectory
 
 pytest_plugins = ["kvwal.testing.plugin"]
 
 
 def make(disk: SimulatedDisk, path: str = "/f", data: bytes = b""):
-    file = disk.open(path, create=True)
+    parent, name = path.rsplit("/", 1)
+    directory = disk.open_directory(parent or "/")
+    file = directory.open(name, create=True)
     if data:
         file.pwrite(data, 0)
     file.sync()
-    disk.sync_directory(disk.parent(path))
+    directory.sync()
     return file
+
+
+def locked(disk: SimulatedDisk, *, shared: bool) -> SimulatedDirectory:
+    directory = disk.open_directory("/")
+    directory.lock(shared=shared)
+    return directory
 
 
 def outcomes(disk: SimulatedDisk, path: str = "/f") -> set[bytes | None]:
@@ -84,8 +93,8 @@ def test_a_new_size_survives_without_data_as_zeros_and_data_without_size_is_gone
 def test_a_new_size_without_data_may_show_what_the_disk_held_before():
     disk = SimulatedDisk()
     make(disk, "/old", b"stale" * 300)
-    disk.unlink("/old")
-    disk.sync_directory("/")
+    disk.open_directory("/").unlink("old")
+    disk.open_directory("/").sync()
     make(disk).pwrite(b"n" * 1024, 0)
     assert (b"stale" * 300)[:1024] in outcomes(disk)
     assert bytes(1024) in outcomes(disk)
@@ -96,7 +105,7 @@ def test_a_new_size_without_data_may_show_what_the_disk_held_before():
 def test_preallocated_space_never_shows_old_content():
     disk = SimulatedDisk()
     make(disk, "/old", b"stale" * 300)
-    disk.unlink("/old")
+    disk.open_directory("/").unlink("old")
     file = make(disk)
     file.allocate(0, 4096)
     file.sync()
@@ -138,18 +147,18 @@ def test_datasync_does_not_make_a_shrink_durable():
 
 def test_a_created_file_survives_only_once_its_directory_was_synced():
     disk = SimulatedDisk()
-    file = disk.open("/f", create=True)
+    file = disk.open_directory("/").open("f", create=True)
     file.pwrite(b"x", 0)
     file.sync()
     assert outcomes(disk) == {None, b"x"}
-    disk.sync_directory("/")
+    disk.open_directory("/").sync()
     assert outcomes(disk) == {b"x"}
 
 
 def test_a_name_may_survive_without_the_content_of_its_file():
     disk = SimulatedDisk()
-    disk.open("/f", create=True).pwrite(b"x", 0)
-    disk.sync_directory("/")
+    disk.open_directory("/").open("f", create=True).pwrite(b"x", 0)
+    disk.open_directory("/").sync()
     assert outcomes(disk) == {b"", b"\0", b"x"}
 
 
@@ -157,7 +166,7 @@ def test_a_rename_is_atomic():
     disk = SimulatedDisk()
     make(disk, "/f", b"old")
     make(disk, "/t", b"new")
-    disk.rename("/t", "/f")
+    disk.open_directory("/").rename("t", "f")
     found = [disk.crash(c.survivors) for c in disk.states().choices(9, random.Random(0))]
     assert {(d.read("/f"), d.kind("/t")) for d in found} == {(b"old", "file"), (b"new", None)}
 
@@ -165,10 +174,10 @@ def test_a_rename_is_atomic():
 def test_entries_survive_in_any_subset():
     disk = SimulatedDisk()
     make(disk, "/a", b"a")
-    disk.unlink("/a")
-    disk.open("/b", create=True)
+    disk.open_directory("/").unlink("a")
+    disk.open_directory("/").open("b", create=True)
     found = [disk.crash(c.survivors) for c in disk.states().choices(9, random.Random(0))]
-    assert {tuple(sorted(d.list_directory("/"))) for d in found} == {(), ("a",), ("a", "b"), ("b",)}
+    assert {tuple(sorted(d.open_directory("/").names())) for d in found} == {(), ("a",), ("a", "b"), ("b",)}
 
 
 def test_a_directory_that_was_not_synced_into_its_parent_takes_all_with_it():
@@ -176,45 +185,45 @@ def test_a_directory_that_was_not_synced_into_its_parent_takes_all_with_it():
     disk.make_directory("/d")
     make(disk, "/d/f", b"x")
     assert outcomes(disk, "/d/f") == {None, b"x"}
-    disk.sync_directory("/")
+    disk.open_directory("/").sync()
     assert outcomes(disk, "/d/f") == {b"x"}
 
 
 def test_pending_data_of_a_file_whose_removal_is_lost_may_be_there():
     disk = SimulatedDisk()
     make(disk, "/f", b"a").pwrite(b"b", 0)
-    disk.unlink("/f")
+    disk.open_directory("/").unlink("f")
     assert outcomes(disk) == {None, b"a", b"b"}
 
 
 def test_a_killed_process_loses_nothing_and_holds_nothing():
     disk = SimulatedDisk()
     file = make(disk, data=b"a")
-    lock = disk.lock("/lock", shared=False)
+    lock = locked(disk, shared=False)
     file.pwrite(b"b", 0)
     with pytest.raises(LockedError):
-        disk.lock("/lock", shared=True)
+        locked(disk, shared=True)
     disk.kill()
     assert disk.read("/f") == b"b"
     with pytest.raises(OSError, match="killed"):
         file.pwrite(b"c", 0)
-    second = disk.lock("/lock", shared=False)
-    lock.release()
+    second = locked(disk, shared=False)
+    lock.close()
     with pytest.raises(LockedError):
-        disk.lock("/lock", shared=False)
-    second.release()
+        locked(disk, shared=False)
+    second.close()
     assert outcomes(disk) == {b"a", b"b"}
 
 
 def test_shared_locks_exclude_an_exclusive_one_until_the_last_is_released():
     disk = SimulatedDisk()
-    disk.lock("/lock", shared=False).release()
-    first, second = disk.lock("/lock", shared=True), disk.lock("/lock", shared=True)
-    first.release()
+    locked(disk, shared=False).close()
+    first, second = locked(disk, shared=True), locked(disk, shared=True)
+    first.close()
     with pytest.raises(LockedError):
-        disk.lock("/lock", shared=False)
-    second.release()
-    disk.lock("/lock", shared=False)
+        locked(disk, shared=False)
+    second.close()
+    locked(disk, shared=False)
 
 
 def test_a_copy_has_the_page_cache_and_its_own_future():
@@ -225,7 +234,7 @@ def test_a_copy_has_the_page_cache_and_its_own_future():
     file.pwrite(b"c", 0)
     assert other.read("/f") == b"b"
     assert outcomes(other) == {b"a", b"b"}
-    other.open("/f", write=True).pwrite(b"zz", 0)
+    other.open_directory("/").open("f", write=True).pwrite(b"zz", 0)
     assert disk.read("/f") == b"c"
 
 
@@ -316,12 +325,12 @@ def test_a_failed_sync_may_have_done_all_the_same():
 
 def test_after_a_failed_directory_sync_the_entries_are_still_pending():
     disk = SimulatedDisk()
-    disk.open("/f", create=True)
+    disk.open_directory("/").open("f", create=True)
     disk.fail("sync_directory")
     with pytest.raises(OSError, match="EIO"):
-        disk.sync_directory("/")
+        disk.open_directory("/").sync()
     assert outcomes(disk) == {None, b""}
-    disk.sync_directory("/")
+    disk.open_directory("/").sync()
     assert outcomes(disk) == {b""}
 
 
@@ -345,8 +354,8 @@ def test_a_full_disk_takes_what_fits_and_gives_space_back():
         file.pwrite(b"z" * 8192, 8192)
     assert file.size() == 3 * 4096
     with pytest.raises(OSError, match="ENOSPC"):
-        disk.open("/g", create=True)
-    disk.unlink("/f")
+        disk.open_directory("/").open("g", create=True)
+    disk.open_directory("/").unlink("f")
     assert disk.free_bytes() == 0
     file.close()
     assert disk.free_bytes() == 3 * 4096
@@ -404,14 +413,14 @@ def test_the_watcher_sees_each_operation_before_it_is_done():
 
 def test_errors_have_the_classes_of_the_system(simulated_disk):
     with pytest.raises(FileNotFoundError):
-        simulated_disk.open("/f")
+        simulated_disk.open_directory("/").open("f")
     make(simulated_disk)
     with pytest.raises(FileExistsError):
-        simulated_disk.open("/f", create=True)
+        simulated_disk.open_directory("/").open("f", create=True)
     with pytest.raises(NotADirectoryError):
-        simulated_disk.list_directory("/f")
+        simulated_disk.open_directory("/f")
     with pytest.raises(OSError, match="not open"):
-        simulated_disk.open("/f").pwrite(b"x", 0)
+        simulated_disk.open_directory("/").open("f").pwrite(b"x", 0)
 
 
 # --- any program ---
@@ -467,20 +476,20 @@ def test_everything_surviving_is_what_programs_see_and_nothing_is_never_older_th
 
 def careful(disk, acknowledged):
     for number in range(3):
-        file = disk.open("/new", create=True)
+        file = disk.open_directory("/").open("new", create=True)
         file.pwrite(b"%d" % number * 600, 0)
         file.sync()
-        disk.rename("/new", "/f")
-        disk.sync_directory("/")
+        disk.open_directory("/").rename("new", "f")
+        disk.open_directory("/").sync()
         acknowledged.append(number)
 
 
 def careless(disk, acknowledged):
     for number in range(3):
-        file = disk.open("/new", create=True)
+        file = disk.open_directory("/").open("new", create=True)
         file.pwrite(b"%d" % number * 600, 0)
-        disk.rename("/new", "/f")
-        disk.sync_directory("/")
+        disk.open_directory("/").rename("new", "f")
+        disk.open_directory("/").sync()
         acknowledged.append(number)
 
 

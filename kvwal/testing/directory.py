@@ -1,0 +1,157 @@
+"""An open directory of a simulated disk, in which a program reaches its files by name."""
+
+from __future__ import annotations
+
+import errno
+from typing import TYPE_CHECKING, Final
+
+from kvwal.errors import LockedError
+from kvwal.files.protocol import EntryKind
+from kvwal.testing.faults import failure
+from kvwal.testing.handle import SimulatedFile
+from kvwal.testing.inode import Directory, Entry, Inode
+
+if TYPE_CHECKING:
+    from kvwal.testing.disk import SimulatedDisk
+
+__all__ = ["SimulatedDirectory", "kind_of"]
+
+_PID: Final = 4242
+
+
+def kind_of(node: Inode | Directory) -> EntryKind:
+    """As `kvwal.files.protocol.Directory.kind` says it."""
+    return "file" if isinstance(node, Inode) else "directory"
+
+
+class SimulatedDirectory:
+    """An open directory of a `SimulatedDisk`; see `kvwal.files.protocol.Directory`."""
+
+    __slots__ = ("_disk", "_lock", "_node", "_open", "_process", "path")
+
+    def __init__(self, disk: SimulatedDisk, node: Directory, path: str) -> None:
+        self.path = path
+        self._disk = disk
+        self._node = node
+        self._process = disk.process
+        self._open = True
+        self._lock = 0
+
+    def _entries(self) -> dict[str, Inode | Directory]:
+        if not self._open or self._process is not self._disk.process:
+            raise OSError(errno.EBADF, "the directory is closed, or its process was killed", self.path)
+        return self._node.entries
+
+    def _path(self, name: str) -> str:
+        return f"{self.path.rstrip('/')}/{name}"
+
+    def kind(self, name: str) -> EntryKind | None:
+        with self._disk.mutex:
+            node = self._entries().get(name)
+            return None if node is None else kind_of(node)
+
+    def names(self) -> list[str]:
+        with self._disk.mutex:
+            entries = self._entries()
+            self._disk.raise_if_failed(self._disk.begin("list_directory", self.path), self.path)
+            # In no order, but the same one every time.
+            return sorted(entries, reverse=True)
+
+    def open(self, name: str, *, write: bool = False, create: bool = False, mode: int = 0o600) -> SimulatedFile:
+        disk, path = self._disk, self._path(name)
+        with disk.mutex:
+            entries = self._entries()
+            fault = disk.begin("create" if create else "open", path)
+            disk.fail_before(fault, path)
+            node = entries.get(name)
+            if create:
+                if node is not None:
+                    raise failure(errno.EEXIST, path)
+                if disk.capacity is not None and disk.free_bytes() <= 0:
+                    raise failure(errno.ENOSPC, path)
+                node = Inode()
+                self._node.change(Entry(disk.operations, "", name, node))
+            if node is None:
+                raise failure(errno.ENOENT, path)
+            if isinstance(node, Directory):
+                raise failure(errno.EISDIR, path)
+            disk.raise_if_failed(fault, path)
+            return SimulatedFile(disk, node, path, write or create)
+
+    def rename(self, source: str, target: str) -> None:
+        disk, path = self._disk, self._path(source)
+        with disk.mutex:
+            entries = self._entries()
+            fault = disk.begin("rename", self._path(target))
+            disk.fail_before(fault, path)
+            node = entries.get(source)
+            if node is None:
+                raise failure(errno.ENOENT, path)
+            replaced = entries.get(target)
+            if isinstance(replaced, Inode):
+                disk.remember(replaced)
+            if source != target:
+                self._node.change(Entry(disk.operations, source, target, node))
+            disk.raise_if_failed(fault, path)
+
+    def unlink(self, name: str) -> None:
+        disk, path = self._disk, self._path(name)
+        with disk.mutex:
+            entries = self._entries()
+            fault = disk.begin("unlink", path)
+            disk.fail_before(fault, path)
+            node = entries.get(name)
+            if node is None:
+                raise failure(errno.ENOENT, path)
+            if isinstance(node, Directory):
+                raise failure(errno.EISDIR, path)
+            disk.remember(node)
+            self._node.change(Entry(disk.operations, name, "", None))
+            disk.raise_if_failed(fault, path)
+
+    def sync(self) -> None:
+        self._sync(self._node, self.path)
+
+    def sync_parent(self) -> None:
+        self._sync(self._node.parent, self.path.rstrip("/").rpartition("/")[0] or "/")
+
+    def _sync(self, node: Directory, path: str) -> None:
+        disk = self._disk
+        with disk.mutex:
+            self._entries()
+            fault = disk.begin("sync_directory", path)
+            if fault is None:
+                node.sync()
+                return
+            node.fail_sync(disk.survivors_of(fault, len(node.pending)))
+            disk.raise_if_failed(fault, path)
+
+    def lock(self, *, shared: bool, mode: int = 0o600) -> None:
+        disk, path = self._disk, self._path("lock")
+        with disk.mutex:
+            entries = self._entries()
+            disk.raise_if_failed(disk.begin("lock", path), path)
+            held = disk.locks.get(self._node, 0)
+            if held < 0 or (held and not shared):
+                raise LockedError(self.path, _PID, own=True)
+            if not shared:
+                node = entries.get("lock")
+                if node is None:
+                    node = Inode()
+                    self._node.change(Entry(disk.operations, "", "lock", node))
+                if isinstance(node, Inode):
+                    # Programs read nothing but the pid back from it, so its content gets no crash states.
+                    node.write(disk.operations, 0, b"%d\n" % _PID, 0)
+                    node.sync(data_only=False)
+            self._lock = 1 if shared else -1
+            disk.locks[self._node] = held + self._lock
+
+    def close(self) -> None:
+        disk = self._disk
+        with disk.mutex:
+            if self._lock and self._process is disk.process:
+                left = disk.locks.pop(self._node) - self._lock
+                if left:
+                    disk.locks[self._node] = left
+            self._lock = 0
+            self._open = False

@@ -1,0 +1,96 @@
+"""An open directory stays the one that was opened, whatever becomes of the path that led to it."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kvwal.files import Directory
+from kvwal.files.system import _SystemDirectory
+
+
+@pytest.fixture(params=[True, False], ids=["by descriptor", "by path"])
+def opened(request: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Directory:
+    """`store` below the working directory, opened by its relative path."""
+    monkeypatch.chdir(tmp_path)
+    os.mkdir("store")
+    return _SystemDirectory("store", by_descriptor=request.param)
+
+
+def fill(directory: Directory, name: str, data: bytes) -> None:
+    file = directory.open(name, create=True)
+    file.pwrite(data, 0)
+    file.close()
+
+
+def test_names_are_those_of_the_directory_that_was_opened_after_a_change_of_the_working_directory(
+    opened: Directory, tmp_path: Path
+) -> None:
+    (tmp_path / "elsewhere" / "store").mkdir(parents=True)
+    os.chdir(tmp_path / "elsewhere")
+    fill(opened, "a", b"1")
+    opened.rename("a", "b")
+    assert opened.names() == ["b"]
+    assert opened.kind("b") == "file"
+    assert opened.kind("a") is None
+    opened.sync()
+    opened.sync_parent()
+    assert opened.open("b").pread(10, 0) == b"1"
+    assert os.listdir(tmp_path / "elsewhere" / "store") == []
+    assert os.listdir(tmp_path / "store") == ["b"]
+    opened.unlink("b")
+    assert os.listdir(tmp_path / "store") == []
+    opened.close()
+
+
+@pytest.mark.parametrize("change", ["create", "rename", "unlink"])
+def test_nothing_is_changed_in_a_directory_that_took_its_place(opened: Directory, tmp_path: Path, change: str) -> None:
+    fill(opened, "mine", b"1")
+    os.rename(tmp_path / "store", tmp_path / "moved")
+    (tmp_path / "store").mkdir()
+    (tmp_path / "store" / "mine").write_bytes(b"theirs")
+    try:
+        if change == "create":
+            opened.open("new", create=True).close()
+        elif change == "rename":
+            opened.rename("mine", "new")
+        else:
+            opened.unlink("mine")
+    except FileNotFoundError as error:
+        assert "moved" in str(error)
+    assert os.listdir(tmp_path / "store") == ["mine"]
+    assert (tmp_path / "store" / "mine").read_bytes() == b"theirs"
+    opened.close()
+
+
+def test_a_directory_that_was_moved_goes_on_by_its_descriptor(tmp_path: Path) -> None:
+    (tmp_path / "store").mkdir()
+    directory = _SystemDirectory(str(tmp_path / "store"), by_descriptor=True)
+    os.rename(tmp_path / "store", tmp_path / "moved")
+    fill(directory, "a", b"1")
+    assert (tmp_path / "moved" / "a").read_bytes() == b"1"
+    directory.close()
+
+
+def test_a_closed_directory_reaches_nothing(opened: Directory, tmp_path: Path) -> None:
+    fill(opened, "a", b"1")
+    opened.close()
+    opened.close()
+    for call in (opened.names, lambda: opened.kind("a"), lambda: opened.open("a"), lambda: opened.unlink("a")):
+        with pytest.raises(OSError, match="closed"):
+            call()
+    assert os.listdir(tmp_path / "store") == ["a"]
+
+
+def test_a_name_that_is_a_link_is_not_followed(opened: Directory, tmp_path: Path) -> None:
+    (tmp_path / "victim").write_bytes(b"v")
+    (tmp_path / "store" / "a").symlink_to(tmp_path / "victim")
+    assert opened.kind("a") == "other"
+    with pytest.raises(OSError, match="link"):
+        opened.open("a", write=True)
+    with pytest.raises(FileExistsError):
+        opened.open("a", create=True)
+    opened.close()
