@@ -12,7 +12,7 @@
 
 from kvwal.api.open import open
 from kvwal.api.store import Store
-from kvwal.batch import MAX_BATCH_BYTES, MAX_KEY_BYTES, MAX_VALUE_BYTES, Seqno, WriteBatch
+from kvwal.batch import WriteBatch
 from kvwal.db.snapshot import Snapshot
 from kvwal.db.transaction import Transaction
 from kvwal.engine.inspection import Pin, Stats, VerifyReport
@@ -37,6 +37,7 @@ from kvwal.errors import (
     UsageError,
 )
 from kvwal.features import VERSION
+from kvwal.keys import MAX_BATCH_BYTES, MAX_KEY_BYTES, MAX_VALUE_BYTES, Seqno
 from kvwal.salvaging import SalvageReport, salvage
 
 __version__ = VERSION

@@ -1,4 +1,4 @@
-"""Writes that belong together: the keys, values and ranges of one commit, and their limits.
+"""Writes that belong together: the keys, values and ranges of one commit.
 
 A `WriteBatch` is kept in a canonical form that the log, the memtable and the pages all rely on:
 
@@ -10,71 +10,15 @@ Invariant: keys and values are exactly `bytes` (never a subclass, never a view o
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Final, NewType, TypeAlias
+from typing import Final
 
-__all__ = [
-    "MAX_BATCH_BYTES",
-    "MAX_KEY_BYTES",
-    "MAX_VALUE_BYTES",
-    "BytesLike",
-    "KeyRange",
-    "Seqno",
-    "WriteBatch",
-    "as_key",
-    "as_value",
-    "prefix_stop",
-]
+from kvwal.errors import UsageError
+from kvwal.keys import MAX_KEY_BYTES, MAX_VALUE_BYTES, BytesLike, KeyRange, as_int, as_key, as_value
 
-# On disk: never raise without a new format version; lengths are stored in 2 and 4 bytes.
-MAX_KEY_BYTES: Final = 65_535
-MAX_VALUE_BYTES: Final = 1 << 30
-# All keys and values of one commit. A record's length is stored in 4 bytes; the rest is room for columns.
-MAX_BATCH_BYTES: Final = 3 << 30
+__all__ = ["MAX_TABLE_ID", "WriteBatch"]
 
-BytesLike: TypeAlias = bytes | bytearray | memoryview
-
-Seqno = NewType("Seqno", int)
-"""Number of a commit: contiguous, from 1. 0 means "before the first commit"."""
-
-KeyRange: TypeAlias = tuple[bytes, bytes | None]
-"""Half-open: from the first key on, up to but without the second; None means to the end."""
-
-
-def as_key(key: object) -> bytes:
-    """The key as `bytes`. TypeError if it is not bytes-like, ValueError if it is too long."""
-    data = _as_bytes(key, "key")
-    if len(data) > MAX_KEY_BYTES:
-        raise ValueError(f"the key has {len(data)} bytes; the limit is {MAX_KEY_BYTES}")
-    return data
-
-
-def as_value(value: object) -> bytes:
-    """The value as `bytes`. TypeError if it is not bytes-like, ValueError if it is too long."""
-    data = _as_bytes(value, "value")
-    if len(data) > MAX_VALUE_BYTES:
-        raise ValueError(f"the value has {len(data)} bytes; the limit is {MAX_VALUE_BYTES}")
-    return data
-
-
-def _as_bytes(data: object, what: str) -> bytes:
-    if type(data) is bytes:
-        return data
-    if isinstance(data, str):
-        raise TypeError(f"a {what} is bytes, not str; encode it first, as in text.encode()")
-    # bytes(5) would be five zero bytes: only what has a buffer is let through.
-    try:
-        view = memoryview(data)  # type: ignore[arg-type]  # the TypeError is the check
-    except TypeError:
-        raise TypeError(f"a {what} is bytes or bytes-like, not {type(data).__name__}") from None
-    return view.tobytes()
-
-
-def prefix_stop(prefix: bytes) -> bytes | None:
-    """The first key after all keys that start with `prefix`; None if there is none."""
-    trimmed = prefix.rstrip(b"\xff")
-    if not trimmed:
-        return None
-    return trimmed[:-1] + bytes((trimmed[-1] + 1,))
+# On disk: never raise without a new format version; a table's id is stored in 4 bytes.
+MAX_TABLE_ID: Final = (1 << 32) - 1
 
 
 class WriteBatch:
@@ -84,13 +28,15 @@ class WriteBatch:
     thread-safe; may be committed more than once.
     """
 
-    __slots__ = ("ranges", "writes")
+    __slots__ = ("others", "ranges", "writes")
 
     def __init__(self) -> None:
         #: The newest value of each key written; None stands for a delete.
         self.writes: dict[bytes, bytes | None] = {}
         #: Ranges deleted before `writes` take effect.
         self.ranges: list[KeyRange] = []
+        #: Writes to tables other than the default one, by table id; made by `table`. Each may be empty.
+        self.others: dict[int, WriteBatch] | None = None
 
     def put(self, key: BytesLike, value: BytesLike) -> None:
         """Set `key` to `value`. TypeError or ValueError if either cannot be stored."""
@@ -108,13 +54,13 @@ class WriteBatch:
 
     def delete_range(self, start: BytesLike | None = None, stop: BytesLike | None = None) -> None:
         """Remove every key from `start` on (None: the first) up to but without `stop` (None: the end)."""
-        first = b"" if start is None else as_key(start)
-        end = None if stop is None else as_key(stop)
-        if end is not None and end <= first:
+        bounds = KeyRange(b"" if start is None else as_key(start), None if stop is None else as_key(stop))
+        if bounds.is_empty():
             return
         if self.writes:
-            self.writes = {k: v for k, v in self.writes.items() if k < first or (end is not None and k >= end)}
-        self.ranges.append((first, end))
+            contains = bounds.contains
+            self.writes = {key: value for key, value in self.writes.items() if not contains(key)}
+        self.ranges.append(bounds)
 
     def update(self, items: Mapping[bytes, bytes] | Iterable[tuple[BytesLike, BytesLike]]) -> None:
         """Put every pair; none of them if one cannot be stored."""
@@ -127,14 +73,56 @@ class WriteBatch:
         }
         self.writes.update(checked)
 
+    def table(self, table_id: int) -> WriteBatch:
+        """The writes of this batch to another table, which are committed with it: the same object at each call.
+
+        Args:
+            table_id: number of the table, from 1 to 4,294,967,295; the batch itself writes to table 0.
+
+        Raises: TypeError, ValueError for an id that cannot be right; UsageError on what `table` returned.
+        """
+        table_id = as_int("table_id", table_id, 1, MAX_TABLE_ID)
+        if self.others is None:
+            self.others = {}
+        batch = self.others.get(table_id)
+        if batch is None:
+            batch = self.others[table_id] = _TableBatch()
+        return batch
+
+    def copy(self) -> WriteBatch:
+        """The same writes in a batch of its own: what is changed in one is not changed in the other."""
+        other = type(self)()
+        other.writes = dict(self.writes)
+        other.ranges = list(self.ranges)
+        if self.others is not None:
+            other.others = {table_id: batch.copy() for table_id, batch in self.others.items()}
+        return other
+
+    __copy__ = copy
+
     def clear(self) -> None:
-        """Forget everything."""
+        """Forget everything, the writes to other tables too."""
         self.writes = {}
         self.ranges = []
+        if self.others is not None:
+            # They stay usable by whom `table` gave them to.
+            for batch in self.others.values():
+                batch.clear()
 
     def __len__(self) -> int:
-        """Number of keys and ranges in the batch."""
-        return len(self.writes) + len(self.ranges)
+        """Number of keys and ranges in the batch, of all tables."""
+        own = len(self.writes) + len(self.ranges)
+        return own if self.others is None else own + sum(map(len, self.others.values()))
 
     def __repr__(self) -> str:
-        return f"<WriteBatch of {len(self.writes)} keys and {len(self.ranges)} ranges>"
+        tables = f" of {len(self.others) + 1} tables" if self.others else ""
+        return f"<WriteBatch of {len(self)} keys and ranges{tables}>"
+
+
+class _TableBatch(WriteBatch):
+    """What a batch writes to a table other than the default one."""
+
+    __slots__ = ()
+
+    def table(self, table_id: int) -> WriteBatch:
+        raise UsageError("the writes to a table have no tables of their own; call table() of the batch they came from")

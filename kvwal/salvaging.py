@@ -18,12 +18,12 @@ from dataclasses import dataclass
 
 from kvwal.api.open import open as open_store
 from kvwal.api.store import Store
-from kvwal.batch import Seqno, WriteBatch
+from kvwal.batch import WriteBatch
 from kvwal.engine.inspection import Finding
-from kvwal.engine.memtable import in_range
 from kvwal.engine.recovery import DATA_NAME, segment_names
 from kvwal.errors import CorruptionError, FormatError, StoreExistsError, StoreNotFoundError
 from kvwal.files import Directory, Files, PathArgument, path_text, system_files
+from kvwal.keys import Seqno
 from kvwal.log import Damage, LogReader
 from kvwal.log.segment import store_id_of_log
 from kvwal.pages import PageFile, Row, salvage_pages
@@ -193,7 +193,7 @@ class _Salvage:
                 self._new.commit(batch)
             elif damaged:
                 for bounds in batch.ranges:
-                    older.update((key, None) for key in older if in_range(key, bounds))
+                    older.update((key, None) for key in older if bounds.contains(key))
                 older.update(batch.writes)
             self._tell()
         self._save_older(older)

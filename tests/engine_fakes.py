@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from kvwal.batch import Seqno
+from kvwal.keys import Seqno
 from kvwal.log import decode_intents, encode_put
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import itertools
 from typing import Any
 
-from kvwal.batch import Seqno, WriteBatch
+from kvwal.batch import WriteBatch
 from kvwal.files import Directory, Files
+from kvwal.keys import Seqno
 from kvwal.log import LogEnd, LogReader, LogWriter, encode_put
 from kvwal.log.segment import list_segments
 from kvwal.testing import SimulatedDisk

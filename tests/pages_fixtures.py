@@ -8,8 +8,8 @@ from typing import Any
 
 from wrapped_files import WrappedFiles
 
-from kvwal.batch import KeyRange, Seqno
 from kvwal.files import Buffer, Directory, File, system_files
+from kvwal.keys import KeyRange, Seqno
 from kvwal.pages import Changes, PageFile, Tree, check
 
 STORE_ID = b"0123456789abcdef"
@@ -85,12 +85,14 @@ class Scratch:
     def checkpoint(
         self,
         updates: Updates,
-        ranges: Sequence[KeyRange] = (),
-        tables: Mapping[int, tuple[Updates, Sequence[KeyRange]]] = MappingProxyType({}),
+        ranges: Sequence[tuple[bytes, bytes | None]] = (),
+        tables: Mapping[int, tuple[Updates, Sequence[tuple[bytes, bytes | None]]]] = MappingProxyType({}),
         *,
         compact: bool = False,
     ) -> None:
         """Checkpoint, then let the models know."""
+        ranges = [KeyRange(*bounds) for bounds in ranges]
+        tables = {table: (each, [KeyRange(*bounds) for bounds in gone]) for table, (each, gone) in tables.items()}
         seqno = Seqno(self.pages.meta.seqno + 1)
         changes = {table: Changes(sorted(each.items()), gone) for table, (each, gone) in tables.items()}
         self.pages.checkpoint(
@@ -112,14 +114,16 @@ class Scratch:
 
 
 def tables_after(
-    tables: Mapping[int, Model], changes: Mapping[int, tuple[Updates, Sequence[KeyRange]]]
+    tables: Mapping[int, Model], changes: Mapping[int, tuple[Updates, Sequence[tuple[bytes, bytes | None]]]]
 ) -> dict[int, Model]:
     """What a checkpoint makes of the tables beside table 0: those that are empty are no more."""
     after = {table: applied(tables.get(table, {}), *changes.get(table, ({}, ()))) for table in {*tables, *changes}}
     return {table: model for table, model in after.items() if model}
 
 
-def applied(model: dict[bytes, bytes], updates: Updates, ranges: Iterable[KeyRange]) -> dict[bytes, bytes]:
+def applied(
+    model: dict[bytes, bytes], updates: Updates, ranges: Iterable[tuple[bytes, bytes | None]]
+) -> dict[bytes, bytes]:
     """What a checkpoint makes of a dict."""
     result = {
         key: value

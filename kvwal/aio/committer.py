@@ -37,11 +37,12 @@ from queue import SimpleQueue
 from typing import TYPE_CHECKING, Final, TypeAlias
 
 from kvwal.aio.workers import refuse_other_loops, resolve
-from kvwal.batch import Seqno, WriteBatch
+from kvwal.batch import WriteBatch
 from kvwal.engine.commit import CommitPipeline
 from kvwal.engine.present import Present
 from kvwal.engine.request import CommitRequest
 from kvwal.errors import ClosedError, Error, InternalError
+from kvwal.keys import Seqno
 
 if TYPE_CHECKING:
     from kvwal.api.store import Store

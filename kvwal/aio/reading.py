@@ -8,10 +8,10 @@ from typing import TypeVar, overload
 
 from kvwal.aio.scanning import Scan, items_of, keys_of, values_of
 from kvwal.aio.workers import Workers
-from kvwal.batch import BytesLike, as_key
 from kvwal.db.mapping import Bounds
 from kvwal.engine.merge import Chunk
 from kvwal.engine.present import Present, View
+from kvwal.keys import BytesLike, as_key
 
 __all__ = ["AsyncReading", "read_again"]
 

@@ -7,10 +7,10 @@ from types import TracebackType
 
 from kvwal.aio.reading import AsyncReading, read_again
 from kvwal.aio.workers import Workers
-from kvwal.batch import BytesLike, Seqno, as_key
 from kvwal.db.mapping import Bounds
 from kvwal.db.snapshot import Snapshot
 from kvwal.engine.merge import Chunk
+from kvwal.keys import BytesLike, Seqno, as_key
 from kvwal.pages import NotCached
 
 __all__ = ["AsyncSnapshot"]

@@ -16,7 +16,7 @@ from kvwal.aio.snapshot import AsyncSnapshot
 from kvwal.aio.transaction import AsyncTransaction
 from kvwal.aio.workers import Workers, in_thread, to_the_end
 from kvwal.api.store import Store
-from kvwal.batch import MAX_KEY_BYTES, MAX_VALUE_BYTES, BytesLike, Seqno, WriteBatch, as_key, as_value
+from kvwal.batch import WriteBatch
 from kvwal.db.mapping import Bounds
 from kvwal.db.transaction import Transaction
 from kvwal.engine.inspection import Pin, Stats, VerifyReport
@@ -25,6 +25,7 @@ from kvwal.engine.recovery import RecoveryReport
 from kvwal.engine.request import CommitRequest
 from kvwal.errors import ClosedError, ConflictError, ForkedError
 from kvwal.files import Files, PathArgument
+from kvwal.keys import MAX_KEY_BYTES, MAX_VALUE_BYTES, BytesLike, Seqno, as_key, as_value
 from kvwal.log import encode_put
 from kvwal.options import Durability, Flag, wants_sync
 from kvwal.pages import NotCached
@@ -241,10 +242,7 @@ class AsyncStore(AsyncReading):
         seqno is returned.
         """
         # A copy: the pipeline looks at it once more after the flush, and other tasks run until then.
-        own = WriteBatch()
-        own.writes = dict(batch.writes)
-        own.ranges = list(batch.ranges)
-        return await self._commit(own, durability)
+        return await self._commit(batch.copy(), durability)
 
     async def _commit(self, batch: WriteBatch, durability: Durability | None) -> Seqno:
         if self._closing is not None:

@@ -8,11 +8,11 @@ from types import TracebackType
 from kvwal.aio.committer import Committer
 from kvwal.aio.reading import AsyncReading, read_again
 from kvwal.aio.workers import Workers
-from kvwal.batch import BytesLike, Seqno, as_key
 from kvwal.db.mapping import Bounds
 from kvwal.db.transaction import Transaction
 from kvwal.engine.merge import Chunk
 from kvwal.errors import ClosedError
+from kvwal.keys import BytesLike, Seqno, as_key
 from kvwal.pages import NotCached
 
 __all__ = ["AsyncTransaction"]

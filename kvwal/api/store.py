@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, Concatenate, ParamSpec, TypeVar, overload
 
-from kvwal.batch import MAX_KEY_BYTES, MAX_VALUE_BYTES, BytesLike, Seqno, WriteBatch, as_key, as_value
+from kvwal.batch import WriteBatch
 from kvwal.db.mapping import Bounds, OrderedMapping
 from kvwal.db.snapshot import Snapshot, chunks_of
 from kvwal.db.transaction import Transaction
@@ -28,6 +28,7 @@ from kvwal.engine.recovery import Opened, RecoveryReport
 from kvwal.engine.refusal import Refusal, closed_error, forked_error, poisoned_error, read_only_error, stalled_error
 from kvwal.engine.request import CommitRequest
 from kvwal.errors import ConflictError, DiskFullError, PoisonedError
+from kvwal.keys import MAX_KEY_BYTES, MAX_VALUE_BYTES, BytesLike, Seqno, as_key, as_value
 from kvwal.log import Record
 from kvwal.options import Durability, Options, wants_sync
 

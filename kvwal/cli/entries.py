@@ -10,9 +10,9 @@ from typing import BinaryIO
 import click
 
 import kvwal
-from kvwal.batch import prefix_stop
 from kvwal.cli.forms import Form, form_options, parse, show, to_json
 from kvwal.cli.terminal import NoSuchKey, binary_output, print_json, store_path
+from kvwal.keys import prefix_stop
 
 __all__ = ["delete", "get", "put", "scan"]
 

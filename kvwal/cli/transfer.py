@@ -17,9 +17,9 @@ from typing import Any, BinaryIO
 import click
 
 import kvwal
-from kvwal.batch import as_key, as_value
 from kvwal.cli.forms import Form, form_options, from_json, parse, to_json
 from kvwal.cli.terminal import BadInput, complain, print_json, progress_bar, store_path
+from kvwal.keys import as_key, as_value
 
 __all__ = ["dump", "load"]
 

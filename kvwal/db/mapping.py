@@ -13,9 +13,9 @@ from itertools import chain, islice, starmap
 from operator import itemgetter
 from typing import TypeVar, overload
 
-from kvwal.batch import BytesLike, as_key, as_value, prefix_stop
 from kvwal.engine.few import Pairs, chunks_in
 from kvwal.engine.merge import Chunk
+from kvwal.keys import BytesLike, KeyRange, as_int, as_key, as_value, prefix_stop
 
 __all__ = ["Bounds", "ItemsRange", "KeysRange", "OrderedMapping", "ValuesRange"]
 
@@ -47,10 +47,7 @@ class Bounds:
             if head_stop is not None:
                 end = head_stop if end is None else min(end, head_stop)
         if limit is not None:
-            if not isinstance(limit, int):
-                raise TypeError(f"limit is an int or None, not {type(limit).__name__}")
-            if limit < 0:
-                raise ValueError(f"limit is {limit}; it cannot be negative")
+            limit = as_int("limit", limit, 0)
         self.start = first
         self.stop = end
         self.reverse = bool(reverse)
@@ -60,7 +57,7 @@ class Bounds:
         """Whether no key can lie inside."""
         if self.limit == 0:
             return True
-        return self.stop is not None and self.stop <= (self.start or b"")
+        return KeyRange(self.start or b"", self.stop).is_empty()
 
     def are_whole(self) -> bool:
         """Whether every key lies inside."""
@@ -68,7 +65,7 @@ class Bounds:
 
     def hold(self, key: bytes) -> bool:
         """Whether the key lies in the range (the limit aside)."""
-        return (self.start is None or key >= self.start) and (self.stop is None or key < self.stop)
+        return KeyRange(self.start or b"", self.stop).contains(key)
 
     def turned(self) -> Bounds:
         """The same range in the other direction."""

@@ -10,12 +10,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from types import TracebackType
 
-from kvwal.batch import Seqno
 from kvwal.db.mapping import Bounds, OrderedMapping
 from kvwal.engine.few import Pairs
 from kvwal.engine.merge import Chunk, Level, merged
 from kvwal.engine.present import Present, View
 from kvwal.errors import ClosedError
+from kvwal.keys import Seqno
 
 __all__ = ["Snapshot", "chunks_of"]
 

@@ -15,16 +15,17 @@ from collections.abc import Callable, Iterator, MutableMapping
 from types import TracebackType
 from typing import Final, TypeVar, overload
 
-from kvwal.batch import MAX_KEY_BYTES, BytesLike, KeyRange, Seqno, WriteBatch, as_key
+from kvwal.batch import WriteBatch
 from kvwal.db.mapping import Bounds, OrderedMapping
 from kvwal.db.snapshot import chunks_of
 from kvwal.engine.commit import CommitPipeline
 from kvwal.engine.few import Pairs, chunks_in
-from kvwal.engine.memtable import MISSING, Missing, in_range, union_of
+from kvwal.engine.memtable import MISSING, Missing
 from kvwal.engine.merge import Chunk, Level, RawChunk
 from kvwal.engine.present import Present, View
 from kvwal.engine.request import CommitRequest, say_written
 from kvwal.errors import ClosedError, ReadOnlyError
+from kvwal.keys import MAX_KEY_BYTES, BytesLike, KeyRange, Seqno, as_key, disjoint, in_any
 from kvwal.log import encode_put
 
 __all__ = ["Transaction"]
@@ -134,7 +135,7 @@ class Transaction(OrderedMapping, MutableMapping[bytes, bytes]):
     def _own(self, key: bytes) -> bytes | Missing | None:
         batch = self._batch
         found = batch.writes.get(key, MISSING)
-        if found is MISSING and any(in_range(key, bounds) for bounds in batch.ranges):
+        if found is MISSING and in_any(key, batch.ranges):
             return None
         return found
 
@@ -162,7 +163,7 @@ class Transaction(OrderedMapping, MutableMapping[bytes, bytes]):
             return self._tracked(chunks_in(few), bounds)
         view = self._open_view()
         batch = self._batch
-        own = Level(_own_chunks(batch, bounds), union_of(batch.ranges)) if len(batch) else None
+        own = Level(_own_chunks(batch, bounds), disjoint(batch.ranges)) if len(batch) else None
         # A registration of its own: the iterator may outlive the transaction.
         chunks = chunks_of(self._present, self._present.again(view, "scan"), bounds, own)
         return chunks if self._read_only else self._tracked(chunks, bounds)
@@ -322,7 +323,7 @@ def _walked(ranges: list[list[bytes | None]]) -> list[KeyRange]:
     result: list[KeyRange] = []
     for start, stop in ranges:
         if start is not None and (stop is None or start < stop):
-            result.append((start, stop))
+            result.append(KeyRange(start, stop))
     return result
 
 

@@ -24,12 +24,12 @@ from itertools import chain
 from queue import Empty, SimpleQueue
 from typing import Final
 
-from kvwal.batch import Seqno
 from kvwal.engine.commit import CommitPipeline
-from kvwal.engine.memtable import Memtable, union_of
+from kvwal.engine.memtable import Memtable
 from kvwal.engine.present import Present
 from kvwal.errors import DiskFullError, EnvironmentFailure, Error
 from kvwal.files import Directory
+from kvwal.keys import Seqno, disjoint
 from kvwal.log import LogWriter
 from kvwal.log.segments import is_full
 from kvwal.options import RESERVE_BYTES, Options
@@ -225,7 +225,7 @@ class Checkpointer:
         try:
             meta = self._pages.checkpoint(
                 _updates(memtable, give_way),
-                union_of(memtable.masks_at(memtable.last_seqno)),
+                disjoint(memtable.masks_at(memtable.last_seqno)),
                 seqno=memtable.last_seqno,
                 time_us=files.now_us(),
                 before_flip=lambda: self._flush_log(memtable.last_seqno),

@@ -36,7 +36,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any, Final, Protocol
 
-from kvwal.batch import Seqno, WriteBatch
+from kvwal.batch import WriteBatch
 from kvwal.engine.memtable import ENTRY_OVERHEAD_BYTES
 from kvwal.engine.occ import History
 from kvwal.engine.present import Present
@@ -44,6 +44,7 @@ from kvwal.engine.refusal import Refusal, poisoned_error
 from kvwal.engine.request import CommitRequest, open_gate, say_written
 from kvwal.errors import DiskFullError, EnvironmentFailure, Error, PoisonedError
 from kvwal.files import Buffer
+from kvwal.keys import Seqno
 from kvwal.log import encode_put
 
 __all__ = ["CommitPipeline", "Log"]

@@ -11,8 +11,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from kvwal.batch import KeyRange, Seqno
-from kvwal.engine.memtable import MISSING, Memtable, Missing, Value, in_range, union_of
+from kvwal.engine.memtable import MISSING, Memtable, Missing, Value
+from kvwal.keys import KeyRange, Seqno, disjoint, in_any
 from kvwal.pages import Tree
 
 __all__ = ["Layer", "count_all"]
@@ -36,11 +36,11 @@ class Layer:
         keys = len(memtable.latest)
         if seqno is None:
             return cls(
-                memtable, keys, keys - memtable.tombstones, union_of(memtable.masks_at(memtable.last_seqno)), None
+                memtable, keys, keys - memtable.tombstones, disjoint(memtable.masks_at(memtable.last_seqno)), None
             )
         found = [memtable.get_at(key, seqno) for key in memtable.latest]
         live = sum(isinstance(value, bytes) for value in found)
-        return cls(memtable, keys, live, union_of(memtable.masks_at(seqno)), seqno)
+        return cls(memtable, keys, live, disjoint(memtable.masks_at(seqno)), seqno)
 
     def get(self, key: bytes) -> Value | Missing:
         """What this layer says of a key. Requires: Present.lock if it is of an older seqno."""
@@ -66,7 +66,7 @@ def count_all(tree: Tree, layers: Sequence[Layer]) -> int:
     keys = [
         key
         for key in memtable.keys_added(0, layer.keys)
-        if not any(in_range(key, mask) for mask in layer.masks)
+        if not in_any(key, layer.masks)
         and (layer.seqno is None or memtable.get_at(key, layer.seqno) is not MISSING)
     ]
     hidden = sum(_count_between(tree, older, mask) for mask in layer.masks)
@@ -78,15 +78,10 @@ def _count_between(tree: Tree, layers: Sequence[Layer], bounds: KeyRange) -> int
     if not layers:
         return tree.count(*bounds)
     layer, older = layers[0], layers[1:]
-    start, stop = bounds
-    inside = [key for key in layer.memtable.latest if in_range(key, bounds)]
+    inside = [key for key in layer.memtable.latest if bounds.contains(key)]
     live = sum(layer.memtable.latest[key] is not None for key in inside)
-    clipped = [
-        (max(start, low), stop if high is None else high if stop is None else min(high, stop))
-        for low, high in layer.masks
-    ]
-    masks = [mask for mask in clipped if mask[1] is None or mask[0] < mask[1]]
-    open_keys = [key for key in inside if not any(in_range(key, mask) for mask in masks)]
+    masks = [mask for clipped in layer.masks if (mask := clipped.clip(bounds)) is not None]
+    open_keys = [key for key in inside if not in_any(key, masks)]
     hidden = sum(_count_between(tree, older, mask) for mask in masks)
     return _count_between(tree, older, bounds) + live - _existing(tree, older, open_keys) - hidden
 

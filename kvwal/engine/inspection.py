@@ -6,11 +6,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import Any
 
-from kvwal.batch import Seqno
-from kvwal.engine.memtable import in_range
 from kvwal.engine.present import Present, View
 from kvwal.errors import CorruptionError
 from kvwal.files import Files
+from kvwal.keys import Seqno
 from kvwal.log import LogReader, LogWriter
 from kvwal.pages import PageFile, check
 
@@ -186,7 +185,7 @@ def _log_against_pages(pages: PageFile, reader: LogReader) -> tuple[int, int, li
         batch = record.batch()
         for bounds in batch.ranges:
             ranges.append(bounds)
-            for key in [key for key in newest if in_range(key, bounds)]:
+            for key in [key for key in newest if bounds.contains(key)]:
                 newest[key] = None
         newest.update(batch.writes)
     tree = pages.tree(meta)

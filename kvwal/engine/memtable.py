@@ -25,9 +25,10 @@ from typing import Final, TypeAlias
 
 from sortedcontainers import SortedList
 
-from kvwal.batch import KeyRange, Seqno, WriteBatch
+from kvwal.batch import WriteBatch
+from kvwal.keys import KeyRange, Seqno
 
-__all__ = ["ENTRY_OVERHEAD_BYTES", "MISSING", "Memtable", "Missing", "Value", "in_range", "sorted_in_steps", "union_of"]
+__all__ = ["ENTRY_OVERHEAD_BYTES", "MISSING", "Memtable", "Missing", "Value", "sorted_in_steps"]
 
 
 class Missing:
@@ -53,28 +54,6 @@ _STEP: Final = 1024
 # One key of so many, but no more than so many keys, say where the steps part.
 _SAMPLED: Final = 128
 _MOST_SAMPLES: Final = 4096
-
-
-def in_range(key: bytes, bounds: KeyRange) -> bool:
-    """Whether the half-open range holds the key."""
-    start, stop = bounds
-    return start <= key and (stop is None or key < stop)
-
-
-def union_of(ranges: Iterable[KeyRange]) -> list[KeyRange]:
-    """The same keys as disjoint ranges in order: what a merge into the pages wants."""
-    result: list[KeyRange] = []
-    for start, stop in sorted(ranges, key=lambda bounds: bounds[0]):
-        if result:
-            last_start, last_stop = result[-1]
-            if last_stop is None:
-                break
-            if start <= last_stop:
-                if stop is None or stop > last_stop:
-                    result[-1] = (last_start, stop)
-                continue
-        result.append((start, stop))
-    return result
 
 
 def sorted_in_steps(keys: Collection[bytes], give_way: Callable[[], None]) -> Iterator[list[bytes]]:
@@ -132,7 +111,7 @@ class Memtable:
         self.latest: dict[bytes, Value] = {}
         #: How many values in `latest` are None.
         self.tombstones = 0
-        self.ranges: list[tuple[Seqno, bytes, bytes | None]] = []
+        self.ranges: list[tuple[Seqno, KeyRange]] = []
         self.versions: dict[bytes, list[tuple[Seqno, Value | Missing]]] = {}
         self.version_count = 0
         self._version_sweep_at = 1024
@@ -161,8 +140,8 @@ class Memtable:
         # First: a scan that took values without a lock looks here to see whether they may be younger than it is.
         self.last_seqno = seqno
         writes = batch.writes
-        for start, stop in batch.ranges:
-            self._delete_range(seqno, start, stop, oldest_reader)
+        for bounds in batch.ranges:
+            self._delete_range(seqno, bounds, oldest_reader)
         if oldest_reader is not None:
             self._keep(seqno, writes, oldest_reader)
         self._count_tombstones(writes)
@@ -184,20 +163,19 @@ class Memtable:
         if None in writes.values():
             self.tombstones += list(writes.values()).count(None)
 
-    def _delete_range(self, seqno: Seqno, start: bytes, stop: bytes | None, oldest_reader: Seqno | None) -> None:
-        bounds = (start, stop)
+    def _delete_range(self, seqno: Seqno, bounds: KeyRange, oldest_reader: Seqno | None) -> None:
         covered: dict[bytes, Value] = {
-            key: None for key, value in self.latest.items() if value is not None and in_range(key, bounds)
+            key: None for key, value in self.latest.items() if value is not None and bounds.contains(key)
         }
         if oldest_reader is not None:
             self._keep(seqno, covered, oldest_reader)
         else:
             # Nobody reads an older moment of this table: a wider range makes the ones inside it needless.
-            self.ranges = [r for r in self.ranges if not (start <= r[1] and _stops_by(r[2], stop))]
+            self.ranges = [(at, older) for at, older in self.ranges if not bounds.covers(older)]
         self.latest.update(covered)
         self.tombstones += len(covered)
-        self.ranges.append((seqno, start, stop))
-        self.bytes_used += ENTRY_OVERHEAD_BYTES + len(start) + len(stop or b"")
+        self.ranges.append((seqno, bounds))
+        self.bytes_used += ENTRY_OVERHEAD_BYTES + len(bounds.start) + len(bounds.stop or b"")
 
     def _keep(self, seqno: Seqno, writes: Iterable[bytes], oldest_reader: Seqno) -> None:
         """Remember what `writes` replaces. No reader is older than `oldest_reader`."""
@@ -263,11 +241,11 @@ class Memtable:
         return value
 
     def _hidden(self, key: bytes, seqno: Seqno) -> bool:
-        return any(at <= seqno and in_range(key, (start, stop)) for at, start, stop in self.ranges)
+        return any(at <= seqno and bounds.contains(key) for at, bounds in self.ranges)
 
     def masks_at(self, seqno: Seqno) -> list[KeyRange]:
         """The ranges that hide older levels for a reader at `seqno`."""
-        return [(start, stop) for at, start, stop in self.ranges if at <= seqno]
+        return [bounds for at, bounds in self.ranges if at <= seqno]
 
     # -- ordered reads ------------------------------------------------------------------------
 
@@ -336,7 +314,3 @@ class Memtable:
             # A commit that deletes a range and then puts a key of it replaces its value twice; the first one counts.
             assert seqnos == sorted(seqnos), "versions out of order"
             assert bisect_left(seqnos, self.last_seqno + 1) == len(seqnos), "a version from the future"
-
-
-def _stops_by(inner: bytes | None, outer: bytes | None) -> bool:
-    return outer is None or (inner is not None and inner <= outer)

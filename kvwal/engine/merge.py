@@ -14,7 +14,7 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
 from typing import TypeAlias
 
-from kvwal.batch import KeyRange
+from kvwal.keys import KeyRange
 
 __all__ = ["Chunk", "Level", "RawChunk", "merged", "without"]
 
@@ -58,17 +58,12 @@ class Level:
 
 def without(keys: list[bytes], values: Sequence[bytes | None], masks: Sequence[KeyRange]) -> RawChunk:
     """The chunk less what the masks hide."""
-    for start, stop in masks:
+    for mask in masks:
         if not keys:
             break
-        low, high = min(keys[0], keys[-1]), max(keys[0], keys[-1])
-        if high < start or (stop is not None and low >= stop):
+        if not mask.overlaps(KeyRange.through(min(keys[0], keys[-1]), max(keys[0], keys[-1]))):
             continue
-        kept = [
-            (key, value)
-            for key, value in zip(keys, values, strict=True)
-            if key < start or (stop is not None and key >= stop)
-        ]
+        kept = [(key, value) for key, value in zip(keys, values, strict=True) if not mask.contains(key)]
         keys, values = [key for key, _ in kept], [value for _, value in kept]
     return keys, values
 

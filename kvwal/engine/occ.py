@@ -15,9 +15,9 @@ from collections import deque
 from collections.abc import Iterable
 from typing import Final
 
-from kvwal.batch import KeyRange, Seqno, WriteBatch
-from kvwal.engine.memtable import in_range
+from kvwal.batch import WriteBatch
 from kvwal.errors import ConflictError
+from kvwal.keys import KeyRange, Seqno, in_any
 
 __all__ = ["MAX_HISTORY_KEYS", "History", "conflict_between"]
 
@@ -32,19 +32,15 @@ def conflict_between(
     """The conflict of these reads with one earlier commit, if there is one."""
     writes = batch.writes
     for key in keys:
-        if key in writes or any(in_range(key, bounds) for bounds in batch.ranges):
+        if key in writes or in_any(key, batch.ranges):
             return ConflictError(key, seqno, f"key {key[:64]!r}")
     for bounds in ranges:
         for key in writes:
-            if in_range(key, bounds):
+            if bounds.contains(key):
                 return ConflictError(None, seqno, f"key {key[:64]!r}, in a range that was read,")
-        if any(_overlap(bounds, deleted) for deleted in batch.ranges):
+        if any(map(bounds.overlaps, batch.ranges)):
             return ConflictError(None, seqno, "a range that was read")
     return None
-
-
-def _overlap(one: KeyRange, other: KeyRange) -> bool:
-    return (one[1] is None or other[0] < one[1]) and (other[1] is None or one[0] < other[1])
 
 
 class History:

@@ -28,13 +28,14 @@ from itertools import islice
 from typing import Final
 from weakref import ref
 
-from kvwal.batch import Seqno, WriteBatch
+from kvwal.batch import WriteBatch
 from kvwal.engine.count import Layer, count_all
 from kvwal.engine.few import Pairs, overlaid
-from kvwal.engine.memtable import MISSING, Memtable, Missing, Value, in_range, union_of
+from kvwal.engine.memtable import MISSING, Memtable, Missing, Value
 from kvwal.engine.merge import Level, RawChunk
 from kvwal.engine.occ import History
 from kvwal.errors import ClosedError
+from kvwal.keys import Seqno, disjoint, in_any
 from kvwal.pages import PageFile, Tree
 
 __all__ = ["Levels", "Present", "View"]
@@ -227,9 +228,9 @@ class Present:
     def _rows_with_ranges(self, batch: WriteBatch) -> dict[bytes, Value]:
         # Every row in a deleted range must change in the same single update as the writes.
         changed: dict[bytes, Value] = {}
-        ranges = union_of(batch.ranges)
+        ranges = disjoint(batch.ranges)
         # Readers may add rows only under the lock, which we hold.
-        changed.update((key, None) for key in self.rows if any(in_range(key, bounds) for bounds in ranges))
+        changed.update((key, None) for key in self.rows if in_any(key, ranges))
         changed.update(batch.writes)
         return changed
 

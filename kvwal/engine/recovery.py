@@ -23,7 +23,7 @@ import re
 from dataclasses import dataclass
 from typing import Final, NoReturn
 
-from kvwal.batch import Seqno, WriteBatch
+from kvwal.batch import WriteBatch
 from kvwal.engine.memtable import ENTRY_OVERHEAD_BYTES, Memtable
 from kvwal.engine.present import Present
 from kvwal.errors import (
@@ -34,6 +34,7 @@ from kvwal.errors import (
     StoreNotFoundError,
 )
 from kvwal.files import Directory
+from kvwal.keys import Seqno
 from kvwal.log import LogReader, LogWriter, Record
 from kvwal.log.segment import store_id_of_log
 from kvwal.log.walk import Puts

@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
-from kvwal.batch import Seqno
 from kvwal.errors import ClosedError, DiskFullError, ForkedError, PoisonedError, ReadOnlyError
 from kvwal.files import Buffer
+from kvwal.keys import Seqno
 
 __all__ = ["Refusal", "closed_error", "forked_error", "poisoned_error", "read_only_error", "stalled_error"]
 

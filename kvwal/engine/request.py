@@ -10,9 +10,10 @@ import threading
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from kvwal.batch import MAX_BATCH_BYTES, KeyRange, Seqno, WriteBatch
-from kvwal.errors import Error
+from kvwal.batch import WriteBatch
+from kvwal.errors import Error, InternalError
 from kvwal.files import Buffer
+from kvwal.keys import MAX_BATCH_BYTES, KeyRange, Seqno
 from kvwal.log import encode_intents
 
 __all__ = ["CommitRequest", "open_gate", "say_written"]
@@ -52,6 +53,8 @@ class CommitRequest:
         #: Of a lone put, which needs no batch.
         self.key: bytes | None = None
         self.value = b""
+        if batch.others and any(map(len, batch.others.values())):
+            raise InternalError("the engine does not commit writes to several tables yet")
         size = sum(map(len, batch.writes)) + sum(map(len, filter(None, batch.writes.values())))
         size += sum(len(start) + len(stop or b"") for start, stop in batch.ranges)
         if size > MAX_BATCH_BYTES:

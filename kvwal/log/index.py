@@ -32,8 +32,8 @@ from typing import Final, NamedTuple
 
 from crc32c import crc32c
 
-from kvwal.batch import Seqno
 from kvwal.files import Directory
+from kvwal.keys import Seqno
 from kvwal.log.segment import SegmentHeader
 
 __all__ = ["INDEX_STRIDE_BYTES", "Entry", "Index", "index_name", "load_index"]

@@ -14,9 +14,9 @@ from bisect import bisect_right
 from collections.abc import Generator, Iterator
 from typing import Final, NamedTuple
 
-from kvwal.batch import Seqno
 from kvwal.errors import CorruptionError, FormatError
 from kvwal.files import Directory
+from kvwal.keys import Seqno
 from kvwal.log.index import Index, index_name, load_index
 from kvwal.log.record import COMMIT, LogPosition, Record, segment_name
 from kvwal.log.salvage import salvage_segment

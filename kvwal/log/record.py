@@ -46,9 +46,10 @@ from typing import Final, NamedTuple
 
 from crc32c import crc32c
 
-from kvwal.batch import MAX_KEY_BYTES, MAX_VALUE_BYTES, KeyRange, Seqno, WriteBatch
+from kvwal.batch import WriteBatch
 from kvwal.errors import CorruptionError
 from kvwal.files import Buffer
+from kvwal.keys import MAX_KEY_BYTES, MAX_VALUE_BYTES, KeyRange, Seqno
 
 __all__ = [
     "CLOSED",
@@ -313,7 +314,7 @@ def _decode_range(op: int, start: bytes, stop: bytes) -> KeyRange:
     if op == _DELETE_FROM:
         if stop:
             raise ValueError("an open range in the commit has a stop")
-        return start, None
+        return KeyRange(start, None)
     if stop <= start or len(stop) > MAX_KEY_BYTES:
         raise ValueError("a range in the commit does not end after its start")
-    return start, stop
+    return KeyRange(start, stop)

@@ -54,9 +54,9 @@ from typing import Final, NamedTuple
 
 from crc32c import crc32c
 
-from kvwal.batch import Seqno
 from kvwal.features import KNOWN_OPTIONAL, KNOWN_REQUIRED
 from kvwal.files import Directory
+from kvwal.keys import Seqno
 from kvwal.log.record import segment_name
 
 __all__ = [

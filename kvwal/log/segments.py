@@ -11,9 +11,9 @@ import threading
 from collections.abc import Callable, Collection, Iterable
 from typing import Final, Literal, TypeAlias
 
-from kvwal.batch import Seqno
 from kvwal.errors import DiskFullError, InternalError
 from kvwal.files import Directory, File, Files
+from kvwal.keys import Seqno
 from kvwal.log.index import Index, index_name
 from kvwal.log.record import COMMIT, RECORD_HEADER_BYTES, WATERMARK, Record, encode_record, segment_name
 from kvwal.log.segment import (

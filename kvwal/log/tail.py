@@ -17,8 +17,8 @@ import enum
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from kvwal.batch import Seqno
 from kvwal.errors import CorruptionError, FormatError
+from kvwal.keys import Seqno
 from kvwal.log.record import LogPosition, segment_name
 from kvwal.log.segment import HeaderFault, SegmentInfo, Slot
 from kvwal.log.walk import Stop

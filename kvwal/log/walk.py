@@ -13,7 +13,7 @@ from typing import Final, NamedTuple, Protocol
 
 from crc32c import crc32c
 
-from kvwal.batch import Seqno
+from kvwal.keys import Seqno
 from kvwal.log.record import CLOSED, COMMIT, RECORD_HEADER, RECORD_HEADER_BYTES, WATERMARK, Record, decode_put
 from kvwal.log.segment import HEADER_PAGE_BYTES, SegmentHeader
 

@@ -29,9 +29,9 @@ from typing import Final, Protocol
 
 from crc32c import crc32c
 
-from kvwal.batch import Seqno
 from kvwal.errors import ClosedError, DiskFullError, InternalError, PoisonedError, StoreExistsError
 from kvwal.files import Buffer, Directory, File, Files
+from kvwal.keys import Seqno
 from kvwal.log.index import INDEX_STRIDE_BYTES, Index, index_name
 from kvwal.log.record import (
     CLOSED,

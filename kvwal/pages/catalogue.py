@@ -19,12 +19,12 @@ from dataclasses import replace
 from struct import Struct
 from typing import Final, NamedTuple
 
-from kvwal.batch import KeyRange
 from kvwal.errors import CorruptionError
 from kvwal.features import KEYSPACES
+from kvwal.keys import KeyRange, disjoint
 from kvwal.pages.compact import far_keys
 from kvwal.pages.freelist import Freed
-from kvwal.pages.merge import Merge, MergeJob, joined_ranges
+from kvwal.pages.merge import Merge, MergeJob
 from kvwal.pages.meta import DATA_FILE, Meta
 from kvwal.pages.node import NO_POINTER
 from kvwal.pages.pager import Pager
@@ -103,7 +103,7 @@ def merge_tables(
         rewrites = [] if limit is None else far_keys(pager, root.pointer, root.height, limit, give_way)
         if change is _NO_CHANGES and not rewrites:
             return root
-        job = MergeJob(change.updates, joined_ranges(change.ranges), rewrites, limit, give_way)
+        job = MergeJob(change.updates, disjoint(change.ranges), rewrites, limit, give_way)
         return Root(*Merge(pager, writer, freed, job).run(*root))
 
     root = merged(Root(draft.root, draft.height), changes.get(0, _NO_CHANGES))

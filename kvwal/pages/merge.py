@@ -22,8 +22,8 @@ from itertools import compress, islice
 from operator import lt
 from typing import Final
 
-from kvwal.batch import KeyRange
 from kvwal.errors import InternalError
+from kvwal.keys import KeyRange
 from kvwal.pages.freelist import Freed
 from kvwal.pages.node import (
     HAS_OVERFLOW,
@@ -40,7 +40,7 @@ from kvwal.pages.node import (
 from kvwal.pages.pager import Pager
 from kvwal.pages.writer import PageWriter, TreeBuilder
 
-__all__ = ["Merge", "MergeJob", "joined_ranges"]
+__all__ = ["Merge", "MergeJob"]
 
 #: Updates are taken from their iterator in batches of about this many bytes.
 _BATCH_BYTES: Final = 1 << 18
@@ -57,7 +57,7 @@ class MergeJob:
 
     Attributes:
         updates: keys and values (None: delete), sorted by key.
-        ranges: deleted before the updates apply; disjoint and sorted (`joined_ranges`).
+        ranges: deleted before the updates apply; disjoint and sorted (`keys.disjoint`).
         rewrites: keys whose leaves are written anew though nothing in them changes; sorted.
         moved_from: overflow extents that reach beyond this page are moved, in leaves that are rewritten.
         give_way: called at least once a leaf.
@@ -322,20 +322,3 @@ def without_deletes(keys: list[bytes], values: list[bytes | None]) -> tuple[list
         live = [value is not None for value in values]
         return list(compress(keys, live)), list(compress(values, live))  # type: ignore[arg-type]
     return keys, values  # type: ignore[return-value]
-
-
-def joined_ranges(ranges: Iterable[KeyRange]) -> list[KeyRange]:
-    """The same keys as disjoint, sorted ranges."""
-    joined: list[KeyRange] = []
-    for start, stop in sorted(ranges, key=lambda bounds: bounds[0]):
-        if stop is not None and stop <= start:
-            continue
-        if joined:
-            first, last = joined[-1]
-            if last is None:
-                break
-            if start <= last:
-                joined[-1] = (first, None if stop is None else max(stop, last))
-                continue
-        joined.append((start, stop))
-    return joined

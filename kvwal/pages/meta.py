@@ -56,9 +56,9 @@ from typing import Final
 
 from crc32c import crc32c
 
-from kvwal.batch import Seqno
 from kvwal.errors import CorruptionError, FormatError
 from kvwal.features import KNOWN_OPTIONAL, KNOWN_REQUIRED
+from kvwal.keys import Seqno
 from kvwal.pages.node import NO_POINTER, PAGE_SIZE, POINTER
 
 __all__ = ["DATA_FILE", "META_SIZE", "Choice", "Meta", "Row", "choose", "decode_meta", "encode_meta"]

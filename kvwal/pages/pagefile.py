@@ -34,10 +34,10 @@ from typing import Final, TypedDict, Unpack
 
 from crc32c import crc32c
 
-from kvwal.batch import KeyRange, Seqno
 from kvwal.errors import CorruptionError, DiskFullError, Error, PoisonedError, ReadOnlyError
 from kvwal.features import VERSION
 from kvwal.files import Directory, File
+from kvwal.keys import KeyRange, Seqno
 from kvwal.pages.catalogue import Changes, merge_tables, root_of, roots
 from kvwal.pages.compact import rebuilt_free_list, tail_limit
 from kvwal.pages.freelist import Allocator, Freed, FreeList, decode_free_list, encode_free_list, encoded_size

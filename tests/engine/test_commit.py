@@ -10,12 +10,13 @@ import pytest
 from engine_fakes import FakeLog, FakePages
 from store_fixtures import Interruption, interrupted_at
 
-from kvwal.batch import Seqno, WriteBatch
+from kvwal.batch import WriteBatch
 from kvwal.db.transaction import Transaction
 from kvwal.engine.commit import CommitPipeline
 from kvwal.engine.present import Present
 from kvwal.engine.request import CommitRequest
 from kvwal.errors import ConflictError, DiskFullError, PoisonedError
+from kvwal.keys import KeyRange, Seqno
 from kvwal.log import decode_intents
 
 
@@ -76,8 +77,8 @@ def test_of_two_conflicting_members_of_a_group_the_second_fails() -> None:
     view = present.view("test", 0, writer=True)
     one = put_request(b"a", b"1", since=view.seqno, reads=[b"a"])
     two = put_request(b"a", b"2", since=view.seqno, reads=[b"a"])
-    three = put_request(b"c", b"3", since=view.seqno, ranges=[(b"b", b"d")])
-    four = put_request(b"z", b"4", since=view.seqno, ranges=[(b"b", b"d")])
+    three = put_request(b"c", b"3", since=view.seqno, ranges=[KeyRange(b"b", b"d")])
+    four = put_request(b"z", b"4", since=view.seqno, ranges=[KeyRange(b"b", b"d")])
     pipeline.commit(put_request(b"x", b"0"), company=[one, two, three, four])
     assert [r.error is None for r in (one, two, three, four)] == [True, False, True, False]
     assert isinstance(two.error, ConflictError)

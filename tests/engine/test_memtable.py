@@ -10,12 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from store_fixtures import interrupted_at
 
-from kvwal.batch import Seqno, WriteBatch
-from kvwal.engine.memtable import MISSING, Memtable, in_range, sorted_in_steps, union_of
+from kvwal.batch import WriteBatch
+from kvwal.engine.memtable import MISSING, Memtable, sorted_in_steps
 from kvwal.engine.present import Levels
+from kvwal.keys import Seqno
 
 KEYS = st.sampled_from([b"", b"a", b"b", b"c", b"d", b"e", b"f"])
-RANGES = st.lists(st.tuples(KEYS, st.one_of(st.none(), KEYS)), max_size=5)
 
 
 def batch_of(*writes: tuple[Any, ...]) -> WriteBatch:
@@ -36,16 +36,6 @@ def table_of(*commits: WriteBatch, oldest_reader: int | None = None) -> Memtable
         table.apply(Seqno(seqno), batch, 10, None if oldest_reader is None else Seqno(oldest_reader))
         table._check()
     return table
-
-
-@given(RANGES)
-def test_a_union_holds_the_same_keys_in_disjoint_ascending_ranges(ranges: list[tuple[bytes, bytes | None]]) -> None:
-    union = union_of(ranges)
-    for key in [b"", b"a", b"ab", b"b", b"c", b"cc", b"d", b"e", b"f", b"g"]:
-        assert any(in_range(key, r) for r in ranges) == any(in_range(key, r) for r in union) == (
-            sum(in_range(key, r) for r in union) == 1
-        )
-    assert union == sorted(union, key=lambda bounds: bounds[0])
 
 
 @given(
@@ -69,8 +59,8 @@ def test_every_moment_since_the_oldest_reader_stays_readable(commits: list[Any],
     table = Memtable(Seqno(0))
     for seqno, writes in enumerate(commits, 1):
         batch = batch_of(*writes)
-        for start, stop in batch.ranges:
-            state = {k: v for k, v in state.items() if not in_range(k, (start, stop))}
+        for bounds in batch.ranges:
+            state = {k: v for k, v in state.items() if not bounds.contains(k)}
         for key, value in batch.writes.items():
             state[key] = value
             if value is None:

@@ -8,11 +8,11 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kvwal.engine.memtable import in_range
 from kvwal.engine.merge import Level, merged, without
+from kvwal.keys import KeyRange, in_any
 
 KEYS = st.integers(0, 25).map(lambda number: bytes([97 + number]))
-RANGES = st.lists(st.tuples(KEYS, st.one_of(st.none(), KEYS)), max_size=3)
+RANGES = st.lists(st.builds(KeyRange, KEYS, st.one_of(st.none(), KEYS)), max_size=3)
 LEVELS = st.lists(
     st.tuples(st.dictionaries(KEYS, st.one_of(st.none(), st.sampled_from([b"1", b"2", b"3"]))), RANGES), max_size=4
 )
@@ -29,7 +29,7 @@ def chunks(level: dict[bytes, Any], reverse: bool, size: int) -> Iterator[Any]:
 def test_the_newest_level_that_knows_a_key_decides(levels: list[Any], reverse: bool, size: int) -> None:
     model: dict[bytes, bytes | None] = {}
     for writes, masks in levels:
-        model = {key: value for key, value in model.items() if not any(in_range(key, mask) for mask in masks)}
+        model = {key: value for key, value in model.items() if not in_any(key, masks)}
         model.update(writes)
     sources = [Level(chunks(writes, reverse, size + index), masks) for index, (writes, masks) in enumerate(levels)]
     found: list[tuple[bytes, bytes]] = []
@@ -43,4 +43,4 @@ def test_the_newest_level_that_knows_a_key_decides(levels: list[Any], reverse: b
 def test_masks_take_out_what_they_hold_and_nothing_else(keys: list[bytes], masks: list[Any], reverse: bool) -> None:
     keys = sorted(keys, reverse=reverse)
     kept, values = without(keys, list(keys), masks)
-    assert list(kept) == list(values) == [key for key in keys if not any(in_range(key, mask) for mask in masks)]
+    assert list(kept) == list(values) == [key for key in keys if not in_any(key, masks)]

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 import kvwal
-from kvwal.batch import Seqno
+from kvwal.keys import Seqno
 from kvwal.log.index import Index
 from kvwal.testing import SimulatedDisk
 

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from log_rig import LogRig, body, entry, simulated_disk
 
-from kvwal.batch import Seqno
+from kvwal.keys import Seqno
 from kvwal.log import LogEnd
 from kvwal.log.segment import list_segments
 from kvwal.testing import SimulatedDisk, crash_every

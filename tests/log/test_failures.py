@@ -9,8 +9,8 @@ from itertools import islice
 import pytest
 from log_rig import SEGMENT_BYTES, STORE_ID, LogRig, body, entry, simulated_disk
 
-from kvwal.batch import Seqno
 from kvwal.errors import DiskFullError, InternalError, PoisonedError
+from kvwal.keys import Seqno
 from kvwal.log import LogWriter, Record
 from kvwal.log.record import segment_name
 from kvwal.testing import Operation, SimulatedDisk

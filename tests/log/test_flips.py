@@ -7,8 +7,8 @@ from collections.abc import Iterator
 import pytest
 from log_rig import LogRig, check_content, simulated_disk
 
-from kvwal.batch import Seqno
 from kvwal.errors import CorruptionError, FormatError
+from kvwal.keys import Seqno
 from kvwal.log import Record
 from kvwal.testing import SimulatedDisk
 

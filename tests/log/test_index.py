@@ -1,6 +1,6 @@
 """The sparse index of a segment."""
 
-from kvwal.batch import Seqno
+from kvwal.keys import Seqno
 from kvwal.log.index import Index
 from kvwal.log.segment import SegmentHeader
 

@@ -9,9 +9,9 @@ import pytest
 from log_rig import STORE_ID, LogRig, body, entry, simulated_disk
 from wrapped_files import WrappedFiles
 
-from kvwal.batch import Seqno
 from kvwal.errors import CorruptionError
 from kvwal.files import system_files
+from kvwal.keys import Seqno
 from kvwal.log import Damage, LogPosition, Record
 from kvwal.log.index import INDEX_STRIDE_BYTES, Index, index_name
 from kvwal.log.record import segment_name

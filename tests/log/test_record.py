@@ -7,8 +7,9 @@ from crc32c import crc32c
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kvwal.batch import MAX_KEY_BYTES, WriteBatch
+from kvwal.batch import WriteBatch
 from kvwal.errors import CorruptionError
+from kvwal.keys import MAX_KEY_BYTES, KeyRange
 from kvwal.log import decode_intents, encode_intents, encode_put
 from kvwal.log.record import COMMIT, RECORD_HEADER_BYTES, WATERMARK, Record, decode_put, encode_record
 
@@ -76,7 +77,7 @@ def test_random_bytes_are_decoded_or_refused_and_nothing_else(body: bytes):
 
 def test_golden_bytes_of_intents():
     batch = of(k=b"vv", d=None)
-    batch.ranges = [(b"a", b"b"), (b"c", None)]
+    batch.ranges = [KeyRange(b"a", b"b"), KeyRange(b"c", None)]
     assert joined(batch) == bytes.fromhex(
         "04000000"  # four intents
         "03040102"  # range, open range, put, delete

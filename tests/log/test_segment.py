@@ -5,8 +5,8 @@ import struct
 import pytest
 from crc32c import crc32c
 
-from kvwal.batch import Seqno
 from kvwal.features import EXTENSIONS, KNOWN_REQUIRED
+from kvwal.keys import Seqno
 from kvwal.log.segment import (
     HEADER_BYTES,
     HEADER_PAGE_BYTES,

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kvwal.batch import Seqno
+from kvwal.keys import Seqno
 from kvwal.log.record import CLOSED, COMMIT, WATERMARK, Record, decode_intents, encode_put, encode_record
 from kvwal.log.segment import HEADER_PAGE_BYTES, SegmentHeader
 from kvwal.log.walk import Cursor, Puts, Stop, closed_record, last_written, search, walk

@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from log_rig import SEGMENT_BYTES, STORE_ID, LogRig, body, entry, simulated_disk
 
-from kvwal.batch import Seqno
 from kvwal.errors import ClosedError, CorruptionError, StoreExistsError
 from kvwal.files import system_files
+from kvwal.keys import Seqno
 from kvwal.log import LogWriter, TailRow
 from kvwal.log.record import segment_name
 from kvwal.log.segment import SLOT_OFFSET, SegmentHeader, decode_header

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from pages_fixtures import STORE_ID, Updates, applied, contents
 
-from kvwal.batch import KeyRange, Seqno
 from kvwal.errors import EnvironmentFailure
+from kvwal.keys import KeyRange, Seqno
 from kvwal.pages import PageFile, check
 from kvwal.testing import SimulatedDisk, crash_every
 from kvwal.testing.faults import Effect
@@ -34,7 +34,7 @@ def steps(rng: random.Random, count: int) -> list[Step]:
         }
         if rng.random() < 0.4:
             updates[b"large%d" % rng.randrange(3)] = bytes([step]) * rng.choice([3000, 9000])
-        ranges: list[KeyRange] = [(b"050", None)] if step % 4 == 3 else []
+        ranges: list[KeyRange] = [KeyRange(b"050", None)] if step % 4 == 3 else []
         made.append((updates, ranges))
     return made
 

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from pages_fixtures import Scratch, contents, entries
 
-from kvwal.batch import Seqno
 from kvwal.errors import CorruptionError, FormatError
+from kvwal.keys import Seqno
 from kvwal.pages import PageFile, Problem, Row, Salvaged, check, salvage_pages
 from kvwal.pages.node import PAGE_SIZE, POINTER
 

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from pages_fixtures import Scratch, WatchedFiles, contents
 
-from kvwal.batch import Seqno
 from kvwal.errors import DiskFullError, PoisonedError
+from kvwal.keys import Seqno
 from kvwal.pages import PageFile, check
 from kvwal.pages.node import PAGE_SIZE
 

@@ -1,8 +1,7 @@
-"""What goes into a merge: ranges joined, leaves and updates made one, batches of a stream."""
+"""What goes into a merge: leaves and updates made one, batches of a stream."""
 
 from __future__ import annotations
 
-from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -10,22 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kvwal.errors import InternalError
-from kvwal.pages.merge import Updates, joined_ranges, merged
+from kvwal.pages.merge import Updates, merged
 from kvwal.pages.writer import one_size
 
 short = st.binary(max_size=2)
 NOWHERE: Any = None  # no value here is large, so nothing is written
-
-
-@given(st.lists(st.tuples(short, st.none() | short), max_size=6), st.lists(short, max_size=20))
-def test_joined_ranges_are_disjoint_and_cover_the_same_keys(ranges: Any, keys: list[bytes]) -> None:
-    joined = joined_ranges(ranges)
-    for key in keys:
-        before = any(start <= key and (stop is None or key < stop) for start, stop in ranges)
-        assert before == any(start <= key and (stop is None or key < stop) for start, stop in joined)
-    for (_, stop), (start, _) in pairwise(joined):
-        assert stop is not None
-        assert stop < start
 
 
 @given(

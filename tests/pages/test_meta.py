@@ -10,9 +10,9 @@ import pytest
 from crc32c import crc32c
 from pages_fixtures import STORE_ID, Scratch, WatchedFiles
 
-from kvwal.batch import Seqno
 from kvwal.errors import CorruptionError, FormatError
 from kvwal.features import EXTENSIONS, KEYSPACES, KNOWN_REQUIRED, VERSION
+from kvwal.keys import Seqno
 from kvwal.pages import Meta, PageFile, Row, check
 from kvwal.pages.meta import META_SIZE, choose, decode_meta, encode_meta
 from kvwal.pages.node import PAGE_SIZE, POINTER

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from pages_fixtures import STORE_ID, Scratch, contents, entries
 
-from kvwal.batch import MAX_KEY_BYTES, Seqno
 from kvwal.errors import ClosedError, InternalError, ReadOnlyError
 from kvwal.files import system_files
+from kvwal.keys import MAX_KEY_BYTES, Seqno
 from kvwal.pages import PageFile, Salvaged, check, salvage_pages
 from kvwal.pages.node import OVERFLOW_THRESHOLD, PAGE_SIZE
 from kvwal.pages.pager import Pager
