@@ -24,6 +24,8 @@ An error carries its facts as attributes, and its text says what to do next.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 __all__ = [
     "ClosedError",
     "ConflictError",
@@ -32,6 +34,7 @@ __all__ = [
     "EnvironmentFailure",
     "Error",
     "FeedGap",
+    "Finding",
     "ForkedError",
     "FormatError",
     "InternalError",
@@ -81,6 +84,25 @@ class FeedGap(UsageError):
     """Changes between the position asked for and the oldest kept one are gone."""
 
 
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that is wrong in a store.
+
+    Attributes:
+        file: the name of the file, inside the store's directory.
+        offset: byte offset in it, or None when the whole file is meant.
+        reason: what does not hold, in a few words.
+    """
+
+    file: str
+    offset: int | None
+    reason: str
+
+    def __str__(self) -> str:
+        where = self.file if self.offset is None else f"{self.file} at byte {self.offset}"
+        return f"{where}: {self.reason}"
+
+
 class CorruptionError(Error):
     """Bytes on disk are not what was written there.
 
@@ -97,11 +119,14 @@ class CorruptionError(Error):
         self.file = file
         self.offset = offset
         self.reason = reason
-        where = file if offset is None else f"{file} at byte {offset}"
         super().__init__(
-            f"{where}: {reason}. Restore a backup, or save what verifies into a new store with "
-            f"kvwal.salvage(path, into)"
+            f"{self.finding}. Restore a backup, or save what verifies into a new store with kvwal.salvage(path, into)"
         )
+
+    @property
+    def finding(self) -> Finding:
+        """The damage as `Store.verify` and `kvwal.salvage` report it."""
+        return Finding(self.file, self.offset, self.reason)
 
 
 class FormatError(Error):

@@ -19,9 +19,8 @@ from dataclasses import dataclass
 from kvwal.api.open import open as open_store
 from kvwal.api.store import Store
 from kvwal.batch import WriteBatch
-from kvwal.engine.inspection import Finding
 from kvwal.engine.recovery import DATA_NAME, segment_names
-from kvwal.errors import CorruptionError, FormatError, StoreExistsError, StoreNotFoundError
+from kvwal.errors import CorruptionError, Finding, FormatError, StoreExistsError, StoreNotFoundError
 from kvwal.files import Directory, Files, PathArgument, path_text, system_files
 from kvwal.keys import Seqno
 from kvwal.log import Damage, LogReader

@@ -7,13 +7,13 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from kvwal.engine.present import Present, View
-from kvwal.errors import CorruptionError
+from kvwal.errors import CorruptionError, Finding
 from kvwal.files import Files
 from kvwal.keys import Seqno
 from kvwal.log import LogReader, LogWriter
 from kvwal.pages import PageFile, check
 
-__all__ = ["Finding", "Pin", "Stats", "VerifyReport", "verify_parts"]
+__all__ = ["Pin", "Stats", "VerifyReport", "verify_parts"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,19 +116,6 @@ class Stats:
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
-    """One thing that is wrong: the file, the byte offset in it (None: the whole file) and what does not hold."""
-
-    file: str
-    offset: int | None
-    reason: str
-
-    def __str__(self) -> str:
-        where = self.file if self.offset is None else f"{self.file} at byte {self.offset}"
-        return f"{where}: {self.reason}"
-
-
-@dataclass(frozen=True, slots=True)
 class VerifyReport:
     """What `Store.verify` proved.
 
@@ -165,7 +152,7 @@ def verify_parts(
             records, compared, different = _log_against_pages(pages, reader)
             problems += different
         except CorruptionError as error:
-            problems.append(Finding(error.file, error.offset, error.reason))
+            problems.append(error.finding)
     return VerifyReport(
         tuple(problems), pages.stats().pages, records, compared, files.monotonic_s() - started_s
     )
