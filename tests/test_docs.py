@@ -163,7 +163,7 @@ def test_every_struct_that_is_on_disk_has_its_table_in_format_md() -> None:
 
 
 def test_format_md_says_the_numbers_of_the_code() -> None:
-    from kvwal.log import index, record, segment
+    from kvwal.log import index, intents, record, segment
     from kvwal.pages import freelist, meta, node
 
     for magic in (segment.MAGIC, segment.SLOT_MAGIC, index.MAGIC, meta._MAGIC):
@@ -175,7 +175,7 @@ def test_format_md_says_the_numbers_of_the_code() -> None:
     assert f"of the meta: {meta.META_SIZE}" in FORMAT
     assert f"pages of {node.PAGE_SIZE} bytes" in FORMAT
     assert f"{record.COMMIT} commit, {record.WATERMARK} watermark, {record.CLOSED} closed" in FORMAT
-    operations = (record._PUT, record._DELETE, record._DELETE_RANGE, record._DELETE_FROM)
+    operations = (intents._PUT, intents._DELETE, intents._DELETE_RANGE, intents._DELETE_FROM)
     put, delete, delete_range, delete_from = operations
     assert f"{put} put, {delete} delete, {delete_range} delete a range with a stop, {delete_from} delete from" in FORMAT
     assert f"{node.LEAF} leaf, {node.INNER} inner" in FORMAT

@@ -13,22 +13,22 @@ VALUE = b"v" * 100
 
 
 def test_encode_one_put(benchmark: Any) -> None:
-    record = pytest.importorskip("kvwal.log.record")
+    record = pytest.importorskip("kvwal.log.intents")
     benchmark(record.encode_put, KEY, VALUE)
 
 
 def test_decode_one_put(benchmark: Any) -> None:
-    record = pytest.importorskip("kvwal.log.record")
+    record = pytest.importorskip("kvwal.log.intents")
     assert len(benchmark(record.decode_intents, record.encode_put(KEY, VALUE))) == 1
 
 
 def test_encode_1000_puts(benchmark: Any) -> None:
-    record = pytest.importorskip("kvwal.log.record")
+    record = pytest.importorskip("kvwal.log.intents")
     benchmark(record.encode_intents, _batch(1000))
 
 
 def test_decode_1000_puts(benchmark: Any) -> None:
-    record = pytest.importorskip("kvwal.log.record")
+    record = pytest.importorskip("kvwal.log.intents")
     body = b"".join(record.encode_intents(_batch(1000)))
     assert len(benchmark(record.decode_intents, body)) == 1000
 

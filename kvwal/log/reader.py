@@ -18,7 +18,7 @@ from kvwal.errors import CorruptionError, FormatError
 from kvwal.files import Directory
 from kvwal.keys import Seqno
 from kvwal.log.index import Index, index_name, load_index
-from kvwal.log.record import COMMIT, LogPosition, Record, segment_name
+from kvwal.log.record import LogPosition, Record, segment_name
 from kvwal.log.salvage import salvage_segment
 from kvwal.log.segment import (
     HEADER_PAGE_BYTES,
@@ -119,6 +119,7 @@ class LogReader:
             cut_bytes=tail.written,
             detail=describe(row, tail),
             segments=tuple(self._infos(names, chain)),
+            features=segment.known.required,
         )
 
     def _start(self, segment: _Segment, after: int) -> Cursor:
@@ -488,7 +489,7 @@ def _gather(file: Readable, segment: _Segment, cursor: Cursor, until: int | None
     zeros = len(start) - len(start.lstrip(b"\0"))
     later = False
     for found in search(file, segment.known, cursor.offset, limit):
-        if not later and found.seqno == last + (found.kind == COMMIT):
+        if not later and found.seqno == last + found.is_commit:
             tail = Tail(cursor.stop, last, durable, True, True, short, zeros, written, following)
             return tail, found.offset
         later = True

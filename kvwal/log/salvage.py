@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Generator
 from typing import Final
 
-from kvwal.log.record import COMMIT, Record, segment_name
+from kvwal.log.record import Record, segment_name
 from kvwal.log.segment import HEADER_PAGE_BYTES, SegmentHeader
 from kvwal.log.tail import Damage
 from kvwal.log.walk import Cursor, Readable, Stop, last_written, search, walk
@@ -33,7 +33,7 @@ def salvage_segment(
             (
                 found
                 for found in search(file, header, damaged + 1, limit)
-                if found.kind == COMMIT and found.seqno > last and (until is None or found.seqno <= until)
+                if found.is_commit and found.seqno > last and (until is None or found.seqno <= until)
             ),
             None,
         )

@@ -15,7 +15,7 @@ from kvwal.errors import DiskFullError, InternalError
 from kvwal.files import Directory, File, Files
 from kvwal.keys import Seqno
 from kvwal.log.index import Index, index_name
-from kvwal.log.record import COMMIT, RECORD_HEADER_BYTES, WATERMARK, Record, encode_record, segment_name
+from kvwal.log.record import RECORD_HEADER_BYTES, WATERMARK, Record, encode_record, segment_name
 from kvwal.log.segment import (
     HEADER_PAGE_BYTES,
     SLOT_OFFSET,
@@ -74,6 +74,8 @@ class SegmentMaker:
         self._spare_lock = threading.Lock()
         self._spare: File | None = None
         self._over = False
+        #: What a reader of the log must know: the `required` of the next segment.
+        self.features = 0
 
     # -- a segment ----------------------------------------------------------------------------
 
@@ -100,8 +102,9 @@ class SegmentMaker:
         random = self._files.random_bytes(8)
         salt, marker = int.from_bytes(random[:4], "little"), new_marker(random[4:])
         capacity = max(least_bytes, HEADER_PAGE_BYTES + needed + CLOSED_ROOM_BYTES)
+        required, wall_us = self.features, self._files.now_us()
         header = SegmentHeader(
-            self._store_id, first_seqno, created_us, salt, marker, capacity, previous, wall_us=self._files.now_us()
+            self._store_id, first_seqno, created_us, salt, marker, capacity, previous, required, wall_us=wall_us
         )
         taken = fill is None and self._spare_lock.acquire(blocking=False)
         try:
@@ -263,7 +266,7 @@ def copy_tail(file: File, header: SegmentHeader, index: Index, end: LogEnd, reco
         if offset >= index.next_offset:
             index.add(last, time_us, offset)
         seed = header.salt + offset
-        frames.append(encode_record(header.marker, seed, COMMIT, last, end.watermark, time_us, record.body))
+        frames.append(encode_record(header.marker, seed, record.kind, last, end.watermark, time_us, record.body))
         offset += len(frames[-1])
         if offset - start >= _CARRY_BYTES:
             file.pwrite(b"".join(frames), start)

@@ -252,6 +252,7 @@ class LogEnd:
         cut_bytes: bytes behind that which are given up.
         detail: the same for a person.
         segments: every segment there is, oldest first.
+        features: those that a reader of the newest segment must know, as its header says.
         clean: nothing needs to be carried over or cut.
     """
 
@@ -263,6 +264,7 @@ class LogEnd:
     cut_bytes: int
     detail: str
     segments: tuple[SegmentInfo, ...]
+    features: int = 0
 
     @property
     def clean(self) -> bool:

@@ -14,7 +14,8 @@ from typing import Final, NamedTuple, Protocol
 from crc32c import crc32c
 
 from kvwal.keys import Seqno
-from kvwal.log.record import CLOSED, COMMIT, RECORD_HEADER, RECORD_HEADER_BYTES, WATERMARK, Record, decode_put
+from kvwal.log.intents import decode_put
+from kvwal.log.record import CLOSED, COMMIT, RECORD_HEADER, RECORD_HEADER_BYTES, WATERMARK, Record, is_commit
 from kvwal.log.segment import HEADER_PAGE_BYTES, SegmentHeader
 
 __all__ = ["Cursor", "Found", "Puts", "Readable", "Stop", "closed_record", "last_written", "search", "walk"]
@@ -119,15 +120,15 @@ def walk(
             if crc32c(rest, (seed + pos) & 0xFFFFFFFF) != crc:
                 stop = Stop.INVALID
                 break
-            if kind == COMMIT:
+            if kind == COMMIT or is_commit(kind):
                 if seqno != last + 1 or marked > last:
                     stop = Stop.DISORDER
                     break
                 last = seqno
                 if last > after:
-                    put = None if content is None else decode_put(rest, 32)
+                    put = decode_put(rest, 32) if content is not None and kind == COMMIT else None
                     if put is None or content is None:
-                        yield Record(COMMIT, seqno, marked, made, segment, base + pos, rest[32:])
+                        yield Record(kind, seqno, marked, made, segment, base + pos, rest[32:])
                     else:
                         content[put[0]] = put[1]
                         size_of_puts += RECORD_HEADER_BYTES + length
@@ -178,6 +179,11 @@ class Found(NamedTuple):
     seqno: Seqno
     watermark: Seqno
     time_us: int
+
+    @property
+    def is_commit(self) -> bool:
+        """Whether it is a commit of a kind that is known."""
+        return bool(is_commit(self.kind))
 
 
 def search(file: Readable, header: SegmentHeader, start: int, limit: int) -> Iterator[Found]:

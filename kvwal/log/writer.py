@@ -33,17 +33,16 @@ from kvwal.errors import ClosedError, DiskFullError, InternalError, PoisonedErro
 from kvwal.files import Buffer, Directory, File, Files
 from kvwal.keys import Seqno
 from kvwal.log.index import INDEX_STRIDE_BYTES, Index, index_name
+from kvwal.log.intents import MAX_BODY_BYTES, Body, encode_put, features_of
 from kvwal.log.record import (
     CLOSED,
     COMMIT,
-    MAX_BODY_BYTES,
     RECORD_HEAD,
     RECORD_HEADER_BYTES,
     RECORD_PUT,
     RECORD_REST,
     WATERMARK,
     Record,
-    encode_put,
     encode_record,
 )
 from kvwal.log.segment import HEADER_PAGE_BYTES, SegmentHeader, SegmentInfo, list_segments
@@ -164,6 +163,7 @@ class LogWriter:
         log = cls(files, directory, store_id, segment_bytes=segment_bytes, preallocate=preallocate, mode=mode)
         log._maker.remove_leftovers([segment.first_seqno for segment in end.segments])
         log._segments = end.segments
+        log._maker.features = end.features
         log.last_seqno = log.durable_seqno = end.watermark
         log.last_time_us = end.last_time_us
         # The names that were found may not be on disk yet, nor the slot that leads to the newest one.
@@ -261,7 +261,11 @@ class LogWriter:
                 entries.append((seqno, now_us, offset))
                 due = offset + INDEX_STRIDE_BYTES
             parts = [body] if isinstance(body, bytes) else body
-            rest = _pack_rest(size, COMMIT, seqno, self.durable_seqno, now_us)
+            kind = COMMIT
+            if type(body) is Body:
+                kind |= body.bits
+                self._maker.features |= features_of(body.bits)
+            rest = _pack_rest(size, kind, seqno, self.durable_seqno, now_us)
             crc = crc32c(rest, (self._salt + offset) & 0xFFFFFFFF)
             for part in parts:
                 crc = crc32c(part, crc)

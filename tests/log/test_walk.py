@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kvwal.keys import Seqno
-from kvwal.log.record import CLOSED, COMMIT, WATERMARK, Record, decode_intents, encode_put, encode_record
+from kvwal.log.intents import EXTENDED, SYSTEM, TABLES, decode_intents, encode_put
+from kvwal.log.record import CLOSED, COMMIT, WATERMARK, Record, encode_record
 from kvwal.log.segment import HEADER_PAGE_BYTES, SegmentHeader
 from kvwal.log.walk import Cursor, Puts, Stop, closed_record, last_written, search, walk
 
@@ -131,8 +132,22 @@ def test_a_record_that_contradicts_the_log_is_disorder(kind: int, seqno: int, wa
     assert walked(data)[1].stop is Stop.DISORDER
 
 
-def test_an_unknown_kind_or_flag_is_not_skipped():
-    for kind in (0, 4, 0x0101):
+def test_a_commit_with_bits_is_handed_out_and_never_taken_for_one_put():
+    bits = [EXTENDED, TABLES, TABLES | SYSTEM]
+    data = b""
+    for i, some in enumerate(bits):
+        seed = HEADER.salt + HEADER_PAGE_BYTES + len(data)
+        data += encode_record(HEADER.marker, seed, COMMIT | some, 7 + i, 6, 0, encode_put(b"k", b"v"))
+    puts = Puts({})
+    found, cursor = walked(data, puts=puts)
+    assert [(r.seqno, r.kind) for r in found] == [(7 + i, COMMIT | some) for i, some in enumerate(bits)]
+    assert (puts.content, cursor.last_seqno) == ({}, 9)
+    memory = Memory(bytes(HEADER_PAGE_BYTES) + data)
+    assert all(f.is_commit for f in search(memory, HEADER, HEADER_PAGE_BYTES, len(memory.data)))
+
+
+def test_an_unknown_kind_or_bit_is_not_skipped():
+    for kind in (0, 4, COMMIT | SYSTEM, COMMIT | 1 << 11, WATERMARK | EXTENDED):
         data = encode_record(HEADER.marker, HEADER.salt + 4096, kind, 7, 6, 0)
         assert walked(data)[1].stop is Stop.UNKNOWN
 

@@ -9,10 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from log_rig import SEGMENT_BYTES, STORE_ID, LogRig, body, entry, simulated_disk
 
+from kvwal.batch import WriteBatch
 from kvwal.errors import ClosedError, CorruptionError, StoreExistsError
+from kvwal.features import EXTENSIONS, KEYSPACES
 from kvwal.files import system_files
 from kvwal.keys import Seqno
-from kvwal.log import LogWriter, TailRow
+from kvwal.log import LogWriter, TailRow, encode_intents
 from kvwal.log.record import segment_name
 from kvwal.log.segment import SLOT_OFFSET, SegmentHeader, decode_header
 from kvwal.testing import Operation, SimulatedDisk
@@ -42,6 +44,48 @@ def test_append_put_and_append_write_the_same_kind_of_record(rig: LogRig):
     assert log.durable_seqno == 4
     log.abandon()
     assert rig.replay()[0] == [1, 2, 3, 4]
+
+
+def test_commits_of_several_tables_and_with_an_extension_are_read_back_and_carried(rig: LogRig):
+    batch = WriteBatch()
+    batch.put(b"k", b"v")
+    batch.table(16).put(b"k", b"other")
+    system = WriteBatch()
+    system.table(1).put(b"name", b"16")
+    log = rig.create()
+    log.append([encode_intents(batch, {3: b"trace"}), encode_intents(system), body(3)])
+    for _ in range(2):
+        log.abandon()
+        reader = rig.reader()
+        first, second, third = reader.records(Seqno(0), Seqno(0))
+        assert first.batch().table(16).writes == {b"k": b"other"}
+        assert (first.batch().writes, first.extension()) == ({b"k": b"v"}, {3: b"trace"})
+        assert [r.is_system for r in (first, second, third)] == [False, True, False]
+        assert second.batch().table(1).writes == {b"name": b"16"}
+        log = rig.resume(reader.end)
+    log.close()
+
+
+def test_a_segment_says_which_features_were_in_use_when_it_was_made(rig: LogRig):
+    def required() -> list[int]:
+        headers = [decode_header(rig.read(segment_name(n))[:4096], n, STORE_ID) for n in rig.segments()]
+        return [header.required for header in headers if isinstance(header, SegmentHeader)]
+
+    batch = WriteBatch()
+    batch.table(16).put(b"k", b"v")
+    log = rig.create()
+    log.append([encode_intents(WriteBatch(), {3: b"trace"})])
+    log.append([body(2, 800)])
+    log.append([encode_intents(batch)])
+    assert required() == [0, EXTENSIONS]
+    log.append([body(4, 900)])
+    log.close()
+    reader = rig.reader()
+    list(reader.records(Seqno(4), Seqno(4)))
+    log = rig.resume(reader.end)
+    log.append([body(5, 900)])
+    assert required() == [0, EXTENSIONS, EXTENSIONS | KEYSPACES, EXTENSIONS | KEYSPACES]
+    log.abandon()
 
 
 @settings(max_examples=30, deadline=None)

@@ -1,0 +1,398 @@
+"""The body of a commit: what is known about it, and what it wrote, as bytes.
+
+Bits of the record's kind say what the body holds beside the intents of table 0. Without any of them it is the plain
+commit, and costs nothing for what the others have:
+
+| bit | name | meaning |
+|---|---|---|
+| 8 | EXTENDED | the body begins with an extension block |
+| 9 | TABLES | the columns have a column of table ids |
+| 10 | SYSTEM | there are intents, all of tables 1 to 15: no user's table changed. Only with TABLES |
+
+The extension block, little-endian, without padding: a u16 with the length of what follows, then items of type u8,
+length u16, content. It is valid when
+1. its items fill it exactly, and their types ascend,
+2. the length of each item of a known type is within its limits,
+3. items of unknown types are of type 128 or more; they are skipped. A lower one was written by a newer version.
+
+The intents, in columns, so that a batch is packed and cut by whole columns:
+
+| size | field |
+|---|---|
+| 4 | n, the number of intents |
+| n x 1 | op: 1 put, 2 delete, 3 delete_range with a stop, 4 delete_range to the end |
+| n x 2 | key length; the key of a range is its start |
+| n x 4 | value length; the value of op 3 is the range's stop, ops 2 and 4 have none |
+| n x 4 | table id; only with TABLES |
+| - | the keys, one after the other |
+| - | the values, one after the other |
+
+Intents are valid when
+1. the columns and what they announce fill the rest of the body exactly,
+2. every op is known (others were written by a newer version), and ranges come before puts and deletes,
+3. no key of a table is written twice, deletes and open ranges have no value, and a stop lies after its start,
+4. no length exceeds its limit,
+5. table ids do not decrease, among the ranges and among the others; one of them is not 0, and SYSTEM says the truth.
+"""
+
+from __future__ import annotations
+
+import struct
+from bisect import bisect_right
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import accumulate, pairwise
+from typing import Final
+
+from kvwal.batch import WriteBatch
+from kvwal.features import EXTENSIONS, KEYSPACES
+from kvwal.files import Buffer
+from kvwal.keys import MAX_KEY_BYTES, MAX_VALUE_BYTES, KeyRange
+
+__all__ = [
+    "EXTENDED",
+    "MAX_BODY_BYTES",
+    "SYSTEM",
+    "TABLES",
+    "Body",
+    "UnknownToUs",
+    "decode_extension",
+    "decode_intents",
+    "decode_put",
+    "encode_extension",
+    "encode_intents",
+    "encode_put",
+    "features_of",
+]
+
+# On disk: never change.
+EXTENDED: Final = 1 << 8
+TABLES: Final = 1 << 9
+SYSTEM: Final = 1 << 10
+_FIRST_USER_TABLE: Final = 16
+
+_PUT: Final = 1
+_DELETE: Final = 2
+_DELETE_RANGE: Final = 3
+_DELETE_FROM: Final = 4
+
+# Types of extension items, with the least and the most bytes of their content.
+_ITEMS: Final = {1: (1, 4096), 2: (1, 1), 3: (1, 64), 5: (1, 255)}
+_FIRST_SKIPPED_ITEM: Final = 128
+
+# One intent alone: n, op, key length, value length.
+ONE = struct.Struct("<IBHI")
+_ONE_BYTES: Final = 11
+assert ONE.size == _ONE_BYTES
+_unpack_one = ONE.unpack_from
+
+_COUNT = struct.Struct("<I")
+_BLOCK = struct.Struct("<H")
+_ITEM = struct.Struct("<BH")
+_COLUMN_BYTES: Final = 7
+_TABLE_BYTES: Final = 4
+_MAX_BLOCK_BYTES: Final = 0xFFFF
+MAX_BODY_BYTES: Final = 0xFFFFFFFF
+
+# The module struct keeps what it has compiled for the last 100 formats: this bounds the time and the memory of one.
+_CUT_AT_ONCE: Final = 256
+
+_ONE_CHUNK_BYTES: Final = 64 << 10
+_LARGE_VALUE_BYTES: Final = 32 << 10
+
+
+class UnknownToUs(ValueError):
+    """The body is of a newer format: it holds an operation or an extension item that this version does not know."""
+
+
+class Body(list[Buffer]):
+    """The chunks of a body that is not plain, and the bits of the kind that say so."""
+
+    __slots__ = ("bits",)
+
+    def __init__(self, bits: int, chunks: Sequence[Buffer]) -> None:
+        super().__init__(chunks)
+        self.bits = bits
+
+
+def features_of(bits: int) -> int:
+    """The features that a reader of a commit with these bits must know."""
+    return (EXTENSIONS if bits & EXTENDED else 0) | (KEYSPACES if bits & TABLES else 0)
+
+
+# -- to bytes ----------------------------------------------------------------------------------
+
+
+def encode_put(key: bytes, value: bytes) -> bytes:
+    """The body of a commit that puts one value. Both must have passed `as_key` and `as_value`."""
+    return ONE.pack(1, _PUT, len(key), len(value)) + key + value
+
+
+def encode_intents(batch: WriteBatch, extension: Mapping[int, bytes] | None = None) -> list[Buffer]:
+    """The body of a commit, in chunks: one if it is small; large values are not copied. A `Body` if it is not plain.
+
+    ValueError if the batch, or an item of the extension, is too large.
+    """
+    if batch.others is None and not extension:
+        return _checked(_encode_plain(batch))
+    parts = [(table, part) for table, part in sorted((batch.others or {}).items()) if len(part)]
+    chunks = _encode_tables([(0, batch), *parts]) if parts else _encode_plain(batch)
+    bits = 0
+    if parts:
+        system = not batch.writes and not batch.ranges and parts[-1][0] < _FIRST_USER_TABLE
+        bits |= TABLES | SYSTEM if system else TABLES
+    if extension:
+        chunks.insert(0, encode_extension(extension))
+        bits |= EXTENDED
+    return Body(bits, _checked(chunks)) if bits else _checked(chunks)
+
+
+def _checked(chunks: list[Buffer]) -> list[Buffer]:
+    length = sum(map(len, chunks))
+    if length > MAX_BODY_BYTES:
+        raise ValueError(f"the commit takes {length} bytes in the log; the limit is {MAX_BODY_BYTES}")
+    return chunks
+
+
+def encode_extension(items: Mapping[int, bytes]) -> bytes:
+    """The extension block. ValueError for an item that is not known, or is too short or too long."""
+    parts = []
+    for kind, content in sorted(items.items()):
+        least, most = _ITEMS.get(kind, (1, 0))
+        if not least <= len(content) <= most:
+            raise ValueError(f"extension item {kind} with {len(content)} bytes is not known, too short or too long")
+        parts.append(_ITEM.pack(kind, len(content)) + content)
+    block = b"".join(parts)
+    return _BLOCK.pack(len(block)) + block
+
+
+def _encode_plain(batch: WriteBatch) -> list[Buffer]:
+    keys, values, ops, value_lengths = _columns(batch)
+    n = len(keys)
+    columns = struct.pack(f"<I{n}s{n}H{n}I", n, ops, *map(len, keys), *value_lengths)
+    return _chunks(columns, keys, values, value_lengths)
+
+
+def _encode_tables(parts: Sequence[tuple[int, WriteBatch]]) -> list[Buffer]:
+    """As `_encode_plain`, of several tables in ascending order: the ranges of all of them, then the writes."""
+    keys: list[bytes] = []
+    values: list[bytes] = []
+    ops = b""
+    value_lengths: list[int] = []
+    tables: list[int] = []
+    split = [(table, len(part.ranges), _columns(part)) for table, part in parts]
+    pieces = [(table, slice(n), columns) for table, n, columns in split]
+    pieces += [(table, slice(n, None), columns) for table, n, columns in split]
+    for table, piece, (its_keys, its_values, its_ops, its_lengths) in pieces:
+        keys += its_keys[piece]
+        values += its_values[piece]
+        ops += its_ops[piece]
+        value_lengths += its_lengths[piece]
+        tables += [table] * (len(keys) - len(tables))
+    n = len(keys)
+    lengths = struct.pack(f"<I{n}s{n}H{n}I{n}I", n, ops, *map(len, keys), *value_lengths, *tables)
+    return _chunks(lengths, keys, values, value_lengths)
+
+
+def _columns(batch: WriteBatch) -> tuple[list[bytes], list[bytes], bytes, list[int]]:
+    """Keys, values, ops and lengths of the values of one table: ranges first."""
+    writes = batch.writes
+    ranges = batch.ranges
+    keys: list[bytes] = list(writes)
+    values: list[bytes]
+    try:
+        # len(None) fails: the usual batch of puts alone is found out without looking at each value.
+        values = list(writes.values())  # type: ignore[arg-type]  # None is dealt with below
+        value_lengths = list(map(len, values))
+        ops = b"\x01" * len(keys)
+    except TypeError:
+        ops = bytes([_DELETE if value is None else _PUT for value in writes.values()])
+        values = [value or b"" for value in writes.values()]
+        value_lengths = list(map(len, values))
+    if ranges:
+        ops = bytes([_DELETE_FROM if stop is None else _DELETE_RANGE for _, stop in ranges]) + ops
+        keys[:0] = [start for start, _ in ranges]
+        stops = [stop or b"" for _, stop in ranges]
+        values[:0] = stops
+        value_lengths[:0] = map(len, stops)
+    return keys, values, ops, value_lengths
+
+
+def _chunks(columns: bytes, keys: list[bytes], values: list[bytes], value_lengths: list[int]) -> list[Buffer]:
+    """Everything in order: joined, but for large values, which stay as they are."""
+    if sum(value_lengths) < _ONE_CHUNK_BYTES or max(value_lengths) < _LARGE_VALUE_BYTES:
+        return [b"".join((columns, *keys, *values))]
+    small: list[bytes] = [columns, *keys]
+    chunks: list[Buffer] = []
+    for value in values:
+        if len(value) < _LARGE_VALUE_BYTES:
+            small.append(value)
+            continue
+        if small:
+            chunks.append(b"".join(small))
+            small = []
+        chunks.append(value)
+    if small:
+        chunks.append(b"".join(small))
+    return chunks
+
+
+# -- from bytes --------------------------------------------------------------------------------
+
+
+def decode_put(data: bytes, at: int = 0) -> tuple[bytes, bytes] | None:
+    """The key and value of the commit whose body is all of `data` from `at` on, if it is one put and plain.
+
+    None for any other, valid or not: ask `decode_intents`.
+    """
+    size = len(data)
+    if size - at >= _ONE_BYTES:
+        n, op, key_length, value_length = _unpack_one(data, at)
+        at += _ONE_BYTES
+        split = at + key_length
+        if n == 1 and op == _PUT and split + value_length == size and value_length <= MAX_VALUE_BYTES:
+            return data[at:split], data[split:]
+    return None
+
+
+def decode_intents(body: bytes, bits: int = 0) -> WriteBatch:
+    """What `encode_intents` was given, without the extension.
+
+    ValueError, with the condition that fails, for anything else: `UnknownToUs` for what is of a newer format.
+    """
+    if not bits:
+        put = decode_put(body)
+        if put is not None:
+            key, value = put
+            batch = WriteBatch()
+            batch.writes = {key: value}
+            return batch
+    at = decode_extension(body)[1] if bits & EXTENDED else 0
+    return _decode_columns(body, at, bits)
+
+
+def decode_extension(body: bytes) -> tuple[dict[int, bytes], int]:
+    """The items of the extension block that a body begins with, by type, and where the block ends.
+
+    Items of types from 128 on are left out. ValueError as `decode_intents`.
+    """
+    if len(body) < _BLOCK.size:
+        raise ValueError("the commit's extension block is cut short")
+    at = _BLOCK.size
+    end = at + _BLOCK.unpack_from(body)[0]
+    items: dict[int, bytes] = {}
+    last = 0
+    while at + _ITEM.size <= end <= len(body):
+        kind, length = _ITEM.unpack_from(body, at)
+        at += _ITEM.size + length
+        if kind <= last:
+            raise ValueError("the items of the commit's extension block are out of order")
+        last = kind
+        if kind >= _FIRST_SKIPPED_ITEM:
+            continue
+        if kind not in _ITEMS:
+            raise UnknownToUs(f"the commit has an extension item of type {kind}")
+        least, most = _ITEMS[kind]
+        if not least <= length <= most:
+            raise ValueError(f"an extension item of type {kind} with {length} bytes is too short or too long")
+        items[kind] = body[at - length : at]
+    if at != end:
+        raise ValueError("the items of the commit's extension block do not fill it")
+    return items, end
+
+
+def _decode_columns(body: bytes, at: int, bits: int) -> WriteBatch:
+    size = len(body)
+    if size - at < _COUNT.size:
+        raise ValueError("the commit's intents are cut short")
+    (n,) = _COUNT.unpack_from(body, at)
+    at += _COUNT.size
+    start = at + (_COLUMN_BYTES + (_TABLE_BYTES if bits & TABLES else 0)) * n
+    if start > size:
+        raise ValueError("the commit's columns are longer than its record")
+    ops = body[at : at + n]
+    # Looked at first: what an operation of a newer version allows is not known.
+    if ops.strip(b"\x01\x02\x03\x04"):
+        raise UnknownToUs("the commit holds an unknown operation")
+    key_lengths: tuple[int, ...] = struct.unpack_from(f"<{n}H", body, at + n)
+    value_lengths: tuple[int, ...] = struct.unpack_from(f"<{n}I", body, at + 3 * n)
+    if n and max(value_lengths) > MAX_VALUE_BYTES:
+        raise ValueError("a value in the commit is longer than the limit")
+    values_start = start + sum(key_lengths)
+    if values_start + sum(value_lengths) != size:
+        raise ValueError("the commit's keys and values do not fill its record")
+    keys = _cut(body, start, key_lengths)
+    values = _cut(body, values_start, value_lengths)
+    batch = WriteBatch()
+    if not bits & TABLES:
+        _fill(batch, ops, keys, values)
+        return batch
+    tables: tuple[int, ...] = struct.unpack_from(f"<{n}I", body, at + _COLUMN_BYTES * n)
+    n_ranges = n - len(ops.lstrip(b"\x03\x04"))
+    for table, ranges, writes in _tables(tables, n_ranges, bits):
+        part = batch.table(table) if table else batch
+        _fill(part, ops[ranges] + ops[writes], keys[ranges] + keys[writes], values[ranges] + values[writes])
+    return batch
+
+
+def _tables(tables: tuple[int, ...], n_ranges: int, bits: int) -> Iterator[tuple[int, slice, slice]]:
+    """The tables of a commit, and where the ranges and the writes of each are. ValueError if they are not in order."""
+    of_ranges, of_writes = tables[:n_ranges], tables[n_ranges:]
+    if any(a > b for part in (of_ranges, of_writes) for a, b in pairwise(part)):
+        raise ValueError("the tables in the commit are out of order")
+    known = sorted({*of_ranges, *of_writes})
+    if not known or known == [0]:
+        raise ValueError("the commit names tables, and only the default one")
+    if bool(bits & SYSTEM) != (known[0] > 0 and known[-1] < _FIRST_USER_TABLE):
+        raise ValueError("the commit says falsely whether it changes a user's table")
+    ranges = writes = 0
+    for table in known:
+        next_ranges, next_writes = bisect_right(of_ranges, table), bisect_right(of_writes, table)
+        yield table, slice(ranges, next_ranges), slice(n_ranges + writes, n_ranges + next_writes)
+        ranges, writes = next_ranges, next_writes
+
+
+def _fill(batch: WriteBatch, ops: bytes, keys: list[bytes], values: list[bytes]) -> None:
+    """Put the intents of one table into an empty batch, or raise ValueError with what is wrong with them."""
+    n = len(ops)
+    if ops.count(_PUT) == n:
+        writes: dict[bytes, bytes | None] = dict(zip(keys, values, strict=True))
+    else:
+        written = ops.lstrip(b"\x03\x04")
+        if written.strip(b"\x01\x02"):
+            raise ValueError("the commit holds ranges after writes")
+        n_ranges = n - len(written)
+        batch.ranges = list(map(_decode_range, ops[:n_ranges], keys[:n_ranges], values[:n_ranges]))
+        keys = keys[n_ranges:]
+        writes = {
+            key: value if op == _PUT else None for op, key, value in zip(written, keys, values[n_ranges:], strict=True)
+        }
+        if any(value for op, value in zip(written, values[n_ranges:], strict=True) if op == _DELETE):
+            raise ValueError("a delete in the commit has a value")
+    if len(writes) != len(keys):
+        raise ValueError("the commit writes a key twice")
+    batch.writes = writes
+
+
+def _cut(body: bytes, start: int, lengths: tuple[int, ...]) -> list[bytes]:
+    """Pieces of these lengths, one after the other from `start` on. Requires: the body holds them all."""
+    n = len(lengths)
+    if not n or lengths.count(lengths[0]) != n:
+        ends = list(accumulate(lengths, initial=start))
+        return [body[a:b] for a, b in pairwise(ends)]
+    # All of one length, as keys and values of a kind mostly are: C cuts them, in half the time of a slice each.
+    length = lengths[0]
+    pieces: list[bytes] = []
+    for first in range(0, n, _CUT_AT_ONCE):
+        count = min(_CUT_AT_ONCE, n - first)
+        pieces += struct.unpack_from(f"{length}s" * count, body, start + first * length)
+    return pieces
+
+
+def _decode_range(op: int, start: bytes, stop: bytes) -> KeyRange:
+    if op == _DELETE_FROM:
+        if stop:
+            raise ValueError("an open range in the commit has a stop")
+        return KeyRange(start, None)
+    if stop <= start or len(stop) > MAX_KEY_BYTES:
+        raise ValueError("a range in the commit does not end after its start")
+    return KeyRange(start, stop)
