@@ -341,9 +341,9 @@ MUTANTS: tuple[Mutant, ...] = (
         "a read error is the end of the log",
         "faults",
         (
-            "kvwal.log.reader:LogReader._read",
-            "file = self._directory.open(segment.name)",
-            "file = __import__('crashtests.mutations').mutations.Deaf(self._directory.open(segment.name))",
+            "kvwal.log.reader:read_segment",
+            "file = chain.open(segment)",
+            "file = __import__('crashtests.mutations').mutations.Deaf(chain.open(segment))",
         ),
         first="killed:*:unreadable:*",
     ),
@@ -351,7 +351,7 @@ MUTANTS: tuple[Mutant, ...] = (
         "what a newer segment supersedes is read",
         "exhaustive",
         (
-            "kvwal.log.reader:LogReader._records",
+            "kvwal.log.reader:Replay.__iter__",
             "until = chain[i + 1].first_seqno - 1 if i + 1 < len(chain) else None",
             "until = None",
         ),

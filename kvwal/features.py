@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Final
 
-__all__ = ["EXTENSIONS", "KEYSPACES", "KNOWN_OPTIONAL", "KNOWN_REQUIRED", "VERSION"]
+__all__ = ["EXTENSIONS", "KEYSPACES", "KNOWN_OPTIONAL", "KNOWN_REQUIRED", "VERSION", "unknown_bits"]
 
 VERSION: Final = "0.1.0"
 
@@ -20,3 +20,7 @@ EXTENSIONS: Final = 1 << 2
 
 KNOWN_REQUIRED: Final = KEYSPACES | EXTENSIONS
 KNOWN_OPTIONAL: Final = 0
+
+def unknown_bits(features: int, known: int) -> list[int]:
+    """The numbers of the bits that are set and not known, ascending."""
+    return [bit for bit in range(64) if (features & ~known) >> bit & 1]

@@ -23,7 +23,7 @@ from kvwal.engine.recovery import DATA_NAME, segment_names
 from kvwal.errors import CorruptionError, Finding, FormatError, StoreExistsError, StoreNotFoundError
 from kvwal.files import Directory, Files, PathArgument, path_text, system_files
 from kvwal.keys import Seqno
-from kvwal.log import Damage, LogReader
+from kvwal.log import Chain, salvage_log
 from kvwal.log.segment import store_id_of_log
 from kvwal.pages import PageFile, Row, salvage_pages
 
@@ -172,8 +172,8 @@ class _Salvage:
         last = base
         # What the log says last of keys that it names at or before `base`, as far as the damaged pages may lack them.
         older: dict[bytes, bytes | None] = {}
-        for found in LogReader(self._source, store_id).salvage():
-            if isinstance(found, Damage):
+        for found in salvage_log(Chain(self._source, store_id)):
+            if isinstance(found, Finding):
                 self._note(found.file, found.offset, found.reason)
                 continue
             try:

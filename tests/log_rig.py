@@ -6,9 +6,10 @@ import itertools
 from typing import Any
 
 from kvwal.batch import WriteBatch
+from kvwal.errors import Finding
 from kvwal.files import Directory, Files
 from kvwal.keys import Seqno
-from kvwal.log import LogEnd, LogReader, LogWriter, encode_put
+from kvwal.log import Chain, LogEnd, LogReader, LogWriter, Record, Seek, encode_put, salvage_log, verify_log
 from kvwal.log.segment import list_segments
 from kvwal.testing import SimulatedDisk
 
@@ -80,14 +81,32 @@ class LogRig:
 
     def replay(self, after: int = 0, floor: int = 0) -> tuple[list[int], LogEnd]:
         """The seqnos that recovery finds, each with the right content, and the end."""
-        reader = self.reader()
+        replay = self.reader().replay(Seqno(after), Seqno(floor))
         seqnos = []
-        for record in reader.records(Seqno(after), Seqno(floor)):
+        for record in replay:
             check_content(record.batch(), record.seqno)
             seqnos.append(int(record.seqno))
-        assert reader.end is not None
         assert seqnos == list(range(after + 1, after + 1 + len(seqnos)))
-        return seqnos, reader.end
+        return seqnos, replay.end
+
+    def chain(self) -> Chain:
+        return Chain(self.directory, STORE_ID)
+
+    def seek(self) -> Seek:
+        return Seek(self.chain())
+
+    def verify(self) -> list[Finding]:
+        return verify_log(self.chain())
+
+    def salvage(self) -> tuple[list[Record], list[Finding]]:
+        """The commits that are saved, and what is said of the rest."""
+        found = list(salvage_log(self.chain()))
+        return [one for one in found if isinstance(one, Record)], [one for one in found if isinstance(one, Finding)]
+
+    def saved(self) -> tuple[list[int], list[Finding]]:
+        """The seqnos of the commits that are saved, and what is said of the rest."""
+        records, findings = self.salvage()
+        return [int(record.seqno) for record in records], findings
 
     def names(self) -> list[str]:
         return sorted(self.directory.names())
@@ -96,7 +115,7 @@ class LogRig:
         return [int(s) for s in list_segments(self.directory)]
 
     def offset(self, seqno: int) -> tuple[str, int]:
-        position = self.reader().seek(Seqno(seqno))
+        position = self.seek().seek(Seqno(seqno))
         return position.file, position.offset
 
     # -- damage -------------------------------------------------------------------------------

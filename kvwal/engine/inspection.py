@@ -10,7 +10,7 @@ from kvwal.engine.present import Present, View
 from kvwal.errors import CorruptionError, Finding
 from kvwal.files import Files
 from kvwal.keys import Seqno
-from kvwal.log import LogReader, LogWriter
+from kvwal.log import LogReader, LogWriter, verify_log
 from kvwal.pages import PageFile, check
 
 __all__ = ["Pin", "Stats", "VerifyReport", "verify_parts"]
@@ -144,7 +144,7 @@ def verify_parts(
     """Prove pages, log, and the one against the other. Requires: no checkpoint runs meanwhile."""
     started_s = files.monotonic_s()
     problems = [Finding(p.file, p.offset, p.reason) for p in check(pages, progress=progress)]
-    problems += [Finding(d.file, d.offset, d.reason) for d in reader.verify()]
+    problems += verify_log(reader.chain)
     records = 0
     compared = 0
     if not problems:
@@ -164,7 +164,7 @@ def _log_against_pages(pages: PageFile, reader: LogReader) -> tuple[int, int, li
     newest: dict[bytes, bytes | None] = {}
     ranges = []
     records = 0
-    for record in reader.records(after=meta.seqno if older is None else older.seqno, floor=meta.seqno):
+    for record in reader.replay(after=meta.seqno if older is None else older.seqno, floor=meta.seqno):
         records += 1
         if record.seqno > meta.seqno:
             # Not in the pages yet. It was read, and its checksum holds.

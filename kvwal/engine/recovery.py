@@ -35,7 +35,7 @@ from kvwal.errors import (
 )
 from kvwal.files import Directory
 from kvwal.keys import Seqno
-from kvwal.log import LogReader, LogWriter, Record
+from kvwal.log import LogEnd, LogReader, LogWriter, Record
 from kvwal.log.segment import store_id_of_log
 from kvwal.log.walk import Puts
 from kvwal.options import Flag, Options
@@ -250,7 +250,7 @@ def _create_if_missing(directory: Directory, flag: Flag, options: Options) -> bo
         store_id = store_id_of_log(directory)
         if len(segments) > 1 or store_id is None:
             _missing_data(segments)
-        if next(LogReader(directory, store_id).records(after=Seqno(0), floor=Seqno(0)), None) is not None:
+        if next(iter(LogReader(directory, store_id).replay(after=Seqno(0), floor=Seqno(0))), None) is not None:
             _missing_data(segments)
     if flag in ("r", "w"):
         raise _not_found(directory.path)
@@ -297,9 +297,7 @@ def _recover(directory: Directory, flag: Flag, options: Options, started_s: floa
             memtable_bytes=options.memtable_bytes,
         )
         reader = LogReader(directory, pages.store_id)
-        commits, size = _replay_all(reader, meta.seqno, present)
-        end = reader.end
-        assert end is not None, "the log was not read to its end"
+        commits, size, end = _replay_all(reader, meta.seqno, present)
         if commits:
             # Durability: readers come only after `resume`, below.
             present.publish(end.last_seqno, WriteBatch(), 0)
@@ -346,8 +344,8 @@ class _Unread:
         self._memtable.apply(seqno, batch, size, None)
 
 
-def _replay_all(reader: LogReader, after: Seqno, present: Present) -> tuple[int, int]:
-    """Bring the commits beyond `after` into the memtable; returns how many there were, and their bytes in the log.
+def _replay_all(reader: LogReader, after: Seqno, present: Present) -> tuple[int, int, LogEnd]:
+    """Bring the commits beyond `after` into the memtable; returns how many there were, their bytes, and the log's end.
 
     No reader sees anything of it yet: there are no rows, and `present` stands at the commit before.
     """
@@ -356,18 +354,17 @@ def _replay_all(reader: LogReader, after: Seqno, present: Present) -> tuple[int,
     # Most commits are one put, which needs nothing but the dict. Whatever else a put changes is made good for below.
     puts = Puts(memtable.latest)
     others = size = 0
-    for record in reader.records(after=after, floor=after, puts=puts):
+    replay = reader.replay(after=after, floor=after, puts=puts)
+    for record in replay:
         _replay(record, unread)
         others += 1
         size += record.size
-    end = reader.end
-    assert end is not None, "the log was not read to its end"
-    commits = end.last_seqno - after
+    commits = replay.end.last_seqno - after
     memtable.bytes_used += puts.size + (commits - others) * ENTRY_OVERHEAD_BYTES
     if memtable.tombstones:
         # Some of those that were counted may have been put again.
         present.recount()
-    return commits, size + puts.size
+    return commits, size + puts.size, replay.end
 
 
 def _replay(record: Record, present: _Unread) -> None:

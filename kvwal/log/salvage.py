@@ -1,24 +1,60 @@
-"""Salvage of one segment: what verifies, whatever lies between.
+"""Salvage of a log: every commit that verifies, whatever lies between.
 
 A block that cannot be read counts as damage here, and as nothing else anywhere else.
 """
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from typing import Final
 
+from kvwal.errors import Finding
+from kvwal.log.chain import Chain
 from kvwal.log.record import Record, segment_name
-from kvwal.log.segment import HEADER_PAGE_BYTES, SegmentHeader
-from kvwal.log.tail import Damage
+from kvwal.log.segment import HEADER_PAGE_BYTES, SLOT_OFFSET, HeaderFault, SegmentHeader
+from kvwal.log.tail import Link, TailRow, describe, judge
 from kvwal.log.walk import Cursor, Readable, Stop, last_written, search, walk
 
-__all__ = ["salvage_segment"]
+__all__ = ["salvage_log", "salvage_segment"]
+
+
+def salvage_log(chain: Chain) -> Iterator[Record | Finding]:
+    """Every commit that verifies, oldest first, and a `Finding` for what does not. Raises for no damage."""
+    names = chain.names()
+    last = names[0] - 1 if names else 0
+    for i, name in enumerate(names):
+        until = names[i + 1] - 1 if i + 1 < len(names) else None
+        if name != last + 1:
+            yield Finding(segment_name(name), None, f"commits {last + 1} to {name - 1} before it are missing")
+        last = name - 1
+        try:
+            segment = chain.load(name)
+            if isinstance(segment.header, HeaderFault):
+                row, _ = judge(Link(name, fault=segment.header))
+                reason = f"{describe(row)}{segment.detail}; nothing in it can be told from damage"
+                yield Finding(segment.name, 0, reason)
+                continue
+            file = chain.open(segment)
+        except OSError as error:
+            yield Finding(segment_name(name), None, f"cannot be read: {error}")
+            continue
+        try:
+            last = yield from salvage_segment(file, segment.known, segment.limit, until)
+        finally:
+            file.close()
+        if until is not None and last < until:
+            yield Finding(segment.name, None, f"commits {last + 1} to {until} are missing")
+            last = until
+        if until is None and segment.slot.next is not None:
+            missing = segment.slot.next
+            yield Finding(segment_name(missing), None, f"it is missing, and with it the commits from {missing} on")
+        elif until is None and segment.slot.damaged:
+            yield Finding(segment.name, SLOT_OFFSET, describe(TailRow.BAD_SUCCESSOR))
 
 
 def salvage_segment(
     readable: Readable, header: SegmentHeader, limit: int, until: int | None
-) -> Generator[Record | Damage, None, int]:
+) -> Generator[Record | Finding, None, int]:
     """The commits of a segment up to `until`, and the damage between them; returns the last commit there is."""
     file = _Forgiving(readable)
     name = segment_name(header.first_seqno)
@@ -38,13 +74,13 @@ def salvage_segment(
             None,
         )
         if found is None:
-            yield Damage(name, damaged, f"{end - damaged} bytes do not verify: {cursor.stop.value}")
+            yield Finding(name, damaged, f"{end - damaged} bytes do not verify: {cursor.stop.value}")
             break
         missing = f"; commits {last + 1} to {found.seqno - 1} are missing" if found.seqno > last + 1 else ""
-        yield Damage(name, damaged, f"{found.offset - damaged} bytes do not verify{missing}")
+        yield Finding(name, damaged, f"{found.offset - damaged} bytes do not verify{missing}")
         cursor = Cursor(found.offset, found.seqno - 1, 0, found.time_us)
     for block in file.unreadable:
-        yield Damage(name, block, "cannot be read")
+        yield Finding(name, block, "cannot be read")
     return cursor.last_seqno
 
 
@@ -62,8 +98,7 @@ class _Forgiving:
             return self._file.pread(size, offset)
         except OSError:
             return b"".join(
-                self._block(min(self._BLOCK_BYTES, size - at), offset + at)
-                for at in range(0, size, self._BLOCK_BYTES)
+                self._block(min(self._BLOCK_BYTES, size - at), offset + at) for at in range(0, size, self._BLOCK_BYTES)
             )
 
     def _block(self, size: int, offset: int) -> bytes:

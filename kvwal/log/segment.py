@@ -54,7 +54,7 @@ from typing import Final, NamedTuple
 
 from crc32c import crc32c
 
-from kvwal.features import KNOWN_OPTIONAL, KNOWN_REQUIRED
+from kvwal.features import KNOWN_OPTIONAL, KNOWN_REQUIRED, unknown_bits
 from kvwal.files import Directory
 from kvwal.keys import Seqno
 from kvwal.log.record import segment_name
@@ -72,6 +72,7 @@ __all__ = [
     "encode_slot",
     "list_segments",
     "new_marker",
+    "newer_features",
     "store_id_of_log",
 ]
 
@@ -186,6 +187,14 @@ def decode_header(page: bytes, name_seqno: int, store_id: bytes | None) -> Segme
     if header.first_seqno != name_seqno:
         return HeaderFault.MISPLACED
     return header
+
+
+def newer_features(page: bytes) -> str:
+    """Which features make a header page one of a newer format, to be put behind a sentence; "" if none does."""
+    if page[8:12] != struct.pack("<HH", VERSION, HEADER_BYTES):
+        return ""
+    bits = unknown_bits(HEADER.unpack_from(page)[11], KNOWN_REQUIRED)
+    return f" (required features {', '.join(map(str, bits))})" if bits else ""
 
 
 def encode_slot(salt: int, next_seqno: int) -> bytes:

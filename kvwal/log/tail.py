@@ -23,7 +23,7 @@ from kvwal.log.record import LogPosition, segment_name
 from kvwal.log.segment import HeaderFault, SegmentInfo, Slot
 from kvwal.log.walk import Stop
 
-__all__ = ["LINK_TABLE", "TAIL_TABLE", "Damage", "Link", "LogEnd", "Tail", "TailRow", "Verdict", "judge"]
+__all__ = ["LINK_TABLE", "TAIL_TABLE", "Link", "LogEnd", "Tail", "TailRow", "Verdict", "judge"]
 
 
 class Verdict(enum.Enum):
@@ -270,12 +270,3 @@ class LogEnd:
     def clean(self) -> bool:
         """Whether the log ended with what is known to be on disk, and with nothing behind it."""
         return self.watermark == self.last_seqno and self.cut_bytes == 0
-
-
-@dataclass(frozen=True, slots=True)
-class Damage:
-    """A place in the log that does not hold what was written there."""
-
-    file: str
-    offset: int | None
-    reason: str

@@ -23,7 +23,7 @@ Invariant: no byte at or beyond `_offset` of the current segment was ever writte
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Final, Protocol
 
@@ -62,7 +62,7 @@ _pack_put = RECORD_PUT.pack
 class RecordSource(Protocol):
     """What a resume needs of the reader."""
 
-    def records(self, after: Seqno, floor: Seqno) -> Iterator[Record]:
+    def replay(self, after: Seqno, floor: Seqno) -> Iterable[Record]:
         """The commits beyond `after`."""
         ...
 
@@ -181,15 +181,15 @@ class LogWriter:
 
     def _carry(self, end: LogEnd, source: RecordSource, least_bytes: int) -> None:
         """Make a segment of the commits that may not be on disk, in place of those; durable on return."""
-        records: Iterator[Record] = iter(())
+        records: Iterable[Record] = ()
         created_us = end.last_time_us
         if end.last_seqno > end.watermark:
-            records = source.records(end.watermark, end.watermark)
+            records = source.replay(end.watermark, end.watermark)
             # No record of a segment is older than the segment.
             for record in records:
                 created_us = record.time_us
                 break
-            records = source.records(end.watermark, end.watermark)
+            records = source.replay(end.watermark, end.watermark)
 
         def fill(file: File, header: SegmentHeader, index: Index) -> int:
             return copy_tail(file, header, index, end, records)

@@ -31,7 +31,7 @@ def recovered(disk: SimulatedDisk, acknowledged: list[Any]) -> LogEnd | None:
         again = LogRig(disk.crash(survivors), "/log")
         assert again.replay()[0] == seqnos
     assert rig.replay()[0] == seqnos
-    assert list(rig.reader().verify()) == []
+    assert rig.verify() == []
     return end
 
 

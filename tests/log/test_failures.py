@@ -307,7 +307,7 @@ def test_an_interruption_after_the_roll_named_the_next_segment_loses_nothing(dis
     log.append([b"\1\0\0\0\1\1\0\0\0\0\0k"])
     log.sync()
     log.abandon()
-    assert rig.reader().seek(Seqno(last + 1)).segment == last + 1
+    assert rig.seek().seek(Seqno(last + 1)).segment == last + 1
 
 
 @pytest.mark.parametrize("op", ["datasync", "truncate", "sync"])
@@ -342,8 +342,8 @@ def test_a_tail_that_changes_while_it_is_carried_is_refused(rig: LogRig):
     before = rig.snapshot()
 
     class Forgetful:
-        def records(self, after: Seqno, floor: Seqno) -> Iterator[Record]:
-            return islice(rig.reader().records(after, floor), 4)
+        def replay(self, after: Seqno, floor: Seqno) -> Iterator[Record]:
+            return islice(rig.reader().replay(after, floor), 4)
 
     with pytest.raises(InternalError):
         LogWriter.resume(

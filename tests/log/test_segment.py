@@ -19,6 +19,7 @@ from kvwal.log.segment import (
     encode_header,
     encode_slot,
     new_marker,
+    newer_features,
 )
 
 ID = bytes(range(16))
@@ -91,6 +92,7 @@ def test_a_required_feature_that_is_not_known_is_newer_and_an_optional_one_is_ke
         assert decode_header(encode_header(required), 7, ID) == required
     else:
         assert decode_header(encode_header(required), 7, ID) is HeaderFault.NEWER
+        assert newer_features(encode_header(required)) == f" (required features {bit})"
     optional = HEADER._replace(optional=1 << bit)
     assert decode_header(encode_header(optional), 7, ID) == optional
 
@@ -100,6 +102,12 @@ def test_a_field_that_is_not_built_yet_is_newer_unless_an_optional_feature_may_h
     assert decode_header(forged(at, b"\1"), 7, ID) is HeaderFault.NEWER
     optional = HEADER._replace(optional=1 << 40)
     assert decode_header(forged(at, b"\1", header=optional), 7, ID) == optional
+
+
+def test_a_newer_version_has_no_features_that_could_be_named():
+    for size in (128, 256):
+        assert newer_features(forged(8, struct.pack("<HH", 2, size), size=size)) == ""
+    assert newer_features(encode_header(HEADER)) == ""
 
 
 def test_another_store_and_another_name_are_told_apart():

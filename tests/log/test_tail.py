@@ -14,7 +14,7 @@ from log_rig import STORE_ID, LogRig, body, simulated_disk
 
 from kvwal.errors import CorruptionError, Error, FormatError
 from kvwal.files import system_files
-from kvwal.log import LogReader, TailRow
+from kvwal.log import TailRow
 from kvwal.log.record import CLOSED, COMMIT, WATERMARK, encode_record, segment_name
 from kvwal.log.segment import HEADER_BYTES, SLOT_OFFSET, HeaderFault, SegmentHeader, Slot, decode_header, encode_header
 from kvwal.log.tail import LINK_TABLE, TAIL_TABLE, Link, Tail, Verdict, describe, judge
@@ -114,7 +114,7 @@ def test_superseded_garbage_in_a_middle_segment_is_ignored(rig: LogRig):
     log.abandon()
     assert rig.segments() == [1, 10]
     data = rig.read(FIRST)
-    offset = rig.reader().seek(9).offset + 40 + len(body(9))
+    offset = rig.seek().seek(9).offset + 40 + len(body(9))
     rig.overwrite(FIRST, offset, b"garbage" * 20)
     assert rig.read(FIRST) != data
     ended(rig, TailRow.CLEAN_END, 10, 10, cut=False)
@@ -393,6 +393,16 @@ def test_foreign_segment_is_refused(rig: LogRig):
     refused(rig, TailRow.FOREIGN_SEGMENT, FormatError)
 
 
+def test_a_feature_that_is_not_known_is_refused_and_named(rig: LogRig):
+    rig.made(3)
+    header = decode_header(rig.read(FIRST)[:4096], 1, STORE_ID)
+    assert isinstance(header, SegmentHeader)
+    rig.overwrite(FIRST, 0, encode_header(header._replace(required=1 << 63 | 1 << 4))[:HEADER_BYTES])
+    assert "(required features 4, 63)" in str(refused(rig, TailRow.UNKNOWN_VERSION, FormatError))
+    rig.overwrite(FIRST, 0, encode_header(header._replace(optional=1 << 63))[:HEADER_BYTES])
+    assert rig.replay()[0] == [1, 2, 3]
+
+
 def test_unknown_version_is_refused(rig: LogRig):
     rig.made(3)
     page = bytearray(rig.read(FIRST)[:4096])
@@ -446,12 +456,11 @@ def test_the_reader_writes_nothing(rig: LogRig):
     rig.made(30)
     rig.directory.open("spare.tmp", create=True).close()
     before = rig.snapshot()
-    reader = LogReader(rig.directory, STORE_ID)
-    list(reader.records(0, 0))
-    list(reader.salvage())
-    list(reader.verify())
-    reader.seek(9)
-    reader.seek_time(9)
+    rig.replay()
+    rig.salvage()
+    rig.verify()
+    rig.seek().seek(9)
+    rig.seek().seek_time(9)
     assert rig.snapshot() == before
 
 

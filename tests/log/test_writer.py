@@ -56,13 +56,13 @@ def test_commits_of_several_tables_and_with_an_extension_are_read_back_and_carri
     log.append([encode_intents(batch, {3: b"trace"}), encode_intents(system), body(3)])
     for _ in range(2):
         log.abandon()
-        reader = rig.reader()
-        first, second, third = reader.records(Seqno(0), Seqno(0))
+        replay = rig.reader().replay(Seqno(0), Seqno(0))
+        first, second, third = replay
         assert first.batch().table(16).writes == {b"k": b"other"}
         assert (first.batch().writes, first.extension()) == ({b"k": b"v"}, {3: b"trace"})
         assert [r.is_system for r in (first, second, third)] == [False, True, False]
         assert second.batch().table(1).writes == {b"name": b"16"}
-        log = rig.resume(reader.end)
+        log = rig.resume(replay.end)
     log.close()
 
 
@@ -80,9 +80,9 @@ def test_a_segment_says_which_features_were_in_use_when_it_was_made(rig: LogRig)
     assert required() == [0, EXTENSIONS]
     log.append([body(4, 900)])
     log.close()
-    reader = rig.reader()
-    list(reader.records(Seqno(4), Seqno(4)))
-    log = rig.resume(reader.end)
+    replay = rig.reader().replay(Seqno(4), Seqno(4))
+    assert list(replay) == []
+    log = rig.resume(replay.end)
     log.append([body(5, 900)])
     assert required() == [0, EXTENSIONS, EXTENSIONS | KEYSPACES, EXTENSIONS | KEYSPACES]
     log.abandon()
@@ -128,10 +128,10 @@ def test_whatever_is_appended_is_read_back(
     seqnos, found = rig.replay()
     assert seqnos == list(range(1, n + 1))
     assert found.row is (TailRow.CLOSED if end == "close" else TailRow.CLEAN_END)
-    assert list(rig.reader().verify()) == []
-    assert [r.seqno for r in rig.reader().salvage()] == seqnos
+    assert rig.verify() == []
+    assert rig.saved() == (seqnos, [])
     for seqno in seqnos[:: max(1, n // 5)]:
-        assert rig.reader().seek(Seqno(seqno)).segment <= seqno
+        assert rig.seek().seek(Seqno(seqno)).segment <= seqno
 
 
 def test_large_values_are_written_without_being_joined(disk: SimulatedDisk, rig: LogRig):
@@ -180,7 +180,7 @@ def test_times_never_decrease(disk: SimulatedDisk, rig: LogRig):
     log.sync()
     log.abandon()
     assert times == sorted(times)
-    assert [r.time_us for r in rig.reader().records(Seqno(0), Seqno(0))] == times
+    assert [r.time_us for r in rig.reader().replay(Seqno(0), Seqno(0))] == times
     assert rig.replay()[1].last_time_us == times[-1]
 
 
@@ -194,12 +194,12 @@ def test_a_clock_that_steps_back_at_a_roll_makes_no_record_older_than_its_segmen
     rig.fill(log, 50)
     disk.watcher = None
     log.abandon()
-    for record in rig.reader().records(Seqno(0), Seqno(0)):
+    for record in rig.reader().replay(Seqno(0), Seqno(0)):
         created = next(s.created_us for s in rig.reader().segments() if s.first_seqno == record.segment)
         assert record.time_us >= created
     for seqno in (1, 20, 50):
-        assert rig.reader().seqno_at(0) == 0
-        position = rig.reader().seek(Seqno(seqno))
+        assert rig.seek().seqno_at(0) == 0
+        position = rig.seek().seek(Seqno(seqno))
         assert position.offset >= 4096
 
 
