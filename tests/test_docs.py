@@ -184,6 +184,19 @@ def test_format_md_says_the_numbers_of_the_code() -> None:
     assert f"| {freelist._GROUP.size} each | group |" in FORMAT
 
 
+def test_format_md_has_the_feature_bits_of_the_code() -> None:
+    from kvwal import features
+
+    table = FORMAT.split("## Features")[1].split("\n## ")[0]
+    known = {"required": 0, "optional": 0}
+    bits = re.findall(r"^\| (\d+) \| \w+ \| (\w+) \| [^|]+ \| (.*) \|$", table, re.MULTILINE)
+    for bit, kind, meaning in bits:
+        if not meaning.startswith("(reserved)"):
+            known[kind] |= 1 << int(bit)
+    assert known == {"required": features.KNOWN_REQUIRED, "optional": features.KNOWN_OPTIONAL}
+    assert [int(bit) for bit, _, _ in bits] == list(range(len(bits)))
+
+
 def test_a_store_has_no_file_that_format_md_does_not_name(tmp_path: Path) -> None:
     import kvwal
 
