@@ -5,6 +5,8 @@
     |   |-- ClosedError           the store, snapshot or transaction is closed
     |   |-- ReadOnlyError         a write to a store opened with flag="r"
     |   |-- ForkedError           the store was opened before a fork; open it again in the child
+    |   |-- ReentrancyError       a signal handler or finalizer called the store in the middle of another call of it
+    |   |-- TransactionTooLargeError  a transaction holds more memory than one may
     |   |-- StoreNotFoundError    flag "r" or "w" and there is no store (also a FileNotFoundError)
     |   |-- StoreExistsError      the target of a salvage or copy is not empty (also a FileExistsError)
     |   |-- SnapshotTooOld        the history asked for is no longer kept
@@ -14,17 +16,27 @@
     |-- EnvironmentFailure      the machine failed us, not the data
     |   |-- LockedError           another process (its pid is named) has the store
     |   |-- PoisonedError         an earlier write or flush failed; reads go on, writes need a reopen
-    |   `-- DiskFullError         no space; nothing was written, retry after freeing some
+    |   |-- DiskFullError         no space; nothing was written, retry after freeing some
+    |   `-- SystemCallError       a call of the operating system failed (also an OSError, with its errno)
+    |       |-- RefusedError          it did nothing: too many open files, no permission, read-only; retry when cured
+    |       `-- StoreRemovedError     the store's directory or a file of it was removed or replaced while it was open
     |-- ConflictError           a concurrent commit changed what this transaction read; retry it
     `-- InternalError           a bug in kvwal
 
 Wrong argument types and sizes are `TypeError` and `ValueError`, as in the standard library.
-An error carries its facts as attributes, and its text says what to do next.
+An error carries its facts as attributes, and its text says what to do next. Every error can be copied and pickled,
+and keeps its text, attributes and notes, and the cause if that is one of kvwal's or Python's own: an error that cannot
+be pickled breaks a process pool, and is lost with it.
+
+What several modules say is said here once: `closed`, `read_only`, `forked`, `poisoned` and `stalled` make the errors.
 """
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Final
 
 __all__ = [
     "ClosedError",
@@ -41,15 +53,39 @@ __all__ = [
     "LockedError",
     "PoisonedError",
     "ReadOnlyError",
+    "ReentrancyError",
+    "RefusedError",
     "SnapshotTooOld",
     "StoreExistsError",
     "StoreNotFoundError",
+    "StoreRemovedError",
+    "SystemCallError",
+    "TransactionTooLargeError",
     "UsageError",
+    "closed",
+    "forked",
+    "poisoned",
+    "read_only",
+    "stalled",
 ]
 
 
 class Error(Exception):
     """Base of every error kvwal raises on purpose. You do *not* get it for wrong types or sizes."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Exceptions are rebuilt from their text, which is not what the constructors here take.
+        arguments = super().__reduce__()[1]
+        state = dict(self.__dict__)
+        cause = self.__cause__
+        if isinstance(cause, Error) or type(cause).__module__ == "builtins":
+            state["__cause__"] = cause
+        return _rebuilt, (type(self), arguments), state
+
+
+def _rebuilt(kind: type[Error], arguments: tuple[Any, ...]) -> Error:
+    """An error as it was pickled, but for its attributes: its constructor does not run again."""
+    return kind.__new__(kind, *arguments)
 
 
 class UsageError(Error):
@@ -65,7 +101,43 @@ class ReadOnlyError(UsageError):
 
 
 class ForkedError(UsageError):
-    """The store was opened before `os.fork`. The child must open it for itself."""
+    """The store was opened before a fork. The child must open it for itself."""
+
+    def __init__(
+        self,
+        text: str = "the store was opened before the fork; open it again in the child, after the parent closed it",
+    ) -> None:
+        super().__init__(text)
+
+
+class ReentrancyError(UsageError):
+    """A signal handler or a finalizer called the store while its thread was in the middle of another call of it.
+
+    Nothing was changed. To wait would be to wait for oneself; call again when the other call is over. You do *not* get
+    it from `close`, nor where the interrupted call only waits, or holds nothing.
+
+    Attributes:
+        what: the call that was refused.
+    """
+
+    def __init__(self, what: str) -> None:
+        self.what = what
+        super().__init__(
+            f"{what} was called from within another call of the same store (by a signal handler, or a finalizer), at a "
+            "moment that forbids it; call again when that one is over"
+        )
+
+
+class TransactionTooLargeError(UsageError):
+    """What a transaction has read and is to write takes more memory than one may. What was done before stays.
+
+    Attributes:
+        limit: the limit in bytes.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        super().__init__(f"the transaction holds more than {limit >> 20} MiB; commit in parts, or read from a snapshot")
 
 
 class StoreNotFoundError(UsageError, FileNotFoundError):
@@ -76,12 +148,80 @@ class StoreExistsError(UsageError, FileExistsError):
     """Something is in the way where a new store or file should be made."""
 
 
-class SnapshotTooOld(UsageError):
-    """The moment asked for is older than the history that is kept."""
+class _NotKeptError(UsageError):
+    """What `SnapshotTooOld` and `FeedGap` have in common: what was asked for, and what is kept.
+
+    Attributes:
+        asked: the seqno or the time that was asked for.
+        oldest, newest: first and last seqno that can be had.
+        oldest_time, newest_time: times of these, in UTC; None where they are not known.
+        nearest: seqnos of the last kept moment before what was asked, and of the first one after it; None for none.
+        lost_commits: how many commits between what was asked and `oldest` are gone; None where that cannot be told.
+        forked_at: the last commit that the line of what was asked has in common with this store's; None on one line.
+    """
+
+    def __init__(
+        self,
+        asked: int | datetime,
+        oldest: int,
+        newest: int,
+        *,
+        oldest_time: datetime | None = None,
+        newest_time: datetime | None = None,
+        nearest: tuple[int | None, int | None] = (None, None),
+        lost_commits: int | None = None,
+        forked_at: int | None = None,
+    ) -> None:
+        self.asked = asked
+        self.oldest = oldest
+        self.newest = newest
+        self.oldest_time = oldest_time
+        self.newest_time = newest_time
+        self.nearest = nearest
+        self.lost_commits = lost_commits
+        self.forked_at = forked_at
+        super().__init__(self._text())
+
+    @abstractmethod
+    def _text(self) -> str:
+        """What the error says."""
+
+    def _kept(self) -> str:
+        """What can be had instead, in words."""
+        since = "" if self.oldest_time is None else f" of {self.oldest_time.isoformat(' ', 'seconds')}"
+        moments = [str(seqno) for seqno in self.nearest if seqno is not None]
+        beside = f"; the nearest moments that are kept are those of commit {' and '.join(moments)}" if moments else ""
+        return f"kept are commits {self.oldest}{since} to {self.newest}{beside}"
 
 
-class FeedGap(UsageError):
-    """Changes between the position asked for and the oldest kept one are gone."""
+class SnapshotTooOld(_NotKeptError):
+    """The moment asked for is older than the history that is kept.
+
+    Attributes: `asked`, `oldest`, `newest` (seqnos; `asked` may be a time), `oldest_time`, `newest_time`, `nearest`
+    (kept moments on both sides), `lost_commits` and `forked_at`, None where they say nothing.
+    """
+
+    def _text(self) -> str:
+        return f"the store as of {_asked(self.asked)} is no longer kept; {self._kept()}; ask for one of these"
+
+
+class FeedGap(_NotKeptError):
+    """Changes between the position asked for and the oldest kept one are gone, or the position is on another line.
+
+    Attributes: as `SnapshotTooOld` has.
+    """
+
+    def _text(self) -> str:
+        if self.forked_at is not None:
+            why = f"position {_asked(self.asked)} is on another line, which left this one after commit {self.forked_at}"
+        else:
+            lost = "" if self.lost_commits is None else f" ({self.lost_commits} commits)"
+            why = f"not all changes after {_asked(self.asked)} are kept any more{lost}"
+        return f"{why}; {self._kept()}; read the store as it is, by a snapshot, and go on after its seqno"
+
+
+def _asked(asked: int | datetime) -> str:
+    return f"commit {asked}" if isinstance(asked, int) else asked.isoformat(" ", "seconds")
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,12 +281,15 @@ class LockedError(EnvironmentFailure):
     """Another process, or another `Store` of this one, has the store open.
 
     Attributes:
+        path: the store's directory.
         pid: process id of the holder as it wrote it, or None if it could not be read.
+        own: whether this process has it open itself.
     """
 
     def __init__(self, path: str, pid: int | None, own: bool) -> None:
         self.path = path
         self.pid = pid
+        self.own = own
         if own:
             text = f"{path} is already open in this process (pid {pid}); share that Store between threads"
         elif pid is None:
@@ -171,6 +314,24 @@ class DiskFullError(EnvironmentFailure):
     """
 
 
+class SystemCallError(EnvironmentFailure, OSError):
+    """A call of the operating system failed. `errno` and `filename` say which; the text says what to do."""
+
+
+class RefusedError(SystemCallError):
+    """The system refused a call before it did anything: nothing was changed, and it may succeed when tried again.
+
+    You get it for too many open files, missing permissions, a read-only file system and the like.
+    """
+
+
+class StoreRemovedError(SystemCallError):
+    """The store's directory, or a file of it, was removed, moved or replaced while the store was open.
+
+    Nothing more is written. What was acknowledged is in the directory that was opened, if that still exists.
+    """
+
+
 class ConflictError(Error):
     """A commit since this transaction began changed something it read. Run it again.
 
@@ -189,3 +350,46 @@ class ConflictError(Error):
 
 class InternalError(Error):
     """kvwal found itself in a state that its own rules forbid. Please report it."""
+
+
+_AGAIN: Final = {
+    "store": "open it again",
+    "snapshot": "take another with snapshot()",
+    "transaction": "begin another with transaction()",
+}
+
+
+def closed(what: str = "store") -> ClosedError:
+    """Of a store, snapshot, transaction or scan that is over."""
+    return ClosedError(f"the {what} is closed; {_AGAIN.get(what, 'begin another')}")
+
+
+def read_only() -> ReadOnlyError:
+    """Of a store opened with flag "r"."""
+    return ReadOnlyError('the store was opened with flag "r"; open it with "w" or "c" to write')
+
+
+def forked() -> ForkedError:
+    """Of a store in a child that has only inherited it."""
+    return ForkedError()
+
+
+def poisoned(cause: BaseException) -> PoisonedError:
+    """Of a store whose disk has failed: what it was, and what to do now."""
+    error = PoisonedError(
+        f"an earlier write or flush failed ({cause}), so what is on disk is unknown; reads go on; close the store and "
+        "open it again: recovery keeps every acknowledged commit"
+    )
+    error.__cause__ = cause
+    return error
+
+
+def stalled(cause: BaseException) -> Error:
+    """Of a commit that waits for a checkpoint which cannot be made."""
+    if isinstance(cause, PoisonedError):
+        return cause
+    if isinstance(cause, DiskFullError):
+        return DiskFullError(
+            "the disk is full, so commits cannot move from memory to the pages; free some space and go on"
+        )
+    return poisoned(cause)
