@@ -44,6 +44,7 @@ from kvwal.errors import (
 )
 from kvwal.features import VERSION
 from kvwal.keys import MAX_BATCH_BYTES, MAX_KEY_BYTES, MAX_VALUE_BYTES, Seqno
+from kvwal.options import OpenOptions
 from kvwal.salvaging import SalvageReport, salvage
 
 __version__ = VERSION
@@ -64,6 +65,7 @@ __all__ = [
     "FormatError",
     "InternalError",
     "LockedError",
+    "OpenOptions",
     "Pin",
     "PoisonedError",
     "ReadOnlyError",

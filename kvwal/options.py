@@ -1,16 +1,37 @@
-"""What can be set when a store is opened, with the limits of each setting."""
+"""What can be set when a store is opened: each option with its meaning, type, default and limits, once.
+
+`OpenOptions` names the keyword arguments of `kvwal.open` and `kvwal.aio.open` for type checkers and editors, and says
+what they mean. `Options` has the defaults and limits, and is what the engine reads; `taking_options` shows the same to
+`help` and `inspect.signature`. A test holds the two lists of names against each other.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Final, Literal, TypeAlias, get_args
+import inspect
+from collections.abc import Callable
+from dataclasses import MISSING, dataclass, field, fields
+from functools import partial
+from numbers import Real
+from typing import Any, Final, Literal, TypeAlias, TypedDict, TypeVar, get_args
 
 from kvwal.files import Files, system_files
+from kvwal.keys import as_int
 
-__all__ = ["RESERVE_BYTES", "Durability", "Flag", "Options", "wants_sync"]
+__all__ = [
+    "RESERVE_BYTES",
+    "Durability",
+    "Flag",
+    "LogOptions",
+    "OpenOptions",
+    "Options",
+    "Preallocate",
+    "taking_options",
+    "wants_sync",
+]
 
 Durability: TypeAlias = Literal["commit", "interval", "os"]
 Flag: TypeAlias = Literal["r", "w", "c", "n"]
+Preallocate: TypeAlias = Literal["allocate", "zeros"]
 
 # Held back on disk so that deletes, and the checkpoint that frees their pages, work on a full disk.
 RESERVE_BYTES: Final = 4 << 20
@@ -19,56 +40,118 @@ MIN_SEGMENT_BYTES: Final = 16 << 10
 MAX_SEGMENT_BYTES: Final = 1 << 30
 
 
-def wants_sync(durability: str) -> bool:
-    """Whether a commit at this durability returns only after a flush. ValueError for an unknown name."""
-    if durability not in get_args(Durability):
-        raise ValueError(f'durability is one of "commit", "interval" and "os", not {durability!r}')
-    return durability == "commit"
+class OpenOptions(TypedDict, total=False):
+    """Options of `kvwal.open` and `kvwal.aio.open`, all by keyword. Not stored: each open may choose anew.
+
+    Sizes are in bytes, times in seconds; integers are whatever has an `__index__`, NumPy's among them.
+
+    mode: permissions of new files (less the umask); a new directory may also be entered.
+    durability: when a commit returns. "commit": it is on disk, and survives a power cut. "interval": it survives a kill
+        of the process, and a power cut once `sync_delay_s` has passed. "os": it survives a kill of the process; the
+        system decides when it is on disk. What is recovered is a prefix of the commits in any case.
+    sync_delay_s: longest time a commit of durability "interval" stays unflushed.
+    cache_bytes: memory for pages and rows of the page file.
+    memtable_bytes: memory of commits that are not in the pages yet; more starts a checkpoint. At twice as much, writers
+        wait for the one under way, which may be at work on as much again.
+    segment_bytes: the log goes on in a new file at this size.
+    checkpoint_log_bytes: a checkpoint also starts when this much log was written since the last one.
+    checkpoint_interval_s: and when the oldest commit that is not in the pages yet is this old.
+    retain_log_bytes: keep at least this much log beyond what recovery needs, for `Store.history`.
+    retain_log_s: and what is younger than this.
+    preallocate: how the log's space is taken: "allocate" asks the file system, "zeros" writes it.
+    background: False starts no thread; checkpoints then run inside commits, and "interval" flushes at commits.
+    files: another file system, such as `kvwal.testing.SimulatedDisk`.
+    """
+
+    mode: int
+    durability: Durability
+    sync_delay_s: float
+    cache_bytes: int
+    memtable_bytes: int
+    segment_bytes: int
+    checkpoint_log_bytes: int
+    checkpoint_interval_s: float
+    retain_log_bytes: int
+    retain_log_s: float
+    preallocate: Preallocate
+    background: bool
+    files: Files
 
 
 @dataclass(frozen=True, slots=True)
-class Options:
-    """Settings of an open store. Sizes in bytes, times in seconds. Not stored: each open may choose anew."""
+class LogOptions:
+    """What the log is told of the options."""
 
-    durability: Durability = "commit"
-    #: Longest time a commit at durability "interval" stays unflushed.
-    sync_delay_s: float = 0.1
-    #: Memory for pages and rows of the data file.
-    cache_bytes: int = 64 << 20
-    #: A checkpoint starts when the memtable holds this much; at twice as much, writers wait for it.
-    memtable_bytes: int = 64 << 20
-    #: The log moves on to a new segment at this size.
-    segment_bytes: int = 16 << 20
-    #: A checkpoint starts when this much log was written since the last one.
-    checkpoint_log_bytes: int = 64 << 20
-    #: A checkpoint starts when the oldest commit not yet in the pages is this old.
-    checkpoint_interval_s: float = 300.0
-    #: Log kept beyond what recovery needs: at least these bytes, and what is younger than these seconds.
-    retain_log_bytes: int = 0
-    retain_log_s: float = 0.0
-    #: How segments are preallocated: by the file system, or by writing zeros.
-    preallocate: Literal["allocate", "zeros"] = "allocate"
-    #: False: no thread is started; checkpoints run inside the commit that makes them due.
-    background: bool = True
-    #: Permissions of new files; a new directory gets the x bits beside them.
-    mode: int = 0o600
-    files: Files = field(default_factory=system_files)
+    segment_bytes: int
+    preallocate: Preallocate
+    mode: int
+
+
+def _checked_by(check: Callable[[str, Any], object]) -> dict[str, Callable[[str, Any], object]]:
+    return {"check": check}
+
+
+def _int(least: int, most: int | None = None) -> dict[str, Callable[[str, Any], object]]:
+    return _checked_by(partial(as_int, least=least, most=most))
+
+
+def _one_of(choices: Any) -> dict[str, Callable[[str, Any], object]]:
+    return _checked_by(partial(_as_one_of, choices=get_args(choices)))
+
+
+def _as_seconds(name: str, value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise TypeError(f"{name} is a number of seconds, not {type(value).__name__}")
+    seconds = float(value)
+    # Not the other way round: a NaN is neither.
+    if not seconds >= 0:
+        raise ValueError(f"{name} is {seconds}; it is at least 0")
+    return seconds
+
+
+def _as_one_of(name: str, value: object, choices: tuple[str, ...]) -> object:
+    if value not in choices:
+        raise ValueError(f"{name} is {', '.join(map(repr, choices[:-1]))} or {choices[-1]!r}, not {value!r}")
+    return value
+
+
+def _as_bool(name: str, value: object) -> object:
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} is True or False, not {type(value).__name__}")
+    return value
+
+
+def _as_files(name: str, value: Files | None) -> Files:
+    return system_files() if value is None else value
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """Settings of an open store, checked; see `OpenOptions`. TypeError or ValueError for what cannot be right."""
+
+    mode: int = field(default=0o600, metadata=_int(0, 0o7777))
+    durability: Durability = field(default="commit", metadata=_one_of(Durability))
+    sync_delay_s: float = field(default=0.1, metadata=_checked_by(_as_seconds))
+    cache_bytes: int = field(default=64 << 20, metadata=_int(256 << 10))
+    memtable_bytes: int = field(default=64 << 20, metadata=_int(16 << 10))
+    segment_bytes: int = field(default=16 << 20, metadata=_int(MIN_SEGMENT_BYTES, MAX_SEGMENT_BYTES))
+    checkpoint_log_bytes: int = field(default=64 << 20, metadata=_int(4 << 10))
+    checkpoint_interval_s: float = field(default=300.0, metadata=_checked_by(_as_seconds))
+    retain_log_bytes: int = field(default=0, metadata=_int(0))
+    retain_log_s: float = field(default=0.0, metadata=_checked_by(_as_seconds))
+    preallocate: Preallocate = field(default="allocate", metadata=_one_of(Preallocate))
+    background: bool = field(default=True, metadata=_checked_by(_as_bool))
+    files: Files = field(default_factory=system_files, metadata=_checked_by(_as_files))
 
     def __post_init__(self) -> None:
-        wants_sync(self.durability)
-        _check_int("cache_bytes", self.cache_bytes, 256 << 10)
-        _check_int("memtable_bytes", self.memtable_bytes, 16 << 10)
-        _check_int("segment_bytes", self.segment_bytes, MIN_SEGMENT_BYTES, MAX_SEGMENT_BYTES)
-        _check_int("checkpoint_log_bytes", self.checkpoint_log_bytes, 4 << 10)
-        _check_int("retain_log_bytes", self.retain_log_bytes, 0)
-        _check_int("mode", self.mode, 0, 0o7777)
-        _check_number("sync_delay_s", self.sync_delay_s)
-        _check_number("checkpoint_interval_s", self.checkpoint_interval_s)
-        _check_number("retain_log_s", self.retain_log_s)
-        if self.preallocate not in ("allocate", "zeros"):
-            raise ValueError(f'preallocate is "allocate" or "zeros", not {self.preallocate!r}')
-        if not isinstance(self.background, bool):
-            raise TypeError("background is True or False")
+        for option in fields(self):
+            checked = option.metadata["check"](option.name, getattr(self, option.name))
+            object.__setattr__(self, option.name, checked)
+
+    @property
+    def log(self) -> LogOptions:
+        """What the log is told of them."""
+        return LogOptions(self.segment_bytes, self.preallocate, self.mode)
 
     @property
     def directory_mode(self) -> int:
@@ -76,17 +159,27 @@ class Options:
         return self.mode | (self.mode & 0o444) >> 2
 
 
-def _check_int(name: str, value: object, least: int, most: int | None = None) -> None:
-    if not isinstance(value, int) or isinstance(value, bool):
-        raise TypeError(f"{name} is an int, not {type(value).__name__}")
-    if value < least or (most is not None and value > most):
-        raise ValueError(f"{name} is {value}; it is at least {least}" + (f" and at most {most}" if most else ""))
+def wants_sync(durability: str) -> bool:
+    """Whether a commit at this durability returns only after a flush. ValueError for an unknown name."""
+    _as_one_of("durability", durability, get_args(Durability))
+    return durability == "commit"
 
 
-def _check_number(name: str, value: object) -> None:
-    if not isinstance(value, int | float) or isinstance(value, bool):
-        raise TypeError(f"{name} is a number of seconds, not {type(value).__name__}")
-    if not value >= 0:
-        raise ValueError(f"{name} is {value}; it is at least 0")
+_F = TypeVar("_F", bound=Callable[..., Any])
 
 
+def taking_options(function: _F) -> _F:
+    """Show a function's `**options` as the keyword arguments they stand for, to `help` and `inspect.signature`."""
+    signature = inspect.signature(function)
+    own = [each for each in signature.parameters.values() if each.kind is not inspect.Parameter.VAR_KEYWORD]
+    options = [
+        inspect.Parameter(
+            option.name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=None if option.default is MISSING else option.default,
+            annotation=option.type,
+        )
+        for option in fields(Options)
+    ]
+    function.__signature__ = signature.replace(parameters=[*own, *options])  # type: ignore[attr-defined]
+    return function

@@ -7,7 +7,7 @@ import functools
 from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import asynccontextmanager
 from types import TracebackType
-from typing import Any, Concatenate, Final, Literal, ParamSpec, TypeVar, overload
+from typing import Any, Concatenate, Final, ParamSpec, TypeVar, Unpack, overload
 
 import kvwal.api.open
 from kvwal.aio.committer import Committer
@@ -24,10 +24,10 @@ from kvwal.engine.merge import Chunk
 from kvwal.engine.recovery import RecoveryReport
 from kvwal.engine.request import CommitRequest
 from kvwal.errors import ClosedError, ConflictError, ForkedError
-from kvwal.files import Files, PathArgument
-from kvwal.keys import MAX_KEY_BYTES, MAX_VALUE_BYTES, BytesLike, Seqno, as_key, as_value
+from kvwal.files import PathArgument
+from kvwal.keys import MAX_KEY_BYTES, MAX_VALUE_BYTES, BytesLike, Seqno, as_int, as_key, as_value
 from kvwal.log import encode_put
-from kvwal.options import Durability, Flag, wants_sync
+from kvwal.options import Durability, Flag, OpenOptions, taking_options, wants_sync
 from kvwal.pages import NotCached
 
 __all__ = ["MAX_PENDING_BYTES", "MAX_PENDING_COMMITS", "AsyncStore", "Opening", "open"]
@@ -71,11 +71,8 @@ class AsyncStore(AsyncReading):
             max_pending_commits: with so many commits pending, the next one waits for its turn.
             max_pending_bytes: the same for the bytes of their keys and values.
         """
-        for name, limit in (("max_pending_commits", max_pending_commits), ("max_pending_bytes", max_pending_bytes)):
-            if type(limit) is not int:
-                raise TypeError(f"{name} is an int, not {type(limit).__name__}")
-            if limit < 1:
-                raise ValueError(f"{name} is {limit}; it is at least 1")
+        max_pending_commits = as_int("max_pending_commits", max_pending_commits, 1)
+        max_pending_bytes = as_int("max_pending_bytes", max_pending_bytes, 1)
         loop = asyncio.get_running_loop()
         self._store = store
         self._owner = False
@@ -493,25 +490,14 @@ class Opening:
         await self._store.close()
 
 
+@taking_options
 def open(
     path: PathArgument,
     flag: Flag = "c",
     *,
-    mode: int = 0o600,
-    durability: Durability = "commit",
-    sync_delay_s: float = 0.1,
-    cache_bytes: int = 64 << 20,
-    memtable_bytes: int = 64 << 20,
-    segment_bytes: int = 16 << 20,
-    checkpoint_log_bytes: int = 64 << 20,
-    checkpoint_interval_s: float = 300.0,
-    retain_log_bytes: int = 0,
-    retain_log_s: float = 0.0,
-    preallocate: Literal["allocate", "zeros"] = "allocate",
-    background: bool = True,
-    files: Files | None = None,
     max_pending_commits: int = MAX_PENDING_COMMITS,
     max_pending_bytes: int = MAX_PENDING_BYTES,
+    **options: Unpack[OpenOptions],
 ) -> Opening:
     """Open a store for the running loop: `async with kvwal.aio.open(path) as db:`, or `db = await open(path)`.
 
@@ -522,22 +508,5 @@ def open(
     Opening, with recovery, runs in a thread. If the task is cancelled meanwhile, the store is closed again first.
     Raises what `kvwal.open` raises.
     """
-    opener = functools.partial(
-        kvwal.api.open.open,
-        path,
-        flag,
-        mode=mode,
-        durability=durability,
-        sync_delay_s=sync_delay_s,
-        cache_bytes=cache_bytes,
-        memtable_bytes=memtable_bytes,
-        segment_bytes=segment_bytes,
-        checkpoint_log_bytes=checkpoint_log_bytes,
-        checkpoint_interval_s=checkpoint_interval_s,
-        retain_log_bytes=retain_log_bytes,
-        retain_log_s=retain_log_s,
-        preallocate=preallocate,
-        background=background,
-        files=files,
-    )
+    opener = functools.partial(kvwal.api.open.open, path, flag, **options)
     return Opening(opener, max_pending_commits, max_pending_bytes)

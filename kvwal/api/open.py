@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import atexit
 import weakref
-from typing import Literal, get_args
+from typing import Unpack, get_args
 
 from kvwal.api.store import Store
 from kvwal.engine.recovery import open_parts
-from kvwal.files import Files, PathArgument, call_in_forked_child, path_text, system_files
-from kvwal.options import Durability, Flag, Options
+from kvwal.files import PathArgument, call_in_forked_child, path_text
+from kvwal.options import Flag, OpenOptions, Options, taking_options
 
 __all__ = ["open"]
 
@@ -18,44 +18,15 @@ __all__ = ["open"]
 _open_stores: weakref.WeakValueDictionary[int, Store] = weakref.WeakValueDictionary()
 
 
-def open(
-    path: PathArgument,
-    flag: Flag = "c",
-    *,
-    mode: int = 0o600,
-    durability: Durability = "commit",
-    sync_delay_s: float = 0.1,
-    cache_bytes: int = 64 << 20,
-    memtable_bytes: int = 64 << 20,
-    segment_bytes: int = 16 << 20,
-    checkpoint_log_bytes: int = 64 << 20,
-    checkpoint_interval_s: float = 300.0,
-    retain_log_bytes: int = 0,
-    retain_log_s: float = 0.0,
-    preallocate: Literal["allocate", "zeros"] = "allocate",
-    background: bool = True,
-    files: Files | None = None,
-) -> Store:
+@taking_options
+def open(path: PathArgument, flag: Flag = "c", **options: Unpack[OpenOptions]) -> Store:
     """Open the store in the directory `path`, recovering it if its last user crashed.
 
     Args:
         path: a directory; made, with its files, if the flag allows.
         flag: "r" read-only, which writes not a byte and works in a read-only directory; "w" read and write, must
             exist; "c" read and write, made if missing; "n" read and write, always empty: what is there is erased.
-        mode: permissions of new files (less the umask); a new directory may also be entered.
-        durability: when a commit returns. "commit": it is on disk, and survives a power cut. "interval": it survives
-            a kill of the process, and a power cut once `sync_delay_s` has passed. "os": it survives a kill of the
-            process; the system decides when it is on disk. What is recovered is a prefix of the commits in any case.
-        sync_delay_s: longest time a commit of durability "interval" stays unflushed.
-        cache_bytes: memory for pages and rows of the page file.
-        memtable_bytes: memory of commits that are not in the pages yet; more starts a checkpoint. At twice as much,
-            writers wait for the one under way, which may be at work on as much again.
-        segment_bytes: size of one file of the log.
-        checkpoint_log_bytes, checkpoint_interval_s: a checkpoint also starts after so much log, or such a time.
-        retain_log_bytes, retain_log_s: keep the log for longer than recovery needs it, for `Store.history`.
-        preallocate: how the log's space is taken: "allocate" asks the file system, "zeros" writes it.
-        background: False starts no thread; checkpoints then run inside commits, and "interval" flushes at commits.
-        files: another file system, such as `kvwal.testing.SimulatedDisk`.
+        options: durability, sizes, times and the like, by keyword; `kvwal.OpenOptions` says what each of them means.
 
     Returns: the store. `Store.recovery` says what was found. Use it in a `with` block, or close it.
 
@@ -70,24 +41,10 @@ def open(
     """
     if flag not in get_args(Flag):
         raise ValueError(f'flag is one of "r", "w", "c" and "n", not {flag!r}')
-    options = Options(
-        durability=durability,
-        sync_delay_s=sync_delay_s,
-        cache_bytes=cache_bytes,
-        memtable_bytes=memtable_bytes,
-        segment_bytes=segment_bytes,
-        checkpoint_log_bytes=checkpoint_log_bytes,
-        checkpoint_interval_s=checkpoint_interval_s,
-        retain_log_bytes=retain_log_bytes,
-        retain_log_s=retain_log_s,
-        preallocate=preallocate,
-        background=background,
-        mode=mode,
-        files=system_files() if files is None else files,
-    )
-    opened = open_parts(path_text(path), flag, options)
+    checked = Options(**options)
+    opened = open_parts(path_text(path), flag, checked)
     try:
-        store = Store(opened, options, read_only=flag == "r")
+        store = Store(opened, checked, read_only=flag == "r")
         _open_stores[id(store)] = store
         return store
     except BaseException:

@@ -95,6 +95,7 @@ def test_open_takes_what_the_store_takes_with_the_same_defaults() -> None:
     ours = dict(inspect.signature(kvwal.aio.open).parameters)
     del ours["max_pending_commits"], ours["max_pending_bytes"]
     assert list(ours.values()) == list(theirs.values())
+    assert theirs["durability"].default == "commit"
 
 
 def test_every_method_of_the_store_has_its_counterpart() -> None:
