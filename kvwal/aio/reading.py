@@ -8,6 +8,7 @@ from typing import TypeVar, overload
 
 from kvwal.aio.scanning import Scan, items_of, keys_of, values_of
 from kvwal.aio.workers import Workers
+from kvwal.db.handle import Handle
 from kvwal.db.mapping import Bounds
 from kvwal.engine.merge import Chunk
 from kvwal.engine.present import Present, View
@@ -26,7 +27,7 @@ def read_again(present: Present, view: View, keys: list[bytes]) -> list[bytes | 
         present.release(view)
 
 
-class AsyncReading(ABC):
+class AsyncReading(Handle, ABC):
     """Point reads and ranges. What is in memory is answered without leaving the loop; pages are read by a worker."""
 
     __slots__ = ()

@@ -67,6 +67,7 @@ class AsyncSnapshot(AsyncReading):
         self._snapshot.close()
 
     async def __aenter__(self) -> AsyncSnapshot:
+        self._refuse_if_over()
         return self
 
     async def __aexit__(

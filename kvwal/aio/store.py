@@ -429,6 +429,7 @@ class AsyncStore(AsyncReading):
             self._workers.stop()
 
     async def __aenter__(self) -> AsyncStore:
+        self._refuse_if_over()
         return self
 
     async def __aexit__(

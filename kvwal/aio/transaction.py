@@ -149,6 +149,7 @@ class AsyncTransaction(AsyncReading):
             self._txn.abort()
 
     async def __aenter__(self) -> AsyncTransaction:
+        self._refuse_if_over()
         return self
 
     async def __aexit__(

@@ -579,6 +579,7 @@ class Store(OrderedMapping, MutableMapping[bytes, bytes]):
         self._directory.close()
 
     def __enter__(self) -> Store:
+        self._refuse_if_closed()
         return self
 
     def __exit__(

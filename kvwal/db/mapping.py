@@ -13,6 +13,7 @@ from itertools import chain, islice, starmap
 from operator import itemgetter
 from typing import TypeVar, overload
 
+from kvwal.db.handle import Handle
 from kvwal.engine.few import Pairs, chunks_in
 from kvwal.engine.merge import Chunk
 from kvwal.keys import BytesLike, KeyRange, as_int, as_key, as_value, prefix_stop
@@ -72,7 +73,7 @@ class Bounds:
         return Bounds(self.start, self.stop, None, not self.reverse, self.limit)
 
 
-class OrderedMapping(Mapping[bytes, bytes]):
+class OrderedMapping(Handle, Mapping[bytes, bytes]):
     """An ordered map of bytes, for reading. Keys and values come back as `bytes`."""
 
     __slots__ = ()

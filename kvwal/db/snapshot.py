@@ -93,6 +93,7 @@ class Snapshot(OrderedMapping):
             self._present.release(view)
 
     def __enter__(self) -> Snapshot:
+        self._open_view()
         return self
 
     def __exit__(

@@ -297,6 +297,7 @@ class Transaction(OrderedMapping, MutableMapping[bytes, bytes]):
         return self._view is not None
 
     def __enter__(self) -> Transaction:
+        self._open_view()
         return self
 
     def __exit__(

@@ -1,0 +1,30 @@
+"""What a store, a snapshot and a transaction are to Python: handles, of which there is one each.
+
+A copy of a handle would close the original when it ends, and one in another process would write past the lock. So copy,
+deepcopy and pickle raise. A subclass could not be made, since `kvwal.open` and the store's methods make the handles,
+so that raises as well, where the class is defined.
+"""
+
+from __future__ import annotations
+
+from typing import NoReturn
+
+__all__ = ["Handle"]
+
+
+class Handle:
+    """Something open that is neither copied, nor pickled, nor inherited from outside of kvwal."""
+
+    __slots__ = ()
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        if cls.__module__.partition(".")[0] != "kvwal":
+            base = cls.__mro__[1].__name__
+            raise TypeError(f"{base} cannot be inherited from, because kvwal makes it; hold one in a class of your own")
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(
+            f"a {type(self).__name__} can be neither copied nor pickled: share this one; another process opens the "
+            "store for itself; dict() copies what is in it"
+        )
