@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 from types import MappingProxyType
 from typing import Any
 
@@ -10,7 +11,7 @@ from wrapped_files import WrappedFiles
 
 from kvwal.files import Buffer, Directory, File, system_files
 from kvwal.keys import KeyRange, Seqno
-from kvwal.pages import Changes, PageFile, Tree, check
+from kvwal.pages import Changes, Columns, PageFile, Tree, check
 
 STORE_ID = b"0123456789abcdef"
 
@@ -61,6 +62,13 @@ class WatchedFiles(WrappedFiles):
         self.before: Callable[[str, int, int], None] = lambda operation, offset, size: None
 
 
+def columns(pairs: Iterable[tuple[bytes, bytes | None]], run: int = 1000) -> Iterator[Columns]:
+    """The pairs as a checkpoint takes them: runs of keys and of values."""
+    rest = iter(pairs)
+    while part := list(islice(rest, run)):
+        yield [key for key, _ in part], [value for _, value in part]
+
+
 class Scratch:
     """A page file and a dict that says what must be in it."""
 
@@ -94,9 +102,9 @@ class Scratch:
         ranges = [KeyRange(*bounds) for bounds in ranges]
         tables = {table: (each, [KeyRange(*bounds) for bounds in gone]) for table, (each, gone) in tables.items()}
         seqno = Seqno(self.pages.meta.seqno + 1)
-        changes = {table: Changes(sorted(each.items()), gone) for table, (each, gone) in tables.items()}
+        changes = {table: Changes(columns(sorted(each.items())), gone) for table, (each, gone) in tables.items()}
         self.pages.checkpoint(
-            sorted(updates.items()), ranges, tables=changes, seqno=seqno, time_us=int(seqno), compact=compact
+            columns(sorted(updates.items())), ranges, tables=changes, seqno=seqno, time_us=int(seqno), compact=compact
         )
         self.model = applied(self.model, updates, ranges)
         self.tables = tables_after(self.tables, tables)

@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
-from itertools import chain
 from queue import Empty, SimpleQueue
 from typing import Final
 
@@ -33,7 +32,7 @@ from kvwal.keys import Seqno, disjoint
 from kvwal.log import LogWriter
 from kvwal.log.segments import is_full
 from kvwal.options import RESERVE_BYTES, Options
-from kvwal.pages import Meta, PageFile
+from kvwal.pages import Columns, Meta, PageFile
 
 __all__ = ["COMPACT_PASSES", "RESERVE_NAME", "Background", "Checkpointer", "Reserve"]
 
@@ -62,10 +61,10 @@ def _stay() -> None:
     """Nobody to give way to."""
 
 
-def _updates(memtable: Memtable, give_way: Callable[[], None]) -> Iterator[tuple[bytes, bytes | None]]:
+def _updates(memtable: Memtable, give_way: Callable[[], None]) -> Iterator[Columns]:
     """What a frozen table holds, in order."""
     value_of = memtable.latest.__getitem__
-    return chain.from_iterable(zip(keys, map(value_of, keys), strict=True) for keys in memtable.in_order(give_way))
+    return ((keys, list(map(value_of, keys))) for keys in memtable.in_order(give_way))
 
 
 class Reserve:

@@ -6,6 +6,7 @@ check | salvage > pagefile > catalogue > tree | merge | compact > pager | writer
 from kvwal.pages.cache import NotCached
 from kvwal.pages.catalogue import Changes
 from kvwal.pages.check import Problem, check
+from kvwal.pages.merge import Columns
 from kvwal.pages.meta import Choice, Meta, Row
 from kvwal.pages.pagefile import PageFile, PageStats
 from kvwal.pages.salvage import Salvaged, salvage_pages
@@ -14,6 +15,7 @@ from kvwal.pages.tree import Tree
 __all__ = [
     "Changes",
     "Choice",
+    "Columns",
     "Meta",
     "NotCached",
     "PageFile",

@@ -24,7 +24,7 @@ from kvwal.features import KEYSPACES
 from kvwal.keys import KeyRange, disjoint
 from kvwal.pages.compact import far_keys
 from kvwal.pages.freelist import Freed
-from kvwal.pages.merge import Merge, MergeJob
+from kvwal.pages.merge import Columns, Merge, MergeJob
 from kvwal.pages.meta import DATA_FILE, Meta
 from kvwal.pages.node import NO_POINTER
 from kvwal.pages.pager import Pager
@@ -52,11 +52,11 @@ class Changes(NamedTuple):
     """What a checkpoint does to one table.
 
     Attributes:
-        updates: keys and values (None: delete), sorted by key, no key twice. Read as a stream.
+        updates: runs of keys and their values (None: delete), sorted by key, no key twice. Read as a stream.
         ranges: deleted before the updates apply, in any order. All keys: the table is gone.
     """
 
-    updates: Iterable[tuple[bytes, bytes | None]] = ()
+    updates: Iterable[Columns] = ()
     ranges: Sequence[KeyRange] = ()
 
 
@@ -111,13 +111,13 @@ def merge_tables(
     tables = {table: root_of(pager, draft, table) for table in changes if table}
     if limit is not None:
         tables.update((table, root) for table, root in roots(pager, draft) if table)
-    entries: list[tuple[bytes, bytes | None]] = []
+    entries: Columns = ([], [])
     for table, before in sorted(tables.items()):
         after = merged(before, changes.get(table, _NO_CHANGES))
         if after != before:
-            entry = ENTRY.pack(*after, 0) if after.height else None
-            entries.append((table.to_bytes(_ID_BYTES, "big"), entry))
-    root = merged(Root(draft.catalogue, draft.catalogue_height), Changes(entries) if entries else _NO_CHANGES)
+            entries[0].append(table.to_bytes(_ID_BYTES, "big"))
+            entries[1].append(ENTRY.pack(*after, 0) if after.height else None)
+    root = merged(Root(draft.catalogue, draft.catalogue_height), Changes([entries]) if entries[0] else _NO_CHANGES)
     required = draft.required | (KEYSPACES if root.height else 0)
     return replace(draft, catalogue=root.pointer, catalogue_height=root.height, required=required)
 

@@ -9,8 +9,8 @@ hold overflow references.
 Nothing is changed in place: what is no longer part of the tree goes into `freed`, for the free list.
 Requires: the updates are sorted by key, no key twice (InternalError otherwise).
 
-Rules of the stream: no Python call per entry where a C loop over lists will do; a batch is small, so that a stream
-larger than memory can be merged.
+Rules of the stream: columns instead of pairs, and no Python call per entry where a C loop over lists will do; a batch
+is small, so that a stream larger than memory can be merged.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from __future__ import annotations
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import compress, islice
+from itertools import compress
 from operator import lt
-from typing import Final
+from typing import Final, TypeAlias
 
 from kvwal.errors import InternalError
 from kvwal.keys import KeyRange
@@ -40,7 +40,10 @@ from kvwal.pages.node import (
 from kvwal.pages.pager import Pager
 from kvwal.pages.writer import PageWriter, TreeBuilder
 
-__all__ = ["Merge", "MergeJob"]
+__all__ = ["Columns", "Merge", "MergeJob"]
+
+#: A run of keys, ascending, and their values; None deletes.
+Columns: TypeAlias = tuple[list[bytes], list[bytes | None]]
 
 #: Updates are taken from their iterator in batches of about this many bytes.
 _BATCH_BYTES: Final = 1 << 18
@@ -56,14 +59,14 @@ class MergeJob:
     """What is to be done to a tree.
 
     Attributes:
-        updates: keys and values (None: delete), sorted by key.
+        updates: runs of keys and their values (None: delete), sorted by key, no key twice.
         ranges: deleted before the updates apply; disjoint and sorted (`keys.disjoint`).
         rewrites: keys whose leaves are written anew though nothing in them changes; sorted.
         moved_from: overflow extents that reach beyond this page are moved, in leaves that are rewritten.
         give_way: called at least once a leaf.
     """
 
-    updates: Iterable[tuple[bytes, bytes | None]] = ()
+    updates: Iterable[Columns] = ()
     ranges: Sequence[KeyRange] = ()
     rewrites: Sequence[bytes] = ()
     moved_from: int | None = None
@@ -238,20 +241,24 @@ class Merge:
 class Updates:
     """The updates, taken from their iterator in batches; values too large for a leaf are written at once."""
 
-    def __init__(self, items: Iterable[tuple[bytes, bytes | None]], writer: PageWriter) -> None:
-        self._items = iter(items)
+    def __init__(self, columns: Iterable[Columns], writer: PageWriter) -> None:
+        self._columns = iter(columns)
         self._writer = writer
         self._want = 16
+        # The column that batches are cut from, and how far it was.
+        self._column: Columns = ([], [])
+        self._cut = 0
+        # The batch, and how far it was taken.
         self._keys: list[bytes] = []
         self._values: list[bytes | None] = []
         self._at = 0
-        #: Whether the present batch holds an overflow reference.
+        #: Whether the batch holds an overflow reference.
         self.overflow = False
         #: The first key not taken yet; None when there is none.
         self.next: bytes | None = None
         self._fill(None)
 
-    def take(self, stop: bytes | None) -> Iterator[tuple[list[bytes], list[bytes | None]]]:
+    def take(self, stop: bytes | None) -> Iterator[Columns]:
         """All updates below `stop` (None: to the end) that were not taken yet, batch by batch."""
         while self.next is not None and (stop is None or self.next < stop):
             keys, at = self._keys, self._at
@@ -267,15 +274,17 @@ class Updates:
             self._fill(keys[-1])
 
     def _fill(self, last: bytes | None) -> None:
-        batch = list(islice(self._items, self._want))
+        while self._cut == len(self._column[0]):
+            column = next(self._columns, None)
+            if column is None:
+                self.next = None
+                return
+            self._column, self._cut = column, 0
+        start, stop = self._cut, self._cut + self._want
+        keys, values = self._column[0][start:stop], self._column[1][start:stop]
+        self._cut += len(keys)
         self._at = 0
-        if not batch:
-            self.next = None
-            self._keys, self._values = [], []
-            return
-        keys = [key for key, _ in batch]
-        values = [value for _, value in batch]
-        if (last is not None and keys[0] <= last) or not all(map(lt, keys, islice(keys, 1, None))):
+        if len(keys) != len(values) or (last is not None and keys[0] <= last) or not all(map(lt, keys, keys[1:])):
             raise InternalError("the updates of a checkpoint are not sorted, or name a key twice")
         sizes = list(map(len, filter(None, values)))
         self.overflow = bool(sizes) and max(sizes) > OVERFLOW_THRESHOLD

@@ -41,6 +41,7 @@ from kvwal.keys import KeyRange, Seqno
 from kvwal.pages.catalogue import Changes, merge_tables, root_of, roots
 from kvwal.pages.compact import rebuilt_free_list, tail_limit
 from kvwal.pages.freelist import Allocator, Freed, FreeList, decode_free_list, encode_free_list, encoded_size
+from kvwal.pages.merge import Columns
 from kvwal.pages.meta import DATA_FILE, Choice, Meta, Row, choose, decode_meta, encode_meta
 from kvwal.pages.node import PAGE_SIZE, POINTER, node_fault
 from kvwal.pages.pager import Pager
@@ -203,7 +204,7 @@ class PageFile:
 
     def checkpoint(
         self,
-        updates: Iterable[tuple[bytes, bytes | None]],
+        updates: Iterable[Columns],
         ranges: Sequence[KeyRange] = (),
         *,
         seqno: Seqno,
@@ -217,7 +218,8 @@ class PageFile:
         """Make the next generation: the newest one, without `ranges`, then with `updates`.
 
         Args:
-            updates: keys and values (None: delete) of table 0, sorted by key, no key twice. Read as a stream.
+            updates: runs of keys of table 0 and their values (None: delete), sorted by key, no key twice. Read as a
+                stream.
             seqno: the last commit that the new generation holds.
             time_us: the time of that commit.
             tables: what is done to other tables. All keys deleted: the table is dropped.

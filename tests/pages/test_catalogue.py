@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pages_fixtures import STORE_ID, Model, Scratch, Updates, contents, tables_after
+from pages_fixtures import STORE_ID, Model, Scratch, Updates, columns, contents, tables_after
 
 from kvwal.errors import CorruptionError
 from kvwal.features import KEYSPACES
@@ -178,7 +178,7 @@ def test_power_cut_anywhere_leaves_all_tables_of_one_generation() -> None:
         plan.append(tables)
 
     def run(pages: PageFile, tables: dict[int, tuple[Updates, list[KeyRange]]], *, compact: bool) -> None:
-        changes = {table: Changes(sorted(each.items()), gone) for table, (each, gone) in tables.items()}
+        changes = {table: Changes(columns(sorted(each.items())), gone) for table, (each, gone) in tables.items()}
         first = changes.pop(0, Changes())
         seqno = Seqno(pages.meta.seqno + 1)
         pages.checkpoint(*first, tables=changes, seqno=seqno, time_us=1, compact=compact)

@@ -7,7 +7,7 @@ import random
 from typing import Any
 
 import pytest
-from pages_fixtures import STORE_ID, Updates, applied, contents
+from pages_fixtures import STORE_ID, Updates, applied, columns, contents
 
 from kvwal.errors import EnvironmentFailure
 from kvwal.keys import KeyRange, Seqno
@@ -41,7 +41,7 @@ def steps(rng: random.Random, count: int) -> list[Step]:
 
 def run(pages: PageFile, step: Step, model: dict[bytes, bytes]) -> dict[bytes, bytes]:
     updates, ranges = step
-    pages.checkpoint(sorted(updates.items()), ranges, seqno=Seqno(pages.meta.seqno + 1), time_us=1)
+    pages.checkpoint(columns(sorted(updates.items())), ranges, seqno=Seqno(pages.meta.seqno + 1), time_us=1)
     return applied(model, updates, ranges)
 
 

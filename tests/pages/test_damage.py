@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from pages_fixtures import Scratch, contents, entries
+from pages_fixtures import Scratch, columns, contents, entries
 
 from kvwal.errors import CorruptionError, FormatError
 from kvwal.keys import Seqno
@@ -228,7 +228,7 @@ def test_damaged_free_list_is_made_anew_by_the_next_checkpoint(
 
     updates = [(b"%04d" % index, b"x" * 99) for index in range(600)]
     with pytest.raises(KeyError):
-        scratch.pages.checkpoint(updates, seqno=Seqno(9), time_us=9, before_flip=stop)
+        scratch.pages.checkpoint(columns(updates), seqno=Seqno(9), time_us=9, before_flip=stop)
     pages = scratch.pages.meta.page_count
     scratch.checkpoint({b"a": b"b"})
     assert "made anew" in caplog.text

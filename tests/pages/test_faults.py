@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from pages_fixtures import Scratch, WatchedFiles, contents
+from pages_fixtures import Scratch, WatchedFiles, columns, contents
 
 from kvwal.errors import DiskFullError, PoisonedError
 from kvwal.keys import Seqno
@@ -136,7 +136,9 @@ def test_generations_can_still_be_checked_and_pinned_after_a_flip_that_failed(tm
             scratch.files.before = Trap(0, errno.EIO, {kind})
 
         with pytest.raises(OSError, match="injected"):
-            scratch.pages.checkpoint(sorted(BATCH.items()), seqno=Seqno(9), time_us=9, before_flip=fail_from_now_on)
+            scratch.pages.checkpoint(
+                columns(sorted(BATCH.items())), seqno=Seqno(9), time_us=9, before_flip=fail_from_now_on
+            )
         assert (scratch.pages.meta, scratch.pages.older) == (meta, older)
         scratch.verify()
         scratch.pages.pin(older.generation)
@@ -202,7 +204,7 @@ def test_caller_that_stops_before_the_flip_stops_the_checkpoint(tmp_path: Path) 
 
     # What the caller raises passes through: only the caller knows what it means.
     with pytest.raises(OSError, match="log's disk"):
-        scratch.pages.checkpoint(sorted(BATCH.items()), (), seqno=Seqno(9), time_us=9, before_flip=stop)
+        scratch.pages.checkpoint(columns(sorted(BATCH.items())), (), seqno=Seqno(9), time_us=9, before_flip=stop)
     assert scratch.pages.meta == meta
     assert Path(scratch.path).stat().st_size == size
     scratch.verify()
@@ -220,7 +222,7 @@ def test_updates_that_raise_stop_the_checkpoint(tmp_path: Path) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        scratch.pages.checkpoint(updates(), (), seqno=Seqno(9), time_us=9)
+        scratch.pages.checkpoint(columns(updates()), (), seqno=Seqno(9), time_us=9)
     scratch.verify()
     scratch.checkpoint(BATCH)
     scratch.verify()

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pages_fixtures import columns
 
 from kvwal.errors import InternalError
 from kvwal.pages.merge import Updates, merged
@@ -29,10 +30,10 @@ def test_merged_is_what_a_dict_would_hold(entries: dict[bytes, bytes], updates: 
     assert dict(zip(keys, values, strict=True)) == expected
 
 
-@given(st.lists(short, unique=True, max_size=200), st.lists(short, max_size=5))
-def test_updates_come_once_each_and_up_to_the_stop(keys: list[bytes], stops: list[bytes]) -> None:
+@given(st.lists(short, unique=True, max_size=200), st.lists(short, max_size=5), st.sampled_from([1, 7, 40, 1000]))
+def test_updates_come_once_each_and_up_to_the_stop(keys: list[bytes], stops: list[bytes], run: int) -> None:
     keys = sorted(keys)
-    updates = Updates(((key, b"v") for key in keys), NOWHERE)
+    updates = Updates(columns(((key, b"v") for key in keys), run), NOWHERE)
     taken: list[bytes] = []
     for stop in [*sorted(stops), None]:
         for batch, values in updates.take(stop):
@@ -42,11 +43,12 @@ def test_updates_come_once_each_and_up_to_the_stop(keys: list[bytes], stops: lis
     assert updates.next is None
 
 
+@pytest.mark.parametrize("run", [1, 16, 1000])
 @pytest.mark.parametrize("second", [b"a", b"b"])
-def test_order_is_checked_across_batches_too(second: bytes) -> None:
+def test_order_is_checked_across_batches_and_runs_too(second: bytes, run: int) -> None:
     items = [(b"a%03d" % index, b"") for index in range(16)] + [(second, b"")]
     items = [*items, (b"a", b"")] if second == b"b" else items
-    updates = Updates(iter(items), NOWHERE)
+    updates = Updates(columns(items, run), NOWHERE)
     with pytest.raises(InternalError):
         list(updates.take(None))
 
@@ -55,3 +57,14 @@ def test_one_size_is_the_length_that_all_have() -> None:
     assert one_size([b"ab", b"cd"]) == 2
     assert one_size([b"ab", b"c"]) == -1
     assert one_size([b""]) == 0
+
+
+def test_empty_runs_of_updates_are_passed_over() -> None:
+    runs: Any = [([], []), ([b"a"], [b"1"]), ([], []), ([b"b"], [None]), ([], [])]
+    assert list(Updates(runs, NOWHERE).take(None)) == [([b"a"], [b"1"]), ([b"b"], [None])]
+    assert Updates([([], [])], NOWHERE).next is None
+
+
+def test_run_with_a_value_too_few_is_our_own_bug() -> None:
+    with pytest.raises(InternalError):
+        Updates([([b"a", b"b"], [b"1"])], NOWHERE)

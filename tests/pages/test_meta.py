@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from crc32c import crc32c
-from pages_fixtures import STORE_ID, Scratch, WatchedFiles
+from pages_fixtures import STORE_ID, Scratch, WatchedFiles, columns
 
 from kvwal.errors import CorruptionError, FormatError
 from kvwal.features import EXTENSIONS, KEYSPACES, KNOWN_REQUIRED, VERSION
@@ -239,7 +239,7 @@ def test_file_with_a_bad_newer_root_opens_with_the_older_generation_and_the_bad_
         raise KeyError("crash before the flip")
 
     with pytest.raises(KeyError):
-        scratch.pages.checkpoint([(b"x", b"y")], (), seqno=Seqno(9), time_us=9, before_flip=stop)
+        scratch.pages.checkpoint(columns([(b"x", b"y")]), (), seqno=Seqno(9), time_us=9, before_flip=stop)
     scratch.pages.abandon()
     scratch.pages = scratch.open()
     assert scratch.pages.choice.row is Row.ONE_TORN
@@ -256,7 +256,7 @@ def test_first_checkpoint_writes_the_newest_slot_again_before_the_other(tmp_path
     pages = PageFile(files.open_directory(str(tmp_path)), cache_bytes=1 << 20, writable=True)  # type: ignore[arg-type]
     files.before = lambda operation, offset, size: calls.append((operation, offset))
     slot = pages.meta.generation % 2 * PAGE_SIZE
-    pages.checkpoint([(b"k", b"v")], (), seqno=Seqno(9), time_us=9)
+    pages.checkpoint(columns([(b"k", b"v")]), (), seqno=Seqno(9), time_us=9)
     writes = [call for call in calls if call[0] in {"pwrite", "sync"}]
     assert writes[:2] == [("pwrite", slot), ("sync", 0)]
     assert writes[-3:] == [("sync", 0), ("pwrite", PAGE_SIZE - slot), ("sync", 0)]
@@ -310,9 +310,10 @@ def test_what_an_unknown_optional_feature_brought_is_in_the_next_meta_as_it_was(
 def test_replay_through_holds_until_a_checkpoint_has_that_commit(tmp_path: Any) -> None:
     scratch = Scratch(str(tmp_path))
     checkpoint = scratch.pages.checkpoint
-    assert checkpoint([(b"a", b"1")], seqno=Seqno(10), time_us=1).replay_through == 10
-    assert checkpoint([(b"a", b"2")], seqno=Seqno(10), time_us=1, replay_through=Seqno(20)).replay_through == 20
-    assert checkpoint([(b"b", b"2")], seqno=Seqno(10), time_us=1).replay_through == 20
+    assert checkpoint(columns([(b"a", b"1")]), seqno=Seqno(10), time_us=1).replay_through == 10
+    meta = checkpoint(columns([(b"a", b"2")]), seqno=Seqno(10), time_us=1, replay_through=Seqno(20))
+    assert meta.replay_through == 20
+    assert checkpoint(columns([(b"b", b"2")]), seqno=Seqno(10), time_us=1).replay_through == 20
     scratch.reopen()
     meta = scratch.pages.meta
     assert (meta.seqno, meta.replay_through, scratch.pages.tree().get(b"a")) == (10, 20, b"2")

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from pages_fixtures import STORE_ID, Scratch, contents, entries
+from pages_fixtures import STORE_ID, Scratch, columns, contents, entries
 
 from kvwal.errors import ClosedError, InternalError, ReadOnlyError
 from kvwal.files import system_files
@@ -48,7 +48,7 @@ def test_create_removes_what_an_interrupted_create_left(tmp_path: Path) -> None:
 
 
 def test_meta_survives_a_reopen(scratch: Scratch) -> None:
-    meta = scratch.pages.checkpoint([(b"k", b"v")], (), seqno=Seqno(42), time_us=4200)
+    meta = scratch.pages.checkpoint(columns([(b"k", b"v")]), (), seqno=Seqno(42), time_us=4200)
     scratch.reopen()
     assert scratch.pages.meta == meta
     assert (meta.seqno, meta.time_us, meta.created_us, meta.page_size) == (42, 4200, 1, PAGE_SIZE)
@@ -138,7 +138,7 @@ def test_updates_that_are_not_sorted_are_our_own_bug(scratch: Scratch) -> None:
     scratch.checkpoint({b"k": b"v"})
     for updates in ([(b"b", b""), (b"a", b"")], [(b"a", b""), (b"a", b"")]):
         with pytest.raises(InternalError):
-            scratch.pages.checkpoint(updates, (), seqno=Seqno(2), time_us=2)
+            scratch.pages.checkpoint(columns(updates), (), seqno=Seqno(2), time_us=2)
     scratch.verify()
 
 
@@ -157,7 +157,7 @@ def test_updates_are_read_as_a_stream(scratch: Scratch) -> None:
         nonlocal written
         written += 900
 
-    scratch.pages.checkpoint(updates(), (), seqno=Seqno(1), time_us=1, give_way=give_way)
+    scratch.pages.checkpoint(columns(updates(), 50), (), seqno=Seqno(1), time_us=1, give_way=give_way)
     assert ahead < 50_000
     assert scratch.pages.meta.count == 200_000
 
@@ -180,7 +180,7 @@ def test_few_updates_are_taken_between_two_times_of_giving_way(scratch: Scratch,
         nonlocal taken
         taken = 0
 
-    scratch.pages.checkpoint(updates(), (), seqno=Seqno(9), time_us=9, give_way=give_way)
+    scratch.pages.checkpoint(columns(updates(), 50), (), seqno=Seqno(9), time_us=9, give_way=give_way)
     assert most <= 600
 
 
@@ -188,7 +188,7 @@ def test_give_way_is_called_at_least_once_a_leaf(scratch: Scratch) -> None:
     calls: list[int] = []
     scratch.checkpoint({b"%06d" % index: b"v" * 100 for index in range(10_000)})
     scratch.pages.checkpoint(
-        ((b"%06d" % index, b"w" * 100) for index in range(10_000)),
+        columns((b"%06d" % index, b"w" * 100) for index in range(10_000)),
         (),
         seqno=Seqno(9),
         time_us=9,
@@ -330,7 +330,7 @@ def test_generation_before_cannot_be_pinned_any_more_once_the_flip_is_prepared(s
             scratch.pages.pin(old.generation)
         scratch.pages.pin(current.generation)
 
-    scratch.pages.checkpoint([(b"b", b"2")], (), seqno=Seqno(2), time_us=2, before_flip=before_flip)
+    scratch.pages.checkpoint(columns([(b"b", b"2")]), (), seqno=Seqno(2), time_us=2, before_flip=before_flip)
     assert scratch.pages.pinned() == {current.generation: 1}
 
 
@@ -424,7 +424,7 @@ def test_readers_and_checkpoints_side_by_side(tmp_path: Path, rng: random.Random
         thread.start()
     for step in range(1, 12):
         scratch.pages.checkpoint(
-            ((b"%05d" % index, b"%d" % step) for index in range(3000)),
+            columns((b"%05d" % index, b"%d" % step) for index in range(3000)),
             (),
             seqno=Seqno(step + 1),
             time_us=step,
