@@ -228,7 +228,7 @@ class Checkpointer:
                 seqno=memtable.last_seqno,
                 time_us=files.now_us(),
                 before_flip=lambda: self._flush_log(memtable.last_seqno),
-                give_way=give_way,
+                yield_to_writers=give_way,
                 compact=compact,
             )
         except DiskFullError:

@@ -95,15 +95,15 @@ def merge_tables(
     changes: Mapping[int, Changes],
     *,
     limit: int | None,
-    give_way: Callable[[], None],
+    yield_to_writers: Callable[[], None],
 ) -> Meta:
     """Merge the changes into the trees of `draft`, and move what lies behind `limit`; the draft with its new roots."""
 
     def merged(root: Root, change: Changes) -> Root:
-        rewrites = [] if limit is None else far_keys(pager, root.pointer, root.height, limit, give_way)
+        rewrites = [] if limit is None else far_keys(pager, root.pointer, root.height, limit, yield_to_writers)
         if change is _NO_CHANGES and not rewrites:
             return root
-        job = MergeJob(change.updates, disjoint(change.ranges), rewrites, limit, give_way)
+        job = MergeJob(change.updates, disjoint(change.ranges), rewrites, limit, yield_to_writers)
         return Root(*Merge(pager, writer, freed, job).run(*root))
 
     root = merged(Root(draft.root, draft.height), changes.get(0, _NO_CHANGES))

@@ -48,14 +48,14 @@ def tail_limit(meta: Meta, free: FreeList, *, compact: bool) -> int | None:
     return limit if can_be_taken and limit < count else None
 
 
-def far_keys(pager: Pager, root: bytes, height: int, limit: int, give_way: Callable[[], None]) -> list[bytes]:
+def far_keys(pager: Pager, root: bytes, height: int, limit: int, yield_to_writers: Callable[[], None]) -> list[bytes]:
     """The lowest possible keys, ascending, of nodes that reach beyond `limit`, themselves or by an overflow value."""
-    found = (low for low, _, end in _extents(pager, root, height - 1, b"", give_way) if end > limit)
+    found = (low for low, _, end in _extents(pager, root, height - 1, b"", yield_to_writers) if end > limit)
     return list(dict.fromkeys(found)) if height else []
 
 
 def rebuilt_free_list(
-    pager: Pager, meta: Meta, roots: Iterable[tuple[bytes, int]], give_way: Callable[[], None]
+    pager: Pager, meta: Meta, roots: Iterable[tuple[bytes, int]], yield_to_writers: Callable[[], None]
 ) -> FreeList:
     """The free list of a generation by what its trees reach. CorruptionError if an inner node does not verify.
 
@@ -67,7 +67,7 @@ def rebuilt_free_list(
     # The list itself, which is freed like any other when the next one is written.
     reached[meta.free_page : meta.free_page + meta.free_pages] = b"\1" * meta.free_pages
     for root, height in roots:
-        for _, page, end in _extents(pager, root, height - 1, b"", give_way):
+        for _, page, end in _extents(pager, root, height - 1, b"", yield_to_writers):
             reached[page:end] = b"\1" * (end - page)
     freed = Freed(meta.generation)
     begin = reached.find(0)
@@ -80,17 +80,17 @@ def rebuilt_free_list(
 
 
 def _extents(
-    pager: Pager, pointer: bytes, level: int, low: bytes, give_way: Callable[[], None]
+    pager: Pager, pointer: bytes, level: int, low: bytes, yield_to_writers: Callable[[], None]
 ) -> Iterator[tuple[bytes, int, int]]:
     """Of each node and overflow value of the subtree: its node's lowest possible key, its first page, its end."""
     page, _, pages, flags, _ = POINTER.unpack(pointer)
     yield low, page, page + pages
     if level:
         separators, children, _ = pager.node(pointer, 0, level, keep=False)
-        give_way()
+        yield_to_writers()
         for index, each in enumerate([low, *separators]):
             child = children[index * POINTER_SIZE : (index + 1) * POINTER_SIZE]
-            yield from _extents(pager, child, level - 1, each, give_way)
+            yield from _extents(pager, child, level - 1, each, yield_to_writers)
     elif flags & HAS_OVERFLOW:
         for value in decode_leaf(pager.node(pointer, 0, 0, keep=False))[1]:
             if type(value) is OverflowRef:

@@ -219,7 +219,7 @@ class Allocator:
 
 
 def encoded_size(extents: int, groups: int) -> int:
-    """Bytes of a free list of so many extents."""
+    """Bytes of a free list with this many extents."""
     return _GROUPS.size + groups * _GROUP.size + extents * 8
 
 

@@ -1,6 +1,6 @@
 """Merging a sorted run of updates into the tree, copy-on-write, in one pass from left to right.
 
-The old tree is walked; a subtree that nothing touches is kept by its pointer. What is touched is
+The old tree is walked; a subtree in which nothing happens is kept by its pointer. The others are
 streamed through a `TreeBuilder`, which says when enough has come together for a subtree to be kept
 after it (`ready`); otherwise the subtree is opened instead, and its first node absorbed. A subtree that
 lies wholly in a deleted range is dropped. Its leaves are read only where their pointer says that they
@@ -51,7 +51,7 @@ _BATCH_BYTES: Final = 1 << 18
 #: processor's cache.
 _MAX_BATCH: Final = 256
 #: Updates are put into a leaf one by one if there are at most 1/8 as many as entries; more go by way of a dict.
-_FEW: Final = 8
+_ONE_BY_ONE: Final = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,14 +63,14 @@ class MergeJob:
         ranges: deleted before the updates apply; disjoint and sorted (`keys.disjoint`).
         rewrites: keys whose leaves are written anew though nothing in them changes; sorted.
         moved_from: overflow extents that reach beyond this page are moved, in leaves that are rewritten.
-        give_way: called at least once a leaf.
+        yield_to_writers: called at least once a leaf.
     """
 
     updates: Iterable[Columns] = ()
     ranges: Sequence[KeyRange] = ()
     rewrites: Sequence[bytes] = ()
     moved_from: int | None = None
-    give_way: Callable[[], None] = lambda: None
+    yield_to_writers: Callable[[], None] = lambda: None
 
 
 class Merge:
@@ -83,7 +83,7 @@ class Merge:
         self._freed = freed
         self._job = job
         self._updates = Updates(job.updates, writer)
-        self._builder = TreeBuilder(writer, job.give_way)
+        self._builder = TreeBuilder(writer, job.yield_to_writers)
         # The first deleted range, and the first rewrite, that lies not wholly before the place of the walk.
         self._range = 0
         self._rewrite = 0
@@ -150,7 +150,7 @@ class Merge:
         if self._covered(low, high):
             self._drop(level, pointers, at)
             self._push_updates(high)
-            self._job.give_way()
+            self._job.yield_to_writers()
             return
         node = self._pager.node(pointers, at, level, keep=False)
         if level:
@@ -161,7 +161,7 @@ class Merge:
             self._freed.add_node(pointers, at, generation_of(node))
             self._leaf(node, high, bool(POINTER.unpack_from(pointers, at)[3] & HAS_OVERFLOW))
             self._builder.paid += 1
-            self._job.give_way()
+            self._job.yield_to_writers()
 
     def _push_updates(self, high: bytes | None) -> None:
         for keys, values in self._updates.take(high):
@@ -230,7 +230,7 @@ class Merge:
             self._freed.add_node(pointers, at, born)
             for child in range(0, len(children), POINTER_SIZE):
                 self._drop(level - 1, children, child)
-            self._job.give_way()
+            self._job.yield_to_writers()
         else:
             self._freed.add_node(pointers, at, generation_of(node))
             for value in decode_leaf(node)[1]:
@@ -306,7 +306,7 @@ def merged(
         return without_deletes(new_keys, new_values)
     if keys[-1] < new_keys[0]:
         return without_deletes(keys + new_keys, [*values, *new_values])
-    if len(new_keys) * _FEW < len(keys):
+    if len(new_keys) * _ONE_BY_ONE < len(keys):
         for key, value in zip(new_keys, new_values, strict=False):
             at = bisect_left(keys, key)
             if at < len(keys) and keys[at] == key:

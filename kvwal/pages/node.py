@@ -54,8 +54,8 @@ from typing import Final, NamedTuple, NewType, TypeAlias
 __all__ = [
     "ADDRESS",
     "HAS_OVERFLOW",
-    "INNER_ROOM",
-    "LEAF_ROOM",
+    "INNER_CAPACITY",
+    "LEAF_CAPACITY",
     "NODE_HEADER",
     "NO_POINTER",
     "OVERFLOW_REF",
@@ -106,8 +106,8 @@ assert POINTER.size == POINTER_SIZE
 LEAF_BYTES: Final = 2 * PAGE_SIZE
 INNER_BYTES: Final = 2 * PAGE_SIZE
 #: What entries may take of a node of the wished size; a node is larger only if one entry is.
-LEAF_ROOM: Final = LEAF_BYTES - _HEADER_SIZE - 4
-INNER_ROOM: Final = INNER_BYTES - _HEADER_SIZE - 2
+LEAF_CAPACITY: Final = LEAF_BYTES - _HEADER_SIZE - 4
+INNER_CAPACITY: Final = INNER_BYTES - _HEADER_SIZE - 2
 #: A longer value gets an extent of its own. Three of these still fit into a leaf; at 2048, values just above
 #: took twice their size and a scan four times as long.
 OVERFLOW_THRESHOLD: Final = 2600
@@ -137,7 +137,7 @@ class Pointer(NamedTuple):
 
 
 class OverflowRef(bytes):
-    """A packed overflow reference that stands for a value. Never leaves the pages room."""
+    """A packed overflow reference that stands for a value. It never leaves this package."""
 
     __slots__ = ()
 
@@ -376,12 +376,12 @@ def shortest_separator(before: bytes, after: bytes) -> bytes:
     return after[: low + 1]
 
 
-def cut_points(ends: Sequence[int], room: int, hold: int, least: int) -> Iterator[int]:
+def cut_points(ends: Sequence[int], capacity: int, hold: int, least: int) -> Iterator[int]:
     """Where to cut a run of entries into nodes: the index after the last entry of each.
 
     Args:
         ends: running total of the entries' sizes.
-        room: what a node should hold at most; it holds more only to have `least` entries.
+        capacity: what a node should hold at most; it holds more only to have `least` entries.
         hold: stop when what is left is at most this, or makes no two nodes; 0 to cut everything, evenly.
         least: entries a node must have, unless there are fewer.
     """
@@ -392,14 +392,14 @@ def cut_points(ends: Sequence[int], room: int, hold: int, least: int) -> Iterato
         if hold:
             if rest <= hold or n - start < 2 * least:
                 return
-            stop = bisect_left(ends, base + room + 1, start)
+            stop = bisect_left(ends, base + capacity + 1, start)
         else:
-            nodes = -(-rest // room)
+            nodes = -(-rest // capacity)
             if nodes <= 1:
                 stop = n
             else:
                 stop = bisect_left(ends, base + -(-rest // nodes), start) + 1
-                if ends[stop - 1] - base > room:
+                if ends[stop - 1] - base > capacity:
                     stop -= 1
         stop = max(stop, start + least)
         if n - stop < least:

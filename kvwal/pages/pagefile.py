@@ -211,7 +211,7 @@ class PageFile:
         time_us: int,
         tables: Mapping[int, Changes] = MappingProxyType({}),
         before_flip: Callable[[], None] | None = None,
-        give_way: Callable[[], None] = lambda: None,
+        yield_to_writers: Callable[[], None] = lambda: None,
         compact: bool = False,
         **facts: Unpack[Facts],
     ) -> Meta:
@@ -225,7 +225,7 @@ class PageFile:
             tables: what is done to other tables. All keys deleted: the table is dropped.
             before_flip: called when all pages are durable and before the generation is; what it
                 raises stops the checkpoint and passes through.
-            give_way: called at least once a leaf.
+            yield_to_writers: called at least once a leaf.
             compact: move everything that lies behind free pages into them, however few they are, so that the
                 file can be cut two generations later.
             facts: what else the meta is to say; each stays as it was if it is not given.
@@ -250,7 +250,7 @@ class PageFile:
         draft = replace(old, generation=old.generation + 1, seqno=seqno, time_us=time_us, writer=VERSION, **facts)
         try:
             changes = {**tables, 0: Changes(updates, ranges)}
-            meta, free, released = self._build(draft, changes, give_way, compact)
+            meta, free, released = self._build(draft, changes, yield_to_writers, compact)
             if before_flip is not None:
                 before_flip()
         except BaseException:
@@ -293,7 +293,7 @@ class PageFile:
         self._confirmed = True
 
     def _build(
-        self, draft: Meta, changes: Mapping[int, Changes], give_way: Callable[[], None], compact: bool
+        self, draft: Meta, changes: Mapping[int, Changes], yield_to_writers: Callable[[], None], compact: bool
     ) -> tuple[Meta, FreeList, list[Freed]]:
         """Write everything of the next generation but its meta, and sync it.
 
@@ -302,7 +302,7 @@ class PageFile:
         old = self.meta
         size = self._file.size()
         if self._free is None:
-            self._free = self._read_or_rebuild_free_list(give_way)
+            self._free = self._read_or_rebuild_free_list(yield_to_writers)
         # Pins may have gone since; a pin of the two newest that comes now holds nothing that is free.
         free, released = self._free.release_unneeded({old.generation, old.generation - 1, *self.pinned()})
         self._forget(released)
@@ -311,7 +311,9 @@ class PageFile:
         freed = Freed(draft.generation)
         limit = tail_limit(old, free, compact=compact)
         try:
-            meta = merge_tables(self._pager, writer, freed, draft, changes, limit=limit, give_way=give_way)
+            meta = merge_tables(
+                self._pager, writer, freed, draft, changes, limit=limit, yield_to_writers=yield_to_writers
+            )
             if old.free_page:
                 freed.add(old.free_page, old.free_pages, old.generation, 0)
             meta, free, released = self._write_free_list(meta, allocator, writer, [*free.held, freed])
@@ -348,7 +350,7 @@ class PageFile:
             pages = -(-encoded_size(extents, len(held) + 1) // PAGE_SIZE)
             page = allocator.take(pages)
         with self._lock:
-            # From here on the generation before the old one may lose pages: nobody may pin it any more.
+            # From here on the generation before the old one may lose pages, so it can no longer be pinned.
             self._pinnable = frozenset({generation, generation - 1})
             needed = {generation, generation - 1, *self._pins}
         free, released = FreeList(allocator.left(), held).release_unneeded(needed)
@@ -359,7 +361,7 @@ class PageFile:
         return meta, free, released
 
     def _roll_back(self) -> None:
-        """Forget a checkpoint that failed before its flip. Nothing that is referred to was touched."""
+        """Forget a checkpoint that failed before its flip. Nothing that is referred to was written over."""
         with self._lock:
             self._pinnable = self._current()
         if self._poisoned is None:
@@ -373,21 +375,23 @@ class PageFile:
             if self._file.size() > end:
                 self._file.truncate(end)
         except OSError:
-            # Pages too many harm nobody, and the next checkpoint cuts again.
+            # Pages too many do no harm, and the next checkpoint cuts again.
             return
 
     def _forget(self, released: list[Freed]) -> None:
         for freed in released:
             self._pager.cache.forget(freed.addresses)
 
-    def _read_or_rebuild_free_list(self, give_way: Callable[[], None]) -> FreeList:
+    def _read_or_rebuild_free_list(self, yield_to_writers: Callable[[], None]) -> FreeList:
         meta = self.meta
         try:
             return self.free_list(meta)
         except CorruptionError as error:
             logging.getLogger("kvwal").warning("%s It is made anew from the trees.", error)
             trees = [*(root for _, root in roots(self._pager, meta)), (meta.catalogue, meta.catalogue_height)]
-            return rebuilt_free_list(self._pager, meta, [(root, height) for root, height in trees if height], give_way)
+            return rebuilt_free_list(
+                self._pager, meta, [(root, height) for root, height in trees if height], yield_to_writers
+            )
 
     # The rest.
 

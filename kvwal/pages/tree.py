@@ -36,9 +36,9 @@ from kvwal.pages.pager import Pager
 
 __all__ = ["Tree"]
 
-#: A scan reads so many neighbouring leaves in one call, at most; it begins with one.
+#: Neighbouring leaves that a scan reads in one call, at most; it begins with one.
 _READ_AHEAD: Final = 32
-#: Leaves of large entries hold few; so many entries come together before the rooms above take care of them.
+#: Small leaves are combined until a chunk has this many entries, because each chunk costs its readers the same.
 _CHUNK_ENTRIES: Final = 64
 #: Bytes of large values a chunk holds before it is cut, so that a leaf full of them fits in memory.
 _CHUNK_OVERFLOW_BYTES: Final = 4 << 20
@@ -246,7 +246,7 @@ class Tree:
         if self.height == 0 or (start is not None and stop is not None and stop <= start):
             return
         pager = self._pager
-        # A quarter of what was taken already: nobody knows how much is wanted.
+        # A quarter of what was taken already, since how much the reader wants is not known.
         taken = want = 0
         held_keys: list[bytes] = []
         held_values: list[bytes] = []
@@ -368,17 +368,17 @@ class Tree:
 def _resolved(pager: Pager, keys: list[bytes], values: list[bytes]) -> Iterator[_Chunk]:
     """The entries with large values read, cut so that a chunk holds few of them."""
     at = 0
-    room = _CHUNK_OVERFLOW_BYTES
+    left = _CHUNK_OVERFLOW_BYTES
     for index, value in enumerate(values):
         if type(value) is not OverflowRef:
             continue
         length: int = OVERFLOW_REF.unpack(value)[2]
-        if length > room and index > at:
+        if length > left and index > at:
             yield keys[at:index], values[at:index]
             # The values just given must not stay in memory for the rest of the leaf.
             values[at:index] = [b""] * (index - at)
             at = index
-            room = _CHUNK_OVERFLOW_BYTES
-        room -= length
+            left = _CHUNK_OVERFLOW_BYTES
+        left -= length
         values[index] = pager.overflow(value)
     yield keys[at:], values[at:]

@@ -29,8 +29,8 @@ from kvwal.files import Buffer, File
 from kvwal.pages.freelist import Allocator
 from kvwal.pages.node import (
     HAS_OVERFLOW,
-    INNER_ROOM,
-    LEAF_ROOM,
+    INNER_CAPACITY,
+    LEAF_CAPACITY,
     NO_POINTER,
     OVERFLOW_REF,
     PAGE_SIZE,
@@ -133,11 +133,11 @@ class PageWriter:
 class TreeBuilder:
     """The new tree, from left to right. Not thread-safe."""
 
-    def __init__(self, writer: PageWriter, give_way: Callable[[], None]) -> None:
+    def __init__(self, writer: PageWriter, yield_to_writers: Callable[[], None]) -> None:
         self._writer = writer
-        self._give_way = give_way
-        #: Leaves read for which `give_way` was called already: it costs more than a leaf does, so a leaf that is
-        #: read and written pays once.
+        self._yield_to_writers = yield_to_writers
+        #: Leaves read for which `yield_to_writers` was called already: it costs more than a leaf does, so a leaf
+        #: that is read and written pays once.
         self.paid = 0
         #: Neighbours opened in a row because what came before them was too little for a node.
         self.absorbed = 0
@@ -160,7 +160,7 @@ class TreeBuilder:
         """Append entries; `overflow` tells whether values may be overflow references."""
         if not keys:
             return
-        self._give_way()
+        self._yield_to_writers()
         size = one_size(keys)
         value_size = one_size(values)
         if not self._keys:
@@ -176,7 +176,7 @@ class TreeBuilder:
             sum(map(len, values)) if value_size < 0 else value_size * len(keys)
         )
         self._overflow = self._overflow or overflow
-        if self._size > _EMIT_NODES * LEAF_ROOM:
+        if self._size > _EMIT_NODES * LEAF_CAPACITY:
             self._emit_leaves(hold=True)
 
     def keep(self, level: int, separators: list[bytes], pointers: bytes, floor: bytes) -> None:
@@ -188,20 +188,20 @@ class TreeBuilder:
         self._last = None
         self._floor = floor
         self.absorbed = 0
-        if parents.size > _EMIT_NODES * INNER_ROOM:
+        if parents.size > _EMIT_NODES * INNER_CAPACITY:
             self._emit_inner(level, hold=True)
 
     def ready(self, level: int) -> bool:
         """Empty the builders below `level`; False if that would make a node that is too empty."""
         exhausted = self.absorbed >= _MAX_ABSORBED
         if self._keys:
-            if not exhausted and not _filled(self._size + self._extra() * len(self._keys), LEAF_ROOM):
+            if not exhausted and not _filled(self._size + self._extra() * len(self._keys), LEAF_CAPACITY):
                 return False
             self._emit_leaves(hold=False)
         for below in range(min(level, len(self._levels))):
             parents = self._levels[below]
             if parents.pointers:
-                if not exhausted and not _filled(parents.size, INNER_ROOM):
+                if not exhausted and not _filled(parents.size, INNER_CAPACITY):
                     self.absorbed += 1
                     return False
                 self._emit_inner(below, hold=False)
@@ -247,7 +247,7 @@ class TreeBuilder:
             ends = list(accumulate(map(add, map(len, keys), map(len, values))))
             ends = list(map(add, ends, range(extra, extra * len(ends) + 1, extra)))
         start = 0
-        for stop in cut_points(ends, LEAF_ROOM, 2 * LEAF_ROOM if hold else 0, 1):
+        for stop in cut_points(ends, LEAF_CAPACITY, 2 * LEAF_CAPACITY if hold else 0, 1):
             self._write_leaf(keys[start:stop], values[start:stop])
             start = stop
         self._size = ends[-1] - ends[start - 1] - extra * (len(keys) - start)
@@ -267,14 +267,14 @@ class TreeBuilder:
         if self.paid:
             self.paid -= 1
         else:
-            self._give_way()
+            self._yield_to_writers()
 
     def _add_child(self, level: int, separator: bytes, pointer: bytes) -> None:
         parents = self._level(level)
         parents.separators.append(separator)
         parents.pointers.append(pointer)
         parents.size += len(separator) + POINTER_SIZE + 2
-        if parents.size > _EMIT_NODES * INNER_ROOM:
+        if parents.size > _EMIT_NODES * INNER_CAPACITY:
             self._emit_inner(level, hold=True)
 
     def _emit_inner(self, level: int, *, hold: bool) -> None:
@@ -283,7 +283,7 @@ class TreeBuilder:
         separators, pointers = parents.separators, parents.pointers
         ends = list(accumulate(len(separator) + POINTER_SIZE + 2 for separator in separators))
         start = 0
-        for stop in cut_points(ends, INNER_ROOM, 2 * INNER_ROOM if hold else 0, _LEAST_CHILDREN):
+        for stop in cut_points(ends, INNER_CAPACITY, 2 * INNER_CAPACITY if hold else 0, _LEAST_CHILDREN):
             children = b"".join(pointers[start:stop])
             flags = count = 0
             for _, _, _, child_flags, child_count in POINTER.iter_unpack(children):
@@ -313,6 +313,6 @@ def one_size(items: Sequence[bytes]) -> int:
     return sizes.pop() if len(sizes) == 1 else -1
 
 
-def _filled(size: int, room: int) -> bool:
+def _filled(size: int, capacity: int) -> bool:
     """Whether this many bytes, shared out evenly, make nodes that are full enough."""
-    return size >= _FILL * room * -(-size // room)
+    return size >= _FILL * capacity * -(-size // capacity)

@@ -180,7 +180,7 @@ def test_failed_read_changes_nothing_and_a_retry_succeeds(tmp_path: Path) -> Non
             trap.left += 7
 
 
-def test_failed_truncation_harms_nobody(tmp_path: Path) -> None:
+def test_failed_truncation_does_no_harm(tmp_path: Path) -> None:
     scratch = prepared(tmp_path)
     scratch.checkpoint({}, [(b"", None)])
     scratch.checkpoint({})

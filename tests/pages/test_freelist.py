@@ -80,7 +80,7 @@ def test_size_for_the_extents_is_enough() -> None:
         (5, 6, {5, 6, 7}, True),
         (0, 6, {4, 6, 7}, True),  # when it was born is not known
         (0, 6, {7}, False),
-        (7, 7, {6, 7}, False),  # born and freed in one checkpoint: nobody reaches it
+        (7, 7, {6, 7}, False),  # born and freed in one checkpoint: no generation reaches it
     ],
 )
 def test_extent_is_held_exactly_while_a_needed_generation_reaches_it(

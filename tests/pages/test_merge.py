@@ -65,6 +65,6 @@ def test_empty_runs_of_updates_are_passed_over() -> None:
     assert Updates([([], [])], NOWHERE).next is None
 
 
-def test_run_with_a_value_too_few_is_our_own_bug() -> None:
+def test_run_with_fewer_values_than_keys_is_our_own_bug() -> None:
     with pytest.raises(InternalError):
         Updates([([b"a", b"b"], [b"1"])], NOWHERE)

@@ -144,9 +144,9 @@ def test_separator_of_long_keys_that_differ_at_the_end() -> None:
 def test_cuts_cover_everything_and_overfill_only_to_have_enough_entries(
     sizes: list[int], hold: int, least: int
 ) -> None:
-    room = 30
+    capacity = 30
     ends = [sum(sizes[: index + 1]) for index in range(len(sizes))]
-    cuts = list(cut_points(ends, room, hold, least))
+    cuts = list(cut_points(ends, capacity, hold, least))
     assert cuts == sorted(set(cuts))
     left = sizes[cuts[-1] if cuts else 0 :]
     assert sum(left) <= hold or (hold and len(left) < 2 * least)
@@ -154,7 +154,7 @@ def test_cuts_cover_everything_and_overfill_only_to_have_enough_entries(
     for stop in cuts:
         taken = sizes[start:stop]
         assert len(taken) >= min(least, len(sizes))
-        if sum(taken) > room:
+        if sum(taken) > capacity:
             # Only an entry that is large itself, or the least number of them, or a rest too short for a node.
             assert len(taken) < 2 * least
         start = stop
@@ -170,9 +170,9 @@ def test_cuts_share_evenly_what_is_left() -> None:
 def test_cuts_work_on_ranges_too() -> None:
     """Entries of one size are not added up one by one."""
     ends = range(116, 116 * 1000 + 1, 116)
-    cuts = list(cut_points(ends, codec.LEAF_ROOM, 0, 1))
+    cuts = list(cut_points(ends, codec.LEAF_CAPACITY, 0, 1))
     assert cuts[-1] == 1000
-    assert bisect_left(ends, codec.LEAF_ROOM + 1) >= cuts[0]
+    assert bisect_left(ends, codec.LEAF_CAPACITY + 1) >= cuts[0]
 
 
 @pytest.mark.parametrize(("struct", "size"), [(codec.NODE_HEADER, 32), (codec.POINTER, 20), (codec.OVERFLOW_REF, 20)])

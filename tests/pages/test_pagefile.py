@@ -124,7 +124,7 @@ def test_value_of_the_largest_size(scratch: Scratch) -> None:
     assert list(check(scratch.pages)) == []
 
 
-def test_scan_of_large_values_holds_few_of_them_at_a_time(scratch: Scratch) -> None:
+def test_scan_of_large_values_holds_two_or_three_of_them_at_a_time(scratch: Scratch) -> None:
     scratch.checkpoint({b"%02d" % index: bytes([index]) * (1 << 20) for index in range(20)})
     for reverse in (False, True):
         sizes = [sum(map(len, values)) for _, values in scratch.pages.tree().chunks(reverse=reverse)]
@@ -153,17 +153,17 @@ def test_updates_are_read_as_a_stream(scratch: Scratch) -> None:
             ahead = max(ahead, index - written)
             yield b"%08d" % index, b"v"
 
-    def give_way() -> None:
+    def yield_to_writers() -> None:
         nonlocal written
         written += 900
 
-    scratch.pages.checkpoint(columns(updates(), 50), (), seqno=Seqno(1), time_us=1, give_way=give_way)
+    scratch.pages.checkpoint(columns(updates(), 50), (), seqno=Seqno(1), time_us=1, yield_to_writers=yield_to_writers)
     assert ahead < 50_000
     assert scratch.pages.meta.count == 200_000
 
 
 @pytest.mark.parametrize("stored", [0, 20_000], ids=["into an empty tree", "over what is there"])
-def test_few_updates_are_taken_between_two_times_of_giving_way(scratch: Scratch, stored: int) -> None:
+def test_at_most_600_updates_are_taken_between_two_yields(scratch: Scratch, stored: int) -> None:
     """No other thread runs meanwhile, so it is not leaf by leaf where leaves hold many entries."""
     if stored:
         scratch.checkpoint({b"%06d" % index: b"v" for index in range(stored)})
@@ -176,15 +176,15 @@ def test_few_updates_are_taken_between_two_times_of_giving_way(scratch: Scratch,
             most = max(most, taken)
             yield b"%06d" % index, b"w"
 
-    def give_way() -> None:
+    def yield_to_writers() -> None:
         nonlocal taken
         taken = 0
 
-    scratch.pages.checkpoint(columns(updates(), 50), (), seqno=Seqno(9), time_us=9, give_way=give_way)
+    scratch.pages.checkpoint(columns(updates(), 50), (), seqno=Seqno(9), time_us=9, yield_to_writers=yield_to_writers)
     assert most <= 600
 
 
-def test_give_way_is_called_at_least_once_a_leaf(scratch: Scratch) -> None:
+def test_yielding_happens_at_least_once_a_leaf(scratch: Scratch) -> None:
     calls: list[int] = []
     scratch.checkpoint({b"%06d" % index: b"v" * 100 for index in range(10_000)})
     scratch.pages.checkpoint(
@@ -192,7 +192,7 @@ def test_give_way_is_called_at_least_once_a_leaf(scratch: Scratch) -> None:
         (),
         seqno=Seqno(9),
         time_us=9,
-        give_way=lambda: calls.append(1),
+        yield_to_writers=lambda: calls.append(1),
     )
     assert len(calls) >= 10_000 * 107 // 8192
 
@@ -428,7 +428,7 @@ def test_readers_and_checkpoints_side_by_side(tmp_path: Path, rng: random.Random
             (),
             seqno=Seqno(step + 1),
             time_us=step,
-            give_way=lambda: system_files().give_way(0),
+            yield_to_writers=lambda: system_files().give_way(0),
         )
     done.set()
     for thread in threads:
