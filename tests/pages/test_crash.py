@@ -155,3 +155,53 @@ def test_power_cut_after_a_failed_sync_or_write_and_a_reopen_loses_nothing(opera
         states_per_point=4,
         disk=disk,
     )
+
+
+def test_power_cut_between_the_parts_of_a_checkpoint_leaves_what_replay_makes_whole() -> None:
+    """Each part is a generation with the old seqno, which says through which commit the log has to be replayed."""
+    parts = 4
+    batches = [{b"%03d" % (7 * key % 300): b"%d" % step * 40 for key in range(step, 300)} for step in range(4)]
+    batches[2].update({b"%03d" % key: bytes(5000) for key in range(0, 300, 60)})
+    gone: list[list[KeyRange]] = [[], [(b"100", b"150")], [], [(b"", None)]]
+    models: list[dict[bytes, bytes]] = [{}]
+    for batch, ranges in zip(batches, gone, strict=True):
+        models.append(applied(models[-1], dict(batch), ranges))
+
+    def program(disk: SimulatedDisk, acknowledged: list[Any]) -> None:
+        pages = opened(disk)
+        for number, (batch, ranges) in enumerate(zip(batches, gone, strict=True), 1):
+            keys = sorted(batch)
+            for part in range(parts):
+                some = keys[part * len(keys) // parts : (part + 1) * len(keys) // parts]
+                last = part == parts - 1
+                pages.checkpoint(
+                    [(some, [batch[key] for key in some])],
+                    ranges if part == 0 else (),
+                    seqno=Seqno(number if last else number - 1),
+                    time_us=number,
+                    replay_through=Seqno(number),
+                )
+            acknowledged.append(number)
+            assert contents(pages.tree()) == models[number]
+
+    def found(disk: SimulatedDisk, acknowledged: list[Any]) -> None:
+        pages = opened(disk)
+        meta, older = pages.meta, pages.older
+        assert meta.seqno >= (acknowledged[-1] if acknowledged else 0)
+        assert list(check(pages)) == []
+        for each in filter(None, (meta, older)):
+            replayed = contents(pages.tree(each))
+            for number in range(each.seqno, each.replay_through):
+                replayed = applied(replayed, dict(batches[number]), gone[number])
+            assert replayed == models[each.replay_through]
+        # An engine that goes on has to go beyond that commit; until it did, the meta repeats what it asks for.
+        pages.checkpoint([], seqno=meta.seqno, time_us=1)
+        assert pages.meta.replay_through == meta.replay_through
+        pages.close()
+
+    disk = SimulatedDisk(seed=5)
+    disk.make_directory("/kv")
+    disk.sync_directory("/")
+    PageFile.create(disk, "/kv/data", STORE_ID, time_us=1)
+    report = crash_every(program, found, seed=5, states_per_point=4, disk=disk)
+    assert report.points > 60

@@ -347,6 +347,29 @@ def test_freed_pages_are_used_again_two_checkpoints_later(scratch: Scratch) -> N
     scratch.verify()
 
 
+@pytest.mark.parametrize(("parts", "most"), [(1, 3.2), (4, 1.7), (8, 1.5)])
+def test_checkpoint_in_parts_needs_less_of_the_disk(scratch: Scratch, parts: int, most: float) -> None:
+    """Every leaf changes, so in one part three generations lie side by side. Part k + 2 takes the pages of part k."""
+    keys = [b"%05d" % index for index in range(5000)]
+    scratch.checkpoint(dict.fromkeys(keys, b"v" * 100))
+    one = scratch.pages.meta.page_count
+    pages = 0
+    for number in range(2, 6):
+        for part in range(parts):
+            some = keys[part * len(keys) // parts : (part + 1) * len(keys) // parts]
+            last = part == parts - 1
+            scratch.pages.checkpoint(
+                [(some, [b"%d" % number * 100] * len(some))],
+                seqno=Seqno(number if last else number - 1),
+                time_us=1,
+                replay_through=Seqno(number),
+            )
+            pages = max(pages, scratch.pages.meta.page_count)
+        scratch.model = dict.fromkeys(keys, b"%d" % number * 100)
+        scratch.verify()
+    assert pages < most * one
+
+
 def test_file_shrinks_after_deletes(scratch: Scratch) -> None:
     scratch.checkpoint({b"%06d" % index: b"v" * 100 for index in range(20_000)})
     full = size_of(scratch)
