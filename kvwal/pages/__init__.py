@@ -5,7 +5,7 @@ check | salvage > pagefile > catalogue > tree | merge | compact > pager | writer
 
 from kvwal.pages.cache import NotCached
 from kvwal.pages.catalogue import Changes
-from kvwal.pages.check import Problem, check
+from kvwal.pages.check import check
 from kvwal.pages.merge import Columns
 from kvwal.pages.meta import Choice, Meta, Row
 from kvwal.pages.pagefile import PageFile, PageStats
@@ -20,7 +20,6 @@ __all__ = [
     "NotCached",
     "PageFile",
     "PageStats",
-    "Problem",
     "Row",
     "Salvaged",
     "Tree",

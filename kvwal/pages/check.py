@@ -8,10 +8,9 @@ and that each page below the page count is reached by exactly one pointer or lis
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from operator import lt
 
-from kvwal.errors import CorruptionError
+from kvwal.errors import CorruptionError, Finding
 from kvwal.pages.catalogue import EMPTY, Root, decode_entry
 from kvwal.pages.freelist import extents_of
 from kvwal.pages.meta import DATA_FILE, Meta
@@ -26,16 +25,7 @@ from kvwal.pages.node import (
 )
 from kvwal.pages.pagefile import PageFile
 
-__all__ = ["Problem", "check"]
-
-
-@dataclass(frozen=True, slots=True)
-class Problem:
-    """One thing that is not as it must be."""
-
-    file: str
-    offset: int | None
-    reason: str
+__all__ = ["check"]
 
 
 def check(
@@ -44,7 +34,7 @@ def check(
     *,
     progress: Callable[[int, int], None] | None = None,
     whole: bool = True,
-) -> Iterator[Problem]:
+) -> Iterator[Finding]:
     """Read everything of a generation, of both readable ones if none is named, and report what is wrong.
 
     Bypasses the cache. The generation is pinned meanwhile. Keeps one byte per page of the file.
@@ -95,7 +85,7 @@ class _Walk:
         #: What the catalogue says.
         self._roots: list[tuple[int, Root]] = []
 
-    def run(self, whole: bool) -> Iterator[Problem]:
+    def run(self, whole: bool) -> Iterator[Finding]:
         meta = self._meta
         self._seen[0:2] = b"\1\1"
         yield from self._tree(0, Root(meta.root, meta.height))
@@ -110,7 +100,7 @@ class _Walk:
         try:
             free = self._file.free_list(meta)
         except CorruptionError as error:
-            yield Problem(error.file, error.offset, error.reason)
+            yield error.finding
             return
         for places in [free.free, *(freed.places for freed in free.held)]:
             for page, pages in extents_of(places):
@@ -119,35 +109,35 @@ class _Walk:
         while lost >= 0:
             end = self._seen.find(1, lost)
             end = len(self._seen) if end < 0 else end
-            yield self._problem(lost, f"{end - lost} pages are neither reached nor free")
+            yield self._finding(lost, f"{end - lost} pages are neither reached nor free")
             lost = self._seen.find(0, end)
 
-    def _tree(self, table: int | None, root: Root) -> Iterator[Problem]:
+    def _tree(self, table: int | None, root: Root) -> Iterator[Finding]:
         self._table = table
         if root.height:
             yield from self._node(root.pointer, root.height - 1, b"", None)
         elif root != EMPTY:
-            yield self._problem(None, "a tree has no height but a root")
+            yield self._finding(None, "a tree has no height but a root")
 
-    def _problem(self, page: int | None, reason: str) -> Problem:
+    def _finding(self, page: int | None, reason: str) -> Finding:
         of = "" if self._table == 0 else ", the catalogue" if self._table is None else f", table {self._table}"
         where = None if page is None else page * PAGE_SIZE
-        return Problem(DATA_FILE, where, f"generation {self._meta.generation}{of}: {reason}")
+        return Finding(DATA_FILE, where, f"generation {self._meta.generation}{of}: {reason}")
 
     def _advance(self, pages: int) -> None:
         self._done += pages
         if self._progress is not None:
             self._progress(self._done, self._total)
 
-    def _claim(self, page: int, pages: int, what: str) -> Iterator[Problem]:
+    def _claim(self, page: int, pages: int, what: str) -> Iterator[Finding]:
         if page < 2 or page + pages > len(self._seen):
-            yield self._problem(page, f"{what} of {pages} pages lies outside of the {len(self._seen)} pages")
+            yield self._finding(page, f"{what} of {pages} pages lies outside of the {len(self._seen)} pages")
             return
         if self._seen.count(1, page, page + pages):
-            yield self._problem(page, f"{what} of {pages} pages overlaps something else")
+            yield self._finding(page, f"{what} of {pages} pages overlaps something else")
         self._seen[page : page + pages] = b"\1" * pages
 
-    def _node(self, pointer: bytes, level: int, low: bytes, high: bytes | None) -> Iterator[Problem]:
+    def _node(self, pointer: bytes, level: int, low: bytes, high: bytes | None) -> Iterator[Finding]:
         """Check a subtree whose keys must lie in [low, high)."""
         page, _, pages, flags, count = POINTER.unpack(pointer)
         yield from self._claim(page, pages, f"a node of level {level}")
@@ -155,7 +145,7 @@ class _Walk:
         try:
             node = self._reader.node(pointer, 0, level, keep=False)
         except CorruptionError as error:
-            yield Problem(error.file, error.offset, error.reason)
+            yield error.finding
             return
         if level == 0:
             yield from self._leaf(node, page, flags, count, low, high)
@@ -163,7 +153,7 @@ class _Walk:
         separators, children, _ = node
         bounds: list[bytes] = [low, *separators]
         if not all(map(lt, bounds, separators)) or (high is not None and bounds[-1] >= high):
-            yield self._problem(page, "separators are not in order")
+            yield self._finding(page, "separators are not in order")
         total = below = 0
         for index, (_, _, _, child_flags, child_count) in enumerate(POINTER.iter_unpack(children)):
             total += child_count
@@ -172,35 +162,35 @@ class _Walk:
             child = children[index * POINTER_SIZE : (index + 1) * POINTER_SIZE]
             yield from self._node(child, level - 1, bounds[index], end)
         if total != count:
-            yield self._problem(page, f"the pointer counts {count} entries, the children {total}")
+            yield self._finding(page, f"the pointer counts {count} entries, the children {total}")
         if below != flags:
-            yield self._problem(page, f"the pointer has flags {flags}, the children {below}")
+            yield self._finding(page, f"the pointer has flags {flags}, the children {below}")
 
-    def _leaf(self, raw: bytes, page: int, flags: int, count: int, low: bytes, high: bytes | None) -> Iterator[Problem]:
+    def _leaf(self, raw: bytes, page: int, flags: int, count: int, low: bytes, high: bytes | None) -> Iterator[Finding]:
         keys, values = decode_leaf(raw)
         if len(keys) != count or not keys:
-            yield self._problem(page, f"the pointer counts {count} entries, the leaf holds {len(keys)}")
+            yield self._finding(page, f"the pointer counts {count} entries, the leaf holds {len(keys)}")
             return
         if not all(map(lt, keys, keys[1:])):
-            yield self._problem(page, "keys are not in order")
+            yield self._finding(page, "keys are not in order")
         if keys[0] < low or (high is not None and keys[-1] >= high):
-            yield self._problem(page, "keys lie outside of the separators")
+            yield self._finding(page, "keys lie outside of the separators")
         if self._table is None:
             try:
                 self._roots += map(decode_entry, keys, values)
             except CorruptionError as error:
-                yield self._problem(page, error.reason)
+                yield self._finding(page, error.reason)
         refs = [value for value in values if type(value) is OverflowRef]
         if bool(refs) != bool(flags & HAS_OVERFLOW):
-            yield self._problem(page, f"the pointer has flags {flags}, the leaf {len(refs)} overflow references")
+            yield self._finding(page, f"the pointer has flags {flags}, the leaf {len(refs)} overflow references")
         for ref in refs:
             first, _, length, born = OVERFLOW_REF.unpack(ref)
             extent = -(-length // PAGE_SIZE)
             yield from self._claim(first, extent, "an overflow value")
             if born > self._meta.generation:
-                yield self._problem(first, f"an overflow value is of generation {born}, which is newer")
+                yield self._finding(first, f"an overflow value is of generation {born}, which is newer")
             self._advance(extent)
             try:
                 self._reader.overflow(ref)
             except CorruptionError as error:
-                yield Problem(error.file, error.offset, error.reason)
+                yield error.finding

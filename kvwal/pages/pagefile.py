@@ -18,10 +18,10 @@ A failure in 2 to 5 leaves g as it was, in memory too: the checkpoint can be tri
 DiskFullError. Any other failed write or sync, and every failure in 1 and 6, leaves it open what is on
 disk: the page file then refuses checkpoints (PoisonedError) until it is opened anew. Reads go on.
 
-A checkpoint may come in parts: the sorted updates are cut into ranges of keys, and each becomes a generation of its own.
-All but the last keep the old seqno and say in `replay_through` which commit the last will have; deleted ranges go
-with the first. Such a generation alone is no state that ever was: it is right once the log is replayed, over it, from its
-seqno through that commit. So the log is flushed through there before the first part, and recovery that does
+A checkpoint may come in parts: the sorted updates are cut into ranges of keys, and each becomes a generation of its
+own. All but the last keep the old seqno and say in `replay_through` which commit the last will have; deleted ranges go
+with the first. Such a generation alone is no state that ever was: it is right once the log is replayed over it, from
+its seqno through that commit. So the log is flushed through there before the first part, and a recovery that does
 not get there met damage and not a torn tail. Part k + 2 takes the pages that part k freed, which is what parts are
 for: writing over every leaf takes 1.6 times the tree in four parts, and 3 times in one.
 
@@ -394,7 +394,7 @@ class PageFile:
         try:
             return self.free_list(meta)
         except CorruptionError as error:
-            logging.getLogger("kvwal").warning("%s It is made anew from the trees.", error)
+            logging.getLogger("kvwal").warning("%s; the free list is made anew from the trees", error.finding)
             trees = [*(root for _, root in roots(self._pager, meta)), (meta.catalogue, meta.catalogue_height)]
             return rebuilt_free_list(
                 self._pager, meta, [(root, height) for root, height in trees if height], yield_to_writers

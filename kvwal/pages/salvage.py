@@ -6,9 +6,8 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import NamedTuple
 
-from kvwal.errors import CorruptionError
+from kvwal.errors import CorruptionError, Finding
 from kvwal.pages.catalogue import Root, decode_entry
-from kvwal.pages.check import Problem
 from kvwal.pages.node import POINTER, POINTER_SIZE, OverflowRef, decode_leaf
 from kvwal.pages.pagefile import PageFile
 from kvwal.pages.pager import Pager
@@ -24,7 +23,7 @@ class Salvaged(NamedTuple):
     values: list[bytes]
 
 
-def salvage_pages(page_file: PageFile) -> Iterator[Salvaged | Problem]:
+def salvage_pages(page_file: PageFile) -> Iterator[Salvaged | Finding]:
     """Everything of the newest generation that verifies, table by table in key order, and what does not.
 
     A damaged node hides what is below it, of the catalogue too; a damaged overflow value hides its key.
@@ -32,29 +31,29 @@ def salvage_pages(page_file: PageFile) -> Iterator[Salvaged | Problem]:
     meta, reader = page_file.meta, page_file.uncached()
     roots = [(0, Root(meta.root, meta.height))]
     for part in _tree(reader, 0, Root(meta.catalogue, meta.catalogue_height)):
-        if isinstance(part, Problem):
+        if isinstance(part, Finding):
             yield replace(part, reason=f"the catalogue: {part.reason}: the tables below it")
             continue
         for key, value in zip(part.keys, part.values, strict=True):
             try:
                 roots.append(decode_entry(key, value))
             except CorruptionError as error:
-                yield Problem(error.file, error.offset, error.reason)
+                yield error.finding
     for table, root in roots:
         yield from _tree(reader, table, root)
 
 
-def _tree(reader: Pager, table: int, root: Root) -> Iterator[Salvaged | Problem]:
+def _tree(reader: Pager, table: int, root: Root) -> Iterator[Salvaged | Finding]:
     if root.height:
         yield from _node(reader, table, root.pointer, root.height - 1)
 
 
-def _node(reader: Pager, table: int, pointer: bytes, level: int) -> Iterator[Salvaged | Problem]:
+def _node(reader: Pager, table: int, pointer: bytes, level: int) -> Iterator[Salvaged | Finding]:
     try:
         node = reader.node(pointer, 0, level, keep=False)
     except CorruptionError as error:
         entries = POINTER.unpack(pointer)[4]
-        yield Problem(error.file, error.offset, f"{error.reason}; {entries} entries are lost")
+        yield Finding(error.file, error.offset, f"{error.reason}; {entries} entries are lost")
         return
     if level:
         children = node[1]
@@ -71,6 +70,6 @@ def _node(reader: Pager, table: int, pointer: bytes, level: int) -> Iterator[Sal
             try:
                 value = reader.overflow(value)
             except CorruptionError as error:
-                yield Problem(error.file, error.offset, f"{error.reason}; the value of key {key[:64]!r} is lost")
+                yield Finding(error.file, error.offset, f"{error.reason}; the value of key {key[:64]!r} is lost")
                 continue
         yield Salvaged(table, [key], [value])

@@ -12,10 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pages_fixtures import STORE_ID, Model, Scratch, Updates, columns, contents, tables_after
 
-from kvwal.errors import CorruptionError
+from kvwal.errors import CorruptionError, Finding
 from kvwal.features import KEYSPACES
 from kvwal.keys import KeyRange, Seqno
-from kvwal.pages import Changes, PageFile, Problem, Salvaged, Tree, check, salvage_pages
+from kvwal.pages import Changes, PageFile, Salvaged, Tree, check, salvage_pages
 from kvwal.pages.catalogue import EMPTY, ENTRY, Root, decode_entry
 from kvwal.pages.node import NO_POINTER, PAGE_SIZE, POINTER, decode_leaf
 from kvwal.testing import SimulatedDisk, crash_every
@@ -239,7 +239,7 @@ def test_damage_in_a_table_is_found_and_costs_no_other_table(scratch: Scratch) -
     assert len(list(check(scratch.pages, scratch.pages.meta))) == 1
     parts = list(salvage_pages(scratch.pages))
     assert [part for part in parts if isinstance(part, Salvaged)] == [(0, [b"a"], [b"0"]), (17, [b"a"], [b"seventeen"])]
-    assert ["1 entries are lost" in part.reason for part in parts if isinstance(part, Problem)] == [True]
+    assert ["1 entries are lost" in part.reason for part in parts if isinstance(part, Finding)] == [True]
 
 
 def test_damaged_catalogue_leaves_table_0_and_names_what_is_lost(scratch: Scratch) -> None:
@@ -253,7 +253,7 @@ def test_damaged_catalogue_leaves_table_0_and_names_what_is_lost(scratch: Scratc
     assert any("checksum" in problem.reason for problem in check(scratch.pages))
     parts = list(salvage_pages(scratch.pages))
     assert parts[-1] == Salvaged(0, [b"a"], [b"0"])
-    assert isinstance(parts[0], Problem)
+    assert isinstance(parts[0], Finding)
     assert "catalogue" in parts[0].reason
     # Table 0 does not need it.
     scratch.checkpoint({b"a": b"1"})

@@ -162,7 +162,7 @@ def test_power_cut_between_the_parts_of_a_checkpoint_leaves_what_replay_makes_wh
     parts = 4
     batches = [{b"%03d" % (7 * key % 300): b"%d" % step * 40 for key in range(step, 300)} for step in range(4)]
     batches[2].update({b"%03d" % key: bytes(5000) for key in range(0, 300, 60)})
-    gone: list[list[KeyRange]] = [[], [(b"100", b"150")], [], [(b"", None)]]
+    gone = [[], [KeyRange(b"100", b"150")], [], [KeyRange(b"", None)]]
     models: list[dict[bytes, bytes]] = [{}]
     for batch, ranges in zip(batches, gone, strict=True):
         models.append(applied(models[-1], dict(batch), ranges))
@@ -201,7 +201,7 @@ def test_power_cut_between_the_parts_of_a_checkpoint_leaves_what_replay_makes_wh
 
     disk = SimulatedDisk(seed=5)
     disk.make_directory("/kv")
-    disk.sync_directory("/")
-    PageFile.create(disk, "/kv/data", STORE_ID, time_us=1)
+    disk.open_directory("/").sync()
+    PageFile.create(disk.open_directory("/kv"), STORE_ID, time_us=1)
     report = crash_every(program, found, seed=5, states_per_point=4, disk=disk)
     assert report.points > 60

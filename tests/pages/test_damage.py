@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from pages_fixtures import Scratch, columns, contents, entries
 
-from kvwal.errors import CorruptionError, FormatError
+from kvwal.errors import CorruptionError, Finding, FormatError
 from kvwal.keys import Seqno
-from kvwal.pages import PageFile, Problem, Row, Salvaged, check, salvage_pages
+from kvwal.pages import PageFile, Row, Salvaged, check, salvage_pages
 from kvwal.pages.node import PAGE_SIZE, POINTER
 
 
@@ -173,7 +173,7 @@ def test_salvage_saves_what_lies_around_the_damage(tmp_path: Path) -> None:
     found: dict[bytes, bytes] = {}
     problems = []
     for part in salvage_pages(scratch.pages):
-        if isinstance(part, Problem):
+        if isinstance(part, Finding):
             problems.append(part)
         else:
             found.update(zip(part.keys, part.values, strict=True))
@@ -195,7 +195,7 @@ def test_damaged_large_value_hides_its_key_and_no_other(tmp_path: Path) -> None:
     assert entries(scratch.pages.tree(), b"m") == [(b"z", b"2")]
     parts = list(salvage_pages(scratch.pages))
     assert [part.keys for part in parts if isinstance(part, Salvaged)] == [[b"a"], [b"z"]]
-    assert any(isinstance(part, Problem) and "b'large' is lost" in part.reason for part in parts)
+    assert any(isinstance(part, Finding) and "b'large' is lost" in part.reason for part in parts)
 
 
 def with_damaged_free_list(tmp_path: Path) -> Scratch:
