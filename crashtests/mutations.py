@@ -453,6 +453,7 @@ MUTANTS: tuple[Mutant, ...] = (
         "the CRC of a page is ignored",
         "bitflips",
         ("kvwal.pages.pager:_verified", "len(raw) == size and crc32c(raw, page) == crc", "len(raw) == size"),
+        ("kvwal.pages.tree:Tree._get_uncached", "crc32c(raw, page) != crc", "False"),
         first="closed:zero:data:*",
     ),
     _mutant(

@@ -8,7 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from pages_fixtures import Scratch, entries
+
+from kvwal.errors import ClosedError, CorruptionError
+from kvwal.pages.node import PAGE_SIZE
 
 
 @pytest.fixture
@@ -76,3 +81,56 @@ def test_reader_that_changes_the_lists_it_got_does_not_change_the_cache(
     for key, value in scratch.model.items():
         assert tree.get(key) == value
         assert tree.rank(key) == int(key)
+
+
+letters = st.sampled_from([b"a", b"b"])
+narrow = st.lists(letters, min_size=4, max_size=4).map(b"".join)
+column = st.sampled_from(["one size", "none", "any size", "large"])
+
+
+@settings(max_examples=80, deadline=None)
+@given(keys=st.sets(narrow | st.binary(max_size=3), max_size=40), values=column, wanted=st.lists(narrow, max_size=20))
+def test_get_that_reads_its_leaf_agrees_with_one_that_finds_it_in_memory(
+    tmp_path_factory: Any, keys: set[bytes], values: str, wanted: list[bytes]
+) -> None:
+    """Keys of two letters often lie across two others, which is where a search for bytes goes wrong."""
+    sizes = {"one size": lambda key: 3, "none": lambda key: 0, "any size": len, "large": lambda key: 3000}
+    scratch = Scratch(str(tmp_path_factory.mktemp("get")), cache_bytes=1 << 20)
+    for some in (keys, {key for key in keys if len(key) == 4}):
+        scratch.checkpoint({key: (key * 3000)[: sizes[values](key)] for key in some}, [(b"", None)])
+        cached = scratch.pages.tree()
+        scratch.cache_bytes = 0
+        uncached = scratch.open(writable=False).tree()
+        for key in {*keys, *wanted, b"", b"aaaaa", b"aa"}:
+            expected = scratch.model.get(key)
+            assert uncached.get(key) == expected
+            for _ in range(2):
+                assert cached.get(key) == expected
+        scratch.cache_bytes = 1 << 20
+    scratch.pages.close()
+
+
+@pytest.mark.parametrize("keys", ["uniform", "varied"])
+def test_get_from_a_damaged_leaf_is_corruption_and_from_a_closed_file_an_error_of_use(
+    scratch: Scratch, keys: str
+) -> None:
+    scratch.checkpoint(
+        {b"%03d" % index * (1 if keys == "uniform" else 1 + index % 3): b"v" * 50 for index in range(300)}
+    )
+    tree = scratch.pages.tree()
+    scratch.reopen()
+    with open(Path(scratch.path), "r+b") as file:
+        for page in range(2, scratch.pages.meta.page_count):
+            file.seek(page * PAGE_SIZE + 1000)
+            file.write(b"?")
+    damaged = [key for key in scratch.model if _is_corrupt(scratch, key)]
+    # The root was read at the open, and everything below it is damaged.
+    assert len(damaged) == len(scratch.model)
+    with pytest.raises(ClosedError):
+        tree.get(b"100")
+
+
+def _is_corrupt(scratch: Scratch, key: bytes) -> bool:
+    with pytest.raises(CorruptionError, match="checksum"):
+        scratch.pages.tree().get(key)
+    return True
