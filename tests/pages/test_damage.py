@@ -200,7 +200,8 @@ def test_damaged_large_value_hides_its_key_and_no_other(tmp_path: Path) -> None:
 
 def with_damaged_free_list(tmp_path: Path) -> Scratch:
     """Pages that are free, pages that only the older generation reaches, large values, a table; and no list of them."""
-    scratch = Scratch(str(tmp_path))
+    # Without a cache, since what is written over must be seen.
+    scratch = Scratch(str(tmp_path), cache_bytes=0)
     for step in range(4):
         batch: Any = {b"%04d" % index: b"%d" % step * 50 for index in range(0, 600, 1 + step)}
         batch[b"large%d" % step] = bytes([step]) * 20_000
