@@ -178,6 +178,11 @@ def test_format_md_says_the_numbers_of_the_code() -> None:
     operations = (intents._PUT, intents._DELETE, intents._DELETE_RANGE, intents._DELETE_FROM)
     put, delete, delete_range, delete_from = operations
     assert f"{put} put, {delete} delete, {delete_range} delete a range with a stop, {delete_from} delete from" in FORMAT
+    for bit, name in ((intents.EXTENDED, "extension"), (intents.TABLES, "tables"), (intents.SYSTEM, "system")):
+        assert f"| {bit.bit_length() - 1} | {name} |" in FORMAT
+    extension = FORMAT.split("### Extension block")[1].split("\n###")[0]
+    assert intents._ITEMS.keys() <= {int(item) for item in re.findall(r"^\| (\d+) [a-z]", extension, re.MULTILINE)}
+    assert f"from {intents._FIRST_SKIPPED_ITEM} on skipped" in FORMAT
     assert f"{node.LEAF} leaf, {node.INNER} inner" in FORMAT
     assert f"{node._UNIFORM} uniform, {node._NARROW} narrow, {node._WIDE} wide" in FORMAT
     assert freelist._GROUPS.size == 4

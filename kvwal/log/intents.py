@@ -7,7 +7,7 @@ commit, and costs nothing for what the others have:
 |---|---|---|
 | 8 | EXTENDED | the body begins with an extension block |
 | 9 | TABLES | the columns have a column of table ids |
-| 10 | SYSTEM | there are intents, all of tables 1 to 15: no user's table changed. Only with TABLES |
+| 10 | SYSTEM | there are intents, none of a user's table (0, and 16 to 2**31 - 1). Only with TABLES |
 
 The extension block, little-endian, without padding: a u16 with the length of what follows, then items of type u8,
 length u16, content. It is valid when
@@ -38,7 +38,7 @@ Intents are valid when
 from __future__ import annotations
 
 import struct
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import accumulate, pairwise
 from typing import Final
@@ -69,6 +69,8 @@ EXTENDED: Final = 1 << 8
 TABLES: Final = 1 << 9
 SYSTEM: Final = 1 << 10
 _FIRST_USER_TABLE: Final = 16
+# From here on tables are derived from users' ones (indexes), and the feed passes over them too.
+_FIRST_DERIVED_TABLE: Final = 1 << 31
 
 _PUT: Final = 1
 _DELETE: Final = 2
@@ -138,12 +140,17 @@ def encode_intents(batch: WriteBatch, extension: Mapping[int, bytes] | None = No
     chunks = _encode_tables([(0, batch), *parts]) if parts else _encode_plain(batch)
     bits = 0
     if parts:
-        system = not batch.writes and not batch.ranges and parts[-1][0] < _FIRST_USER_TABLE
+        system = not batch.writes and not batch.ranges and _is_of_system([table for table, _ in parts])
         bits |= TABLES | SYSTEM if system else TABLES
     if extension:
         chunks.insert(0, encode_extension(extension))
         bits |= EXTENDED
     return Body(bits, _checked(chunks)) if bits else _checked(chunks)
+
+
+def _is_of_system(tables: Sequence[int]) -> bool:
+    """Whether none of these tables (at least one, ascending) is a user's."""
+    return tables[0] > 0 and bisect_left(tables, _FIRST_USER_TABLE) == bisect_left(tables, _FIRST_DERIVED_TABLE)
 
 
 def _checked(chunks: list[Buffer]) -> list[Buffer]:
@@ -342,7 +349,7 @@ def _tables(tables: tuple[int, ...], n_ranges: int, bits: int) -> Iterator[tuple
     known = sorted({*of_ranges, *of_writes})
     if not known or known == [0]:
         raise ValueError("the commit names tables, and only the default one")
-    if bool(bits & SYSTEM) != (known[0] > 0 and known[-1] < _FIRST_USER_TABLE):
+    if bool(bits & SYSTEM) != _is_of_system(known):
         raise ValueError("the commit says falsely whether it changes a user's table")
     ranges = writes = 0
     for table in known:

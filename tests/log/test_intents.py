@@ -224,7 +224,8 @@ def test_a_batch_of_several_tables_comes_back_equal_and_in_order(batch: WriteBat
     assert tables_of(again) == tables_of(batch)
     assert bool(bits & EXTENDED) == bool(extension)
     assert bool(bits & TABLES) == any(table for table in tables_of(batch))
-    assert bool(bits & SYSTEM) == (bool(tables_of(batch)) and all(0 < table < 16 for table in tables_of(batch)))
+    users = [table for table in tables_of(batch) if table == 0 or 16 <= table < 1 << 31]
+    assert bool(bits & SYSTEM) == (bool(tables_of(batch)) and not users)
     if extension:
         assert decode_extension(data)[0] == extension
     if not bits:
@@ -290,6 +291,9 @@ def tabled(ops: bytes, keys: list[bytes], tables: list[int]) -> bytes:
         (tabled(b"\1\1", [b"a", b"b"], [0, 1]), TABLES | SYSTEM, "falsely"),
         (tabled(b"\1\1", [b"a", b"b"], [1, 16]), TABLES | SYSTEM, "falsely"),
         (tabled(b"\1\1", [b"a", b"b"], [1, 15]), TABLES, "falsely"),
+        (tabled(b"\1\1", [b"a", b"b"], [1, (1 << 31) - 1]), TABLES | SYSTEM, "falsely"),
+        (tabled(b"\1\1", [b"a", b"b"], [15, 1 << 31]), TABLES, "falsely"),
+        (tabled(b"\1\1", [b"a", b"b"], [16, 1 << 31]), TABLES | SYSTEM, "falsely"),
         (tabled(b"\1", [b"a"], [16])[:-1], TABLES, "do not fill"),
         (tabled(b"\1", [b"a"], [16])[:14], TABLES, "longer than its record"),
     ],
