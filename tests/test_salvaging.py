@@ -138,6 +138,66 @@ def test_a_flipped_byte_anywhere_is_reported_or_harmless(tmp_path: Path, rng: Ra
         shutil.rmtree(into)
 
 
+@pytest.mark.parametrize("end", ["closed", "killed", "opened again"])
+def test_a_log_without_its_newest_segment_is_not_complete(tmp_path: Path, end: str) -> None:
+    path = tmp_path / "a.kv"
+    build(path)
+    if end != "closed":
+        shutil.copytree(path, tmp_path / "work.kv")
+        with kvwal.open(tmp_path / "work.kv", **OPTIONS) as db:
+            db[b"more"] = b"1"
+            if end == "killed":
+                shutil.rmtree(path)
+                shutil.copytree(tmp_path / "work.kv", path)
+        if end == "opened again":
+            path = tmp_path / "work.kv"
+    segments = sorted(path.glob("*.log"))
+    assert len(segments) > 1
+    assert salvage(path, tmp_path / "all.kv").complete
+    segments[-1].unlink()
+    report = salvage(path, tmp_path / "b.kv")
+    assert not report.complete
+    assert any(segments[-1].name in str(damage) for damage in report.damages)
+
+
+def test_a_damaged_commit_takes_no_other_commit_with_it(tmp_path: Path) -> None:
+    path = tmp_path / "a.kv"
+    with kvwal.open(path, durability="os", background=False) as db:
+        for number in range(20):
+            db[b"%02d" % number] = b"value of %02d" % number
+    (segment,) = path.glob("*.log")
+    whole = segment.read_bytes()
+    for number in range(20):
+        data = bytearray(whole)
+        data[whole.index(b"value of %02d" % number)] ^= 0xFF
+        segment.write_bytes(data)
+        report = salvage(path, tmp_path / f"{number}.kv")
+        assert [damage.file for damage in report.damages] == [segment.name] * len(report.damages)
+        assert not report.complete
+        assert report.last_seqno == (20 if number < 19 else 19)
+        with kvwal.open(tmp_path / f"{number}.kv") as db:
+            assert list(db) == [b"%02d" % other for other in range(20) if other != number]
+
+
+def test_a_key_deleted_after_the_checkpoint_stays_deleted_though_the_pages_are_damaged(tmp_path: Path) -> None:
+    path = tmp_path / "a.kv"
+    filler = {b"filler%05d" % number: b"f" * 100 for number in range(3000)}
+    with kvwal.open(path, durability="os", background=False, retain_log_bytes=1 << 30) as db:
+        db.update(filler | {b"one": b"1", b"in range": b"1", b"kept": b"1"})
+        db.checkpoint()
+        db.delete(b"one")
+        db.delete_range(b"in", b"io")
+        db[b"more"] = b"1"
+    data = bytearray((path / "data").read_bytes())
+    for page in range(2, len(data) // 4096):
+        data[page * 4096 + 50] ^= 0xFF
+    (path / "data").write_bytes(data)
+    report = salvage(path, tmp_path / "b.kv")
+    assert not report.complete
+    with kvwal.open(tmp_path / "b.kv") as db:
+        assert dict(db) == filler | {b"kept": b"1", b"more": b"1"}
+
+
 def test_the_target_must_be_new_and_the_source_must_be_there(tmp_path: Path) -> None:
     build(tmp_path / "a.kv", commits=3)
     with pytest.raises(StoreNotFoundError):
