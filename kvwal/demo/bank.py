@@ -20,7 +20,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 import kvwal
-from kvwal.demo.promise import OPTIONS, Answer, BrokenPromise, Finding
+from kvwal.demo.promise import OPTIONS, Answer, BrokenPromise, Recount
 
 if TYPE_CHECKING:
     from kvwal.api.store import Store
@@ -140,12 +140,12 @@ class Bank:
         """Take note of an acknowledgement."""
         self.transfers[words[0].encode()] = " ".join(words[1:]).encode()
 
-    def check(self, db: Store) -> Finding:
+    def check(self, db: Store) -> Recount:
         """Compare the books with the balances. BrokenPromise says what is wrong."""
         balances = [int(value) for value in db.values(prefix=b"account/")]
         noted = dict(db.scan(prefix=b"transfer/"))
         if not balances and not noted and not self.transfers:
-            return Finding(0, 0, "no bank yet, and nothing acknowledged")
+            return Recount(0, 0, "no bank yet, and nothing acknowledged")
         if len(balances) != ACCOUNTS or sum(balances) != ACCOUNTS * FIRST_BALANCE:
             raise BrokenPromise(f"{len(balances)} accounts hold {sum(balances):,}, not {ACCOUNTS * FIRST_BALANCE:,}")
         for note, content in self.transfers.items():
@@ -170,7 +170,7 @@ class Bank:
         # This check has read what is there now, so it counts as acknowledged from here on.
         self.transfers |= {note: noted[note] for note in extra}
         self.found = len(noted)
-        return Finding(len(noted), len(noted), f"{len(noted):,} transfers recounted, {sum(balances):,} in all")
+        return Recount(len(noted), len(noted), f"{len(noted):,} transfers recounted, {sum(balances):,} in all")
 
     def answers(self, db: Store) -> Iterator[Answer]:
         """Questions to the finished store."""

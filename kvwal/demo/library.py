@@ -26,7 +26,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import kvwal
-from kvwal.demo.promise import OPTIONS, Answer, BrokenPromise, Finding
+from kvwal.demo.promise import OPTIONS, Answer, BrokenPromise, Recount
 
 if TYPE_CHECKING:
     from kvwal.api.store import Store
@@ -161,7 +161,7 @@ class Library:
         """Take note of an acknowledgement."""
         self.acked = int(words[0])
 
-    def check(self, db: Store) -> Finding:
+    def check(self, db: Store) -> Recount:
         """Compare the store with the real files. BrokenPromise says what is wrong."""
         number = int(db.get(_PROGRESS, b"0"))
         if not self.acked <= number <= self.acked + 1:
@@ -189,7 +189,7 @@ class Library:
             raise BrokenPromise("the index of identifiers is not that of the files")
         # This check has read what is there now, so it must stay.
         self.acked = number
-        return Finding(
+        return Recount(
             number, compared, f"{present:,} files, {compared / 1e6:.1f} MB and {count:,} index entries compared"
         )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["OPTIONS", "Answer", "BrokenPromise", "Finding"]
+__all__ = ["OPTIONS", "Answer", "BrokenPromise", "Recount"]
 
 #: Small segments and frequent checkpoints, so that some kills fall into rolls and checkpoints.
 OPTIONS: dict[str, Any] = {
@@ -20,7 +20,7 @@ class BrokenPromise(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
+class Recount:
     """A check that passed."""
 
     found: int  #: transactions in the store

@@ -11,7 +11,7 @@ from rich.text import Text
 from kvwal.cli.picture import LEGEND, Extent, bar, drawing
 from kvwal.cli.terminal import human_bytes
 from kvwal.demo.killing import Death
-from kvwal.demo.promise import Answer, Finding
+from kvwal.demo.promise import Answer, Recount
 
 if TYPE_CHECKING:
     from kvwal.engine.recovery import RecoveryReport
@@ -29,7 +29,7 @@ class Inspection:
     acked: int
     recovery: RecoveryReport | None = None
     extent: Extent | None = None
-    finding: Finding | None = None
+    finding: Recount | None = None
     read_only: bool = False
 
 
