@@ -65,7 +65,7 @@ class _App(click.Group):
                 traceback.print_exc()
                 complain("this is a bug in kvwal; please report it with the lines above")
             else:
-                complain(str(error))
+                complain(_text(error))
             ctx.exit(code)
 
 
@@ -83,14 +83,21 @@ def _exit_code(error: Exception) -> int:
             return 7
         case errors.InternalError():
             return 70
+        case errors.ReadOnlyError() | errors.EnvironmentFailure() | OSError() | MemoryError():
+            return 6
         case errors.UsageError():
             return 2
-        case errors.EnvironmentFailure() | OSError() | MemoryError():
-            return 6
         case errors.Error():
             return 6
         case _:
             return 70
+
+
+def _text(error: Exception) -> str:
+    """What the error says, without the number that an OSError puts in front."""
+    if not isinstance(error, OSError) or error.strerror is None:
+        return str(error) or type(error).__name__
+    return error.strerror if error.filename is None else f"{os.fsdecode(error.filename)}: {error.strerror}"
 
 
 def _give_up_stdout() -> None:
@@ -128,6 +135,7 @@ for _command in (
     reports.verify,
     history.log,
     reports.checkpoint,
+    reports.compact,
     reports.salvage,
 ):
     app.add_command(_command)

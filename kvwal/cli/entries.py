@@ -10,9 +10,9 @@ from typing import BinaryIO
 import click
 
 import kvwal
-from kvwal.cli.forms import Form, form_options, parse, show, to_json
+from kvwal.cli.forms import Form, checked, form_options, parse, parse_key, show, to_json
 from kvwal.cli.terminal import NoSuchKey, binary_output, print_json, store_path
-from kvwal.keys import prefix_stop
+from kvwal.keys import as_value, prefix_stop
 
 __all__ = ["delete", "get", "put", "scan"]
 
@@ -27,7 +27,7 @@ def get(path: str, key: str, form: Form, as_json: bool) -> None:
 
     In a pipe or a file the value arrives byte for byte, with no line end added.
     """
-    wanted = parse(form, key)
+    wanted = parse_key(form, key)
     with kvwal.open(path, "r") as db:
         value = db.get(wanted)
     if value is None:
@@ -57,8 +57,8 @@ def put(path: str, key: str, value: str | None, form: Form, source: BinaryIO | N
     """
     if value is not None and source is not None:
         raise click.UsageError("give VALUE or --file, not both")
-    name = parse(form, key)
-    data = parse(form, value) if value is not None else (source or sys.stdin.buffer).read()
+    name = parse_key(form, key)
+    data = checked(as_value, parse(form, value) if value is not None else (source or sys.stdin.buffer).read())
     with kvwal.open(path, "c") as db:
         db.put(name, data)
 
@@ -72,8 +72,8 @@ def delete(path: str, keys: tuple[str, ...], form: Form, prefix: str | None) -> 
     """Delete KEYS, all in one transaction; exit code 1 if one of them was not there."""
     if bool(keys) == (prefix is not None):
         raise click.UsageError("give KEYS or --prefix")
-    names = [parse(form, key) for key in keys]
-    start = None if prefix is None else parse(form, prefix)
+    names = [parse_key(form, key) for key in keys]
+    start = None if prefix is None else parse_key(form, prefix)
     with kvwal.open(path, "w") as db:
         if start is not None:
             db.delete_range(start, prefix_stop(start))
@@ -115,7 +115,7 @@ def scan(
     if prefix is not None and (start is not None or stop is not None):
         raise click.UsageError("give --prefix, or --start and --stop")
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
-    first, last, common = (None if text is None else parse(form, text) for text in (start, stop, prefix))
+    first, last, common = (None if text is None else parse_key(form, text) for text in (start, stop, prefix))
     output = binary_output()
     with kvwal.open(path, "r") as db:
         if keys_only:

@@ -23,7 +23,9 @@ from typing import Any, TypeVar
 
 import click
 
-__all__ = ["Form", "form_options", "from_json", "parse", "show", "to_json"]
+from kvwal.keys import as_key
+
+__all__ = ["Form", "checked", "form_options", "from_json", "parse", "parse_key", "show", "to_json"]
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
@@ -56,6 +58,19 @@ def parse(form: Form, text: str) -> bytes:
         return bytes.fromhex(text) if form is Form.HEX else base64.b64decode(text, validate=True)
     except ValueError as error:
         raise click.BadParameter(f"{text!r} is not {form.value}: {error}") from None
+
+
+def parse_key(form: Form, text: str) -> bytes:
+    """A key that an argument stands for. click.BadParameter if it is not of that form, or too long."""
+    return checked(as_key, parse(form, text))
+
+
+def checked(check: Callable[[bytes], bytes], data: bytes) -> bytes:
+    """The data if `check`, `as_key` or `as_value`, lets it through; click.BadParameter with the limit if not."""
+    try:
+        return check(data)
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from None
 
 
 _ESCAPED = re.compile(r"[\\\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")

@@ -1,9 +1,8 @@
-"""`stats`, `verify`, `checkpoint`, `salvage`: looking after a whole store."""
+"""`stats`, `verify`, `checkpoint`, `compact`, `salvage`: looking after a whole store."""
 
 from __future__ import annotations
 
 import dataclasses
-import os
 import sys
 
 import click
@@ -11,9 +10,9 @@ from rich.console import Console
 
 import kvwal
 from kvwal.cli.picture import LEGEND, Extent, drawing
-from kvwal.cli.terminal import complain, print_facts, print_json, progress_bar, store_path
+from kvwal.cli.terminal import complain, count, human_bytes, print_facts, print_json, progress_bar, store_path
 
-__all__ = ["checkpoint", "salvage", "stats", "verify"]
+__all__ = ["checkpoint", "compact", "salvage", "stats", "verify"]
 
 _EXIT_DAMAGED = 3
 
@@ -28,6 +27,7 @@ def stats(path: str, as_json: bool) -> None:
         report = db.recovery
         entries = len(db)
         pins = db.pins()
+        log_start = first_in_log(db)
     if as_json:
         print_json({"entries": entries, **numbers, "recovery": report, "pins": pins})
         return
@@ -35,17 +35,16 @@ def stats(path: str, as_json: bool) -> None:
     print_facts("What opening it found", dataclasses.asdict(report).items(), prefix="recovery.")
     if sys.stdout.isatty():
         console = Console()
-        extent = Extent.of(report, oldest_in_log(path))
+        extent = Extent.of(report, log_start)
         for line in drawing(extent, max(20, min(60, console.width - 50))):
             console.print(line)
         console.print(LEGEND, style="dim")
 
 
-def oldest_in_log(path: str) -> int:
-    """First commit that the log can hold: segments are named by theirs."""
-    return min(
-        (int(name[:-4]) for name in os.listdir(path) if name.endswith(".log") and name[:-4].isdigit()), default=1
-    )
+def first_in_log(db: kvwal.Store) -> int:
+    """The first commit that the log still holds; the next one to come if it holds none."""
+    first = next(db.history(), None)
+    return db.last_seqno + 1 if first is None else int(first.seqno)
 
 
 @click.command()
@@ -64,7 +63,7 @@ def verify(path: str, as_json: bool) -> None:
     else:
         for problem in report.problems:
             click.echo(str(problem))
-        verdict = "everything holds" if report.ok else f"{len(report.problems)} problems"
+        verdict = "everything holds" if report.ok else count(len(report.problems), "problem")
         click.echo(f"{verdict}: {report.pages:,} pages and {report.records:,} log records in {report.seconds:.2f} s")
     if not report.ok:
         complain(f"save what verifies with: kvwal salvage {path} NEW_PATH")
@@ -88,6 +87,23 @@ def checkpoint(path: str, as_json: bool) -> None:
 
 @click.command()
 @store_path
+@click.option("--json", "as_json", is_flag=True, help="Print one object.")
+def compact(path: str, as_json: bool) -> None:
+    """Give the space of deleted and replaced data back to the system.
+
+    It happens by itself, bit by bit, while the store is in use; this has it done now.
+    """
+    with kvwal.open(path, "w") as db:
+        freed = db.compact()
+        numbers = dataclasses.asdict(db.stats())
+    if as_json:
+        print_json({"freed_bytes": freed, **numbers})
+    else:
+        click.echo(f"{human_bytes(freed)} given back; the pages take {human_bytes(numbers['data_bytes'])}")
+
+
+@click.command()
+@store_path
 @click.argument("into", type=click.Path())
 @click.option("--json", "as_json", is_flag=True, help="Print one object.")
 def salvage(path: str, into: str, as_json: bool) -> None:
@@ -103,6 +119,7 @@ def salvage(path: str, into: str, as_json: bool) -> None:
     else:
         for damage in report.damages:
             click.echo(str(damage))
-        click.echo(f"{report.saved_keys:,} keys saved into {into}; {len(report.damages)} damages")
+        saved = count(report.saved_keys, "key")
+        click.echo(f"{saved} saved into {into}; {count(len(report.damages), 'finding')} of damage")
     if report.damages:
         click.get_current_context().exit(_EXIT_DAMAGED)

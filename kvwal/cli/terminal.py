@@ -18,6 +18,7 @@ __all__ = [
     "NoSuchKey",
     "binary_output",
     "complain",
+    "count",
     "human_bytes",
     "print_facts",
     "print_json",
@@ -114,6 +115,11 @@ def human_bytes(size: float) -> str:
             return f"{size:.0f} {unit}" if unit == "B" or size >= 100 else f"{size:.1f} {unit}"
         size /= 1000
     return f"{size:.1f} GB"
+
+
+def count(number: int, what: str) -> str:
+    """A number and what is counted, in the plural where that is right."""
+    return f"{number:,} {what}" if number == 1 else f"{number:,} {what}s"
 
 
 def when(time_us: int) -> str:

@@ -17,7 +17,7 @@ from typing import Any, BinaryIO
 import click
 
 import kvwal
-from kvwal.cli.forms import Form, form_options, from_json, parse, to_json
+from kvwal.cli.forms import Form, form_options, from_json, parse_key, to_json
 from kvwal.cli.terminal import BadInput, complain, print_json, progress_bar, store_path
 from kvwal.keys import as_key, as_value
 
@@ -36,7 +36,7 @@ _BATCH_BYTES = 8 << 20
 @click.option("--output", type=click.File("wb", lazy=False), default="-", help="Write here instead of standard output.")
 def dump(path: str, form: Form, prefix: str | None, output: BinaryIO) -> None:
     """Write every entry as a line of JSON, all as of one moment."""
-    common = None if prefix is None else parse(form, prefix)
+    common = None if prefix is None else parse_key(form, prefix)
     with kvwal.open(path, "r") as db, progress_bar("dump") as progress:
         task = progress.add_task("dump", total=len(db) if prefix is None else None)
         entries = iter(db.scan(prefix=common))

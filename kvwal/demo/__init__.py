@@ -19,7 +19,7 @@ import click
 
 import kvwal
 from kvwal.cli.picture import Extent
-from kvwal.cli.reports import oldest_in_log
+from kvwal.cli.reports import first_in_log
 from kvwal.cli.terminal import print_json
 from kvwal.demo.bank import Bank
 from kvwal.demo.killing import ChildFailed, Death, live, plan
@@ -124,6 +124,6 @@ def _inspect(work: Library | Bank, death: Death, *, read_only: bool) -> Inspecti
             raise BrokenPromise(f"{acked} transactions were acknowledged, and there is no store") from None
         return Inspection(death, acked)
     with db:
-        extent = Extent.of(db.recovery, oldest_in_log(work.path))
+        extent = Extent.of(db.recovery, first_in_log(db))
         finding = work.check(db)
         return Inspection(death, acked, db.recovery, extent, finding, read_only)

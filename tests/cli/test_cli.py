@@ -253,6 +253,20 @@ def test_checkpoint_brings_every_commit_into_the_pages(filled: str) -> None:
         assert db.recovery.commits == 0
 
 
+def test_compact_gives_space_back_and_says_how_much(path: str) -> None:
+    with kvwal.open(path, background=False, durability="os") as db:
+        db.update({b"%06d" % number: b"x" * 200 for number in range(10_000)})
+        db.checkpoint()
+        db.delete_range(None, b"009990")
+    before = (Path(path) / "data").stat().st_size
+    freed = json.loads(run("compact", path, "--json").stdout)["freed_bytes"]
+    after = (Path(path) / "data").stat().st_size
+    assert freed == before - after > 1_000_000
+    assert "0 B given back" in run("compact", path).stdout
+    assert "entries\t10" in run("stats", path).stdout
+    run("compact", str(Path(path) / "none"), expect=5)
+
+
 def test_a_damaged_store_is_exit_code_3_and_salvage_saves_the_rest(filled: str, tmp_path: Path) -> None:
     segment = min(Path(filled).glob("*.log"))
     data = bytearray(segment.read_bytes())
@@ -302,6 +316,42 @@ def test_a_directory_that_cannot_be_entered_is_exit_code_6(filled: str) -> None:
         run("get", filled, "a", expect=6)
     finally:
         os.chmod(filled, 0o700)
+
+
+def test_no_permission_to_write_is_exit_code_6_and_no_mistake_of_the_command_line(
+    filled: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise kvwal.ReadOnlyError("no permission to write in it")
+
+    monkeypatch.setattr(kvwal, "open", refuse)
+    assert run("put", filled, "a", "b", expect=6).stderr == "kvwal: no permission to write in it\n"
+
+
+def test_what_the_system_said_is_told_without_its_number(
+    path: str, filled: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert "Errno" not in run("get", str(Path(path) / "none"), "a", expect=5).stderr
+
+    def refuse(*_: object, **__: object) -> None:
+        raise kvwal.RefusedError(24, "too many open files", "/a.kv/data")
+
+    monkeypatch.setattr(kvwal, "open", refuse)
+    assert run("get", filled, "a", expect=6).stderr == "kvwal: /a.kv/data: too many open files\n"
+
+
+def test_a_key_that_is_too_long_is_a_mistake_of_the_command_line(filled: str) -> None:
+    long = "k" * (kvwal.MAX_KEY_BYTES + 1)
+    for arguments in (
+        ["get", filled, long],
+        ["put", filled, long, "v"],
+        ["delete", filled, long],
+        ["delete", filled, "--prefix", long],
+        ["scan", filled, "--start", long],
+        ["dump", filled, "--prefix", long],
+    ):
+        assert f"the limit is {kvwal.MAX_KEY_BYTES}" in run(*arguments, expect=2).stderr
+    assert "entries\t6" in run("stats", filled).stdout
 
 
 def test_a_wrong_command_line_is_exit_code_2(path: str) -> None:
@@ -355,6 +405,7 @@ def test_every_command_has_help() -> None:
         "verify",
         "log",
         "checkpoint",
+        "compact",
         "salvage",
         "demo",
     ):
