@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import MISSING, dataclass, field, fields
 from functools import partial
 from numbers import Real
-from typing import Any, Final, Literal, TypeAlias, TypedDict, TypeVar, get_args
+from typing import Any, Final, Literal, TypeAlias, TypedDict, TypeVar, get_args, get_type_hints
 
 from kvwal.files import Files, system_files
 from kvwal.keys import as_int
@@ -171,13 +171,14 @@ _F = TypeVar("_F", bound=Callable[..., Any])
 def taking_options(function: _F) -> _F:
     """Show a function's `**options` as the keyword arguments they stand for, to `help` and `inspect.signature`."""
     signature = inspect.signature(function)
+    types = get_type_hints(Options)
     own = [each for each in signature.parameters.values() if each.kind is not inspect.Parameter.VAR_KEYWORD]
     options = [
         inspect.Parameter(
             option.name,
             inspect.Parameter.KEYWORD_ONLY,
             default=None if option.default is MISSING else option.default,
-            annotation=option.type,
+            annotation=types[option.name],
         )
         for option in fields(Options)
     ]

@@ -147,7 +147,7 @@ class AsyncStore(AsyncReading):
         # Hot path: one dict hit, as in `Store.get`.
         try:
             value = self._present.rows[key]  # type: ignore[index]
-        except (KeyError, TypeError):
+        except (KeyError, TypeError, ValueError):
             value = await self._read(as_key(key))
         return default if value is None else value
 

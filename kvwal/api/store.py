@@ -160,18 +160,18 @@ class Store(OrderedMapping, MutableMapping[bytes, bytes]):
     def get(self, key: BytesLike, default: bytes | _T) -> bytes | _T: ...
     def get(self, key: BytesLike, default: object = None) -> object:
         """The value of `key`, or `default` if it is not there. TypeError for what is not bytes-like."""
-        # Hot path: one dict hit, no lock. Whatever is not a row, an unhashable key or a wrong type included,
-        # raises here and takes the long way, where everything is checked.
+        # Hot path: one dict hit, no lock. Whatever is not a row raises here and takes the long way, where everything is
+        # checked: a wrong type, a key without a hash, a memoryview that may be written to (whose hash is a ValueError).
         try:
             value = self._present.rows[key]  # type: ignore[index]
-        except (KeyError, TypeError):
+        except (KeyError, TypeError, ValueError):
             value = self._present.read(as_key(key))
         return default if value is None else value
 
     def __getitem__(self, key: BytesLike) -> bytes:
         try:
             value = self._present.rows[key]  # type: ignore[index]
-        except (KeyError, TypeError):
+        except (KeyError, TypeError, ValueError):
             value = self._present.read(as_key(key))
         if value is None:
             raise KeyError(as_key(key))
@@ -193,7 +193,7 @@ class Store(OrderedMapping, MutableMapping[bytes, bytes]):
             found = list(map(present.rows.__getitem__, wanted))
             if present.horizon == seqno:
                 return found
-        except (KeyError, TypeError):
+        except (KeyError, TypeError, ValueError):
             pass  # Not all of them are rows: take the way below.
         with self.snapshot() as snapshot:
             return snapshot.get_many(wanted)

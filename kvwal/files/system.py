@@ -34,7 +34,7 @@ from kvwal.files.protocol import Buffer, Directory, EntryKind, File, Files
 __all__ = ["PathArgument", "call_in_forked_child", "path_text", "system_files"]
 
 #: What a user may give for a path.
-PathArgument: TypeAlias = "str | bytes | os.PathLike[str] | os.PathLike[bytes]"
+PathArgument: TypeAlias = str | bytes | os.PathLike[str] | os.PathLike[bytes]
 
 _NOFOLLOW = getattr(os, "O_NOFOLLOW", 0)
 _CLOEXEC = getattr(os, "O_CLOEXEC", 0)

@@ -1,0 +1,169 @@
+"""What Python programs do with any object: hints, mocks, patterns, process pools, numbers of other kinds."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import multiprocessing
+import pickle
+import typing
+from collections.abc import Iterator, MutableMapping
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import pytest
+from aio_fixtures import run
+
+import kvwal
+import kvwal.aio
+from kvwal import Store
+
+ENTRIES = {b"k%d" % number: b"v%d" % number for number in range(5)}
+
+
+@pytest.fixture
+def db(tmp_path: Path) -> Iterator[Store]:
+    with kvwal.open(tmp_path / "a.kv", durability="os", background=False) as store:
+        store.update(ENTRIES)
+        yield store
+
+
+def public_functions() -> Iterator[Any]:
+    for module in (kvwal, kvwal.aio):
+        for name in module.__all__:
+            found = getattr(module, name)
+            if inspect.isfunction(found):
+                yield found
+            elif inspect.isclass(found):
+                yield from (each for _, each in inspect.getmembers(found, inspect.isfunction))
+
+
+def test_the_hints_of_every_public_function_can_be_resolved() -> None:
+    """As libraries do that check or convert arguments by them. Names that only a checker knows would not be found."""
+    functions = [each for each in public_functions() if each.__doc__ and each.__module__.startswith("kvwal.")]
+    assert kvwal.open in functions
+    assert len(functions) > 100
+    for function in functions:
+        assert "return" in typing.get_type_hints(function), function
+    annotations = {name: each.annotation for name, each in inspect.signature(kvwal.open).parameters.items()}
+    assert annotations["cache_bytes"] is int
+    assert annotations["durability"] == typing.Literal["commit", "interval", "os"]
+
+
+def test_a_store_is_a_mapping_to_mocks_and_patterns_and_comparisons(db: Store) -> None:
+    double = mock.create_autospec(db, instance=True)
+    double.get.return_value = b"double"
+    assert double.get(b"k") == b"double"
+    with pytest.raises(TypeError):
+        double.put(b"k")
+    assert isinstance(db, MutableMapping)
+    match db:
+        case {b"missing": _}:
+            pytest.fail("it is not there")
+        case {b"k1": value}:
+            assert value == b"v1"
+        case _:
+            pytest.fail("it is there")
+    assert db == ENTRIES
+    with db.snapshot() as snapshot:
+        assert snapshot == db
+        assert {**snapshot} == dict(db) == ENTRIES
+
+
+def test_what_a_store_says_of_itself_can_be_copied_and_pickled(db: Store) -> None:
+    with db.snapshot():
+        facts = [db.stats(), db.recovery, db.verify(), *db.pins()]
+        assert len(facts) == 4
+        for fact in facts:
+            assert copy.copy(fact) == copy.deepcopy(fact) == pickle.loads(pickle.dumps(fact)) == fact
+    for record in db.history():
+        again = pickle.loads(pickle.dumps(record))
+        assert (again.seqno, again.batch().writes) == (record.seqno, record.batch().writes)
+
+
+def test_a_store_that_is_sent_to_a_process_pool_is_refused_and_its_path_is_not(db: Store) -> None:
+    path = db.path
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        with pytest.raises(TypeError, match="another process opens the store for itself"):
+            pool.submit(len, db).result()
+        program = f"import kvwal\nkvwal.open({path!r}, 'r')"
+        with pytest.raises(kvwal.LockedError) as caught:
+            pool.submit(exec, program).result()
+        assert caught.value.path == path
+        db.close()
+        assert pool.submit(exec, program + ".close()").result() is None
+
+
+class Integer:
+    """What NumPy's integers are to Python."""
+
+    def __init__(self, value: int) -> None:
+        self.value = value
+
+    def __index__(self) -> int:
+        return self.value
+
+
+def test_a_limit_is_any_integer_and_no_bool(db: Store) -> None:
+    two: Any = Integer(2)
+    assert len(list(db.scan(limit=two))) == len(db.keys(limit=two)) == len(list(db.values(limit=two))) == 2
+    with db.transaction() as txn, db.snapshot() as snapshot:
+        assert len(list(txn.items(limit=two))) == len(list(snapshot.scan(limit=two))) == 2
+    for wrong in (True, False, 2.0, "2"):
+        with pytest.raises(TypeError, match="limit"):
+            db.scan(limit=wrong)
+    with pytest.raises(ValueError, match="limit is -1; it is at least 0"):
+        db.scan(limit=-1)
+
+
+def test_a_buffer_that_is_not_of_bytes_is_refused_by_every_way_to_write(db: Store) -> None:
+    from array import array
+
+    numbers: Any = array("q", [1, 2])
+    pointers: Any = memoryview(bytes(16)).cast("P")
+    for wrong in (numbers, pointers):
+        for way in (
+            lambda wrong=wrong: db.put(b"k0", wrong),
+            lambda wrong=wrong: db.put(wrong, b"v"),
+            lambda wrong=wrong: db.update({b"k0": wrong}),
+            lambda wrong=wrong: db.setdefault(b"new", wrong),
+            lambda wrong=wrong: db.get(wrong),
+            lambda wrong=wrong: db.delete(wrong),
+            lambda wrong=wrong: list(db.scan(wrong)),
+        ):
+            with pytest.raises(TypeError, match="tobytes"):
+                way()
+    assert dict(db) == ENTRIES
+    rows: Any = memoryview(b"abcdef").cast("B", (2, 3))
+    db[b"k0"] = rows
+    db[b"k1"] = memoryview(b"a-b-c")[::2]
+    assert (db[b"k0"], db[b"k1"]) == (b"abcdef", b"abc")
+
+
+def test_a_key_may_be_a_view_that_has_no_hash(db: Store) -> None:
+    """The way over cached values takes the key's hash, which a view that may be written to refuses by ValueError."""
+    for key in (memoryview(bytearray(b"k1")), bytearray(b"k1"), memoryview(b"k1")):
+        assert db.get(key) == db[key] == b"v1"
+        assert key in db
+        assert db.get_many([key, b"k2"]) == [b"v1", b"v2"]
+        with db.transaction() as txn, db.snapshot() as snapshot:
+            assert txn.get(key) == snapshot.get(key) == txn[key] == b"v1"
+            assert txn.get_many([key]) == snapshot.get_many([key]) == [b"v1"]
+        assert db.pop(key) == b"v1"
+        db[key] = b"v1"
+    assert dict(db) == ENTRIES
+
+
+def test_an_asyncio_key_may_be_a_view_that_has_no_hash(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with kvwal.aio.open(tmp_path / "b.kv") as store:
+            key = memoryview(bytearray(b"k1"))
+            await store.put(key, memoryview(bytearray(b"v1")))
+            assert await store.get(key) == b"v1"
+            assert await store.get_many([key]) == [b"v1"]
+            async with store.transaction() as txn:
+                assert await txn.get(key) == b"v1"
+
+    run(main())
