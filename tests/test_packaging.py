@@ -21,6 +21,13 @@ def test_ci_runs_exactly_the_test_command_of_the_readme() -> None:
     assert commands[1] in script.splitlines()
 
 
+def test_the_versions_that_were_run_are_named() -> None:
+    classifiers = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["classifiers"]
+    named = [one.rpartition(" ")[2] for one in classifiers if one.startswith("Programming Language :: Python :: 3.")]
+    assert named == ["3.11", "3.13", "3.14", "3.15"]
+    assert f"other={named[2]}\n" in (ROOT / ".ci" / "run").read_text()
+
+
 def test_everything_the_tests_need_is_in_the_extra_test() -> None:
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     assert {"cli", "test", "dev", "bench"} == set(extras)

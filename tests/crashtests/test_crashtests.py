@@ -87,6 +87,7 @@ def test_some_damage_of_each_kind_is_answered_with_right_data_or_an_error():
     assert len(seen) >= 12
 
 
+@pytest.mark.interruptions
 @pytest.mark.parametrize("way", ["put", "checkpoint"])
 @pytest.mark.parametrize("error", ["K", "M"])
 def test_an_interrupted_step_is_written_or_not(way, error):
@@ -98,6 +99,7 @@ def test_an_interrupted_step_is_written_or_not(way, error):
         interruptions.examine(case)
 
 
+@pytest.mark.interruptions
 def test_a_place_that_there_is_not_is_no_case():
     assert not interruptions.examine(interruptions.Case("put", "K", 10_000))
 

@@ -126,6 +126,7 @@ def _says_written(interruption: Interruption) -> bool:
     return any("was written" in note for note in getattr(interruption, "__notes__", ()))
 
 
+@pytest.mark.interruptions
 @pytest.mark.parametrize("sync", [False, True])
 def test_an_interruption_anywhere_on_a_full_disk_leaves_each_delete_written_or_not(sync: bool) -> None:
     for step in range(1, 600):
@@ -157,6 +158,7 @@ def test_an_interruption_anywhere_on_a_full_disk_leaves_each_delete_written_or_n
     raise AssertionError("the commit has more places than were tried")
 
 
+@pytest.mark.interruptions
 @pytest.mark.parametrize("way", ["put", "commit", "company"])
 @pytest.mark.parametrize("sync", [False, True])
 def test_an_interruption_while_the_caller_handles_a_failure_of_its_own_is_no_failure_of_the_disk(
@@ -168,6 +170,7 @@ def test_an_interruption_while_the_caller_handles_a_failure_of_its_own_is_no_fai
         test_an_interruption_anywhere_leaves_a_commit_written_or_not(way, sync)
 
 
+@pytest.mark.interruptions
 @pytest.mark.parametrize("way", ["put", "commit", "company"])
 @pytest.mark.parametrize("sync", [False, True])
 def test_an_interruption_anywhere_leaves_a_commit_written_or_not(way: str, sync: bool) -> None:
@@ -221,6 +224,7 @@ def _waiting(key: bytes, **options: Any) -> CommitRequest:
     return request
 
 
+@pytest.mark.interruptions
 @pytest.mark.parametrize("sync", [False, True])
 @pytest.mark.parametrize("way", ["put", "commit", "queued", "action"])
 @pytest.mark.parametrize("when", ["before", "meanwhile"])
@@ -285,6 +289,7 @@ def test_an_interruption_anywhere_leaves_nobody_asleep(when: str, way: str, sync
     raise AssertionError("the commit has more places than were tried")
 
 
+@pytest.mark.interruptions
 @pytest.mark.parametrize("sync", [False, True])
 def test_an_interrupted_transaction_says_whether_it_was_written(sync: bool) -> None:
     """Also when the commit is over, and only the snapshot is still to be given back."""

@@ -61,6 +61,7 @@ def _count(db: kvwal.Store) -> None:
     assert len(db) == 300
 
 
+@pytest.mark.interruptions
 @pytest.mark.parametrize(
     "read",
     [
@@ -95,6 +96,7 @@ def test_a_reader_that_is_interrupted_anywhere_pins_nothing(read: Callable[[kvwa
         db.close()
 
 
+@pytest.mark.interruptions
 def test_a_reader_of_former_levels_that_is_interrupted_as_it_leaves_pins_no_moment() -> None:
     """It is the last reader of its generation. (In a few places its pages may stay until the store is opened again.)"""
     for step in range(1, 400):
