@@ -16,7 +16,8 @@ from crashtests.workers import Run
 #: Part, its module, and its share of the time when all are run.
 PARTS: dict[str, tuple[str, float]] = {
     "exhaustive": ("crashtests.exhaustive", 0.30),
-    "random": ("crashtests.random_programs", 0.28),
+    "random": ("crashtests.random_programs", 0.20),
+    "sizes": ("crashtests.sizes", 0.08),
     "faults": ("crashtests.faults", 0.14),
     "bitflips": ("crashtests.bitflips", 0.08),
     "processes": ("crashtests.processes", 0.06),

@@ -26,6 +26,7 @@ _MODULES = {
     "faults": "crashtests.faults",
     "bitflips": "crashtests.bitflips",
     "random": "crashtests.random_programs",
+    "sizes": "crashtests.sizes",
     "isolation": "crashtests.isolation",
 }
 

@@ -248,6 +248,15 @@ MUTANTS: tuple[Mutant, ...] = (
         first="weak-put:*:K",
     ),
     _mutant(
+        "the index of a segment leads to the entry behind",
+        "sizes",
+        (
+            "kvwal.log.index:Index.at_or_before",
+            "bisect_right(self.seqnos, seqno) - 1",
+            "bisect_right(self.seqnos, seqno)",
+        ),
+    ),
+    _mutant(
         "the directory is not flushed after a new segment",
         "exhaustive",
         (_MAKER + "make", "self._directory.sync()", "pass"),

@@ -24,6 +24,7 @@ from crashtests.console import Result
 from crashtests.dying import POINTS
 from crashtests.explorer import Tally
 from crashtests.history import Violation
+from crashtests.sizes import some_sizes
 from crashtests.workers import Run, Share, spread
 
 _ROOT = Path(__file__).resolve().parent.parent
@@ -114,6 +115,7 @@ def one_death(path: str, witness: Witness, seed: int) -> None:
         point=point,
         nth=random.randrange(1, 40 if point in ("mid-commit", "mid-write", "mid-recovery") else 12),
         background=random.random() < 0.7,
+        **(some_sizes(random) if random.random() < 0.5 else {}),
     )
     if not point:
         time.sleep(random.uniform(0.1, 0.6))

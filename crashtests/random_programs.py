@@ -54,9 +54,9 @@ def _made_by_hypothesis(seed: int, share: Share) -> Tally:
         if share.over() and not smallest:
             return
         found = Tally()
-        Explorer(
-            _LIMITS, found, seed=seed, stop_at_first=True, give_up=lambda: share.over() and not smallest
-        ).explore(program)
+        Explorer(_LIMITS, found, seed=seed, stop_at_first=True, give_up=lambda: share.over() and not smallest).explore(
+            program
+        )
         tally.states += found.states
         tally.nested += found.nested
         if found.violations:
