@@ -11,10 +11,14 @@ import random
 
 import pytest
 from hypothesis import settings
+from hypothesis.internal.conjecture import engine
 
 # No deadline for an example: the machine may be busy, and pytest's own timeout ends what hangs.
 settings.register_profile("kvwal", deadline=None)
 settings.load_profile("kvwal")
+# Hypothesis makes a failing example smaller for up to five minutes, which is the limit of a test: pytest would end it
+# with nothing reported. There is no public setting; tests/test_reports.py notices if this one has gone.
+engine.MAX_SHRINKING_SECONDS = 60
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -20,14 +20,27 @@ import kvwal
 from kvwal.files import system_files
 from kvwal.testing import SimulatedDisk
 
-# The smallest settings there are: freezes, rolls and checkpoints all happen within a few commits.
-TINY: dict[str, Any] = {
+# The smallest sizes there are: freezes, rolls and checkpoints all happen within a few commits.
+TINY = {
     "memtable_bytes": 16 << 10,
     "segment_bytes": 16 << 10,
     "checkpoint_log_bytes": 4 << 10,
     "cache_bytes": 256 << 10,
-    "background": False,
 }
+# Half of the examples are tiny; the others are of any size, or of those that a user has who asks for none.
+SIZES = st.one_of(
+    st.just(TINY),
+    st.just(TINY),
+    st.fixed_dictionaries(
+        {
+            "memtable_bytes": st.integers(14, 26).map(lambda n: 1 << n),
+            "segment_bytes": st.integers(14, 24).map(lambda n: 1 << n),
+            "checkpoint_log_bytes": st.integers(12, 26).map(lambda n: 1 << n),
+            "cache_bytes": st.integers(18, 26).map(lambda n: 1 << n),
+        }
+    ),
+    st.just({}),
+)
 
 # Few keys, so that they meet; neighbours, prefixes of each other, both ends of the order, and one larger than a page.
 KEYS = st.one_of(
@@ -96,6 +109,16 @@ def expected_scan(
     return found if limit is None else found[:limit]
 
 
+def copy_store(source: Path, target: Path) -> None:
+    """As `shutil.copytree`, but a preallocated segment of 16 MiB takes no such space."""
+    target.mkdir()
+    for entry in source.iterdir():
+        data = entry.read_bytes()
+        with open(target / entry.name, "wb") as file:
+            file.write(data.rstrip(b"\0"))
+            file.truncate(len(data))
+
+
 class StoreMachine(RuleBasedStateMachine):
     """Rules that hold on every file system. `self.model` is what the store must be, `self.past` what it was."""
 
@@ -109,21 +132,21 @@ class StoreMachine(RuleBasedStateMachine):
         self.durable = 0
         self.held: list[tuple[kvwal.Snapshot, dict[bytes, bytes]]] = []
         self.iterators: list[tuple[Iterator[tuple[bytes, bytes]], list[tuple[bytes, bytes]]]] = []
-        self.durability = "commit"
+        self.settings: dict[str, Any] = {}
 
     def open(self) -> kvwal.Store:
         raise NotImplementedError
 
-    @initialize(durability=st.sampled_from(["commit", "os"]))
-    def begin(self, durability: str) -> None:
-        self.durability = durability
+    @initialize(durability=st.sampled_from(["commit", "os"]), sizes=SIZES)
+    def begin(self, durability: str, sizes: dict[str, int]) -> None:
+        self.settings = {"durability": durability, "background": False, **sizes}
         self.db = self.open()
 
     def committed(self, durability: str | None = None) -> None:
         """The last call was one commit (or changed nothing)."""
         seqno = self.db.last_seqno
         self.past[seqno] = dict(self.model)
-        if (durability or self.durability) == "commit":
+        if (durability or self.settings["durability"]) == "commit":
             self.durable = seqno
 
     # -- writing
@@ -305,9 +328,7 @@ class StoreMachine(RuleBasedStateMachine):
 
     # -- reading
 
-    @rule(
-        start=BOUNDS, stop=BOUNDS, prefix=BOUNDS, reverse=st.booleans(), limit=LIMITS, view=st.sampled_from("ikvs")
-    )
+    @rule(start=BOUNDS, stop=BOUNDS, prefix=BOUNDS, reverse=st.booleans(), limit=LIMITS, view=st.sampled_from("ikvs"))
     def scan(
         self, start: bytes | None, stop: bytes | None, prefix: bytes | None, reverse: bool, limit: int | None, view: str
     ) -> None:
@@ -372,9 +393,7 @@ class StoreMachine(RuleBasedStateMachine):
             del self.held[index]
 
     @precondition(lambda self: len(self.iterators) < 4)
-    @rule(
-        start=BOUNDS, stop=BOUNDS, reverse=st.booleans(), limit=LIMITS, steps=st.integers(0, 70), where=st.booleans()
-    )
+    @rule(start=BOUNDS, stop=BOUNDS, reverse=st.booleans(), limit=LIMITS, steps=st.integers(0, 70), where=st.booleans())
     def begin_iterator(
         self, start: bytes | None, stop: bytes | None, reverse: bool, limit: int | None, steps: int, where: bool
     ) -> None:
@@ -467,13 +486,13 @@ class OnTheSystem(StoreMachine):
         self.opens = 0
 
     def open(self) -> kvwal.Store:
-        return kvwal.open(self.path, durability=self.durability, files=system_files(), **TINY)
+        return kvwal.open(self.path, files=system_files(), **self.settings)
 
     @rule()
     def kill(self) -> None:
         self.opens += 1
         former, self.path = self.path, self.root / f"{self.opens}.kv"
-        shutil.copytree(former, self.path)
+        copy_store(former, self.path)
         self.forget_readers()
         self.db.close()
         shutil.rmtree(former)
@@ -486,7 +505,7 @@ class OnTheSystem(StoreMachine):
     def look_read_only(self) -> None:
         """A reader of a copy sees the same, and leaves every byte as it was."""
         copy = self.root / "copy.kv"
-        shutil.copytree(self.path, copy)
+        copy_store(self.path, copy)
         before = {entry.name: entry.read_bytes() for entry in copy.iterdir()}
         with kvwal.open(copy, "r") as reader:
             assert dict(reader.items()) == self.model
@@ -510,7 +529,7 @@ class OnASimulatedDisk(StoreMachine):
         self.disk = SimulatedDisk(seed=1)
 
     def open(self) -> kvwal.Store:
-        return kvwal.open("/kv", durability=self.durability, files=self.disk, **TINY)
+        return kvwal.open("/kv", files=self.disk, **self.settings)
 
     def after(self, disk: SimulatedDisk, abandon: Callable[[], None]) -> None:
         self.forget_readers()
