@@ -397,7 +397,7 @@ MUTANTS: tuple[Mutant, ...] = (
     _mutant(
         "the store's own directory is not flushed into its parent",
         "exhaustive",
-        ("kvwal.engine.recovery:_create_if_missing", "directory.sync_parent()", "pass"),
+        ("kvwal.engine.create:create_if_missing", "directory.sync_parent()", "pass"),
     ),
     # --- pages ---
     _mutant(

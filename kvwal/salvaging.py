@@ -19,12 +19,12 @@ from dataclasses import dataclass
 from kvwal.api.open import open as open_store
 from kvwal.api.store import Store
 from kvwal.batch import WriteBatch
-from kvwal.engine.recovery import DATA_NAME, segment_names
 from kvwal.errors import CorruptionError, Finding, FormatError, StoreExistsError, StoreNotFoundError
 from kvwal.files import Directory, Files, PathArgument, path_text, system_files
+from kvwal.files.names import DATA
 from kvwal.keys import Seqno
 from kvwal.log import Chain, salvage_log
-from kvwal.log.segment import store_id_of_log
+from kvwal.log.segment import list_segments, store_id_of_log
 from kvwal.pages import PageFile, Row, salvage_pages
 
 __all__ = ["SalvageReport", "salvage"]
@@ -128,7 +128,7 @@ class _Salvage:
             store_id = pages.store_id
             base = pages.meta.seqno
             if pages.choice.row is not Row.BOTH_VALID:
-                self._note(DATA_NAME, None, f"only one of its two generations can be read ({pages.choice})")
+                self._note(DATA, None, f"only one of its two generations can be read ({pages.choice})")
             try:
                 pages_keys = self._save_pages(pages)
             finally:
@@ -143,7 +143,7 @@ class _Salvage:
         try:
             return PageFile(self._source, cache_bytes=8 << 20, writable=False)
         except (CorruptionError, FormatError, OSError) as error:
-            self._note(DATA_NAME, None, f"no generation can be read ({error}); only the log is saved")
+            self._note(DATA, None, f"no generation can be read ({error}); only the log is saved")
             return None
 
     def _save_pages(self, pages: PageFile) -> int:
@@ -151,7 +151,7 @@ class _Salvage:
         for found in salvage_pages(pages):
             if isinstance(found, tuple):
                 if found.table:
-                    self._note(DATA_NAME, None, f"{len(found.keys)} entries of table {found.table} are not saved")
+                    self._note(DATA, None, f"{len(found.keys)} entries of table {found.table} are not saved")
                     continue
                 count += len(found.keys)
                 for key, value in zip(found.keys, found.values, strict=True):
@@ -166,7 +166,7 @@ class _Salvage:
             if store_id is None:
                 self._note("log", None, "no segment has a readable header")
                 return 0, Seqno(0)
-        if not segment_names(self._source):
+        if not list_segments(self._source):
             self._note("log", None, f"there is none; commits after {base} are missing, if there were any")
         records = 0
         last = base

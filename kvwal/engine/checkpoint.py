@@ -27,16 +27,15 @@ from kvwal.engine.commit import CommitPipeline
 from kvwal.engine.memtable import Memtable
 from kvwal.engine.present import Present
 from kvwal.errors import DiskFullError, EnvironmentFailure, Error
-from kvwal.files import Directory
+from kvwal.files import Directory, is_full
+from kvwal.files.names import RESERVE
 from kvwal.keys import Seqno, disjoint
 from kvwal.log import LogWriter
-from kvwal.log.segments import is_full
 from kvwal.options import RESERVE_BYTES, Options
 from kvwal.pages import Columns, Meta, PageFile
 
-__all__ = ["COMPACT_PASSES", "RESERVE_NAME", "Background", "Checkpointer", "Reserve"]
+__all__ = ["COMPACT_PASSES", "Background", "Checkpointer", "Reserve"]
 
-RESERVE_NAME: Final = "reserve"
 
 # The page file is compacted when nothing was committed for so long, more than one page in so many is not in use, and
 # it has at least so many.
@@ -73,7 +72,7 @@ class Reserve:
     def __init__(self, directory: Directory, mode: int) -> None:
         self._directory = directory
         self._mode = mode
-        self._held = directory.kind(RESERVE_NAME) == "file"
+        self._held = directory.kind(RESERVE) == "file"
         # Guards what is above; the last of all locks.
         self._lock = threading.Lock()
 
@@ -83,14 +82,14 @@ class Reserve:
             if self._held:
                 return True
             try:
-                file = self._directory.open(RESERVE_NAME, create=True, mode=self._mode)
+                file = self._directory.open(RESERVE, create=True, mode=self._mode)
             except OSError as error:
                 return not is_full(error)
             try:
                 file.allocate(0, RESERVE_BYTES)
             except OSError as error:
                 file.close()
-                self._directory.unlink(RESERVE_NAME)
+                self._directory.unlink(RESERVE)
                 return not is_full(error)
             file.close()
             self._held = True
@@ -102,7 +101,7 @@ class Reserve:
             if not self._held:
                 return False
             try:
-                self._directory.unlink(RESERVE_NAME)
+                self._directory.unlink(RESERVE)
             except OSError:
                 # A copy-on-write file system may need space even for that: then there is no reserve.
                 return False

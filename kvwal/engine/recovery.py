@@ -11,49 +11,25 @@ Recovery, and why it may itself be cut off anywhere and run again:
 3. What was read beyond the durable watermark may sit in the page cache of a flush that failed before the crash, so it
    is not trusted to be on disk: it is written again, into a new segment that appears whole or not at all. Only then
    does anybody get an answer.
-
-Creating goes the other way round: the first segment, then the page file under a temporary name, renamed last. So a
-page file without a log, or a log with commits without a page file, cannot come from a crash: something is missing.
 """
 
 from __future__ import annotations
 
-import errno
-import re
 from dataclasses import dataclass
-from typing import Final, NoReturn
 
 from kvwal.batch import WriteBatch
+from kvwal.engine.create import create_if_missing, erase, lock, open_directory
 from kvwal.engine.memtable import ENTRY_OVERHEAD_BYTES, Memtable
 from kvwal.engine.present import Present
-from kvwal.errors import (
-    CorruptionError,
-    DiskFullError,
-    FormatError,
-    ReadOnlyError,
-    StoreNotFoundError,
-)
-from kvwal.files import Directory
+from kvwal.errors import DiskFullError, Error, SystemCallError
+from kvwal.files import Directory, is_full
 from kvwal.keys import Seqno
 from kvwal.log import LogEnd, LogReader, LogWriter, Record
-from kvwal.log.segment import store_id_of_log
 from kvwal.log.walk import Puts
 from kvwal.options import Flag, Options
 from kvwal.pages import PageFile
 
-__all__ = ["DATA_NAME", "LOCK_NAME", "Opened", "RecoveryReport", "open_parts", "segment_names"]
-
-DATA_NAME: Final = "data"
-LOCK_NAME: Final = "lock"
-# Present while an old store is being erased for flag "n": whoever opens next finishes the erasing.
-_ERASING_NAME: Final = "erasing"
-
-_STORE_ID_BYTES: Final = 16
-
-# Every name that a store gives to a file. Nothing else is ever removed, however much it looks like one.
-_MADE: Final = re.compile(r"data|data\.tmp|spare\.tmp|\d{20}\.(log|idx|tmp|idx\.tmp)")
-_OWN: Final = re.compile(rf"{_MADE.pattern}|{LOCK_NAME}|{_ERASING_NAME}|reserve")
-
+__all__ = ["Opened", "RecoveryReport", "open_parts"]
 
 @dataclass(frozen=True, slots=True)
 class RecoveryReport:
@@ -118,170 +94,22 @@ def open_parts(path: str, flag: Flag, options: Options) -> Opened:
     """Lock, make or recover the store at `path`. See `kvwal.open` for what is raised."""
     files = options.files
     started_s = files.monotonic_s()
-    directory, created_directory = _open_directory(path, flag, options)
     try:
-        _refuse_foreign(directory)
-        _lock(directory, flag, options)
-        if flag != "r":
-            _finish_erasing(directory, begin=flag == "n")
-        created = _create_if_missing(directory, flag, options)
-        return _recover(directory, flag, options, started_s, created=created or created_directory)
-    except OSError as error:
-        directory.close()
-        if error.errno == errno.ENOSPC and not isinstance(error, DiskFullError):
-            raise DiskFullError(f"there is no space to open {path}; free some and open it again") from error
-        raise
-    except BaseException:
-        directory.close()
-        raise
-
-
-def _open_directory(path: str, flag: Flag, options: Options) -> tuple[Directory, bool]:
-    """The directory at `path`, and whether it was made."""
-    files = options.files
-    made = False
-    try:
+        directory, made_directory = open_directory(path, flag, options)
         try:
-            return files.open_directory(path), made
-        except FileNotFoundError:
-            if flag in ("r", "w"):
-                raise _not_found(path) from None
-        try:
-            files.make_directory(path, options.directory_mode)
-            made = True
-        except FileExistsError:
-            pass  # Another process made it just now.
-        except FileNotFoundError:
-            text = f"the directory that should hold the store does not exist: {path}"
-            raise StoreNotFoundError(errno.ENOENT, text) from None
-        return files.open_directory(path), made
-    except NotADirectoryError:
-        raise FormatError(f"{path} is not a directory; a store is a directory, so give it a name of its own") from None
-
-
-def _not_found(path: str) -> StoreNotFoundError:
-    return StoreNotFoundError(errno.ENOENT, f'there is no store; open it with flag "c" to make one: {path}')
-
-
-def _refuse_foreign(directory: Directory) -> None:
-    if directory.kind(DATA_NAME) is not None:
-        return
-    foreign = sorted(name for name in directory.names() if not _OWN.fullmatch(name))
-    if foreign:
-        raise FormatError(
-            f"{directory.path} holds other things ({foreign[0]!r} for one) and no store; "
-            f"give the store a directory of its own"
-        )
-
-
-def _lock(directory: Directory, flag: Flag, options: Options) -> None:
-    path = directory.path
-    try:
-        directory.lock(shared=flag == "r", mode=options.mode)
-    except PermissionError as error:
-        if flag == "r":
+            lock(directory, flag, options)
+            erase(directory, flag, options)
+            made = create_if_missing(directory, flag, options)
+            return _recover(directory, flag, options, started_s, created=made or made_directory)
+        except BaseException:
+            directory.close()
             raise
-        raise ReadOnlyError(f'no permission to write in {path}; open it with flag "r" to read it') from error
     except OSError as error:
-        if error.errno == errno.EROFS:
-            raise ReadOnlyError(f'{path} is on a read-only file system; open it with flag "r"') from error
-        if error.errno == errno.ELOOP:
-            raise FormatError(
-                f"{path}: {LOCK_NAME} is a symbolic link, which kvwal does not follow; remove it"
-            ) from error
-        raise
-
-
-def _finish_erasing(directory: Directory, *, begin: bool) -> None:
-    """Erase the store for flag "n", or finish what an open with "n" began before it was cut off."""
-    if directory.kind(_ERASING_NAME) is None:
-        if not begin:
-            return
-        _refuse_to_erase_foreign(directory)
-        directory.open(_ERASING_NAME, create=True).close()
-        # From here on the store counts as erased: a crash in the middle must not look like damage.
-        directory.sync()
-    for name in directory.names():
-        if _MADE.fullmatch(name):
-            directory.unlink(name)
-    directory.sync()
-    directory.unlink(_ERASING_NAME)
-    directory.sync()
-
-
-def _refuse_to_erase_foreign(directory: Directory) -> None:
-    """A file that happens to be named like our page file is no licence to erase it. A damaged store may be erased."""
-    kind = directory.kind(DATA_NAME)
-    if kind is None:
-        return
-    if kind == "file":
-        try:
-            PageFile(directory, cache_bytes=0, writable=False).abandon()
-            return
-        except FormatError:
-            return  # Ours, of a newer version.
-        except CorruptionError:
-            if store_id_of_log(directory) is not None:
-                return
-    raise FormatError(
-        f"{DATA_NAME} in {directory.path} is no page file of a store, so nothing there is erased; "
-        f"remove it by hand if it may go"
-    )
-
-
-def segment_names(directory: Directory) -> list[str]:
-    """The log's files, oldest first."""
-    return sorted(name for name in directory.names() if _MADE.fullmatch(name) and name.endswith(".log"))
-
-
-def _create_if_missing(directory: Directory, flag: Flag, options: Options) -> bool:
-    files = options.files
-    kind = directory.kind(DATA_NAME)
-    if kind == "file":
-        return False
-    if kind is not None:
-        raise FormatError(
-            f"{DATA_NAME} in {directory.path} is not a regular file, which a store's page file is; "
-            f"kvwal does not follow links"
-        )
-    segments = segment_names(directory)
-    if segments:
-        # A crash while the store was being made leaves its first segment, without a commit, and no page file.
-        store_id = store_id_of_log(directory)
-        if len(segments) > 1 or store_id is None:
-            _missing_data(segments)
-        if next(iter(LogReader(directory, store_id).replay(after=Seqno(0), floor=Seqno(0))), None) is not None:
-            _missing_data(segments)
-    if flag in ("r", "w"):
-        raise _not_found(directory.path)
-    if segments:
-        directory.unlink(segments[0])
-        directory.sync()
-    store_id = files.random_bytes(_STORE_ID_BYTES)
-    now_us = files.now_us()
-    # Durability: the process that made the directory may have died before its entry was on disk; then the whole store
-    # could vanish with it, acknowledged commits and all. So it is flushed here, and not only where it is made.
-    directory.sync_parent()
-    try:
-        LogWriter.create(
-            files,
-            directory,
-            store_id,
-            segment_bytes=options.segment_bytes,
-            preallocate=options.preallocate,
-            time_us=now_us,
-            mode=options.mode,
-        ).close()
-        PageFile.create(directory, store_id, time_us=now_us, mode=options.mode)
-    except OSError as error:
-        if error.errno == errno.ENOSPC:
-            raise DiskFullError(f"there is no space to make a store at {directory.path}") from error
-        raise
-    return True
-
-
-def _missing_data(segments: list[str]) -> NoReturn:
-    raise CorruptionError(DATA_NAME, None, f"the page file is missing, but there is a log ({segments[0]})")
+        if is_full(error):
+            raise DiskFullError(f"there is no space to open {path}; free some and open it again") from error
+        if isinstance(error, Error):
+            raise
+        raise SystemCallError(error.errno, error.strerror, path) from error
 
 
 def _recover(directory: Directory, flag: Flag, options: Options, started_s: float, *, created: bool) -> Opened:

@@ -4,8 +4,10 @@ Everything above this layer talks to the `Files`, `Directory` and `File` protoco
 the crash tests can put a simulated disk in their place.
 """
 
+from kvwal.files.failures import is_full
+from kvwal.files.fork import call_in_forked_child
 from kvwal.files.protocol import Buffer, Directory, EntryKind, File, Files
-from kvwal.files.system import PathArgument, call_in_forked_child, path_text, system_files
+from kvwal.files.system import PathArgument, path_text, system_files
 
 __all__ = [
     "Buffer",
@@ -15,6 +17,7 @@ __all__ = [
     "Files",
     "PathArgument",
     "call_in_forked_child",
+    "is_full",
     "path_text",
     "system_files",
 ]

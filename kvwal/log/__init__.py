@@ -10,7 +10,7 @@ decided in `tail`.
 from kvwal.log.chain import Chain
 from kvwal.log.intents import decode_intents, encode_extension, encode_intents, encode_put
 from kvwal.log.reader import LogReader, Replay
-from kvwal.log.record import LogPosition, Record, segment_name
+from kvwal.log.record import LogPosition, Record
 from kvwal.log.salvage import salvage_log
 from kvwal.log.seek import Seek
 from kvwal.log.segment import SegmentInfo
@@ -36,6 +36,5 @@ __all__ = [
     "encode_intents",
     "encode_put",
     "salvage_log",
-    "segment_name",
     "verify_log",
 ]

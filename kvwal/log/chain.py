@@ -13,8 +13,8 @@ from typing import Final, NamedTuple
 
 from kvwal.errors import CorruptionError
 from kvwal.files import Directory, File
+from kvwal.files.names import segment_name
 from kvwal.keys import Seqno
-from kvwal.log.record import segment_name
 from kvwal.log.segment import (
     HEADER_PAGE_BYTES,
     SLOT_OFFSET,

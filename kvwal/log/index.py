@@ -33,10 +33,11 @@ from typing import Final, NamedTuple
 from crc32c import crc32c
 
 from kvwal.files import Directory
+from kvwal.files.names import index_name
 from kvwal.keys import Seqno
 from kvwal.log.segment import SegmentHeader
 
-__all__ = ["INDEX_STRIDE_BYTES", "Entry", "Index", "index_name", "load_index"]
+__all__ = ["INDEX_STRIDE_BYTES", "Entry", "Index", "load_index"]
 
 # On disk: never change.
 MAGIC: Final = b"kvwalidx"
@@ -48,11 +49,6 @@ assert HEADER.size == HEADER_BYTES
 _ENTRY_BYTES: Final = 24
 
 INDEX_STRIDE_BYTES: Final = 64 << 10
-
-
-def index_name(first_seqno: int) -> str:
-    """The file name of the index of the segment that begins with this commit."""
-    return f"{first_seqno:020d}.idx"
 
 
 class Entry(NamedTuple):

@@ -30,6 +30,7 @@ from crc32c import crc32c
 
 from kvwal.batch import WriteBatch
 from kvwal.errors import CorruptionError, FormatError
+from kvwal.files.names import segment_name
 from kvwal.keys import Seqno
 from kvwal.log.intents import EXTENDED, ONE, SYSTEM, TABLES, UnknownToUs, decode_extension, decode_intents
 
@@ -42,7 +43,6 @@ __all__ = [
     "Record",
     "encode_record",
     "is_commit",
-    "segment_name",
 ]
 
 # On disk: never change.
@@ -61,11 +61,6 @@ assert RECORD_HEADER.size == RECORD_HEADER_BYTES == RECORD_HEAD.size + RECORD_RE
 # Header and intent of a commit that is one put, behind the CRC.
 RECORD_PUT = struct.Struct("<IIQQQIBHI")
 assert RECORD_PUT.size == RECORD_REST.size + ONE.size
-
-
-def segment_name(first_seqno: int) -> str:
-    """The file name of the segment that begins with this commit."""
-    return f"{first_seqno:020d}.log"
 
 
 class LogPosition(NamedTuple):

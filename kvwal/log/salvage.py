@@ -9,8 +9,9 @@ from collections.abc import Generator, Iterator
 from typing import Final
 
 from kvwal.errors import Finding
+from kvwal.files.names import segment_name
 from kvwal.log.chain import Chain
-from kvwal.log.record import Record, segment_name
+from kvwal.log.record import Record
 from kvwal.log.segment import HEADER_PAGE_BYTES, SLOT_OFFSET, HeaderFault, SegmentHeader
 from kvwal.log.tail import Link, TailRow, describe, judge
 from kvwal.log.walk import Cursor, Readable, Stop, last_written, search, walk

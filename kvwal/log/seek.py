@@ -8,11 +8,12 @@ from collections.abc import Iterator
 from typing import Final
 
 from kvwal.errors import CorruptionError
+from kvwal.files.names import segment_name
 from kvwal.keys import Seqno
 from kvwal.log.chain import Chain
 from kvwal.log.index import Index, load_index
 from kvwal.log.reader import read_segment, start_of
-from kvwal.log.record import LogPosition, Record, segment_name
+from kvwal.log.record import LogPosition, Record
 from kvwal.log.segment import HEADER_PAGE_BYTES, SegmentHeader
 from kvwal.log.walk import Cursor
 

@@ -56,8 +56,8 @@ from crc32c import crc32c
 
 from kvwal.features import KNOWN_OPTIONAL, KNOWN_REQUIRED, unknown_bits
 from kvwal.files import Directory
+from kvwal.files.names import numbers, segment_name
 from kvwal.keys import Seqno
-from kvwal.log.record import segment_name
 
 __all__ = [
     "HEADER_PAGE_BYTES",
@@ -216,11 +216,7 @@ def decode_slot(page: bytes, salt: int) -> Slot:
 
 def list_segments(directory: Directory) -> list[Seqno]:
     """First seqnos of the segments there are by name, ascending."""
-    return sorted(
-        Seqno(int(name[:20]))
-        for name in directory.names()
-        if len(name) == 24 and name.endswith(".log") and name[:20].isascii() and name[:20].isdigit()
-    )
+    return sorted(Seqno(found[0]) for name in directory.names() if (found := numbers(name)) and found[1] == "log")
 
 
 def store_id_of_log(directory: Directory) -> bytes | None:

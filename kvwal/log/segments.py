@@ -6,16 +6,16 @@ opens the log for writing removes what a crash left of those.
 
 from __future__ import annotations
 
-import errno
 import threading
 from collections.abc import Callable, Collection, Iterable
 from typing import Final, Literal, TypeAlias
 
-from kvwal.errors import DiskFullError, InternalError
-from kvwal.files import Directory, File, Files
+from kvwal.errors import DiskFullError, InternalError, RefusedError
+from kvwal.files import Directory, File, Files, is_full
+from kvwal.files.names import SPARE, index_name, is_temporary, numbers, segment_name, temporary_name
 from kvwal.keys import Seqno
-from kvwal.log.index import Index, index_name
-from kvwal.log.record import RECORD_HEADER_BYTES, WATERMARK, Record, encode_record, segment_name
+from kvwal.log.index import Index
+from kvwal.log.record import RECORD_HEADER_BYTES, WATERMARK, Record, encode_record
 from kvwal.log.segment import (
     HEADER_PAGE_BYTES,
     SLOT_OFFSET,
@@ -28,22 +28,15 @@ from kvwal.log.segment import (
 )
 from kvwal.log.tail import LogEnd
 
-__all__ = ["CLOSED_ROOM_BYTES", "Preallocate", "SegmentMaker", "copy_tail", "disk_full", "is_full"]
+__all__ = ["CLOSED_ROOM_BYTES", "Preallocate", "SegmentMaker", "copy_tail", "disk_full"]
 
 Preallocate: TypeAlias = Literal["allocate", "zeros"]
 
 #: At the end of every segment there is room for the record of a clean close.
 CLOSED_ROOM_BYTES: Final = RECORD_HEADER_BYTES
 
-_FULL: Final = (errno.ENOSPC, errno.EDQUOT)
-_SPARE_NAME: Final = "spare.tmp"
 _CARRY_BYTES: Final = 1 << 20
 _ZEROS: Final = bytes(1 << 20)
-
-
-def is_full(error: OSError) -> bool:
-    """Whether the error means that there is no space, and nothing worse."""
-    return error.errno in _FULL
 
 
 def disk_full() -> DiskFullError:
@@ -97,7 +90,8 @@ class SegmentMaker:
             fill: writes the records it begins with, and returns where they end.
             before_naming: called when all is ready but for the name, which may replace a segment.
 
-        Raises DiskFullError, with nothing changed, if there is no space; OSError for everything else.
+        Raises DiskFullError or RefusedError, with nothing changed, if there is no space, or no descriptor and the like;
+        OSError for everything else.
         """
         random = self._files.random_bytes(8)
         salt, marker = int.from_bytes(random[:4], "little"), new_marker(random[4:])
@@ -112,9 +106,9 @@ class SegmentMaker:
             if spare is not None:
                 self._spare = None
                 header = header._replace(capacity=self._segment_bytes)
-                temporary = _SPARE_NAME
+                temporary = SPARE
             else:
-                temporary = segment_name(first_seqno).removesuffix(".log") + ".tmp"
+                temporary = temporary_name(segment_name(first_seqno))
             file = spare
             try:
                 if file is None:
@@ -131,9 +125,10 @@ class SegmentMaker:
             except BaseException as error:
                 if file is not None:
                     file.close()
-                if isinstance(error, OSError) and is_full(error):
+                if isinstance(error, OSError) and (is_full(error) or isinstance(error, RefusedError)):
                     self._discard(temporary)
-                    raise disk_full() from error
+                    if is_full(error):
+                        raise disk_full() from error
                 raise
         finally:
             if taken:
@@ -149,7 +144,7 @@ class SegmentMaker:
         """Name the successor in a segment's slot, and flush it. A slot may be written again, with the same bytes.
 
         The segment may be gone or damaged if it is one that recovery does not need; then nothing is written.
-        DiskFullError if the slot could not be written, OSError for everything else.
+        DiskFullError or RefusedError if it could not be written, OSError for everything else.
         """
         try:
             file = self._directory.open(segment_name(first_seqno), write=True)
@@ -174,7 +169,7 @@ class SegmentMaker:
     def write_index(self, header: SegmentHeader, index: Index) -> None:
         """Write a segment's index. It is derived and checked when it is read: not flushed, and failing is no harm."""
         name = index_name(header.first_seqno)
-        temporary = name + ".tmp"
+        temporary = temporary_name(name)
         try:
             file = self._create(temporary)
             try:
@@ -188,8 +183,9 @@ class SegmentMaker:
     def remove_leftovers(self, segments: Collection[int]) -> None:
         """Remove what a crash left half made, and indexes without a segment."""
         for name in self._directory.names():
-            orphan = name.endswith(".idx") and not (name[:-4].isdecimal() and int(name[:-4]) in segments)
-            if name.endswith(".tmp") or orphan:
+            found = numbers(name)
+            orphan = found is not None and found[1] == "idx" and found[0] not in segments
+            if is_temporary(name) or orphan:
                 self._discard(name)
 
     def _create(self, name: str) -> File:
@@ -225,13 +221,13 @@ class SegmentMaker:
                 return
             file = None
             try:
-                file = self._create(_SPARE_NAME)
+                file = self._create(SPARE)
                 self._allocate(file, self._segment_bytes)
                 file.sync()
             except OSError:
                 if file is not None:
                     file.close()
-                self._discard(_SPARE_NAME)
+                self._discard(SPARE)
                 return
             self._spare = file
             if self._is_over():
@@ -249,7 +245,7 @@ class SegmentMaker:
         if spare is not None:
             spare.close()
             if remove:
-                self._discard(_SPARE_NAME)
+                self._discard(SPARE)
 
 
 def copy_tail(file: File, header: SegmentHeader, index: Index, end: LogEnd, records: Iterable[Record]) -> int:

@@ -18,8 +18,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from kvwal.errors import CorruptionError, FormatError
+from kvwal.files.names import segment_name
 from kvwal.keys import Seqno
-from kvwal.log.record import LogPosition, segment_name
+from kvwal.log.record import LogPosition
 from kvwal.log.segment import HeaderFault, SegmentInfo, Slot
 from kvwal.log.walk import Stop
 

@@ -6,11 +6,11 @@ from collections.abc import Iterator
 from typing import Final
 
 from kvwal.errors import CorruptionError, Finding, FormatError
+from kvwal.files.names import index_name, segment_name
 from kvwal.keys import Seqno
 from kvwal.log.chain import Chain, FoundSegment, link_failure, link_of
-from kvwal.log.index import index_name, load_index
+from kvwal.log.index import load_index
 from kvwal.log.reader import read_segment, start_of
-from kvwal.log.record import segment_name
 from kvwal.log.segment import HeaderFault, SegmentHeader
 from kvwal.log.tail import TailRow, Verdict, describe, judge
 

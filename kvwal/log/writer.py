@@ -29,10 +29,11 @@ from typing import Final, Protocol
 
 from crc32c import crc32c
 
-from kvwal.errors import ClosedError, DiskFullError, InternalError, PoisonedError, StoreExistsError
-from kvwal.files import Buffer, Directory, File, Files
+from kvwal.errors import ClosedError, DiskFullError, InternalError, PoisonedError, RefusedError, StoreExistsError
+from kvwal.files import Buffer, Directory, File, Files, is_full
+from kvwal.files.names import index_name
 from kvwal.keys import Seqno
-from kvwal.log.index import INDEX_STRIDE_BYTES, Index, index_name
+from kvwal.log.index import INDEX_STRIDE_BYTES, Index
 from kvwal.log.intents import MAX_BODY_BYTES, Body, encode_put, features_of
 from kvwal.log.record import (
     CLOSED,
@@ -46,7 +47,7 @@ from kvwal.log.record import (
     encode_record,
 )
 from kvwal.log.segment import HEADER_PAGE_BYTES, SegmentHeader, SegmentInfo, list_segments
-from kvwal.log.segments import CLOSED_ROOM_BYTES, Preallocate, SegmentMaker, copy_tail, disk_full, is_full
+from kvwal.log.segments import CLOSED_ROOM_BYTES, Preallocate, SegmentMaker, copy_tail, disk_full
 from kvwal.log.tail import LogEnd
 
 __all__ = ["LogWriter"]
@@ -314,11 +315,11 @@ class LogWriter:
             raise
 
     def _write_failed(self, error: OSError) -> Exception:
-        if is_full(error):
+        if isinstance(error, RefusedError):
             # What was written of it stays behind, and is superseded by the next segment.
             self._left = True
             self._failure = None
-            return disk_full()
+            return disk_full() if is_full(error) else RefusedError(error.errno, error.strerror, error.filename)
         return _poisoned(error)
 
     def sync(self) -> None:
@@ -371,6 +372,8 @@ class LogWriter:
         created_us = max(self._now_us(), self.last_time_us)
         try:
             self._make_current(Seqno(self.last_seqno + 1), created_us, least_bytes, needed)
+        except RefusedError:
+            raise  # The next append tries again.
         except OSError as error:
             self._failure = error
             self._limit = -1
@@ -473,7 +476,7 @@ class LogWriter:
         return removed
 
     def _remove(self, segment: SegmentInfo) -> bool:
-        """Remove a segment; False if there is no space for that (a copy-on-write file system may need some)."""
+        """Remove a segment; False if the system refuses it (a copy-on-write file system may need space for that)."""
         try:
             for name in (segment.name, index_name(segment.first_seqno)):
                 try:
@@ -482,7 +485,7 @@ class LogWriter:
                     pass
             self._directory.sync()
         except OSError as error:
-            if is_full(error):
+            if isinstance(error, RefusedError):
                 return False
             # What the directory holds on disk is unknown now, as after any failed write.
             self._failure = error

@@ -21,11 +21,12 @@ from typing import Final, NamedTuple
 
 from kvwal.errors import CorruptionError
 from kvwal.features import KEYSPACES
+from kvwal.files.names import DATA
 from kvwal.keys import KeyRange, disjoint
 from kvwal.pages.compact import far_keys
 from kvwal.pages.freelist import Freed
 from kvwal.pages.merge import Columns, Merge, MergeJob
-from kvwal.pages.meta import DATA_FILE, Meta
+from kvwal.pages.meta import Meta
 from kvwal.pages.node import NO_POINTER
 from kvwal.pages.pager import Pager
 from kvwal.pages.tree import Tree
@@ -67,7 +68,7 @@ def decode_entry(key: bytes, value: bytes) -> tuple[int, Root]:
         table = int.from_bytes(key, "big")
         if table and height and pointer[:4] != NO_POINTER[:4]:
             return table, Root(pointer, height)
-    raise CorruptionError(DATA_FILE, None, f"the catalogue has an entry {key.hex()} that names no table")
+    raise CorruptionError(DATA, None, f"the catalogue has an entry {key.hex()} that names no table")
 
 
 def root_of(pager: Pager, meta: Meta, table: int) -> Root:

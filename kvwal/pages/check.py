@@ -11,9 +11,10 @@ from collections.abc import Callable, Iterator
 from operator import lt
 
 from kvwal.errors import CorruptionError, Finding
+from kvwal.files.names import DATA
 from kvwal.pages.catalogue import EMPTY, Root, decode_entry
 from kvwal.pages.freelist import extents_of
-from kvwal.pages.meta import DATA_FILE, Meta
+from kvwal.pages.meta import Meta
 from kvwal.pages.node import (
     HAS_OVERFLOW,
     OVERFLOW_REF,
@@ -122,7 +123,7 @@ class _Walk:
     def _finding(self, page: int | None, reason: str) -> Finding:
         of = "" if self._table == 0 else ", the catalogue" if self._table is None else f", table {self._table}"
         where = None if page is None else page * PAGE_SIZE
-        return Finding(DATA_FILE, where, f"generation {self._meta.generation}{of}: {reason}")
+        return Finding(DATA, where, f"generation {self._meta.generation}{of}: {reason}")
 
     def _advance(self, pages: int) -> None:
         self._done += pages

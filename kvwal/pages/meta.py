@@ -58,13 +58,12 @@ from crc32c import crc32c
 
 from kvwal.errors import CorruptionError, FormatError
 from kvwal.features import KNOWN_OPTIONAL, KNOWN_REQUIRED
+from kvwal.files.names import DATA
 from kvwal.keys import Seqno
 from kvwal.pages.node import NO_POINTER, PAGE_SIZE, POINTER
 
-__all__ = ["DATA_FILE", "META_SIZE", "Choice", "Meta", "Row", "choose", "decode_meta", "encode_meta"]
+__all__ = ["META_SIZE", "Choice", "Meta", "Row", "choose", "decode_meta", "encode_meta"]
 
-#: Name by which errors call the page file.
-DATA_FILE: Final = "data"
 
 # On disk: never change.
 _MAGIC: Final = b"kvwpages"
@@ -237,12 +236,12 @@ def choose(slots: Sequence[Meta | str], root_fault: Callable[[Meta], str | None]
     valid = sorted((slot for slot in slots if isinstance(slot, Meta)), key=lambda meta: -meta.generation)
     faults = "; ".join(f"slot {i}: {slot}" for i, slot in enumerate(slots) if isinstance(slot, str))
     if not valid:
-        raise CorruptionError(DATA_FILE, 0, f"neither meta slot can be used ({faults})")
+        raise CorruptionError(DATA, 0, f"neither meta slot can be used ({faults})")
     newer = valid[0]
     row, older, detail = Row.ONE_TORN, None, f"generation {newer.generation} is used alone: {faults}"
     if len(valid) == 2:
         if valid[1].store_id != newer.store_id:
-            raise CorruptionError(DATA_FILE, 0, "the two meta slots belong to different stores")
+            raise CorruptionError(DATA, 0, "the two meta slots belong to different stores")
         if valid[1].generation == newer.generation - 1:
             row, older, detail = Row.BOTH_VALID, valid[1], ""
         else:
@@ -258,4 +257,4 @@ def choose(slots: Sequence[Meta | str], root_fault: Callable[[Meta], str | None]
             f"generation {older.generation} is used: the root of {newer.generation} {fault}",
         )
     page: int = POINTER.unpack(newer.root)[0]
-    raise CorruptionError(DATA_FILE, page * PAGE_SIZE, f"the root of generation {newer.generation} {fault}")
+    raise CorruptionError(DATA, page * PAGE_SIZE, f"the root of generation {newer.generation} {fault}")

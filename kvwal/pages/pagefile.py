@@ -37,19 +37,20 @@ from array import array
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
-from typing import Final, TypedDict, Unpack
+from typing import TypedDict, Unpack
 
 from crc32c import crc32c
 
 from kvwal.errors import CorruptionError, DiskFullError, Error, PoisonedError, ReadOnlyError
 from kvwal.features import VERSION
-from kvwal.files import Directory, File
+from kvwal.files import Directory, File, is_full
+from kvwal.files.names import DATA, temporary_name
 from kvwal.keys import KeyRange, Seqno
 from kvwal.pages.catalogue import Changes, merge_tables, root_of, roots
 from kvwal.pages.compact import rebuilt_free_list, tail_limit
 from kvwal.pages.freelist import Allocator, Freed, FreeList, decode_free_list, encode_free_list, encoded_size
 from kvwal.pages.merge import Columns
-from kvwal.pages.meta import DATA_FILE, Choice, Meta, Row, choose, decode_meta, encode_meta
+from kvwal.pages.meta import Choice, Meta, Row, choose, decode_meta, encode_meta
 from kvwal.pages.node import PAGE_SIZE, POINTER, node_fault
 from kvwal.pages.pager import Pager
 from kvwal.pages.tree import Tree
@@ -57,7 +58,6 @@ from kvwal.pages.writer import PageWriteError, PageWriter
 
 __all__ = ["Facts", "PageFile", "PageStats"]
 
-_FULL_DISK: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +104,7 @@ class PageFile:
         directory: Directory, store_id: bytes, *, time_us: int, line: bytes = bytes(8), mode: int = 0o600
     ) -> None:
         """Make an empty page file: generations 0 and 1. Durable on return, and there whole or not at all."""
-        temporary = DATA_FILE + ".tmp"
+        temporary = temporary_name(DATA)
         if directory.kind(temporary) is not None:
             directory.unlink(temporary)
         file = directory.open(temporary, create=True, mode=mode)
@@ -115,7 +115,7 @@ class PageFile:
             file.sync()
         finally:
             file.close()
-        directory.rename(temporary, DATA_FILE)
+        directory.rename(temporary, DATA)
         directory.sync()
 
     def __init__(self, directory: Directory, *, cache_bytes: int, writable: bool) -> None:
@@ -128,7 +128,7 @@ class PageFile:
             CorruptionError: no generation can be read.
             FormatError: a newer version of kvwal wrote the file.
         """
-        self._file: File = directory.open(DATA_FILE, write=writable)
+        self._file: File = directory.open(DATA, write=writable)
         self._pager = Pager(self._file, cache_bytes)
         self._writable = writable
         self._lock = threading.RLock()
@@ -327,7 +327,7 @@ class PageFile:
             writer.flush()
         except PageWriteError as failure:
             cause = failure.cause
-            if cause.errno in _FULL_DISK:
+            if is_full(cause) or cause.errno == errno.EFBIG:
                 raise DiskFullError(
                     "no space for a checkpoint; nothing was lost, and it can be tried again when there is space"
                 ) from cause
@@ -410,7 +410,7 @@ class PageFile:
         try:
             return decode_free_list(raw)
         except ValueError as failure:
-            raise CorruptionError(DATA_FILE, meta.free_page * PAGE_SIZE, f"the free list: {failure}") from None
+            raise CorruptionError(DATA, meta.free_page * PAGE_SIZE, f"the free list: {failure}") from None
 
     def uncached(self) -> Pager:
         """A reader of the same file that has nothing cached: for checks that must see the disk."""

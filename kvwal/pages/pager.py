@@ -14,8 +14,8 @@ from crc32c import crc32c
 
 from kvwal.errors import ClosedError, CorruptionError
 from kvwal.files import File
+from kvwal.files.names import DATA
 from kvwal.pages.cache import Cache
-from kvwal.pages.meta import DATA_FILE
 from kvwal.pages.node import ADDRESS, OVERFLOW_REF, PAGE_SIZE, POINTER, decode_inner, node_fault
 
 __all__ = ["Pager"]
@@ -63,7 +63,7 @@ class Pager:
             cache.misses += 1
             page, crc, pages, _, _ = POINTER.unpack_from(pointers, at)
             if not page:
-                raise CorruptionError(DATA_FILE, None, f"a pointer of level {level + 1} points nowhere")
+                raise CorruptionError(DATA, None, f"a pointer of level {level + 1} points nowhere")
             found = _node(self.read(page, pages * PAGE_SIZE, crc), page, level)
             if level:
                 found = decode_inner(found)
@@ -99,11 +99,11 @@ def _verified(raw: bytes, page: int, size: int, crc: int) -> bytes:
     what = f"the checksum of page {page} does not match"
     if len(raw) != size:
         what = f"the file ends inside or before page {page}"
-    raise CorruptionError(DATA_FILE, page * PAGE_SIZE, what)
+    raise CorruptionError(DATA, page * PAGE_SIZE, what)
 
 
 def _node(raw: bytes, page: int, level: int) -> bytes:
     fault = node_fault(raw, level)
     if fault:
-        raise CorruptionError(DATA_FILE, page * PAGE_SIZE, f"page {page} {fault}")
+        raise CorruptionError(DATA, page * PAGE_SIZE, f"page {page} {fault}")
     return raw

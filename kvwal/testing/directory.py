@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 from typing import TYPE_CHECKING, Final
 
-from kvwal.errors import LockedError
+from kvwal.errors import LockedError, StoreRemovedError
 from kvwal.files.protocol import EntryKind
 from kvwal.testing.faults import failure
 from kvwal.testing.handle import SimulatedFile
@@ -65,6 +65,8 @@ class SimulatedDirectory:
             disk.fail_before(fault, path)
             node = entries.get(name)
             if create:
+                if self._node.removed:
+                    raise StoreRemovedError(errno.ENOENT, "the directory was removed", self.path)
                 if node is not None:
                     raise failure(errno.EEXIST, path)
                 if disk.capacity is not None and disk.free_bytes() <= 0:
@@ -76,7 +78,7 @@ class SimulatedDirectory:
             if isinstance(node, Directory):
                 raise failure(errno.EISDIR, path)
             disk.raise_if_failed(fault, path)
-            return SimulatedFile(disk, node, path, write or create)
+            return SimulatedFile(disk, node, self._node, path, write or create)
 
     def rename(self, source: str, target: str) -> None:
         disk, path = self._disk, self._path(source)
@@ -124,7 +126,7 @@ class SimulatedDirectory:
                 node.sync()
                 return
             node.fail_sync(disk.survivors_of(fault, len(node.pending)))
-            disk.raise_if_failed(fault, path)
+            disk.raise_if_failed(fault, path, "flush")
 
     def lock(self, *, shared: bool, mode: int = 0o600) -> None:
         disk, path = self._disk, self._path("lock")

@@ -43,7 +43,7 @@ from collections.abc import Callable
 from hashlib import blake2b
 from random import Random
 from time import sleep
-from typing import Final
+from typing import Final, Literal
 
 from kvwal.files.protocol import EntryKind
 from kvwal.testing.directory import SimulatedDirectory, kind_of
@@ -271,10 +271,27 @@ class SimulatedDisk:
         inode.medium_size = min(inode.medium_size, size)
 
     def remove(self, path: str) -> None:
-        """Make the file disappear at rest."""
+        """Make the file, or the directory with all in it, disappear at rest."""
+        node = self._node(path)
+        if isinstance(node, Directory):
+            for name in list(node.entries):
+                self.remove(f"{path}/{name}")
+            node.removed = True
         directory, name = self._place(path)
         for entries in (directory.entries, directory.medium):
             entries.pop(name, None)
+
+    def move(self, source: str, target: str) -> None:
+        """Rename the file or directory at rest; nothing of the new name may be there."""
+        old, old_name = self._place(source)
+        new, new_name = self._place(target)
+        node = old.entries[old_name]
+        for entries in (old.entries, old.medium):
+            entries.pop(old_name, None)
+        for entries in (new.entries, new.medium):
+            entries[new_name] = node
+        if isinstance(node, Directory):
+            node.parent = new
 
     def used_bytes(self) -> int:
         """Space that files take, in whole blocks; an unlinked file counts as long as it is open."""
@@ -310,10 +327,12 @@ class SimulatedDisk:
                 struck = fault
         return struck
 
-    def raise_if_failed(self, fault: Fault | None, path: str) -> None:
+    def raise_if_failed(
+        self, fault: Fault | None, path: str, during: Literal["", "write", "flush"] = ""
+    ) -> None:
         """Raise what the fault says, if it is of a kind that the program is told about."""
         if fault is not None and fault.effect not in ("lost", "misdirected"):
-            raise failure(fault.error, path)
+            raise failure(fault.error, path, during)
 
     def survivors_of(self, fault: Fault, count: int) -> list[bool]:
         """Which of `count` pieces reach the medium although the sync fails."""

@@ -7,6 +7,8 @@ import fnmatch
 from dataclasses import dataclass, field
 from typing import Final, Literal, NamedTuple, TypeAlias
 
+from kvwal.files.failures import failed
+
 __all__ = ["FAMILIES", "Effect", "Fault", "Operation", "failure"]
 
 Effect: TypeAlias = Literal["none", "part", "all", "lost", "misdirected"]
@@ -80,6 +82,6 @@ class Fault:
         return False
 
 
-def failure(code: int, path: str) -> OSError:
-    """The error that the system would raise, such as FileNotFoundError for ENOENT."""
-    return OSError(code, f"{errno.errorcode[code]} on the simulated disk", path)
+def failure(code: int, path: str, during: Literal["", "write", "flush"] = "") -> OSError:
+    """The error that `kvwal.files` would raise, such as FileNotFoundError for ENOENT."""
+    return failed(OSError(code, f"{errno.errorcode[code]} on the simulated disk", path), path, during)

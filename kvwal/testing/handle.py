@@ -6,9 +6,10 @@ import errno
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from kvwal.errors import StoreRemovedError
 from kvwal.files.protocol import Buffer
 from kvwal.testing.faults import Fault, failure
-from kvwal.testing.inode import PAGE, Inode, read_pages
+from kvwal.testing.inode import PAGE, Directory, Inode, read_pages
 
 if TYPE_CHECKING:
     from kvwal.testing.disk import SimulatedDisk
@@ -19,10 +20,11 @@ __all__ = ["SimulatedFile"]
 class SimulatedFile:
     """An open file of a `SimulatedDisk`; see `kvwal.files.protocol.File`."""
 
-    __slots__ = ("_disk", "_inode", "_open", "_path", "_process", "_write")
+    __slots__ = ("_directory", "_disk", "_inode", "_open", "_path", "_process", "_write")
 
-    def __init__(self, disk: SimulatedDisk, inode: Inode, path: str, write: bool) -> None:
+    def __init__(self, disk: SimulatedDisk, inode: Inode, directory: Directory, path: str, write: bool) -> None:
         self._disk = disk
+        self._directory = directory
         self._inode = inode
         self._path = path
         self._write = write
@@ -63,8 +65,8 @@ class SimulatedFile:
             fits = len(data) if disk.capacity is None else disk.fitting(self._inode, offset, len(data))
             self._inode.write(disk.operations, offset, data[:fits], lands_at)
             if fits < len(data):
-                raise failure(errno.ENOSPC, self._path)
-            disk.raise_if_failed(fault, self._path)
+                raise failure(errno.ENOSPC, self._path, "write")
+            disk.raise_if_failed(fault, self._path, "write")
 
     def pwrite_all(self, chunks: Sequence[Buffer], offset: int) -> None:
         for chunk in chunks:
@@ -82,9 +84,11 @@ class SimulatedFile:
             fault = self._begin(name, 0, 0)
             if fault is None:
                 self._inode.sync(data_only=data_only)
+                if not any(node is self._inode for node in self._directory.entries.values()):
+                    raise StoreRemovedError(errno.ENOENT, "the file was removed", self._path)
                 return
             self._inode.fail_sync(self._disk.survivors_of(fault, sum(1 for _ in self._inode.pieces())))
-            self._disk.raise_if_failed(fault, self._path)
+            self._disk.raise_if_failed(fault, self._path, "flush")
 
     def allocate(self, offset: int, size: int) -> None:
         with self._disk.mutex:
@@ -112,7 +116,7 @@ class SimulatedFile:
                     self._disk.remember(inode)
                 if size != inode.size:
                     inode.resize(self._disk.operations, size, exact=True)
-            self._disk.raise_if_failed(fault, self._path)
+            self._disk.raise_if_failed(fault, self._path, "write")
 
     def size(self) -> int:
         if not self._open or self._process is not self._disk.process:

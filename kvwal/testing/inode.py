@@ -356,7 +356,7 @@ class Inode:
 class Directory:
     """A directory: names as programs see them, as they are on the medium, and the changes between."""
 
-    __slots__ = ("entries", "medium", "parent", "pending")
+    __slots__ = ("entries", "medium", "parent", "pending", "removed")
 
     def __init__(self, parent: Directory | None = None) -> None:
         #: The directory that holds it; the root holds itself.
@@ -364,6 +364,7 @@ class Directory:
         self.entries: dict[str, Inode | Directory] = {}
         self.medium: dict[str, Inode | Directory] = {}
         self.pending: list[Entry] = []
+        self.removed = False
 
     def change(self, entry: Entry) -> None:
         entry.apply(self.entries)

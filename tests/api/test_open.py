@@ -179,7 +179,7 @@ def test_the_store_may_be_reached_through_a_link_to_its_directory(tmp_path: Path
         assert db[b"a"] == b"1"
 
 
-@pytest.mark.parametrize("name", ["data", "lock", "reserve", "spare.tmp", "data.tmp", "00000000000000000001.tmp"])
+@pytest.mark.parametrize("name", ["data", "lock", "reserve", "spare.tmp", "data.tmp", "00000000000000000001.log.tmp"])
 @pytest.mark.parametrize("made_before", [False, True])
 def test_a_planted_link_is_never_followed(tmp_path: Path, name: str, made_before: bool) -> None:
     path = tmp_path / "a.kv"

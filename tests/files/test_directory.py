@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
+from kvwal.errors import StoreRemovedError
 from kvwal.files import Directory
-from kvwal.files.system import _SystemDirectory
+from kvwal.files.directory import SystemDirectory
 
 
 @pytest.fixture(params=[True, False], ids=["by descriptor", "by path"])
@@ -17,7 +18,7 @@ def opened(request: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Dir
     """`store` below the working directory, opened by its relative path."""
     monkeypatch.chdir(tmp_path)
     os.mkdir("store")
-    return _SystemDirectory("store", by_descriptor=request.param)
+    return SystemDirectory("store", by_descriptor=request.param)
 
 
 def fill(directory: Directory, name: str, data: bytes) -> None:
@@ -59,7 +60,7 @@ def test_nothing_is_changed_in_a_directory_that_took_its_place(opened: Directory
             opened.rename("mine", "new")
         else:
             opened.unlink("mine")
-    except FileNotFoundError as error:
+    except StoreRemovedError as error:
         assert "moved" in str(error)
     assert os.listdir(tmp_path / "store") == ["mine"]
     assert (tmp_path / "store" / "mine").read_bytes() == b"theirs"
@@ -68,7 +69,7 @@ def test_nothing_is_changed_in_a_directory_that_took_its_place(opened: Directory
 
 def test_a_directory_that_was_moved_goes_on_by_its_descriptor(tmp_path: Path) -> None:
     (tmp_path / "store").mkdir()
-    directory = _SystemDirectory(str(tmp_path / "store"), by_descriptor=True)
+    directory = SystemDirectory(str(tmp_path / "store"), by_descriptor=True)
     os.rename(tmp_path / "store", tmp_path / "moved")
     fill(directory, "a", b"1")
     assert (tmp_path / "moved" / "a").read_bytes() == b"1"

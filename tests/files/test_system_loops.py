@@ -4,7 +4,7 @@ import errno
 
 import pytest
 
-from kvwal.files import system
+from kvwal.files import file as module
 
 
 class FakeOs:
@@ -30,13 +30,13 @@ class FakeOs:
 @pytest.fixture
 def fake(monkeypatch):
     fake = FakeOs(step=3)
-    monkeypatch.setattr(system.os, "pread", fake.pread)
-    monkeypatch.setattr(system.os, "pwrite", fake.pwrite)
+    monkeypatch.setattr(module.os, "pread", fake.pread)
+    monkeypatch.setattr(module.os, "pwrite", fake.pwrite)
     return fake
 
 
 def file():
-    return system._SystemFile(-1)
+    return module.SystemFile(-1, 'f')
 
 
 def test_short_writes_are_continued_until_all_is_written(fake):
@@ -70,7 +70,7 @@ def test_an_error_in_the_middle_of_a_write_is_raised(fake, monkeypatch):
             raise OSError(errno.ENOSPC, "full")
         return fake.pwrite(fd, data, offset)
 
-    monkeypatch.setattr(system.os, "pwrite", fails_later)
+    monkeypatch.setattr(module.os, "pwrite", fails_later)
     with pytest.raises(OSError, match="full"):
         file().pwrite(b"0123456789", 0)
     assert fake.content == b"012345"
@@ -84,7 +84,7 @@ def test_an_error_in_the_middle_of_a_read_is_not_the_end_of_the_file(fake, monke
             raise OSError(errno.EIO, "unreadable")
         return fake.pread(fd, size, offset)
 
-    monkeypatch.setattr(system.os, "pread", fails_later)
+    monkeypatch.setattr(module.os, "pread", fails_later)
     with pytest.raises(OSError, match="unreadable"):
         file().pread(10, 0)
 

@@ -10,9 +10,9 @@ import pytest
 from log_rig import SEGMENT_BYTES, STORE_ID, LogRig, body, entry, simulated_disk
 
 from kvwal.errors import DiskFullError, InternalError, PoisonedError
+from kvwal.files.names import segment_name
 from kvwal.keys import Seqno
 from kvwal.log import LogWriter, Record
-from kvwal.log.record import segment_name
 from kvwal.testing import Operation, SimulatedDisk
 
 RECORD_BYTES = 40 + len(body(1))

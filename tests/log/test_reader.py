@@ -9,10 +9,10 @@ from log_rig import LogRig, entry, simulated_disk
 
 from kvwal.errors import CorruptionError
 from kvwal.files import system_files
+from kvwal.files.names import segment_name
 from kvwal.keys import Seqno
 from kvwal.log import LogPosition
 from kvwal.log.index import INDEX_STRIDE_BYTES
-from kvwal.log.record import segment_name
 from kvwal.log.tail import TailRow
 from kvwal.testing import SimulatedDisk
 

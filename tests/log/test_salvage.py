@@ -8,7 +8,7 @@ import pytest
 from log_rig import STORE_ID, LogRig, simulated_disk
 from wrapped_files import WrappedFiles
 
-from kvwal.log.record import segment_name
+from kvwal.files.names import segment_name
 from kvwal.log.segment import HEADER_BYTES, SLOT_OFFSET, SegmentHeader, decode_header, encode_header
 from kvwal.testing import SimulatedDisk
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 from log_rig import LogRig, body, entry, simulated_disk
 
+from kvwal.files.names import index_name
 from kvwal.keys import Seqno
 from kvwal.log import LogPosition
-from kvwal.log.index import INDEX_STRIDE_BYTES, index_name
+from kvwal.log.index import INDEX_STRIDE_BYTES
 from kvwal.testing import SimulatedDisk
 
 

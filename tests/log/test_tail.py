@@ -14,8 +14,9 @@ from log_rig import STORE_ID, LogRig, body, simulated_disk
 
 from kvwal.errors import CorruptionError, Error, FormatError
 from kvwal.files import system_files
+from kvwal.files.names import segment_name
 from kvwal.log import TailRow
-from kvwal.log.record import CLOSED, COMMIT, WATERMARK, encode_record, segment_name
+from kvwal.log.record import CLOSED, COMMIT, WATERMARK, encode_record
 from kvwal.log.segment import HEADER_BYTES, SLOT_OFFSET, HeaderFault, SegmentHeader, Slot, decode_header, encode_header
 from kvwal.log.tail import LINK_TABLE, TAIL_TABLE, Link, Tail, Verdict, describe, judge
 from kvwal.log.walk import Stop
@@ -445,11 +446,11 @@ def test_a_read_error_propagates_and_is_never_an_end():
 
 def test_other_files_in_the_directory_are_no_segments(rig: LogRig):
     rig.made(3)
-    for name in ("data", "lock", "1.log", "0000000000000000000x.log", "00000000000000000009.tmp"):
+    for name in ("data", "lock", "1.log", "0000000000000000000x.log", "00000000000000000009.log.tmp"):
         rig.directory.open(name, create=True).close()
     assert rig.replay()[1].last_seqno == 3
     rig.resume().abandon()
-    assert "00000000000000000009.tmp" not in rig.names()
+    assert "00000000000000000009.log.tmp" not in rig.names()
 
 
 def test_the_reader_writes_nothing(rig: LogRig):

@@ -7,11 +7,11 @@ import errno
 import pytest
 from log_rig import STORE_ID, LogRig, entry, simulated_disk
 
-from kvwal.errors import CorruptionError
+from kvwal.errors import CorruptionError, RefusedError
+from kvwal.files.names import index_name, segment_name
 from kvwal.keys import Seqno
 from kvwal.log import LogPosition
-from kvwal.log.index import INDEX_STRIDE_BYTES, Index, index_name
-from kvwal.log.record import segment_name
+from kvwal.log.index import INDEX_STRIDE_BYTES, Index
 from kvwal.log.segment import decode_header
 from kvwal.testing import SimulatedDisk
 
@@ -133,6 +133,6 @@ def test_files_that_cannot_be_opened_are_damage_for_verify_and_salvage_only(rig:
         (second, False),
         (third, True),
     ]
-    with pytest.raises(PermissionError):
+    with pytest.raises(RefusedError, match="permission"):
         rig.replay()
     assert rig.replay(after=third - 1)[1].last_seqno == 30

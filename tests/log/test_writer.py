@@ -13,9 +13,9 @@ from kvwal.batch import WriteBatch
 from kvwal.errors import ClosedError, CorruptionError, StoreExistsError
 from kvwal.features import EXTENSIONS, KEYSPACES
 from kvwal.files import system_files
+from kvwal.files.names import segment_name
 from kvwal.keys import Seqno
 from kvwal.log import LogWriter, TailRow, encode_intents
-from kvwal.log.record import segment_name
 from kvwal.log.segment import SLOT_OFFSET, SegmentHeader, decode_header
 from kvwal.testing import Operation, SimulatedDisk
 
@@ -276,11 +276,11 @@ def test_a_roll_takes_its_steps_in_order(disk: SimulatedDisk, rig: LogRig):
     disk.trace = []
     log.append([body(13, 500)])
     assert names(disk.trace) == [
-        "datasync 00000000000000000001.tmp",  # the name it was opened by
-        "create 00000000000000000013.tmp",
-        "allocate 00000000000000000013.tmp",
-        "pwrite 00000000000000000013.tmp",
-        "sync 00000000000000000013.tmp",
+        "datasync 00000000000000000001.log.tmp",  # the name it was opened by
+        "create 00000000000000000013.log.tmp",
+        "allocate 00000000000000000013.log.tmp",
+        "pwrite 00000000000000000013.log.tmp",
+        "sync 00000000000000000013.log.tmp",
         "rename 00000000000000000013.log",
         "sync_directory",
         "open 00000000000000000001.log",
@@ -289,7 +289,7 @@ def test_a_roll_takes_its_steps_in_order(disk: SimulatedDisk, rig: LogRig):
         "create 00000000000000000001.idx.tmp",
         "pwrite 00000000000000000001.idx.tmp",
         "rename 00000000000000000001.idx",
-        "pwrite 00000000000000000013.tmp",
+        "pwrite 00000000000000000013.log.tmp",
     ]
 
 
@@ -398,7 +398,7 @@ def test_create_refuses_a_directory_with_a_log(rig: LogRig):
 
 
 def test_create_removes_what_a_crashed_create_left(rig: LogRig):
-    rig.directory.open("00000000000000000001.tmp", create=True).close()
+    rig.directory.open("00000000000000000001.log.tmp", create=True).close()
     rig.directory.open("00000000000000000005.idx", create=True).close()
     rig.create().abandon()
     assert rig.names() == [segment_name(1)]

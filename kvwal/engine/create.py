@@ -1,0 +1,213 @@
+"""The directory of a store: open and lock it, erase what is in it for flag "n", and make a store in it.
+
+Making and erasing may be cut off anywhere:
+
+- A store is made in this order: the directory and its name, the first segment, the page file under a temporary name,
+  renamed last. So a page file without a log, or a log with commits without a page file, cannot come from a crash:
+  something is missing.
+- A store is erased under the marker `erasing`: once it is on disk the store counts as erased. The next writable open
+  finishes the erasing, and a reader finds no store.
+"""
+
+from __future__ import annotations
+
+import errno
+from typing import Final, NoReturn
+
+from kvwal.errors import CorruptionError, DiskFullError, FormatError, ReadOnlyError, StoreNotFoundError
+from kvwal.files import Directory, is_full
+from kvwal.files.names import DATA, ERASING, LOCK, is_erasable, is_known, segment_name, temporary_name
+from kvwal.keys import Seqno
+from kvwal.log import LogReader, LogWriter
+from kvwal.log.segment import list_segments, store_id_of_log
+from kvwal.options import Flag, Options
+from kvwal.pages import PageFile
+
+__all__ = ["create_if_missing", "erase", "lock", "open_directory"]
+
+_STORE_ID_BYTES: Final = 16
+
+# What the marker says. A file of its name with something else in it is not ours, and no licence to erase.
+_MARK: Final = b"kvwal erases the store in this directory; the next writable open finishes it\n"
+
+_NO_PERMISSION: Final = (errno.EACCES, errno.EPERM)
+
+
+def open_directory(path: str, flag: Flag, options: Options) -> tuple[Directory, bool]:
+    """The directory at `path`, and whether it was made. It is one of a store, or empty."""
+    files = options.files
+    made = False
+    try:
+        try:
+            directory = files.open_directory(path)
+        except FileNotFoundError:
+            if flag in ("r", "w"):
+                raise _not_found(path) from None
+            try:
+                files.make_directory(path, options.directory_mode)
+                made = True
+            except FileExistsError:
+                pass  # Another process made it just now, or a link leads nowhere.
+            directory = files.open_directory(path)
+    except FileNotFoundError as error:
+        if isinstance(error, StoreNotFoundError):
+            raise
+        text = f"the directory that should hold the store does not exist: {path}"
+        raise StoreNotFoundError(errno.ENOENT, text) from None
+    except NotADirectoryError:
+        raise FormatError(f"{path} is not a directory; a store is a directory, so give it a name of its own") from None
+    try:
+        _refuse_foreign(directory)
+    except BaseException:
+        directory.close()
+        raise
+    return directory, made
+
+
+def _not_found(path: str) -> StoreNotFoundError:
+    return StoreNotFoundError(errno.ENOENT, f'there is no store; open it with flag "c" to make one: {path}')
+
+
+def _refuse_foreign(directory: Directory) -> None:
+    if directory.kind(DATA) is not None:
+        return
+    foreign = sorted(name for name in directory.names() if not is_known(name))
+    if foreign:
+        raise FormatError(
+            f"{directory.path} holds other things ({foreign[0]!r} for one) and no store; "
+            f"give the store a directory of its own"
+        )
+
+
+def lock(directory: Directory, flag: Flag, options: Options) -> None:
+    """Take the store's lock, for reading if the flag is "r"."""
+    path = directory.path
+    try:
+        directory.lock(shared=flag == "r", mode=options.mode)
+    except OSError as error:
+        if flag != "r" and error.errno in _NO_PERMISSION:
+            raise ReadOnlyError(f'no permission to write in {path}; open it with flag "r" to read it') from error
+        if flag != "r" and error.errno == errno.EROFS:
+            raise ReadOnlyError(f'{path} is on a read-only file system; open it with flag "r"') from error
+        if error.errno in (errno.ELOOP, errno.EISDIR):
+            text = f"{path}: {LOCK} is no regular file (a link, for one, is not followed); remove it"
+            raise FormatError(text) from error
+        raise
+
+
+def erase(directory: Directory, flag: Flag, options: Options) -> None:
+    """Erase the store for flag "n", and finish what an open with "n" began before it was cut off."""
+    if not _is_marked(directory):
+        if flag != "n":
+            return
+        _refuse_to_erase_foreign(directory)
+        _mark(directory, options)
+    elif flag == "r":
+        raise _not_found(directory.path)
+    for name in directory.names():
+        if is_erasable(name):
+            directory.unlink(name)
+    # Durability: without it the marker could go, and a part of the old store come back.
+    directory.sync()
+    directory.unlink(ERASING)
+    directory.sync()
+
+
+def _is_marked(directory: Directory) -> bool:
+    """Whether the store counts as erased."""
+    if directory.kind(ERASING) != "file":
+        return False
+    file = directory.open(ERASING)
+    try:
+        return file.pread(len(_MARK) + 1, 0) == _MARK
+    finally:
+        file.close()
+
+
+def _mark(directory: Directory, options: Options) -> None:
+    """From here on the store counts as erased, so that a crash in the middle does not look like damage."""
+    if directory.kind(ERASING) is not None:
+        raise FormatError(f"{ERASING} in {directory.path} is not what kvwal makes under this name; remove it by hand")
+    unfinished = temporary_name(ERASING)
+    if directory.kind(unfinished) is not None:
+        directory.unlink(unfinished)
+    marker = directory.open(unfinished, create=True, mode=options.mode)
+    try:
+        marker.pwrite(_MARK, 0)
+        marker.sync()
+    finally:
+        marker.close()
+    directory.rename(unfinished, ERASING)
+    # Durability: nothing of the store may go before the marker is there.
+    directory.sync()
+
+
+def _refuse_to_erase_foreign(directory: Directory) -> None:
+    """A file that happens to be named like our page file is no licence to erase it. A damaged store may be erased."""
+    kind = directory.kind(DATA)
+    if kind is None:
+        return
+    if kind == "file":
+        try:
+            PageFile(directory, cache_bytes=0, writable=False).abandon()
+            return
+        except FormatError:
+            return  # Ours, of a newer version.
+        except CorruptionError:
+            if store_id_of_log(directory) is not None:
+                return
+    raise FormatError(
+        f"{DATA} in {directory.path} is no page file of a store, so nothing there is erased; "
+        f"remove it by hand if it may go"
+    )
+
+
+def create_if_missing(directory: Directory, flag: Flag, options: Options) -> bool:
+    """Make a store, if there is none and the flag allows it. True if it was made."""
+    files = options.files
+    kind = directory.kind(DATA)
+    if kind == "file":
+        return False
+    if kind is not None:
+        raise FormatError(
+            f"{DATA} in {directory.path} is not a regular file, which a store's page file is; "
+            f"kvwal does not follow links"
+        )
+    segments = list_segments(directory)
+    if segments:
+        # A crash while the store was being made leaves its first segment, without a commit, and no page file.
+        store_id = store_id_of_log(directory)
+        if len(segments) > 1 or store_id is None:
+            _missing_data(segments)
+        if next(iter(LogReader(directory, store_id).replay(after=Seqno(0), floor=Seqno(0))), None) is not None:
+            _missing_data(segments)
+    if flag in ("r", "w"):
+        raise _not_found(directory.path)
+    if segments:
+        directory.unlink(segment_name(segments[0]))
+        directory.sync()
+    store_id = files.random_bytes(_STORE_ID_BYTES)
+    now_us = files.now_us()
+    # Durability: the process that made the directory may have died before its entry was on disk; then the whole store
+    # could vanish with it, acknowledged commits and all. So it is flushed here, and not only where it is made.
+    directory.sync_parent()
+    try:
+        LogWriter.create(
+            files,
+            directory,
+            store_id,
+            segment_bytes=options.segment_bytes,
+            preallocate=options.preallocate,
+            time_us=now_us,
+            mode=options.mode,
+        ).close()
+        PageFile.create(directory, store_id, time_us=now_us, mode=options.mode)
+    except OSError as error:
+        if is_full(error):
+            raise DiskFullError(f"there is no space to make a store at {directory.path}") from error
+        raise
+    return True
+
+
+def _missing_data(segments: list[Seqno]) -> NoReturn:
+    raise CorruptionError(DATA, None, f"the page file is missing, but there is a log ({segment_name(segments[0])})")

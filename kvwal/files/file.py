@@ -1,0 +1,184 @@
+"""An open file of the operating system, and the flushes that differ between systems."""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+import threading
+from collections.abc import Sequence
+
+from kvwal.errors import ForkedError, StoreRemovedError
+from kvwal.files.failures import failed
+from kvwal.files.fork import birthmark
+from kvwal.files.protocol import Buffer
+
+__all__ = ["SystemFile", "sync"]
+
+# One write call: the kernel takes at most 0x7ffff000 bytes at a time on Linux.
+_MAX_CALL_BYTES = 0x7FFFF000
+_ZEROS = bytes(1 << 20)
+
+if sys.platform == "darwin":
+    import fcntl
+
+    def sync(fd: int) -> None:
+        """Flush an open file or directory to the medium."""
+        fcntl.fcntl(fd, fcntl.F_FULLFSYNC)
+
+    _datasync = sync
+else:
+    sync = os.fsync
+    _datasync = getattr(os, "fdatasync", os.fsync)
+
+
+class _PositionedFile:
+    """A file descriptor addressed by offset (POSIX)."""
+
+    __slots__ = ("_fd", "_mark", "_path")
+
+    def __init__(self, fd: int, path: str) -> None:
+        self._fd = fd
+        self._path = path
+        self._mark = birthmark()
+
+    def _refuse_in_child(self) -> None:
+        if not self._mark[0]:
+            raise ForkedError
+
+    def pread(self, size: int, offset: int) -> bytes:
+        self._refuse_in_child()
+        try:
+            data = self._read_some(min(size, _MAX_CALL_BYTES), offset)
+            if len(data) == size or not data:
+                return data
+            # A short read is the end of the file only when the next one is empty.
+            parts = [data]
+            done = len(data)
+            while done < size:
+                data = self._read_some(min(size - done, _MAX_CALL_BYTES), offset + done)
+                if not data:
+                    break
+                parts.append(data)
+                done += len(data)
+        except OSError as error:
+            raise failed(error, self._path) from None
+        return b"".join(parts)
+
+    def pwrite(self, data: Buffer, offset: int) -> None:
+        # Every commit comes along here: a call of `_refuse_in_child` or `_write_some` would cost 2 to 5 % of it.
+        if not self._mark[0]:
+            raise ForkedError
+        try:
+            written = os.pwrite(self._fd, data, offset)
+            if written != len(data):
+                self._write_rest(memoryview(data), written, offset)
+        except OSError as error:
+            raise failed(error, self._path, "write") from None
+
+    def pwrite_all(self, chunks: Sequence[Buffer], offset: int) -> None:
+        for chunk in chunks:
+            self.pwrite(chunk, offset)
+            offset += len(chunk)
+
+    def _write_rest(self, view: memoryview, written: int, offset: int) -> None:
+        while written < len(view):
+            count = self._write_some(view[written : written + _MAX_CALL_BYTES], offset + written)
+            if count == 0:
+                raise OSError(errno.EIO, "the system wrote nothing and reported no error")
+            written += count
+
+    def _read_some(self, size: int, offset: int) -> bytes:
+        return os.pread(self._fd, size, offset)
+
+    def _write_some(self, data: Buffer, offset: int) -> int:
+        return os.pwrite(self._fd, data, offset)
+
+    def datasync(self) -> None:
+        self._refuse_in_child()
+        try:
+            _datasync(self._fd)
+            self._refuse_without_name()
+        except OSError as error:
+            raise failed(error, self._path, "flush") from None
+
+    def sync(self) -> None:
+        self._refuse_in_child()
+        try:
+            sync(self._fd)
+            self._refuse_without_name()
+        except OSError as error:
+            raise failed(error, self._path, "flush") from None
+
+    def _refuse_without_name(self) -> None:
+        # Durability: what is flushed into a file that was removed is lost with it, however the flush went.
+        if os.fstat(self._fd).st_nlink == 0:
+            raise StoreRemovedError(errno.ENOENT, "the file was removed while the store was open", self._path)
+
+    def allocate(self, offset: int, size: int) -> None:
+        self._refuse_in_child()
+        try:
+            if sys.platform == "linux":
+                try:
+                    os.posix_fallocate(self._fd, offset, size)
+                    return
+                except OSError as error:
+                    if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):
+                        raise
+            # Only beyond the end: what is there already must stay.
+            position = max(offset, self.size())
+            end = offset + size
+            while position < end:
+                step = min(len(_ZEROS), end - position)
+                self.pwrite(_ZEROS[:step], position)
+                position += step
+        except OSError as error:
+            raise failed(error, self._path) from None
+
+    def truncate(self, size: int) -> None:
+        self._refuse_in_child()
+        try:
+            os.ftruncate(self._fd, size)
+        except OSError as error:
+            raise failed(error, self._path, "write") from None
+
+    def size(self) -> int:
+        return os.fstat(self._fd).st_size
+
+    def close(self) -> None:
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            try:
+                os.close(fd)
+            except InterruptedError:
+                pass  # It is closed all the same.
+
+
+class _SeekingFile(_PositionedFile):
+    """For systems without pread and pwrite: one position, guarded by a lock."""
+
+    __slots__ = ("_lock",)
+
+    def __init__(self, fd: int, path: str) -> None:
+        super().__init__(fd, path)
+        self._lock = threading.Lock()
+
+    def pwrite(self, data: Buffer, offset: int) -> None:
+        self._refuse_in_child()
+        try:
+            self._write_rest(memoryview(data), 0, offset)
+        except OSError as error:
+            raise failed(error, self._path, "write") from None
+
+    def _read_some(self, size: int, offset: int) -> bytes:
+        with self._lock:
+            os.lseek(self._fd, offset, os.SEEK_SET)
+            return os.read(self._fd, size)
+
+    def _write_some(self, data: Buffer, offset: int) -> int:
+        with self._lock:
+            os.lseek(self._fd, offset, os.SEEK_SET)
+            return os.write(self._fd, data)
+
+
+SystemFile = _PositionedFile if hasattr(os, "pread") else _SeekingFile

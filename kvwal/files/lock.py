@@ -1,0 +1,128 @@
+"""The lock of a store, and who holds it.
+
+What is locked is the directory itself: unlike a file in it, it cannot be removed alone, and made anew by a second
+writer. Windows has no such lock; there it is the file `lock`, checked for being the one of that name still. The system
+lets go of both when their process ends, however it ends.
+
+The file `lock` is a hint for messages: one line `PID START BOOT NAMESPACE` that a writer leaves while it holds the
+lock. A process id alone says little: it may be another process by now, or one of another container. So the pid is only
+named if the process of that number, of the same boot and pid namespace, started at that time.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+from typing import Final
+
+from kvwal.files.fork import Birthmark
+
+__all__ = [
+    "add_holder",
+    "hint_of_this_process",
+    "holder_in_hint",
+    "is_held_here",
+    "remove_holder",
+    "try_lock",
+    "unlock",
+]
+
+_UNKNOWN: Final = "-"
+# Field 22 of /proc/PID/stat, counted from the end of the command's name, which may have spaces.
+_START_FIELD: Final = 19
+
+#: What this process holds: by the id of the handle, the birthmark of the process that took it, and what it is.
+_held: dict[int, tuple[Birthmark, tuple[int, int]]] = {}
+
+
+def add_holder(handle: object, mark: Birthmark, identity: tuple[int, int]) -> None:
+    """This process locked the directory of that identity."""
+    _held[id(handle)] = (mark, identity)
+
+
+def remove_holder(handle: object) -> None:
+    """The handle is closed."""
+    _held.pop(id(handle), None)
+
+
+def is_held_here(identity: tuple[int, int]) -> bool:
+    """Whether this process holds the directory of that identity, and not only a process that it was forked from."""
+    return any(mark[0] and held == identity for mark, held in list(_held.values()))
+
+
+def hint_of_this_process() -> str:
+    """What a writer leaves in the file `lock`."""
+    return f"{os.getpid()} {_start_of('self')} {_boot()} {_namespace()}\n"
+
+
+def holder_in_hint(text: str) -> int | None:
+    """The process id that a hint names, if that very process still lives, and is not this one."""
+    fields = text.split()
+    if len(fields) != 4 or not (fields[0].isascii() and fields[0].isdecimal()):
+        return None
+    pid, start, boot, namespace = fields
+    if _UNKNOWN in fields or (boot, namespace) != (_boot(), _namespace()) or _start_of(pid) != start:
+        return None
+    # Where this process holds the store, `is_held_here` said so; else the hint is left over.
+    return int(pid) if int(pid) != os.getpid() else None
+
+
+def _start_of(pid: str) -> str:
+    stat = _read(f"/proc/{pid}/stat").rpartition(")")[2].split()
+    return stat[_START_FIELD] if len(stat) > _START_FIELD else _UNKNOWN
+
+
+def _boot() -> str:
+    return _read("/proc/sys/kernel/random/boot_id").strip() or _UNKNOWN
+
+
+def _namespace() -> str:
+    try:
+        return str(os.stat("/proc/self/ns/pid").st_ino)
+    except OSError:
+        return _UNKNOWN
+
+
+def _read(path: str) -> str:
+    try:
+        with open(path, encoding="ascii", errors="replace") as file:
+            return file.read()
+    except OSError:
+        return ""
+
+
+if sys.platform == "win32":
+    import msvcrt
+
+    # Far beyond the hint, so that a locked byte does not stop others from reading it.
+    _LOCK_BYTE = 1 << 30
+
+    def try_lock(fd: int, *, shared: bool) -> bool:
+        """Lock an open file, or False if another holds it. Two readers exclude each other here."""
+        os.lseek(fd, _LOCK_BYTE, os.SEEK_SET)
+        try:
+            msvcrt.locking(fd, msvcrt.LK_NBLCK, 1)
+        except OSError:
+            return False
+        return True
+
+    def unlock(fd: int) -> None:
+        """Let go of it; closing does that."""
+
+else:
+    import fcntl
+
+    def try_lock(fd: int, *, shared: bool) -> bool:
+        """Lock an open file or directory, or False if another holds it."""
+        try:
+            fcntl.flock(fd, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
+                return False
+            raise
+        return True
+
+    def unlock(fd: int) -> None:
+        """Let go of it, although a forked child that did not notice its fork may have the descriptor still."""
+        fcntl.flock(fd, fcntl.LOCK_UN)

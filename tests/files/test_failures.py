@@ -1,0 +1,54 @@
+"""A failed system call becomes one of kvwal's errors, which says whether anything was done, and what to do now."""
+
+from __future__ import annotations
+
+import errno
+
+import pytest
+
+from kvwal.errors import EnvironmentFailure, RefusedError, SystemCallError
+from kvwal.files.failures import failed, is_full
+
+
+@pytest.mark.parametrize("code", [errno.EMFILE, errno.ENFILE, errno.EROFS, errno.EACCES, errno.EPERM, errno.EINTR])
+def test_what_the_system_refuses_was_not_done(code: int) -> None:
+    error = failed(OSError(code, "no"), "/s/data")
+    assert isinstance(error, RefusedError)
+    assert isinstance(error, EnvironmentFailure)
+    assert (error.errno, error.filename) == (code, "/s/data")
+    assert str(error).startswith(f"[Errno {code}] no: ")
+    assert len(str(error)) > 40, "there is advice"
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
+def test_a_write_for_which_there_is_no_space_leaves_nothing_unknown(code: int) -> None:
+    assert isinstance(failed(OSError(code, "no"), "f", "write"), RefusedError)
+    assert not isinstance(failed(OSError(code, "no"), "f", "flush"), RefusedError)
+
+
+@pytest.mark.parametrize("code", [errno.EIO, errno.EROFS, errno.EACCES, errno.EINTR, errno.ESTALE])
+def test_other_failed_writes_and_all_failed_flushes_leave_it_unknown(code: int) -> None:
+    for during in ("write", "flush"):
+        error = failed(OSError(code, "no"), "f", during)  # type: ignore[arg-type]
+        assert isinstance(error, SystemCallError)
+        assert not isinstance(error, RefusedError)
+
+
+@pytest.mark.parametrize("code", [errno.ENOENT, errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ELOOP])
+def test_what_is_an_answer_stays_what_it_is(code: int) -> None:
+    error = OSError(code, "no")
+    assert failed(error, "f") is error
+
+
+def test_a_failure_is_translated_once() -> None:
+    error = failed(OSError(errno.EIO, "no"), "f")
+    assert failed(error, "g") is error
+
+
+def test_a_quota_that_is_used_up_is_a_full_disk() -> None:
+    assert [is_full(OSError(code, "")) for code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)] == [
+        True,
+        True,
+        False,
+        False,
+    ]
