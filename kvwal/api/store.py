@@ -526,6 +526,9 @@ class Store(OrderedMapping, MutableMapping[bytes, bytes]):
         After a failed write or flush it only lets go: opening again recovers. Snapshots and transactions of this
         store raise `ClosedError` from here on; transactions that are open are aborted.
         """
+        if self._directory.inherited and not self._closed:
+            # A fork that the interpreter did not see: the threads of the parent, and their locks, are not here.
+            self._abandon_in_child()
         with self._close_lock:
             if self._closed:
                 return

@@ -26,7 +26,7 @@ from typing import Final
 from kvwal.engine.commit import CommitPipeline
 from kvwal.engine.memtable import Memtable
 from kvwal.engine.present import Present
-from kvwal.errors import DiskFullError, EnvironmentFailure, Error
+from kvwal.errors import DiskFullError, EnvironmentFailure, Error, RefusedError
 from kvwal.files import Directory, is_full
 from kvwal.files.names import RESERVE
 from kvwal.keys import Seqno, disjoint
@@ -233,6 +233,8 @@ class Checkpointer:
         except DiskFullError:
             raise
         except (OSError, EnvironmentFailure) as error:
+            if isinstance(error, RefusedError) and not self._pages.poisoned:
+                raise  # Nothing was changed.
             raise self._poison(error) from error
         present.settle(self._pages.tree(meta))
         self.log_bytes_at_last = log_bytes

@@ -14,7 +14,7 @@ from __future__ import annotations
 import errno
 from typing import Final, NoReturn
 
-from kvwal.errors import CorruptionError, DiskFullError, FormatError, ReadOnlyError, StoreNotFoundError
+from kvwal.errors import CorruptionError, DiskFullError, FormatError, PoisonedError, ReadOnlyError, StoreNotFoundError
 from kvwal.files import Directory, is_full
 from kvwal.files.names import DATA, ERASING, LOCK, is_erasable, is_known, segment_name, temporary_name
 from kvwal.keys import Seqno
@@ -202,8 +202,10 @@ def create_if_missing(directory: Directory, flag: Flag, options: Options) -> boo
             mode=options.mode,
         ).close()
         PageFile.create(directory, store_id, time_us=now_us, mode=options.mode)
-    except OSError as error:
-        if is_full(error):
+    except (OSError, PoisonedError) as error:
+        # A log that cannot be closed says that it is poisoned, and what the cause was.
+        cause = error.__cause__ if isinstance(error, PoisonedError) else error
+        if isinstance(cause, OSError) and is_full(cause):
             raise DiskFullError(f"there is no space to make a store at {directory.path}") from error
         raise
     return True

@@ -65,6 +65,10 @@ class SystemDirectory:
     def __del__(self) -> None:
         self.close()
 
+    @property
+    def inherited(self) -> bool:
+        return not self._mark[0]
+
     @contextmanager
     def _failing(self, name: str = "", *, during: Literal["", "write", "flush"] = "") -> Iterator[None]:
         try:

@@ -75,6 +75,14 @@ class Directory(Protocol):
         """As it was given to `Files.open_directory`. For messages only: another directory may be there by now."""
         ...
 
+    @property
+    def inherited(self) -> bool:
+        """Whether another process opened it, and this one was forked from that, seen by the interpreter or not.
+
+        Every other call but `close` then raises `ForkedError`, also of the files that were opened through it.
+        """
+        ...
+
     def kind(self, name: str) -> EntryKind | None:
         """What `name` is, not following a symbolic link ("other"); None if there is nothing of that name."""
         ...

@@ -283,6 +283,11 @@ class PageFile:
             raise
         return meta
 
+    @property
+    def poisoned(self) -> bool:
+        """Whether a write or a flush failed, so that there will be no other checkpoint."""
+        return self._poisoned is not None
+
     def _confirm_slots(self) -> None:
         """Make sure of the generation that was found at open, before anything is written over."""
         if self._confirmed:

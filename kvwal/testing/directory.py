@@ -37,6 +37,10 @@ class SimulatedDirectory:
         self._open = True
         self._lock = 0
 
+    @property
+    def inherited(self) -> bool:
+        return False
+
     def _entries(self) -> dict[str, Inode | Directory]:
         if not self._open or self._process is not self._disk.process:
             raise OSError(errno.EBADF, "the directory is closed, or its process was killed", self.path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import threading
 import traceback
@@ -22,12 +23,18 @@ pytestmark = [
 ]
 
 
-def in_child(work: Callable[[], None]) -> None:
+def without_hooks() -> int:
+    """Fork as a server written in C does, so that the interpreter knows nothing of it."""
+    pid: int = ctypes.PyDLL(None).fork()
+    return pid
+
+
+def in_child(work: Callable[[], None], fork: Callable[[], int] = os.fork) -> None:
     """Run it in a forked child; fail with the child's traceback, and if it does not come to its end."""
     reading, writing = os.pipe()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        pid = os.fork()
+        pid = fork()
     if not pid:
         os.close(reading)
         try:
@@ -225,3 +232,67 @@ def test_a_child_forked_while_threads_write_does_no_harm(db: kvwal.Store) -> Non
     db.close()
     with kvwal.open(path) as again:
         assert len(again) == 1001 + len(written)
+
+
+# -- a fork that the interpreter does not know of ------------------------------------------------
+
+
+@pytest.mark.parametrize("durability", ["commit", "interval", "os"])
+@pytest.mark.parametrize("background", [False, True])
+def test_a_child_that_the_interpreter_does_not_know_of_writes_nothing(
+    tmp_path: Path, durability: Any, background: bool
+) -> None:
+    db = kvwal.open(tmp_path / "a.kv", **{**TINY, "durability": durability, "background": background})
+    db[b"a"] = b"1"
+    writes: list[Callable[[], object]] = [
+        lambda: db.put(b"child", b"1"),
+        lambda: db.delete(b"a"),
+        lambda: db.update({b"child": b"1", b"a": b"2"}),
+        lambda: db.clear(),
+        lambda: db.run(lambda txn: txn.put(b"child", b"1")),
+        lambda: db.put(b"child", b"x" * 100_000),
+        lambda: db.put(b"child", b"1", durability="commit"),
+    ]
+
+    def child() -> None:
+        for number, write in enumerate(writes):
+            try:
+                write()
+            except ForkedError:
+                continue
+            raise AssertionError(f"write {number} was acknowledged")
+
+    in_child(child, without_hooks)
+    for number in range(50):
+        db[b"parent %d" % number] = b"1" * 1000
+    assert problems_of(db) == []
+    db.close()
+    with kvwal.open(tmp_path / "a.kv") as again:
+        assert b"child" not in again
+        assert again[b"a"] == b"1"
+        assert len(again) == 51
+
+
+@pytest.mark.parametrize("background", [False, True])
+@pytest.mark.parametrize("wrote", [False, True])
+def test_a_child_that_the_interpreter_does_not_know_of_comes_to_its_end(
+    tmp_path: Path, background: bool, wrote: bool
+) -> None:
+    db = kvwal.open(tmp_path / "a.kv", **{**TINY, "background": background})
+    db[b"a"] = b"1"
+
+    def child() -> None:
+        if wrote:
+            with pytest.raises(ForkedError):
+                db[b"child"] = b"1"
+        db.close()
+        with kvwal.open(tmp_path / "own.kv") as own:
+            own[b"a"] = b"1"
+
+    in_child(child, without_hooks)
+    with pytest.raises(LockedError):
+        kvwal.open(tmp_path / "a.kv")
+    db[b"b"] = b"2"
+    db.close()
+    with kvwal.open(tmp_path / "a.kv") as again:
+        assert dict(again) == {b"a": b"1", b"b": b"2"}

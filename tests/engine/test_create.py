@@ -1,0 +1,182 @@
+"""Making and erasing a store may be cut off anywhere; whoever opens next finds the old store, none, or the new one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from store_fixtures import TINY
+
+import kvwal
+from kvwal.errors import FormatError, StoreNotFoundError
+from kvwal.testing import SimulatedDisk, crash_every
+
+SETTINGS: dict[str, Any] = {**TINY, "background": False}
+
+
+def opened(disk: SimulatedDisk, flag: Any = "c", **options: Any) -> kvwal.Store:
+    return kvwal.open("/kv", flag, files=disk, **{**SETTINGS, **options})
+
+
+def old_store(seed: int = 1) -> SimulatedDisk:
+    disk = SimulatedDisk(seed=seed)
+    with opened(disk) as db:
+        for number in range(10):
+            db[b"%d" % number] = b"old" * 2000
+        db.checkpoint()
+        db[b"last"] = b"old"
+    return disk
+
+
+OLD = {**{b"%d" % number: b"old" * 2000 for number in range(10)}, b"last": b"old"}
+
+
+def begin_anew(disk: SimulatedDisk, acknowledged: list[Any]) -> None:
+    with opened(disk, "n") as db:
+        acknowledged.append("n")
+        db[b"new"] = b"1"
+        acknowledged.append("new")
+
+
+def judge(found: dict[bytes, bytes], acknowledged: list[Any]) -> None:
+    if "new" in acknowledged:
+        assert found == {b"new": b"1"}
+    elif "n" in acknowledged:
+        assert found in ({}, {b"new": b"1"})
+    else:
+        assert found in (OLD, {}, {b"new": b"1"})
+
+
+@pytest.mark.parametrize("flag", ["c", "w", "n", "r"])
+def test_flag_n_cut_off_anywhere_leaves_the_old_store_or_an_empty_one(flag: Any) -> None:
+    seen: set[str] = set()
+
+    def check(disk: SimulatedDisk, acknowledged: list[Any]) -> None:
+        before = disk.fingerprint()
+        try:
+            with opened(disk, flag) as db:
+                seen.add("open")
+                found = dict(db)
+                assert db.verify().ok
+            judge(found, acknowledged) if flag != "n" else None
+        except StoreNotFoundError:
+            seen.add("none")
+            assert flag in ("r", "w")
+            assert not acknowledged
+            found = None
+        if flag == "r":
+            assert disk.fingerprint() == before, "a reader writes nothing"
+        # Whatever the first one found, the store works, and says the same again.
+        with opened(disk) as db:
+            if found is not None:
+                assert dict(db) == found
+            else:
+                assert dict(db) == {}
+            db[b"after"] = b"1"
+        with opened(disk, "r") as db:
+            assert db[b"after"] == b"1"
+
+    crash_every(begin_anew, check, disk=old_store(), states_per_point=24)
+    assert seen == ({"open", "none"} if flag in ("r", "w") else {"open"})
+
+
+def test_an_erasing_that_is_finished_may_be_cut_off_again() -> None:
+    def begin(disk: SimulatedDisk, acknowledged: list[Any]) -> None:
+        opened(disk, "n").close()
+
+    halves: list[SimulatedDisk] = []
+
+    def keep(disk: SimulatedDisk, acknowledged: list[Any]) -> None:
+        if disk.kind("/kv/erasing") is not None:
+            halves.append(disk)
+
+    crash_every(begin, keep, disk=old_store(), states_per_point=2)
+    assert len(halves) > 3
+
+    def check(disk: SimulatedDisk, acknowledged: list[Any]) -> None:
+        with opened(disk) as db:
+            assert dict(db) == ({b"new": b"1"} if acknowledged else {}) or (not acknowledged and b"new" in db)
+
+    def finish(disk: SimulatedDisk, acknowledged: list[Any]) -> None:
+        with opened(disk) as db:
+            db[b"new"] = b"1"
+            acknowledged.append("new")
+
+    for half in halves[:: max(1, len(halves) // 4)]:
+        crash_every(finish, check, disk=half, states_per_point=8)
+
+
+def test_a_first_open_cut_off_anywhere_leaves_no_store_or_a_whole_one() -> None:
+    def make(disk: SimulatedDisk, acknowledged: list[Any]) -> None:
+        with opened(disk) as db:
+            acknowledged.append("made")
+            db[b"a"] = b"1"
+            acknowledged.append("a")
+
+    def check(disk: SimulatedDisk, acknowledged: list[Any]) -> None:
+        if acknowledged:
+            with opened(disk, "r") as db:
+                assert dict(db) in ([{b"a": b"1"}] if "a" in acknowledged else [{}, {b"a": b"1"}])
+        else:
+            try:
+                with opened(disk, "r") as db:
+                    assert dict(db) == {}
+            except StoreNotFoundError:
+                pass
+        with opened(disk) as db:
+            db[b"after"] = b"1"
+
+    crash_every(make, check, states_per_point=32)
+
+
+@pytest.mark.parametrize("text", [b"", b"mine\n", b"kvwal erases"])
+def test_a_file_that_happens_to_be_called_erasing_is_no_licence_to_erase(tmp_path: Path, text: bytes) -> None:
+    path = tmp_path / "a.kv"
+    with kvwal.open(path) as db:
+        db[b"a"] = b"1"
+    (path / "erasing").write_bytes(text)
+    for flag in ("r", "w", "c"):
+        with kvwal.open(path, flag) as db:  # type: ignore[arg-type]
+            assert db[b"a"] == b"1"
+    with pytest.raises(FormatError, match="erasing"):
+        kvwal.open(path, "n")
+    with kvwal.open(path) as db:
+        assert db[b"a"] == b"1"
+    assert (path / "erasing").read_bytes() == text
+
+
+FOREIGN = ("notes.tmp", "00000000000000000001.log.bak", "data2", "00000000000000000099.tmp", "README")
+#: Of later versions.
+RESERVED = ("poisoned", "engine", "engine.sock")
+
+
+def test_files_of_others_and_of_later_versions_are_left_alone(tmp_path: Path) -> None:
+    path = tmp_path / "a.kv"
+    kvwal.open(path, **SETTINGS).close()
+    (path / "readers").mkdir()
+    (path / "readers" / "x.pin").write_bytes(b"x")
+    for name in (*FOREIGN, *RESERVED):
+        (path / name).write_bytes(name.encode())
+    for flag in ("c", "n", "w", "n", "r"):
+        with kvwal.open(path, flag, **SETTINGS) as db:  # type: ignore[arg-type]
+            if flag != "r":
+                for number in range(100):
+                    db[b"%d" % number] = b"x" * 1000
+                db.checkpoint()
+                db.compact()
+        for name in (*FOREIGN, *RESERVED):
+            assert (path / name).read_bytes() == name.encode()
+        assert (path / "readers" / "x.pin").read_bytes() == b"x"
+
+
+def test_a_directory_with_nothing_but_names_of_later_versions_becomes_a_store(tmp_path: Path) -> None:
+    (tmp_path / "a.kv" / "readers").mkdir(parents=True)
+    (tmp_path / "a.kv" / "lock").touch()
+    with kvwal.open(tmp_path / "a.kv") as db:
+        db[b"a"] = b"1"
+    (tmp_path / "b.kv").mkdir()
+    (tmp_path / "b.kv" / "notes.tmp").touch()
+    with pytest.raises(FormatError, match=r"notes\.tmp"):
+        kvwal.open(tmp_path / "b.kv")
+    assert [entry.name for entry in (tmp_path / "b.kv").iterdir()] == ["notes.tmp"], "not even a lock file"
