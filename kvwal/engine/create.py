@@ -109,8 +109,8 @@ def erase(directory: Directory, flag: Flag, options: Options) -> None:
             directory.unlink(name)
     # Durability: without it the marker could go, and a part of the old store come back.
     directory.sync()
+    # It is gone for good when the first segment of the new store has its name, before there is anything to lose.
     directory.unlink(ERASING)
-    directory.sync()
 
 
 def _is_marked(directory: Directory) -> bool:
