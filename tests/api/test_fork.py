@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import sys
 import threading
 import traceback
 import warnings
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from store_fixtures import DEADLINE_S, TINY, problems_of
+from store_fixtures import DEADLINE_S, TINY, problems_of, wait_until
 
 import kvwal
 from kvwal import ForkedError, LockedError
@@ -237,6 +238,21 @@ def test_a_child_forked_while_threads_write_does_no_harm(db: kvwal.Store) -> Non
 # -- a fork that the interpreter does not know of ------------------------------------------------
 
 
+def wait_for_sleep() -> None:
+    """No other thread is at work: a child would wait for ever for its locks, and for the interpreter's."""
+    seen: list[Any] = []
+
+    def all_asleep() -> bool:
+        frames = sys._current_frames().items()
+        places = [(ident, id(frame), frame.f_lasti) for ident, frame in frames if ident != threading.get_ident()]
+        if seen and seen[-1] != places:
+            seen.clear()
+        seen.append(places)
+        return len(seen) > 100
+
+    wait_until(all_asleep, "the sleep of all threads")
+
+
 @pytest.mark.parametrize("durability", ["commit", "interval", "os"])
 @pytest.mark.parametrize("background", [False, True])
 def test_a_child_that_the_interpreter_does_not_know_of_writes_nothing(
@@ -262,6 +278,7 @@ def test_a_child_that_the_interpreter_does_not_know_of_writes_nothing(
                 continue
             raise AssertionError(f"write {number} was acknowledged")
 
+    wait_for_sleep()
     in_child(child, without_hooks)
     for number in range(50):
         db[b"parent %d" % number] = b"1" * 1000
@@ -289,6 +306,7 @@ def test_a_child_that_the_interpreter_does_not_know_of_comes_to_its_end(
         with kvwal.open(tmp_path / "own.kv") as own:
             own[b"a"] = b"1"
 
+    wait_for_sleep()
     in_child(child, without_hooks)
     with pytest.raises(LockedError):
         kvwal.open(tmp_path / "a.kv")
