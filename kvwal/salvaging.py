@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from kvwal.api.open import open as open_store
 from kvwal.api.store import Store
 from kvwal.batch import WriteBatch
-from kvwal.errors import CorruptionError, Finding, FormatError, StoreExistsError, StoreNotFoundError
+from kvwal.errors import CorruptionError, Finding, FormatError, RefusedError, StoreExistsError, StoreNotFoundError
 from kvwal.files import Directory, Files, PathArgument, path_text, system_files
 from kvwal.files.names import DATA
 from kvwal.keys import Seqno
@@ -142,6 +142,8 @@ class _Salvage:
     def _open_pages(self) -> PageFile | None:
         try:
             return PageFile(self._source, cache_bytes=8 << 20, writable=False)
+        except RefusedError:
+            raise
         except (CorruptionError, FormatError, OSError) as error:
             self._note(DATA, None, f"no generation can be read ({error}); only the log is saved")
             return None

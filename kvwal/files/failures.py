@@ -38,6 +38,9 @@ _REFUSALS: Final = {
 _FAILURES: Final = {
     errno.EIO: "the device failed: see what the system's log says of it",
     errno.EBADF: "the file is closed",
+    errno.ENOLCK: "the file system has no locks, which a store needs: keep it on another one",
+    errno.EOPNOTSUPP: "the file system cannot do that, and a store needs it: keep it on another one",
+    errno.ENAMETOOLONG: "the path, or a part of it, is too long",
     errno.ESTALE: "the file is gone from its network file system",
 }
 

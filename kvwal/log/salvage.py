@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Generator, Iterator
 from typing import Final
 
-from kvwal.errors import Finding
+from kvwal.errors import Finding, RefusedError
 from kvwal.files.names import segment_name
 from kvwal.log.chain import Chain
 from kvwal.log.record import Record
@@ -36,6 +36,8 @@ def salvage_log(chain: Chain) -> Iterator[Record | Finding]:
                 yield Finding(segment.name, 0, reason)
                 continue
             file = chain.open(segment)
+        except RefusedError:
+            raise  # No descriptor, or no permission: that says nothing about the bytes.
         except OSError as error:
             yield Finding(segment_name(name), None, f"cannot be read: {error}")
             continue
@@ -97,6 +99,8 @@ class _Forgiving:
     def pread(self, size: int, offset: int) -> bytes:
         try:
             return self._file.pread(size, offset)
+        except RefusedError:
+            raise
         except OSError:
             return b"".join(
                 self._block(min(self._BLOCK_BYTES, size - at), offset + at) for at in range(0, size, self._BLOCK_BYTES)
@@ -105,6 +109,8 @@ class _Forgiving:
     def _block(self, size: int, offset: int) -> bytes:
         try:
             return self._file.pread(size, offset)
+        except RefusedError:
+            raise
         except OSError:
             if offset not in self.unreadable:
                 self.unreadable.append(offset)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Final
 
-from kvwal.errors import CorruptionError, Finding, FormatError
+from kvwal.errors import CorruptionError, Finding, FormatError, RefusedError
 from kvwal.files.names import index_name, segment_name
 from kvwal.keys import Seqno
 from kvwal.log.chain import Chain, FoundSegment, link_failure, link_of
@@ -37,6 +37,8 @@ def _headers(chain: Chain) -> list[tuple[Seqno, SegmentHeader | HeaderFault | No
     for name in chain.names():
         try:
             headers.append((name, chain.load(name).header))
+        except RefusedError:
+            raise
         except OSError:
             headers.append((name, None))
     return headers
@@ -48,6 +50,8 @@ def _verify(chain: Chain) -> Iterator[Finding]:
     for name in chain.names():
         try:
             segments.append(chain.load(name))
+        except RefusedError:
+            raise  # No descriptor, or no permission: that says nothing about the bytes.
         except OSError as error:
             unreadable.add(name)
             yield Finding(segment_name(name), None, f"cannot be read: {error}")
@@ -76,6 +80,8 @@ def _verify_segment(chain: Chain, segment: FoundSegment, until: int | None) -> I
     except (CorruptionError, FormatError) as error:
         yield _finding(error, segment.name)
         return
+    except RefusedError:
+        raise
     except OSError as error:
         yield Finding(segment.name, None, f"cannot be read: {error}")
         return

@@ -161,7 +161,7 @@ def limited(what: int, limit: int) -> Iterator[None]:
 
 
 @contextmanager
-def out_of_descriptors() -> Iterator[None]:
+def out_of_descriptors(*, but: int = 0) -> Iterator[None]:
     taken: list[int] = []
     with limited(resource.RLIMIT_NOFILE, max(map(int, os.listdir("/proc/self/fd"))) + 20):
         try:
@@ -169,6 +169,8 @@ def out_of_descriptors() -> Iterator[None]:
                 taken.append(os.open(os.devnull, os.O_RDONLY))
         except OSError:
             pass
+        for _ in range(but):
+            os.close(taken.pop())
         try:
             yield
         finally:
@@ -277,3 +279,57 @@ def test_of_two_first_opens_at_once_one_wins_and_the_other_is_told(tmp_path: Pat
         assert len(won) == 1, found
         won[0][b"a"] = b"1"
         won[0].close()
+
+
+def test_an_open_that_runs_out_of_descriptors_in_the_middle_leaves_none_behind(tmp_path: Path) -> None:
+    path = tmp_path / "a.kv"
+    with kvwal.open(path, **SETTINGS) as db:
+        db[b"a"] = b"1" * 3000
+    opened = 0
+    for free in range(12):
+        with out_of_descriptors(but=free):
+            before = len(os.listdir("/proc/self/fd")) if free else None
+            try:
+                kvwal.open(path, **SETTINGS).close()
+                opened += 1
+            except RefusedError:
+                pass
+            if before is not None:
+                assert len(os.listdir("/proc/self/fd")) == before
+    assert 0 < opened < 12
+    with kvwal.open(path, **SETTINGS) as db:
+        assert db[b"a"] == b"1" * 3000
+
+
+def test_verify_and_salvage_do_not_take_missing_descriptors_for_damage(tmp_path: Path) -> None:
+    with kvwal.open(tmp_path / "a.kv", **SETTINGS) as db:
+        db[b"a"] = b"1"
+        with out_of_descriptors(), pytest.raises(RefusedError, match="ulimit"):
+            db.verify()
+        assert db.verify().ok
+    with out_of_descriptors(but=1), pytest.raises(RefusedError, match="ulimit"):
+        kvwal.salvage(tmp_path / "a.kv", tmp_path / "b.kv")
+
+
+@pytest.mark.parametrize(
+    ("path", "kind", "text"),
+    [
+        ("x" * 300, kvwal.errors.SystemCallError, "too long"),
+        ("/".join(["x" * 200] * 40), kvwal.errors.SystemCallError, "too long"),
+        ("file/a.kv", kvwal.FormatError, "not a directory"),
+        ("file", kvwal.FormatError, "not a directory"),
+        ("none/a.kv", kvwal.StoreNotFoundError, "none/a.kv"),
+    ],
+)
+def test_a_path_that_cannot_be_is_one_of_our_errors(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str, kind: type[Exception], text: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").touch()
+    for flag in ("r", "w", "c", "n"):
+        with pytest.raises(kvwal.Error) as caught:
+            kvwal.open(path, flag)  # type: ignore[arg-type]
+        if flag == "c":
+            assert isinstance(caught.value, kind)
+            assert text in str(caught.value)
+    assert os.listdir(tmp_path) == ["file"]

@@ -1,4 +1,4 @@
-"""A store is its directory, not the path that led to it: whatever becomes of the path, no other store is touched."""
+"""A store is its directory, not the path that led to it: whatever becomes of the path, no other store is changed."""
 
 from __future__ import annotations
 

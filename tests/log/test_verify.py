@@ -7,7 +7,7 @@ import errno
 import pytest
 from log_rig import STORE_ID, LogRig, entry, simulated_disk
 
-from kvwal.errors import CorruptionError, RefusedError
+from kvwal.errors import CorruptionError, RefusedError, SystemCallError
 from kvwal.files.names import index_name, segment_name
 from kvwal.keys import Seqno
 from kvwal.log import LogPosition
@@ -123,7 +123,7 @@ def test_files_that_cannot_be_opened_are_damage_for_verify_and_salvage_only(rig:
     rig.made(30)
     first, second, third = rig.segments()
     name = segment_name(second)
-    disk.fail("open", error=errno.EACCES, path=f"*{name}", forever=True)
+    disk.fail("open", error=errno.EIO, path=f"*{name}", forever=True)
     assert [d.file for d in rig.verify()] == [name]
     records, damage = rig.saved()
     assert records == [*range(first, second), *range(third, 31)]
@@ -133,6 +133,15 @@ def test_files_that_cannot_be_opened_are_damage_for_verify_and_salvage_only(rig:
         (second, False),
         (third, True),
     ]
-    with pytest.raises(RefusedError, match="permission"):
+    with pytest.raises(SystemCallError, match="device"):
         rig.replay()
     assert rig.replay(after=third - 1)[1].last_seqno == 30
+
+
+@pytest.mark.parametrize("code", [errno.EMFILE, errno.EACCES])
+def test_files_that_the_system_refuses_to_open_are_no_damage(rig: LogRig, disk: SimulatedDisk, code: int):
+    rig.made(30)
+    disk.fail("open", error=code, path=f"*{segment_name(rig.segments()[1])}", forever=True)
+    for read in (rig.verify, rig.saved, rig.replay):
+        with pytest.raises(RefusedError):
+            read()
