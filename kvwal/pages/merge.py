@@ -160,7 +160,6 @@ class Merge:
         else:
             self._freed.add_node(pointers, at, generation_of(node))
             self._leaf(node, high, bool(POINTER.unpack_from(pointers, at)[3] & HAS_OVERFLOW))
-            self._builder.paid += 1
             self._job.yield_to_writers()
 
     def _push_updates(self, high: bytes | None) -> None:

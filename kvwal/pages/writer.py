@@ -136,9 +136,6 @@ class TreeBuilder:
     def __init__(self, writer: PageWriter, yield_to_writers: Callable[[], None]) -> None:
         self._writer = writer
         self._yield_to_writers = yield_to_writers
-        #: Leaves read for which `yield_to_writers` was called already: it costs more than a leaf does, so a leaf
-        #: that is read and written pays once.
-        self.paid = 0
         #: Neighbours opened in a row because what came before them was too little for a node.
         self.absorbed = 0
         # The entries that wait to become leaves.
@@ -264,10 +261,7 @@ class TreeBuilder:
         separator = self._floor if self._last is None else shortest_separator(self._last, keys[0])
         self._last = keys[-1]
         self._add_child(0, separator, pointer)
-        if self.paid:
-            self.paid -= 1
-        else:
-            self._yield_to_writers()
+        self._yield_to_writers()
 
     def _add_child(self, level: int, separator: bytes, pointer: bytes) -> None:
         parents = self._level(level)

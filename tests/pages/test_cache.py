@@ -8,6 +8,8 @@ from pathlib import Path
 
 from pages_fixtures import Scratch, entries
 
+from kvwal.pages.node import PAGE_SIZE
+
 
 def test_cache_stays_within_its_budget_as_python_counts_it(tmp_path: Path, rng: random.Random) -> None:
     budget = 400_000
@@ -71,4 +73,23 @@ def test_leaves_that_are_read_once_do_not_flush_the_cache(tmp_path: Path) -> Non
     for key in wanted:
         tree.get(key)
     assert scratch.pages.stats().misses == misses
+    scratch.pages.close()
+
+
+def test_nothing_is_cached_of_a_page_that_may_be_written_over(tmp_path: Path, rng: random.Random) -> None:
+    """What lies in the cache under an address is what the file has there, while pages are used again and again."""
+    scratch = Scratch(str(tmp_path), cache_bytes=1 << 22)
+    reused = 0
+    for step in range(12):
+        scratch.checkpoint({b"%04d" % rng.randrange(2000): b"%d" % step * 90 for _ in range(600)})
+        scratch.checkpoint({b"large": bytes([step]) * 5000})
+        tree = scratch.pages.tree()
+        for key in scratch.model:
+            tree.get(key)
+        cache = scratch.pages._pager.cache
+        for address, node in [*cache.young.items(), *cache.old.items()]:
+            if isinstance(node, bytes):
+                assert scratch.pages._file.pread(len(node), (address & 0xFFFF_FFFF) * PAGE_SIZE) == node
+                reused += 1
+    assert reused > 200
     scratch.pages.close()

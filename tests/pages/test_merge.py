@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from array import array
+from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pages_fixtures import columns
+from pages_fixtures import Scratch, columns
 
 from kvwal.errors import InternalError
-from kvwal.pages.merge import Updates, merged
-from kvwal.pages.writer import one_size
+from kvwal.pages.freelist import Allocator, Freed, extents_of
+from kvwal.pages.merge import Merge, MergeJob, Updates, merged
+from kvwal.pages.node import POINTER, encode_inner
+from kvwal.pages.pager import Pager
+from kvwal.pages.writer import PageWriter, one_size
 
 short = st.binary(max_size=2)
 NOWHERE: Any = None  # no value here is large, so nothing is written
@@ -68,3 +73,20 @@ def test_empty_runs_of_updates_are_passed_over() -> None:
 def test_run_with_fewer_values_than_keys_is_our_own_bug() -> None:
     with pytest.raises(InternalError):
         Updates([([b"a", b"b"], [b"1"])], NOWHERE)
+
+
+def test_root_with_one_child_is_freed_and_its_child_is_the_root(tmp_path: Path) -> None:
+    scratch = Scratch(str(tmp_path))
+    scratch.checkpoint({b"a": b"1"})
+    meta, file = scratch.pages.meta, scratch.pages._file
+    writer = PageWriter(file, Allocator(array("Q"), meta.page_count), 9)
+    child = meta.root
+    root = writer.node(encode_inner([], child, 1, 9), 0, 1)
+    higher = writer.node(encode_inner([], root, 2, 9), 0, 1)
+    writer.flush()
+    freed = Freed(10)
+    assert Merge(Pager(file, 0), writer, freed, MergeJob()).run(higher, 3) == (child, 1)
+    pages = [POINTER.unpack(pointer)[0] for pointer in (higher, root)]
+    assert sorted(page for page, _ in extents_of(freed.places)) == sorted(pages)
+    assert list(freed.born) == [9, 9]
+    scratch.pages.close()

@@ -14,8 +14,9 @@ from kvwal.errors import ClosedError, InternalError, ReadOnlyError
 from kvwal.files import system_files
 from kvwal.keys import MAX_KEY_BYTES, Seqno
 from kvwal.pages import PageFile, Salvaged, check, salvage_pages
-from kvwal.pages.node import OVERFLOW_THRESHOLD, PAGE_SIZE
+from kvwal.pages.node import LEAF, OVERFLOW_THRESHOLD, PAGE_SIZE
 from kvwal.pages.pager import Pager
+from kvwal.pages.writer import PageWriter
 
 
 @pytest.fixture
@@ -195,6 +196,27 @@ def test_yielding_happens_at_least_once_a_leaf(scratch: Scratch) -> None:
         yield_to_writers=lambda: calls.append(1),
     )
     assert len(calls) >= 10_000 * 107 // 8192
+
+
+def test_no_two_leaves_are_written_between_two_yields(scratch: Scratch, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of large entries a batch holds many leaves, and each takes a while."""
+    written = most = 0
+    original = PageWriter.node
+
+    def node(self: PageWriter, data: bytes, flags: int, count: int) -> bytes:
+        nonlocal written, most
+        written += data[0] == LEAF
+        most = max(most, written)
+        return original(self, data, flags, count)
+
+    def yield_to_writers() -> None:
+        nonlocal written
+        written = 0
+
+    monkeypatch.setattr(PageWriter, "node", node)
+    updates = columns((b"%06d" % index, b"v" * 2500) for index in range(2000))
+    scratch.pages.checkpoint(updates, seqno=Seqno(1), time_us=1, yield_to_writers=yield_to_writers)
+    assert most == 1
 
 
 # Packing.

@@ -54,6 +54,13 @@ def test_rank_and_key_at_agree_with_a_sorted_list(scratch: Scratch, rng: random.
             tree.key_at(rank)
 
 
+def test_each_rank_has_its_key_at_the_ends_of_leaves_too(scratch: Scratch) -> None:
+    scratch.checkpoint({b"%05d" % index: b"v" * 200 for index in range(3000)})
+    tree = scratch.pages.tree()
+    assert tree.height > 1
+    assert [tree.key_at(rank) for rank in range(3000)] == sorted(scratch.model)
+
+
 def test_empty_tree_has_no_key_at_any_rank(scratch: Scratch) -> None:
     assert scratch.pages.tree().rank(b"a") == 0
     with pytest.raises(IndexError, match="no key 0 of 0"):
