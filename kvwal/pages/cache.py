@@ -1,7 +1,10 @@
 """The page cache: verified nodes and short overflow values in memory, by where they lie and what their crc is.
 
-- A hit takes no lock. The cache is two dicts, young and old: a miss and a hit in old go into young,
-  and when young has taken half the budget it becomes old and the old one is dropped.
+- The cache is two dicts, young and old: a miss and a hit in old go into young, and when young has taken half the
+  budget it becomes old and the old one is dropped.
+- There is no lock. Each step is one operation of a dict, which is atomic, and a reader that still looks into a
+  dict that was just dropped finds there what is true. Threads that keep nodes at the same time, or one that is
+  interrupted, can only make the count of bytes wrong, by a node; it begins at 0 whenever young becomes old.
 - Once the cache is full, a leaf comes in when it is read again within as many other leaves as the
   cache may hold. Leaves that are read once leave those alone that are read often; and to keep a leaf
   costs more than to read it (fresh memory has to be mapped): a seventh of a get anywhere among 3 million keys.
@@ -9,12 +12,11 @@
   inner nodes decoded (separators as a list for bisect, pointers packed), short overflow values as
   they are.
 
-Invariant: what is cached is never changed, since readers share it without a lock.
+Invariant: what is cached is never changed, since all readers share it.
 """
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterable
 from typing import Any, Final
 
@@ -44,16 +46,13 @@ class Cache:
 
     def __init__(self, limit_bytes: int) -> None:
         self.limit_bytes = limit_bytes
-        #: address -> leaf bytes, `Leaf`, `Inner` or overflow value. Read without the lock, written under it.
+        #: address -> leaf bytes, `Leaf`, `Inner` or overflow value.
         self.young: dict[int, Any] = {}
         self.old: dict[int, Any] = {}
-        #: Guards what is below, and changes of the two dicts.
-        self.lock = threading.RLock()
         self._young_bytes = 0
         self._old_bytes = 0
         # Leaves that were read and not kept.
         self._once: set[int] = set()
-        #: Counted without a lock: near enough for statistics.
         self.hits = 0
         self.misses = 0
 
@@ -79,21 +78,15 @@ class Cache:
         """Keep a node, or an overflow value that is not too large, among the young."""
         cost = _ENTRY_COST + _BYTES_COST + len(node) if type(node) is bytes else _cost(node)
         half = self.limit_bytes >> 1
-        if cost > half:
+        if cost > half or address in self.young:
             return
-        with self.lock:
-            if address in self.young:
-                return
-            if self._young_bytes + cost > half:
-                # A reader may still look into the dict that is dropped: what it finds there is true.
-                self.old = self.young
-                self._old_bytes = self._young_bytes
-                self.young = {}
-                self._young_bytes = 0
-            elif self.old.pop(address, None) is not None:
-                self._old_bytes -= cost
-            self.young[address] = node
-            self._young_bytes += cost
+        if self._young_bytes + cost > half:
+            self.old, self.young = self.young, {}
+            self._old_bytes, self._young_bytes = self._young_bytes, 0
+        elif self.old.pop(address, None) is not None:
+            self._old_bytes -= cost
+        self.young[address] = node
+        self._young_bytes += cost
 
     def keep_decoded(self, address: int, leaf: Leaf) -> bool:
         """Keep a leaf decoded if there is space for it, where it is the first to go: no scan empties the cache.
@@ -104,53 +97,50 @@ class Cache:
         least = len(leaf[0]) * 2 * _BYTES_COST
         if self._old_bytes + least > half and address not in self.young:
             return False
-        with self.lock:
-            more = cost = _cost(leaf)
-            if (raw := self.young.get(address)) is not None:
-                more = cost - _cost(raw)
-                # Not more than three quarters: what is young should stay a while.
-                if self._young_bytes + more <= half - (half >> 2):
-                    self.young[address] = leaf
-                    self._young_bytes += more
-                elif self._old_bytes + cost <= half:
-                    # In this order, because a reader without the lock must find the one or the other.
-                    self.old[address] = leaf
-                    self._old_bytes += cost
-                    del self.young[address]
-                    self._young_bytes -= cost - more
-                return True
-            if (raw := self.old.get(address)) is not None:
-                more = cost - _cost(raw)
-            if self._old_bytes + more <= half:
+        more = cost = _cost(leaf)
+        if (raw := self.young.get(address)) is not None:
+            more = cost - _cost(raw)
+            # Not more than three quarters: what is young should stay a while.
+            if self._young_bytes + more <= half - (half >> 2):
+                self.young[address] = leaf
+                self._young_bytes += more
+            elif self._old_bytes + cost <= half:
+                # In this order, because a reader must find the one or the other.
                 self.old[address] = leaf
-                self._old_bytes += more
+                self._old_bytes += cost
+                self.young.pop(address, None)
+                self._young_bytes -= cost - more
             return True
+        if (raw := self.old.get(address)) is not None:
+            more = cost - _cost(raw)
+        if self._old_bytes + more <= half:
+            self.old[address] = leaf
+            self._old_bytes += more
+        return True
 
     def resize(self, limit_bytes: int) -> None:
         """Change the budget, by little at a time: what is too much now goes when the next node comes in."""
-        with self.lock:
-            self.limit_bytes = limit_bytes
-            if self._young_bytes + self._old_bytes > limit_bytes:
-                self.old = {}
-                self._old_bytes = 0
+        self.limit_bytes = limit_bytes
+        if self._young_bytes + self._old_bytes > limit_bytes:
+            self.old = {}
+            self._old_bytes = 0
 
     def forget(self, addresses: Iterable[int]) -> None:
         """Drop what is cached under these: their pages may be written from now on."""
-        with self.lock:
-            for address in addresses:
-                node = self.young.pop(address, None)
-                if node is not None:
-                    self._young_bytes -= _cost(node)
-                node = self.old.pop(address, None)
-                if node is not None:
-                    self._old_bytes -= _cost(node)
+        for address in addresses:
+            node = self.young.pop(address, None)
+            if node is not None:
+                self._young_bytes -= _cost(node)
+            node = self.old.pop(address, None)
+            if node is not None:
+                self._old_bytes -= _cost(node)
 
     def used_bytes(self) -> int:
         """Memory taken, objects included."""
         return self._young_bytes + self._old_bytes
 
     def clear(self) -> None:
-        """Drop everything. Takes no lock: in a forked child its holder may not exist."""
+        """Drop everything."""
         self.young = {}
         self.old = {}
         self._young_bytes = self._old_bytes = 0

@@ -87,7 +87,7 @@ class Pager:
         return found
 
     def close(self) -> None:
-        """Release the file and the cache. Takes no lock, so a forked child may call it."""
+        """Release the file and the cache. A forked child may call it."""
         self.closed = True
         self.cache.clear()
         self.file.close()

@@ -147,7 +147,7 @@ def test_a_child_opens_a_store_of_its_own(db: kvwal.Store, tmp_path: Path) -> No
         assert own[b"a"] == b"child"
 
 
-@pytest.mark.parametrize("lock", ["present", "order", "queue", "checkpoint", "close", "cache", "pins", "baton"])
+@pytest.mark.parametrize("lock", ["present", "order", "queue", "checkpoint", "close", "pins", "baton"])
 def test_locks_that_other_threads_held_do_not_hang_the_child(db: kvwal.Store, lock: str) -> None:
     """As if a thread were inside each of them at the moment of the fork."""
     snapshot, txn, iterator = db.snapshot(), db.transaction(), db.scan()
@@ -159,7 +159,6 @@ def test_locks_that_other_threads_held_do_not_hang_the_child(db: kvwal.Store, lo
         "queue": db._pipeline._queue_lock,
         "checkpoint": db._checkpointer.lock if db._checkpointer else None,
         "close": db._close_lock,
-        "cache": db._pages._pager.cache.lock,
         "pins": db._pages._lock,
         "baton": None,
     }[lock]
