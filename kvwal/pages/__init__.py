@@ -1,6 +1,7 @@
 """The page file: copy-on-write B+trees in one file, and what proves them sound.
 
-check | salvage > pagefile > catalogue > tree | merge | compact > pager | writer > cache | freelist | meta > node
+Imports run one way: check | salvage > pagefile > catalogue > tree | merge | compact > pager | writer >
+cache | freelist | meta | pins > node.
 """
 
 from kvwal.pages.cache import NotCached

@@ -24,15 +24,12 @@ with the first. Such a generation alone is no state that ever was: it is right o
 its seqno through that commit. So the log is flushed through there before the first part, and a recovery that does
 not get there met damage and not a torn tail. Part k + 2 takes the pages that part k freed, which is what parts are
 for: writing over every leaf takes 1.6 times the tree in four parts, and 3 times in one.
-
-Locks: `_lock` guards the pins and which generations may be pinned; it is held for moments only.
 """
 
 from __future__ import annotations
 
 import errno
 import logging
-import threading
 from array import array
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -53,6 +50,7 @@ from kvwal.pages.merge import Columns
 from kvwal.pages.meta import Choice, Meta, Row, choose, decode_meta, encode_meta
 from kvwal.pages.node import PAGE_SIZE, POINTER, node_fault
 from kvwal.pages.pager import Pager
+from kvwal.pages.pins import Pins
 from kvwal.pages.tree import Tree
 from kvwal.pages.writer import PageWriteError, PageWriter
 
@@ -131,8 +129,6 @@ class PageFile:
         self._file: File = directory.open(DATA, write=writable)
         self._pager = Pager(self._file, cache_bytes)
         self._writable = writable
-        self._lock = threading.RLock()
-        self._pins: dict[int, int] = {}
         self._free: FreeList | None = None
         self._confirmed = False
         self._poisoned: BaseException | None = None
@@ -151,7 +147,7 @@ class PageFile:
         #: The generation before it, if it can be read. The log is kept back to it.
         self.older: Meta | None = self.choice.older
         self.store_id: bytes = self.meta.store_id
-        self._pinnable = self._current()
+        self._pins = Pins(self._current())
 
     def _root_fault(self, meta: Meta) -> str | None:
         if not meta.height:
@@ -184,28 +180,18 @@ class PageFile:
         Raises:
             ValueError: the generation is not the newest, the one before, or pinned already.
         """
-        with self._lock:
-            if generation not in self._pinnable and generation not in self._pins:
-                raise ValueError(f"generation {generation} is no longer kept")
-            self._pins[generation] = self._pins.get(generation, 0) + 1
+        self._pins.pin(generation)
 
     def unpin(self, generation: int) -> None:
         """Take back one `pin`. Its pages are free from the next checkpoint on. Thread-safe."""
-        with self._lock:
-            # Set or deleted, by one step: taken out first and put back, an interruption in between would lose it.
-            count = self._pins[generation] - 1
-            if count:
-                self._pins[generation] = count
-            else:
-                del self._pins[generation]
+        self._pins.unpin(generation)
 
     def pinned(self) -> dict[int, int]:
         """How often each generation is pinned."""
-        with self._lock:
-            return dict(self._pins)
+        return self._pins.counts()
 
-    def _current(self) -> frozenset[int]:
-        return frozenset({self.meta.generation} | ({self.older.generation} if self.older else set()))
+    def _current(self) -> set[int]:
+        return {self.meta.generation} | ({self.older.generation} if self.older else set())
 
     # Checkpoints.
 
@@ -268,18 +254,15 @@ class PageFile:
             self._file.datasync()
             # Still inside: an interruption between here and the end would leave a free list that belongs to the
             # generation before, and the next checkpoint would write over pages that this one reaches.
-            with self._lock:
-                self.older = old
-                self.meta = meta
-                self._pinnable = self._current()
+            self.older = old
+            self.meta = meta
             self._free = free
             self._forget(released)
             self._cut_file()
         except BaseException as failure:
             self._poisoned = failure
-            with self._lock:
-                # There will be no other checkpoint, so both generations stay for readers and for `check`.
-                self._pinnable = self._current()
+            # There will be no other checkpoint, so both generations stay for readers and for `check`.
+            self._pins.keep_only(self._current())
             raise
         return meta
 
@@ -361,10 +344,8 @@ class PageFile:
         if extents:
             pages = -(-encoded_size(extents, len(held) + 1) // PAGE_SIZE)
             page = allocator.take(pages)
-        with self._lock:
-            # From here on the generation before the old one may lose pages, so it can no longer be pinned.
-            self._pinnable = frozenset({generation, generation - 1})
-            needed = {generation, generation - 1, *self._pins}
+        # From here on the generation before the old one may lose pages, so it can no longer be pinned.
+        needed = self._pins.keep_only({generation, generation - 1})
         free, released = FreeList(allocator.left(), held).release_unneeded(needed)
         free, page_count = free.give_back(allocator.page_count)
         if page:
@@ -374,8 +355,7 @@ class PageFile:
 
     def _roll_back(self) -> None:
         """Forget a checkpoint that failed before its flip. Nothing that is referred to was written over."""
-        with self._lock:
-            self._pinnable = self._current()
+        self._pins.keep_only(self._current())
         if self._poisoned is None:
             # Give a full disk its space back.
             self._cut_file()

@@ -159,7 +159,7 @@ def test_locks_that_other_threads_held_do_not_hang_the_child(db: kvwal.Store, lo
         "queue": db._pipeline._queue_lock,
         "checkpoint": db._checkpointer.lock if db._checkpointer else None,
         "close": db._close_lock,
-        "pins": db._pages._lock,
+        "pins": db._pages._pins.lock,
         "baton": None,
     }[lock]
     took, over = threading.Event(), threading.Event()

@@ -184,7 +184,7 @@ def test_a_pin_is_not_lost_between_two_steps_of_giving_it_back() -> None:
             db.update({b"%03d" % n: b"x" * 200 for n in range(200)})
             db.checkpoint()
             pages = db._pages
-            pages._pins = steps = _Steps(pages._pins, nth)
+            pages._pins._counts = steps = _Steps(pages._pins._counts, nth)
             db[b"k"] = b"1"
             with suppress(KeyboardInterrupt):
                 db.checkpoint()
