@@ -117,6 +117,24 @@ def test_values_around_the_overflow_threshold_and_page_sizes(scratch: Scratch, s
     assert not scratch.pages.meta.root[10]
 
 
+@pytest.mark.parametrize("run", [1000, 16, 7])
+@pytest.mark.parametrize("stored", [False, True], ids=["into an empty tree", "over what is there"])
+def test_large_values_at_the_bounds_of_batches_are_where_they_belong(tmp_path: Path, stored: bool, run: int) -> None:
+    """Updates are taken 16, then 64, then 256 at a time, and a batch says whether it holds large values."""
+    keys = [b"%04d" % index for index in range(400)]
+    for number, large in enumerate([(0,), (15,), (16,), (15, 16), (79,), (80,), (79, 80), (335, 336), (399,)]):
+        directory = tmp_path / str(number)
+        directory.mkdir()
+        scratch = Scratch(str(directory))
+        if stored:
+            scratch.checkpoint(dict.fromkeys(keys, b"old"))
+        model = {key: bytes(3000) if index in large else b"small" for index, key in enumerate(keys)}
+        scratch.pages.checkpoint(columns(model.items(), run), seqno=Seqno(2), time_us=2)
+        scratch.model = model
+        scratch.verify()
+        scratch.pages.close()
+
+
 @pytest.mark.slow
 def test_value_of_the_largest_size(scratch: Scratch) -> None:
     value = bytes(1 << 30)
