@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import logging
 import os
 import sys
 import time
@@ -29,6 +30,8 @@ PARTS: dict[str, tuple[str, float]] = {
 
 def main(arguments: list[str] | None = None) -> int:
     options = _parse(arguments)
+    # The store says when it repairs something; here that happens all the time.
+    logging.getLogger("kvwal").addHandler(logging.NullHandler())
     if options.replay:
         return _replay(options.replay)
     names = options.part or list(PARTS)

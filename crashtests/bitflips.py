@@ -23,6 +23,7 @@ from crashtests.faults import examine_damaged
 from crashtests.history import History
 from crashtests.session import PATH, Program, Session
 from crashtests.workers import Run, Share, beginning, spread
+from kvwal.files.names import RESERVE
 from kvwal.testing import SimulatedDisk
 
 _BLOCK = 4096
@@ -143,6 +144,9 @@ def damages(built: Built, random: Random) -> Iterator[Damage]:
         path = f"{PATH}/{name}"
         size = len(disk.read(path))
         yield damage(f"remove:{name}", name, 0, size, lambda d, p=path: d.remove(p))
+        if name == RESERVE:
+            # What is in it is never read.
+            continue
         for at in sorted({0, 1, size // 2, size - 1, *range(0, size, _BLOCK), *range(512, size, 1536)}):
             if at < size:
                 yield damage(f"cut:{name}:{at}", name, at, size, lambda d, p=path, a=at: d.cut(p, a))
@@ -182,6 +186,7 @@ def damages(built: Built, random: Random) -> Iterator[Damage]:
         places = [
             (name, at)
             for name in built.files()
+            if name != RESERVE
             for at in range(len(disk.read(f"{PATH}/{name}")))
             if (at % 2048 < 128 and at <= 2 * _BLOCK) == heads
         ]

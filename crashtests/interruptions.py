@@ -83,7 +83,7 @@ def _transaction(store: Any) -> None:
 
 
 def _prepared(store: Any) -> None:
-    store._log.prepare_next()
+    store.engine._log.prepare_next()
 
 
 def _nearly_full(store: Any) -> None:
@@ -96,7 +96,7 @@ def _due(store: Any) -> None:
     # The memtable is at its limit: the next commit makes the checkpoint itself.
     for number in itertools.count():
         store.put(b"due%02d" % number, b"d" * 600, durability="os")
-        if store._present.is_full():
+        if store.engine.state.is_full():
             break
     store.sync()
 

@@ -301,9 +301,9 @@ class Round:
                 frame = sys._current_frames().get(thread.ident or 0)
                 where = "".join(traceback.format_stack(frame)[-4:]) if frame else ""
                 raise Violation(f"a thread hangs:\n{where}")
-        if self.machine.found is not None and store._background is not None:
+        if self.machine.found is not None and store.engine._background is not None:
             # The process is dead, its thread is not.
-            store._background.stop()
+            store.engine._background.stop()
         if wrong:
             raise wrong[0]
 

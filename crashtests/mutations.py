@@ -134,9 +134,9 @@ MUTANTS: tuple[Mutant, ...] = (
         "publish before durable",
         "exhaustive",
         (
-            "kvwal.engine.commit:CommitPipeline.put",
+            "kvwal.engine.commit:CommitQueue.put",
             "            if sync:\n                log.sync()\n",
-            "            self._publish_put(seqno, key, value, 0)\n            if sync:\n                log.sync()\n",
+            "            state.publish_put(seqno, key, value, 0)\n            if sync:\n                log.sync()\n",
         ),
     ),
     _mutant(
@@ -169,13 +169,13 @@ MUTANTS: tuple[Mutant, ...] = (
     _mutant(
         "read keys are not validated",
         "exhaustive",
-        ("kvwal.engine.occ:History.conflict", "if seqno is not None and seqno > since:", "if False:"),
+        ("kvwal.engine.occ:History.conflict", "if seqno > since:", "if False:"),
         first="transactions among others",
     ),
     _mutant(
         "range reads are not validated",
         "exhaustive",
-        ("kvwal.engine.occ:History.conflict", "        if ranges:\n", "        if False:\n"),
+        ("kvwal.engine.occ:History.conflict", "for bounds in ranges:", "for bounds in ():"),
         first="transactions among others",
     ),
     _mutant(
@@ -183,8 +183,8 @@ MUTANTS: tuple[Mutant, ...] = (
         "exhaustive",
         (
             "kvwal.db.transaction:Transaction.get",
-            "value is MISSING or present.horizon != self._seqno",
-            "value is MISSING",
+            "if self._state.horizon == self._seqno:",
+            "if True:",
         ),
         first="transactions among others",
     ),
@@ -192,8 +192,8 @@ MUTANTS: tuple[Mutant, ...] = (
         "members of a group are not validated against each other",
         "isolation",
         (
-            "kvwal.engine.commit:CommitPipeline._validate",
-            "if conflict is None and group_history is not None:",
+            "kvwal.engine.commit:CommitQueue._validate",
+            "if member.error is None and own is not None:",
             "if False:",
         ),
         first="round:threads:*",
@@ -202,9 +202,9 @@ MUTANTS: tuple[Mutant, ...] = (
         "an interrupted commit is forgotten although it is in the log",
         "isolation",
         (
-            "kvwal.engine.commit:CommitPipeline._settle_job",
-            "if failure is None and job.began",
-            "if False and job.began",
+            "kvwal.engine.commit:CommitQueue._end_of",
+            "if failure is None and group.began",
+            "if False and group.began",
         ),
         first="batch:*:K",
     ),
@@ -213,9 +213,9 @@ MUTANTS: tuple[Mutant, ...] = (
         "followers are acknowledged although the leader's flush failed",
         "isolation",
         (
-            "kvwal.engine.commit:CommitPipeline._settle_job",
-            "member.error = failure if isinstance",
-            "member.error = None if member is not request else failure if isinstance",
+            "kvwal.engine.commit:CommitQueue._end_of",
+            "member.error = error",
+            "member.error = None if member is not group.members[0] else error",
         ),
         first="round:threads:*",
     ),
@@ -223,9 +223,9 @@ MUTANTS: tuple[Mutant, ...] = (
         "the last record of a group is lost",
         "isolation",
         (
-            "kvwal.engine.commit:CommitPipeline._write",
-            "[member.body for member in job.accepted if member.body is not None]",
-            "[member.body for member in [*job.accepted[:-1], job.accepted[0]] if member.body is not None]",
+            "kvwal.engine.commit:CommitQueue._append",
+            "[_body(member) for member in group.accepted]",
+            "[_body(member) for member in [*group.accepted[:-1], group.accepted[0]]]",
         ),
         first="round:threads:*",
     ),
@@ -233,9 +233,9 @@ MUTANTS: tuple[Mutant, ...] = (
         "a group is flushed only if its leader asks for it",
         "isolation",
         (
-            "kvwal.engine.commit:CommitPipeline._write",
-            "if any(member.sync for member in job.group):",
-            "if job.group[0].sync and len(job.group) == 1:",
+            "kvwal.engine.commit:CommitQueue._append_and_sync",
+            "if group.sync:",
+            "if group.sync and len(group.members) == 1:",
         ),
         first="round:threads:*",
     ),
@@ -371,9 +371,9 @@ MUTANTS: tuple[Mutant, ...] = (
         "exhaustive",
         (
             "kvwal.engine.recovery:_replay",
-            "present.publish(record.seqno, record.batch(), record.size)",
-            "batch = record.batch()\n    if len(batch.writes) > 1:\n        batch.writes.popitem()\n"
-            "    present.publish(record.seqno, batch, record.size)",
+            "memtable.apply(record.seqno, record.batch(), record.size)",
+            "batch = record.batch()\n        if len(batch.writes) > 1:\n            batch.writes.popitem()\n"
+            "        memtable.apply(record.seqno, batch, record.size)",
         ),
         first="batches",
     ),
@@ -411,8 +411,8 @@ MUTANTS: tuple[Mutant, ...] = (
         "the log is removed before the meta is on disk",
         "exhaustive",
         (
-            _PAGES + "checkpoint",
-            "meta.generation % 2 * PAGE_SIZE)\n            self._file.datasync()",
+            _PAGES + "_flip",
+            "meta.generation % 2 * PAGE_SIZE)\n        self._file.datasync()",
             "meta.generation % 2 * PAGE_SIZE)",
         ),
     ),
@@ -440,16 +440,16 @@ MUTANTS: tuple[Mutant, ...] = (
     _mutant(
         "the pages hold commits that the log does not",
         "exhaustive",
-        ("kvwal.engine.checkpoint:Checkpointer._flush_log", "self._pipeline.sync()", "pass"),
+        ("kvwal.engine.checkpoint:Checkpointer._flush_log", "self._queue.sync()", "pass"),
         first="unsynced only",
     ),
     _mutant(
         "the checkpoint's seqno is one too high",
         "exhaustive",
         (
-            "kvwal.engine.checkpoint:Checkpointer._checkpoint",
-            "seqno=memtable.last_seqno,",
-            "seqno=memtable.last_seqno + 1,",
+            "kvwal.engine.checkpoint:Checkpointer._run",
+            "seqno=last_seqno,",
+            "seqno=last_seqno + 1,",
         ),
     ),
     _mutant(

@@ -145,9 +145,9 @@ def judge_found(path: str, witness: Witness, *, close: bool = True) -> None:
             store.close()
         else:
             # As a process that dies while it reads.
-            store._log.abandon()
-            store._directory.close()
-            store._closed = True
+            store.engine._log.abandon()
+            store.engine._directory.close()
+            store.engine.is_closed = True
 
 
 def work(share: Share) -> Iterator[Tally]:

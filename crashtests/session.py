@@ -241,12 +241,12 @@ class Session:
         self.look()
 
     def _do_prepare(self) -> None:
-        self.store._log.prepare_next()
+        self.store.engine._log.prepare_next()
 
     def _do_idle(self) -> None:
         self.store.sync()
         self.history.acknowledge()
-        self.store._log.mark_idle()
+        self.store.engine._log.mark_idle()
 
     def _do_reopen(self) -> None:
         self.store.close()

@@ -17,8 +17,9 @@ from kvwal.api.store import Store
 from kvwal.batch import WriteBatch
 from kvwal.db.snapshot import Snapshot
 from kvwal.db.transaction import Transaction
-from kvwal.engine.inspection import Pin, Stats, VerifyReport
 from kvwal.engine.recovery import RecoveryReport
+from kvwal.engine.stats import Pin, Stats
+from kvwal.engine.verify import VerifyReport
 from kvwal.errors import (
     ClosedError,
     ConflictError,

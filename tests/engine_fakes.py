@@ -1,10 +1,15 @@
-"""Stand-ins for pages and log, for tests of the commit pipeline alone."""
+"""Stand-ins for pages, log, pressure and engine, for tests of the commit queue alone."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+from kvwal.batch import WriteBatch
+from kvwal.engine.commit import CommitQueue
+from kvwal.engine.request import CommitRequest
+from kvwal.engine.state import State
 from kvwal.keys import Seqno
 from kvwal.log import decode_intents, encode_put
 
@@ -20,8 +25,14 @@ class FakeTree:
     def get(self, key: bytes) -> bytes | None:
         return None
 
-    def chunks(self, start: object, stop: object, *, reverse: bool) -> Iterator[Any]:
+    def peek(self, key: bytes) -> bytes | None:
+        return None
+
+    def chunks(self, start: object = None, stop: object = None, *, reverse: bool = False) -> Iterator[Any]:
         return iter(())
+
+    def cached_pairs(self, start: object, stop: object, most: int, *, reverse: bool) -> tuple[list[Any], bool]:
+        return [], True
 
     def count(self, start: object = None, stop: object = None) -> int:
         return 0
@@ -56,6 +67,8 @@ class FakeLog:
         self.groups: list[int] = []
         self.syncs = 0
         self.fail_append: list[BaseException] = []
+        #: Of appends that may use what is kept for a full disk.
+        self.fail_small: list[BaseException] = []
         self.fail_sync: list[BaseException] = []
         self.on_sync: Callable[[], None] = lambda: None
         self.on_append: Callable[[], None] = lambda: None
@@ -64,8 +77,9 @@ class FakeLog:
         return self.append((encode_put(key, value),))
 
     def append(self, bodies: Sequence[Any], *, small: bool = False) -> Seqno:
-        if self.fail_append and not small:
-            raise self.fail_append.pop()
+        failures = self.fail_small if small else self.fail_append
+        if failures:
+            raise failures.pop()
         new = [body if isinstance(body, bytes) else b"".join(body) for body in bodies]
         self.bodies, self.last_seqno = self.bodies + new, Seqno(self.last_seqno + len(new))
         self.groups.append(len(new))
@@ -82,5 +96,153 @@ class FakeLog:
     def content(self) -> dict[bytes, bytes]:
         state: dict[bytes, bytes | None] = {}
         for body in self.bodies:
-            state.update(decode_intents(body).writes)
+            batch = decode_intents(body)
+            for bounds in batch.ranges:
+                state = {key: value for key, value in state.items() if not bounds.contains(key)}
+            state.update(batch.writes)
         return {key: value for key, value in state.items() if value is not None}
+
+
+class FakePressure:
+    """Counts what it is told of a full disk. `reserve`: whether there is one to give up."""
+
+    def __init__(self, *, reserve: bool = False) -> None:
+        self.reserve = reserve
+        self.full = 0
+
+    def disk_is_full(self) -> None:
+        self.full += 1
+
+    def release_reserve(self) -> bool:
+        held, self.reserve = self.reserve, False
+        return held
+
+
+class FakeEngine:
+    """What a transaction needs of an engine."""
+
+    def __init__(self, state: State, queue: CommitQueue) -> None:
+        self.state = state
+        self.queue = queue
+
+    def now_us(self) -> int:
+        return 0
+
+    def commit(self, request: CommitRequest) -> Seqno:
+        return self.queue.commit(request) or self.state.seqno
+
+
+def make(*, reserve: bool = False) -> tuple[CommitQueue, FakeLog, State]:
+    """A queue on an empty store."""
+    state = State(FakePages(), cache_bytes=1 << 20, memtable_bytes=1 << 20)  # type: ignore[arg-type]
+    log = FakeLog()
+    return CommitQueue(log, state, FakePressure(reserve=reserve)), log, state
+
+
+def put_request(key: bytes, value: bytes, **options: Any) -> CommitRequest:
+    """A request of one put, of a batch."""
+    batch = WriteBatch()
+    batch.put(key, value)
+    return CommitRequest(batch, **({"sync": True} | options))
+
+
+def delete_request(key: bytes, *, sync: bool = True) -> CommitRequest:
+    """A request of one delete."""
+    batch = WriteBatch()
+    batch.delete(key)
+    return CommitRequest(batch, sync=sync)
+
+
+class Asleep(BaseException):
+    """A thread sleeps, and no thread is left that could wake it."""
+
+
+class Waiter:
+    """What a thread sleeps on, where one thread plays all of them: what the others do meanwhile is called instead."""
+
+    def __init__(self, *meanwhile: Callable[[], object]) -> None:
+        self.is_open = False
+        self.meanwhile = list(meanwhile)
+
+    def acquire(self, blocking: bool = True, timeout: float = -1) -> bool:
+        while not self.is_open:
+            if not self.meanwhile:
+                raise Asleep
+            _untraced(self.meanwhile.pop(0))
+        self.is_open = False
+        return True
+
+    def release(self) -> None:
+        if self.is_open:
+            raise RuntimeError("release unlocked lock")
+        self.is_open = True
+
+
+def _untraced(function: Callable[[], object]) -> None:
+    # What other threads do is not what is interrupted.
+    trace = sys.gettrace()
+    sys.settrace(None)
+    try:
+        function()
+    finally:
+        sys.settrace(trace)
+
+
+class Others:
+    """Other threads that commit, played by the test's own thread. They enter the queue together, in `arrive`."""
+
+    def __init__(self, queue: CommitQueue, requests: Sequence[CommitRequest]) -> None:
+        self._queue = queue
+        self.requests = requests
+        self.have_arrived = False
+        self._awake: list[CommitRequest] = []
+        self._returned: list[CommitRequest] = []
+
+    def arrive(self) -> None:
+        """They append their requests. The thread of the head does not fall asleep."""
+        if self.have_arrived:
+            return
+        self.have_arrived = True
+        for request in self.requests:
+            request.waiter = Waiter()  # type: ignore[assignment]
+            if not self._queue._queue:
+                self._awake.append(request)
+            self._queue._queue.append(request)
+
+    def run(self) -> None:
+        """Each does what it does until its request is done. Asleep if no thread wakes it."""
+        queue = self._queue
+        for request in self.requests:
+            if request in self._returned:
+                continue
+            waiter = request.waiter
+            assert waiter is not None
+            if request not in self._awake:
+                waiter.acquire()
+            while not request.done:
+                if queue._leads(waiter):
+                    queue.lock.acquire()
+                    if queue._leads(waiter):
+                        queue._lead()
+                    queue.lock.release()
+                else:
+                    waiter.acquire()
+            self._returned.append(request)
+
+
+def at_rest(queue: CommitQueue, log: FakeLog, state: State) -> None:
+    """Raise AssertionError where a rule does not hold that holds while no commit is under way."""
+    assert not queue._queue, "a request is still queued"
+    assert queue._group is None, "a group is still under way"
+    for lock in (queue.lock, queue.queue_lock, state.lock):
+        assert not lock._is_owned(), "a lock is still owned"
+    assert len(log.bodies) == log.last_seqno == state.seqno == state.horizon
+    memtable = state.version.memtable
+    memtable._check()
+    assert memtable.last_seqno == state.seqno
+    content = log.content()
+    for body in log.bodies:
+        for key in decode_intents(body).writes:
+            assert state.read(key) == content.get(key), key
+    for key, row in state.cache.rows.items():
+        assert row == content.get(key), key

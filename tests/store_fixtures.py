@@ -63,38 +63,36 @@ def problems_of(db: kvwal.Store) -> list[str]:
 
 
 def check_store(db: kvwal.Store) -> None:
-    """Raise AssertionError where a rule of the upper rooms does not hold. Requires: no commit is under way."""
-    present = db._present
-    levels = present.levels
-    levels.memtable._check()
-    if levels.frozen is not None:
-        levels.frozen._check()
-        assert levels.frozen.last_seqno <= levels.memtable.last_seqno
-    assert present.horizon == present.seqno
-    assert levels.memtable.last_seqno <= present.seqno
-    assert not db._pipeline._baton, "somebody still leads"
-    assert not db._pipeline._queue, "somebody still waits"
-    views = present.views()
-    assert sum(present._writers.values()) == sum(view.writer for view in views)
-    registered = [view for view in views if view._registry is present._registry]
-    assert sum(present._registry.values()) == len(registered)
-    assert list(present._registry) == sorted(present._registry), "the oldest reader is not the first"
-    assert levels.readers == sum(view.levels is levels for view in views)
-    if not present._registry:
-        assert not levels.memtable.versions, "versions are kept for nobody"
-    pinned = db._pages.pinned()
-    wanted = {id(view.levels): view.levels.tree.meta.generation for view in views} | {
-        id(levels): levels.tree.meta.generation
+    """Raise AssertionError where a rule of the engine does not hold. Requires: no commit is under way."""
+    engine = db.engine
+    state, queue = engine.state, engine.queue
+    version = state.version
+    version.memtable._check()
+    if version.frozen is not None:
+        version.frozen._check()
+        assert version.frozen.last_seqno <= version.memtable.last_seqno
+    assert state.horizon == state.seqno
+    assert version.memtable.last_seqno <= state.seqno
+    assert not queue._queue, "a request is still queued"
+    assert queue._group is None, "a group is still under way"
+    for lock in (state.lock, queue.lock, queue.queue_lock, version.memtable.lock):
+        assert lock.acquire(False), "a lock is still held"
+        lock.release()
+        assert not lock._is_owned(), "a lock is still owned"
+    state.release_pages()
+    readers = state.readers.all()
+    assert len(version.readers) == sum(reader.version is version for reader in readers)
+    assert len(version.memtable.readers) == sum(reader.version.memtable is version.memtable for reader in readers)
+    oldest = min((reader.seqno for reader in readers if reader.version.memtable is version.memtable), default=None)
+    assert version.memtable.readers.oldest() == oldest
+    pinned = engine._pages.pinned()
+    wanted = {id(reader.version): reader.version.tree.meta.generation for reader in readers} | {
+        id(version): version.tree.meta.generation
     }
     assert sorted(_elements(pinned)) == sorted(wanted.values())
     # Invariant: a row is the newest published value of its key.
-    for key, row in list(present.rows.items()):
-        found = levels.memtable.get(key)
-        if not isinstance(found, bytes | None) and levels.frozen is not None:
-            found = levels.frozen.get(key)
-        if not isinstance(found, bytes | None):
-            found = levels.tree.get(key)
-        assert found == row, f"the row of {key[:20]!r} is not its newest value"
+    for key, row in list(state.cache.rows.items()):
+        assert version.get(key, state.seqno) == row, f"the row of {key[:20]!r} is not its newest value"
 
 
 def _elements(counts: dict[int, int]) -> list[int]:

@@ -28,7 +28,7 @@ def test_get_many_of_100_hot_keys(benchmark: Any, filled: Any, keys: list[bytes]
 
 def test_get_from_the_pages(benchmark: Any, filled: Any, keys: list[bytes]) -> None:
     """A snapshot's tree, below the rows: the path of a cold get when the leaf is cached."""
-    tree = filled._present.levels.tree
+    tree = filled.engine.state.version.tree
     names = cycle(keys)
     assert benchmark(lambda: tree.get(next(names))) is not None
 

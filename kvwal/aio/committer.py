@@ -30,29 +30,20 @@ from __future__ import annotations
 
 import asyncio
 import threading
-import weakref
 from collections import deque
-from collections.abc import Sequence
 from queue import SimpleQueue
-from typing import TYPE_CHECKING, Final, TypeAlias
+from typing import Final, TypeAlias
 
 from kvwal.aio.workers import refuse_other_loops, resolve
-from kvwal.batch import WriteBatch
-from kvwal.engine.commit import CommitPipeline
-from kvwal.engine.present import Present
+from kvwal.engine.engine import Engine
 from kvwal.engine.request import CommitRequest
-from kvwal.errors import ClosedError, Error, InternalError
+from kvwal.errors import InternalError
 from kvwal.keys import Seqno
-
-if TYPE_CHECKING:
-    from kvwal.api.store import Store
 
 __all__ = ["Committer", "committed_seqno"]
 
-_Entry: TypeAlias = "tuple[CommitRequest, asyncio.Future[None]]"
+_Entry: TypeAlias = tuple[CommitRequest, asyncio.Future[None]]
 
-# How often the thread goes on after an exception left commits of its group without an end.
-_MAX_ATTEMPTS: Final = 100
 _SEQNO_ATTRIBUTE: Final = "kvwal_seqno"
 # Stands as the error of a request that was withdrawn; nobody sees it raised.
 _WITHDRAWN: Final = InternalError("the commit was withdrawn")
@@ -94,18 +85,13 @@ class Committer:
 
     def __init__(
         self,
-        store: Store,
-        pipeline: CommitPipeline,
-        present: Present,
+        engine: Engine,
         loop: asyncio.AbstractEventLoop,
         *,
         max_commits: int,
         max_bytes: int,
     ) -> None:
-        # Weak: the thread must not keep a forgotten store open.
-        self._store = weakref.ref(store)
-        self._pipeline = pipeline
-        self._present = present
+        self._engine = engine
         self._loop = loop
         self._max_commits = max_commits
         self._max_bytes = max_bytes
@@ -128,7 +114,7 @@ class Committer:
     async def commit(self, request: CommitRequest) -> Seqno:
         """Commit, and return the seqno (0 for a request without writes)."""
         # First: in a forked child there is no running loop.
-        self._present.refuse_if_gone()
+        self._engine.state.refuse_if_gone()
         if asyncio.get_running_loop() is not self._loop:
             refuse_other_loops(self._loop)
         size = request.size
@@ -217,8 +203,8 @@ class Committer:
             return
         if self._thread is None:
             self._start()
-        present = self._present
-        if present.attention and present.is_full():
+        state = self._engine.state
+        if state.write_pressure and state.is_full():
             self._current = _Group()
             self._jobs.put(self._current)
             return
@@ -327,25 +313,8 @@ class Committer:
             del group
 
     def _work(self, group: _Group) -> None:
-        store = self._store()
-        if store is None:
-            raise ClosedError("the store is closed; open it again with kvwal.aio.open")
-        if self._present.attention:
-            store._attend(deleting=all(request.only_deletes for request, _ in group.entries))
+        engine = self._engine
+        if engine.state.write_pressure:
+            engine.relieve(deleting=all(request.only_deletes for request, _ in group.entries))
         if group.entries:
-            self._commit([request for request, _ in group.entries])
-
-    def _commit(self, requests: Sequence[CommitRequest]) -> None:
-        # An empty commit leads: what goes wrong with one of the requests is then that one's own error.
-        company = requests
-        for _ in range(_MAX_ATTEMPTS):
-            try:
-                self._pipeline.commit(CommitRequest(WriteBatch(), sync=False), company)
-            except (OSError, Error, MemoryError):
-                # Each of the requests has been told, except for those that another thread leads.
-                pass
-            # Left over: more than fits into one group of the pipeline. Another round takes them.
-            if all(request.done or request.error is not None for request in requests):
-                return
-            company = ()
-        raise InternalError("commits were left without an outcome")
+            engine.queue.submit([request for request, _ in group.entries])

@@ -11,7 +11,8 @@ from kvwal.aio.workers import Workers
 from kvwal.db.handle import Handle
 from kvwal.db.mapping import Bounds
 from kvwal.engine.merge import Chunk
-from kvwal.engine.present import Present, View
+from kvwal.engine.readers import Reader
+from kvwal.engine.state import State
 from kvwal.keys import BytesLike, as_key
 
 __all__ = ["AsyncReading", "read_again"]
@@ -19,12 +20,12 @@ __all__ = ["AsyncReading", "read_again"]
 _T = TypeVar("_T")
 
 
-def read_again(present: Present, view: View, keys: list[bytes]) -> list[bytes | None]:
-    """For a worker: the values as of a view that was registered for it, and is given back."""
+def read_again(state: State, reader: Reader, keys: list[bytes]) -> list[bytes | None]:
+    """For a worker: the values as of a reader that was registered for it, and is given back."""
     try:
-        return [present.read_at(view, key) for key in keys]
+        return [state.read_at(reader, key) for key in keys]
     finally:
-        present.release(view)
+        reader.release()
 
 
 class AsyncReading(Handle, ABC):
@@ -126,5 +127,5 @@ class AsyncReading(Handle, ABC):
 
     def _scan(self, bounds: Bounds, of: Callable[[Chunk], Iterator[_T]]) -> Scan[_T]:
         self._refuse_if_over()
-        chunks = iter(()) if bounds.are_empty() else self._chunks(bounds)
+        chunks = iter(()) if bounds.is_empty() else self._chunks(bounds)
         return Scan(self._workers, chunks, of, bounds.limit)

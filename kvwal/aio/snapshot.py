@@ -10,6 +10,7 @@ from kvwal.aio.workers import Workers
 from kvwal.db.mapping import Bounds
 from kvwal.db.snapshot import Snapshot
 from kvwal.engine.merge import Chunk
+from kvwal.engine.state import State
 from kvwal.keys import BytesLike, Seqno, as_key
 from kvwal.pages import NotCached
 
@@ -22,10 +23,11 @@ class AsyncSnapshot(AsyncReading):
     Any task of the loop may use it, several at a time. A forgotten one is released when it is collected.
     """
 
-    __slots__ = ("__weakref__", "_snapshot", "_workers")
+    __slots__ = ("__weakref__", "_snapshot", "_state", "_workers")
 
-    def __init__(self, snapshot: Snapshot, workers: Workers) -> None:
+    def __init__(self, snapshot: Snapshot, state: State, workers: Workers) -> None:
         self._snapshot = snapshot
+        self._state = state
         self._workers = workers
 
     @property
@@ -35,7 +37,7 @@ class AsyncSnapshot(AsyncReading):
 
     def _refuse_if_over(self) -> None:
         self._workers.refuse_other_loops()
-        self._snapshot._open_view()
+        self._snapshot.reader  # noqa: B018  # closed without one
 
     async def _read(self, key: bytes) -> bytes | None:
         return (await self._read_all([key]))[0]
@@ -45,22 +47,20 @@ class AsyncSnapshot(AsyncReading):
         return await self._read_all(list(map(as_key, keys)))
 
     async def _read_all(self, keys: list[bytes]) -> list[bytes | None]:
-        view = self._snapshot._open_view()
-        present = self._snapshot._present
+        reader, state = self._snapshot.reader, self._state
         try:
-            return [present.read_at(view, key, cached_only=True) for key in keys]
+            return [state.read_at(reader, key, cached_only=True) for key in keys]
         except NotCached:
             # A registration of its own: the snapshot may be closed while the worker reads.
-            return await self._workers.submit(read_again, present, present.again(view, "get"), keys)
+            return await self._workers.submit(read_again, state, state.again(reader, "get"), keys)
 
     def _chunks(self, bounds: Bounds) -> Iterator[Chunk]:
         return self._snapshot._chunks(bounds)
 
     async def count(self) -> int:
-        """Number of keys. Walks over all of them."""
+        """Number of keys. O(log n), and a look-up for each key written since the last checkpoint."""
         self._refuse_if_over()
-        chunks = self._snapshot._chunks(Bounds(None, None, None, False, None))
-        return await self._workers.submit(lambda: sum(len(keys) for keys, _ in chunks))
+        return await self._workers.submit(self._snapshot.__len__)
 
     async def close(self) -> None:
         """Let go of the moment. Idempotent."""

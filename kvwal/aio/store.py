@@ -15,18 +15,20 @@ from kvwal.aio.reading import AsyncReading
 from kvwal.aio.snapshot import AsyncSnapshot
 from kvwal.aio.transaction import AsyncTransaction
 from kvwal.aio.workers import Workers, in_thread, to_the_end
+from kvwal.api.fairness import FREE_ATTEMPTS
 from kvwal.api.store import Store
 from kvwal.batch import WriteBatch
 from kvwal.db.mapping import Bounds
 from kvwal.db.transaction import Transaction
-from kvwal.engine.inspection import Pin, Stats, VerifyReport
 from kvwal.engine.merge import Chunk
+from kvwal.engine.operations import PopEdge, Update, decode_counter, encode_counter
 from kvwal.engine.recovery import RecoveryReport
-from kvwal.engine.request import CommitRequest
+from kvwal.engine.request import CommitRequest, Operation
+from kvwal.engine.stats import Pin, Stats
+from kvwal.engine.verify import VerifyReport
 from kvwal.errors import ClosedError, ConflictError, ForkedError
 from kvwal.files import PathArgument
-from kvwal.keys import MAX_KEY_BYTES, MAX_VALUE_BYTES, BytesLike, Seqno, as_int, as_key, as_value
-from kvwal.log import encode_put
+from kvwal.keys import MAX_KEY_BYTES, MAX_VALUE_BYTES, BytesLike, KeyRange, Seqno, as_int, as_key, as_value
 from kvwal.options import Durability, Flag, OpenOptions, taking_options, wants_sync
 from kvwal.pages import NotCached
 
@@ -55,7 +57,19 @@ class AsyncStore(AsyncReading):
     `committed_seqno(error)` then says the seqno if it was written, and None if it was not.
     """
 
-    __slots__ = ("__weakref__", "_closing", "_committer", "_owner", "_present", "_store", "_sync_default", "_workers")
+    __slots__ = (
+        "__weakref__",
+        "_cache",
+        "_closing",
+        "_committer",
+        "_engine",
+        "_is_urgent",
+        "_owner",
+        "_state",
+        "_store",
+        "_tickets",
+        "_workers",
+    )
 
     def __init__(
         self,
@@ -77,12 +91,13 @@ class AsyncStore(AsyncReading):
         self._store = store
         self._owner = False
         self._closing: asyncio.Future[None] | None = None
-        self._present = store._present
-        self._sync_default = store._sync_default
+        self._engine = engine = store.engine
+        self._state = engine.state
+        self._cache = engine.state.cache
+        self._tickets = asyncio.Lock()
+        self._is_urgent = False
         self._workers = Workers(loop)
-        self._committer = Committer(
-            store, store._pipeline, store._present, loop, max_commits=max_pending_commits, max_bytes=max_pending_bytes
-        )
+        self._committer = Committer(engine, loop, max_commits=max_pending_commits, max_bytes=max_pending_bytes)
 
     # -- about it -----------------------------------------------------------------------------
 
@@ -114,7 +129,7 @@ class AsyncStore(AsyncReading):
     @property
     def last_seqno(self) -> Seqno:
         """The last commit that readers see."""
-        return self._present.seqno
+        return self._state.seqno
 
     @property
     def durable_seqno(self) -> Seqno:
@@ -131,7 +146,7 @@ class AsyncStore(AsyncReading):
 
     def _refuse_if_over(self) -> None:
         # First: in a forked child there is no running loop.
-        self._present.refuse_if_gone()
+        self._state.refuse_if_gone()
         if self._closing is not None:
             raise _closed()
         self._workers.refuse_other_loops()
@@ -146,7 +161,7 @@ class AsyncStore(AsyncReading):
         """The value of `key`, or `default` if it is not there. TypeError for what is not bytes-like."""
         # Hot path: one dict hit, as in `Store.get`.
         try:
-            value = self._present.rows[key]  # type: ignore[index]
+            value = self._cache.rows[key]  # type: ignore[index]
         except (KeyError, TypeError, ValueError):
             value = await self._read(as_key(key))
         return default if value is None else value
@@ -155,22 +170,22 @@ class AsyncStore(AsyncReading):
         if self._closing is not None:
             raise _closed()
         try:
-            return self._present.read(key, cached_only=True)
+            return self._state.read(key, cached_only=True)
         except NotCached:
-            return await self._workers.submit(self._present.read, key)
+            return await self._workers.submit(self._state.read, key)
 
     async def get_many(self, keys: Iterable[BytesLike]) -> list[bytes | None]:
         """The values of several keys, in their order; None where a key is missing. All from one moment."""
         if self._closing is not None:
             raise _closed()
-        present = self._present
+        state = self._state
         wanted = list(map(as_key, keys))
-        seqno = present.seqno
-        rows = present.rows
+        seqno = state.seqno
+        rows = self._cache.rows
         try:
-            found = [rows[key] if key in rows else present.read(key, cached_only=True) for key in wanted]
+            found = [rows[key] if key in rows else state.read(key, cached_only=True) for key in wanted]
             # If nothing was published meanwhile, they are of one moment.
-            if present.horizon == seqno:
+            if state.horizon == seqno:
                 return found
         except (KeyError, NotCached):
             pass  # A page must be read, or the rows were turned over.
@@ -182,12 +197,12 @@ class AsyncStore(AsyncReading):
     async def count(self) -> int:
         """Number of keys: what `len` says of a `Store`. Looks up each key written since the last time it was asked."""
         self._refuse_if_over()
-        return await in_thread(self._store._count)
+        return await in_thread(self._store.__len__)
 
     def snapshot(self) -> AsyncSnapshot:
         """The store as it is now, as a read-only map that stays so: `async with db.snapshot() as snapshot:`."""
         self._refuse_if_over()
-        return AsyncSnapshot(self._store.snapshot(), self._workers)
+        return AsyncSnapshot(self._store.snapshot(), self._state, self._workers)
 
     # -- writing ------------------------------------------------------------------------------
 
@@ -203,13 +218,11 @@ class AsyncStore(AsyncReading):
         if self._closing is not None:
             raise _closed()
         return await self._committer.commit(
-            CommitRequest.of_put(
-                key,
-                value,
-                encode_put(key, value),
-                sync=self._sync_default if durability is None else wants_sync(durability),
-            )
+            CommitRequest.of_put(key, value, sync=self._wants_sync(durability))
         )
+
+    def _wants_sync(self, durability: Durability | None) -> bool:
+        return self._engine.syncs if durability is None else wants_sync(durability)
 
     async def delete(self, key: BytesLike, *, durability: Durability | None = None) -> Seqno:
         """Remove `key` if it is there, and return the commit's seqno. It is not looked up first."""
@@ -239,18 +252,20 @@ class AsyncStore(AsyncReading):
         seqno is returned.
         """
         # A copy: the pipeline looks at it once more after the flush, and other tasks run until then.
-        return await self._commit(batch.copy(), durability)
+        own = WriteBatch()
+        own.writes = dict(batch.writes)
+        own.ranges = list(batch.ranges)
+        return await self._commit(own, durability)
 
     async def _commit(self, batch: WriteBatch, durability: Durability | None) -> Seqno:
         if self._closing is not None:
             raise _closed()
-        sync = self._sync_default if durability is None else wants_sync(durability)
-        make = functools.partial(CommitRequest, batch, sync=sync)
+        make = functools.partial(CommitRequest, batch, sync=self._wants_sync(durability))
         if len(batch) > _ENCODE_IN_LOOP_KEYS or _is_large(batch):
             request = await self._workers.submit(make)
         else:
             request = make()
-        return await self._committer.commit(request) or self._present.seqno
+        return await self._committer.commit(request) or self._state.seqno
 
     @asynccontextmanager
     async def batch(self, *, durability: Durability | None = None) -> AsyncIterator[WriteBatch]:
@@ -269,37 +284,84 @@ class AsyncStore(AsyncReading):
         """Remove every key, in one commit."""
         await self.delete_range()
 
+    # -- writes that depend on what is there ------------------------------------------------------
+
+    async def _commit_operation(self, operation: Operation, durability: Durability | None) -> Seqno:
+        if self._closing is not None:
+            raise _closed()
+        request = CommitRequest(WriteBatch(), sync=self._wants_sync(durability), operation=operation)
+        return await self._committer.commit(request)
+
+    async def _update(
+        self, key: bytes, function: Callable[[bytes | None], bytes | None], durability: Durability | None = None
+    ) -> Update:
+        # Read first, so that the commit leader need not read a page.
+        await self._read(key)
+        update = Update(key, function)
+        await self._commit_operation(update, durability)
+        return update
+
     async def setdefault(self, key: BytesLike, default: BytesLike) -> bytes:
-        """The value of `key`; if there is none, put `default` first. Atomic, whatever others do."""
+        """The value of `key`; if there is none, put `default` first. Atomic, and never a conflict."""
         checked, other = as_key(key), as_value(default)
-
-        async def settle(txn: AsyncTransaction) -> bytes:
-            value = await txn.get(checked)
-            if value is None:
-                value = other
-                txn.put(checked, value)
-            return value
-
-        return await self.run(settle)
+        value = (await self._update(checked, lambda old: other if old is None else old)).new
+        assert value is not None
+        return value
 
     async def pop(self, key: BytesLike, *default: Any) -> Any:
         """Remove `key` and return its value; `default`, if given, or KeyError if it is not there. Atomic."""
         if len(default) > 1:
             raise TypeError(f"pop takes a key and at most one default, not {len(default)}")
         checked = as_key(key)
-
-        async def take(txn: AsyncTransaction) -> bytes | None:
-            value = await txn.get(checked)
-            if value is not None:
-                txn.delete(checked)
-            return value
-
-        value = await self.run(take)
+        value = (await self._update(checked, lambda old: None)).old
         if value is not None:
             return value
         if default:
             return default[0]
         raise KeyError(checked)
+
+    async def popitem(
+        self, start: BytesLike | None = None, stop: BytesLike | None = None, *, last: bool = True
+    ) -> tuple[bytes, bytes]:
+        """Remove the pair with the largest key (with `last=False` the smallest), of a range or of all, and return it.
+
+        KeyError if there is none. Atomic, and never a conflict, however many tasks take from one queue.
+        """
+        bounds = KeyRange(b"" if start is None else as_key(start), None if stop is None else as_key(stop))
+        await (self.last if last else self.first)(*bounds)
+        taking = PopEdge(bounds, reverse=last)
+        await self._commit_operation(taking, None)
+        if taking.pair is None:
+            raise KeyError("popitem(): the store is empty")
+        return taking.pair
+
+    async def put_if_absent(self, key: BytesLike, value: BytesLike, *, durability: Durability | None = None) -> bool:
+        """Set `key` to `value` if it is not there. Returns whether it was set. Atomic, and never a conflict."""
+        checked, new = as_key(key), as_value(value)
+        return (await self._update(checked, lambda old: new if old is None else old, durability)).old is None
+
+    async def compare_and_set(
+        self,
+        key: BytesLike,
+        expected: BytesLike | None,
+        value: BytesLike | None,
+        *,
+        durability: Durability | None = None,
+    ) -> bool:
+        """Set `key` to `value` (None: delete it) if its value is `expected` (None: if it is not there).
+
+        Returns whether it was. Atomic, and never a conflict.
+        """
+        checked = as_key(key)
+        wanted = None if expected is None else as_value(expected)
+        new = None if value is None else as_value(value)
+        return (await self._update(checked, lambda old: new if old == wanted else old, durability)).old == wanted
+
+    async def add(self, key: BytesLike, delta: int, *, durability: Durability | None = None) -> int:
+        """Add to a counter and return what it is then: see `Store.add`. Atomic, and never a conflict."""
+        amount = as_int("delta", delta, -(1 << 63), (1 << 63) - 1)
+        update = await self._update(as_key(key), lambda old: encode_counter(decode_counter(old) + amount), durability)
+        return decode_counter(update.new)
 
     # -- transactions -------------------------------------------------------------------------
 
@@ -309,17 +371,13 @@ class AsyncStore(AsyncReading):
         The commit raises `ConflictError` if something that was read has changed meanwhile; `run` retries for you.
         """
         self._refuse_if_over()
-        store = self._store
-        sync = self._sync_default if durability is None else wants_sync(durability)
-        # Not Store.transaction: that may wait for memory, which here the committer's thread does.
         txn = Transaction(
-            self._present,
-            store._pipeline,
-            store._files.now_us(),
-            sync=sync,
-            read_only=read_only or store.read_only,
+            self._engine,
+            sync=self._wants_sync(durability),
+            read_only=read_only or self._engine.is_read_only,
+            owner=self._store,
         )
-        return AsyncTransaction(txn, self._committer, self._workers)
+        return AsyncTransaction(txn, self._state, self._committer, self._workers)
 
     async def run(
         self,
@@ -333,17 +391,29 @@ class AsyncStore(AsyncReading):
         The function may therefore run more than once: it should have no effect but on the transaction. Returns what
         it returned. Raises the last `ConflictError` when the attempts are used up.
         """
-        if attempts < 1:
-            raise ValueError(f"attempts is {attempts}; it is at least 1")
-        for attempt in range(attempts):
-            try:
-                async with self.transaction(durability=durability) as txn:
-                    return await function(txn)
-            except ConflictError:
-                if attempt + 1 == attempts:
-                    raise
-                # Whoever we conflict with has committed; let others through before trying again.
-                await asyncio.sleep(0)
+        attempts = as_int("attempts", attempts, 1)
+        has_ticket = False
+        try:
+            for attempt in range(1, attempts + 1):
+                # Fairness, as kvwal/api/fairness.py has it for threads.
+                if has_ticket:
+                    self._is_urgent = True
+                elif attempt > FREE_ATTEMPTS:
+                    await self._tickets.acquire()
+                    has_ticket = True
+                elif self._is_urgent:
+                    async with self._tickets:
+                        pass
+                try:
+                    async with self.transaction(durability=durability) as txn:
+                        return await function(txn)
+                except ConflictError:
+                    if attempt == attempts:
+                        raise
+        finally:
+            if has_ticket:
+                self._is_urgent = False
+                self._tickets.release()
         raise AssertionError("unreachable")
 
     def transactional(
@@ -399,7 +469,7 @@ class AsyncStore(AsyncReading):
         """
         if self._closing is None:
             try:
-                self._present.refuse_if_gone()
+                self._state.refuse_if_gone()
             except ForkedError:
                 return  # Nothing here is ours, and the threads are not there.
             except ClosedError:

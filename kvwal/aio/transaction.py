@@ -11,6 +11,7 @@ from kvwal.aio.workers import Workers
 from kvwal.db.mapping import Bounds
 from kvwal.db.transaction import Transaction
 from kvwal.engine.merge import Chunk
+from kvwal.engine.state import State
 from kvwal.errors import ClosedError
 from kvwal.keys import BytesLike, Seqno, as_key
 from kvwal.pages import NotCached
@@ -26,10 +27,11 @@ class AsyncTransaction(AsyncReading):
     through it at a time (`asyncio.gather`). Every method raises `ClosedError` after commit or abort.
     """
 
-    __slots__ = ("__weakref__", "_committer", "_over", "_txn", "_workers")
+    __slots__ = ("__weakref__", "_committer", "_over", "_state", "_txn", "_workers")
 
-    def __init__(self, txn: Transaction, committer: Committer, workers: Workers) -> None:
+    def __init__(self, txn: Transaction, state: State, committer: Committer, workers: Workers) -> None:
         self._txn = txn
+        self._state = state
         self._committer = committer
         self._workers = workers
         # Set when the commit is asked for, while the transaction beneath still holds its moment.
@@ -88,18 +90,16 @@ class AsyncTransaction(AsyncReading):
 
     async def _read_pages(self, keys: list[bytes]) -> list[bytes | None]:
         # `peek` has remembered the reads; the worker needs only the moment, and holds it by itself.
-        txn = self._txn
-        assert txn._view is not None
-        return await self._workers.submit(read_again, txn._present, txn._present.again(txn._view, "get"), keys)
+        state = self._state
+        return await self._workers.submit(read_again, state, state.again(self._txn.reader, "get"), keys)
 
     def _chunks(self, bounds: Bounds) -> Iterator[Chunk]:
         return self._mine()._chunks(bounds)
 
     async def count(self) -> int:
-        """Number of keys. Walks over all of them, and so conflicts with every commit since."""
+        """Number of keys. To count is to read them all: it conflicts with every commit since."""
         self._refuse_if_over()
-        chunks = self._txn._chunks(Bounds(None, None, None, False, None))
-        return await self._workers.submit(lambda: sum(len(keys) for keys, _ in chunks))
+        return await self._workers.submit(self._txn.__len__)
 
     # -- writing ------------------------------------------------------------------------------
 

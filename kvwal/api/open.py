@@ -7,7 +7,7 @@ import weakref
 from typing import Unpack, get_args
 
 from kvwal.api.store import Store
-from kvwal.engine.recovery import open_parts
+from kvwal.engine.engine import Engine
 from kvwal.files import PathArgument, call_in_forked_child, path_text
 from kvwal.options import Flag, OpenOptions, Options, taking_options
 
@@ -41,21 +41,20 @@ def open(path: PathArgument, flag: Flag = "c", **options: Unpack[OpenOptions]) -
     """
     if flag not in get_args(Flag):
         raise ValueError(f'flag is one of "r", "w", "c" and "n", not {flag!r}')
-    checked = Options(**options)
-    opened = open_parts(path_text(path), flag, checked)
+    engine = Engine.open(path_text(path), flag, Options(**options))
     try:
-        store = Store(opened, checked, read_only=flag == "r")
+        store = Store(engine)
         _open_stores[id(store)] = store
         return store
     except BaseException:
-        opened.abandon()
+        engine.abandon()
         raise
 
 
 def _tell_child() -> None:
     for store in list(_open_stores.values()):
         if not store.closed:
-            store._abandon_in_child()
+            store.engine.abandon_in_child()
     _open_stores.clear()
 
 

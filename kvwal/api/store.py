@@ -1,44 +1,35 @@
-"""The store: what a user holds, and the one place where the rooms below are put together.
-
-One put, followed: `Store.put` checks and encodes, `CommitPipeline.put` takes the baton, `LogWriter` numbers and writes
-the record and flushes it, `Present` publishes it into rows and memtable. Later the background thread brings it into
-the pages (`Checkpointer`). One get: `Present.rows`, one dict hit; else memtable, frozen memtable, tree.
-"""
+"""The store: what a user holds. Each method is a few lines over the engine, or a transaction."""
 
 from __future__ import annotations
 
 import functools
-import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
 from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, Concatenate, ParamSpec, TypeVar, overload
 
+from kvwal.api.fairness import Tickets
 from kvwal.batch import WriteBatch
 from kvwal.db.mapping import Bounds, OrderedMapping
-from kvwal.db.snapshot import Snapshot, chunks_of
+from kvwal.db.snapshot import Snapshot
 from kvwal.db.transaction import Transaction
-from kvwal.engine.checkpoint import COMPACT_PASSES, Background, Checkpointer, Reserve
-from kvwal.engine.commit import CommitPipeline
-from kvwal.engine.few import Pairs
-from kvwal.engine.inspection import Pin, Stats, VerifyReport, verify_parts
-from kvwal.engine.merge import Chunk
-from kvwal.engine.recovery import Opened, RecoveryReport
-from kvwal.engine.refusal import Refusal, closed_error, forked_error, poisoned_error, read_only_error, stalled_error
-from kvwal.engine.request import CommitRequest
-from kvwal.errors import ConflictError, DiskFullError, PoisonedError
-from kvwal.keys import MAX_KEY_BYTES, MAX_VALUE_BYTES, BytesLike, Seqno, as_key, as_value
+from kvwal.engine.engine import Engine
+from kvwal.engine.merge import Chunk, Pairs
+from kvwal.engine.operations import PopEdge, Update, decode_counter, encode_counter
+from kvwal.engine.recovery import RecoveryReport
+from kvwal.engine.request import CommitRequest, Operation
+from kvwal.engine.stats import Pin, Stats
+from kvwal.engine.verify import VerifyReport
+from kvwal.errors import ConflictError
+from kvwal.keys import MAX_KEY_BYTES, MAX_VALUE_BYTES, BytesLike, KeyRange, Seqno, as_int, as_key, as_value
 from kvwal.log import Record
-from kvwal.options import Durability, Options, wants_sync
+from kvwal.options import Durability, wants_sync
 
 __all__ = ["Store"]
 
 _T = TypeVar("_T")
 _P = ParamSpec("_P")
-
-# A clean close leaves at most this much log to replay; more is checkpointed first, so that opening stays quick.
-_CLOSE_REPLAY_BYTES = 256 << 10
 
 
 class Store(OrderedMapping, MutableMapping[bytes, bytes]):
@@ -47,110 +38,54 @@ class Store(OrderedMapping, MutableMapping[bytes, bytes]):
     Thread-safe, every method. Reads never wait for writers. Each write is a commit of its own, durable on return as
     the store's durability says; several writes that belong together go into `batch`, `update` or `transaction`. After
     a failed write or flush all writes raise `PoisonedError` until the store is reopened, and reads go on. In a forked
-    child every method raises `ForkedError`.
+    child every method raises `ForkedError`. A signal handler or a finalizer may call any method; where it interrupted
+    another call of this store at a moment that forbids it, it gets `ReentrancyError`.
     """
 
-    def __init__(self, opened: Opened, options: Options, *, read_only: bool) -> None:
-        self._directory = opened.directory
-        self._options = options
-        self._read_only = read_only
-        self._files = options.files
-        self._pages = opened.pages
-        self._reader = opened.reader
-        self._present = opened.present
-        self._sync_default = wants_sync(options.durability)
-        self._recovery = opened.report
-        self._close_lock = threading.Lock()
-        # Until everything stands: whoever opened the parts lets go of them if something here fails.
-        self._closed = True
-        self._log = opened.log
-        self._background: Background | None = None
-        self._reserve = reserve = Reserve(opened.directory, options.mode)
-        if opened.log is None:
-            refusal = Refusal(read_only_error, opened.present.seqno)
-            self._pipeline = CommitPipeline(refusal, opened.present, release_reserve=lambda: False)
-            self._checkpointer: Checkpointer | None = None
-        else:
-            self._pipeline = CommitPipeline(
-                opened.log,
-                opened.present,
-                release_reserve=self._releaser(reserve),
-                now_s=options.files.monotonic_s,
-            )
-            if not reserve.hold():
-                opened.present.attention = True
-            self._checkpointer = Checkpointer(
-                opened.present, opened.pages, self._pipeline, opened.log, reserve, options, poison=self._poisoner()
-            )
-            if opened.present.is_full():
-                try:
-                    self._checkpointer.checkpoint()
-                except DiskFullError:
-                    pass  # It can wait: reading, and deleting what takes the space, comes first.
-            if options.background:
-                self._background = Background(
-                    self._checkpointer, opened.present, self._pipeline, opened.log, options
-                )
-                self._background.start()
-        self._put = self._pipeline.put
-        self._closed = False
-
-    def _releaser(self, reserve: Reserve) -> Callable[[], bool]:
-        present = self._present
-
-        def release() -> bool:
-            # Until it is held again commits look after it before they put anything.
-            present.attention = True
-            return reserve.release()
-
-        return release
-
-    def _poisoner(self) -> Callable[[BaseException], PoisonedError]:
-        # Not a bound method: the background thread must not keep a forgotten store alive.
-        pipeline, log = self._pipeline, self._log
-
-        def poison(cause: BaseException) -> PoisonedError:
-            seqno = log.last_seqno if log is not None else Seqno(0)
-            pipeline.refuse(Refusal(lambda: poisoned_error(cause), seqno))
-            return poisoned_error(cause)
-
-        return poison
+    def __init__(self, engine: Engine) -> None:
+        #: What the asyncio store and the other surfaces share with this one.
+        self.engine = engine
+        self._state = engine.state
+        self._cache = engine.state.cache
+        self._put = engine.queue.put
+        self._syncs = engine.syncs
+        self._tickets = Tickets()
 
     # -- about it -----------------------------------------------------------------------------
 
     @property
     def path(self) -> str:
         """The store's directory, as it was given."""
-        return self._directory.path
+        return self.engine.path
 
     @property
     def closed(self) -> bool:
         """Whether `close` was called."""
-        return self._closed
+        return self.engine.is_closed
 
     @property
     def read_only(self) -> bool:
         """Whether it was opened with flag "r"."""
-        return self._read_only
+        return self.engine.is_read_only
 
     @property
     def recovery(self) -> RecoveryReport:
         """What opening found and did."""
-        return self._recovery
+        return self.engine.recovery
 
     @property
     def last_seqno(self) -> Seqno:
         """The last commit that readers see."""
-        return self._present.seqno
+        return self._state.seqno
 
     @property
     def durable_seqno(self) -> Seqno:
         """The last commit known to be on disk."""
-        return self._log.durable_seqno if self._log is not None else self._present.seqno
+        return self.engine.durable_seqno
 
     def __repr__(self) -> str:
-        state = "closed" if self._closed else "read-only" if self._read_only else "open"
-        return f"<kvwal.Store {self._directory.path!r}, {state}, seqno {self._present.seqno}>"
+        state = "closed" if self.closed else "read-only" if self.read_only else "open"
+        return f"<kvwal.Store {self.path!r}, {state}, seqno {self._state.seqno}>"
 
     # -- reading ------------------------------------------------------------------------------
 
@@ -163,59 +98,54 @@ class Store(OrderedMapping, MutableMapping[bytes, bytes]):
         # Hot path: one dict hit, no lock. Whatever is not a row raises here and takes the long way, where everything is
         # checked: a wrong type, a key without a hash, a memoryview that may be written to (whose hash is a ValueError).
         try:
-            value = self._present.rows[key]  # type: ignore[index]
+            value = self._cache.rows[key]  # type: ignore[index]
         except (KeyError, TypeError, ValueError):
-            value = self._present.read(as_key(key))
+            value = self._state.read(as_key(key))
         return default if value is None else value
 
     def __getitem__(self, key: BytesLike) -> bytes:
         try:
-            value = self._present.rows[key]  # type: ignore[index]
+            value = self._cache.rows[key]  # type: ignore[index]
         except (KeyError, TypeError, ValueError):
-            value = self._present.read(as_key(key))
+            value = self._state.read(as_key(key))
         if value is None:
             raise KeyError(as_key(key))
         return value
 
     def _read(self, key: bytes) -> bytes | None:
         try:
-            return self._present.rows[key]
+            return self._cache.rows[key]
         except KeyError:
-            return self._present.read(key)
+            return self._state.read(key)
 
     def get_many(self, keys: Iterable[BytesLike]) -> list[bytes | None]:
         """The values of several keys, in their order; None where a key is missing. All from one moment."""
-        present = self._present
+        state = self._state
         wanted = keys if isinstance(keys, list | tuple) else list(keys)
-        seqno = present.seqno
+        seqno = state.seqno
         try:
             # One C call over rows that all are the newest; if nothing was published meanwhile, they are of one moment.
-            found = list(map(present.rows.__getitem__, wanted))
-            if present.horizon == seqno:
+            found = list(map(self._cache.rows.__getitem__, wanted))
+            if state.horizon == seqno:
                 return found
         except (KeyError, TypeError, ValueError):
             pass  # Not all of them are rows: take the way below.
         with self.snapshot() as snapshot:
             return snapshot.get_many(wanted)
 
-    def _few(self, bounds: Bounds) -> Pairs | None:
-        return self._present.few(bounds.start, bounds.stop, bounds.limit, None, reverse=bounds.reverse)
+    def _cached(self, bounds: Bounds) -> Pairs | None:
+        return self._state.cached_range(bounds.start, bounds.stop, bounds.limit, None, reverse=bounds.reverse)
 
     def _walk(self, bounds: Bounds) -> Iterator[Chunk]:
-        present = self._present
-        return chunks_of(present, present.view("scan", self._files.now_us(), owner=self), bounds)
+        reader = self._state.reader("scan", self.engine.now_us(), owner=self)
+        return self._state.chunks(reader, bounds.start, bounds.stop, reverse=bounds.reverse)
 
-    def _count(self) -> int:
-        """Number of keys.
-
-        O(1), plus one lookup for each key written since the last call (at most a memtable's worth): a blind put need
-        not know whether its key was there, so whoever wants the count pays for that.
-        """
-        return self._present.count(self._files.now_us())
+    def _count(self, start: bytes | None, stop: bytes | None) -> int:
+        return self._state.count(self.engine.now_us(), start, stop)
 
     def snapshot(self) -> Snapshot:
         """The store as it is now, as a read-only map that stays so. Close it, or use it in a `with` block."""
-        return Snapshot(self._present, self._files.now_us(), owner=self)
+        return Snapshot(self.engine, owner=self)
 
     # -- writing ------------------------------------------------------------------------------
 
@@ -235,9 +165,9 @@ class Store(OrderedMapping, MutableMapping[bytes, bytes]):
             key = as_key(key)
         if type(value) is not bytes or len(value) > MAX_VALUE_BYTES:
             value = as_value(value)
-        if self._present.attention:
-            self._attend()
-        return self._put(key, value, self._sync_default if durability is None else wants_sync(durability))
+        if self._state.write_pressure:
+            self.engine.relieve(deleting=False)
+        return self._put(key, value, self._syncs if durability is None else wants_sync(durability))
 
     def __setitem__(self, key: BytesLike, value: BytesLike) -> None:
         self.put(key, value)
@@ -268,11 +198,10 @@ class Store(OrderedMapping, MutableMapping[bytes, bytes]):
 
         An empty batch commits nothing, and the last visible seqno is returned.
         """
-        if self._present.attention:
-            self._attend(deleting=_only_deletes(batch))
-        sync = self._sync_default if durability is None else wants_sync(durability)
-        request = CommitRequest(batch, sync=sync)
-        return self._pipeline.commit(request) or self._present.seqno
+        return self.engine.commit(CommitRequest(batch, sync=self._wants_sync(durability)))
+
+    def _wants_sync(self, durability: Durability | None) -> bool:
+        return self._syncs if durability is None else wants_sync(durability)
 
     @contextmanager
     def batch(self, *, durability: Durability | None = None) -> Iterator[WriteBatch]:
@@ -293,59 +222,95 @@ class Store(OrderedMapping, MutableMapping[bytes, bytes]):
         """Remove every key, in one commit."""
         self.delete_range()
 
+    # -- writes that depend on what is there ------------------------------------------------------
+
+    def _commit_operation(self, operation: Operation, durability: Durability | None) -> Seqno:
+        return self.engine.commit(
+            CommitRequest(WriteBatch(), sync=self._wants_sync(durability), operation=operation)
+        )
+
+    def _update(
+        self, key: bytes, function: Callable[[bytes | None], bytes | None], durability: Durability | None = None
+    ) -> Update:
+        # Read first, so that the commit leader need not read a page.
+        self._read(key)
+        update = Update(key, function)
+        self._commit_operation(update, durability)
+        return update
+
     def __delitem__(self, key: BytesLike) -> None:
         checked = as_key(key)
-
-        def remove(txn: Transaction) -> None:
-            del txn[checked]
-
-        self.run(remove)
+        if self._update(checked, lambda old: None).old is None:
+            raise KeyError(checked)
 
     def setdefault(self, key: BytesLike, default: BytesLike | None = None) -> bytes:
-        """The value of `key`; if there is none, put `default` first. Atomic, whatever other threads do."""
+        """The value of `key`; if there is none, put `default` first. Atomic, and never a conflict."""
         checked = as_key(key)
-
-        def settle(txn: Transaction) -> bytes:
-            value = txn.get(checked)
-            if value is None:
-                value = as_value(default)
-                txn.put(checked, value)
-            return value
-
-        return self.run(settle)
+        value = self._read(checked)
+        if value is None:
+            other = as_value(default)
+            value = self._update(checked, lambda old: other if old is None else old).new
+            assert value is not None
+        return value
 
     def pop(self, key: BytesLike, *default: Any) -> Any:
         """Remove `key` and return its value; `default`, if given, or KeyError if it is not there. Atomic."""
         if len(default) > 1:
             raise TypeError(f"pop takes a key and at most one default, not {len(default)}")
         checked = as_key(key)
-
-        def take(txn: Transaction) -> bytes | None:
-            value = txn.get(checked)
-            if value is not None:
-                txn.delete(checked)
-            return value
-
-        value = self.run(take)
+        value = self._update(checked, lambda old: None).old
         if value is None:
             if default:
                 return default[0]
             raise KeyError(checked)
         return value
 
-    def popitem(self) -> tuple[bytes, bytes]:
-        """Remove the pair with the largest key and return it; KeyError if the store is empty. Atomic."""
+    def popitem(
+        self, start: BytesLike | None = None, stop: BytesLike | None = None, *, last: bool = True
+    ) -> tuple[bytes, bytes]:
+        """Remove the pair with the largest key (with `last=False` the smallest), of a range or of all, and return it.
 
-        def take(txn: Transaction) -> tuple[bytes, bytes] | None:
-            pair = txn.last()
-            if pair is not None:
-                txn.delete(pair[0])
-            return pair
-
-        pair = self.run(take)
-        if pair is None:
+        KeyError if there is none. Atomic, and never a conflict, however many threads take from one queue.
+        """
+        bounds = KeyRange(b"" if start is None else as_key(start), None if stop is None else as_key(stop))
+        (self.last if last else self.first)(*bounds)
+        taking = PopEdge(bounds, reverse=last)
+        self._commit_operation(taking, None)
+        if taking.pair is None:
             raise KeyError("popitem(): the store is empty")
-        return pair
+        return taking.pair
+
+    def put_if_absent(self, key: BytesLike, value: BytesLike, *, durability: Durability | None = None) -> bool:
+        """Set `key` to `value` if it is not there. Returns whether it was set. Atomic, and never a conflict."""
+        checked, new = as_key(key), as_value(value)
+        return self._update(checked, lambda old: new if old is None else old, durability).old is None
+
+    def compare_and_set(
+        self,
+        key: BytesLike,
+        expected: BytesLike | None,
+        value: BytesLike | None,
+        *,
+        durability: Durability | None = None,
+    ) -> bool:
+        """Set `key` to `value` (None: delete it) if its value is `expected` (None: if it is not there).
+
+        Returns whether it was. Atomic, and never a conflict.
+        """
+        checked = as_key(key)
+        wanted = None if expected is None else as_value(expected)
+        new = None if value is None else as_value(value)
+        return self._update(checked, lambda old: new if old == wanted else old, durability).old == wanted
+
+    def add(self, key: BytesLike, delta: int, *, durability: Durability | None = None) -> int:
+        """Add to a counter and return what it is then. A missing one counts as 0. Atomic, and never a conflict.
+
+        A counter is 8 bytes, little-endian, signed. TypeError if the value has another length, OverflowError if the sum
+        does not fit; nothing is changed then.
+        """
+        amount = as_int("delta", delta, -(1 << 63), (1 << 63) - 1)
+        new = self._update(as_key(key), lambda old: encode_counter(decode_counter(old) + amount), durability).new
+        return decode_counter(new)
 
     # -- transactions -------------------------------------------------------------------------
 
@@ -354,22 +319,12 @@ class Store(OrderedMapping, MutableMapping[bytes, bytes]):
 
         The commit raises `ConflictError` if something that was read has changed meanwhile; `run` retries for you.
         """
-        sync = self._sync_default if durability is None else wants_sync(durability)
-        if self._read_only:
-            read_only = True
         return Transaction(
-            self._present,
-            self._pipeline,
-            self._files.now_us(),
-            sync=sync,
-            read_only=read_only,
+            self.engine,
+            sync=self._wants_sync(durability),
+            read_only=read_only or self.engine.is_read_only,
             owner=self,
-            before_commit=self._before_commit,
         )
-
-    def _before_commit(self, batch: WriteBatch) -> None:
-        if self._present.attention:
-            self._attend(deleting=_only_deletes(batch))
 
     def run(
         self, function: Callable[[Transaction], _T], *, attempts: int = 100, durability: Durability | None = None
@@ -379,17 +334,16 @@ class Store(OrderedMapping, MutableMapping[bytes, bytes]):
         The function may therefore run more than once: it should have no effect but on the transaction. Returns what
         it returned. Raises the last `ConflictError` when the attempts are used up.
         """
-        if attempts < 1:
-            raise ValueError(f"attempts is {attempts}; it is at least 1")
-        for attempt in range(attempts):
-            try:
-                with self.transaction(durability=durability) as txn:
-                    return function(txn)
-            except ConflictError:
-                if attempt + 1 == attempts:
-                    raise
-                # Whoever we conflict with has committed; let others through before trying again.
-                self._files.give_way(0)
+        attempts = as_int("attempts", attempts, 1)
+        with self._tickets.call() as call:
+            for attempt in range(1, attempts + 1):
+                call.begin(attempt)
+                try:
+                    with self.transaction(durability=durability) as txn:
+                        return function(txn)
+                except ConflictError:
+                    if attempt == attempts:
+                        raise
         raise AssertionError("unreachable")
 
     def transactional(
@@ -407,9 +361,7 @@ class Store(OrderedMapping, MutableMapping[bytes, bytes]):
 
     def sync(self) -> None:
         """Make every commit so far durable, whatever durability it was made with."""
-        self._refuse_if_closed()
-        if not self._read_only:
-            self._pipeline.sync()
+        self.engine.sync()
 
     def checkpoint(self) -> None:
         """Bring every commit so far into the page file and let go of the log that is no longer needed.
@@ -417,25 +369,17 @@ class Store(OrderedMapping, MutableMapping[bytes, bytes]):
         It happens by itself in the background; call it to choose the moment. Raises DiskFullError if there is no room
         (nothing is lost, and it may be tried again).
         """
-        self._refuse_if_closed()
-        if self._checkpointer is None:
-            raise read_only_error()
-        self._checkpointer.checkpoint()
+        self.engine.checkpoint()
 
     def compact(self) -> int:
         """Give the space of deleted and replaced data back to the system; returns the bytes the file shrank by.
 
         It happens by itself, bit by bit with checkpoints and when nothing is committed for a second; call it to have
-        it done now. It brings every commit into the page file first. Reads and commits go on meanwhile; pages that a
-        snapshot or transaction holds stay. Raises DiskFullError if there is no room to move anything.
+        it done now. It brings every commit into the page file first, which may let the file grow; then the result is
+        negative. Reads and commits go on meanwhile; pages that a snapshot or transaction holds stay. Raises
+        DiskFullError if there is no room to move anything.
         """
-        self._refuse_if_closed()
-        if self._checkpointer is None:
-            raise read_only_error()
-        before = self._pages.stats().file_bytes
-        while self._checkpointer.compact(passes=COMPACT_PASSES):
-            pass
-        return max(0, before - self._pages.stats().file_bytes)
+        return self.engine.compact()
 
     def verify(self, *, progress: Callable[[int, int], None] | None = None) -> VerifyReport:
         """Read every page and every record and prove them: checksums, order, counts, every page reachable xor free,
@@ -443,21 +387,15 @@ class Store(OrderedMapping, MutableMapping[bytes, bytes]):
 
         Returns a report; `report.ok` is True when nothing is wrong. `progress(done, total)` is called with bytes.
         """
-        self._refuse_if_closed()
-        if self._checkpointer is None:
-            return verify_parts(self._pages, self._reader, self._files, progress)
-        with self._checkpointer.lock:
-            return verify_parts(self._pages, self._reader, self._files, progress)
+        return self.engine.verify(progress)
 
     def stats(self) -> Stats:
         """Figures about memory, pages and log. Cheap."""
-        self._refuse_if_closed()
-        return Stats.of(self._present, self._pages, self._log, self._reader)
+        return self.engine.stats()
 
     def pins(self) -> list[Pin]:
         """Who holds an old moment of the store, since when, and how old it is: snapshots, transactions, scans."""
-        self._refuse_if_closed()
-        return [Pin.of(view) for view in self._present.views()]
+        return self.engine.pins()
 
     def history(self, after: int = 0) -> Iterator[Record]:
         """The commits still in the log, in order, beginning after seqno `after`.
@@ -465,58 +403,7 @@ class Store(OrderedMapping, MutableMapping[bytes, bytes]):
         The log is kept as far back as recovery needs it and as `retain_log_bytes` and `retain_log_s` say; the first
         record may therefore have a higher seqno than asked for. Commits made after the call may be missing.
         """
-        self._refuse_if_closed()
-        if self._log is not None:
-            self._pipeline.run(lambda: None)
-        return self._reader.history(after=Seqno(after), until=self._present.seqno)
-
-    def _attend(self, *, deleting: bool = False) -> None:
-        """A commit found `attention` set: wake the background thread, wait if memory is short.
-
-        DiskFullError if the reserve cannot be held, unless the commit only deletes: what is left is for that.
-        """
-        present = self._present
-        present.attention = False
-        self._make_room()
-        checkpointer = self._checkpointer
-        if checkpointer is None:
-            return
-        if not deleting and (present.short_of_space or not self._reserve.hold()):
-            present.short_of_space = False
-            checkpointer.reclaim()
-        if not self._reserve.hold():
-            present.attention = True
-            if not deleting:
-                raise DiskFullError(
-                    "the disk is full but for what is kept for deleting; free some space, or delete keys, and try again"
-                )
-
-    def _make_room(self) -> None:
-        present = self._present
-        background = self._background
-        if background is None:
-            if self._checkpointer is not None and present.is_full():
-                self._checkpoint_in_line()
-            return
-        background.wake()
-        while present.is_stalled():
-            if background.failure is not None:
-                # The next commit is to look again: else every second one would slip through into memory.
-                present.attention = True
-                raise stalled_error(background.failure) from background.failure
-            present.await_relief(1.0)
-
-    def _checkpoint_in_line(self) -> None:
-        assert self._checkpointer is not None
-        try:
-            self._checkpointer.checkpoint()
-        except DiskFullError:
-            # Deletes may still fit into the log, and are the way out: refuse only when memory is short as well.
-            if self._present.is_stalled():
-                raise
-
-    def _refuse_if_closed(self) -> None:
-        self._present.refuse_if_gone()
+        return self.engine.history(after)
 
     # -- ending -------------------------------------------------------------------------------
 
@@ -524,65 +411,13 @@ class Store(OrderedMapping, MutableMapping[bytes, bytes]):
         """Flush, checkpoint if the log's tail is long, and let go of everything. Idempotent.
 
         After a failed write or flush it only lets go: opening again recovers. Snapshots and transactions of this
-        store raise `ClosedError` from here on; transactions that are open are aborted.
+        store raise `ClosedError` from here on; transactions that are open are aborted. In a signal handler that
+        interrupted another call of this store it returns at once, and that call closes the store as it ends.
         """
-        if self._directory.inherited and not self._closed:
-            # A fork that the interpreter did not see: the threads of the parent, and their locks, are not here.
-            self._abandon_in_child()
-        with self._close_lock:
-            if self._closed:
-                return
-            if self._background is not None:
-                # Before anything else: interrupted while it waits for a checkpoint, the store stays as it is.
-                self._background.stop()
-            self._closed = True
-            try:
-                if self._log is not None:
-                    self._close_log(self._log)
-            finally:
-                self._let_go(closed_error)
-
-    def _close_log(self, log: Any) -> None:
-        assert self._checkpointer is not None
-        try:
-            tail = log.tail_bytes - self._checkpointer.log_bytes_at_last + self._recovery.bytes_replayed
-            if tail > _CLOSE_REPLAY_BYTES:
-                self._checkpointer.checkpoint()
-        except (DiskFullError, PoisonedError):
-            pass  # Nothing is lost by it: the next open replays the log instead.
-        finally:
-            self._seal_log(log)
-
-    def _seal_log(self, log: Any) -> None:
-        refusal = Refusal(closed_error, log.last_seqno)
-        try:
-            # In the pipeline, so that no commit is under way; after it every commit is refused.
-            self._pipeline.run(lambda: self._pipeline.refuse(refusal))
-            log.close()
-        except (OSError, PoisonedError, DiskFullError):
-            # What was acknowledged is on disk, and what was not may be lost: recovery will tell.
-            log.abandon()
-
-    def _let_go(self, reason: Callable[[], Exception]) -> None:
-        self._present.close(reason)
-        self._pipeline.refuse(Refusal(reason, self._present.seqno))
-        self._pages.close()
-        self._directory.close()
-
-    def _abandon_in_child(self) -> None:
-        self._present.abandon_in_child(forked_error)
-        self._pipeline.abandon_in_child(Refusal(forked_error, self._present.seqno))
-        self._background = None
-        self._checkpointer = None
-        self._closed = True
-        self._close_lock = threading.Lock()
-        if self._log is not None:
-            self._log.abandon()
-        self._pages.abandon()
-        self._directory.close()
+        self.engine.close()
 
     def __enter__(self) -> Store:
-        self._refuse_if_closed()
+        self._state.refuse_if_gone()
         return self
 
     def __exit__(
@@ -591,26 +426,10 @@ class Store(OrderedMapping, MutableMapping[bytes, bytes]):
         self.close()
 
     def __del__(self) -> None:
-        if getattr(self, "_closed", True):
+        engine: Engine | None = getattr(self, "engine", None)
+        if engine is None or engine.is_closed:
             return
         # Whatever thread and moment the collector chose: take no lock, wait for nothing. Commits are as durable as
         # their durability says; the next open replays the log.
         warnings.warn(f"{self!r} was never closed", ResourceWarning, stacklevel=1, source=self)
-        self._closed = True
-        log, pages, directory = self._log, self._pages, self._directory
-
-        def let_go() -> None:
-            if log is not None:
-                log.abandon()
-            pages.abandon()
-            directory.close()
-
-        if self._background is not None:
-            # The thread may be writing: the lock is held until it is done.
-            self._background.stop(wait=False, then=let_go)
-        else:
-            let_go()
-
-
-def _only_deletes(batch: WriteBatch) -> bool:
-    return all(value is None for value in batch.writes.values())
+        engine.abandon()

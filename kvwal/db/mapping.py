@@ -1,7 +1,7 @@
 """What every readable thing offers: the store, a snapshot and a transaction read alike.
 
-`OrderedMapping` turns three primitives, a point read, a few entries that lie in memory, and a stream
-of ordered chunks, into a full `Mapping` with ranges, prefixes, reverse order and limits. Iteration
+`OrderedMapping` turns four primitives, a point read, a short range that lies in memory, a stream of
+ordered chunks, and a count, into a full `Mapping` with ranges, prefixes, reverse order and limits. Iteration
 stays in C: a `zip` of two lists per chunk, chained.
 """
 
@@ -14,8 +14,7 @@ from operator import itemgetter
 from typing import TypeVar, overload
 
 from kvwal.db.handle import Handle
-from kvwal.engine.few import Pairs, chunks_in
-from kvwal.engine.merge import Chunk
+from kvwal.engine.merge import Chunk, Pairs, chunks_in
 from kvwal.keys import BytesLike, KeyRange, as_int, as_key, as_value, prefix_stop
 
 __all__ = ["Bounds", "ItemsRange", "KeysRange", "OrderedMapping", "ValuesRange"]
@@ -54,21 +53,17 @@ class Bounds:
         self.reverse = bool(reverse)
         self.limit = limit
 
-    def are_empty(self) -> bool:
+    def is_empty(self) -> bool:
         """Whether no key can lie inside."""
         if self.limit == 0:
             return True
         return KeyRange(self.start or b"", self.stop).is_empty()
 
-    def are_whole(self) -> bool:
-        """Whether every key lies inside."""
-        return not self.start and self.stop is None and self.limit is None
-
-    def hold(self, key: bytes) -> bool:
+    def contains(self, key: bytes) -> bool:
         """Whether the key lies in the range (the limit aside)."""
         return KeyRange(self.start or b"", self.stop).contains(key)
 
-    def turned(self) -> Bounds:
+    def reversed(self) -> Bounds:
         """The same range in the other direction."""
         return Bounds(self.start, self.stop, None, not self.reverse, self.limit)
 
@@ -82,7 +77,7 @@ class OrderedMapping(Handle, Mapping[bytes, bytes]):
     def _read(self, key: bytes) -> bytes | None:
         """The value of a checked key, or None."""
 
-    def _few(self, bounds: Bounds) -> Pairs | None:
+    def _cached(self, bounds: Bounds) -> Pairs | None:
         """The pairs of a range at once, if it is short and lies in memory. The limit may be exceeded."""
         return None
 
@@ -91,19 +86,19 @@ class OrderedMapping(Handle, Mapping[bytes, bytes]):
         """Chunks of a range, in its direction, from one moment. The limit may be exceeded."""
 
     def _chunks(self, bounds: Bounds) -> Iterator[Chunk]:
-        few = self._few(bounds)
-        return self._walk(bounds) if few is None else chunks_in(few)
+        pairs = self._cached(bounds)
+        return self._walk(bounds) if pairs is None else chunks_in(pairs)
 
     def _pairs(self, bounds: Bounds) -> Iterator[tuple[bytes, bytes]]:
-        if bounds.are_empty():
+        if bounds.is_empty():
             return iter(())
-        few = self._few(bounds)
-        pairs = chain.from_iterable(starmap(zip, self._walk(bounds))) if few is None else iter(few)
+        cached = self._cached(bounds)
+        pairs = chain.from_iterable(starmap(zip, self._walk(bounds))) if cached is None else iter(cached)
         return pairs if bounds.limit is None else islice(pairs, bounds.limit)
 
     @abstractmethod
-    def _count(self) -> int:
-        """Number of keys."""
+    def _count(self, start: bytes | None, stop: bytes | None) -> int:
+        """Number of keys in [start, stop)."""
 
     @overload
     def get(self, key: BytesLike) -> bytes | None: ...
@@ -129,7 +124,8 @@ class OrderedMapping(Handle, Mapping[bytes, bytes]):
         return self._read(as_key(key)) is not None
 
     def __len__(self) -> int:
-        return self._count()
+        """Number of keys. O(log n), and a look-up for each key written since it was asked last."""
+        return self._count(None, None)
 
     def __bool__(self) -> bool:
         return self.first() is not None
@@ -220,75 +216,79 @@ class OrderedMapping(Handle, Mapping[bytes, bytes]):
         return next(self.scan(start, stop, prefix=prefix, reverse=True, limit=1), None)
 
 
-def _checked_chunks(mapping: OrderedMapping, bounds: Bounds) -> Iterator[Chunk]:
-    return iter(()) if bounds.are_empty() else mapping._chunks(bounds)
+class _RangeView:
+    """What the views of a range have in common: they read afresh each time they are used."""
+
+    __slots__ = ()
+
+    _source: OrderedMapping
+    _bounds: Bounds
+
+    def _chunks(self) -> Iterator[Chunk]:
+        return iter(()) if self._bounds.is_empty() else self._source._chunks(self._bounds)
+
+    def _limited(self, entries: Iterator[_T]) -> Iterator[_T]:
+        return entries if self._bounds.limit is None else islice(entries, self._bounds.limit)
+
+    def __len__(self) -> int:
+        """O(log n), and a look-up for each key written since something was counted last."""
+        bounds = self._bounds
+        if bounds.is_empty():
+            return 0
+        count = self._source._count(bounds.start, bounds.stop)
+        return count if bounds.limit is None else min(count, bounds.limit)
 
 
-def _length(mapping: OrderedMapping, bounds: Bounds) -> int:
-    if bounds.are_whole():
-        return len(mapping)
-    count = sum(len(keys) for keys, _ in _checked_chunks(mapping, bounds))
-    return count if bounds.limit is None else min(count, bounds.limit)
-
-
-class KeysRange(KeysView[bytes]):
+class KeysRange(_RangeView, KeysView[bytes]):
     """A dict-like view of the keys of a range."""
 
     __slots__ = ("_bounds", "_source")
 
     def __init__(self, source: OrderedMapping, bounds: Bounds) -> None:
-        super().__init__(source)
+        KeysView.__init__(self, source)
         self._source = source
         self._bounds = bounds
 
     def __iter__(self) -> Iterator[bytes]:
-        keys = chain.from_iterable(map(_keys_of, _checked_chunks(self._source, self._bounds)))
-        return keys if self._bounds.limit is None else islice(keys, self._bounds.limit)
+        return self._limited(chain.from_iterable(map(_keys_of, self._chunks())))
 
     def __reversed__(self) -> Iterator[bytes]:
-        return iter(KeysRange(self._source, self._bounds.turned()))
-
-    def __len__(self) -> int:
-        return _length(self._source, self._bounds)
+        return iter(KeysRange(self._source, self._bounds.reversed()))
 
     def __contains__(self, key: object) -> bool:
         if self._bounds.limit is not None:
             return any(own == key for own in self)
-        return self._bounds.hold(as_key(key)) and key in self._source
+        return self._bounds.contains(as_key(key)) and key in self._source
 
 
-class ValuesRange(ValuesView[bytes]):
+class ValuesRange(_RangeView, ValuesView[bytes]):
     """A dict-like view of the values of a range."""
 
     __slots__ = ("_bounds", "_source")
 
     def __init__(self, source: OrderedMapping, bounds: Bounds) -> None:
-        super().__init__(source)
+        ValuesView.__init__(self, source)
         self._source = source
         self._bounds = bounds
 
     def __iter__(self) -> Iterator[bytes]:
-        values = chain.from_iterable(map(_values_of, _checked_chunks(self._source, self._bounds)))
-        return values if self._bounds.limit is None else islice(values, self._bounds.limit)
+        return self._limited(chain.from_iterable(map(_values_of, self._chunks())))
 
     def __reversed__(self) -> Iterator[bytes]:
-        return iter(ValuesRange(self._source, self._bounds.turned()))
-
-    def __len__(self) -> int:
-        return _length(self._source, self._bounds)
+        return iter(ValuesRange(self._source, self._bounds.reversed()))
 
     def __contains__(self, value: object) -> bool:
         checked = as_value(value)
         return any(own == checked for own in self)
 
 
-class ItemsRange(ItemsView[bytes, bytes]):
+class ItemsRange(_RangeView, ItemsView[bytes, bytes]):
     """A dict-like view of the pairs of a range."""
 
     __slots__ = ("_bounds", "_source")
 
     def __init__(self, source: OrderedMapping, bounds: Bounds) -> None:
-        super().__init__(source)
+        ItemsView.__init__(self, source)
         self._source = source
         self._bounds = bounds
 
@@ -296,10 +296,7 @@ class ItemsRange(ItemsView[bytes, bytes]):
         return self._source._pairs(self._bounds)
 
     def __reversed__(self) -> Iterator[tuple[bytes, bytes]]:
-        return iter(ItemsRange(self._source, self._bounds.turned()))
-
-    def __len__(self) -> int:
-        return _length(self._source, self._bounds)
+        return iter(ItemsRange(self._source, self._bounds.reversed()))
 
     def __contains__(self, item: object) -> bool:
         if not (isinstance(item, tuple) and len(item) == 2):
@@ -307,4 +304,4 @@ class ItemsRange(ItemsView[bytes, bytes]):
         if self._bounds.limit is not None:
             return any(own == item for own in self)
         key = as_key(item[0])
-        return self._bounds.hold(key) and self._source.get(key) == item[1]
+        return self._bounds.contains(key) and self._source.get(key) == item[1]

@@ -17,23 +17,29 @@ from typing import Final, TypeVar, overload
 
 from kvwal.batch import WriteBatch
 from kvwal.db.mapping import Bounds, OrderedMapping
-from kvwal.db.snapshot import chunks_of
-from kvwal.engine.commit import CommitPipeline
-from kvwal.engine.few import Pairs, chunks_in
-from kvwal.engine.memtable import MISSING, Missing
-from kvwal.engine.merge import Chunk, Level, RawChunk
-from kvwal.engine.present import Present, View
+from kvwal.engine.engine import Engine
+from kvwal.engine.memtable import MISSING, Missing, Value
+from kvwal.engine.merge import Chunk, Pairs, RawChunk, Source, chunks_in
+from kvwal.engine.range_map import Cover
+from kvwal.engine.readers import Reader
 from kvwal.engine.request import CommitRequest, say_written
-from kvwal.errors import ClosedError, ReadOnlyError
-from kvwal.keys import MAX_KEY_BYTES, BytesLike, KeyRange, Seqno, as_key, disjoint, in_any
-from kvwal.log import encode_put
+from kvwal.engine.row_cache import RowCache
+from kvwal.errors import ClosedError, ReadOnlyError, TransactionTooLargeError
+from kvwal.keys import MAX_KEY_BYTES, MAX_VALUE_BYTES, BytesLike, KeyRange, Seqno, as_key, as_value
 
-__all__ = ["Transaction"]
+__all__ = ["MAX_TRANSACTION_BYTES", "Transaction"]
 
 _T = TypeVar("_T")
 
 # A put alone takes a shorter way to the log, which copies it.
 _SMALL_BYTES: Final = 1 << 16
+#: What one transaction may hold in memory: what it has read, by key, and what it is to write.
+MAX_TRANSACTION_BYTES: Final = 256 << 20
+# A key in a set or a dict, beside its own bytes.
+_ENTRY_BYTES: Final = 120
+# A row cache without rows: a transaction that has writes of its own, or is over, looks into this one.
+_NO_ROWS: Final = RowCache(0, lambda _: None)
+_NOTHING: Final[frozenset[bytes]] = frozenset()
 
 
 class Transaction(OrderedMapping, MutableMapping[bytes, bytes]):
@@ -46,43 +52,41 @@ class Transaction(OrderedMapping, MutableMapping[bytes, bytes]):
     __slots__ = (
         "__weakref__",
         "_batch",
-        "_before_commit",
-        "_pipeline",
-        "_present",
+        "_bytes",
+        "_cache",
+        "_cover",
+        "_engine",
+        "_note",
         "_ranges",
         "_read_only",
+        "_reader",
         "_reads",
         "_seqno",
+        "_state",
         "_sync",
-        "_view",
         "commit_seqno",
     )
 
-    def __init__(
-        self,
-        present: Present,
-        pipeline: CommitPipeline,
-        since_us: int,
-        *,
-        sync: bool,
-        read_only: bool,
-        owner: object = None,
-        before_commit: Callable[[WriteBatch], None] | None = None,
-    ) -> None:
-        self._view: View | None = None
-        self._present = present
-        self._pipeline = pipeline
-        self._before_commit = before_commit
+    def __init__(self, engine: Engine, *, sync: bool, read_only: bool, owner: object = None) -> None:
+        self._reader: Reader | None = None
+        self._engine: Engine = engine
+        self._state = engine.state
         self._sync = sync
         self._read_only = read_only
         self._batch = WriteBatch()
+        self._cover: Cover | None = None
+        self._bytes = 0
         self._reads: set[bytes] = set()
+        # Nothing that a read-only transaction reads is validated, so it need not be remembered.
+        self._note: Callable[[bytes], object] = _NOTHING.__contains__ if read_only else self._reads.add
         # [start, stop) as far as a scan has come; mutable while it goes on.
         self._ranges: list[list[bytes | None]] = []
         #: Seqno of this transaction's commit; None before, and for one that wrote nothing.
         self.commit_seqno: Seqno | None = None
-        self._view = present.view("transaction", since_us, writer=not read_only, owner=owner)
-        self._seqno = self._view.seqno
+        self._reader = engine.state.reader("transaction", engine.now_us(), writer=not read_only, owner=owner)
+        self._seqno = self._reader.seqno
+        #: The store's row cache, for as long as nothing but it can answer.
+        self._cache = engine.state.cache
 
     @property
     def seqno(self) -> Seqno:
@@ -97,75 +101,78 @@ class Transaction(OrderedMapping, MutableMapping[bytes, bytes]):
     def get(self, key: BytesLike, default: bytes | _T) -> bytes | _T: ...
     def get(self, key: BytesLike, default: object = None) -> object:
         """The value of `key` as this transaction sees it, or `default`. The read is validated at commit."""
-        if type(key) is not bytes or len(key) > MAX_KEY_BYTES:
-            key = as_key(key)
-        view = self._view
-        if view is None:
-            raise _closed()
-        batch = self._batch
-        if batch.writes or batch.ranges:
-            own = self._own(key)
-            if not isinstance(own, Missing):
-                return default if own is None else own
-        self._reads.add(key)
-        present = self._present
-        # Hot path: nothing was published since the snapshot, so the newest row is the snapshot's. The horizon is
-        # looked at after the row was taken; it is raised before rows change.
-        value = present.rows.get(key, MISSING)
-        if value is MISSING or present.horizon != self._seqno:
-            value = present.read_at(view, key)
+        # Hot path: nothing was published since the snapshot, so the newest row is the snapshot's. The horizon is looked
+        # at after the row was taken; it is raised before rows change.
+        try:
+            value = self._cache.rows[key]  # type: ignore[index]
+            if self._state.horizon == self._seqno:
+                self._note(key)  # type: ignore[arg-type]  # it is equal to a key
+                return default if value is None else value
+        except (KeyError, TypeError, ValueError):
+            pass  # Not a row, or no key: the way below finds out.
+        value = self.peek(key if type(key) is bytes and len(key) <= MAX_KEY_BYTES else as_key(key), cached_only=False)
         return default if value is None else value
 
-    def peek(self, key: bytes) -> bytes | None:
+    def peek(self, key: bytes, *, cached_only: bool = True) -> bytes | None:
         """`get` for a thread that must not wait for a disk: NotCached if a page would have to be read.
 
-        The read is remembered either way: whoever reads the pages then, by `Present.read_at`, reads for this
+        The read is remembered either way: a thread that reads the pages then, by `State.read_at`, reads for this
         transaction.
         """
-        view = self._view
-        if view is None:
-            raise _closed()
+        reader = self.reader
         if len(self._batch):
             own = self._own(key)
             if not isinstance(own, Missing):
                 return own
-        self._reads.add(key)
-        return self._present.read_at(view, key, cached_only=True)
+        if not self._read_only and key not in self._reads:
+            self._take(len(key))
+            self._note(key)
+        return self._state.read_at(reader, key, cached_only=cached_only)
 
-    def _own(self, key: bytes) -> bytes | Missing | None:
+    def _own(self, key: bytes) -> Value | Missing:
         batch = self._batch
-        found = batch.writes.get(key, MISSING)
-        if found is MISSING and in_any(key, batch.ranges):
+        found: Value | Missing = batch.writes.get(key, MISSING)
+        if found is MISSING and batch.ranges and self._own_cover().at(key):
             return None
         return found
 
+    def _own_cover(self) -> Cover:
+        cover = self._cover
+        if cover is None:
+            cover = self._cover = Cover.of(self._batch.ranges)
+        return cover
+
     def _read(self, key: bytes) -> bytes | None:
-        return self.get(key)
+        return self.peek(key, cached_only=False)
 
-    def _few(self, bounds: Bounds) -> Pairs | None:
+    @property
+    def reader(self) -> Reader:
+        """The registration of its moment. ClosedError if the transaction is over."""
+        if self._reader is None:
+            raise _closed()
+        return self._reader
+
+    def _cached(self, bounds: Bounds) -> Pairs | None:
         # What a transaction that may write has read is to be remembered: its pairs come through `_walk`.
-        return self._at_once(bounds) if self._read_only else None
+        return self._cached_pairs(bounds) if self._read_only else None
 
-    def _at_once(self, bounds: Bounds) -> Pairs | None:
-        seqno = self._open_view().seqno
+    def _cached_pairs(self, bounds: Bounds) -> Pairs | None:
+        seqno = self.reader.seqno
         if len(self._batch):
             return None
-        return self._present.few(bounds.start, bounds.stop, bounds.limit, seqno, reverse=bounds.reverse)
-
-    def _open_view(self) -> View:
-        if self._view is None:
-            raise _closed()
-        return self._view
+        return self._state.cached_range(bounds.start, bounds.stop, bounds.limit, seqno, reverse=bounds.reverse)
 
     def _walk(self, bounds: Bounds) -> Iterator[Chunk]:
-        few = None if self._read_only else self._at_once(bounds)
-        if few is not None:
-            return self._tracked(chunks_in(few), bounds)
-        view = self._open_view()
-        batch = self._batch
-        own = Level(_own_chunks(batch, bounds), disjoint(batch.ranges)) if len(batch) else None
+        pairs = None if self._read_only else self._cached_pairs(bounds)
+        if pairs is not None:
+            return self._tracked(chunks_in(pairs), bounds)
+        own = None
+        if len(self._batch):
+            cover = self._own_cover() if self._batch.ranges else None
+            own = Source(_own_chunks(self._batch, bounds), cover=cover)
         # A registration of its own: the iterator may outlive the transaction.
-        chunks = chunks_of(self._present, self._present.again(view, "scan"), bounds, own)
+        reader = self._state.again(self.reader, "scan")
+        chunks = self._state.chunks(reader, bounds.start, bounds.stop, reverse=bounds.reverse, own=own)
         return chunks if self._read_only else self._tracked(chunks, bounds)
 
     def _tracked(self, chunks: Iterator[Chunk], bounds: Bounds) -> Iterator[Chunk]:
@@ -173,6 +180,7 @@ class Transaction(OrderedMapping, MutableMapping[bytes, bytes]):
         start, stop, left = bounds.start or b"", bounds.stop, bounds.limit
         # Nothing walked yet: an empty range at the end the scan starts from.
         walked: list[bytes | None] = [stop, stop] if bounds.reverse else [start, start]
+        self._take(2 * _ENTRY_BYTES)
         self._ranges.append(walked)
         for keys, values in chunks:
             if left is not None:
@@ -188,50 +196,90 @@ class Transaction(OrderedMapping, MutableMapping[bytes, bytes]):
                 return
         walked[0], walked[1] = start, stop
 
-    def _count(self) -> int:
-        return sum(len(keys) for keys, _ in self._chunks(Bounds(None, None, None, False, None)))
+    def _count(self, start: bytes | None, stop: bytes | None) -> int:
+        # To have counted a range is to have read all of it.
+        if not self._read_only:
+            self._take(2 * _ENTRY_BYTES)
+            self._ranges.append([start or b"", stop])
+        reader, batch = self.reader, self._batch
+        count = self._state.count_at(reader, start, stop)
+        for low, high in self._own_cover().ranges() if batch.ranges else ():
+            clipped = KeyRange(low, high).clip(KeyRange(start or b"", stop))
+            if clipped is not None:
+                count -= self._state.count_at(reader, *clipped)
+        for key, value in batch.writes.items():
+            if (start is None or start <= key) and (stop is None or key < stop):
+                hidden = bool(batch.ranges) and bool(self._own_cover().at(key))
+                there = not hidden and self._state.read_at(reader, key) is not None
+                count += (value is not None) - there
+        return count
 
     # -- writing ------------------------------------------------------------------------------
 
-    def _writable(self) -> WriteBatch:
-        if self._view is None:
-            raise _closed()
+    def _refuse_if_read_only(self) -> None:
+        self.reader  # noqa: B018  # it is over without one
         if self._read_only:
             raise ReadOnlyError('this transaction is read-only: begun with read_only=True, or the store not with "w"')
-        return self._batch
+
+    def _write(self, key: bytes, value: bytes | None) -> None:
+        self._refuse_if_read_only()
+        writes = self._batch.writes
+        size = len(value or b"")
+        if key in writes:
+            size -= len(writes[key] or b"")
+        else:
+            size += len(key) + _ENTRY_BYTES
+        self._take(size)
+        # From here on the rows alone do not answer.
+        self._cache = _NO_ROWS
+        writes[key] = value
+
+    def _take(self, size: int) -> None:
+        """Count memory. TransactionTooLargeError beyond the limit: then nothing is done, and what was done stays."""
+        if self._bytes + size + _ENTRY_BYTES * len(self._reads) > MAX_TRANSACTION_BYTES:
+            raise TransactionTooLargeError(MAX_TRANSACTION_BYTES)
+        self._bytes += size
 
     def put(self, key: BytesLike, value: BytesLike) -> None:
-        """Set `key` to `value` when the transaction commits."""
-        self._writable().put(key, value)
+        """Set `key` to `value` when the transaction commits. TransactionTooLargeError beyond 256 MiB in all."""
+        if type(key) is not bytes or len(key) > MAX_KEY_BYTES:
+            key = as_key(key)
+        if type(value) is not bytes or len(value) > MAX_VALUE_BYTES:
+            value = as_value(value)
+        self._write(key, value)
 
     __setitem__ = put
 
     def delete(self, key: BytesLike) -> None:
         """Remove `key`, if it is there, when the transaction commits. It is not read: no conflict comes of it."""
-        self._writable().delete(key)
+        self._write(as_key(key), None)
 
     def __delitem__(self, key: BytesLike) -> None:
-        batch = self._writable()
         checked = as_key(key)
+        self._refuse_if_read_only()
         if self.get(checked) is None:
             raise KeyError(checked)
-        batch.delete(checked)
+        self._write(checked, None)
 
     def delete_range(self, start: BytesLike | None = None, stop: BytesLike | None = None) -> None:
         """Remove every key from `start` on, up to but without `stop`, when the transaction commits."""
-        self._writable().delete_range(start, stop)
+        self._refuse_if_read_only()
+        self._take(2 * _ENTRY_BYTES)
+        self._batch.delete_range(start, stop)
+        self._cover = None
+        self._cache = _NO_ROWS
 
     def clear(self) -> None:
         """Remove every key when the transaction commits."""
-        self._writable().delete_range()
+        self.delete_range()
 
     def popitem(self) -> tuple[bytes, bytes]:
         """Remove the pair with the largest key, as `Store.popitem` does, and return it; KeyError if there is none."""
-        batch = self._writable()
+        self._refuse_if_read_only()
         pair = self.last()
         if pair is None:
             raise KeyError("popitem(): the store is empty")
-        batch.delete(pair[0])
+        self._write(pair[0], None)
         return pair
 
     # -- ending -------------------------------------------------------------------------------
@@ -242,16 +290,12 @@ class Transaction(OrderedMapping, MutableMapping[bytes, bytes]):
         Raises `ConflictError` if something read has changed since; then nothing was written. Durable on
         return as the transaction's durability says. The transaction is over either way.
         """
-        if self._view is None:
-            raise _closed()
         request = None
         try:
             try:
                 request = self.request()
                 if request is not None:
-                    if self._before_commit is not None:
-                        self._before_commit(self._batch)
-                    self.commit_seqno = self._pipeline.commit(request)
+                    self.commit_seqno = self._engine.commit(request)
             finally:
                 self.abort()
             return self.commit_seqno
@@ -264,12 +308,11 @@ class Transaction(OrderedMapping, MutableMapping[bytes, bytes]):
             raise
 
     def request(self) -> CommitRequest | None:
-        """What `commit` asks the pipeline for; None if nothing was written.
+        """What `commit` asks the engine for; None if nothing was written.
 
-        Requires: until that is done nobody writes to this transaction, or ends it.
+        Requires: until that is done no thread writes to this transaction, or ends it.
         """
-        if self._view is None:
-            raise _closed()
+        self.reader  # noqa: B018  # it is over without one
         batch = self._batch
         if not len(batch):
             return None
@@ -278,26 +321,25 @@ class Transaction(OrderedMapping, MutableMapping[bytes, bytes]):
         if len(batch.writes) == 1 and not batch.ranges:
             ((key, value),) = batch.writes.items()
             if value is not None and len(value) <= _SMALL_BYTES:
-                request = CommitRequest.of_put(key, value, encode_put(key, value), sync=self._sync)
+                request = CommitRequest.of_put(key, value, sync=self._sync)
                 request.since, request.reads, request.ranges = since, self._reads, ranges
                 return request
         return CommitRequest(batch, sync=self._sync, since=since, reads=self._reads, ranges=ranges)
 
     def abort(self) -> None:
         """Forget the writes and let go of the snapshot. Idempotent, and without effect after `commit`."""
-        view, self._view = self._view, None
-        if view is not None:
-            # Of the store, which it would keep from being collected.
-            self._before_commit = None
-            self._present.release(view)
+        reader, self._reader = self._reader, None
+        self._cache = _NO_ROWS
+        if reader is not None:
+            reader.release()
 
     @property
     def is_open(self) -> bool:
         """Whether it can still be used: neither committed nor aborted."""
-        return self._view is not None
+        return self._reader is not None
 
     def __enter__(self) -> Transaction:
-        self._open_view()
+        self.reader  # noqa: B018  # it is over without one
         return self
 
     def __exit__(
@@ -305,17 +347,17 @@ class Transaction(OrderedMapping, MutableMapping[bytes, bytes]):
     ) -> None:
         if kind is not None:
             self.abort()
-        elif self._view is not None:
+        elif self._reader is not None:
             self.commit()
 
     def __repr__(self) -> str:
-        state = "open" if self._view is not None else "over"
+        state = "open" if self._reader is not None else "over"
         return f"<Transaction at seqno {self._seqno}, {len(self._batch)} writes, {state}>"
 
 
 def _own_chunks(batch: WriteBatch, bounds: Bounds) -> Iterator[RawChunk]:
     # A copy: the caller may write while it iterates, and sees what it had written when it began.
-    own = {key: value for key, value in batch.writes.items() if bounds.hold(key)}
+    own = {key: value for key, value in batch.writes.items() if bounds.contains(key)}
     keys = sorted(own, reverse=bounds.reverse)
     return iter([(keys, [own[key] for key in keys])] if keys else [])
 

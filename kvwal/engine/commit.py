@@ -1,31 +1,23 @@
-"""The commit pipeline: validate, number, append, sync, publish; in groups, led by one of the committers.
+"""The commit queue: validate, append, sync, publish, wake; in groups, led by the head of the queue.
 
 How a commit travels:
 
-1. A committer encodes its writes, outside of any lock.
-2. It tries to take the *baton*. Whoever finds it free leads: alone, it pays one dict hit for that. Who
-   finds it taken queues up and sleeps.
-3. The leader takes the whole queue as its group, and for the group: validates each transaction against
-   what committed since its snapshot, and against the members before it; appends the records with one
-   write; flushes once if any member wants it; publishes each in order; wakes the members.
-4. It hands the baton to the first of those who queued up meanwhile, or puts it down.
+1. A thread appends its request to the queue. The thread of the first request in the queue leads; the others sleep.
+2. The leader takes the queue as its group, and for the group: validates each transaction against what committed since
+   its snapshot, and against the members before it; appends the records with one write; flushes once if any member wants
+   it; publishes; wakes the members, and the head of what was queued meanwhile.
+3. A put that finds the queue empty needs no request: it holds the leader's lock for as long as it takes.
 
-Durability: with durability "commit" nothing is published before the flush returned, so no reader sees a
-commit that a power cut could take back. A group with one such member is flushed before any is published.
+Durability: with durability "commit" nothing is published before the flush returned, so no reader sees a commit that a
+power cut could take back. A group with one such member is flushed before any is published.
 
-Invariant: only the holder of the baton touches the log, and validates.
+Invariant: only the owner of `lock` touches the log, validates and publishes. A request stays in the queue until it is
+done.
 
-Interruptions. A signal handler may raise (KeyboardInterrupt) between any two bytecodes of the main
-thread, and an allocation may fail anywhere (MemoryError). So a step never relies on "the next line runs":
-
-- The baton is a dict entry that names its holder: taking and attributing it is one C call.
-- Each step of a group is written so that doing it again is harmless, and the job says which was begun.
-  After an interruption before the append began, the commit is dropped: not written. After it, the job is
-  carried to its end first: written. Then the interruption goes on its way, with a note that says which.
-- A failure of the disk is another matter: the log refuses all further work and the store is poisoned.
-
-What was tried: a lock for leadership (a signal between acquire and try leaves it held for ever); handing
-every commit to a committer thread (two thread switches, 20 us, for a lone writer).
+Interruptions (see kvwal/locks.py). A step of a group may be done again, and the group says whether its append was
+begun. Of the thread that was interrupted, `_resolve` drops the commit if it was not begun, and carries the group to its
+end if it was; then the interruption goes on its way, with a note that says which. What fails while that is done poisons
+the store.
 """
 
 from __future__ import annotations
@@ -39,27 +31,30 @@ from typing import Any, Final, Protocol
 from kvwal.batch import WriteBatch
 from kvwal.engine.memtable import ENTRY_OVERHEAD_BYTES
 from kvwal.engine.occ import History
-from kvwal.engine.present import Present
-from kvwal.engine.refusal import Refusal, poisoned_error
-from kvwal.engine.request import CommitRequest, open_gate, say_written
-from kvwal.errors import DiskFullError, EnvironmentFailure, Error, PoisonedError
+from kvwal.engine.operations import Pending
+from kvwal.engine.request import CommitRequest, say_written
+from kvwal.engine.state import State
+from kvwal.errors import DiskFullError, EnvironmentFailure, Error, PoisonedError, poisoned
 from kvwal.files import Buffer
 from kvwal.keys import Seqno
+from kvwal.locks import collect_first, new_lock, refuse_reentry, release
 from kvwal.log import encode_put
 
-__all__ = ["CommitPipeline", "Log"]
+__all__ = ["CommitQueue", "Log", "RefusingLog"]
 
-_BATON: Final = 0
-# Members of one group: enough for one flush to serve everybody, not so much that the first waits for the last.
+# One group: enough for one flush to serve all that wait, not so much that the first waits for the last.
 _MAX_GROUP_BYTES: Final = 32 << 20
-# How long a leader waits for the others to come back, as a part of the time of a flush.
-_CROWD_WAIT: Final = 0.5
-# How often a step is tried again after interruptions before the store gives up and asks for a reopen.
-_MAX_INTERRUPTIONS: Final = 100
+# How long a leader waits for the threads that the last flush served, as a part of the time of a flush.
+_WINDOW: Final = 0.5
+# How often the end of an interrupted commit is tried before the store gives up and asks for a reopen.
+_MAX_INTERRUPTIONS: Final = 1000
+_MAX_BUGS: Final = 3
+# The objects that the collector counts and that a small group has at a time.
+_GROUP_OBJECTS: Final = 40
 
 
 class Log(Protocol):
-    """What the pipeline needs of the log writer, or of what stands in for a log that refuses."""
+    """What the queue needs of the log, or of what stands in for a log that refuses."""
 
     @property
     def last_seqno(self) -> Seqno: ...
@@ -70,130 +65,213 @@ class Log(Protocol):
     def sync(self) -> None: ...
 
 
-class _Job:
-    """A group being worked on: everything needed to go on after an interruption."""
+class Pressure(Protocol):
+    """What the queue tells of a full disk."""
 
-    __slots__ = ("accepted", "began", "durable", "first", "fitting", "group", "published", "target", "validated")
+    def disk_is_full(self) -> None: ...
+    def release_reserve(self) -> bool: ...
 
-    def __init__(self, group: Sequence[CommitRequest]) -> None:
-        self.group = group
+
+class RefusingLog:
+    """What stands in for the log of a store that takes no commits: closed, read-only, forked or poisoned.
+
+    The commit path thus needs no check of its own for any of these.
+    """
+
+    __slots__ = ("_reason", "durable_seqno", "last_seqno")
+
+    def __init__(self, reason: Callable[[], Exception], seqno: Seqno) -> None:
+        self._reason = reason
+        self.last_seqno = seqno
+        self.durable_seqno = seqno
+
+    def append(self, bodies: Sequence[bytes | list[Buffer]], *, small: bool = False) -> Seqno:
+        """Refuse."""
+        raise self._reason()
+
+    def append_put(self, key: bytes, value: bytes) -> Seqno:
+        """Refuse."""
+        raise self._reason()
+
+    def sync(self) -> None:
+        """Refuse."""
+        raise self._reason()
+
+
+class _Group:
+    """Requests that are committed together, and how far they have come."""
+
+    __slots__ = ("accepted", "began", "durable", "first", "fitting", "members", "validated")
+
+    def __init__(self, members: Sequence[CommitRequest]) -> None:
+        self.members = members
         self.validated = False
+        #: Those that write something and have no conflict, in the order of their seqnos, which begin with `first`.
         self.accepted: list[CommitRequest] = []
-        self.first = 0
-        self.target = 0
+        self.first = Seqno(0)
         #: From here on the records may be on disk.
         self.began = False
         self.durable = False
         #: After the disk was found full: members that are still to be written one by one.
         self.fitting: list[CommitRequest] | None = None
-        self.published = 0
+
+    @property
+    def last(self) -> Seqno:
+        """The seqno of the last accepted member."""
+        return Seqno(self.first + len(self.accepted) - 1)
+
+    @property
+    def sync(self) -> bool:
+        """Whether a member wants a flush."""
+        return any(member.sync for member in self.members)
 
 
-class CommitPipeline:
+class CommitQueue:
     """Takes commits from any thread, one at a time in seqno order, many to a flush."""
 
     def __init__(
         self,
         log: Log,
-        present: Present,
+        state: State,
+        pressure: Pressure,
         *,
-        release_reserve: Callable[[], bool],
         now_s: Callable[[], float] = time.monotonic,
     ) -> None:
         self._log = log
-        self._present = present
-        self._publish_put = present.publish_put
-        self._release_reserve = release_reserve
-        # One entry, whose value says who leads. Rule: taken with setdefault, passed on with assignment, put down
-        # with del; each a single C call.
-        self._baton: dict[int, object] = {}
-        # Guards the hand-over between queue and group; not needed while nobody waits.
-        self._queue_lock = threading.Lock()
-        self._queue: deque[CommitRequest] = deque()
-        self._job: _Job | None = None
+        self._state = state
+        self._pressure = pressure
         self._now_s = now_s
-        # How many committers there were last time, and how long a flush takes: see `_await_crowd`.
-        self._crowd = 0
+        #: Owned by the thread that leads.
+        self.lock = new_lock()
+        #: Guards `taken` of the requests in the queue.
+        self.queue_lock = new_lock()
+        self._queue: deque[CommitRequest] = deque()
+        self._group: _Group | None = None
+        self._thread = threading.local()
+        # How many threads commit at a time, and how long a flush takes: see `_await_committers`.
+        self._expected = 0
         self._flush_s = 0.0
-        self._awaited = False
-        self._crowd_gate = threading.Lock()
+        self._window = threading.Lock()
+        self._window_open = False
 
     def is_busy(self) -> bool:
         """Whether a commit is under way just now."""
-        return _BATON in self._baton
+        lock = self.lock
+        try:
+            if self._queue or not lock.acquire(False):
+                return True
+            lock.release()
+            return False
+        except BaseException:
+            release(lock)
+            raise
 
-    # -- the fast path ------------------------------------------------------------------------
+    # -- one put, alone -------------------------------------------------------------------------
 
     def put(self, key: bytes, value: bytes, sync: bool) -> Seqno:
         """Commit one put; key and value must have passed `as_key` and `as_value`."""
-        baton = self._baton
-        # A fresh object, to name the baton's holder by.
-        entry = (key, value)
+        lock, state = self.lock, self._state
+        if lock._is_owned() or state.lock._is_owned():
+            self.refuse_reentry("a put")
         target = 0
         try:
-            if (sync and self._crowd > 1) or baton.setdefault(_BATON, entry) is not entry:
-                return self.commit(CommitRequest.of_put(key, value, encode_put(key, value), sync=sync))
+            # The collector runs when the most objects are there at a time. Be that here, where a finalizer may commit.
+            a = lock
+            peak: object = (a.acquire, a.acquire, a.acquire, a.acquire, a.acquire, a.acquire, a.acquire, a.acquire)
+            peak = None  # noqa: F841  # they are not to be there in the section
+            if self._queue or (sync and self._expected > 1) or not lock.acquire(False):
+                return self.commit(CommitRequest.of_put(key, value, sync=sync))
             log = self._log
             target = log.last_seqno + 1
             seqno = log.append_put(key, value)
             if sync:
                 log.sync()
-            self._publish_put(seqno, key, value, len(key) + len(value) + ENTRY_OVERHEAD_BYTES)
-            del baton[_BATON]
-            if self._queue:
-                self._promote()
+            state.publish_put(seqno, key, value, len(key) + len(value) + ENTRY_OVERHEAD_BYTES)
+            lock.release()
         except BaseException as error:
-            self._rescue_put(entry, target, sync, error)
-            if isinstance(error, OSError) and not isinstance(error, Error):
-                raise self._poison(error) from error
+            if lock._is_owned():
+                self._rescue_put(key, value, sync, target, error)
+            elif target and state.seqno >= target:
+                say_written(error, target)
+            if _is_of_the_system(error):
+                raise self.poison(error) from error
             raise
         return seqno
 
-    def _rescue_put(self, entry: tuple[bytes, bytes], target: int, sync: bool, error: BaseException) -> None:
-        """The fast path was left by an exception: finish or drop the put, then put the baton down."""
-        if self._baton.get(_BATON) is not entry:
-            # Not ours (any more): we never led, or everything was done.
-            if target and self._present.seqno >= target:
-                say_written(error, target)
-            if self._queue:
-                self._promote()
-            return
-        request = CommitRequest.of_put(*entry, encode_put(*entry), sync=sync)
-        job = _Job((request,))
-        job.validated = True
-        job.accepted = [request]
-        job.first = job.target = target
-        # Before `target` was known nothing was begun. After it, the record may be there.
-        job.began = bool(target)
+    def _rescue_put(self, key: bytes, value: bytes, sync: bool, target: int, error: BaseException) -> None:
+        """`put` was left by an exception while it led: it goes on as a group of one."""
+        request = CommitRequest.of_put(key, value, sync=sync)
+        group = _Group((request,))
+        group.validated = True
+        group.accepted = [request]
+        group.first = Seqno(target)
+        # Before the target was known nothing was begun. After it, the record may be there.
+        group.began = bool(target)
         if isinstance(error, DiskFullError):
-            self._present.short_of_space = self._present.attention = True
-        self._job = job
-        self._baton[_BATON] = request
-        self._after_exception(request, error)
+            self._pressure.disk_is_full()
+        self._group = group
+        self._after_exception((request,), error)
         if request.error is not None and request.error is not error:
             raise request.error from error
 
-    # -- commits ------------------------------------------------------------------------------
+    # -- requests -------------------------------------------------------------------------------
 
-    def commit(self, request: CommitRequest, company: Sequence[CommitRequest] = ()) -> Seqno:
-        """Commit, and return the seqno (0 for a request without writes). `company` rides along.
-
-        Raises what went wrong with this request; those in company have their own `error`.
-        """
+    def commit(self, request: CommitRequest) -> Seqno:
+        """Commit, and return the seqno (0 for a request without writes). Raises what went wrong with it."""
         try:
-            if company:
-                self._queue.extend(company)
-            if self._baton.setdefault(_BATON, request) is request or self._wait(request):
-                self._lead(request)
+            self.submit((request,))
         except BaseException as error:
-            self._after_exception(request, error)
-            self._dismiss(company, error)
-            if isinstance(error, OSError) and not isinstance(error, Error):
-                raise self._poison(error) from error
+            if request.seqno:
+                say_written(error, request.seqno)
             raise
         if request.error is not None:
             raise request.error
         return request.seqno
+
+    def submit(self, requests: Sequence[CommitRequest]) -> None:
+        """Commit each of the requests; what went wrong with one is its own `error`. On return all are done.
+
+        Raises ReentrancyError, and what interrupted the thread; a request that was not begun then has that as its
+        error.
+        """
+        if self.lock._is_owned() or self._state.lock._is_owned() or self.queue_lock._is_owned():
+            self.refuse_reentry("a commit")
+        lock, queue, last = self.lock, self._queue, requests[-1]
+        # As in `put`: more than a group makes while it is under way.
+        collect_first(lock, _GROUP_OBJECTS)
+        waiter = self._waiter()
+        # How many calls of this thread are here already, each interrupted by the next.
+        depth: int = getattr(self._thread, "depth", 0)
+        try:
+            self._thread.depth = depth + 1
+            for request in requests:
+                request.waiter = waiter
+            queue.extend(requests)
+            if self._window_open and len(queue) >= self._expected:
+                _open(self._window)
+            while not last.done:
+                if self._leads(waiter):
+                    # Not in a `with` block: on an exception the lock is held until `_resolve` has ended the group.
+                    lock.acquire()
+                    # A put alone, or a thread that led before us, may have had it until now.
+                    if self._leads(waiter):
+                        self._lead()
+                    lock.release()
+                else:
+                    waiter.acquire()
+            self._leave(waiter, depth)
+        except BaseException as error:
+            self._after_exception(requests, error)
+            self._leave(waiter, depth)
+            if _is_of_the_system(error):
+                raise self.poison(error) from error
+            raise
+
+    def _leave(self, waiter: threading.Lock, depth: int) -> None:
+        self._thread.depth = depth
+        if depth:
+            # The call that this one interrupted may have missed its own wake-up.
+            _open(waiter)
 
     def sync(self) -> None:
         """Flush everything committed so far."""
@@ -203,344 +281,355 @@ class CommitPipeline:
         """Run something while no commit can be under way."""
         self.commit(CommitRequest(WriteBatch(), sync=False, action=action))
 
-    def _wait(self, request: CommitRequest) -> bool:
-        """Queue up. True: we were made leader; False: the request is done."""
-        gate = threading.Lock()
-        gate.acquire()
-        request.gate = gate
-        self._queue.append(request)
-        if self._awaited and len(self._queue) + 1 >= self._crowd:
-            open_gate(self._crowd_gate)
-        # The leader looks at the queue after it put the baton down: either it sees us, or we find the baton free.
-        if self._baton.setdefault(_BATON, request) is request:
-            return not self._leave_if_done(request)
-        gate.acquire()
-        return not request.done
+    def _waiter(self) -> threading.Lock:
+        """What the calling thread sleeps on. One for each thread: a nested call leads for the one it interrupted."""
+        waiter: threading.Lock | None = getattr(self._thread, "waiter", None)
+        if waiter is None:
+            waiter = threading.Lock()
+            waiter.acquire()
+            self._thread.waiter = waiter
+        return waiter
 
-    def _leave_if_done(self, request: CommitRequest) -> bool:
-        if request.done:
-            self._put_down()
-            return True
-        return False
+    def _leads(self, waiter: threading.Lock) -> bool:
+        try:
+            return self._queue[0].waiter is waiter
+        except IndexError:
+            # All are done, and the thread has been woken.
+            return False
 
-    def _lead(self, request: CommitRequest) -> None:
-        """Requires: `request` holds the baton and is not done."""
-        if request.sync and self._crowd > 1:
-            self._await_crowd()
-        group = [request]
-        # Before anybody is taken out of the queue: whoever is must not be forgotten with this frame.
-        self._job = job = _Job(group)
-        with self._queue_lock:
-            size = request.size
-            while self._queue and size <= _MAX_GROUP_BYTES:
-                member = self._queue[0]
-                # One that is done was interrupted while it led, or was made to: it has been told how it ended.
-                if member is not request and not member.done:
-                    group.append(member)
-                    size += member.size
-                self._queue.popleft()
-        self._advance(job)
-        self._finish(request)
+    def refuse_reentry(self, what: str) -> None:
+        """ReentrancyError if the calling thread leads, or is in a section of the state."""
+        for lock in (self.lock, self._state.lock, self.queue_lock):
+            refuse_reentry(lock, what)
 
-    def _await_crowd(self) -> None:
-        """Let those whom the last flush served come back for the next, so that it serves all.
+    # -- a group --------------------------------------------------------------------------------
 
-        Without this, threads that commit in a loop fall into two halves, each waiting for the flush of the other,
-        and twice as many flushes are made. The wait is a part of what a flush takes, and ends as soon as as many
-        are here as there were; a thread alone never waits.
+    def _lead(self) -> None:
+        """Requires: lock, and that a request of this thread is the head of the queue."""
+        if self._expected > 1 and self._queue[0].sync:
+            self._await_committers()
+        self._group = group = self._next_group()
+        self._commit_group(group)
+        self._finish(group)
+
+    def _await_committers(self) -> None:
+        """Let the threads that the last flush served come back for the next, so that it serves all.
+
+        Without this, threads that commit in a loop fall into two halves, each waiting for the flush of the other, and
+        twice as many flushes are made. The wait is a part of what a flush takes, and ends as soon as as many are here
+        as there were; a thread alone never waits.
         """
-        gate = self._crowd_gate
-        if gate.acquire(blocking=False):
-            # Looked at before it is waited for: whoever completes the crowd opens it, and may have been here already.
-            self._awaited = True
-            if len(self._queue) + 1 < self._crowd:
-                gate.acquire(timeout=self._flush_s * _CROWD_WAIT)
-            self._awaited = False
-        open_gate(gate)
+        self._window.acquire(blocking=False)
+        self._window_open = True
+        # Checked again: the last committer may have arrived before the window was open.
+        if len(self._queue) < self._expected:
+            self._window.acquire(timeout=self._flush_s * _WINDOW)
+        self._window_open = False
 
-    def _finish(self, request: CommitRequest) -> None:
-        # May be done again: it is the job that says whom to wake, so it goes when all are awake.
-        job = self._job
-        if job is not None:
-            # Threads, that is: those who came in company of another (asyncio's tasks) come back in company.
-            self._crowd = 1 + len(self._queue)
-            for member in job.group:
-                self._crowd += member.gate is not None and member is not request
-            for member in job.group:
-                member.wake()
-        self._job = None
-        if self._baton.get(_BATON) is request:
-            self._put_down()
+    def _next_group(self) -> _Group:
+        with self.queue_lock:
+            members: list[CommitRequest] = []
+            size = 0
+            for member in list(self._queue):
+                if size > _MAX_GROUP_BYTES:
+                    break
+                size += member.size
+                members.append(member)
+                member.taken = True
+            return _Group(members)
 
-    def _put_down(self) -> None:
-        # Requires: the baton is ours.
-        if self._queue:
-            # Passed on without putting it down: a newcomer in between would flush for itself alone.
-            with self._queue_lock:
-                waiters = list(self._queue)
-                waiter = next((member for member in waiters if member.gate is not None and not member.done), None)
-                if waiter is not None and waiter.gate is not None:
-                    self._baton[_BATON] = waiter
-                    open_gate(waiter.gate)
-                    return
-        del self._baton[_BATON]
-        if self._queue:
-            self._promote()
+    def _commit_group(self, group: _Group) -> None:
+        """The steps of a commit. May be begun anew after an interruption."""
+        if not group.validated:
+            self._validate(group)
+        self._append_and_sync(group)
+        self._publish(group)
+        self._run_actions(group)
 
-    def _promote(self) -> None:
-        """Somebody queued up while the baton was held: make the first of them leader.
+    def _validate(self, group: _Group) -> None:
+        """Accept the members without a conflict, and let operations say what they write."""
+        first = Seqno(self._log.last_seqno + 1)
+        before = Seqno(first - 1)
+        history = self._state.history
+        # What the members before it write; looked up by key, since a group may have a thousand members.
+        own: History | None = None
+        if len(group.members) > 1 and any(member.since is not None for member in group.members):
+            own = History()
+            own.begin(before)
+        pending = Pending(self._state) if any(member.operation is not None for member in group.members) else None
+        accepted: list[CommitRequest] = []
+        for member in group.members:
+            member.error = None
+            if member.since is not None:
+                member.error = history.conflict(member.since, member.reads, member.ranges)
+                if member.error is None and own is not None:
+                    member.error = own.conflict(before, member.reads, member.ranges)
+            elif member.operation is not None and pending is not None:
+                try:
+                    member.write(member.operation.evaluate(pending) or WriteBatch())
+                except (Error, OSError, LookupError, TypeError, ValueError, OverflowError) as error:
+                    member.error = error
+            if member.error is not None or not member.writes_something:
+                continue
+            if own is not None:
+                own.record(Seqno(first + len(accepted)), member.batch.writes, member.batch.ranges, before)
+            if pending is not None:
+                pending.write(member.batch)
+            accepted.append(member)
+        group.accepted = accepted
+        group.first = first
+        group.validated = True
 
-        May be done again: one who got the baton and was not woken, since an interruption came in between, is now.
-        """
-        with self._queue_lock:
-            # A copy in one C call: others queue up without the lock, and a deque may not change under a loop.
-            waiters = list(self._queue)
-            # Others ride with a member of the queue that has a thread to lead.
-            waiter = next((member for member in waiters if member.gate is not None and not member.done), None)
-            if waiter is None:
-                return
-            holder = self._baton.setdefault(_BATON, waiter)
-            for member in waiters:
-                if member is holder and member.gate is not None:
-                    open_gate(member.gate)
-
-    # -- the steps of a group -----------------------------------------------------------------
-
-    def _advance(self, job: _Job) -> None:
-        """Carry the job to its end. Every step may be entered again."""
-        if not job.validated:
-            self._validate(job)
+    def _append_and_sync(self, group: _Group) -> None:
+        if group.durable:
+            return
         log = self._log
-        if (job.accepted or job.fitting is not None) and not job.durable:
+        if group.accepted or group.fitting is not None:
             try:
-                if job.fitting is None:
-                    self._write(job, log)
+                if group.fitting is None:
+                    self._append(group, log)
+                    for member in group.accepted:
+                        # Refused for a full disk before an interruption, and written now.
+                        member.error = None
             except DiskFullError as error:
-                self._refuse_puts(job, error)
-            if job.fitting is not None:
-                self._write_what_fits(job, job.fitting, log)
-        elif not job.durable and any(member.sync for member in job.group):
+                self._refuse_puts(group, error)
+            if group.fitting is not None:
+                self._append_what_fits(group, group.fitting, log)
+        if group.sync:
+            began_s = self._now_s()
             log.sync()
-            job.durable = True
-        present = self._present
-        for index in range(job.published, len(job.accepted)):
-            member = job.accepted[index]
-            member.seqno = Seqno(job.first + index)
-            if member.seqno > present.seqno:
+            self._flush_s += (self._now_s() - began_s - self._flush_s) / 8
+        group.durable = True
+
+    def _append(self, group: _Group, log: Log) -> None:
+        group.began = True
+        # After an interruption the append may have been finished: then the log has counted it.
+        if log.last_seqno >= group.last:
+            return
+        if len(group.accepted) == 1 and group.accepted[0].key is not None:
+            log.append_put(group.accepted[0].key, group.accepted[0].value)
+        else:
+            log.append([_body(member) for member in group.accepted])
+
+    def _publish(self, group: _Group) -> None:
+        state = self._state
+        accepted = group.accepted
+        if len(accepted) > 1 and all(member.key is not None for member in accepted):
+            if group.last > state.seqno:
+                size = sum(member.size for member in accepted) + ENTRY_OVERHEAD_BYTES * len(accepted)
+                keys = [member.key for member in accepted]
+                state.publish_puts(group.last, keys, [member.value for member in accepted], size)  # type: ignore[arg-type]
+            for seqno, member in enumerate(accepted, group.first):
+                member.seqno = Seqno(seqno)
+            return
+        for number, member in enumerate(accepted, group.first):
+            seqno = Seqno(number)
+            if seqno > state.seqno:
                 if member.key is not None:
-                    self._publish_put(member.seqno, member.key, member.value, member.size + ENTRY_OVERHEAD_BYTES)
+                    state.publish_put(seqno, member.key, member.value, member.size + ENTRY_OVERHEAD_BYTES)
                 else:
-                    present.publish(member.seqno, member.batch, member.size)
-            job.published = index + 1
-        for member in job.group:
-            if member.action is not None and not member.done:
+                    state.publish(seqno, member.batch, member.size)
+            member.seqno = seqno
+
+    def _run_actions(self, group: _Group) -> None:
+        for member in group.members:
+            if member.action is not None:
                 try:
                     member.action()
                 except (OSError, Error) as error:
                     # Its own: the other members were written, and must not hear that they were not.
-                    member.error = error if isinstance(error, Error) else self._poison(error)
+                    member.error = error if isinstance(error, Error) else self.poison(error)
                 member.action = None
+
+    def _finish(self, group: _Group) -> None:
+        """The group is over: wake its threads, and the next leader. Harmless when done again."""
+        queue = self._queue
+        # From here on it can only be ended.
+        group.began = True
+        for member in group.members:
             member.done = True
+        with self.queue_lock:
+            try:
+                while queue[0].done:
+                    queue.popleft()
+            except IndexError:
+                pass  # No request is left.
+        waiters = {member.waiter for member in group.members}
+        self._expected = len(waiters) + len(queue)
+        for waiter in waiters:
+            if waiter is not None:
+                _open(waiter)
+        self._group = None
+        self._wake_head()
 
-    def _validate(self, job: _Job) -> None:
-        history = self._present.history
-        first = self._log.last_seqno + 1
-        accepted: list[CommitRequest] = []
-        # What the members before it write; looked up by key, since a group may have a thousand members.
-        group_history: History | None = None
-        if len(job.group) > 1 and any(member.since is not None for member in job.group):
-            group_history = History()
-            group_history.begin(Seqno(first - 1))
-        for member in job.group:
-            if member.since is not None:
-                conflict = history.conflict(member.since, member.reads, member.ranges)
-                if conflict is None and group_history is not None:
-                    conflict = group_history.conflict(Seqno(first - 1), member.reads, member.ranges)
-                if conflict is not None:
-                    member.error = conflict
-                    continue
-            if member.body is not None:
-                if group_history is not None:
-                    group_history.record(Seqno(first + len(accepted)), member.batch)
-                accepted.append(member)
-        job.accepted = accepted
-        job.first = first
-        job.target = first + len(accepted) - 1
-        job.validated = True
+    def _wake_head(self) -> None:
+        try:
+            waiter = self._queue[0].waiter
+        except IndexError:
+            return
+        if waiter is not None:
+            _open(waiter)
 
-    def _write(self, job: _Job, log: Log) -> None:
-        job.began = True
-        # After an interruption the append may have been finished: then the log has counted it.
-        if log.last_seqno < job.target:
-            if len(job.accepted) == 1 and job.accepted[0].key is not None:
-                log.append_put(job.accepted[0].key, job.accepted[0].value)
-            else:
-                log.append([member.body for member in job.accepted if member.body is not None])
-        if any(member.sync for member in job.group):
-            if len(job.group) > 1 or self._crowd > 1:
-                began_s = self._now_s()
-                log.sync()
-                self._flush_s += (self._now_s() - began_s - self._flush_s) / 8
-            else:
-                log.sync()
-        job.durable = True
+    # -- a full disk ----------------------------------------------------------------------------
 
-    def _refuse_puts(self, job: _Job, error: DiskFullError) -> None:
+    def _refuse_puts(self, group: _Group, error: DiskFullError) -> None:
         """No room for the group. Members that only delete make room: they may use the reserve."""
-        self._present.short_of_space = self._present.attention = True
-        deleting = [member for member in job.accepted if member.only_deletes]
-        for member in job.accepted:
+        self._pressure.disk_is_full()
+        deleting = [member for member in group.accepted if member.only_deletes]
+        for member in group.accepted:
             if member not in deleting:
                 member.error = error
-        job.accepted, job.fitting = [], deleting
+        group.accepted, group.fitting = [], deleting
 
-    def _write_what_fits(self, job: _Job, fitting: list[CommitRequest], log: Log) -> None:
-        """Write the members that are left, one by one. May be entered again, so each is done before it is taken off."""
+    def _append_what_fits(self, group: _Group, fitting: list[CommitRequest], log: Log) -> None:
+        """Write the members that are left, one by one. May be begun anew, so each is done before it is taken off."""
         while fitting:
             member = fitting[0]
-            if job.accepted[-1:] != [member] and member.error is None:
+            if group.accepted[-1:] != [member] and member.error is None:
                 try:
                     # After an interruption the append may have been finished: then the log has counted it.
-                    if log.last_seqno < job.first + len(job.accepted):
+                    if log.last_seqno < group.first + len(group.accepted):
                         self._append_small(member, log)
                 except DiskFullError as full:
                     member.error = full
                 else:
-                    job.accepted.append(member)
+                    group.accepted.append(member)
             del fitting[0]
-        job.target = job.first + len(job.accepted) - 1
-        if any(member.sync for member in job.group):
-            log.sync()
-        job.durable = True
 
     def _append_small(self, member: CommitRequest, log: Log) -> None:
-        assert member.body is not None
         try:
-            log.append([member.body], small=True)
+            log.append([_body(member)], small=True)
         except DiskFullError:
-            if not self._release_reserve():
+            if not self._pressure.release_reserve():
                 raise
-            log.append([member.body], small=True)
+            log.append([_body(member)], small=True)
 
-    # -- interruptions and failures -----------------------------------------------------------
+    # -- interruptions and failures -------------------------------------------------------------
 
-    def _after_exception(self, request: CommitRequest, error: BaseException) -> None:
-        """`commit` was left by an exception: see to it that the request ends, one way or the other."""
+    def _after_exception(self, requests: Sequence[CommitRequest], error: BaseException) -> None:
+        """`submit` was left by an exception: see to it that its requests end, one way or the other."""
+        bugs = 0
         for _ in range(_MAX_INTERRUPTIONS):
             try:
-                self._settle(request, error)
+                self._resolve(requests, error)
+                break
             except (KeyboardInterrupt, SystemExit, MemoryError):
                 continue
-            except Exception as bug:  # noqa: BLE001  # whatever it is, others wait for the baton
-                self._give_up(request, bug)
-            break
+            except Exception as bug:  # noqa: BLE001  # whatever it is, other threads wait
+                # What a handler raises comes once; a bug of our own comes again.
+                bugs += 1
+                if bugs == _MAX_BUGS:
+                    self._give_up(requests, bug)
+                    break
         else:
-            self._give_up(request, error)
-        if request.seqno:
-            say_written(error, request.seqno)
+            self._give_up(requests, error)
+        for request in requests:
+            if request.seqno:
+                say_written(error, request.seqno)
 
-    def _give_up(self, request: CommitRequest, cause: BaseException) -> None:
-        """Our own bug, or more interruptions than can be: what became of the group is unknown. Nobody waits for it."""
-        self.refuse(Refusal(lambda: poisoned_error(cause), self._log.last_seqno))
-        if self._baton.get(_BATON) is not request:
-            return
-        if self._job is not None:
-            for member in self._job.group:
-                if not member.done:
-                    member.seqno = Seqno(0)
-                    member.error = poisoned_error(cause)
-        request.done = True
-        self._finish(request)
+    def _resolve(self, requests: Sequence[CommitRequest], error: BaseException) -> None:
+        release(self._state.lock)
+        release(self.queue_lock)
+        if self.lock._is_owned():
+            group = self._group
+            if group is not None and self._end_of(group, error):
+                self._finish(group)
+            else:
+                # Nothing was begun: what was taken is waiting again.
+                with self.queue_lock:
+                    for member in list(self._queue):
+                        member.taken = False
+                    self._group = None
+            self._withdraw(requests, error)
+            release(self.lock)
+        else:
+            self._withdraw(requests, error)
+        # We may have been the head, or interrupted before we woke it.
+        self._wake_head()
+        # What another thread leads has its outcome in a moment.
+        for request in requests:
+            while not request.done and request.waiter is not None:
+                request.waiter.acquire(timeout=1.0)
 
-    def _dismiss(self, company: Sequence[CommitRequest], error: BaseException) -> None:
-        """Those in company that nobody has begun go the way of the one they came with: not written."""
-        for member in company:
-            with self._queue_lock:
-                waiting = not member.done and member in self._queue
-                if waiting:
-                    self._queue.remove(member)
-                    member.error = error
-            if waiting:
-                member.wake()
-
-    def _settle(self, request: CommitRequest, error: BaseException) -> None:
-        if self._baton.get(_BATON) is request:
-            job = self._job
-            if job is not None:
-                self._settle_job(job, request, error)
-            request.done = True
-            self._leave_queue(request)
-            self._finish(request)
-            return
-        self._leave_queue(request)
-        gate = request.gate
-        if gate is not None and not request.done:
-            # Another thread leads a group with our commit in it: its outcome is known in a moment.
-            gate.acquire()
-            request.done = True
-        if self._baton.get(_BATON) is request:
-            # Made leader while interrupted: nothing of ours is under way, somebody else leads the others.
-            self._put_down()
-        elif self._queue:
-            # We may have been interrupted while we passed the baton on.
-            self._promote()
-
-    def _leave_queue(self, request: CommitRequest) -> None:
-        # Under the lock: the baton is passed only to who is in the queue, and not done.
-        with self._queue_lock:
-            if request in self._queue:
-                request.done = True
-                self._queue.remove(request)
-
-    def _settle_job(self, job: _Job, request: CommitRequest, error: BaseException) -> None:
-        if all(member.done for member in job.group):
-            # It is over, but for waking them.
-            return
+    def _end_of(self, group: _Group, error: BaseException) -> bool:
+        """Carry an interrupted group to its end. False if nothing of it was begun: it stays in the queue."""
+        if all(member.done for member in group.members):
+            return True
         failure = _disk_failure(error)
-        if failure is None and job.began and not isinstance(error, Error):
-            # Interrupted with records perhaps on disk: carry the whole group to its end. It is written.
-            self._present.recount()
+        if failure is None and group.began and not isinstance(error, Error):
+            # Records may be on disk: the whole group is written.
             try:
-                self._advance(job)
-                self._present.recount()
-                return
+                self._commit_group(group)
+                return True
             except (OSError, Error) as later:
                 failure = later
         if failure is not None:
-            for member in job.group:
-                if not member.done:
-                    member.error = failure if isinstance(failure, Error) else poisoned_error(failure)
-                    member.done = True
-            return
-        # Nothing was begun: our own request is dropped; the others go back to the head of the queue.
-        with self._queue_lock:
-            for member in reversed(job.group):
-                if member is not request and not member.done and member not in self._queue:
-                    self._queue.appendleft(member)
-        for member in job.group:
-            if member.done:
-                member.wake()
-        self._job = None
+            error = failure if isinstance(failure, Error) else self.poison(failure)
+            for member in group.members:
+                if not member.done and not member.seqno:
+                    member.error = error
+            return True
+        return False
 
-    def _poison(self, cause: OSError) -> PoisonedError:
-        """A failure that the log did not see (it makes PoisonedErrors of its own): refuse all that comes after."""
-        self.refuse(Refusal(lambda: poisoned_error(cause), self._log.last_seqno))
-        return poisoned_error(cause)
+    def _withdraw(self, requests: Sequence[CommitRequest], error: BaseException) -> None:
+        """Requests that no leader has taken are not written."""
+        with self.queue_lock:
+            for request in requests:
+                if not request.taken and not request.done:
+                    request.error = error
+                    if request in self._queue:
+                        self._queue.remove(request)
+                    request.done = True
 
-    # -- ends ---------------------------------------------------------------------------------
+    def _give_up(self, requests: Sequence[CommitRequest], cause: BaseException) -> None:
+        """Our own bug, or more interruptions than can be: what became of the group is unknown. It poisons the store."""
+        self.poison(cause)
+        group = self._group
+        if self.lock._is_owned() and group is not None:
+            for member in group.members:
+                if not member.done and not member.seqno:
+                    member.error = poisoned(cause)
+            self._finish(group)
+        self._withdraw(requests, cause)
+        release(self.queue_lock)
+        release(self.lock)
+        self._wake_head()
+
+    def poison(self, cause: BaseException) -> PoisonedError:
+        """Refuse all that comes after, since what is on disk is unknown. Returns the error that says so."""
+        self.refuse(RefusingLog(lambda: poisoned(cause), self._log.last_seqno))
+        return poisoned(cause)
+
+    # -- ends -----------------------------------------------------------------------------------
 
     def refuse(self, log: Log) -> None:
         """From now on, let `log` (which raises) answer every commit."""
         self._log = log
 
     def abandon_in_child(self, log: Log) -> None:
-        """After a fork, in the child: whoever held the baton does not exist here."""
+        """After a fork, in the child: the leader does not exist here."""
         self._log = log
-        self._baton = {}
-        self._queue_lock = threading.Lock()
-        self._crowd_gate = threading.Lock()
+        self.lock = new_lock()
+        self.queue_lock = new_lock()
+        self._window = threading.Lock()
         self._queue = deque()
-        self._job = None
+        self._group = None
+
+
+def _body(member: CommitRequest) -> bytes | list[Buffer]:
+    if member.body is None:
+        assert member.key is not None
+        return encode_put(member.key, member.value)
+    return member.body
+
+
+def _open(waiter: threading.Lock) -> None:
+    """Wake the thread that sleeps on it, or let it not fall asleep."""
+    # Opening twice is harmless: a thread that wakes looks whether it is done.
+    try:
+        waiter.release()
+    except RuntimeError:
+        return
 
 
 def _disk_failure(error: BaseException) -> BaseException | None:
@@ -549,6 +638,11 @@ def _disk_failure(error: BaseException) -> BaseException | None:
     What is looked at is the exception alone, never what it was raised in the handling of: that may be the caller's own
     business. A log that failed refuses to try again by itself, so nothing is lost by asking it.
     """
-    if isinstance(error, EnvironmentFailure | OSError) and not isinstance(error, InterruptedError):
-        return error
-    return None
+    return error if isinstance(error, EnvironmentFailure) or _is_of_the_system(error) else None
+
+
+def _is_of_the_system(error: BaseException) -> bool:
+    """Whether a system call failed. What a signal handler raises, a TimeoutError for one, has no errno."""
+    return (
+        isinstance(error, OSError) and error.errno is not None and not isinstance(error, InterruptedError | Error)
+    )

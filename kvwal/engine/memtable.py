@@ -1,38 +1,46 @@
 """The memtable: the in-memory sorted table of what is newer than the checkpoint.
 
-A dict answers point reads; order is made lazily, in bulk, when somebody scans, because keeping a
-sorted container in order costs 20 times a dict insert on every put (measured: 3.9 us against 0.22).
+A dict answers point reads; order is made lazily, in bulk, when something scans, because keeping a sorted container in
+order costs 20 times a dict insert on every put (measured: 3.9 us against 0.22).
 
 Rules:
 
-- One thread at a time applies commits, under the lock of `Present` that owns the table. A frozen
-  table never changes again and needs no lock.
-- `latest` holds the newest value of each key written since the table was made; None is a tombstone.
-  A key never leaves `latest`, so the keys added since the order was last made are the last ones.
-- `ranges` hide what lies in the *older* levels only: applying a range delete turns the covered keys
-  of this table into tombstones, and later puts go on top.
-- While a reader of an older moment is registered (`keep`), what a commit replaces is first written
-  to `versions`, which says: "until before `seqno`, this key had this value here".
+- The commit leader alone applies commits, under `State.lock`. A frozen table never changes again and needs no lock.
+- `latest` holds the newest value of each key written since the table was made; None is a tombstone. A key never leaves
+  `latest`, so the keys added since the order was last made are the last ones.
+- A deleted range is an entry of `ranges`, and nothing else: O(log ranges), however many keys it covers. It hides the
+  older sources and those values of `latest` that were written before it. Which these are is known from `written_at`:
+  only keys written while the map is not empty carry a seqno.
+- While a reader of an older moment is registered, what a commit replaces is first written to `versions`: "until before
+  `seqno`, this key had this value here, written at that seqno".
+- Invariant: within a commit `ranges` and `written_at` change first, then `versions`, then `latest`. So a reader that
+  looks into `latest` first and `versions` after needs no lock while there are no ranges.
 """
 
 from __future__ import annotations
 
-import threading
-from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Collection, Iterable, Iterator
-from itertools import islice, repeat
-from typing import Final, TypeAlias
+from bisect import bisect_right
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from itertools import islice
+from operator import itemgetter
+from typing import TYPE_CHECKING, Final, TypeAlias
 
 from sortedcontainers import SortedList
 
 from kvwal.batch import WriteBatch
+from kvwal.engine.range_map import Cover, RangeMap
+from kvwal.engine.readers import Readers
 from kvwal.keys import KeyRange, Seqno
+from kvwal.locks import Lock, locked, new_lock
+
+if TYPE_CHECKING:
+    from kvwal.engine.count import Census
 
 __all__ = ["ENTRY_OVERHEAD_BYTES", "MISSING", "Memtable", "Missing", "Value", "sorted_in_steps"]
 
 
 class Missing:
-    """The type of `MISSING`: this level knows nothing of the key, ask the next older one."""
+    """The type of `MISSING`: this source knows nothing of the key, ask the next older one."""
 
     __slots__ = ()
 
@@ -44,19 +52,22 @@ MISSING: Final = Missing()
 
 Value: TypeAlias = bytes | None
 
-# What an entry costs beside the bytes of its key and value: two object headers (33 each) rounded up by the
-# allocator, and a slot in two dicts (this one, and the rows that readers hit) and later in the order.
+_Version: TypeAlias = "tuple[Seqno, Value | Missing, int]"
+_seqno_of: Final[Callable[[_Version], Seqno]] = itemgetter(0)
+
+# What an entry costs beside the bytes of its key and value: two object headers (33 each) rounded up by the allocator,
+# and a slot in two dicts (this one, and the row cache) and later in the order.
 ENTRY_OVERHEAD_BYTES: Final = 220
 _VERSION_OVERHEAD_BYTES: Final = 200
 
-# So many keys are sorted in half a millisecond, during which no other thread has the interpreter.
+# This many keys are sorted in half a millisecond, during which no other thread has the interpreter.
 _STEP: Final = 1024
-# One key of so many, but no more than so many keys, say where the steps part.
+# One key in 128, but at most 4,096 keys, say where the steps part.
 _SAMPLED: Final = 128
 _MOST_SAMPLES: Final = 4096
 
 
-def sorted_in_steps(keys: Collection[bytes], give_way: Callable[[], None]) -> Iterator[list[bytes]]:
+def sorted_in_steps(keys: Collection[bytes], yield_to_writers: Callable[[], None]) -> Iterator[list[bytes]]:
     """The keys in order, in lists of about `_STEP`: `sorted` of a million would stop all other threads for a second.
 
     They are dealt out between bounds that a sample gives, and then each list is sorted; in all that takes no longer.
@@ -70,7 +81,7 @@ def sorted_in_steps(keys: Collection[bytes], give_way: Callable[[], None]) -> It
         sample.append(part[37 * len(parts) % len(part)])
         parts.append(part)
         if not len(parts) % (_STEP // _SAMPLED):
-            give_way()
+            yield_to_writers()
     sample.sort()
     per_step = max(1, _STEP // every)
     bounds = sample[per_step::per_step]
@@ -79,51 +90,60 @@ def sorted_in_steps(keys: Collection[bytes], give_way: Callable[[], None]) -> It
     for part in parts:
         for key in part:
             put_into[bisect_right(bounds, key)](key)
-        give_way()
+        yield_to_writers()
     for step in steps:
         step.sort()
-        give_way()
+        yield_to_writers()
         yield step
 
 
 class Memtable:
-    """Newest values by key, lazily ordered, with older versions while someone needs them."""
+    """Newest values by key, lazily ordered, with older versions while a registered reader needs them."""
 
     __slots__ = (
         "_order",
         "_order_broken",
-        "_order_lock",
         "_ordered",
-        "_version_sweep_at",
+        "_state_lock",
+        "_sweep_at",
         "bytes_used",
-        "compared",
-        "latest",
+        "census",
+        "has_deletes",
+        "is_frozen",
         "last_seqno",
+        "latest",
+        "lock",
         "ranges",
-        "tombstones",
-        "version_count",
+        "readers",
         "versions",
+        "written_at",
     )
 
-    def __init__(self, after: Seqno) -> None:
+    def __init__(self, after: Seqno, state_lock: Lock | None = None) -> None:
         #: Seqno of the newest commit applied; of the newest one below while the table is empty.
         self.last_seqno = after
         self.latest: dict[bytes, Value] = {}
-        #: How many values in `latest` are None.
-        self.tombstones = 0
-        self.ranges: list[tuple[Seqno, KeyRange]] = []
-        self.versions: dict[bytes, list[tuple[Seqno, Value | Missing]]] = {}
-        self.version_count = 0
-        self._version_sweep_at = 1024
-        #: For count.py: how many of the first keys were looked up below this table, and how many existed there.
-        self.compared = (0, 0)
+        #: Whether no commit is applied to it any more.
+        self.is_frozen = False
+        #: Whether a value in `latest` may be None.
+        self.has_deletes = False
+        self.ranges = RangeMap()
+        self.written_at: dict[bytes, Seqno] = {}
+        self.versions: dict[bytes, list[_Version]] = {}
+        self._sweep_at = 1024
+        #: Who reads this table. Shared by all versions that have it as their newest.
+        self.readers = Readers()
+        #: For count.py: what counting knows of the keys, once something was counted.
+        self.census: Census | None = None
         #: Estimate of the memory held, for the budget.
         self.bytes_used = 0
-        # Guards what follows; writers never touch it.
-        self._order_lock = threading.Lock()
+        self._state_lock = new_lock() if state_lock is None else state_lock
+        #: Guards the order; the commit leader never takes it.
+        self.lock = new_lock()
         self._order: SortedList[bytes] = SortedList()
         self._ordered = 0
-        # Set while keys are brought into the order. Left set by an interruption, it says that nobody knows which are.
+        # Set while keys are brought into the order. Left set by an interruption, it says that the order is to be made
+        # anew.
         self._order_broken = False
 
     def __len__(self) -> int:
@@ -133,138 +153,160 @@ class Memtable:
         """Whether no commit has reached this table."""
         return not self.latest and not self.ranges
 
-    # -- writing ------------------------------------------------------------------------------
+    # -- writing: the commit leader, under State.lock -------------------------------------------
 
-    def apply(self, seqno: Seqno, batch: WriteBatch, size: int, oldest_reader: Seqno | None) -> None:
-        """Apply one commit. `size`: bytes of its keys and values; `oldest_reader`: see `_keep`."""
+    def delete_ranges(self, seqno: Seqno, deleted: Iterable[KeyRange]) -> None:
+        """Apply the deleted ranges of a commit. To be followed by `write`, in the same section."""
+        self.last_seqno = seqno
+        ranges, readers = self.ranges, self.readers
+        ranges.forget_former(readers.oldest())
+        for bounds in deleted:
+            ranges.add(seqno, bounds, copy=bool(readers) and readers.newest >= ranges.last_seqno)
+            self.bytes_used += ENTRY_OVERHEAD_BYTES + len(bounds[0]) + len(bounds[1] or b"")
+
+    def write(self, seqno: Seqno, writes: dict[bytes, Value], size: int) -> None:
+        """Apply the puts and deletes of a commit, of `size` bytes of keys and values."""
         # First: a scan that took values without a lock looks here to see whether they may be younger than it is.
         self.last_seqno = seqno
-        writes = batch.writes
-        for bounds in batch.ranges:
-            self._delete_range(seqno, bounds, oldest_reader)
-        if oldest_reader is not None:
-            self._keep(seqno, writes, oldest_reader)
-        self._count_tombstones(writes)
+        if self.readers:
+            self._keep(seqno, writes)
+        elif self.versions:
+            self._forget_versions()
+        if self.ranges:
+            self.written_at.update(dict.fromkeys(writes, seqno))
+        if not self.has_deletes and None in writes.values():
+            self.has_deletes = True
         self.latest.update(writes)
         self.bytes_used += size + ENTRY_OVERHEAD_BYTES * len(writes)
+        if self.census is not None:
+            self.census.dirty.update(writes)
 
-    def apply_put(self, seqno: Seqno, key: bytes, value: bytes, oldest_reader: Seqno | None) -> None:
-        """What `apply` does of one put to the values; the caller counts bytes and seqno (see `Present.publish_put`)."""
-        if oldest_reader is not None:
-            self._keep(seqno, (key,), oldest_reader)
-        latest = self.latest
-        if self.tombstones and latest.get(key, MISSING) is None:
-            self.tombstones -= 1
-        latest[key] = value
+    def apply(self, seqno: Seqno, batch: WriteBatch, size: int) -> None:
+        """Apply one commit. For recovery, and for tests."""
+        if batch.ranges:
+            self.delete_ranges(seqno, batch.ranges)
+        self.write(seqno, batch.writes, size)
 
-    def _count_tombstones(self, writes: dict[bytes, Value]) -> None:
-        if self.tombstones:
-            self.tombstones -= list(map(self.latest.get, writes, repeat(MISSING))).count(None)
-        if None in writes.values():
-            self.tombstones += list(writes.values()).count(None)
-
-    def _delete_range(self, seqno: Seqno, bounds: KeyRange, oldest_reader: Seqno | None) -> None:
-        covered: dict[bytes, Value] = {
-            key: None for key, value in self.latest.items() if value is not None and bounds.contains(key)
-        }
-        if oldest_reader is not None:
-            self._keep(seqno, covered, oldest_reader)
-        else:
-            # Nobody reads an older moment of this table: a wider range makes the ones inside it needless.
-            self.ranges = [(at, older) for at, older in self.ranges if not bounds.covers(older)]
-        self.latest.update(covered)
-        self.tombstones += len(covered)
-        self.ranges.append((seqno, bounds))
-        self.bytes_used += ENTRY_OVERHEAD_BYTES + len(bounds.start) + len(bounds.stop or b"")
-
-    def _keep(self, seqno: Seqno, writes: Iterable[bytes], oldest_reader: Seqno) -> None:
-        """Remember what `writes` replaces. No reader is older than `oldest_reader`."""
-        versions, latest = self.versions, self.latest
+    def _keep(self, seqno: Seqno, writes: Iterable[bytes]) -> None:
+        """Remember what `writes` replaces, as far as a registered reader needs it."""
+        versions, latest, written_at = self.versions, self.latest, self.written_at
+        oldest = self.readers.oldest()
+        newest = self.readers.newest
+        if oldest is None:
+            return
         count = 0
         for key in writes:
             history = versions.get(key)
-            prior = latest.get(key, MISSING)
             if history is None:
-                versions[key] = [(seqno, prior)]
+                versions[key] = [(seqno, latest.get(key, MISSING), written_at.get(key, 0))]
+            elif history[-1][0] > newest or history[-1][0] == seqno:
+                # No registered reader reads what the last commit wrote here; or this is the same commit, done again
+                # after an interruption.
+                continue
             else:
-                if history[0][0] <= oldest_reader:
-                    # Entries say what held *before* their seqno: nobody reads that far back any more.
-                    # A new list, since a reader may be walking the old one.
-                    kept = [entry for entry in history if entry[0] > oldest_reader]
-                    count -= len(history) - len(kept)
-                    versions[key] = history = kept
-                history.append((seqno, prior))
+                entry = (seqno, latest.get(key, MISSING), written_at.get(key, 0))
+                if history[0][0] <= oldest:
+                    # Entries say what held *before* their seqno: no reader reads that far back any more. A new list,
+                    # since a reader may be looking into the old one.
+                    versions[key] = [*history[bisect_right(history, oldest, key=_seqno_of) :], entry]
+                else:
+                    history.append(entry)
             count += 1
-        self.version_count += count
         self.bytes_used += count * _VERSION_OVERHEAD_BYTES
-        if self.version_count > self._version_sweep_at:
-            self._sweep(oldest_reader)
+        if len(versions) > self._sweep_at:
+            self._sweep(oldest)
 
-    def _sweep(self, oldest_reader: Seqno) -> None:
-        before = self.version_count
-        swept = {}
-        for key, history in self.versions.items():
-            kept = [entry for entry in history if entry[0] > oldest_reader]
-            if kept:
-                swept[key] = kept
-        self.versions = swept
-        self.version_count = sum(map(len, swept.values()))
-        # Doubling makes the sweeps cost a constant each commit, however many stay.
-        self._version_sweep_at = 2 * self.version_count + 1024
-        self.bytes_used -= (before - self.version_count) * _VERSION_OVERHEAD_BYTES
+    def _sweep(self, oldest: Seqno) -> None:
+        # A walk over the versions, amortized: it comes when their number has doubled.
+        before = len(self.versions)
+        self.versions = {key: history for key, history in self.versions.items() if history[-1][0] > oldest}
+        self._sweep_at = 2 * len(self.versions) + 1024
+        self.bytes_used -= (before - len(self.versions)) * _VERSION_OVERHEAD_BYTES
 
-    def forget_versions(self) -> None:
+    def _forget_versions(self) -> None:
         """No reader of an older moment is left."""
-        self.bytes_used -= self.version_count * _VERSION_OVERHEAD_BYTES
+        self.bytes_used -= len(self.versions) * _VERSION_OVERHEAD_BYTES
         self.versions = {}
-        self.version_count = 0
-        self._version_sweep_at = 1024
+        self._sweep_at = 1024
+        self.ranges.forget_former(None)
 
-    # -- point reads --------------------------------------------------------------------------
+    # -- point reads ----------------------------------------------------------------------------
 
     def get(self, key: bytes) -> Value | Missing:
-        """Newest value here; None if deleted here; MISSING if an older level must answer."""
+        """Newest value here; None if deleted here; MISSING if an older source must answer.
+
+        Requires: State.lock if there are ranges and the table is not frozen.
+        """
         value = self.latest.get(key, MISSING)
-        if value is MISSING and self.ranges and self._hidden(key, self.last_seqno):
-            return None
+        if value is not None and self.ranges:
+            at = self.ranges.newest.at(key)
+            if at > self.written_at.get(key, 0):
+                return None
         return value
 
     def get_at(self, key: bytes, seqno: Seqno) -> Value | Missing:
-        """Like `get`, as of commit `seqno`. Requires: a reader at `seqno` has been registered since."""
+        """Like `get`, as of commit `seqno`. Requires: a reader at `seqno` has been registered since.
+
+        O(log versions of the key).
+        """
+        if not self.ranges:
+            value: Value | Missing = self.latest.get(key, MISSING)
+            history = self.versions.get(key)
+            if history is not None and history[-1][0] > seqno:
+                return history[bisect_right(history, seqno, key=_seqno_of)][1]
+            # A first range may have been added since; then `latest` may have been written after it.
+            if not self.ranges:
+                return value
+        return self._get_among_ranges(key, seqno)
+
+    def _get_among_ranges(self, key: bytes, seqno: Seqno) -> Value | Missing:
+        lock = self._state_lock
+        if lock._is_owned():
+            return self._covered(key, seqno)
+        with lock:
+            return self._covered(key, seqno)
+
+    def _covered(self, key: bytes, seqno: Seqno) -> Value | Missing:
         value: Value | Missing = self.latest.get(key, MISSING)
-        for changed_at, prior in self.versions.get(key, ()):
-            if changed_at > seqno:
-                value = prior
-                break
-        if value is MISSING and self.ranges and self._hidden(key, seqno):
+        written = self.written_at.get(key, 0)
+        history = self.versions.get(key)
+        if history is not None and history[-1][0] > seqno:
+            _, value, written = history[bisect_right(history, seqno, key=_seqno_of)]
+        if value is not None and self.ranges.at(seqno).at(key) > written:
             return None
         return value
 
-    def _hidden(self, key: bytes, seqno: Seqno) -> bool:
-        return any(at <= seqno and bounds.contains(key) for at, bounds in self.ranges)
+    # -- ordered reads --------------------------------------------------------------------------
 
-    def masks_at(self, seqno: Seqno) -> list[KeyRange]:
-        """The ranges that hide older levels for a reader at `seqno`."""
-        return [bounds for at, bounds in self.ranges if at <= seqno]
+    def cover(self, seqno: Seqno) -> Cover | None:
+        """The deleted ranges as of `seqno`, which hide what older sources have; None if there are none."""
+        if not self.ranges:
+            return None
+        cover = self.ranges.at(seqno)
+        return cover or None
 
-    # -- ordered reads ------------------------------------------------------------------------
+    def values_at(self, keys: Sequence[bytes], seqno: Seqno) -> Sequence[Value | Missing]:
+        """The values of keys of this table as of `seqno`."""
+        values: Sequence[Value | Missing] = list(map(self.latest.__getitem__, keys))
+        # `last_seqno` is raised before a value changes: if it has not moved past us, no value here is younger.
+        if self.last_seqno > seqno or self.ranges:
+            values = [self.get_at(key, seqno) for key in keys]
+        return values
 
+    @locked
     def keys_between(
         self, start: bytes | None, stop: bytes | None, *, after: bytes | None, reverse: bool, most: int
     ) -> list[bytes]:
         """Up to `most` keys of [start, stop) in order, beyond `after` (exclusive) in that direction."""
-        with self._order_lock:
-            self._fold()
-            if after is not None:
-                if reverse:
-                    stop = after
-                    inclusive = (True, False)
-                else:
-                    start = after
-                    inclusive = (False, False)
+        self._fold()
+        inclusive = (True, False)
+        if after is not None:
+            if reverse:
+                stop = after
             else:
-                inclusive = (True, False)
-            return list(islice(self._order.irange(start, stop, inclusive, reverse), most))
+                start = after
+                inclusive = (False, False)
+        return list(islice(self._order.irange(start, stop, inclusive, reverse), most))
 
     def keys_added(self, first: int, stop: int) -> list[bytes]:
         """The keys that came as number `first` (from 0) up to but without `stop`. Needs no lock."""
@@ -272,19 +314,19 @@ class Memtable:
             try:
                 return list(islice(self.latest, first, stop))
             except RuntimeError:
-                # A writer added a key after the iterator was made and before it was used up.
+                # The leader added a key after the iterator was made and before it was used up.
                 continue
 
-    def in_order(self, give_way: Callable[[], None]) -> Iterator[list[bytes]]:
+    def in_order(self, yield_to_writers: Callable[[], None]) -> Iterator[list[bytes]]:
         """All keys in order, in short lists. Requires: the table is frozen.
 
         Not by way of the order that scans use, which is made in one go.
         """
-        return sorted_in_steps(self.latest, give_way)
+        return sorted_in_steps(self.latest, yield_to_writers)
 
     def _fold(self) -> None:
-        # Requires: _order_lock. Keys never leave `latest` and a dict keeps insertion order, so the new ones are
-        # its last. A writer may add one meanwhile; then the last `new` would not be all: count again.
+        # Requires: lock. Keys never leave `latest` and a dict keeps insertion order, so the new ones are its last. The
+        # leader may add one meanwhile; then the last `new` would not be all: count again.
         if self._order_broken:
             self._order, self._ordered, self._order_broken = SortedList(), 0, False
         latest = self.latest
@@ -301,16 +343,16 @@ class Memtable:
                 self._order_broken = False
                 break
 
-    # -- checking -----------------------------------------------------------------------------
+    # -- checking -------------------------------------------------------------------------------
 
     def _check(self) -> None:
         """Raise AssertionError where the table's own rules do not hold (for the tests)."""
         keys = self.keys_between(None, None, after=None, reverse=False, most=len(self.latest) + 1)
         assert keys == sorted(self.latest), "order and dict disagree"
-        assert self.tombstones == list(self.latest.values()).count(None), "tombstones"
-        assert self.version_count == sum(map(len, self.versions.values())), "version count"
+        assert self.has_deletes or None not in self.latest.values(), "has_deletes"
+        assert set(self.written_at) <= set(self.latest), "a seqno of a key that was not written"
         for history in self.versions.values():
-            seqnos = [at for at, _ in history]
-            # A commit that deletes a range and then puts a key of it replaces its value twice; the first one counts.
-            assert seqnos == sorted(seqnos), "versions out of order"
-            assert bisect_left(seqnos, self.last_seqno + 1) == len(seqnos), "a version from the future"
+            seqnos = [at for at, _, _ in history]
+            assert seqnos == sorted(set(seqnos)), "versions out of order"
+            assert seqnos[-1] <= self.last_seqno, "a version from the future"
+            assert all(written < at for at, _, written in history), "a value that was replaced before it was written"

@@ -1,124 +1,173 @@
 """Which transactions may commit: the rules of optimistic concurrency control. No files, no locks.
 
-A transaction read the state as of its snapshot seqno. It may commit, as if it had run at once at
-its commit position, if nothing it read was changed by a commit in between (Kung and Robinson, 1981,
-backward validation, serial validation and write). Reads are single keys and half-open ranges; a
-range conflicts with any write inside it, there before or not, so phantoms conflict too.
+A transaction read the state as of its snapshot seqno. It may commit, as if it had run at once at its commit position,
+if nothing it read was changed by a commit in between (Kung and Robinson, 1981, backward validation, serial validation
+and write). Reads are single keys and half-open ranges; a range conflicts with any write inside it, there before or not,
+so phantoms conflict too.
 
-`History` remembers the keys of recent commits, back to the oldest open read-write transaction and
-no further; while none is open, nothing is recorded and a commit costs nothing here.
+`History` remembers which keys recent commits wrote, back to the oldest open read-write transaction and no further;
+while none is open, nothing is recorded and a commit costs nothing here. What is recent is a dict; what is older is
+packed into sorted blocks of about 20 bytes a key more than its own bytes, and the oldest of them go when there are too
+many.
 """
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Iterable
+from array import array
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Final
 
-from kvwal.batch import WriteBatch
+from kvwal.engine.range_map import Cover, RangeMap
 from kvwal.errors import ConflictError
-from kvwal.keys import KeyRange, Seqno, in_any
+from kvwal.keys import KeyRange, Seqno
 
-__all__ = ["MAX_HISTORY_KEYS", "History", "conflict_between"]
+__all__ = ["MAX_HISTORY_BYTES", "History"]
 
-# A transaction left open cannot make the history grow for ever: past this many keys its oldest part is
-# forgotten, and transactions that began before that conflict (they may simply be run again).
-MAX_HISTORY_KEYS: Final = 1_000_000
+#: A transaction left open cannot make the history grow for ever: beyond this its oldest part is forgotten, and
+#: transactions that began before that conflict (they may simply be run again).
+MAX_HISTORY_BYTES: Final = 64 << 20
+
+# Keys of the dict before they are packed: looking one up costs a tenth of a bisection, and a dict entry 150 bytes.
+_RECENT_KEYS: Final = 4096
+_PACKED_OVERHEAD_BYTES: Final = 16
+_RANGE_BYTES: Final = 300
 
 
-def conflict_between(
-    batch: WriteBatch, seqno: Seqno, keys: Iterable[bytes], ranges: Iterable[KeyRange]
-) -> ConflictError | None:
-    """The conflict of these reads with one earlier commit, if there is one."""
-    writes = batch.writes
-    for key in keys:
-        if key in writes or in_any(key, batch.ranges):
-            return ConflictError(key, seqno, f"key {key[:64]!r}")
-    for bounds in ranges:
-        for key in writes:
-            if bounds.contains(key):
-                return ConflictError(None, seqno, f"key {key[:64]!r}, in a range that was read,")
-        if any(map(bounds.overlaps, batch.ranges)):
-            return ConflictError(None, seqno, "a range that was read")
-    return None
+class _Block:
+    """Keys with the seqno of their last write, sorted and packed."""
+
+    __slots__ = ("_blob", "_offsets", "_seqnos", "bytes_used", "last_seqno")
+
+    def __init__(self, last_write: dict[bytes, Seqno]) -> None:
+        keys = sorted(last_write)
+        self._blob = b"".join(keys)
+        self._offsets = array("Q", (0,))
+        offset = 0
+        for key in keys:
+            offset += len(key)
+            self._offsets.append(offset)
+        self._seqnos = array("Q", map(last_write.__getitem__, keys))
+        self.last_seqno = Seqno(max(self._seqnos))
+        self.bytes_used = len(self._blob) + _PACKED_OVERHEAD_BYTES * len(keys)
+
+    def _key(self, index: int) -> bytes:
+        return self._blob[self._offsets[index] : self._offsets[index + 1]]
+
+    def _at(self, key: bytes) -> int:
+        low, high = 0, len(self._seqnos)
+        while low < high:
+            middle = (low + high) // 2
+            if self._key(middle) < key:
+                low = middle + 1
+            else:
+                high = middle
+        return low
+
+    def seqno_of(self, key: bytes) -> int:
+        """When the key was last written; 0 if it was not. O(log keys)."""
+        index = self._at(key)
+        return self._seqnos[index] if index < len(self._seqnos) and self._key(index) == key else 0
+
+    def within(self, bounds: KeyRange, since: Seqno) -> Iterator[tuple[bytes, int]]:
+        """The keys of the range that were written after `since`."""
+        for index in range(self._at(bounds[0]), len(self._seqnos)):
+            key = self._key(index)
+            if bounds[1] is not None and key >= bounds[1]:
+                return
+            if self._seqnos[index] > since:
+                yield key, self._seqnos[index]
 
 
 class History:
-    """The writes of recent commits. Requires: used by one thread at a time (the commit leader)."""
+    """The keys that recent commits wrote. Requires: used by one thread at a time (the commit leader)."""
 
-    __slots__ = ("_commits", "_key_count", "_last_write", "_with_ranges", "floor")
+    __slots__ = ("_blocks", "_ranges", "_recent", "_recent_bytes", "floor", "max_bytes")
 
-    def __init__(self) -> None:
-        self._commits: deque[tuple[Seqno, WriteBatch]] = deque()
-        self._with_ranges: deque[tuple[Seqno, WriteBatch]] = deque()
-        self._last_write: dict[bytes, Seqno] = {}
-        self._key_count = 0
-        #: Nothing is known of commits up to here.
-        self.floor = Seqno(0)
-
-    def __len__(self) -> int:
-        return len(self._commits)
-
-    def record(self, seqno: Seqno, batch: WriteBatch) -> None:
-        """Remember the keys of a commit. Requires: seqnos ascend without a gap since `begin`."""
-        kept = WriteBatch()
-        # The keys alone: the values need not stay in memory, and the caller may go on using its batch.
-        kept.writes = dict.fromkeys(batch.writes)
-        kept.ranges = list(batch.ranges)
-        self._commits.append((seqno, kept))
-        self._last_write.update(dict.fromkeys(batch.writes, seqno))
-        if kept.ranges:
-            self._with_ranges.append((seqno, kept))
-        self._key_count += len(kept) + 1
-        while self._key_count > MAX_HISTORY_KEYS and self._commits:
-            self._forget_oldest()
+    def __init__(self, max_bytes: int = MAX_HISTORY_BYTES) -> None:
+        self.max_bytes = max_bytes
+        self.begin(Seqno(0))
 
     def begin(self, seqno: Seqno) -> None:
         """The first read-write transaction opens, at `seqno`: nothing before it can be asked for."""
-        self._commits.clear()
-        self._with_ranges.clear()
-        self._last_write.clear()
-        self._key_count = 0
+        self._blocks: list[_Block] = []
+        self._recent: dict[bytes, Seqno] = {}
+        self._recent_bytes = 0
+        self._ranges = RangeMap()
+        #: Nothing is known of commits up to here.
         self.floor = seqno
 
-    def forget(self, up_to: Seqno) -> None:
-        """No open transaction is older than `up_to`."""
-        while self._commits and self._commits[0][0] <= up_to:
-            self._forget_oldest()
+    @property
+    def bytes_used(self) -> int:
+        """Estimate of the memory held."""
+        return self._recent_bytes + sum(block.bytes_used for block in self._blocks)
+
+    def record(self, seqno: Seqno, keys: Iterable[bytes], ranges: Sequence[KeyRange], oldest: Seqno) -> None:
+        """Remember what a commit wrote. Recording it again is harmless.
+
+        Args:
+            oldest: the moment of the oldest open transaction. What is older is forgotten.
+        """
+        recent = self._recent
+        for key in keys:
+            if key not in recent:
+                self._recent_bytes += len(key) + 150
+            recent[key] = seqno
+        for bounds in ranges:
+            self._ranges.add(seqno, bounds, copy=False)
+            self._recent_bytes += _RANGE_BYTES
+        if len(recent) >= _RECENT_KEYS:
+            blocks = [block for block in self._blocks if block.last_seqno > oldest]
+            self._blocks = [*blocks, _Block(recent)]
+            self._recent = {}
+            self._recent_bytes = _RANGE_BYTES * len(self._ranges.added)
+            if self.bytes_used > self.max_bytes:
+                self._forget_oldest()
+        elif self._recent_bytes > self.max_bytes:
+            self.begin(seqno)
 
     def _forget_oldest(self) -> None:
-        seqno, batch = self._commits.popleft()
-        if self._with_ranges and self._with_ranges[0][0] == seqno:
-            self._with_ranges.popleft()
-        last_write = self._last_write
-        for key in batch.writes:
-            if last_write.get(key) == seqno:
-                del last_write[key]
-        self._key_count -= len(batch) + 1
-        self.floor = seqno
+        blocks = self._blocks
+        while blocks and self.bytes_used > self.max_bytes:
+            self.floor = max(self.floor, blocks[0].last_seqno)
+            blocks = self._blocks = blocks[1:]
+        if self.bytes_used > self.max_bytes:
+            # What is left are ranges.
+            self.begin(self.floor)
 
     def conflict(self, since: Seqno, keys: Iterable[bytes], ranges: Iterable[KeyRange]) -> ConflictError | None:
         """The conflict of reads as of `since` with a later commit, if there is one."""
         if since < self.floor:
             return ConflictError(None, self.floor, "something too far back to tell (the transaction was open too long)")
-        last_write = self._last_write
-        if last_write:
+        recent = self._recent
+        blocks = [block for block in self._blocks if block.last_seqno > since]
+        deleted: Cover | None = self._ranges.newest if self._ranges.last_seqno > since else None
+        if recent or blocks or deleted is not None:
             for key in keys:
-                seqno = last_write.get(key)
-                if seqno is not None and seqno > since:
+                seqno: int = recent.get(key, 0)
+                if seqno <= since and blocks:
+                    seqno = max(block.seqno_of(key) for block in blocks)
+                if seqno <= since and deleted is not None:
+                    seqno = deleted.at(key)
+                if seqno > since:
                     return ConflictError(key, seqno, f"key {key[:64]!r}")
-        if self._with_ranges and keys:
-            for seqno, batch in reversed(self._with_ranges):
-                if seqno <= since:
-                    break
-                found = conflict_between(batch, seqno, keys, ())
-                if found is not None:
-                    return found
-        if ranges:
-            for seqno, batch in reversed(self._commits):
-                if seqno <= since:
-                    break
-                found = conflict_between(batch, seqno, (), ranges)
-                if found is not None:
-                    return found
+        for bounds in ranges:
+            found = self._written_within(bounds, since, blocks, deleted)
+            if found is not None:
+                return found
+        return None
+
+    def _written_within(
+        self, bounds: KeyRange, since: Seqno, blocks: list[_Block], deleted: Cover | None
+    ) -> ConflictError | None:
+        start, stop = bounds
+        for key, seqno in self._recent.items():
+            if seqno > since and start <= key and (stop is None or key < stop):
+                return ConflictError(None, seqno, f"key {key[:64]!r}, in a range that was read,")
+        for block in blocks:
+            for key, written in block.within(bounds, since):
+                return ConflictError(None, written, f"key {key[:64]!r}, in a range that was read,")
+        if deleted is not None:
+            newest = deleted.newest_within(bounds)
+            if newest > since:
+                return ConflictError(None, newest, "a range that was read")
         return None

@@ -10,26 +10,25 @@ Recovery, and why it may itself be cut off anywhere and run again:
    page cache, and that the log then loses.)
 3. What was read beyond the durable watermark may sit in the page cache of a flush that failed before the crash, so it
    is not trusted to be on disk: it is written again, into a new segment that appears whole or not at all. Only then
-   does anybody get an answer.
+   does a reader get an answer.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from kvwal.batch import WriteBatch
 from kvwal.engine.create import create_if_missing, erase, lock, open_directory
-from kvwal.engine.memtable import ENTRY_OVERHEAD_BYTES, Memtable
-from kvwal.engine.present import Present
+from kvwal.engine.memtable import Memtable
+from kvwal.engine.state import State
 from kvwal.errors import DiskFullError, Error, SystemCallError
 from kvwal.files import Directory, is_full
 from kvwal.keys import Seqno
-from kvwal.log import LogEnd, LogReader, LogWriter, Record
+from kvwal.log import LogEnd, LogReader, LogWriter
 from kvwal.log.walk import Puts
 from kvwal.options import Flag, Options
 from kvwal.pages import PageFile
 
-__all__ = ["Opened", "RecoveryReport", "open_parts"]
+__all__ = ["Recovered", "RecoveryReport", "open_store"]
 
 @dataclass(frozen=True, slots=True)
 class RecoveryReport:
@@ -70,8 +69,8 @@ class RecoveryReport:
 
 
 @dataclass(slots=True)
-class Opened:
-    """The parts of an open store."""
+class Recovered:
+    """What opening a store found, to be put together."""
 
     #: Holds the lock.
     directory: Directory
@@ -79,7 +78,7 @@ class Opened:
     #: None for a store opened read-only.
     log: LogWriter | None
     reader: LogReader
-    present: Present
+    state: State
     report: RecoveryReport
 
     def abandon(self) -> None:
@@ -90,7 +89,7 @@ class Opened:
         self.directory.close()
 
 
-def open_parts(path: str, flag: Flag, options: Options) -> Opened:
+def open_store(path: str, flag: Flag, options: Options) -> Recovered:
     """Lock, make or recover the store at `path`. See `kvwal.open` for what is raised."""
     files = options.files
     started_s = files.monotonic_s()
@@ -112,23 +111,18 @@ def open_parts(path: str, flag: Flag, options: Options) -> Opened:
         raise SystemCallError(error.errno, error.strerror, path) from error
 
 
-def _recover(directory: Directory, flag: Flag, options: Options, started_s: float, *, created: bool) -> Opened:
+def _recover(directory: Directory, flag: Flag, options: Options, started_s: float, *, created: bool) -> Recovered:
     files = options.files
     read_only = flag == "r"
     pages = PageFile(directory, cache_bytes=options.cache_bytes, writable=not read_only)
     try:
         meta = pages.meta
         checkpoint_seqno = meta.seqno
-        present = Present(
-            pages,
-            cache_bytes=options.cache_bytes,
-            memtable_bytes=options.memtable_bytes,
-        )
+        state = State(pages, cache_bytes=options.cache_bytes, memtable_bytes=options.memtable_bytes)
         reader = LogReader(directory, pages.store_id)
-        commits, size, end = _replay_all(reader, meta.seqno, present)
-        if commits:
-            # Durability: readers come only after `resume`, below.
-            present.publish(end.last_seqno, WriteBatch(), 0)
+        commits, size, end = _replay(reader, meta.seqno, state.version.memtable)
+        # Durability: readers come only after `resume`, below.
+        state.begin(end.last_seqno)
         log = None
         if not read_only:
             log = LogWriter.resume(
@@ -158,42 +152,31 @@ def _recover(directory: Directory, flag: Flag, options: Options, started_s: floa
     except BaseException:
         pages.abandon()
         raise
-    return Opened(directory, pages, log, reader, present, report)
+    return Recovered(directory, pages, log, reader, state, report)
 
 
-class _Unread:
-    """What `Present.publish` does to the memtable, without what it does for readers: there are none yet."""
-
-    def __init__(self, memtable: Memtable) -> None:
-        self._memtable = memtable
-
-    def publish(self, seqno: Seqno, batch: WriteBatch, size: int) -> None:
-        """Apply a commit."""
-        self._memtable.apply(seqno, batch, size, None)
-
-
-def _replay_all(reader: LogReader, after: Seqno, present: Present) -> tuple[int, int, LogEnd]:
+def _replay(reader: LogReader, after: Seqno, memtable: Memtable) -> tuple[int, int, LogEnd]:
     """Bring the commits beyond `after` into the memtable; returns how many there were, their bytes, and the log's end.
 
-    No reader sees anything of it yet: there are no rows, and `present` stands at the commit before.
+    No reader sees anything of it yet.
     """
-    memtable = present.levels.memtable
-    unread = _Unread(memtable)
-    # Most commits are one put, which needs nothing but the dict. Whatever else a put changes is made good for below.
-    puts = Puts(memtable.latest)
-    others = size = 0
+    # Most commits are one put, which needs nothing but a dict. What came since the last other commit is in this one.
+    puts = Puts({})
+    pending = puts.content
+    size = 0
+
+    def write_pending(before: Seqno) -> None:
+        if pending:
+            # Each of them came before `before`, and after the last range that was deleted.
+            memtable.write(Seqno(before - 1), pending, 0)
+            pending.clear()
+
     replay = reader.replay(after=after, floor=after, puts=puts)
     for record in replay:
-        _replay(record, unread)
-        others += 1
+        write_pending(record.seqno)
+        memtable.apply(record.seqno, record.batch(), record.size)
         size += record.size
-    commits = replay.end.last_seqno - after
-    memtable.bytes_used += puts.size + (commits - others) * ENTRY_OVERHEAD_BYTES
-    if memtable.tombstones:
-        # Some of those that were counted may have been put again.
-        present.recount()
-    return commits, size + puts.size, replay.end
-
-
-def _replay(record: Record, present: _Unread) -> None:
-    present.publish(record.seqno, record.batch(), record.size)
+    end = replay.end
+    write_pending(Seqno(end.last_seqno + 1))
+    memtable.bytes_used += puts.size
+    return end.last_seqno - after, size + puts.size, end

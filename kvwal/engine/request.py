@@ -1,26 +1,46 @@
-"""A commit on its way: what was read and what is to be written, and how whoever waits for it is told of the end.
+"""A pending commit: its reads, its writes, and the waiter of its thread.
 
-It is made outside of any lock, which is where the encoding is done; from when it is queued up until it is done it
-belongs to the leader of its group (see commit.py).
+It is made outside of any lock, which is where a batch is encoded; from when it is queued until it is done it belongs to
+the leader of its group (see commit.py).
 """
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 from kvwal.batch import WriteBatch
-from kvwal.errors import Error, InternalError
-from kvwal.files import Buffer
+from kvwal.engine.memtable import Value
+from kvwal.errors import Error
 from kvwal.keys import MAX_BATCH_BYTES, KeyRange, Seqno
 from kvwal.log import encode_intents
 
-__all__ = ["CommitRequest", "open_gate", "say_written"]
+__all__ = ["CommitRequest", "Newest", "Operation", "say_written"]
+
+
+class Newest(Protocol):
+    """What the commit leader hands an operation: the state after the commits before it."""
+
+    def get(self, key: bytes) -> Value:
+        """The newest value."""
+        ...
+
+    def edge(self, start: bytes | None, stop: bytes | None, *, reverse: bool) -> tuple[bytes, bytes] | None:
+        """The first pair of a range, or in reverse the last one."""
+        ...
+
+
+class Operation(Protocol):
+    """Writes that depend on the newest state: the commit leader evaluates it, so it never conflicts."""
+
+    def evaluate(self, newest: Newest) -> WriteBatch | None:
+        """What to write, None for nothing; the result is kept for the caller. What it raises refuses the commit."""
+        ...
 
 
 class CommitRequest:
-    """One commit on its way: what it read and since when, what it writes, and how durable it must be."""
+    """One pending commit: what it read and since when, what it writes, and how durable it must be."""
 
     __slots__ = (
         "_batch",
@@ -28,15 +48,17 @@ class CommitRequest:
         "body",
         "done",
         "error",
-        "gate",
         "key",
+        "operation",
         "ranges",
         "reads",
         "seqno",
         "since",
         "size",
         "sync",
+        "taken",
         "value",
+        "waiter",
     )
 
     def __init__(
@@ -48,48 +70,54 @@ class CommitRequest:
         reads: Iterable[bytes] = (),
         ranges: Sequence[KeyRange] = (),
         action: Callable[[], Any] | None = None,
+        operation: Operation | None = None,
     ) -> None:
-        self._batch: WriteBatch | None = batch
         #: Of a lone put, which needs no batch.
         self.key: bytes | None = None
         self.value = b""
-        if batch.others and any(map(len, batch.others.values())):
-            raise InternalError("the engine does not commit writes to several tables yet")
+        self.write(batch)
+        self.sync = sync
+        #: Snapshot seqno of the reads; None if nothing was read and nothing can conflict.
+        self.since = since
+        self.reads = reads
+        self.ranges = ranges
+        #: Something else to do while no commit is under way (a sync, retiring log segments).
+        self.action = action
+        self.operation = operation
+        #: What its thread sleeps on.
+        self.waiter: threading.Lock | None = None
+        #: Whether a leader has it in its group. Guarded by CommitQueue.queue_lock.
+        self.taken = False
+        self.seqno = Seqno(0)
+        self.error: BaseException | None = None
+        self.done = False
+
+    def write(self, batch: WriteBatch) -> None:
+        """Encode what is written. ValueError if it is too much for one commit."""
         size = sum(map(len, batch.writes)) + sum(map(len, filter(None, batch.writes.values())))
         size += sum(len(start) + len(stop or b"") for start, stop in batch.ranges)
         if size > MAX_BATCH_BYTES:
             raise ValueError(
                 f"the transaction has {size} bytes of keys and values; the limit is {MAX_BATCH_BYTES}; commit in parts"
             )
+        self._batch: WriteBatch | None = batch
         self.size = size
-        self.body: bytes | list[Buffer] | None = encode_intents(batch) if len(batch) else None
-        self.sync = sync
-        #: Snapshot seqno of the reads; None if nothing was read and nothing can conflict.
-        self.since = since
-        self.reads = reads
-        self.ranges = ranges
-        #: Something else to do while holding the baton (a sync, retiring log segments).
-        self.action = action
-        #: Where its thread sleeps while another leads. None: it rides in company of one that has a thread.
-        self.gate: threading.Lock | None = None
-        self.seqno = Seqno(0)
-        self.error: BaseException | None = None
-        self.done = False
+        self.body = encode_intents(batch) if len(batch) else None
 
     @classmethod
-    def of_put(cls, key: bytes, value: bytes, body: bytes, *, sync: bool) -> CommitRequest:
-        """The request of one put, whose encoding is `body`: made in a sixth of the time, for those who make many."""
+    def of_put(cls, key: bytes, value: bytes, *, sync: bool) -> CommitRequest:
+        """The request of one put, which the leader encodes: made in a sixth of the time."""
         request = cls.__new__(cls)
         request._batch = None
         request.key = key
         request.value = value
         request.size = len(key) + len(value)
-        request.body = body
+        request.body = None
         request.sync = sync
-        request.since = request.action = request.gate = request.error = None
+        request.since = request.action = request.operation = request.waiter = request.error = None
         request.reads = request.ranges = ()
         request.seqno = Seqno(0)
-        request.done = False
+        request.taken = request.done = False
         return request
 
     @property
@@ -103,25 +131,14 @@ class CommitRequest:
         return batch
 
     @property
+    def writes_something(self) -> bool:
+        """Whether it makes a record."""
+        return self.key is not None or self.body is not None
+
+    @property
     def only_deletes(self) -> bool:
         """Whether it puts nothing, so that it may use what is kept for a full disk."""
         return self.key is None and not any(value is not None for value in self.batch.writes.values())
-
-    def wake(self) -> None:
-        """It is done: whoever waits for it is told. Harmless when done again."""
-        self.done = True
-        if self.gate is not None:
-            open_gate(self.gate)
-
-
-def open_gate(gate: threading.Lock) -> None:
-    """Let whoever sleeps at it go on."""
-    # Opening twice is harmless, and after an interruption nobody knows whether it was done.
-    try:
-        gate.release()
-    except RuntimeError:
-        # It was open, or another thread has opened it just now.
-        return
 
 
 def say_written(error: BaseException, seqno: int) -> None:

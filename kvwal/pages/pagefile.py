@@ -250,19 +250,17 @@ class PageFile:
             self._roll_back()
             raise
         try:
-            self._file.pwrite(encode_meta(meta).ljust(PAGE_SIZE, b"\0"), meta.generation % 2 * PAGE_SIZE)
-            self._file.datasync()
-            # Still inside: an interruption between here and the end would leave a free list that belongs to the
-            # generation before, and the next checkpoint would write over pages that this one reaches.
-            self.older = old
-            self.meta = meta
-            self._free = free
-            self._forget(released)
-            self._cut_file()
-        except BaseException as failure:
-            self._poisoned = failure
-            # There will be no other checkpoint, so both generations stay for readers and for `check`.
-            self._pins.keep_only(self._current())
+            self._flip(old, meta, free, released)
+        except OSError as failure:
+            self._poison(failure)
+            raise
+        except BaseException:
+            # Interrupted: whether the slot is on disk is unknown, so it is written and flushed again.
+            try:
+                self._flip(old, meta, free, released)
+            except BaseException as failure:
+                self._poison(failure)
+                raise
             raise
         return meta
 
@@ -270,6 +268,21 @@ class PageFile:
     def poisoned(self) -> bool:
         """Whether a write or a flush failed, so that there will be no other checkpoint."""
         return self._poisoned is not None
+
+    def _flip(self, old: Meta, meta: Meta, free: FreeList, released: list[Freed]) -> None:
+        """Write the meta, durably, and go on from it. May be done again."""
+        self._file.pwrite(encode_meta(meta).ljust(PAGE_SIZE, b"\0"), meta.generation % 2 * PAGE_SIZE)
+        self._file.datasync()
+        self.older = old
+        self.meta = meta
+        self._free = free
+        self._forget(released)
+        self._cut_file()
+
+    def _poison(self, failure: BaseException) -> None:
+        self._poisoned = failure
+        # There will be no other checkpoint, so both generations stay for readers and for `check`.
+        self._pins.keep_only(self._current())
 
     def _confirm_slots(self) -> None:
         """Make sure of the generation that was found at open, before anything is written over."""
@@ -282,7 +295,8 @@ class PageFile:
             else:
                 self._file.pwrite(bytes(PAGE_SIZE), (meta.generation + 1) % 2 * PAGE_SIZE)
             self._file.datasync()
-        except BaseException as failure:
+        except OSError as failure:
+            # What an interruption leaves is written, and flushed, again by the next checkpoint.
             self._poisoned = failure
             raise
         self._confirmed = True
@@ -326,8 +340,8 @@ class PageFile:
                 self._file.sync()
             else:
                 self._file.datasync()
-        except BaseException as failure:
-            # Even if only the wait was interrupted: a failed sync reports once, and not to the next.
+        except OSError as failure:
+            # An interruption does not: no generation refers to what was written, and the next one flushes its own.
             self._poisoned = failure
             raise
         return meta, free, released

@@ -6,8 +6,9 @@ be pinned that is not among them: its pages may be written over.
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Collection
+
+from kvwal.locks import locked, new_lock
 
 __all__ = ["Pins"]
 
@@ -17,34 +18,34 @@ class Pins:
 
     def __init__(self, generations: Collection[int]) -> None:
         #: Guards what is below; held for moments only.
-        self.lock = threading.RLock()
+        self.lock = new_lock()
         self._counts: dict[int, int] = {}
         self._kept = frozenset(generations)
 
+    @locked
     def pin(self, generation: int) -> None:
         """Keep a generation. ValueError if it is neither kept nor pinned already."""
-        with self.lock:
-            if generation not in self._kept and generation not in self._counts:
-                raise ValueError(f"generation {generation} is no longer kept")
-            self._counts[generation] = self._counts.get(generation, 0) + 1
+        if generation not in self._kept and generation not in self._counts:
+            raise ValueError(f"generation {generation} is no longer kept")
+        self._counts[generation] = self._counts.get(generation, 0) + 1
 
+    @locked
     def unpin(self, generation: int) -> None:
         """Take back one `pin`."""
-        with self.lock:
-            # Set or deleted, by one step: taken out first and put back, an interruption in between would lose it.
-            count = self._counts[generation] - 1
-            if count:
-                self._counts[generation] = count
-            else:
-                del self._counts[generation]
+        # Set or deleted, by one step: taken out first and put back, an interruption in between would lose it.
+        count = self._counts[generation] - 1
+        if count:
+            self._counts[generation] = count
+        else:
+            del self._counts[generation]
 
+    @locked
     def counts(self) -> dict[int, int]:
         """How often each generation is pinned."""
-        with self.lock:
-            return dict(self._counts)
+        return dict(self._counts)
 
+    @locked
     def keep_only(self, generations: Collection[int]) -> set[int]:
         """Let only these, and those that are pinned, be pinned from now on; returns them."""
-        with self.lock:
-            self._kept = frozenset(generations)
-            return {*generations, *self._counts}
+        self._kept = frozenset(generations)
+        return {*generations, *self._counts}

@@ -313,7 +313,7 @@ def test_commits_wait_for_memory_and_can_be_withdrawn_meanwhile(tmp_path: Path) 
             for number in range(100):
                 await db.put(b"%d" % number, bytes(10_000))
             assert await db.count() == 100
-            present = db.store._present
+            present = db.store.engine.state
             gate = files.gate
             gate.only = "data"  # the checkpoint's flush: those of the log are waited for by commits
             gate.close()

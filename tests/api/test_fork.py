@@ -147,26 +147,26 @@ def test_a_child_opens_a_store_of_its_own(db: kvwal.Store, tmp_path: Path) -> No
         assert own[b"a"] == b"child"
 
 
-@pytest.mark.parametrize("lock", ["present", "order", "queue", "checkpoint", "close", "pins", "baton"])
+@pytest.mark.parametrize("lock", ["state", "order", "queue", "checkpoint", "close", "pins", "leader"])
 def test_locks_that_other_threads_held_do_not_hang_the_child(db: kvwal.Store, lock: str) -> None:
     """As if a thread were inside each of them at the moment of the fork."""
     snapshot, txn, iterator = db.snapshot(), db.transaction(), db.scan()
     next(iterator)
     txn[b"b"] = b""
     held: Any = {
-        "present": db._present.lock,
-        "order": db._present.levels.memtable._order_lock,
-        "queue": db._pipeline._queue_lock,
-        "checkpoint": db._checkpointer.lock if db._checkpointer else None,
-        "close": db._close_lock,
-        "pins": db._pages._pins.lock,
-        "baton": None,
+        "state": db.engine.state.lock,
+        "order": db.engine.state.version.memtable.lock,
+        "queue": db.engine.queue.queue_lock,
+        "checkpoint": db.engine._checkpointer.lock if db.engine._checkpointer else None,
+        "close": db.engine.lock,
+        "pins": db.engine._pages._pins.lock,
+        "leader": None,
     }[lock]
     took, over = threading.Event(), threading.Event()
 
     def hold() -> None:
         if held is None:
-            db._pipeline.run(lambda: (took.set(), over.wait(DEADLINE_S)))
+            db.engine.queue.run(lambda: (took.set(), over.wait(DEADLINE_S)))
             return
         with held:
             took.set()

@@ -176,13 +176,13 @@ def test_times_without_an_end_work(tmp_path: Path, option: str) -> None:
             db[b"%d" % number] = b"x"
         db.checkpoint()
         db[b"more"] = b""
-        assert db._background is not None
+        assert db.engine._background is not None
         # Idle, the thread dozes: as long as it is told, and no error comes of it.
-        wait_until(lambda: db._log._bell is not None, "the doze")
+        wait_until(lambda: db.engine._log._bell is not None, "the doze")
         db[b"again"] = b""
         wait_until(lambda: db.durable_seqno == db.last_seqno or option == "sync_delay_s", "the flush")
-        assert db._background._thread.is_alive()
-        assert db._background.failure is None
+        assert db.engine._background._thread.is_alive()
+        assert db.engine._background.failure is None
     with kvwal.open(tmp_path / "a.kv") as db:
         assert len(db) == 202
 

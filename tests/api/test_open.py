@@ -378,19 +378,19 @@ def test_what_is_replayed_is_what_was_there(tmp_path: Path, seed: int, flag: Any
                 db.checkpoint()
         shutil.copytree(tmp_path / "a.kv", tmp_path / "b.kv")
         expected, count = dict(db.scan()), len(db)
-        memtable, last = db._present.levels.memtable, db.last_seqno
+        memtable, last = db.engine.state.version.memtable, db.last_seqno
         with kvwal.open(tmp_path / "b.kv", flag, background=False) as copy:
             check_store(copy)
             assert copy.last_seqno == last
             assert (dict(copy.scan()), len(copy)) == (expected, count)
             assert copy.get(b"no such key") is None
-            again = copy._present.levels.memtable
-            assert (again.latest, again.tombstones) == (memtable.latest, memtable.tombstones)
+            again = copy.engine.state.version.memtable
+            assert again.latest == memtable.latest
             assert again.last_seqno == last
             assert again.bytes_used >= memtable.bytes_used
             report = copy.recovery
             assert report.commits == last - report.checkpoint_seqno > 0
-            records = copy._reader.history(report.checkpoint_seqno, last)
+            records = copy.engine._log_reader.history(report.checkpoint_seqno, last)
             assert report.bytes_replayed == sum(record.size for record in records)
             check_store(copy)
 

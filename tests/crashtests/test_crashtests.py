@@ -165,7 +165,7 @@ def test_what_a_mutant_begins_with_are_cases_that_exist():
 
 
 def test_a_mutant_that_changes_nothing_does_not_apply():
-    same = Edit("kvwal.engine.commit:CommitPipeline.put", "log.sync()", "log.sync()")
+    same = Edit("kvwal.engine.commit:CommitQueue.put", "log.sync()", "log.sync()")
     with pytest.raises(DoesNotApply, match="the same as before"), applied(Mutant("none", "exhaustive", (same,))):
         pass
 

@@ -118,6 +118,7 @@ def test_an_asyncio_handle_that_is_over_cannot_be_entered_again(tmp_path: Path) 
 # What is given for a parameter of this name; anything else is given a key.
 ARGUMENTS: dict[str, Any] = {
     "default": b"d",
+    "delta": 1,
     "function": lambda *_: None,
     "keys": [b"k"],
     "other": {b"k": b"v"},

@@ -41,7 +41,7 @@ def test_a_commit_that_was_slow_to_begin_is_flushed_in_time(tmp_path: Path) -> N
             time.sleep(0.3)
             return put(key, value, sync)
 
-        # Between what `put` looks at and the pipeline there is no other place to be slow at.
+        # Between what `put` looks at and the queue there is no other place to be slow at.
         db._put = slow_put  # type: ignore[method-assign]
         seqno = db.put(b"a", b"1")
         wait_until(lambda: db.durable_seqno >= seqno, "the flush")
@@ -52,13 +52,13 @@ def test_a_poisoned_store_does_not_end_the_thread_as_it_falls_asleep(
 ) -> None:
     """It falls asleep by a commit of its own, which may be in the group whose flush fails."""
     with kvwal.open(tmp_path / "a.kv", durability="interval", sync_delay_s=0.01) as db:
-        background = db._background
+        background = db.engine._background
         assert background is not None
 
         def refuse(bell: object) -> None:
             raise PoisonedError("the flush failed")
 
-        monkeypatch.setattr(db._log, "ring_at_next_append", refuse)
+        monkeypatch.setattr(db.engine._log, "ring_at_next_append", refuse)
         db.put(b"a", b"1")
         wait_until(lambda: isinstance(background.failure, PoisonedError), "the failure")
         time.sleep(0.1)
@@ -83,14 +83,16 @@ def test_a_checkpoint_lets_a_commit_that_is_under_way_go_on(tmp_path: Path) -> N
             pauses.append(pause_s)
 
     with kvwal.open(tmp_path / "a.kv", background=False, files=Files()) as db:
-        work = db._checkpointer._give_way
+        checkpointer = db.engine._checkpointer
+        assert checkpointer is not None
+        work = checkpointer._yield_to_writers
         for now in (1.0, 1.0001, 1.0004, 1.0006, 1.0008):
             clock = now
             work()
         assert pauses == [0, 0], "after half a millisecond of work each"
         for now in (2.0, 2.0001, 2.0004, 2.0006, 2.0008):
             clock = now
-            db._pipeline.run(work)
+            db.engine.queue.run(work)
         assert pauses == [0, 0, 0.0002, 0.0002, 0.0002]
 
 
@@ -169,16 +171,16 @@ class Unmeasured:
 
 
 def test_a_page_file_without_a_size_does_not_end_the_thread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Before it dozed it looked at the figures of the page file, and ended when the system did not say its size: from
-    then on nothing was flushed, and nobody was told."""
+    """Before it waited it looked at the figures of the page file, and ended when the system did not say its size: from
+    then on nothing was flushed, and no caller was told."""
     with kvwal.open(tmp_path / "a.kv", durability="interval", sync_delay_s=0.05) as db:
         db[b"a"] = b"1"
         db.checkpoint()
-        background = db._background
+        background = db.engine._background
         assert background is not None
-        monkeypatch.setattr(db._pages, "_file", Unmeasured(db._pages._file))
+        monkeypatch.setattr(db.engine._pages, "_file", Unmeasured(db.engine._pages._file))
         for number in range(3):
-            wait_until(lambda: db._log._bell is not None, "the nap")
+            wait_until(lambda: db.engine._log._bell is not None, "the wait")
             seqno = db.put(b"%d" % number, b"v")
             wait_until(lambda seqno=seqno: db.durable_seqno >= seqno, "the flush")
         assert background._thread.is_alive()
@@ -205,7 +207,7 @@ def test_a_forgotten_store_is_collected_and_lets_go_of_its_lock(tmp_path: Path, 
 
 
 @pytest.mark.parametrize("kind", ["snapshot", "transaction", "iterator"])
-def test_a_store_is_not_given_away_while_somebody_uses_a_part_of_it(tmp_path: Path, kind: str) -> None:
+def test_a_store_is_not_given_away_while_a_part_of_it_is_in_use(tmp_path: Path, kind: str) -> None:
     path = tmp_path / "a.kv"
 
     def part() -> Any:
@@ -301,7 +303,7 @@ began.wait()
 @pytest.mark.interruptions
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_control_c_anywhere_leaves_a_store_that_goes_on(tmp_path: Path) -> None:
-    """A real signal, at moments that nobody chose; each put is written or not, and what follows works."""
+    """A real signal, at moments that no test chose; each put is written or not, and what follows works."""
     # One that comes while a finalizer runs is swallowed by the interpreter, so it is sent again and again.
     if threading.current_thread() is not threading.main_thread():
         pytest.skip("signals come to the main thread")

@@ -1,312 +1,210 @@
-"""The commit pipeline: grouping, conflicts within a group, full disks, failures, interruptions anywhere."""
+"""The commit queue: grouping, conflicts within a group, operations, full disks, failures."""
 
 from __future__ import annotations
 
 import errno
 import threading
+from collections.abc import Callable
 from typing import Any
 
 import pytest
-from engine_fakes import FakeLog, FakePages
-from store_fixtures import Interruption, interrupted_at
+from engine_fakes import FakeEngine, FakePressure, Others, at_rest, delete_request, make, put_request
+from store_fixtures import DEADLINE_S, wait_until
 
 from kvwal.batch import WriteBatch
 from kvwal.db.transaction import Transaction
-from kvwal.engine.commit import CommitPipeline
-from kvwal.engine.present import Present
+from kvwal.engine.commit import CommitQueue, RefusingLog
+from kvwal.engine.operations import PopEdge, Update, decode_counter, encode_counter
 from kvwal.engine.request import CommitRequest
-from kvwal.errors import ConflictError, DiskFullError, PoisonedError
+from kvwal.errors import ClosedError, ConflictError, DiskFullError, ForkedError, PoisonedError, closed, forked
 from kvwal.keys import KeyRange, Seqno
-from kvwal.log import decode_intents
+
+EVERYTHING = KeyRange(b"", None)
 
 
-def make() -> tuple[CommitPipeline, FakeLog, Present]:
-    present = Present(FakePages(), cache_bytes=1 << 20, memtable_bytes=1 << 20)  # type: ignore[arg-type]
-    log = FakeLog()
-    return CommitPipeline(log, present, release_reserve=lambda: False), log, present
+def put(key: bytes, value: bytes = b"v") -> CommitRequest:
+    """A request of a put alone."""
+    return CommitRequest.of_put(key, value, sync=True)
 
 
-def put_request(key: bytes, value: bytes, **options: Any) -> CommitRequest:
-    batch = WriteBatch()
-    batch.put(key, value)
-    return CommitRequest(batch, **({"sync": True} | options))
+def operation(what: Any) -> CommitRequest:
+    return CommitRequest(WriteBatch(), sync=True, operation=what)
 
 
-def put(pipeline: CommitPipeline, key: bytes, value: bytes, *, sync: bool = True) -> Seqno:
-    return pipeline.put(key, value, sync)
+def add(key: bytes, amount: int) -> Update:
+    return Update(key, lambda old: encode_counter(decode_counter(old) + amount))
 
 
-def test_a_lone_put_is_flushed_before_it_is_visible() -> None:
-    pipeline, log, present = make()
-    log.on_sync = lambda: visible.append(present.rows.get(b"k"))
-    visible: list[bytes | None] = []
-    assert put(pipeline, b"k", b"v") == 1
-    assert visible == [None]
-    assert present.rows[b"k"] == b"v"
+# -- one commit -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("way", ["put", "commit"])
+def test_a_lone_put_is_flushed_before_it_is_visible(way: str) -> None:
+    queue, log, state = make()
+    log.on_sync = lambda: visible.append((state.cache.rows.get(b"k"), state.seqno))
+    visible: list[tuple[bytes | None, int]] = []
+    assert (queue.put(b"k", b"v", True) if way == "put" else queue.commit(put_request(b"k", b"v"))) == 1
+    assert visible == [(None, 0)]
+    assert state.cache.rows[b"k"] == b"v"
+    at_rest(queue, log, state)
 
 
 def test_a_put_without_sync_is_not_flushed() -> None:
-    pipeline, log, present = make()
-    put(pipeline, b"k", b"v", sync=False)
-    assert (log.syncs, log.last_seqno, present.seqno) == (0, 1, 1)
+    queue, log, state = make()
+    queue.put(b"k", b"v", False)
+    assert (log.syncs, log.last_seqno, state.seqno) == (0, 1, 1)
 
 
-def test_those_who_arrive_during_a_flush_share_the_next_one() -> None:
-    pipeline, log, _ = make()
+def test_a_request_without_writes_has_seqno_0_and_writes_nothing() -> None:
+    queue, log, state = make()
+    assert queue.commit(CommitRequest(WriteBatch(), sync=True)) == 0
+    assert (log.syncs, log.bodies, state.seqno) == (1, [], 0)
+
+
+# -- groups ---------------------------------------------------------------------------------------
+
+
+def test_threads_that_arrive_during_a_flush_share_the_next_one() -> None:
+    queue, log, state = make()
     arrived = threading.Semaphore(0)
-    threads = [threading.Thread(target=put, args=(pipeline, b"%d" % n, b"v")) for n in range(8)]
+    threads = [threading.Thread(target=queue.put, args=(b"%d" % n, b"v", True)) for n in range(8)]
 
     def during_first_flush() -> None:
         log.on_sync = lambda: None
         for thread in threads:
             thread.start()
-        while len(pipeline._queue) < len(threads):
+        while len(queue._queue) < len(threads):
             arrived.acquire(timeout=0.001)
 
     log.on_sync = during_first_flush
-    put(pipeline, b"first", b"v")
+    queue.put(b"first", b"v", True)
     for thread in threads:
         thread.join()
     assert log.syncs == 2
     assert log.groups == [1, 8]
     assert len(log.content()) == 9
+    at_rest(queue, log, state)
+
+
+def test_requests_submitted_together_are_one_group_in_their_order() -> None:
+    queue, log, state = make()
+    requests = [put_request(b"a", b"1"), put(b"b"), CommitRequest(WriteBatch(), sync=False), put_request(b"a", b"2")]
+    queue.submit(requests)
+    assert [request.seqno for request in requests] == [1, 2, 0, 3]
+    assert all(request.done and request.error is None for request in requests)
+    assert (log.groups, log.syncs) == ([3], 1)
+    assert log.content() == {b"a": b"2", b"b": b"v"}
+    at_rest(queue, log, state)
+
+
+def test_a_group_is_flushed_before_any_of_it_is_visible_if_one_member_wants_it() -> None:
+    queue, log, state = make()
+    log.on_sync = lambda: visible.append((dict(state.cache.rows), state.seqno))
+    visible: list[Any] = []
+    queue.submit([put_request(b"a", b"1", sync=False), put_request(b"b", b"1", sync=True)])
+    assert visible == [({}, 0)]
+    queue.submit([put_request(b"c", b"1", sync=False), put_request(b"d", b"1", sync=False)])
+    assert len(visible) == 1
+
+
+def test_what_is_too_much_for_one_group_is_committed_in_several(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("kvwal.engine.commit._MAX_GROUP_BYTES", 10)
+    queue, log, state = make()
+    requests = [put_request(b"%d" % number, b"12345") for number in range(5)]
+    queue.submit(requests)
+    assert log.groups == [2, 2, 1]
+    assert [request.seqno for request in requests] == [1, 2, 3, 4, 5]
+    at_rest(queue, log, state)
+
+
+@pytest.mark.parametrize("watched", [False, True])
+def test_a_group_of_lone_puts_is_published_each_with_its_seqno(watched: bool) -> None:
+    queue, log, state = make()
+    queue.put(b"a", b"0", True)
+    reader = state.reader("test", 0, writer=True) if watched else None
+    requests = [put(b"a", b"1"), put(b"b", b"1"), put(b"a", b"2")]
+    queue.submit(requests)
+    assert [request.seqno for request in requests] == [2, 3, 4]
+    assert log.groups == [1, 3]
+    assert (state.read(b"a"), state.read(b"b")) == (b"2", b"1")
+    if reader is not None:
+        assert (state.read_at(reader, b"a"), state.read_at(reader, b"b")) == (b"0", None)
+        found = [state.history.conflict(Seqno(since), {key}, ()) for since, key in ((3, b"a"), (2, b"b"), (3, b"b"))]
+        assert [conflict and conflict.seqno for conflict in found] == [4, 3, None]
+    at_rest(queue, log, state)
+
+
+def test_a_leader_waits_for_the_threads_that_the_last_flush_served() -> None:
+    """Without that, two threads that commit in a loop would each wait for the flush of the other."""
+    clock_s = 0.0
+
+    def now_s() -> float:
+        nonlocal clock_s
+        clock_s += 1000.0
+        return clock_s
+
+    _, log, state = make()
+    queue = CommitQueue(log, state, FakePressure(), now_s=now_s)
+    others = Others(queue, [put(b"b")])
+    _arrive_with_the_next(queue, others.arrive)
+    queue.commit(put(b"a"))
+    others.run()
+    # Two were served at once. Now the first of them waits, for longer than this test may take, until the second comes.
+    first = threading.Thread(target=queue.put, args=(b"a", b"2", True), daemon=True)
+    first.start()
+    wait_until(lambda: queue._window_open, "the window")
+    queue.put(b"b", b"2", True)
+    first.join(DEADLINE_S)
+    assert log.groups[-1] == 2
+    at_rest(queue, log, state)
+
+
+# -- conflicts ------------------------------------------------------------------------------------
 
 
 def test_of_two_conflicting_members_of_a_group_the_second_fails() -> None:
-    pipeline, log, present = make()
-    view = present.view("test", 0, writer=True)
-    one = put_request(b"a", b"1", since=view.seqno, reads=[b"a"])
-    two = put_request(b"a", b"2", since=view.seqno, reads=[b"a"])
-    three = put_request(b"c", b"3", since=view.seqno, ranges=[KeyRange(b"b", b"d")])
-    four = put_request(b"z", b"4", since=view.seqno, ranges=[KeyRange(b"b", b"d")])
-    pipeline.commit(put_request(b"x", b"0"), company=[one, two, three, four])
+    queue, log, state = make()
+    reader = state.reader("test", 0, writer=True)
+    within = [KeyRange(b"b", b"d")]
+    one = put_request(b"a", b"1", since=reader.seqno, reads=[b"a"])
+    two = put_request(b"a", b"2", since=reader.seqno, reads=[b"a"])
+    three = put_request(b"c", b"3", since=reader.seqno, ranges=within)
+    four = put_request(b"z", b"4", since=reader.seqno, ranges=within)
+    queue.submit([put_request(b"x", b"0"), one, two, three, four])
     assert [r.error is None for r in (one, two, three, four)] == [True, False, True, False]
     assert isinstance(two.error, ConflictError)
     assert two.error.seqno == one.seqno
+    assert isinstance(four.error, ConflictError)
+    assert four.error.seqno == three.seqno
     assert log.content() == {b"x": b"0", b"a": b"1", b"c": b"3"}
-    assert present.rows[b"a"] == b"1"
+    assert state.cache.rows[b"a"] == b"1"
+    at_rest(queue, log, state)
 
 
-def test_a_full_disk_lets_deletes_through_and_fails_the_rest() -> None:
-    pipeline, log, present = make()
-    delete = WriteBatch()
-    delete.delete(b"old")
-    removal = CommitRequest(delete, sync=True)
-    log.fail_append = [DiskFullError("full")]
-    with pytest.raises(DiskFullError):
-        pipeline.commit(put_request(b"new", b"v"), company=[removal])
-    assert removal.error is None
-    assert removal.seqno == 1
-    assert present.rows == {b"old": None}
-    assert put(pipeline, b"later", b"v") == 2
+def test_a_conflict_of_one_leaves_the_rest_of_its_group_committed() -> None:
+    """Also where the one that has it leads the group."""
+    for first in (True, False):
+        queue, log, state = make()
+        reader = state.reader("test", 0, writer=True)
+        queue.put(b"k", b"newer", True)
+        late = put_request(b"k", b"late", since=reader.seqno, reads=[b"k"])
+        other = put_request(b"o", b"1")
+        queue.submit([late, other] if first else [other, late])
+        assert isinstance(late.error, ConflictError)
+        assert late.error.seqno == 1
+        assert (other.error, other.seqno) == (None, 2)
+        assert log.content() == {b"k": b"newer", b"o": b"1"}
+        at_rest(queue, log, state)
 
 
-def test_a_failed_flush_publishes_nothing_and_poisons() -> None:
-    pipeline, log, present = make()
-    log.fail_sync = [OSError(errno.EIO, "no")]
-    with pytest.raises(PoisonedError):
-        put(pipeline, b"k", b"v")
-    assert b"k" not in present.rows
-    log.fail_sync = [OSError(errno.EIO, "no")]
-    with pytest.raises(PoisonedError):
-        pipeline.commit(put_request(b"l", b"v"))
-    assert b"l" not in present.rows
-    assert not pipeline._baton
-
-
-def test_an_action_runs_while_no_commit_is_under_way() -> None:
-    pipeline, _, _ = make()
-    seen: list[bool] = []
-    pipeline.run(lambda: seen.append(bool(pipeline._baton)))
-    assert seen == [True]
-    assert not pipeline._baton
-
-
-def _says_written(interruption: Interruption) -> bool:
-    return any("was written" in note for note in getattr(interruption, "__notes__", ()))
-
-
-@pytest.mark.interruptions
-@pytest.mark.parametrize("sync", [False, True])
-def test_an_interruption_anywhere_on_a_full_disk_leaves_each_delete_written_or_not(sync: bool) -> None:
-    for step in range(1, 600):
-        pipeline, log, present = make()
-        put(pipeline, b"a", b"1", sync=sync)
-        put(pipeline, b"b", b"1", sync=sync)
-        requests = []
-        for key in (b"a", b"b"):
-            batch = WriteBatch()
-            batch.delete(key)
-            requests.append(CommitRequest(batch, sync=sync))
-        company = [requests[1], put_request(b"c", b"1", sync=sync)]
-        log.fail_append = [DiskFullError("full")]
-        interrupted = interrupted_at(step, lambda r=requests[0], c=company: pipeline.commit(r, company=c))
-        log.fail_append = []
-        content = log.content()
-        assert len(log.bodies) == log.last_seqno == present.seqno, step
-        for key, request in zip((b"a", b"b"), requests, strict=True):
-            assert (present.rows.get(key) is None) == (key not in content), step
-            if request.done and request.error is None and request.seqno:
-                assert key not in content, f"acknowledged and not written, at step {step}"
-        # An interrupted append of the whole group is tried again, and may then find room.
-        assert (b"c" in content) == (present.rows.get(b"c") is not None), step
-        put(pipeline, b"after", b"1", sync=sync)
-        assert not pipeline._baton, step
-        if interrupted is None:
-            assert content == {}
-            return
-    raise AssertionError("the commit has more places than were tried")
-
-
-@pytest.mark.interruptions
-@pytest.mark.parametrize("way", ["put", "commit", "company"])
-@pytest.mark.parametrize("sync", [False, True])
-def test_an_interruption_while_the_caller_handles_a_failure_of_its_own_is_no_failure_of_the_disk(
-    way: str, sync: bool
-) -> None:
-    try:
-        raise OSError(errno.EIO, "the caller's own file")
-    except OSError:
-        test_an_interruption_anywhere_leaves_a_commit_written_or_not(way, sync)
-
-
-@pytest.mark.interruptions
-@pytest.mark.parametrize("way", ["put", "commit", "company"])
-@pytest.mark.parametrize("sync", [False, True])
-def test_an_interruption_anywhere_leaves_a_commit_written_or_not(way: str, sync: bool) -> None:
-    for step in range(1, 400):
-        pipeline, log, present = make()
-        put(pipeline, b"before", b"1", sync=sync)
-        company = put_request(b"with", b"it", sync=sync)
-
-        def commit() -> None:
-            if way == "put":
-                put(pipeline, b"k", b"v", sync=sync)
-            else:
-                request = put_request(b"k", b"v", sync=sync)
-                pipeline.commit(request, company=[company] if way == "company" else [])
-
-        interrupted = interrupted_at(step, commit)
-        # Written or not written, log and memory agree about it, and the pipeline goes on.
-        written = b"k" in log.content()
-        assert present.rows.get(b"k") == (b"v" if written else None), step
-        assert present.seqno == log.last_seqno, step
-        present.levels.memtable._check()
-        if sync:
-            assert log.durable_seqno == log.last_seqno, step
-        assert put(pipeline, b"after", b"1", sync=sync) == log.last_seqno
-        assert not pipeline._baton, step
-        assert not pipeline._queue, step
-        if way == "company":
-            assert (b"with" in log.content()) == bool(company.done and company.error is None), step
-        if interrupted is None:
-            assert written
-            return
-        assert _says_written(interrupted) == written, step
-    raise AssertionError("the commit has more places than were tried")
-
-
-class TakenOnce(dict[int, object]):
-    """A baton that is taken when it is first looked at, and free then."""
-
-    over = False
-
-    def setdefault(self, key: int, default: object = None) -> object:
-        over, TakenOnce.over = TakenOnce.over, True
-        return super().setdefault(key, default) if over else self
-
-
-def _waiting(key: bytes, **options: Any) -> CommitRequest:
-    """As of a thread that has queued up and sleeps."""
-    request = put_request(key, b"v", **options)
-    request.gate = threading.Lock()
-    request.gate.acquire()
-    return request
-
-
-@pytest.mark.interruptions
-@pytest.mark.parametrize("sync", [False, True])
-@pytest.mark.parametrize("way", ["put", "commit", "queued", "action"])
-@pytest.mark.parametrize("when", ["before", "meanwhile"])
-def test_an_interruption_anywhere_leaves_nobody_asleep(when: str, way: str, sync: bool) -> None:
-    """Whoever leads may be all that the others wait for: in the midst of waking them, or of passing the baton on."""
-    for step in range(1, 600):
-        pipeline, log, present = make()
-        put(pipeline, b"before", b"1", sync=sync)
-        waiters = [_waiting(b"one", sync=sync), _waiting(b"two", sync=sync)]
-
-        def arrive() -> None:
-            pipeline._queue.extend(waiters)
-            log.on_append = lambda: None
-
-        if when == "before":
-            # In the moment between a leader that puts the baton down, and looks whether somebody has come.
-            arrive()
-        else:
-            log.on_append = arrive
-
-        def commit() -> None:
-            if way == "put":
-                put(pipeline, b"k", b"v", sync=sync)
-            elif way == "commit":
-                pipeline.commit(put_request(b"k", b"v", sync=sync))
-            elif way == "queued":
-                pipeline._baton = TakenOnce()
-                TakenOnce.over = False
-                pipeline.commit(put_request(b"k", b"v", sync=sync))
-            else:
-                pipeline.commit(CommitRequest(WriteBatch(), sync=sync, action=lambda: log.on_append()))
-
-        interrupted = interrupted_at(step, commit)
-        TakenOnce.over = True
-        if when == "before":
-            pipeline._promote()
-        if log.on_append is not arrive:
-            for waiter in waiters:
-                assert waiter.gate is not None
-                assert not waiter.gate.locked() or waiter in pipeline._queue, step
-            while pipeline._baton:
-                # What the thread of the first does: it leads the others.
-                leader: Any = pipeline._baton[0]
-                assert leader in waiters, step
-                assert not leader.gate.locked(), step
-                assert not leader.done, step
-                pipeline._lead(leader)
-            for waiter in waiters:
-                assert waiter.done, step
-                assert waiter.error is None, step
-                assert waiter.gate is not None
-                assert not waiter.gate.locked(), step
-            content = [decode_intents(body).writes for body in log.bodies]
-            assert content.count({b"one": b"v"}) == content.count({b"two": b"v"}) == 1, step
-            if interrupted is not None:
-                assert content.count({b"k": b"v"}) == _says_written(interrupted), step
-        assert len(log.bodies) == present.seqno == log.last_seqno, step
-        assert not pipeline._baton, step
-        assert not pipeline._queue, step
-        if interrupted is None:
-            return
-    raise AssertionError("the commit has more places than were tried")
-
-
-@pytest.mark.interruptions
-@pytest.mark.parametrize("sync", [False, True])
-def test_an_interrupted_transaction_says_whether_it_was_written(sync: bool) -> None:
-    """Also when the commit is over, and only the snapshot is still to be given back."""
-    for step in range(1, 600):
-        pipeline, log, present = make()
-        put(pipeline, b"k", b"old", sync=sync)
-        txn = Transaction(present, pipeline, 0, sync=sync, read_only=False)
-        txn[b"k"] = b"new"
-        interrupted = interrupted_at(step, txn.commit)
-        written = log.content()[b"k"] == b"new"
-        assert txn.commit_seqno == (2 if written else None), step
-        assert not (written and txn.is_open), step
-        if interrupted is None:
-            assert written
-            return
-        assert getattr(interrupted, "__notes__", []) == ["kvwal: commit 2 was written"] * written, step
-    raise AssertionError("the commit has more places than were tried")
+def test_a_range_deleted_by_a_member_conflicts_with_what_a_later_member_read() -> None:
+    queue, _, state = make()
+    reader = state.reader("test", 0, writer=True)
+    deleting = WriteBatch()
+    deleting.delete_range(b"b", b"d")
+    reads = [put_request(b"x", b"1", since=reader.seqno, reads=[key]) for key in (b"a", b"c", b"d")]
+    queue.submit([CommitRequest(deleting, sync=True), *reads])
+    assert [request.error is None for request in reads] == [True, False, True]
 
 
 @pytest.mark.parametrize(("size", "short"), [(0, True), (65_536, True), (65_537, False)])
@@ -314,7 +212,8 @@ def test_a_transaction_of_one_small_put_takes_the_short_way_of_a_put(
     size: int, short: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """And is validated like any other."""
-    pipeline, log, present = make()
+    queue, log, state = make()
+    engine: Any = FakeEngine(state, queue)
     puts: list[bytes] = []
     append_put = log.append_put
 
@@ -323,7 +222,7 @@ def test_a_transaction_of_one_small_put_takes_the_short_way_of_a_put(
         return append_put(key, value)
 
     monkeypatch.setattr(log, "append_put", noted)
-    txn, late = (Transaction(present, pipeline, 0, sync=True, read_only=False) for _ in range(2))
+    txn, late = (Transaction(engine, sync=True, read_only=False) for _ in range(2))
     for one in (txn, late):
         assert one.get(b"k") is None
         one[b"k"] = b"x" * size
@@ -332,7 +231,234 @@ def test_a_transaction_of_one_small_put_takes_the_short_way_of_a_put(
         late.commit()
     assert puts == [b"k"] * short
     assert log.content() == {b"k": b"x" * size}
-    assert present.rows[b"k"] == b"x" * size
+    assert state.cache.rows[b"k"] == b"x" * size
+
+
+# -- operations -----------------------------------------------------------------------------------
+
+
+def test_two_additions_in_one_group_add_up() -> None:
+    queue, log, state = make()
+    one, two, other = add(b"n", 5), add(b"n", 7), add(b"m", 1)
+    queue.submit([operation(one), operation(other), operation(two)])
+    assert [decode_counter(update.new) for update in (one, two, other)] == [5, 12, 1]
+    assert log.groups == [3]
+    assert log.content() == {b"n": encode_counter(12), b"m": encode_counter(1)}
+    at_rest(queue, log, state)
+
+
+def test_an_operation_sees_what_its_group_has_put_deleted_and_cleared_before_it() -> None:
+    queue, log, state = make()
+    queue.put(b"n", encode_counter(100), True)
+    clearing = WriteBatch()
+    clearing.delete_range(b"a", b"z")
+    updates = [add(b"n", 1) for _ in range(4)]
+    queue.submit(
+        [
+            operation(updates[0]),
+            put(b"n", encode_counter(50)),
+            operation(updates[1]),
+            delete_request(b"n"),
+            operation(updates[2]),
+            CommitRequest(clearing, sync=True),
+            operation(updates[3]),
+        ]
+    )
+    assert [decode_counter(update.old) for update in updates] == [100, 50, 0, 0]
+    assert [decode_counter(update.new) for update in updates] == [101, 51, 1, 1]
+    assert state.read(b"n") == log.content()[b"n"] == encode_counter(1)
+
+
+def test_an_operation_that_changes_nothing_writes_nothing() -> None:
+    queue, log, _ = make()
+    queue.put(b"k", b"v", True)
+    update = Update(b"k", lambda old: old)
+    assert queue.commit(operation(update)) == 0
+    assert (update.old, update.new) == (b"v", b"v")
+    assert log.last_seqno == 1
+
+
+def test_what_an_operation_raises_refuses_it_alone() -> None:
+    queue, log, state = make()
+    queue.put(b"k", b"no counter", True)
+    requests = [operation(add(b"k", 1)), operation(add(b"n", 1)), operation(add(b"n", (1 << 63) - 1)), put(b"p")]
+    queue.submit(requests)
+    assert [type(request.error) for request in requests] == [TypeError, type(None), OverflowError, type(None)]
+    assert [request.seqno for request in requests] == [0, 2, 0, 3]
+    assert log.content() == {b"k": b"no counter", b"n": encode_counter(1), b"p": b"v"}
+    at_rest(queue, log, state)
+
+
+def test_a_transaction_that_read_what_an_operation_of_its_group_changed_conflicts() -> None:
+    queue, _, state = make()
+    reader = state.reader("test", 0, writer=True)
+    txn = put_request(b"x", b"1", since=reader.seqno, reads=[b"n"])
+    queue.submit([operation(add(b"n", 1)), txn])
+    assert isinstance(txn.error, ConflictError)
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+def test_each_that_pops_in_one_group_gets_another_pair(reverse: bool) -> None:
+    queue, log, state = make()
+    for number in range(3):
+        queue.put(b"%d" % number, b"v%d" % number, True)
+    popping = [PopEdge(EVERYTHING, reverse=reverse) for _ in range(5)]
+    requests = [operation(one) for one in popping]
+    queue.submit(requests)
+    pairs = sorted(((b"%d" % number, b"v%d" % number) for number in range(3)), reverse=reverse)
+    assert [one.pair for one in popping] == [*pairs, None, None]
+    assert [request.seqno for request in requests] == [4, 5, 6, 0, 0]
+    assert log.content() == {}
+    at_rest(queue, log, state)
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+def test_popping_sees_what_its_group_has_put_deleted_and_cleared_before_it(reverse: bool) -> None:
+    queue, log, state = make()
+    for number in range(2, 8):
+        queue.put(b"%d" % number, b"old", True)
+    clearing = WriteBatch()
+    clearing.delete_range(b"3", b"7")
+    clearing.put(b"5", b"new")
+    popping = [PopEdge(EVERYTHING, reverse=reverse) for _ in range(5)]
+    queue.submit(
+        [
+            put(b"9" if reverse else b"1", b"new"),
+            operation(popping[0]),
+            put(b"7" if reverse else b"2", b"new"),
+            operation(popping[1]),
+            CommitRequest(clearing, sync=True),
+            operation(popping[2]),
+            operation(popping[3]),
+            operation(popping[4]),
+        ]
+    )
+    ends = [(b"9", b"new"), (b"7", b"new"), (b"5", b"new"), (b"2", b"old")]
+    if not reverse:
+        ends = [(b"1", b"new"), (b"2", b"new"), (b"5", b"new"), (b"7", b"old")]
+    assert [one.pair for one in popping] == [*ends, None]
+    assert log.content() == {}
+    at_rest(queue, log, state)
+
+
+def test_popping_stays_within_its_range() -> None:
+    queue, log, _ = make()
+    for number in range(5):
+        queue.put(b"%d" % number, b"", True)
+    first, last, none = (PopEdge(KeyRange(b"1", b"4"), reverse=reverse) for reverse in (False, True, False))
+    beside = PopEdge(KeyRange(b"2", b"3"), reverse=False)
+    queue.submit([put(b"0", b"new"), put(b"4", b"new"), *map(operation, (first, last, beside, none))])
+    assert [one.pair for one in (first, last, beside, none)] == [(b"1", b""), (b"3", b""), (b"2", b""), None]
+    assert sorted(log.content()) == [b"0", b"4"]
+
+
+# -- full disks -----------------------------------------------------------------------------------
+
+
+def test_a_full_disk_lets_deletes_through_and_fails_the_rest() -> None:
+    queue, log, state = make()
+    removal, new = delete_request(b"old"), put_request(b"new", b"v")
+    log.fail_append = [DiskFullError("full")]
+    queue.submit([new, removal])
+    assert isinstance(new.error, DiskFullError)
+    assert removal.error is None
+    assert removal.seqno == 1
+    assert state.cache.rows == {b"old": None}
+    assert queue._pressure.full == 1  # type: ignore[attr-defined]
+    assert queue.put(b"later", b"v", True) == 2
+    at_rest(queue, log, state)
+
+
+@pytest.mark.parametrize("way", ["put", "commit"])
+def test_a_put_alone_on_a_full_disk_fails_and_is_told_to_the_pressure(way: str) -> None:
+    queue, log, state = make(reserve=True)
+    log.fail_append = [DiskFullError("full")]
+    with pytest.raises(DiskFullError):
+        queue.put(b"k", b"v", True) if way == "put" else queue.commit(put_request(b"k", b"v"))
+    pressure: Any = queue._pressure
+    assert pressure.full >= 1
+    assert pressure.reserve, "it is for deletes"
+    at_rest(queue, log, state)
+    assert queue.put(b"k", b"v", True) == 1
+
+
+@pytest.mark.parametrize("reserve", [False, True])
+def test_a_delete_uses_the_reserve_where_not_even_a_small_record_fits(reserve: bool) -> None:
+    queue, log, state = make(reserve=reserve)
+    one, two = delete_request(b"one"), delete_request(b"two")
+    log.fail_append, log.fail_small = [DiskFullError("full")], [DiskFullError("full")]
+    queue.submit([one, two])
+    assert isinstance(one.error, type(None) if reserve else DiskFullError)
+    assert (two.error, two.seqno) == (None, 1 + reserve)
+    assert not queue._pressure.reserve  # type: ignore[attr-defined]
+    at_rest(queue, log, state)
+
+
+# -- failures -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("way", ["put", "commit"])
+@pytest.mark.parametrize("what", ["append", "sync"])
+def test_a_failed_append_or_flush_publishes_nothing_and_poisons(what: str, way: str) -> None:
+    queue, log, state = make()
+    cause = OSError(errno.EIO, "no")
+    (log.fail_sync if what == "sync" else log.fail_append).append(cause)
+    with pytest.raises(PoisonedError) as caught:
+        queue.put(b"k", b"v", True) if way == "put" else queue.commit(put_request(b"k", b"v"))
+    assert caught.value.__cause__ is cause
+    assert b"k" not in state.cache.rows
+    assert state.read(b"k") is None
+    assert state.seqno == 0
+    before = len(log.bodies)
+    for call in (
+        lambda: queue.put(b"l", b"v", True),
+        lambda: queue.commit(put_request(b"l", b"v")),
+        queue.sync,
+    ):
+        with pytest.raises(PoisonedError):
+            call()
+    assert len(log.bodies) == before, "what is on disk is unknown: nothing may be written any more"
+    assert b"l" not in state.cache.rows
+    assert not queue._queue
+    assert not queue.lock._is_owned()
+
+
+def test_a_failed_flush_fails_every_member_of_its_group() -> None:
+    queue, log, state = make()
+    log.fail_sync = [OSError(errno.EIO, "no")]
+    requests = [put_request(b"a", b"1"), put_request(b"b", b"1", sync=False), put(b"c")]
+    with pytest.raises(PoisonedError):
+        queue.submit(requests)
+    assert all(request.done and isinstance(request.error, PoisonedError) for request in requests)
+    assert state.cache.rows == {}
+
+
+def test_a_log_that_refuses_answers_every_commit_with_its_reason() -> None:
+    queue, _, state = make()
+    queue.put(b"k", b"v", True)
+    queue.refuse(RefusingLog(closed, state.seqno))
+    for call in (lambda: queue.put(b"k", b"2", False), lambda: queue.commit(put_request(b"k", b"2")), queue.sync):
+        with pytest.raises(ClosedError):
+            call()
+    assert state.read(b"k") == b"v"
+    assert not queue._queue
+    assert not queue.lock._is_owned()
+
+
+def test_an_action_runs_while_no_commit_is_under_way() -> None:
+    queue, log, state = make()
+    seen: list[bool] = []
+    queue.run(lambda: seen.append(queue.lock._is_owned()))
+    assert seen == [True]
+    at_rest(queue, log, state)
+
+
+def test_an_action_runs_after_the_members_of_its_group_are_published() -> None:
+    queue, _, state = make()
+    seen: list[Any] = []
+    action = CommitRequest(WriteBatch(), sync=False, action=lambda: seen.append(state.seqno))
+    queue.submit([action, put(b"k")])
+    assert seen == [1]
 
 
 def test_an_action_that_fails_fails_alone() -> None:
@@ -342,28 +468,38 @@ def test_an_action_that_fails_fails_alone() -> None:
         raise DiskFullError("no room for a mark")
 
     for first in ("put", "action"):
-        pipeline, log, present = make()
+        queue, log, state = make()
         one = put_request(b"k", b"v")
         two = CommitRequest(WriteBatch(), sync=False, action=fail)
-        if first == "put":
-            assert pipeline.commit(one, company=[two]) == 1
-        else:
-            with pytest.raises(DiskFullError):
-                pipeline.commit(two, company=[one])
+        queue.submit([one, two] if first == "put" else [two, one])
         assert one.done
-        assert one.error is None
+        assert (one.error, one.seqno) == (None, 1)
         assert isinstance(two.error, DiskFullError)
-        assert len(log.bodies) == present.seqno == 1
-        assert put(pipeline, b"after", b"v") == 2
+        assert len(log.bodies) == state.seqno == 1
+        assert queue.put(b"after", b"v", True) == 2
+        at_rest(queue, log, state)
+
+
+def test_an_action_that_the_disk_fails_poisons() -> None:
+    def fail() -> None:
+        raise OSError(errno.EIO, "no")
+
+    queue, _, _ = make()
+    one, two = put_request(b"k", b"v"), CommitRequest(WriteBatch(), sync=False, action=fail)
+    queue.submit([one, two])
+    assert (one.error, one.seqno) == (None, 1)
+    assert isinstance(two.error, PoisonedError)
+    with pytest.raises(PoisonedError):
+        queue.put(b"after", b"v", True)
 
 
 @pytest.mark.parametrize("where", ["append", "publish"])
-@pytest.mark.parametrize("way", ["put", "commit", "company"])
+@pytest.mark.parametrize("way", ["put", "commit", "group"])
 def test_a_bug_of_our_own_ends_in_an_error_and_not_in_a_store_that_hangs(
     way: str, where: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It left the baton with somebody who was gone, and the next commit waited for ever."""
-    pipeline, log, present = make()
+    """It left the leadership with a thread that was gone, and the next commit waited for ever."""
+    queue, log, state = make()
 
     def fail(*_: object, **__: object) -> None:
         raise RuntimeError("our own")
@@ -371,20 +507,87 @@ def test_a_bug_of_our_own_ends_in_an_error_and_not_in_a_store_that_hangs(
     if where == "append":
         monkeypatch.setattr(log, "append", fail)
     else:
-        monkeypatch.setattr(present, "publish", fail)
-        monkeypatch.setattr(pipeline, "_publish_put", fail)
-    company = _waiting(b"with")
+        for publishing in ("publish", "publish_put", "publish_puts"):
+            monkeypatch.setattr(state, publishing, fail)
+    others = Others(queue, [put_request(b"with", b"it")])
+    if way == "group":
+        _arrive_with_the_next(queue, others.arrive)
     with pytest.raises((RuntimeError, PoisonedError)):
         if way == "put":
-            put(pipeline, b"k", b"v")
+            queue.put(b"k", b"v", True)
         else:
-            pipeline.commit(put_request(b"k", b"v"), company=[company] if way == "company" else [])
-    if way == "company":
-        assert not company.gate.locked()
-        assert isinstance(company.error, PoisonedError)
-    assert not pipeline._baton
+            queue.commit(put_request(b"k", b"v"))
+    if way == "group":
+        others.run()
+        assert isinstance(others.requests[0].error, PoisonedError)
+    assert not queue._queue
+    assert not queue.lock._is_owned()
     with pytest.raises(PoisonedError):
-        put(pipeline, b"after", b"v")
+        queue.put(b"after", b"v", True)
     with pytest.raises(PoisonedError):
-        pipeline.commit(put_request(b"after", b"v"))
-    assert present.rows == {}
+        queue.commit(put_request(b"after", b"v"))
+    assert state.cache.rows == {}
+
+
+def test_a_bug_in_publishing_is_no_success_of_the_member_that_it_met(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its thread would go on as if it could read what it wrote."""
+    queue, _, state = make()
+    publish = state.publish
+
+    def fail_second(seqno: Seqno, *arguments: Any) -> None:
+        if seqno == 2:
+            raise RuntimeError("our own")
+        publish(seqno, *arguments)
+
+    monkeypatch.setattr(state, "publish", fail_second)
+    others = Others(queue, [put_request(b"with", b"it")])
+    _arrive_with_the_next(queue, others.arrive)
+    with pytest.raises((RuntimeError, PoisonedError)):
+        queue.commit(put_request(b"k", b"v"))
+    others.run()
+    assert state.read(b"with") is None
+    assert isinstance(others.requests[0].error, PoisonedError)
+
+
+def _arrive_with_the_next(queue: CommitQueue, arrive: Callable[[], None]) -> None:
+    """Let others enter the queue as the next group is taken, so that they belong to it."""
+    next_group = queue._next_group
+
+    def with_others() -> Any:
+        arrive()
+        return next_group()
+
+    queue._next_group = with_others  # type: ignore[method-assign]
+
+
+def test_is_busy_says_whether_a_commit_is_under_way() -> None:
+    queue, log, state = make()
+    busy: list[bool] = []
+
+    def ask() -> None:
+        thread = threading.Thread(target=lambda: busy.append(queue.is_busy()))
+        thread.start()
+        thread.join()
+
+    ask()
+    log.on_append = ask
+    queue.put(b"k", b"v", True)
+    queue.commit(put_request(b"k", b"v"))
+    log.on_append = lambda: None
+    ask()
+    assert busy == [False, True, True, False]
+    at_rest(queue, log, state)
+
+
+def test_in_the_child_of_a_fork_every_commit_is_refused_whatever_was_under_way() -> None:
+    queue, log, state = make()
+    Others(queue, [put_request(b"o", b"1")]).arrive()
+    leader = threading.Thread(target=queue.lock.acquire)
+    leader.start()
+    leader.join()
+    queue.abandon_in_child(RefusingLog(forked, state.seqno))
+    for call in (lambda: queue.put(b"k", b"2", True), lambda: queue.commit(put_request(b"k", b"2")), queue.sync):
+        with pytest.raises(ForkedError):
+            call()
+    assert log.bodies == []
+    assert not queue._queue

@@ -1,4 +1,4 @@
-"""Making and erasing a store may be cut off anywhere; whoever opens next finds the old store, none, or the new one."""
+"""Making and erasing a store may be cut off anywhere; the next open finds the old store, none, or the new one."""
 
 from __future__ import annotations
 

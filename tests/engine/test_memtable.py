@@ -6,16 +6,23 @@ from functools import partial
 from typing import Any
 
 import pytest
+from engine_fakes import make
 from hypothesis import given
 from hypothesis import strategies as st
 from store_fixtures import interrupted_at
 
 from kvwal.batch import WriteBatch
 from kvwal.engine.memtable import MISSING, Memtable, sorted_in_steps
-from kvwal.engine.present import Levels
-from kvwal.keys import Seqno
+from kvwal.engine.readers import Reader
+from kvwal.engine.version import Version
+from kvwal.keys import KeyRange, Seqno, in_any
 
-KEYS = st.sampled_from([b"", b"a", b"b", b"c", b"d", b"e", b"f"])
+POINTS = [b"", b"a", b"b", b"c", b"d", b"e", b"f"]
+KEYS = st.sampled_from(POINTS)
+WRITES = st.one_of(
+    st.tuples(KEYS, st.sampled_from([b"1", b"2", b"3", None])),
+    st.tuples(st.tuples(KEYS, st.one_of(st.none(), KEYS))),
+)
 
 
 def batch_of(*writes: tuple[Any, ...]) -> WriteBatch:
@@ -30,101 +37,137 @@ def batch_of(*writes: tuple[Any, ...]) -> WriteBatch:
     return batch
 
 
-def table_of(*commits: WriteBatch, oldest_reader: int | None = None) -> Memtable:
+def table_of(*commits: WriteBatch) -> Memtable:
     table = Memtable(Seqno(0))
     for seqno, batch in enumerate(commits, 1):
-        table.apply(Seqno(seqno), batch, 10, None if oldest_reader is None else Seqno(oldest_reader))
+        table.apply(Seqno(seqno), batch, 10)
         table._check()
     return table
 
 
+def read_at(table: Memtable, seqno: int) -> Reader:
+    """A registered reader of the table."""
+    reader = Reader(Version(table, None, None), Seqno(seqno), "test", 0, None)  # type: ignore[arg-type]
+    reader.register(table.readers)
+    return reader
+
+
+def applied(state: dict[bytes, bytes], batch: WriteBatch) -> dict[bytes, bytes]:
+    kept: dict[bytes, bytes | None] = {key: value for key, value in state.items() if not in_any(key, batch.ranges)}
+    return {key: value for key, value in (kept | batch.writes).items() if value is not None}
+
+
 @given(
-    st.lists(
-        st.lists(
-            st.one_of(
-                st.tuples(KEYS, st.sampled_from([b"1", b"2", b"3", None])),
-                st.tuples(st.tuples(KEYS, st.one_of(st.none(), KEYS))),
-            ),
-            min_size=1,
-            max_size=4,
-        ),
-        max_size=8,
-    ),
-    st.integers(0, 8),
+    st.lists(st.lists(WRITES, min_size=1, max_size=4), max_size=8),
+    st.lists(st.tuples(st.integers(0, 8), st.integers(0, 8)), max_size=4),
+    st.booleans(),
 )
-def test_every_moment_since_the_oldest_reader_stays_readable(commits: list[Any], oldest: int) -> None:
+def test_the_moment_of_every_registered_reader_stays_readable(
+    commits: list[Any], stays: list[tuple[int, int]], twice: bool
+) -> None:
+    """Readers come at one moment and go at another. A commit that was interrupted may be applied again."""
     below = {b"a": b"old", b"c": b"old", b"f": b"old"}
-    state = dict(below)
-    states = [dict(state)]
     table = Memtable(Seqno(0))
-    for seqno, writes in enumerate(commits, 1):
-        batch = batch_of(*writes)
-        for bounds in batch.ranges:
-            state = {k: v for k, v in state.items() if not bounds.contains(k)}
-        for key, value in batch.writes.items():
-            state[key] = value
-            if value is None:
-                del state[key]
-        table.apply(Seqno(seqno), batch, 10, Seqno(oldest) if seqno > oldest else None)
-        table._check()
-        states.append(dict(state))
+    states = [dict(below)]
 
     def seen(value: Any, key: bytes) -> bytes | None:
         return below.get(key) if value is MISSING else value
 
-    for key in [b"", b"a", b"b", b"c", b"d", b"e", b"f"]:
-        assert seen(table.get(key), key) == state.get(key)
-        for moment in range(min(oldest, len(commits)), len(states)):
-            assert seen(table.get_at(key, Seqno(moment)), key) == states[moment].get(key)
+    def check(moment: int) -> None:
+        cover = table.cover(Seqno(moment))
+        values = dict(zip(table.latest, table.values_at(list(table.latest), Seqno(moment)), strict=True))
+        for key in POINTS:
+            wanted = states[moment].get(key)
+            assert seen(table.get_at(key, Seqno(moment)), key) == wanted, (key, moment)
+            value = values.get(key, MISSING)
+            if value is MISSING and cover is not None and cover.at(key):
+                value = None
+            assert seen(value, key) == wanted, (key, moment)
+
+    readers: dict[int, list[Reader]] = {}
+    for moment in range(len(commits) + 1):
+        for comes, stay in stays:
+            if comes == moment:
+                readers.setdefault(comes + stay, []).append(read_at(table, moment))
+        for reader in readers.pop(moment, []):
+            check(reader.seqno)
+            reader.release()
+        for reader in (reader for rest in readers.values() for reader in rest):
+            check(reader.seqno)
+        check(moment)
+        for key in POINTS:
+            assert seen(table.get(key), key) == states[moment].get(key)
+        if moment < len(commits):
+            batch = batch_of(*commits[moment])
+            for _ in range(1 + twice):
+                table.apply(Seqno(moment + 1), batch, 10)
+                table._check()
+            states.append(applied(states[-1], batch))
 
 
 def test_a_table_says_its_newest_seqno_before_any_value_of_it_can_be_seen() -> None:
     """A scan takes values without a lock and then asks whether the table may have changed under it."""
     table = Memtable(Seqno(0))
-    seen: list[int] = []
+    seen: list[Any] = []
 
     class Watched(dict[bytes, bytes | None]):
-        def update(self, *values: Any) -> None:  # type: ignore[override]
-            seen.append(table.last_seqno)
+        def update(self, *values: Any) -> None:
+            seen.append((table.last_seqno, bool(table.ranges), dict(table.written_at)))
             super().update(*values)
 
     table.latest = Watched()
-    table.apply(Seqno(1), batch_of((b"a", b"1"), ((b"", None),), (b"b", b"1")), 4, None)
-    assert seen == [1, 1], "the deletion of the range, and the writes"
+    table.apply(Seqno(1), batch_of((b"a", b"1"), ((b"", None),), (b"b", b"1")), 4)
+    assert seen == [(1, True, {b"b": 1})], "the range, and when the keys are written, before the values"
 
 
-def test_a_fast_put_says_its_seqno_before_its_value_too() -> None:
-    from engine_fakes import FakePages, FakeTree
-
-    from kvwal.engine.present import Present
-
-    present = Present(FakePages(), cache_bytes=1 << 20, memtable_bytes=1 << 20)  # type: ignore[arg-type]
-    seen: list[tuple[int, int]] = []
+@pytest.mark.parametrize("way", ["publish", "publish_put", "publish_puts"])
+def test_a_commit_says_its_seqno_before_its_value_too(way: str) -> None:
+    _, _, state = make()
+    seen: list[tuple[int, int, int]] = []
 
     class Watched(dict[bytes, bytes | None]):
+        def _note(self) -> None:
+            seen.append((state.horizon, state.version.memtable.last_seqno, state.seqno))
+
         def __setitem__(self, key: bytes, value: bytes | None) -> None:
-            seen.append((present.horizon, present.levels.memtable.last_seqno))
+            self._note()
             super().__setitem__(key, value)
 
-    table = Memtable(Seqno(0))
+        def update(self, *values: Any) -> None:
+            self._note()
+            super().update(*values)
+
+    table = state.version.memtable
     table.latest = Watched()
-    present.levels = Levels(table, None, FakeTree())  # type: ignore[arg-type]
-    present.publish_put(Seqno(1), b"a", b"1", 10)
-    view = present.view("test", 0)
-    present.publish_put(Seqno(2), b"a", b"2", 10)
-    assert seen == [(1, 1), (2, 2)]
-    present.release(view)
+    readers = []
+    for seqno in (1, 2, 3):
+        if way == "publish":
+            state.publish(Seqno(seqno), batch_of((b"a", b"%d" % seqno)), 2)
+        elif way == "publish_put":
+            state.publish_put(Seqno(seqno), b"a", b"%d" % seqno, 10)
+        else:
+            state.publish_puts(Seqno(seqno), [b"a"], [b"%d" % seqno], 10)
+        # From the second on there is a reader, so they take the longer way.
+        readers.append(state.reader("test", 0))
+    assert seen == [(1, 1, 0), (2, 2, 1), (3, 3, 2)]
+    assert [state.read_at(reader, b"a") for reader in readers] == [b"1", b"2", b"3"]
 
 
 def test_ordered_keys_stay_right_while_keys_come_between_scans() -> None:
     table = Memtable(Seqno(0))
     for seqno, key in enumerate([b"m", b"c", b"x", b"a", b"m", b"n"], 1):
-        table.apply(Seqno(seqno), batch_of((key, b"")), 1, None)
+        table.apply(Seqno(seqno), batch_of((key, b"")), 1)
         table._check()
     assert table.keys_between(b"b", b"n", after=None, reverse=False, most=9) == [b"c", b"m"]
     assert table.keys_between(None, None, after=b"m", reverse=False, most=1) == [b"n"]
     assert table.keys_between(None, None, after=b"m", reverse=True, most=9) == [b"c", b"a"]
     assert table.keys_between(b"c", b"x", after=None, reverse=True, most=9) == [b"n", b"m", b"c"]
+
+
+def test_keys_are_numbered_as_they_come() -> None:
+    table = table_of(batch_of((b"m", b"")), batch_of((b"c", b""), (b"a", b"")), batch_of((b"m", b"2"), (b"b", None)))
+    assert table.keys_added(0, 9) == [b"m", b"c", b"a", b"b"]
+    assert table.keys_added(1, 3) == [b"c", b"a"]
 
 
 @given(st.lists(st.binary(max_size=4), unique=True))
@@ -145,16 +188,16 @@ def test_keys_sorted_in_steps_are_sorted(keys: list[bytes]) -> None:
     ids=["ascending", "descending", "scattered", "128 sources", "3 sources"],
 )
 def test_no_step_of_sorting_is_long(order: Any) -> None:
-    """No other thread runs during a step, so `give_way` is called around each, and none takes many keys."""
+    """No other thread runs during a step, so the writers are let through around each, and none takes many keys."""
     keys = [b"%08d" % (order(number) + 40_000) for number in range(30_000)]
     calls = 0
 
-    def give_way() -> None:
+    def yield_to_writers() -> None:
         nonlocal calls
         calls += 1
 
     found: list[bytes] = []
-    for step in sorted_in_steps(keys, give_way):
+    for step in sorted_in_steps(keys, yield_to_writers):
         assert len(step) < 4096
         assert calls, "not even once since the step before"
         calls = 0
@@ -162,30 +205,86 @@ def test_no_step_of_sorting_is_long(order: Any) -> None:
     assert found == sorted(keys)
 
 
-def test_a_wider_range_swallows_those_inside_it_unless_someone_reads_the_past() -> None:
+def test_a_wider_range_swallows_those_inside_it_unless_a_reader_sees_the_past() -> None:
     inner, outer = batch_of(((b"b", b"c"),)), batch_of(((b"a", b"d"),))
-    assert len(table_of(inner, outer).ranges) == 1
-    watched = table_of(inner, outer, oldest_reader=0)
-    assert watched.masks_at(Seqno(1)) == [(b"b", b"c")]
-    assert len(watched.masks_at(Seqno(2))) == 2
+    table = table_of(inner, outer)
+    assert table.ranges.newest.ranges() == [KeyRange(b"a", b"d")]
+    assert len(table.ranges.newest._segments) == 3
+    table = table_of(inner)
+    reader = read_at(table, 1)
+    table.apply(Seqno(2), outer, 10)
+    for moment, wanted in ((1, KeyRange(b"b", b"c")), (2, KeyRange(b"a", b"d"))):
+        cover = table.cover(Seqno(moment))
+        assert cover is not None
+        assert cover.ranges() == [wanted]
+    reader.release()
 
 
-def test_versions_nobody_reads_any_more_are_swept() -> None:
+def test_a_range_costs_the_same_however_many_keys_it_covers() -> None:
+    """It is one entry; no key is visited, and no value replaced."""
+    table = table_of(batch_of(*((b"%04d" % number, b"v") for number in range(1000))))
+    latest = dict(table.latest)
+    before = table.bytes_used
+    table.apply(Seqno(2), batch_of(((b"", None),)), 0)
+    assert table.latest == latest
+    assert (table.versions, table.written_at) == ({}, {})
+    assert table.bytes_used < before + 500
+    assert all(table.get(key) is None for key in latest)
+
+
+def test_versions_that_no_reader_needs_any_more_are_swept() -> None:
     table = Memtable(Seqno(0))
+    readers: list[Reader] = []
     for seqno in range(1, 5000):
-        # A reader that moves along: what is older than it must not pile up.
-        table.apply(Seqno(seqno), batch_of((b"k%d" % seqno, b"")), 1, Seqno(max(0, seqno - 10)))
-    assert table.version_count < 2200
-    table.forget_versions()
-    assert table.version_count == 0
+        # Readers that move along: what is older than they are must not pile up.
+        readers.append(read_at(table, seqno - 1))
+        del readers[:-10]
+        table.apply(Seqno(seqno), batch_of((b"k%d" % seqno, b"")), 1)
+    assert len(table.versions) < 2200
+    used = table.bytes_used
+    readers.clear()
+    table.apply(Seqno(5000), batch_of((b"k", b"")), 1)
+    assert table.versions == {}
+    assert table.bytes_used < used
     table._check()
 
 
+def test_versions_of_a_hot_key_do_not_pile_up_while_readers_come_and_go() -> None:
+    table = Memtable(Seqno(0))
+    readers: list[Reader] = []
+    for seqno in range(1, 5000):
+        readers.append(read_at(table, seqno - 1))
+        del readers[:-10]
+        table.apply(Seqno(seqno), batch_of((b"hot", b"%d" % seqno)), 1)
+        assert len(table.versions[b"hot"]) <= 11
+    assert [table.get_at(b"hot", reader.seqno) for reader in readers] == [b"%d" % reader.seqno for reader in readers]
+
+
+def test_only_what_a_registered_reader_can_see_is_kept() -> None:
+    """Between two readers a key may be written a thousand times."""
+    table = Memtable(Seqno(0))
+    reader = read_at(table, 0)
+    for seqno in range(1, 1001):
+        table.apply(Seqno(seqno), batch_of((b"k", b"%d" % seqno)), 1)
+    assert len(table.versions[b"k"]) == 1
+    assert table.get_at(b"k", Seqno(0)) is MISSING
+    assert table.get(b"k") == b"1000"
+    reader.release()
+
+
 @pytest.mark.parametrize("stop", [None, b"z"])
-def test_a_put_after_a_range_delete_is_seen_and_older_levels_stay_hidden(stop: bytes | None) -> None:
+def test_a_put_after_a_range_delete_is_seen_and_older_sources_stay_hidden(stop: bytes | None) -> None:
     table = table_of(batch_of((b"a", b"1")), batch_of(((b"", stop),)), batch_of((b"b", b"2")))
     assert table.get(b"a") is None
     assert table.get(b"b") == b"2"
+    for moment, wanted in ((2, None), (3, b"2")):
+        assert table.get_at(b"a", Seqno(moment)) is None
+        assert table.get_at(b"b", Seqno(3)) == (wanted or b"2")
+    cover = table.cover(Seqno(3))
+    assert cover is not None
+    assert cover.at(b"below")
+    assert bool(cover.at(b"zz")) == (stop is None)
+    # A key that the table does not have: what it says of it is what its ranges say.
     assert table.get(b"below") is None
     assert table.get(b"zz") is (None if stop is None else MISSING)
 
@@ -197,15 +296,36 @@ def test_an_interruption_anywhere_while_keys_are_put_in_order_loses_none(first: 
     """Interrupted in the midst of it, the order had lost keys, or had them twice, and so had the next checkpoint."""
     for step in range(1, 2000):
         table = Memtable(Seqno(0))
-        table.apply(Seqno(1), batch_of(*((b"%03d" % n, b"v") for n in range(0, 2 * first, 2))), 1, None)
+        table.apply(Seqno(1), batch_of(*((b"%03d" % n, b"v") for n in range(0, 2 * first, 2))), 1)
         table._check()
-        table.apply(Seqno(2), batch_of(*((b"%03d" % n, b"v") for n in range(1, 2 * more, 2))), 1, None)
+        table.apply(Seqno(2), batch_of(*((b"%03d" % n, b"v") for n in range(1, 2 * more, 2))), 1)
         scan = partial(table.keys_between, None, None, after=None, reverse=False, most=1)
         interrupted = interrupted_at(step, scan) is not None
         table._check()
-        assert table.keys_between(b"001", b"004", after=None, reverse=False, most=9) == sorted(table.latest)[
-            bool(first) : 2 + bool(first) * 2
-        ]
+        assert (
+            table.keys_between(b"001", b"004", after=None, reverse=False, most=9)
+            == sorted(table.latest)[bool(first) : 2 + bool(first) * 2]
+        )
+        assert not table.lock._is_owned(), step
         if not interrupted:
             return
     raise AssertionError("putting in order has no end")
+
+
+@pytest.mark.parametrize("watched", [False, True])
+def test_a_commit_that_is_interrupted_anywhere_and_applied_again_is_applied_once(watched: bool) -> None:
+    for step in range(1, 2000):
+        table = table_of(batch_of((b"a", b"1"), (b"c", b"1")), batch_of(((b"c", b"d"),), (b"c", b"2")))
+        reader = read_at(table, 2) if watched else None
+        batch = batch_of(((b"b", b"e"),), (b"a", b"3"), (b"d", b"3"))
+        interrupted = interrupted_at(step, partial(table.apply, Seqno(3), batch, 10)) is not None
+        if interrupted:
+            table.apply(Seqno(3), batch, 10)
+        table._check()
+        assert [table.get(key) for key in (b"a", b"b", b"c", b"d")] == [b"3", None, None, b"3"], step
+        if reader is not None:
+            found = [table.get_at(key, Seqno(2)) for key in (b"a", b"b", b"c", b"d")]
+            assert found == [b"1", MISSING, b"2", MISSING], step
+        if not interrupted:
+            return
+    raise AssertionError("applying a commit has no end")

@@ -2,71 +2,121 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TypeAlias
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kvwal.batch import WriteBatch
-from kvwal.engine.occ import History, conflict_between
+from kvwal.engine import occ
+from kvwal.engine.occ import MAX_HISTORY_BYTES, History
+from kvwal.errors import ConflictError
 from kvwal.keys import KeyRange, Seqno, in_any
 
 KEYS = st.sampled_from([b"", b"a", b"b", b"c", b"d", b"e"])
 RANGES = st.lists(st.builds(KeyRange, KEYS, st.one_of(st.none(), KEYS)), max_size=2)
+Commit: TypeAlias = tuple[set[bytes], list[KeyRange]]
 COMMITS = st.lists(st.tuples(st.sets(KEYS, max_size=3), RANGES), max_size=8)
 # Between any two keys, and beyond both ends, so that overlaps of ranges can be told by their members.
 POINTS = [b"", b"\0", b"a", b"a1", b"b", b"b1", b"c", b"c1", b"d", b"d1", b"e", b"e1"]
 
 
-def batch_of(keys: set[bytes], ranges: list[Any]) -> WriteBatch:
-    batch = WriteBatch()
-    for start, stop in ranges:
-        batch.delete_range(start, stop)
-    for key in keys:
-        batch.put(key, b"")
-    return batch
-
-
-def plainly(batch: WriteBatch, reads: set[bytes], ranges: list[Any]) -> bool:
-    touched = [p for p in POINTS if p in batch.writes or in_any(p, batch.ranges)]
+def plainly(written: set[bytes], deleted: list[KeyRange], reads: set[bytes], ranges: list[KeyRange]) -> bool:
+    touched = [point for point in POINTS if point in written or in_any(point, deleted)]
     return any(point in reads or in_any(point, ranges) for point in touched)
 
 
-@given(COMMITS, st.integers(0, 8), st.integers(0, 8), st.sets(KEYS), RANGES)
+def non_empty(ranges: list[KeyRange]) -> list[KeyRange]:
+    return [bounds for bounds in ranges if not bounds.is_empty()]
+
+
+@pytest.mark.parametrize("recent_keys", [1, 3, 4096], ids=["packed at once", "packed now and then", "never packed"])
+@given(COMMITS, st.integers(0, 8), st.integers(0, 8), st.sets(KEYS), RANGES, st.booleans())
 def test_a_conflict_is_a_later_commit_that_touched_what_was_read(
-    commits: list[Any], oldest: int, since: int, reads: set[bytes], ranges: list[Any]
+    recent_keys: int,
+    commits: list[Commit],
+    oldest: int,
+    since: int,
+    reads: set[bytes],
+    ranges: list[KeyRange],
+    twice: bool,
 ) -> None:
     oldest = min(oldest, len(commits))
     since = min(max(since, oldest), len(commits))
-    history = History()
-    history.begin(Seqno(0))
-    batches = [batch_of(*commit) for commit in commits]
-    for seqno, batch in enumerate(batches, 1):
-        history.record(Seqno(seqno), batch)
-    history.forget(Seqno(oldest))
+    ranges = non_empty(ranges)
+    commits = [(written, non_empty(deleted)) for written, deleted in commits]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(occ, "_RECENT_KEYS", recent_keys)
+        history = History()
+        history.begin(Seqno(0))
+        for seqno, (written, deleted) in enumerate(commits, 1):
+            # The oldest open transaction moves on, up to `oldest`. Recording again, after an interruption, is harmless.
+            for _ in range(1 + twice):
+                history.record(Seqno(seqno), sorted(written), deleted, Seqno(min(oldest, seqno - 1)))
     found = history.conflict(Seqno(since), reads, ranges)
-    guilty = {seqno for seqno, batch in enumerate(batches, 1) if seqno > since and plainly(batch, reads, ranges)}
+    guilty = {seqno for seqno, commit in enumerate(commits, 1) if seqno > since and plainly(*commit, reads, ranges)}
     assert (found is not None) == bool(guilty)
     if found is not None:
         assert found.seqno in guilty
-        assert conflict_between(batches[found.seqno - 1], Seqno(found.seqno), reads, ranges) is not None
+        assert found.key is None or plainly(*commits[found.seqno - 1], {found.key}, [])
 
 
-def test_the_history_keeps_keys_not_values_and_not_the_callers_batch() -> None:
+def test_the_history_keeps_keys_not_the_callers_dict() -> None:
     history = History()
-    batch = batch_of({b"a"}, [])
-    history.record(Seqno(1), batch)
-    batch.clear()
+    writes = {b"a": b"x" * 1000}
+    history.record(Seqno(1), writes, (), Seqno(0))
+    assert history.bytes_used < 500
+    writes.clear()
     assert history.conflict(Seqno(0), {b"a"}, ()) is not None
 
 
-def test_a_history_that_is_cut_makes_older_readers_conflict(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("kvwal.engine.occ.MAX_HISTORY_KEYS", 6)
+def test_what_no_open_transaction_can_ask_for_is_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(occ, "_RECENT_KEYS", 10)
     history = History()
     history.begin(Seqno(0))
-    for seqno in range(1, 10):
-        history.record(Seqno(seqno), batch_of({b"k%d" % seqno}, []))
-    assert len(history) <= 3
+    for seqno in range(1, 10_001):
+        history.record(Seqno(seqno), [b"%06d" % seqno], (), Seqno(max(0, seqno - 50)))
+        assert history.bytes_used < 10_000
+    assert history.conflict(Seqno(9_960), {b"009970"}, ()) is not None
+    assert history.conflict(Seqno(9_960), {b"000001"}, ()) is None
+
+
+def test_a_history_that_is_too_large_makes_older_readers_conflict(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(occ, "_RECENT_KEYS", 10)
+    history = History(max_bytes=1000)
+    history.begin(Seqno(0))
+    for seqno in range(1, 1001):
+        history.record(Seqno(seqno), [b"k%d" % seqno], (), Seqno(0))
+        assert history.bytes_used < 1000 + 10 * 200
+    assert history.floor > 900
+    found = history.conflict(Seqno(0), {b"unrelated"}, ())
+    assert isinstance(found, ConflictError)
+    assert found.seqno == history.floor
+    assert history.conflict(Seqno(history.floor - 1), (), ()) is not None
+    assert history.conflict(history.floor, {b"unrelated"}, [KeyRange(b"u", b"v")]) is None
+    assert history.conflict(Seqno(998), {b"k999"}, ()) is not None
+
+
+@pytest.mark.parametrize("key_bytes", [1, 60_000])
+def test_a_history_stays_within_its_limit_whatever_is_written(key_bytes: int) -> None:
+    """Many small keys, large ones before a block of them is full, and ranges without any key."""
+    history = History(max_bytes=1 << 20)
+    history.begin(Seqno(0))
+    largest = 0
+    for seqno in range(1, 6000):
+        key = b"%06d" % seqno * (1 + key_bytes // 6)
+        history.record(Seqno(seqno), [key], [], Seqno(0))
+        history.record(Seqno(seqno), [], [KeyRange(b"%06d" % seqno, b"%06d!" % seqno)], Seqno(0))
+        largest = max(largest, history.bytes_used)
+    assert largest <= (1 << 20) + 4096 * 250 + key_bytes
     assert history.conflict(Seqno(0), {b"unrelated"}, ()) is not None
-    assert history.conflict(Seqno(8), {b"unrelated"}, ()) is None
+    assert history.conflict(Seqno(5999), {b"unrelated"}, ()) is None
+    assert MAX_HISTORY_BYTES == 64 << 20
+
+
+def test_packed_keys_take_about_twenty_bytes_more_than_their_own() -> None:
+    history = History()
+    history.begin(Seqno(0))
+    for seqno in range(1, 3 * 4096 + 1):
+        history.record(Seqno(seqno), [b"%016d" % seqno], (), Seqno(0))
+    assert history.bytes_used <= 3 * 4096 * (16 + 24)

@@ -10,6 +10,9 @@ import pytest
 from pages_fixtures import Scratch
 
 import kvwal
+from kvwal.engine.memtable import Memtable
+from kvwal.engine.state import State
+from kvwal.engine.version import Version
 
 
 def key(number: int) -> bytes:
@@ -132,18 +135,16 @@ def test_a_decoded_leaf_is_merged_and_searched_like_a_raw_one(tmp_path: Path) ->
 
 @pytest.fixture
 def reads_at_once(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
-    """What `Present.few` answered: True where it did not leave the work to others."""
-    from kvwal.engine.present import Present
-
+    """What `State.cached_range` answered: True where the long way was not taken."""
     answers: list[bool] = []
-    original = Present.few
+    original = State.cached_range
 
-    def few(self: Present, *bounds: Any, **options: Any) -> Any:
+    def cached_range(self: State, *bounds: Any, **options: Any) -> Any:
         found = original(self, *bounds, **options)
         answers.append(found is not None)
         return found
 
-    monkeypatch.setattr(Present, "few", few)
+    monkeypatch.setattr(State, "cached_range", cached_range)
     return answers
 
 
@@ -195,9 +196,7 @@ def test_a_snapshot_scans_its_own_moment(tmp_path: Path) -> None:
 def test_a_commit_between_the_keys_and_their_values_is_noticed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reads_at_once: list[bool]
 ) -> None:
-    """`few` looks for keys without the lock; whatever is published before it has the lock, it must not miss."""
-    from kvwal.engine.memtable import Memtable
-
+    """Keys are looked for without the lock; what is published before the lock is held must not be missed."""
     with kvwal.open(tmp_path / "db", background=False) as db:
         db.update({key(number): b"old" for number in range(0, 20, 2)})
         original = Memtable.keys_between
@@ -219,13 +218,14 @@ def test_a_range_delete_hides_what_lies_in_the_pages(tmp_path: Path) -> None:
         db.update({key(number): b"old" for number in range(50)})
         db.checkpoint()
         list(db.scan())
+        assert [k for k, _ in db.scan(key(4), limit=3)] == [key(4), key(5), key(6)]
         db.delete_range(key(5), key(10))
         assert [k for k, _ in db.scan(key(4), limit=3)] == [key(4), key(10), key(11)]
 
 
 def test_rows_take_of_the_cache_only_what_they_need(tmp_path: Path) -> None:
     with kvwal.open(tmp_path / "db", background=False, cache_bytes=1 << 20) as db:
-        pages = db._pages
+        pages = db.engine._pages
         roomy = pages.stats().cache_limit_bytes
         db.update({key(number): b"v" * 100 for number in range(20_000)})
         assert db.stats().row_bytes + pages.stats().cache_limit_bytes <= 1 << 20
@@ -237,3 +237,55 @@ def test_rows_take_of_the_cache_only_what_they_need(tmp_path: Path) -> None:
         for _ in range(2):
             assert len(list(db.scan())) == 20_000
         assert db.stats().row_bytes + pages.stats().cache_bytes <= 1 << 20
+
+
+def test_a_range_deleted_between_the_pairs_and_the_lock_is_noticed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reads_at_once: list[bool]
+) -> None:
+    with kvwal.open(tmp_path / "db", background=False) as db:
+        db.update({key(number): b"old" for number in range(20)})
+        db.checkpoint()
+        list(db.scan())
+        original = Version.cached_range
+
+        def cached_range(self: Version, *bounds: Any, **options: Any) -> Any:
+            found = original(self, *bounds, **options)
+            monkeypatch.setattr(Version, "cached_range", original)
+            db.delete_range(key(3), key(6))
+            return found
+
+        monkeypatch.setattr(Version, "cached_range", cached_range)
+        reads_at_once.clear()
+        assert [k for k, _ in db.scan(key(2), limit=3)] == [key(2), key(6), key(7)]
+        assert reads_at_once == [False]
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+def test_a_scan_begins_behind_what_was_taken_off_a_queue(
+    tmp_path: Path, reverse: bool, reads_at_once: list[bool]
+) -> None:
+    """And before what was put there since: a gap is cut by what is put into it."""
+    with kvwal.open(tmp_path / "db", background=False) as db:
+        db.update({key(number): b"v" for number in range(1000)})
+        for _ in range(300):
+            db.popitem(last=reverse)
+        # This one met the deleted keys, and says so; those after it begin behind them.
+        step = -1 if reverse else 1
+        ends = [key(number) for number in range(1000)][::step][300:310]
+        for _ in range(2):
+            assert [k for k, _ in db.scan(limit=10, reverse=reverse)] == ends
+        for number in (5, 150, 299):
+            put = key(999 - number) if reverse else key(number)
+            db[put] = b"again"
+            assert [k for k, _ in db.scan(limit=2, reverse=reverse)] == sorted([put, *ends], reverse=reverse)[:2]
+            assert db.popitem(last=reverse) == (put, b"again")
+        snapshot = db.snapshot()
+        within = [key(999 - 100) if reverse else key(100), ends[0]]
+        db[within[0]] = b"later"
+        assert [k for k, _ in db.scan(limit=2, reverse=reverse)] == within
+        assert [k for k, _ in snapshot.scan(limit=10, reverse=reverse)] == ends
+        with db.transaction() as txn:
+            assert [k for k, _ in txn.scan(limit=2, reverse=reverse)] == within
+        db.checkpoint()
+        assert [k for k, _ in db.scan(limit=2, reverse=reverse)] == within
+        snapshot.close()

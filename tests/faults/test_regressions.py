@@ -93,7 +93,7 @@ def test_an_interruption_right_after_the_flip_stops_checkpoints(monkeypatch: pyt
     for n in range(200):
         db[b"%03d" % n] = b"x" * 200
     db.checkpoint()
-    pages = db._pages
+    pages = db.engine._pages
 
     def interrupted() -> None:
         raise KeyboardInterrupt
@@ -133,7 +133,7 @@ def test_an_index_entry_that_was_interrupted_does_not_stop_the_next_roll() -> No
 
     disk = SimulatedDisk(seed=1)
     with _open(disk) as db:
-        log: Any = db._log
+        log: Any = db.engine._log
         log._roll(0, 16 << 10)
         log._index.times = Interrupted()
         with pytest.raises(KeyboardInterrupt) as interrupted:
@@ -183,13 +183,13 @@ def test_a_pin_is_not_lost_between_two_steps_of_giving_it_back() -> None:
         with _open(disk) as db:
             db.update({b"%03d" % n: b"x" * 200 for n in range(200)})
             db.checkpoint()
-            pages = db._pages
+            pages = db.engine._pages
             pages._pins._counts = steps = _Steps(pages._pins._counts, nth)
             db[b"k"] = b"1"
             with suppress(KeyboardInterrupt):
                 db.checkpoint()
             through, steps.left = steps.left > 0, 0
-            assert pages.pinned().get(db._present.levels.tree.meta.generation), f"interrupted after step {nth}"
+            assert pages.pinned().get(db.engine.state.version.tree.meta.generation), f"interrupted after step {nth}"
             db[b"k"] = b"2"
             db.checkpoint()
             assert db.verify().ok
@@ -218,7 +218,7 @@ def test_a_torn_index_is_not_damage(tear: str) -> None:
         report = db.verify()
         assert report.ok, report.problems
         assert [record.seqno for record in db.history(after=3)] == list(range(4, 31))
-        assert Seek(db._reader.chain).seek(Seqno(5)).segment == 1
+        assert Seek(db.engine._log_reader.chain).seek(Seqno(5)).segment == 1
 
 
 def test_a_write_that_met_a_full_disk_is_no_reason_to_refuse_the_next() -> None:
@@ -299,7 +299,7 @@ def test_an_empty_segment_that_is_replaced_while_it_is_read_is_read_anew(read: s
                 report = db.verify()
                 assert report.ok, (nth, report.problems)
             else:
-                seqnos = [record.seqno for record in db._reader.replay(Seqno(0), Seqno(0))]
+                seqnos = [record.seqno for record in db.engine._log_reader.replay(Seqno(0), Seqno(0))]
                 assert seqnos in ([], [1]), nth
             if disk.act is not None:
                 assert nth > 2

@@ -29,7 +29,7 @@ def db(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
         if request.param == "in the pages":
             store.checkpoint()
         elif request.param == "frozen":
-            store._present.freeze()
+            store.engine.state.freeze()
         yield store
 
 
@@ -318,7 +318,7 @@ def test_a_read_only_transaction_never_conflicts_and_sees_one_moment(db: Store) 
     with db.transaction(read_only=True) as txn:
         before = dict(txn.items())
         db.clear()
-        db.checkpoint() if db._present.levels.frozen is None else None
+        db.checkpoint() if db.engine.state.version.frozen is None else None
         assert dict(txn.items()) == before
         assert txn[b"1"] == b"10"
         with pytest.raises(kvwal.ReadOnlyError):
@@ -336,7 +336,8 @@ def test_a_transaction_conflicts_although_the_key_was_put_back(db: Store) -> Non
 
 
 def test_a_transaction_open_too_long_conflicts_rather_than_guesses(db: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("kvwal.engine.occ.MAX_HISTORY_KEYS", 10)
+    monkeypatch.setattr("kvwal.engine.occ._RECENT_KEYS", 4)
+    db.engine.state.history.max_bytes = 100
     txn = db.transaction()
     assert txn[b"1"] == b"10"
     for number in range(20):

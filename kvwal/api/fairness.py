@@ -1,0 +1,111 @@
+"""Fairness of `run`: a call that lost to others again and again goes before them.
+
+Optimistic concurrency lets whoever commits first win, and nothing stops one call from losing a hundred times in a row.
+So a call takes a ticket after three lost attempts. Ticket holders go one at a time, in the order of their tickets; and
+while one of them has lost an attempt even so, calls without a ticket wait before they begin another attempt.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from types import TracebackType
+from typing import Final
+
+from kvwal.locks import Lock, locked, new_lock
+
+__all__ = ["FREE_ATTEMPTS", "Tickets"]
+
+#: The first attempts need no ticket: with little contention they succeed, all at the same time.
+FREE_ATTEMPTS: Final = 3
+# A holder that is stuck in its function must not stop the others for ever.
+_PATIENCE_S: Final = 1.0
+
+
+class Tickets:
+    """The tickets of one store."""
+
+    def __init__(self) -> None:
+        self.lock: Lock = new_lock()
+        self._holders: deque[_Call] = deque()
+        #: A ticket holder has lost an attempt: the others let it pass.
+        self.is_urgent = False
+        self._waiting: deque[threading.Lock] = deque()
+
+    def call(self) -> _Call:
+        """One call of `run`, as a context manager."""
+        return _Call(self)
+
+    @locked
+    def take(self, call: _Call) -> None:
+        """Queue up."""
+        if call not in self._holders:
+            self._holders.append(call)
+
+    def first(self) -> _Call | None:
+        """Whose turn it is."""
+        try:
+            return self._holders[0]
+        except IndexError:
+            return None
+
+    @locked
+    def wait_in_line(self, waiter: threading.Lock) -> None:
+        """Have the waiter opened when a holder leaves."""
+        self._waiting.append(waiter)
+
+    @locked
+    def leave(self, call: _Call) -> None:
+        """The call is over."""
+        if call in self._holders:
+            self._holders.remove(call)
+            self.is_urgent = False
+            while self._waiting:
+                waiter = self._waiting.popleft()
+                if waiter.locked():
+                    waiter.release()
+
+
+class _Call:
+    """One call of `run`, from its first attempt to its end."""
+
+    def __init__(self, tickets: Tickets) -> None:
+        self._tickets = tickets
+        self._has_ticket = False
+
+    def begin(self, attempt: int) -> None:
+        """Wait until this attempt may be made."""
+        tickets = self._tickets
+        if self._has_ticket:
+            tickets.is_urgent = True
+        elif attempt > FREE_ATTEMPTS:
+            self._has_ticket = True
+            tickets.take(self)
+        if self._has_ticket:
+            while (first := tickets.first()) not in (self, None):
+                self._wait(_PATIENCE_S)
+                if tickets.first() is first:
+                    # Its function takes long, or waits for this one.
+                    break
+        elif tickets.is_urgent:
+            self._wait(_PATIENCE_S)
+
+    def _wait(self, timeout_s: float) -> None:
+        waiter = threading.Lock()
+        waiter.acquire()
+        self._tickets.wait_in_line(waiter)
+        # Checked again, now that the waiter would be opened.
+        if self._has_ticket and self._tickets.first() is self:
+            return
+        if not self._has_ticket and not self._tickets.is_urgent:
+            return
+        waiter.acquire(timeout=timeout_s)
+
+    def __enter__(self) -> _Call:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._has_ticket:
+            self._tickets.leave(self)

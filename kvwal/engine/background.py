@@ -1,0 +1,222 @@
+"""The background thread of a store, and its jobs.
+
+While commits come in it looks every 50 ms; when none came since it last looked it waits, and the next append wakes it.
+It holds no reference to the `Store`, so a forgotten store can be collected, and it is a daemon, so it keeps no process
+alive.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from queue import Empty, SimpleQueue
+from typing import Final
+
+from kvwal.engine.checkpoint import COMPACT_PASSES, Checkpointer
+from kvwal.engine.commit import CommitQueue
+from kvwal.engine.state import State
+from kvwal.errors import DiskFullError, Error
+from kvwal.locks import new_lock
+from kvwal.log import LogWriter
+from kvwal.options import Options
+
+__all__ = ["Background", "Job"]
+
+# The page file is compacted when nothing was committed for one second.
+_IDLE_S: Final = 1.0
+# How often the thread looks while commits come in.
+_TICK_S: Final = 0.05
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """Something that the background thread does. `due` says whether now; it must be quick, and not fail."""
+
+    name: str
+    due: Callable[[], bool]
+    run: Callable[[], object]
+
+
+class Background:
+    """The store's one thread: bounded flush delay, idle watermark, checkpoints, the next segment, compaction."""
+
+    def __init__(
+        self, checkpointer: Checkpointer, state: State, queue: CommitQueue, log: LogWriter, options: Options
+    ) -> None:
+        self._checkpointer = checkpointer
+        self._state = state
+        self._queue = queue
+        self._log = log
+        self._options = options
+        self._tick_s = min(_TICK_S, max(options.sync_delay_s / 2, 0.001))
+        self._stopping = False
+        self._ended = False
+        # Whether compacting may help: until it did not, and then again after a checkpoint.
+        self._may_compact = True
+        self._then: Callable[[], None] | None = None
+        #: Owned while the thread works, so that a finalizer can tell whether it may let go of the files at once.
+        self.lock = new_lock()
+        # Not an Event: that is Python code over a lock, which a signal handler that raises in the thread that wakes us
+        # can leave held for ever, and which a finalizer may find held by its own thread. Putting is one C call.
+        self._wake_ups: SimpleQueue[None] = SimpleQueue()
+        self._seen_seqno = log.last_seqno
+        self._quiet = False
+        self._synced_s = options.files.monotonic_s()
+        #: The last failure of this thread's work; a commit or `Store.checkpoint` meets it again and raises it.
+        self.failure: BaseException | None = None
+        self._jobs: Sequence[Job] = (
+            Job("flush", self._flush_is_due, self._flush),
+            Job("idle watermark", self._mark_is_due, self._mark),
+            Job("checkpoint", checkpointer.is_due, self._checkpoint),
+            Job("next segment", lambda: True, log.prepare_next),
+        )
+        self._thread = threading.Thread(target=self._run, name="kvwal-background", daemon=True)
+
+    def start(self) -> None:
+        """Start the thread."""
+        self._thread.start()
+
+    def wake(self) -> None:
+        """There is work."""
+        self._wake_ups.put(None)
+
+    def stop(self, *, wait: bool = True, then: Callable[[], None] | None = None) -> None:
+        """Let the thread end; a job under way is finished first. `then` is called as soon as none is."""
+        self._stopping = True
+        if then is not None:
+            if self._thread is not threading.current_thread() and self.lock.acquire(False):
+                # It sleeps, and will do nothing when it wakes up.
+                self.lock.release()
+                then()
+            else:
+                self._then = then
+                if self._ended and self._take_then() is not None:
+                    then()
+        self._wake_ups.put(None)
+        if wait and self._thread is not threading.current_thread():
+            self._thread.join()
+
+    def join(self, timeout_s: float) -> bool:
+        """Wait for the thread's end. False if the caller is that thread."""
+        if self._thread is threading.current_thread():
+            return False
+        self._thread.join(timeout_s)
+        return True
+
+    def _take_then(self) -> Callable[[], None] | None:
+        then, self._then = self._then, None
+        return then
+
+    # -- in the thread ----------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        try:
+            while True:
+                with self.lock:
+                    if self._stopping:
+                        break
+                    wait_s = self._work()
+                if not self._woken(wait_s) and self._quiet:
+                    with self.lock:
+                        self._compact_if_idle()
+        except BaseException as error:
+            # Our own bug. Threads that wait for this one must not do so for ever.
+            self.failure = error
+            raise
+        finally:
+            self._ended = True
+            then = self._take_then()
+            if then is not None:
+                then()
+
+    def _woken(self, timeout_s: float | None) -> bool:
+        """Wait to be woken; False if that did not happen."""
+        try:
+            self._wake_ups.get(timeout=timeout_s)
+        except Empty:
+            return False
+        while not self._wake_ups.empty():
+            self._wake_ups.get_nowait()
+        return True
+
+    def _work(self) -> float | None:
+        """Do what is due. Returns how long to wait for the next append; None: until there is one."""
+        last = self._log.last_seqno
+        self._quiet = last == self._seen_seqno
+        self._seen_seqno = last
+        try:
+            for job in self._jobs:
+                if self._stopping:
+                    return 0.0
+                if job.due():
+                    job.run()
+        except (OSError, Error) as error:
+            # Not lost: the store is poisoned, damaged or its disk is full, and a commit that must wait for this work,
+            # or a call that asks for a checkpoint, is told so.
+            self.failure = error
+            self._quiet = True
+        if self._quiet:
+            return self._wait_idle()
+        return self._tick_s
+
+    def _wait_idle(self) -> float | None:
+        # As a commit of its own, so between two others: each was either appended before, and is seen below, or is
+        # appended after, and wakes this thread.
+        try:
+            self._queue.run(lambda: self._log.ring_at_next_append(self.wake))
+        except (OSError, Error) as error:
+            # Poisoned: nothing will be appended any more.
+            self.failure = error
+        if self._log.last_seqno != self._seen_seqno or (self._checkpointer.is_due() and self.failure is None):
+            self._quiet = False
+            return self._tick_s
+        if self._may_compact and self._checkpointer.is_sparse():
+            return _IDLE_S
+        if self._state.version.memtable.is_empty():
+            return None
+        # No longer than can be waited for: "never" may well be written as infinity.
+        return min(self._options.checkpoint_interval_s, threading.TIMEOUT_MAX)
+
+    # -- the jobs ---------------------------------------------------------------------------------
+
+    def _flush_is_due(self) -> bool:
+        if self._log.durable_seqno >= self._seen_seqno or self._options.durability == "os":
+            return False
+        waited_s = self._options.files.monotonic_s() - self._synced_s
+        return self._quiet or waited_s >= self._options.sync_delay_s - self._tick_s
+
+    def _flush(self) -> None:
+        self._queue.sync()
+        self._synced_s = self._options.files.monotonic_s()
+
+    def _mark_is_due(self) -> bool:
+        return self._quiet and self._log.durable_seqno == self._seen_seqno
+
+    def _mark(self) -> None:
+        # The log fell idle: say on disk that all of it is durable, so that damage to the last commits can be told from
+        # a torn tail.
+        self._queue.run(self._log.mark_idle)
+
+    def _checkpoint(self) -> None:
+        self._checkpointer.checkpoint()
+        self.failure = None
+        self._may_compact = True
+
+    def checkpoint_was_made(self) -> None:
+        """By another thread: compacting may help again."""
+        self._may_compact = True
+        self.wake()
+
+    def _compact_if_idle(self) -> None:
+        """No thread has committed anything while this one waited: give unused space back to the system."""
+        if self._stopping or not self._may_compact or self._log.last_seqno != self._seen_seqno:
+            return
+        if not self._checkpointer.is_sparse():
+            return
+        try:
+            # As long as it helps; the next checkpoint of new commits makes it worth trying again.
+            self._may_compact = self._checkpointer.compact(passes=COMPACT_PASSES)
+        except (OSError, Error) as error:
+            self._may_compact = False
+            self.failure = None if isinstance(error, DiskFullError) else error

@@ -1,0 +1,328 @@
+"""One open store without a user surface: what is put together when a store is opened, and taken apart when it ends.
+
+`Store`, `AsyncStore`, snapshots and transactions see only this. One put, followed: `Store.put` checks,
+`CommitQueue.put` takes the lead, the log numbers, writes and flushes, `State.publish_put` makes it visible; later the
+background thread brings it into the pages. One get: the row cache, one dict hit; else `State.read`: memtable, frozen
+memtable, tree.
+
+Invariant: nothing here refers to a `Store`, so that one that is forgotten is collected, and lets go of its files.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+
+from kvwal.engine.background import Background
+from kvwal.engine.checkpoint import COMPACT_PASSES, Checkpointer
+from kvwal.engine.commit import CommitQueue, RefusingLog
+from kvwal.engine.pressure import Reserve, WritePressure
+from kvwal.engine.recovery import Recovered, RecoveryReport, open_store
+from kvwal.engine.request import CommitRequest
+from kvwal.engine.state import State
+from kvwal.engine.stats import Pin, Stats
+from kvwal.engine.verify import VerifyReport, verify_parts
+from kvwal.errors import DiskFullError, LockedError, PoisonedError, closed, forked, read_only
+from kvwal.keys import Seqno
+from kvwal.locks import new_lock, refuse_reentry, release
+from kvwal.log import LogWriter, Record
+from kvwal.options import Flag, Options, wants_sync
+
+__all__ = ["Engine"]
+
+# A clean close leaves at most this much log to replay; more is checkpointed first, so that opening stays quick.
+_CLOSE_REPLAY_BYTES = 256 << 10
+
+
+# Background threads of stores that were dropped without being closed.
+_abandoned: list[Background] = []
+# A checkpoint that is under way is finished first.
+_ABANDONED_WAIT_S = 10.0
+
+
+def _wait_for_abandoned() -> bool:
+    """Wait until no dropped store of this process works any more. False if there is none."""
+    waited = False
+    while _abandoned:
+        background = _abandoned.pop()
+        waited = background.join(_ABANDONED_WAIT_S) or waited
+    return waited
+
+
+class Engine:
+    """The parts of one open store, and how they end. Thread-safe."""
+
+    @classmethod
+    def open(cls, path: str, flag: Flag, options: Options) -> Engine:
+        """Lock, make or recover the store at `path`. See `kvwal.open` for what is raised."""
+        try:
+            recovered = open_store(path, flag, options)
+        except LockedError:
+            # A store that was dropped without being closed holds its lock until its background thread is done.
+            if not _wait_for_abandoned():
+                raise
+            recovered = open_store(path, flag, options)
+        try:
+            return cls(recovered, options)
+        except BaseException:
+            recovered.abandon()
+            raise
+
+    def __init__(self, recovered: Recovered, options: Options) -> None:
+        self._directory = recovered.directory
+        self._options = options
+        self._pages = recovered.pages
+        self._log = recovered.log
+        self._log_reader = recovered.reader
+        self.state: State = recovered.state
+        #: What opening found and did.
+        self.recovery: RecoveryReport = recovered.report
+        #: Whether a commit without a durability of its own is flushed before it returns.
+        self.syncs = wants_sync(options.durability)
+        #: Guards the end. Owned while the store is being closed.
+        self.lock = new_lock()
+        self.is_closed = False
+        reserve = Reserve(self._directory, options.mode)
+        self._pressure = WritePressure(self.state, reserve)
+        log = self._log
+        self._checkpointer: Checkpointer | None = None
+        self._background: Background | None = None
+        self.queue = CommitQueue(
+            RefusingLog(read_only, self.state.seqno) if log is None else log,
+            self.state,
+            self._pressure,
+            now_s=options.files.monotonic_s,
+        )
+        if log is not None:
+            self._begin(log, reserve)
+
+    def _begin(self, log: LogWriter, reserve: Reserve) -> None:
+        state, options = self.state, self._options
+        if not reserve.hold():
+            state.write_pressure = True
+        checkpointer = Checkpointer(state, self._pages, self.queue, log, self._pressure, options)
+        self._checkpointer = checkpointer
+        if state.is_full():
+            try:
+                checkpointer.checkpoint()
+            except DiskFullError:
+                pass  # It can wait: reading, and deleting what takes the space, comes first.
+        if options.background:
+            self._background = Background(checkpointer, state, self.queue, log, options)
+            self._background.start()
+        self._pressure.relief = _Relief(checkpointer, self._background)
+
+    # -- about it -------------------------------------------------------------------------------
+
+    @property
+    def path(self) -> str:
+        """The store's directory, as it was given."""
+        return self._directory.path
+
+    @property
+    def is_read_only(self) -> bool:
+        """Whether it was opened with flag "r"."""
+        return self._log is None
+
+    @property
+    def durable_seqno(self) -> Seqno:
+        """The last commit known to be on disk."""
+        return self._log.durable_seqno if self._log is not None else self.state.seqno
+
+    def now_us(self) -> int:
+        """The wall clock."""
+        return self._options.files.now_us()
+
+    # -- commits --------------------------------------------------------------------------------
+
+    def commit(self, request: CommitRequest) -> Seqno:
+        """Commit, and return the seqno; that of the last visible commit if nothing is written."""
+        if self.state.write_pressure:
+            self.relieve(deleting=request.only_deletes)
+        return self.queue.commit(request) or self.state.seqno
+
+    def relieve(self, *, deleting: bool) -> None:
+        """See to memory and disk before a commit: see pressure.py. Requires: `State.write_pressure` was found set."""
+        self.state.refuse_if_gone()
+        self.queue.refuse_reentry("a commit")
+        self._pressure.relieve(deleting=deleting)
+
+    def sync(self) -> None:
+        """Make every commit so far durable."""
+        self.state.refuse_if_gone()
+        if not self.is_read_only:
+            self.queue.sync()
+
+    # -- upkeep ---------------------------------------------------------------------------------
+
+    def checkpoint(self) -> None:
+        """Bring every commit so far into the pages."""
+        self._writable().checkpoint()
+        if self._background is not None:
+            self._background.checkpoint_was_made()
+
+    def compact(self) -> int:
+        """Give unused space back to the system; returns the bytes the page file shrank by."""
+        checkpointer = self._writable()
+        before = self._pages.stats().file_bytes
+        while checkpointer.compact(passes=COMPACT_PASSES):
+            pass
+        return before - self._pages.stats().file_bytes
+
+    def _writable(self) -> Checkpointer:
+        self.state.refuse_if_gone()
+        if self._checkpointer is None:
+            raise read_only()
+        return self._checkpointer
+
+    def verify(self, progress: Callable[[int, int], None] | None) -> VerifyReport:
+        """Prove pages, log, and the one against the other. Checkpoints wait meanwhile."""
+        self.state.refuse_if_gone()
+        if self._checkpointer is None:
+            return verify_parts(self._pages, self._log_reader, self._options.files, progress)
+        return self._checkpointer.while_idle(
+            lambda: verify_parts(self._pages, self._log_reader, self._options.files, progress)
+        )
+
+    def stats(self) -> Stats:
+        """Figures about memory, pages and log."""
+        self.state.refuse_if_gone()
+        return Stats.of(self.state, self._pages, self._log, self._log_reader)
+
+    def pins(self) -> list[Pin]:
+        """The registered readers."""
+        self.state.refuse_if_gone()
+        return [Pin.of(reader) for reader in self.state.readers.all()]
+
+    def history(self, after: int) -> Iterator[Record]:
+        """The commits still in the log, in order, beginning after seqno `after`."""
+        self.state.refuse_if_gone()
+        if self._log is not None:
+            # What a commit that is under way appends is in the log when this returns.
+            self.queue.run(lambda: None)
+        return self._log_reader.history(after=Seqno(after), until=self.state.seqno)
+
+    # -- ending ---------------------------------------------------------------------------------
+
+    def close(self) -> None:
+        """Flush, checkpoint if the log's tail is long, and let go of everything. Idempotent.
+
+        Called from within another call of this thread (by a signal handler, or a finalizer), it refuses new calls and
+        returns; the store is closed when that call is over.
+        """
+        if self._directory.inherited and not self.is_closed:
+            # A fork that the interpreter did not see: the threads of the parent, and their locks, are not here.
+            self.abandon_in_child()
+        if self.is_closed or self.lock._is_owned():
+            return
+        if self._is_inside():
+            self.state.begin_close(closed)
+            threading.Thread(target=self._close, name="kvwal-close").start()
+        else:
+            self._close()
+
+    def _is_inside(self) -> bool:
+        locks = [self.state.lock, self.queue.lock, self.queue.queue_lock]
+        if self._checkpointer is not None:
+            locks.append(self._checkpointer.lock)
+        return any(lock._is_owned() for lock in locks)
+
+    def _close(self) -> None:
+        try:
+            with self.lock:
+                if self.is_closed:
+                    return
+                if self._background is not None:
+                    # Before anything else: interrupted while it waits for a checkpoint, the store stays as it is.
+                    self._background.stop()
+                self.is_closed = True
+                try:
+                    if self._log is not None:
+                        self._close_log(self._log)
+                finally:
+                    self._let_go()
+        except BaseException:
+            release(self.lock)
+            raise
+
+    def _close_log(self, log: LogWriter) -> None:
+        checkpointer = self._checkpointer
+        assert checkpointer is not None
+        try:
+            tail = log.tail_bytes - checkpointer.log_bytes_at_last + self.recovery.bytes_replayed
+            if tail > _CLOSE_REPLAY_BYTES:
+                checkpointer.checkpoint()
+        except (DiskFullError, PoisonedError):
+            pass  # Nothing is lost by it: the next open replays the log instead.
+        finally:
+            refusing = RefusingLog(closed, log.last_seqno)
+            try:
+                # In the queue, so that no commit is under way; after it every commit is refused.
+                self.queue.run(lambda: self.queue.refuse(refusing))
+                log.close()
+            except (OSError, PoisonedError, DiskFullError):
+                # What was acknowledged is on disk, and what was not may be lost: recovery will tell.
+                log.abandon()
+
+    def _let_go(self) -> None:
+        self.state.close(closed)
+        self.queue.refuse(RefusingLog(closed, self.state.seqno))
+        self._pages.close()
+        self._directory.close()
+
+    def abandon(self) -> None:
+        """Let go of everything and write nothing: for a finalizer. Takes no lock, waits for nothing."""
+        self.is_closed = True
+        if self._background is not None:
+            # The thread may be writing: the lock of the store is held until it is done.
+            _abandoned.append(self._background)
+            self._background.stop(wait=False, then=self._abandon_files)
+        else:
+            self._abandon_files()
+
+    def _abandon_files(self) -> None:
+        if self._log is not None:
+            self._log.abandon()
+        self._pages.abandon()
+        self._directory.close()
+
+    def abandon_in_child(self) -> None:
+        """After a fork, in the child: the threads, and the owners of locks, do not exist here."""
+        self.state.abandon_in_child(forked)
+        self.queue.abandon_in_child(RefusingLog(forked, self.state.seqno))
+        self._background = None
+        self._checkpointer = None
+        self._pressure.relief = None
+        self.is_closed = True
+        self.lock = new_lock()
+        self._abandon_files()
+
+
+class _Relief:
+    """What write pressure asks for (see pressure.py)."""
+
+    def __init__(self, checkpointer: Checkpointer, background: Background | None) -> None:
+        self._checkpointer = checkpointer
+        self._background = background
+
+    def start(self) -> BaseException | None:
+        """Have a checkpoint made, here or in the background. Returns why none can be made, if that is known."""
+        if self._background is not None:
+            self._background.wake()
+            return self._background.failure
+        if self._checkpointer.lock._is_owned():
+            return None
+        try:
+            self._checkpointer.checkpoint()
+        except DiskFullError as error:
+            # Deletes may still fit into the log, and are the way out: refuse only when memory is short as well.
+            return error
+        return None
+
+    def refuse_reentry(self) -> None:
+        """ReentrancyError if the calling thread is in the middle of a checkpoint, for which it cannot wait."""
+        refuse_reentry(self._checkpointer.lock, "a commit that must wait for a checkpoint")
+
+    def reclaim(self) -> None:
+        """Get the space back that deletes have freed."""
+        self._checkpointer.reclaim()

@@ -1,0 +1,104 @@
+"""Stretches without a live key, so that a queue's head is not searched among everything that was taken off before.
+
+Tombstones stay in the memtable until the next checkpoint. A scan that has to pass many of them before the first live
+key says so; the stretch is remembered, the next scan begins behind it, and a put into it cuts it.
+
+Requires: `written`, `propose` and `clear` under State.lock. `skip` needs none: the list is replaced, never changed.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections import deque
+from collections.abc import Iterable
+from typing import Final
+
+from kvwal.keys import KeyRange, Seqno
+
+__all__ = ["WORTHWHILE", "Gaps"]
+
+#: A scan that passed this many tombstones before the first live key proposes a gap: 64 cost about 5 us to pass.
+WORTHWHILE: Final = 64
+_MOST_GAPS: Final = 256
+# Puts that are remembered to judge a proposal by; a scan that more puts overtook proposes in vain.
+_RECENT_PUTS: Final = 4096
+
+
+class Gaps:
+    """Disjoint stretches that have no live key now."""
+
+    __slots__ = ("_active_since", "_gaps", "_recent")
+
+    def __init__(self) -> None:
+        self._gaps: list[KeyRange] = []
+        self._active_since: Seqno | None = None
+        self._recent: deque[tuple[Seqno, bytes]] = deque(maxlen=_RECENT_PUTS)
+
+    @property
+    def active(self) -> bool:
+        """Whether puts must be told: from the first proposal on."""
+        return self._active_since is not None
+
+    def clear(self) -> None:
+        """A checkpoint took the tombstones away."""
+        self._gaps = []
+        self._active_since = None
+        self._recent.clear()
+
+    def written(self, seqno: Seqno, keys: Iterable[bytes]) -> None:
+        """Keys were put."""
+        for key in keys:
+            self._recent.append((seqno, key))
+            gaps = self._gaps
+            if gaps:
+                index = bisect_right(gaps, key, key=lambda gap: gap.start) - 1
+                if index >= 0 and gaps[index].contains(key):
+                    gap = gaps[index]
+                    parts = [KeyRange(gap.start, key), KeyRange(key + b"\0", gap.stop)]
+                    self._gaps = [*gaps[:index], *(part for part in parts if not part.is_empty()), *gaps[index + 1 :]]
+
+    def propose(self, gap: KeyRange, seqno: Seqno, now: Seqno) -> None:
+        """A scan as of `seqno` found no live key in the gap; it is remembered if none was put since."""
+        if self._active_since is None:
+            self._active_since = now
+        recent = self._recent
+        if gap.is_empty() or seqno < self._active_since:
+            return
+        if len(recent) == _RECENT_PUTS and recent[0][0] > seqno:
+            return
+        for at, key in reversed(recent):
+            if at <= seqno:
+                break
+            if gap.contains(key):
+                return
+        kept: list[KeyRange] = []
+        for other in self._gaps:
+            if other.overlaps(gap) or other.stop == gap.start or gap.stop == other.start:
+                stop = None if gap.stop is None or other.stop is None else max(gap.stop, other.stop)
+                gap = KeyRange(min(gap.start, other.start), stop)
+            else:
+                kept.append(other)
+        kept = kept[-(_MOST_GAPS - 1) :]
+        self._gaps = sorted([*kept, gap])
+
+    def skip(self, start: bytes | None, stop: bytes | None, *, reverse: bool) -> tuple[bytes | None, bytes | None]:
+        """The same range less a gap at the end that a scan begins at. Requires: the scan is of now."""
+        gaps = self._gaps
+        if not gaps:
+            return start, stop
+        if reverse:
+            # The gap that ends at or behind the stop, and begins before it.
+            index = len(gaps) - 1 if stop is None else bisect_right(gaps, stop, key=lambda gap: gap.start) - 1
+            if index >= 0:
+                gap = gaps[index]
+                inside = gap.stop is None or (stop is not None and gap.stop >= stop)
+                if inside and (stop is None or gap.start < stop):
+                    return start, gap.start
+            return start, stop
+        first = start or b""
+        index = bisect_right(gaps, first, key=lambda gap: gap.start) - 1
+        if index >= 0 and gaps[index].contains(first):
+            beyond = gaps[index].stop
+            # Nothing at all is left where the gap has no end: a range from the stop of nothing.
+            return (beyond, stop) if beyond is not None else (first, first)
+        return start, stop

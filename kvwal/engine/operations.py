@@ -1,0 +1,132 @@
+"""Writes that depend on the newest state: evaluated by the commit leader, so that they never conflict.
+
+The caller warms the value first; the leader then reads a page only if it changed since. The log holds plain puts and
+deletes, so replay and everything that follows it know nothing of operations.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Final
+
+from kvwal.batch import WriteBatch
+from kvwal.engine.memtable import Value
+from kvwal.engine.range_map import RangeMap
+from kvwal.engine.request import Newest
+from kvwal.keys import KeyRange, Seqno
+
+if TYPE_CHECKING:
+    from kvwal.engine.state import State
+
+__all__ = ["Pending", "PopEdge", "Update", "decode_counter", "encode_counter"]
+
+_COUNTER_BYTES: Final = 8
+
+
+def decode_counter(value: Value) -> int:
+    """The number that a counter's value stands for; 0 if there is none. TypeError if it is no counter."""
+    if value is None:
+        return 0
+    if len(value) != _COUNTER_BYTES:
+        raise TypeError(f"a counter has {_COUNTER_BYTES} bytes, and this value has {len(value)}; put another key")
+    return int.from_bytes(value, "little", signed=True)
+
+
+def encode_counter(number: int) -> bytes:
+    """The value of a counter. OverflowError if the number does not fit into 64 bits."""
+    return number.to_bytes(_COUNTER_BYTES, "little", signed=True)
+
+
+class Pending:
+    """The newest state with what the members of a group before this one write."""
+
+    def __init__(self, state: State) -> None:
+        self._state = state
+        self._writes: dict[bytes, Value] = {}
+        self._ranges = RangeMap()
+
+    def write(self, batch: WriteBatch) -> None:
+        """A member before this one writes this."""
+        for bounds in batch.ranges:
+            self._ranges.add(Seqno(1), bounds, copy=False)
+            for key in [key for key in self._writes if bounds[0] <= key and (bounds[1] is None or key < bounds[1])]:
+                self._writes[key] = None
+        self._writes.update(batch.writes)
+
+    def get(self, key: bytes) -> Value:
+        """The newest value."""
+        if key in self._writes:
+            return self._writes[key]
+        if self._ranges.newest.at(key):
+            return None
+        return self._state.read(key)
+
+    def edge(self, start: bytes | None, stop: bytes | None, *, reverse: bool) -> tuple[bytes, bytes] | None:
+        """The first pair of a range, or in reverse the last one."""
+        writes, choose = self._writes, max if reverse else min
+        own = choose(
+            (
+                key
+                for key, value in writes.items()
+                if value is not None and (start is None or start <= key) and (stop is None or key < stop)
+            ),
+            default=None,
+        )
+        found: tuple[bytes, bytes] | None = None
+        for key, value in self._state.pairs(start, stop, reverse=reverse):
+            if own is not None and (key < own if reverse else key > own):
+                break
+            if key not in writes and not self._ranges.newest.at(key):
+                found = (key, value)
+                break
+        if found is None and own is not None:
+            value_of_own = writes[own]
+            assert value_of_own is not None
+            found = (own, value_of_own)
+        return found
+
+
+class Update:
+    """A new value of one key, made from its newest one. `old` and `new` say afterwards what was there and what is."""
+
+    __slots__ = ("_function", "key", "new", "old")
+
+    def __init__(self, key: bytes, function: Callable[[Value], Value]) -> None:
+        """`function` gets the newest value, None if there is none, and returns what to put; None deletes.
+
+        Returning what it got changes nothing. It must be quick, and have no effect of its own.
+        """
+        self.key = key
+        self._function = function
+        self.old: Value = None
+        self.new: Value = None
+
+    def evaluate(self, newest: Newest) -> WriteBatch | None:
+        """What to write."""
+        self.old = old = newest.get(self.key)
+        self.new = new = self._function(old)
+        if new is old:
+            return None
+        batch = WriteBatch()
+        batch.writes[self.key] = new
+        return batch
+
+
+class PopEdge:
+    """Delete the first pair of a range, or in reverse the last one; `pair` says afterwards which it was."""
+
+    __slots__ = ("_bounds", "_reverse", "pair")
+
+    def __init__(self, bounds: KeyRange, *, reverse: bool) -> None:
+        self._bounds = bounds
+        self._reverse = reverse
+        self.pair: tuple[bytes, bytes] | None = None
+
+    def evaluate(self, newest: Newest) -> WriteBatch | None:
+        """What to write."""
+        self.pair = newest.edge(*self._bounds, reverse=self._reverse)
+        if self.pair is None:
+            return None
+        batch = WriteBatch()
+        batch.writes[self.pair[0]] = None
+        return batch

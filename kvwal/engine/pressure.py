@@ -1,0 +1,178 @@
+"""Write pressure: what a commit must see to before it is made, when memory or disk is short.
+
+A commit that finds `State.write_pressure` set calls `relieve`: it waits while the memtable is at twice its budget and
+the one before is still being checkpointed, and sees to it that the reserve is held before anything is put.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from typing import Protocol
+
+from kvwal.engine.state import State
+from kvwal.errors import DiskFullError, stalled
+from kvwal.files import Directory, is_full
+from kvwal.files.names import RESERVE
+from kvwal.locks import locked, new_lock
+from kvwal.options import RESERVE_BYTES
+
+__all__ = ["Relief", "Reserve", "WritePressure"]
+
+
+class Reserve:
+    """A file that only holds space, given up when the disk is full so that deleting can go on."""
+
+    def __init__(self, directory: Directory, mode: int) -> None:
+        self._directory = directory
+        self._mode = mode
+        self._held = False
+        #: The last of all locks.
+        self.lock = new_lock()
+
+    @locked
+    def hold(self) -> bool:
+        """Take the space, if it is not held. False if there is none; other failures are let pass."""
+        if self._held:
+            return True
+        directory = self._directory
+        try:
+            if directory.kind(RESERVE) is not None:
+                # A crash may have left it empty, and then it would hold nothing.
+                file = directory.open(RESERVE, write=True)
+            else:
+                file = directory.open(RESERVE, create=True, mode=self._mode)
+        except OSError as error:
+            return not is_full(error)
+        try:
+            file.allocate(0, RESERVE_BYTES)
+            # Durability: of the size as well, so that after a crash it is whole, or made whole by the next open.
+            file.sync()
+        except OSError as error:
+            file.close()
+            directory.unlink(RESERVE)
+            return not is_full(error)
+        file.close()
+        self._held = True
+        return True
+
+    @locked
+    def release(self) -> bool:
+        """Give the space back. False if none is held."""
+        if not self._held:
+            return False
+        try:
+            self._directory.unlink(RESERVE)
+        except OSError:
+            # A copy-on-write file system may need space even for that: then there is no reserve.
+            return False
+        self._held = False
+        # The space is only free for others once the removal is on disk.
+        self._directory.sync()
+        return True
+
+
+class Relief(Protocol):
+    """What moves data from memory to the pages, and frees disk space."""
+
+    def start(self) -> BaseException | None:
+        """Have a checkpoint made, here or in the background. Returns why none can be made, if that is known."""
+        ...
+
+    def refuse_reentry(self) -> None:
+        """ReentrancyError if the calling thread is in the middle of a checkpoint, for which it cannot wait."""
+        ...
+
+    def reclaim(self) -> None:
+        """Get the space back that deletes have freed."""
+        ...
+
+
+class WritePressure:
+    """Back-pressure by memory and disk on the commits of one store."""
+
+    def __init__(self, state: State, reserve: Reserve) -> None:
+        self._state = state
+        self._reserve = reserve
+        # Set when a commit met a full disk: the next one is to reclaim what deletes have freed.
+        self._short_of_space = False
+        # Waiters of commits that wait for a checkpoint to end. (No Event: a signal handler that raises in a thread that
+        # waits for one could leave the lock inside of it held.)
+        self._waiting: deque[threading.Lock] = deque()
+        self.relief: Relief | None = None
+
+    # -- from the commit leader -------------------------------------------------------------------
+
+    def disk_is_full(self) -> None:
+        """A commit met a full disk."""
+        self._short_of_space = True
+        self._state.write_pressure = True
+
+    def release_reserve(self) -> bool:
+        """Give the reserve up for a delete. Until it is held again, commits look after it before they put anything."""
+        self._state.write_pressure = True
+        return self._reserve.release()
+
+    # -- from a thread that is about to commit ------------------------------------------------------
+
+    def relieve(self, *, deleting: bool) -> None:
+        """See to memory and disk.
+
+        DiskFullError if the reserve cannot be held, unless the commit only deletes: what is left is for that.
+        """
+        state, relief = self._state, self.relief
+        state.write_pressure = False
+        if relief is None:
+            return
+        self._make_room(relief, deleting)
+        if not deleting and (self._short_of_space or not self._reserve.hold()):
+            self._short_of_space = False
+            relief.reclaim()
+        if not self._reserve.hold():
+            state.write_pressure = True
+            if not deleting:
+                raise DiskFullError(
+                    "the disk is full but for what is kept for deleting; free some space, or delete keys, and try again"
+                )
+
+    def _make_room(self, relief: Relief, deleting: bool) -> None:
+        if not self._state.is_full():
+            return
+        failure = relief.start()
+        while self._state.is_stalled():
+            relief.refuse_reentry()
+            if failure is not None:
+                # The next commit is to look again: else every second one would slip through into memory.
+                self._state.write_pressure = True
+                raise stalled(failure) from failure
+            self._wait(1.0)
+            failure = relief.start()
+
+    def _wait(self, timeout_s: float) -> None:
+        """Wait until a checkpoint ended, one way or the other."""
+        waiter = threading.Lock()
+        waiter.acquire()
+        self._waiting.append(waiter)
+        # Checked again after the waiter can be opened: a checkpoint that ended before is seen here.
+        if self._state.is_stalled():
+            waiter.acquire(timeout=timeout_s)
+
+    # -- from a checkpoint ------------------------------------------------------------------------
+
+    def checkpoint_ended(self) -> None:
+        """Wake the commits that wait for it."""
+        while self._waiting:
+            # No other thread opens it: who takes it out of the queue has it alone.
+            self._waiting.popleft().release()
+
+    def take_reserve_for_checkpoint(self) -> bool:
+        """A checkpoint met a full disk. False if there is no reserve."""
+        if not self._reserve.release():
+            return False
+        # Commits are to see to it that the reserve is held again before they put anything.
+        self._state.write_pressure = True
+        return True
+
+    def hold_reserve(self) -> bool:
+        """Take the reserve again, if there is space."""
+        return self._reserve.hold()

@@ -1,0 +1,118 @@
+"""Figures of an open store, and who holds what of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Any
+
+from kvwal.engine.readers import Reader
+from kvwal.engine.state import State
+from kvwal.keys import Seqno
+from kvwal.locks import refused_calls
+from kvwal.log import LogReader, LogWriter
+from kvwal.pages import PageFile
+
+__all__ = ["Pin", "Stats"]
+
+
+@dataclass(frozen=True, slots=True)
+class Pin:
+    """A reader that holds an old moment of the store.
+
+    Attributes:
+        purpose: "snapshot", "transaction", "scan" or "count".
+        seqno: the moment: the last commit it sees.
+        since_us: when it began, microseconds since 1970 UTC.
+        generation: the generation of pages that may not be reused because of it.
+        thread_name: the thread that began it.
+    """
+
+    purpose: str
+    seqno: Seqno
+    since_us: int
+    generation: int
+    thread_name: str
+
+    @classmethod
+    def of(cls, reader: Reader) -> Pin:
+        """What a registered reader holds."""
+        generation = reader.version.tree.meta.generation
+        return cls(reader.purpose, reader.seqno, reader.since_us, generation, reader.thread_name)
+
+
+@dataclass(frozen=True, slots=True)
+class Stats:
+    """Figures of an open store. Sizes in bytes.
+
+    Attributes:
+        last_seqno: the last visible commit. durable_seqno: the last one known to be on disk.
+        checkpoint_seqno: the last one in the pages. generation: the number of that checkpoint.
+        checkpoint_time_us: when it was made, microseconds since 1970 UTC.
+        memtable_keys, memtable_bytes: what is newer than the checkpoint (the bytes are an estimate of memory).
+        frozen_keys: what a checkpoint under way is bringing into the pages.
+        log_segments, log_bytes: files of the log, and their size.
+        data_bytes, pages_total, pages_free: the page file, and its pages of `page_bytes`.
+        tree_keys, tree_height: the tree of the last checkpoint.
+        cache_bytes, cache_hits, cache_misses: the page cache. row_bytes: the row cache in front of it.
+        readers: snapshots, transactions and scans that are open.
+        refused_calls: calls of this process that were refused because they came from within another call of a store.
+    """
+
+    last_seqno: Seqno
+    durable_seqno: Seqno
+    checkpoint_seqno: Seqno
+    generation: int
+    checkpoint_time_us: int
+    memtable_keys: int
+    memtable_bytes: int
+    frozen_keys: int
+    log_segments: int
+    log_bytes: int
+    data_bytes: int
+    pages_total: int
+    pages_free: int
+    page_bytes: int
+    tree_keys: int
+    tree_height: int
+    cache_bytes: int
+    cache_hits: int
+    cache_misses: int
+    row_bytes: int
+    readers: int
+    refused_calls: int
+
+    @classmethod
+    def of(cls, state: State, pages: PageFile, log: LogWriter | None, reader: LogReader) -> Stats:
+        """Collect the figures."""
+        version = state.version
+        meta = pages.meta
+        segments = log.segments() if log is not None else reader.segments()
+        of_pages = pages.stats()
+        return cls(
+            last_seqno=state.seqno,
+            durable_seqno=log.durable_seqno if log is not None else state.seqno,
+            checkpoint_seqno=meta.seqno,
+            generation=meta.generation,
+            checkpoint_time_us=meta.time_us,
+            memtable_keys=len(version.memtable),
+            memtable_bytes=version.memtable.bytes_used,
+            frozen_keys=len(version.frozen) if version.frozen is not None else 0,
+            log_segments=len(segments),
+            log_bytes=sum(segment.size for segment in segments),
+            data_bytes=of_pages.file_bytes,
+            pages_total=of_pages.pages,
+            pages_free=of_pages.free_pages,
+            page_bytes=meta.page_size,
+            tree_keys=version.tree.count(),
+            tree_height=version.tree.height,
+            cache_bytes=of_pages.cache_bytes,
+            cache_hits=of_pages.hits,
+            cache_misses=of_pages.misses,
+            row_bytes=state.cache.bytes_used,
+            readers=len(state.readers),
+            refused_calls=refused_calls(),
+        )
+
+    def as_dict(self) -> dict[str, Any]:
+        """The figures by name."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}

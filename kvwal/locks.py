@@ -1,0 +1,102 @@
+"""Locks, interruptions and re-entry: one mechanism, here and nowhere else.
+
+A signal handler runs in the main thread between any two bytecodes. It may raise (Ctrl-C), and it may call the store; so
+may a finalizer, on whatever thread the collector runs. The rules that make both harmless:
+
+- Every lock is a C `RLock` that is never taken twice. Who would take it twice was called from within the section that
+  it guards: it gets `ReentrancyError`, at once, instead of waiting for its own thread for ever.
+- A section changes what it guards by single assignments, ordered so that stopping between any two of them, or doing all
+  of them again, is harmless.
+- On CPython 3.14 a `with lock:` that is interrupted as it begins leaves the lock owned (of 3.11, 3.13 and 3.15 none
+  does). So each section ends in `release`, which gives back what its thread still owns.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import threading
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any, Concatenate, Final, ParamSpec, Protocol, TypeVar
+
+from kvwal.errors import ReentrancyError
+
+__all__ = ["Lock", "collect_first", "locked", "new_lock", "refuse_reentry", "refused_calls", "release"]
+
+_P = ParamSpec("_P")
+_S = TypeVar("_S")
+_T = TypeVar("_T")
+
+_refused: list[None] = []
+# The objects that the collector counts and that a section makes at a time.
+_SECTION_OBJECTS: Final = 16
+
+
+class Lock(Protocol):
+    """A C `RLock`, and the question whether the calling thread owns it."""
+
+    def acquire(self, blocking: bool = True, timeout: float = -1) -> bool: ...
+    def release(self) -> None: ...
+    def __enter__(self) -> bool: ...
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+    def _is_owned(self) -> bool: ...
+
+
+def new_lock() -> Lock:
+    """A lock."""
+    return threading.RLock()  # type: ignore[return-value]  # typeshed does not list _is_owned
+
+
+def release(lock: Lock) -> None:
+    """Give the lock back if the calling thread owns it."""
+    while lock._is_owned():
+        lock.release()
+
+
+def refuse_reentry(lock: Lock, what: str) -> None:
+    """ReentrancyError if the calling thread is in a section of this lock, which it was interrupted in."""
+    if lock._is_owned():
+        # Python drops what a finalizer raises, so the log is the only one to tell.
+        _refused.append(None)
+        logging.getLogger("kvwal").error("%s was refused: its thread is inside another call of the same store", what)
+        raise ReentrancyError(what)
+
+
+def collect_first(lock: Lock, count: int) -> None:
+    """Have more objects that the collector counts, for a moment, than a section makes.
+
+    The collector runs when the most objects are there at a time. So it runs here, where a finalizer may still call, and
+    not in the section, where it would be refused. Methods of C objects are counted, unlike lists and tuples.
+    """
+    objects = [lock.acquire for _ in range(count)]
+    del objects
+
+
+def refused_calls() -> int:
+    """How often a call was refused in this process because it came from within another one."""
+    return len(_refused)
+
+
+def locked(
+    method: Callable[Concatenate[_S, _P], _T],
+) -> Callable[Concatenate[_S, _P], _T]:
+    """A method that is one section of its object's `lock`."""
+
+    @functools.wraps(method)
+    def section(self: Any, /, *args: _P.args, **kwargs: _P.kwargs) -> _T:
+        lock: Lock = self.lock
+        if lock._is_owned():
+            refuse_reentry(lock, method.__qualname__)
+        collect_first(lock, _SECTION_OBJECTS)
+        try:
+            with lock:
+                return method(self, *args, **kwargs)
+        except BaseException:
+            release(lock)
+            raise
+
+    return section
+

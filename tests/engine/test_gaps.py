@@ -1,0 +1,347 @@
+"""Stretches without a live key: what is skipped holds none, and the head of a queue stays near."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+from random import Random
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sortedcontainers import SortedDict
+
+import kvwal
+import kvwal.engine.gaps
+from kvwal.engine.gaps import Gaps
+from kvwal.engine.memtable import Memtable
+from kvwal.keys import KeyRange, Seqno
+from kvwal.testing import SimulatedDisk
+
+KEYS = [b"", b"\0", *(b"k%02d" % n for n in range(6)), b"\xff"]
+ENDS = [None, *KEYS[1:], b"b", b"k05\0", b"\xff\xff"]
+
+
+class Model:
+    """Live keys at each moment, and gaps that scans of these moments propose, as the state uses them."""
+
+    def __init__(self, random: Random) -> None:
+        self.random = random
+        self.gaps = Gaps()
+        self.moments: list[set[bytes]] = [set()]
+
+    @property
+    def now(self) -> int:
+        return len(self.moments) - 1
+
+    @property
+    def live(self) -> set[bytes]:
+        return self.moments[-1]
+
+    def put(self, keys: list[bytes]) -> None:
+        self.moments.append(self.live | set(keys))
+        if self.gaps.active:
+            self.gaps.written(Seqno(self.now), keys)
+
+    def delete(self, keys: list[bytes]) -> None:
+        self.moments.append(self.live - set(keys))
+        # A tombstone is a write as well.
+        if self.gaps.active:
+            self.gaps.written(Seqno(self.now), keys)
+
+    def propose(self) -> None:
+        """A scan of a recent moment passed dead keys; it began at one end, or where a gap ended."""
+        seqno = max(0, self.now - self.random.choice([0, 0, 0, 1, 2, 5]))
+        start, stop = self.random.choice(ENDS), self.random.choice(ENDS)
+        reverse = bool(self.random.randrange(2))
+        if seqno == self.now:
+            start, stop = self.gaps.skip(start, stop, reverse=reverse)
+        met = sorted(k for k in self.moments[seqno] if (start or b"") <= k and (stop is None or k < stop))
+        if reverse:
+            gap = KeyRange(met[-1] + b"\0" if met else start or b"", stop)
+        else:
+            gap = KeyRange(start or b"", met[0] if met else stop)
+        self.gaps.propose(gap, Seqno(seqno), Seqno(self.now))
+
+    def check(self) -> None:
+        gaps = self.gaps._gaps
+        assert gaps == sorted(gaps)
+        for gap, following in itertools.pairwise(gaps):
+            assert gap.stop is not None
+            assert gap.stop < following.start
+        for gap in gaps:
+            assert not any(gap.contains(key) for key in self.live), gap
+        for start in ENDS:
+            for stop in ENDS:
+                for reverse in (False, True):
+                    self.check_skip(start, stop, reverse)
+
+    def check_skip(self, start: bytes | None, stop: bytes | None, reverse: bool) -> None:
+        low, high = self.gaps.skip(start, stop, reverse=reverse)
+        before = [key for key in self.live if (start or b"") <= key and (stop is None or key < stop)]
+        after = [key for key in self.live if (low or b"") <= key and (high is None or key < high)]
+        assert sorted(before) == sorted(after), (start, stop, reverse, low, high)
+        if not KeyRange(start or b"", stop).is_empty():
+            # It only narrows.
+            assert (low or b"") >= (start or b"")
+            assert stop is None or (high is not None and high <= stop)
+
+
+@pytest.mark.parametrize(("recent", "most"), [(4096, 256), (3, 2)])
+@settings(max_examples=60)
+@given(st.randoms(use_true_random=False))
+def test_a_skip_never_passes_over_a_live_key(recent: int, most: int, random: Random) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(kvwal.engine.gaps, "_RECENT_PUTS", recent)
+        patch.setattr(kvwal.engine.gaps, "_MOST_GAPS", most)
+        model = Model(random)
+        for _ in range(random.randrange(30)):
+            kind = random.randrange(6)
+            keys = [random.choice(KEYS) for _ in range(random.randrange(1, 4))]
+            if kind < 2:
+                model.put(keys)
+            elif kind == 2:
+                model.delete(keys)
+            elif kind == 3 and not random.randrange(6):
+                model.gaps.clear()
+            else:
+                model.propose()
+            model.check()
+
+
+def test_the_number_of_gaps_is_bounded() -> None:
+    gaps = Gaps()
+    for number in range(2000):
+        gaps.propose(KeyRange(b"%06d" % (2 * number), b"%06d" % (2 * number + 1)), Seqno(1), Seqno(1))
+    assert len(gaps._gaps) <= kvwal.engine.gaps._MOST_GAPS
+
+
+def test_a_put_in_the_middle_of_a_gap_cuts_it_in_two() -> None:
+    gaps = Gaps()
+    gaps.propose(KeyRange(b"a", b"z"), Seqno(1), Seqno(1))
+    gaps.written(Seqno(2), [b"m"])
+    assert gaps._gaps == [KeyRange(b"a", b"m"), KeyRange(b"m\0", b"z")]
+    assert gaps.skip(b"b", None, reverse=False) == (b"m", None)
+    assert gaps.skip(b"b", b"y", reverse=True) == (b"b", b"m\0")
+
+
+# -- queues, through a store ----------------------------------------------------------------------
+
+
+def opened(**options: Any) -> kvwal.Store:
+    return kvwal.open("/kv", files=SimulatedDisk(), background=False, durability="os", **options)
+
+
+@pytest.fixture
+def passed(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], int]]:
+    """How many keys of memtables the scans have passed since it was last asked."""
+    count = 0
+    between = Memtable.keys_between
+
+    def counted(self: Memtable, *args: Any, **kwargs: Any) -> list[bytes]:
+        nonlocal count
+        keys = between(self, *args, **kwargs)
+        count += len(keys)
+        return keys
+
+    monkeypatch.setattr(Memtable, "keys_between", counted)
+
+    def since_last() -> int:
+        nonlocal count
+        found, count = count, 0
+        return found
+
+    return since_last
+
+
+def take_first(db: kvwal.Store, prefix: bytes) -> bytes | None:
+    found = db.first(prefix=prefix)
+    if found is None:
+        return None
+    del db[found[0]]
+    return found[0]
+
+
+def take_last(db: kvwal.Store, prefix: bytes) -> bytes | None:
+    found = db.last(prefix=prefix)
+    if found is None:
+        return None
+    db.delete(found[0])
+    return found[0]
+
+
+def take_scanned(db: kvwal.Store, prefix: bytes) -> bytes | None:
+    for key, _ in db.scan(prefix=prefix, limit=1):
+        db.delete(key)
+        return key
+    return None
+
+
+def pop_first(db: kvwal.Store, prefix: bytes) -> bytes | None:
+    try:
+        return db.popitem(prefix, prefix + b"\xff", last=False)[0]
+    except KeyError:
+        return None
+
+
+def pop_last(db: kvwal.Store, prefix: bytes) -> bytes | None:
+    try:
+        return db.popitem(prefix, prefix + b"\xff")[0]
+    except KeyError:
+        return None
+
+
+def take_in_transaction(db: kvwal.Store, prefix: bytes) -> bytes | None:
+    with db.transaction() as txn:
+        found = txn.first(prefix=prefix)
+        if found is None:
+            return None
+        txn.delete(found[0])
+        return found[0]
+
+
+TAKES: dict[str, tuple[Callable[[kvwal.Store, bytes], bytes | None], int]] = {
+    "first": (take_first, 0),
+    "last": (take_last, -1),
+    "scan": (take_scanned, 0),
+    "popitem_first": (pop_first, 0),
+    "popitem_last": (pop_last, -1),
+    "transaction": (take_in_transaction, 0),
+}
+
+
+@given(st.data())
+def test_queues_under_several_prefixes_agree_with_a_model(data: st.DataObject) -> None:
+    random: Random = data.draw(st.randoms(use_true_random=False))
+    with pytest.MonkeyPatch.context() as patch:
+        # So that gaps are proposed from the second tombstone on.
+        patch.setattr("kvwal.engine.state.WORTHWHILE", random.choice([1, 2, 64]))
+        patch.setattr(kvwal.engine.gaps, "_RECENT_PUTS", random.choice([2, 4096]))
+        with opened() as db:
+            model: SortedDict[bytes, bytes] = SortedDict()
+            prefixes = [b"q", b"r", b"s"]
+            number = 0
+            for _ in range(60):
+                prefix = random.choice(prefixes)
+                kind = random.randrange(10)
+                if kind < 3:
+                    number += 1
+                    # In order, or with a priority, which may lie anywhere.
+                    place = number if random.randrange(3) else random.randrange(1000)
+                    db[prefix + b"%05d" % place] = model[prefix + b"%05d" % place] = b"%d" % number
+                elif kind == 3 and not random.randrange(5):
+                    db.checkpoint()
+                elif kind == 4:
+                    limit = random.choice([1, 2, 100])
+                    reverse = bool(random.randrange(2))
+                    keys = [key for key in model if key.startswith(prefix)]
+                    expected = (keys[::-1] if reverse else keys)[:limit]
+                    assert list(db.keys(prefix=prefix, reverse=reverse, limit=limit)) == expected
+                elif kind == 5 and not random.randrange(4):
+                    low, high = prefix + b"%05d" % random.randrange(1000), prefix + b"%05d" % random.randrange(1000)
+                    db.delete_range(low, high)
+                    for key in [key for key in model if low <= key < high]:
+                        del model[key]
+                else:
+                    take, edge = TAKES[random.choice(sorted(TAKES))]
+                    keys = [key for key in model if key.startswith(prefix)]
+                    expected_key = keys[edge] if keys else None
+                    assert take(db, prefix) == expected_key
+                    if expected_key is not None:
+                        del model[expected_key]
+            assert list(db.items()) == list(model.items())
+            assert len(db) == len(model)
+
+
+def steps_of_a_queue(
+    db: kvwal.Store,
+    passed: Callable[[], int],
+    take: Callable[[kvwal.Store, bytes], bytes | None],
+    edge: int,
+    items: int,
+) -> list[int]:
+    """Keys passed at each step of a queue that is never empty, and never long."""
+    seen = []
+    for number in range(20):
+        db[b"q%08d" % number] = b"x"
+    passed()
+    for number in range(items):
+        # At the end that it is not taken from; a stack grows where it shrinks.
+        assert take(db, b"q") is not None
+        db[b"q%08d" % (20 + number)] = b"x"
+        seen.append(passed())
+    return seen
+
+
+@pytest.mark.parametrize("name", sorted(set(TAKES) - {"transaction"}))
+def test_a_step_of_a_queue_passes_as_few_keys_after_thousands_of_items(name: str, passed: Callable[[], int]) -> None:
+    with opened() as db:
+        seen = steps_of_a_queue(db, passed, *TAKES[name], 3000)
+    # A proposal is due after 64 tombstones, and a chunk has twice as many keys as the one before.
+    assert max(seen) <= 600
+    assert sum(seen[-1000:]) <= 150 * 1000
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted(set(TAKES) - {"transaction"}))
+def test_a_step_of_a_queue_passes_as_few_keys_after_twenty_thousand_items(name: str, passed: Callable[[], int]) -> None:
+    with opened() as db:
+        seen = steps_of_a_queue(db, passed, *TAKES[name], 20_000)
+    assert max(seen) <= 600
+    assert sum(seen[-1000:]) <= 150 * 1000
+
+
+def test_a_step_of_a_queue_in_transactions_passes_as_few_keys_after_thousands_of_items(
+    passed: Callable[[], int],
+) -> None:
+    with opened() as db:
+        seen = steps_of_a_queue(db, passed, *TAKES["transaction"], 3000)
+    assert max(seen) <= 600
+    assert sum(seen[-1000:]) <= 150 * 1000
+
+
+def test_a_step_of_several_queues_passes_few_keys(passed: Callable[[], int]) -> None:
+    """Workers that take from queues in turn, where each queue has a gap of its own."""
+    with opened() as db:
+        prefixes = [b"%c" % letter for letter in b"abcdefgh"]
+        for prefix in prefixes:
+            for number in range(10):
+                db[prefix + b"%08d" % number] = b"x"
+        seen = []
+        passed()
+        for number in range(500):
+            for prefix in prefixes:
+                assert pop_first(db, prefix) == prefix + b"%08d" % number
+                db[prefix + b"%08d" % (number + 10)] = b"x"
+                seen.append(passed())
+    assert max(seen) <= 600
+    assert sum(seen[-1000:]) <= 150 * 1000
+
+
+def test_an_empty_queue_that_was_long_is_found_empty_at_once(passed: Callable[[], int]) -> None:
+    with opened() as db:
+        for number in range(2000):
+            db[b"q%08d" % number] = b"x"
+        for number in range(2000):
+            db.delete(b"q%08d" % number)
+        assert db.first(prefix=b"q") is None
+        passed()
+        for _ in range(10):
+            assert db.first(prefix=b"q") is None
+            assert db.last(prefix=b"q") is None
+            assert not db
+        assert passed() <= 10_000
+
+
+def test_a_priority_queue_finds_a_put_before_the_gap(passed: Callable[[], int], rng: Random) -> None:
+    with opened() as db:
+        model: SortedDict[bytes, bytes] = SortedDict()
+        for number in range(3000):
+            key = b"q%08d" % rng.randrange(10**8)
+            db[key] = model[key] = b"%d" % number
+            if number > 10:
+                assert db.popitem(last=False) == model.popitem(0)
+            if number % 7 == 0:
+                assert db.last() == model.peekitem(-1)
+        assert list(db.items()) == list(model.items())

@@ -1,0 +1,205 @@
+"""Commits that meet a full memtable or a full disk: they wait, or they are refused, and never for ever."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from random import Random
+from typing import Any
+
+import pytest
+from store_fixtures import check_store, run_threads
+
+import kvwal
+from kvwal.engine.pressure import RESERVE_NAME, Reserve
+from kvwal.errors import ReentrancyError
+from kvwal.options import RESERVE_BYTES
+from kvwal.testing import SimulatedDisk
+
+SMALL: dict[str, Any] = {"memtable_bytes": 16 << 10, "durability": "os"}
+
+
+@pytest.fixture
+def disk() -> SimulatedDisk:
+    return SimulatedDisk(seed=3)
+
+
+def ends(function: Any) -> bool:
+    """Whether it comes to its end in a thread of its own, which may be left behind."""
+    thread = threading.Thread(target=function, daemon=True)
+    thread.start()
+    thread.join(15)
+    return not thread.is_alive()
+
+
+def test_the_reserve_is_whole_after_it_was_left_empty(disk: SimulatedDisk) -> None:
+    with kvwal.open("/kv", files=disk, background=False):
+        pass
+    directory = disk.open_directory("/kv")
+    directory.unlink(RESERVE_NAME)
+    directory.open(RESERVE_NAME, create=True, mode=0o600).close()
+    with kvwal.open("/kv", files=disk, background=False):
+        file = directory.open(RESERVE_NAME)
+        assert file.size() == RESERVE_BYTES
+        file.close()
+
+
+def test_a_reserve_that_cannot_be_held_leaves_no_empty_file(disk: SimulatedDisk) -> None:
+    disk.make_directory("/r")
+    directory = disk.open_directory("/r")
+    disk.capacity = 1 << 20
+    reserve = Reserve(directory, 0o600)
+    assert not reserve.hold()
+    assert directory.kind(RESERVE_NAME) is None
+    disk.capacity = None
+    assert reserve.hold()
+    assert reserve.hold()
+    assert reserve.release()
+    assert not reserve.release()
+
+
+def test_writers_wait_for_a_checkpoint_when_memory_is_short(disk: SimulatedDisk) -> None:
+    """Eight threads that write as fast as they can hold memory to about twice its budget, and all end."""
+    budget = 2 << 20
+    with kvwal.open("/kv", files=disk, memtable_bytes=budget, durability="os") as db:
+        largest = 0
+
+        def write(letter: int) -> None:
+            nonlocal largest
+            for number in range(1500):
+                db.put(b"%c%05d" % (letter, number), b"x" * 1000)
+                largest = max(largest, db.engine.state.version.memtable.bytes_used)
+
+        run_threads(*(lambda letter=letter: write(letter) for letter in b"abcdefgh"))
+        assert len(db) == 12_000
+        # How far it gets before the background thread has its turn is a matter of the system's scheduler.
+        assert largest <= 3 * budget
+        assert db.verify().ok
+
+
+def test_without_a_background_thread_a_full_memtable_is_checkpointed_by_the_commit(disk: SimulatedDisk) -> None:
+    with kvwal.open("/kv", files=disk, background=False, **SMALL) as db:
+        largest = 0
+        for number in range(1000):
+            db.put(b"%05d" % number, b"x" * 100)
+            largest = max(largest, db.engine.state.version.memtable.bytes_used)
+        assert largest <= SMALL["memtable_bytes"] + 400
+        assert len(db) == 1000
+        check_store(db)
+
+
+class InCheckpoint:
+    """Calls a function once, from within a checkpoint of this thread, as a signal handler would."""
+
+    def __init__(self, disk: SimulatedDisk, function: Any) -> None:
+        self._disk = disk
+        self._function = function
+        self._thread = threading.get_ident()
+        self.called = 0
+        disk.watcher = self._look
+
+    def _look(self, operation: Any) -> None:
+        # A write to the pages: the checkpoint is in its middle.
+        if "data" in str(operation) and threading.get_ident() == self._thread and not self.called:
+            self.called += 1
+            self._disk.watcher = None
+            self._function()
+
+
+@pytest.mark.parametrize("background", [False, True])
+def test_a_handler_that_puts_much_during_a_checkpoint_of_its_own_thread_does_not_wait_for_it(
+    disk: SimulatedDisk, background: bool
+) -> None:
+    """At twice the budget it would have to wait for the checkpoint that it has interrupted."""
+    put: list[bytes] = []
+    errors: list[BaseException] = []
+    done = threading.Event()
+
+    def work() -> None:
+        db = kvwal.open("/kv", files=disk, background=background, checkpoint_interval_s=1e9, **SMALL)
+        for number in range(20):
+            db.put(b"first%05d" % number, b"x" * 100)
+
+        def handler() -> None:
+            for number in range(400):
+                try:
+                    db.put(b"nested%05d" % number, b"x" * 100)
+                    put.append(b"nested%05d" % number)
+                except kvwal.Error as error:
+                    errors.append(error)
+
+        watched = InCheckpoint(disk, handler)
+        db.checkpoint()
+        assert watched.called
+        for key in put:
+            assert db[key] == b"x" * 100
+        assert len(db) == 20 + len(put)
+        db.checkpoint()
+        assert db.verify().ok
+        db.close()
+        done.set()
+
+    assert ends(work), "the nested put waits for its own thread"
+    assert done.is_set()
+    assert all(isinstance(error, ReentrancyError) for error in errors)
+    assert len(put) + len(errors) == 400
+
+
+def test_a_full_disk_refuses_puts_and_takes_deletes_until_there_is_room(disk: SimulatedDisk) -> None:
+    with kvwal.open("/kv", files=disk, background=False, segment_bytes=64 << 10, **SMALL) as db:
+        number = 0
+        disk.capacity = 12 << 20
+        with pytest.raises(kvwal.DiskFullError):
+            while True:
+                db.put(b"%06d" % number, b"x" * 2000)
+                number += 1
+        data = dict(db)
+        assert len(data) >= number
+        for key in list(data):
+            db.delete(key)
+        assert len(db) == 0
+        db.put(b"again", b"x")
+        assert dict(db) == {b"again": b"x"}
+        assert db.verify().ok
+
+
+def test_a_commit_is_woken_when_the_checkpoint_it_waits_for_fails(disk: SimulatedDisk) -> None:
+    """It hears why, and does not wait for a checkpoint that will not come."""
+    with kvwal.open("/kv", files=disk, **SMALL) as db:
+        db.put(b"a", b"x" * 10_000)
+        disk.capacity = disk.used_bytes() + (1 << 16)
+        failures: list[BaseException] = []
+
+        def write() -> None:
+            try:
+                for number in range(3000):
+                    db.put(b"%05d" % number, b"x" * 300)
+            except kvwal.Error as error:
+                failures.append(error)
+
+        run_threads(write, write)
+        assert failures
+        assert all(isinstance(error, kvwal.DiskFullError) for error in failures)
+        disk.capacity = None
+        db.put(b"after", b"1")
+        assert db[b"after"] == b"1"
+        db.checkpoint()
+        assert db.verify().ok
+
+
+def test_the_interval_between_relief_and_pressure_is_never_missed(disk: SimulatedDisk, rng: Random) -> None:
+    """`write_pressure` is put down before memory is looked at: a commit that sets it meanwhile is not lost."""
+    with kvwal.open("/kv", files=disk, background=False, **SMALL) as db:
+        state = db.engine.state
+        for number in range(600):
+            db.put(b"%06d" % rng.randrange(1000), b"x" * rng.choice([1, 500, 5000]))
+            assert not state.is_full() or state.write_pressure
+            if number % 50 == 0:
+                db.delete_range(b"%06d" % rng.randrange(1000), None)
+        check_store(db)
+
+
+@pytest.fixture(autouse=True)
+def _no_watcher(disk: SimulatedDisk) -> Iterator[None]:
+    yield
+    disk.watcher = None
