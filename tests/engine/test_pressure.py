@@ -11,8 +11,9 @@ import pytest
 from store_fixtures import check_store, run_threads
 
 import kvwal
-from kvwal.engine.pressure import RESERVE_NAME, Reserve
+from kvwal.engine.pressure import Reserve
 from kvwal.errors import ReentrancyError
+from kvwal.files.names import RESERVE
 from kvwal.options import RESERVE_BYTES
 from kvwal.testing import SimulatedDisk
 
@@ -36,10 +37,10 @@ def test_the_reserve_is_whole_after_it_was_left_empty(disk: SimulatedDisk) -> No
     with kvwal.open("/kv", files=disk, background=False):
         pass
     directory = disk.open_directory("/kv")
-    directory.unlink(RESERVE_NAME)
-    directory.open(RESERVE_NAME, create=True, mode=0o600).close()
+    directory.unlink(RESERVE)
+    directory.open(RESERVE, create=True, mode=0o600).close()
     with kvwal.open("/kv", files=disk, background=False):
-        file = directory.open(RESERVE_NAME)
+        file = directory.open(RESERVE)
         assert file.size() == RESERVE_BYTES
         file.close()
 
@@ -50,7 +51,7 @@ def test_a_reserve_that_cannot_be_held_leaves_no_empty_file(disk: SimulatedDisk)
     disk.capacity = 1 << 20
     reserve = Reserve(directory, 0o600)
     assert not reserve.hold()
-    assert directory.kind(RESERVE_NAME) is None
+    assert directory.kind(RESERVE) is None
     disk.capacity = None
     assert reserve.hold()
     assert reserve.hold()
