@@ -6,7 +6,7 @@ Rules:
 - Bytes-like is `bytes`, `bytearray`, and every other buffer whose items are single bytes (`array("B")`, `mmap`, a
   `memoryview` of these, in C order). Buffers of anything else are refused: an array of floats would be stored in the
   byte order of this machine, a NumPy integer is a number that happens to have a buffer, and the memory of an array of
-  objects is addresses. `tobytes()` says that the memory is meant.
+  objects is addresses. `memoryview(it).tobytes()` says that the memory is meant.
 - A number is what `__index__` makes an int of, NumPy's integers among it; a bool is not a number.
 - A `KeyRange` is the set of keys from `start` on, below `stop`. A range whose stop is not above its start is empty, and
   every method treats it as the empty set.
@@ -154,7 +154,7 @@ def _as_bytes(data: object, what: str) -> bytes:
         if not view.ndim or view.format.lstrip("@=<>!") not in ("B", "b", "c"):
             raise TypeError(
                 f"a {what} is bytes or a buffer of single bytes, not {type(data).__name__} (items of format "
-                f"{view.format!r}); if its memory is what you mean, call its tobytes()"
+                f"{view.format!r}); if its memory is what you mean, pass memoryview(it).tobytes()"
             )
         return view.tobytes()
 
