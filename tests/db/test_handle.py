@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import collections.abc
 import copy
 import functools
@@ -20,7 +21,7 @@ from store_fixtures import run_threads
 import kvwal
 import kvwal.aio
 from kvwal import ClosedError, ReadOnlyError, Store, WriteBatch
-from kvwal.aio import AsyncStore
+from kvwal.aio import AsyncSnapshot, AsyncStore, AsyncTransaction
 
 WAYS = [copy.copy, copy.deepcopy, *(lambda handle, p=p: pickle.dumps(handle, p) for p in range(6))]
 
@@ -126,19 +127,26 @@ ARGUMENTS: dict[str, Any] = {
 }
 SPECIAL = ["bool", "contains", "delitem", "eq", "getitem", "iter", "len", "reversed", "setitem"]
 # Harmless when it is over, or tried with the writes that are only collected; all else raises.
-QUIET = {Store: ["close"], kvwal.Snapshot: ["close"], kvwal.Transaction: ["abort", "commit", "request"]}
+QUIET: dict[type, list[str]] = {
+    Store: ["close"],
+    kvwal.Snapshot: ["close"],
+    kvwal.Transaction: ["abort", "commit", "request"],
+    AsyncStore: ["close"],
+    AsyncSnapshot: ["close"],
+    AsyncTransaction: ["abort", "commit"],
+}
 # Only collected, until the commit says that the store is closed.
 COLLECTED = ["__setitem__", "clear", "delete", "delete_range", "put", "update"]
 
 
 def ways_to_use(kind: type) -> list[str]:
     names = [name for name in dir(kind) if not name.startswith("_") and name not in QUIET[kind]]
-    names += [f"__{name}__" for name in SPECIAL if hasattr(kind, f"__{name}__")]
+    if issubclass(kind, collections.abc.Mapping):
+        names += [f"__{name}__" for name in SPECIAL if hasattr(kind, f"__{name}__")]
     return [name for name in names if callable(inspect.getattr_static(kind, name))]
 
 
-def use(handle: Any, name: str) -> None:
-    """Call the method, and use what it returns."""
+def call(handle: Any, name: str) -> Any:
     method = getattr(handle, name)
     arguments: list[Any] = []
     for parameter in inspect.signature(method).parameters.values():
@@ -148,9 +156,12 @@ def use(handle: Any, name: str) -> None:
             arguments.append(batch)
         elif parameter.default is parameter.empty and parameter.kind in (0, 1):
             arguments.append(ARGUMENTS.get(parameter.name, b"k"))
-    if name == "update":
-        arguments = [{b"k": b"v"}]
-    result = method(*arguments)
+    return method(*([{b"k": b"v"}] if name == "update" else arguments))
+
+
+def use(handle: Any, name: str) -> None:
+    """Call the method, and use what it returns."""
+    result = call(handle, name)
     if inspect.isfunction(result):
         result()
     elif name == "batch":
@@ -158,6 +169,19 @@ def use(handle: Any, name: str) -> None:
             batch.put(b"k", b"v")
     elif isinstance(result, collections.abc.Iterable):
         list(result)
+
+
+async def use_in_a_task(handle: Any, name: str) -> None:
+    result = call(handle, name)
+    if inspect.isawaitable(result):
+        result = await result
+    if inspect.isfunction(result):
+        await result()
+    elif name == "batch":
+        async with result as batch:
+            batch.put(b"k", b"v")
+    elif isinstance(result, collections.abc.AsyncIterable):
+        assert [each async for each in result]
 
 
 def test_every_use_of_what_another_thread_closed_says_that_it_is_closed(db: Store) -> None:
@@ -186,6 +210,28 @@ def test_every_use_of_what_another_thread_closed_says_that_it_is_closed(db: Stor
     assert db.closed
     assert (db.read_only, db.last_seqno) == (False, 1)
     assert "closed" in repr(db)
+
+
+@pytest.mark.parametrize("beneath", [False, True])
+def test_every_use_of_what_was_closed_says_so_in_a_task(tmp_path: Path, beneath: bool) -> None:
+    async def main() -> None:
+        store = await kvwal.aio.open(tmp_path / "b.kv")
+        await store.put(b"k", b"v")
+        makers: list[Callable[[], Any]] = [lambda: store, store.snapshot, store.transaction]
+        tried = [(make(), name) for make in makers for name in ways_to_use(type(make()))]
+        if beneath:
+            await asyncio.to_thread(store.store.close)
+        else:
+            await store.close()
+        assert len(tried) > 50
+        for handle, name in tried:
+            with pytest.raises(ClosedError):
+                await use_in_a_task(handle, name)
+                if isinstance(handle, AsyncTransaction) and name in COLLECTED:
+                    await handle.commit()
+                pytest.fail(f"{type(handle).__name__}.{name} did not say that it is closed")
+
+    run(main())
 
 
 def test_a_read_that_meets_a_close_answers_rightly_or_says_that_it_is_closed(tmp_path: Path) -> None:
