@@ -215,7 +215,7 @@ class FeedGap(_NotKeptError):
         if self.forked_at is not None:
             why = f"position {_asked(self.asked)} is on another line, which left this one after commit {self.forked_at}"
         else:
-            lost = "" if self.lost_commits is None else f" ({self.lost_commits} commits)"
+            lost = "" if self.lost_commits is None else f" (lost are {self.lost_commits})"
             why = f"not all changes after {_asked(self.asked)} are kept any more{lost}"
         return f"{why}; {self._kept()}; read the store as it is, by a snapshot, and go on after its seqno"
 

@@ -170,7 +170,7 @@ def test_a_position_that_is_not_kept_is_refused_with_what_is() -> None:
     )
     error = FeedGap(5, 7, 90, lost_commits=1)
     assert "changes after commit 5" in str(error)
-    assert "(1 commits)" in str(error)
+    assert "(lost are 1)" in str(error)
     assert (error.nearest, error.oldest_time, error.forked_at) == ((None, None), None, None)
     assert "another line, which left this one after commit 4" in str(FeedGap(5, 7, 90, forked_at=4))
 
