@@ -145,7 +145,7 @@ MUTANTS: tuple[Mutant, ...] = (
         (
             _WRITER + "sync",
             "self._failure = error\n                self._limit = -1\n"
-            "                raise _poisoned(error) from error",
+            "                raise poisoned(error) from error",
             "self._file.datasync()",
         ),
     ),

@@ -11,6 +11,7 @@ from kvwal.files import Directory, Files
 from kvwal.keys import Seqno
 from kvwal.log import Chain, LogEnd, LogReader, LogWriter, Record, Seek, encode_put, salvage_log, verify_log
 from kvwal.log.segment import list_segments
+from kvwal.options import LogOptions
 from kvwal.testing import SimulatedDisk
 
 STORE_ID = b"store-id-16bytes"
@@ -35,6 +36,11 @@ def simulated_disk() -> SimulatedDisk:
     return disk
 
 
+def log_options(**options: Any) -> LogOptions:
+    """Small segments, unless something else is asked for."""
+    return LogOptions(**{"segment_bytes": SEGMENT_BYTES, "preallocate": "allocate", "mode": 0o600} | options)
+
+
 class LogRig:
     """One log, written and read again and again."""
 
@@ -49,15 +55,13 @@ class LogRig:
 
     # -- writing ------------------------------------------------------------------------------
 
-    def create(self, **options: Any) -> LogWriter:
-        options = {"segment_bytes": SEGMENT_BYTES, "preallocate": "allocate", "time_us": 1000} | options
-        return LogWriter.create(self.files, self.directory, STORE_ID, **options)
+    def create(self, *, time_us: int = 1000, **options: Any) -> LogWriter:
+        return LogWriter.create(self.files, self.directory, STORE_ID, log_options(**options), time_us=time_us)
 
     def resume(self, end: LogEnd | None = None, **options: Any) -> LogWriter:
-        options = {"segment_bytes": SEGMENT_BYTES, "preallocate": "allocate"} | options
         if end is None:
             _, end = self.replay()
-        return LogWriter.resume(self.files, self.directory, STORE_ID, end, self.reader(), **options)
+        return LogWriter.resume(self.files, self.directory, STORE_ID, end, self.reader(), log_options(**options))
 
     def fill(self, log: LogWriter, n: int, *, sync_every: int = 1, size: int = 20) -> None:
         """Append n commits."""

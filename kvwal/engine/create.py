@@ -196,10 +196,8 @@ def create_if_missing(directory: Directory, flag: Flag, options: Options) -> boo
             files,
             directory,
             store_id,
-            segment_bytes=options.segment_bytes,
-            preallocate=options.preallocate,
+            options.log,
             time_us=now_us,
-            mode=options.mode,
         ).close()
         PageFile.create(directory, store_id, time_us=now_us, mode=options.mode)
     except (OSError, PoisonedError) as error:

@@ -131,9 +131,7 @@ def _recover(directory: Directory, flag: Flag, options: Options, started_s: floa
                 pages.store_id,
                 end,
                 reader,
-                segment_bytes=options.segment_bytes,
-                preallocate=options.preallocate,
-                mode=options.mode,
+                options.log,
             )
         report = RecoveryReport(
             created=created,

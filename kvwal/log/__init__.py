@@ -14,7 +14,6 @@ from kvwal.log.record import LogPosition, Record
 from kvwal.log.salvage import salvage_log
 from kvwal.log.seek import Seek
 from kvwal.log.segment import SegmentInfo
-from kvwal.log.segments import Preallocate
 from kvwal.log.tail import LogEnd, TailRow
 from kvwal.log.verify import verify_log
 from kvwal.log.writer import LogWriter
@@ -25,7 +24,6 @@ __all__ = [
     "LogPosition",
     "LogReader",
     "LogWriter",
-    "Preallocate",
     "Record",
     "Replay",
     "Seek",

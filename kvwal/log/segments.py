@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Collection, Iterable
-from typing import Final, Literal, TypeAlias
+from typing import Final
 
 from kvwal.errors import DiskFullError, InternalError, RefusedError
 from kvwal.files import Directory, File, Files, is_full
@@ -27,10 +27,9 @@ from kvwal.log.segment import (
     new_marker,
 )
 from kvwal.log.tail import LogEnd
+from kvwal.options import LogOptions
 
-__all__ = ["CLOSED_ROOM_BYTES", "Preallocate", "SegmentMaker", "copy_tail", "disk_full"]
-
-Preallocate: TypeAlias = Literal["allocate", "zeros"]
+__all__ = ["CLOSED_ROOM_BYTES", "SegmentMaker", "copy_tail", "disk_full"]
 
 #: At the end of every segment there is room for the record of a clean close.
 CLOSED_ROOM_BYTES: Final = RECORD_HEADER_BYTES
@@ -52,17 +51,12 @@ class SegmentMaker:
         files: Files,
         directory: Directory,
         store_id: bytes,
-        *,
-        segment_bytes: int,
-        preallocate: Preallocate,
-        mode: int,
+        options: LogOptions,
     ) -> None:
         self._files = files
         self._directory = directory
         self._store_id = store_id
-        self._segment_bytes = segment_bytes
-        self._preallocate = preallocate
-        self._mode = mode
+        self._options = options
         # Held by whoever makes or takes the spare, never waited for. Guards `_spare` and the file of that name.
         self._spare_lock = threading.Lock()
         self._spare: File | None = None
@@ -102,10 +96,10 @@ class SegmentMaker:
         )
         taken = fill is None and self._spare_lock.acquire(blocking=False)
         try:
-            spare = self._spare if taken and capacity <= self._segment_bytes else None
+            spare = self._spare if taken and capacity <= self._options.segment_bytes else None
             if spare is not None:
                 self._spare = None
-                header = header._replace(capacity=self._segment_bytes)
+                header = header._replace(capacity=self._options.segment_bytes)
                 temporary = SPARE
             else:
                 temporary = temporary_name(segment_name(first_seqno))
@@ -191,7 +185,7 @@ class SegmentMaker:
     def _create(self, name: str) -> File:
         if self._directory.kind(name) is not None:
             self._directory.unlink(name)
-        return self._directory.open(name, create=True, mode=self._mode)
+        return self._directory.open(name, create=True, mode=self._options.mode)
 
     def _discard(self, name: str) -> None:
         # Best effort: whoever opens the log next removes it, if this fails.
@@ -201,7 +195,7 @@ class SegmentMaker:
             pass
 
     def _allocate(self, file: File, capacity: int) -> None:
-        if self._preallocate == "allocate":
+        if self._options.preallocate == "allocate":
             file.allocate(0, capacity)
             return
         offset = file.size()
@@ -222,7 +216,7 @@ class SegmentMaker:
             file = None
             try:
                 file = self._create(SPARE)
-                self._allocate(file, self._segment_bytes)
+                self._allocate(file, self._options.segment_bytes)
                 file.sync()
             except OSError:
                 if file is not None:

@@ -29,7 +29,14 @@ from typing import Final, Protocol
 
 from crc32c import crc32c
 
-from kvwal.errors import ClosedError, DiskFullError, InternalError, PoisonedError, RefusedError, StoreExistsError
+from kvwal.errors import (
+    ClosedError,
+    DiskFullError,
+    InternalError,
+    RefusedError,
+    StoreExistsError,
+    poisoned,
+)
 from kvwal.files import Buffer, Directory, File, Files, is_full
 from kvwal.files.names import index_name
 from kvwal.keys import Seqno
@@ -47,8 +54,9 @@ from kvwal.log.record import (
     encode_record,
 )
 from kvwal.log.segment import HEADER_PAGE_BYTES, SegmentHeader, SegmentInfo, list_segments
-from kvwal.log.segments import CLOSED_ROOM_BYTES, Preallocate, SegmentMaker, copy_tail, disk_full
+from kvwal.log.segments import CLOSED_ROOM_BYTES, SegmentMaker, copy_tail, disk_full
 from kvwal.log.tail import LogEnd
+from kvwal.options import LogOptions
 
 __all__ = ["LogWriter"]
 
@@ -80,17 +88,12 @@ class LogWriter:
         files: Files,
         directory: Directory,
         store_id: bytes,
-        *,
-        segment_bytes: int,
-        preallocate: Preallocate,
-        mode: int,
+        options: LogOptions,
     ) -> None:
         self._files = files
         self._directory = directory
-        self._maker = SegmentMaker(
-            files, directory, store_id, segment_bytes=segment_bytes, preallocate=preallocate, mode=mode
-        )
-        self._segment_bytes = segment_bytes
+        self._maker = SegmentMaker(files, directory, store_id, options)
+        self._segment_bytes = options.segment_bytes
         self._now_us = files.now_us
         #: The last commit written, the last one known to be on disk, and the time of the last one.
         self.last_seqno = Seqno(0)
@@ -128,19 +131,17 @@ class LogWriter:
         files: Files,
         directory: Directory,
         store_id: bytes,
+        options: LogOptions,
         *,
-        segment_bytes: int,
-        preallocate: Preallocate,
         time_us: int,
-        mode: int = 0o600,
     ) -> LogWriter:
         """The log of a new store: makes segment 1. StoreExistsError if the directory has a log."""
         if list_segments(directory):
             raise StoreExistsError(errno.EEXIST, "there is a log already", directory.path)
-        log = cls(files, directory, store_id, segment_bytes=segment_bytes, preallocate=preallocate, mode=mode)
+        log = cls(files, directory, store_id, options)
         log._maker.remove_leftovers(())
         log.last_time_us = time_us
-        log._make_current(Seqno(1), time_us, segment_bytes, 0)
+        log._make_current(Seqno(1), time_us, options.segment_bytes, 0)
         return log
 
     @classmethod
@@ -151,17 +152,14 @@ class LogWriter:
         store_id: bytes,
         end: LogEnd,
         reader: RecordSource,
-        *,
-        segment_bytes: int,
-        preallocate: Preallocate,
-        mode: int = 0o600,
+        options: LogOptions,
     ) -> LogWriter:
         """Go on where a log ended. When this returns, all up to `end.last_seqno` is on disk.
 
         What may be in the page cache only, because a flush of it may have failed, is written anew; what was cut
         off is superseded.
         """
-        log = cls(files, directory, store_id, segment_bytes=segment_bytes, preallocate=preallocate, mode=mode)
+        log = cls(files, directory, store_id, options)
         log._maker.remove_leftovers([segment.first_seqno for segment in end.segments])
         log._segments = end.segments
         log._maker.features = end.features
@@ -174,7 +172,7 @@ class LogWriter:
             log._maker.write_slot(newest.previous, newest.first_seqno)
         if not end.clean:
             try:
-                log._carry(end, reader, segment_bytes)
+                log._carry(end, reader, options.segment_bytes)
             except DiskFullError:
                 # As small as it can be. If even that fails the store cannot be opened for writing.
                 log._carry(end, reader, 0)
@@ -320,7 +318,7 @@ class LogWriter:
             self._left = True
             self._failure = None
             return disk_full() if is_full(error) else RefusedError(error.errno, error.strerror, error.filename)
-        return _poisoned(error)
+        return poisoned(error)
 
     def sync(self) -> None:
         """Flush. Durable on return: every commit that was appended before the call."""
@@ -333,7 +331,7 @@ class LogWriter:
             except OSError as error:
                 self._failure = error
                 self._limit = -1
-                raise _poisoned(error) from error
+                raise poisoned(error) from error
             self.durable_seqno = last
 
     def mark_idle(self) -> None:
@@ -360,7 +358,7 @@ class LogWriter:
 
     def _refuse_if_over(self) -> None:
         if self._failure is not None:
-            raise _poisoned(self._failure) from self._failure
+            raise poisoned(self._failure) from self._failure
         if self._closed:
             raise ClosedError("the log is closed")
 
@@ -377,7 +375,7 @@ class LogWriter:
         except OSError as error:
             self._failure = error
             self._limit = -1
-            raise _poisoned(error) from error
+            raise poisoned(error) from error
 
     def _make_current(
         self,
@@ -490,7 +488,7 @@ class LogWriter:
             # What the directory holds on disk is unknown now, as after any failed write.
             self._failure = error
             self._limit = -1
-            raise _poisoned(error) from error
+            raise poisoned(error) from error
         return True
 
     # -- how a writer ends --------------------------------------------------------------------
@@ -523,7 +521,7 @@ class LogWriter:
             file.sync()
         except OSError as error:
             self._failure = error
-            raise _poisoned(error) from error
+            raise poisoned(error) from error
         self._maker.write_index(self._header, self._index)
 
     def abandon(self) -> None:
@@ -534,10 +532,3 @@ class LogWriter:
         file, self._file = self._file, None
         if file is not None:
             file.close()
-
-
-def _poisoned(error: BaseException) -> PoisonedError:
-    return PoisonedError(
-        f"a write or flush of the log failed ({error}); what is on disk is unknown. Reopen the store: recovery "
-        f"keeps every acknowledged commit"
-    )

@@ -13,6 +13,7 @@ from kvwal.errors import DiskFullError, InternalError, PoisonedError
 from kvwal.files.names import segment_name
 from kvwal.keys import Seqno
 from kvwal.log import LogWriter, Record
+from kvwal.options import LogOptions
 from kvwal.testing import Operation, SimulatedDisk
 
 RECORD_BYTES = 40 + len(body(1))
@@ -355,8 +356,7 @@ def test_a_tail_that_changes_while_it_is_carried_is_refused(rig: LogRig):
             STORE_ID,
             end,
             Forgetful(),
-            segment_bytes=SEGMENT_BYTES,
-            preallocate="allocate",
+            LogOptions(SEGMENT_BYTES, "allocate", 0o600),
         )
     after = rig.snapshot()
     assert {name: after[name] for name in before} == before
