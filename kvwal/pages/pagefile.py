@@ -38,7 +38,7 @@ from typing import TypedDict, Unpack
 
 from crc32c import crc32c
 
-from kvwal.errors import CorruptionError, DiskFullError, Error, PoisonedError, ReadOnlyError
+from kvwal.errors import CorruptionError, DiskFullError, Error, poisoned, read_only
 from kvwal.features import VERSION
 from kvwal.files import Directory, File, is_full
 from kvwal.files.names import DATA, temporary_name
@@ -233,9 +233,9 @@ class PageFile:
             OSError: a read, write or sync failed. After a write or sync the file is poisoned.
         """
         if not self._writable:
-            raise ReadOnlyError("the store was opened read-only")
+            raise read_only()
         if self._poisoned is not None:
-            raise PoisonedError("an earlier checkpoint failed; reopen the store to write again") from self._poisoned
+            raise poisoned(self._poisoned) from self._poisoned
         self._confirm_slots()
         old = self.meta
         facts["required"] = old.required | facts.get("required", 0)

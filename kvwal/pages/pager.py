@@ -12,7 +12,7 @@ from typing import Any
 
 from crc32c import crc32c
 
-from kvwal.errors import ClosedError, CorruptionError
+from kvwal.errors import CorruptionError, closed
 from kvwal.files import File
 from kvwal.files.names import DATA
 from kvwal.pages.cache import Cache
@@ -35,7 +35,7 @@ class Pager:
             return self.file.pread(size, page * PAGE_SIZE)
         except (OSError, ValueError):
             if self.closed:
-                raise ClosedError("the store is closed; open it again to read") from None
+                raise closed() from None
             raise
 
     def read(self, page: int, size: int, crc: int) -> bytes:
