@@ -26,7 +26,7 @@ from kvwal.engine.recovery import RecoveryReport
 from kvwal.engine.request import CommitRequest, Operation
 from kvwal.engine.stats import Pin, Stats
 from kvwal.engine.verify import VerifyReport
-from kvwal.errors import ClosedError, ConflictError, ForkedError
+from kvwal.errors import ClosedError, ConflictError, ForkedError, closed
 from kvwal.files import PathArgument
 from kvwal.keys import MAX_KEY_BYTES, MAX_VALUE_BYTES, BytesLike, KeyRange, Seqno, as_int, as_key, as_value
 from kvwal.options import Durability, Flag, OpenOptions, taking_options, wants_sync
@@ -148,7 +148,7 @@ class AsyncStore(AsyncReading):
         # First: in a forked child there is no running loop.
         self._state.refuse_if_gone()
         if self._closing is not None:
-            raise _closed()
+            raise closed()
         self._workers.refuse_other_loops()
 
     # -- reading ------------------------------------------------------------------------------
@@ -168,7 +168,7 @@ class AsyncStore(AsyncReading):
 
     async def _read(self, key: bytes) -> bytes | None:
         if self._closing is not None:
-            raise _closed()
+            raise closed()
         try:
             return self._state.read(key, cached_only=True)
         except NotCached:
@@ -177,7 +177,7 @@ class AsyncStore(AsyncReading):
     async def get_many(self, keys: Iterable[BytesLike]) -> list[bytes | None]:
         """The values of several keys, in their order; None where a key is missing. All from one moment."""
         if self._closing is not None:
-            raise _closed()
+            raise closed()
         state = self._state
         wanted = list(map(as_key, keys))
         seqno = state.seqno
@@ -216,7 +216,7 @@ class AsyncStore(AsyncReading):
         if type(value) is not bytes or len(value) > MAX_VALUE_BYTES:
             value = as_value(value)
         if self._closing is not None:
-            raise _closed()
+            raise closed()
         return await self._committer.commit(
             CommitRequest.of_put(key, value, sync=self._wants_sync(durability))
         )
@@ -259,7 +259,7 @@ class AsyncStore(AsyncReading):
 
     async def _commit(self, batch: WriteBatch, durability: Durability | None) -> Seqno:
         if self._closing is not None:
-            raise _closed()
+            raise closed()
         make = functools.partial(CommitRequest, batch, sync=self._wants_sync(durability))
         if len(batch) > _ENCODE_IN_LOOP_KEYS or _is_large(batch):
             request = await self._workers.submit(make)
@@ -288,7 +288,7 @@ class AsyncStore(AsyncReading):
 
     async def _commit_operation(self, operation: Operation, durability: Durability | None) -> Seqno:
         if self._closing is not None:
-            raise _closed()
+            raise closed()
         request = CommitRequest(WriteBatch(), sync=self._wants_sync(durability), operation=operation)
         return await self._committer.commit(request)
 
@@ -516,10 +516,6 @@ class AsyncStore(AsyncReading):
 
 def _is_large(batch: WriteBatch) -> bool:
     return sum(map(len, filter(None, batch.writes.values()))) > _ENCODE_IN_LOOP_BYTES
-
-
-def _closed() -> ClosedError:
-    return ClosedError("the store is closed; open it again with kvwal.aio.open")
 
 
 class Opening:

@@ -12,7 +12,7 @@ from kvwal.db.mapping import Bounds
 from kvwal.db.transaction import Transaction
 from kvwal.engine.merge import Chunk
 from kvwal.engine.state import State
-from kvwal.errors import ClosedError
+from kvwal.errors import closed
 from kvwal.keys import BytesLike, Seqno, as_key
 from kvwal.pages import NotCached
 
@@ -57,7 +57,7 @@ class AsyncTransaction(AsyncReading):
 
     def _mine(self) -> Transaction:
         if self._over:
-            raise ClosedError("this transaction is over; begin another with transaction()")
+            raise closed("transaction")
         return self._txn
 
     def _refuse_if_over(self) -> None:

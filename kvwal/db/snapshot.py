@@ -14,7 +14,7 @@ from kvwal.db.mapping import Bounds, OrderedMapping
 from kvwal.engine.engine import Engine
 from kvwal.engine.merge import Chunk, Pairs
 from kvwal.engine.readers import Reader
-from kvwal.errors import ClosedError
+from kvwal.errors import closed
 from kvwal.keys import Seqno
 
 __all__ = ["Snapshot"]
@@ -40,7 +40,7 @@ class Snapshot(OrderedMapping):
     def reader(self) -> Reader:
         """The registration of its moment. ClosedError if the snapshot is closed."""
         if self._reader is None:
-            raise ClosedError("this snapshot is closed; take another with Store.snapshot()")
+            raise closed("snapshot")
         return self._reader
 
     def _read(self, key: bytes) -> bytes | None:

@@ -24,7 +24,7 @@ from kvwal.engine.range_map import Cover
 from kvwal.engine.readers import Reader
 from kvwal.engine.request import CommitRequest, say_written
 from kvwal.engine.row_cache import RowCache
-from kvwal.errors import ClosedError, ReadOnlyError, TransactionTooLargeError
+from kvwal.errors import ReadOnlyError, TransactionTooLargeError, closed
 from kvwal.keys import MAX_KEY_BYTES, MAX_VALUE_BYTES, BytesLike, KeyRange, Seqno, as_key, as_value
 
 __all__ = ["MAX_TRANSACTION_BYTES", "Transaction"]
@@ -149,7 +149,7 @@ class Transaction(OrderedMapping, MutableMapping[bytes, bytes]):
     def reader(self) -> Reader:
         """The registration of its moment. ClosedError if the transaction is over."""
         if self._reader is None:
-            raise _closed()
+            raise closed("transaction")
         return self._reader
 
     def _cached(self, bounds: Bounds) -> Pairs | None:
@@ -368,7 +368,3 @@ def _walked(ranges: list[list[bytes | None]]) -> list[KeyRange]:
         if start is not None and (stop is None or start < stop):
             result.append(KeyRange(start, stop))
     return result
-
-
-def _closed() -> ClosedError:
-    return ClosedError("this transaction is over; begin another with Store.transaction()")

@@ -29,7 +29,7 @@ from kvwal.engine.occ import History
 from kvwal.engine.readers import Reader, Readers
 from kvwal.engine.row_cache import RowCache
 from kvwal.engine.version import SHORT, Version, Walk
-from kvwal.errors import ClosedError
+from kvwal.errors import ClosedError, closed
 from kvwal.keys import KeyRange, Seqno
 from kvwal.locks import locked, new_lock, refuse_reentry, release
 from kvwal.pages import PageFile, Tree
@@ -383,7 +383,7 @@ class State:
         """A second registration of a reader's moment. ClosedError if another thread has just released it."""
         self.refuse_if_gone()
         if reader.is_released:
-            raise ClosedError(f"this {reader.purpose} is closed")
+            raise closed(reader.purpose)
         other = reader.again(purpose)
         other.register(other.version.memtable.readers, other.version.readers, self.readers)
         return other
