@@ -77,19 +77,16 @@ class SystemDirectory:
             raise failed(error, os.path.join(self.path, name) if name else self.path, during) from None
 
     def _at(self, name: str) -> str:
-        """What to hand to a system call beside `dir_fd`."""
+        """What to hand to a system call beside `dir_fd`; without descriptors only if the directory is still there."""
         if not self._mark[0]:
             raise ForkedError
         if not self._open:
             raise OSError(errno.EBADF, "the directory is closed", self.path)
-        return name if self._fd is not None else os.path.join(self._place, name)
-
-    def _changing(self, name: str) -> str:
-        """The same for a call that creates, renames or removes: without descriptors, only in the directory opened."""
-        place = self._at(name)
-        if self._fd is None and not self._is_in_place():
+        if self._fd is not None:
+            return name
+        if not self._is_in_place():
             raise self._removed()
-        return place
+        return os.path.join(self._place, name)
 
     def _is_in_place(self) -> bool:
         try:
@@ -134,9 +131,8 @@ class SystemDirectory:
         if not _NOFOLLOW and self.kind(name) == "other":
             raise OSError(errno.ELOOP, "is a symbolic link", name)
         creates = flags & os.O_CREAT
-        place = self._changing(name) if creates else self._at(name)
         try:
-            fd = os.open(place, flags, mode, dir_fd=self._fd)
+            fd = os.open(self._at(name), flags, mode, dir_fd=self._fd)
         except FileNotFoundError:
             if creates:
                 # A name without a file is what is asked for, so it is the directory that is gone.
@@ -152,11 +148,11 @@ class SystemDirectory:
 
     def rename(self, source: str, target: str) -> None:
         with self._failing(target):
-            os.replace(self._changing(source), self._at(target), src_dir_fd=self._fd, dst_dir_fd=self._fd)
+            os.replace(self._at(source), self._at(target), src_dir_fd=self._fd, dst_dir_fd=self._fd)
 
     def unlink(self, name: str) -> None:
         with self._failing(name):
-            os.unlink(self._changing(name), dir_fd=self._fd)
+            os.unlink(self._at(name), dir_fd=self._fd)
 
     def sync(self) -> None:
         with self._failing(during="flush"):

@@ -5,7 +5,8 @@ Rules for every implementation:
 - Offsets and sizes are in bytes.
 - A store is its directory, not its path: `Files.open_directory` resolves the path once, and every file is reached
   through that `Directory` by its name, wherever the directory is moved to, and whatever takes its place.
-- A call that fails raises `OSError` with its errno; ENOSPC and EIO must be told apart.
+- A call that fails raises what `kvwal.files.failures.failed` makes of it: an `OSError` with its errno, which says what
+  to do, and whether anything was done.
 - `File.pread` returns fewer bytes than asked for only at the end of the file, never because a
   system call was cut short.
 - `File.pwrite` writes all or raises; after it raised, any part may have been written.
@@ -150,5 +151,5 @@ class Files(Protocol):
         ...
 
     def give_way(self, pause_s: float) -> None:
-        """Let other threads run for so many seconds; called often by long background work. 0: as short as possible."""
+        """Let other threads run for `pause_s` seconds; long background work calls it often. 0: as short as possible."""
         ...

@@ -67,6 +67,23 @@ def test_nothing_is_changed_in_a_directory_that_took_its_place(opened: Directory
     opened.close()
 
 
+def test_what_took_its_place_is_not_read_either(opened: Directory, tmp_path: Path) -> None:
+    fill(opened, "mine", b"1")
+    os.rename(tmp_path / "store", tmp_path / "moved")
+    (tmp_path / "store").mkdir()
+    (tmp_path / "store" / "theirs").write_bytes(b"theirs")
+    for look in (lambda: opened.open("theirs"), lambda: opened.open("theirs", write=True)):
+        with pytest.raises((StoreRemovedError, FileNotFoundError)):
+            look()
+    try:
+        assert opened.kind("theirs") is None
+        assert opened.names() == ["mine"]
+        opened.sync()
+    except StoreRemovedError as error:
+        assert "moved" in str(error)
+    opened.close()
+
+
 def test_a_directory_that_was_moved_goes_on_by_its_descriptor(tmp_path: Path) -> None:
     (tmp_path / "store").mkdir()
     directory = SystemDirectory(str(tmp_path / "store"), by_descriptor=True)
