@@ -51,8 +51,8 @@ class SystemDirectory:
         self._lock_fd: int | None = None
         self._writer = False
         self._open = False
-        # Resolved now: the working directory may be another one by the next call.
-        self._place = "" if by_descriptor else os.path.abspath(path)
+        # Resolved now: by the next call the working directory may be another one, and a link lead elsewhere.
+        self._place = "" if by_descriptor else os.path.realpath(path)
         with self._failing():
             if by_descriptor:
                 self._fd = os.open(path, _DIRECTORY)

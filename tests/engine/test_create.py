@@ -9,6 +9,7 @@ import pytest
 from store_fixtures import TINY
 
 import kvwal
+from crashtests.mutations import Edit, Mutant, applied
 from kvwal.errors import FormatError, StoreNotFoundError
 from kvwal.testing import SimulatedDisk, crash_every
 
@@ -105,6 +106,24 @@ def test_an_erasing_that_is_finished_may_be_cut_off_again() -> None:
 
     for half in halves[:: max(1, len(halves) // 4)]:
         crash_every(finish, check, disk=half, states_per_point=8)
+
+
+@pytest.mark.parametrize(
+    ("function", "old", "new"),
+    [
+        ("_mark", "marker.sync()", "pass"),
+        ("_mark", "    directory.sync()\n", "    pass\n"),
+        ("erase", "directory.sync()", "pass"),
+        ("erase", "raise _not_found(directory.path)", "pass"),
+        ("_is_marked", "== _MARK", "== b'other'"),
+        ("erase", "if is_erasable(name):", "if is_erasable(name) and name != 'data':"),
+    ],
+)
+def test_each_step_of_the_erasing_is_needed(function: str, old: str, new: str) -> None:
+    defect = Mutant(f"{function} without {old}", "", (Edit(f"kvwal.engine.create:{function}", old, new),))
+    with applied(defect), pytest.raises((AssertionError, kvwal.Error)):
+        for flag in ("r", "w", "n"):
+            test_flag_n_cut_off_anywhere_leaves_the_old_store_or_an_empty_one(flag)
 
 
 def test_a_first_open_cut_off_anywhere_leaves_no_store_or_a_whole_one() -> None:

@@ -67,6 +67,21 @@ def test_nothing_is_changed_in_a_directory_that_took_its_place(opened: Directory
     opened.close()
 
 
+@pytest.mark.parametrize("by_descriptor", [True, False])
+def test_a_link_that_is_switched_makes_no_difference(tmp_path: Path, by_descriptor: bool) -> None:
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "one", target_is_directory=True)
+    directory = SystemDirectory(str(tmp_path / "link"), by_descriptor=by_descriptor)
+    directory.lock(shared=False)
+    (tmp_path / "link").unlink()
+    (tmp_path / "link").symlink_to(tmp_path / "two", target_is_directory=True)
+    fill(directory, "a", b"1")
+    directory.close()
+    assert (tmp_path / "one" / "a").read_bytes() == b"1"
+    assert os.listdir(tmp_path / "two") == []
+
+
 def test_what_took_its_place_is_not_read_either(opened: Directory, tmp_path: Path) -> None:
     fill(opened, "mine", b"1")
     os.rename(tmp_path / "store", tmp_path / "moved")
