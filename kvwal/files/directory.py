@@ -10,10 +10,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Literal
 
-from kvwal.errors import ForkedError, LockedError, StoreRemovedError
+from kvwal.errors import LockedError, StoreRemovedError
 from kvwal.files.failures import failed, is_full
 from kvwal.files.file import SystemFile, sync
-from kvwal.files.fork import birthmark
+from kvwal.files.fork import birthmark, refuse_in_child
 from kvwal.files.lock import (
     add_holder,
     hint_of_this_process,
@@ -42,7 +42,7 @@ BY_DESCRIPTOR = os.supports_dir_fd >= {os.open, os.stat, os.unlink, os.rename} a
 class SystemDirectory:
     """A directory by its descriptor, or where the system has no such calls (Windows), by path and identity."""
 
-    __slots__ = ("_fd", "_identity", "_lock_fd", "_mark", "_open", "_place", "_writer", "path")
+    __slots__ = ("_fd", "_identity", "_lock_fd", "_mark", "_open", "_place", "_writer", "__weakref__", "path")
 
     def __init__(self, path: str, *, by_descriptor: bool = BY_DESCRIPTOR) -> None:
         self.path = path
@@ -79,7 +79,7 @@ class SystemDirectory:
     def _at(self, name: str) -> str:
         """What to hand to a system call beside `dir_fd`; without descriptors only if the directory is still there."""
         if not self._mark[0]:
-            raise ForkedError
+            refuse_in_child()
         if not self._open:
             raise OSError(errno.EBADF, "the directory is closed", self.path)
         if self._fd is not None:

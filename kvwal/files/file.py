@@ -8,9 +8,9 @@ import sys
 import threading
 from collections.abc import Sequence
 
-from kvwal.errors import ForkedError, StoreRemovedError
+from kvwal.errors import StoreRemovedError
 from kvwal.files.failures import failed
-from kvwal.files.fork import birthmark
+from kvwal.files.fork import birthmark, refuse_in_child
 from kvwal.files.protocol import Buffer
 
 __all__ = ["SystemFile", "sync"]
@@ -44,7 +44,7 @@ class _PositionedFile:
 
     def _refuse_in_child(self) -> None:
         if not self._mark[0]:
-            raise ForkedError
+            refuse_in_child()
 
     def pread(self, size: int, offset: int) -> bytes:
         self._refuse_in_child()
@@ -68,7 +68,7 @@ class _PositionedFile:
     def pwrite(self, data: Buffer, offset: int) -> None:
         # Every commit comes along here: a call of `_refuse_in_child` or `_write_some` would cost 2 to 5 % of it.
         if not self._mark[0]:
-            raise ForkedError
+            refuse_in_child()
         try:
             written = os.pwrite(self._fd, data, offset)
             if written != len(data):

@@ -11,9 +11,11 @@ import mmap
 import os
 import sys
 from collections.abc import Callable
-from typing import Final, Protocol
+from typing import Final, NoReturn, Protocol
 
-__all__ = ["Birthmark", "birthmark", "call_in_forked_child"]
+from kvwal.errors import ForkedError
+
+__all__ = ["Birthmark", "birthmark", "call_in_forked_child", "refuse_in_child", "when_noticed"]
 
 # Of <asm-generic/mman-common.h>; Python has no name for it before 3.13.
 _MADV_WIPEONFORK: Final = 18
@@ -47,6 +49,7 @@ def _new() -> Birthmark:
 
 
 _current = _new()
+_callbacks: list[Callable[[], None]] = []
 
 
 def birthmark() -> Birthmark:
@@ -55,6 +58,18 @@ def birthmark() -> Birthmark:
     if not _current[0]:
         _current = _new()
     return _current
+
+
+def when_noticed(callback: Callable[[], None]) -> None:
+    """Have `callback` run in a forked child when it is first found to be one."""
+    _callbacks.append(callback)
+
+
+def refuse_in_child() -> NoReturn:
+    """Raise ForkedError for a call on what this process only inherited."""
+    for callback in _callbacks:
+        callback()
+    raise ForkedError
 
 
 def call_in_forked_child(callback: Callable[[], None]) -> None:

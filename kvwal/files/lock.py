@@ -14,9 +14,10 @@ from __future__ import annotations
 import errno
 import os
 import sys
-from typing import Final
+from typing import Final, Protocol
+from weakref import ref
 
-from kvwal.files.fork import Birthmark
+from kvwal.files.fork import Birthmark, when_noticed
 
 __all__ = [
     "add_holder",
@@ -32,13 +33,18 @@ _UNKNOWN: Final = "-"
 # Field 22 of /proc/PID/stat, counted from the end of the command's name, which may have spaces.
 _START_FIELD: Final = 19
 
-#: What this process holds: by the id of the handle, the birthmark of the process that took it, and what it is.
-_held: dict[int, tuple[Birthmark, tuple[int, int]]] = {}
+
+class _Handle(Protocol):
+    def close(self) -> None: ...
 
 
-def add_holder(handle: object, mark: Birthmark, identity: tuple[int, int]) -> None:
+#: What this process holds: by the id of the handle, the birthmark of the process that took it, what it is, and by what.
+_held: dict[int, tuple[Birthmark, tuple[int, int], ref[_Handle]]] = {}
+
+
+def add_holder(handle: _Handle, mark: Birthmark, identity: tuple[int, int]) -> None:
     """This process locked the directory of that identity."""
-    _held[id(handle)] = (mark, identity)
+    _held[id(handle)] = (mark, identity, ref(handle))
 
 
 def remove_holder(handle: object) -> None:
@@ -48,7 +54,18 @@ def remove_holder(handle: object) -> None:
 
 def is_held_here(identity: tuple[int, int]) -> bool:
     """Whether this process holds the directory of that identity, and not only a process that it was forked from."""
-    return any(mark[0] and held == identity for mark, held in list(_held.values()))
+    return any(mark[0] and held == identity for mark, held, _ in list(_held.values()))
+
+
+def _drop_inherited() -> None:
+    # The lock belongs to the descriptor, and would outlive a parent that is killed.
+    for mark, _, handle in list(_held.values()):
+        inherited = None if mark[0] else handle()
+        if inherited is not None:
+            inherited.close()
+
+
+when_noticed(_drop_inherited)
 
 
 def hint_of_this_process() -> str:

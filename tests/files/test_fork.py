@@ -5,12 +5,15 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import kvwal
 from kvwal.errors import ForkedError, LockedError
 from kvwal.files import fork as module
 from kvwal.files.directory import SystemDirectory
@@ -144,3 +147,31 @@ def test_closing_twice_or_after_the_descriptor_went_raises_nothing(tmp_path: Pat
     with pytest.raises(OSError) as caught:
         directory.names()
     assert caught.value.errno == errno.EBADF
+
+
+@pytest.mark.parametrize("noticed", ["by the hook", "by its first use"])
+def test_a_child_that_outlives_a_killed_parent_does_not_keep_its_lock(tmp_path: Path, noticed: str) -> None:
+    code = f"""
+import ctypes, os, signal, sys
+import kvwal
+db = kvwal.open({str(tmp_path / "a.kv")!r}, background=False)
+db[b"a"] = b"1"
+if (os.fork if {noticed == "by the hook"} else ctypes.PyDLL(None).fork)() == 0:
+    try:
+        db[b"b"] = b"2"
+    except kvwal.ForkedError:
+        print(os.getpid(), flush=True)
+    signal.pause()
+signal.pause()
+"""
+    parent = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    assert parent.stdout is not None
+    child = int(parent.stdout.readline())
+    try:
+        parent.kill()
+        parent.wait()
+        with kvwal.open(tmp_path / "a.kv") as db:
+            assert dict(db) == {b"a": b"1"}
+    finally:
+        os.kill(child, 9)
+        parent.stdout.close()
