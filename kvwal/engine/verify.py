@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from kvwal.engine.range_map import RangeMap
 from kvwal.errors import CorruptionError, Finding
 from kvwal.files import Files
+from kvwal.files.names import DATA
 from kvwal.keys import KeyRange
 from kvwal.log import LogReader, verify_log
 from kvwal.pages import PageFile, check
@@ -76,7 +77,7 @@ def _log_against_pages(pages: PageFile, reader: LogReader) -> tuple[int, int, li
     cover = deleted.newest
     tree = pages.tree(meta)
     different = [
-        Finding("data", None, f"key {key[:64]!r} is not what the log says it is at seqno {meta.seqno}")
+        Finding(DATA, None, f"key {key[:64]!r} is not what the log says it is at seqno {meta.seqno}")
         for key, (value, seqno) in sorted(newest.items())
         if tree.get(key) != (None if cover.at(key) > seqno else value)
     ]
@@ -84,5 +85,5 @@ def _log_against_pages(pages: PageFile, reader: LogReader) -> tuple[int, int, li
         for keys, _ in tree.chunks(start, stop, reverse=False):
             for key in keys:
                 if key not in newest:
-                    different.append(Finding("data", None, f"key {key[:64]!r} was deleted with its range"))
+                    different.append(Finding(DATA, None, f"key {key[:64]!r} was deleted with its range"))
     return records, len(newest), different
