@@ -79,7 +79,7 @@ def _parser() -> argparse.ArgumentParser:
         "--only", action="append", metavar="CASE", help="cases by name or pattern, as in 'put.*' (see: list)"
     )
     run.add_argument("--quick", action="store_true", help="fewer cases, smaller and shorter: minutes")
-    run.add_argument("--rounds", type=int, help="rounds of each case")
+    run.add_argument("--rounds", type=int, help="rounds of each case (default 3; with --against 7)")
     run.add_argument("--seconds", type=float, help="length of a measured loop")
     run.add_argument("--keys", type=int, help="keys of an ordinary data set")
     run.add_argument("--big", type=int, help="keys of the data set that does not fit in the cache")
@@ -112,6 +112,9 @@ def _run(console: Console, options: argparse.Namespace) -> int:
     scale = Scale.small() if options.quick else Scale()
     chosen = {"rounds": options.rounds, "seconds": options.seconds, "keys": options.keys, "big": options.big}
     chosen |= {"load": options.load, "tail_bytes": options.tail << 20 if options.tail else None}
+    if options.against:
+        # Fewer could not tell a change from noise.
+        scale = replace(scale, rounds=7)
     scale = replace(scale, **{name: value for name, value in chosen.items() if value is not None})
     plan = cases(scale)
     if options.only:

@@ -107,10 +107,10 @@ def results(then: list[float], now: list[float]) -> Results:
 @pytest.mark.parametrize(
     ("then", "now", "said"),
     [
-        ([2.0, 3.0, 2.0], [1.0, 1.0, 1.0], "faster"),
-        ([1.0, 1.0, 0.9], [2.0, 1.1, 2.0], "slower"),
-        ([1.0, 1.0, 1.1], [2.0, 2.0, 1.0], ""),
-        ([1.0], [2.0], ""),
+        ([2.0, 3.0, 2.0, 1.1, 2.0], [1.0, 1.0, 1.0, 1.0, 1.0], "faster"),
+        ([1.0, 1.0, 0.9, 1.0, 1.0], [2.0, 1.1, 2.0, 1.1, 1.1], "slower"),
+        ([1.0, 1.0, 1.1, 1.0, 1.0], [2.0, 2.0, 1.0, 2.0, 2.0], ""),
+        ([1.0, 1.0, 1.0, 1.0], [2.0, 2.0, 2.0, 2.0], ""),
     ],
 )
 def test_a_change_is_called_one_only_where_the_whole_spread_is(then: list[float], now: list[float], said: str) -> None:
