@@ -143,8 +143,11 @@ class StoreMachine(RuleBasedStateMachine):
         self.db = self.open()
 
     def committed(self, durability: str | None = None) -> None:
-        """The last call was one commit (or changed nothing)."""
+        """The last call was one commit, or changed nothing; then it flushed nothing either."""
         seqno = self.db.last_seqno
+        if seqno in self.past:
+            assert self.past[seqno] == self.model
+            return
         self.past[seqno] = dict(self.model)
         if (durability or self.settings["durability"]) == "commit":
             self.durable = seqno
