@@ -123,7 +123,8 @@ def _mutant(name: str, part: str, *edits: tuple[str, str, str], first: str = "")
     return Mutant(name, part, tuple(Edit(*edit) for edit in edits), first)
 
 
-_WRITER = "kvwal.log.writer:LogWriter."
+_WRITER = "kvwal.log.writer:SegmentWriter."
+_LOG = "kvwal.log.segmentlog:SegmentLog."
 _MAKER = "kvwal.log.segments:SegmentMaker."
 _PAGES = "kvwal.pages.pagefile:PageFile."
 
@@ -145,7 +146,7 @@ MUTANTS: tuple[Mutant, ...] = (
         (
             _WRITER + "sync",
             "self._failure = error\n                self._limit = -1\n"
-            "                raise poisoned(error) from error",
+            "                raise self._poisoned(error) from error",
             "self._file.datasync()",
         ),
     ),
@@ -245,7 +246,7 @@ MUTANTS: tuple[Mutant, ...] = (
         "isolation",
         ("kvwal.log.index:Index.add", "n = len(self.offsets)\n", "n = len(self.seqnos)\n"),
         ("kvwal.log.index:Index.add", "del self.times[n:]\n", "pass\n"),
-        first="weak-put:*:K",
+        first="indexed-weak-put:*:K",
     ),
     _mutant(
         "the index of a segment leads to the entry behind",
@@ -259,41 +260,82 @@ MUTANTS: tuple[Mutant, ...] = (
     _mutant(
         "the directory is not flushed after a new segment",
         "exhaustive",
-        (_MAKER + "make", "self._directory.sync()", "pass"),
+        (_MAKER + "_make", "self._directory.sync()", "pass"),
     ),
     _mutant(
         "a segment gets its name before it is on disk",
         "exhaustive",
-        (_MAKER + "make", "file.sync() if spare is None else file.datasync()", "pass"),
+        (_MAKER + "_make", "file.sync() if spare is None else file.datasync()", "pass"),
     ),
     _mutant(
         "a new segment before the old one is flushed",
         "exhaustive",
-        (_WRITER + "_roll", "self.sync()", "self.durable_seqno = self.last_seqno"),
+        (_LOG + "_roll", "self.sync()", "self.durable_seqno = self.last_seqno"),
         first="rotation unsynced",
     ),
     _mutant(
         "the successor slot is never written",
         "bitflips",
-        (_MAKER + "write_slot", "file.pwrite(encode_slot(header.salt, next_seqno), SLOT_OFFSET)", "pass"),
+        (_MAKER + "write_slot_to", "file.pwrite(encode_slot(header.salt, next_seqno), SLOT_OFFSET)", "pass"),
         first="closed:remove:*.log",
     ),
     _mutant(
         "a closed segment is cut before its last record is on disk",
         "exhaustive",
-        (_WRITER + "_seal", "file.datasync()\n", "pass\n"),
+        (_LOG + "_seal", "file.datasync()\n", "pass\n"),
+        first="closed large, and on",
     ),
     _mutant(
         "segments are retired newest first",
         "exhaustive",
-        (_WRITER + "retire", "for segment in segments[:n]:", "for segment in reversed(segments[:n]):"),
+        (
+            _LOG + "retire",
+            "for segment in going:",
+            "for segment in reversed(going):",
+        ),
         first="rotation",
     ),
     _mutant(
         "removals are not flushed one by one",
         "exhaustive",
-        (_WRITER + "_remove", "self._directory.sync()", "pass"),
-        first="snapshots of large values",
+        (_MAKER + "remove", "self._directory.sync()", "pass"),
+        first="many segments retired at once",
+    ),
+    _mutant(
+        "the log goes on behind a record that closed it",
+        "exhaustive",
+        (
+            "kvwal.log.reader:Replay.__iter__",
+            "goes_on=tail.stop is not Stop.CLOSED and not tail.short",
+            "goes_on=True",
+        ),
+        first="closed large, and on",
+    ),
+    _mutant(
+        "a new store says that it was closed before its page file has its name",
+        "exhaustive",
+        (
+            "kvwal.engine.create:create_if_missing",
+            "log_options(options), time_us=now_us).abandon()",
+            "log_options(options), time_us=now_us).close()",
+        ),
+        first="three puts",
+    ),
+    _mutant(
+        "a tail that may be in the page cache only is gone on with as if it had been closed",
+        "exhaustive",
+        (_LOG + "resume", "if end.row is not TailRow.CLOSED:", "if False:"),
+        first="killed",
+    ),
+    _mutant(
+        "a segment that is rewritten whole begins behind the watermark",
+        "exhaustive",
+        (
+            "kvwal.log.carry:Carry._whole",
+            "source.replay(Seqno(self.first_seqno - 1), end.watermark)",
+            "source.replay(end.watermark, end.watermark)",
+        ),
+        first="killed",
     ),
     # --- reading the log ---
     _mutant(
@@ -381,17 +423,17 @@ MUTANTS: tuple[Mutant, ...] = (
         "recovery believes what may be in the page cache only",
         "exhaustive",
         (
-            _WRITER + "resume",
+            _LOG + "resume",
             "log.last_seqno = log.durable_seqno = end.watermark",
             "log.last_seqno = log.durable_seqno = end.last_seqno",
         ),
-        (_WRITER + "resume", "if not end.clean:", "if not end.clean and end.last_seqno == end.watermark:"),
+        (_LOG + "resume", "if end.clean:", "if end.clean or end.last_seqno != end.watermark:"),
         first="killed",
     ),
     _mutant(
         "recovery does not flush the directory",
         "exhaustive",
-        (_WRITER + "resume", "directory.sync()", "pass"),
+        (_LOG + "resume", "directory.sync()", "pass"),
         first="a record larger than a segment",
     ),
     _mutant(

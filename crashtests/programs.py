@@ -71,12 +71,30 @@ NAMED: Final[dict[str, tuple[dict[str, Any], Program]]] = {
         [["put", n % 5, 3500] for n in range(5)]
         + [["checkpoint"], ["put", 8, 3500], ["put", 9, 3500], ["checkpoint"], ["put", 1, 50]],
     ),
+    "many segments retired at once": (
+        {"memtable_bytes": 1 << 20},
+        [["put", n, 7000] for n in range(6)] + [["checkpoint"], ["put", 8, 50], ["checkpoint"], ["put", 1, 50]],
+    ),
     "rotation prepared ahead": (
         {},
         [["prepare"], *[["put", n % 5, 3500] for n in range(5)], ["prepare"], ["put", 7, 900]],
     ),
     "rotation unsynced": ({}, [["weak", n % 5, 3500] for n in range(8)] + [["put", 9, 30]]),
     "a record larger than a segment": ({}, [["put", 1, 30000], ["put", 2, 30], ["weak", 3, 20000], ["put", 4, 30]]),
+    "closed large, and on": (
+        # Segments that are large enough to be shortened by a close, and then one that is gone on with.
+        {"segment_bytes": 128 << 10, "memtable_bytes": 1 << 20},
+        [["put", n, 25000] for n in range(5)]
+        + [["reopen"], ["put", 1, 50], ["reopen"], ["weak", 2, 50], ["put", 3, 50]],
+    ),
+    "killed large, and on": (
+        {"segment_bytes": 128 << 10, "memtable_bytes": 1 << 20},
+        [*[["put", n, 25000] for n in range(5)], ["kill"], ["weak", 1, 50], ["kill"], ["put", 2, 50]],
+    ),
+    "segments of the usual size": (
+        {"segment_bytes": 16 << 20, "memtable_bytes": 1 << 20},
+        [["put", 1, 50], ["put", 2, 70_000], ["reopen"], ["put", 3, 50], ["weak", 4, 40_000], ["kill"], ["put", 5, 50]],
+    ),
     "reopened": ({}, [["put", 1, 50], ["reopen"], ["put", 2, 50], ["reopen"], ["reopen"], ["put", 3, 50]]),
     "killed": (
         {},

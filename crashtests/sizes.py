@@ -31,12 +31,13 @@ SIZES: Final = {
 #: What a segment of more than 64 KiB has and a smaller one has not: further entries in its index. By size.
 NAMED: Final[tuple[tuple[int, Program], ...]] = (
     (
-        256 << 10,
+        1 << 20,
         [
-            *[["put", n, 9000] for n in range(8)],
+            # Segments grow with the log: the fourth one has 256 KiB.
+            *[["weak", n, 9000] for n in range(28)],
             ["checkpoint"],
-            *[["put", n, 9000] for n in range(8, 32)],
-            *[["kill"], ["look"], ["reopen"]],
+            *[["put", n, 9000] for n in range(28, 50)],
+            *[["reopen"], ["look"], ["put", 1, 90], ["kill"], ["look"]],
         ],
     ),
     (

@@ -21,7 +21,6 @@ __all__ = [
     "RESERVE_BYTES",
     "Durability",
     "Flag",
-    "LogOptions",
     "OpenOptions",
     "Options",
     "Preallocate",
@@ -76,15 +75,6 @@ class OpenOptions(TypedDict, total=False):
     preallocate: Preallocate
     background: bool
     files: Files
-
-
-@dataclass(frozen=True, slots=True)
-class LogOptions:
-    """What the log is told of the options."""
-
-    segment_bytes: int
-    preallocate: Preallocate
-    mode: int
 
 
 def _checked_by(check: Callable[[str, Any], object]) -> dict[str, Callable[[str, Any], object]]:
@@ -147,11 +137,6 @@ class Options:
         for option in fields(self):
             checked = option.metadata["check"](option.name, getattr(self, option.name))
             object.__setattr__(self, option.name, checked)
-
-    @property
-    def log(self) -> LogOptions:
-        """What the log is told of them."""
-        return LogOptions(self.segment_bytes, self.preallocate, self.mode)
 
     @property
     def directory_mode(self) -> int:

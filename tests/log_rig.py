@@ -9,13 +9,32 @@ from kvwal.batch import WriteBatch
 from kvwal.errors import Finding
 from kvwal.files import Directory, Files
 from kvwal.keys import Seqno
-from kvwal.log import Chain, LogEnd, LogReader, LogWriter, Record, Seek, encode_put, salvage_log, verify_log
+from kvwal.log import (
+    Chain,
+    LogEnd,
+    LogIdentity,
+    LogOptions,
+    LogReader,
+    Record,
+    Seek,
+    SegmentLog,
+    encode_put,
+    salvage_log,
+    verify_log,
+)
 from kvwal.log.segment import list_segments
-from kvwal.options import LogOptions
 from kvwal.testing import SimulatedDisk
 
 STORE_ID = b"store-id-16bytes"
+IDENTITY = LogIdentity(STORE_ID, b"the line", 7)
 SEGMENT_BYTES = 4096 + 1000
+#: At the sizes of a store that was told nothing.
+FIRST_SEGMENT_BYTES = LogOptions().first_segment_bytes
+
+
+def log_options(options: dict[str, Any]) -> LogOptions:
+    """Small segments, unless told otherwise."""
+    return LogOptions(**({"segment_bytes": SEGMENT_BYTES} | options))
 
 
 def entry(n: int, size: int = 20) -> tuple[bytes, bytes]:
@@ -36,11 +55,6 @@ def simulated_disk() -> SimulatedDisk:
     return disk
 
 
-def log_options(**options: Any) -> LogOptions:
-    """Small segments, unless something else is asked for."""
-    return LogOptions(**{"segment_bytes": SEGMENT_BYTES, "preallocate": "allocate", "mode": 0o600} | options)
-
-
 class LogRig:
     """One log, written and read again and again."""
 
@@ -55,21 +69,30 @@ class LogRig:
 
     # -- writing ------------------------------------------------------------------------------
 
-    def create(self, *, time_us: int = 1000, **options: Any) -> LogWriter:
-        return LogWriter.create(self.files, self.directory, STORE_ID, log_options(**options), time_us=time_us)
+    def create(self, *, time_us: int = 1000, **options: Any) -> SegmentLog:
+        return SegmentLog.create(self.files, self.directory, IDENTITY, log_options(options), time_us=time_us)
 
-    def resume(self, end: LogEnd | None = None, **options: Any) -> LogWriter:
+    def resume(self, end: LogEnd | None = None, *, identity: LogIdentity | None = None, **options: Any) -> SegmentLog:
         if end is None:
             _, end = self.replay()
-        return LogWriter.resume(self.files, self.directory, STORE_ID, end, self.reader(), log_options(**options))
+        return SegmentLog.resume(
+            self.files, self.directory, identity or IDENTITY, log_options(options), end, self.reader()
+        )
 
-    def fill(self, log: LogWriter, n: int, *, sync_every: int = 1, size: int = 20) -> None:
+    def fill(self, log: SegmentLog, n: int, *, sync_every: int = 1, size: int = 20) -> None:
         """Append n commits."""
         for i in range(1, n + 1):
             seqno = log.append_put(*entry(log.last_seqno + 1, size))
             assert seqno == log.last_seqno
             if i % sync_every == 0:
                 log.sync()
+
+    def grown(self, **options: Any) -> SegmentLog:
+        """A log whose newest segment is large, and has more space left than a close leaves unused."""
+        log = self.create(**{"segment_bytes": 1 << 20} | options)
+        while log.segments()[-1].size < 4 * FIRST_SEGMENT_BYTES:
+            self.fill(log, 1, size=5000)
+        return log
 
     def made(self, n: int, *, sync_every: int = 1, **options: Any) -> LogRig:
         """A log of n commits whose writer was killed."""

@@ -13,7 +13,9 @@ import pytest
 
 import kvwal
 import kvwal.aio
-from kvwal.options import MAX_SEGMENT_BYTES, MIN_SEGMENT_BYTES, LogOptions, OpenOptions, Options, wants_sync
+from kvwal.engine.create import log_options
+from kvwal.log import LogOptions
+from kvwal.options import MAX_SEGMENT_BYTES, MIN_SEGMENT_BYTES, OpenOptions, Options, wants_sync
 from kvwal.testing import SimulatedDisk
 
 
@@ -104,8 +106,10 @@ def test_no_file_system_means_the_systems(tmp_path: Path) -> None:
 
 
 def test_the_log_is_told_what_is_its_own() -> None:
-    options = Options(segment_bytes=1 << 20, preallocate="zeros", mode=0o640)
-    assert options.log == LogOptions(1 << 20, "zeros", 0o640)
+    options = Options(
+        segment_bytes=1 << 20, preallocate="zeros", mode=0o640, retain_log_bytes=7, retain_log_s=2.5
+    )
+    assert log_options(options) == LogOptions(1 << 20, "zeros", 0o640, 7, 2.5)
     assert options.directory_mode == 0o750
 
 

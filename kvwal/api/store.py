@@ -397,13 +397,15 @@ class Store(OrderedMapping, MutableMapping[bytes, bytes]):
         """Who holds an old moment of the store, since when, and how old it is: snapshots, transactions, scans."""
         return self.engine.pins()
 
-    def history(self, after: int = 0) -> Iterator[Record]:
-        """The commits still in the log, in order, beginning after seqno `after`.
+    def history(self, after: int | None = None) -> Iterator[Record]:
+        """The commits beyond seqno `after` that were made before the call, in order; None: all that the log still has.
 
-        The log is kept as far back as recovery needs it and as `retain_log_bytes` and `retain_log_s` say; the first
-        record may therefore have a higher seqno than asked for. Commits made after the call may be missing.
+        The log is kept as far back as recovery needs it and as `retain_log_bytes` and `retain_log_s` say, and while an
+        iterator that this returned is alive and not exhausted, as far back as that has come.
+
+        FeedGap, at the call, if commits beyond `after` are no longer kept; it says which are.
         """
-        return self.engine.history(after)
+        return self.engine.history(None if after is None else Seqno(as_int("after", after, 0)))
 
     # -- ending -------------------------------------------------------------------------------
 

@@ -30,12 +30,14 @@ _WINDOW = 200
 @click.command()
 @store_path
 @form_options
-@click.option("--after", type=click.IntRange(min=0), default=0, help="Only commits after this one.")
+@click.option("--after", type=click.IntRange(min=0), help="Only commits after this one.")
 @click.option("--limit", "-n", type=click.IntRange(min=0), help="Show at most this number.")
 @click.option("--reverse", is_flag=True, help="Oldest first.")
 @click.option("--all", "everything", is_flag=True, help="Every key of every commit, however many.")
 @click.option("--json", "as_json", is_flag=True, help="One object a line, with every key and value.")
-def log(path: str, form: Form, after: int, limit: int | None, reverse: bool, everything: bool, as_json: bool) -> None:
+def log(
+    path: str, form: Form, after: int | None, limit: int | None, reverse: bool, everything: bool, as_json: bool
+) -> None:
     """Show the commits in the log, newest first.
 
     The log reaches back as far as recovery needs it or as the store was told to keep it. On a terminal the
@@ -57,15 +59,14 @@ def log(path: str, form: Form, after: int, limit: int | None, reverse: bool, eve
             click.echo(paragraph, nl=False)
 
 
-def _newest_first(db: Store, after: int) -> Iterator[Record]:
+def _newest_first(db: Store, after: int | None) -> Iterator[Record]:
     """The records after `after`, backwards. Seqnos have no gaps, so a window of them is read forwards and reversed."""
     stop = int(db.last_seqno)
-    while stop > after:
-        start = max(after, stop - _WINDOW)
-        window = [record for record in islice(db.history(start), stop - start) if record.seqno <= stop]
-        yield from reversed(window)
-        if not window or window[0].seqno != start + 1:
-            return  # The log begins within this window.
+    oldest = next(db.history(after), None)
+    first = stop if oldest is None else oldest.seqno - 1
+    while stop > first:
+        start = max(first, stop - _WINDOW)
+        yield from reversed(list(islice(db.history(start), stop - start)))
         stop = start
 
 

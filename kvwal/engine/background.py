@@ -18,7 +18,7 @@ from kvwal.engine.commit import CommitQueue
 from kvwal.engine.state import State
 from kvwal.errors import DiskFullError, Error
 from kvwal.locks import new_lock
-from kvwal.log import LogWriter
+from kvwal.log import SegmentLog
 from kvwal.options import Options
 
 __all__ = ["Background", "Job"]
@@ -42,7 +42,7 @@ class Background:
     """The store's one thread: bounded flush delay, idle watermark, checkpoints, the next segment, compaction."""
 
     def __init__(
-        self, checkpointer: Checkpointer, state: State, queue: CommitQueue, log: LogWriter, options: Options
+        self, checkpointer: Checkpointer, state: State, queue: CommitQueue, log: SegmentLog, options: Options
     ) -> None:
         self._checkpointer = checkpointer
         self._state = state
@@ -164,7 +164,7 @@ class Background:
         # As a commit of its own, so between two others: each was either appended before, and is seen below, or is
         # appended after, and wakes this thread.
         try:
-            self._queue.run(lambda: self._log.ring_at_next_append(self.wake))
+            self._queue.run(lambda: self._log.notify_on_append(self.wake))
         except (OSError, Error) as error:
             # Poisoned: nothing will be appended any more.
             self.failure = error

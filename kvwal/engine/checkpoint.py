@@ -28,7 +28,7 @@ from kvwal.engine.state import State
 from kvwal.errors import DiskFullError, EnvironmentFailure, RefusedError
 from kvwal.keys import Seqno
 from kvwal.locks import locked, new_lock
-from kvwal.log import LogWriter
+from kvwal.log import SegmentLog
 from kvwal.options import Options
 from kvwal.pages import Columns, PageFile
 
@@ -72,7 +72,7 @@ class Checkpointer:
         state: State,
         pages: PageFile,
         queue: CommitQueue,
-        log: LogWriter,
+        log: SegmentLog,
         pressure: WritePressure,
         options: Options,
     ) -> None:
@@ -232,12 +232,4 @@ class Checkpointer:
         older = self._pages.older
         if older is None:
             return
-        options = self._options
-        keep_after_us = 0
-        if options.retain_log_s:
-            now_us = options.files.now_us()
-            keep_after_us = max(1, now_us - int(min(options.retain_log_s * 1e6, now_us)))
-        below = Seqno(older.seqno + 1)
-        self._queue.run(
-            lambda: self._log.retire(below, keep_bytes=options.retain_log_bytes, keep_after_us=keep_after_us)
-        )
+        self._log.retire(Seqno(older.seqno + 1))

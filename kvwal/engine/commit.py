@@ -60,7 +60,7 @@ class Log(Protocol):
     def last_seqno(self) -> Seqno: ...
     @property
     def durable_seqno(self) -> Seqno: ...
-    def append(self, bodies: Sequence[bytes | list[Buffer]], *, small: bool = False) -> Seqno: ...
+    def append(self, bodies: Sequence[bytes | list[Buffer]]) -> Seqno: ...
     def append_put(self, key: bytes, value: bytes) -> Seqno: ...
     def sync(self) -> None: ...
 
@@ -85,7 +85,7 @@ class RefusingLog:
         self.last_seqno = seqno
         self.durable_seqno = seqno
 
-    def append(self, bodies: Sequence[bytes | list[Buffer]], *, small: bool = False) -> Seqno:
+    def append(self, bodies: Sequence[bytes | list[Buffer]]) -> Seqno:
         """Refuse."""
         raise self._reason()
 
@@ -498,11 +498,11 @@ class CommitQueue:
 
     def _append_small(self, member: CommitRequest, log: Log) -> None:
         try:
-            log.append([_body(member)], small=True)
+            log.append([_body(member)])
         except DiskFullError:
             if not self._pressure.release_reserve():
                 raise
-            log.append([_body(member)], small=True)
+            log.append([_body(member)])
 
     # -- interruptions and failures -------------------------------------------------------------
 

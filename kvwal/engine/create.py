@@ -14,18 +14,19 @@ from __future__ import annotations
 import errno
 from typing import Final, NoReturn
 
-from kvwal.errors import CorruptionError, DiskFullError, FormatError, PoisonedError, ReadOnlyError, StoreNotFoundError
+from kvwal.errors import CorruptionError, DiskFullError, FormatError, ReadOnlyError, StoreNotFoundError
 from kvwal.files import Directory, is_full
 from kvwal.files.names import DATA, ERASING, LOCK, is_erasable, is_known, segment_name, temporary_name
 from kvwal.keys import Seqno
-from kvwal.log import LogReader, LogWriter
+from kvwal.log import LogIdentity, LogOptions, LogReader, SegmentLog
 from kvwal.log.segment import list_segments, store_id_of_log
 from kvwal.options import Flag, Options
 from kvwal.pages import PageFile
 
-__all__ = ["create_if_missing", "erase", "lock", "open_directory"]
+__all__ = ["create_if_missing", "erase", "lock", "log_options", "open_directory"]
 
 _STORE_ID_BYTES: Final = 16
+_LINE_BYTES: Final = 8
 
 # What the marker says. A file of its name with something else in it is not ours, and no licence to erase.
 _MARK: Final = b"kvwal erases the store in this directory; the next writable open finishes it\n"
@@ -192,18 +193,14 @@ def create_if_missing(directory: Directory, flag: Flag, options: Options) -> boo
     # could vanish with it, acknowledged commits and all. So it is flushed here, and not only where it is made.
     directory.sync_parent()
     try:
-        LogWriter.create(
-            files,
-            directory,
-            store_id,
-            options.log,
-            time_us=now_us,
-        ).close()
-        PageFile.create(directory, store_id, time_us=now_us, mode=options.mode)
-    except (OSError, PoisonedError) as error:
-        # A log that cannot be closed says that it is poisoned, and what the cause was.
-        cause = error.__cause__ if isinstance(error, PoisonedError) else error
-        if isinstance(cause, OSError) and is_full(cause):
+        line = files.random_bytes(_LINE_BYTES)
+        identity = LogIdentity(store_id, line, now_us)
+        # Durability: not closed, since the record of a clean close tells the next open that every name is on disk; that
+        # of the page file may not be yet.
+        SegmentLog.create(files, directory, identity, log_options(options), time_us=now_us).abandon()
+        PageFile.create(directory, store_id, time_us=now_us, line=line, mode=options.mode)
+    except OSError as error:
+        if is_full(error):
             raise DiskFullError(f"there is no space to make a store at {directory.path}") from error
         raise
     return True
@@ -211,3 +208,10 @@ def create_if_missing(directory: Directory, flag: Flag, options: Options) -> boo
 
 def _missing_data(segments: list[Seqno]) -> NoReturn:
     raise CorruptionError(DATA, None, f"the page file is missing, but there is a log ({segment_name(segments[0])})")
+
+
+def log_options(options: Options) -> LogOptions:
+    """What the log needs to know of the settings."""
+    return LogOptions(
+        options.segment_bytes, options.preallocate, options.mode, options.retain_log_bytes, options.retain_log_s
+    )

@@ -25,7 +25,7 @@ from kvwal.engine.verify import VerifyReport, verify_parts
 from kvwal.errors import DiskFullError, LockedError, PoisonedError, closed, forked, read_only
 from kvwal.keys import Seqno
 from kvwal.locks import new_lock, refuse_reentry, release
-from kvwal.log import LogWriter, Record
+from kvwal.log import Record, SegmentLog, read_kept
 from kvwal.options import Flag, Options, wants_sync
 
 __all__ = ["Engine"]
@@ -96,7 +96,7 @@ class Engine:
         if log is not None:
             self._begin(log, reserve)
 
-    def _begin(self, log: LogWriter, reserve: Reserve) -> None:
+    def _begin(self, log: SegmentLog, reserve: Reserve) -> None:
         state, options = self.state, self._options
         if not reserve.hold():
             state.write_pressure = True
@@ -194,13 +194,14 @@ class Engine:
         self.state.refuse_if_gone()
         return [Pin.of(reader) for reader in self.state.readers.all()]
 
-    def history(self, after: int) -> Iterator[Record]:
-        """The commits still in the log, in order, beginning after seqno `after`."""
+    def history(self, after: Seqno | None) -> Iterator[Record]:
+        """The commits beyond `after` that were made before the call; None: all that the log still has."""
         self.state.refuse_if_gone()
-        if self._log is not None:
-            # What a commit that is under way appends is in the log when this returns.
-            self.queue.run(lambda: None)
-        return self._log_reader.history(after=Seqno(after), until=self.state.seqno)
+        if self._log is None:
+            return read_kept(self._log_reader, after, self.state.seqno)
+        # What a commit that is under way appends is in the log when this returns.
+        self.queue.run(lambda: None)
+        return self._log.read(after, until=self.state.seqno)
 
     # -- ending ---------------------------------------------------------------------------------
 
@@ -245,7 +246,7 @@ class Engine:
             release(self.lock)
             raise
 
-    def _close_log(self, log: LogWriter) -> None:
+    def _close_log(self, log: SegmentLog) -> None:
         checkpointer = self._checkpointer
         assert checkpointer is not None
         try:

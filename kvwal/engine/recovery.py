@@ -17,18 +17,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from kvwal.engine.create import create_if_missing, erase, lock, open_directory
+from kvwal.engine.create import create_if_missing, erase, lock, log_options, open_directory
 from kvwal.engine.memtable import Memtable
 from kvwal.engine.state import State
 from kvwal.errors import DiskFullError, Error, SystemCallError
 from kvwal.files import Directory, is_full
 from kvwal.keys import Seqno
-from kvwal.log import LogEnd, LogReader, LogWriter
+from kvwal.log import LogEnd, LogIdentity, LogReader, SegmentLog
 from kvwal.log.walk import Puts
 from kvwal.options import Flag, Options
 from kvwal.pages import PageFile
 
 __all__ = ["Recovered", "RecoveryReport", "open_store"]
+
 
 @dataclass(frozen=True, slots=True)
 class RecoveryReport:
@@ -76,7 +77,7 @@ class Recovered:
     directory: Directory
     pages: PageFile
     #: None for a store opened read-only.
-    log: LogWriter | None
+    log: SegmentLog | None
     reader: LogReader
     state: State
     report: RecoveryReport
@@ -125,14 +126,10 @@ def _recover(directory: Directory, flag: Flag, options: Options, started_s: floa
         state.begin(end.last_seqno)
         log = None
         if not read_only:
-            log = LogWriter.resume(
-                files,
-                directory,
-                pages.store_id,
-                end,
-                reader,
-                options.log,
-            )
+            # The wall clock, since an open that made neither a segment nor a checkpoint left no trace of its number.
+            session = max(meta.session + 1, end.header.session + 1, files.now_us())
+            identity = LogIdentity(pages.store_id, meta.line, session)
+            log = SegmentLog.resume(files, directory, identity, log_options(options), end, reader)
         report = RecoveryReport(
             created=created,
             meta_choice=str(pages.choice),

@@ -9,7 +9,7 @@ from kvwal.engine.readers import Reader
 from kvwal.engine.state import State
 from kvwal.keys import Seqno
 from kvwal.locks import refused_calls
-from kvwal.log import LogReader, LogWriter
+from kvwal.log import LogReader, SegmentLog
 from kvwal.pages import PageFile
 
 __all__ = ["Pin", "Stats"]
@@ -82,7 +82,7 @@ class Stats:
     refused_calls: int
 
     @classmethod
-    def of(cls, state: State, pages: PageFile, log: LogWriter | None, reader: LogReader) -> Stats:
+    def of(cls, state: State, pages: PageFile, log: SegmentLog | None, reader: LogReader) -> Stats:
         """Collect the figures."""
         version = state.version
         meta = pages.meta

@@ -1,38 +1,51 @@
 """The log: every commit, in order, on disk before it is acknowledged.
 
-    writer | seek, verify  >  segments | reader, salvage  >  chain  >  tail, index  >  walk  >  segment  >  record
-    >  intents
+    segmentlog  >  writer  >  cursor, segments, carry  >  reader  >  chain  >  tail, index, retention  >  walk
+    >  segment, protocol  >  record  >  intents.  Beside them, over reader and chain: seek, verify, salvage.
+
+What the engine needs of any log is `protocol.Log`; `SegmentLog` is the one that keeps segments.
 
 The formats are described where they are encoded: `intents`, `record`, `segment`, `index`. Where a log may end is
 decided in `tail`.
 """
 
 from kvwal.log.chain import Chain
+from kvwal.log.cursor import read_kept
 from kvwal.log.intents import decode_intents, encode_extension, encode_intents, encode_put
+from kvwal.log.protocol import Log, LogCursor, LogIdentity, LogOptions, LogStats, Preallocate
 from kvwal.log.reader import LogReader, Replay
 from kvwal.log.record import LogPosition, Record
+from kvwal.log.retention import HoldInfo
 from kvwal.log.salvage import salvage_log
 from kvwal.log.seek import Seek
 from kvwal.log.segment import SegmentInfo
+from kvwal.log.segmentlog import SegmentLog
 from kvwal.log.tail import LogEnd, TailRow
 from kvwal.log.verify import verify_log
-from kvwal.log.writer import LogWriter
 
 __all__ = [
     "Chain",
+    "HoldInfo",
+    "Log",
+    "LogCursor",
     "LogEnd",
+    "LogIdentity",
+    "LogOptions",
     "LogPosition",
     "LogReader",
-    "LogWriter",
+    "LogStats",
+    "Preallocate",
     "Record",
     "Replay",
     "Seek",
     "SegmentInfo",
+    "SegmentLog",
     "TailRow",
     "decode_intents",
     "encode_extension",
     "encode_intents",
     "encode_put",
+    "read_kept",
     "salvage_log",
     "verify_log",
 ]

@@ -137,14 +137,15 @@ class Chain:
                 continue
             except OSError:
                 # This only lists. Reading the segment will raise it.
-                infos.append(SegmentInfo(name, 0, 0, sealed=name != names[-1]))
+                infos.append(SegmentInfo(name, 0, 0, 0, sealed=name != names[-1]))
                 continue
             header = segment.header
             if isinstance(header, SegmentHeader):
                 sealed = name != names[-1] or segment.size < header.capacity
-                infos.append(SegmentInfo(name, segment.size, header.created_us, sealed, header.previous))
+                times = header.created_us, header.wall_us
+                infos.append(SegmentInfo(name, segment.size, *times, sealed, header.previous))
             else:
-                infos.append(SegmentInfo(name, segment.size, 0, sealed=name != names[-1]))
+                infos.append(SegmentInfo(name, segment.size, 0, 0, sealed=name != names[-1]))
         return infos
 
 

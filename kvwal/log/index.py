@@ -20,7 +20,8 @@ it missing or not valid reads the segment instead. Little-endian, no padding:
 An index is valid when
 1. its size is what n announces, magic and CRC are right and its version is known,
 2. salt, marker and first_seqno are the segment's, so that it was not made for another file of this name.
-The first commit of the segment always has an entry, then the first one after every 64 KiB.
+The first commit 64 KiB behind the beginning of the records has an entry, then the first one 64 KiB behind that, and so
+on. A segment without entries has no such file.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ from crc32c import crc32c
 from kvwal.files import Directory
 from kvwal.files.names import index_name
 from kvwal.keys import Seqno
-from kvwal.log.segment import SegmentHeader
+from kvwal.log.segment import HEADER_PAGE_BYTES, SegmentHeader
 
 __all__ = ["INDEX_STRIDE_BYTES", "Entry", "Index", "load_index"]
 
@@ -81,7 +82,7 @@ class Index:
     @property
     def next_offset(self) -> int:
         """The next entry is due for the first commit that begins here or later."""
-        return self.offsets[-1] + INDEX_STRIDE_BYTES if self.offsets else 0
+        return (self.offsets[-1] if self.offsets else HEADER_PAGE_BYTES) + INDEX_STRIDE_BYTES
 
     def at_or_before(self, seqno: int) -> Entry | None:
         """The last entry whose commit is not after `seqno`."""

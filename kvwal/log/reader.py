@@ -1,4 +1,4 @@
-"""Reads the log from a commit on: the replay of recovery, and cursors.
+"""Reads the log from a commit on: what recovery replays, and what cursors fall back on.
 
 Rules:
 - It writes nothing, not even an index; it may read while a writer appends, in this process or another.
@@ -19,9 +19,9 @@ from kvwal.log.index import load_index
 from kvwal.log.record import LogPosition, Record
 from kvwal.log.segment import HEADER_PAGE_BYTES, SegmentHeader, SegmentInfo
 from kvwal.log.tail import LogEnd, Tail, TailRow, Verdict, describe, failure, judge
-from kvwal.log.walk import Cursor, Found, Puts, Readable, Stop, closed_record, last_written, search, walk
+from kvwal.log.walk import Found, Place, Puts, Readable, Stop, closed_record, last_written, search, walk
 
-__all__ = ["LogReader", "Replay", "read_segment", "start_of"]
+__all__ = ["LogReader", "Replay", "place_before", "read_segment", "start_of"]
 
 
 class LogReader:
@@ -42,22 +42,6 @@ class LogReader:
     def segments(self) -> list[SegmentInfo]:
         """Every segment there is, oldest first. One whose header is damaged has created_us 0."""
         return self.chain.infos(self.chain.names(), [])
-
-    def history(self, after: Seqno, until: Seqno) -> Iterator[Record]:
-        """The commits beyond `after` up to `until` that the log still holds; `until` must be in it.
-
-        The first may come later than asked for, if segments were retired; none between the first and `until` is
-        left out. Raises as `Replay`; FileNotFoundError if segments are retired that were to be read.
-        """
-        if until <= after:
-            return
-        names = self.chain.names()
-        oldest = Seqno(max(after, names[0] - 1)) if names else after
-        for record in self.replay(oldest, until):
-            if record.seqno <= until:
-                yield record
-            if record.seqno >= until:
-                return
 
 
 class Replay:
@@ -89,35 +73,32 @@ class Replay:
         watermark = self._floor
         for i, segment in enumerate(chain):
             until = chain[i + 1].first_seqno - 1 if i + 1 < len(chain) else None
-            cursor = self._start(segment)
+            place = self._start(segment)
             tail, row = yield from read_segment(
-                self._chain, segment, cursor, after=self._after, until=until, floor=watermark, puts=self._puts
+                self._chain, segment, place, after=self._after, until=until, floor=watermark, puts=self._puts
             )
-            watermark = Seqno(max(watermark, cursor.watermark))
+            watermark = Seqno(max(watermark, place.watermark))
         self._end = LogEnd(
             row=row,
-            last_seqno=Seqno(cursor.last_seqno),
+            last_seqno=Seqno(place.last_seqno),
             watermark=Seqno(tail.durable),
-            last_time_us=max(cursor.time_us, segment.known.created_us),
-            position=LogPosition(segment.first_seqno, cursor.offset),
+            last_time_us=max(place.time_us, segment.known.created_us),
+            position=LogPosition(segment.first_seqno, place.offset),
             cut_bytes=tail.written,
             detail=describe(row, tail),
             segments=tuple(self._chain.infos(names, chain)),
-            features=segment.known.required,
+            header=segment.known,
+            goes_on=tail.stop is not Stop.CLOSED and not tail.short,
         )
 
-    def _start(self, segment: FoundSegment) -> Cursor:
+    def _start(self, segment: FoundSegment) -> Place:
         """Where to begin in a segment: at the last indexed commit that is not too far, or at a clean close."""
         header, after = segment.known, self._after
         if segment.size < header.capacity and (closed := self._closed(segment)) is not None and closed.seqno == after:
             # Nothing in it is asked for but how it ended. (From the index on it would be the last commit, which may
             # be large, to find the same.) A close that is not as it should be is left to the walk from further ahead.
-            return Cursor(closed.offset, after, header.first_seqno - 1, header.created_us)
-        index = load_index(self._chain.directory, header) if after >= header.first_seqno else None
-        entry = None if index is None else index.at_or_before(after + 1)
-        if entry is None:
-            return start_of(header)
-        return Cursor(entry.offset, entry.seqno - 1, header.first_seqno - 1, entry.time_us)
+            return Place(closed.offset, after, header.first_seqno - 1, header.created_us)
+        return place_before(self._chain, header, after)
 
     def _closed(self, segment: FoundSegment) -> Found | None:
         """The record of a clean close, if that is what the file ends with."""
@@ -128,15 +109,24 @@ class Replay:
             file.close()
 
 
-def start_of(header: SegmentHeader) -> Cursor:
+def start_of(header: SegmentHeader) -> Place:
     """The place before a segment's first record."""
-    return Cursor(HEADER_PAGE_BYTES, header.first_seqno - 1, header.first_seqno - 1, header.created_us)
+    return Place(HEADER_PAGE_BYTES, header.first_seqno - 1, header.first_seqno - 1, header.created_us)
+
+
+def place_before(chain: Chain, header: SegmentHeader, after: int) -> Place:
+    """The place of the last indexed commit of a segment that is not too far for what is beyond `after`."""
+    index = load_index(chain.directory, header) if after >= header.first_seqno else None
+    entry = None if index is None else index.at_or_before(after + 1)
+    if entry is None:
+        return start_of(header)
+    return Place(entry.offset, entry.seqno - 1, header.first_seqno - 1, entry.time_us)
 
 
 def read_segment(
     chain: Chain,
     segment: FoundSegment,
-    cursor: Cursor,
+    place: Place,
     *,
     after: int = 0,
     until: int | None,
@@ -153,54 +143,55 @@ def read_segment(
     file = chain.open(segment)
     try:
         while True:
-            yield from walk(file, header, limit, cursor, after=after, until=until, puts=puts)
-            tail, resume_offset = _gather(file, segment, cursor, until, floor)
+            yield from walk(file, header, limit, place, after=after, until=until, puts=puts)
+            tail, resume_offset = _gather(file, segment, place, until, floor)
             row, verdict = judge(tail)
             if row is TailRow.DAMAGED_MARK:
-                if skipped is not None and resume_offset != cursor.offset:
-                    skipped.append(cursor.offset)
-                cursor.offset = resume_offset
+                if skipped is not None and resume_offset != place.offset:
+                    skipped.append(place.offset)
+                place.offset = resume_offset
             elif verdict in (Verdict.CONTINUE, Verdict.END):
                 return tail, row
-            elif accused == cursor.offset:
+            elif accused == place.offset:
                 found = chain.load(segment.first_seqno)
-                empty = cursor.last_seqno < segment.first_seqno
+                empty = place.last_seqno < segment.first_seqno
                 if empty and found.header != segment.header and isinstance(found.header, SegmentHeader):
                     # A writer has put a new segment in the place of one without commits: its header is not the one
                     # that was read.
                     file.close()
                     segment, header, limit = found, found.known, found.limit
                     file = chain.open(segment)
-                    cursor.offset = HEADER_PAGE_BYTES
+                    place.offset = HEADER_PAGE_BYTES
                     continue
-                raise failure(row, verdict, segment.name, cursor.offset, describe(row, tail))
+                raise failure(row, verdict, segment.name, place.offset, describe(row, tail))
             else:
-                accused = cursor.offset
+                accused = place.offset
     finally:
         file.close()
 
 
-def _gather(file: Readable, segment: FoundSegment, cursor: Cursor, until: int | None, floor: int) -> tuple[Tail, int]:
+def _gather(file: Readable, segment: FoundSegment, place: Place, until: int | None, floor: int) -> tuple[Tail, int]:
     """The evidence about the end of the good records, and where they go on, if they do."""
     limit = segment.limit
     short = segment.size < segment.known.capacity
-    last = cursor.last_seqno
+    last = place.last_seqno
     following = None if until is None else until + 1
-    durable = max(floor, cursor.watermark)
-    if cursor.stop not in (Stop.END, Stop.CUT, Stop.INVALID):
-        return Tail(cursor.stop, last, durable, short=short, next=following), cursor.offset
-    written = last_written(file, cursor.offset, limit) - cursor.offset
+    durable = max(floor, place.watermark)
+    if place.stop not in (Stop.END, Stop.CUT, Stop.INVALID):
+        return Tail(place.stop, last, durable, short=short, next=following), place.offset
+    written = last_written(file, place.offset, limit) - place.offset
     if not written:
-        return Tail(cursor.stop, last, durable, short=short, next=following), cursor.offset
-    start = file.pread(min(limit - cursor.offset, HEADER_PAGE_BYTES), cursor.offset)
+        paused = place.paused == place.offset
+        return Tail(place.stop, last, durable, short=short, next=following, paused=paused), place.offset
+    start = file.pread(min(limit - place.offset, HEADER_PAGE_BYTES), place.offset)
     zeros = len(start) - len(start.lstrip(b"\0"))
     later = False
-    for found in search(file, segment.known, cursor.offset, limit):
+    for found in search(file, segment.known, place.offset, limit):
         if not later and found.seqno == last + found.is_commit:
-            tail = Tail(cursor.stop, last, durable, True, True, short, zeros, written, following)
+            tail = Tail(place.stop, last, durable, True, True, short, zeros, written, following)
             return tail, found.offset
         later = True
         durable = max(durable, found.watermark)
         if durable > last:
             break
-    return Tail(cursor.stop, last, durable, later, False, short, zeros, written, following), cursor.offset
+    return Tail(place.stop, last, durable, later, False, short, zeros, written, following), place.offset

@@ -7,8 +7,8 @@ A record at byte `offset` of its segment, little-endian, without padding:
 | 0 | 4 | marker | the segment's marker, never zero: damage is skipped by searching for it |
 | 4 | 4 | crc | CRC-32C of the bytes from 8 to the end, seeded with (salt + offset) modulo 2**32 |
 | 8 | 4 | body length | bytes after the 40 of this header |
-| 12 | 4 | kind | bits 0 to 7: 1 commit, 2 watermark, 3 closed; bits 8 to 31, of a commit only: see `intents` |
-| 16 | 8 | seqno | of this commit; kinds 2 and 3 repeat the last commit's and take no number |
+| 12 | 4 | kind | bits 0 to 7: 1 commit, 2 watermark, 3 closed, 4 paused; bits 8 to 31, of a commit: see `intents` |
+| 16 | 8 | seqno | of this commit; the others repeat the last commit's and take no number |
 | 24 | 8 | watermark | the last seqno known to be durable when this was written |
 | 32 | 8 | time_us | microseconds since 1970 UTC, never decreasing |
 | 40 | - | body | of a commit: see `intents`; of the others: nothing |
@@ -17,6 +17,9 @@ A record verifies when
 1. its marker is the segment's,
 2. it ends inside the segment,
 3. its CRC matches. The seed makes sure that bytes of another segment or of another place never do.
+A clean close ends with one of two records: `closed`, which is the last of its segment for good, since the file is then
+shortened to end with it; or `paused`, behind which the next writer goes on. Both say that all before them is on disk.
+
 Being in place is more than verifying: a commit follows the one before it by one, the others repeat it.
 A kind or a bit that is not known here was written by a newer version and is refused as `FormatError`.
 """
@@ -37,6 +40,7 @@ from kvwal.log.intents import EXTENDED, ONE, SYSTEM, TABLES, UnknownToUs, decode
 __all__ = [
     "CLOSED",
     "COMMIT",
+    "PAUSED",
     "RECORD_HEADER_BYTES",
     "WATERMARK",
     "LogPosition",
@@ -49,6 +53,7 @@ __all__ = [
 COMMIT: Final = 1
 WATERMARK: Final = 2
 CLOSED: Final = 3
+PAUSED: Final = 4
 _KIND: Final = 0xFF
 
 RECORD_HEADER = struct.Struct("<IIIIQQQ")
@@ -134,7 +139,7 @@ class Record:
 
 def is_commit(kind: int) -> bool | None:
     """Whether a record of this kind is a commit; None if the kind, or a bit of it, is not known."""
-    if kind in (WATERMARK, CLOSED):
+    if kind in (WATERMARK, CLOSED, PAUSED):
         return False
     known = kind & _KIND == COMMIT and not kind & ~(_KIND | EXTENDED | TABLES | SYSTEM)
     return True if known and (kind & TABLES or not kind & SYSTEM) else None

@@ -14,7 +14,7 @@ from kvwal.log.chain import Chain
 from kvwal.log.record import Record
 from kvwal.log.segment import HEADER_PAGE_BYTES, SLOT_OFFSET, HeaderFault, SegmentHeader
 from kvwal.log.tail import Link, TailRow, describe, judge
-from kvwal.log.walk import Cursor, Readable, Stop, last_written, search, walk
+from kvwal.log.walk import Place, Readable, Stop, last_written, search, walk
 
 __all__ = ["salvage_log", "salvage_segment"]
 
@@ -61,13 +61,13 @@ def salvage_segment(
     """The commits of a segment up to `until`, and the damage between them; returns the last commit there is."""
     file = _Forgiving(readable)
     name = segment_name(header.first_seqno)
-    cursor = Cursor(HEADER_PAGE_BYTES, header.first_seqno - 1, 0, header.created_us)
+    place = Place(HEADER_PAGE_BYTES, header.first_seqno - 1, 0, header.created_us)
     end = last_written(file, HEADER_PAGE_BYTES, limit)
     while True:
-        yield from walk(file, header, limit, cursor, until=until)
-        if cursor.stop in (Stop.REACHED, Stop.CLOSED) or cursor.offset >= end:
+        yield from walk(file, header, limit, place, until=until)
+        if place.stop in (Stop.REACHED, Stop.CLOSED) or place.offset >= end:
             break
-        damaged, last = cursor.offset, cursor.last_seqno
+        damaged, last = place.offset, place.last_seqno
         found = next(
             (
                 found
@@ -77,14 +77,14 @@ def salvage_segment(
             None,
         )
         if found is None:
-            yield Finding(name, damaged, f"{end - damaged} bytes do not verify: {cursor.stop.value}")
+            yield Finding(name, damaged, f"{end - damaged} bytes do not verify: {place.stop.value}")
             break
         missing = f"; commits {last + 1} to {found.seqno - 1} are missing" if found.seqno > last + 1 else ""
         yield Finding(name, damaged, f"{found.offset - damaged} bytes do not verify{missing}")
-        cursor = Cursor(found.offset, found.seqno - 1, 0, found.time_us)
+        place = Place(found.offset, found.seqno - 1, 0, found.time_us)
     for block in file.unreadable:
         yield Finding(name, block, "cannot be read")
-    return cursor.last_seqno
+    return place.last_seqno
 
 
 class _Forgiving:

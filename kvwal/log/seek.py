@@ -15,7 +15,7 @@ from kvwal.log.index import Index, load_index
 from kvwal.log.reader import read_segment, start_of
 from kvwal.log.record import LogPosition, Record
 from kvwal.log.segment import HEADER_PAGE_BYTES, SegmentHeader
-from kvwal.log.walk import Cursor
+from kvwal.log.walk import Place
 
 __all__ = ["Seek"]
 
@@ -88,11 +88,11 @@ class Seek:
                     del self._indexes[next(iter(self._indexes))]
             self._indexes[header.first_seqno] = (header.salt, index)
         segment = self._chain.load(names[i])
-        cursor = start_of(header)
+        place = start_of(header)
         if entry is not None:
-            cursor = Cursor(entry.offset, entry.seqno - 1, header.first_seqno - 1, entry.time_us)
+            place = Place(entry.offset, entry.seqno - 1, header.first_seqno - 1, entry.time_us)
         until = names[i + 1] - 1 if i + 1 < len(names) else None
-        for record in read_segment(self._chain, segment, cursor, until=until):
+        for record in read_segment(self._chain, segment, place, until=until):
             if record.offset >= index.next_offset:
                 with self._lock:
                     if record.offset >= index.next_offset:

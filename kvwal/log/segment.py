@@ -138,7 +138,8 @@ class SegmentInfo:
     Attributes:
         first_seqno: its first commit, and its name.
         size: bytes of the file.
-        created_us: when it was made; 0 if its header could not be read.
+        created_us: when it was made, in ascending time; 0 if its header could not be read.
+        wall_us: what the wall clock said then.
         sealed: nothing more will be written to it.
         previous: first seqno of the segment before, as it says; 0 if there was none.
     """
@@ -146,6 +147,7 @@ class SegmentInfo:
     first_seqno: Seqno
     size: int
     created_us: int
+    wall_us: int
     sealed: bool
     previous: Seqno = Seqno(0)  # noqa: RUF009  # immutable
 

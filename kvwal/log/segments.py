@@ -1,21 +1,22 @@
-"""Makes segment files: the steps between no file and a segment with a name, each flushed before the next.
+"""Makes and removes segment files: the steps between no file and a segment with a name, each flushed before the next.
 
-A segment that has its name is whole. Before that it is `NAME.tmp` or the prepared `spare.tmp`, and whoever
-opens the log for writing removes what a crash left of those.
+A segment that has its name is whole. Before that it is `NAME.tmp` or the prepared `spare.tmp`, and the next open for
+writing removes what a crash left of those.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Collection, Iterable
-from typing import Final
+from collections.abc import Callable, Collection
+from typing import Final, NamedTuple
 
-from kvwal.errors import DiskFullError, InternalError, RefusedError
+from kvwal.errors import DiskFullError, RefusedError
 from kvwal.files import Directory, File, Files, is_full
 from kvwal.files.names import SPARE, index_name, is_temporary, numbers, segment_name, temporary_name
 from kvwal.keys import Seqno
 from kvwal.log.index import Index
-from kvwal.log.record import RECORD_HEADER_BYTES, WATERMARK, Record, encode_record
+from kvwal.log.protocol import LogIdentity, LogOptions
+from kvwal.log.record import RECORD_HEADER_BYTES
 from kvwal.log.segment import (
     HEADER_PAGE_BYTES,
     SLOT_OFFSET,
@@ -26,15 +27,19 @@ from kvwal.log.segment import (
     encode_slot,
     new_marker,
 )
-from kvwal.log.tail import LogEnd
-from kvwal.options import LogOptions
 
-__all__ = ["CLOSED_ROOM_BYTES", "SegmentMaker", "copy_tail", "disk_full"]
+__all__ = [
+    "CLOSED_ROOM_BYTES",
+    "Plan",
+    "SegmentMaker",
+    "disk_full",
+]
 
-#: At the end of every segment there is room for the record of a clean close.
+#: At the end of every segment there is space for the record of a clean close.
 CLOSED_ROOM_BYTES: Final = RECORD_HEADER_BYTES
+# Smaller segments are made as quickly as a spare is taken.
+_LEAST_SPARE_BYTES: Final = 1 << 20
 
-_CARRY_BYTES: Final = 1 << 20
 _ZEROS: Final = bytes(1 << 20)
 
 
@@ -43,82 +48,94 @@ def disk_full() -> DiskFullError:
     return DiskFullError("the disk is full; nothing was written. Free some space, or delete keys, and try again")
 
 
+class Plan(NamedTuple):
+    """A segment to be made.
+
+    Attributes:
+        first_seqno: its first commit. previous: that of the segment before; 0: there is none.
+        created_us, wall_us: its times.
+        planned_bytes: its size, if it needs no more and the disk has that much.
+        needed_bytes: what it must hold of records beyond those that it begins with.
+        required, optional: features that a reader must know, or may pass over.
+    """
+
+    first_seqno: Seqno
+    previous: Seqno
+    created_us: int
+    wall_us: int
+    planned_bytes: int
+    needed_bytes: int
+    required: int
+    optional: int
+
+
 class SegmentMaker:
     """Makes the files of one log. `prepare_spare` may be called from any thread, the rest from one at a time."""
 
-    def __init__(
-        self,
-        files: Files,
-        directory: Directory,
-        store_id: bytes,
-        options: LogOptions,
-    ) -> None:
+    def __init__(self, files: Files, directory: Directory, identity: LogIdentity, options: LogOptions) -> None:
         self._files = files
         self._directory = directory
-        self._store_id = store_id
+        self._identity = identity
         self._options = options
-        # Held by whoever makes or takes the spare, never waited for. Guards `_spare` and the file of that name.
+        # Held by the thread that makes or takes the spare, never waited for. Guards `_spare` and the file of that name.
         self._spare_lock = threading.Lock()
-        self._spare: File | None = None
+        self._spare: tuple[File, int] | None = None
         self._over = False
-        #: What a reader of the log must know: the `required` of the next segment.
-        self.features = 0
 
     # -- a segment ----------------------------------------------------------------------------
 
     def make(
+        self, plan: Plan, fill: Callable[[File, SegmentHeader], int] | None, before_naming: Callable[[], None]
+    ) -> tuple[File, SegmentHeader]:
+        """A segment, on disk and under its name, open for writing. Where the disk is nearly full, a smaller one.
+
+        Args:
+            fill: writes the records it begins with, and returns where they end. May be called again.
+            before_naming: called when all is ready but for the name, which may replace a segment.
+
+        Raises, with nothing changed, DiskFullError if there is no space even for what is needed, RefusedError if the
+        system refuses a call, as it does without descriptors; OSError for everything else.
+        """
+        small = min(plan.planned_bytes, self._options.first_segment_bytes)
+        for size in dict.fromkeys((plan.planned_bytes, small)):
+            try:
+                return self._make(plan, size, fill, before_naming)
+            except DiskFullError:
+                pass
+        return self._make(plan, 0, fill, before_naming)
+
+    def _make(
         self,
-        first_seqno: Seqno,
-        previous: Seqno,
-        created_us: int,
-        least_bytes: int,
-        needed: int,
+        plan: Plan,
+        size: int,
         fill: Callable[[File, SegmentHeader], int] | None,
         before_naming: Callable[[], None],
     ) -> tuple[File, SegmentHeader]:
-        """A segment, on disk and under its name, open for writing.
-
-        Args:
-            least_bytes: its size, if what it needs is not more.
-            needed: bytes of records it must have room for, beyond those of `fill`.
-            fill: writes the records it begins with, and returns where they end.
-            before_naming: called when all is ready but for the name, which may replace a segment.
-
-        Raises DiskFullError or RefusedError, with nothing changed, if there is no space, or no descriptor and the like;
-        OSError for everything else.
-        """
-        random = self._files.random_bytes(8)
-        salt, marker = int.from_bytes(random[:4], "little"), new_marker(random[4:])
-        capacity = max(least_bytes, HEADER_PAGE_BYTES + needed + CLOSED_ROOM_BYTES)
-        required, wall_us = self.features, self._files.now_us()
-        header = SegmentHeader(
-            self._store_id, first_seqno, created_us, salt, marker, capacity, previous, required, wall_us=wall_us
-        )
+        least = HEADER_PAGE_BYTES + plan.needed_bytes + CLOSED_ROOM_BYTES
+        header = self._header(plan, max(size, least))
         taken = fill is None and self._spare_lock.acquire(blocking=False)
         try:
-            spare = self._spare if taken and capacity <= self._options.segment_bytes else None
-            if spare is not None:
+            spare = self._spare if taken else None
+            if spare is not None and spare[1] >= least:
                 self._spare = None
-                header = header._replace(capacity=self._options.segment_bytes)
-                temporary = SPARE
+                temporary, (file, capacity) = SPARE, spare
+                header = header._replace(capacity=capacity)
             else:
-                temporary = temporary_name(segment_name(first_seqno))
-            file = spare
+                spare, temporary = None, temporary_name(segment_name(plan.first_seqno))
+                file = self._create_or_refuse(temporary)
             try:
-                if file is None:
-                    file = self._create(temporary)
-                    if fill is not None:
-                        end = fill(file, header) + needed + CLOSED_ROOM_BYTES
-                        header = header._replace(capacity=max(least_bytes, end))
+                if fill is not None:
+                    end = fill(file, header) + plan.needed_bytes + CLOSED_ROOM_BYTES
+                    header = header._replace(capacity=max(size, end))
+                if spare is None:
                     self._allocate(file, header.capacity)
                 file.pwrite(encode_header(header), 0)
                 # The spare's size and allocation are on disk already.
                 file.sync() if spare is None else file.datasync()
                 before_naming()
-                self._directory.rename(temporary, segment_name(first_seqno))
+                self._directory.rename(temporary, segment_name(plan.first_seqno))
             except BaseException as error:
-                if file is not None:
-                    file.close()
+                file.close()
                 if isinstance(error, OSError) and (is_full(error) or isinstance(error, RefusedError)):
                     self._discard(temporary)
                     if is_full(error):
@@ -134,6 +151,32 @@ class SegmentMaker:
             raise
         return file, header
 
+    def _header(self, plan: Plan, capacity: int) -> SegmentHeader:
+        random = self._files.random_bytes(8)
+        return SegmentHeader(
+            self._identity.store_id,
+            plan.first_seqno,
+            plan.created_us,
+            int.from_bytes(random[:4], "little"),
+            new_marker(random[4:]),
+            capacity,
+            plan.previous,
+            plan.required,
+            plan.optional,
+            self._identity.line,
+            self._identity.session,
+            plan.wall_us,
+        )
+
+    def _create_or_refuse(self, name: str) -> File:
+        try:
+            return self._create(name)
+        except OSError as error:
+            if is_full(error):
+                raise disk_full() from error
+            text = f"the next segment of the log cannot be made, and nothing was written: {error.strerror}"
+            raise RefusedError(error.errno, text, name) from error
+
     def write_slot(self, first_seqno: Seqno, next_seqno: Seqno) -> None:
         """Name the successor in a segment's slot, and flush it. A slot may be written again, with the same bytes.
 
@@ -146,19 +189,22 @@ class SegmentMaker:
             return
         try:
             page = file.pread(HEADER_PAGE_BYTES, 0)
-            header = decode_header(page, first_seqno, self._store_id)
-            # A slot that names another segment tells of one that is missing, and must go on telling.
-            if not isinstance(header, SegmentHeader) or decode_slot(page, header.salt).next not in (None, next_seqno):
-                return
-            try:
-                file.pwrite(encode_slot(header.salt, next_seqno), SLOT_OFFSET)
-            except OSError as error:
-                if is_full(error):
-                    raise disk_full() from error
-                raise
-            file.datasync()
+            header = decode_header(page, first_seqno, self._identity.store_id)
+            # Never overwrite a slot that names a different segment: it is the evidence that one is missing.
+            if isinstance(header, SegmentHeader) and decode_slot(page, header.salt).next in (None, next_seqno):
+                self.write_slot_to(file, header, next_seqno)
         finally:
             file.close()
+
+    def write_slot_to(self, file: File, header: SegmentHeader, next_seqno: Seqno) -> None:
+        """As `write_slot`, in a segment that is open."""
+        try:
+            file.pwrite(encode_slot(header.salt, next_seqno), SLOT_OFFSET)
+        except OSError as error:
+            if is_full(error):
+                raise disk_full() from error
+            raise
+        file.datasync()
 
     def write_index(self, header: SegmentHeader, index: Index) -> None:
         """Write a segment's index. It is derived and checked when it is read: not flushed, and failing is no harm."""
@@ -174,8 +220,39 @@ class SegmentMaker:
         except OSError:
             self._discard(temporary)
 
+    # -- what goes ----------------------------------------------------------------------------
+
+    def remove(self, first_seqno: Seqno) -> bool:
+        """Remove a segment for good, and its index; False if the system refuses it (it may need space for that)."""
+        try:
+            for name in (segment_name(first_seqno), index_name(first_seqno)):
+                try:
+                    self._directory.unlink(name)
+                except FileNotFoundError:
+                    pass
+            self._directory.sync()
+        except OSError as error:
+            if isinstance(error, RefusedError) or is_full(error):
+                return False
+            raise
+        return True
+
+    def shorten(self, first_seqno: Seqno, end: int) -> bool:
+        """Give back what a segment that has a successor does not use. Whether it did."""
+        try:
+            file = self._directory.open(segment_name(first_seqno), write=True)
+        except OSError:
+            return False  # It only gives back space.
+        try:
+            file.truncate(end)
+        except OSError:
+            return False
+        finally:
+            file.close()
+        return True
+
     def remove_leftovers(self, segments: Collection[int]) -> None:
-        """Remove what a crash left half made, and indexes without a segment."""
+        """Remove what a crash left half made, and indexes without a segment. Names that are not ours stay."""
         for name in self._directory.names():
             found = numbers(name)
             orphan = found is not None and found[1] == "idx" and found[0] not in segments
@@ -188,7 +265,7 @@ class SegmentMaker:
         return self._directory.open(name, create=True, mode=self._options.mode)
 
     def _discard(self, name: str) -> None:
-        # Best effort: whoever opens the log next removes it, if this fails.
+        # Best effort: the next open for writing removes it, if this fails.
         try:
             self._directory.unlink(name)
         except OSError:
@@ -206,9 +283,12 @@ class SegmentMaker:
 
     # -- the spare ----------------------------------------------------------------------------
 
-    def prepare_spare(self) -> None:
-        """Make the file of the next segment ahead of time, if there is none. A failure is left to who needs it."""
-        if not self._spare_lock.acquire(blocking=False):
+    def prepare_spare(self, size: int) -> None:
+        """Make the file of the next segment ahead of time, if there is none and it is a large one.
+
+        A failure is left to the roll that needs it.
+        """
+        if size < _LEAST_SPARE_BYTES or not self._spare_lock.acquire(blocking=False):
             return
         try:
             if self._spare is not None or self._is_over():
@@ -216,16 +296,25 @@ class SegmentMaker:
             file = None
             try:
                 file = self._create(SPARE)
-                self._allocate(file, self._options.segment_bytes)
+                self._allocate(file, size)
                 file.sync()
             except OSError:
                 if file is not None:
                     file.close()
                 self._discard(SPARE)
                 return
-            self._spare = file
+            self._spare = (file, size)
             if self._is_over():
                 self.end(remove=True)
+        finally:
+            self._spare_lock.release()
+
+    def drop_spare(self) -> None:
+        """Give back the space of the spare, if there is one and no thread is at it."""
+        if not self._spare_lock.acquire(blocking=False):
+            return
+        try:
+            self._let_spare_go(remove=True)
         finally:
             self._spare_lock.release()
 
@@ -233,40 +322,13 @@ class SegmentMaker:
         return self._over
 
     def end(self, *, remove: bool) -> None:
-        """Let the spare go. Takes no lock: it is called in forked children too."""
+        """Let the spare go for good. Takes no lock: it is called in forked children too."""
         self._over = True
+        self._let_spare_go(remove=remove)
+
+    def _let_spare_go(self, *, remove: bool) -> None:
         spare, self._spare = self._spare, None
         if spare is not None:
-            spare.close()
+            spare[0].close()
             if remove:
                 self._discard(SPARE)
-
-
-def copy_tail(file: File, header: SegmentHeader, index: Index, end: LogEnd, records: Iterable[Record]) -> int:
-    """Write the records of a tail anew into a segment that is being made; returns where they end.
-
-    The segment gets its name when all of it is on disk. So whoever reads the watermark record at its end may
-    believe it.
-    """
-    start = offset = HEADER_PAGE_BYTES
-    last, time_us = end.watermark, end.last_time_us
-    frames: list[bytes] = []
-    for record in records:
-        last, time_us = record.seqno, record.time_us
-        if offset >= index.next_offset:
-            index.add(last, time_us, offset)
-        seed = header.salt + offset
-        frames.append(encode_record(header.marker, seed, record.kind, last, end.watermark, time_us, record.body))
-        offset += len(frames[-1])
-        if offset - start >= _CARRY_BYTES:
-            file.pwrite(b"".join(frames), start)
-            frames.clear()
-            start = offset
-    if last != end.last_seqno:
-        raise InternalError(f"recovery read the log up to commit {end.last_seqno}, and then up to {last}")
-    if last > end.watermark:
-        # A write of its own: if the disk loses the one before, this one tells.
-        file.pwrite(b"".join(frames), start)
-        file.pwrite(encode_record(header.marker, header.salt + offset, WATERMARK, last, last, time_us), offset)
-        offset += RECORD_HEADER_BYTES
-    return offset

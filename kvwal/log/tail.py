@@ -21,7 +21,7 @@ from kvwal.errors import CorruptionError, FormatError
 from kvwal.files.names import segment_name
 from kvwal.keys import Seqno
 from kvwal.log.record import LogPosition
-from kvwal.log.segment import HeaderFault, SegmentInfo, Slot
+from kvwal.log.segment import HeaderFault, SegmentHeader, SegmentInfo, Slot
 from kvwal.log.walk import Stop
 
 __all__ = ["LINK_TABLE", "TAIL_TABLE", "Link", "LogEnd", "Tail", "TailRow", "Verdict", "judge"]
@@ -103,6 +103,7 @@ class Tail:
         zeros: how many zero bytes follow at once.
         written: how many bytes follow up to the last that is not zero.
         next: first seqno of the segment that follows, if one does.
+        paused: the last good record is that of a clean close which left the segment open.
     """
 
     stop: Stop
@@ -114,6 +115,7 @@ class Tail:
     zeros: int = 0
     written: int = 0
     next: int | None = None
+    paused: bool = False
 
 
 LINK_TABLE: tuple[tuple[TailRow, Verdict, Callable[[Link], bool]], ...] = (
@@ -161,8 +163,12 @@ TAIL_TABLE: tuple[tuple[TailRow, Verdict, Callable[[Tail], bool]], ...] = (
     (TailRow.DAMAGE_BEFORE_LATER_SEGMENT, Verdict.CORRUPT, lambda e: e.next is not None),
     # Something says that a commit was on disk which is not there now.
     (TailRow.DAMAGE_BELOW_WATERMARK, Verdict.CORRUPT, lambda e: e.durable > e.last_seqno),
-    # Nothing is ever written behind a closed record.
-    (TailRow.CLOSED, Verdict.END, lambda e: e.stop is Stop.CLOSED),
+    # Nothing is ever written behind a closed record, and nothing was written behind this paused one.
+    (
+        TailRow.CLOSED,
+        Verdict.END,
+        lambda e: e.stop is Stop.CLOSED or (e.paused and not e.short and not e.written),
+    ),
     # Only a clean close makes a segment smaller, and leaves a closed record at its end.
     (TailRow.TRUNCATED_SEGMENT, Verdict.CORRUPT, lambda e: e.short),
     (TailRow.CLEAN_END, Verdict.END, lambda e: e.written == 0),
@@ -253,7 +259,8 @@ class LogEnd:
         cut_bytes: bytes behind that which are given up.
         detail: the same for a person.
         segments: every segment there is, oldest first.
-        features: those that a reader of the newest segment must know, as its header says.
+        header: the newest segment's.
+        goes_on: more may be written to that segment, at `position`; not so behind a closed record.
         clean: nothing needs to be carried over or cut.
     """
 
@@ -265,7 +272,8 @@ class LogEnd:
     cut_bytes: int
     detail: str
     segments: tuple[SegmentInfo, ...]
-    features: int = 0
+    header: SegmentHeader
+    goes_on: bool
 
     @property
     def clean(self) -> bool:

@@ -2,7 +2,7 @@
 
 Rules:
 - A failing read raises. It says nothing about where the log ends.
-- Whatever a walk hands out has verified and is in order; what it stopped at is told by `Cursor.stop`.
+- Whatever a walk hands out has verified and is in order; what it stopped at is told by `Place.stop`.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from crc32c import crc32c
 
 from kvwal.keys import Seqno
 from kvwal.log.intents import decode_put
-from kvwal.log.record import CLOSED, COMMIT, RECORD_HEADER, RECORD_HEADER_BYTES, WATERMARK, Record, is_commit
+from kvwal.log.record import CLOSED, COMMIT, PAUSED, RECORD_HEADER, RECORD_HEADER_BYTES, WATERMARK, Record, is_commit
 from kvwal.log.segment import HEADER_PAGE_BYTES, SegmentHeader
 
-__all__ = ["Cursor", "Found", "Puts", "Readable", "Stop", "closed_record", "last_written", "search", "walk"]
+__all__ = ["Found", "Place", "Puts", "Readable", "Stop", "closed_record", "last_written", "search", "walk"]
 
 _CHUNK_BYTES: Final = 1 << 20
 _ZEROS: Final = bytes(_CHUNK_BYTES)
@@ -44,10 +44,10 @@ class Stop(enum.Enum):
     UNKNOWN = "the record here is of a kind that this version does not know"
 
 
-class Cursor:
+class Place:
     """Where a walk begins and, when it is over, where and why it ended."""
 
-    __slots__ = ("last_seqno", "offset", "stop", "time_us", "watermark")
+    __slots__ = ("last_seqno", "offset", "paused", "stop", "time_us", "watermark")
 
     def __init__(self, offset: int, last_seqno: int, watermark: int, time_us: int) -> None:
         self.offset = offset
@@ -57,6 +57,8 @@ class Cursor:
         self.watermark = watermark
         #: Time of the last record read.
         self.time_us = time_us
+        #: Where the last record of a pause ends; 0 if none was read.
+        self.paused = 0
         self.stop = Stop.INVALID
 
 
@@ -76,15 +78,15 @@ def walk(
     file: Readable,
     header: SegmentHeader,
     limit: int,
-    cursor: Cursor,
+    place: Place,
     *,
     after: int = 0,
     until: int | None = None,
     puts: Puts | None = None,
 ) -> Iterator[Record]:
-    """The commits beyond `after`, from the cursor on to `until`, `limit` or the first byte that is not in order.
+    """The commits beyond `after`, from the place on to `until`, `limit` or the first byte that is not in order.
 
-    Every record on the way is verified. The cursor is moved when the walk has come to its end.
+    Every record on the way is verified. The place is moved when the walk has come to its end.
     A failing read raises: it says nothing about where the log ends.
     """
     content = None if puts is None else puts.content
@@ -93,10 +95,10 @@ def walk(
     marker = header.marker
     salt = header.salt
     segment = header.first_seqno
-    base = cursor.offset
-    last = cursor.last_seqno
-    watermark = cursor.watermark
-    time_us = cursor.time_us
+    base = place.offset
+    last = place.last_seqno
+    watermark = place.watermark
+    time_us = place.time_us
     stop = Stop.REACHED if last == until else None
     while stop is None:
         chunk = file.pread(min(_CHUNK_BYTES, limit - base), base) if base < limit else b""
@@ -132,10 +134,12 @@ def walk(
                     else:
                         content[put[0]] = put[1]
                         size_of_puts += RECORD_HEADER_BYTES + length
-            elif kind in (WATERMARK, CLOSED):
+            elif kind in (WATERMARK, CLOSED, PAUSED):
                 if seqno != last or marked > last or length:
                     stop = Stop.DISORDER
                     break
+                if kind == PAUSED:
+                    place.paused = base + end
             else:
                 stop = Stop.UNKNOWN
                 break
@@ -152,11 +156,11 @@ def walk(
         base += pos
         if stop is None and pos == 0:
             stop = _why_nothing(chunk, base, limit, marker)
-    cursor.offset = base
-    cursor.last_seqno = last
-    cursor.watermark = watermark
-    cursor.time_us = time_us
-    cursor.stop = stop
+    place.offset = base
+    place.last_seqno = last
+    place.watermark = watermark
+    place.time_us = time_us
+    place.stop = stop
     if puts is not None:
         puts.size += size_of_puts
 

@@ -178,7 +178,7 @@ def test_times_without_an_end_work(tmp_path: Path, option: str) -> None:
         db[b"more"] = b""
         assert db.engine._background is not None
         # Idle, the thread dozes: as long as it is told, and no error comes of it.
-        wait_until(lambda: db.engine._log._bell is not None, "the doze")
+        wait_until(lambda: db.engine._log._on_append is not None, "the wait")
         db[b"again"] = b""
         wait_until(lambda: db.durable_seqno == db.last_seqno or option == "sync_delay_s", "the flush")
         assert db.engine._background._thread.is_alive()

@@ -390,7 +390,7 @@ def test_what_is_replayed_is_what_was_there(tmp_path: Path, seed: int, flag: Any
             assert again.bytes_used >= memtable.bytes_used
             report = copy.recovery
             assert report.commits == last - report.checkpoint_seqno > 0
-            records = copy.engine._log_reader.history(report.checkpoint_seqno, last)
+            records = copy.history(report.checkpoint_seqno)
             assert report.bytes_replayed == sum(record.size for record in records)
             check_store(copy)
 

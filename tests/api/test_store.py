@@ -355,6 +355,30 @@ def test_verify_names_the_file_of_a_flipped_bit(tmp_path: Path) -> None:
         assert db.verify().ok
 
 
+def test_an_iterator_of_history_keeps_its_log_while_it_is_used(tmp_path: Path) -> None:
+    # Three checkpoints under it ended in FileNotFoundError.
+    with kvwal.open(tmp_path / "a.kv", durability="os", background=False, segment_bytes=16 << 10) as db:
+        for number in range(60):
+            db[b"%d" % number] = b"x" * 1000
+        records = db.history()
+        first = next(records).seqno
+        for number in range(60):
+            db[b"%d" % number] = b"y" * 1000
+            if number % 20 == 0:
+                db.checkpoint()
+        segments = db.stats().log_segments
+        assert [record.seqno for record in records] == list(range(first + 1, 61))
+        db.checkpoint()
+        assert db.stats().log_segments < segments
+        with pytest.raises(kvwal.FeedGap) as gap:
+            db.history(0)
+        assert gap.value.oldest == next(db.history()).seqno > 1
+        assert gap.value.lost_commits == gap.value.oldest - 1
+        for wrong in (-1, 1.5, "1"):
+            with pytest.raises((TypeError, ValueError)):
+                db.history(wrong)  # type: ignore[arg-type]
+
+
 def test_history_lists_what_was_committed(tmp_path: Path) -> None:
     with kvwal.open(tmp_path / "a.kv", durability="os", background=False, retain_log_bytes=1 << 30) as db:
         db[b"a"] = b"1"

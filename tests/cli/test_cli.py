@@ -208,6 +208,22 @@ def test_log_goes_forwards_from_a_commit_and_stops_at_a_limit(filled: str) -> No
     assert seqnos("--after", "6") == []
 
 
+def test_log_begins_where_the_log_does_and_refuses_what_is_gone(path: str) -> None:
+    with kvwal.open(path, segment_bytes=16 << 10, background=False) as db:
+        for number in range(300):
+            db.put(b"k", b"%d" % number * 100, durability="os")
+            if number % 100 == 99:
+                db.checkpoint()
+        first = next(db.history()).seqno
+    assert first > 100
+    shown = [json.loads(line)["seqno"] for line in run("log", path, "--json").stdout.splitlines()]
+    assert shown == list(range(300, first - 1, -1))
+    for way in ([], ["--reverse"]):
+        result = run("log", path, "--after", "3", *way, expect=2)
+        assert f"kept are commits {first} of" in result.stderr
+        assert run("log", path, "--after", f"{first - 1}", "-n", "1", *way).stdout
+
+
 def test_log_backwards_over_many_windows_misses_and_repeats_nothing(path: str) -> None:
     with kvwal.open(path, durability="os") as db:
         for number in range(1, 1004):

@@ -58,7 +58,7 @@ def test_a_poisoned_store_does_not_end_the_thread_as_it_falls_asleep(
         def refuse(bell: object) -> None:
             raise PoisonedError("the flush failed")
 
-        monkeypatch.setattr(db.engine._log, "ring_at_next_append", refuse)
+        monkeypatch.setattr(db.engine._log, "notify_on_append", refuse)
         db.put(b"a", b"1")
         wait_until(lambda: isinstance(background.failure, PoisonedError), "the failure")
         time.sleep(0.1)
@@ -180,7 +180,7 @@ def test_a_page_file_without_a_size_does_not_end_the_thread(tmp_path: Path, monk
         assert background is not None
         monkeypatch.setattr(db.engine._pages, "_file", Unmeasured(db.engine._pages._file))
         for number in range(3):
-            wait_until(lambda: db.engine._log._bell is not None, "the wait")
+            wait_until(lambda: db.engine._log._on_append is not None, "the wait")
             seqno = db.put(b"%d" % number, b"v")
             wait_until(lambda seqno=seqno: db.durable_seqno >= seqno, "the flush")
         assert background._thread.is_alive()

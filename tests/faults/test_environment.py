@@ -53,7 +53,7 @@ def work(db: kvwal.Store, acknowledged: dict[bytes, bytes], failures: list[BaseE
         attempt(failures, lambda key=key, value=value: db.put(key, value)) and acknowledged.update({key: value})
         if number % 8 == 7:
             attempt(failures, db.checkpoint)
-            attempt(failures, lambda: [record.seqno for record in db.history(after=max(0, db.last_seqno - 2))])
+            attempt(failures, lambda: [record.seqno for record in db.history()])
 
 
 def attempt(failures: list[BaseException], call: Callable[[], object]) -> bool:

@@ -17,7 +17,7 @@ from kvwal.testing import SimulatedDisk
 
 
 def _open(disk: SimulatedDisk, **options: Any) -> kvwal.Store:
-    return kvwal.open("/kv", files=disk, background=False, segment_bytes=16 << 10, **options)
+    return kvwal.open("/kv", files=disk, background=False, **{"segment_bytes": 16 << 10} | options)
 
 
 def test_a_store_whose_maker_died_before_its_directory_was_flushed_does_not_vanish() -> None:
@@ -132,21 +132,22 @@ def test_an_index_entry_that_was_interrupted_does_not_stop_the_next_roll() -> No
             raise KeyboardInterrupt
 
     disk = SimulatedDisk(seed=1)
-    with _open(disk) as db:
+    with _open(disk, segment_bytes=256 << 10) as db:
         log: Any = db.engine._log
-        log._roll(0, 16 << 10)
+        log._roll(0, 256 << 10)
+        db[b"large"] = b"x" * 70_000
         log._index.times = Interrupted()
         with pytest.raises(KeyboardInterrupt) as interrupted:
             db[b"first"] = b"v"
-        assert interrupted.value.__notes__ == ["kvwal: commit 1 was written"]
+        assert interrupted.value.__notes__ == ["kvwal: commit 2 was written"]
         for n in range(30):
-            db[b"%d" % n] = b"x" * 1000
+            db[b"%d" % n] = b"x" * 10_000
         assert db.stats().log_segments > 1
-        assert [record.seqno for record in db.history()] == list(range(1, 32))
+        assert [record.seqno for record in db.history()] == list(range(1, 33))
         assert db.verify().ok
     with _open(disk) as db:
         assert db[b"first"] == b"v"
-        assert len(db) == 31
+        assert len(db) == 32
 
 
 class _Steps(dict[int, int]):
@@ -202,10 +203,11 @@ def test_a_pin_is_not_lost_between_two_steps_of_giving_it_back() -> None:
 def test_a_torn_index_is_not_damage(tear: str) -> None:
     # verify called it so, although an index is derived, is never flushed, and is therefore torn by many a power cut.
     disk = SimulatedDisk(seed=1)
-    with _open(disk) as db:
-        for n in range(30):
-            db[b"%02d" % n] = b"x" * 1000
-        index = f"{1:020d}.idx"
+    with _open(disk, segment_bytes=1 << 20) as db:
+        for n in range(60):
+            db[b"%02d" % n] = b"x" * 10_000
+        index = next(name for name in sorted(disk.open_directory("/kv").names()) if name.endswith(".idx"))
+        first = int(index[:20])
         if tear == "gone":
             disk.open_directory("/kv").unlink(index)
         else:
@@ -217,8 +219,8 @@ def test_a_torn_index_is_not_damage(tear: str) -> None:
             with_index.close()
         report = db.verify()
         assert report.ok, report.problems
-        assert [record.seqno for record in db.history(after=3)] == list(range(4, 31))
-        assert Seek(db.engine._log_reader.chain).seek(Seqno(5)).segment == 1
+        assert [record.seqno for record in db.history(after=first + 2)] == list(range(first + 3, 61))
+        assert Seek(db.engine._log_reader.chain).seek(Seqno(first + 4)).segment == first
 
 
 def test_a_write_that_met_a_full_disk_is_no_reason_to_refuse_the_next() -> None:

@@ -10,9 +10,17 @@ from hypothesis import strategies as st
 from log_rig import LogRig, body, entry, simulated_disk
 
 from kvwal.keys import Seqno
-from kvwal.log import LogEnd
+from kvwal.log import LogEnd, read_kept
 from kvwal.log.segment import list_segments
 from kvwal.testing import SimulatedDisk, crash_every
+
+
+@pytest.fixture(params=["whole", "tail"], autouse=True)
+def rewritten(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """How much of the newest segment a recovery writes again."""
+    if request.param == "tail":
+        monkeypatch.setattr("kvwal.log.carry._WHOLE_BYTES", -1)
+    return request.param
 
 
 def recovered(disk: SimulatedDisk, acknowledged: list[Any]) -> LogEnd | None:
@@ -58,7 +66,10 @@ def commits(rig: LogRig, log: Any, acknowledged: list[Any], n: int, sync_every: 
 
 @pytest.mark.parametrize("preallocate", ["allocate", "zeros"])
 @pytest.mark.parametrize("spare", [True, False])
-def test_a_cut_anywhere_while_creating_and_rolling(preallocate: str, spare: bool):
+def test_a_cut_anywhere_while_creating_and_rolling(preallocate: str, spare: bool, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("kvwal.log.segments._LEAST_SPARE_BYTES", 0)
+    spares = []
+
     def program(disk: SimulatedDisk, acknowledged: list[Any]) -> None:
         rig = LogRig(disk, "/log")
         log = rig.create(preallocate=preallocate)
@@ -66,10 +77,12 @@ def test_a_cut_anywhere_while_creating_and_rolling(preallocate: str, spare: bool
             commits(rig, log, acknowledged, 7, sync_every=2)
             if spare:
                 log.prepare_next()
+                spares.append(log._maker._spare is not None)
             log.mark_idle()
 
     report = crash_every(program, recovered_and_used, states_per_point=8, disk=simulated_disk())
     assert report.points > 60
+    assert any(spares) == spare
 
 
 def test_a_cut_anywhere_while_groups_are_appended_unsynced():
@@ -113,7 +126,7 @@ def test_a_cut_anywhere_while_retiring():
         assert rig.replay(after=54, floor=54)[1].last_seqno == 60
         # Never a hole: what is left begins somewhere and goes on from there.
         first = rig.segments()[0]
-        assert [r.seqno for r in rig.reader().history(Seqno(0), Seqno(60))] == list(range(first, 61))
+        assert [r.seqno for r in read_kept(rig.reader(), None, Seqno(60))] == list(range(first, 61))
 
     crash_every(program, check, states_per_point=32, disk=start)
 

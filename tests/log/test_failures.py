@@ -7,13 +7,11 @@ from collections.abc import Iterator
 from itertools import islice
 
 import pytest
-from log_rig import SEGMENT_BYTES, STORE_ID, LogRig, body, entry, simulated_disk
+from log_rig import FIRST_SEGMENT_BYTES, IDENTITY, SEGMENT_BYTES, LogRig, body, entry, log_options, simulated_disk
 
-from kvwal.errors import DiskFullError, InternalError, PoisonedError
-from kvwal.files.names import segment_name
+from kvwal.errors import DiskFullError, InternalError, PoisonedError, RefusedError
 from kvwal.keys import Seqno
-from kvwal.log import LogWriter, Record
-from kvwal.options import LogOptions
+from kvwal.log import Record, SegmentLog
 from kvwal.testing import Operation, SimulatedDisk
 
 RECORD_BYTES = 40 + len(body(1))
@@ -32,7 +30,7 @@ def rig(disk: SimulatedDisk) -> LogRig:
 # -- a full disk -------------------------------------------------------------------------------
 
 
-def fill_segment(rig: LogRig, log: LogWriter) -> None:
+def fill_segment(rig: LogRig, log: SegmentLog) -> None:
     """Append until the next commit needs a new segment."""
     while log.tail_bytes + 2 * RECORD_BYTES + 10 < SEGMENT_BYTES - 4096:
         rig.fill(log, 1)
@@ -64,7 +62,7 @@ def test_no_space_at_any_step_of_making_a_segment_is_survived(disk: SimulatedDis
     log = rig.create()
     fill_segment(rig, log)
     last = log.last_seqno
-    disk.fail(op, path="*" if op == "rename" else "*.tmp", error=code)
+    disk.fail(op, path="*" if op == "rename" else "*.tmp", error=code, forever=True)
     with pytest.raises(DiskFullError):
         log.append([body(last + 1, 500)])
     assert [name for name in rig.names() if name.endswith(".tmp")] == []
@@ -74,11 +72,32 @@ def test_no_space_at_any_step_of_making_a_segment_is_survived(disk: SimulatedDis
     assert len(rig.replay()[0]) == last + 20
 
 
+@pytest.mark.parametrize("op", ["create", "allocate", "pwrite", "rename", "sync"])
+def test_where_there_is_no_space_for_a_large_segment_a_smaller_one_is_made(
+    disk: SimulatedDisk, rig: LogRig, op: str
+):
+    log = rig.grown()
+    large = log.segments()[-1].size
+    sizes = []
+    for times in (0, 1, 2):
+        for nth in range(1, times + 1):
+            disk.fail(op, path="*" if op == "rename" else "*.tmp", nth=nth, error=errno.ENOSPC)
+        log._roll(10_000)
+        rig.fill(log, 1)
+        disk.heal()
+        sizes.append(log.segments()[-1].size)
+    last = int(log.last_seqno)
+    assert sizes[0] >= large
+    assert sizes[1:] == [FIRST_SEGMENT_BYTES, 4096 + 10_000 + 40]
+    log.close()
+    assert len(rig.replay()[0]) == last
+
+
 def test_no_space_for_the_slot_is_survived(disk: SimulatedDisk, rig: LogRig):
     log = rig.create()
     fill_segment(rig, log)
     last = log.last_seqno
-    disk.fail("pwrite", path=f"*{segment_name(1)}", error=errno.ENOSPC, effect="part")
+    disk.fail("pwrite", path=f"*{1:020d}.*", error=errno.ENOSPC, effect="part")
     with pytest.raises(DiskFullError):
         log.append([body(last + 1, 500)])
     disk.heal()
@@ -130,18 +149,19 @@ def test_closing_after_a_left_segment_keeps_what_was_acknowledged(disk: Simulate
     rig.resume().close()
 
 
-def test_a_small_append_makes_a_small_segment(disk: SimulatedDisk, rig: LogRig):
+def test_an_append_on_a_disk_with_little_space_needs_space_for_itself(disk: SimulatedDisk, rig: LogRig):
     log = rig.create(segment_bytes=1 << 20)
     log.append([body(1, 1_000_000)])
-    disk.capacity = disk.used_bytes() + 8192
-    with pytest.raises(DiskFullError):
-        log.append([body(2, 100_000)])
-    with pytest.raises(DiskFullError):
-        log.append([body(2, 60_000)], small=True)
-    assert log.append([body(2, 3000)], small=True) == 2
-    log.sync()
+    for free, size in ((FIRST_SEGMENT_BYTES, 60_000), (2 * 4096, 3000)):
+        disk.capacity = disk.used_bytes() + free
+        with pytest.raises(DiskFullError):
+            log.append([body(log.last_seqno + 1, free)])
+        log.append([body(log.last_seqno + 1, size)])
+        log.sync()
+    sizes = [segment.size for segment in log.segments()]
+    assert sizes[1:] == [FIRST_SEGMENT_BYTES, 4096 + 40 + len(body(3, 3000)) + 40]
     log.abandon()
-    assert len(rig.replay()[0]) == 2
+    assert len(rig.replay()[0]) == 3
 
 
 def test_resuming_on_a_full_disk_carries_into_a_small_segment(disk: SimulatedDisk, rig: LogRig):
@@ -185,7 +205,7 @@ def test_a_failed_write_poisons(disk: SimulatedDisk, rig: LogRig, one: bool):
     rig.resume().close()
 
 
-def refuses_everything(disk: SimulatedDisk, log: LogWriter) -> None:
+def refuses_everything(disk: SimulatedDisk, log: SegmentLog) -> None:
     disk.heal()
     disk.trace = []
     last = log.last_seqno
@@ -232,7 +252,7 @@ def test_commits_of_a_failed_flush_are_written_anew_by_recovery(disk: SimulatedD
         assert LogRig(disk.crash(survivors), "/log").replay()[0] == [1, 2, 3, 4]
 
 
-@pytest.mark.parametrize("op", ["create", "allocate", "pwrite", "sync", "rename", "sync_directory", "datasync", "open"])
+@pytest.mark.parametrize("op", ["allocate", "pwrite", "sync", "rename", "sync_directory", "datasync"])
 def test_a_failed_step_of_a_roll_poisons(disk: SimulatedDisk, rig: LogRig, op: str):
     log = rig.create()
     fill_segment(rig, log)
@@ -244,6 +264,24 @@ def test_a_failed_step_of_a_roll_poisons(disk: SimulatedDisk, rig: LogRig, op: s
     assert len(rig.replay()[0]) == last
     rig.resume().close()
     assert len(rig.replay()[0]) == last
+
+
+@pytest.mark.parametrize("code", [errno.EMFILE, errno.ENFILE, errno.EACCES, errno.EROFS, errno.ENOMEM, errno.EIO])
+def test_a_segment_whose_file_cannot_be_made_poisons_nothing(disk: SimulatedDisk, rig: LogRig, code: int):
+    log = rig.create()
+    fill_segment(rig, log)
+    last = log.last_seqno
+    before = rig.snapshot()
+    disk.fail("create", error=code, forever=True)
+    for _ in range(3):
+        with pytest.raises(RefusedError, match="nothing was written") as caught:
+            log.append([body(last + 1, 500)])
+        assert caught.value.errno == code
+        assert rig.snapshot() == before
+    disk.heal()
+    rig.fill(log, 20)
+    log.close()
+    assert len(rig.replay()[0]) == last + 20
 
 
 class Interrupt(BaseException):
@@ -316,8 +354,8 @@ def test_an_interruption_after_the_roll_named_the_next_segment_loses_nothing(dis
 
 @pytest.mark.parametrize("op", ["datasync", "truncate", "sync"])
 def test_a_failure_while_closing_loses_nothing(disk: SimulatedDisk, rig: LogRig, op: str):
-    log = rig.create()
-    rig.fill(log, 5)
+    log = rig.grown()
+    last = int(log.last_seqno)
     disk.fail(op, effect="part" if op != "truncate" else "none")
     with pytest.raises(PoisonedError):
         log.close()
@@ -325,9 +363,9 @@ def test_a_failure_while_closing_loses_nothing(disk: SimulatedDisk, rig: LogRig,
     disk.kill()
     disk.heal()
     for survivors in (0, -1):
-        assert LogRig(disk.crash(survivors), "/log").replay()[0] == [1, 2, 3, 4, 5]
+        assert LogRig(disk.crash(survivors), "/log").replay()[0] == list(range(1, last + 1))
     rig.resume().close()
-    assert rig.replay()[0] == [1, 2, 3, 4, 5]
+    assert rig.replay()[0] == list(range(1, last + 1))
 
 
 def test_a_failed_flush_of_the_directory_while_retiring_poisons(disk: SimulatedDisk, rig: LogRig):
@@ -350,14 +388,7 @@ def test_a_tail_that_changes_while_it_is_carried_is_refused(rig: LogRig):
             return islice(rig.reader().replay(after, floor), 4)
 
     with pytest.raises(InternalError):
-        LogWriter.resume(
-            rig.files,
-            rig.directory,
-            STORE_ID,
-            end,
-            Forgetful(),
-            LogOptions(SEGMENT_BYTES, "allocate", 0o600),
-        )
+        SegmentLog.resume(rig.files, rig.directory, IDENTITY, log_options({}), end, Forgetful())
     after = rig.snapshot()
     assert {name: after[name] for name in before} == before
     rig.resume().abandon()

@@ -8,7 +8,7 @@ from crc32c import crc32c
 from kvwal.batch import WriteBatch
 from kvwal.errors import CorruptionError, FormatError
 from kvwal.log.intents import EXTENDED, SYSTEM, TABLES, Body, encode_intents
-from kvwal.log.record import CLOSED, COMMIT, RECORD_HEADER_BYTES, WATERMARK, Record, encode_record, is_commit
+from kvwal.log.record import CLOSED, COMMIT, PAUSED, RECORD_HEADER_BYTES, WATERMARK, Record, encode_record, is_commit
 
 
 def test_golden_bytes_of_a_record():
@@ -49,17 +49,9 @@ def test_a_record_does_not_verify_at_another_place():
 def test_a_commit_is_known_by_its_kind_and_bits():
     plain = [COMMIT, COMMIT | EXTENDED, COMMIT | TABLES, COMMIT | TABLES | SYSTEM, COMMIT | EXTENDED | TABLES | SYSTEM]
     assert [is_commit(kind) for kind in plain] == [True] * 5
-    assert [is_commit(kind) for kind in (WATERMARK, CLOSED)] == [False, False]
-    unknown = [
-        0,
-        4,
-        255,
-        COMMIT | SYSTEM,
-        WATERMARK | EXTENDED,
-        CLOSED | TABLES,
-        *(COMMIT | 1 << n for n in range(11, 32)),
-    ]
-    assert {is_commit(kind) for kind in unknown} == {None}
+    assert [is_commit(kind) for kind in (WATERMARK, CLOSED, PAUSED)] == [False] * 3
+    unknown = [0, 5, 255, COMMIT | SYSTEM, WATERMARK | EXTENDED, CLOSED | TABLES, PAUSED | EXTENDED]
+    assert {is_commit(kind) for kind in unknown + [COMMIT | 1 << bit for bit in range(11, 32)]} == {None}
 
 
 def test_a_record_hands_out_its_tables_and_its_extension():

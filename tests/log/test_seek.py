@@ -22,11 +22,14 @@ def rig(disk: SimulatedDisk) -> LogRig:
     return LogRig(disk, "/log")
 
 
+N = 600
+
+
 @pytest.fixture
 def long(rig: LogRig, disk: SimulatedDisk) -> LogRig:
     """Some segments with several index entries each; commit n was made at a second after commit n - 1."""
-    log = rig.create(segment_bytes=3 * INDEX_STRIDE_BYTES, time_us=disk.clock_us)
-    for n in range(1, 301):
+    log = rig.create(segment_bytes=8 * INDEX_STRIDE_BYTES, time_us=disk.clock_us)
+    for n in range(1, N + 1):
         disk.jump_clock(1_000_000)
         log.append_put(*entry(n, 1500))
     log.sync()
@@ -41,11 +44,11 @@ def times(rig: LogRig) -> dict[int, tuple[int, LogPosition]]:
 
 def test_seek_finds_every_commit(long: LogRig):
     known = times(long)
-    assert len(long.segments()) == 3
+    assert len(long.segments()) == 5
     seek = long.seek()
-    for seqno in [*range(1, 301, 7), 300, 299, 1]:
+    for seqno in [*range(1, N + 1, 7), N, N - 1, 1]:
         assert seek.seek(Seqno(seqno)) == known[seqno][1]
-    for seqno in (0, 301):
+    for seqno in (0, N + 1):
         with pytest.raises(ValueError, match=str(seqno)):
             seek.seek(Seqno(seqno))
 
@@ -53,16 +56,16 @@ def test_seek_finds_every_commit(long: LogRig):
 def test_seek_time_finds_the_first_commit_after(long: LogRig):
     known = times(long)
     seek = long.seek()
-    for seqno in [1, 2, 100, 101, 102, 115, 116, 117, 118, 119, 120, 121, 299]:
+    for seqno in [1, 2, *range(36, 44), *range(76, 84), 100, *range(156, 164), N - 1]:
         time_us = known[seqno][0]
         assert seek.seek_time(time_us) == known[seqno + 1][1]
         assert seek.seqno_at(time_us) == seqno
         assert seek.seqno_at(time_us - 1) == seqno - 1
         assert seek.seek_time(time_us - 1) == known[seqno][1]
     assert seek.seqno_at(0) == 0
-    assert seek.seqno_at(1 << 60) == 300
+    assert seek.seqno_at(1 << 60) == N
     assert seek.seek_time(1 << 60) == LogPosition(
-        known[300][1].segment, known[300][1].offset + 40 + len(body(300, 1500))
+        known[N][1].segment, known[N][1].offset + 40 + len(body(N, 1500))
     )
 
 
@@ -78,28 +81,30 @@ def test_a_time_between_two_segments_leads_to_the_younger(long: LogRig):
 @pytest.mark.parametrize("damage", ["missing", "flipped", "of another segment", "unreadable"])
 def test_a_missing_or_damaged_index_only_costs_time(long: LogRig, disk: SimulatedDisk, damage: str):
     known = times(long)
-    name = index_name(1)
+    first, second = (n for n in long.segments() if index_name(n) in long.names())
+    name = index_name(first)
     if damage == "missing":
         long.remove(name)
     elif damage == "flipped":
         long.flip(name, 40)
     elif damage == "of another segment":
-        long.directory.rename(index_name(long.segments()[1]), name)
+        long.directory.rename(index_name(second), name)
     else:
         disk.fail("read", path=f"*{name}", forever=True)
     seek = long.seek()
     for _ in range(2):
-        assert [seek.seek(Seqno(s)) for s in (1, 50, 90)] == [known[s][1] for s in (1, 50, 90)]
+        some = (1, first, first + 1, first + 50, first + 70, second - 1, second, N)
+        assert [seek.seek(Seqno(s)) for s in some] == [known[s][1] for s in some]
 
 
 def test_an_index_grows_as_it_is_used(long: LogRig, disk: SimulatedDisk):
-    long.remove(index_name(1))
+    *_, first = (n for n in long.segments() if index_name(n) in long.names())
+    long.remove(index_name(first))
     seek = long.seek()
+    assert seek.seek(Seqno(first + 70)).segment == first
+    [(_, index)] = seek._indexes.values()
+    assert [first < seqno < first + 70 for seqno in index.seqnos] == [True] * len(index.seqnos)
+    assert index.seqnos
     disk.trace = []
-    seek.seek(Seqno(100))
-    first = len(disk.trace)
-    position = seek.seek(Seqno(101))
-    assert position.segment == 1
-    index = seek._indexes[1][1]
-    assert len(index.offsets) == 3
-    assert first
+    assert seek.seek(Seqno(first + 71)).segment == first
+    assert min(op.offset for op in disk.trace if op.name == "pread" and op.offset) == index.offsets[-1]

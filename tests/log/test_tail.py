@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import pytest
 from crc32c import crc32c
-from log_rig import STORE_ID, LogRig, body, simulated_disk
+from log_rig import FIRST_SEGMENT_BYTES, SEGMENT_BYTES, STORE_ID, LogRig, body, simulated_disk
 
 from kvwal.errors import CorruptionError, Error, FormatError
 from kvwal.files import system_files
@@ -29,6 +29,14 @@ def rig(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
     if request.param == "real":
         return LogRig(system_files(), str(tmp_path_factory.mktemp("log")))
     return LogRig(simulated_disk(), "/log")
+
+
+@pytest.fixture(params=["whole", "tail"], autouse=True)
+def rewritten(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """How much of the newest segment a recovery writes again."""
+    if request.param == "tail":
+        monkeypatch.setattr("kvwal.log.carry._WHOLE_BYTES", -1)
+    return request.param
 
 
 def refused(rig: LogRig, row: TailRow, kind: type[Error] = CorruptionError, **options: int) -> Error:
@@ -86,20 +94,73 @@ def test_clean_end_after_an_idle_mark_needs_no_new_segment(rig: LogRig):
     assert rig.segments() == [1]
 
 
-def test_closed_cleanly(rig: LogRig):
+def test_closed_cleanly_and_left_open_for_the_next_writer(rig: LogRig):
     log = rig.create()
     rig.fill(log, 3)
     log.close()
-    assert len(rig.read(FIRST)) < 4600
+    assert len(rig.read(FIRST)) == SEGMENT_BYTES
     ended(rig, TailRow.CLOSED, 3, 3, cut=False)
+    assert rig.segments() == [1]
+
+
+def test_closed_cleanly_and_shortened(rig: LogRig):
+    log = rig.grown()
+    log.close()
+    last = int(log.last_seqno)
+    newest = log.segments()[-1]
+    assert len(rig.read(newest.name)) < newest.size - FIRST_SEGMENT_BYTES
+    ended(rig, TailRow.CLOSED, last, last, cut=False)
 
 
 def test_closed_cleanly_but_not_yet_cut_to_size(rig: LogRig):
+    log = rig.grown()
+    log.close()
+    last = int(log.last_seqno)
+    newest = log.segments()[-1]
+    rig.overwrite(newest.name, newest.size - 1, b"\0")
+    ended(rig, TailRow.CLOSED, last, last, cut=False)
+
+
+@pytest.mark.parametrize("cut", [1, 39, 40, 41, 100])
+def test_a_log_that_goes_on_behind_a_clean_close_ends_as_any_other(rig: LogRig, cut: int):
     log = rig.create()
     rig.fill(log, 3)
     log.close()
-    rig.overwrite(FIRST, 4096 + 999, b"\0")
-    ended(rig, TailRow.CLOSED, 3, 3, cut=False)
+    log = rig.resume()
+    rig.fill(log, 2)
+    log.abandon()
+    assert rig.replay()[1].row is TailRow.CLEAN_END
+    # What a close has said stays said: commits before it are acknowledged, and the file is not shorter than it was.
+    content = rig.snapshot()
+    rig.flip_commit(3)
+    refused(rig, TailRow.DAMAGE_BELOW_WATERMARK)
+    rig.restore(content)
+    rig.flip_commit(5)
+    assert rig.replay()[1].row is TailRow.TORN_TAIL
+    rig.restore(content)
+    # Cut off where the close ends it is not a segment that a close has shortened.
+    offset = rig.offset(4)[1]
+    rig.cut(FIRST, offset)
+    refused(rig, TailRow.TRUNCATED_SEGMENT)
+    rig.cut(FIRST, offset - cut)
+    refused(rig, TailRow.TRUNCATED_SEGMENT)
+
+
+def test_a_damaged_pause_is_a_damaged_watermark_record(rig: LogRig):
+    log = rig.create()
+    rig.fill(log, 3)
+    offset = 4096 + log.tail_bytes
+    log.close()
+    content = rig.snapshot()
+    rig.flip(FIRST, offset + 20)
+    # Nothing lies behind it: commit 3 may be on disk or not, and is written again.
+    assert (rig.replay()[1].row, rig.replay()[1].watermark) == (TailRow.TORN_TAIL, 2)
+    rig.restore(content)
+    log = rig.resume()
+    rig.fill(log, 1)
+    log.abandon()
+    rig.flip(FIRST, offset + 20)
+    ended(rig, TailRow.CLEAN_END, 4, 3, cut=False)
 
 
 def test_continued_in_the_next_segment(rig: LogRig):
@@ -108,11 +169,24 @@ def test_continued_in_the_next_segment(rig: LogRig):
     ended(rig, TailRow.CLEAN_END, 30, 29, cut=False)
 
 
-def test_superseded_garbage_in_a_middle_segment_is_ignored(rig: LogRig):
+def test_a_rewritten_tail_takes_the_place_of_a_segment_that_holds_little(rig: LogRig, rewritten: str):
+    rig.made(10, segment_bytes=1 << 20)
+    for _ in range(3):
+        rig.resume(segment_bytes=1 << 20).abandon()
+        rig.resume(segment_bytes=1 << 20).close()
+        log = rig.resume(segment_bytes=1 << 20)
+        rig.fill(log, 1)
+        log.abandon()
+    assert rig.segments() == ([1] if rewritten == "whole" else [1, 10, 11, 12])
+
+
+def test_superseded_garbage_in_a_middle_segment_is_ignored(rig: LogRig, rewritten: str):
     rig.made(10)
     _, end = rig.replay()
-    log = rig.resume(end)  # Commit 10 is carried: what segment 1 holds of it is superseded.
+    log = rig.resume(end)  # Commit 10 is written again: what segment 1 holds of it is superseded.
     log.abandon()
+    if rewritten == "whole":
+        return
     assert rig.segments() == [1, 10]
     data = rig.read(FIRST)
     offset = rig.seek().seek(9).offset + 40 + len(body(9))
@@ -267,13 +341,13 @@ def test_truncated_segment_is_corruption(rig: LogRig):
 
 
 def test_truncated_closed_segment_is_corruption(rig: LogRig):
-    log = rig.create()
-    rig.fill(log, 5)
+    log = rig.grown()
     log.close()
-    size = len(rig.read(FIRST))
+    name = log.segments()[-1].name
+    size = len(rig.read(name))
     for cut in (1, 39, 40, 41, 100):
         content = rig.snapshot()
-        rig.cut(FIRST, size - cut)
+        rig.cut(name, size - cut)
         refused(rig, TailRow.TRUNCATED_SEGMENT)
         rig.restore(content)
 
@@ -314,7 +388,7 @@ def test_records_out_of_order_are_corruption(rig: LogRig):
 
 def test_unknown_kind_of_record_is_a_newer_format(rig: LogRig):
     rig.made(5)
-    forged(rig, 4, 6, 5)
+    forged(rig, 5, 6, 5)
     refused(rig, TailRow.UNKNOWN_RECORD, FormatError)
 
 

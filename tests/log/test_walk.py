@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 
 from kvwal.keys import Seqno
 from kvwal.log.intents import EXTENDED, SYSTEM, TABLES, decode_intents, encode_put
-from kvwal.log.record import CLOSED, COMMIT, WATERMARK, Record, encode_record
+from kvwal.log.record import CLOSED, COMMIT, PAUSED, WATERMARK, Record, encode_record
 from kvwal.log.segment import HEADER_PAGE_BYTES, SegmentHeader
-from kvwal.log.walk import Cursor, Puts, Stop, closed_record, last_written, search, walk
+from kvwal.log.walk import Place, Puts, Stop, closed_record, last_written, search, walk
 
 ID = bytes(range(16))
 HEADER = SegmentHeader(ID, Seqno(7), 1000, 0x01020304, 0x0A0B0C0D, 1 << 30, Seqno(3))
@@ -34,8 +34,8 @@ def records(*bodies: bytes, first: int = 7, start: int = HEADER_PAGE_BYTES) -> b
     return data
 
 
-def walked(data: bytes, **options: Any) -> tuple[list[Record], Cursor]:
-    cursor = Cursor(HEADER_PAGE_BYTES, 6, 6, 0)
+def walked(data: bytes, **options: Any) -> tuple[list[Record], Place]:
+    cursor = Place(HEADER_PAGE_BYTES, 6, 6, 0)
     return list(
         walk(Memory(bytes(HEADER_PAGE_BYTES) + data), HEADER, HEADER_PAGE_BYTES + len(data), cursor, **options)
     ), cursor
@@ -65,7 +65,7 @@ TWO = struct.pack("<I2s2H2I", 2, b"\1\1", 1, 1, 1, 1) + b"ab" + b"BB"
 def test_single_puts_are_left_in_their_turn_and_the_rest_is_handed_out():
     data = records(encode_put(b"a", b"1"), encode_put(b"b", b"1"), TWO, encode_put(b"a", b"2"), b"?")
     puts = Puts({})
-    cursor = Cursor(HEADER_PAGE_BYTES, 6, 6, 0)
+    cursor = Place(HEADER_PAGE_BYTES, 6, 6, 0)
     file = Memory(bytes(HEADER_PAGE_BYTES) + data)
     seen = []
     for record in walk(file, HEADER, len(file.data), cursor, after=7, puts=puts):
@@ -84,7 +84,7 @@ def test_a_walk_that_leaves_puts_sees_what_one_that_does_not_sees(data: st.DataO
     plain, cursor = walked(bytes(raw))
     puts = Puts({})
     found, other = walked(bytes(raw), puts=puts)
-    for name in Cursor.__slots__:
+    for name in Place.__slots__:
         assert getattr(cursor, name) == getattr(other, name), name
     assert [r.seqno for r in found] == [r.seqno for r in plain if r.body == TWO]
     assert sum(r.size for r in found) + puts.size == sum(r.size for r in plain)
@@ -147,7 +147,7 @@ def test_a_commit_with_bits_is_handed_out_and_never_taken_for_one_put():
 
 
 def test_an_unknown_kind_or_bit_is_not_skipped():
-    for kind in (0, 4, COMMIT | SYSTEM, COMMIT | 1 << 11, WATERMARK | EXTENDED):
+    for kind in (0, 5, COMMIT | SYSTEM, COMMIT | 1 << 11, WATERMARK | EXTENDED):
         data = encode_record(HEADER.marker, HEADER.salt + 4096, kind, 7, 6, 0)
         assert walked(data)[1].stop is Stop.UNKNOWN
 
@@ -156,6 +156,17 @@ def test_a_closed_record_ends_the_walk():
     data = records(b"a") + encode_record(HEADER.marker, HEADER.salt + 4137, CLOSED, 7, 7, 0)
     _, cursor = walked(data + b"junk")
     assert (cursor.stop, cursor.watermark, cursor.offset) == (Stop.CLOSED, 7, 4177)
+
+
+def test_a_paused_record_is_passed_and_told_only_if_nothing_lies_behind_it():
+    paused = encode_record(HEADER.marker, HEADER.salt + 4137, PAUSED, 7, 7, 0)
+    found, place = walked(records(b"a") + paused)
+    assert ([r.seqno for r in found], place.stop, place.offset, place.paused) == ([7], Stop.END, 4177, 4177)
+    found, place = walked(records(b"a") + paused + records(b"b", first=8, start=4177))
+    assert ([r.seqno for r in found], place.stop, place.offset, place.paused) == ([7, 8], Stop.END, 4218, 4177)
+    for seqno, watermark in ((8, 7), (6, 6), (7, 8)):
+        wrong = encode_record(HEADER.marker, HEADER.salt + 4137, PAUSED, seqno, watermark, 0)
+        assert walked(records(b"a") + wrong)[1].stop is Stop.DISORDER
 
 
 # -- searching ---------------------------------------------------------------------------------

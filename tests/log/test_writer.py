@@ -7,15 +7,16 @@ import threading
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from log_rig import SEGMENT_BYTES, STORE_ID, LogRig, body, entry, simulated_disk
+from log_rig import FIRST_SEGMENT_BYTES, SEGMENT_BYTES, STORE_ID, LogRig, body, entry, simulated_disk
 
 from kvwal.batch import WriteBatch
 from kvwal.errors import ClosedError, CorruptionError, StoreExistsError
 from kvwal.features import EXTENSIONS, KEYSPACES
 from kvwal.files import system_files
-from kvwal.files.names import segment_name
+from kvwal.files.names import index_name, segment_name
 from kvwal.keys import Seqno
-from kvwal.log import LogWriter, TailRow, encode_intents
+from kvwal.log import LogIdentity, SegmentLog, TailRow, encode_intents
+from kvwal.log.index import INDEX_STRIDE_BYTES, load_index
 from kvwal.log.segment import SLOT_OFFSET, SegmentHeader, decode_header
 from kvwal.testing import Operation, SimulatedDisk
 
@@ -100,7 +101,7 @@ def test_a_segment_says_which_features_were_in_use_when_it_was_made(rig: LogRig)
         ),
         max_size=30,
     ),
-    st.sampled_from([SEGMENT_BYTES, 1 << 16]),
+    st.sampled_from([SEGMENT_BYTES, 1 << 16, 16 << 20]) | st.integers(SEGMENT_BYTES, 1 << 22),
     st.sampled_from(["allocate", "zeros"]),
     st.sampled_from(["close", "abandon"]),
 )
@@ -136,11 +137,11 @@ def test_whatever_is_appended_is_read_back(
 
 def test_large_values_are_written_without_being_joined(disk: SimulatedDisk, rig: LogRig):
     log = rig.create(segment_bytes=1 << 20)
-    large = b"x" * 200_000
+    large = b"x" * 40_000
     disk.trace = []
     log.append([[b"abc", large, b"def"]])
     writes = [op.size for op in disk.trace if op.name == "pwrite"]
-    assert writes == [43, 200_000, 3]
+    assert writes == [43, 40_000, 3]
 
 
 def test_a_group_is_one_write(disk: SimulatedDisk, rig: LogRig):
@@ -283,16 +284,45 @@ def test_a_roll_takes_its_steps_in_order(disk: SimulatedDisk, rig: LogRig):
         "sync 00000000000000000013.log.tmp",
         "rename 00000000000000000013.log",
         "sync_directory",
-        "open 00000000000000000001.log",
-        "pwrite 00000000000000000001.log",
-        "datasync 00000000000000000001.log",
-        "create 00000000000000000001.idx.tmp",
-        "pwrite 00000000000000000001.idx.tmp",
-        "rename 00000000000000000001.idx",
+        "pwrite 00000000000000000001.log.tmp",
+        "datasync 00000000000000000001.log.tmp",
         "pwrite 00000000000000000013.log.tmp",
     ]
 
 
+def test_a_roll_writes_the_index_of_a_segment_that_has_entries_and_gives_back_what_it_does_not_use(
+    disk: SimulatedDisk, rig: LogRig
+):
+    log = rig.grown()
+    first = log.segments()[-1].first_seqno
+    rig.fill(log, 1, size=INDEX_STRIDE_BYTES)
+    rig.fill(log, 1)
+    end = log._offset
+    disk.trace = []
+    log.append([body(int(log.last_seqno) + 1, 1_000_000)])
+    assert names(disk.trace)[-7:] == [
+        f"create {first:020d}.idx.tmp",
+        f"pwrite {first:020d}.idx.tmp",
+        f"rename {first:020d}.idx",
+        f"open {segment_name(first)}",
+        f"truncate {segment_name(first)}",
+        f"pwrite {log.last_seqno:020d}.log.tmp",
+        f"pwrite {log.last_seqno:020d}.log.tmp",
+    ]
+    assert len(rig.read(segment_name(first))) == end == log.segments()[-2].size
+    last = int(log.last_seqno)
+    log.abandon()
+    assert len(rig.replay()[0]) == last
+    assert rig.verify() == []
+
+
+@pytest.fixture
+def spares(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Segments of every size get a spare."""
+    monkeypatch.setattr("kvwal.log.segments._LEAST_SPARE_BYTES", 0)
+
+
+@pytest.mark.usefixtures("spares")
 def test_a_prepared_segment_leaves_little_to_the_roll(disk: SimulatedDisk, rig: LogRig):
     log = rig.create()
     rig.fill(log, 3)
@@ -315,6 +345,21 @@ def test_a_prepared_segment_leaves_little_to_the_roll(disk: SimulatedDisk, rig: 
     assert rig.replay()[0] == list(range(1, 44))
 
 
+def test_a_small_log_has_no_spare(rig: LogRig):
+    log = rig.create(segment_bytes=1 << 20)
+    for _ in range(150):
+        rig.fill(log, 1, size=5000)
+        log.prepare_next()
+        assert "spare.tmp" not in rig.names()
+    while "spare.tmp" not in rig.names():
+        rig.fill(log, 1, size=5000)
+        log.prepare_next()
+    assert len(rig.read("spare.tmp")) == log._planned_bytes() == 1 << 20
+    log.give_back()
+    assert "spare.tmp" not in rig.names()
+
+
+@pytest.mark.usefixtures("spares")
 def test_preparing_from_another_thread_while_segments_roll(tmp_path_factory: pytest.TempPathFactory):
     rig = LogRig(system_files(), str(tmp_path_factory.mktemp("log")))
     log = rig.create()
@@ -338,7 +383,7 @@ def test_preparing_from_another_thread_while_segments_roll(tmp_path_factory: pyt
 # -- retirement --------------------------------------------------------------------------------
 
 
-def many(rig: LogRig) -> tuple[LogWriter, list[int]]:
+def many(rig: LogRig) -> tuple[SegmentLog, list[int]]:
     log = rig.create()
     rig.fill(log, 60)
     return log, [s.first_seqno for s in log.segments()]
@@ -371,21 +416,6 @@ def test_retire_goes_from_the_oldest_and_flushes_after_each(disk: SimulatedDisk,
     ]
 
 
-def test_retire_keeps_as_many_bytes_as_it_is_told(rig: LogRig):
-    log, firsts = many(rig)
-    assert log.retire(Seqno(1000), keep_bytes=100 * SEGMENT_BYTES) == []
-    assert log.retire(Seqno(1000), keep_bytes=2 * SEGMENT_BYTES) == firsts[:-3]
-    assert log.retire(Seqno(1000), keep_bytes=2 * SEGMENT_BYTES - 1) == firsts[-3:-2]
-
-
-def test_retire_keeps_what_is_young_enough(rig: LogRig):
-    log, firsts = many(rig)
-    created = {s.first_seqno: s.created_us for s in log.segments()}
-    assert log.retire(Seqno(1000), keep_after_us=1) == []
-    assert log.retire(Seqno(1000), keep_after_us=created[firsts[2]] + 1) == firsts[:2]
-    assert log.retire(Seqno(1000), keep_after_us=created[firsts[-1]] + 1) == firsts[2:-1]
-
-
 # -- beginning and ending ----------------------------------------------------------------------
 
 
@@ -405,17 +435,31 @@ def test_create_removes_what_a_crashed_create_left(rig: LogRig):
     assert rig.replay()[0] == []
 
 
-def test_closing_truncates_to_the_records_and_writes_an_index(rig: LogRig):
-    log = rig.create()
-    rig.fill(log, 3)
+def test_closing_a_large_segment_truncates_it_to_the_records_and_writes_an_index(rig: LogRig):
+    log = rig.grown()
+    rig.fill(log, 1, size=INDEX_STRIDE_BYTES)
+    rig.fill(log, 1)
+    end = log._offset
+    newest = log.segments()[-1]
     log.close()
     log.close()
-    assert len(rig.read(segment_name(1))) == 4096 + sum(40 + len(body(i)) for i in (1, 2, 3)) + 40
-    assert rig.names() == ["00000000000000000001.idx", segment_name(1)]
+    assert len(rig.read(newest.name)) == end + 40
+    assert index_name(newest.first_seqno) in rig.names()
     with pytest.raises(ClosedError):
         log.append_put(*entry(4))
     with pytest.raises(ClosedError):
         log.sync()
+
+
+def test_closing_leaves_a_segment_of_which_little_is_unused_as_it_is(disk: SimulatedDisk, rig: LogRig):
+    log = rig.create(segment_bytes=1 << 20)
+    rig.fill(log, 3)
+    disk.trace = []
+    log.close()
+    # One record, not flushed: what it says is on disk already.
+    assert [(op.name, op.size) for op in disk.trace] == [("pwrite", 40)]
+    assert len(rig.read(segment_name(1))) == FIRST_SEGMENT_BYTES
+    assert rig.names() == [segment_name(1)]
 
 
 def test_the_closed_record_claims_nothing_that_is_not_on_disk(disk: SimulatedDisk, rig: LogRig):
@@ -432,21 +476,178 @@ def test_the_closed_record_claims_nothing_that_is_not_on_disk(disk: SimulatedDis
         assert seqnos == list(range(1, len(seqnos) + 1))
 
 
-def test_a_clean_end_makes_no_segment_until_something_is_appended(rig: LogRig):
-    log = rig.create()
+def test_after_a_clean_end_the_log_goes_on_in_its_segment(disk: SimulatedDisk, rig: LogRig):
+    log = rig.create(segment_bytes=1 << 20)
     rig.fill(log, 3)
     log.close()
     before = rig.snapshot()
     for _ in range(3):
-        log = rig.resume()
+        log = rig.resume(segment_bytes=1 << 20)
         log.mark_idle()
         log.sync()
         log.prepare_next()
         log.close()
         assert rig.snapshot() == before
-    log = rig.resume()
+    end = rig.replay()[1]
+    disk.trace = []
+    log = rig.resume(end, segment_bytes=1 << 20)
     rig.fill(log, 1)
-    assert rig.segments() == [1, 4]
+    log.close()
+    # The one flush is that of the commit.
+    assert [op.name for op in disk.trace if op.name in ("sync", "datasync", "sync_directory")] == ["datasync"]
+    assert [op.name for op in disk.trace if op.name in ("create", "rename", "truncate", "allocate")] == []
+    assert rig.segments() == [1]
+    assert rig.replay()[0] == [1, 2, 3, 4]
+
+
+def test_opening_writing_and_closing_again_and_again_makes_no_files(rig: LogRig):
+    log = rig.create(segment_bytes=1 << 20)
+    log.close()
+    for n in range(200):
+        log = rig.resume(segment_bytes=1 << 20)
+        assert log.tail_bytes == 0
+        rig.fill(log, 1)
+        assert log.last_seqno == n + 1
+        log.close()
+    assert rig.names() == [segment_name(1)]
+    assert len(rig.replay()[0]) == 200
+    assert rig.verify() == []
+
+
+def test_killing_a_writer_again_and_again_makes_no_files(rig: LogRig):
+    rig.create(segment_bytes=1 << 20).abandon()
+    for n in range(200):
+        log = rig.resume(segment_bytes=1 << 20)
+        rig.fill(log, 1)
+        assert log.last_seqno == n + 1
+        log.abandon()
+    assert rig.names() == [segment_name(1)]
+    assert len(rig.replay()[0]) == 200
+
+
+def test_killing_a_writer_of_much_again_and_again_takes_space_in_proportion(rig: LogRig):
+    options = {"segment_bytes": 1 << 20}
+    log = rig.create(**options)
+    for _ in range(12):
+        rig.fill(log, 8, size=20_000)
+        log.abandon()
+        log = rig.resume(**options)
+    log.abandon()
+    data = 12 * 8 * 20_000
+    assert sum(len(rig.read(name)) for name in rig.names()) < 1.2 * data + (1 << 20)
+    assert len(rig.segments()) <= 2 * 12
+    assert len(rig.replay()[0]) == 12 * 8
+
+
+def test_an_index_that_a_clean_close_left_is_gone_on_with(rig: LogRig):
+    """The index of a segment that goes on has the entries of all who wrote to it, and leads to the right commits."""
+    options = {"segment_bytes": 1 << 20}
+    log = rig.create(**options)
+    while log.segments()[-1].size < 8 * FIRST_SEGMENT_BYTES:
+        rig.fill(log, 1, size=1000)
+    while log._room_end - log._offset > FIRST_SEGMENT_BYTES - 1000:
+        rig.fill(log, 1, size=1000)
+    first = int(log.last_seqno)
+    newest = log.segments()[-1].first_seqno
+    log.close()
+    for _ in range(25):
+        log = rig.resume(**options)
+        rig.fill(log, 2, size=1000)
+        log.close()
+    assert rig.segments()[-1] == newest
+    header = decode_header(rig.read(segment_name(newest))[:4096], newest, STORE_ID)
+    assert isinstance(header, SegmentHeader)
+    index = load_index(rig.directory, header)
+    assert index is not None
+    assert len(index.offsets) == (len(rig.read(segment_name(newest))) - 4096) // INDEX_STRIDE_BYTES
+    last = len(rig.replay()[0])
+    assert last == first + 25 * 2
+    assert rig.verify() == []
+    for after in (newest - 2, newest - 1, newest, *range(newest + 1, last, 47), last - 1, last):
+        assert rig.replay(after=after, floor=after)[0] == list(range(after + 1, last + 1))
+
+
+def test_without_its_index_a_longer_segment_is_left_and_the_next_one_begun(rig: LogRig):
+    options = {"segment_bytes": 1 << 20}
+    log = rig.create(**options)
+    rig.fill(log, 250, size=1000)
+    while log._room_end - log._offset > FIRST_SEGMENT_BYTES // 2 or not log._index.offsets:
+        rig.fill(log, 1, size=1000)
+    last = int(log.last_seqno)
+    log.close()
+    newest = rig.segments()[-1]
+    rig.remove(index_name(newest))
+    log = rig.resume(**options)
+    rig.fill(log, 1)
+    log.close()
+    assert rig.segments()[-2:] == [newest, last + 1]
+    assert len(rig.replay()[0]) == last + 1
+
+
+def test_a_log_of_another_line_begins_a_segment_of_its_own(rig: LogRig):
+    log = rig.create(segment_bytes=1 << 20)
+    rig.fill(log, 3)
+    log.close()
+    log = rig.resume(segment_bytes=1 << 20, identity=LogIdentity(STORE_ID, b"restored", 9))
+    rig.fill(log, 1)
+    log.close()
+    headers = [decode_header(rig.read(segment_name(n))[:4096], n, STORE_ID) for n in rig.segments()]
+    made_by = [(header.line, header.session) for header in headers if isinstance(header, SegmentHeader)]
+    assert made_by == [(b"the line", 7), (b"restored", 9)]
+    assert rig.replay()[0] == [1, 2, 3, 4]
+
+
+def test_an_idle_log_gives_back_what_it_does_not_use(rig: LogRig):
+    log = rig.create(segment_bytes=16 << 20)
+    while log.segments()[-1].size < 4 << 20:
+        rig.fill(log, 1, size=100_000)
+    rig.fill(log, 1)
+    used = log.tail_bytes
+    log.give_back()
+    assert [s.size for s in log.segments()[-1:]] == [FIRST_SEGMENT_BYTES]
+    assert sum(len(rig.read(name)) for name in rig.names()) < 1.05 * used + (1 << 20)
+    before = rig.snapshot()
+    log.give_back()
+    assert rig.snapshot() == before
+    rig.fill(log, 3)
+    last = int(log.last_seqno)
+    log.close()
+    assert len(rig.replay()[0]) == last
+
+
+def test_segments_grow_with_the_log_that_is_kept_and_shrink_with_it(rig: LogRig):
+    log = rig.create(segment_bytes=4 << 20)
+    sizes = []
+    while log.segments()[-1].size < 4 << 20:
+        rig.fill(log, 1, size=30_000)
+        if log.segments()[-1].size not in sizes:
+            sizes.append(log.segments()[-1].size)
+    assert sizes == sorted(sizes)
+    assert (sizes[0], sizes[-1]) == (FIRST_SEGMENT_BYTES, 4 << 20)
+    log.retire(log.last_seqno)
+    assert len(log.segments()) == 1
+    newest = log.segments()[-1]
+    while log.segments()[-1] == newest:
+        rig.fill(log, 1, size=30_000)
+    log.retire(log.last_seqno)
+    rig.fill(log, 1, size=30_000)
+    assert log.segments()[-1].size > 3 << 20
+    log.give_back()
+    log.retire(Seqno(log.last_seqno + 1))
+    assert [s.size for s in log.segments()] == [FIRST_SEGMENT_BYTES]
+
+
+def test_segment_count_says_how_many_a_replay_would_read(rig: LogRig):
+    log = rig.create()
+    rig.fill(log, 60)
+    firsts = [s.first_seqno for s in log.segments()]
+    assert [log.segment_count(Seqno(after)) for after in (0, firsts[1] - 2, firsts[1] - 1, firsts[2] - 2, 60)] == [
+        len(firsts),
+        len(firsts),
+        len(firsts) - 1,
+        len(firsts) - 1,
+        1,
+    ]
 
 
 def test_an_empty_segment_is_replaced_under_its_name(rig: LogRig):

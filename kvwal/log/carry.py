@@ -1,0 +1,105 @@
+"""The rewritten tail: what recovery read and cannot know to be on disk is written again before it is served.
+
+Commits beyond the durable watermark may be only in the page cache, since a flush of them may have failed before the
+crash, and a flush that is tried again would then succeed and write nothing. So they go into a new segment, which
+appears whole or not at all. It begins
+- where the newest segment begins, if that holds little: then it takes its place, and a program that crashes again and
+  again does not leave a segment each time;
+- behind the watermark otherwise: then what the older segment holds beyond that is superseded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Final, Protocol
+
+from kvwal.errors import CorruptionError, InternalError
+from kvwal.files import File
+from kvwal.keys import Seqno
+from kvwal.log.index import Index
+from kvwal.log.record import RECORD_HEADER_BYTES, WATERMARK, Record, encode_record
+from kvwal.log.segment import HEADER_PAGE_BYTES, SegmentHeader
+from kvwal.log.tail import LogEnd
+
+__all__ = ["Carry", "RecordSource"]
+
+# A newest segment that holds no more than this is rewritten from its beginning.
+_WHOLE_BYTES: Final = 256 << 10
+_WRITE_BYTES: Final = 1 << 20
+
+
+class RecordSource(Protocol):
+    """What a carry needs of the reader."""
+
+    def replay(self, after: Seqno, floor: Seqno) -> Iterable[Record]:
+        """The commits beyond `after`."""
+        ...
+
+
+class Carry:
+    """What the segment that a recovery makes begins with, and how it is written there.
+
+    Attributes:
+        first_seqno: of that segment. created_us, wall_us: its times, or None for the time of the last record and now.
+    """
+
+    def __init__(self, end: LogEnd, source: RecordSource) -> None:
+        self._end = end
+        self._records: Iterable[Record] = ()
+        newest = end.header
+        self.first_seqno = newest.first_seqno
+        self.created_us = newest.created_us
+        self.wall_us: int | None = newest.wall_us
+        whole = self._whole(source)
+        if whole is not None:
+            self._records = whole
+            return
+        self.first_seqno = Seqno(end.watermark + 1)
+        self.created_us = end.last_time_us
+        self.wall_us = None
+        if end.last_seqno > end.watermark:
+            self._records = source.replay(end.watermark, end.watermark)
+            # No record of a segment is older than the segment.
+            self.created_us = next(iter(self._records)).time_us
+
+    def _whole(self, source: RecordSource) -> Sequence[Record] | None:
+        """All records of the newest segment, if they are few and can be read."""
+        end = self._end
+        if end.position.offset - HEADER_PAGE_BYTES > _WHOLE_BYTES:
+            return None
+        try:
+            return list(source.replay(Seqno(self.first_seqno - 1), end.watermark))
+        except CorruptionError:
+            # What recovery does not need may be damaged.
+            return None
+
+    def fill(self, file: File, header: SegmentHeader, index: Index) -> int:
+        """Write the records into a segment that is being made; returns where they end.
+
+        The segment gets its name when all of it is on disk. So a reader of the watermark record at its end may
+        believe it.
+        """
+        end = self._end
+        start = offset = HEADER_PAGE_BYTES
+        last, time_us = Seqno(self.first_seqno - 1), end.last_time_us
+        frames: list[bytes] = []
+        for record in self._records:
+            watermark = min(end.watermark, last)
+            last, time_us = record.seqno, record.time_us
+            if offset >= index.next_offset:
+                index.add(last, time_us, offset)
+            seed = header.salt + offset
+            frames.append(encode_record(header.marker, seed, record.kind, last, watermark, time_us, record.body))
+            offset += len(frames[-1])
+            if offset - start >= _WRITE_BYTES:
+                file.pwrite(b"".join(frames), start)
+                frames.clear()
+                start = offset
+        if last != end.last_seqno:
+            raise InternalError(f"recovery read the log up to commit {end.last_seqno}, and then up to {last}")
+        file.pwrite(b"".join(frames), start)
+        if last >= header.first_seqno:
+            # A write of its own: if the disk loses the one before, this one tells.
+            file.pwrite(encode_record(header.marker, header.salt + offset, WATERMARK, last, last, time_us), offset)
+            offset += RECORD_HEADER_BYTES
+        return offset

@@ -1,0 +1,157 @@
+"""Reading the log from a commit on, a little at a time, while a writer appends."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Callable, Iterator
+from types import TracebackType
+
+from kvwal.errors import CorruptionError, closed
+from kvwal.files.names import segment_name
+from kvwal.keys import Seqno
+from kvwal.log.chain import FoundSegment
+from kvwal.log.reader import LogReader, place_before
+from kvwal.log.record import Record
+from kvwal.log.retention import Hold, refuse_gap
+from kvwal.log.walk import Place, Stop, walk
+
+__all__ = ["SegmentCursor", "read_kept"]
+
+
+def _never(seqno: Seqno, timeout_s: float | None) -> bool:
+    """Wait for a commit of a log that nothing is appended to."""
+    del seqno, timeout_s
+    return False
+
+
+def read_kept(reader: LogReader, after: Seqno | None, until: Seqno) -> SegmentCursor:
+    """The commits beyond `after` (None: all there are) up to `until`, of a log that no writer has open.
+
+    FeedGap if commits beyond `after` are no longer kept.
+    """
+    segments = reader.segments()
+    if not segments:
+        raise CorruptionError(segment_name(1), None, "the log has no segments")
+    oldest = Seqno(segments[0].first_seqno - 1)
+    after = oldest if after is None else after
+    refuse_gap(after, oldest, segments, until, None)
+    return SegmentCursor(reader, Hold({}, 0, after), until, lambda: until, _never)
+
+
+class SegmentCursor:
+    """A place in the log from which reading goes on; see `kvwal.log.protocol.LogCursor`.
+
+    It walks the segment from where it stopped. Only when that does not lead to the next commit it looks for the segment
+    anew, and then reads as recovery does, which says what is wrong.
+    """
+
+    def __init__(
+        self,
+        reader: LogReader,
+        hold: Hold,
+        until: Seqno | None,
+        durable: Callable[[], Seqno],
+        await_beyond: Callable[[Seqno, float | None], bool],
+    ) -> None:
+        self._reader = reader
+        self._hold: Hold | None = hold
+        self._until = until
+        self._durable = durable
+        self._await_beyond = await_beyond
+        #: The last commit that was handed out, or the one it began after.
+        self.position = hold.after
+        # The segment, the last commit in it if it has a successor, and how far it was walked.
+        self._at: tuple[FoundSegment, int | None, Place] | None = None
+        self._records: Iterator[Record] = iter(())
+        self._exhausted = False
+
+    def __iter__(self) -> SegmentCursor:
+        return self
+
+    def __next__(self) -> Record:
+        """The next commit. StopIteration if there is none yet: asked again later, it goes on.
+
+        Raises CorruptionError, FormatError or OSError as reading the log does, ClosedError after `close`.
+        """
+        if self._exhausted:
+            raise StopIteration
+        if self._hold is None:
+            raise closed("cursor")
+        record = next(self._records, None)
+        if record is None:
+            limit = self._durable() if self._until is None else self._until
+            self._records = self._beyond(limit)
+            record = next(self._records, None)
+        if record is not None:
+            self.position = record.seqno
+            return record
+        if self._until is not None:
+            self._exhausted = True
+            self.close()
+        raise StopIteration
+
+    def wait(self, timeout_s: float | None = None) -> bool:
+        """Wait until there is a commit beyond `position`, at most so long (None: for ever); whether there is one."""
+        if self._hold is None:
+            raise closed("cursor")
+        if self._until is not None:
+            return self.position < self._until
+        return self._await_beyond(self.position, timeout_s)
+
+    def close(self) -> None:
+        """Let go of the log that it holds. Idempotent."""
+        hold, self._hold = self._hold, None
+        self._records = iter(())
+        if hold is not None:
+            hold.release()
+
+    def __enter__(self) -> SegmentCursor:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _beyond(self, limit: Seqno) -> Iterator[Record]:
+        """The commits from the position to `limit`, which the log has."""
+        while self.position < limit:
+            found_now = self._at is None
+            if self._at is None:
+                self._at = self._find()
+            segment, last, place = self._at
+            until = limit if last is None else min(limit, last)
+            file = self._reader.chain.open(segment)
+            try:
+                yield from walk(file, segment.known, segment.limit, place, after=self.position, until=until)
+            finally:
+                file.close()
+            if place.stop is not Stop.REACHED:
+                self._at = None
+                if found_now:
+                    yield from self._judged(limit)
+                    return
+            elif place.last_seqno == last:
+                self._at = None
+            if self._hold is not None:
+                self._hold.advance(self.position)
+
+    def _find(self) -> tuple[FoundSegment, int | None, Place]:
+        """The segment with the commit behind the position, and where in it to begin."""
+        chain = self._reader.chain
+        names = chain.names()
+        i = bisect_right(names, self.position + 1) - 1
+        if i < 0:
+            # Raises what is wrong.
+            names = chain.beyond(self.position)[0]
+            i = bisect_right(names, self.position + 1) - 1
+        chain.header(names[i])
+        segment = chain.load(names[i])
+        last = names[i + 1] - 1 if i + 1 < len(names) else None
+        return segment, last, place_before(chain, segment.known, self.position)
+
+    def _judged(self, limit: Seqno) -> Iterator[Record]:
+        for record in self._reader.replay(self.position, limit):
+            if record.seqno > limit:
+                return
+            yield record

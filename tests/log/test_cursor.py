@@ -1,0 +1,262 @@
+"""Cursors: reading a little at a time, going on where one stopped, waiting for what comes."""
+
+from __future__ import annotations
+
+import errno
+import itertools
+import threading
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from log_rig import LogRig, check_content, entry, simulated_disk
+
+from kvwal.errors import ClosedError, CorruptionError, PoisonedError
+from kvwal.files import system_files
+from kvwal.files.names import segment_name
+from kvwal.keys import Seqno
+from kvwal.log import read_kept
+from kvwal.testing import SimulatedDisk
+
+
+@pytest.fixture
+def disk() -> SimulatedDisk:
+    return simulated_disk()
+
+
+@pytest.fixture
+def rig(disk: SimulatedDisk) -> LogRig:
+    return LogRig(disk, "/log")
+
+
+def seqnos(cursor: Any, n: int | None = None) -> list[int]:
+    found = []
+    for record in itertools.islice(cursor, n):
+        check_content(record.batch(), record.seqno)
+        found.append(int(record.seqno))
+    return found
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from(["append", "append", "sync", "mark", "read", "read", "close", "kill", "retire"]),
+            st.integers(1, 20),
+            st.sampled_from([20, 20, 700, 6000]),
+        ),
+        max_size=40,
+    ),
+    st.sampled_from([5096, 1 << 14, 1 << 20]),
+)
+def test_a_cursor_hands_out_every_durable_commit_once_in_order_whatever_the_writer_does(
+    steps: list[tuple[str, int, int]], segment_bytes: int
+):
+    rig = LogRig(simulated_disk(), "/log")
+    log = rig.create(segment_bytes=segment_bytes)
+    cursor = log.read(Seqno(0))
+    seen: list[int] = []
+    for step, n, size in steps:
+        if step == "append":
+            rig.fill(log, n, sync_every=7, size=size)
+        elif step == "sync":
+            log.sync()
+        elif step == "mark":
+            log.mark_idle()
+        elif step == "read":
+            seen += seqnos(cursor, n)
+        elif step == "retire":
+            log.retire(Seqno(log.last_seqno + 1))
+        else:
+            durable = log.durable_seqno
+            log.close() if step == "close" else log.abandon()
+            log = rig.resume(rig.replay(after=rig.segments()[0] - 1)[1], segment_bytes=segment_bytes)
+            assert log.last_seqno >= durable
+            # A cursor belongs to one open of the log; another goes on where it stopped.
+            cursor = log.read(cursor.position)
+        assert cursor.position == len(seen)
+    log.sync()
+    seen += seqnos(cursor)
+    assert seen == list(range(1, log.last_seqno + 1))
+    log.close()
+
+
+def test_a_cursor_that_has_read_all_goes_on_when_more_is_durable(rig: LogRig):
+    log = rig.create()
+    cursor = log.read()
+    assert seqnos(cursor) == []
+    assert not cursor.wait(0)
+    rig.fill(log, 3, sync_every=100)
+    # Not durable: a power cut could still take it back.
+    assert seqnos(cursor) == []
+    log.sync()
+    assert cursor.wait(0)
+    assert seqnos(cursor) == [1, 2, 3]
+    rig.fill(log, 40)
+    assert seqnos(cursor, 10) == list(range(4, 14))
+    rig.fill(log, 1)
+    assert seqnos(cursor) == list(range(14, 45))
+    assert cursor.position == 44
+
+
+def test_a_cursor_to_an_end_stops_there_and_may_go_beyond_what_is_durable(rig: LogRig):
+    log = rig.create()
+    rig.fill(log, 20, sync_every=100)
+    cursor = log.read(Seqno(5), until=Seqno(18))
+    assert cursor.wait(0)
+    assert seqnos(cursor) == list(range(6, 19))
+    assert seqnos(cursor) == []
+    rig.fill(log, 20)
+    assert seqnos(cursor) == []
+    assert log.holds() == []
+
+
+def test_a_closed_cursor_is_refused(rig: LogRig):
+    log = rig.create()
+    rig.fill(log, 3)
+    cursor = log.read()
+    next(cursor)
+    cursor.close()
+    with pytest.raises(ClosedError):
+        next(cursor)
+    with pytest.raises(ClosedError):
+        cursor.wait(0)
+
+
+def test_a_cursor_of_a_closed_log_is_refused_as_it_reaches_for_more(rig: LogRig):
+    log = rig.create()
+    rig.fill(log, 3)
+    cursor = log.read()
+    assert seqnos(cursor) == [1, 2, 3]
+    log.close()
+    with pytest.raises(ClosedError):
+        next(cursor)
+    with pytest.raises(ClosedError):
+        cursor.wait()
+
+
+def test_reading_on_from_where_a_cursor_stopped_costs_nothing_of_what_was_read(rig: LogRig, disk: SimulatedDisk):
+    log = rig.create(segment_bytes=1 << 20)
+    rig.fill(log, 100, size=500)
+    cursor = log.read()
+    assert len(seqnos(cursor)) == 100
+    end = log._offset
+    rig.fill(log, 1, size=500)
+    disk.trace = []
+    assert seqnos(cursor) == [101]
+    assert [op.offset for op in disk.trace if op.name == "pread"] == [end]
+
+
+def test_a_cursor_that_begins_late_begins_at_the_index(rig: LogRig):
+    log = rig.grown()
+    rig.fill(log, 30, size=5000)
+    last = int(log.last_seqno)
+    log.close()
+    newest = log.segments()[-1].first_seqno
+    rig.flip_commit(newest + 1)
+    assert seqnos(read_kept(rig.reader(), Seqno(last - 1), Seqno(last))) == [last]
+
+
+@pytest.mark.parametrize("damage", ["commit", "segment", "header"])
+def test_what_is_damaged_is_told_as_recovery_tells_it(rig: LogRig, damage: str):
+    log = rig.create()
+    rig.fill(log, 60)
+    third = log.segments()[2].first_seqno
+    cursor = log.read()
+    assert seqnos(cursor, 5) == [1, 2, 3, 4, 5]
+    if damage == "commit":
+        name, offset = rig.flip_commit(third + 1)
+        good = third
+    else:
+        name, offset, good = segment_name(third), None, third - 1
+        if damage == "segment":
+            rig.remove(name)
+        else:
+            rig.flip(name, 40)
+            offset = 0
+    with pytest.raises(CorruptionError) as caught:
+        while True:
+            next(cursor)
+    assert (caught.value.file, caught.value.offset) == (name, offset)
+    assert cursor.position == good
+
+
+def test_a_failed_read_is_an_error_and_the_cursor_goes_on_after_it(rig: LogRig, disk: SimulatedDisk):
+    log = rig.create()
+    rig.fill(log, 30)
+    for nth in range(1, 8):
+        cursor = log.read()
+        disk.fail("read", nth=nth, error=errno.EIO)
+        found = []
+        try:
+            found += seqnos(cursor)
+        except OSError:
+            pass
+        disk.heal()
+        assert [*range(1, cursor.position + 1), *seqnos(cursor)] == list(range(1, 31))
+
+
+# -- waiting -----------------------------------------------------------------------------------
+
+
+def test_a_flush_wakes_those_who_wait_and_nothing_else_does(tmp_path_factory: pytest.TempPathFactory):
+    rig = LogRig(system_files(), str(tmp_path_factory.mktemp("log")))
+    log = rig.create(segment_bytes=1 << 20)
+    seen: list[list[int]] = [[], [], []]
+
+    def follow(found: list[int]) -> None:
+        with log.read(Seqno(0)) as cursor:
+            while len(found) < 500 and cursor.wait():
+                found += seqnos(cursor)
+
+    threads = [threading.Thread(target=follow, args=(found,)) for found in seen]
+    for thread in threads:
+        thread.start()
+    for n in range(1, 501):
+        log.append_put(*entry(n))
+        if n % 3 == 0 or n == 500:
+            log.sync()
+    for thread in threads:
+        thread.join()
+    assert seen == [list(range(1, 501))] * 3
+    assert not log._waiting
+    assert log.holds() == []
+    log.close()
+
+
+def test_who_waits_in_vain_leaves_nothing_behind(rig: LogRig):
+    log = rig.create()
+    cursor = log.read()
+    for _ in range(100):
+        assert not cursor.wait(0)
+    assert not log._waiting
+
+
+@pytest.mark.parametrize("end", ["close", "abandon", "poison"])
+def test_the_end_of_a_log_wakes_those_who_wait(disk: SimulatedDisk, rig: LogRig, end: str):
+    log = rig.create()
+    rig.fill(log, 1)
+    cursor = log.read(Seqno(1))
+    outcome: list[object] = []
+
+    def wait() -> None:
+        try:
+            outcome.append(cursor.wait())
+        except ClosedError as error:
+            outcome.append(error)
+
+    thread = threading.Thread(target=wait)
+    thread.start()
+    while not log._waiting:
+        pass
+    if end == "poison":
+        log.append_put(*entry(2))
+        disk.fail("datasync")
+        with pytest.raises(PoisonedError):
+            log.sync()
+    else:
+        getattr(log, end)()
+    thread.join()
+    [found] = outcome
+    assert found is False if end == "poison" else isinstance(found, ClosedError)

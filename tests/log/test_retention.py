@@ -1,0 +1,327 @@
+"""What of the log may go: holds, bytes, age; and what is refused because it is gone."""
+
+from __future__ import annotations
+
+import gc
+import logging
+import threading
+from datetime import UTC, datetime
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from log_rig import SEGMENT_BYTES, LogRig, simulated_disk
+
+from kvwal.errors import FeedGap
+from kvwal.keys import Seqno
+from kvwal.log import LogOptions, SegmentInfo, SegmentLog, read_kept
+from kvwal.log.retention import Retention, TrustedClock
+from kvwal.testing import SimulatedDisk
+
+HOUR_US = 3600 * 1_000_000
+DAY_US = 24 * HOUR_US
+
+
+@pytest.fixture
+def disk() -> SimulatedDisk:
+    return simulated_disk()
+
+
+@pytest.fixture
+def rig(disk: SimulatedDisk) -> LogRig:
+    return LogRig(disk, "/log")
+
+
+class Time:
+    """A wall clock and a monotonic one, in step until told otherwise."""
+
+    def __init__(self) -> None:
+        self.wall_us = 1_000 * DAY_US
+        self.s = 0.0
+
+    def now_us(self) -> int:
+        return self.wall_us
+
+    def monotonic_s(self) -> float:
+        return self.s
+
+    def pass_s(self, seconds: float) -> None:
+        self.wall_us += int(seconds * 1e6)
+        self.s += seconds
+
+
+def segments(*walls: int, size: int = 100) -> list[SegmentInfo]:
+    """Segments of ten commits each, made at these times."""
+    return [
+        SegmentInfo(Seqno(10 * i + 1), size, wall, wall, i + 1 < len(walls)) for i, wall in enumerate(walls)
+    ]
+
+
+def retention(time: Time, **options: float) -> Retention:
+    return Retention(LogOptions(**options), time.now_us, time.monotonic_s)  # type: ignore[arg-type]
+
+
+# -- what recovery needs, and holds ------------------------------------------------------------
+
+
+@given(st.integers(1, 60), st.lists(st.integers(0, 50), max_size=3))
+def test_nothing_that_recovery_or_a_hold_needs_is_let_go(below: int, held: list[int]):
+    kept = retention(Time())
+    there = segments(0, 0, 0, 0, 0)
+    holds = [kept.hold("some", Seqno(after), there, Seqno(50), 0) for after in held]
+    n = kept.release_before(Seqno(below), there)
+    first = there[n].first_seqno
+    needed = min([below, *(after + 1 for after in held)])
+    assert first <= needed or n == 0
+    # And no more is kept than one segment from whose beginning on it is needed.
+    assert n == len(there) - 1 or there[n + 1].first_seqno > needed
+    del holds
+
+
+def test_the_newest_segment_never_goes():
+    assert retention(Time()).release_before(Seqno(1000), segments(0, 0, 0)) == 2
+    assert retention(Time()).release_before(Seqno(1000), segments(0)) == 0
+
+
+def test_a_hold_lets_go_as_it_moves_and_when_it_is_released_or_collected():
+    kept = retention(Time())
+    there = segments(0, 0, 0, 0)
+    hold = kept.hold("consumer", Seqno(5), there, Seqno(40), 0)
+    assert [(info.name, info.after) for info in kept.holds()] == [("consumer", 5)]
+    assert kept.release_before(Seqno(100), there) == 0
+    hold.advance(Seqno(19))
+    assert kept.release_before(Seqno(100), there) == 1
+    hold.advance(Seqno(3))
+    assert hold.after == 19
+    hold.release()
+    hold.release()
+    assert kept.holds() == []
+    assert kept.release_before(Seqno(100), there) == 3
+    again = kept.hold("again", None, there, Seqno(40), 0)
+    assert again.after == 30
+    del again
+    gc.collect()
+    assert kept.holds() == []
+
+
+def test_what_was_let_go_is_refused_even_while_its_file_is_there():
+    kept = retention(Time())
+    there = segments(7, 8, 9)
+    assert kept.release_before(Seqno(25), there) == 2
+    with pytest.raises(FeedGap) as caught:
+        kept.hold("late", Seqno(4), there, Seqno(29), 99)
+    gap = caught.value
+    assert (gap.asked, gap.oldest, gap.newest, gap.lost_commits) == (4, 21, 29, 16)
+    moments = [datetime(1970, 1, 1, microsecond=us, tzinfo=UTC) for us in (9, 99)]
+    assert [gap.oldest_time, gap.newest_time] == moments
+    assert (gap.nearest, gap.forked_at) == ((None, None), None)
+    assert kept.holds() == []
+    assert kept.hold("in time", Seqno(20), there, Seqno(29), 99).after == 20
+
+
+def test_a_hold_that_comes_while_segments_are_let_go_is_honoured_or_refused():
+    """The two look at each other in an order in which one of them sees the other: tried with threads."""
+    there = segments(*[0] * 20)
+    for _ in range(300):
+        kept = retention(Time())
+        outcome: list[object] = []
+
+        def ask(kept: Retention = kept, outcome: list[object] = outcome) -> None:
+            try:
+                outcome.append(kept.hold("racing", Seqno(95), there, Seqno(200), 0))
+            except FeedGap as gap:
+                outcome.append(gap)
+
+        thread = threading.Thread(target=ask)
+        thread.start()
+        n = kept.release_before(Seqno(150), there)
+        thread.join()
+        [answer] = outcome
+        assert isinstance(answer, FeedGap) or there[n].first_seqno <= 96
+
+
+# -- bytes -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("wanted", "kept"), [(0, 0), (1, 1), (100, 1), (101, 2), (200, 2), (399, 4), (1000, 4)])
+def test_at_least_as_many_bytes_are_kept_as_were_asked_for(wanted: int, kept: int):
+    there = segments(0, 0, 0, 0, 0)
+    assert retention(Time(), retain_bytes=wanted).release_before(Seqno(1000), there) == 4 - kept
+    # What recovery needs is not counted.
+    assert retention(Time(), retain_bytes=wanted).release_before(Seqno(21), there) == max(0, 2 - kept)
+
+
+def test_retire_keeps_as_many_bytes_as_it_is_told(rig: LogRig):
+    log = rig.create(retain_bytes=2 * SEGMENT_BYTES)
+    rig.fill(log, 60)
+    firsts = [s.first_seqno for s in log.segments()]
+    assert log.retire(Seqno(1000)) == firsts[:-3]
+    assert rig.segments() == firsts[-3:]
+
+
+# -- age ---------------------------------------------------------------------------------------
+
+
+def test_what_is_younger_than_asked_for_is_kept():
+    time = Time()
+    kept = retention(time, retain_s=10.0)
+    now = time.wall_us
+    there = segments(*[now - seconds * 1_000_000 for seconds in (40, 30, 20, 10, 5)])
+    # No commit of a segment is younger than the next one.
+    assert kept.release_before(Seqno(1000), there) == 2
+    time.pass_s(0.000_001)
+    assert kept.release_before(Seqno(1000), there) == 3
+    time.pass_s(1000)
+    assert kept.release_before(Seqno(1000), there) == 4
+
+
+def test_bytes_and_age_both_keep():
+    time = Time()
+    there = segments(*[time.wall_us - n * HOUR_US for n in (5, 4, 3, 2, 1)])
+    assert retention(time, retain_s=2.5 * 3600).release_before(Seqno(1000), there) == 2
+    assert retention(time, retain_s=2.5 * 3600, retain_bytes=150).release_before(Seqno(1000), there) == 2
+    assert retention(time, retain_s=2.5 * 3600, retain_bytes=350).release_before(Seqno(1000), there) == 0
+
+
+@pytest.mark.parametrize("wrong", [365 * DAY_US, -365 * DAY_US])
+def test_a_clock_that_was_wrong_while_segments_were_made_stops_retention_for_no_longer_than_it_keeps(wrong: int):
+    time = Time()
+    kept = retention(time, retain_s=3600.0)
+    now = time.wall_us
+    made = [now - 5 * HOUR_US, now - 4 * HOUR_US, now - 3 * HOUR_US + wrong, now - 2 * HOUR_US, now - HOUR_US // 2]
+    there = segments(*made)
+    assert kept.release_before(Seqno(1000), there) == 3
+    # The newest one alone: until the next one is made it looks as young as it says.
+    there = segments(*made[:3])
+    assert kept.release_before(Seqno(1000), there) == (1 if wrong > 0 else 2)
+
+
+def test_a_clock_that_stepped_back_keeps_no_longer_than_its_age_from_then_on():
+    time = Time()
+    kept = retention(time, retain_s=3600.0)
+    before = time.wall_us
+    time.wall_us -= 365 * DAY_US
+    there = segments(before - 3 * HOUR_US, before - 2 * HOUR_US, time.wall_us, time.wall_us)
+    assert kept.release_before(Seqno(1000), there) == 0
+    time.pass_s(3601)
+    assert kept.release_before(Seqno(1000), there) == 3
+
+
+def test_a_step_ahead_is_believed_only_after_it_has_stood_for_ten_minutes(caplog: pytest.LogCaptureFixture):
+    time = Time()
+    clock = TrustedClock(time.now_us, time.monotonic_s)
+    start = time.wall_us
+    time.pass_s(60)
+    assert clock.now_us() == start + 60_000_000
+    time.wall_us += 365 * DAY_US
+    assert clock.now_us() == start + 60_000_000
+    time.pass_s(599)
+    assert clock.now_us() == start + 659_000_000
+    with caplog.at_level(logging.WARNING, "kvwal"):
+        time.pass_s(1)
+        assert clock.now_us() == time.wall_us
+    assert "went ahead" in caplog.text
+    time.pass_s(5)
+    assert clock.now_us() == time.wall_us
+
+
+def test_a_step_ahead_that_is_taken_back_was_never_believed():
+    time = Time()
+    clock = TrustedClock(time.now_us, time.monotonic_s)
+    start = time.wall_us
+    time.wall_us += 2 * DAY_US
+    assert clock.now_us() == start
+    time.wall_us -= 2 * DAY_US
+    time.pass_s(900)
+    assert clock.now_us() == start + 900_000_000
+    # Another one stands anew for ten minutes.
+    time.wall_us += 2 * DAY_US
+    assert clock.now_us() == start + 900_000_000
+
+
+@pytest.mark.parametrize("step_us", [HOUR_US, -HOUR_US, -365 * DAY_US])
+def test_a_small_step_ahead_and_every_step_back_is_believed_at_once(step_us: int):
+    time = Time()
+    clock = TrustedClock(time.now_us, time.monotonic_s)
+    time.wall_us += step_us
+    assert clock.now_us() == time.wall_us
+
+
+def test_a_clock_a_year_ahead_for_one_commit_neither_stops_retention_nor_breaks_the_order_of_times(
+    rig: LogRig, disk: SimulatedDisk
+):
+    log = rig.create(retain_s=60.0, time_us=disk.clock_us)
+    rig.fill(log, 20)
+    disk.jump_clock(365 * DAY_US)
+    rig.fill(log, 20)
+    disk.jump_clock(-365 * DAY_US)
+    rig.fill(log, 20)
+    assert log.retire(Seqno(60)) == []
+    disk.jump_clock(61_000_000)
+    rig.fill(log, 20)
+    firsts = [s.first_seqno for s in log.segments()]
+    assert log.retire(Seqno(60)) == firsts[:4]
+    times = [record.time_us for record in log.read()]
+    assert times == sorted(times)
+    log.close()
+
+
+# -- cursors hold ------------------------------------------------------------------------------
+
+
+def filled(rig: LogRig) -> tuple[SegmentLog, list[int]]:
+    log = rig.create()
+    rig.fill(log, 60)
+    return log, [s.first_seqno for s in log.segments()]
+
+
+def test_a_cursor_holds_what_it_has_not_read_and_gives_it_back(rig: LogRig):
+    log, firsts = filled(rig)
+    cursor = log.read(until=Seqno(60))
+    assert next(cursor).seqno == 1
+    assert log.retire(Seqno(60)) == []
+    assert [info.name for info in log.holds()] == ["history"]
+    seen = [1]
+    while cursor.position < firsts[2]:
+        seen.append(int(next(cursor).seqno))
+    assert log.retire(Seqno(60)) == firsts[:2]
+    seen += [int(record.seqno) for record in cursor]
+    assert seen == list(range(1, 61))
+    assert log.holds() == []
+    assert log.retire(Seqno(61)) == firsts[2:-1]
+
+
+@pytest.mark.parametrize("end", ["close", "with", "collect", "exhaust"])
+def test_a_cursor_that_ended_holds_nothing(rig: LogRig, end: str):
+    log, firsts = filled(rig)
+    cursor = log.read(until=Seqno(60))
+    next(cursor)
+    if end == "close":
+        cursor.close()
+        cursor.close()
+    elif end == "with":
+        with cursor:
+            next(cursor)
+    elif end == "exhaust":
+        assert len(list(cursor)) == 59
+    else:
+        del cursor
+        gc.collect()
+    assert log.holds() == []
+    assert log.retire(Seqno(61)) == firsts[:-1]
+
+
+def test_a_position_that_is_no_longer_kept_is_refused_at_the_call(rig: LogRig):
+    log, firsts = filled(rig)
+    log.retire(Seqno(firsts[2]))
+    for after in (0, firsts[2] - 2):
+        with pytest.raises(FeedGap) as caught:
+            log.read(Seqno(after))
+        assert (caught.value.oldest, caught.value.lost_commits) == (firsts[2], firsts[2] - 1 - after)
+        assert caught.value.newest == 60
+    assert next(log.read(Seqno(firsts[2] - 1))).seqno == firsts[2]
+    assert next(log.read()).seqno == firsts[2]
+    log.close()
+    with pytest.raises(FeedGap):
+        read_kept(rig.reader(), Seqno(0), Seqno(60))
+    assert [r.seqno for r in read_kept(rig.reader(), None, Seqno(60))] == list(range(firsts[2], 61))
