@@ -68,7 +68,6 @@ class FakeLog:
         self.syncs = 0
         self.fail_append: list[BaseException] = []
         #: Of appends that may use what is kept for a full disk.
-        self.fail_small: list[BaseException] = []
         self.fail_sync: list[BaseException] = []
         self.on_sync: Callable[[], None] = lambda: None
         self.on_append: Callable[[], None] = lambda: None
@@ -76,8 +75,8 @@ class FakeLog:
     def append_put(self, key: bytes, value: bytes) -> Seqno:
         return self.append((encode_put(key, value),))
 
-    def append(self, bodies: Sequence[Any], *, small: bool = False) -> Seqno:
-        failures = self.fail_small if small else self.fail_append
+    def append(self, bodies: Sequence[Any]) -> Seqno:
+        failures = self.fail_append
         if failures:
             raise failures.pop()
         new = [body if isinstance(body, bytes) else b"".join(body) for body in bodies]

@@ -41,6 +41,8 @@ _SPARSE: Final = 10
 _LEAST_COMPACT_PAGES: Final = 256
 #: Generations from moving a page to cutting the file behind it.
 COMPACT_PASSES: Final = 3
+# A checkpoint starts when a replay would read this many segments: opening each costs a few system calls.
+_MOST_SEGMENTS: Final = 64
 
 # How long a checkpoint works before it lets other threads run, and for how long it does: while a commit is under way,
 # and otherwise. A thread needs about 100 us to wake up and take the interpreter; who comes back earlier has it again.
@@ -162,6 +164,7 @@ class Checkpointer:
             version.frozen is not None
             or version.memtable.bytes_used >= options.memtable_bytes
             or self._log.tail_bytes - self.log_bytes_at_last >= options.checkpoint_log_bytes
+            or self._log.segment_count(self._pages.meta.seqno) >= _MOST_SEGMENTS
             or options.files.monotonic_s() - self._last_s >= options.checkpoint_interval_s
         )
 

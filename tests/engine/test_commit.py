@@ -386,7 +386,7 @@ def test_a_put_alone_on_a_full_disk_fails_and_is_told_to_the_pressure(way: str) 
 def test_a_delete_uses_the_reserve_where_not_even_a_small_record_fits(reserve: bool) -> None:
     queue, log, state = make(reserve=reserve)
     one, two = delete_request(b"one"), delete_request(b"two")
-    log.fail_append, log.fail_small = [DiskFullError("full")], [DiskFullError("full")]
+    log.fail_append = [DiskFullError("full"), DiskFullError("full")]
     queue.submit([one, two])
     assert isinstance(one.error, type(None) if reserve else DiskFullError)
     assert (two.error, two.seqno) == (None, 1 + reserve)

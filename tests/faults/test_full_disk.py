@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -370,3 +371,26 @@ def test_a_full_disk_under_many_threads_refuses_each_commit_or_keeps_it() -> Non
     with open_on(disk) as db:
         assert_is(db, model)
         assert problems_of(db) == []
+
+
+def test_the_reserve_is_whole_after_a_crash_and_is_enough_for_deletes() -> None:
+    """It was made and not flushed: a power cut left it empty, and an empty file passed for one that holds space."""
+    settings: dict[str, Any] = {"background": False, "segment_bytes": 16 << 10}
+    disk = SimulatedDisk(seed=1, capacity=8 << 20)
+    kvwal.open("/kv", files=disk, **settings)[b"a"] = b"1"
+    # Nothing that was not flushed survives.
+    disk = disk.crash()
+    db = kvwal.open("/kv", files=disk, **settings)
+    for n in range(40):
+        db[b"%d" % n] = b"x" * 100
+    reserve = disk.open_directory("/kv").open("reserve")
+    assert reserve.size() == RESERVE_BYTES
+    # Else its space would not be free when it is removed.
+    reserve.close()
+    other = disk.open_directory("/").open("other", create=True)
+    with pytest.raises(OSError, match="ENOSPC"):
+        for at in itertools.count(0, 4096):
+            other.pwrite(b"x" * 4096, at)
+    for n in range(600):
+        db.delete(b"%d" % n)
+    assert list(db) == [b"a"]
