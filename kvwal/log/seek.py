@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from bisect import bisect_right
 from collections.abc import Iterator
 from typing import Final
@@ -10,8 +9,9 @@ from typing import Final
 from kvwal.errors import CorruptionError
 from kvwal.files.names import segment_name
 from kvwal.keys import Seqno
+from kvwal.locks import locked, new_lock
 from kvwal.log.chain import Chain
-from kvwal.log.index import Index, load_index
+from kvwal.log.index import Entry, Index, load_index
 from kvwal.log.reader import read_segment, start_of
 from kvwal.log.record import LogPosition, Record
 from kvwal.log.segment import HEADER_PAGE_BYTES, SegmentHeader
@@ -27,8 +27,8 @@ class Seek:
 
     def __init__(self, chain: Chain) -> None:
         self._chain = chain
-        # Guards the indexes, which grow as they are used.
-        self._lock = threading.Lock()
+        #: Guards the indexes, which grow as they are used.
+        self.lock = new_lock()
         self._indexes: dict[int, tuple[int, Index]] = {}
 
     def seek(self, seqno: Seqno) -> LogPosition:
@@ -81,12 +81,7 @@ class Seek:
         """
         header = self._chain.header(names[i])
         index = self._index(header) or Index()
-        with self._lock:
-            entry = index.made_by(time_us) if seqno is None else index.at_or_before(seqno)
-            if header.first_seqno not in self._indexes:
-                while len(self._indexes) >= _MAX_CACHED_INDEXES:
-                    del self._indexes[next(iter(self._indexes))]
-            self._indexes[header.first_seqno] = (header.salt, index)
+        entry = self._keep(header, index, seqno, time_us)
         segment = self._chain.load(names[i])
         place = start_of(header)
         if entry is not None:
@@ -94,13 +89,25 @@ class Seek:
         until = names[i + 1] - 1 if i + 1 < len(names) else None
         for record in read_segment(self._chain, segment, place, until=until):
             if record.offset >= index.next_offset:
-                with self._lock:
-                    if record.offset >= index.next_offset:
-                        index.add(record.seqno, record.time_us, record.offset)
+                self._lengthen(index, record)
             yield record
+
+    @locked
+    def _keep(self, header: SegmentHeader, index: Index, seqno: int | None, time_us: int) -> Entry | None:
+        """Keep the index, and look the place up in it."""
+        if header.first_seqno not in self._indexes:
+            while len(self._indexes) >= _MAX_CACHED_INDEXES:
+                del self._indexes[next(iter(self._indexes))]
+        self._indexes[header.first_seqno] = (header.salt, index)
+        return index.made_by(time_us) if seqno is None else index.at_or_before(seqno)
+
+    @locked
+    def _lengthen(self, index: Index, record: Record) -> None:
+        if record.offset >= index.next_offset:
+            index.add(record.seqno, record.time_us, record.offset)
 
     def _index(self, header: SegmentHeader) -> Index | None:
         """The segment's index as far as it is known; a segment that was replaced has another salt."""
-        with self._lock:
-            salt, index = self._indexes.get(header.first_seqno, (None, None))
+        # One look, which needs no lock.
+        salt, index = self._indexes.get(header.first_seqno, (None, None))
         return index if salt == header.salt else load_index(self._chain.directory, header)
