@@ -15,6 +15,7 @@ from kvwal.files.failures import failed, is_full
 from kvwal.files.file import SystemFile, sync
 from kvwal.files.fork import birthmark, refuse_in_child
 from kvwal.files.lock import (
+    HINT_BYTES,
     add_holder,
     hint_of_this_process,
     holder_in_hint,
@@ -32,8 +33,6 @@ _NOFOLLOW = getattr(os, "O_NOFOLLOW", 0)
 # A FIFO or a device of a store's name would keep an open waiting.
 _FLAGS = _NOFOLLOW | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0)
 _DIRECTORY = os.O_RDONLY | getattr(os, "O_DIRECTORY", 0) | getattr(os, "O_CLOEXEC", 0)
-
-_HINT_BYTES = 200
 
 #: Whether every call that takes a name takes the descriptor of the directory that holds it.
 BY_DESCRIPTOR = os.supports_dir_fd >= {os.open, os.stat, os.unlink, os.rename} and os.listdir in os.supports_fd
@@ -227,8 +226,8 @@ class SystemDirectory:
     def _write_hint(self, data: bytes, flags: int, mode: int) -> None:
         fd = self._descriptor(LOCK, _FLAGS | os.O_RDWR | flags, mode)
         try:
-            os.ftruncate(fd, 0)
-            os.write(fd, data)
+            # Never cut: some file systems flush a file that was cut and written anew, and that takes milliseconds.
+            os.write(fd, data.ljust(HINT_BYTES - 1) + b"\n")
         finally:
             os.close(fd)
 
@@ -238,7 +237,7 @@ class SystemDirectory:
         except OSError:
             return None
         try:
-            return holder_in_hint(os.read(fd, _HINT_BYTES).decode("ascii", "replace"))
+            return holder_in_hint(os.read(fd, HINT_BYTES).decode("ascii", "replace"))
         except OSError:
             return None
         finally:

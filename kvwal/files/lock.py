@@ -20,6 +20,7 @@ from weakref import ref
 from kvwal.files.fork import Birthmark, when_noticed
 
 __all__ = [
+    "HINT_BYTES",
     "add_holder",
     "hint_of_this_process",
     "holder_in_hint",
@@ -28,6 +29,9 @@ __all__ = [
     "try_lock",
     "unlock",
 ]
+
+#: Size of the hint, filled up with spaces. It is less than 90 characters.
+HINT_BYTES: Final = 128
 
 _UNKNOWN: Final = "-"
 # Field 22 of /proc/PID/stat, counted from the end of the command's name, which may have spaces.
@@ -70,7 +74,7 @@ when_noticed(_drop_inherited)
 
 def hint_of_this_process() -> str:
     """What a writer leaves in the file `lock`."""
-    return f"{os.getpid()} {_start_of('self')} {_boot()} {_namespace()}\n"
+    return f"{os.getpid()} {_start_of('self')} {_boot()} {_namespace()}"
 
 
 def holder_in_hint(text: str) -> int | None:
