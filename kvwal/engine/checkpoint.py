@@ -186,6 +186,10 @@ class Checkpointer:
             if not even_if_empty:
                 return
             memtable = Memtable(self._pages.meta.seqno)
+            time_us = self._pages.meta.time_us
+        else:
+            # That of the last commit, or of one that was made since.
+            time_us = self._log.last_time_us
         log_bytes = self._log.tail_bytes
         yield_to_writers = self._yield_to_writers if self._options.background else _go_on
         last_seqno = memtable.last_seqno
@@ -195,7 +199,9 @@ class Checkpointer:
                 _updates(memtable, yield_to_writers),
                 memtable.ranges.newest.ranges(),
                 seqno=last_seqno,
-                time_us=files.now_us(),
+                time_us=time_us,
+                wall_us=files.now_us(),
+                session=self._log.session,
                 before_flip=lambda: self._flush_log(last_seqno),
                 yield_to_writers=yield_to_writers,
                 compact=compact,

@@ -174,6 +174,11 @@ class SegmentLog(SegmentWriter):
         return self._retention.holds()
 
     @property
+    def session(self) -> int:
+        """Number of the writable open that this log belongs to."""
+        return self._identity.session
+
+    @property
     def tail_bytes(self) -> int:
         """Bytes of records appended since this log was opened."""
         return self._tail_bytes + self._offset
