@@ -15,14 +15,15 @@ from __future__ import annotations
 
 import functools
 import logging
+import sys
 import threading
 from collections.abc import Callable
-from types import TracebackType
+from types import FrameType, TracebackType
 from typing import Any, Concatenate, Final, ParamSpec, Protocol, TypeVar
 
 from kvwal.errors import ReentrancyError
 
-__all__ = ["Lock", "collect_first", "locked", "new_lock", "refuse_reentry", "refused_calls", "release"]
+__all__ = ["Lock", "collect_first", "is_nested", "locked", "new_lock", "refuse_reentry", "refused_calls", "release"]
 
 _P = ParamSpec("_P")
 _S = TypeVar("_S")
@@ -59,10 +60,28 @@ def release(lock: Lock) -> None:
 def refuse_reentry(lock: Lock, what: str) -> None:
     """ReentrancyError if the calling thread is in a section of this lock, which it was interrupted in."""
     if lock._is_owned():
+        if not is_nested():
+            # A second interruption came into the handler of the first one, and left it owned.
+            release(lock)
+            return
         # Python drops what a finalizer raises, so the log is the only one to tell.
         _refused.append(None)
         logging.getLogger("kvwal").error("%s was refused: its thread is inside another call of the same store", what)
         raise ReentrancyError(what)
+
+
+def is_nested() -> bool:
+    """Whether the call of the store that is being made came from within another one, by way of other code."""
+    left = False
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        name = frame.f_globals.get("__name__", "")
+        if not name.startswith("kvwal."):
+            left = True
+        elif left and name.startswith(("kvwal.engine.", "kvwal.log.", "kvwal.pages.", "kvwal.locks")):
+            return True
+        frame = frame.f_back
+    return False
 
 
 def collect_first(lock: Lock, count: int) -> None:

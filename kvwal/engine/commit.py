@@ -37,7 +37,7 @@ from kvwal.engine.state import State
 from kvwal.errors import DiskFullError, EnvironmentFailure, Error, PoisonedError, poisoned
 from kvwal.files import Buffer
 from kvwal.keys import Seqno
-from kvwal.locks import collect_first, new_lock, refuse_reentry, release
+from kvwal.locks import collect_first, is_nested, new_lock, refuse_reentry, release
 from kvwal.log import encode_put
 
 __all__ = ["CommitQueue", "Log", "RefusingLog"]
@@ -299,6 +299,12 @@ class CommitQueue:
 
     def refuse_reentry(self, what: str) -> None:
         """ReentrancyError if the calling thread leads, or is in a section of the state."""
+        if self.lock._is_owned() and not is_nested():
+            # A second interruption came into the handler of the first one, and left the lead with a thread that is gone
+            # from here. Its commits are ended as that handler would have done.
+            waiter = self._waiter()
+            left = [request for request in list(self._queue) if request.waiter is waiter]
+            self._after_exception(left, KeyboardInterrupt())
         for lock in (self.lock, self._state.lock, self.queue_lock):
             refuse_reentry(lock, what)
 

@@ -694,3 +694,19 @@ def test_the_head_may_leave_the_queue_while_the_leader_looks_for_the_next() -> N
     log.on_sync = lambda: queue._queue.append(late)
     assert queue.commit(put_request(b"k", b"v")) == 1
     at_rest(queue, log, state)
+
+
+def test_a_lead_that_a_second_interruption_left_behind_is_ended_by_the_next_call_of_its_thread() -> None:
+    queue, log, state = alone()
+    queue.put(b"before", b"1", True)
+    queue.lock.acquire()
+    left = put_request(b"left", b"1")
+    left.waiter = queue._thread.waiter
+    queue._queue.append(left)
+    assert queue.put(b"k", b"v", True) == 2
+    assert left.done
+    assert isinstance(left.error, KeyboardInterrupt)
+    assert times_written(log, b"left") == 0
+    state.lock.acquire()
+    assert queue.put(b"k", b"w", True) == 3
+    at_rest(queue, log, state)
