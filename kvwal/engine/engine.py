@@ -24,7 +24,7 @@ from kvwal.engine.stats import Pin, Stats
 from kvwal.engine.verify import VerifyReport, verify_parts
 from kvwal.errors import DiskFullError, LockedError, PoisonedError, closed, forked, read_only
 from kvwal.keys import Seqno
-from kvwal.locks import new_lock, refuse_reentry, release
+from kvwal.locks import is_nested, new_lock, refuse_reentry, release
 from kvwal.log import Record, SegmentLog, read_kept
 from kvwal.options import Flag, Options, wants_sync
 
@@ -216,17 +216,12 @@ class Engine:
             self.abandon_in_child()
         if self.is_closed or self.lock._is_owned():
             return
-        if self._is_inside():
+        if is_nested():
+            # The interrupted call may own any lock, so another thread waits for it to end.
             self.state.begin_close(closed)
             threading.Thread(target=self._close, name="kvwal-close").start()
         else:
             self._close()
-
-    def _is_inside(self) -> bool:
-        locks = [self.state.lock, self.queue.lock, self.queue.queue_lock]
-        if self._checkpointer is not None:
-            locks.append(self._checkpointer.lock)
-        return any(lock._is_owned() for lock in locks)
 
     def _close(self) -> None:
         try:
@@ -241,7 +236,11 @@ class Engine:
                     if self._log is not None:
                         self._close_log(self._log)
                 finally:
-                    self._let_go()
+                    if self._checkpointer is None:
+                        self._let_go()
+                    else:
+                        # A checkpoint of a call that a signal handler interrupted to close is still unwinding.
+                        self._checkpointer.while_idle(self._let_go)
         except BaseException:
             release(self.lock)
             raise
