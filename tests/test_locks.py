@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import logging
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -196,6 +197,9 @@ WORK: dict[str, Callable[[kvwal.Store, int], object]] = {
 
 
 COMMITS = ("put", "batch", "transaction", "add")
+# The collector of 3.14 also runs in the middle of a section, where it did not before: half of the calls are refused
+# there.
+FEW_ARE_REFUSED = sys.version_info < (3, 14)
 
 
 @pytest.mark.parametrize("work", sorted(WORK))
@@ -203,7 +207,7 @@ COMMITS = ("put", "batch", "transaction", "add")
 def test_a_put_of_a_finalizer_is_done_or_refused(work: str) -> None:
     with kvwal.open("/kv", files=SimulatedDisk(), background=False, durability="os") as db:
         outcome = put_while_finalizers_put(db, 600, lambda number: WORK[work](db, number))
-        if work in COMMITS:
+        if work in COMMITS and FEW_ARE_REFUSED:
             assert len(outcome.refused) < 30
         check_store(db)
         db.checkpoint()
@@ -221,7 +225,7 @@ def test_ten_thousand_finalizers_that_put_during_commits(durability: str) -> Non
             WORK[COMMITS[number % 4]](db, number)
 
         outcome = put_while_finalizers_put(db, 10_000, work)
-        assert len(outcome.refused) < 500
+        assert len(outcome.refused) < 500 or not FEW_ARE_REFUSED
         returned = outcome.returned
     with kvwal.open("/kv", files=disk) as db:
         for key in returned:
