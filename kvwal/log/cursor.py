@@ -121,7 +121,14 @@ class SegmentCursor:
                 self._at = self._find()
             segment, last, place = self._at
             until = limit if last is None else min(limit, last)
-            file = self._reader.chain.open(segment)
+            try:
+                file = self._reader.chain.open(segment)
+            except FileNotFoundError:
+                if found_now:
+                    raise
+                # All of it was read, so it could be retired; what comes next is in another one.
+                self._at = None
+                continue
             try:
                 yield from walk(file, segment.known, segment.limit, place, after=self.position, until=until)
             finally:

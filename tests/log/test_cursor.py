@@ -112,6 +112,16 @@ def test_a_cursor_to_an_end_stops_there_and_may_go_beyond_what_is_durable(rig: L
     assert log.holds() == []
 
 
+def test_a_cursor_that_has_read_a_segment_to_its_end_needs_it_no_more(rig: LogRig):
+    log = rig.create()
+    rig.fill(log, 1, size=900)
+    cursor = log.read()
+    assert seqnos(cursor) == [1]
+    rig.fill(log, 1, size=900)
+    assert log.retire(Seqno(3)) == [1]
+    assert seqnos(cursor) == [2]
+
+
 def test_a_closed_cursor_is_refused(rig: LogRig):
     log = rig.create()
     rig.fill(log, 3)
