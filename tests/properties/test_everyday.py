@@ -315,7 +315,11 @@ PRELUDE = """
         elif what == "compact":
             db.compact()
         elif what == "history":
-            for _ in zip(range(20), db.history(max(0, db.last_seqno - 20))): pass
+            # A checkpoint of another call may have removed that log: a gap is told, never skipped.
+            try:
+                for _ in zip(range(20), db.history(max(0, db.last_seqno - 20))): pass
+            except kvwal.FeedGap:
+                pass
 
     ALL = ["put", "get", "scan", "commit", "transaction", "len", "snapshot", "stats", "operation", "sync"]
     RARE = ["checkpoint", "verify", "compact", "history"] if what.startswith("all") else ["history"]
