@@ -38,14 +38,21 @@ _CLOSE_REPLAY_BYTES = 256 << 10
 _abandoned: list[Background] = []
 # A checkpoint that is under way is finished first.
 _ABANDONED_WAIT_S = 10.0
+# Stores that were closed from within another call: each waits for that call if it is one of its own.
+_closing: list[threading.Thread] = []
+# Short, as the call may be one that this thread must return to.
+_CLOSING_WAIT_S = 1.0
 
 
 def _wait_for_abandoned() -> bool:
-    """Wait until no dropped store of this process works any more. False if there is none."""
+    """Wait until no dropped or closing store of this process works any more. False if there is none."""
     waited = False
     while _abandoned:
         background = _abandoned.pop()
         waited = background.join(_ABANDONED_WAIT_S) or waited
+    while _closing:
+        _closing.pop().join(_CLOSING_WAIT_S)
+        waited = True
     return waited
 
 
@@ -58,7 +65,8 @@ class Engine:
         try:
             recovered = open_store(path, flag, options)
         except LockedError:
-            # A store that was dropped without being closed holds its lock until its background thread is done.
+            # A store that was dropped without being closed holds its lock until its background thread is done, and one
+            # that was closed from within a call until its closing thread is.
             if not _wait_for_abandoned():
                 raise
             recovered = open_store(path, flag, options)
@@ -219,7 +227,9 @@ class Engine:
         if is_nested():
             # The interrupted call may own any lock, so another thread waits for it to end.
             self.state.begin_close(closed)
-            threading.Thread(target=self._close, name="kvwal-close").start()
+            thread = threading.Thread(target=self._close, name="kvwal-close")
+            thread.start()
+            _closing[:] = [each for each in _closing if each.is_alive()] + [thread]
         else:
             self._close()
 

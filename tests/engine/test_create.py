@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +81,31 @@ def test_flag_n_cut_off_anywhere_leaves_the_old_store_or_an_empty_one(flag: Any)
 
     crash_every(begin_anew, check, disk=old_store(), states_per_point=24)
     assert seen == ({"open", "none"} if flag in ("r", "w") else {"open"})
+
+
+def test_a_store_closed_within_a_call_of_another_may_be_opened_again_at_once() -> None:
+    """The inner store ends in a thread of its own, which holds the lock for a moment more."""
+    outer, inner = SimulatedDisk(seed=1), SimulatedDisk(seed=2)
+    opens = 0
+
+    def watch(operation: Any) -> None:
+        nonlocal opens
+        for flag in ("c", "r", "c"):
+            with opened(inner, flag) as db:
+                assert dict(db) == {}
+            opens += 1
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with opened(outer) as db:
+            outer.watcher = watch
+            for number in range(100):
+                db[b"%d" % number] = b"1"
+            outer.watcher = None
+    finally:
+        sys.setswitchinterval(interval)
+    assert opens > 300
 
 
 def test_an_erasing_that_is_finished_may_be_cut_off_again() -> None:
