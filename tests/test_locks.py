@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import logging
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -197,9 +196,6 @@ WORK: dict[str, Callable[[kvwal.Store, int], object]] = {
 
 
 COMMITS = ("put", "batch", "transaction", "add")
-# The collector of 3.14 also runs in the middle of a section, where it did not before: half of the calls are refused
-# there.
-FEW_ARE_REFUSED = sys.version_info < (3, 14)
 
 
 @pytest.mark.parametrize("work", sorted(WORK))
@@ -207,7 +203,7 @@ FEW_ARE_REFUSED = sys.version_info < (3, 14)
 def test_a_put_of_a_finalizer_is_done_or_refused(work: str) -> None:
     with kvwal.open("/kv", files=SimulatedDisk(), background=False, durability="os") as db:
         outcome = put_while_finalizers_put(db, 600, lambda number: WORK[work](db, number))
-        if work in COMMITS and FEW_ARE_REFUSED:
+        if work in COMMITS:
             assert len(outcome.refused) < 30
         check_store(db)
         db.checkpoint()
@@ -225,7 +221,7 @@ def test_ten_thousand_finalizers_that_put_during_commits(durability: str) -> Non
             WORK[COMMITS[number % 4]](db, number)
 
         outcome = put_while_finalizers_put(db, 10_000, work)
-        assert len(outcome.refused) < 500 or not FEW_ARE_REFUSED
+        assert len(outcome.refused) < 500
         returned = outcome.returned
     with kvwal.open("/kv", files=disk) as db:
         for key in returned:
