@@ -88,9 +88,10 @@ def collect_first(lock: Lock, count: int) -> None:
     """Have more objects that the collector counts, for a moment, than a section makes.
 
     The collector runs when the most objects are there at a time. So it runs here, where a finalizer may still call, and
-    not in the section, where it would be refused. Methods of C objects are counted, unlike lists and tuples.
+    not in the section, where it would be refused. Method wrappers are always counted. Lists and tuples, and since 3.14
+    the methods of C objects, come from a free list that is not.
     """
-    objects = [lock.acquire for _ in range(count)]
+    objects = [lock.__hash__ for _ in range(count)]
     del objects
 
 
