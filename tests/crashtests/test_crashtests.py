@@ -87,7 +87,6 @@ def test_some_damage_of_each_kind_is_answered_with_right_data_or_an_error():
     assert len(seen) >= 12
 
 
-@pytest.mark.interruptions
 @pytest.mark.parametrize(("way", "least"), [("put", 20), ("prepared-roll", 60), ("roll", 60), ("checkpoint", 50)])
 @pytest.mark.parametrize("error", ["K", "M"])
 def test_an_interrupted_step_is_written_or_not(way, least, error):
@@ -99,7 +98,6 @@ def test_an_interrupted_step_is_written_or_not(way, least, error):
         interruptions.examine(case)
 
 
-@pytest.mark.interruptions
 def test_a_place_that_there_is_not_is_no_case():
     assert not interruptions.examine(interruptions.Case("put", "K", 10_000))
 

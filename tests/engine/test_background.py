@@ -300,7 +300,6 @@ began.wait()
         assert len(db) == db.last_seqno > 0
 
 
-@pytest.mark.interruptions
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_control_c_anywhere_leaves_a_store_that_goes_on(tmp_path: Path) -> None:
     """A real signal, at moments that no test chose; each put is written or not, and what follows works."""

@@ -289,7 +289,6 @@ def test_a_put_after_a_range_delete_is_seen_and_older_sources_stay_hidden(stop: 
     assert table.get(b"zz") is (None if stop is None else MISSING)
 
 
-@pytest.mark.interruptions
 @pytest.mark.parametrize("more", [5, 60], ids=["few", "many"])
 @pytest.mark.parametrize("first", [0, 100])
 def test_an_interruption_anywhere_while_keys_are_put_in_order_loses_none(first: int, more: int) -> None:
