@@ -52,7 +52,7 @@ class TreeBelow:
 
 
 class Extent(NamedTuple):
-    """How much a memtable has at a moment: its first so many keys and deleted ranges."""
+    """How much a memtable has at a moment: the number of its keys and deleted ranges then."""
 
     keys: int
     ranges: int
@@ -133,8 +133,9 @@ class Census:
         cover = memtable.cover(seqno)
         pending = [entry for entry in self._pending if entry[0] <= seqno]
         changed = set().union(*(keys for _, keys in pending))
-        if memtable.is_frozen:
-            # No count at a newer moment will mark what is dirty.
+        # No later count marks what is dirty, and this one is not of an earlier moment, begun before the freeze.
+        last = memtable.is_frozen and seqno >= memtable.last_seqno
+        if last:
             changed |= self.dirty
         changed.update(memtable.keys_added(self._seen, extent.keys))
         for bounds in memtable.ranges.added[self._ranges_seen : extent.ranges]:
@@ -146,7 +147,7 @@ class Census:
                 self._classify(key, memtable, seqno, below, cover)
             self._seen = max(self._seen, extent.keys)
             del self._pending[: len(pending)]
-            if memtable.is_frozen:
+            if last:
                 self.dirty = set()
             self._broken = False
         self._ranges_seen = max(self._ranges_seen, extent.ranges)

@@ -206,6 +206,21 @@ def test_a_count_goes_on_from_what_is_known_while_a_memtable_is_frozen(db: kvwal
     assert classified <= 500
 
 
+def test_a_count_that_a_freeze_overtook_leaves_what_was_written_since_to_the_next_one(db: kvwal.Store) -> None:
+    """It counts at its own moment, which is not the last one of the memtable."""
+    db.update(dict.fromkeys(KEYS, b""))
+    assert len(db) == 20
+    state = db.engine.state
+    reader, extent = state._begin_count(0)
+    for key in KEYS[:5]:
+        del db[key]
+    state.freeze()
+    assert reader.version.count(reader.seqno, None, None, extent=extent) == 20
+    reader.release()
+    with db.snapshot() as snapshot:
+        assert len(db) == len(snapshot) == 15
+
+
 def test_threads_that_count_while_others_write_see_what_is_possible(db: kvwal.Store, rng: Random) -> None:
     """Two keys are put in one commit and deleted in one range: each count of them is even, and the last one right."""
     ends: list[int] = []
