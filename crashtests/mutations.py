@@ -454,7 +454,7 @@ MUTANTS: tuple[Mutant, ...] = (
         "exhaustive",
         (
             _PAGES + "_flip",
-            "meta.generation % 2 * PAGE_SIZE)\n        self._file.datasync()",
+            "meta.generation % 2 * PAGE_SIZE)\n            self._file.datasync()",
             "meta.generation % 2 * PAGE_SIZE)",
         ),
     ),

@@ -45,10 +45,7 @@ def check(
             itself, its free list among them, were reused long ago.
         progress: called with the pages read so far and the pages of all generations to be checked.
     """
-    if meta is not None:
-        generations = [meta]
-    else:
-        generations = [page_file.meta, *([page_file.older] if page_file.older else [])]
+    generations = page_file.readable() if meta is None else [meta]
     for each in generations:
         page_file.pin(each.generation)
     try:

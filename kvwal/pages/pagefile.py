@@ -11,7 +11,8 @@ A checkpoint makes generation g + 1 from g, in this order:
 3. The merge writes new nodes into free pages and behind the end of the file; then the new free list.
 4. Durability: the file is synced. Nothing refers to the new pages yet.
 5. The caller's `before_flip` runs.
-6. Durability: the meta is written into its slot, over g - 1, and synced. This is the commit.
+6. Durability: the meta is written into its slot, over g - 1, and synced. This is the commit. If it is interrupted, by
+   an exception of a signal handler, the next checkpoint begins with it.
 7. The file is cut behind the last page that g + 1, g or a pinned generation needs.
 
 A failure in 2 to 5 leaves g as it was, in memory too: the checkpoint can be tried again after
@@ -131,6 +132,8 @@ class PageFile:
         self._writable = writable
         self._free: FreeList | None = None
         self._confirmed = False
+        #: A flip that is under way, or was interrupted: from which meta to which, the free list, what is released.
+        self._next: tuple[Meta, Meta, FreeList, list[Freed]] | None = None
         self._poisoned: BaseException | None = None
         #: The generations that were needed when it was asked last, and `reclaimable_bytes` then.
         self._reclaimable: tuple[set[int], int] | None = None
@@ -237,6 +240,7 @@ class PageFile:
         if self._poisoned is not None:
             raise poisoned(self._poisoned) from self._poisoned
         self._confirm_slots()
+        self._flip()
         old = self.meta
         facts["required"] = old.required | facts.get("required", 0)
         facts["replay_through"] = max(old.replay_through, facts.get("replay_through", seqno))
@@ -249,19 +253,8 @@ class PageFile:
         except BaseException:
             self._roll_back()
             raise
-        try:
-            self._flip(old, meta, free, released)
-        except OSError as failure:
-            self._poison(failure)
-            raise
-        except BaseException:
-            # Interrupted: whether the slot is on disk is unknown, so it is written and flushed again.
-            try:
-                self._flip(old, meta, free, released)
-            except BaseException as failure:
-                self._poison(failure)
-                raise
-            raise
+        self._next = (old, meta, free, released)
+        self._flip()
         return meta
 
     @property
@@ -269,18 +262,35 @@ class PageFile:
         """Whether a write or a flush failed, so that there will be no other checkpoint."""
         return self._poisoned is not None
 
-    def _flip(self, old: Meta, meta: Meta, free: FreeList, released: list[Freed]) -> None:
-        """Write the meta, durably, and go on from it. May be done again."""
-        self._file.pwrite(encode_meta(meta).ljust(PAGE_SIZE, b"\0"), meta.generation % 2 * PAGE_SIZE)
-        self._file.datasync()
+    def readable(self) -> list[Meta]:
+        """The generations that are whole on disk for certain: the newest, and the one before unless a flip over its
+        slot was interrupted."""
+        return [self.meta] if self.older is None or self._next is not None else [self.meta, self.older]
+
+    def _flip(self) -> None:
+        """Write the next meta, durably, and go on from it. If that was interrupted, it is done again.
+
+        Nothing else is written before: until then the new slot may be on disk or not, and both generations are whole.
+        """
+        if self._next is None:
+            return
+        old, meta, free, released = self._next
+        try:
+            self._file.pwrite(encode_meta(meta).ljust(PAGE_SIZE, b"\0"), meta.generation % 2 * PAGE_SIZE)
+            self._file.datasync()
+        except OSError as failure:
+            self._poison(failure)
+            raise
         self.older = old
         self.meta = meta
         self._free = free
         self._forget(released)
         self._cut_file()
+        self._next = None
 
-    def _poison(self, failure: BaseException) -> None:
+    def _poison(self, failure: OSError) -> None:
         self._poisoned = failure
+        self._next = None
         # There will be no other checkpoint, so both generations stay for readers and for `check`.
         self._pins.keep_only(self._current())
 

@@ -146,6 +146,47 @@ def test_generations_can_still_be_checked_and_pinned_after_a_flip_that_failed(tm
         scratch.pages.close()
 
 
+@pytest.mark.parametrize("kinds", [{"pwrite"}, {"sync"}, {"truncate"}])
+@pytest.mark.parametrize("times", [1, 2, 3])
+def test_a_flip_that_is_interrupted_again_and_again_is_done_by_the_next_checkpoint(
+    tmp_path: Path, kinds: set[str], times: int
+) -> None:
+    class Interrupted(KeyboardInterrupt):
+        pass
+
+    scratch = prepared(tmp_path)
+    # So that the file is cut as well.
+    scratch.checkpoint({}, [(b"", None)])
+    interrupted = 0
+
+    def interrupt(operation: str, offset: int, size: int) -> None:
+        nonlocal interrupted
+        if operation in kinds and interrupted < times:
+            interrupted += 1
+            raise Interrupted
+
+    def from_now_on() -> None:
+        scratch.files.before = interrupt
+
+    for _ in range(times):
+        before = contents(scratch.pages.tree())
+        with pytest.raises(Interrupted):
+            scratch.pages.checkpoint(
+                columns([(b"a", b"1")]), seqno=Seqno(8), time_us=9, before_flip=from_now_on if not interrupted else None
+            )
+        assert contents(scratch.pages.tree()) in (before, {b"a": b"1"})
+        assert not scratch.pages.poisoned
+        assert list(check(scratch.pages)) == []
+    assert interrupted == times
+    scratch.pages.checkpoint(columns([(b"b", b"2")]), seqno=Seqno(9), time_us=9)
+    for reopened in (False, True):
+        if reopened:
+            scratch.reopen()
+        assert contents(scratch.pages.tree()) == {b"a": b"1", b"b": b"2"}
+        assert list(check(scratch.pages)) == []
+    scratch.pages.close()
+
+
 def test_full_disk_reported_by_a_sync_is_not_retried(tmp_path: Path) -> None:
     """The kernel reports it once, and the pages it could not write count as clean afterwards."""
     for scratch, trap in each_failure(tmp_path, errno.ENOSPC, {"sync"}):
