@@ -11,6 +11,7 @@ from kvwal.engine.commit import CommitQueue
 from kvwal.engine.request import CommitRequest
 from kvwal.engine.state import State
 from kvwal.keys import Seqno
+from kvwal.locks import new_lock
 from kvwal.log import decode_intents, encode_put
 
 
@@ -106,6 +107,7 @@ class FakePressure:
     """Counts what it is told of a full disk. `reserve`: whether there is one to give up."""
 
     def __init__(self, *, reserve: bool = False) -> None:
+        self.lock = new_lock()
         self.reserve = reserve
         self.full = 0
 

@@ -81,11 +81,15 @@ class Background:
         """There is work."""
         self._wake_ups.put(None)
 
+    def is_here(self) -> bool:
+        """Whether the caller is this thread, by way of a finalizer. It cannot wait for itself."""
+        return self._thread is threading.current_thread()
+
     def stop(self, *, wait: bool = True, then: Callable[[], None] | None = None) -> None:
         """Let the thread end; a job under way is finished first. `then` is called as soon as none is."""
         self._stopping = True
         if then is not None:
-            if self._thread is not threading.current_thread() and self.lock.acquire(False):
+            if not self.is_here() and self.lock.acquire(False):
                 # It sleeps, and will do nothing when it wakes up.
                 self.lock.release()
                 then()
@@ -94,12 +98,12 @@ class Background:
                 if self._ended and self._take_then() is not None:
                     then()
         self._wake_ups.put(None)
-        if wait and self._thread is not threading.current_thread():
+        if wait and not self.is_here():
             self._thread.join()
 
     def join(self, timeout_s: float) -> bool:
         """Wait for the thread's end. False if the caller is that thread."""
-        if self._thread is threading.current_thread():
+        if self.is_here():
             return False
         self._thread.join(timeout_s)
         return True

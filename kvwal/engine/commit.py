@@ -37,7 +37,7 @@ from kvwal.engine.state import State
 from kvwal.errors import DiskFullError, EnvironmentFailure, Error, PoisonedError, poisoned
 from kvwal.files import Buffer
 from kvwal.keys import Seqno
-from kvwal.locks import collect_first, is_nested, new_lock, refuse_reentry, release
+from kvwal.locks import Lock, collect_first, is_nested, new_lock, refuse_reentry, release
 from kvwal.log import encode_put
 
 __all__ = ["CommitQueue", "Log", "RefusingLog"]
@@ -68,6 +68,8 @@ class Log(Protocol):
 class Pressure(Protocol):
     """What the queue tells of a full disk."""
 
+    @property
+    def lock(self) -> Lock: ...
     def disk_is_full(self) -> None: ...
     def release_reserve(self) -> bool: ...
 
@@ -171,8 +173,8 @@ class CommitQueue:
     def put(self, key: bytes, value: bytes, sync: bool) -> Seqno:
         """Commit one put; key and value must have passed `as_key` and `as_value`."""
         lock, state = self.lock, self._state
-        # `collect_first`, without the cost of a call. Since 3.12 the collector runs at the end of the next call, which is
-        # the one below and not the one that takes the lock.
+        # `collect_first`, without the cost of a call. Since 3.12 the collector runs at the end of the next call,
+        # which is the one below and not the one that takes the lock.
         a = lock
         peak: object = (a.__hash__, a.__hash__, a.__hash__, a.__hash__, a.__hash__, a.__hash__, a.__hash__, a.__hash__)
         if lock._is_owned() or state.lock._is_owned():
@@ -235,8 +237,9 @@ class CommitQueue:
         Raises ReentrancyError, and what interrupted the thread; a request that was not begun then has that as its
         error.
         """
-        if self.lock._is_owned() or self._state.lock._is_owned() or self.queue_lock._is_owned():
-            self.refuse_reentry("a commit")
+        for each in self._waited_for():
+            if each._is_owned():
+                self.refuse_reentry("a commit")
         lock, queue, last = self.lock, self._queue, requests[-1]
         # As in `put`: more than a group makes while it is under way.
         collect_first(lock, _GROUP_OBJECTS)
@@ -299,15 +302,19 @@ class CommitQueue:
             return False
 
     def refuse_reentry(self, what: str) -> None:
-        """ReentrancyError if the calling thread leads, or is in a section of the state."""
+        """ReentrancyError if the calling thread leads, or is in a section that a leader may wait for."""
         if self.lock._is_owned() and not is_nested():
             # A second interruption came into the handler of the first one, and left the lead with a thread that is gone
             # from here. Its commits are ended as that handler would have done.
             waiter = self._waiter()
             left = [request for request in list(self._queue) if request.waiter is waiter]
             self._after_exception(left, KeyboardInterrupt())
-        for lock in (self.lock, self._state.lock, self.queue_lock):
+        for lock in self._waited_for():
             refuse_reentry(lock, what)
+
+    def _waited_for(self) -> list[Lock]:
+        # The owner of one of these keeps a leader from going on, and so must not wait for it.
+        return [self.lock, self.queue_lock, self._pressure.lock, *self._state.waited_for()]
 
     # -- a group --------------------------------------------------------------------------------
 
@@ -480,7 +487,7 @@ class CommitQueue:
     # -- a full disk ----------------------------------------------------------------------------
 
     def _refuse_puts(self, group: _Group, error: DiskFullError) -> None:
-        """No room for the group. Members that only delete make room: they may use the reserve."""
+        """The disk is full: refuse the members that put. Those that only delete free space and may use the reserve."""
         self._pressure.disk_is_full()
         deleting = [member for member in group.accepted if member.only_deletes]
         for member in group.accepted:

@@ -165,13 +165,16 @@ class Engine:
 
     def checkpoint(self) -> None:
         """Bring every commit so far into the pages."""
-        self._writable().checkpoint()
+        checkpointer = self._writable()
+        self.queue.refuse_reentry("a checkpoint")
+        checkpointer.checkpoint()
         if self._background is not None:
             self._background.checkpoint_was_made()
 
     def compact(self) -> int:
         """Give unused space back to the system; returns the bytes the page file shrank by."""
         checkpointer = self._writable()
+        self.queue.refuse_reentry("compacting")
         before = self._pages.stats().file_bytes
         while checkpointer.compact(passes=COMPACT_PASSES):
             pass
@@ -188,6 +191,7 @@ class Engine:
         self.state.refuse_if_gone()
         if self._checkpointer is None:
             return verify_parts(self._pages, self._log_reader, self._options.files, progress)
+        self.queue.refuse_reentry("verifying")
         return self._checkpointer.while_idle(
             lambda: verify_parts(self._pages, self._log_reader, self._options.files, progress)
         )
@@ -317,7 +321,7 @@ class _Relief:
 
     def start(self) -> BaseException | None:
         """Have a checkpoint made, here or in the background. Returns why none can be made, if that is known."""
-        if self._background is not None:
+        if self._background is not None and not self._background.is_here():
             self._background.wake()
             return self._background.failure
         if self._checkpointer.lock._is_owned():

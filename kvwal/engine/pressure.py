@@ -14,7 +14,7 @@ from kvwal.engine.state import State
 from kvwal.errors import DiskFullError, stalled
 from kvwal.files import Directory, is_full
 from kvwal.files.names import RESERVE
-from kvwal.locks import locked, new_lock
+from kvwal.locks import Lock, locked, new_lock
 from kvwal.options import RESERVE_BYTES
 
 __all__ = ["Relief", "Reserve", "WritePressure"]
@@ -100,6 +100,11 @@ class WritePressure:
         # waits for one could leave the lock inside of it held.)
         self._waiting: deque[threading.Lock] = deque()
         self.relief: Relief | None = None
+
+    @property
+    def lock(self) -> Lock:
+        """That of the reserve."""
+        return self._reserve.lock
 
     # -- from the commit leader -------------------------------------------------------------------
 

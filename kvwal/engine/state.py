@@ -5,7 +5,7 @@ In front of the version stands the row cache, so that a hot get is one dict hit 
 Rules:
 
 - `lock` guards everything here except a look into the rows. It is held for microseconds, never during I/O, and nothing
-  is walked under it. Lock order: checkpoint, commit leadership, `lock`, then the page file's own.
+  is walked and no other lock is taken under it. Lock order: checkpoint, commit leadership, the others, `lock`.
 - A commit becomes visible in one step (see row_cache.py). The slower path reads under `lock`, and so sees the version
   before or after, never between.
 - `horizon` is raised before the rows change, `seqno` after: a reader that took a row and still finds `horizon` at its
@@ -31,7 +31,7 @@ from kvwal.engine.row_cache import RowCache
 from kvwal.engine.version import SHORT, Version, Walk
 from kvwal.errors import ClosedError, closed
 from kvwal.keys import KeyRange, Seqno
-from kvwal.locks import locked, new_lock, refuse_reentry, release
+from kvwal.locks import Lock, locked, new_lock, refuse_reentry, release
 from kvwal.pages import PageFile, Tree
 
 __all__ = ["State"]
@@ -68,6 +68,12 @@ class State:
         # Versions that may have lost their last reader, and whose pages are then to be let go.
         self._former: list[Version] = []
         self._gone: Callable[[], Exception] | None = None
+
+    def waited_for(self) -> list[Lock]:
+        """The locks here that the commit leader may wait for: `lock`, and those of the order of keys."""
+        version = self.version
+        locks = [self.lock, version.memtable.lock]
+        return locks if version.frozen is None else [*locks, version.frozen.lock]
 
     # -- publishing: the commit leader ----------------------------------------------------------
 
@@ -254,7 +260,7 @@ class State:
         """The pairs of a range at once, if it is short and lies in memory; else None: the long way is to be taken.
 
         Args:
-            limit: at least so many pairs if there are; None for all of them.
+            limit: the number of pairs wanted; more may come, and fewer only at the end. None for all of them.
             seqno: of the moment that is wanted; None for now.
         """
         most = SHORT if limit is None else limit

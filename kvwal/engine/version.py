@@ -4,7 +4,7 @@ A read descends from the newest source to the oldest: memtable, frozen memtable 
 first that knows the key answers. This is the only place that says so; the store, snapshots, transactions, counts and
 asyncio all read through a `Version`.
 
-Requires: whoever reads at an older moment than now, or longer than one call, is registered (see readers.py).
+Requires: a reader of an older moment than now, or for longer than one call, is registered (see readers.py).
 """
 
 from __future__ import annotations
