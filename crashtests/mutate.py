@@ -26,7 +26,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from itertools import zip_longest
@@ -282,10 +282,10 @@ def _outcomes(
     """Each as soon as it is known."""
     if not mutants:
         return
-    choose: Callable[[str], list[Stage]] = lambda module: stages(tree, module, options.minutes)  # noqa: E731
-    if options.tests:
-        choose = lambda module: [_pytest(*options.tests)]  # noqa: E731
-    by_module = {module: choose(module) for module in sorted({one.module for one in mutants})}
+    by_module = {
+        module: [_pytest(*options.tests)] if options.tests else stages(tree, module, options.minutes)
+        for module in sorted({one.module for one in mutants})
+    }
     wanted = list(dict.fromkeys(stage for some in by_module.values() for stage in some))
     with TemporaryDirectory(prefix="mutate-") as folder:
         copies: SimpleQueue[str] = SimpleQueue()

@@ -11,7 +11,7 @@
 """
 
 # First of all: it refuses an interpreter in which what follows would fail later, and say less.
-from kvwal import interpreter  # noqa: F401
+from kvwal import interpreter  # noqa: F401  # importing it is the check
 from kvwal.api.open import open
 from kvwal.api.store import Store
 from kvwal.batch import WriteBatch

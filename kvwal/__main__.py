@@ -18,8 +18,8 @@ _EXIT_UNAVAILABLE = 69
 def main() -> None:
     """Run the command line with `sys.argv` and exit. The exit codes are listed in `kvwal.cli.app`."""
     try:
-        import click  # noqa: F401
-        import rich  # noqa: F401
+        import click  # noqa: F401  # only whether it is there
+        import rich  # noqa: F401  # only whether it is there
     except ModuleNotFoundError as error:
         sys.stderr.write(f"kvwal: the command line needs {error.name}; install it with: pip install 'kvwal[cli]'\n")
         sys.exit(_EXIT_UNAVAILABLE)

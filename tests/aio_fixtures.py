@@ -48,7 +48,7 @@ class Gate:
         self.syncs += 1
         self._reached.set()
         if not self._open.wait(SLOW_S):
-            raise TimeoutError("nobody opened the gate")
+            raise TimeoutError("the gate was not opened")
         if self.failure is not None:
             raise self.failure
 

@@ -136,7 +136,7 @@ def interrupted_at(step: int, function: Callable[[], object]) -> Interruption | 
         code = frame.f_code
         if not _is_ours(code.co_filename):
             return None
-        # What is raised in a finalizer is swallowed by the interpreter, and interrupts nobody.
+        # What is raised in a finalizer is swallowed by the interpreter, and interrupts no call.
         if code.co_name == "__del__" or frame.f_back in finalizers:
             finalizers.add(frame)
             return None

@@ -45,7 +45,7 @@ __all__ = ["Committer", "committed_seqno"]
 _Entry: TypeAlias = tuple[CommitRequest, asyncio.Future[None]]
 
 _SEQNO_ATTRIBUTE: Final = "kvwal_seqno"
-# Stands as the error of a request that was withdrawn; nobody sees it raised.
+# Stands as the error of a request that was withdrawn; it is never raised.
 _WITHDRAWN: Final = InternalError("the commit was withdrawn")
 
 
@@ -244,7 +244,7 @@ class Committer:
             for waiter in group.waiters:
                 resolve(waiter, None)
         except BaseException:
-            # Interrupted: whoever was not woken yet must not sleep for ever.
+            # Interrupted: a task that was not woken yet must not sleep for ever.
             group.entries = entries
             self._loop.call_soon(self._deliver, group)
             raise
@@ -309,7 +309,7 @@ class Committer:
             try:
                 self._loop.call_soon_threadsafe(self._deliver, group)
             except RuntimeError:
-                pass  # The loop is closed: the commits are made, and nobody is left to be told.
+                pass  # The loop is closed: the commits are made, and no task is left to be told.
             del group
 
     def _work(self, group: _Group) -> None:

@@ -1,7 +1,7 @@
 """Asynchronous iteration over a range: chunks are fetched by a worker thread, entries are taken from memory.
 
 Invariant: the iterator pins its moment from the call that made it until it is exhausted, closed or dropped. The
-pin is held by the chunk iterator beneath; whoever drops that last, the loop or the worker, gives it back.
+pin is held by the chunk iterator beneath; the loop or the worker, the one that drops it last, gives it back.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ __all__ = ["Scan", "items_of", "keys_of", "values_of"]
 
 _T = TypeVar("_T")
 
-# One trip to a worker brings at least so many entries after the first trip, doubled each time, and at most that many.
+# Entries of one trip to a worker: this many after the first trip, doubled each time, up to the second figure.
 _FIRST_ENTRIES: Final = 64
 _MAX_ENTRIES: Final = 4096
 
@@ -62,7 +62,7 @@ class Scan(AsyncIterator[_T], Generic[_T]):
             fetched = self._fetched = self._workers.submit(_fetch, self._chunks, self._most)
         self._running = True
         try:
-            # A task that is cancelled here loses nothing: whoever iterates next awaits the same chunks.
+            # A task that is cancelled here loses nothing: the next iteration awaits the same chunks.
             got, count, over = await asyncio.shield(fetched)
         finally:
             self._running = False

@@ -82,7 +82,7 @@ class AsyncStore(AsyncReading):
 
         Args:
             store: an open store.
-            max_pending_commits: with so many commits pending, the next one waits for its turn.
+            max_pending_commits: number of pending commits from which on the next one waits for its turn.
             max_pending_bytes: the same for the bytes of their keys and values.
         """
         max_pending_commits = as_int("max_pending_commits", max_pending_commits, 1)
@@ -436,12 +436,12 @@ class AsyncStore(AsyncReading):
             await self._committer.commit(CommitRequest(WriteBatch(), sync=True))
 
     async def checkpoint(self) -> None:
-        """`Store.checkpoint`, in a thread. If the task is cancelled, it goes on, and nobody is told how it ended."""
+        """`Store.checkpoint`, in a thread. If the task is cancelled, it goes on, and how it ended is not told."""
         self._refuse_if_over()
         await in_thread(self._store.checkpoint)
 
     async def compact(self) -> int:
-        """`Store.compact`, in a thread. If the task is cancelled, it goes on, and nobody is told how it ended."""
+        """`Store.compact`, in a thread. If the task is cancelled, it goes on, and how it ended is not told."""
         self._refuse_if_over()
         return await in_thread(self._store.compact)
 
@@ -569,7 +569,7 @@ def open(
     """Open a store for the running loop: `async with kvwal.aio.open(path) as db:`, or `db = await open(path)`.
 
     Args: those of `kvwal.open`, and two of its own.
-        max_pending_commits: with so many commits pending, the next one waits for its turn.
+        max_pending_commits: number of pending commits from which on the next one waits for its turn.
         max_pending_bytes: the same for the bytes of their keys and values. One commit that has more goes alone.
 
     Opening, with recovery, runs in a thread. If the task is cancelled meanwhile, the store is closed again first.

@@ -41,7 +41,7 @@ class Workers:
         self._waiting = 0
 
     def submit(self, function: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> asyncio.Future[_T]:
-        """Run the function soon. Cancelling the future only means that nobody sees the result."""
+        """Run the function soon. Cancelling the future only means that no task sees the result."""
         self.refuse_other_loops()
         if self._waiting >= self._threads < _MAX_THREADS:
             self._threads += 1
@@ -79,7 +79,7 @@ class Workers:
             try:
                 self._loop.call_soon_threadsafe(self._answer, results)
             except RuntimeError:
-                pass  # The loop is closed: nobody waits any more.
+                pass  # The loop is closed: no task waits any more.
             del results
 
     def _answer(self, results: list[_Result]) -> None:
@@ -91,7 +91,7 @@ def _run(job: _Job) -> _Result:
     function, future = job
     try:
         return future, function(), None
-    except BaseException as error:  # noqa: BLE001  # it goes to whoever asked
+    except BaseException as error:  # noqa: BLE001  # it goes to the task that asked
         return future, None, error
 
 
@@ -156,7 +156,7 @@ def _started(function: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) ->
         try:
             loop.call_soon_threadsafe(_deliver, results)
         except RuntimeError:
-            pass  # The loop is closed: nobody waits any more.
+            pass  # The loop is closed: no task waits any more.
 
     threading.Thread(target=work, name="kvwal-aio-task", daemon=True).start()
     return future

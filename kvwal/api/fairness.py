@@ -1,6 +1,6 @@
 """Fairness of `run`: a call that lost to others again and again goes before them.
 
-Optimistic concurrency lets whoever commits first win, and nothing stops one call from losing a hundred times in a row.
+Optimistic concurrency lets the first commit win, and nothing stops one call from losing a hundred times in a row.
 So a call takes a ticket after three lost attempts. Ticket holders go one at a time, in the order of their tickets; and
 while one of them has lost an attempt even so, calls without a ticket wait before they begin another attempt.
 """

@@ -366,7 +366,7 @@ class Store(OrderedMapping, MutableMapping[bytes, bytes]):
     def checkpoint(self) -> None:
         """Bring every commit so far into the page file and let go of the log that is no longer needed.
 
-        It happens by itself in the background; call it to choose the moment. Raises DiskFullError if there is no room
+        It happens by itself in the background; call it to choose the moment. Raises DiskFullError if there is no space
         (nothing is lost, and it may be tried again).
         """
         self.engine.checkpoint()
@@ -377,7 +377,7 @@ class Store(OrderedMapping, MutableMapping[bytes, bytes]):
         It happens by itself, bit by bit with checkpoints and when nothing is committed for a second; call it to have
         it done now. It brings every commit into the page file first, which may let the file grow; then the result is
         negative. Reads and commits go on meanwhile; pages that a snapshot or transaction holds stay. Raises
-        DiskFullError if there is no room to move anything.
+        DiskFullError if there is no space to move anything.
         """
         return self.engine.compact()
 

@@ -152,7 +152,7 @@ class OrderedMapping(Handle, Mapping[bytes, bytes]):
             stop: end of the range, exclusive; None for no end.
             prefix: only keys that begin with it; combines with `start` and `stop`.
             reverse: from the largest key down.
-            limit: at most so many pairs.
+            limit: the number of pairs at the most.
 
         Writers go on meanwhile and are not seen. Thread-safe to call; use one iterator from one thread. An
         iterator that is dropped lets go of its moment at once.

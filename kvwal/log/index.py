@@ -1,6 +1,6 @@
 """The sparse index of a sealed segment: where a commit is, without reading all before it.
 
-The file is derived. It has the segment's name with `.idx`, is written by the writer alone, and whoever finds
+The file is derived. It has the segment's name with `.idx`, is written by the writer alone. A reader that finds
 it missing or not valid reads the segment instead. Little-endian, no padding:
 
 | at | size | field | meaning |

@@ -44,8 +44,8 @@ class LogOptions:
         segment_bytes: size of the largest segments; the first ones are smaller.
         preallocate: how the file system is made to give the space: by a call, or by writing zeros.
         mode: permissions of new files.
-        retain_bytes: log kept beyond what recovery needs, at least so many bytes; 0: none.
-        retain_s: log kept beyond what recovery needs: what is younger than so many seconds; 0: none.
+        retain_bytes: bytes of log to keep, at the least, beyond what recovery needs; 0: none.
+        retain_s: age in seconds up to which log is kept beyond what recovery needs; 0: none.
     """
 
     segment_bytes: int = 16 << 20

@@ -29,8 +29,8 @@ __all__ = ["Hold", "HoldInfo", "Retention", "TrustedClock", "refuse_gap"]
 
 _log = logging.getLogger("kvwal")
 
-#: A wall clock that ran ahead of the monotonic one by more than so many seconds is believed only after it has stood
-#: for so many seconds.
+#: A wall clock that ran ahead of the monotonic one by more than this, in seconds, is believed only after it has stood
+#: so for `_BELIEVED_AFTER_S`.
 MAX_CLOCK_STEP_S: Final = 3600.0
 _BELIEVED_AFTER_S: Final = 600.0
 

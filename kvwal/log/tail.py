@@ -28,7 +28,7 @@ __all__ = ["LINK_TABLE", "TAIL_TABLE", "Link", "LogEnd", "Tail", "TailRow", "Ver
 
 
 class Verdict(enum.Enum):
-    """What a row means for whoever opens the log."""
+    """What a row means for the opening of the log."""
 
     CONTINUE = "goes on in the next segment"
     END = "the log ends here, and may"
@@ -147,7 +147,7 @@ LINK_TABLE: tuple[tuple[TailRow, Verdict, Callable[[Link], bool]], ...] = (
 )
 
 TAIL_TABLE: tuple[tuple[TailRow, Verdict, Callable[[Tail], bool]], ...] = (
-    # What the next segment repeats, or was left behind, is superseded: nobody looks at it.
+    # What the next segment repeats, or was left behind, is superseded: no reader looks at it.
     (TailRow.CONTINUED, Verdict.CONTINUE, lambda e: e.next is not None and e.stop is Stop.REACHED),
     (TailRow.UNKNOWN_RECORD, Verdict.FORMAT, lambda e: e.stop is Stop.UNKNOWN),
     # The CRC is right and the place is right, so it was written like this: never by a sound kvwal.
