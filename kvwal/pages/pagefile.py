@@ -264,7 +264,8 @@ class PageFile:
 
     def readable(self) -> list[Meta]:
         """The generations that are whole on disk for certain: the newest, and the one before unless a flip over its
-        slot was interrupted."""
+        slot was interrupted.
+        """
         return [self.meta] if self.older is None or self._next is not None else [self.meta, self.older]
 
     def _flip(self) -> None:

@@ -1,7 +1,7 @@
 """A call from within another one, by a signal handler or a finalizer, that would wait for a thread that waits for it.
 
-The thread of the test is in a section of one lock, as it would be if it were interrupted there. Another thread leads, or
-makes a checkpoint, and goes on when the call is over: so a call that waits for it never ends.
+The thread of the test is in a section of one lock, as it would be if it were interrupted there. Another thread leads,
+or makes a checkpoint, and goes on when the call is over: so a call that waits for it never ends.
 """
 
 from __future__ import annotations
