@@ -25,7 +25,6 @@ __all__ = [
     "Options",
     "Preallocate",
     "taking_options",
-    "wants_sync",
 ]
 
 Durability: TypeAlias = Literal["commit", "interval", "os"]
@@ -58,7 +57,7 @@ class OpenOptions(TypedDict, total=False):
     retain_log_bytes: keep at least this much log beyond what recovery needs, for `Store.history`.
     retain_log_s: and what is younger than this.
     preallocate: how the log's space is taken: "allocate" asks the file system, "zeros" writes it.
-    background: False starts no thread; checkpoints then run inside commits, and "interval" flushes at commits.
+    background: False starts no thread; checkpoints then run inside commits, and "interval" flushes each commit.
     files: another file system, such as `kvwal.testing.SimulatedDisk`.
     """
 
@@ -143,11 +142,17 @@ class Options:
         """The files' mode with the right to enter wherever there is the right to read."""
         return self.mode | (self.mode & 0o444) >> 2
 
+    def wants_sync(self, durability: Durability | None = None) -> bool:
+        """Whether a commit at this durability returns only after a flush; None: at the store's own.
 
-def wants_sync(durability: str) -> bool:
-    """Whether a commit at this durability returns only after a flush. ValueError for an unknown name."""
-    _as_one_of("durability", durability, get_args(Durability))
-    return durability == "commit"
+        "interval" does where nothing would flush it later. ValueError for an unknown name.
+        """
+        if durability is None:
+            durability = self.durability
+        _as_one_of("durability", durability, get_args(Durability))
+        if durability == "interval":
+            return self.durability == "os" or not self.background
+        return durability == "commit"
 
 
 _F = TypeVar("_F", bound=Callable[..., Any])

@@ -15,7 +15,7 @@ import kvwal
 import kvwal.aio
 from kvwal.engine.create import log_options
 from kvwal.log import LogOptions
-from kvwal.options import MAX_SEGMENT_BYTES, MIN_SEGMENT_BYTES, OpenOptions, Options, wants_sync
+from kvwal.options import MAX_SEGMENT_BYTES, MIN_SEGMENT_BYTES, OpenOptions, Options
 from kvwal.testing import SimulatedDisk
 
 
@@ -113,7 +113,25 @@ def test_the_log_is_told_what_is_its_own() -> None:
     assert options.directory_mode == 0o750
 
 
-def test_only_a_commit_at_commit_waits_for_a_flush() -> None:
-    assert [wants_sync(name) for name in ("commit", "interval", "os")] == [True, False, False]
-    with pytest.raises(ValueError, match="durability is 'commit', 'interval' or 'os', not 'never'"):
-        wants_sync("never")
+@pytest.mark.parametrize(
+    ("durability", "background", "flushed"),
+    [
+        ("commit", True, {"commit"}),
+        ("interval", True, {"commit"}),
+        # Nothing would flush it later.
+        ("os", True, {"commit", "interval"}),
+        ("commit", False, {"commit", "interval"}),
+        ("interval", False, {"commit", "interval"}),
+        ("os", False, {"commit", "interval"}),
+    ],
+)
+def test_a_commit_is_flushed_at_once_unless_it_may_wait(durability: Any, background: bool, flushed: set[str]) -> None:
+    names: tuple[Any, ...] = ("commit", "interval", "os")
+    disk = SimulatedDisk()
+    with kvwal.open("/kv", files=disk, durability=durability, background=background, sync_delay_s=1e9) as db:
+        assert {name for name in names if db.engine.wants_sync(name)} == flushed
+        for name in (None, *names):
+            seqno = db.put(b"a", b"1", durability=name)
+            assert db.durable_seqno == seqno or (name or durability) not in flushed
+        with pytest.raises(ValueError, match="durability is 'commit', 'interval' or 'os', not 'never'"):
+            db.put(b"a", b"1", durability="never")  # type: ignore[arg-type]

@@ -29,7 +29,7 @@ from kvwal.engine.verify import VerifyReport
 from kvwal.errors import ClosedError, ConflictError, ForkedError, closed
 from kvwal.files import PathArgument
 from kvwal.keys import MAX_KEY_BYTES, MAX_VALUE_BYTES, BytesLike, KeyRange, Seqno, as_int, as_key, as_value
-from kvwal.options import Durability, Flag, OpenOptions, taking_options, wants_sync
+from kvwal.options import Durability, Flag, OpenOptions, taking_options
 from kvwal.pages import NotCached
 
 __all__ = ["MAX_PENDING_BYTES", "MAX_PENDING_COMMITS", "AsyncStore", "Opening", "open"]
@@ -218,11 +218,8 @@ class AsyncStore(AsyncReading):
         if self._closing is not None:
             raise closed()
         return await self._committer.commit(
-            CommitRequest.of_put(key, value, sync=self._wants_sync(durability))
+            CommitRequest.of_put(key, value, sync=self._engine.wants_sync(durability))
         )
-
-    def _wants_sync(self, durability: Durability | None) -> bool:
-        return self._engine.syncs if durability is None else wants_sync(durability)
 
     async def delete(self, key: BytesLike, *, durability: Durability | None = None) -> Seqno:
         """Remove `key` if it is there, and return the commit's seqno. It is not looked up first."""
@@ -260,7 +257,7 @@ class AsyncStore(AsyncReading):
     async def _commit(self, batch: WriteBatch, durability: Durability | None) -> Seqno:
         if self._closing is not None:
             raise closed()
-        make = functools.partial(CommitRequest, batch, sync=self._wants_sync(durability))
+        make = functools.partial(CommitRequest, batch, sync=self._engine.wants_sync(durability))
         if len(batch) > _ENCODE_IN_LOOP_KEYS or _is_large(batch):
             request = await self._workers.submit(make)
         else:
@@ -289,7 +286,7 @@ class AsyncStore(AsyncReading):
     async def _commit_operation(self, operation: Operation, durability: Durability | None) -> Seqno:
         if self._closing is not None:
             raise closed()
-        request = CommitRequest(WriteBatch(), sync=self._wants_sync(durability), operation=operation)
+        request = CommitRequest(WriteBatch(), sync=self._engine.wants_sync(durability), operation=operation)
         return await self._committer.commit(request)
 
     async def _update(
@@ -373,7 +370,7 @@ class AsyncStore(AsyncReading):
         self._refuse_if_over()
         txn = Transaction(
             self._engine,
-            sync=self._wants_sync(durability),
+            sync=self._engine.wants_sync(durability),
             read_only=read_only or self._engine.is_read_only,
             owner=self._store,
         )

@@ -24,7 +24,7 @@ from kvwal.engine.verify import VerifyReport
 from kvwal.errors import ConflictError
 from kvwal.keys import MAX_KEY_BYTES, MAX_VALUE_BYTES, BytesLike, KeyRange, Seqno, as_int, as_key, as_value
 from kvwal.log import Record
-from kvwal.options import Durability, wants_sync
+from kvwal.options import Durability
 
 __all__ = ["Store"]
 
@@ -167,7 +167,7 @@ class Store(OrderedMapping, MutableMapping[bytes, bytes]):
             value = as_value(value)
         if self._state.write_pressure:
             self.engine.relieve(deleting=False)
-        return self._put(key, value, self._syncs if durability is None else wants_sync(durability))
+        return self._put(key, value, self._syncs if durability is None else self.engine.wants_sync(durability))
 
     def __setitem__(self, key: BytesLike, value: BytesLike) -> None:
         self.put(key, value)
@@ -198,10 +198,7 @@ class Store(OrderedMapping, MutableMapping[bytes, bytes]):
 
         An empty batch commits nothing, and the last visible seqno is returned.
         """
-        return self.engine.commit(CommitRequest(batch, sync=self._wants_sync(durability)))
-
-    def _wants_sync(self, durability: Durability | None) -> bool:
-        return self._syncs if durability is None else wants_sync(durability)
+        return self.engine.commit(CommitRequest(batch, sync=self.engine.wants_sync(durability)))
 
     @contextmanager
     def batch(self, *, durability: Durability | None = None) -> Iterator[WriteBatch]:
@@ -226,7 +223,7 @@ class Store(OrderedMapping, MutableMapping[bytes, bytes]):
 
     def _commit_operation(self, operation: Operation, durability: Durability | None) -> Seqno:
         return self.engine.commit(
-            CommitRequest(WriteBatch(), sync=self._wants_sync(durability), operation=operation)
+            CommitRequest(WriteBatch(), sync=self.engine.wants_sync(durability), operation=operation)
         )
 
     def _update(
@@ -321,7 +318,7 @@ class Store(OrderedMapping, MutableMapping[bytes, bytes]):
         """
         return Transaction(
             self.engine,
-            sync=self._wants_sync(durability),
+            sync=self.engine.wants_sync(durability),
             read_only=read_only or self.engine.is_read_only,
             owner=self,
         )

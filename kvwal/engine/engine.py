@@ -26,7 +26,7 @@ from kvwal.errors import DiskFullError, LockedError, PoisonedError, closed, fork
 from kvwal.keys import Seqno
 from kvwal.locks import is_nested, new_lock, refuse_reentry, release
 from kvwal.log import Record, SegmentLog, read_kept
-from kvwal.options import Flag, Options, wants_sync
+from kvwal.options import Durability, Flag, Options
 
 __all__ = ["Engine"]
 
@@ -86,7 +86,7 @@ class Engine:
         #: What opening found and did.
         self.recovery: RecoveryReport = recovered.report
         #: Whether a commit without a durability of its own is flushed before it returns.
-        self.syncs = wants_sync(options.durability)
+        self.syncs = options.wants_sync()
         #: Guards the end. Owned while the store is being closed.
         self.lock = new_lock()
         self.is_closed = False
@@ -142,6 +142,10 @@ class Engine:
         return self._options.files.now_us()
 
     # -- commits --------------------------------------------------------------------------------
+
+    def wants_sync(self, durability: Durability | None) -> bool:
+        """Whether a commit at this durability is flushed before it returns; None: at the store's own."""
+        return self.syncs if durability is None else self._options.wants_sync(durability)
 
     def commit(self, request: CommitRequest) -> Seqno:
         """Commit, and return the seqno; that of the last visible commit if nothing is written."""
