@@ -147,7 +147,7 @@ def test_a_child_opens_a_store_of_its_own(db: kvwal.Store, tmp_path: Path) -> No
         assert own[b"a"] == b"child"
 
 
-@pytest.mark.parametrize("lock", ["state", "order", "queue", "checkpoint", "close", "pins", "leader"])
+@pytest.mark.parametrize("lock", ["state", "order", "queue", "checkpoint", "close", "leader"])
 def test_locks_that_other_threads_held_do_not_hang_the_child(db: kvwal.Store, lock: str) -> None:
     """As if a thread were inside each of them at the moment of the fork."""
     snapshot, txn, iterator = db.snapshot(), db.transaction(), db.scan()
@@ -159,7 +159,6 @@ def test_locks_that_other_threads_held_do_not_hang_the_child(db: kvwal.Store, lo
         "queue": db.engine.queue.queue_lock,
         "checkpoint": db.engine._checkpointer.lock if db.engine._checkpointer else None,
         "close": db.engine.lock,
-        "pins": db.engine._pages._pins.lock,
         "leader": None,
     }[lock]
     took, over = threading.Event(), threading.Event()
