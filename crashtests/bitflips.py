@@ -62,10 +62,10 @@ class Built:
     def least(self, start: int, stop: int) -> int:
         """The first commit that may be the last found when these bytes of the newest segment are damaged.
 
-        A record that is whole behind the damage says that all before it were on disk. If there is none, the ones that
-        are damaged may count as never acknowledged.
+        A record that is whole behind the damage, or the mark of a clean close, says that all before it were on disk. If
+        there is none, the ones that are damaged may count as never acknowledged.
         """
-        if self.closed or any(first >= stop for _, first, _ in self.records):
+        if any(first >= stop for _, first, _ in self.records):
             return self.history.begun
         return min([self.history.begun, *(commit - 1 for commit, _, end in self.records if end > start)])
 
@@ -101,11 +101,17 @@ def build(*, closed: bool) -> Built:
     # A segment may have been renamed meanwhile: its records are the last ones at rising offsets.
     newest = [record for record in records if record[1] == records[-1][1]]
     if closed:
+        disk.trace = []
         session.store.close()
         session.abandon()
-        found = disk.crash(0)
-    else:
-        found = disk.crash(-1)
+        # The mark of a clean close says the same of the last commit.
+        newest += [
+            (session.history.begun + 1, operation.path, operation.offset, operation.offset + operation.size)
+            for operation in disk.trace
+            if operation.name == "pwrite" and operation.path == newest[-1][1] and operation.offset >= newest[-1][3]
+        ]
+    # At rest: the system has written what was not flushed, such as the mark of a clean close.
+    found = disk.crash(-1)
     older = tuple(
         (name, offset, content, begun)
         for (name, offset), contents in versions.items()
@@ -136,7 +142,7 @@ def damages(built: Built, random: Random) -> Iterator[Damage]:
         text: str, name: str, start: int, stop: int, act: Callable[[SimulatedDisk], None], least: int | None = None
     ) -> Damage:
         allowed = built.history.begun if name != newest else built.least(start, stop)
-        if least is not None and name == newest and not built.closed:
+        if least is not None and name == newest:
             allowed = min(allowed, least)
         return Damage(built.closed, text, allowed, act)
 
