@@ -233,7 +233,7 @@ class FaultCase:
         """The step that failed was done, or not: by what the store shows."""
         history = self.session.history
         number = self.session.store.last_seqno
-        shown = dict(self.session.store.scan())
+        shown = self.session.content()
         if not history.durable <= number <= history.begun or history.states[number] != shown:
             raise Violation(f"after an error the store says it is at commit {number}, and shows something else")
         history.returned = number
@@ -263,7 +263,7 @@ class FaultCase:
     def _reads_go_on(self) -> None:
         history = self.session.history
         try:
-            shown = dict(self.session.store.scan())
+            shown = self.session.content()
         except OSError as error:
             if error.errno == self.way.error:
                 return

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from random import Random
 from typing import Any, Final
 
@@ -129,6 +129,23 @@ NAMED: Final[dict[str, tuple[dict[str, Any], Program]]] = {
             ["checkpoint"],
         ],
     ),
+    "several tables": (
+        {},
+        [
+            ["tables", [[0, 1, 50], [16, 1, 50], [17, 1, 3000]]],
+            ["put", 2, 50],
+            ["checkpoint"],
+            ["tables", [[16, 1, None], [17, None, None], [17, 3, 900]]],
+            ["weak", 3, 50],
+            ["tables", [[0, 1, None], [16, 2, 6000]]],
+            ["checkpoint"],
+            ["look"],
+            ["tables", [[16, None, None], [17, None, None]]],
+            ["checkpoint"],
+            ["tables", [[16, 4, 80]]],
+            ["look"],
+        ],
+    ),
     "zeros": ({"preallocate": "zeros"}, [["put", n % 5, 3500] for n in range(6)] + [["checkpoint"], ["put", 1, 10]]),
     "everything deleted": (
         {},
@@ -157,6 +174,7 @@ _SMALL_STEPS: Final[tuple[Program, ...]] = (
     [["del", 1]],
     [["range", 1, 3]],
     [["batch", [[1, 30], [2, 30], [5, None]]]],
+    [["tables", [[0, 1, 30], [16, 1, 30], [17, 2, None]]]],
     [["checkpoint"]],
     [["sync"]],
     [["idle"]],
@@ -175,6 +193,19 @@ def small_programs(length: int) -> Iterator[Program]:
     for shorter in small_programs(length - 1):
         for step in _SMALL_STEPS:
             yield [*shorter, *step]
+
+
+def _writes_to_tables(
+    random: Random, keys: int, size: Callable[[], int]
+) -> list[list[int | None]]:
+    writes: list[list[int | None]] = []
+    for _ in range(random.randrange(1, 6)):
+        table = random.choice((0, 16, 16, 17))
+        if random.random() < 0.1 and table:
+            writes.append([table, None, None])
+        else:
+            writes.append([table, random.randrange(keys), size() if random.random() < 0.8 else None])
+    return writes
 
 
 def long_program(random: Random, length: int) -> Program:
@@ -196,6 +227,8 @@ def long_program(random: Random, length: int) -> Program:
             program.append(["weak", key, size()])
         elif roll < 0.58:
             program.append(["del", key])
+        elif roll < 0.61:
+            program.append(["tables", _writes_to_tables(random, keys, size)])
         elif roll < 0.68:
             writes = {
                 random.randrange(keys): size() if random.random() < 0.8 else None for _ in range(random.randrange(1, 9))

@@ -8,6 +8,7 @@ Keys are small numbers, values are made of the commit's number, so that no two w
 | `["put", key, size]`, `["del", key]` | one commit |
 | `["range", first, stop]` | delete a range of keys |
 | `["batch", [[key, size or null], ...]]` | several writes in one commit |
+| `["tables", [[table, key, size or null], ...]]` | the same over several tables; key null: all keys of the table |
 | `["weak", key, size]` | a put at durability "os" |
 | `["move", key, key]` | a transaction that reads both and swaps their values |
 | `["sync"]`, `["checkpoint"]`, `["verify"]`, `["look"]` | as the store's methods; look compares every way to read |
@@ -36,6 +37,9 @@ PATH = "/kv"
 Step = list[Any]
 Program = list[Step]
 
+#: Those that programs write to, beside table 0.
+TABLES = (16, 17)
+
 #: Everything is small, so that a program of few steps reaches rolls, checkpoints and retired segments.
 OPTIONS: dict[str, Any] = {
     "background": False,
@@ -50,6 +54,11 @@ warnings.filterwarnings("ignore", category=ResourceWarning, message=".*was never
 
 def key_of(number: int) -> bytes:
     return b"k%03d" % number
+
+
+def table_key(table: int, key: bytes) -> bytes:
+    """What a state calls a key of a table; behind all keys of table 0."""
+    return b"t%d/" % table + key if table else key
 
 
 def value_of(commit: int, key: bytes, size: int) -> bytes:
@@ -97,8 +106,24 @@ class Session:
         return self.identify()
 
     def identify(self) -> int:
-        content = list(self.store.scan())
-        return self.history.identify(content, self.store.last_seqno)
+        return self.history.identify(self.content().items(), self.store.last_seqno)
+
+    def content(self) -> State:
+        """What the store holds, by scanning."""
+        return dict([*self.store.scan(), *self._of_tables()])
+
+    def _of_tables(self) -> list[tuple[bytes, bytes]]:
+        """What the tables beside table 0 hold, in the order of their keys in a state."""
+        found: list[tuple[bytes, bytes]] = []
+        state = self.store.engine.state
+        for table in TABLES:
+            pairs: list[tuple[bytes, bytes]] = []
+            for keys, values in state.chunks(state.reader("scan", 0), None, None, reverse=False, table=table):
+                pairs += zip(keys, values, strict=True)
+            if state.count(0, table=table) != len(pairs):
+                raise Violation(f"table {table} has another length than its {len(pairs)} keys")
+            found += ((table_key(table, key), value) for key, value in pairs)
+        return found
 
     def abandon(self) -> None:
         """Forget the store as a process that dies does. The disk is left as it is."""
@@ -127,6 +152,13 @@ class Session:
 
     def _compare(self, source: Any, state: State, what: str) -> None:
         items = sorted(state.items())
+        if source is self.store:
+            found = [*source.scan(), *self._of_tables()]
+            if found != items:
+                raise Violation(f"{what} shows {_difference(dict(found), state)}")
+        if any(items[-1:]) and items[-1][0].startswith(b"t"):
+            items = [item for item in items if not item[0].startswith(b"t")]
+            state = dict(items)
         found = list(source.scan())
         if found != items:
             raise Violation(f"{what} shows {_difference(dict(found), state)}")
@@ -212,6 +244,27 @@ class Session:
                 batch.put(key, value)
                 state[key] = value
         self._commit(state, lambda: self.store.commit(batch))
+
+    def _do_tables(self, writes: list[list[Any]]) -> None:
+        batch = kvwal.WriteBatch()
+        state = self.history.newest.copy()
+        for table, number, size in writes:
+            part = batch.table(table) if table else batch
+            if number is None:
+                part.delete_range()
+                prefix = table_key(table, b"k")
+                for key in [key for key in state if key.startswith(prefix)]:
+                    del state[key]
+                continue
+            key = key_of(number)
+            if size is None:
+                part.delete(key)
+                state.pop(table_key(table, key), None)
+            else:
+                state[table_key(table, key)] = value = self._value(table_key(table, key), size)
+                part.put(key, value)
+        if len(batch):
+            self._commit(state, lambda: self.store.commit(batch))
 
     def _do_move(self, one: int, other: int) -> None:
         a, b = key_of(one), key_of(other)

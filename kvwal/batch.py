@@ -109,6 +109,16 @@ class WriteBatch:
             for batch in self.others.values():
                 batch.clear()
 
+    def parts(self) -> list[tuple[int, WriteBatch]]:
+        """The writes to tables other than the default one, ascending, without those that write nothing."""
+        return [(table, part) for table, part in sorted((self.others or {}).items()) if len(part)]
+
+    def size(self) -> int:
+        """Bytes of its keys, values and bounds, of all tables."""
+        size = sum(map(len, self.writes)) + sum(map(len, filter(None, self.writes.values())))
+        size += sum(len(start) + len(stop or b"") for start, stop in self.ranges)
+        return size if self.others is None else size + sum(part.size() for part in self.others.values())
+
     def __len__(self) -> int:
         """Number of keys and ranges in the batch, of all tables."""
         own = len(self.writes) + len(self.ranges)

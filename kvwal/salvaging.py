@@ -37,7 +37,7 @@ class SalvageReport:
     """What `salvage` found.
 
     Attributes:
-        saved_keys: keys in the new store.
+        saved_keys: keys in the new store, of all tables.
         pages_keys: entries read from the pages. records: commits read from the log.
         base_seqno: the last commit of the generation that was read; 0 if none could be.
         last_seqno: the last commit of the log that was applied.
@@ -117,6 +117,8 @@ class _Salvage:
         self._damages: list[Finding] = []
         self._batch = WriteBatch()
         self._batch_bytes = 0
+        # Those that something was saved of.
+        self._tables = {0}
         self._done = 0
 
     def run(self) -> SalvageReport:
@@ -135,9 +137,8 @@ class _Salvage:
                 pages.abandon()
         records, last = self._save_log(store_id, base, damaged=bool(self._damages))
         self._flush()
-        return SalvageReport(
-            len(self._new), pages_keys, records, base, Seqno(max(base, last)), tuple(self._damages)
-        )
+        saved = sum(self._new.engine.state.count(0, table=table) for table in self._tables)
+        return SalvageReport(saved, pages_keys, records, base, Seqno(max(base, last)), tuple(self._damages))
 
     def _open_pages(self) -> PageFile | None:
         try:
@@ -152,12 +153,9 @@ class _Salvage:
         count = 0
         for found in salvage_pages(pages):
             if isinstance(found, tuple):
-                if found.table:
-                    self._note(DATA, None, f"{len(found.keys)} entries of table {found.table} are not saved")
-                    continue
                 count += len(found.keys)
                 for key, value in zip(found.keys, found.values, strict=True):
-                    self._put(key, value)
+                    self._put(found.table, key, value)
             else:
                 self._note(found.file, found.offset, found.reason)
         return count
@@ -173,7 +171,7 @@ class _Salvage:
         records = 0
         last = base
         # What the log says last of keys that it names at or before `base`, as far as the damaged pages may lack them.
-        older: dict[bytes, bytes | None] = {}
+        older: dict[int, dict[bytes, bytes | None]] = {}
         for found in salvage_log(Chain(self._source, store_id)):
             if isinstance(found, Finding):
                 self._note(found.file, found.offset, found.reason)
@@ -191,26 +189,32 @@ class _Salvage:
                 last = found.seqno
                 self._save_older(older)
                 self._flush()
-                self._new.commit(batch)
+                self._commit(batch)
             elif damaged:
-                for bounds in batch.ranges:
-                    older.update((key, None) for key in older if bounds.contains(key))
-                older.update(batch.writes)
+                for table, part in ((0, batch), *batch.parts()):
+                    said = older.setdefault(table, {})
+                    for bounds in part.ranges:
+                        said.update((key, None) for key in said if bounds.contains(key))
+                    said.update(part.writes)
             self._tell()
         self._save_older(older)
         return records, last
 
-    def _save_older(self, older: dict[bytes, bytes | None]) -> None:
+    def _save_older(self, older: dict[int, dict[bytes, bytes | None]]) -> None:
         """Put what the damaged pages no longer have."""
         self._flush()
-        for key, value in older.items():
-            if value is not None and key not in self._new:
-                self._put(key, value)
+        state = self._new.engine.state
+        reader = state.reader("salvage", 0)
+        for table, said in older.items():
+            for key, value in said.items():
+                if value is not None and state.read_at(reader, key, table=table) is None:
+                    self._put(table, key, value)
+        reader.release()
         self._flush()
         older.clear()
 
-    def _put(self, key: bytes, value: bytes) -> None:
-        self._batch.put(key, value)
+    def _put(self, table: int, key: bytes, value: bytes) -> None:
+        (self._batch.table(table) if table else self._batch).put(key, value)
         self._batch_bytes += len(key) + len(value)
         if self._batch_bytes > _BATCH_BYTES:
             self._flush()
@@ -218,9 +222,13 @@ class _Salvage:
 
     def _flush(self) -> None:
         if len(self._batch):
-            self._new.commit(self._batch)
+            self._commit(self._batch)
             self._batch = WriteBatch()
             self._batch_bytes = 0
+
+    def _commit(self, batch: WriteBatch) -> None:
+        self._tables.update(table for table, _ in batch.parts())
+        self._new.commit(batch)
 
     def _note(self, file: str, offset: int | None, reason: str) -> None:
         self._damages.append(Finding(file, offset, reason))

@@ -30,7 +30,7 @@ from kvwal.keys import Seqno
 from kvwal.locks import locked, new_lock
 from kvwal.log import SegmentLog
 from kvwal.options import Options
-from kvwal.pages import Columns, PageFile
+from kvwal.pages import Changes, Columns, PageFile
 
 __all__ = ["COMPACT_PASSES", "Checkpointer"]
 
@@ -198,10 +198,15 @@ class Checkpointer:
             meta = self._pages.checkpoint(
                 _updates(memtable, yield_to_writers),
                 memtable.ranges.newest.ranges(),
+                tables={
+                    table: Changes(_updates(part, yield_to_writers), part.ranges.newest.ranges())
+                    for table, part in memtable.parts()
+                },
                 seqno=last_seqno,
                 time_us=time_us,
                 wall_us=files.now_us(),
                 session=self._log.session,
+                required=self._log.required,
                 before_flip=lambda: self._flush_log(last_seqno),
                 yield_to_writers=yield_to_writers,
                 compact=compact,

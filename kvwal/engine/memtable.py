@@ -13,6 +13,8 @@ Rules:
   only keys written while the map is not empty carry a seqno.
 - While a reader of an older moment is registered, what a commit replaces is first written to `versions`: "until before
   `seqno`, this key had this value here, written at that seqno".
+- The other tables of a commit have a memtable each, which is a part of this one: it has its readers, is frozen with it,
+  and its memory counts here.
 - Invariant: within a commit `ranges` and `written_at` change first, then `versions`, then `latest`. So a reader that
   looks into `latest` first and `versions` after needs no lock while there are no ranges.
 """
@@ -103,6 +105,7 @@ class Memtable:
     __slots__ = (
         "_order",
         "_order_broken",
+        "_parts",
         "_ordered",
         "_state_lock",
         "_sweep_at",
@@ -119,7 +122,7 @@ class Memtable:
         "written_at",
     )
 
-    def __init__(self, after: Seqno, state_lock: Lock | None = None) -> None:
+    def __init__(self, after: Seqno, state_lock: Lock | None = None, readers: Readers | None = None) -> None:
         #: Seqno of the newest commit applied; of the newest one below while the table is empty.
         self.last_seqno = after
         self.latest: dict[bytes, Value] = {}
@@ -132,7 +135,8 @@ class Memtable:
         self.versions: dict[bytes, list[_Version]] = {}
         self._sweep_at = 1024
         #: Who reads this table. Shared by all versions that have it as their newest.
-        self.readers = Readers()
+        self.readers = Readers() if readers is None else readers
+        self._parts: dict[int, Memtable] | None = None
         #: For count.py: what counting knows of the keys, once something was counted.
         self.census: Census | None = None
         #: Estimate of the memory held, for the budget.
@@ -151,7 +155,33 @@ class Memtable:
 
     def is_empty(self) -> bool:
         """Whether no commit has reached this table."""
-        return not self.latest and not self.ranges
+        return not self.latest and not self.ranges and (self._parts is None or not self.parts())
+
+    def part(self, table: int) -> Memtable:
+        """What is newer of a table other than 0: the same object at each call. Requires: State.lock."""
+        if self._parts is None:
+            self._parts = {}
+        part = self._parts.get(table)
+        if part is None:
+            part = Memtable(self.last_seqno, self._state_lock, self.readers)
+            part.is_frozen = self.is_frozen
+            self._parts[table] = part
+        return part
+
+    def parts(self) -> list[tuple[int, Memtable]]:
+        """The tables other than 0 that were written to, with what is newer of them."""
+        parts = self._parts
+        return [] if parts is None else [(table, part) for table, part in list(parts.items()) if not part.is_empty()]
+
+    def key_count(self) -> int:
+        """Number of keys, of all tables, the deleted ones among them."""
+        return len(self.latest) + sum(len(part.latest) for _, part in self.parts())
+
+    def freeze(self) -> None:
+        """No commit is applied any more. Requires: State.lock."""
+        self.is_frozen = True
+        for part in (self._parts or {}).values():
+            part.is_frozen = True
 
     # -- writing: the commit leader, under State.lock -------------------------------------------
 
@@ -181,11 +211,21 @@ class Memtable:
         if self.census is not None:
             self.census.dirty.update(writes)
 
+    def write_parts(self, seqno: Seqno, parts: Iterable[tuple[int, WriteBatch]]) -> None:
+        """Apply what a commit does to other tables. Their keys and values count in the size that `write` is told."""
+        for table, batch in parts:
+            part = self.part(table)
+            before = part.bytes_used
+            part.apply(seqno, batch, 0)
+            self.bytes_used += part.bytes_used - before
+
     def apply(self, seqno: Seqno, batch: WriteBatch, size: int) -> None:
         """Apply one commit. For recovery, and for tests."""
         if batch.ranges:
             self.delete_ranges(seqno, batch.ranges)
         self.write(seqno, batch.writes, size)
+        if batch.others is not None:
+            self.write_parts(seqno, batch.parts())
 
     def _keep(self, seqno: Seqno, writes: Iterable[bytes]) -> None:
         """Remember what `writes` replaces, as far as a registered reader needs it."""
@@ -351,6 +391,11 @@ class Memtable:
         assert keys == sorted(self.latest), "order and dict disagree"
         assert self.has_deletes or None not in self.latest.values(), "has_deletes"
         assert set(self.written_at) <= set(self.latest), "a seqno of a key that was not written"
+        for _, part in self.parts():
+            assert part.readers is self.readers, "a part with readers of its own"
+            assert part.is_frozen == self.is_frozen, "a part is frozen with its table"
+            assert part.last_seqno <= self.last_seqno, "a part from the future"
+            part._check()
         for history in self.versions.values():
             seqnos = [at for at, _, _ in history]
             assert seqnos == sorted(set(seqnos)), "versions out of order"

@@ -30,7 +30,7 @@ class Reader:
     __slots__ = (
         "__weakref__",
         "_registries",
-        "census",
+        "censuses",
         "is_released",
         "owner",
         "purpose",
@@ -53,8 +53,8 @@ class Reader:
         #: The store: while something reads, it is not collected, and so its lock not given to another process.
         self.owner = owner
         self.thread_name = threading.current_thread().name
-        #: What counting at this moment has found out.
-        self.census: Census | None = None
+        #: What counting at this moment has found out, by table.
+        self.censuses: dict[Version, Census] = {}
 
     def register(self, *registries: Readers) -> None:
         """Enter the registries. Requires: State.lock."""

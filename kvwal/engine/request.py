@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 from kvwal.batch import WriteBatch
 from kvwal.engine.memtable import Value
-from kvwal.errors import Error, InternalError
+from kvwal.errors import Error
 from kvwal.keys import MAX_BATCH_BYTES, KeyRange, Seqno
 from kvwal.log import encode_intents
 
@@ -94,11 +94,7 @@ class CommitRequest:
 
     def write(self, batch: WriteBatch) -> None:
         """Encode what is written. ValueError if it is too much for one commit."""
-        if batch.others and any(map(len, batch.others.values())):
-            # The log would keep it, and the next checkpoint lose it.
-            raise InternalError("the engine does not bring writes to several tables into the pages yet")
-        size = sum(map(len, batch.writes)) + sum(map(len, filter(None, batch.writes.values())))
-        size += sum(len(start) + len(stop or b"") for start, stop in batch.ranges)
+        size = batch.size()
         if size > MAX_BATCH_BYTES:
             raise ValueError(
                 f"the transaction has {size} bytes of keys and values; the limit is {MAX_BATCH_BYTES}; commit in parts"
@@ -141,7 +137,10 @@ class CommitRequest:
     @property
     def only_deletes(self) -> bool:
         """Whether it puts nothing, so that it may use what is kept for a full disk."""
-        return self.key is None and not any(value is not None for value in self.batch.writes.values())
+        if self.key is not None:
+            return False
+        batches = [self.batch, *(part for _, part in self.batch.parts())]
+        return not any(value is not None for batch in batches for value in batch.writes.values())
 
 
 def say_written(error: BaseException, seqno: int) -> None:

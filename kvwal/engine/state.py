@@ -89,12 +89,17 @@ class State:
 
         `size`: bytes of its keys and values.
         """
+        parts: Sequence[tuple[int, WriteBatch]] = ()
+        size_of_parts = 0
+        if batch.others is not None:
+            parts = batch.parts()
+            size_of_parts = sum(part.size() for _, part in parts)
         with self.lock:
             try:
-                self._publish(seqno, batch.writes, batch.ranges, size)
+                self._publish(seqno, batch.writes, batch.ranges, size - size_of_parts, parts, size_of_parts)
             except BaseException:
                 # Before the lock is free: a reader that comes next must not see a part of it.
-                self._publish(seqno, batch.writes, batch.ranges, size)
+                self._publish(seqno, batch.writes, batch.ranges, size - size_of_parts, parts, size_of_parts)
                 raise
 
     def publish_put(self, seqno: Seqno, key: bytes, value: bytes, size: int) -> None:
@@ -143,7 +148,15 @@ class State:
         for seqno, (key, value) in enumerate(zip(keys, values, strict=True), last - len(keys) + 1):
             self._publish(Seqno(seqno), {key: value}, (), len(key) + len(value))
 
-    def _publish(self, seqno: Seqno, writes: dict[bytes, Value], ranges: Sequence[KeyRange], size: int) -> None:
+    def _publish(
+        self,
+        seqno: Seqno,
+        writes: dict[bytes, Value],
+        ranges: Sequence[KeyRange],
+        size: int,
+        parts: Sequence[tuple[int, WriteBatch]] = (),
+        size_of_parts: int = 0,
+    ) -> None:
         # Requires: lock. Doing it again is harmless.
         cache, memtable = self.cache, self.version.memtable
         # This, and that of the memtable, before any value changes: a scan takes values without the lock, and then looks
@@ -158,7 +171,9 @@ class State:
             cache.replace_all(writes)
         else:
             cache.rows.update(writes)
-        memtable.write(seqno, writes, size)
+        memtable.write(seqno, writes, size + size_of_parts)
+        if parts:
+            memtable.write_parts(seqno, parts)
         self.seqno = seqno
         cache.bytes_used += size + ENTRY_OVERHEAD_BYTES * len(writes)
         self._see_to_memory(memtable)
@@ -238,11 +253,13 @@ class State:
             self.cache.remember(key, found)
         return found
 
-    def read_at(self, reader: Reader, key: bytes, *, cached_only: bool = False) -> Value:
-        """The value as of the reader's moment. `cached_only`: as in `read`."""
+    def read_at(self, reader: Reader, key: bytes, *, table: int = 0, cached_only: bool = False) -> Value:
+        """The value as of the reader's moment. `cached_only`: as in `read`, but for the catalogue of tables."""
         if self._gone is not None:
             raise self._gone()
         version = reader.version
+        if table:
+            return self.part(version, table).get(key, reader.seqno, cached_only=cached_only)
         if self.horizon == reader.seqno and self.version is version:
             # Nothing was published since: the newest value is the reader's, if that is still so after reading.
             value = self.cache.rows.get(key, MISSING)
@@ -311,29 +328,36 @@ class State:
             yield from zip(keys, values, strict=True)
 
     def chunks(
-        self, reader: Reader, start: bytes | None, stop: bytes | None, *, reverse: bool, own: Source | None = None
+        self,
+        reader: Reader,
+        start: bytes | None,
+        stop: bytes | None,
+        *,
+        reverse: bool,
+        own: Source | None = None,
+        table: int = 0,
     ) -> Iterator[Chunk]:
         """Chunks of a range as of a reader, which is given back when the iteration ends or is dropped.
 
         `own` is a newest source on top: what a transaction wrote itself.
         """
-        chunks = self._chunks(reader, start, stop, reverse, own)
+        chunks = self._chunks(reader, start, stop, reverse, own, table)
         # A generator that never started would not run its finally: start it, up to the first yield.
         next(chunks)
         return chunks
 
     def _chunks(
-        self, reader: Reader, start: bytes | None, stop: bytes | None, reverse: bool, own: Source | None
+        self, reader: Reader, start: bytes | None, stop: bytes | None, reverse: bool, own: Source | None, table: int
     ) -> Iterator[Chunk]:
         try:
             yield [], []
             low, high = start, stop
-            if own is None and reader.seqno == self.seqno:
+            if own is None and not table and reader.seqno == self.seqno:
                 low, high = self._gaps.skip(start, stop, reverse=reverse)
                 if reader.seqno != self.seqno:
                     low, high = start, stop
-            walk = Walk() if own is None else None
-            chunks = reader.version.chunks(
+            walk = Walk() if own is None and not table else None
+            chunks = self.part(reader.version, table).chunks(
                 reader.seqno, low, high, reverse=reverse, own=own, walk=walk, check=self.refuse_if_gone
             )
             first = next(chunks, None)
@@ -396,23 +420,53 @@ class State:
 
     # -- counting -------------------------------------------------------------------------------
 
-    def count(self, since_us: int, start: bytes | None = None, stop: bytes | None = None) -> int:
+    def count(self, since_us: int, start: bytes | None = None, stop: bytes | None = None, *, table: int = 0) -> int:
         """Number of keys in [start, stop) now: see `Version.count`."""
-        reader, extent = self._begin_count(since_us)
+        while (begun := self._begin_count(since_us, table)) is None:
+            # The table was not asked for since the last checkpoint.
+            reader = self.reader("count", since_us)
+            try:
+                self.part(reader.version, table)
+            finally:
+                reader.release()
+        reader, part, extent = begun
         try:
-            return reader.version.count(reader.seqno, start, stop, extent=extent)
+            return part.count(reader.seqno, start, stop, extent=extent)
         finally:
             reader.release()
 
     @locked
-    def _begin_count(self, since_us: int) -> tuple[Reader, Extent]:
+    def _begin_count(self, since_us: int, table: int = 0) -> tuple[Reader, Version, Extent] | None:
+        version = self.version
+        part = version.parts.get(table) if table else version
+        if part is None:
+            return None
         reader = self._reader("count", since_us, False, None)
-        return reader, reader.version.mark_count(reader.seqno)
+        return reader, part, part.mark_count(reader.seqno)
 
-    def count_at(self, reader: Reader, start: bytes | None, stop: bytes | None) -> int:
+    def count_at(self, reader: Reader, start: bytes | None, stop: bytes | None, *, table: int = 0) -> int:
         """The same as of a reader."""
         self.refuse_if_gone()
-        return reader.version.count(reader.seqno, start, stop, reader=reader)
+        return self.part(reader.version, table).count(reader.seqno, start, stop, reader=reader)
+
+    # -- tables ---------------------------------------------------------------------------------
+
+    def part(self, version: Version, table: int) -> Version:
+        """A table of a version: its read path. Requires: the version has a reader, if the table is not 0.
+
+        The catalogue is read when a table is asked for the first time.
+        """
+        part = version.parts.get(table) if table else version
+        return self._make_part(version, table, self._pages.tree(version.tree.meta, table)) if part is None else part
+
+    @locked
+    def _make_part(self, version: Version, table: int, tree: Tree) -> Version:
+        part = version.parts.get(table)
+        if part is None:
+            # Those of its memtables that are not there are made, so that what is written later is seen as well.
+            frozen = None if version.frozen is None else version.frozen.part(table)
+            part = version.parts[table] = Version(version.memtable.part(table), frozen, tree)
+        return part
 
     # -- versions -------------------------------------------------------------------------------
 
@@ -425,7 +479,7 @@ class State:
             return None
         self.cache.drop_aside()
         self._replace(Version(Memtable(self.seqno, self.lock), version.memtable, version.tree))
-        version.memtable.is_frozen = True
+        version.memtable.freeze()
         return version.memtable
 
     @locked

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+from kvwal.batch import WriteBatch
 from kvwal.engine.range_map import RangeMap
 from kvwal.errors import CorruptionError, Finding
 from kvwal.files import Files
 from kvwal.files.names import DATA
-from kvwal.keys import KeyRange
+from kvwal.keys import KeyRange, Seqno
 from kvwal.log import LogReader, verify_log
-from kvwal.pages import PageFile, check
+from kvwal.pages import PageFile, Tree, check
 
 __all__ = ["VerifyReport", "verify_parts"]
 
@@ -59,11 +60,35 @@ def verify_parts(
     )
 
 
+class _Word:
+    """What a stretch of the log says last of the keys of one table."""
+
+    def __init__(self) -> None:
+        self.newest: dict[bytes, tuple[bytes | None, Seqno]] = {}
+        self.deleted = RangeMap()
+
+    def add(self, seqno: Seqno, batch: WriteBatch) -> None:
+        for bounds in batch.ranges:
+            self.deleted.add(seqno, KeyRange(*bounds), copy=False)
+        self.newest.update((key, (value, seqno)) for key, value in batch.writes.items())
+
+    def against(self, tree: Tree, of_table: str) -> Iterator[Finding]:
+        cover = self.deleted.newest
+        for key, (value, seqno) in sorted(self.newest.items()):
+            if tree.get(key) != (None if cover.at(key) > seqno else value):
+                said = f"is not what the log says it is at seqno {tree.meta.seqno}"
+                yield Finding(DATA, None, f"key {key[:64]!r}{of_table} {said}")
+        for start, stop in cover.ranges():
+            for keys, _ in tree.chunks(start, stop, reverse=False):
+                for key in keys:
+                    if key not in self.newest:
+                        yield Finding(DATA, None, f"key {key[:64]!r}{of_table} was deleted with its range")
+
+
 def _log_against_pages(pages: PageFile, reader: LogReader) -> tuple[int, int, list[Finding]]:
     """The older generation, plus the log up to the newer one, must be the newer one, for every key the log names."""
     meta, older = pages.meta, pages.older
-    newest: dict[bytes, tuple[bytes | None, int]] = {}
-    deleted = RangeMap()
+    words: dict[int, _Word] = {}
     records = 0
     for record in reader.replay(after=meta.seqno if older is None else older.seqno, floor=meta.seqno):
         records += 1
@@ -71,19 +96,11 @@ def _log_against_pages(pages: PageFile, reader: LogReader) -> tuple[int, int, li
             # Not in the pages yet. It was read, and its checksum holds.
             continue
         batch = record.batch()
-        for bounds in batch.ranges:
-            deleted.add(record.seqno, KeyRange(*bounds), copy=False)
-        newest.update((key, (value, record.seqno)) for key, value in batch.writes.items())
-    cover = deleted.newest
-    tree = pages.tree(meta)
+        for table, part in ((0, batch), *batch.parts()):
+            words.setdefault(table, _Word()).add(record.seqno, part)
     different = [
-        Finding(DATA, None, f"key {key[:64]!r} is not what the log says it is at seqno {meta.seqno}")
-        for key, (value, seqno) in sorted(newest.items())
-        if tree.get(key) != (None if cover.at(key) > seqno else value)
+        finding
+        for table, word in sorted(words.items())
+        for finding in word.against(pages.tree(meta, table), f" of table {table}" if table else "")
     ]
-    for start, stop in cover.ranges():
-        for keys, _ in tree.chunks(start, stop, reverse=False):
-            for key in keys:
-                if key not in newest:
-                    different.append(Finding(DATA, None, f"key {key[:64]!r} was deleted with its range"))
-    return records, len(newest), different
+    return records, sum(len(word.newest) for word in words.values()), different

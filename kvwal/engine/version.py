@@ -41,7 +41,7 @@ class Walk:
 class Version:
     """Immutable but for the memtable, which the commit leader adds to, and the registrations."""
 
-    __slots__ = ("current", "frozen", "memtable", "pinned", "readers", "tree")
+    __slots__ = ("current", "frozen", "memtable", "parts", "pinned", "readers", "tree")
 
     def __init__(self, memtable: Memtable, frozen: Memtable | None, tree: Tree) -> None:
         self.memtable = memtable
@@ -49,6 +49,8 @@ class Version:
         self.tree = tree
         #: Readers of this version: the tree's pages stay while there is one.
         self.readers = Readers()
+        #: Tables other than 0, as far as they were asked for; see `State.part`.
+        self.parts: dict[int, Version] = {}
         #: Whether it is the newest. Guarded by State.lock.
         self.current = True
         #: Whether its generation is pinned in the page file. Guarded by State.lock.
@@ -164,7 +166,7 @@ class Version:
 
         Args:
             extent: what the memtable had then, from `mark_count`; None for an older moment.
-            reader: of an older moment; it keeps what counting finds out.
+            reader: of an older moment; it keeps what counting this version finds out.
         """
         below: Below = TreeBelow(self.tree)
         frozen, memtable = self.frozen, self.memtable
@@ -174,11 +176,11 @@ class Version:
             return below.count(start, stop)
         if extent is not None:
             return Counted(memtable, seqno, below, _census_of(memtable), extent).count(start, stop)
-        census = None if reader is None else reader.census
+        census = None if reader is None else reader.censuses.get(self)
         if census is None:
             census = Census() if memtable.census is None else memtable.census.of_older_moment()
             if reader is not None:
-                reader.census = census
+                reader.censuses[self] = census
         return Counted(memtable, seqno, below, census, Extent.of(memtable)).count(start, stop)
 
     def mark_count(self, seqno: Seqno) -> Extent:

@@ -136,7 +136,7 @@ def encode_intents(batch: WriteBatch, extension: Mapping[int, bytes] | None = No
     """
     if batch.others is None and not extension:
         return _checked(_encode_plain(batch))
-    parts = [(table, part) for table, part in sorted((batch.others or {}).items()) if len(part)]
+    parts = batch.parts()
     chunks = _encode_tables([(0, batch), *parts]) if parts else _encode_plain(batch)
     bits = 0
     if parts:

@@ -169,6 +169,11 @@ class SegmentLog(SegmentWriter):
         hold = self._retention.hold(purpose, after, self.segments(), self.last_seqno, self.last_time_us)
         return SegmentCursor(self._reader, hold, until, self._durable, self._await_beyond)
 
+    @property
+    def required(self) -> int:
+        """The features that a reader of the log must know."""
+        return self._required
+
     def holds(self) -> list[HoldInfo]:
         """Who holds log, since when. From any thread."""
         return self._retention.holds()
