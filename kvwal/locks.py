@@ -3,8 +3,9 @@
 A signal handler runs in the main thread between any two bytecodes. It may raise (Ctrl-C), and it may call the store; so
 may a finalizer, on whatever thread the collector runs. The rules that make both harmless:
 
-- Every lock is a C `RLock` that is never taken twice. Who would take it twice was called from within the section that
-  it guards: it gets `ReentrancyError`, at once, instead of waiting for its own thread for ever.
+- Every lock with sections is a C `RLock` that is never taken twice. A call that would take it twice was made from
+  within its section: it raises `ReentrancyError`, at once, instead of waiting for its own thread for ever. (Plain locks
+  are what a thread sleeps on, and those of the spare segment and of a file's position.)
 - A section changes what it guards by single assignments, ordered so that stopping between any two of them, or doing all
   of them again, is harmless.
 - On CPython 3.14 a `with lock:` that is interrupted as it begins leaves the lock owned (of 3.11, 3.13 and 3.15 none

@@ -84,7 +84,7 @@ class Checkpointer:
         self._log = log
         self._pressure = pressure
         self._options = options
-        #: Held during a checkpoint; the first of all locks.
+        #: Held during a checkpoint. Lock order: docs/architecture.md.
         self.lock = new_lock()
         self.log_bytes_at_last = log.tail_bytes
         self._last_s = options.files.monotonic_s()

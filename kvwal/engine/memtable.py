@@ -142,7 +142,7 @@ class Memtable:
         #: Estimate of the memory held, for the budget.
         self.bytes_used = 0
         self._state_lock = new_lock() if state_lock is None else state_lock
-        #: Guards the order; the commit leader never takes it.
+        #: Guards the order. The commit leader takes it only where an operation, such as `popitem`, scans.
         self.lock = new_lock()
         self._order: SortedList[bytes] = SortedList()
         self._ordered = 0

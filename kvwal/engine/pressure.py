@@ -27,7 +27,7 @@ class Reserve:
         self._directory = directory
         self._mode = mode
         self._held = False
-        #: The last of all locks.
+        #: Its sections take no other lock.
         self.lock = new_lock()
 
     @locked

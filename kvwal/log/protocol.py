@@ -1,4 +1,4 @@
-"""What the engine needs of any log, and what a log needs to know. `SegmentLog` is the log that keeps segments.
+"""What a log offers, and what it needs to know. `SegmentLog`, which keeps segments, is the one that the engine uses.
 
 Rules of a log:
 - One thread at a time appends, flushes, retires and closes. The numbers may be read, and cursors used, by any thread.
@@ -38,7 +38,7 @@ class LogIdentity(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class LogOptions:
-    """Settings of a log. Not stored: each open may choose anew.
+    """Settings of a log, with the defaults of `Options` again. Not stored: each open may choose anew.
 
     Attributes:
         segment_bytes: size of the largest segments; the first ones are smaller.
