@@ -8,8 +8,8 @@
     |   |-- ReentrancyError       a signal handler or finalizer called the store in the middle of another call of it
     |   |-- TransactionTooLargeError  a transaction holds more memory than one may
     |   |-- StoreNotFoundError    flag "r" or "w" and there is no store (also a FileNotFoundError)
-    |   |-- StoreExistsError      the target of a salvage or copy is not empty (also a FileExistsError)
-    |   |-- SnapshotTooOld        the history asked for is no longer kept
+    |   |-- StoreExistsError      the target of a salvage is not empty (also a FileExistsError)
+    |   |-- SnapshotTooOld        the history asked for is no longer kept (not raised yet)
     |   `-- FeedGap               changes asked for are no longer kept
     |-- CorruptionError         the bytes on disk are not what kvwal wrote
     |-- FormatError             not a store, or a store of a format this version does not know
@@ -195,7 +195,7 @@ class _NotKeptError(UsageError):
 
 
 class SnapshotTooOld(_NotKeptError):
-    """The moment asked for is older than the history that is kept.
+    """The moment asked for is older than the history that is kept. Not raised yet.
 
     Attributes: `asked`, `oldest`, `newest` (seqnos; `asked` may be a time), `oldest_time`, `newest_time`, `nearest`
     (kept moments on both sides), `lost_commits` and `forked_at`, None where they say nothing.

@@ -329,7 +329,7 @@ class AsyncStore(AsyncReading):
         taking = PopEdge(bounds, reverse=last)
         await self._commit_operation(taking, None)
         if taking.pair is None:
-            raise KeyError("popitem(): the store is empty")
+            raise KeyError("popitem(): there is no key")
         return taking.pair
 
     async def put_if_absent(self, key: BytesLike, value: BytesLike, *, durability: Durability | None = None) -> bool:

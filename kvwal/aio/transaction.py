@@ -24,7 +24,7 @@ class AsyncTransaction(AsyncReading):
 
     Use it in an `async with` block: it commits on clean exit and aborts on an exception, a cancellation included.
     Reads are awaited and writes are not, since they only touch memory until the commit. Several tasks may read
-    through it at a time (`asyncio.gather`). Every method raises `ClosedError` after commit or abort.
+    through it at a time (`asyncio.gather`). After commit or abort every method but `abort` raises `ClosedError`.
     """
 
     __slots__ = ("__weakref__", "_committer", "_over", "_state", "_txn", "_workers")

@@ -60,7 +60,7 @@ class Store(OrderedMapping, MutableMapping[bytes, bytes]):
 
     @property
     def closed(self) -> bool:
-        """Whether `close` was called."""
+        """Whether it is closed, or is just being closed."""
         return self.engine.is_closed
 
     @property
@@ -274,7 +274,7 @@ class Store(OrderedMapping, MutableMapping[bytes, bytes]):
         taking = PopEdge(bounds, reverse=last)
         self._commit_operation(taking, None)
         if taking.pair is None:
-            raise KeyError("popitem(): the store is empty")
+            raise KeyError("popitem(): there is no key")
         return taking.pair
 
     def put_if_absent(self, key: BytesLike, value: BytesLike, *, durability: Durability | None = None) -> bool:
@@ -410,8 +410,9 @@ class Store(OrderedMapping, MutableMapping[bytes, bytes]):
         """Flush, checkpoint if the log's tail is long, and let go of everything. Idempotent.
 
         After a failed write or flush it only lets go: opening again recovers. Snapshots and transactions of this
-        store raise `ClosedError` from here on; transactions that are open are aborted. In a signal handler that
-        interrupted another call of this store it returns at once, and that call closes the store as it ends.
+        store raise `ClosedError` from here on; transactions that are open are aborted. In a signal handler (or a
+        finalizer) that interrupted another call of this store it refuses new calls and returns at once; another thread
+        closes the store when the interrupted call is over.
         """
         self.engine.close()
 

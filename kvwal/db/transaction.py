@@ -46,7 +46,7 @@ class Transaction(OrderedMapping, MutableMapping[bytes, bytes]):
     """A serializable transaction on a snapshot, with its own writes on top.
 
     Use it in a `with` block: it commits on clean exit and aborts on an exception. For one thread at a
-    time. Every method raises `ClosedError` after commit or abort.
+    time. After commit or abort every method but `abort` raises `ClosedError`.
     """
 
     __slots__ = (

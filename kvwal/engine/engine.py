@@ -225,7 +225,7 @@ class Engine:
         """Flush, checkpoint if the log's tail is long, and let go of everything. Idempotent.
 
         Called from within another call of this thread (by a signal handler, or a finalizer), it refuses new calls and
-        returns; the store is closed when that call is over.
+        returns; another thread closes the store when that call is over.
         """
         if self._directory.inherited and not self.is_closed:
             # A fork that the interpreter did not see: the threads of the parent, and their locks, are not here.

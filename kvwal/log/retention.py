@@ -61,10 +61,10 @@ class TrustedClock:
 
 @dataclass(frozen=True, slots=True)
 class HoldInfo:
-    """Who holds log, for `Store.pins`.
+    """Who holds log, as `SegmentLog.holds` lists it.
 
     Attributes:
-        name: what for: "history", or the name of a consumer, an archive, a follower.
+        name: what for: "history", or what the caller of `SegmentLog.read` says.
         after: commits beyond this one are held.
         since_us: since when, microseconds since 1970 UTC.
     """
