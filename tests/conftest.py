@@ -13,6 +13,11 @@ import pytest
 from hypothesis import settings
 from hypothesis.internal.conjecture import engine
 
+# Under `python -O` only the asserts that pytest rewrites are left.
+pytest.register_assert_rewrite(
+    "aio_fixtures", "engine_fakes", "log_rig", "pages_fixtures", "store_fixtures", "wrapped_files"
+)
+
 # No deadline for an example: the machine may be busy, and pytest's own timeout ends what hangs.
 settings.register_profile("kvwal", deadline=None)
 settings.load_profile("kvwal")
