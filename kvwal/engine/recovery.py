@@ -10,7 +10,8 @@ Recovery, and why it may itself be cut off anywhere and run again:
    page cache, and that the log then loses.)
 3. What was read beyond the durable watermark may sit in the page cache of a flush that failed before the crash, so it
    is not trusted to be on disk: it is written again, into a new segment that appears whole or not at all. Only then
-   does a reader get an answer.
+   does a reader get an answer. An open with flag "r" writes no byte: it flushes what it read, and where that fails, or
+   the writer left word that its own flush had failed, it shows the state at the watermark.
 """
 
 from __future__ import annotations
@@ -47,6 +48,7 @@ class RecoveryReport:
         last_seqno: the last commit recovered.
         durable_seqno: the last commit that was known to be on disk before this open.
         carried: commits after `durable_seqno` that were written again to be sure of them.
+        withheld: commits after `durable_seqno` that an open with flag "r" found and does not show; `detail` says why.
         seconds: how long it took.
     """
 
@@ -61,6 +63,7 @@ class RecoveryReport:
     last_seqno: Seqno
     durable_seqno: Seqno
     carried: int
+    withheld: int
     seconds: float
 
     @property
@@ -122,8 +125,18 @@ def _recover(directory: Directory, flag: Flag, options: Options, started_s: floa
         state = State(pages, cache_bytes=options.cache_bytes, memtable_bytes=options.memtable_bytes)
         reader = LogReader(directory, pages.store_id)
         commits, size, end = _replay(reader, meta.seqno, state.version.memtable)
-        # Durability: readers come only after `resume`, below.
-        state.begin(end.last_seqno)
+        last, doubt = end.last_seqno, ""
+        if read_only and last > end.watermark:
+            last, doubt = reader.flush(end)
+            if last < end.last_seqno:
+                pages.unpin(meta.generation)
+                state = State(pages, cache_bytes=options.cache_bytes, memtable_bytes=options.memtable_bytes)
+                commits, size = _replay_part(reader, meta.seqno, last, state.version.memtable)
+                doubt = f"; commits beyond {last} are not shown: {doubt}"
+            else:
+                doubt = ""
+        # Durability: readers come only after `resume`, below, or after `flush`.
+        state.begin(last)
         log = None
         if not read_only:
             # The wall clock, since an open that made neither a segment nor a checkpoint left no trace of its number.
@@ -135,13 +148,14 @@ def _recover(directory: Directory, flag: Flag, options: Options, started_s: floa
             meta_choice=str(pages.choice),
             checkpoint_seqno=checkpoint_seqno,
             row=end.row.name.lower(),
-            detail=end.detail,
+            detail=end.detail + doubt,
             commits=commits,
             bytes_replayed=size,
             cut_bytes=end.cut_bytes,
-            last_seqno=end.last_seqno,
+            last_seqno=last,
             durable_seqno=end.watermark,
             carried=max(0, end.last_seqno - end.watermark) if log is not None else 0,
+            withheld=end.last_seqno - last,
             seconds=files.monotonic_s() - started_s,
         )
     except BaseException:
@@ -175,3 +189,13 @@ def _replay(reader: LogReader, after: Seqno, memtable: Memtable) -> tuple[int, i
     write_pending(Seqno(end.last_seqno + 1))
     memtable.bytes_used += puts.size
     return end.last_seqno - after, size + puts.size, end
+
+
+def _replay_part(reader: LogReader, after: Seqno, until: Seqno, memtable: Memtable) -> tuple[int, int]:
+    """As `_replay`, but only up to `until`; returns the commits and their bytes."""
+    size = 0
+    for record in reader.replay(after=after, floor=after):
+        if record.seqno <= until:
+            memtable.apply(record.seqno, record.batch(), record.size)
+            size += record.size
+    return max(0, until - after), size

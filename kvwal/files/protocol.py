@@ -44,7 +44,7 @@ class File(Protocol):
         ...
 
     def datasync(self) -> None:
-        """Make written data, and a size needed to read it back, durable."""
+        """Make written data, and a size needed to read it back, durable. On POSIX also by a handle that only reads."""
         ...
 
     def sync(self) -> None:

@@ -9,10 +9,13 @@ Rules:
 
 from __future__ import annotations
 
+import json
 from collections.abc import Generator, Iterator
+from typing import Final
 
 from kvwal.errors import InternalError
 from kvwal.files import Directory
+from kvwal.files.names import POISONED, segment_name
 from kvwal.keys import Seqno
 from kvwal.log.chain import Chain, FoundSegment
 from kvwal.log.index import load_index
@@ -20,6 +23,9 @@ from kvwal.log.record import LogPosition, Record
 from kvwal.log.segment import HEADER_PAGE_BYTES, SegmentHeader, SegmentInfo
 from kvwal.log.tail import LogEnd, Tail, TailRow, Verdict, describe, failure, judge
 from kvwal.log.walk import Found, Place, Puts, Readable, Stop, closed_record, last_written, search, walk
+
+# A reason is a line.
+_MOST_WORD_BYTES: Final = 1 << 16
 
 __all__ = ["LogReader", "Replay", "place_before", "read_segment", "start_of"]
 
@@ -38,6 +44,31 @@ class LogReader:
         With `puts`, commits that are one put go there, in their turn, and are not handed out.
         """
         return Replay(self.chain, after, floor, puts)
+
+    def flush(self, end: LogEnd) -> tuple[Seqno, str]:
+        """Bring on disk what was read beyond the watermark, by descriptors that only read.
+
+        Durability: as of its writer's flush, unless one of those failed: the system may take what it could not write
+        for written. A writer that met that left word.
+
+        Returns: the last commit that is on disk for sure, and why those after it may not be.
+        """
+        directory = self.chain.directory
+        try:
+            if directory.kind(POISONED) is not None:
+                sure = min(max(end.watermark, _durable_then(directory)), end.last_seqno)
+                return Seqno(sure), "a write or flush of their writer failed"
+            for i, segment in enumerate(end.segments):
+                if i + 1 == len(end.segments) or end.segments[i + 1].first_seqno > end.watermark + 1:
+                    file = directory.open(segment_name(segment.first_seqno))
+                    try:
+                        file.datasync()
+                    finally:
+                        file.close()
+            directory.sync()
+        except OSError as error:
+            return end.watermark, f"flushing them failed: {error}"
+        return end.last_seqno, ""
 
     def segments(self) -> list[SegmentInfo]:
         """Every segment there is, oldest first. One whose header is damaged has created_us 0."""
@@ -195,3 +226,17 @@ def _gather(file: Readable, segment: FoundSegment, place: Place, until: int | No
         if durable > last:
             break
     return Tail(place.stop, last, durable, later, False, short, zeros, written, following), place.offset
+
+
+def _durable_then(directory: Directory) -> int:
+    """What a writer whose write or flush failed knew to be on disk; 0 if its word cannot be read."""
+    file = directory.open(POISONED)
+    try:
+        said = json.loads(file.pread(_MOST_WORD_BYTES, 0))
+    except ValueError:
+        # It was not flushed.
+        return 0
+    finally:
+        file.close()
+    durable = said.get("durable_seqno") if isinstance(said, dict) else None
+    return durable if type(durable) is int else 0

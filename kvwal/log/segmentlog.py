@@ -25,13 +25,15 @@ Rules:
 from __future__ import annotations
 
 import errno
+import json
+from contextlib import suppress
 from dataclasses import replace
 from typing import Final
 
-from kvwal.errors import RefusedError, StoreExistsError
+from kvwal.errors import PoisonedError, RefusedError, StoreExistsError
 from kvwal.events import Events, Retire, SegmentSealed
 from kvwal.files import Directory, File, Files
-from kvwal.files.names import segment_name
+from kvwal.files.names import POISONED, segment_name
 from kvwal.keys import Seqno
 from kvwal.log.carry import Carry, RecordSource
 from kvwal.log.cursor import SegmentCursor
@@ -130,6 +132,9 @@ class SegmentLog(SegmentWriter):
             log._go_on(end)
         else:
             log._carry(end, source)
+        if directory.kind(POISONED) is not None:
+            # All that was found is on disk now.
+            directory.unlink(POISONED)
         return log
 
     def _go_on(self, end: LogEnd) -> None:
@@ -201,6 +206,23 @@ class SegmentLog(SegmentWriter):
         segments = self.segments()
         size = sum(segment.size for segment in segments)
         return LogStats(len(segments), size, segments[0].first_seqno, self.last_seqno, self.durable_seqno)
+
+    def _poisoned(self, error: BaseException) -> PoisonedError:
+        if self._directory.kind(POISONED) is None:
+            said = {
+                "reason": str(error),
+                "durable_seqno": self.durable_seqno,
+                "session": self._identity.session,
+                "wall_us": self._now_us(),
+            }
+            # Not flushed: after a power cut only what is on disk is found.
+            with suppress(OSError):
+                file = self._directory.open(POISONED, create=True, mode=self._options.mode)
+                try:
+                    file.pwrite(json.dumps(said).encode(), 0)
+                finally:
+                    file.close()
+        return super()._poisoned(error)
 
     # -- segments -----------------------------------------------------------------------------
 

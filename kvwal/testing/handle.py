@@ -35,7 +35,8 @@ class SimulatedFile:
     def _begin(self, name: str, offset: int, size: int) -> Fault | None:
         if not self._open or self._process is not self._disk.process:
             raise OSError(errno.EBADF, "the file is closed, or its process was killed", self._path)
-        if not self._write and name != "pread":
+        # POSIX flushes by any descriptor.
+        if not self._write and name not in ("pread", "datasync", "sync"):
             raise OSError(errno.EBADF, "the file is not open for writing", self._path)
         return self._disk.begin(name, self._path, offset, size)
 
