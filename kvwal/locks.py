@@ -77,7 +77,8 @@ def is_nested() -> bool:
     frame: FrameType | None = sys._getframe(1)
     while frame is not None:
         name = frame.f_globals.get("__name__", "")
-        if not name.startswith("kvwal."):
+        # A listener may be a method of ours, or have no frame.
+        if not name.startswith("kvwal.") or name == "kvwal.events":
             left = True
         elif left and name.startswith(("kvwal.engine.", "kvwal.log.", "kvwal.pages.", "kvwal.locks")):
             return True
