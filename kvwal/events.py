@@ -2,20 +2,32 @@
 
 Rules:
 
-- An event is told after the fact, by the thread that did it: the leader of a commit group, or the background thread.
-  A listener should be quick, since commits wait for it. A write to the same store from a listener raises
-  `ReentrancyError` where the thread leads a commit; reads work.
+- An event is told after the fact, by the thread that did it, and never under `State.lock`. The leader of a group tells
+  `CommitGroup`, `Flush`, `SegmentSealed` and most often `Poison`, while it leads. The thread of a checkpoint tells
+  `Checkpoint` and `Retire`. The thread of a commit that had to wait tells `Stall`, and the one that opens the store
+  `Recovery`, the first event of all.
+- A listener should be quick, since commits wait for it, and must not wait for another thread that writes. It may read
+  the store. What would wait for its own thread raises `ReentrancyError`: a write where the thread leads, a checkpoint
+  within a checkpoint. `close` returns at once, and the store is closed when the call that told the event is over.
+- `CommitGroup` events are told in the order of their seqnos, without gaps, from the commit after `Recovery` on. Only an
+  interruption may cost an event; `first_seqno` of the next one shows that. By the time that `close` returns all are
+  told; a commit that shared a group may return a moment before.
 - Without a listener no event is made: a module that has one asks `if events.listeners:` first.
 - A listener that raises an `Exception` is logged, with its traceback, as an error of the logger "kvwal", and dropped,
-  because it would meet the next event in a state that it did not foresee. Commits and other listeners go on. What is
-  no `Exception`, a `KeyboardInterrupt` or a `SystemExit`, is not the listener's fault, and is raised.
+  because it would meet the next event in a state that it did not foresee. Commits and other listeners go on.
+- What is no `Exception`, a `KeyboardInterrupt` for one, is raised in the main thread: there a signal handler raised it,
+  and the listener stays. The call it goes through ends as if it was interrupted: a commit that was written says so in a
+  note. In other threads, where no signal handler runs, the listener raised it and is dropped.
+- A listener that refers to its `Store` keeps it from being collected: close the store.
 """
 
 from __future__ import annotations
 
 import logging
+import threading
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Final, Protocol, TypeAlias
+from typing import Final, Protocol, TypeAlias, runtime_checkable
 
 from kvwal.keys import Seqno
 
@@ -42,9 +54,9 @@ class CommitGroup:
 
     Attributes:
         first_seqno, last_seqno: the commits, both inclusive.
-        size: bytes of their keys and values.
-        synced: whether the log was flushed for them.
-        seconds: from the first append to the moment they are visible.
+        size: bytes of their keys and values, and of the bounds of the ranges they deleted.
+        synced: whether the log was flushed for them before they became visible.
+        seconds: from before the append to the moment they are visible.
     """
 
     first_seqno: Seqno
@@ -78,7 +90,7 @@ class Checkpoint:
 
     Attributes:
         generation: its number. seqno: the last commit in it.
-        keys: how many keys were written. seconds: how long it took.
+        keys: how many were put or deleted, those of deleted ranges not counted. seconds: how long it took.
     """
 
     generation: int
@@ -97,7 +109,12 @@ class Retire:
 
 @dataclass(frozen=True, slots=True)
 class Stall:
-    """A commit had to wait for a checkpoint. reason: "memory" or "disk". seconds: how long it waited."""
+    """A commit had to wait for checkpoints, or to make them itself.
+
+    Attributes:
+        reason: "memory" when the memtable was full, "disk" when the disk was.
+        seconds: how long it waited, whether it was written then or refused.
+    """
 
     reason: str
     seconds: float
@@ -105,7 +122,7 @@ class Stall:
 
 @dataclass(frozen=True, slots=True)
 class Poison:
-    """A write or flush failed: no more writes until the store is reopened. cause: the failure."""
+    """A write or flush failed: no more writes until the store is reopened. Told once. cause: the first failure."""
 
     cause: BaseException
 
@@ -130,8 +147,12 @@ class Recovery:
 Event: TypeAlias = CommitGroup | Flush | SegmentSealed | Checkpoint | Retire | Stall | Poison | Recovery
 
 
+@runtime_checkable
 class Listener(Protocol):
-    """Whatever wants to hear of a store. Inherit from it, and define the methods for the events that you want."""
+    """Whatever wants to hear of a store. Inherit from it, and define the methods for the events that you want.
+
+    `kvwal.open(path, listeners=[listener])` tells it. Several threads may call it at a time.
+    """
 
     def commit_group(self, event: CommitGroup) -> None:
         """Commits became visible."""
@@ -173,14 +194,20 @@ _METHODS: Final[dict[type[Event], str]] = {
 class Events:
     """The listeners of one store. Thread-safe, and from signal handlers and finalizers too: it takes no lock."""
 
-    __slots__ = ("listeners",)
+    __slots__ = ("_well", "listeners")
 
-    def __init__(self) -> None:
-        #: By identity, in the order they came. Each change, and each look at all of them, is one step of a dict.
-        self.listeners: dict[int, Listener] = {}
+    def __init__(self, listeners: Iterable[Listener] = ()) -> None:
+        #: By identity, in the order they came. Each change, and each look at all of them, is one step of a dict, which
+        #: stays the same one.
+        self.listeners: dict[int, Listener] = {id(listener): listener for listener in listeners}
+        # The first failure takes what is in it.
+        self._well = [True]
 
     def add(self, listener: Listener) -> None:
-        """Tell `listener` of all events from now on, after those that were added before. Once, however often added."""
+        """Tell `listener` of all events from now on, after those that were added before. Once, however often added.
+
+        A group of commits that is under way is not told to it.
+        """
         self.listeners.setdefault(id(listener), listener)
 
     def remove(self, listener: Listener) -> None:
@@ -188,11 +215,22 @@ class Events:
         self.listeners.pop(id(listener), None)
 
     def tell(self, event: Event) -> None:
-        """Tell all listeners. Never raises for what a listener does wrong: logs that, and drops the listener."""
+        """Tell all listeners. What a listener does wrong is logged, and drops it; only an interruption is raised."""
         method = _METHODS[type(event)]
         for listener in list(self.listeners.values()):
             try:
                 getattr(listener, method)(event)
-            except Exception:  # noqa: BLE001  # it is logged, and the commit must not fail for it
+            except BaseException as error:  # it is logged, and the commit must not fail for it
+                if not isinstance(error, Exception) and threading.get_ident() == threading.main_thread().ident:
+                    raise
                 self.remove(listener)
                 _log.exception("%r raised at %r and will hear no more of this store", listener, event)
+
+    def tell_poison(self, cause: BaseException) -> None:
+        """Tell `Poison`, the first time only: what fails after the first failure is no news."""
+        try:
+            self._well.pop()
+        except IndexError:
+            return
+        if self.listeners:
+            self.tell(Poison(cause))

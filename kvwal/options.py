@@ -8,12 +8,13 @@ what they mean. `Options` has the defaults and limits, and is what the engine re
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import MISSING, dataclass, field, fields
 from functools import partial
 from numbers import Real
 from typing import Any, Final, Literal, TypeAlias, TypedDict, TypeVar, get_args, get_type_hints
 
+from kvwal.events import Listener
 from kvwal.files import Files, system_files
 from kvwal.keys import as_int
 
@@ -59,6 +60,7 @@ class OpenOptions(TypedDict, total=False):
     preallocate: how the log's space is taken: "allocate" asks the file system, "zeros" writes it.
     background: False starts no thread; checkpoints then run inside commits, and "interval" flushes each commit.
     files: another file system, such as `kvwal.testing.SimulatedDisk`.
+    listeners: what is told of commits, flushes, checkpoints and failures: see `kvwal.events`.
     """
 
     mode: int
@@ -74,6 +76,7 @@ class OpenOptions(TypedDict, total=False):
     preallocate: Preallocate
     background: bool
     files: Files
+    listeners: Sequence[Listener]
 
 
 def _checked_by(check: Callable[[str, Any], object]) -> dict[str, Callable[[str, Any], object]]:
@@ -114,6 +117,16 @@ def _as_files(name: str, value: Files | None) -> Files:
     return system_files() if value is None else value
 
 
+def _as_listeners(name: str, value: object) -> tuple[Listener, ...]:
+    listeners = tuple(value) if isinstance(value, Iterable) else (value,)
+    for listener in listeners:
+        if isinstance(listener, type) or not isinstance(listener, Listener):
+            raise TypeError(f"{name} are objects of classes that inherit from kvwal.events.Listener, not {listener!r}")
+    if not isinstance(value, Iterable):
+        raise TypeError(f"{name} is a sequence of listeners, not one of them; use [...]")
+    return listeners
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Options:
     """Settings of an open store, checked; see `OpenOptions`. TypeError or ValueError for what cannot be right."""
@@ -131,6 +144,7 @@ class Options:
     preallocate: Preallocate = field(default="allocate", metadata=_one_of(Preallocate))
     background: bool = field(default=True, metadata=_checked_by(_as_bool))
     files: Files = field(default_factory=system_files, metadata=_checked_by(_as_files))
+    listeners: Sequence[Listener] = field(default=(), metadata=_checked_by(_as_listeners))
 
     def __post_init__(self) -> None:
         for option in fields(self):

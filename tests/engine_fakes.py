@@ -10,6 +10,7 @@ from kvwal.batch import WriteBatch
 from kvwal.engine.commit import CommitQueue
 from kvwal.engine.request import CommitRequest
 from kvwal.engine.state import State
+from kvwal.events import Events
 from kvwal.keys import Seqno
 from kvwal.locks import new_lock
 from kvwal.log import decode_intents, encode_put
@@ -133,11 +134,11 @@ class FakeEngine:
         return self.queue.commit(request) or self.state.seqno
 
 
-def make(*, reserve: bool = False) -> tuple[CommitQueue, FakeLog, State]:
+def make(*, reserve: bool = False, events: Events | None = None) -> tuple[CommitQueue, FakeLog, State]:
     """A queue on an empty store."""
     state = State(FakePages(), cache_bytes=1 << 20, memtable_bytes=1 << 20)  # type: ignore[arg-type]
     log = FakeLog()
-    return CommitQueue(log, state, FakePressure(reserve=reserve)), log, state
+    return CommitQueue(log, state, FakePressure(reserve=reserve), Events() if events is None else events), log, state
 
 
 def put_request(key: bytes, value: bytes, **options: Any) -> CommitRequest:

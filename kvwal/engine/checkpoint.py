@@ -26,6 +26,7 @@ from kvwal.engine.memtable import Memtable
 from kvwal.engine.pressure import WritePressure
 from kvwal.engine.state import State
 from kvwal.errors import DiskFullError, EnvironmentFailure, RefusedError
+from kvwal.events import Checkpoint, Events
 from kvwal.keys import Seqno
 from kvwal.locks import locked, new_lock
 from kvwal.log import SegmentLog
@@ -77,6 +78,7 @@ class Checkpointer:
         log: SegmentLog,
         pressure: WritePressure,
         options: Options,
+        events: Events,
     ) -> None:
         self._state = state
         self._pages = pages
@@ -84,6 +86,7 @@ class Checkpointer:
         self._log = log
         self._pressure = pressure
         self._options = options
+        self._events = events
         #: Held during a checkpoint. Lock order: docs/architecture.md.
         self.lock = new_lock()
         self.log_bytes_at_last = log.tail_bytes
@@ -108,14 +111,14 @@ class Checkpointer:
             self._pressure.checkpoint_ended()
 
     @locked
-    def reclaim(self) -> None:
+    def reclaim(self) -> bool:
         """Get the space back that deletes have freed: from the next generation but one neither pages nor log need it.
 
-        Does nothing if it was done since the last commit, and stops quietly where the disk is full.
+        Does nothing if it was done since the last commit (False), and stops quietly where the disk is full.
         """
         seqno = self._state.seqno
         if seqno == self._reclaimed_seqno:
-            return
+            return False
         self._reclaimed_seqno = seqno
         try:
             for _ in range(3 if self._state.version.frozen is not None else 2):
@@ -124,6 +127,7 @@ class Checkpointer:
             pass
         finally:
             self._pressure.checkpoint_ended()
+        return True
 
     def is_sparse(self) -> bool:
         """Whether compacting is worth its while."""
@@ -179,6 +183,7 @@ class Checkpointer:
     def _run(self, *, even_if_empty: bool = False, compact: bool = False) -> None:
         """One checkpoint: the steps at the top of this file."""
         state, files = self._state, self._options.files
+        began_s = files.monotonic_s()
         memtable = state.version.frozen
         if memtable is None:
             memtable = state.freeze()
@@ -220,6 +225,8 @@ class Checkpointer:
         state.install(self._pages.tree(meta))
         self.log_bytes_at_last = log_bytes
         self._last_s = files.monotonic_s()
+        if self._events.listeners:
+            self._events.tell(Checkpoint(meta.generation, last_seqno, len(memtable), self._last_s - began_s))
         self._retire()
         self._pressure.hold_reserve()
 

@@ -11,6 +11,9 @@ How a commit travels:
 Durability: with durability "commit" nothing is published before the flush returned, so no reader sees a commit that a
 power cut could take back. A group with one such member is flushed before any is published.
 
+A group with listeners (see kvwal/events.py) is told once its members are awake, by the leader while it leads, so that
+listeners hear of the commits in their order. A put then makes a request even where the queue is empty.
+
 Invariant: only the owner of `lock` touches the log, validates and publishes. A request stays in the queue until it is
 done.
 
@@ -35,6 +38,7 @@ from kvwal.engine.operations import Pending
 from kvwal.engine.request import CommitRequest, say_written
 from kvwal.engine.state import State
 from kvwal.errors import DiskFullError, EnvironmentFailure, Error, PoisonedError, poisoned
+from kvwal.events import CommitGroup, Events
 from kvwal.files import Buffer
 from kvwal.keys import Seqno
 from kvwal.locks import Lock, collect_first, is_nested, new_lock, refuse_reentry, release
@@ -103,7 +107,7 @@ class RefusingLog:
 class _Group:
     """Requests that are committed together, and how far they have come."""
 
-    __slots__ = ("accepted", "began", "durable", "first", "fitting", "members", "validated")
+    __slots__ = ("accepted", "began", "began_s", "durable", "event", "first", "fitting", "members", "validated")
 
     def __init__(self, members: Sequence[CommitRequest]) -> None:
         self.members = members
@@ -114,6 +118,10 @@ class _Group:
         #: From here on the records may be on disk.
         self.began = False
         self.durable = False
+        #: When the append began; None if there were no listeners then.
+        self.began_s: float | None = None
+        #: What they are to be told.
+        self.event: CommitGroup | None = None
         #: After the disk was found full: members that are still to be written one by one.
         self.fitting: list[CommitRequest] | None = None
 
@@ -136,12 +144,15 @@ class CommitQueue:
         log: Log,
         state: State,
         pressure: Pressure,
+        events: Events,
         *,
         now_s: Callable[[], float] = time.monotonic,
     ) -> None:
         self._log = log
         self._state = state
         self._pressure = pressure
+        self._events = events
+        self._listeners = events.listeners
         self._now_s = now_s
         #: Owned by the thread that leads.
         self.lock = new_lock()
@@ -182,7 +193,7 @@ class CommitQueue:
         peak = None  # noqa: F841  # they are not to be there in the section
         target = 0
         try:
-            if self._queue or (sync and self._expected > 1) or not lock.acquire(False):
+            if self._queue or self._listeners or (sync and self._expected > 1) or not lock.acquire(False):
                 return self.commit(CommitRequest.of_put(key, value, sync=sync))
             log = self._log
             target = log.last_seqno + 1
@@ -356,8 +367,13 @@ class CommitQueue:
         """The steps of a commit. May be begun anew after an interruption."""
         if not group.validated:
             self._validate(group)
+        if self._listeners and not group.began:
+            group.began_s = self._now_s()
         self._append_and_sync(group)
         self._publish(group)
+        if group.began_s is not None and group.accepted:
+            size = sum(member.size for member in group.accepted)
+            group.event = CommitGroup(group.first, group.last, size, group.sync, self._now_s() - group.began_s)
         self._run_actions(group)
 
     def _validate(self, group: _Group) -> None:
@@ -473,6 +489,10 @@ class CommitQueue:
         for waiter in waiters:
             if waiter is not None:
                 _open(waiter)
+        # Taken first, so that it is told once however often this is done.
+        event, group.event = group.event, None
+        if event is not None:
+            self._events.tell(event)
         self._group = None
         self._wake_head()
 
@@ -527,7 +547,7 @@ class CommitQueue:
             try:
                 self._resolve(requests, error)
                 break
-            except (KeyboardInterrupt, SystemExit, MemoryError):
+            except MemoryError:
                 continue
             except Exception as bug:  # noqa: BLE001  # whatever it is, other threads wait
                 # What a handler raises comes once; a bug of our own comes again.
@@ -535,6 +555,8 @@ class CommitQueue:
                 if bugs == _MAX_BUGS:
                     self._give_up(requests, bug)
                     break
+            except BaseException:  # noqa: BLE001  # an interruption, by a signal handler or a listener
+                continue
         else:
             self._give_up(requests, error)
         for request in requests:
@@ -597,22 +619,29 @@ class CommitQueue:
 
     def _give_up(self, requests: Sequence[CommitRequest], cause: BaseException) -> None:
         """Our own bug, or more interruptions than can be: what became of the group is unknown. It poisons the store."""
-        self.poison(cause)
+        self._refuse_for(cause)
         group = self._group
         if self.lock._is_owned() and group is not None:
             for member in group.members:
                 if not member.done and not member.seqno:
                     member.error = poisoned(cause)
+            # What a listener raises must not keep the others from their end.
+            group.event = None
             self._finish(group)
         self._withdraw(requests, cause)
         release(self.queue_lock)
         release(self.lock)
         self._wake_head()
+        self._events.tell_poison(cause)
 
     def poison(self, cause: BaseException) -> PoisonedError:
         """Refuse all that comes after, since what is on disk is unknown. Returns the error that says so."""
-        self.refuse(RefusingLog(lambda: poisoned(cause), self._log.last_seqno))
+        self._refuse_for(cause)
+        self._events.tell_poison(cause)
         return poisoned(cause)
+
+    def _refuse_for(self, cause: BaseException) -> None:
+        self.refuse(RefusingLog(lambda: poisoned(cause), self._log.last_seqno))
 
     # -- ends -----------------------------------------------------------------------------------
 

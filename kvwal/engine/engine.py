@@ -23,6 +23,7 @@ from kvwal.engine.state import State
 from kvwal.engine.stats import Pin, Stats
 from kvwal.engine.verify import VerifyReport, verify_parts
 from kvwal.errors import DiskFullError, LockedError, PoisonedError, closed, forked, read_only
+from kvwal.events import Events, Recovery
 from kvwal.keys import Seqno
 from kvwal.locks import is_nested, new_lock, refuse_reentry, release
 from kvwal.log import Record, SegmentLog, read_kept
@@ -85,13 +86,15 @@ class Engine:
         self.state: State = recovered.state
         #: What opening found and did.
         self.recovery: RecoveryReport = recovered.report
+        #: Whom this store tells of what it does.
+        self.events: Events = recovered.events
         #: Whether a commit without a durability of its own is flushed before it returns.
         self.syncs = options.wants_sync()
         #: Guards the end. Owned while the store is being closed.
         self.lock = new_lock()
         self.is_closed = False
         reserve = Reserve(self._directory, options.mode)
-        self._pressure = WritePressure(self.state, reserve)
+        self._pressure = WritePressure(self.state, reserve, self.events, now_s=options.files.monotonic_s)
         log = self._log
         self._checkpointer: Checkpointer | None = None
         self._background: Background | None = None
@@ -99,16 +102,25 @@ class Engine:
             RefusingLog(read_only, self.state.seqno) if log is None else log,
             self.state,
             self._pressure,
+            self.events,
             now_s=options.files.monotonic_s,
         )
+        self._tell_recovery()
         if log is not None:
             self._begin(log, reserve)
+
+    def _tell_recovery(self) -> None:
+        if self.events.listeners:
+            report, generation = self.recovery, self._pages.meta.generation
+            self.events.tell(
+                Recovery(generation, report.checkpoint_seqno, report.last_seqno, report.commits, report.seconds)
+            )
 
     def _begin(self, log: SegmentLog, reserve: Reserve) -> None:
         state, options = self.state, self._options
         if not reserve.hold():
             state.write_pressure = True
-        checkpointer = Checkpointer(state, self._pages, self.queue, log, self._pressure, options)
+        checkpointer = Checkpointer(state, self._pages, self.queue, log, self._pressure, options, self.events)
         self._checkpointer = checkpointer
         if state.is_full():
             try:
@@ -323,6 +335,11 @@ class _Relief:
         self._checkpointer = checkpointer
         self._background = background
 
+    def is_here(self) -> bool:
+        """Whether `start` makes the checkpoint itself, and returns when it is made."""
+        in_background = self._background is not None and not self._background.is_here()
+        return not in_background and not self._checkpointer.lock._is_owned()
+
     def start(self) -> BaseException | None:
         """Have a checkpoint made, here or in the background. Returns why none can be made, if that is known."""
         if self._background is not None and not self._background.is_here():
@@ -341,6 +358,6 @@ class _Relief:
         """ReentrancyError if the calling thread is in the middle of a checkpoint, for which it cannot wait."""
         refuse_reentry(self._checkpointer.lock, "a commit that must wait for a checkpoint")
 
-    def reclaim(self) -> None:
-        """Get the space back that deletes have freed."""
-        self._checkpointer.reclaim()
+    def reclaim(self) -> bool:
+        """Get the space back that deletes have freed. False if there was nothing to do."""
+        return self._checkpointer.reclaim()

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import threading
 from collections import deque
+from collections.abc import Callable
 from typing import Protocol
 
 from kvwal.engine.state import State
 from kvwal.errors import DiskFullError, stalled
+from kvwal.events import Events, Stall
 from kvwal.files import Directory, is_full
 from kvwal.files.names import RESERVE
 from kvwal.locks import Lock, locked, new_lock
@@ -75,6 +77,10 @@ class Reserve:
 class Relief(Protocol):
     """What moves data from memory to the pages, and frees disk space."""
 
+    def is_here(self) -> bool:
+        """Whether `start` makes the checkpoint itself, and returns when it is made."""
+        ...
+
     def start(self) -> BaseException | None:
         """Have a checkpoint made, here or in the background. Returns why none can be made, if that is known."""
         ...
@@ -83,17 +89,19 @@ class Relief(Protocol):
         """ReentrancyError if the calling thread is in the middle of a checkpoint, for which it cannot wait."""
         ...
 
-    def reclaim(self) -> None:
-        """Get the space back that deletes have freed."""
+    def reclaim(self) -> bool:
+        """Get the space back that deletes have freed. False if there was nothing to do."""
         ...
 
 
 class WritePressure:
     """Back-pressure by memory and disk on the commits of one store."""
 
-    def __init__(self, state: State, reserve: Reserve) -> None:
+    def __init__(self, state: State, reserve: Reserve, events: Events, *, now_s: Callable[[], float]) -> None:
         self._state = state
         self._reserve = reserve
+        self._events = events
+        self._now_s = now_s
         # Set when a commit met a full disk: the next one is to reclaim what deletes have freed.
         self._short_of_space = False
         # Waiters of commits that wait for a checkpoint to end. (No Event: a signal handler that raises in a thread that
@@ -132,7 +140,9 @@ class WritePressure:
         self._make_room(relief, deleting)
         if not deleting and (self._short_of_space or not self._reserve.hold()):
             self._short_of_space = False
-            relief.reclaim()
+            began_s = self._now_s()
+            if relief.reclaim():
+                self._tell_stall("disk", began_s)
         if not self._reserve.hold():
             state.write_pressure = True
             if not deleting:
@@ -143,15 +153,26 @@ class WritePressure:
     def _make_room(self, relief: Relief, deleting: bool) -> None:
         if not self._state.is_full():
             return
+        began_s = self._now_s()
+        waited = relief.is_here()
         failure = relief.start()
-        while self._state.is_stalled():
-            relief.refuse_reentry()
-            if failure is not None:
-                # The next commit is to look again: else every second one would slip through into memory.
-                self._state.write_pressure = True
-                raise stalled(failure) from failure
-            self._wait(1.0)
-            failure = relief.start()
+        try:
+            while self._state.is_stalled():
+                relief.refuse_reentry()
+                if failure is not None:
+                    # The next commit is to look again: else every second one would slip through into memory.
+                    self._state.write_pressure = True
+                    raise stalled(failure) from failure
+                waited = True
+                self._wait(1.0)
+                failure = relief.start()
+        finally:
+            if waited:
+                self._tell_stall("memory", began_s)
+
+    def _tell_stall(self, reason: str, began_s: float) -> None:
+        if self._events.listeners:
+            self._events.tell(Stall(reason, self._now_s() - began_s))
 
     def _wait(self, timeout_s: float) -> None:
         """Wait until a checkpoint ended, one way or the other."""

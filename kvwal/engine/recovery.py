@@ -22,6 +22,7 @@ from kvwal.engine.create import create_if_missing, erase, lock, log_options, ope
 from kvwal.engine.memtable import Memtable
 from kvwal.engine.state import State
 from kvwal.errors import DiskFullError, Error, SystemCallError
+from kvwal.events import Events
 from kvwal.files import Directory, is_full
 from kvwal.keys import Seqno
 from kvwal.log import LogEnd, LogIdentity, LogReader, SegmentLog
@@ -84,6 +85,7 @@ class Recovered:
     reader: LogReader
     state: State
     report: RecoveryReport
+    events: Events
 
     def abandon(self) -> None:
         """Let go of everything and write nothing."""
@@ -118,6 +120,7 @@ def open_store(path: str, flag: Flag, options: Options) -> Recovered:
 def _recover(directory: Directory, flag: Flag, options: Options, started_s: float, *, created: bool) -> Recovered:
     files = options.files
     read_only = flag == "r"
+    events = Events(options.listeners)
     pages = PageFile(directory, cache_bytes=options.cache_bytes, writable=not read_only)
     try:
         meta = pages.meta
@@ -142,7 +145,7 @@ def _recover(directory: Directory, flag: Flag, options: Options, started_s: floa
             # The wall clock, since an open that made neither a segment nor a checkpoint left no trace of its number.
             session = max(meta.session + 1, end.header.session + 1, files.now_us())
             identity = LogIdentity(pages.store_id, meta.line, session)
-            log = SegmentLog.resume(files, directory, identity, log_options(options), end, reader)
+            log = SegmentLog.resume(files, directory, identity, log_options(options), end, reader, events)
         report = RecoveryReport(
             created=created,
             meta_choice=str(pages.choice),
@@ -161,7 +164,7 @@ def _recover(directory: Directory, flag: Flag, options: Options, started_s: floa
     except BaseException:
         pages.abandon()
         raise
-    return Recovered(directory, pages, log, reader, state, report)
+    return Recovered(directory, pages, log, reader, state, report, events)
 
 
 def _replay(reader: LogReader, after: Seqno, memtable: Memtable) -> tuple[int, int, LogEnd]:

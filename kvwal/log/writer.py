@@ -268,6 +268,7 @@ class SegmentWriter(ABC):
     def _poisoned(self, error: BaseException) -> PoisonedError:
         # Nothing becomes durable any more, so no cursor may wait for it.
         self._wake()
+        self._events.tell_poison(error)
         return poisoned(error)
 
     def _refuse_if_over(self) -> None:

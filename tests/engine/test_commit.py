@@ -17,6 +17,7 @@ from kvwal.engine.commit import CommitQueue, RefusingLog
 from kvwal.engine.operations import PopEdge, Update, decode_counter, encode_counter
 from kvwal.engine.request import CommitRequest
 from kvwal.errors import ClosedError, ConflictError, DiskFullError, ForkedError, PoisonedError, closed, forked
+from kvwal.events import Events
 from kvwal.keys import KeyRange, Seqno
 
 EVERYTHING = KeyRange(b"", None)
@@ -144,7 +145,7 @@ def test_a_leader_waits_for_the_threads_that_the_last_flush_served() -> None:
         return clock_s
 
     _, log, state = make()
-    queue = CommitQueue(log, state, FakePressure(), now_s=now_s)
+    queue = CommitQueue(log, state, FakePressure(), Events(), now_s=now_s)
     others = Others(queue, [put(b"b")])
     _arrive_with_the_next(queue, others.arrive)
     queue.commit(put(b"a"))
