@@ -11,10 +11,11 @@ import weakref
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import pytest
 from engine_fakes import make, put_request
+from event_fixtures import Recorder, seqnos
 from store_fixtures import TINY, check_store, run_threads, wait_until
 
 import kvwal
@@ -28,7 +29,6 @@ from kvwal.events import (
     Event,
     Events,
     Flush,
-    Listener,
     Poison,
     Recovery,
     Retire,
@@ -39,25 +39,6 @@ from kvwal.keys import Seqno
 from kvwal.log import segmentlog, writer
 from kvwal.testing import SimulatedDisk
 
-_E = TypeVar("_E")
-
-
-class Recorder(Listener):
-    """Keeps all that it hears. `look` is called with each event, as it is told."""
-
-    def __init__(self, look: Callable[[Event], None] = lambda event: None) -> None:
-        self.heard: list[Event] = []
-        self.look = look
-
-    def _hear(self, event: Event) -> None:
-        self.heard.append(event)
-        self.look(event)
-
-    commit_group = flush = segment_sealed = checkpoint = retire = stall = poison = recovery = _hear  # type: ignore[assignment]
-
-    def of(self, kind: type[_E]) -> list[_E]:
-        return [event for event in self.heard if isinstance(event, kind)]
-
 
 class Looking(Recorder):
     """Looks at the store at each event, and keeps what does not fit to it."""
@@ -66,7 +47,6 @@ class Looking(Recorder):
         super().__init__(self._see)
         self.db: kvwal.Store | None = None
         self.wrong: list[str] = []
-        self.keys_since: set[bytes] = set()
 
     def _see(self, event: Event) -> None:
         if self.db is None:
@@ -96,11 +76,6 @@ class Looking(Recorder):
     def _expect(self, event: Event, holds: bool) -> None:
         if not holds:
             self.wrong.append(str(event))
-
-
-def seqnos(groups: list[CommitGroup]) -> list[int]:
-    """All of them, in the order they were told."""
-    return [seqno for group in groups for seqno in range(group.first_seqno, group.last_seqno + 1)]
 
 
 def sizes(db: kvwal.Store) -> dict[int, int]:
