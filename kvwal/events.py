@@ -10,8 +10,8 @@ Rules:
   the store. What would wait for its own thread raises `ReentrancyError`: a write where the thread leads, a checkpoint
   within a checkpoint. `close` returns at once, and the store is closed when the call that told the event is over.
 - `CommitGroup` events are told in the order of their seqnos, without gaps, from the commit after `Recovery` on. Only an
-  interruption may cost an event; `first_seqno` of the next one shows that. By the time that `close` returns all are
-  told; a commit that shared a group may return a moment before.
+  interruption, or a bug that poisons the store, may cost an event; `first_seqno` of the next one shows that. By the
+  time that `close` returns all are told; a commit that shared a group may return a moment before.
 - Without a listener no event is made: a module that has one asks `if events.listeners:` first.
 - A listener that raises an `Exception` is logged, with its traceback, as an error of the logger "kvwal", and dropped,
   because it would meet the next event in a state that it did not foresee. Commits and other listeners go on.

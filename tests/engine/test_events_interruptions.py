@@ -47,6 +47,10 @@ class Raising(Recorder):
             raise error
 
 
+def stop(event: Event) -> None:
+    raise Stop
+
+
 def in_a_thread(function: Callable[[], Any]) -> Any:
     """Its result; AssertionError if it does not end."""
     return run_threads(function)[0]
@@ -334,6 +338,37 @@ def test_wherever_a_commit_is_interrupted_no_group_is_told_twice_and_hardly_one_
     assert lost <= 6
 
 
+@pytest.mark.parametrize("raises", [KeyboardInterrupt, Stop])
+def test_a_listener_may_raise_while_an_interrupted_commit_is_finished(raises: type[BaseException]) -> None:
+    """The first interruption goes on its way, and nothing is left behind."""
+    listener = Raising(CommitGroup, raises())
+    queue, log, state = make(events=Events([listener]))
+    first = KeyboardInterrupt()
+
+    def interrupt() -> None:
+        log.on_append = lambda: None
+        raise first
+
+    log.on_append = interrupt
+    with pytest.raises(KeyboardInterrupt) as caught:
+        queue.put(b"k", b"v", True)
+    assert caught.value is first
+    assert first.__notes__ == ["kvwal: commit 1 was written"]
+    at_rest(queue, log, state)
+    assert seqnos(listener.of(CommitGroup)) == [1]
+
+
+def test_a_listener_may_raise_where_a_bug_poisons_the_store() -> None:
+    queue, log, state = make(events=Events([Recorder(stop)]))
+    request = put_request(b"k", b"v")
+    request.action = lambda: 1 // 0
+    with pytest.raises((ZeroDivisionError, Stop)):
+        queue.submit([request])
+    at_rest(queue, log, state)
+    with pytest.raises(PoisonedError):
+        in_a_thread(lambda: queue.put(b"l", b"v", True))
+
+
 # -- listeners that call the store ----------------------------------------------------------------
 
 
@@ -435,9 +470,11 @@ def test_a_listener_of_our_own_that_writes_is_refused_and_the_lead_stays(kind: t
     """No frame outside of kvwal stands between the leader and the call."""
     disk, other = SimulatedDisk(), Recorder()
     with kvwal.open("/kv", files=disk, background=False, listeners=[other]) as db:
-        module: dict[str, Any] = {"__name__": "kvwal.metrics", "db": db, "kind": kind}
-        exec("def write(event):\n    if isinstance(event, kind): db.put(b'direct', b'1')", module)
-        db.engine.events.add(Recorder(module["write"]))
+        module: dict[str, Any] = {"__name__": "kvwal.metrics", "db": db}
+        exec("def write(event): db.put(b'direct', b'1')", module)
+        own = Recorder()
+        setattr(own, {CommitGroup: "commit_group", Flush: "flush"}[kind], module["write"])  # type: ignore[index]
+        db.engine.events.add(own)
         db[b"a"] = b"1"
         assert list(db.engine.events.listeners.values()) == [other]
         db[b"b"] = b"1"

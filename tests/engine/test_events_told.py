@@ -156,8 +156,10 @@ def test_groups_cover_each_commit_once_in_order_with_its_size(tmp_path: Path, du
         # A member without writes may have wanted the flush, so this holds one way only.
         wants = {asked.get(seqno, durability) for seqno in range(group.first_seqno, group.last_seqno + 1)}
         assert group.synced or "commit" not in wants
-    assert {group.synced for group in groups} == {False, True}
-    assert any(group.last_seqno > group.first_seqno for group in groups), "no commits shared a group"
+    # How threads fall into groups is a matter of the system's scheduler, but these are certain.
+    assert (durability != "commit") in {not group.synced for group in groups}
+    if durability == "commit":
+        assert any(group.last_seqno > group.first_seqno for group in groups), "no commits shared a group"
     flushed = [event.durable_seqno for event in listener.of(Flush)]
     assert flushed == sorted(set(flushed))
 
