@@ -90,7 +90,8 @@ class Checkpoint:
 
     Attributes:
         generation: its number. seqno: the last commit in it.
-        keys: how many were put or deleted, those of deleted ranges not counted. seconds: how long it took.
+        keys: how many were put or deleted, of all tables, those of deleted ranges not counted.
+        seconds: how long it took.
     """
 
     generation: int

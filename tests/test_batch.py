@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 import kvwal
 from kvwal.batch import MAX_TABLE_ID, WriteBatch
-from kvwal.errors import InternalError, UsageError
+from kvwal.errors import UsageError
 from kvwal.keys import KeyRange
 
 KEYS = st.sampled_from([b"", b"a", b"b", b"c", b"d"])
@@ -116,12 +116,11 @@ def test_a_copy_of_a_batch_shares_nothing_with_it(way: Any) -> None:
         other.table(16).table(17)
 
 
-def test_writes_to_other_tables_are_committed_whole_or_refused(tmp_path: Path) -> None:
+def test_writes_to_other_tables_are_one_commit(tmp_path: Path) -> None:
     with kvwal.open(tmp_path / "a.kv", background=False) as db:
-        with pytest.raises(InternalError):
-            db.commit(filled())
-        assert db.last_seqno == 0
-        assert list(db.history()) == []
+        assert db.commit(filled()) == db.last_seqno == 1
+        (record,) = db.history()
+        assert shown(record.batch()) == shown(filled())
 
 
 def test_update_puts_all_pairs_or_none() -> None:
