@@ -12,7 +12,8 @@ A checkpoint, step by step, and why a crash between any two steps loses nothing:
 6. Retire: log segments that end before the now *older* generation are unlinked. Only now, since until the flip was
    durable recovery could have needed them.
 
-A failure in 2 with a full disk leaves the frozen table where it is, and the next attempt merges the same one.
+A failure in 2 with a full disk leaves the frozen table where it is, and the next attempt merges the same one, or, where
+that does not fit, it and what was committed since, which may have deleted most of it.
 Any other failure of the disk poisons the store: which pages reached the disk is unknown.
 """
 
@@ -175,10 +176,26 @@ class Checkpointer:
     def _run_with_reserve(self, *, even_if_empty: bool = False) -> None:
         try:
             self._run(even_if_empty=even_if_empty)
-        except DiskFullError:
-            if not self._pressure.take_reserve_for_checkpoint():
-                raise
-            self._run(even_if_empty=even_if_empty)
+            return
+        except DiskFullError as error:
+            failure = error
+        # What may help: the space of the reserve, and what was deleted since the freeze.
+        for remedy in (self._pressure.take_reserve_for_checkpoint, self._combine):
+            if remedy():
+                try:
+                    self._run(even_if_empty=even_if_empty)
+                    return
+                except DiskFullError as error:
+                    failure = error
+        raise failure
+
+    def _combine(self) -> bool:
+        """Take what was committed since into the frozen table. False if there is nothing."""
+        version = self._state.version
+        if version.frozen is None or version.memtable.is_empty():
+            return False
+        self._queue.run(self._state.combine)
+        return True
 
     def _run(self, *, even_if_empty: bool = False, compact: bool = False) -> None:
         """One checkpoint: the steps at the top of this file."""
@@ -226,7 +243,7 @@ class Checkpointer:
         self.log_bytes_at_last = log_bytes
         self._last_s = files.monotonic_s()
         if self._events.listeners:
-            self._events.tell(Checkpoint(meta.generation, last_seqno, len(memtable), self._last_s - began_s))
+            self._events.tell(Checkpoint(meta.generation, last_seqno, memtable.key_count(), self._last_s - began_s))
         self._retire()
         self._pressure.hold_reserve()
 

@@ -270,6 +270,29 @@ class Memtable:
         self._sweep_at = 1024
         self.ranges.forget_former(None)
 
+    @classmethod
+    def combined(cls, older: Memtable, newer: Memtable) -> Memtable:
+        """Both as one frozen table, as of the newest commit. Requires: no commit is applied meanwhile. O(keys)."""
+        table = cls(newer.last_seqno, newer._state_lock)
+        deleted = newer.ranges.newest
+        table.latest = {key: None if deleted.at(key) else older.get(key) for key in older.latest}  # type: ignore[misc]
+        table.latest.update((key, newer.get(key)) for key in newer.latest)  # type: ignore[misc]  # none is MISSING
+        for bounds in (*older.ranges.newest.ranges(), *deleted.ranges()):
+            table.ranges.add(newer.last_seqno, bounds, copy=False)
+        if table.ranges:
+            # The ranges are for older sources: what they hid here is a tombstone.
+            table.written_at = dict.fromkeys(table.latest, newer.last_seqno)
+        table.has_deletes = True
+        table.bytes_used = older.bytes_used + newer.bytes_used
+        olds, news = dict(older.parts()), dict(newer.parts())
+        for number in {*olds, *news}:
+            nothing = cls(newer.last_seqno, newer._state_lock)
+            part = cls.combined(olds.get(number, nothing), news.get(number, nothing))
+            part.readers = table.readers
+            table._parts = {**(table._parts or {}), number: part}
+        table.freeze()
+        return table
+
     # -- point reads ----------------------------------------------------------------------------
 
     def get(self, key: bytes) -> Value | Missing:

@@ -483,6 +483,22 @@ class State:
         version.memtable.freeze()
         return version.memtable
 
+    def combine(self) -> None:
+        """Add what was committed since to the frozen memtable, so that one checkpoint can take both.
+
+        Requires: no commit is under way.
+        """
+        version = self.version
+        assert version.frozen is not None, "no memtable is frozen"
+        # Without the lock: it is a walk, and readers go on.
+        self._install_combined(version, Memtable.combined(version.frozen, version.memtable))
+
+    @locked
+    def _install_combined(self, version: Version, combined: Memtable) -> None:
+        self.cache.drop_aside()
+        self._replace(Version(Memtable(self.seqno, self.lock), combined, version.tree))
+        version.memtable.freeze()
+
     @locked
     def install(self, tree: Tree, *, done: bool = True) -> None:
         """Readers from here on use this tree. `done`: it holds the frozen memtable, which is then needed no more."""

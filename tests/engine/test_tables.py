@@ -101,7 +101,7 @@ def test_every_moment_of_every_table_is_as_in_a_model(rng: Random, number: int) 
     model: Model = {table: {} for table in TABLES}
     readers: list[tuple[Reader, Model]] = []
     for _ in range(120):
-        rare = ["hold", "hold", "let go", "freeze", "checkpoint", "reopen", "crash", "look"]
+        rare = ["hold", "hold", "let go", "freeze", "freeze", "combine", "checkpoint", "reopen", "crash", "look"]
         step = rng.choice(["commit"] * 8 + rare)
         state = db.engine.state
         if step == "commit":
@@ -112,6 +112,9 @@ def test_every_moment_of_every_table_is_as_in_a_model(rng: Random, number: int) 
             readers.pop(rng.randrange(len(readers)))[0].release()
         elif step == "freeze" and state.version.frozen is None:
             state.freeze()
+        elif step == "combine" and state.version.frozen is not None:
+            db.engine.queue.run(state.combine)
+            assert content(db) == model
         elif step == "checkpoint":
             db.checkpoint()
             assert problems_of(db) == []

@@ -106,6 +106,39 @@ def test_deleting_works_on_a_full_disk_and_makes_room_to_write_again(spare: int)
         assert_is(db, model)
 
 
+@pytest.mark.parametrize("refused", [0, 1, 3])
+@pytest.mark.parametrize("way", ["one by one", "ranges", "a few stay"])
+def test_what_was_deleted_since_a_checkpoint_that_did_not_fit_need_not_fit(refused: int, way: str) -> None:
+    """The memtable that was frozen for it could never be brought into the pages: it fills the disk."""
+    disk = SimulatedDisk(capacity=12 << 20)
+    with kvwal.open("/kv", files=disk, background=False, durability="os", segment_bytes=64 << 10) as db:
+        number = 0
+        with pytest.raises(DiskFullError):
+            while True:
+                db[b"%06d" % number] = bytes(2000)
+                number += 1
+        for _ in range(refused):
+            with pytest.raises(DiskFullError):
+                db[b"one more"] = bytes(2000)
+        assert (db.engine.state.version.frozen is not None) == (refused > 0)
+        if way == "ranges":
+            db.delete_range(b"000001", b"9")
+        else:
+            for n in range(1, number):
+                if way == "one by one" or n % 10:
+                    del db[b"%06d" % n]
+        expected = {key: bytes(2000) for key in db}
+        for n in range(100):
+            db[b"new%03d" % n] = expected[b"new%03d" % n] = bytes(2000)
+        assert dict(db) == expected
+        assert len(db) == len(expected)
+        db.checkpoint()
+        assert db.verify().ok
+        assert dict(db) == expected
+    with kvwal.open("/kv", files=disk.crash(0)) as db:
+        assert dict(db) == expected
+
+
 def test_a_transaction_of_one_put_is_refused_whole_and_may_be_tried_again() -> None:
     disk = SimulatedDisk()
     model: dict[bytes, bytes] = {}
