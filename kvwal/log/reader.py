@@ -233,8 +233,8 @@ def _durable_then(directory: Directory) -> int:
     file = directory.open(POISONED)
     try:
         said = json.loads(file.pread(_MOST_WORD_BYTES, 0))
-    except ValueError:
-        # It was not flushed.
+    except (ValueError, RecursionError):
+        # It was not flushed, so it may be anything.
         return 0
     finally:
         file.close()

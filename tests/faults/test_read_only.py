@@ -95,7 +95,7 @@ def assert_shows(disk: SimulatedDisk, content: dict[bytes, bytes], withheld: int
         assert not withheld or "a write or flush of their writer failed" in reader.recovery.detail
 
 
-WORDS = [None, b"", b"{", b"[]", b'{"durable_seqno": true}', b'{"durable_seqno": 99}', b"\xff"]
+WORDS = [None, b"", b"{", b"[]", b'{"durable_seqno": true}', b'{"durable_seqno": 99}', b"\xff", b"[" * 60_000]
 
 
 @pytest.mark.parametrize("mark", [False, True])
