@@ -88,7 +88,7 @@ def _batches(source: BinaryIO, batch_size: int) -> Iterator[tuple[list[tuple[byt
     for number, line in enumerate(source, 1):
         try:
             entry = _entry(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             yield entries, size, f"line {number}: {error}"
             return
         size += len(line)
