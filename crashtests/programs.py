@@ -84,12 +84,12 @@ NAMED: Final[dict[str, tuple[dict[str, Any], Program]]] = {
     "closed large, and on": (
         # Segments that are large enough to be shortened by a close, and then one that is gone on with.
         {"segment_bytes": 128 << 10, "memtable_bytes": 1 << 20},
-        [["put", n, 25000] for n in range(5)]
+        [["put", n, 25000] for n in range(4)]
         + [["reopen"], ["put", 1, 50], ["reopen"], ["weak", 2, 50], ["put", 3, 50]],
     ),
     "killed large, and on": (
         {"segment_bytes": 128 << 10, "memtable_bytes": 1 << 20},
-        [*[["put", n, 25000] for n in range(5)], ["kill"], ["weak", 1, 50], ["kill"], ["put", 2, 50]],
+        [*[["put", n, 25000] for n in range(4)], ["kill"], ["weak", 1, 50], ["kill"], ["put", 2, 50]],
     ),
     "segments of the usual size": (
         {"segment_bytes": 16 << 20, "memtable_bytes": 1 << 20},

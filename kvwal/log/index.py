@@ -1,7 +1,7 @@
 """The sparse index of a sealed segment: where a commit is, without reading all before it.
 
-The file is derived. It has the segment's name with `.idx`, is written by the writer alone. A reader that finds
-it missing or not valid reads the segment instead. Little-endian, no padding:
+The file is derived. It has the segment's name with `.idx` and is written by the writer alone; a reader that finds it
+missing or not valid reads the segment instead. Little-endian, no padding:
 
 | at | size | field | meaning |
 |---|---|---|---|

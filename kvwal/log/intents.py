@@ -58,6 +58,7 @@ __all__ = [
     "decode_extension",
     "decode_intents",
     "decode_put",
+    "decode_uniform",
     "encode_extension",
     "encode_intents",
     "encode_put",
@@ -261,6 +262,31 @@ def decode_put(data: bytes, at: int = 0) -> tuple[bytes, bytes] | None:
     return None
 
 
+def decode_uniform(data: bytes, at: int = 0) -> tuple[Sequence[bytes], Sequence[bytes]] | None:
+    """The keys and values of the commit whose body is all of `data` from `at` on, if it is plain and uniform.
+
+    That is: puts alone, of keys of one length and values of one length, as batches of a kind mostly are. None for any
+    other, valid or not: ask `decode_intents`.
+    """
+    if len(data) - at < _COUNT.size:
+        return None
+    (n,) = _COUNT.unpack_from(data, at)
+    ops = at + _COUNT.size
+    key_column, value_column, start = ops + n, ops + 3 * n, ops + _COLUMN_BYTES * n
+    if start > len(data) or data[ops:key_column] != b"\x01" * n:
+        return None
+    key_length, value_length = data[key_column : key_column + 2], data[value_column : value_column + 4]
+    # Compared as bytes: a uniform column is its first number again and again.
+    if data[key_column:value_column] != key_length * n or data[value_column:start] != value_length * n:
+        return None
+    key_bytes, value_bytes = int.from_bytes(key_length, "little"), int.from_bytes(value_length, "little")
+    values_start = start + n * key_bytes
+    if values_start + n * value_bytes != len(data) or value_bytes > MAX_VALUE_BYTES:
+        return None
+    keys = _cut_even(data, start, key_bytes, n)
+    return (keys, _cut_even(data, values_start, value_bytes, n)) if len(set(keys)) == n else None
+
+
 def decode_intents(body: bytes, bits: int = 0) -> WriteBatch:
     """What `encode_intents` was given, without the extension.
 
@@ -386,8 +412,11 @@ def _cut(body: bytes, start: int, lengths: tuple[int, ...]) -> list[bytes]:
     if not n or lengths.count(lengths[0]) != n:
         ends = list(accumulate(lengths, initial=start))
         return [body[a:b] for a, b in pairwise(ends)]
-    # All of one length, as keys and values of a kind mostly are: C cuts them, in half the time of a slice each.
-    length = lengths[0]
+    return _cut_even(body, start, lengths[0], n)
+
+
+def _cut_even(body: bytes, start: int, length: int, n: int) -> list[bytes]:
+    """As `_cut`, n pieces of one length: C cuts them, in half the time of a slice each."""
     pieces: list[bytes] = []
     for first in range(0, n, _CUT_AT_ONCE):
         count = min(_CUT_AT_ONCE, n - first)

@@ -44,7 +44,7 @@ class LogOptions:
         segment_bytes: size of the largest segments; the first ones are smaller.
         preallocate: how the file system is made to give the space: by a call, or by writing zeros.
         mode: permissions of new files.
-        retain_bytes: bytes of log to keep, at the least, beyond what recovery needs; 0: none.
+        retain_bytes: bytes of log kept beyond what recovery needs, at least; 0: none.
         retain_s: age in seconds up to which log is kept beyond what recovery needs; 0: none.
     """
 

@@ -43,7 +43,7 @@ from kvwal.log.reader import LogReader
 from kvwal.log.record import CLOSED, PAUSED
 from kvwal.log.retention import HoldInfo, Retention
 from kvwal.log.segment import HEADER_PAGE_BYTES, SegmentHeader, SegmentInfo, list_segments
-from kvwal.log.segments import CLOSED_ROOM_BYTES, Plan, SegmentMaker
+from kvwal.log.segments import CLOSE_BYTES, Plan, SegmentMaker
 from kvwal.log.tail import LogEnd, TailRow
 from kvwal.log.writer import SegmentWriter
 
@@ -143,7 +143,7 @@ class SegmentLog(SegmentWriter):
         index = Index()
         if offset > index.next_offset:
             index = load_index(self._directory, header) or index
-        fits = end.goes_on and offset + CLOSED_ROOM_BYTES <= header.capacity
+        fits = end.goes_on and offset + CLOSE_BYTES <= header.capacity
         if not fits or offset > index.next_offset or header.line != self._identity.line:
             return
         file = self._directory.open(segment_name(header.first_seqno), write=True)
@@ -320,8 +320,16 @@ class SegmentLog(SegmentWriter):
 
     def prepare_next(self) -> None:
         """Make the next segment's file ahead of time, once the current one is half full. From any thread."""
-        if self._limit >= 0 and 2 * (self._offset - HEADER_PAGE_BYTES) > self._room_end - HEADER_PAGE_BYTES:
+        if self._limit >= 0 and 2 * (self._offset - HEADER_PAGE_BYTES) > self._usable_end - HEADER_PAGE_BYTES:
             self._maker.prepare_spare(self._planned_bytes())
+
+    @property
+    def can_give_back(self) -> bool:
+        """Whether `give_back` would do anything."""
+        return self._maker.has_spare or self._has_large_rest()
+
+    def _has_large_rest(self) -> bool:
+        return not self._left and self._usable_end - self._offset > _LARGE_REST_BYTES
 
     def give_back(self) -> None:
         """Give back the space that a log needs only while commits come in: the spare, and the rest of a large segment.
@@ -330,7 +338,7 @@ class SegmentLog(SegmentWriter):
         """
         self._refuse_if_over()
         self._maker.drop_spare()
-        if not self._left and self._room_end - self._offset > _LARGE_REST_BYTES:
+        if self._has_large_rest():
             self._roll(0, self._options.first_segment_bytes)
 
     def retire(self, below: Seqno) -> list[Seqno]:

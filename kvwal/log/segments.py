@@ -29,14 +29,14 @@ from kvwal.log.segment import (
 )
 
 __all__ = [
-    "CLOSED_ROOM_BYTES",
+    "CLOSE_BYTES",
     "Plan",
     "SegmentMaker",
     "disk_full",
 ]
 
 #: At the end of every segment there is space for the record of a clean close.
-CLOSED_ROOM_BYTES: Final = RECORD_HEADER_BYTES
+CLOSE_BYTES: Final = RECORD_HEADER_BYTES
 # Smaller segments are made as quickly as a spare is taken.
 _LEAST_SPARE_BYTES: Final = 1 << 20
 
@@ -111,7 +111,7 @@ class SegmentMaker:
         fill: Callable[[File, SegmentHeader], int] | None,
         before_naming: Callable[[], None],
     ) -> tuple[File, SegmentHeader]:
-        least = HEADER_PAGE_BYTES + plan.needed_bytes + CLOSED_ROOM_BYTES
+        least = HEADER_PAGE_BYTES + plan.needed_bytes + CLOSE_BYTES
         header = self._header(plan, max(size, least))
         taken = fill is None and self._spare_lock.acquire(blocking=False)
         try:
@@ -125,7 +125,7 @@ class SegmentMaker:
                 file = self._create_or_refuse(temporary)
             try:
                 if fill is not None:
-                    end = fill(file, header) + plan.needed_bytes + CLOSED_ROOM_BYTES
+                    end = fill(file, header) + plan.needed_bytes + CLOSE_BYTES
                     header = header._replace(capacity=max(size, end))
                 if spare is None:
                     self._allocate(file, header.capacity)
@@ -308,6 +308,11 @@ class SegmentMaker:
                 self.end(remove=True)
         finally:
             self._spare_lock.release()
+
+    @property
+    def has_spare(self) -> bool:
+        """Whether a spare takes space."""
+        return self._spare is not None
 
     def drop_spare(self) -> None:
         """Give back the space of the spare, if there is one and no thread is at it."""

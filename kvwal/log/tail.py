@@ -261,7 +261,7 @@ class LogEnd:
         segments: every segment there is, oldest first.
         header: the newest segment's.
         goes_on: more may be written to that segment, at `position`; not so behind a closed record.
-        clean: nothing needs to be carried over or cut.
+        clean: nothing needs to be written again or cut.
     """
 
     row: TailRow

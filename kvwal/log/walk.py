@@ -14,7 +14,7 @@ from typing import Final, NamedTuple, Protocol
 from crc32c import crc32c
 
 from kvwal.keys import Seqno
-from kvwal.log.intents import decode_put
+from kvwal.log.intents import decode_put, decode_uniform
 from kvwal.log.record import CLOSED, COMMIT, PAUSED, RECORD_HEADER, RECORD_HEADER_BYTES, WATERMARK, Record, is_commit
 from kvwal.log.segment import HEADER_PAGE_BYTES, SegmentHeader
 
@@ -63,7 +63,7 @@ class Place:
 
 
 class Puts:
-    """Where a walk leaves the commits that are one put, if it is not to hand them out one by one."""
+    """Where a walk leaves the commits that are one put or a uniform batch, if it is not to hand them out one by one."""
 
     __slots__ = ("content", "size")
 
@@ -128,12 +128,16 @@ def walk(
                     break
                 last = seqno
                 if last > after:
-                    put = decode_put(rest, 32) if content is not None and kind == COMMIT else None
-                    if put is None or content is None:
+                    if content is None or kind != COMMIT:
                         yield Record(kind, seqno, marked, made, segment, base + pos, rest[32:])
-                    else:
+                    elif (put := decode_put(rest, 32)) is not None:
                         content[put[0]] = put[1]
                         size_of_puts += RECORD_HEADER_BYTES + length
+                    elif (batch := decode_uniform(rest, 32)) is not None:
+                        content.update(zip(*batch, strict=True))
+                        size_of_puts += RECORD_HEADER_BYTES + length
+                    else:
+                        yield Record(kind, seqno, marked, made, segment, base + pos, rest[32:])
             elif kind in (WATERMARK, CLOSED, PAUSED):
                 if seqno != last or marked > last or length:
                     stop = Stop.DISORDER

@@ -36,7 +36,7 @@ from kvwal.log.record import (
     encode_record,
 )
 from kvwal.log.segment import SegmentHeader
-from kvwal.log.segments import CLOSED_ROOM_BYTES, disk_full
+from kvwal.log.segments import CLOSE_BYTES, disk_full
 
 __all__ = ["SegmentWriter"]
 
@@ -71,7 +71,7 @@ class SegmentWriter(ABC):
         self._salt = 0
         self._offset = 0
         # Commits must end here, so that the record of a clean close has its space.
-        self._room_end = 0
+        self._usable_end = 0
         self._index = Index()
         # Where `append_put` must look further: the segment is full, an index entry is due, or nothing goes any more.
         self._limit = -1
@@ -99,9 +99,9 @@ class SegmentWriter(ABC):
         self._pwrite = file.pwrite
         self._header = header
         self._marker, self._salt = header.marker, header.salt
-        self._room_end = header.capacity - CLOSED_ROOM_BYTES
+        self._usable_end = header.capacity - CLOSE_BYTES
         self._index = index
-        self._limit = min(self._room_end, index.next_offset)
+        self._limit = min(self._usable_end, index.next_offset)
         self._left = False
 
     def _leave(self) -> None:
@@ -158,7 +158,7 @@ class SegmentWriter(ABC):
         if sizes and max(sizes) > MAX_BODY_BYTES:
             raise ValueError(f"a commit takes {max(sizes)} bytes in the log; the limit is {MAX_BODY_BYTES}")
         total = sum(sizes) + RECORD_HEADER_BYTES * len(sizes)
-        if self._left or self._offset + total > self._room_end:
+        if self._left or self._offset + total > self._usable_end:
             self._roll(total)
         now_us = max(self._now_us(), self.last_time_us)
         offset = self._offset
@@ -196,7 +196,7 @@ class SegmentWriter(ABC):
         self._write(chunks, offset, seqno, now_us)
         for entry in entries:
             self._index.add(*entry)
-        self._limit = min(self._room_end, self._index.next_offset)
+        self._limit = min(self._usable_end, self._index.next_offset)
         return seqno
 
     def notify_on_append(self, listener: Callable[[], None]) -> None:
@@ -255,7 +255,7 @@ class SegmentWriter(ABC):
     def mark_idle(self) -> None:
         """Say in the log how much of it is durable, unless the last record says so. Not flushed."""
         self._refuse_if_over()
-        if self._left or self.durable_seqno <= self._marked or self._offset + RECORD_HEADER_BYTES > self._room_end:
+        if self._left or self.durable_seqno <= self._marked or self._offset + RECORD_HEADER_BYTES > self._usable_end:
             return
         self._mark(WATERMARK)
 

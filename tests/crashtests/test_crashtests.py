@@ -59,6 +59,21 @@ def test_a_violation_is_found_and_replayed_from_its_text():
     Explorer(SMALL, Tally(), seed=replayed.seed).replay(replayed)
 
 
+def test_the_program_of_large_segments_has_one_shortened_and_one_gone_on_with():
+    options, program = NAMED["closed large, and on"]
+    disk = SimulatedDisk(seed=1)
+    session = Session(disk, options=options)
+    session.open()
+    disk.trace = []
+    session.run(program)
+    shortened = [op.path for op in disk.trace if op.name == "truncate" and ".log" in op.path]
+    assert len(shortened) == 1
+    # The commit after the first close began the newest segment, and the one after the second close is in it as well.
+    newest = session.store.engine._log.segments()[-1]
+    assert newest.name not in shortened[0]
+    assert newest.first_seqno <= session.store.last_seqno - 2
+
+
 def test_the_same_seed_explores_the_same_states():
     program = NAMED["checkpoints"][1]
     one, other = explore(program), explore(program)

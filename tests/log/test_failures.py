@@ -164,7 +164,7 @@ def test_an_append_on_a_disk_with_little_space_needs_space_for_itself(disk: Simu
     assert len(rig.replay()[0]) == 3
 
 
-def test_resuming_on_a_full_disk_carries_into_a_small_segment(disk: SimulatedDisk, rig: LogRig):
+def test_resuming_on_a_full_disk_rewrites_the_tail_into_a_small_segment(disk: SimulatedDisk, rig: LogRig):
     log = rig.create(segment_bytes=1 << 20)
     rig.fill(log, 5)
     log.abandon()
@@ -378,7 +378,7 @@ def test_a_failed_flush_of_the_directory_while_retiring_poisons(disk: SimulatedD
     assert rig.replay(after=30)[1].last_seqno == 40
 
 
-def test_a_tail_that_changes_while_it_is_carried_is_refused(rig: LogRig):
+def test_a_tail_that_changes_while_it_is_rewritten_is_refused(rig: LogRig):
     rig.made(9, sync_every=100)
     _, end = rig.replay()
     before = rig.snapshot()

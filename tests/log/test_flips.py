@@ -11,7 +11,7 @@ from kvwal.errors import CorruptionError, FormatError
 from kvwal.keys import Seqno
 from kvwal.testing import SimulatedDisk
 
-HOW = ["killed", "idle", "closed", "carried", "unsynced"]
+HOW = ["killed", "idle", "closed", "rewritten", "unsynced"]
 
 
 def small_log(how: str) -> tuple[LogRig, SimulatedDisk, int]:
@@ -20,14 +20,14 @@ def small_log(how: str) -> tuple[LogRig, SimulatedDisk, int]:
     rig = LogRig(disk, "/log")
     log = rig.create(segment_bytes=4096 + 350)
     rig.fill(log, 7, sync_every=100 if how == "unsynced" else 1)
-    protected = {"killed": 6, "idle": 7, "closed": 7, "carried": 7, "unsynced": 4}[how]
+    protected = {"killed": 6, "idle": 7, "closed": 7, "rewritten": 7, "unsynced": 4}[how]
     if how == "idle":
         log.mark_idle()
     if how == "closed":
         log.close()
     else:
         log.abandon()
-    if how == "carried":
+    if how == "rewritten":
         rig.resume(segment_bytes=4096 + 350).abandon()
     assert len(rig.segments()) >= 2
     return rig, disk, protected
@@ -135,7 +135,7 @@ def test_a_write_that_the_disk_lost_or_put_elsewhere_is_never_silent(by: int | N
 
 
 @pytest.mark.parametrize("nth", [1, 2, 3])
-def test_a_write_that_the_disk_lost_while_a_tail_was_carried_is_never_silent(nth: int):
+def test_a_write_that_the_disk_lost_while_a_tail_was_rewritten_is_never_silent(nth: int):
     disk = simulated_disk()
     rig = LogRig(disk, "/log").made(7, sync_every=100)
     disk.lose_write(nth, path="*.tmp")

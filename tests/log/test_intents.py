@@ -18,6 +18,7 @@ from kvwal.log.intents import (
     decode_extension,
     decode_intents,
     decode_put,
+    decode_uniform,
     encode_extension,
     encode_intents,
     encode_put,
@@ -148,6 +149,36 @@ def test_what_is_one_put_is_the_same_to_both_decoders(body: bytes):
     put = decode_put(body)
     if put is not None:
         assert decode_intents(body).writes == dict([put])
+
+
+@given(st.lists(st.tuples(st.binary(min_size=2, max_size=3), st.binary(min_size=1, max_size=2)), max_size=6), st.data())
+def test_what_is_uniform_is_the_same_to_both_decoders(pairs: list[tuple[bytes, bytes]], data: st.DataObject):
+    batch = WriteBatch()
+    batch.update(pairs)
+    body = bytearray(b"head" + joined(batch))
+    uniform = len({len(key) for key in batch.writes}) == len({len(value) for value in batch.writes.values()}) == 1
+    if data.draw(st.booleans()):
+        # With any byte changed it is what the general decoder says, or None.
+        body[data.draw(st.integers(4, len(body) - 1))] = data.draw(st.integers(0, 255))
+        uniform = False
+    found = decode_uniform(bytes(body), 4)
+    assert found is not None or not uniform
+    if found is not None:
+        assert list(decode_intents(bytes(body[4:])).writes.items()) == list(zip(*found, strict=True))
+
+
+def test_a_uniform_batch_that_writes_a_key_twice_is_left_to_the_general_decoder():
+    assert decode_uniform(columns(b"\x01\x01", [b"a", b"a"], [b"x", b"y"])) is None
+    assert decode_uniform(columns(b"\x01\x01", [b"a", b"b"], [b"x", b"y"])) == ([b"a", b"b"], [b"x", b"y"])
+    for size in range(22):
+        assert decode_uniform(columns(b"\x01\x01", [b"a", b"b"], [b"x", b"y"])[:size]) is None
+
+
+@pytest.mark.parametrize("n", [2, 255, 256, 257, 1000])
+def test_a_uniform_batch_is_cut_right_however_large(n: int):
+    batch = WriteBatch()
+    batch.update({b"%08d" % i: b"%d" % (i % 10) * 50 for i in range(n)})
+    assert dict(zip(*decode_uniform(joined(batch)), strict=True)) == batch.writes
 
 
 def test_one_put_that_does_not_fill_its_body_is_none():

@@ -75,7 +75,7 @@ def ended(rig: LogRig, row: TailRow, last: int, watermark: int, *, cut: bool, **
 
 def test_clean_end_when_nothing_was_being_written(rig: LogRig):
     rig.made(3)
-    # No record says that the last commit was synced: it is carried.
+    # Nothing says that the last commit was synced: it is written again.
     ended(rig, TailRow.CLEAN_END, 3, 2, cut=False)
 
 

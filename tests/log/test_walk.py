@@ -60,24 +60,28 @@ def test_a_walk_skips_what_is_not_asked_for_and_stops_where_it_is_told():
 
 
 TWO = struct.pack("<I2s2H2I", 2, b"\1\1", 1, 1, 1, 1) + b"ab" + b"BB"
+OTHER = struct.pack("<I2s2H2I", 2, b"\1\2", 1, 1, 1, 0) + b"ab" + b"B"
 
 
 def test_single_puts_are_left_in_their_turn_and_the_rest_is_handed_out():
-    data = records(encode_put(b"a", b"1"), encode_put(b"b", b"1"), TWO, encode_put(b"a", b"2"), b"?")
+    data = records(encode_put(b"a", b"1"), encode_put(b"b", b"1"), OTHER, TWO, encode_put(b"a", b"2"), b"?")
     puts = Puts({})
     cursor = Place(HEADER_PAGE_BYTES, 6, 6, 0)
     file = Memory(bytes(HEADER_PAGE_BYTES) + data)
     seen = []
     for record in walk(file, HEADER, len(file.data), cursor, after=7, puts=puts):
         seen.append((record.seqno, record.body, dict(puts.content)))
-    assert seen == [(9, TWO, {b"b": b"1"}), (11, b"?", {b"b": b"1", b"a": b"2"})]
-    assert puts.size == 2 * (40 + 11 + 2)
-    assert (cursor.stop, cursor.last_seqno) == (Stop.END, 11)
+    assert seen == [(9, OTHER, {b"b": b"1"}), (12, b"?", {b"b": b"B", b"a": b"2"})]
+    assert puts.size == 2 * (40 + 11 + 2) + 40 + len(TWO)
+    assert puts.entries == 4
+    assert (cursor.stop, cursor.last_seqno) == (Stop.END, 12)
 
 
 @given(st.data())
 def test_a_walk_that_leaves_puts_sees_what_one_that_does_not_sees(data: st.DataObject):
-    bodies = data.draw(st.lists(st.builds(encode_put, st.binary(max_size=3), st.binary(max_size=9)) | st.just(TWO)))
+    bodies = data.draw(
+        st.lists(st.builds(encode_put, st.binary(max_size=3), st.binary(max_size=9)) | st.sampled_from([TWO, OTHER]))
+    )
     raw = bytearray(records(*bodies))
     if raw and data.draw(st.booleans()):
         raw[data.draw(st.integers(0, len(raw) - 1))] ^= 1 << data.draw(st.integers(0, 7))
@@ -86,11 +90,11 @@ def test_a_walk_that_leaves_puts_sees_what_one_that_does_not_sees(data: st.DataO
     found, other = walked(bytes(raw), puts=puts)
     for name in Place.__slots__:
         assert getattr(cursor, name) == getattr(other, name), name
-    assert [r.seqno for r in found] == [r.seqno for r in plain if r.body == TWO]
+    assert [r.seqno for r in found] == [r.seqno for r in plain if r.body == OTHER]
     assert sum(r.size for r in found) + puts.size == sum(r.size for r in plain)
     expected: dict[bytes, bytes | None] = {}
     for record in plain:
-        if record.body != TWO:
+        if record.body != OTHER:
             expected.update(decode_intents(record.body).writes)
     assert puts.content == expected
 

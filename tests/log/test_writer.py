@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 import threading
 
 import pytest
@@ -47,7 +49,7 @@ def test_append_put_and_append_write_the_same_kind_of_record(rig: LogRig):
     assert rig.replay()[0] == [1, 2, 3, 4]
 
 
-def test_commits_of_several_tables_and_with_an_extension_are_read_back_and_carried(rig: LogRig):
+def test_commits_of_several_tables_and_with_an_extension_are_read_back_and_rewritten(rig: LogRig):
     batch = WriteBatch()
     batch.put(b"k", b"v")
     batch.table(16).put(b"k", b"other")
@@ -250,7 +252,7 @@ def test_mark_idle_writes_only_what_is_news(disk: SimulatedDisk, rig: LogRig):
     assert (end.last_seqno, end.watermark) == (3, 3)
 
 
-def test_a_segment_full_of_marks_has_room_for_the_clean_close(rig: LogRig):
+def test_a_segment_full_of_marks_has_space_for_the_clean_close(rig: LogRig):
     log = rig.create()
     for i in range(60):
         rig.fill(log, 1)
@@ -343,6 +345,47 @@ def test_a_prepared_segment_leaves_little_to_the_roll(disk: SimulatedDisk, rig: 
     rig.fill(log, 30)
     log.abandon()
     assert rig.replay()[0] == list(range(1, 44))
+
+
+@pytest.mark.usefixtures("spares")
+def test_a_record_larger_than_the_prepared_segment_gets_one_of_its_own_and_leaves_the_spare(rig: LogRig):
+    log = rig.create()
+    rig.fill(log, 12)
+    log.prepare_next()
+    assert "spare.tmp" in rig.names()
+    log.append([body(13, 30_000)])
+    assert log.segments()[-1].size == 4096 + 40 + len(body(13, 30_000)) + 40
+    assert "spare.tmp" in rig.names()
+    rig.fill(log, 1)
+    assert [s.size for s in log.segments()] == [SEGMENT_BYTES, 4096 + 40 + len(body(13, 30_000)) + 40, SEGMENT_BYTES]
+    assert "spare.tmp" not in rig.names()
+    log.abandon()
+    assert rig.replay()[0] == list(range(1, 15))
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="modes of files are POSIX")
+@pytest.mark.usefixtures("spares")
+@pytest.mark.parametrize("mode", [0o600, 0o640, 0o444 | 0o200])
+def test_every_file_has_the_permissions_asked_for_after_rolls_and_recoveries(
+    tmp_path_factory: pytest.TempPathFactory, mode: int
+):
+    path = tmp_path_factory.mktemp("log")
+    rig = LogRig(system_files(), str(path))
+    umask = os.umask(0)
+    try:
+        log = rig.create(segment_bytes=1 << 20, mode=mode)
+        for n in range(40):
+            rig.fill(log, 1, size=20_000)
+            if n % 3 == 0:
+                log.prepare_next()
+        log.append([body(41, 2_000_000)])
+        log.abandon()
+        rig.resume(segment_bytes=1 << 20, mode=mode).close()
+        assert len(rig.segments()) > 4
+        assert any(name.endswith(".idx") for name in rig.names())
+        assert {name: (path / name).stat().st_mode & 0o7777 for name in rig.names()} == dict.fromkeys(rig.names(), mode)
+    finally:
+        os.umask(umask)
 
 
 def test_a_small_log_has_no_spare(rig: LogRig):
@@ -545,7 +588,7 @@ def test_an_index_that_a_clean_close_left_is_gone_on_with(rig: LogRig):
     log = rig.create(**options)
     while log.segments()[-1].size < 8 * FIRST_SEGMENT_BYTES:
         rig.fill(log, 1, size=1000)
-    while log._room_end - log._offset > FIRST_SEGMENT_BYTES - 1000:
+    while log._usable_end - log._offset > FIRST_SEGMENT_BYTES - 1000:
         rig.fill(log, 1, size=1000)
     first = int(log.last_seqno)
     newest = log.segments()[-1].first_seqno
@@ -571,7 +614,7 @@ def test_without_its_index_a_longer_segment_is_left_and_the_next_one_begun(rig: 
     options = {"segment_bytes": 1 << 20}
     log = rig.create(**options)
     rig.fill(log, 250, size=1000)
-    while log._room_end - log._offset > FIRST_SEGMENT_BYTES // 2 or not log._index.offsets:
+    while log._usable_end - log._offset > FIRST_SEGMENT_BYTES // 2 or not log._index.offsets:
         rig.fill(log, 1, size=1000)
     last = int(log.last_seqno)
     log.close()
@@ -667,7 +710,7 @@ def test_an_empty_segment_is_replaced_under_its_name(rig: LogRig):
     assert len(rig.replay()[0]) == 31
 
 
-def test_the_carried_tail_is_protected_like_what_was_acknowledged(rig: LogRig):
+def test_the_rewritten_tail_is_protected_like_what_was_acknowledged(rig: LogRig):
     rig.made(5, sync_every=100)
     rig.resume().abandon()
     for seqno in range(1, 6):
@@ -700,7 +743,7 @@ def test_a_gap_in_the_history_stays_visible_after_work_went_on(rig: LogRig):
             rig.replay()
 
 
-def test_a_large_tail_is_carried(rig: LogRig):
+def test_a_large_tail_is_rewritten(rig: LogRig):
     log = rig.create(segment_bytes=8 << 20)
     rig.fill(log, 30, sync_every=100, size=100_000)
     log.abandon()
