@@ -123,6 +123,7 @@ class Background:
                     wait_s = self._work()
                 if not self._woken(wait_s) and self._quiet:
                     with self.lock:
+                        self._give_back_if_idle()
                         self._compact_if_idle()
         except BaseException as error:
             # Our own bug. Threads that wait for this one must not do so for ever.
@@ -175,7 +176,7 @@ class Background:
         if self._log.last_seqno != self._seen_seqno or (self._checkpointer.is_due() and self.failure is None):
             self._quiet = False
             return self._tick_s
-        if self._may_compact and self._checkpointer.is_sparse():
+        if (self._may_compact and self._checkpointer.is_sparse()) or self._log.can_give_back:
             return _IDLE_S
         if self._state.version.memtable.is_empty():
             return None
@@ -211,6 +212,15 @@ class Background:
         """By another thread: compacting may help again."""
         self._may_compact = True
         self.wake()
+
+    def _give_back_if_idle(self) -> None:
+        """No thread has committed anything while this one waited: give back the log that only commits need."""
+        if self._stopping or self._log.last_seqno != self._seen_seqno or not self._log.can_give_back:
+            return
+        try:
+            self._queue.run(self._log.give_back)
+        except (OSError, Error) as error:
+            self.failure = None if isinstance(error, DiskFullError) else error
 
     def _compact_if_idle(self) -> None:
         """No thread has committed anything while this one waited: give unused space back to the system."""

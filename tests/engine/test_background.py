@@ -132,6 +132,24 @@ def test_a_checkpoint_comes_by_age(tmp_path: Path) -> None:
         wait_until(lambda: db.stats().checkpoint_seqno == db.last_seqno, "the checkpoint")
 
 
+def test_an_idle_store_gives_back_the_log_that_only_commits_need(tmp_path: Path) -> None:
+    path = tmp_path / "a.kv"
+    with kvwal.open(path, durability="os") as db:
+        for number in range(16):
+            db[b"%d" % number] = bytes(1 << 20)
+        log = db.engine._log
+        assert log.can_give_back
+        wait_until(lambda: log.segments()[-1].size <= 64 << 10, "the idle log")
+        newest = log.segments()[-1]
+        assert not (path / "spare.tmp").exists()
+        assert sum(file.stat().st_size for file in path.glob("*.log")) < 20 << 20
+        db[b"more"] = b"1"
+        assert log.segments()[-1].first_seqno == newest.first_seqno
+        expected = dict(db)
+    with kvwal.open(path) as db:
+        assert dict(db) == expected
+
+
 def test_an_idle_log_says_that_its_last_commit_is_durable(tmp_path: Path) -> None:
     """So that damage to the very last commit is told from a torn tail."""
     path = tmp_path / "a.kv"

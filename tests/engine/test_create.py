@@ -225,3 +225,18 @@ def test_a_directory_with_nothing_but_names_of_later_versions_becomes_a_store(tm
     with pytest.raises(FormatError, match=r"notes\.tmp"):
         kvwal.open(tmp_path / "b.kv")
     assert [entry.name for entry in (tmp_path / "b.kv").iterdir()] == ["notes.tmp"], "not even a lock file"
+
+
+def test_each_writable_open_has_a_higher_session_on_one_line(tmp_path: Path) -> None:
+    found = []
+    for number in range(3):
+        with kvwal.open(tmp_path / "a.kv") as db:
+            db[b"%d" % number] = b"1"
+            db.checkpoint()
+            meta = db.engine._pages.meta
+            found.append((meta.session, meta.line))
+            assert meta.wall_us > 0
+    sessions, lines = zip(*found, strict=True)
+    assert list(sessions) == sorted(set(sessions))
+    assert len(set(lines)) == 1
+    assert lines[0] != bytes(8)
