@@ -10,7 +10,7 @@ import os
 import random
 
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 from hypothesis.internal.conjecture import engine
 
 # Under `python -O` only the asserts that pytest rewrites are left.
@@ -18,8 +18,8 @@ pytest.register_assert_rewrite(
     "aio_fixtures", "engine_fakes", "log_rig", "pages_fixtures", "store_fixtures", "wrapped_files"
 )
 
-# No deadline for an example: the machine may be busy, and pytest's own timeout ends what hangs.
-settings.register_profile("kvwal", deadline=None)
+# No deadline for an example, nor for making one: the machine may be busy, and pytest's own timeout ends what hangs.
+settings.register_profile("kvwal", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("kvwal")
 # Hypothesis makes a failing example smaller for up to five minutes, which is the limit of a test: pytest would end it
 # with nothing reported. There is no public setting; tests/test_reports.py notices if this one has gone.
