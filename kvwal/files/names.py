@@ -35,6 +35,8 @@ LOCK: Final = "lock"
 ERASING: Final = "erasing"
 #: Space held for the time when the disk is full.
 RESERVE: Final = "reserve"
+#: A write or flush of the last writer failed.
+POISONED: Final = "poisoned"
 #: The next segment of the log, made ahead of time.
 SPARE: Final = "spare.tmp"
 
@@ -42,7 +44,6 @@ SPARE: Final = "spare.tmp"
 READERS: Final = "readers"
 ENGINE: Final = "engine"
 ENGINE_SOCKET: Final = "engine.sock"
-POISONED: Final = "poisoned"
 
 _TEMPORARY: Final = ".tmp"
 _NUMBERED: Final = re.compile(r"([0-9]{20})\.(log|idx|keys)")
@@ -78,7 +79,7 @@ def is_temporary(name: str) -> bool:
 
 def is_erasable(name: str) -> bool:
     """Whether flag "n" erases it: what the old store held, and not what every store has."""
-    return name == DATA or numbers(name) is not None or is_temporary(name)
+    return name in (DATA, POISONED) or numbers(name) is not None or is_temporary(name)
 
 
 def is_known(name: str) -> bool:

@@ -55,7 +55,7 @@ class LogReader:
         """
         directory = self.chain.directory
         try:
-            if directory.kind(POISONED) is not None:
+            if directory.kind(POISONED) == "file":
                 sure = min(max(end.watermark, _durable_then(directory)), end.last_seqno)
                 return Seqno(sure), "a write or flush of their writer failed"
             for i, segment in enumerate(end.segments):

@@ -132,7 +132,7 @@ class SegmentLog(SegmentWriter):
             log._go_on(end)
         else:
             log._carry(end, source)
-        if directory.kind(POISONED) is not None:
+        if directory.kind(POISONED) == "file":
             # All that was found is on disk now.
             directory.unlink(POISONED)
         return log

@@ -193,7 +193,7 @@ def test_a_file_that_happens_to_be_called_erasing_is_no_licence_to_erase(tmp_pat
 
 FOREIGN = ("notes.tmp", "00000000000000000001.log.bak", "data2", "00000000000000000099.tmp", "README")
 #: Of later versions.
-RESERVED = ("poisoned", "engine", "engine.sock")
+RESERVED = ("engine", "engine.sock")
 
 
 def test_files_of_others_and_of_later_versions_are_left_alone(tmp_path: Path) -> None:

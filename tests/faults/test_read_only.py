@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -119,6 +120,29 @@ def test_what_was_acknowledged_is_shown_although_no_record_says_so(word: bytes |
         assert_shows(disk, {b"a": b"1", b"b": b"2"}, 0)
     else:
         assert_shows(disk, {b"a": b"1"}, 1)
+
+
+def test_a_store_that_is_erased_takes_the_word_with_it() -> None:
+    disk = SimulatedDisk(seed=1)
+    db = kvwal.open("/kv", files=disk, **SETTINGS)
+    db[b"a"] = b"1"
+    disk.fail("datasync", 1, errno.EIO)
+    with pytest.raises(PoisonedError):
+        db.sync()
+    disk.kill()
+    db = kvwal.open("/kv", "n", files=disk, **SETTINGS)
+    db[b"b"] = b"2"
+    disk.kill()
+    assert_shows(disk, {b"b": b"2"}, 0)
+
+
+def test_a_directory_of_that_name_is_no_word(tmp_path: Path) -> None:
+    for flag in ("c", "r", "w"):
+        with kvwal.open(tmp_path / "a.kv", flag, **SETTINGS) as db:  # type: ignore[arg-type]
+            if flag == "c":
+                db[b"a"] = b"1"
+                (tmp_path / "a.kv" / POISONED).mkdir()
+            assert db[b"a"] == b"1"
 
 
 def test_a_writer_that_cannot_leave_word_is_poisoned_all_the_same() -> None:

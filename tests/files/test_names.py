@@ -13,6 +13,7 @@ N = "00000000000000000007"
     ("name", "known", "erasable", "temporary"),
     [
         ("data", True, True, False),
+        ("poisoned", True, True, False),
         (f"{N}.log", True, True, False),
         (f"{N}.idx", True, True, False),
         (f"{N}.keys", True, True, False),
@@ -30,7 +31,6 @@ N = "00000000000000000007"
         ("readers", True, False, False),
         ("engine", True, False, False),
         ("engine.sock", True, False, False),
-        ("poisoned", True, False, False),
         # Foreign.
         ("notes.tmp", False, False, False),
         (".tmp", False, False, False),
