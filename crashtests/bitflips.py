@@ -141,7 +141,9 @@ def damages(built: Built, random: Random) -> Iterator[Damage]:
     def damage(
         text: str, name: str, start: int, stop: int, act: Callable[[SimulatedDisk], None], least: int | None = None
     ) -> Damage:
-        allowed = built.history.begun if name != newest else built.least(start, stop)
+        # A closed segment that is not there, or not whole, is missed: its name and its size are known.
+        missed = built.closed and text.partition(":")[0] in ("remove", "cut")
+        allowed = built.history.begun if name != newest or missed else built.least(start, stop)
         if least is not None and name == newest:
             allowed = min(allowed, least)
         return Damage(built.closed, text, allowed, act)
