@@ -171,7 +171,7 @@ def test_dump_can_write_a_file_and_a_prefix(filled: str, tmp_path: Path) -> None
     [
         (b"nonsense", "Expecting value"),
         (b"[1]", "not a JSON object"),
-        (b"[" * 100_000, "recursion"),
+        (b"[" * 100_000, "line 4"),
         (b'{"key": "a"}', 'exactly one of "value"'),
         (b'{"key": "a", "key_hex": "00", "value": ""}', 'exactly one of "key"'),
         (b'{"key": 1, "value": ""}', '"key" is not a string'),
