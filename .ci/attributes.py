@@ -21,10 +21,11 @@ from mypy.server.deps import get_dependencies
 MOST = 12
 BEYOND = {
     "kvwal.engine.engine.Engine": 23,
-    "kvwal.engine.memtable.Memtable": 28,
+    "kvwal.engine.memtable.Memtable": 26,
     "kvwal.engine.request.CommitRequest": 20,
     "kvwal.engine.state.State": 32,
     "kvwal.engine.version.Version": 14,
+    "kvwal.log.segmentlog.SegmentLog": 14,
     "kvwal.pages.cache.Cache": 13,
     "kvwal.pages.pagefile.PageFile": 18,
     "kvwal.testing.disk.SimulatedDisk": 17,

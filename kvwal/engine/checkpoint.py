@@ -190,12 +190,12 @@ class Checkpointer:
         raise failure
 
     def _combine(self) -> bool:
-        """Take what was committed since into the frozen table. False if there is nothing."""
+        """Take what was committed since into the frozen table, if that makes it smaller. False if it does not."""
         version = self._state.version
-        if version.frozen is None or version.memtable.is_empty():
+        if version.frozen is None or not version.memtable.deletes_something():
             return False
         self._queue.run(self._state.combine)
-        return True
+        return self._state.version is not version
 
     def _run(self, *, even_if_empty: bool = False, compact: bool = False) -> None:
         """One checkpoint: the steps at the top of this file."""

@@ -121,10 +121,13 @@ class Census:
         extent: Extent,
         start: bytes | None,
         stop: bytes | None,
+        *,
+        last: bool,
     ) -> int | None:
         """Number of keys of [start, stop) in the memtable, as of `seqno`, and what is below it.
 
-        None if the census has moved beyond that moment. `extent`: what the memtable had then.
+        None if the census has moved beyond that moment. `extent`: what the memtable had then. `last`: it is frozen, and
+        this is its last moment.
         """
         if self._broken:
             self._start_over()
@@ -133,9 +136,8 @@ class Census:
         cover = memtable.cover(seqno)
         pending = [entry for entry in self._pending if entry[0] <= seqno]
         changed = set().union(*(keys for _, keys in pending))
-        # No later count marks what is dirty, and this one is not of an earlier moment, begun before the freeze.
-        last = memtable.is_frozen and seqno >= memtable.last_seqno
         if last:
+            # No later count marks it.
             changed |= self.dirty
         changed.update(memtable.keys_added(self._seen, extent.keys))
         for bounds in memtable.ranges.added[self._ranges_seen : extent.ranges]:
@@ -193,7 +195,10 @@ class Census:
 class Counted:
     """A memtable at one moment, and what is below it."""
 
-    def __init__(self, memtable: Memtable, seqno: Seqno, below: Below, census: Census, extent: Extent) -> None:
+    def __init__(
+        self, memtable: Memtable, seqno: Seqno, below: Below, census: Census, extent: Extent, *, last: bool = False
+    ) -> None:
+        self._last = last
         self._memtable = memtable
         self._seqno = seqno
         self._below = below
@@ -210,11 +215,11 @@ class Counted:
         if start is not None and stop is not None and stop <= start:
             return 0
         arguments = (self._memtable, self._seqno, self._below, self._extent, start, stop)
-        counted = self._census.count(*arguments)
+        counted = self._census.count(*arguments, last=self._last)
         if counted is None:
             # Another thread has counted at a later moment meanwhile.
             self._census = self._census.of_older_moment()
-            counted = self._census.count(*arguments)
+            counted = self._census.count(*arguments, last=self._last)
         assert counted is not None
         return counted
 

@@ -25,7 +25,7 @@ from bisect import bisect_right
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from itertools import islice
 from operator import itemgetter
-from typing import TYPE_CHECKING, Final, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from sortedcontainers import SortedList
 
@@ -112,7 +112,6 @@ class Memtable:
         "bytes_used",
         "census",
         "has_deletes",
-        "is_frozen",
         "last_seqno",
         "latest",
         "lock",
@@ -122,12 +121,17 @@ class Memtable:
         "written_at",
     )
 
-    def __init__(self, after: Seqno, state_lock: Lock | None = None, readers: Readers | None = None) -> None:
+    def __init__(
+        self,
+        after: Seqno,
+        state_lock: Lock | None = None,
+        order_lock: Lock | None = None,
+        readers: Readers | None = None,
+    ) -> None:
+        """Empty, with the locks of its store (else its own), and the readers of the table that it is a part of."""
         #: Seqno of the newest commit applied; of the newest one below while the table is empty.
         self.last_seqno = after
         self.latest: dict[bytes, Value] = {}
-        #: Whether no commit is applied to it any more.
-        self.is_frozen = False
         #: Whether a value in `latest` may be None.
         self.has_deletes = False
         self.ranges = RangeMap()
@@ -143,7 +147,7 @@ class Memtable:
         self.bytes_used = 0
         self._state_lock = new_lock() if state_lock is None else state_lock
         #: Guards the order. The commit leader takes it only where an operation, such as `popitem`, scans.
-        self.lock = new_lock()
+        self.lock = new_lock() if order_lock is None else order_lock
         self._order: SortedList[bytes] = SortedList()
         self._ordered = 0
         # Set while keys are brought into the order. Left set by an interruption, it says that the order is to be made
@@ -163,8 +167,7 @@ class Memtable:
             self._parts = {}
         part = self._parts.get(table)
         if part is None:
-            part = Memtable(self.last_seqno, self._state_lock, self.readers)
-            part.is_frozen = self.is_frozen
+            part = Memtable(self.last_seqno, self._state_lock, self.lock, self.readers)
             self._parts[table] = part
         return part
 
@@ -176,12 +179,6 @@ class Memtable:
     def key_count(self) -> int:
         """Number of keys, of all tables, the deleted ones among them."""
         return len(self.latest) + sum(len(part.latest) for _, part in self.parts())
-
-    def freeze(self) -> None:
-        """No commit is applied any more. Requires: State.lock."""
-        self.is_frozen = True
-        for part in (self._parts or {}).values():
-            part.is_frozen = True
 
     # -- writing: the commit leader, under State.lock -------------------------------------------
 
@@ -271,27 +268,32 @@ class Memtable:
         self.ranges.forget_former(None)
 
     @classmethod
-    def combined(cls, older: Memtable, newer: Memtable) -> Memtable:
+    def combined(cls, older: Memtable, newer: Memtable, readers: Readers | None = None) -> Memtable:
         """Both as one frozen table, as of the newest commit. Requires: no commit is applied meanwhile. O(keys)."""
-        table = cls(newer.last_seqno, newer._state_lock)
+        table = cls(newer.last_seqno, newer._state_lock, newer.lock, readers)
         deleted = newer.ranges.newest
-        table.latest = {key: None if deleted.at(key) else older.get(key) for key in older.latest}  # type: ignore[misc]
-        table.latest.update((key, newer.get(key)) for key in newer.latest)  # type: ignore[misc]  # none is MISSING
+        latest: dict[bytes, Any] = {key: None if deleted.at(key) else older.get(key) for key in older.latest}
+        latest.update((key, newer.get(key)) for key in newer.latest)
+        table.latest = latest
         for bounds in (*older.ranges.newest.ranges(), *deleted.ranges()):
             table.ranges.add(newer.last_seqno, bounds, copy=False)
         if table.ranges:
             # The ranges are for older sources: what they hid here is a tombstone.
-            table.written_at = dict.fromkeys(table.latest, newer.last_seqno)
+            table.written_at = dict.fromkeys(latest, newer.last_seqno)
         table.has_deletes = True
-        table.bytes_used = older.bytes_used + newer.bytes_used
+        table.bytes_used = ENTRY_OVERHEAD_BYTES * (len(latest) + len(table.ranges.added))
+        table.bytes_used += sum(map(len, latest)) + sum(map(len, filter(None, latest.values())))
         olds, news = dict(older.parts()), dict(newer.parts())
         for number in {*olds, *news}:
-            nothing = cls(newer.last_seqno, newer._state_lock)
-            part = cls.combined(olds.get(number, nothing), news.get(number, nothing))
-            part.readers = table.readers
+            nothing = cls(newer.last_seqno, newer._state_lock, newer.lock)
+            part = cls.combined(olds.get(number, nothing), news.get(number, nothing), table.readers)
             table._parts = {**(table._parts or {}), number: part}
-        table.freeze()
+            table.bytes_used += part.bytes_used
         return table
+
+    def deletes_something(self) -> bool:
+        """Whether a key or a range was deleted, in any table."""
+        return self.has_deletes or bool(self.ranges) or any(part.deletes_something() for _, part in self.parts())
 
     # -- point reads ----------------------------------------------------------------------------
 
@@ -416,7 +418,6 @@ class Memtable:
         assert set(self.written_at) <= set(self.latest), "a seqno of a key that was not written"
         for _, part in self.parts():
             assert part.readers is self.readers, "a part with readers of its own"
-            assert part.is_frozen == self.is_frozen, "a part is frozen with its table"
             assert part.last_seqno <= self.last_seqno, "a part from the future"
             part._check()
         for history in self.versions.values():

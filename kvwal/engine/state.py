@@ -13,12 +13,14 @@ Rules:
   own seqno knows that the row is not from its future.
 - A reader that fetched a value from the tree may only remember it while the version is the same and no commit touched
   the key meanwhile: else it would bring an old value back.
-- Publishing a commit again is harmless. So a leader that was interrupted in the middle of it does it again.
+- Publishing a commit again is harmless. So a leader that was interrupted in the middle of it does it again, and if that
+  is interrupted too, the next section of any thread does.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Final
 
 from kvwal.batch import WriteBatch
@@ -39,6 +41,8 @@ __all__ = ["State"]
 
 # A queue's worker wants one pair; the members of its group before it want theirs.
 _EDGE_PAIRS: Final = 16
+# A memtable of this many times its budget makes writers wait.
+_STALLED_AT: Final = 2
 
 
 class State:
@@ -49,11 +53,13 @@ class State:
         self._pages = pages
         self.memtable_bytes = memtable_bytes
         self.lock = new_lock()
+        #: Guards the order of keys in each memtable.
+        self.order_lock = new_lock()
         self.cache = RowCache(cache_bytes, pages.resize_cache)
         self.seqno: Seqno = meta.seqno
         self.horizon: Seqno = meta.seqno
         pages.pin(meta.generation)
-        self.version = Version(Memtable(meta.seqno, self.lock), None, pages.tree(meta))
+        self.version = Version(self._new_memtable(meta.seqno), None, pages.tree(meta))
         #: Set when a writer should look after memory or disk before its next commit: see pressure.py.
         self.write_pressure = False
         #: Recent commits, while a read-write transaction is open. Changed under `lock`.
@@ -69,12 +75,15 @@ class State:
         # Versions that may have lost their last reader, and whose pages are then to be let go.
         self._former: list[Version] = []
         self._gone: Callable[[], Exception] | None = None
+        # How to publish a commit that was interrupted as it became visible. Whichever section comes next does it.
+        self._unfinished: Callable[[], None] | None = None
 
-    def waited_for(self) -> list[Lock]:
-        """The locks here that the commit leader may wait for: `lock`, and those of the order of keys."""
-        version = self.version
-        locks = [self.lock, version.memtable.lock]
-        return locks if version.frozen is None else [*locks, version.frozen.lock]
+    def waited_for(self) -> tuple[Lock, ...]:
+        """The locks here that the commit leader may wait for."""
+        return self.lock, self.order_lock
+
+    def _new_memtable(self, after: Seqno) -> Memtable:
+        return Memtable(after, self.lock, self.order_lock)
 
     # -- publishing: the commit leader ----------------------------------------------------------
 
@@ -95,17 +104,17 @@ class State:
         if batch.others is not None:
             parts = batch.parts()
             size_of_parts = sum(part.size() for _, part in parts)
+        commit = (seqno, batch.writes, batch.ranges, size - size_of_parts, parts, size_of_parts)
         with self.lock:
-            try:
-                self._publish(seqno, batch.writes, batch.ranges, size - size_of_parts, parts, size_of_parts)
-            except BaseException:
-                # Before the lock is free: a reader that comes next must not see a part of it.
-                self._publish(seqno, batch.writes, batch.ranges, size - size_of_parts, parts, size_of_parts)
-                raise
+            self._finish()
+            self._unfinished = partial(self._publish, *commit)
+            self._finish()
 
     def publish_put(self, seqno: Seqno, key: bytes, value: bytes, size: int) -> None:
         """`publish` of a commit that is one put. `size` includes the overhead of an entry."""
         with self.lock:
+            if self._unfinished is not None:
+                self._finish()
             try:
                 if not self._plain:
                     self._publish(seqno, {key: value}, (), size - ENTRY_OVERHEAD_BYTES)
@@ -121,28 +130,34 @@ class State:
                 if used > self.memtable_bytes or rows_used > cache.budget:
                     self._see_to_memory(memtable)
             except BaseException:
-                self._publish(seqno, {key: value}, (), 0)
+                self._unfinished = partial(self._publish, seqno, {key: value}, (), 0)
                 raise
 
     def publish_puts(self, last: Seqno, keys: Sequence[bytes], values: Sequence[bytes], size: int) -> None:
         """`publish_put` of several commits in their order, all at once; `last` is the seqno of the last one."""
         with self.lock:
-            try:
-                if not self._plain:
-                    self._publish_each(last, keys, values)
-                    return
-                cache, memtable = self.cache, self.version.memtable
-                writes = dict(zip(keys, values, strict=True))
-                self.horizon = memtable.last_seqno = last
-                cache.rows.update(writes)
-                memtable.latest.update(writes)
-                memtable.bytes_used += size
-                self.seqno = last
-                cache.bytes_used += size
-                self._see_to_memory(memtable)
-            except BaseException:
-                self._publish_each(last, keys, values)
-                raise
+            self._finish()
+            self._unfinished = partial(self._publish_each, last, keys, values)
+            if not self._plain:
+                self._finish()
+                return
+            cache, memtable = self.cache, self.version.memtable
+            writes = dict(zip(keys, values, strict=True))
+            self.horizon = memtable.last_seqno = last
+            cache.rows.update(writes)
+            memtable.latest.update(writes)
+            memtable.bytes_used += size
+            self.seqno = last
+            cache.bytes_used += size
+            self._unfinished = None
+            self._see_to_memory(memtable)
+
+    def _finish(self) -> None:
+        """Publish what an interruption left half visible: no section may see that. Requires: lock."""
+        unfinished = self._unfinished
+        if unfinished is not None:
+            unfinished()
+            self._unfinished = None
 
     def _publish_each(self, last: Seqno, keys: Sequence[bytes], values: Sequence[bytes]) -> None:
         # Requires: lock.
@@ -217,6 +232,7 @@ class State:
             try:
                 with lock:
                     self.refuse_if_gone()
+                    self._finish()
                     version = self.version
                     memtable = version.memtable
                     found = self._recall(key, version)
@@ -233,6 +249,7 @@ class State:
                 with lock:
                     # Also so that no row is remembered after the store was closed.
                     self.refuse_if_gone()
+                    self._finish()
                     if self.version is version:
                         if failure is not None:
                             raise failure
@@ -312,6 +329,7 @@ class State:
         reverse: bool,
     ) -> Pairs | None:
         self.refuse_if_gone()
+        self._finish()
         if self.seqno != seqno or self.version is not version or version.memtable.ranges:
             return None
         pairs, ended = version.overlay(pairs, keys, ended, most, reverse=reverse)
@@ -383,6 +401,7 @@ class State:
             gap = KeyRange((start or b"") if first is None else first + b"\0", stop)
         else:
             gap = KeyRange(start or b"", stop if first is None else first)
+        self._finish()
         self._gaps.propose(gap, seqno, self.seqno)
         self._plain = False
 
@@ -396,6 +415,7 @@ class State:
     def _reader(self, purpose: str, since_us: int, writer: bool, owner: object) -> Reader:
         # Requires: lock.
         self.refuse_if_gone()
+        self._finish()
         version, seqno = self.version, self.seqno
         reader = Reader(version, seqno, purpose, since_us, owner)
         registries: tuple[Readers, ...] = (version.memtable.readers, version.readers, self.readers)
@@ -474,30 +494,32 @@ class State:
     @locked
     def freeze(self) -> Memtable | None:
         """Set the memtable aside for a checkpoint; None if it is empty. Requires: none is set aside now."""
+        self._finish()
         version = self.version
         assert version.frozen is None, "a frozen memtable is still there"
         if version.memtable.is_empty():
             return None
         self.cache.drop_aside()
-        self._replace(Version(Memtable(self.seqno, self.lock), version.memtable, version.tree))
-        version.memtable.freeze()
+        self._replace(Version(self._new_memtable(self.seqno), version.memtable, version.tree))
         return version.memtable
 
     def combine(self) -> None:
         """Add what was committed since to the frozen memtable, so that one checkpoint can take both.
 
-        Requires: no commit is under way.
+        Unless too much would stay of the two: then writers are to wait, as for any checkpoint. Requires: no commit is
+        under way.
         """
         version = self.version
         assert version.frozen is not None, "no memtable is frozen"
         # Without the lock: it is a walk, and readers go on.
-        self._install_combined(version, Memtable.combined(version.frozen, version.memtable))
+        combined = Memtable.combined(version.frozen, version.memtable)
+        if combined.bytes_used <= _STALLED_AT * self.memtable_bytes:
+            self._install_combined(version, combined)
 
     @locked
     def _install_combined(self, version: Version, combined: Memtable) -> None:
         self.cache.drop_aside()
-        self._replace(Version(Memtable(self.seqno, self.lock), combined, version.tree))
-        version.memtable.freeze()
+        self._replace(Version(self._new_memtable(self.seqno), combined, version.tree))
 
     @locked
     def install(self, tree: Tree, *, done: bool = True) -> None:
@@ -543,7 +565,7 @@ class State:
     def is_stalled(self) -> bool:
         """Whether it is at twice its budget while the one before is still being checkpointed: writers wait."""
         version = self.version
-        return version.frozen is not None and version.memtable.bytes_used > 2 * self.memtable_bytes
+        return version.frozen is not None and version.memtable.bytes_used > _STALLED_AT * self.memtable_bytes
 
     # -- ending ---------------------------------------------------------------------------------
 

@@ -171,7 +171,7 @@ class Version:
         below: Below = TreeBelow(self.tree)
         frozen, memtable = self.frozen, self.memtable
         if frozen is not None and not frozen.is_empty():
-            below = Counted(frozen, frozen.last_seqno, below, _census_of(frozen), Extent.of(frozen))
+            below = Counted(frozen, frozen.last_seqno, below, _census_of(frozen), Extent.of(frozen), last=True)
         if memtable.is_empty():
             return below.count(start, stop)
         if extent is not None:
@@ -207,8 +207,12 @@ def _memtable_chunks(
 ) -> Iterator[RawChunk]:
     most = _FIRST_CHUNK
     after: bytes | None = None
-    while keys := memtable.keys_between(start, stop, after=after, reverse=reverse, most=most):
+    while True:
+        # Before the lock: after a fork no thread may be there to give it back.
         check()
+        keys = memtable.keys_between(start, stop, after=after, reverse=reverse, most=most)
+        if not keys:
+            return
         after = keys[-1]
         most = min(2 * most, _LARGEST_CHUNK)
         found = memtable.values_at(keys, seqno)

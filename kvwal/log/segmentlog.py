@@ -135,6 +135,8 @@ class SegmentLog(SegmentWriter):
         if directory.kind(POISONED) == "file":
             # All that was found is on disk now.
             directory.unlink(POISONED)
+            # Durability: come back, it would keep from readers what is acknowledged from here on.
+            directory.sync()
         return log
 
     def _go_on(self, end: LogEnd) -> None:
@@ -208,15 +210,15 @@ class SegmentLog(SegmentWriter):
         return LogStats(len(segments), size, segments[0].first_seqno, self.last_seqno, self.durable_seqno)
 
     def _poisoned(self, error: BaseException) -> PoisonedError:
-        if self._directory.kind(POISONED) is None:
-            said = {
-                "reason": str(error),
-                "durable_seqno": self.durable_seqno,
-                "session": self._identity.session,
-                "wall_us": self._now_us(),
-            }
-            # Not flushed: after a power cut only what is on disk is found.
-            with suppress(OSError):
+        said = {
+            "reason": str(error),
+            "durable_seqno": self.durable_seqno,
+            "session": self._identity.session,
+            "wall_us": self._now_us(),
+        }
+        # Not flushed: after a power cut only what is on disk is found.
+        with suppress(OSError):
+            if self._directory.kind(POISONED) is None:
                 file = self._directory.open(POISONED, create=True, mode=self._options.mode)
                 try:
                     file.pwrite(json.dumps(said).encode(), 0)

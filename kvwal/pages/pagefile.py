@@ -250,10 +250,11 @@ class PageFile:
             meta, free, released = self._build(draft, changes, yield_to_writers, compact)
             if before_flip is not None:
                 before_flip()
+            self._next = (old, meta, free, released)
         except BaseException:
-            self._roll_back()
+            if self._next is None:
+                self._roll_back()
             raise
-        self._next = (old, meta, free, released)
         self._flip()
         return meta
 
@@ -263,8 +264,8 @@ class PageFile:
         return self._poisoned is not None
 
     def readable(self) -> list[Meta]:
-        """The generations that are whole on disk for certain: the newest, and the one before unless a flip over its
-        slot was interrupted.
+        """The generations whose pages are whole: the newest, and the one before unless a flip over its slot was
+        interrupted.
         """
         return [self.meta] if self.older is None or self._next is not None else [self.meta, self.older]
 

@@ -193,6 +193,33 @@ def test_locks_that_other_threads_held_do_not_hang_the_child(db: kvwal.Store, lo
     db[b"after"] = b"1"
 
 
+def test_a_scan_that_had_begun_is_refused_in_the_child_whatever_a_thread_held(db: kvwal.Store) -> None:
+    db.update({b"%04d" % number: b"" for number in range(3000)})
+    scan = db.scan()
+    next(scan)
+    took, over = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with db.engine.state.order_lock:
+            took.set()
+            over.wait(DEADLINE_S)
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    assert took.wait(DEADLINE_S)
+
+    def child() -> None:
+        with pytest.raises(ForkedError):
+            list(scan)
+
+    try:
+        in_child(child)
+    finally:
+        over.set()
+        thread.join()
+    assert len(list(scan)) == len(db) - 1
+
+
 def test_a_child_forked_while_threads_write_does_no_harm(db: kvwal.Store) -> None:
     over = threading.Event()
     written: list[bytes] = []

@@ -126,6 +126,18 @@ def test_a_checkpoint_comes_by_log_bytes(tmp_path: Path) -> None:
         wait_until(lambda: db.stats().checkpoint_seqno == db.last_seqno, "the checkpoint")
 
 
+def test_a_checkpoint_that_met_a_full_disk_is_tried_again_without_another_commit(tmp_path: Path) -> None:
+    with kvwal.open(tmp_path / "a.kv", durability="os", checkpoint_interval_s=0.05, background=True) as db:
+        background, state = db.engine._background, db.engine.state
+        assert background is not None
+        db[b"a"] = b"1"
+        # As such a checkpoint leaves it, all that was committed since taken in.
+        checkpointer = db.engine._checkpointer
+        assert checkpointer is not None
+        checkpointer.while_idle(lambda: state.freeze() if state.version.frozen is None else None)
+        wait_until(lambda: state.version.frozen is None, "the checkpoint")
+
+
 def test_a_checkpoint_comes_by_age(tmp_path: Path) -> None:
     with kvwal.open(tmp_path / "a.kv", checkpoint_interval_s=0.05) as db:
         db[b"a"] = b"1"

@@ -23,17 +23,29 @@ from engine_fakes import (
     make,
     put_request,
 )
-from store_fixtures import _CHECKED_AFTER, DEADLINE_S, Interruption, _instructions, _is_ours, interrupted_at, wait_until
+from store_fixtures import (
+    _CHECKED_AFTER,
+    DEADLINE_S,
+    Interruption,
+    _instructions,
+    _is_ours,
+    interrupted_at,
+    run_threads,
+    wait_until,
+)
 
+import kvwal
 from kvwal.batch import WriteBatch
 from kvwal.db.transaction import Transaction
 from kvwal.engine.commit import CommitQueue
+from kvwal.engine.memtable import Memtable
 from kvwal.engine.operations import Update, decode_counter, encode_counter
 from kvwal.engine.request import CommitRequest
 from kvwal.engine.state import State
 from kvwal.errors import ConflictError, DiskFullError, ReentrancyError
 from kvwal.keys import Seqno
 from kvwal.log import decode_intents
+from kvwal.testing import SimulatedDisk
 
 _MOST_STEPS = 1500
 
@@ -61,6 +73,64 @@ def interrupted(step: int, function: Callable[[], object]) -> Interruption | Non
 
 
 # -- handlers that raise --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("times", [1, 2, 5])
+@pytest.mark.parametrize("way", ["put", "batch", "tables", "group"])
+def test_no_thread_sees_a_part_of_a_commit_that_is_interrupted_again_and_again(
+    monkeypatch: pytest.MonkeyPatch, way: str, times: int
+) -> None:
+    """Whichever section of the state comes next makes the rest of it visible."""
+    disk = SimulatedDisk(seed=1)
+    with kvwal.open("/kv", files=disk, background=False, durability="os") as db:
+        state, queue = db.engine.state, db.engine.queue
+        db[b"k"] = b"old"
+        # Else a put needs none of what is interrupted here.
+        watching = db.snapshot()
+        write, resolve, left, seen = Memtable.write, queue._resolve, [times], []
+
+        def interrupted(self: Memtable, *args: Any) -> None:
+            if left[0] and threading.current_thread() is threading.main_thread():
+                left[0] -= 1
+                raise Interruption
+            write(self, *args)
+
+        def look() -> None:
+            with db.snapshot() as snapshot:
+                seen.append((snapshot.get(b"k"), dict(snapshot).get(b"k"), db.get(b"k"), len(snapshot)))
+            state.freeze()
+
+        def resolved(*args: Any) -> None:
+            if not seen:
+                # The lock of the state is free.
+                run_threads(look)
+            resolve(*args)
+
+        monkeypatch.setattr(Memtable, "write", interrupted)
+        monkeypatch.setattr(queue, "_resolve", resolved)
+        batch = WriteBatch()
+        batch.put(b"k", b"new")
+        if way == "tables":
+            batch.table(16).put(b"k", b"new")
+        with pytest.raises(Interruption):
+            if way == "put":
+                db[b"k"] = b"new"
+            elif way == "group":
+                queue.submit([put_request(b"k", b"new", sync=False), put_request(b"x", b"new", sync=False)])
+            else:
+                db.commit(batch)
+        monkeypatch.undo()
+        assert left[0] < times
+        assert seen[0][:3] == (b"new",) * 3, seen
+        assert watching[b"k"] == b"old"
+        watching.close()
+        db.checkpoint()
+        assert db.verify().ok
+        expected = {b"k": b"new"} | ({b"x": b"new"} if way == "group" else {})
+        assert dict(db) == expected
+    with kvwal.open("/kv", files=disk.crash(0)) as db:
+        assert dict(db) == expected
+
 
 WAYS = ["put", "commit", "group"]
 

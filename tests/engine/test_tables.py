@@ -211,6 +211,90 @@ def test_readers_of_several_tables_see_each_commit_whole(db: kvwal.Store) -> Non
     run_threads(write, read, read)
 
 
+def test_memtables_that_are_combined_among_threads_show_whole_commits() -> None:
+    ends: list[int] = []
+    with opened(SimulatedDisk(), background=True) as db:
+        state, engine = db.engine.state, db.engine
+        checkpointer = engine._checkpointer
+        assert checkpointer is not None
+
+        def write() -> None:
+            for number in range(500):
+                batch = WriteBatch()
+                for table in (0, 16):
+                    part_of(batch, table).put(b"%03d" % number, b"%d" % number)
+                    part_of(batch, table).put(b"last", b"%d" % number)
+                    if number % 7 == 0:
+                        part_of(batch, table).delete_range(b"%03d" % (number // 2), b"%03d" % (number // 2 + 5))
+                db.commit(batch)
+            ends.append(1)
+
+        def combine() -> None:
+            def step() -> None:
+                if state.version.frozen is None:
+                    state.freeze()
+                elif state.version.memtable.deletes_something():
+                    engine.queue.run(state.combine)
+
+            while not ends:
+                checkpointer.while_idle(step)
+                if not state.seqno % 50:
+                    db.checkpoint()
+
+        def read() -> None:
+            while not ends:
+                reader = state.reader("test", 0)
+                assert state.read_at(reader, b"last") == state.read_at(reader, b"last", table=16)
+                assert scanned(db, reader, 0) == scanned(db, reader, 16)
+                assert state.count_at(reader, None, None) == len(scanned(db, reader, 0))
+                reader.release()
+
+        run_threads(write, combine, read)
+        assert content(db)[0] == content(db)[16]
+        db.checkpoint()
+        assert problems_of(db) == []
+
+
+@pytest.mark.parametrize(("full", "dead"), [(16, 0), (0, 16)])
+def test_what_a_scan_passes_over_in_one_table_is_there_in_another(db: kvwal.Store, full: int, dead: int) -> None:
+    """A scan that met many tombstones is remembered, so that the next one begins behind them."""
+    keys = [b"%04d" % number for number in range(2000)]
+    batch = WriteBatch()
+    for table in (full, dead):
+        part_of(batch, table).update(dict.fromkeys(keys, b"x"))
+    db.commit(batch)
+    db.checkpoint()
+    batch = WriteBatch()
+    for key in keys:
+        part_of(batch, dead).delete(key)
+    db.commit(batch)
+    reader = db.engine.state.reader("test", 0)
+    for _ in range(3):
+        assert scanned(db, reader, dead) == []
+        assert len(scanned(db, reader, full)) == len(keys)
+    reader.release()
+
+
+def test_all_memtables_of_a_store_have_one_lock_for_the_order_of_their_keys(db: kvwal.Store) -> None:
+    """So a thread that is in a section of it is known, whichever version it scans: see `CommitQueue.refuse_reentry`."""
+    state = db.engine.state
+    batch = WriteBatch()
+    batch.put(b"a", b"1")
+    batch.table(16).put(b"a", b"1")
+    db.commit(batch)
+    state.freeze()
+    batch.table(17).delete_range()
+    db.commit(batch)
+    content(db)
+    for combined in (False, True):
+        if combined:
+            db.engine.queue.run(state.combine)
+        for memtable in (state.version.memtable, state.version.frozen):
+            assert memtable is not None
+            for each in (memtable, *(part for _, part in memtable.parts())):
+                assert each.lock is state.order_lock
+
+
 def test_a_table_is_deleted_and_made_again(db: kvwal.Store) -> None:
     for _ in range(3):
         batch = WriteBatch()

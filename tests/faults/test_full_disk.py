@@ -16,6 +16,7 @@ from kvwal.options import RESERVE_BYTES
 from kvwal.pages.node import PAGE_SIZE
 from kvwal.testing import SimulatedDisk
 from kvwal.testing.faults import FAMILIES, Operation
+from kvwal.testing.handle import SimulatedFile
 
 WITHOUT_THREAD = {**TINY, "background": False}
 
@@ -137,6 +138,37 @@ def test_what_was_deleted_since_a_checkpoint_that_did_not_fit_need_not_fit(refus
         assert dict(db) == expected
     with kvwal.open("/kv", files=disk.crash(0)) as db:
         assert dict(db) == expected
+
+
+@pytest.mark.parametrize("deletes", [False, True])
+def test_memory_is_bounded_while_no_checkpoint_fits(monkeypatch: pytest.MonkeyPatch, deletes: bool) -> None:
+    """What was deleted since is combined with what was frozen, but never so much that writers need not wait."""
+    disk = SimulatedDisk(seed=1)
+    budget = 1 << 19
+    with kvwal.open("/kv", files=disk, background=False, durability="os", memtable_bytes=budget) as db:
+        pwrite = SimulatedFile.pwrite
+
+        def limited(self: SimulatedFile, data: Any, offset: int) -> None:
+            # As where files may not be larger: the meta slots are there.
+            if self._path.endswith("/data") and offset >= 8192:
+                raise OSError(errno.EFBIG, "the file is too large", self._path)
+            pwrite(self, data, offset)
+
+        monkeypatch.setattr(SimulatedFile, "pwrite", limited)
+        most = 0
+        with pytest.raises(DiskFullError):
+            for number in range(20_000):
+                db[b"%06d" % number] = bytes(1000)
+                if deletes and number % 3 == 0:
+                    del db[b"%06d" % number]
+                version = db.engine.state.version
+                used = version.memtable.bytes_used + (0 if version.frozen is None else version.frozen.bytes_used)
+                most = max(most, used)
+        assert most < 5 * budget
+        monkeypatch.undo()
+        db[b"after"] = b"1"
+        db.checkpoint()
+        assert db.verify().ok
 
 
 def test_a_transaction_of_one_put_is_refused_whole_and_may_be_tried_again() -> None:

@@ -89,6 +89,22 @@ def test_a_flush_of_the_writer_that_failed_is_not_made_good_by_the_one_of_a_read
         assert len(found) == 3
 
 
+def test_a_word_that_was_taken_back_does_not_come_back() -> None:
+    """It would keep from readers what was acknowledged since."""
+    disk = SimulatedDisk(seed=1)
+    db = kvwal.open("/kv", files=disk, **SETTINGS)
+    db[b"a"] = b"1"
+    disk.fail("datasync", 1, errno.EIO)
+    with pytest.raises(PoisonedError):
+        db.sync()
+    disk.kill()
+    db = kvwal.open("/kv", files=disk, **{**SETTINGS, "durability": "commit"})
+    db[b"b"] = b"2"
+    db[b"c"] = b"3"
+    for survivors in (0, 1, 2, 3, -1):
+        assert_shows(disk.crash(survivors), {b"a": b"1", b"b": b"2", b"c": b"3"}, 0)
+
+
 def assert_shows(disk: SimulatedDisk, content: dict[bytes, bytes], withheld: int) -> None:
     with kvwal.open("/kv", "r", files=disk) as reader:
         assert dict(reader) == content
