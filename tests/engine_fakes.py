@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any
 
 from kvwal.batch import WriteBatch
@@ -52,9 +52,7 @@ class FakePages:
     def tree(self, meta: object = None) -> FakeTree:
         return FakeTree()
 
-    def pin(self, generation: int) -> None: ...
-
-    def unpin(self, generation: int) -> None: ...
+    def hold(self, holder: object, generations: Collection[int]) -> None: ...
 
     def resize_cache(self, cache_bytes: int) -> None: ...
 

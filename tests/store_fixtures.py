@@ -86,17 +86,10 @@ def check_store(db: kvwal.Store) -> None:
     oldest = min((reader.seqno for reader in readers if reader.version.memtable is version.memtable), default=None)
     assert version.memtable.readers.oldest() == oldest
     pinned = engine._pages.pinned()
-    wanted = {id(reader.version): reader.version.tree.meta.generation for reader in readers} | {
-        id(version): version.tree.meta.generation
-    }
-    assert sorted(_elements(pinned)) == sorted(wanted.values())
+    assert set(pinned) == {each.tree.meta.generation for each in (version, *(reader.version for reader in readers))}
     # Invariant: a row is the newest published value of its key.
     for key, row in list(state.cache.rows.items()):
         assert version.get(key, state.seqno) == row, f"the row of {key[:20]!r} is not its newest value"
-
-
-def _elements(counts: dict[int, int]) -> list[int]:
-    return [number for number, count in counts.items() for _ in range(count)]
 
 
 class Interruption(KeyboardInterrupt):

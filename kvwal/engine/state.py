@@ -58,7 +58,7 @@ class State:
         self.cache = RowCache(cache_bytes, pages.resize_cache)
         self.seqno: Seqno = meta.seqno
         self.horizon: Seqno = meta.seqno
-        pages.pin(meta.generation)
+        pages.hold(self, {meta.generation})
         self.version = Version(self._new_memtable(meta.seqno), None, pages.tree(meta))
         #: Set when a writer should look after memory or disk before its next commit: see pressure.py.
         self.write_pressure = False
@@ -72,7 +72,7 @@ class State:
         # Whether a put needs nothing but its value in two dicts: no reader, range, transaction, gap or count wants
         # more.
         self._plain = True
-        # Versions that may have lost their last reader, and whose pages are then to be let go.
+        # Versions that were replaced, and had a reader when that was looked at last.
         self._former: list[Version] = []
         self._gone: Callable[[], Exception] | None = None
         # How to publish a commit that was interrupted as it became visible. Whichever section comes next does it.
@@ -531,12 +531,11 @@ class State:
             self._gaps.clear()
 
     def _replace(self, version: Version) -> None:
-        # Requires: lock. The new version pins its generation before the old one may let go of its own.
-        former = self.version
-        self._pages.pin(version.tree.meta.generation)
+        # Requires: lock. Interrupted after any step, no version that is read loses its pages, and the next look at the
+        # former ones lets go of the rest.
+        self._pages.hold(self, {each.tree.meta.generation for each in (version, self.version, *self._former)})
+        self._former = [*self._former, self.version]
         self.version = version
-        former.current = False
-        self._former = [*self._former, former]
         self._release_pages()
 
     @locked
@@ -546,15 +545,8 @@ class State:
 
     def _release_pages(self) -> None:
         # Requires: lock.
-        kept = []
-        for version in self._former:
-            if version.readers:
-                kept.append(version)
-            elif version.pinned:
-                # In this order, so that an interruption keeps pages rather than letting go of them twice.
-                version.pinned = False
-                self._pages.unpin(version.tree.meta.generation)
-        self._former = kept
+        self._former = [version for version in self._former if version.readers]
+        self._pages.hold(self, {each.tree.meta.generation for each in (self.version, *self._former)})
 
     # -- memory ---------------------------------------------------------------------------------
 

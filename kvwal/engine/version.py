@@ -41,7 +41,7 @@ class Walk:
 class Version:
     """Immutable but for the memtable, which the commit leader adds to, and the registrations."""
 
-    __slots__ = ("current", "frozen", "memtable", "parts", "pinned", "readers", "tree")
+    __slots__ = ("frozen", "memtable", "parts", "readers", "tree")
 
     def __init__(self, memtable: Memtable, frozen: Memtable | None, tree: Tree) -> None:
         self.memtable = memtable
@@ -51,10 +51,6 @@ class Version:
         self.readers = Readers()
         #: Tables other than 0, as far as they were asked for; see `State.part`.
         self.parts: dict[int, Version] = {}
-        #: Whether it is the newest. Guarded by State.lock.
-        self.current = True
-        #: Whether its generation is pinned in the page file. Guarded by State.lock.
-        self.pinned = True
 
     # -- point reads ----------------------------------------------------------------------------
 

@@ -32,7 +32,7 @@ from __future__ import annotations
 import errno
 import logging
 from array import array
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import TypedDict, Unpack
@@ -188,6 +188,14 @@ class PageFile:
     def unpin(self, generation: int) -> None:
         """Take back one `pin`. Its pages are free from the next checkpoint on. Thread-safe."""
         self._pins.unpin(generation)
+
+    def hold(self, holder: object, generations: Collection[int]) -> None:
+        """Pin these generations, once each, and no others of those that this holder held. Thread-safe, and one step.
+
+        Raises:
+            ValueError: one of them is not the newest, the one before, or pinned already.
+        """
+        self._pins.hold(holder, generations)
 
     def pinned(self) -> dict[int, int]:
         """How often each generation is pinned."""

@@ -150,50 +150,6 @@ def test_an_index_entry_that_was_interrupted_does_not_stop_the_next_roll() -> No
         assert len(db) == 32
 
 
-class _Steps(list[int]):
-    """A list that is interrupted right after its nth change."""
-
-    def __init__(self, content: list[int], nth: int) -> None:
-        super().__init__(content)
-        self.left = nth
-
-    def _changed(self) -> None:
-        self.left -= 1
-        if not self.left:
-            raise KeyboardInterrupt
-
-    def append(self, value: int) -> None:
-        super().append(value)
-        self._changed()
-
-    def remove(self, value: int) -> None:
-        super().remove(value)
-        self._changed()
-
-
-def test_a_pin_is_not_lost_between_two_steps_of_giving_it_back() -> None:
-    # The count was taken out and put back, less one; interrupted in between it was gone, and who came next to give one
-    # back, which was the next checkpoint, raised KeyError.
-    for nth in range(1, 9):
-        disk = SimulatedDisk(seed=1)
-        with _open(disk) as db:
-            db.update({b"%03d" % n: b"x" * 200 for n in range(200)})
-            db.checkpoint()
-            pages = db.engine._pages
-            pages._pins._pinned = steps = _Steps(pages._pins._pinned, nth)
-            db[b"k"] = b"1"
-            with suppress(KeyboardInterrupt):
-                db.checkpoint()
-            through, steps.left = steps.left > 0, 0
-            assert pages.pinned().get(db.engine.state.version.tree.meta.generation), f"interrupted after step {nth}"
-            db[b"k"] = b"2"
-            db.checkpoint()
-            assert db.verify().ok
-        if through:
-            return
-    raise AssertionError("a checkpoint has no end")
-
-
 @pytest.mark.parametrize("tear", ["empty", "cut", "flipped", "gone"])
 def test_a_torn_index_is_not_damage(tear: str) -> None:
     # verify called it so, although an index is derived, is never flushed, and is therefore torn by many a power cut.
