@@ -24,10 +24,9 @@ BEYOND = {
     "kvwal.engine.memtable.Memtable": 26,
     "kvwal.engine.request.CommitRequest": 20,
     "kvwal.engine.state.State": 32,
-    "kvwal.engine.version.Version": 14,
     "kvwal.log.segmentlog.SegmentLog": 14,
     "kvwal.pages.cache.Cache": 13,
-    "kvwal.pages.pagefile.PageFile": 18,
+    "kvwal.pages.pagefile.PageFile": 17,
     "kvwal.testing.disk.SimulatedDisk": 17,
     "kvwal.testing.inode.Inode": 23,
 }

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from types import MappingProxyType
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from wrapped_files import WrappedFiles
 
@@ -161,3 +162,20 @@ def contents(tree: Tree) -> dict[bytes, bytes]:
     assert [key for key, _ in found] == sorted({key for key, _ in found})
     assert found[::-1] == entries(tree, reverse=True)
     return dict(found)
+
+
+_pinned: WeakKeyDictionary[PageFile, list[int]] = WeakKeyDictionary()
+
+
+def pin(pages: PageFile, generation: int) -> None:
+    """Hold a generation, once more if it is held already."""
+    held = [*_pinned.get(pages, []), generation]
+    pages.hold("a test", held)
+    _pinned[pages] = held
+
+
+def unpin(pages: PageFile, generation: int) -> None:
+    """Take back one `pin`."""
+    held = _pinned[pages]
+    held.remove(generation)
+    pages.hold("a test", held)

@@ -46,8 +46,8 @@ def check(
         progress: called with the pages read so far and the pages of all generations to be checked.
     """
     generations = page_file.readable() if meta is None else [meta]
-    for each in generations:
-        page_file.pin(each.generation)
+    holder = object()
+    page_file.hold(holder, {each.generation for each in generations})
     try:
         total = sum(each.page_count for each in generations)
         done = 0
@@ -57,8 +57,7 @@ def check(
             if progress is not None:
                 progress(done, total)
     finally:
-        for each in generations:
-            page_file.unpin(each.generation)
+        page_file.hold(holder, ())
 
 
 class _Walk:

@@ -177,28 +177,18 @@ class PageFile:
 
     # Pins.
 
-    def pin(self, generation: int) -> None:
-        """Keep the pages of a generation from being reused. Counted. Thread-safe.
-
-        Raises:
-            ValueError: the generation is not the newest, the one before, or pinned already.
-        """
-        self._pins.pin(generation)
-
-    def unpin(self, generation: int) -> None:
-        """Take back one `pin`. Its pages are free from the next checkpoint on. Thread-safe."""
-        self._pins.unpin(generation)
-
     def hold(self, holder: object, generations: Collection[int]) -> None:
-        """Pin these generations, once each, and no others of those that this holder held. Thread-safe, and one step.
+        """Keep the pages of these generations from being reused, and of no others that this holder held. One step.
+
+        What is let go of is free from the next checkpoint on. Thread-safe for different holders.
 
         Raises:
-            ValueError: one of them is not the newest, the one before, or pinned already.
+            ValueError: one of them is not the newest, the one before, or held already.
         """
         self._pins.hold(holder, generations)
 
     def pinned(self) -> dict[int, int]:
-        """How often each generation is pinned."""
+        """How many hold each generation."""
         return self._pins.counts()
 
     def _current(self) -> set[int]:

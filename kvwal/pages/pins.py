@@ -4,7 +4,7 @@ A reader pins the generation it reads. A checkpoint asks which generations are n
 be pinned that is not among them: its pages may be written over.
 
 No lock: each step that changes something is one C call. So `State.lock`, under which versions are pinned, waits for
-none.
+none. What a holder pins is one entry, said anew each time, so an interruption leaves nothing pinned for ever.
 """
 
 from __future__ import annotations
@@ -17,41 +17,32 @@ __all__ = ["Pins"]
 
 
 class Pins:
-    """Counted pins. Thread-safe."""
+    """What each holder pins. Thread-safe for different holders."""
 
     def __init__(self, generations: Collection[int]) -> None:
-        # A generation is here once for each time that it is pinned.
-        self._pinned: list[int] = []
-        # By holder: what it holds, all at once.
         self._held: dict[object, frozenset[int]] = {}
         self._kept = frozenset(generations)
-
-    def pin(self, generation: int) -> None:
-        """Keep a generation. ValueError if it is neither kept nor pinned already."""
-        # First pinned, then checked: `keep_only` goes the other way round, so one of the two sees the other.
-        self._pinned.append(generation)
-        if generation not in self._kept and self.counts()[generation] == 1:
-            self._pinned.remove(generation)
-            raise ValueError(f"generation {generation} is no longer kept")
-
-    def unpin(self, generation: int) -> None:
-        """Take back one `pin`."""
-        self._pinned.remove(generation)
 
     def hold(self, holder: object, generations: Collection[int]) -> None:
         """Pin these, and no others of those that this holder held. ValueError if one is neither kept nor pinned."""
         before = self._held.get(holder, frozenset())
-        # First pinned, then checked, as in `pin`.
+        # First pinned, then checked: `keep_only` goes the other way round, so one of the two sees the other.
         self._held[holder] = frozenset({*generations, *before})
         for generation in {*generations} - self._kept - before:
             if self.counts()[generation] == 1:
-                self._held[holder] = before
+                self._let_go(holder, before)
                 raise ValueError(f"generation {generation} is no longer kept")
-        self._held[holder] = frozenset(generations)
+        self._let_go(holder, frozenset(generations))
+
+    def _let_go(self, holder: object, rest: frozenset[int]) -> None:
+        if rest:
+            self._held[holder] = rest
+        else:
+            self._held.pop(holder, None)
 
     def counts(self) -> dict[int, int]:
-        """How often each generation is pinned."""
-        return dict(Counter(chain(list(self._pinned), *list(self._held.values()))))
+        """How many hold each generation."""
+        return dict(Counter(chain(*list(self._held.values()))))
 
     def keep_only(self, generations: Collection[int]) -> set[int]:
         """Let only these, and those that are pinned, be pinned from now on; returns them."""

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pages_fixtures import STORE_ID, Model, Scratch, Updates, columns, contents, tables_after
+from pages_fixtures import STORE_ID, Model, Scratch, Updates, columns, contents, pin, tables_after
 
 from kvwal.errors import CorruptionError, Finding
 from kvwal.features import KEYSPACES
@@ -132,7 +132,7 @@ def test_compaction_moves_all_tables_and_the_catalogue(scratch: Scratch) -> None
 def test_generation_before_has_its_own_tables(scratch: Scratch) -> None:
     scratch.checkpoint({}, (), {16: ({b"a": b"1"}, ()), 17: ({b"a": b"1"}, ())})
     before = scratch.pages.meta
-    scratch.pages.pin(before.generation)
+    pin(scratch.pages, before.generation)
     for step in range(5):
         scratch.checkpoint({}, (), {16: ({}, ALL), 17: ({b"a": b"%d" % step}, ())})
     assert scratch.pages.tables(before) == [16, 17]

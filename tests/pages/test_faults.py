@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from pages_fixtures import Scratch, WatchedFiles, columns, contents
+from pages_fixtures import Scratch, WatchedFiles, columns, contents, pin
 
 from kvwal.errors import DiskFullError, PoisonedError
 from kvwal.keys import Seqno
@@ -141,7 +141,7 @@ def test_generations_can_still_be_checked_and_pinned_after_a_flip_that_failed(tm
             )
         assert (scratch.pages.meta, scratch.pages.older) == (meta, older)
         scratch.verify()
-        scratch.pages.pin(older.generation)
+        pin(scratch.pages, older.generation)
         assert contents(scratch.pages.tree(older)) == before
         scratch.pages.close()
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
-from pages_fixtures import Scratch, applied, contents, entries
+from pages_fixtures import Scratch, applied, contents, entries, pin, unpin
 
 from kvwal.pages import Meta, check
 from kvwal.pages.node import OVERFLOW_THRESHOLD
@@ -67,7 +67,7 @@ class Checkpoints(RuleBasedStateMachine):
 
     @rule()
     def pin(self) -> None:
-        self.scratch.pages.pin(self.scratch.pages.meta.generation)
+        pin(self.scratch.pages, self.scratch.pages.meta.generation)
         self.pinned.append((self.scratch.pages.meta, self.scratch.model))
 
     @precondition(lambda self: self.pinned)
@@ -75,7 +75,7 @@ class Checkpoints(RuleBasedStateMachine):
     def unpin(self, which: int) -> None:
         meta, model = self.pinned.pop(which % len(self.pinned))
         assert contents(self.scratch.pages.tree(meta)) == model
-        self.scratch.pages.unpin(meta.generation)
+        unpin(self.scratch.pages, meta.generation)
 
     @rule()
     def reopen(self) -> None:

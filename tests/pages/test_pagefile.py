@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from pages_fixtures import STORE_ID, Scratch, columns, contents, entries
+from pages_fixtures import STORE_ID, Scratch, columns, contents, entries, pin, unpin
 
 from kvwal.errors import ClosedError, InternalError, ReadOnlyError
 from kvwal.files import system_files
@@ -322,14 +322,14 @@ def test_pin_keeps_a_generation_readable_while_checkpoints_go_on(scratch: Scratc
     for step in range(12):
         scratch.checkpoint({b"%04d" % rng.randrange(3000): b"%d" % step * 20 for _ in range(1000)})
         if step % 3 == 0:
-            scratch.pages.pin(scratch.pages.meta.generation)
+            pin(scratch.pages, scratch.pages.meta.generation)
             pinned.append((scratch.pages.meta, scratch.model))
         for meta, model in pinned:
             assert list(check(scratch.pages, meta, whole=False)) == []
             assert contents(scratch.pages.tree(meta)) == model
     assert sorted(scratch.pages.pinned()) == [meta.generation for meta, _ in pinned]
     for meta, _ in pinned:
-        scratch.pages.unpin(meta.generation)
+        unpin(scratch.pages, meta.generation)
     assert scratch.pages.pinned() == {}
     held = scratch.pages.stats().held_pages
     scratch.checkpoint({})
@@ -340,7 +340,7 @@ def test_pin_keeps_a_generation_readable_while_checkpoints_go_on(scratch: Scratc
 def test_old_pin_holds_only_what_it_reaches(scratch: Scratch) -> None:
     """Pages that were written and freed after the pinned generation are reused: a snapshot costs its own size."""
     scratch.checkpoint({b"%04d" % index: b"v" * 100 for index in range(3000)})
-    scratch.pages.pin(scratch.pages.meta.generation)
+    pin(scratch.pages, scratch.pages.meta.generation)
     sizes = []
     for step in range(12):
         scratch.checkpoint({b"%04d" % index: b"%02d" % step * 50 for index in range(3000)})
@@ -352,11 +352,11 @@ def test_old_pin_holds_only_what_it_reaches(scratch: Scratch) -> None:
 def test_generation_that_is_gone_cannot_be_pinned(scratch: Scratch) -> None:
     gone = scratch.pages.meta.generation
     scratch.checkpoint({b"a": b"1"})
-    scratch.pages.pin(gone)
-    scratch.pages.unpin(gone)
+    pin(scratch.pages, gone)
+    unpin(scratch.pages, gone)
     scratch.checkpoint({b"a": b"2"})
     with pytest.raises(ValueError, match="no longer kept"):
-        scratch.pages.pin(gone)
+        pin(scratch.pages, gone)
 
 
 def test_generation_before_cannot_be_pinned_any_more_once_the_flip_is_prepared(scratch: Scratch) -> None:
@@ -367,8 +367,8 @@ def test_generation_before_cannot_be_pinned_any_more_once_the_flip_is_prepared(s
 
     def before_flip() -> None:
         with pytest.raises(ValueError, match="no longer kept"):
-            scratch.pages.pin(old.generation)
-        scratch.pages.pin(current.generation)
+            pin(scratch.pages, old.generation)
+        pin(scratch.pages, current.generation)
 
     scratch.pages.checkpoint(columns([(b"b", b"2")]), (), seqno=Seqno(2), time_us=2, before_flip=before_flip)
     assert scratch.pages.pinned() == {current.generation: 1}
@@ -447,12 +447,12 @@ def test_relocation_survives_updates_of_what_moves(scratch: Scratch, rng: random
 def test_pinned_pages_at_the_end_are_not_cut_off(scratch: Scratch) -> None:
     scratch.checkpoint({b"%06d" % index: b"v" * 100 for index in range(5000)})
     meta, model = scratch.pages.meta, scratch.model
-    scratch.pages.pin(meta.generation)
+    pin(scratch.pages, meta.generation)
     scratch.checkpoint({}, [(b"", None)])
     for _ in range(4):
         scratch.checkpoint({})
         assert contents(scratch.pages.tree(meta)) == model
-    scratch.pages.unpin(meta.generation)
+    unpin(scratch.pages, meta.generation)
     scratch.checkpoint({})
     scratch.checkpoint({})
     assert size_of(scratch) <= 8 * PAGE_SIZE
@@ -471,14 +471,14 @@ def test_readers_and_checkpoints_side_by_side(tmp_path: Path, rng: random.Random
             while not done.is_set():
                 meta = scratch.pages.meta
                 try:
-                    scratch.pages.pin(meta.generation)
+                    pin(scratch.pages, meta.generation)
                 except ValueError:
                     continue
                 tree = scratch.pages.tree(meta)
                 found = {value for _, values in tree.chunks() for value in values}
                 assert len(found) == 1
                 assert tree.get(b"01234") in found
-                scratch.pages.unpin(meta.generation)
+                unpin(scratch.pages, meta.generation)
         except BaseException as failure:  # noqa: BLE001  # whatever ends a thread fails the test
             failures.append(failure)
 
@@ -527,11 +527,11 @@ def test_reclaimable_bytes_are_those_of_pages_that_no_kept_generation_reaches(sc
     scratch.checkpoint(everything)
     full = scratch.pages.meta
     assert scratch.pages.reclaimable_bytes() < full.page_count * PAGE_SIZE / 50
-    scratch.pages.pin(full.generation)
+    pin(scratch.pages, full.generation)
     scratch.checkpoint({}, [(b"", None)])
     # A snapshot reaches them.
     assert scratch.pages.reclaimable_bytes() < full.page_count * PAGE_SIZE / 50
-    scratch.pages.unpin(full.generation)
+    unpin(scratch.pages, full.generation)
     # Only the older generation does: compacting makes newer ones.
     assert scratch.pages.reclaimable_bytes() > 0.9 * full.page_count * PAGE_SIZE
     before = scratch.pages.reclaimable_bytes()
