@@ -721,8 +721,13 @@ def test_the_rewritten_tail_is_protected_like_what_was_acknowledged(rig: LogRig)
         rig.restore(content)
 
 
-def test_resume_writes_the_slot_that_a_crash_prevented(rig: LogRig):
-    rig.made(30)
+@pytest.mark.parametrize("carries", [True, False])
+def test_resume_writes_the_slot_that_a_crash_prevented(rig: LogRig, carries: bool):
+    log = rig.create()
+    rig.fill(log, 30)
+    if not carries:
+        log.mark_idle()
+    log.abandon()
     name = segment_name(rig.segments()[-2])
     slot = rig.read(name)[SLOT_OFFSET : SLOT_OFFSET + 20]
     rig.overwrite(name, SLOT_OFFSET, bytes(20))
