@@ -5,9 +5,11 @@ from __future__ import annotations
 import errno
 from collections.abc import Iterator
 from itertools import islice
+from typing import Any
 
 import pytest
 from log_rig import FIRST_SEGMENT_BYTES, IDENTITY, SEGMENT_BYTES, LogRig, body, entry, log_options, simulated_disk
+from wrapped_files import WrappedFiles
 
 from kvwal.errors import DiskFullError, InternalError, PoisonedError, RefusedError
 from kvwal.keys import Seqno
@@ -330,6 +332,37 @@ def test_an_interruption_before_any_operation_is_survived_in_place():
         if not hit:
             break
     assert at > 60
+
+
+@pytest.mark.parametrize("one", [True, False])
+def test_what_an_interrupted_append_has_written_does_not_come_back(disk: SimulatedDisk, one: bool):
+    """Were it written over in place, what is longer than the next record would be behind that."""
+    armed: list[bool] = []
+
+    class Interrupted:
+        def __init__(self, file: Any) -> None:
+            self._file = file
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self._file, name)
+
+        def pwrite(self, data: bytes, offset: int) -> None:
+            self._file.pwrite(data, offset)
+            if armed:
+                armed.clear()
+                raise Interrupt
+
+    rig = LogRig(WrappedFiles(disk, lambda file, name: Interrupted(file)), "/log")  # type: ignore[arg-type]
+    log = rig.create()
+    rig.fill(log, 3)
+    armed.append(True)
+    with pytest.raises(Interrupt):
+        log.append_put(*entry(4, 200)) if one else log.append([body(4), body(5)])
+    assert log.last_seqno == 3
+    rig.fill(log, 1)
+    log.abandon()
+    seqnos, end = rig.replay()
+    assert (seqnos, end.cut_bytes) == ([1, 2, 3, 4], 0)
 
 
 def test_an_interruption_after_the_roll_named_the_next_segment_loses_nothing(disk: SimulatedDisk, rig: LogRig):
