@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import logging
-import threading
 from datetime import UTC, datetime
 
 import pytest
@@ -119,25 +118,37 @@ def test_what_was_let_go_is_refused_even_while_its_file_is_there():
     assert kept.hold("in time", Seqno(20), there, Seqno(29), 99).after == 20
 
 
-def test_a_hold_that_comes_while_segments_are_let_go_is_honoured_or_refused():
-    """The two look at each other in an order in which one of them sees the other: tried with threads."""
+@pytest.mark.parametrize(("outer", "moment"), [("hold", 1), ("release", 1), ("release", 2)])
+def test_a_hold_that_comes_while_segments_are_let_go_is_honoured_or_refused(outer: str, moment: int):
+    """The one comes while the other reads the clock, which it does between its steps."""
+
+    class Busy(Time):
+        left = 0
+
+        def now_us(self) -> int:
+            self.left -= 1
+            if not self.left:
+                release() if outer == "hold" else ask()
+            return super().now_us()
+
+    def ask() -> None:
+        try:
+            answers.append(kept.hold("racing", Seqno(95), there, Seqno(200), 0))
+        except FeedGap as gap:
+            answers.append(gap)
+
+    def release() -> None:
+        gone.append(kept.release_before(Seqno(150), there))
+
+    time = Busy()
+    kept = retention(time, retain_s=1.0)
     there = segments(*[0] * 20)
-    for _ in range(300):
-        kept = retention(Time())
-        outcome: list[object] = []
-
-        def ask(kept: Retention = kept, outcome: list[object] = outcome) -> None:
-            try:
-                outcome.append(kept.hold("racing", Seqno(95), there, Seqno(200), 0))
-            except FeedGap as gap:
-                outcome.append(gap)
-
-        thread = threading.Thread(target=ask)
-        thread.start()
-        n = kept.release_before(Seqno(150), there)
-        thread.join()
-        [answer] = outcome
-        assert isinstance(answer, FeedGap) or there[n].first_seqno <= 96
+    answers: list[object] = []
+    gone: list[int] = []
+    time.left = moment
+    ask() if outer == "hold" else release()
+    [answer], [n] = answers, gone
+    assert isinstance(answer, FeedGap) or there[n].first_seqno <= 96
 
 
 # -- bytes -------------------------------------------------------------------------------------
