@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -218,6 +219,18 @@ def test_a_wider_range_swallows_those_inside_it_unless_a_reader_sees_the_past() 
         assert cover is not None
         assert cover.ranges() == [wanted]
     reader.release()
+
+
+def test_a_range_copies_the_map_only_for_a_reader_that_came_since_the_last_one() -> None:
+    table = table_of(batch_of(((b"1", b"1x"),)))
+    maps = [table.ranges.newest._segments]
+    readers = []
+    for seqno in (2, 3, 4):
+        if seqno == 3:
+            readers.append(read_at(table, 2))
+        table.apply(Seqno(seqno), batch_of(((b"%d" % seqno, b"%dx" % seqno),)), 10)
+        maps.append(table.ranges.newest._segments)
+    assert [one is other for one, other in pairwise(maps)] == [True, False, True]
 
 
 def test_a_range_costs_the_same_however_many_keys_it_covers() -> None:
