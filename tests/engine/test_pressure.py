@@ -33,16 +33,29 @@ def ends(function: Any) -> bool:
     return not thread.is_alive()
 
 
-def test_the_reserve_is_whole_after_it_was_left_empty(disk: SimulatedDisk) -> None:
+@pytest.mark.parametrize("left", [0, 4096])
+def test_the_reserve_is_whole_after_a_part_of_it_was_left(disk: SimulatedDisk, left: int) -> None:
     with kvwal.open("/kv", files=disk, background=False):
         pass
     directory = disk.open_directory("/kv")
     directory.unlink(RESERVE)
-    directory.open(RESERVE, create=True, mode=0o600).close()
+    file = directory.open(RESERVE, create=True, mode=0o600)
+    file.truncate(left)
+    file.close()
     with kvwal.open("/kv", files=disk, background=False):
         file = directory.open(RESERVE)
         assert file.size() == RESERVE_BYTES
         file.close()
+
+
+def test_the_reserve_is_whole_after_a_power_cut(disk: SimulatedDisk) -> None:
+    disk.make_directory("/r")
+    directory = disk.open_directory("/r")
+    directory.sync_parent()
+    assert Reserve(directory, 0o600).hold()
+    directory.sync()
+    file = disk.crash(0).open_directory("/r").open(RESERVE)
+    assert file.size() == RESERVE_BYTES
 
 
 def test_a_reserve_that_cannot_be_held_leaves_no_empty_file(disk: SimulatedDisk) -> None:
