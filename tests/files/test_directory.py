@@ -10,6 +10,7 @@ import pytest
 
 from kvwal.errors import StoreRemovedError
 from kvwal.files import Directory
+from kvwal.files import file as module
 from kvwal.files.directory import SystemDirectory
 
 
@@ -96,6 +97,26 @@ def test_what_took_its_place_is_not_read_either(opened: Directory, tmp_path: Pat
         opened.sync()
     except StoreRemovedError as error:
         assert "moved" in str(error)
+    opened.close()
+
+
+@pytest.mark.parametrize("flush", ["sync", "datasync"])
+def test_a_file_that_is_removed_while_it_is_flushed_was_not_flushed(
+    opened: Directory, monkeypatch: pytest.MonkeyPatch, flush: str
+) -> None:
+    name = {"sync": "sync", "datasync": "_datasync"}[flush]
+    system_call = getattr(module, name)
+
+    def remove_and_flush(fd: int) -> None:
+        opened.unlink("a")
+        system_call(fd)
+
+    file = opened.open("a", create=True)
+    getattr(file, flush)()
+    monkeypatch.setattr(module, name, remove_and_flush)
+    with pytest.raises(StoreRemovedError):
+        getattr(file, flush)()
+    file.close()
     opened.close()
 
 
