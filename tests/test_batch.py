@@ -123,6 +123,22 @@ def test_writes_to_other_tables_are_one_commit(tmp_path: Path) -> None:
         assert shown(record.batch()) == shown(filled())
 
 
+class Text(bytes):
+    """A subclass, as others have them."""
+
+
+@pytest.mark.parametrize("make", [Text, bytearray, memoryview])
+def test_keys_and_values_are_bytes_of_the_batchs_own(make: Any) -> None:
+    batch = WriteBatch()
+    batch.put(make(b"a"), make(b"1"))
+    batch.update([(make(b"b"), make(b"2"))])
+    batch.delete(make(b"c"))
+    batch.delete_range(make(b"d"), make(b"e"))
+    assert batch.writes == {b"a": b"1", b"b": b"2", b"c": None}
+    kept = [*batch.writes, batch.writes[b"a"], batch.writes[b"b"], *batch.ranges[0]]
+    assert {type(one) for one in kept} == {bytes}
+
+
 def test_update_puts_all_pairs_or_none() -> None:
     batch = WriteBatch()
     bad: Any = [(b"a", b"1"), (b"b", "text")]
