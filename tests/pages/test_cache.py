@@ -6,7 +6,8 @@ import random
 import sys
 from pathlib import Path
 
-from pages_fixtures import Scratch, entries
+import pytest
+from pages_fixtures import Scratch, WatchedFiles, contents, entries
 
 from kvwal.pages.node import PAGE_SIZE
 
@@ -76,20 +77,46 @@ def test_leaves_that_are_read_once_do_not_flush_the_cache(tmp_path: Path) -> Non
     scratch.pages.close()
 
 
-def test_nothing_is_cached_of_a_page_that_may_be_written_over(tmp_path: Path, rng: random.Random) -> None:
-    """What lies in the cache under an address is what the file has there, while pages are used again and again."""
-    scratch = Scratch(str(tmp_path), cache_bytes=1 << 22)
-    reused = 0
+@pytest.mark.parametrize("cache_bytes", [1 << 22, 200_000])
+def test_nothing_is_cached_of_a_page_that_is_written(tmp_path: Path, rng: random.Random, cache_bytes: int) -> None:
+    """While pages are used again and again, those of a generation that was pinned too."""
+    files = WatchedFiles()
+    scratch = Scratch(str(tmp_path), cache_bytes=cache_bytes, files=files)
+    cache = scratch.pages._pager.cache
+    written: list[int] = []
+
+    def before(operation: str, offset: int, size: int) -> None:
+        if operation == "pwrite":
+            pages = range(offset // PAGE_SIZE, -(-(offset + size) // PAGE_SIZE))
+            written.extend(pages)
+            assert not [address for address in [*cache.young, *cache.old] if (address & 0xFFFF_FFFF) in pages]
+
+    files.before = before
+    pinned = None
     for step in range(12):
         scratch.checkpoint({b"%04d" % rng.randrange(2000): b"%d" % step * 90 for _ in range(600)})
+        if step % 4 == 0:
+            pinned = scratch.pages.meta.generation
+            scratch.pages.pin(pinned)
         scratch.checkpoint({b"large": bytes([step]) * 5000})
-        tree = scratch.pages.tree()
-        for key in scratch.model:
-            tree.get(key)
-        cache = scratch.pages._pager.cache
-        for address, node in [*cache.young.items(), *cache.old.items()]:
-            if isinstance(node, bytes):
-                assert scratch.pages._file.pread(len(node), (address & 0xFFFF_FFFF) * PAGE_SIZE) == node
-                reused += 1
-    assert reused > 200
+        if step % 2 == 0:
+            tree = scratch.pages.tree()
+            for key in scratch.model:
+                tree.get(key)
+        if step % 4 == 2 and pinned is not None:
+            scratch.pages.unpin(pinned)
+    assert len(written) - len(set(written)) > 200, "pages were used again"
+    scratch.pages.close()
+
+
+def test_a_checkpoint_does_not_change_what_readers_share(tmp_path: Path) -> None:
+    scratch = Scratch(str(tmp_path), cache_bytes=1 << 22)
+    scratch.checkpoint({b"%04d" % number: b"old" for number in range(1000)})
+    tree = scratch.pages.tree()
+    # The second time the leaves come out of the cache, decoded.
+    before = contents(tree)
+    assert contents(tree) == before
+    scratch.checkpoint({b"0001": b"new", b"0002": None}, [(b"0003", b"0005"), (b"0900", b"0950")])
+    assert contents(tree) == before
+    scratch.verify()
     scratch.pages.close()
