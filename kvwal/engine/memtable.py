@@ -15,7 +15,7 @@ Rules:
   `seqno`, this key had this value here, written at that seqno".
 - The other tables of a commit have a memtable each, which is a part of this one: it has its readers, is frozen with it,
   and its memory counts here.
-- Invariant: within a commit `ranges` and `written_at` change first, then `versions`, then `latest`. So a reader that
+- Invariant: within a commit `ranges` change first, then `versions`, then `written_at`, then `latest`. So a reader that
   looks into `latest` first and `versions` after needs no lock while there are no ranges.
 """
 
