@@ -103,8 +103,8 @@ class Checkpointer:
         poisons the store, and is raised as PoisonedError.
         """
         try:
-            # A frozen table that is still there belongs to an attempt that met a full disk: it goes first, and what was
-            # committed since goes with a checkpoint of its own.
+            # A frozen table that is still there belongs to an attempt that met a full disk: it goes first. What was
+            # committed since goes with a checkpoint of its own, or with it (`_combine`).
             if self._state.version.frozen is not None:
                 self._run_with_reserve()
             self._run_with_reserve()
