@@ -18,7 +18,7 @@ import pytest
 from store_fixtures import DEADLINE_S, TINY, wait_until
 
 import kvwal
-from kvwal import LockedError, PoisonedError
+from kvwal import DiskFullError, LockedError, PoisonedError
 from kvwal.files import system_files
 
 
@@ -126,16 +126,29 @@ def test_a_checkpoint_comes_by_log_bytes(tmp_path: Path) -> None:
         wait_until(lambda: db.stats().checkpoint_seqno == db.last_seqno, "the checkpoint")
 
 
-def test_a_checkpoint_that_met_a_full_disk_is_tried_again_without_another_commit(tmp_path: Path) -> None:
-    with kvwal.open(tmp_path / "a.kv", durability="os", checkpoint_interval_s=0.05, background=True) as db:
-        background, state = db.engine._background, db.engine.state
-        assert background is not None
-        db[b"a"] = b"1"
-        # As such a checkpoint leaves it, all that was committed since taken in.
-        checkpointer = db.engine._checkpointer
+def test_a_checkpoint_that_met_a_full_disk_is_tried_again_without_another_commit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with kvwal.open(tmp_path / "a.kv", durability="os", checkpoint_interval_s=0.05) as db:
+        checkpointer, state = db.engine._checkpointer, db.engine.state
         assert checkpointer is not None
-        checkpointer.while_idle(lambda: state.freeze() if state.version.frozen is None else None)
-        wait_until(lambda: state.version.frozen is None, "the checkpoint")
+        checkpoint = checkpointer.checkpoint
+        attempts: list[int] = []
+
+        def full_twice() -> None:
+            attempts.append(1)
+            if len(attempts) > 2:
+                checkpoint()
+                return
+            # All that was committed is in the frozen memtable then.
+            if state.version.frozen is None:
+                state.freeze()
+            raise DiskFullError("full")
+
+        monkeypatch.setattr(checkpointer, "checkpoint", full_twice)
+        db[b"a"] = b"1"
+        wait_until(lambda: state.version.frozen is None and len(attempts) == 3, "the checkpoint")
+        assert db.stats().checkpoint_seqno == 1
 
 
 def test_a_checkpoint_comes_by_age(tmp_path: Path) -> None:
