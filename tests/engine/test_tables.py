@@ -13,6 +13,7 @@ from store_fixtures import check_store, problems_of, run_threads
 
 import kvwal
 from kvwal.batch import WriteBatch
+from kvwal.engine.memtable import ENTRY_OVERHEAD_BYTES
 from kvwal.engine.readers import Reader
 from kvwal.features import KEYSPACES
 from kvwal.keys import KeyRange
@@ -332,13 +333,57 @@ def test_the_default_table_pays_nothing_for_others(db: kvwal.Store) -> None:
     assert dict(db) == {b"a": b"1", b"b": b"1"}
 
 
+def test_the_meta_says_that_the_kept_log_has_tables_although_the_pages_have_none(db: kvwal.Store) -> None:
+    batch = WriteBatch()
+    batch.table(16).put(b"a", b"1")
+    db.commit(batch)
+    batch.table(16).delete_range()
+    db.commit(batch)
+    db.checkpoint()
+    meta = db.engine._pages.meta
+    assert (meta.catalogue_height, meta.required) == (0, KEYSPACES)
+
+
+def test_two_memtables_are_combined_while_no_commit_is_under_way(
+    db: kvwal.Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state, checkpointer = db.engine.state, db.engine._checkpointer
+    assert checkpointer is not None
+    combine, led = state.combine, []
+
+    def noted() -> None:
+        led.append(db.engine.queue.lock._is_owned())
+        combine()
+
+    monkeypatch.setattr(state, "combine", noted)
+    db.update({key: bytes(1000) for key in KEYS})
+    assert not checkpointer._combine()
+    frozen = state.freeze()
+    assert frozen is not None
+    before = frozen.bytes_used
+    assert not checkpointer._combine()
+    db[b"more"] = b"1"
+    assert not checkpointer._combine(), "nothing was deleted"
+    db.delete_range(b"05", None)
+    assert checkpointer._combine()
+    assert led == [True]
+    combined = state.version.frozen
+    assert combined is not None
+    assert combined.bytes_used < before
+    assert combined.bytes_used > 5 * 1000 + len(combined) * ENTRY_OVERHEAD_BYTES
+    assert state.version.memtable.is_empty()
+    db.checkpoint()
+    assert problems_of(db) == []
+
+
 def test_what_other_tables_take_of_memory_counts(db: kvwal.Store) -> None:
     memtable = db.engine.state.version.memtable
     batch = WriteBatch()
     batch.table(16).update({b"%03d" % number: bytes(1000) for number in range(100)})
     rows = db.stats().row_bytes
     db.commit(batch)
-    assert memtable.bytes_used > 100_000
+    # The overhead of an entry among it.
+    assert memtable.bytes_used >= 100 * (1003 + ENTRY_OVERHEAD_BYTES)
     assert db.stats().memtable_keys == 100
     # They are no rows.
     assert db.stats().row_bytes == rows
