@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from pages_fixtures import Scratch, WatchedFiles, contents, entries
+from pages_fixtures import Scratch, WatchedFiles, contents, entries, pin, unpin
 
 from kvwal.pages.node import PAGE_SIZE
 
@@ -97,14 +97,14 @@ def test_nothing_is_cached_of_a_page_that_is_written(tmp_path: Path, rng: random
         scratch.checkpoint({b"%04d" % rng.randrange(2000): b"%d" % step * 90 for _ in range(600)})
         if step % 4 == 0:
             pinned = scratch.pages.meta.generation
-            scratch.pages.pin(pinned)
+            pin(scratch.pages, pinned)
         scratch.checkpoint({b"large": bytes([step]) * 5000})
         if step % 2 == 0:
             tree = scratch.pages.tree()
             for key in scratch.model:
                 tree.get(key)
         if step % 4 == 2 and pinned is not None:
-            scratch.pages.unpin(pinned)
+            unpin(scratch.pages, pinned)
     assert len(written) - len(set(written)) > 200, "pages were used again"
     scratch.pages.close()
 
