@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -116,6 +117,36 @@ def test_a_file_that_is_removed_while_it_is_flushed_was_not_flushed(
     monkeypatch.setattr(module, name, remove_and_flush)
     with pytest.raises(StoreRemovedError):
         getattr(file, flush)()
+    file.close()
+    opened.close()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere nothing but a stat can tell")
+@pytest.mark.parametrize("flush", ["sync", "datasync"])
+def test_a_flush_of_a_file_that_is_there_is_not_followed_by_a_stat(
+    opened: Directory, monkeypatch: pytest.MonkeyPatch, flush: str
+) -> None:
+    """It would make the next flush write one block more."""
+    file = opened.open("a", create=True)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fstat", lambda fd: pytest.fail("a stat"))
+        getattr(file, flush)()
+    file.close()
+    opened.close()
+
+
+def test_where_the_name_of_a_descriptor_cannot_be_read_a_removed_file_is_noticed_all_the_same(
+    opened: Directory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(path: str) -> str:
+        raise FileNotFoundError(path)
+
+    file = opened.open("a", create=True)
+    monkeypatch.setattr(os, "readlink", refuse)
+    file.sync()
+    opened.unlink("a")
+    with pytest.raises(StoreRemovedError):
+        file.sync()
     file.close()
     opened.close()
 
