@@ -376,7 +376,7 @@ def test_an_iterator_of_history_keeps_its_log_while_it_is_used(tmp_path: Path) -
         assert gap.value.lost_commits == gap.value.oldest - 1
         for wrong in (-1, 1.5, "1"):
             with pytest.raises((TypeError, ValueError)):
-                db.history(wrong)  # type: ignore[arg-type]
+                db.history(wrong)  # type: ignore[arg-type]  # that is what is refused
 
 
 def test_history_lists_what_was_committed(tmp_path: Path) -> None:

@@ -44,10 +44,12 @@ def looked_up(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
 
 def begun(db: kvwal.Store) -> Iterator[int]:
     """A count of now in two steps, so that something can happen in between, as it does among threads."""
-    reader, _, *marked = db.engine.state._begin_count(0)  # type: ignore[misc]
+    started = db.engine.state._begin_count(0)
+    assert started is not None
+    reader, _, extent = started
     yield 0
     try:
-        yield reader.version.count(reader.seqno, None, None, extent=marked[0])
+        yield reader.version.count(reader.seqno, None, None, extent=extent)
     finally:
         reader.release()
 
@@ -211,7 +213,9 @@ def test_a_count_that_a_freeze_overtook_leaves_what_was_written_since_to_the_nex
     db.update(dict.fromkeys(KEYS, b""))
     assert len(db) == 20
     state = db.engine.state
-    reader, _, extent = state._begin_count(0)  # type: ignore[misc]
+    begun = state._begin_count(0)
+    assert begun is not None
+    reader, _, extent = begun
     for key in KEYS[:5]:
         del db[key]
     state.freeze()
