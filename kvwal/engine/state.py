@@ -313,7 +313,12 @@ class State:
         found = version.cached_range(start, stop, most, reverse=reverse)
         if found is None:
             return None
-        return self._overlay(version, seqno, *found, most=most, limit=limit, reverse=reverse)
+        pairs, keys, ended = found
+        # A commit raises the horizon before it changes anything: where it did not move, the memtable had no key here.
+        if not keys and self.horizon == seqno and self.version is version:
+            self.refuse_if_gone()
+            return pairs if ended or (limit is not None and len(pairs) >= limit) else None
+        return self._overlay(version, seqno, pairs, keys, ended, most=most, limit=limit, reverse=reverse)
 
     @locked
     def _overlay(

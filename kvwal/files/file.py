@@ -6,6 +6,7 @@ import errno
 import os
 import sys
 import threading
+import time
 from collections.abc import Sequence
 
 from kvwal.errors import StoreRemovedError
@@ -18,6 +19,8 @@ __all__ = ["SystemFile", "sync"]
 # One write call: the kernel takes at most 0x7ffff000 bytes at a time on Linux.
 _MAX_CALL_BYTES = 0x7FFFF000
 _ZEROS = bytes(1 << 20)
+# How often it is looked whether a file that is flushed again and again still has a name: a look costs 15 us.
+_LOOK_EVERY_S = 0.005
 
 if sys.platform == "darwin":
     import fcntl
@@ -35,12 +38,13 @@ else:
 class _PositionedFile:
     """A file descriptor addressed by offset (POSIX)."""
 
-    __slots__ = ("_fd", "_mark", "_path")
+    __slots__ = ("_fd", "_look_at_s", "_mark", "_path")
 
     def __init__(self, fd: int, path: str) -> None:
         self._fd = fd
         self._path = path
         self._mark = birthmark()
+        self._look_at_s = 0.0
 
     def _refuse_in_child(self) -> None:
         if not self._mark[0]:
@@ -98,7 +102,10 @@ class _PositionedFile:
         self._refuse_in_child()
         try:
             _datasync(self._fd)
-            self._refuse_without_name()
+            now_s = time.monotonic()
+            if now_s >= self._look_at_s:
+                self._refuse_without_name()
+                self._look_at_s = now_s + _LOOK_EVERY_S
         except OSError as error:
             raise failed(error, self._path, "flush") from None
 

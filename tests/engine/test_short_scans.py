@@ -260,6 +260,27 @@ def test_a_range_deleted_between_the_pairs_and_the_lock_is_noticed(
         assert reads_at_once == [False]
 
 
+def test_a_version_that_is_replaced_under_a_short_scan_is_noticed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reads_at_once: list[bool]
+) -> None:
+    """The pages of the former one may be written over from then on, though no commit came."""
+    with kvwal.open(tmp_path / "db", background=False) as db:
+        db.update({key(number): b"old" for number in range(20)})
+        db.checkpoint()
+        list(db.scan())
+        original = Version.cached_range
+
+        def cached_range(self: Version, *bounds: Any, **options: Any) -> Any:
+            found = original(self, *bounds, **options)
+            db.engine.state.install(self.tree)
+            return found
+
+        monkeypatch.setattr(Version, "cached_range", cached_range)
+        reads_at_once.clear()
+        assert [k for k, _ in db.scan(key(2), limit=3)] == [key(2), key(3), key(4)]
+        assert reads_at_once == [False]
+
+
 @pytest.mark.parametrize("reverse", [False, True])
 def test_a_scan_begins_behind_what_was_taken_off_a_queue(
     tmp_path: Path, reverse: bool, reads_at_once: list[bool]

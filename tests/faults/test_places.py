@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ from kvwal.errors import FormatError, LockedError, PoisonedError, StoreNotFoundE
 from kvwal.testing import SimulatedDisk
 
 SETTINGS: dict[str, Any] = {**TINY, "background": False}
+# After this time a flush looks again whether its file still has a name; a multiple of `_LOOK_EVERY_S`.
+LOOK_S = 0.02
 
 
 def fill(db: kvwal.Store, first: int, count: int = 60) -> dict[bytes, bytes]:
@@ -131,6 +134,7 @@ def test_a_store_that_is_removed_acknowledges_nothing_more(tmp_path: Path, then:
         (tmp_path / "a.kv").mkdir()
     elif then == "a store":
         before = theirs(tmp_path / "a.kv")
+    time.sleep(LOOK_S)
     with pytest.raises((StoreRemovedError, PoisonedError), match="removed"):
         db[b"b"] = b"2"
     assert db[b"a"] == b"1", "reads go on"
@@ -162,6 +166,7 @@ def test_a_file_that_is_replaced_while_it_is_open_is_noticed_before_the_log_lets
     victim = tmp_path / "a.kv" / "data" if name == "data" else max((tmp_path / "a.kv").glob("*.log"))
     shutil.copy(victim, tmp_path / "copy")
     os.replace(tmp_path / "copy", victim)
+    time.sleep(LOOK_S)
     with pytest.raises((StoreRemovedError, PoisonedError), match="removed"):
         if name == "data":
             db.checkpoint()
