@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -114,9 +115,28 @@ def test_a_file_that_is_removed_while_it_is_flushed_was_not_flushed(
 
     file = opened.open("a", create=True)
     getattr(file, flush)()
+    # By then it is time to look again.
+    time.sleep(2 * module._LOOK_EVERY_S)
     monkeypatch.setattr(module, name, remove_and_flush)
     with pytest.raises(StoreRemovedError):
         getattr(file, flush)()
+    file.close()
+    opened.close()
+
+
+def test_flushes_one_behind_the_other_look_for_the_name_once(
+    opened: Directory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A look behind each flush would take an eighth of a durable put."""
+    looks: list[str] = []
+    monkeypatch.setattr(module, "_LOOK_EVERY_S", 3600.0)
+    file = opened.open("a", create=True)
+    monkeypatch.setattr(type(file), "_refuse_without_name", lambda self: looks.append("look"))
+    for _ in range(3):
+        file.datasync()
+    assert looks == ["look"]
+    file.sync()
+    assert looks == ["look", "look"], "a flush of the size as well comes seldom, and always looks"
     file.close()
     opened.close()
 
