@@ -19,6 +19,7 @@ import logging
 import sys
 import threading
 from collections.abc import Callable
+from gc import get_count, get_threshold
 from types import FrameType, TracebackType
 from typing import Any, Concatenate, Final, ParamSpec, Protocol, TypeVar
 
@@ -93,6 +94,8 @@ def collect_first(lock: Lock, count: int) -> None:
     not in the section, where it would be refused. Method wrappers are always counted. Lists and tuples, and since 3.14
     the methods of C objects, come from a free list that is not.
     """
+    if get_count()[0] + count <= get_threshold()[0]:
+        return  # It is not its time, and will not be in the section.
     objects = [lock.__hash__ for _ in range(count)]
     del objects
 
