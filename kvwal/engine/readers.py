@@ -1,7 +1,7 @@
 """Who reads which moment: registered readers, and what stays because of them.
 
-A reader is registered for as long as something refers to it and it was not released. Being registered is one entry in
-each of a few dicts, made and taken away by single C calls: so a finalizer may release a reader whatever its thread was
+A reader is registered for as long as something refers to it and it was not released. It leaves by that alone: by one
+assignment, or by being dropped, which runs no Python code. So a finalizer may release a reader whatever its thread was
 doing, and an interruption leaves it registered or not, never half.
 """
 
@@ -10,7 +10,7 @@ from __future__ import annotations
 import threading
 from heapq import heappop, heappush
 from itertools import count
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeAlias
 from weakref import ref
 
 from kvwal.keys import Seqno
@@ -29,7 +29,6 @@ class Reader:
 
     __slots__ = (
         "__weakref__",
-        "_registries",
         "censuses",
         "is_released",
         "owner",
@@ -42,7 +41,6 @@ class Reader:
     )
 
     def __init__(self, version: Version, seqno: Seqno, purpose: str, since_us: int, owner: object) -> None:
-        self._registries: tuple[Readers, ...] = ()
         #: Whether it was given back.
         self.is_released = False
         self.token = next(_tokens)
@@ -58,9 +56,9 @@ class Reader:
 
     def register(self, *registries: Readers) -> None:
         """Enter the registries. Requires: State.lock."""
-        self._registries = registries
+        entry = (self.seqno, self.token, ref(self))
         for registry in registries:
-            registry.add(self)
+            registry.add(entry)
 
     def again(self, purpose: str) -> Reader:
         """A second reader of the same moment, not registered yet."""
@@ -69,56 +67,52 @@ class Reader:
     def release(self) -> None:
         """Leave the registries. Idempotent; takes no lock, so that a finalizer may call it."""
         self.is_released = True
-        for registry in self._registries:
-            registry.remove(self)
+
+
+_Entry: TypeAlias = tuple[Seqno, int, "ref[Reader]"]
+
+
+def _is_registered(entry: _Entry) -> bool:
+    reader = entry[2]()
+    return reader is not None and not reader.is_released
 
 
 class Readers:
-    """Registered readers, and the oldest moment that they read.
+    """Registered readers, and the oldest moment that they read. Requires, but for `all` and `len`: State.lock."""
 
-    A reader that is dropped leaves by the callback of a weak reference, which runs no Python code, because what a
-    signal handler raises in a finalizer is lost.
-    """
-
-    __slots__ = ("_entries", "_heap", "newest")
+    __slots__ = ("_heap", "_sweep_at", "newest")
 
     def __init__(self) -> None:
-        self._entries: set[ref[Reader]] = set()
-        # The same by seqno; entries of readers that have left stay until they come up.
-        self._heap: list[tuple[Seqno, int, ref[Reader]]] = []
+        # By seqno. Readers that have left stay until they come up, or there are too many of them.
+        self._heap: list[_Entry] = []
+        self._sweep_at = 64
         #: The newest moment that was ever registered.
         self.newest = Seqno(0)
 
     def __bool__(self) -> bool:
-        return bool(self._entries)
+        return self.oldest() is not None
 
     def __len__(self) -> int:
-        return len(self._entries)
+        return sum(map(_is_registered, list(self._heap)))
 
-    def add(self, reader: Reader) -> None:
-        """Register. Requires: State.lock. O(log readers)."""
-        if len(self._heap) > 2 * len(self._entries) + 64:
-            self._heap = sorted(entry for entry in self._heap if entry[2] in self._entries)
-        entry = ref(reader, self._entries.discard)
-        # First: its hash is kept in it from here on, so it is found when the reader is gone.
-        self._entries.add(entry)
-        heappush(self._heap, (reader.seqno, reader.token, entry))
-        self.newest = max(self.newest, reader.seqno)
-
-    def remove(self, reader: Reader) -> None:
-        """Take a registration back. From any thread, at any time."""
-        self._entries.discard(ref(reader))
+    def add(self, entry: _Entry) -> None:
+        """Register a reader, by its seqno, its token and a reference to it. O(log readers)."""
+        if len(self._heap) >= self._sweep_at:
+            self._heap = sorted(filter(_is_registered, self._heap))
+            self._sweep_at = 2 * len(self._heap) + 64
+        self.newest = max(self.newest, entry[0])
+        heappush(self._heap, entry)
 
     def oldest(self) -> Seqno | None:
-        """The oldest moment that a registered reader reads; None if there is none. Requires: State.lock."""
-        heap, entries = self._heap, self._entries
+        """The oldest moment that a registered reader reads; None if there is none."""
+        heap = self._heap
         while heap:
-            if heap[0][2] in entries:
+            if _is_registered(heap[0]):
                 return heap[0][0]
             heappop(heap)
         return None
 
     def all(self) -> list[Reader]:
         """The registered readers, in the order they came."""
-        readers = [reader for entry in list(self._entries) if (reader := entry()) is not None]
-        return sorted(readers, key=lambda reader: reader.token)
+        readers = [reader for entry in list(self._heap) if (reader := entry[2]()) is not None]
+        return sorted((each for each in readers if not each.is_released), key=lambda reader: reader.token)
