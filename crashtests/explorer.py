@@ -13,6 +13,7 @@ every barrier, down to `depth`.
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from random import Random
@@ -201,12 +202,15 @@ class Explorer:
         session = Session(found, history, self.options)
         if depth > 0:
             found.watcher = self._watcher(session, trail, depth)
+        _in_a_thread(lambda: self._examine(session, trail))
+        session.disk.watcher = None
+        session.abandon()
+
+    def _examine(self, session: Session, trail: list[tuple[int, str]]) -> None:
         try:
             self.examine(session, trail)
         except _EXPECTED as error:
             self._record(error, trail)
-        session.disk.watcher = None
-        session.abandon()
 
     def examine(self, session: Session, trail: list[tuple[int, str]]) -> None:
         """All that the contract says of a store that is found: points 1 to 8."""
@@ -265,6 +269,26 @@ class _Cut(BaseException):
 
 # Every error that the store raises in a case is a violation, because nothing here asks for one.
 _EXPECTED = (Exception,)
+
+
+def _in_a_thread(run: Callable[[], None]) -> None:
+    """Run to the end in a thread of its own, which is in the middle of no other call.
+
+    A watcher is called from within a store's call, and a store that is closed there lets another thread end it.
+    """
+    failures: list[BaseException] = []
+
+    def go() -> None:
+        try:
+            run()
+        except BaseException as error:  # noqa: BLE001  # raised below
+            failures.append(error)
+
+    thread = threading.Thread(target=go)
+    thread.start()
+    thread.join()
+    if failures:
+        raise failures[0]
 
 
 def outcome(disk: SimulatedDisk, choice: str) -> SimulatedDisk:
