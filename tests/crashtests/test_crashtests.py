@@ -3,6 +3,7 @@
 import fnmatch
 import os
 import tempfile
+import threading
 from itertools import islice
 from pathlib import Path
 
@@ -18,7 +19,6 @@ from crashtests.mutations import MUTANTS, DoesNotApply, Edit, Mutant, applied
 from crashtests.programs import NAMED
 from crashtests.session import Session
 from crashtests.workers import Run
-from kvwal import locks
 from kvwal.engine import engine
 from kvwal.testing import SimulatedDisk
 
@@ -84,17 +84,11 @@ def test_the_same_seed_explores_the_same_states():
 
 def test_a_store_that_is_closed_within_a_cut_is_closed_when_that_returns(monkeypatch: pytest.MonkeyPatch) -> None:
     """A close from within a call is ended by another thread: what a cut then finds would be a matter of luck."""
-    nested: list[bool] = []
-
-    def is_nested() -> bool:
-        nested.append(locks.is_nested())
-        return nested[-1]
-
-    monkeypatch.setattr(engine, "is_nested", is_nested)
+    closing: list[threading.Thread] = []
+    monkeypatch.setattr(engine, "_closing", closing)
     options, program = NAMED["a tail that no flush covered"]
     assert explore(program, **options).violations == []
-    assert len(nested) > 10
-    assert not any(nested)
+    assert closing == []
 
 
 def test_some_faults_of_each_kind_are_answered_as_the_contract_says():
