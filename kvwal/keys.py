@@ -71,6 +71,12 @@ class KeyRange(NamedTuple):
         stop = _lower(self.stop, other.stop)
         return KeyRange(start, stop) if stop is None or start < stop else None
 
+    def before(self, key: bytes | None, *, reverse: bool) -> KeyRange:
+        """The part that a walk passes before it comes to `key`; None: all of it."""
+        if key is None:
+            return self
+        return KeyRange(key + b"\0", self.stop) if reverse else KeyRange(self.start, key)
+
     def overlaps(self, other: KeyRange) -> bool:
         """Whether some key lies in both."""
         stop = _lower(self.stop, other.stop)

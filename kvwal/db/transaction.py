@@ -15,12 +15,11 @@ from collections.abc import Callable, Iterator, MutableMapping
 from types import TracebackType
 from typing import Final, TypeVar, overload
 
-from kvwal.batch import WriteBatch
 from kvwal.db.mapping import Bounds, OrderedMapping
+from kvwal.db.own import OwnWrites
 from kvwal.engine.engine import Engine
-from kvwal.engine.memtable import MISSING, Missing, Value
-from kvwal.engine.merge import Chunk, Pairs, RawChunk, Source, chunks_in
-from kvwal.engine.range_map import Cover
+from kvwal.engine.memtable import Missing
+from kvwal.engine.merge import Chunk, Pairs, chunks_in
 from kvwal.engine.readers import Reader
 from kvwal.engine.request import CommitRequest, say_written
 from kvwal.engine.row_cache import RowCache
@@ -51,12 +50,11 @@ class Transaction(OrderedMapping, MutableMapping[bytes, bytes]):
 
     __slots__ = (
         "__weakref__",
-        "_batch",
         "_bytes",
         "_cache",
-        "_cover",
         "_engine",
         "_note",
+        "_own",
         "_ranges",
         "_read_only",
         "_reader",
@@ -73,8 +71,7 @@ class Transaction(OrderedMapping, MutableMapping[bytes, bytes]):
         self._state = engine.state
         self._sync = sync
         self._read_only = read_only
-        self._batch = WriteBatch()
-        self._cover: Cover | None = None
+        self._own = OwnWrites()
         self._bytes = 0
         self._reads: set[bytes] = set()
         # Nothing that a read-only transaction reads is validated, so it need not be remembered.
@@ -120,27 +117,14 @@ class Transaction(OrderedMapping, MutableMapping[bytes, bytes]):
         transaction.
         """
         reader = self.reader
-        if len(self._batch):
-            own = self._own(key)
+        if len(self._own.batch):
+            own = self._own.get(key)
             if not isinstance(own, Missing):
                 return own
         if not self._read_only and key not in self._reads:
             self._take(len(key))
             self._note(key)
         return self._state.read_at(reader, key, cached_only=cached_only)
-
-    def _own(self, key: bytes) -> Value | Missing:
-        batch = self._batch
-        found: Value | Missing = batch.writes.get(key, MISSING)
-        if found is MISSING and batch.ranges and self._own_cover().at(key):
-            return None
-        return found
-
-    def _own_cover(self) -> Cover:
-        cover = self._cover
-        if cover is None:
-            cover = self._cover = Cover.of(self._batch.ranges)
-        return cover
 
     def _read(self, key: bytes) -> bytes | None:
         return self.peek(key, cached_only=False)
@@ -158,7 +142,7 @@ class Transaction(OrderedMapping, MutableMapping[bytes, bytes]):
 
     def _cached_pairs(self, bounds: Bounds) -> Pairs | None:
         seqno = self.reader.seqno
-        if len(self._batch):
+        if len(self._own.batch):
             return None
         return self._state.cached_range(bounds.start, bounds.stop, bounds.limit, seqno, reverse=bounds.reverse)
 
@@ -166,13 +150,15 @@ class Transaction(OrderedMapping, MutableMapping[bytes, bytes]):
         pairs = None if self._read_only else self._cached_pairs(bounds)
         if pairs is not None:
             return self._tracked(chunks_in(pairs), bounds)
-        own = None
-        if len(self._batch):
-            cover = self._own_cover() if self._batch.ranges else None
-            own = Source(_own_chunks(self._batch, bounds), cover=cover)
         # A registration of its own: the iterator may outlive the transaction.
         reader = self._state.again(self.reader, "scan")
-        chunks = self._state.chunks(reader, bounds.start, bounds.stop, reverse=bounds.reverse, own=own)
+        if not len(self._own.batch):
+            chunks = self._state.chunks(reader, bounds.start, bounds.stop, reverse=bounds.reverse)
+        else:
+            start, stop = self._own.skip(bounds)
+            own, keys = self._own.source(start, stop, bounds)
+            chunks = self._state.chunks(reader, start, stop, reverse=bounds.reverse, own=own)
+            chunks = self._own.watched(chunks, keys, start, stop, reverse=bounds.reverse)
         return chunks if self._read_only else self._tracked(chunks, bounds)
 
     def _tracked(self, chunks: Iterator[Chunk], bounds: Bounds) -> Iterator[Chunk]:
@@ -201,16 +187,15 @@ class Transaction(OrderedMapping, MutableMapping[bytes, bytes]):
         if not self._read_only:
             self._take(2 * _ENTRY_BYTES)
             self._ranges.append([start or b"", stop])
-        reader, batch = self.reader, self._batch
+        reader, own = self.reader, self._own
         count = self._state.count_at(reader, start, stop)
-        for low, high in self._own_cover().ranges() if batch.ranges else ():
+        for low, high in own.cover().ranges():
             clipped = KeyRange(low, high).clip(KeyRange(start or b"", stop))
             if clipped is not None:
                 count -= self._state.count_at(reader, *clipped)
-        for key, value in batch.writes.items():
+        for key, value in own.batch.writes.items():
             if (start is None or start <= key) and (stop is None or key < stop):
-                hidden = bool(batch.ranges) and bool(self._own_cover().at(key))
-                there = not hidden and self._state.read_at(reader, key) is not None
+                there = not own.cover().at(key) and self._state.read_at(reader, key) is not None
                 count += (value is not None) - there
         return count
 
@@ -223,7 +208,7 @@ class Transaction(OrderedMapping, MutableMapping[bytes, bytes]):
 
     def _write(self, key: bytes, value: bytes | None) -> None:
         self._refuse_if_read_only()
-        writes = self._batch.writes
+        writes = self._own.batch.writes
         size = len(value or b"")
         if key in writes:
             size -= len(writes[key] or b"")
@@ -232,7 +217,7 @@ class Transaction(OrderedMapping, MutableMapping[bytes, bytes]):
         self._take(size)
         # From here on the rows alone do not answer.
         self._cache = _NO_ROWS
-        writes[key] = value
+        self._own.write(key, value)
 
     def _take(self, size: int) -> None:
         """Count memory. TransactionTooLargeError beyond the limit: then nothing is done, and what was done stays."""
@@ -265,8 +250,7 @@ class Transaction(OrderedMapping, MutableMapping[bytes, bytes]):
         """Remove every key from `start` on, up to but without `stop`, when the transaction commits."""
         self._refuse_if_read_only()
         self._take(2 * _ENTRY_BYTES)
-        self._batch.delete_range(start, stop)
-        self._cover = None
+        self._own.delete_range(start, stop)
         self._cache = _NO_ROWS
 
     def clear(self) -> None:
@@ -313,7 +297,7 @@ class Transaction(OrderedMapping, MutableMapping[bytes, bytes]):
         Requires: until that is done no thread writes to this transaction, or ends it.
         """
         self.reader  # noqa: B018  # it is over without one
-        batch = self._batch
+        batch = self._own.batch
         if not len(batch):
             return None
         ranges = _walked(self._ranges)
@@ -352,14 +336,7 @@ class Transaction(OrderedMapping, MutableMapping[bytes, bytes]):
 
     def __repr__(self) -> str:
         state = "open" if self._reader is not None else "over"
-        return f"<Transaction at seqno {self._seqno}, {len(self._batch)} writes, {state}>"
-
-
-def _own_chunks(batch: WriteBatch, bounds: Bounds) -> Iterator[RawChunk]:
-    # A copy: the caller may write while it iterates, and sees what it had written when it began.
-    own = {key: value for key, value in batch.writes.items() if bounds.contains(key)}
-    keys = sorted(own, reverse=bounds.reverse)
-    return iter([(keys, [own[key] for key in keys])] if keys else [])
+        return f"<Transaction at seqno {self._seqno}, {len(self._own.batch)} writes, {state}>"
 
 
 def _walked(ranges: list[list[bytes | None]]) -> list[KeyRange]:

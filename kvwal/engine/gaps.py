@@ -10,7 +10,8 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from operator import itemgetter
 from typing import Final
 
 from kvwal.keys import KeyRange, Seqno
@@ -19,19 +20,24 @@ __all__ = ["WORTHWHILE", "Gaps"]
 
 #: A scan that passed this many tombstones before the first live key proposes a gap: 64 cost about 5 us to pass.
 WORTHWHILE: Final = 64
-_MOST_GAPS: Final = 256
+# A list of so many is copied in 10 us. With longer bounds they would take memory that nothing accounts for.
+_MOST_GAPS: Final = 4096
+_LONGEST_BOUND: Final = 512
+_STRIDE: Final = 1021
 # Puts that are remembered to judge a proposal by; a scan that more puts overtook proposes in vain.
 _RECENT_PUTS: Final = 4096
+_start_of: Final[Callable[[KeyRange], bytes]] = itemgetter(0)
 
 
 class Gaps:
     """Disjoint stretches that have no live key now."""
 
-    __slots__ = ("_active_since", "_gaps", "_recent")
+    __slots__ = ("_active_since", "_dropped", "_gaps", "_recent")
 
     def __init__(self) -> None:
         self._gaps: list[KeyRange] = []
         self._active_since: Seqno | None = None
+        self._dropped = 0
         self._recent: deque[tuple[Seqno, bytes]] = deque(maxlen=_RECENT_PUTS)
 
     @property
@@ -51,10 +57,12 @@ class Gaps:
             self._recent.append((seqno, key))
             gaps = self._gaps
             if gaps:
-                index = bisect_right(gaps, key, key=lambda gap: gap.start) - 1
+                index = bisect_right(gaps, key, key=_start_of) - 1
                 if index >= 0 and gaps[index].contains(key):
                     gap = gaps[index]
                     parts = [KeyRange(gap.start, key), KeyRange(key + b"\0", gap.stop)]
+                    if len(gaps) >= _MOST_GAPS or len(key) > _LONGEST_BOUND:
+                        parts = []
                     self._gaps = [*gaps[:index], *(part for part in parts if not part.is_empty()), *gaps[index + 1 :]]
 
     def propose(self, gap: KeyRange, seqno: Seqno, now: Seqno) -> None:
@@ -62,7 +70,7 @@ class Gaps:
         if self._active_since is None:
             self._active_since = now
         recent = self._recent
-        if gap.is_empty() or seqno < self._active_since:
+        if gap.is_empty() or seqno < self._active_since or max(len(gap.start), len(gap.stop or b"")) > _LONGEST_BOUND:
             return
         if len(recent) == _RECENT_PUTS and recent[0][0] > seqno:
             return
@@ -71,15 +79,22 @@ class Gaps:
                 break
             if gap.contains(key):
                 return
-        kept: list[KeyRange] = []
-        for other in self._gaps:
-            if other.overlaps(gap) or other.stop == gap.start or gap.stop == other.start:
-                stop = None if gap.stop is None or other.stop is None else max(gap.stop, other.stop)
-                gap = KeyRange(min(gap.start, other.start), stop)
-            else:
-                kept.append(other)
-        kept = kept[-(_MOST_GAPS - 1) :]
-        self._gaps = sorted([*kept, gap])
+        gaps = self._gaps
+        # Those from `first` to before `last` overlap or touch it.
+        first = bisect_right(gaps, gap.start, key=_start_of)
+        if first:
+            before = gaps[first - 1].stop
+            first -= before is None or before >= gap.start
+        last = len(gaps) if gap.stop is None else bisect_right(gaps, gap.stop, key=_start_of)
+        if first < last:
+            start, stop = min(gaps[first].start, gap.start), gaps[last - 1].stop
+            gap = KeyRange(start, None if stop is None or gap.stop is None else max(stop, gap.stop))
+        gaps = [*gaps[:first], gap, *gaps[last:]]
+        if len(gaps) > _MOST_GAPS:
+            # Which one hardly matters; not always that of the same queue.
+            self._dropped = (self._dropped + _STRIDE) % _MOST_GAPS
+            del gaps[self._dropped]
+        self._gaps = gaps
 
     def skip(self, start: bytes | None, stop: bytes | None, *, reverse: bool) -> tuple[bytes | None, bytes | None]:
         """The same range less a gap at the end that a scan begins at. Requires: the scan is of now."""
@@ -88,7 +103,7 @@ class Gaps:
             return start, stop
         if reverse:
             # The gap that ends at or behind the stop, and begins before it.
-            index = len(gaps) - 1 if stop is None else bisect_right(gaps, stop, key=lambda gap: gap.start) - 1
+            index = len(gaps) - 1 if stop is None else bisect_right(gaps, stop, key=_start_of) - 1
             if index >= 0:
                 gap = gaps[index]
                 inside = gap.stop is None or (stop is not None and gap.stop >= stop)
@@ -96,7 +111,7 @@ class Gaps:
                     return start, gap.start
             return start, stop
         first = start or b""
-        index = bisect_right(gaps, first, key=lambda gap: gap.start) - 1
+        index = bisect_right(gaps, first, key=_start_of) - 1
         if index >= 0 and gaps[index].contains(first):
             beyond = gaps[index].stop
             # Nothing at all is left where the gap has no end: a range from the stop of nothing.

@@ -402,12 +402,8 @@ class State:
     def _propose_gap(
         self, seqno: Seqno, start: bytes | None, stop: bytes | None, first: bytes | None, reverse: bool
     ) -> None:
-        if reverse:
-            gap = KeyRange((start or b"") if first is None else first + b"\0", stop)
-        else:
-            gap = KeyRange(start or b"", stop if first is None else first)
         self._finish()
-        self._gaps.propose(gap, seqno, self.seqno)
+        self._gaps.propose(KeyRange(start or b"", stop).before(first, reverse=reverse), seqno, self.seqno)
         self._plain = False
 
     # -- readers --------------------------------------------------------------------------------

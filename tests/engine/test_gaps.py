@@ -110,11 +110,41 @@ def test_a_skip_never_passes_over_a_live_key(recent: int, most: int, random: Ran
             model.check()
 
 
-def test_the_number_of_gaps_is_bounded() -> None:
+def test_the_number_of_gaps_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kvwal.engine.gaps, "_MOST_GAPS", 100)
     gaps = Gaps()
-    for number in range(2000):
+    for number in range(300):
         gaps.propose(KeyRange(b"%06d" % (2 * number), b"%06d" % (2 * number + 1)), Seqno(1), Seqno(1))
-    assert len(gaps._gaps) <= kvwal.engine.gaps._MOST_GAPS
+        assert len(gaps._gaps) == min(number + 1, 100)
+    gaps.propose(KeyRange(b"a", b"z"), Seqno(1), Seqno(1))
+    for number in range(300):
+        gaps.written(Seqno(2 + number), [b"b%06d" % number])
+        assert len(gaps._gaps) <= 101
+
+
+def test_a_gap_with_a_long_bound_is_not_remembered() -> None:
+    gaps = Gaps()
+    gaps.propose(KeyRange(b"a", b"b" * 513), Seqno(1), Seqno(1))
+    assert gaps._gaps == []
+    gaps.propose(KeyRange(b"a", b"c"), Seqno(1), Seqno(1))
+    gaps.written(Seqno(2), [b"b" * 513])
+    assert gaps._gaps == []
+
+
+def test_hundreds_of_queues_have_a_gap_each(passed: Callable[[], int]) -> None:
+    """Consumers that take turns would each push out the gap of another."""
+    queues, taken = 400, 80
+    db = opened()
+    db.update({b"%04d:%04d" % (queue, number): b"" for queue in range(queues) for number in range(taken + 5)})
+    for queue in range(queues):
+        for number in range(taken):
+            db.delete(b"%04d:%04d" % (queue, number))
+        assert db.first(prefix=b"%04d:" % queue) == (b"%04d:%04d" % (queue, taken), b"")
+    passed()
+    for queue in range(queues):
+        assert db.first(prefix=b"%04d:" % queue) == (b"%04d:%04d" % (queue, taken), b"")
+    assert passed() <= 4 * queues
+    db.close()
 
 
 def test_a_put_in_the_middle_of_a_gap_cuts_it_in_two() -> None:

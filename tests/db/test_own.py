@@ -1,0 +1,126 @@
+"""What a transaction has written lies over what it reads, in every direction, and costs no more for what it deleted."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from random import Random
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import kvwal
+from kvwal.db.mapping import Bounds
+from kvwal.db.own import OwnWrites
+from kvwal.testing import SimulatedDisk
+
+MANY = 300
+
+
+def key(number: int) -> bytes:
+    return b"%04d" % number
+
+
+@pytest.fixture
+def db(tmp_path: Path) -> Iterator[kvwal.Store]:
+    with kvwal.open(tmp_path / "db", background=False, durability="os") as store:
+        yield store
+
+
+@given(st.randoms(use_true_random=False))
+def test_scans_of_a_transaction_see_its_writes_as_of_when_they_began(random: Random) -> None:
+    """Stretches of a hundred keys are deleted and put again, so that gaps come, grow, are cut and go."""
+    db = kvwal.open("/kv", files=SimulatedDisk(), background=False, durability="os")
+    db.update({key(number): b"old" for number in range(0, MANY, 2)})
+    model = dict(db)
+    with db.transaction() as txn:
+        # Each with what it is still to find.
+        under_way: list[tuple[Iterator[tuple[bytes, bytes]], list[tuple[bytes, bytes]]]] = []
+        for step in range(random.randrange(30)):
+            first = random.randrange(MANY)
+            stretch = [key(number) for number in range(first, first + random.choice([1, 100, MANY]))]
+            kind = random.randrange(8)
+            if kind == 0:
+                txn[stretch[0]] = model[stretch[0]] = b"%d" % step
+            elif kind < 3:
+                for each in stretch:
+                    txn.delete(each)
+                    model.pop(each, None)
+            elif kind == 3:
+                txn.delete_range(stretch[0], stretch[-1])
+                model = {k: v for k, v in model.items() if not stretch[0] <= k < stretch[-1]}
+            elif kind == 4 and model:
+                assert txn.popitem() == max(model.items())
+                del model[max(model)]
+            elif kind == 5 and under_way:
+                scan, wanted = under_way.pop(random.randrange(len(under_way)))
+                assert list(scan) == wanted
+            else:
+                start = random.choice([None, stretch[0]])
+                stop = random.choice([None, stretch[-1]])
+                limit = random.choice([None, 1, 3, 200])
+                reverse = random.random() < 0.5
+                found = sorted((pair for pair in model.items() if start is None or pair[0] >= start), reverse=reverse)
+                found = [pair for pair in found if stop is None or pair[0] < stop][:limit]
+                scan = iter(txn.scan(start, stop, limit=limit, reverse=reverse))
+                if random.random() < 0.5:
+                    taken = random.choice([1, 5, MANY])
+                    assert list(islice(scan, taken)) == found[:taken]
+                    under_way.append((scan, found[taken:]))
+                else:
+                    under_way.append((scan, found))
+        assert dict(txn) == model
+        assert len(txn) == len(model)
+    assert dict(db) == model
+    db.close()
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+def test_a_transaction_passes_what_it_took_off_a_queue_once(db: kvwal.Store, reverse: bool) -> None:
+    db.update({key(number): b"v" for number in range(1000)})
+    with db.transaction() as txn:
+        for taken in range(600):
+            pair = txn.last() if reverse else txn.first()
+            assert pair == (key(999 - taken if reverse else taken), b"v")
+            txn.delete(pair[0])
+        looked_at: list[int] = []
+        for _ in range(2):
+            own = txn._own
+            bounds = Bounds(None, None, None, reverse, 1)
+            looked_at.append(len(own.source(*own.skip(bounds), bounds)[1]))
+            assert (txn.last() if reverse else txn.first()) == (key(399 if reverse else 600), b"v")
+        # At most so many as are passed before a gap is worth while.
+        assert max(looked_at) <= 64
+
+
+def test_a_short_scan_looks_at_no_more_of_many_writes_than_it_needs(db: kvwal.Store) -> None:
+    own = OwnWrites()
+    for number in range(10_000):
+        own.write(key(number), b"v")
+    assert len(own.source(None, None, Bounds(None, None, None, False, 5))[1]) == 5
+
+
+def test_a_key_that_is_put_while_a_scan_begins_is_in_no_gap(db: kvwal.Store) -> None:
+    """The scan does not see it, and must not say that nothing was there."""
+    db.update({key(number): b"v" for number in range(200)})
+    with db.transaction() as txn:
+        for number in range(150):
+            txn.delete(key(number))
+        scan = iter(txn.scan(limit=1))
+        txn[key(7) + b"x"] = b"new"
+        assert next(scan) == (key(150), b"v")
+        assert txn.first() == (key(7) + b"x", b"new")
+
+
+def test_what_lies_in_a_gap_conflicts_as_what_was_walked(db: kvwal.Store) -> None:
+    db.update({key(number): b"v" for number in range(200)})
+    txn = db.transaction()
+    for number in range(150):
+        txn.delete(key(number))
+    assert txn.first() == (key(150), b"v")
+    assert txn.first() == (key(150), b"v")
+    db[key(20) + b"x"] = b"between"
+    with pytest.raises(kvwal.ConflictError):
+        txn.commit()
