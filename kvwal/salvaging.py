@@ -127,14 +127,14 @@ class _Salvage:
         store_id: bytes | None = None
         pages = self._open_pages()
         if pages is not None:
-            store_id = pages.store_id
+            store_id = pages.meta.store_id
             base = pages.meta.seqno
             if pages.choice.row is not Row.BOTH_VALID:
                 self._note(DATA, None, f"only one of its two generations can be read ({pages.choice})")
             try:
                 pages_keys = self._save_pages(pages)
             finally:
-                pages.abandon()
+                pages.close()
         records, last = self._save_log(store_id, base, damaged=bool(self._damages))
         self._flush()
         saved = sum(self._new.engine.state.count(0, table=table) for table in self._tables)

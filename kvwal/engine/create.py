@@ -150,7 +150,7 @@ def _refuse_to_erase_foreign(directory: Directory) -> None:
         return
     if kind == "file":
         try:
-            PageFile(directory, cache_bytes=0, writable=False).abandon()
+            PageFile(directory, cache_bytes=0, writable=False).close()
             return
         except FormatError:
             return  # Ours, of a newer version.

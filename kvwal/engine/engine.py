@@ -313,7 +313,7 @@ class Engine:
     def _abandon_files(self) -> None:
         if self._log is not None:
             self._log.abandon()
-        self._pages.abandon()
+        self._pages.close()
         self._directory.close()
 
     def abandon_in_child(self) -> None:

@@ -91,7 +91,7 @@ class Recovered:
         """Let go of everything and write nothing."""
         if self.log is not None:
             self.log.abandon()
-        self.pages.abandon()
+        self.pages.close()
         self.directory.close()
 
 
@@ -126,7 +126,7 @@ def _recover(directory: Directory, flag: Flag, options: Options, started_s: floa
         meta = pages.meta
         checkpoint_seqno = meta.seqno
         state = State(pages, cache_bytes=options.cache_bytes, memtable_bytes=options.memtable_bytes)
-        reader = LogReader(directory, pages.store_id)
+        reader = LogReader(directory, meta.store_id)
         commits, size, end = _replay(reader, meta.seqno, state.version.memtable)
         last, doubt = end.last_seqno, ""
         if read_only and last > end.watermark:
@@ -144,7 +144,7 @@ def _recover(directory: Directory, flag: Flag, options: Options, started_s: floa
         if not read_only:
             # The wall clock, since an open that made neither a segment nor a checkpoint left no trace of its number.
             session = max(meta.session + 1, end.header.session + 1, files.now_us())
-            identity = LogIdentity(pages.store_id, meta.line, session)
+            identity = LogIdentity(meta.store_id, meta.line, session)
             log = SegmentLog.resume(files, directory, identity, log_options(options), end, reader, events)
         report = RecoveryReport(
             created=created,
@@ -162,7 +162,7 @@ def _recover(directory: Directory, flag: Flag, options: Options, started_s: floa
             seconds=files.monotonic_s() - started_s,
         )
     except BaseException:
-        pages.abandon()
+        pages.close()
         raise
     return Recovered(directory, pages, log, reader, state, report, events)
 

@@ -149,7 +149,6 @@ class PageFile:
         self.meta: Meta = self.choice.meta
         #: The generation before it, if it can be read. The log is kept back to it.
         self.older: Meta | None = self.choice.older
-        self.store_id: bytes = self.meta.store_id
         self._pins = Pins(self._current())
 
     def _root_fault(self, meta: Meta) -> str | None:
@@ -464,10 +463,6 @@ class PageFile:
         return self._reclaimable[1]
 
     def close(self) -> None:
-        """Release the file. Idempotent. Later reads raise ClosedError. Nothing is left to be written."""
+        """Release the file and write nothing; a forked child may too. Idempotent. Later reads raise ClosedError."""
         self._writable = False
         self._pager.close()
-
-    def abandon(self) -> None:
-        """In a forked child, or after a failure: release the file and write nothing."""
-        self.close()

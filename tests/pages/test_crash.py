@@ -133,7 +133,7 @@ def test_power_cut_after_a_failed_sync_or_write_and_a_reopen_loses_nothing(opera
             history[pages.meta.generation + 1] = applied(model, *step)
             model = run(pages, step, model)
     except (OSError, EnvironmentFailure):
-        pages.abandon()
+        pages.close()
         pages = opened(disk)
         model = history[pages.meta.generation]
 

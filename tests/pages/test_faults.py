@@ -115,7 +115,7 @@ def test_failed_write_or_sync_poisons_checkpoints_and_leaves_reads(tmp_path: Pat
         with pytest.raises(PoisonedError) as caught:
             scratch.checkpoint(BATCH)
         assert isinstance(caught.value.__cause__, OSError)
-        scratch.pages.abandon()
+        scratch.pages.close()
         scratch.pages = scratch.open()
         # The flip may have reached the disk or not; both are a whole generation.
         if scratch.pages.meta.generation == meta.generation:

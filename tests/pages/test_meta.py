@@ -240,7 +240,7 @@ def test_file_with_a_bad_newer_root_opens_with_the_older_generation_and_the_bad_
 
     with pytest.raises(KeyError):
         scratch.pages.checkpoint(columns([(b"x", b"y")]), (), seqno=Seqno(9), time_us=9, before_flip=stop)
-    scratch.pages.abandon()
+    scratch.pages.close()
     scratch.pages = scratch.open()
     assert scratch.pages.choice.row is Row.ONE_TORN
     assert scratch.pages.meta.generation == newest.generation - 1

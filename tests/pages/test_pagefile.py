@@ -34,7 +34,7 @@ def size_of(scratch: Scratch) -> int:
 
 
 def test_new_file_is_empty_and_sound(scratch: Scratch) -> None:
-    assert (scratch.pages.meta.generation, scratch.pages.meta.count, scratch.pages.store_id) == (1, 0, STORE_ID)
+    assert (scratch.pages.meta.generation, scratch.pages.meta.count, scratch.pages.meta.store_id) == (1, 0, STORE_ID)
     assert scratch.pages.older is not None
     assert scratch.pages.tree().get(b"") is None
     assert scratch.pages.tree().count(b"a", b"b") == 0
