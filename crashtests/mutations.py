@@ -453,8 +453,8 @@ MUTANTS: tuple[Mutant, ...] = (
         "the log is removed before the meta is on disk",
         "exhaustive",
         (
-            _PAGES + "_flip",
-            "meta.generation % 2 * PAGE_SIZE)\n            self._file.datasync()",
+            "kvwal.pages.slots:write_slot",
+            "meta.generation % 2 * PAGE_SIZE)\n    file.datasync()",
             "meta.generation % 2 * PAGE_SIZE)",
         ),
     ),
@@ -520,6 +520,6 @@ MUTANTS: tuple[Mutant, ...] = (
     _mutant(
         "a new page file gets its name before it is on disk",
         "exhaustive",
-        (_PAGES + "create", "file.sync()", "pass"),
+        ("kvwal.pages.slots:create_page_file", "file.sync()", "pass"),
     ),
 )

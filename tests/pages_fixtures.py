@@ -12,7 +12,7 @@ from wrapped_files import WrappedFiles
 
 from kvwal.files import Buffer, Directory, File, system_files
 from kvwal.keys import KeyRange, Seqno
-from kvwal.pages import Changes, Columns, PageFile, Tree, check
+from kvwal.pages import Changes, Columns, PageFile, Tree, check, create_page_file
 
 STORE_ID = b"0123456789abcdef"
 
@@ -78,7 +78,7 @@ class Scratch:
         self.directory: Directory = self.files.open_directory(directory)
         self.path = f"{directory}/data"
         self.cache_bytes = cache_bytes
-        PageFile.create(self.directory, STORE_ID, time_us=1)
+        create_page_file(self.directory, STORE_ID, time_us=1)
         self.model: Model = {}
         #: The tables beside table 0.
         self.tables: dict[int, Model] = {}
@@ -120,6 +120,21 @@ class Scratch:
             tree = self.pages.tree(table=table)
             assert contents(tree) == model
             assert len(tree) == len(model)
+
+
+def two_generations(directory: Any) -> Scratch:
+    """A page file of which both generations have pages."""
+    scratch = Scratch(str(directory))
+    scratch.checkpoint({b"%04d" % index: b"old" for index in range(500)})
+    scratch.checkpoint({b"%04d" % index: b"new" for index in range(0, 500, 7)})
+    return scratch
+
+
+def overwrite(scratch: Scratch, offset: int, data: bytes) -> None:
+    """Change bytes of a page file behind its back."""
+    with open(scratch.path, "r+b") as file:
+        file.seek(offset)
+        file.write(data)
 
 
 def tables_after(

@@ -21,7 +21,7 @@ from kvwal.keys import Seqno
 from kvwal.log import LogIdentity, LogOptions, LogReader, SegmentLog
 from kvwal.log.segment import list_segments, store_id_of_log
 from kvwal.options import Flag, Options
-from kvwal.pages import PageFile
+from kvwal.pages import PageFile, create_page_file
 
 __all__ = ["create_if_missing", "erase", "lock", "log_options", "open_directory"]
 
@@ -198,7 +198,7 @@ def create_if_missing(directory: Directory, flag: Flag, options: Options) -> boo
         # Durability: not closed, since the record of a clean close tells the next open that every name is on disk; that
         # of the page file may not be yet.
         SegmentLog.create(files, directory, identity, log_options(options), time_us=now_us).abandon()
-        PageFile.create(directory, store_id, time_us=now_us, line=line, mode=options.mode)
+        create_page_file(directory, store_id, time_us=now_us, line=line, mode=options.mode)
     except OSError as error:
         if is_full(error):
             raise DiskFullError(f"there is no space to make a store at {directory.path}") from error

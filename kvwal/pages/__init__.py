@@ -1,7 +1,7 @@
 """The page file: copy-on-write B+trees in one file, and what proves them sound.
 
 Imports run one way: check | salvage > pagefile > catalogue > tree | merge | compact > pager | writer >
-cache | freelist | meta | pins > node.
+cache | freelist | slots | pins > meta > node.
 """
 
 from kvwal.pages.cache import NotCached
@@ -11,6 +11,7 @@ from kvwal.pages.merge import Columns
 from kvwal.pages.meta import Choice, Meta, Row
 from kvwal.pages.pagefile import PageFile, PageStats
 from kvwal.pages.salvage import Salvaged, salvage_pages
+from kvwal.pages.slots import create_page_file
 from kvwal.pages.tree import Tree
 
 __all__ = [
@@ -25,5 +26,6 @@ __all__ = [
     "Salvaged",
     "Tree",
     "check",
+    "create_page_file",
     "salvage_pages",
 ]

@@ -2,7 +2,7 @@
 
 A checkpoint makes generation g + 1 from g, in this order:
 
-1. The first one after an open makes sure of what it starts from (`_confirm_slots`): with both slots valid it
+1. The first one after an open makes sure of what it starts from (`confirm_slots`): with both slots valid it
    writes the newer slot again, in place and with the same bytes, and syncs. The process that wrote
    it may have died between write and sync, or seen the sync fail; only then would it be unsafe to
    write over the other slot. Otherwise the slot that is of no use is filled with zeros, so that it
@@ -37,26 +37,24 @@ from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import TypedDict, Unpack
 
-from crc32c import crc32c
-
 from kvwal.errors import CorruptionError, DiskFullError, Error, poisoned, read_only
 from kvwal.features import VERSION
 from kvwal.files import Directory, File, is_full
-from kvwal.files.names import DATA, temporary_name
+from kvwal.files.names import DATA
 from kvwal.keys import KeyRange, Seqno
 from kvwal.pages.catalogue import Changes, merge_tables, root_of, roots
 from kvwal.pages.compact import rebuilt_free_list, tail_limit
 from kvwal.pages.freelist import Allocator, Freed, FreeList, decode_free_list, encode_free_list, encoded_size
 from kvwal.pages.merge import Columns
-from kvwal.pages.meta import Choice, Meta, Row, choose, decode_meta, encode_meta
-from kvwal.pages.node import PAGE_SIZE, POINTER, node_fault
+from kvwal.pages.meta import Choice, Meta
+from kvwal.pages.node import PAGE_SIZE
 from kvwal.pages.pager import Pager
 from kvwal.pages.pins import Pins
+from kvwal.pages.slots import confirm_slots, read_slots, write_slot
 from kvwal.pages.tree import Tree
 from kvwal.pages.writer import PageWriteError, PageWriter
 
 __all__ = ["Facts", "PageFile", "PageStats"]
-
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,25 +96,6 @@ class Facts(TypedDict, total=False):
 class PageFile:
     """One open page file. Reads from any thread; one caller at a time of `checkpoint`."""
 
-    @staticmethod
-    def create(
-        directory: Directory, store_id: bytes, *, time_us: int, line: bytes = bytes(8), mode: int = 0o600
-    ) -> None:
-        """Make an empty page file: generations 0 and 1. Durable on return, and there whole or not at all."""
-        temporary = temporary_name(DATA)
-        if directory.kind(temporary) is not None:
-            directory.unlink(temporary)
-        file = directory.open(temporary, create=True, mode=mode)
-        try:
-            empty = Meta(store_id, 0, Seqno(0), time_us, time_us, 2, line=line, wall_us=time_us, writer=VERSION)
-            slots = [encode_meta(replace(empty, generation=generation)) for generation in (0, 1)]
-            file.pwrite(b"".join(slot.ljust(PAGE_SIZE, b"\0") for slot in slots), 0)
-            file.sync()
-        finally:
-            file.close()
-        directory.rename(temporary, DATA)
-        directory.sync()
-
     def __init__(self, directory: Directory, *, cache_bytes: int, writable: bool) -> None:
         """Open. Reads the two meta slots and the root, nothing else, and writes nothing.
 
@@ -138,10 +117,8 @@ class PageFile:
         #: The generations that were needed when it was asked last, and `reclaimable_bytes` then.
         self._reclaimable: tuple[set[int], int] | None = None
         try:
-            raw = self._file.pread(2 * PAGE_SIZE, 0)
-            slots = [decode_meta(slot, raw[slot * PAGE_SIZE : (slot + 1) * PAGE_SIZE]) for slot in (0, 1)]
             #: Which row of the table in meta.py held, and what was chosen.
-            self.choice: Choice = choose(slots, self._root_fault)
+            self.choice: Choice = read_slots(self._file)
         except BaseException:
             self._file.close()
             raise
@@ -150,17 +127,6 @@ class PageFile:
         #: The generation before it, if it can be read. The log is kept back to it.
         self.older: Meta | None = self.choice.older
         self._pins = Pins(self._current())
-
-    def _root_fault(self, meta: Meta) -> str | None:
-        if not meta.height:
-            return None
-        page, crc, pages, _, _ = POINTER.unpack(meta.root)
-        raw = self._file.pread(pages * PAGE_SIZE, page * PAGE_SIZE)
-        if len(raw) < pages * PAGE_SIZE:
-            return "lies beyond the end of the file"
-        if crc32c(raw, page) != crc:
-            return "does not match its checksum"
-        return node_fault(raw, meta.height - 1)
 
     def tree(self, meta: Meta | None = None, table: int = 0) -> Tree:
         """A view of a table in a generation; in the newest if none is named. Pin it for as long as it is used.
@@ -236,7 +202,7 @@ class PageFile:
             raise read_only()
         if self._poisoned is not None:
             raise poisoned(self._poisoned) from self._poisoned
-        self._confirm_slots()
+        self._confirm()
         self._flip()
         old = self.meta
         facts["required"] = old.required | facts.get("required", 0)
@@ -275,8 +241,7 @@ class PageFile:
             return
         old, meta, free, released = self._next
         try:
-            self._file.pwrite(encode_meta(meta).ljust(PAGE_SIZE, b"\0"), meta.generation % 2 * PAGE_SIZE)
-            self._file.datasync()
+            write_slot(self._file, meta)
         except OSError as failure:
             self._poison(failure)
             raise
@@ -293,17 +258,11 @@ class PageFile:
         # There will be no other checkpoint, so both generations stay for readers and for `check`.
         self._pins.keep_only(self._current())
 
-    def _confirm_slots(self) -> None:
-        """Make sure of the generation that was found at open, before anything is written over."""
+    def _confirm(self) -> None:
         if self._confirmed:
             return
-        meta = self.meta
         try:
-            if self.choice.row is Row.BOTH_VALID:
-                self._file.pwrite(encode_meta(meta).ljust(PAGE_SIZE, b"\0"), meta.generation % 2 * PAGE_SIZE)
-            else:
-                self._file.pwrite(bytes(PAGE_SIZE), (meta.generation + 1) % 2 * PAGE_SIZE)
-            self._file.datasync()
+            confirm_slots(self._file, self.choice)
         except OSError as failure:
             # What an interruption leaves is written, and flushed, again by the next checkpoint.
             self._poisoned = failure

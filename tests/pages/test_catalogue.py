@@ -15,7 +15,7 @@ from pages_fixtures import STORE_ID, Model, Scratch, Updates, columns, contents,
 from kvwal.errors import CorruptionError, Finding
 from kvwal.features import KEYSPACES
 from kvwal.keys import KeyRange, Seqno
-from kvwal.pages import Changes, PageFile, Salvaged, Tree, check, salvage_pages
+from kvwal.pages import Changes, PageFile, Salvaged, Tree, check, create_page_file, salvage_pages
 from kvwal.pages.catalogue import EMPTY, ENTRY, Root, decode_entry
 from kvwal.pages.node import NO_POINTER, PAGE_SIZE, POINTER, decode_leaf
 from kvwal.testing import SimulatedDisk, crash_every
@@ -211,7 +211,7 @@ def test_power_cut_anywhere_leaves_all_tables_of_one_generation() -> None:
     disk = SimulatedDisk(seed=7)
     disk.make_directory("/kv")
     disk.open_directory("/").sync()
-    PageFile.create(disk.open_directory("/kv"), STORE_ID, time_us=1)
+    create_page_file(disk.open_directory("/kv"), STORE_ID, time_us=1)
     report = crash_every(program, verify, seed=7, states_per_point=5, disk=disk)
     assert report.points > 25
 

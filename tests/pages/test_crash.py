@@ -11,7 +11,7 @@ from pages_fixtures import STORE_ID, Updates, applied, columns, contents
 
 from kvwal.errors import EnvironmentFailure
 from kvwal.keys import KeyRange, Seqno
-from kvwal.pages import PageFile, check
+from kvwal.pages import PageFile, check, create_page_file
 from kvwal.testing import SimulatedDisk, crash_every
 from kvwal.testing.faults import Effect
 
@@ -82,7 +82,7 @@ def test_power_cut_anywhere_leaves_a_whole_generation(number: int) -> None:
     disk = SimulatedDisk(seed=number)
     disk.make_directory("/kv")
     disk.open_directory("/").sync()
-    PageFile.create(disk.open_directory("/kv"), STORE_ID, time_us=1)
+    create_page_file(disk.open_directory("/kv"), STORE_ID, time_us=1)
     report = crash_every(
         program,
         lambda found, acknowledged: verify(found, acknowledged[-1] if acknowledged else 1, history),
@@ -95,13 +95,13 @@ def test_power_cut_anywhere_leaves_a_whole_generation(number: int) -> None:
 
 def test_power_cut_during_create_leaves_a_whole_file_or_none() -> None:
     def program(disk: SimulatedDisk, acknowledged: list[Any]) -> None:
-        PageFile.create(disk.open_directory("/kv"), STORE_ID, time_us=1)
+        create_page_file(disk.open_directory("/kv"), STORE_ID, time_us=1)
         acknowledged.append(1)
 
     def found(disk: SimulatedDisk, acknowledged: list[Any]) -> None:
         if disk.kind("/kv/data") is None:
             assert not acknowledged
-            PageFile.create(disk.open_directory("/kv"), STORE_ID, time_us=1)
+            create_page_file(disk.open_directory("/kv"), STORE_ID, time_us=1)
         verify(disk, 1, {0: {}, 1: {}})
 
     disk = SimulatedDisk()
@@ -119,7 +119,7 @@ def test_power_cut_after_a_failed_sync_or_write_and_a_reopen_loses_nothing(opera
     disk = SimulatedDisk(seed=nth)
     disk.make_directory("/kv")
     disk.open_directory("/").sync()
-    PageFile.create(disk.open_directory("/kv"), STORE_ID, time_us=1)
+    create_page_file(disk.open_directory("/kv"), STORE_ID, time_us=1)
     pages = opened(disk)
     model: dict[bytes, bytes] = {}
     plan = steps(rng, 12)
@@ -202,6 +202,6 @@ def test_power_cut_between_the_parts_of_a_checkpoint_leaves_what_replay_makes_wh
     disk = SimulatedDisk(seed=5)
     disk.make_directory("/kv")
     disk.open_directory("/").sync()
-    PageFile.create(disk.open_directory("/kv"), STORE_ID, time_us=1)
+    create_page_file(disk.open_directory("/kv"), STORE_ID, time_us=1)
     report = crash_every(program, found, seed=5, states_per_point=4, disk=disk)
     assert report.points > 60

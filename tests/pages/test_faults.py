@@ -11,7 +11,7 @@ from pages_fixtures import Scratch, WatchedFiles, columns, contents, pin
 
 from kvwal.errors import DiskFullError, PoisonedError
 from kvwal.keys import Seqno
-from kvwal.pages import PageFile, check
+from kvwal.pages import check, create_page_file
 from kvwal.pages.node import PAGE_SIZE
 
 BATCH: dict[bytes, bytes | None] = {b"%04d" % index: b"new" * 20 for index in range(0, 4000, 3)}
@@ -275,8 +275,8 @@ def test_create_that_fails_leaves_no_page_file(tmp_path: Path) -> None:
     for kind in ("pwrite", "sync"):
         files.before = Trap(0, errno.ENOSPC, {kind})
         with pytest.raises(OSError, match="injected"):
-            PageFile.create(files.open_directory(str(tmp_path)), b"s" * 16, time_us=1)
+            create_page_file(files.open_directory(str(tmp_path)), b"s" * 16, time_us=1)
         assert not (tmp_path / "data").exists()
     files.before = quiet
-    PageFile.create(files.open_directory(str(tmp_path)), b"s" * 16, time_us=1)
+    create_page_file(files.open_directory(str(tmp_path)), b"s" * 16, time_us=1)
     assert [path.name for path in tmp_path.iterdir()] == ["data"]

@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 from crc32c import crc32c
-from pages_fixtures import STORE_ID, Scratch, WatchedFiles, columns
+from pages_fixtures import STORE_ID, Scratch, columns, overwrite, two_generations
 
 from kvwal.errors import CorruptionError, FormatError
 from kvwal.features import EXTENSIONS, KEYSPACES, KNOWN_REQUIRED, VERSION
 from kvwal.keys import Seqno
-from kvwal.pages import Meta, PageFile, Row, check
+from kvwal.pages import Meta, Row, create_page_file
 from kvwal.pages.meta import META_SIZE, choose, decode_meta, encode_meta
 from kvwal.pages.node import PAGE_SIZE, POINTER
 
@@ -186,93 +186,6 @@ def test_read_error_of_a_root_is_not_taken_for_a_bad_root() -> None:
         choose([SIX, SEVEN], fails)
 
 
-# The same rows, on a file.
-
-
-def two_generations(tmp_path: Any) -> Scratch:
-    scratch = Scratch(str(tmp_path))
-    scratch.checkpoint({b"%04d" % index: b"old" for index in range(500)})
-    scratch.checkpoint({b"%04d" % index: b"new" for index in range(0, 500, 7)})
-    return scratch
-
-
-def overwrite(scratch: Scratch, offset: int, data: bytes) -> None:
-    with open(scratch.path, "r+b") as file:
-        file.seek(offset)
-        file.write(data)
-
-
-def test_file_with_a_torn_newer_slot_opens_with_the_older_generation_and_goes_on(tmp_path: Any) -> None:
-    scratch = two_generations(tmp_path)
-    newest = scratch.pages.meta
-    scratch.pages.close()
-    overwrite(scratch, newest.generation % 2 * PAGE_SIZE + 40, b"\xff\xff")
-    scratch.pages = scratch.open()
-    assert scratch.pages.choice.row is Row.ONE_TORN
-    assert scratch.pages.meta.generation == newest.generation - 1
-    assert scratch.pages.older is None
-    scratch.model = {b"%04d" % index: b"old" for index in range(500)}
-    scratch.verify()
-    for step in range(4):
-        scratch.checkpoint({b"%04d" % step: b"again"})
-        scratch.verify()
-    assert scratch.pages.meta.generation == newest.generation + 3
-
-
-def test_file_with_a_bad_newer_root_opens_with_the_older_generation_and_the_bad_one_never_returns(
-    tmp_path: Any,
-) -> None:
-    """The root may read well again after the pages below it were reused: its slot must not survive."""
-    scratch = two_generations(tmp_path)
-    newest = scratch.pages.meta
-    scratch.pages.close()
-    at = POINTER.unpack(newest.root)[0] * PAGE_SIZE + 100
-    with open(scratch.path, "rb") as file:
-        file.seek(at)
-        good = file.read(1)
-    overwrite(scratch, at, bytes([good[0] ^ 1]))
-    scratch.pages = scratch.open()
-    assert scratch.pages.choice.row is Row.NEWER_ROOT_BAD
-    overwrite(scratch, at, good)
-
-    def stop() -> None:
-        raise KeyError("crash before the flip")
-
-    with pytest.raises(KeyError):
-        scratch.pages.checkpoint(columns([(b"x", b"y")]), (), seqno=Seqno(9), time_us=9, before_flip=stop)
-    scratch.pages.close()
-    scratch.pages = scratch.open()
-    assert scratch.pages.choice.row is Row.ONE_TORN
-    assert scratch.pages.meta.generation == newest.generation - 1
-    assert list(check(scratch.pages)) == []
-
-
-def test_first_checkpoint_writes_the_newest_slot_again_before_the_other(tmp_path: Any) -> None:
-    """Its writer may have died before the sync; then only the page cache has it, and the other slot is all there is."""
-    scratch = two_generations(tmp_path)
-    scratch.pages.close()
-    files = WatchedFiles()
-    calls: list[tuple[str, int]] = []
-    pages = PageFile(files.open_directory(str(tmp_path)), cache_bytes=1 << 20, writable=True)  # type: ignore[arg-type]
-    files.before = lambda operation, offset, size: calls.append((operation, offset))
-    slot = pages.meta.generation % 2 * PAGE_SIZE
-    pages.checkpoint(columns([(b"k", b"v")]), (), seqno=Seqno(9), time_us=9)
-    writes = [call for call in calls if call[0] in {"pwrite", "sync"}]
-    assert writes[:2] == [("pwrite", slot), ("sync", 0)]
-    assert writes[-3:] == [("sync", 0), ("pwrite", PAGE_SIZE - slot), ("sync", 0)]
-    pages.close()
-
-
-def test_open_reads_two_slots_and_a_root_and_writes_nothing(tmp_path: Any) -> None:
-    scratch = two_generations(tmp_path)
-    scratch.pages.close()
-    files = WatchedFiles()
-    calls: list[str] = []
-    files.before = lambda operation, offset, size: calls.append(operation)
-    PageFile(files.open_directory(str(tmp_path)), cache_bytes=1 << 20, writable=True).close()  # type: ignore[arg-type]
-    assert calls == ["pread", "pread"]
-
-
 # What a checkpoint makes of the fields beside the trees.
 
 
@@ -280,7 +193,7 @@ def test_meta_says_what_the_engine_wants_and_keeps_what_it_does_not_mention(tmp_
     scratch = Scratch(str(tmp_path))
     scratch.pages.close()
     Path(scratch.path).unlink()
-    PageFile.create(scratch.directory, STORE_ID, time_us=5, line=b"the line")
+    create_page_file(scratch.directory, STORE_ID, time_us=5, line=b"the line")
     scratch.pages = scratch.open()
     first = scratch.pages.meta
     assert (first.line, first.session, first.wall_us, first.writer) == (b"the line", 0, 5, VERSION)

@@ -42,12 +42,6 @@ def test_new_file_is_empty_and_sound(scratch: Scratch) -> None:
     assert size_of(scratch) == 2 * PAGE_SIZE
 
 
-def test_create_removes_what_an_interrupted_create_left(tmp_path: Path) -> None:
-    (tmp_path / "data.tmp").write_bytes(b"half")
-    Scratch(str(tmp_path)).verify()
-    assert not (tmp_path / "data.tmp").exists()
-
-
 def test_meta_survives_a_reopen(scratch: Scratch) -> None:
     meta = scratch.pages.checkpoint(columns([(b"k", b"v")]), (), seqno=Seqno(42), time_us=4200)
     scratch.reopen()
