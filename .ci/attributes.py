@@ -26,7 +26,6 @@ BEYOND = {
     "kvwal.engine.state.State": 32,
     "kvwal.log.segmentlog.SegmentLog": 14,
     "kvwal.pages.cache.Cache": 13,
-    "kvwal.pages.pagefile.PageFile": 17,
     "kvwal.testing.disk.SimulatedDisk": 17,
     "kvwal.testing.inode.Inode": 23,
 }

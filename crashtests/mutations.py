@@ -461,16 +461,20 @@ MUTANTS: tuple[Mutant, ...] = (
     _mutant(
         "a freed page is reused one generation early",
         "exhaustive",
-        (_PAGES + "_build", "{old.generation, old.generation - 1, *self.pinned()}", "{old.generation, *self.pinned()}"),
+        (
+            "kvwal.pages.space:Space.begin",
+            "{newest.generation, newest.generation - 1, *self._pins.counts()}",
+            "{newest.generation, *self._pins.counts()}",
+        ),
         first="pages reused",
     ),
     _mutant(
         "pages of a pinned generation are reused",
         "exhaustive",
         (
-            _PAGES + "_build",
-            "{old.generation, old.generation - 1, *self.pinned()}",
-            "{old.generation, old.generation - 1}",
+            "kvwal.pages.space:Space.begin",
+            "{newest.generation, newest.generation - 1, *self._pins.counts()}",
+            "{newest.generation, newest.generation - 1}",
         ),
         first="snapshots of large values",
     ),

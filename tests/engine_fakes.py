@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from types import SimpleNamespace
 from typing import Any
 
 from kvwal.batch import WriteBatch
@@ -14,6 +15,8 @@ from kvwal.events import Events
 from kvwal.keys import Seqno
 from kvwal.locks import new_lock
 from kvwal.log import decode_intents, encode_put
+from kvwal.pages.cache import Cache
+from kvwal.pages.pins import Pins
 
 
 class FakeTree:
@@ -49,12 +52,12 @@ class FakeMeta:
 class FakePages:
     meta = FakeMeta(1)
 
+    def __init__(self) -> None:
+        self.pins = Pins({1})
+        self.pager = SimpleNamespace(cache=Cache(0))
+
     def tree(self, meta: object = None) -> FakeTree:
         return FakeTree()
-
-    def hold(self, holder: object, generations: Collection[int]) -> None: ...
-
-    def resize_cache(self, cache_bytes: int) -> None: ...
 
 
 class FakeLog:

@@ -185,7 +185,7 @@ _pinned: WeakKeyDictionary[PageFile, list[int]] = WeakKeyDictionary()
 def pin(pages: PageFile, generation: int) -> None:
     """Hold a generation, once more if it is held already."""
     held = [*_pinned.get(pages, []), generation]
-    pages.hold("a test", held)
+    pages.pins.hold("a test", held)
     _pinned[pages] = held
 
 
@@ -193,4 +193,4 @@ def unpin(pages: PageFile, generation: int) -> None:
     """Take back one `pin`."""
     held = _pinned[pages]
     held.remove(generation)
-    pages.hold("a test", held)
+    pages.pins.hold("a test", held)

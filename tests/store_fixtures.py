@@ -85,7 +85,7 @@ def check_store(db: kvwal.Store) -> None:
     assert len(version.memtable.readers) == sum(reader.version.memtable is version.memtable for reader in readers)
     oldest = min((reader.seqno for reader in readers if reader.version.memtable is version.memtable), default=None)
     assert version.memtable.readers.oldest() == oldest
-    pinned = engine._pages.pinned()
+    pinned = engine._pages.pins.counts()
     assert set(pinned) == {each.tree.meta.generation for each in (version, *(reader.version for reader in readers))}
     # Invariant: a row is the newest published value of its key.
     for key, row in list(state.cache.rows.items()):

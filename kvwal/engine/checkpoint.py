@@ -132,9 +132,9 @@ class Checkpointer:
 
     def is_sparse(self) -> bool:
         """Whether compacting is worth its while."""
-        pages = self._pages.meta.page_count
-        unused = self._pages.reclaimable_bytes() // self._pages.meta.page_size
-        return pages >= _LEAST_COMPACT_PAGES and unused * _SPARSE > pages
+        meta = self._pages.meta
+        unused = self._pages.space.reclaimable_bytes(meta) // meta.page_size
+        return meta.page_count >= _LEAST_COMPACT_PAGES and unused * _SPARSE > meta.page_count
 
     @locked
     def compact(self, *, passes: int) -> bool:

@@ -191,10 +191,10 @@ class Engine:
         """Give unused space back to the system; returns the bytes the page file shrank by."""
         checkpointer = self._writable()
         self.queue.refuse_reentry("compacting")
-        before = self._pages.stats().file_bytes
+        before = self._pages.file_bytes()
         while checkpointer.compact(passes=COMPACT_PASSES):
             pass
-        return before - self._pages.stats().file_bytes
+        return before - self._pages.file_bytes()
 
     def _writable(self) -> Checkpointer:
         self.state.refuse_if_gone()

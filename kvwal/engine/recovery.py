@@ -132,7 +132,7 @@ def _recover(directory: Directory, flag: Flag, options: Options, started_s: floa
         if read_only and last > end.watermark:
             last, doubt = reader.flush(end)
             if last < end.last_seqno:
-                pages.hold(state, ())
+                pages.pins.hold(state, ())
                 state = State(pages, cache_bytes=options.cache_bytes, memtable_bytes=options.memtable_bytes)
                 commits, size = _replay_part(reader, meta.seqno, last, state.version.memtable)
                 doubt = f"; commits beyond {last} are not shown: {doubt}"

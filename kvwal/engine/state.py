@@ -55,10 +55,10 @@ class State:
         self.lock = new_lock()
         #: Guards the order of keys in each memtable.
         self.order_lock = new_lock()
-        self.cache = RowCache(cache_bytes, pages.resize_cache)
+        self.cache = RowCache(cache_bytes, pages.pager.cache.resize)
         self.seqno: Seqno = meta.seqno
         self.horizon: Seqno = meta.seqno
-        pages.hold(self, {meta.generation})
+        pages.pins.hold(self, {meta.generation})
         self.version = Version(self._new_memtable(meta.seqno), None, pages.tree(meta))
         #: Set when a writer should look after memory or disk before its next commit: see pressure.py.
         self.write_pressure = False
@@ -534,7 +534,7 @@ class State:
     def _replace(self, version: Version) -> None:
         # Requires: lock. Interrupted after any step, no version that is read loses its pages, and the next look at the
         # former ones lets go of the rest.
-        self._pages.hold(self, {each.tree.meta.generation for each in (version, self.version, *self._former)})
+        self._pages.pins.hold(self, {each.tree.meta.generation for each in (version, self.version, *self._former)})
         self._former = [*self._former, self.version]
         self.version = version
         self._release_pages()
@@ -547,7 +547,7 @@ class State:
     def _release_pages(self) -> None:
         # Requires: lock.
         self._former = [version for version in self._former if version.readers]
-        self._pages.hold(self, {each.tree.meta.generation for each in (self.version, *self._former)})
+        self._pages.pins.hold(self, {each.tree.meta.generation for each in (self.version, *self._former)})
 
     # -- memory ---------------------------------------------------------------------------------
 

@@ -87,7 +87,7 @@ class Stats:
         version = state.version
         meta = pages.meta
         segments = log.segments() if log is not None else reader.segments()
-        of_pages = pages.stats()
+        node_cache = pages.pager.cache
         return cls(
             last_seqno=state.seqno,
             durable_seqno=log.durable_seqno if log is not None else state.seqno,
@@ -99,15 +99,15 @@ class Stats:
             frozen_keys=version.frozen.key_count() if version.frozen is not None else 0,
             log_segments=len(segments),
             log_bytes=sum(segment.size for segment in segments),
-            data_bytes=of_pages.file_bytes,
-            pages_total=of_pages.pages,
-            pages_free=of_pages.free_pages,
+            data_bytes=pages.file_bytes(),
+            pages_total=meta.page_count,
+            pages_free=pages.space.free_pages(),
             page_bytes=meta.page_size,
             tree_keys=version.tree.count(),
             tree_height=version.tree.height,
-            cache_bytes=of_pages.cache_bytes,
-            cache_hits=of_pages.hits,
-            cache_misses=of_pages.misses,
+            cache_bytes=node_cache.used_bytes(),
+            cache_hits=node_cache.hits,
+            cache_misses=node_cache.misses,
             row_bytes=state.cache.bytes_used,
             readers=len(state.readers),
             refused_calls=refused_calls(),

@@ -56,7 +56,7 @@ def verify_parts(
         except CorruptionError as error:
             problems.append(Finding(error.file, error.offset, error.reason))
     return VerifyReport(
-        tuple(problems), pages.stats().pages, records, compared, files.monotonic_s() - started_s
+        tuple(problems), pages.meta.page_count, records, compared, files.monotonic_s() - started_s
     )
 
 

@@ -1,6 +1,6 @@
 """The page file: copy-on-write B+trees in one file, and what proves them sound.
 
-Imports run one way: check | salvage > pagefile > catalogue > tree | merge | compact > pager | writer >
+Imports run one way: check | salvage > pagefile > space > catalogue > tree | merge | compact > pager | writer >
 cache | freelist | slots | pins > meta > node.
 """
 
@@ -9,7 +9,7 @@ from kvwal.pages.catalogue import Changes
 from kvwal.pages.check import check
 from kvwal.pages.merge import Columns
 from kvwal.pages.meta import Choice, Meta, Row
-from kvwal.pages.pagefile import PageFile, PageStats
+from kvwal.pages.pagefile import PageFile
 from kvwal.pages.salvage import Salvaged, salvage_pages
 from kvwal.pages.slots import create_page_file
 from kvwal.pages.tree import Tree
@@ -21,7 +21,6 @@ __all__ = [
     "Meta",
     "NotCached",
     "PageFile",
-    "PageStats",
     "Row",
     "Salvaged",
     "Tree",

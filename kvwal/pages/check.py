@@ -25,6 +25,7 @@ from kvwal.pages.node import (
     decode_leaf,
 )
 from kvwal.pages.pagefile import PageFile
+from kvwal.pages.space import read_free_list
 
 __all__ = ["check"]
 
@@ -47,7 +48,7 @@ def check(
     """
     generations = page_file.readable() if meta is None else [meta]
     holder = object()
-    page_file.hold(holder, {each.generation for each in generations})
+    page_file.pins.hold(holder, {each.generation for each in generations})
     try:
         total = sum(each.page_count for each in generations)
         done = 0
@@ -57,7 +58,7 @@ def check(
             if progress is not None:
                 progress(done, total)
     finally:
-        page_file.hold(holder, ())
+        page_file.pins.hold(holder, ())
 
 
 class _Walk:
@@ -69,8 +70,7 @@ class _Walk:
         done: int,
         total: int,
     ) -> None:
-        self._file = page_file
-        self._reader = page_file.uncached()
+        self._reader = page_file.pager.uncached()
         self._meta = meta
         self._progress = progress
         self._done = done
@@ -95,7 +95,7 @@ class _Walk:
         if meta.free_page:
             yield from self._claim(meta.free_page, meta.free_pages, "the free list")
         try:
-            free = self._file.free_list(meta)
+            free = read_free_list(self._reader, meta)
         except CorruptionError as error:
             yield error.finding
             return

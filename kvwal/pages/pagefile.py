@@ -30,52 +30,30 @@ for: writing over every leaf takes 1.6 times the tree in four parts, and 3 times
 from __future__ import annotations
 
 import errno
-import logging
-from array import array
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from types import MappingProxyType
 from typing import TypedDict, Unpack
 
-from kvwal.errors import CorruptionError, DiskFullError, Error, poisoned, read_only
+from kvwal.errors import DiskFullError, poisoned, read_only
 from kvwal.features import VERSION
 from kvwal.files import Directory, File, is_full
 from kvwal.files.names import DATA
 from kvwal.keys import KeyRange, Seqno
 from kvwal.pages.catalogue import Changes, merge_tables, root_of, roots
-from kvwal.pages.compact import rebuilt_free_list, tail_limit
-from kvwal.pages.freelist import Allocator, Freed, FreeList, decode_free_list, encode_free_list, encoded_size
+from kvwal.pages.compact import tail_limit
+from kvwal.pages.freelist import Allocator, Freed, FreeList
 from kvwal.pages.merge import Columns
 from kvwal.pages.meta import Choice, Meta
 from kvwal.pages.node import PAGE_SIZE
 from kvwal.pages.pager import Pager
 from kvwal.pages.pins import Pins
 from kvwal.pages.slots import confirm_slots, read_slots, write_slot
+from kvwal.pages.space import Space
 from kvwal.pages.tree import Tree
 from kvwal.pages.writer import PageWriteError, PageWriter
 
-__all__ = ["Facts", "PageFile", "PageStats"]
-
-
-@dataclass(frozen=True, slots=True)
-class PageStats:
-    """Sizes and counts: of the file and the tree in pages, of the cache in bytes.
-
-    `free_pages` and `held_pages` are 0 before the first checkpoint, which reads the free list.
-    """
-
-    generation: int
-    entries: int
-    height: int
-    pages: int
-    file_bytes: int
-    free_pages: int
-    held_pages: int
-    pins: int
-    cache_bytes: int
-    cache_limit_bytes: int
-    hits: int
-    misses: int
+__all__ = ["Facts", "PageFile"]
 
 
 class Facts(TypedDict, total=False):
@@ -107,15 +85,13 @@ class PageFile:
             FormatError: a newer version of kvwal wrote the file.
         """
         self._file: File = directory.open(DATA, write=writable)
-        self._pager = Pager(self._file, cache_bytes)
+        #: Reads nodes, through the cache.
+        self.pager = Pager(self._file, cache_bytes)
         self._writable = writable
-        self._free: FreeList | None = None
         self._confirmed = False
         #: A flip that is under way, or was interrupted: from which meta to which, the free list, what is released.
         self._next: tuple[Meta, Meta, FreeList, list[Freed]] | None = None
         self._poisoned: BaseException | None = None
-        #: The generations that were needed when it was asked last, and `reclaimable_bytes` then.
-        self._reclaimable: tuple[set[int], int] | None = None
         try:
             #: Which row of the table in meta.py held, and what was chosen.
             self.choice: Choice = read_slots(self._file)
@@ -126,7 +102,10 @@ class PageFile:
         self.meta: Meta = self.choice.meta
         #: The generation before it, if it can be read. The log is kept back to it.
         self.older: Meta | None = self.choice.older
-        self._pins = Pins(self._current())
+        #: Which generations must stay beside the two newest.
+        self.pins = Pins(self._current())
+        #: Which pages may be written.
+        self.space = Space(self.pager, self.pins)
 
     def tree(self, meta: Meta | None = None, table: int = 0) -> Tree:
         """A view of a table in a generation; in the newest if none is named. Pin it for as long as it is used.
@@ -134,27 +113,11 @@ class PageFile:
         Reads the catalogue for a table other than 0. CorruptionError if that does not verify.
         """
         meta = self.meta if meta is None else meta
-        return Tree(self._pager, meta, *root_of(self._pager, meta, table))
+        return Tree(self.pager, meta, *root_of(self.pager, meta, table))
 
     def tables(self, meta: Meta | None = None) -> list[int]:
         """The tables that have entries, ascending. CorruptionError if the catalogue does not verify."""
-        return [table for table, _ in roots(self._pager, self.meta if meta is None else meta)]
-
-    # Pins.
-
-    def hold(self, holder: object, generations: Collection[int]) -> None:
-        """Keep the pages of these generations from being reused, and of no others that this holder held. One step.
-
-        What is let go of is free from the next checkpoint on. Thread-safe for different holders.
-
-        Raises:
-            ValueError: one of them is not the newest, the one before, or held already.
-        """
-        self._pins.hold(holder, generations)
-
-    def pinned(self) -> dict[int, int]:
-        """How many hold each generation."""
-        return self._pins.counts()
+        return [table for table, _ in roots(self.pager, self.meta if meta is None else meta)]
 
     def _current(self) -> set[int]:
         return {self.meta.generation} | ({self.older.generation} if self.older else set())
@@ -247,8 +210,7 @@ class PageFile:
             raise
         self.older = old
         self.meta = meta
-        self._free = free
-        self._forget(released)
+        self.space.install(free, released)
         self._cut_file()
         self._next = None
 
@@ -256,7 +218,7 @@ class PageFile:
         self._poisoned = failure
         self._next = None
         # There will be no other checkpoint, so both generations stay for readers and for `check`.
-        self._pins.keep_only(self._current())
+        self.pins.keep_only(self._current())
 
     def _confirm(self) -> None:
         if self._confirmed:
@@ -278,22 +240,18 @@ class PageFile:
         """
         old = self.meta
         size = self._file.size()
-        if self._free is None:
-            self._free = self._read_or_rebuild_free_list(yield_to_writers)
-        # Pins may have gone since; a pin of the two newest that comes now holds nothing that is free.
-        free, released = self._free.release_unneeded({old.generation, old.generation - 1, *self.pinned()})
-        self._forget(released)
+        free = self.space.begin(old, yield_to_writers)
         allocator = Allocator(free.free, old.page_count)
         writer = PageWriter(self._file, allocator, draft.generation)
         freed = Freed(draft.generation)
         limit = tail_limit(old, free, compact=compact)
         try:
             meta = merge_tables(
-                self._pager, writer, freed, draft, changes, limit=limit, yield_to_writers=yield_to_writers
+                self.pager, writer, freed, draft, changes, limit=limit, yield_to_writers=yield_to_writers
             )
             if old.free_page:
                 freed.add(old.free_page, old.free_pages, old.generation, 0)
-            meta, free, released = self._write_free_list(meta, allocator, writer, [*free.held, freed])
+            meta, free, released = self.space.write(meta, allocator, writer, [*free.held, freed])
             writer.flush()
         except PageWriteError as failure:
             cause = failure.cause
@@ -314,30 +272,9 @@ class PageFile:
             raise
         return meta, free, released
 
-    def _write_free_list(
-        self, meta: Meta, allocator: Allocator, writer: PageWriter, held: list[Freed]
-    ) -> tuple[Meta, FreeList, list[Freed]]:
-        """Write the new generation's free list and put it, and the page count, into the meta."""
-        generation = meta.generation
-        # The list is given its place before it can be written, for its place is not in it. Taking the
-        # place never adds an extent, so the size for the extents there are now is enough.
-        extents = FreeList(allocator.left(), held).extents()
-        pages = page = crc = 0
-        if extents:
-            pages = -(-encoded_size(extents, len(held) + 1) // PAGE_SIZE)
-            page = allocator.take(pages)
-        # From here on the generation before the old one may lose pages, so it can no longer be pinned.
-        needed = self._pins.keep_only({generation, generation - 1})
-        free, released = FreeList(allocator.left(), held).release_unneeded(needed)
-        free, page_count = free.give_back(allocator.page_count)
-        if page:
-            crc = writer.at(page, encode_free_list(free).ljust(pages * PAGE_SIZE, b"\0"))
-        meta = replace(meta, page_count=page_count, free_page=page, free_pages=pages, free_crc=crc)
-        return meta, free, released
-
     def _roll_back(self) -> None:
         """Forget a checkpoint that failed before its flip. Nothing that is referred to was written over."""
-        self._pins.keep_only(self._current())
+        self.pins.keep_only(self._current())
         if self._poisoned is None:
             # Give a full disk its space back.
             self._cut_file()
@@ -352,76 +289,13 @@ class PageFile:
             # Pages too many do no harm, and the next checkpoint cuts again.
             return
 
-    def _forget(self, released: list[Freed]) -> None:
-        for freed in released:
-            self._pager.cache.forget(freed.addresses)
-
-    def _read_or_rebuild_free_list(self, yield_to_writers: Callable[[], None]) -> FreeList:
-        meta = self.meta
-        try:
-            return self.free_list(meta)
-        except CorruptionError as error:
-            logging.getLogger("kvwal").warning("%s; the free list is made anew from the trees", error.finding)
-            trees = [*(root for _, root in roots(self._pager, meta)), (meta.catalogue, meta.catalogue_height)]
-            return rebuilt_free_list(
-                self._pager, meta, [(root, height) for root, height in trees if height], yield_to_writers
-            )
-
     # The rest.
 
-    def free_list(self, meta: Meta) -> FreeList:
-        """The free list of a generation, read from disk. CorruptionError if it does not verify."""
-        if not meta.free_page:
-            return FreeList(array("Q"), ())
-        raw = self._pager.read(meta.free_page, meta.free_pages * PAGE_SIZE, meta.free_crc)
-        try:
-            return decode_free_list(raw)
-        except ValueError as failure:
-            raise CorruptionError(DATA, meta.free_page * PAGE_SIZE, f"the free list: {failure}") from None
-
-    def uncached(self) -> Pager:
-        """A reader of the same file that has nothing cached: for checks that must see the disk."""
-        return Pager(self._file, 0)
-
-    def resize_cache(self, cache_bytes: int) -> None:
-        """Change the memory for nodes."""
-        self._pager.cache.resize(cache_bytes)
-
-    def stats(self) -> PageStats:
-        """Sizes and counts. Asks the system for the size of the file."""
-        meta, free, cache = self.meta, self._free, self._pager.cache
-        return PageStats(
-            generation=meta.generation,
-            entries=meta.count,
-            height=meta.height,
-            pages=meta.page_count,
-            file_bytes=self._file.size(),
-            free_pages=free.free_pages() if free else 0,
-            held_pages=free.held_pages() if free else 0,
-            pins=sum(self.pinned().values()),
-            cache_bytes=cache.used_bytes(),
-            cache_limit_bytes=cache.limit_bytes,
-            hits=cache.hits,
-            misses=cache.misses,
-        )
-
-    def reclaimable_bytes(self) -> int:
-        """Bytes of pages that neither the newest generation nor a pinned one reaches: what compacting gives back.
-
-        The first call after an open reads the free list; 0 if that fails.
-        """
-        meta, free = self.meta, self._free
-        needed = {meta.generation, *self.pinned()}
-        if self._reclaimable is None or self._reclaimable[0] != needed:
-            try:
-                # Not kept: that is for a checkpoint, which may be under way in another thread.
-                free = self.free_list(meta) if free is None else free
-            except (OSError, Error):
-                free = FreeList(array("Q"), ())
-            self._reclaimable = (needed, free.unneeded_pages(needed) * PAGE_SIZE)
-        return self._reclaimable[1]
+    def file_bytes(self) -> int:
+        """The size of the file, which the system is asked for."""
+        return self._file.size()
 
     def close(self) -> None:
         """Release the file and write nothing; a forked child may too. Idempotent. Later reads raise ClosedError."""
         self._writable = False
-        self._pager.close()
+        self.pager.close()

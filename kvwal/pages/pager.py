@@ -86,6 +86,10 @@ class Pager:
             cache.keep(address, found)
         return found
 
+    def uncached(self) -> Pager:
+        """A reader of the same file that has nothing cached: for checks that must see the disk."""
+        return Pager(self.file, 0)
+
     def close(self) -> None:
         """Release the file and the cache. A forked child may call it."""
         self.closed = True

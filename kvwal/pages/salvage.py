@@ -28,7 +28,7 @@ def salvage_pages(page_file: PageFile) -> Iterator[Salvaged | Finding]:
 
     A damaged node hides what is below it, of the catalogue too; a damaged overflow value hides its key.
     """
-    meta, reader = page_file.meta, page_file.uncached()
+    meta, reader = page_file.meta, page_file.pager.uncached()
     roots = [(0, Root(meta.root, meta.height))]
     for part in _tree(reader, 0, Root(meta.catalogue, meta.catalogue_height)):
         if isinstance(part, Finding):

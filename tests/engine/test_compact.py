@@ -70,7 +70,8 @@ def test_a_tenth_of_the_pages_may_stay_unused(tmp_path: Path, monkeypatch: pytes
         count = pages.meta.page_count
         assert count > 1024
         for unused, sparse in ((count // 10, False), (count // 10 + 1, True)):
-            monkeypatch.setattr(pages, "reclaimable_bytes", lambda unused=unused: unused * pages.meta.page_size)
+            unused_bytes = unused * pages.meta.page_size
+            monkeypatch.setattr(pages.space, "reclaimable_bytes", lambda meta, unused=unused_bytes: unused)
             assert checkpointer.is_sparse() == sparse
 
 

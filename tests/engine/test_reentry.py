@@ -144,7 +144,7 @@ def test_in_a_section_of_the_state_no_other_lock_is_taken(db: kvwal.Store, monke
         with db.snapshot() as snapshot:
             assert snapshot[b"a"] == b"1"
         assert db[b"b"] == b"1"
-        assert db.engine._pages.pinned()
+        assert db.engine._pages.pins.counts()
 
 
 def test_a_finalizer_on_the_background_thread_does_not_wait_for_it() -> None:

@@ -96,16 +96,16 @@ def test_leaves_that_gets_brought_in_stay_decoded_after_a_scan(tmp_path: Path) -
     tree = scratch.pages.tree()
     for one, value in model.items():
         assert tree.get(one) == value
-    assert 400_000 < scratch.pages.stats().cache_bytes < 1 << 19, "the younger half of the cache is almost full"
+    assert 400_000 < scratch.pages.pager.cache.used_bytes() < 1 << 19, "the younger half of the cache is almost full"
     for _ in range(2):
         assert sum(len(keys) for keys, _ in tree.chunks()) == 400
     kept = [tree.cached_pairs(one, None, 1, reverse=False) is not None for one in model]
     assert sum(kept) > 360
-    assert scratch.pages.stats().cache_bytes <= 1 << 20
-    misses = scratch.pages.stats().misses
+    assert scratch.pages.pager.cache.used_bytes() <= 1 << 20
+    misses = scratch.pages.pager.cache.misses
     for one, value in model.items():
         assert tree.get(one) == value
-    assert scratch.pages.stats().misses == misses
+    assert scratch.pages.pager.cache.misses == misses
     scratch.pages.close()
 
 
@@ -226,17 +226,17 @@ def test_a_range_delete_hides_what_lies_in_the_pages(tmp_path: Path) -> None:
 def test_rows_take_of_the_cache_only_what_they_need(tmp_path: Path) -> None:
     with kvwal.open(tmp_path / "db", background=False, cache_bytes=1 << 20) as db:
         pages = db.engine._pages
-        roomy = pages.stats().cache_limit_bytes
+        roomy = pages.pager.cache.limit_bytes
         db.update({key(number): b"v" * 100 for number in range(20_000)})
-        assert db.stats().row_bytes + pages.stats().cache_limit_bytes <= 1 << 20
+        assert db.stats().row_bytes + pages.pager.cache.limit_bytes <= 1 << 20
         for number in range(20_000):
             db.get(key(number))
-        assert pages.stats().cache_limit_bytes < roomy
-        assert db.stats().row_bytes + pages.stats().cache_limit_bytes <= 1 << 20
+        assert pages.pager.cache.limit_bytes < roomy
+        assert db.stats().row_bytes + pages.pager.cache.limit_bytes <= 1 << 20
         db.checkpoint()
         for _ in range(2):
             assert len(list(db.scan())) == 20_000
-        assert db.stats().row_bytes + pages.stats().cache_bytes <= 1 << 20
+        assert db.stats().row_bytes + pages.pager.cache.used_bytes() <= 1 << 20
 
 
 def test_a_range_deleted_between_the_pairs_and_the_lock_is_noticed(

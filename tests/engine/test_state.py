@@ -97,7 +97,7 @@ def test_a_reader_that_is_interrupted_anywhere_pins_nothing(read: Callable[[kvwa
         db[b"later"] = b"1"
         db.checkpoint()
         assert db.verify().ok
-        assert list(db.engine._pages.pinned().values()) == [1], step
+        assert list(db.engine._pages.pins.counts().values()) == [1], step
         db.close()
 
 
@@ -134,7 +134,7 @@ def test_a_version_that_is_interrupted_as_it_is_replaced_keeps_pages_no_longer_t
         db[b"000"] = b"newer"
         db.checkpoint()
         assert db.verify().ok, step
-        assert pages.pinned() == {pages.meta.generation: 1}, step
+        assert pages.pins.counts() == {pages.meta.generation: 1}, step
         check_store(db)
         db.close()
         if not interrupted:
@@ -159,7 +159,7 @@ def test_the_last_reader_of_a_former_version_that_is_interrupted_as_it_leaves_pi
             db[b"000"] = b"%d" % number
             db.checkpoint()
         assert db.verify().ok, step
-        assert list(db.engine._pages.pinned().values()) == [1], step
+        assert list(db.engine._pages.pins.counts().values()) == [1], step
         db.close()
         if not interrupted:
             return

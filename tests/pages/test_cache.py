@@ -20,7 +20,7 @@ def test_cache_stays_within_its_budget_as_python_counts_it(tmp_path: Path, rng: 
     for _ in range(5000):
         tree.get(b"%08d" % rng.randrange(20_000))
         tree.get(b"large")
-        cache = scratch.pages._pager.cache
+        cache = scratch.pages.pager.cache
         real = 0
         if rng.random() < 0.01:
             for part in (cache.young, cache.old):
@@ -38,7 +38,7 @@ def test_no_budget_still_reads(tmp_path: Path) -> None:
     scratch.checkpoint({b"%05d" % index: b"v" * 100 for index in range(2000)})
     scratch.verify()
     assert scratch.pages.tree().get(b"00777") == b"v" * 100
-    assert scratch.pages.stats().cache_bytes == 0
+    assert scratch.pages.pager.cache.used_bytes() == 0
     scratch.pages.close()
 
 
@@ -52,10 +52,10 @@ def test_scan_does_not_flush_the_cache(tmp_path: Path) -> None:
             tree.get(key)
     for reverse in (False, True):
         assert len(entries(tree, reverse=reverse)) == 30_000
-    misses = scratch.pages.stats().misses
+    misses = scratch.pages.pager.cache.misses
     for key in wanted:
         tree.get(key)
-    assert scratch.pages.stats().misses == misses
+    assert scratch.pages.pager.cache.misses == misses
     scratch.pages.close()
 
 
@@ -70,10 +70,10 @@ def test_leaves_that_are_read_once_do_not_flush_the_cache(tmp_path: Path) -> Non
     wanted = keys[:100:10]
     for key in wanted * 2 + keys[100:]:
         tree.get(key)
-    misses = scratch.pages.stats().misses
+    misses = scratch.pages.pager.cache.misses
     for key in wanted:
         tree.get(key)
-    assert scratch.pages.stats().misses == misses
+    assert scratch.pages.pager.cache.misses == misses
     scratch.pages.close()
 
 
@@ -82,7 +82,7 @@ def test_nothing_is_cached_of_a_page_that_is_written(tmp_path: Path, rng: random
     """While pages are used again and again, those of a generation that was pinned too."""
     files = WatchedFiles()
     scratch = Scratch(str(tmp_path), cache_bytes=cache_bytes, files=files)
-    cache = scratch.pages._pager.cache
+    cache = scratch.pages.pager.cache
     written: list[int] = []
 
     def before(operation: str, offset: int, size: int) -> None:

@@ -103,7 +103,7 @@ def test_table_that_is_not_mentioned_keeps_its_pages(scratch: Scratch) -> None:
 
 def catalogue(scratch: Scratch) -> Any:
     meta = scratch.pages.meta
-    return Tree(scratch.pages.uncached(), meta, meta.catalogue, meta.catalogue_height)
+    return Tree(scratch.pages.pager.uncached(), meta, meta.catalogue, meta.catalogue_height)
 
 
 def test_more_tables_than_a_node_holds(scratch: Scratch, rng: random.Random) -> None:

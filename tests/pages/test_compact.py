@@ -57,7 +57,7 @@ def test_keys_in_the_end_are_the_first_of_its_nodes_each_once(tmp_path: Path) ->
     large = {b"050": bytes(9000), b"051": bytes(9000)}
     scratch.checkpoint({b"%03d" % index: b"v" * 100 for index in range(200)} | large)
     scratch.checkpoint({b"199": b"w"})
-    meta, pager = scratch.pages.meta, scratch.pages.uncached()
+    meta, pager = scratch.pages.meta, scratch.pages.pager.uncached()
     everything = far_keys(pager, meta.root, meta.height, 0, lambda: None)
     assert everything[0] == b""
     assert everything == sorted(set(everything))

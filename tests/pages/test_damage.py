@@ -155,7 +155,7 @@ def test_check_names_what_is_damaged_and_goes_on(tmp_path: Path) -> None:
     scratch = Scratch(str(tmp_path))
     scratch.checkpoint({b"%04d" % index: b"v" * 100 for index in range(1000)} | {b"large": bytes(5000)})
     scratch.checkpoint({b"0500": b"changed"})
-    children = scratch.pages._pager.node(scratch.pages.meta.root, 0, 1)[1]
+    children = scratch.pages.pager.node(scratch.pages.meta.root, 0, 1)[1]
     damaged = [POINTER.unpack_from(children, 20 * index)[0] * PAGE_SIZE for index in (0, 3)]
     for offset in damaged:
         damage(scratch, offset + 200)
@@ -168,7 +168,7 @@ def test_salvage_saves_what_lies_around_the_damage(tmp_path: Path) -> None:
     scratch = Scratch(str(tmp_path))
     large = {b"x%d" % index: bytes([index]) * 5000 for index in range(5)}
     scratch.checkpoint({b"%04d" % index: b"v" * 100 for index in range(1000)} | large)
-    children = scratch.pages._pager.node(scratch.pages.meta.root, 0, 1)[1]
+    children = scratch.pages.pager.node(scratch.pages.meta.root, 0, 1)[1]
     damage(scratch, POINTER.unpack_from(children, 40)[0] * PAGE_SIZE + 300)
     found: dict[bytes, bytes] = {}
     problems = []
@@ -220,7 +220,7 @@ def test_damaged_free_list_is_made_anew_by_the_next_checkpoint(
     assert older is not None
     before = contents(scratch.pages.tree(older))
     assert any("checksum" in problem.reason for problem in check(scratch.pages))
-    assert scratch.pages.reclaimable_bytes() == 0
+    assert scratch.pages.space.reclaimable_bytes(scratch.pages.meta) == 0
 
     def stop() -> None:
         # Nothing was written where the older generation has a page: it is what a torn flip falls back to.

@@ -13,9 +13,10 @@ from pages_fixtures import STORE_ID, Scratch, columns, contents, entries, pin, u
 from kvwal.errors import ClosedError, InternalError, ReadOnlyError
 from kvwal.files import system_files
 from kvwal.keys import MAX_KEY_BYTES, Seqno
-from kvwal.pages import PageFile, Salvaged, check, salvage_pages
+from kvwal.pages import Salvaged, check, salvage_pages
 from kvwal.pages.node import LEAF, OVERFLOW_THRESHOLD, PAGE_SIZE
 from kvwal.pages.pager import Pager
+from kvwal.pages.space import read_free_list
 from kvwal.pages.writer import PageWriter
 
 
@@ -237,8 +238,9 @@ def test_no_two_leaves_are_written_between_two_yields(scratch: Scratch, monkeypa
 def leaves_fill(scratch: Scratch) -> float:
     """Bytes of keys and values to bytes of pages that are in use."""
     data = sum(len(key) + len(value) for key, value in scratch.model.items())
-    stats = scratch.pages.stats()
-    used = stats.pages - stats.free_pages - stats.held_pages
+    meta = scratch.pages.meta
+    free = read_free_list(scratch.pages.pager, meta)
+    used = meta.page_count - free.free_pages() - free.held_pages()
     return data / (used * PAGE_SIZE)
 
 
@@ -275,10 +277,10 @@ def test_leaves_emptied_by_deletes_join_their_neighbours(scratch: Scratch, rng: 
 
 def test_small_change_rewrites_one_path(scratch: Scratch) -> None:
     scratch.checkpoint({b"%06d" % index: b"v" * 100 for index in range(20_000)})
-    before = scratch.pages.stats().pages
+    before = scratch.pages.meta.page_count
     scratch.checkpoint({b"%06d" % 777: b"w" * 100})
     # A leaf, two levels above it at most, the free list.
-    assert scratch.pages.stats().pages - before <= 2 + 2 * 2 + 1
+    assert scratch.pages.meta.page_count - before <= 2 + 2 * 2 + 1
 
 
 def test_checkpoint_of_nothing_writes_no_node(scratch: Scratch) -> None:
@@ -321,13 +323,13 @@ def test_pin_keeps_a_generation_readable_while_checkpoints_go_on(scratch: Scratc
         for meta, model in pinned:
             assert list(check(scratch.pages, meta, whole=False)) == []
             assert contents(scratch.pages.tree(meta)) == model
-    assert sorted(scratch.pages.pinned()) == [meta.generation for meta, _ in pinned]
+    assert sorted(scratch.pages.pins.counts()) == [meta.generation for meta, _ in pinned]
     for meta, _ in pinned:
         unpin(scratch.pages, meta.generation)
-    assert scratch.pages.pinned() == {}
-    held = scratch.pages.stats().held_pages
+    assert scratch.pages.pins.counts() == {}
+    held = read_free_list(scratch.pages.pager, scratch.pages.meta).held_pages()
     scratch.checkpoint({})
-    assert scratch.pages.stats().held_pages < held / 2
+    assert read_free_list(scratch.pages.pager, scratch.pages.meta).held_pages() < held / 2
     scratch.verify()
 
 
@@ -338,7 +340,7 @@ def test_old_pin_holds_only_what_it_reaches(scratch: Scratch) -> None:
     sizes = []
     for step in range(12):
         scratch.checkpoint({b"%04d" % index: b"%02d" % step * 50 for index in range(3000)})
-        sizes.append(scratch.pages.stats().pages)
+        sizes.append(scratch.pages.meta.page_count)
     assert max(sizes[4:]) == max(sizes[:4])
     scratch.verify()
 
@@ -365,7 +367,7 @@ def test_generation_before_cannot_be_pinned_any_more_once_the_flip_is_prepared(s
         pin(scratch.pages, current.generation)
 
     scratch.pages.checkpoint(columns([(b"b", b"2")]), (), seqno=Seqno(2), time_us=2, before_flip=before_flip)
-    assert scratch.pages.pinned() == {current.generation: 1}
+    assert scratch.pages.pins.counts() == {current.generation: 1}
 
 
 def test_freed_pages_are_used_again_two_checkpoints_later(scratch: Scratch) -> None:
@@ -373,7 +375,7 @@ def test_freed_pages_are_used_again_two_checkpoints_later(scratch: Scratch) -> N
     pages = []
     for _ in range(8):
         scratch.checkpoint(dict(everything))
-        pages.append(scratch.pages.stats().pages)
+        pages.append(scratch.pages.meta.page_count)
     one = pages[0]
     # The third load cannot use the first's pages yet, which the second generation before it still reaches.
     assert pages[1] > 1.9 * one
@@ -516,35 +518,13 @@ def test_salvage_gives_everything_of_a_sound_file(scratch: Scratch) -> None:
     assert found == scratch.model
 
 
-def test_reclaimable_bytes_are_those_of_pages_that_no_kept_generation_reaches(scratch: Scratch) -> None:
-    everything: Any = {b"%06d" % index: b"v" * 100 for index in range(5000)}
-    scratch.checkpoint(everything)
-    full = scratch.pages.meta
-    assert scratch.pages.reclaimable_bytes() < full.page_count * PAGE_SIZE / 50
-    pin(scratch.pages, full.generation)
-    scratch.checkpoint({}, [(b"", None)])
-    # A snapshot reaches them.
-    assert scratch.pages.reclaimable_bytes() < full.page_count * PAGE_SIZE / 50
-    unpin(scratch.pages, full.generation)
-    # Only the older generation does: compacting makes newer ones.
-    assert scratch.pages.reclaimable_bytes() > 0.9 * full.page_count * PAGE_SIZE
-    before = scratch.pages.reclaimable_bytes()
-    scratch.reopen()
-    assert scratch.pages.reclaimable_bytes() == before
-    size = size_of(scratch)
-    for _ in range(3):
-        scratch.checkpoint({}, compact=True)
-    assert size - size_of(scratch) > 0.9 * before
-    assert scratch.pages.reclaimable_bytes() <= 4 * PAGE_SIZE
-
-
-def test_stats_add_up(scratch: Scratch) -> None:
+def test_figures_add_up(scratch: Scratch) -> None:
     scratch.checkpoint({b"%04d" % index: b"v" for index in range(1500)})
     scratch.pages.tree().get(b"0001")
     scratch.pages.tree().get(b"0001")
-    stats = scratch.pages.stats()
-    assert stats.file_bytes == size_of(scratch) == stats.pages * PAGE_SIZE
-    assert (stats.entries, stats.height, stats.generation) == (1500, scratch.pages.meta.height, 2)
-    assert stats.hits >= 1
-    assert stats.misses >= 1
-    assert isinstance(PageFile.tree(scratch.pages).height, int)
+    meta, cache = scratch.pages.meta, scratch.pages.pager.cache
+    assert scratch.pages.file_bytes() == size_of(scratch) == meta.page_count * PAGE_SIZE
+    assert (meta.count, scratch.pages.tree().height, meta.generation) == (1500, meta.height, 2)
+    assert scratch.pages.space.free_pages() == read_free_list(scratch.pages.pager, meta).free_pages()
+    assert cache.hits >= 1
+    assert cache.misses >= 1

@@ -1,0 +1,124 @@
+"""Which pages of the file may be written: the free list, from one checkpoint to the next.
+
+- A page may be written when neither of the two newest generations nor a pinned one reaches it, and what was cached of
+  it is dropped first.
+- Each checkpoint works on a list of its own, which `install` makes the newest. One that failed has changed nothing.
+- The list is read when the first checkpoint begins. One that does not verify is made anew from what the trees reach,
+  and of that the first checkpoint takes nothing.
+"""
+
+from __future__ import annotations
+
+import logging
+from array import array
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+
+from kvwal.errors import CorruptionError, Error
+from kvwal.files.names import DATA
+from kvwal.pages.catalogue import roots
+from kvwal.pages.compact import rebuilt_free_list
+from kvwal.pages.freelist import Allocator, Freed, FreeList, decode_free_list, encode_free_list, encoded_size
+from kvwal.pages.meta import Meta
+from kvwal.pages.node import PAGE_SIZE
+from kvwal.pages.pager import Pager
+from kvwal.pages.pins import Pins
+from kvwal.pages.writer import PageWriter
+
+__all__ = ["Space", "read_free_list"]
+
+
+class Space:
+    """The free pages of the newest generation. For one checkpoint at a time; figures from any thread."""
+
+    def __init__(self, pager: Pager, pins: Pins) -> None:
+        self._pager = pager
+        self._pins = pins
+        # None before the first checkpoint.
+        self._free: FreeList | None = None
+        # The generations that were needed when it was asked last, and `reclaimable_bytes` then.
+        self._reclaimable: tuple[set[int], int] | None = None
+
+    def begin(self, newest: Meta, yield_to_writers: Callable[[], None]) -> FreeList:
+        """The list that the generation after the newest one takes its pages from."""
+        if self._free is None:
+            self._free = self._read_or_rebuild(newest, yield_to_writers)
+        # Pins may have gone since; a pin of the two newest that comes now holds nothing that is free.
+        needed = {newest.generation, newest.generation - 1, *self._pins.counts()}
+        free, released = self._free.release_unneeded(needed)
+        self._forget(released)
+        return free
+
+    def write(
+        self, meta: Meta, allocator: Allocator, writer: PageWriter, held: list[Freed]
+    ) -> tuple[Meta, FreeList, list[Freed]]:
+        """Write the new generation's free list and put it, and the page count, into the meta.
+
+        Returns that, the list, and the extents that no generation needs once this one is there.
+        """
+        generation = meta.generation
+        # The list is given its place before it can be written, for its place is not in it. Taking the
+        # place never adds an extent, so the size for the extents there are now is enough.
+        extents = FreeList(allocator.left(), held).extents()
+        pages = page = crc = 0
+        if extents:
+            pages = -(-encoded_size(extents, len(held) + 1) // PAGE_SIZE)
+            page = allocator.take(pages)
+        # From here on the generation before the old one may lose pages, so it can no longer be pinned.
+        needed = self._pins.keep_only({generation, generation - 1})
+        free, released = FreeList(allocator.left(), held).release_unneeded(needed)
+        free, page_count = free.give_back(allocator.page_count)
+        if page:
+            crc = writer.at(page, encode_free_list(free).ljust(pages * PAGE_SIZE, b"\0"))
+        meta = replace(meta, page_count=page_count, free_page=page, free_pages=pages, free_crc=crc)
+        return meta, free, released
+
+    def install(self, free: FreeList, released: list[Freed]) -> None:
+        """Go on from what `write` gave: its generation is the newest now. Harmless when done again."""
+        self._free = free
+        self._forget(released)
+
+    def free_pages(self) -> int:
+        """Pages that the next checkpoint can take; 0 before the first one."""
+        return self._free.free_pages() if self._free else 0
+
+    def reclaimable_bytes(self, newest: Meta) -> int:
+        """Bytes of pages that neither the newest generation nor a pinned one reaches: what compacting gives back.
+
+        The first call after an open reads the free list; 0 if that fails.
+        """
+        free = self._free
+        needed = {newest.generation, *self._pins.counts()}
+        if self._reclaimable is None or self._reclaimable[0] != needed:
+            try:
+                # Not kept: that is for a checkpoint, which may be under way in another thread.
+                free = read_free_list(self._pager, newest) if free is None else free
+            except (OSError, Error):
+                free = FreeList(array("Q"), ())
+            self._reclaimable = (needed, free.unneeded_pages(needed) * PAGE_SIZE)
+        return self._reclaimable[1]
+
+    def _forget(self, released: Iterable[Freed]) -> None:
+        for freed in released:
+            self._pager.cache.forget(freed.addresses)
+
+    def _read_or_rebuild(self, meta: Meta, yield_to_writers: Callable[[], None]) -> FreeList:
+        try:
+            return read_free_list(self._pager, meta)
+        except CorruptionError as error:
+            logging.getLogger("kvwal").warning("%s; the free list is made anew from the trees", error.finding)
+            trees = [*(root for _, root in roots(self._pager, meta)), (meta.catalogue, meta.catalogue_height)]
+            return rebuilt_free_list(
+                self._pager, meta, [(root, height) for root, height in trees if height], yield_to_writers
+            )
+
+
+def read_free_list(pager: Pager, meta: Meta) -> FreeList:
+    """The free list of a generation, read from disk. CorruptionError if it does not verify."""
+    if not meta.free_page:
+        return FreeList(array("Q"), ())
+    raw = pager.read(meta.free_page, meta.free_pages * PAGE_SIZE, meta.free_crc)
+    try:
+        return decode_free_list(raw)
+    except ValueError as failure:
+        raise CorruptionError(DATA, meta.free_page * PAGE_SIZE, f"the free list: {failure}") from None
