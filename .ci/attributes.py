@@ -25,7 +25,6 @@ BEYOND = {
     "kvwal.engine.request.CommitRequest": 20,
     "kvwal.engine.state.State": 32,
     "kvwal.log.segmentlog.SegmentLog": 14,
-    "kvwal.pages.cache.Cache": 13,
     "kvwal.testing.disk.SimulatedDisk": 17,
     "kvwal.testing.inode.Inode": 23,
 }

@@ -119,11 +119,14 @@ class Cache:
         return True
 
     def resize(self, limit_bytes: int) -> None:
-        """Change the budget, by little at a time: what is too much now goes when the next node comes in."""
+        """Change the budget. By little: what is too much now goes when the next node comes in. To 0: all goes."""
         self.limit_bytes = limit_bytes
         if self._young_bytes + self._old_bytes > limit_bytes:
             self.old = {}
             self._old_bytes = 0
+        if not limit_bytes:
+            self.young = {}
+            self._young_bytes = 0
 
     def forget(self, addresses: Iterable[int]) -> None:
         """Drop what is cached under these: their pages may be written from now on."""
@@ -138,12 +141,6 @@ class Cache:
     def used_bytes(self) -> int:
         """Memory taken, objects included."""
         return self._young_bytes + self._old_bytes
-
-    def clear(self) -> None:
-        """Drop everything."""
-        self.young = {}
-        self.old = {}
-        self._young_bytes = self._old_bytes = 0
 
 
 def _cost(node: bytes | Leaf | Inner) -> int:

@@ -93,7 +93,7 @@ class Pager:
     def close(self) -> None:
         """Release the file and the cache. A forked child may call it."""
         self.closed = True
-        self.cache.clear()
+        self.cache.resize(0)
         self.file.close()
 
 

@@ -120,3 +120,14 @@ def test_a_checkpoint_does_not_change_what_readers_share(tmp_path: Path) -> None
     assert contents(tree) == before
     scratch.verify()
     scratch.pages.close()
+
+
+def test_a_closed_file_has_nothing_in_memory_and_takes_nothing_in(tmp_path: Path) -> None:
+    scratch = Scratch(str(tmp_path))
+    scratch.checkpoint({b"%04d" % number: b"v" for number in range(1000)})
+    scratch.pages.tree().get(b"0001")
+    cache = scratch.pages.pager.cache
+    assert cache.used_bytes()
+    scratch.pages.close()
+    cache.keep(1, bytes(100))
+    assert (cache.used_bytes(), cache.young, cache.old) == (0, {}, {})
