@@ -75,7 +75,6 @@ class SegmentLog(SegmentWriter):
         self._indexed = 0
         # Where the record of a clean close ends, if nothing was written since.
         self._paused = -1
-        self._tail_bytes = 0
 
     # -- how a log begins ---------------------------------------------------------------------
 
@@ -116,7 +115,7 @@ class SegmentLog(SegmentWriter):
         """
         log = cls(files, directory, identity, options, events)
         log._maker.remove_leftovers([segment.first_seqno for segment in end.segments])
-        log._required, log._optional = end.header.required, end.header.optional
+        log.required, log._optional = end.header.required, end.header.optional
         log._segments = {segment.first_seqno: segment for segment in end.segments}
         log.last_seqno = log.durable_seqno = end.watermark
         log.last_time_us = end.last_time_us
@@ -151,7 +150,6 @@ class SegmentLog(SegmentWriter):
         file = self._directory.open(segment_name(header.first_seqno), write=True)
         self._indexed = len(index.offsets)
         self._marked = end.watermark
-        self._tail_bytes = -offset
         self._begin_at(file, header, index, offset)
         if end.row is TailRow.CLOSED:
             self._paused = offset
@@ -176,11 +174,6 @@ class SegmentLog(SegmentWriter):
         hold = self._retention.hold(purpose, after, self.segments(), self.last_seqno, self.last_time_us)
         return SegmentCursor(self._reader, hold, until, self._durable, self._await_beyond)
 
-    @property
-    def required(self) -> int:
-        """The features that a reader of the log must know."""
-        return self._required
-
     def holds(self) -> list[HoldInfo]:
         """Who holds log, since when. From any thread."""
         return self._retention.holds()
@@ -189,11 +182,6 @@ class SegmentLog(SegmentWriter):
     def session(self) -> int:
         """Number of the writable open that this log belongs to."""
         return self._identity.session
-
-    @property
-    def tail_bytes(self) -> int:
-        """Bytes of records appended since this log was opened."""
-        return self._tail_bytes + self._offset
 
     def segments(self) -> list[SegmentInfo]:
         """Every segment there is, oldest first. From any thread."""
@@ -266,7 +254,7 @@ class SegmentLog(SegmentWriter):
             previous = newest.previous if newest.first_seqno == first else newest.first_seqno
         wall_us = carry.wall_us if carry is not None and carry.wall_us is not None else self._now_us()
         planned = self._planned_bytes() if planned is None else planned
-        plan = Plan(first, previous, created_us, wall_us, planned, needed, self._required, self._optional)
+        plan = Plan(first, previous, created_us, wall_us, planned, needed, self.required, self._optional)
         index = Index()
         start = HEADER_PAGE_BYTES
 
@@ -300,7 +288,6 @@ class SegmentLog(SegmentWriter):
         # No record may be older than its segment, even if the clock steps back now.
         self.last_time_us = max(self.last_time_us, created_us)
         old_end = self._offset
-        self._tail_bytes += self._offset - start
         self._indexed = 0
         self._begin_at(file, header, index, start)
         if old_file is not None:

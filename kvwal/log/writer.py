@@ -63,6 +63,10 @@ class SegmentWriter(ABC):
         self.last_seqno = Seqno(0)
         self.durable_seqno = Seqno(0)
         self.last_time_us = 0
+        #: The features that a reader of the records must know: what the next segment's header says.
+        self.required = 0
+        # What `_offset` added to it makes `tail_bytes`.
+        self._tail_bytes = 0
         # The current segment. After a recovery there may be none until the first append.
         self._file: File | None = None
         self._pwrite: Callable[[Buffer, int], None] = _no_file
@@ -77,8 +81,6 @@ class SegmentWriter(ABC):
         self._limit = -1
         # Nothing may be written to the current segment any more: the next append rolls.
         self._left = True
-        # Features that the log's records need: what the next segment's header says.
-        self._required = 0
         # Called by the next append.
         self._on_append: Callable[[], None] | None = None
         # Locks of cursors that wait for the next flush.
@@ -94,6 +96,7 @@ class SegmentWriter(ABC):
 
     def _begin_at(self, file: File, header: SegmentHeader, index: Index, offset: int) -> None:
         """Append to this segment from here on."""
+        self._tail_bytes += self._offset - offset
         self._offset = offset
         self._file = file
         self._pwrite = file.pwrite
@@ -109,6 +112,11 @@ class SegmentWriter(ABC):
         # however the roll goes on.
         self._left = True
         self._limit = -1
+
+    @property
+    def tail_bytes(self) -> int:
+        """Bytes of records appended since the log was opened."""
+        return self._tail_bytes + self._offset
 
     # -- appending ----------------------------------------------------------------------------
 
@@ -175,7 +183,7 @@ class SegmentWriter(ABC):
             kind = COMMIT
             if type(body) is Body:
                 kind |= body.bits
-                self._required |= features_of(body.bits)
+                self.required |= features_of(body.bits)
             parts = [body] if isinstance(body, bytes) else body
             rest = _pack_rest(size, kind, seqno, self.durable_seqno, now_us)
             crc = crc32c(rest, (self._salt + offset) & 0xFFFFFFFF)
