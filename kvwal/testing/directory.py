@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Final
 
 from kvwal.errors import LockedError, StoreRemovedError
 from kvwal.files.protocol import EntryKind
-from kvwal.testing.faults import failure
+from kvwal.testing.faults import failure, raise_after, raise_before
 from kvwal.testing.handle import SimulatedFile
 from kvwal.testing.inode import Directory, Entry, Inode
 
 if TYPE_CHECKING:
     from kvwal.testing.disk import SimulatedDisk
 
-__all__ = ["SimulatedDirectory", "kind_of"]
+__all__ = ["Process", "SimulatedDirectory", "kind_of"]
 
 _PID: Final = 4242
 
@@ -22,6 +22,14 @@ _PID: Final = 4242
 def kind_of(node: Inode | Directory) -> EntryKind:
     """As `kvwal.files.protocol.Directory.kind` says it."""
     return "file" if isinstance(node, Inode) else "directory"
+
+
+class Process:
+    """A process on a simulated disk. When it is killed its handles stop working, and its locks are gone with it."""
+
+    def __init__(self) -> None:
+        #: Held locks: -1 for an exclusive one, else the number of shared ones.
+        self.locks: dict[Directory, int] = {}
 
 
 class SimulatedDirectory:
@@ -57,7 +65,7 @@ class SimulatedDirectory:
     def names(self) -> list[str]:
         with self._disk.mutex:
             entries = self._entries()
-            self._disk.raise_if_failed(self._disk.begin("list_directory", self.path), self.path)
+            raise_after(self._disk.begin("list_directory", self.path), self.path)
             # In no order, but the same one every time.
             return sorted(entries, reverse=True)
 
@@ -66,14 +74,14 @@ class SimulatedDirectory:
         with disk.mutex:
             entries = self._entries()
             fault = disk.begin("create" if create else "open", path)
-            disk.fail_before(fault, path)
+            raise_before(fault, path)
             node = entries.get(name)
             if create:
                 if self._node.removed:
                     raise StoreRemovedError(errno.ENOENT, "the directory was removed", self.path)
                 if node is not None:
                     raise failure(errno.EEXIST, path)
-                if disk.capacity is not None and disk.free_bytes() <= 0:
+                if disk.free_bytes() <= 0:
                     raise failure(errno.ENOSPC, path)
                 node = Inode()
                 self._node.change(Entry(disk.operations, "", name, node))
@@ -81,7 +89,7 @@ class SimulatedDirectory:
                 raise failure(errno.ENOENT, path)
             if isinstance(node, Directory):
                 raise failure(errno.EISDIR, path)
-            disk.raise_if_failed(fault, path)
+            raise_after(fault, path)
             return SimulatedFile(disk, node, self._node, path, write or create)
 
     def rename(self, source: str, target: str) -> None:
@@ -89,7 +97,7 @@ class SimulatedDirectory:
         with disk.mutex:
             entries = self._entries()
             fault = disk.begin("rename", self._path(target))
-            disk.fail_before(fault, path)
+            raise_before(fault, path)
             node = entries.get(source)
             if node is None:
                 raise failure(errno.ENOENT, path)
@@ -98,14 +106,14 @@ class SimulatedDirectory:
                 disk.remember(replaced)
             if source != target:
                 self._node.change(Entry(disk.operations, source, target, node))
-            disk.raise_if_failed(fault, path)
+            raise_after(fault, path)
 
     def unlink(self, name: str) -> None:
         disk, path = self._disk, self._path(name)
         with disk.mutex:
             entries = self._entries()
             fault = disk.begin("unlink", path)
-            disk.fail_before(fault, path)
+            raise_before(fault, path)
             node = entries.get(name)
             if node is None:
                 raise failure(errno.ENOENT, path)
@@ -113,7 +121,7 @@ class SimulatedDirectory:
                 raise failure(errno.EISDIR, path)
             disk.remember(node)
             self._node.change(Entry(disk.operations, name, "", None))
-            disk.raise_if_failed(fault, path)
+            raise_after(fault, path)
 
     def sync(self) -> None:
         self._sync(self._node, self.path)
@@ -129,15 +137,15 @@ class SimulatedDirectory:
             if fault is None:
                 node.sync()
                 return
-            node.fail_sync(disk.survivors_of(fault, len(node.pending)))
-            disk.raise_if_failed(fault, path, "flush")
+            node.fail_sync(fault.survivors(len(node.pending), disk))
+            raise_after(fault, path, "flush")
 
     def lock(self, *, shared: bool, mode: int = 0o600) -> None:
         disk, path = self._disk, self._path("lock")
         with disk.mutex:
             entries = self._entries()
-            disk.raise_if_failed(disk.begin("lock", path), path)
-            held = disk.locks.get(self._node, 0)
+            raise_after(disk.begin("lock", path), path)
+            held = self._process.locks.get(self._node, 0)
             if held < 0 or (held and not shared):
                 raise LockedError(self.path, _PID, own=True)
             if not shared:
@@ -150,14 +158,13 @@ class SimulatedDirectory:
                     node.write(disk.operations, 0, b"%d\n" % _PID, 0)
                     node.sync(data_only=False)
             self._lock = 1 if shared else -1
-            disk.locks[self._node] = held + self._lock
+            self._process.locks[self._node] = held + self._lock
 
     def close(self) -> None:
-        disk = self._disk
-        with disk.mutex:
-            if self._lock and self._process is disk.process:
-                left = disk.locks.pop(self._node) - self._lock
+        with self._disk.mutex:
+            if self._lock:
+                left = self._process.locks.pop(self._node) - self._lock
                 if left:
-                    disk.locks[self._node] = left
+                    self._process.locks[self._node] = left
             self._lock = 0
             self._open = False

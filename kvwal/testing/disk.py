@@ -43,11 +43,11 @@ from collections.abc import Callable
 from hashlib import blake2b
 from random import Random
 from time import sleep
-from typing import Final, Literal
+from typing import Final
 
 from kvwal.files.protocol import EntryKind
-from kvwal.testing.directory import SimulatedDirectory, kind_of
-from kvwal.testing.faults import FAMILIES, Effect, Fault, Operation, failure
+from kvwal.testing.directory import Process, SimulatedDirectory, kind_of
+from kvwal.testing.faults import FAMILIES, Effect, Fault, Operation, failure, raise_after, raise_before
 from kvwal.testing.inode import PAGE, Directory, Entry, Inode, cut_pages, read_pages, write_pages
 from kvwal.testing.states import Piece, States, Survivors, copy_tree, tree_key, walk
 
@@ -81,7 +81,7 @@ class SimulatedDisk:
         self.clock_us = _START_US
         self.trace: list[Operation] | None = None
         self.watcher: Callable[[Operation], None] | None = None
-        self.process = object()
+        self.process = Process()
         self.mutex = threading.RLock()
         self._elapsed_us = 0
         self._drawn = 0
@@ -89,8 +89,6 @@ class SimulatedDisk:
         self._orphans: list[Inode] = []
         self._root = Directory()
         self._faults: list[Fault] = []
-        #: Held locks: -1 for an exclusive one, else the number of shared ones.
-        self.locks: dict[Directory, int] = {}
         # Old content by page number, for `stale`.
         self._stale: dict[int, bytes] = {}
 
@@ -98,18 +96,18 @@ class SimulatedDisk:
 
     def open_directory(self, path: str) -> SimulatedDirectory:
         with self.mutex:
-            self.raise_if_failed(self.begin("open_directory", path), path)
+            raise_after(self.begin("open_directory", path), path)
             return SimulatedDirectory(self, self._directory(path), path)
 
     def make_directory(self, path: str, mode: int = 0o700) -> None:
         with self.mutex:
             directory, name = self._place(path)
             fault = self.begin("make_directory", path)
-            self.fail_before(fault, path)
+            raise_before(fault, path)
             if name in directory.entries:
                 raise failure(errno.EEXIST, path)
             directory.change(Entry(self.operations, "", name, Directory(directory)))
-            self.raise_if_failed(fault, path)
+            raise_after(fault, path)
 
     def now_us(self) -> int:
         with self.mutex:
@@ -167,8 +165,7 @@ class SimulatedDisk:
     def kill(self) -> None:
         """End the process (SIGKILL): handles stop working, locks are free, the page cache stays."""
         with self.mutex:
-            self.process = object()
-            self.locks = {}
+            self.process = Process()
 
     def drop_caches(self) -> None:
         """Make reads of every file without pending changes show what is on the medium (faults 8 and 9)."""
@@ -192,12 +189,11 @@ class SimulatedDisk:
         other.trace = None
         other.watcher = None
         other._random = None
-        other.process = object()
+        other.process = Process()
         other.mutex = threading.RLock()
         other._elapsed_us = self._elapsed_us
         other._drawn = self._drawn
         other._faults = []
-        other.locks = {}
         other._orphans = []
         other._stale = self._stale
         return other
@@ -327,21 +323,10 @@ class SimulatedDisk:
                 struck = fault
         return struck
 
-    def raise_if_failed(
-        self, fault: Fault | None, path: str, during: Literal["", "write", "flush"] = ""
-    ) -> None:
-        """Raise what the fault says, if it is of a kind that the program is told about."""
-        if fault is not None and fault.effect not in ("lost", "misdirected"):
-            raise failure(fault.error, path, during)
-
-    def survivors_of(self, fault: Fault, count: int) -> list[bool]:
-        """Which of `count` pieces reach the medium although the sync fails."""
-        if fault.effect == "part":
-            return [self.random.random() < 0.5 for _ in range(count)]
-        return [fault.effect == "all"] * count
-
     def fitting(self, inode: Inode, offset: int, size: int) -> int:
         """How many of `size` bytes at `offset` can be written before the disk is full."""
+        if self.capacity is None:
+            return size
         free = self.free_bytes()
         while size and inode.new_blocks(offset, size) * PAGE > free:
             # Leave out the last block: a write stops where the space ends.
@@ -358,11 +343,6 @@ class SimulatedDisk:
     def _plan(self, fault: Fault) -> Fault:
         self._faults.append(fault)
         return fault
-
-    def fail_before(self, fault: Fault | None, path: str) -> None:
-        """Raise what the fault says, unless the operation is to be done all the same."""
-        if fault is not None and fault.effect != "all":
-            raise failure(fault.error, path)
 
     def _node(self, path: str) -> Inode | Directory | None:
         node: Inode | Directory | None = self._root

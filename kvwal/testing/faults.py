@@ -5,11 +5,14 @@ from __future__ import annotations
 import errno
 import fnmatch
 from dataclasses import dataclass, field
-from typing import Final, Literal, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Final, Literal, NamedTuple, TypeAlias
 
 from kvwal.files.failures import failed
 
-__all__ = ["FAMILIES", "Effect", "Fault", "Operation", "failure"]
+if TYPE_CHECKING:
+    from kvwal.testing.disk import SimulatedDisk
+
+__all__ = ["FAMILIES", "Effect", "Fault", "Operation", "failure", "raise_after", "raise_before"]
 
 Effect: TypeAlias = Literal["none", "part", "all", "lost", "misdirected"]
 """What a faulty operation does before it fails: nothing, a part, everything; or, without failing, its
@@ -80,6 +83,24 @@ class Fault:
             self.struck += 1
             return True
         return False
+
+    def survivors(self, count: int, disk: SimulatedDisk) -> list[bool]:
+        """Which of `count` pieces reach the medium although the sync fails."""
+        if self.effect == "part":
+            return [disk.random.random() < 0.5 for _ in range(count)]
+        return [self.effect == "all"] * count
+
+
+def raise_before(fault: Fault | None, path: str) -> None:
+    """Raise what the fault says, unless the operation is to be done all the same."""
+    if fault is not None and fault.effect != "all":
+        raise failure(fault.error, path)
+
+
+def raise_after(fault: Fault | None, path: str, during: Literal["", "write", "flush"] = "") -> None:
+    """Raise what the fault says, if it is of a kind that the program is told about."""
+    if fault is not None and fault.effect not in ("lost", "misdirected"):
+        raise failure(fault.error, path, during)
 
 
 def failure(code: int, path: str, during: Literal["", "write", "flush"] = "") -> OSError:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from kvwal.errors import StoreRemovedError
 from kvwal.files.protocol import Buffer
-from kvwal.testing.faults import Fault, failure
+from kvwal.testing.faults import Fault, failure, raise_after
 from kvwal.testing.inode import PAGE, Directory, Inode, read_pages
 
 if TYPE_CHECKING:
@@ -63,11 +63,11 @@ class SimulatedFile:
                     data = data[: disk.random.randrange(len(data))] if data else data
                 elif fault.effect == "none":
                     data = b""
-            fits = len(data) if disk.capacity is None else disk.fitting(self._inode, offset, len(data))
+            fits = disk.fitting(self._inode, offset, len(data))
             self._inode.write(disk.operations, offset, data[:fits], lands_at)
             if fits < len(data):
                 raise failure(errno.ENOSPC, self._path, "write")
-            disk.raise_if_failed(fault, self._path, "write")
+            raise_after(fault, self._path, "write")
 
     def pwrite_all(self, chunks: Sequence[Buffer], offset: int) -> None:
         for chunk in chunks:
@@ -88,8 +88,8 @@ class SimulatedFile:
                 if not any(node is self._inode for node in self._directory.entries.values()):
                     raise StoreRemovedError(errno.ENOENT, "the file was removed", self._path)
                 return
-            self._inode.fail_sync(self._disk.survivors_of(fault, sum(1 for _ in self._inode.pieces())))
-            self._disk.raise_if_failed(fault, self._path, "flush")
+            self._inode.fail_sync(fault.survivors(sum(1 for _ in self._inode.pieces()), self._disk))
+            raise_after(fault, self._path, "flush")
 
     def allocate(self, offset: int, size: int) -> None:
         with self._disk.mutex:
@@ -99,14 +99,12 @@ class SimulatedFile:
                 end = offset + size
                 pages = -(-end // PAGE)
                 disk = self._disk
-                if disk.capacity is not None:
-                    wanted = max(0, pages - inode.reserved) - sum(inode.reserved <= n < pages for n in inode.pages)
-                    if wanted * PAGE > disk.free_bytes():
-                        raise failure(errno.ENOSPC, self._path)
+                if inode.new_blocks(0, end) * PAGE > disk.free_bytes():
+                    raise failure(errno.ENOSPC, self._path)
                 inode.reserved = max(inode.reserved, pages)
                 if end > inode.size:
                     inode.resize(disk.operations, end, exact=False)
-            self._disk.raise_if_failed(fault, self._path)
+            raise_after(fault, self._path)
 
     def truncate(self, size: int) -> None:
         with self._disk.mutex:
@@ -117,7 +115,7 @@ class SimulatedFile:
                     self._disk.remember(inode)
                 if size != inode.size:
                     inode.resize(self._disk.operations, size, exact=True)
-            self._disk.raise_if_failed(fault, self._path, "write")
+            raise_after(fault, self._path, "write")
 
     def size(self) -> int:
         if not self._open or self._process is not self._disk.process:
