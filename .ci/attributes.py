@@ -24,7 +24,6 @@ BEYOND = {
     "kvwal.engine.memtable.Memtable": 26,
     "kvwal.engine.request.CommitRequest": 20,
     "kvwal.engine.state.State": 32,
-    "kvwal.testing.inode.Inode": 23,
 }
 OF_USERS = {"kvwal.api.store.Store", "kvwal.aio.store.AsyncStore"}
 

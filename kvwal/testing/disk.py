@@ -46,9 +46,10 @@ from time import sleep
 from typing import Final
 
 from kvwal.files.protocol import EntryKind
+from kvwal.testing.content import PAGE
 from kvwal.testing.directory import Process, SimulatedDirectory, kind_of
 from kvwal.testing.faults import FAMILIES, Effect, Fault, Operation, failure, raise_after, raise_before
-from kvwal.testing.inode import PAGE, Directory, Entry, Inode, cut_pages, read_pages, write_pages
+from kvwal.testing.inode import Directory, Entry, Inode
 from kvwal.testing.states import Piece, States, Survivors, copy_tree, tree_key, walk
 
 __all__ = ["SimulatedDisk"]
@@ -171,9 +172,8 @@ class SimulatedDisk:
         """Make reads of every file without pending changes show what is on the medium (faults 8 and 9)."""
         with self.mutex:
             for _, node in walk(self._root):
-                if isinstance(node, Inode) and not node.pending:
-                    node.pages, node.size = node.medium.copy(), node.medium_size
-                    node.diverged = False
+                if isinstance(node, Inode):
+                    node.drop_cache()
 
     def fingerprint(self) -> int:
         """A number that is equal for equal contents (names, sizes, bytes) on the medium."""
@@ -242,8 +242,8 @@ class SimulatedDisk:
 
     def read(self, path: str) -> bytes:
         """What programs see in the file. Counts as no operation and meets no fault."""
-        inode = self._file(path)
-        return read_pages(inode.pages, inode.size, 0) if inode.size else b""
+        shown = self._file(path).shown
+        return shown.read(shown.size, 0)
 
     def flip(self, path: str, offset: int, bit: int = 0) -> None:
         """Flip one bit of the file at rest."""
@@ -253,18 +253,16 @@ class SimulatedDisk:
     def damage(self, path: str, offset: int, data: bytes) -> None:
         """Overwrite bytes of the file at rest."""
         inode = self._file(path)
-        write_pages(inode.changed_pages(), offset, data)
-        write_pages(inode.changed_medium(), offset, data)
-        inode.size = max(inode.size, offset + len(data))
-        inode.medium_size = max(inode.medium_size, offset + len(data))
+        for content in (inode.shown, inode.medium):
+            content.write(offset, data)
+            content.size = max(content.size, offset + len(data))
 
     def cut(self, path: str, size: int) -> None:
         """Truncate the file at rest."""
         inode = self._file(path)
-        cut_pages(inode.changed_pages(), size)
-        cut_pages(inode.changed_medium(), size)
-        inode.size = min(inode.size, size)
-        inode.medium_size = min(inode.medium_size, size)
+        for content in (inode.shown, inode.medium):
+            content.cut(size)
+            content.size = min(content.size, size)
 
     def remove(self, path: str) -> None:
         """Make the file, or the directory with all in it, disappear at rest."""
@@ -293,7 +291,7 @@ class SimulatedDisk:
         """Space that files take, in whole blocks; an unlinked file counts as long as it is open."""
         files = {id(node): node for _, node in walk(self._root, shown=True) if isinstance(node, Inode)}
         files.update((id(node), node) for node in self._orphans if node.handles)
-        return sum(node.blocks() for node in files.values()) * PAGE
+        return sum(node.shown.blocks() for node in files.values()) * PAGE
 
     def free_bytes(self) -> int:
         """Space left under `capacity`."""
@@ -328,7 +326,7 @@ class SimulatedDisk:
         if self.capacity is None:
             return size
         free = self.free_bytes()
-        while size and inode.new_blocks(offset, size) * PAGE > free:
+        while size and inode.shown.new_blocks(offset, size) * PAGE > free:
             # Leave out the last block: a write stops where the space ends.
             size = max(0, (offset + size - 1) // PAGE * PAGE - offset)
         return size
@@ -336,7 +334,7 @@ class SimulatedDisk:
     def remember(self, node: Inode | Directory) -> None:
         """Keep what a file held, because another file may get its space and show it (`stale`)."""
         if isinstance(node, Inode):
-            self._stale = dict(list((self._stale | node.pages).items())[-_STALE_PAGES:])
+            self._stale = dict(list((self._stale | node.shown.pages).items())[-_STALE_PAGES:])
             if node.handles:
                 self._orphans.append(node)
 

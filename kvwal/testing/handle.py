@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 
 from kvwal.errors import StoreRemovedError
 from kvwal.files.protocol import Buffer
+from kvwal.testing.content import PAGE
 from kvwal.testing.faults import Fault, failure, raise_after
-from kvwal.testing.inode import PAGE, Directory, Inode, read_pages
+from kvwal.testing.inode import Directory, Inode
 
 if TYPE_CHECKING:
     from kvwal.testing.disk import SimulatedDisk
@@ -45,8 +46,7 @@ class SimulatedFile:
             fault = self._begin("pread", offset, size)
             if fault:
                 raise failure(fault.error, self._path)
-            size = min(size, self._inode.size - offset)
-            return read_pages(self._inode.pages, size, offset) if size > 0 else b""
+            return self._inode.shown.read(size, offset)
 
     def pwrite(self, data: Buffer, offset: int) -> None:
         with self._disk.mutex:
@@ -97,12 +97,11 @@ class SimulatedFile:
             if fault is None or fault.effect == "all":
                 inode = self._inode
                 end = offset + size
-                pages = -(-end // PAGE)
                 disk = self._disk
-                if inode.new_blocks(0, end) * PAGE > disk.free_bytes():
+                if inode.shown.new_blocks(0, end) * PAGE > disk.free_bytes():
                     raise failure(errno.ENOSPC, self._path)
-                inode.reserved = max(inode.reserved, pages)
-                if end > inode.size:
+                inode.shown.reserve(end)
+                if end > inode.shown.size:
                     inode.resize(disk.operations, end, exact=False)
             raise_after(fault, self._path)
 
@@ -111,16 +110,16 @@ class SimulatedFile:
             fault = self._begin("truncate", size, 0)
             if fault is None or fault.effect == "all":
                 inode = self._inode
-                if size < inode.size:
+                if size < inode.shown.size:
                     self._disk.remember(inode)
-                if size != inode.size:
+                if size != inode.shown.size:
                     inode.resize(self._disk.operations, size, exact=True)
             raise_after(fault, self._path, "write")
 
     def size(self) -> int:
         if not self._open or self._process is not self._disk.process:
             raise OSError(errno.EBADF, "the file is closed, or its process was killed", self._path)
-        return self._inode.size
+        return self._inode.shown.size
 
     def close(self) -> None:
         if self._open:

@@ -1,24 +1,19 @@
 """One simulated file or directory: what programs see, what is on the medium, and what lies between.
 
-A file is a dict of 4096-byte pages; a page that is missing reads as zeros, so that a preallocated
-file costs nothing. Pages are immutable `bytes` and shared between copies of a disk.
-
-Invariant: without `diverged`, applying every pending operation to the medium gives what programs see.
+Invariant: unless a sync failed or a write was lost, the medium with every pending operation is what programs see.
 Invariant: pending operations are in the order in which they were made.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Final, NamedTuple, TypeAlias
+from typing import Final, NamedTuple
 
-__all__ = ["PAGE", "SECTOR", "Directory", "Entry", "Inode", "Resize", "Write", "read_pages", "write_pages"]
+from kvwal.testing.content import PAGE, Content
 
-PAGE: Final = 4096
+__all__ = ["Directory", "Entry", "Inode"]
+
 SECTOR: Final = 512
-_ZERO_PAGE: Final = bytes(PAGE)
-
-Pages: TypeAlias = dict[int, bytes]
 
 
 class Write(NamedTuple):
@@ -64,285 +59,181 @@ class Entry(NamedTuple):
             entries[self.added] = self.node
 
 
-def read_pages(pages: Pages, size: int, offset: int) -> bytes:
-    """`size` bytes from `offset`; the caller has clipped them to the file."""
-    first, start = divmod(offset, PAGE)
-    last = (offset + size - 1) // PAGE
-    if first >= last:
-        return pages.get(first, _ZERO_PAGE)[start : start + size]
-    get = pages.get
-    return b"".join([get(number, _ZERO_PAGE) for number in range(first, last + 1)])[start : start + size]
-
-
-def write_pages(pages: Pages, offset: int, data: bytes) -> None:
-    """Put `data` at `offset`."""
-    number, start = divmod(offset, PAGE)
-    size = len(data)
-    if start + size <= PAGE:
-        old = pages.get(number, _ZERO_PAGE)
-        pages[number] = old[:start] + data + old[start + size :]
-        return
-    done = 0
-    while done < size:
-        step = min(PAGE - start, size - done)
-        if step == PAGE:
-            pages[number] = data[done : done + PAGE]
-        else:
-            old = pages.get(number, _ZERO_PAGE)
-            pages[number] = old[:start] + data[done : done + step] + old[start + step :]
-        done += step
-        start = 0
-        number += 1
-
-
-def cut_pages(pages: Pages, size: int) -> None:
-    """Make everything from `size` on read as zeros."""
-    last, keep = divmod(size, PAGE)
-    for number in [n for n in pages if n > last or (n == last and keep == 0)]:
-        del pages[number]
-    if keep and last in pages:
-        pages[last] = pages[last][:keep] + _ZERO_PAGE[keep:]
-
-
 class Inode:
     """A file."""
 
-    __slots__ = (
-        "_owns_medium",
-        "_owns_pages",
-        "diverged",
-        "handles",
-        "medium",
-        "medium_size",
-        "pages",
-        "pending",
-        "reserved",
-        "size",
-    )
+    __slots__ = ("_diverged", "_pending", "handles", "medium", "shown")
 
-    def __init__(self) -> None:
+    def __init__(self, shown: Content | None = None, medium: Content | None = None) -> None:
         #: What programs see (the page cache).
-        self.pages: Pages = {}
-        self.size = 0
+        self.shown = Content() if shown is None else shown
         #: What would be found after a power cut in which nothing pending survived.
-        self.medium: Pages = {}
-        self.medium_size = 0
-        self.pending: list[Write | Resize] = []
-        #: Some of what programs see will never reach the medium: a failed sync, a lost write.
-        self.diverged = False
-        #: Number of pages from the start of the file that were preallocated.
-        self.reserved = 0
+        self.medium = Content() if medium is None else medium
+        #: How many files are open on it.
         self.handles = 0
-        self._owns_pages = True
-        self._owns_medium = True
+        self._pending: list[Write | Resize] = []
+        # Some of what programs see will never reach the medium: a failed sync, a lost write.
+        self._diverged = False
 
     def copy(self) -> Inode:
-        """The same state; pages are shared until one of the two changes."""
-        other = Inode.__new__(Inode)
-        other.pages = self.pages
-        other.size = self.size
-        other.medium = self.medium
-        other.medium_size = self.medium_size
-        other.pending = self.pending.copy()
-        other.diverged = self.diverged
-        other.reserved = self.reserved
-        other.handles = 0
-        self._owns_pages = self._owns_medium = other._owns_pages = other._owns_medium = False
+        """The same state, open nowhere."""
+        other = Inode(self.shown.copy(), self.medium.copy())
+        other._pending = self._pending.copy()
+        other._diverged = self._diverged
         return other
-
-    def at_rest(self) -> Inode:
-        """A file whose medium and cache hold what is on this one's medium.
-
-        Space that was preallocated stays so as far as the size goes.
-        """
-        other = Inode.__new__(Inode)
-        other.pages = other.medium = self.medium
-        other.size = other.medium_size = self.medium_size
-        other.pending = []
-        other.diverged = False
-        other.reserved = min(self.reserved, -(-self.medium_size // PAGE))
-        other.handles = 0
-        self._owns_medium = other._owns_pages = other._owns_medium = False
-        return other
-
-    def set_all(self, pages: Pages, size: int) -> None:
-        """Make these the pages and the size, in the cache and on the medium alike."""
-        self.pages = self.medium = pages
-        self.size = self.medium_size = size
-        self._owns_pages = self._owns_medium = False
-
-    def medium_key(self) -> frozenset[tuple[int, bytes]]:
-        """Equal for equal bytes on the medium of files of one size."""
-        return frozenset(item for item in self.medium.items() if item[1] != _ZERO_PAGE)
 
     def has_new_space(self) -> bool:
         """Is there pending data in space that the file did not have?"""
-        floor = max(self.medium_size, self.reserved * PAGE)
-        return any(isinstance(c, Write) and c.offset + len(c.data) > floor for c in self.pending)
+        floor = self._old_space()
+        return any(isinstance(c, Write) and c.offset + len(c.data) > floor for c in self._pending)
 
-    def changed_pages(self) -> Pages:
-        """The cached pages, for changing."""
-        if not self._owns_pages:
-            self.pages = self.pages.copy()
-            self._owns_pages = True
-        return self.pages
-
-    def changed_medium(self) -> Pages:
-        """The medium's pages, for changing."""
-        if not self._owns_medium:
-            self.medium = self.medium.copy()
-            self._owns_medium = True
-        return self.medium
-
-    def blocks(self) -> int:
-        """Number of 4096-byte blocks that the file occupies."""
-        reserved = self.reserved
-        return reserved + sum(number >= reserved for number in self.pages)
-
-    def new_blocks(self, offset: int, size: int) -> int:
-        """Number of blocks that a write there would have to find space for."""
-        numbers = range(max(offset // PAGE, self.reserved), -(-(offset + size) // PAGE))
-        return sum(number not in self.pages for number in numbers)
+    def _old_space(self) -> int:
+        # Preallocated space is marked unwritten by the file system and never shows old bytes.
+        return max(self.medium.size, self.shown.reserved * PAGE)
 
     def write(self, operation: int, offset: int, data: bytes, lands_at: int | None) -> None:
         """Show `data` at `offset`, and leave it pending at `lands_at` (None: it is lost)."""
         if not data:
             return
+        shown = self.shown
         end = offset + len(data)
-        if end > self.size or (self.diverged and end > self.medium_size):
+        if end > shown.size or (self._diverged and end > self.medium.size):
             # (The second condition: a failed sync dropped the size, and data that needs it brings it back.)
-            self.size = max(self.size, end)
-            self.pending.append(Resize(operation, end, False))
-        write_pages(self.changed_pages(), offset, data)
+            shown.size = max(shown.size, end)
+            self._pending.append(Resize(operation, end, False))
+        shown.write(offset, data)
         if lands_at != offset:
-            self.diverged = True
+            self._diverged = True
         if lands_at is not None:
-            self.pending.append(Write(operation, lands_at, data))
+            self._pending.append(Write(operation, lands_at, data))
 
     def resize(self, operation: int, size: int, *, exact: bool) -> None:
         """Take the size now and leave it pending."""
-        if size < self.size:
-            cut_pages(self.changed_pages(), size)
-            self.reserved = min(self.reserved, -(-size // PAGE))
-        self.size = size
-        self.pending.append(Resize(operation, size, exact))
+        shown = self.shown
+        if size < shown.size:
+            shown.cut(size)
+            shown.reserved = min(shown.reserved, -(-size // PAGE))
+        shown.size = size
+        self._pending.append(Resize(operation, size, exact))
 
     def sync(self, *, data_only: bool) -> None:
         """Make what is pending durable; `data_only` leaves a size pending that no data needs."""
-        if not self.pending:
+        if not self._pending:
             return
-        size_before = self.medium_size
-        operation = self.pending[-1].operation
+        shown, medium = self.shown, self.medium
+        size_before = medium.size
+        operation = self._pending[-1].operation
         written_end = 0
-        for change in self.pending:
+        for change in self._pending:
             if isinstance(change, Write):
                 written_end = max(written_end, change.offset + len(change.data))
-        if data_only and self.size < size_before:
+        if data_only and shown.size < size_before:
             # Nothing that is read back needs a shrink, so the old end may still be on the medium.
-            self._apply_below(self.size)
-            self.pending = [Resize(operation, self.size, True)]
+            self._apply_below(shown.size)
+            self._pending = [Resize(operation, shown.size, True)]
             return
-        self._apply(self.pending)
-        self.pending = []
-        needed = max(size_before, min(written_end, self.size))
-        if data_only and self.medium_size > needed:
-            cut_pages(self.changed_medium(), needed)
-            self.pending = [Resize(operation, self.medium_size, False)]
-            self.medium_size = needed
+        self._apply()
+        self._pending = []
+        needed = max(size_before, min(written_end, shown.size))
+        if data_only and medium.size > needed:
+            medium.cut(needed)
+            self._pending = [Resize(operation, medium.size, False)]
+            medium.size = needed
 
     def fail_sync(self, survivors: list[bool]) -> None:
         """A sync that failed: the survivors are on the medium, the rest is dropped but still shown."""
-        pages, size = self.after(survivors)
-        self.medium, self._owns_medium, self.medium_size = pages, True, size
-        self.pending = []
-        self.diverged = True
+        self.medium = self._after(survivors, None)
+        self._pending = []
+        self._diverged = True
 
-    def _apply(self, changes: list[Write | Resize]) -> None:
-        medium = self.changed_medium()
-        if not self.diverged:
+    def drop_cache(self) -> None:
+        """Show what is on the medium, unless something is pending."""
+        if not self._pending:
+            reserved = self.shown.reserved
+            self.shown = self.medium.copy()
+            self.shown.reserved = reserved
+            self._diverged = False
+
+    def _apply(self) -> None:
+        medium = self.medium
+        if not self._diverged:
             # The cache agrees with what is pending, so its pages can be taken.
             dirty: set[int] = set()
-            for change in changes:
+            for change in self._pending:
                 if isinstance(change, Write):
                     dirty.update(range(change.offset // PAGE, (change.offset + len(change.data) - 1) // PAGE + 1))
                 elif change.exact:
-                    cut_pages(medium, change.size)
+                    medium.cut(change.size)
             for number in dirty:
-                page = self.pages.get(number)
-                if page is None:
-                    medium.pop(number, None)
-                else:
-                    medium[number] = page
-            self.medium_size = self.size
+                medium.take_page(number, self.shown)
+            medium.size = self.shown.size
             return
-        for change in changes:
+        for change in self._pending:
             if isinstance(change, Write):
-                write_pages(medium, change.offset, change.data)
+                medium.write(change.offset, change.data)
             else:
-                self._apply_size(medium, change)
+                _take_size(medium, change)
 
     def _apply_below(self, size: int) -> None:
         """Apply the pending data before `size`; leave the size on the medium and what lies behind it."""
-        medium = self.changed_medium()
-        old = {number: page for number, page in medium.items() if number * PAGE >= size - PAGE}
-        size_before = self.medium_size
-        self._apply(self.pending)
+        medium = self.medium
         last, keep = divmod(size, PAGE)
+        old = {number: page for number, page in medium.pages.items() if number >= last}
+        size_before = medium.size
+        self._apply()
         for number, page in old.items():
-            if number > last or (number == last and keep == 0):
-                medium[number] = page
-            elif number == last:
-                medium[number] = medium.get(number, _ZERO_PAGE)[:keep] + page[keep:]
-        self.medium_size = size_before
-        cut_pages(medium, size_before)
-
-    def _apply_size(self, medium: Pages, change: Resize) -> None:
-        if change.exact:
-            if change.size < self.medium_size:
-                cut_pages(medium, change.size)
-            self.medium_size = change.size
-        else:
-            self.medium_size = max(self.medium_size, change.size)
+            if number > last:
+                medium.write(number * PAGE, page)
+            else:
+                medium.write(size, page[keep:])
+        medium.size = size_before
+        medium.cut(size_before)
 
     def pieces(self) -> Iterator[tuple[int, str, int, int]]:
         """What may survive a power cut on its own: (operation, "write" or "size", start, stop)."""
-        for change in self.pending:
+        for change in self._pending:
             if isinstance(change, Write):
                 for start, stop in change.sectors():
                     yield change.operation, "write", start, stop
             else:
                 yield change.operation, "size", change.size, change.size
 
-    def after(self, survivors: list[bool], stale: dict[int, bytes] | None = None) -> tuple[Pages, int]:
-        """Pages and size on the medium if just the pieces marked in `survivors` get there.
+    def found(self, survivors: list[bool], stale: dict[int, bytes] | None) -> Inode:
+        """The file after a power cut that just the pieces marked in `survivors` outlive.
 
-        `stale`: old pages of the disk, which show through where the file's new size survives and
-        the data does not; None for a file system that hands out zeros.
+        Space that was preallocated stays so as far as the size on the medium went.
+
+        Args:
+            stale: old pages of the disk, which show through where the file's new size survives and the data does not;
+                None for a file system that hands out zeros.
         """
-        pages = self.medium.copy()
-        size = self.medium_size
+        medium = self._after(survivors, stale) if survivors else self.medium.copy()
+        shown = medium.copy()
+        shown.reserved = min(self.shown.reserved, -(-self.medium.size // PAGE))
+        return Inode(shown, medium)
+
+    def _after(self, survivors: list[bool], stale: dict[int, bytes] | None) -> Content:
+        """What is on the medium if just these pieces get there."""
+        medium = self.medium.copy()
         if stale:
-            self._fill_stale(pages, survivors, stale)
+            self._fill_stale(medium, survivors, stale)
         index = 0
-        for change in self.pending:
+        for change in self._pending:
             if isinstance(change, Resize):
                 if survivors[index]:
-                    if change.exact and change.size < size:
-                        cut_pages(pages, change.size)
-                    size = change.size if change.exact else max(size, change.size)
+                    _take_size(medium, change)
                 index += 1
                 continue
             for start, stop in change.sectors():
                 if survivors[index]:
-                    write_pages(pages, start, change.data[start - change.offset : stop - change.offset])
+                    medium.write(start, change.data[start - change.offset : stop - change.offset])
                 index += 1
-        cut_pages(pages, size)
-        return pages, size
+        medium.cut(medium.size)
+        return medium
 
-    def _fill_stale(self, pages: Pages, survivors: list[bool], stale: dict[int, bytes]) -> None:
+    def _fill_stale(self, medium: Content, survivors: list[bool], stale: dict[int, bytes]) -> None:
         any_page = next(iter(stale.values()))
-        # Preallocated space is marked unwritten by the file system and never shows old bytes.
-        floor = max(self.medium_size, self.reserved * PAGE)
+        floor = self._old_space()
         unwritten: set[int] = set()
         written: set[int] = set()
         for (_, what, start, _), survives in zip(self.pieces(), survivors, strict=True):
@@ -350,7 +241,16 @@ class Inode:
                 (written if survives else unwritten).add(start - start % SECTOR)
         for sector in unwritten - written:
             page = stale.get(sector // PAGE, any_page)
-            write_pages(pages, sector, page[sector % PAGE : sector % PAGE + SECTOR])
+            medium.write(sector, page[sector % PAGE : sector % PAGE + SECTOR])
+
+
+def _take_size(medium: Content, change: Resize) -> None:
+    if not change.exact:
+        medium.size = max(medium.size, change.size)
+        return
+    if change.size < medium.size:
+        medium.cut(change.size)
+    medium.size = change.size
 
 
 class Directory:

@@ -57,17 +57,14 @@ class States:
         self._owners: list[Inode | Directory] = []
         pieces: list[tuple[int, int, int, Piece]] = []
         for path, node in walk(root):
-            if not node.pending:
-                continue
-            owner = len(self._owners)
-            self._owners.append(node)
             if isinstance(node, Directory):
-                for index, entry in enumerate(node.pending):
-                    name = f"{path.rstrip('/')}/{entry.removed or entry.added}"
-                    pieces.append((entry.operation, owner, index, Piece(entry.operation, name, "entry", 0, 0)))
+                base = path.rstrip("/")
+                own = [Piece(e.operation, f"{base}/{e.removed or e.added}", "entry", 0, 0) for e in node.pending]
             else:
-                for index, (operation, what, start, stop) in enumerate(node.pieces()):
-                    pieces.append((operation, owner, index, Piece(operation, path, what, start, stop)))
+                own = [Piece(operation, path, what, start, stop) for operation, what, start, stop in node.pieces()]
+            if own:
+                pieces += [(piece.operation, len(self._owners), index, piece) for index, piece in enumerate(own)]
+                self._owners.append(node)
         pieces.sort()
         self._places = [(owner, index) for _, owner, index, _ in pieces]
         self.pieces = [piece for _, _, _, piece in pieces]
@@ -170,10 +167,7 @@ def _outcome_of(
             continue
         file = files.get(id(node))
         if file is None:
-            file = files[id(node)] = node.at_rest()
-            flags = chosen.get(id(node))
-            if flags is not None:
-                file.set_all(*node.after(flags, stale))
+            file = files[id(node)] = node.found(chosen.get(id(node), []), stale)
         found.entries[name] = file
     found.medium = found.entries.copy()
     return found
@@ -218,6 +212,6 @@ def copy_tree(directory: Directory, copies: dict[int, Inode | Directory]) -> Dir
 def tree_key(directory: Directory) -> frozenset[object]:
     """Equal for equal names, sizes and bytes on the medium; pages of zeros count as missing ones."""
     return frozenset(
-        (name, tree_key(node)) if isinstance(node, Directory) else (name, node.medium_size, node.medium_key())
+        (name, tree_key(node)) if isinstance(node, Directory) else (name, node.medium.size, node.medium.key())
         for name, node in directory.medium.items()
     )
