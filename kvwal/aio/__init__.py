@@ -9,9 +9,10 @@
 """
 
 from kvwal.aio.committer import committed_seqno
+from kvwal.aio.opening import Opening, open
 from kvwal.aio.scanning import Scan
 from kvwal.aio.snapshot import AsyncSnapshot
-from kvwal.aio.store import MAX_PENDING_BYTES, MAX_PENDING_COMMITS, AsyncStore, Opening, open
+from kvwal.aio.store import MAX_PENDING_BYTES, MAX_PENDING_COMMITS, AsyncStore
 from kvwal.aio.transaction import AsyncTransaction
 
 __all__ = [

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import functools
-from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterable, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
 from contextlib import asynccontextmanager
 from types import TracebackType
-from typing import Any, Concatenate, Final, ParamSpec, TypeVar, Unpack, overload
+from typing import Any, Concatenate, Final, ParamSpec, TypeVar, overload
 
-import kvwal.api.open
 from kvwal.aio.committer import Committer
 from kvwal.aio.reading import AsyncReading
 from kvwal.aio.snapshot import AsyncSnapshot
@@ -27,12 +26,11 @@ from kvwal.engine.request import CommitRequest, Operation
 from kvwal.engine.stats import Pin, Stats
 from kvwal.engine.verify import VerifyReport
 from kvwal.errors import ClosedError, ConflictError, ForkedError, closed
-from kvwal.files import PathArgument
 from kvwal.keys import MAX_KEY_BYTES, MAX_VALUE_BYTES, BytesLike, KeyRange, Seqno, as_int, as_key, as_value
-from kvwal.options import Durability, Flag, OpenOptions, taking_options
+from kvwal.options import Durability
 from kvwal.pages import NotCached
 
-__all__ = ["MAX_PENDING_BYTES", "MAX_PENDING_COMMITS", "AsyncStore", "Opening", "open"]
+__all__ = ["MAX_PENDING_BYTES", "MAX_PENDING_COMMITS", "AsyncStore", "owning"]
 
 _T = TypeVar("_T")
 _P = ParamSpec("_P")
@@ -515,62 +513,8 @@ def _is_large(batch: WriteBatch) -> bool:
     return sum(map(len, filter(None, batch.writes.values()))) > _ENCODE_IN_LOOP_BYTES
 
 
-class Opening:
-    """What `kvwal.aio.open` returns: `await` it for the store, or use it in `async with`, which also closes it."""
-
-    __slots__ = ("_max_pending_bytes", "_max_pending_commits", "_open", "_store")
-
-    def __init__(self, opener: Callable[[], Store], max_pending_commits: int, max_pending_bytes: int) -> None:
-        self._open = opener
-        self._max_pending_commits = max_pending_commits
-        self._max_pending_bytes = max_pending_bytes
-        self._store: AsyncStore | None = None
-
-    def __await__(self) -> Generator[Any, Any, AsyncStore]:
-        return self._opened().__await__()
-
-    async def _opened(self) -> AsyncStore:
-        store, cancelled = await to_the_end(self._open)
-        try:
-            if cancelled is not None:
-                raise cancelled
-            result = AsyncStore(
-                store, max_pending_commits=self._max_pending_commits, max_pending_bytes=self._max_pending_bytes
-            )
-        except BaseException:
-            await to_the_end(store.close)
-            raise
-        result._owner = True
-        return result
-
-    async def __aenter__(self) -> AsyncStore:
-        self._store = await self
-        return self._store
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        assert self._store is not None
-        await self._store.close()
-
-
-@taking_options
-def open(
-    path: PathArgument,
-    flag: Flag = "c",
-    *,
-    max_pending_commits: int = MAX_PENDING_COMMITS,
-    max_pending_bytes: int = MAX_PENDING_BYTES,
-    **options: Unpack[OpenOptions],
-) -> Opening:
-    """Open a store for the running loop: `async with kvwal.aio.open(path) as db:`, or `db = await open(path)`.
-
-    Args: those of `kvwal.open`, and two of its own.
-        max_pending_commits: number of pending commits from which on the next one waits for its turn.
-        max_pending_bytes: the same for the bytes of their keys and values. One commit that has more goes alone.
-
-    Opening, with recovery, runs in a thread. If the task is cancelled meanwhile, the store is closed again first.
-    Raises what `kvwal.open` raises.
-    """
-    opener = functools.partial(kvwal.api.open.open, path, flag, **options)
-    return Opening(opener, max_pending_commits, max_pending_bytes)
+def owning(store: Store, **limits: int) -> AsyncStore:
+    """An `AsyncStore` that closes the store beneath when it is closed."""
+    result = AsyncStore(store, **limits)
+    result._owner = True
+    return result
