@@ -10,11 +10,11 @@ from types import TracebackType
 from typing import Any, Concatenate, Final, ParamSpec, TypeVar, overload
 
 from kvwal.aio.committer import Committer
+from kvwal.aio.fairness import Tickets
 from kvwal.aio.reading import AsyncReading
 from kvwal.aio.snapshot import AsyncSnapshot
 from kvwal.aio.transaction import AsyncTransaction
 from kvwal.aio.workers import Workers, in_thread, to_the_end
-from kvwal.api.fairness import FREE_ATTEMPTS
 from kvwal.api.store import Store
 from kvwal.batch import WriteBatch
 from kvwal.db.mapping import Bounds
@@ -61,7 +61,6 @@ class AsyncStore(AsyncReading):
         "_closing",
         "_committer",
         "_engine",
-        "_is_urgent",
         "_owner",
         "_state",
         "_store",
@@ -92,8 +91,7 @@ class AsyncStore(AsyncReading):
         self._engine = engine = store.engine
         self._state = engine.state
         self._cache = engine.state.cache
-        self._tickets = asyncio.Lock()
-        self._is_urgent = False
+        self._tickets = Tickets()
         self._workers = Workers(loop)
         self._committer = Committer(engine, loop, max_commits=max_pending_commits, max_bytes=max_pending_bytes)
 
@@ -387,28 +385,15 @@ class AsyncStore(AsyncReading):
         it returned. Raises the last `ConflictError` when the attempts are used up.
         """
         attempts = as_int("attempts", attempts, 1)
-        has_ticket = False
-        try:
+        with self._tickets.call() as call:
             for attempt in range(1, attempts + 1):
-                # Fairness, as kvwal/api/fairness.py has it for threads.
-                if has_ticket:
-                    self._is_urgent = True
-                elif attempt > FREE_ATTEMPTS:
-                    await self._tickets.acquire()
-                    has_ticket = True
-                elif self._is_urgent:
-                    async with self._tickets:
-                        pass
+                await call.begin(attempt)
                 try:
                     async with self.transaction(durability=durability) as txn:
                         return await function(txn)
                 except ConflictError:
                     if attempt == attempts:
                         raise
-        finally:
-            if has_ticket:
-                self._is_urgent = False
-                self._tickets.release()
         raise AssertionError("unreachable")
 
     def transactional(
