@@ -12,7 +12,8 @@ from wrapped_files import WrappedFiles
 
 from kvwal.files import Buffer, Directory, File, system_files
 from kvwal.keys import KeyRange, Seqno
-from kvwal.pages import Changes, Columns, PageFile, Tree, check, create_page_file
+from kvwal.pages import Changes, Columns, Meta, PageFile, Tree, check, create_page_file
+from kvwal.pages.catalogue import roots
 
 STORE_ID = b"0123456789abcdef"
 
@@ -115,7 +116,7 @@ class Scratch:
         assert list(check(self.pages)) == []
         assert contents(self.pages.tree()) == self.model
         assert len(self.pages.tree()) == len(self.model)
-        assert self.pages.tables() == sorted(self.tables.keys() | ({0} if self.model else set()))
+        assert table_ids(self.pages) == sorted(self.tables.keys() | ({0} if self.model else set()))
         for table, model in self.tables.items():
             tree = self.pages.tree(table=table)
             assert contents(tree) == model
@@ -135,6 +136,11 @@ def overwrite(scratch: Scratch, offset: int, data: bytes) -> None:
     with open(scratch.path, "r+b") as file:
         file.seek(offset)
         file.write(data)
+
+
+def table_ids(pages: PageFile, meta: Meta | None = None) -> list[int]:
+    """The tables of a generation that have entries, ascending; of the newest if none is named."""
+    return [table for table, _ in roots(pages.pager, pages.meta if meta is None else meta)]
 
 
 def tables_after(

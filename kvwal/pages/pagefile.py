@@ -40,7 +40,7 @@ from kvwal.features import VERSION
 from kvwal.files import Directory, File, is_full
 from kvwal.files.names import DATA
 from kvwal.keys import KeyRange, Seqno
-from kvwal.pages.catalogue import Changes, merge_tables, root_of, roots
+from kvwal.pages.catalogue import Changes, merge_tables, root_of
 from kvwal.pages.compact import tail_limit
 from kvwal.pages.freelist import Allocator, Freed, FreeList
 from kvwal.pages.merge import Columns
@@ -114,10 +114,6 @@ class PageFile:
         """
         meta = self.meta if meta is None else meta
         return Tree(self.pager, meta, *root_of(self.pager, meta, table))
-
-    def tables(self, meta: Meta | None = None) -> list[int]:
-        """The tables that have entries, ascending. CorruptionError if the catalogue does not verify."""
-        return [table for table, _ in roots(self.pager, self.meta if meta is None else meta)]
 
     def _current(self) -> set[int]:
         return {self.meta.generation} | ({self.older.generation} if self.older else set())

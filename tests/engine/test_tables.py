@@ -9,6 +9,7 @@ from random import Random
 from typing import Any
 
 import pytest
+from pages_fixtures import table_ids
 from store_fixtures import check_store, problems_of, run_threads
 
 import kvwal
@@ -302,13 +303,13 @@ def test_a_table_is_deleted_and_made_again(db: kvwal.Store) -> None:
         batch.table(16).update({key: b"1" for key in KEYS})
         db.commit(batch)
         db.checkpoint()
-        assert db.engine._pages.tables() == [16]
+        assert table_ids(db.engine._pages) == [16]
         batch = WriteBatch()
         batch.table(16).delete_range()
         db.commit(batch)
         assert content(db)[16] == {}
         db.checkpoint()
-        assert db.engine._pages.tables() == []
+        assert table_ids(db.engine._pages) == []
         assert problems_of(db) == []
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pages_fixtures import STORE_ID, Model, Scratch, Updates, columns, contents, pin, tables_after
+from pages_fixtures import STORE_ID, Model, Scratch, Updates, columns, contents, pin, table_ids, tables_after
 
 from kvwal.errors import CorruptionError, Finding
 from kvwal.features import KEYSPACES
@@ -64,7 +64,7 @@ def test_table_0_alone_has_no_catalogue_and_writes_what_it_did(scratch: Scratch)
 def test_tables_have_keys_of_their_own(scratch: Scratch) -> None:
     scratch.checkpoint({b"a": b"0"}, (), {1: ({b"a": b"1"}, ()), 4_000_000_000: ({b"a": bytes(5000)}, ())})
     scratch.verify()
-    assert scratch.pages.tables() == [0, 1, 4_000_000_000]
+    assert table_ids(scratch.pages) == [0, 1, 4_000_000_000]
     assert scratch.pages.meta.required == KEYSPACES
     assert scratch.pages.tree(table=2).get(b"a") is None
     assert scratch.pages.tree(table=2).count() == 0
@@ -78,9 +78,9 @@ def test_dropped_table_leaves_the_catalogue_and_gives_its_pages_back(scratch: Sc
     many: Updates = {b"%05d" % index: b"v" * 100 for index in range(5000)}
     scratch.checkpoint({}, (), {16: (many, ()), 17: ({b"large": bytes(100_000)}, ())})
     scratch.checkpoint({}, (), {16: ({}, ALL)})
-    assert scratch.pages.tables() == [0, 17]
+    assert table_ids(scratch.pages) == [0, 17]
     scratch.checkpoint({}, (), {17: ({b"large": None}, ())})
-    assert scratch.pages.tables() == [0]
+    assert table_ids(scratch.pages) == [0]
     assert (scratch.pages.meta.catalogue, scratch.pages.meta.catalogue_height) == EMPTY
     for _ in range(4):
         scratch.checkpoint({})
@@ -135,7 +135,7 @@ def test_generation_before_has_its_own_tables(scratch: Scratch) -> None:
     pin(scratch.pages, before.generation)
     for step in range(5):
         scratch.checkpoint({}, (), {16: ({}, ALL), 17: ({b"a": b"%d" % step}, ())})
-    assert scratch.pages.tables(before) == [16, 17]
+    assert table_ids(scratch.pages, before) == [16, 17]
     assert scratch.pages.tree(before, 16).get(b"a") == b"1"
     assert scratch.pages.tree(before, 17).get(b"a") == b"1"
     assert list(check(scratch.pages, before, whole=False)) == []
@@ -201,7 +201,7 @@ def test_power_cut_anywhere_leaves_all_tables_of_one_generation() -> None:
         pages = opened(disk)
         assert pages.meta.generation >= (acknowledged[-1] if acknowledged else 1)
         for meta in filter(None, (pages.meta, pages.older)):
-            found = {table: contents(pages.tree(meta, table)) for table in pages.tables(meta)}
+            found = {table: contents(pages.tree(meta, table)) for table in table_ids(pages, meta)}
             assert found == history[meta.generation]
         assert list(check(pages)) == []
         run(pages, {16: ({b"after": b"recovery"}, [])}, compact=True)
@@ -249,7 +249,7 @@ def test_damaged_catalogue_leaves_table_0_and_names_what_is_lost(scratch: Scratc
     with pytest.raises(CorruptionError):
         scratch.pages.tree(table=16)
     with pytest.raises(CorruptionError):
-        scratch.pages.tables()
+        table_ids(scratch.pages)
     assert any("checksum" in problem.reason for problem in check(scratch.pages))
     parts = list(salvage_pages(scratch.pages))
     assert parts[-1] == Salvaged(0, [b"a"], [b"0"])
