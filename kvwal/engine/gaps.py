@@ -20,7 +20,7 @@ __all__ = ["WORTHWHILE", "Gaps"]
 
 #: A scan that passed this many tombstones before the first live key proposes a gap: 64 cost about 5 us to pass.
 WORTHWHILE: Final = 64
-# A list of so many is copied in 10 us. With longer bounds they would take memory that nothing accounts for.
+# Copying a list of this length takes 10 us. Longer bounds would take memory that nothing accounts for.
 _MOST_GAPS: Final = 4096
 _LONGEST_BOUND: Final = 512
 _STRIDE: Final = 1021

@@ -91,7 +91,7 @@ def test_a_transaction_passes_what_it_took_off_a_queue_once(db: kvwal.Store, rev
             bounds = Bounds(None, None, None, reverse, 1)
             looked_at.append(len(own.source(*own.skip(bounds), bounds)[1]))
             assert (txn.last() if reverse else txn.first()) == (key(399 if reverse else 600), b"v")
-        # At most so many as are passed before a gap is worth while.
+        # No more than are passed before a gap is worth while.
         assert max(looked_at) <= 64
 
 
