@@ -14,9 +14,9 @@ from sortedcontainers import SortedList
 from kvwal.batch import WriteBatch
 from kvwal.db.mapping import Bounds
 from kvwal.engine.gaps import WORTHWHILE, Gaps
-from kvwal.engine.memtable import MISSING, Missing, Value
 from kvwal.engine.merge import Chunk, Source
 from kvwal.engine.range_map import Cover
+from kvwal.engine.value import MISSING, Missing, Value
 from kvwal.keys import BytesLike, KeyRange, Seqno
 
 __all__ = ["OwnWrites"]

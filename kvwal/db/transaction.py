@@ -18,11 +18,11 @@ from typing import Final, TypeVar, overload
 from kvwal.db.mapping import Bounds, OrderedMapping
 from kvwal.db.own import OwnWrites
 from kvwal.engine.engine import Engine
-from kvwal.engine.memtable import Missing
 from kvwal.engine.merge import Chunk, Pairs, chunks_in
 from kvwal.engine.readers import Reader
 from kvwal.engine.request import CommitRequest, say_written
 from kvwal.engine.row_cache import RowCache
+from kvwal.engine.value import Missing
 from kvwal.errors import ReadOnlyError, TransactionTooLargeError, closed
 from kvwal.keys import MAX_KEY_BYTES, MAX_VALUE_BYTES, BytesLike, KeyRange, Seqno, as_key, as_value
 

@@ -15,8 +15,9 @@ from typing import NamedTuple, Protocol
 
 from sortedcontainers import SortedList
 
-from kvwal.engine.memtable import MISSING, Memtable
+from kvwal.engine.memtable import Memtable
 from kvwal.engine.range_map import Cover
+from kvwal.engine.value import MISSING
 from kvwal.keys import KeyRange, Seqno
 from kvwal.locks import locked, new_lock
 from kvwal.pages import Tree

@@ -32,27 +32,14 @@ from sortedcontainers import SortedList
 from kvwal.batch import WriteBatch
 from kvwal.engine.range_map import Cover, RangeMap
 from kvwal.engine.readers import Readers
+from kvwal.engine.value import MISSING, Missing, Value
 from kvwal.keys import KeyRange, Seqno
 from kvwal.locks import Lock, locked, new_lock
 
 if TYPE_CHECKING:
     from kvwal.engine.count import Census
 
-__all__ = ["ENTRY_OVERHEAD_BYTES", "MISSING", "Memtable", "Missing", "Value", "sorted_in_steps"]
-
-
-class Missing:
-    """The type of `MISSING`: this source knows nothing of the key, ask the next older one."""
-
-    __slots__ = ()
-
-    def __repr__(self) -> str:
-        return "MISSING"
-
-
-MISSING: Final = Missing()
-
-Value: TypeAlias = bytes | None
+__all__ = ["ENTRY_OVERHEAD_BYTES", "Memtable", "sorted_in_steps"]
 
 _Version: TypeAlias = "tuple[Seqno, Value | Missing, int]"
 _seqno_of: Final[Callable[[_Version], Seqno]] = itemgetter(0)

@@ -15,8 +15,8 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from typing import Final, TypeAlias
 
-from kvwal.engine.memtable import Value
 from kvwal.engine.range_map import Cover
+from kvwal.engine.value import Value
 
 __all__ = ["Chunk", "Pairs", "RawChunk", "Source", "chunks_in", "merged", "overlaid"]
 

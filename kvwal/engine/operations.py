@@ -10,9 +10,9 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
 from kvwal.batch import WriteBatch
-from kvwal.engine.memtable import Value
 from kvwal.engine.range_map import RangeMap
 from kvwal.engine.request import Newest
+from kvwal.engine.value import Value
 from kvwal.keys import KeyRange, Seqno
 
 if TYPE_CHECKING:

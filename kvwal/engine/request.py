@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol
 
 from kvwal.batch import WriteBatch
-from kvwal.engine.memtable import Value
+from kvwal.engine.value import Value
 from kvwal.errors import Error
 from kvwal.keys import MAX_BATCH_BYTES, KeyRange, Seqno
 from kvwal.log import encode_intents

@@ -18,7 +18,8 @@ from collections.abc import Callable
 from itertools import islice
 from typing import Final
 
-from kvwal.engine.memtable import MISSING, Memtable, Missing, Value
+from kvwal.engine.memtable import Memtable
+from kvwal.engine.value import MISSING, Missing, Value
 
 __all__ = ["RowCache"]
 

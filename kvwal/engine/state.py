@@ -26,11 +26,12 @@ from typing import Final
 from kvwal.batch import WriteBatch
 from kvwal.engine.count import Extent
 from kvwal.engine.gaps import WORTHWHILE, Gaps
-from kvwal.engine.memtable import ENTRY_OVERHEAD_BYTES, MISSING, Memtable, Missing, Value
+from kvwal.engine.memtable import ENTRY_OVERHEAD_BYTES, Memtable
 from kvwal.engine.merge import Chunk, Pairs, Source
 from kvwal.engine.occ import History
 from kvwal.engine.readers import Reader, Readers
 from kvwal.engine.row_cache import RowCache
+from kvwal.engine.value import MISSING, Missing, Value
 from kvwal.engine.version import SHORT, Version, Walk
 from kvwal.errors import ClosedError, closed
 from kvwal.keys import KeyRange, Seqno

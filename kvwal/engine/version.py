@@ -13,9 +13,10 @@ from collections.abc import Callable, Iterator
 from typing import Final
 
 from kvwal.engine.count import Below, Census, Counted, Extent, TreeBelow
-from kvwal.engine.memtable import MISSING, Memtable, Missing, Value
+from kvwal.engine.memtable import Memtable
 from kvwal.engine.merge import Chunk, Pairs, RawChunk, Source, merged, overlaid
 from kvwal.engine.readers import Reader, Readers
+from kvwal.engine.value import MISSING, Missing, Value
 from kvwal.keys import Seqno
 from kvwal.pages import Tree
 

@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from store_fixtures import interrupted_at
 
 from kvwal.batch import WriteBatch
-from kvwal.engine.memtable import MISSING, Memtable, sorted_in_steps
+from kvwal.engine.memtable import Memtable, sorted_in_steps
 from kvwal.engine.readers import Reader
+from kvwal.engine.value import MISSING
 from kvwal.engine.version import Version
 from kvwal.keys import KeyRange, Seqno, in_any
 

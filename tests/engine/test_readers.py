@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 
 import kvwal
 from kvwal.batch import WriteBatch
-from kvwal.engine.memtable import MISSING, Memtable
+from kvwal.engine.memtable import Memtable
 from kvwal.engine.readers import Reader, Readers
+from kvwal.engine.value import MISSING
 from kvwal.keys import KeyRange, Seqno
 from kvwal.testing import SimulatedDisk
 

@@ -12,8 +12,9 @@ from store_fixtures import check_store, run_threads
 
 import kvwal
 from kvwal.batch import WriteBatch
-from kvwal.engine.memtable import MISSING, Memtable
+from kvwal.engine.memtable import Memtable
 from kvwal.engine.row_cache import RowCache
+from kvwal.engine.value import MISSING
 from kvwal.keys import KeyRange, Seqno
 from kvwal.pages import Tree
 from kvwal.testing import SimulatedDisk
