@@ -75,7 +75,7 @@ def check_store(db: kvwal.Store) -> None:
     assert version.memtable.last_seqno <= state.seqno
     assert not queue._queue, "a request is still queued"
     assert queue._group is None, "a group is still under way"
-    for lock in (state.lock, queue.lock, queue.queue_lock, version.memtable.lock):
+    for lock in (state.lock, queue.lock, queue.queue_lock, version.memtable.order.lock):
         assert lock.acquire(False), "a lock is still held"
         lock.release()
         assert not lock._is_owned(), "a lock is still owned"

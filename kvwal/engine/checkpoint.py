@@ -23,6 +23,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, Final, TypeVar
 
 from kvwal.engine.commit import CommitQueue
+from kvwal.engine.key_order import sorted_in_steps
 from kvwal.engine.memtable import Memtable
 from kvwal.engine.pressure import WritePressure
 from kvwal.engine.state import State
@@ -65,7 +66,7 @@ def _updates(memtable: Memtable, yield_to_writers: Callable[[], None]) -> Iterat
     else:
         # Its own keys are never MISSING.
         value_of = memtable.get
-    return ((keys, list(map(value_of, keys))) for keys in memtable.in_order(yield_to_writers))
+    return ((keys, list(map(value_of, keys))) for keys in sorted_in_steps(memtable.latest, yield_to_writers))
 
 
 class Checkpointer:

@@ -140,7 +140,7 @@ class Census:
         if last:
             # No later count marks it.
             changed |= self.dirty
-        changed.update(memtable.keys_added(self._seen, extent.keys))
+        changed.update(memtable.order.added(self._seen, extent.keys))
         for bounds in memtable.ranges.added[self._ranges_seen : extent.ranges]:
             for known in (self._added, self._removed):
                 changed.update(known.irange(bounds[0], bounds[1], (True, False)))

@@ -1,13 +1,12 @@
 """The memtable: the in-memory sorted table of what is newer than the checkpoint.
 
-A dict answers point reads; order is made lazily, in bulk, when something scans, because keeping a sorted container in
-order costs 20 times a dict insert on every put (measured: 3.9 us against 0.22).
+A dict answers point reads; order is made when something scans (key_order.py).
 
 Rules:
 
 - The commit leader alone applies commits, under `State.lock`. A frozen table never changes again and needs no lock.
 - `latest` holds the newest value of each key written since the table was made; None is a tombstone. A key never leaves
-  `latest`, so the keys added since the order was last made are the last ones.
+  it.
 - A deleted range is an entry of `ranges`, and nothing else: O(log ranges), however many keys it covers. It hides the
   older sources and those values of `latest` that were written before it. Which these are is known from `written_at`:
   only keys written while the map is not empty carry a seqno.
@@ -22,24 +21,19 @@ Rules:
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from itertools import islice
+from collections.abc import Callable, Iterable, Sequence
 from operator import itemgetter
-from typing import TYPE_CHECKING, Any, Final, TypeAlias
-
-from sortedcontainers import SortedList
+from typing import Any, Final, TypeAlias
 
 from kvwal.batch import WriteBatch
+from kvwal.engine.key_order import KeyOrder
 from kvwal.engine.range_map import Cover, RangeMap
 from kvwal.engine.readers import Readers
 from kvwal.engine.value import MISSING, Missing, Value
 from kvwal.keys import KeyRange, Seqno
-from kvwal.locks import Lock, locked, new_lock
+from kvwal.locks import Lock, new_lock
 
-if TYPE_CHECKING:
-    from kvwal.engine.count import Census
-
-__all__ = ["ENTRY_OVERHEAD_BYTES", "Memtable", "sorted_in_steps"]
+__all__ = ["ENTRY_OVERHEAD_BYTES", "Memtable"]
 
 _Version: TypeAlias = "tuple[Seqno, Value | Missing, int]"
 _seqno_of: Final[Callable[[_Version], Seqno]] = itemgetter(0)
@@ -49,59 +43,18 @@ _seqno_of: Final[Callable[[_Version], Seqno]] = itemgetter(0)
 ENTRY_OVERHEAD_BYTES: Final = 220
 _VERSION_OVERHEAD_BYTES: Final = 200
 
-# This many keys are sorted in half a millisecond, during which no other thread has the interpreter.
-_STEP: Final = 1024
-# One key in 128, but at most 4,096 keys, say where the steps part.
-_SAMPLED: Final = 128
-_MOST_SAMPLES: Final = 4096
-
-
-def sorted_in_steps(keys: Collection[bytes], yield_to_writers: Callable[[], None]) -> Iterator[list[bytes]]:
-    """The keys in order, in lists of about `_STEP`: `sorted` of a million would stop all other threads for a second.
-
-    They are dealt out between bounds that a sample gives, and then each list is sorted; in all that takes no longer.
-    """
-    every = max(_SAMPLED, len(keys) // _MOST_SAMPLES)
-    rest = iter(keys)
-    parts: list[list[bytes]] = []
-    sample: list[bytes] = []
-    while part := list(islice(rest, every)):
-        # Not always the same place: keys may come from a few sources in turn.
-        sample.append(part[37 * len(parts) % len(part)])
-        parts.append(part)
-        if not len(parts) % (_STEP // _SAMPLED):
-            yield_to_writers()
-    sample.sort()
-    per_step = max(1, _STEP // every)
-    bounds = sample[per_step::per_step]
-    steps: list[list[bytes]] = [[] for _ in range(len(bounds) + 1)]
-    put_into = [step.append for step in steps]
-    for part in parts:
-        for key in part:
-            put_into[bisect_right(bounds, key)](key)
-        yield_to_writers()
-    for step in steps:
-        step.sort()
-        yield_to_writers()
-        yield step
-
-
 class Memtable:
     """Newest values by key, lazily ordered, with older versions while a registered reader needs them."""
 
     __slots__ = (
-        "_order",
-        "_order_broken",
         "_parts",
-        "_ordered",
         "_state_lock",
         "_sweep_at",
         "bytes_used",
-        "census",
         "has_deletes",
         "last_seqno",
         "latest",
-        "lock",
+        "order",
         "ranges",
         "readers",
         "versions",
@@ -128,18 +81,11 @@ class Memtable:
         #: Who reads this table. Shared by all versions that have it as their newest.
         self.readers = Readers() if readers is None else readers
         self._parts: dict[int, Memtable] | None = None
-        #: For count.py: what counting knows of the keys, once something was counted.
-        self.census: Census | None = None
         #: Estimate of the memory held, for the budget.
         self.bytes_used = 0
         self._state_lock = new_lock() if state_lock is None else state_lock
-        #: Guards the order. The commit leader takes it only where an operation, such as `popitem`, scans.
-        self.lock = new_lock() if order_lock is None else order_lock
-        self._order: SortedList[bytes] = SortedList()
-        self._ordered = 0
-        # Set while keys are brought into the order. Left set by an interruption, it says that the order is to be made
-        # anew.
-        self._order_broken = False
+        #: The keys in order, and by number.
+        self.order = KeyOrder(self.latest, new_lock() if order_lock is None else order_lock)
 
     def __len__(self) -> int:
         return len(self.latest)
@@ -154,7 +100,7 @@ class Memtable:
             self._parts = {}
         part = self._parts.get(table)
         if part is None:
-            part = Memtable(self.last_seqno, self._state_lock, self.lock, self.readers)
+            part = Memtable(self.last_seqno, self._state_lock, self.order.lock, self.readers)
             self._parts[table] = part
         return part
 
@@ -192,8 +138,9 @@ class Memtable:
             self.has_deletes = True
         self.latest.update(writes)
         self.bytes_used += size + ENTRY_OVERHEAD_BYTES * len(writes)
-        if self.census is not None:
-            self.census.dirty.update(writes)
+        census = self.order.census
+        if census is not None:
+            census.dirty.update(writes)
 
     def write_parts(self, seqno: Seqno, parts: Iterable[tuple[int, WriteBatch]]) -> None:
         """Apply what a commit does to other tables. Their keys and values count in the size that `write` is told."""
@@ -257,11 +204,11 @@ class Memtable:
     @classmethod
     def combined(cls, older: Memtable, newer: Memtable, readers: Readers | None = None) -> Memtable:
         """Both as one frozen table, as of the newest commit. Requires: no commit is applied meanwhile. O(keys)."""
-        table = cls(newer.last_seqno, newer._state_lock, newer.lock, readers)
+        table = cls(newer.last_seqno, newer._state_lock, newer.order.lock, readers)
         deleted = newer.ranges.newest
         latest: dict[bytes, Any] = {key: None if deleted.at(key) else older.get(key) for key in older.latest}
         latest.update((key, newer.get(key)) for key in newer.latest)
-        table.latest = latest
+        table.latest.update(latest)
         for bounds in (*older.ranges.newest.ranges(), *deleted.ranges()):
             table.ranges.add(newer.last_seqno, bounds, copy=False)
         if table.ranges:
@@ -272,7 +219,7 @@ class Memtable:
         table.bytes_used += sum(map(len, latest)) + sum(map(len, filter(None, latest.values())))
         olds, news = dict(older.parts()), dict(newer.parts())
         for number in {*olds, *news}:
-            nothing = cls(newer.last_seqno, newer._state_lock, newer.lock)
+            nothing = cls(newer.last_seqno, newer._state_lock, newer.order.lock)
             part = cls.combined(olds.get(number, nothing), news.get(number, nothing), table.readers)
             table._parts = {**(table._parts or {}), number: part}
             table.bytes_used += part.bytes_used
@@ -345,62 +292,11 @@ class Memtable:
             values = [self.get_at(key, seqno) for key in keys]
         return values
 
-    @locked
-    def keys_between(
-        self, start: bytes | None, stop: bytes | None, *, after: bytes | None, reverse: bool, most: int
-    ) -> list[bytes]:
-        """Up to `most` keys of [start, stop) in order, beyond `after` (exclusive) in that direction."""
-        self._fold()
-        inclusive = (True, False)
-        if after is not None:
-            if reverse:
-                stop = after
-            else:
-                start = after
-                inclusive = (False, False)
-        return list(islice(self._order.irange(start, stop, inclusive, reverse), most))
-
-    def keys_added(self, first: int, stop: int) -> list[bytes]:
-        """The keys that came as number `first` (from 0) up to but without `stop`. Needs no lock."""
-        while True:
-            try:
-                return list(islice(self.latest, first, stop))
-            except RuntimeError:
-                # The leader added a key after the iterator was made and before it was used up.
-                continue
-
-    def in_order(self, yield_to_writers: Callable[[], None]) -> Iterator[list[bytes]]:
-        """All keys in order, in short lists. Requires: the table is frozen.
-
-        Not by way of the order that scans use, which is made in one go.
-        """
-        return sorted_in_steps(self.latest, yield_to_writers)
-
-    def _fold(self) -> None:
-        # Requires: lock. Keys never leave `latest` and a dict keeps insertion order, so the new ones are its last. The
-        # leader may add one meanwhile; then the last `new` would not be all: count again.
-        if self._order_broken:
-            self._order, self._ordered, self._order_broken = SortedList(), 0, False
-        latest = self.latest
-        while new := len(latest) - self._ordered:
-            try:
-                keys = list(islice(reversed(latest), new))
-            except RuntimeError:
-                # A key was added after the iterator was made and before it was used up.
-                continue
-            if len(latest) == self._ordered + new:
-                self._order_broken = True
-                self._order.update(keys)
-                self._ordered += new
-                self._order_broken = False
-                break
-
     # -- checking -------------------------------------------------------------------------------
 
     def _check(self) -> None:
         """Raise AssertionError where the table's own rules do not hold (for the tests)."""
-        keys = self.keys_between(None, None, after=None, reverse=False, most=len(self.latest) + 1)
-        assert keys == sorted(self.latest), "order and dict disagree"
+        self.order._check()
         assert self.has_deletes or None not in self.latest.values(), "has_deletes"
         assert set(self.written_at) <= set(self.latest), "a seqno of a key that was not written"
         for _, part in self.parts():

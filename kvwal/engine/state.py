@@ -209,7 +209,7 @@ class State:
         # Requires: lock.
         memtable = self.version.memtable
         self._plain = not (
-            self.readers or memtable.ranges or memtable.versions or self._gaps.active or memtable.census is not None
+            self.readers or memtable.ranges or memtable.versions or memtable.order.census or self._gaps.active
         )
 
     def _see_to_memory(self, memtable: Memtable) -> None:

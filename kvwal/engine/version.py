@@ -98,7 +98,7 @@ class Version:
                 # Beyond these pairs nothing is wanted.
                 start, stop = (pairs[-1][0], stop) if reverse else (start, pairs[-1][0] + b"\0")
             # One more, to see whether they are all.
-            keys = memtable.keys_between(start, stop, after=None, reverse=reverse, most=most + 1)
+            keys = memtable.order.between(start, stop, after=None, reverse=reverse, most=most + 1)
         return pairs, keys, ended
 
     def overlay(
@@ -175,7 +175,7 @@ class Version:
             return Counted(memtable, seqno, below, _census_of(memtable), extent).count(start, stop)
         census = None if reader is None else reader.censuses.get(self)
         if census is None:
-            census = Census() if memtable.census is None else memtable.census.of_older_moment()
+            census = Census() if memtable.order.census is None else memtable.order.census.of_older_moment()
             if reader is not None:
                 reader.censuses[self] = census
         return Counted(memtable, seqno, below, census, Extent.of(memtable)).count(start, stop)
@@ -187,9 +187,9 @@ class Version:
 
 
 def _census_of(memtable: Memtable) -> Census:
-    if memtable.census is None:
-        memtable.census = Census()
-    return memtable.census
+    if memtable.order.census is None:
+        memtable.order.census = Census()
+    return memtable.order.census
 
 
 def _memtable_chunks(
@@ -207,7 +207,7 @@ def _memtable_chunks(
     while True:
         # Before the lock: after a fork no thread may be there to give it back.
         check()
-        keys = memtable.keys_between(start, stop, after=after, reverse=reverse, most=most)
+        keys = memtable.order.between(start, stop, after=after, reverse=reverse, most=most)
         if not keys:
             return
         after = keys[-1]

@@ -155,7 +155,7 @@ def test_locks_that_other_threads_held_do_not_hang_the_child(db: kvwal.Store, lo
     txn[b"b"] = b""
     held: Any = {
         "state": db.engine.state.lock,
-        "order": db.engine.state.version.memtable.lock,
+        "order": db.engine.state.version.memtable.order.lock,
         "queue": db.engine.queue.queue_lock,
         "checkpoint": db.engine._checkpointer.lock if db.engine._checkpointer else None,
         "close": db.engine.lock,

@@ -15,7 +15,7 @@ from sortedcontainers import SortedDict
 import kvwal
 import kvwal.engine.gaps
 from kvwal.engine.gaps import Gaps
-from kvwal.engine.memtable import Memtable
+from kvwal.engine.key_order import KeyOrder
 from kvwal.keys import KeyRange, Seqno
 from kvwal.testing import SimulatedDisk
 
@@ -167,15 +167,15 @@ def opened(**options: Any) -> kvwal.Store:
 def passed(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], int]]:
     """How many keys of memtables the scans have passed since it was last asked."""
     count = 0
-    between = Memtable.keys_between
+    between = KeyOrder.between
 
-    def counted(self: Memtable, *args: Any, **kwargs: Any) -> list[bytes]:
+    def counted(self: KeyOrder, *args: Any, **kwargs: Any) -> list[bytes]:
         nonlocal count
         keys = between(self, *args, **kwargs)
         count += len(keys)
         return keys
 
-    monkeypatch.setattr(Memtable, "keys_between", counted)
+    monkeypatch.setattr(KeyOrder, "between", counted)
 
     def since_last() -> int:
         nonlocal count

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from store_fixtures import interrupted_at
 
 from kvwal.batch import WriteBatch
-from kvwal.engine.memtable import Memtable, sorted_in_steps
+from kvwal.engine.memtable import Memtable
 from kvwal.engine.readers import Reader
 from kvwal.engine.value import MISSING
 from kvwal.engine.version import Version
@@ -155,58 +155,6 @@ def test_a_commit_says_its_seqno_before_its_value_too(way: str) -> None:
     assert [state.read_at(reader, b"a") for reader in readers] == [b"1", b"2", b"3"]
 
 
-def test_ordered_keys_stay_right_while_keys_come_between_scans() -> None:
-    table = Memtable(Seqno(0))
-    for seqno, key in enumerate([b"m", b"c", b"x", b"a", b"m", b"n"], 1):
-        table.apply(Seqno(seqno), batch_of((key, b"")), 1)
-        table._check()
-    assert table.keys_between(b"b", b"n", after=None, reverse=False, most=9) == [b"c", b"m"]
-    assert table.keys_between(None, None, after=b"m", reverse=False, most=1) == [b"n"]
-    assert table.keys_between(None, None, after=b"m", reverse=True, most=9) == [b"c", b"a"]
-    assert table.keys_between(b"c", b"x", after=None, reverse=True, most=9) == [b"n", b"m", b"c"]
-
-
-def test_keys_are_numbered_as_they_come() -> None:
-    table = table_of(batch_of((b"m", b"")), batch_of((b"c", b""), (b"a", b"")), batch_of((b"m", b"2"), (b"b", None)))
-    assert table.keys_added(0, 9) == [b"m", b"c", b"a", b"b"]
-    assert table.keys_added(1, 3) == [b"c", b"a"]
-
-
-@given(st.lists(st.binary(max_size=4), unique=True))
-def test_keys_sorted_in_steps_are_sorted(keys: list[bytes]) -> None:
-    assert [key for step in sorted_in_steps(keys, lambda: None) for key in step] == sorted(keys)
-
-
-@pytest.mark.parametrize(
-    "order",
-    [
-        lambda number: number,
-        lambda number: -number,
-        lambda number: number * 7919 % 30_011,
-        # From sources that take turns.
-        lambda number: number % 128 * 1000 + number // 128,
-        lambda number: number % 3 * 20_000 + number // 3,
-    ],
-    ids=["ascending", "descending", "scattered", "128 sources", "3 sources"],
-)
-def test_no_step_of_sorting_is_long(order: Any) -> None:
-    """No other thread runs during a step, so the writers are let through around each, and none takes many keys."""
-    keys = [b"%08d" % (order(number) + 40_000) for number in range(30_000)]
-    calls = 0
-
-    def yield_to_writers() -> None:
-        nonlocal calls
-        calls += 1
-
-    found: list[bytes] = []
-    for step in sorted_in_steps(keys, yield_to_writers):
-        assert len(step) < 4096
-        assert calls, "not even once since the step before"
-        calls = 0
-        found += step
-    assert found == sorted(keys)
-
-
 def test_a_wider_range_swallows_those_inside_it_unless_a_reader_sees_the_past() -> None:
     inner, outer = batch_of(((b"b", b"c"),)), batch_of(((b"a", b"d"),))
     table = table_of(inner, outer)
@@ -301,28 +249,6 @@ def test_a_put_after_a_range_delete_is_seen_and_older_sources_stay_hidden(stop: 
     # A key that the table does not have: what it says of it is what its ranges say.
     assert table.get(b"below") is None
     assert table.get(b"zz") is (None if stop is None else MISSING)
-
-
-@pytest.mark.parametrize("more", [5, 60], ids=["few", "many"])
-@pytest.mark.parametrize("first", [0, 100])
-def test_an_interruption_anywhere_while_keys_are_put_in_order_loses_none(first: int, more: int) -> None:
-    """Interrupted in the midst of it, the order had lost keys, or had them twice, and so had the next checkpoint."""
-    for step in range(1, 2000):
-        table = Memtable(Seqno(0))
-        table.apply(Seqno(1), batch_of(*((b"%03d" % n, b"v") for n in range(0, 2 * first, 2))), 1)
-        table._check()
-        table.apply(Seqno(2), batch_of(*((b"%03d" % n, b"v") for n in range(1, 2 * more, 2))), 1)
-        scan = partial(table.keys_between, None, None, after=None, reverse=False, most=1)
-        interrupted = interrupted_at(step, scan) is not None
-        table._check()
-        assert (
-            table.keys_between(b"001", b"004", after=None, reverse=False, most=9)
-            == sorted(table.latest)[bool(first) : 2 + bool(first) * 2]
-        )
-        assert not table.lock._is_owned(), step
-        if not interrupted:
-            return
-    raise AssertionError("putting in order has no end")
 
 
 @pytest.mark.parametrize("watched", [False, True])

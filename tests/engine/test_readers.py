@@ -122,7 +122,7 @@ class Model:
             seqno = reader.seqno
             for key in KEYS:
                 assert table.get_at(key, seqno) == self.expected(key, seqno), (key, seqno)
-            keys = table.keys_between(None, None, after=None, reverse=False, most=100)
+            keys = table.order.between(None, None, after=None, reverse=False, most=100)
             assert list(table.values_at(keys, seqno)) == [self.expected(key, seqno) for key in keys]
             cover = table.cover(seqno)
             for key in KEYS:
@@ -133,11 +133,11 @@ class Model:
             assert table.get(key) == self.expected(key, now), key
         low, high = sorted([self.random.choice(KEYS), self.random.choice(KEYS)])
         for reverse in (False, True):
-            found = table.keys_between(low, high, after=None, reverse=reverse, most=3)
+            found = table.order.between(low, high, after=None, reverse=reverse, most=3)
             ordered = sorted((k for k in table.latest if low <= k < high), reverse=reverse)
             assert found == ordered[:3]
             if found:
-                after = table.keys_between(low, high, after=found[0], reverse=reverse, most=3)
+                after = table.order.between(low, high, after=found[0], reverse=reverse, most=3)
                 assert after == ordered[1:4]
 
 

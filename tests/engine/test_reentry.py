@@ -22,8 +22,8 @@ from kvwal.testing import SimulatedDisk
 LOCKS: dict[str, Callable[[kvwal.Store], Lock]] = {
     "state": lambda db: db.engine.state.lock,
     "queue": lambda db: db.engine.queue.queue_lock,
-    "memtable": lambda db: db.engine.state.version.memtable.lock,
-    "frozen": lambda db: db.engine.state.version.frozen.lock,  # type: ignore[union-attr]
+    "memtable": lambda db: db.engine.state.version.memtable.order.lock,
+    "frozen": lambda db: db.engine.state.version.frozen.order.lock,  # type: ignore[union-attr]
     "reserve": lambda db: db.engine._pressure.lock,
     "lead": lambda db: db.engine.queue.lock,
 }

@@ -10,7 +10,7 @@ import pytest
 from pages_fixtures import Scratch
 
 import kvwal
-from kvwal.engine.memtable import Memtable
+from kvwal.engine.key_order import KeyOrder
 from kvwal.engine.state import State
 from kvwal.engine.version import Version
 
@@ -199,15 +199,15 @@ def test_a_commit_between_the_keys_and_their_values_is_noticed(
     """Keys are looked for without the lock; what is published before the lock is held must not be missed."""
     with kvwal.open(tmp_path / "db", background=False) as db:
         db.update({key(number): b"old" for number in range(0, 20, 2)})
-        original = Memtable.keys_between
+        original = KeyOrder.between
 
-        def keys_between(self: Memtable, *bounds: Any, **options: Any) -> list[bytes]:
+        def between(self: KeyOrder, *bounds: Any, **options: Any) -> list[bytes]:
             found = original(self, *bounds, **options)
-            monkeypatch.setattr(Memtable, "keys_between", original)
+            monkeypatch.setattr(KeyOrder, "between", original)
             db.update({key(3): b"new", key(4): b"new"})
             return found
 
-        monkeypatch.setattr(Memtable, "keys_between", keys_between)
+        monkeypatch.setattr(KeyOrder, "between", between)
         found = list(db.scan(key(2), limit=3))
         assert reads_at_once == [False]
         assert found == [(key(2), b"old"), (key(3), b"new"), (key(4), b"new")]

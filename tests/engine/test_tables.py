@@ -294,7 +294,7 @@ def test_all_memtables_of_a_store_have_one_lock_for_the_order_of_their_keys(db: 
         for memtable in (state.version.memtable, state.version.frozen):
             assert memtable is not None
             for each in (memtable, *(part for _, part in memtable.parts())):
-                assert each.lock is state.order_lock
+                assert each.order.lock is state.order_lock
 
 
 def test_a_table_is_deleted_and_made_again(db: kvwal.Store) -> None:

@@ -1,0 +1,95 @@
+"""The order of a memtable's keys, which is made while keys come."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from store_fixtures import interrupted_at
+
+from kvwal.engine.key_order import KeyOrder, sorted_in_steps
+from kvwal.locks import new_lock
+
+
+def made() -> tuple[dict[bytes, bytes | None], KeyOrder]:
+    latest: dict[bytes, bytes | None] = {}
+    return latest, KeyOrder(latest, new_lock())
+
+
+def test_ordered_keys_stay_right_while_keys_come_between_scans() -> None:
+    latest, order = made()
+    for key in [b"m", b"c", b"x", b"a", b"m", b"n"]:
+        latest[key] = b""
+        order._check()
+    assert order.between(b"b", b"n", after=None, reverse=False, most=9) == [b"c", b"m"]
+    assert order.between(None, None, after=b"m", reverse=False, most=1) == [b"n"]
+    assert order.between(None, None, after=b"m", reverse=True, most=9) == [b"c", b"a"]
+    assert order.between(b"c", b"x", after=None, reverse=True, most=9) == [b"n", b"m", b"c"]
+
+
+def test_keys_are_numbered_as_they_come() -> None:
+    latest, order = made()
+    latest.update({b"m": b"", b"c": b"", b"a": b""})
+    latest.update({b"m": b"2", b"b": None})
+    assert order.added(0, 9) == [b"m", b"c", b"a", b"b"]
+    assert order.added(1, 3) == [b"c", b"a"]
+
+
+@given(st.lists(st.binary(max_size=4), unique=True))
+def test_keys_sorted_in_steps_are_sorted(keys: list[bytes]) -> None:
+    assert [key for step in sorted_in_steps(keys, lambda: None) for key in step] == sorted(keys)
+
+
+@pytest.mark.parametrize(
+    "order",
+    [
+        lambda number: number,
+        lambda number: -number,
+        lambda number: number * 7919 % 30_011,
+        # From sources that take turns.
+        lambda number: number % 128 * 1000 + number // 128,
+        lambda number: number % 3 * 20_000 + number // 3,
+    ],
+    ids=["ascending", "descending", "scattered", "128 sources", "3 sources"],
+)
+def test_no_step_of_sorting_is_long(order: Any) -> None:
+    """No other thread runs during a step, so the writers are let through around each, and none takes many keys."""
+    keys = [b"%08d" % (order(number) + 40_000) for number in range(30_000)]
+    calls = 0
+
+    def yield_to_writers() -> None:
+        nonlocal calls
+        calls += 1
+
+    found: list[bytes] = []
+    for step in sorted_in_steps(keys, yield_to_writers):
+        assert len(step) < 4096
+        assert calls, "not even once since the step before"
+        calls = 0
+        found += step
+    assert found == sorted(keys)
+
+
+@pytest.mark.parametrize("more", [5, 60], ids=["few", "many"])
+@pytest.mark.parametrize("first", [0, 100])
+def test_an_interruption_anywhere_while_keys_are_put_in_order_loses_none(first: int, more: int) -> None:
+    """Interrupted in the midst of it, the order had lost keys, or had them twice, and so had the next checkpoint."""
+    for step in range(1, 2000):
+        latest, order = made()
+        latest.update((b"%03d" % n, b"v") for n in range(0, 2 * first, 2))
+        order._check()
+        latest.update((b"%03d" % n, b"v") for n in range(1, 2 * more, 2))
+        scan = partial(order.between, None, None, after=None, reverse=False, most=1)
+        interrupted = interrupted_at(step, scan) is not None
+        order._check()
+        assert (
+            order.between(b"001", b"004", after=None, reverse=False, most=9)
+            == sorted(latest)[bool(first) : 2 + bool(first) * 2]
+        )
+        assert not order.lock._is_owned(), step
+        if not interrupted:
+            return
+    raise AssertionError("putting in order has no end")
