@@ -82,9 +82,9 @@ def check_store(db: kvwal.Store) -> None:
     state.release_pages()
     readers = state.readers.all()
     assert len(version.readers) == sum(reader.version is version for reader in readers)
-    assert len(version.memtable.readers) == sum(reader.version.memtable is version.memtable for reader in readers)
+    assert len(version.memtable.older.readers) == sum(reader.version.memtable is version.memtable for reader in readers)
     oldest = min((reader.seqno for reader in readers if reader.version.memtable is version.memtable), default=None)
-    assert version.memtable.readers.oldest() == oldest
+    assert version.memtable.older.readers.oldest() == oldest
     pinned = engine._pages.pins.counts()
     assert set(pinned) == {each.tree.meta.generation for each in (version, *(reader.version for reader in readers))}
     # Invariant: a row is the newest published value of its key.

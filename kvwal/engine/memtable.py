@@ -10,23 +10,21 @@ Rules:
 - A deleted range is an entry of `ranges`, and nothing else: O(log ranges), however many keys it covers. It hides the
   older sources and those values of `latest` that were written before it. Which these are is known from `written_at`:
   only keys written while the map is not empty carry a seqno.
-- While a reader of an older moment is registered, what a commit replaces is first written to `versions`: "until before
-  `seqno`, this key had this value here, written at that seqno".
+- While a reader of an older moment is registered, what a commit replaces is kept in `older` (older_values.py).
 - The other tables of a commit have a memtable each, which is a part of this one: it has its readers, is frozen with it,
   and its memory counts here.
-- Invariant: within a commit `ranges` change first, then `versions`, then `written_at`, then `latest`. So a reader that
-  looks into `latest` first and `versions` after needs no lock while there are no ranges.
+- Invariant: within a commit `ranges` change first, then `older`, then `written_at`, then `latest`. So a reader that
+  looks into `latest` first and `older` after needs no lock while there are no ranges.
 """
 
 from __future__ import annotations
 
-from bisect import bisect_right
-from collections.abc import Callable, Iterable, Sequence
-from operator import itemgetter
-from typing import Any, Final, TypeAlias
+from collections.abc import Iterable, Sequence
+from typing import Any, Final
 
 from kvwal.batch import WriteBatch
 from kvwal.engine.key_order import KeyOrder
+from kvwal.engine.older_values import OlderValues
 from kvwal.engine.range_map import Cover, RangeMap
 from kvwal.engine.readers import Readers
 from kvwal.engine.value import MISSING, Missing, Value
@@ -35,29 +33,24 @@ from kvwal.locks import Lock, new_lock
 
 __all__ = ["ENTRY_OVERHEAD_BYTES", "Memtable"]
 
-_Version: TypeAlias = "tuple[Seqno, Value | Missing, int]"
-_seqno_of: Final[Callable[[_Version], Seqno]] = itemgetter(0)
-
 # What an entry costs beside the bytes of its key and value: two object headers (33 each) rounded up by the allocator,
 # and a slot in two dicts (this one, and the row cache) and later in the order.
 ENTRY_OVERHEAD_BYTES: Final = 220
-_VERSION_OVERHEAD_BYTES: Final = 200
+
 
 class Memtable:
-    """Newest values by key, lazily ordered, with older versions while a registered reader needs them."""
+    """Newest values by key, lazily ordered, with older ones while a registered reader needs them."""
 
     __slots__ = (
         "_parts",
         "_state_lock",
-        "_sweep_at",
         "bytes_used",
         "has_deletes",
         "last_seqno",
         "latest",
+        "older",
         "order",
         "ranges",
-        "readers",
-        "versions",
         "written_at",
     )
 
@@ -76,10 +69,7 @@ class Memtable:
         self.has_deletes = False
         self.ranges = RangeMap()
         self.written_at: dict[bytes, Seqno] = {}
-        self.versions: dict[bytes, list[_Version]] = {}
-        self._sweep_at = 1024
-        #: Who reads this table. Shared by all versions that have it as their newest.
-        self.readers = Readers() if readers is None else readers
+        self.older = OlderValues(Readers() if readers is None else readers)
         self._parts: dict[int, Memtable] | None = None
         #: Estimate of the memory held, for the budget.
         self.bytes_used = 0
@@ -100,7 +90,7 @@ class Memtable:
             self._parts = {}
         part = self._parts.get(table)
         if part is None:
-            part = Memtable(self.last_seqno, self._state_lock, self.order.lock, self.readers)
+            part = Memtable(self.last_seqno, self._state_lock, self.order.lock, self.older.readers)
             self._parts[table] = part
         return part
 
@@ -118,7 +108,7 @@ class Memtable:
     def delete_ranges(self, seqno: Seqno, deleted: Iterable[KeyRange]) -> None:
         """Apply the deleted ranges of a commit. To be followed by `write`, in the same section."""
         self.last_seqno = seqno
-        ranges, readers = self.ranges, self.readers
+        ranges, readers = self.ranges, self.older.readers
         ranges.forget_former(readers.oldest())
         for bounds in deleted:
             ranges.add(seqno, bounds, copy=bool(readers) and readers.newest >= ranges.last_seqno)
@@ -128,10 +118,12 @@ class Memtable:
         """Apply the puts and deletes of a commit, of `size` bytes of keys and values."""
         # First: a scan that took values without a lock looks here to see whether they may be younger than it is.
         self.last_seqno = seqno
-        if self.readers:
-            self._keep(seqno, writes)
-        elif self.versions:
-            self._forget_versions()
+        older = self.older
+        if older.readers:
+            self.bytes_used += older.keep(seqno, writes, self.latest, self.written_at)
+        elif older:
+            self.bytes_used -= older.forget()
+            self.ranges.forget_former(None)
         if self.ranges:
             self.written_at.update(dict.fromkeys(writes, seqno))
         if not self.has_deletes and None in writes.values():
@@ -158,49 +150,6 @@ class Memtable:
         if batch.others is not None:
             self.write_parts(seqno, batch.parts())
 
-    def _keep(self, seqno: Seqno, writes: Iterable[bytes]) -> None:
-        """Remember what `writes` replaces, as far as a registered reader needs it."""
-        versions, latest, written_at = self.versions, self.latest, self.written_at
-        oldest = self.readers.oldest()
-        newest = self.readers.newest
-        if oldest is None:
-            return
-        count = 0
-        for key in writes:
-            history = versions.get(key)
-            if history is None:
-                versions[key] = [(seqno, latest.get(key, MISSING), written_at.get(key, 0))]
-            elif history[-1][0] > newest or history[-1][0] == seqno:
-                # No registered reader reads what the last commit wrote here; or this is the same commit, done again
-                # after an interruption.
-                continue
-            else:
-                entry = (seqno, latest.get(key, MISSING), written_at.get(key, 0))
-                if history[0][0] <= oldest:
-                    # Entries say what held *before* their seqno: no reader reads that far back any more. A new list,
-                    # since a reader may be looking into the old one.
-                    versions[key] = [*history[bisect_right(history, oldest, key=_seqno_of) :], entry]
-                else:
-                    history.append(entry)
-            count += 1
-        self.bytes_used += count * _VERSION_OVERHEAD_BYTES
-        if len(versions) > self._sweep_at:
-            self._sweep(oldest)
-
-    def _sweep(self, oldest: Seqno) -> None:
-        # A walk over the versions, amortized: it comes when their number has doubled.
-        before = len(self.versions)
-        self.versions = {key: history for key, history in self.versions.items() if history[-1][0] > oldest}
-        self._sweep_at = 2 * len(self.versions) + 1024
-        self.bytes_used -= (before - len(self.versions)) * _VERSION_OVERHEAD_BYTES
-
-    def _forget_versions(self) -> None:
-        """No reader of an older moment is left."""
-        self.bytes_used -= len(self.versions) * _VERSION_OVERHEAD_BYTES
-        self.versions = {}
-        self._sweep_at = 1024
-        self.ranges.forget_former(None)
-
     @classmethod
     def combined(cls, older: Memtable, newer: Memtable, readers: Readers | None = None) -> Memtable:
         """Both as one frozen table, as of the newest commit. Requires: no commit is applied meanwhile. O(keys)."""
@@ -220,7 +169,7 @@ class Memtable:
         olds, news = dict(older.parts()), dict(newer.parts())
         for number in {*olds, *news}:
             nothing = cls(newer.last_seqno, newer._state_lock, newer.order.lock)
-            part = cls.combined(olds.get(number, nothing), news.get(number, nothing), table.readers)
+            part = cls.combined(olds.get(number, nothing), news.get(number, nothing), table.older.readers)
             table._parts = {**(table._parts or {}), number: part}
             table.bytes_used += part.bytes_used
         return table
@@ -246,13 +195,13 @@ class Memtable:
     def get_at(self, key: bytes, seqno: Seqno) -> Value | Missing:
         """Like `get`, as of commit `seqno`. Requires: a reader at `seqno` has been registered since.
 
-        O(log versions of the key).
+        O(log older values of the key).
         """
         if not self.ranges:
             value: Value | Missing = self.latest.get(key, MISSING)
-            history = self.versions.get(key)
-            if history is not None and history[-1][0] > seqno:
-                return history[bisect_right(history, seqno, key=_seqno_of)][1]
+            older = self.older.at(key, seqno)
+            if older is not None:
+                return older[1]
             # A first range may have been added since; then `latest` may have been written after it.
             if not self.ranges:
                 return value
@@ -268,9 +217,9 @@ class Memtable:
     def _covered(self, key: bytes, seqno: Seqno) -> Value | Missing:
         value: Value | Missing = self.latest.get(key, MISSING)
         written = self.written_at.get(key, 0)
-        history = self.versions.get(key)
-        if history is not None and history[-1][0] > seqno:
-            _, value, written = history[bisect_right(history, seqno, key=_seqno_of)]
+        older = self.older.at(key, seqno)
+        if older is not None:
+            _, value, written = older
         if value is not None and self.ranges.at(seqno).at(key) > written:
             return None
         return value
@@ -299,12 +248,8 @@ class Memtable:
         self.order._check()
         assert self.has_deletes or None not in self.latest.values(), "has_deletes"
         assert set(self.written_at) <= set(self.latest), "a seqno of a key that was not written"
+        self.older._check(self.last_seqno)
         for _, part in self.parts():
-            assert part.readers is self.readers, "a part with readers of its own"
+            assert part.older.readers is self.older.readers, "a part with readers of its own"
             assert part.last_seqno <= self.last_seqno, "a part from the future"
             part._check()
-        for history in self.versions.values():
-            seqnos = [at for at, _, _ in history]
-            assert seqnos == sorted(set(seqnos)), "versions out of order"
-            assert seqnos[-1] <= self.last_seqno, "a version from the future"
-            assert all(written < at for at, _, written in history), "a value that was replaced before it was written"

@@ -209,7 +209,7 @@ class State:
         # Requires: lock.
         memtable = self.version.memtable
         self._plain = not (
-            self.readers or memtable.ranges or memtable.versions or memtable.order.census or self._gaps.active
+            self.readers or memtable.ranges or memtable.older or memtable.order.census or self._gaps.active
         )
 
     def _see_to_memory(self, memtable: Memtable) -> None:
@@ -420,7 +420,7 @@ class State:
         self._finish()
         version, seqno = self.version, self.seqno
         reader = Reader(version, seqno, purpose, since_us, owner)
-        registries: tuple[Readers, ...] = (version.memtable.readers, version.readers, self.readers)
+        registries: tuple[Readers, ...] = (version.memtable.older.readers, version.readers, self.readers)
         if writer:
             # Decided under the lock that publishing takes: every commit after `seqno` sees this writer and is recorded,
             # and none before it can matter.
@@ -438,7 +438,7 @@ class State:
         if reader.is_released:
             raise closed(reader.purpose)
         other = reader.again(purpose)
-        other.register(other.version.memtable.readers, other.version.readers, self.readers)
+        other.register(other.version.memtable.older.readers, other.version.readers, self.readers)
         return other
 
     # -- counting -------------------------------------------------------------------------------

@@ -50,7 +50,7 @@ def table_of(*commits: WriteBatch) -> Memtable:
 def read_at(table: Memtable, seqno: int) -> Reader:
     """A registered reader of the table."""
     reader = Reader(Version(table, None, None), Seqno(seqno), "test", 0, None)  # type: ignore[arg-type]
-    reader.register(table.readers)
+    reader.register(table.older.readers)
     return reader
 
 
@@ -189,49 +189,9 @@ def test_a_range_costs_the_same_however_many_keys_it_covers() -> None:
     before = table.bytes_used
     table.apply(Seqno(2), batch_of(((b"", None),)), 0)
     assert table.latest == latest
-    assert (table.versions, table.written_at) == ({}, {})
+    assert (table.older._by_key, table.written_at) == ({}, {})
     assert table.bytes_used < before + 500
     assert all(table.get(key) is None for key in latest)
-
-
-def test_versions_that_no_reader_needs_any_more_are_swept() -> None:
-    table = Memtable(Seqno(0))
-    readers: list[Reader] = []
-    for seqno in range(1, 5000):
-        # Readers that move along: what is older than they are must not pile up.
-        readers.append(read_at(table, seqno - 1))
-        del readers[:-10]
-        table.apply(Seqno(seqno), batch_of((b"k%d" % seqno, b"")), 1)
-    assert len(table.versions) < 2200
-    used = table.bytes_used
-    readers.clear()
-    table.apply(Seqno(5000), batch_of((b"k", b"")), 1)
-    assert table.versions == {}
-    assert table.bytes_used < used
-    table._check()
-
-
-def test_versions_of_a_hot_key_do_not_pile_up_while_readers_come_and_go() -> None:
-    table = Memtable(Seqno(0))
-    readers: list[Reader] = []
-    for seqno in range(1, 5000):
-        readers.append(read_at(table, seqno - 1))
-        del readers[:-10]
-        table.apply(Seqno(seqno), batch_of((b"hot", b"%d" % seqno)), 1)
-        assert len(table.versions[b"hot"]) <= 11
-    assert [table.get_at(b"hot", reader.seqno) for reader in readers] == [b"%d" % reader.seqno for reader in readers]
-
-
-def test_only_what_a_registered_reader_can_see_is_kept() -> None:
-    """Between two readers a key may be written a thousand times."""
-    table = Memtable(Seqno(0))
-    reader = read_at(table, 0)
-    for seqno in range(1, 1001):
-        table.apply(Seqno(seqno), batch_of((b"k", b"%d" % seqno)), 1)
-    assert len(table.versions[b"k"]) == 1
-    assert table.get_at(b"k", Seqno(0)) is MISSING
-    assert table.get(b"k") == b"1000"
-    reader.release()
 
 
 @pytest.mark.parametrize("stop", [None, b"z"])

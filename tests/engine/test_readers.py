@@ -1,4 +1,4 @@
-"""Registered readers, and the versions of a memtable that stay because of them."""
+"""Registered readers, and what a memtable keeps because of them."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ class Model:
 
     def register(self) -> None:
         reader = reader_at(len(self.moments) - 1)
-        reader.register(self.table.readers)
+        reader.register(self.table.older.readers)
         self.readers.append(reader)
 
     def expected(self, key: bytes, seqno: int) -> Any:
@@ -153,37 +153,6 @@ def test_a_memtable_keeps_each_moment_that_a_reader_is_registered_for(random: Ra
         elif model.readers:
             model.readers.pop(random.randrange(len(model.readers))).release()
         model.check()
-
-
-def test_versions_of_a_hot_key_are_bounded_by_its_readers() -> None:
-    """A reader at each end: only what one of them reads stays."""
-    table = Memtable(Seqno(0))
-    batch = WriteBatch()
-    kept = reader_at(0)
-    kept.register(table.readers)
-    for number in range(1, 20_000):
-        batch.writes = {b"hot": b"%d" % number}
-        table.apply(Seqno(number), batch, 10)
-    assert len(table.versions[b"hot"]) == 1
-    assert table.get_at(b"hot", Seqno(0)) is MISSING
-    kept.release()
-    for number in range(20_000, 22_000):
-        reader = reader_at(number - 1)
-        reader.register(table.readers)
-        batch.writes = {b"hot": b"%d" % number}
-        table.apply(Seqno(number), batch, 10)
-        reader.release()
-    # Each was the only one when it was there.
-    assert len(table.versions[b"hot"]) <= 3
-
-
-def test_versions_of_many_keys_are_swept_when_their_readers_have_left() -> None:
-    with kvwal.open("/kv", files=SimulatedDisk(), background=False, durability="os") as db:
-        for number in range(10_000):
-            # A transaction is a reader of the moment before its own commit.
-            with db.transaction() as txn:
-                txn[b"%06d" % number] = b"x"
-        assert len(db.engine.state.version.memtable.versions) <= 4096
 
 
 def test_a_snapshot_that_is_forgotten_pins_nothing() -> None:
