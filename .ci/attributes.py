@@ -21,7 +21,6 @@ from mypy.server.deps import get_dependencies
 MOST = 12
 BEYOND = {
     "kvwal.engine.engine.Engine": 23,
-    "kvwal.engine.memtable.Memtable": 26,
     "kvwal.engine.request.CommitRequest": 20,
     "kvwal.engine.state.State": 32,
 }

@@ -413,9 +413,8 @@ MUTANTS: tuple[Mutant, ...] = (
         "exhaustive",
         (
             "kvwal.engine.recovery:_replay",
-            "memtable.apply(record.seqno, record.batch(), record.size)",
-            "batch = record.batch()\n        if len(batch.writes) > 1:\n            batch.writes.popitem()\n"
-            "        memtable.apply(record.seqno, batch, record.size)",
+            "batch = record.batch()",
+            "batch = record.batch()\n        if len(batch.writes) > 1:\n            batch.writes.popitem()",
         ),
         first="batches",
     ),

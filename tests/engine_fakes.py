@@ -9,6 +9,7 @@ from typing import Any
 
 from kvwal.batch import WriteBatch
 from kvwal.engine.commit import CommitQueue
+from kvwal.engine.memtable import Memtable
 from kvwal.engine.request import CommitRequest
 from kvwal.engine.state import State
 from kvwal.events import Events
@@ -140,6 +141,17 @@ def make(*, reserve: bool = False, events: Events | None = None) -> tuple[Commit
     state = State(FakePages(), cache_bytes=1 << 20, memtable_bytes=1 << 20)  # type: ignore[arg-type]
     log = FakeLog()
     return CommitQueue(log, state, FakePressure(reserve=reserve), Events() if events is None else events), log, state
+
+
+def apply(table: Memtable, seqno: int, batch: WriteBatch, size: int = 10) -> None:
+    """Apply one commit to a memtable."""
+    table.write(Seqno(seqno), batch.writes, size, batch.ranges, batch.parts())
+
+
+def values_at(table: Memtable, seqno: int) -> dict[bytes, bytes | None]:
+    """What a memtable itself knows of its keys as of a commit."""
+    chunks = table.chunks(Seqno(seqno), None, None, reverse=False, walk=None, check=lambda: None)
+    return {key: value for chunk in chunks for key, value in zip(*chunk, strict=True)}
 
 
 def put_request(key: bytes, value: bytes, **options: Any) -> CommitRequest:

@@ -179,7 +179,7 @@ class Background:
         if (self._may_compact and self._checkpointer.is_sparse()) or self._log.can_give_back:
             return _IDLE_S
         version = self._state.version
-        if version.memtable.is_empty() and version.frozen is None:
+        if not version.memtable and version.frozen is None:
             return None
         # No longer than can be waited for: "never" may well be written as infinity.
         return min(self._options.checkpoint_interval_s, threading.TIMEOUT_MAX)

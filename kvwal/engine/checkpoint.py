@@ -163,7 +163,7 @@ class Checkpointer:
     def is_due(self) -> bool:
         """Whether a checkpoint should start: by memory, by log bytes or by age."""
         options, version = self._options, self._state.version
-        if version.memtable.is_empty() and version.frozen is None:
+        if not version.memtable and version.frozen is None:
             self._last_s = options.files.monotonic_s()
             return False
         return (
@@ -223,7 +223,7 @@ class Checkpointer:
                 memtable.ranges.newest.ranges(),
                 tables={
                     table: Changes(_updates(part, yield_to_writers), part.ranges.newest.ranges())
-                    for table, part in memtable.parts()
+                    for table, part in memtable.parts.written()
                 },
                 seqno=last_seqno,
                 time_us=time_us,
@@ -244,7 +244,7 @@ class Checkpointer:
         self.log_bytes_at_last = log_bytes
         self._last_s = files.monotonic_s()
         if self._events.listeners:
-            self._events.tell(Checkpoint(meta.generation, last_seqno, memtable.key_count(), self._last_s - began_s))
+            self._events.tell(Checkpoint(meta.generation, last_seqno, len(memtable), self._last_s - began_s))
         self._retire()
         self._pressure.hold_reserve()
 

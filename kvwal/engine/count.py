@@ -134,7 +134,7 @@ class Census:
             self._start_over()
         if seqno < self._at:
             return None
-        cover = memtable.cover(seqno)
+        cover = memtable.ranges.at(seqno) or None
         pending = [entry for entry in self._pending if entry[0] <= seqno]
         changed = set().union(*(keys for _, keys in pending))
         if last:

@@ -8,50 +8,64 @@ Rules:
 - `latest` holds the newest value of each key written since the table was made; None is a tombstone. A key never leaves
   it.
 - A deleted range is an entry of `ranges`, and nothing else: O(log ranges), however many keys it covers. It hides the
-  older sources and those values of `latest` that were written before it. Which these are is known from `written_at`:
+  older sources and those values of `latest` that were written before it. Which these are is known from `_written_at`:
   only keys written while the map is not empty carry a seqno.
 - While a reader of an older moment is registered, what a commit replaces is kept in `older` (older_values.py).
 - The other tables of a commit have a memtable each, which is a part of this one: it has its readers, is frozen with it,
   and its memory counts here.
-- Invariant: within a commit `ranges` change first, then `older`, then `written_at`, then `latest`. So a reader that
+- Invariant: within a commit `ranges` change first, then `older`, then `_written_at`, then `latest`. So a reader that
   looks into `latest` first and `older` after needs no lock while there are no ranges.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 from kvwal.batch import WriteBatch
 from kvwal.engine.key_order import KeyOrder
 from kvwal.engine.older_values import OlderValues
-from kvwal.engine.range_map import Cover, RangeMap
+from kvwal.engine.range_map import RangeMap
 from kvwal.engine.readers import Readers
 from kvwal.engine.value import MISSING, Missing, Value
 from kvwal.keys import KeyRange, Seqno
 from kvwal.locks import Lock, new_lock
 
-__all__ = ["ENTRY_OVERHEAD_BYTES", "Memtable"]
+__all__ = ["ENTRY_OVERHEAD_BYTES", "Memtable", "Parts", "Walk", "combine"]
 
 # What an entry costs beside the bytes of its key and value: two object headers (33 each) rounded up by the allocator,
 # and a slot in two dicts (this one, and the row cache) and later in the order.
 ENTRY_OVERHEAD_BYTES: Final = 220
+
+# Small first, so that a scan of a few keys stays cheap; then larger, so that a long one is.
+_FIRST_CHUNK: Final = 64
+_LARGEST_CHUNK: Final = 1024
+
+
+class Walk:
+    """What a scan met on its way."""
+
+    __slots__ = ("dead",)
+
+    def __init__(self) -> None:
+        #: Tombstones.
+        self.dead = 0
 
 
 class Memtable:
     """Newest values by key, lazily ordered, with older ones while a registered reader needs them."""
 
     __slots__ = (
-        "_parts",
+        "_has_deletes",
         "_state_lock",
+        "_written_at",
         "bytes_used",
-        "has_deletes",
         "last_seqno",
         "latest",
         "older",
         "order",
+        "parts",
         "ranges",
-        "written_at",
     )
 
     def __init__(
@@ -65,118 +79,75 @@ class Memtable:
         #: Seqno of the newest commit applied; of the newest one below while the table is empty.
         self.last_seqno = after
         self.latest: dict[bytes, Value] = {}
-        #: Whether a value in `latest` may be None.
-        self.has_deletes = False
+        # Whether a value in `latest` may be None.
+        self._has_deletes = False
         self.ranges = RangeMap()
-        self.written_at: dict[bytes, Seqno] = {}
+        self._written_at: dict[bytes, Seqno] = {}
         self.older = OlderValues(Readers() if readers is None else readers)
-        self._parts: dict[int, Memtable] | None = None
         #: Estimate of the memory held, for the budget.
         self.bytes_used = 0
         self._state_lock = new_lock() if state_lock is None else state_lock
         #: The keys in order, and by number.
         self.order = KeyOrder(self.latest, new_lock() if order_lock is None else order_lock)
+        self.parts = Parts(after, self._state_lock, self.order.lock, self.older.readers)
 
     def __len__(self) -> int:
-        return len(self.latest)
-
-    def is_empty(self) -> bool:
-        """Whether no commit has reached this table."""
-        return not self.latest and not self.ranges and (self._parts is None or not self.parts())
-
-    def part(self, table: int) -> Memtable:
-        """What is newer of a table other than 0: the same object at each call. Requires: State.lock."""
-        if self._parts is None:
-            self._parts = {}
-        part = self._parts.get(table)
-        if part is None:
-            part = Memtable(self.last_seqno, self._state_lock, self.order.lock, self.older.readers)
-            self._parts[table] = part
-        return part
-
-    def parts(self) -> list[tuple[int, Memtable]]:
-        """The tables other than 0 that were written to, with what is newer of them."""
-        parts = self._parts
-        return [] if parts is None else [(table, part) for table, part in list(parts.items()) if not part.is_empty()]
-
-    def key_count(self) -> int:
         """Number of keys, of all tables, the deleted ones among them."""
-        return len(self.latest) + sum(len(part.latest) for _, part in self.parts())
+        return len(self.latest) + sum(len(part) for _, part in self.parts.written())
+
+    def __bool__(self) -> bool:
+        """Whether a commit has reached this table, or a part of it."""
+        return bool(self.latest or self.ranges or self.parts.written())
 
     # -- writing: the commit leader, under State.lock -------------------------------------------
 
-    def delete_ranges(self, seqno: Seqno, deleted: Iterable[KeyRange]) -> None:
-        """Apply the deleted ranges of a commit. To be followed by `write`, in the same section."""
+    def write(
+        self,
+        seqno: Seqno,
+        writes: Mapping[bytes, Value],
+        size: int,
+        ranges: Sequence[KeyRange] = (),
+        parts: Iterable[tuple[int, WriteBatch]] = (),
+    ) -> None:
+        """Apply a commit: the ranges it deletes, its writes, and what it does to other tables.
+
+        `size`: bytes of its keys and values, those of other tables among them.
+        """
+        # First: a scan that took values without a lock looks here to see whether they may be younger than it is.
         self.last_seqno = seqno
+        if ranges:
+            self._delete(seqno, ranges)
+        older = self.older
+        if older.readers:
+            self.bytes_used += older.keep(seqno, writes, self.latest, self._written_at)
+        elif older:
+            self.bytes_used -= older.forget()
+            self.ranges.forget_former(None)
+        if self.ranges:
+            self._written_at.update(dict.fromkeys(writes, seqno))
+        if not self._has_deletes and None in writes.values():
+            self._has_deletes = True
+        self.latest.update(writes)
+        self.bytes_used += size + ENTRY_OVERHEAD_BYTES * len(writes)
+        census = self.order.census
+        if census is not None:
+            census.dirty.update(writes)
+        for table, batch in parts:
+            part = self.parts.of(table)
+            before = part.bytes_used
+            part.write(seqno, batch.writes, 0, batch.ranges)
+            self.bytes_used += part.bytes_used - before
+
+    def _delete(self, seqno: Seqno, deleted: Sequence[KeyRange]) -> None:
         ranges, readers = self.ranges, self.older.readers
         ranges.forget_former(readers.oldest())
         for bounds in deleted:
             ranges.add(seqno, bounds, copy=bool(readers) and readers.newest >= ranges.last_seqno)
             self.bytes_used += ENTRY_OVERHEAD_BYTES + len(bounds[0]) + len(bounds[1] or b"")
 
-    def write(self, seqno: Seqno, writes: dict[bytes, Value], size: int) -> None:
-        """Apply the puts and deletes of a commit, of `size` bytes of keys and values."""
-        # First: a scan that took values without a lock looks here to see whether they may be younger than it is.
-        self.last_seqno = seqno
-        older = self.older
-        if older.readers:
-            self.bytes_used += older.keep(seqno, writes, self.latest, self.written_at)
-        elif older:
-            self.bytes_used -= older.forget()
-            self.ranges.forget_former(None)
-        if self.ranges:
-            self.written_at.update(dict.fromkeys(writes, seqno))
-        if not self.has_deletes and None in writes.values():
-            self.has_deletes = True
-        self.latest.update(writes)
-        self.bytes_used += size + ENTRY_OVERHEAD_BYTES * len(writes)
-        census = self.order.census
-        if census is not None:
-            census.dirty.update(writes)
-
-    def write_parts(self, seqno: Seqno, parts: Iterable[tuple[int, WriteBatch]]) -> None:
-        """Apply what a commit does to other tables. Their keys and values count in the size that `write` is told."""
-        for table, batch in parts:
-            part = self.part(table)
-            before = part.bytes_used
-            part.apply(seqno, batch, 0)
-            self.bytes_used += part.bytes_used - before
-
-    def apply(self, seqno: Seqno, batch: WriteBatch, size: int) -> None:
-        """Apply one commit. For recovery, and for tests."""
-        if batch.ranges:
-            self.delete_ranges(seqno, batch.ranges)
-        self.write(seqno, batch.writes, size)
-        if batch.others is not None:
-            self.write_parts(seqno, batch.parts())
-
-    @classmethod
-    def combined(cls, older: Memtable, newer: Memtable, readers: Readers | None = None) -> Memtable:
-        """Both as one frozen table, as of the newest commit. Requires: no commit is applied meanwhile. O(keys)."""
-        table = cls(newer.last_seqno, newer._state_lock, newer.order.lock, readers)
-        deleted = newer.ranges.newest
-        latest: dict[bytes, Any] = {key: None if deleted.at(key) else older.get(key) for key in older.latest}
-        latest.update((key, newer.get(key)) for key in newer.latest)
-        table.latest.update(latest)
-        for bounds in (*older.ranges.newest.ranges(), *deleted.ranges()):
-            table.ranges.add(newer.last_seqno, bounds, copy=False)
-        if table.ranges:
-            # The ranges are for older sources: what they hid here is a tombstone.
-            table.written_at = dict.fromkeys(latest, newer.last_seqno)
-        table.has_deletes = True
-        table.bytes_used = ENTRY_OVERHEAD_BYTES * (len(latest) + len(table.ranges.added))
-        table.bytes_used += sum(map(len, latest)) + sum(map(len, filter(None, latest.values())))
-        olds, news = dict(older.parts()), dict(newer.parts())
-        for number in {*olds, *news}:
-            nothing = cls(newer.last_seqno, newer._state_lock, newer.order.lock)
-            part = cls.combined(olds.get(number, nothing), news.get(number, nothing), table.older.readers)
-            table._parts = {**(table._parts or {}), number: part}
-            table.bytes_used += part.bytes_used
-        return table
-
     def deletes_something(self) -> bool:
         """Whether a key or a range was deleted, in any table."""
-        return self.has_deletes or bool(self.ranges) or any(part.deletes_something() for _, part in self.parts())
+        return any(table._has_deletes or table.ranges for table in (self, *(part for _, part in self.parts.written())))
 
     # -- point reads ----------------------------------------------------------------------------
 
@@ -186,10 +157,8 @@ class Memtable:
         Requires: State.lock if there are ranges and the table is not frozen.
         """
         value = self.latest.get(key, MISSING)
-        if value is not None and self.ranges:
-            at = self.ranges.newest.at(key)
-            if at > self.written_at.get(key, 0):
-                return None
+        if value is not None and self.ranges and self.ranges.newest.at(key) > self._written_at.get(key, 0):
+            return None
         return value
 
     def get_at(self, key: bytes, seqno: Seqno) -> Value | Missing:
@@ -197,17 +166,15 @@ class Memtable:
 
         O(log older values of the key).
         """
-        if not self.ranges:
+        ranges = self.ranges.added
+        if not ranges:
             value: Value | Missing = self.latest.get(key, MISSING)
             older = self.older.at(key, seqno)
             if older is not None:
                 return older[1]
             # A first range may have been added since; then `latest` may have been written after it.
-            if not self.ranges:
+            if not ranges:
                 return value
-        return self._get_among_ranges(key, seqno)
-
-    def _get_among_ranges(self, key: bytes, seqno: Seqno) -> Value | Missing:
         lock = self._state_lock
         if lock._is_owned():
             return self._covered(key, seqno)
@@ -216,7 +183,7 @@ class Memtable:
 
     def _covered(self, key: bytes, seqno: Seqno) -> Value | Missing:
         value: Value | Missing = self.latest.get(key, MISSING)
-        written = self.written_at.get(key, 0)
+        written = self._written_at.get(key, 0)
         older = self.older.at(key, seqno)
         if older is not None:
             _, value, written = older
@@ -226,30 +193,86 @@ class Memtable:
 
     # -- ordered reads --------------------------------------------------------------------------
 
-    def cover(self, seqno: Seqno) -> Cover | None:
-        """The deleted ranges as of `seqno`, which hide what older sources have; None if there are none."""
-        if not self.ranges:
-            return None
-        cover = self.ranges.at(seqno)
-        return cover or None
-
-    def values_at(self, keys: Sequence[bytes], seqno: Seqno) -> Sequence[Value | Missing]:
-        """The values of keys of this table as of `seqno`."""
-        values: Sequence[Value | Missing] = list(map(self.latest.__getitem__, keys))
-        # `last_seqno` is raised before a value changes: if it has not moved past us, no value here is younger.
-        if self.last_seqno > seqno or self.ranges:
-            values = [self.get_at(key, seqno) for key in keys]
-        return values
+    def chunks(
+        self,
+        seqno: Seqno,
+        start: bytes | None,
+        stop: bytes | None,
+        *,
+        reverse: bool,
+        walk: Walk | None,
+        check: Callable[[], None],
+    ) -> Iterator[tuple[list[bytes], Sequence[Value]]]:
+        """The keys of a range that this table knows of as of `seqno`, and their values, in short lists."""
+        most = _FIRST_CHUNK
+        after: bytes | None = None
+        while True:
+            # Before the lock: after a fork no thread may be there to give it back.
+            check()
+            keys = self.order.between(start, stop, after=after, reverse=reverse, most=most)
+            if not keys:
+                return
+            after = keys[-1]
+            most = min(2 * most, _LARGEST_CHUNK)
+            values: Sequence[Value] = list(map(self.latest.__getitem__, keys))
+            # It is raised before a value changes: if it has not moved past us, no value here is younger.
+            if self.last_seqno > seqno or self.ranges:
+                found = [self.get_at(key, seqno) for key in keys]
+                if MISSING in found:
+                    keys = [key for key, value in zip(keys, found, strict=True) if value is not MISSING]
+                    found = [value for value in found if value is not MISSING]
+                values = found  # type: ignore[assignment]  # none is MISSING
+            if walk is not None and self._has_deletes:
+                walk.dead += values.count(None)
+            if keys:
+                yield keys, values
 
     # -- checking -------------------------------------------------------------------------------
 
     def _check(self) -> None:
         """Raise AssertionError where the table's own rules do not hold (for the tests)."""
         self.order._check()
-        assert self.has_deletes or None not in self.latest.values(), "has_deletes"
-        assert set(self.written_at) <= set(self.latest), "a seqno of a key that was not written"
+        assert self._has_deletes or None not in self.latest.values(), "has_deletes"
+        assert set(self._written_at) <= set(self.latest), "a seqno of a key that was not written"
         self.older._check(self.last_seqno)
-        for _, part in self.parts():
+        for _, part in self.parts.written():
             assert part.older.readers is self.older.readers, "a part with readers of its own"
             assert part.last_seqno <= self.last_seqno, "a part from the future"
             part._check()
+
+
+class Parts:
+    """What is newer of the tables other than 0: a memtable each, which is made when it is first asked for."""
+
+    __slots__ = ("_like", "_made")
+
+    def __init__(self, *like: Any) -> None:
+        """`like`: what each of them is made with."""
+        self._like = like
+        self._made: dict[int, Memtable] = {}
+
+    def of(self, table: int) -> Memtable:
+        """That of a table: the same object at each call. Requires: State.lock."""
+        part = self._made.get(table)
+        if part is None:
+            part = self._made[table] = Memtable(*self._like)
+        return part
+
+    def written(self) -> list[tuple[int, Memtable]]:
+        """Those that a commit has reached, and their tables."""
+        return [(table, part) for table, part in list(self._made.items()) if part]
+
+
+def combine(older: Memtable, newer: Memtable, into: Memtable) -> None:
+    """Bring what both hold into an empty table, as one commit. Requires: no other is applied meanwhile. O(keys)."""
+    deleted = newer.ranges.newest
+    # The ranges are for older sources: what they hid here is a tombstone.
+    writes: dict[bytes, Any] = {key: None if deleted.at(key) else older.get(key) for key in older.latest}
+    writes.update((key, newer.get(key)) for key in newer.latest)
+    size = sum(map(len, writes)) + sum(map(len, filter(None, writes.values())))
+    into.write(newer.last_seqno, writes, size, [*older.ranges.newest.ranges(), *deleted.ranges()])
+    olds, news = dict(older.parts.written()), dict(newer.parts.written())
+    for table in {*olds, *news}:
+        part, nothing = into.parts.of(table), Memtable(newer.last_seqno)
+        combine(olds.get(table, nothing), news.get(table, nothing), part)
+        into.bytes_used += part.bytes_used

@@ -142,9 +142,10 @@ class RangeMap:
 
     def at(self, seqno: Seqno) -> Cover:
         """The map as of a commit. Requires: a reader at `seqno` has been registered since."""
-        former = self._former
+        # First, since `add` changes it last: so no lock is needed.
+        newest, former = self.newest, self._former
         if not former or former[-1][0] <= seqno:
-            return self.newest
+            return newest
         return former[bisect_right(former, seqno, key=_bound_of)][1]
 
     def forget_former(self, oldest: Seqno | None) -> None:

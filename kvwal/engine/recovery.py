@@ -186,7 +186,8 @@ def _replay(reader: LogReader, after: Seqno, memtable: Memtable) -> tuple[int, i
     replay = reader.replay(after=after, floor=after, puts=puts)
     for record in replay:
         write_pending(record.seqno)
-        memtable.apply(record.seqno, record.batch(), record.size)
+        batch = record.batch()
+        memtable.write(record.seqno, batch.writes, record.size, batch.ranges, batch.parts())
         size += record.size
     end = replay.end
     write_pending(Seqno(end.last_seqno + 1))
@@ -199,6 +200,7 @@ def _replay_part(reader: LogReader, after: Seqno, until: Seqno, memtable: Memtab
     size = 0
     for record in reader.replay(after=after, floor=after):
         if record.seqno <= until:
-            memtable.apply(record.seqno, record.batch(), record.size)
+            batch = record.batch()
+            memtable.write(record.seqno, batch.writes, record.size, batch.ranges, batch.parts())
             size += record.size
     return max(0, until - after), size

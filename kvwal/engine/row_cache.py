@@ -79,7 +79,7 @@ class RowCache:
         if aside is None or found is not MISSING:
             return found
         found = aside.get(key, MISSING)
-        if isinstance(found, bytes) and memtable.ranges.newest.at(key) > memtable.written_at.get(key, 0):
+        if isinstance(found, bytes) and memtable.get(key) is None:
             found = None
         if found is not MISSING:
             self.rows[key] = found  # type: ignore[assignment]  # it is not MISSING

@@ -26,13 +26,13 @@ from typing import Final
 from kvwal.batch import WriteBatch
 from kvwal.engine.count import Extent
 from kvwal.engine.gaps import WORTHWHILE, Gaps
-from kvwal.engine.memtable import ENTRY_OVERHEAD_BYTES, Memtable
+from kvwal.engine.memtable import ENTRY_OVERHEAD_BYTES, Memtable, Walk, combine
 from kvwal.engine.merge import Chunk, Pairs, Source
 from kvwal.engine.occ import History
 from kvwal.engine.readers import Reader, Readers
 from kvwal.engine.row_cache import RowCache
 from kvwal.engine.value import MISSING, Missing, Value
-from kvwal.engine.version import SHORT, Version, Walk
+from kvwal.engine.version import SHORT, Version
 from kvwal.errors import ClosedError, closed
 from kvwal.keys import KeyRange, Seqno
 from kvwal.locks import Lock, locked, new_lock, refuse_reentry, release
@@ -182,15 +182,11 @@ class State:
         if not self._plain:
             self._note(seqno, writes, ranges)
         if ranges:
-            # First, so that a get that misses the new rows finds the ranges.
-            memtable.delete_ranges(seqno, ranges)
             self._plain = False
             cache.replace_all(writes)
         else:
             cache.rows.update(writes)
-        memtable.write(seqno, writes, size + size_of_parts)
-        if parts:
-            memtable.write_parts(seqno, parts)
+        memtable.write(seqno, writes, size + size_of_parts, ranges, parts)
         self.seqno = seqno
         cache.bytes_used += size + ENTRY_OVERHEAD_BYTES * len(writes)
         self._see_to_memory(memtable)
@@ -487,8 +483,8 @@ class State:
         part = version.parts.get(table)
         if part is None:
             # Those of its memtables that are not there are made, so that what is written later is seen as well.
-            frozen = None if version.frozen is None else version.frozen.part(table)
-            part = version.parts[table] = Version(version.memtable.part(table), frozen, tree)
+            frozen = None if version.frozen is None else version.frozen.parts.of(table)
+            part = version.parts[table] = Version(version.memtable.parts.of(table), frozen, tree)
         return part
 
     # -- versions -------------------------------------------------------------------------------
@@ -499,7 +495,7 @@ class State:
         self._finish()
         version = self.version
         assert version.frozen is None, "a frozen memtable is still there"
-        if version.memtable.is_empty():
+        if not version.memtable:
             return None
         self.cache.drop_aside()
         self._replace(Version(self._new_memtable(self.seqno), version.memtable, version.tree))
@@ -514,7 +510,8 @@ class State:
         version = self.version
         assert version.frozen is not None, "no memtable is frozen"
         # Without the lock: it is a walk, and readers go on.
-        combined = Memtable.combined(version.frozen, version.memtable)
+        combined = self._new_memtable(version.memtable.last_seqno)
+        combine(version.frozen, version.memtable, into=combined)
         if combined.bytes_used <= _STALLED_AT * self.memtable_bytes:
             self._install_combined(version, combined)
 

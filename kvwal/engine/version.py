@@ -13,30 +13,17 @@ from collections.abc import Callable, Iterator
 from typing import Final
 
 from kvwal.engine.count import Below, Census, Counted, Extent, TreeBelow
-from kvwal.engine.memtable import Memtable
+from kvwal.engine.memtable import Memtable, Walk
 from kvwal.engine.merge import Chunk, Pairs, RawChunk, Source, merged, overlaid
 from kvwal.engine.readers import Reader, Readers
 from kvwal.engine.value import MISSING, Missing, Value
 from kvwal.keys import Seqno
 from kvwal.pages import Tree
 
-__all__ = ["SHORT", "Version", "Walk"]
+__all__ = ["SHORT", "Version"]
 
-# Small first, so that a scan of a few keys stays cheap; then larger, so that a long one is.
-_FIRST_CHUNK: Final = 64
-_LARGEST_CHUNK: Final = 1024
 #: A longer range is read chunk by chunk.
 SHORT: Final = 256
-
-
-class Walk:
-    """What a scan met on its way."""
-
-    __slots__ = ("dead",)
-
-    def __init__(self) -> None:
-        #: Tombstones.
-        self.dead = 0
 
 
 class Version:
@@ -139,10 +126,10 @@ class Version:
             Source(self.tree.chunks(start, stop, reverse=reverse), deletes=False, seek=of_tree, reverse=reverse)
         ]
         for memtable in (self.frozen, self.memtable):
-            if memtable is not None and not memtable.is_empty():
+            if memtable:
                 at = seqno if memtable is self.memtable else memtable.last_seqno
-                found = _memtable_chunks(memtable, at, start, stop, reverse=reverse, walk=walk, check=check)
-                sources.append(Source(found, cover=memtable.cover(at)))
+                found = memtable.chunks(at, start, stop, reverse=reverse, walk=walk, check=check)
+                sources.append(Source(found, cover=memtable.ranges.at(at) or None))
         if own is not None:
             sources.append(own)
         return merged(sources, reverse=reverse)
@@ -167,9 +154,9 @@ class Version:
         """
         below: Below = TreeBelow(self.tree)
         frozen, memtable = self.frozen, self.memtable
-        if frozen is not None and not frozen.is_empty():
+        if frozen:
             below = Counted(frozen, frozen.last_seqno, below, _census_of(frozen), Extent.of(frozen), last=True)
-        if memtable.is_empty():
+        if not memtable:
             return below.count(start, stop)
         if extent is not None:
             return Counted(memtable, seqno, below, _census_of(memtable), extent).count(start, stop)
@@ -190,35 +177,3 @@ def _census_of(memtable: Memtable) -> Census:
     if memtable.order.census is None:
         memtable.order.census = Census()
     return memtable.order.census
-
-
-def _memtable_chunks(
-    memtable: Memtable,
-    seqno: Seqno,
-    start: bytes | None,
-    stop: bytes | None,
-    *,
-    reverse: bool,
-    walk: Walk | None,
-    check: Callable[[], None],
-) -> Iterator[RawChunk]:
-    most = _FIRST_CHUNK
-    after: bytes | None = None
-    while True:
-        # Before the lock: after a fork no thread may be there to give it back.
-        check()
-        keys = memtable.order.between(start, stop, after=after, reverse=reverse, most=most)
-        if not keys:
-            return
-        after = keys[-1]
-        most = min(2 * most, _LARGEST_CHUNK)
-        found = memtable.values_at(keys, seqno)
-        if MISSING in found:
-            pairs = [(k, v) for k, v in zip(keys, found, strict=True) if not isinstance(v, Missing)]
-            keys, values = [k for k, _ in pairs], [v for _, v in pairs]
-        else:
-            values = found  # type: ignore[assignment]  # none is MISSING
-        if walk is not None and memtable.has_deletes:
-            walk.dead += values.count(None)
-        if keys:
-            yield keys, values

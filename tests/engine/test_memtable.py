@@ -7,7 +7,7 @@ from itertools import pairwise
 from typing import Any
 
 import pytest
-from engine_fakes import make
+from engine_fakes import apply, make, values_at
 from hypothesis import given
 from hypothesis import strategies as st
 from store_fixtures import interrupted_at
@@ -42,7 +42,7 @@ def batch_of(*writes: tuple[Any, ...]) -> WriteBatch:
 def table_of(*commits: WriteBatch) -> Memtable:
     table = Memtable(Seqno(0))
     for seqno, batch in enumerate(commits, 1):
-        table.apply(Seqno(seqno), batch, 10)
+        apply(table, seqno, batch)
         table._check()
     return table
 
@@ -76,13 +76,13 @@ def test_the_moment_of_every_registered_reader_stays_readable(
         return below.get(key) if value is MISSING else value
 
     def check(moment: int) -> None:
-        cover = table.cover(Seqno(moment))
-        values = dict(zip(table.latest, table.values_at(list(table.latest), Seqno(moment)), strict=True))
+        cover = table.ranges.at(Seqno(moment))
+        values = values_at(table, moment)
         for key in POINTS:
             wanted = states[moment].get(key)
             assert seen(table.get_at(key, Seqno(moment)), key) == wanted, (key, moment)
-            value = values.get(key, MISSING)
-            if value is MISSING and cover is not None and cover.at(key):
+            value: Any = values.get(key, MISSING)
+            if value is MISSING and cover.at(key):
                 value = None
             assert seen(value, key) == wanted, (key, moment)
 
@@ -102,7 +102,7 @@ def test_the_moment_of_every_registered_reader_stays_readable(
         if moment < len(commits):
             batch = batch_of(*commits[moment])
             for _ in range(1 + twice):
-                table.apply(Seqno(moment + 1), batch, 10)
+                apply(table, moment + 1, batch)
                 table._check()
             states.append(applied(states[-1], batch))
 
@@ -114,11 +114,11 @@ def test_a_table_says_its_newest_seqno_before_any_value_of_it_can_be_seen() -> N
 
     class Watched(dict[bytes, bytes | None]):
         def update(self, *values: Any) -> None:
-            seen.append((table.last_seqno, bool(table.ranges), dict(table.written_at)))
+            seen.append((table.last_seqno, bool(table.ranges), dict(table._written_at)))
             super().update(*values)
 
     table.latest = Watched()
-    table.apply(Seqno(1), batch_of((b"a", b"1"), ((b"", None),), (b"b", b"1")), 4)
+    apply(table, 1, batch_of((b"a", b"1"), ((b"", None),), (b"b", b"1")), 4)
     assert seen == [(1, True, {b"b": 1})], "the range, and when the keys are written, before the values"
 
 
@@ -162,10 +162,9 @@ def test_a_wider_range_swallows_those_inside_it_unless_a_reader_sees_the_past() 
     assert len(table.ranges.newest._segments) == 3
     table = table_of(inner)
     reader = read_at(table, 1)
-    table.apply(Seqno(2), outer, 10)
+    apply(table, 2, outer)
     for moment, wanted in ((1, KeyRange(b"b", b"c")), (2, KeyRange(b"a", b"d"))):
-        cover = table.cover(Seqno(moment))
-        assert cover is not None
+        cover = table.ranges.at(Seqno(moment))
         assert cover.ranges() == [wanted]
     reader.release()
 
@@ -177,7 +176,7 @@ def test_a_range_copies_the_map_only_for_a_reader_that_came_since_the_last_one()
     for seqno in (2, 3, 4):
         if seqno == 3:
             readers.append(read_at(table, 2))
-        table.apply(Seqno(seqno), batch_of(((b"%d" % seqno, b"%dx" % seqno),)), 10)
+        apply(table, seqno, batch_of(((b"%d" % seqno, b"%dx" % seqno),)), 10)
         maps.append(table.ranges.newest._segments)
     assert [one is other for one, other in pairwise(maps)] == [True, False, True]
 
@@ -187,9 +186,9 @@ def test_a_range_costs_the_same_however_many_keys_it_covers() -> None:
     table = table_of(batch_of(*((b"%04d" % number, b"v") for number in range(1000))))
     latest = dict(table.latest)
     before = table.bytes_used
-    table.apply(Seqno(2), batch_of(((b"", None),)), 0)
+    apply(table, 2, batch_of(((b"", None),)), 0)
     assert table.latest == latest
-    assert (table.older._by_key, table.written_at) == ({}, {})
+    assert (table.older._by_key, table._written_at) == ({}, {})
     assert table.bytes_used < before + 500
     assert all(table.get(key) is None for key in latest)
 
@@ -202,8 +201,7 @@ def test_a_put_after_a_range_delete_is_seen_and_older_sources_stay_hidden(stop: 
     for moment, wanted in ((2, None), (3, b"2")):
         assert table.get_at(b"a", Seqno(moment)) is None
         assert table.get_at(b"b", Seqno(3)) == (wanted or b"2")
-    cover = table.cover(Seqno(3))
-    assert cover is not None
+    cover = table.ranges.at(Seqno(3))
     assert cover.at(b"below")
     assert bool(cover.at(b"zz")) == (stop is None)
     # A key that the table does not have: what it says of it is what its ranges say.
@@ -217,9 +215,9 @@ def test_a_commit_that_is_interrupted_anywhere_and_applied_again_is_applied_once
         table = table_of(batch_of((b"a", b"1"), (b"c", b"1")), batch_of(((b"c", b"d"),), (b"c", b"2")))
         reader = read_at(table, 2) if watched else None
         batch = batch_of(((b"b", b"e"),), (b"a", b"3"), (b"d", b"3"))
-        interrupted = interrupted_at(step, partial(table.apply, Seqno(3), batch, 10)) is not None
+        interrupted = interrupted_at(step, partial(apply, table, 3, batch)) is not None
         if interrupted:
-            table.apply(Seqno(3), batch, 10)
+            apply(table, 3, batch)
         table._check()
         assert [table.get(key) for key in (b"a", b"b", b"c", b"d")] == [b"3", None, None, b"3"], step
         if reader is not None:

@@ -7,6 +7,7 @@ from random import Random
 from typing import Any
 
 import pytest
+from engine_fakes import apply, values_at
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -102,7 +103,7 @@ class Model:
             batch.writes[self.random.choice(KEYS)] = self.random.choice([None, b"%d" % seqno])
         now.update(batch.writes)
         for _ in range(self.random.choice([1, 1, 1, 2])):
-            self.table.apply(Seqno(seqno), batch, 10)
+            apply(self.table, seqno, batch)
         self.moments.append(now)
 
     def register(self) -> None:
@@ -123,11 +124,12 @@ class Model:
             for key in KEYS:
                 assert table.get_at(key, seqno) == self.expected(key, seqno), (key, seqno)
             keys = table.order.between(None, None, after=None, reverse=False, most=100)
-            assert list(table.values_at(keys, seqno)) == [self.expected(key, seqno) for key in keys]
-            cover = table.cover(seqno)
+            values = values_at(table, seqno)
+            assert [values.get(key, MISSING) for key in keys] == [self.expected(key, seqno) for key in keys]
+            cover = table.ranges.at(seqno)
             for key in KEYS:
                 covered = any(at <= seqno and bounds.contains(key) for at, bounds in self.deleted)
-                assert bool(cover and cover.at(key)) == covered, (key, seqno)
+                assert bool(cover.at(key)) == covered, (key, seqno)
         now = len(self.moments) - 1
         for key in KEYS:
             assert table.get(key) == self.expected(key, now), key

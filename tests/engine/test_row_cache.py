@@ -54,11 +54,10 @@ class Model:
         for _ in range(self.random.choice([1, 1, 2])):
             # Publishing again after an interruption is harmless.
             if batch.ranges:
-                self.memtable.delete_ranges(Seqno(self.seqno), batch.ranges)
                 self.cache.replace_all(batch.writes)
             else:
                 self.cache.rows.update(batch.writes)
-            self.memtable.write(Seqno(self.seqno), batch.writes, size)
+            self.memtable.write(Seqno(self.seqno), batch.writes, size, batch.ranges)
         self.cache.bytes_used += size
         if self.cache.bytes_used > self.cache.budget:
             self.cache.shrink()

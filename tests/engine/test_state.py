@@ -281,7 +281,7 @@ def test_puts_that_are_published_together_leave_what_they_leave_one_by_one(kind:
     tables = together.version.memtable, single.version.memtable
     assert tables[0].latest == tables[1].latest
     assert tables[0].older._by_key == tables[1].older._by_key
-    assert tables[0].written_at == tables[1].written_at
+    assert tables[0]._written_at == tables[1]._written_at
     assert tables[0].bytes_used == tables[1].bytes_used
     assert together.cache.rows == single.cache.rows
     assert together.cache.bytes_used == single.cache.bytes_used

@@ -293,7 +293,7 @@ def test_all_memtables_of_a_store_have_one_lock_for_the_order_of_their_keys(db: 
             db.engine.queue.run(state.combine)
         for memtable in (state.version.memtable, state.version.frozen):
             assert memtable is not None
-            for each in (memtable, *(part for _, part in memtable.parts())):
+            for each in (memtable, *(part for _, part in memtable.parts.written())):
                 assert each.order.lock is state.order_lock
 
 
@@ -319,12 +319,12 @@ def test_the_default_table_pays_nothing_for_others(db: kvwal.Store) -> None:
     db.checkpoint()
     meta = db.engine._pages.meta
     assert (meta.catalogue_height, meta.required) == (0, 0)
-    assert db.engine.state.version.memtable._parts is None
+    assert db.engine.state.version.memtable.parts._made == {}
     batch = WriteBatch()
     batch.table(16)
     batch.put(b"b", b"1")
     db.commit(batch)
-    assert db.engine.state.version.memtable._parts is None
+    assert db.engine.state.version.memtable.parts._made == {}
     batch.table(16).put(b"b", b"1")
     db.commit(batch)
     db.checkpoint()
@@ -372,7 +372,7 @@ def test_two_memtables_are_combined_while_no_commit_is_under_way(
     assert combined is not None
     assert combined.bytes_used < before
     assert combined.bytes_used > 5 * 1000 + len(combined) * ENTRY_OVERHEAD_BYTES
-    assert state.version.memtable.is_empty()
+    assert not state.version.memtable
     db.checkpoint()
     assert problems_of(db) == []
 
