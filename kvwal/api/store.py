@@ -366,7 +366,7 @@ class Store(OrderedMapping, MutableMapping[bytes, bytes]):
         It happens by itself in the background; call it to choose the moment. Raises DiskFullError if there is no space
         (nothing is lost, and it may be tried again).
         """
-        self.engine.checkpoint()
+        self.engine.upkeep.checkpoint()
 
     def compact(self) -> int:
         """Give the space of deleted and replaced data back to the system; returns the bytes the file shrank by.
@@ -376,7 +376,7 @@ class Store(OrderedMapping, MutableMapping[bytes, bytes]):
         negative. Reads and commits go on meanwhile; pages that a snapshot or transaction holds stay. Raises
         DiskFullError if there is no space to move anything.
         """
-        return self.engine.compact()
+        return self.engine.upkeep.compact()
 
     def verify(self, *, progress: Callable[[int, int], None] | None = None) -> VerifyReport:
         """Read every page and every record and prove them: checksums, order, counts, every page reachable xor free,
@@ -384,15 +384,15 @@ class Store(OrderedMapping, MutableMapping[bytes, bytes]):
 
         Returns a report; `report.ok` is True when nothing is wrong. `progress(done, total)` is called with bytes.
         """
-        return self.engine.verify(progress)
+        return self.engine.upkeep.verify(progress)
 
     def stats(self) -> Stats:
         """Figures about memory, pages and log. Cheap."""
-        return self.engine.stats()
+        return self.engine.upkeep.stats()
 
     def pins(self) -> list[Pin]:
         """Who holds an old moment of the store, since when, and how old it is: snapshots, transactions, scans."""
-        return self.engine.pins()
+        return self.engine.upkeep.pins()
 
     def history(self, after: int | None = None) -> Iterator[Record]:
         """The commits beyond seqno `after` that were made before the call, in order; None: all that the log still has.
@@ -402,7 +402,7 @@ class Store(OrderedMapping, MutableMapping[bytes, bytes]):
 
         FeedGap, at the call, if commits beyond `after` are no longer kept; it says which are.
         """
-        return self.engine.history(None if after is None else Seqno(as_int("after", after, 0)))
+        return self.engine.upkeep.history(None if after is None else Seqno(as_int("after", after, 0)))
 
     # -- ending -------------------------------------------------------------------------------
 

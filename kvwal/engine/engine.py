@@ -11,22 +11,20 @@ Invariant: nothing here refers to a `Store`, so that one that is forgotten is co
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
 
 from kvwal.engine.background import Background
-from kvwal.engine.checkpoint import COMPACT_PASSES, Checkpointer
+from kvwal.engine.checkpoint import Checkpointer
 from kvwal.engine.commit import CommitQueue, RefusingLog
 from kvwal.engine.pressure import Reserve, WritePressure
 from kvwal.engine.recovery import Recovered, RecoveryReport, open_store
 from kvwal.engine.request import CommitRequest
 from kvwal.engine.state import State
-from kvwal.engine.stats import Pin, Stats
-from kvwal.engine.verify import VerifyReport, verify_parts
+from kvwal.engine.upkeep import Upkeep
 from kvwal.errors import DiskFullError, LockedError, PoisonedError, closed, forked, read_only
 from kvwal.events import Events, Recovery
 from kvwal.keys import Seqno
 from kvwal.locks import is_nested, new_lock, refuse_reentry, release
-from kvwal.log import Record, SegmentLog, read_kept
+from kvwal.log import SegmentLog
 from kvwal.options import Durability, Flag, Options
 
 __all__ = ["Engine"]
@@ -82,7 +80,6 @@ class Engine:
         self._options = options
         self._pages = recovered.pages
         self._log = recovered.log
-        self._log_reader = recovered.reader
         self.state: State = recovered.state
         #: What opening found and did.
         self.recovery: RecoveryReport = recovered.report
@@ -108,6 +105,8 @@ class Engine:
         self._tell_recovery()
         if log is not None:
             self._begin(log, reserve)
+        #: What may be asked for beside reads and commits.
+        self.upkeep = Upkeep(recovered, self.queue, self._checkpointer, self._background, options.files)
 
     def _tell_recovery(self) -> None:
         if self.events.listeners:
@@ -176,60 +175,6 @@ class Engine:
         self.state.refuse_if_gone()
         if not self.is_read_only:
             self.queue.sync()
-
-    # -- upkeep ---------------------------------------------------------------------------------
-
-    def checkpoint(self) -> None:
-        """Bring every commit so far into the pages."""
-        checkpointer = self._writable()
-        self.queue.refuse_reentry("a checkpoint")
-        checkpointer.checkpoint()
-        if self._background is not None:
-            self._background.checkpoint_was_made()
-
-    def compact(self) -> int:
-        """Give unused space back to the system; returns the bytes the page file shrank by."""
-        checkpointer = self._writable()
-        self.queue.refuse_reentry("compacting")
-        before = self._pages.file_bytes()
-        while checkpointer.compact(passes=COMPACT_PASSES):
-            pass
-        return before - self._pages.file_bytes()
-
-    def _writable(self) -> Checkpointer:
-        self.state.refuse_if_gone()
-        if self._checkpointer is None:
-            raise read_only()
-        return self._checkpointer
-
-    def verify(self, progress: Callable[[int, int], None] | None) -> VerifyReport:
-        """Prove pages, log, and the one against the other. Checkpoints wait meanwhile."""
-        self.state.refuse_if_gone()
-        if self._checkpointer is None:
-            return verify_parts(self._pages, self._log_reader, self._options.files, progress)
-        self.queue.refuse_reentry("verifying")
-        return self._checkpointer.while_idle(
-            lambda: verify_parts(self._pages, self._log_reader, self._options.files, progress)
-        )
-
-    def stats(self) -> Stats:
-        """Figures about memory, pages and log."""
-        self.state.refuse_if_gone()
-        return Stats.of(self.state, self._pages, self._log, self._log_reader)
-
-    def pins(self) -> list[Pin]:
-        """The registered readers."""
-        self.state.refuse_if_gone()
-        return [Pin.of(reader) for reader in self.state.readers.all()]
-
-    def history(self, after: Seqno | None) -> Iterator[Record]:
-        """The commits beyond `after` that were made before the call; None: all that the log still has."""
-        self.state.refuse_if_gone()
-        if self._log is None:
-            return read_kept(self._log_reader, after, self.state.seqno)
-        # What a commit that is under way appends is in the log when this returns.
-        self.queue.run(lambda: None)
-        return self._log.read(after, until=self.state.seqno)
 
     # -- ending ---------------------------------------------------------------------------------
 

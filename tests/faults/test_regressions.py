@@ -171,7 +171,7 @@ def test_a_torn_index_is_not_damage(tear: str) -> None:
         report = db.verify()
         assert report.ok, report.problems
         assert [record.seqno for record in db.history(after=first + 2)] == list(range(first + 3, 61))
-        assert Seek(db.engine._log_reader.chain).seek(Seqno(first + 4)).segment == first
+        assert Seek(db.engine.upkeep._reader.chain).seek(Seqno(first + 4)).segment == first
 
 
 def test_a_write_that_met_a_full_disk_is_no_reason_to_refuse_the_next() -> None:
@@ -252,7 +252,7 @@ def test_an_empty_segment_that_is_replaced_while_it_is_read_is_read_anew(read: s
                 report = db.verify()
                 assert report.ok, (nth, report.problems)
             else:
-                seqnos = [record.seqno for record in db.engine._log_reader.replay(Seqno(0), Seqno(0))]
+                seqnos = [record.seqno for record in db.engine.upkeep._reader.replay(Seqno(0), Seqno(0))]
                 assert seqnos in ([], [1]), nth
             if disk.act is not None:
                 assert nth > 2

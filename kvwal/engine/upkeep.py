@@ -1,0 +1,89 @@
+"""What may be asked of an open store beside reads and commits: checkpoints, compacting, proofs, figures, history."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+from kvwal.engine.background import Background
+from kvwal.engine.checkpoint import COMPACT_PASSES, Checkpointer
+from kvwal.engine.commit import CommitQueue
+from kvwal.engine.recovery import Recovered
+from kvwal.engine.stats import Pin, Stats
+from kvwal.engine.verify import VerifyReport, verify_parts
+from kvwal.errors import read_only
+from kvwal.files import Files
+from kvwal.keys import Seqno
+from kvwal.log import Record, read_kept
+
+__all__ = ["Upkeep"]
+
+
+class Upkeep:
+    """The upkeep of one open store. Thread-safe; each call refuses when the store is closed or was forked."""
+
+    def __init__(
+        self,
+        parts: Recovered,
+        queue: CommitQueue,
+        checkpointer: Checkpointer | None,
+        background: Background | None,
+        files: Files,
+    ) -> None:
+        """A read-only store has no checkpointer."""
+        self._state, self._pages, self._log, self._reader = parts.state, parts.pages, parts.log, parts.reader
+        self._queue = queue
+        self._checkpointer = checkpointer
+        self._background = background
+        self._files = files
+
+    def checkpoint(self) -> None:
+        """Bring every commit so far into the pages."""
+        checkpointer = self._writable()
+        self._queue.refuse_reentry("a checkpoint")
+        checkpointer.checkpoint()
+        if self._background is not None:
+            self._background.checkpoint_was_made()
+
+    def compact(self) -> int:
+        """Give unused space back to the system; returns the bytes the page file shrank by."""
+        checkpointer = self._writable()
+        self._queue.refuse_reentry("compacting")
+        before = self._pages.file_bytes()
+        while checkpointer.compact(passes=COMPACT_PASSES):
+            pass
+        return before - self._pages.file_bytes()
+
+    def _writable(self) -> Checkpointer:
+        self._state.refuse_if_gone()
+        if self._checkpointer is None:
+            raise read_only()
+        return self._checkpointer
+
+    def verify(self, progress: Callable[[int, int], None] | None) -> VerifyReport:
+        """Prove pages, log, and the one against the other. Checkpoints wait meanwhile."""
+        self._state.refuse_if_gone()
+        if self._checkpointer is None:
+            return verify_parts(self._pages, self._reader, self._files, progress)
+        self._queue.refuse_reentry("verifying")
+        return self._checkpointer.while_idle(
+            lambda: verify_parts(self._pages, self._reader, self._files, progress)
+        )
+
+    def stats(self) -> Stats:
+        """Figures about memory, pages and log."""
+        self._state.refuse_if_gone()
+        return Stats.of(self._state, self._pages, self._log, self._reader)
+
+    def pins(self) -> list[Pin]:
+        """The registered readers."""
+        self._state.refuse_if_gone()
+        return [Pin.of(reader) for reader in self._state.readers.all()]
+
+    def history(self, after: Seqno | None) -> Iterator[Record]:
+        """The commits beyond `after` that were made before the call; None: all that the log still has."""
+        self._state.refuse_if_gone()
+        if self._log is None:
+            return read_kept(self._reader, after, self._state.seqno)
+        # What a commit that is under way appends is in the log when this returns.
+        self._queue.run(lambda: None)
+        return self._log.read(after, until=self._state.seqno)
