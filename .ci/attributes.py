@@ -20,7 +20,7 @@ from mypy.server.deps import get_dependencies
 
 MOST = 12
 BEYOND = {
-    "kvwal.engine.engine.Engine": 18,
+    "kvwal.engine.engine.Engine": 15,
     "kvwal.engine.request.CommitRequest": 20,
     "kvwal.engine.state.State": 32,
 }

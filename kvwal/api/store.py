@@ -48,7 +48,7 @@ class Store(OrderedMapping, MutableMapping[bytes, bytes]):
         self._state = engine.state
         self._cache = engine.state.cache
         self._put = engine.queue.put
-        self._syncs = engine.syncs
+        self._syncs = engine.wants_sync(None)
         self._tickets = Tickets()
 
     # -- about it -----------------------------------------------------------------------------
@@ -81,7 +81,7 @@ class Store(OrderedMapping, MutableMapping[bytes, bytes]):
     @property
     def durable_seqno(self) -> Seqno:
         """The last commit known to be on disk."""
-        return self.engine.durable_seqno
+        return self.engine.upkeep.durable_seqno
 
     def __repr__(self) -> str:
         state = "closed" if self.closed else "read-only" if self.read_only else "open"
@@ -358,7 +358,7 @@ class Store(OrderedMapping, MutableMapping[bytes, bytes]):
 
     def sync(self) -> None:
         """Make every commit so far durable, whatever durability it was made with."""
-        self.engine.sync()
+        self.engine.upkeep.sync()
 
     def checkpoint(self) -> None:
         """Bring every commit so far into the page file and let go of the log that is no longer needed.

@@ -85,8 +85,8 @@ class Engine:
         self.recovery: RecoveryReport = recovered.report
         #: Whom this store tells of what it does.
         self.events: Events = recovered.events
-        #: Whether a commit without a durability of its own is flushed before it returns.
-        self.syncs = options.wants_sync()
+        # Whether a commit without a durability of its own is flushed before it returns.
+        self._syncs = options.wants_sync()
         #: Guards the end. Owned while the store is being closed.
         self.lock = new_lock()
         self.is_closed = False
@@ -143,11 +143,6 @@ class Engine:
         """Whether it was opened with flag "r"."""
         return self._log is None
 
-    @property
-    def durable_seqno(self) -> Seqno:
-        """The last commit known to be on disk."""
-        return self._log.durable_seqno if self._log is not None else self.state.seqno
-
     def now_us(self) -> int:
         """The wall clock."""
         return self._options.files.now_us()
@@ -156,7 +151,7 @@ class Engine:
 
     def wants_sync(self, durability: Durability | None) -> bool:
         """Whether a commit at this durability is flushed before it returns; None: at the store's own."""
-        return self.syncs if durability is None else self._options.wants_sync(durability)
+        return self._syncs if durability is None else self._options.wants_sync(durability)
 
     def commit(self, request: CommitRequest) -> Seqno:
         """Commit, and return the seqno; that of the last visible commit if nothing is written."""
@@ -169,12 +164,6 @@ class Engine:
         self.state.refuse_if_gone()
         self.queue.refuse_reentry("a commit")
         self._pressure.relieve(deleting=deleting)
-
-    def sync(self) -> None:
-        """Make every commit so far durable."""
-        self.state.refuse_if_gone()
-        if not self.is_read_only:
-            self.queue.sync()
 
     # -- ending ---------------------------------------------------------------------------------
 

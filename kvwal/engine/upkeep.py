@@ -1,4 +1,4 @@
-"""What may be asked of an open store beside reads and commits: checkpoints, compacting, proofs, figures, history."""
+"""What may be asked of an open store beside reads and commits: flushes, checkpoints, proofs, figures, history."""
 
 from __future__ import annotations
 
@@ -35,6 +35,17 @@ class Upkeep:
         self._checkpointer = checkpointer
         self._background = background
         self._files = files
+
+    @property
+    def durable_seqno(self) -> Seqno:
+        """The last commit known to be on disk."""
+        return self._log.durable_seqno if self._log is not None else self._state.seqno
+
+    def sync(self) -> None:
+        """Make every commit so far durable."""
+        self._state.refuse_if_gone()
+        if self._log is not None:
+            self._queue.sync()
 
     def checkpoint(self) -> None:
         """Bring every commit so far into the pages."""
