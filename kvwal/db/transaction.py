@@ -19,6 +19,7 @@ from kvwal.db.mapping import Bounds, OrderedMapping
 from kvwal.db.own import OwnWrites
 from kvwal.engine.engine import Engine
 from kvwal.engine.merge import Chunk, Pairs, chunks_in
+from kvwal.engine.occ import Reads
 from kvwal.engine.readers import Reader
 from kvwal.engine.request import CommitRequest, say_written
 from kvwal.engine.row_cache import RowCache
@@ -301,14 +302,12 @@ class Transaction(OrderedMapping, MutableMapping[bytes, bytes]):
         if not len(batch):
             return None
         ranges = _walked(self._ranges)
-        since = self._seqno if self._reads or ranges else None
+        reads = Reads(self._seqno, self._reads, ranges) if self._reads or ranges else None
         if len(batch.writes) == 1 and not batch.ranges:
             ((key, value),) = batch.writes.items()
             if value is not None and len(value) <= _SMALL_BYTES:
-                request = CommitRequest.of_put(key, value, sync=self._sync)
-                request.since, request.reads, request.ranges = since, self._reads, ranges
-                return request
-        return CommitRequest(batch, sync=self._sync, since=since, reads=self._reads, ranges=ranges)
+                return CommitRequest.of_put(key, value, sync=self._sync, reads=reads)
+        return CommitRequest(batch, sync=self._sync, reads=reads)
 
     def abort(self) -> None:
         """Forget the writes and let go of the snapshot. Idempotent, and without effect after `commit`."""

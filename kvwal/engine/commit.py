@@ -379,21 +379,19 @@ class CommitQueue:
     def _validate(self, group: _Group) -> None:
         """Accept the members without a conflict, and let operations say what they write."""
         first = Seqno(self._log.last_seqno + 1)
-        before = Seqno(first - 1)
         history = self._state.history
         # What the members before it write; looked up by key, since a group may have a thousand members.
         own: History | None = None
-        if len(group.members) > 1 and any(member.since is not None for member in group.members):
+        if len(group.members) > 1 and any(member.reads is not None for member in group.members):
             own = History()
-            own.begin(before)
         pending = Pending(self._state) if any(member.operation is not None for member in group.members) else None
         accepted: list[CommitRequest] = []
         for member in group.members:
             member.error = None
-            if member.since is not None:
-                member.error = history.conflict(member.since, member.reads, member.ranges)
+            if member.reads is not None:
+                member.error = history.conflict(member.reads)
                 if member.error is None and own is not None:
-                    member.error = own.conflict(before, member.reads, member.ranges)
+                    member.error = own.conflict(member.reads)
             elif member.operation is not None and pending is not None:
                 try:
                     member.write(member.operation.evaluate(pending) or WriteBatch())
@@ -402,7 +400,7 @@ class CommitQueue:
             if member.error is not None or not member.writes_something:
                 continue
             if own is not None:
-                own.record(Seqno(first + len(accepted)), member.batch.writes, member.batch.ranges, before)
+                own.record(Seqno(first + len(accepted)), member.batch.writes, member.batch.ranges, Seqno(0))
             if pending is not None:
                 pending.write(member.batch)
             accepted.append(member)

@@ -15,13 +15,13 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Final
+from typing import Final, NamedTuple
 
 from kvwal.engine.range_map import Cover, RangeMap
 from kvwal.errors import ConflictError
 from kvwal.keys import KeyRange, Seqno
 
-__all__ = ["MAX_HISTORY_BYTES", "History"]
+__all__ = ["MAX_HISTORY_BYTES", "History", "Reads"]
 
 #: A transaction left open cannot make the history grow for ever: beyond this its oldest part is forgotten, and
 #: transactions that began before that conflict (they may simply be run again).
@@ -31,6 +31,14 @@ MAX_HISTORY_BYTES: Final = 64 << 20
 _RECENT_KEYS: Final = 4096
 _PACKED_OVERHEAD_BYTES: Final = 16
 _RANGE_BYTES: Final = 300
+
+
+class Reads(NamedTuple):
+    """What a transaction read, as of the commit `since`."""
+
+    since: Seqno
+    keys: Iterable[bytes]
+    ranges: Sequence[KeyRange]
 
 
 class _Block:
@@ -134,8 +142,9 @@ class History:
             # What is left are ranges.
             self.begin(self.floor)
 
-    def conflict(self, since: Seqno, keys: Iterable[bytes], ranges: Iterable[KeyRange]) -> ConflictError | None:
-        """The conflict of reads as of `since` with a later commit, if there is one."""
+    def conflict(self, reads: Reads) -> ConflictError | None:
+        """The conflict of what was read with a later commit, if there is one."""
+        since, keys, ranges = reads
         if since < self.floor:
             return ConflictError(None, self.floor, "something too far back to tell (the transaction was open too long)")
         recent = self._recent

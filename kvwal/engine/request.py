@@ -7,13 +7,14 @@ the leader of its group (see commit.py).
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable
 from typing import Any, Protocol
 
 from kvwal.batch import WriteBatch
+from kvwal.engine.occ import Reads
 from kvwal.engine.value import Value
 from kvwal.errors import Error
-from kvwal.keys import MAX_BATCH_BYTES, KeyRange, Seqno
+from kvwal.keys import MAX_BATCH_BYTES, Seqno
 from kvwal.log import encode_intents
 
 __all__ = ["CommitRequest", "Newest", "Operation", "say_written"]
@@ -50,10 +51,8 @@ class CommitRequest:
         "error",
         "key",
         "operation",
-        "ranges",
         "reads",
         "seqno",
-        "since",
         "size",
         "sync",
         "taken",
@@ -66,9 +65,7 @@ class CommitRequest:
         batch: WriteBatch,
         *,
         sync: bool,
-        since: Seqno | None = None,
-        reads: Iterable[bytes] = (),
-        ranges: Sequence[KeyRange] = (),
+        reads: Reads | None = None,
         action: Callable[[], Any] | None = None,
         operation: Operation | None = None,
     ) -> None:
@@ -77,10 +74,8 @@ class CommitRequest:
         self.value = b""
         self.write(batch)
         self.sync = sync
-        #: Snapshot seqno of the reads; None if nothing was read and nothing can conflict.
-        self.since = since
+        #: None if nothing was read and nothing can conflict.
         self.reads = reads
-        self.ranges = ranges
         #: Something else to do while no commit is under way (a sync, retiring log segments).
         self.action = action
         self.operation = operation
@@ -104,7 +99,7 @@ class CommitRequest:
         self.body = encode_intents(batch) if len(batch) else None
 
     @classmethod
-    def of_put(cls, key: bytes, value: bytes, *, sync: bool) -> CommitRequest:
+    def of_put(cls, key: bytes, value: bytes, *, sync: bool, reads: Reads | None = None) -> CommitRequest:
         """The request of one put, which the leader encodes: made in a sixth of the time."""
         request = cls.__new__(cls)
         request._batch = None
@@ -113,8 +108,8 @@ class CommitRequest:
         request.size = len(key) + len(value)
         request.body = None
         request.sync = sync
-        request.since = request.action = request.operation = request.waiter = request.error = None
-        request.reads = request.ranges = ()
+        request.reads = reads
+        request.action = request.operation = request.waiter = request.error = None
         request.seqno = Seqno(0)
         request.taken = request.done = False
         return request

@@ -14,6 +14,7 @@ from store_fixtures import DEADLINE_S, wait_until
 from kvwal.batch import WriteBatch
 from kvwal.db.transaction import Transaction
 from kvwal.engine.commit import CommitQueue, RefusingLog
+from kvwal.engine.occ import Reads
 from kvwal.engine.operations import PopEdge, Update, decode_counter, encode_counter
 from kvwal.engine.request import CommitRequest
 from kvwal.errors import ClosedError, ConflictError, DiskFullError, ForkedError, PoisonedError, closed, forked
@@ -130,7 +131,8 @@ def test_a_group_of_lone_puts_is_published_each_with_its_seqno(watched: bool) ->
     assert (state.read(b"a"), state.read(b"b")) == (b"2", b"1")
     if reader is not None:
         assert (state.read_at(reader, b"a"), state.read_at(reader, b"b")) == (b"0", None)
-        found = [state.history.conflict(Seqno(since), {key}, ()) for since, key in ((3, b"a"), (2, b"b"), (3, b"b"))]
+        reads = [Reads(Seqno(since), {key}, ()) for since, key in ((3, b"a"), (2, b"b"), (3, b"b"))]
+        found = [state.history.conflict(each) for each in reads]
         assert [conflict and conflict.seqno for conflict in found] == [4, 3, None]
     at_rest(queue, log, state)
 
@@ -167,10 +169,10 @@ def test_of_two_conflicting_members_of_a_group_the_second_fails() -> None:
     queue, log, state = make()
     reader = state.reader("test", 0, writer=True)
     within = [KeyRange(b"b", b"d")]
-    one = put_request(b"a", b"1", since=reader.seqno, reads=[b"a"])
-    two = put_request(b"a", b"2", since=reader.seqno, reads=[b"a"])
-    three = put_request(b"c", b"3", since=reader.seqno, ranges=within)
-    four = put_request(b"z", b"4", since=reader.seqno, ranges=within)
+    one = put_request(b"a", b"1", reads=Reads(reader.seqno, [b"a"], ()))
+    two = put_request(b"a", b"2", reads=Reads(reader.seqno, [b"a"], ()))
+    three = put_request(b"c", b"3", reads=Reads(reader.seqno, (), within))
+    four = put_request(b"z", b"4", reads=Reads(reader.seqno, (), within))
     queue.submit([put_request(b"x", b"0"), one, two, three, four])
     assert [r.error is None for r in (one, two, three, four)] == [True, False, True, False]
     assert isinstance(two.error, ConflictError)
@@ -188,7 +190,7 @@ def test_a_conflict_of_one_leaves_the_rest_of_its_group_committed() -> None:
         queue, log, state = make()
         reader = state.reader("test", 0, writer=True)
         queue.put(b"k", b"newer", True)
-        late = put_request(b"k", b"late", since=reader.seqno, reads=[b"k"])
+        late = put_request(b"k", b"late", reads=Reads(reader.seqno, [b"k"], ()))
         other = put_request(b"o", b"1")
         queue.submit([late, other] if first else [other, late])
         assert isinstance(late.error, ConflictError)
@@ -203,7 +205,7 @@ def test_a_range_deleted_by_a_member_conflicts_with_what_a_later_member_read() -
     reader = state.reader("test", 0, writer=True)
     deleting = WriteBatch()
     deleting.delete_range(b"b", b"d")
-    reads = [put_request(b"x", b"1", since=reader.seqno, reads=[key]) for key in (b"a", b"c", b"d")]
+    reads = [put_request(b"x", b"1", reads=Reads(reader.seqno, [key], ())) for key in (b"a", b"c", b"d")]
     queue.submit([CommitRequest(deleting, sync=True), *reads])
     assert [request.error is None for request in reads] == [True, False, True]
 
@@ -293,7 +295,7 @@ def test_what_an_operation_raises_refuses_it_alone() -> None:
 def test_a_transaction_that_read_what_an_operation_of_its_group_changed_conflicts() -> None:
     queue, _, state = make()
     reader = state.reader("test", 0, writer=True)
-    txn = put_request(b"x", b"1", since=reader.seqno, reads=[b"n"])
+    txn = put_request(b"x", b"1", reads=Reads(reader.seqno, [b"n"], ()))
     queue.submit([operation(add(b"n", 1)), txn])
     assert isinstance(txn.error, ConflictError)
 

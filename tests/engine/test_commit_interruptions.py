@@ -39,6 +39,7 @@ from kvwal.batch import WriteBatch
 from kvwal.db.transaction import Transaction
 from kvwal.engine.commit import CommitQueue
 from kvwal.engine.memtable import Memtable
+from kvwal.engine.occ import Reads
 from kvwal.engine.operations import Update, decode_counter, encode_counter
 from kvwal.engine.request import CommitRequest
 from kvwal.engine.state import State
@@ -179,7 +180,7 @@ def test_an_interruption_anywhere_leaves_a_commit_written_or_not(way: str, sync:
                 assert bool(request.seqno) == (request.done and request.error is None), step
         if reader is not None:
             assert state.read_at(reader, b"k") is None, step
-            assert (state.history.conflict(reader.seqno, {b"k"}, ()) is not None) == written, step
+            assert (state.history.conflict(Reads(reader.seqno, {b"k"}, ())) is not None) == written, step
         assert queue.put(b"after", b"1", sync) == log.last_seqno
         at_rest(queue, log, state)
         if interruption is None:
@@ -290,7 +291,7 @@ def _of_another_thread(kind: str, key: bytes, sync: bool, since: Seqno, ran: lis
     if kind == "actions":
         return CommitRequest(WriteBatch(), sync=sync, action=lambda: ran.append(key))
     if kind == "conflicts":
-        return put_request(key, b"v", sync=sync, since=since, reads=[b"before"])
+        return put_request(key, b"v", sync=sync, reads=Reads(since, [b"before"], ()))
     return put_request(key, b"v", sync=sync)
 
 
@@ -300,7 +301,7 @@ def _commit_as(kind: str, queue: CommitQueue, sync: bool, since: Seqno) -> None:
     elif kind == "commit":
         queue.commit(put_request(b"k", b"v", sync=sync))
     elif kind == "conflict":
-        queue.submit([put_request(b"k", b"v", sync=sync, since=since, reads=[b"before"])])
+        queue.submit([put_request(b"k", b"v", sync=sync, reads=Reads(since, [b"before"], ()))])
     elif kind == "operation":
         queue.commit(CommitRequest(WriteBatch(), sync=sync, operation=Update(b"k", lambda old: b"v")))
     elif kind == "sync":

@@ -11,6 +11,7 @@ from store_fixtures import check_store, interrupted_at
 
 import kvwal
 from kvwal.batch import WriteBatch
+from kvwal.engine.occ import Reads
 from kvwal.engine.readers import Reader
 from kvwal.engine.state import State
 from kvwal.keys import Seqno
@@ -244,7 +245,7 @@ def test_a_commit_that_is_interrupted_anywhere_and_published_again_is_published_
             assert {key: state.read_at(reader, key) for key in before} == before, step
             for key in (b"a", b"c", b"old"):
                 changed = wanted[key] != before[key]
-                assert (state.history.conflict(Seqno(2), {key}, ()) is not None) == changed, (step, key)
+                assert (state.history.conflict(Reads(Seqno(2), {key}, ())) is not None) == changed, (step, key)
         if not interrupted:
             return
     raise AssertionError("publishing has no end")
@@ -288,7 +289,7 @@ def test_puts_that_are_published_together_leave_what_they_leave_one_by_one(kind:
     if reader is not None and other is not None:
         for since in range(2, 7):
             for key in (b"a", b"b", b"c", b"d"):
-                found, wanted = (state.history.conflict(Seqno(since), {key}, ()) for state in (together, single))
+                found, wanted = (state.history.conflict(Reads(Seqno(since), {key}, ())) for state in (together, single))
                 assert (found and found.seqno) == (wanted and wanted.seqno)
 
 
