@@ -225,8 +225,8 @@ MUTANTS: tuple[Mutant, ...] = (
         "isolation",
         (
             "kvwal.engine.commit:CommitQueue._append",
-            "[_body(member) for member in group.accepted]",
-            "[_body(member) for member in [*group.accepted[:-1], group.accepted[0]]]",
+            "for member in group.accepted]",
+            "for member in [*group.accepted[:-1], group.accepted[0]]]",
         ),
         first="round:threads:*",
     ),

@@ -117,7 +117,7 @@ class Committer:
         self._engine.state.refuse_if_gone()
         if asyncio.get_running_loop() is not self._loop:
             refuse_other_loops(self._loop)
-        size = request.size
+        size = request.writes.size
         if (
             self.pending_commits >= self._max_commits
             or self.pending_bytes + size > self._max_bytes
@@ -239,7 +239,7 @@ class Committer:
         size = 0
         try:
             for request, future in entries:
-                size += request.size
+                size += request.writes.size
                 resolve(future, None)
             for waiter in group.waiters:
                 resolve(waiter, None)
@@ -263,7 +263,7 @@ class Committer:
         """The task was cancelled: withdraw the commit, or wait for its end and say how it ended."""
         if not group.begun or request.error is _WITHDRAWN:
             # Its future is cancelled, which the hand-over sees.
-            self._leave(1, request.size)
+            self._leave(1, request.writes.size)
             return
         while not group.finished:
             waiter = self._loop.create_future()
@@ -315,6 +315,6 @@ class Committer:
     def _work(self, group: _Group) -> None:
         engine = self._engine
         if engine.state.write_pressure:
-            engine.relieve(deleting=all(request.only_deletes for request, _ in group.entries))
+            engine.relieve(deleting=all(request.writes.only_deletes for request, _ in group.entries))
         if group.entries:
             engine.queue.submit([request for request, _ in group.entries])

@@ -37,12 +37,12 @@ from kvwal.engine.occ import History
 from kvwal.engine.operations import Pending
 from kvwal.engine.request import CommitRequest, say_written
 from kvwal.engine.state import State
+from kvwal.engine.writes import EncodedBatch, LonePut
 from kvwal.errors import DiskFullError, EnvironmentFailure, Error, PoisonedError, poisoned
 from kvwal.events import CommitGroup, Events
 from kvwal.files import Buffer
 from kvwal.keys import Seqno
 from kvwal.locks import Lock, collect_first, is_nested, new_lock, refuse_reentry, release
-from kvwal.log import encode_put
 
 __all__ = ["CommitQueue", "Log", "RefusingLog"]
 
@@ -358,7 +358,7 @@ class CommitQueue:
             for member in list(self._queue):
                 if size > _MAX_GROUP_BYTES:
                     break
-                size += member.size
+                size += member.writes.size
                 members.append(member)
                 member.taken = True
             return _Group(members)
@@ -372,7 +372,7 @@ class CommitQueue:
         self._append_and_sync(group)
         self._publish(group)
         if group.began_s is not None and group.accepted:
-            size = sum(member.size for member in group.accepted)
+            size = sum(member.writes.size for member in group.accepted)
             group.event = CommitGroup(group.first, group.last, size, group.sync, self._now_s() - group.began_s)
         self._run_actions(group)
 
@@ -394,15 +394,16 @@ class CommitQueue:
                     member.error = own.conflict(member.reads)
             elif member.operation is not None and pending is not None:
                 try:
-                    member.write(member.operation.evaluate(pending) or WriteBatch())
+                    member.writes = EncodedBatch(member.operation.evaluate(pending) or WriteBatch())
                 except (Error, OSError, LookupError, TypeError, ValueError, OverflowError) as error:
                     member.error = error
-            if member.error is not None or not member.writes_something:
+            if member.error is not None or member.writes.is_empty:
                 continue
             if own is not None:
-                own.record(Seqno(first + len(accepted)), member.batch.writes, member.batch.ranges, Seqno(0))
+                batch = member.writes.batch
+                own.record(Seqno(first + len(accepted)), batch.writes, batch.ranges, Seqno(0))
             if pending is not None:
-                pending.write(member.batch)
+                pending.write(member.writes.batch)
             accepted.append(member)
         group.accepted = accepted
         group.first = first
@@ -434,29 +435,31 @@ class CommitQueue:
         # After an interruption the append may have been finished: then the log has counted it.
         if log.last_seqno >= group.last:
             return
-        if len(group.accepted) == 1 and group.accepted[0].key is not None:
-            log.append_put(group.accepted[0].key, group.accepted[0].value)
+        first = group.accepted[0].writes
+        if len(group.accepted) == 1 and isinstance(first, LonePut):
+            log.append_put(first.key, first.value)
         else:
-            log.append([_body(member) for member in group.accepted])
+            log.append([member.writes.body for member in group.accepted])
 
     def _publish(self, group: _Group) -> None:
         state = self._state
         accepted = group.accepted
-        if len(accepted) > 1 and all(member.key is not None for member in accepted):
+        puts = [member.writes for member in accepted if isinstance(member.writes, LonePut)]
+        if len(puts) == len(accepted) > 1:
             if group.last > state.seqno:
-                size = sum(member.size for member in accepted) + ENTRY_OVERHEAD_BYTES * len(accepted)
-                keys = [member.key for member in accepted]
-                state.publish_puts(group.last, keys, [member.value for member in accepted], size)  # type: ignore[arg-type]
+                size = sum(put.size for put in puts) + ENTRY_OVERHEAD_BYTES * len(puts)
+                state.publish_puts(group.last, [put.key for put in puts], [put.value for put in puts], size)
             for seqno, member in enumerate(accepted, group.first):
                 member.seqno = Seqno(seqno)
             return
         for number, member in enumerate(accepted, group.first):
             seqno = Seqno(number)
             if seqno > state.seqno:
-                if member.key is not None:
-                    state.publish_put(seqno, member.key, member.value, member.size + ENTRY_OVERHEAD_BYTES)
+                writes = member.writes
+                if isinstance(writes, LonePut):
+                    state.publish_put(seqno, writes.key, writes.value, writes.size + ENTRY_OVERHEAD_BYTES)
                 else:
-                    state.publish(seqno, member.batch, member.size)
+                    state.publish(seqno, writes.batch, writes.size)
             member.seqno = seqno
 
     def _run_actions(self, group: _Group) -> None:
@@ -507,7 +510,7 @@ class CommitQueue:
     def _refuse_puts(self, group: _Group, error: DiskFullError) -> None:
         """The disk is full: refuse the members that put. Those that only delete free space and may use the reserve."""
         self._pressure.disk_is_full()
-        deleting = [member for member in group.accepted if member.only_deletes]
+        deleting = [member for member in group.accepted if member.writes.only_deletes]
         for member in group.accepted:
             if member not in deleting:
                 member.error = error
@@ -530,11 +533,11 @@ class CommitQueue:
 
     def _append_small(self, member: CommitRequest, log: Log) -> None:
         try:
-            log.append([_body(member)])
+            log.append([member.writes.body])
         except DiskFullError:
             if not self._pressure.release_reserve():
                 raise
-            log.append([_body(member)])
+            log.append([member.writes.body])
 
     # -- interruptions and failures -------------------------------------------------------------
 
@@ -655,13 +658,6 @@ class CommitQueue:
         self._window = threading.Lock()
         self._queue = deque()
         self._group = None
-
-
-def _body(member: CommitRequest) -> bytes | list[Buffer]:
-    if member.body is None:
-        assert member.key is not None
-        return encode_put(member.key, member.value)
-    return member.body
 
 
 def _open(waiter: threading.Lock) -> None:

@@ -156,7 +156,7 @@ class Engine:
     def commit(self, request: CommitRequest) -> Seqno:
         """Commit, and return the seqno; that of the last visible commit if nothing is written."""
         if self.state.write_pressure:
-            self.relieve(deleting=request.only_deletes)
+            self.relieve(deleting=request.writes.only_deletes)
         return self.queue.commit(request) or self.state.seqno
 
     def relieve(self, *, deleting: bool) -> None:

@@ -396,7 +396,7 @@ def test_what_other_tables_take_of_memory_counts(db: kvwal.Store) -> None:
 
 
 def test_limits_hold_for_all_tables_together(db: kvwal.Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("kvwal.engine.request.MAX_BATCH_BYTES", 1000)
+    monkeypatch.setattr("kvwal.engine.writes.MAX_BATCH_BYTES", 1000)
     batch = WriteBatch()
     batch.put(b"a", bytes(600))
     batch.table(16).put(b"a", bytes(600))

@@ -1,0 +1,69 @@
+"""What one commit writes, and the body of its record: a batch, or one put alone.
+
+A batch is encoded as it is made, which is outside of any lock. A put alone needs no batch, and the log encodes it: it
+is made in a sixth of the time. Neither changes after that.
+"""
+
+from __future__ import annotations
+
+from typing import Final, TypeAlias
+
+from kvwal.batch import WriteBatch
+from kvwal.files import Buffer
+from kvwal.keys import MAX_BATCH_BYTES
+from kvwal.log import encode_intents, encode_put
+
+__all__ = ["EncodedBatch", "LonePut", "Writes"]
+
+
+class LonePut:
+    """One put; key and value have passed `as_key` and `as_value`."""
+
+    __slots__ = ("key", "size", "value")
+
+    is_empty: Final = False
+    only_deletes: Final = False
+
+    def __init__(self, key: bytes, value: bytes) -> None:
+        self.key = key
+        self.value = value
+        self.size = len(key) + len(value)
+
+    @property
+    def batch(self) -> WriteBatch:
+        """The same as a batch."""
+        batch = WriteBatch()
+        batch.writes[self.key] = self.value
+        return batch
+
+    @property
+    def body(self) -> bytes:
+        """Of its record."""
+        return encode_put(self.key, self.value)
+
+
+class EncodedBatch:
+    """A batch. ValueError if it is too much for one commit."""
+
+    __slots__ = ("batch", "body", "is_empty", "size")
+
+    def __init__(self, batch: WriteBatch) -> None:
+        size = batch.size()
+        if size > MAX_BATCH_BYTES:
+            raise ValueError(
+                f"the transaction has {size} bytes of keys and values; the limit is {MAX_BATCH_BYTES}; commit in parts"
+            )
+        self.batch = batch
+        self.size = size
+        #: Then it makes no record, and has no body.
+        self.is_empty = not len(batch)
+        self.body: list[Buffer] = [] if self.is_empty else encode_intents(batch)
+
+    @property
+    def only_deletes(self) -> bool:
+        """Whether it puts nothing, so that it may use what is kept for a full disk."""
+        batches = [self.batch, *(part for _, part in self.batch.parts())]
+        return not any(value is not None for batch in batches for value in batch.writes.values())
+
+
+Writes: TypeAlias = LonePut | EncodedBatch
