@@ -40,11 +40,11 @@ from kvwal.engine.state import State
 from kvwal.engine.writes import EncodedBatch, LonePut
 from kvwal.errors import DiskFullError, EnvironmentFailure, Error, PoisonedError, poisoned
 from kvwal.events import CommitGroup, Events
-from kvwal.files import Buffer
 from kvwal.keys import Seqno
 from kvwal.locks import Lock, collect_first, is_nested, new_lock, refuse_reentry, release
+from kvwal.log import LogWriter, RefusingLog
 
-__all__ = ["CommitQueue", "Log", "RefusingLog"]
+__all__ = ["CommitQueue"]
 
 # One group: enough for one flush to serve all that wait, not so much that the first waits for the last.
 _MAX_GROUP_BYTES: Final = 32 << 20
@@ -57,18 +57,6 @@ _MAX_BUGS: Final = 3
 _GROUP_OBJECTS: Final = 40
 
 
-class Log(Protocol):
-    """What the queue needs of the log, or of what stands in for a log that refuses."""
-
-    @property
-    def last_seqno(self) -> Seqno: ...
-    @property
-    def durable_seqno(self) -> Seqno: ...
-    def append(self, bodies: Sequence[bytes | list[Buffer]]) -> Seqno: ...
-    def append_put(self, key: bytes, value: bytes) -> Seqno: ...
-    def sync(self) -> None: ...
-
-
 class Pressure(Protocol):
     """What the queue tells of a full disk."""
 
@@ -76,32 +64,6 @@ class Pressure(Protocol):
     def lock(self) -> Lock: ...
     def disk_is_full(self) -> None: ...
     def release_reserve(self) -> bool: ...
-
-
-class RefusingLog:
-    """What stands in for the log of a store that takes no commits: closed, read-only, forked or poisoned.
-
-    The commit path thus needs no check of its own for any of these.
-    """
-
-    __slots__ = ("_reason", "durable_seqno", "last_seqno")
-
-    def __init__(self, reason: Callable[[], Exception], seqno: Seqno) -> None:
-        self._reason = reason
-        self.last_seqno = seqno
-        self.durable_seqno = seqno
-
-    def append(self, bodies: Sequence[bytes | list[Buffer]]) -> Seqno:
-        """Refuse."""
-        raise self._reason()
-
-    def append_put(self, key: bytes, value: bytes) -> Seqno:
-        """Refuse."""
-        raise self._reason()
-
-    def sync(self) -> None:
-        """Refuse."""
-        raise self._reason()
 
 
 class _Group:
@@ -141,7 +103,7 @@ class CommitQueue:
 
     def __init__(
         self,
-        log: Log,
+        log: LogWriter,
         state: State,
         pressure: Pressure,
         events: Events,
@@ -430,7 +392,7 @@ class CommitQueue:
             self._flush_s += (self._now_s() - began_s - self._flush_s) / 8
         group.durable = True
 
-    def _append(self, group: _Group, log: Log) -> None:
+    def _append(self, group: _Group, log: LogWriter) -> None:
         group.began = True
         # After an interruption the append may have been finished: then the log has counted it.
         if log.last_seqno >= group.last:
@@ -516,7 +478,7 @@ class CommitQueue:
                 member.error = error
         group.accepted, group.fitting = [], deleting
 
-    def _append_what_fits(self, group: _Group, fitting: list[CommitRequest], log: Log) -> None:
+    def _append_what_fits(self, group: _Group, fitting: list[CommitRequest], log: LogWriter) -> None:
         """Write the members that are left, one by one. May be begun anew, so each is done before it is taken off."""
         while fitting:
             member = fitting[0]
@@ -531,7 +493,7 @@ class CommitQueue:
                     group.accepted.append(member)
             del fitting[0]
 
-    def _append_small(self, member: CommitRequest, log: Log) -> None:
+    def _append_small(self, member: CommitRequest, log: LogWriter) -> None:
         try:
             log.append([member.writes.body])
         except DiskFullError:
@@ -646,11 +608,11 @@ class CommitQueue:
 
     # -- ends -----------------------------------------------------------------------------------
 
-    def refuse(self, log: Log) -> None:
+    def refuse(self, log: LogWriter) -> None:
         """From now on, let `log` (which raises) answer every commit."""
         self._log = log
 
-    def abandon_in_child(self, log: Log) -> None:
+    def abandon_in_child(self, log: LogWriter) -> None:
         """After a fork, in the child: the leader does not exist here."""
         self._log = log
         self.lock = new_lock()

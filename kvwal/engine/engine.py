@@ -14,7 +14,7 @@ import threading
 
 from kvwal.engine.background import Background
 from kvwal.engine.checkpoint import Checkpointer
-from kvwal.engine.commit import CommitQueue, RefusingLog
+from kvwal.engine.commit import CommitQueue
 from kvwal.engine.pressure import Reserve, WritePressure
 from kvwal.engine.recovery import Recovered, RecoveryReport, open_store
 from kvwal.engine.request import CommitRequest
@@ -24,7 +24,7 @@ from kvwal.errors import DiskFullError, LockedError, PoisonedError, closed, fork
 from kvwal.events import Events, Recovery
 from kvwal.keys import Seqno
 from kvwal.locks import is_nested, new_lock, refuse_reentry, release
-from kvwal.log import SegmentLog
+from kvwal.log import RefusingLog, SegmentLog
 from kvwal.options import Durability, Flag, Options
 
 __all__ = ["Engine"]

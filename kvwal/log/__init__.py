@@ -3,7 +3,8 @@
     segmentlog  >  writer  >  cursor, segments, carry  >  reader  >  chain  >  tail, index, retention  >  walk
     >  segment, protocol  >  record  >  intents.  Beside them, over reader and chain: seek, verify, salvage.
 
-What the engine needs of any log is `protocol.Log`; `SegmentLog` is the one that keeps segments.
+What the engine needs of any log is `protocol.Log`; `SegmentLog` is the one that keeps segments, and `RefusingLog`
+stands in for one.
 
 The formats are described where they are encoded: `intents`, `record`, `segment`, `index`. Where a log may end is
 decided in `tail`.
@@ -12,7 +13,7 @@ decided in `tail`.
 from kvwal.log.chain import Chain
 from kvwal.log.cursor import read_kept
 from kvwal.log.intents import decode_intents, encode_extension, encode_intents, encode_put
-from kvwal.log.protocol import Log, LogCursor, LogIdentity, LogOptions, LogStats, Preallocate
+from kvwal.log.protocol import Log, LogCursor, LogIdentity, LogOptions, LogStats, LogWriter, Preallocate, RefusingLog
 from kvwal.log.reader import LogReader, Replay
 from kvwal.log.record import LogPosition, Record
 from kvwal.log.retention import HoldInfo
@@ -34,8 +35,10 @@ __all__ = [
     "LogPosition",
     "LogReader",
     "LogStats",
+    "LogWriter",
     "Preallocate",
     "Record",
+    "RefusingLog",
     "Replay",
     "Seek",
     "SegmentInfo",

@@ -9,7 +9,7 @@ Rules of a log:
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, Protocol, TypeAlias
 
@@ -17,7 +17,7 @@ from kvwal.files import Buffer
 from kvwal.keys import Seqno
 from kvwal.log.record import Record
 
-__all__ = ["Log", "LogCursor", "LogIdentity", "LogOptions", "LogStats", "Preallocate"]
+__all__ = ["Log", "LogCursor", "LogIdentity", "LogOptions", "LogStats", "LogWriter", "Preallocate", "RefusingLog"]
 
 Preallocate: TypeAlias = Literal["allocate", "zeros"]
 
@@ -106,13 +106,12 @@ class LogCursor(Protocol):
         ...
 
 
-class Log(Protocol):
-    """An open log, for writing and reading."""
+class LogWriter(Protocol):
+    """What commits need of a log: numbers, append, flush."""
 
-    #: The last commit appended, the last one known to be on disk, and the time of the last one in microseconds.
+    #: The last commit appended, and the last one known to be on disk.
     last_seqno: Seqno
     durable_seqno: Seqno
-    last_time_us: int
 
     def append_put(self, key: bytes, value: bytes) -> Seqno:
         """Append one commit that puts one value: what `append([encode_put(key, value)])` does, and faster."""
@@ -125,6 +124,13 @@ class Log(Protocol):
     def sync(self) -> None:
         """Flush. Durable on return: every commit that was appended before the call."""
         ...
+
+
+class Log(LogWriter, Protocol):
+    """An open log, for writing and reading."""
+
+    #: When the last commit was appended, in microseconds.
+    last_time_us: int
 
     def read(self, after: Seqno | None = None, *, until: Seqno | None = None, purpose: str = "history") -> LogCursor:
         """The commits beyond `after` (None: all that are kept), up to `until` (None: as they become durable).
@@ -148,3 +154,29 @@ class Log(Protocol):
     def abandon(self) -> None:
         """Drop the handles and write nothing: in a forked child, or after a failure. Takes no lock."""
         ...
+
+
+class RefusingLog:
+    """What stands in for the log of a store that takes no commits: closed, read-only, forked or poisoned.
+
+    The commit path thus needs no check of its own for any of these.
+    """
+
+    __slots__ = ("_reason", "durable_seqno", "last_seqno")
+
+    def __init__(self, reason: Callable[[], Exception], seqno: Seqno) -> None:
+        self._reason = reason
+        self.last_seqno = seqno
+        self.durable_seqno = seqno
+
+    def append(self, bodies: Sequence[bytes | list[Buffer]]) -> Seqno:
+        """Refuse."""
+        raise self._reason()
+
+    def append_put(self, key: bytes, value: bytes) -> Seqno:
+        """Refuse."""
+        raise self._reason()
+
+    def sync(self) -> None:
+        """Refuse."""
+        raise self._reason()

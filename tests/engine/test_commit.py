@@ -13,13 +13,14 @@ from store_fixtures import DEADLINE_S, wait_until
 
 from kvwal.batch import WriteBatch
 from kvwal.db.transaction import Transaction
-from kvwal.engine.commit import CommitQueue, RefusingLog
+from kvwal.engine.commit import CommitQueue
 from kvwal.engine.occ import Reads
 from kvwal.engine.operations import PopEdge, Update, decode_counter, encode_counter
 from kvwal.engine.request import CommitRequest
 from kvwal.errors import ClosedError, ConflictError, DiskFullError, ForkedError, PoisonedError, closed, forked
 from kvwal.events import Events
 from kvwal.keys import KeyRange, Seqno
+from kvwal.log import RefusingLog
 
 EVERYTHING = KeyRange(b"", None)
 
