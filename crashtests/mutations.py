@@ -193,7 +193,7 @@ MUTANTS: tuple[Mutant, ...] = (
         "members of a group are not validated against each other",
         "isolation",
         (
-            "kvwal.engine.commit:CommitQueue._validate",
+            "kvwal.engine.group:Group.validate",
             "if member.error is None and own is not None:",
             "if False:",
         ),
@@ -214,9 +214,9 @@ MUTANTS: tuple[Mutant, ...] = (
         "followers are acknowledged although the leader's flush failed",
         "isolation",
         (
-            "kvwal.engine.commit:CommitQueue._end_of",
+            "kvwal.engine.group:Group.fail",
             "member.error = error",
-            "member.error = None if member is not group.members[0] else error",
+            "member.error = None if member is not self.members[0] else error",
         ),
         first="round:threads:*",
     ),
@@ -224,9 +224,9 @@ MUTANTS: tuple[Mutant, ...] = (
         "the last record of a group is lost",
         "isolation",
         (
-            "kvwal.engine.commit:CommitQueue._append",
-            "for member in group.accepted]",
-            "for member in [*group.accepted[:-1], group.accepted[0]]]",
+            "kvwal.engine.group:Group._append",
+            "for member in accepted]",
+            "for member in [*accepted[:-1], accepted[0]]]",
         ),
         first="round:threads:*",
     ),
@@ -234,7 +234,7 @@ MUTANTS: tuple[Mutant, ...] = (
         "a group is flushed only if its leader asks for it",
         "isolation",
         (
-            "kvwal.engine.commit:CommitQueue._append_and_sync",
+            "kvwal.engine.commit:CommitQueue._commit_group",
             "if group.sync:",
             "if group.sync and len(group.members) == 1:",
         ),

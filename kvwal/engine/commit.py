@@ -1,11 +1,10 @@
-"""The commit queue: validate, append, sync, publish, wake; in groups, led by the head of the queue.
+"""The commit queue: who leads, the steps of a commit, and how one ends that was interrupted or failed.
 
 How a commit travels:
 
 1. A thread appends its request to the queue. The thread of the first request in the queue leads; the others sleep.
-2. The leader takes the queue as its group, and for the group: validates each transaction against what committed since
-   its snapshot, and against the members before it; appends the records with one write; flushes once if any member wants
-   it; publishes; wakes the members, and the head of what was queued meanwhile.
+2. The leader takes the queue as its group (see group.py), and for the group: validates; appends the records with one
+   write; flushes once if any member wants it; publishes; wakes the members, and the head of what was queued meanwhile.
 3. A put that finds the queue empty needs no request: it holds the leader's lock for as long as it takes.
 
 Durability: with durability "commit" nothing is published before the flush returned, so no reader sees a commit that a
@@ -17,10 +16,9 @@ listeners hear of the commits in their order. A put then makes a request even wh
 Invariant: only the owner of `lock` touches the log, validates and publishes. A request stays in the queue until it is
 done.
 
-Interruptions (see kvwal/locks.py). A step of a group may be done again, and the group says whether its append was
-begun. Of the thread that was interrupted, `_resolve` drops the commit if it was not begun, and carries the group to its
-end if it was; then the interruption goes on its way, with a note that says which. What fails while that is done poisons
-the store.
+Interruptions (see kvwal/locks.py). Of the thread that was interrupted, `_resolve` drops the commit if it was not begun,
+and carries the group to its end if it was; then the interruption goes on its way, with a note that says which. What
+fails while that is done poisons the store.
 """
 
 from __future__ import annotations
@@ -29,17 +27,15 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 from kvwal.batch import WriteBatch
+from kvwal.engine.group import Group, Pressure
 from kvwal.engine.memtable import ENTRY_OVERHEAD_BYTES
-from kvwal.engine.occ import History
-from kvwal.engine.operations import Pending
 from kvwal.engine.request import CommitRequest, say_written
 from kvwal.engine.state import State
-from kvwal.engine.writes import EncodedBatch, LonePut
 from kvwal.errors import DiskFullError, EnvironmentFailure, Error, PoisonedError, poisoned
-from kvwal.events import CommitGroup, Events
+from kvwal.events import Events
 from kvwal.keys import Seqno
 from kvwal.locks import Lock, collect_first, is_nested, new_lock, refuse_reentry, release
 from kvwal.log import LogWriter, RefusingLog
@@ -55,47 +51,6 @@ _MAX_INTERRUPTIONS: Final = 1000
 _MAX_BUGS: Final = 3
 # The objects that the collector counts and that a small group has at a time.
 _GROUP_OBJECTS: Final = 40
-
-
-class Pressure(Protocol):
-    """What the queue tells of a full disk."""
-
-    @property
-    def lock(self) -> Lock: ...
-    def disk_is_full(self) -> None: ...
-    def release_reserve(self) -> bool: ...
-
-
-class _Group:
-    """Requests that are committed together, and how far they have come."""
-
-    __slots__ = ("accepted", "began", "began_s", "durable", "event", "first", "fitting", "members", "validated")
-
-    def __init__(self, members: Sequence[CommitRequest]) -> None:
-        self.members = members
-        self.validated = False
-        #: Those that write something and have no conflict, in the order of their seqnos, which begin with `first`.
-        self.accepted: list[CommitRequest] = []
-        self.first = Seqno(0)
-        #: From here on the records may be on disk.
-        self.began = False
-        self.durable = False
-        #: When the append began; None if there were no listeners then.
-        self.began_s: float | None = None
-        #: What they are to be told.
-        self.event: CommitGroup | None = None
-        #: After the disk was found full: members that are still to be written one by one.
-        self.fitting: list[CommitRequest] | None = None
-
-    @property
-    def last(self) -> Seqno:
-        """The seqno of the last accepted member."""
-        return Seqno(self.first + len(self.accepted) - 1)
-
-    @property
-    def sync(self) -> bool:
-        """Whether a member wants a flush."""
-        return any(member.sync for member in self.members)
 
 
 class CommitQueue:
@@ -121,7 +76,7 @@ class CommitQueue:
         #: Guards `taken` of the requests in the queue.
         self.queue_lock = new_lock()
         self._queue: deque[CommitRequest] = deque()
-        self._group: _Group | None = None
+        self._group: Group | None = None
         self._thread = threading.local()
         # How many threads commit at a time, and how long a flush takes: see `_await_committers`.
         self._expected = 0
@@ -177,12 +132,7 @@ class CommitQueue:
     def _rescue_put(self, key: bytes, value: bytes, sync: bool, target: int, error: BaseException) -> None:
         """`put` was left by an exception while it led: it goes on as a group of one."""
         request = CommitRequest.of_put(key, value, sync=sync)
-        group = _Group((request,))
-        group.validated = True
-        group.accepted = [request]
-        group.first = Seqno(target)
-        # Before the target was known nothing was begun. After it, the record may be there.
-        group.began = bool(target)
+        group = Group.of_put(request, Seqno(target))
         if isinstance(error, DiskFullError):
             self._pressure.disk_is_full()
         self._group = group
@@ -313,7 +263,7 @@ class CommitQueue:
             self._window.acquire(timeout=self._flush_s * _WINDOW)
         self._window_open = False
 
-    def _next_group(self) -> _Group:
+    def _next_group(self) -> Group:
         with self.queue_lock:
             members: list[CommitRequest] = []
             size = 0
@@ -323,108 +273,30 @@ class CommitQueue:
                 size += member.writes.size
                 members.append(member)
                 member.taken = True
-            return _Group(members)
+            return Group(members)
 
-    def _commit_group(self, group: _Group) -> None:
+    def _commit_group(self, group: Group) -> None:
         """The steps of a commit. May be begun anew after an interruption."""
-        if not group.validated:
-            self._validate(group)
+        group.validate(self._log.last_seqno, self._state)
         if self._listeners and not group.began:
             group.began_s = self._now_s()
-        self._append_and_sync(group)
-        self._publish(group)
-        if group.began_s is not None and group.accepted:
-            size = sum(member.writes.size for member in group.accepted)
-            group.event = CommitGroup(group.first, group.last, size, group.sync, self._now_s() - group.began_s)
+        if not group.logged:
+            log = self._log
+            group.append(log, self._pressure)
+            if group.sync:
+                self._flush(log)
+            group.logged = True
+        group.publish(self._state)
+        if group.began_s is not None:
+            group.event = group.as_event(self._now_s() - group.began_s)
         self._run_actions(group)
 
-    def _validate(self, group: _Group) -> None:
-        """Accept the members without a conflict, and let operations say what they write."""
-        first = Seqno(self._log.last_seqno + 1)
-        history = self._state.history
-        # What the members before it write; looked up by key, since a group may have a thousand members.
-        own: History | None = None
-        if len(group.members) > 1 and any(member.reads is not None for member in group.members):
-            own = History()
-        pending = Pending(self._state) if any(member.operation is not None for member in group.members) else None
-        accepted: list[CommitRequest] = []
-        for member in group.members:
-            member.error = None
-            if member.reads is not None:
-                member.error = history.conflict(member.reads)
-                if member.error is None and own is not None:
-                    member.error = own.conflict(member.reads)
-            elif member.operation is not None and pending is not None:
-                try:
-                    member.writes = EncodedBatch(member.operation.evaluate(pending) or WriteBatch())
-                except (Error, OSError, LookupError, TypeError, ValueError, OverflowError) as error:
-                    member.error = error
-            if member.error is not None or member.writes.is_empty:
-                continue
-            if own is not None:
-                batch = member.writes.batch
-                own.record(Seqno(first + len(accepted)), batch.writes, batch.ranges, Seqno(0))
-            if pending is not None:
-                pending.write(member.writes.batch)
-            accepted.append(member)
-        group.accepted = accepted
-        group.first = first
-        group.validated = True
+    def _flush(self, log: LogWriter) -> None:
+        began_s = self._now_s()
+        log.sync()
+        self._flush_s += (self._now_s() - began_s - self._flush_s) / 8
 
-    def _append_and_sync(self, group: _Group) -> None:
-        if group.durable:
-            return
-        log = self._log
-        if group.accepted or group.fitting is not None:
-            try:
-                if group.fitting is None:
-                    self._append(group, log)
-                    for member in group.accepted:
-                        # Refused for a full disk before an interruption, and written now.
-                        member.error = None
-            except DiskFullError as error:
-                self._refuse_puts(group, error)
-            if group.fitting is not None:
-                self._append_what_fits(group, group.fitting, log)
-        if group.sync:
-            began_s = self._now_s()
-            log.sync()
-            self._flush_s += (self._now_s() - began_s - self._flush_s) / 8
-        group.durable = True
-
-    def _append(self, group: _Group, log: LogWriter) -> None:
-        group.began = True
-        # After an interruption the append may have been finished: then the log has counted it.
-        if log.last_seqno >= group.last:
-            return
-        first = group.accepted[0].writes
-        if len(group.accepted) == 1 and isinstance(first, LonePut):
-            log.append_put(first.key, first.value)
-        else:
-            log.append([member.writes.body for member in group.accepted])
-
-    def _publish(self, group: _Group) -> None:
-        state = self._state
-        accepted = group.accepted
-        puts = [member.writes for member in accepted if isinstance(member.writes, LonePut)]
-        if len(puts) == len(accepted) > 1:
-            if group.last > state.seqno:
-                size = sum(put.size for put in puts) + ENTRY_OVERHEAD_BYTES * len(puts)
-                state.publish_puts(group.last, [put.key for put in puts], [put.value for put in puts], size)
-            for seqno, member in enumerate(accepted, group.first):
-                member.seqno = Seqno(seqno)
-            return
-        for number, member in enumerate(accepted, group.first):
-            seqno = Seqno(number)
-            if seqno > state.seqno:
-                writes = member.writes
-                if isinstance(writes, LonePut):
-                    state.publish_put(seqno, writes.key, writes.value, writes.size + ENTRY_OVERHEAD_BYTES)
-                else:
-                    state.publish(seqno, writes.batch, writes.size)
-            member.seqno = seqno
-
-    def _run_actions(self, group: _Group) -> None:
+    def _run_actions(self, group: Group) -> None:
         for member in group.members:
             if member.action is not None:
                 try:
@@ -434,7 +306,7 @@ class CommitQueue:
                     member.error = error if isinstance(error, Error) else self.poison(error)
                 member.action = None
 
-    def _finish(self, group: _Group) -> None:
+    def _finish(self, group: Group) -> None:
         """The group is over: wake its threads, and the next leader. Harmless when done again."""
         queue = self._queue
         # From here on it can only be ended.
@@ -466,40 +338,6 @@ class CommitQueue:
             return
         if waiter is not None:
             _open(waiter)
-
-    # -- a full disk ----------------------------------------------------------------------------
-
-    def _refuse_puts(self, group: _Group, error: DiskFullError) -> None:
-        """The disk is full: refuse the members that put. Those that only delete free space and may use the reserve."""
-        self._pressure.disk_is_full()
-        deleting = [member for member in group.accepted if member.writes.only_deletes]
-        for member in group.accepted:
-            if member not in deleting:
-                member.error = error
-        group.accepted, group.fitting = [], deleting
-
-    def _append_what_fits(self, group: _Group, fitting: list[CommitRequest], log: LogWriter) -> None:
-        """Write the members that are left, one by one. May be begun anew, so each is done before it is taken off."""
-        while fitting:
-            member = fitting[0]
-            if group.accepted[-1:] != [member] and member.error is None:
-                try:
-                    # After an interruption the append may have been finished: then the log has counted it.
-                    if log.last_seqno < group.first + len(group.accepted):
-                        self._append_small(member, log)
-                except DiskFullError as full:
-                    member.error = full
-                else:
-                    group.accepted.append(member)
-            del fitting[0]
-
-    def _append_small(self, member: CommitRequest, log: LogWriter) -> None:
-        try:
-            log.append([member.writes.body])
-        except DiskFullError:
-            if not self._pressure.release_reserve():
-                raise
-            log.append([member.writes.body])
 
     # -- interruptions and failures -------------------------------------------------------------
 
@@ -550,7 +388,7 @@ class CommitQueue:
             while not request.done and request.waiter is not None:
                 request.waiter.acquire(timeout=1.0)
 
-    def _end_of(self, group: _Group, error: BaseException) -> bool:
+    def _end_of(self, group: Group, error: BaseException) -> bool:
         """Carry an interrupted group to its end. False if nothing of it was begun: it stays in the queue."""
         if all(member.done for member in group.members):
             return True
@@ -564,9 +402,7 @@ class CommitQueue:
                 failure = later
         if failure is not None:
             error = failure if isinstance(failure, Error) else self.poison(failure)
-            for member in group.members:
-                if not member.done and not member.seqno:
-                    member.error = error
+            group.fail(error)
             return True
         return False
 
@@ -585,9 +421,7 @@ class CommitQueue:
         self._refuse_for(cause)
         group = self._group
         if self.lock._is_owned() and group is not None:
-            for member in group.members:
-                if not member.done and not member.seqno:
-                    member.error = poisoned(cause)
+            group.fail(poisoned(cause))
             # What a listener raises must not keep the others from their end.
             group.event = None
             self._finish(group)

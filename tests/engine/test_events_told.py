@@ -20,7 +20,7 @@ from store_fixtures import TINY, check_store, run_threads, wait_until
 
 import kvwal
 import kvwal.aio
-from kvwal.engine import checkpoint, commit, engine, pressure
+from kvwal.engine import checkpoint, engine, pressure
 from kvwal.engine.request import CommitRequest
 from kvwal.errors import DiskFullError, PoisonedError
 from kvwal.events import (
@@ -488,7 +488,7 @@ def test_without_a_listener_no_event_is_made_and_a_put_makes_no_request(monkeypa
         raise AssertionError("it was made")
 
     for module, name in [
-        (commit, "CommitGroup"),
+        (kvwal.engine.group, "CommitGroup"),
         (writer, "Flush"),
         (segmentlog, "SegmentSealed"),
         (segmentlog, "Retire"),

@@ -1,0 +1,213 @@
+"""A group: commits that share one write and one flush, and the steps that take it to its end.
+
+The leader takes the steps in the order of `CommitQueue` (see commit.py), and may begin them anew after an interruption:
+each either knows that it is done, or is harmless when done again. The group says whether its append was begun, since
+from there on its records may be on disk.
+
+A member fails alone where the fault is its own: a conflict, an operation that raises, a put on a full disk. What fails
+the log fails all.
+
+On a full disk the members that put are refused. Those that only delete free space: they are written one by one, and may
+use what is kept for that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from kvwal.batch import WriteBatch
+from kvwal.engine.memtable import ENTRY_OVERHEAD_BYTES
+from kvwal.engine.occ import History
+from kvwal.engine.operations import Pending
+from kvwal.engine.request import CommitRequest
+from kvwal.engine.state import State
+from kvwal.engine.writes import EncodedBatch, LonePut
+from kvwal.errors import DiskFullError, Error
+from kvwal.events import CommitGroup
+from kvwal.keys import Seqno
+from kvwal.locks import Lock
+from kvwal.log import LogWriter
+
+__all__ = ["Group", "Pressure"]
+
+
+class Pressure(Protocol):
+    """What is told of a full disk."""
+
+    @property
+    def lock(self) -> Lock: ...
+    def disk_is_full(self) -> None: ...
+    def release_reserve(self) -> bool: ...
+
+
+class Group:
+    """Requests that are committed together, and how far they have come. Requires: the lead."""
+
+    __slots__ = ("_accepted", "_first", "_fitting", "_validated", "began", "began_s", "event", "logged", "members")
+
+    def __init__(self, members: Sequence[CommitRequest]) -> None:
+        self.members = members
+        self._validated = False
+        # Those that write something and have no conflict, in the order of their seqnos, which begin with `_first`.
+        self._accepted: list[CommitRequest] = []
+        self._first = Seqno(0)
+        # After the disk was found full: members that are still to be written one by one.
+        self._fitting: list[CommitRequest] | None = None
+        #: From here on the records may be on disk.
+        self.began = False
+        #: All is appended, and flushed if a member wants it.
+        self.logged = False
+        #: When the append began; None if there were no listeners then.
+        self.began_s: float | None = None
+        #: What they are to be told.
+        self.event: CommitGroup | None = None
+
+    @classmethod
+    def of_put(cls, request: CommitRequest, target: Seqno) -> Group:
+        """Of a put alone that was interrupted. `target` is its seqno; while that is 0 nothing was begun."""
+        group = cls((request,))
+        group._validated = True
+        group._accepted = [request]
+        group._first = target
+        group.began = bool(target)
+        return group
+
+    @property
+    def _last(self) -> Seqno:
+        return Seqno(self._first + len(self._accepted) - 1)
+
+    @property
+    def sync(self) -> bool:
+        """Whether a member wants a flush."""
+        return any(member.sync for member in self.members)
+
+    def validate(self, after: Seqno, state: State) -> None:
+        """Accept the members without a conflict, and let operations say what they write. `after`: the last commit."""
+        if self._validated:
+            return
+        first = Seqno(after + 1)
+        members, history = self.members, state.history
+        # What the members before it write; looked up by key, since a group may have a thousand members.
+        own: History | None = None
+        if len(members) > 1 and any(member.reads is not None for member in members):
+            own = History()
+        pending = Pending(state) if any(member.operation is not None for member in members) else None
+        accepted: list[CommitRequest] = []
+        for member in members:
+            member.error = None
+            if member.reads is not None:
+                member.error = history.conflict(member.reads)
+                if member.error is None and own is not None:
+                    member.error = own.conflict(member.reads)
+            elif member.operation is not None and pending is not None:
+                try:
+                    member.writes = EncodedBatch(member.operation.evaluate(pending) or WriteBatch())
+                except (Error, OSError, LookupError, TypeError, ValueError, OverflowError) as error:
+                    member.error = error
+            if member.error is not None or member.writes.is_empty:
+                continue
+            if own is not None:
+                batch = member.writes.batch
+                own.record(Seqno(first + len(accepted)), batch.writes, batch.ranges, Seqno(0))
+            if pending is not None:
+                pending.write(member.writes.batch)
+            accepted.append(member)
+        self._accepted = accepted
+        self._first = first
+        self._validated = True
+
+    # -- append ---------------------------------------------------------------------------------
+
+    def append(self, log: LogWriter, pressure: Pressure) -> None:
+        """Write the records of the accepted members, with one call if the disk is not full."""
+        if self._fitting is None and self._accepted:
+            try:
+                self._append(log)
+                for member in self._accepted:
+                    # Refused for a full disk before an interruption, and written now.
+                    member.error = None
+            except DiskFullError as error:
+                pressure.disk_is_full()
+                self._refuse_puts(error)
+        if self._fitting is not None:
+            self._append_what_fits(self._fitting, log, pressure)
+
+    def _append(self, log: LogWriter) -> None:
+        self.began = True
+        accepted = self._accepted
+        # After an interruption the append may have been finished: then the log has counted it.
+        if log.last_seqno >= self._last:
+            return
+        first = accepted[0].writes
+        if len(accepted) == 1 and isinstance(first, LonePut):
+            log.append_put(first.key, first.value)
+        else:
+            log.append([member.writes.body for member in accepted])
+
+    def _refuse_puts(self, error: DiskFullError) -> None:
+        deleting = [member for member in self._accepted if member.writes.only_deletes]
+        for member in self._accepted:
+            if member not in deleting:
+                member.error = error
+        self._accepted, self._fitting = [], deleting
+
+    def _append_what_fits(self, fitting: list[CommitRequest], log: LogWriter, pressure: Pressure) -> None:
+        """Write the members that are left, one by one. May be begun anew, so each is done before it is taken off."""
+        while fitting:
+            member = fitting[0]
+            if self._accepted[-1:] != [member] and member.error is None:
+                try:
+                    # After an interruption the append may have been finished: then the log has counted it.
+                    if log.last_seqno < self._first + len(self._accepted):
+                        _append_small(member, log, pressure)
+                except DiskFullError as full:
+                    member.error = full
+                else:
+                    self._accepted.append(member)
+            del fitting[0]
+
+    # -- publish --------------------------------------------------------------------------------
+
+    def publish(self, state: State) -> None:
+        """Make the accepted members visible, and give each its seqno."""
+        accepted = self._accepted
+        puts = [member.writes for member in accepted if isinstance(member.writes, LonePut)]
+        if len(puts) == len(accepted) > 1:
+            if self._last > state.seqno:
+                size = sum(put.size for put in puts) + ENTRY_OVERHEAD_BYTES * len(puts)
+                state.publish_puts(self._last, [put.key for put in puts], [put.value for put in puts], size)
+            for seqno, member in enumerate(accepted, self._first):
+                member.seqno = Seqno(seqno)
+            return
+        for number, member in enumerate(accepted, self._first):
+            seqno = Seqno(number)
+            if seqno > state.seqno:
+                writes = member.writes
+                if isinstance(writes, LonePut):
+                    state.publish_put(seqno, writes.key, writes.value, writes.size + ENTRY_OVERHEAD_BYTES)
+                else:
+                    state.publish(seqno, writes.batch, writes.size)
+            member.seqno = seqno
+
+    def as_event(self, seconds: float) -> CommitGroup | None:
+        """What listeners are to be told; None if nothing was written. `seconds`: of append, flush and publishing."""
+        if not self._accepted:
+            return None
+        size = sum(member.writes.size for member in self._accepted)
+        return CommitGroup(self._first, self._last, size, self.sync, seconds)
+
+    def fail(self, error: BaseException) -> None:
+        """Every member without an outcome ends with this error."""
+        for member in self.members:
+            if not member.done and not member.seqno:
+                member.error = error
+
+
+def _append_small(member: CommitRequest, log: LogWriter, pressure: Pressure) -> None:
+    try:
+        log.append([member.writes.body])
+    except DiskFullError:
+        if not pressure.release_reserve():
+            raise
+        log.append([member.writes.body])
