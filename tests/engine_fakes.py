@@ -12,6 +12,7 @@ from kvwal.engine.commit import CommitQueue
 from kvwal.engine.memtable import Memtable
 from kvwal.engine.request import CommitRequest
 from kvwal.engine.state import State
+from kvwal.engine.writes import EncodedBatch
 from kvwal.events import Events
 from kvwal.keys import Seqno
 from kvwal.locks import new_lock
@@ -158,14 +159,14 @@ def put_request(key: bytes, value: bytes, **options: Any) -> CommitRequest:
     """A request of one put, of a batch."""
     batch = WriteBatch()
     batch.put(key, value)
-    return CommitRequest(batch, **({"sync": True} | options))
+    return CommitRequest(EncodedBatch(batch), **({"sync": True} | options))
 
 
 def delete_request(key: bytes, *, sync: bool = True) -> CommitRequest:
     """A request of one delete."""
     batch = WriteBatch()
     batch.delete(key)
-    return CommitRequest(batch, sync=sync)
+    return CommitRequest(EncodedBatch(batch), sync=sync)
 
 
 class Asleep(BaseException):

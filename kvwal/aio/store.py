@@ -25,6 +25,7 @@ from kvwal.engine.recovery import RecoveryReport
 from kvwal.engine.request import CommitRequest, Operation
 from kvwal.engine.stats import Pin, Stats
 from kvwal.engine.verify import VerifyReport
+from kvwal.engine.writes import EncodedBatch, LonePut
 from kvwal.errors import ClosedError, ConflictError, ForkedError, closed
 from kvwal.keys import MAX_KEY_BYTES, MAX_VALUE_BYTES, BytesLike, KeyRange, Seqno, as_int, as_key, as_value
 from kvwal.options import Durability
@@ -214,7 +215,7 @@ class AsyncStore(AsyncReading):
         if self._closing is not None:
             raise closed()
         return await self._committer.commit(
-            CommitRequest.of_put(key, value, sync=self._engine.wants_sync(durability))
+            CommitRequest(LonePut(key, value), sync=self._engine.wants_sync(durability))
         )
 
     async def delete(self, key: BytesLike, *, durability: Durability | None = None) -> Seqno:
@@ -253,12 +254,12 @@ class AsyncStore(AsyncReading):
     async def _commit(self, batch: WriteBatch, durability: Durability | None) -> Seqno:
         if self._closing is not None:
             raise closed()
-        make = functools.partial(CommitRequest, batch, sync=self._engine.wants_sync(durability))
+        sync = self._engine.wants_sync(durability)
         if len(batch) > _ENCODE_IN_LOOP_KEYS or _is_large(batch):
-            request = await self._workers.submit(make)
+            writes = await self._workers.submit(lambda: EncodedBatch(batch))
         else:
-            request = make()
-        return await self._committer.commit(request) or self._state.seqno
+            writes = EncodedBatch(batch)
+        return await self._committer.commit(CommitRequest(writes, sync=sync)) or self._state.seqno
 
     @asynccontextmanager
     async def batch(self, *, durability: Durability | None = None) -> AsyncIterator[WriteBatch]:
@@ -282,7 +283,7 @@ class AsyncStore(AsyncReading):
     async def _commit_operation(self, operation: Operation, durability: Durability | None) -> Seqno:
         if self._closing is not None:
             raise closed()
-        request = CommitRequest(WriteBatch(), sync=self._engine.wants_sync(durability), operation=operation)
+        request = CommitRequest(sync=self._engine.wants_sync(durability), operation=operation)
         return await self._committer.commit(request)
 
     async def _update(
@@ -413,7 +414,7 @@ class AsyncStore(AsyncReading):
         """Make every commit that is visible now durable, whatever durability it was made with."""
         self._refuse_if_over()
         if not self.read_only:
-            await self._committer.commit(CommitRequest(WriteBatch(), sync=True))
+            await self._committer.commit(CommitRequest(sync=True))
 
     async def checkpoint(self) -> None:
         """`Store.checkpoint`, in a thread. If the task is cancelled, it goes on, and how it ended is not told."""

@@ -21,6 +21,7 @@ from kvwal.engine.recovery import RecoveryReport
 from kvwal.engine.request import CommitRequest, Operation
 from kvwal.engine.stats import Pin, Stats
 from kvwal.engine.verify import VerifyReport
+from kvwal.engine.writes import EncodedBatch
 from kvwal.errors import ConflictError
 from kvwal.keys import MAX_KEY_BYTES, MAX_VALUE_BYTES, BytesLike, KeyRange, Seqno, as_int, as_key, as_value
 from kvwal.log import Record
@@ -198,7 +199,7 @@ class Store(OrderedMapping, MutableMapping[bytes, bytes]):
 
         An empty batch commits nothing, and the last visible seqno is returned.
         """
-        return self.engine.commit(CommitRequest(batch, sync=self.engine.wants_sync(durability)))
+        return self.engine.commit(CommitRequest(EncodedBatch(batch), sync=self.engine.wants_sync(durability)))
 
     @contextmanager
     def batch(self, *, durability: Durability | None = None) -> Iterator[WriteBatch]:
@@ -222,9 +223,7 @@ class Store(OrderedMapping, MutableMapping[bytes, bytes]):
     # -- writes that depend on what is there ------------------------------------------------------
 
     def _commit_operation(self, operation: Operation, durability: Durability | None) -> Seqno:
-        return self.engine.commit(
-            CommitRequest(WriteBatch(), sync=self.engine.wants_sync(durability), operation=operation)
-        )
+        return self.engine.commit(CommitRequest(sync=self.engine.wants_sync(durability), operation=operation))
 
     def _update(
         self, key: bytes, function: Callable[[bytes | None], bytes | None], durability: Durability | None = None

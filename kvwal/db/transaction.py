@@ -24,6 +24,7 @@ from kvwal.engine.readers import Reader
 from kvwal.engine.request import CommitRequest, say_written
 from kvwal.engine.row_cache import RowCache
 from kvwal.engine.value import Missing
+from kvwal.engine.writes import EncodedBatch, LonePut
 from kvwal.errors import ReadOnlyError, TransactionTooLargeError, closed
 from kvwal.keys import MAX_KEY_BYTES, MAX_VALUE_BYTES, BytesLike, KeyRange, Seqno, as_key, as_value
 
@@ -306,8 +307,8 @@ class Transaction(OrderedMapping, MutableMapping[bytes, bytes]):
         if len(batch.writes) == 1 and not batch.ranges:
             ((key, value),) = batch.writes.items()
             if value is not None and len(value) <= _SMALL_BYTES:
-                return CommitRequest.of_put(key, value, sync=self._sync, reads=reads)
-        return CommitRequest(batch, sync=self._sync, reads=reads)
+                return CommitRequest(LonePut(key, value), sync=self._sync, reads=reads)
+        return CommitRequest(EncodedBatch(batch), sync=self._sync, reads=reads)
 
     def abort(self) -> None:
         """Forget the writes and let go of the snapshot. Idempotent, and without effect after `commit`."""

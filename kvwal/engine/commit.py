@@ -29,11 +29,11 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
-from kvwal.batch import WriteBatch
 from kvwal.engine.group import Group, Pressure
 from kvwal.engine.memtable import ENTRY_OVERHEAD_BYTES
 from kvwal.engine.request import CommitRequest, say_written
 from kvwal.engine.state import State
+from kvwal.engine.writes import LonePut
 from kvwal.errors import DiskFullError, EnvironmentFailure, Error, PoisonedError, poisoned
 from kvwal.events import Events
 from kvwal.keys import Seqno
@@ -111,7 +111,7 @@ class CommitQueue:
         target = 0
         try:
             if self._queue or self._listeners or (sync and self._expected > 1) or not lock.acquire(False):
-                return self.commit(CommitRequest.of_put(key, value, sync=sync))
+                return self.commit(CommitRequest(LonePut(key, value), sync=sync))
             log = self._log
             target = log.last_seqno + 1
             seqno = log.append_put(key, value)
@@ -131,7 +131,7 @@ class CommitQueue:
 
     def _rescue_put(self, key: bytes, value: bytes, sync: bool, target: int, error: BaseException) -> None:
         """`put` was left by an exception while it led: it goes on as a group of one."""
-        request = CommitRequest.of_put(key, value, sync=sync)
+        request = CommitRequest(LonePut(key, value), sync=sync)
         group = Group.of_put(request, Seqno(target))
         if isinstance(error, DiskFullError):
             self._pressure.disk_is_full()
@@ -202,11 +202,11 @@ class CommitQueue:
 
     def sync(self) -> None:
         """Flush everything committed so far."""
-        self.commit(CommitRequest(WriteBatch(), sync=True))
+        self.commit(CommitRequest(sync=True))
 
     def run(self, action: Callable[[], Any]) -> None:
         """Run something while no commit can be under way."""
-        self.commit(CommitRequest(WriteBatch(), sync=False, action=action))
+        self.commit(CommitRequest(sync=False, action=action))
 
     def _waiter(self) -> threading.Lock:
         """What the calling thread sleeps on. One for each thread: a nested call leads for the one it interrupted."""

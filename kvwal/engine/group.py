@@ -16,13 +16,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
-from kvwal.batch import WriteBatch
 from kvwal.engine.memtable import ENTRY_OVERHEAD_BYTES
 from kvwal.engine.occ import History
 from kvwal.engine.operations import Pending
 from kvwal.engine.request import CommitRequest
 from kvwal.engine.state import State
-from kvwal.engine.writes import EncodedBatch, LonePut
+from kvwal.engine.writes import NOTHING, EncodedBatch, LonePut
 from kvwal.errors import DiskFullError, Error
 from kvwal.events import CommitGroup
 from kvwal.keys import Seqno
@@ -102,14 +101,15 @@ class Group:
                     member.error = own.conflict(member.reads)
             elif member.operation is not None and pending is not None:
                 try:
-                    member.writes = EncodedBatch(member.operation.evaluate(pending) or WriteBatch())
+                    batch = member.operation.evaluate(pending)
+                    member.writes = EncodedBatch(batch) if batch else NOTHING
                 except (Error, OSError, LookupError, TypeError, ValueError, OverflowError) as error:
                     member.error = error
             if member.error is not None or member.writes.is_empty:
                 continue
             if own is not None:
-                batch = member.writes.batch
-                own.record(Seqno(first + len(accepted)), batch.writes, batch.ranges, Seqno(0))
+                written = member.writes.batch
+                own.record(Seqno(first + len(accepted)), written.writes, written.ranges, Seqno(0))
             if pending is not None:
                 pending.write(member.writes.batch)
             accepted.append(member)

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 from kvwal.batch import WriteBatch
 from kvwal.engine.occ import Reads
 from kvwal.engine.value import Value
-from kvwal.engine.writes import EncodedBatch, LonePut, Writes
+from kvwal.engine.writes import NOTHING, Writes
 from kvwal.errors import Error
 from kvwal.keys import Seqno
 
@@ -47,7 +47,7 @@ class CommitRequest:
 
     def __init__(
         self,
-        batch: WriteBatch,
+        writes: Writes = NOTHING,
         *,
         sync: bool,
         reads: Reads | None = None,
@@ -55,7 +55,7 @@ class CommitRequest:
         operation: Operation | None = None,
     ) -> None:
         #: Of an operation: nothing, until the leader has evaluated it.
-        self.writes: Writes = EncodedBatch(batch)
+        self.writes = writes
         self.sync = sync
         #: None if nothing was read and nothing can conflict.
         self.reads = reads
@@ -69,18 +69,6 @@ class CommitRequest:
         self.seqno = Seqno(0)
         self.error: BaseException | None = None
         self.done = False
-
-    @classmethod
-    def of_put(cls, key: bytes, value: bytes, *, sync: bool, reads: Reads | None = None) -> CommitRequest:
-        """The request of one put."""
-        request = cls.__new__(cls)
-        request.writes = LonePut(key, value)
-        request.sync = sync
-        request.reads = reads
-        request.action = request.operation = request.waiter = request.error = None
-        request.seqno = Seqno(0)
-        request.taken = request.done = False
-        return request
 
 
 def say_written(error: BaseException, seqno: int) -> None:

@@ -13,7 +13,7 @@ from kvwal.files import Buffer
 from kvwal.keys import MAX_BATCH_BYTES
 from kvwal.log import encode_intents, encode_put
 
-__all__ = ["EncodedBatch", "LonePut", "Writes"]
+__all__ = ["NOTHING", "EncodedBatch", "LonePut", "Writes"]
 
 
 class LonePut:
@@ -67,3 +67,4 @@ class EncodedBatch:
 
 
 Writes: TypeAlias = LonePut | EncodedBatch
+NOTHING: Final = EncodedBatch(WriteBatch())

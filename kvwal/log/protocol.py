@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, Protocol, TypeAlias
+from typing import Any, Literal, NamedTuple, NoReturn, Protocol, TypeAlias
 
 from kvwal.files import Buffer
 from kvwal.keys import Seqno
@@ -169,14 +169,7 @@ class RefusingLog:
         self.last_seqno = seqno
         self.durable_seqno = seqno
 
-    def append(self, bodies: Sequence[bytes | list[Buffer]]) -> Seqno:
-        """Refuse."""
+    def _refuse(self, *_: Any) -> NoReturn:
         raise self._reason()
 
-    def append_put(self, key: bytes, value: bytes) -> Seqno:
-        """Refuse."""
-        raise self._reason()
-
-    def sync(self) -> None:
-        """Refuse."""
-        raise self._reason()
+    append = append_put = sync = _refuse

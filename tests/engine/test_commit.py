@@ -17,6 +17,7 @@ from kvwal.engine.commit import CommitQueue
 from kvwal.engine.occ import Reads
 from kvwal.engine.operations import PopEdge, Update, decode_counter, encode_counter
 from kvwal.engine.request import CommitRequest
+from kvwal.engine.writes import EncodedBatch, LonePut
 from kvwal.errors import ClosedError, ConflictError, DiskFullError, ForkedError, PoisonedError, closed, forked
 from kvwal.events import Events
 from kvwal.keys import KeyRange, Seqno
@@ -27,11 +28,11 @@ EVERYTHING = KeyRange(b"", None)
 
 def put(key: bytes, value: bytes = b"v") -> CommitRequest:
     """A request of a put alone."""
-    return CommitRequest.of_put(key, value, sync=True)
+    return CommitRequest(LonePut(key, value), sync=True)
 
 
 def operation(what: Any) -> CommitRequest:
-    return CommitRequest(WriteBatch(), sync=True, operation=what)
+    return CommitRequest(sync=True, operation=what)
 
 
 def add(key: bytes, amount: int) -> Update:
@@ -60,7 +61,7 @@ def test_a_put_without_sync_is_not_flushed() -> None:
 
 def test_a_request_without_writes_has_seqno_0_and_writes_nothing() -> None:
     queue, log, state = make()
-    assert queue.commit(CommitRequest(WriteBatch(), sync=True)) == 0
+    assert queue.commit(CommitRequest(sync=True)) == 0
     assert (log.syncs, log.bodies, state.seqno) == (1, [], 0)
 
 
@@ -91,7 +92,7 @@ def test_threads_that_arrive_during_a_flush_share_the_next_one() -> None:
 
 def test_requests_submitted_together_are_one_group_in_their_order() -> None:
     queue, log, state = make()
-    requests = [put_request(b"a", b"1"), put(b"b"), CommitRequest(WriteBatch(), sync=False), put_request(b"a", b"2")]
+    requests = [put_request(b"a", b"1"), put(b"b"), CommitRequest(sync=False), put_request(b"a", b"2")]
     queue.submit(requests)
     assert [request.seqno for request in requests] == [1, 2, 0, 3]
     assert all(request.done and request.error is None for request in requests)
@@ -207,7 +208,7 @@ def test_a_range_deleted_by_a_member_conflicts_with_what_a_later_member_read() -
     deleting = WriteBatch()
     deleting.delete_range(b"b", b"d")
     reads = [put_request(b"x", b"1", reads=Reads(reader.seqno, [key], ())) for key in (b"a", b"c", b"d")]
-    queue.submit([CommitRequest(deleting, sync=True), *reads])
+    queue.submit([CommitRequest(EncodedBatch(deleting), sync=True), *reads])
     assert [request.error is None for request in reads] == [True, False, True]
 
 
@@ -264,7 +265,7 @@ def test_an_operation_sees_what_its_group_has_put_deleted_and_cleared_before_it(
             operation(updates[1]),
             delete_request(b"n"),
             operation(updates[2]),
-            CommitRequest(clearing, sync=True),
+            CommitRequest(EncodedBatch(clearing), sync=True),
             operation(updates[3]),
         ]
     )
@@ -331,7 +332,7 @@ def test_popping_sees_what_its_group_has_put_deleted_and_cleared_before_it(rever
             operation(popping[0]),
             put(b"7" if reverse else b"2", b"new"),
             operation(popping[1]),
-            CommitRequest(clearing, sync=True),
+            CommitRequest(EncodedBatch(clearing), sync=True),
             operation(popping[2]),
             operation(popping[3]),
             operation(popping[4]),
@@ -460,7 +461,7 @@ def test_an_action_runs_while_no_commit_is_under_way() -> None:
 def test_an_action_runs_after_the_members_of_its_group_are_published() -> None:
     queue, _, state = make()
     seen: list[Any] = []
-    action = CommitRequest(WriteBatch(), sync=False, action=lambda: seen.append(state.seqno))
+    action = CommitRequest(sync=False, action=lambda: seen.append(state.seqno))
     queue.submit([action, put(b"k")])
     assert seen == [1]
 
@@ -474,7 +475,7 @@ def test_an_action_that_fails_fails_alone() -> None:
     for first in ("put", "action"):
         queue, log, state = make()
         one = put_request(b"k", b"v")
-        two = CommitRequest(WriteBatch(), sync=False, action=fail)
+        two = CommitRequest(sync=False, action=fail)
         queue.submit([one, two] if first == "put" else [two, one])
         assert one.done
         assert (one.error, one.seqno) == (None, 1)
@@ -489,7 +490,7 @@ def test_an_action_that_the_disk_fails_poisons() -> None:
         raise OSError(errno.EIO, "no")
 
     queue, _, _ = make()
-    one, two = put_request(b"k", b"v"), CommitRequest(WriteBatch(), sync=False, action=fail)
+    one, two = put_request(b"k", b"v"), CommitRequest(sync=False, action=fail)
     queue.submit([one, two])
     assert (one.error, one.seqno) == (None, 1)
     assert isinstance(two.error, PoisonedError)

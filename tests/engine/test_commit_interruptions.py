@@ -43,6 +43,7 @@ from kvwal.engine.occ import Reads
 from kvwal.engine.operations import Update, decode_counter, encode_counter
 from kvwal.engine.request import CommitRequest
 from kvwal.engine.state import State
+from kvwal.engine.writes import LonePut
 from kvwal.errors import ConflictError, DiskFullError, ReentrancyError
 from kvwal.keys import Seqno
 from kvwal.log import decode_intents
@@ -157,7 +158,7 @@ def test_an_interruption_anywhere_leaves_a_commit_written_or_not(way: str, sync:
         reader = state.reader("test", 0, writer=True) if watched else None
         requests = [put_request(b"k", b"v", sync=sync)]
         if way == "group":
-            requests += [put_request(b"with", b"it", sync=sync), CommitRequest.of_put(b"and", b"it", sync=sync)]
+            requests += [put_request(b"with", b"it", sync=sync), CommitRequest(LonePut(b"and", b"it"), sync=sync)]
 
         def commit(queue: CommitQueue = queue, requests: list[CommitRequest] = requests) -> None:
             if way == "put":
@@ -222,7 +223,7 @@ def test_an_interrupted_operation_is_done_once_or_not_at_all(sync: bool) -> None
         queue, log, state = alone()
         queue.put(b"n", encode_counter(10), sync)
         updates = [Update(b"n", lambda old: encode_counter(decode_counter(old) + 1)) for _ in range(2)]
-        requests = [CommitRequest(WriteBatch(), sync=sync, operation=update) for update in updates]
+        requests = [CommitRequest(sync=sync, operation=update) for update in updates]
         interruption = interrupted(step, partial(queue.submit, requests))
         at_rest(queue, log, state)
         written = [request.done and request.error is None for request in requests]
@@ -289,7 +290,7 @@ def test_an_interruption_anywhere_leaves_no_thread_asleep(when: str, theirs: str
 
 def _of_another_thread(kind: str, key: bytes, sync: bool, since: Seqno, ran: list[bytes]) -> CommitRequest:
     if kind == "actions":
-        return CommitRequest(WriteBatch(), sync=sync, action=lambda: ran.append(key))
+        return CommitRequest(sync=sync, action=lambda: ran.append(key))
     if kind == "conflicts":
         return put_request(key, b"v", sync=sync, reads=Reads(since, [b"before"], ()))
     return put_request(key, b"v", sync=sync)
@@ -303,11 +304,11 @@ def _commit_as(kind: str, queue: CommitQueue, sync: bool, since: Seqno) -> None:
     elif kind == "conflict":
         queue.submit([put_request(b"k", b"v", sync=sync, reads=Reads(since, [b"before"], ()))])
     elif kind == "operation":
-        queue.commit(CommitRequest(WriteBatch(), sync=sync, operation=Update(b"k", lambda old: b"v")))
+        queue.commit(CommitRequest(sync=sync, operation=Update(b"k", lambda old: b"v")))
     elif kind == "sync":
         queue.sync()
     else:
-        queue.commit(CommitRequest(WriteBatch(), sync=sync, action=lambda: None))
+        queue.commit(CommitRequest(sync=sync, action=lambda: None))
 
 
 def _call_first(owner: Any, name: str, function: Callable[[], None]) -> None:
@@ -610,7 +611,7 @@ def test_a_handler_that_commits_anywhere_is_done_or_refused_and_the_outer_commit
             else:
                 outcome.append(True)
 
-        requests = [put_request(b"k", b"v"), CommitRequest.of_put(b"l", b"v", sync=True)]
+        requests = [put_request(b"k", b"v"), CommitRequest(LonePut(b"l", b"v"), sync=True)]
 
         def commit(queue: CommitQueue = queue, requests: list[CommitRequest] = requests) -> None:
             if outer == "put":

@@ -21,6 +21,7 @@ from store_fixtures import TINY, check_store, interrupted_at, run_threads, wait_
 import kvwal
 import kvwal.aio
 from kvwal.engine.request import CommitRequest
+from kvwal.engine.writes import LonePut
 from kvwal.errors import ClosedError, PoisonedError, ReentrancyError
 from kvwal.events import Checkpoint, CommitGroup, Event, Events, Flush, Poison, Retire, SegmentSealed, Stall
 from kvwal.testing import SimulatedDisk
@@ -299,7 +300,7 @@ def test_wherever_a_commit_is_interrupted_no_group_is_told_twice_and_hardly_one_
         queue.put(b"before", b"1", sync)
         requests = [put_request(b"k", b"v", sync=sync)]
         if way == "group":
-            requests += [put_request(b"with", b"it", sync=sync), CommitRequest.of_put(b"and", b"it", sync=sync)]
+            requests += [put_request(b"with", b"it", sync=sync), CommitRequest(LonePut(b"and", b"it"), sync=sync)]
 
         def commit(queue: Any = queue, requests: Any = requests, log: Any = log) -> None:
             try:

@@ -22,6 +22,7 @@ import kvwal
 import kvwal.aio
 from kvwal.engine import checkpoint, engine, pressure
 from kvwal.engine.request import CommitRequest
+from kvwal.engine.writes import EncodedBatch, LonePut
 from kvwal.errors import DiskFullError, PoisonedError
 from kvwal.events import (
     Checkpoint,
@@ -189,7 +190,7 @@ def test_the_seconds_of_a_group_are_from_its_append_to_its_visibility() -> None:
     queue._now_s = lambda: now_s
     log.on_append = lambda: pass_time(1.0)
     log.on_sync = lambda: pass_time(2.0)
-    third = CommitRequest.of_put(b"", b"", sync=False)
+    third = CommitRequest(LonePut(b"", b""), sync=False)
     queue.submit([put_request(b"a", b"1"), put_request(b"b", b"22", sync=False), third])
     queue.put(b"c", b"", sync=False)
     assert listener.heard == [
@@ -213,7 +214,7 @@ def test_members_that_a_full_disk_refused_are_in_no_group() -> None:
     log.fail_append = [DiskFullError("full")]
     batch = kvwal.WriteBatch()
     batch.delete(b"a")
-    requests = [put_request(b"refused", b"1"), CommitRequest(batch, sync=True)]
+    requests = [put_request(b"refused", b"1"), CommitRequest(EncodedBatch(batch), sync=True)]
     queue.submit(requests)
     assert [request.seqno for request in requests] == [0, 2]
     group = listener.of(CommitGroup)[-1]

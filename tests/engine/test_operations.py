@@ -14,6 +14,7 @@ import kvwal
 from kvwal.batch import WriteBatch
 from kvwal.engine.operations import Pending, PopEdge, Update, decode_counter, encode_counter
 from kvwal.engine.request import CommitRequest
+from kvwal.engine.writes import EncodedBatch, LonePut
 from kvwal.keys import KeyRange
 from kvwal.testing import SimulatedDisk
 
@@ -57,7 +58,7 @@ def member_of(random: Random, number: int) -> Member:
     key, kind = random.choice(KEYS), random.randrange(6)
     value = b"%d" % number
     if kind == 0:
-        return Member(CommitRequest.of_put(key, value, sync=False), lambda data: data.update({key: value}))
+        return Member(CommitRequest(LonePut(key, value), sync=False), lambda data: data.update({key: value}))
     if kind == 1:
         batch = WriteBatch()
         changed: list[Any] = []
@@ -81,7 +82,7 @@ def member_of(random: Random, number: int) -> Member:
                 else:
                     data[change[0]] = change[1]
 
-        return Member(CommitRequest(batch, sync=False), apply)
+        return Member(CommitRequest(EncodedBatch(batch), sync=False), apply)
     if kind < 4:
         reverse = bool(random.randrange(2))
         low, high = random.choice([b"", *KEYS]), random.choice([None, *KEYS])
@@ -95,7 +96,7 @@ def member_of(random: Random, number: int) -> Member:
             edge = found[-1 if reverse else 0]
             assert pop.pair == (edge, data.pop(edge))
 
-        return Member(CommitRequest(WriteBatch(), sync=False, operation=pop), take)
+        return Member(CommitRequest(sync=False, operation=pop), take)
     functions: list[Callable[[bytes | None], bytes | None]] = [append(value), lambda old: None, lambda old: old]
     function = random.choice(functions)
     update = Update(key, function)
@@ -109,7 +110,7 @@ def member_of(random: Random, number: int) -> Member:
         else:
             data[key] = new
 
-    return Member(CommitRequest(WriteBatch(), sync=False, operation=update), change_it)
+    return Member(CommitRequest(sync=False, operation=update), change_it)
 
 
 @given(st.randoms(use_true_random=False))
@@ -163,7 +164,7 @@ def test_a_member_that_is_refused_leaves_the_others_of_its_group() -> None:
             Update(b"counter", lambda old: encode_counter(decode_counter(old) + (1 << 63) - 1)),
             Update(b"counter", lambda old: encode_counter(decode_counter(old) + 1)),
         ]
-        requests = [CommitRequest(WriteBatch(), sync=False, operation=each) for each in operations]
+        requests = [CommitRequest(sync=False, operation=each) for each in operations]
         db.engine.queue.submit(requests)
         assert [type(request.error) for request in requests] == [TypeError, type(None), OverflowError, type(None)]
         assert decode_counter(db[b"counter"]) == 2
@@ -195,7 +196,7 @@ def test_a_group_that_pops_hundreds_of_items_takes_each_once() -> None:
         db.update({b"%04d" % number: b"%d" % number for number in range(300)})
         for reverse in (False, True):
             pops = [PopEdge(KeyRange(b"", None), reverse=reverse) for _ in range(140)]
-            db.engine.queue.submit([CommitRequest(WriteBatch(), sync=False, operation=pop) for pop in pops])
+            db.engine.queue.submit([CommitRequest(sync=False, operation=pop) for pop in pops])
             taken = [int(pop.pair[1]) for pop in pops if pop.pair is not None]
             assert taken == (list(range(299, 159, -1)) if reverse else list(range(140)))
         assert len(db) == 20
