@@ -87,11 +87,11 @@ class Group:
             return
         first = Seqno(after + 1)
         members, history = self.members, state.history
+        reading = [member for member in members if member.reads is not None]
+        operating = [member for member in members if member.operation is not None]
         # What the members before it write; looked up by key, since a group may have a thousand members.
-        own: History | None = None
-        if len(members) > 1 and any(member.reads is not None for member in members):
-            own = History()
-        pending = Pending(state) if any(member.operation is not None for member in members) else None
+        own = History() if reading and len(members) > 1 else None
+        pending = Pending(state) if operating else None
         accepted: list[CommitRequest] = []
         for member in members:
             member.error = None
@@ -177,8 +177,8 @@ class Group:
             if self._last > state.seqno:
                 size = sum(put.size for put in puts) + ENTRY_OVERHEAD_BYTES * len(puts)
                 state.publish_puts(self._last, [put.key for put in puts], [put.value for put in puts], size)
-            for seqno, member in enumerate(accepted, self._first):
-                member.seqno = Seqno(seqno)
+            for number, member in enumerate(accepted, self._first):
+                member.seqno = number  # type: ignore[assignment]  # to make a Seqno is a call
             return
         for number, member in enumerate(accepted, self._first):
             seqno = Seqno(number)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 from kvwal.batch import WriteBatch
 from kvwal.engine.occ import Reads
@@ -18,6 +18,9 @@ from kvwal.errors import Error
 from kvwal.keys import Seqno
 
 __all__ = ["CommitRequest", "Newest", "Operation", "say_written"]
+
+# To make a Seqno is a call.
+_NONE: Final = Seqno(0)
 
 
 class Newest(Protocol):
@@ -66,7 +69,7 @@ class CommitRequest:
         self.waiter: threading.Lock | None = None
         #: Whether a leader has it in its group. Guarded by CommitQueue.queue_lock.
         self.taken = False
-        self.seqno = Seqno(0)
+        self.seqno = _NONE
         self.error: BaseException | None = None
         self.done = False
 
