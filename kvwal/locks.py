@@ -25,7 +25,17 @@ from typing import Any, Concatenate, Final, ParamSpec, Protocol, TypeVar
 
 from kvwal.errors import ReentrancyError
 
-__all__ = ["Lock", "collect_first", "is_nested", "locked", "new_lock", "refuse_reentry", "refused_calls", "release"]
+__all__ = [
+    "Lock",
+    "collect_first",
+    "is_nested",
+    "locked",
+    "new_lock",
+    "refuse_reentry",
+    "refused_calls",
+    "release",
+    "wake",
+]
 
 _P = ParamSpec("_P")
 _S = TypeVar("_S")
@@ -57,6 +67,15 @@ def release(lock: Lock) -> None:
     """Give the lock back if the calling thread owns it."""
     while lock._is_owned():
         lock.release()
+
+
+def wake(waiter: threading.Lock) -> None:
+    """Wake the thread that sleeps on it, or let it not fall asleep."""
+    # Opening twice is harmless: a thread that wakes looks whether it is done.
+    try:
+        waiter.release()
+    except RuntimeError:
+        return
 
 
 def refuse_reentry(lock: Lock, what: str) -> None:

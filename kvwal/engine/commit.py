@@ -33,19 +33,18 @@ from kvwal.engine.group import Group, Pressure
 from kvwal.engine.memtable import ENTRY_OVERHEAD_BYTES
 from kvwal.engine.request import CommitRequest, say_written
 from kvwal.engine.state import State
+from kvwal.engine.window import Window
 from kvwal.engine.writes import LonePut
 from kvwal.errors import DiskFullError, EnvironmentFailure, Error, PoisonedError, poisoned
 from kvwal.events import Events
 from kvwal.keys import Seqno
-from kvwal.locks import Lock, collect_first, is_nested, new_lock, refuse_reentry, release
+from kvwal.locks import Lock, collect_first, is_nested, new_lock, refuse_reentry, release, wake
 from kvwal.log import LogWriter, RefusingLog
 
 __all__ = ["CommitQueue"]
 
 # One group: enough for one flush to serve all that wait, not so much that the first waits for the last.
 _MAX_GROUP_BYTES: Final = 32 << 20
-# How long a leader waits for the threads that the last flush served, as a part of the time of a flush.
-_WINDOW: Final = 0.5
 # How often the end of an interrupted commit is tried before the store gives up and asks for a reopen.
 _MAX_INTERRUPTIONS: Final = 1000
 _MAX_BUGS: Final = 3
@@ -78,11 +77,7 @@ class CommitQueue:
         self._queue: deque[CommitRequest] = deque()
         self._group: Group | None = None
         self._thread = threading.local()
-        # How many threads commit at a time, and how long a flush takes: see `_await_committers`.
-        self._expected = 0
-        self._flush_s = 0.0
-        self._window = threading.Lock()
-        self._window_open = False
+        self._window = Window()
 
     def is_busy(self) -> bool:
         """Whether a commit is under way just now."""
@@ -110,7 +105,7 @@ class CommitQueue:
         peak = None  # noqa: F841  # they are not to be there in the section
         target = 0
         try:
-            if self._queue or self._listeners or (sync and self._expected > 1) or not lock.acquire(False):
+            if self._queue or self._listeners or (sync and self._window.expected > 1) or not lock.acquire(False):
                 return self.commit(CommitRequest(LonePut(key, value), sync=sync))
             log = self._log
             target = log.last_seqno + 1
@@ -174,8 +169,7 @@ class CommitQueue:
             for request in requests:
                 request.waiter = waiter
             queue.extend(requests)
-            if self._window_open and len(queue) >= self._expected:
-                _open(self._window)
+            self._window.arrived(len(queue))
             while not last.done:
                 if self._leads(waiter):
                     # Not in a `with` block: on an exception the lock is held until `_resolve` has ended the group.
@@ -198,7 +192,7 @@ class CommitQueue:
         self._thread.depth = depth
         if depth:
             # The call that this one interrupted may have missed its own wake-up.
-            _open(waiter)
+            wake(waiter)
 
     def sync(self) -> None:
         """Flush everything committed so far."""
@@ -243,25 +237,11 @@ class CommitQueue:
 
     def _lead(self) -> None:
         """Requires: lock, and that a request of this thread is the head of the queue."""
-        if self._expected > 1 and self._queue[0].sync:
-            self._await_committers()
+        if self._window.expected > 1 and self._queue[0].sync:
+            self._window.wait(self._queue)
         self._group = group = self._next_group()
         self._commit_group(group)
         self._finish(group)
-
-    def _await_committers(self) -> None:
-        """Let the threads that the last flush served come back for the next, so that it serves all.
-
-        Without this, threads that commit in a loop fall into two halves, each waiting for the flush of the other, and
-        twice as many flushes are made. The wait is a part of what a flush takes, and ends as soon as as many are here
-        as there were; a thread alone never waits.
-        """
-        self._window.acquire(blocking=False)
-        self._window_open = True
-        # Checked again: the last committer may have arrived before the window was open.
-        if len(self._queue) < self._expected:
-            self._window.acquire(timeout=self._flush_s * _WINDOW)
-        self._window_open = False
 
     def _next_group(self) -> Group:
         with self.queue_lock:
@@ -294,7 +274,7 @@ class CommitQueue:
     def _flush(self, log: LogWriter) -> None:
         began_s = self._now_s()
         log.sync()
-        self._flush_s += (self._now_s() - began_s - self._flush_s) / 8
+        self._window.flushed(self._now_s() - began_s)
 
     def _run_actions(self, group: Group) -> None:
         for member in group.members:
@@ -320,10 +300,10 @@ class CommitQueue:
             except IndexError:
                 pass  # No request is left.
         waiters = {member.waiter for member in group.members}
-        self._expected = len(waiters) + len(queue)
+        self._window.expected = len(waiters) + len(queue)
         for waiter in waiters:
             if waiter is not None:
-                _open(waiter)
+                wake(waiter)
         # Taken first, so that it is told once however often this is done.
         event, group.event = group.event, None
         if event is not None:
@@ -337,7 +317,7 @@ class CommitQueue:
         except IndexError:
             return
         if waiter is not None:
-            _open(waiter)
+            wake(waiter)
 
     # -- interruptions and failures -------------------------------------------------------------
 
@@ -451,18 +431,9 @@ class CommitQueue:
         self._log = log
         self.lock = new_lock()
         self.queue_lock = new_lock()
-        self._window = threading.Lock()
+        self._window = Window()
         self._queue = deque()
         self._group = None
-
-
-def _open(waiter: threading.Lock) -> None:
-    """Wake the thread that sleeps on it, or let it not fall asleep."""
-    # Opening twice is harmless: a thread that wakes looks whether it is done.
-    try:
-        waiter.release()
-    except RuntimeError:
-        return
 
 
 def _disk_failure(error: BaseException) -> BaseException | None:

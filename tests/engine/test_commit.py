@@ -157,7 +157,7 @@ def test_a_leader_waits_for_the_threads_that_the_last_flush_served() -> None:
     # Two were served at once. Now the first of them waits, for longer than this test may take, until the second comes.
     first = threading.Thread(target=queue.put, args=(b"a", b"2", True), daemon=True)
     first.start()
-    wait_until(lambda: queue._window_open, "the window")
+    wait_until(lambda: queue._window.is_open, "the window")
     queue.put(b"b", b"2", True)
     first.join(DEADLINE_S)
     assert log.groups[-1] == 2
