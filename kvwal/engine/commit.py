@@ -169,7 +169,8 @@ class CommitQueue:
             for request in requests:
                 request.waiter = waiter
             queue.extend(requests)
-            self._window.arrived(len(queue))
+            if self._window.is_open:
+                self._window.arrived(len(queue))
             while not last.done:
                 if self._leads(waiter):
                     # Not in a `with` block: on an exception the lock is held until `_resolve` has ended the group.
@@ -264,17 +265,14 @@ class CommitQueue:
             log = self._log
             group.append(log, self._pressure)
             if group.sync:
-                self._flush(log)
+                began_s = self._now_s()
+                log.sync()
+                self._window.flushed(self._now_s() - began_s)
             group.logged = True
         group.publish(self._state)
         if group.began_s is not None:
             group.event = group.as_event(self._now_s() - group.began_s)
         self._run_actions(group)
-
-    def _flush(self, log: LogWriter) -> None:
-        began_s = self._now_s()
-        log.sync()
-        self._window.flushed(self._now_s() - began_s)
 
     def _run_actions(self, group: Group) -> None:
         for member in group.members:

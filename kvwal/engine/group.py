@@ -172,8 +172,9 @@ class Group:
     def publish(self, state: State) -> None:
         """Make the accepted members visible, and give each its seqno."""
         accepted = self._accepted
-        puts = [member.writes for member in accepted if isinstance(member.writes, LonePut)]
-        if len(puts) == len(accepted) > 1:
+        several = accepted if len(accepted) > 1 else ()
+        puts = [member.writes for member in several if isinstance(member.writes, LonePut)]
+        if puts and len(puts) == len(accepted):
             if self._last > state.seqno:
                 size = sum(put.size for put in puts) + ENTRY_OVERHEAD_BYTES * len(puts)
                 state.publish_puts(self._last, [put.key for put in puts], [put.value for put in puts], size)

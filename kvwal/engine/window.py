@@ -41,8 +41,8 @@ class Window:
         self.is_open = False
 
     def arrived(self, count: int) -> None:
-        """So many requests are in the queue."""
-        if self.is_open and count >= self.expected:
+        """So many requests are in the queue. Requires: `is_open`."""
+        if count >= self.expected:
             wake(self._sleeper)
 
     def flushed(self, seconds: float) -> None:
