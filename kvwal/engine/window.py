@@ -41,7 +41,7 @@ class Window:
         self.is_open = False
 
     def arrived(self, count: int) -> None:
-        """So many requests are in the queue. Requires: `is_open`."""
+        """The queue has `count` requests now. Requires: `is_open`."""
         if count >= self.expected:
             wake(self._sleeper)
 
