@@ -21,7 +21,6 @@ from mypy.server.deps import get_dependencies
 MOST = 12
 BEYOND = {
     "kvwal.engine.engine.Engine": 15,
-    "kvwal.engine.state.State": 32,
 }
 OF_USERS = {"kvwal.api.store.Store", "kvwal.aio.store.AsyncStore"}
 

@@ -104,7 +104,7 @@ def _due(store: Any) -> None:
     # The memtable is at its limit: the next commit makes the checkpoint itself.
     for number in itertools.count():
         store.put(b"due%02d" % number, b"d" * 600, durability="os")
-        if store.engine.state.is_full():
+        if store.engine.pressure.is_full():
             break
     store.sync()
 

@@ -137,7 +137,8 @@ MUTANTS: tuple[Mutant, ...] = (
         (
             "kvwal.engine.commit:CommitQueue.put",
             "            if sync:\n                log.sync()\n",
-            "            state.publish_put(seqno, key, value, 0)\n            if sync:\n                log.sync()\n",
+            "            self._publisher.publish_put(seqno, key, value, 0)\n"
+            "            if sync:\n                log.sync()\n",
         ),
     ),
     _mutant(

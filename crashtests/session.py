@@ -115,12 +115,13 @@ class Session:
     def _of_tables(self) -> list[tuple[bytes, bytes]]:
         """What the tables beside table 0 hold, in the order of their keys in a state."""
         found: list[tuple[bytes, bytes]] = []
-        state = self.store.engine.state
+        engine = self.store.engine
         for table in TABLES:
             pairs: list[tuple[bytes, bytes]] = []
-            for keys, values in state.chunks(state.reader("scan", 0), None, None, reverse=False, table=table):
+            reader = engine.reads.moments.reader("scan")
+            for keys, values in engine.reads.chunks(reader, None, None, reverse=False, table=table):
                 pairs += zip(keys, values, strict=True)
-            if state.count(0, table=table) != len(pairs):
+            if engine.reads.count(table=table) != len(pairs):
                 raise Violation(f"table {table} has another length than its {len(pairs)} keys")
             found += ((table_key(table, key), value) for key, value in pairs)
         return found

@@ -30,6 +30,7 @@ __all__ = [
     "collect_first",
     "is_nested",
     "locked",
+    "locked_by_state",
     "new_lock",
     "refuse_reentry",
     "refused_calls",
@@ -125,13 +126,13 @@ def refused_calls() -> int:
 
 
 def locked(
-    method: Callable[Concatenate[_S, _P], _T],
+    method: Callable[Concatenate[_S, _P], _T], holder: str | None = None
 ) -> Callable[Concatenate[_S, _P], _T]:
-    """A method that is one section of its object's `lock`."""
+    """A method that is one section of its object's `lock`, or of that of an attribute of its object."""
 
     @functools.wraps(method)
     def section(self: Any, /, *args: _P.args, **kwargs: _P.kwargs) -> _T:
-        lock: Lock = self.lock
+        lock: Lock = self.lock if holder is None else getattr(self, holder).lock
         if lock._is_owned():
             refuse_reentry(lock, method.__qualname__)
         collect_first(lock, _SECTION_OBJECTS)
@@ -144,3 +145,7 @@ def locked(
 
     return section
 
+
+def locked_by_state(method: Callable[Concatenate[_S, _P], _T]) -> Callable[Concatenate[_S, _P], _T]:
+    """A method that is one section of `State.lock`: that of its object's `_state`."""
+    return locked(method, "_state")

@@ -137,7 +137,7 @@ class _Salvage:
                 pages.close()
         records, last = self._save_log(store_id, base, damaged=bool(self._damages))
         self._flush()
-        saved = sum(self._new.engine.state.count(0, table=table) for table in self._tables)
+        saved = sum(self._new.engine.reads.count(table=table) for table in self._tables)
         return SalvageReport(saved, pages_keys, records, base, Seqno(max(base, last)), tuple(self._damages))
 
     def _open_pages(self) -> PageFile | None:
@@ -203,11 +203,11 @@ class _Salvage:
     def _save_older(self, older: dict[int, dict[bytes, bytes | None]]) -> None:
         """Put what the damaged pages no longer have."""
         self._flush()
-        state = self._new.engine.state
-        reader = state.reader("salvage", 0)
+        reads = self._new.engine.reads
+        reader = reads.moments.reader("salvage")
         for table, said in older.items():
             for key, value in said.items():
-                if value is not None and state.read_at(reader, key, table=table) is None:
+                if value is not None and reads.read_at(reader, key, table=table) is None:
                     self._put(table, key, value)
         reader.release()
         self._flush()

@@ -9,7 +9,11 @@ from typing import Any
 
 from kvwal.batch import WriteBatch
 from kvwal.engine.commit import CommitQueue
+from kvwal.engine.gaps import Gaps
 from kvwal.engine.memtable import Memtable
+from kvwal.engine.publish import Publisher
+from kvwal.engine.readers import Moments
+from kvwal.engine.reads import Reads
 from kvwal.engine.request import CommitRequest
 from kvwal.engine.state import State
 from kvwal.engine.writes import EncodedBatch
@@ -110,7 +114,10 @@ class FakeLog:
 class FakePressure:
     """Counts what it is told of a full disk. `reserve`: whether there is one to give up."""
 
+    memtable_bytes = 1 << 20
+
     def __init__(self, *, reserve: bool = False) -> None:
+        self.is_on = False
         self.lock = new_lock()
         self.reserve = reserve
         self.full = 0
@@ -124,24 +131,30 @@ class FakePressure:
 
 
 class FakeEngine:
-    """What a transaction needs of an engine."""
+    """An empty store: what a queue and a transaction need of an engine."""
 
-    def __init__(self, state: State, queue: CommitQueue) -> None:
-        self.state = state
-        self.queue = queue
+    def __init__(self, pressure: Any) -> None:
+        pages: Any = FakePages()
+        self.state = State(pages, cache_bytes=1 << 20)
+        gaps, moments = Gaps(), Moments(self.state, lambda: 0)
+        self.reads = Reads(self.state, moments, gaps, pages)
+        self.publisher = Publisher(self.state, moments, gaps, pressure)
+        self.pressure = pressure
 
-    def now_us(self) -> int:
-        return 0
+    def make_queue(self, log: Any, events: Events, **options: Any) -> CommitQueue:
+        """The one that `commit` uses from here on."""
+        parts = self.state, self.reads, self.publisher, self.reads.moments.history, self.pressure
+        self.queue = CommitQueue(log, *parts, events, **options)
+        return self.queue
 
     def commit(self, request: CommitRequest) -> Seqno:
         return self.queue.commit(request) or self.state.seqno
 
 
-def make(*, reserve: bool = False, events: Events | None = None) -> tuple[CommitQueue, FakeLog, State]:
+def make(*, reserve: bool = False, events: Events | None = None) -> tuple[CommitQueue, FakeLog, FakeEngine]:
     """A queue on an empty store."""
-    state = State(FakePages(), cache_bytes=1 << 20, memtable_bytes=1 << 20)  # type: ignore[arg-type]
-    log = FakeLog()
-    return CommitQueue(log, state, FakePressure(reserve=reserve), Events() if events is None else events), log, state
+    engine, log = FakeEngine(FakePressure(reserve=reserve)), FakeLog()
+    return engine.make_queue(log, Events() if events is None else events), log, engine
 
 
 def apply(table: Memtable, seqno: int, batch: WriteBatch, size: int = 10) -> None:
@@ -246,8 +259,9 @@ class Others:
             self._returned.append(request)
 
 
-def at_rest(queue: CommitQueue, log: FakeLog, state: State) -> None:
+def at_rest(queue: CommitQueue, log: FakeLog, engine: FakeEngine) -> None:
     """Raise AssertionError where a rule does not hold that holds while no commit is under way."""
+    state = engine.state
     assert not queue._queue, "a request is still queued"
     assert queue._group is None, "a group is still under way"
     for lock in (queue.lock, queue.queue_lock, state.lock):
@@ -259,6 +273,6 @@ def at_rest(queue: CommitQueue, log: FakeLog, state: State) -> None:
     content = log.content()
     for body in log.bodies:
         for key in decode_intents(body).writes:
-            assert state.read(key) == content.get(key), key
+            assert engine.reads.read(key) == content.get(key), key
     for key, row in state.cache.rows.items():
         assert row == content.get(key), key

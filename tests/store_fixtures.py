@@ -79,8 +79,8 @@ def check_store(db: kvwal.Store) -> None:
         assert lock.acquire(False), "a lock is still held"
         lock.release()
         assert not lock._is_owned(), "a lock is still owned"
-    state.release_pages()
-    readers = state.readers.all()
+    engine._succession.release_pages()
+    readers = engine.reads.moments.readers.all()
     assert len(version.readers) == sum(reader.version is version for reader in readers)
     assert len(version.memtable.older.readers) == sum(reader.version.memtable is version.memtable for reader in readers)
     oldest = min((reader.seqno for reader in readers if reader.version.memtable is version.memtable), default=None)

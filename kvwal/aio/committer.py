@@ -203,8 +203,8 @@ class Committer:
             return
         if self._thread is None:
             self._start()
-        state = self._engine.state
-        if state.write_pressure and state.is_full():
+        pressure = self._engine.pressure
+        if pressure.is_on and pressure.is_full():
             self._current = _Group()
             self._jobs.put(self._current)
             return
@@ -314,7 +314,7 @@ class Committer:
 
     def _work(self, group: _Group) -> None:
         engine = self._engine
-        if engine.state.write_pressure:
-            engine.relieve(deleting=all(request.writes.only_deletes for request, _ in group.entries))
+        if engine.pressure.is_on:
+            engine.pressure.relieve(deleting=all(request.writes.only_deletes for request, _ in group.entries))
         if group.entries:
             engine.queue.submit([request for request, _ in group.entries])

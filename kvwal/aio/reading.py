@@ -12,7 +12,7 @@ from kvwal.db.handle import Handle
 from kvwal.db.mapping import Bounds
 from kvwal.engine.merge import Chunk
 from kvwal.engine.readers import Reader
-from kvwal.engine.state import State
+from kvwal.engine.reads import Reads
 from kvwal.keys import BytesLike, as_key
 
 __all__ = ["AsyncReading", "read_again"]
@@ -20,10 +20,10 @@ __all__ = ["AsyncReading", "read_again"]
 _T = TypeVar("_T")
 
 
-def read_again(state: State, reader: Reader, keys: list[bytes]) -> list[bytes | None]:
+def read_again(reads: Reads, reader: Reader, keys: list[bytes]) -> list[bytes | None]:
     """For a worker: the values as of a reader that was registered for it, and is given back."""
     try:
-        return [state.read_at(reader, key) for key in keys]
+        return [reads.read_at(reader, key) for key in keys]
     finally:
         reader.release()
 

@@ -10,7 +10,7 @@ from kvwal.aio.workers import Workers
 from kvwal.db.mapping import Bounds
 from kvwal.db.snapshot import Snapshot
 from kvwal.engine.merge import Chunk
-from kvwal.engine.state import State
+from kvwal.engine.reads import Reads
 from kvwal.keys import BytesLike, Seqno, as_key
 from kvwal.pages import NotCached
 
@@ -23,11 +23,11 @@ class AsyncSnapshot(AsyncReading):
     Any task of the loop may use it, several at a time. A forgotten one is released when it is collected.
     """
 
-    __slots__ = ("__weakref__", "_snapshot", "_state", "_workers")
+    __slots__ = ("__weakref__", "_reads", "_snapshot", "_workers")
 
-    def __init__(self, snapshot: Snapshot, state: State, workers: Workers) -> None:
+    def __init__(self, snapshot: Snapshot, reads: Reads, workers: Workers) -> None:
         self._snapshot = snapshot
-        self._state = state
+        self._reads = reads
         self._workers = workers
 
     @property
@@ -47,12 +47,12 @@ class AsyncSnapshot(AsyncReading):
         return await self._read_all(list(map(as_key, keys)))
 
     async def _read_all(self, keys: list[bytes]) -> list[bytes | None]:
-        reader, state = self._snapshot.reader, self._state
+        reader, reads = self._snapshot.reader, self._reads
         try:
-            return [state.read_at(reader, key, cached_only=True) for key in keys]
+            return [reads.read_at(reader, key, cached_only=True) for key in keys]
         except NotCached:
             # A registration of its own: the snapshot may be closed while the worker reads.
-            return await self._workers.submit(read_again, state, state.again(reader, "get"), keys)
+            return await self._workers.submit(read_again, reads, reads.moments.again(reader, "get"), keys)
 
     def _chunks(self, bounds: Bounds) -> Iterator[Chunk]:
         return self._snapshot._chunks(bounds)

@@ -63,6 +63,7 @@ class AsyncStore(AsyncReading):
         "_committer",
         "_engine",
         "_owner",
+        "_reads",
         "_state",
         "_store",
         "_tickets",
@@ -91,6 +92,7 @@ class AsyncStore(AsyncReading):
         self._closing: asyncio.Future[None] | None = None
         self._engine = engine = store.engine
         self._state = engine.state
+        self._reads = engine.reads
         self._cache = engine.state.cache
         self._tickets = Tickets()
         self._workers = Workers(loop)
@@ -167,20 +169,20 @@ class AsyncStore(AsyncReading):
         if self._closing is not None:
             raise closed()
         try:
-            return self._state.read(key, cached_only=True)
+            return self._reads.read(key, cached_only=True)
         except NotCached:
-            return await self._workers.submit(self._state.read, key)
+            return await self._workers.submit(self._reads.read, key)
 
     async def get_many(self, keys: Iterable[BytesLike]) -> list[bytes | None]:
         """The values of several keys, in their order; None where a key is missing. All from one moment."""
         if self._closing is not None:
             raise closed()
-        state = self._state
+        state, read = self._state, self._reads.read
         wanted = list(map(as_key, keys))
         seqno = state.seqno
         rows = self._cache.rows
         try:
-            found = [rows[key] if key in rows else state.read(key, cached_only=True) for key in wanted]
+            found = [rows[key] if key in rows else read(key, cached_only=True) for key in wanted]
             # If nothing was published meanwhile, they are of one moment.
             if state.horizon == seqno:
                 return found
@@ -199,7 +201,7 @@ class AsyncStore(AsyncReading):
     def snapshot(self) -> AsyncSnapshot:
         """The store as it is now, as a read-only map that stays so: `async with db.snapshot() as snapshot:`."""
         self._refuse_if_over()
-        return AsyncSnapshot(self._store.snapshot(), self._state, self._workers)
+        return AsyncSnapshot(self._store.snapshot(), self._reads, self._workers)
 
     # -- writing ------------------------------------------------------------------------------
 
@@ -371,7 +373,7 @@ class AsyncStore(AsyncReading):
             read_only=read_only or self._engine.is_read_only,
             owner=self._store,
         )
-        return AsyncTransaction(txn, self._state, self._committer, self._workers)
+        return AsyncTransaction(txn, self._reads, self._committer, self._workers)
 
     async def run(
         self,

@@ -11,7 +11,7 @@ from kvwal.aio.workers import Workers
 from kvwal.db.mapping import Bounds
 from kvwal.db.transaction import Transaction
 from kvwal.engine.merge import Chunk
-from kvwal.engine.state import State
+from kvwal.engine.reads import Reads
 from kvwal.errors import closed
 from kvwal.keys import BytesLike, Seqno, as_key
 from kvwal.pages import NotCached
@@ -27,11 +27,11 @@ class AsyncTransaction(AsyncReading):
     through it at a time (`asyncio.gather`). After commit or abort every method but `abort` raises `ClosedError`.
     """
 
-    __slots__ = ("__weakref__", "_committer", "_over", "_state", "_txn", "_workers")
+    __slots__ = ("__weakref__", "_committer", "_over", "_reads", "_txn", "_workers")
 
-    def __init__(self, txn: Transaction, state: State, committer: Committer, workers: Workers) -> None:
+    def __init__(self, txn: Transaction, reads: Reads, committer: Committer, workers: Workers) -> None:
         self._txn = txn
-        self._state = state
+        self._reads = reads
         self._committer = committer
         self._workers = workers
         # Set when the commit is asked for, while the transaction beneath still holds its moment.
@@ -90,8 +90,8 @@ class AsyncTransaction(AsyncReading):
 
     async def _read_pages(self, keys: list[bytes]) -> list[bytes | None]:
         # `peek` has remembered the reads; the worker needs only the moment, and holds it by itself.
-        state = self._state
-        return await self._workers.submit(read_again, state, state.again(self._txn.reader, "get"), keys)
+        reads = self._reads
+        return await self._workers.submit(read_again, reads, reads.moments.again(self._txn.reader, "get"), keys)
 
     def _chunks(self, bounds: Bounds) -> Iterator[Chunk]:
         return self._mine()._chunks(bounds)

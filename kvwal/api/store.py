@@ -47,7 +47,9 @@ class Store(OrderedMapping, MutableMapping[bytes, bytes]):
         #: What the asyncio store and the other surfaces share with this one.
         self.engine = engine
         self._state = engine.state
+        self._reads = engine.reads
         self._cache = engine.state.cache
+        self._pressure = engine.pressure
         self._put = engine.queue.put
         self._syncs = engine.wants_sync(None)
         self._tickets = Tickets()
@@ -101,14 +103,14 @@ class Store(OrderedMapping, MutableMapping[bytes, bytes]):
         try:
             value = self._cache.rows[key]  # type: ignore[index]
         except (KeyError, TypeError, ValueError):
-            value = self._state.read(as_key(key))
+            value = self._reads.read(as_key(key))
         return default if value is None else value
 
     def __getitem__(self, key: BytesLike) -> bytes:
         try:
             value = self._cache.rows[key]  # type: ignore[index]
         except (KeyError, TypeError, ValueError):
-            value = self._state.read(as_key(key))
+            value = self._reads.read(as_key(key))
         if value is None:
             raise KeyError(as_key(key))
         return value
@@ -117,7 +119,7 @@ class Store(OrderedMapping, MutableMapping[bytes, bytes]):
         try:
             return self._cache.rows[key]
         except KeyError:
-            return self._state.read(key)
+            return self._reads.read(key)
 
     def get_many(self, keys: Iterable[BytesLike]) -> list[bytes | None]:
         """The values of several keys, in their order; None where a key is missing. All from one moment."""
@@ -135,14 +137,14 @@ class Store(OrderedMapping, MutableMapping[bytes, bytes]):
             return snapshot.get_many(wanted)
 
     def _cached(self, bounds: Bounds) -> Pairs | None:
-        return self._state.cached_range(bounds.start, bounds.stop, bounds.limit, None, reverse=bounds.reverse)
+        return self._reads.cached_range(bounds.start, bounds.stop, bounds.limit, None, reverse=bounds.reverse)
 
     def _walk(self, bounds: Bounds) -> Iterator[Chunk]:
-        reader = self._state.reader("scan", self.engine.now_us(), owner=self)
-        return self._state.chunks(reader, bounds.start, bounds.stop, reverse=bounds.reverse)
+        reader = self._reads.moments.reader("scan", owner=self)
+        return self._reads.chunks(reader, bounds.start, bounds.stop, reverse=bounds.reverse)
 
     def _count(self, start: bytes | None, stop: bytes | None) -> int:
-        return self._state.count(self.engine.now_us(), start, stop)
+        return self._reads.count(start, stop)
 
     def snapshot(self) -> Snapshot:
         """The store as it is now, as a read-only map that stays so. Close it, or use it in a `with` block."""
@@ -166,8 +168,8 @@ class Store(OrderedMapping, MutableMapping[bytes, bytes]):
             key = as_key(key)
         if type(value) is not bytes or len(value) > MAX_VALUE_BYTES:
             value = as_value(value)
-        if self._state.write_pressure:
-            self.engine.relieve(deleting=False)
+        if self._pressure.is_on:
+            self._pressure.relieve(deleting=False)
         return self._put(key, value, self._syncs if durability is None else self.engine.wants_sync(durability))
 
     def __setitem__(self, key: BytesLike, value: BytesLike) -> None:

@@ -27,12 +27,12 @@ class Snapshot(OrderedMapping):
     methods may be called from any thread. They raise `ClosedError` once it, or its store, is closed.
     """
 
-    __slots__ = ("__weakref__", "_reader", "_state", "seqno")
+    __slots__ = ("__weakref__", "_reader", "_reads", "seqno")
 
     def __init__(self, engine: Engine, *, owner: object = None) -> None:
         self._reader: Reader | None = None
-        self._state = engine.state
-        self._reader = engine.state.reader("snapshot", engine.now_us(), owner=owner)
+        self._reads = engine.reads
+        self._reader = engine.reads.moments.reader("snapshot", owner=owner)
         #: The last commit this snapshot contains.
         self.seqno: Seqno = self._reader.seqno
 
@@ -45,22 +45,22 @@ class Snapshot(OrderedMapping):
 
     def _read(self, key: bytes) -> bytes | None:
         try:
-            return self._state.read_at(self.reader, key)
+            return self._reads.read_at(self.reader, key)
         finally:
             # Closed by another thread meanwhile, what was read may be of no moment at all: say that it is closed.
             self.reader  # noqa: B018
 
     def _cached(self, bounds: Bounds) -> Pairs | None:
         seqno = self.reader.seqno
-        return self._state.cached_range(bounds.start, bounds.stop, bounds.limit, seqno, reverse=bounds.reverse)
+        return self._reads.cached_range(bounds.start, bounds.stop, bounds.limit, seqno, reverse=bounds.reverse)
 
     def _walk(self, bounds: Bounds) -> Iterator[Chunk]:
         # The iterator has a registration of its own, so that it may outlive the snapshot.
-        reader = self._state.again(self.reader, "scan")
-        return self._state.chunks(reader, bounds.start, bounds.stop, reverse=bounds.reverse)
+        reader = self._reads.moments.again(self.reader, "scan")
+        return self._reads.chunks(reader, bounds.start, bounds.stop, reverse=bounds.reverse)
 
     def _count(self, start: bytes | None, stop: bytes | None) -> int:
-        return self._state.count_at(self.reader, start, stop)
+        return self._reads.count_at(self.reader, start, stop)
 
     def close(self) -> None:
         """Let go of the moment. Idempotent."""

@@ -4,7 +4,7 @@ Isolation is serializable: a transaction that commits has seen and done what it 
 done had it run alone, at its place in the commit order. No locks are held while user code runs, so
 there are no deadlocks; the price is `ConflictError`, which `Store.run` answers by running it again.
 
-Reads are remembered to be validated: keys, and ranges as far as they were really walked. What the
+ReadSet are remembered to be validated: keys, and ranges as far as they were really walked. What the
 transaction wrote itself is seen by its own reads and scans and needs no validation. A transaction
 without writes commits without validation: it read one snapshot, and takes that place in the order.
 """
@@ -19,7 +19,7 @@ from kvwal.db.mapping import Bounds, OrderedMapping
 from kvwal.db.own import OwnWrites
 from kvwal.engine.engine import Engine
 from kvwal.engine.merge import Chunk, Pairs, chunks_in
-from kvwal.engine.occ import Reads
+from kvwal.engine.occ import ReadSet
 from kvwal.engine.readers import Reader
 from kvwal.engine.request import CommitRequest, say_written
 from kvwal.engine.row_cache import RowCache
@@ -82,7 +82,7 @@ class Transaction(OrderedMapping, MutableMapping[bytes, bytes]):
         self._ranges: list[list[bytes | None]] = []
         #: Seqno of this transaction's commit; None before, and for one that wrote nothing.
         self.commit_seqno: Seqno | None = None
-        self._reader = engine.state.reader("transaction", engine.now_us(), writer=not read_only, owner=owner)
+        self._reader = engine.reads.moments.reader("transaction", writer=not read_only, owner=owner)
         self._seqno = self._reader.seqno
         #: The store's row cache, for as long as nothing but it can answer.
         self._cache = engine.state.cache
@@ -115,7 +115,7 @@ class Transaction(OrderedMapping, MutableMapping[bytes, bytes]):
     def peek(self, key: bytes, *, cached_only: bool = True) -> bytes | None:
         """`get` for a thread that must not wait for a disk: NotCached if a page would have to be read.
 
-        The read is remembered either way: a thread that reads the pages then, by `State.read_at`, reads for this
+        The read is remembered either way: a thread that reads the pages then, by `ReadSet.read_at`, reads for this
         transaction.
         """
         reader = self.reader
@@ -126,7 +126,7 @@ class Transaction(OrderedMapping, MutableMapping[bytes, bytes]):
         if not self._read_only and key not in self._reads:
             self._take(len(key))
             self._note(key)
-        return self._state.read_at(reader, key, cached_only=cached_only)
+        return self._engine.reads.read_at(reader, key, cached_only=cached_only)
 
     def _read(self, key: bytes) -> bytes | None:
         return self.peek(key, cached_only=False)
@@ -146,20 +146,20 @@ class Transaction(OrderedMapping, MutableMapping[bytes, bytes]):
         seqno = self.reader.seqno
         if len(self._own.batch):
             return None
-        return self._state.cached_range(bounds.start, bounds.stop, bounds.limit, seqno, reverse=bounds.reverse)
+        return self._engine.reads.cached_range(bounds.start, bounds.stop, bounds.limit, seqno, reverse=bounds.reverse)
 
     def _walk(self, bounds: Bounds) -> Iterator[Chunk]:
         pairs = None if self._read_only else self._cached_pairs(bounds)
         if pairs is not None:
             return self._tracked(chunks_in(pairs), bounds)
         # A registration of its own: the iterator may outlive the transaction.
-        reader = self._state.again(self.reader, "scan")
+        reader = self._engine.reads.moments.again(self.reader, "scan")
         if not len(self._own.batch):
-            chunks = self._state.chunks(reader, bounds.start, bounds.stop, reverse=bounds.reverse)
+            chunks = self._engine.reads.chunks(reader, bounds.start, bounds.stop, reverse=bounds.reverse)
         else:
             start, stop = self._own.skip(bounds)
             own, keys = self._own.source(start, stop, bounds)
-            chunks = self._state.chunks(reader, start, stop, reverse=bounds.reverse, own=own)
+            chunks = self._engine.reads.chunks(reader, start, stop, reverse=bounds.reverse, own=own)
             chunks = self._own.watched(chunks, keys, start, stop, reverse=bounds.reverse)
         return chunks if self._read_only else self._tracked(chunks, bounds)
 
@@ -190,14 +190,14 @@ class Transaction(OrderedMapping, MutableMapping[bytes, bytes]):
             self._take(2 * _ENTRY_BYTES)
             self._ranges.append([start or b"", stop])
         reader, own = self.reader, self._own
-        count = self._state.count_at(reader, start, stop)
+        count = self._engine.reads.count_at(reader, start, stop)
         for low, high in own.cover().ranges():
             clipped = KeyRange(low, high).clip(KeyRange(start or b"", stop))
             if clipped is not None:
-                count -= self._state.count_at(reader, *clipped)
+                count -= self._engine.reads.count_at(reader, *clipped)
         for key, value in own.batch.writes.items():
             if (start is None or start <= key) and (stop is None or key < stop):
-                there = not own.cover().at(key) and self._state.read_at(reader, key) is not None
+                there = not own.cover().at(key) and self._engine.reads.read_at(reader, key) is not None
                 count += (value is not None) - there
         return count
 
@@ -303,7 +303,7 @@ class Transaction(OrderedMapping, MutableMapping[bytes, bytes]):
         if not len(batch):
             return None
         ranges = _walked(self._ranges)
-        reads = Reads(self._seqno, self._reads, ranges) if self._reads or ranges else None
+        reads = ReadSet(self._seqno, self._reads, ranges) if self._reads or ranges else None
         if len(batch.writes) == 1 and not batch.ranges:
             ((key, value),) = batch.writes.items()
             if value is not None and len(value) <= _SMALL_BYTES:

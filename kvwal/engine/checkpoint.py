@@ -27,6 +27,7 @@ from kvwal.engine.key_order import sorted_in_steps
 from kvwal.engine.memtable import Memtable
 from kvwal.engine.pressure import WritePressure
 from kvwal.engine.state import State
+from kvwal.engine.succession import Succession
 from kvwal.errors import DiskFullError, EnvironmentFailure, RefusedError
 from kvwal.events import Checkpoint, Events
 from kvwal.keys import Seqno
@@ -75,6 +76,7 @@ class Checkpointer:
     def __init__(
         self,
         state: State,
+        succession: Succession,
         pages: PageFile,
         queue: CommitQueue,
         log: SegmentLog,
@@ -83,6 +85,7 @@ class Checkpointer:
         events: Events,
     ) -> None:
         self._state = state
+        self._succession = succession
         self._pages = pages
         self._queue = queue
         self._log = log
@@ -195,16 +198,16 @@ class Checkpointer:
         version = self._state.version
         if version.frozen is None or not version.memtable.deletes_something():
             return False
-        self._queue.run(self._state.combine)
+        self._queue.run(self._succession.combine)
         return self._state.version is not version
 
     def _run(self, *, even_if_empty: bool = False, compact: bool = False) -> None:
         """One checkpoint: the steps at the top of this file."""
-        state, files = self._state, self._options.files
+        succession, files = self._succession, self._options.files
         began_s = files.monotonic_s()
-        memtable = state.version.frozen
+        memtable = self._state.version.frozen
         if memtable is None:
-            memtable = state.freeze()
+            memtable = succession.freeze()
         if memtable is None:
             if not even_if_empty:
                 return
@@ -216,7 +219,7 @@ class Checkpointer:
         log_bytes = self._log.tail_bytes
         yield_to_writers = self._yield_to_writers if self._options.background else _go_on
         last_seqno = memtable.last_seqno
-        state.release_pages()
+        succession.release_pages()
         try:
             meta = self._pages.checkpoint(
                 _updates(memtable, yield_to_writers),
@@ -240,7 +243,7 @@ class Checkpointer:
             if isinstance(error, RefusedError) and not self._pages.poisoned:
                 raise  # Nothing was changed.
             raise self._queue.poison(error) from error
-        state.install(self._pages.tree(meta))
+        succession.install(self._pages.tree(meta))
         self.log_bytes_at_last = log_bytes
         self._last_s = files.monotonic_s()
         if self._events.listeners:

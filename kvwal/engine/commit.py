@@ -31,6 +31,9 @@ from typing import Any, Final
 
 from kvwal.engine.group import Group, Pressure
 from kvwal.engine.memtable import ENTRY_OVERHEAD_BYTES
+from kvwal.engine.occ import History
+from kvwal.engine.publish import Publisher
+from kvwal.engine.reads import Reads
 from kvwal.engine.request import CommitRequest, say_written
 from kvwal.engine.state import State
 from kvwal.engine.window import Window
@@ -59,6 +62,9 @@ class CommitQueue:
         self,
         log: LogWriter,
         state: State,
+        reads: Reads,
+        publisher: Publisher,
+        history: History,
         pressure: Pressure,
         events: Events,
         *,
@@ -66,6 +72,9 @@ class CommitQueue:
     ) -> None:
         self._log = log
         self._state = state
+        self._reads = reads
+        self._publisher = publisher
+        self._history = history
         self._pressure = pressure
         self._events = events
         self._listeners = events.listeners
@@ -112,7 +121,7 @@ class CommitQueue:
             seqno = log.append_put(key, value)
             if sync:
                 log.sync()
-            state.publish_put(seqno, key, value, len(key) + len(value) + ENTRY_OVERHEAD_BYTES)
+            self._publisher.publish_put(seqno, key, value, len(key) + len(value) + ENTRY_OVERHEAD_BYTES)
             lock.release()
         except BaseException as error:
             if lock._is_owned():
@@ -232,7 +241,7 @@ class CommitQueue:
 
     def _waited_for(self) -> list[Lock]:
         # The owner of one of these keeps a leader from going on, and so must not wait for it.
-        return [self.lock, self.queue_lock, self._pressure.lock, *self._state.waited_for()]
+        return [self.lock, self.queue_lock, self._pressure.lock, *self._state.locks()]
 
     # -- a group --------------------------------------------------------------------------------
 
@@ -258,7 +267,7 @@ class CommitQueue:
 
     def _commit_group(self, group: Group) -> None:
         """The steps of a commit. May be begun anew after an interruption."""
-        group.validate(self._log.last_seqno, self._state)
+        group.validate(self._log.last_seqno, self._reads, self._history)
         if self._listeners and not group.began:
             group.began_s = self._now_s()
         if not group.logged:
@@ -269,7 +278,7 @@ class CommitQueue:
                 log.sync()
                 self._window.flushed(self._now_s() - began_s)
             group.logged = True
-        group.publish(self._state)
+        group.publish(self._state, self._publisher)
         if group.began_s is not None:
             group.event = group.as_event(self._now_s() - group.began_s)
         self._run_actions(group)

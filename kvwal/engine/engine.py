@@ -1,9 +1,9 @@
 """One open store without a user surface: what is put together when a store is opened, and taken apart when it ends.
 
 `Store`, `AsyncStore`, snapshots and transactions see only this. One put, followed: `Store.put` checks,
-`CommitQueue.put` takes the lead, the log numbers, writes and flushes, `State.publish_put` makes it visible; later the
-background thread brings it into the pages. One get: the row cache, one dict hit; else `State.read`: memtable, frozen
-memtable, tree.
+`CommitQueue.put` takes the lead, the log numbers, writes and flushes, `Publisher.publish_put` makes it visible; later
+the background thread brings it into the pages. One get: the row cache, one dict hit; else `Reads.read`: memtable,
+frozen memtable, tree.
 
 Invariant: nothing here refers to a `Store`, so that one that is forgotten is collected, and lets go of its files.
 """
@@ -15,10 +15,15 @@ import threading
 from kvwal.engine.background import Background
 from kvwal.engine.checkpoint import Checkpointer
 from kvwal.engine.commit import CommitQueue
+from kvwal.engine.gaps import Gaps
 from kvwal.engine.pressure import Reserve, WritePressure
+from kvwal.engine.publish import Publisher
+from kvwal.engine.readers import Moments
+from kvwal.engine.reads import Reads
 from kvwal.engine.recovery import Recovered, RecoveryReport, open_store
 from kvwal.engine.request import CommitRequest
 from kvwal.engine.state import State
+from kvwal.engine.succession import Succession
 from kvwal.engine.upkeep import Upkeep
 from kvwal.errors import DiskFullError, LockedError, PoisonedError, closed, forked, read_only
 from kvwal.events import Events, Recovery
@@ -81,6 +86,8 @@ class Engine:
         self._pages = recovered.pages
         self._log = recovered.log
         self.state: State = recovered.state
+        gaps, moments = Gaps(), Moments(self.state, options.files.now_us)
+        self.reads = Reads(self.state, moments, gaps, self._pages)
         #: What opening found and did.
         self.recovery: RecoveryReport = recovered.report
         #: Whom this store tells of what it does.
@@ -91,14 +98,18 @@ class Engine:
         self.lock = new_lock()
         self.is_closed = False
         reserve = Reserve(self._directory, options.mode)
-        self._pressure = WritePressure(self.state, reserve, self.events, now_s=options.files.monotonic_s)
+        self.pressure = WritePressure(self.state, reserve, self.events, options)
+        self._succession = Succession(self.state, gaps, self._pages, self.pressure)
         log = self._log
         self._checkpointer: Checkpointer | None = None
         self._background: Background | None = None
         self.queue = CommitQueue(
             RefusingLog(read_only, self.state.seqno) if log is None else log,
             self.state,
-            self._pressure,
+            self.reads,
+            Publisher(self.state, moments, gaps, self.pressure),
+            moments.history,
+            self.pressure,
             self.events,
             now_s=options.files.monotonic_s,
         )
@@ -106,7 +117,8 @@ class Engine:
         if log is not None:
             self._begin(log, reserve)
         #: What may be asked for beside reads and commits.
-        self.upkeep = Upkeep(recovered, self.queue, self._checkpointer, self._background, options.files)
+        jobs = self._checkpointer, self._background
+        self.upkeep = Upkeep(recovered, moments.readers, self.queue, *jobs, options.files)
 
     def _tell_recovery(self) -> None:
         if self.events.listeners:
@@ -118,10 +130,12 @@ class Engine:
     def _begin(self, log: SegmentLog, reserve: Reserve) -> None:
         state, options = self.state, self._options
         if not reserve.hold():
-            state.write_pressure = True
-        checkpointer = Checkpointer(state, self._pages, self.queue, log, self._pressure, options, self.events)
+            self.pressure.is_on = True
+        checkpointer = Checkpointer(
+            state, self._succession, self._pages, self.queue, log, self.pressure, options, self.events
+        )
         self._checkpointer = checkpointer
-        if state.is_full():
+        if self.pressure.is_full():
             try:
                 checkpointer.checkpoint()
             except DiskFullError:
@@ -129,7 +143,7 @@ class Engine:
         if options.background:
             self._background = Background(checkpointer, state, self.queue, log, options)
             self._background.start()
-        self._pressure.relief = _Relief(checkpointer, self._background)
+        self.pressure.relief = _Relief(checkpointer, self._background, self.queue)
 
     # -- about it -------------------------------------------------------------------------------
 
@@ -143,9 +157,6 @@ class Engine:
         """Whether it was opened with flag "r"."""
         return self._log is None
 
-    def now_us(self) -> int:
-        """The wall clock."""
-        return self._options.files.now_us()
 
     # -- commits --------------------------------------------------------------------------------
 
@@ -155,15 +166,9 @@ class Engine:
 
     def commit(self, request: CommitRequest) -> Seqno:
         """Commit, and return the seqno; that of the last visible commit if nothing is written."""
-        if self.state.write_pressure:
-            self.relieve(deleting=request.writes.only_deletes)
+        if self.pressure.is_on:
+            self.pressure.relieve(deleting=request.writes.only_deletes)
         return self.queue.commit(request) or self.state.seqno
-
-    def relieve(self, *, deleting: bool) -> None:
-        """See to memory and disk before a commit: see pressure.py. Requires: `State.write_pressure` was found set."""
-        self.state.refuse_if_gone()
-        self.queue.refuse_reentry("a commit")
-        self._pressure.relieve(deleting=deleting)
 
     # -- ending ---------------------------------------------------------------------------------
 
@@ -180,7 +185,8 @@ class Engine:
             return
         if is_nested():
             # The interrupted call may own any lock, so another thread waits for it to end.
-            self.state.begin_close(closed)
+            self.state.refuse(closed)
+            self.pressure.is_on = True
             thread = threading.Thread(target=self._close, name="kvwal-close")
             thread.start()
             _closing[:] = [each for each in _closing if each.is_alive()] + [thread]
@@ -252,11 +258,12 @@ class Engine:
 
     def abandon_in_child(self) -> None:
         """After a fork, in the child: the threads, and the owners of locks, do not exist here."""
-        self.state.abandon_in_child(forked)
+        self.state.lock = new_lock()
+        self.state.refuse(forked)
         self.queue.abandon_in_child(RefusingLog(forked, self.state.seqno))
         self._background = None
         self._checkpointer = None
-        self._pressure.relief = None
+        self.pressure.relief = None
         self.is_closed = True
         self.lock = new_lock()
         self._abandon_files()
@@ -265,9 +272,14 @@ class Engine:
 class _Relief:
     """What write pressure asks for (see pressure.py)."""
 
-    def __init__(self, checkpointer: Checkpointer, background: Background | None) -> None:
+    def __init__(self, checkpointer: Checkpointer, background: Background | None, queue: CommitQueue) -> None:
         self._checkpointer = checkpointer
         self._background = background
+        self._queue = queue
+
+    def refuse_commit(self) -> None:
+        """ReentrancyError if the calling thread is in a section that a commit may have to wait for."""
+        self._queue.refuse_reentry("a commit")
 
     def is_here(self) -> bool:
         """Whether `start` makes the checkpoint itself, and returns when it is made."""

@@ -19,6 +19,8 @@ from typing import Protocol
 from kvwal.engine.memtable import ENTRY_OVERHEAD_BYTES
 from kvwal.engine.occ import History
 from kvwal.engine.operations import Pending
+from kvwal.engine.publish import Publisher
+from kvwal.engine.reads import Reads
 from kvwal.engine.request import CommitRequest
 from kvwal.engine.state import State
 from kvwal.engine.writes import NOTHING, EncodedBatch, LonePut
@@ -81,17 +83,17 @@ class Group:
         """Whether a member wants a flush."""
         return any(member.sync for member in self.members)
 
-    def validate(self, after: Seqno, state: State) -> None:
+    def validate(self, after: Seqno, reads: Reads, history: History) -> None:
         """Accept the members without a conflict, and let operations say what they write. `after`: the last commit."""
         if self._validated:
             return
         first = Seqno(after + 1)
-        members, history = self.members, state.history
+        members = self.members
         reading = [member for member in members if member.reads is not None]
         operating = [member for member in members if member.operation is not None]
         # What the members before it write; looked up by key, since a group may have a thousand members.
         own = History() if reading and len(members) > 1 else None
-        pending = Pending(state) if operating else None
+        pending = Pending(reads) if operating else None
         accepted: list[CommitRequest] = []
         for member in members:
             member.error = None
@@ -169,7 +171,7 @@ class Group:
 
     # -- publish --------------------------------------------------------------------------------
 
-    def publish(self, state: State) -> None:
+    def publish(self, state: State, publisher: Publisher) -> None:
         """Make the accepted members visible, and give each its seqno."""
         accepted = self._accepted
         several = accepted if len(accepted) > 1 else ()
@@ -177,7 +179,7 @@ class Group:
         if puts and len(puts) == len(accepted):
             if self._last > state.seqno:
                 size = sum(put.size for put in puts) + ENTRY_OVERHEAD_BYTES * len(puts)
-                state.publish_puts(self._last, [put.key for put in puts], [put.value for put in puts], size)
+                publisher.publish_puts(self._last, [put.key for put in puts], [put.value for put in puts], size)
             for number, member in enumerate(accepted, self._first):
                 member.seqno = number  # type: ignore[assignment]  # to make a Seqno is a call
             return
@@ -186,9 +188,9 @@ class Group:
             if seqno > state.seqno:
                 writes = member.writes
                 if isinstance(writes, LonePut):
-                    state.publish_put(seqno, writes.key, writes.value, writes.size + ENTRY_OVERHEAD_BYTES)
+                    publisher.publish_put(seqno, writes.key, writes.value, writes.size + ENTRY_OVERHEAD_BYTES)
                 else:
-                    state.publish(seqno, writes.batch, writes.size)
+                    publisher.publish(seqno, writes.batch, writes.size)
             member.seqno = seqno
 
     def as_event(self, seconds: float) -> CommitGroup | None:

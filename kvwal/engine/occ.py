@@ -2,7 +2,7 @@
 
 A transaction read the state as of its snapshot seqno. It may commit, as if it had run at once at its commit position,
 if nothing it read was changed by a commit in between (Kung and Robinson, 1981, backward validation, serial validation
-and write). Reads are single keys and half-open ranges; a range conflicts with any write inside it, there before or not,
+and write). It reads single keys and half-open ranges; a range conflicts with any write inside it, there before or not,
 so phantoms conflict too.
 
 `History` remembers which keys recent commits wrote, back to the oldest open read-write transaction and no further;
@@ -21,7 +21,7 @@ from kvwal.engine.range_map import Cover, RangeMap
 from kvwal.errors import ConflictError
 from kvwal.keys import KeyRange, Seqno
 
-__all__ = ["MAX_HISTORY_BYTES", "History", "Reads"]
+__all__ = ["MAX_HISTORY_BYTES", "History", "ReadSet"]
 
 #: A transaction left open cannot make the history grow for ever: beyond this its oldest part is forgotten, and
 #: transactions that began before that conflict (they may simply be run again).
@@ -33,7 +33,7 @@ _PACKED_OVERHEAD_BYTES: Final = 16
 _RANGE_BYTES: Final = 300
 
 
-class Reads(NamedTuple):
+class ReadSet(NamedTuple):
     """What a transaction read, as of the commit `since`."""
 
     since: Seqno
@@ -142,7 +142,7 @@ class History:
             # What is left are ranges.
             self.begin(self.floor)
 
-    def conflict(self, reads: Reads) -> ConflictError | None:
+    def conflict(self, reads: ReadSet) -> ConflictError | None:
         """The conflict of what was read with a later commit, if there is one."""
         since, keys, ranges = reads
         if since < self.floor:

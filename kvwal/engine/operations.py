@@ -16,7 +16,7 @@ from kvwal.engine.value import Value
 from kvwal.keys import KeyRange, Seqno
 
 if TYPE_CHECKING:
-    from kvwal.engine.state import State
+    from kvwal.engine.reads import Reads
 
 __all__ = ["Pending", "PopEdge", "Update", "decode_counter", "encode_counter"]
 
@@ -40,8 +40,8 @@ def encode_counter(number: int) -> bytes:
 class Pending:
     """The newest state with what the members of a group before this one write."""
 
-    def __init__(self, state: State) -> None:
-        self._state = state
+    def __init__(self, reads: Reads) -> None:
+        self._reads = reads
         self._writes: dict[bytes, Value] = {}
         self._ranges = RangeMap()
 
@@ -59,7 +59,7 @@ class Pending:
             return self._writes[key]
         if self._ranges.newest.at(key):
             return None
-        return self._state.read(key)
+        return self._reads.read(key)
 
     def edge(self, start: bytes | None, stop: bytes | None, *, reverse: bool) -> tuple[bytes, bytes] | None:
         """The first pair of a range, or in reverse the last one."""
@@ -73,7 +73,7 @@ class Pending:
             default=None,
         )
         found: tuple[bytes, bytes] | None = None
-        for key, value in self._state.pairs(start, stop, reverse=reverse):
+        for key, value in self._reads.pairs(start, stop, reverse=reverse):
             if own is not None and (key < own if reverse else key > own):
                 break
             if key not in writes and not self._ranges.newest.at(key):

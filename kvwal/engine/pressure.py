@@ -1,25 +1,28 @@
 """Write pressure: what a commit must see to before it is made, when memory or disk is short.
 
-A commit that finds `State.write_pressure` set calls `relieve`: it waits while the memtable is at twice its budget and
-the one before is still being checkpointed, and sees to it that the reserve is held before anything is put.
+A commit that finds `WritePressure.is_on` calls `relieve`: it waits while the memtable is at twice its budget and the
+one before is still being checkpointed, and sees to it that the reserve is held before anything is put.
 """
 
 from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable
-from typing import Protocol
+from typing import Final, Protocol
 
+from kvwal.engine.memtable import Memtable
 from kvwal.engine.state import State
 from kvwal.errors import DiskFullError, stalled
 from kvwal.events import Events, Stall
 from kvwal.files import Directory, is_full
 from kvwal.files.names import RESERVE
 from kvwal.locks import Lock, locked, new_lock
-from kvwal.options import RESERVE_BYTES
+from kvwal.options import RESERVE_BYTES, Options
 
 __all__ = ["Relief", "Reserve", "WritePressure"]
+
+# A memtable of this many times its budget makes writers wait.
+_STALLED_AT: Final = 2
 
 
 class Reserve:
@@ -77,6 +80,10 @@ class Reserve:
 class Relief(Protocol):
     """What moves data from memory to the pages, and frees disk space."""
 
+    def refuse_commit(self) -> None:
+        """ReentrancyError if the calling thread is in a section that a commit may have to wait for."""
+        ...
+
     def is_here(self) -> bool:
         """Whether `start` makes the checkpoint itself, and returns when it is made."""
         ...
@@ -97,33 +104,49 @@ class Relief(Protocol):
 class WritePressure:
     """Back-pressure by memory and disk on the commits of one store."""
 
-    def __init__(self, state: State, reserve: Reserve, events: Events, *, now_s: Callable[[], float]) -> None:
+    def __init__(self, state: State, reserve: Reserve, events: Events, options: Options) -> None:
         self._state = state
+        self.memtable_bytes = options.memtable_bytes
         self._reserve = reserve
         self._events = events
-        self._now_s = now_s
+        self._now_s = options.files.monotonic_s
         # Set when a commit met a full disk: the next one is to reclaim what deletes have freed.
         self._short_of_space = False
         # Waiters of commits that wait for a checkpoint to end. (No Event: a signal handler that raises in a thread that
         # waits for one could leave the lock inside of it held.)
         self._waiting: deque[threading.Lock] = deque()
         self.relief: Relief | None = None
+        #: Set when a writer should look after memory or disk before its next commit.
+        self.is_on = self.is_full()
 
     @property
     def lock(self) -> Lock:
         """That of the reserve."""
         return self._reserve.lock
 
+    def is_full(self) -> bool:
+        """Whether the memtable is past its budget, so that a checkpoint should start."""
+        return self._state.version.memtable.bytes_used > self.memtable_bytes
+
+    def _is_stalled(self) -> bool:
+        """Whether it is at twice its budget while the one before is still being checkpointed: writers wait."""
+        version = self._state.version
+        return version.frozen is not None and self.would_stall(version.memtable)
+
+    def would_stall(self, memtable: Memtable) -> bool:
+        """Whether this one is at twice its budget."""
+        return memtable.bytes_used > _STALLED_AT * self.memtable_bytes
+
     # -- from the commit leader -------------------------------------------------------------------
 
     def disk_is_full(self) -> None:
         """A commit met a full disk."""
         self._short_of_space = True
-        self._state.write_pressure = True
+        self.is_on = True
 
     def release_reserve(self) -> bool:
         """Give the reserve up for a delete. Until it is held again, commits look after it before they put anything."""
-        self._state.write_pressure = True
+        self.is_on = True
         return self._reserve.release()
 
     # -- from a thread that is about to commit ------------------------------------------------------
@@ -133,10 +156,12 @@ class WritePressure:
 
         DiskFullError if the reserve cannot be held, unless the commit only deletes: what is left is for that.
         """
-        state, relief = self._state, self.relief
-        state.write_pressure = False
+        self._state.refuse_if_gone()
+        relief = self.relief
         if relief is None:
-            return
+            return  # The store is read-only: the commit is refused in a moment.
+        relief.refuse_commit()
+        self.is_on = False
         self._make_room(relief, deleting)
         if not deleting and (self._short_of_space or not self._reserve.hold()):
             self._short_of_space = False
@@ -144,24 +169,24 @@ class WritePressure:
             if relief.reclaim():
                 self._tell_stall("disk", began_s)
         if not self._reserve.hold():
-            state.write_pressure = True
+            self.is_on = True
             if not deleting:
                 raise DiskFullError(
                     "the disk is full but for what is kept for deleting; free some space, or delete keys, and try again"
                 )
 
     def _make_room(self, relief: Relief, deleting: bool) -> None:
-        if not self._state.is_full():
+        if not self.is_full():
             return
         began_s = self._now_s()
         waited = relief.is_here()
         failure = relief.start()
         try:
-            while self._state.is_stalled():
+            while self._is_stalled():
                 relief.refuse_reentry()
                 if failure is not None:
                     # The next commit is to look again: else every second one would slip through into memory.
-                    self._state.write_pressure = True
+                    self.is_on = True
                     raise stalled(failure) from failure
                 waited = True
                 self._wait(1.0)
@@ -180,7 +205,7 @@ class WritePressure:
         waiter.acquire()
         self._waiting.append(waiter)
         # Checked again after the waiter can be opened: a checkpoint that ended before is seen here.
-        if self._state.is_stalled():
+        if self._is_stalled():
             waiter.acquire(timeout=timeout_s)
 
     # -- from a checkpoint ------------------------------------------------------------------------
@@ -196,7 +221,7 @@ class WritePressure:
         if not self._reserve.release():
             return False
         # Commits are to see to it that the reserve is held again before they put anything.
-        self._state.write_pressure = True
+        self.is_on = True
         return True
 
     def hold_reserve(self) -> bool:

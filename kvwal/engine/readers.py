@@ -3,23 +3,30 @@
 A reader is registered for as long as something refers to it and it was not released. It leaves by that alone: by one
 assignment, or by being dropped, which runs no Python code. So a finalizer may release a reader whatever its thread was
 doing, and an interruption leaves it registered or not, never half.
+
+A read-write transaction is a writer as well: while there is one, the history keeps what commits write.
 """
 
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable, Iterable, Sequence
 from heapq import heappop, heappush
 from itertools import count
 from typing import TYPE_CHECKING, Final, TypeAlias
 from weakref import ref
 
-from kvwal.keys import Seqno
+from kvwal.engine.occ import History
+from kvwal.errors import closed
+from kvwal.keys import KeyRange, Seqno
+from kvwal.locks import locked_by_state
 
 if TYPE_CHECKING:
     from kvwal.engine.count import Census
+    from kvwal.engine.state import State
     from kvwal.engine.version import Version
 
-__all__ = ["Reader", "Readers"]
+__all__ = ["Moments", "Reader", "Readers"]
 
 _tokens: Final = count(1)
 
@@ -116,3 +123,60 @@ class Readers:
         """The registered readers, in the order they came."""
         readers = [reader for entry in list(self._heap) if (reader := entry[2]()) is not None]
         return sorted((each for each in readers if not each.is_released), key=lambda reader: reader.token)
+
+
+class Moments:
+    """The registered readers and writers of one open store, and the history of conflicts."""
+
+    def __init__(self, state: State, now_us: Callable[[], int]) -> None:
+        self._state = state
+        #: The wall clock: since when a reader is there.
+        self.now_us = now_us
+        #: Every registered reader.
+        self.readers: Final = Readers()
+        #: Recent commits, while a read-write transaction is open. Changed under `State.lock`.
+        self.history: Final = History()
+        # Open read-write transactions.
+        self._writers = Readers()
+
+    def reader(self, purpose: str, *, writer: bool = False, owner: object = None) -> Reader:
+        """Register a reader of this moment. Give it back with `Reader.release`, or drop it."""
+        return self._register(purpose, self.now_us(), writer, owner)
+
+    @locked_by_state
+    def _register(self, purpose: str, since_us: int, writer: bool, owner: object) -> Reader:
+        return self.register(purpose, since_us, writer, owner)
+
+    def register(self, purpose: str, since_us: int, writer: bool = False, owner: object = None) -> Reader:
+        """The same for a caller in a section. Requires: State.lock."""
+        state = self._state
+        state.refuse_if_gone()
+        state.finish()
+        version, seqno = state.version, state.seqno
+        reader = Reader(version, seqno, purpose, since_us, owner)
+        registries: tuple[Readers, ...] = (version.memtable.older.readers, version.readers, self.readers)
+        if writer:
+            # Decided under the lock that publishing takes: every commit after `seqno` sees this writer and is recorded,
+            # and none before it can matter.
+            if not self._writers:
+                self.history.begin(seqno)
+            registries = (self._writers, *registries)
+        state.plain = False
+        reader.register(*registries)
+        return reader
+
+    @locked_by_state
+    def again(self, reader: Reader, purpose: str) -> Reader:
+        """A second registration of a reader's moment. ClosedError if another thread has just released it."""
+        self._state.refuse_if_gone()
+        if reader.is_released:
+            raise closed(reader.purpose)
+        other = reader.again(purpose)
+        other.register(other.version.memtable.older.readers, other.version.readers, self.readers)
+        return other
+
+    def record(self, seqno: Seqno, keys: Iterable[bytes], ranges: Sequence[KeyRange]) -> None:
+        """A commit wrote these. Requires: State.lock."""
+        oldest = self._writers.oldest()
+        if oldest is not None:
+            self.history.record(seqno, keys, ranges, oldest)

@@ -125,7 +125,7 @@ def _recover(directory: Directory, flag: Flag, options: Options, started_s: floa
     try:
         meta = pages.meta
         checkpoint_seqno = meta.seqno
-        state = State(pages, cache_bytes=options.cache_bytes, memtable_bytes=options.memtable_bytes)
+        state = State(pages, cache_bytes=options.cache_bytes)
         reader = LogReader(directory, meta.store_id)
         commits, size, end = _replay(reader, meta.seqno, state.version.memtable)
         last, doubt = end.last_seqno, ""
@@ -133,13 +133,13 @@ def _recover(directory: Directory, flag: Flag, options: Options, started_s: floa
             last, doubt = reader.flush(end)
             if last < end.last_seqno:
                 pages.pins.hold(state, ())
-                state = State(pages, cache_bytes=options.cache_bytes, memtable_bytes=options.memtable_bytes)
+                state = State(pages, cache_bytes=options.cache_bytes)
                 commits, size = _replay_part(reader, meta.seqno, last, state.version.memtable)
                 doubt = f"; commits beyond {last} are not shown: {doubt}"
             else:
                 doubt = ""
         # Durability: readers come only after `resume`, below, or after `flush`.
-        state.begin(last)
+        state.horizon = state.version.memtable.last_seqno = state.seqno = last
         log = None
         if not read_only:
             # The wall clock, since an open that made neither a segment nor a checkpoint left no trace of its number.

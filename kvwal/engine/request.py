@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Any, Final, Protocol
 
 from kvwal.batch import WriteBatch
-from kvwal.engine.occ import Reads
+from kvwal.engine.occ import ReadSet
 from kvwal.engine.value import Value
 from kvwal.engine.writes import NOTHING, Writes
 from kvwal.errors import Error
@@ -53,7 +53,7 @@ class CommitRequest:
         writes: Writes = NOTHING,
         *,
         sync: bool,
-        reads: Reads | None = None,
+        reads: ReadSet | None = None,
         action: Callable[[], Any] | None = None,
         operation: Operation | None = None,
     ) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import Any
 
-from kvwal.engine.readers import Reader
+from kvwal.engine.readers import Reader, Readers
 from kvwal.engine.state import State
 from kvwal.keys import Seqno
 from kvwal.locks import refused_calls
@@ -82,11 +82,13 @@ class Stats:
     refused_calls: int
 
     @classmethod
-    def of(cls, state: State, pages: PageFile, log: SegmentLog | None, reader: LogReader) -> Stats:
+    def of(
+        cls, state: State, readers: Readers, pages: PageFile, log: SegmentLog | None, log_reader: LogReader
+    ) -> Stats:
         """Collect the figures."""
         version = state.version
         meta = pages.meta
-        segments = log.segments() if log is not None else reader.segments()
+        segments = log.segments() if log is not None else log_reader.segments()
         node_cache = pages.pager.cache
         return cls(
             last_seqno=state.seqno,
@@ -109,7 +111,7 @@ class Stats:
             cache_hits=node_cache.hits,
             cache_misses=node_cache.misses,
             row_bytes=state.cache.bytes_used,
-            readers=len(state.readers),
+            readers=len(readers),
             refused_calls=refused_calls(),
         )
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from kvwal.engine.background import Background
 from kvwal.engine.checkpoint import COMPACT_PASSES, Checkpointer
 from kvwal.engine.commit import CommitQueue
+from kvwal.engine.readers import Readers
 from kvwal.engine.recovery import Recovered
 from kvwal.engine.stats import Pin, Stats
 from kvwal.engine.verify import VerifyReport, verify_parts
@@ -24,6 +25,7 @@ class Upkeep:
     def __init__(
         self,
         parts: Recovered,
+        readers: Readers,
         queue: CommitQueue,
         checkpointer: Checkpointer | None,
         background: Background | None,
@@ -31,6 +33,7 @@ class Upkeep:
     ) -> None:
         """A read-only store has no checkpointer."""
         self._state, self._pages, self._log, self._reader = parts.state, parts.pages, parts.log, parts.reader
+        self._readers = readers
         self._queue = queue
         self._checkpointer = checkpointer
         self._background = background
@@ -83,12 +86,12 @@ class Upkeep:
     def stats(self) -> Stats:
         """Figures about memory, pages and log."""
         self._state.refuse_if_gone()
-        return Stats.of(self._state, self._pages, self._log, self._reader)
+        return Stats.of(self._state, self._readers, self._pages, self._log, self._reader)
 
     def pins(self) -> list[Pin]:
         """The registered readers."""
         self._state.refuse_if_gone()
-        return [Pin.of(reader) for reader in self._state.readers.all()]
+        return [Pin.of(reader) for reader in self._readers.all()]
 
     def history(self, after: Seqno | None) -> Iterator[Record]:
         """The commits beyond `after` that were made before the call; None: all that the log still has."""

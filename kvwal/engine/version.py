@@ -37,7 +37,7 @@ class Version:
         self.tree = tree
         #: Readers of this version: the tree's pages stay while there is one.
         self.readers = Readers()
-        #: Tables other than 0, as far as they were asked for; see `State.part`.
+        #: Tables other than 0, as far as they were asked for; see `Reads.part`.
         self.parts: dict[int, Version] = {}
 
     # -- point reads ----------------------------------------------------------------------------

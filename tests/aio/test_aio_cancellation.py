@@ -313,15 +313,15 @@ def test_commits_wait_for_memory_and_can_be_withdrawn_meanwhile(tmp_path: Path) 
             for number in range(100):
                 await db.put(b"%d" % number, bytes(10_000))
             assert await db.count() == 100
-            present = db.store.engine.state
+            pressure = db.store.engine.pressure
             gate = files.gate
             gate.only = "data"  # the checkpoint's flush: those of the log are waited for by commits
             gate.close()
             tasks = []
-            while not present.is_stalled():
+            while not pressure._is_stalled():
                 tasks.append(asyncio.ensure_future(db.put(b"%d" % len(tasks), bytes(10_000))))
                 await asyncio.wait(tasks, timeout=0.01)
-            present.attention = True
+            pressure.is_on = True
             late = asyncio.ensure_future(db.put(b"late", b""))
             await asyncio.sleep(0.05)
             assert not late.done()

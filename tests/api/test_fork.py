@@ -200,7 +200,7 @@ def test_a_scan_that_had_begun_is_refused_in_the_child_whatever_a_thread_held(db
     took, over = threading.Event(), threading.Event()
 
     def hold() -> None:
-        with db.engine.state.order_lock:
+        with db.engine.state.locks()[1]:
             took.set()
             over.wait(DEADLINE_S)
 

@@ -273,7 +273,7 @@ def test_counts_are_right_under_masks_frozen_tables_and_snapshots(db: Store) -> 
     remove(100, 200)
     put(150, 160)
     look()
-    db.engine.state.freeze()
+    db.engine._succession.freeze()
     look()
     remove(90, 155)
     remove(300, 350)

@@ -142,7 +142,7 @@ def test_a_checkpoint_that_met_a_full_disk_is_tried_again_without_another_commit
                 return
             # All that was committed is in the frozen memtable then.
             if state.version.frozen is None:
-                state.freeze()
+                db.engine._succession.freeze()
             raise DiskFullError("full")
 
         monkeypatch.setattr(checkpointer, "checkpoint", full_twice)

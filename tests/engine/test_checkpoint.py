@@ -11,14 +11,14 @@ def test_the_meta_has_the_time_of_its_commit_the_wall_clock_and_the_session(tmp_
     sessions = []
     for number in range(3):
         with kvwal.open(tmp_path / "a.kv", background=False) as db:
-            before_us = db.engine.now_us()
+            before_us = db.engine._options.files.now_us()
             db[b"%d" % number] = b""
             db.checkpoint()
             meta = db.engine._pages.meta
             (newest,) = db.history(after=db.last_seqno - 1)
             assert meta.seqno == newest.seqno
             assert meta.time_us == newest.time_us
-            assert before_us <= meta.wall_us <= db.engine.now_us()
+            assert before_us <= meta.wall_us <= db.engine._options.files.now_us()
             sessions.append(meta.session)
     assert sessions == sorted(set(sessions))
     assert sessions[0] > 0

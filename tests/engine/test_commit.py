@@ -8,13 +8,13 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from engine_fakes import FakeEngine, FakePressure, Others, at_rest, delete_request, make, put_request
+from engine_fakes import Others, at_rest, delete_request, make, put_request
 from store_fixtures import DEADLINE_S, wait_until
 
 from kvwal.batch import WriteBatch
 from kvwal.db.transaction import Transaction
 from kvwal.engine.commit import CommitQueue
-from kvwal.engine.occ import Reads
+from kvwal.engine.occ import ReadSet
 from kvwal.engine.operations import PopEdge, Update, decode_counter, encode_counter
 from kvwal.engine.request import CommitRequest
 from kvwal.engine.writes import EncodedBatch, LonePut
@@ -44,32 +44,32 @@ def add(key: bytes, amount: int) -> Update:
 
 @pytest.mark.parametrize("way", ["put", "commit"])
 def test_a_lone_put_is_flushed_before_it_is_visible(way: str) -> None:
-    queue, log, state = make()
-    log.on_sync = lambda: visible.append((state.cache.rows.get(b"k"), state.seqno))
+    queue, log, engine = make()
+    log.on_sync = lambda: visible.append((engine.state.cache.rows.get(b"k"), engine.state.seqno))
     visible: list[tuple[bytes | None, int]] = []
     assert (queue.put(b"k", b"v", True) if way == "put" else queue.commit(put_request(b"k", b"v"))) == 1
     assert visible == [(None, 0)]
-    assert state.cache.rows[b"k"] == b"v"
-    at_rest(queue, log, state)
+    assert engine.state.cache.rows[b"k"] == b"v"
+    at_rest(queue, log, engine)
 
 
 def test_a_put_without_sync_is_not_flushed() -> None:
-    queue, log, state = make()
+    queue, log, engine = make()
     queue.put(b"k", b"v", False)
-    assert (log.syncs, log.last_seqno, state.seqno) == (0, 1, 1)
+    assert (log.syncs, log.last_seqno, engine.state.seqno) == (0, 1, 1)
 
 
 def test_a_request_without_writes_has_seqno_0_and_writes_nothing() -> None:
-    queue, log, state = make()
+    queue, log, engine = make()
     assert queue.commit(CommitRequest(sync=True)) == 0
-    assert (log.syncs, log.bodies, state.seqno) == (1, [], 0)
+    assert (log.syncs, log.bodies, engine.state.seqno) == (1, [], 0)
 
 
 # -- groups ---------------------------------------------------------------------------------------
 
 
 def test_threads_that_arrive_during_a_flush_share_the_next_one() -> None:
-    queue, log, state = make()
+    queue, log, engine = make()
     arrived = threading.Semaphore(0)
     threads = [threading.Thread(target=queue.put, args=(b"%d" % n, b"v", True)) for n in range(8)]
 
@@ -87,23 +87,23 @@ def test_threads_that_arrive_during_a_flush_share_the_next_one() -> None:
     assert log.syncs == 2
     assert log.groups == [1, 8]
     assert len(log.content()) == 9
-    at_rest(queue, log, state)
+    at_rest(queue, log, engine)
 
 
 def test_requests_submitted_together_are_one_group_in_their_order() -> None:
-    queue, log, state = make()
+    queue, log, engine = make()
     requests = [put_request(b"a", b"1"), put(b"b"), CommitRequest(sync=False), put_request(b"a", b"2")]
     queue.submit(requests)
     assert [request.seqno for request in requests] == [1, 2, 0, 3]
     assert all(request.done and request.error is None for request in requests)
     assert (log.groups, log.syncs) == ([3], 1)
     assert log.content() == {b"a": b"2", b"b": b"v"}
-    at_rest(queue, log, state)
+    at_rest(queue, log, engine)
 
 
 def test_a_group_is_flushed_before_any_of_it_is_visible_if_one_member_wants_it() -> None:
-    queue, log, state = make()
-    log.on_sync = lambda: visible.append((dict(state.cache.rows), state.seqno))
+    queue, log, engine = make()
+    log.on_sync = lambda: visible.append((dict(engine.state.cache.rows), engine.state.seqno))
     visible: list[Any] = []
     queue.submit([put_request(b"a", b"1", sync=False), put_request(b"b", b"1", sync=True)])
     assert visible == [({}, 0)]
@@ -113,30 +113,30 @@ def test_a_group_is_flushed_before_any_of_it_is_visible_if_one_member_wants_it()
 
 def test_what_is_too_much_for_one_group_is_committed_in_several(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("kvwal.engine.commit._MAX_GROUP_BYTES", 10)
-    queue, log, state = make()
+    queue, log, engine = make()
     requests = [put_request(b"%d" % number, b"12345") for number in range(5)]
     queue.submit(requests)
     assert log.groups == [2, 2, 1]
     assert [request.seqno for request in requests] == [1, 2, 3, 4, 5]
-    at_rest(queue, log, state)
+    at_rest(queue, log, engine)
 
 
 @pytest.mark.parametrize("watched", [False, True])
 def test_a_group_of_lone_puts_is_published_each_with_its_seqno(watched: bool) -> None:
-    queue, log, state = make()
+    queue, log, engine = make()
     queue.put(b"a", b"0", True)
-    reader = state.reader("test", 0, writer=True) if watched else None
+    reader = engine.reads.moments.reader("test", writer=True) if watched else None
     requests = [put(b"a", b"1"), put(b"b", b"1"), put(b"a", b"2")]
     queue.submit(requests)
     assert [request.seqno for request in requests] == [2, 3, 4]
     assert log.groups == [1, 3]
-    assert (state.read(b"a"), state.read(b"b")) == (b"2", b"1")
+    assert (engine.reads.read(b"a"), engine.reads.read(b"b")) == (b"2", b"1")
     if reader is not None:
-        assert (state.read_at(reader, b"a"), state.read_at(reader, b"b")) == (b"0", None)
-        reads = [Reads(Seqno(since), {key}, ()) for since, key in ((3, b"a"), (2, b"b"), (3, b"b"))]
-        found = [state.history.conflict(each) for each in reads]
+        assert (engine.reads.read_at(reader, b"a"), engine.reads.read_at(reader, b"b")) == (b"0", None)
+        reads = [ReadSet(Seqno(since), {key}, ()) for since, key in ((3, b"a"), (2, b"b"), (3, b"b"))]
+        found = [engine.reads.moments.history.conflict(each) for each in reads]
         assert [conflict and conflict.seqno for conflict in found] == [4, 3, None]
-    at_rest(queue, log, state)
+    at_rest(queue, log, engine)
 
 
 def test_a_leader_waits_for_the_threads_that_the_last_flush_served() -> None:
@@ -148,8 +148,8 @@ def test_a_leader_waits_for_the_threads_that_the_last_flush_served() -> None:
         clock_s += 1000.0
         return clock_s
 
-    _, log, state = make()
-    queue = CommitQueue(log, state, FakePressure(), Events(), now_s=now_s)
+    _, log, engine = make()
+    queue = engine.make_queue(log, Events(), now_s=now_s)
     others = Others(queue, [put(b"b")])
     _arrive_with_the_next(queue, others.arrive)
     queue.commit(put(b"a"))
@@ -161,20 +161,20 @@ def test_a_leader_waits_for_the_threads_that_the_last_flush_served() -> None:
     queue.put(b"b", b"2", True)
     first.join(DEADLINE_S)
     assert log.groups[-1] == 2
-    at_rest(queue, log, state)
+    at_rest(queue, log, engine)
 
 
 # -- conflicts ------------------------------------------------------------------------------------
 
 
 def test_of_two_conflicting_members_of_a_group_the_second_fails() -> None:
-    queue, log, state = make()
-    reader = state.reader("test", 0, writer=True)
+    queue, log, engine = make()
+    reader = engine.reads.moments.reader("test", writer=True)
     within = [KeyRange(b"b", b"d")]
-    one = put_request(b"a", b"1", reads=Reads(reader.seqno, [b"a"], ()))
-    two = put_request(b"a", b"2", reads=Reads(reader.seqno, [b"a"], ()))
-    three = put_request(b"c", b"3", reads=Reads(reader.seqno, (), within))
-    four = put_request(b"z", b"4", reads=Reads(reader.seqno, (), within))
+    one = put_request(b"a", b"1", reads=ReadSet(reader.seqno, [b"a"], ()))
+    two = put_request(b"a", b"2", reads=ReadSet(reader.seqno, [b"a"], ()))
+    three = put_request(b"c", b"3", reads=ReadSet(reader.seqno, (), within))
+    four = put_request(b"z", b"4", reads=ReadSet(reader.seqno, (), within))
     queue.submit([put_request(b"x", b"0"), one, two, three, four])
     assert [r.error is None for r in (one, two, three, four)] == [True, False, True, False]
     assert isinstance(two.error, ConflictError)
@@ -182,32 +182,32 @@ def test_of_two_conflicting_members_of_a_group_the_second_fails() -> None:
     assert isinstance(four.error, ConflictError)
     assert four.error.seqno == three.seqno
     assert log.content() == {b"x": b"0", b"a": b"1", b"c": b"3"}
-    assert state.cache.rows[b"a"] == b"1"
-    at_rest(queue, log, state)
+    assert engine.state.cache.rows[b"a"] == b"1"
+    at_rest(queue, log, engine)
 
 
 def test_a_conflict_of_one_leaves_the_rest_of_its_group_committed() -> None:
     """Also where the one that has it leads the group."""
     for first in (True, False):
-        queue, log, state = make()
-        reader = state.reader("test", 0, writer=True)
+        queue, log, engine = make()
+        reader = engine.reads.moments.reader("test", writer=True)
         queue.put(b"k", b"newer", True)
-        late = put_request(b"k", b"late", reads=Reads(reader.seqno, [b"k"], ()))
+        late = put_request(b"k", b"late", reads=ReadSet(reader.seqno, [b"k"], ()))
         other = put_request(b"o", b"1")
         queue.submit([late, other] if first else [other, late])
         assert isinstance(late.error, ConflictError)
         assert late.error.seqno == 1
         assert (other.error, other.seqno) == (None, 2)
         assert log.content() == {b"k": b"newer", b"o": b"1"}
-        at_rest(queue, log, state)
+        at_rest(queue, log, engine)
 
 
 def test_a_range_deleted_by_a_member_conflicts_with_what_a_later_member_read() -> None:
-    queue, _, state = make()
-    reader = state.reader("test", 0, writer=True)
+    queue, _, engine = make()
+    reader = engine.reads.moments.reader("test", writer=True)
     deleting = WriteBatch()
     deleting.delete_range(b"b", b"d")
-    reads = [put_request(b"x", b"1", reads=Reads(reader.seqno, [key], ())) for key in (b"a", b"c", b"d")]
+    reads = [put_request(b"x", b"1", reads=ReadSet(reader.seqno, [key], ())) for key in (b"a", b"c", b"d")]
     queue.submit([CommitRequest(EncodedBatch(deleting), sync=True), *reads])
     assert [request.error is None for request in reads] == [True, False, True]
 
@@ -217,8 +217,7 @@ def test_a_transaction_of_one_small_put_takes_the_short_way_of_a_put(
     size: int, short: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """And is validated like any other."""
-    queue, log, state = make()
-    engine: Any = FakeEngine(state, queue)
+    _, log, engine = make()
     puts: list[bytes] = []
     append_put = log.append_put
 
@@ -236,24 +235,24 @@ def test_a_transaction_of_one_small_put_takes_the_short_way_of_a_put(
         late.commit()
     assert puts == [b"k"] * short
     assert log.content() == {b"k": b"x" * size}
-    assert state.cache.rows[b"k"] == b"x" * size
+    assert engine.state.cache.rows[b"k"] == b"x" * size
 
 
 # -- operations -----------------------------------------------------------------------------------
 
 
 def test_two_additions_in_one_group_add_up() -> None:
-    queue, log, state = make()
+    queue, log, engine = make()
     one, two, other = add(b"n", 5), add(b"n", 7), add(b"m", 1)
     queue.submit([operation(one), operation(other), operation(two)])
     assert [decode_counter(update.new) for update in (one, two, other)] == [5, 12, 1]
     assert log.groups == [3]
     assert log.content() == {b"n": encode_counter(12), b"m": encode_counter(1)}
-    at_rest(queue, log, state)
+    at_rest(queue, log, engine)
 
 
 def test_an_operation_sees_what_its_group_has_put_deleted_and_cleared_before_it() -> None:
-    queue, log, state = make()
+    queue, log, engine = make()
     queue.put(b"n", encode_counter(100), True)
     clearing = WriteBatch()
     clearing.delete_range(b"a", b"z")
@@ -271,7 +270,7 @@ def test_an_operation_sees_what_its_group_has_put_deleted_and_cleared_before_it(
     )
     assert [decode_counter(update.old) for update in updates] == [100, 50, 0, 0]
     assert [decode_counter(update.new) for update in updates] == [101, 51, 1, 1]
-    assert state.read(b"n") == log.content()[b"n"] == encode_counter(1)
+    assert engine.reads.read(b"n") == log.content()[b"n"] == encode_counter(1)
 
 
 def test_an_operation_that_changes_nothing_writes_nothing() -> None:
@@ -284,27 +283,27 @@ def test_an_operation_that_changes_nothing_writes_nothing() -> None:
 
 
 def test_what_an_operation_raises_refuses_it_alone() -> None:
-    queue, log, state = make()
+    queue, log, engine = make()
     queue.put(b"k", b"no counter", True)
     requests = [operation(add(b"k", 1)), operation(add(b"n", 1)), operation(add(b"n", (1 << 63) - 1)), put(b"p")]
     queue.submit(requests)
     assert [type(request.error) for request in requests] == [TypeError, type(None), OverflowError, type(None)]
     assert [request.seqno for request in requests] == [0, 2, 0, 3]
     assert log.content() == {b"k": b"no counter", b"n": encode_counter(1), b"p": b"v"}
-    at_rest(queue, log, state)
+    at_rest(queue, log, engine)
 
 
 def test_a_transaction_that_read_what_an_operation_of_its_group_changed_conflicts() -> None:
-    queue, _, state = make()
-    reader = state.reader("test", 0, writer=True)
-    txn = put_request(b"x", b"1", reads=Reads(reader.seqno, [b"n"], ()))
+    queue, _, engine = make()
+    reader = engine.reads.moments.reader("test", writer=True)
+    txn = put_request(b"x", b"1", reads=ReadSet(reader.seqno, [b"n"], ()))
     queue.submit([operation(add(b"n", 1)), txn])
     assert isinstance(txn.error, ConflictError)
 
 
 @pytest.mark.parametrize("reverse", [False, True])
 def test_each_that_pops_in_one_group_gets_another_pair(reverse: bool) -> None:
-    queue, log, state = make()
+    queue, log, engine = make()
     for number in range(3):
         queue.put(b"%d" % number, b"v%d" % number, True)
     popping = [PopEdge(EVERYTHING, reverse=reverse) for _ in range(5)]
@@ -314,12 +313,12 @@ def test_each_that_pops_in_one_group_gets_another_pair(reverse: bool) -> None:
     assert [one.pair for one in popping] == [*pairs, None, None]
     assert [request.seqno for request in requests] == [4, 5, 6, 0, 0]
     assert log.content() == {}
-    at_rest(queue, log, state)
+    at_rest(queue, log, engine)
 
 
 @pytest.mark.parametrize("reverse", [False, True])
 def test_popping_sees_what_its_group_has_put_deleted_and_cleared_before_it(reverse: bool) -> None:
-    queue, log, state = make()
+    queue, log, engine = make()
     for number in range(2, 8):
         queue.put(b"%d" % number, b"old", True)
     clearing = WriteBatch()
@@ -343,7 +342,7 @@ def test_popping_sees_what_its_group_has_put_deleted_and_cleared_before_it(rever
         ends = [(b"1", b"new"), (b"2", b"new"), (b"5", b"new"), (b"7", b"old")]
     assert [one.pair for one in popping] == [*ends, None]
     assert log.content() == {}
-    at_rest(queue, log, state)
+    at_rest(queue, log, engine)
 
 
 def test_popping_stays_within_its_range() -> None:
@@ -361,42 +360,42 @@ def test_popping_stays_within_its_range() -> None:
 
 
 def test_a_full_disk_lets_deletes_through_and_fails_the_rest() -> None:
-    queue, log, state = make()
+    queue, log, engine = make()
     removal, new = delete_request(b"old"), put_request(b"new", b"v")
     log.fail_append = [DiskFullError("full")]
     queue.submit([new, removal])
     assert isinstance(new.error, DiskFullError)
     assert removal.error is None
     assert removal.seqno == 1
-    assert state.cache.rows == {b"old": None}
+    assert engine.state.cache.rows == {b"old": None}
     assert queue._pressure.full == 1  # type: ignore[attr-defined]
     assert queue.put(b"later", b"v", True) == 2
-    at_rest(queue, log, state)
+    at_rest(queue, log, engine)
 
 
 @pytest.mark.parametrize("way", ["put", "commit"])
 def test_a_put_alone_on_a_full_disk_fails_and_is_told_to_the_pressure(way: str) -> None:
-    queue, log, state = make(reserve=True)
+    queue, log, engine = make(reserve=True)
     log.fail_append = [DiskFullError("full")]
     with pytest.raises(DiskFullError):
         queue.put(b"k", b"v", True) if way == "put" else queue.commit(put_request(b"k", b"v"))
     pressure: Any = queue._pressure
     assert pressure.full >= 1
     assert pressure.reserve, "it is for deletes"
-    at_rest(queue, log, state)
+    at_rest(queue, log, engine)
     assert queue.put(b"k", b"v", True) == 1
 
 
 @pytest.mark.parametrize("reserve", [False, True])
 def test_a_delete_uses_the_reserve_where_not_even_a_small_record_fits(reserve: bool) -> None:
-    queue, log, state = make(reserve=reserve)
+    queue, log, engine = make(reserve=reserve)
     one, two = delete_request(b"one"), delete_request(b"two")
     log.fail_append = [DiskFullError("full"), DiskFullError("full")]
     queue.submit([one, two])
     assert isinstance(one.error, type(None) if reserve else DiskFullError)
     assert (two.error, two.seqno) == (None, 1 + reserve)
     assert not queue._pressure.reserve  # type: ignore[attr-defined]
-    at_rest(queue, log, state)
+    at_rest(queue, log, engine)
 
 
 # -- failures -------------------------------------------------------------------------------------
@@ -405,15 +404,15 @@ def test_a_delete_uses_the_reserve_where_not_even_a_small_record_fits(reserve: b
 @pytest.mark.parametrize("way", ["put", "commit"])
 @pytest.mark.parametrize("what", ["append", "sync"])
 def test_a_failed_append_or_flush_publishes_nothing_and_poisons(what: str, way: str) -> None:
-    queue, log, state = make()
+    queue, log, engine = make()
     cause = OSError(errno.EIO, "no")
     (log.fail_sync if what == "sync" else log.fail_append).append(cause)
     with pytest.raises(PoisonedError) as caught:
         queue.put(b"k", b"v", True) if way == "put" else queue.commit(put_request(b"k", b"v"))
     assert caught.value.__cause__ is cause
-    assert b"k" not in state.cache.rows
-    assert state.read(b"k") is None
-    assert state.seqno == 0
+    assert b"k" not in engine.state.cache.rows
+    assert engine.reads.read(b"k") is None
+    assert engine.state.seqno == 0
     before = len(log.bodies)
     for call in (
         lambda: queue.put(b"l", b"v", True),
@@ -423,45 +422,45 @@ def test_a_failed_append_or_flush_publishes_nothing_and_poisons(what: str, way: 
         with pytest.raises(PoisonedError):
             call()
     assert len(log.bodies) == before, "what is on disk is unknown: nothing may be written any more"
-    assert b"l" not in state.cache.rows
+    assert b"l" not in engine.state.cache.rows
     assert not queue._queue
     assert not queue.lock._is_owned()
 
 
 def test_a_failed_flush_fails_every_member_of_its_group() -> None:
-    queue, log, state = make()
+    queue, log, engine = make()
     log.fail_sync = [OSError(errno.EIO, "no")]
     requests = [put_request(b"a", b"1"), put_request(b"b", b"1", sync=False), put(b"c")]
     with pytest.raises(PoisonedError):
         queue.submit(requests)
     assert all(request.done and isinstance(request.error, PoisonedError) for request in requests)
-    assert state.cache.rows == {}
+    assert engine.state.cache.rows == {}
 
 
 def test_a_log_that_refuses_answers_every_commit_with_its_reason() -> None:
-    queue, _, state = make()
+    queue, _, engine = make()
     queue.put(b"k", b"v", True)
-    queue.refuse(RefusingLog(closed, state.seqno))
+    queue.refuse(RefusingLog(closed, engine.state.seqno))
     for call in (lambda: queue.put(b"k", b"2", False), lambda: queue.commit(put_request(b"k", b"2")), queue.sync):
         with pytest.raises(ClosedError):
             call()
-    assert state.read(b"k") == b"v"
+    assert engine.reads.read(b"k") == b"v"
     assert not queue._queue
     assert not queue.lock._is_owned()
 
 
 def test_an_action_runs_while_no_commit_is_under_way() -> None:
-    queue, log, state = make()
+    queue, log, engine = make()
     seen: list[bool] = []
     queue.run(lambda: seen.append(queue.lock._is_owned()))
     assert seen == [True]
-    at_rest(queue, log, state)
+    at_rest(queue, log, engine)
 
 
 def test_an_action_runs_after_the_members_of_its_group_are_published() -> None:
-    queue, _, state = make()
+    queue, _, engine = make()
     seen: list[Any] = []
-    action = CommitRequest(sync=False, action=lambda: seen.append(state.seqno))
+    action = CommitRequest(sync=False, action=lambda: seen.append(engine.state.seqno))
     queue.submit([action, put(b"k")])
     assert seen == [1]
 
@@ -473,16 +472,16 @@ def test_an_action_that_fails_fails_alone() -> None:
         raise DiskFullError("no room for a mark")
 
     for first in ("put", "action"):
-        queue, log, state = make()
+        queue, log, engine = make()
         one = put_request(b"k", b"v")
         two = CommitRequest(sync=False, action=fail)
         queue.submit([one, two] if first == "put" else [two, one])
         assert one.done
         assert (one.error, one.seqno) == (None, 1)
         assert isinstance(two.error, DiskFullError)
-        assert len(log.bodies) == state.seqno == 1
+        assert len(log.bodies) == engine.state.seqno == 1
         assert queue.put(b"after", b"v", True) == 2
-        at_rest(queue, log, state)
+        at_rest(queue, log, engine)
 
 
 def test_an_action_that_the_disk_fails_poisons() -> None:
@@ -504,7 +503,7 @@ def test_a_bug_of_our_own_ends_in_an_error_and_not_in_a_store_that_hangs(
     way: str, where: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It left the leadership with a thread that was gone, and the next commit waited for ever."""
-    queue, log, state = make()
+    queue, log, engine = make()
 
     def fail(*_: object, **__: object) -> None:
         raise RuntimeError("our own")
@@ -513,7 +512,7 @@ def test_a_bug_of_our_own_ends_in_an_error_and_not_in_a_store_that_hangs(
         monkeypatch.setattr(log, "append", fail)
     else:
         for publishing in ("publish", "publish_put", "publish_puts"):
-            monkeypatch.setattr(state, publishing, fail)
+            monkeypatch.setattr(engine.publisher, publishing, fail)
     others = Others(queue, [put_request(b"with", b"it")])
     if way == "group":
         _arrive_with_the_next(queue, others.arrive)
@@ -531,26 +530,26 @@ def test_a_bug_of_our_own_ends_in_an_error_and_not_in_a_store_that_hangs(
         queue.put(b"after", b"v", True)
     with pytest.raises(PoisonedError):
         queue.commit(put_request(b"after", b"v"))
-    assert state.cache.rows == {}
+    assert engine.state.cache.rows == {}
 
 
 def test_a_bug_in_publishing_is_no_success_of_the_member_that_it_met(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its thread would go on as if it could read what it wrote."""
-    queue, _, state = make()
-    publish = state.publish
+    queue, _, engine = make()
+    publish = engine.publisher.publish
 
     def fail_second(seqno: Seqno, *arguments: Any) -> None:
         if seqno == 2:
             raise RuntimeError("our own")
         publish(seqno, *arguments)
 
-    monkeypatch.setattr(state, "publish", fail_second)
+    monkeypatch.setattr(engine.publisher, "publish", fail_second)
     others = Others(queue, [put_request(b"with", b"it")])
     _arrive_with_the_next(queue, others.arrive)
     with pytest.raises((RuntimeError, PoisonedError)):
         queue.commit(put_request(b"k", b"v"))
     others.run()
-    assert state.read(b"with") is None
+    assert engine.reads.read(b"with") is None
     assert isinstance(others.requests[0].error, PoisonedError)
 
 
@@ -566,7 +565,7 @@ def _arrive_with_the_next(queue: CommitQueue, arrive: Callable[[], None]) -> Non
 
 
 def test_is_busy_says_whether_a_commit_is_under_way() -> None:
-    queue, log, state = make()
+    queue, log, engine = make()
     busy: list[bool] = []
 
     def ask() -> None:
@@ -581,16 +580,16 @@ def test_is_busy_says_whether_a_commit_is_under_way() -> None:
     log.on_append = lambda: None
     ask()
     assert busy == [False, True, True, False]
-    at_rest(queue, log, state)
+    at_rest(queue, log, engine)
 
 
 def test_in_the_child_of_a_fork_every_commit_is_refused_whatever_was_under_way() -> None:
-    queue, log, state = make()
+    queue, log, engine = make()
     Others(queue, [put_request(b"o", b"1")]).arrive()
     leader = threading.Thread(target=queue.lock.acquire)
     leader.start()
     leader.join()
-    queue.abandon_in_child(RefusingLog(forked, state.seqno))
+    queue.abandon_in_child(RefusingLog(forked, engine.state.seqno))
     for call in (lambda: queue.put(b"k", b"2", True), lambda: queue.commit(put_request(b"k", b"2")), queue.sync):
         with pytest.raises(ForkedError):
             call()

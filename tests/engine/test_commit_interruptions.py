@@ -39,10 +39,9 @@ from kvwal.batch import WriteBatch
 from kvwal.db.transaction import Transaction
 from kvwal.engine.commit import CommitQueue
 from kvwal.engine.memtable import Memtable
-from kvwal.engine.occ import Reads
+from kvwal.engine.occ import ReadSet
 from kvwal.engine.operations import Update, decode_counter, encode_counter
 from kvwal.engine.request import CommitRequest
-from kvwal.engine.state import State
 from kvwal.engine.writes import LonePut
 from kvwal.errors import ConflictError, DiskFullError, ReentrancyError
 from kvwal.keys import Seqno
@@ -52,11 +51,11 @@ from kvwal.testing import SimulatedDisk
 _MOST_STEPS = 1500
 
 
-def alone() -> tuple[CommitQueue, FakeLog, State]:
+def alone() -> tuple[CommitQueue, FakeLog, FakeEngine]:
     """A queue whose caller is the only thread: where it would sleep, Asleep is raised."""
-    queue, log, state = make()
+    queue, log, engine = make()
     queue._thread.waiter = Waiter()
-    return queue, log, state
+    return queue, log, engine
 
 
 def says_written(interruption: Interruption) -> bool:
@@ -85,7 +84,7 @@ def test_no_thread_sees_a_part_of_a_commit_that_is_interrupted_again_and_again(
     """Whichever section of the state comes next makes the rest of it visible."""
     disk = SimulatedDisk(seed=1)
     with kvwal.open("/kv", files=disk, background=False, durability="os") as db:
-        state, queue = db.engine.state, db.engine.queue
+        queue = db.engine.queue
         db[b"k"] = b"old"
         # Else a put needs none of what is interrupted here.
         watching = db.snapshot()
@@ -100,7 +99,7 @@ def test_no_thread_sees_a_part_of_a_commit_that_is_interrupted_again_and_again(
         def look() -> None:
             with db.snapshot() as snapshot:
                 seen.append((snapshot.get(b"k"), dict(snapshot).get(b"k"), db.get(b"k"), len(snapshot)))
-            state.freeze()
+            db.engine._succession.freeze()
 
         def resolved(*args: Any) -> None:
             if not seen:
@@ -153,9 +152,9 @@ def test_an_interruption_while_the_caller_handles_a_failure_of_its_own_is_no_fai
 @pytest.mark.parametrize("sync", [False, True])
 def test_an_interruption_anywhere_leaves_a_commit_written_or_not(way: str, sync: bool, watched: bool) -> None:
     for step in range(1, _MOST_STEPS):
-        queue, log, state = alone()
+        queue, log, engine = alone()
         queue.put(b"before", b"1", sync)
-        reader = state.reader("test", 0, writer=True) if watched else None
+        reader = engine.reads.moments.reader("test", writer=True) if watched else None
         requests = [put_request(b"k", b"v", sync=sync)]
         if way == "group":
             requests += [put_request(b"with", b"it", sync=sync), CommitRequest(LonePut(b"and", b"it"), sync=sync)]
@@ -170,9 +169,9 @@ def test_an_interruption_anywhere_leaves_a_commit_written_or_not(way: str, sync:
 
         interruption = interrupted(step, commit)
         # Written or not written, log and memory agree about it, and the queue goes on.
-        at_rest(queue, log, state)
+        at_rest(queue, log, engine)
         written = b"k" in log.content()
-        assert state.cache.rows.get(b"k") == (b"v" if written else None), step
+        assert engine.state.cache.rows.get(b"k") == (b"v" if written else None), step
         if sync:
             assert log.durable_seqno == log.last_seqno, step
         for request, key in zip(requests, (b"k", b"with", b"and"), strict=False):
@@ -180,10 +179,11 @@ def test_an_interruption_anywhere_leaves_a_commit_written_or_not(way: str, sync:
                 assert times_written(log, key) == (request.done and request.error is None), step
                 assert bool(request.seqno) == (request.done and request.error is None), step
         if reader is not None:
-            assert state.read_at(reader, b"k") is None, step
-            assert (state.history.conflict(Reads(reader.seqno, {b"k"}, ())) is not None) == written, step
+            assert engine.reads.read_at(reader, b"k") is None, step
+            conflict = engine.reads.moments.history.conflict(ReadSet(reader.seqno, {b"k"}, ()))
+            assert (conflict is not None) == written, step
         assert queue.put(b"after", b"1", sync) == log.last_seqno
-        at_rest(queue, log, state)
+        at_rest(queue, log, engine)
         if interruption is None:
             assert written
             return
@@ -194,7 +194,7 @@ def test_an_interruption_anywhere_leaves_a_commit_written_or_not(way: str, sync:
 @pytest.mark.parametrize("sync", [False, True])
 def test_an_interruption_anywhere_on_a_full_disk_leaves_each_request_written_or_not(sync: bool) -> None:
     for step in range(1, _MOST_STEPS):
-        queue, log, state = alone()
+        queue, log, engine = alone()
         queue.put(b"a", b"1", sync)
         queue.put(b"b", b"1", sync)
         requests = [
@@ -205,12 +205,12 @@ def test_an_interruption_anywhere_on_a_full_disk_leaves_each_request_written_or_
         log.fail_append = [DiskFullError("full")]
         interruption = interrupted(step, partial(queue.submit, requests))
         log.fail_append = []
-        at_rest(queue, log, state)
+        at_rest(queue, log, engine)
         # An interrupted append of the whole group is tried again, and may then find room.
         for key, request, times in zip((b"a", b"b", b"c"), requests, (1, 1, 0), strict=True):
             assert times_written(log, key) - times == (request.done and request.error is None), (step, key)
         queue.put(b"after", b"1", sync)
-        at_rest(queue, log, state)
+        at_rest(queue, log, engine)
         if interruption is None:
             assert log.content() == {b"after": b"1"}
             return
@@ -220,14 +220,14 @@ def test_an_interruption_anywhere_on_a_full_disk_leaves_each_request_written_or_
 @pytest.mark.parametrize("sync", [False, True])
 def test_an_interrupted_operation_is_done_once_or_not_at_all(sync: bool) -> None:
     for step in range(1, _MOST_STEPS):
-        queue, log, state = alone()
+        queue, log, engine = alone()
         queue.put(b"n", encode_counter(10), sync)
         updates = [Update(b"n", lambda old: encode_counter(decode_counter(old) + 1)) for _ in range(2)]
         requests = [CommitRequest(sync=sync, operation=update) for update in updates]
         interruption = interrupted(step, partial(queue.submit, requests))
-        at_rest(queue, log, state)
+        at_rest(queue, log, engine)
         written = [request.done and request.error is None for request in requests]
-        assert decode_counter(state.read(b"n")) == 10 + sum(written), step
+        assert decode_counter(engine.reads.read(b"n")) == 10 + sum(written), step
         assert len(log.bodies) == 1 + sum(written), step
         if interruption is None:
             assert written == [True, True]
@@ -242,8 +242,8 @@ def test_an_interruption_anywhere_leaves_no_thread_asleep(when: str, theirs: str
     """The thread that leads may be all that the others wait for: in the midst of waking them, or before it leads."""
     arrived = False
     for step in range(1, _MOST_STEPS):
-        queue, log, state = alone()
-        reader = state.reader("test", 0, writer=True)
+        queue, log, engine = alone()
+        reader = engine.reads.moments.reader("test", writer=True)
         queue.put(b"before", b"1", sync)
         ran: list[bytes] = []
         others = Others(queue, [_of_another_thread(theirs, key, sync, reader.seqno, ran) for key in (b"one", b"two")])
@@ -276,7 +276,7 @@ def test_an_interruption_anywhere_leaves_no_thread_asleep(when: str, theirs: str
                     assert times_written(log, key) == 1, step
         if interruption is not None:
             assert times_written(log, b"k") == says_written(interruption), step
-        at_rest(queue, log, state)
+        at_rest(queue, log, engine)
         if interruption is None:
             assert times_written(log, b"k") == (own in ("put", "commit", "operation"))
             assert (
@@ -292,7 +292,7 @@ def _of_another_thread(kind: str, key: bytes, sync: bool, since: Seqno, ran: lis
     if kind == "actions":
         return CommitRequest(sync=sync, action=lambda: ran.append(key))
     if kind == "conflicts":
-        return put_request(key, b"v", sync=sync, reads=Reads(since, [b"before"], ()))
+        return put_request(key, b"v", sync=sync, reads=ReadSet(since, [b"before"], ()))
     return put_request(key, b"v", sync=sync)
 
 
@@ -302,7 +302,7 @@ def _commit_as(kind: str, queue: CommitQueue, sync: bool, since: Seqno) -> None:
     elif kind == "commit":
         queue.commit(put_request(b"k", b"v", sync=sync))
     elif kind == "conflict":
-        queue.submit([put_request(b"k", b"v", sync=sync, reads=Reads(since, [b"before"], ()))])
+        queue.submit([put_request(b"k", b"v", sync=sync, reads=ReadSet(since, [b"before"], ()))])
     elif kind == "operation":
         queue.commit(CommitRequest(sync=sync, operation=Update(b"k", lambda old: b"v")))
     elif kind == "sync":
@@ -326,8 +326,7 @@ def _call_first(owner: Any, name: str, function: Callable[[], None]) -> None:
 def test_an_interrupted_transaction_says_whether_it_was_written(sync: bool) -> None:
     """Also when the commit is over, and only the snapshot is still to be given back."""
     for step in range(1, _MOST_STEPS):
-        queue, log, state = alone()
-        engine: Any = FakeEngine(state, queue)
+        queue, log, engine = alone()
         queue.put(b"k", b"old", sync)
         txn = Transaction(engine, sync=sync, read_only=False)
         txn[b"k"] = b"new"
@@ -346,7 +345,7 @@ def test_an_interrupted_transaction_says_whether_it_was_written(sync: bool) -> N
 @pytest.mark.parametrize("way", ["put", "commit"])
 @pytest.mark.parametrize("after", [False, True], ids=["before the append", "after it"])
 def test_what_a_handler_raises_is_no_failure_of_the_disk(error: type[BaseException], way: str, after: bool) -> None:
-    queue, log, state = alone()
+    queue, log, engine = alone()
 
     def handler() -> None:
         log.on_append = lambda: None
@@ -366,7 +365,7 @@ def test_what_a_handler_raises_is_no_failure_of_the_disk(error: type[BaseExcepti
         queue.put(b"k", b"v", True) if way == "put" else queue.commit(put_request(b"k", b"v"))
     assert log.content() == {b"k": b"v"}
     assert "kvwal: commit 1 was written" in caught.value.__notes__
-    at_rest(queue, log, state)
+    at_rest(queue, log, engine)
     assert queue.put(b"after", b"v", True) == 2
 
 
@@ -418,7 +417,7 @@ class RaisingWaiter:
 
 
 def test_a_thread_that_is_interrupted_before_a_leader_took_its_request_has_written_nothing() -> None:
-    queue, log, state = make()
+    queue, log, engine = make()
     leader = Leader(queue, log, b"a")
     assert leader.flushing.acquire(timeout=DEADLINE_S)
 
@@ -436,11 +435,11 @@ def test_a_thread_that_is_interrupted_before_a_leader_took_its_request_has_writt
     leader.join()
     assert queue.put(b"after", b"v", True) == 2
     assert log.content() == {b"a": b"v", b"after": b"v"}
-    at_rest(queue, log, state)
+    at_rest(queue, log, engine)
 
 
 def test_a_thread_that_is_interrupted_after_a_leader_took_its_request_waits_and_says_that_it_was_written() -> None:
-    queue, log, state = make()
+    queue, log, engine = make()
     first = Leader(queue, log, b"a")
     assert first.flushing.acquire(timeout=DEADLINE_S)
     second = Leader(queue, log, b"b")
@@ -462,7 +461,7 @@ def test_a_thread_that_is_interrupted_after_a_leader_took_its_request_waits_and_
     assert log.content() == {b"a": b"v", b"b": b"v", b"k": b"v"}
     first.join()
     second.join()
-    at_rest(queue, log, state)
+    at_rest(queue, log, engine)
 
 
 class RaisingLock:
@@ -491,7 +490,7 @@ class RaisingLock:
 def test_a_head_that_is_interrupted_while_it_waits_for_the_lock_has_written_nothing_and_the_next_leads(
     after: bool,
 ) -> None:
-    queue, log, state = alone()
+    queue, log, engine = alone()
     lock = queue.lock
     queue.lock = RaisingLock(lock, after=after)  # type: ignore[assignment]
     others = Others(queue, [put_request(b"o", b"v")])
@@ -504,14 +503,14 @@ def test_a_head_that_is_interrupted_while_it_waits_for_the_lock_has_written_noth
     queue.lock = lock
     others.run()
     assert log.content() == {b"o": b"v"}
-    at_rest(queue, log, state)
+    at_rest(queue, log, engine)
 
 
 @pytest.mark.parametrize("head", [False, True], ids=["asleep", "at the head"])
 def test_control_c_reaches_a_thread_that_waits_for_another(head: bool) -> None:
     if threading.current_thread() is not threading.main_thread():
         pytest.skip("signals come to the main thread")
-    queue, log, state = make()
+    queue, log, engine = make()
     first = Leader(queue, log, b"a")
     assert first.flushing.acquire(timeout=DEADLINE_S)
     if head:
@@ -542,7 +541,7 @@ def test_control_c_reaches_a_thread_that_waits_for_another(head: bool) -> None:
     first.join()
     assert queue.put(b"after", b"v", True) == 2
     assert log.content() == {b"a": b"v", b"after": b"v"}
-    at_rest(queue, log, state)
+    at_rest(queue, log, engine)
 
 
 # -- handlers that commit -------------------------------------------------------------------------
@@ -595,7 +594,7 @@ def test_a_handler_that_commits_anywhere_is_done_or_refused_and_the_outer_commit
 ) -> None:
     done = 0
     for step in range(1, _MOST_STEPS):
-        queue, log, state = alone()
+        queue, log, engine = alone()
         queue.put(b"before", b"1", True)
         others = Others(queue, [put_request(b"one", b"1"), put_request(b"two", b"1")])
         if outer == "waiting":
@@ -627,7 +626,7 @@ def test_a_handler_that_commits_anywhere_is_done_or_refused_and_the_outer_commit
             raise AssertionError(f"called at step {step}, a thread sleeps for ever") from None
         assert times_written(log, b"k") == 1, step
         assert times_written(log, b"nested") == (outcome == [True]), step
-        at_rest(queue, log, state)
+        at_rest(queue, log, engine)
         if not came:
             assert done, "it was never done"
             assert (done < step - 1) == (outer != "waiting"), "whether it was ever refused"
@@ -647,20 +646,20 @@ def test_a_handler_that_commits_while_its_thread_sleeps_is_served_and_the_thread
     """
     if not together:
         monkeypatch.setattr("kvwal.engine.commit._MAX_GROUP_BYTES", 0)
-    queue, log, state = alone()
+    queue, log, engine = alone()
     others = Others(queue, [put_request(b"o", b"1")])
     others.arrive()
     queue._thread.waiter = Waiter(lambda: nested(inner, queue), others.run)
     assert queue.commit(put_request(b"k", b"v")) == 2
     assert log.groups == ([3] if together else [1, 1, 1])
     assert log.content() == {b"o": b"1", b"k": b"v", b"nested": b"1"}
-    at_rest(queue, log, state)
+    at_rest(queue, log, engine)
 
 
 def test_a_real_signal_handler_that_commits_while_its_thread_sleeps_is_served_and_the_thread_wakes() -> None:
     if threading.current_thread() is not threading.main_thread():
         pytest.skip("signals come to the main thread")
-    queue, log, state = make()
+    queue, log, engine = make()
     first = Leader(queue, log, b"a")
     assert first.flushing.acquire(timeout=DEADLINE_S)
     second = Leader(queue, log, b"b")
@@ -700,13 +699,13 @@ def test_a_real_signal_handler_that_commits_while_its_thread_sleeps_is_served_an
     assert set(log.content()) == {b"a", b"b", b"k", b"nested"}
     first.join()
     second.join()
-    at_rest(queue, log, state)
+    at_rest(queue, log, engine)
 
 
 @pytest.mark.parametrize("where", ["validate", "append", "sync", "publish", "action"])
 @pytest.mark.parametrize("inner", ["put", "commit", "submit", "sync", "run"])
 def test_a_call_from_within_a_thread_that_leads_is_refused_and_changes_nothing(where: str, inner: str) -> None:
-    queue, log, state = alone()
+    queue, log, engine = alone()
     tried: list[int] = []
 
     def call() -> None:
@@ -718,10 +717,10 @@ def test_a_call_from_within_a_thread_that_leads_is_refused_and_changes_nothing(w
             "sync": queue.sync,
             "run": lambda: queue.run(lambda: tried.append(-1)),
         }
-        before = list(queue._queue), log.last_seqno, log.syncs, state.seqno
+        before = list(queue._queue), log.last_seqno, log.syncs, engine.state.seqno
         with pytest.raises(ReentrancyError):
             calls[inner]()
-        assert (list(queue._queue), log.last_seqno, log.syncs, state.seqno) == before
+        assert (list(queue._queue), log.last_seqno, log.syncs, engine.state.seqno) == before
         assert not request.done
         tried.append(1)
 
@@ -738,7 +737,7 @@ def test_a_call_from_within_a_thread_that_leads_is_refused_and_changes_nothing(w
     elif where == "sync":
         log.on_sync = call
     elif where == "publish":
-        _call_first(state, "_see_to_memory", call)
+        _call_first(engine.publisher, "_see_to_memory", call)
     else:
         options["action"] = call
     request = put_request(b"k", b"v", **options)
@@ -746,12 +745,12 @@ def test_a_call_from_within_a_thread_that_leads_is_refused_and_changes_nothing(w
     assert 1 in tried
     assert -1 not in tried
     assert log.content() == {b"k": b"v"}
-    at_rest(queue, log, state)
+    at_rest(queue, log, engine)
 
 
 def test_the_head_may_leave_the_queue_while_the_leader_looks_for_the_next() -> None:
     """A thread that is interrupted withdraws its request between the leader's two looks at the queue."""
-    queue, log, state = alone()
+    queue, log, engine = alone()
     late = put_request(b"late", b"v")
 
     class Left(type(queue._queue)):  # type: ignore[misc]
@@ -765,11 +764,11 @@ def test_the_head_may_leave_the_queue_while_the_leader_looks_for_the_next() -> N
     queue._queue = Left()
     log.on_sync = lambda: queue._queue.append(late)
     assert queue.commit(put_request(b"k", b"v")) == 1
-    at_rest(queue, log, state)
+    at_rest(queue, log, engine)
 
 
 def test_a_lead_that_a_second_interruption_left_behind_is_ended_by_the_next_call_of_its_thread() -> None:
-    queue, log, state = alone()
+    queue, log, engine = alone()
     queue.put(b"before", b"1", True)
     queue.lock.acquire()
     left = put_request(b"left", b"1")
@@ -779,6 +778,6 @@ def test_a_lead_that_a_second_interruption_left_behind_is_ended_by_the_next_call
     assert left.done
     assert isinstance(left.error, KeyboardInterrupt)
     assert times_written(log, b"left") == 0
-    state.lock.acquire()
+    engine.state.lock.acquire()
     assert queue.put(b"k", b"w", True) == 3
-    at_rest(queue, log, state)
+    at_rest(queue, log, engine)

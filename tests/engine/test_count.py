@@ -44,7 +44,7 @@ def looked_up(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
 
 def begun(db: kvwal.Store) -> Iterator[int]:
     """A count of now in two steps, so that something can happen in between, as it does among threads."""
-    started = db.engine.state._begin_count(0)
+    started = db.engine.reads._begin_count(0)
     assert started is not None
     reader, _, extent = started
     yield 0
@@ -107,7 +107,7 @@ def test_counts_that_overlap_with_commits_agree_with_their_moments(data: st.Data
                 assert len(snapshot) == len(then)
                 assert len(snapshot.keys(low)) == sum(key >= low for key in then)
             elif kind == 5 and db.engine.state.version.frozen is None:
-                db.engine.state.freeze()
+                db.engine._succession.freeze()
             elif kind == 6:
                 db.checkpoint()
             elif kind == 7:
@@ -188,7 +188,7 @@ def test_a_count_goes_on_from_what_is_known_while_a_memtable_is_frozen(db: kvwal
     assert len(db) == 520
     for number in range(500):
         db[b"new%03d" % number] = b"again"
-    db.engine.state.freeze()
+    db.engine._succession.freeze()
     assert len(db) == 520
     classified = 0
     classify = kvwal.engine.count.Census._classify
@@ -212,13 +212,12 @@ def test_a_count_that_a_freeze_overtook_leaves_what_was_written_since_to_the_nex
     """It counts at its own moment, which is not the last one of the memtable."""
     db.update(dict.fromkeys(KEYS, b""))
     assert len(db) == 20
-    state = db.engine.state
-    begun = state._begin_count(0)
+    begun = db.engine.reads._begin_count(0)
     assert begun is not None
     reader, _, extent = begun
     for key in KEYS[:5]:
         del db[key]
-    state.freeze()
+    db.engine._succession.freeze()
     assert reader.version.count(reader.seqno, None, None, extent=extent) == 20
     reader.release()
     with db.snapshot() as snapshot:
@@ -264,7 +263,7 @@ def test_a_range_of_ranges_is_counted_at_its_ends(db: kvwal.Store) -> None:
     delete(b"02", b"05")
     db[b"03"] = b"again"
     live.add(b"03")
-    db.engine.state.freeze()
+    db.engine._succession.freeze()
     delete(b"05", b"07")
     delete(b"10", b"12")
     delete(b"18", None)

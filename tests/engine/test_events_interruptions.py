@@ -295,7 +295,7 @@ def test_wherever_a_commit_is_interrupted_no_group_is_told_twice_and_hardly_one_
             if errors:
                 raise errors.pop()
 
-        queue, log, state = make(events=Events([Recorder(hear)]))
+        queue, log, engine = make(events=Events([Recorder(hear)]))
         queue._thread.waiter = Waiter()
         queue.put(b"before", b"1", sync)
         requests = [put_request(b"k", b"v", sync=sync)]
@@ -320,9 +320,9 @@ def test_wherever_a_commit_is_interrupted_no_group_is_told_twice_and_hardly_one_
         errors.clear()
         if raises is None:
             # Where a second interruption comes into the handler of the first, the next call ends what that one left.
-            at_rest(queue, log, state)
+            at_rest(queue, log, engine)
         assert queue.put(b"after", b"1", sync) == log.last_seqno
-        at_rest(queue, log, state)
+        at_rest(queue, log, engine)
         heard = seqnos(told)
         assert heard == sorted(set(heard)), step
         assert heard[-1] == log.last_seqno, step
@@ -343,7 +343,7 @@ def test_wherever_a_commit_is_interrupted_no_group_is_told_twice_and_hardly_one_
 def test_a_listener_may_raise_while_an_interrupted_commit_is_finished(raises: type[BaseException]) -> None:
     """The first interruption goes on its way, and nothing is left behind."""
     listener = Raising(CommitGroup, raises())
-    queue, log, state = make(events=Events([listener]))
+    queue, log, engine = make(events=Events([listener]))
     first = KeyboardInterrupt()
 
     def interrupt() -> None:
@@ -355,17 +355,17 @@ def test_a_listener_may_raise_while_an_interrupted_commit_is_finished(raises: ty
         queue.put(b"k", b"v", True)
     assert caught.value is first
     assert first.__notes__ == ["kvwal: commit 1 was written"]
-    at_rest(queue, log, state)
+    at_rest(queue, log, engine)
     assert seqnos(listener.of(CommitGroup)) == [1]
 
 
 def test_a_listener_may_raise_where_a_bug_poisons_the_store() -> None:
-    queue, log, state = make(events=Events([Recorder(stop)]))
+    queue, log, engine = make(events=Events([Recorder(stop)]))
     request = put_request(b"k", b"v")
     request.action = lambda: 1 // 0
     with pytest.raises((ZeroDivisionError, Stop)):
         queue.submit([request])
-    at_rest(queue, log, state)
+    at_rest(queue, log, engine)
     with pytest.raises(PoisonedError):
         in_a_thread(lambda: queue.put(b"l", b"v", True))
 

@@ -209,7 +209,7 @@ def test_what_writes_nothing_is_no_group() -> None:
 
 def test_members_that_a_full_disk_refused_are_in_no_group() -> None:
     listener = Recorder()
-    queue, log, state = make(events=Events([listener]))
+    queue, log, engine = make(events=Events([listener]))
     queue.put(b"a", b"1", sync=False)
     log.fail_append = [DiskFullError("full")]
     batch = kvwal.WriteBatch()
@@ -219,7 +219,7 @@ def test_members_that_a_full_disk_refused_are_in_no_group() -> None:
     assert [request.seqno for request in requests] == [0, 2]
     group = listener.of(CommitGroup)[-1]
     assert (group.first_seqno, group.last_seqno, group.size, group.synced) == (2, 2, 1, True)
-    assert state.seqno == 2
+    assert engine.state.seqno == 2
 
 
 def test_a_group_that_failed_is_not_told() -> None:
@@ -331,17 +331,17 @@ def test_a_commit_that_waits_for_the_background_is_stalled_for_as_long_as_it_wai
     disk, listener = SimulatedDisk(), Recorder()
     options: Any = {"memtable_bytes": 16 << 10, "durability": "os", "checkpoint_interval_s": 1e9}
     with kvwal.open("/kv", files=disk, listeners=[listener], **options) as db:
-        state, checkpointer, pressure = db.engine.state, db.engine._checkpointer, db.engine._pressure
+        checkpointer, pressure = db.engine._checkpointer, db.engine.pressure
         assert checkpointer is not None
         # The checkpoint cannot begin, so the commit that finds memory full twice must wait.
         with checkpointer.lock:
-            state.freeze()
+            db.engine._succession.freeze()
             number = 0
-            while not state.is_stalled():
+            while not pressure._is_stalled():
                 db.put(b"%04d" % number, b"x" * 500)
                 number += 1
                 if number == 40:
-                    state.freeze()
+                    db.engine._succession.freeze()
             heard = list(listener.of(Stall))
             told: list[int] = []
             listener.look = lambda event: told.append(threading.get_ident()) if isinstance(event, Stall) else None
@@ -469,13 +469,13 @@ def test_a_failure_in_the_background_is_told() -> None:
 
 def test_a_bug_that_poisons_is_told(monkeypatch: Any) -> None:
     listener = Recorder()
-    queue, _, state = make(events=Events([listener]))
+    queue, _, engine = make(events=Events([listener]))
     bug = ZeroDivisionError("ours")
 
     def fail(*arguments: Any) -> None:
         raise bug
 
-    monkeypatch.setattr(state, "publish", fail)
+    monkeypatch.setattr(engine.publisher, "publish", fail)
     with pytest.raises((PoisonedError, ZeroDivisionError)):
         queue.commit(put_request(b"a", b"1"))
     assert [event.cause for event in listener.of(Poison)] == [bug]

@@ -246,7 +246,7 @@ def test_queues_under_several_prefixes_agree_with_a_model(data: st.DataObject) -
     random: Random = data.draw(st.randoms(use_true_random=False))
     with pytest.MonkeyPatch.context() as patch:
         # So that gaps are proposed from the second tombstone on.
-        patch.setattr("kvwal.engine.state.WORTHWHILE", random.choice([1, 2, 64]))
+        patch.setattr("kvwal.engine.reads.WORTHWHILE", random.choice([1, 2, 64]))
         patch.setattr(kvwal.engine.gaps, "_RECENT_PUTS", random.choice([2, 4096]))
         with opened() as db:
             model: SortedDict[bytes, bytes] = SortedDict()

@@ -124,12 +124,12 @@ def test_a_table_says_its_newest_seqno_before_any_value_of_it_can_be_seen() -> N
 
 @pytest.mark.parametrize("way", ["publish", "publish_put", "publish_puts"])
 def test_a_commit_says_its_seqno_before_its_value_too(way: str) -> None:
-    _, _, state = make()
+    _, _, engine = make()
     seen: list[tuple[int, int, int]] = []
 
     class Watched(dict[bytes, bytes | None]):
         def _note(self) -> None:
-            seen.append((state.horizon, state.version.memtable.last_seqno, state.seqno))
+            seen.append((engine.state.horizon, engine.state.version.memtable.last_seqno, engine.state.seqno))
 
         def __setitem__(self, key: bytes, value: bytes | None) -> None:
             self._note()
@@ -139,20 +139,20 @@ def test_a_commit_says_its_seqno_before_its_value_too(way: str) -> None:
             self._note()
             super().update(*values)
 
-    table = state.version.memtable
+    table = engine.state.version.memtable
     table.latest = Watched()
     readers = []
     for seqno in (1, 2, 3):
         if way == "publish":
-            state.publish(Seqno(seqno), batch_of((b"a", b"%d" % seqno)), 2)
+            engine.publisher.publish(Seqno(seqno), batch_of((b"a", b"%d" % seqno)), 2)
         elif way == "publish_put":
-            state.publish_put(Seqno(seqno), b"a", b"%d" % seqno, 10)
+            engine.publisher.publish_put(Seqno(seqno), b"a", b"%d" % seqno, 10)
         else:
-            state.publish_puts(Seqno(seqno), [b"a"], [b"%d" % seqno], 10)
+            engine.publisher.publish_puts(Seqno(seqno), [b"a"], [b"%d" % seqno], 10)
         # From the second on there is a reader, so they take the longer way.
-        readers.append(state.reader("test", 0))
+        readers.append(engine.reads.moments.reader("test"))
     assert seen == [(1, 1, 0), (2, 2, 1), (3, 3, 2)]
-    assert [state.read_at(reader, b"a") for reader in readers] == [b"1", b"2", b"3"]
+    assert [engine.reads.read_at(reader, b"a") for reader in readers] == [b"1", b"2", b"3"]
 
 
 def test_a_wider_range_swallows_those_inside_it_unless_a_reader_sees_the_past() -> None:

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kvwal.engine import occ
-from kvwal.engine.occ import MAX_HISTORY_BYTES, History, Reads
+from kvwal.engine.occ import MAX_HISTORY_BYTES, History, ReadSet
 from kvwal.errors import ConflictError
 from kvwal.keys import KeyRange, Seqno, in_any
 
@@ -53,7 +53,7 @@ def test_a_conflict_is_a_later_commit_that_touched_what_was_read(
             # The oldest open transaction moves on, up to `oldest`. Recording again, after an interruption, is harmless.
             for _ in range(1 + twice):
                 history.record(Seqno(seqno), sorted(written), deleted, Seqno(min(oldest, seqno - 1)))
-    found = history.conflict(Reads(Seqno(since), reads, ranges))
+    found = history.conflict(ReadSet(Seqno(since), reads, ranges))
     guilty = {seqno for seqno, commit in enumerate(commits, 1) if seqno > since and plainly(*commit, reads, ranges)}
     assert (found is not None) == bool(guilty)
     if found is not None:
@@ -67,7 +67,7 @@ def test_the_history_keeps_keys_not_the_callers_dict() -> None:
     history.record(Seqno(1), writes, (), Seqno(0))
     assert history.bytes_used < 500
     writes.clear()
-    assert history.conflict(Reads(Seqno(0), {b"a"}, ())) is not None
+    assert history.conflict(ReadSet(Seqno(0), {b"a"}, ())) is not None
 
 
 def test_what_no_open_transaction_can_ask_for_is_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -77,8 +77,8 @@ def test_what_no_open_transaction_can_ask_for_is_forgotten(monkeypatch: pytest.M
     for seqno in range(1, 10_001):
         history.record(Seqno(seqno), [b"%06d" % seqno], (), Seqno(max(0, seqno - 50)))
         assert history.bytes_used < 10_000
-    assert history.conflict(Reads(Seqno(9_960), {b"009970"}, ())) is not None
-    assert history.conflict(Reads(Seqno(9_960), {b"000001"}, ())) is None
+    assert history.conflict(ReadSet(Seqno(9_960), {b"009970"}, ())) is not None
+    assert history.conflict(ReadSet(Seqno(9_960), {b"000001"}, ())) is None
 
 
 def test_a_history_that_is_too_large_makes_older_readers_conflict(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -89,12 +89,12 @@ def test_a_history_that_is_too_large_makes_older_readers_conflict(monkeypatch: p
         history.record(Seqno(seqno), [b"k%d" % seqno], (), Seqno(0))
         assert history.bytes_used < 1000 + 10 * 200
     assert history.floor > 900
-    found = history.conflict(Reads(Seqno(0), {b"unrelated"}, ()))
+    found = history.conflict(ReadSet(Seqno(0), {b"unrelated"}, ()))
     assert isinstance(found, ConflictError)
     assert found.seqno == history.floor
-    assert history.conflict(Reads(Seqno(history.floor - 1), (), ())) is not None
-    assert history.conflict(Reads(history.floor, {b"unrelated"}, [KeyRange(b"u", b"v")])) is None
-    assert history.conflict(Reads(Seqno(998), {b"k999"}, ())) is not None
+    assert history.conflict(ReadSet(Seqno(history.floor - 1), (), ())) is not None
+    assert history.conflict(ReadSet(history.floor, {b"unrelated"}, [KeyRange(b"u", b"v")])) is None
+    assert history.conflict(ReadSet(Seqno(998), {b"k999"}, ())) is not None
 
 
 @pytest.mark.parametrize("key_bytes", [1, 60_000])
@@ -109,8 +109,8 @@ def test_a_history_stays_within_its_limit_whatever_is_written(key_bytes: int) ->
         history.record(Seqno(seqno), [], [KeyRange(b"%06d" % seqno, b"%06d!" % seqno)], Seqno(0))
         largest = max(largest, history.bytes_used)
     assert largest <= (1 << 20) + 4096 * 250 + key_bytes
-    assert history.conflict(Reads(Seqno(0), {b"unrelated"}, ())) is not None
-    assert history.conflict(Reads(Seqno(5999), {b"unrelated"}, ())) is None
+    assert history.conflict(ReadSet(Seqno(0), {b"unrelated"}, ())) is not None
+    assert history.conflict(ReadSet(Seqno(5999), {b"unrelated"}, ())) is None
     assert MAX_HISTORY_BYTES == 64 << 20
 
 

@@ -175,7 +175,7 @@ def test_a_member_that_is_refused_leaves_the_others_of_its_group() -> None:
 def test_pending_writes_hide_what_the_store_has() -> None:
     with opened() as db:
         db.update(dict.fromkeys(KEYS, b"old"))
-        pending = Pending(db.engine.state)
+        pending = Pending(db.engine.reads)
         batch = WriteBatch()
         batch.delete_range(b"00", b"05")
         batch.put(b"03", b"new")

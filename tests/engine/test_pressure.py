@@ -202,12 +202,12 @@ def test_a_commit_is_woken_when_the_checkpoint_it_waits_for_fails(disk: Simulate
 
 
 def test_the_interval_between_relief_and_pressure_is_never_missed(disk: SimulatedDisk, rng: Random) -> None:
-    """`write_pressure` is put down before memory is looked at: a commit that sets it meanwhile is not lost."""
+    """`is_on` is put down before memory is looked at: a commit that sets it meanwhile is not lost."""
     with kvwal.open("/kv", files=disk, background=False, **SMALL) as db:
-        state = db.engine.state
+        pressure = db.engine.pressure
         for number in range(600):
             db.put(b"%06d" % rng.randrange(1000), b"x" * rng.choice([1, 500, 5000]))
-            assert not state.is_full() or state.write_pressure
+            assert not pressure.is_full() or pressure.is_on
             if number % 50 == 0:
                 db.delete_range(b"%06d" % rng.randrange(1000), None)
         check_store(db)

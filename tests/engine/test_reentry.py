@@ -24,7 +24,7 @@ LOCKS: dict[str, Callable[[kvwal.Store], Lock]] = {
     "queue": lambda db: db.engine.queue.queue_lock,
     "memtable": lambda db: db.engine.state.version.memtable.order.lock,
     "frozen": lambda db: db.engine.state.version.frozen.order.lock,  # type: ignore[union-attr]
-    "reserve": lambda db: db.engine._pressure.lock,
+    "reserve": lambda db: db.engine.pressure.lock,
     "lead": lambda db: db.engine.queue.lock,
 }
 COMMITS: dict[str, Callable[[kvwal.Store], object]] = {
@@ -101,7 +101,7 @@ def test_a_commit_from_a_section_that_the_leader_may_wait_for_is_refused(
 ) -> None:
     db.update({b"a": b"1", b"b": b"1"})
     if lock == "frozen":
-        db.engine.state.freeze()
+        db.engine._succession.freeze()
     with another_thread(lambda wait: db.engine.queue.run(wait)):
         refused_within(db, lock, COMMITS[call])
     check(db)
@@ -114,7 +114,7 @@ def test_upkeep_from_a_section_that_a_checkpoint_may_wait_for_is_refused(
 ) -> None:
     db.update({b"a": b"1", b"b": b"1"})
     if lock == "frozen":
-        db.engine.state.freeze()
+        db.engine._succession.freeze()
     checkpointer = db.engine._checkpointer
     assert checkpointer is not None
     with another_thread(lambda wait: checkpointer.while_idle(wait)):
@@ -125,7 +125,7 @@ def test_upkeep_from_a_section_that_a_checkpoint_may_wait_for_is_refused(
 def test_in_a_section_of_the_state_no_other_lock_is_taken(db: kvwal.Store, monkeypatch: pytest.MonkeyPatch) -> None:
     """So a thread may wait for it in any section."""
     db.update({b"a": b"1", b"b": b"1"})
-    state = db.engine.state
+    succession = db.engine._succession
     owned_by_another = [lock(db) for name, lock in LOCKS.items() if name not in ("state", "frozen")]
 
     def hold(wait: Callable[[], None]) -> None:
@@ -138,9 +138,9 @@ def test_in_a_section_of_the_state_no_other_lock_is_taken(db: kvwal.Store, monke
                 lock.release()
 
     with another_thread(hold):
-        state.freeze()
-        state.install(db.engine._pages.tree(db.engine._pages.meta), done=False)
-        state.release_pages()
+        succession.freeze()
+        succession.install(db.engine._pages.tree(db.engine._pages.meta), done=False)
+        succession.release_pages()
         with db.snapshot() as snapshot:
             assert snapshot[b"a"] == b"1"
         assert db[b"b"] == b"1"
@@ -152,7 +152,7 @@ def test_a_finalizer_on_the_background_thread_does_not_wait_for_it() -> None:
     with kvwal.open("/kv", files=SimulatedDisk(), durability="os", memtable_bytes=1 << 16) as db:
         # As after a checkpoint of another thread that met a full disk.
         db[b"000"] = b""
-        db.engine.state.freeze()
+        db.engine._succession.freeze()
         background = db.engine._background
         assert background is not None
         done: list[int] = []

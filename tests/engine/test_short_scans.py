@@ -11,7 +11,7 @@ from pages_fixtures import Scratch
 
 import kvwal
 from kvwal.engine.key_order import KeyOrder
-from kvwal.engine.state import State
+from kvwal.engine.reads import Reads
 from kvwal.engine.version import Version
 
 
@@ -135,16 +135,16 @@ def test_a_decoded_leaf_is_merged_and_searched_like_a_raw_one(tmp_path: Path) ->
 
 @pytest.fixture
 def reads_at_once(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
-    """What `State.cached_range` answered: True where the long way was not taken."""
+    """What `Reads.cached_range` answered: True where the long way was not taken."""
     answers: list[bool] = []
-    original = State.cached_range
+    original = Reads.cached_range
 
-    def cached_range(self: State, *bounds: Any, **options: Any) -> Any:
+    def cached_range(self: Reads, *bounds: Any, **options: Any) -> Any:
         found = original(self, *bounds, **options)
         answers.append(found is not None)
         return found
 
-    monkeypatch.setattr(State, "cached_range", cached_range)
+    monkeypatch.setattr(Reads, "cached_range", cached_range)
     return answers
 
 
@@ -272,7 +272,7 @@ def test_a_version_that_is_replaced_under_a_short_scan_is_noticed(
 
         def cached_range(self: Version, *bounds: Any, **options: Any) -> Any:
             found = original(self, *bounds, **options)
-            db.engine.state.install(self.tree)
+            db.engine._succession.install(self.tree)
             return found
 
         monkeypatch.setattr(Version, "cached_range", cached_range)

@@ -42,29 +42,28 @@ def part_of(batch: WriteBatch, table: int) -> WriteBatch:
 
 
 def scanned(db: kvwal.Store, reader: Reader, table: int, *, reverse: bool = False) -> list[tuple[bytes, bytes]]:
-    chunks = db.engine.state.chunks(reader.again("scan"), None, None, reverse=reverse, table=table)
+    chunks = db.engine.reads.chunks(reader.again("scan"), None, None, reverse=reverse, table=table)
     return [pair for keys, values in chunks for pair in zip(keys, values, strict=True)]
 
 
 def content(db: kvwal.Store, reader: Reader | None = None) -> Model:
     """Every table at a moment, by every way of reading."""
-    state = db.engine.state
     own = reader is None
     if reader is None:
-        reader = state.reader("test", 0)
+        reader = db.engine.reads.moments.reader("test")
     found: Model = {}
     for table in TABLES:
         pairs = scanned(db, reader, table)
         assert scanned(db, reader, table, reverse=True) == pairs[::-1]
         found[table] = dict(pairs)
-        assert {key: state.read_at(reader, key, table=table) for key in KEYS} == {
+        assert {key: db.engine.reads.read_at(reader, key, table=table) for key in KEYS} == {
             key: found[table].get(key) for key in KEYS
         }
         for start, stop in ((None, None), (b"03", None), (None, b"15"), (b"03", b"15"), (b"\0", b"\xff")):
             expected = sum((start or b"") <= key and (stop is None or key < stop) for key in found[table])
-            assert state.count_at(reader, start, stop, table=table) == expected
+            assert db.engine.reads.count_at(reader, start, stop, table=table) == expected
             if own:
-                assert state.count(0, start, stop, table=table) == expected
+                assert db.engine.reads.count(start, stop, table=table) == expected
     if own:
         reader.release()
     return found
@@ -109,13 +108,13 @@ def test_every_moment_of_every_table_is_as_in_a_model(rng: Random, number: int) 
         if step == "commit":
             db.commit(random_batch(rng, model))
         elif step == "hold":
-            readers.append((state.reader("test", 0), copied(model)))
+            readers.append((db.engine.reads.moments.reader("test"), copied(model)))
         elif step == "let go" and readers:
             readers.pop(rng.randrange(len(readers)))[0].release()
         elif step == "freeze" and state.version.frozen is None:
-            state.freeze()
+            db.engine._succession.freeze()
         elif step == "combine" and state.version.frozen is not None:
-            db.engine.queue.run(state.combine)
+            db.engine.queue.run(db.engine._succession.combine)
             assert content(db) == model
         elif step == "checkpoint":
             db.checkpoint()
@@ -185,7 +184,7 @@ def test_a_power_cut_anywhere_leaves_each_commit_in_all_of_its_tables_or_in_none
 
 def test_readers_of_several_tables_see_each_commit_whole(db: kvwal.Store) -> None:
     ends: list[int] = []
-    state = db.engine.state
+    reads = db.engine.reads
 
     def write() -> None:
         for number in range(400):
@@ -200,15 +199,15 @@ def test_readers_of_several_tables_see_each_commit_whole(db: kvwal.Store) -> Non
 
     def read() -> None:
         while not ends:
-            with_reader = state.reader("test", 0)
-            values = {state.read_at(with_reader, b"k", table=table) for table in (17, 0, 16)}
+            with_reader = reads.moments.reader("test")
+            values = {reads.read_at(with_reader, b"k", table=table) for table in (17, 0, 16)}
             assert len(values) == 1
-            numbers = {state.count_at(with_reader, b"0", b":", table=table) for table in (0, 16, 17)}
+            numbers = {reads.count_at(with_reader, b"0", b":", table=table) for table in (0, 16, 17)}
             assert numbers == {0 if values == {None} else int(values.pop() or b"0") + 1}
             with_reader.release()
             # Without a moment in common, one that is read later is not older.
-            first = state.count(0, table=16)
-            assert state.count(0, table=17) >= first
+            first = reads.count(table=16)
+            assert reads.count(table=17) >= first
 
     run_threads(write, read, read)
 
@@ -234,9 +233,9 @@ def test_memtables_that_are_combined_among_threads_show_whole_commits() -> None:
         def combine() -> None:
             def step() -> None:
                 if state.version.frozen is None:
-                    state.freeze()
+                    db.engine._succession.freeze()
                 elif state.version.memtable.deletes_something():
-                    engine.queue.run(state.combine)
+                    engine.queue.run(engine._succession.combine)
 
             while not ends:
                 checkpointer.while_idle(step)
@@ -245,10 +244,10 @@ def test_memtables_that_are_combined_among_threads_show_whole_commits() -> None:
 
         def read() -> None:
             while not ends:
-                reader = state.reader("test", 0)
-                assert state.read_at(reader, b"last") == state.read_at(reader, b"last", table=16)
+                reader = db.engine.reads.moments.reader("test")
+                assert engine.reads.read_at(reader, b"last") == engine.reads.read_at(reader, b"last", table=16)
                 assert scanned(db, reader, 0) == scanned(db, reader, 16)
-                assert state.count_at(reader, None, None) == len(scanned(db, reader, 0))
+                assert db.engine.reads.count_at(reader, None, None) == len(scanned(db, reader, 0))
                 reader.release()
 
         run_threads(write, combine, read)
@@ -270,7 +269,7 @@ def test_what_a_scan_passes_over_in_one_table_is_there_in_another(db: kvwal.Stor
     for key in keys:
         part_of(batch, dead).delete(key)
     db.commit(batch)
-    reader = db.engine.state.reader("test", 0)
+    reader = db.engine.reads.moments.reader("test")
     for _ in range(3):
         assert scanned(db, reader, dead) == []
         assert len(scanned(db, reader, full)) == len(keys)
@@ -284,17 +283,17 @@ def test_all_memtables_of_a_store_have_one_lock_for_the_order_of_their_keys(db: 
     batch.put(b"a", b"1")
     batch.table(16).put(b"a", b"1")
     db.commit(batch)
-    state.freeze()
+    db.engine._succession.freeze()
     batch.table(17).delete_range()
     db.commit(batch)
     content(db)
     for combined in (False, True):
         if combined:
-            db.engine.queue.run(state.combine)
+            db.engine.queue.run(db.engine._succession.combine)
         for memtable in (state.version.memtable, state.version.frozen):
             assert memtable is not None
             for each in (memtable, *(part for _, part in memtable.parts.written())):
-                assert each.order.lock is state.order_lock
+                assert each.order.lock is state.locks()[1]
 
 
 def test_a_table_is_deleted_and_made_again(db: kvwal.Store) -> None:
@@ -348,18 +347,18 @@ def test_the_meta_says_that_the_kept_log_has_tables_although_the_pages_have_none
 def test_two_memtables_are_combined_while_no_commit_is_under_way(
     db: kvwal.Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    state, checkpointer = db.engine.state, db.engine._checkpointer
+    state, succession, checkpointer = db.engine.state, db.engine._succession, db.engine._checkpointer
     assert checkpointer is not None
-    combine, led = state.combine, []
+    combine, led = succession.combine, []
 
     def noted() -> None:
         led.append(db.engine.queue.lock._is_owned())
         combine()
 
-    monkeypatch.setattr(state, "combine", noted)
+    monkeypatch.setattr(succession, "combine", noted)
     db.update({key: bytes(1000) for key in KEYS})
     assert not checkpointer._combine()
-    frozen = state.freeze()
+    frozen = succession.freeze()
     assert frozen is not None
     before = frozen.bytes_used
     assert not checkpointer._combine()
@@ -416,14 +415,14 @@ def test_on_a_full_disk_a_commit_that_puts_into_any_table_is_refused_and_one_tha
                 db.commit(batch)
                 number += 1
         assert number > 50
-        assert db.engine.state.count(0, table=16) == number
+        assert db.engine.reads.count(table=16) == number
         while number:
             number -= 1
             batch = WriteBatch()
             batch.table(16).delete(b"%06d" % number)
             batch.delete(b"x")
             db.commit(batch)
-        assert db.engine.state.count(0, table=16) == 0
+        assert db.engine.reads.count(table=16) == 0
         batch = WriteBatch()
         batch.table(16).put(b"again", bytes(20_000))
         db.commit(batch)
@@ -513,7 +512,7 @@ def test_salvage_fills_from_the_log_what_damaged_pages_of_a_table_no_longer_have
 
 def saved_all(path: Path, tables: tuple[int, ...]) -> Model:
     with kvwal.open(path, background=False) as db:
-        reader = db.engine.state.reader("test", 0)
+        reader = db.engine.reads.moments.reader("test")
         found = {table: dict(scanned(db, reader, table)) for table in tables}
         reader.release()
         return found

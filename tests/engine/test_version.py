@@ -253,7 +253,7 @@ class Program:
 
     def step_freeze(self) -> None:
         if self.db.engine.state.version.frozen is None:
-            self.db.engine.state.freeze()
+            self.db.engine._succession.freeze()
 
     def step_checkpoint(self) -> None:
         self.db.checkpoint()

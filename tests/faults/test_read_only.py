@@ -184,7 +184,7 @@ def test_a_commit_over_several_tables_is_withheld_whole() -> None:
     disk.kill()
     disk.fail("datasync", 1, errno.EIO)
     with kvwal.open("/kv", "r", files=disk) as reader:
-        assert (len(reader), reader.engine.state.count(0, table=16)) == (0, 0)
+        assert (len(reader), reader.engine.reads.count(table=16)) == (0, 0)
     disk.heal()
     with kvwal.open("/kv", "r", files=disk) as reader:
-        assert (len(reader), reader.engine.state.count(0, table=16)) == (1, 1)
+        assert (len(reader), reader.engine.reads.count(table=16)) == (1, 1)

@@ -24,7 +24,7 @@ from store_fixtures import check_store
 import kvwal
 import kvwal.db.transaction
 import kvwal.engine.occ
-from kvwal.engine.occ import History, Reads
+from kvwal.engine.occ import History, ReadSet
 from kvwal.errors import TransactionTooLargeError
 from kvwal.keys import KeyRange, Seqno
 from kvwal.testing import SimulatedDisk
@@ -85,11 +85,11 @@ def test_a_packed_history_conflicts_exactly_where_the_plain_rule_does(recent_key
                 )
                 for at, written, deleted in commits
             )
-            found = history.conflict(Reads(Seqno(since), read, read_ranges))
+            found = history.conflict(ReadSet(Seqno(since), read, read_ranges))
             assert (found is not None) == expected, (since, read, read_ranges)
             if found is not None:
                 assert since < found.seqno <= seqno
-        assert history.conflict(Reads(Seqno(began - 1), [b"k1"], [])) is not None
+        assert history.conflict(ReadSet(Seqno(began - 1), [b"k1"], [])) is not None
 
 
 @pytest.mark.parametrize("what", ["keys", "ranges", "both"])
@@ -105,12 +105,12 @@ def test_a_history_stays_within_its_bytes_and_what_it_forgot_conflicts(
         history.record(Seqno(number), keys, ranges, Seqno(1))
         assert history.bytes_used <= 20_000 + 16 * 400
     # It has nothing to do with what was written, but nothing is known of so long ago.
-    assert history.conflict(Reads(Seqno(1), [b"other"], [])) is not None
-    assert history.conflict(Reads(Seqno(3999), [b"other"], [])) is None
+    assert history.conflict(ReadSet(Seqno(1), [b"other"], [])) is not None
+    assert history.conflict(ReadSet(Seqno(3999), [b"other"], [])) is None
     assert history.floor > 1
     if what == "keys":
-        assert history.conflict(Reads(Seqno(3990), [b"003995"], [])) is not None
-        assert history.conflict(Reads(Seqno(3990), [b"003985"], [])) is None
+        assert history.conflict(ReadSet(Seqno(3990), [b"003995"], [])) is not None
+        assert history.conflict(ReadSet(Seqno(3990), [b"003985"], [])) is None
 
 
 def test_a_key_that_is_written_over_and_over_takes_the_memory_of_one() -> None:
@@ -119,13 +119,13 @@ def test_a_key_that_is_written_over_and_over_takes_the_memory_of_one() -> None:
     for number in range(2, 2000):
         history.record(Seqno(number), [b"hot"], [], Seqno(1))
     assert history.bytes_used < 20_000
-    assert history.conflict(Reads(Seqno(1), [b"cold"], [])) is None
-    assert history.conflict(Reads(Seqno(1), [b"hot"], [])) is not None
+    assert history.conflict(ReadSet(Seqno(1), [b"cold"], [])) is None
+    assert history.conflict(ReadSet(Seqno(1), [b"hot"], [])) is not None
 
 
 def test_a_transaction_beyond_the_history_conflicts_and_may_run_again() -> None:
     with opened() as db:
-        db.engine.state.history.max_bytes = 50_000
+        db.engine.reads.moments.history.max_bytes = 50_000
         txn = db.transaction()
         txn.get(b"untouched")
         txn[b"result"] = b"1"

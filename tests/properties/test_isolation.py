@@ -29,7 +29,7 @@ def db(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
         if request.param == "in the pages":
             store.checkpoint()
         elif request.param == "frozen":
-            store.engine.state.freeze()
+            store.engine._succession.freeze()
         yield store
 
 
@@ -337,7 +337,7 @@ def test_a_transaction_conflicts_although_the_key_was_put_back(db: Store) -> Non
 
 def test_a_transaction_open_too_long_conflicts_rather_than_guesses(db: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("kvwal.engine.occ._RECENT_KEYS", 4)
-    db.engine.state.history.max_bytes = 100
+    db.engine.reads.moments.history.max_bytes = 100
     txn = db.transaction()
     assert txn[b"1"] == b"10"
     for number in range(20):

@@ -1,0 +1,148 @@
+"""Publishing: how a commit becomes visible. Only the commit leader does it.
+
+Rules:
+
+- A commit becomes visible in one step (see row_cache.py). The slower path reads under `State.lock`, and so sees the
+  version before or after, never between.
+- Publishing a commit again is harmless. So a leader that was interrupted in the middle of it does it again, and if that
+  is interrupted too, the next section of any thread does (`State.finish`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+
+from kvwal.batch import WriteBatch
+from kvwal.engine.gaps import Gaps
+from kvwal.engine.memtable import ENTRY_OVERHEAD_BYTES, Memtable
+from kvwal.engine.pressure import WritePressure
+from kvwal.engine.readers import Moments
+from kvwal.engine.state import State
+from kvwal.engine.value import Value
+from kvwal.keys import KeyRange, Seqno
+
+__all__ = ["Publisher"]
+
+
+class Publisher:
+    """Makes commits visible, in their order."""
+
+    def __init__(self, state: State, moments: Moments, gaps: Gaps, pressure: WritePressure) -> None:
+        self._state = state
+        self._moments = moments
+        self._gaps = gaps
+        self._pressure = pressure
+        self._memtable_bytes = pressure.memtable_bytes
+
+    def publish(self, seqno: Seqno, batch: WriteBatch, size: int) -> None:
+        """Make a commit visible, whole. Requires: it is the next in order, and durable if it was asked to be.
+
+        `size`: bytes of its keys and values.
+        """
+        parts: Sequence[tuple[int, WriteBatch]] = ()
+        size_of_parts = 0
+        if batch.others is not None:
+            parts = batch.parts()
+            size_of_parts = sum(part.size() for _, part in parts)
+        commit = (seqno, batch.writes, batch.ranges, size - size_of_parts, parts, size_of_parts)
+        state = self._state
+        with state.lock:
+            state.finish()
+            state.unfinished = partial(self._publish, *commit)
+            state.finish()
+
+    def publish_put(self, seqno: Seqno, key: bytes, value: bytes, size: int) -> None:
+        """`publish` of a commit that is one put. `size` includes the overhead of an entry."""
+        state = self._state
+        with state.lock:
+            if state.unfinished is not None:
+                state.finish()
+            try:
+                if not state.plain:
+                    self._publish(seqno, {key: value}, (), size - ENTRY_OVERHEAD_BYTES)
+                    return
+                # The same, without a call, since nothing but these needs to know.
+                cache, memtable = state.cache, state.version.memtable
+                state.horizon = memtable.last_seqno = seqno
+                cache.rows[key] = value
+                memtable.latest[key] = value
+                memtable.bytes_used = used = memtable.bytes_used + size
+                state.seqno = seqno
+                cache.bytes_used = rows_used = cache.bytes_used + size
+                if used > self._memtable_bytes or rows_used > cache.budget:
+                    self._see_to_memory(memtable)
+            except BaseException:
+                state.unfinished = partial(self._publish, seqno, {key: value}, (), 0)
+                raise
+
+    def publish_puts(self, last: Seqno, keys: Sequence[bytes], values: Sequence[bytes], size: int) -> None:
+        """`publish_put` of several commits in their order, all at once; `last` is the seqno of the last one."""
+        state = self._state
+        with state.lock:
+            state.finish()
+            state.unfinished = partial(self._publish_each, last, keys, values)
+            if not state.plain:
+                state.finish()
+                return
+            cache, memtable = state.cache, state.version.memtable
+            writes = dict(zip(keys, values, strict=True))
+            state.horizon = memtable.last_seqno = last
+            cache.rows.update(writes)
+            memtable.latest.update(writes)
+            memtable.bytes_used += size
+            state.seqno = last
+            cache.bytes_used += size
+            state.unfinished = None
+            self._see_to_memory(memtable)
+
+    def _publish_each(self, last: Seqno, keys: Sequence[bytes], values: Sequence[bytes]) -> None:
+        # Requires: lock.
+        for seqno, (key, value) in enumerate(zip(keys, values, strict=True), last - len(keys) + 1):
+            self._publish(Seqno(seqno), {key: value}, (), len(key) + len(value))
+
+    def _publish(
+        self,
+        seqno: Seqno,
+        writes: dict[bytes, Value],
+        ranges: Sequence[KeyRange],
+        size: int,
+        parts: Sequence[tuple[int, WriteBatch]] = (),
+        size_of_parts: int = 0,
+    ) -> None:
+        # Requires: lock. Doing it again is harmless.
+        state = self._state
+        cache, memtable = state.cache, state.version.memtable
+        # This, and that of the memtable, before any value changes: a scan takes values without the lock, and then looks
+        # whether they may be younger than it is.
+        state.horizon = seqno
+        if not state.plain:
+            self._note(seqno, writes, ranges)
+        if ranges:
+            state.plain = False
+            cache.replace_all(writes)
+        else:
+            cache.rows.update(writes)
+        memtable.write(seqno, writes, size + size_of_parts, ranges, parts)
+        state.seqno = seqno
+        cache.bytes_used += size + ENTRY_OVERHEAD_BYTES * len(writes)
+        self._see_to_memory(memtable)
+
+    def _note(self, seqno: Seqno, keys: dict[bytes, Value], ranges: Sequence[KeyRange]) -> None:
+        """Tell the history and the gaps. Requires: lock."""
+        self._moments.record(seqno, keys, ranges)
+        if self._gaps.active:
+            self._gaps.written(seqno, keys)
+        state, readers = self._state, self._moments.readers
+        memtable = state.version.memtable
+        state.plain = not (
+            readers or memtable.ranges or memtable.older or memtable.order.census or self._gaps.active
+        )
+
+    def _see_to_memory(self, memtable: Memtable) -> None:
+        # Requires: lock.
+        cache = self._state.cache
+        if memtable.bytes_used > self._memtable_bytes:
+            self._pressure.is_on = True
+        if cache.bytes_used > cache.budget:
+            cache.shrink()

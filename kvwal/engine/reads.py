@@ -1,0 +1,284 @@
+"""Reading: the read path over the current version, and over that of a reader.
+
+Rules:
+
+- A reader that fetched a value from the tree may only remember it while the version is the same and no commit touched
+  the key meanwhile: else it would bring an old value back.
+- What was read without the lock is right if, at the end, neither the version nor the horizon has moved.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Final
+
+from kvwal.engine.count import Extent
+from kvwal.engine.gaps import WORTHWHILE, Gaps
+from kvwal.engine.memtable import Walk
+from kvwal.engine.merge import Chunk, Pairs, Source
+from kvwal.engine.readers import Moments, Reader
+from kvwal.engine.state import State
+from kvwal.engine.value import MISSING, Missing, Value
+from kvwal.engine.version import SHORT, Version
+from kvwal.errors import ClosedError
+from kvwal.keys import KeyRange, Seqno
+from kvwal.locks import locked_by_state, refuse_reentry, release
+from kvwal.pages import PageFile, Tree
+
+__all__ = ["Reads"]
+
+# A queue's worker wants one pair; the members of its group before it want theirs.
+_EDGE_PAIRS: Final = 16
+
+
+class Reads:
+    """Reads of one open store: keys, ranges and counts, of now or of a reader's moment."""
+
+    def __init__(self, state: State, moments: Moments, gaps: Gaps, pages: PageFile) -> None:
+        self._state = state
+        #: The registered readers.
+        self.moments = moments
+        self._gaps = gaps
+        self._pages = pages
+
+    # -- point reads ----------------------------------------------------------------------------
+
+    def read(self, key: bytes, *, cached_only: bool = False) -> Value:
+        """The newest published value.
+
+        With `cached_only` no file is read: NotCached is raised where one would have to be.
+        """
+        state = self._state
+        lock = state.lock
+        if lock._is_owned():
+            refuse_reentry(lock, "a get")
+        while True:
+            try:
+                with lock:
+                    state.refuse_if_gone()
+                    state.finish()
+                    version = state.version
+                    memtable = version.memtable
+                    found = self._recall(key, version)
+                    if not isinstance(found, Missing):
+                        return found
+                    ranges = len(memtable.ranges.added)
+                # Not registered: if the version is still the newest afterwards, none of its pages was written over.
+                failure: Exception | None = None
+                value: Value = None
+                try:
+                    value = version.tree.peek(key) if cached_only else version.tree.get(key)
+                except Exception as error:  # noqa: BLE001  # raised below, unless a page was written over meanwhile
+                    failure = error
+                with lock:
+                    # Also so that no row is remembered after the store was closed.
+                    state.refuse_if_gone()
+                    state.finish()
+                    if state.version is version:
+                        if failure is not None:
+                            raise failure
+                        if key not in memtable.latest and len(memtable.ranges.added) == ranges:
+                            state.cache.remember(key, value)
+                        # Else a commit touched the key. What was read was the newest while this call was under way.
+                        return value
+            except BaseException:
+                release(lock)
+                raise
+
+    def _recall(self, key: bytes, version: Version) -> Value | Missing:
+        """What is known of the newest value without touching the tree. Requires: lock."""
+        cache = self._state.cache
+        found = cache.recall(key, version.memtable)
+        if found is not MISSING:
+            return found
+        found = version.recall(key)
+        if not isinstance(found, Missing):
+            cache.remember(key, found)
+        return found
+
+    def read_at(self, reader: Reader, key: bytes, *, table: int = 0, cached_only: bool = False) -> Value:
+        """The value as of the reader's moment. `cached_only`: as in `read`, but for the catalogue of tables."""
+        state, version = self._state, reader.version
+        if not table and state.horizon == reader.seqno and state.version is version:
+            # Nothing was published since: the newest value is the reader's, if that is still so after reading.
+            value = state.cache.rows.get(key, MISSING)
+            if isinstance(value, Missing):
+                value = self.read(key, cached_only=cached_only)
+            if state.horizon == reader.seqno:
+                return value
+        state.refuse_if_gone()
+        part = self.part(version, table) if table else version
+        return part.get(key, reader.seqno, cached_only=cached_only)
+
+    # -- ordered reads --------------------------------------------------------------------------
+
+    def cached_range(
+        self, start: bytes | None, stop: bytes | None, limit: int | None, seqno: Seqno | None, *, reverse: bool
+    ) -> Pairs | None:
+        """The pairs of a range at once, if it is short and lies in memory; else None: the long way is to be taken.
+
+        Args:
+            limit: the number of pairs wanted; more may come, and fewer only at the end. None for all of them.
+            seqno: of the moment that is wanted; None for now.
+        """
+        most = SHORT if limit is None else limit
+        if most > SHORT:
+            return None
+        state = self._state
+        # Before any lock: after a fork no thread may be there to give it back.
+        state.refuse_if_gone()
+        # What is found is of this moment if no commit is published, and no checkpoint installed, from here on until the
+        # lock is held.
+        if seqno is None:
+            seqno = state.seqno
+        version = state.version
+        if seqno == state.seqno:
+            start, stop = self._gaps.skip(start, stop, reverse=reverse)
+        found = version.cached_range(start, stop, most, reverse=reverse)
+        if found is None:
+            return None
+        pairs, keys, ended = found
+        # A commit raises the horizon before it changes anything: where it did not move, the memtable had no key here.
+        if not keys and state.horizon == seqno and state.version is version:
+            state.refuse_if_gone()
+            return pairs if ended or (limit is not None and len(pairs) >= limit) else None
+        return self._overlay(version, seqno, pairs, keys, ended, most=most, limit=limit, reverse=reverse)
+
+    @locked_by_state
+    def _overlay(
+        self,
+        version: Version,
+        seqno: Seqno,
+        pairs: Pairs,
+        keys: list[bytes],
+        ended: bool,
+        *,
+        most: int,
+        limit: int | None,
+        reverse: bool,
+    ) -> Pairs | None:
+        state = self._state
+        state.refuse_if_gone()
+        state.finish()
+        if state.seqno != seqno or state.version is not version or version.memtable.ranges:
+            return None
+        pairs, ended = version.overlay(pairs, keys, ended, most, reverse=reverse)
+        return pairs if ended or (limit is not None and len(pairs) >= limit) else None
+
+    def pairs(self, start: bytes | None, stop: bytes | None, *, reverse: bool) -> Iterator[tuple[bytes, bytes]]:
+        """The pairs of a range now, for the commit leader, which nothing can overtake."""
+        found = self.cached_range(start, stop, _EDGE_PAIRS, None, reverse=reverse)
+        if found is not None:
+            yield from found
+            if len(found) < _EDGE_PAIRS:
+                return
+            start, stop = (start, found[-1][0]) if reverse else (found[-1][0] + b"\0", stop)
+        for keys, values in self.chunks(self.moments.reader("operation"), start, stop, reverse=reverse):
+            yield from zip(keys, values, strict=True)
+
+    def chunks(
+        self,
+        reader: Reader,
+        start: bytes | None,
+        stop: bytes | None,
+        *,
+        reverse: bool,
+        own: Source | None = None,
+        table: int = 0,
+    ) -> Iterator[Chunk]:
+        """Chunks of a range as of a reader, which is given back when the iteration ends or is dropped.
+
+        `own` is a newest source on top: what a transaction wrote itself.
+        """
+        chunks = self._chunks(reader, start, stop, reverse, own, table)
+        # A generator that never started would not run its finally: start it, up to the first yield.
+        next(chunks)
+        return chunks
+
+    def _chunks(
+        self, reader: Reader, start: bytes | None, stop: bytes | None, reverse: bool, own: Source | None, table: int
+    ) -> Iterator[Chunk]:
+        state = self._state
+        try:
+            yield [], []
+            low, high = start, stop
+            if own is None and not table and reader.seqno == state.seqno:
+                low, high = self._gaps.skip(start, stop, reverse=reverse)
+                if reader.seqno != state.seqno:
+                    low, high = start, stop
+            walk = Walk() if own is None and not table else None
+            chunks = self.part(reader.version, table).chunks(
+                reader.seqno, low, high, reverse=reverse, own=own, walk=walk, check=state.refuse_if_gone
+            )
+            first = next(chunks, None)
+            if walk is not None and walk.dead >= WORTHWHILE:
+                self._propose_gap(reader.seqno, low, high, None if first is None else first[0][0], reverse)
+            if first is not None:
+                yield first
+                del first
+                yield from chunks
+        except ClosedError:
+            # The page file only knows that it is closed; after a fork that is not the whole story.
+            state.refuse_if_gone()
+            raise
+        finally:
+            reader.release()
+
+    @locked_by_state
+    def _propose_gap(
+        self, seqno: Seqno, start: bytes | None, stop: bytes | None, first: bytes | None, reverse: bool
+    ) -> None:
+        state = self._state
+        state.finish()
+        self._gaps.propose(KeyRange(start or b"", stop).before(first, reverse=reverse), seqno, state.seqno)
+        state.plain = False
+
+    # -- counting -------------------------------------------------------------------------------
+
+    def count(self, start: bytes | None = None, stop: bytes | None = None, *, table: int = 0) -> int:
+        """Number of keys in [start, stop) now: see `Version.count`."""
+        while (begun := self._begin_count(self.moments.now_us(), table)) is None:
+            # The table was not asked for since the last checkpoint.
+            reader = self.moments.reader("count")
+            try:
+                self.part(reader.version, table)
+            finally:
+                reader.release()
+        reader, part, extent = begun
+        try:
+            return part.count(reader.seqno, start, stop, extent=extent)
+        finally:
+            reader.release()
+
+    @locked_by_state
+    def _begin_count(self, since_us: int, table: int = 0) -> tuple[Reader, Version, Extent] | None:
+        version = self._state.version
+        part = version.parts.get(table) if table else version
+        if part is None:
+            return None
+        reader = self.moments.register("count", since_us)
+        return reader, part, part.mark_count(reader.seqno)
+
+    def count_at(self, reader: Reader, start: bytes | None, stop: bytes | None, *, table: int = 0) -> int:
+        """The same as of a reader."""
+        self._state.refuse_if_gone()
+        return self.part(reader.version, table).count(reader.seqno, start, stop, reader=reader)
+
+    # -- tables ---------------------------------------------------------------------------------
+
+    def part(self, version: Version, table: int) -> Version:
+        """A table of a version: its read path. Requires: the version has a reader, if the table is not 0.
+
+        The catalogue is read when a table is asked for the first time.
+        """
+        part = version.parts.get(table) if table else version
+        return self._make_part(version, table, self._pages.tree(version.tree.meta, table)) if part is None else part
+
+    @locked_by_state
+    def _make_part(self, version: Version, table: int, tree: Tree) -> Version:
+        part = version.parts.get(table)
+        if part is None:
+            # Those of its memtables that are not there are made, so that what is written later is seen as well.
+            frozen = None if version.frozen is None else version.frozen.parts.of(table)
+            part = version.parts[table] = Version(version.memtable.parts.of(table), frozen, tree)
+        return part

@@ -1,0 +1,92 @@
+"""The succession of versions: a checkpoint sets the memtable aside, and installs its tree.
+
+Invariant: the pages of a version stay while it is the current one or has a reader.
+"""
+
+from __future__ import annotations
+
+from kvwal.engine.gaps import Gaps
+from kvwal.engine.memtable import Memtable, combine
+from kvwal.engine.pressure import WritePressure
+from kvwal.engine.state import State
+from kvwal.engine.version import Version
+from kvwal.keys import Seqno
+from kvwal.locks import locked_by_state
+from kvwal.pages import PageFile, Tree
+
+__all__ = ["Succession"]
+
+
+class Succession:
+    """Replaces the version of one open store, and lets go of the former ones."""
+
+    def __init__(self, state: State, gaps: Gaps, pages: PageFile, pressure: WritePressure) -> None:
+        self._state = state
+        self._gaps = gaps
+        self._pages = pages
+        self._pressure = pressure
+        # Versions that were replaced, and had a reader when that was looked at last.
+        self._former: list[Version] = []
+
+    @locked_by_state
+    def freeze(self) -> Memtable | None:
+        """Set the memtable aside for a checkpoint; None if it is empty. Requires: none is set aside now."""
+        state = self._state
+        state.finish()
+        version = state.version
+        assert version.frozen is None, "a frozen memtable is still there"
+        if not version.memtable:
+            return None
+        state.cache.drop_aside()
+        self._replace(Version(self._new_memtable(state.seqno), version.memtable, version.tree))
+        return version.memtable
+
+    def combine(self) -> None:
+        """Add what was committed since to the frozen memtable, so that one checkpoint can take both.
+
+        Unless too much would stay of the two: then writers are to wait, as for any checkpoint. Requires: no commit is
+        under way.
+        """
+        version = self._state.version
+        assert version.frozen is not None, "no memtable is frozen"
+        # Without the lock: it is a walk, and readers go on.
+        combined = self._new_memtable(version.memtable.last_seqno)
+        combine(version.frozen, version.memtable, into=combined)
+        if not self._pressure.would_stall(combined):
+            self._install_combined(version, combined)
+
+    @locked_by_state
+    def _install_combined(self, version: Version, combined: Memtable) -> None:
+        self._state.cache.drop_aside()
+        self._replace(Version(self._new_memtable(self._state.seqno), combined, version.tree))
+
+    def _new_memtable(self, after: Seqno) -> Memtable:
+        return Memtable(after, *self._state.locks())
+
+    @locked_by_state
+    def install(self, tree: Tree, *, done: bool = True) -> None:
+        """Readers from here on use this tree. `done`: it holds the frozen memtable, which is then needed no more."""
+        version = self._state.version
+        self._replace(Version(version.memtable, None if done else version.frozen, tree))
+        if done:
+            # A gap is still true, and there is nothing left to pass over but what was deleted since.
+            self._gaps.clear()
+
+    def _replace(self, version: Version) -> None:
+        # Requires: lock. Interrupted after any step, no version that is read loses its pages, and the next look at the
+        # former ones lets go of the rest.
+        state = self._state
+        self._pages.pins.hold(state, {each.tree.meta.generation for each in (version, state.version, *self._former)})
+        self._former = [*self._former, state.version]
+        state.version = version
+        self._release_pages()
+
+    @locked_by_state
+    def release_pages(self) -> None:
+        """Let go of the pages of versions that have no reader any more."""
+        self._release_pages()
+
+    def _release_pages(self) -> None:
+        # Requires: lock.
+        self._former = [version for version in self._former if version.readers]
+        self._pages.pins.hold(self._state, {each.tree.meta.generation for each in (self._state.version, *self._former)})
