@@ -39,7 +39,7 @@ from __future__ import annotations
 
 import struct
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import accumulate, pairwise
 from typing import Final
 
@@ -54,15 +54,19 @@ __all__ = [
     "SYSTEM",
     "TABLES",
     "Body",
+    "Columns",
     "UnknownToUs",
     "decode_extension",
     "decode_intents",
+    "decode_meta",
     "decode_put",
+    "decode_put_key",
     "decode_uniform",
     "encode_extension",
     "encode_intents",
     "encode_put",
     "features_of",
+    "is_of_users",
 ]
 
 # On disk: never change.
@@ -81,6 +85,9 @@ _DELETE_FROM: Final = 4
 # Types of extension items, with the least and the most bytes of their content.
 _ITEMS: Final = {1: (1, 4096), 2: (1, 1), 3: (1, 64), 5: (1, 255)}
 _FIRST_SKIPPED_ITEM: Final = 128
+_META: Final = 1
+# In it, before each pair.
+_PAIR = struct.Struct("<HH")
 
 # One intent alone: n, op, key length, value length.
 ONE = struct.Struct("<IBHI")
@@ -147,6 +154,11 @@ def encode_intents(batch: WriteBatch, extension: Mapping[int, bytes] | None = No
         chunks.insert(0, encode_extension(extension))
         bits |= EXTENDED
     return Body(bits, _checked(chunks)) if bits else _checked(chunks)
+
+
+def is_of_users(table: int) -> bool:
+    """Whether a table is a user's: then the feed has its changes."""
+    return not table or _FIRST_USER_TABLE <= table < _FIRST_DERIVED_TABLE
 
 
 def _is_of_system(tables: Sequence[int]) -> bool:
@@ -262,6 +274,16 @@ def decode_put(data: bytes, at: int = 0) -> tuple[bytes, bytes] | None:
     return None
 
 
+def decode_put_key(body: bytes) -> bytes | None:
+    """The key of what `decode_put` would return, without its value. None: as there."""
+    if len(body) >= _ONE_BYTES:
+        n, op, key_length, value_length = _unpack_one(body)
+        split = _ONE_BYTES + key_length
+        if n == 1 and op == _PUT and split + value_length == len(body) and value_length <= MAX_VALUE_BYTES:
+            return body[_ONE_BYTES:split]
+    return None
+
+
 def decode_uniform(data: bytes, at: int = 0) -> tuple[Sequence[bytes], Sequence[bytes]] | None:
     """The keys and values of the commit whose body is all of `data` from `at` on, if it is plain and uniform.
 
@@ -299,8 +321,7 @@ def decode_intents(body: bytes, bits: int = 0) -> WriteBatch:
             batch = WriteBatch()
             batch.writes = {key: value}
             return batch
-    at = decode_extension(body)[1] if bits & EXTENDED else 0
-    return _decode_columns(body, at, bits)
+    return _decode_columns(body, bits)
 
 
 def decode_extension(body: bytes) -> tuple[dict[int, bytes], int]:
@@ -333,37 +354,101 @@ def decode_extension(body: bytes) -> tuple[dict[int, bytes], int]:
     return items, end
 
 
-def _decode_columns(body: bytes, at: int, bits: int) -> WriteBatch:
-    size = len(body)
-    if size - at < _COUNT.size:
-        raise ValueError("the commit's intents are cut short")
-    (n,) = _COUNT.unpack_from(body, at)
-    at += _COUNT.size
-    start = at + (_COLUMN_BYTES + (_TABLE_BYTES if bits & TABLES else 0)) * n
-    if start > size:
-        raise ValueError("the commit's columns are longer than its record")
-    ops = body[at : at + n]
-    # Looked at first: what an operation of a newer version allows is not known.
-    if ops.strip(b"\x01\x02\x03\x04"):
-        raise UnknownToUs("the commit holds an unknown operation")
-    key_lengths: tuple[int, ...] = struct.unpack_from(f"<{n}H", body, at + n)
-    value_lengths: tuple[int, ...] = struct.unpack_from(f"<{n}I", body, at + 3 * n)
-    if n and max(value_lengths) > MAX_VALUE_BYTES:
-        raise ValueError("a value in the commit is longer than the limit")
-    values_start = start + sum(key_lengths)
-    if values_start + sum(value_lengths) != size:
-        raise ValueError("the commit's keys and values do not fill its record")
-    keys = _cut(body, start, key_lengths)
-    values = _cut(body, values_start, value_lengths)
+def decode_meta(body: bytes) -> dict[str, str]:
+    """The user's pairs in the extension block that a body begins with. ValueError as `decode_intents`."""
+    content = decode_extension(body)[0].get(_META, b"")
+    pairs: dict[str, str] = {}
+    last: bytes | None = None
+    at = 0
+    while at < len(content):
+        if len(content) - at < _PAIR.size:
+            raise ValueError("the user's pairs in the commit are cut short")
+        key_length, value_length = _PAIR.unpack_from(content, at)
+        at += _PAIR.size
+        split, end = at + key_length, at + key_length + value_length
+        if end > len(content):
+            raise ValueError("the user's pairs in the commit are cut short")
+        key = content[at:split]
+        if last is not None and key <= last:
+            raise ValueError("the user's pairs in the commit are out of order")
+        # UnicodeDecodeError is a ValueError.
+        pairs[key.decode()] = content[split:end].decode()
+        last, at = key, end
+    return pairs
+
+
+class Columns:
+    """The intents of a body in their order, ranges first, of which the values are not cut out yet.
+
+    Its order, and that no key is written twice, is not looked at: `decode_intents` does.
+    """
+
+    __slots__ = ("_body", "_value_lengths", "_values_start", "keys", "ops", "ranges", "tables")
+
+    def __init__(self, body: bytes, bits: int = 0) -> None:
+        """ValueError as `decode_intents`."""
+        at = decode_extension(body)[1] if bits & EXTENDED else 0
+        size = len(body)
+        if size - at < _COUNT.size:
+            raise ValueError("the commit's intents are cut short")
+        (n,) = _COUNT.unpack_from(body, at)
+        at += _COUNT.size
+        start = at + (_COLUMN_BYTES + (_TABLE_BYTES if bits & TABLES else 0)) * n
+        if start > size:
+            raise ValueError("the commit's columns are longer than its record")
+        ops = body[at : at + n]
+        # Looked at first: what an operation of a newer version allows is not known.
+        if ops.strip(b"\x01\x02\x03\x04"):
+            raise UnknownToUs("the commit holds an unknown operation")
+        key_lengths: tuple[int, ...] = struct.unpack_from(f"<{n}H", body, at + n)
+        value_lengths: tuple[int, ...] = struct.unpack_from(f"<{n}I", body, at + 3 * n)
+        if n and max(value_lengths) > MAX_VALUE_BYTES:
+            raise ValueError("a value in the commit is longer than the limit")
+        values_start = start + sum(key_lengths)
+        if values_start + sum(value_lengths) != size:
+            raise ValueError("the commit's keys and values do not fill its record")
+        self._body = body
+        self._values_start = values_start
+        self._value_lengths = value_lengths
+        #: What each does, and its key (of a range: its start).
+        self.ops = ops
+        self.keys = _cut(body, start, key_lengths)
+        #: The table of each; None: all are of table 0.
+        self.tables: tuple[int, ...] | None = None
+        if bits & TABLES:
+            self.tables = struct.unpack_from(f"<{n}I", body, at + _COLUMN_BYTES * n)
+        written = ops.lstrip(b"\x03\x04")
+        if written.strip(b"\x01\x02"):
+            raise ValueError("the commit holds ranges after writes")
+        #: The ranges that it deletes: the first intents.
+        self.ranges: list[KeyRange] = []
+        n_ranges = n - len(written)
+        if n_ranges:
+            stops = _cut(body, values_start, value_lengths[:n_ranges])
+            self.ranges = list(map(_decode_range, ops, self.keys, stops))
+
+    def values(self) -> list[bytes]:
+        """The value of each; of a range its stop."""
+        return _cut(self._body, self._values_start, self._value_lengths)
+
+    def values_of(self, chosen: Iterable[int]) -> Iterator[bytes]:
+        """The values of these alone, cut out one by one."""
+        ends = list(accumulate(self._value_lengths, initial=self._values_start))
+        for i in chosen:
+            yield self._body[ends[i] : ends[i + 1]]
+
+
+def _decode_columns(body: bytes, bits: int) -> WriteBatch:
+    columns = Columns(body, bits)
+    ops, keys, values, ranges = columns.ops, columns.keys, columns.values(), columns.ranges
     batch = WriteBatch()
-    if not bits & TABLES:
-        _fill(batch, ops, keys, values)
+    if columns.tables is None:
+        n_ranges = len(ranges)
+        _fill(batch, ranges, ops[n_ranges:], keys[n_ranges:], values[n_ranges:])
         return batch
-    tables: tuple[int, ...] = struct.unpack_from(f"<{n}I", body, at + _COLUMN_BYTES * n)
-    n_ranges = n - len(ops.lstrip(b"\x03\x04"))
-    for table, ranges, writes in _tables(tables, n_ranges, bits):
+    for table, of_ranges, of_writes in _tables(columns.tables, len(ranges), bits):
         part = batch.table(table) if table else batch
-        _fill(part, ops[ranges] + ops[writes], keys[ranges] + keys[writes], values[ranges] + values[writes])
+        _fill(part, ranges[of_ranges], ops[of_writes], keys[of_writes], values[of_writes])
     return batch
 
 
@@ -384,26 +469,17 @@ def _tables(tables: tuple[int, ...], n_ranges: int, bits: int) -> Iterator[tuple
         ranges, writes = next_ranges, next_writes
 
 
-def _fill(batch: WriteBatch, ops: bytes, keys: list[bytes], values: list[bytes]) -> None:
+def _fill(batch: WriteBatch, ranges: list[KeyRange], ops: bytes, keys: list[bytes], values: list[bytes]) -> None:
     """Put the intents of one table into an empty batch, or raise ValueError with what is wrong with them."""
-    n = len(ops)
-    if ops.count(_PUT) == n:
-        writes: dict[bytes, bytes | None] = dict(zip(keys, values, strict=True))
+    batch.ranges = ranges
+    if ops.count(_PUT) == len(ops):
+        batch.writes = dict(zip(keys, values, strict=True))
     else:
-        written = ops.lstrip(b"\x03\x04")
-        if written.strip(b"\x01\x02"):
-            raise ValueError("the commit holds ranges after writes")
-        n_ranges = n - len(written)
-        batch.ranges = list(map(_decode_range, ops[:n_ranges], keys[:n_ranges], values[:n_ranges]))
-        keys = keys[n_ranges:]
-        writes = {
-            key: value if op == _PUT else None for op, key, value in zip(written, keys, values[n_ranges:], strict=True)
-        }
-        if any(value for op, value in zip(written, values[n_ranges:], strict=True) if op == _DELETE):
+        if any(value for op, value in zip(ops, values, strict=True) if op == _DELETE):
             raise ValueError("a delete in the commit has a value")
-    if len(writes) != len(keys):
+        batch.writes = {key: value if op == _PUT else None for op, key, value in zip(ops, keys, values, strict=True)}
+    if len(batch.writes) != len(keys):
         raise ValueError("the commit writes a key twice")
-    batch.writes = writes
 
 
 def _cut(body: bytes, start: int, lengths: tuple[int, ...]) -> list[bytes]:

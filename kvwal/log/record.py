@@ -35,7 +35,19 @@ from kvwal.batch import WriteBatch
 from kvwal.errors import CorruptionError, FormatError
 from kvwal.files.names import segment_name
 from kvwal.keys import Seqno
-from kvwal.log.intents import EXTENDED, ONE, SYSTEM, TABLES, UnknownToUs, decode_extension, decode_intents
+from kvwal.log.intents import (
+    EXTENDED,
+    ONE,
+    SYSTEM,
+    TABLES,
+    Columns,
+    UnknownToUs,
+    decode_extension,
+    decode_intents,
+    decode_meta,
+    decode_put,
+    decode_put_key,
+)
 
 __all__ = [
     "CLOSED",
@@ -115,6 +127,30 @@ class Record:
         """What the commit wrote. CorruptionError if the body is not valid, FormatError if it is of a newer format."""
         try:
             return decode_intents(self.body, self.kind & ~_KIND)
+        except ValueError as error:
+            raise self._refused(error) from None
+
+    def columns(self) -> Columns:
+        """What the commit wrote, without the values. Raises as `batch`."""
+        try:
+            return Columns(self.body, self.kind & ~_KIND)
+        except ValueError as error:
+            raise self._refused(error) from None
+
+    def put_key(self) -> bytes | None:
+        """The key, if the commit is one put and plain. None for any other, valid or not."""
+        return decode_put_key(self.body) if self.kind == COMMIT else None
+
+    def put(self) -> tuple[bytes, bytes] | None:
+        """The key and value, if the commit is one put and plain. None for any other, valid or not."""
+        return decode_put(self.body) if self.kind == COMMIT else None
+
+    def meta(self) -> dict[str, str]:
+        """The user's pairs that it was committed with. Raises as `batch`."""
+        if not self.kind & EXTENDED:
+            return {}
+        try:
+            return decode_meta(self.body)
         except ValueError as error:
             raise self._refused(error) from None
 

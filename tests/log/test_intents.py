@@ -14,15 +14,19 @@ from kvwal.log.intents import (
     SYSTEM,
     TABLES,
     Body,
+    Columns,
     UnknownToUs,
     decode_extension,
     decode_intents,
+    decode_meta,
     decode_put,
+    decode_put_key,
     decode_uniform,
     encode_extension,
     encode_intents,
     encode_put,
     features_of,
+    is_of_users,
 )
 
 keys = st.binary(max_size=40)
@@ -406,3 +410,75 @@ def test_a_block_that_its_items_do_not_fill_in_order_is_refused(block: str, reas
         return
     with pytest.raises(ValueError, match=reason):
         decode_extension(data)
+
+
+@given(batches(), batches())
+def test_columns_say_what_the_batch_does_and_cut_out_values_that_are_asked_for(batch: WriteBatch, other: WriteBatch):
+    if len(other):
+        batch.others = {16: other}
+    chunks = encode_intents(batch)
+    columns = Columns(b"".join(chunks), getattr(chunks, "bits", 0))
+    parts = [(0, batch), *batch.parts()]
+    assert columns.ranges == [bounds for _, part in parts for bounds in part.ranges]
+    n = len(columns.ranges)
+    tables = [table for table, part in parts for _ in part.writes]
+    assert list(columns.tables or [0] * len(columns.keys))[n:] == tables
+    written = [pair for _, part in parts for pair in part.writes.items()]
+    assert columns.keys[n:] == [key for key, _ in written]
+    expected = [value or b"" for _, value in written]
+    assert columns.values()[n:] == expected
+    chosen = range(n, len(columns.keys), 2)
+    assert list(columns.values_of(chosen)) == expected[::2]
+
+
+@given(st.binary(max_size=60))
+def test_columns_refuse_what_the_whole_decoder_refuses_but_for_order_and_doubles(body: bytes):
+    try:
+        Columns(body)
+    except ValueError as error:
+        with pytest.raises(type(error)):
+            decode_intents(body)
+
+
+@given(keys, values)
+def test_the_key_of_one_put_is_that_of_the_whole(key: bytes, value: bytes):
+    body = encode_put(key, value)
+    assert decode_put_key(body) == key
+    assert decode_put_key(body + b"x") is None
+    assert decode_put_key(body[:-1]) is None
+    assert decode_put_key(joined(of(a=b"1", b=b"2"))) is None
+    assert decode_put_key(joined(of(a=None))) is None
+
+
+def pairs(*texts: bytes) -> bytes:
+    """Extension item 1 with these keys and values in turn."""
+    split = list(zip(texts[::2], texts[1::2], strict=True))
+    return b"".join(struct.pack("<HH", len(key), len(value)) + key + value for key, value in split)
+
+
+def test_the_pairs_of_a_user_come_back():
+    block = encode_extension({1: pairs(b"", b"empty", b"by", b"ada", "é".encode(), b""), 5: b"mailer"})
+    assert decode_meta(block + joined(of(k=b"v"))) == {"": "empty", "by": "ada", "é": ""}
+    assert decode_meta(encode_extension({5: b"mailer"})) == {}
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (pairs(b"b", b"", b"a", b""), "out of order"),
+        (pairs(b"a", b"", b"a", b""), "out of order"),
+        (pairs(b"", b"", b"", b""), "out of order"),
+        (pairs(b"a", b"1")[:-1], "cut short"),
+        (pairs(b"a", b"1") + b"\1\0\0", "cut short"),
+        (pairs(b"\xff", b""), "utf-8"),
+        (pairs(b"a", b"\xff"), "utf-8"),
+    ],
+)
+def test_pairs_that_are_not_as_they_are_written_are_refused(content: bytes, reason: str):
+    with pytest.raises(ValueError, match=reason):
+        decode_meta(encode_extension({1: content}))
+
+
+def test_which_tables_are_of_users():
+    known = [0, 1, 15, 16, (1 << 31) - 1, 1 << 31, (1 << 32) - 1]
+    assert [table for table in known if is_of_users(table)] == [0, 16, (1 << 31) - 1]
