@@ -13,6 +13,7 @@ from kvwal.log.chain import FoundSegment
 from kvwal.log.reader import LogReader, place_before
 from kvwal.log.record import Record
 from kvwal.log.retention import Hold, refuse_gap
+from kvwal.log.segment import SegmentHeader
 from kvwal.log.walk import Place, Stop, walk
 
 __all__ = ["SegmentCursor", "read_kept"]
@@ -29,12 +30,13 @@ def read_kept(reader: LogReader, after: Seqno | None, until: Seqno) -> SegmentCu
 
     FeedGap if commits beyond `after` are no longer kept.
     """
-    segments = reader.segments()
-    if not segments:
+    names = reader.chain.names()
+    if not names:
         raise CorruptionError(segment_name(1), None, "the log has no segments")
-    oldest = Seqno(segments[0].first_seqno - 1)
+    oldest = Seqno(names[0] - 1)
     after = oldest if after is None else after
-    refuse_gap(after, oldest, segments, until, None)
+    if after < oldest:
+        refuse_gap(after, oldest, reader.segments(), until, None)
     return SegmentCursor(reader, Hold({}, 0, after), until, lambda: until, _never)
 
 
@@ -52,12 +54,14 @@ class SegmentCursor:
         until: Seqno | None,
         durable: Callable[[], Seqno],
         await_beyond: Callable[[Seqno, float | None], bool],
+        when_beyond: Callable[[Seqno, Callable[[], object]], Callable[[], object]] | None = None,
     ) -> None:
         self._reader = reader
         self._hold: Hold | None = hold
         self._until = until
         self._durable = durable
         self._await_beyond = await_beyond
+        self._when_beyond = when_beyond
         #: The last commit that was handed out, or the one it began after.
         self.position = hold.after
         # The segment, the last commit in it if it has a successor, and how far it was walked.
@@ -91,12 +95,22 @@ class SegmentCursor:
         raise StopIteration
 
     def wait(self, timeout_s: float | None = None) -> bool:
-        """Wait until there is a commit beyond `position`, at most so long (None: for ever); whether there is one."""
+        """Wait until there is a commit beyond `position`, at most so long (None: for ever); whether there is one.
+
+        PoisonedError if there is none, and the log takes no more.
+        """
         if self._hold is None:
             raise closed("cursor")
         if self._until is not None:
             return self.position < self._until
         return self._await_beyond(self.position, timeout_s)
+
+    def when_beyond(self, wake: Callable[[], object]) -> Callable[[], object]:
+        """Have `wake` called when waiting would end, by the thread that ends it. Returns what takes that back."""
+        if self._hold is None:
+            raise closed("cursor")
+        assert self._when_beyond is not None, "nothing is appended to this log"
+        return self._when_beyond(self.position, wake)
 
     def close(self) -> None:
         """Let go of the log that it holds. Idempotent."""
@@ -152,8 +166,11 @@ class SegmentCursor:
             # Raises what is wrong.
             names = chain.beyond(self.position)[0]
             i = bisect_right(names, self.position + 1) - 1
-        chain.header(names[i])
         segment = chain.load(names[i])
+        if not isinstance(segment.header, SegmentHeader):
+            # Looked at once more: it raises what is wrong.
+            chain.header(names[i])
+            segment = chain.load(names[i])
         last = names[i + 1] - 1 if i + 1 < len(names) else None
         return segment, last, place_before(chain, segment.known, self.position)
 

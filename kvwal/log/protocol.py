@@ -98,7 +98,14 @@ class LogCursor(Protocol):
         ...
 
     def wait(self, timeout_s: float | None = None) -> bool:
-        """Wait until there is a commit beyond `position`, at most so long (None: for ever); whether there is one."""
+        """Wait until there is a commit beyond `position`, at most so long (None: for ever); whether there is one.
+
+        PoisonedError if there is none, and the log takes no more.
+        """
+        ...
+
+    def when_beyond(self, wake: Callable[[], object]) -> Callable[[], object]:
+        """Have `wake` called when waiting would end, by the thread that ends it. Returns what takes that back."""
         ...
 
     def close(self) -> None:

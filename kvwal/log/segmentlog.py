@@ -172,7 +172,7 @@ class SegmentLog(SegmentWriter):
         FeedGap if commits beyond `after` are no longer kept. Thread-safe.
         """
         hold = self._retention.hold(purpose, after, self.segments(), self.last_seqno, self.last_time_us)
-        return SegmentCursor(self._reader, hold, until, self._durable, self._await_beyond)
+        return SegmentCursor(self._reader, hold, until, self._durable, self._await_beyond, self._when_beyond)
 
     def holds(self) -> list[HoldInfo]:
         """Who holds log, since when. From any thread."""

@@ -83,8 +83,8 @@ class SegmentWriter(ABC):
         self._left = True
         # Called by the next append.
         self._on_append: Callable[[], None] | None = None
-        # Locks of cursors that wait for the next flush.
-        self._waiting: deque[threading.Lock] = deque()
+        # Called by the next flush: they wake those who wait for it.
+        self._waiting: deque[Callable[[], object]] = deque()
         # The watermark that the last watermark record carries.
         self._marked = Seqno(0)
         self._closed = False
@@ -293,25 +293,41 @@ class SegmentWriter(ABC):
         return self.durable_seqno
 
     def _await_beyond(self, seqno: Seqno, timeout_s: float | None) -> bool:
-        """Wait until commits beyond `seqno` are durable, or nothing will be any more; whether they are."""
+        """Wait until commits beyond `seqno` are durable; whether they are. PoisonedError if none ever will be."""
         waiter = threading.Lock()
         waiter.acquire()
-        self._waiting.append(waiter)
-        # Looked at again after the waiter is there: a flush either wakes it, or came before and is seen here.
-        if (
-            self._durable() <= seqno
-            and self._failure is None
-            and not waiter.acquire(timeout=-1 if timeout_s is None else min(timeout_s, threading.TIMEOUT_MAX))
-        ):
+        take_back = self._when_beyond(seqno, waiter.release)
+        if not waiter.acquire(timeout=-1 if timeout_s is None else min(timeout_s, threading.TIMEOUT_MAX)):
+            take_back()
+        if self._durable() > seqno:
+            return True
+        if self._failure is not None:
+            raise poisoned(self._failure)
+        return False
+
+    def _when_beyond(self, seqno: Seqno, wake: Callable[[], object]) -> Callable[[], bool]:
+        """Have `wake` called, once, when commits beyond `seqno` are durable, or nothing will be any more.
+
+        Returns what takes that back. The leader calls `wake`, so it must be short and not raise.
+        """
+        self._waiting.append(wake)
+
+        def take_back() -> bool:
             try:
-                self._waiting.remove(waiter)
+                self._waiting.remove(wake)
             except ValueError:
-                pass  # It was woken just now.
-        return self._durable() > seqno
+                return False  # It was called just now.
+            return True
+
+        # Looked at again after it is there: a flush either calls it, or came before and is seen here.
+        if (self.durable_seqno > seqno or self._failure is not None or self._closed) and take_back():
+            wake()
+        return take_back
 
     def _wake(self) -> None:
         while self._waiting:
             try:
-                self._waiting.popleft().release()
+                wake = self._waiting.popleft()
             except IndexError:
                 break
+            wake()

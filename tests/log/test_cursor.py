@@ -253,7 +253,7 @@ def test_the_end_of_a_log_wakes_those_who_wait(disk: SimulatedDisk, rig: LogRig,
     def wait() -> None:
         try:
             outcome.append(cursor.wait())
-        except ClosedError as error:
+        except (ClosedError, PoisonedError) as error:
             outcome.append(error)
 
     thread = threading.Thread(target=wait)
@@ -269,4 +269,65 @@ def test_the_end_of_a_log_wakes_those_who_wait(disk: SimulatedDisk, rig: LogRig,
         getattr(log, end)()
     thread.join()
     [found] = outcome
-    assert found is False if end == "poison" else isinstance(found, ClosedError)
+    assert type(found) is (PoisonedError if end == "poison" else ClosedError)
+
+
+@pytest.mark.parametrize("end", ["sync", "close", "poison"])
+def test_what_is_to_be_called_is_called_once_when_waiting_would_end(disk: SimulatedDisk, rig: LogRig, end: str):
+    log = rig.create()
+    cursor = log.read()
+    calls: list[str] = []
+    cursor.when_beyond(lambda: calls.append("waited"))
+    cursor.when_beyond(lambda: calls.append("taken back"))()
+    rig.fill(log, 1, sync_every=100)
+    assert calls == []
+    if end == "poison":
+        disk.fail("datasync")
+        with pytest.raises(PoisonedError):
+            log.sync()
+    else:
+        getattr(log, end)()
+    assert calls == ["waited"]
+    # At once, where waiting would not even begin.
+    cursor.when_beyond(lambda: calls.append("at once"))()
+    assert calls == ["waited", "at once"]
+
+
+def test_one_that_need_not_wait_wakes_no_other(rig: LogRig):
+    log = rig.create()
+    rig.fill(log, 3)
+    calls: list[str] = []
+    log.read(Seqno(3)).when_beyond(lambda: calls.append("early"))
+    log.read(Seqno(1)).when_beyond(lambda: calls.append("at once"))
+    assert calls == ["at once"]
+
+
+def test_what_is_durable_is_handed_out_before_a_failure_is_told(disk: SimulatedDisk, rig: LogRig):
+    log = rig.create()
+    rig.fill(log, 2)
+    cursor = log.read()
+    rig.fill(log, 1, sync_every=100)
+    disk.fail("datasync")
+    with pytest.raises(PoisonedError):
+        log.sync()
+    assert cursor.wait()
+    assert seqnos(cursor) == [1, 2]
+    with pytest.raises(PoisonedError):
+        cursor.wait()
+
+
+def test_seeking_among_many_segments_opens_three_files(rig: LogRig, disk: SimulatedDisk):
+    log = rig.create(segment_bytes=1 << 18, retain_bytes=1 << 30)
+    rig.fill(log, 4000, size=1000, sync_every=100)
+    assert log.stats().segments > 10
+    names = [info.first_seqno for info in log.segments()[:-1]]
+    for after in [0, 1, 700, 1234, names[-1] - 2, names[-1] + 100]:
+        operations: list[tuple[str, int]] = []
+        disk.watcher = lambda operation, seen=operations: seen.append((operation.name, operation.size))
+        cursor = log.read(Seqno(after))
+        record = next(cursor)
+        disk.watcher = None
+        assert record.seqno == after + 1
+        assert sum(name == "open" for name, _ in operations) <= 3
+        assert sum(name == "pread" for name, _ in operations) <= 4
+        cursor.close()
