@@ -46,6 +46,8 @@ from kvwal.errors import (
     UsageError,
 )
 from kvwal.features import VERSION
+from kvwal.feed.change import Change
+from kvwal.feed.changes import Bootstrap, Changes
 from kvwal.keys import MAX_BATCH_BYTES, MAX_KEY_BYTES, MAX_VALUE_BYTES, Seqno
 from kvwal.options import OpenOptions
 from kvwal.salvaging import SalvageReport, salvage
@@ -56,6 +58,9 @@ __all__ = [
     "MAX_BATCH_BYTES",
     "MAX_KEY_BYTES",
     "MAX_VALUE_BYTES",
+    "Bootstrap",
+    "Change",
+    "Changes",
     "ClosedError",
     "ConflictError",
     "CorruptionError",

@@ -206,7 +206,9 @@ class SnapshotTooOld(_NotKeptError):
 
 
 class FeedGap(_NotKeptError):
-    """Changes between the position asked for and the oldest kept one are gone, or the position is on another line.
+    """Changes between the position asked for and the oldest kept one are gone, or there is no such position.
+
+    It is beyond the newest commit (of another store, an older copy, or never durable), or on another line.
 
     Attributes: as `SnapshotTooOld` has.
     """
@@ -214,10 +216,12 @@ class FeedGap(_NotKeptError):
     def _text(self) -> str:
         if self.forked_at is not None:
             why = f"position {_asked(self.asked)} is on another line, which left this one after commit {self.forked_at}"
+        elif isinstance(self.asked, int) and self.asked > self.newest:
+            why = f"there is no commit {self.asked}: this is another store, an older copy, or it was lost in a crash"
         else:
             lost = "" if self.lost_commits is None else f" (lost are {self.lost_commits})"
             why = f"not all changes after {_asked(self.asked)} are kept any more{lost}"
-        return f"{why}; {self._kept()}; read the store as it is, by a snapshot, and go on after its seqno"
+        return f"{why}; {self._kept()}; begin again with bootstrap(), a snapshot and where to go on"
 
 
 def _asked(asked: int | datetime) -> str:
@@ -356,6 +360,7 @@ _AGAIN: Final = {
     "store": "open it again",
     "snapshot": "take another with snapshot()",
     "transaction": "begin another with transaction()",
+    "feed": "go on with changes(after=position)",
 }
 
 

@@ -23,6 +23,8 @@ from kvwal.engine.stats import Pin, Stats
 from kvwal.engine.verify import VerifyReport
 from kvwal.engine.writes import EncodedBatch
 from kvwal.errors import ConflictError
+from kvwal.feed.change import Filter, Prefixes
+from kvwal.feed.changes import Bootstrap, Changes
 from kvwal.keys import MAX_KEY_BYTES, MAX_VALUE_BYTES, BytesLike, KeyRange, Seqno, as_int, as_key, as_value
 from kvwal.log import Record
 from kvwal.options import Durability
@@ -401,9 +403,43 @@ class Store(OrderedMapping, MutableMapping[bytes, bytes]):
         The log is kept as far back as recovery needs it and as `retain_log_bytes` and `retain_log_s` say, and while an
         iterator that this returned is alive and not exhausted, as far back as that has come.
 
-        FeedGap, at the call, if commits beyond `after` are no longer kept; it says which are.
+        FeedGap, at the call, if commits beyond `after` are no longer kept, or there is no commit `after` yet.
         """
         return self.engine.upkeep.history(None if after is None else Seqno(as_int("after", after, 0)))
+
+    # -- the feed -----------------------------------------------------------------------------
+
+    def changes(
+        self,
+        after: int | None = None,
+        *,
+        prefix: Prefixes = b"",
+        tables: Iterable[int] | None = None,
+        follow: bool = False,
+        timeout_s: float | None = None,
+    ) -> Changes:
+        """What the durable commits beyond `after` changed, in their order, each change once.
+
+        Args:
+            after: a position, which is a seqno; None: everything that the log still has.
+            prefix: only keys with this prefix, or with one of several. A deleted range is cut to them.
+            tables: only these tables, by id; None: the default one and all of users.
+            follow: wait for what comes. Without it, it ends with the last commit that is durable at the call.
+            timeout_s: with `follow`, stop (StopIteration) when no change came for this long; iterating again goes on.
+
+        Raises, at the call: FeedGap if commits beyond `after` are no longer kept, or there is no commit `after` yet;
+        ReadOnlyError for `follow` in a store opened with flag "r"; TypeError or ValueError for other arguments.
+        """
+        position = None if after is None else Seqno(as_int("after", after, 0))
+        wanted = Filter(prefix, tables)
+        return Changes(self.engine, position, wanted, follow=follow, timeout_s=timeout_s, owner=self)
+
+    def bootstrap(self) -> Bootstrap:
+        """A snapshot, and the position from which `changes` goes on: no change between them, and none in both.
+
+        Flushes what the snapshot shows, where that is not durable yet. Close it, or use it in a `with` block.
+        """
+        return Bootstrap(self.engine, owner=self)
 
     # -- ending -------------------------------------------------------------------------------
 

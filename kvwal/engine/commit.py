@@ -429,6 +429,11 @@ class CommitQueue:
 
     # -- ends -----------------------------------------------------------------------------------
 
+    def refuse_if_ended(self) -> None:
+        """Raise why commits are refused, if they all are: the store is closed, read-only or poisoned."""
+        if isinstance(self._log, RefusingLog):
+            self._log.sync()
+
     def refuse(self, log: LogWriter) -> None:
         """From now on, let `log` (which raises) answer every commit."""
         self._log = log

@@ -11,10 +11,10 @@ from kvwal.engine.readers import Readers
 from kvwal.engine.recovery import Recovered
 from kvwal.engine.stats import Pin, Stats
 from kvwal.engine.verify import VerifyReport, verify_parts
-from kvwal.errors import read_only
+from kvwal.errors import FeedGap, read_only
 from kvwal.files import Files
 from kvwal.keys import Seqno
-from kvwal.log import Record, read_kept
+from kvwal.log import Record, SegmentCursor, read_kept
 
 __all__ = ["Upkeep"]
 
@@ -96,8 +96,24 @@ class Upkeep:
     def history(self, after: Seqno | None) -> Iterator[Record]:
         """The commits beyond `after` that were made before the call; None: all that the log still has."""
         self._state.refuse_if_gone()
-        if self._log is None:
-            return read_kept(self._reader, after, self._state.seqno)
-        # What a commit that is under way appends is in the log when this returns.
-        self._queue.run(lambda: None)
-        return self._log.read(after, until=self._state.seqno)
+        if self._log is not None:
+            # What a commit that is under way appends is in the log when this returns.
+            self._queue.run(lambda: None)
+        return self.read(after, self._state.seqno, "history")
+
+    def read(self, after: Seqno | None, until: Seqno | None, purpose: str) -> SegmentCursor:
+        """The commits beyond `after` (None: all that the log still has), up to `until` (None: as they become durable).
+
+        `purpose`: what they are held for. FeedGap if one of them is gone, or `after` is beyond the newest commit;
+        ReadOnlyError where none can come.
+        """
+        self._state.refuse_if_gone()
+        log = self._log
+        if after is not None and after > (newest := self._state.seqno if log is None else log.last_seqno):
+            segments = self._reader.segments() if log is None else log.segments()
+            raise FeedGap(after, segments[0].first_seqno, newest)
+        if log is not None:
+            return log.read(after, until=until, purpose=purpose)
+        if until is None:
+            raise read_only()
+        return read_kept(self._reader, after, until)

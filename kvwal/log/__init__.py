@@ -11,7 +11,7 @@ decided in `tail`.
 """
 
 from kvwal.log.chain import Chain
-from kvwal.log.cursor import read_kept
+from kvwal.log.cursor import SegmentCursor, read_kept
 from kvwal.log.intents import decode_intents, encode_extension, encode_intents, encode_put
 from kvwal.log.protocol import Log, LogCursor, LogIdentity, LogOptions, LogStats, LogWriter, Preallocate, RefusingLog
 from kvwal.log.reader import LogReader, Replay
@@ -41,6 +41,7 @@ __all__ = [
     "RefusingLog",
     "Replay",
     "Seek",
+    "SegmentCursor",
     "SegmentInfo",
     "SegmentLog",
     "TailRow",

@@ -106,7 +106,10 @@ class SegmentCursor:
         return self._await_beyond(self.position, timeout_s)
 
     def when_beyond(self, wake: Callable[[], object]) -> Callable[[], object]:
-        """Have `wake` called when waiting would end, by the thread that ends it. Returns what takes that back."""
+        """Have `wake` called when waiting would end, by the thread that ends it. Returns what takes that back.
+
+        Raises as `wait`.
+        """
         if self._hold is None:
             raise closed("cursor")
         assert self._when_beyond is not None, "nothing is appended to this log"

@@ -51,6 +51,9 @@ from kvwal.keys import MAX_KEY_BYTES, MAX_VALUE_BYTES, KeyRange
 __all__ = [
     "EXTENDED",
     "MAX_BODY_BYTES",
+    "ONE_KEY_OFFSET",
+    "ONE_PUT",
+    "PUT",
     "SYSTEM",
     "TABLES",
     "Body",
@@ -77,7 +80,7 @@ _FIRST_USER_TABLE: Final = 16
 # From here on tables are derived from users' ones (indexes), and the feed passes over them too.
 _FIRST_DERIVED_TABLE: Final = 1 << 31
 
-_PUT: Final = 1
+PUT: Final = 1
 _DELETE: Final = 2
 _DELETE_RANGE: Final = 3
 _DELETE_FROM: Final = 4
@@ -91,8 +94,11 @@ _PAIR = struct.Struct("<HH")
 
 # One intent alone: n, op, key length, value length.
 ONE = struct.Struct("<IBHI")
+# How the plain body of one put begins, and where its key does.
+ONE_PUT: Final = b"\x01\x00\x00\x00\x01"
+ONE_KEY_OFFSET: Final = 11
 _ONE_BYTES: Final = 11
-assert ONE.size == _ONE_BYTES
+assert ONE.size == _ONE_BYTES == ONE_KEY_OFFSET
 _unpack_one = ONE.unpack_from
 
 _COUNT = struct.Struct("<I")
@@ -134,7 +140,7 @@ def features_of(bits: int) -> int:
 
 def encode_put(key: bytes, value: bytes) -> bytes:
     """The body of a commit that puts one value. Both must have passed `as_key` and `as_value`."""
-    return ONE.pack(1, _PUT, len(key), len(value)) + key + value
+    return ONE.pack(1, PUT, len(key), len(value)) + key + value
 
 
 def encode_intents(batch: WriteBatch, extension: Mapping[int, bytes] | None = None) -> list[Buffer]:
@@ -225,7 +231,7 @@ def _columns(batch: WriteBatch) -> tuple[list[bytes], list[bytes], bytes, list[i
         value_lengths = list(map(len, values))
         ops = b"\x01" * len(keys)
     except TypeError:
-        ops = bytes([_DELETE if value is None else _PUT for value in writes.values()])
+        ops = bytes([_DELETE if value is None else PUT for value in writes.values()])
         values = [value or b"" for value in writes.values()]
         value_lengths = list(map(len, values))
     if ranges:
@@ -269,7 +275,7 @@ def decode_put(data: bytes, at: int = 0) -> tuple[bytes, bytes] | None:
         n, op, key_length, value_length = _unpack_one(data, at)
         at += _ONE_BYTES
         split = at + key_length
-        if n == 1 and op == _PUT and split + value_length == size and value_length <= MAX_VALUE_BYTES:
+        if n == 1 and op == PUT and split + value_length == size and value_length <= MAX_VALUE_BYTES:
             return data[at:split], data[split:]
     return None
 
@@ -279,7 +285,7 @@ def decode_put_key(body: bytes) -> bytes | None:
     if len(body) >= _ONE_BYTES:
         n, op, key_length, value_length = _unpack_one(body)
         split = _ONE_BYTES + key_length
-        if n == 1 and op == _PUT and split + value_length == len(body) and value_length <= MAX_VALUE_BYTES:
+        if n == 1 and op == PUT and split + value_length == len(body) and value_length <= MAX_VALUE_BYTES:
             return body[_ONE_BYTES:split]
     return None
 
@@ -472,12 +478,12 @@ def _tables(tables: tuple[int, ...], n_ranges: int, bits: int) -> Iterator[tuple
 def _fill(batch: WriteBatch, ranges: list[KeyRange], ops: bytes, keys: list[bytes], values: list[bytes]) -> None:
     """Put the intents of one table into an empty batch, or raise ValueError with what is wrong with them."""
     batch.ranges = ranges
-    if ops.count(_PUT) == len(ops):
+    if ops.count(PUT) == len(ops):
         batch.writes = dict(zip(keys, values, strict=True))
     else:
         if any(value for op, value in zip(ops, values, strict=True) if op == _DELETE):
             raise ValueError("a delete in the commit has a value")
-        batch.writes = {key: value if op == _PUT else None for op, key, value in zip(ops, keys, values, strict=True)}
+        batch.writes = {key: value if op == PUT else None for op, key, value in zip(ops, keys, values, strict=True)}
     if len(batch.writes) != len(keys):
         raise ValueError("the commit writes a key twice")
 

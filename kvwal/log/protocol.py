@@ -105,7 +105,10 @@ class LogCursor(Protocol):
         ...
 
     def when_beyond(self, wake: Callable[[], object]) -> Callable[[], object]:
-        """Have `wake` called when waiting would end, by the thread that ends it. Returns what takes that back."""
+        """Have `wake` called when waiting would end, by the thread that ends it. Returns what takes that back.
+
+        Raises as `wait`.
+        """
         ...
 
     def close(self) -> None:

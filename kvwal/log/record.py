@@ -45,8 +45,6 @@ from kvwal.log.intents import (
     decode_extension,
     decode_intents,
     decode_meta,
-    decode_put,
-    decode_put_key,
 )
 
 __all__ = [
@@ -136,14 +134,6 @@ class Record:
             return Columns(self.body, self.kind & ~_KIND)
         except ValueError as error:
             raise self._refused(error) from None
-
-    def put_key(self) -> bytes | None:
-        """The key, if the commit is one put and plain. None for any other, valid or not."""
-        return decode_put_key(self.body) if self.kind == COMMIT else None
-
-    def put(self) -> tuple[bytes, bytes] | None:
-        """The key and value, if the commit is one put and plain. None for any other, valid or not."""
-        return decode_put(self.body) if self.kind == COMMIT else None
 
     def meta(self) -> dict[str, str]:
         """The user's pairs that it was committed with. Raises as `batch`."""

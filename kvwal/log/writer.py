@@ -299,16 +299,21 @@ class SegmentWriter(ABC):
         take_back = self._when_beyond(seqno, waiter.release)
         if not waiter.acquire(timeout=-1 if timeout_s is None else min(timeout_s, threading.TIMEOUT_MAX)):
             take_back()
+        return self._is_beyond(seqno)
+
+    def _is_beyond(self, seqno: Seqno) -> bool:
+        """Whether commits beyond `seqno` are durable. PoisonedError if they are not, and none ever will be."""
         if self._durable() > seqno:
             return True
         if self._failure is not None:
             raise poisoned(self._failure)
         return False
 
-    def _when_beyond(self, seqno: Seqno, wake: Callable[[], object]) -> Callable[[], bool]:
-        """Have `wake` called, once, when commits beyond `seqno` are durable, or nothing will be any more.
+    def _when_beyond(self, seqno: Seqno, wake: Callable[[], object]) -> Callable[[], object]:
+        """Have `wake` called, once, when commits beyond `seqno` are durable, or none ever will be.
 
-        Returns what takes that back. The leader calls `wake`, so it must be short and not raise.
+        Returns what takes that back. The leader calls `wake`, so it must be short and not raise. PoisonedError if none
+        ever will be.
         """
         self._waiting.append(wake)
 
@@ -319,8 +324,13 @@ class SegmentWriter(ABC):
                 return False  # It was called just now.
             return True
 
-        # Looked at again after it is there: a flush either calls it, or came before and is seen here.
-        if (self.durable_seqno > seqno or self._failure is not None or self._closed) and take_back():
+        # Looked at after it is there: a flush either calls it, or came before and is seen here.
+        try:
+            beyond = self._is_beyond(seqno)
+        except BaseException:
+            take_back()
+            raise
+        if beyond and take_back():
             wake()
         return take_back
 

@@ -1,0 +1,279 @@
+"""The feed: what durable commits changed, in their order, each once; and a snapshot from which a feed begins.
+
+Rules:
+- Nothing is handed out that a power cut could take back, or that a read would not see yet.
+- `position` moves with the last change of a commit, and over commits of which nothing is handed out. So whatever a
+  program was doing when it ended, `changes(after=position)` misses nothing, and repeats of one commit at most.
+- What is beyond the position is held in the log until the feed is exhausted, closed or collected.
+
+Invariant: a call counts what it hands out in `position` by its last step, so one that is interrupted counts nothing.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator
+from types import TracebackType
+from typing import Final
+
+from kvwal.db.snapshot import Snapshot
+from kvwal.engine.engine import Engine
+from kvwal.errors import ClosedError, FeedGap, closed
+from kvwal.feed.change import Change, Filter, Prefixes
+from kvwal.keys import Seqno
+from kvwal.log import SegmentCursor
+
+__all__ = ["STEP_S", "Bootstrap", "Changes"]
+
+#: Who waits looks this often whether the feed was closed, or commits are refused for good.
+STEP_S: Final = 0.1
+
+
+def _now(engine: Engine) -> Seqno:
+    """The last commit that is durable, and seen by reads."""
+    return min(engine.upkeep.durable_seqno, engine.state.seqno)
+
+
+class Changes(Iterator[Change]):
+    """What commits changed, one `Change` after the other. Made by `Store.changes`; use it in a `with` block.
+
+    For one thread at a time, but for `close`, which any may call. An error closes it; `changes(after=position)` goes
+    on. It raises ClosedError when it or the store was closed, PoisonedError when it waits for what can never come, and
+    what reading the log raises.
+    """
+
+    __slots__ = (
+        "__weakref__",
+        "_cursor",
+        "_ended",
+        "_engine",
+        "_filter",
+        "_follow",
+        "_owner",
+        "_pending",
+        "_timeout_s",
+        "position",
+    )
+
+    def __init__(
+        self,
+        engine: Engine,
+        after: Seqno | None,
+        wanted: Filter,
+        *,
+        follow: bool = False,
+        timeout_s: float | None = None,
+        owner: object = None,
+    ) -> None:
+        self._cursor: SegmentCursor | None = None
+        if timeout_s is not None and not timeout_s >= 0:
+            raise ValueError(f"timeout_s is {timeout_s}; it is at least 0")
+        self._engine = engine
+        self._filter = wanted
+        self._follow = follow
+        self._timeout_s = timeout_s
+        # The store, which is not collected while it is read.
+        self._owner = owner
+        # What is left of the commit that is being handed out.
+        self._pending: Iterator[Change] = iter(())
+        self._ended = False
+        cursor = engine.upkeep.read(after, None if follow else _now(engine), "changes")
+        self._cursor = cursor
+        #: The last commit that was wholly handed out or passed over: the place to go on after.
+        self.position: Seqno = cursor.position
+
+    def __iter__(self) -> Changes:
+        return self
+
+    def __next__(self) -> Change:
+        try:
+            change = self._next()
+            if change is None and self._follow:
+                change = self._await_next()
+        except BaseException as error:
+            self._fail(error)
+            raise
+        if change is None:
+            raise StopIteration
+        if change.last:
+            self.position = change.seqno
+        return change
+
+    def poll(self) -> Change | None:
+        """The next change if it is there now, else None: it never waits."""
+        try:
+            change = self._next()
+        except BaseException as error:
+            self._fail(error)
+            raise
+        if change is not None and change.last:
+            self.position = change.seqno
+        return change
+
+    def _next(self) -> Change | None:
+        """The next change that is there now."""
+        change = next(self._pending, None)
+        if change is not None or self._ended:
+            return change
+        state, changes_of = self._engine.state, self._filter.changes
+        state.refuse_if_gone()
+        visible = state.seqno
+        for record in self._open():
+            seqno = record.seqno
+            if seqno > visible:
+                visible = self._await_visible(seqno)
+            found = changes_of(record)
+            if found is not None:
+                self._pending = found
+                return next(found)
+            self.position = seqno
+        self._ended = not self._follow
+        return None
+
+    def _await_visible(self, seqno: Seqno) -> Seqno:
+        """Wait for a commit that was flushed just now, until a read sees it too. Returns the last that one sees."""
+        while (visible := self._engine.state.seqno) < seqno:
+            self._engine.queue.refuse_if_ended()
+            # Nothing, while no commit is under way.
+            self._engine.queue.run(lambda: None)
+        return visible
+
+    def when_ready(self, wake: Callable[[], object]) -> Callable[[], object]:
+        """Have `wake` called once a commit has come, or none can come any more. Returns what takes that back.
+
+        The thread that flushes calls it, so it must be short and not raise. Raises as waiting does.
+        """
+        try:
+            self._refuse_if_ended()
+            return self._open().when_beyond(wake)
+        except BaseException as error:
+            self._fail(error)
+            raise
+
+    def _await_next(self) -> Change | None:
+        """The next change, or None if none came within the time."""
+        deadline_s = None if self._timeout_s is None else time.monotonic() + self._timeout_s
+        while True:
+            left_s = STEP_S if deadline_s is None else deadline_s - time.monotonic()
+            if self._open().wait(max(0.0, min(left_s, STEP_S))):
+                change = self._next()
+                if change is not None:
+                    return change
+            else:
+                self._refuse_if_ended()
+            if left_s <= 0:
+                return None
+
+    def _refuse_if_ended(self) -> None:
+        """Raise why no commit can come any more, if that is so."""
+        self._engine.state.refuse_if_gone()
+        self._engine.queue.refuse_if_ended()
+
+    def _open(self) -> SegmentCursor:
+        if self._cursor is None:
+            raise closed("feed")
+        return self._cursor
+
+    def _fail(self, error: BaseException) -> None:
+        """It is over. Raises what the error came of, if it came of a close."""
+        was_closed = self._cursor is None
+        self.close()
+        if not isinstance(error, Exception):
+            return
+        self._engine.state.refuse_if_gone()
+        if was_closed:
+            raise closed("feed") from None
+        if isinstance(error, ClosedError):
+            # The log is closed a little before the store is.
+            raise closed() from None
+
+    def close(self) -> None:
+        """Let go of the log that it holds. Idempotent; from any thread."""
+        cursor, self._cursor = self._cursor, None
+        self._pending = iter(())
+        if cursor is not None:
+            cursor.close()
+
+    # A cursor and what it reads refer to each other, so they may stay for a while.
+    __del__ = close
+
+    def __enter__(self) -> Changes:
+        self._open()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<Changes after commit {self.position}{' (closed)' if self._cursor is None else ''}>"
+
+
+class Bootstrap:
+    """A snapshot, and the position from which `changes` goes on where it ends: nothing between, and nothing twice.
+
+    Made by `Store.bootstrap`; use it in a `with` block. Until it is closed or collected it holds the log beyond the
+    position, so that `changes` may be called as late as one likes, and again.
+    """
+
+    __slots__ = ("__weakref__", "_engine", "_hold", "_owner", "position", "snapshot")
+
+    def __init__(self, engine: Engine, *, owner: object = None) -> None:
+        self._engine = engine
+        self._owner = owner
+        self._hold: SegmentCursor | None = None
+        while self._hold is None:
+            snapshot = Snapshot(engine, owner=owner)
+            try:
+                until = snapshot.seqno if engine.is_read_only else None
+                self._hold = engine.upkeep.read(snapshot.seqno, until, "bootstrap")
+                if snapshot.seqno > engine.upkeep.durable_seqno:
+                    # Durability: a position is on disk. Else a crash could give its number to another commit.
+                    engine.upkeep.sync()
+            except FeedGap:
+                # Two checkpoints came between the snapshot and the hold.
+                snapshot.close()
+            except BaseException:
+                if self._hold is not None:
+                    self._hold.close()
+                snapshot.close()
+                raise
+        #: The store as `position` left it.
+        self.snapshot = snapshot
+        #: The last commit that the snapshot contains.
+        self.position: Seqno = snapshot.seqno
+
+    def changes(
+        self,
+        *,
+        prefix: Prefixes = b"",
+        tables: Iterable[int] | None = None,
+        follow: bool = False,
+        timeout_s: float | None = None,
+    ) -> Changes:
+        """What came after the snapshot. Arguments as in `Store.changes`."""
+        if self._hold is None:
+            raise closed("bootstrap")
+        wanted = Filter(prefix, tables)
+        return Changes(self._engine, self.position, wanted, follow=follow, timeout_s=timeout_s, owner=self._owner)
+
+    def close(self) -> None:
+        """Close the snapshot, and hold the log no more; a feed that was begun goes on. Idempotent."""
+        hold, self._hold = self._hold, None
+        if hold is not None:
+            hold.close()
+            self.snapshot.close()
+
+    def __enter__(self) -> Bootstrap:
+        if self._hold is None:
+            raise closed("bootstrap")
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<Bootstrap at commit {self.position}{' (closed)' if self._hold is None else ''}>"
