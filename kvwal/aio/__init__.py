@@ -8,6 +8,7 @@
             print(key, value)
 """
 
+from kvwal.aio.changes import AsyncBootstrap, AsyncChanges
 from kvwal.aio.committer import committed_seqno
 from kvwal.aio.opening import Opening, open
 from kvwal.aio.scanning import Scan
@@ -18,6 +19,8 @@ from kvwal.aio.transaction import AsyncTransaction
 __all__ = [
     "MAX_PENDING_BYTES",
     "MAX_PENDING_COMMITS",
+    "AsyncBootstrap",
+    "AsyncChanges",
     "AsyncSnapshot",
     "AsyncStore",
     "AsyncTransaction",

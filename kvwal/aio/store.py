@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 from types import TracebackType
 from typing import Any, Concatenate, Final, ParamSpec, TypeVar, overload
 
+from kvwal.aio.changes import AsyncBootstrap, AsyncChanges
 from kvwal.aio.committer import Committer
 from kvwal.aio.fairness import Tickets
 from kvwal.aio.reading import AsyncReading
@@ -27,6 +28,7 @@ from kvwal.engine.stats import Pin, Stats
 from kvwal.engine.verify import VerifyReport
 from kvwal.engine.writes import EncodedBatch, LonePut
 from kvwal.errors import ClosedError, ConflictError, ForkedError, closed
+from kvwal.feed.change import Prefixes
 from kvwal.keys import MAX_KEY_BYTES, MAX_VALUE_BYTES, BytesLike, KeyRange, Seqno, as_int, as_key, as_value
 from kvwal.options import Durability
 from kvwal.pages import NotCached
@@ -442,6 +444,33 @@ class AsyncStore(AsyncReading):
         """Who holds an old moment of the store, since when, and how old it is."""
         self._refuse_if_over()
         return self._store.pins()
+
+    # -- the feed -----------------------------------------------------------------------------
+
+    def changes(
+        self,
+        after: int | None = None,
+        *,
+        prefix: Prefixes = b"",
+        tables: Iterable[int] | None = None,
+        follow: bool = False,
+        timeout_s: float | None = None,
+    ) -> AsyncChanges:
+        """What the durable commits beyond `after` changed, each change once: `async for change in db.changes(...)`.
+
+        Arguments and errors as in `Store.changes`. A task that is cancelled as it waits for a change closes it.
+        """
+        self._refuse_if_over()
+        changes = self._store.changes(after, prefix=prefix, tables=tables, follow=follow, timeout_s=0)
+        return AsyncChanges(changes, self._workers, self._refuse_if_over, follow=follow, timeout_s=timeout_s)
+
+    @asynccontextmanager
+    async def bootstrap(self) -> AsyncIterator[AsyncBootstrap]:
+        """A snapshot, and the position from which `changes` goes on: `async with db.bootstrap() as base`."""
+        self._refuse_if_over()
+        with await in_thread(self._store.bootstrap) as base:
+            snapshot = AsyncSnapshot(base.snapshot, self._state, self._workers)
+            yield AsyncBootstrap(base, snapshot, self._workers, self._refuse_if_over)
 
     # -- ending -------------------------------------------------------------------------------
 

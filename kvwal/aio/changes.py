@@ -1,0 +1,187 @@
+"""The feed for tasks: a worker reads what is there, and the flush that makes more of it durable wakes the loop.
+
+Invariant: `position` counts what was handed out, and not what a worker has read ahead.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Iterable
+from contextlib import suppress
+from types import TracebackType
+from typing import Final
+
+from kvwal.aio.snapshot import AsyncSnapshot
+from kvwal.aio.workers import Workers
+from kvwal.feed.change import Change, Prefixes
+from kvwal.feed.changes import STEP_S, Bootstrap, Changes
+from kvwal.keys import Seqno
+
+__all__ = ["AsyncBootstrap", "AsyncChanges"]
+
+# Changes of one trip to a worker, and from how many bytes of keys and values on it brings no more.
+_MOST: Final = 1024
+_MOST_BYTES: Final = 1 << 20
+
+
+class AsyncChanges(AsyncIterator[Change]):
+    """What commits changed, for `async for`. Made by `AsyncStore.changes`; use it in an `async with` block.
+
+    One task at a time. An error, or a cancellation while it waits, closes it: `changes(after=position)` goes on, and
+    nothing is lost.
+    """
+
+    __slots__ = (
+        "__weakref__",
+        "_ahead",
+        "_changes",
+        "_follow",
+        "_error",
+        "_read_to",
+        "_refuse_if_over",
+        "_running",
+        "_timeout_s",
+        "_workers",
+        "position",
+    )
+
+    def __init__(
+        self,
+        changes: Changes,
+        workers: Workers,
+        refuse_if_over: Callable[[], None],
+        *,
+        follow: bool,
+        timeout_s: float | None,
+    ) -> None:
+        """`refuse_if_over`: asked before a worker is, and keeps the workers."""
+        if timeout_s is not None and not timeout_s >= 0:
+            changes.close()
+            raise ValueError(f"timeout_s is {timeout_s}; it is at least 0")
+        self._changes = changes
+        self._workers = workers
+        self._refuse_if_over = refuse_if_over
+        self._follow = follow
+        self._timeout_s = timeout_s
+        self._running = False
+        # What a worker met behind what it has read.
+        self._error: Exception | None = None
+        # What a worker has read and was not handed out, and the position behind it.
+        self._ahead: deque[Change] = deque()
+        self._read_to = changes.position
+        #: The last commit that was wholly handed out or passed over: the place to go on after.
+        self.position: Seqno = changes.position
+
+    def __aiter__(self) -> AsyncChanges:
+        return self
+
+    async def __anext__(self) -> Change:
+        if not self._ahead:
+            await self._fetch()
+        if not self._ahead:
+            raise StopAsyncIteration
+        change = self._ahead.popleft()
+        if not self._ahead:
+            self.position = self._read_to
+        elif change.last:
+            self.position = change.seqno
+        return change
+
+    async def _fetch(self) -> None:
+        """Have something ahead, if something is there, or comes within the time."""
+        if self._running:
+            raise RuntimeError("this feed is being iterated by another task; make one for each task")
+        self._running = True
+        loop = asyncio.get_running_loop()
+        deadline_s = None if self._timeout_s is None else loop.time() + self._timeout_s
+        try:
+            while True:
+                if self._error is not None:
+                    raise self._error
+                self._refuse_if_over()
+                self._ahead, self._read_to, self._error = await self._workers.submit(_read, self._changes)
+                if self._ahead:
+                    return
+                self.position = self._read_to
+                left_s = STEP_S if deadline_s is None else deadline_s - loop.time()
+                if not self._follow or left_s <= 0:
+                    return
+                await self._wait(loop, min(left_s, STEP_S))
+        except BaseException:
+            self._changes.close()
+            raise
+        finally:
+            self._running = False
+
+    async def _wait(self, loop: asyncio.AbstractEventLoop, timeout_s: float) -> None:
+        woken = asyncio.Event()
+
+        def wake() -> None:
+            # The loop may be closed: then no task waits any more.
+            with suppress(RuntimeError):
+                loop.call_soon_threadsafe(woken.set)
+
+        take_back = self._changes.when_ready(wake)
+        try:
+            async with asyncio.timeout(timeout_s):
+                await woken.wait()
+        except TimeoutError:
+            pass
+        finally:
+            take_back()
+
+    async def aclose(self) -> None:
+        """Let go of the log that it holds. Idempotent."""
+        self._ahead.clear()
+        self._changes.close()
+
+    async def __aenter__(self) -> AsyncChanges:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+
+def _read(changes: Changes) -> tuple[deque[Change], Seqno, Exception | None]:
+    """Some of what is there now, the position behind it, and what is wrong there."""
+    found: deque[Change] = deque()
+    size = 0
+    try:
+        while len(found) < _MOST and size < _MOST_BYTES and (change := changes.poll()) is not None:
+            found.append(change)
+            size += len(change.key) + len(change.value or b"")
+    except Exception as error:  # noqa: BLE001  # raised when what came before it was handed out
+        return found, changes.position, error
+    return found, changes.position, None
+
+
+class AsyncBootstrap:
+    """A snapshot, and the position from which `changes` goes on where it ends: see `kvwal.Bootstrap`."""
+
+    __slots__ = ("_base", "_refuse_if_over", "_workers", "position", "snapshot")
+
+    def __init__(
+        self, base: Bootstrap, snapshot: AsyncSnapshot, workers: Workers, refuse_if_over: Callable[[], None]
+    ) -> None:
+        self._base = base
+        self._workers = workers
+        self._refuse_if_over = refuse_if_over
+        #: The store as `position` left it.
+        self.snapshot = snapshot
+        #: The last commit that the snapshot contains.
+        self.position: Seqno = base.position
+
+    def changes(
+        self,
+        *,
+        prefix: Prefixes = b"",
+        tables: Iterable[int] | None = None,
+        follow: bool = False,
+        timeout_s: float | None = None,
+    ) -> AsyncChanges:
+        """What came after the snapshot. Arguments as in `AsyncStore.changes`."""
+        changes = self._base.changes(prefix=prefix, tables=tables, follow=follow, timeout_s=0)
+        return AsyncChanges(changes, self._workers, self._refuse_if_over, follow=follow, timeout_s=timeout_s)
