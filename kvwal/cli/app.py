@@ -33,7 +33,7 @@ from typing import Any
 import click
 
 from kvwal import errors
-from kvwal.cli import entries, history, reports, transfer
+from kvwal.cli import changes, entries, history, reports, transfer
 from kvwal.cli.terminal import BadInput, NoSuchKey, complain
 
 __all__ = ["app"]
@@ -134,6 +134,7 @@ for _command in (
     reports.stats,
     reports.verify,
     history.log,
+    changes.changes,
     reports.checkpoint,
     reports.compact,
     reports.salvage,

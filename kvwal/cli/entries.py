@@ -14,7 +14,7 @@ from kvwal.cli.forms import Form, checked, form_options, parse, parse_key, show,
 from kvwal.cli.terminal import NoSuchKey, binary_output, print_json, store_path
 from kvwal.keys import as_value, prefix_stop
 
-__all__ = ["delete", "get", "put", "scan"]
+__all__ = ["delete", "get", "put", "scan", "shortened"]
 
 
 @click.command()
@@ -127,11 +127,11 @@ def scan(
             if as_json:
                 line = json.dumps({**to_json(form, "key", key), **to_json(form, "value", value)}, ensure_ascii=False)
             else:
-                line = f"{show(form, key)}\t{_shown(form, value, width)}"
+                line = f"{show(form, key)}\t{shortened(form, value, width)}"
             output.write(f"{line}\n".encode())
 
 
-def _shown(form: Form, value: bytes, width: int | None) -> str:
+def shortened(form: Form, value: bytes, width: int | None) -> str:
     """The value in one line, in about half of a terminal's width."""
     if width is None:
         return show(form, value)

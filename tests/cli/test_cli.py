@@ -249,6 +249,51 @@ def test_log_shows_every_kind_of_write_and_shortens_large_commits(path: str) -> 
     assert ops == ["put", "delete", "delete_range", "delete_range"]
 
 
+def test_changes_are_tabbed_lines_oldest_first(path: str) -> None:
+    with kvwal.open(path) as db:
+        db.update({b"a\tb": b"1\n", b"b": b""})
+        db.delete(b"b")
+        db.delete_range(b"c", b"d")
+        db.delete_range(b"e")
+    assert run("changes", path).stdout.splitlines() == [
+        "1\t0\tput\ta\\tb\t1\\n",
+        "1\t0\tput\tb\t",
+        "2\t0\tdelete\tb",
+        "3\t0\tdelete_range\tc\td",
+        "4\t0\tdelete_range\te",
+    ]
+
+
+def test_changes_take_a_position_prefixes_and_a_limit(filled: str) -> None:
+    def keys(*arguments: str) -> list[str]:
+        return [line.split("\t")[3] for line in run("changes", filled, *arguments).stdout.splitlines()]
+
+    assert keys("--after", "4") == ["user:4", "zebra"]
+    assert keys("--prefix", "user:1", "--prefix", "z") == ["user:1", "zebra"]
+    assert keys("-n", "2") == ["user:0", "user:1"]
+    assert keys("--after", "6") == []
+    assert "there is no commit 7" in run("changes", filled, "--after", "7", expect=2).stderr
+
+
+def test_changes_as_json_give_back_the_same_bytes(path: str) -> None:
+    with kvwal.open(path) as db:
+        for data in AWKWARD:
+            db[data] = data
+        db.delete_range(b"a", b"b")
+    found = [json.loads(line) for line in run("changes", path, "--json").stdout.splitlines()]
+    assert [(from_json("key", each), from_json("value", each)) for each in found[:-1]] == [(d, d) for d in AWKWARD]
+    assert from_json("stop", found[-1]) == b"b"
+    assert [each["seqno"] for each in found] == list(range(1, len(AWKWARD) + 2))
+    assert all((each["table"], each["meta"], each["last"]) == (0, {}, True) for each in found)
+    assert found[0]["kind"] == "put"
+    assert found[0]["time"].endswith("UTC")
+
+
+def test_changes_of_a_store_that_another_process_has_are_exit_code_4(filled: str) -> None:
+    with kvwal.open(filled):
+        assert kvwal_process("changes", filled).returncode == 4
+
+
 def test_stats_are_tabbed_lines_in_a_pipe_and_an_object_as_json(filled: str) -> None:
     lines = dict(line.split("\t") for line in run("stats", filled).stdout.splitlines())
     assert lines["entries"] == "6"
@@ -390,7 +435,7 @@ def test_a_bug_is_exit_code_70_with_its_traceback(filled: str, monkeypatch: pyte
 def test_a_reader_that_goes_away_is_quiet_and_exit_code_141(path: str) -> None:
     with kvwal.open(path, retain_log_bytes=1 << 30) as db:
         db.update({b"%06d" % n: b"v" * 50 for n in range(20_000)})
-    for command in (["scan"], ["dump"], ["log", "--all"]):
+    for command in (["scan"], ["dump"], ["log", "--all"], ["changes"]):
         process = subprocess.Popen(
             [sys.executable, "-m", "kvwal", *command, path], stdout=subprocess.PIPE, stderr=subprocess.PIPE
         )
@@ -421,6 +466,7 @@ def test_every_command_has_help() -> None:
         "stats",
         "verify",
         "log",
+        "changes",
         "checkpoint",
         "compact",
         "salvage",
