@@ -469,7 +469,7 @@ class AsyncStore(AsyncReading):
         """A snapshot, and the position from which `changes` goes on: `async with db.bootstrap() as base`."""
         self._refuse_if_over()
         with await in_thread(self._store.bootstrap) as base:
-            snapshot = AsyncSnapshot(base.snapshot, self._state, self._workers)
+            snapshot = AsyncSnapshot(base.snapshot, self._reads, self._workers)
             yield AsyncBootstrap(base, snapshot, self._workers, self._refuse_if_over)
 
     # -- ending -------------------------------------------------------------------------------

@@ -19,6 +19,7 @@ from store_fixtures import TINY, interrupted_at, run_threads, wait_until
 import kvwal
 from kvwal import ClosedError, FeedGap, ForkedError, PoisonedError, ReadOnlyError
 from kvwal.batch import WriteBatch
+from kvwal.engine.publish import Publisher
 from kvwal.feed.change import Change
 from kvwal.testing import SimulatedDisk, crash_every
 
@@ -285,18 +286,18 @@ def apply(state: dict[bytes, bytes], change: Change) -> None:
 def test_what_is_flushed_and_not_visible_yet_is_waited_for(db: kvwal.Store, monkeypatch: pytest.MonkeyPatch) -> None:
     # A listener of nothing: the commit goes through `publish_put`, which is held up until the feed waits for it.
     flushed, waited = threading.Event(), threading.Event()
-    publish, run = db.engine.state.publish_put, db.engine.queue.run
+    publish, run = Publisher.publish_put, db.engine.queue.run
 
-    def slowly(*commit: Any) -> None:
+    def slowly(publisher: Publisher, *commit: Any) -> None:
         flushed.set()
         waited.wait(20)
-        publish(*commit)
+        publish(publisher, *commit)
 
     def noted(action: Any) -> None:
         waited.set()
         run(action)
 
-    monkeypatch.setattr(db.engine.state, "publish_put", slowly)
+    monkeypatch.setattr(Publisher, "publish_put", slowly)
     monkeypatch.setattr(db.engine.queue, "run", noted)
     feed = db.changes(0, follow=True)
 
