@@ -372,7 +372,7 @@ class AsyncStore(AsyncReading):
         txn = Transaction(
             self._engine,
             sync=self._engine.wants_sync(durability),
-            read_only=read_only or self._engine.is_read_only,
+            read_only=read_only or self._engine.upkeep.is_read_only,
             owner=self._store,
         )
         return AsyncTransaction(txn, self._reads, self._committer, self._workers)

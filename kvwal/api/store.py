@@ -61,7 +61,7 @@ class Store(OrderedMapping, MutableMapping[bytes, bytes]):
     @property
     def path(self) -> str:
         """The store's directory, as it was given."""
-        return self.engine.path
+        return self.engine.upkeep.path
 
     @property
     def closed(self) -> bool:
@@ -71,12 +71,12 @@ class Store(OrderedMapping, MutableMapping[bytes, bytes]):
     @property
     def read_only(self) -> bool:
         """Whether it was opened with flag "r"."""
-        return self.engine.is_read_only
+        return self.engine.upkeep.is_read_only
 
     @property
     def recovery(self) -> RecoveryReport:
         """What opening found and did."""
-        return self.engine.recovery
+        return self.engine.upkeep.recovery
 
     @property
     def last_seqno(self) -> Seqno:
@@ -322,7 +322,7 @@ class Store(OrderedMapping, MutableMapping[bytes, bytes]):
         return Transaction(
             self.engine,
             sync=self.engine.wants_sync(durability),
-            read_only=read_only or self.engine.is_read_only,
+            read_only=read_only or self.engine.upkeep.is_read_only,
             owner=self,
         )
 

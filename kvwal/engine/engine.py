@@ -88,8 +88,6 @@ class Engine:
         self.state: State = recovered.state
         gaps, moments = Gaps(), Moments(self.state, options.files.now_us)
         self.reads = Reads(self.state, moments, gaps, self._pages)
-        #: What opening found and did.
-        self.recovery: RecoveryReport = recovered.report
         #: Whom this store tells of what it does.
         self.events: Events = recovered.events
         # Whether a commit without a durability of its own is flushed before it returns.
@@ -113,19 +111,19 @@ class Engine:
             self.events,
             now_s=options.files.monotonic_s,
         )
-        self._tell_recovery()
+        if self.events.listeners:
+            self._tell_recovery(recovered.report)
         if log is not None:
             self._begin(log, reserve)
         #: What may be asked for beside reads and commits.
         jobs = self._checkpointer, self._background
         self.upkeep = Upkeep(recovered, moments.readers, self.queue, *jobs, options.files)
 
-    def _tell_recovery(self) -> None:
-        if self.events.listeners:
-            report, generation = self.recovery, self._pages.meta.generation
-            self.events.tell(
-                Recovery(generation, report.checkpoint_seqno, report.last_seqno, report.commits, report.seconds)
-            )
+    def _tell_recovery(self, report: RecoveryReport) -> None:
+        generation = self._pages.meta.generation
+        self.events.tell(
+            Recovery(generation, report.checkpoint_seqno, report.last_seqno, report.commits, report.seconds)
+        )
 
     def _begin(self, log: SegmentLog, reserve: Reserve) -> None:
         state, options = self.state, self._options
@@ -144,19 +142,6 @@ class Engine:
             self._background = Background(checkpointer, state, self.queue, log, options)
             self._background.start()
         self.pressure.relief = _Relief(checkpointer, self._background, self.queue)
-
-    # -- about it -------------------------------------------------------------------------------
-
-    @property
-    def path(self) -> str:
-        """The store's directory, as it was given."""
-        return self._directory.path
-
-    @property
-    def is_read_only(self) -> bool:
-        """Whether it was opened with flag "r"."""
-        return self._log is None
-
 
     # -- commits --------------------------------------------------------------------------------
 
@@ -219,7 +204,7 @@ class Engine:
         checkpointer = self._checkpointer
         assert checkpointer is not None
         try:
-            tail = log.tail_bytes - checkpointer.log_bytes_at_last + self.recovery.bytes_replayed
+            tail = log.tail_bytes - checkpointer.log_bytes_at_last + self.upkeep.recovery.bytes_replayed
             if tail > _CLOSE_REPLAY_BYTES:
                 checkpointer.checkpoint()
         except (DiskFullError, PoisonedError):

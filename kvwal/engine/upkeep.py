@@ -8,7 +8,7 @@ from kvwal.engine.background import Background
 from kvwal.engine.checkpoint import COMPACT_PASSES, Checkpointer
 from kvwal.engine.commit import CommitQueue
 from kvwal.engine.readers import Readers
-from kvwal.engine.recovery import Recovered
+from kvwal.engine.recovery import Recovered, RecoveryReport
 from kvwal.engine.stats import Pin, Stats
 from kvwal.engine.verify import VerifyReport, verify_parts
 from kvwal.errors import FeedGap, read_only
@@ -33,6 +33,12 @@ class Upkeep:
     ) -> None:
         """A read-only store has no checkpointer."""
         self._state, self._pages, self._log, self._reader = parts.state, parts.pages, parts.log, parts.reader
+        #: The store's directory, as it was given.
+        self.path: str = parts.directory.path
+        #: What opening found and did.
+        self.recovery: RecoveryReport = parts.report
+        #: Whether it was opened with flag "r".
+        self.is_read_only = checkpointer is None
         self._readers = readers
         self._queue = queue
         self._checkpointer = checkpointer

@@ -226,7 +226,7 @@ class Bootstrap:
         while self._hold is None:
             snapshot = Snapshot(engine, owner=owner)
             try:
-                until = snapshot.seqno if engine.is_read_only else None
+                until = snapshot.seqno if engine.upkeep.is_read_only else None
                 self._hold = engine.upkeep.read(snapshot.seqno, until, "bootstrap")
                 if snapshot.seqno > engine.upkeep.durable_seqno:
                     # Durability: a position is on disk. Else a crash could give its number to another commit.

@@ -36,6 +36,29 @@ def test_keys_are_numbered_as_they_come() -> None:
     latest.update({b"m": b"2", b"b": None})
     assert order.added(0, 9) == [b"m", b"c", b"a", b"b"]
     assert order.added(1, 3) == [b"c", b"a"]
+    assert order.added(3, 4) == [b"b"]
+    assert order.added(4, 4) == []
+
+
+def test_the_keys_that_came_last_are_found_from_the_end() -> None:
+    """A count asks for those since the last one, and there may be a million before."""
+    walked = 0
+
+    class Counting(dict[bytes, bytes | None]):
+        def __reversed__(self) -> Any:
+            nonlocal walked
+            for key in super().__reversed__():
+                walked += 1
+                yield key
+
+        def __iter__(self) -> Any:
+            raise AssertionError("walked from the front")
+
+    latest = Counting({b"%d" % number: b"" for number in range(1000)})
+    order = KeyOrder(latest, new_lock())
+    assert order.added(990, 1000) == [b"%d" % number for number in range(990, 1000)]
+    assert order.added(980, 990) == [b"%d" % number for number in range(980, 990)]
+    assert walked < 40
 
 
 @given(st.lists(st.binary(max_size=4), unique=True))
