@@ -57,6 +57,8 @@ class OpenOptions(TypedDict, total=False):
     checkpoint_interval_s: and when the oldest commit that is not in the pages yet is this old.
     retain_log_bytes: keep at least this much log beyond what recovery needs, for `Store.history`.
     retain_log_s: and what is younger than this.
+    max_snapshot_bytes: what snapshots, transactions and scans of former moments may hold, in memory and of the page
+        file. Beyond it the oldest are given up after a checkpoint: their next read raises `SnapshotTooOld`.
     preallocate: how the log's space is taken: "allocate" asks the file system, "zeros" writes it.
     background: False starts no thread; checkpoints then run inside commits, and "interval" flushes each commit.
     files: another file system, such as `kvwal.testing.SimulatedDisk`.
@@ -73,6 +75,7 @@ class OpenOptions(TypedDict, total=False):
     checkpoint_interval_s: float
     retain_log_bytes: int
     retain_log_s: float
+    max_snapshot_bytes: int
     preallocate: Preallocate
     background: bool
     files: Files
@@ -141,6 +144,7 @@ class Options:
     checkpoint_interval_s: float = field(default=300.0, metadata=_checked_by(_as_seconds))
     retain_log_bytes: int = field(default=0, metadata=_int(0))
     retain_log_s: float = field(default=0.0, metadata=_checked_by(_as_seconds))
+    max_snapshot_bytes: int = field(default=1 << 30, metadata=_int(0))
     preallocate: Preallocate = field(default="allocate", metadata=_one_of(Preallocate))
     background: bool = field(default=True, metadata=_checked_by(_as_bool))
     files: Files = field(default_factory=system_files, metadata=_checked_by(_as_files))

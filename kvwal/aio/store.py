@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from types import TracebackType
 from typing import Any, Concatenate, Final, ParamSpec, TypeVar, overload
 
@@ -464,10 +464,13 @@ class AsyncStore(AsyncReading):
         changes = self._store.changes(after, prefix=prefix, tables=tables, follow=follow, timeout_s=0)
         return AsyncChanges(changes, self._workers, self._refuse_if_over, follow=follow, timeout_s=timeout_s)
 
-    @asynccontextmanager
-    async def bootstrap(self) -> AsyncIterator[AsyncBootstrap]:
+    def bootstrap(self) -> AbstractAsyncContextManager[AsyncBootstrap]:
         """A snapshot, and the position from which `changes` goes on: `async with db.bootstrap() as base`."""
         self._refuse_if_over()
+        return self._bootstrap()
+
+    @asynccontextmanager
+    async def _bootstrap(self) -> AsyncIterator[AsyncBootstrap]:
         with await in_thread(self._store.bootstrap) as base:
             snapshot = AsyncSnapshot(base.snapshot, self._reads, self._workers)
             yield AsyncBootstrap(base, snapshot, self._workers, self._refuse_if_over)

@@ -1,8 +1,8 @@
 """A snapshot: the store as it was at one commit, for as long as it is held.
 
-It costs a registration and holds what it needs: the memtable of its moment, and the pages of its generation. Both are
-bounded: what is written after the next checkpoint's freeze goes to another memtable, so a long-held snapshot does not
-grow. `Store.pins` shows who holds what since when.
+It costs a registration and holds what it needs: the memtable of its moment, and the pages of its generation. What is
+written after the next checkpoint's freeze goes to another memtable, so a long-held snapshot does not grow. What all of
+them hold is bounded by `max_snapshot_bytes`: the oldest are given up. `Store.pins` shows who reads what since when.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ class Snapshot(OrderedMapping):
     """A read-only ordered map of one moment.
 
     Use it in a `with` block, or `close` it; a forgotten one is released when it is collected. All
-    methods may be called from any thread. They raise `ClosedError` once it, or its store, is closed.
+    methods may be called from any thread. They raise `ClosedError` once it, or its store, is closed, and
+    `SnapshotTooOld` once it was given up because it held too much.
     """
 
     __slots__ = ("__weakref__", "_reader", "_reads", "seqno")

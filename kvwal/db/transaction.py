@@ -115,7 +115,7 @@ class Transaction(OrderedMapping, MutableMapping[bytes, bytes]):
     def peek(self, key: bytes, *, cached_only: bool = True) -> bytes | None:
         """`get` for a thread that must not wait for a disk: NotCached if a page would have to be read.
 
-        The read is remembered either way: a thread that reads the pages then, by `ReadSet.read_at`, reads for this
+        The read is remembered either way: a thread that reads the pages then, by `Reads.read_at`, reads for this
         transaction.
         """
         reader = self.reader
@@ -303,7 +303,7 @@ class Transaction(OrderedMapping, MutableMapping[bytes, bytes]):
         if not len(batch):
             return None
         ranges = _walked(self._ranges)
-        reads = ReadSet(self._seqno, self._reads, ranges) if self._reads or ranges else None
+        reads = ReadSet(self._seqno, self._reads, ranges, self._reader) if self._reads or ranges else None
         if len(batch.writes) == 1 and not batch.ranges:
             ((key, value),) = batch.writes.items()
             if value is not None and len(value) <= _SMALL_BYTES:

@@ -119,20 +119,25 @@ class Checkpointer:
     def reclaim(self) -> bool:
         """Get the space back that deletes have freed: from the next generation but one neither pages nor log need it.
 
-        Does nothing if it was done since the last commit (False), and stops quietly where the disk is full.
+        If it was done since the last commit, that did not help: then what readers of former moments hold goes as well,
+        and where they hold nothing it does nothing (False). It stops quietly where the disk is full.
         """
         seqno = self._state.seqno
-        if seqno == self._reclaimed_seqno:
+        if seqno == self._reclaimed_seqno and not self._succession.bound_readers(0):
             return False
         self._reclaimed_seqno = seqno
+        try:
+            self._reclaim()
+        finally:
+            self._pressure.checkpoint_ended()
+        return True
+
+    def _reclaim(self) -> None:
         try:
             for _ in range(3 if self._state.version.frozen is not None else 2):
                 self._run_with_reserve(even_if_empty=True)
         except DiskFullError:
-            pass
-        finally:
-            self._pressure.checkpoint_ended()
-        return True
+            return
 
     def is_sparse(self) -> bool:
         """Whether compacting is worth its while."""
@@ -244,6 +249,7 @@ class Checkpointer:
                 raise  # Nothing was changed.
             raise self._queue.poison(error) from error
         succession.install(self._pages.tree(meta))
+        succession.bound_readers(self._options.max_snapshot_bytes)
         self.log_bytes_at_last = log_bytes
         self._last_s = files.monotonic_s()
         if self._events.listeners:

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, Protocol
 
 from kvwal.engine.range_map import Cover, RangeMap
 from kvwal.errors import ConflictError
@@ -33,12 +33,20 @@ _PACKED_OVERHEAD_BYTES: Final = 16
 _RANGE_BYTES: Final = 300
 
 
+class Registration(Protocol):
+    """What keeps the history back to a transaction's moment."""
+
+    @property
+    def is_released(self) -> bool: ...
+
+
 class ReadSet(NamedTuple):
-    """What a transaction read, as of the commit `since`."""
+    """What a transaction read, as of the commit `since`. With no registration the history is taken to go back to it."""
 
     since: Seqno
     keys: Iterable[bytes]
     ranges: Sequence[KeyRange]
+    registration: Registration | None = None
 
 
 class _Block:
@@ -144,7 +152,13 @@ class History:
 
     def conflict(self, reads: ReadSet) -> ConflictError | None:
         """The conflict of what was read with a later commit, if there is one."""
-        since, keys, ranges = reads
+        found = self._conflict(*reads[:3])
+        # At last: until then the history was kept for it.
+        if found is None and reads.registration is not None and reads.registration.is_released:
+            return ConflictError(None, self.floor, "something that cannot be told (the transaction was given up)")
+        return found
+
+    def _conflict(self, since: Seqno, keys: Iterable[bytes], ranges: Sequence[KeyRange]) -> ConflictError | None:
         if since < self.floor:
             return ConflictError(None, self.floor, "something too far back to tell (the transaction was open too long)")
         recent = self._recent

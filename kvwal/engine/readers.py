@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable, Sequence
+from copy import copy
 from heapq import heappop, heappush
 from itertools import count
 from typing import TYPE_CHECKING, Final, TypeAlias
@@ -38,6 +39,7 @@ class Reader:
         "__weakref__",
         "censuses",
         "is_released",
+        "lost",
         "owner",
         "purpose",
         "seqno",
@@ -48,8 +50,10 @@ class Reader:
     )
 
     def __init__(self, version: Version, seqno: Seqno, purpose: str, since_us: int, owner: object) -> None:
-        #: Whether it was given back.
+        #: Whether it was given back, or up.
         self.is_released = False
+        #: Why it was given up, if it was.
+        self.lost: Exception | None = None
         self.token = next(_tokens)
         self.version = version
         self.seqno = seqno
@@ -74,6 +78,19 @@ class Reader:
     def release(self) -> None:
         """Leave the registries. Idempotent; takes no lock, so that a finalizer may call it."""
         self.is_released = True
+
+    def give_up(self, reason: Exception) -> None:
+        """Take its moment away, since it holds too much. Requires: State.lock."""
+        self.lost = reason
+        self.is_released = True
+
+    def check(self) -> None:
+        """Raise what became of it, if it is over. What was read before this passed is of its moment.
+
+        Invariant: a page of its version is written over only after it is over.
+        """
+        if self.is_released:
+            raise closed(self.purpose) if self.lost is None else copy(self.lost)
 
 
 _Entry: TypeAlias = tuple[Seqno, int, "ref[Reader]"]
@@ -169,8 +186,7 @@ class Moments:
     def again(self, reader: Reader, purpose: str) -> Reader:
         """A second registration of a reader's moment. ClosedError if another thread has just released it."""
         self._state.refuse_if_gone()
-        if reader.is_released:
-            raise closed(reader.purpose)
+        reader.check()
         other = reader.again(purpose)
         other.register(other.version.memtable.older.readers, other.version.readers, self.readers)
         return other

@@ -107,8 +107,12 @@ class Reads:
             if state.horizon == reader.seqno:
                 return value
         state.refuse_if_gone()
-        part = self.part(version, table) if table else version
-        return part.get(key, reader.seqno, cached_only=cached_only)
+        try:
+            part = self.part(version, table) if table else version
+            return part.get(key, reader.seqno, cached_only=cached_only)
+        finally:
+            # Whatever was found, or went wrong: the pages may have been written over.
+            reader.check()
 
     # -- ordered reads --------------------------------------------------------------------------
 
@@ -211,15 +215,20 @@ class Reads:
                 reader.seqno, low, high, reverse=reverse, own=own, walk=walk, check=state.refuse_if_gone
             )
             first = next(chunks, None)
+            reader.check()
             if walk is not None and walk.dead >= WORTHWHILE:
                 self._propose_gap(reader.seqno, low, high, None if first is None else first[0][0], reverse)
             if first is not None:
                 yield first
                 del first
-                yield from chunks
-        except ClosedError:
-            # The page file only knows that it is closed; after a fork that is not the whole story.
-            state.refuse_if_gone()
+                for chunk in chunks:
+                    reader.check()
+                    yield chunk
+        except Exception as error:
+            # The page file only knows that it is closed, or that a page does not verify; that is not the whole story.
+            if isinstance(error, ClosedError):
+                state.refuse_if_gone()
+            reader.check()
             raise
         finally:
             reader.release()
@@ -262,7 +271,10 @@ class Reads:
     def count_at(self, reader: Reader, start: bytes | None, stop: bytes | None, *, table: int = 0) -> int:
         """The same as of a reader."""
         self._state.refuse_if_gone()
-        return self.part(reader.version, table).count(reader.seqno, start, stop, reader=reader)
+        try:
+            return self.part(reader.version, table).count(reader.seqno, start, stop, reader=reader)
+        finally:
+            reader.check()
 
     # -- tables ---------------------------------------------------------------------------------
 

@@ -5,11 +5,14 @@ Invariant: the pages of a version stay while it is the current one or has a read
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from kvwal.engine.gaps import Gaps
 from kvwal.engine.memtable import Memtable, combine
 from kvwal.engine.pressure import WritePressure
 from kvwal.engine.state import State
 from kvwal.engine.version import Version
+from kvwal.errors import SnapshotTooOld
 from kvwal.keys import Seqno
 from kvwal.locks import locked_by_state
 from kvwal.pages import PageFile, Tree
@@ -84,6 +87,34 @@ class Succession:
     @locked_by_state
     def release_pages(self) -> None:
         """Let go of the pages of versions that have no reader any more."""
+        self._release_pages()
+
+    def bound_readers(self, most: int) -> bool:
+        """Give up the readers of the oldest versions while those of former ones hold more than `most` bytes.
+
+        For the thread of checkpoints. O(versions), and O(extents) for each that is given up. Whether one was.
+        """
+        self.release_pages()
+        former = held = list(self._former)
+        while former and self._held_bytes(former) > most:
+            self._give_up(former[0], most)
+            former = former[1:]
+        return former is not held
+
+    def _held_bytes(self, versions: Sequence[Version]) -> int:
+        """What would be free without these: their memtables, and pages."""
+        now = self._state.version
+        tables = {id(table): table for each in versions for table in (each.memtable, each.frozen) if table is not None}
+        for table in (now.memtable, now.frozen):
+            tables.pop(id(table), None)
+        pages = self._pages.space.held_bytes(self._pages.meta, {each.tree.meta.generation for each in versions})
+        return pages + sum(table.bytes_used for table in tables.values())
+
+    @locked_by_state
+    def _give_up(self, version: Version, most: int) -> None:
+        newest = self._state.seqno
+        for reader in version.readers.all():
+            reader.give_up(SnapshotTooOld(reader.seqno, newest, newest, limit_bytes=most))
         self._release_pages()
 
     def _release_pages(self) -> None:

@@ -82,6 +82,14 @@ class Space:
         """Pages that the next checkpoint can take; 0 before the first one."""
         return self._free.free_pages() if self._free else 0
 
+    def held_bytes(self, newest: Meta, generations: set[int]) -> int:
+        """Bytes of the pages that only these generations reach, of those older than the two newest. O(extents)."""
+        free = self._free
+        needed = {newest.generation, newest.generation - 1}
+        if free is None or generations <= needed:
+            return 0
+        return (free.unneeded_pages(needed) - free.unneeded_pages(needed | generations)) * PAGE_SIZE
+
     def reclaimable_bytes(self, newest: Meta) -> int:
         """Bytes of pages that neither the newest generation nor a pinned one reaches: what compacting gives back.
 

@@ -118,6 +118,23 @@ def test_a_reader_that_comes_while_an_interrupted_commit_is_half_published_keeps
     raise AssertionError("publishing has no end")
 
 
+@pytest.mark.parametrize("way", ["batch", "put", "puts"])
+def test_a_commit_that_was_left_half_visible_is_finished_by_the_next_one(way: str) -> None:
+    _, _, engine = make()
+    state, publisher = engine.state, engine.publisher
+    state.unfinished = partial(publisher._publish, Seqno(1), {b"a": b"1"}, (), 2)
+    batch = WriteBatch()
+    batch.put(b"b", b"2")
+    if way == "batch":
+        publisher.publish(Seqno(2), batch, 2)
+    elif way == "put":
+        publisher.publish_put(Seqno(2), b"b", b"2", 200)
+    else:
+        publisher.publish_puts(Seqno(2), [b"b"], [b"2"], 200)
+    assert [engine.reads.read(key) for key in (b"a", b"b")] == [b"1", b"2"]
+    assert state.seqno == 2
+
+
 @pytest.mark.parametrize("kind", ["alone", "watched", "after a range"])
 def test_puts_that_are_published_together_leave_what_they_leave_one_by_one(kind: str) -> None:
     (together, reader), (single, other) = _published(kind), _published(kind)

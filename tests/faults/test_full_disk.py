@@ -241,6 +241,43 @@ def test_puts_leave_what_is_kept_for_deleting_alone() -> None:
         assert problems_of(db) == []
 
 
+def test_what_a_snapshot_holds_goes_before_puts_are_refused_for_good() -> None:
+    disk = SimulatedDisk()
+    with open_on(disk) as db:
+        model = {b"%04d" % number: b"old" * 200 for number in range(1000)}
+        db.update(model)
+        db.checkpoint()
+        snapshot = db.snapshot()
+        # All pages twice: those of the snapshot, and those of now.
+        model = {key: b"new" * 200 for key in model}
+        db.update(model)
+        db.checkpoint()
+        fill(db, disk, model, spare=100_000)
+        # The first attempts find out that the disk is full, and that nothing was deleted that could be reclaimed.
+        while not works(lambda: db.put(b"more", b"1")):
+            assert snapshot.reader in db.engine.reads.moments.readers.all()
+        model[b"more"] = b"1"
+        for number in range(300):
+            key = b"more%d" % number
+            db[key] = model[key] = b"v" * 500
+        with pytest.raises(kvwal.SnapshotTooOld, match="max_snapshot_bytes"):
+            snapshot.get(b"0001")
+        snapshot.close()
+        assert_is(db, model)
+        check_store(db)
+
+
+def test_a_snapshot_that_holds_nothing_stays_on_a_full_disk() -> None:
+    disk = SimulatedDisk()
+    with open_on(disk, memtable_bytes=64 << 20) as db:
+        model = {b"a": b"1"}
+        db.update(model)
+        snapshot = db.snapshot()
+        fill(db, disk, model)
+        assert dict(snapshot) == {b"a": b"1"}
+        snapshot.close()
+
+
 def test_reading_goes_on_in_transactions_however_full_the_disk_is() -> None:
     disk = SimulatedDisk()
     model: dict[bytes, bytes] = {}
