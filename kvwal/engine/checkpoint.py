@@ -123,21 +123,18 @@ class Checkpointer:
         and where they hold nothing it does nothing (False). It stops quietly where the disk is full.
         """
         seqno = self._state.seqno
-        if seqno == self._reclaimed_seqno and not self._succession.bound_readers(0):
+        in_vain = seqno == self._reclaimed_seqno
+        if in_vain and not self._give_up_readers():
             return False
         self._reclaimed_seqno = seqno
         try:
-            self._reclaim()
+            for _ in range(3 if self._state.version.frozen is not None else 2):
+                self._run_with_reserve(even_if_empty=True, compact=in_vain)
+        except DiskFullError:
+            pass
         finally:
             self._pressure.checkpoint_ended()
         return True
-
-    def _reclaim(self) -> None:
-        try:
-            for _ in range(3 if self._state.version.frozen is not None else 2):
-                self._run_with_reserve(even_if_empty=True)
-        except DiskFullError:
-            return
 
     def is_sparse(self) -> bool:
         """Whether compacting is worth its while."""
@@ -182,21 +179,22 @@ class Checkpointer:
             or options.files.monotonic_s() - self._last_s >= options.checkpoint_interval_s
         )
 
-    def _run_with_reserve(self, *, even_if_empty: bool = False) -> None:
-        try:
-            self._run(even_if_empty=even_if_empty)
-            return
-        except DiskFullError as error:
-            failure = error
-        # What may help: the space of the reserve, and what was deleted since the freeze.
-        for remedy in (self._pressure.take_reserve_for_checkpoint, self._combine):
+    def _run_with_reserve(self, *, even_if_empty: bool = False, compact: bool = False) -> None:
+        failure: DiskFullError | None = None
+        # What may help: the reserve, what was deleted since the freeze, what readers of former moments hold.
+        remedies = self._pressure.take_reserve_for_checkpoint, self._combine, self._give_up_readers
+        for remedy in (lambda: True, *remedies):
             if remedy():
                 try:
-                    self._run(even_if_empty=even_if_empty)
+                    self._run(even_if_empty=even_if_empty, compact=compact)
                     return
                 except DiskFullError as error:
                     failure = error
+        assert failure is not None, "the first remedy is to do nothing"
         raise failure
+
+    def _give_up_readers(self) -> bool:
+        return self._succession.bound_readers(0)
 
     def _combine(self) -> bool:
         """Take what was committed since into the frozen table, if that makes it smaller. False if it does not."""
