@@ -181,16 +181,16 @@ class Checkpointer:
 
     def _run_with_reserve(self, *, even_if_empty: bool = False, compact: bool = False) -> None:
         failure: DiskFullError | None = None
-        # What may help: the reserve, what was deleted since the freeze, what readers of former moments hold.
-        remedies = self._pressure.take_reserve_for_checkpoint, self._combine, self._give_up_readers
-        for remedy in (lambda: True, *remedies):
+        # Nothing, and then what may help: the reserve, what was deleted since the freeze, what older moments hold.
+        remedies: list[Callable[[], bool]] = [lambda: True, self._pressure.take_reserve_for_checkpoint]
+        for remedy in [*remedies, self._combine, self._give_up_readers]:
             if remedy():
                 try:
                     self._run(even_if_empty=even_if_empty, compact=compact)
                     return
                 except DiskFullError as error:
                     failure = error
-        assert failure is not None, "the first remedy is to do nothing"
+        assert failure is not None
         raise failure
 
     def _give_up_readers(self) -> bool:
