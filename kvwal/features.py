@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Final
 
-__all__ = ["EXTENSIONS", "KEYSPACES", "KNOWN_OPTIONAL", "KNOWN_REQUIRED", "VERSION", "unknown_bits"]
+__all__ = ["BASES", "EXTENSIONS", "KEYSPACES", "KNOWN_OPTIONAL", "KNOWN_REQUIRED", "VERSION", "unknown_bits"]
 
 VERSION: Final = "0.1.0"
 
@@ -17,8 +17,10 @@ VERSION: Final = "0.1.0"
 KEYSPACES: Final = 1 << 0
 #: There are records with an extension block.
 EXTENSIONS: Final = 1 << 2
+#: There are bases, whose pages a writer must not reuse.
+BASES: Final = 1 << 6
 
-KNOWN_REQUIRED: Final = KEYSPACES | EXTENSIONS
+KNOWN_REQUIRED: Final = KEYSPACES | EXTENSIONS | BASES
 KNOWN_OPTIONAL: Final = 0
 
 def unknown_bits(features: int, known: int) -> list[int]:

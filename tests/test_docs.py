@@ -104,6 +104,7 @@ ON_DISK = {
     "kvwal.pages.node.NODE_HEADER",
     "kvwal.pages.node.OVERFLOW_REF",
     "kvwal.pages.catalogue.ENTRY",
+    "kvwal.pages.bases.BASE",
 }
 TYPES = {"u8": "B", "u16": "H", "u32": "I", "u64": "Q"}
 

@@ -101,7 +101,7 @@ class Stats:
             frozen_keys=len(version.frozen) if version.frozen is not None else 0,
             log_segments=len(segments),
             log_bytes=sum(segment.size for segment in segments),
-            data_bytes=pages.file_bytes(),
+            data_bytes=pages.space.file_bytes(),
             pages_total=meta.page_count,
             pages_free=pages.space.free_pages(),
             page_bytes=meta.page_size,

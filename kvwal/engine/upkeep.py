@@ -68,10 +68,10 @@ class Upkeep:
         """Give unused space back to the system; returns the bytes the page file shrank by."""
         checkpointer = self._writable()
         self._queue.refuse_reentry("compacting")
-        before = self._pages.file_bytes()
+        before = self._pages.space.file_bytes()
         while checkpointer.compact(passes=COMPACT_PASSES):
             pass
-        return before - self._pages.file_bytes()
+        return before - self._pages.space.file_bytes()
 
     def _writable(self) -> Checkpointer:
         self._state.refuse_if_gone()

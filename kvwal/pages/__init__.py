@@ -1,9 +1,10 @@
 """The page file: copy-on-write B+trees in one file, and what proves them sound.
 
-Imports run one way: check | salvage > pagefile > space > catalogue > tree | merge | compact > pager | writer >
-cache | freelist | slots | pins > meta > node.
+Imports run one way: check | salvage > pagefile > space > rebuild > bases > catalogue | deadlist > tree | merge |
+compact > pager | writer > cache | freelist | slots | pins > meta > node.
 """
 
+from kvwal.pages.bases import Base, Keep
 from kvwal.pages.cache import NotCached
 from kvwal.pages.catalogue import Changes
 from kvwal.pages.check import check
@@ -15,9 +16,11 @@ from kvwal.pages.slots import create_page_file
 from kvwal.pages.tree import Tree
 
 __all__ = [
+    "Base",
     "Changes",
     "Choice",
     "Columns",
+    "Keep",
     "Meta",
     "NotCached",
     "PageFile",

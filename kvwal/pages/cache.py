@@ -17,7 +17,8 @@ Invariant: what is cached is never changed, since all readers share it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from bisect import bisect_right
+from collections.abc import Iterable, Sequence
 from typing import Any, Final
 
 from kvwal.pages.node import PAGE_SIZE, Inner, Leaf
@@ -128,8 +129,14 @@ class Cache:
             self.young = {}
             self._young_bytes = 0
 
-    def forget(self, addresses: Iterable[int]) -> None:
-        """Drop what is cached under these: their pages may be written from now on."""
+    def forget(self, addresses: Iterable[int], places: Sequence[int] = ()) -> None:
+        """Drop what is cached under these, and what lies in these extents: their pages may be written from now on.
+
+        Args:
+            places: `page << 32 | pages`, ascending and disjoint: for extents whose nodes are not known.
+        """
+        for cached in (self.young, self.old) if places else ():
+            addresses = [*addresses, *(address for address in list(cached) if _lies_in(places, address))]
         for address in addresses:
             node = self.young.pop(address, None)
             if node is not None:
@@ -141,6 +148,12 @@ class Cache:
     def used_bytes(self) -> int:
         """Memory taken, objects included."""
         return self._young_bytes + self._old_bytes
+
+
+def _lies_in(places: Sequence[int], address: int) -> bool:
+    page = address & 0xFFFF_FFFF
+    at = bisect_right(places, page << 32 | 0xFFFF_FFFF) - 1
+    return at >= 0 and page < (places[at] >> 32) + (places[at] & 0xFFFF_FFFF)
 
 
 def _cost(node: bytes | Leaf | Inner) -> int:

@@ -1,18 +1,25 @@
-"""Proving a page file sound: every page of a generation is reached exactly once or free, and all adds up.
+"""Proving a page file sound: every page of a generation is reached once, or dead, or free, and all adds up.
 
 Checked of each generation: the crc of every node and overflow value, kinds and levels, the order of
-keys within and across nodes, that separators separate, counts and flags in pointers, the free list,
-and that each page below the page count is reached by exactly one pointer or listed free.
+keys within and across nodes, that separators separate, counts and flags in pointers, the base tree, dead lists and the
+free list, and that each page below the page count is reached by exactly one pointer, or named by one dead list, or
+listed free. Of each base: its trees in the same way, and that each page of theirs is one that the newest generation
+reaches, or that the dead list of a later base (or of the newest generation) names.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from array import array
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import replace
 from operator import lt
+from typing import Final
 
 from kvwal.errors import CorruptionError, Finding
 from kvwal.files.names import DATA
+from kvwal.pages.bases import Base, Table, decode_base, lists_of
 from kvwal.pages.catalogue import EMPTY, Root, decode_entry
+from kvwal.pages.deadlist import ListRef, read_dead_list
 from kvwal.pages.freelist import extents_of
 from kvwal.pages.meta import Meta
 from kvwal.pages.node import (
@@ -29,6 +36,14 @@ from kvwal.pages.space import read_free_list
 
 __all__ = ["check"]
 
+#: What is walked beside the tree of a table.
+_CATALOGUE: Final = -1
+_BASES: Final = -2
+#: What a page is; 0: not seen.
+_REACHED: Final = 1
+_FREE: Final = 2
+_DEAD: Final = 3
+
 
 def check(
     page_file: PageFile,
@@ -39,7 +54,8 @@ def check(
 ) -> Iterator[Finding]:
     """Read everything of a generation, of both readable ones if none is named, and report what is wrong.
 
-    Bypasses the cache. The generation is pinned meanwhile. Keeps one byte per page of the file.
+    Bypasses the cache. The generation, and bases, are pinned meanwhile. Keeps one byte per page of the file; with
+    bases nine.
 
     Args:
         whole: also account for every page. Not for an old pinned generation: the pages that it does not reach
@@ -48,12 +64,20 @@ def check(
     """
     generations = page_file.readable() if meta is None else [meta]
     holder = object()
-    page_file.pins.hold(holder, {each.generation for each in generations})
+    pinned = {each.generation for each in generations}
+    page_file.pins.hold(holder, pinned)
     try:
+        for base in page_file.bases.generations() if whole else ():
+            try:
+                page_file.pins.hold(holder, {*pinned, base})
+                pinned.add(base)
+            except ValueError:
+                # It is being dropped.
+                continue
         total = sum(each.page_count for each in generations)
         done = 0
         for each in generations:
-            yield from _Walk(page_file, each, progress, done, total).run(whole)
+            yield from _Walk(page_file, each, progress, done, total).run(whole, pinned)
             done += each.page_count
             if progress is not None:
                 progress(done, total)
@@ -75,25 +99,32 @@ class _Walk:
         self._progress = progress
         self._done = done
         self._total = total
-        #: Per page: 0 not seen, 1 seen.
+        #: Per page: what it is.
         self._seen = bytearray(meta.page_count)
-        #: The table whose tree is walked; None for the catalogue.
-        self._table: int | None = 0
+        # With bases, per page: the generation that owns the dead list, and the crc of the node that begins there.
+        pages = meta.page_count if meta.bases_height else 0
+        self._dead = array("Q", bytes(8 * pages))
+        self._walked = array("I", bytes(4 * pages))
+        #: The base whose trees are walked.
+        self._base: Base | None = None
+        #: The table whose tree is walked, or another tree.
+        self._table = 0
         #: What the catalogue says.
         self._roots: list[tuple[int, Root]] = []
+        #: What the base tree says.
+        self._bases: list[Base] = []
 
-    def run(self, whole: bool) -> Iterator[Finding]:
+    def run(self, whole: bool, pinned: Collection[int]) -> Iterator[Finding]:
         meta = self._meta
         self._seen[0:2] = b"\1\1"
-        yield from self._tree(0, Root(meta.root, meta.height))
-        yield from self._tree(None, Root(meta.catalogue, meta.catalogue_height))
-        for table, root in self._roots:
-            yield from self._tree(table, root)
-        self._table = 0
+        yield from self._trees(meta)
         if not whole:
             return
+        yield from self._tree(_BASES, Root(meta.bases, meta.bases_height))
+        self._table = 0
+        yield from self._dead_lists()
         if meta.free_page:
-            yield from self._claim(meta.free_page, meta.free_pages, "the free list")
+            yield from self._claim(meta.free_page, meta.free_pages, "the free list", _FREE)
         try:
             free = read_free_list(self._reader, meta)
         except CorruptionError as error:
@@ -101,15 +132,60 @@ class _Walk:
             return
         for places in [free.free, *(freed.places for freed in free.held)]:
             for page, pages in extents_of(places):
-                yield from self._claim(page, pages, "a free extent")
-        lost = self._seen.find(0)
+                yield from self._claim(page, pages, "a free extent", _FREE)
+        seen = self._seen.translate(bytes([0]) + bytes([1]) * 255)
+        lost = seen.find(0)
         while lost >= 0:
-            end = self._seen.find(1, lost)
-            end = len(self._seen) if end < 0 else end
+            end = seen.find(1, lost)
+            end = len(seen) if end < 0 else end
             yield self._finding(lost, f"{end - lost} pages are neither reached nor free")
-            lost = self._seen.find(0, end)
+            lost = seen.find(0, end)
+        for base in self._bases:
+            if base.generation in pinned:
+                self._base, self._roots = base, []
+                yield from self._trees(base.meta(meta))
 
-    def _tree(self, table: int | None, root: Root) -> Iterator[Finding]:
+    def _trees(self, meta: Meta) -> Iterator[Finding]:
+        yield from self._tree(0, Root(meta.root, meta.height))
+        yield from self._tree(_CATALOGUE, Root(meta.catalogue, meta.catalogue_height))
+        for table, root in self._roots:
+            yield from self._tree(table, root)
+        self._table = 0
+
+    def _dead_lists(self) -> Iterator[Finding]:
+        """Claim what dead lists name; each must name what the base before its owner reaches."""
+        meta, bases = self._meta, self._bases
+        dead = None
+        if meta.dead_page:
+            # The meta does not say what it names.
+            dead = ListRef(meta.dead_page, meta.dead_crc, meta.dead_pages, 0, -1)
+        if not bases and dead is not None:
+            yield self._finding(meta.dead_page, "there is a dead list but no base")
+        if bases and bases[0].dead_page:
+            yield self._finding(bases[0].dead_page, "there is a dead list of the oldest base")
+        for before, owner, head in lists_of(Table(tuple(bases), dead)):
+            # Not by recursion: a checkpoint adds a list in front of the former one.
+            waiting = [(head, meta.generation + 1)]
+            while waiting:
+                ref, below = waiting.pop()
+                yield from self._claim(ref.page, ref.pages, "a dead list", _FREE)
+                try:
+                    written, found = read_dead_list(self._reader, ref, below, meta.page_count)
+                except CorruptionError as error:
+                    yield replace(error.finding, reason=f"{error.reason}; what bases hold is not known")
+                    continue
+                says = found.ref(*ref[:3])
+                if ref.named_pages not in (-1, says.named_pages) or (ref is not head and says.youngest > ref.youngest):
+                    yield self._finding(ref.page, "a dead list names something else than the reference to it says")
+                if says.youngest > before:
+                    yield self._finding(ref.page, f"a dead list names what base {before} does not reach")
+                for page, pages in extents_of(found.freed.places):
+                    yield from self._claim(page, pages, "a dead extent", _DEAD)
+                    owners = self._dead[page : page + pages]
+                    self._dead[page : page + pages] = array("Q", [owner or meta.generation + 1]) * len(owners)
+                waiting += [(each, written) for each in found.lists]
+
+    def _tree(self, table: int, root: Root) -> Iterator[Finding]:
         self._table = table
         if root.height:
             yield from self._node(root.pointer, root.height - 1, b"", None)
@@ -117,33 +193,55 @@ class _Walk:
             yield self._finding(None, "a tree has no height but a root")
 
     def _finding(self, page: int | None, reason: str) -> Finding:
-        of = "" if self._table == 0 else ", the catalogue" if self._table is None else f", table {self._table}"
+        names = {0: "", _CATALOGUE: ", the catalogue", _BASES: ", the base tree"}
+        of = names.get(self._table, f", table {self._table}")
         where = None if page is None else page * PAGE_SIZE
-        return Finding(DATA, where, f"generation {self._meta.generation}{of}: {reason}")
+        what = f"generation {self._meta.generation}" if self._base is None else f"base {self._base.generation}"
+        return Finding(DATA, where, f"{what}{of}: {reason}")
+
+    def _unverified(self, error: CorruptionError, entries: int) -> Finding:
+        if self._base is not None:
+            return replace(error.finding, reason=f"base {self._base.generation}: {error.reason}")
+        if self._table == _BASES:
+            return replace(error.finding, reason=f"the base tree: {error.reason}; {entries} bases cannot be read")
+        return error.finding
 
     def _advance(self, pages: int) -> None:
+        if self._base is not None:
+            return
         self._done += pages
         if self._progress is not None:
             self._progress(self._done, self._total)
 
-    def _claim(self, page: int, pages: int, what: str) -> Iterator[Finding]:
-        if page < 2 or page + pages > len(self._seen):
-            yield self._finding(page, f"{what} of {pages} pages lies outside of the {len(self._seen)} pages")
-            return
-        if self._seen.count(1, page, page + pages):
-            yield self._finding(page, f"{what} of {pages} pages overlaps something else")
-        self._seen[page : page + pages] = b"\1" * pages
+    def _claim(self, page: int, pages: int, what: str, kind: int = _REACHED) -> Iterator[Finding]:
+        seen = self._seen
+        if page < 2 or page + pages > len(seen):
+            yield self._finding(page, f"{what} of {pages} pages lies outside of the {len(seen)} pages")
+        elif self._base is not None:
+            for each in range(page, page + pages):
+                if seen[each] != _REACHED and (seen[each] != _DEAD or self._dead[each] <= self._base.generation):
+                    yield self._finding(each, f"{what} of {pages} pages is not kept for it")
+                    return
+        else:
+            if seen.count(0, page, page + pages) < pages:
+                yield self._finding(page, f"{what} of {pages} pages overlaps something else")
+            seen[page : page + pages] = bytes([kind]) * pages
 
     def _node(self, pointer: bytes, level: int, low: bytes, high: bytes | None) -> Iterator[Finding]:
         """Check a subtree whose keys must lie in [low, high)."""
-        page, _, pages, flags, count = POINTER.unpack(pointer)
+        page, crc, pages, flags, count = POINTER.unpack(pointer)
+        if self._base is not None and page < len(self._walked) and self._walked[page] == crc:
+            # The newest generation, or another base, shares it.
+            return
         yield from self._claim(page, pages, f"a node of level {level}")
         self._advance(pages)
         try:
             node = self._reader.node(pointer, 0, level, keep=False)
         except CorruptionError as error:
-            yield error.finding
+            yield self._unverified(error, count)
             return
+        if page < len(self._walked):
+            self._walked[page] = crc
         if level == 0:
             yield from self._leaf(node, page, flags, count, low, high)
             return
@@ -172,11 +270,13 @@ class _Walk:
             yield self._finding(page, "keys are not in order")
         if keys[0] < low or (high is not None and keys[-1] >= high):
             yield self._finding(page, "keys lie outside of the separators")
-        if self._table is None:
-            try:
+        try:
+            if self._table == _CATALOGUE:
                 self._roots += map(decode_entry, keys, values)
-            except CorruptionError as error:
-                yield self._finding(page, error.reason)
+            elif self._table == _BASES:
+                self._bases += map(decode_base, keys, values)
+        except CorruptionError as error:
+            yield self._finding(page, error.reason)
         refs = [value for value in values if type(value) is OverflowRef]
         if bool(refs) != bool(flags & HAS_OVERFLOW):
             yield self._finding(page, f"the pointer has flags {flags}, the leaf {len(refs)} overflow references")
@@ -184,10 +284,11 @@ class _Walk:
             first, _, length, born = OVERFLOW_REF.unpack(ref)
             extent = -(-length // PAGE_SIZE)
             yield from self._claim(first, extent, "an overflow value")
-            if born > self._meta.generation:
+            newest = self._meta.generation if self._base is None else self._base.generation
+            if born > newest:
                 yield self._finding(first, f"an overflow value is of generation {born}, which is newer")
             self._advance(extent)
             try:
                 self._reader.overflow(ref)
             except CorruptionError as error:
-                yield error.finding
+                yield self._unverified(error, 1)

@@ -1,4 +1,4 @@
-"""Which pages a tree reaches: for emptying the end of the page file, and for a free list that is damaged.
+"""Emptying the end of the page file.
 
 The merge writes a node anew when a key it is told to *rewrite* lies in it, and takes the lowest free
 pages first. So it is enough to find the nodes that lie far back: their inner parents say where they
@@ -10,16 +10,15 @@ generations later, and the file is cut then.
 
 from __future__ import annotations
 
-from array import array
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from typing import Final
 
-from kvwal.pages.freelist import Freed, FreeList
+from kvwal.pages.freelist import FreeList
 from kvwal.pages.meta import Meta
 from kvwal.pages.node import HAS_OVERFLOW, OVERFLOW_REF, PAGE_SIZE, POINTER, POINTER_SIZE, OverflowRef, decode_leaf
 from kvwal.pages.pager import Pager
 
-__all__ = ["far_keys", "rebuilt_free_list", "tail_limit"]
+__all__ = ["far_keys", "tail_limit"]
 
 #: Pages of the stretch that one checkpoint empties, at most: 32 MiB.
 _STRETCH_PAGES: Final = 8192
@@ -52,31 +51,6 @@ def far_keys(pager: Pager, root: bytes, height: int, limit: int, yield_to_writer
     """The lowest possible keys, ascending, of nodes that reach beyond `limit`, themselves or by an overflow value."""
     found = (low for low, _, end in _extents(pager, root, height - 1, b"", yield_to_writers) if end > limit)
     return list(dict.fromkeys(found)) if height else []
-
-
-def rebuilt_free_list(
-    pager: Pager, meta: Meta, roots: Iterable[tuple[bytes, int]], yield_to_writers: Callable[[], None]
-) -> FreeList:
-    """The free list of a generation by what its trees reach. CorruptionError if an inner node does not verify.
-
-    It says of each page that this generation freed it, so the next checkpoint takes none of them: the generation
-    before may still reach it.
-    """
-    reached = bytearray(meta.page_count)
-    reached[:2] = b"\1\1"
-    # The list itself, which is freed like any other when the next one is written.
-    reached[meta.free_page : meta.free_page + meta.free_pages] = b"\1" * meta.free_pages
-    for root, height in roots:
-        for _, page, end in _extents(pager, root, height - 1, b"", yield_to_writers):
-            reached[page:end] = b"\1" * (end - page)
-    freed = Freed(meta.generation)
-    begin = reached.find(0)
-    while begin >= 0:
-        end = reached.find(1, begin)
-        end = len(reached) if end < 0 else end
-        freed.add(begin, end - begin, 0, 0)
-        begin = reached.find(0, end)
-    return FreeList(array("Q"), [freed])
 
 
 def _extents(

@@ -29,7 +29,16 @@ from typing import Final, TypeAlias
 from kvwal.errors import DiskFullError
 from kvwal.pages.node import ADDRESS, OVERFLOW_REF, PAGE_SIZE, POINTER
 
-__all__ = ["Allocator", "FreeList", "Freed", "decode_free_list", "encode_free_list", "encoded_size", "extents_of"]
+__all__ = [
+    "Allocator",
+    "FreeList",
+    "Freed",
+    "decode_free_list",
+    "encode_free_list",
+    "encoded_size",
+    "extents_of",
+    "joined",
+]
 
 _GROUPS: Final = Struct("<I")
 _GROUP: Final = Struct("<QI")
@@ -76,6 +85,12 @@ class Freed:
         """The extent of an overflow reference."""
         page, _, length, born = OVERFLOW_REF.unpack(ref)
         self.add(page, -(-length // PAGE_SIZE), born, ADDRESS.unpack_from(ref)[0])
+
+    def extend(self, other: Freed) -> None:
+        """All extents of another."""
+        self.places += other.places
+        self.born += other.born
+        self.addresses += other.addresses
 
     def pages(self) -> int:
         """Number of pages."""
@@ -125,7 +140,7 @@ class FreeList:
         places = list(self.free)
         for freed in free:
             places += freed.places
-        return FreeList(_joined(places), held), free
+        return FreeList(joined(places), held), free
 
     def unneeded_pages(self, needed: Collection[int]) -> int:
         """Number of pages that no generation in `needed` reaches."""
@@ -152,8 +167,8 @@ class FreeList:
         return sum(place & _LOW for place in self.free)
 
 
-def _joined(places: list[int]) -> Places:
-    """Sorted, with neighbours made one."""
+def joined(places: list[int]) -> Places:
+    """Sorted, with neighbours made one. Sorts `places`."""
     places.sort()
     result: Places = array("Q")
     begin, end = -1, -1
@@ -228,13 +243,13 @@ def encode_free_list(free: FreeList) -> bytes:
     groups: dict[int, list[int]] = {}
     for freed in free.held:
         groups.setdefault(freed.generation, []).extend(freed.places)
-    joined = {generation: _joined(places) for generation, places in sorted(groups.items())}
+    columns = {generation: joined(places) for generation, places in sorted(groups.items())}
     if free.free:
-        joined = {0: free.free, **joined}
-    heads = b"".join(_GROUP.pack(generation, len(places)) for generation, places in joined.items())
-    starts = [place >> 32 for places in joined.values() for place in places]
-    sizes = [place & _LOW for places in joined.values() for place in places]
-    return _GROUPS.pack(len(joined)) + heads + pack(f"<{len(starts)}I{len(sizes)}I", *starts, *sizes)
+        columns = {0: free.free, **columns}
+    heads = b"".join(_GROUP.pack(generation, len(places)) for generation, places in columns.items())
+    starts = [place >> 32 for places in columns.values() for place in places]
+    sizes = [place & _LOW for places in columns.values() for place in places]
+    return _GROUPS.pack(len(columns)) + heads + pack(f"<{len(starts)}I{len(sizes)}I", *starts, *sizes)
 
 
 def decode_free_list(raw: bytes) -> FreeList:

@@ -27,7 +27,12 @@ Everything is little-endian.
        144     8  replay through: the seqno that recovery must reach; never less than seqno
        152    20  pointer to the root of the catalogue (catalogue.py); zeros: table 0 alone
        172     4  its height
-       176   120  of later versions: zeros
+       176    20  pointer to the root of the base tree (bases.py); zeros: no bases
+       196     4  its height
+       200     4  dead list: first page; 0 for none
+       204     4  dead list: crc
+       208     4  dead list: length in pages
+       212    84  of later versions: zeros
        296    16  version of kvwal that wrote it: ASCII, filled with zeros
        312   196  zeros
        508     4  CRC-32C of the bytes before
@@ -74,9 +79,9 @@ _CRC: Final = Struct("<I")
 META_SIZE: Final = 512
 assert _BODY.size + _CRC.size == META_SIZE
 #: The fields of later versions, and where they and the zeros lie.
-_RESERVED: Final = (NO_POINTER, 0, 0, 0, 0, 0, 0, bytes(32), 0, 0, 0, 0, 0)
-_UNKNOWN: Final = (slice(176, 296), slice(312, 508))
-_NOTHING_UNKNOWN: Final = bytes(120 + 196)
+_RESERVED: Final = (0, 0, bytes(32), 0, 0, 0, 0, 0)
+_UNKNOWN: Final = (slice(212, 296), slice(312, 508))
+_NOTHING_UNKNOWN: Final = bytes(84 + 196)
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +113,13 @@ class Meta:
     #: Packed pointer to the root of the catalogue; `NO_POINTER` where all tables but table 0 are empty.
     catalogue: bytes = NO_POINTER
     catalogue_height: int = 0
+    #: Packed pointer to the root of the base tree; `NO_POINTER` where there are no bases.
+    bases: bytes = NO_POINTER
+    bases_height: int = 0
+    #: What was freed since the newest base, and is reached by a base.
+    dead_page: int = 0
+    dead_crc: int = 0
+    dead_pages: int = 0
     writer: str = ""
     #: What a newer version wrote where this one knows zeros.
     unknown: bytes = _NOTHING_UNKNOWN
@@ -184,11 +196,16 @@ def encode_meta(meta: Meta) -> bytes:
             meta.replay_through,
             meta.catalogue,
             meta.catalogue_height,
+            meta.bases,
+            meta.bases_height,
+            meta.dead_page,
+            meta.dead_crc,
+            meta.dead_pages,
             *_RESERVED,
             meta.writer.encode("ascii")[:16],
         )
     )
-    body[_UNKNOWN[0]], body[_UNKNOWN[1]] = meta.unknown[:120], meta.unknown[120:]
+    body[_UNKNOWN[0]], body[_UNKNOWN[1]] = meta.unknown[:84], meta.unknown[84:]
     return bytes(body) + _CRC.pack(crc32c(body))
 
 
@@ -209,7 +226,7 @@ def decode_meta(slot: int, raw: bytes) -> Meta | str:
     if page_size != PAGE_SIZE:
         raise FormatError(f"the page file has pages of {page_size} bytes; this version of kvwal reads {PAGE_SIZE}")
     writer = fields[-1].rstrip(b"\0").decode("ascii", "replace")
-    meta = Meta(*[*fields[:19], writer, raw[_UNKNOWN[0]] + raw[_UNKNOWN[1]]])
+    meta = Meta(*[*fields[:24], writer, raw[_UNKNOWN[0]] + raw[_UNKNOWN[1]]])
     if missing := meta.required & ~KNOWN_REQUIRED:
         bits = ", ".join(str(bit) for bit in range(64) if missing >> bit & 1)
         raise FormatError(f"the page file needs features that this kvwal does not know ({bits}): use a newer kvwal")

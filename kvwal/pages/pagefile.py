@@ -7,13 +7,14 @@ A checkpoint makes generation g + 1 from g, in this order:
    it may have died between write and sync, or seen the sync fail; only then would it be unsafe to
    write over the other slot. Otherwise the slot that is of no use is filled with zeros, so that it
    cannot come back to life above pages that have been reused.
-2. Pages that neither g, nor g - 1, nor a pinned generation reaches are free to be written.
-3. The merge writes new nodes into free pages and behind the end of the file; then the new free list.
+2. Pages that neither g, nor g - 1, nor a pinned generation, nor a base reaches are free to be written.
+3. The merge writes new nodes into free pages and behind the end of the file; then what changed of the bases (bases.py):
+   the dead list of this checkpoint, and the rows of bases that come and go; then the new free list.
 4. Durability: the file is synced. Nothing refers to the new pages yet.
 5. The caller's `before_flip` runs.
 6. Durability: the meta is written into its slot, over g - 1, and synced. This is the commit. If it is interrupted, by
    an exception of a signal handler, the next checkpoint begins with it.
-7. The file is cut behind the last page that g + 1, g or a pinned generation needs.
+7. The file is cut behind the last page that g + 1, g, a pinned generation or a base needs.
 
 A failure in 2 to 5 leaves g as it was, in memory too: the checkpoint can be tried again after
 DiskFullError. Any other failed write or sync, and every failure in 1 and 6, leaves it open what is on
@@ -30,7 +31,7 @@ for: writing over every leaf takes 1.6 times the tree in four parts, and 3 times
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from types import MappingProxyType
 from typing import TypedDict, Unpack
@@ -40,6 +41,7 @@ from kvwal.features import VERSION
 from kvwal.files import Directory, File, is_full
 from kvwal.files.names import DATA
 from kvwal.keys import KeyRange, Seqno
+from kvwal.pages.bases import Bases, Keep, Table
 from kvwal.pages.catalogue import Changes, merge_tables, root_of
 from kvwal.pages.compact import tail_limit
 from kvwal.pages.freelist import Allocator, Freed, FreeList
@@ -75,7 +77,7 @@ class PageFile:
     """One open page file. Reads from any thread; one caller at a time of `checkpoint`."""
 
     def __init__(self, directory: Directory, *, cache_bytes: int, writable: bool) -> None:
-        """Open. Reads the two meta slots and the root, nothing else, and writes nothing.
+        """Open. Reads the two meta slots and the root, and the bases if there are any; writes nothing.
 
         Args:
             cache_bytes: memory for nodes, Python's overhead included.
@@ -89,12 +91,15 @@ class PageFile:
         self.pager = Pager(self._file, cache_bytes)
         self._writable = writable
         self._confirmed = False
-        #: A flip that is under way, or was interrupted: from which meta to which, the free list, what is released.
-        self._next: tuple[Meta, Meta, FreeList, list[Freed]] | None = None
+        #: A flip that is under way, or was interrupted: from which meta to which, the bases, the free list, what is
+        #: released.
+        self._next: tuple[Meta, Meta, Table, FreeList, list[Freed]] | None = None
         self._poisoned: BaseException | None = None
         try:
             #: Which row of the table in meta.py held, and what was chosen.
             self.choice: Choice = read_slots(self._file)
+            #: The generations that are kept, and stay readable until they are dropped.
+            self.bases = Bases(self.pager, self.choice.meta)
         except BaseException:
             self._file.close()
             raise
@@ -103,9 +108,9 @@ class PageFile:
         #: The generation before it, if it can be read. The log is kept back to it.
         self.older: Meta | None = self.choice.older
         #: Which generations must stay beside the two newest.
-        self.pins = Pins(self._current())
+        self.pins = Pins({*self._current(), *self.bases.generations()})
         #: Which pages may be written.
-        self.space = Space(self.pager, self.pins)
+        self.space = Space(self.pager, self.pins, self.bases)
 
     def tree(self, meta: Meta | None = None, table: int = 0) -> Tree:
         """A view of a table in a generation; in the newest if none is named. Pin it for as long as it is used.
@@ -131,6 +136,8 @@ class PageFile:
         before_flip: Callable[[], None] | None = None,
         yield_to_writers: Callable[[], None] = lambda: None,
         compact: bool = False,
+        keep: Keep | None = None,
+        drop: Collection[int] = (),
         **facts: Unpack[Facts],
     ) -> Meta:
         """Make the next generation: the newest one, without `ranges`, then with `updates`.
@@ -146,12 +153,16 @@ class PageFile:
             yield_to_writers: called at least once a leaf.
             compact: move everything that lies behind free pages into them, however few they are, so that the
                 file can be cut two generations later.
+            keep: make the new generation a base: its trees stay until it is dropped.
+            drop: bases that are no longer kept, by generation. Their pages are free like those of any generation.
             facts: what else the meta is to say; each stays as it was if it is not given.
 
         Returns:
             The new generation's meta, durable.
 
         Raises:
+            ValueError: one of `drop` is no base, or is kept for a reason that only a newer version knows; or `keep` has
+                no reason that is known, or a name of more than 64 bytes. Nothing has changed.
             DiskFullError: nothing has changed; try again when there is space.
             CorruptionError: a node that was needed does not verify; nothing has changed.
             PoisonedError: an earlier checkpoint failed in a way that leaves the disk in doubt.
@@ -163,22 +174,23 @@ class PageFile:
             raise poisoned(self._poisoned) from self._poisoned
         self._confirm()
         self._flip()
+        self.bases.check_changes(keep, drop)
         old = self.meta
         facts["required"] = old.required | facts.get("required", 0)
         facts["replay_through"] = max(old.replay_through, facts.get("replay_through", seqno))
         draft = replace(old, generation=old.generation + 1, seqno=seqno, time_us=time_us, writer=VERSION, **facts)
         try:
             changes = {**tables, 0: Changes(updates, ranges)}
-            meta, free, released = self._build(draft, changes, yield_to_writers, compact)
+            made = self._build(draft, changes, yield_to_writers, compact, keep, drop)
             if before_flip is not None:
                 before_flip()
-            self._next = (old, meta, free, released)
+            self._next = (old, *made)
         except BaseException:
             if self._next is None:
                 self._roll_back()
             raise
         self._flip()
-        return meta
+        return made[0]
 
     @property
     def poisoned(self) -> bool:
@@ -198,7 +210,7 @@ class PageFile:
         """
         if self._next is None:
             return
-        old, meta, free, released = self._next
+        old, meta, table, free, released = self._next
         try:
             write_slot(self._file, meta)
         except OSError as failure:
@@ -206,7 +218,7 @@ class PageFile:
             raise
         self.older = old
         self.meta = meta
-        self.space.install(free, released)
+        self.space.install(meta, table, free, released)
         self._cut_file()
         self._next = None
 
@@ -214,7 +226,7 @@ class PageFile:
         self._poisoned = failure
         self._next = None
         # There will be no other checkpoint, so both generations stay for readers and for `check`.
-        self.pins.keep_only(self._current())
+        self.pins.keep_only(self._current(), self.bases.generations())
 
     def _confirm(self) -> None:
         if self._confirmed:
@@ -228,26 +240,34 @@ class PageFile:
         self._confirmed = True
 
     def _build(
-        self, draft: Meta, changes: Mapping[int, Changes], yield_to_writers: Callable[[], None], compact: bool
-    ) -> tuple[Meta, FreeList, list[Freed]]:
+        self,
+        draft: Meta,
+        changes: Mapping[int, Changes],
+        yield_to_writers: Callable[[], None],
+        compact: bool,
+        keep: Keep | None,
+        drop: Collection[int],
+    ) -> tuple[Meta, Table, FreeList, list[Freed]]:
         """Write everything of the next generation but its meta, and sync it.
 
-        Returns the draft made whole, its free list, and the extents that no generation needs once it is there.
+        Returns the draft made whole, its bases, its free list, and the extents that no generation needs once it is
+        there.
         """
         old = self.meta
         size = self._file.size()
-        free = self.space.begin(old, yield_to_writers)
+        free, ledger = self.space.begin(old, drop, yield_to_writers)
         allocator = Allocator(free.free, old.page_count)
         writer = PageWriter(self._file, allocator, draft.generation)
         freed = Freed(draft.generation)
-        limit = tail_limit(old, free, compact=compact)
+        limit = None if old.bases_height and not compact else tail_limit(old, free, compact=compact)
         try:
             meta = merge_tables(
                 self.pager, writer, freed, draft, changes, limit=limit, yield_to_writers=yield_to_writers
             )
             if old.free_page:
-                freed.add(old.free_page, old.free_pages, old.generation, 0)
-            meta, free, released = self.space.write(meta, allocator, writer, [*free.held, freed])
+                ledger.freed.add(old.free_page, old.free_pages, old.generation, 0)
+            meta, table = ledger.write(meta, allocator, writer, freed, keep)
+            meta, free, released = self.space.write(meta, table, allocator, writer, [*free.held, ledger.freed])
             writer.flush()
         except PageWriteError as failure:
             cause = failure.cause
@@ -266,11 +286,11 @@ class PageFile:
             # An interruption does not: no generation refers to what was written, and the next one flushes its own.
             self._poisoned = failure
             raise
-        return meta, free, released
+        return meta, table, free, released
 
     def _roll_back(self) -> None:
         """Forget a checkpoint that failed before its flip. Nothing that is referred to was written over."""
-        self.pins.keep_only(self._current())
+        self.pins.keep_only(self._current(), self.bases.generations())
         if self._poisoned is None:
             # Give a full disk its space back.
             self._cut_file()
@@ -286,10 +306,6 @@ class PageFile:
             return
 
     # The rest.
-
-    def file_bytes(self) -> int:
-        """The size of the file, which the system is asked for."""
-        return self._file.size()
 
     def close(self) -> None:
         """Release the file and write nothing; a forked child may too. Idempotent. Later reads raise ClosedError."""

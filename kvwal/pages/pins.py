@@ -44,7 +44,10 @@ class Pins:
         """How many hold each generation."""
         return dict(Counter(chain(*list(self._held.values()))))
 
-    def keep_only(self, generations: Collection[int]) -> set[int]:
-        """Let only these, and those that are pinned, be pinned from now on; returns them."""
-        self._kept = frozenset(generations)
+    def keep_only(self, generations: Collection[int], bases: Collection[int] = ()) -> set[int]:
+        """Let only these, the bases and those that are pinned be pinned from now on.
+
+        Returns those that the free list has to keep: bases are kept by dead lists.
+        """
+        self._kept = frozenset((*generations, *bases))
         return {*generations, *self.counts()}

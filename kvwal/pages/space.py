@@ -3,26 +3,27 @@
 - A page may be written when neither of the two newest generations nor a pinned one reaches it, and what was cached of
   it is dropped first.
 - Each checkpoint works on a list of its own, which `install` makes the newest. One that failed has changed nothing.
-- The list is read when the first checkpoint begins. One that does not verify is made anew from what the trees reach,
-  and of that the first checkpoint takes nothing.
+- The list is read when the first checkpoint begins. If it, the base tree or a dead list does not verify, all of them
+  are made anew from what the trees of the newest generation and of all bases reach; of that the first two checkpoints
+  take nothing. A base that cannot be read for that is dropped.
 """
 
 from __future__ import annotations
 
 import logging
 from array import array
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import replace
 
 from kvwal.errors import CorruptionError, Error
 from kvwal.files.names import DATA
-from kvwal.pages.catalogue import roots
-from kvwal.pages.compact import rebuilt_free_list
+from kvwal.pages.bases import Bases, Ledger, Table
 from kvwal.pages.freelist import Allocator, Freed, FreeList, decode_free_list, encode_free_list, encoded_size
 from kvwal.pages.meta import Meta
 from kvwal.pages.node import PAGE_SIZE
 from kvwal.pages.pager import Pager
 from kvwal.pages.pins import Pins
+from kvwal.pages.rebuild import rebuilt
 from kvwal.pages.writer import PageWriter
 
 __all__ = ["Space", "read_free_list"]
@@ -31,26 +32,40 @@ __all__ = ["Space", "read_free_list"]
 class Space:
     """The free pages of the newest generation. For one checkpoint at a time; figures from any thread."""
 
-    def __init__(self, pager: Pager, pins: Pins) -> None:
+    def __init__(self, pager: Pager, pins: Pins, bases: Bases) -> None:
         self._pager = pager
         self._pins = pins
+        self._bases = bases
         # None before the first checkpoint.
         self._free: FreeList | None = None
         # The generations that were needed when it was asked last, and `reclaimable_bytes` then.
         self._reclaimable: tuple[set[int], int] | None = None
 
-    def begin(self, newest: Meta, yield_to_writers: Callable[[], None]) -> FreeList:
-        """The list that the generation after the newest one takes its pages from."""
-        if self._free is None:
-            self._free = self._read_or_rebuild(newest, yield_to_writers)
+    def begin(
+        self, newest: Meta, drop: Collection[int], yield_to_writers: Callable[[], None]
+    ) -> tuple[FreeList, Ledger]:
+        """The list that the generation after the newest one takes its pages from, and its bases but those to drop."""
+        try:
+            if self._bases.damage is not None:
+                self._bases.read()
+            if self._bases.damage is not None:
+                raise self._bases.damage
+            free = read_free_list(self._pager, newest) if self._free is None else self._free
+            ledger = Ledger(self._pager, newest, self._bases.table)
+            ledger.drop(drop)
+            self._free = free
+        except CorruptionError as error:
+            logging.getLogger("kvwal").warning("%s; which pages are free is made anew from the trees", error.finding)
+            free, ledger = rebuilt(self._pager, newest, self._bases.all(), yield_to_writers)
+            ledger.drop(drop)
         # Pins may have gone since; a pin of the two newest that comes now holds nothing that is free.
         needed = {newest.generation, newest.generation - 1, *self._pins.counts()}
-        free, released = self._free.release_unneeded(needed)
+        free, released = free.release_unneeded(needed)
         self._forget(released)
-        return free
+        return free, ledger
 
     def write(
-        self, meta: Meta, allocator: Allocator, writer: PageWriter, held: list[Freed]
+        self, meta: Meta, table: Table, allocator: Allocator, writer: PageWriter, held: list[Freed]
     ) -> tuple[Meta, FreeList, list[Freed]]:
         """Write the new generation's free list and put it, and the page count, into the meta.
 
@@ -64,8 +79,8 @@ class Space:
         if extents:
             pages = -(-encoded_size(extents, len(held) + 1) // PAGE_SIZE)
             page = allocator.take(pages)
-        # From here on the generation before the old one may lose pages, so it can no longer be pinned.
-        needed = self._pins.keep_only({generation, generation - 1})
+        # From here on the generation before the old one, and bases that go, may lose pages: none can be pinned.
+        needed = self._pins.keep_only({generation, generation - 1}, [base.generation for base in table.bases])
         free, released = FreeList(allocator.left(), held).release_unneeded(needed)
         free, page_count = free.give_back(allocator.page_count)
         if page:
@@ -73,10 +88,15 @@ class Space:
         meta = replace(meta, page_count=page_count, free_page=page, free_pages=pages, free_crc=crc)
         return meta, free, released
 
-    def install(self, free: FreeList, released: list[Freed]) -> None:
+    def install(self, newest: Meta, table: Table, free: FreeList, released: list[Freed]) -> None:
         """Go on from what `write` gave: its generation is the newest now. Harmless when done again."""
+        self._bases.install(newest, table)
         self._free = free
         self._forget(released)
+
+    def file_bytes(self) -> int:
+        """The size of the file, which the system is asked for."""
+        return self._pager.file.size()
 
     def free_pages(self) -> int:
         """Pages that the next checkpoint can take; 0 before the first one."""
@@ -107,18 +127,14 @@ class Space:
         return self._reclaimable[1]
 
     def _forget(self, released: Iterable[Freed]) -> None:
+        cache = self._pager.cache
+        places: list[int] = []
         for freed in released:
-            self._pager.cache.forget(freed.addresses)
-
-    def _read_or_rebuild(self, meta: Meta, yield_to_writers: Callable[[], None]) -> FreeList:
-        try:
-            return read_free_list(self._pager, meta)
-        except CorruptionError as error:
-            logging.getLogger("kvwal").warning("%s; the free list is made anew from the trees", error.finding)
-            trees = [*(root for _, root in roots(self._pager, meta)), (meta.catalogue, meta.catalogue_height)]
-            return rebuilt_free_list(
-                self._pager, meta, [(root, height) for root, height in trees if height], yield_to_writers
-            )
+            cache.forget(freed.addresses)
+            if 0 in freed.addresses:
+                places += (place for place, address in zip(freed.places, freed.addresses, strict=True) if not address)
+        if places:
+            cache.forget((), sorted(places))
 
 
 def read_free_list(pager: Pager, meta: Meta) -> FreeList:

@@ -523,7 +523,7 @@ def test_figures_add_up(scratch: Scratch) -> None:
     scratch.pages.tree().get(b"0001")
     scratch.pages.tree().get(b"0001")
     meta, cache = scratch.pages.meta, scratch.pages.pager.cache
-    assert scratch.pages.file_bytes() == size_of(scratch) == meta.page_count * PAGE_SIZE
+    assert scratch.pages.space.file_bytes() == size_of(scratch) == meta.page_count * PAGE_SIZE
     assert (meta.count, scratch.pages.tree().height, meta.generation) == (1500, meta.height, 2)
     assert scratch.pages.space.free_pages() == read_free_list(scratch.pages.pager, meta).free_pages()
     assert cache.hits >= 1

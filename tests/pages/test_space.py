@@ -30,9 +30,9 @@ def test_reclaimable_bytes_are_those_of_pages_that_no_kept_generation_reaches(tm
     before = reclaimable_bytes(scratch)
     scratch.reopen()
     assert reclaimable_bytes(scratch) == before
-    size = scratch.pages.file_bytes()
+    size = scratch.pages.space.file_bytes()
     for _ in range(3):
         scratch.checkpoint({}, compact=True)
-    assert size - scratch.pages.file_bytes() > 0.9 * before
+    assert size - scratch.pages.space.file_bytes() > 0.9 * before
     assert reclaimable_bytes(scratch) <= 4 * PAGE_SIZE
     scratch.pages.close()
