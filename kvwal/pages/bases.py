@@ -123,8 +123,8 @@ def encode_base(base: Base) -> tuple[bytes, bytes]:
     return base.generation.to_bytes(_KEY_BYTES, "big"), BASE.pack(*base[1:-1], len(name)) + name
 
 
-def decode_base(key: bytes, value: bytes) -> Base:
-    """The base of an entry. CorruptionError if it is none."""
+def decode_base(key: bytes, value: bytes, newest: int) -> Base:
+    """The base of an entry in generation `newest`. CorruptionError if it is none."""
     if len(key) == _KEY_BYTES and len(value) >= BASE.size:
         *fields, size = BASE.unpack_from(value)
         try:
@@ -136,6 +136,8 @@ def decode_base(key: bytes, value: bytes) -> Base:
             and bool(base.height) == (base.root != NO_POINTER)
             and bool(base.catalogue_height) == (base.catalogue != NO_POINTER)
         ):
+            if base.generation > newest:
+                raise CorruptionError(DATA, None, f"base {base.generation} is newer than generation {newest}")
             return base
     raise CorruptionError(DATA, None, f"the base tree has an entry {key.hex()} that is no base")
 
@@ -174,10 +176,7 @@ def _read_bases(pager: Pager, pointer: bytes, level: int, newest: int) -> Iterat
     keys, values = node[:2] if isinstance(node, tuple) else decode_leaf(node)
     for key, value in zip(keys, values, strict=True):
         try:
-            base = decode_base(key, value)
-            if base.generation > newest:
-                raise CorruptionError(DATA, None, f"base {base.generation} is newer than generation {newest}")
-            yield base
+            yield decode_base(key, value, newest)
         except CorruptionError as error:
             yield error.finding
 

@@ -123,6 +123,16 @@ class _Walk:
         yield from self._tree(_BASES, Root(meta.bases, meta.bases_height))
         self._table = 0
         yield from self._dead_lists()
+        yield from self._free_list()
+        # The newest first: what it shares with older ones has to stay for it as well.
+        for base in reversed(self._bases):
+            if base.generation in pinned:
+                self._base, self._roots = base, []
+                yield from self._trees(base.meta(meta))
+
+    def _free_list(self) -> Iterator[Finding]:
+        """Claim what is free; all else has been claimed before."""
+        meta = self._meta
         if meta.free_page:
             yield from self._claim(meta.free_page, meta.free_pages, "the free list", _FREE)
         try:
@@ -140,10 +150,6 @@ class _Walk:
             end = len(seen) if end < 0 else end
             yield self._finding(lost, f"{end - lost} pages are neither reached nor free")
             lost = seen.find(0, end)
-        for base in self._bases:
-            if base.generation in pinned:
-                self._base, self._roots = base, []
-                yield from self._trees(base.meta(meta))
 
     def _trees(self, meta: Meta) -> Iterator[Finding]:
         yield from self._tree(0, Root(meta.root, meta.height))
@@ -274,7 +280,7 @@ class _Walk:
             if self._table == _CATALOGUE:
                 self._roots += map(decode_entry, keys, values)
             elif self._table == _BASES:
-                self._bases += map(decode_base, keys, values)
+                self._bases += (decode_base(*entry, self._meta.generation) for entry in zip(keys, values, strict=True))
         except CorruptionError as error:
             yield self._finding(page, error.reason)
         refs = [value for value in values if type(value) is OverflowRef]
