@@ -169,7 +169,7 @@ def test_every_struct_that_is_on_disk_has_its_table_in_format_md() -> None:
 
 
 def test_format_md_says_the_numbers_of_the_code() -> None:
-    from kvwal.log import index, intents, record, segment
+    from kvwal.log import extension, index, intents, record, segment
     from kvwal.pages import freelist, meta, node
 
     for magic in (segment.MAGIC, segment.SLOT_MAGIC, index.MAGIC, meta._MAGIC):
@@ -186,9 +186,10 @@ def test_format_md_says_the_numbers_of_the_code() -> None:
     assert f"{put} put, {delete} delete, {delete_range} delete a range with a stop, {delete_from} delete from" in FORMAT
     for bit, name in ((intents.EXTENDED, "extension"), (intents.TABLES, "tables"), (intents.SYSTEM, "system")):
         assert f"| {bit.bit_length() - 1} | {name} |" in FORMAT
-    extension = FORMAT.split("### Extension block")[1].split("\n###")[0]
-    assert intents._ITEMS.keys() <= {int(item) for item in re.findall(r"^\| (\d+) [a-z]", extension, re.MULTILINE)}
-    assert f"from {intents._FIRST_SKIPPED_ITEM} on skipped" in FORMAT
+    block = FORMAT.split("### Extension block")[1].split("\n###")[0]
+    assert extension._ITEMS.keys() <= {int(item) for item in re.findall(r"^\| (\d+) [a-z]", block, re.MULTILINE)}
+    assert f"from {extension._FIRST_SKIPPED_ITEM} on skipped" in FORMAT
+    assert f"| {extension.MAX_META_BYTES:,} bytes, from 1 pair on |" in block
     assert f"{node.LEAF} leaf, {node.INNER} inner" in FORMAT
     assert f"{node._UNIFORM} uniform, {node._NARROW} narrow, {node._WIDE} wide" in FORMAT
     assert freelist._GROUPS.size == 4

@@ -104,7 +104,7 @@ class Group:
             elif member.operation is not None and pending is not None:
                 try:
                     batch = member.operation.evaluate(pending)
-                    member.writes = EncodedBatch(batch) if batch else NOTHING
+                    member.writes = EncodedBatch(batch, member.operation.extension) if batch else NOTHING
                 except (Error, OSError, LookupError, TypeError, ValueError, OverflowError) as error:
                     member.error = error
             if member.error is not None or member.writes.is_empty:

@@ -14,6 +14,7 @@ from kvwal.engine.range_map import RangeMap
 from kvwal.engine.request import Newest
 from kvwal.engine.value import Value
 from kvwal.keys import KeyRange, Seqno
+from kvwal.log import Extension
 
 if TYPE_CHECKING:
     from kvwal.engine.reads import Reads
@@ -89,15 +90,19 @@ class Pending:
 class Update:
     """A new value of one key, made from its newest one. `old` and `new` say afterwards what was there and what is."""
 
-    __slots__ = ("_function", "key", "new", "old")
+    __slots__ = ("_function", "extension", "key", "new", "old")
 
-    def __init__(self, key: bytes, function: Callable[[Value], Value]) -> None:
+    def __init__(
+        self, key: bytes, function: Callable[[Value], Value], extension: Extension | None = None
+    ) -> None:
         """`function` gets the newest value, None if there is none, and returns what to put; None deletes.
 
         Returning what it got changes nothing. It must be quick, and have no effect of its own.
         """
         self.key = key
         self._function = function
+        #: What the commit says of itself beside its writes.
+        self.extension = extension
         self.old: Value = None
         self.new: Value = None
 
@@ -116,6 +121,8 @@ class PopEdge:
     """Delete the first pair of a range, or in reverse the last one; `pair` says afterwards which it was."""
 
     __slots__ = ("_bounds", "_reverse", "pair")
+
+    extension: Final = None
 
     def __init__(self, bounds: KeyRange, *, reverse: bool) -> None:
         self._bounds = bounds

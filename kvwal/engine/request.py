@@ -16,6 +16,7 @@ from kvwal.engine.value import Value
 from kvwal.engine.writes import NOTHING, Writes
 from kvwal.errors import Error
 from kvwal.keys import Seqno
+from kvwal.log import Extension
 
 __all__ = ["CommitRequest", "Newest", "Operation", "say_written"]
 
@@ -37,6 +38,11 @@ class Newest(Protocol):
 
 class Operation(Protocol):
     """Writes that depend on the newest state: the commit leader evaluates it, so it never conflicts."""
+
+    @property
+    def extension(self) -> Extension | None:
+        """What the commit says of itself beside its writes."""
+        ...
 
     def evaluate(self, newest: Newest) -> WriteBatch | None:
         """What to write, None for nothing; the result is kept for the caller. What it raises refuses the commit."""

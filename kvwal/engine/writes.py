@@ -1,7 +1,8 @@
 """What one commit writes, and the body of its record: a batch, or one put alone.
 
 A batch is encoded as it is made, which is outside of any lock. A put alone needs no batch, and the log encodes it: it
-is made in a sixth of the time. Neither changes after that.
+is made in a sixth of the time. Neither changes after that. What a commit says of itself beside its writes (the
+extension block of its record) makes a put a batch.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from typing import Final, TypeAlias
 from kvwal.batch import WriteBatch
 from kvwal.files import Buffer
 from kvwal.keys import MAX_BATCH_BYTES
-from kvwal.log import encode_intents, encode_put
+from kvwal.log import Extension, encode_intents, encode_put
 
 __all__ = ["NOTHING", "EncodedBatch", "LonePut", "Writes"]
 
@@ -43,11 +44,11 @@ class LonePut:
 
 
 class EncodedBatch:
-    """A batch. ValueError if it is too much for one commit."""
+    """A batch, and what its commit says of itself. ValueError if it is too much for one commit."""
 
     __slots__ = ("batch", "body", "is_empty", "size")
 
-    def __init__(self, batch: WriteBatch) -> None:
+    def __init__(self, batch: WriteBatch, extension: Extension | None = None) -> None:
         size = batch.size()
         if size > MAX_BATCH_BYTES:
             raise ValueError(
@@ -55,9 +56,9 @@ class EncodedBatch:
             )
         self.batch = batch
         self.size = size
-        #: Then it makes no record, and has no body.
+        #: Then it makes no record, whatever the extension, and has no body.
         self.is_empty = not len(batch)
-        self.body: list[Buffer] = [] if self.is_empty else encode_intents(batch)
+        self.body: list[Buffer] = [] if self.is_empty else encode_intents(batch, extension)
 
     @property
     def only_deletes(self) -> bool:

@@ -1,18 +1,20 @@
 """The log: every commit, in order, on disk before it is acknowledged.
 
     segmentlog  >  writer  >  cursor, segments, carry  >  reader  >  chain  >  tail, index, retention  >  walk
-    >  segment, protocol  >  record  >  intents.  Beside them, over reader and chain: seek, verify, salvage.
+    >  segment, protocol  >  record  >  intents  >  extension.
+    Beside them, over reader and chain: seek, verify, salvage.
 
 What the engine needs of any log is `protocol.Log`; `SegmentLog` is the one that keeps segments, and `RefusingLog`
 stands in for one.
 
-The formats are described where they are encoded: `intents`, `record`, `segment`, `index`. Where a log may end is
-decided in `tail`.
+The formats are described where they are encoded: `extension`, `intents`, `record`, `segment`, `index`. Where a log may
+end is decided in `tail`.
 """
 
 from kvwal.log.chain import Chain
 from kvwal.log.cursor import SegmentCursor, read_kept
-from kvwal.log.intents import decode_intents, encode_extension, encode_intents, encode_put
+from kvwal.log.extension import Extension, extension_of
+from kvwal.log.intents import decode_intents, encode_intents, encode_put
 from kvwal.log.protocol import Log, LogCursor, LogIdentity, LogOptions, LogStats, LogWriter, Preallocate, RefusingLog
 from kvwal.log.reader import LogReader, Replay
 from kvwal.log.record import LogPosition, Record
@@ -26,6 +28,7 @@ from kvwal.log.verify import verify_log
 
 __all__ = [
     "Chain",
+    "Extension",
     "HoldInfo",
     "Log",
     "LogCursor",
@@ -46,9 +49,9 @@ __all__ = [
     "SegmentLog",
     "TailRow",
     "decode_intents",
-    "encode_extension",
     "encode_intents",
     "encode_put",
+    "extension_of",
     "read_kept",
     "salvage_log",
     "verify_log",

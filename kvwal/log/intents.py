@@ -5,17 +5,11 @@ commit, and costs nothing for what the others have:
 
 | bit | name | meaning |
 |---|---|---|
-| 8 | EXTENDED | the body begins with an extension block |
+| 8 | EXTENDED | the body begins with an extension block (see extension.py) |
 | 9 | TABLES | the columns have a column of table ids |
 | 10 | SYSTEM | there are intents, none of a user's table (0, and 16 to 2**31 - 1). Only with TABLES |
 
-The extension block, little-endian, without padding: a u16 with the length of what follows, then items of type u8,
-length u16, content. It is valid when
-1. its items fill it exactly, and their types ascend,
-2. the length of each item of a known type is within its limits,
-3. items of unknown types are of type 128 or more; they are skipped. A lower one was written by a newer version.
-
-The intents, in columns, so that a batch is packed and cut by whole columns:
+The intents, in columns, little-endian, without padding, so that a batch is packed and cut by whole columns:
 
 | size | field |
 |---|---|
@@ -39,7 +33,7 @@ from __future__ import annotations
 
 import struct
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import accumulate, pairwise
 from typing import Final
 
@@ -47,6 +41,7 @@ from kvwal.batch import WriteBatch
 from kvwal.features import EXTENSIONS, KEYSPACES
 from kvwal.files import Buffer
 from kvwal.keys import MAX_KEY_BYTES, MAX_VALUE_BYTES, KeyRange
+from kvwal.log.extension import Extension, UnknownToUs, decode_extension, encode_extension
 
 __all__ = [
     "EXTENDED",
@@ -58,14 +53,10 @@ __all__ = [
     "TABLES",
     "Body",
     "Columns",
-    "UnknownToUs",
-    "decode_extension",
     "decode_intents",
-    "decode_meta",
     "decode_put",
     "decode_put_key",
     "decode_uniform",
-    "encode_extension",
     "encode_intents",
     "encode_put",
     "features_of",
@@ -85,13 +76,6 @@ _DELETE: Final = 2
 _DELETE_RANGE: Final = 3
 _DELETE_FROM: Final = 4
 
-# Types of extension items, with the least and the most bytes of their content.
-_ITEMS: Final = {1: (1, 4096), 2: (1, 1), 3: (1, 64), 5: (1, 255)}
-_FIRST_SKIPPED_ITEM: Final = 128
-_META: Final = 1
-# In it, before each pair.
-_PAIR = struct.Struct("<HH")
-
 # One intent alone: n, op, key length, value length.
 ONE = struct.Struct("<IBHI")
 # How the plain body of one put begins, and where its key does.
@@ -102,11 +86,8 @@ assert ONE.size == _ONE_BYTES == ONE_KEY_OFFSET
 _unpack_one = ONE.unpack_from
 
 _COUNT = struct.Struct("<I")
-_BLOCK = struct.Struct("<H")
-_ITEM = struct.Struct("<BH")
 _COLUMN_BYTES: Final = 7
 _TABLE_BYTES: Final = 4
-_MAX_BLOCK_BYTES: Final = 0xFFFF
 MAX_BODY_BYTES: Final = 0xFFFFFFFF
 
 # The module struct keeps what it has compiled for the last 100 formats: this bounds the time and the memory of one.
@@ -114,10 +95,6 @@ _CUT_AT_ONCE: Final = 256
 
 _ONE_CHUNK_BYTES: Final = 64 << 10
 _LARGE_VALUE_BYTES: Final = 32 << 10
-
-
-class UnknownToUs(ValueError):
-    """The body is of a newer format: it holds an operation or an extension item that this version does not know."""
 
 
 class Body(list[Buffer]):
@@ -143,7 +120,7 @@ def encode_put(key: bytes, value: bytes) -> bytes:
     return ONE.pack(1, PUT, len(key), len(value)) + key + value
 
 
-def encode_intents(batch: WriteBatch, extension: Mapping[int, bytes] | None = None) -> list[Buffer]:
+def encode_intents(batch: WriteBatch, extension: Extension | None = None) -> list[Buffer]:
     """The body of a commit, in chunks: one if it is small; large values are not copied. A `Body` if it is not plain.
 
     ValueError if the batch, or an item of the extension, is too large.
@@ -177,18 +154,6 @@ def _checked(chunks: list[Buffer]) -> list[Buffer]:
     if length > MAX_BODY_BYTES:
         raise ValueError(f"the commit takes {length} bytes in the log; the limit is {MAX_BODY_BYTES}")
     return chunks
-
-
-def encode_extension(items: Mapping[int, bytes]) -> bytes:
-    """The extension block. ValueError for an item that is not known, or is too short or too long."""
-    parts = []
-    for kind, content in sorted(items.items()):
-        least, most = _ITEMS.get(kind, (1, 0))
-        if not least <= len(content) <= most:
-            raise ValueError(f"extension item {kind} with {len(content)} bytes is not known, too short or too long")
-        parts.append(_ITEM.pack(kind, len(content)) + content)
-    block = b"".join(parts)
-    return _BLOCK.pack(len(block)) + block
 
 
 def _encode_plain(batch: WriteBatch) -> list[Buffer]:
@@ -328,59 +293,6 @@ def decode_intents(body: bytes, bits: int = 0) -> WriteBatch:
             batch.writes = {key: value}
             return batch
     return _decode_columns(body, bits)
-
-
-def decode_extension(body: bytes) -> tuple[dict[int, bytes], int]:
-    """The items of the extension block that a body begins with, by type, and where the block ends.
-
-    Items of types from 128 on are left out. ValueError as `decode_intents`.
-    """
-    if len(body) < _BLOCK.size:
-        raise ValueError("the commit's extension block is cut short")
-    at = _BLOCK.size
-    end = at + _BLOCK.unpack_from(body)[0]
-    items: dict[int, bytes] = {}
-    last = 0
-    while at + _ITEM.size <= end <= len(body):
-        kind, length = _ITEM.unpack_from(body, at)
-        at += _ITEM.size + length
-        if kind <= last:
-            raise ValueError("the items of the commit's extension block are out of order")
-        last = kind
-        if kind >= _FIRST_SKIPPED_ITEM:
-            continue
-        if kind not in _ITEMS:
-            raise UnknownToUs(f"the commit has an extension item of type {kind}")
-        least, most = _ITEMS[kind]
-        if not least <= length <= most:
-            raise ValueError(f"an extension item of type {kind} with {length} bytes is too short or too long")
-        items[kind] = body[at - length : at]
-    if at != end:
-        raise ValueError("the items of the commit's extension block do not fill it")
-    return items, end
-
-
-def decode_meta(body: bytes) -> dict[str, str]:
-    """The user's pairs in the extension block that a body begins with. ValueError as `decode_intents`."""
-    content = decode_extension(body)[0].get(_META, b"")
-    pairs: dict[str, str] = {}
-    last: bytes | None = None
-    at = 0
-    while at < len(content):
-        if len(content) - at < _PAIR.size:
-            raise ValueError("the user's pairs in the commit are cut short")
-        key_length, value_length = _PAIR.unpack_from(content, at)
-        at += _PAIR.size
-        split, end = at + key_length, at + key_length + value_length
-        if end > len(content):
-            raise ValueError("the user's pairs in the commit are cut short")
-        key = content[at:split]
-        if last is not None and key <= last:
-            raise ValueError("the user's pairs in the commit are out of order")
-        # UnicodeDecodeError is a ValueError.
-        pairs[key.decode()] = content[split:end].decode()
-        last, at = key, end
-    return pairs
 
 
 class Columns:

@@ -35,17 +35,8 @@ from kvwal.batch import WriteBatch
 from kvwal.errors import CorruptionError, FormatError
 from kvwal.files.names import segment_name
 from kvwal.keys import Seqno
-from kvwal.log.intents import (
-    EXTENDED,
-    ONE,
-    SYSTEM,
-    TABLES,
-    Columns,
-    UnknownToUs,
-    decode_extension,
-    decode_intents,
-    decode_meta,
-)
+from kvwal.log.extension import UnknownToUs, decode_extension, decode_meta
+from kvwal.log.intents import EXTENDED, ONE, SYSTEM, TABLES, Columns, decode_intents
 
 __all__ = [
     "CLOSED",

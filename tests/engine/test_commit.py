@@ -5,12 +5,14 @@ from __future__ import annotations
 import errno
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 from engine_fakes import Others, at_rest, delete_request, make, put_request
 from store_fixtures import DEADLINE_S, wait_until
 
+import kvwal
 from kvwal.batch import WriteBatch
 from kvwal.db.transaction import Transaction
 from kvwal.engine.commit import CommitQueue
@@ -21,7 +23,7 @@ from kvwal.engine.writes import EncodedBatch, LonePut
 from kvwal.errors import ClosedError, ConflictError, DiskFullError, ForkedError, PoisonedError, closed, forked
 from kvwal.events import Events
 from kvwal.keys import KeyRange, Seqno
-from kvwal.log import RefusingLog
+from kvwal.log import RefusingLog, extension_of
 
 EVERYTHING = KeyRange(b"", None)
 
@@ -236,6 +238,27 @@ def test_a_transaction_of_one_small_put_takes_the_short_way_of_a_put(
     assert puts == [b"k"] * short
     assert log.content() == {b"k": b"x" * size}
     assert engine.state.cache.rows[b"k"] == b"x" * size
+
+
+# -- what a commit says of itself --------------------------------------------------------------------
+
+
+def test_an_extension_comes_into_the_record_of_its_commit_and_no_other(tmp_path: Path) -> None:
+    with kvwal.open(tmp_path / "db") as db:
+        batch = WriteBatch()
+        batch.put(b"k", b"v")
+        said, counted = extension_of({"by": "teller"}), extension_of({"by": "counter"})
+        requests = [
+            CommitRequest(EncodedBatch(batch, said), sync=True),
+            put(b"plain", b"1"),
+            CommitRequest(sync=True, operation=Update(b"n", lambda old: b"1", counted)),
+            CommitRequest(sync=True, operation=Update(b"n", lambda old: old, counted)),
+            CommitRequest(EncodedBatch(WriteBatch(), said), sync=True),
+        ]
+        db.engine.queue.submit(requests)
+        assert [request.seqno for request in requests] == [1, 2, 3, 0, 0]
+        assert [record.extension() for record in db.history()] == [said, {}, counted]
+        assert dict(db) == {b"k": b"v", b"n": b"1", b"plain": b"1"}
 
 
 # -- operations -----------------------------------------------------------------------------------

@@ -9,20 +9,17 @@ from hypothesis import strategies as st
 from kvwal.batch import WriteBatch
 from kvwal.features import EXTENSIONS, KEYSPACES
 from kvwal.keys import MAX_KEY_BYTES, KeyRange
+from kvwal.log.extension import UnknownToUs, decode_extension, decode_meta, encode_extension, extension_of
 from kvwal.log.intents import (
     EXTENDED,
     SYSTEM,
     TABLES,
     Body,
     Columns,
-    UnknownToUs,
-    decode_extension,
     decode_intents,
-    decode_meta,
     decode_put,
     decode_put_key,
     decode_uniform,
-    encode_extension,
     encode_intents,
     encode_put,
     features_of,
@@ -458,8 +455,37 @@ def pairs(*texts: bytes) -> bytes:
 
 def test_the_pairs_of_a_user_come_back():
     block = encode_extension({1: pairs(b"", b"empty", b"by", b"ada", "é".encode(), b""), 5: b"mailer"})
-    assert decode_meta(block + joined(of(k=b"v"))) == {"": "empty", "by": "ada", "é": ""}
+    said = {"é": "", "by": "ada", "": "empty"}
+    assert decode_meta(block + joined(of(k=b"v"))) == said
+    assert encode_extension({**(extension_of(said) or {}), 5: b"mailer"}) == block
     assert decode_meta(encode_extension({5: b"mailer"})) == {}
+
+
+@given(st.dictionaries(st.text(max_size=20), st.text(max_size=20), max_size=20))
+def test_any_pairs_come_back(said: dict[str, str]):
+    extension = extension_of(said)
+    assert (extension is None) == (not said)
+    assert decode_meta(encode_extension(extension or {})) == said
+
+
+@pytest.mark.parametrize(
+    ("said", "error", "reason"),
+    [
+        ([("by", "teller")], TypeError, "mapping of str to str, not list"),
+        ("", TypeError, "mapping of str to str, not str"),
+        ({b"by": "teller"}, TypeError, "not bytes to str"),
+        ({"by": 1}, TypeError, "not str to int"),
+        ({"by": "\ud800"}, ValueError, "surrogate"),
+        ({"\ud800": ""}, ValueError, "surrogate"),
+        ({"é": "x" * 4091}, ValueError, "takes 4097 bytes .*the limit is 4096"),
+        ({"": "x" * (1 << 17)}, ValueError, "the limit is 4096"),
+    ],
+)
+def test_pairs_that_cannot_be_kept_are_refused(said: object, error: type[Exception], reason: str):
+    assert extension_of(None) is None
+    assert extension_of({"é": "x" * 4090}) is not None
+    with pytest.raises(error, match=reason):
+        extension_of(said)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
