@@ -19,6 +19,7 @@ from kvwal.files.names import POISONED, segment_name
 from kvwal.keys import Seqno
 from kvwal.log.chain import Chain, FoundSegment
 from kvwal.log.index import load_index
+from kvwal.log.intents import features_of
 from kvwal.log.record import LogPosition, Record
 from kvwal.log.segment import HEADER_PAGE_BYTES, SegmentHeader, SegmentInfo
 from kvwal.log.tail import LogEnd, Tail, TailRow, Verdict, describe, failure, judge
@@ -101,6 +102,7 @@ class Replay:
         self._end = None
         names, chain = self._chain.beyond(self._after)
         watermark = self._floor
+        kinds = 0
         for i, segment in enumerate(chain):
             until = chain[i + 1].first_seqno - 1 if i + 1 < len(chain) else None
             place = self._start(segment)
@@ -108,6 +110,7 @@ class Replay:
                 self._chain, segment, place, after=self._after, until=until, floor=watermark, puts=self._puts
             )
             watermark = Seqno(max(watermark, place.watermark))
+            kinds |= place.kinds
         self._end = LogEnd(
             row=row,
             last_seqno=Seqno(place.last_seqno),
@@ -118,6 +121,7 @@ class Replay:
             detail=describe(row, tail),
             segments=tuple(self._chain.infos(names, chain)),
             header=segment.known,
+            required=segment.known.required | features_of(kinds),
             goes_on=tail.stop is not Stop.CLOSED and not tail.short,
         )
 

@@ -115,7 +115,7 @@ class SegmentLog(SegmentWriter):
         """
         log = cls(files, directory, identity, options, events)
         log._maker.remove_leftovers([segment.first_seqno for segment in end.segments])
-        log.required, log._optional = end.header.required, end.header.optional
+        log.required, log._optional = end.required, end.header.optional
         log._segments = {segment.first_seqno: segment for segment in end.segments}
         log.last_seqno = log.durable_seqno = end.watermark
         log.last_time_us = end.last_time_us

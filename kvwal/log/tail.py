@@ -260,6 +260,7 @@ class LogEnd:
         detail: the same for a person.
         segments: every segment there is, oldest first.
         header: the newest segment's.
+        required: features that a reader of it, or of what was replayed, must know.
         goes_on: more may be written to that segment, at `position`; not so behind a closed record.
         clean: nothing needs to be written again or cut.
     """
@@ -273,6 +274,7 @@ class LogEnd:
     detail: str
     segments: tuple[SegmentInfo, ...]
     header: SegmentHeader
+    required: int
     goes_on: bool
 
     @property

@@ -47,7 +47,7 @@ class Stop(enum.Enum):
 class Place:
     """Where a walk begins and, when it is over, where and why it ended."""
 
-    __slots__ = ("last_seqno", "offset", "paused", "stop", "time_us", "watermark")
+    __slots__ = ("kinds", "last_seqno", "offset", "paused", "stop", "time_us", "watermark")
 
     def __init__(self, offset: int, last_seqno: int, watermark: int, time_us: int) -> None:
         self.offset = offset
@@ -59,6 +59,8 @@ class Place:
         self.time_us = time_us
         #: Where the last record of a pause ends; 0 if none was read.
         self.paused = 0
+        #: Every bit that the kind of a commit that was read has.
+        self.kinds = 0
         self.stop = Stop.INVALID
 
 
@@ -127,6 +129,8 @@ def walk(
                     stop = Stop.DISORDER
                     break
                 last = seqno
+                if kind != COMMIT:
+                    place.kinds |= kind
                 if last > after:
                     if content is None or kind != COMMIT:
                         yield Record(kind, seqno, marked, made, segment, base + pos, rest[32:])

@@ -20,6 +20,7 @@ from kvwal.keys import Seqno
 from kvwal.log import LogIdentity, SegmentLog, TailRow, encode_intents
 from kvwal.log.index import INDEX_STRIDE_BYTES, load_index
 from kvwal.log.segment import SLOT_OFFSET, SegmentHeader, decode_header
+from kvwal.log.walk import Puts
 from kvwal.testing import Operation, SimulatedDisk
 
 RECORD_BYTES = 40 + len(body(1))
@@ -88,6 +89,30 @@ def test_a_segment_says_which_features_were_in_use_when_it_was_made(rig: LogRig)
     log = rig.resume(replay.end)
     log.append([body(5, 900)])
     assert required() == [0, EXTENSIONS, EXTENSIONS | KEYSPACES, EXTENSIONS | KEYSPACES]
+    log.abandon()
+
+
+@pytest.mark.parametrize("flushed", [True, False])
+def test_after_a_crash_segments_say_which_features_were_in_use_before(rig: LogRig, flushed: bool):
+    """Although the newest header was made before that."""
+    batch = WriteBatch()
+    batch.table(16).put(b"k", b"v")
+    log = rig.create()
+    log.append([body(1), encode_intents(WriteBatch(), {3: b"trace"}), encode_intents(batch)])
+    if flushed:
+        log.sync()
+        log.mark_idle()
+    log.abandon()
+    for after in (Seqno(0), Seqno(1)):
+        replay = rig.reader().replay(after, Seqno(0), Puts({}))
+        list(replay)
+        assert (replay.end.header.required, replay.end.required) == (0, EXTENSIONS | KEYSPACES)
+    log = rig.resume(replay.end)
+    log.append([body(4, 900)])
+    newest = rig.segments()[-1]
+    header = decode_header(rig.read(segment_name(newest))[:4096], newest, STORE_ID)
+    assert isinstance(header, SegmentHeader)
+    assert header.required == EXTENSIONS | KEYSPACES
     log.abandon()
 
 
