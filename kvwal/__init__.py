@@ -48,6 +48,7 @@ from kvwal.errors import (
 from kvwal.features import VERSION
 from kvwal.feed.change import Change
 from kvwal.feed.changes import Bootstrap, Changes
+from kvwal.feed.commits import Commit
 from kvwal.keys import MAX_BATCH_BYTES, MAX_KEY_BYTES, MAX_VALUE_BYTES, Seqno
 from kvwal.options import OpenOptions
 from kvwal.salvaging import SalvageReport, salvage
@@ -62,6 +63,7 @@ __all__ = [
     "Change",
     "Changes",
     "ClosedError",
+    "Commit",
     "ConflictError",
     "CorruptionError",
     "DiskFullError",

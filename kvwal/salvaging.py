@@ -6,7 +6,8 @@ What is saved, and why it can be trusted:
   holds. What lies under a node that does not verify is reported and left out.
 - From the log: every commit that verifies. A commit after the generation is applied as it is, even behind a gap (which
   is reported: what the missing commits changed is then not what it was). A commit up to the generation is already in
-  the pages; what these commits say last of a key is used only if the damaged pages no longer have it.
+  the pages; what these commits say last of a key is used only if the damaged pages no longer have it. What a commit
+  after the generation says of itself (`meta`) is kept with it.
 
 The damaged store is only read. The new one is an ordinary store, checkpointed and closed.
 """
@@ -19,11 +20,13 @@ from dataclasses import dataclass
 from kvwal.api.open import open as open_store
 from kvwal.api.store import Store
 from kvwal.batch import WriteBatch
+from kvwal.engine.request import CommitRequest
+from kvwal.engine.writes import EncodedBatch
 from kvwal.errors import CorruptionError, Finding, FormatError, RefusedError, StoreExistsError, StoreNotFoundError
 from kvwal.files import Directory, Files, PathArgument, path_text, system_files
 from kvwal.files.names import DATA
 from kvwal.keys import Seqno
-from kvwal.log import Chain, salvage_log
+from kvwal.log import Chain, Extension, Record, salvage_log
 from kvwal.log.segment import list_segments, store_id_of_log
 from kvwal.pages import PageFile, Row, salvage_pages
 
@@ -189,7 +192,7 @@ class _Salvage:
                 last = found.seqno
                 self._save_older(older)
                 self._flush()
-                self._commit(batch)
+                self._commit(batch, self._extension(found))
             elif damaged:
                 for table, part in ((0, batch), *batch.parts()):
                     said = older.setdefault(table, {})
@@ -226,9 +229,18 @@ class _Salvage:
             self._batch = WriteBatch()
             self._batch_bytes = 0
 
-    def _commit(self, batch: WriteBatch) -> None:
+    def _extension(self, record: Record) -> Extension | None:
+        """What the commit says of itself; nothing, where that is damaged: what it wrote is saved even so."""
+        try:
+            record.meta()
+            return record.extension()
+        except CorruptionError as error:
+            self._note(error.file, error.offset, error.reason)
+            return None
+
+    def _commit(self, batch: WriteBatch, extension: Extension | None = None) -> None:
         self._tables.update(table for table, _ in batch.parts())
-        self._new.commit(batch)
+        self._new.engine.commit(CommitRequest(EncodedBatch(batch, extension), sync=False))
 
     def _note(self, file: str, offset: int | None, reason: str) -> None:
         self._damages.append(Finding(file, offset, reason))

@@ -12,7 +12,9 @@ from wrapped_files import WrappedFiles
 
 import kvwal
 import kvwal.aio
+from kvwal.aio import AsyncStore
 from kvwal.files import system_files
+from kvwal.testing import SimulatedDisk
 
 SLOW_S = 30
 
@@ -90,6 +92,15 @@ def run(main: Coroutine[Any, Any, Any]) -> Any:
 def gated(path: Path, **options: Any) -> tuple[Any, Gate]:
     files: Any = GatedFiles()
     return kvwal.aio.open(path / "s", files=files, background=False, **options), files.gate
+
+
+def opened(**options: Any) -> Any:
+    """A store on a simulated disk, with small segments."""
+    return kvwal.aio.open("/kv", **{"files": SimulatedDisk(), "background": False, "segment_bytes": 1 << 16, **options})
+
+
+def holds(db: AsyncStore) -> list[Any]:
+    return db.store.engine._log.holds()  # type: ignore[union-attr]
 
 
 async def ready() -> None:

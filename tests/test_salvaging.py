@@ -10,7 +10,10 @@ import pytest
 from store_fixtures import TINY, problems_of
 
 import kvwal
-from kvwal import CorruptionError, LockedError, StoreExistsError, StoreNotFoundError, salvage
+from kvwal import CorruptionError, LockedError, StoreExistsError, StoreNotFoundError, WriteBatch, salvage
+from kvwal.engine.request import CommitRequest
+from kvwal.engine.writes import EncodedBatch
+from kvwal.log.extension import META
 
 OPTIONS = {**TINY, "background": False, "durability": "os"}
 
@@ -35,6 +38,30 @@ def test_a_sound_store_is_saved_completely(tmp_path: Path) -> None:
     with kvwal.open(tmp_path / "b.kv") as db:
         assert dict(db) == model
         assert problems_of(db) == []
+
+
+def test_what_commits_say_of_themselves_is_saved_with_them(tmp_path: Path) -> None:
+    said = {"by": "teller"}
+    with kvwal.open(tmp_path / "a.kv", background=False) as db:
+        db.put(b"checkpointed", b"1", meta=said)
+        db.checkpoint()
+        db.put(b"plain", b"1")
+        with db.batch(meta=said) as batch:
+            batch.put(b"said", b"1")
+            batch.table(16).delete_range()
+        batch = WriteBatch()
+        batch.put(b"damaged", b"1")
+        db.engine.commit(CommitRequest(EncodedBatch(batch, {META: b"\xff\xff"}), sync=True))
+    report = salvage(tmp_path / "a.kv", tmp_path / "b.kv")
+    [finding] = report.damages
+    assert "the user's pairs in the commit are cut short" in finding.reason
+    with kvwal.open(tmp_path / "b.kv", "r") as db:
+        assert [(change.key, change.meta) for change in db.changes() if change.key != b"checkpointed"] == [
+            (b"plain", {}),
+            (b"", said),
+            (b"said", said),
+            (b"damaged", {}),
+        ]
 
 
 def test_the_damaged_store_is_only_read(tmp_path: Path) -> None:

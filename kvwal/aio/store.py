@@ -6,6 +6,8 @@ import asyncio
 import functools
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from datetime import datetime
+from itertools import islice
 from types import TracebackType
 from typing import Any, Concatenate, Final, ParamSpec, TypeVar, overload
 
@@ -29,7 +31,9 @@ from kvwal.engine.verify import VerifyReport
 from kvwal.engine.writes import EncodedBatch, LonePut
 from kvwal.errors import ClosedError, ConflictError, ForkedError, closed
 from kvwal.feed.change import Prefixes
+from kvwal.feed.commits import Commit
 from kvwal.keys import MAX_KEY_BYTES, MAX_VALUE_BYTES, BytesLike, KeyRange, Seqno, as_int, as_key, as_value
+from kvwal.log import Extension, extension_of
 from kvwal.options import Durability
 from kvwal.pages import NotCached
 
@@ -41,6 +45,8 @@ _P = ParamSpec("_P")
 #: Commits that may be pending before the next one waits for its turn, unless something else is asked for.
 MAX_PENDING_COMMITS: Final = 10_000
 MAX_PENDING_BYTES: Final = 64 << 20
+# Commits that a worker reads at a time.
+_LISTED_AT_ONCE: Final = 512
 # Encoding this much takes about a millisecond: more is left to a worker.
 _ENCODE_IN_LOOP_KEYS: Final = 2_000
 _ENCODE_IN_LOOP_BYTES: Final = 1 << 20
@@ -207,7 +213,14 @@ class AsyncStore(AsyncReading):
 
     # -- writing ------------------------------------------------------------------------------
 
-    async def put(self, key: BytesLike, value: BytesLike, *, durability: Durability | None = None) -> Seqno:
+    async def put(
+        self,
+        key: BytesLike,
+        value: BytesLike,
+        *,
+        durability: Durability | None = None,
+        meta: Mapping[str, str] | None = None,
+    ) -> Seqno:
         """Set `key` to `value`, and return the commit's seqno. Arguments and errors as in `Store.put`.
 
         Waits for its turn while `max_pending_commits` are pending. Cancellation: see the class.
@@ -216,17 +229,23 @@ class AsyncStore(AsyncReading):
             key = as_key(key)
         if type(value) is not bytes or len(value) > MAX_VALUE_BYTES:
             value = as_value(value)
+        if meta is not None:
+            batch = WriteBatch()
+            batch.writes[key] = value
+            return await self._commit(batch, durability, extension_of(meta))
         if self._closing is not None:
             raise closed()
         return await self._committer.commit(
             CommitRequest(LonePut(key, value), sync=self._engine.wants_sync(durability))
         )
 
-    async def delete(self, key: BytesLike, *, durability: Durability | None = None) -> Seqno:
+    async def delete(
+        self, key: BytesLike, *, durability: Durability | None = None, meta: Mapping[str, str] | None = None
+    ) -> Seqno:
         """Remove `key` if it is there, and return the commit's seqno. It is not looked up first."""
         batch = WriteBatch()
         batch.delete(key)
-        return await self._commit(batch, durability)
+        return await self._commit(batch, durability, extension_of(meta))
 
     async def delete_range(
         self,
@@ -234,6 +253,7 @@ class AsyncStore(AsyncReading):
         stop: BytesLike | None = None,
         *,
         durability: Durability | None = None,
+        meta: Mapping[str, str] | None = None,
     ) -> Seqno:
         """Remove every key from `start` on (None: the first), up to but without `stop` (None: the end).
 
@@ -241,42 +261,60 @@ class AsyncStore(AsyncReading):
         """
         batch = WriteBatch()
         batch.delete_range(start, stop)
-        return await self._commit(batch, durability)
+        return await self._commit(batch, durability, extension_of(meta))
 
-    async def commit(self, batch: WriteBatch, *, durability: Durability | None = None) -> Seqno:
+    async def commit(
+        self, batch: WriteBatch, *, durability: Durability | None = None, meta: Mapping[str, str] | None = None
+    ) -> Seqno:
         """Commit a batch, whole or not at all; it reads nothing, so it never conflicts. Returns its seqno.
 
         What is committed is the batch as it is at the call. An empty batch commits nothing, and the last visible
         seqno is returned.
         """
+        return await self._commit_copy(batch, durability, extension_of(meta))
+
+    async def _commit_copy(
+        self, batch: WriteBatch, durability: Durability | None, extension: Extension | None
+    ) -> Seqno:
         # A copy: the pipeline looks at it once more after the flush, and other tasks run until then.
         own = WriteBatch()
         own.writes = dict(batch.writes)
         own.ranges = list(batch.ranges)
-        return await self._commit(own, durability)
+        return await self._commit(own, durability, extension)
 
-    async def _commit(self, batch: WriteBatch, durability: Durability | None) -> Seqno:
+    async def _commit(
+        self, batch: WriteBatch, durability: Durability | None, extension: Extension | None
+    ) -> Seqno:
         if self._closing is not None:
             raise closed()
         sync = self._engine.wants_sync(durability)
         if len(batch) > _ENCODE_IN_LOOP_KEYS or _is_large(batch):
-            writes = await self._workers.submit(lambda: EncodedBatch(batch))
+            writes = await self._workers.submit(lambda: EncodedBatch(batch, extension))
         else:
-            writes = EncodedBatch(batch)
+            writes = EncodedBatch(batch, extension)
         return await self._committer.commit(CommitRequest(writes, sync=sync)) or self._state.seqno
 
     @asynccontextmanager
-    async def batch(self, *, durability: Durability | None = None) -> AsyncIterator[WriteBatch]:
+    async def batch(
+        self, *, durability: Durability | None = None, meta: Mapping[str, str] | None = None
+    ) -> AsyncIterator[WriteBatch]:
         """`async with db.batch() as batch:` collects writes, and commits them on clean exit, none on an exception."""
+        extension = extension_of(meta)
         batch = WriteBatch()
         yield batch
-        await self.commit(batch, durability=durability)
+        await self._commit_copy(batch, durability, extension)
 
-    async def update(self, other: Mapping[bytes, bytes] | Iterable[tuple[BytesLike, BytesLike]] = (), /) -> None:
+    async def update(
+        self,
+        other: Mapping[bytes, bytes] | Iterable[tuple[BytesLike, BytesLike]] = (),
+        /,
+        *,
+        meta: Mapping[str, str] | None = None,
+    ) -> None:
         """Put every pair of a mapping or an iterable of pairs, in one commit. None of them if one cannot be stored."""
         batch = WriteBatch()
         batch.update(other)
-        await self._commit(batch, None)
+        await self._commit(batch, None, extension_of(meta))
 
     async def clear(self) -> None:
         """Remove every key, in one commit."""
@@ -291,11 +329,15 @@ class AsyncStore(AsyncReading):
         return await self._committer.commit(request)
 
     async def _update(
-        self, key: bytes, function: Callable[[bytes | None], bytes | None], durability: Durability | None = None
+        self,
+        key: bytes,
+        function: Callable[[bytes | None], bytes | None],
+        durability: Durability | None = None,
+        meta: Mapping[str, str] | None = None,
     ) -> Update:
+        update = Update(key, function, extension_of(meta))
         # Read first, so that the commit leader need not read a page.
         await self._read(key)
-        update = Update(key, function)
         await self._commit_operation(update, durability)
         return update
 
@@ -333,10 +375,17 @@ class AsyncStore(AsyncReading):
             raise KeyError("popitem(): there is no key")
         return taking.pair
 
-    async def put_if_absent(self, key: BytesLike, value: BytesLike, *, durability: Durability | None = None) -> bool:
+    async def put_if_absent(
+        self,
+        key: BytesLike,
+        value: BytesLike,
+        *,
+        durability: Durability | None = None,
+        meta: Mapping[str, str] | None = None,
+    ) -> bool:
         """Set `key` to `value` if it is not there. Returns whether it was set. Atomic, and never a conflict."""
         checked, new = as_key(key), as_value(value)
-        return (await self._update(checked, lambda old: new if old is None else old, durability)).old is None
+        return (await self._update(checked, lambda old: new if old is None else old, durability, meta)).old is None
 
     async def compare_and_set(
         self,
@@ -345,6 +394,7 @@ class AsyncStore(AsyncReading):
         value: BytesLike | None,
         *,
         durability: Durability | None = None,
+        meta: Mapping[str, str] | None = None,
     ) -> bool:
         """Set `key` to `value` (None: delete it) if its value is `expected` (None: if it is not there).
 
@@ -353,19 +403,36 @@ class AsyncStore(AsyncReading):
         checked = as_key(key)
         wanted = None if expected is None else as_value(expected)
         new = None if value is None else as_value(value)
-        return (await self._update(checked, lambda old: new if old == wanted else old, durability)).old == wanted
+        update = await self._update(checked, lambda old: new if old == wanted else old, durability, meta)
+        return update.old == wanted
 
-    async def add(self, key: BytesLike, delta: int, *, durability: Durability | None = None) -> int:
+    async def add(
+        self,
+        key: BytesLike,
+        delta: int,
+        *,
+        durability: Durability | None = None,
+        meta: Mapping[str, str] | None = None,
+    ) -> int:
         """Add to a counter and return what it is then: see `Store.add`. Atomic, and never a conflict."""
         amount = as_int("delta", delta, -(1 << 63), (1 << 63) - 1)
-        update = await self._update(as_key(key), lambda old: encode_counter(decode_counter(old) + amount), durability)
+        update = await self._update(
+            as_key(key), lambda old: encode_counter(decode_counter(old) + amount), durability, meta
+        )
         return decode_counter(update.new)
 
     # -- transactions -------------------------------------------------------------------------
 
-    def transaction(self, *, read_only: bool = False, durability: Durability | None = None) -> AsyncTransaction:
+    def transaction(
+        self,
+        *,
+        read_only: bool = False,
+        durability: Durability | None = None,
+        meta: Mapping[str, str] | None = None,
+    ) -> AsyncTransaction:
         """Begin a serializable transaction. `async with db.transaction() as txn:` commits on clean exit.
 
+        `meta` is kept with its commit, as in `put`; `txn.meta = ...` says it, or something else, later.
         The commit raises `ConflictError` if something that was read has changed meanwhile; `run` retries for you.
         """
         self._refuse_if_over()
@@ -373,6 +440,7 @@ class AsyncStore(AsyncReading):
             self._engine,
             sync=self._engine.wants_sync(durability),
             read_only=read_only or self._engine.upkeep.is_read_only,
+            meta=meta,
             owner=self._store,
         )
         return AsyncTransaction(txn, self._reads, self._committer, self._workers)
@@ -383,6 +451,7 @@ class AsyncStore(AsyncReading):
         *,
         attempts: int = 100,
         durability: Durability | None = None,
+        meta: Mapping[str, str] | None = None,
     ) -> _T:
         """Await `function(txn)` in a transaction and commit; on a conflict, again, up to `attempts` times.
 
@@ -394,7 +463,7 @@ class AsyncStore(AsyncReading):
             for attempt in range(1, attempts + 1):
                 await call.begin(attempt)
                 try:
-                    async with self.transaction(durability=durability) as txn:
+                    async with self.transaction(durability=durability, meta=meta) as txn:
                         return await function(txn)
                 except ConflictError:
                     if attempt == attempts:
@@ -464,6 +533,32 @@ class AsyncStore(AsyncReading):
         changes = self._store.changes(after, prefix=prefix, tables=tables, follow=follow, timeout_s=0)
         return AsyncChanges(changes, self._workers, self._refuse_if_over, follow=follow, timeout_s=timeout_s)
 
+    def commits(
+        self,
+        after: int | None = None,
+        *,
+        since: datetime | None = None,
+        until: int | datetime | None = None,
+        meta: Mapping[str, str] | None = None,
+    ) -> AsyncIterator[Commit]:
+        """The durable commits beyond `after`, without what they wrote: `async for commit in db.commits(...)`.
+
+        Arguments and errors as in `Store.commits`.
+        """
+        self._refuse_if_over()
+        return self._listed(self._store.commits(after, since=since, until=until, meta=meta))
+
+    async def _listed(self, found: Iterator[Commit]) -> AsyncIterator[Commit]:
+        while True:
+            self._refuse_if_over()
+            some, error = await self._workers.submit(_next_commits, found)
+            for commit in some:
+                yield commit
+            if error is not None:
+                raise error
+            if not some:
+                return
+
     def bootstrap(self) -> AbstractAsyncContextManager[AsyncBootstrap]:
         """A snapshot, and the position from which `changes` goes on: `async with db.bootstrap() as base`."""
         self._refuse_if_over()
@@ -527,6 +622,16 @@ class AsyncStore(AsyncReading):
         if getattr(self, "_committer", None) is not None:
             self._committer.stop()
             self._workers.stop()
+
+
+def _next_commits(found: Iterator[Commit]) -> tuple[list[Commit], Exception | None]:
+    """Some commits, and what is wrong behind them."""
+    some: list[Commit] = []
+    try:
+        some.extend(islice(found, _LISTED_AT_ONCE))
+    except Exception as error:  # noqa: BLE001  # raised when what came before it was handed out
+        return some, error
+    return some, None
 
 
 def _is_large(batch: WriteBatch) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from types import TracebackType
 
 from kvwal.aio.committer import Committer
@@ -49,6 +49,15 @@ class AsyncTransaction(AsyncReading):
         It is set even where the task was cancelled while the commit was under way.
         """
         return self._txn.commit_seqno
+
+    @property
+    def meta(self) -> dict[str, str]:
+        """What the commit is to say of itself: see `Transaction.meta`."""
+        return self._txn.meta
+
+    @meta.setter
+    def meta(self, meta: Mapping[str, str] | None) -> None:
+        self._mine().meta = meta
 
     @property
     def is_open(self) -> bool:
@@ -117,7 +126,7 @@ class AsyncTransaction(AsyncReading):
 
     def clear(self) -> None:
         """Remove every key when the transaction commits."""
-        self._mine().clear()
+        self._mine().delete_range()
 
     # -- ending -------------------------------------------------------------------------------
 

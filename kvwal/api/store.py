@@ -6,6 +6,7 @@ import functools
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
 from contextlib import contextmanager
+from datetime import datetime
 from types import TracebackType
 from typing import Any, Concatenate, ParamSpec, TypeVar, overload
 
@@ -25,8 +26,9 @@ from kvwal.engine.writes import EncodedBatch
 from kvwal.errors import ConflictError
 from kvwal.feed.change import Filter, Prefixes
 from kvwal.feed.changes import Bootstrap, Changes
+from kvwal.feed.commits import Commit, commits
 from kvwal.keys import MAX_KEY_BYTES, MAX_VALUE_BYTES, BytesLike, KeyRange, Seqno, as_int, as_key, as_value
-from kvwal.log import Record
+from kvwal.log import Extension, Record, extension_of
 from kvwal.options import Durability
 
 __all__ = ["Store"]
@@ -154,7 +156,14 @@ class Store(OrderedMapping, MutableMapping[bytes, bytes]):
 
     # -- writing ------------------------------------------------------------------------------
 
-    def put(self, key: BytesLike, value: BytesLike, *, durability: Durability | None = None) -> Seqno:
+    def put(
+        self,
+        key: BytesLike,
+        value: BytesLike,
+        *,
+        durability: Durability | None = None,
+        meta: Mapping[str, str] | None = None,
+    ) -> Seqno:
         """Set `key` to `value`, and return the commit's seqno.
 
         Args:
@@ -162,6 +171,8 @@ class Store(OrderedMapping, MutableMapping[bytes, bytes]):
             value: up to 1 GiB.
             durability: for this commit, if it is to be another than the store's. A weaker one may still be flushed
                 along with others.
+            meta: pairs to keep with the commit, such as who made it and why; at most 4 KiB, in UTF-8 and with 4 bytes
+                for each pair. `commits` and `changes` show them.
 
         Raises TypeError or ValueError for what cannot be stored, ReadOnlyError, ClosedError, DiskFullError (nothing
         was written), PoisonedError.
@@ -170,6 +181,10 @@ class Store(OrderedMapping, MutableMapping[bytes, bytes]):
             key = as_key(key)
         if type(value) is not bytes or len(value) > MAX_VALUE_BYTES:
             value = as_value(value)
+        if meta is not None:
+            batch = WriteBatch()
+            batch.writes[key] = value
+            return self.commit(batch, durability=durability, meta=meta)
         if self._pressure.is_on:
             self._pressure.relieve(deleting=False)
         return self._put(key, value, self._syncs if durability is None else self.engine.wants_sync(durability))
@@ -177,11 +192,13 @@ class Store(OrderedMapping, MutableMapping[bytes, bytes]):
     def __setitem__(self, key: BytesLike, value: BytesLike) -> None:
         self.put(key, value)
 
-    def delete(self, key: BytesLike, *, durability: Durability | None = None) -> Seqno:
+    def delete(
+        self, key: BytesLike, *, durability: Durability | None = None, meta: Mapping[str, str] | None = None
+    ) -> Seqno:
         """Remove `key` if it is there, and return the commit's seqno. It is not looked up first."""
         batch = WriteBatch()
         batch.delete(key)
-        return self.commit(batch, durability=durability)
+        return self.commit(batch, durability=durability, meta=meta)
 
     def delete_range(
         self,
@@ -189,6 +206,7 @@ class Store(OrderedMapping, MutableMapping[bytes, bytes]):
         stop: BytesLike | None = None,
         *,
         durability: Durability | None = None,
+        meta: Mapping[str, str] | None = None,
     ) -> Seqno:
         """Remove every key from `start` on (None: the first), up to but without `stop` (None: the end).
 
@@ -196,29 +214,42 @@ class Store(OrderedMapping, MutableMapping[bytes, bytes]):
         """
         batch = WriteBatch()
         batch.delete_range(start, stop)
-        return self.commit(batch, durability=durability)
+        return self.commit(batch, durability=durability, meta=meta)
 
-    def commit(self, batch: WriteBatch, *, durability: Durability | None = None) -> Seqno:
+    def commit(
+        self, batch: WriteBatch, *, durability: Durability | None = None, meta: Mapping[str, str] | None = None
+    ) -> Seqno:
         """Commit a batch, whole or not at all; it reads nothing, so it never conflicts. Returns its seqno.
 
-        An empty batch commits nothing, and the last visible seqno is returned.
+        An empty batch commits nothing, whatever `meta` says, and the last visible seqno is returned.
         """
-        return self.engine.commit(CommitRequest(EncodedBatch(batch), sync=self.engine.wants_sync(durability)))
+        return self._commit(batch, durability, extension_of(meta))
+
+    def _commit(self, batch: WriteBatch, durability: Durability | None, extension: Extension | None) -> Seqno:
+        writes = EncodedBatch(batch, extension)
+        return self.engine.commit(CommitRequest(writes, sync=self.engine.wants_sync(durability)))
 
     @contextmanager
-    def batch(self, *, durability: Durability | None = None) -> Iterator[WriteBatch]:
+    def batch(
+        self, *, durability: Durability | None = None, meta: Mapping[str, str] | None = None
+    ) -> Iterator[WriteBatch]:
         """`with db.batch() as batch:` collects writes and commits them on clean exit, none of them on an exception."""
+        extension = extension_of(meta)
         batch = WriteBatch()
         yield batch
-        self.commit(batch, durability=durability)
+        self._commit(batch, durability, extension)
 
     def update(  # type: ignore[override]
-        self, other: Mapping[bytes, bytes] | Iterable[tuple[BytesLike, BytesLike]] = (), /
+        self,
+        other: Mapping[bytes, bytes] | Iterable[tuple[BytesLike, BytesLike]] = (),
+        /,
+        *,
+        meta: Mapping[str, str] | None = None,
     ) -> None:
         """Put every pair of a mapping or of an iterable, in one commit. None of them if one cannot be stored."""
         batch = WriteBatch()
         batch.update(other)
-        self.commit(batch)
+        self.commit(batch, meta=meta)
 
     def clear(self) -> None:
         """Remove every key, in one commit."""
@@ -230,11 +261,15 @@ class Store(OrderedMapping, MutableMapping[bytes, bytes]):
         return self.engine.commit(CommitRequest(sync=self.engine.wants_sync(durability), operation=operation))
 
     def _update(
-        self, key: bytes, function: Callable[[bytes | None], bytes | None], durability: Durability | None = None
+        self,
+        key: bytes,
+        function: Callable[[bytes | None], bytes | None],
+        durability: Durability | None = None,
+        meta: Mapping[str, str] | None = None,
     ) -> Update:
+        update = Update(key, function, extension_of(meta))
         # Read first, so that the commit leader need not read a page.
         self._read(key)
-        update = Update(key, function)
         self._commit_operation(update, durability)
         return update
 
@@ -280,10 +315,17 @@ class Store(OrderedMapping, MutableMapping[bytes, bytes]):
             raise KeyError("popitem(): there is no key")
         return taking.pair
 
-    def put_if_absent(self, key: BytesLike, value: BytesLike, *, durability: Durability | None = None) -> bool:
+    def put_if_absent(
+        self,
+        key: BytesLike,
+        value: BytesLike,
+        *,
+        durability: Durability | None = None,
+        meta: Mapping[str, str] | None = None,
+    ) -> bool:
         """Set `key` to `value` if it is not there. Returns whether it was set. Atomic, and never a conflict."""
         checked, new = as_key(key), as_value(value)
-        return self._update(checked, lambda old: new if old is None else old, durability).old is None
+        return self._update(checked, lambda old: new if old is None else old, durability, meta).old is None
 
     def compare_and_set(
         self,
@@ -292,6 +334,7 @@ class Store(OrderedMapping, MutableMapping[bytes, bytes]):
         value: BytesLike | None,
         *,
         durability: Durability | None = None,
+        meta: Mapping[str, str] | None = None,
     ) -> bool:
         """Set `key` to `value` (None: delete it) if its value is `expected` (None: if it is not there).
 
@@ -300,34 +343,56 @@ class Store(OrderedMapping, MutableMapping[bytes, bytes]):
         checked = as_key(key)
         wanted = None if expected is None else as_value(expected)
         new = None if value is None else as_value(value)
-        return self._update(checked, lambda old: new if old == wanted else old, durability).old == wanted
+        return self._update(checked, lambda old: new if old == wanted else old, durability, meta).old == wanted
 
-    def add(self, key: BytesLike, delta: int, *, durability: Durability | None = None) -> int:
+    def add(
+        self,
+        key: BytesLike,
+        delta: int,
+        *,
+        durability: Durability | None = None,
+        meta: Mapping[str, str] | None = None,
+    ) -> int:
         """Add to a counter and return what it is then. A missing one counts as 0. Atomic, and never a conflict.
 
         A counter is 8 bytes, little-endian, signed. TypeError if the value has another length, OverflowError if the sum
         does not fit; nothing is changed then.
         """
         amount = as_int("delta", delta, -(1 << 63), (1 << 63) - 1)
-        new = self._update(as_key(key), lambda old: encode_counter(decode_counter(old) + amount), durability).new
-        return decode_counter(new)
+        update = self._update(
+            as_key(key), lambda old: encode_counter(decode_counter(old) + amount), durability, meta
+        )
+        return decode_counter(update.new)
 
     # -- transactions -------------------------------------------------------------------------
 
-    def transaction(self, *, read_only: bool = False, durability: Durability | None = None) -> Transaction:
+    def transaction(
+        self,
+        *,
+        read_only: bool = False,
+        durability: Durability | None = None,
+        meta: Mapping[str, str] | None = None,
+    ) -> Transaction:
         """Begin a serializable transaction. `with db.transaction() as txn:` commits on clean exit.
 
+        `meta` is kept with its commit, as in `put`; `txn.meta = ...` says it, or something else, later.
         The commit raises `ConflictError` if something that was read has changed meanwhile; `run` retries for you.
         """
         return Transaction(
             self.engine,
             sync=self.engine.wants_sync(durability),
             read_only=read_only or self.engine.upkeep.is_read_only,
+            meta=meta,
             owner=self,
         )
 
     def run(
-        self, function: Callable[[Transaction], _T], *, attempts: int = 100, durability: Durability | None = None
+        self,
+        function: Callable[[Transaction], _T],
+        *,
+        attempts: int = 100,
+        durability: Durability | None = None,
+        meta: Mapping[str, str] | None = None,
     ) -> _T:
         """Call `function(txn)` in a transaction and commit; on a conflict, again, up to `attempts` times.
 
@@ -339,7 +404,7 @@ class Store(OrderedMapping, MutableMapping[bytes, bytes]):
             for attempt in range(1, attempts + 1):
                 call.begin(attempt)
                 try:
-                    with self.transaction(durability=durability) as txn:
+                    with self.transaction(durability=durability, meta=meta) as txn:
                         return function(txn)
                 except ConflictError:
                     if attempt == attempts:
@@ -433,6 +498,31 @@ class Store(OrderedMapping, MutableMapping[bytes, bytes]):
         position = None if after is None else Seqno(as_int("after", after, 0))
         wanted = Filter(prefix, tables)
         return Changes(self.engine, position, wanted, follow=follow, timeout_s=timeout_s, owner=self)
+
+    def commits(
+        self,
+        after: int | None = None,
+        *,
+        since: datetime | None = None,
+        until: int | datetime | None = None,
+        meta: Mapping[str, str] | None = None,
+    ) -> Iterator[Commit]:
+        """The durable commits beyond `after` that changed a user's table, in their order, without what they wrote.
+
+        It ends with the last commit that is durable at the call. What is not read yet is held in the log meanwhile.
+
+        Args:
+            after: a position, which is a seqno; None: everything that the log still has.
+            since: only commits made then or later.
+            until: only commits up to this seqno, or made then or before.
+            meta: only commits with all of these pairs.
+
+        A datetime needs a time zone. FeedGap, at the call, if commits beyond `after` are gone (without `after`: if some
+        since `since` may be), or there is no commit `after` yet; TypeError or ValueError for other arguments.
+        """
+        position = None if after is None else Seqno(as_int("after", after, 0))
+        last = until if until is None or isinstance(until, datetime) else Seqno(as_int("until", until, 0))
+        return commits(self.engine, position, since=since, until=last, meta=meta, owner=self)
 
     def bootstrap(self) -> Bootstrap:
         """A snapshot, and the position from which `changes` goes on: no change between them, and none in both.

@@ -11,7 +11,7 @@ without writes commits without validation: it read one snapshot, and takes that 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, MutableMapping
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from types import TracebackType
 from typing import Final, TypeVar, overload
 
@@ -27,6 +27,7 @@ from kvwal.engine.value import Missing
 from kvwal.engine.writes import EncodedBatch, LonePut
 from kvwal.errors import ReadOnlyError, TransactionTooLargeError, closed
 from kvwal.keys import MAX_KEY_BYTES, MAX_VALUE_BYTES, BytesLike, KeyRange, Seqno, as_key, as_value
+from kvwal.log import extension_of, meta_of
 
 __all__ = ["MAX_TRANSACTION_BYTES", "Transaction"]
 
@@ -55,6 +56,7 @@ class Transaction(OrderedMapping, MutableMapping[bytes, bytes]):
         "_bytes",
         "_cache",
         "_engine",
+        "_extension",
         "_note",
         "_own",
         "_ranges",
@@ -67,8 +69,18 @@ class Transaction(OrderedMapping, MutableMapping[bytes, bytes]):
         "commit_seqno",
     )
 
-    def __init__(self, engine: Engine, *, sync: bool, read_only: bool, owner: object = None) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        *,
+        sync: bool,
+        read_only: bool,
+        meta: Mapping[str, str] | None = None,
+        owner: object = None,
+    ) -> None:
         self._reader: Reader | None = None
+        # What the commit says of itself beside its writes.
+        self._extension = extension_of(meta)
         self._engine: Engine = engine
         self._state = engine.state
         self._sync = sync
@@ -91,6 +103,18 @@ class Transaction(OrderedMapping, MutableMapping[bytes, bytes]):
     def seqno(self) -> Seqno:
         """The last commit that this transaction's reads see."""
         return self._seqno
+
+    @property
+    def meta(self) -> dict[str, str]:
+        """What the commit is to say of itself: see `Store.put`. Set it as a whole; a transaction without writes
+        commits nothing, and drops it.
+        """
+        return meta_of(self._extension)
+
+    @meta.setter
+    def meta(self, meta: Mapping[str, str] | None) -> None:
+        self._refuse_if_read_only()
+        self._extension = extension_of(meta)
 
     # -- reading ------------------------------------------------------------------------------
 
@@ -304,11 +328,11 @@ class Transaction(OrderedMapping, MutableMapping[bytes, bytes]):
             return None
         ranges = _walked(self._ranges)
         reads = ReadSet(self._seqno, self._reads, ranges, self._reader) if self._reads or ranges else None
-        if len(batch.writes) == 1 and not batch.ranges:
+        if len(batch.writes) == 1 and not batch.ranges and self._extension is None:
             ((key, value),) = batch.writes.items()
             if value is not None and len(value) <= _SMALL_BYTES:
                 return CommitRequest(LonePut(key, value), sync=self._sync, reads=reads)
-        return CommitRequest(EncodedBatch(batch), sync=self._sync, reads=reads)
+        return CommitRequest(EncodedBatch(batch, self._extension), sync=self._sync, reads=reads)
 
     def abort(self) -> None:
         """Forget the writes and let go of the snapshot. Idempotent, and without effect after `commit`."""

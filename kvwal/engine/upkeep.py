@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from typing import Final
 
 from kvwal.engine.background import Background
 from kvwal.engine.checkpoint import COMPACT_PASSES, Checkpointer
@@ -14,9 +16,12 @@ from kvwal.engine.verify import VerifyReport, verify_parts
 from kvwal.errors import FeedGap, read_only
 from kvwal.files import Files
 from kvwal.keys import Seqno
-from kvwal.log import Record, SegmentCursor, read_kept
+from kvwal.log import Record, SegmentCursor, SegmentInfo, read_kept
 
-__all__ = ["Upkeep"]
+__all__ = ["EPOCH", "Upkeep"]
+
+#: What times of commits count from.
+EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 class Upkeep:
@@ -107,19 +112,47 @@ class Upkeep:
             self._queue.run(lambda: None)
         return self.read(after, self._state.seqno, "history")
 
-    def read(self, after: Seqno | None, until: Seqno | None, purpose: str) -> SegmentCursor:
+    def read(self, after: Seqno | datetime | None, until: Seqno | None, purpose: str) -> SegmentCursor:
         """The commits beyond `after` (None: all that the log still has), up to `until` (None: as they become durable).
 
-        `purpose`: what they are held for. FeedGap if one of them is gone, or `after` is beyond the newest commit;
-        ReadOnlyError where none can come.
+        `after` may be a time: then the commits that were made then or later, and behind some that were made before.
+        `purpose`: what they are held for. FeedGap if one of them is gone, or may be, or `after` is beyond the newest
+        commit; ReadOnlyError where none can come.
         """
         self._state.refuse_if_gone()
+        if isinstance(after, datetime):
+            return self._read_since(after, until, purpose)
         log = self._log
         if after is not None and after > (newest := self._state.seqno if log is None else log.last_seqno):
-            segments = self._reader.segments() if log is None else log.segments()
-            raise FeedGap(after, segments[0].first_seqno, newest)
+            raise FeedGap(after, self._segments()[0].first_seqno, newest)
         if log is not None:
             return log.read(after, until=until, purpose=purpose)
         if until is None:
             raise read_only()
         return read_kept(self._reader, after, until)
+
+    def _read_since(self, since: datetime, until: Seqno | None, purpose: str) -> SegmentCursor:
+        since_us = (since - EPOCH) // timedelta(microseconds=1)
+        # The log that is looked at is held meanwhile.
+        whole = self.read(None, until, purpose)
+        position = whole.position
+        segments = [segment for segment in self._segments() if segment.first_seqno > position]
+        # No commit before a segment is younger than the segment.
+        if position and segments and segments[0].created_us >= since_us:
+            whole.close()
+            oldest_time = EPOCH + timedelta(microseconds=segments[0].created_us)
+            raise FeedGap(since, position + 1, self._state.seqno, oldest_time=oldest_time)
+        for segment in segments:
+            # 0: its header is damaged.
+            if not 0 < segment.created_us < since_us:
+                break
+            position = Seqno(segment.first_seqno - 1)
+        if position == whole.position:
+            return whole
+        later = self.read(position, until, purpose)
+        whole.close()
+        return later
+
+    def _segments(self) -> list[SegmentInfo]:
+        """Every segment of the log, oldest first."""
+        return self._reader.segments() if self._log is None else self._log.segments()

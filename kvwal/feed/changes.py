@@ -23,13 +23,13 @@ from kvwal.feed.change import Change, Filter, Prefixes
 from kvwal.keys import Seqno
 from kvwal.log import SegmentCursor
 
-__all__ = ["STEP_S", "Bootstrap", "Changes"]
+__all__ = ["STEP_S", "Bootstrap", "Changes", "durable_now"]
 
 #: Who waits looks this often whether the feed was closed, or commits are refused for good.
 STEP_S: Final = 0.1
 
 
-def _now(engine: Engine) -> Seqno:
+def durable_now(engine: Engine) -> Seqno:
     """The last commit that is durable, and seen by reads."""
     return min(engine.upkeep.durable_seqno, engine.state.seqno)
 
@@ -77,7 +77,7 @@ class Changes(Iterator[Change]):
         # What is left of the commit that is being handed out.
         self._pending: Iterator[Change] = iter(())
         self._ended = False
-        cursor = engine.upkeep.read(after, None if follow else _now(engine), "changes")
+        cursor = engine.upkeep.read(after, None if follow else durable_now(engine), "changes")
         self._cursor = cursor
         #: The last commit that was wholly handed out or passed over: the place to go on after.
         self.position: Seqno = cursor.position

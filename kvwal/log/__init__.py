@@ -13,7 +13,7 @@ end is decided in `tail`.
 
 from kvwal.log.chain import Chain
 from kvwal.log.cursor import SegmentCursor, read_kept
-from kvwal.log.extension import Extension, extension_of
+from kvwal.log.extension import Extension, extension_of, meta_of
 from kvwal.log.intents import decode_intents, encode_intents, encode_put
 from kvwal.log.protocol import Log, LogCursor, LogIdentity, LogOptions, LogStats, LogWriter, Preallocate, RefusingLog
 from kvwal.log.reader import LogReader, Replay
@@ -52,6 +52,7 @@ __all__ = [
     "encode_intents",
     "encode_put",
     "extension_of",
+    "meta_of",
     "read_kept",
     "salvage_log",
     "verify_log",

@@ -22,9 +22,9 @@ __all__ = [
     "Extension",
     "UnknownToUs",
     "decode_extension",
-    "decode_meta",
     "encode_extension",
     "extension_of",
+    "meta_of",
 ]
 
 Extension: TypeAlias = Mapping[int, bytes]
@@ -75,6 +75,29 @@ def extension_of(meta: Mapping[str, str] | None) -> Extension | None:
     return {META: b"".join(_PAIR.pack(len(key), len(value)) + key + value for key, value in pairs)}
 
 
+def meta_of(extension: Extension | None) -> dict[str, str]:
+    """The pairs that `extension_of` was given; of one that was read, ValueError if they are not valid."""
+    content = b"" if extension is None else extension.get(META, b"")
+    pairs: dict[str, str] = {}
+    last: bytes | None = None
+    at = 0
+    while at < len(content):
+        if len(content) - at < _PAIR.size:
+            raise ValueError("the user's pairs in the commit are cut short")
+        key_length, value_length = _PAIR.unpack_from(content, at)
+        at += _PAIR.size
+        split, end = at + key_length, at + key_length + value_length
+        if end > len(content):
+            raise ValueError("the user's pairs in the commit are cut short")
+        key = content[at:split]
+        if last is not None and key <= last:
+            raise ValueError("the user's pairs in the commit are out of order")
+        # UnicodeDecodeError is a ValueError.
+        pairs[key.decode()] = content[split:end].decode()
+        last, at = key, end
+    return pairs
+
+
 def encode_extension(items: Mapping[int, bytes]) -> bytes:
     """The extension block. ValueError for an item that is not known, or is too short or too long."""
     parts = []
@@ -115,26 +138,3 @@ def decode_extension(body: bytes) -> tuple[dict[int, bytes], int]:
     if at != end:
         raise ValueError("the items of the commit's extension block do not fill it")
     return items, end
-
-
-def decode_meta(body: bytes) -> dict[str, str]:
-    """The user's pairs in the extension block that a body begins with. ValueError as `intents.decode_intents`."""
-    content = decode_extension(body)[0].get(META, b"")
-    pairs: dict[str, str] = {}
-    last: bytes | None = None
-    at = 0
-    while at < len(content):
-        if len(content) - at < _PAIR.size:
-            raise ValueError("the user's pairs in the commit are cut short")
-        key_length, value_length = _PAIR.unpack_from(content, at)
-        at += _PAIR.size
-        split, end = at + key_length, at + key_length + value_length
-        if end > len(content):
-            raise ValueError("the user's pairs in the commit are cut short")
-        key = content[at:split]
-        if last is not None and key <= last:
-            raise ValueError("the user's pairs in the commit are out of order")
-        # UnicodeDecodeError is a ValueError.
-        pairs[key.decode()] = content[split:end].decode()
-        last, at = key, end
-    return pairs

@@ -35,7 +35,7 @@ from kvwal.batch import WriteBatch
 from kvwal.errors import CorruptionError, FormatError
 from kvwal.files.names import segment_name
 from kvwal.keys import Seqno
-from kvwal.log.extension import UnknownToUs, decode_extension, decode_meta
+from kvwal.log.extension import UnknownToUs, decode_extension, meta_of
 from kvwal.log.intents import EXTENDED, ONE, SYSTEM, TABLES, Columns, decode_intents
 
 __all__ = [
@@ -131,7 +131,7 @@ class Record:
         if not self.kind & EXTENDED:
             return {}
         try:
-            return decode_meta(self.body)
+            return meta_of(decode_extension(self.body)[0])
         except ValueError as error:
             raise self._refused(error) from None
 

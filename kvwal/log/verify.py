@@ -74,7 +74,7 @@ def _verify_segment(chain: Chain, segment: FoundSegment, until: int | None) -> I
             seqnos[record.offset] = record.seqno
             try:
                 record.batch()
-                record.extension()
+                record.meta()
             except (CorruptionError, FormatError) as error:
                 yield _finding(error, segment.name)
     except (CorruptionError, FormatError) as error:

@@ -6,10 +6,9 @@ import asyncio
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
-from aio_fixtures import ready, run
+from aio_fixtures import holds, opened, ready, run
 
 import kvwal
 import kvwal.aio
@@ -18,14 +17,6 @@ from kvwal.aio import AsyncChanges, AsyncStore
 from kvwal.files.names import segment_name
 from kvwal.keys import Seqno
 from kvwal.testing import SimulatedDisk
-
-
-def opened(**options: Any) -> Any:
-    return kvwal.aio.open("/kv", **{"files": SimulatedDisk(), "background": False, "segment_bytes": 1 << 16, **options})
-
-
-def holds(db: AsyncStore) -> list[Any]:
-    return db.store.engine._log.holds()  # type: ignore[union-attr]
 
 
 async def until(condition: Callable[[], object]) -> None:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from kvwal.batch import WriteBatch
 from kvwal.features import EXTENSIONS, KEYSPACES
 from kvwal.keys import MAX_KEY_BYTES, KeyRange
-from kvwal.log.extension import UnknownToUs, decode_extension, decode_meta, encode_extension, extension_of
+from kvwal.log.extension import UnknownToUs, decode_extension, encode_extension, extension_of, meta_of
 from kvwal.log.intents import (
     EXTENDED,
     SYSTEM,
@@ -456,16 +456,16 @@ def pairs(*texts: bytes) -> bytes:
 def test_the_pairs_of_a_user_come_back():
     block = encode_extension({1: pairs(b"", b"empty", b"by", b"ada", "é".encode(), b""), 5: b"mailer"})
     said = {"é": "", "by": "ada", "": "empty"}
-    assert decode_meta(block + joined(of(k=b"v"))) == said
+    assert meta_of(decode_extension(block + joined(of(k=b"v")))[0]) == said
     assert encode_extension({**(extension_of(said) or {}), 5: b"mailer"}) == block
-    assert decode_meta(encode_extension({5: b"mailer"})) == {}
+    assert meta_of({5: b"mailer"}) == {}
 
 
 @given(st.dictionaries(st.text(max_size=20), st.text(max_size=20), max_size=20))
 def test_any_pairs_come_back(said: dict[str, str]):
     extension = extension_of(said)
     assert (extension is None) == (not said)
-    assert decode_meta(encode_extension(extension or {})) == said
+    assert meta_of(extension) == said
 
 
 @pytest.mark.parametrize(
@@ -502,7 +502,7 @@ def test_pairs_that_cannot_be_kept_are_refused(said: object, error: type[Excepti
 )
 def test_pairs_that_are_not_as_they_are_written_are_refused(content: bytes, reason: str):
     with pytest.raises(ValueError, match=reason):
-        decode_meta(encode_extension({1: content}))
+        meta_of({1: content})
 
 
 def test_which_tables_are_of_users():

@@ -1,0 +1,119 @@
+"""The durable commits of users' tables in their order: who made them and why, and how much each changed.
+
+Invariant: no value is cut out of a record, and of a commit that is not wanted no key either.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import Final
+
+from kvwal.engine.engine import Engine
+from kvwal.engine.upkeep import EPOCH
+from kvwal.feed.changes import durable_now
+from kvwal.keys import Seqno
+from kvwal.log import Record, SegmentCursor, extension_of, meta_of
+from kvwal.log.intents import decode_put_key, is_of_users
+from kvwal.log.record import COMMIT
+
+__all__ = ["Commit", "commits"]
+
+_US: Final = timedelta(microseconds=1)
+
+
+@dataclass(frozen=True, slots=True)
+class Commit:
+    """One commit, without what it wrote.
+
+    Attributes:
+        seqno: its number.
+        time_us: when it was made, microseconds since 1970 UTC; never less than that of the commit before.
+        meta: what the user said about it; empty if nothing. Do not change it.
+        changes: how many keys and ranges of users' tables it wrote: what `Store.changes` tells of it.
+        bytes: what it takes in the log.
+    """
+
+    seqno: Seqno
+    time_us: int
+    meta: Mapping[str, str] = field(hash=False)
+    changes: int
+    bytes: int
+
+    @property
+    def time(self) -> datetime:
+        """When it was made."""
+        return EPOCH + self.time_us * _US
+
+
+def commits(
+    engine: Engine,
+    after: Seqno | None,
+    *,
+    since: datetime | None = None,
+    until: Seqno | datetime | None = None,
+    meta: Mapping[str, str] | None = None,
+    owner: object = None,
+) -> Iterator[Commit]:
+    """See `Store.commits`, which has checked `after`, and `until` if it is a seqno."""
+    wanted = meta_of(extension_of(meta))
+    since_us = 0 if since is None else _microseconds("since", since)
+    until_us = None
+    last = durable_now(engine)
+    if isinstance(until, datetime):
+        until_us = _microseconds("until", until)
+    elif until is not None:
+        last = min(last, until)
+    cursor = engine.upkeep.read(since if after is None else after, last, "commits")
+    return _listed(engine, cursor, since_us, until_us, wanted, owner)
+
+
+def _microseconds(name: str, moment: datetime) -> int:
+    if not isinstance(moment, datetime):
+        raise TypeError(f"{name} is a datetime, not {type(moment).__name__}")
+    if moment.tzinfo is None:
+        raise ValueError(f"{name} is {moment}, which has no time zone; datetime.now(UTC) for one has")
+    return (moment - EPOCH) // _US
+
+
+def _listed(
+    engine: Engine,
+    cursor: SegmentCursor,
+    since_us: int,
+    until_us: int | None,
+    wanted: Mapping[str, str],
+    owner: object,
+) -> Iterator[Commit]:
+    """`owner`: the store, which is not collected while it is read."""
+    with cursor:
+        try:
+            for record in cursor:
+                engine.state.refuse_if_gone()
+                if until_us is not None and record.time_us > until_us:
+                    return
+                if record.time_us >= since_us:
+                    commit = _commit(record, wanted)
+                    if commit is not None:
+                        yield commit
+        except Exception:
+            # What is wrong may be that the store was closed meanwhile.
+            engine.state.refuse_if_gone()
+            raise
+    del owner
+
+
+def _commit(record: Record, wanted: Mapping[str, str]) -> Commit | None:
+    """The commit; None if it changed no user's table, or lacks a pair that is wanted. Raises as `Record.batch`."""
+    if record.is_system:
+        return None
+    meta = record.meta()
+    if wanted and not wanted.items() <= meta.items():
+        return None
+    changes = 1
+    if record.kind != COMMIT or decode_put_key(record.body) is None:
+        columns = record.columns()
+        changes = len(columns.ops)
+        if columns.tables is not None:
+            changes = sum(map(is_of_users, columns.tables))
+    return Commit(record.seqno, record.time_us, meta, changes, record.size)
