@@ -10,7 +10,7 @@ from typing import BinaryIO
 import click
 
 import kvwal
-from kvwal.cli.forms import Form, checked, form_options, parse, parse_key, show, to_json
+from kvwal.cli.forms import Form, checked, form_options, meta_option, parse, parse_key, show, to_json
 from kvwal.cli.terminal import NoSuchKey, binary_output, print_json, store_path
 from kvwal.keys import as_value, prefix_stop
 
@@ -49,8 +49,11 @@ def get(path: str, key: str, form: Form, as_json: bool) -> None:
 @click.argument("key")
 @click.argument("value", required=False)
 @form_options
+@meta_option("Keep this with the commit, such as who made it and why; may be given again.")
 @click.option("--file", "source", type=click.File("rb"), help="Take the value from this file, byte for byte.")
-def put(path: str, key: str, value: str | None, form: Form, source: BinaryIO | None) -> None:
+def put(
+    path: str, key: str, value: str | None, form: Form, meta: dict[str, str], source: BinaryIO | None
+) -> None:
     """Set KEY to VALUE, and make it durable.
 
     Without VALUE, the value is what standard input holds, byte for byte. The store is made if there is none.
@@ -60,15 +63,16 @@ def put(path: str, key: str, value: str | None, form: Form, source: BinaryIO | N
     name = parse_key(form, key)
     data = checked(as_value, parse(form, value) if value is not None else (source or sys.stdin.buffer).read())
     with kvwal.open(path, "c") as db:
-        db.put(name, data)
+        db.put(name, data, meta=meta)
 
 
 @click.command()
 @store_path
 @click.argument("keys", nargs=-1)
 @form_options
+@meta_option("Keep this with the commit, such as who made it and why; may be given again.")
 @click.option("--prefix", help="Delete every key that starts with this.")
-def delete(path: str, keys: tuple[str, ...], form: Form, prefix: str | None) -> None:
+def delete(path: str, keys: tuple[str, ...], form: Form, meta: dict[str, str], prefix: str | None) -> None:
     """Delete KEYS, all in one transaction; exit code 1 if one of them was not there."""
     if bool(keys) == (prefix is not None):
         raise click.UsageError("give KEYS or --prefix")
@@ -76,9 +80,9 @@ def delete(path: str, keys: tuple[str, ...], form: Form, prefix: str | None) -> 
     start = None if prefix is None else parse_key(form, prefix)
     with kvwal.open(path, "w") as db:
         if start is not None:
-            db.delete_range(start, prefix_stop(start))
+            db.delete_range(start, prefix_stop(start), meta=meta)
             return
-        with db.transaction() as txn:
+        with db.transaction(meta=meta) as txn:
             missing = [name for name in names if txn.get(name) is None]
             for name in names:
                 txn.delete(name)

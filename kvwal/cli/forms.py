@@ -18,14 +18,26 @@ import base64
 import binascii
 import enum
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 import click
 
 from kvwal.keys import as_key
+from kvwal.log import extension_of
 
-__all__ = ["Form", "checked", "form_options", "from_json", "parse", "parse_key", "show", "to_json"]
+__all__ = [
+    "Form",
+    "checked",
+    "form_options",
+    "from_json",
+    "meta_option",
+    "parse",
+    "parse_key",
+    "show",
+    "show_meta",
+    "to_json",
+]
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
@@ -47,6 +59,33 @@ def form_options(command: _F) -> _F:
     return click.option(
         "--text", "form", flag_value=Form.TEXT, default=Form.TEXT, help="Keys and values are UTF-8 text (default)."
     )(command)
+
+
+def meta_option(what: str) -> Callable[[_F], _F]:
+    """Give a command the option `--meta KEY=VALUE`, as its argument `meta`, a dict."""
+    return click.option("--meta", multiple=True, metavar="KEY=VALUE", callback=_as_meta, help=what)
+
+
+def _as_meta(context: click.Context, option: click.Parameter, texts: tuple[str, ...]) -> dict[str, str]:
+    del context, option
+    meta: dict[str, str] = {}
+    for text in texts:
+        key, found, value = text.partition("=")
+        if not found:
+            raise click.BadParameter(f"{text!r} has no '=' in it")
+        if key in meta:
+            raise click.BadParameter(f"{key!r} is given twice")
+        meta[key] = value
+    try:
+        extension_of(meta)
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from None
+    return meta
+
+
+def show_meta(meta: Mapping[str, str]) -> list[str]:
+    """Each pair in one line, as `show` writes text."""
+    return [show(Form.TEXT, f"{key}={value}".encode()) for key, value in meta.items()]
 
 
 def parse(form: Form, text: str) -> bytes:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 import kvwal
-from kvwal.cli.forms import Form, form_options, show, to_json
+from kvwal.cli.forms import Form, form_options, meta_option, show, show_meta, to_json
 from kvwal.cli.terminal import human_bytes, print_json, store_path, when
 
 if TYPE_CHECKING:
@@ -31,12 +31,20 @@ _WINDOW = 200
 @store_path
 @form_options
 @click.option("--after", type=click.IntRange(min=0), help="Only commits after this one.")
+@meta_option("Only commits with this pair; may be given again.")
 @click.option("--limit", "-n", type=click.IntRange(min=0), help="Show at most this number.")
 @click.option("--reverse", is_flag=True, help="Oldest first.")
 @click.option("--all", "everything", is_flag=True, help="Every key of every commit, however many.")
 @click.option("--json", "as_json", is_flag=True, help="One object a line, with every key and value.")
 def log(
-    path: str, form: Form, after: int | None, limit: int | None, reverse: bool, everything: bool, as_json: bool
+    path: str,
+    form: Form,
+    after: int | None,
+    meta: dict[str, str],
+    limit: int | None,
+    reverse: bool,
+    everything: bool,
+    as_json: bool,
 ) -> None:
     """Show the commits in the log, newest first.
 
@@ -44,7 +52,10 @@ def log(
     output goes through a pager.
     """
     with kvwal.open(path, "r") as db:
-        records = islice(db.history(after) if reverse else _newest_first(db, after), limit)
+        records = db.history(after) if reverse else _newest_first(db, after)
+        if meta:
+            records = (record for record in records if meta.items() <= record.meta().items())
+        records = islice(records, limit)
         if as_json:
             for record in records:
                 print_json(_object(form, record))
@@ -86,6 +97,7 @@ def _object(form: Form, record: Record) -> dict[str, Any]:
         "seqno": record.seqno,
         "time": when(record.time_us),
         "time_us": record.time_us,
+        "meta": record.meta(),
         "segment": record.position.segment,
         "offset": record.position.offset,
         "intents": intents,
@@ -99,6 +111,7 @@ def _paragraph(form: Form, record: Record, most: int | None, color: bool) -> str
         click.style(head, fg="yellow") if color else head,
         f"Date:  {when(record.time_us)}",
         f"Log:   {segment:020d}.log at byte {offset}",
+        *(f"Meta:  {pair}" for pair in show_meta(record.meta())),
         "",
     ]
     batch = record.batch()

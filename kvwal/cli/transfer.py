@@ -17,7 +17,7 @@ from typing import Any, BinaryIO
 import click
 
 import kvwal
-from kvwal.cli.forms import Form, form_options, from_json, parse_key, to_json
+from kvwal.cli.forms import Form, form_options, from_json, meta_option, parse_key, to_json
 from kvwal.cli.terminal import BadInput, complain, print_json, progress_bar, store_path
 from kvwal.keys import as_key, as_value
 
@@ -56,8 +56,9 @@ def _line(form: Form, key: bytes, value: bytes) -> str:
 @click.option(
     "--batch", "batch_size", type=click.IntRange(min=1), default=1000, show_default=True, help="Entries in a commit."
 )
+@meta_option("Keep this with each commit, such as who made it and why; may be given again.")
 @click.option("--json", "as_json", is_flag=True, help="Print what was loaded as an object.")
-def load(path: str, source: BinaryIO, batch_size: int, as_json: bool) -> None:
+def load(path: str, source: BinaryIO, batch_size: int, meta: dict[str, str], as_json: bool) -> None:
     """Put every entry of FILE (or standard input), which holds lines as `dump` writes them.
 
     A commit takes as many lines as --batch says. If a line is wrong, the exit code is 7; the message says
@@ -68,7 +69,7 @@ def load(path: str, source: BinaryIO, batch_size: int, as_json: bool) -> None:
         task = progress.add_task("load", total=_size(source))
         for entries, line_bytes, problem in _batches(source, batch_size):
             if entries:
-                with db.batch() as batch:
+                with db.batch(meta=meta) as batch:
                     batch.update(entries)
                 done += len(entries)
             if problem:

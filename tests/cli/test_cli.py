@@ -249,6 +249,54 @@ def test_log_shows_every_kind_of_write_and_shortens_large_commits(path: str) -> 
     assert ops == ["put", "delete", "delete_range", "delete_range"]
 
 
+def test_log_shows_who_and_why_and_finds_it(path: str) -> None:
+    run("put", path, "k", "1")
+    run("put", path, "k", "2", "--meta", "by=teller", "--meta", "why=a = b\x1b")
+    lines = b'{"key": "a", "value": "1"}\n{"key": "b", "value": "2"}\n'
+    run("load", path, "--meta", "by=import", "--batch", "1", stdin=lines)
+    run("delete", path, "a", "--meta", "by=teller")
+    run("delete", path, "--prefix", "b", "--meta", "by=")
+
+    def found(*arguments: str) -> list[tuple[int, dict[str, str]]]:
+        lines = map(json.loads, run("log", path, "--json", "--reverse", *arguments).stdout.splitlines())
+        return [(line["seqno"], line["meta"]) for line in lines]
+
+    said = {"by": "teller", "why": "a = b\x1b"}
+    assert found()[:4] == [(1, {}), (2, said), (3, {"by": "import"}), (4, {"by": "import"})]
+    assert found()[4:] == [(5, {"by": "teller"}), (6, {"by": ""})]
+    assert [n for n, _ in found("--meta", "by=teller")] == [2, 5]
+    assert [n for n, _ in found("--meta", "by=teller", "--meta", "why=a = b\x1b")] == [2]
+    assert [n for n, _ in found("--meta", "by=")] == [6]
+    assert found("--meta", "by=clerk") == []
+    output = run("log", path, "--meta", "by=teller", "-n", "2").stdout
+    assert [line for line in output.splitlines() if line.startswith(("commit", "Meta:"))] == [
+        "commit 5",
+        "Meta:  by=teller",
+        "commit 2",
+        "Meta:  by=teller",
+        "Meta:  why=a = b\\x1b",
+    ]
+    changes = [json.loads(line)["meta"] for line in run("changes", path, "--json").stdout.splitlines()]
+    assert changes[:2] == [{}, said]
+
+
+@pytest.mark.parametrize(
+    ("texts", "reason"),
+    [
+        (["by"], "has no '=' in it"),
+        (["by=teller", "by=clerk"], "'by' is given twice"),
+        (["by=" + "x" * 4096], "the limit is 4096"),
+        ([b"by=\xff"], "cannot be encoded in UTF-8"),
+    ],
+)
+def test_pairs_that_cannot_be_kept_are_a_wrong_command_line(filled: str, texts: list[str], reason: str) -> None:
+    options = [part for text in texts for part in ("--meta", text)]
+    for command in (["put", filled, "k", "v"], ["delete", filled, "user:1"], ["load", filled], ["log", filled]):
+        assert reason in " ".join(run(*command, *options, expect=2).stderr.split())
+    with kvwal.open(filled) as db:
+        assert db.last_seqno == 6
+
+
 def test_changes_are_tabbed_lines_oldest_first(path: str) -> None:
     with kvwal.open(path) as db:
         db.update({b"a\tb": b"1\n", b"b": b""})
