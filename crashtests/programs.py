@@ -146,6 +146,14 @@ NAMED: Final[dict[str, tuple[dict[str, Any], Program]]] = {
             ["look"],
         ],
     ),
+    "commits that say who made them": (
+        {},
+        [
+            *[["said", 1, 50], ["put", 2, 50], ["weak", 3, 50], ["said", 4, 460], ["checkpoint"], ["look"]],
+            *[["said", 1, 6000], ["weak", 2, 50], ["kill"], ["said", 3, 50], ["checkpoint"], ["look"]],
+            *[["said", 5, 3000], ["said", 1, 20], ["reopen"], ["said", 6, 9000], ["checkpoint"], ["look"]],
+        ],
+    ),
     "zeros": ({"preallocate": "zeros"}, [["put", n % 5, 3500] for n in range(6)] + [["checkpoint"], ["put", 1, 10]]),
     "everything deleted": (
         {},
@@ -171,6 +179,7 @@ _SMALL_STEPS: Final[tuple[Program, ...]] = (
     [["weak", 1, 90]],
     [["weak", 3, 1500]],
     [["put", 4, 3900]],
+    [["said", 6, 40]],
     [["del", 1]],
     [["range", 1, 3]],
     [["batch", [[1, 30], [2, 30], [5, None]]]],
@@ -221,8 +230,10 @@ def long_program(random: Random, length: int) -> Program:
     for _ in range(length):
         roll = random.random()
         key = random.randrange(keys)
-        if roll < 0.32:
+        if roll < 0.27:
             program.append(["put", key, size()])
+        elif roll < 0.32:
+            program.append(["said", key, size()])
         elif roll < 0.50:
             program.append(["weak", key, size()])
         elif roll < 0.58:
@@ -261,6 +272,7 @@ _CLIENTS = st.integers(0, 2)
 _STEPS = st.one_of(
     st.tuples(st.just("put"), _KEYS, _SIZES),
     st.tuples(st.just("weak"), _KEYS, _SIZES),
+    st.tuples(st.just("said"), _KEYS, _SIZES),
     st.tuples(st.just("del"), _KEYS),
     st.tuples(st.just("range"), _KEYS, _KEYS),
     st.tuples(st.just("batch"), st.lists(st.tuples(_KEYS, st.none() | _SIZES), max_size=6, unique_by=lambda w: w[0])),

@@ -9,6 +9,7 @@ Keys are small numbers, values are made of the commit's number, so that no two w
 | `["range", first, stop]` | delete a range of keys |
 | `["batch", [[key, size or null], ...]]` | several writes in one commit |
 | `["tables", [[table, key, size or null], ...]]` | the same over several tables; key null: all keys of the table |
+| `["said", key, size]` | a put, alone or in a transaction, that says its number as `meta` |
 | `["weak", key, size]` | a put at durability "os" |
 | `["move", key, key]` | a transaction that reads both and swaps their values |
 | `["sync"]`, `["checkpoint"]`, `["verify"]`, `["look"]` | as the store's methods; look compares every way to read |
@@ -64,6 +65,11 @@ def table_key(table: int, key: bytes) -> bytes:
 def value_of(commit: int, key: bytes, size: int) -> bytes:
     unit = b"%d/%s/" % (commit, key)
     return (unit * (size // len(unit) + 1))[:size]
+
+
+def _said_by(commit: int) -> bytes:
+    """How a value begins that was put by a commit that says its number."""
+    return b"said/%d/" % commit
 
 
 class _Client:
@@ -143,8 +149,21 @@ class Session:
     # --- checks ---
 
     def look(self) -> None:
-        """Compare every way to read with the newest state."""
+        """Compare every way to read with the newest state, and what the commits in the log say of themselves."""
         self._compare(self.store, self.history.newest, "the store")
+        found = [(commit.seqno, dict(commit.meta)) for commit in self.store.commits()]
+        stats = self.store.stats()
+        # All that is not in the pages is in the log.
+        first = min([stats.checkpoint_seqno + 1, *(number for number, _ in found[:1])])
+        expected = [(number, self._said(number)) for number in range(first, stats.durable_seqno + 1)]
+        if found != expected:
+            raise Violation(f"commits say {found}, but {expected} was committed")
+
+    def _said(self, number: int) -> dict[str, str]:
+        """What commit `number` says of itself: a value that it put tells."""
+        begins = _said_by(number)
+        said = any(value.startswith(begins) for value in self.history.states[number].values())
+        return {"commit": str(number)} if said else {}
 
     def nothing_early(self) -> None:
         """No reader may see a commit that has not returned (point 4). For calling while one is under way."""
@@ -213,6 +232,19 @@ class Session:
         value = self._value(key, size)
         state = self.history.newest | {key: value}
         self._commit(state, lambda: self.store.put(key, value, **options), durable=not options)
+
+    def _do_said(self, number: int, size: int) -> None:
+        key, commit = key_of(number), self.history.begun + 1
+        value = _said_by(commit) + self._value(key, size)
+        meta = {"commit": str(commit)}
+
+        def in_transaction() -> None:
+            with self.store.transaction() as txn:
+                txn[key] = value
+                txn.meta = meta
+
+        state = self.history.newest | {key: value}
+        self._commit(state, in_transaction if commit % 2 else lambda: self.store.put(key, value, meta=meta))
 
     def _do_weak(self, number: int, size: int) -> None:
         self._do_put(number, size, durability="os")

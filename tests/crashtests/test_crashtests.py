@@ -1,5 +1,6 @@
 """The crash tests themselves work: a small pass of each part, and every mutant still fits the code."""
 
+import dataclasses
 import fnmatch
 import os
 import tempfile
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+import kvwal
 from crashtests import bitflips, faults, filesystems, interruptions, isolation
 from crashtests.__main__ import PARTS
 from crashtests.console import Progress
@@ -152,6 +154,22 @@ def test_what_a_killed_run_left_behind_is_swept_away_and_no_more(tmp_path, monke
     assert not dead.exists()
     assert alive.exists()
     assert foreign.exists()
+
+
+@pytest.mark.parametrize("lie", ["nothing", "another", "one less"])
+def test_a_store_that_lies_about_what_its_commits_say_is_found(lie, monkeypatch):
+    session = Session(SimulatedDisk())
+    session.open()
+    session.run([["said", 1, 50], ["put", 2, 50], ["said", 3, 50], ["kill"], ["look"]])
+    told = list(session.store.commits())
+    lies = {
+        "nothing": [dataclasses.replace(commit, meta={}) for commit in told],
+        "another": [dataclasses.replace(commit, meta={"commit": "1"}) for commit in told],
+        "one less": told[:-1],
+    }
+    monkeypatch.setattr(kvwal.Store, "commits", lambda store: iter(lies[lie]))
+    with pytest.raises(Violation, match="commits say"):
+        session.look()
 
 
 def test_every_step_of_the_random_programs_exists():
