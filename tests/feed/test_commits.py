@@ -275,9 +275,9 @@ def test_commits_of_one_instant_stay_together() -> None:
         with db.bootstrap():
             for _ in range(30):
                 db.put(b"k", bytes(1500))
-            [moment] = {one.time for one in db.commits(1)}
+            [moment] = {one.time for one in db.commits()}
             assert len(db.engine.upkeep._segments()) > 2
-            assert len(list(db.commits(1, since=moment))) == len(list(db.commits(1, until=moment))) == 30
+            assert len(list(db.commits(since=moment))) == len(list(db.commits(until=moment))) == 31
         for _ in range(2):
             db.put(b"k", bytes(1500))
             db.checkpoint()
