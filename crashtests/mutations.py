@@ -171,13 +171,13 @@ MUTANTS: tuple[Mutant, ...] = (
     _mutant(
         "read keys are not validated",
         "exhaustive",
-        ("kvwal.engine.occ:History.conflict", "if seqno > since:", "if False:"),
+        ("kvwal.engine.occ:History._conflict", "if seqno > since:", "if False:"),
         first="transactions among others",
     ),
     _mutant(
         "range reads are not validated",
         "exhaustive",
-        ("kvwal.engine.occ:History.conflict", "for bounds in ranges:", "for bounds in ():"),
+        ("kvwal.engine.occ:History._conflict", "for bounds in ranges:", "for bounds in ():"),
         first="transactions among others",
     ),
     _mutant(
