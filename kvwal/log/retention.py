@@ -80,10 +80,11 @@ class Hold:
     __slots__ = ("_holds", "key", "after")
 
     def __init__(self, holds: dict[int, HoldInfo], key: int, after: Seqno) -> None:
-        self._holds = holds
         self.key = key
         #: The commits beyond this one are held.
         self.after = after
+        # Last: a finalizer that finds it finds the others.
+        self._holds = holds
 
     def advance(self, after: Seqno) -> None:
         """What is up to `after` is held no longer."""
@@ -94,7 +95,9 @@ class Hold:
 
     def release(self) -> None:
         """Hold nothing any more. Idempotent; from any thread, and from a finalizer."""
-        self._holds.pop(self.key, None)
+        holds = getattr(self, "_holds", None)
+        if holds is not None:
+            holds.pop(self.key, None)
 
     __del__ = release
 
