@@ -9,7 +9,7 @@
     |   |-- TransactionTooLargeError  a transaction holds more memory than one may
     |   |-- StoreNotFoundError    flag "r" or "w" and there is no store (also a FileNotFoundError)
     |   |-- StoreExistsError      the target of a salvage is not empty (also a FileExistsError)
-    |   |-- SnapshotTooOld        the moment asked for is no longer kept
+    |   |-- SnapshotTooOld        the moment, or a version of a key, asked for is no longer kept
     |   `-- FeedGap               changes asked for are no longer kept
     |-- CorruptionError         the bytes on disk are not what kvwal wrote
     |-- FormatError             not a store, or a store of a format this version does not know
@@ -197,6 +197,8 @@ class _NotKeptError(UsageError):
 class SnapshotTooOld(_NotKeptError):
     """The moment asked for is older than what is kept: a snapshot that held too much (see `max_snapshot_bytes`).
 
+    Or a version of a key from `since` on (see `Store.versions`).
+
     Attributes: `asked`, `oldest`, `newest` (seqnos; `asked` may be a time), `oldest_time`, `newest_time`, `nearest`
     (kept moments on both sides), `lost_commits` and `forked_at`, None where they say nothing. `limit_bytes`: more than
     this was held by a snapshot, transaction or scan, and older ones; None if it is not about that.
@@ -214,7 +216,7 @@ class SnapshotTooOld(_NotKeptError):
                 f"the moment of commit {self.asked} was given up: what it and older ones held was more than "
                 f"max_snapshot_bytes ({self.limit_bytes}); take a new one, hold it for less time, or raise the limit"
             )
-        return f"the store as of {_asked(self.asked)} is no longer kept; {self._kept()}; ask for one of these"
+        return f"what was from {_asked(self.asked)} on is no longer all kept; {self._kept()}; ask for one of these"
 
 
 class FeedGap(_NotKeptError):

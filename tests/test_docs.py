@@ -99,6 +99,7 @@ ON_DISK = {
     "kvwal.log.segment.SLOT",
     "kvwal.log.record.RECORD_HEADER",
     "kvwal.log.index.HEADER",
+    "kvwal.log.keys.HEADER",
     "kvwal.pages.meta._BODY",
     "kvwal.pages.node.POINTER",
     "kvwal.pages.node.NODE_HEADER",
@@ -169,14 +170,15 @@ def test_every_struct_that_is_on_disk_has_its_table_in_format_md() -> None:
 
 
 def test_format_md_says_the_numbers_of_the_code() -> None:
-    from kvwal.log import extension, index, intents, record, segment
+    from kvwal.log import extension, index, intents, keys, record, segment
     from kvwal.pages import freelist, meta, node
 
-    for magic in (segment.MAGIC, segment.SLOT_MAGIC, index.MAGIC, meta._MAGIC):
+    for magic in (segment.MAGIC, segment.SLOT_MAGIC, index.MAGIC, keys.MAGIC, meta._MAGIC):
         assert f"| `{magic.decode()}` |" in FORMAT
-    assert (segment.VERSION, index.VERSION, meta._VERSION) == (1, 1, 1)
+    assert (segment.VERSION, index.VERSION, keys.VERSION, meta._VERSION) == (1, 1, 1, 1)
     assert f"Its first {segment.HEADER_PAGE_BYTES} bytes are the header page" in FORMAT
     assert f"at {segment.SLOT_OFFSET} the" in FORMAT
+    assert f"each block of {keys.BLOCK_ROWS} rows (the last one has fewer) its first row, {keys.ROW_BYTES} B" in FORMAT
     assert f"of this header: {segment.HEADER_BYTES}" in FORMAT
     assert f"of the meta: {meta.META_SIZE}" in FORMAT
     assert f"pages of {node.PAGE_SIZE} bytes" in FORMAT

@@ -166,7 +166,7 @@ def test_a_damage_is_a_finding() -> None:
 def test_a_position_that_is_not_kept_is_refused_with_what_is() -> None:
     error: SnapshotTooOld | FeedGap = SnapshotTooOld(5, 7, 90, oldest_time=NOON, nearest=(3, 8))
     assert str(error) == (
-        "the store as of commit 5 is no longer kept; kept are commits 7 of 2030-01-01 12:00:00+00:00 to 90; the "
+        "what was from commit 5 on is no longer all kept; kept are commits 7 of 2030-01-01 12:00:00+00:00 to 90; the "
         "nearest moments that are kept are those of commit 3 and 8; ask for one of these"
     )
     error = FeedGap(5, 7, 90, lost_commits=1)

@@ -8,7 +8,7 @@ alive.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 from typing import Final
@@ -27,6 +27,11 @@ __all__ = ["Background", "Job"]
 _IDLE_S: Final = 1.0
 # How often the thread looks while commits come in.
 _TICK_S: Final = 0.05
+# How long key indexes are made before the other jobs are looked at; after what time of it other threads run, and for
+# how long while a commit is under way: a thread needs about 100 us to wake up and take the interpreter.
+_INDEXING_S: Final = 0.02
+_STEP_S: Final = 0.0003
+_PAUSE_S: Final = 0.0002
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +44,7 @@ class Job:
 
 
 class Background:
-    """The store's one thread: bounded flush delay, idle watermark, checkpoints, the next segment, compaction."""
+    """The store's one thread: flushes, idle watermark, checkpoints, the next segment, key indexes, compaction."""
 
     def __init__(
         self, checkpointer: Checkpointer, state: State, queue: CommitQueue, log: SegmentLog, options: Options
@@ -70,7 +75,12 @@ class Background:
             Job("idle watermark", self._mark_is_due, self._mark),
             Job("checkpoint", checkpointer.is_due, self._checkpoint),
             Job("next segment", lambda: True, log.prepare_next),
+            Job("key indexes", self._indexes_are_due, self._make_indexes),
         )
+        # Key indexes are made for those who asked for log to be kept; others have them made when they ask for versions.
+        self._keeps_log = options.retain_log_bytes > 0 or options.retain_log_s > 0
+        # Is suspended between two runs of its job.
+        self._indexing: Generator[None, None, None] = log.key_history.make_indexes()
         self._thread = threading.Thread(target=self._run, name="kvwal-background", daemon=True)
 
     def start(self) -> None:
@@ -130,6 +140,10 @@ class Background:
             self.failure = error
             raise
         finally:
+            try:
+                self._indexing.close()
+            except (OSError, Error):
+                pass  # The files are closed already.
             self._ended = True
             then = self._take_then()
             if then is not None:
@@ -161,6 +175,9 @@ class Background:
             # or a call that asks for a checkpoint, is told so.
             self.failure = error
             self._quiet = True
+        if self._indexes_are_due():
+            self._quiet = False
+            return 0.0
         if self._quiet:
             return self._wait_idle()
         return self._tick_s
@@ -208,6 +225,23 @@ class Background:
         self._checkpointer.checkpoint()
         self.failure = None
         self._may_compact = True
+
+    def _indexes_are_due(self) -> bool:
+        return self._keeps_log and self.failure is None and self._log.key_history.lacks_indexes()
+
+    def _make_indexes(self) -> None:
+        """Go on making key indexes, for as long as the other jobs can wait."""
+        now_s, give_way = self._options.files.monotonic_s, self._options.files.give_way
+        began_s = yielded_s = now_s()
+        for indexing in (self._indexing, self._log.key_history.make_indexes()):
+            self._indexing = indexing
+            for _ in indexing:
+                at_s = now_s()
+                if self._stopping or at_s - began_s >= _INDEXING_S:
+                    return
+                if at_s - yielded_s >= _STEP_S:
+                    give_way(_PAUSE_S if self._queue.is_busy() else 0.0)
+                    yielded_s = now_s()
 
     def checkpoint_was_made(self) -> None:
         """By another thread: compacting may help again."""

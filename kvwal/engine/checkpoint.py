@@ -32,7 +32,7 @@ from kvwal.errors import DiskFullError, EnvironmentFailure, RefusedError
 from kvwal.events import Checkpoint, Events
 from kvwal.keys import Seqno
 from kvwal.locks import locked, new_lock
-from kvwal.log import SegmentLog
+from kvwal.log import SegmentLog, replay_count
 from kvwal.options import Options
 from kvwal.pages import Changes, Columns, PageFile
 
@@ -175,7 +175,7 @@ class Checkpointer:
             version.frozen is not None
             or version.memtable.bytes_used >= options.memtable_bytes
             or self._log.tail_bytes - self.log_bytes_at_last >= options.checkpoint_log_bytes
-            or self._log.segment_count(self._pages.meta.seqno) >= _MOST_SEGMENTS
+            or replay_count(self._log.segments(), self._pages.meta.seqno) >= _MOST_SEGMENTS
             or options.files.monotonic_s() - self._last_s >= options.checkpoint_interval_s
         )
 

@@ -13,10 +13,10 @@ from kvwal.engine.readers import Readers
 from kvwal.engine.recovery import Recovered, RecoveryReport
 from kvwal.engine.stats import Pin, Stats
 from kvwal.engine.verify import VerifyReport, verify_parts
-from kvwal.errors import FeedGap, read_only
+from kvwal.errors import FeedGap, SnapshotTooOld, read_only
 from kvwal.files import Files
 from kvwal.keys import Seqno
-from kvwal.log import Record, SegmentCursor, SegmentInfo, read_kept
+from kvwal.log import KeyCursor, KeyHistory, Record, SegmentCursor, SegmentInfo, hold_kept, read_kept
 
 __all__ = ["EPOCH", "Upkeep"]
 
@@ -49,6 +49,13 @@ class Upkeep:
         self._checkpointer = checkpointer
         self._background = background
         self._files = files
+        if parts.log is None:
+            reader, newest = parts.reader, parts.state.seqno
+            self._key_history = KeyHistory(
+                reader.chain, None, reader.chain.names, lambda after: hold_kept(reader, after, newest)
+            )
+        else:
+            self._key_history = parts.log.key_history
 
     @property
     def durable_seqno(self) -> Seqno:
@@ -156,3 +163,26 @@ class Upkeep:
     def _segments(self) -> list[SegmentInfo]:
         """Every segment of the log, oldest first."""
         return self._reader.segments() if self._log is None else self._log.segments()
+
+    def versions(
+        self, table: int, key: bytes, since: Seqno | None, until: Seqno | None, *, reverse: bool
+    ) -> KeyCursor:
+        """The commits from `since` on (None: all that the log has) to `until` that changed the key.
+
+        `until`: at most, and by default, the newest that a read sees. SnapshotTooOld if one from `since` on is gone.
+        """
+        self._state.refuse_if_gone()
+        newest = self._state.seqno
+        until = newest if until is None else min(until, newest)
+        after = None if since is None else Seqno(max(since - 1, 0))
+        try:
+            return self._key_history.find(table, key, after, until, reverse=reverse)
+        except FeedGap as gap:
+            raise SnapshotTooOld(
+                gap.asked + 1 if isinstance(gap.asked, int) else gap.asked,
+                gap.oldest,
+                gap.newest,
+                oldest_time=gap.oldest_time,
+                newest_time=gap.newest_time,
+                lost_commits=gap.lost_commits,
+            ) from None

@@ -23,6 +23,7 @@ __all__ = [
     "is_erasable",
     "is_known",
     "is_temporary",
+    "keys_name",
     "numbers",
     "segment_name",
     "temporary_name",
@@ -58,6 +59,11 @@ def segment_name(first_seqno: int) -> str:
 def index_name(first_seqno: int) -> str:
     """The sparse index of that segment."""
     return f"{first_seqno:020d}.idx"
+
+
+def keys_name(first_seqno: int) -> str:
+    """The key index of that segment."""
+    return f"{first_seqno:020d}.keys"
 
 
 def temporary_name(name: str) -> str:

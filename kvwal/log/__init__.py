@@ -1,27 +1,28 @@
 """The log: every commit, in order, on disk before it is acknowledged.
 
-    segmentlog  >  writer  >  cursor, segments, carry  >  reader  >  chain  >  tail, index, retention  >  walk
-    >  segment, protocol  >  record  >  intents  >  extension.
+    segmentlog  >  writer, key_history  >  cursor, segments, carry  >  reader  >  chain  >  tail, index, keys,
+    retention  >  walk  >  segment, protocol  >  record  >  intents  >  extension.
     Beside them, over reader and chain: seek, verify, salvage.
 
 What the engine needs of any log is `protocol.Log`; `SegmentLog` is the one that keeps segments, and `RefusingLog`
 stands in for one.
 
-The formats are described where they are encoded: `extension`, `intents`, `record`, `segment`, `index`. Where a log may
-end is decided in `tail`.
+The formats are described where they are encoded: `extension`, `intents`, `record`, `segment`, `index`, `keys`. Where a
+log may end is decided in `tail`.
 """
 
 from kvwal.log.chain import Chain
-from kvwal.log.cursor import SegmentCursor, read_kept
+from kvwal.log.cursor import SegmentCursor, hold_kept, read_kept
 from kvwal.log.extension import Extension, extension_of, meta_of
 from kvwal.log.intents import decode_intents, encode_intents, encode_put
+from kvwal.log.key_history import KeyCursor, KeyHistory
 from kvwal.log.protocol import Log, LogCursor, LogIdentity, LogOptions, LogStats, LogWriter, Preallocate, RefusingLog
 from kvwal.log.reader import LogReader, Replay
 from kvwal.log.record import LogPosition, Record
 from kvwal.log.retention import HoldInfo
 from kvwal.log.salvage import salvage_log
 from kvwal.log.seek import Seek
-from kvwal.log.segment import SegmentInfo
+from kvwal.log.segment import SegmentInfo, replay_count
 from kvwal.log.segmentlog import SegmentLog
 from kvwal.log.tail import LogEnd, TailRow
 from kvwal.log.verify import verify_log
@@ -30,6 +31,8 @@ __all__ = [
     "Chain",
     "Extension",
     "HoldInfo",
+    "KeyCursor",
+    "KeyHistory",
     "Log",
     "LogCursor",
     "LogEnd",
@@ -52,8 +55,10 @@ __all__ = [
     "encode_intents",
     "encode_put",
     "extension_of",
+    "hold_kept",
     "meta_of",
     "read_kept",
+    "replay_count",
     "salvage_log",
     "verify_log",
 ]

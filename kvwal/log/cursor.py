@@ -16,7 +16,7 @@ from kvwal.log.retention import Hold, refuse_gap
 from kvwal.log.segment import SegmentHeader
 from kvwal.log.walk import Place, Stop, walk
 
-__all__ = ["SegmentCursor", "read_kept"]
+__all__ = ["SegmentCursor", "hold_kept", "read_kept"]
 
 
 def _never(seqno: Seqno, timeout_s: float | None) -> bool:
@@ -30,14 +30,19 @@ def read_kept(reader: LogReader, after: Seqno | None, until: Seqno) -> SegmentCu
 
     FeedGap if commits beyond `after` are no longer kept.
     """
+    return SegmentCursor(reader, hold_kept(reader, after, until), until, lambda: until, _never)
+
+
+def hold_kept(reader: LogReader, after: Seqno | None, newest: Seqno) -> Hold:
+    """The hold of what reads such a log from `after` on (None: all there is). FeedGap as `read_kept`."""
     names = reader.chain.names()
     if not names:
         raise CorruptionError(segment_name(1), None, "the log has no segments")
     oldest = Seqno(names[0] - 1)
     after = oldest if after is None else after
     if after < oldest:
-        refuse_gap(after, oldest, reader.segments(), until, None)
-    return SegmentCursor(reader, Hold({}, 0, after), until, lambda: until, _never)
+        refuse_gap(after, oldest, reader.segments(), newest, None)
+    return Hold({}, 0, after)
 
 
 class SegmentCursor:

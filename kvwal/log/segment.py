@@ -49,6 +49,7 @@ from __future__ import annotations
 
 import enum
 import struct
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
@@ -73,6 +74,7 @@ __all__ = [
     "list_segments",
     "new_marker",
     "newer_features",
+    "replay_count",
     "store_id_of_log",
 ]
 
@@ -219,6 +221,11 @@ def decode_slot(page: bytes, salt: int) -> Slot:
 def list_segments(directory: Directory) -> list[Seqno]:
     """First seqnos of the segments there are by name, ascending."""
     return sorted(Seqno(found[0]) for name in directory.names() if (found := numbers(name)) and found[1] == "log")
+
+
+def replay_count(segments: Sequence[SegmentInfo], after: Seqno) -> int:
+    """How many of a log's segments a replay of what is beyond `after` would read."""
+    return sum(segment.first_seqno > after + 1 for segment in segments[1:]) + 1
 
 
 def store_id_of_log(directory: Directory) -> bytes | None:

@@ -38,10 +38,11 @@ from kvwal.keys import Seqno
 from kvwal.log.carry import Carry, RecordSource
 from kvwal.log.cursor import SegmentCursor
 from kvwal.log.index import Index, load_index
+from kvwal.log.key_history import KeyHistory
 from kvwal.log.protocol import LogIdentity, LogOptions, LogStats
 from kvwal.log.reader import LogReader
 from kvwal.log.record import CLOSED, PAUSED
-from kvwal.log.retention import HoldInfo, Retention
+from kvwal.log.retention import Hold, HoldInfo, Retention
 from kvwal.log.segment import HEADER_PAGE_BYTES, SegmentHeader, SegmentInfo, list_segments
 from kvwal.log.segments import CLOSE_BYTES, Plan, SegmentMaker
 from kvwal.log.tail import LogEnd, TailRow
@@ -66,6 +67,8 @@ class SegmentLog(SegmentWriter):
         self._maker = SegmentMaker(files, directory, identity, options)
         self._reader = LogReader(directory, identity.store_id)
         self._retention = Retention(options, files.now_us, files.monotonic_s)
+        #: Which commits changed a key.
+        self.key_history = KeyHistory(self._reader.chain, self._maker, self._names, self._hold_versions)
         # By first seqno, oldest first. Each change, and each look at all of them, is one step of a dict, so that
         # `retire` needs no lock.
         self._segments: dict[Seqno, SegmentInfo] = {}
@@ -171,8 +174,17 @@ class SegmentLog(SegmentWriter):
 
         FeedGap if commits beyond `after` are no longer kept. Thread-safe.
         """
-        hold = self._retention.hold(purpose, after, self.segments(), self.last_seqno, self.last_time_us)
+        hold = self._hold(purpose, after)
         return SegmentCursor(self._reader, hold, until, self._durable, self._await_beyond, self._when_beyond)
+
+    def _names(self) -> list[Seqno]:
+        return list(self._segments)
+
+    def _hold_versions(self, after: Seqno | None) -> Hold:
+        return self._hold("versions", after)
+
+    def _hold(self, purpose: str, after: Seqno | None) -> Hold:
+        return self._retention.hold(purpose, after, self.segments(), self.last_seqno, self.last_time_us)
 
     def holds(self) -> list[HoldInfo]:
         """Who holds log, since when. From any thread."""
@@ -186,10 +198,6 @@ class SegmentLog(SegmentWriter):
     def segments(self) -> list[SegmentInfo]:
         """Every segment there is, oldest first. From any thread."""
         return list(self._segments.values())
-
-    def segment_count(self, after: Seqno) -> int:
-        """How many segments a replay of what is beyond `after` would read. From any thread."""
-        return sum(segment.first_seqno > after + 1 for segment in self.segments()[1:]) + 1
 
     def stats(self) -> LogStats:
         """Figures. From any thread."""

@@ -7,12 +7,12 @@ writing removes what a crash left of those.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import Final, NamedTuple
 
 from kvwal.errors import DiskFullError, RefusedError
 from kvwal.files import Directory, File, Files, is_full
-from kvwal.files.names import SPARE, index_name, is_temporary, numbers, segment_name, temporary_name
+from kvwal.files.names import SPARE, index_name, is_temporary, keys_name, numbers, segment_name, temporary_name
 from kvwal.keys import Seqno
 from kvwal.log.index import Index
 from kvwal.log.protocol import LogIdentity, LogOptions
@@ -207,25 +207,46 @@ class SegmentMaker:
         file.datasync()
 
     def write_index(self, header: SegmentHeader, index: Index) -> None:
-        """Write a segment's index. It is derived and checked when it is read: not flushed, and failing is no harm."""
+        """Write a segment's sparse index."""
         name = index_name(header.first_seqno)
+        for _ in self.write_derived(header.first_seqno, name, [index.encode(header)]):
+            pass
+
+    def write_derived(self, first_seqno: Seqno, name: str, pieces: Iterable[bytes]) -> Iterator[None]:
+        """Write a file that is derived from a segment, in steps. From any thread.
+
+        It is checked when it is read. So it is not flushed, failing is no harm, and neither is what two threads make of
+        it that write it at once.
+        """
         temporary = temporary_name(name)
         try:
             file = self._create(temporary)
             try:
-                file.pwrite(index.encode(header), 0)
+                offset = 0
+                for piece in pieces:
+                    file.pwrite(piece, offset)
+                    offset += len(piece)
+                    yield
             finally:
                 file.close()
             self._directory.rename(temporary, name)
+            if self._directory.kind(segment_name(first_seqno)) is None:
+                # The segment was retired meanwhile, and its other files with it.
+                self._discard(name)
         except OSError:
             self._discard(temporary)
+        except BaseException:
+            # In a forked child it is the parent's.
+            if not self._directory.inherited:
+                self._discard(temporary)
+            raise
 
     # -- what goes ----------------------------------------------------------------------------
 
     def remove(self, first_seqno: Seqno) -> bool:
-        """Remove a segment for good, and its index; False if the system refuses it (it may need space for that)."""
+        """Remove a segment for good, and its indexes; False if the system refuses it (it may need space for that)."""
         try:
-            for name in (segment_name(first_seqno), index_name(first_seqno)):
+            for name in (segment_name(first_seqno), index_name(first_seqno), keys_name(first_seqno)):
                 try:
                     self._directory.unlink(name)
                 except FileNotFoundError:
@@ -255,7 +276,7 @@ class SegmentMaker:
         """Remove what a crash left half made, and indexes without a segment. Names that are not ours stay."""
         for name in self._directory.names():
             found = numbers(name)
-            orphan = found is not None and found[1] == "idx" and found[0] not in segments
+            orphan = found is not None and found[1] != "log" and found[0] not in segments
             if is_temporary(name) or orphan:
                 self._discard(name)
 

@@ -85,10 +85,12 @@ def walk(
     after: int = 0,
     until: int | None = None,
     puts: Puts | None = None,
+    chunk_bytes: int = _CHUNK_BYTES,
 ) -> Iterator[Record]:
     """The commits beyond `after`, from the place on to `until`, `limit` or the first byte that is not in order.
 
-    Every record on the way is verified. The place is moved when the walk has come to its end.
+    Every record on the way is verified. The place is moved when the walk has come to its end. It reads `chunk_bytes` at
+    a time, and more where one record has more.
     A failing read raises: it says nothing about where the log ends.
     """
     content = None if puts is None else puts.content
@@ -103,7 +105,7 @@ def walk(
     time_us = place.time_us
     stop = Stop.REACHED if last == until else None
     while stop is None:
-        chunk = file.pread(min(_CHUNK_BYTES, limit - base), base) if base < limit else b""
+        chunk = file.pread(min(chunk_bytes, limit - base), base) if base < limit else b""
         size = len(chunk)
         seed = salt + base
         pos = 0

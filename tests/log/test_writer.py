@@ -17,7 +17,7 @@ from kvwal.features import EXTENSIONS, KEYSPACES
 from kvwal.files import system_files
 from kvwal.files.names import index_name, segment_name
 from kvwal.keys import Seqno
-from kvwal.log import LogIdentity, SegmentLog, TailRow, encode_intents
+from kvwal.log import LogIdentity, SegmentLog, TailRow, encode_intents, replay_count
 from kvwal.log.index import INDEX_STRIDE_BYTES, load_index
 from kvwal.log.segment import SLOT_OFFSET, SegmentHeader, decode_header
 from kvwal.log.walk import Puts
@@ -477,9 +477,11 @@ def test_retire_goes_from_the_oldest_and_flushes_after_each(disk: SimulatedDisk,
     assert names(disk.trace) == [
         f"unlink {segment_name(firsts[0])}",
         f"unlink {firsts[0]:020d}.idx",
+        f"unlink {firsts[0]:020d}.keys",
         "sync_directory",
         f"unlink {segment_name(firsts[1])}",
         f"unlink {firsts[1]:020d}.idx",
+        f"unlink {firsts[1]:020d}.keys",
         "sync_directory",
     ]
 
@@ -498,6 +500,8 @@ def test_create_refuses_a_directory_with_a_log(rig: LogRig):
 def test_create_removes_what_a_crashed_create_left(rig: LogRig):
     rig.directory.open("00000000000000000001.log.tmp", create=True).close()
     rig.directory.open("00000000000000000005.idx", create=True).close()
+    rig.directory.open("00000000000000000005.keys", create=True).close()
+    rig.directory.open("00000000000000000005.keys.tmp", create=True).close()
     rig.create().abandon()
     assert rig.names() == [segment_name(1)]
     assert rig.replay()[0] == []
@@ -705,11 +709,12 @@ def test_segments_grow_with_the_log_that_is_kept_and_shrink_with_it(rig: LogRig)
     assert [s.size for s in log.segments()] == [FIRST_SEGMENT_BYTES]
 
 
-def test_segment_count_says_how_many_a_replay_would_read(rig: LogRig):
+def test_replay_count_says_how_many_a_replay_would_read(rig: LogRig):
     log = rig.create()
     rig.fill(log, 60)
     firsts = [s.first_seqno for s in log.segments()]
-    assert [log.segment_count(Seqno(after)) for after in (0, firsts[1] - 2, firsts[1] - 1, firsts[2] - 2, 60)] == [
+    afters = (0, firsts[1] - 2, firsts[1] - 1, firsts[2] - 2, 60)
+    assert [replay_count(log.segments(), Seqno(after)) for after in afters] == [
         len(firsts),
         len(firsts),
         len(firsts) - 1,

@@ -1,0 +1,290 @@
+"""Which commits changed one key: by the key indexes of the sealed segments, and by reading the newest one.
+
+Rules:
+- What an index says is checked against the record: it may lead to another key of the same hash.
+- A segment that has no valid index is read, and gets one if this log may write.
+- What was read of the newest segment is kept, so that the next question reads on from there.
+- There is no lock. What two threads do at once is done twice.
+
+Invariant: an index or a table that is being changed is in no dict, so that an interruption leaves nothing half made.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterator, Sequence
+from heapq import merge
+from itertools import pairwise
+from typing import Final, Literal, NamedTuple, TypeAlias
+
+from kvwal.errors import CorruptionError, Error, closed
+from kvwal.files.names import keys_name
+from kvwal.keys import Seqno
+from kvwal.log.chain import Chain, FoundSegment
+from kvwal.log.intents import PUT, decode_put
+from kvwal.log.keys import DamagedIndex, KeyIndex, KeyTable, Range, hash_of
+from kvwal.log.reader import read_segment, start_of
+from kvwal.log.record import COMMIT, Record
+from kvwal.log.retention import Hold
+from kvwal.log.segment import SegmentHeader
+from kvwal.log.segments import SegmentMaker
+from kvwal.log.walk import Place, walk
+
+__all__ = ["KeyCursor", "KeyHistory", "KeyRecord", "Kind"]
+
+Kind: TypeAlias = Literal["put", "delete", "range"]
+"""What a commit did to a key: put it, deleted it, or deleted a range that it is in."""
+
+# An index that is larger, as it has many ranges, is read again each time.
+_MOST_KEPT_BYTES: Final = 64 << 10
+_MOST_KEPT: Final = 1024
+# Most records are smaller.
+_RECORD_BYTES: Final = 4096
+
+
+class KeyRecord(NamedTuple):
+    """A commit that changed a key, and what it did to it."""
+
+    record: Record
+    kind: Kind
+    value: bytes | None
+
+
+def of_key(record: Record, table: int, key: bytes) -> KeyRecord | None:
+    """What a commit did to a key; None: nothing. Raises as `Record.columns`."""
+    if record.kind == COMMIT and (pair := decode_put(record.body)) is not None:
+        return KeyRecord(record, "put", pair[1]) if not table and pair[0] == key else None
+    columns = record.columns()
+    keys, tables = columns.keys, columns.tables
+    i = len(columns.ranges)
+    # Ranges come before puts and deletes, so these have the last word.
+    while key in keys[i:]:
+        i = keys.index(key, i)
+        if table == (0 if tables is None else tables[i]):
+            if columns.ops[i] == PUT:
+                return KeyRecord(record, "put", next(columns.values_of([i])))
+            return KeyRecord(record, "delete", None)
+        i += 1
+    for i, bounds in enumerate(columns.ranges):
+        if table == (0 if tables is None else tables[i]) and bounds.contains(key):
+            return KeyRecord(record, "range", None)
+    return None
+
+
+class _Asked(NamedTuple):
+    """Which commits are asked for: those beyond `after` up to `until` that changed the key."""
+
+    table: int
+    key: bytes
+    after: int
+    until: int
+    reverse: bool
+
+    def behind(self, record: Record) -> _Asked:
+        """What is left of them when this one was handed out."""
+        return self._replace(until=record.seqno - 1) if self.reverse else self._replace(after=record.seqno)
+
+
+class KeyCursor:
+    """The commits that changed a key, one after the other. While it is open, they stay in the log.
+
+    For one thread at a time. It ends by `close`, by an error, or when it is collected.
+    """
+
+    def __init__(self, hold: Hold, found: Iterator[KeyRecord]) -> None:
+        self._hold: Hold | None = hold
+        self._found = found
+
+    def __iter__(self) -> KeyCursor:
+        return self
+
+    def __next__(self) -> KeyRecord:
+        """The next one. CorruptionError, FormatError or OSError as reading the log, ClosedError after `close`."""
+        if self._hold is None:
+            raise closed("cursor")
+        try:
+            return next(self._found)
+        except StopIteration:
+            raise
+        except BaseException:
+            # The iterator beneath is over, and would say that there are no more.
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Let go of the log that it holds. Idempotent."""
+        hold, self._hold = self._hold, None
+        if hold is not None:
+            hold.release()
+
+
+class KeyHistory:
+    """Looks for the commits that changed a key in one log. Thread-safe."""
+
+    def __init__(
+        self,
+        chain: Chain,
+        maker: SegmentMaker | None,
+        names: Callable[[], list[Seqno]],
+        hold: Callable[[Seqno | None], Hold],
+    ) -> None:
+        """Without a maker no index is written. `names` and `hold`: of the log."""
+        self._chain = chain
+        self._maker = maker
+        self._names = names
+        self._hold = hold
+        # By first seqno. Each change is one step of a dict.
+        self._indexes: dict[int, tuple[FoundSegment, KeyIndex]] = {}
+        # What was read of the newest segment, and up to where.
+        self._tables: dict[int, tuple[FoundSegment, KeyTable, Place]] = {}
+        # `make_indexes` has seen to the segments before this one.
+        self._made_before = 0
+
+    def find(self, table: int, key: bytes, after: Seqno | None, until: Seqno, *, reverse: bool) -> KeyCursor:
+        """The commits beyond `after` (None: all that are kept) up to `until` that changed the key, in their order.
+
+        With `reverse` the newest first. FeedGap if commits beyond `after` are no longer kept.
+        """
+        hold = self._hold(after)
+        # Only now: no segment goes any more that has one of them.
+        names = self._names()
+        return KeyCursor(hold, self._find(names, _Asked(table, key, hold.after, until, reverse)))
+
+    def _find(self, names: list[Seqno], asked: _Asked) -> Iterator[KeyRecord]:
+        lasts = [*(name - 1 for name in names[1:]), asked.until]
+        spans = [
+            (first, last, i + 1 < len(names))
+            for i, (first, last) in enumerate(zip(names, lasts, strict=True))
+            if first <= asked.until and last > asked.after
+        ]
+        for span in reversed(spans) if asked.reverse else spans:
+            yield from self._in_segment(*span, asked)
+
+    def _in_segment(self, first: Seqno, last: int, sealed: bool, asked: _Asked) -> Iterator[KeyRecord]:
+        digest = hash_of(asked.table, asked.key)
+        kept = self._index(first, last) if sealed else None
+        if kept is not None:
+            found, index = kept
+            try:
+                rows = index.rows(self._chain.directory, digest, asked.after, asked.until, reverse=asked.reverse)
+                for each in self._read_at(found, _with_ranges(rows, index.ranges, asked), asked):
+                    yield each
+                    asked = asked.behind(each.record)
+                return
+            except DamagedIndex:
+                self._indexes.pop(first, None)
+        reading = self._reading(first, last, sealed=sealed)
+        while True:
+            try:
+                next(reading)
+            except StopIteration as done:
+                found, known = done.value
+                break
+        rows = known.rows(digest, asked.after, asked.until, reverse=asked.reverse)
+        try:
+            yield from self._read_at(found, _with_ranges(rows, known.ranges, asked), asked)
+        except DamagedIndex as damaged:
+            raise CorruptionError(found.name, damaged.args[0], "the record does not verify any more") from None
+
+    def _index(self, first: Seqno, last: int) -> tuple[FoundSegment, KeyIndex] | None:
+        """The valid index of a sealed segment, if there is one."""
+        kept = self._indexes.get(first)
+        if kept is not None:
+            return kept
+        found = self._chain.load(first)
+        if not isinstance(found.header, SegmentHeader):
+            return None  # Reading the segment says why.
+        index = KeyIndex.load(self._chain.directory, found.known, last)
+        if index is None:
+            return None
+        if index.size <= _MOST_KEPT_BYTES:
+            for oldest in list(self._indexes)[: len(self._indexes) + 1 - _MOST_KEPT]:
+                self._indexes.pop(oldest, None)
+            self._indexes[first] = found, index
+        return found, index
+
+    def _reading(
+        self, first: Seqno, last: int, *, sealed: bool
+    ) -> Generator[None, None, tuple[FoundSegment, KeyTable]]:
+        """Read a segment up to `last`, in steps, and write its index if it is sealed."""
+        kept = self._tables.pop(first, None)
+        if kept is None:
+            header = self._chain.header(first)
+            kept = self._chain.load(first), KeyTable(header), start_of(header)
+        found, known, place = kept
+        if place.last_seqno < last:
+            yield from known.extend(read_segment(self._chain, found, place, until=last))
+        if not sealed:
+            self._tables[first] = kept
+            for other in list(self._tables):
+                if other < first:
+                    self._tables.pop(other, None)
+        elif self._maker is not None:
+            # Durability: derived. It is not flushed, and what a crash leaves of it does not verify.
+            pieces = known.encode(found.known, last)
+            yield from self._maker.write_derived(first, keys_name(first), pieces)
+        return found, known
+
+    def _read_at(
+        self, found: FoundSegment, places: Iterator[tuple[int, int]], asked: _Asked
+    ) -> Iterator[KeyRecord]:
+        """What the commits at these places did to the key. DamagedIndex, with the offset, if there is none."""
+        file = None
+        try:
+            for seqno, offset in places:
+                if file is None:
+                    file = self._chain.open(found)
+                place = Place(offset, seqno - 1, found.first_seqno - 1, 0)
+                walked = walk(file, found.known, found.limit, place, until=seqno, chunk_bytes=_RECORD_BYTES)
+                record = next(walked, None)
+                if record is None:
+                    raise DamagedIndex(offset)
+                each = of_key(record, asked.table, asked.key)
+                if each is not None:
+                    yield each
+        finally:
+            if file is not None:
+                file.close()
+
+    # -- indexes made ahead of time -------------------------------------------------------------
+
+    def lacks_indexes(self) -> bool:
+        """Whether segments were sealed that `make_indexes` has not seen to."""
+        return self._made_before < self._names()[-1]
+
+    def make_indexes(self) -> Generator[None, None, None]:
+        """Make the indexes that are missing, in steps of a fraction of a millisecond. Fails silently.
+
+        A segment of which that fails is read when it is asked for, which says what is wrong.
+        """
+        names = self._names()
+        for first, following in pairwise(names):
+            if first < self._made_before:
+                continue
+            try:
+                if self._index(first, following - 1) is None:
+                    yield from self._reading(first, following - 1, sealed=True)
+            except (OSError, Error):
+                pass
+            self._made_before = following
+        self._made_before = names[-1]
+
+
+def _with_ranges(
+    rows: Iterator[tuple[int, int]], ranges: Sequence[Range], asked: _Asked
+) -> Iterator[tuple[int, int]]:
+    """Where rows lead to, and the ranges that the key is in; each commit once."""
+    covering = [
+        (each.seqno, each.offset)
+        for each in ranges
+        if each.table == asked.table and asked.after < each.seqno <= asked.until and each.bounds.contains(asked.key)
+    ]
+    if not covering:
+        yield from rows
+        return
+    if asked.reverse:
+        covering.reverse()
+    last = None
+    for place in merge(rows, covering, reverse=asked.reverse):
+        if place != last:
+            yield place
+        last = place
