@@ -49,6 +49,7 @@ from kvwal.features import VERSION
 from kvwal.feed.change import Change
 from kvwal.feed.changes import Bootstrap, Changes
 from kvwal.feed.commits import Commit
+from kvwal.feed.key_versions import KeyVersion, KeyVersions
 from kvwal.keys import MAX_BATCH_BYTES, MAX_KEY_BYTES, MAX_VALUE_BYTES, Seqno
 from kvwal.options import OpenOptions
 from kvwal.salvaging import SalvageReport, salvage
@@ -74,6 +75,8 @@ __all__ = [
     "ForkedError",
     "FormatError",
     "InternalError",
+    "KeyVersion",
+    "KeyVersions",
     "LockedError",
     "OpenOptions",
     "Pin",

@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import Any, Concatenate, ParamSpec, TypeVar, overload
 
 from kvwal.api.fairness import Tickets
-from kvwal.batch import WriteBatch
+from kvwal.batch import MAX_TABLE_ID, WriteBatch
 from kvwal.db.mapping import Bounds, OrderedMapping
 from kvwal.db.snapshot import Snapshot
 from kvwal.db.transaction import Transaction
@@ -27,6 +27,7 @@ from kvwal.errors import ConflictError
 from kvwal.feed.change import Filter, Prefixes
 from kvwal.feed.changes import Bootstrap, Changes
 from kvwal.feed.commits import Commit, commits
+from kvwal.feed.key_versions import KeyVersions
 from kvwal.keys import MAX_KEY_BYTES, MAX_VALUE_BYTES, BytesLike, KeyRange, Seqno, as_int, as_key, as_value
 from kvwal.log import Extension, Record, extension_of
 from kvwal.options import Durability
@@ -471,6 +472,39 @@ class Store(OrderedMapping, MutableMapping[bytes, bytes]):
         FeedGap, at the call, if commits beyond `after` are no longer kept, or there is no commit `after` yet.
         """
         return self.engine.upkeep.history(None if after is None else Seqno(as_int("after", after, 0)))
+
+    def versions(
+        self,
+        key: BytesLike,
+        *,
+        since: int | None = None,
+        until: int | None = None,
+        reverse: bool = True,
+        limit: int | None = None,
+        table: int = 0,
+    ) -> KeyVersions:
+        """What each commit made of `key`, newest first, without reading the whole log.
+
+        Args:
+            since: the first commit that counts, by seqno; None: the oldest that the log still has.
+            until: the last one; None: the newest that a read sees.
+            reverse: newest first; False: oldest first.
+            limit: at most this number.
+            table: id of the table; 0 is the default one.
+
+        Raises, at the call: SnapshotTooOld if a commit from `since` on is no longer kept; TypeError or ValueError for
+        other arguments. The first call may have to read segments that have no key index yet.
+        """
+        return KeyVersions(
+            self.engine,
+            as_key(key),
+            table=as_int("table", table, 0, MAX_TABLE_ID),
+            since=None if since is None else Seqno(as_int("since", since, 0)),
+            until=None if until is None else Seqno(as_int("until", until, 0)),
+            reverse=reverse,
+            limit=None if limit is None else as_int("limit", limit, 0),
+            owner=self,
+        )
 
     # -- the feed -----------------------------------------------------------------------------
 
