@@ -32,6 +32,7 @@ from kvwal.engine.writes import EncodedBatch, LonePut
 from kvwal.errors import ClosedError, ConflictError, ForkedError, closed
 from kvwal.feed.change import Prefixes
 from kvwal.feed.commits import Commit
+from kvwal.feed.key_versions import KeyVersion
 from kvwal.keys import MAX_KEY_BYTES, MAX_VALUE_BYTES, BytesLike, KeyRange, Seqno, as_int, as_key, as_value
 from kvwal.log import Extension, extension_of
 from kvwal.options import Durability
@@ -513,6 +514,25 @@ class AsyncStore(AsyncReading):
         """Who holds an old moment of the store, since when, and how old it is."""
         self._refuse_if_over()
         return self._store.pins()
+
+    async def versions(
+        self,
+        key: BytesLike,
+        *,
+        since: int | None = None,
+        until: int | None = None,
+        reverse: bool = True,
+        limit: int | None = None,
+        table: int = 0,
+    ) -> list[KeyVersion]:
+        """What each commit made of `key`, newest first: `Store.versions`, as a list.
+
+        All of it is in memory, so ask for a key of many versions by `limit`, and on with `until`. If the task is
+        cancelled, reading goes on.
+        """
+        self._refuse_if_over()
+        found = self._store.versions(key, since=since, until=until, reverse=reverse, limit=limit, table=table)
+        return await in_thread(list, found)
 
     # -- the feed -----------------------------------------------------------------------------
 
