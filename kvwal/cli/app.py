@@ -33,7 +33,7 @@ from typing import Any
 import click
 
 from kvwal import errors
-from kvwal.cli import changes, entries, history, reports, transfer
+from kvwal.cli import changes, entries, history, key_history, reports, transfer
 from kvwal.cli.terminal import BadInput, NoSuchKey, complain
 
 __all__ = ["app"]
@@ -135,6 +135,7 @@ for _command in (
     reports.verify,
     history.log,
     changes.changes,
+    key_history.history,
     reports.checkpoint,
     reports.compact,
     reports.salvage,

@@ -342,6 +342,45 @@ def test_changes_of_a_store_that_another_process_has_are_exit_code_4(filled: str
         assert kvwal_process("changes", filled).returncode == 4
 
 
+def test_history_is_tabbed_lines_newest_first(path: str) -> None:
+    with kvwal.open(path) as db:
+        db.update({b"a\tb": b"1\n", b"b": b""})
+        db.delete(b"a\tb")
+        db.delete_range(b"a", b"b")
+    lines = [line.split("\t") for line in run("history", path, b"a\tb").stdout.splitlines()]
+    assert [(line[0], *line[2:]) for line in lines] == [("3", "range"), ("2", "delete"), ("1", "put", "1\\n")]
+    assert all(line[1].endswith("UTC") for line in lines)
+
+    def seqnos(*arguments: str) -> list[str]:
+        return [line.split("\t")[0] for line in run("history", path, b"a\tb", *arguments).stdout.splitlines()]
+
+    assert seqnos("--reverse") == ["1", "2", "3"]
+    assert seqnos("-n", "1") == ["3"]
+    assert seqnos("--since", "2") == ["3", "2"]
+    assert seqnos("--until", "2") == ["2", "1"]
+    assert run("history", path, "never").stdout == ""
+
+
+def test_history_of_what_is_not_kept_is_exit_code_2(path: str) -> None:
+    with kvwal.open(path, segment_bytes=1 << 16) as db:
+        for _ in range(3):
+            db.put(b"k", bytes(100_000))
+            db.checkpoint()
+    assert "no longer all kept" in run("history", path, "k", "--since", "1", expect=2).stderr
+
+
+def test_history_as_json_gives_back_the_same_bytes(path: str) -> None:
+    with kvwal.open(path) as db:
+        for data in AWKWARD:
+            db[b"k"] = data
+        db.delete(b"k")
+    found = [json.loads(line) for line in run("history", path, "k", "--json", "--reverse").stdout.splitlines()]
+    assert [from_json("value", each) for each in found[:-1]] == AWKWARD
+    assert [each["kind"] for each in found] == ["put"] * len(AWKWARD) + ["delete"]
+    assert "value" not in found[-1]
+    assert all(each["meta"] == {} and each["time_us"] > 0 for each in found)
+
+
 def test_stats_are_tabbed_lines_in_a_pipe_and_an_object_as_json(filled: str) -> None:
     lines = dict(line.split("\t") for line in run("stats", filled).stdout.splitlines())
     assert lines["entries"] == "6"
@@ -515,6 +554,7 @@ def test_every_command_has_help() -> None:
         "verify",
         "log",
         "changes",
+        "history",
         "checkpoint",
         "compact",
         "salvage",
