@@ -145,9 +145,7 @@ class KeyHistory:
         With `reverse` the newest first. FeedGap if commits beyond `after` are no longer kept.
         """
         hold = self._hold(after)
-        # Only now: no segment goes any more that has one of them.
-        names = self._names()
-        return KeyCursor(hold, self._find(names, _Asked(table, key, hold.after, until, reverse)))
+        return KeyCursor(hold, self._find(self._names(), _Asked(table, key, hold.after, until, reverse)))
 
     def _find(self, names: list[Seqno], asked: _Asked) -> Iterator[KeyRecord]:
         lasts = [*(name - 1 for name in names[1:]), asked.until]

@@ -341,12 +341,14 @@ class _Same:
 
 @pytest.mark.parametrize("reverse", [True, False])
 def test_a_block_that_is_damaged_between_two_versions_is_noticed(
-    db: kvwal.Store, disk: SimulatedDisk, reverse: bool
+    disk: SimulatedDisk, reverse: bool
 ) -> None:
-    expected = [(db.put(b"k", b"%d" % number), "put", b"%d" % number) for number in range(1500)]
+    # Several blocks in a segment.
+    db = opened(disk, **{**LATE, "segment_bytes": 1 << 17})
+    expected = [(db.put(b"k", b"%d" % number), "put", b"%d" % number) for number in range(4000)]
     fill(db, 2 + len(log_of(db).segments()))
     make_indexes(db)
-    found = db.versions(b"k", reverse=reverse, until=1500)
+    found = db.versions(b"k", reverse=reverse, until=4000)
     first = [next(found) for _ in range(3)]
     for name in key_files(disk):
         size = len(disk.read(f"/kv/{name}"))
@@ -356,7 +358,8 @@ def test_a_block_that_is_damaged_between_two_versions_is_noticed(
     # And they were made again.
     again = [name for name in key_files(disk) if name in {keys_name(s.first_seqno) for s in log_of(db).segments()}]
     assert again
-    assert plain(db.versions(b"k", reverse=reverse, until=1500)) == (expected[::-1] if reverse else expected)
+    assert plain(db.versions(b"k", reverse=reverse, until=4000)) == (expected[::-1] if reverse else expected)
+    db.close()
 
 
 def test_a_record_that_is_damaged_is_said_by_those_that_need_it(db: kvwal.Store, disk: SimulatedDisk) -> None:
@@ -371,6 +374,11 @@ def test_a_record_that_is_damaged_is_said_by_those_that_need_it(db: kvwal.Store,
     assert failure.value.file == position.file
     with pytest.raises(ClosedError):
         next(found)
+    cursor = log_of(db).key_history.find(0, b"k", None, db.last_seqno, reverse=True)
+    with pytest.raises(CorruptionError):
+        list(cursor)
+    with pytest.raises(ClosedError):
+        next(cursor)
     assert [hold for hold in log_of(db).holds() if hold.name == "versions"] == []
 
 
@@ -558,4 +566,17 @@ def test_an_interruption_anywhere_leaves_the_next_question_right(disk: Simulated
         assert plain(db.versions(b"k")) == expected
         assert log_of(db).holds() == []
         step = step + 1 if step < 300 else int(step * 1.05)
+    db.close()
+
+
+def test_an_interruption_as_the_newest_segment_is_read_on_tells_nothing_twice(disk: SimulatedDisk) -> None:
+    db = opened(disk, **LATE)
+    step = 1
+    while True:
+        expected = [(db.put(b"k", b""), "put", b"") for _ in range(2)]
+        if interrupted_at(step, lambda: list(db.versions(b"k", limit=1))) is None:
+            break
+        assert plain(db.versions(b"k", limit=2)) == expected[::-1]
+        step += 1
+    assert step > 100
     db.close()
