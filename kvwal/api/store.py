@@ -471,7 +471,12 @@ class Store(OrderedMapping, MutableMapping[bytes, bytes]):
 
         FeedGap, at the call, if commits beyond `after` are no longer kept, or there is no commit `after` yet.
         """
-        return self.engine.upkeep.history(None if after is None else Seqno(as_int("after", after, 0)))
+        position = None if after is None else Seqno(as_int("after", after, 0))
+        self._state.refuse_if_gone()
+        if not self.read_only:
+            # What a commit that is under way appends is in the log when this returns.
+            self.engine.queue.run(lambda: None)
+        return self.engine.upkeep.read(position, self._state.seqno, "history")
 
     def versions(
         self,

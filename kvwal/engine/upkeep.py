@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Final
 
@@ -16,7 +16,7 @@ from kvwal.engine.verify import VerifyReport, verify_parts
 from kvwal.errors import FeedGap, SnapshotTooOld, read_only
 from kvwal.files import Files
 from kvwal.keys import Seqno
-from kvwal.log import KeyCursor, KeyHistory, Record, SegmentCursor, SegmentInfo, hold_kept, read_kept
+from kvwal.log import KeyCursor, KeyHistory, SegmentCursor, SegmentInfo, hold_kept, read_kept
 
 __all__ = ["EPOCH", "Upkeep"]
 
@@ -110,14 +110,6 @@ class Upkeep:
         """The registered readers."""
         self._state.refuse_if_gone()
         return [Pin.of(reader) for reader in self._readers.all()]
-
-    def history(self, after: Seqno | None) -> Iterator[Record]:
-        """The commits beyond `after` that were made before the call; None: all that the log still has."""
-        self._state.refuse_if_gone()
-        if self._log is not None:
-            # What a commit that is under way appends is in the log when this returns.
-            self._queue.run(lambda: None)
-        return self.read(after, self._state.seqno, "history")
 
     def read(self, after: Seqno | datetime | None, until: Seqno | None, purpose: str) -> SegmentCursor:
         """The commits beyond `after` (None: all that the log still has), up to `until` (None: as they become durable).
