@@ -58,6 +58,18 @@ def test_a_full_disk_while_rolling_changes_nothing(disk: SimulatedDisk, rig: Log
     log.close()
 
 
+@pytest.mark.parametrize("op", ["create", "pwrite", "rename"])
+def test_an_index_that_cannot_be_written_leaves_nothing_behind(disk: SimulatedDisk, rig: LogRig, op: str):
+    log = rig.create()
+    rig.fill(log, 20)
+    before = rig.names()
+    fault = disk.fail(op, forever=True)
+    assert log._header is not None
+    log._maker.write_index(log._header, log._index)
+    assert fault.struck
+    assert rig.names() == before
+
+
 @pytest.mark.parametrize("op", ["create", "allocate", "pwrite", "rename", "sync"])
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])
 def test_no_space_at_any_step_of_making_a_segment_is_survived(disk: SimulatedDisk, rig: LogRig, op: str, code: int):
