@@ -117,7 +117,14 @@ class SystemDirectory:
     def names(self) -> list[str]:
         with self._failing():
             place = self._at("")
-            return os.listdir(place if self._fd is None else self._fd)
+            if self._fd is None:
+                return os.listdir(place)
+            # A descriptor of its own: those that list by one share how far it was read, and would miss names.
+            fd = os.open(".", _DIRECTORY, dir_fd=self._fd)
+            try:
+                return os.listdir(fd)
+            finally:
+                os.close(fd)
 
     def open(self, name: str, *, write: bool = False, create: bool = False, mode: int = 0o600) -> File:
         flags = _FLAGS | (os.O_RDWR if write or create else os.O_RDONLY)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -121,6 +122,15 @@ def test_a_file_that_is_removed_while_it_is_flushed_was_not_flushed(
     with pytest.raises(StoreRemovedError):
         getattr(file, flush)()
     file.close()
+    opened.close()
+
+
+def test_threads_that_list_a_directory_at_once_each_see_all_of_it(opened: Directory) -> None:
+    for number in range(300):
+        opened.open(f"{number:03}", create=True).close()
+    expected = sorted(opened.names())
+    with ThreadPoolExecutor(8) as pool:
+        assert all(found == expected for found in pool.map(lambda _: sorted(opened.names()), range(2000)))
     opened.close()
 
 
