@@ -272,16 +272,8 @@ class AsyncStore(AsyncReading):
         What is committed is the batch as it is at the call. An empty batch commits nothing, and the last visible
         seqno is returned.
         """
-        return await self._commit_copy(batch, durability, extension_of(meta))
-
-    async def _commit_copy(
-        self, batch: WriteBatch, durability: Durability | None, extension: Extension | None
-    ) -> Seqno:
         # A copy: the pipeline looks at it once more after the flush, and other tasks run until then.
-        own = WriteBatch()
-        own.writes = dict(batch.writes)
-        own.ranges = list(batch.ranges)
-        return await self._commit(own, durability, extension)
+        return await self._commit(batch.copy(), durability, extension_of(meta))
 
     async def _commit(
         self, batch: WriteBatch, durability: Durability | None, extension: Extension | None
@@ -303,7 +295,7 @@ class AsyncStore(AsyncReading):
         extension = extension_of(meta)
         batch = WriteBatch()
         yield batch
-        await self._commit_copy(batch, durability, extension)
+        await self._commit(batch.copy(), durability, extension)
 
     async def update(
         self,

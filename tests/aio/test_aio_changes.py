@@ -26,7 +26,7 @@ async def until(condition: Callable[[], object]) -> None:
 
 async def waits(db: AsyncStore) -> None:
     """A feed waits for a flush."""
-    await until(lambda: db.store.engine._log._waiting)  # type: ignore[union-attr]
+    await until(lambda: db.store.engine._log._waiting)  # type: ignore[union-attr]  # it may write
 
 
 def test_what_is_there_comes_in_order_and_the_position_is_what_was_handed_out() -> None:
@@ -68,7 +68,7 @@ def test_followers_get_each_commit_once_while_tasks_write() -> None:
             results = await asyncio.gather(*(follow() for _ in range(3)), *map(write, range(4)))
             assert results[:3] == [list(range(1, 401))] * 3
             assert holds(db) == []
-            assert not db.store.engine._log._waiting  # type: ignore[union-attr]
+            assert not db.store.engine._log._waiting  # type: ignore[union-attr]  # it may write
 
     run(main())
 
@@ -91,7 +91,7 @@ def test_a_cancelled_task_lets_go_of_the_log_at_once_and_another_goes_on() -> No
             with pytest.raises(asyncio.CancelledError):
                 await task
             assert holds(db) == []
-            assert not db.store.engine._log._waiting  # type: ignore[union-attr]
+            assert not db.store.engine._log._waiting  # type: ignore[union-attr]  # it may write
             with pytest.raises(ClosedError):
                 await anext(changes)
             await db.put(b"b", b"2")

@@ -142,3 +142,18 @@ def test_what_came_before_damage_is_listed_first(tmp_path: Path) -> None:
             assert found == [1, 2, 3, 4]
 
     run(main())
+
+
+def test_a_batch_over_several_tables_is_committed_whole(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with kvwal.aio.open(tmp_path / "s") as db:
+            batch = kvwal.WriteBatch()
+            batch.put(b"a", b"1")
+            batch.table(16).put(b"b", b"2")
+            await db.commit(batch)
+            async with db.batch() as other:
+                other.table(17).delete_range(b"c")
+            told = [(change.table, change.kind, change.key) async for change in db.changes(0)]
+            assert told == [(0, "put", b"a"), (16, "put", b"b"), (17, "delete_range", b"c")]
+
+    run(main())
