@@ -182,6 +182,14 @@ def test_the_first_chunk_of_a_scan_that_is_given_up_meanwhile_is_not_told(
             next(iter(snapshot.scan()))
 
 
+def test_readers_that_have_left_hold_nothing() -> None:
+    with opened(1 << 30) as db:
+        snapshot = db.snapshot()
+        age(db)
+        snapshot.close()
+        assert not db.engine._succession.bound_readers(0)
+
+
 def test_pages_count_that_only_former_moments_need(db: kvwal.Store) -> None:
     def rewrite() -> None:
         db.update({key(number): b"%d" % db.last_seqno * 300 for number in range(200)})

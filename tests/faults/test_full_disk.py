@@ -269,6 +269,29 @@ def test_what_a_snapshot_holds_goes_before_puts_are_refused_for_good() -> None:
         check_store(db)
 
 
+def test_a_checkpoint_that_does_not_fit_takes_the_pages_of_a_snapshot() -> None:
+    disk = SimulatedDisk()
+    with kvwal.open("/kv", files=disk, background=False, durability="os") as db:
+        model = {b"%04d" % number: bytes(6000) for number in range(1500)}
+        db.update(model)
+        db.checkpoint()
+        snapshot = db.snapshot()
+        # Two generations later nothing but the snapshot needs its pages, which are more than the reserve.
+        model = {key: b"new" * 2000 for key in model}
+        db.update(model)
+        db.checkpoint()
+        db[b"0000"] = model[b"0000"] = b"small"
+        db.checkpoint()
+        db.update(model)
+        disk.capacity = disk.used_bytes()
+        db.checkpoint()
+        with pytest.raises(kvwal.SnapshotTooOld):
+            len(snapshot)
+        snapshot.close()
+        assert_is(db, model)
+        check_store(db)
+
+
 def test_a_snapshot_that_holds_nothing_stays_on_a_full_disk() -> None:
     disk = SimulatedDisk()
     with open_on(disk, memtable_bytes=64 << 20) as db:
