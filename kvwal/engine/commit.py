@@ -51,8 +51,9 @@ _MAX_GROUP_BYTES: Final = 32 << 20
 # How often the end of an interrupted commit is tried before the store gives up and asks for a reopen.
 _MAX_INTERRUPTIONS: Final = 1000
 _MAX_BUGS: Final = 3
-# The objects that the collector counts and that a small group has at a time.
+# The objects that the collector counts and that a small group, or a put alone, has at a time.
 _GROUP_OBJECTS: Final = 40
+_PUT_OBJECTS: Final = 8
 
 
 class CommitQueue:
@@ -105,13 +106,9 @@ class CommitQueue:
     def put(self, key: bytes, value: bytes, sync: bool) -> Seqno:
         """Commit one put; key and value must have passed `as_key` and `as_value`."""
         lock, state = self.lock, self._state
-        # `collect_first`, without the cost of a call. Since 3.12 the collector runs at the end of the next call,
-        # which is the one below and not the one that takes the lock.
-        a = lock
-        peak: object = (a.__hash__, a.__hash__, a.__hash__, a.__hash__, a.__hash__, a.__hash__, a.__hash__, a.__hash__)
+        collect_first(lock, _PUT_OBJECTS)
         if lock._is_owned() or state.lock._is_owned():
             self.refuse_reentry("a put")
-        peak = None  # noqa: F841  # they are not to be there in the section
         target = 0
         try:
             if self._queue or self._listeners or (sync and self._window.expected > 1) or not lock.acquire(False):
