@@ -106,6 +106,7 @@ ON_DISK = {
     "kvwal.pages.node.OVERFLOW_REF",
     "kvwal.pages.catalogue.ENTRY",
     "kvwal.pages.bases.BASE",
+    "kvwal.engine.consumers._FIXED",
 }
 TYPES = {"u8": "B", "u16": "H", "u32": "I", "u64": "Q"}
 

@@ -136,6 +136,15 @@ class Checkpointer:
             self._pressure.checkpoint_ended()
         return True
 
+    @locked
+    def drop_consumer(self) -> bool:
+        """Retire what only the consumer that is furthest behind holds, which is lost then. False if there is none."""
+        older = self._pages.older
+        if older is None or not self._log.retention.drop_laziest(Seqno(older.seqno + 1), self._log.segments()):
+            return False
+        self._retire()
+        return True
+
     def is_sparse(self) -> bool:
         """Whether compacting is worth its while."""
         meta = self._pages.meta

@@ -15,6 +15,7 @@ import threading
 from kvwal.engine.background import Background
 from kvwal.engine.checkpoint import Checkpointer
 from kvwal.engine.commit import CommitQueue
+from kvwal.engine.consumers import Consumers
 from kvwal.engine.gaps import Gaps
 from kvwal.engine.pressure import Reserve, WritePressure
 from kvwal.engine.publish import Publisher
@@ -111,13 +112,15 @@ class Engine:
             self.events,
             now_s=options.files.monotonic_s,
         )
+        # Before a checkpoint may retire anything.
+        consumers = Consumers(recovered, self.reads)
         if self.events.listeners:
             self._tell_recovery(recovered.report)
         if log is not None:
             self._begin(log, reserve)
         #: What may be asked for beside reads and commits.
         jobs = self._checkpointer, self._background
-        self.upkeep = Upkeep(recovered, moments.readers, self.queue, *jobs, options.files)
+        self.upkeep = Upkeep(recovered, moments.readers, self.queue, consumers, *jobs, options.files)
 
     def _tell_recovery(self, report: RecoveryReport) -> None:
         generation = self._pages.meta.generation
@@ -153,7 +156,13 @@ class Engine:
         """Commit, and return the seqno; that of the last visible commit if nothing is written."""
         if self.pressure.is_on:
             self.pressure.relieve(deleting=request.writes.only_deletes)
-        return self.queue.commit(request) or self.state.seqno
+        while True:
+            try:
+                return self.queue.commit(request) or self.state.seqno
+            except DiskFullError:
+                if not self.pressure.drop_consumer():
+                    raise
+                request.renew()
 
     # -- ending ---------------------------------------------------------------------------------
 
@@ -292,3 +301,7 @@ class _Relief:
     def reclaim(self) -> bool:
         """Get the space back that deletes have freed. False if there was nothing to do."""
         return self._checkpointer.reclaim()
+
+    def drop_consumer(self) -> bool:
+        """Remove the log that only the consumer that is furthest behind holds: it is lost. False if there is none."""
+        return not self._checkpointer.lock._is_owned() and self._checkpointer.drop_consumer()

@@ -101,7 +101,7 @@ class Group:
                 member.error = history.conflict(member.reads)
                 if member.error is None and own is not None:
                     member.error = own.conflict(member.reads)
-            elif member.operation is not None and pending is not None:
+            if member.error is None and member.operation is not None and pending is not None:
                 try:
                     batch = member.operation.evaluate(pending)
                     member.writes = EncodedBatch(batch, member.operation.extension) if batch else NOTHING

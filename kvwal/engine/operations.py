@@ -41,10 +41,13 @@ def encode_counter(number: int) -> bytes:
 class Pending:
     """The newest state with what the members of a group before this one write."""
 
-    def __init__(self, reads: Reads) -> None:
+    def __init__(self, reads: Reads, table: int = 0) -> None:
         self._reads = reads
+        self._table = table
         self._writes: dict[bytes, Value] = {}
         self._ranges = RangeMap()
+        # Of other tables.
+        self._parts: dict[int, Pending] = {}
 
     def write(self, batch: WriteBatch) -> None:
         """A member before this one writes this."""
@@ -53,6 +56,18 @@ class Pending:
             for key in [key for key in self._writes if bounds[0] <= key and (bounds[1] is None or key < bounds[1])]:
                 self._writes[key] = None
         self._writes.update(batch.writes)
+        for table, part in batch.parts():
+            self._part(table).write(part)
+
+    def _part(self, table: int) -> Pending:
+        part = self._parts.get(table)
+        if part is None:
+            part = self._parts[table] = Pending(self._reads, table)
+        return part
+
+    def get_in(self, table: int, key: bytes) -> Value:
+        """The newest value in a table."""
+        return self._part(table).get(key) if table else self.get(key)
 
     def get(self, key: bytes) -> Value:
         """The newest value."""
@@ -60,7 +75,7 @@ class Pending:
             return self._writes[key]
         if self._ranges.newest.at(key):
             return None
-        return self._reads.read(key)
+        return self._reads.newest(self._table, key) if self._table else self._reads.read(key)
 
     def edge(self, start: bytes | None, stop: bytes | None, *, reverse: bool) -> tuple[bytes, bytes] | None:
         """The first pair of a range, or in reverse the last one."""

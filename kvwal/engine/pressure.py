@@ -100,6 +100,10 @@ class Relief(Protocol):
         """Get the space back that deletes have freed. False if there was nothing to do."""
         ...
 
+    def drop_consumer(self) -> bool:
+        """Remove the log that only the consumer that is furthest behind holds: it is lost. False if there is none."""
+        ...
+
 
 class WritePressure:
     """Back-pressure by memory and disk on the commits of one store."""
@@ -168,12 +172,19 @@ class WritePressure:
             began_s = self._now_s()
             if relief.reclaim():
                 self._tell_stall("disk", began_s)
-        if not self._reserve.hold():
+        held = self._reserve.hold()
+        while not held and not deleting and relief.drop_consumer():
+            held = self._reserve.hold()
+        if not held:
             self.is_on = True
             if not deleting:
                 raise DiskFullError(
                     "the disk is full but for what is kept for deleting; free some space, or delete keys, and try again"
                 )
+
+    def drop_consumer(self) -> bool:
+        """A commit met a full disk: whether it is worth trying again, since a consumer lost its hold on the log."""
+        return self.relief is not None and self.relief.drop_consumer()
 
     def _make_room(self, relief: Relief, deleting: bool) -> None:
         if not self.is_full():

@@ -114,6 +114,14 @@ class Reads:
             # Whatever was found, or went wrong: the pages may have been written over.
             reader.check()
 
+    def newest(self, table: int, key: bytes) -> Value:
+        """The newest published value in a table."""
+        reader = self.moments.reader("get")
+        try:
+            return self.read_at(reader, key, table=table)
+        finally:
+            reader.release()
+
     # -- ordered reads --------------------------------------------------------------------------
 
     def cached_range(

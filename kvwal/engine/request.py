@@ -31,6 +31,10 @@ class Newest(Protocol):
         """The newest value."""
         ...
 
+    def get_in(self, table: int, key: bytes) -> Value:
+        """The newest value in a table."""
+        ...
+
     def edge(self, start: bytes | None, stop: bytes | None, *, reverse: bool) -> tuple[bytes, bytes] | None:
         """The first pair of a range, or in reverse the last one."""
         ...
@@ -78,6 +82,11 @@ class CommitRequest:
         self.seqno = _NONE
         self.error: BaseException | None = None
         self.done = False
+
+    def renew(self) -> None:
+        """Be as it was before it was refused, to be committed once more."""
+        self.error = None
+        self.taken = self.done = False
 
 
 def say_written(error: BaseException, seqno: int) -> None:

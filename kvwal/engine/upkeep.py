@@ -9,6 +9,7 @@ from typing import Final
 from kvwal.engine.background import Background
 from kvwal.engine.checkpoint import COMPACT_PASSES, Checkpointer
 from kvwal.engine.commit import CommitQueue
+from kvwal.engine.consumers import Consumers
 from kvwal.engine.readers import Readers
 from kvwal.engine.recovery import Recovered, RecoveryReport
 from kvwal.engine.stats import Pin, Stats
@@ -32,6 +33,7 @@ class Upkeep:
         parts: Recovered,
         readers: Readers,
         queue: CommitQueue,
+        consumers: Consumers,
         checkpointer: Checkpointer | None,
         background: Background | None,
         files: Files,
@@ -46,6 +48,8 @@ class Upkeep:
         self.is_read_only = checkpointer is None
         self._readers = readers
         self._queue = queue
+        #: The consumers of the feed.
+        self.consumers = consumers
         self._checkpointer = checkpointer
         self._background = background
         self._files = files

@@ -5,7 +5,7 @@ the crash tests can put a simulated disk in their place.
 """
 
 from kvwal.files.failures import is_full
-from kvwal.files.fork import call_in_forked_child
+from kvwal.files.fork import call_in_forked_child, process_id
 from kvwal.files.protocol import Buffer, Directory, EntryKind, File, Files
 from kvwal.files.system import PathArgument, path_text, system_files
 
@@ -19,5 +19,6 @@ __all__ = [
     "call_in_forked_child",
     "is_full",
     "path_text",
+    "process_id",
     "system_files",
 ]

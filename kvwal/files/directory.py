@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import stat
 import sys
 from collections.abc import Iterator
@@ -151,6 +152,11 @@ class SystemDirectory:
             os.close(fd)
             raise
         return fd
+
+    def free_bytes(self) -> int:
+        with self._failing():
+            place = self._at("")
+            return shutil.disk_usage(place if self._fd is None else self._fd).free
 
     def rename(self, source: str, target: str) -> None:
         with self._failing(target):

@@ -108,6 +108,10 @@ class Directory(Protocol):
         """Make creations, renames and removals in the directory durable."""
         ...
 
+    def free_bytes(self) -> int:
+        """Space that files in it may still take."""
+        ...
+
     def sync_parent(self) -> None:
         """Make the directory's own entry, in the directory that holds it, durable."""
         ...

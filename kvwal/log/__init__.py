@@ -19,7 +19,7 @@ from kvwal.log.key_history import KeyCursor, KeyHistory
 from kvwal.log.protocol import Log, LogCursor, LogIdentity, LogOptions, LogStats, LogWriter, Preallocate, RefusingLog
 from kvwal.log.reader import LogReader, Replay
 from kvwal.log.record import LogPosition, Record
-from kvwal.log.retention import HoldInfo
+from kvwal.log.retention import Hold, HoldInfo, Limits
 from kvwal.log.salvage import salvage_log
 from kvwal.log.seek import Seek
 from kvwal.log.segment import SegmentInfo, replay_count
@@ -30,9 +30,11 @@ from kvwal.log.verify import verify_log
 __all__ = [
     "Chain",
     "Extension",
+    "Hold",
     "HoldInfo",
     "KeyCursor",
     "KeyHistory",
+    "Limits",
     "Log",
     "LogCursor",
     "LogEnd",

@@ -16,16 +16,16 @@ from __future__ import annotations
 import itertools
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from typing import Final
+from typing import Final, NamedTuple
 
 from kvwal.errors import FeedGap
 from kvwal.keys import Seqno
 from kvwal.log.protocol import LogOptions
 from kvwal.log.segment import SegmentInfo
 
-__all__ = ["Hold", "HoldInfo", "Retention", "TrustedClock", "refuse_gap"]
+__all__ = ["Hold", "HoldInfo", "Limits", "Retention", "TrustedClock", "refuse_gap"]
 
 _log = logging.getLogger("kvwal")
 
@@ -59,19 +59,33 @@ class TrustedClock:
         return wall_us
 
 
-@dataclass(frozen=True, slots=True)
+class Limits(NamedTuple):
+    """What a hold may keep before it is dropped. None: no limit, until the disk is full.
+
+    Attributes:
+        max_bytes: of the sealed segments beyond the one that its next commit is in.
+        max_us: age of the youngest commit in the segment that its next commit is in.
+    """
+
+    max_bytes: int | None
+    max_us: int | None
+
+
+@dataclass(slots=True)
 class HoldInfo:
     """Who holds log, as `SegmentLog.holds` lists it.
 
     Attributes:
-        name: what for: "history", or what the caller of `SegmentLog.read` says.
+        name: what for: "history", or what the caller of `SegmentLog.read` says; of a consumer its name.
         after: commits beyond this one are held.
         since_us: since when, microseconds since 1970 UTC.
+        limits: of a consumer, whose hold may be dropped. None of the others.
     """
 
     name: str
     after: Seqno
     since_us: int
+    limits: Limits | None = None
 
 
 class Hold:
@@ -90,8 +104,13 @@ class Hold:
         """What is up to `after` is held no longer."""
         info = self._holds.get(self.key)
         if info is not None and after > info.after:
-            self._holds[self.key] = HoldInfo(info.name, after, info.since_us)
-            self.after = after
+            # Not a new one in its place: that would bring back one that was dropped just now.
+            info.after = self.after = after
+
+    @property
+    def is_held(self) -> bool:
+        """Whether it was neither released nor dropped."""
+        return self.key in self._holds
 
     def release(self) -> None:
         """Hold nothing any more. Idempotent; from any thread, and from a finalizer."""
@@ -115,7 +134,13 @@ class Retention:
         self._gone = Seqno(0)
 
     def hold(
-        self, name: str, after: Seqno | None, segments: Sequence[SegmentInfo], newest: Seqno, time_us: int
+        self,
+        name: str,
+        after: Seqno | None,
+        segments: Sequence[SegmentInfo],
+        newest: Seqno,
+        time_us: int,
+        limits: Limits | None = None,
     ) -> Hold:
         """Hold the commits beyond `after` (None: all that are kept). FeedGap if one of them is gone.
 
@@ -123,7 +148,7 @@ class Retention:
             segments: what is there now. newest: the last commit. time_us: of that commit.
         """
         hold = Hold(self._holds, next(self._keys), Seqno(0) if after is None else after)
-        self._holds[hold.key] = HoldInfo(name, hold.after, self._clock.now_us())
+        self._holds[hold.key] = HoldInfo(name, hold.after, self._clock.now_us(), limits)
         oldest = Seqno(max(self._gone, segments[0].first_seqno - 1))
         if after is None:
             hold.advance(oldest)
@@ -137,7 +162,45 @@ class Retention:
 
     def holds(self) -> list[HoldInfo]:
         """Who holds what, since when; in no order."""
-        return list(self._holds.values())
+        return [replace(info) for info in list(self._holds.values())]
+
+    def drop_late(self, segments: Sequence[SegmentInfo]) -> None:
+        """Drop the holds that are beyond their limits."""
+        for key, info in list(self._holds.items()):
+            if info.limits is not None:
+                why = self._late(info.after, info.limits, segments)
+                if why:
+                    self._drop(key, info, why)
+
+    def _late(self, after: Seqno, limits: Limits, segments: Sequence[SegmentInfo]) -> str:
+        """Which limit is exceeded, in words; nothing if none is. The newest segment is not sealed."""
+        size = sum(segment.size for segment in segments[:-1] if segment.first_seqno > after + 1)
+        if limits.max_bytes is not None and size > limits.max_bytes:
+            return f"{size} bytes of log are beyond its position, and the limit is {limits.max_bytes}"
+        next_us = next((segment.wall_us for segment in segments if segment.first_seqno > after + 1), None)
+        if limits.max_us is not None and next_us is not None:
+            age_us = self._clock.now_us() - next_us
+            if age_us > limits.max_us:
+                limit_s = limits.max_us / 1e6
+                return f"commits beyond its position are {age_us / 1e6:.0f} s old, and the limit is {limit_s:.0f} s"
+        return ""
+
+    def drop_laziest(self, below: Seqno, segments: Sequence[SegmentInfo]) -> bool:
+        """Drop the holds with limits that are furthest behind, as many as let a segment go. False if none does."""
+        limited = {key: info for key, info in list(self._holds.items()) if info.limits is not None}
+        kept = self._removable(below, segments)
+        dropped: list[int] = []
+        for key in sorted(limited, key=lambda key: limited[key].after):
+            dropped.append(key)
+            if self._removable(below, segments, without=dropped) > kept:
+                for each in dropped:
+                    self._drop(each, limited[each], "the disk is full")
+                return True
+        return False
+
+    def _drop(self, key: int, info: HoldInfo, why: str) -> None:
+        if self._holds.pop(key, None) is not None:
+            _log.warning("consumer %r is lost at commit %d: %s", info.name, info.after, why)
 
     def release_before(self, below: Seqno, segments: Sequence[SegmentInfo]) -> int:
         """How many of the segments, from the oldest on, go: recovery needs only the commits from `below` on."""
@@ -149,8 +212,8 @@ class Retention:
             self._gone = Seqno(max(before, segments[n].first_seqno - 1))
         return n
 
-    def _removable(self, below: Seqno, segments: Sequence[SegmentInfo]) -> int:
-        needed = min([below - 1, *(hold.after for hold in list(self._holds.values()))])
+    def _removable(self, below: Seqno, segments: Sequence[SegmentInfo], without: Sequence[int] = ()) -> int:
+        needed = min([below - 1, *(hold.after for key, hold in list(self._holds.items()) if key not in without)])
         n = 0
         while n + 1 < len(segments) and segments[n + 1].first_seqno <= needed + 1:
             n += 1

@@ -66,7 +66,8 @@ class SegmentLog(SegmentWriter):
         self._options = options
         self._maker = SegmentMaker(files, directory, identity, options)
         self._reader = LogReader(directory, identity.store_id)
-        self._retention = Retention(options, files.now_us, files.monotonic_s)
+        #: What may be retired, and who holds what.
+        self.retention = Retention(options, files.now_us, files.monotonic_s)
         #: Which commits changed a key.
         self.key_history = KeyHistory(self._reader.chain, self._maker, self._names, self._hold_versions)
         # By first seqno, oldest first. Each change, and each look at all of them, is one step of a dict, so that
@@ -168,13 +169,13 @@ class SegmentLog(SegmentWriter):
     # -- reading ------------------------------------------------------------------------------
 
     def read(
-        self, after: Seqno | None = None, *, until: Seqno | None = None, purpose: str = "history"
+        self, after: Seqno | None = None, *, until: Seqno | None = None, purpose: str | None = "history"
     ) -> SegmentCursor:
         """The commits beyond `after` (None: all that are kept), up to `until` (None: as they become durable).
 
-        FeedGap if commits beyond `after` are no longer kept. Thread-safe.
+        FeedGap if commits beyond `after` are no longer kept. Thread-safe. `purpose`: None if the caller holds them.
         """
-        hold = self._hold(purpose, after)
+        hold = Hold({}, 0, after) if purpose is None and after is not None else self._hold(purpose or "", after)
         return SegmentCursor(self._reader, hold, until, self._durable, self._await_beyond, self._when_beyond)
 
     def _names(self) -> list[Seqno]:
@@ -184,11 +185,11 @@ class SegmentLog(SegmentWriter):
         return self._hold("versions", after)
 
     def _hold(self, purpose: str, after: Seqno | None) -> Hold:
-        return self._retention.hold(purpose, after, self.segments(), self.last_seqno, self.last_time_us)
+        return self.retention.hold(purpose, after, self.segments(), self.last_seqno, self.last_time_us)
 
     def holds(self) -> list[HoldInfo]:
         """Who holds log, since when. From any thread."""
-        return self._retention.holds()
+        return self.retention.holds()
 
     @property
     def session(self) -> int:
@@ -300,6 +301,7 @@ class SegmentLog(SegmentWriter):
         self._begin_at(file, header, index, start)
         if old_file is not None:
             old_file.close()
+        self.retention.drop_late(self.segments())
         if sealed and self._events.listeners:
             self._events.tell(SegmentSealed(segment_name(previous), old_end, previous, Seqno(first - 1)))
 
@@ -346,7 +348,7 @@ class SegmentLog(SegmentWriter):
         """
         self._refuse_if_over()
         segments = self.segments()
-        going = segments[: self._retention.release_before(below, segments)]
+        going = segments[: self.retention.release_before(below, segments)]
         removed: list[Seqno] = []
         for segment in going:
             try:

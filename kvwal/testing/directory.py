@@ -126,6 +126,11 @@ class SimulatedDirectory:
     def sync(self) -> None:
         self._sync(self._node, self.path)
 
+    def free_bytes(self) -> int:
+        with self._disk.mutex:
+            self._entries()
+            return max(0, self._disk.free_bytes())
+
     def sync_parent(self) -> None:
         self._sync(self._node.parent, self.path.rstrip("/").rpartition("/")[0] or "/")
 

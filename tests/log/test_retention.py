@@ -14,7 +14,7 @@ from log_rig import SEGMENT_BYTES, LogRig, simulated_disk
 from kvwal.errors import FeedGap
 from kvwal.keys import Seqno
 from kvwal.log import LogOptions, SegmentInfo, SegmentLog, read_kept
-from kvwal.log.retention import Retention, TrustedClock
+from kvwal.log.retention import Hold, HoldInfo, Limits, Retention, TrustedClock
 from kvwal.testing import SimulatedDisk
 
 HOUR_US = 3600 * 1_000_000
@@ -336,3 +336,15 @@ def test_a_position_that_is_no_longer_kept_is_refused_at_the_call(rig: LogRig):
     with pytest.raises(FeedGap):
         read_kept(rig.reader(), Seqno(0), Seqno(60))
     assert [r.seqno for r in read_kept(rig.reader(), None, Seqno(60))] == list(range(firsts[2], 61))
+
+
+def test_a_hold_that_is_dropped_while_it_moves_stays_dropped() -> None:
+    class Dropping(dict[int, HoldInfo]):
+        def get(self, key: int, default: object = None) -> HoldInfo | None:  # type: ignore[override]
+            return self.pop(key, None)
+
+    holds = Dropping()
+    hold = Hold(holds, 1, Seqno(3))
+    holds[1] = HoldInfo("mailer", Seqno(3), 0, Limits(0, None))
+    hold.advance(Seqno(5))
+    assert not hold.is_held

@@ -1,0 +1,272 @@
+"""Consumers as a store keeps them: a row of table 1 for each, and its hold on the log.
+
+The row, under the key kind 3 and then the name, little-endian:
+
+| at | type | field |
+|---|---|---|
+| 0 | u8 | version, 1 |
+| 1 | u8 | zero |
+| 2 | u16 | bytes of the error |
+| 4 | 8 B | line of the position |
+| 12 | u64 | seqno of the position: the last commit that was handled |
+| 20 | u64 | epoch: how often the consumer was taken over |
+| 28 | u64 | created, wall clock in us |
+| 36 | u64 | most bytes of log it may hold; 2^64 - 1: no limit |
+| 44 | u64 | most age of what it holds, in us; the same |
+| 52 | 32 B | SHA-256 of the filter |
+| 84 | - | the last error, UTF-8; nothing after a success |
+
+Rules:
+- A row is only written by the commit leader, from the newest one (`RowChange`), so of two owners one is fenced.
+- Durability: a hold moves only when the row that says so is on disk. So what a reopened store goes on after is held.
+- Every hold is there before anything of the log may be retired: an engine makes this before its first checkpoint.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Final
+
+from kvwal.batch import WriteBatch
+from kvwal.engine.reads import Reads
+from kvwal.engine.recovery import Recovered
+from kvwal.engine.request import Newest
+from kvwal.errors import CorruptionError, FeedGap, FormatError, read_only
+from kvwal.files.names import DATA
+from kvwal.keys import Seqno
+from kvwal.log import Extension, Hold, Limits, SegmentInfo, SegmentLog
+
+__all__ = ["MAX_NAME_BYTES", "ConsumerRow", "Consumers", "Owner", "RowChange", "decode_row", "encode_row", "row_key"]
+
+# On disk: never change.
+SYSTEM_TABLE: Final = 1
+_KIND: Final = b"\x03"
+_VERSION: Final = 1
+_FIXED = struct.Struct("<BBH8sQQQQQ32s")
+assert _FIXED.size == 84
+_NO_LIMIT: Final = (1 << 64) - 1
+
+MAX_NAME_BYTES: Final = 255
+MAX_ERROR_BYTES: Final = 1000
+_DEFAULT_BYTES: Final = 1 << 30
+
+
+@dataclass(frozen=True, slots=True)
+class ConsumerRow:
+    """What is stored of a consumer. The fields are those of the table above."""
+
+    name: str
+    line: bytes
+    position: Seqno
+    epoch: int
+    created_us: int
+    limits: Limits
+    filter_hash: bytes
+    last_error: str = ""
+
+
+def row_key(name: str) -> bytes:
+    """The key of a consumer's row."""
+    return _KIND + name.encode()
+
+
+def encode_row(row: ConsumerRow) -> bytes:
+    """The row as bytes. An error that is too long is cut."""
+    error = row.last_error.encode(errors="replace")[:MAX_ERROR_BYTES].decode(errors="ignore").encode()
+    limits = (_NO_LIMIT if limit is None else limit for limit in row.limits)
+    fixed = _FIXED.pack(
+        _VERSION, 0, len(error), row.line, row.position, row.epoch, row.created_us, *limits, row.filter_hash
+    )
+    return fixed + error
+
+
+def decode_row(key: bytes, value: bytes) -> ConsumerRow:
+    """What `encode_row` was given. CorruptionError for bytes that are none, FormatError for a newer version's."""
+    if value[:1] > bytes([_VERSION]):
+        raise FormatError(f"the row of consumer {key[1:]!r} is of version {value[0]}, which this kvwal does not know")
+    if len(value) < _FIXED.size or value[0] != _VERSION:
+        raise _damaged(key, "is cut short")
+    _, zero, size, line, position, epoch, created_us, max_bytes, max_us, filter_hash = _FIXED.unpack_from(value)
+    if zero or size > MAX_ERROR_BYTES or len(value) != _FIXED.size + size:
+        raise _damaged(key, "does not have the length that it says")
+    try:
+        name, error = key[1:].decode(), value[_FIXED.size :].decode()
+    except UnicodeDecodeError:
+        raise _damaged(key, "is not UTF-8") from None
+    if key[:1] != _KIND or not 1 <= len(key) - 1 <= MAX_NAME_BYTES:
+        raise _damaged(key, "has no name")
+    limits = Limits(*(None if limit == _NO_LIMIT else limit for limit in (max_bytes, max_us)))
+    return ConsumerRow(name, line, Seqno(position), epoch, created_us, limits, filter_hash, error)
+
+
+def _damaged(key: bytes, reason: str) -> CorruptionError:
+    return CorruptionError(DATA, None, f"the row of consumer {key[1:]!r} {reason}")
+
+
+@dataclass(slots=True, eq=False)
+class Owner:
+    """Whose a consumer is while it is in use.
+
+    Attributes:
+        thread: the name of the thread that asked for it.
+        scanned: the last commit that it has looked at.
+    """
+
+    thread: str
+    scanned: Seqno
+
+
+class RowChange:
+    """A commit of a consumer: its row, made of the newest one, and what a projection writes with it.
+
+    The commit leader evaluates it, so no other commit comes between. `row` is afterwards what the row is then.
+    """
+
+    __slots__ = ("_batch", "_change", "_key", "extension", "row")
+
+    def __init__(
+        self,
+        name: str,
+        change: Callable[[ConsumerRow | None], ConsumerRow | None],
+        batch: WriteBatch | None = None,
+        extension: Extension | None = None,
+    ) -> None:
+        """`change` gets the newest row (None: there is none) and returns what it is to be (None: none), or raises."""
+        self._key = row_key(name)
+        self._change = change
+        self._batch = WriteBatch() if batch is None else batch
+        #: What the commit says of itself.
+        self.extension = extension
+        self.row: ConsumerRow | None = None
+
+    def evaluate(self, newest: Newest) -> WriteBatch | None:
+        """What to write."""
+        value = newest.get_in(SYSTEM_TABLE, self._key)
+        old = None if value is None else decode_row(self._key, value)
+        self.row = row = self._change(old)
+        batch = self._batch
+        if row == old:
+            return batch if len(batch) else None
+        if row is None:
+            batch.table(SYSTEM_TABLE).delete(self._key)
+        else:
+            batch.table(SYSTEM_TABLE).put(self._key, encode_row(row))
+        return batch
+
+
+class Consumers:
+    """The consumers of one open store. Thread-safe.
+
+    A consumer that holds no log, though it has a row, is lost: what comes after its position may be gone.
+    """
+
+    def __init__(self, recovered: Recovered, reads: Reads) -> None:
+        """CorruptionError if a row is not valid."""
+        self._state = recovered.state
+        self._directory = recovered.directory
+        self._log = log = recovered.log
+        self._reader, self._pages = recovered.reader, recovered.pages
+        self._reads = reads
+        #: The line of the positions.
+        self.line = recovered.pages.meta.line
+        self._holds: dict[str, Hold] = {}
+        #: The owner of each consumer that is in use, by name. Each change is one step of a dict.
+        self.owners: dict[str, Owner] = {}
+        if log is not None:
+            for row in self.rows():
+                self._hold_again(row)
+            log.retention.drop_late(log.segments())
+
+    def rows(self) -> list[ConsumerRow]:
+        """The rows now, by name. A row of a newer version is left out."""
+        rows: list[ConsumerRow] = []
+        self._state.refuse_if_gone()
+        reader = self._reads.moments.reader("consumers")
+        for keys, values in self._reads.chunks(reader, _KIND, bytes([_KIND[0] + 1]), reverse=False, table=SYSTEM_TABLE):
+            for key, value in zip(keys, values, strict=True):
+                try:
+                    rows.append(decode_row(key, value))
+                except FormatError:
+                    continue
+        return rows
+
+    def row(self, name: str) -> ConsumerRow | None:
+        """The row of one consumer now; None if there is none."""
+        self._state.refuse_if_gone()
+        key = row_key(name)
+        value = self._reads.newest(SYSTEM_TABLE, key)
+        return None if value is None else decode_row(key, value)
+
+    def default_limits(self) -> Limits:
+        """What a consumer may hold by default: 1 GiB, or 10 % of the free space if that is less."""
+        return Limits(min(_DEFAULT_BYTES, self._directory.free_bytes() // 10), None)
+
+    def log(self) -> SegmentLog:
+        """The log. ClosedError once the store is closed; ReadOnlyError in a store that has none to write."""
+        self._state.refuse_if_gone()
+        if self._log is None:
+            raise read_only()
+        return self._log
+
+    def segments(self) -> list[SegmentInfo]:
+        """The segments of the log, oldest first."""
+        self._state.refuse_if_gone()
+        return self._reader.segments() if self._log is None else self._log.segments()
+
+    def held_bytes(self, after: Seqno) -> int:
+        """Bytes of the segments that recovery does not need, and that a hold on what is beyond `after` keeps."""
+        segments, older = self.segments(), self._pages.older
+        needed = Seqno(0) if older is None else older.seqno
+        return sum(
+            segment.size
+            for segment, following in pairwise(segments)
+            if after + 1 < following.first_seqno <= needed + 1
+        )
+
+    # -- holds --------------------------------------------------------------------------------
+
+    def _hold_again(self, row: ConsumerRow) -> None:
+        """Hold what is beyond the position of a row. Without effect if that is gone: it is lost."""
+        log = self.log()
+        if row.line == self.line and row.position <= log.last_seqno:
+            try:
+                self.keep_hold(row.name, self._hold(row.name, row.position, row.limits))
+            except FeedGap:
+                return
+
+    def gap(self, row: ConsumerRow) -> FeedGap:
+        """Why a consumer that is lost cannot be read on."""
+        log = self.log()
+        oldest = log.segments()[0].first_seqno
+        lost = oldest - 1 - row.position
+        # What is still there may go at any time.
+        return FeedGap(row.position, max(oldest, row.position + 1), log.last_seqno, lost_commits=max(0, lost) or None)
+
+    def begin_hold(self, name: str, after: Seqno | None, limits: Limits) -> Hold:
+        """Hold what is beyond `after` for a consumer, before its row says so; None: all there is. Raises FeedGap."""
+        log = self.log()
+        if after is not None and after > log.last_seqno:
+            raise FeedGap(after, log.segments()[0].first_seqno, log.last_seqno)
+        return self._hold(name, after, limits)
+
+    def _hold(self, name: str, after: Seqno | None, limits: Limits) -> Hold:
+        log = self.log()
+        return log.retention.hold(name, after, log.segments(), log.last_seqno, log.last_time_us, limits)
+
+    def keep_hold(self, name: str, hold: Hold | None) -> None:
+        """From here on this is the consumer's hold, in place of one that it may have; None: it holds nothing."""
+        old = self._holds.get(name)
+        if hold is not None:
+            self._holds[name] = hold
+        else:
+            self._holds.pop(name, None)
+        if old is not None and old is not hold:
+            old.release()
+
+    def hold(self, name: str) -> Hold | None:
+        """What holds log for a consumer; None: it is lost."""
+        hold = self._holds.get(name)
+        return hold if hold is not None and hold.is_held else None
