@@ -23,11 +23,13 @@ from kvwal.engine.verify import VerifyReport
 from kvwal.errors import (
     ClosedError,
     ConflictError,
+    ConsumerExistsError,
     CorruptionError,
     DiskFullError,
     EnvironmentFailure,
     Error,
     FeedGap,
+    FencedError,
     Finding,
     ForkedError,
     FormatError,
@@ -49,7 +51,9 @@ from kvwal.features import VERSION
 from kvwal.feed.change import Change
 from kvwal.feed.changes import Bootstrap, Changes
 from kvwal.feed.commits import Commit
+from kvwal.feed.consumer import Batch, Consumer
 from kvwal.feed.key_versions import KeyVersion, KeyVersions
+from kvwal.feed.lag import ConsumerInfo
 from kvwal.keys import MAX_BATCH_BYTES, MAX_KEY_BYTES, MAX_VALUE_BYTES, Seqno
 from kvwal.options import OpenOptions
 from kvwal.salvaging import SalvageReport, salvage
@@ -60,17 +64,22 @@ __all__ = [
     "MAX_BATCH_BYTES",
     "MAX_KEY_BYTES",
     "MAX_VALUE_BYTES",
+    "Batch",
     "Bootstrap",
     "Change",
     "Changes",
     "ClosedError",
     "Commit",
     "ConflictError",
+    "Consumer",
+    "ConsumerExistsError",
+    "ConsumerInfo",
     "CorruptionError",
     "DiskFullError",
     "EnvironmentFailure",
     "Error",
     "FeedGap",
+    "FencedError",
     "Finding",
     "ForkedError",
     "FormatError",

@@ -9,6 +9,8 @@
     |   |-- TransactionTooLargeError  a transaction holds more memory than one may
     |   |-- StoreNotFoundError    flag "r" or "w" and there is no store (also a FileNotFoundError)
     |   |-- StoreExistsError      the target of a salvage is not empty (also a FileExistsError)
+    |   |-- ConsumerExistsError   a consumer of this name has another filter
+    |   |-- FencedError           a consumer was taken over by another owner
     |   |-- SnapshotTooOld        the moment, or a version of a key, asked for is no longer kept
     |   `-- FeedGap               changes asked for are no longer kept
     |-- CorruptionError         the bytes on disk are not what kvwal wrote
@@ -41,11 +43,13 @@ from typing import Any, Final
 __all__ = [
     "ClosedError",
     "ConflictError",
+    "ConsumerExistsError",
     "CorruptionError",
     "DiskFullError",
     "EnvironmentFailure",
     "Error",
     "FeedGap",
+    "FencedError",
     "Finding",
     "ForkedError",
     "FormatError",
@@ -146,6 +150,32 @@ class StoreNotFoundError(UsageError, FileNotFoundError):
 
 class StoreExistsError(UsageError, FileExistsError):
     """Something is in the way where a new store or file should be made."""
+
+
+class ConsumerExistsError(UsageError):
+    """There is a consumer of this name, with another filter. Nothing was changed.
+
+    Attributes:
+        name: of the consumer.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        super().__init__(
+            f"consumer {name!r} exists with another filter; ask for it with that, or with replace=True to change it"
+        )
+
+
+class FencedError(UsageError):
+    """The consumer was taken over, with `steal=True`, or was removed. What was to be committed was not.
+
+    Attributes:
+        name: of the consumer.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        super().__init__(f"consumer {name!r} was taken over or removed; its new owner goes on from the stored position")
 
 
 class _NotKeptError(UsageError):
@@ -296,19 +326,30 @@ class EnvironmentFailure(Error):
 
 
 class LockedError(EnvironmentFailure):
-    """Another process, or another `Store` of this one, has the store open.
+    """Another process, or another `Store` of this one, has the store open; or a consumer of it is in use.
 
     Attributes:
         path: the store's directory.
         pid: process id of the holder as it wrote it, or None if it could not be read.
         own: whether this process has it open itself.
+        consumer: name of the consumer that is in use; None if it is the store.
+        thread: name of the thread that asked for the consumer; None if it is the store.
     """
 
-    def __init__(self, path: str, pid: int | None, own: bool) -> None:
+    def __init__(
+        self, path: str, pid: int | None, own: bool, *, consumer: str | None = None, thread: str | None = None
+    ) -> None:
         self.path = path
         self.pid = pid
         self.own = own
-        if own:
+        self.consumer = consumer
+        self.thread = thread
+        if consumer is not None:
+            text = (
+                f"consumer {consumer!r} of {path} is in use by thread {thread!r} of this process (pid {pid}); close it "
+                "there, or take it over with steal=True"
+            )
+        elif own:
             text = f"{path} is already open in this process (pid {pid}); share that Store between threads"
         elif pid is None:
             text = f"{path} is open in another process; close it there first"
@@ -375,6 +416,7 @@ _AGAIN: Final = {
     "snapshot": "take another with snapshot()",
     "transaction": "begin another with transaction()",
     "feed": "go on with changes(after=position)",
+    "consumer": "ask for it again with consumer(name)",
 }
 
 

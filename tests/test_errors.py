@@ -39,6 +39,8 @@ MADE: list[tuple[type[Error], tuple[Any, ...], dict[str, Any]]] = [
     (errors.TransactionTooLargeError, (256 << 20,), {}),
     (errors.StoreNotFoundError, (2, "there is no store", "/a.kv"), {}),
     (errors.StoreExistsError, (17, "something is there: /a.kv"), {}),
+    (errors.ConsumerExistsError, ("mailer",), {}),
+    (errors.FencedError, ("mailer",), {}),
     (
         errors.SnapshotTooOld,
         (NOON, 7, 90),
@@ -50,6 +52,7 @@ MADE: list[tuple[type[Error], tuple[Any, ...], dict[str, Any]]] = [
     (errors.FormatError, ("text",), {}),
     (errors.EnvironmentFailure, ("text",), {}),
     (errors.LockedError, ("/a.kv", 77), {"own": False}),
+    (errors.LockedError, ("/a.kv", 77), {"own": True, "consumer": "mailer", "thread": "MainThread"}),
     (errors.PoisonedError, ("text",), {}),
     (errors.DiskFullError, ("text",), {}),
     (errors.SystemCallError, (5, "the disk fails", "/a.kv/data"), {}),

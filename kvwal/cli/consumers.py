@@ -1,0 +1,49 @@
+"""`consumers`: who reads the feed, and how far each is behind."""
+
+from __future__ import annotations
+
+import sys
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+import kvwal
+from kvwal.cli.terminal import print_json, store_path
+
+__all__ = ["consumers"]
+
+_FIELDS = ("name", "state", "position", "lag_commits", "lag_bytes", "lag_s", "held_bytes", "last_error")
+
+
+@click.command()
+@store_path
+@click.option("--json", "as_json", is_flag=True, help="One object a line.")
+def consumers(path: str, as_json: bool) -> None:
+    """Show the consumers of the feed, where each is, and how much log is kept for it.
+
+    A line has the name, the state ("stopped", or "lost"), the position, the lag in commits, bytes and seconds, the
+    bytes of log that are held, and the last error, with tabs between.
+    """
+    with kvwal.open(path, "r") as db:
+        found = db.consumers()
+    if as_json:
+        for info in found:
+            print_json(info)
+        return
+    rows = [[_cell(getattr(info, field)) for field in _FIELDS] for info in found]
+    if not sys.stdout.isatty():
+        for row in rows:
+            click.echo("\t".join(row))
+        return
+    table = Table(*(field.replace("_", " ") for field in _FIELDS))
+    for row in rows:
+        table.add_row(*row)
+    Console(markup=False).print(table)
+
+
+def _cell(value: object) -> str:
+    if value is None:
+        return "-"
+    # A name or an error may have anything in it.
+    return f"{value:.1f}" if isinstance(value, float) else str(value).encode("unicode_escape").decode("ascii")
