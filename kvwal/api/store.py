@@ -469,7 +469,8 @@ class Store(OrderedMapping, MutableMapping[bytes, bytes]):
 
     def pins(self) -> list[Pin]:
         """Who holds an old moment of the store, since when, and how old it is: snapshots, transactions, scans."""
-        return self.engine.upkeep.pins()
+        self._state.refuse_if_gone()
+        return [Pin.of(reader) for reader in self._reads.moments.readers.all()]
 
     def history(self, after: int | None = None) -> Iterator[Record]:
         """The commits beyond seqno `after` that were made before the call, in order; None: all that the log still has.

@@ -12,7 +12,7 @@ from kvwal.engine.commit import CommitQueue
 from kvwal.engine.consumers import Consumers
 from kvwal.engine.readers import Readers
 from kvwal.engine.recovery import Recovered, RecoveryReport
-from kvwal.engine.stats import Pin, Stats
+from kvwal.engine.stats import Stats
 from kvwal.engine.verify import VerifyReport, verify_parts
 from kvwal.errors import FeedGap, SnapshotTooOld, read_only
 from kvwal.files import Files
@@ -109,11 +109,6 @@ class Upkeep:
         """Figures about memory, pages and log."""
         self._state.refuse_if_gone()
         return Stats.of(self._state, self._readers, self._pages, self._log, self._reader)
-
-    def pins(self) -> list[Pin]:
-        """The registered readers."""
-        self._state.refuse_if_gone()
-        return [Pin.of(reader) for reader in self._readers.all()]
 
     def read(self, after: Seqno | datetime | None, until: Seqno | None, purpose: str) -> SegmentCursor:
         """The commits beyond `after` (None: all that the log still has), up to `until` (None: as they become durable).

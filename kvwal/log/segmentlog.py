@@ -60,7 +60,7 @@ class SegmentLog(SegmentWriter):
     def __init__(
         self, files: Files, directory: Directory, identity: LogIdentity, options: LogOptions, events: Events | None
     ) -> None:
-        super().__init__(files, Events() if events is None else events)
+        super().__init__(files, identity.session, Events() if events is None else events)
         self._directory = directory
         self._identity = identity
         self._options = options
@@ -191,11 +191,6 @@ class SegmentLog(SegmentWriter):
         """Who holds log, since when. From any thread."""
         return self.retention.holds()
 
-    @property
-    def session(self) -> int:
-        """Number of the writable open that this log belongs to."""
-        return self._identity.session
-
     def segments(self) -> list[SegmentInfo]:
         """Every segment there is, oldest first. From any thread."""
         return list(self._segments.values())
@@ -210,7 +205,7 @@ class SegmentLog(SegmentWriter):
         said = {
             "reason": str(error),
             "durable_seqno": self.durable_seqno,
-            "session": self._identity.session,
+            "session": self.session,
             "wall_us": self._now_us(),
         }
         # Not flushed: after a power cut only what is on disk is found.

@@ -55,10 +55,12 @@ def _no_file(data: Buffer, offset: int) -> None:
 class SegmentWriter(ABC):
     """The appending half of `SegmentLog`."""
 
-    def __init__(self, files: Files, events: Events) -> None:
+    def __init__(self, files: Files, session: int, events: Events) -> None:
         self._now_us = files.now_us
         self._monotonic_s = files.monotonic_s
         self._events = events
+        #: Number of the writable open that writes here.
+        self.session = session
         #: The last commit written, the last one known to be on disk, and the time of the last one.
         self.last_seqno = Seqno(0)
         self.durable_seqno = Seqno(0)
