@@ -106,7 +106,9 @@ def test_open_takes_what_the_store_takes_with_the_same_defaults() -> None:
 def test_every_method_of_the_store_has_its_counterpart() -> None:
     theirs = {name for name in dir(kvwal.Store) if not name.startswith("_")}
     # Elsewhere: `count` for len, `contains` for in. A feed of the log reads files record by record.
-    assert theirs - set(dir(AsyncStore)) <= {"popitem", "history", "changes", "backup", "copy"}
+    elsewhere = {"popitem", "history", "changes", "backup", "copy"}
+    # Consumers are for threads.
+    assert theirs - set(dir(AsyncStore)) <= {*elsewhere, "consumer", "consumers", "remove_consumer"}
 
 
 def test_errors_are_those_of_the_store(tmp_path: Path) -> None:
