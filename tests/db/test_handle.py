@@ -122,6 +122,7 @@ ARGUMENTS: dict[str, Any] = {
     "delta": 1,
     "function": lambda *_: None,
     "keys": [b"k"],
+    "name": "mailer",
     "other": {b"k": b"v"},
     "value": b"v",
 }
