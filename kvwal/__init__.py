@@ -51,9 +51,10 @@ from kvwal.features import VERSION
 from kvwal.feed.change import Change
 from kvwal.feed.changes import Bootstrap, Changes
 from kvwal.feed.commits import Commit
-from kvwal.feed.consumer import Batch, Consumer
+from kvwal.feed.consumer import Consumer
 from kvwal.feed.key_versions import KeyVersion, KeyVersions
 from kvwal.feed.lag import ConsumerInfo
+from kvwal.feed.owned import Batch
 from kvwal.keys import MAX_BATCH_BYTES, MAX_KEY_BYTES, MAX_VALUE_BYTES, Seqno
 from kvwal.options import OpenOptions
 from kvwal.salvaging import SalvageReport, salvage

@@ -24,10 +24,12 @@ from kvwal.engine.stats import Pin, Stats
 from kvwal.engine.verify import VerifyReport
 from kvwal.engine.writes import EncodedBatch, LonePut
 from kvwal.errors import ConflictError, DiskFullError
+from kvwal.feed.asked import Asked, Start
 from kvwal.feed.change import Filter, Prefixes
 from kvwal.feed.changes import Bootstrap, Changes
+from kvwal.feed.claim import remove_consumer
 from kvwal.feed.commits import Commit, commits
-from kvwal.feed.consumer import Consumer, LimitsWanted, Start, remove_consumer
+from kvwal.feed.consumer import Consumer
 from kvwal.feed.key_versions import KeyVersions
 from kvwal.feed.lag import ConsumerInfo, consumers
 from kvwal.keys import MAX_KEY_BYTES, MAX_VALUE_BYTES, BytesLike, KeyRange, Seqno, as_int, as_key, as_value
@@ -616,22 +618,20 @@ class Store(OrderedMapping, MutableMapping[bytes, bytes]):
         Raises: LockedError if it is in use, with the name of the thread; ConsumerExistsError for another filter;
         FeedGap if `start` is not kept, or no commit; ReadOnlyError; TypeError or ValueError for other arguments.
         """
-        if start not in ("now", "oldest"):
-            start = as_int("start", start, 0)
-        limits = LimitsWanted(max_lag_bytes, max_lag_s)
-        return Consumer(
-            self.engine,
+        asked = Asked(
             name,
-            Filter(prefix, tables),
+            prefix,
+            tables,
             start=start,
-            limits=limits,
+            max_lag_bytes=max_lag_bytes,
+            max_lag_s=max_lag_s,
             own=own,
             replace=replace,
             steal=steal,
             ack_interval_s=ack_interval_s,
             timeout_s=timeout_s,
-            owner=self,
         )
+        return Consumer(self.engine, asked, owner=self)
 
     def consumers(self) -> list[ConsumerInfo]:
         """The consumers, by name: how far each is behind, what it holds, who has it, and why it stopped."""

@@ -158,14 +158,27 @@ class Changes(Iterator[Change]):
         deadline_s = None if self._timeout_s is None else time.monotonic() + self._timeout_s
         while True:
             left_s = STEP_S if deadline_s is None else deadline_s - time.monotonic()
-            if self._open().wait(max(0.0, min(left_s, STEP_S))):
+            if self._wait(min(left_s, STEP_S)):
                 change = self._next()
                 if change is not None:
                     return change
-            else:
-                self._refuse_if_ended()
             if left_s <= 0:
                 return None
+
+    def wait(self, timeout_s: float) -> None:
+        """Wait for a commit, at most so long. Raises as iterating does."""
+        try:
+            self._wait(timeout_s)
+        except BaseException as error:
+            self._fail(error)
+            raise
+
+    def _wait(self, timeout_s: float) -> bool:
+        """Whether there is a commit now."""
+        if self._open().wait(max(0.0, timeout_s)):
+            return True
+        self._refuse_if_ended()
+        return False
 
     def _refuse_if_ended(self) -> None:
         """Raise why no commit can come any more, if that is so."""

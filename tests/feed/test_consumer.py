@@ -563,7 +563,7 @@ def test_taking_over_fences_the_first_owner(db: kvwal.Store) -> None:
             call()
     with pytest.raises(FencedError):
         # Even if it does not look: the row has another epoch.
-        first._commit(lambda row: row)
+        first._commit(first._change(lambda row: row))
     assert drained(second) == [b"a"]
     first.close()
     db[b"b"] = b"1"
@@ -982,6 +982,78 @@ def test_an_interrupted_call_loses_no_change_and_applies_none_twice() -> None:
             assert counted(db) == {b"key": 2}, step
             check_store(db)
     assert step > 1000
+
+
+# What interrupts a finalizer is swallowed.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_an_interrupted_rebase_is_made_or_not_and_no_change_is_applied_twice() -> None:
+    step = 0
+    while True:
+        step += 37 if step < 800 else 3
+        with opened(SimulatedDisk()) as db:
+            feed = consumer(db, prefix=b"key")
+            db[b"key"] = b"1"
+
+            def rebase(db: kvwal.Store = db, feed: kvwal.Consumer = feed) -> None:
+                with feed.rebase() as snapshot:
+                    db[b"sum:key"] = b"%d" % (b"key" in snapshot)
+
+            interrupted = interrupted_at(step, rebase)
+            whole = interrupted is None
+            # Its traceback keeps what was begun.
+            del interrupted
+            gc.collect()
+            [info] = db.consumers()
+            db[b"sum:key"] = b"%d" % (info.position >= 2)
+            feed.project(count, timeout_s=0)
+            assert counted(db) == {b"key": 1}, step
+            if whole:
+                break
+    assert step > 900
+
+
+# What interrupts a finalizer is swallowed.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("then", ["ack", "close"])
+def test_an_interrupted_ack_does_not_fence_its_own_owner(then: str) -> None:
+    step = 0
+    with opened(SimulatedDisk()) as db:
+        feed = consumer(db)
+        while True:
+            step += 1
+            seqno = db.put(b"key", b"%d" % step)
+            batch = next(feed)
+            assert batch.changes[0].seqno == seqno
+            if interrupted_at(step, lambda batch=batch: feed.ack(batch)) is None:
+                break
+            if then == "ack":
+                feed.ack(batch)
+                assert feed.position == batch.last
+            else:
+                feed.close()
+                feed = consumer(db)
+                drained(feed)
+    assert step > 300
+
+
+def test_a_next_that_fails_after_an_interrupted_rebase_stays_behind_the_snapshot(
+    db: kvwal.Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    feed = consumer(db)
+    db[b"a"] = b"1"
+
+    def interrupted(*arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    rebase = feed.rebase()
+    rebase.__enter__()
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(feed, "_go_back", interrupted)
+        rebase.__exit__(None, None, None)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(feed, "_collect", interrupted)
+        next(feed)
+    assert drained(feed) == []
 
 
 # -- against a model ---------------------------------------------------------------------------

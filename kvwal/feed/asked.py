@@ -1,0 +1,75 @@
+"""What a consumer is asked for with."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable
+from typing import Final, Literal, TypeAlias
+
+from kvwal.engine.consumers import MAX_NAME_BYTES
+from kvwal.feed.change import Filter, Prefixes
+from kvwal.keys import as_int
+from kvwal.log import Limits
+
+__all__ = ["Asked", "Start"]
+
+Start: TypeAlias = Literal["now", "oldest"] | int
+"""Where a new consumer begins: with what comes, with what the log has, or after a commit."""
+
+# Of a limit.
+_MOST: Final = 1 << 62
+
+
+class Asked:
+    """What a consumer was asked for with, checked: the arguments of `Store.consumer`."""
+
+    def __init__(
+        self,
+        name: str,
+        prefix: Prefixes,
+        tables: Iterable[int] | None,
+        *,
+        start: Start,
+        max_lag_bytes: int | Literal["default"] | None,
+        max_lag_s: float | Literal["default"] | None,
+        own: bool,
+        replace: bool,
+        steal: bool,
+        ack_interval_s: float,
+        timeout_s: float | None,
+    ) -> None:
+        """TypeError or ValueError for what cannot be."""
+        if not isinstance(name, str):
+            raise TypeError(f"a consumer's name is a str, not {type(name).__name__}")
+        if not 1 <= len(name.encode()) <= MAX_NAME_BYTES:
+            raise ValueError(f"a consumer's name takes 1 to {MAX_NAME_BYTES} bytes in UTF-8, not {len(name.encode())}")
+        for setting, seconds in (("ack_interval_s", ack_interval_s), ("timeout_s", timeout_s)):
+            if seconds is not None and not seconds >= 0:
+                raise ValueError(f"{setting} is {seconds}; it is at least 0")
+        self.name = name
+        self.filter = Filter(prefix, tables)
+        self.start = start if start in ("now", "oldest") else as_int("start", start, 0)
+        # "default" leaves a limit as it is.
+        self._max_bytes = max_lag_bytes
+        if max_lag_bytes is not None and max_lag_bytes != "default":
+            self._max_bytes = as_int("max_lag_bytes", max_lag_bytes, 0, _MOST)
+        self._max_us: int | Literal["default"] | None = None
+        if max_lag_s == "default":
+            self._max_us = max_lag_s
+        elif max_lag_s is not None:
+            if not max_lag_s >= 0:
+                raise ValueError(f"max_lag_s is {max_lag_s}; it is at least 0")
+            self._max_us = int(min(max_lag_s * 1e6, _MOST))
+        self.own = own
+        self.replace = replace
+        self.steal = steal
+        self.ack_interval_s = ack_interval_s
+        self.timeout_s = timeout_s
+        self.thread = threading.current_thread().name
+
+    def limits_over(self, limits: Limits) -> Limits:
+        """The limits with those that are asked for."""
+        return Limits(
+            limits.max_bytes if self._max_bytes == "default" else self._max_bytes,
+            limits.max_us if self._max_us == "default" else self._max_us,
+        )

@@ -1,0 +1,345 @@
+"""One owner's use of a consumer: what it reads, what it counts, and what is to be committed for it. It never waits.
+
+`kvwal.Consumer` and its counterpart for tasks are made of this: they wait, and commit what is asked for here.
+
+Invariant: a batch covers what follows the batch before it, without a gap. A call that raises, or is interrupted, counts
+nothing, and what it read is read again.
+Invariant: `_row` is the row as this owner wrote or found it. A row that is not that one any more was written by another
+owner, and fences this one.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from dataclasses import replace as changed
+from typing import Final, NamedTuple
+
+from kvwal.batch import WriteBatch
+from kvwal.db.transaction import Transaction
+from kvwal.engine.consumers import ConsumerRow, Owner, RowChange
+from kvwal.engine.engine import Engine
+from kvwal.engine.occ import ReadSet
+from kvwal.engine.request import CommitRequest
+from kvwal.errors import FencedError, closed
+from kvwal.feed.asked import Asked
+from kvwal.feed.change import Change, Filter
+from kvwal.feed.changes import Changes
+from kvwal.feed.claim import begin, claim, release
+from kvwal.keys import Seqno
+from kvwal.log import Extension, Hold, Record, extension_of
+from kvwal.log.extension import CONSUMER
+
+__all__ = ["ATTEMPTS", "Batch", "OwnedConsumer", "RowCommit"]
+
+# A batch ends with the commit that reaches one of these.
+_BATCH_CHANGES: Final = 1000
+_BATCH_BYTES: Final = 4 << 20
+#: How often a projection is tried that conflicts.
+ATTEMPTS: Final = 100
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Some commits, and what they changed.
+
+    Attributes:
+        changes: of whole commits, in their order; those that the filter lets through.
+        first: the first commit that it covers: the one after the batch before.
+        last: the last one, whether it has changes of it or not. Less than `first` if no commit came.
+    """
+
+    changes: Sequence[Change]
+    first: Seqno
+    last: Seqno
+
+    @property
+    def scanned(self) -> Seqno:
+        """The last commit that was looked at, whether a change of it matched or not: what `ack` stores."""
+        return self.last
+
+
+class RowCommit(NamedTuple):
+    """A commit of a consumer's row. `hold`: what holds log for it from then on; None: what did before."""
+
+    request: CommitRequest
+    operation: RowChange
+    hold: Hold | None
+
+
+class _Watch:
+    """A filter without a consumer's own commits, and the last commit that is neither one of those nor the system's."""
+
+    __slots__ = ("_own", "_wanted", "last_of_others")
+
+    def __init__(self, wanted: Filter, own: bytes | None) -> None:
+        self._wanted = wanted
+        # None: its own commits are wanted too.
+        self._own = own
+        self.last_of_others = Seqno(0)
+
+    def changes(self, record: Record) -> Iterator[Change] | None:
+        """What is told of a commit; None if nothing is."""
+        if record.is_system or (self._own is not None and record.extension().get(CONSUMER) == self._own):
+            return None
+        self.last_of_others = record.seqno
+        return self._wanted.changes(record)
+
+
+class OwnedConsumer:
+    """A consumer while this owner has it. One thread at a time, but for `_let_go` and `_due`."""
+
+    def __init__(self, engine: Engine, asked: Asked, *, owner: object = None) -> None:
+        """Become its owner, and make it if there is none. Waits for commits. Raises as `Store.consumer`."""
+        self._token: Owner | None = None
+        self._engine = engine
+        self._store = owner
+        #: The name it was asked for.
+        self.name = asked.name
+        self._filter = _Watch(asked.filter, None if asked.own else asked.name.encode())
+        self._ack_interval_s = asked.ack_interval_s
+        self._timeout_s = asked.timeout_s
+        self._consumers = engine.upkeep.consumers
+        self._consumers.log()
+        self._changes: Changes | None = None
+        self._stored_s = float("-inf")
+        # What was asked to be committed last, until it is resolved.
+        self._last: RowCommit | None = None
+        token = Owner(asked.thread, Seqno(0))
+        before: Owner | None = None
+        try:
+            before = claim(engine, asked, token)
+            self._row = begin(engine, asked, taken=before is not None)
+            # The last commit that was looked at, that the last batch covers, of the last batch with changes, and that
+            # was acknowledged.
+            self._scanned = self._covered = self._delivered = self._acked = token.scanned = self._row.position
+        except BaseException:
+            release(self._consumers, self.name, token, before)
+            raise
+        self._token = token
+
+    # -- reading ------------------------------------------------------------------------------
+
+    @property
+    def position(self) -> Seqno:
+        """The last commit that was handled, as it is stored: where the consumer goes on after a crash."""
+        return self._row.position
+
+    @property
+    def alive(self) -> bool:
+        """Whether iterating would wait for commits, and not raise."""
+        token = self._token
+        return (
+            token is not None
+            and not self._engine.is_closed
+            and self._consumers.owners.get(self.name) is token
+            and self._consumers.hold(self.name) is not None
+        )
+
+    def _poll(self) -> Batch | None:
+        """The next batch, counted, if there are changes. None: what is there was passed over, and may be due.
+
+        Where it raises, and where its caller is interrupted, the caller takes that back (`_return_to`).
+        """
+        self._refuse_if_over()
+        feed = self._feed()
+        changes = self._collect(feed)
+        if changes:
+            return self._batch(changes, feed.position)
+        if self._delivered <= self._acked:
+            # There is nothing to acknowledge, so it is as if that was done.
+            self._acked = max(self._acked, feed.position)
+        self._scanned = feed.position
+        token = self._token
+        if token is not None:
+            token.scanned = feed.position
+        return None
+
+    def _batch(self, changes: tuple[Change, ...], position: Seqno) -> Batch:
+        """A batch that ends at the position, counted."""
+        batch = Batch(changes, Seqno(self._covered + 1), position)
+        self._scanned = self._covered = position
+        if changes:
+            self._delivered = position
+        return batch
+
+    def _collect(self, feed: Changes) -> tuple[Change, ...]:
+        """The changes of some commits that are there."""
+        changes: list[Change] = []
+        size = 0
+        try:
+            while (change := feed.poll()) is not None:
+                changes.append(change)
+                size += len(change.key) + len(change.value or b"")
+                if change.last and (len(changes) >= _BATCH_CHANGES or size >= _BATCH_BYTES):
+                    break
+        except Exception:
+            self._refuse_if_over()
+            raise
+        return tuple(changes)
+
+    def _wait(self, timeout_s: float) -> None:
+        """Wait a little for what comes."""
+        try:
+            self._feed().wait(timeout_s)
+        except Exception:
+            # Most often it is closed, taken over or lost.
+            self._refuse_if_over()
+            raise
+
+    def _when_ready(self, wake: Callable[[], object]) -> Callable[[], object]:
+        """As `Changes.when_ready`."""
+        try:
+            return self._feed().when_ready(wake)
+        except Exception:
+            self._refuse_if_over()
+            raise
+
+    def _feed(self) -> Changes:
+        """What it reads: it goes on behind what was looked at."""
+        feed = self._changes
+        if feed is None:
+            cursor = self._consumers.log().read(self._scanned, purpose=None)
+            feed = self._changes = Changes(
+                self._engine, None, self._filter, follow=True, owner=self._store, cursor=cursor
+            )
+        return feed
+
+    def _counts(self) -> tuple[Seqno, Seqno, Seqno]:
+        self._resolve()
+        return self._scanned, self._covered, self._delivered
+
+    def _return_to(self, counts: tuple[Seqno, Seqno, Seqno]) -> None:
+        """What was counted since then was not handed out: it is read again."""
+        self._scanned, self._covered, self._delivered = counts
+        self._rewind()
+
+    def _rewind(self) -> None:
+        feed, self._changes = self._changes, None
+        if feed is not None:
+            feed.close()
+
+    def _go_back(self) -> None:
+        """What was handed out and not acknowledged comes again."""
+        self._return_to((self._acked, self._acked, self._acked))
+
+    def _refuse_if_over(self) -> None:
+        """Raise why it cannot be read on, if that is so."""
+        self._refuse_if_closed()
+        row = self._row
+        if self._consumers.hold(self.name) is None or row.line != self._consumers.line:
+            raise self._consumers.gap(row)
+
+    def _refuse_if_closed(self) -> None:
+        self._engine.state.refuse_if_gone()
+        token = self._token
+        if token is None:
+            raise closed("consumer")
+        if self._consumers.owners.get(self.name) is not token:
+            raise FencedError(self.name)
+        self._resolve()
+
+    # -- what is to be committed --------------------------------------------------------------
+
+    def _acknowledge(self, batch: Batch) -> None:
+        """Count it as handled. ValueError for a batch that it has not handed out."""
+        self._refuse_if_closed()
+        if batch.last > self._covered:
+            raise ValueError(f"commit {batch.last} is beyond {self._covered}, the last one that was handed out")
+        self._acked = max(self._acked, batch.last)
+
+    def _due(self, *, at_once: bool = False) -> RowCommit | None:
+        """The position, if it is to be written now."""
+        self._resolve()
+        stored, acked = self._row.position, self._acked
+        if acked <= stored or self._filter.last_of_others <= stored:
+            # Only what consumers and the store itself have committed came since: that is no reason to commit more.
+            return None
+        if not at_once and time.monotonic() - self._stored_s < self._ack_interval_s:
+            return None
+        return self._change(lambda row: changed(row, position=acked, last_error=""))
+
+    def _handled(self, txn: Transaction, batch: Batch) -> RowCommit:
+        """What a projection has written for a batch, and the position."""
+        written = txn.request()
+        last = batch.last
+
+        def change(row: ConsumerRow) -> ConsumerRow:
+            return changed(row, position=last, last_error="")
+
+        if written is None:
+            return self._change(change)
+        own = {**(extension_of(txn.meta) or {}), CONSUMER: self.name.encode()}
+        return self._change(change, written.writes.batch, written.reads, own)
+
+    def _failed(self, error: Exception) -> RowCommit | None:
+        """Why it does not go on, unless the row says so; the position is what was acknowledged."""
+        self._resolve()
+        text, acked = f"{type(error).__name__}: {error}", self._acked
+        if text == self._row.last_error and acked == self._row.position:
+            return None
+        return self._change(lambda row: changed(row, position=max(row.position, acked), last_error=text))
+
+    def _rebased(self, position: Seqno) -> RowCommit:
+        """The position of a snapshot, from which everything was derived anew."""
+        hold = self._consumers.begin_hold(self.name, position, self._row.limits)
+        return self._change(lambda row: changed(row, position=position, last_error=""), hold=hold)
+
+    def _change(
+        self,
+        change: Callable[[ConsumerRow], ConsumerRow],
+        batch: WriteBatch | None = None,
+        reads: ReadSet | None = None,
+        extension: Extension | None = None,
+        hold: Hold | None = None,
+    ) -> RowCommit:
+        """The row, if it is as it was left, and what else is given."""
+        self._resolve()
+        expected = self._row
+
+        def fenced(row: ConsumerRow | None) -> ConsumerRow | None:
+            if row is None or (row.epoch, row.position) != (expected.epoch, expected.position):
+                raise FencedError(self.name)
+            return change(row)
+
+        operation = RowChange(self.name, fenced, batch, extension)
+        self._last = commit = RowCommit(CommitRequest(sync=True, reads=reads, operation=operation), operation, hold)
+        return commit
+
+    def _resolve(self) -> None:
+        """Take over what was committed last, if it was. Harmless when done again: a call may be interrupted in it."""
+        commit = self._last
+        if commit is None:
+            return
+        row = commit.operation.row
+        # Durability: it has a seqno only when it was flushed.
+        if commit.request.seqno and row is not None:
+            self._row = row
+            self._acked = max(self._acked, row.position)
+            self._stored_s = time.monotonic()
+            if commit.hold is not None:
+                self._consumers.keep_hold(self.name, commit.hold)
+                self._go_back()
+            else:
+                held = self._consumers.hold(self.name)
+                if held is not None:
+                    held.advance(row.position)
+            self._last = None
+
+    # -- the end ------------------------------------------------------------------------------
+
+    def _let_go(self) -> None:
+        token, self._token = self._token, None
+        self._rewind()
+        if token is not None:
+            release(self._consumers, self.name, token)
+
+    def __del__(self) -> None:
+        token = getattr(self, "_token", None)
+        if token is not None:
+            release(self._consumers, self.name, token)
+
+    def __repr__(self) -> str:
+        closed_ = " (closed)" if self._token is None else ""
+        return f"<{type(self).__name__} {self.name!r} after commit {self.position}{closed_}>"
