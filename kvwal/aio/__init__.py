@@ -10,6 +10,7 @@
 
 from kvwal.aio.changes import AsyncBootstrap, AsyncChanges
 from kvwal.aio.committer import committed_seqno
+from kvwal.aio.consumer import AsyncConsumer
 from kvwal.aio.opening import Opening, open
 from kvwal.aio.scanning import Scan
 from kvwal.aio.snapshot import AsyncSnapshot
@@ -21,6 +22,7 @@ __all__ = [
     "MAX_PENDING_COMMITS",
     "AsyncBootstrap",
     "AsyncChanges",
+    "AsyncConsumer",
     "AsyncSnapshot",
     "AsyncStore",
     "AsyncTransaction",

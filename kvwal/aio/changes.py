@@ -18,7 +18,7 @@ from kvwal.feed.change import Change, Prefixes
 from kvwal.feed.changes import STEP_S, Bootstrap, Changes
 from kvwal.keys import Seqno
 
-__all__ = ["AsyncBootstrap", "AsyncChanges"]
+__all__ = ["AsyncBootstrap", "AsyncChanges", "wait_until_ready"]
 
 # Changes of one trip to a worker, and from how many bytes of keys and values on it brings no more.
 _MOST: Final = 1024
@@ -107,29 +107,12 @@ class AsyncChanges(AsyncIterator[Change]):
                 left_s = STEP_S if deadline_s is None else deadline_s - loop.time()
                 if not self._follow or left_s <= 0:
                     return
-                await self._wait(loop, min(left_s, STEP_S))
+                await wait_until_ready(self._changes.when_ready, min(left_s, STEP_S))
         except BaseException:
             self._changes.close()
             raise
         finally:
             self._running = False
-
-    async def _wait(self, loop: asyncio.AbstractEventLoop, timeout_s: float) -> None:
-        woken = asyncio.Event()
-
-        def wake() -> None:
-            # The loop may be closed: then no task waits any more.
-            with suppress(RuntimeError):
-                loop.call_soon_threadsafe(woken.set)
-
-        take_back = self._changes.when_ready(wake)
-        try:
-            async with asyncio.timeout(timeout_s):
-                await woken.wait()
-        except TimeoutError:
-            pass
-        finally:
-            take_back()
 
     async def aclose(self) -> None:
         """Let go of the log that it holds. Idempotent."""
@@ -143,6 +126,28 @@ class AsyncChanges(AsyncIterator[Change]):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self.aclose()
+
+
+async def wait_until_ready(
+    when_ready: Callable[[Callable[[], object]], Callable[[], object]], timeout_s: float
+) -> None:
+    """Wait at most so long for what `Changes.when_ready` waits for."""
+    loop = asyncio.get_running_loop()
+    woken = asyncio.Event()
+
+    def wake() -> None:
+        # The loop may be closed: then no task waits any more.
+        with suppress(RuntimeError):
+            loop.call_soon_threadsafe(woken.set)
+
+    take_back = when_ready(wake)
+    try:
+        async with asyncio.timeout(timeout_s):
+            await woken.wait()
+    except TimeoutError:
+        pass
+    finally:
+        take_back()
 
 
 def _read(changes: Changes) -> tuple[deque[Change], Seqno, Exception | None]:

@@ -9,10 +9,11 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from datetime import datetime
 from itertools import islice
 from types import TracebackType
-from typing import Any, Concatenate, Final, ParamSpec, TypeVar, overload
+from typing import Any, Concatenate, Final, Literal, ParamSpec, TypeVar, overload
 
 from kvwal.aio.changes import AsyncBootstrap, AsyncChanges
 from kvwal.aio.committer import Committer
+from kvwal.aio.consumer import AsyncConsumer
 from kvwal.aio.fairness import Tickets
 from kvwal.aio.reading import AsyncReading
 from kvwal.aio.snapshot import AsyncSnapshot
@@ -30,9 +31,11 @@ from kvwal.engine.stats import Pin, Stats
 from kvwal.engine.verify import VerifyReport
 from kvwal.engine.writes import EncodedBatch, LonePut
 from kvwal.errors import ClosedError, ConflictError, ForkedError, closed
+from kvwal.feed.asked import Asked, Start
 from kvwal.feed.change import Prefixes
 from kvwal.feed.commits import Commit
 from kvwal.feed.key_versions import KeyVersion
+from kvwal.feed.lag import ConsumerInfo
 from kvwal.keys import MAX_KEY_BYTES, MAX_VALUE_BYTES, BytesLike, KeyRange, Seqno, as_int, as_key, as_value
 from kvwal.log import Extension, extension_of
 from kvwal.options import Durability
@@ -581,6 +584,61 @@ class AsyncStore(AsyncReading):
         with await in_thread(self._store.bootstrap) as base:
             snapshot = AsyncSnapshot(base.snapshot, self._reads, self._workers)
             yield AsyncBootstrap(base, snapshot, self._workers, self._refuse_if_over)
+
+    def consumer(
+        self,
+        name: str,
+        *,
+        prefix: Prefixes = b"",
+        tables: Iterable[int] | None = None,
+        start: Start = "now",
+        max_lag_bytes: int | Literal["default"] | None = "default",
+        max_lag_s: float | Literal["default"] | None = "default",
+        own: bool = False,
+        replace: bool = False,
+        steal: bool = False,
+        ack_interval_s: float = 1.0,
+        timeout_s: float | None = None,
+    ) -> AbstractAsyncContextManager[AsyncConsumer]:
+        """A named reader of the feed, whose position the store keeps: `async with db.consumer(name) as consumer:`.
+
+        Arguments and errors as in `Store.consumer`.
+        """
+        self._refuse_if_over()
+        asked = Asked(
+            name,
+            prefix,
+            tables,
+            start=start,
+            max_lag_bytes=max_lag_bytes,
+            max_lag_s=max_lag_s,
+            own=own,
+            replace=replace,
+            steal=steal,
+            ack_interval_s=ack_interval_s,
+            timeout_s=timeout_s,
+        )
+        return self._consumer(asked)
+
+    @asynccontextmanager
+    async def _consumer(self, asked: Asked) -> AsyncIterator[AsyncConsumer]:
+        self._refuse_if_over()
+        parts = self._committer, self._workers, self._refuse_if_over
+        made, cancelled = await to_the_end(AsyncConsumer, self._engine, asked, *parts, owner=self._store)
+        async with made as consumer:
+            if cancelled is not None:
+                raise cancelled
+            yield consumer
+
+    async def consumers(self) -> list[ConsumerInfo]:
+        """The consumers, by name: `Store.consumers`, in a thread."""
+        self._refuse_if_over()
+        return await in_thread(self._store.consumers)
+
+    async def remove_consumer(self, name: str) -> bool:
+        """`Store.remove_consumer`, in a thread. If the task is cancelled, it goes on, and how it ended is not told."""
+        self._refuse_if_over()
+        return await in_thread(self._store.remove_consumer, name)
 
     # -- ending -------------------------------------------------------------------------------
 

@@ -14,7 +14,7 @@ from typing import Any, Final, ParamSpec, TypeAlias, TypeVar
 
 from kvwal.errors import UsageError
 
-__all__ = ["Workers", "in_thread", "refuse_other_loops", "resolve", "to_the_end"]
+__all__ = ["Workers", "in_thread", "refuse_other_loops", "resolve", "the_end_of", "to_the_end"]
 
 _T = TypeVar("_T")
 _P = ParamSpec("_P")
@@ -137,7 +137,11 @@ async def to_the_end(
     function: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs
 ) -> tuple[_T, BaseException | None]:
     """Like `in_thread`, but waits for the end even when cancelled: the result, and the cancellation if there was."""
-    future = _started(function, *args, **kwargs)
+    return await the_end_of(_started(function, *args, **kwargs))
+
+
+async def the_end_of(future: asyncio.Future[_T]) -> tuple[_T, BaseException | None]:
+    """The result of a future, which is waited for even when cancelled, and the cancellation if there was."""
     cancelled: BaseException | None = None
     while not future.done():
         try:

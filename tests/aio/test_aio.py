@@ -107,8 +107,7 @@ def test_every_method_of_the_store_has_its_counterpart() -> None:
     theirs = {name for name in dir(kvwal.Store) if not name.startswith("_")}
     # Elsewhere: `count` for len, `contains` for in. A feed of the log reads files record by record.
     elsewhere = {"popitem", "history", "changes", "backup", "copy"}
-    # Consumers are for threads.
-    assert theirs - set(dir(AsyncStore)) <= {*elsewhere, "consumer", "consumers", "remove_consumer"}
+    assert theirs - set(dir(AsyncStore)) <= elsewhere
 
 
 def test_errors_are_those_of_the_store(tmp_path: Path) -> None:
