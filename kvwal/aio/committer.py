@@ -37,7 +37,7 @@ from typing import Final, TypeAlias
 from kvwal.aio.workers import refuse_other_loops, resolve
 from kvwal.engine.engine import Engine
 from kvwal.engine.request import CommitRequest
-from kvwal.errors import InternalError
+from kvwal.errors import DiskFullError, InternalError
 from kvwal.keys import Seqno
 
 __all__ = ["Committer", "committed_seqno"]
@@ -313,8 +313,15 @@ class Committer:
             del group
 
     def _work(self, group: _Group) -> None:
-        engine = self._engine
-        if engine.pressure.is_on:
-            engine.pressure.relieve(deleting=all(request.writes.only_deletes for request, _ in group.entries))
-        if group.entries:
-            engine.queue.submit([request for request, _ in group.entries])
+        queue, pressure = self._engine.queue, self._engine.pressure
+        requests = [request for request, _ in group.entries]
+        if pressure.is_on:
+            pressure.relieve(deleting=all(request.writes.only_deletes for request in requests))
+        while requests:
+            queue.submit(requests)
+            # As `Engine.commit`: a consumer loses its hold on the log before a commit is refused for want of space.
+            requests = [request for request in requests if isinstance(request.error, DiskFullError)]
+            if not requests or not pressure.drop_consumer():
+                return
+            for request in requests:
+                request.renew()

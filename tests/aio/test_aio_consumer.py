@@ -429,3 +429,20 @@ def test_a_rebase_that_is_cancelled_in_its_commit_goes_on_behind_the_snapshot(tm
             assert await drained(feed) == [b"sum:a"]
 
     run(main())
+
+
+def test_on_a_full_disk_the_laziest_consumer_is_lost_and_no_commit_is_refused() -> None:
+    async def main() -> None:
+        disk = SimulatedDisk(capacity=6 << 20)
+        async with opened(files=disk, segment_bytes=16 << 10, memtable_bytes=32 << 10) as db:
+            lazy = await asyncio.to_thread(db.store.consumer, "lazy", max_lag_bytes=None)
+            number = 0
+            while lazy.alive:
+                number += 20
+                assert number < 20_000
+                await asyncio.gather(*(db.put(b"key%d" % key, bytes(1000)) for key in range(20)))
+            await asyncio.gather(*(db.put(b"key%d" % key, bytes(1000)) for key in range(20)))
+            assert (await db.verify()).ok
+            await asyncio.to_thread(lazy.close)
+
+    run(main())
