@@ -217,7 +217,7 @@ class Explorer:
         session.open()
         session.verify()
         session.look()
-        session.run(FOLLOW_UPS[follow_up_of(trail)])
+        session.run([["on"], *FOLLOW_UPS[follow_up_of(trail)]])
 
     def _record(self, error: BaseException, trail: list[tuple[int, str]]) -> None:
         text = f"{type(error).__name__}: {error}"

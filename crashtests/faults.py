@@ -111,6 +111,7 @@ class FaultCase:
         self.operation = operation
         self.way = way
         self.session = Session(SimulatedDisk(seed=0), options=self.options)
+        self.session.was_full = way.error == errno.ENOSPC
         self.died = False
 
     def __str__(self) -> str:
@@ -294,7 +295,7 @@ class FaultCase:
         session.open()
         session.verify()
         session.look()
-        session.run(FOLLOW_UPS[self.operation % len(FOLLOW_UPS)])
+        session.run([["on"], *FOLLOW_UPS[self.operation % len(FOLLOW_UPS)]])
 
 
 def examine_damaged(session: Session) -> None:

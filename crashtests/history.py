@@ -24,15 +24,23 @@ class History:
     Rule: a state that was appended is never changed; forks share them.
     """
 
-    __slots__ = ("before_last", "durable", "returned", "states")
+    __slots__ = ("before_last", "durable", "returned", "states", "system")
 
-    def __init__(self, states: list[State] | None = None, durable: int = 0, returned: int = 0) -> None:
+    def __init__(
+        self,
+        states: list[State] | None = None,
+        durable: int = 0,
+        returned: int = 0,
+        system: frozenset[int] = frozenset(),
+    ) -> None:
         self.states: list[State] = [{}] if states is None else states
         self.durable = durable
         #: The last commit that returned, or that the store was found with: no reader may see a later one.
         self.returned = max(durable, returned)
         #: What was durable before the last flush: a write that was lost unseen can only take back what came after.
         self.before_last = durable
+        #: The commits that wrote nothing to users' tables.
+        self.system = system
 
     @property
     def begun(self) -> int:
@@ -46,11 +54,12 @@ class History:
 
     def fork(self) -> History:
         """The same past; the futures are apart."""
-        return History(self.states.copy(), self.durable, self.returned)
+        return History(self.states.copy(), self.durable, self.returned, self.system)
 
-    def begin(self, state: State) -> int:
+    def begin(self, state: State, *, system: bool = False) -> int:
         """A commit that leads to `state` is being tried."""
         self.states.append(state)
+        self.system = self.system | {self.begun} if system else self.system - {self.begun}
         return self.begun
 
     def retract(self) -> None:

@@ -526,4 +526,41 @@ MUTANTS: tuple[Mutant, ...] = (
         "exhaustive",
         ("kvwal.pages.slots:create_page_file", "file.sync()", "pass"),
     ),
+    # --- consumers ---
+    _mutant(
+        "a projection's writes are one commit, and its position another",
+        "exhaustive",
+        (
+            "kvwal.feed.consumer:Consumer._apply",
+            "handled = self._handled(txn, batch)\n",
+            "txn.commit()\n"
+            "                handled = self._change(\n"
+            "                    lambda row: __import__('dataclasses').replace(row, position=batch.last))\n",
+        ),
+        first="a projection",
+    ),
+    _mutant(
+        "a position names a commit before that is durable",
+        "exhaustive",
+        (_WRITER + "_durable", "return self.durable_seqno", "return self.last_seqno"),
+        ("kvwal.feed.owned:OwnedConsumer._change", "sync=True", "sync=False"),
+        first="a projection of what is flushed late",
+    ),
+    _mutant(
+        "a position counts before it is flushed",
+        "exhaustive",
+        ("kvwal.feed.owned:OwnedConsumer._change", "sync=True", "sync=False"),
+        first="acknowledgements",
+    ),
+    _mutant(
+        "a hold on the log advances before the position is on disk",
+        "exhaustive",
+        (
+            "kvwal.feed.owned:OwnedConsumer._acknowledge",
+            "self._acked = max(self._acked, batch.last)",
+            "self._acked = max(self._acked, batch.last)\n"
+            "        self._consumers.hold(self.name).advance(self._acked)",
+        ),
+        first="acknowledgements that are written late",
+    ),
 )

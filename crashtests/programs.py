@@ -154,6 +154,38 @@ NAMED: Final[dict[str, tuple[dict[str, Any], Program]]] = {
             *[["said", 5, 3000], ["said", 1, 20], ["reopen"], ["said", 6, 9000], ["checkpoint"], ["look"]],
         ],
     ),
+    "a projection": (
+        {},
+        [
+            *[["project"], ["put", 1, 50], ["put", 1, 460], ["project"], ["batch", [[2, 50], [1, None]]]],
+            *[["checkpoint"], ["weak", 3, 50], ["project"], ["range", 1, 3], ["del", 9], ["project"]],
+            *[["tables", [[16, 1, 50]]], ["project"], ["kill"], ["put", 4, 50], ["project"], ["look"], ["reopen"]],
+            *[["put", 1, 20], ["project"]],
+        ],
+    ),
+    "a projection of what is flushed late": (
+        {"durability": "os"},
+        [
+            *[["put", 1, 50], ["project"], ["put", 2, 50], ["take", 0], ["project"], ["put", 3, 600], ["take", 0]],
+            *[["ack", 0], ["sync"], ["project"], ["take", 0], ["put", 4, 50], ["cut", 1], ["on"], ["put", 1, 50]],
+        ],
+    ),
+    "acknowledgements": (
+        {},
+        [
+            *[["take", 0], ["put", 1, 50], ["take", 0], ["ack", 0], ["weak", 2, 50], ["take", 0], ["put", 3, 50]],
+            *[["take", 0], ["ack", 0], ["take", 0], ["kill"], ["take", 0], ["put", 4, 50], ["take", 0], ["ack", 0]],
+        ],
+    ),
+    "acknowledgements that are written late": (
+        {},
+        [
+            *[["take", 1], ["put", 1, 50], ["take", 1], ["ack", 1]],
+            *[["put", n % 5, 3500] for n in range(9)],
+            *[["take", 1], ["ack", 1], ["checkpoint"], ["put", 1, 50], ["checkpoint"], ["put", 2, 50], ["cut", 0]],
+            *[["on"], ["put", 3, 50], ["take", 1], ["ack", 1], ["reopen"], ["checkpoint"], ["checkpoint"], ["on"]],
+        ],
+    ),
     "zeros": ({"preallocate": "zeros"}, [["put", n % 5, 3500] for n in range(6)] + [["checkpoint"], ["put", 1, 10]]),
     "everything deleted": (
         {},
@@ -185,6 +217,7 @@ _SMALL_STEPS: Final[tuple[Program, ...]] = (
     [["batch", [[1, 30], [2, 30], [5, None]]]],
     [["tables", [[0, 1, 30], [16, 1, 30], [17, 2, None]]]],
     [["checkpoint"]],
+    [["project"]],
     [["sync"]],
     [["idle"]],
     [["prepare"]],
@@ -227,7 +260,10 @@ def long_program(random: Random, length: int) -> Program:
         return random.choices(sizes, weights)[0] + random.randrange(20)
 
     program: Program = []
+    consuming = random.random() < 0.4
     for _ in range(length):
+        if consuming and random.random() < 0.15:
+            program.append(random.choice((["project"], ["take", 0], ["ack", 0], ["take", 1], ["ack", 1])))
         roll = random.random()
         key = random.randrange(keys)
         if roll < 0.27:
@@ -286,7 +322,17 @@ _STEPS = st.one_of(
     st.tuples(st.just("clock"), st.sampled_from([-100, 100])),
 )
 
-#: What several logical clients do, one step after the other. JSON lists, so that a case can be written down.
-PROGRAMS = st.lists(
-    _STEPS.map(lambda step: [list(x) if isinstance(x, tuple) else x for x in step]), min_size=1, max_size=30
+_CONSUMING = st.one_of(
+    _STEPS, st.tuples(st.just("project")), st.tuples(st.sampled_from(["take", "ack"]), st.integers(0, 1))
 )
+
+
+def _programs(steps: st.SearchStrategy[tuple[Any, ...]]) -> st.SearchStrategy[Program]:
+    return st.lists(
+        steps.map(lambda step: [list(x) if isinstance(x, tuple) else x for x in step]), min_size=1, max_size=30
+    )
+
+
+#: What several logical clients do, one step after the other. JSON lists, so that a case can be written down. Without
+#: consumers too, since what they hold of the log is not retired.
+PROGRAMS = _programs(_STEPS) | _programs(_CONSUMING)

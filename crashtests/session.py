@@ -20,6 +20,9 @@ Keys are small numbers, values are made of the commit's number, so that no two w
 | `["kill"]` | the process dies, the page cache stays; open |
 | `["cut", survivors]` | the power fails (survivors as in `SimulatedDisk.crash`); open |
 | `["clock", seconds]` | the wall clock jumps |
+| `["take", c]`, `["ack", c]` | consumer c, 0 or 1, is told of a batch; it acknowledges that |
+| `["project"]` | the consumer "mirror" projects what is there |
+| `["on"]` | each consumer that is stored goes on to the end |
 | `["prepare"]`, `["idle"]` | what the background thread does: make the next segment, mark the log idle |
 """
 
@@ -29,8 +32,9 @@ import warnings
 from typing import Any
 
 import kvwal
+from crashtests.consumers import MIRROR, Feed, positions, row_key
 from crashtests.history import History, State, Violation
-from kvwal.errors import ConflictError, DiskFullError
+from kvwal.errors import ConflictError, DiskFullError, FeedGap
 from kvwal.testing import SimulatedDisk
 
 PATH = "/kv"
@@ -100,6 +104,9 @@ class Session:
         self.store: Any = None
         self.clients: dict[int, _Client] = {}
         self.snapshots: dict[int, tuple[Any, State]] = {}
+        self.feeds: dict[str, Feed] = {}
+        #: Whether a disk was full, so that consumers may have given their log up.
+        self.was_full = False
         self.steps_done = 0
 
     # --- opening and what is found ---
@@ -108,6 +115,7 @@ class Session:
         """Open the store and find out which commit it is at."""
         self.clients = {}
         self.snapshots = {}
+        self.feeds = {}
         self.store = kvwal.open(PATH, files=self.disk, **self.options)
         return self.identify()
 
@@ -116,7 +124,15 @@ class Session:
 
     def content(self) -> State:
         """What the store holds, by scanning."""
-        return dict([*self.store.scan(), *self._of_tables()])
+        return dict([*self.store.scan(), *self._of_tables(), *self._of_consumers()])
+
+    def _of_consumers(self) -> list[tuple[bytes, bytes]]:
+        """The positions of consumers."""
+        rows = self.store.engine.upkeep.consumers.rows()
+        for row in rows:
+            if row.position > self.store.durable_seqno or row.last_error:
+                raise Violation(f"consumer {row.name} is at {row.position}, {row.last_error}")
+        return [(row_key(row.name), b"%d" % row.position) for row in rows]
 
     def _of_tables(self) -> list[tuple[bytes, bytes]]:
         """What the tables beside table 0 hold, in the order of their keys in a state."""
@@ -136,6 +152,7 @@ class Session:
         """Forget the store as a process that dies does. The disk is left as it is."""
         self.clients = {}
         self.snapshots = {}
+        self.feeds = {}
         self.store = None
         self.disk.kill()
 
@@ -155,7 +172,8 @@ class Session:
         stats = self.store.stats()
         # All that is not in the pages is in the log.
         first = min([stats.checkpoint_seqno + 1, *(number for number, _ in found[:1])])
-        expected = [(number, self._said(number)) for number in range(first, stats.durable_seqno + 1)]
+        numbers = range(first, stats.durable_seqno + 1)
+        expected = [(number, self._said(number)) for number in numbers if number not in self.history.system]
         if found != expected:
             raise Violation(f"commits say {found}, but {expected} was committed")
 
@@ -173,11 +191,11 @@ class Session:
     def _compare(self, source: Any, state: State, what: str) -> None:
         items = sorted(state.items())
         if source is self.store:
-            found = [*source.scan(), *self._of_tables()]
+            found = [*source.scan(), *self._of_tables(), *self._of_consumers()]
             if found != items:
                 raise Violation(f"{what} shows {_difference(dict(found), state)}")
-        if any(items[-1:]) and items[-1][0].startswith(b"t"):
-            items = [item for item in items if not item[0].startswith(b"t")]
+        if any(items[-1:]) and items[-1][0].startswith((b"t", b"u")):
+            items = [item for item in items if not item[0].startswith((b"t", b"u"))]
             state = dict(items)
         found = list(source.scan())
         if found != items:
@@ -211,8 +229,8 @@ class Session:
     def step(self, step: Step) -> None:
         getattr(self, "_do_" + step[0])(*step[1:])
 
-    def _commit(self, state: State, act: Any, *, durable: bool = True) -> None:
-        number = self.history.begin(state)
+    def _commit(self, state: State, act: Any, *, durable: bool = True, system: bool = False) -> None:
+        number = self.history.begin(state, system=system)
         try:
             seqno = act()
         except (DiskFullError, ConflictError):
@@ -335,6 +353,8 @@ class Session:
         self.store.engine._log.mark_idle()
 
     def _do_reopen(self) -> None:
+        for feed in self.feeds.values():
+            self._feeding(feed.close)
         self.store.close()
         self.history.acknowledge()
         before = self.history.begun
@@ -354,6 +374,40 @@ class Session:
 
     def _do_clock(self, seconds: int) -> None:
         self.disk.jump_clock(seconds * 1_000_000)
+
+    # --- consumers ---
+
+    def _feed(self, name: str) -> Feed:
+        if name not in self.feeds:
+            self.feeds[name] = Feed(self.store, self.history, name, self._commit_flushed)
+        return self.feeds[name]
+
+    def _commit_flushed(self, state: State, act: Any, system: bool) -> None:
+        self._commit(state, act, system=system)
+        # It is flushed at any durability.
+        self.history.acknowledge()
+
+    def _feeding(self, act: Any) -> None:
+        try:
+            act()
+        except FeedGap:
+            if not self.was_full:
+                raise
+
+    def _do_take(self, client: int) -> None:
+        self._feeding(self._feed(str(client)).take)
+
+    def _do_ack(self, client: int) -> None:
+        self._feeding(self._feed(str(client)).acknowledge)
+
+    def _do_project(self) -> None:
+        self._feeding(self._feed(MIRROR).mirror)
+
+    def _do_on(self) -> None:
+        for name in positions(self.history.newest):
+            feed = self._feed(name)
+            self._feeding(feed.mirror if name == MIRROR else feed.take)
+            self._feeding(feed.acknowledge)
 
     # --- transactions and snapshots ---
 

@@ -22,6 +22,7 @@ from crashtests.programs import NAMED
 from crashtests.session import Session
 from crashtests.workers import Run
 from kvwal.engine import engine
+from kvwal.feed.owned import OwnedConsumer
 from kvwal.testing import SimulatedDisk
 
 SMALL = Limits(choices=8, depth=2, nested_every=8, nested_choices=2)
@@ -33,7 +34,9 @@ def explore(program, **options):
     return tally
 
 
-@pytest.mark.parametrize("name", ["three puts", "a tail that no flush covered", "checkpoints", "killed", "rotation"])
+@pytest.mark.parametrize(
+    "name", ["three puts", "a tail that no flush covered", "checkpoints", "killed", "rotation", "acknowledgements"]
+)
 def test_a_program_stands_every_cut(name):
     options, program = NAMED[name]
     tally = explore(program, **options)
@@ -170,6 +173,30 @@ def test_a_store_that_lies_about_what_its_commits_say_is_found(lie, monkeypatch)
     monkeypatch.setattr(kvwal.Store, "commits", lambda store: iter(lies[lie]))
     with pytest.raises(Violation, match="commits say"):
         session.look()
+
+
+@pytest.mark.parametrize("lie", ["one less", "one twice", "an old one", "another position"])
+def test_a_consumer_that_lies_is_found(lie, monkeypatch):
+    session = Session(SimulatedDisk())
+    session.open()
+    session.run([["project"], ["put", 1, 50], ["project"], ["put", 2, 50], ["put", 3, 50]])
+    collect, change = OwnedConsumer._collect, OwnedConsumer._change
+
+    def collected(consumer, feed):
+        changes = collect(consumer, feed)
+        lies = {"one less": changes[:-1], "one twice": changes + changes[-1:], "an old one": changes[:1] * 2}
+        return lies.get(lie, changes)
+
+    def changed(consumer, function, *arguments, **options):
+        if lie == "another position":
+            position = consumer._row.position + 1
+            return change(consumer, lambda row: dataclasses.replace(row, position=position), *arguments, **options)
+        return change(consumer, function, *arguments, **options)
+
+    monkeypatch.setattr(OwnedConsumer, "_collect", collected)
+    monkeypatch.setattr(OwnedConsumer, "_change", changed)
+    with pytest.raises(Violation):
+        session.run([["project"], ["look"]])
 
 
 def test_every_step_of_the_random_programs_exists():
