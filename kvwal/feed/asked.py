@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterable
+from datetime import datetime
 from typing import Final, Literal, TypeAlias
 
 from kvwal.engine.consumers import MAX_NAME_BYTES
 from kvwal.feed.change import Filter, Prefixes
-from kvwal.keys import as_int
+from kvwal.feed.moment import microseconds
+from kvwal.keys import Seqno, as_int
 from kvwal.log import Limits
 
 __all__ = ["Asked", "Start"]
 
-Start: TypeAlias = Literal["now", "oldest"] | int
-"""Where a new consumer begins: with what comes, with what the log has, or after a commit."""
+Start: TypeAlias = Literal["now", "oldest"] | int | datetime
+"""Where a new consumer begins: with what comes, with what the log has, after a commit, or at a time."""
 
 # Of a limit.
 _MOST: Final = 1 << 62
@@ -48,7 +50,14 @@ class Asked:
                 raise ValueError(f"{setting} is {seconds}; it is at least 0")
         self.name = name
         self.filter = Filter(prefix, tables)
-        self.start = start if start in ("now", "oldest") else as_int("start", start, 0)
+        self.start: Literal["now", "oldest"] | Seqno | datetime
+        if isinstance(start, datetime):
+            microseconds("start", start)
+            self.start = start
+        elif start == "now" or start == "oldest":
+            self.start = start
+        else:
+            self.start = Seqno(as_int("start", start, 0))
         # "default" leaves a limit as it is.
         self._max_bytes = max_lag_bytes
         if max_lag_bytes is not None and max_lag_bytes != "default":

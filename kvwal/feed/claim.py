@@ -9,15 +9,16 @@ from __future__ import annotations
 
 from contextlib import suppress
 from dataclasses import replace
+from datetime import datetime
 
 from kvwal.engine.consumers import ConsumerRow, Consumers, Owner, RowChange
 from kvwal.engine.engine import Engine
 from kvwal.engine.request import CommitRequest
 from kvwal.errors import ConsumerExistsError, FeedGap, LockedError
 from kvwal.feed.asked import Asked
+from kvwal.feed.moment import microseconds
 from kvwal.files import process_id
-from kvwal.keys import Seqno
-from kvwal.log import Hold
+from kvwal.log import Hold, Limits
 
 __all__ = ["begin", "claim", "release", "remove_consumer"]
 
@@ -77,17 +78,9 @@ def _found(engine: Engine, asked: Asked, *, taken: bool) -> ConsumerRow | None:
 
 def _created(engine: Engine, asked: Asked) -> ConsumerRow:
     """A new one, stored before anything is handed out."""
-    consumers, start = engine.upkeep.consumers, asked.start
+    consumers = engine.upkeep.consumers
     limits = asked.limits_over(consumers.default_limits())
-    hold: Hold | None = None
-    while hold is None:
-        after = engine.state.seqno if start == "now" else None if start == "oldest" else Seqno(start)
-        try:
-            hold = consumers.begin_hold(asked.name, after, limits)
-        except FeedGap:
-            # Of "now": two checkpoints came in between.
-            if start != "now":
-                raise
+    hold = _hold_from(engine, asked, limits)
     now_us = engine.reads.moments.now_us()
     row = ConsumerRow(asked.name, consumers.line, hold.after, 1, now_us, limits, asked.filter.digest())
     request = CommitRequest(sync=True, operation=RowChange(asked.name, lambda old: row))
@@ -102,6 +95,27 @@ def _created(engine: Engine, asked: Asked) -> ConsumerRow:
 
 def _in_use(engine: Engine, name: str, owner: Owner) -> LockedError:
     return LockedError(engine.upkeep.path, process_id(), True, consumer=name, thread=owner.thread)
+
+
+def _hold_from(engine: Engine, asked: Asked, limits: Limits) -> Hold:
+    """A hold on what a new one begins with. FeedGap if that is not kept."""
+    name, start, begin_hold = asked.name, asked.start, engine.upkeep.consumers.begin_hold
+    if isinstance(start, datetime):
+        since_us = microseconds("start", start)
+        # It holds what it reads.
+        with engine.upkeep.read(start, None, name) as records:
+            earlier = records.position
+            for record in records:
+                if record.time_us >= since_us:
+                    break
+                earlier = record.seqno
+            return begin_hold(name, earlier, limits)
+    if start != "now":
+        return begin_hold(name, None if start == "oldest" else start, limits)
+    while True:
+        # FeedGap: two checkpoints came in between.
+        with suppress(FeedGap):
+            return begin_hold(name, engine.state.seqno, limits)
 
 
 def remove_consumer(engine: Engine, name: str) -> bool:

@@ -13,6 +13,7 @@ from typing import Final
 from kvwal.engine.engine import Engine
 from kvwal.engine.upkeep import EPOCH
 from kvwal.feed.changes import durable_now
+from kvwal.feed.moment import microseconds
 from kvwal.keys import Seqno
 from kvwal.log import Record, SegmentCursor, extension_of, meta_of
 from kvwal.log.intents import decode_put_key, is_of_users
@@ -58,23 +59,15 @@ def commits(
 ) -> Iterator[Commit]:
     """See `Store.commits`, which has checked `after`, and `until` if it is a seqno."""
     wanted = meta_of(extension_of(meta))
-    since_us = 0 if since is None else _microseconds("since", since)
+    since_us = 0 if since is None else microseconds("since", since)
     until_us = None
     last = durable_now(engine)
     if isinstance(until, datetime):
-        until_us = _microseconds("until", until)
+        until_us = microseconds("until", until)
     elif until is not None:
         last = min(last, until)
     cursor = engine.upkeep.read(since if after is None else after, last, "commits")
     return _listed(engine, cursor, since_us, until_us, wanted, owner)
-
-
-def _microseconds(name: str, moment: datetime) -> int:
-    if not isinstance(moment, datetime):
-        raise TypeError(f"{name} is a datetime, not {type(moment).__name__}")
-    if moment.tzinfo is None:
-        raise ValueError(f"{name} is {moment}, which has no time zone; datetime.now(UTC) for one has")
-    return (moment - EPOCH) // _US
 
 
 def _listed(

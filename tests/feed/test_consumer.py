@@ -7,6 +7,7 @@ import threading
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
+from datetime import datetime, timedelta
 from random import Random
 from typing import Any
 
@@ -195,6 +196,34 @@ def test_a_new_consumer_begins_where_it_is_told(db: kvwal.Store) -> None:
     assert drained(consumer(db, "beyond", start=3)) == [b"3"]
 
 
+def test_a_new_consumer_begins_at_a_time(disk: SimulatedDisk, db: kvwal.Store) -> None:
+    made: list[datetime] = []
+    # It holds the log meanwhile.
+    consumer(db, "keeper").close()
+    for number in range(60):
+        db.put(b"%d" % number, bytes(1000))
+        [commit] = db.commits(db.last_seqno - 1)
+        made.append(commit.time)
+        disk.jump_clock(1_000_000)
+    assert len(db.engine._log.segments()) > 2  # type: ignore[union-attr]  # it may write
+    for number in range(60):
+        for early_s, first in ((0.0, number), (0.5, number), (-0.5, number + 1)):
+            at = made[number] - timedelta(seconds=early_s)
+            feed = consumer(db, f"{number} {early_s}", start=at)
+            assert keys(next(feed)) == [b"%d" % each for each in range(first, 60)]
+    assert drained(consumer(db, "later", start=made[-1] + timedelta(days=1))) == []
+    for name in {info.name for info in db.consumers()} - {"later"}:
+        consumer(db, name, steal=True).close()
+        assert db.remove_consumer(name)
+    db.checkpoint()
+    db.put(b"more", b"")
+    db.checkpoint()
+    with pytest.raises(FeedGap):
+        consumer(db, "gone", start=made[0])
+    # Nothing else is held.
+    assert {hold.name for hold in db.engine._log.holds()} == {"later"}  # type: ignore[union-attr]  # it may write
+
+
 def test_now_is_resolved_once(disk: SimulatedDisk, db: kvwal.Store) -> None:
     consumer(db).close()
     db[b"a"] = b"1"
@@ -235,6 +264,7 @@ def test_a_removed_consumer_begins_anew_and_holds_nothing(db: kvwal.Store) -> No
         ({"name": b"x"}, TypeError),
         ({"start": -1}, ValueError),
         ({"start": "then"}, TypeError),
+        ({"start": datetime(2026, 1, 1)}, ValueError),  # noqa: DTZ001  # that is what is refused
         ({"max_lag_bytes": -1}, ValueError),
         ({"max_lag_s": -1}, ValueError),
         ({"ack_interval_s": -1}, ValueError),
