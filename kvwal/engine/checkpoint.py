@@ -23,7 +23,6 @@ from collections.abc import Callable, Iterator
 from typing import Any, Final, TypeVar
 
 from kvwal.engine.commit import CommitQueue
-from kvwal.engine.key_order import sorted_in_steps
 from kvwal.engine.memtable import Memtable
 from kvwal.engine.pressure import WritePressure
 from kvwal.engine.state import State
@@ -35,6 +34,7 @@ from kvwal.locks import locked, new_lock
 from kvwal.log import SegmentLog, replay_count
 from kvwal.options import Options
 from kvwal.pages import Changes, Columns, PageFile
+from kvwal.sorting import sorted_in_steps
 
 __all__ = ["COMPACT_PASSES", "Checkpointer"]
 
@@ -67,7 +67,10 @@ def _updates(memtable: Memtable, yield_to_writers: Callable[[], None]) -> Iterat
     else:
         # Its own keys are never MISSING.
         value_of = memtable.get
-    return ((keys, list(map(value_of, keys))) for keys in sorted_in_steps(memtable.latest, yield_to_writers))
+    for keys in sorted_in_steps(memtable.latest):
+        yield_to_writers()
+        if keys:
+            yield keys, list(map(value_of, keys))
 
 
 class Checkpointer:

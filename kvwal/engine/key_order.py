@@ -7,15 +7,13 @@ Rules:
 - A key never leaves the table, and a dict keeps the order in which keys came. So the keys that came since the order was
   last made are the last ones of the dict, and a key's number says when it came.
 - The commit leader adds keys meanwhile, and takes the lock here only where an operation, such as `popitem`, scans.
-- A checkpoint does not use the order, which is made in one go, but `sorted_in_steps`.
+- A checkpoint does not use the order, which is made in one go, but `sorting.sorted_in_steps`.
 """
 
 from __future__ import annotations
 
-from bisect import bisect_right
-from collections.abc import Callable, Collection, Iterator
 from itertools import islice
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from sortedcontainers import SortedList
 
@@ -25,13 +23,7 @@ from kvwal.locks import Lock, locked
 if TYPE_CHECKING:
     from kvwal.engine.count import Census
 
-__all__ = ["KeyOrder", "sorted_in_steps"]
-
-# This many keys are sorted in half a millisecond, during which no other thread has the interpreter.
-_STEP: Final = 1024
-# One key in 128, but at most 4,096 keys, say where the steps part.
-_SAMPLED: Final = 128
-_MOST_SAMPLES: Final = 4096
+__all__ = ["KeyOrder"]
 
 
 class KeyOrder:
@@ -108,33 +100,3 @@ class KeyOrder:
         """Raise AssertionError where order and dict disagree (for the tests)."""
         keys = self.between(None, None, after=None, reverse=False, most=len(self._latest) + 1)
         assert keys == sorted(self._latest), "order and dict disagree"
-
-
-def sorted_in_steps(keys: Collection[bytes], yield_to_writers: Callable[[], None]) -> Iterator[list[bytes]]:
-    """The keys in order, in lists of about `_STEP`: `sorted` of a million would stop all other threads for a second.
-
-    They are dealt out between bounds that a sample gives, and then each list is sorted; in all that takes no longer.
-    """
-    every = max(_SAMPLED, len(keys) // _MOST_SAMPLES)
-    rest = iter(keys)
-    parts: list[list[bytes]] = []
-    sample: list[bytes] = []
-    while part := list(islice(rest, every)):
-        # Not always the same place: keys may come from a few sources in turn.
-        sample.append(part[37 * len(parts) % len(part)])
-        parts.append(part)
-        if not len(parts) % (_STEP // _SAMPLED):
-            yield_to_writers()
-    sample.sort()
-    per_step = max(1, _STEP // every)
-    bounds = sample[per_step::per_step]
-    steps: list[list[bytes]] = [[] for _ in range(len(bounds) + 1)]
-    put_into = [step.append for step in steps]
-    for part in parts:
-        for key in part:
-            put_into[bisect_right(bounds, key)](key)
-        yield_to_writers()
-    for step in steps:
-        step.sort()
-        yield_to_writers()
-        yield step

@@ -6,11 +6,9 @@ from functools import partial
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from store_fixtures import interrupted_at
 
-from kvwal.engine.key_order import KeyOrder, sorted_in_steps
+from kvwal.engine.key_order import KeyOrder
 from kvwal.locks import new_lock
 
 
@@ -59,41 +57,6 @@ def test_the_keys_that_came_last_are_found_from_the_end() -> None:
     assert order.added(990, 1000) == [b"%d" % number for number in range(990, 1000)]
     assert order.added(980, 990) == [b"%d" % number for number in range(980, 990)]
     assert walked < 40
-
-
-@given(st.lists(st.binary(max_size=4), unique=True))
-def test_keys_sorted_in_steps_are_sorted(keys: list[bytes]) -> None:
-    assert [key for step in sorted_in_steps(keys, lambda: None) for key in step] == sorted(keys)
-
-
-@pytest.mark.parametrize(
-    "order",
-    [
-        lambda number: number,
-        lambda number: -number,
-        lambda number: number * 7919 % 30_011,
-        # From sources that take turns.
-        lambda number: number % 128 * 1000 + number // 128,
-        lambda number: number % 3 * 20_000 + number // 3,
-    ],
-    ids=["ascending", "descending", "scattered", "128 sources", "3 sources"],
-)
-def test_no_step_of_sorting_is_long(order: Any) -> None:
-    """No other thread runs during a step, so the writers are let through around each, and none takes many keys."""
-    keys = [b"%08d" % (order(number) + 40_000) for number in range(30_000)]
-    calls = 0
-
-    def yield_to_writers() -> None:
-        nonlocal calls
-        calls += 1
-
-    found: list[bytes] = []
-    for step in sorted_in_steps(keys, yield_to_writers):
-        assert len(step) < 4096
-        assert calls, "not even once since the step before"
-        calls = 0
-        found += step
-    assert found == sorted(keys)
 
 
 @pytest.mark.parametrize("more", [5, 60], ids=["few", "many"])

@@ -1,0 +1,46 @@
+"""Sorting many keys while other threads run."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Collection, Iterator
+from itertools import islice
+from typing import Final
+
+__all__ = ["sorted_in_steps"]
+
+# This many keys are sorted in half a millisecond, during which no other thread has the interpreter.
+_STEP: Final = 1024
+# One key in 128, but at most 4,096 keys, say where the steps part.
+_SAMPLED: Final = 128
+_MOST_SAMPLES: Final = 4096
+
+
+def sorted_in_steps(keys: Collection[bytes]) -> Iterator[list[bytes]]:
+    """The keys in order, in lists of about `_STEP`: `sorted` of a million would stop all other threads for a second.
+
+    Each list, and each empty one among them, ends a step. Keys are dealt out between bounds that a sample gives, and
+    then each list is sorted; in all that takes no longer.
+    """
+    every = max(_SAMPLED, len(keys) // _MOST_SAMPLES)
+    rest = iter(keys)
+    parts: list[list[bytes]] = []
+    sample: list[bytes] = []
+    while part := list(islice(rest, every)):
+        # Not always the same place: keys may come from a few sources in turn.
+        sample.append(part[37 * len(parts) % len(part)])
+        parts.append(part)
+        if not len(parts) % (_STEP // _SAMPLED):
+            yield []
+    sample.sort()
+    per_step = max(1, _STEP // every)
+    bounds = sample[per_step::per_step]
+    steps: list[list[bytes]] = [[] for _ in range(len(bounds) + 1)]
+    put_into = [step.append for step in steps]
+    for part in parts:
+        for key in part:
+            put_into[bisect_right(bounds, key)](key)
+        yield []
+    for step in steps:
+        step.sort()
+        yield step
