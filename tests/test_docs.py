@@ -179,7 +179,9 @@ def test_format_md_says_the_numbers_of_the_code() -> None:
     assert (segment.VERSION, index.VERSION, keys.VERSION, meta._VERSION) == (1, 1, 1, 1)
     assert f"Its first {segment.HEADER_PAGE_BYTES} bytes are the header page" in FORMAT
     assert f"at {segment.SLOT_OFFSET} the" in FORMAT
-    assert f"each block of {keys.BLOCK_ROWS} rows (the last one has fewer) its first row, {keys.ROW_BYTES} B" in FORMAT
+    assert f"A block has {keys.BLOCK_ROWS} rows" in FORMAT
+    assert f"n order rows of {keys.ORDER_ROW_BYTES} bytes" in FORMAT
+    assert f"k hash rows of {keys.HASH_ROW_BYTES} bytes" in FORMAT
     assert f"of this header: {segment.HEADER_BYTES}" in FORMAT
     assert f"of the meta: {meta.META_SIZE}" in FORMAT
     assert f"pages of {node.PAGE_SIZE} bytes" in FORMAT

@@ -1,7 +1,7 @@
 """The log: every commit, in order, on disk before it is acknowledged.
 
-    segmentlog  >  writer, key_history  >  cursor, segments, carry  >  reader  >  chain  >  tail, index, keys,
-    retention  >  walk  >  segment, protocol  >  record  >  intents  >  extension.
+    segmentlog  >  writer, key_history  >  cursor, segments, carry  >  reader, fetch  >  chain  >  tail, index,
+    key_table, retention  >  keys  >  walk, kept  >  segment, protocol  >  record  >  intents  >  extension.
     Beside them, over reader and chain: seek, verify, salvage.
 
 What the engine needs of any log is `protocol.Log`; `SegmentLog` is the one that keeps segments, and `RefusingLog`

@@ -17,28 +17,28 @@ from itertools import pairwise
 from typing import Final, Literal, NamedTuple, TypeAlias
 
 from kvwal.errors import CorruptionError, Error, closed
-from kvwal.files.names import keys_name
+from kvwal.files.names import keys_name, segment_name
 from kvwal.keys import Seqno
 from kvwal.log.chain import Chain, FoundSegment
+from kvwal.log.fetch import fetch
 from kvwal.log.intents import PUT, decode_put
-from kvwal.log.keys import DamagedIndex, KeyIndex, KeyTable, Range, hash_of
+from kvwal.log.kept import Kept, KeptFiles
+from kvwal.log.key_table import KeyTable
+from kvwal.log.keys import DamagedIndex, KeyIndex, Range
 from kvwal.log.reader import read_segment, start_of
 from kvwal.log.record import COMMIT, Record
 from kvwal.log.retention import Hold
 from kvwal.log.segment import SegmentHeader
 from kvwal.log.segments import SegmentMaker
-from kvwal.log.walk import Place, walk
+from kvwal.log.walk import Place
 
 __all__ = ["KeyCursor", "KeyHistory", "KeyRecord", "Kind"]
 
 Kind: TypeAlias = Literal["put", "delete", "range"]
 """What a commit did to a key: put it, deleted it, or deleted a range that it is in."""
 
-# An index that is larger, as it has many ranges, is read again each time.
-_MOST_KEPT_BYTES: Final = 64 << 10
-_MOST_KEPT: Final = 1024
-# Most records are smaller.
-_RECORD_BYTES: Final = 4096
+# Of the heads of indexes: that of a segment of 16 MiB has 10 KiB.
+_MOST_KEPT_BYTES: Final = 16 << 20
 
 
 class KeyRecord(NamedTuple):
@@ -132,9 +132,10 @@ class KeyHistory:
         self._maker = maker
         self._names = names
         self._hold = hold
-        # By first seqno. Each change is one step of a dict.
-        self._indexes: dict[int, tuple[FoundSegment, KeyIndex]] = {}
-        # What was read of the newest segment, and up to where.
+        self._files = KeptFiles(chain.directory)
+        # By first seqno.
+        self._indexes: Kept[int, tuple[FoundSegment, KeyIndex]] = Kept(_MOST_KEPT_BYTES)
+        # By first seqno: what was read of the newest segment, and up to where. Each change is one step of a dict.
         self._tables: dict[int, tuple[FoundSegment, KeyTable, Place]] = {}
         # `make_indexes` has seen to the segments before this one.
         self._made_before = 0
@@ -158,18 +159,17 @@ class KeyHistory:
             yield from self._in_segment(*span, asked)
 
     def _in_segment(self, first: Seqno, last: int, sealed: bool, asked: _Asked) -> Iterator[KeyRecord]:
-        digest = hash_of(asked.table, asked.key)
         kept = self._index(first, last) if sealed else None
         if kept is not None:
             found, index = kept
             try:
-                rows = index.rows(self._chain.directory, digest, asked.after, asked.until, reverse=asked.reverse)
+                rows = index.rows(asked.table, asked.key, asked.after, asked.until, reverse=asked.reverse)
                 for each in self._read_at(found, _with_ranges(rows, index.ranges, asked), asked):
                     yield each
                     asked = asked.behind(each.record)
                 return
             except DamagedIndex:
-                self._indexes.pop(first, None)
+                self._indexes.drop(first)
         reading = self._reading(first, last, sealed=sealed)
         while True:
             try:
@@ -177,7 +177,7 @@ class KeyHistory:
             except StopIteration as done:
                 found, known = done.value
                 break
-        rows = known.rows(digest, asked.after, asked.until, reverse=asked.reverse)
+        rows = known.rows(asked.table, asked.key, asked.after, asked.until, reverse=asked.reverse)
         try:
             yield from self._read_at(found, _with_ranges(rows, known.ranges, asked), asked)
         except DamagedIndex as damaged:
@@ -191,13 +191,10 @@ class KeyHistory:
         found = self._chain.load(first)
         if not isinstance(found.header, SegmentHeader):
             return None  # Reading the segment says why.
-        index = KeyIndex.load(self._chain.directory, found.known, last)
+        index = KeyIndex.load(self._files, found.known, last)
         if index is None:
             return None
-        if index.size <= _MOST_KEPT_BYTES:
-            for oldest in list(self._indexes)[: len(self._indexes) + 1 - _MOST_KEPT]:
-                self._indexes.pop(oldest, None)
-            self._indexes[first] = found, index
+        self._indexes.put(first, (found, index), index.size)
         return found, index
 
     def _reading(
@@ -216,7 +213,7 @@ class KeyHistory:
             for other in list(self._tables):
                 if other < first:
                     self._tables.pop(other, None)
-        elif self._maker is not None:
+        elif self._maker is not None and known.fits():
             # Durability: derived. It is not flushed, and what a crash leaves of it does not verify.
             pieces = known.encode(found.known, last)
             yield from self._maker.write_derived(first, keys_name(first), pieces)
@@ -227,21 +224,23 @@ class KeyHistory:
     ) -> Iterator[KeyRecord]:
         """What the commits at these places did to the key. DamagedIndex, with the offset, if there is none."""
         file = None
-        try:
-            for seqno, offset in places:
-                if file is None:
-                    file = self._chain.open(found)
-                place = Place(offset, seqno - 1, found.first_seqno - 1, 0)
-                walked = walk(file, found.known, found.limit, place, until=seqno, chunk_bytes=_RECORD_BYTES)
-                record = next(walked, None)
-                if record is None:
-                    raise DamagedIndex(offset)
-                each = of_key(record, asked.table, asked.key)
-                if each is not None:
-                    yield each
-        finally:
-            if file is not None:
-                file.close()
+        for seqno, offset in places:
+            file = file or self._files.open(found.name)
+            record = fetch(file, found, seqno, offset)
+            if record is None:
+                raise DamagedIndex(offset)
+            each = of_key(record, asked.table, asked.key)
+            if each is not None:
+                yield each
+
+    def forget(self, first: Seqno) -> None:
+        """Let go of the files of a segment, which is to be removed."""
+        self._files.close(segment_name(first))
+        self._files.close(keys_name(first))
+
+    def close(self) -> None:
+        """Let go of all files. What asks nevertheless opens some again. Idempotent, takes no lock."""
+        self._files.close_all()
 
     # -- indexes made ahead of time -------------------------------------------------------------
 

@@ -1,7 +1,7 @@
-"""The key index of a sealed segment: which commits changed a key, without reading the segment.
+"""The key index of a sealed segment: which commits changed a key, and its keys in order, without reading the segment.
 
 The file is derived. It has the segment's name with `.keys` and is written by the writer alone; one that is missing or
-not valid is made again. Little-endian but for the rows, no padding:
+not valid is made again. Little-endian, no padding:
 
 | at | size | field | meaning |
 |---|---|---|---|
@@ -13,79 +13,92 @@ not valid is made again. Little-endian but for the rows, no padding:
 | 20 | 4 | revision | the segment's |
 | 24 | 8 | first_seqno | the segment's |
 | 32 | 8 | last_seqno | the segment's |
-| 40 | 4 | n | number of rows: the puts and deletes of all tables |
-| 44 | 4 | m | number of deleted ranges |
-| 48 | 8 | size | of the ranges, in bytes |
-| 56 | 24 x blocks | blocks | of 256 rows each, the last one smaller: its first row, then the CRC-32C of its rows |
+| 40 | 4 | n | number of order rows: the puts and deletes of all tables |
+| 44 | 4 | k | number of hash rows: the distinct keys of all tables |
+| 48 | 4 | t | number of tables with order rows |
+| 52 | 4 | m | number of deleted ranges |
+| 56 | 8 | size | of the ranges, in bytes |
+| 64 | 8 x t | tables | ascending: id u32, number of its order rows u32 |
+| - | 8 x blocks | order blocks | of 256 order rows each, the last one smaller: next u32, CRC-32C of its rows |
+| - | 10 x blocks | hash blocks | of 256 hash rows each, the last one smaller: its first hash, CRC-32C of its rows |
 | - | size | ranges | one after the other, in the order of the commits |
 | - | 4 | crc | CRC-32C of all before it |
-| - | 20 x n | rows | ascending as bytes: hash 8 bytes, then big-endian seqno less the first one u32, offset u64 |
+| - | 12 x n | order rows | by table, key and seqno: seqno u32, offset of the record u32, number u32 |
+| - | 10 x k | hash rows | ascending as bytes: hash 6 bytes, position of the key's first order row u32, big-endian |
 
-A range is its seqno less the first one u32, the offset of its record u64, its table u32, the lengths of start and stop
-u16, a u8 that is 1 if it has no stop, start, and stop.
+The seqno of an order row is less the first one, and its top bit is set where a key begins; the number is that of the
+intent in its commit. `next` is the position of the first order row, in this block or behind, where a key begins (n:
+there is none). A range is its seqno less the first one u32, the offset of its record u64, its table u32, the lengths of
+start and stop u16, a u8 that is 1 if it has no stop, start, and stop. The hash is the first 6 bytes of BLAKE2b over the
+table id (u32) and the key. Two keys may have the same: what a row leads to is asked for its keys.
 
 An index is valid when
 1. its size is what it announces, magic and CRC are right and its version is known,
 2. salt, marker, revision, first_seqno and last_seqno are the segment's,
-3. the ranges fill their part exactly.
-A block is valid when its CRC is right; it is checked each time it is read, so that a look-up reads only the block that
-it needs. The hash is the first 8 bytes of BLAKE2b over the table id (u32) and the key. Two keys may have the same: what
-a row leads to is asked for its keys.
+3. the tables have n rows, and the ranges fill their part exactly.
+A block is valid when its CRC is right; it is checked each time it is read, so that a look-up reads only the blocks that
+it needs.
 
-Invariant: a valid index has a row for each put and delete of its segment, and each of its ranges, whatever was lost,
-since it is written only when the segment was read up to its last commit.
+Invariant: a valid index has an order row for each put and delete of its segment, a hash row for each key, and each of
+its ranges, whatever was lost, since it is written only when the segment was read up to its last commit.
 """
 
 from __future__ import annotations
 
+import re
 import struct
+from array import array
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from hashlib import blake2b
 from heapq import merge
-from itertools import chain, islice
-from typing import Final, NamedTuple
+from itertools import count
+from typing import Final, NamedTuple, TypeAlias
 
 from crc32c import crc32c
 
-from kvwal.files import Directory, File
 from kvwal.files.names import keys_name
 from kvwal.keys import KeyRange
-from kvwal.log.intents import Columns, decode_put_key
-from kvwal.log.record import COMMIT, Record
+from kvwal.log.kept import KeptFiles
 from kvwal.log.segment import SegmentHeader
 
-__all__ = ["DamagedIndex", "KeyIndex", "KeyTable", "hash_of"]
+__all__ = ["DamagedIndex", "KeyIndex", "Range", "Spot", "hash_of", "hashes_of"]
 
 # On disk: never change.
 MAGIC: Final = b"kvwalkey"
 VERSION: Final = 1
-HEADER = struct.Struct("<8sHHIIIQQIIQ")
-HEADER_BYTES: Final = 56
+HEADER = struct.Struct("<8sHHIIIQQIIIIQ")
+HEADER_BYTES: Final = 64
 BLOCK_ROWS: Final = 256
-ROW = struct.Struct(">8sIQ")
-ROW_BYTES: Final = 20
-# Of a row, behind the hash.
-_PLACE = struct.Struct(">IQ")
-BLOCK = struct.Struct(f"<{ROW_BYTES}sI")
+TABLE = struct.Struct("<II")
+ORDER_BLOCK = struct.Struct("<II")
+HASH_BLOCK = struct.Struct("<6sI")
 RANGE = struct.Struct("<IQIHHB")
 CRC = struct.Struct("<I")
+ORDER_ROW = struct.Struct("<III")
+ORDER_ROW_BYTES: Final = 12
+HASH_ROW = struct.Struct(">6sI")
+HASH_ROW_BYTES: Final = 10
+HASH_BYTES: Final = 6
+#: Of the first field of an order row: a key begins here.
+BEGINS: Final = 1 << 31
 assert HEADER.size == HEADER_BYTES
-assert ROW.size == ROW_BYTES
-_HASH_BYTES: Final = 8
-_REVISION: Final = 0
+assert ORDER_ROW.size == ORDER_ROW_BYTES
+assert HASH_ROW.size == HASH_ROW_BYTES
 
+REVISION: Final = 0
 # Head of an index that is read at once: that of a segment of 16 MiB has 10 KiB.
 _HEAD_BYTES: Final = 16 << 10
-# Most intents in a step of making an index, after which other threads may run.
-_STEP_INTENTS: Final = 32
-# Most rows that a step sorts.
-_STEP_ROWS: Final = 1024
-_DEFAULT_TABLE: Final = bytes(4)
+_ORDER_BLOCK_BYTES: Final = BLOCK_ROWS * ORDER_ROW_BYTES
+_HASH_BLOCK_BYTES: Final = BLOCK_ROWS * HASH_ROW_BYTES
+_SEQNO: Final = BEGINS - 1
+_ids = count()
+# Among the last bytes of the first fields of rows: a row that begins a key.
+_BEGIN = re.compile(rb"[\x80-\xff]")
 
 
 class DamagedIndex(Exception):
-    """A block of a key index is not as it was written."""
+    """A block of a key index is not as it was written, or what it leads to is not there."""
 
 
 class Range(NamedTuple):
@@ -97,186 +110,250 @@ class Range(NamedTuple):
     bounds: KeyRange
 
 
+Spot: TypeAlias = tuple[int, int, int]
+"""Where a put or delete is: the seqno of its commit, the offset of that one's record, its number among the intents."""
+
+
 def hash_of(table: int, key: bytes) -> bytes:
     """The hash of a key of a table."""
-    return blake2b(table.to_bytes(4, "little") + key, digest_size=_HASH_BYTES).digest()
+    return blake2b(table.to_bytes(4, "little") + key, digest_size=HASH_BYTES).digest()
 
 
-class KeyTable:
-    """What a key index will hold of a segment: its rows and ranges, in memory."""
-
-    __slots__ = ("_buckets", "_first", "ranges")
-
-    def __init__(self, header: SegmentHeader) -> None:
-        self._first = header.first_seqno
-        # Rows by the first byte of their hash; those of one hash in the order of the commits.
-        self._buckets: list[list[bytes]] = [[] for _ in range(256)]
-        self.ranges: list[Range] = []
-
-    def extend(self, records: Iterable[Record]) -> Iterator[None]:
-        """Add commits, in their order, in steps. Raises as `Record.columns`."""
-        buckets, first, pack = self._buckets, self._first, _PLACE.pack
-        left = _STEP_INTENTS
-        for record in records:
-            key = decode_put_key(record.body) if record.kind == COMMIT else None
-            if key is None:
-                yield from self._add(record, record.columns())
-                continue
-            digest = blake2b(_DEFAULT_TABLE + key, digest_size=_HASH_BYTES).digest()
-            buckets[digest[0]].append(digest + pack(record.seqno - first, record.offset))
-            left -= 1
-            if not left:
-                left = _STEP_INTENTS
-                yield
-
-    def _add(self, record: Record, columns: Columns) -> Iterator[None]:
-        seqno, offset, keys = record.seqno, record.offset, columns.keys
-        tables: Sequence[int] = columns.tables if columns.tables is not None else (0,) * len(keys)
-        n_ranges = len(columns.ranges)
-        for table, bounds in zip(tables, columns.ranges, strict=False):
-            self.ranges.append(Range(seqno, offset, table, bounds))
-        place = _PLACE.pack(seqno - self._first, offset)
-        for i in range(n_ranges, len(keys)):
-            digest = hash_of(tables[i], keys[i])
-            self._buckets[digest[0]].append(digest + place)
-            if not i % _STEP_INTENTS:
-                yield
-        yield
-
-    def rows(self, digest: bytes, after: int, until: int, *, reverse: bool) -> Iterator[tuple[int, int]]:
-        """Seqno and offset of the commits beyond `after` up to `until` that have a row of this hash, in order."""
-        bucket = self._buckets[digest[0]]
-        found = [row for row in bucket if row.startswith(digest)]
-        yield from _between(found, self._first, digest, after, until, reverse=reverse)
-
-    def encode(self, header: SegmentHeader, last_seqno: int) -> Iterator[bytes]:
-        """The index of the segment, in pieces; empty ones while it is being put in order."""
-        blocks: list[bytes] = []
-        table: list[bytes] = []
-        rows = chain.from_iterable(map(_in_order, self._buckets))
-        while block := b"".join(islice(rows, BLOCK_ROWS)):
-            blocks.append(block)
-            table.append(BLOCK.pack(block[:ROW_BYTES], crc32c(block)))
-            yield b""
-        parts = []
-        for seqno, offset, of_table, (start, stop) in self.ranges:
-            sizes = len(start), len(stop or b"")
-            parts.append(RANGE.pack(seqno - self._first, offset, of_table, *sizes, stop is None))
-            parts += (start, stop or b"")
-        ranges = b"".join(parts)
-        n = sum(map(len, self._buckets))
-        identity = header.salt, header.marker, _REVISION, header.first_seqno, last_seqno
-        head = HEADER.pack(MAGIC, VERSION, 0, *identity, n, len(self.ranges), len(ranges))
-        head += b"".join(table) + ranges
-        yield head + CRC.pack(crc32c(head))
-        yield from blocks
-
-
-def _in_order(rows: list[bytes]) -> Iterable[bytes]:
-    """Rows in order; of a large bucket piece by piece, since sorting keeps other threads out."""
-    if len(rows) <= _STEP_ROWS:
-        return sorted(rows)
-    return merge(*(sorted(rows[i : i + _STEP_ROWS]) for i in range(0, len(rows), _STEP_ROWS)))
-
-
-def _between(
-    rows: Sequence[bytes], first: int, digest: bytes, after: int, until: int, *, reverse: bool
-) -> Iterator[tuple[int, int]]:
-    """What rows in order say of a hash and the commits beyond `after` up to `until`."""
-    low = bisect_left(rows, digest + _PLACE.pack(max(after + 1 - first, 0), 0))
-    high = bisect_left(rows, digest + _PLACE.pack(until + 1 - first, 0))
-    for i in range(high - 1, low - 1, -1) if reverse else range(low, high):
-        _, seqno, offset = ROW.unpack(rows[i])
-        yield first + seqno, offset
+def hashes_of(table: int, keys: list[bytes]) -> list[bytes]:
+    """As `hash_of`, of several."""
+    prefix = table.to_bytes(4, "little")
+    return [blake2b(prefix + key, digest_size=HASH_BYTES).digest() for key in keys]
 
 
 class KeyIndex:
-    """A valid key index. It keeps which rows each block begins with, and the ranges."""
+    """A valid key index. It keeps its head; a block is read when it is needed, and kept among those of all indexes."""
 
-    __slots__ = ("_crcs", "_first", "_firsts", "_name", "_rows_at", "_size", "ranges", "size")
+    __slots__ = (
+        "_files", "_first", "_hash_crcs", "_hashes", "_hashes_at", "_id", "_name", "_nexts", "_order_at", "_order_crcs",
+        "_size", "_tables", "ranges", "size",
+    )  # fmt: skip
 
-    def __init__(self, header: SegmentHeader, firsts: list[bytes], crcs: list[int], ranges: list[Range]) -> None:
-        self._name = keys_name(header.first_seqno)
-        self._first = header.first_seqno
-        self._firsts = firsts
-        self._crcs = crcs
-        self.ranges = ranges
-        self._rows_at = 0
-        self._size = 0
-        #: Bytes of what is kept, roughly.
+    def __init__(self, files: KeptFiles, first_seqno: int) -> None:
+        self._files = files
+        self._name = keys_name(first_seqno)
+        self._first = first_seqno
+        self._id = next(_ids)
+        # By table: the positions of its order rows.
+        self._tables: dict[int, range] = {}
+        self._nexts = array("I")
+        self._order_crcs = array("I")
+        self._hashes = array("Q")
+        self._hash_crcs = array("I")
+        self._order_at = self._hashes_at = self._size = 0
+        #: The ranges that commits deleted, in their order.
+        self.ranges: list[Range] = []
+        #: Bytes of what is kept of it, roughly.
         self.size = 0
 
     @classmethod
-    def load(cls, directory: Directory, header: SegmentHeader, last_seqno: int) -> KeyIndex | None:
+    def load(cls, files: KeptFiles, header: SegmentHeader, last_seqno: int) -> KeyIndex | None:
         """The segment's index, if there is a valid one. A file that cannot be read is as good as none."""
         try:
-            file = directory.open(keys_name(header.first_seqno))
-        except OSError:
-            return None
-        try:
-            return cls._load(file, header, last_seqno)
+            return cls._load(files, header, last_seqno)
         except (OSError, ValueError):
             return None
-        finally:
-            file.close()
 
     @classmethod
-    def _load(cls, file: File, header: SegmentHeader, last_seqno: int) -> KeyIndex | None:
+    def _load(cls, files: KeptFiles, header: SegmentHeader, last_seqno: int) -> KeyIndex | None:
+        file = files.open_anew(keys_name(header.first_seqno))
         size = file.size()
         head = file.pread(_HEAD_BYTES, 0)
         if len(head) < HEADER_BYTES:
             return None
-        magic, version, _, *identity, n, m, ranges_size = HEADER.unpack_from(head)
+        magic, version, _, *identity, n, k, t, m, ranges_size = HEADER.unpack_from(head)
         if magic != MAGIC or version != VERSION:
             return None
-        if identity != [header.salt, header.marker, _REVISION, header.first_seqno, last_seqno]:
+        if identity != [header.salt, header.marker, REVISION, header.first_seqno, last_seqno]:
             return None
-        n_blocks = -(-n // BLOCK_ROWS)
-        ranges_at = HEADER_BYTES + BLOCK.size * n_blocks
+        orders_at = HEADER_BYTES + TABLE.size * t
+        hashes_at = orders_at + ORDER_BLOCK.size * -(-n // BLOCK_ROWS)
+        ranges_at = hashes_at + HASH_BLOCK.size * -(-k // BLOCK_ROWS)
         end = ranges_at + ranges_size
-        if size != end + CRC.size + ROW_BYTES * n:
+        if size != end + CRC.size + ORDER_ROW_BYTES * n + HASH_ROW_BYTES * k:
             return None
         if len(head) < end + CRC.size:
             head += file.pread(end + CRC.size - len(head), len(head))
         if len(head) < end + CRC.size or CRC.unpack_from(head, end)[0] != crc32c(head[:end]):
             return None
-        blocks = list(BLOCK.iter_unpack(head[HEADER_BYTES:ranges_at]))
-        ranges = list(_decode_ranges(head[ranges_at:end], m, header.first_seqno))
-        index = cls(header, [first for first, _ in blocks], [crc for _, crc in blocks], ranges)
-        index._rows_at, index._size, index.size = end + CRC.size, size, end
+        index = cls(files, header.first_seqno)
+        rows = 0
+        for table, of_table in TABLE.iter_unpack(head[HEADER_BYTES:orders_at]):
+            index._tables[table] = range(rows, rows + of_table)
+            rows += of_table
+        if rows != n:
+            return None
+        for position, crc in ORDER_BLOCK.iter_unpack(head[orders_at:hashes_at]):
+            index._nexts.append(position)
+            index._order_crcs.append(crc)
+        for digest, crc in HASH_BLOCK.iter_unpack(head[hashes_at:ranges_at]):
+            index._hashes.append(int.from_bytes(digest, "big"))
+            index._hash_crcs.append(crc)
+        index.ranges = list(_decode_ranges(head[ranges_at:end], m, header.first_seqno))
+        index._order_at = end + CRC.size
+        index._hashes_at = index._order_at + ORDER_ROW_BYTES * n
+        index._size, index.size = size, 2 * end
         return index
 
-    def rows(
-        self, directory: Directory, digest: bytes, after: int, until: int, *, reverse: bool
-    ) -> Iterator[tuple[int, int]]:
-        """As `KeyTable.rows`. DamagedIndex for a block that is not valid, or cannot be read."""
-        first = self._first
-        low = bisect_right(self._firsts, digest + _PLACE.pack(max(after + 1 - first, 0), 0)) - 1
-        high = bisect_left(self._firsts, digest + _PLACE.pack(until + 1 - first, 0))
-        blocks = range(max(low, 0), high)
-        if not blocks:
-            return
-        try:
-            file = directory.open(self._name)
-        except OSError:
-            raise DamagedIndex from None
-        try:
-            for i in reversed(blocks) if reverse else blocks:
-                yield from _between(self._block(file, i), first, digest, after, until, reverse=reverse)
-        finally:
-            file.close()
+    # -- one key ------------------------------------------------------------------------------
 
-    def _block(self, file: File, i: int) -> tuple[bytes, ...]:
-        at = self._rows_at + i * BLOCK_ROWS * ROW_BYTES
-        size = min(BLOCK_ROWS * ROW_BYTES, self._size - at)
+    def rows(self, table: int, key: bytes, after: int, until: int, *, reverse: bool) -> Iterator[tuple[int, int]]:
+        """Seqno and offset of the commits beyond `after` up to `until` that may have changed a key, in order.
+
+        DamagedIndex, also while it is iterated, for a block that is not valid, or cannot be read.
+        """
+        last = None
+        found = [self._positions(first, after, until) for first in self._begins(hash_of(table, key))]
+        for place in merge(*(self._places(positions, reverse) for positions in found), reverse=reverse):
+            if place != last:
+                yield place
+            last = place
+
+    def _places(self, positions: range, reverse: bool) -> Iterator[tuple[int, int]]:
+        for position in reversed(positions) if reverse else positions:
+            yield self._spot(position)[:2]
+
+    def newest(self, table: int, key: bytes, after: int, until: int) -> list[Spot]:
+        """The newest put or delete beyond `after` up to `until` of each key that may be this one. Raises as `rows`."""
+        found = []
+        for first in self._begins(hash_of(table, key)):
+            positions = self._positions(first, after, until)
+            if positions:
+                found.append(self._spot(positions[-1]))
+        return found
+
+    def _begins(self, digest: bytes) -> list[int]:
+        """Positions of the first rows of the keys with this hash."""
+        number = int.from_bytes(digest, "big")
+        low = max(bisect_left(self._hashes, number) - 1, 0)
+        found = []
+        for i in range(low, bisect_right(self._hashes, number)):
+            block = self._block(-1 - i)
+            at = block.find(digest)
+            while at >= 0:
+                if at % HASH_ROW_BYTES == 0:
+                    found.append(HASH_ROW.unpack_from(block, at)[1])
+                at = block.find(digest, at + 1)
+        return found
+
+    def _positions(self, first: int, after: int, until: int) -> range:
+        """Of the rows of the key that begins at this position, those beyond `after` up to `until`."""
+        i, row = divmod(first, BLOCK_ROWS)
+        if i >= len(self._nexts):
+            raise DamagedIndex
+        begin = _BEGIN.search(self._block(i)[3::ORDER_ROW_BYTES], row + 1)
+        if begin is not None:
+            stop = i * BLOCK_ROWS + begin.start()
+        else:
+            stop = self._nexts[i + 1] if i + 1 < len(self._nexts) else self._rows
+        rows = range(first, stop)
+        low = bisect_right(rows, after, key=self._seqno)
+        return rows[low : bisect_right(rows, until, low, key=self._seqno)]
+
+    def _seqno(self, position: int) -> int:
+        return self._spot(position)[0]
+
+    def _spot(self, position: int) -> Spot:
+        i, row = divmod(position, BLOCK_ROWS)
         try:
-            block = file.pread(size, at)
+            seqno, offset, number = ORDER_ROW.unpack_from(self._block(i), row * ORDER_ROW_BYTES)
+        except (IndexError, struct.error):
+            # Under the right CRC, so it was not written by us.
+            raise DamagedIndex from None
+        return self._first + (seqno & _SEQNO), offset, number
+
+    # -- keys in order ------------------------------------------------------------------------
+
+    def spots(
+        self,
+        table: int,
+        bounds: tuple[bytes | None, bytes | None],
+        after: int,
+        until: int,
+        key_of: Callable[[Spot], bytes],
+        *,
+        reverse: bool,
+    ) -> tuple[int, Iterator[list[Spot]]]:
+        """For each key in [start, stop) its newest put or delete beyond `after` up to `until`, in order, in lists.
+
+        Returns: in how many rows they are found, and the lists. Raises as `rows`, and as `key_of`, which reads the key
+        that a spot leads to.
+        """
+        start, stop = bounds
+        rows = self._tables.get(table, range(0))
+
+        def key_at(position: int) -> bytes:
+            return key_of(self._spot(position))
+
+        if start:
+            rows = rows[bisect_left(rows, start, key=key_at) :]
+        if stop is not None:
+            rows = rows[: bisect_left(rows, stop, key=key_at)]
+        return len(rows), self._newest_of_each(rows, after - self._first, until - self._first, reverse)
+
+    def _newest_of_each(self, positions: range, after: int, until: int, reverse: bool) -> Iterator[list[Spot]]:
+        if not positions:
+            return
+        first = self._first
+        blocks = range(positions.start // BLOCK_ROWS, (positions.stop - 1) // BLOCK_ROWS + 1)
+        newest: Spot | None = None
+        taken = False
+        for i in reversed(blocks) if reverse else blocks:
+            at = i * BLOCK_ROWS
+            rows = list(ORDER_ROW.iter_unpack(self._block(i)))
+            rows = rows[max(positions.start - at, 0) : positions.stop - at]
+            found: list[Spot] = []
+            if reverse:
+                for seqno, offset, number in reversed(rows):
+                    begins = seqno >= BEGINS
+                    if not taken and after < seqno & _SEQNO <= until:
+                        found.append((first + (seqno & _SEQNO), offset, number))
+                        taken = True
+                    if begins:
+                        taken = False
+            else:
+                for seqno, offset, number in rows:
+                    if seqno >= BEGINS:
+                        if newest is not None:
+                            found.append(newest)
+                            newest = None
+                        seqno &= _SEQNO
+                    if after < seqno <= until:
+                        newest = first + seqno, offset, number
+            if found:
+                yield found
+        if newest is not None:
+            yield [newest]
+
+    # -- blocks -------------------------------------------------------------------------------
+
+    @property
+    def _rows(self) -> int:
+        return (self._hashes_at - self._order_at) // ORDER_ROW_BYTES
+
+    def _block(self, i: int) -> bytes:
+        """The rows of order block i; of hash block j if i is -1 - j."""
+        kept = self._files.blocks.get((self._id, i))
+        if kept is not None:
+            return kept
+        if i >= 0:
+            crc, at, size, end = self._order_crcs[i], self._order_at, _ORDER_BLOCK_BYTES, self._hashes_at
+        else:
+            crc, at, size, end = self._hash_crcs[-1 - i], self._hashes_at, _HASH_BLOCK_BYTES, self._size
+        at += (i if i >= 0 else -1 - i) * size
+        size = min(size, end - at)
+        try:
+            block = self._files.open(self._name).pread(size, at)
         except OSError:
             raise DamagedIndex from None
-        if len(block) != size or crc32c(block) != self._crcs[i]:
+        if len(block) != size or crc32c(block) != crc:
             raise DamagedIndex
-        rows: tuple[bytes, ...] = struct.unpack(f"{ROW_BYTES}s" * (size // ROW_BYTES), block)
-        return rows
+        self._files.blocks.put((self._id, i), block, size)
+        return block
 
 
 def _decode_ranges(data: bytes, m: int, first: int) -> Iterator[Range]:

@@ -356,6 +356,8 @@ class SegmentLog(SegmentWriter):
                 raise self._poisoned(error) from error
             removed.append(segment.first_seqno)
             del self._segments[segment.first_seqno]
+            # A file that is open keeps its space.
+            self.key_history.forget(segment.first_seqno)
         if removed and self._events.listeners:
             self._events.tell(Retire(tuple(map(segment_name, removed)), self.segments()[0].first_seqno))
         return removed
@@ -402,6 +404,7 @@ class SegmentLog(SegmentWriter):
         self._closed = True
         self._limit = -1
         self._maker.end(remove=False)
+        self.key_history.close()
         file, self._file = self._file, None
         if file is not None:
             file.close()

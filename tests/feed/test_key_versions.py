@@ -17,7 +17,7 @@ from store_fixtures import TINY, interrupted_at, run_threads, wait_until
 import kvwal
 from kvwal import ClosedError, CorruptionError, ForkedError, KeyVersion, SnapshotTooOld
 from kvwal.batch import WriteBatch
-from kvwal.files.names import keys_name, numbers
+from kvwal.files.names import keys_name, numbers, segment_name
 from kvwal.log import keys as log_keys
 from kvwal.testing import SimulatedDisk, crash_every
 
@@ -310,6 +310,29 @@ def test_indexes_go_with_their_segments(disk: SimulatedDisk) -> None:
         assert key_files(disk) == []
 
 
+@pytest.mark.skipif(not os.path.exists("/proc/self/fd"), reason="descriptors are not listed")
+def test_no_file_of_a_segment_that_was_removed_or_of_a_log_that_was_closed_stays_open(tmp_path: Path) -> None:
+    def opened_files() -> set[str]:
+        links = [f"/proc/self/fd/{fd}" for fd in os.listdir("/proc/self/fd")]
+        names = {os.path.basename(os.readlink(link)) for link in links if os.path.lexists(link)}
+        return {name for name in names if ".keys" in name or ".log" in name}
+
+    with kvwal.open(tmp_path / "db.kv", **{**TINY, **LATE}, background=False, retain_log_bytes=20_000) as db:
+        expected = fill(db, 6)
+        make_indexes(db)
+        newest = segment_name(log_of(db).segments()[-1].first_seqno)
+        assert plain(db.versions(b"k", reverse=False)) == expected
+        assert len(opened_files()) > 6
+        for _ in range(3):
+            db.put(b"x", b"")
+            db.checkpoint()
+        kept = {segment.first_seqno for segment in log_of(db).segments()}
+        assert {int(name.split(".")[0]) for name in opened_files()} <= kept
+        assert not [name for name in opened_files() if "deleted" in name]
+        assert newest in opened_files()
+    assert opened_files() == set()
+
+
 def test_an_index_of_a_segment_that_was_retired_meanwhile_does_not_stay(disk: SimulatedDisk) -> None:
     with opened(disk, retain_log_bytes=20_000, **LATE) as db:
         fill(db, 6)
@@ -332,11 +355,16 @@ def test_two_keys_of_the_same_hash_are_told_apart(db: kvwal.Store, monkeypatch: 
     assert plain(db.versions(b"k", reverse=False)) == expected
     assert [version.value for version in db.versions(b"other3")] == [bytes(700)]
     assert list(db.versions(b"never")) == []
+    with db.batch() as batch:
+        batch.put(b"k", b"one of two")
+        batch.put(b"l", b"the other")
+    fill(db, len(log_of(db).segments()))
+    assert [version.value for version in db.versions(b"k")].count(b"one of two") == 1
 
 
 class _Same:
     def digest(self) -> bytes:
-        return b"12345678"
+        return b"123456"
 
 
 @pytest.mark.parametrize("reverse", [True, False])

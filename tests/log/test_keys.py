@@ -13,9 +13,11 @@ from hypothesis import strategies as st
 from kvwal.batch import WriteBatch
 from kvwal.files.names import keys_name
 from kvwal.keys import KeyRange, Seqno
-from kvwal.log import Record, keys
+from kvwal.log import Record, key_table
 from kvwal.log.intents import encode_intents, encode_put
-from kvwal.log.keys import BLOCK_ROWS, DamagedIndex, KeyIndex, KeyTable, Range, hash_of
+from kvwal.log.kept import KeptFiles
+from kvwal.log.key_table import KeyTable
+from kvwal.log.keys import BLOCK_ROWS, DamagedIndex, KeyIndex, Range
 from kvwal.log.segment import SegmentHeader
 from kvwal.testing import SimulatedDisk
 
@@ -45,11 +47,14 @@ def written(table: KeyTable, last: int) -> tuple[SimulatedDisk, bytes]:
     return disk, data
 
 
-def found(disk: SimulatedDisk, digest: bytes, after: int, until: int, *, reverse: bool) -> list[tuple[int, int]]:
-    directory = disk.open_directory("/log")
-    index = KeyIndex.load(directory, HEADER, until)
+def index_of(disk: SimulatedDisk, last: int, header: SegmentHeader = HEADER) -> KeyIndex | None:
+    return KeyIndex.load(KeptFiles(disk.open_directory("/log")), header, last)
+
+
+def loaded(disk: SimulatedDisk, last: int) -> KeyIndex:
+    index = index_of(disk, last)
     assert index is not None
-    return list(index.rows(directory, digest, after, until, reverse=reverse))
+    return index
 
 
 def small() -> KeyTable:
@@ -63,28 +68,30 @@ def small() -> KeyTable:
 
 def test_the_bytes_are_as_the_format_says() -> None:
     _, data = written(small(), 11)
-    a = blake2b(bytes(4) + b"a", digest_size=8).digest()
-    b = blake2b(bytes(4) + b"b", digest_size=8).digest()
-    rows = sorted(
-        [a + struct.pack(">IQ", 0, 4096), a + struct.pack(">IQ", 1, 5000), b + struct.pack(">IQ", 1, 5000)]
-    )
-    block = b"".join(rows)
+    hashes = {key: blake2b(bytes(4) + key, digest_size=6).digest() for key in (b"a", b"b")}
+    begins = 1 << 31
+    order = struct.pack("<9I", begins, 4096, 0, 1, 5000, 2, begins | 1, 5000, 3)
+    hash_rows = sorted([hashes[b"a"] + struct.pack(">I", 0), hashes[b"b"] + struct.pack(">I", 2)])
+    block = b"".join(hash_rows)
     ranges = struct.pack("<IQIHHB", 1, 5000, 0, 1, 1, 0) + b"cd" + struct.pack("<IQIHHB", 1, 5000, 16, 1, 0, 1) + b"e"
-    head = struct.pack(
-        "<8sHHIIIQQIIQ", b"kvwalkey", 1, 0, 0x01020304, 0x0A0B0C0D, 0, 10, 11, 3, 2, len(ranges)
-    ) + (rows[0] + struct.pack("<I", crc32c(block)) + ranges)
-    assert data == head + struct.pack("<I", crc32c(head)) + block
-    assert len(block) / 3 <= 24
+    identity = 0x01020304, 0x0A0B0C0D, 0, 10, 11
+    head = struct.pack("<8sHHIIIQQIIIIQ", b"kvwalkey", 1, 0, *identity, 3, 2, 1, 2, len(ranges))
+    head += struct.pack("<II", 0, 3) + struct.pack("<II", 0, crc32c(order))
+    head += hash_rows[0][:6] + struct.pack("<I", crc32c(block)) + ranges
+    assert data == head + struct.pack("<I", crc32c(head)) + order + block
+    assert (len(order) + len(block)) / 3 <= 24
 
 
 def test_an_index_says_what_was_put_into_it() -> None:
     disk, _ = written(small(), 11)
-    assert found(disk, hash_of(0, b"a"), 0, 11, reverse=False) == [(10, 4096), (11, 5000)]
-    assert found(disk, hash_of(0, b"a"), 10, 11, reverse=False) == [(11, 5000)]
-    assert found(disk, hash_of(0, b"b"), 0, 11, reverse=True) == [(11, 5000)]
-    assert found(disk, hash_of(16, b"a"), 0, 11, reverse=True) == []
-    index = KeyIndex.load(disk.open_directory("/log"), HEADER, 11)
-    assert index is not None
+    index = loaded(disk, 11)
+    assert list(index.rows(0, b"a", 0, 11, reverse=False)) == [(10, 4096), (11, 5000)]
+    assert list(index.rows(0, b"a", 10, 11, reverse=False)) == [(11, 5000)]
+    assert list(index.rows(0, b"b", 0, 11, reverse=True)) == [(11, 5000)]
+    assert list(index.rows(16, b"a", 0, 11, reverse=True)) == []
+    assert index.newest(0, b"a", 0, 11) == [(11, 5000, 2)]
+    assert index.newest(0, b"a", 0, 10) == [(10, 4096, 0)]
+    assert index.newest(0, b"b", 0, 10) == []
     assert index.ranges == [
         Range(11, 5000, 0, KeyRange(b"c", b"d")),
         Range(11, 5000, 16, KeyRange(b"e", None)),
@@ -92,40 +99,42 @@ def test_an_index_says_what_was_put_into_it() -> None:
 
 
 @pytest.mark.parametrize("n", [0, 1, BLOCK_ROWS - 1, BLOCK_ROWS, BLOCK_ROWS + 1, 5 * BLOCK_ROWS])
-def test_one_key_may_fill_any_number_of_blocks(n: int) -> None:
-    rows = [record(10 + i, 4096 + 100 * i, encode_put(b"hot" if i % 2 else b"%d" % i, b"")) for i in range(2 * n)]
+@pytest.mark.parametrize("hot", [b"hot", b"", b"1", b"5" * 9])
+def test_one_key_may_fill_any_number_of_blocks(n: int, hot: bytes) -> None:
+    rows = [record(10 + i, 4096 + 100 * i, encode_put(hot if i % 2 else b"-%d" % i, b"")) for i in range(2 * n)]
     table = table_of(rows)
-    disk, _ = written(table, 10 + 2 * n)
+    last = 10 + 2 * n
+    disk, _ = written(table, last)
     expected = [(10 + i, 4096 + 100 * i) for i in range(1, 2 * n, 2)]
-    digest = hash_of(0, b"hot")
-    assert found(disk, digest, 0, 10 + 2 * n, reverse=False) == expected
-    assert found(disk, digest, 0, 10 + 2 * n, reverse=True) == expected[::-1]
-    assert list(table.rows(digest, 0, 10 + 2 * n, reverse=True)) == expected[::-1]
-    directory = disk.open_directory("/log")
-    index = KeyIndex.load(directory, HEADER, 10 + 2 * n)
-    assert index is not None
-    for after, until in [(0, 11), (11, 13), (9 + n, 10 + n), (10 + n, 10 + 2 * n)]:
+    index = loaded(disk, last)
+    for after, until in [(0, last), (0, 11), (11, 13), (9 + n, 10 + n), (10 + n, last), (0, 5), (last, 3)]:
         part = [place for place in expected if after < place[0] <= until]
-        assert list(index.rows(directory, digest, after, until, reverse=False)) == part
-        assert list(index.rows(directory, digest, after, until, reverse=True)) == part[::-1]
+        for known in (index, table):
+            assert list(known.rows(0, hot, after, until, reverse=False)) == part
+            assert list(known.rows(0, hot, after, until, reverse=True)) == part[::-1]
+            assert known.newest(0, hot, after, until) == [(*place, 0) for place in part[-1:]]
 
 
-def test_a_look_up_reads_the_head_and_one_block() -> None:
-    table = table_of([record(10 + i, 4096 + 100 * i, encode_put(b"%d" % i, b"")) for i in range(20 * BLOCK_ROWS)])
-    disk, data = written(table, 10 + 20 * BLOCK_ROWS)
+def test_a_look_up_reads_the_head_and_two_blocks() -> None:
+    n = 20 * BLOCK_ROWS
+    table = table_of([record(10 + i, 4096 + 100 * i, encode_put(b"%d" % i, b"")) for i in range(n)])
+    disk, data = written(table, 10 + n)
     disk.trace = []
-    for i in range(0, 20 * BLOCK_ROWS, 97):
+    for i in range(0, n, 97):
         disk.trace.clear()
-        assert found(disk, hash_of(0, b"%d" % i), 0, 10 + 20 * BLOCK_ROWS, reverse=True) == [(10 + i, 4096 + 100 * i)]
+        assert list(loaded(disk, 10 + n).rows(0, b"%d" % i, 0, 10 + n, reverse=True)) == [(10 + i, 4096 + 100 * i)]
         reads = [operation.size for operation in disk.trace if operation.name == "pread"]
-        assert len(reads) == 2
+        assert len(reads) <= 4
         assert sum(reads) < len(data) / 3
+    disk.trace.clear()
+    assert list(loaded(disk, 10 + n).rows(0, b"not there", 0, 10 + n, reverse=True)) == []
+    assert sum(operation.name == "pread" for operation in disk.trace) == 2
 
 
 @given(st.lists(st.integers(0, 300), max_size=1000))
 def test_a_large_bucket_is_put_in_order_piece_by_piece_and_as_at_once(numbers: list[int]) -> None:
-    rows = [n.to_bytes(20, "big") for n in numbers * 3]
-    assert list(keys._in_order(rows)) == sorted(rows)
+    rows = [n.to_bytes(10, "big") for n in numbers * 3]
+    assert list(key_table._in_order(b"".join(rows))) == sorted(rows)
 
 
 def test_making_an_index_stops_often() -> None:
@@ -136,6 +145,19 @@ def test_making_an_index_stops_often() -> None:
     table = KeyTable(HEADER)
     assert sum(1 for _ in table.extend([*alone, record(1010, 1 << 20, batch)])) >= 3000 // 32
     assert sum(1 for _ in table.encode(HEADER, 1010)) >= 2 * (3000 // BLOCK_ROWS)
+
+
+def test_what_does_not_fit_into_rows_is_not_written() -> None:
+    table = table_of([record(10, (1 << 32) - 1, encode_put(b"a", b""))])
+    assert table.fits()
+    table = table_of([record(10, 4096, encode_put(b"a", b"")), record(11, 1 << 32, encode_put(b"a", b""))])
+    assert not table.fits()
+    assert list(table.rows(0, b"a", 10, 11, reverse=False)) == [(11, 1 << 32)]
+    many = KeyTable(HEADER)
+    many._offsets = range(1 << 31)  # type: ignore[assignment]
+    assert many.fits()
+    many._offsets = range((1 << 31) + 1)  # type: ignore[assignment]
+    assert not many.fits()
 
 
 def test_no_changed_byte_is_believed() -> None:
@@ -150,13 +172,13 @@ def test_no_changed_byte_is_believed() -> None:
             file = directory.open(keys_name(10), create=True)
             file.pwrite(changed, 0)
             file.close()
-            index = KeyIndex.load(directory, HEADER, 12)
+            index = index_of(disk, 12)
             if index is None:
                 continue
-            # The head holds, so the block does not.
+            # The head holds, so one of the blocks does not.
             assert len(changed) == len(data)
             with pytest.raises(DamagedIndex):
-                list(index.rows(directory, hash_of(0, b"k0"), 0, 12, reverse=False))
+                list(index.rows(0, b"k0", 0, 12, reverse=False))
 
 
 @pytest.mark.parametrize(
@@ -165,18 +187,19 @@ def test_no_changed_byte_is_believed() -> None:
 )
 def test_an_index_of_another_segment_of_the_same_name_is_none(other: SegmentHeader) -> None:
     disk, _ = written(small(), 11)
-    assert KeyIndex.load(disk.open_directory("/log"), HEADER, 11) is not None
-    assert KeyIndex.load(disk.open_directory("/log"), other, 11) is None
-    assert KeyIndex.load(disk.open_directory("/log"), HEADER, 12) is None
+    assert index_of(disk, 11) is not None
+    assert index_of(disk, 11, other) is None
+    assert index_of(disk, 12) is None
 
 
-def test_a_newer_version_is_no_index_and_neither_are_ranges_that_do_not_fill_their_part() -> None:
+def test_a_newer_version_is_no_index_and_neither_are_parts_that_are_not_filled() -> None:
     _, data = written(small(), 11)
-    head = len(data) - 3 * 20 - 4
+    head = len(data) - 3 * 12 - 2 * 10 - 4
     for change in (
         lambda raw: raw[:8] + b"\x02\0" + raw[10:],
-        lambda raw: raw[:44] + struct.pack("<I", 3) + raw[48:],
-        lambda raw: raw[:44] + struct.pack("<I", 1) + raw[48:],
+        lambda raw: raw[:68] + struct.pack("<I", 2) + raw[72:],
+        lambda raw: raw[:52] + struct.pack("<I", 3) + raw[56:],
+        lambda raw: raw[:52] + struct.pack("<I", 1) + raw[56:],
     ):
         raw = change(data[:head])
         changed = raw + struct.pack("<I", crc32c(raw)) + data[head + 4 :]
@@ -185,4 +208,4 @@ def test_a_newer_version_is_no_index_and_neither_are_ranges_that_do_not_fill_the
         file = disk.open_directory("/log").open(keys_name(10), create=True)
         file.pwrite(changed, 0)
         file.close()
-        assert KeyIndex.load(disk.open_directory("/log"), HEADER, 11) is None
+        assert index_of(disk, 11) is None

@@ -1,0 +1,129 @@
+"""What was read of a log and may be asked for again: open files, and parts of them, within bounds.
+
+Rules:
+- There is no lock: each change is one step of a dict. What two threads do at once is read twice, or dropped early.
+- What is dropped stays good for those that have it. A file is closed when the last of them lets go of it, so that no
+  thread reads from a descriptor that another one closed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from typing import Final, Generic, TypeVar
+
+from kvwal.files import Directory, File
+
+__all__ = ["Kept", "KeptFiles", "OpenFile"]
+
+_K = TypeVar("_K", bound=Hashable)
+_V = TypeVar("_V")
+
+# Two for each of 40 segments, and some. (A process has 1,024 on Linux, and 256 on macOS.)
+_MOST_FILES: Final = 96
+_MOST_BLOCK_BYTES: Final = 8 << 20
+# What an entry costs beside what it is said to have.
+_ENTRY_BYTES: Final = 200
+
+
+class Kept(Generic[_K, _V]):
+    """The things that were used last, up to a number of bytes, and always the last one."""
+
+    __slots__ = ("_entries", "_most", "_size")
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        # The one that was used last is last.
+        self._entries: dict[_K, tuple[_V, int]] = {}
+        # At least what they have, but for what two threads add at once; it is counted anew before something goes.
+        self._size = 0
+
+    def get(self, key: _K) -> _V | None:
+        """The thing of this key, if it is there."""
+        entry = self._entries.pop(key, None)
+        if entry is None:
+            return None
+        self._entries[key] = entry
+        return entry[0]
+
+    def put(self, key: _K, value: _V, size: int) -> None:
+        """Add one, in place of the one of this key."""
+        self._entries[key] = value, size
+        self._size += size
+        if self._size > self._most:
+            self._shrink()
+
+    def _shrink(self) -> None:
+        entries = list(self._entries.items())
+        size = sum(size for _, (_, size) in entries)
+        if size > self._most:
+            # An eighth more, so that this is rare.
+            enough = self._most - self._most // 8
+            for key, (_, each) in entries[:-1]:
+                if size <= enough:
+                    break
+                self._entries.pop(key, None)
+                size -= each
+        self._size = size
+
+    def drop(self, key: _K) -> None:
+        """Forget the thing of this key, if it is there."""
+        self._entries.pop(key, None)
+
+    def keys(self) -> list[_K]:
+        """Of all that is there."""
+        return list(self._entries)
+
+    def clear(self) -> None:
+        """Forget all."""
+        self._entries.clear()
+
+
+class OpenFile:
+    """A file that is closed when nothing refers to it any more."""
+
+    __slots__ = ("_file",)
+
+    def __init__(self, file: File) -> None:
+        self._file = file
+
+    def pread(self, size: int, offset: int) -> bytes:
+        """As `File.pread`."""
+        return self._file.pread(size, offset)
+
+    def size(self) -> int:
+        """As `File.size`."""
+        return self._file.size()
+
+    def __del__(self) -> None:
+        # An interruption may have come before there was one.
+        file = getattr(self, "_file", None)
+        if file is not None:
+            file.close()
+
+
+class KeptFiles:
+    """Files of one directory, open for reading, and blocks that were read of them and verified."""
+
+    def __init__(self, directory: Directory) -> None:
+        self._directory = directory
+        self._files: Kept[str, OpenFile] = Kept(_MOST_FILES)
+        self.blocks: Kept[tuple[int, int], bytes] = Kept(_MOST_BLOCK_BYTES)
+
+    def open(self, name: str) -> OpenFile:
+        """The file of this name, as it was when it was opened first."""
+        return self._files.get(name) or self.open_anew(name)
+
+    def open_anew(self, name: str) -> OpenFile:
+        """The file that has this name now."""
+        file = OpenFile(self._directory.open(name))
+        self._files.put(name, file, 1)
+        return file
+
+    def close(self, name: str) -> None:
+        """Let go of the file of this name, since it goes, or is replaced."""
+        self._files.drop(name)
+
+    def close_all(self) -> None:
+        """Let go of all of them, and of what was read of them."""
+        self._files.clear()
+        self.blocks.clear()

@@ -1,0 +1,270 @@
+"""What a key index will hold of a segment, in memory: of the newest segment, which is read on, and to make the file."""
+
+from __future__ import annotations
+
+import struct
+from array import array
+from bisect import bisect_left
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from heapq import merge
+from itertools import chain, islice
+from typing import Final
+
+from crc32c import crc32c
+
+from kvwal.log.intents import decode_put_key
+from kvwal.log.keys import (
+    BEGINS,
+    BLOCK_ROWS,
+    CRC,
+    HASH_BLOCK,
+    HASH_BYTES,
+    HASH_ROW_BYTES,
+    HEADER,
+    MAGIC,
+    ORDER_BLOCK,
+    ORDER_ROW_BYTES,
+    RANGE,
+    REVISION,
+    TABLE,
+    VERSION,
+    Range,
+    Spot,
+    hashes_of,
+)
+from kvwal.log.record import COMMIT, Record
+from kvwal.log.segment import SegmentHeader
+from kvwal.sorting import sorted_in_steps
+
+__all__ = ["KeyTable"]
+
+# Most intents in a step of making an index, after which other threads may run.
+_STEP_INTENTS: Final = 32
+# Most rows of an index that a step makes, or sorts.
+_STEP_ROWS: Final = 256
+_SORTED_ROWS: Final = 1024
+_STEP_BLOCKS: Final = 64
+# What the fields of an order row hold.
+_MOST_COMMITS: Final = BEGINS
+_OFFSET_STOP: Final = 1 << 32
+# A change is the number of its commit in the segment, and its own among the intents of that one.
+_NUMBER_BITS: Final = 32
+_NUMBER: Final = (1 << _NUMBER_BITS) - 1
+
+_Changes = int | list[int]
+
+
+class KeyTable:
+    """The changes of each key of a segment, and its ranges. Asked as `KeyIndex` is. One thread at a time extends it."""
+
+    __slots__ = ("_first", "_offsets", "_orders", "_tables", "ranges")
+
+    def __init__(self, header: SegmentHeader) -> None:
+        self._first = header.first_seqno
+        # Of the records, all of which are there.
+        self._offsets = array("Q")
+        # By table and key: the change, or a list of them in their order. Most keys have one.
+        self._tables: dict[int, dict[bytes, _Changes]] = {}
+        # By table: its keys in order, as of when they were asked for.
+        self._orders: dict[int, list[bytes]] = {}
+        #: The ranges that commits deleted, in their order.
+        self.ranges: list[Range] = []
+
+    def extend(self, records: Iterable[Record]) -> Iterator[None]:
+        """Add the commits that follow, in steps. Raises as `Record.columns`."""
+        changes = self._tables.setdefault(0, {})
+        setdefault = changes.setdefault
+        left = _STEP_INTENTS
+        for record in records:
+            self._offsets.append(record.offset)
+            key = decode_put_key(record.body) if record.kind == COMMIT else None
+            if key is None:
+                yield from self._add(record)
+                continue
+            change = record.seqno - self._first << _NUMBER_BITS
+            before = setdefault(key, change)
+            if before is not change:
+                _append(changes, key, before, change)
+            left -= 1
+            if not left:
+                left = _STEP_INTENTS
+                yield
+
+    def _add(self, record: Record) -> Iterator[None]:
+        columns = record.columns()
+        keys = columns.keys
+        tables: Sequence[int] = columns.tables if columns.tables is not None else (0,) * len(keys)
+        for table, bounds in zip(tables, columns.ranges, strict=False):
+            self.ranges.append(Range(record.seqno, record.offset, table, bounds))
+        first = record.seqno - self._first << _NUMBER_BITS
+        for i in range(len(columns.ranges), len(keys)):
+            changes = self._tables.setdefault(tables[i], {})
+            before = changes.setdefault(keys[i], change := first + i)
+            if before is not change:
+                _append(changes, keys[i], before, change)
+            if not i % _STEP_INTENTS:
+                yield
+        yield
+
+    # -- one key ------------------------------------------------------------------------------
+
+    def rows(self, table: int, key: bytes, after: int, until: int, *, reverse: bool) -> Iterator[tuple[int, int]]:
+        """As `KeyIndex.rows`."""
+        changes = self._between(self._tables.get(table, {}).get(key, []), after, until)
+        for change in reversed(changes) if reverse else changes:
+            yield self._spot(change)[:2]
+
+    def newest(self, table: int, key: bytes, after: int, until: int) -> list[Spot]:
+        """As `KeyIndex.newest`."""
+        changes = self._between(self._tables.get(table, {}).get(key, []), after, until)
+        return [self._spot(changes[-1])] if changes else []
+
+    def _between(self, changes: _Changes, after: int, until: int) -> list[int]:
+        """Those of commits beyond `after` up to `until`."""
+        changes = [changes] if isinstance(changes, int) else changes
+        low = bisect_left(changes, after + 1 - self._first << _NUMBER_BITS)
+        return changes[low : bisect_left(changes, until + 1 - self._first << _NUMBER_BITS)]
+
+    def _spot(self, change: int) -> Spot:
+        number = change >> _NUMBER_BITS
+        return self._first + number, self._offsets[number], change & _NUMBER
+
+    # -- keys in order ------------------------------------------------------------------------
+
+    def spots(
+        self,
+        table: int,
+        bounds: tuple[bytes | None, bytes | None],
+        after: int,
+        until: int,
+        key_of: Callable[[Spot], bytes],
+        *,
+        reverse: bool,
+    ) -> tuple[int, Iterator[list[Spot]]]:
+        """As `KeyIndex.spots`, with a row for each key."""
+        del key_of
+        start, stop = bounds
+        keys = self._order(table)
+        keys = keys[bisect_left(keys, start or b"") : None if stop is None else bisect_left(keys, stop)]
+        return len(keys), self._newest_of_each(table, keys, after, until, reverse)
+
+    def _order(self, table: int) -> list[bytes]:
+        changes = self._tables.get(table, {})
+        order = self._orders.get(table, [])
+        if len(order) < len(changes):
+            # Another thread may be extending this table: its keys as they are now, in one step.
+            order = list(chain.from_iterable(sorted_in_steps(list(changes))))
+            self._orders[table] = order
+        return order
+
+    def _newest_of_each(
+        self, table: int, keys: list[bytes], after: int, until: int, reverse: bool
+    ) -> Iterator[list[Spot]]:
+        changes = self._tables.get(table, {})
+        if reverse:
+            keys.reverse()
+        for i in range(0, len(keys), BLOCK_ROWS):
+            found = [self._between(changes[key], after, until)[-1:] for key in keys[i : i + BLOCK_ROWS]]
+            yield [self._spot(change) for newest in found for change in newest]
+
+    # -- the file -----------------------------------------------------------------------------
+
+    def fits(self) -> bool:
+        """Whether an index can hold it. (A segment is far smaller: at most 1 GiB, or what one commit needs.)"""
+        offsets = self._offsets
+        return len(offsets) <= _MOST_COMMITS and (not offsets or offsets[-1] < _OFFSET_STOP)
+
+    def encode(self, header: SegmentHeader, last_seqno: int) -> Iterator[bytes]:
+        """The index of the segment, in pieces; empty ones while it is being put in order. Requires: it fits."""
+        order = bytearray()
+        # Hash rows by the first byte of their hash.
+        buckets = [bytearray() for _ in range(256)]
+        tables = []
+        for table, changes in sorted(self._tables.items()):
+            before = len(order)
+            for keys in sorted_in_steps(changes):
+                yield b""
+                for i in range(0, len(keys), _STEP_ROWS):
+                    yield from self._add_rows(order, buckets, table, keys[i : i + _STEP_ROWS])
+            if len(order) > before:
+                tables.append(TABLE.pack(table, (len(order) - before) // ORDER_ROW_BYTES))
+        n = len(order) // ORDER_ROW_BYTES
+        order_blocks: list[bytes] = []
+        following = n
+        for at in reversed(range(0, len(order), BLOCK_ROWS * ORDER_ROW_BYTES)):
+            block = order[at : at + BLOCK_ROWS * ORDER_ROW_BYTES]
+            begins = next((i for i, byte in enumerate(block[3::ORDER_ROW_BYTES]) if byte & 0x80), None)
+            if begins is not None:
+                following = at // ORDER_ROW_BYTES + begins
+            order_blocks.append(ORDER_BLOCK.pack(following, crc32c(block)))
+            if not len(order_blocks) % _STEP_BLOCKS:
+                yield b""
+        order_blocks.reverse()
+        hash_rows = chain.from_iterable(map(_in_order, buckets))
+        blocks: list[bytes] = []
+        hash_blocks: list[bytes] = []
+        while rows := b"".join(islice(hash_rows, BLOCK_ROWS)):
+            blocks.append(rows)
+            hash_blocks.append(HASH_BLOCK.pack(rows[:HASH_BYTES], crc32c(rows)))
+            yield b""
+        ranges = b"".join(self._encoded_ranges())
+        identity = header.salt, header.marker, REVISION, header.first_seqno, last_seqno
+        k = sum(map(len, blocks)) // HASH_ROW_BYTES
+        head = HEADER.pack(MAGIC, VERSION, 0, *identity, n, k, len(tables), len(self.ranges), len(ranges))
+        head += b"".join((*tables, *order_blocks, *hash_blocks, ranges))
+        yield head + CRC.pack(crc32c(head))
+        size = _STEP_BLOCKS * BLOCK_ROWS * ORDER_ROW_BYTES
+        for at in range(0, len(order), size):
+            yield bytes(order[at : at + size])
+        for i in range(0, len(blocks), _STEP_BLOCKS):
+            yield b"".join(blocks[i : i + _STEP_BLOCKS])
+
+    def _add_rows(
+        self, order: bytearray, buckets: list[bytearray], table: int, keys: list[bytes]
+    ) -> Iterator[bytes]:
+        """Add the rows of these keys, which follow those that are there."""
+        all_changes, offsets = self._tables[table], self._offsets
+        position = len(order) // ORDER_ROW_BYTES
+        rows: list[int] = []
+        for key, digest in zip(keys, hashes_of(table, keys), strict=True):
+            buckets[digest[0]] += digest + position.to_bytes(4, "big")
+            changes = all_changes[key]
+            if isinstance(changes, int):
+                number = changes >> _NUMBER_BITS
+                rows += (number | BEGINS, offsets[number], changes & _NUMBER)
+                position += 1
+                continue
+            begins = BEGINS
+            for change in changes:
+                number = change >> _NUMBER_BITS
+                rows += (number | begins, offsets[number], change & _NUMBER)
+                begins = 0
+                if len(rows) > 3 * _STEP_ROWS:
+                    order += struct.pack(f"<{len(rows)}I", *rows)
+                    rows.clear()
+                    yield b""
+            position += len(changes)
+        order += struct.pack(f"<{len(rows)}I", *rows)
+        yield b""
+
+    def _encoded_ranges(self) -> Iterator[bytes]:
+        for seqno, offset, table, (start, stop) in self.ranges:
+            sizes = len(start), len(stop or b"")
+            yield RANGE.pack(seqno - self._first, offset, table, *sizes, stop is None)
+            yield start
+            yield stop or b""
+
+
+def _append(changes: dict[bytes, _Changes], key: bytes, before: _Changes, change: int) -> None:
+    if isinstance(before, int):
+        changes[key] = [before, change]
+    else:
+        before.append(change)
+
+
+def _in_order(bucket: bytes | bytearray) -> Iterable[bytes]:
+    """Hash rows in order; of a large bucket piece by piece, since sorting keeps other threads out."""
+    rows = struct.unpack(f"{HASH_ROW_BYTES}s" * (len(bucket) // HASH_ROW_BYTES), bucket)
+    if len(rows) <= _SORTED_ROWS:
+        return sorted(rows)
+    return merge(*(sorted(rows[i : i + _SORTED_ROWS]) for i in range(0, len(rows), _SORTED_ROWS)))
