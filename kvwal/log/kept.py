@@ -25,44 +25,57 @@ _MOST_BLOCK_BYTES: Final = 8 << 20
 _ENTRY_BYTES: Final = 200
 
 
+class _Entry(Generic[_V]):
+    __slots__ = ("size", "used", "value")
+
+    def __init__(self, value: _V, size: int) -> None:
+        self.value = value
+        self.size = size
+        # Since it was last passed over.
+        self.used = True
+
+
 class Kept(Generic[_K, _V]):
-    """The things that were used last, up to a number of bytes, and always the last one."""
+    """Things up to a number of bytes, and always the last one. Those that were not used for long go first."""
 
     __slots__ = ("_entries", "_most", "_size")
 
     def __init__(self, most: int) -> None:
         self._most = most
-        # The one that was used last is last.
-        self._entries: dict[_K, tuple[_V, int]] = {}
+        self._entries: dict[_K, _Entry[_V]] = {}
         # At least what they have, but for what two threads add at once; it is counted anew before something goes.
         self._size = 0
 
     def get(self, key: _K) -> _V | None:
         """The thing of this key, if it is there."""
-        entry = self._entries.pop(key, None)
+        entry = self._entries.get(key)
         if entry is None:
             return None
-        self._entries[key] = entry
-        return entry[0]
+        entry.used = True
+        return entry.value
 
     def put(self, key: _K, value: _V, size: int) -> None:
         """Add one, in place of the one of this key."""
-        self._entries[key] = value, size
+        self._entries[key] = _Entry(value, size)
         self._size += size
         if self._size > self._most:
-            self._shrink()
+            self._shrink(key)
 
-    def _shrink(self) -> None:
+    def _shrink(self, added: _K) -> None:
         entries = list(self._entries.items())
-        size = sum(size for _, (_, size) in entries)
+        size = sum(entry.size for _, entry in entries)
         if size > self._most:
             # An eighth more, so that this is rare.
             enough = self._most - self._most // 8
-            for key, (_, each) in entries[:-1]:
+            # What was not used since the last time goes first.
+            for key, entry in sorted(entries, key=lambda item: item[1].used):
                 if size <= enough:
                     break
-                self._entries.pop(key, None)
-                size -= each
+                if key != added:
+                    self._entries.pop(key, None)
+                    size -= entry.size
+            for _, entry in entries:
+                entry.used = False
         self._size = size
 
     def drop(self, key: _K) -> None:

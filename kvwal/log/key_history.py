@@ -11,10 +11,11 @@ Invariant: an index or a table that is being changed is in no dict, so that an i
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Callable, Generator, Iterator, Sequence
 from heapq import merge
 from itertools import pairwise
-from typing import Final, Literal, NamedTuple, TypeAlias
+from typing import Final, Literal, NamedTuple, TypeAlias, TypeVar
 
 from kvwal.errors import CorruptionError, Error, closed
 from kvwal.files.names import keys_name, segment_name
@@ -24,13 +25,15 @@ from kvwal.log.fetch import fetch
 from kvwal.log.intents import PUT, decode_put
 from kvwal.log.kept import Kept, KeptFiles
 from kvwal.log.key_table import KeyTable
-from kvwal.log.keys import DamagedIndex, KeyIndex, Range
+from kvwal.log.keys import DamagedIndex, KeyIndex, Range, hash_of
 from kvwal.log.reader import read_segment, start_of
 from kvwal.log.record import COMMIT, Record
 from kvwal.log.retention import Hold
 from kvwal.log.segment import SegmentHeader
 from kvwal.log.segments import SegmentMaker
 from kvwal.log.walk import Place
+
+_T = TypeVar("_T")
 
 __all__ = ["KeyCursor", "KeyHistory", "KeyRecord", "Kind"]
 
@@ -39,6 +42,8 @@ Kind: TypeAlias = Literal["put", "delete", "range"]
 
 # Of the heads of indexes: that of a segment of 16 MiB has 10 KiB.
 _MOST_KEPT_BYTES: Final = 16 << 20
+# Of tables of sealed segments: one of 16 MiB with values of 100 bytes has about 15 MiB.
+_MOST_TABLE_BYTES: Final = 128 << 20
 
 
 class KeyRecord(NamedTuple):
@@ -137,6 +142,10 @@ class KeyHistory:
         self._indexes: Kept[int, tuple[FoundSegment, KeyIndex]] = Kept(_MOST_KEPT_BYTES)
         # By first seqno: what was read of the newest segment, and up to where. Each change is one step of a dict.
         self._tables: dict[int, tuple[FoundSegment, KeyTable, Place]] = {}
+        # By first seqno: sealed segments that were read and have no index all the same, as those of a log that is only
+        # read.
+        self._sealed: Kept[int, tuple[FoundSegment, KeyTable]] = Kept(_MOST_TABLE_BYTES)
+        self._found_names: list[Seqno] = []
         # `make_indexes` has seen to the segments before this one.
         self._made_before = 0
 
@@ -146,7 +155,7 @@ class KeyHistory:
         With `reverse` the newest first. FeedGap if commits beyond `after` are no longer kept.
         """
         hold = self._hold(after)
-        return KeyCursor(hold, self._find(self._names(), _Asked(table, key, hold.after, until, reverse)))
+        return KeyCursor(hold, self._find(self._segments(), _Asked(table, key, hold.after, until, reverse)))
 
     def _find(self, names: list[Seqno], asked: _Asked) -> Iterator[KeyRecord]:
         lasts = [*(name - 1 for name in names[1:]), asked.until]
@@ -159,29 +168,105 @@ class KeyHistory:
             yield from self._in_segment(*span, asked)
 
     def _in_segment(self, first: Seqno, last: int, sealed: bool, asked: _Asked) -> Iterator[KeyRecord]:
-        kept = self._index(first, last) if sealed else None
-        if kept is not None:
-            found, index = kept
+        found, known = self._known(first, last, sealed=sealed)
+        while True:
+            rows = known.rows(asked.table, asked.key, asked.after, asked.until, reverse=asked.reverse)
             try:
-                rows = index.rows(asked.table, asked.key, asked.after, asked.until, reverse=asked.reverse)
-                for each in self._read_at(found, _with_ranges(rows, index.ranges, asked), asked):
+                for each in self._read_at(found, _with_ranges(rows, known.ranges, asked), asked):
                     yield each
                     asked = asked.behind(each.record)
                 return
-            except DamagedIndex:
-                self._indexes.drop(first)
-        reading = self._reading(first, last, sealed=sealed)
-        while True:
-            try:
-                next(reading)
-            except StopIteration as done:
-                found, known = done.value
+            except DamagedIndex as damaged:
+                found, known = self._instead(found, known, damaged, last, sealed=sealed)
+
+    def last(self, table: int, key: bytes, after: Seqno, until: Seqno) -> KeyRecord | None:
+        """The newest commit beyond `after` up to `until` that changed the key, and how; None if there is none.
+
+        The caller holds the log beyond `after`, and `until` is at most the newest commit. Raises as reading the log.
+        """
+        names = self._segments()
+        digest = hash_of(table, key)
+        for i in range(bisect_right(names, until) - 1, -1, -1):
+            sealed = i + 1 < len(names)
+            last = names[i + 1] - 1 if sealed else until
+            if last <= after:
                 break
-        rows = known.rows(asked.table, asked.key, asked.after, asked.until, reverse=asked.reverse)
-        try:
-            yield from self._read_at(found, _with_ranges(rows, known.ranges, asked), asked)
-        except DamagedIndex as damaged:
+            found, known = self._known(names[i], last, sealed=sealed)
+            while True:
+                try:
+                    newest = self._newest_in(found, known, table, key, digest, after, until)
+                except DamagedIndex as damaged:
+                    found, known = self._instead(found, known, damaged, last, sealed=sealed)
+                    continue
+                if newest is not None:
+                    return newest
+                break
+        return None
+
+    def _newest_in(
+        self,
+        found: FoundSegment,
+        known: KeyIndex | KeyTable,
+        table: int,
+        key: bytes,
+        digest: bytes,
+        after: int,
+        until: int,
+    ) -> KeyRecord | None:
+        """What the newest of these commits did to the key that is in this segment. DamagedIndex as `_read_at`."""
+        spots = known.newest(table, key, digest, after, until)
+        for each in reversed(known.ranges):
+            if each.seqno <= after:
+                break
+            if each.seqno <= until and each.table == table and each.bounds.contains(key):
+                spots.append((each.seqno, each.offset, -1))
+                break
+        # More than one: there is a range, or another key has the same hash.
+        if len(spots) > 1:
+            spots.sort(reverse=True)
+        for seqno, offset, _ in spots:
+            newest = of_key(self._fetch(found, seqno, offset), table, key)
+            if newest is not None:
+                return newest
+        return None
+
+    # -- what is known of a segment ---------------------------------------------------------------
+
+    def _segments(self) -> list[Seqno]:
+        """The first seqnos of all segments, ascending."""
+        if self._maker is not None:
+            return self._names()
+        # There is no writer, and there will be none.
+        if not self._found_names:
+            self._found_names = self._names()
+        return self._found_names
+
+    def _known(self, first: Seqno, last: int, *, sealed: bool) -> tuple[FoundSegment, KeyIndex | KeyTable]:
+        """The index of a segment, or a table of what is in it up to `last`."""
+        if sealed:
+            known = self._indexes.get(first) or self._sealed.get(first) or self._index(first, last)
+            if known is not None:
+                return known
+        return self._table(first, last, sealed=sealed)
+
+    def _instead(
+        self, found: FoundSegment, known: KeyIndex | KeyTable, damaged: DamagedIndex, last: int, *, sealed: bool
+    ) -> tuple[FoundSegment, KeyTable]:
+        """A table in place of an index that is damaged. CorruptionError if it was a table: so the record is."""
+        if isinstance(known, KeyTable):
             raise CorruptionError(found.name, damaged.args[0], "the record does not verify any more") from None
+        self._indexes.drop(found.first_seqno)
+        return self._table(found.first_seqno, last, sealed=sealed)
+
+    def _table(self, first: Seqno, last: int, *, sealed: bool) -> tuple[FoundSegment, KeyTable]:
+        """What is in a segment up to `last`. It is read, unless that was kept."""
+        kept = self._tables.get(first)
+        if kept is not None and kept[2].last_seqno >= last and not sealed:
+            return kept[:2]
+        found = _returned(self._reading(first, last, sealed=sealed))
+        if sealed and self._index(first, last) is None:
+            self._sealed.put(first, found, found[1].size())
+        return found
 
     def _index(self, first: Seqno, last: int) -> tuple[FoundSegment, KeyIndex] | None:
         """The valid index of a sealed segment, if there is one."""
@@ -223,18 +308,22 @@ class KeyHistory:
         self, found: FoundSegment, places: Iterator[tuple[int, int]], asked: _Asked
     ) -> Iterator[KeyRecord]:
         """What the commits at these places did to the key. DamagedIndex, with the offset, if there is none."""
-        file = None
         for seqno, offset in places:
-            file = file or self._files.open(found.name)
-            record = fetch(file, found, seqno, offset)
-            if record is None:
-                raise DamagedIndex(offset)
-            each = of_key(record, asked.table, asked.key)
+            each = of_key(self._fetch(found, seqno, offset), asked.table, asked.key)
             if each is not None:
                 yield each
 
+    def _fetch(self, found: FoundSegment, seqno: int, offset: int) -> Record:
+        """The commit at this place. DamagedIndex, with the offset, if there is none."""
+        record = fetch(self._files.open(found.name), found, seqno, offset)
+        if record is None:
+            raise DamagedIndex(offset)
+        return record
+
     def forget(self, first: Seqno) -> None:
-        """Let go of the files of a segment, which is to be removed."""
+        """Let go of a segment, which is to be removed."""
+        self._indexes.drop(first)
+        self._sealed.drop(first)
         self._files.close(segment_name(first))
         self._files.close(keys_name(first))
 
@@ -264,6 +353,16 @@ class KeyHistory:
                 pass
             self._made_before = following
         self._made_before = names[-1]
+
+
+def _returned(steps: Generator[None, None, _T]) -> _T:
+    """What steps come to when all are done."""
+    while True:
+        try:
+            next(steps)
+        except StopIteration as done:
+            result: _T = done.value
+            return result
 
 
 def _with_ranges(

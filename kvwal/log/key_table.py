@@ -47,6 +47,10 @@ _STEP_BLOCKS: Final = 64
 # What the fields of an order row hold.
 _MOST_COMMITS: Final = BEGINS
 _OFFSET_STOP: Final = 1 << 32
+# What a key takes beside its bytes, and a change of one.
+_KEY_BYTES: Final = 130
+_COMMIT_BYTES: Final = 48
+_SAMPLED: Final = 256
 # A change is the number of its commit in the segment, and its own among the intents of that one.
 _NUMBER_BITS: Final = 32
 _NUMBER: Final = (1 << _NUMBER_BITS) - 1
@@ -106,6 +110,13 @@ class KeyTable:
                 yield
         yield
 
+    def size(self) -> int:
+        """Bytes that it takes in memory, roughly."""
+        keys = [key for changes in self._tables.values() for key in islice(changes, _SAMPLED)]
+        count = sum(map(len, self._tables.values()))
+        of_a_key = sum(map(len, keys)) // max(len(keys), 1) + _KEY_BYTES
+        return count * of_a_key + len(self._offsets) * _COMMIT_BYTES
+
     # -- one key ------------------------------------------------------------------------------
 
     def rows(self, table: int, key: bytes, after: int, until: int, *, reverse: bool) -> Iterator[tuple[int, int]]:
@@ -114,8 +125,9 @@ class KeyTable:
         for change in reversed(changes) if reverse else changes:
             yield self._spot(change)[:2]
 
-    def newest(self, table: int, key: bytes, after: int, until: int) -> list[Spot]:
-        """As `KeyIndex.newest`."""
+    def newest(self, table: int, key: bytes, digest: bytes, after: int, until: int) -> list[Spot]:
+        """As `KeyIndex.newest`, of this key alone."""
+        del digest
         changes = self._between(self._tables.get(table, {}).get(key, []), after, until)
         return [self._spot(changes[-1])] if changes else []
 

@@ -217,10 +217,10 @@ class KeyIndex:
         for position in reversed(positions) if reverse else positions:
             yield self._spot(position)[:2]
 
-    def newest(self, table: int, key: bytes, after: int, until: int) -> list[Spot]:
-        """The newest put or delete beyond `after` up to `until` of each key that may be this one. Raises as `rows`."""
+    def newest(self, table: int, key: bytes, digest: bytes, after: int, until: int) -> list[Spot]:
+        """The newest put or delete beyond `after` up to `until` of each key with this hash. Raises as `rows`."""
         found = []
-        for first in self._begins(hash_of(table, key)):
+        for first in self._begins(digest):
             positions = self._positions(first, after, until)
             if positions:
                 found.append(self._spot(positions[-1]))

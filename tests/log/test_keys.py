@@ -17,7 +17,7 @@ from kvwal.log import Record, key_table
 from kvwal.log.intents import encode_intents, encode_put
 from kvwal.log.kept import KeptFiles
 from kvwal.log.key_table import KeyTable
-from kvwal.log.keys import BLOCK_ROWS, DamagedIndex, KeyIndex, Range
+from kvwal.log.keys import BLOCK_ROWS, DamagedIndex, KeyIndex, Range, hash_of
 from kvwal.log.segment import SegmentHeader
 from kvwal.testing import SimulatedDisk
 
@@ -89,9 +89,9 @@ def test_an_index_says_what_was_put_into_it() -> None:
     assert list(index.rows(0, b"a", 10, 11, reverse=False)) == [(11, 5000)]
     assert list(index.rows(0, b"b", 0, 11, reverse=True)) == [(11, 5000)]
     assert list(index.rows(16, b"a", 0, 11, reverse=True)) == []
-    assert index.newest(0, b"a", 0, 11) == [(11, 5000, 2)]
-    assert index.newest(0, b"a", 0, 10) == [(10, 4096, 0)]
-    assert index.newest(0, b"b", 0, 10) == []
+    assert index.newest(0, b"a", hash_of(0, b"a"), 0, 11) == [(11, 5000, 2)]
+    assert index.newest(0, b"a", hash_of(0, b"a"), 0, 10) == [(10, 4096, 0)]
+    assert index.newest(0, b"b", hash_of(0, b"b"), 0, 10) == []
     assert index.ranges == [
         Range(11, 5000, 0, KeyRange(b"c", b"d")),
         Range(11, 5000, 16, KeyRange(b"e", None)),
@@ -112,7 +112,7 @@ def test_one_key_may_fill_any_number_of_blocks(n: int, hot: bytes) -> None:
         for known in (index, table):
             assert list(known.rows(0, hot, after, until, reverse=False)) == part
             assert list(known.rows(0, hot, after, until, reverse=True)) == part[::-1]
-            assert known.newest(0, hot, after, until) == [(*place, 0) for place in part[-1:]]
+            assert known.newest(0, hot, hash_of(0, hot), after, until) == [(*place, 0) for place in part[-1:]]
 
 
 def test_a_look_up_reads_the_head_and_two_blocks() -> None:
