@@ -1,7 +1,8 @@
 """The log: every commit, in order, on disk before it is acknowledged.
 
-    segmentlog  >  writer, key_history  >  cursor, segments, carry  >  reader, fetch  >  chain  >  tail, index,
-    key_table, retention  >  keys  >  walk, kept  >  segment, protocol  >  record  >  intents  >  extension.
+    segmentlog  >  writer, key_history  >  stretch  >  segment_keys  >  cursor, segments, carry  >  reader, fetch  >
+    chain  >  tail, index, key_table, retention  >  keys  >  walk, kept  >  segment, protocol  >  record  >  intents  >
+    extension.
     Beside them, over reader and chain: seek, verify, salvage.
 
 What the engine needs of any log is `protocol.Log`; `SegmentLog` is the one that keeps segments, and `RefusingLog`
@@ -15,7 +16,7 @@ from kvwal.log.chain import Chain
 from kvwal.log.cursor import SegmentCursor, hold_kept, read_kept
 from kvwal.log.extension import Extension, extension_of, meta_of
 from kvwal.log.intents import decode_intents, encode_intents, encode_put
-from kvwal.log.key_history import KeyCursor, KeyHistory
+from kvwal.log.key_history import KeyCursor, KeyHistory, KeyRecord
 from kvwal.log.protocol import Log, LogCursor, LogIdentity, LogOptions, LogStats, LogWriter, Preallocate, RefusingLog
 from kvwal.log.reader import LogReader, Replay
 from kvwal.log.record import LogPosition, Record
@@ -24,6 +25,7 @@ from kvwal.log.salvage import salvage_log
 from kvwal.log.seek import Seek
 from kvwal.log.segment import SegmentInfo, replay_count
 from kvwal.log.segmentlog import SegmentLog
+from kvwal.log.stretch import Stretch
 from kvwal.log.tail import LogEnd, TailRow
 from kvwal.log.verify import verify_log
 
@@ -34,6 +36,7 @@ __all__ = [
     "HoldInfo",
     "KeyCursor",
     "KeyHistory",
+    "KeyRecord",
     "Limits",
     "Log",
     "LogCursor",
@@ -52,6 +55,7 @@ __all__ = [
     "SegmentCursor",
     "SegmentInfo",
     "SegmentLog",
+    "Stretch",
     "TailRow",
     "decode_intents",
     "encode_intents",

@@ -1,4 +1,4 @@
-"""Reading single commits of a segment, whose places are known."""
+"""Reading single commits of a segment, whose places are known, and single intents of them."""
 
 from __future__ import annotations
 
@@ -8,13 +8,16 @@ from crc32c import crc32c
 
 from kvwal.keys import Seqno
 from kvwal.log.chain import FoundSegment
+from kvwal.log.intents import PUT, Columns, decode_put
 from kvwal.log.record import COMMIT, RECORD_HEADER, RECORD_HEADER_BYTES, Record, is_commit
 from kvwal.log.walk import Readable
 
-__all__ = ["fetch"]
+__all__ = ["Fetched", "fetch"]
 
 # Most records are smaller.
 _RECORD_BYTES: Final = 4096
+# Of an intent whose column is cut.
+_INTENT_BYTES: Final = 120
 
 
 def fetch(file: Readable, segment: FoundSegment, seqno: int, offset: int) -> Record | None:
@@ -36,3 +39,33 @@ def fetch(file: Readable, segment: FoundSegment, seqno: int, offset: int) -> Rec
     if crc32c(rest, (header.salt + offset) & 0xFFFFFFFF) != crc or not (kind == COMMIT or is_commit(kind)):
         return None
     return Record(kind, Seqno(seqno), watermark, time_us, segment.first_seqno, offset, rest[32:])
+
+
+class Fetched:
+    """A commit that was read, and its intents, whose columns are cut once."""
+
+    __slots__ = ("_columns", "_put", "record", "size")
+
+    def __init__(self, record: Record) -> None:
+        """Raises as `Record.columns`."""
+        self.record = record
+        self._put = decode_put(record.body) if record.kind == COMMIT else None
+        self._columns: Columns | None = None
+        #: Bytes that it takes, roughly; 0 if it is small and made again in no time.
+        self.size = 0
+        if self._put is None:
+            self._columns = record.columns()
+            n = len(self._columns.keys)
+            if n > 1:
+                self.size = 2 * record.size + _INTENT_BYTES * n
+
+    def intent(self, table: int, number: int) -> tuple[bytes, bytes | None] | None:
+        """Key and value of this put or delete (then None), if it is one and of this table."""
+        columns = self._columns
+        if columns is None:
+            return self._put if number == table == 0 else None
+        if not len(columns.ranges) <= number < len(columns.keys):
+            return None
+        if table != (0 if columns.tables is None else columns.tables[number]):
+            return None
+        return columns.keys[number], columns.value(number) if columns.ops[number] == PUT else None

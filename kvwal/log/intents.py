@@ -301,7 +301,7 @@ class Columns:
     Its order, and that no key is written twice, is not looked at: `decode_intents` does.
     """
 
-    __slots__ = ("_body", "_value_lengths", "_values_start", "keys", "ops", "ranges", "tables")
+    __slots__ = ("_body", "_ends", "_value_lengths", "_values_start", "keys", "ops", "ranges", "tables")
 
     def __init__(self, body: bytes, bits: int = 0) -> None:
         """ValueError as `decode_intents`."""
@@ -328,6 +328,8 @@ class Columns:
         self._body = body
         self._values_start = values_start
         self._value_lengths = value_lengths
+        # Where the values begin, and the last one ends; made when one is asked for.
+        self._ends: list[int] | None = None
         #: What each does, and its key (of a range: its start).
         self.ops = ops
         self.keys = _cut(body, start, key_lengths)
@@ -351,9 +353,19 @@ class Columns:
 
     def values_of(self, chosen: Iterable[int]) -> Iterator[bytes]:
         """The values of these alone, cut out one by one."""
-        ends = list(accumulate(self._value_lengths, initial=self._values_start))
+        body, ends = self._body, self._value_ends()
         for i in chosen:
-            yield self._body[ends[i] : ends[i + 1]]
+            yield body[ends[i] : ends[i + 1]]
+
+    def value(self, i: int) -> bytes:
+        """The value of one, cut out alone."""
+        ends = self._value_ends()
+        return self._body[ends[i] : ends[i + 1]]
+
+    def _value_ends(self) -> list[int]:
+        if self._ends is None:
+            self._ends = list(accumulate(self._value_lengths, initial=self._values_start))
+        return self._ends
 
 
 def _decode_columns(body: bytes, bits: int) -> WriteBatch:

@@ -10,10 +10,11 @@ from __future__ import annotations
 
 from collections.abc import Hashable
 from typing import Final, Generic, TypeVar
+from weakref import ref
 
 from kvwal.files import Directory, File
 
-__all__ = ["Kept", "KeptFiles", "OpenFile"]
+__all__ = ["Kept", "KeptFiles", "Loaded", "OpenFile"]
 
 _K = TypeVar("_K", bound=Hashable)
 _V = TypeVar("_V")
@@ -21,6 +22,8 @@ _V = TypeVar("_V")
 # Two for each of 40 segments, and some. (A process has 1,024 on Linux, and 256 on macOS.)
 _MOST_FILES: Final = 96
 _MOST_BLOCK_BYTES: Final = 8 << 20
+#: Of whole files in memory: four segments.
+MOST_LOADED_BYTES: Final = 64 << 20
 # What an entry costs beside what it is said to have.
 _ENTRY_BYTES: Final = 200
 
@@ -114,12 +117,29 @@ class OpenFile:
             file.close()
 
 
+class Loaded:
+    """A whole file in memory, for as long as something refers to it."""
+
+    __slots__ = ("__weakref__", "data", "last")
+
+    def __init__(self, data: bytes, last: int) -> None:
+        self.data = data
+        #: The last commit that it is known to have.
+        self.last = last
+
+    def pread(self, size: int, offset: int) -> bytes:
+        """As `File.pread`."""
+        return self.data[offset : offset + size]
+
+
 class KeptFiles:
-    """Files of one directory, open for reading, and blocks that were read of them and verified."""
+    """Files of one directory, open for reading, and what was read of them."""
 
     def __init__(self, directory: Directory) -> None:
         self._directory = directory
         self._files: Kept[str, OpenFile] = Kept(_MOST_FILES)
+        self._loaded: dict[str, ref[Loaded]] = {}
+        #: Blocks of key indexes that were verified, by index and number.
         self.blocks: Kept[tuple[int, int], bytes] = Kept(_MOST_BLOCK_BYTES)
 
     def open(self, name: str) -> OpenFile:
@@ -131,6 +151,23 @@ class KeptFiles:
         file = OpenFile(self._directory.open(name))
         self._files.put(name, file, 1)
         return file
+
+    def load(self, name: str, size: int, last: int) -> Loaded | None:
+        """The first `size` bytes of a file, which has commits up to `last`; None if too much is in memory as it is.
+
+        OSError if reading fails.
+        """
+        there = {each: loaded for each, weak in list(self._loaded.items()) if (loaded := weak()) is not None}
+        for each in list(self._loaded):
+            if each not in there:
+                self._loaded.pop(each, None)
+        loaded = there.get(name)
+        if loaded is None or loaded.last < last:
+            if sum(len(each.data) for each in there.values()) + size > MOST_LOADED_BYTES:
+                return None
+            loaded = Loaded(self.open(name).pread(size, 0), last)
+            self._loaded[name] = ref(loaded)
+        return loaded
 
     def close(self, name: str) -> None:
         """Let go of the file of this name, since it goes, or is replaced."""

@@ -119,11 +119,10 @@ class KeyTable:
 
     # -- one key ------------------------------------------------------------------------------
 
-    def rows(self, table: int, key: bytes, after: int, until: int, *, reverse: bool) -> Iterator[tuple[int, int]]:
-        """As `KeyIndex.rows`."""
+    def rows(self, table: int, key: bytes, after: int, until: int, *, reverse: bool) -> Iterator[Spot]:
+        """As `KeyIndex.rows`, of this key alone."""
         changes = self._between(self._tables.get(table, {}).get(key, []), after, until)
-        for change in reversed(changes) if reverse else changes:
-            yield self._spot(change)[:2]
+        return map(self._spot, reversed(changes) if reverse else changes)
 
     def newest(self, table: int, key: bytes, digest: bytes, after: int, until: int) -> list[Spot]:
         """As `KeyIndex.newest`, of this key alone."""

@@ -201,24 +201,17 @@ class KeyIndex:
 
     # -- one key ------------------------------------------------------------------------------
 
-    def rows(self, table: int, key: bytes, after: int, until: int, *, reverse: bool) -> Iterator[tuple[int, int]]:
-        """Seqno and offset of the commits beyond `after` up to `until` that may have changed a key, in order.
+    def rows(self, table: int, key: bytes, after: int, until: int, *, reverse: bool) -> Iterator[Spot]:
+        """The puts and deletes beyond `after` up to `until` of each key with the hash of this one, in their order.
 
         DamagedIndex, also while it is iterated, for a block that is not valid, or cannot be read.
         """
-        last = None
         found = [self._positions(first, after, until) for first in self._begins(hash_of(table, key))]
-        for place in merge(*(self._places(positions, reverse) for positions in found), reverse=reverse):
-            if place != last:
-                yield place
-            last = place
-
-    def _places(self, positions: range, reverse: bool) -> Iterator[tuple[int, int]]:
-        for position in reversed(positions) if reverse else positions:
-            yield self._spot(position)[:2]
+        in_order = [map(self._spot, reversed(each) if reverse else each) for each in found]
+        return merge(*in_order, reverse=reverse)
 
     def newest(self, table: int, key: bytes, digest: bytes, after: int, until: int) -> list[Spot]:
-        """The newest put or delete beyond `after` up to `until` of each key with this hash. Raises as `rows`."""
+        """The newest one of them of each key, in no order. Raises as `rows`."""
         found = []
         for first in self._begins(digest):
             positions = self._positions(first, after, until)

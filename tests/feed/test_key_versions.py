@@ -239,7 +239,7 @@ def test_the_newest_segment_is_read_on_from_where_it_was_read(db: kvwal.Store, d
     db.put(b"k", b"1")
     list(db.versions(b"k"))
     seqno = db.put(b"k", b"2")
-    [(_, _, place)] = log_of(db).key_history._tables.values()
+    [(_, _, place)] = log_of(db).key_history._keys._tables.values()
     assert place.last_seqno == 1
     assert plain(db.versions(b"k", limit=1)) == [(seqno, "put", b"2")]
     assert place.last_seqno == 2
@@ -590,7 +590,7 @@ def test_an_interruption_anywhere_leaves_the_next_question_right(disk: Simulated
     while True:
         for name in key_files(disk):
             disk.remove(f"/kv/{name}")
-        log_of(db).key_history._indexes.clear()
+        log_of(db).key_history._keys._indexes.clear()
         interruption = interrupted_at(step, lambda: plain(db.versions(b"k")))
         if interruption is None:
             break

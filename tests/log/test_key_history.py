@@ -148,7 +148,7 @@ def test_an_index_that_is_damaged_is_made_again(rng: Random) -> None:
     n = len(log.commits)
     # The heads are known; the rows are not.
     plain(log.history, 0, b"never", 0, n)
-    log.history._files.blocks.clear()
+    log.history._keys.files.blocks.clear()
     for name, data in good.items():
         log.rig.overwrite(name, len(data) - 40, bytes(40))
     agree(log, log.history, step=7)
@@ -192,7 +192,7 @@ def test_it_costs_two_blocks_and_a_record_and_one_block_of_each_segment_without_
     until = segments[-1] - 1
     assert plain(log.history, 0, b"rare", 0, until) == (1, "put", b"1")
     for _ in range(2):
-        log.history._files.blocks.clear()
+        log.history._keys.files.blocks.clear()
         log.disk.trace = []
         assert plain(log.history, 0, b"rare", 0, until) == (1, "put", b"1")
         names = [operation.name for operation in log.disk.trace]
@@ -210,7 +210,7 @@ def test_a_hot_key_costs_no_more_than_its_ends_and_a_search_between(rng: Random)
     until = len(log.commits)
     asked: list[Any] = [(0, until), (3000, 6000), (first + 1, first + 3)]
     for after, end in asked:
-        log.history._files.blocks.clear()
+        log.history._keys.files.blocks.clear()
         expected = log.last(0, b"hot", after, min(end, 9000))
         plain(log.history, 0, b"never", after, end)
         log.disk.trace = []

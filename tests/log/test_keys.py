@@ -85,9 +85,9 @@ def test_the_bytes_are_as_the_format_says() -> None:
 def test_an_index_says_what_was_put_into_it() -> None:
     disk, _ = written(small(), 11)
     index = loaded(disk, 11)
-    assert list(index.rows(0, b"a", 0, 11, reverse=False)) == [(10, 4096), (11, 5000)]
-    assert list(index.rows(0, b"a", 10, 11, reverse=False)) == [(11, 5000)]
-    assert list(index.rows(0, b"b", 0, 11, reverse=True)) == [(11, 5000)]
+    assert list(index.rows(0, b"a", 0, 11, reverse=False)) == [(10, 4096, 0), (11, 5000, 2)]
+    assert list(index.rows(0, b"a", 10, 11, reverse=False)) == [(11, 5000, 2)]
+    assert list(index.rows(0, b"b", 0, 11, reverse=True)) == [(11, 5000, 3)]
     assert list(index.rows(16, b"a", 0, 11, reverse=True)) == []
     assert index.newest(0, b"a", hash_of(0, b"a"), 0, 11) == [(11, 5000, 2)]
     assert index.newest(0, b"a", hash_of(0, b"a"), 0, 10) == [(10, 4096, 0)]
@@ -105,14 +105,14 @@ def test_one_key_may_fill_any_number_of_blocks(n: int, hot: bytes) -> None:
     table = table_of(rows)
     last = 10 + 2 * n
     disk, _ = written(table, last)
-    expected = [(10 + i, 4096 + 100 * i) for i in range(1, 2 * n, 2)]
+    expected = [(10 + i, 4096 + 100 * i, 0) for i in range(1, 2 * n, 2)]
     index = loaded(disk, last)
     for after, until in [(0, last), (0, 11), (11, 13), (9 + n, 10 + n), (10 + n, last), (0, 5), (last, 3)]:
         part = [place for place in expected if after < place[0] <= until]
         for known in (index, table):
             assert list(known.rows(0, hot, after, until, reverse=False)) == part
             assert list(known.rows(0, hot, after, until, reverse=True)) == part[::-1]
-            assert known.newest(0, hot, hash_of(0, hot), after, until) == [(*place, 0) for place in part[-1:]]
+            assert known.newest(0, hot, hash_of(0, hot), after, until) == part[-1:]
 
 
 def test_a_look_up_reads_the_head_and_two_blocks() -> None:
@@ -122,7 +122,7 @@ def test_a_look_up_reads_the_head_and_two_blocks() -> None:
     disk.trace = []
     for i in range(0, n, 97):
         disk.trace.clear()
-        assert list(loaded(disk, 10 + n).rows(0, b"%d" % i, 0, 10 + n, reverse=True)) == [(10 + i, 4096 + 100 * i)]
+        assert list(loaded(disk, 10 + n).rows(0, b"%d" % i, 0, 10 + n, reverse=True)) == [(10 + i, 4096 + 100 * i, 0)]
         reads = [operation.size for operation in disk.trace if operation.name == "pread"]
         assert len(reads) <= 4
         assert sum(reads) < len(data) / 3
@@ -152,7 +152,7 @@ def test_what_does_not_fit_into_rows_is_not_written() -> None:
     assert table.fits()
     table = table_of([record(10, 4096, encode_put(b"a", b"")), record(11, 1 << 32, encode_put(b"a", b""))])
     assert not table.fits()
-    assert list(table.rows(0, b"a", 10, 11, reverse=False)) == [(11, 1 << 32)]
+    assert list(table.rows(0, b"a", 10, 11, reverse=False)) == [(11, 1 << 32, 0)]
     many = KeyTable(HEADER)
     many._offsets = range(1 << 31)  # type: ignore[assignment]
     assert many.fits()
