@@ -24,8 +24,10 @@ _MOST_FILES: Final = 96
 _MOST_BLOCK_BYTES: Final = 8 << 20
 #: Of whole files in memory: four segments.
 MOST_LOADED_BYTES: Final = 64 << 20
-# What an entry costs beside what it is said to have.
-_ENTRY_BYTES: Final = 200
+# Of 1,000 keys of each of 40 indexes, and some.
+_MOST_PROBE_BYTES: Final = 8 << 20
+# What an entry takes beside what it is said to have.
+_ENTRY_BYTES: Final = 150
 
 
 class _Entry(Generic[_V]):
@@ -59,6 +61,7 @@ class Kept(Generic[_K, _V]):
 
     def put(self, key: _K, value: _V, size: int) -> None:
         """Add one, in place of the one of this key."""
+        size += _ENTRY_BYTES
         self._entries[key] = _Entry(value, size)
         self._size += size
         if self._size > self._most:
@@ -137,10 +140,13 @@ class KeptFiles:
 
     def __init__(self, directory: Directory) -> None:
         self._directory = directory
-        self._files: Kept[str, OpenFile] = Kept(_MOST_FILES)
+        self._files: Kept[str, OpenFile] = Kept(_MOST_FILES * (1 + _ENTRY_BYTES))
         self._loaded: dict[str, ref[Loaded]] = {}
         #: Blocks of key indexes that were verified, by index and number.
         self.blocks: Kept[tuple[int, int], bytes] = Kept(_MOST_BLOCK_BYTES)
+
+        #: Keys of rows of key indexes, by index and position.
+        self.probes: Kept[tuple[int, int], bytes] = Kept(_MOST_PROBE_BYTES)
 
     def open(self, name: str) -> OpenFile:
         """The file of this name, as it was when it was opened first."""
@@ -177,3 +183,4 @@ class KeptFiles:
         """Let go of all of them, and of what was read of them."""
         self._files.clear()
         self.blocks.clear()
+        self.probes.clear()

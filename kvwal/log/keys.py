@@ -52,7 +52,7 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterator
 from hashlib import blake2b
 from heapq import merge
-from itertools import count
+from itertools import compress, count
 from typing import Final, NamedTuple, TypeAlias
 
 from crc32c import crc32c
@@ -92,9 +92,14 @@ _HEAD_BYTES: Final = 16 << 10
 _ORDER_BLOCK_BYTES: Final = BLOCK_ROWS * ORDER_ROW_BYTES
 _HASH_BLOCK_BYTES: Final = BLOCK_ROWS * HASH_ROW_BYTES
 _SEQNO: Final = BEGINS - 1
+# Of a search for a key, the keys that it is compared with first.
+_KEPT_PROBES: Final = 10
 _ids = count()
-# Among the last bytes of the first fields of rows: a row that begins a key.
+# Of the last bytes of the first fields of rows: one of a row that begins a key; whether it is one; what it is without
+# that bit.
 _BEGIN = re.compile(rb"[\x80-\xff]")
+_BEGINS: Final = bytes(128) + b"\1" * 128
+_CLEARED: Final = bytes(range(128)) * 2
 
 
 class DamagedIndex(Exception):
@@ -129,14 +134,15 @@ class KeyIndex:
     """A valid key index. It keeps its head; a block is read when it is needed, and kept among those of all indexes."""
 
     __slots__ = (
-        "_files", "_first", "_hash_crcs", "_hashes", "_hashes_at", "_id", "_name", "_nexts", "_order_at", "_order_crcs",
-        "_size", "_tables", "ranges", "size",
+        "_files", "_first", "_hash_crcs", "_hashes", "_hashes_at", "_id", "_last", "_name", "_nexts", "_order_at",
+        "_order_crcs", "_size", "_tables", "ranges", "size",
     )  # fmt: skip
 
-    def __init__(self, files: KeptFiles, first_seqno: int) -> None:
+    def __init__(self, files: KeptFiles, first_seqno: int, last_seqno: int) -> None:
         self._files = files
         self._name = keys_name(first_seqno)
         self._first = first_seqno
+        self._last = last_seqno
         self._id = next(_ids)
         # By table: the positions of its order rows.
         self._tables: dict[int, range] = {}
@@ -180,7 +186,7 @@ class KeyIndex:
             head += file.pread(end + CRC.size - len(head), len(head))
         if len(head) < end + CRC.size or CRC.unpack_from(head, end)[0] != crc32c(head[:end]):
             return None
-        index = cls(files, header.first_seqno)
+        index = cls(files, header.first_seqno, last_seqno)
         rows = 0
         for table, of_table in TABLE.iter_unpack(head[HEADER_BYTES:orders_at]):
             index._tables[table] = range(rows, rows + of_table)
@@ -278,15 +284,51 @@ class KeyIndex:
         """
         start, stop = bounds
         rows = self._tables.get(table, range(0))
+        low = bisect_left(rows, start, key=self._key_at(key_of)) if start else 0
+        high = len(rows) if stop is None else bisect_left(rows, stop, key=self._key_at(key_of))
+        rows = rows[low : max(low, high)]
+        if after < self._first and until >= self._last:
+            return len(rows), self._last_of_each(rows, reverse)
+        return len(rows), self._newest_of_each(rows, after - self._first, until - self._first, reverse)
+
+    def _key_at(self, key_of: Callable[[Spot], bytes]) -> Callable[[int], bytes]:
+        """The key of the row at a position. Those that a search asks for first are kept, as all searches do."""
+        probes = self._files.probes
+        left = _KEPT_PROBES
 
         def key_at(position: int) -> bytes:
-            return key_of(self._spot(position))
+            nonlocal left
+            left -= 1
+            key = probes.get((self._id, position))
+            if key is None:
+                key = key_of(self._spot(position))
+                if left >= 0:
+                    probes.put((self._id, position), key, len(key))
+            return key
 
-        if start:
-            rows = rows[bisect_left(rows, start, key=key_at) :]
-        if stop is not None:
-            rows = rows[: bisect_left(rows, stop, key=key_at)]
-        return len(rows), self._newest_of_each(rows, after - self._first, until - self._first, reverse)
+        return key_at
+
+    def _last_of_each(self, positions: range, reverse: bool) -> Iterator[list[Spot]]:
+        """As `_newest_of_each`, of all commits, in half the time: no row is looked at by itself."""
+        first = self._first
+        blocks = range(positions.start // BLOCK_ROWS, -(-positions.stop // BLOCK_ROWS))
+        for i in reversed(blocks) if reverse else blocks:
+            at = i * BLOCK_ROWS
+            block = bytearray(self._block(i))
+            tops = block[3::ORDER_ROW_BYTES]
+            block[3::ORDER_ROW_BYTES] = tops.translate(_CLEARED)
+            # The last row of a key is the one before a row that begins the next one.
+            following = i + 1 == len(self._nexts) or self._nexts[i + 1] == at + BLOCK_ROWS
+            is_last = tops.translate(_BEGINS)[1:] + bytes((following,))
+            within = slice(max(positions.start - at, 0), positions.stop - at)
+            fields = struct.unpack(f"<{3 * len(tops)}I", block)
+            seqnos, offsets, numbers = (fields[column::3][within] for column in range(3))
+            spots = zip(map(first.__add__, seqnos), offsets, numbers, strict=True)
+            found = list(compress(spots, is_last[within]))
+            if reverse:
+                found.reverse()
+            if found:
+                yield found
 
     def _newest_of_each(self, positions: range, after: int, until: int, reverse: bool) -> Iterator[list[Spot]]:
         if not positions:

@@ -13,6 +13,7 @@ import struct
 from bisect import bisect_right
 from collections.abc import Iterator
 from heapq import heappop, heappush
+from itertools import chain
 from operator import attrgetter
 from typing import Final
 
@@ -20,24 +21,31 @@ from crc32c import crc32c
 
 from kvwal.keys import MAX_VALUE_BYTES, KeyRange, Seqno
 from kvwal.log.chain import FoundSegment
-from kvwal.log.intents import PUT, TABLES
+from kvwal.log.intents import ONE_KEY_OFFSET, PUT, TABLES
 from kvwal.log.kept import Loaded
 from kvwal.log.keys import DamagedIndex, Range, Spot
-from kvwal.log.record import COMMIT
+from kvwal.log.record import COMMIT, RECORD_HEADER_BYTES
 from kvwal.log.segment_keys import Known, SegmentKeys
 
 __all__ = ["Stretch"]
 
-# Keys in the first chunk, and in the others.
-_FIRST_KEYS: Final = 16
+# Keys in the first chunk; each has twice as many as the one before, up to these.
+_FIRST_KEYS: Final = 4
 _CHUNK_KEYS: Final = 256
 # A record that is read alone takes as long as this many bytes of a whole segment.
-_RECORD_COST_BYTES: Final = 8 << 10
+_RECORD_COST_BYTES: Final = 12 << 10
+# Of records that are read at once, how many there are at least, and the size of one at most.
+_ALIKE_KEYS: Final = 32
+_ALIKE_BYTES: Final = 4096
+# Most records that are read alone are smaller.
+_RECORD_BYTES: Final = 1024
 
-# The header of a record with one intent, and of its body.
-_ONE_PUT = struct.Struct("<IIIIQQQIBHI")
-_HEADER_BYTES: Final = 40
+# The header of a record (without watermark and time), and of the body of one put; where the key begins behind the CRC.
+_ONE_PUT = struct.Struct("<IIIIQ16xIBHI")
+_HEADER_BYTES: Final = RECORD_HEADER_BYTES
+_KEY_AT: Final = _HEADER_BYTES + ONE_KEY_OFFSET - 8
 _TABLE_BYTES: Final = 4
+assert _ONE_PUT.size == _HEADER_BYTES + ONE_KEY_OFFSET
 
 Chunk = tuple[list[bytes], list[bytes | None]]
 
@@ -100,9 +108,10 @@ class Stretch:
             while len(spots) >= most:
                 yield cover.applied(spots[:most], *reading.pairs(spots[:most]))
                 del spots[:most]
+                rows -= most
                 if most == _CHUNK_KEYS:
                     reading.load(rows)
-                most = _CHUNK_KEYS
+                most = min(2 * most, _CHUNK_KEYS)
         if spots:
             yield cover.applied(spots, *reading.pairs(spots))
 
@@ -128,56 +137,90 @@ class _Reading:
 
     def key(self, spot: Spot) -> bytes:
         """The key of an intent. DamagedIndex if there is none."""
-        return self._intent(spot)[0]
-
-    def _intent(self, spot: Spot) -> tuple[bytes, bytes | None]:
-        seqno, offset, number = spot
-        fetched = self._keys.fetched(self._found, seqno, offset, self._loaded)
-        intent = fetched.intent(self._table, number)
-        if intent is None:
-            raise DamagedIndex(offset)
-        return intent
+        return self.pairs([spot])[0][0]
 
     def pairs(self, spots: list[Spot]) -> Chunk:
         """The keys and values of these intents. DamagedIndex as `key`."""
-        if self._loaded is not None:
-            return self._loaded_pairs(spots, self._loaded.data)
-        pairs = [self._intent(spot) for spot in spots]
-        return [key for key, _ in pairs], [value for _, value in pairs]
-
-    def _loaded_pairs(self, spots: list[Spot], data: bytes) -> Chunk:
-        header = self._found.known
+        header, table, loaded = self._found.known, self._table, self._loaded
+        if loaded is not None and len(spots) >= _ALIKE_KEYS:
+            alike = self._alike(spots, loaded.data)
+            if alike is not None:
+                return alike
         marker, salt = header.marker, header.salt
-        # Of a commit that is one put, as most are: its kind, and the bytes between the header and the key.
-        kind, between = (COMMIT, 0) if not self._table else (COMMIT | TABLES, _TABLE_BYTES)
+        # Of a commit that is one put, as most are: its kind, and what the body has before the key.
+        kind, before_key = (COMMIT, _KEY_AT) if not table else (COMMIT | TABLES, _KEY_AT + _TABLE_BYTES)
+        unpack = _ONE_PUT.unpack_from
+        pread = None if loaded is not None else self._keys.files.open(self._found.name).pread
+        data = b"" if loaded is None else loaded.data
+        at = 0
         keys: list[bytes] = []
         values: list[bytes | None] = []
-        last = len(data) - _ONE_PUT.size
-        unpack = _ONE_PUT.unpack_from
-        for spot in spots:
-            seqno, offset, _ = spot
-            if offset <= last:
-                found, crc, length, its_kind, its_seqno, _, _, n, op, key_bytes, value_bytes = unpack(data, offset)
-                if n == 1 and its_kind == kind and value_bytes <= MAX_VALUE_BYTES:
-                    rest = data[offset + 8 : offset + _HEADER_BYTES + length]
-                    at = _ONE_PUT.size - 8 + between
-                    split = at + key_bytes
+        for seqno, offset, number in spots:
+            if not number:
+                if pread is not None:
+                    data = pread(_RECORD_BYTES, offset)
+                else:
+                    at = offset
+                if len(data) - at >= _ONE_PUT.size:
+                    its_marker, crc, length, its_kind, its_seqno, n, op, key_bytes, value_bytes = unpack(data, at)
+                    rest = data[at + 8 : at + _HEADER_BYTES + length]
+                    split = before_key + key_bytes
                     if (
-                        found == marker
-                        and its_seqno == seqno
-                        and split + value_bytes == len(rest) == length + _HEADER_BYTES - 8
-                        and crc32c(rest, (salt + offset) & 0xFFFFFFFF) == crc
+                        n == 1
                         and op == PUT
-                        and (not between or int.from_bytes(rest[at - between : at], "little") == self._table)
+                        and its_kind == kind
+                        and split + value_bytes == len(rest) == length + _HEADER_BYTES - 8
+                        and its_marker == marker
+                        and its_seqno == seqno
+                        and value_bytes <= MAX_VALUE_BYTES
+                        and crc32c(rest, (salt + offset) & 0xFFFFFFFF) == crc
+                        and (not table or int.from_bytes(rest[_KEY_AT:before_key], "little") == table)
                     ):
-                        keys.append(rest[at:split])
+                        keys.append(rest[before_key:split])
                         values.append(rest[split:])
                         continue
             # Anything else, valid or not.
-            key, value = self._intent(spot)
-            keys.append(key)
-            values.append(value)
+            intent = self._keys.fetched(self._found, seqno, offset, loaded).intent(table, number)
+            if intent is None:
+                raise DamagedIndex(offset)
+            keys.append(intent[0])
+            values.append(intent[1])
         return keys, values
+
+
+    def _alike(self, spots: list[Spot], data: bytes) -> Chunk | None:
+        """As `pairs`, of commits that are one put each, of one size, which many are; None for any others, valid or not.
+
+        It takes three quarters of the time, since no record is looked at by itself.
+        """
+        header, table = self._found.known, self._table
+        seqnos, offsets, numbers = zip(*spots, strict=True)
+        if any(numbers) or len(data) - offsets[0] < _ONE_PUT.size:
+            return None
+        marker, _, length, kind, _, n, op, key_bytes, value_bytes = _ONE_PUT.unpack_from(data, offsets[0])
+        size = _HEADER_BYTES + length
+        before_key = _HEADER_BYTES + ONE_KEY_OFFSET + (_TABLE_BYTES if table else 0)
+        one = marker == header.marker and kind == (COMMIT | TABLES if table else COMMIT) and n == 1 and op == PUT
+        if not one or size > _ALIKE_BYTES or before_key + key_bytes + value_bytes != size:
+            return None
+        view = memoryview(data)
+        records = b"".join([view[offset : offset + size] for offset in offsets])
+        first = records[:size]
+        if len(records) != size * len(spots) or (
+            table and int.from_bytes(first[before_key - _TABLE_BYTES : before_key], "little") != table
+        ):
+            return None
+        # Marker, length and kind, and what is before the key are the same in all.
+        for at in (*range(4), *range(8, 16), *range(_HEADER_BYTES, before_key)):
+            if records[at::size] != first[at : at + 1] * len(spots):
+                return None
+        fields = struct.iter_unpack(f"<4xI8xQ{before_key - 24}x{key_bytes}s{value_bytes}s", records)
+        crcs, its_seqnos, keys, values = zip(*fields, strict=True)
+        rests = chain.from_iterable(struct.iter_unpack(f"<8x{size - 8}s", records))
+        seeds = [(header.salt + offset) & 0xFFFFFFFF for offset in offsets]
+        if its_seqnos != seqnos or tuple(map(crc32c, rests, seeds)) != crcs:
+            return None
+        return list(keys), list(values)
 
 
 class _Cover:

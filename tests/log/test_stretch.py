@@ -30,7 +30,7 @@ def pairs(history: KeyHistory, table: int, after: int, until: int, bounds: Any, 
     for each in history.stretches(table, Seqno(after), Seqno(until)):
         chunks = list(each.chunks(*bounds, reverse=reverse))
         assert all(0 < len(keys) == len(values) <= 256 for keys, values in chunks)
-        assert not chunks or len(chunks[0][0]) <= 16
+        assert not chunks or len(chunks[0][0]) <= 4
         found.append((each.ranges, flat(chunks)))
     return found
 
@@ -58,14 +58,14 @@ def check(log: KeyLog, history: KeyHistory, table: int, after: int, until: int, 
     assert pairs(history, table, after, until, bounds, reverse=reverse) == expected, (table, after, until, bounds)
 
 
-@pytest.mark.parametrize("loaded", [True, False])
+@pytest.mark.parametrize("way", ["one by one", "loaded", "alike"])
 @pytest.mark.parametrize("indexed", [True, False])
 @pytest.mark.parametrize("number", range(4))
 def test_what_a_stretch_changed_is_what_the_model_says(
-    indexed: bool, loaded: bool, number: int, rng: Random, monkeypatch: pytest.MonkeyPatch
+    indexed: bool, way: str, number: int, rng: Random, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if loaded:
-        small(monkeypatch)
+    if way != "one by one":
+        small(monkeypatch, alike=way == "alike")
     log = KeyLog(rng, [*KEYS, LONG] if number == 0 else KEYS)
     log.fill(1 + number)
     if indexed:
@@ -77,8 +77,9 @@ def test_what_a_stretch_changed_is_what_the_model_says(
     agree(log, log.history, step=3)
 
 
-def small(monkeypatch: pytest.MonkeyPatch) -> None:
+def small(monkeypatch: pytest.MonkeyPatch, *, alike: bool = False) -> None:
     """Let small stretches be read as large ones are: in many chunks, and with the segment in memory."""
+    monkeypatch.setattr(stretch, "_ALIKE_KEYS", 1 if alike else 1000)
     monkeypatch.setattr(stretch, "_FIRST_KEYS", 1)
     monkeypatch.setattr(stretch, "_CHUNK_KEYS", 2)
     monkeypatch.setattr(stretch, "_RECORD_COST_BYTES", 1 << 20)
@@ -99,8 +100,11 @@ def test_many_keys_come_in_chunks_that_are_small_at_first(
         after, until = sorted(rng.choices(range(n + 1), k=2))
         low, high = rng.choice([*log.keys, None]), rng.choice([*log.keys, None])
         check(log, log.history, rng.choice(TABLES), after, until, (low, high), rng.random() < 0.5)
-    sizes = [len(keys) for keys, _ in log.history.stretches(0, Seqno(0), Seqno(n))[-2].chunks(None, None, reverse=True)]
-    assert sizes[:2] == [16, 256]
+    sizes = [
+        [len(keys) for keys, _ in each.chunks(None, None, reverse=True)]
+        for each in log.history.stretches(0, Seqno(0), Seqno(n))
+    ]
+    assert [4, 8, 16, 32, 64, 128, 256] in [each[:7] for each in sizes]
 
 
 def test_a_log_that_is_only_read_is_asked_with_and_without_indexes(rng: Random) -> None:
@@ -167,9 +171,9 @@ def test_a_record_that_is_damaged_is_said_with_its_place(rng: Random, monkeypatc
         log.append(_put(b"filler", bytes(500)))
     log.make_indexes()
     until = log.rig.segments()[1] - 1
-    for loaded in (False, True):
-        if loaded:
-            small(monkeypatch)
+    for way in ("one by one", "loaded", "alike"):
+        if way != "one by one":
+            small(monkeypatch, alike=way == "alike")
         name, offset = log.rig.flip_commit(51)
         for history in (log.history, log.read_only()):
             [of_segment] = history.stretches(0, Seqno(0), Seqno(until))
@@ -181,6 +185,32 @@ def test_a_record_that_is_damaged_is_said_with_its_place(rng: Random, monkeypatc
             expected = [(b"%04d" % number, bytes(50)) for number in range(10)]
             assert flat(of_segment.chunks(b"0000", b"0010", reverse=False)) == expected
         log.rig.flip(name, offset + 45)
+
+
+@pytest.mark.parametrize("table", [0, 16])
+def test_every_changed_byte_of_a_record_is_noticed_however_it_is_read(
+    table: int, rng: Random, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = KeyLog(rng, segment_bytes=1 << 14)
+    for number in range(40):
+        log.append(_put(b"%04d" % number, b"value", table))
+    while len(log.rig.segments()) == 1:
+        log.append(_put(b"filler", bytes(500), 20))
+    log.make_indexes()
+    until = log.rig.segments()[1] - 1
+    name, offset = log.rig.offset(31)
+    end = log.rig.offset(32)[1]
+    for way in ("one by one", "loaded", "alike"):
+        if way != "one by one":
+            small(monkeypatch, alike=way == "alike")
+        [whole] = log.history.stretches(table, Seqno(0), Seqno(until))
+        assert flat(whole.chunks(None, None, reverse=False)) == [(b"%04d" % number, b"value") for number in range(40)]
+        for at in range(offset, end):
+            log.rig.flip(name, at, 0x20)
+            with pytest.raises(CorruptionError) as failure:
+                list(whole.chunks(None, None, reverse=False))
+            assert failure.value.offset == offset
+            log.rig.flip(name, at, 0x20)
 
 
 def test_what_a_window_does_not_have_costs_no_read_of_the_log(rng: Random) -> None:
@@ -228,7 +258,7 @@ def test_whole_segments_are_in_memory_only_while_they_are_read_and_within_a_boun
     rng: Random, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     log = KeyLog(rng, [b"%04d" % number for number in range(3000)], segment_bytes=1 << 18)
-    while len(log.log.segments()) < 8 or log.log.segments()[-4].first_seqno < log.log.segments()[-5].first_seqno + 800:
+    while len(log.log.segments()) < 8 or log.log.segments()[-4].first_seqno < log.log.segments()[-5].first_seqno + 1200:
         log.append(_put(rng.choice(log.keys), b""))
     log.make_indexes()
     sizes = [segment.size for segment in log.log.segments()[-5:-1]]
@@ -243,7 +273,7 @@ def test_whole_segments_are_in_memory_only_while_they_are_read_and_within_a_boun
     expected = [log.pairs(0, *part, (None, None), reverse=False) for part in log.parts(after, until)]
     asked = log.history.stretches(0, Seqno(after), Seqno(until))
     iterators = [each.chunks(None, None, reverse=False) for each in asked]
-    found = [[next(iterator) for _ in range(3)] for iterator in iterators]
+    found = [[next(iterator) for _ in range(8)] for iterator in iterators]
     assert 0 < in_memory() <= kept.MOST_LOADED_BYTES
     for chunks, iterator in zip(found, iterators, strict=True):
         chunks += iterator
@@ -251,7 +281,7 @@ def test_whole_segments_are_in_memory_only_while_they_are_read_and_within_a_boun
     assert in_memory() == 0
     iterators = [each.chunks(None, None, reverse=True) for each in asked]
     for iterator in iterators:
-        list(islice(iterator, 3))
+        list(islice(iterator, 8))
     assert in_memory() > 0
     del iterator, iterators
     assert in_memory() == 0
