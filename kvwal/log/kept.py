@@ -24,8 +24,6 @@ _MOST_FILES: Final = 96
 _MOST_BLOCK_BYTES: Final = 8 << 20
 #: Of whole files in memory: four segments.
 MOST_LOADED_BYTES: Final = 64 << 20
-# Of 1,000 keys of each of 40 indexes, and some.
-_MOST_PROBE_BYTES: Final = 8 << 20
 # What an entry takes beside what it is said to have.
 _ENTRY_BYTES: Final = 150
 
@@ -145,8 +143,6 @@ class KeptFiles:
         #: Blocks of key indexes that were verified, by index and number.
         self.blocks: Kept[tuple[int, int], bytes] = Kept(_MOST_BLOCK_BYTES)
 
-        #: Keys of rows of key indexes, by index and position.
-        self.probes: Kept[tuple[int, int], bytes] = Kept(_MOST_PROBE_BYTES)
 
     def open(self, name: str) -> OpenFile:
         """The file of this name, as it was when it was opened first."""
@@ -183,4 +179,3 @@ class KeptFiles:
         """Let go of all of them, and of what was read of them."""
         self._files.clear()
         self.blocks.clear()
-        self.probes.clear()

@@ -17,6 +17,7 @@ from kvwal.log.keys import (
     BEGINS,
     BLOCK_ROWS,
     CRC,
+    FENCE_BYTES,
     HASH_BLOCK,
     HASH_BYTES,
     HASH_ROW_BYTES,
@@ -190,13 +191,14 @@ class KeyTable:
         order = bytearray()
         # Hash rows by the first byte of their hash.
         buckets = [bytearray() for _ in range(256)]
+        fences: list[bytes] = []
         tables = []
         for table, changes in sorted(self._tables.items()):
             before = len(order)
             for keys in sorted_in_steps(changes):
                 yield b""
                 for i in range(0, len(keys), _STEP_ROWS):
-                    yield from self._add_rows(order, buckets, table, keys[i : i + _STEP_ROWS])
+                    yield from self._add_rows(order, buckets, fences, table, keys[i : i + _STEP_ROWS])
             if len(order) > before:
                 tables.append(TABLE.pack(table, (len(order) - before) // ORDER_ROW_BYTES))
         n = len(order) // ORDER_ROW_BYTES
@@ -218,11 +220,13 @@ class KeyTable:
             blocks.append(rows)
             hash_blocks.append(HASH_BLOCK.pack(rows[:HASH_BYTES], crc32c(rows)))
             yield b""
+        fence_bytes = b"".join(bytes((len(fence),)) + fence for fence in fences)
         ranges = b"".join(self._encoded_ranges())
         identity = header.salt, header.marker, REVISION, header.first_seqno, last_seqno
         k = sum(map(len, blocks)) // HASH_ROW_BYTES
-        head = HEADER.pack(MAGIC, VERSION, 0, *identity, n, k, len(tables), len(self.ranges), len(ranges))
-        head += b"".join((*tables, *order_blocks, *hash_blocks, ranges))
+        sizes = len(ranges), len(fence_bytes), 0
+        head = HEADER.pack(MAGIC, VERSION, 0, *identity, n, k, len(tables), len(self.ranges), *sizes)
+        head += b"".join((*tables, *order_blocks, *hash_blocks, fence_bytes, ranges))
         yield head + CRC.pack(crc32c(head))
         size = _STEP_BLOCKS * BLOCK_ROWS * ORDER_ROW_BYTES
         for at in range(0, len(order), size):
@@ -231,19 +235,23 @@ class KeyTable:
             yield b"".join(blocks[i : i + _STEP_BLOCKS])
 
     def _add_rows(
-        self, order: bytearray, buckets: list[bytearray], table: int, keys: list[bytes]
+        self, order: bytearray, buckets: list[bytearray], fences: list[bytes], table: int, keys: list[bytes]
     ) -> Iterator[bytes]:
         """Add the rows of these keys, which follow those that are there."""
         all_changes, offsets = self._tables[table], self._offsets
         position = len(order) // ORDER_ROW_BYTES
+        next_block = len(fences) * BLOCK_ROWS
         rows: list[int] = []
         for key, digest in zip(keys, hashes_of(table, keys), strict=True):
             buckets[digest[0]] += digest + position.to_bytes(4, "big")
             changes = all_changes[key]
+            position += 1 if isinstance(changes, int) else len(changes)
+            while next_block < position:
+                fences.append(key[:FENCE_BYTES])
+                next_block += BLOCK_ROWS
             if isinstance(changes, int):
                 number = changes >> _NUMBER_BITS
                 rows += (number | BEGINS, offsets[number], changes & _NUMBER)
-                position += 1
                 continue
             begins = BEGINS
             for change in changes:
@@ -254,7 +262,6 @@ class KeyTable:
                     order += struct.pack(f"<{len(rows)}I", *rows)
                     rows.clear()
                     yield b""
-            position += len(changes)
         order += struct.pack(f"<{len(rows)}I", *rows)
         yield b""
 

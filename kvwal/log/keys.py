@@ -18,9 +18,12 @@ not valid is made again. Little-endian, no padding:
 | 48 | 4 | t | number of tables with order rows |
 | 52 | 4 | m | number of deleted ranges |
 | 56 | 8 | size | of the ranges, in bytes |
-| 64 | 8 x t | tables | ascending: id u32, number of its order rows u32 |
+| 64 | 4 | f | size of the fences, in bytes |
+| 68 | 4 | - | zero |
+| 72 | 8 x t | tables | ascending: id u32, number of its order rows u32 |
 | - | 8 x blocks | order blocks | of 256 order rows each, the last one smaller: next u32, CRC-32C of its rows |
 | - | 10 x blocks | hash blocks | of 256 hash rows each, the last one smaller: its first hash, CRC-32C of its rows |
+| - | f | fences | for each block of order rows a length u8, and the beginning of its first row's key: up to 64 bytes |
 | - | size | ranges | one after the other, in the order of the commits |
 | - | 4 | crc | CRC-32C of all before it |
 | - | 12 x n | order rows | by table, key and seqno: seqno u32, offset of the record u32, number u32 |
@@ -35,7 +38,7 @@ table id (u32) and the key. Two keys may have the same: what a row leads to is a
 An index is valid when
 1. its size is what it announces, magic and CRC are right and its version is known,
 2. salt, marker, revision, first_seqno and last_seqno are the segment's,
-3. the tables have n rows, and the ranges fill their part exactly.
+3. the tables have n rows, and fences and ranges fill their parts exactly.
 A block is valid when its CRC is right; it is checked each time it is read, so that a look-up reads only the blocks that
 it needs.
 
@@ -67,8 +70,8 @@ __all__ = ["DamagedIndex", "KeyIndex", "Range", "Spot", "hash_of", "hashes_of"]
 # On disk: never change.
 MAGIC: Final = b"kvwalkey"
 VERSION: Final = 1
-HEADER = struct.Struct("<8sHHIIIQQIIIIQ")
-HEADER_BYTES: Final = 64
+HEADER = struct.Struct("<8sHHIIIQQIIIIQII")
+HEADER_BYTES: Final = 72
 BLOCK_ROWS: Final = 256
 TABLE = struct.Struct("<II")
 ORDER_BLOCK = struct.Struct("<II")
@@ -80,6 +83,7 @@ ORDER_ROW_BYTES: Final = 12
 HASH_ROW = struct.Struct(">6sI")
 HASH_ROW_BYTES: Final = 10
 HASH_BYTES: Final = 6
+FENCE_BYTES: Final = 64
 #: Of the first field of an order row: a key begins here.
 BEGINS: Final = 1 << 31
 assert HEADER.size == HEADER_BYTES
@@ -92,8 +96,6 @@ _HEAD_BYTES: Final = 16 << 10
 _ORDER_BLOCK_BYTES: Final = BLOCK_ROWS * ORDER_ROW_BYTES
 _HASH_BLOCK_BYTES: Final = BLOCK_ROWS * HASH_ROW_BYTES
 _SEQNO: Final = BEGINS - 1
-# Of a search for a key, the keys that it is compared with first.
-_KEPT_PROBES: Final = 10
 _ids = count()
 # Of the last bytes of the first fields of rows: one of a row that begins a key; whether it is one; what it is without
 # that bit.
@@ -134,8 +136,8 @@ class KeyIndex:
     """A valid key index. It keeps its head; a block is read when it is needed, and kept among those of all indexes."""
 
     __slots__ = (
-        "_files", "_first", "_hash_crcs", "_hashes", "_hashes_at", "_id", "_last", "_name", "_nexts", "_order_at",
-        "_order_crcs", "_size", "_tables", "ranges", "size",
+        "_fences", "_files", "_first", "_hash_crcs", "_hashes", "_hashes_at", "_id", "_last", "_name", "_nexts",
+        "_order_at", "_order_crcs", "_size", "_tables", "ranges", "size",
     )  # fmt: skip
 
     def __init__(self, files: KeptFiles, first_seqno: int, last_seqno: int) -> None:
@@ -148,6 +150,7 @@ class KeyIndex:
         self._tables: dict[int, range] = {}
         self._nexts = array("I")
         self._order_crcs = array("I")
+        self._fences: list[bytes] = []
         self._hashes = array("Q")
         self._hash_crcs = array("I")
         self._order_at = self._hashes_at = self._size = 0
@@ -171,14 +174,15 @@ class KeyIndex:
         head = file.pread(_HEAD_BYTES, 0)
         if len(head) < HEADER_BYTES:
             return None
-        magic, version, _, *identity, n, k, t, m, ranges_size = HEADER.unpack_from(head)
+        magic, version, _, *identity, n, k, t, m, ranges_size, fences_size, _ = HEADER.unpack_from(head)
         if magic != MAGIC or version != VERSION:
             return None
         if identity != [header.salt, header.marker, REVISION, header.first_seqno, last_seqno]:
             return None
         orders_at = HEADER_BYTES + TABLE.size * t
         hashes_at = orders_at + ORDER_BLOCK.size * -(-n // BLOCK_ROWS)
-        ranges_at = hashes_at + HASH_BLOCK.size * -(-k // BLOCK_ROWS)
+        fences_at = hashes_at + HASH_BLOCK.size * -(-k // BLOCK_ROWS)
+        ranges_at = fences_at + fences_size
         end = ranges_at + ranges_size
         if size != end + CRC.size + ORDER_ROW_BYTES * n + HASH_ROW_BYTES * k:
             return None
@@ -196,13 +200,14 @@ class KeyIndex:
         for position, crc in ORDER_BLOCK.iter_unpack(head[orders_at:hashes_at]):
             index._nexts.append(position)
             index._order_crcs.append(crc)
-        for digest, crc in HASH_BLOCK.iter_unpack(head[hashes_at:ranges_at]):
+        for digest, crc in HASH_BLOCK.iter_unpack(head[hashes_at:fences_at]):
             index._hashes.append(int.from_bytes(digest, "big"))
             index._hash_crcs.append(crc)
+        index._fences = list(_decode_fences(head[fences_at:ranges_at], len(index._nexts)))
         index.ranges = list(_decode_ranges(head[ranges_at:end], m, header.first_seqno))
         index._order_at = end + CRC.size
         index._hashes_at = index._order_at + ORDER_ROW_BYTES * n
-        index._size, index.size = size, 2 * end
+        index._size, index.size = size, 4 * end
         return index
 
     # -- one key ------------------------------------------------------------------------------
@@ -284,29 +289,23 @@ class KeyIndex:
         """
         start, stop = bounds
         rows = self._tables.get(table, range(0))
-        low = bisect_left(rows, start, key=self._key_at(key_of)) if start else 0
-        high = len(rows) if stop is None else bisect_left(rows, stop, key=self._key_at(key_of))
-        rows = rows[low : max(low, high)]
+        low = self._begin_of(rows, start, key_of) if start else rows.start
+        high = rows.stop if stop is None else self._begin_of(rows, stop, key_of)
+        rows = range(low, max(low, high))
         if after < self._first and until >= self._last:
             return len(rows), self._last_of_each(rows, reverse)
         return len(rows), self._newest_of_each(rows, after - self._first, until - self._first, reverse)
 
-    def _key_at(self, key_of: Callable[[Spot], bytes]) -> Callable[[int], bytes]:
-        """The key of the row at a position. Those that a search asks for first are kept, as all searches do."""
-        probes = self._files.probes
-        left = _KEPT_PROBES
-
-        def key_at(position: int) -> bytes:
-            nonlocal left
-            left -= 1
-            key = probes.get((self._id, position))
-            if key is None:
-                key = key_of(self._spot(position))
-                if left >= 0:
-                    probes.put((self._id, position), key, len(key))
-            return key
-
-        return key_at
+    def _begin_of(self, rows: range, key: bytes, key_of: Callable[[Spot], bytes]) -> int:
+        """The position among these of the first row of this key, or of those beyond it."""
+        # Of the blocks that begin among them, those that begin before the key, and those that do not begin beyond it. A
+        # fence that the key begins with says neither.
+        first, stop = -(-rows.start // BLOCK_ROWS), -(-rows.stop // BLOCK_ROWS)
+        before = bisect_left(self._fences, key[:FENCE_BYTES], first, stop) - 1
+        beyond = bisect_right(self._fences, key[:FENCE_BYTES], first, stop)
+        low = before * BLOCK_ROWS if before >= first else rows.start
+        high = beyond * BLOCK_ROWS if beyond < stop else rows.stop
+        return low + bisect_left(range(low, high), key, key=lambda position: key_of(self._spot(position)))
 
     def _last_of_each(self, positions: range, reverse: bool) -> Iterator[list[Spot]]:
         """As `_newest_of_each`, of all commits, in half the time: no row is looked at by itself."""
@@ -389,6 +388,21 @@ class KeyIndex:
             raise DamagedIndex
         self._files.blocks.put((self._id, i), block, size)
         return block
+
+
+def _decode_fences(data: bytes, count: int) -> Iterator[bytes]:
+    """The fences of an index. ValueError if they do not fill their part exactly."""
+    at = 0
+    for _ in range(count):
+        if at == len(data):
+            break
+        end = at + 1 + data[at]
+        yield data[at + 1 : end]
+        at = end
+    else:
+        if at == len(data):
+            return
+    raise ValueError("the fences do not fill their part")
 
 
 def _decode_ranges(data: bytes, m: int, first: int) -> Iterator[Range]:

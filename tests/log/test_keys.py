@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import struct
 from hashlib import blake2b
+from random import Random
+from typing import Any
 
 import pytest
 from crc32c import crc32c
@@ -75,9 +77,9 @@ def test_the_bytes_are_as_the_format_says() -> None:
     block = b"".join(hash_rows)
     ranges = struct.pack("<IQIHHB", 1, 5000, 0, 1, 1, 0) + b"cd" + struct.pack("<IQIHHB", 1, 5000, 16, 1, 0, 1) + b"e"
     identity = 0x01020304, 0x0A0B0C0D, 0, 10, 11
-    head = struct.pack("<8sHHIIIQQIIIIQ", b"kvwalkey", 1, 0, *identity, 3, 2, 1, 2, len(ranges))
+    head = struct.pack("<8sHHIIIQQIIIIQII", b"kvwalkey", 1, 0, *identity, 3, 2, 1, 2, len(ranges), 2, 0)
     head += struct.pack("<II", 0, 3) + struct.pack("<II", 0, crc32c(order))
-    head += hash_rows[0][:6] + struct.pack("<I", crc32c(block)) + ranges
+    head += hash_rows[0][:6] + struct.pack("<I", crc32c(block)) + b"\1a" + ranges
     assert data == head + struct.pack("<I", crc32c(head)) + order + block
     assert (len(order) + len(block)) / 3 <= 24
 
@@ -135,6 +137,35 @@ def test_a_look_up_reads_the_head_and_two_blocks() -> None:
 def test_a_large_bucket_is_put_in_order_piece_by_piece_and_as_at_once(numbers: list[int]) -> None:
     rows = [n.to_bytes(10, "big") for n in numbers * 3]
     assert list(key_table._in_order(b"".join(rows))) == sorted(rows)
+
+
+@pytest.mark.parametrize("prefix", [b"", b"p" * 63, b"p" * 64, b"p" * 100])
+@pytest.mark.parametrize("n", [0, 1, BLOCK_ROWS - 1, BLOCK_ROWS, 3 * BLOCK_ROWS + 5])
+def test_keys_are_found_in_order_however_they_lie_in_blocks(n: int, prefix: bytes, rng: Random) -> None:
+    batches = [WriteBatch() for _ in range(20)]
+    numbers: dict[tuple[int, int], bytes] = {}
+    for batch in batches:
+        for _ in range(n // 20 + 1 if n else 0):
+            for table in (0, 16, 17):
+                key = rng.choice([prefix, b""]) + b"%03d" % rng.choice([*range(900), 7, 7, 7])
+                (batch.table(table) if table else batch).put(key, b"")
+    for number, batch in enumerate(batches):
+        keys = [key for part in (batch, *(part for _, part in batch.parts())) for key in part.writes]
+        numbers |= {(10 + number, i): key for i, key in enumerate(keys)}
+    table_of_all = table_of([record(10 + i, 4096 + i, batch) for i, batch in enumerate(batches) if len(batch)])
+    disk, _ = written(table_of_all, 29)
+    index = loaded(disk, 29)
+    ends = [None, b"", b"000", b"007", b"007\0", b"500", prefix, prefix + b"007", prefix + b"9", b"q"]
+    for start in ends:
+        for stop in ends:
+            for after, until in ((0, 29), (12, 20)):
+                for table in (0, 16, 17, 18):
+                    asked: Any = (table, (start, stop), after, until, lambda spot: numbers[spot[0], spot[2]])
+                    expected = [spot for spots in table_of_all.spots(*asked, reverse=False)[1] for spot in spots]
+                    found = [spot for spots in index.spots(*asked, reverse=False)[1] for spot in spots]
+                    assert found == expected, (start, stop)
+                    found = [spot for spots in index.spots(*asked, reverse=True)[1] for spot in spots]
+                    assert found == expected[::-1]
 
 
 def test_making_an_index_stops_often() -> None:
@@ -197,7 +228,8 @@ def test_a_newer_version_is_no_index_and_neither_are_parts_that_are_not_filled()
     head = len(data) - 3 * 12 - 2 * 10 - 4
     for change in (
         lambda raw: raw[:8] + b"\x02\0" + raw[10:],
-        lambda raw: raw[:68] + struct.pack("<I", 2) + raw[72:],
+        lambda raw: raw[:76] + struct.pack("<I", 2) + raw[80:],
+        lambda raw: raw[:52] + struct.pack("<IQI", 2, 100, 1) + raw[68:],
         lambda raw: raw[:52] + struct.pack("<I", 3) + raw[56:],
         lambda raw: raw[:52] + struct.pack("<I", 1) + raw[56:],
     ):
