@@ -12,17 +12,17 @@ from kvwal.log.intents import PUT, Columns, decode_put
 from kvwal.log.record import COMMIT, RECORD_HEADER, RECORD_HEADER_BYTES, Record, is_commit
 from kvwal.log.walk import Readable
 
-__all__ = ["Fetched", "fetch"]
+__all__ = ["RECORD_BYTES", "Fetched", "fetch"]
 
-# Most records are smaller.
-_RECORD_BYTES: Final = 4096
+#: Most records are smaller.
+RECORD_BYTES: Final = 4096
 # Of an intent whose column is cut.
 _INTENT_BYTES: Final = 120
 
 
 def fetch(file: Readable, segment: FoundSegment, seqno: int, offset: int) -> Record | None:
     """The commit of this number at this offset of a segment; None if none verifies there. OSError if reading fails."""
-    size = min(_RECORD_BYTES, segment.limit - offset)
+    size = min(RECORD_BYTES, segment.limit - offset)
     data = file.pread(size, offset) if size >= RECORD_HEADER_BYTES else b""
     if len(data) < RECORD_HEADER_BYTES:
         return None

@@ -98,22 +98,23 @@ class Kept(Generic[_K, _V]):
 class OpenFile:
     """A file that is closed when nothing refers to it any more."""
 
-    __slots__ = ("_file",)
+    __slots__ = ("file",)
 
     def __init__(self, file: File) -> None:
-        self._file = file
+        #: For those that have this object too.
+        self.file = file
 
     def pread(self, size: int, offset: int) -> bytes:
         """As `File.pread`."""
-        return self._file.pread(size, offset)
+        return self.file.pread(size, offset)
 
     def size(self) -> int:
         """As `File.size`."""
-        return self._file.size()
+        return self.file.size()
 
     def __del__(self) -> None:
         # An interruption may have come before there was one.
-        file = getattr(self, "_file", None)
+        file = getattr(self, "file", None)
         if file is not None:
             file.close()
 

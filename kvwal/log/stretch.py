@@ -21,6 +21,7 @@ from crc32c import crc32c
 
 from kvwal.keys import MAX_VALUE_BYTES, KeyRange, Seqno
 from kvwal.log.chain import FoundSegment
+from kvwal.log.fetch import RECORD_BYTES
 from kvwal.log.intents import ONE_KEY_OFFSET, PUT, TABLES
 from kvwal.log.kept import Loaded
 from kvwal.log.keys import DamagedIndex, Range, Spot
@@ -37,8 +38,6 @@ _RECORD_COST_BYTES: Final = 12 << 10
 # Of records that are read at once, how many there are at least, and the size of one at most.
 _ALIKE_KEYS: Final = 32
 _ALIKE_BYTES: Final = 4096
-# Most records that are read alone are smaller.
-_RECORD_BYTES: Final = 1024
 
 # The header of a record (without watermark and time), and of the body of one put; where the key begins behind the CRC.
 _ONE_PUT = struct.Struct("<IIIIQ16xIBHI")
@@ -86,9 +85,10 @@ class Stretch:
         while True:
             try:
                 for chunk in self._chunks(known, span.last, bounds, reverse):
-                    yield chunk
+                    # What is left when this one was handed out.
                     end = chunk[0][-1]
                     bounds = (start, end) if reverse else (end + b"\0", stop)
+                    yield chunk
                 return
             except DamagedIndex as damaged:
                 # It goes on behind what was handed out.
@@ -119,11 +119,12 @@ class Stretch:
 class _Reading:
     """Reads intents of one segment."""
 
-    __slots__ = ("_found", "_keys", "_last", "_loaded", "_table")
+    __slots__ = ("_found", "_keys", "_last", "_loaded", "_name", "_table")
 
     def __init__(self, keys: SegmentKeys, found: FoundSegment, table: int, last: int) -> None:
         self._keys = keys
         self._found = found
+        self._name = found.name
         self._table = table
         # The last commit that there is to read.
         self._last = last
@@ -132,8 +133,7 @@ class _Reading:
     def load(self, rows: int) -> None:
         """Have the segment in memory, if it pays for this many rows, and there is space."""
         if self._loaded is None and rows * _RECORD_COST_BYTES > self._found.limit:
-            found = self._found
-            self._loaded = self._keys.files.load(found.name, found.limit, self._last)
+            self._loaded = self._keys.files.load(self._name, self._found.limit, self._last)
 
     def key(self, spot: Spot) -> bytes:
         """The key of an intent. DamagedIndex if there is none."""
@@ -150,7 +150,8 @@ class _Reading:
         # Of a commit that is one put, as most are: its kind, and what the body has before the key.
         kind, before_key = (COMMIT, _KEY_AT) if not table else (COMMIT | TABLES, _KEY_AT + _TABLE_BYTES)
         unpack = _ONE_PUT.unpack_from
-        pread = None if loaded is not None else self._keys.files.open(self._found.name).pread
+        file = None if loaded is not None else self._keys.files.open(self._name)
+        pread = None if file is None else file.file.pread
         data = b"" if loaded is None else loaded.data
         at = 0
         keys: list[bytes] = []
@@ -158,7 +159,7 @@ class _Reading:
         for seqno, offset, number in spots:
             if not number:
                 if pread is not None:
-                    data = pread(_RECORD_BYTES, offset)
+                    data = pread(RECORD_BYTES, offset)
                 else:
                     at = offset
                 if len(data) - at >= _ONE_PUT.size:
@@ -187,9 +188,8 @@ class _Reading:
             values.append(intent[1])
         return keys, values
 
-
     def _alike(self, spots: list[Spot], data: bytes) -> Chunk | None:
-        """As `pairs`, of commits that are one put each, of one size, which many are; None for any others, valid or not.
+        """As `pairs`, of commits that are one put of one size each, as many are; None for any others, valid or not.
 
         It takes three quarters of the time, since no record is looked at by itself.
         """
