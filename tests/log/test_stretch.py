@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from key_log import KEYS, LONG, TABLES, KeyLog
+from store_fixtures import interrupted_at, run_threads
 
 from kvwal.batch import WriteBatch
 from kvwal.errors import CorruptionError
@@ -316,6 +317,88 @@ def test_the_newest_segment_grows_and_is_sealed_and_others_go_under_way(rng: Ran
     assert list(map(flat, later)) == expected
     assert [each.ranges for each in asked] == [log.ranges(0, *part) for part in parts]
     hold.release()
+
+
+def test_a_newest_segment_in_memory_is_read_again_when_it_has_grown(
+    rng: Random, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small(monkeypatch)
+    log = KeyLog(rng, [b"%04d" % number for number in range(50)], segment_bytes=1 << 15)
+    while log.log.segments()[-1].size < 1 << 15:
+        log.append(_put(b"filler", bytes(5000), 20))
+    held = []
+    for _ in range(5):
+        for number in range(20):
+            log.append(_put(b"%04d" % number, b"%d" % len(log.commits)))
+        n = len(log.commits)
+        part = log.history.stretches(0, Seqno(n - 20), Seqno(n))[-1]
+        check(log, log.history, 0, n - 20, n, (None, None), False)
+        # As long as this one is under way, the segment stays in memory.
+        held.append(part.chunks(None, None, reverse=False))
+        list(islice(held[-1], 5))
+    assert len(log.history._keys.files._loaded) == 1
+
+
+def test_a_segment_that_no_index_can_hold_is_read_instead(rng: Random, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(key_table, "_OFFSET_STOP", 4096)
+    log = KeyLog(rng)
+    log.fill(4)
+    log.make_indexes()
+    assert not log.index_files()
+    agree(log, log.history, step=4)
+    assert not log.index_files()
+
+
+def test_threads_ask_while_the_log_grows(rng: Random) -> None:
+    log = KeyLog(rng, [b"%04d" % number for number in range(40)], segment_bytes=1 << 14)
+    log.fill(2)
+    ended: list[None] = []
+
+    def write() -> None:
+        for _ in range(1500):
+            log.commit()
+        ended.append(None)
+
+    def ask() -> None:
+        random = Random(1)
+        while not ended:
+            until = log.log.last_seqno
+            after = Seqno(max(until - 300, 0))
+            key = random.choice(log.keys)
+            found = log.history.last(0, key, after, until)
+            expected = log.last(0, key, after, until)
+            assert (found and (found.record.seqno, found.kind, found.value)) == expected
+            pairs = {}
+            for each in log.history.stretches(0, after, until):
+                for bounds in each.ranges:
+                    pairs.update((key, None) for key in pairs if bounds.contains(key))
+                pairs.update(flat(each.chunks(None, None, reverse=random.random() < 0.5)))
+            assert pairs == dict(log.pairs(0, after, until, (None, None), reverse=False))
+
+    run_threads(write, ask, ask)
+
+
+def test_an_interruption_anywhere_leaves_the_next_question_right(rng: Random) -> None:
+    log = KeyLog(rng)
+    log.fill(2)
+    n = len(log.commits)
+    history = log.history
+    step = 1
+    while True:
+        for name in log.index_files():
+            log.disk.remove(f"/log/{name}")
+        history._keys._indexes.clear()
+        history.close()
+
+        def ask() -> None:
+            pairs(history, 0, 1, n, (b"a", None), reverse=False)
+            history.last(0, b"never", Seqno(0), Seqno(n))
+
+        if interrupted_at(step, ask) is None:
+            break
+        check(log, history, 0, 1, n, (b"a", None), False)
+        step = step + 1 if step < 200 else int(step * 1.07)
+    assert step > 200
 
 
 def _put(key: bytes, value: bytes, table: int = 0) -> WriteBatch:
