@@ -19,7 +19,12 @@ from mypy.options import Options
 from mypy.server.deps import get_dependencies
 
 MOST = 12
-OF_USERS = {"kvwal.api.store.Store", "kvwal.aio.store.AsyncStore"}
+OF_USERS = {
+    "kvwal.aio.remembering.AsyncRemembering",
+    "kvwal.aio.store.AsyncStore",
+    "kvwal.api.remembering.Remembering",
+    "kvwal.api.store.Store",
+}
 
 
 def classes_in(names: SymbolTable, module: str) -> dict[str, TypeInfo]:

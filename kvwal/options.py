@@ -55,8 +55,10 @@ class OpenOptions(TypedDict, total=False):
     segment_bytes: the log goes on in a new file at this size.
     checkpoint_log_bytes: a checkpoint also starts when this much log was written since the last one.
     checkpoint_interval_s: and when the oldest commit that is not in the pages yet is this old.
-    retain_log_bytes: keep at least this much log beyond what recovery needs, for `Store.history`.
-    retain_log_s: and what is younger than this.
+    keep_history_s: how far back past moments stay readable, within `keep_history_bytes`; 0: nothing is kept for them.
+    keep_history_bytes: what the log and pages that are kept for past moments may take. None: the least of 256 MiB, a
+        tenth of the free space, and the size of the data, which counts as 16 MiB at least. 0: nothing is kept for them.
+    history_base_bytes: at least this much log lies between two bases, which reading past moments begins from.
     max_snapshot_bytes: what snapshots, transactions and scans of former moments may hold, in memory and of the page
         file. Beyond it the oldest are given up after a checkpoint: their next read raises `SnapshotTooOld`.
     preallocate: how the log's space is taken: "allocate" asks the file system, "zeros" writes it.
@@ -73,8 +75,9 @@ class OpenOptions(TypedDict, total=False):
     segment_bytes: int
     checkpoint_log_bytes: int
     checkpoint_interval_s: float
-    retain_log_bytes: int
-    retain_log_s: float
+    keep_history_s: float
+    keep_history_bytes: int | None
+    history_base_bytes: int
     max_snapshot_bytes: int
     preallocate: Preallocate
     background: bool
@@ -102,6 +105,10 @@ def _as_seconds(name: str, value: object) -> float:
     if not seconds >= 0:
         raise ValueError(f"{name} is {seconds}; it is at least 0")
     return seconds
+
+
+def _as_bytes_or_none(name: str, value: object) -> object:
+    return None if value is None else as_int(name, value, 0)
 
 
 def _as_one_of(name: str, value: object, choices: tuple[str, ...]) -> object:
@@ -142,8 +149,9 @@ class Options:
     segment_bytes: int = field(default=16 << 20, metadata=_int(MIN_SEGMENT_BYTES, MAX_SEGMENT_BYTES))
     checkpoint_log_bytes: int = field(default=64 << 20, metadata=_int(4 << 10))
     checkpoint_interval_s: float = field(default=300.0, metadata=_checked_by(_as_seconds))
-    retain_log_bytes: int = field(default=0, metadata=_int(0))
-    retain_log_s: float = field(default=0.0, metadata=_checked_by(_as_seconds))
+    keep_history_s: float = field(default=86_400.0, metadata=_checked_by(_as_seconds))
+    keep_history_bytes: int | None = field(default=None, metadata=_checked_by(_as_bytes_or_none))
+    history_base_bytes: int = field(default=16 << 20, metadata=_int(0))
     max_snapshot_bytes: int = field(default=1 << 30, metadata=_int(0))
     preallocate: Preallocate = field(default="allocate", metadata=_one_of(Preallocate))
     background: bool = field(default=True, metadata=_checked_by(_as_bool))
@@ -159,6 +167,11 @@ class Options:
     def directory_mode(self) -> int:
         """The files' mode with the right to enter wherever there is the right to read."""
         return self.mode | (self.mode & 0o444) >> 2
+
+    @property
+    def keeps_history(self) -> bool:
+        """Whether more of the past is kept than recovery needs."""
+        return self.keep_history_s > 0 and self.keep_history_bytes != 0
 
     def wants_sync(self, durability: Durability | None = None) -> bool:
         """Whether a commit at this durability returns only after a flush; None: at the store's own.

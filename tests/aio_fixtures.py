@@ -96,7 +96,8 @@ def gated(path: Path, **options: Any) -> tuple[Any, Gate]:
 
 def opened(**options: Any) -> Any:
     """A store on a simulated disk, with small segments."""
-    return kvwal.aio.open("/kv", **{"files": SimulatedDisk(), "background": False, "segment_bytes": 1 << 16, **options})
+    small = {"background": False, "segment_bytes": 1 << 16, "keep_history_bytes": 0}
+    return kvwal.aio.open("/kv", **{"files": SimulatedDisk(), **small, **options})
 
 
 def holds(db: AsyncStore) -> list[Any]:

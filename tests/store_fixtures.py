@@ -62,6 +62,11 @@ def problems_of(db: kvwal.Store) -> list[str]:
     return [str(problem) for problem in db.verify().problems]
 
 
+def readers_in(pins: list[kvwal.Pin]) -> list[kvwal.Pin]:
+    """Those of readers: the window is always there."""
+    return [pin for pin in pins if pin.thread_name]
+
+
 def check_store(db: kvwal.Store) -> None:
     """Raise AssertionError where a rule of the engine does not hold. Requires: no commit is under way."""
     engine = db.engine

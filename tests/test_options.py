@@ -52,7 +52,8 @@ class Index:
         ("memtable_bytes", 16 << 10, None),
         ("segment_bytes", MIN_SEGMENT_BYTES, MAX_SEGMENT_BYTES),
         ("checkpoint_log_bytes", 4 << 10, None),
-        ("retain_log_bytes", 0, None),
+        ("keep_history_bytes", 0, None),
+        ("history_base_bytes", 0, None),
     ],
 )
 def test_a_size_is_an_integer_within_its_limits(name: str, least: int, most: int | None) -> None:
@@ -63,11 +64,13 @@ def test_a_size_is_an_integer_within_its_limits(name: str, least: int, most: int
         with pytest.raises(ValueError, match=name):
             Options(**{name: value})  # type: ignore[arg-type]
     for wrong in (True, 1e9, "64", None):
+        if wrong is None and name == "keep_history_bytes":
+            continue  # It is the default.
         with pytest.raises(TypeError, match=name):
             Options(**{name: wrong})  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("name", ["sync_delay_s", "checkpoint_interval_s", "retain_log_s"])
+@pytest.mark.parametrize("name", ["sync_delay_s", "checkpoint_interval_s", "keep_history_s"])
 def test_a_time_is_a_number_from_zero_on(name: str) -> None:
     for value in (0, 0.5, math.inf, Fraction(1, 2)):
         found = getattr(Options(**{name: value}), name)  # type: ignore[arg-type]
@@ -106,10 +109,8 @@ def test_no_file_system_means_the_systems(tmp_path: Path) -> None:
 
 
 def test_the_log_is_told_what_is_its_own() -> None:
-    options = Options(
-        segment_bytes=1 << 20, preallocate="zeros", mode=0o640, retain_log_bytes=7, retain_log_s=2.5
-    )
-    assert log_options(options) == LogOptions(1 << 20, "zeros", 0o640, 7, 2.5)
+    options = Options(segment_bytes=1 << 20, preallocate="zeros", mode=0o640)
+    assert log_options(options) == LogOptions(1 << 20, "zeros", 0o640)
     assert options.directory_mode == 0o750
 
 

@@ -100,7 +100,7 @@ def test_a_key_the_pages_lost_gets_its_last_value_from_the_log_and_a_deleted_one
     """The log goes back beyond the pages: what it says last counts, not what it says first."""
     path = tmp_path / "a.kv"
     filler = {b"filler%05d" % number: b"f" * 100 for number in range(3000)}
-    with kvwal.open(path, durability="os", background=False, retain_log_bytes=1 << 30) as db:
+    with kvwal.open(path, durability="os", background=False, keep_history_bytes=1 << 30) as db:
         db.update(filler)
         db.update({b"twice": b"old", b"gone": b"x", b"ranged": b"x", b"back": b"old"})
         db[b"twice"] = b"new"
@@ -209,7 +209,7 @@ def test_a_damaged_commit_takes_no_other_commit_with_it(tmp_path: Path) -> None:
 def test_a_key_deleted_after_the_checkpoint_stays_deleted_though_the_pages_are_damaged(tmp_path: Path) -> None:
     path = tmp_path / "a.kv"
     filler = {b"filler%05d" % number: b"f" * 100 for number in range(3000)}
-    with kvwal.open(path, durability="os", background=False, retain_log_bytes=1 << 30) as db:
+    with kvwal.open(path, durability="os", background=False, keep_history_bytes=1 << 30) as db:
         db.update(filler | {b"one": b"1", b"in range": b"1", b"kept": b"1"})
         db.checkpoint()
         db.delete(b"one")

@@ -321,7 +321,7 @@ class Committer:
             queue.submit(requests)
             # As `Engine.commit`: a consumer loses its hold on the log before a commit is refused for want of space.
             requests = [request for request in requests if isinstance(request.error, DiskFullError)]
-            if not requests or not pressure.drop_consumer():
+            if not requests or not pressure.free_space():
                 return
             for request in requests:
                 request.renew()

@@ -5,18 +5,13 @@ from __future__ import annotations
 import asyncio
 import functools
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from datetime import datetime
-from itertools import islice
+from contextlib import asynccontextmanager
 from types import TracebackType
-from typing import Any, Concatenate, Final, Literal, ParamSpec, TypeVar, overload
+from typing import Any, Concatenate, Final, ParamSpec, TypeVar, overload
 
-from kvwal.aio.changes import AsyncBootstrap, AsyncChanges
 from kvwal.aio.committer import Committer
-from kvwal.aio.consumer import AsyncConsumer
 from kvwal.aio.fairness import Tickets
-from kvwal.aio.reading import AsyncReading
-from kvwal.aio.snapshot import AsyncSnapshot
+from kvwal.aio.remembering import AsyncRemembering
 from kvwal.aio.transaction import AsyncTransaction
 from kvwal.aio.workers import Workers, in_thread, to_the_end
 from kvwal.api.store import Store
@@ -31,11 +26,6 @@ from kvwal.engine.stats import Pin, Stats
 from kvwal.engine.verify import VerifyReport
 from kvwal.engine.writes import EncodedBatch, LonePut
 from kvwal.errors import ClosedError, ConflictError, ForkedError, closed
-from kvwal.feed.asked import Asked, Start
-from kvwal.feed.change import Prefixes
-from kvwal.feed.commits import Commit
-from kvwal.feed.key_versions import KeyVersion
-from kvwal.feed.lag import ConsumerInfo
 from kvwal.keys import MAX_KEY_BYTES, MAX_VALUE_BYTES, BytesLike, KeyRange, Seqno, as_int, as_key, as_value
 from kvwal.log import Extension, extension_of
 from kvwal.options import Durability
@@ -50,13 +40,12 @@ _P = ParamSpec("_P")
 MAX_PENDING_COMMITS: Final = 10_000
 MAX_PENDING_BYTES: Final = 64 << 20
 # Commits that a worker reads at a time.
-_LISTED_AT_ONCE: Final = 512
 # Encoding this much takes about a millisecond: more is left to a worker.
 _ENCODE_IN_LOOP_KEYS: Final = 2_000
 _ENCODE_IN_LOOP_BYTES: Final = 1 << 20
 
 
-class AsyncStore(AsyncReading):
+class AsyncStore(AsyncRemembering):
     """An open store, for the tasks of one event loop. Made by `kvwal.aio.open`, or over a `Store` that is open.
 
     Any task of its loop may use it; in another loop, methods that would wait raise `UsageError`. A store that several
@@ -209,11 +198,6 @@ class AsyncStore(AsyncReading):
         """Number of keys: what `len` says of a `Store`. Looks up each key written since the last time it was asked."""
         self._refuse_if_over()
         return await in_thread(self._store.__len__)
-
-    def snapshot(self) -> AsyncSnapshot:
-        """The store as it is now, as a read-only map that stays so: `async with db.snapshot() as snapshot:`."""
-        self._refuse_if_over()
-        return AsyncSnapshot(self._store.snapshot(), self._reads, self._workers)
 
     # -- writing ------------------------------------------------------------------------------
 
@@ -510,136 +494,6 @@ class AsyncStore(AsyncReading):
         self._refuse_if_over()
         return self._store.pins()
 
-    async def versions(
-        self,
-        key: BytesLike,
-        *,
-        since: int | None = None,
-        until: int | None = None,
-        reverse: bool = True,
-        limit: int | None = None,
-        table: int = 0,
-    ) -> list[KeyVersion]:
-        """What each commit made of `key`, newest first: `Store.versions`, as a list.
-
-        All of it is in memory, so ask for a key of many versions by `limit`, and on with `until`. If the task is
-        cancelled, reading goes on.
-        """
-        self._refuse_if_over()
-        found = self._store.versions(key, since=since, until=until, reverse=reverse, limit=limit, table=table)
-        return await in_thread(list, found)
-
-    # -- the feed -----------------------------------------------------------------------------
-
-    def changes(
-        self,
-        after: int | None = None,
-        *,
-        prefix: Prefixes = b"",
-        tables: Iterable[int] | None = None,
-        follow: bool = False,
-        timeout_s: float | None = None,
-    ) -> AsyncChanges:
-        """What the durable commits beyond `after` changed, each change once: `async for change in db.changes(...)`.
-
-        Arguments and errors as in `Store.changes`. A task that is cancelled as it waits for a change closes it.
-        """
-        self._refuse_if_over()
-        changes = self._store.changes(after, prefix=prefix, tables=tables, follow=follow, timeout_s=0)
-        return AsyncChanges(changes, self._workers, self._refuse_if_over, follow=follow, timeout_s=timeout_s)
-
-    def commits(
-        self,
-        after: int | None = None,
-        *,
-        since: datetime | None = None,
-        until: int | datetime | None = None,
-        meta: Mapping[str, str] | None = None,
-    ) -> AsyncIterator[Commit]:
-        """The durable commits beyond `after`, without what they wrote: `async for commit in db.commits(...)`.
-
-        Arguments and errors as in `Store.commits`.
-        """
-        self._refuse_if_over()
-        return self._listed(self._store.commits(after, since=since, until=until, meta=meta))
-
-    async def _listed(self, found: Iterator[Commit]) -> AsyncIterator[Commit]:
-        while True:
-            self._refuse_if_over()
-            some, error = await self._workers.submit(_next_commits, found)
-            for commit in some:
-                yield commit
-            if error is not None:
-                raise error
-            if not some:
-                return
-
-    def bootstrap(self) -> AbstractAsyncContextManager[AsyncBootstrap]:
-        """A snapshot, and the position from which `changes` goes on: `async with db.bootstrap() as base`."""
-        self._refuse_if_over()
-        return self._bootstrap()
-
-    @asynccontextmanager
-    async def _bootstrap(self) -> AsyncIterator[AsyncBootstrap]:
-        with await in_thread(self._store.bootstrap) as base:
-            snapshot = AsyncSnapshot(base.snapshot, self._reads, self._workers)
-            yield AsyncBootstrap(base, snapshot, self._workers, self._refuse_if_over)
-
-    def consumer(
-        self,
-        name: str,
-        *,
-        prefix: Prefixes = b"",
-        tables: Iterable[int] | None = None,
-        start: Start = "now",
-        max_lag_bytes: int | Literal["default"] | None = "default",
-        max_lag_s: float | Literal["default"] | None = "default",
-        own: bool = False,
-        replace: bool = False,
-        steal: bool = False,
-        ack_interval_s: float = 1.0,
-        timeout_s: float | None = None,
-    ) -> AbstractAsyncContextManager[AsyncConsumer]:
-        """A named reader of the feed, whose position the store keeps: `async with db.consumer(name) as consumer:`.
-
-        Arguments and errors as in `Store.consumer`.
-        """
-        self._refuse_if_over()
-        asked = Asked(
-            name,
-            prefix,
-            tables,
-            start=start,
-            max_lag_bytes=max_lag_bytes,
-            max_lag_s=max_lag_s,
-            own=own,
-            replace=replace,
-            steal=steal,
-            ack_interval_s=ack_interval_s,
-            timeout_s=timeout_s,
-        )
-        return self._consumer(asked)
-
-    @asynccontextmanager
-    async def _consumer(self, asked: Asked) -> AsyncIterator[AsyncConsumer]:
-        self._refuse_if_over()
-        parts = self._committer, self._workers, self._refuse_if_over
-        made, cancelled = await to_the_end(AsyncConsumer, self._engine, asked, *parts, owner=self._store)
-        async with made as consumer:
-            if cancelled is not None:
-                raise cancelled
-            yield consumer
-
-    async def consumers(self) -> list[ConsumerInfo]:
-        """The consumers, by name: `Store.consumers`, in a thread."""
-        self._refuse_if_over()
-        return await in_thread(self._store.consumers)
-
-    async def remove_consumer(self, name: str) -> bool:
-        """`Store.remove_consumer`, in a thread. If the task is cancelled, it goes on, and how it ended is not told."""
-        self._refuse_if_over()
-        return await in_thread(self._store.remove_consumer, name)
-
     # -- ending -------------------------------------------------------------------------------
 
     async def close(self) -> None:
@@ -692,16 +546,6 @@ class AsyncStore(AsyncReading):
         if getattr(self, "_committer", None) is not None:
             self._committer.stop()
             self._workers.stop()
-
-
-def _next_commits(found: Iterator[Commit]) -> tuple[list[Commit], Exception | None]:
-    """Some commits, and what is wrong behind them."""
-    some: list[Commit] = []
-    try:
-        some.extend(islice(found, _LISTED_AT_ONCE))
-    except Exception as error:  # noqa: BLE001  # raised when what came before it was handed out
-        return some, error
-    return some, None
 
 
 def _is_large(batch: WriteBatch) -> bool:

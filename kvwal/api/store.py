@@ -6,14 +6,13 @@ import functools
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
 from contextlib import contextmanager
-from datetime import datetime
 from types import TracebackType
-from typing import Any, Concatenate, Literal, ParamSpec, TypeVar, overload
+from typing import Any, Concatenate, ParamSpec, TypeVar, overload
 
 from kvwal.api.fairness import Tickets
-from kvwal.batch import MAX_TABLE_ID, WriteBatch
-from kvwal.db.mapping import Bounds, OrderedMapping
-from kvwal.db.snapshot import Snapshot
+from kvwal.api.remembering import Remembering
+from kvwal.batch import WriteBatch
+from kvwal.db.mapping import Bounds
 from kvwal.db.transaction import Transaction
 from kvwal.engine.engine import Engine
 from kvwal.engine.merge import Chunk, Pairs
@@ -24,16 +23,9 @@ from kvwal.engine.stats import Pin, Stats
 from kvwal.engine.verify import VerifyReport
 from kvwal.engine.writes import EncodedBatch, LonePut
 from kvwal.errors import ConflictError, DiskFullError
-from kvwal.feed.asked import Asked, Start
-from kvwal.feed.change import Filter, Prefixes
-from kvwal.feed.changes import Bootstrap, Changes
-from kvwal.feed.claim import remove_consumer
-from kvwal.feed.commits import Commit, commits
-from kvwal.feed.consumer import Consumer
-from kvwal.feed.key_versions import KeyVersions
-from kvwal.feed.lag import ConsumerInfo, consumers
+from kvwal.feed.pins import pins
 from kvwal.keys import MAX_KEY_BYTES, MAX_VALUE_BYTES, BytesLike, KeyRange, Seqno, as_int, as_key, as_value
-from kvwal.log import Extension, Record, extension_of
+from kvwal.log import Extension, extension_of
 from kvwal.options import Durability
 
 __all__ = ["Store"]
@@ -42,7 +34,7 @@ _T = TypeVar("_T")
 _P = ParamSpec("_P")
 
 
-class Store(OrderedMapping, MutableMapping[bytes, bytes]):
+class Store(Remembering, MutableMapping[bytes, bytes]):
     """An open store: an ordered, transactional, durable map from bytes to bytes. Made by `kvwal.open`.
 
     Thread-safe, every method. Reads never wait for writers. Each write is a commit of its own, durable on return as
@@ -155,10 +147,6 @@ class Store(OrderedMapping, MutableMapping[bytes, bytes]):
     def _count(self, start: bytes | None, stop: bytes | None) -> int:
         return self._reads.count(start, stop)
 
-    def snapshot(self) -> Snapshot:
-        """The store as it is now, as a read-only map that stays so. Close it, or use it in a `with` block."""
-        return Snapshot(self.engine, owner=self)
-
     # -- writing ------------------------------------------------------------------------------
 
     def put(
@@ -196,7 +184,7 @@ class Store(OrderedMapping, MutableMapping[bytes, bytes]):
         try:
             return self._put(key, value, sync)
         except DiskFullError:
-            if not self._pressure.drop_consumer():
+            if not self._pressure.free_space():
                 raise
         return self.engine.commit(CommitRequest(LonePut(key, value), sync=sync))
 
@@ -470,179 +458,10 @@ class Store(OrderedMapping, MutableMapping[bytes, bytes]):
         return self.engine.upkeep.stats()
 
     def pins(self) -> list[Pin]:
-        """Who holds an old moment of the store, since when, and how old it is: snapshots, transactions, scans."""
-        self._state.refuse_if_gone()
-        return [Pin.of(reader) for reader in self._reads.moments.readers.all()]
-
-    def history(self, after: int | None = None) -> Iterator[Record]:
-        """The commits beyond seqno `after` that were made before the call, in order; None: all that the log still has.
-
-        The log is kept as far back as recovery needs it and as `retain_log_bytes` and `retain_log_s` say, and while an
-        iterator that this returned is alive and not exhausted, as far back as that has come.
-
-        FeedGap, at the call, if commits beyond `after` are no longer kept, or there is no commit `after` yet.
+        """What holds old moments of the store, how much, and since when: snapshots, transactions and scans, the window,
+        consumers, and what else reads the log.
         """
-        position = None if after is None else Seqno(as_int("after", after, 0))
-        self._state.refuse_if_gone()
-        if not self.read_only:
-            # What a commit that is under way appends is in the log when this returns.
-            self.engine.queue.run(lambda: None)
-        return self.engine.upkeep.read(position, self._state.seqno, "history")
-
-    def versions(
-        self,
-        key: BytesLike,
-        *,
-        since: int | None = None,
-        until: int | None = None,
-        reverse: bool = True,
-        limit: int | None = None,
-        table: int = 0,
-    ) -> KeyVersions:
-        """What each commit made of `key`, newest first, without reading the whole log.
-
-        Args:
-            since: the first commit that counts, by seqno; None: the oldest that the log still has.
-            until: the last one; None: the newest that a read sees.
-            reverse: newest first; False: oldest first.
-            limit: at most this number.
-            table: id of the table; 0 is the default one.
-
-        Raises, at the call: SnapshotTooOld if a commit from `since` on is no longer kept; TypeError or ValueError for
-        other arguments. The first call may have to read segments that have no key index yet.
-        """
-        return KeyVersions(
-            self.engine,
-            as_key(key),
-            table=as_int("table", table, 0, MAX_TABLE_ID),
-            since=None if since is None else Seqno(as_int("since", since, 0)),
-            until=None if until is None else Seqno(as_int("until", until, 0)),
-            reverse=reverse,
-            limit=None if limit is None else as_int("limit", limit, 0),
-            owner=self,
-        )
-
-    # -- the feed -----------------------------------------------------------------------------
-
-    def changes(
-        self,
-        after: int | None = None,
-        *,
-        prefix: Prefixes = b"",
-        tables: Iterable[int] | None = None,
-        follow: bool = False,
-        timeout_s: float | None = None,
-    ) -> Changes:
-        """What the durable commits beyond `after` changed, in their order, each change once.
-
-        Args:
-            after: a position, which is a seqno; None: everything that the log still has.
-            prefix: only keys with this prefix, or with one of several. A deleted range is cut to them.
-            tables: only these tables, by id; None: the default one and all of users.
-            follow: wait for what comes. Without it, it ends with the last commit that is durable at the call.
-            timeout_s: with `follow`, stop (StopIteration) when no change came for this long; iterating again goes on.
-
-        Raises, at the call: FeedGap if commits beyond `after` are no longer kept, or there is no commit `after` yet;
-        ReadOnlyError for `follow` in a store opened with flag "r"; TypeError or ValueError for other arguments.
-        """
-        position = None if after is None else Seqno(as_int("after", after, 0))
-        wanted = Filter(prefix, tables)
-        return Changes(self.engine, position, wanted, follow=follow, timeout_s=timeout_s, owner=self)
-
-    def commits(
-        self,
-        after: int | None = None,
-        *,
-        since: datetime | None = None,
-        until: int | datetime | None = None,
-        meta: Mapping[str, str] | None = None,
-    ) -> Iterator[Commit]:
-        """The durable commits beyond `after` that changed a user's table, in their order, without what they wrote.
-
-        It ends with the last commit that is durable at the call. What is not read yet is held in the log meanwhile.
-
-        Args:
-            after: a position, which is a seqno; None: everything that the log still has.
-            since: only commits made then or later.
-            until: only commits up to this seqno, or made then or before.
-            meta: only commits with all of these pairs.
-
-        A datetime needs a time zone. FeedGap, at the call, if commits beyond `after` are gone (without `after`: if some
-        since `since` may be), or there is no commit `after` yet; TypeError or ValueError for other arguments.
-        """
-        position = None if after is None else Seqno(as_int("after", after, 0))
-        last = until if until is None or isinstance(until, datetime) else Seqno(as_int("until", until, 0))
-        return commits(self.engine, position, since=since, until=last, meta=meta, owner=self)
-
-    def bootstrap(self) -> Bootstrap:
-        """A snapshot, and the position from which `changes` goes on: no change between them, and none in both.
-
-        Flushes what the snapshot shows, where that is not durable yet. Close it, or use it in a `with` block.
-        """
-        return Bootstrap(self.engine, owner=self)
-
-    def consumer(
-        self,
-        name: str,
-        *,
-        prefix: Prefixes = b"",
-        tables: Iterable[int] | None = None,
-        start: Start = "now",
-        max_lag_bytes: int | Literal["default"] | None = "default",
-        max_lag_s: float | Literal["default"] | None = "default",
-        own: bool = False,
-        replace: bool = False,
-        steal: bool = False,
-        ack_interval_s: float = 1.0,
-        timeout_s: float | None = None,
-    ) -> Consumer:
-        """A named reader of the feed, whose position the store keeps: iterate and `ack`, or `project`.
-
-        An existing name continues where it is; then `start` is not looked at, and limits that are not given stay.
-
-        Args:
-            name: 1 to 255 bytes in UTF-8.
-            prefix, tables: as in `changes`.
-            start: where a new one begins: "now", with the "oldest" commit of the log, after a commit, by its seqno, or
-                with the first that was made at a time, or later. It is stored before this returns.
-            max_lag_bytes: more bytes of log than this, and up to two segments, beyond its position are not kept for
-                it: it is lost then. None: as many as the disk has. Default: 1 GiB, or 10 % of the free space if that
-                is less.
-            max_lag_s: it is also lost when what is beyond its position is older than this. Default: None, no limit.
-            own: tell it its own commits, which `project` makes, too.
-            replace: let an existing one go on with another filter.
-            steal: take it over from an owner in this process, which is fenced.
-            ack_interval_s: the position is written at most this often.
-            timeout_s: iterating gives a batch without changes when none came for this long. None: never.
-
-        Raises: LockedError if it is in use, with the name of the thread; ConsumerExistsError for another filter;
-        FeedGap if `start` is not kept, or no commit; ReadOnlyError; TypeError or ValueError for other arguments.
-        """
-        asked = Asked(
-            name,
-            prefix,
-            tables,
-            start=start,
-            max_lag_bytes=max_lag_bytes,
-            max_lag_s=max_lag_s,
-            own=own,
-            replace=replace,
-            steal=steal,
-            ack_interval_s=ack_interval_s,
-            timeout_s=timeout_s,
-        )
-        return Consumer(self.engine, asked, owner=self)
-
-    def consumers(self) -> list[ConsumerInfo]:
-        """The consumers, by name: how far each is behind, what it holds, who has it, and why it stopped."""
-        return consumers(self.engine)
-
-    def remove_consumer(self, name: str) -> bool:
-        """Forget a consumer, its position and its hold on the log. Returns whether there was one.
-
-        LockedError if it is in use.
-        """
-        return remove_consumer(self.engine, name)
+        return pins(self.engine)
 
     # -- ending -------------------------------------------------------------------------------
 

@@ -33,7 +33,7 @@ from typing import Any
 import click
 
 from kvwal import errors
-from kvwal.cli import changes, consumers, entries, history, key_history, reports, transfer
+from kvwal.cli import changes, consumers, entries, history, key_history, moments, reports, transfer
 from kvwal.cli.terminal import BadInput, NoSuchKey, complain
 
 __all__ = ["app"]
@@ -136,6 +136,7 @@ for _command in (
     history.log,
     changes.changes,
     key_history.history,
+    moments.diff,
     consumers.consumers,
     reports.checkpoint,
     reports.compact,

@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 import kvwal
-from kvwal.cli.entries import shortened
-from kvwal.cli.forms import Form, form_options, parse_key, show, to_json
+from kvwal.cli.forms import Form, form_options, parse_key, shortened, show, to_json
 from kvwal.cli.terminal import binary_output, store_path, when
 
 if TYPE_CHECKING:

@@ -10,25 +10,27 @@ from typing import BinaryIO
 import click
 
 import kvwal
-from kvwal.cli.forms import Form, checked, form_options, meta_option, parse, parse_key, show, to_json
+from kvwal.cli.forms import Form, checked, form_options, meta_option, parse, parse_key, shortened, show, to_json
+from kvwal.cli.moments import Moment, at_option, opened_at
 from kvwal.cli.terminal import NoSuchKey, binary_output, print_json, store_path
 from kvwal.keys import as_value, prefix_stop
 
-__all__ = ["delete", "get", "put", "scan", "shortened"]
+__all__ = ["delete", "get", "put", "scan"]
 
 
 @click.command()
 @store_path
 @click.argument("key")
 @form_options
+@at_option
 @click.option("--json", "as_json", is_flag=True, help="Print an object with key and value.")
-def get(path: str, key: str, form: Form, as_json: bool) -> None:
+def get(path: str, key: str, form: Form, at: Moment | None, as_json: bool) -> None:
     """Print the value of KEY; exit code 1 if it is not there.
 
     In a pipe or a file the value arrives byte for byte, with no line end added.
     """
     wanted = parse_key(form, key)
-    with kvwal.open(path, "r") as db:
+    with opened_at(path, at) as db:
         value = db.get(wanted)
     if value is None:
         raise NoSuchKey(f"no such key: {show(form, wanted)}")
@@ -93,6 +95,7 @@ def delete(path: str, keys: tuple[str, ...], form: Form, meta: dict[str, str], p
 @click.command()
 @store_path
 @form_options
+@at_option
 @click.option("--prefix", help="Only keys that start with this.")
 @click.option("--start", help="From this key on.")
 @click.option("--stop", help="Up to but without this key.")
@@ -103,6 +106,7 @@ def delete(path: str, keys: tuple[str, ...], form: Form, meta: dict[str, str], p
 def scan(
     path: str,
     form: Form,
+    at: Moment | None,
     prefix: str | None,
     start: str | None,
     stop: str | None,
@@ -121,7 +125,7 @@ def scan(
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
     first, last, common = (None if text is None else parse_key(form, text) for text in (start, stop, prefix))
     output = binary_output()
-    with kvwal.open(path, "r") as db:
+    with opened_at(path, at) as db:
         if keys_only:
             for key in db.keys(first, last, prefix=common, reverse=reverse, limit=limit):
                 line = json.dumps(to_json(form, "key", key), ensure_ascii=False) if as_json else show(form, key)
@@ -133,14 +137,3 @@ def scan(
             else:
                 line = f"{show(form, key)}\t{shortened(form, value, width)}"
             output.write(f"{line}\n".encode())
-
-
-def shortened(form: Form, value: bytes, width: int | None) -> str:
-    """The value in one line, in about half of a terminal's width."""
-    if width is None:
-        return show(form, value)
-    most = width // 2
-    text = show(form, value[:most])
-    if len(value) <= most and len(text) <= most:
-        return text
-    return f"{text[:most]}... ({len(value):,} bytes)"

@@ -35,6 +35,7 @@ __all__ = [
     "parse",
     "parse_key",
     "show",
+    "shortened",
     "show_meta",
     "to_json",
 ]
@@ -162,3 +163,14 @@ def from_json(name: str, members: dict[str, Any]) -> bytes:
         return text.encode("utf-8")
     except (ValueError, binascii.Error) as error:
         raise ValueError(f'"{name}{suffix}": {error}') from None
+
+
+def shortened(form: Form, value: bytes, width: int | None) -> str:
+    """The value in one line, in about half of a terminal's width."""
+    if width is None:
+        return show(form, value)
+    most = width // 2
+    text = show(form, value[:most])
+    if len(value) <= most and len(text) <= most:
+        return text
+    return f"{text[:most]}... ({len(value):,} bytes)"

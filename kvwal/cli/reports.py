@@ -10,7 +10,7 @@ from rich.console import Console
 
 import kvwal
 from kvwal.cli.picture import LEGEND, Extent, drawing
-from kvwal.cli.terminal import complain, count, human_bytes, print_facts, print_json, progress_bar, store_path
+from kvwal.cli.terminal import complain, count, human_bytes, print_facts, print_json, progress_bar, store_path, when
 
 __all__ = ["checkpoint", "compact", "salvage", "stats", "verify"]
 
@@ -32,6 +32,7 @@ def stats(path: str, as_json: bool) -> None:
         print_json({"entries": entries, **numbers, "recovery": report, "pins": pins})
         return
     print_facts(str(path), [("entries", entries), *numbers.items()])
+    print_facts("What is held", [_held(pin) for pin in pins], prefix="held.")
     print_facts("What opening it found", dataclasses.asdict(report).items(), prefix="recovery.")
     if sys.stdout.isatty():
         console = Console()
@@ -39,6 +40,11 @@ def stats(path: str, as_json: bool) -> None:
         for line in drawing(extent, max(20, min(60, console.width - 50))):
             console.print(line)
         console.print(LEGEND, style="dim")
+
+
+def _held(pin: kvwal.Pin) -> tuple[str, str]:
+    name = f"{pin.purpose} {pin.name}" if pin.name else pin.purpose
+    return name, f"{human_bytes(pin.held_bytes)}, after commit {pin.seqno}, since {when(pin.since_us)}"
 
 
 def first_in_log(db: kvwal.Store) -> int:

@@ -18,6 +18,7 @@ import click
 
 import kvwal
 from kvwal.cli.forms import Form, form_options, from_json, meta_option, parse_key, to_json
+from kvwal.cli.moments import Moment, at_option, opened_at
 from kvwal.cli.terminal import BadInput, complain, print_json, progress_bar, store_path
 from kvwal.keys import as_key, as_value
 
@@ -32,13 +33,15 @@ _BATCH_BYTES = 8 << 20
 @click.command()
 @store_path
 @form_options
+@at_option
 @click.option("--prefix", help="Only keys that start with this.")
 @click.option("--output", type=click.File("wb", lazy=False), default="-", help="Write here instead of standard output.")
-def dump(path: str, form: Form, prefix: str | None, output: BinaryIO) -> None:
+def dump(path: str, form: Form, at: Moment | None, prefix: str | None, output: BinaryIO) -> None:
     """Write every entry as a line of JSON, all as of one moment."""
     common = None if prefix is None else parse_key(form, prefix)
-    with kvwal.open(path, "r") as db, progress_bar("dump") as progress:
-        task = progress.add_task("dump", total=len(db) if prefix is None else None)
+    with opened_at(path, at) as db, progress_bar("dump") as progress:
+        # To count a past moment is to read it.
+        task = progress.add_task("dump", total=len(db) if prefix is None and at is None else None)
         entries = iter(db.scan(prefix=common))
         while lines := [_line(form, key, value) for key, value in islice(entries, _CHUNK)]:
             output.write("".join(lines).encode())

@@ -8,6 +8,7 @@ them hold is bounded by `max_snapshot_bytes`: the oldest are given up. `Store.pi
 from __future__ import annotations
 
 from collections.abc import Iterator
+from datetime import datetime
 from types import TracebackType
 
 from kvwal.db.mapping import Bounds, OrderedMapping
@@ -30,10 +31,13 @@ class Snapshot(OrderedMapping):
 
     __slots__ = ("__weakref__", "_reader", "_reads", "seqno")
 
-    def __init__(self, engine: Engine, *, owner: object = None) -> None:
+    def __init__(self, engine: Engine, *, at: Seqno | datetime | None = None, owner: object = None) -> None:
         self._reader: Reader | None = None
         self._reads = engine.reads
-        self._reader = engine.reads.moments.reader("snapshot", owner=owner)
+        if at is None:
+            self._reader = engine.reads.moments.reader("snapshot", owner=owner)
+        else:
+            self._reader = engine.upkeep.past.reader(at, "snapshot", owner)
         #: The last commit this snapshot contains.
         self.seqno: Seqno = self._reader.seqno
 

@@ -78,7 +78,7 @@ class Background:
             Job("key indexes", self._indexes_are_due, self._make_indexes),
         )
         # Key indexes are made for those who asked for log to be kept; others have them made when they ask for versions.
-        self._keeps_log = options.retain_log_bytes > 0 or options.retain_log_s > 0
+        self._keeps_log = options.keeps_history
         # Is suspended between two runs of its job.
         self._indexing: Generator[None, None, None] = log.key_history.make_indexes()
         self._thread = threading.Thread(target=self._run, name="kvwal-background", daemon=True)

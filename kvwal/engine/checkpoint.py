@@ -23,6 +23,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, Final, TypeVar
 
 from kvwal.engine.commit import CommitQueue
+from kvwal.engine.keeping import Keeping
 from kvwal.engine.memtable import Memtable
 from kvwal.engine.pressure import WritePressure
 from kvwal.engine.state import State
@@ -84,6 +85,7 @@ class Checkpointer:
         queue: CommitQueue,
         log: SegmentLog,
         pressure: WritePressure,
+        keeping: Keeping,
         options: Options,
         events: Events,
     ) -> None:
@@ -93,6 +95,7 @@ class Checkpointer:
         self._queue = queue
         self._log = log
         self._pressure = pressure
+        self._keeping = keeping
         self._options = options
         self._events = events
         #: Held during a checkpoint. Lock order: docs/architecture.md.
@@ -140,13 +143,24 @@ class Checkpointer:
         return True
 
     @locked
-    def drop_consumer(self) -> bool:
-        """Retire what only the consumer that is furthest behind holds, which is lost then. False if there is none."""
+    def free_space(self) -> bool:
+        """Free what the consumer that is furthest behind holds, which is lost then; or else what the window's beginning
+        holds. False if there is neither.
+        """
         older = self._pages.older
-        if older is None or not self._log.retention.drop_laziest(Seqno(older.seqno + 1), self._log.segments()):
-            return False
-        self._retire()
-        return True
+        if older is not None and self._log.retention.drop_laziest(Seqno(older.seqno + 1), self._log.segments()):
+            self._retire()
+            return True
+        return self._shorten_window()
+
+    def _shorten_window(self) -> bool:
+        """Give up bases until a segment is retired, or there is none. False if there was none."""
+        shortened = False
+        while self._keeping.shorten():
+            shortened = True
+            if self._retire():
+                break
+        return shortened
 
     def is_sparse(self) -> bool:
         """Whether compacting is worth its while."""
@@ -193,9 +207,9 @@ class Checkpointer:
 
     def _run_with_reserve(self, *, even_if_empty: bool = False, compact: bool = False) -> None:
         failure: DiskFullError | None = None
-        # Nothing, and then what may help: the reserve, what was deleted since the freeze, what older moments hold.
+        # Nothing, and then what may help: the reserve, what was deleted since the freeze, what past moments hold.
         remedies: list[Callable[[], bool]] = [lambda: True, self._pressure.take_reserve_for_checkpoint]
-        for remedy in [*remedies, self._combine, self._give_up_readers]:
+        for remedy in [*remedies, self._combine, self._shorten_window, self._give_up_readers]:
             if remedy():
                 try:
                     self._run(even_if_empty=even_if_empty, compact=compact)
@@ -235,6 +249,7 @@ class Checkpointer:
         yield_to_writers = self._yield_to_writers if self._options.background else _go_on
         last_seqno = memtable.last_seqno
         succession.release_pages()
+        keep, drop = self._keeping.plan(last_seqno)
         try:
             meta = self._pages.checkpoint(
                 _updates(memtable, yield_to_writers),
@@ -251,6 +266,8 @@ class Checkpointer:
                 before_flip=lambda: self._flush_log(last_seqno),
                 yield_to_writers=yield_to_writers,
                 compact=compact,
+                keep=keep,
+                drop=drop,
             )
         except DiskFullError:
             raise
@@ -259,6 +276,7 @@ class Checkpointer:
                 raise  # Nothing was changed.
             raise self._queue.poison(error) from error
         succession.install(self._pages.tree(meta))
+        self._keeping.refresh()
         succession.bound_readers(self._options.max_snapshot_bytes)
         self.log_bytes_at_last = log_bytes
         self._last_s = files.monotonic_s()
@@ -286,8 +304,7 @@ class Checkpointer:
         if self._log.durable_seqno < seqno:
             self._queue.sync()
 
-    def _retire(self) -> None:
+    def _retire(self) -> bool:
+        """Remove log that nothing needs. Whether some was removed."""
         older = self._pages.older
-        if older is None:
-            return
-        self._log.retire(Seqno(older.seqno + 1))
+        return older is not None and bool(self._log.retire(Seqno(older.seqno + 1)))

@@ -27,7 +27,6 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Final
 
 from kvwal.batch import WriteBatch
@@ -37,7 +36,7 @@ from kvwal.engine.request import Newest
 from kvwal.errors import CorruptionError, FeedGap, FormatError, read_only
 from kvwal.files.names import DATA
 from kvwal.keys import Seqno
-from kvwal.log import Extension, Hold, Limits, SegmentInfo, SegmentLog
+from kvwal.log import Extension, Hold, Limits, SegmentInfo, SegmentLog, unneeded_bytes
 
 __all__ = ["MAX_NAME_BYTES", "ConsumerRow", "Consumers", "Owner", "RowChange", "decode_row", "encode_row", "row_key"]
 
@@ -218,13 +217,8 @@ class Consumers:
 
     def held_bytes(self, after: Seqno) -> int:
         """Bytes of the segments that recovery does not need, and that a hold on what is beyond `after` keeps."""
-        segments, older = self.segments(), self._pages.older
-        needed = Seqno(0) if older is None else older.seqno
-        return sum(
-            segment.size
-            for segment, following in pairwise(segments)
-            if after + 1 < following.first_seqno <= needed + 1
-        )
+        older = self._pages.older
+        return unneeded_bytes(self.segments(), after, Seqno(0) if older is None else older.seqno)
 
     # -- holds --------------------------------------------------------------------------------
 

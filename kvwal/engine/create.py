@@ -213,5 +213,5 @@ def _missing_data(segments: list[Seqno]) -> NoReturn:
 def log_options(options: Options) -> LogOptions:
     """What the log needs to know of the settings."""
     return LogOptions(
-        options.segment_bytes, options.preallocate, options.mode, options.retain_log_bytes, options.retain_log_s
+        options.segment_bytes, options.preallocate, options.mode
     )

@@ -17,6 +17,8 @@ from kvwal.engine.checkpoint import Checkpointer
 from kvwal.engine.commit import CommitQueue
 from kvwal.engine.consumers import Consumers
 from kvwal.engine.gaps import Gaps
+from kvwal.engine.keeping import Keeping
+from kvwal.engine.past import Past
 from kvwal.engine.pressure import Reserve, WritePressure
 from kvwal.engine.publish import Publisher
 from kvwal.engine.readers import Moments
@@ -98,8 +100,10 @@ class Engine:
         self.is_closed = False
         reserve = Reserve(self._directory, options.mode)
         self.pressure = WritePressure(self.state, reserve, self.events, options)
-        self._succession = Succession(self.state, gaps, self._pages, self.pressure)
         log = self._log
+        # Before a checkpoint may retire anything.
+        self._keeping = Keeping(self._pages, log, recovered.hold, recovered.directory.free_bytes, options)
+        self._succession = Succession(self.state, gaps, self._pages, self.pressure, self._keeping)
         self._checkpointer: Checkpointer | None = None
         self._background: Background | None = None
         self.queue = CommitQueue(
@@ -112,7 +116,7 @@ class Engine:
             self.events,
             now_s=options.files.monotonic_s,
         )
-        # Before a checkpoint may retire anything.
+        # This as well.
         consumers = Consumers(recovered, self.reads)
         if self.events.listeners:
             self._tell_recovery(recovered.report)
@@ -120,7 +124,8 @@ class Engine:
             self._begin(log, reserve)
         #: What may be asked for beside reads and commits.
         jobs = self._checkpointer, self._background
-        self.upkeep = Upkeep(recovered, moments.readers, self.queue, consumers, *jobs, options.files)
+        past = Past(recovered, moments, self._succession, self._keeping)
+        self.upkeep = Upkeep(recovered, moments.readers, self.queue, consumers, past, *jobs, options.files)
 
     def _tell_recovery(self, report: RecoveryReport) -> None:
         generation = self._pages.meta.generation
@@ -133,7 +138,7 @@ class Engine:
         if not reserve.hold():
             self.pressure.is_on = True
         checkpointer = Checkpointer(
-            state, self._succession, self._pages, self.queue, log, self.pressure, options, self.events
+            state, self._succession, self._pages, self.queue, log, self.pressure, self._keeping, options, self.events
         )
         self._checkpointer = checkpointer
         if self.pressure.is_full():
@@ -160,7 +165,7 @@ class Engine:
             try:
                 return self.queue.commit(request) or self.state.seqno
             except DiskFullError:
-                if not self.pressure.drop_consumer():
+                if not self.pressure.free_space():
                     raise
                 request.renew()
 
@@ -302,6 +307,6 @@ class _Relief:
         """Get the space back that deletes have freed. False if there was nothing to do."""
         return self._checkpointer.reclaim()
 
-    def drop_consumer(self) -> bool:
-        """Remove the log that only the consumer that is furthest behind holds: it is lost. False if there is none."""
-        return not self._checkpointer.lock._is_owned() and self._checkpointer.drop_consumer()
+    def free_space(self) -> bool:
+        """Free what a consumer, or else the window, holds. False if there is neither."""
+        return not self._checkpointer.lock._is_owned() and self._checkpointer.free_space()

@@ -100,8 +100,8 @@ class Relief(Protocol):
         """Get the space back that deletes have freed. False if there was nothing to do."""
         ...
 
-    def drop_consumer(self) -> bool:
-        """Remove the log that only the consumer that is furthest behind holds: it is lost. False if there is none."""
+    def free_space(self) -> bool:
+        """Free what a consumer, or else the window, holds. False if there is neither."""
         ...
 
 
@@ -173,7 +173,7 @@ class WritePressure:
             if relief.reclaim():
                 self._tell_stall("disk", began_s)
         held = self._reserve.hold()
-        while not held and not deleting and relief.drop_consumer():
+        while not held and not deleting and relief.free_space():
             held = self._reserve.hold()
         if not held:
             self.is_on = True
@@ -182,9 +182,9 @@ class WritePressure:
                     "the disk is full but for what is kept for deleting; free some space, or delete keys, and try again"
                 )
 
-    def drop_consumer(self) -> bool:
-        """A commit met a full disk: whether it is worth trying again, since a consumer lost its hold on the log."""
-        return self.relief is not None and self.relief.drop_consumer()
+    def free_space(self) -> bool:
+        """A commit met a full disk: whether it is worth trying again, since something gave way."""
+        return self.relief is not None and self.relief.free_space()
 
     def _make_room(self, relief: Relief, deleting: bool) -> None:
         if not self.is_full():

@@ -270,7 +270,7 @@ class Reads:
     @locked_by_state
     def _begin_count(self, since_us: int, table: int = 0) -> tuple[Reader, Version, Extent] | None:
         version = self._state.version
-        part = version.parts.get(table) if table else version
+        part = version.table(table)
         if part is None:
             return None
         reader = self.moments.register("count", since_us)
@@ -291,14 +291,11 @@ class Reads:
 
         The catalogue is read when a table is asked for the first time.
         """
-        part = version.parts.get(table) if table else version
-        return self._make_part(version, table, self._pages.tree(version.tree.meta, table)) if part is None else part
+        part = version.table(table)
+        return self._add_table(version, table, self._pages.tree(version.tree.meta, table)) if part is None else part
 
     @locked_by_state
-    def _make_part(self, version: Version, table: int, tree: Tree) -> Version:
-        part = version.parts.get(table)
-        if part is None:
-            # Those of its memtables that are not there are made, so that what is written later is seen as well.
-            frozen = None if version.frozen is None else version.frozen.parts.of(table)
-            part = version.parts[table] = Version(version.memtable.parts.of(table), frozen, tree)
+    def _add_table(self, version: Version, table: int, tree: Tree) -> Version:
+        part = version.table(table, tree)
+        assert part is not None, "a table with a tree has a read path"
         return part

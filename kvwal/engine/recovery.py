@@ -25,7 +25,7 @@ from kvwal.errors import DiskFullError, Error, SystemCallError
 from kvwal.events import Events
 from kvwal.files import Directory, is_full
 from kvwal.keys import Seqno
-from kvwal.log import LogEnd, LogIdentity, LogReader, SegmentLog
+from kvwal.log import LogEnd, LogIdentity, LogReader, SegmentCursor, SegmentLog, read_kept
 from kvwal.log.walk import Puts
 from kvwal.options import Flag, Options
 from kvwal.pages import PageFile
@@ -86,6 +86,15 @@ class Recovered:
     state: State
     report: RecoveryReport
     events: Events
+
+    def hold(self, after: Seqno | None, purpose: str) -> SegmentCursor:
+        """Hold the log beyond a commit (None: all of it) until what this returns is closed, or collected.
+
+        FeedGap if some of it is gone.
+        """
+        if self.log is None:
+            return read_kept(self.reader, after, self.state.seqno)
+        return self.log.read(after, purpose=purpose)
 
     def abandon(self) -> None:
         """Let go of everything and write nothing."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import Any
 
-from kvwal.engine.readers import Reader, Readers
+from kvwal.engine.readers import Readers
 from kvwal.engine.state import State
 from kvwal.keys import Seqno
 from kvwal.locks import refused_calls
@@ -17,27 +17,26 @@ __all__ = ["Pin", "Stats"]
 
 @dataclass(frozen=True, slots=True)
 class Pin:
-    """A reader that holds an old moment of the store.
+    """What holds an old moment of the store: pages, memory, or log.
 
     Attributes:
-        purpose: "snapshot", "transaction", "scan" or "count".
-        seqno: the moment: the last commit it sees.
+        purpose: of a reader "snapshot", "transaction", "scan", "count", "diff" or "changes"; "window"; "consumer"; of
+            another hold on the log what it is for, such as "changes" or "bootstrap".
+        seqno: the moment: the last commit that it sees. It holds the log beyond that, unless it is a reader.
         since_us: when it began, microseconds since 1970 UTC.
-        generation: the generation of pages that may not be reused because of it.
-        thread_name: the thread that began it.
+        held_bytes: what could go without it, if nothing else held it.
+        name: of a consumer.
+        generation: the generation of pages that may not be reused because of it; 0 if it is no reader.
+        thread_name: the thread that began it, if it is a reader.
     """
 
     purpose: str
     seqno: Seqno
     since_us: int
-    generation: int
-    thread_name: str
-
-    @classmethod
-    def of(cls, reader: Reader) -> Pin:
-        """What a registered reader holds."""
-        generation = reader.version.tree.meta.generation
-        return cls(reader.purpose, reader.seqno, reader.since_us, generation, reader.thread_name)
+    held_bytes: int
+    name: str = ""
+    generation: int = 0
+    thread_name: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from kvwal.engine.gaps import Gaps
+from kvwal.engine.keeping import Keeping
 from kvwal.engine.memtable import Memtable, combine
+from kvwal.engine.past_version import PastVersion
 from kvwal.engine.pressure import WritePressure
 from kvwal.engine.state import State
 from kvwal.engine.version import Version
@@ -23,11 +25,12 @@ __all__ = ["Succession"]
 class Succession:
     """Replaces the version of one open store, and lets go of the former ones."""
 
-    def __init__(self, state: State, gaps: Gaps, pages: PageFile, pressure: WritePressure) -> None:
+    def __init__(self, state: State, gaps: Gaps, pages: PageFile, pressure: WritePressure, keeping: Keeping) -> None:
         self._state = state
         self._gaps = gaps
         self._pages = pages
         self._pressure = pressure
+        self._keeping = keeping
         # Versions that were replaced, and had a reader when that was looked at last.
         self._former: list[Version] = []
 
@@ -79,10 +82,25 @@ class Succession:
         # Requires: lock. Interrupted after any step, no version that is read loses its pages, and the next look at the
         # former ones lets go of the rest.
         state = self._state
-        self._pages.pins.hold(state, {each.tree.meta.generation for each in (version, state.version, *self._former)})
+        self._pages.pins.hold(state, _generations(version, state.version, *self._former))
         self._former = [*self._former, state.version]
         state.version = version
         self._release_pages()
+
+    def past(self, made: PastVersion) -> PastVersion:
+        """The version of a past moment that is to be read, or the one of the same base that is read already.
+
+        ValueError if its pages are no longer kept. Requires: lock, and that a reader is registered before it is given
+        back.
+        """
+        state = self._state
+        for former in self._former:
+            if isinstance(former, PastVersion) and former.tree.meta.generation == made.tree.meta.generation:
+                return former
+        self._pages.pins.hold(state, _generations(state.version, made, *self._former))
+        # They go first when readers hold too much: theirs are the oldest moments.
+        self._former = [made, *self._former]
+        return made
 
     @locked_by_state
     def release_pages(self) -> None:
@@ -95,20 +113,28 @@ class Succession:
         For the thread of checkpoints. O(versions), and O(extents) for each that is given up. Whether one was.
         """
         self.release_pages()
-        former = held = list(self._former)
+        window = {base.generation for base in self._keeping.bases}
+        # What reads a base of the window holds no more than that does.
+        former = held = [each for each in self._former if each.tree.meta.generation not in window]
         while former and self._held_bytes(former) > most:
             self._give_up(former[0], most)
             former = former[1:]
         return former is not held
 
+    def held_bytes(self, version: Version) -> int:
+        """What could go without a version, if nothing else held it."""
+        return self._held_bytes([version])
+
     def _held_bytes(self, versions: Sequence[Version]) -> int:
-        """What would be free without these: their memtables, and pages."""
+        """What would be free without these: their memtables, pages, and log."""
         now = self._state.version
         tables = {id(table): table for each in versions for table in (each.memtable, each.frozen) if table is not None}
         for table in (now.memtable, now.frozen):
             tables.pop(id(table), None)
-        pages = self._pages.space.held_bytes(self._pages.meta, {each.tree.meta.generation for each in versions})
-        return pages + sum(table.bytes_used for table in tables.values())
+        pages = self._pages.space.held_bytes(self._pages.meta, _generations(*versions))
+        after = min((each.tree.meta.seqno for each in versions if isinstance(each, PastVersion)), default=None)
+        log = 0 if after is None else self._keeping.log_bytes_before(after)
+        return pages + log + sum(table.bytes_used for table in tables.values())
 
     @locked_by_state
     def _give_up(self, version: Version, most: int) -> None:
@@ -120,4 +146,9 @@ class Succession:
     def _release_pages(self) -> None:
         # Requires: lock.
         self._former = [version for version in self._former if version.readers]
-        self._pages.pins.hold(self._state, {each.tree.meta.generation for each in (self._state.version, *self._former)})
+        self._pages.pins.hold(self._state, _generations(self._state.version, *self._former))
+
+
+def _generations(*versions: Version) -> set[int]:
+    """Those that have pages."""
+    return {each.tree.meta.generation for each in versions if each.tree.meta.generation}

@@ -3,26 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from datetime import UTC, datetime, timedelta
-from typing import Final
+from datetime import datetime
 
 from kvwal.engine.background import Background
 from kvwal.engine.checkpoint import COMPACT_PASSES, Checkpointer
 from kvwal.engine.commit import CommitQueue
 from kvwal.engine.consumers import Consumers
+from kvwal.engine.past import Past
 from kvwal.engine.readers import Readers
 from kvwal.engine.recovery import Recovered, RecoveryReport
 from kvwal.engine.stats import Stats
 from kvwal.engine.verify import VerifyReport, verify_parts
-from kvwal.errors import FeedGap, SnapshotTooOld, read_only
+from kvwal.errors import FeedGap, read_only
 from kvwal.files import Files
 from kvwal.keys import Seqno
-from kvwal.log import KeyCursor, KeyHistory, SegmentCursor, SegmentInfo, hold_kept, read_kept
+from kvwal.log import SegmentCursor, SegmentInfo, read_kept
+from kvwal.times import time_of, us_of
 
-__all__ = ["EPOCH", "Upkeep"]
-
-#: What times of commits count from.
-EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+__all__ = ["Upkeep"]
 
 
 class Upkeep:
@@ -34,6 +32,7 @@ class Upkeep:
         readers: Readers,
         queue: CommitQueue,
         consumers: Consumers,
+        past: Past,
         checkpointer: Checkpointer | None,
         background: Background | None,
         files: Files,
@@ -50,16 +49,11 @@ class Upkeep:
         self._queue = queue
         #: The consumers of the feed.
         self.consumers = consumers
+        #: Past moments.
+        self.past = past
         self._checkpointer = checkpointer
         self._background = background
         self._files = files
-        if parts.log is None:
-            reader, newest = parts.reader, parts.state.seqno
-            self._key_history = KeyHistory(
-                reader.chain, None, reader.chain.names, lambda after: hold_kept(reader, after, newest)
-            )
-        else:
-            self._key_history = parts.log.key_history
 
     @property
     def durable_seqno(self) -> Seqno:
@@ -130,7 +124,7 @@ class Upkeep:
         return read_kept(self._reader, after, until)
 
     def _read_since(self, since: datetime, until: Seqno | None, purpose: str) -> SegmentCursor:
-        since_us = (since - EPOCH) // timedelta(microseconds=1)
+        since_us = us_of("since", since)
         # The log that is looked at is held meanwhile.
         whole = self.read(None, until, purpose)
         position = whole.position
@@ -138,7 +132,7 @@ class Upkeep:
         # No commit before a segment is younger than the segment.
         if position and segments and segments[0].created_us >= since_us:
             whole.close()
-            oldest_time = EPOCH + timedelta(microseconds=segments[0].created_us)
+            oldest_time = time_of(segments[0].created_us)
             raise FeedGap(since, position + 1, self._state.seqno, oldest_time=oldest_time)
         for segment in segments:
             # 0: its header is damaged.
@@ -154,26 +148,3 @@ class Upkeep:
     def _segments(self) -> list[SegmentInfo]:
         """Every segment of the log, oldest first."""
         return self._reader.segments() if self._log is None else self._log.segments()
-
-    def versions(
-        self, table: int, key: bytes, since: Seqno | None, until: Seqno | None, *, reverse: bool
-    ) -> KeyCursor:
-        """The commits from `since` on (None: all that the log has) to `until` that changed the key.
-
-        `until`: at most, and by default, the newest that a read sees. SnapshotTooOld if one from `since` on is gone.
-        """
-        self._state.refuse_if_gone()
-        newest = self._state.seqno
-        until = newest if until is None else min(until, newest)
-        after = None if since is None else Seqno(max(since - 1, 0))
-        try:
-            return self._key_history.find(table, key, after, until, reverse=reverse)
-        except FeedGap as gap:
-            raise SnapshotTooOld(
-                gap.asked + 1 if isinstance(gap.asked, int) else gap.asked,
-                gap.oldest,
-                gap.newest,
-                oldest_time=gap.oldest_time,
-                newest_time=gap.newest_time,
-                lost_commits=gap.lost_commits,
-            ) from None

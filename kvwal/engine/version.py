@@ -29,7 +29,7 @@ SHORT: Final = 256
 class Version:
     """Immutable but for the memtable, which the commit leader adds to, and the registrations."""
 
-    __slots__ = ("frozen", "memtable", "parts", "readers", "tree")
+    __slots__ = ("_parts", "frozen", "memtable", "readers", "tree")
 
     def __init__(self, memtable: Memtable, frozen: Memtable | None, tree: Tree) -> None:
         self.memtable = memtable
@@ -37,8 +37,22 @@ class Version:
         self.tree = tree
         #: Readers of this version: the tree's pages stay while there is one.
         self.readers = Readers()
-        #: Tables other than 0, as far as they were asked for; see `Reads.part`.
-        self.parts: dict[int, Version] = {}
+        # Tables other than 0, as far as they were asked for.
+        self._parts: dict[int, Version] = {}
+
+    # -- tables ---------------------------------------------------------------------------------
+
+    def table(self, table: int, tree: Tree | None = None) -> Version | None:
+        """The read path of a table; None if no tree was given for it yet. With a tree: requires State.lock."""
+        part = self._parts.get(table) if table else self
+        if part is None and tree is not None:
+            part = self._parts[table] = self._table_of(table, tree)
+        return part
+
+    def _table_of(self, table: int, tree: Tree) -> Version:
+        # Those of its memtables that are not there are made, so that what is written later is seen as well.
+        frozen = None if self.frozen is None else self.frozen.parts.of(table)
+        return Version(self.memtable.parts.of(table), frozen, tree)
 
     # -- point reads ----------------------------------------------------------------------------
 

@@ -9,9 +9,9 @@ from typing import Final, Literal, TypeAlias
 
 from kvwal.engine.consumers import MAX_NAME_BYTES
 from kvwal.feed.change import Filter, Prefixes
-from kvwal.feed.moment import microseconds
 from kvwal.keys import Seqno, as_int
 from kvwal.log import Limits
+from kvwal.times import us_of
 
 __all__ = ["Asked", "Start"]
 
@@ -52,7 +52,7 @@ class Asked:
         self.filter = Filter(prefix, tables)
         self.start: Literal["now", "oldest"] | Seqno | datetime
         if isinstance(start, datetime):
-            microseconds("start", start)
+            us_of("start", start)
             self.start = start
         elif start == "now" or start == "oldest":
             self.start = start

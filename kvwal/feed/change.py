@@ -42,6 +42,7 @@ class Change:
         stop: of a range the key that it ends before, None: it goes to the end. None of the other kinds too.
         value: of a put. None of the other kinds.
         last: whether it is the last change of its commit that the filter lets through.
+        previous: the value of the key before the commit, where that was asked for; None if there was none.
     """
 
     seqno: Seqno
@@ -53,6 +54,7 @@ class Change:
     stop: bytes | None
     value: bytes | None
     last: bool
+    previous: bytes | None = None
 
 
 class Selection(Protocol):

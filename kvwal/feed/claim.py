@@ -16,9 +16,9 @@ from kvwal.engine.engine import Engine
 from kvwal.engine.request import CommitRequest
 from kvwal.errors import ConsumerExistsError, FeedGap, LockedError
 from kvwal.feed.asked import Asked
-from kvwal.feed.moment import microseconds
 from kvwal.files import process_id
 from kvwal.log import Hold, Limits
+from kvwal.times import us_of
 
 __all__ = ["begin", "claim", "release", "remove_consumer"]
 
@@ -101,7 +101,7 @@ def _hold_from(engine: Engine, asked: Asked, limits: Limits) -> Hold:
     """A hold on what a new one begins with. FeedGap if that is not kept."""
     name, start, begin_hold = asked.name, asked.start, engine.upkeep.consumers.begin_hold
     if isinstance(start, datetime):
-        since_us = microseconds("start", start)
+        since_us = us_of("start", start)
         # It holds what it reads.
         with engine.upkeep.read(start, None, name) as records:
             earlier = records.position

@@ -7,21 +7,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
-from typing import Final
+from datetime import datetime
 
 from kvwal.engine.engine import Engine
-from kvwal.engine.upkeep import EPOCH
 from kvwal.feed.changes import durable_now
-from kvwal.feed.moment import microseconds
 from kvwal.keys import Seqno
 from kvwal.log import Record, SegmentCursor, extension_of, meta_of
 from kvwal.log.intents import decode_put_key, is_of_users
 from kvwal.log.record import COMMIT
+from kvwal.times import time_of, us_of
 
 __all__ = ["Commit", "commits"]
-
-_US: Final = timedelta(microseconds=1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +41,7 @@ class Commit:
     @property
     def time(self) -> datetime:
         """When it was made."""
-        return EPOCH + self.time_us * _US
+        return time_of(self.time_us)
 
 
 def commits(
@@ -59,11 +55,11 @@ def commits(
 ) -> Iterator[Commit]:
     """See `Store.commits`, which has checked `after`, and `until` if it is a seqno."""
     wanted = meta_of(extension_of(meta))
-    since_us = 0 if since is None else microseconds("since", since)
+    since_us = 0 if since is None else us_of("since", since)
     until_us = None
     last = durable_now(engine)
     if isinstance(until, datetime):
-        until_us = microseconds("until", until)
+        until_us = us_of("until", until)
     elif until is not None:
         last = min(last, until)
     cursor = engine.upkeep.read(since if after is None else after, last, "commits")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import datetime
 from types import TracebackType
 
 from kvwal.engine.engine import Engine
@@ -12,6 +12,7 @@ from kvwal.errors import closed
 from kvwal.keys import Seqno
 from kvwal.log.intents import is_of_users
 from kvwal.log.key_history import KeyCursor, KeyRecord, Kind
+from kvwal.times import time_of
 
 __all__ = ["KeyVersion", "KeyVersions"]
 
@@ -37,7 +38,7 @@ class KeyVersion:
     @property
     def time(self) -> datetime:
         """Of the commit, in UTC."""
-        return datetime.fromtimestamp(self.time_us / 1e6, UTC)
+        return time_of(self.time_us)
 
 
 class KeyVersions(Iterator[KeyVersion]):
@@ -68,7 +69,7 @@ class KeyVersions(Iterator[KeyVersion]):
         self._left = limit
         # The store, which is not collected while it is read.
         self._owner = owner
-        self._cursor = engine.upkeep.versions(table, key, since, until, reverse=reverse)
+        self._cursor = engine.upkeep.past.versions(table, key, since, until, reverse=reverse)
 
     def __iter__(self) -> KeyVersions:
         return self

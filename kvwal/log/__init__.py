@@ -23,7 +23,7 @@ from kvwal.log.record import LogPosition, Record
 from kvwal.log.retention import Hold, HoldInfo, Limits
 from kvwal.log.salvage import salvage_log
 from kvwal.log.seek import Seek
-from kvwal.log.segment import SegmentInfo, replay_count
+from kvwal.log.segment import SegmentInfo, replay_count, unneeded_bytes
 from kvwal.log.segmentlog import SegmentLog
 from kvwal.log.stretch import Stretch
 from kvwal.log.tail import LogEnd, TailRow
@@ -66,5 +66,6 @@ __all__ = [
     "read_kept",
     "replay_count",
     "salvage_log",
+    "unneeded_bytes",
     "verify_log",
 ]

@@ -44,15 +44,11 @@ class LogOptions:
         segment_bytes: size of the largest segments; the first ones are smaller.
         preallocate: how the file system is made to give the space: by a call, or by writing zeros.
         mode: permissions of new files.
-        retain_bytes: bytes of log kept beyond what recovery needs, at least; 0: none.
-        retain_s: age in seconds up to which log is kept beyond what recovery needs; 0: none.
     """
 
     segment_bytes: int = 16 << 20
     preallocate: Preallocate = "allocate"
     mode: int = 0o600
-    retain_bytes: int = 0
-    retain_s: float = 0.0
 
     @property
     def first_segment_bytes(self) -> int:

@@ -1,11 +1,6 @@
-"""Which part of the log may go: named holds, and the settings. Nothing else decides it.
+"""Which part of the log may go: named holds decide it, and nothing else.
 
-A segment may be removed when recovery does not need it, no hold does, and it is not among what `retain_bytes` and
-`retain_s` keep. It goes from the oldest on, and never the newest.
-
-Age is judged by wall clocks, and a wall clock may be wrong: a segment began when the smallest wall clock of it and of
-all later segments says. So one that was made while the clock stood a year ahead looks a year young only until the next
-one is made. What the clock says *now* is believed as `TrustedClock` says.
+A segment may be removed when neither recovery nor a hold needs it. It goes from the oldest on, and never the newest.
 
 Invariant: `hold` registers before it looks at what is gone, and `release_before` says what is gone before it looks at
 the holds again. So of a hold and a removal that come at the same time one sees the other, without a lock.
@@ -17,13 +12,13 @@ import itertools
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Final, NamedTuple
 
 from kvwal.errors import FeedGap
 from kvwal.keys import Seqno
-from kvwal.log.protocol import LogOptions
 from kvwal.log.segment import SegmentInfo
+from kvwal.times import time_of
 
 __all__ = ["Hold", "HoldInfo", "Limits", "Retention", "TrustedClock", "refuse_gap"]
 
@@ -124,10 +119,9 @@ class Hold:
 class Retention:
     """The holds on one log."""
 
-    def __init__(self, options: LogOptions, now_us: Callable[[], int], monotonic_s: Callable[[], float]) -> None:
-        self._retain_bytes = options.retain_bytes
-        self._retain_us = int(min(options.retain_s * 1e6, 1 << 62))
-        self._clock = TrustedClock(now_us, monotonic_s)
+    def __init__(self, now_us: Callable[[], int], monotonic_s: Callable[[], float]) -> None:
+        #: Tells the age of what is kept.
+        self.clock = TrustedClock(now_us, monotonic_s)
         self._holds: dict[int, HoldInfo] = {}
         self._keys = itertools.count()
         # Commits up to this one may be gone.
@@ -148,7 +142,7 @@ class Retention:
             segments: what is there now. newest: the last commit. time_us: of that commit.
         """
         hold = Hold(self._holds, next(self._keys), Seqno(0) if after is None else after)
-        self._holds[hold.key] = HoldInfo(name, hold.after, self._clock.now_us(), limits)
+        self._holds[hold.key] = HoldInfo(name, hold.after, self.clock.now_us(), limits)
         oldest = Seqno(max(self._gone, segments[0].first_seqno - 1))
         if after is None:
             hold.advance(oldest)
@@ -179,7 +173,7 @@ class Retention:
             return f"{size} bytes of log are beyond its position, and the limit is {limits.max_bytes}"
         next_us = next((segment.wall_us for segment in segments if segment.first_seqno > after + 1), None)
         if limits.max_us is not None and next_us is not None:
-            age_us = self._clock.now_us() - next_us
+            age_us = self.clock.now_us() - next_us
             if age_us > limits.max_us:
                 limit_s = limits.max_us / 1e6
                 return f"commits beyond its position are {age_us / 1e6:.0f} s old, and the limit is {limit_s:.0f} s"
@@ -217,21 +211,6 @@ class Retention:
         n = 0
         while n + 1 < len(segments) and segments[n + 1].first_seqno <= needed + 1:
             n += 1
-        kept = 0
-        while n and kept < self._retain_bytes:
-            n -= 1
-            kept += segments[n].size
-        return min(n, self._old_enough(segments)) if self._retain_us else n
-
-    def _old_enough(self, segments: Sequence[SegmentInfo]) -> int:
-        """How many segments, from the oldest on, have no commit that is younger than is kept."""
-        young_us = self._clock.now_us() - self._retain_us
-        n = len(segments) - 1
-        began_us = segments[n].wall_us
-        # No commit of a segment is younger than the one after it.
-        while n and began_us >= young_us:
-            n -= 1
-            began_us = min(began_us, segments[n].wall_us)
         return n
 
 
@@ -253,4 +232,4 @@ def refuse_gap(
 
 
 def _moment(time_us: int | None) -> datetime | None:
-    return None if time_us is None else datetime.fromtimestamp(time_us / 1e6, UTC)
+    return None if time_us is None else time_of(time_us)

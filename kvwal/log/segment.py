@@ -51,6 +51,7 @@ import enum
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Final, NamedTuple
 
 from crc32c import crc32c
@@ -76,6 +77,7 @@ __all__ = [
     "newer_features",
     "replay_count",
     "store_id_of_log",
+    "unneeded_bytes",
 ]
 
 # On disk: never change.
@@ -226,6 +228,16 @@ def list_segments(directory: Directory) -> list[Seqno]:
 def replay_count(segments: Sequence[SegmentInfo], after: Seqno) -> int:
     """How many of a log's segments a replay of what is beyond `after` would read."""
     return sum(segment.first_seqno > after + 1 for segment in segments[1:]) + 1
+
+
+def unneeded_bytes(segments: Sequence[SegmentInfo], after: Seqno, until: Seqno) -> int:
+    """Bytes of a log's segments that have commits beyond `after`, and none beyond `until`."""
+    # Each ends where the next one begins.
+    return sum(
+        segment.size
+        for segment, following in pairwise(segments)
+        if after + 1 < following.first_seqno <= until + 1
+    )
 
 
 def store_id_of_log(directory: Directory) -> bytes | None:

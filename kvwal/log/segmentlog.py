@@ -67,7 +67,7 @@ class SegmentLog(SegmentWriter):
         self._maker = SegmentMaker(files, directory, identity, options)
         self._reader = LogReader(directory, identity.store_id)
         #: What may be retired, and who holds what.
-        self.retention = Retention(options, files.now_us, files.monotonic_s)
+        self.retention = Retention(files.now_us, files.monotonic_s)
         #: Which commits changed a key.
         self.key_history = KeyHistory(self._reader.chain, self._maker, self._names, self._hold_versions)
         # By first seqno, oldest first. Each change, and each look at all of them, is one step of a dict, so that

@@ -4,7 +4,7 @@ Imports run one way: check | salvage > pagefile > space > rebuild > bases > cata
 compact > pager | writer > cache | freelist | slots | pins > meta > node.
 """
 
-from kvwal.pages.bases import Base, Keep
+from kvwal.pages.bases import BEGINNING, WINDOW, Base, Keep
 from kvwal.pages.cache import NotCached
 from kvwal.pages.catalogue import Changes
 from kvwal.pages.check import check
@@ -16,6 +16,8 @@ from kvwal.pages.slots import create_page_file
 from kvwal.pages.tree import Tree
 
 __all__ = [
+    "BEGINNING",
+    "WINDOW",
     "Base",
     "Changes",
     "Choice",

@@ -53,6 +53,7 @@ from kvwal.pages.writer import PageWriter
 
 __all__ = [
     "BASE",
+    "BEGINNING",
     "BY_NAME",
     "WINDOW",
     "Base",
@@ -115,6 +116,10 @@ class Base(NamedTuple):
             height=self.height,
             page_count=self.page_count,
         )
+
+
+#: The moment before the first commit of a store that was made empty: no keys. It is in no base tree.
+BEGINNING: Final = Base(0, Seqno(0), 0, 0, NO_POINTER, 0, NO_POINTER, 0, 0, 0, 0, 0, 0, WINDOW)
 
 
 def encode_base(base: Base) -> tuple[bytes, bytes]:

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 from aio_fixtures import SLOW_S, gated, ready, run
+from store_fixtures import readers_in
 
 import kvwal
 import kvwal.aio
@@ -79,7 +80,7 @@ def test_the_methods_do_what_those_of_the_store_do(tmp_path: Path) -> None:
             freed = await db.compact()
             assert freed == before - (await db.stats()).data_bytes > 500_000
             assert (await db.verify()).ok
-            assert await db.pins() == []
+            assert readers_in(await db.pins()) == []
             assert db.recovery.bytes_replayed == 0
             assert db.path == str(tmp_path / "s")
             assert not db.read_only
@@ -208,7 +209,7 @@ def test_many_cold_reads_at_once_are_all_answered(tmp_path: Path) -> None:
             wanted = range(0, 20_000, 7)
             found = await asyncio.gather(*(db.get(b"%06d" % number) for number in wanted))
             assert found == [b"%d" % number for number in wanted]
-            assert await db.pins() == []
+            assert readers_in(await db.pins()) == []
 
     run(main())
 
@@ -242,7 +243,7 @@ def test_an_iterator_that_ends_gives_its_pin_back(tmp_path: Path, end: str) -> N
             await db.checkpoint()
             scan = db.scan(limit=5000 if end == "limit" else None)
             await anext(scan)
-            assert len(await db.pins()) == 1
+            assert len(readers_in(await db.pins())) == 1
             if end == "aclose":
                 await scan.aclose()
                 assert await anext(scan, None) is None
@@ -262,7 +263,7 @@ def test_an_iterator_that_ends_gives_its_pin_back(tmp_path: Path, end: str) -> N
             if end in ("drop", "cancel"):
                 del scan
             gc.collect()
-            assert await db.pins() == []
+            assert readers_in(await db.pins()) == []
 
     run(main())
 
@@ -314,12 +315,12 @@ def test_a_snapshot_stays_as_it_was(tmp_path: Path) -> None:
                 assert await snapshot.last() == (b"b", b"2")
                 assert await snapshot.count() == 2
                 assert await snapshot.contains(b"b")
-                assert [pin.purpose for pin in await db.pins()] == ["snapshot"]
+                assert [pin.purpose for pin in readers_in(await db.pins())] == ["snapshot"]
                 assert "AsyncSnapshot at seqno 1" in repr(snapshot)
             await snapshot.close()
             with pytest.raises(kvwal.ClosedError):
                 await snapshot.get(b"a")
-            assert await db.pins() == []
+            assert readers_in(await db.pins()) == []
 
     run(main())
 
@@ -368,7 +369,7 @@ def test_a_transaction_commits_on_clean_exit_and_aborts_on_an_exception(tmp_path
                 txn.delete(b"a")
                 assert await txn.commit() == 2
             assert db.last_seqno == 2
-            assert await db.pins() == []
+            assert readers_in(await db.pins()) == []
 
     run(main())
 
@@ -386,7 +387,7 @@ def test_a_cancelled_block_aborts_its_transaction(tmp_path: Path) -> None:
             await ready()
             task.cancel()
             await asyncio.wait([task])
-            assert await db.pins() == []
+            assert readers_in(await db.pins()) == []
             assert db.last_seqno == 0
 
     run(main())
@@ -404,7 +405,7 @@ def test_of_two_that_read_and_write_the_same_one_conflicts(tmp_path: Path) -> No
             assert results[0] == 2
             assert isinstance(results[1], kvwal.ConflictError)
             assert results[1].key == b"n"
-            assert await db.pins() == []
+            assert readers_in(await db.pins()) == []
 
     run(main())
 
@@ -504,7 +505,7 @@ def test_reads_through_one_transaction_may_be_gathered(tmp_path: Path) -> None:
         async with kvwal.aio.open(tmp_path / "s") as db, db.transaction() as txn:
             found = await asyncio.gather(*(txn.get(b"%06d" % number) for number in range(0, 5000, 50)))
             assert found == [b"%d" % number for number in range(0, 5000, 50)]
-            assert [pin.purpose for pin in await db.pins()] == ["transaction"], "it still holds its moment"
+            assert [pin.purpose for pin in readers_in(await db.pins())] == ["transaction"], "it still holds its moment"
             reads = asyncio.gather(*(txn.get(b"%06d" % number) for number in range(25, 5000, 50)))
             await asyncio.sleep(0)
             txn.abort()

@@ -13,7 +13,8 @@ from kvwal.testing import SimulatedDisk
 
 
 def opened(**options: Any) -> Any:
-    return kvwal.aio.open("/kv", **{"files": SimulatedDisk(), "background": False, "segment_bytes": 1 << 16, **options})
+    small = {"background": False, "segment_bytes": 1 << 16, "keep_history_bytes": 0}
+    return kvwal.aio.open("/kv", **{"files": SimulatedDisk(), **small, **options})
 
 
 def test_versions_are_a_list_in_the_same_order() -> None:

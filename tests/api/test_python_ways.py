@@ -74,8 +74,8 @@ def test_a_store_is_a_mapping_to_mocks_and_patterns_and_comparisons(db: Store) -
 
 def test_what_a_store_says_of_itself_can_be_copied_and_pickled(db: Store) -> None:
     with db.snapshot():
-        facts = [db.stats(), db.recovery, db.verify(), *db.pins()]
-        assert len(facts) == 4
+        facts = [db.stats(), db.recovery, db.verify(), db.window, *db.pins()]
+        assert len(facts) == 6, "the window is a pin too"
         for fact in facts:
             assert copy.copy(fact) == copy.deepcopy(fact) == pickle.loads(pickle.dumps(fact)) == fact
     for record in db.history():

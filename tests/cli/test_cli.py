@@ -210,7 +210,7 @@ def test_log_goes_forwards_from_a_commit_and_stops_at_a_limit(filled: str) -> No
 
 
 def test_log_begins_where_the_log_does_and_refuses_what_is_gone(path: str) -> None:
-    with kvwal.open(path, segment_bytes=16 << 10, background=False) as db:
+    with kvwal.open(path, segment_bytes=16 << 10, background=False, keep_history_bytes=0) as db:
         for number in range(300):
             db.put(b"k", b"%d" % number * 100, durability="os")
             if number % 100 == 99:
@@ -377,7 +377,7 @@ def test_history_is_tabbed_lines_newest_first(path: str) -> None:
 
 
 def test_history_of_what_is_not_kept_is_exit_code_2(path: str) -> None:
-    with kvwal.open(path, segment_bytes=1 << 16) as db:
+    with kvwal.open(path, segment_bytes=1 << 16, keep_history_bytes=0) as db:
         for _ in range(3):
             db.put(b"k", bytes(100_000))
             db.checkpoint()
@@ -535,7 +535,7 @@ def test_a_bug_is_exit_code_70_with_its_traceback(filled: str, monkeypatch: pyte
 
 
 def test_a_reader_that_goes_away_is_quiet_and_exit_code_141(path: str) -> None:
-    with kvwal.open(path, retain_log_bytes=1 << 30) as db:
+    with kvwal.open(path, keep_history_bytes=1 << 30) as db:
         db.update({b"%06d" % n: b"v" * 50 for n in range(20_000)})
     for command in (["scan"], ["dump"], ["log", "--all"], ["changes"]):
         process = subprocess.Popen(

@@ -118,11 +118,13 @@ def test_an_asyncio_handle_that_is_over_cannot_be_entered_again(tmp_path: Path) 
 
 # What is given for a parameter of this name; anything else is given a key.
 ARGUMENTS: dict[str, Any] = {
+    "a": 0,
     "default": b"d",
     "delta": 1,
     "function": lambda *_: None,
     "keys": [b"k"],
     "name": "mailer",
+    "to": 0,
     "other": {b"k": b"v"},
     "value": b"v",
 }
@@ -150,6 +152,7 @@ def ways_to_use(kind: type) -> list[str]:
 def call(handle: Any, name: str) -> Any:
     method = getattr(handle, name)
     arguments: list[Any] = []
+    named: dict[str, Any] = {}
     for parameter in inspect.signature(method).parameters.values():
         if parameter.name == "batch":
             batch = WriteBatch()
@@ -157,7 +160,9 @@ def call(handle: Any, name: str) -> Any:
             arguments.append(batch)
         elif parameter.default is parameter.empty and parameter.kind in (0, 1):
             arguments.append(ARGUMENTS.get(parameter.name, b"k"))
-    return method(*([{b"k": b"v"}] if name == "update" else arguments))
+        elif parameter.default is parameter.empty and parameter.kind is parameter.KEYWORD_ONLY:
+            named[parameter.name] = ARGUMENTS[parameter.name]
+    return method(*([{b"k": b"v"}] if name == "update" else arguments), **named)
 
 
 def use(handle: Any, name: str) -> None:

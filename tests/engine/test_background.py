@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from store_fixtures import DEADLINE_S, TINY, wait_until
+from store_fixtures import DEADLINE_S, TINY, readers_in, wait_until
 
 import kvwal
 from kvwal import DiskFullError, LockedError, PoisonedError
@@ -292,11 +292,11 @@ def test_a_held_snapshot_is_shown_as_a_pin_and_goes_when_it_is_dropped(tmp_path:
         iterator = db.scan()
         next(iterator)
         txn = db.transaction()
-        assert sorted(pin.purpose for pin in db.pins()) == ["scan", "snapshot", "transaction"]
-        assert all(pin.thread_name == threading.current_thread().name for pin in db.pins())
+        assert sorted(pin.purpose for pin in readers_in(db.pins())) == ["scan", "snapshot", "transaction"]
+        assert all(pin.thread_name == threading.current_thread().name for pin in readers_in(db.pins()))
         del snapshot, iterator, txn
         gc.collect()
-        assert db.pins() == []
+        assert readers_in(db.pins()) == []
 
 
 # -- processes ------------------------------------------------------------------------------------

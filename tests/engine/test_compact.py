@@ -13,7 +13,7 @@ from kvwal.engine.checkpoint import COMPACT_PASSES
 
 
 def _filled(path: Path, **options: object) -> kvwal.Store:
-    db = kvwal.open(path, durability="os", **options)  # type: ignore[arg-type]
+    db = kvwal.open(path, durability="os", keep_history_bytes=0, **options)  # type: ignore[arg-type]
     numbers = random.Random(5)
     keys = [b"%016x" % numbers.getrandbits(64) for _ in range(60_000)]
     for start in range(0, len(keys), 6_000):
@@ -34,7 +34,7 @@ def test_compact_leaves_little_more_than_the_data(tmp_path: Path) -> None:
         db.checkpoint()
         assert dict(db) == content | {b"last": b"commit"}
         assert db.verify().ok
-    with kvwal.open(tmp_path / "db") as db:
+    with kvwal.open(tmp_path / "db", keep_history_bytes=0) as db:
         assert dict(db) == content | {b"last": b"commit"}
 
 
@@ -80,7 +80,7 @@ def test_what_was_just_committed_does_not_make_compacting_look_useless(tmp_path:
     numbers = list(range(60_000))
     random.Random(3).shuffle(numbers)
     keys = [b"%05d" % number for number in numbers]
-    with kvwal.open(tmp_path / "db", background=False, durability="os") as db:
+    with kvwal.open(tmp_path / "db", background=False, durability="os", keep_history_bytes=0) as db:
         for first in range(0, 30_000, 10_000):
             db.update({key: b"x" * 100 for key in keys[first : first + 10_000]})
             db.checkpoint()

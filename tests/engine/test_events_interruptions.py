@@ -147,6 +147,7 @@ def test_an_interruption_in_a_checkpoint_leaves_a_store_that_goes_on(
     listener = Raising(kind, error())
     disk = SimulatedDisk()
     options: Any = {**TINY, "memtable_bytes": 1 << 20, "checkpoint_log_bytes": 1 << 20, "durability": "os"}
+    options["keep_history_bytes"] = 0
     with kvwal.open("/kv", files=disk, background=False, **options) as db:
         for number in range(200):
             db.put(b"%04d" % number, b"x" * 400)
@@ -438,7 +439,7 @@ def test_a_listener_that_calls_the_store_is_answered_or_refused_at_once(call: st
             calling = False
 
     db: kvwal.Store | None = None
-    options: Any = {**TINY, "background": False, "durability": "os"}
+    options: Any = {**TINY, "background": False, "durability": "os", "keep_history_bytes": 0}
 
     def work() -> None:
         nonlocal db

@@ -138,7 +138,7 @@ def test_groups_cover_each_commit_once_in_order_with_its_size(tmp_path: Path, du
         await asyncio.gather(*(work(number) for number in range(40)))
         await store.close()
 
-    options: Any = {"durability": durability, "retain_log_bytes": 1 << 30, "listeners": [listener]}
+    options: Any = {"durability": durability, "keep_history_bytes": 1 << 30, "listeners": [listener]}
     with kvwal.open(tmp_path / "s", **options) as db:
         listener.db = db
         results = run_threads(
@@ -303,7 +303,7 @@ def test_checkpoints_segments_and_flushes_are_told_as_they_are(background: bool)
 
 def test_each_segment_is_told_when_it_is_sealed_and_when_it_goes(tmp_path: Path) -> None:
     listener = Looking()
-    with kvwal.open(tmp_path / "s", listeners=[listener], **TINY) as db:
+    with kvwal.open(tmp_path / "s", listeners=[listener], keep_history_bytes=0, **TINY) as db:
         listener.db = db
         for number in range(1000):
             db.put(b"%04d" % (number % 100), b"x" * 400, durability="os")

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from store_fixtures import readers_in
 
 import kvwal
 from kvwal import ConflictError, SnapshotTooOld
@@ -67,7 +68,7 @@ def test_the_oldest_reader_is_given_up_and_says_so(db: kvwal.Store, kind: str, n
     }[kind]
     reader: Any = make()
     seqno = reader.seqno
-    while db.pins():
+    while readers_in(db.pins()):
         age(db)
         assert db.last_seqno < 50
     with pytest.raises(SnapshotTooOld, match="max_snapshot_bytes") as caught:
@@ -90,7 +91,8 @@ def test_what_is_held_stays_below_the_limit_and_the_youngest_stay() -> None:
         age(db)
         succession = db.engine._succession
         assert succession._held_bytes(succession._former) <= MANY
-    given_up = [snapshot for snapshot in snapshots if snapshot.seqno not in {pin.seqno for pin in db.pins()}]
+    held = {pin.seqno for pin in readers_in(db.pins())}
+    given_up = [snapshot for snapshot in snapshots if snapshot.seqno not in held]
     assert given_up == snapshots[: len(given_up)], "the oldest first"
     assert 10 < len(given_up) < 20
     for snapshot, expected in zip(snapshots[len(given_up) :], model[len(given_up) :], strict=True):

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from pages_fixtures import table_ids
-from store_fixtures import check_store, problems_of, run_threads
+from store_fixtures import check_store, problems_of, readers_in, run_threads
 
 import kvwal
 from kvwal.batch import WriteBatch
@@ -143,7 +143,7 @@ def test_every_moment_of_every_table_is_as_in_a_model(rng: Random, number: int) 
     db.checkpoint()
     assert content(db) == model
     assert problems_of(db) == []
-    assert not db.pins()
+    assert not readers_in(db.pins())
     db.close()
 
 
@@ -490,7 +490,7 @@ def test_salvage_without_the_pages_saves_every_table_from_the_log(tmp_path: Path
 
 def test_salvage_fills_from_the_log_what_damaged_pages_of_a_table_no_longer_have(tmp_path: Path) -> None:
     path = tmp_path / "a.kv"
-    with kvwal.open(path, background=False, durability="os", retain_log_bytes=1 << 30) as db:
+    with kvwal.open(path, background=False, durability="os", keep_history_bytes=1 << 30) as db:
         batch = WriteBatch()
         batch.table(16).update({b"%04d" % number: b"x" * 300 for number in range(400)})
         batch.table(17).update({b"%04d" % number: b"y" * 300 for number in range(400)})

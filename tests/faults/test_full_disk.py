@@ -18,7 +18,7 @@ from kvwal.testing import SimulatedDisk
 from kvwal.testing.faults import FAMILIES, Operation
 from kvwal.testing.handle import SimulatedFile
 
-WITHOUT_THREAD = {**TINY, "background": False}
+WITHOUT_THREAD = {**TINY, "background": False, "keep_history_bytes": 0}
 
 
 def open_on(disk: SimulatedDisk, **options: Any) -> Store:
@@ -112,7 +112,8 @@ def test_deleting_works_on_a_full_disk_and_makes_room_to_write_again(spare: int)
 def test_what_was_deleted_since_a_checkpoint_that_did_not_fit_need_not_fit(refused: int, way: str) -> None:
     """The memtable that was frozen for it could never be brought into the pages: it fills the disk."""
     disk = SimulatedDisk(capacity=12 << 20)
-    with kvwal.open("/kv", files=disk, background=False, durability="os", segment_bytes=64 << 10) as db:
+    settings = {"background": False, "durability": "os", "segment_bytes": 64 << 10, "keep_history_bytes": 0}
+    with kvwal.open("/kv", files=disk, **settings) as db:
         number = 0
         with pytest.raises(DiskFullError):
             while True:
@@ -145,7 +146,8 @@ def test_memory_is_bounded_while_no_checkpoint_fits(monkeypatch: pytest.MonkeyPa
     """What was deleted since is combined with what was frozen, but never so much that writers need not wait."""
     disk = SimulatedDisk(seed=1)
     budget = 1 << 19
-    with kvwal.open("/kv", files=disk, background=False, durability="os", memtable_bytes=budget) as db:
+    settings = {"background": False, "durability": "os", "keep_history_bytes": 0}
+    with kvwal.open("/kv", files=disk, memtable_bytes=budget, **settings) as db:
         pwrite = SimulatedFile.pwrite
 
         def limited(self: SimulatedFile, data: Any, offset: int) -> None:
@@ -271,7 +273,7 @@ def test_what_a_snapshot_holds_goes_before_puts_are_refused_for_good() -> None:
 
 def test_a_checkpoint_that_does_not_fit_takes_the_pages_of_a_snapshot() -> None:
     disk = SimulatedDisk()
-    with kvwal.open("/kv", files=disk, background=False, durability="os") as db:
+    with kvwal.open("/kv", files=disk, background=False, durability="os", keep_history_bytes=0) as db:
         model = {b"%04d" % number: bytes(6000) for number in range(1500)}
         db.update(model)
         db.checkpoint()

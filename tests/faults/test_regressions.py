@@ -35,7 +35,7 @@ def test_a_store_whose_maker_died_before_its_directory_was_flushed_does_not_vani
 def test_a_segment_that_cannot_be_removed_poisons_for_good() -> None:
     # The checkpoint raised PoisonedError, but the next commit was accepted.
     disk = SimulatedDisk(seed=1)
-    db = _open(disk)
+    db = _open(disk, keep_history_bytes=0)
     for n in range(30):
         db[b"%d" % n] = b"x" * 1000
     db.checkpoint()

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from store_fixtures import TINY, interrupted_at, run_threads, wait_until
+from store_fixtures import TINY, interrupted_at, readers_in, run_threads, wait_until
 
 import kvwal
 from kvwal import ClosedError, FeedGap, ForkedError, PoisonedError, ReadOnlyError
@@ -28,7 +28,7 @@ Plain = tuple[Any, ...]
 
 
 def opened(disk: SimulatedDisk, **options: Any) -> kvwal.Store:
-    return kvwal.open("/kv", files=disk, **{**TINY, "background": False, **options})
+    return kvwal.open("/kv", files=disk, **{**TINY, "background": False, "keep_history_bytes": 0, **options})
 
 
 @pytest.fixture
@@ -87,7 +87,7 @@ def batch_of(intents: list[tuple[int, str, bytes, bytes]], number: int) -> tuple
 def test_the_feed_is_the_commits_that_survive(program: list[Any], durability: Any, wanted: Any, seed: int) -> None:
     prefix, tables = wanted
     disk = SimulatedDisk(seed=seed)
-    db = opened(disk, durability=durability, retain_log_bytes=1 << 30)
+    db = opened(disk, durability=durability, keep_history_bytes=1 << 30)
     # What each commit is to tell, and what was told so far of the commits up to the position.
     model: list[list[Plain]] = []
     feed = db.changes(0, prefix=prefix, tables=tables, follow=True, timeout_s=0)
@@ -125,7 +125,7 @@ def test_the_feed_is_the_commits_that_survive(program: list[Any], durability: An
                 disk = crashed
             else:
                 db.close()
-            db = opened(disk, durability=durability, retain_log_bytes=1 << 30)
+            db = opened(disk, durability=durability, keep_history_bytes=1 << 30)
             assert durable <= db.last_seqno <= len(model)
             del model[db.last_seqno :]
             # Of a commit that was begun, all is told again.
@@ -162,7 +162,7 @@ def _kept(changes: list[Plain], prefix: Any, tables: Any) -> list[Plain]:
 
 def test_what_was_told_is_there_after_a_power_cut_at_any_moment() -> None:
     def write(disk: SimulatedDisk, told: list[Any]) -> None:
-        with opened(disk, durability="os", retain_log_bytes=1 << 30) as db:
+        with opened(disk, durability="os", keep_history_bytes=1 << 30) as db:
             feed = db.changes(0, follow=True, timeout_s=0)
             for number in range(12):
                 db.update({b"%d" % number: bytes(2000), b"second": b"%d" % number})
@@ -656,7 +656,7 @@ def test_the_log_behind_a_snapshot_is_held_until_the_feed_begins(db: kvwal.Store
     # The feed goes on without what it began from.
     assert len(list(feed)) == 22
     assert log.holds() == []
-    assert not db.pins()
+    assert not readers_in(db.pins())
     with pytest.raises(ClosedError):
         base.changes()
     with pytest.raises(ClosedError), base:
@@ -686,7 +686,7 @@ def test_a_bootstrap_that_cannot_be_durable_leaves_nothing_behind() -> None:
     with pytest.raises(PoisonedError):
         db.bootstrap()
     assert db.engine._log.holds() == []  # type: ignore[union-attr]
-    assert not db.pins()
+    assert not readers_in(db.pins())
     db.close()
 
 
@@ -709,4 +709,4 @@ def test_a_bootstrap_that_was_overtaken_by_checkpoints_begins_again(
     monkeypatch.setattr(db.engine.upkeep, "read", late)
     with db.bootstrap() as base:
         assert (times, base.position) == (2, 41)
-        assert len(db.pins()) == 1
+        assert len(readers_in(db.pins())) == 1

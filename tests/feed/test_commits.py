@@ -30,7 +30,7 @@ TELLER = {"by": "teller", "why": "a deposit"}
 
 
 def opened(disk: SimulatedDisk, **options: Any) -> kvwal.Store:
-    return kvwal.open("/kv", files=disk, **{**TINY, "background": False, **options})
+    return kvwal.open("/kv", files=disk, **{**TINY, "background": False, "keep_history_bytes": 0, **options})
 
 
 @pytest.fixture
@@ -107,7 +107,7 @@ def test_what_a_commit_says_of_itself_is_there_as_long_as_the_commit(
     program: list[Any], durability: Any, seed: int
 ) -> None:
     disk = SimulatedDisk(seed=seed)
-    options = {"durability": durability, "retain_log_bytes": 1 << 30}
+    options = {"durability": durability, "keep_history_bytes": 1 << 30}
     db = opened(disk, **options)
     # What each commit says, and how much it changes; None: it is the store's own.
     model: list[tuple[dict[str, str], int] | None] = []
@@ -171,7 +171,7 @@ def test_a_commit_has_its_time_and_its_size(db: kvwal.Store) -> None:
 
 def test_commits_are_found_by_seqno_time_and_pairs() -> None:
     disk = SimulatedDisk()
-    with opened(disk, retain_log_bytes=1 << 30) as db:
+    with opened(disk, keep_history_bytes=1 << 30) as db:
         for number in range(60):
             disk.jump_clock(10_000_000)
             db.put(b"k", bytes(1500), meta={"by": "teller" if number % 3 else "auditor", "number": str(number)})
@@ -201,7 +201,7 @@ def test_commits_are_found_by_seqno_time_and_pairs() -> None:
         assert numbers(until=datetime(1, 1, 1, tzinfo=UTC)) == []
         berlin = times[30].astimezone(tz=None)
         assert numbers(since=berlin, until=berlin) == [30]
-        assert db.engine._log.holds() == []  # type: ignore[union-attr]
+        assert [hold.name for hold in db.engine._log.holds()] == ["window"]  # type: ignore[union-attr]
 
 
 def test_since_passes_over_the_segments_before_it(db: kvwal.Store, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -263,7 +263,7 @@ def test_commits_that_are_gone_are_said_at_the_call() -> None:
         assert [one.seqno for one in db.commits(kept[0], since=times[0])] == kept[1:]
         with pytest.raises(FeedGap, match="there is no commit 41"):
             db.commits(41)
-        assert db.engine._log.holds() == []  # type: ignore[union-attr]
+        assert [hold.name for hold in db.engine._log.holds()] == []  # type: ignore[union-attr]
 
 
 def test_commits_of_one_instant_stay_together() -> None:
@@ -496,7 +496,7 @@ def test_an_item_from_128_on_is_passed_over(db: kvwal.Store) -> None:
 
 
 def test_a_flipped_bit_of_the_pairs_is_found(tmp_path: Path) -> None:
-    with kvwal.open(tmp_path / "db", background=False, retain_log_bytes=1 << 20) as db:
+    with kvwal.open(tmp_path / "db", background=False, keep_history_bytes=1 << 20) as db:
         db.put(b"a", b"1", meta=TELLER)
         db.checkpoint()
         db.put(b"b", b"1")

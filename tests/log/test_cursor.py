@@ -322,7 +322,7 @@ def test_what_is_durable_is_handed_out_before_a_failure_is_told(disk: SimulatedD
 
 
 def test_seeking_among_many_segments_opens_three_files(rig: LogRig, disk: SimulatedDisk):
-    log = rig.create(segment_bytes=1 << 18, retain_bytes=1 << 30)
+    log = rig.create(segment_bytes=1 << 18)
     rig.fill(log, 4000, size=1000, sync_every=100)
     assert log.stats().segments > 10
     names = [info.first_seqno for info in log.segments()[:-1]]

@@ -1,0 +1,100 @@
+"""Past moments on the command line: the option `--at`, and `diff`."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from typing import Any
+
+import click
+
+import kvwal
+from kvwal.cli.forms import Form, form_options, parse_key, shortened, show, to_json
+from kvwal.cli.terminal import binary_output, store_path
+from kvwal.db.mapping import OrderedMapping
+
+__all__ = ["MOMENT", "Moment", "at_option", "diff", "opened_at"]
+
+Moment = int | datetime
+
+
+class _MomentType(click.ParamType):  # type: ignore[type-arg]  # it has none before 8.2
+    """A seqno, or a time."""
+
+    name = "moment"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Moment:
+        if not isinstance(value, str):
+            return value  # type: ignore[no-any-return]  # a default
+        if value.isdecimal():
+            return int(value)
+        try:
+            moment = datetime.fromisoformat(value)
+        except ValueError:
+            self.fail(f"{value!r} is neither a seqno nor a time such as 2026-01-31T12:00:00Z", param, ctx)
+        if moment.tzinfo is None:
+            self.fail(f"{value!r} has no time zone; {value}Z is UTC", param, ctx)
+        return moment
+
+
+MOMENT = _MomentType()
+#: A past moment to read from.
+at_option = click.option("--at", type=MOMENT, help="As it was at this commit, or this time (2026-01-31T12:00:00Z).")
+
+
+@contextmanager
+def _asked() -> Iterator[None]:
+    """A moment that is still to come is a mistake in the command line."""
+    try:
+        yield
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from None
+
+
+@contextmanager
+def opened_at(path: str, at: Moment | None) -> Iterator[OrderedMapping]:
+    """The store at a moment, for reading; None: now."""
+    with kvwal.open(path, "r") as db:
+        if at is None:
+            yield db
+        else:
+            with _asked():
+                snapshot = db.snapshot(at=at)
+            with snapshot:
+                yield snapshot
+
+
+@click.command()
+@store_path
+@click.argument("a", type=MOMENT)
+@click.argument("b", type=MOMENT, required=False)
+@form_options
+@click.option("--prefix", help="Only keys that start with this.")
+@click.option("--json", "as_json", is_flag=True, help="One object a line.")
+def diff(path: str, a: Moment, b: Moment | None, form: Form, prefix: str | None, as_json: bool) -> None:
+    """Show the keys whose values at moment B (by default: now) are others than at moment A, in order.
+
+    A moment is a commit, by its seqno, or a time such as 2026-01-31T12:00:00Z. A line has "-" and a value that was, or
+    "+" and a value that is, behind the key, with tabs between. What is escaped, and on a terminal shortened, is as in
+    `scan`.
+    """
+    common = None if prefix is None else parse_key(form, prefix)
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+    output = binary_output()
+    with kvwal.open(path, "r") as db:
+        with _asked():
+            differences = db.diff(a, b, prefix=common)
+        for key, old, new in differences:
+            if as_json:
+                line: dict[str, Any] = to_json(form, "key", key)
+                line |= {} if old is None else to_json(form, "old", old)
+                line |= {} if new is None else to_json(form, "new", new)
+                output.write(f"{json.dumps(line, ensure_ascii=False)}\n".encode())
+                continue
+            for sign, value in (("-", old), ("+", new)):
+                if value is not None:
+                    output.write(f"{sign}\t{show(form, key)}\t{shortened(form, value, width)}\n".encode())

@@ -1,0 +1,201 @@
+"""Past moments: which can be read, and readers of them.
+
+Invariant: while a reader of a past moment is registered, the pages of its base are pinned and the log beyond the base
+is held. Both are let go of as for any version that has no reader any more (succession.py).
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from dataclasses import dataclass
+from datetime import datetime
+
+from kvwal.engine.keeping import Keeping
+from kvwal.engine.past_version import PastVersion
+from kvwal.engine.readers import Moments, Reader
+from kvwal.engine.recovery import Recovered
+from kvwal.engine.stats import Pin
+from kvwal.engine.succession import Succession
+from kvwal.errors import FeedGap, SnapshotTooOld
+from kvwal.keys import Seqno
+from kvwal.locks import locked_by_state
+from kvwal.log import KeyCursor, KeyHistory, Seek, Stretch, hold_kept
+from kvwal.times import time_of, us_of
+
+__all__ = ["Past", "Window"]
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """The moments that can be read: that of each commit from `oldest` to `newest`.
+
+    Attributes:
+        oldest, newest: commits, by seqno. 0 is the moment before the first one.
+        oldest_time: that of the commit `oldest`, in UTC. None if there is no such commit, or nothing is kept but now.
+        bases: how many bases there are, from which reading begins.
+        held_bytes: what is on disk for past moments alone: pages that only bases reach, and log that recovery does not
+            need.
+    """
+
+    oldest: Seqno
+    newest: Seqno
+    oldest_time: datetime | None
+    bases: int
+    held_bytes: int
+
+
+class _NotKeptError(Exception):
+    """The pages of a base are no longer kept."""
+
+
+class Past:
+    """The past moments of one open store. Thread-safe."""
+
+    def __init__(self, parts: Recovered, moments: Moments, succession: Succession, keeping: Keeping) -> None:
+        self._state, self._pages = parts.state, parts.pages
+        self._moments = moments
+        self._succession = succession
+        self._keeping = keeping
+        if parts.log is None:
+            reader, newest = parts.reader, parts.state.seqno
+            self._history = KeyHistory(
+                reader.chain, None, reader.chain.names, lambda after: hold_kept(reader, after, newest)
+            )
+        else:
+            self._history = parts.log.key_history
+        self._seek = Seek(parts.reader.chain)
+        self._segments = parts.reader.segments
+        self._log = parts.log
+
+    # -- moments --------------------------------------------------------------------------------
+
+    def window(self) -> Window:
+        """The moments that can be read now."""
+        self._state.refuse_if_gone()
+        bases, newest = self._keeping.bases, self._state.seqno
+        if not bases:
+            return Window(newest, newest, None, 0, 0)
+        oldest = bases[0]
+        oldest_time = time_of(oldest.time_us) if oldest.seqno else None
+        return Window(oldest.seqno, newest, oldest_time, len(bases), self._keeping.held_bytes())
+
+    def pins(self) -> list[Pin]:
+        """What holds a moment, or log, but for consumers. O(extents) for each reader of a former version."""
+        self._state.refuse_if_gone()
+        pins: list[Pin] = []
+        for reader in self._moments.readers.all():
+            generation, size = reader.version.tree.meta.generation, self._succession.held_bytes(reader.version)
+            moment = reader.purpose, reader.seqno, reader.since_us, size
+            pins.append(Pin(*moment, generation=generation, thread_name=reader.thread_name))
+        for oldest in self._keeping.bases[:1]:
+            since_us = oldest.time_us or self._segments()[0].created_us
+            pins.append(Pin("window", oldest.seqno, since_us, self._keeping.held_bytes()))
+        for hold in [] if self._log is None else self._log.retention.holds():
+            # What a past moment holds was counted with its reader.
+            if hold.limits is None and hold.name not in ("snapshot", "window"):
+                pins.append(Pin(hold.name, hold.after, hold.since_us, self._keeping.held_log_bytes(hold.after)))
+        return pins
+
+    def oldest_of_log(self) -> Seqno:
+        """The moment before the oldest commit that the log has."""
+        with self._keeping.hold(None, "changes") as cursor:
+            return cursor.position
+
+    def reader(self, at: Seqno | datetime, purpose: str, owner: object = None) -> Reader:
+        """Register a reader of the moment of a commit, or of a time. Give it back with `Reader.release`, or drop it.
+
+        Raises:
+            SnapshotTooOld: it is older than the window.
+            ValueError: there is no such commit yet, or the time is still to come, or has no time zone.
+        """
+        self._state.refuse_if_gone()
+        newest = self._state.seqno
+        seqno = self._seqno_at(at, newest) if isinstance(at, datetime) else at
+        if seqno > newest:
+            raise ValueError(f"there is no commit {seqno}; the newest is {newest}")
+        if seqno == newest:
+            reader = self._moments.reader(purpose, owner=owner)
+            if reader.seqno == seqno:
+                return reader
+            reader.release()
+        since_us = self._moments.now_us()
+        while True:
+            bases = self._keeping.bases
+            try:
+                return self._register(self._version(seqno, at), seqno, purpose, since_us, owner)
+            except (FeedGap, _NotKeptError):
+                # The window has moved on meanwhile, unless a file was removed by someone else.
+                if self._keeping.bases is bases:
+                    raise self._too_old(at) from None
+
+    def _version(self, seqno: Seqno, at: Seqno | datetime) -> PastVersion:
+        """The read path of the moment. FeedGap if its log is gone."""
+        meta = self._state.version.tree.meta
+        if meta.seqno > seqno:
+            bases = self._keeping.bases
+            n = bisect_right(bases, seqno, key=lambda base: base.seqno)
+            if not n:
+                raise self._too_old(at)
+            meta = bases[n - 1].meta(meta)
+        # Held first, and looked for after.
+        hold = self._keeping.hold(meta.seqno, "snapshot")
+        return PastVersion(self._pages.tree(meta), self._history, hold)
+
+    @locked_by_state
+    def _register(self, made: PastVersion, seqno: Seqno, purpose: str, since_us: int, owner: object) -> Reader:
+        self._state.refuse_if_gone()
+        try:
+            version = self._succession.past(made)
+        except ValueError:
+            raise _NotKeptError from None
+        reader = Reader(version, seqno, purpose, since_us, owner)
+        reader.register(version.memtable.older.readers, version.readers, self._moments.readers)
+        return reader
+
+    def _too_old(self, at: Seqno | datetime) -> SnapshotTooOld:
+        window = self.window()
+        return SnapshotTooOld(
+            at, window.oldest, window.newest, oldest_time=window.oldest_time, nearest=(None, window.oldest)
+        )
+
+    # -- times ----------------------------------------------------------------------------------
+
+    def _seqno_at(self, at: datetime, newest: Seqno) -> Seqno:
+        """The last commit at that time."""
+        at_us = us_of("at", at)
+        # A commit is younger than the clock says when that was set back.
+        if at_us > max(self._moments.now_us(), self._newest_us()):
+            raise ValueError(f"at is {at.isoformat(' ', 'seconds')}, which is still to come")
+        return min(self._seek.seqno_at(at_us), newest)
+
+    def stretches(self, table: int, after: Seqno, until: Seqno) -> list[Stretch]:
+        """What each segment changed in a table between two moments. Requires: a reader of one not above `after`."""
+        return self._history.stretches(table, after, until)
+
+    def _newest_us(self) -> int:
+        return self._pages.meta.time_us if self._log is None else self._log.last_time_us
+
+    # -- versions of a key ----------------------------------------------------------------------
+
+    def versions(
+        self, table: int, key: bytes, since: Seqno | None, until: Seqno | None, *, reverse: bool
+    ) -> KeyCursor:
+        """The commits from `since` on (None: all that the log has) to `until` that changed the key.
+
+        `until`: at most, and by default, the newest that a read sees. SnapshotTooOld if one from `since` on is gone.
+        """
+        self._state.refuse_if_gone()
+        newest = self._state.seqno
+        until = newest if until is None else min(until, newest)
+        after = None if since is None else Seqno(max(since - 1, 0))
+        try:
+            return self._history.find(table, key, after, until, reverse=reverse)
+        except FeedGap as gap:
+            raise SnapshotTooOld(
+                gap.asked + 1 if isinstance(gap.asked, int) else gap.asked,
+                gap.oldest,
+                gap.newest,
+                oldest_time=gap.oldest_time,
+                newest_time=gap.newest_time,
+                lost_commits=gap.lost_commits,
+            ) from None

@@ -1,0 +1,94 @@
+"""What there was before each change: its former value, and the keys that a deleted range held.
+
+Both are read at the moment before the commit. The reader of that moment also serves the moments after it, and is made
+anew now and then, so that it begins from a newer base.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from itertools import chain
+from typing import Final
+
+from kvwal.engine.engine import Engine
+from kvwal.engine.readers import Reader
+from kvwal.feed.change import Change, Selection
+from kvwal.keys import Seqno
+from kvwal.log import Record
+
+__all__ = ["WithPrevious"]
+
+# Commits that one reader serves.
+_COMMITS: Final = 1024
+
+
+class WithPrevious:
+    """A selection whose changes have what there was before them. For one feed, which reads commits in order."""
+
+    def __init__(
+        self, engine: Engine, wanted: Selection, after: Seqno | None, *, values: bool, keys: bool, owner: object
+    ) -> None:
+        """SnapshotTooOld if the moment of `after` (None: the oldest commit that the log has) is not kept.
+
+        Args:
+            values: changes get their `previous`.
+            keys: a deleted range becomes a "delete" of each key that it held.
+        """
+        self._engine = engine
+        self._wanted = wanted
+        self._values = values
+        self._keys = keys
+        self._owner = owner
+        self._reader: Reader | None = None
+        self._renew_at = Seqno(0)
+        past = engine.upkeep.past
+        past.reader(past.oldest_of_log() if after is None else after, "changes", owner).release()
+
+    def changes(self, record: Record) -> Iterator[Change] | None:
+        """What is told of a commit; None if nothing is. Raises as reading the moment before it."""
+        found = self._wanted.changes(record)
+        if found is None:
+            return None
+        told = self._told(found, self._at(Seqno(record.seqno - 1)))
+        first = next(told, None)
+        return None if first is None else chain((first,), told)
+
+    def _at(self, before: Seqno) -> Reader:
+        reader = self._reader
+        if reader is None or before >= self._renew_at:
+            # The former one stays until this one is there.
+            reader = self._reader = self._engine.upkeep.past.reader(before, "changes", self._owner)
+            self._renew_at = Seqno(before + _COMMITS)
+        return reader
+
+    def _told(self, found: Iterator[Change], reader: Reader) -> Iterator[Change]:
+        waiting = None
+        for change in found:
+            for each in self._expanded(change, reader) if self._keys else (change,):
+                if waiting is not None:
+                    yield waiting
+                # The last one is known when there are no more.
+                waiting = replace(each, previous=self._previous(each, reader), last=False)
+        if waiting is not None:
+            yield replace(waiting, last=True)
+
+    def _expanded(self, change: Change, reader: Reader) -> Iterator[Change]:
+        if change.kind != "delete_range":
+            yield change
+            return
+        part = self._engine.reads.part(reader.version, change.table)
+        for keys, values in part.chunks(Seqno(change.seqno - 1), change.key, change.stop, reverse=False):
+            reader.check()
+            for key, value in zip(keys, values, strict=True):
+                yield replace(change, kind="delete", key=key, stop=None, previous=value)
+
+    def _previous(self, change: Change, reader: Reader) -> bytes | None:
+        if not self._values or change.kind == "delete_range":
+            return None
+        if change.previous is not None:
+            return change.previous
+        try:
+            return self._engine.reads.part(reader.version, change.table).get(change.key, Seqno(change.seqno - 1))
+        finally:
+            reader.check()

@@ -1,0 +1,132 @@
+"""What there was before each change: against a model, over bases, with filters, and when it is no longer kept."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from random import Random
+from typing import Any
+
+import pytest
+from store_fixtures import TINY, readers_in, run_threads
+
+import kvwal
+from kvwal import SnapshotTooOld
+from kvwal.batch import WriteBatch
+from kvwal.engine import keeping
+from kvwal.feed import previous
+from kvwal.testing import SimulatedDisk
+
+Told = tuple[int, int, str, bytes, bytes | None, bytes | None, bool]
+
+
+def opened(disk: SimulatedDisk, **options: Any) -> kvwal.Store:
+    kept = {"keep_history_s": 1e6, "keep_history_bytes": 1 << 30, "history_base_bytes": 0}
+    return kvwal.open("/kv", files=disk, **{**TINY, "background": False, **kept, **options})
+
+
+@pytest.fixture
+def db() -> Iterator[kvwal.Store]:
+    with opened(SimulatedDisk()) as store:
+        yield store
+
+
+def told(changes: Any) -> list[Told]:
+    return [(each.seqno, each.table, each.kind, each.key, each.value, each.previous, each.last) for each in changes]
+
+
+def test_each_change_has_what_was_there_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(keeping, "_TREES", 0)
+    # A reader serves a few commits, so that several bases are used.
+    monkeypatch.setattr(previous, "_COMMITS", 7)
+    random, now = Random(3), dict[tuple[int, bytes], bytes]()
+    expected: list[Told] = []
+    with opened(SimulatedDisk()) as db:
+        for seqno in range(1, 200):
+            batch, before, commit = WriteBatch(), dict(now), list[Told]()
+            for _ in range(random.randrange(3)):
+                table, start = random.choice([0, 16]), b"%d" % random.randrange(10)
+                stop = start + b"\xff"
+                (batch.table(table) if table else batch).delete_range(start, stop)
+            ranges = [(0, each) for each in batch.ranges] + [
+                (table, each) for table, part in batch.parts() for each in part.ranges
+            ]
+            for table, (start, stop) in ranges:
+                assert stop is not None
+                for of, key in sorted(before):
+                    if of == table and start <= key < stop:
+                        commit.append((seqno, table, "delete", key, None, before[of, key], False))
+                        now.pop((of, key), None)
+            key, value = b"%d" % random.randrange(30), b"%d" % seqno * 100
+            batch.put(key, value)
+            commit.append((seqno, 0, "put", key, value, before.get((0, key)), True))
+            now[0, key] = value
+            assert db.commit(batch) == seqno
+            expected += commit
+            if seqno % 20 == 0:
+                db.checkpoint()
+        assert db.window.bases > 3
+        found = told(db.changes(previous=True, expand=True))
+        # Ranges of one commit may overlap; then a key is told for each.
+        assert found == expected
+        assert told(db.changes(100, previous=True, expand=True)) == [each for each in expected if each[0] > 100]
+        without = told(db.changes(expand=True))
+        assert without == [(*each[:5], None, each[6]) for each in expected]
+        assert {each[2] for each in told(db.changes(previous=True))} == {"put", "delete_range"}
+
+
+def test_a_range_that_held_nothing_is_not_told(db: kvwal.Store) -> None:
+    db[b"k"] = b"v"
+    db.delete_range(b"a", b"b")
+    db.delete_range(b"a", b"z")
+    assert [(each.seqno, each.kind, each.key) for each in db.changes(1, expand=True)] == [(3, "delete", b"k")]
+    feed = db.changes(expand=True)
+    list(feed)
+    assert feed.position == 3
+
+
+def test_a_filter_is_asked_first(db: kvwal.Store) -> None:
+    db.update({b"a1": b"1", b"a2": b"2", b"b1": b"3"})
+    db.delete_range(None, None)
+    found = [(each.kind, each.key, each.previous) for each in db.changes(1, prefix=b"a", previous=True, expand=True)]
+    assert found == [("delete", b"a1", b"1"), ("delete", b"a2", b"2")]
+
+
+def test_a_feed_that_follows_knows_what_was_there(db: kvwal.Store) -> None:
+    db[b"k"] = b"0"
+    found: list[tuple[bytes | None, bytes | None]] = []
+
+    def follow() -> None:
+        with db.changes(1, previous=True, follow=True, timeout_s=10) as changes:
+            for change in changes:
+                found.append((change.previous, change.value))
+                if change.value == b"49":
+                    return
+
+    def write() -> None:
+        for number in range(1, 50):
+            db[b"k"] = b"%d" % number
+            if number % 10 == 0:
+                db.checkpoint()
+
+    run_threads(follow, write)
+    assert found == [(b"%d" % (number - 1), b"%d" % number) for number in range(1, 50)]
+
+
+def test_a_moment_that_is_not_kept_is_refused_at_the_call() -> None:
+    disk = SimulatedDisk()
+    with opened(disk, keep_history_s=0) as db:
+        db.consumer("slow", start="oldest").close()
+        for _ in range(60):
+            db.put(b"k", bytes(1000))
+        db.checkpoint()
+        db.checkpoint()
+        assert next(db.changes()).seqno > 0, "the consumer keeps the log"
+        for options in ({"previous": True}, {"expand": True}):
+            with pytest.raises(SnapshotTooOld):
+                db.changes(**options)
+            with pytest.raises(SnapshotTooOld):
+                db.changes(3, **options)
+        last = db.last_seqno
+        db[b"k"] = b"v"
+        assert [len(each.previous or b"") for each in db.changes(last, previous=True)] == [1000]
+        assert readers_in(db.pins()) == []
