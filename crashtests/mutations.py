@@ -553,6 +553,28 @@ MUTANTS: tuple[Mutant, ...] = (
         first="acknowledgements",
     ),
     _mutant(
+        "the window does not hold its log",
+        "exhaustive",
+        ("kvwal.engine.keeping:Keeping.refresh", 'held = self.hold(base.seqno, "window")', "held = None"),
+        first="a window that moves under a past moment",
+    ),
+    _mutant(
+        "the pages of a past moment are not pinned",
+        "exhaustive",
+        ("kvwal.engine.succession:Succession.past", "self._former = [made, *self._former]", "pass"),
+        first="a window that moves under a past moment",
+    ),
+    _mutant(
+        "a past moment does not hold the log behind its base",
+        "exhaustive",
+        (
+            "kvwal.engine.past:Past._version",
+            'hold = self._keeping.hold(meta.seqno, "snapshot")',
+            'hold = self._keeping.hold(self._state.seqno, "snapshot")',
+        ),
+        first="a window that moves under a past moment",
+    ),
+    _mutant(
         "a hold on the log advances before the position is on disk",
         "exhaustive",
         (

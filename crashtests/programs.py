@@ -129,6 +129,15 @@ NAMED: Final[dict[str, tuple[dict[str, Any], Program]]] = {
             ["checkpoint"],
         ],
     ),
+    "a window that moves under a past moment": (
+        {"keep_history_bytes": 40 << 10},
+        [
+            *[step for n in range(4) for step in (["put", n % 3, 6000], ["weak", 4, 6000], ["checkpoint"])],
+            *[["past", 0, 5], ["look"]],
+            *[step for n in range(8) for step in (["put", n % 3, 6000], ["weak", 4, 6000], ["checkpoint"])],
+            *[["pinned", 0], ["unpin", 0], ["put", 1, 90], ["checkpoint"], ["look"], ["verify"]],
+        ],
+    ),
     "several tables": (
         {},
         [
@@ -296,7 +305,8 @@ def long_program(random: Random, length: int) -> Program:
         elif roll < 0.95:
             program.append(["cut", random.getrandbits(8)])
         elif roll < 0.98:
-            program.append([random.choice(("pin", "pinned", "unpin")), random.randrange(2)])
+            step = random.choice(("pin", "pinned", "unpin", "past"))
+            program.append([step, random.randrange(2), *([random.randrange(40)] if step == "past" else [])])
         else:
             program.append(["clock", random.choice((-3600, 3600))])
     return program
@@ -316,6 +326,7 @@ _STEPS = st.one_of(
     st.tuples(st.sampled_from(["sync", "checkpoint", "checkpoint", "idle", "prepare", "reopen", "kill", "verify"])),
     st.tuples(st.just("cut"), st.integers(0, 7)),
     st.tuples(st.sampled_from(["begin", "commit", "abort", "pin", "pinned", "unpin"]), _CLIENTS),
+    st.tuples(st.just("past"), _CLIENTS, st.integers(0, 20)),
     st.tuples(st.just("get"), _CLIENTS, _KEYS),
     st.tuples(st.just("scan"), _CLIENTS, _KEYS, _KEYS),
     st.tuples(st.just("set"), _CLIENTS, _KEYS, st.none() | _SIZES),

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from random import Random
+from typing import Any
 
 import hypothesis
 from hypothesis import HealthCheck, Phase, settings
@@ -76,7 +77,10 @@ def _long(seed: int, share: Share) -> Tally:
     tally = Tally()
     random = Random(seed)
     program = long_program(random, random.choice((30, 60, 120)))
-    options = {"durability": random.choice(("commit", "commit", "commit", "os"))}
+    options: dict[str, Any] = {"durability": random.choice(("commit", "commit", "commit", "os"))}
+    if random.random() < 0.5:
+        # Bases a segment or two apart, and a window of a few of them.
+        options["keep_history_bytes"] = random.choice((40, 100)) << 10
     if random.random() < 0.15:
         options["preallocate"] = "zeros"
     limits = Limits(choices=6, depth=3, nested_every=24, deeper_every=8, nested_choices=2)
