@@ -18,7 +18,7 @@ from rich.text import Text
 if TYPE_CHECKING:
     from kvwal.engine.recovery import RecoveryReport
 
-__all__ = ["LEGEND", "Extent", "bar", "drawing"]
+__all__ = ["LEGEND", "Extent", "bar", "coloured", "drawing"]
 
 LEGEND = "█ in the pages  ▓ in pages and log  ▒ in the log only: replayed  × cut off"
 
@@ -51,7 +51,7 @@ def bar(extent: Extent, width: int) -> Text:
         "▒": max(0, extent.last - max(extent.checkpoint, extent.log_start - 1)),
     }
     text = "".join(char * columns for char, columns in zip(counts, _share(list(counts.values()), left), strict=True))
-    return _coloured((text + cut).ljust(width, "·"))
+    return coloured((text + cut).ljust(width, "·"))
 
 
 def drawing(extent: Extent, width: int) -> list[Text]:
@@ -63,8 +63,8 @@ def drawing(extent: Extent, width: int) -> list[Text]:
     cut = f", {extent.cut_bytes:,} bytes cut off" if extent.cut_bytes else ""
     in_pages = f"commits 1 to {extent.checkpoint:,}" if extent.checkpoint else "no commits"
     return [
-        Text("pages ") + _coloured(pages) + f"  {in_pages}",
-        Text("log   ") + _coloured(log) + f"  {kept}{cut}",
+        Text("pages ") + coloured(pages) + f"  {in_pages}",
+        Text("log   ") + coloured(log) + f"  {kept}{cut}",
     ]
 
 
@@ -80,7 +80,8 @@ def _share(counts: list[int], width: int) -> list[int]:
     return columns
 
 
-def _coloured(line: str) -> Text:
+def coloured(line: str) -> Text:
+    """The line with its blocks in their colours."""
     text = Text()
     for char in line:
         text.append(char, _STYLES.get(char))

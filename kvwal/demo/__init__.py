@@ -26,33 +26,60 @@ from kvwal.demo.killing import ChildFailed, Death, live, plan
 from kvwal.demo.library import Library
 from kvwal.demo.promise import Answer, BrokenPromise
 from kvwal.demo.screen import Inspection, Screen
+from kvwal.demo.trades import MAX_THREADS, MAX_TRADES, Trades
 
 __all__ = ["demo"]
 
 _EXIT_BROKEN = 3
+_MAX_KILLS = 10_000
+
+Work = Library | Bank | Trades
 
 
 @click.command()
-@click.argument("job", type=click.Choice(["library", "bank"]), default="library")
+@click.argument("job", type=click.Choice(["library", "bank", "trades"]), default="library")
 @click.option(
-    "--kills", type=click.IntRange(min=0), default=20, show_default=True, help="How often to kill the writer."
+    "--kills",
+    type=click.IntRange(0, _MAX_KILLS),
+    help="How often to kill the writer.  [default: 20; of trades 10]",
 )
+@click.option("--trades", type=click.IntRange(1, MAX_TRADES), help="Of trades: how many, at least.  [default: 3,000]")
+@click.option("--threads", type=click.IntRange(1, MAX_THREADS), help="Of trades: how many threads trade.  [default: 4]")
 @click.option("--seed", type=int, help="Repeat the random choices of an earlier run (not its timing).")
 @click.option("--path", type=click.Path(), help="Keep the store here. It must not exist yet.")
 @click.option("--seconds", type=float, default=40.0, show_default=True, help="Hurry after so long.")
 @click.option("--json", "as_json", is_flag=True, help="Print one object, at the end.")
-def demo(job: str, kills: int, seed: int | None, path: str | None, seconds: float, as_json: bool) -> None:
+def demo(
+    job: str,
+    kills: int | None,
+    trades: int | None,
+    threads: int | None,
+    seed: int | None,
+    path: str | None,
+    seconds: float,
+    as_json: bool,
+) -> None:
     """Kill a writing process again and again, and compare what is left with what was acknowledged.
 
     library (the default) indexes the sources of Python's standard library. bank moves money between accounts from
-    several threads. Exit code 3 if a single promise was broken; the store is kept then.
+    several threads. trades books trades from several threads, while a consumer keeps the portfolio. Exit code 3 if a
+    single promise was broken; the store is kept then.
     """
     if path is not None and os.path.lexists(path):
         raise click.UsageError(f"{path} exists; the demo makes a store of its own")
+    for option, given in (("--trades", trades), ("--threads", threads)):
+        if given is not None and job != "trades":
+            raise click.UsageError(f"{option} is for the job trades; the job is {job}")
+    if kills is None:
+        kills = 10 if job == "trades" else 20
     if seed is None:
         seed = random.SystemRandom().getrandbits(32)
     place = path or os.path.join(tempfile.mkdtemp(prefix="kvwal-demo-"), "store.kv")
-    work: Library | Bank = (Library if job == "library" else Bank)(place, seed, kills)
+    work: Work
+    if job == "trades":
+        work = Trades(place, seed, kills, trades or 3_000, threads or 4)
+    else:
+        work = (Library if job == "library" else Bank)(place, seed, kills)
     screen = Screen(quiet=as_json, unit=work.unit)
     result: dict[str, Any] = {"job": job, "seed": seed, "path": path, "kills": []}
     broken: str | None = None
@@ -75,9 +102,7 @@ def demo(job: str, kills: int, seed: int | None, path: str | None, seconds: floa
         shutil.rmtree(os.path.dirname(place))
 
 
-def _run(
-    work: Library | Bank, kills: int, seconds: float, rng: random.Random, screen: Screen, result: dict[str, Any]
-) -> None:
+def _run(work: Work, kills: int, seconds: float, rng: random.Random, screen: Screen, result: dict[str, Any]) -> None:
     began = time.monotonic()
     screen.introduce(work.describe(), kills, result["seed"])
     killed = 0
@@ -114,11 +139,11 @@ def _run(
         screen.note(f"only {killed} of {kills} kills: the work or the time was over before the others")
 
 
-def _inspect(work: Library | Bank, death: Death, *, read_only: bool) -> Inspection:
+def _inspect(work: Work, death: Death, *, read_only: bool) -> Inspection:
     """Open the store, note what recovery found, and compare."""
     acked = work.acked
     try:
-        db = kvwal.open(work.path, "r" if read_only else "w")
+        db = kvwal.open(work.path, "r" if read_only else "w", **work.options)
     except kvwal.StoreNotFoundError:
         if acked:
             raise BrokenPromise(f"{acked} transactions were acknowledged, and there is no store") from None

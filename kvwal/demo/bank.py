@@ -17,7 +17,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import kvwal
 from kvwal.demo.promise import OPTIONS, Answer, BrokenPromise, Recount
@@ -109,6 +109,7 @@ class Bank:
     transfers: dict[bytes, bytes] = field(default_factory=dict)
 
     unit = "transfers"
+    options: ClassVar[dict[str, Any]] = {}
 
     @property
     def acked(self) -> int:

@@ -23,7 +23,7 @@ import sysconfig
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import kvwal
 from kvwal.demo.promise import OPTIONS, Answer, BrokenPromise, Recount
@@ -130,6 +130,7 @@ class Library:
     _expected: list[tuple[int, int]] = field(default_factory=lambda: [(0, 0)])
 
     unit = "files"
+    options: ClassVar[dict[str, Any]] = {}
 
     def __post_init__(self) -> None:
         self.files = corpus(self.seed)

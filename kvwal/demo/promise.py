@@ -1,4 +1,4 @@
-"""What the two demos share: the store's settings, and how a check ends."""
+"""What the demos share: the store's settings, and how a check ends."""
 
 from __future__ import annotations
 

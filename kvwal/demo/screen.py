@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.text import Text
 
-from kvwal.cli.picture import LEGEND, Extent, bar, drawing
+from kvwal.cli.picture import LEGEND, Extent, bar, coloured, drawing
 from kvwal.cli.terminal import human_bytes
 from kvwal.demo.killing import Death
 from kvwal.demo.promise import Answer, Recount
@@ -81,7 +81,7 @@ class Screen:
         """A question and its answer."""
         self._console.print(f"\n[bold]{answer.question}[/bold]")
         for line in answer.lines:
-            self._print(Text(f"  {line}"))
+            self._print(coloured(f"  {line}"))
 
     def proved(self, killed: int, text: str, verified: Any, seconds: float) -> None:
         """The end of a run in which everything held."""
