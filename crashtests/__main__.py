@@ -24,6 +24,7 @@ PARTS: dict[str, tuple[str, float]] = {
     "processes": ("crashtests.processes", 0.06),
     "filesystems": ("crashtests.filesystems", 0.03),
     "isolation": ("crashtests.isolation", 0.10),
+    "past": ("crashtests.past", 0.08),
     "mutants": ("crashtests.mutants", 0.06),
 }
 

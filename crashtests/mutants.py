@@ -28,6 +28,7 @@ _MODULES = {
     "random": "crashtests.random_programs",
     "sizes": "crashtests.sizes",
     "isolation": "crashtests.isolation",
+    "past": "crashtests.past",
 }
 
 

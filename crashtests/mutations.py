@@ -585,4 +585,59 @@ MUTANTS: tuple[Mutant, ...] = (
         ),
         first="acknowledgements that are written late",
     ),
+    _mutant(
+        "a deleted range is told beyond the prefix",
+        "past",
+        ("kvwal.feed.change:Filter._clip", "(part := own.clip(bounds)) is", "(part := own.clip(bounds) and bounds) is"),
+    ),
+    _mutant(
+        "the feed tells what is not durable yet",
+        "past",
+        ("kvwal.feed.changes:durable_now", "engine.upkeep.durable_seqno, ", "1 << 62, "),
+    ),
+    _mutant(
+        "the feed does not move over what is filtered out",
+        "past",
+        ("kvwal.feed.changes:Changes._next", "            self.position = seqno", "            pass"),
+    ),
+    _mutant(
+        "a deleted range is no version of its keys",
+        "past",
+        ("kvwal.log.key_history:_covering", "each.bounds.contains(asked.key)", "False"),
+    ),
+    _mutant(
+        "a projection is told of its own commits",
+        "past",
+        ("kvwal.feed.owned:_Watch.changes", "record.extension().get(CONSUMER) == self._own", "False"),
+    ),
+    _mutant(
+        "a position moves over a batch that was not acknowledged",
+        "past",
+        ("kvwal.feed.owned:OwnedConsumer._poll", "if self._delivered <= self._acked:", "if True:"),
+    ),
+    _mutant(
+        "an acknowledged batch takes the later ones with it",
+        "past",
+        ("kvwal.feed.owned:OwnedConsumer._acknowledge", "max(self._acked, batch.last)", "self._scanned"),
+    ),
+    _mutant(
+        "a past scan shows what a range has deleted",
+        "past",
+        ("kvwal.engine.past_version:PastVersion.chunks", "if stretch.ranges else", "if False else"),
+    ),
+    _mutant(
+        "a past read of a deleted key shows what the base has",
+        "past",
+        ("kvwal.engine.past_version:PastVersion.get", "found is None", "found is None or found.value is None"),
+    ),
+    _mutant(
+        "a past moment is read from a later base",
+        "past",
+        ("kvwal.engine.past:Past._version", "bases[n - 1]", "bases[-1]"),
+    ),
+    _mutant(
+        "what was before a change is what it put",
+        "past",
+        ("kvwal.feed.previous:WithPrevious._previous", "Seqno(change.seqno - 1)", "change.seqno"),
+    ),
 )
