@@ -236,6 +236,7 @@ class Engine:
     def _let_go(self) -> None:
         self.state.close(closed)
         self.queue.refuse(RefusingLog(closed, self.state.seqno))
+        self.upkeep.past.close()
         self._pages.close()
         self._directory.close()
 
@@ -252,6 +253,7 @@ class Engine:
     def _abandon_files(self) -> None:
         if self._log is not None:
             self._log.abandon()
+        self.upkeep.past.close()
         self._pages.close()
         self._directory.close()
 

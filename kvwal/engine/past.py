@@ -158,6 +158,10 @@ class Past:
             at, window.oldest, window.newest, oldest_time=window.oldest_time, nearest=(None, window.oldest)
         )
 
+    def close(self) -> None:
+        """Let go of the files of the log that are kept open."""
+        self._history.close()
+
     # -- times ----------------------------------------------------------------------------------
 
     def _seqno_at(self, at: datetime, newest: Seqno) -> Seqno:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import errno
+import os
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
+from pathlib import Path
 from random import Random
 from typing import Any
 
@@ -222,6 +225,27 @@ def test_a_store_that_is_read_only_has_its_window(disk: SimulatedDisk) -> None:
         for at in range(0, len(model), 7):
             with db.snapshot(at=at) as snapshot:
                 assert dict(snapshot) == model[at]
+
+
+def test_a_store_that_is_closed_keeps_no_file_open(tmp_path: Path) -> None:
+    def links() -> list[str]:
+        found = []
+        for name in os.listdir("/proc/self/fd"):
+            with suppress(OSError):
+                found.append(os.readlink(f"/proc/self/fd/{name}"))
+        return [each for each in found if str(tmp_path) in each]
+
+    with kvwal.open(tmp_path / "a.kv", **TINY, **KEEP) as db:
+        for number in range(100):
+            db.put(b"%d" % (number % 10), bytes(700), durability="os")
+    for flag in ("r", "w"):
+        db = kvwal.open(tmp_path / "a.kv", flag)
+        with db.snapshot(at=20) as snapshot:
+            assert len(snapshot) == 10
+            assert snapshot[b"1"] == bytes(700)
+        assert [each for each in links() if ".log" in each]
+        db.close()
+        assert links() == []
 
 
 # -- diff and revert ---------------------------------------------------------------------------
