@@ -84,6 +84,7 @@ class Feed(Consumer):
             own=False,
             replace=False,
             steal=False,
+            on_error="stop",
             ack_interval_s=3600 if name == "1" else 0,
             timeout_s=0,
         )

@@ -17,6 +17,7 @@ from kvwal.api.store import Store
 from kvwal.batch import WriteBatch
 from kvwal.db.snapshot import Snapshot
 from kvwal.db.transaction import Transaction
+from kvwal.engine.parked import Parked
 from kvwal.engine.recovery import RecoveryReport
 from kvwal.engine.stats import Pin, Stats
 from kvwal.engine.verify import VerifyReport
@@ -89,6 +90,7 @@ __all__ = [
     "KeyVersions",
     "LockedError",
     "OpenOptions",
+    "Parked",
     "Pin",
     "PoisonedError",
     "ReadOnlyError",

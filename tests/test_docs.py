@@ -107,6 +107,7 @@ ON_DISK = {
     "kvwal.pages.catalogue.ENTRY",
     "kvwal.pages.bases.BASE",
     "kvwal.engine.consumers._FIXED",
+    "kvwal.engine.parked._PARKED",
 }
 TYPES = {"u8": "B", "u16": "H", "u32": "I", "u64": "Q"}
 

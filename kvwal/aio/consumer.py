@@ -17,17 +17,19 @@ from kvwal.aio.transaction import AsyncTransaction
 from kvwal.aio.workers import Workers, the_end_of, to_the_end
 from kvwal.db.transaction import Transaction
 from kvwal.engine.engine import Engine
-from kvwal.errors import ClosedError, ConflictError, FencedError
+from kvwal.engine.parked import Parked
+from kvwal.errors import ClosedError, ConflictError, Error, FeedGap, FencedError
 from kvwal.feed.asked import Asked
 from kvwal.feed.change import Change
 from kvwal.feed.changes import STEP_S, Bootstrap
-from kvwal.feed.owned import ATTEMPTS, Batch, OwnedConsumer, RowCommit
+from kvwal.feed.owned import ATTEMPTS, Batch, RowCommit
+from kvwal.feed.parking import ParkingConsumer
 from kvwal.keys import Seqno
 
 __all__ = ["AsyncConsumer"]
 
 
-class AsyncConsumer(OwnedConsumer, AsyncIterator[Batch]):
+class AsyncConsumer(ParkingConsumer, AsyncIterator[Batch]):
     """A named reader of the feed, whose position the store keeps. Made by `AsyncStore.consumer`; see `kvwal.Consumer`.
 
     One task at a time, but for `close`. A task that is cancelled while it waits for a batch has been given none: the
@@ -104,16 +106,62 @@ class AsyncConsumer(OwnedConsumer, AsyncIterator[Batch]):
                 self._go_back()
             try:
                 while (batch := await self._read(timeout_s)).changes:
-                    await self._apply(function, batch)
+                    await self._apply_or_park(function, batch)
             except BaseException:
                 self._go_back()
                 raise
             await self._commit(self._due(at_once=True))
             return self.position
 
-    async def _apply(
+    async def replay_parked(
+        self, function: Callable[[AsyncTransaction, Sequence[Change]], Awaitable[object]]
+    ) -> int:
+        """Await `function(txn, changes)` again for each commit that is set aside. See `Consumer.replay_parked`."""
+        with self._one_task():
+            self._refuse_if_closed()
+            handled = 0
+            gone: FeedGap | None = None
+            for parked in self._parked:
+                try:
+                    batch, cancelled = await the_end_of(self._workers.submit(self._taken_up, parked))
+                except FeedGap as gap:
+                    gone = gap
+                    continue
+                if cancelled is not None:
+                    raise cancelled
+                error = await self._apply(function, batch, parked)
+                if error is None:
+                    handled += 1
+                elif isinstance(error, Error):
+                    raise error
+                else:
+                    await self._commit(self._set_aside_again(parked, error))
+            if gone is not None:
+                raise gone
+            return handled
+
+    async def _apply_or_park(
         self, function: Callable[[AsyncTransaction, Sequence[Change]], Awaitable[object]], batch: Batch
     ) -> None:
+        error = await self._apply(function, batch)
+        for one in self._singly(batch) if error is not None and self._may_park(error) else ():
+            error = await self._apply(function, one)
+            if error is not None and self._may_park(error):
+                await self._commit(self._set_aside(one, error))
+                error = None
+            if error is not None:
+                break
+        if error is not None:
+            await self._store_error(error)
+            raise error
+
+    async def _apply(
+        self,
+        function: Callable[[AsyncTransaction, Sequence[Change]], Awaitable[object]],
+        batch: Batch,
+        parked: Parked | None = None,
+    ) -> Exception | None:
+        """Commit what the function writes. Returns what it raised."""
         for attempt in range(1, ATTEMPTS + 1):
             txn = Transaction(self._engine, sync=True, read_only=False, owner=self._store)
             try:
@@ -121,10 +169,9 @@ class AsyncConsumer(OwnedConsumer, AsyncIterator[Batch]):
                     await function(
                         AsyncTransaction(txn, self._engine.reads, self._committer, self._workers), batch.changes
                     )
-                except Exception as error:
-                    await self._store_error(error)
-                    raise
-                handled = self._handled(txn, batch)
+                except Exception as error:  # noqa: BLE001  # it is stored, or raised
+                    return error
+                handled = self._handled(txn, batch, parked)
                 try:
                     await self._commit(handled)
                 except ConflictError:
@@ -133,7 +180,8 @@ class AsyncConsumer(OwnedConsumer, AsyncIterator[Batch]):
                     continue
             finally:
                 txn.abort()
-            return
+            break
+        return None
 
     async def _store_error(self, error: Exception) -> None:
         try:

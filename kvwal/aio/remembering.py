@@ -194,6 +194,7 @@ class AsyncRemembering(AsyncReading):
         own: bool = False,
         replace: bool = False,
         steal: bool = False,
+        on_error: Literal["stop", "park"] = "stop",
         ack_interval_s: float = 1.0,
         timeout_s: float | None = None,
     ) -> AbstractAsyncContextManager[AsyncConsumer]:
@@ -212,6 +213,7 @@ class AsyncRemembering(AsyncReading):
             own=own,
             replace=replace,
             steal=steal,
+            on_error=on_error,
             ack_interval_s=ack_interval_s,
             timeout_s=timeout_s,
         )

@@ -256,6 +256,7 @@ class Remembering(OrderedMapping):
         own: bool = False,
         replace: bool = False,
         steal: bool = False,
+        on_error: Literal["stop", "park"] = "stop",
         ack_interval_s: float = 1.0,
         timeout_s: float | None = None,
     ) -> Consumer:
@@ -275,6 +276,8 @@ class Remembering(OrderedMapping):
             own: tell it its own commits, which `project` makes, too.
             replace: let an existing one go on with another filter.
             steal: take it over from an owner in this process, which is fenced.
+            on_error: what `project` does with a commit for which its function raises again: "stop", or "park" it, so
+                that `replay_parked` may try it later, and go on.
             ack_interval_s: the position is written at most this often.
             timeout_s: iterating gives a batch without changes when none came for this long. None: never.
 
@@ -291,6 +294,7 @@ class Remembering(OrderedMapping):
             own=own,
             replace=replace,
             steal=steal,
+            on_error=on_error,
             ack_interval_s=ack_interval_s,
             timeout_s=timeout_s,
         )

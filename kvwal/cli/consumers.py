@@ -13,7 +13,7 @@ from kvwal.cli.terminal import print_json, store_path
 
 __all__ = ["consumers"]
 
-_FIELDS = ("name", "state", "position", "lag_commits", "lag_bytes", "lag_s", "held_bytes", "last_error")
+_FIELDS = ("name", "state", "position", "lag_commits", "lag_bytes", "lag_s", "held_bytes", "parked", "last_error")
 
 
 @click.command()
@@ -23,7 +23,7 @@ def consumers(path: str, as_json: bool) -> None:
     """Show the consumers of the feed, where each is, and how much log is kept for it.
 
     A line has the name, the state ("stopped", or "lost"), the position, the lag in commits, bytes and seconds, the
-    bytes of log that are held, and the last error, with tabs between.
+    bytes of log that are held, how many commits are set aside, and the last error, with tabs between.
     """
     with kvwal.open(path, "r") as db:
         found = db.consumers()
@@ -45,5 +45,7 @@ def consumers(path: str, as_json: bool) -> None:
 def _cell(value: object) -> str:
     if value is None:
         return "-"
+    if isinstance(value, tuple):
+        return str(len(value))
     # A name or an error may have anything in it.
     return f"{value:.1f}" if isinstance(value, float) else str(value).encode("unicode_escape").decode("ascii")

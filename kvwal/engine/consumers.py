@@ -19,6 +19,8 @@ The row, under the key kind 3 and then the name, little-endian:
 Rules:
 - A row is only written by the commit leader, from the newest one (`RowChange`), so of two owners one is fenced.
 - Durability: a hold moves only when the row that says so is on disk. So what a reopened store goes on after is held.
+- The oldest commit that was set aside is held by a hold of its own (see parked.py), within the same limits: so it costs
+  the consumer itself nothing that it is not taken up.
 - Every hold is there before anything of the log may be retired: an engine makes this before its first checkpoint.
 """
 
@@ -30,6 +32,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from kvwal.batch import WriteBatch
+from kvwal.engine.parked import MAX_ERROR_BYTES, SYSTEM_TABLE, ParkedCommits, error_bytes, keep
 from kvwal.engine.reads import Reads
 from kvwal.engine.recovery import Recovered
 from kvwal.engine.request import Newest
@@ -38,10 +41,18 @@ from kvwal.files.names import DATA
 from kvwal.keys import Seqno
 from kvwal.log import Extension, Hold, Limits, SegmentInfo, SegmentLog, unneeded_bytes
 
-__all__ = ["MAX_NAME_BYTES", "ConsumerRow", "Consumers", "Owner", "RowChange", "decode_row", "encode_row", "row_key"]
+__all__ = [
+    "MAX_NAME_BYTES",
+    "ConsumerRow",
+    "Consumers",
+    "Owner",
+    "RowChange",
+    "decode_row",
+    "encode_row",
+    "row_key",
+]
 
 # On disk: never change.
-SYSTEM_TABLE: Final = 1
 _KIND: Final = b"\x03"
 _VERSION: Final = 1
 _FIXED = struct.Struct("<BBH8sQQQQQ32s")
@@ -49,7 +60,6 @@ assert _FIXED.size == 84
 _NO_LIMIT: Final = (1 << 64) - 1
 
 MAX_NAME_BYTES: Final = 255
-MAX_ERROR_BYTES: Final = 1000
 _DEFAULT_BYTES: Final = 1 << 30
 
 
@@ -74,7 +84,7 @@ def row_key(name: str) -> bytes:
 
 def encode_row(row: ConsumerRow) -> bytes:
     """The row as bytes. An error that is too long is cut."""
-    error = row.last_error.encode(errors="replace")[:MAX_ERROR_BYTES].decode(errors="ignore").encode()
+    error = error_bytes(row.last_error)
     limits = (_NO_LIMIT if limit is None else limit for limit in row.limits)
     fixed = _FIXED.pack(
         _VERSION, 0, len(error), row.line, row.position, row.epoch, row.created_us, *limits, row.filter_hash
@@ -174,9 +184,12 @@ class Consumers:
         self._holds: dict[str, Hold] = {}
         #: The owner of each consumer that is in use, by name. Each change is one step of a dict.
         self.owners: dict[str, Owner] = {}
+        #: What they have set aside.
+        self.parked = ParkedCommits(recovered, reads)
         if log is not None:
             for row in self.rows():
                 self._hold_again(row)
+                self.parked.hold(row.name, self.parked.of(row.name), row.limits)
             log.retention.drop_late(log.segments())
 
     def rows(self) -> list[ConsumerRow]:
@@ -231,14 +244,6 @@ class Consumers:
             except FeedGap:
                 return
 
-    def gap(self, row: ConsumerRow) -> FeedGap:
-        """Why a consumer that is lost cannot be read on."""
-        log = self.log()
-        oldest = log.segments()[0].first_seqno
-        lost = oldest - 1 - row.position
-        # What is still there may go at any time.
-        return FeedGap(row.position, max(oldest, row.position + 1), log.last_seqno, lost_commits=max(0, lost) or None)
-
     def begin_hold(self, name: str, after: Seqno | None, limits: Limits) -> Hold:
         """Hold what is beyond `after` for a consumer, before its row says so; None: all there is. Raises FeedGap."""
         log = self.log()
@@ -252,13 +257,7 @@ class Consumers:
 
     def keep_hold(self, name: str, hold: Hold | None) -> None:
         """From here on this is the consumer's hold, in place of one that it may have; None: it holds nothing."""
-        old = self._holds.get(name)
-        if hold is not None:
-            self._holds[name] = hold
-        else:
-            self._holds.pop(name, None)
-        if old is not None and old is not hold:
-            old.release()
+        keep(self._holds, name, hold)
 
     def hold(self, name: str) -> Hold | None:
         """What holds log for a consumer; None: it is lost."""

@@ -37,6 +37,7 @@ class Asked:
         own: bool,
         replace: bool,
         steal: bool,
+        on_error: Literal["stop", "park"],
         ack_interval_s: float,
         timeout_s: float | None,
     ) -> None:
@@ -72,6 +73,9 @@ class Asked:
         self.own = own
         self.replace = replace
         self.steal = steal
+        if on_error not in ("stop", "park"):
+            raise ValueError(f'on_error is {on_error!r}; it is "stop" or "park"')
+        self.parks = on_error == "park"
         self.ack_interval_s = ack_interval_s
         self.timeout_s = timeout_s
         self.thread = threading.current_thread().name

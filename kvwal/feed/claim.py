@@ -11,12 +11,15 @@ from contextlib import suppress
 from dataclasses import replace
 from datetime import datetime
 
+from kvwal.batch import WriteBatch
 from kvwal.engine.consumers import ConsumerRow, Consumers, Owner, RowChange
 from kvwal.engine.engine import Engine
+from kvwal.engine.parked import SYSTEM_TABLE, parked_prefix
 from kvwal.engine.request import CommitRequest
 from kvwal.errors import ConsumerExistsError, FeedGap, LockedError
 from kvwal.feed.asked import Asked
 from kvwal.files import process_id
+from kvwal.keys import prefix_stop
 from kvwal.log import Hold, Limits
 from kvwal.times import us_of
 
@@ -127,10 +130,14 @@ def remove_consumer(engine: Engine, name: str) -> bool:
         raise _in_use(engine, name, owner)
     if consumers.row(name) is None:
         return False
-    request = CommitRequest(sync=True, operation=RowChange(name, lambda row: None))
+    rows = WriteBatch()
+    prefix = parked_prefix(name)
+    rows.table(SYSTEM_TABLE).delete_range(prefix, prefix_stop(prefix))
+    request = CommitRequest(sync=True, operation=RowChange(name, lambda row: None, rows))
     try:
         engine.commit(request)
     finally:
         if request.seqno:
             consumers.keep_hold(name, None)
+            consumers.parked.hold(name, (), Limits(None, None))
     return bool(request.seqno)

@@ -18,16 +18,18 @@ from types import TracebackType
 
 from kvwal.db.snapshot import Snapshot
 from kvwal.db.transaction import Transaction
-from kvwal.errors import ConflictError, FencedError
+from kvwal.engine.parked import Parked
+from kvwal.errors import ConflictError, Error, FeedGap, FencedError
 from kvwal.feed.change import Change
 from kvwal.feed.changes import STEP_S, Bootstrap
-from kvwal.feed.owned import ATTEMPTS, Batch, OwnedConsumer, RowCommit
+from kvwal.feed.owned import ATTEMPTS, Batch, RowCommit
+from kvwal.feed.parking import ParkingConsumer
 from kvwal.keys import Seqno
 
 __all__ = ["Consumer"]
 
 
-class Consumer(OwnedConsumer, Iterator[Batch]):
+class Consumer(ParkingConsumer, Iterator[Batch]):
     """A named reader of the feed, whose position the store keeps. Made by `Store.consumer`; use it in a `with` block.
 
     For one thread at a time, but for `close`, which any may call. Iterating, `ack` and `project` raise FencedError when
@@ -74,7 +76,8 @@ class Consumer(OwnedConsumer, Iterator[Batch]):
 
         Exactly once: what it writes is there if and only if the position says that the changes were handled. It may be
         called again for the same changes where its commit conflicts, so it should have no other effect, and must not
-        end the transaction. What it raises is stored as `last_error` and raised here; the position stays.
+        end the transaction. What it raises is stored as `last_error` and raised here; the position stays. With
+        on_error="park" the changes are tried commit by commit, and the commits for which it raises again are set aside.
 
         Args:
             timeout_s: return when no change came for this long; 0: when what is there is handled. None: go on until
@@ -86,23 +89,68 @@ class Consumer(OwnedConsumer, Iterator[Batch]):
             self._go_back()
         try:
             while (batch := self._read(timeout_s)).changes:
-                self._apply(function, batch)
+                self._apply_or_park(function, batch)
         except BaseException:
             self._go_back()
             raise
         self._commit(self._due(at_once=True))
         return self.position
 
-    def _apply(self, function: Callable[[Transaction, Sequence[Change]], object], batch: Batch) -> None:
+    def replay_parked(self, function: Callable[[Transaction, Sequence[Change]], object]) -> int:
+        """Call `function(txn, changes)` again for each commit that `project` has set aside, oldest first.
+
+        One that does not fail any more is set aside no longer, by the commit that has what the function writes.
+        Returns how many these were. Raises as `project`, and FeedGap, at the end, if the log does not have one any
+        more: begin anew with `rebase`.
+        """
+        self._refuse_if_closed()
+        handled = 0
+        gone: FeedGap | None = None
+        for parked in self._parked:
+            try:
+                batch = self._taken_up(parked)
+            except FeedGap as gap:
+                gone = gap
+                continue
+            error = self._apply(function, batch, parked)
+            if error is None:
+                handled += 1
+            elif isinstance(error, Error):
+                raise error
+            else:
+                self._commit(self._set_aside_again(parked, error))
+        if gone is not None:
+            raise gone
+        return handled
+
+    def _apply_or_park(self, function: Callable[[Transaction, Sequence[Change]], object], batch: Batch) -> None:
+        error = self._apply(function, batch)
+        for one in self._singly(batch) if error is not None and self._may_park(error) else ():
+            error = self._apply(function, one)
+            if error is not None and self._may_park(error):
+                self._commit(self._set_aside(one, error))
+                error = None
+            if error is not None:
+                break
+        if error is not None:
+            self._store_error(error)
+            raise error
+
+    def _apply(
+        self,
+        function: Callable[[Transaction, Sequence[Change]], object],
+        batch: Batch,
+        parked: Parked | None = None,
+    ) -> Exception | None:
+        """Commit what the function writes. Returns what it raised."""
         for attempt in range(1, ATTEMPTS + 1):
             txn = Transaction(self._engine, sync=True, read_only=False, owner=self._store)
             try:
                 try:
                     function(txn, batch.changes)
-                except Exception as error:
-                    self._store_error(error)
-                    raise
-                handled = self._handled(txn, batch)
+                except Exception as error:  # noqa: BLE001  # it is stored, or raised
+                    return error
+                handled = self._handled(txn, batch, parked)
                 try:
                     self._commit(handled)
                 except ConflictError:
@@ -111,7 +159,8 @@ class Consumer(OwnedConsumer, Iterator[Batch]):
                     continue
             finally:
                 txn.abort()
-            return
+            break
+        return None
 
     def _store_error(self, error: Exception) -> None:
         try:

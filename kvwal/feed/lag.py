@@ -8,6 +8,7 @@ from typing import Final, Literal
 
 from kvwal.engine.consumers import ConsumerRow
 from kvwal.engine.engine import Engine
+from kvwal.engine.parked import Parked
 from kvwal.errors import FeedGap
 from kvwal.keys import Seqno
 
@@ -33,6 +34,7 @@ class ConsumerInfo:
         held_bytes: bytes of log that recovery does not need, and that are kept for it; perhaps for others too.
         owner: name of the thread that asked for it; None if it is not in use.
         last_error: why it stopped; empty after a success.
+        parked: the commits that it has set aside, oldest first.
     """
 
     name: str
@@ -45,6 +47,7 @@ class ConsumerInfo:
     held_bytes: int
     owner: str | None
     last_error: str
+    parked: tuple[Parked, ...] = ()
 
 
 def consumers(engine: Engine) -> list[ConsumerInfo]:
@@ -57,7 +60,9 @@ def _info(engine: Engine, row: ConsumerRow) -> ConsumerInfo:
     owner = registry.owners.get(row.name)
     scanned = row.position if owner is None else max(row.position, owner.scanned)
     newest = min(upkeep.durable_seqno, engine.state.seqno)
+    parked = tuple(registry.parked.of(row.name))
     lag: tuple[int, int | None, float | None] = (max(0, newest - scanned), None, None)
+    held_from = Seqno(parked[0].seqno - 1) if parked else row.position
     is_lost = not upkeep.is_read_only and registry.hold(row.name) is None
     if not is_lost:
         try:
@@ -70,9 +75,10 @@ def _info(engine: Engine, row: ConsumerRow) -> ConsumerInfo:
         row.position,
         scanned,
         *lag,
-        0 if is_lost else registry.held_bytes(row.position),
+        0 if is_lost and not parked else registry.held_bytes(held_from),
         None if owner is None else owner.thread,
         row.last_error,
+        parked,
     )
 
 

@@ -21,17 +21,18 @@ from kvwal.db.transaction import Transaction
 from kvwal.engine.consumers import ConsumerRow, Owner, RowChange
 from kvwal.engine.engine import Engine
 from kvwal.engine.occ import ReadSet
+from kvwal.engine.parked import SYSTEM_TABLE, Parked, parked_key, parked_prefix
 from kvwal.engine.request import CommitRequest
-from kvwal.errors import FencedError, closed
+from kvwal.errors import FeedGap, FencedError, closed
 from kvwal.feed.asked import Asked
 from kvwal.feed.change import Change, Filter
 from kvwal.feed.changes import Changes
 from kvwal.feed.claim import begin, claim, release
-from kvwal.keys import Seqno
+from kvwal.keys import Seqno, prefix_stop
 from kvwal.log import Extension, Hold, Record, extension_of
 from kvwal.log.extension import CONSUMER
 
-__all__ = ["ATTEMPTS", "Batch", "OwnedConsumer", "RowCommit"]
+__all__ = ["ATTEMPTS", "Batch", "OwnedConsumer", "RowCommit", "text_of"]
 
 # A batch ends with the commit that reaches one of these.
 _BATCH_CHANGES: Final = 1000
@@ -61,11 +62,17 @@ class Batch:
 
 
 class RowCommit(NamedTuple):
-    """A commit of a consumer's row. `hold`: what holds log for it from then on; None: what did before."""
+    """A commit of a consumer's row.
+
+    Attributes:
+        hold: what holds log for it from then on; None: what did before.
+        parked: the commits that are set aside from then on; None: those that were.
+    """
 
     request: CommitRequest
     operation: RowChange
     hold: Hold | None
+    parked: tuple[Parked, ...] | None
 
 
 class _Watch:
@@ -97,6 +104,8 @@ class OwnedConsumer:
         self._store = owner
         #: The name it was asked for.
         self.name = asked.name
+        self._wanted = asked.filter
+        self._parks = asked.parks
         self._filter = _Watch(asked.filter, None if asked.own else asked.name.encode())
         self._ack_interval_s = asked.ack_interval_s
         self._timeout_s = asked.timeout_s
@@ -111,6 +120,8 @@ class OwnedConsumer:
         try:
             before = claim(engine, asked, token)
             self._row = begin(engine, asked, taken=before is not None)
+            self._parked = tuple(self._consumers.parked.of(asked.name))
+            self._consumers.parked.hold(asked.name, self._parked, self._row.limits)
             # The last commit that was looked at, that the last batch covers, of the last batch with changes, and that
             # was acknowledged.
             self._scanned = self._covered = self._delivered = self._acked = token.scanned = self._row.position
@@ -229,7 +240,12 @@ class OwnedConsumer:
         self._refuse_if_closed()
         row = self._row
         if self._consumers.hold(self.name) is None or row.line != self._consumers.line:
-            raise self._consumers.gap(row)
+            log = self._consumers.log()
+            oldest = log.segments()[0].first_seqno
+            lost = oldest - 1 - row.position
+            # What is still there may go at any time.
+            after = max(oldest, row.position + 1)
+            raise FeedGap(row.position, after, log.last_seqno, lost_commits=max(0, lost) or None)
 
     def _refuse_if_closed(self) -> None:
         self._engine.state.refuse_if_gone()
@@ -260,23 +276,24 @@ class OwnedConsumer:
             return None
         return self._change(lambda row: changed(row, position=acked, last_error=""))
 
-    def _handled(self, txn: Transaction, batch: Batch) -> RowCommit:
-        """What a projection has written for a batch, and the position."""
+    def _handled(self, txn: Transaction, batch: Batch, parked: Parked | None = None) -> RowCommit:
+        """What a projection has written for a batch, and the position; or that it is no longer set aside."""
         written = txn.request()
-        last = batch.last
-
-        def change(row: ConsumerRow) -> ConsumerRow:
-            return changed(row, position=last, last_error="")
-
-        if written is None:
-            return self._change(change)
-        own = {**(extension_of(txn.meta) or {}), CONSUMER: self.name.encode()}
-        return self._change(change, written.writes.batch, written.reads, own)
+        writes, reads, own = WriteBatch(), None, None
+        if written is not None:
+            writes, reads = written.writes.batch, written.reads
+            own = {**(extension_of(txn.meta) or {}), CONSUMER: self.name.encode()}
+        if parked is None:
+            last = batch.last
+            return self._change(lambda row: changed(row, position=last, last_error=""), writes, reads, own)
+        writes.table(SYSTEM_TABLE).delete(parked_key(self.name, parked.seqno))
+        left = tuple(each for each in self._parked if each.seqno != parked.seqno)
+        return self._change(lambda row: row, writes, reads, own, parked=left)
 
     def _failed(self, error: Exception) -> RowCommit | None:
         """Why it does not go on, unless the row says so; the position is what was acknowledged."""
         self._resolve()
-        text, acked = f"{type(error).__name__}: {error}", self._acked
+        text, acked = text_of(error), self._acked
         if text == self._row.last_error and acked == self._row.position:
             return None
         return self._change(lambda row: changed(row, position=max(row.position, acked), last_error=text))
@@ -284,7 +301,11 @@ class OwnedConsumer:
     def _rebased(self, position: Seqno) -> RowCommit:
         """The position of a snapshot, from which everything was derived anew."""
         hold = self._consumers.begin_hold(self.name, position, self._row.limits)
-        return self._change(lambda row: changed(row, position=position, last_error=""), hold=hold)
+        # The snapshot has what was set aside, too.
+        rows, prefix = WriteBatch(), parked_prefix(self.name)
+        if self._parked:
+            rows.table(SYSTEM_TABLE).delete_range(prefix, prefix_stop(prefix))
+        return self._change(lambda row: changed(row, position=position, last_error=""), rows, hold=hold, parked=())
 
     def _change(
         self,
@@ -293,6 +314,7 @@ class OwnedConsumer:
         reads: ReadSet | None = None,
         extension: Extension | None = None,
         hold: Hold | None = None,
+        parked: tuple[Parked, ...] | None = None,
     ) -> RowCommit:
         """The row, if it is as it was left, and what else is given."""
         self._resolve()
@@ -304,7 +326,8 @@ class OwnedConsumer:
             return change(row)
 
         operation = RowChange(self.name, fenced, batch, extension)
-        self._last = commit = RowCommit(CommitRequest(sync=True, reads=reads, operation=operation), operation, hold)
+        request = CommitRequest(sync=True, reads=reads, operation=operation)
+        self._last = commit = RowCommit(request, operation, hold, parked)
         return commit
 
     def _resolve(self) -> None:
@@ -318,6 +341,10 @@ class OwnedConsumer:
             self._row = row
             self._acked = max(self._acked, row.position)
             self._stored_s = time.monotonic()
+            if commit.parked is not None and commit.parked != self._parked:
+                # Durability: held before the position lets it go.
+                self._consumers.parked.hold(self.name, commit.parked, row.limits)
+                self._parked = commit.parked
             if commit.hold is not None:
                 self._consumers.keep_hold(self.name, commit.hold)
                 self._go_back()
@@ -343,3 +370,8 @@ class OwnedConsumer:
     def __repr__(self) -> str:
         closed_ = " (closed)" if self._token is None else ""
         return f"<{type(self).__name__} {self.name!r} after commit {self.position}{closed_}>"
+
+
+def text_of(error: Exception) -> str:
+    """As it is stored."""
+    return f"{type(error).__name__}: {error}"

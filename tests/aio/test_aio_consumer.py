@@ -299,6 +299,59 @@ def test_projections_that_are_cancelled_and_taken_over_count_each_change_once(se
     run(main())
 
 
+def test_a_projection_may_set_aside_what_it_fails_for_and_take_it_up() -> None:
+    async def main() -> None:
+        async with opened() as db, consumer(db, on_error="park") as feed:
+
+            async def count_good(txn: AsyncTransaction, changes: Sequence[Change]) -> None:
+                await count(txn, changes)
+                if any(change.value == b"bad" for change in changes):
+                    raise ValueError("bad")
+
+            async def stops(txn: AsyncTransaction, changes: Sequence[Change]) -> None:
+                raise ClosedError("of something else")
+
+            for value in (b"1", b"bad", b"3"):
+                await db.put(b"a", value)
+            await feed.project(count_good, timeout_s=0)
+            assert await counted(db) == {b"a": 2}
+            assert await feed.replay_parked(count_good) == 0
+            [info] = await db.consumers()
+            assert [(each.seqno, each.error, each.attempts) for each in info.parked] == [(3, "ValueError: bad", 3)]
+            with pytest.raises(ClosedError):
+                await feed.replay_parked(stops)
+            await db.put(b"b", b"1")
+            with pytest.raises(ClosedError):
+                await feed.project(stops, timeout_s=0)
+            assert await feed.replay_parked(count) == 1
+            assert await feed.replay_parked(count) == 0
+            await feed.project(count, timeout_s=0)
+            assert await counted(db) == {b"a": 3, b"b": 1}
+
+    run(main())
+
+
+def test_what_is_set_aside_and_gone_is_told() -> None:
+    async def main() -> None:
+        async with opened(segment_bytes=16 << 10) as db, consumer(db, on_error="park", max_lag_bytes=64 << 10) as feed:
+
+            async def fails(txn: AsyncTransaction, changes: Sequence[Change]) -> None:
+                if any(change.value == b"bad" for change in changes):
+                    raise ValueError
+
+            await db.put(b"a", b"bad")
+            for _ in range(10):
+                await feed.project(fails, timeout_s=0)
+                await filled(db, 20)
+            with pytest.raises(FeedGap):
+                await feed.replay_parked(count)
+            async with feed.rebase():
+                pass
+            assert await feed.replay_parked(count) == 0
+
+    run(main())
+
+
 # -- owners and ends ---------------------------------------------------------------------------
 
 

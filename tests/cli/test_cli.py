@@ -346,10 +346,17 @@ def test_consumers_are_tabbed_lines_or_objects(path: str) -> None:
             feed.ack(next(feed))
     lines = [line.split("\t") for line in run("consumers", path).stdout.splitlines()]
     assert [line[:4] for line in lines] == [["index\\tof", "stopped", "1", "1"], ["mailer", "stopped", "3", "0"]]
-    assert {len(line) for line in lines} == {8}
+    assert {len(line) for line in lines} == {9}
     [index, mailer] = [json.loads(line) for line in run("consumers", path, "--json").stdout.splitlines()]
     assert (index["name"], index["lag_commits"], mailer["lag_commits"]) == ("index\tof", 1, 0)
     assert mailer["lag_s"] == 0
+    with kvwal.open(path) as db, db.consumer("mailer", on_error="park") as feed:
+        db[b"b"] = b"2"
+        feed.project(lambda txn, changes: 1 // 0, timeout_s=0)
+    lines = [line.split("\t") for line in run("consumers", path).stdout.splitlines()]
+    assert [line[7] for line in lines] == ["0", "1"]
+    [_, mailer] = [json.loads(line) for line in run("consumers", path, "--json").stdout.splitlines()]
+    assert [parked["error"][:18] for parked in mailer["parked"]] == ["ZeroDivisionError:"]
 
 
 def test_changes_of_a_store_that_another_process_has_are_exit_code_4(filled: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import threading
+import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
@@ -476,6 +477,30 @@ def test_a_projection_that_conflicts_runs_again(db: kvwal.Store) -> None:
     feed.project(disturbed, timeout_s=0)
     assert calls[0] == 1
     assert counted(db)[b"a"] == 11
+
+
+def test_a_projection_that_always_conflicts_is_tried_a_hundred_times(db: kvwal.Store) -> None:
+    feed = consumer(db, prefix=b"a")
+    db[b"a"] = b"1"
+    calls = 0
+
+    def disturbed(txn: kvwal.Transaction, changes: list[Change]) -> None:
+        nonlocal calls
+        calls += 1
+        count(txn, changes)
+        db[b"sum:a"] = b"%d" % calls
+
+    with pytest.raises(kvwal.ConflictError):
+        feed.project(disturbed, timeout_s=0)
+    assert calls == 100
+    assert feed.position == 0
+
+
+def test_an_empty_batch_comes_after_the_timeout(db: kvwal.Store) -> None:
+    feed = consumer(db, timeout_s=0.05)
+    began_s = time.monotonic()
+    assert next(feed).changes == ()
+    assert 0.05 <= time.monotonic() - began_s < 5
 
 
 def test_an_error_stops_with_the_position_and_is_stored(disk: SimulatedDisk, db: kvwal.Store) -> None:
