@@ -340,6 +340,8 @@ class OwnedConsumer:
         if commit.request.seqno and row is not None:
             self._row = row
             self._acked = max(self._acked, row.position)
+            # Invariant: what is up to the stored position is not read again. An interruption may have come before this.
+            self._scanned = max(self._scanned, row.position)
             self._stored_s = time.monotonic()
             if commit.parked is not None and commit.parked != self._parked:
                 # Durability: held before the position lets it go.

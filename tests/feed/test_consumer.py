@@ -1093,6 +1093,26 @@ def test_an_interrupted_ack_does_not_fence_its_own_owner(then: str) -> None:
     assert step > 300
 
 
+def test_a_projection_that_is_interrupted_behind_its_commit_is_not_applied_twice(
+    db: kvwal.Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    feed = consumer(db, prefix=b"key")
+    resolve = kvwal.Consumer._resolve
+
+    def interrupted(feed: kvwal.Consumer) -> None:
+        if feed._last is not None and feed._last.request.seqno:
+            raise KeyboardInterrupt
+        resolve(feed)
+
+    for number in range(1, 3):
+        db[b"key"] = b"%d" % number
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(kvwal.Consumer, "_resolve", interrupted)
+            feed.project(count, timeout_s=0)
+        feed.project(count, timeout_s=0)
+        assert counted(db) == {b"key": number}
+
+
 def test_a_next_that_fails_after_an_interrupted_rebase_stays_behind_the_snapshot(
     db: kvwal.Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
