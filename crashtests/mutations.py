@@ -532,7 +532,7 @@ MUTANTS: tuple[Mutant, ...] = (
         "exhaustive",
         (
             "kvwal.feed.consumer:Consumer._apply",
-            "handled = self._handled(txn, batch)\n",
+            "handled = self._handled(txn, batch, parked)\n",
             "txn.commit()\n"
             "                handled = self._change(\n"
             "                    lambda row: __import__('dataclasses').replace(row, position=batch.last))\n",
