@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Final, NamedTuple
+from weakref import ref
 
 from kvwal.errors import FeedGap
 from kvwal.keys import Seqno
@@ -84,20 +85,22 @@ class HoldInfo:
 
 
 class Hold:
-    """Keeps the commits beyond a seqno until it is released or collected."""
+    """Keeps the commits beyond a seqno until it is released or collected.
 
-    __slots__ = ("_holds", "key", "after")
+    That it is collected runs no code of its own, so a signal handler cannot interrupt it.
+    """
 
-    def __init__(self, holds: dict[int, HoldInfo], key: int, after: Seqno) -> None:
+    __slots__ = ("__weakref__", "_holds", "after", "key")
+
+    def __init__(self, holds: dict[int, tuple[HoldInfo, ref[Hold]]], key: int, after: Seqno) -> None:
+        self._holds = holds
         self.key = key
         #: The commits beyond this one are held.
         self.after = after
-        # Last: a finalizer that finds it finds the others.
-        self._holds = holds
 
     def advance(self, after: Seqno) -> None:
         """What is up to `after` is held no longer."""
-        info = self._holds.get(self.key)
+        info, _ = self._holds.get(self.key, (None, None))
         if info is not None and after > info.after:
             # Not a new one in its place: that would bring back one that was dropped just now.
             info.after = self.after = after
@@ -109,11 +112,7 @@ class Hold:
 
     def release(self) -> None:
         """Hold nothing any more. Idempotent; from any thread, and from a finalizer."""
-        holds = getattr(self, "_holds", None)
-        if holds is not None:
-            holds.pop(self.key, None)
-
-    __del__ = release
+        self._holds.pop(self.key, None)
 
 
 class Retention:
@@ -122,7 +121,8 @@ class Retention:
     def __init__(self, now_us: Callable[[], int], monotonic_s: Callable[[], float]) -> None:
         #: Tells the age of what is kept.
         self.clock = TrustedClock(now_us, monotonic_s)
-        self._holds: dict[int, HoldInfo] = {}
+        # Those that were collected go when the next look finds them.
+        self._holds: dict[int, tuple[HoldInfo, ref[Hold]]] = {}
         self._keys = itertools.count()
         # Commits up to this one may be gone.
         self._gone = Seqno(0)
@@ -142,7 +142,7 @@ class Retention:
             segments: what is there now. newest: the last commit. time_us: of that commit.
         """
         hold = Hold(self._holds, next(self._keys), Seqno(0) if after is None else after)
-        self._holds[hold.key] = HoldInfo(name, hold.after, self.clock.now_us(), limits)
+        self._holds[hold.key] = HoldInfo(name, hold.after, self.clock.now_us(), limits), ref(hold)
         oldest = Seqno(max(self._gone, segments[0].first_seqno - 1))
         if after is None:
             hold.advance(oldest)
@@ -156,11 +156,21 @@ class Retention:
 
     def holds(self) -> list[HoldInfo]:
         """Who holds what, since when; in no order."""
-        return [replace(info) for info in list(self._holds.values())]
+        return [replace(info) for _, info in self._held()]
+
+    def _held(self) -> list[tuple[int, HoldInfo]]:
+        """Those that are neither released nor collected, by key."""
+        held: list[tuple[int, HoldInfo]] = []
+        for key, (info, hold) in list(self._holds.items()):
+            if hold() is None:
+                self._holds.pop(key, None)
+            else:
+                held.append((key, info))
+        return held
 
     def drop_late(self, segments: Sequence[SegmentInfo]) -> None:
         """Drop the holds that are beyond their limits."""
-        for key, info in list(self._holds.items()):
+        for key, info in self._held():
             if info.limits is not None:
                 why = self._late(info.after, info.limits, segments)
                 if why:
@@ -181,7 +191,7 @@ class Retention:
 
     def drop_laziest(self, below: Seqno, segments: Sequence[SegmentInfo]) -> bool:
         """Drop the holds with limits that are furthest behind, as many as let a segment go. False if none does."""
-        limited = {key: info for key, info in list(self._holds.items()) if info.limits is not None}
+        limited = {key: info for key, info in self._held() if info.limits is not None}
         kept = self._removable(below, segments)
         dropped: list[int] = []
         for key in sorted(limited, key=lambda key: limited[key].after):
@@ -207,7 +217,7 @@ class Retention:
         return n
 
     def _removable(self, below: Seqno, segments: Sequence[SegmentInfo], without: Sequence[int] = ()) -> int:
-        needed = min([below - 1, *(hold.after for key, hold in list(self._holds.items()) if key not in without)])
+        needed = min([below - 1, *(info.after for key, info in self._held() if key not in without)])
         n = 0
         while n + 1 < len(segments) and segments[n + 1].first_seqno <= needed + 1:
             n += 1
