@@ -131,11 +131,12 @@ class Past:
     def _version(self, seqno: Seqno, at: Seqno | datetime) -> PastVersion:
         """The read path of the moment. FeedGap if its log is gone."""
         meta = self._state.version.tree.meta
+        bases = self._keeping.bases
+        n = bisect_right(bases, seqno, key=lambda base: base.seqno)
+        if not n:
+            # Also when what is read happens to be there.
+            raise self._too_old(at)
         if meta.seqno > seqno:
-            bases = self._keeping.bases
-            n = bisect_right(bases, seqno, key=lambda base: base.seqno)
-            if not n:
-                raise self._too_old(at)
             meta = bases[n - 1].meta(meta)
         # Held first, and looked for after.
         hold = self._keeping.hold(meta.seqno, "snapshot")
