@@ -198,7 +198,7 @@ class Remembering(OrderedMapping):
             prefix: only keys with this prefix, or with one of several. A deleted range is cut to them.
             tables: only these tables, by id; None: the default one and all of users.
             previous: give each change the value that its key had before the commit, for one look-up each.
-            expand: tell a deleted range as a "delete" of each key that it held.
+            expand: tell a deleted range as a "delete" of each key that it held, less those that the commit wrote.
             follow: wait for what comes. Without it, it ends with the last commit that is durable at the call.
             timeout_s: with `follow`, stop (StopIteration) when no change came for this long; iterating again goes on.
 

@@ -14,7 +14,7 @@ from typing import Final
 from kvwal.engine.engine import Engine
 from kvwal.engine.readers import Reader
 from kvwal.feed.change import Change, Selection
-from kvwal.keys import Seqno
+from kvwal.keys import KeyRange, Seqno, disjoint
 from kvwal.log import Record
 
 __all__ = ["WithPrevious"]
@@ -64,24 +64,30 @@ class WithPrevious:
 
     def _told(self, found: Iterator[Change], reader: Reader) -> Iterator[Change]:
         waiting = None
-        for change in found:
-            for each in self._expanded(change, reader) if self._keys else (change,):
-                if waiting is not None:
-                    yield waiting
-                # The last one is known when there are no more.
-                waiting = replace(each, previous=self._previous(each, reader), last=False)
+        for each in self._expanded(list(found), reader) if self._keys else found:
+            if waiting is not None:
+                yield waiting
+            # The last one is known when there are no more.
+            waiting = replace(each, previous=self._previous(each, reader), last=False)
         if waiting is not None:
             yield replace(waiting, last=True)
 
-    def _expanded(self, change: Change, reader: Reader) -> Iterator[Change]:
-        if change.kind != "delete_range":
-            yield change
-            return
-        part = self._engine.reads.part(reader.version, change.table)
-        for keys, values in part.chunks(Seqno(change.seqno - 1), change.key, change.stop, reverse=False):
-            reader.check()
-            for key, value in zip(keys, values, strict=True):
-                yield replace(change, kind="delete", key=key, stop=None, previous=value)
+    def _expanded(self, changes: list[Change], reader: Reader) -> Iterator[Change]:
+        """Each key once: those that the ranges held, in order by table, and then what the commit did to keys."""
+        ranges: dict[int, list[Change]] = {}
+        keys = [change for change in changes if change.kind != "delete_range"]
+        for change in changes[: len(changes) - len(keys)]:
+            ranges.setdefault(change.table, []).append(change)
+        own = {(change.table, change.key) for change in keys}
+        for table, deleted in ranges.items():
+            part = self._engine.reads.part(reader.version, table)
+            for start, stop in disjoint(KeyRange(each.key, each.stop) for each in deleted):
+                for found, values in part.chunks(Seqno(deleted[0].seqno - 1), start, stop, reverse=False):
+                    reader.check()
+                    for key, value in zip(found, values, strict=True):
+                        if (table, key) not in own:
+                            yield replace(deleted[0], kind="delete", key=key, stop=None, previous=value)
+        yield from keys
 
     def _previous(self, change: Change, reader: Reader) -> bytes | None:
         if not self._values or change.kind == "delete_range":
