@@ -188,7 +188,12 @@ class Keeping:
     def _most_bytes(self) -> int:
         if self._keep_bytes is not None:
             return self._keep_bytes
-        return min(_MOST_BYTES, self._free_bytes() // _FREE_SHARE, max(_LEAST_BYTES, self._data_bytes()))
+        try:
+            free_bytes = self._free_bytes()
+        except OSError:
+            # A checkpoint does not fail for that.
+            free_bytes = _MOST_BYTES
+        return min(_MOST_BYTES, free_bytes // _FREE_SHARE, max(_LEAST_BYTES, self._data_bytes()))
 
     def _data_bytes(self) -> int:
         meta = self._pages.meta

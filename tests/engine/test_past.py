@@ -435,6 +435,18 @@ def test_what_is_kept_without_a_limit(
     assert kept._most_bytes() == most
 
 
+def test_a_checkpoint_does_not_ask_in_vain_for_free_space(db: kvwal.Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails() -> int:
+        raise OSError(errno.EIO, "no answer")
+
+    kept = db.engine._keeping
+    kept._keep_bytes = None
+    monkeypatch.setattr(kept, "_free_bytes", fails)
+    db[b"k"] = b"v"
+    db.checkpoint()
+    assert db.stats().checkpoint_seqno == 1
+
+
 # -- readers of past moments -------------------------------------------------------------------
 
 
