@@ -237,7 +237,8 @@ class Background:
             self._indexing = indexing
             for _ in indexing:
                 at_s = now_s()
-                if self._stopping or at_s - began_s >= _INDEXING_S:
+                # A writer that wakes this thread may wait for a checkpoint.
+                if self._stopping or at_s - began_s >= _INDEXING_S or not self._wake_ups.empty():
                     return
                 if at_s - yielded_s >= _STEP_S:
                     give_way(_PAUSE_S if self._queue.is_busy() else 0.0)
