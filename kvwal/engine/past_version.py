@@ -63,7 +63,8 @@ class PastVersion(Version):
         walk: Walk | None = None,
         check: Callable[[], None] = lambda: None,
     ) -> Iterator[Chunk]:
-        """Chunks of a range as of `seqno`, in its direction. See `Version.chunks`."""
+        """Chunks of a range as of `seqno`, in its direction. See `Version.chunks`; nothing is written to the past."""
+        assert own is None, "a transaction reads a past moment"
 
         def of_tree(beyond: bytes) -> Iterator[RawChunk]:
             if reverse:
@@ -76,8 +77,6 @@ class PastVersion(Version):
         for stretch in self._history.stretches(self._table, self.tree.meta.seqno, seqno):
             cover = Cover.of(stretch.ranges) if stretch.ranges else None
             sources.append(Source(stretch.chunks(start, stop, reverse=reverse), cover=cover))
-        if own is not None:
-            sources.append(own)
         return merged(sources, reverse=reverse)
 
     def count(
