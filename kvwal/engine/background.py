@@ -27,9 +27,11 @@ __all__ = ["Background", "Job"]
 _IDLE_S: Final = 1.0
 # How often the thread looks while commits come in.
 _TICK_S: Final = 0.05
-# How long key indexes are made before the other jobs are looked at; after what time of it other threads run, and for
-# how long while a commit is under way: a thread needs about 100 us to wake up and take the interpreter.
+# How long key indexes are made before the other jobs are looked at, and in a tick while commits come in, so that they
+# cost a writer at full speed a tenth, and are made when it rests; after what time of it other threads run, and for how
+# long while a commit is under way: a thread needs about 100 us to wake up and take the interpreter.
 _INDEXING_S: Final = 0.02
+_BUSY_INDEXING_S: Final = 0.005
 _STEP_S: Final = 0.0003
 _PAUSE_S: Final = 0.0002
 
@@ -176,8 +178,9 @@ class Background:
             self.failure = error
             self._quiet = True
         if self._indexes_are_due():
+            wait_s = 0.0 if self._quiet else self._tick_s
             self._quiet = False
-            return 0.0
+            return wait_s
         if self._quiet:
             return self._wait_idle()
         return self._tick_s
@@ -233,12 +236,13 @@ class Background:
         """Go on making key indexes, for as long as the other jobs can wait."""
         now_s, give_way = self._options.files.monotonic_s, self._options.files.give_way
         began_s = yielded_s = now_s()
+        most_s = _INDEXING_S if self._quiet else _BUSY_INDEXING_S
         for indexing in (self._indexing, self._log.key_history.make_indexes()):
             self._indexing = indexing
             for _ in indexing:
                 at_s = now_s()
                 # A writer that wakes this thread may wait for a checkpoint.
-                if self._stopping or at_s - began_s >= _INDEXING_S or not self._wake_ups.empty():
+                if self._stopping or at_s - began_s >= most_s or not self._wake_ups.empty():
                     return
                 if at_s - yielded_s >= _STEP_S:
                     give_way(_PAUSE_S if self._queue.is_busy() else 0.0)

@@ -283,7 +283,8 @@ def test_closing_a_store_whose_indexes_are_being_made_leaves_nothing_behind(tmp_
 
 
 def test_other_jobs_run_while_indexes_are_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("kvwal.engine.background._INDEXING_S", 0.0)
+    for name in ("_INDEXING_S", "_BUSY_INDEXING_S"):
+        monkeypatch.setattr(f"kvwal.engine.background.{name}", 0.0)
     runs = []
     with kvwal.open(tmp_path / "db.kv", **{**TINY, **LATE}, durability="os", keep_history_bytes=1 << 30) as db:
         background: Any = db.engine._background
