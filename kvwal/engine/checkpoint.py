@@ -179,9 +179,13 @@ class Checkpointer:
             if self._state.version.frozen is not None:
                 self._run()
             self._run()
-            before = self._pages.meta.page_count
+            before, bases = self._pages.meta.page_count, len(self._pages.bases.all())
             for _ in range(passes):
                 self._run(even_if_empty=True, compact=True)
+            if len(self._pages.bases.all()) < bases:
+                # What only they reached became free while this was under way.
+                for _ in range(passes):
+                    self._run(even_if_empty=True, compact=True)
         finally:
             self._pressure.checkpoint_ended()
         return self._pages.meta.page_count < before

@@ -38,6 +38,22 @@ def test_compact_leaves_little_more_than_the_data(tmp_path: Path) -> None:
         assert dict(db) == content | {b"last": b"commit"}
 
 
+def test_compact_gives_back_what_a_past_that_is_wanted_no_more_held(tmp_path: Path) -> None:
+    with kvwal.open(tmp_path / "db", durability="os", background=False, history_base_bytes=0) as db:
+        db.update({b"%06d" % number: bytes(1000) for number in range(3000)})
+        db.checkpoint()
+        db.clear()
+        db.checkpoint()
+        full = db.stats().data_bytes
+        db.compact()
+        assert db.stats().data_bytes > full // 2, "the past is there"
+        with db.snapshot(at=1) as snapshot:
+            assert len(snapshot) == 3000
+    with kvwal.open(tmp_path / "db", background=False, keep_history_bytes=0) as db:
+        assert db.compact() > full // 2
+        assert db.stats().data_bytes < full // 10
+
+
 def test_compact_spares_what_a_snapshot_reads(tmp_path: Path) -> None:
     with _filled(tmp_path / "db", background=False) as db:
         content = dict(db)
