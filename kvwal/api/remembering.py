@@ -194,7 +194,8 @@ class Remembering(OrderedMapping):
         """What the durable commits beyond `after` changed, in their order, each change once.
 
         Args:
-            after: a position, which is a seqno; None: everything that the log still has.
+            after: a position, which is a seqno; None: everything that the log still has (with `previous` and `expand`:
+                from the beginning of the window on).
             prefix: only keys with this prefix, or with one of several. A deleted range is cut to them.
             tables: only these tables, by id; None: the default one and all of users.
             previous: give each change the value that its key had before the commit, for one look-up each.
@@ -209,6 +210,7 @@ class Remembering(OrderedMapping):
         position = None if after is None else Seqno(as_int("after", after, 0))
         wanted: Selection = Filter(prefix, tables)
         if previous or expand:
+            position = self.engine.upkeep.past.oldest() if position is None else position
             wanted = WithPrevious(self.engine, wanted, position, values=previous, keys=expand, owner=self)
         return Changes(self.engine, position, wanted, follow=follow, timeout_s=timeout_s, owner=self)
 

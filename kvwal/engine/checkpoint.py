@@ -147,6 +147,8 @@ class Checkpointer:
         """Free what the consumer that is furthest behind holds, which is lost then; or else what the window's beginning
         holds. False if there is neither.
         """
+        # What was read, and is read no more, holds nothing.
+        self._succession.release_pages()
         older = self._pages.older
         if older is not None and self._log.retention.drop_laziest(Seqno(older.seqno + 1), self._log.segments()):
             self._retire()
@@ -155,6 +157,7 @@ class Checkpointer:
 
     def _shorten_window(self) -> bool:
         """Give up bases until a segment is retired, or there is none. False if there was none."""
+        self._succession.release_pages()
         shortened = False
         while self._keeping.shorten():
             shortened = True
@@ -253,8 +256,8 @@ class Checkpointer:
         yield_to_writers = self._yield_to_writers if self._options.background else _go_on
         last_seqno = memtable.last_seqno
         succession.release_pages()
-        keep, drop = self._keeping.plan(last_seqno)
         try:
+            keep, drop = self._keeping.plan(last_seqno)
             meta = self._pages.checkpoint(
                 _updates(memtable, yield_to_writers),
                 memtable.ranges.newest.ranges(),

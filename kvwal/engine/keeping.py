@@ -7,11 +7,10 @@ Rules:
 - A checkpoint makes a base when enough log was written since the last one (`_distance`): a read of a past moment
   looks at the log from the base before it on, and a base holds the pages that were freed since.
 - The window begins with the newest base that leaves `keep_history_s` readable, and later if bases and log would
-  take more than `keep_history_bytes`. Only what recovery does not need is counted: at least what was committed since
-  the last checkpoint but one can always be read.
-- Age is judged by wall clocks, and a wall clock may be wrong: a base was made when the smallest wall clock of it and of
-  all later ones says. So one that was made while the clock stood a year ahead looks a year young only until the next
-  one is made. What the clock says *now* is believed as `TrustedClock` says (log/retention.py).
+  take more than `keep_history_bytes`. Only what recovery does not need is counted.
+- Age is judged by wall clocks, and a wall clock may be wrong. A base is as young as the later of its wall clock and the
+  time of its commit, which never goes back: what a clock that was set back made is not taken for old. What the clock
+  says *now* is believed as `TrustedClock` says (log/retention.py).
 - On a full disk the window is shortened from base to base.
 
 Invariant: the log beyond the oldest base is held. The hold moves on only when the meta without the bases before it is
@@ -80,6 +79,10 @@ class Keeping:
 
     def refresh(self) -> None:
         """Go on from the bases that the newest meta has."""
+        if isinstance(self._pages.bases.damage, OSError):
+            # They may be there all the same: the next checkpoint reads them again.
+            self.bases, self._held = (), self.hold(None, "window")
+            return
         bases: list[Base] = []
         if self._log is None or self._is_on:
             self._oldest = max(self._oldest, self._next_oldest)
@@ -105,8 +108,11 @@ class Keeping:
     def plan(self, seqno: Seqno) -> tuple[Keep | None, list[int]]:
         """Whether the next generation, which has this seqno, is to be a base; and which bases go, by generation.
 
-        Those are no longer asked for from now on.
+        Those are no longer asked for from now on. OSError if they could not be read, and cannot be now.
         """
+        if isinstance(self._pages.bases.damage, OSError):
+            self._pages.bases.read()
+            self.refresh()
         staying: Sequence[Base] = ()
         keep = None
         if self._is_on:
@@ -149,12 +155,10 @@ class Keeping:
     def _staying(self, most: int) -> Sequence[Base]:
         assert self._log is not None
         bases = self.bases
-        wall_us = self._log.retention.clock.now_us()
-        young_us = wall_us - self._keep_us
-        first = made_us = 0
+        young_us = self._log.retention.clock.now_us() - self._keep_us
+        first = 0
         for i in range(len(bases) - 1, 0, -1):
-            made_us = min(made_us or wall_us, bases[i].wall_us)
-            if made_us <= young_us:
+            if max(bases[i].wall_us, bases[i].time_us) <= young_us:
                 first = i
                 break
         while first < len(bases) and self._held_bytes(bases[first:]) > most:

@@ -19,7 +19,7 @@ from kvwal.engine.succession import Succession
 from kvwal.errors import FeedGap, SnapshotTooOld
 from kvwal.keys import Seqno
 from kvwal.locks import locked_by_state
-from kvwal.log import KeyCursor, KeyHistory, Seek, Stretch, hold_kept
+from kvwal.log import KeyCursor, KeyHistory, Seek, SegmentCursor, Stretch, hold_kept
 from kvwal.times import time_of, us_of
 
 __all__ = ["Past", "Window"]
@@ -96,10 +96,14 @@ class Past:
                 pins.append(Pin(hold.name, hold.after, hold.since_us, self._keeping.held_log_bytes(hold.after)))
         return pins
 
-    def oldest_of_log(self) -> Seqno:
-        """The moment before the oldest commit that the log has."""
-        with self._keeping.hold(None, "changes") as cursor:
-            return cursor.position
+    def oldest(self) -> Seqno:
+        """The oldest moment behind which nothing is missing, in the window as in the log."""
+        with self.hold_log(None) as cursor:
+            return max(self.window().oldest, cursor.position)
+
+    def hold_log(self, after: Seqno | None) -> SegmentCursor:
+        """Hold the log beyond a commit (None: all of it) until what this returns is closed or collected."""
+        return self._keeping.hold(after, "diff")
 
     def reader(self, at: Seqno | datetime, purpose: str, owner: object = None) -> Reader:
         """Register a reader of the moment of a commit, or of a time. Give it back with `Reader.release`, or drop it.
@@ -169,9 +173,15 @@ class Past:
         """The last commit at that time."""
         at_us = us_of("at", at)
         # A commit is younger than the clock says when that was set back.
-        if at_us > max(self._moments.now_us(), self._newest_us()):
+        newest_us = self._newest_us()
+        if at_us > max(self._moments.now_us(), newest_us):
             raise ValueError(f"at is {at.isoformat(' ', 'seconds')}, which is still to come")
-        return min(self._seek.seqno_at(at_us), newest)
+        bases = self._keeping.bases
+        if at_us < (bases[0].time_us if bases else newest_us):
+            raise self._too_old(at)
+        # Held, since it is read by name.
+        with self.hold_log(None):
+            return min(self._seek.seqno_at(at_us), newest)
 
     def stretches(self, table: int, after: Seqno, until: Seqno) -> list[Stretch]:
         """What each segment changed in a table between two moments. Requires: a reader of one not above `after`."""

@@ -39,6 +39,10 @@ class PastVersion(Version):
     def _table_of(self, table: int, tree: Tree) -> Version:
         return PastVersion(tree, self._history, self._hold, table)
 
+    def let_go(self) -> None:
+        """Hold the log no more: there is no reader."""
+        self._hold.close()
+
     def get(self, key: bytes, seqno: Seqno, *, cached_only: bool = False) -> Value:
         """The value as of `seqno`. With `cached_only` NotCached is raised: the log has to be read."""
         if cached_only:

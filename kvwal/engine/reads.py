@@ -110,6 +110,10 @@ class Reads:
         try:
             part = self.part(version, table) if table else version
             return part.get(key, reader.seqno, cached_only=cached_only)
+        except OSError:
+            # It may be that the store was closed meanwhile.
+            state.refuse_if_gone()
+            raise
         finally:
             # Whatever was found, or went wrong: the pages may have been written over.
             reader.check()
@@ -234,7 +238,7 @@ class Reads:
                     yield chunk
         except Exception as error:
             # The page file only knows that it is closed, or that a page does not verify; that is not the whole story.
-            if isinstance(error, ClosedError):
+            if isinstance(error, ClosedError | OSError):
                 state.refuse_if_gone()
             reader.check()
             raise
@@ -281,6 +285,9 @@ class Reads:
         self._state.refuse_if_gone()
         try:
             return self.part(reader.version, table).count(reader.seqno, start, stop, reader=reader)
+        except OSError:
+            self._state.refuse_if_gone()
+            raise
         finally:
             reader.check()
 

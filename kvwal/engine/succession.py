@@ -141,6 +141,9 @@ class Succession:
         newest = self._state.seqno
         for reader in version.readers.all():
             reader.give_up(SnapshotTooOld(reader.seqno, newest, newest, limit_bytes=most))
+        if isinstance(version, PastVersion):
+            # Its readers may be kept by those who were given them.
+            version.let_go()
         self._release_pages()
 
     def _release_pages(self) -> None:

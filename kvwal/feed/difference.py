@@ -16,6 +16,7 @@ from kvwal.db.mapping import Bounds
 from kvwal.engine.engine import Engine
 from kvwal.engine.readers import Reader
 from kvwal.keys import KeyRange, Seqno, disjoint
+from kvwal.log import SegmentCursor
 from kvwal.log.intents import is_of_users
 
 __all__ = ["Difference", "differences"]
@@ -55,16 +56,23 @@ def differences(
     """See `Store.diff`, which has checked the arguments."""
     _refuse_own(table)
     past, moments = engine.upkeep.past, engine.reads.moments
+    # All of the log, until it is known what is needed: a reader of now holds none.
+    whole = past.hold_log(None)
     old = past.reader(a, "diff", owner)
     try:
         new = moments.reader("diff", owner=owner) if b is None else past.reader(b, "diff", owner)
+        held = past.hold_log(min(old.seqno, new.seqno))
     except BaseException:
         old.release()
         raise
-    return _differences(engine, old, new, bounds, table)
+    finally:
+        whole.close()
+    return _differences(engine, old, new, bounds, table, held)
 
 
-def _differences(engine: Engine, old: Reader, new: Reader, bounds: Bounds, table: int) -> Iterator[Difference]:
+def _differences(
+    engine: Engine, old: Reader, new: Reader, bounds: Bounds, table: int, held: SegmentCursor
+) -> Iterator[Difference]:
     reads = engine.reads
     try:
         if old.seqno == new.seqno:
@@ -75,6 +83,7 @@ def _differences(engine: Engine, old: Reader, new: Reader, bounds: Bounds, table
             if before != after:
                 yield Difference(key, before, after)
     finally:
+        held.close()
         old.release()
         new.release()
 

@@ -19,17 +19,17 @@ from kvwal.log import Record
 
 __all__ = ["WithPrevious"]
 
-# Commits that one reader serves.
-_COMMITS: Final = 1024
+# Commits that one reader serves. Its base may leave the window meanwhile.
+_COMMITS: Final = 64
 
 
 class WithPrevious:
     """A selection whose changes have what there was before them. For one feed, which reads commits in order."""
 
     def __init__(
-        self, engine: Engine, wanted: Selection, after: Seqno | None, *, values: bool, keys: bool, owner: object
+        self, engine: Engine, wanted: Selection, after: Seqno, *, values: bool, keys: bool, owner: object
     ) -> None:
-        """SnapshotTooOld if the moment of `after` (None: the oldest commit that the log has) is not kept.
+        """SnapshotTooOld if the moment of `after` is not kept.
 
         Args:
             values: changes get their `previous`.
@@ -42,8 +42,7 @@ class WithPrevious:
         self._owner = owner
         self._reader: Reader | None = None
         self._renew_at = Seqno(0)
-        past = engine.upkeep.past
-        past.reader(past.oldest_of_log() if after is None else after, "changes", owner).release()
+        engine.upkeep.past.reader(after, "changes", owner).release()
 
     def changes(self, record: Record) -> Iterator[Change] | None:
         """What is told of a commit; None if nothing is. Raises as reading the moment before it."""
@@ -56,7 +55,7 @@ class WithPrevious:
 
     def _at(self, before: Seqno) -> Reader:
         reader = self._reader
-        if reader is None or before >= self._renew_at:
+        if reader is None or reader.is_released or before >= self._renew_at:
             # The former one stays until this one is there.
             reader = self._reader = self._engine.upkeep.past.reader(before, "changes", self._owner)
             self._renew_at = Seqno(before + _COMMITS)

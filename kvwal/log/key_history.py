@@ -12,7 +12,7 @@ from itertools import groupby, pairwise
 from operator import itemgetter
 from typing import Final, Literal, NamedTuple, TypeAlias
 
-from kvwal.errors import Error, closed
+from kvwal.errors import Error, SnapshotTooOld, closed
 from kvwal.keys import Seqno
 from kvwal.log.chain import Chain, FoundSegment
 from kvwal.log.keys import DamagedIndex, Range, Spot, hash_of
@@ -118,6 +118,9 @@ class KeyHistory:
     def _spans(self, after: int, until: int) -> list[Span]:
         """The segments that have commits beyond `after` up to `until`, oldest first."""
         names = self._keys.segments()
+        if names[0] > after + 1 and after < until:
+            # Never a silent gap, though the caller was to hold the log.
+            raise SnapshotTooOld(after, names[0], until)
         lasts = [*(name - 1 for name in names[1:]), until]
         return [
             Span(first, last, i + 1 < len(names))

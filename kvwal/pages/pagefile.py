@@ -173,7 +173,9 @@ class PageFile:
         if self._poisoned is not None:
             raise poisoned(self._poisoned) from self._poisoned
         self._confirm()
-        self._flip()
+        if self._flip():
+            # The caller did not know of what that dropped.
+            drop = {*drop} & {*self.bases.generations()}
         self.bases.check_changes(keep, drop)
         old = self.meta
         facts["required"] = old.required | facts.get("required", 0)
@@ -203,13 +205,14 @@ class PageFile:
         """
         return [self.meta] if self.older is None or self._next is not None else [self.meta, self.older]
 
-    def _flip(self) -> None:
-        """Write the next meta, durably, and go on from it. If that was interrupted, it is done again.
+    def _flip(self) -> bool:
+        """Write the next meta, durably, and go on from it. If that was interrupted, it is done again. Whether there was
+        one.
 
         Nothing else is written before: until then the new slot may be on disk or not, and both generations are whole.
         """
         if self._next is None:
-            return
+            return False
         old, meta, table, free, released = self._next
         try:
             write_slot(self._file, meta)
@@ -221,6 +224,7 @@ class PageFile:
         self.space.install(meta, table, free, released)
         self._cut_file()
         self._next = None
+        return True
 
     def _poison(self, failure: OSError) -> None:
         self._poisoned = failure

@@ -122,8 +122,7 @@ def test_a_moment_that_is_not_kept_is_refused_at_the_call() -> None:
         db.checkpoint()
         assert next(db.changes()).seqno > 0, "the consumer keeps the log"
         for options in ({"previous": True}, {"expand": True}):
-            with pytest.raises(SnapshotTooOld):
-                db.changes(**options)
+            assert list(db.changes(**options)) == [], "from the window's beginning on"
             with pytest.raises(SnapshotTooOld):
                 db.changes(3, **options)
         # The moment before the newest commit is past.
@@ -132,3 +131,18 @@ def test_a_moment_that_is_not_kept_is_refused_at_the_call() -> None:
         with pytest.raises(SnapshotTooOld):
             db.changes(last, previous=True)
         assert readers_in(db.pins()) == []
+
+
+def test_a_feed_that_keeps_up_outlives_its_base(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(keeping, "_TREES", 0)
+    monkeypatch.setattr(previous, "_COMMITS", 1 << 30)
+    with opened(SimulatedDisk(), keep_history_bytes=50_000, max_snapshot_bytes=50_000) as db:
+        db[b"k"] = b"0"
+        with db.changes(1, previous=True, follow=True, timeout_s=0) as changes:
+            for number in range(1, 200):
+                db[b"k"] = b"%d" % number * 300
+                if number % 3 == 0:
+                    db.checkpoint()
+                [change] = changes
+                assert change.previous == b"%d" % (number - 1) * (300 if number > 1 else 1)
+        assert db.window.oldest > 100
