@@ -79,7 +79,7 @@ class Background:
             Job("next segment", lambda: True, log.prepare_next),
             Job("key indexes", self._indexes_are_due, self._make_indexes),
         )
-        # Key indexes are made for those who asked for log to be kept; others have them made when they ask for versions.
+        # Key indexes are made where history is kept; elsewhere when they are needed.
         self._keeps_log = options.keeps_history
         # Is suspended between two runs of its job.
         self._indexing: Generator[None, None, None] = log.key_history.make_indexes()

@@ -157,7 +157,6 @@ class Checkpointer:
 
     def _shorten_window(self) -> bool:
         """Give up bases until a segment is retired, or there is none. False if there was none."""
-        self._succession.release_pages()
         shortened = False
         while self._keeping.shorten():
             shortened = True

@@ -128,7 +128,7 @@ class Past:
             try:
                 return self._register(self._version(seqno, at), seqno, purpose, since_us, owner)
             except (FeedGap, _NotKeptError):
-                # The window has moved on meanwhile, unless a file was removed by someone else.
+                # The window has moved on meanwhile, unless another program removed a file.
                 if self._keeping.bases is bases:
                     raise self._too_old(at) from None
 

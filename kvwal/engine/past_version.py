@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 
 from kvwal.engine.count import Extent
 from kvwal.engine.memtable import Memtable, Walk
-from kvwal.engine.merge import Chunk, Pairs, RawChunk, Source, merged
+from kvwal.engine.merge import Chunk, Pairs, Source, merged
 from kvwal.engine.range_map import Cover
 from kvwal.engine.readers import Reader
 from kvwal.engine.value import Value
@@ -69,15 +69,7 @@ class PastVersion(Version):
     ) -> Iterator[Chunk]:
         """Chunks of a range as of `seqno`, in its direction. See `Version.chunks`; nothing is written to the past."""
         assert own is None, "a transaction reads a past moment"
-
-        def of_tree(beyond: bytes) -> Iterator[RawChunk]:
-            if reverse:
-                return self.tree.chunks(start, beyond, reverse=True)
-            return self.tree.chunks(beyond, stop, reverse=False)
-
-        sources = [
-            Source(self.tree.chunks(start, stop, reverse=reverse), deletes=False, seek=of_tree, reverse=reverse)
-        ]
+        sources = [self._of_tree(start, stop, reverse=reverse)]
         for stretch in self._history.stretches(self._table, self.tree.meta.seqno, seqno):
             cover = Cover.of(stretch.ranges) if stretch.ranges else None
             sources.append(Source(stretch.chunks(start, stop, reverse=reverse), cover=cover))

@@ -131,14 +131,7 @@ class Version:
             check: called now and then; raises what is to end the scan.
         """
 
-        def of_tree(beyond: bytes) -> Iterator[RawChunk]:
-            if reverse:
-                return self.tree.chunks(start, beyond, reverse=True)
-            return self.tree.chunks(beyond, stop, reverse=False)
-
-        sources = [
-            Source(self.tree.chunks(start, stop, reverse=reverse), deletes=False, seek=of_tree, reverse=reverse)
-        ]
+        sources = [self._of_tree(start, stop, reverse=reverse)]
         for memtable in (self.frozen, self.memtable):
             if memtable:
                 at = seqno if memtable is self.memtable else memtable.last_seqno
@@ -147,6 +140,17 @@ class Version:
         if own is not None:
             sources.append(own)
         return merged(sources, reverse=reverse)
+
+    def _of_tree(self, start: bytes | None, stop: bytes | None, *, reverse: bool) -> Source:
+        """The oldest source of a scan."""
+
+        def from_there(beyond: bytes) -> Iterator[RawChunk]:
+            if reverse:
+                return self.tree.chunks(start, beyond, reverse=True)
+            return self.tree.chunks(beyond, stop, reverse=False)
+
+        chunks = self.tree.chunks(start, stop, reverse=reverse)
+        return Source(chunks, deletes=False, seek=from_there, reverse=reverse)
 
     # -- counting -------------------------------------------------------------------------------
 

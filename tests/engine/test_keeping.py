@@ -15,6 +15,7 @@ import kvwal
 from kvwal import SnapshotTooOld
 from kvwal.engine import keeping
 from kvwal.options import RESERVE_BYTES
+from kvwal.pages import pagefile
 from kvwal.testing import SimulatedDisk, crash_every
 
 # Fixtures.
@@ -232,6 +233,27 @@ def test_a_write_that_meets_a_full_disk_does_not_cost_a_past_that_takes_no_space
         db[b"k"] = b"3"
         with db.snapshot(at=1) as snapshot:
             assert snapshot[b"k"] == b"1"
+
+
+def test_the_log_is_held_until_the_flip_that_drops_a_base_is_durable(
+    disk: SimulatedDisk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with opened(disk, keep_history_bytes=50_000) as db:
+        write_slot = pagefile.write_slot
+        seen: list[int] = []
+
+        def writes(*arguments: Any) -> None:
+            oldest = min([base.seqno for base in db.engine._pages.bases.all()], default=0)
+            [hold] = [hold for hold in db.engine._log.holds() if hold.name == "window"]
+            assert hold.after <= oldest
+            seen.append(hold.after)
+            write_slot(*arguments)
+
+        monkeypatch.setattr(pagefile, "write_slot", writes)
+        for _ in range(60):
+            db.put(b"x", bytes(3000))
+            db.checkpoint()
+        assert len(set(seen)) > 3
 
 
 def test_a_power_cut_leaves_a_window_without_a_hole() -> None:

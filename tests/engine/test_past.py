@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from past_fixtures import KEEP, bases_of, bases_wherever_there_is_log, db, disk, fill, holds_of, opened
+from past_fixtures import KEEP, LATE, bases_of, bases_wherever_there_is_log, db, disk, fill, holds_of, opened
 from store_fixtures import TINY, check_store, interrupted_at, readers_in, run_threads
 
 import kvwal
@@ -188,7 +188,7 @@ def test_a_store_that_is_closed_keeps_no_file_open(tmp_path: Path) -> None:
                 found.append(os.readlink(f"/proc/self/fd/{name}"))
         return [each for each in found if str(tmp_path) in each]
 
-    with kvwal.open(tmp_path / "a.kv", **TINY, **KEEP) as db:
+    with kvwal.open(tmp_path / "a.kv", **{**TINY, **LATE}, **KEEP, background=False) as db:
         for number in range(100):
             db.put(b"%d" % (number % 10), bytes(700), durability="os")
     for flag in ("r", "w"):
