@@ -256,6 +256,32 @@ def test_the_log_is_held_until_the_flip_that_drops_a_base_is_durable(
         assert len(set(seen)) > 3
 
 
+def test_a_checkpoint_that_does_not_fit_takes_the_window_before_a_snapshot(disk: SimulatedDisk) -> None:
+    def much(value: bytes) -> dict[bytes, bytes]:
+        return {b"%04d" % number: value * 3000 for number in range(2000)}
+
+    with opened(disk, segment_bytes=1 << 20, max_snapshot_bytes=1 << 40) as db:
+        for value in (b"1", b"2", b"3", b"4"):
+            db.update(much(value))
+            db.checkpoint()
+        with db.snapshot() as snapshot:
+            db.update(much(b"5"))
+            disk.capacity = disk.used_bytes()
+            db.checkpoint()
+            assert db.window.oldest > 0
+            assert snapshot[b"0001"] == b"4" * 3000
+        assert db[b"0001"] == b"5" * 3000
+
+
+def test_a_checkpoint_of_nothing_makes_no_second_base_of_a_moment(db: kvwal.Store) -> None:
+    model: list[dict[bytes, bytes]] = [{}]
+    fill(db, model, 3)
+    db.put(b"x", bytes(9000))
+    db.compact()
+    db.compact()
+    assert len(set(bases_of(db))) == len(bases_of(db))
+
+
 def test_a_power_cut_leaves_a_window_without_a_hole() -> None:
     def write(disk: SimulatedDisk, acknowledged: list[Any]) -> None:
         with opened(disk, durability="commit", keep_history_bytes=60_000) as db:
