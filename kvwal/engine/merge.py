@@ -18,7 +18,7 @@ from typing import Final, TypeAlias
 from kvwal.engine.range_map import Cover
 from kvwal.engine.value import Value
 
-__all__ = ["Chunk", "Pairs", "RawChunk", "Source", "chunks_in", "merged", "overlaid"]
+__all__ = ["Chunk", "Pairs", "RawChunk", "Source", "chunks_in", "larger", "merged", "overlaid"]
 
 RawChunk: TypeAlias = tuple[list[bytes], Sequence[bytes | None]]
 Chunk: TypeAlias = tuple[list[bytes], Sequence[bytes]]
@@ -129,6 +129,29 @@ def merged(sources: Sequence[Source], *, reverse: bool) -> Iterator[Chunk]:
         else:
             # No None is left; the checker cannot know.
             yield keys, values  # type: ignore[misc]
+
+
+def larger(chunks: Iterator[RawChunk], most: int) -> Iterator[RawChunk]:
+    """The same in chunks of at least `most` keys, by and by, since how much the reader wants is not known.
+
+    A merge takes something from each source for each chunk of any, however few keys it has.
+    """
+    want = 1
+    keys: list[bytes] = []
+    values: list[bytes | None] = []
+    for chunk_keys, chunk_values in chunks:
+        if not keys and len(chunk_keys) >= want:
+            yield chunk_keys, chunk_values
+        else:
+            keys += chunk_keys
+            values += chunk_values
+            if len(keys) < want:
+                continue
+            yield keys, values
+            keys, values = [], []
+        want = min(2 * max(want, len(chunk_keys)), most)
+    if keys:
+        yield keys, values
 
 
 def chunks_in(pairs: Pairs) -> Iterator[Chunk]:

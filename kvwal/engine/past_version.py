@@ -9,6 +9,7 @@ Requires: while one is read, the pages of its generation are pinned, and the log
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import Final
 
 from kvwal.engine.count import Extent
 from kvwal.engine.memtable import Memtable, Walk
@@ -22,6 +23,10 @@ from kvwal.log import KeyHistory, SegmentCursor
 from kvwal.pages import NotCached, Tree
 
 __all__ = ["PastVersion"]
+
+
+# Of the tree, in a long scan: as many as there are of a segment.
+_CHUNK_KEYS: Final = 512
 
 
 class PastVersion(Version):
@@ -69,7 +74,7 @@ class PastVersion(Version):
     ) -> Iterator[Chunk]:
         """Chunks of a range as of `seqno`, in its direction. See `Version.chunks`; nothing is written to the past."""
         assert own is None, "a transaction reads a past moment"
-        sources = [self._of_tree(start, stop, reverse=reverse)]
+        sources = [self._of_tree(start, stop, reverse=reverse, keys=_CHUNK_KEYS)]
         for stretch in self._history.stretches(self._table, self.tree.meta.seqno, seqno):
             cover = Cover.of(stretch.ranges) if stretch.ranges else None
             sources.append(Source(stretch.chunks(start, stop, reverse=reverse), cover=cover))

@@ -14,7 +14,7 @@ from typing import Final
 
 from kvwal.engine.count import Below, Census, Counted, Extent, TreeBelow
 from kvwal.engine.memtable import Memtable, Walk
-from kvwal.engine.merge import Chunk, Pairs, RawChunk, Source, merged, overlaid
+from kvwal.engine.merge import Chunk, Pairs, RawChunk, Source, larger, merged, overlaid
 from kvwal.engine.readers import Reader, Readers
 from kvwal.engine.value import MISSING, Missing, Value
 from kvwal.keys import Seqno
@@ -141,16 +141,17 @@ class Version:
             sources.append(own)
         return merged(sources, reverse=reverse)
 
-    def _of_tree(self, start: bytes | None, stop: bytes | None, *, reverse: bool) -> Source:
-        """The oldest source of a scan."""
+    def _of_tree(self, start: bytes | None, stop: bytes | None, *, reverse: bool, keys: int = 1) -> Source:
+        """The oldest source of a scan; if that is a long one, in chunks of at least this number of keys."""
+
+        def between(start: bytes | None, stop: bytes | None) -> Iterator[RawChunk]:
+            chunks = self.tree.chunks(start, stop, reverse=reverse)
+            return chunks if keys == 1 else larger(chunks, keys)
 
         def from_there(beyond: bytes) -> Iterator[RawChunk]:
-            if reverse:
-                return self.tree.chunks(start, beyond, reverse=True)
-            return self.tree.chunks(beyond, stop, reverse=False)
+            return between(start, beyond) if reverse else between(beyond, stop)
 
-        chunks = self.tree.chunks(start, stop, reverse=reverse)
-        return Source(chunks, deletes=False, seek=from_there, reverse=reverse)
+        return Source(between(start, stop), deletes=False, seek=from_there, reverse=reverse)
 
     # -- counting -------------------------------------------------------------------------------
 

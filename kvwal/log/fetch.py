@@ -8,7 +8,8 @@ from crc32c import crc32c
 
 from kvwal.keys import Seqno
 from kvwal.log.chain import FoundSegment
-from kvwal.log.intents import PUT, Columns, decode_put
+from kvwal.log.cut import Cut
+from kvwal.log.intents import decode_put
 from kvwal.log.record import COMMIT, RECORD_HEADER, RECORD_HEADER_BYTES, Record, is_commit
 from kvwal.log.walk import Readable
 
@@ -16,8 +17,6 @@ __all__ = ["RECORD_BYTES", "Fetched", "fetch"]
 
 #: Most records are smaller.
 RECORD_BYTES: Final = 4096
-# Of an intent whose column is cut.
-_INTENT_BYTES: Final = 120
 
 
 def fetch(file: Readable, segment: FoundSegment, seqno: int, offset: int) -> Record | None:
@@ -42,30 +41,20 @@ def fetch(file: Readable, segment: FoundSegment, seqno: int, offset: int) -> Rec
 
 
 class Fetched:
-    """A commit that was read, and its intents, whose columns are cut once."""
+    """A commit that was read, and its intents."""
 
-    __slots__ = ("_columns", "_put", "record", "size")
+    __slots__ = ("_cut", "_put", "record", "size")
 
     def __init__(self, record: Record) -> None:
         """Raises as `Record.columns`."""
         self.record = record
         self._put = decode_put(record.body) if record.kind == COMMIT else None
-        self._columns: Columns | None = None
-        #: Bytes that it takes, roughly; 0 if it is small and made again in no time.
-        self.size = 0
-        if self._put is None:
-            self._columns = record.columns()
-            n = len(self._columns.keys)
-            if n > 1:
-                self.size = 2 * record.size + _INTENT_BYTES * n
+        self._cut = Cut(record) if self._put is None else None
+        #: As `Cut.size`.
+        self.size = record.size + self._cut.size if self._cut is not None and self._cut.size else 0
 
     def intent(self, table: int, number: int) -> tuple[bytes, bytes | None] | None:
-        """Key and value of this put or delete (then None), if it is one and of this table."""
-        columns = self._columns
-        if columns is None:
+        """As `Cut.intent`."""
+        if self._cut is None:
             return self._put if number == table == 0 else None
-        if not len(columns.ranges) <= number < len(columns.keys):
-            return None
-        if table != (0 if columns.tables is None else columns.tables[number]):
-            return None
-        return columns.keys[number], columns.value(number) if columns.ops[number] == PUT else None
+        return self._cut.intent(self.record.body, 0, table, number)

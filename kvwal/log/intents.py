@@ -32,6 +32,7 @@ Intents are valid when
 from __future__ import annotations
 
 import struct
+from array import array
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import accumulate, pairwise
@@ -301,7 +302,7 @@ class Columns:
     Its order, and that no key is written twice, is not looked at: `decode_intents` does.
     """
 
-    __slots__ = ("_body", "_ends", "_value_lengths", "_values_start", "keys", "ops", "ranges", "tables")
+    __slots__ = ("_body", "_ends", "_keys_start", "_value_lengths", "_values_start", "keys", "ops", "ranges", "tables")
 
     def __init__(self, body: bytes, bits: int = 0) -> None:
         """ValueError as `decode_intents`."""
@@ -326,6 +327,7 @@ class Columns:
         if values_start + sum(value_lengths) != size:
             raise ValueError("the commit's keys and values do not fill its record")
         self._body = body
+        self._keys_start = start
         self._values_start = values_start
         self._value_lengths = value_lengths
         # Where the values begin, and the last one ends; made when one is asked for.
@@ -361,6 +363,10 @@ class Columns:
         """The value of one, cut out alone."""
         ends = self._value_ends()
         return self._body[ends[i] : ends[i + 1]]
+
+    def places(self) -> tuple[array[int], array[int]]:
+        """Where in the body each key begins, and the last one ends; and so for the values. 8 bytes an intent."""
+        return array("I", accumulate(map(len, self.keys), initial=self._keys_start)), array("I", self._value_ends())
 
     def _value_ends(self) -> list[int]:
         if self._ends is None:

@@ -13,6 +13,7 @@ from typing import Final, Generic, TypeVar
 from weakref import ref
 
 from kvwal.files import Directory, File
+from kvwal.log.cut import Cut
 
 __all__ = ["Kept", "KeptFiles", "Loaded", "OpenFile"]
 
@@ -22,8 +23,8 @@ _V = TypeVar("_V")
 # Two for each of 40 segments, and some. (A process has 1,024 on Linux, and 256 on macOS.)
 _MOST_FILES: Final = 96
 _MOST_BLOCK_BYTES: Final = 8 << 20
-#: Of whole files in memory: four segments.
-MOST_LOADED_BYTES: Final = 64 << 20
+#: Of whole files in memory: four segments, and what there is of a fifth.
+MOST_LOADED_BYTES: Final = 80 << 20
 # What an entry takes beside what it is said to have.
 _ENTRY_BYTES: Final = 150
 
@@ -122,10 +123,12 @@ class OpenFile:
 class Loaded:
     """A whole file in memory, for as long as something refers to it."""
 
-    __slots__ = ("__weakref__", "data", "last")
+    __slots__ = ("__weakref__", "cuts", "data", "last")
 
     def __init__(self, data: bytes, last: int) -> None:
         self.data = data
+        #: Commits of several intents that were verified in it, by their offset.
+        self.cuts: dict[int, Cut] = {}
         #: The last commit that it is known to have.
         self.last = last
 
@@ -143,7 +146,6 @@ class KeptFiles:
         self._loaded: dict[str, ref[Loaded]] = {}
         #: Blocks of key indexes that were verified, by index and number.
         self.blocks: Kept[tuple[int, int], bytes] = Kept(_MOST_BLOCK_BYTES)
-
 
     def open(self, name: str) -> OpenFile:
         """The file of this name, as it was when it was opened first."""

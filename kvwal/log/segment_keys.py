@@ -18,11 +18,13 @@ from kvwal.errors import CorruptionError
 from kvwal.files.names import keys_name, segment_name
 from kvwal.keys import Seqno
 from kvwal.log.chain import Chain, FoundSegment
+from kvwal.log.cut import Cut
 from kvwal.log.fetch import Fetched, fetch
-from kvwal.log.kept import Kept, KeptFiles
+from kvwal.log.kept import Kept, KeptFiles, Loaded
 from kvwal.log.key_table import KeyTable
 from kvwal.log.keys import DamagedIndex, KeyIndex
 from kvwal.log.reader import read_segment, start_of
+from kvwal.log.record import Record
 from kvwal.log.segment import SegmentHeader
 from kvwal.log.segments import SegmentMaker
 from kvwal.log.walk import Place, Readable
@@ -148,21 +150,27 @@ class SegmentKeys:
             yield from self._maker.write_derived(first, keys_name(first), pieces)
         return found, table
 
-    def fetched(self, found: FoundSegment, seqno: int, offset: int, file: Readable | None = None) -> Fetched:
+    def fetched(self, found: FoundSegment, seqno: int, offset: int) -> Fetched:
         """The commit at this place. DamagedIndex, with the offset, if there is none.
 
-        `file`: the segment's, if it is at hand. What has several intents is kept, so that it is cut once.
+        What has several intents is kept, so that it is cut once.
         """
         kept = self._fetched.get((found.first_seqno, offset))
         if kept is not None and kept.record.seqno == seqno:
             return kept
-        record = fetch(self.files.open(found.name) if file is None else file, found, seqno, offset)
-        if record is None:
-            raise DamagedIndex(offset)
-        fetched = Fetched(record)
+        fetched = Fetched(_fetched(self.files.open(found.name), found, seqno, offset))
         if fetched.size:
             self._fetched.put((found.first_seqno, offset), fetched, fetched.size)
         return fetched
+
+    def cut(self, found: FoundSegment, seqno: int, offset: int, loaded: Loaded) -> Cut:
+        """The same of a segment in memory, which keeps it."""
+        cut = loaded.cuts.get(offset)
+        if cut is None or cut.seqno != seqno:
+            cut = Cut(_fetched(loaded, found, seqno, offset))
+            if cut.size:
+                loaded.cuts[offset] = cut
+        return cut
 
     def forget(self, first: Seqno) -> None:
         """Let go of a segment, which is to be removed."""
@@ -174,6 +182,13 @@ class SegmentKeys:
     def close(self) -> None:
         """Let go of all files. What asks nevertheless opens some again. Idempotent, takes no lock."""
         self.files.close_all()
+
+
+def _fetched(file: Readable, found: FoundSegment, seqno: int, offset: int) -> Record:
+    record = fetch(file, found, seqno, offset)
+    if record is None:
+        raise DamagedIndex(offset)
+    return record
 
 
 def _returned(steps: Generator[None, None, _T]) -> _T:

@@ -32,7 +32,7 @@ __all__ = ["Stretch"]
 
 # Keys in the first chunk; each has twice as many as the one before, up to these.
 _FIRST_KEYS: Final = 4
-_CHUNK_KEYS: Final = 256
+_CHUNK_KEYS: Final = 512
 # A record that is read alone takes as long as this many bytes of a whole segment.
 _RECORD_COST_BYTES: Final = 12 << 10
 # Of records that are read at once, how many there are at least, and the size of one at most.
@@ -156,6 +156,7 @@ class _Reading:
         at = 0
         keys: list[bytes] = []
         values: list[bytes | None] = []
+        others: list[tuple[int, int]] = []
         for seqno, offset, number in spots:
             if not number:
                 if pread is not None:
@@ -181,12 +182,26 @@ class _Reading:
                         values.append(rest[split:])
                         continue
             # Anything else, valid or not.
-            intent = self._keys.fetched(self._found, seqno, offset, loaded).intent(table, number)
-            if intent is None:
-                raise DamagedIndex(offset)
-            keys.append(intent[0])
-            values.append(intent[1])
+            others.append((offset, len(keys)))
+            keys.append(b"")
+            values.append(None)
+        # In the order of the file, since a commit of many intents takes long to read.
+        for _, i in sorted(others):
+            keys[i], values[i] = self._other(spots[i])
         return keys, values
+
+    def _other(self, spot: Spot) -> tuple[bytes, bytes | None]:
+        """The key and value of any intent."""
+        seqno, offset, number = spot
+        loaded, table = self._loaded, self._table
+        if loaded is None:
+            intent = self._keys.fetched(self._found, seqno, offset).intent(table, number)
+        else:
+            cut = self._keys.cut(self._found, seqno, offset, loaded)
+            intent = cut.intent(loaded.data, offset + _HEADER_BYTES, table, number)
+        if intent is None:
+            raise DamagedIndex(offset)
+        return intent
 
     def _alike(self, spots: list[Spot], data: bytes) -> Chunk | None:
         """As `pairs`, of commits that are one put of one size each, as many are; None for any others, valid or not.

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Iterator
+from itertools import pairwise
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kvwal.engine.merge import Source, chunks_in, merged, overlaid
+from kvwal.engine.merge import Source, chunks_in, larger, merged, overlaid
 from kvwal.engine.range_map import Cover
 from kvwal.keys import KeyRange, in_any
 
@@ -149,3 +150,15 @@ def test_beyond_the_last_newer_key_that_is_known_nothing_is_said(
 def test_pairs_become_one_chunk_or_none() -> None:
     assert list(chunks_in([])) == []
     assert list(chunks_in([(b"a", b"1"), (b"b", b"2")])) == [([b"a", b"b"], [b"1", b"2"])]
+
+
+@given(sizes=st.lists(st.integers(1, 9), max_size=60), most=st.integers(1, 40))
+def test_larger_chunks_have_the_same_pairs_and_grow(sizes: list[int], most: int) -> None:
+    keys = [b"%03d" % number for number in range(sum(sizes))]
+    parts = [keys[sum(sizes[:i]) : sum(sizes[: i + 1])] for i in range(len(sizes))]
+    found = list(larger(iter([(part, [key + b"v" for key in part]) for part in parts]), most))
+    assert [key for keys, _ in found for key in keys] == keys
+    assert [value for _, values in found for value in values] == [key + b"v" for key in keys]
+    # All but the last one, which is what is left.
+    assert all(len(after) >= min(len(before), most) for (before, _), (after, _) in pairwise(found[:-1]))
+    assert all(len(keys) < most + 9 for keys, _ in found)

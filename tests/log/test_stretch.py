@@ -15,7 +15,9 @@ from kvwal.batch import WriteBatch
 from kvwal.errors import CorruptionError
 from kvwal.files.names import keys_name
 from kvwal.keys import Seqno
-from kvwal.log import KeyHistory, kept, key_table, stretch
+from kvwal.log import KeyHistory, kept, key_table, segment_keys, stretch
+from kvwal.log.fetch import fetch
+from kvwal.log.keys import DamagedIndex
 
 BOUNDS: list[tuple[bytes | None, bytes | None]]
 BOUNDS = [(None, None), (b"", b""), (b"b", b"a"), (b"a\0\0", None), (b"b", b"b\0")]
@@ -30,7 +32,7 @@ def pairs(history: KeyHistory, table: int, after: int, until: int, bounds: Any, 
     found = []
     for each in history.stretches(table, Seqno(after), Seqno(until)):
         chunks = list(each.chunks(*bounds, reverse=reverse))
-        assert all(0 < len(keys) == len(values) <= 256 for keys, values in chunks)
+        assert all(0 < len(keys) == len(values) <= stretch._CHUNK_KEYS for keys, values in chunks)
         assert not chunks or len(chunks[0][0]) <= 4
         found.append((each.ranges, flat(chunks)))
     return found
@@ -255,6 +257,63 @@ def test_a_batch_is_read_once(rng: Random) -> None:
     assert of_segment.ranges == log.ranges(0, 0, until)
 
 
+@pytest.mark.parametrize("loaded", [True, False])
+def test_interleaved_batches_are_read_once_or_once_a_chunk(
+    loaded: bool, rng: Random, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each key of a chunk is of another batch; there was a scan that read a batch for each of its keys."""
+    n, chunk = 20, 64
+    monkeypatch.setattr(stretch, "_CHUNK_KEYS", chunk)
+    monkeypatch.setattr(segment_keys, "_MOST_FETCHED_BYTES", 0)
+    if not loaded:
+        monkeypatch.setattr(kept, "MOST_LOADED_BYTES", 0)
+    keys = [b"%05d" % number for number in range(4000)]
+    log = KeyLog(rng, segment_bytes=1 << 18)
+    rng.shuffle(keys)
+    for i in range(n):
+        batch = WriteBatch()
+        for key in keys[i::n]:
+            batch.put(key, key)
+        batch.delete(b"%05d!" % i)
+        log.append(batch)
+    log.fill(1)
+    log.make_indexes()
+    read: list[int] = []
+
+    def fetched(file: Any, found: Any, seqno: int, offset: int) -> Any:
+        read.append(seqno)
+        return fetch(file, found, seqno, offset)
+
+    monkeypatch.setattr(segment_keys, "fetch", fetched)
+    check(log, log.history, 0, 0, log.rig.segments()[1] - 1, (b"00000", None), False)
+    if loaded:
+        # The first chunks, of 4 to 64 keys, were read before the segment was in memory.
+        assert sum(seqno <= n for seqno in read) <= 6 * n
+    else:
+        assert sum(seqno <= n for seqno in read) <= n * (-(-4000 // chunk) + 5) < 4000
+
+
+def test_a_commit_that_is_not_the_one_that_the_index_names_is_not_taken_for_it(rng: Random) -> None:
+    log = KeyLog(rng)
+    batch = WriteBatch()
+    batch.put(b"a", b"1")
+    batch.put(b"b", b"2")
+    log.append(batch)
+    log.fill(1)
+    keys = log.history._keys
+    found, _ = keys.known(keys.span(Seqno(1), 1))
+    offset = log.rig.offset(1)[1]
+    loaded = keys.files.load(found.name, found.limit, 1)
+    assert loaded is not None
+    for _ in range(2):
+        assert keys.cut(found, 1, offset, loaded).intent(loaded.data, offset + 40, 0, 1) == (b"b", b"2")
+        assert keys.fetched(found, 1, offset).intent(0, 0) == (b"a", b"1")
+        with pytest.raises(DamagedIndex):
+            keys.cut(found, 2, offset, loaded)
+        with pytest.raises(DamagedIndex):
+            keys.fetched(found, 2, offset)
+
+
 def test_whole_segments_are_in_memory_only_while_they_are_read_and_within_a_bound(
     rng: Random, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -263,6 +322,7 @@ def test_whole_segments_are_in_memory_only_while_they_are_read_and_within_a_boun
         log.append(_put(rng.choice(log.keys), b""))
     log.make_indexes()
     sizes = [segment.size for segment in log.log.segments()[-5:-1]]
+    monkeypatch.setattr(stretch, "_CHUNK_KEYS", 256)
     monkeypatch.setattr(kept, "MOST_LOADED_BYTES", sum(sizes[:3]))
     files = log.history._keys.files
 
