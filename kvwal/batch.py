@@ -89,6 +89,10 @@ class WriteBatch:
             batch = self.others[table_id] = _TableBatch()
         return batch
 
+    def part(self, table_id: int) -> WriteBatch:
+        """What this batch writes to a table: itself for table 0. See `table`."""
+        return self.table(table_id) if table_id else self
+
     def copy(self) -> WriteBatch:
         """The same writes in a batch of its own: what is changed in one is not changed in the other."""
         other = type(self)()

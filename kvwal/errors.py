@@ -399,11 +399,13 @@ class ConflictError(Error):
     Attributes:
         key: a key that changed, or None when it lies in a range that was read.
         seqno: the commit that changed it.
+        table: the id of the table that it is in; 0 is the default one.
     """
 
-    def __init__(self, key: bytes | None, seqno: int, detail: str) -> None:
+    def __init__(self, key: bytes | None, seqno: int, detail: str, table: int = 0) -> None:
         self.key = key
         self.seqno = seqno
+        self.table = table
         super().__init__(f"{detail} was changed by commit {seqno} after this transaction began; run it again")
 
 

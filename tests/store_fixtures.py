@@ -93,8 +93,11 @@ def check_store(db: kvwal.Store) -> None:
     pinned = engine._pages.pins.counts()
     assert set(pinned) == {each.tree.meta.generation for each in (version, *(reader.version for reader in readers))}
     # Invariant: a row is the newest published value of its key.
-    for key, row in list(state.cache.rows.items()):
-        assert version.get(key, state.seqno) == row, f"the row of {key[:20]!r} is not its newest value"
+    tables = {token: table for table, token in state.cache._tokens.items()}
+    for row, value in list(state.cache.rows.items()):
+        table, key = (tables[row[0]], row[1]) if isinstance(row, tuple) else (0, row)
+        newest = engine.reads.part(version, table).get(key, state.seqno)
+        assert newest == value, f"the row of {key[:20]!r} in table {table} is not its newest value"
 
 
 class Interruption(KeyboardInterrupt):

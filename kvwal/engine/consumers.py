@@ -153,7 +153,7 @@ class RowChange:
 
     def evaluate(self, newest: Newest) -> WriteBatch | None:
         """What to write."""
-        value = newest.get_in(SYSTEM_TABLE, self._key)
+        value = newest.table(SYSTEM_TABLE).get(self._key)
         old = None if value is None else decode_row(self._key, value)
         self.row = row = self._change(old)
         batch = self._batch
@@ -209,7 +209,7 @@ class Consumers:
         """The row of one consumer now; None if there is none."""
         self._state.refuse_if_gone()
         key = row_key(name)
-        value = self._reads.newest(SYSTEM_TABLE, key)
+        value = self._reads.read(key, table=SYSTEM_TABLE)
         return None if value is None else decode_row(key, value)
 
     def default_limits(self) -> Limits:

@@ -111,7 +111,8 @@ class Group:
                 continue
             if own is not None:
                 written = member.writes.batch
-                own.record(Seqno(first + len(accepted)), written.writes, written.ranges, Seqno(0))
+                seqno = Seqno(first + len(accepted))
+                own.record(seqno, written.writes, written.ranges, Seqno(0), written.parts())
             if pending is not None:
                 pending.write(member.writes.batch)
             accepted.append(member)

@@ -17,6 +17,7 @@ from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Final, NamedTuple, Protocol
 
+from kvwal.batch import WriteBatch
 from kvwal.engine.range_map import Cover, RangeMap
 from kvwal.errors import ConflictError
 from kvwal.keys import KeyRange, Seqno
@@ -41,12 +42,16 @@ class Registration(Protocol):
 
 
 class ReadSet(NamedTuple):
-    """What a transaction read, as of the commit `since`. With no registration the history is taken to go back to it."""
+    """What a transaction read, as of the commit `since`. With no registration the history is taken to go back to it.
+
+    `others`: keys and ranges of tables other than 0, by table.
+    """
 
     since: Seqno
     keys: Iterable[bytes]
     ranges: Sequence[KeyRange]
     registration: Registration | None = None
+    others: Sequence[tuple[int, Iterable[bytes], Sequence[KeyRange]]] = ()
 
 
 class _Block:
@@ -97,7 +102,7 @@ class _Block:
 class History:
     """The keys that recent commits wrote. Requires: used by one thread at a time (the commit leader)."""
 
-    __slots__ = ("_blocks", "_ranges", "_recent", "_recent_bytes", "floor", "max_bytes")
+    __slots__ = ("_blocks", "_others", "_ranges", "_recent", "_recent_bytes", "floor", "max_bytes")
 
     def __init__(self, max_bytes: int = MAX_HISTORY_BYTES) -> None:
         self.max_bytes = max_bytes
@@ -109,20 +114,33 @@ class History:
         self._recent: dict[bytes, Seqno] = {}
         self._recent_bytes = 0
         self._ranges = RangeMap()
+        # Of tables other than 0.
+        self._others: dict[int, History] = {}
         #: Nothing is known of commits up to here.
         self.floor = seqno
 
     @property
     def bytes_used(self) -> int:
         """Estimate of the memory held."""
-        return self._recent_bytes + sum(block.bytes_used for block in self._blocks)
+        own = self._recent_bytes + sum(block.bytes_used for block in self._blocks)
+        return own + sum(other.bytes_used for other in self._others.values()) if self._others else own
 
-    def record(self, seqno: Seqno, keys: Iterable[bytes], ranges: Sequence[KeyRange], oldest: Seqno) -> None:
+    def record(
+        self,
+        seqno: Seqno,
+        keys: Iterable[bytes],
+        ranges: Sequence[KeyRange],
+        oldest: Seqno,
+        parts: Iterable[tuple[int, WriteBatch]] = (),
+    ) -> None:
         """Remember what a commit wrote. Recording it again is harmless.
 
         Args:
             oldest: the moment of the oldest open transaction. What is older is forgotten.
+            parts: what it wrote to other tables.
         """
+        for table, part in parts:
+            self._record_part(seqno, table, part, oldest)
         recent = self._recent
         for key in keys:
             if key not in recent:
@@ -141,6 +159,16 @@ class History:
         elif self._recent_bytes > self.max_bytes:
             self.begin(seqno)
 
+    def _record_part(self, seqno: Seqno, table: int, part: WriteBatch, oldest: Seqno) -> None:
+        other = self._others.get(table)
+        if other is None:
+            other = self._others[table] = History(self.max_bytes)
+            other.begin(self.floor)
+        other.record(seqno, part.writes, part.ranges, oldest)
+        if other.floor > self.floor or self.bytes_used > self.max_bytes:
+            # Of all tables, so that there is one floor.
+            self.begin(seqno)
+
     def _forget_oldest(self) -> None:
         blocks = self._blocks
         while blocks and self.bytes_used > self.max_bytes:
@@ -153,6 +181,12 @@ class History:
     def conflict(self, reads: ReadSet) -> ConflictError | None:
         """The conflict of what was read with a later commit, if there is one."""
         found = self._conflict(*reads[:3])
+        for table, keys, ranges in reads.others:
+            other = self._others.get(table)
+            if found is None and other is not None:
+                found = other._conflict(reads.since, keys, ranges)
+                if found is not None:
+                    found.table = table
         # At last: until then the history was kept for it.
         if found is None and reads.registration is not None and reads.registration.is_released:
             return ConflictError(None, self.floor, "something that cannot be told (the transaction was given up)")

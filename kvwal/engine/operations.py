@@ -57,17 +57,16 @@ class Pending:
                 self._writes[key] = None
         self._writes.update(batch.writes)
         for table, part in batch.parts():
-            self._part(table).write(part)
+            self.table(table).write(part)
 
-    def _part(self, table: int) -> Pending:
+    def table(self, table: int) -> Pending:
+        """The same of a table. Requires: this is that of table 0."""
+        if not table:
+            return self
         part = self._parts.get(table)
         if part is None:
             part = self._parts[table] = Pending(self._reads, table)
         return part
-
-    def get_in(self, table: int, key: bytes) -> Value:
-        """The newest value in a table."""
-        return self._part(table).get(key) if table else self.get(key)
 
     def get(self, key: bytes) -> Value:
         """The newest value."""
@@ -75,7 +74,7 @@ class Pending:
             return self._writes[key]
         if self._ranges.newest.at(key):
             return None
-        return self._reads.newest(self._table, key) if self._table else self._reads.read(key)
+        return self._reads.read(key, table=self._table)
 
     def edge(self, start: bytes | None, stop: bytes | None, *, reverse: bool) -> tuple[bytes, bytes] | None:
         """The first pair of a range, or in reverse the last one."""
@@ -89,7 +88,7 @@ class Pending:
             default=None,
         )
         found: tuple[bytes, bytes] | None = None
-        for key, value in self._reads.pairs(start, stop, reverse=reverse):
+        for key, value in self._reads.pairs(start, stop, reverse=reverse, table=self._table):
             if own is not None and (key < own if reverse else key > own):
                 break
             if key not in writes and not self._ranges.newest.at(key):
@@ -105,16 +104,17 @@ class Pending:
 class Update:
     """A new value of one key, made from its newest one. `old` and `new` say afterwards what was there and what is."""
 
-    __slots__ = ("_function", "extension", "key", "new", "old")
+    __slots__ = ("_function", "_table", "extension", "key", "new", "old")
 
     def __init__(
-        self, key: bytes, function: Callable[[Value], Value], extension: Extension | None = None
+        self, key: bytes, function: Callable[[Value], Value], extension: Extension | None = None, table: int = 0
     ) -> None:
         """`function` gets the newest value, None if there is none, and returns what to put; None deletes.
 
         Returning what it got changes nothing. It must be quick, and have no effect of its own.
         """
         self.key = key
+        self._table = table
         self._function = function
         #: What the commit says of itself beside its writes.
         self.extension = extension
@@ -123,32 +123,33 @@ class Update:
 
     def evaluate(self, newest: Newest) -> WriteBatch | None:
         """What to write."""
-        self.old = old = newest.get(self.key)
+        self.old = old = newest.table(self._table).get(self.key)
         self.new = new = self._function(old)
         if new is old:
             return None
         batch = WriteBatch()
-        batch.writes[self.key] = new
+        batch.part(self._table).writes[self.key] = new
         return batch
 
 
 class PopEdge:
     """Delete the first pair of a range, or in reverse the last one; `pair` says afterwards which it was."""
 
-    __slots__ = ("_bounds", "_reverse", "pair")
+    __slots__ = ("_bounds", "_reverse", "_table", "pair")
 
     extension: Final = None
 
-    def __init__(self, bounds: KeyRange, *, reverse: bool) -> None:
+    def __init__(self, bounds: KeyRange, *, reverse: bool, table: int = 0) -> None:
         self._bounds = bounds
+        self._table = table
         self._reverse = reverse
         self.pair: tuple[bytes, bytes] | None = None
 
     def evaluate(self, newest: Newest) -> WriteBatch | None:
         """What to write."""
-        self.pair = newest.edge(*self._bounds, reverse=self._reverse)
+        self.pair = newest.table(self._table).edge(*self._bounds, reverse=self._reverse)
         if self.pair is None:
             return None
         batch = WriteBatch()
-        batch.writes[self.pair[0]] = None
+        batch.part(self._table).writes[self.pair[0]] = None
         return batch

@@ -18,6 +18,7 @@ from kvwal.engine.gaps import Gaps
 from kvwal.engine.memtable import ENTRY_OVERHEAD_BYTES, Memtable
 from kvwal.engine.pressure import WritePressure
 from kvwal.engine.readers import Moments
+from kvwal.engine.row_cache import Row
 from kvwal.engine.state import State
 from kvwal.engine.value import Value
 from kvwal.keys import KeyRange, Seqno
@@ -88,7 +89,7 @@ class Publisher:
             cache, memtable = state.cache, state.version.memtable
             writes = dict(zip(keys, values, strict=True))
             state.horizon = memtable.last_seqno = last
-            cache.rows.update(writes)
+            cache.rows.update(writes)  # type: ignore[arg-type]  # a key is a row
             memtable.latest.update(writes)
             memtable.bytes_used += size
             state.seqno = last
@@ -117,20 +118,35 @@ class Publisher:
         # whether they may be younger than it is.
         state.horizon = seqno
         if not state.plain:
-            self._note(seqno, writes, ranges)
+            self._note(seqno, writes, ranges, parts)
+        rows: dict[Row, Value] = writes  # type: ignore[assignment]  # it is not written to
+        deletes = bool(ranges)
+        if parts:
+            rows = dict(rows)
+            for table, part in parts:
+                token = cache.token(table)
+                rows.update({(token, key): value for key, value in part.writes.items()})
+                deletes = deletes or bool(part.ranges)
         if ranges:
             state.plain = False
-            cache.replace_all(writes)
+        if deletes:
+            cache.replace_all(rows)
         else:
-            cache.rows.update(writes)
+            cache.rows.update(rows)
         memtable.write(seqno, writes, size + size_of_parts, ranges, parts)
         state.seqno = seqno
-        cache.bytes_used += size + ENTRY_OVERHEAD_BYTES * len(writes)
+        cache.bytes_used += size + size_of_parts + ENTRY_OVERHEAD_BYTES * len(rows)
         self._see_to_memory(memtable)
 
-    def _note(self, seqno: Seqno, keys: dict[bytes, Value], ranges: Sequence[KeyRange]) -> None:
+    def _note(
+        self,
+        seqno: Seqno,
+        keys: dict[bytes, Value],
+        ranges: Sequence[KeyRange],
+        parts: Sequence[tuple[int, WriteBatch]],
+    ) -> None:
         """Tell the history and the gaps. Requires: lock."""
-        self._moments.record(seqno, keys, ranges)
+        self._moments.record(seqno, keys, ranges, parts)
         if self._gaps.active:
             self._gaps.written(seqno, keys)
         state, readers = self._state, self._moments.readers

@@ -17,6 +17,7 @@ from itertools import count
 from typing import TYPE_CHECKING, Final, TypeAlias
 from weakref import ref
 
+from kvwal.batch import WriteBatch
 from kvwal.engine.occ import History
 from kvwal.errors import closed
 from kvwal.keys import KeyRange, Seqno
@@ -191,8 +192,14 @@ class Moments:
         other.register(other.version.memtable.older.readers, other.version.readers, self.readers)
         return other
 
-    def record(self, seqno: Seqno, keys: Iterable[bytes], ranges: Sequence[KeyRange]) -> None:
-        """A commit wrote these. Requires: State.lock."""
+    def record(
+        self,
+        seqno: Seqno,
+        keys: Iterable[bytes],
+        ranges: Sequence[KeyRange],
+        parts: Iterable[tuple[int, WriteBatch]],
+    ) -> None:
+        """A commit wrote these, `parts` to other tables. Requires: State.lock."""
         oldest = self._writers.oldest()
         if oldest is not None:
-            self.history.record(seqno, keys, ranges, oldest)
+            self.history.record(seqno, keys, ranges, oldest, parts)

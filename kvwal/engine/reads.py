@@ -17,13 +17,14 @@ from kvwal.engine.gaps import WORTHWHILE, Gaps
 from kvwal.engine.memtable import Walk
 from kvwal.engine.merge import Chunk, Pairs, Source
 from kvwal.engine.readers import Moments, Reader
+from kvwal.engine.row_cache import Row
 from kvwal.engine.state import State
 from kvwal.engine.value import MISSING, Missing, Value
 from kvwal.engine.version import SHORT, Version
 from kvwal.errors import ClosedError
 from kvwal.keys import KeyRange, Seqno
 from kvwal.locks import locked_by_state, refuse_reentry, release
-from kvwal.pages import PageFile, Tree
+from kvwal.pages import NotCached, PageFile, Tree
 
 __all__ = ["Reads"]
 
@@ -43,7 +44,7 @@ class Reads:
 
     # -- point reads ----------------------------------------------------------------------------
 
-    def read(self, key: bytes, *, cached_only: bool = False) -> Value:
+    def read(self, key: bytes, *, table: int = 0, cached_only: bool = False) -> Value:
         """The newest published value.
 
         With `cached_only` no file is read: NotCached is raised where one would have to be.
@@ -52,22 +53,28 @@ class Reads:
         lock = state.lock
         if lock._is_owned():
             refuse_reentry(lock, "a get")
+        row = (state.cache.token(table), key) if table else key
         while True:
             try:
                 with lock:
                     state.refuse_if_gone()
                     state.finish()
                     version = state.version
-                    memtable = version.memtable
-                    found = self._recall(key, version)
-                    if not isinstance(found, Missing):
-                        return found
-                    ranges = len(memtable.ranges.added)
+                    part = version.table(table) if table else version
+                    if part is not None:
+                        memtable = part.memtable
+                        found = self._recall(row, key, part)
+                        if not isinstance(found, Missing):
+                            return found
+                        ranges = len(memtable.ranges.added)
+                if part is None:
+                    self._meet(table, cached_only=cached_only)
+                    continue
                 # Not registered: if the version is still the newest afterwards, none of its pages was written over.
                 failure: Exception | None = None
                 value: Value = None
                 try:
-                    value = version.tree.peek(key) if cached_only else version.tree.get(key)
+                    value = part.tree.peek(key) if cached_only else part.tree.get(key)
                 except Exception as error:  # noqa: BLE001  # raised below, unless a page was written over meanwhile
                     failure = error
                 with lock:
@@ -78,37 +85,37 @@ class Reads:
                         if failure is not None:
                             raise failure
                         if key not in memtable.latest and len(memtable.ranges.added) == ranges:
-                            state.cache.remember(key, value)
+                            state.cache.remember(row, key, value)
                         # Else a commit touched the key. What was read was the newest while this call was under way.
                         return value
             except BaseException:
                 release(lock)
                 raise
 
-    def _recall(self, key: bytes, version: Version) -> Value | Missing:
+    def _recall(self, row: Row, key: bytes, version: Version) -> Value | Missing:
         """What is known of the newest value without touching the tree. Requires: lock."""
         cache = self._state.cache
-        found = cache.recall(key, version.memtable)
+        found = cache.recall(row, key, version.memtable)
         if found is not MISSING:
             return found
         found = version.recall(key)
         if not isinstance(found, Missing):
-            cache.remember(key, found)
+            cache.remember(row, key, found)
         return found
 
     def read_at(self, reader: Reader, key: bytes, *, table: int = 0, cached_only: bool = False) -> Value:
-        """The value as of the reader's moment. `cached_only`: as in `read`, but for the catalogue of tables."""
+        """The value as of the reader's moment. `cached_only`: as in `read`."""
         state, version = self._state, reader.version
-        if not table and state.horizon == reader.seqno and state.version is version:
+        if state.horizon == reader.seqno and state.version is version:
             # Nothing was published since: the newest value is the reader's, if that is still so after reading.
-            value = state.cache.rows.get(key, MISSING)
+            value = state.cache.rows.get((state.cache.token(table), key) if table else key, MISSING)
             if isinstance(value, Missing):
-                value = self.read(key, cached_only=cached_only)
+                value = self.read(key, table=table, cached_only=cached_only)
             if state.horizon == reader.seqno:
                 return value
         state.refuse_if_gone()
         try:
-            part = self.part(version, table) if table else version
+            part = self.part(version, table, cached_only=cached_only) if table else version
             return part.get(key, reader.seqno, cached_only=cached_only)
         except OSError:
             # It may be that the store was closed meanwhile.
@@ -118,18 +125,17 @@ class Reads:
             # Whatever was found, or went wrong: the pages may have been written over.
             reader.check()
 
-    def newest(self, table: int, key: bytes) -> Value:
-        """The newest published value in a table."""
-        reader = self.moments.reader("get")
-        try:
-            return self.read_at(reader, key, table=table)
-        finally:
-            reader.release()
-
     # -- ordered reads --------------------------------------------------------------------------
 
     def cached_range(
-        self, start: bytes | None, stop: bytes | None, limit: int | None, seqno: Seqno | None, *, reverse: bool
+        self,
+        start: bytes | None,
+        stop: bytes | None,
+        limit: int | None,
+        seqno: Seqno | None,
+        *,
+        reverse: bool,
+        table: int = 0,
     ) -> Pairs | None:
         """The pairs of a range at once, if it is short and lies in memory; else None: the long way is to be taken.
 
@@ -148,22 +154,26 @@ class Reads:
         if seqno is None:
             seqno = state.seqno
         version = state.version
-        if seqno == state.seqno:
+        part: Version | None = version
+        if table:
+            part = version.table(table)
+        elif seqno == state.seqno:
             start, stop = self._gaps.skip(start, stop, reverse=reverse)
-        found = version.cached_range(start, stop, most, reverse=reverse)
-        if found is None:
+        found = None if part is None else part.cached_range(start, stop, most, reverse=reverse)
+        if part is None or found is None:
             return None
         pairs, keys, ended = found
         # A commit raises the horizon before it changes anything: where it did not move, the memtable had no key here.
         if not keys and state.horizon == seqno and state.version is version:
             state.refuse_if_gone()
             return pairs if ended or (limit is not None and len(pairs) >= limit) else None
-        return self._overlay(version, seqno, pairs, keys, ended, most=most, limit=limit, reverse=reverse)
+        return self._overlay(version, part, seqno, pairs, keys, ended, most=most, limit=limit, reverse=reverse)
 
     @locked_by_state
     def _overlay(
         self,
         version: Version,
+        part: Version,
         seqno: Seqno,
         pairs: Pairs,
         keys: list[bytes],
@@ -176,20 +186,23 @@ class Reads:
         state = self._state
         state.refuse_if_gone()
         state.finish()
-        if state.seqno != seqno or state.version is not version or version.memtable.ranges:
+        if state.seqno != seqno or state.version is not version or part.memtable.ranges:
             return None
-        pairs, ended = version.overlay(pairs, keys, ended, most, reverse=reverse)
+        pairs, ended = part.overlay(pairs, keys, ended, most, reverse=reverse)
         return pairs if ended or (limit is not None and len(pairs) >= limit) else None
 
-    def pairs(self, start: bytes | None, stop: bytes | None, *, reverse: bool) -> Iterator[tuple[bytes, bytes]]:
+    def pairs(
+        self, start: bytes | None, stop: bytes | None, *, reverse: bool, table: int = 0
+    ) -> Iterator[tuple[bytes, bytes]]:
         """The pairs of a range now, for the commit leader, which nothing can overtake."""
-        found = self.cached_range(start, stop, _EDGE_PAIRS, None, reverse=reverse)
+        found = self.cached_range(start, stop, _EDGE_PAIRS, None, reverse=reverse, table=table)
         if found is not None:
             yield from found
             if len(found) < _EDGE_PAIRS:
                 return
             start, stop = (start, found[-1][0]) if reverse else (found[-1][0] + b"\0", stop)
-        for keys, values in self.chunks(self.moments.reader("operation"), start, stop, reverse=reverse):
+        reader = self.moments.reader("operation")
+        for keys, values in self.chunks(reader, start, stop, reverse=reverse, table=table):
             yield from zip(keys, values, strict=True)
 
     def chunks(
@@ -259,12 +272,7 @@ class Reads:
     def count(self, start: bytes | None = None, stop: bytes | None = None, *, table: int = 0) -> int:
         """Number of keys in [start, stop) now: see `Version.count`."""
         while (begun := self._begin_count(self.moments.now_us(), table)) is None:
-            # The table was not asked for since the last checkpoint.
-            reader = self.moments.reader("count")
-            try:
-                self.part(reader.version, table)
-            finally:
-                reader.release()
+            self._meet(table)
         reader, part, extent = begun
         try:
             return part.count(reader.seqno, start, stop, extent=extent)
@@ -293,12 +301,22 @@ class Reads:
 
     # -- tables ---------------------------------------------------------------------------------
 
-    def part(self, version: Version, table: int) -> Version:
+    def _meet(self, table: int, *, cached_only: bool = False) -> None:
+        """Find a table in the newest version, where it was not asked for since the last checkpoint."""
+        reader = self.moments.reader("table")
+        try:
+            self.part(reader.version, table, cached_only=cached_only)
+        finally:
+            reader.release()
+
+    def part(self, version: Version, table: int, *, cached_only: bool = False) -> Version:
         """A table of a version: its read path. Requires: the version has a reader, if the table is not 0.
 
-        The catalogue is read when a table is asked for the first time.
+        The catalogue is read when a table is asked for the first time: with `cached_only` NotCached is raised then.
         """
         part = version.table(table)
+        if part is None and cached_only:
+            raise NotCached
         return self._add_table(version, table, self._pages.tree(version.tree.meta, table)) if part is None else part
 
     @locked_by_state

@@ -31,12 +31,12 @@ class Newest(Protocol):
         """The newest value."""
         ...
 
-    def get_in(self, table: int, key: bytes) -> Value:
-        """The newest value in a table."""
-        ...
-
     def edge(self, start: bytes | None, stop: bytes | None, *, reverse: bool) -> tuple[bytes, bytes] | None:
         """The first pair of a range, or in reverse the last one."""
+        ...
+
+    def table(self, table: int) -> Newest:
+        """The same of a table."""
         ...
 
 

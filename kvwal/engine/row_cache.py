@@ -16,12 +16,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from itertools import islice
-from typing import Final
+from typing import Final, TypeAlias
 
 from kvwal.engine.memtable import Memtable
 from kvwal.engine.value import MISSING, Missing, Value
 
-__all__ = ["RowCache"]
+__all__ = ["Row", "RowCache"]
+
+Row: TypeAlias = bytes | tuple[object, bytes]
+"""What a row is found by: its key; in a table other than 0 also a token of the table, which no caller can have."""
 
 # Two object headers and a slot in a dict: 144 bytes for a key of 16 and a value of 100.
 ROW_OVERHEAD_BYTES: Final = 150
@@ -36,13 +39,14 @@ _MOST_PARTS: Final = 12
 class RowCache:
     """Newest values by key, within a budget of memory."""
 
-    __slots__ = ("_aside", "_budget_bytes", "_parts", "_resize_pages", "budget", "bytes_used", "rows")
+    __slots__ = ("_aside", "_budget_bytes", "_parts", "_resize_pages", "_tokens", "budget", "bytes_used", "rows")
 
     def __init__(self, budget_bytes: int, resize_pages: Callable[[int], None]) -> None:
         """`budget_bytes` is shared with the page cache, which `resize_pages` gives what the rows do not take."""
-        self.rows: dict[bytes, Value] = {}
+        self.rows: dict[Row, Value] = {}
         # Rows from before a range was deleted: right unless a range covers them.
-        self._aside: dict[bytes, Value] | None = None
+        self._aside: dict[Row, Value] | None = None
+        self._tokens: dict[int, object] = {}
         self._budget_bytes = budget_bytes
         self._resize_pages = resize_pages
         #: Estimate of the memory of the rows. What was set aside counts until it is dropped.
@@ -54,9 +58,14 @@ class RowCache:
         self.budget = self._budget_bytes * parts // _PARTS
         self._resize_pages(self._budget_bytes - self.budget)
 
+    def token(self, table: int) -> object:
+        """What stands for a table other than 0 in its rows. It hashes and compares in C, as bytes do."""
+        token = self._tokens.get(table)
+        return self._tokens.setdefault(table, object()) if token is None else token
+
     # -- what a commit does -----------------------------------------------------------------------
 
-    def replace_all(self, writes: dict[bytes, Value]) -> None:
+    def replace_all(self, writes: dict[Row, Value]) -> None:
         """A commit deleted ranges and wrote these: rows from before it are set aside.
 
         O(rows added since the last time).
@@ -72,22 +81,22 @@ class RowCache:
 
     # -- what a read does -------------------------------------------------------------------------
 
-    def recall(self, key: bytes, memtable: Memtable) -> Value | Missing:
-        """A row that is there, or was set aside and still holds; MISSING otherwise."""
-        found: Value | Missing = self.rows.get(key, MISSING)
+    def recall(self, row: Row, key: bytes, memtable: Memtable) -> Value | Missing:
+        """A row that is there, or was set aside and still holds; MISSING otherwise. `memtable`: its table's."""
+        found: Value | Missing = self.rows.get(row, MISSING)
         aside = self._aside
         if aside is None or found is not MISSING:
             return found
-        found = aside.get(key, MISSING)
+        found = aside.get(row, MISSING)
         if isinstance(found, bytes) and memtable.get(key) is None:
             found = None
         if found is not MISSING:
-            self.rows[key] = found  # type: ignore[assignment]  # it is not MISSING
+            self.rows[row] = found  # type: ignore[assignment]  # it is not MISSING
         return found
 
-    def remember(self, key: bytes, value: Value) -> None:
+    def remember(self, row: Row, key: bytes, value: Value) -> None:
         """A read found the newest value."""
-        self.rows[key] = value
+        self.rows[row] = value
         self.bytes_used += len(key) + (len(value) if value is not None else 0) + ROW_OVERHEAD_BYTES
         if self.bytes_used > self.budget:
             self.shrink()

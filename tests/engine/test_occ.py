@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from kvwal.batch import WriteBatch
 from kvwal.engine import occ
 from kvwal.engine.occ import MAX_HISTORY_BYTES, History, ReadSet
 from kvwal.errors import ConflictError
@@ -30,9 +31,22 @@ def non_empty(ranges: list[KeyRange]) -> list[KeyRange]:
     return [bounds for bounds in ranges if not bounds.is_empty()]
 
 
+KEY_OF_ANOTHER = {b"a"}
+EVERYTHING = [KeyRange(b"", None)]
+
+
+def batch(written: set[bytes], deleted: list[KeyRange]) -> WriteBatch:
+    made = WriteBatch()
+    made.ranges = deleted
+    made.writes = dict.fromkeys(sorted(written))
+    return made
+
+
 @pytest.mark.parametrize("recent_keys", [1, 3, 4096], ids=["packed at once", "packed now and then", "never packed"])
+@pytest.mark.parametrize("table", [0, 16])
 @given(COMMITS, st.integers(0, 8), st.integers(0, 8), st.sets(KEYS), RANGES, st.booleans())
 def test_a_conflict_is_a_later_commit_that_touched_what_was_read(
+    table: int,
     recent_keys: int,
     commits: list[Commit],
     oldest: int,
@@ -52,12 +66,21 @@ def test_a_conflict_is_a_later_commit_that_touched_what_was_read(
         for seqno, (written, deleted) in enumerate(commits, 1):
             # The oldest open transaction moves on, up to `oldest`. Recording again, after an interruption, is harmless.
             for _ in range(1 + twice):
-                history.record(Seqno(seqno), sorted(written), deleted, Seqno(min(oldest, seqno - 1)))
-    found = history.conflict(ReadSet(Seqno(since), reads, ranges))
+                until = Seqno(min(oldest, seqno - 1))
+                if table:
+                    history.record(Seqno(seqno), KEY_OF_ANOTHER, EVERYTHING, until, [(table, batch(written, deleted))])
+                else:
+                    other = batch(KEY_OF_ANOTHER, EVERYTHING)
+                    history.record(Seqno(seqno), sorted(written), deleted, until, [(16, other)])
+    asked = ReadSet(Seqno(since), reads, ranges)
+    if table:
+        asked = ReadSet(Seqno(since), (), (), None, [(17, reads, ranges), (table, reads, ranges)])
+    found = history.conflict(asked)
     guilty = {seqno for seqno, commit in enumerate(commits, 1) if seqno > since and plainly(*commit, reads, ranges)}
     assert (found is not None) == bool(guilty)
     if found is not None:
         assert found.seqno in guilty
+        assert found.table == table
         assert found.key is None or plainly(*commits[found.seqno - 1], {found.key}, [])
 
 
@@ -120,3 +143,18 @@ def test_packed_keys_take_about_twenty_bytes_more_than_their_own() -> None:
     for seqno in range(1, 3 * 4096 + 1):
         history.record(Seqno(seqno), [b"%016d" % seqno], (), Seqno(0))
     assert history.bytes_used <= 3 * 4096 * (16 + 24)
+
+
+def test_the_limit_is_of_all_tables_together_and_they_forget_together() -> None:
+    history = History(10_000)
+    history.begin(Seqno(0))
+    for seqno in range(1, 200):
+        history.record(Seqno(seqno), (), (), Seqno(0), [(16 + seqno % 5, batch({b"%04d" % seqno}, []))])
+        assert history.bytes_used <= 10_000
+    assert history.floor > 0
+    for reads in (
+        ReadSet(Seqno(history.floor - 1), [b"x"], ()),
+        ReadSet(Seqno(history.floor - 1), (), (), None, [(16, [b"x"], ())]),
+    ):
+        assert history.conflict(reads) is not None
+    assert history.conflict(ReadSet(history.floor, [b"x"], (), None, [(16, [b"x"], ())])) is None

@@ -71,9 +71,9 @@ class Model:
 
     def read(self) -> None:
         key = self.random.choice(KEYS)
-        found = self.cache.recall(key, self.memtable)
+        found = self.cache.recall(key, key, self.memtable)
         if found is MISSING:
-            self.cache.remember(key, self.data.get(key))
+            self.cache.remember(key, key, self.data.get(key))
         else:
             assert found == self.data.get(key), key
 
@@ -86,7 +86,7 @@ class Model:
             assert row == self.data.get(key), key
         for key in KEYS:
             aside = dict(self.cache.rows)
-            found = self.cache.recall(key, self.memtable)
+            found = self.cache.recall(key, key, self.memtable)
             assert found is MISSING or found == self.data.get(key), key
             # Looking must not change what the next step meets.
             self.cache.rows.clear()

@@ -385,8 +385,7 @@ def test_what_other_tables_take_of_memory_counts(db: kvwal.Store) -> None:
     # The overhead of an entry among it.
     assert memtable.bytes_used >= 100 * (1003 + ENTRY_OVERHEAD_BYTES)
     assert db.stats().memtable_keys == 100
-    # They are no rows.
-    assert db.stats().row_bytes == rows
+    assert db.stats().row_bytes - rows >= 100 * (1003 + ENTRY_OVERHEAD_BYTES)
     with opened(SimulatedDisk(), memtable_bytes=1 << 16) as small:
         for _ in range(5):
             small.commit(batch)
