@@ -26,13 +26,13 @@ _NOW = Seqno(0)
 
 
 class OwnWrites:
-    """The writes of one transaction. For one thread at a time."""
+    """The writes of one transaction to one table. For one thread at a time."""
 
     __slots__ = ("_cover", "_gaps", "_order", "_puts", "batch")
 
-    def __init__(self) -> None:
+    def __init__(self, batch: WriteBatch) -> None:
         #: What its commit is to write.
-        self.batch = WriteBatch()
+        self.batch = batch
         self._order: SortedList[bytes] | None = None
         self._cover: Cover | None = None
         self._gaps = Gaps()

@@ -124,6 +124,7 @@ ARGUMENTS: dict[str, Any] = {
     "function": lambda *_: None,
     "keys": [b"k"],
     "name": "mailer",
+    "table": 16,
     "to": 0,
     "other": {b"k": b"v"},
     "value": b"v",

@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import kvwal
+from kvwal.batch import WriteBatch
 from kvwal.db.mapping import Bounds
 from kvwal.db.own import OwnWrites
 from kvwal.testing import SimulatedDisk
@@ -87,7 +88,7 @@ def test_a_transaction_passes_what_it_took_off_a_queue_once(db: kvwal.Store, rev
             txn.delete(pair[0])
         looked_at: list[int] = []
         for _ in range(2):
-            own = txn._own
+            own = txn._tracked.own
             bounds = Bounds(None, None, None, reverse, 1)
             looked_at.append(len(own.source(*own.skip(bounds), bounds)[1]))
             assert (txn.last() if reverse else txn.first()) == (key(399 if reverse else 600), b"v")
@@ -96,7 +97,7 @@ def test_a_transaction_passes_what_it_took_off_a_queue_once(db: kvwal.Store, rev
 
 
 def test_a_short_scan_looks_at_no_more_of_many_writes_than_it_needs(db: kvwal.Store) -> None:
-    own = OwnWrites()
+    own = OwnWrites(WriteBatch())
     for number in range(10_000):
         own.write(key(number), b"v")
     assert len(own.source(None, None, Bounds(None, None, None, False, 5))[1]) == 5

@@ -261,7 +261,7 @@ def test_a_transaction_that_is_given_up_while_it_is_validated_conflicts(
 
     def conflict(self: History, *args: Any) -> Any:
         found = original(self, *args)
-        reader = txn._reader
+        reader = txn._open.reader
         assert reader is not None
         reader.give_up(SnapshotTooOld(1, 2, 3))
         return found

@@ -145,7 +145,7 @@ def test_a_transaction_beyond_the_history_conflicts_and_may_run_again() -> None:
 
 @pytest.fixture
 def small_limit(monkeypatch: pytest.MonkeyPatch) -> int:
-    monkeypatch.setattr(kvwal.db.transaction, "MAX_TRANSACTION_BYTES", 20_000)
+    monkeypatch.setattr(kvwal.db.part, "MAX_TRANSACTION_BYTES", 20_000)
     return 20_000
 
 

@@ -1,0 +1,266 @@
+"""A table as a transaction sees it: its moment, with the transaction's own writes on top.
+
+What a transaction has read of each table is remembered, to be validated when it commits: keys, and ranges as far as
+they were really walked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, MutableMapping
+from typing import Final
+
+from kvwal.batch import WriteBatch
+from kvwal.db.mapping import Bounds, OrderedMapping
+from kvwal.db.own import OwnWrites
+from kvwal.engine.engine import Engine
+from kvwal.engine.merge import Chunk, Pairs, chunks_in
+from kvwal.engine.occ import ReadSet
+from kvwal.engine.readers import Reader
+from kvwal.engine.value import Missing
+from kvwal.errors import ReadOnlyError, TransactionTooLargeError, closed
+from kvwal.keys import MAX_KEY_BYTES, MAX_VALUE_BYTES, BytesLike, KeyRange, as_key, as_value
+
+__all__ = ["MAX_TRANSACTION_BYTES", "Open", "Tracked", "TransactionPart"]
+
+#: What one transaction may hold in memory: what it has read, by key, and what it is to write.
+MAX_TRANSACTION_BYTES: Final = 256 << 20
+# A key in a set or a dict, beside its own bytes.
+_ENTRY_BYTES: Final = 120
+_NOTHING: Final[frozenset[bytes]] = frozenset()
+
+
+class Tracked:
+    """What a transaction wrote to one table, and what it read of it."""
+
+    __slots__ = ("note", "own", "ranges", "reads")
+
+    def __init__(self, batch: WriteBatch, *, read_only: bool) -> None:
+        self.own = OwnWrites(batch)
+        self.reads: set[bytes] = set()
+        #: Remembers a key. Nothing that a read-only transaction reads is validated, so it need not be remembered.
+        self.note: Callable[[bytes], object] = _NOTHING.__contains__ if read_only else self.reads.add
+        #: [start, stop) as far as a scan has come; mutable while it goes on.
+        self.ranges: list[list[bytes | None]] = []
+
+    def walked(self) -> list[KeyRange]:
+        """The ranges that were read."""
+        result: list[KeyRange] = []
+        for start, stop in self.ranges:
+            if start is not None and (stop is None or start < stop):
+                result.append(KeyRange(start, stop))
+        return result
+
+
+class Open:
+    """What the tables of one transaction share while it is open."""
+
+    __slots__ = ("_bytes", "batch", "engine", "read_only", "reader", "tracked")
+
+    def __init__(self, engine: Engine, *, read_only: bool, owner: object) -> None:
+        self.engine = engine
+        self.read_only = read_only
+        self._bytes = 0
+        #: What its commit is to write.
+        self.batch = WriteBatch()
+        #: By table.
+        self.tracked: dict[int, Tracked] = {}
+        #: The registration of its moment; None when it is over.
+        self.reader: Reader | None = None
+        self.reader = engine.reads.moments.reader("transaction", writer=not read_only, owner=owner)
+
+    def track(self, table: int) -> Tracked:
+        """What is remembered of a table: the same object at each call."""
+        tracked = self.tracked.get(table)
+        if tracked is None:
+            tracked = self.tracked[table] = Tracked(self.batch.part(table), read_only=self.read_only)
+        return tracked
+
+    def take(self, size: int) -> None:
+        """Count memory. TransactionTooLargeError beyond the limit: then nothing is done, and what was done stays."""
+        keys = sum(len(tracked.reads) for tracked in self.tracked.values())
+        if self._bytes + size + _ENTRY_BYTES * keys > MAX_TRANSACTION_BYTES:
+            raise TransactionTooLargeError(MAX_TRANSACTION_BYTES)
+        self._bytes += size
+
+    def read_set(self) -> ReadSet | None:
+        """What was read; None if that was nothing. Requires: it is open."""
+        reader = self.reader
+        assert reader is not None
+        others = [
+            (table, tracked.reads, ranges)
+            for table, tracked in self.tracked.items()
+            if ((ranges := tracked.walked()) or tracked.reads) and table
+        ]
+        tracked = self.tracked.get(0)
+        keys, ranges = (tracked.reads, tracked.walked()) if tracked is not None else (set(), [])
+        if not (keys or ranges or others):
+            return None
+        return ReadSet(reader.seqno, keys, ranges, reader, others)
+
+
+class TransactionPart(OrderedMapping, MutableMapping[bytes, bytes]):
+    """A table within a transaction. For one thread at a time, and only while the transaction is open."""
+
+    __slots__ = ("_open", "_table", "_tracked")
+
+    def __init__(self, transaction: Open, table: int) -> None:
+        self._open = transaction
+        self._table = table
+        self._tracked = transaction.track(table)
+
+    # -- reading ------------------------------------------------------------------------------
+
+    def peek(self, key: bytes, *, cached_only: bool = True) -> bytes | None:
+        """`get` for a thread that must not wait for a disk: NotCached if a page would have to be read.
+
+        The read is remembered either way: a thread that reads the pages then, by `Reads.read_at`, reads for this
+        transaction.
+        """
+        reader, tracked = self.reader, self._tracked
+        own = tracked.own
+        if len(own.batch):
+            found = own.get(key)
+            if not isinstance(found, Missing):
+                return found
+        if key not in tracked.reads and not self._open.read_only:
+            self._open.take(len(key))
+            tracked.note(key)
+        return self._open.engine.reads.read_at(reader, key, table=self._table, cached_only=cached_only)
+
+    def _read(self, key: bytes) -> bytes | None:
+        return self.peek(key, cached_only=False)
+
+    @property
+    def reader(self) -> Reader:
+        """The registration of its moment. ClosedError if the transaction is over."""
+        reader = self._open.reader
+        if reader is None:
+            raise closed("transaction")
+        return reader
+
+    def _cached(self, bounds: Bounds) -> Pairs | None:
+        # What a transaction that may write has read is to be remembered: its pairs come through `_walk`.
+        return self._cached_pairs(bounds) if self._open.read_only else None
+
+    def _cached_pairs(self, bounds: Bounds) -> Pairs | None:
+        seqno = self.reader.seqno
+        if len(self._tracked.own.batch):
+            return None
+        return self._open.engine.reads.cached_range(
+            bounds.start, bounds.stop, bounds.limit, seqno, reverse=bounds.reverse, table=self._table
+        )
+
+    def _walk(self, bounds: Bounds) -> Iterator[Chunk]:
+        read_only, own = self._open.read_only, self._tracked.own
+        pairs = None if read_only else self._cached_pairs(bounds)
+        if pairs is not None:
+            return self._followed(chunks_in(pairs), bounds)
+        reads = self._open.engine.reads
+        # A registration of its own: the iterator may outlive the transaction.
+        reader = reads.moments.again(self.reader, "scan")
+        if not len(own.batch):
+            chunks = reads.chunks(reader, bounds.start, bounds.stop, reverse=bounds.reverse, table=self._table)
+        else:
+            start, stop = own.skip(bounds)
+            source, keys = own.source(start, stop, bounds)
+            chunks = reads.chunks(reader, start, stop, reverse=bounds.reverse, own=source, table=self._table)
+            chunks = own.watched(chunks, keys, start, stop, reverse=bounds.reverse)
+        return chunks if read_only else self._followed(chunks, bounds)
+
+    def _followed(self, chunks: Iterator[Chunk], bounds: Bounds) -> Iterator[Chunk]:
+        """Remember how far the scan has come: a key put into that part, or taken out of it, is a conflict."""
+        start, stop, left = bounds.start or b"", bounds.stop, bounds.limit
+        # Nothing walked yet: an empty range at the end the scan starts from.
+        walked: list[bytes | None] = [stop, stop] if bounds.reverse else [start, start]
+        self._open.take(2 * _ENTRY_BYTES)
+        self._tracked.ranges.append(walked)
+        for keys, values in chunks:
+            if left is not None:
+                keys, values = keys[:left], values[:left]
+                left -= len(keys)
+            if keys:
+                if bounds.reverse:
+                    walked[0] = keys[-1]
+                else:
+                    walked[1] = keys[-1] + b"\0"
+                yield keys, values
+            if left == 0:
+                return
+        walked[0], walked[1] = start, stop
+
+    def _count(self, start: bytes | None, stop: bytes | None) -> int:
+        # To have counted a range is to have read all of it.
+        if not self._open.read_only:
+            self._open.take(2 * _ENTRY_BYTES)
+            self._tracked.ranges.append([start or b"", stop])
+        reader, own, table = self.reader, self._tracked.own, self._table
+        reads = self._open.engine.reads
+        count = reads.count_at(reader, start, stop, table=table)
+        for low, high in own.cover().ranges():
+            clipped = KeyRange(low, high).clip(KeyRange(start or b"", stop))
+            if clipped is not None:
+                count -= reads.count_at(reader, *clipped, table=table)
+        for key, value in own.batch.writes.items():
+            if (start is None or start <= key) and (stop is None or key < stop):
+                there = not own.cover().at(key) and reads.read_at(reader, key, table=table) is not None
+                count += (value is not None) - there
+        return count
+
+    # -- writing ------------------------------------------------------------------------------
+
+    def _refuse_if_read_only(self) -> None:
+        self.reader  # noqa: B018  # it is over without one
+        if self._open.read_only:
+            raise ReadOnlyError('this transaction is read-only: begun with read_only=True, or the store not with "w"')
+
+    def _write(self, key: bytes, value: bytes | None) -> None:
+        self._refuse_if_read_only()
+        own = self._tracked.own
+        writes = own.batch.writes
+        size = len(value or b"")
+        if key in writes:
+            size -= len(writes[key] or b"")
+        else:
+            size += len(key) + _ENTRY_BYTES
+        self._open.take(size)
+        own.write(key, value)
+
+    def put(self, key: BytesLike, value: BytesLike) -> None:
+        """Set `key` to `value` when the transaction commits. TransactionTooLargeError beyond 256 MiB in all."""
+        if type(key) is not bytes or len(key) > MAX_KEY_BYTES:
+            key = as_key(key)
+        if type(value) is not bytes or len(value) > MAX_VALUE_BYTES:
+            value = as_value(value)
+        self._write(key, value)
+
+    __setitem__ = put
+
+    def delete(self, key: BytesLike) -> None:
+        """Remove `key`, if it is there, when the transaction commits. It is not read: no conflict comes of it."""
+        self._write(as_key(key), None)
+
+    def __delitem__(self, key: BytesLike) -> None:
+        checked = as_key(key)
+        self._refuse_if_read_only()
+        if self.get(checked) is None:
+            raise KeyError(checked)
+        self._write(checked, None)
+
+    def delete_range(self, start: BytesLike | None = None, stop: BytesLike | None = None) -> None:
+        """Remove every key from `start` on, up to but without `stop`, when the transaction commits."""
+        self._refuse_if_read_only()
+        self._open.take(2 * _ENTRY_BYTES)
+        self._tracked.own.delete_range(start, stop)
+
+    def clear(self) -> None:
+        """Remove every key when the transaction commits."""
+        self.delete_range()
+
+    def popitem(self) -> tuple[bytes, bytes]:
+        """Remove the pair with the largest key, as `Store.popitem` does, and return it; KeyError if there is none."""
+        self._refuse_if_read_only()
+        pair = self.last()
+        if pair is None:
+            raise KeyError("popitem(): the store is empty")
+        self._write(pair[0], None)
+        return pair
