@@ -23,6 +23,7 @@ from kvwal.engine.stats import Pin, Stats
 from kvwal.engine.verify import VerifyReport
 from kvwal.errors import (
     ClosedError,
+    CodecError,
     ConflictError,
     ConsumerExistsError,
     CorruptionError,
@@ -71,6 +72,7 @@ __all__ = [
     "Change",
     "Changes",
     "ClosedError",
+    "CodecError",
     "Commit",
     "ConflictError",
     "Consumer",

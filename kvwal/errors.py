@@ -11,6 +11,7 @@
     |   |-- StoreExistsError      the target of a salvage is not empty (also a FileExistsError)
     |   |-- ConsumerExistsError   a consumer of this name has another filter
     |   |-- FencedError           a consumer was taken over by another owner
+    |   |-- CodecError            a codec cannot read these bytes (also a ValueError)
     |   |-- SnapshotTooOld        the moment, or a version of a key, asked for is no longer kept
     |   `-- FeedGap               changes asked for are no longer kept
     |-- CorruptionError         the bytes on disk are not what kvwal wrote
@@ -42,6 +43,7 @@ from typing import Any, Final
 
 __all__ = [
     "ClosedError",
+    "CodecError",
     "ConflictError",
     "ConsumerExistsError",
     "CorruptionError",
@@ -176,6 +178,29 @@ class FencedError(UsageError):
     def __init__(self, name: str) -> None:
         self.name = name
         super().__init__(f"consumer {name!r} was taken over or removed; its new owner goes on from the stored position")
+
+
+class CodecError(UsageError, ValueError):
+    """A codec was given bytes that it never makes: they are another codec's, or a newer version's. Nothing was changed.
+
+    You do *not* get it for damage on disk, which checksums find, nor for a value that a codec cannot store: that is a
+    TypeError or ValueError.
+
+    Attributes:
+        codec: name of the codec.
+        data: the bytes, as they are stored.
+        reason: what does not hold, in a few words.
+    """
+
+    def __init__(self, codec: str, data: bytes, reason: str) -> None:
+        self.codec = codec
+        self.data = data
+        self.reason = reason
+        begin = repr(data[:32]) + ("..." if len(data) > 32 else "")
+        super().__init__(
+            f"codec {codec} cannot read {len(data)} bytes, {begin}: {reason}; use the codec that wrote them, or take "
+            "them as they are from this error's attribute data"
+        )
 
 
 class _NotKeptError(UsageError):

@@ -41,6 +41,7 @@ MADE: list[tuple[type[Error], tuple[Any, ...], dict[str, Any]]] = [
     (errors.StoreExistsError, (17, "something is there: /a.kv"), {}),
     (errors.ConsumerExistsError, ("mailer",), {}),
     (errors.FencedError, ("mailer",), {}),
+    (errors.CodecError, ("json", b"\xff{", "it is not UTF-8"), {}),
     (
         errors.SnapshotTooOld,
         (NOON, 7, 90),
@@ -157,6 +158,13 @@ def test_an_error_of_the_system_is_found_as_the_standard_library_names_it() -> N
     assert (caught.value.errno, caught.value.filename) == (2, "/a.kv")
     assert issubclass(errors.StoreExistsError, FileExistsError)
     assert issubclass(errors.RefusedError, OSError)
+
+
+def test_bytes_that_a_codec_cannot_read_are_in_its_error_and_begin_its_text() -> None:
+    error = errors.CodecError("json", b"x" * 33, "it is no JSON")
+    assert (error.codec, error.data, error.reason) == ("json", b"x" * 33, "it is no JSON")
+    assert str(error).startswith(f"codec json cannot read 33 bytes, {b'x' * 32!r}...: it is no JSON; use the")
+    assert isinstance(error, ValueError)
 
 
 def test_a_damage_is_a_finding() -> None:
