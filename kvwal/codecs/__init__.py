@@ -1,0 +1,26 @@
+"""Codecs: keys and values of Python's types as bytes, and back.
+
+    from kvwal import codecs
+
+    key = codecs.key_codec(tuple[str, int])
+    key.encode(("order", 7))                 # bytes that sort as the tuples do
+    key.prefix("order")                      # the range of all keys that begin with it
+"""
+
+from kvwal.codecs.codec import Codec, KeyCodec
+from kvwal.codecs.key_codecs import int64, key_codec
+from kvwal.codecs.parts import SEQNO, Float32, Versionstamp
+from kvwal.codecs.tuples import TupleCodec, pack, unpack
+
+__all__ = [
+    "SEQNO",
+    "Codec",
+    "Float32",
+    "KeyCodec",
+    "TupleCodec",
+    "Versionstamp",
+    "int64",
+    "key_codec",
+    "pack",
+    "unpack",
+]

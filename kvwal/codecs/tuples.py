@@ -1,0 +1,292 @@
+"""Tuples as keys: typed ones, which sort as their values do, and whatever FoundationDB's tuple layer can hold.
+
+The bytes of a tuple are those of its parts, one after the other (kvwal/codecs/parts.py); a nested tuple is a part with
+the code 05 that ends with 00. So the bytes of leading parts are the prefix of the whole tuple's, and the next byte is
+never ff, since no code is: all tuples with these leading parts are from there on, below the same bytes and ff.
+
+A typed codec has one order with Python's: of int, float, Float32 and bool, which compare with each other, a part may be
+only one; -0.0 is 0.0, and NaN is refused. `pack` and `unpack` do without, as FoundationDB's do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from itertools import repeat
+from operator import index
+from types import NoneType
+from typing import Any, Final, Generic, SupportsIndex, TypeVar, cast, get_args, get_origin
+
+from kvwal.codecs.codec import members_of, refused, spelled
+from kvwal.codecs.parts import (
+    INNER_NONE,
+    KINDS,
+    SEQNO,
+    STAMP_BYTES,
+    Decoder,
+    Encoder,
+    Float32,
+    Kind,
+    Versionstamp,
+    whole,
+)
+from kvwal.keys import KeyRange
+
+__all__ = ["MAX_DEPTH", "Part", "TupleCodec", "pack", "part_of", "unpack"]
+
+K = TypeVar("K", bound=tuple[Any, ...])
+
+#: How deep tuples nest in tuples.
+MAX_DEPTH: Final = 16
+
+_TUPLE: Final = b"\x05"
+_FIRST_STAMP: Final = Versionstamp(0, 0)
+# What an instance of a subclass holds, as an instance of the class itself.
+_CONTENTS: Final[dict[type, Any]] = {
+    bytes: lambda value: bytes.__getitem__(value, slice(None)),
+    str: str.__str__,
+    int: int.__index__,
+    float: float.__float__,
+}
+
+
+class Part:
+    """What may stand at one place of a tuple, or as a key alone."""
+
+    __slots__ = ("decoders", "encoders", "name")
+
+    def __init__(self, name: str, kinds: dict[type, Kind]) -> None:
+        self.name = name
+        self.encoders: dict[type, Encoder] = {kind: encode for kind, (encode, _) in kinds.items()}
+        self.decoders: dict[int, Decoder] = {
+            code: decode for _, decoders in kinds.values() for code, decode in decoders.items()
+        }
+        if float in self.encoders and int not in self.encoders:
+            self.encoders[int] = self.encoders[float]
+
+    def decode(self, data: bytes, at: int) -> tuple[Any, int]:
+        """The value at an offset, and the offset behind it."""
+        return self.decoders[data[at]](data, at + 1)
+
+    def encode(self, value: object, place: str = "") -> bytes:
+        """Also of a subclass, and of what says by `__index__` which int it is. TypeError if it does not belong here."""
+        if type(value) in self.encoders:
+            return self.encoders[type(value)](value)
+        for kind, encode in self.encoders.items():
+            if isinstance(value, kind) and not isinstance(value, bool):
+                return encode(_CONTENTS[kind](value) if kind in _CONTENTS else value)
+        if int in self.encoders and isinstance(value, SupportsIndex) and not isinstance(value, bool):
+            return self.encoders[int](index(value))
+        raise refused(value, self.name + place)
+
+
+class _Shape:
+    """The parts of a tuple: one for each place, or the same for any number of places."""
+
+    __slots__ = ("_decoders", "_encoders", "_nested", "_parts", "_same", "name")
+
+    def __init__(self, name: str, parts: Sequence[Part], *, same: bool, nested: bool) -> None:
+        self.name = name
+        self._parts = parts
+        self._same = same
+        self._nested = nested
+        self._encoders = [part.encoders for part in parts]
+        self._decoders = [part.decoders for part in parts]
+
+    def encode(self, values: Any) -> bytes:
+        """The bytes of a whole tuple."""
+        if type(values) is tuple:
+            try:
+                if self._same:
+                    [encoders] = self._encoders
+                    return b"".join([encoders[type(value)](value) for value in values])
+                if len(values) == len(self._encoders) == 2:
+                    # The most common key, in half of the time of a loop.
+                    (first, second), (one, other) = self._encoders, values
+                    return first[type(one)](one) + second[type(other)](other)
+                if len(values) == len(self._encoders):
+                    pairs = zip(self._encoders, values, strict=True)
+                    return b"".join([encoders[type(value)](value) for encoders, value in pairs])
+            except KeyError:
+                pass
+        return self._encode_slowly(values)
+
+    def _encode_slowly(self, values: Any) -> bytes:
+        if not isinstance(values, tuple):
+            raise refused(values, self.name)
+        if not self._same and len(values) != len(self._parts):
+            raise TypeError(f"{self.name} is expected, and this tuple has {len(values)} parts")
+        return self.encode_leading(values)
+
+    def encode_leading(self, values: tuple[Any, ...]) -> bytes:
+        """The bytes that all tuples begin with whose leading parts are these."""
+        if not self._same and len(values) > len(self._parts):
+            raise TypeError(f"{self.name} has {len(self._parts)} parts, not {len(values)}")
+        found = []
+        for place, (part, value) in enumerate(
+            zip(repeat(self._parts[0]) if self._same else self._parts, values, strict=False)
+        ):
+            found.append(part.encode(value, f" as part {place + 1} of {self.name}"))
+        return b"".join(found)
+
+    def encode_nested(self, values: Any) -> bytes:
+        """The bytes of a whole tuple as a part of another."""
+        return _TUPLE + self.encode(values) + b"\0"
+
+    def decode(self, data: bytes, at: int) -> tuple[tuple[Any, ...], int]:
+        """The tuple at an offset, and the offset behind it. Raises what decoders do, and KeyError for a wrong code."""
+        if self._same:
+            values = []
+            [decoders] = self._decoders
+            while (data[at] or data.startswith(b"\xff", at + 1)) if self._nested else at < len(data):
+                value, at = decoders[data[at]](data, at + 1)
+                values.append(value)
+            return tuple(values), at + self._nested
+        if len(self._decoders) == 2:
+            first, second = self._decoders
+            one, at = first[data[at]](data, at + 1)
+            other, at = second[data[at]](data, at + 1)
+            found: tuple[Any, ...] = one, other
+        else:
+            values = []
+            for decoders in self._decoders:
+                value, at = decoders[data[at]](data, at + 1)
+                values.append(value)
+            found = tuple(values)
+        if not self._nested:
+            return found, at
+        if data[at] or data.startswith(b"\xff", at + 1):
+            raise ValueError("a nested tuple has too many parts")
+        return found, at + 1
+
+
+def _strict(kind: Kind) -> Kind:
+    """A float without NaN, which has no order, and without -0.0, which is equal to 0.0."""
+    [(code, decode)] = kind.decoders.items()
+
+    def encode_strict(value: float) -> bytes:
+        return kind.encode(_exact_float(value))
+
+    def decode_strict(data: bytes, at: int) -> tuple[float, int]:
+        value, end = decode(data, at)
+        if value != value or (not value and data[at] == 0x7F):
+            raise ValueError("it holds NaN or -0.0, which no key does")
+        return value, end
+
+    return Kind(encode_strict, {code: decode_strict})
+
+
+def _exact_float(value: float) -> float:
+    """A float or int as the float that is equal to it, 0.0 for -0.0. ValueError if there is none."""
+    try:
+        number = float(value)
+    except OverflowError:
+        number = 0.0
+    if number != value:
+        raise ValueError(f"{value!r} cannot be a key: it is not equal to any float of 64 bits")
+    return number + 0.0
+
+
+_NUMBERS: Final = {int, float, Float32, bool}
+_STRICT: Final = {**KINDS, float: _strict(KINDS[float]), Float32: _strict(KINDS[Float32])}
+
+
+def part_of(kind: Any) -> Part:
+    """What a type says of a part. TypeError if it says nothing that has an order."""
+    return _part(kind, 0, _STRICT)
+
+
+def _part(kind: Any, depth: int, possible: dict[type, Kind]) -> Part:
+    if kind is Any and possible is KINDS:
+        members: list[Any] = [*possible] + [tuple[Any, ...]] * (depth < MAX_DEPTH)
+    else:
+        members = members_of(kind)
+        if len(_NUMBERS.intersection(members)) > 1:
+            raise TypeError(
+                f"{spelled(kind)} has no order as bytes, since its numbers compare with each other; take one"
+            )
+    kinds: dict[type, Kind] = {}
+    names = []
+    for member in members:
+        if get_origin(member) is tuple:
+            shape = _shape(get_args(member), depth + 1, possible)
+            kinds[tuple] = Kind(shape.encode_nested, {_TUPLE[0]: shape.decode})
+            names.append((_TUPLE[0], shape.name))
+        elif isinstance(member, type) and member in possible:
+            kinds[member] = INNER_NONE if member is NoneType and depth else possible[member]
+            names.append((min(kinds[member].decoders), spelled(member)))
+        else:
+            raise TypeError(
+                f"{spelled(member)} cannot be a part of a key; that can be {', '.join(map(spelled, KINDS))}, "
+                "tuples of these, and unions"
+            )
+    if len(names) > len(kinds):
+        raise TypeError(f"{spelled(kind)} has more than one tuple, which bytes cannot tell from another")
+    return Part("Any" if kind is Any else " | ".join(name for _, name in sorted(names)), kinds)
+
+
+def _shape(arguments: tuple[Any, ...], depth: int, possible: dict[type, Kind]) -> _Shape:
+    if depth > MAX_DEPTH:
+        raise ValueError(f"tuples in keys are nested at most {MAX_DEPTH} deep")
+    same = len(arguments) == 2 and arguments[1] is ...
+    parts = [_part(kind, depth, possible) for kind in (arguments[:1] if same else arguments)]
+    names = [part.name for part in parts] + ["..."] * same
+    return _Shape(f"tuple[{', '.join(names) or '()'}]", parts, same=same, nested=depth > 0)
+
+
+class TupleCodec(Generic[K]):
+    """Tuples of one type as keys.
+
+    Attributes:
+        name: the type, as it is written.
+        version: of the encoding.
+        ordered: True.
+    """
+
+    __slots__ = ("_shape", "decode", "encode", "name")
+
+    version: Final = 1
+    ordered: Final = True
+
+    def __init__(self, kind: type[K]) -> None:
+        self._shape = _shape(get_args(kind), 0, _STRICT)
+        self.name: str = self._shape.name
+        #: The key of a tuple. TypeError, with what is expected, and ValueError for what it cannot hold.
+        self.encode: Callable[[K], bytes] = self._shape.encode
+        #: The tuple of a key. CodecError if no tuple of this type has it.
+        self.decode: Callable[[bytes], K] = whole(self.name, self._shape.decode)
+
+    def prefix(self, *parts: Any) -> KeyRange:
+        """The keys of all tuples whose leading parts are these."""
+        start = self._shape.encode_leading(parts)
+        return KeyRange(start, start + b"\xff") if parts else KeyRange(b"", None)
+
+    def between(self, start: tuple[Any, ...] | None, stop: tuple[Any, ...] | None) -> KeyRange:
+        """The keys of the tuples from `start` on, below `stop`, which may be leading parts alone. None: to the end."""
+        return KeyRange(
+            self._shape.encode_leading(start or ()), None if stop is None else self._shape.encode_leading(stop)
+        )
+
+    def place(self, value: K, /) -> tuple[bytes, int | None]:
+        """The key of a tuple to put, and the offset of the 12 bytes that the commit fills in if it ends with `SEQNO`.
+
+        Until then they are ff. The offset is None if there is nothing to fill in.
+        """
+        if value[-1:] != (SEQNO,):
+            return self.encode(value), None
+        # The last part in place of SEQNO is checked as any other, so that it stands where a versionstamp may.
+        key = self.encode(cast(K, (*value[:-1], _FIRST_STAMP)))
+        return key[:-STAMP_BYTES] + b"\xff" * STAMP_BYTES, len(key) - STAMP_BYTES
+
+
+_LAYER: Final = _shape((Any, ...), 0, KINDS)
+_unpack: Final[Callable[[bytes], tuple[Any, ...]]] = whole("tuple", _LAYER.decode)
+
+
+def pack(values: tuple[Any, ...]) -> bytes:
+    """A tuple as FoundationDB packs it, of any parts that the layer has. TypeError and ValueError for any other."""
+    return _LAYER.encode(values)
+
+
+def unpack(data: bytes) -> tuple[Any, ...]:
+    """What was packed. CodecError for bytes that `pack` never makes."""
+    return _unpack(data)
