@@ -15,7 +15,17 @@ from dataclasses import dataclass
 from types import NoneType, UnionType
 from typing import Any, Generic, Literal, Protocol, TypeGuard, TypeVar, Union, get_args, get_origin
 
-__all__ = ["Codec", "KeyCodec", "OrderedFunctions", "ValueFunctions", "is_codec", "members_of", "refused", "spelled"]
+__all__ = [
+    "Codec",
+    "KeyCodec",
+    "OrderedFunctions",
+    "TypedFunctions",
+    "ValueFunctions",
+    "is_codec",
+    "members_of",
+    "refused",
+    "spelled",
+]
 
 T = TypeVar("T")
 
@@ -58,6 +68,17 @@ class ValueFunctions(Generic[T]):
     encode: Callable[[T], bytes]
     decode: Callable[[bytes], T]
     version: int = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TypedFunctions(ValueFunctions[T]):
+    """A codec that makes values of a type of what `plain` reads from the same bytes: dicts, lists, numbers.
+
+    `convert` raises ValueError for what does not fit the type.
+    """
+
+    plain: Codec[Any]
+    convert: Callable[[Any], T]
 
 
 @dataclass(frozen=True, slots=True)

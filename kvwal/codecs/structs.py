@@ -1,0 +1,98 @@
+"""Values of types as JSON and MessagePack, by msgspec: dataclasses, attrs classes, Structs, TypedDicts and the rest.
+
+msgspec is imported when a codec is made, since it is an extra. It checks each field when a value is read. When one is
+written, only the class of the whole is checked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib import import_module
+from typing import Any, get_origin, is_typeddict
+
+from kvwal.codecs.codec import Codec, TypedFunctions, ValueFunctions, members_of, refused, spelled
+from kvwal.errors import CodecError
+
+__all__ = ["msgpack_functions", "typed_functions"]
+
+
+def _msgspec() -> Any:
+    try:
+        return import_module("msgspec")
+    except ImportError:
+        raise ImportError(
+            "msgspec reads types and MessagePack; install it with: pip install 'kvwal[msgspec]'"
+        ) from None
+
+
+def _writer(module: Any) -> Callable[[Any], bytes]:
+    """What `msgspec.json` or `msgspec.msgpack` writes, the same for equal values if keys are str."""
+    in_order, as_it_is = module.Encoder(order="deterministic").encode, module.Encoder().encode
+
+    def write(value: Any) -> bytes:
+        try:
+            try:
+                return in_order(value)  # type: ignore[no-any-return]
+            except TypeError:
+                # Of dicts with other keys than str; of what cannot be written it is raised again.
+                return as_it_is(value)  # type: ignore[no-any-return]
+        except RecursionError:
+            raise ValueError("the value is nested too deep, or holds itself") from None
+
+    return write
+
+
+def _reader(name: str, read: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
+    def decode(data: bytes) -> Any:
+        try:
+            return read(data)
+        except (ValueError, RecursionError) as error:
+            raise CodecError(name, data, str(error)) from None
+
+    return decode
+
+
+def msgpack_functions() -> ValueFunctions[Any]:
+    """MessagePack of whatever it has."""
+    module = _msgspec().msgpack
+    return ValueFunctions("msgpack", _writer(module), _reader("msgpack", module.Decoder().decode))
+
+
+def typed_functions(form: str, kind: Any, called: str | None, plain: Codec[Any]) -> TypedFunctions[Any]:
+    """A type as JSON or MessagePack, which `plain` reads without the type. TypeError if msgspec does not know it."""
+    msgspec = _msgspec()
+    if isinstance(msgspec.inspect.type_info(kind), msgspec.inspect.CustomType):
+        raise TypeError(
+            f"{spelled(kind)} is no type that msgspec reads, as a dataclass is; make a codec of your own for it"
+        )
+    module = getattr(msgspec, form)
+    name = f"{form}[{called or spelled(kind)}]"
+    read, write, classes = module.Decoder(kind).decode, _writer(module), _classes(kind)
+
+    def encode(value: Any) -> bytes:
+        if not isinstance(value, classes):
+            raise refused(value, spelled(kind))
+        data = write(value)
+        if form == "json" and b"null" in data:
+            # NaN is written as null, which no float is read from.
+            try:
+                read(data)
+            except ValueError as error:
+                raise ValueError(f"{spelled(kind)} would not be read again: {error}; JSON has no NaN") from None
+        return data
+
+    def convert(value: Any) -> Any:
+        return msgspec.convert(value, kind, str_keys=form == "json")
+
+    return TypedFunctions(name, encode, _reader(name, read), plain=plain, convert=convert)
+
+
+def _classes(kind: Any) -> tuple[type, ...]:
+    """The classes of the values of a type, as far as they can be told."""
+    found: list[type] = []
+    for member in members_of(kind):
+        origin = dict if is_typeddict(member) else get_origin(member) or member
+        if not isinstance(origin, type):
+            return (object,)
+        found.extend((int, float) if origin is float else (origin,))
+    return tuple(found)

@@ -1,0 +1,360 @@
+"""Values: what comes back, what is refused when it is written, and what is when it is read."""
+
+from __future__ import annotations
+
+import math
+import struct
+import sys
+import tracemalloc
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from types import SimpleNamespace
+from typing import Any, NamedTuple, TypedDict
+from uuid import UUID
+
+import attrs
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kvwal import codecs
+from kvwal.codecs import Codec, value_codec
+from kvwal.codecs.compression import compression
+from kvwal.engine.operations import decode_counter, encode_counter
+from kvwal.errors import CodecError
+
+
+class Struct(msgspec.Struct):
+    id: int
+    tags: list[str] = []
+
+
+@dataclass
+class Data:
+    when: datetime
+    id: UUID
+    names: dict[int, str] = field(default_factory=dict)
+    rate: float | None = None
+
+
+@attrs.define
+class Attrs:
+    name: str
+    blob: bytes = b""
+
+
+class Typed(TypedDict):
+    name: str
+
+
+class Named(NamedTuple):
+    x: int
+    y: float
+
+
+class Unknown:
+    pass
+
+
+MOMENT = datetime(2030, 1, 1, 12, 30, tzinfo=UTC)
+INT64 = st.integers(-(1 << 63), (1 << 63) - 1)
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=8,
+)
+
+TYPED: list[tuple[Any, Any]] = [
+    (Struct, Struct(1, ["a"])),
+    (Data, Data(MOMENT, UUID(int=7), {1: "a", 2: "b"}, None)),
+    (Attrs, Attrs("a", b"\0\xff")),
+    (Typed, {"name": "a"}),
+    (Named, Named(1, 2)),
+    (list[Struct], [Struct(1), Struct(2)]),
+    (dict[str, tuple[int, str]], {"a": (1, "b")}),
+    (tuple[int, str], (1, "b")),
+    (int | str, "a"),
+    (Struct | None, None),
+]
+
+
+@pytest.mark.parametrize("make", [codecs.json, codecs.msgpack])
+@pytest.mark.parametrize(("kind", "value"), TYPED)
+def test_a_value_of_a_type_comes_back_as_that_type(make: Callable[..., Codec[Any]], kind: Any, value: Any) -> None:
+    codec = make(kind)
+    back = codec.decode(codec.encode(value))
+    assert back == value
+    assert type(back) is type(value)
+
+
+@pytest.mark.parametrize(
+    ("spec", "value", "data"),
+    [
+        (bytes, b"\0\xff", b"\0\xff"),
+        (str, "a\u00e9", b"a\xc3\xa9"),
+        (int, -2, b"\xfe" + b"\xff" * 7),
+        (float, 1.5, codecs.key_codec(float).encode(1.5)),
+        (bool, True, codecs.key_codec(bool).encode(True)),
+        (UUID, UUID(int=7), codecs.key_codec(UUID).encode(UUID(int=7))),
+        (datetime, MOMENT, codecs.key_codec(datetime).encode(MOMENT)),
+        (codecs.json(), {"b": [1, None], "a": "\u00e9"}, '{"a":"\u00e9","b":[1,null]}'.encode()),
+        (codecs.msgpack(), {"b": b"\0", "a": 1}, b"\x82\xa1a\x01\xa1b\xc4\x01\0"),
+        (Struct, Struct(1, ["a"]), b'{"id":1,"tags":["a"]}'),
+        (codecs.int64, 1, codecs.int64.encode(1)),
+    ],
+)
+def test_a_value_has_the_bytes_that_are_documented(spec: Any, value: Any, data: bytes) -> None:
+    codec = value_codec(spec)
+    assert codec.encode(value) == data
+    assert codec.decode(data) == value
+
+
+@given(INT64)
+def test_a_counter_is_what_add_adds_to(number: int) -> None:
+    assert codecs.counter.encode(number) == encode_counter(number)
+    assert codecs.counter.decode(encode_counter(number)) == decode_counter(encode_counter(number)) == number
+
+
+@given(JSON)
+def test_what_json_has_comes_back_equal_and_has_one_text(value: Any) -> None:
+    codec = codecs.json()
+    data = codec.encode(value)
+    assert codec.decode(data) == value
+    assert codec.encode(codec.decode(data)) == data
+
+
+@given(st.dictionaries(st.text(), INT64), st.randoms())
+def test_equal_dicts_have_equal_bytes_in_whatever_order_they_were_filled(value: dict[str, int], random: Any) -> None:
+    items = list(value.items())
+    random.shuffle(items)
+    for codec in (codecs.json(), codecs.msgpack(), codecs.json(dict[str, int]), codecs.msgpack(dict[str, int])):
+        assert codec.encode(dict(items)) == codec.encode(value)
+
+
+@given(st.dictionaries(INT64, st.binary()))
+def test_msgpack_has_bytes_and_keys_that_are_no_str(value: dict[int, bytes]) -> None:
+    codec = codecs.msgpack()
+    assert codec.decode(codec.encode(value)) == value
+
+
+READ_ANY: list[Codec[Any]] = [
+    codecs.json(),
+    codecs.msgpack(),
+    codecs.json(Struct),
+    codecs.msgpack(Data),
+    codecs.counter,
+    value_codec(str),
+    codecs.compressed(codecs.json()),
+    codecs.compressed(codecs.msgpack(Struct), method="zstd"),
+    codecs.versioned(codecs.json(), version=3, upcasters={2: lambda value: value}),
+]
+
+
+@pytest.mark.parametrize("codec", READ_ANY, ids=lambda codec: codec.name)
+@given(data=st.binary(max_size=20) | st.text('[]{}:,"0123e.-+ nulltrue\\ud8', max_size=12).map(str.encode))
+def test_bytes_from_anywhere_are_read_or_refused_with_the_bytes_at_hand(codec: Codec[Any], data: bytes) -> None:
+    for found in (data, b"\0" + data, b"\1" + data, b"\2" + data, b"\3" + data):
+        try:
+            codec.decode(found)
+        except CodecError as error:
+            assert (error.codec, error.data) == (codec.name, found)
+
+
+INVALID: list[tuple[Any, bytes, str]] = [
+    (str, b"\xff", "not UTF-8"),
+    (int, b"1234567", "a counter has 8"),
+    (int, b"123456789", "a counter has 8"),
+    (codecs.json(), b"", "no JSON"),
+    (codecs.json(), b"NaN", "NaN is not of JSON"),
+    (codecs.json(), b"[-Infinity]", "-Infinity is not of JSON"),
+    (codecs.json(), b"\xff\xfe1\0", "no JSON"),
+    (codecs.json(), "1".encode("utf-16"), "no JSON"),
+    (codecs.json(), b"[" * 200_000, "no JSON"),
+    (codecs.json(), b"1" * 5_000, "no JSON"),
+    (Struct, b'{"id":"1"}', "Expected `int`, got `str`"),
+    (Struct, b"{}", "missing required field"),
+    (codecs.json(list), b"[" * 200_000, "recursion"),
+    (codecs.msgpack(), b"\x91" * 200_000, "recursion"),
+    (codecs.msgpack(), b"\xdd\xff\xff\xff\xff", "truncated"),
+    (codecs.msgpack(), b"", "truncated"),
+    (codecs.msgpack(Struct), b"\x80", "missing required field"),
+    (codecs.pickle(), b"", "no pickle that can be read here: EOFError"),
+    (codecs.pickle(), b"cnothere\nname\n.", "ModuleNotFoundError"),
+]
+
+
+@pytest.mark.parametrize(("spec", "data", "text"), INVALID)
+def test_bytes_that_do_not_fit_are_refused_with_the_reason(spec: Any, data: bytes, text: str) -> None:
+    codec = value_codec(spec)
+    with pytest.raises(CodecError, match=text) as caught:
+        codec.decode(data)
+    assert (caught.value.codec, caught.value.data) == (codec.name, data)
+
+
+WRONG: list[tuple[Any, Any, type[Exception], str]] = [
+    (bytes, "a", TypeError, "bytes, not str"),
+    (str, b"a", TypeError, "str is expected, not bytes"),
+    (int, "1", TypeError, "int is expected, not str"),
+    (int, True, TypeError, "int is expected, not bool"),
+    (int, 1 << 63, OverflowError, "64 bits of a counter"),
+    (codecs.json(), object(), TypeError, "not JSON serializable"),
+    (codecs.json(), math.nan, ValueError, "not JSON compliant"),
+    (codecs.json(), "\ud800", ValueError, "surrogates"),
+    (codecs.json(Struct), Data(MOMENT, UUID(int=1)), TypeError, "Struct is expected, not Data"),
+    (codecs.json(Struct), {"id": 1}, TypeError, "Struct is expected, not dict"),
+    (codecs.json(Typed), Struct(1), TypeError, "Typed is expected, not Struct"),
+    (codecs.json(list[Struct]), (Struct(1),), TypeError, r"list\[Struct\] is expected, not tuple"),
+    (codecs.json(int | str), 1.5, TypeError, r"int \| str is expected, not float"),
+    (codecs.json(Named), Named(1, math.nan), ValueError, "would not be read again: Expected `float`, got `null`"),
+    (codecs.msgpack(), object(), TypeError, "unsupported"),
+    (codecs.msgpack(), 1 << 70, OverflowError, "serialize ints"),
+    (codecs.pickle(), lambda: None, Exception, "pickle"),
+]
+
+
+@pytest.mark.parametrize(("spec", "value", "kind", "text"), WRONG)
+def test_a_value_that_a_codec_does_not_store_is_refused(spec: Any, value: Any, kind: Any, text: str) -> None:
+    with pytest.raises(kind, match=text):
+        value_codec(spec).encode(value)
+
+
+@pytest.mark.parametrize("codec", [codecs.json(), codecs.json(list), codecs.msgpack()], ids=lambda codec: codec.name)
+def test_a_value_that_holds_itself_is_refused(codec: Codec[Any]) -> None:
+    value: list[Any] = []
+    value.append(value)
+    with pytest.raises(ValueError, match="Circular|holds itself"):
+        codec.encode(value)
+    deep: Any = 1
+    for _ in range(100_000):
+        deep = [deep]
+    with pytest.raises(ValueError, match="nested too deep"):
+        codec.encode(deep)
+
+
+def test_floats_that_may_be_none_are_written_as_they_are() -> None:
+    codec = codecs.json(Data)
+    assert codec.decode(codec.encode(Data(MOMENT, UUID(int=1), rate=0.5))).rate == 0.5
+    # What msgspec's JSON does: documented in docs/tables.md.
+    assert codec.decode(codec.encode(Data(MOMENT, UUID(int=1), rate=math.nan))).rate is None
+    packed = codecs.msgpack(Data)
+    assert math.isnan(packed.decode(packed.encode(Data(MOMENT, UUID(int=1), rate=math.nan))).rate or 0)
+
+
+@pytest.mark.parametrize("spec", [Unknown, "json", codecs.json, None, 5, SimpleNamespace(encode=1, decode=2)])
+def test_what_is_neither_a_type_that_can_be_read_nor_a_codec_is_refused(spec: Any) -> None:
+    with pytest.raises(TypeError, match="type"):
+        value_codec(spec)
+
+
+def test_a_codec_is_taken_as_it_is_and_a_key_codec_has_values_too() -> None:
+    for codec in (codecs.json(), codecs.int64, codecs.key_codec(tuple[str, int])):
+        assert value_codec(codec) is codec
+
+
+@pytest.mark.parametrize(
+    ("spec", "name"),
+    [
+        (bytes, "bytes"),
+        (str, "str"),
+        (int, "counter"),
+        (float, "float"),
+        (Struct, "json[Struct]"),
+        (codecs.json(), "json"),
+        (codecs.json(Struct, name="customer"), "json[customer]"),
+        (codecs.json(Struct | None), "json[Struct | None]"),
+        (codecs.json(dict[str, list[Data]]), "json[dict[str, list[Data]]]"),
+        (codecs.msgpack(), "msgpack"),
+        (codecs.msgpack(Data), "msgpack[Data]"),
+        (codecs.pickle(), "pickle"),
+        (codecs.compressed(codecs.json(Struct)), "zlib(json[Struct])"),
+        (codecs.compressed(codecs.pickle(), method="zstd"), "zstd(pickle)"),
+        (codecs.versioned(Struct, version=2, upcasters={1: dict}), "versioned(json[Struct])"),
+    ],
+)
+def test_a_codec_says_in_its_name_what_bytes_it_makes(spec: Any, name: str) -> None:
+    assert value_codec(spec).name == name
+
+
+def test_pickles_have_values_of_any_class() -> None:
+    codec = codecs.pickle()
+    value = {1: (2, {3}), "when": MOMENT}
+    assert codec.decode(codec.encode(value)) == value
+    assert codec.encode(value)[:2] == b"\x80\x05"
+
+
+@pytest.mark.parametrize("method", ["zlib", "zstd"])
+def test_a_value_is_compressed_where_that_makes_it_shorter(method: Any) -> None:
+    codec = codecs.compressed(codecs.json(), method=method)
+    for value, tag in (("a" * 1000, 1), ("a", 0), ("", 0)):
+        data = codec.encode(value)
+        assert (data[0], codec.decode(data)) == (tag, value)
+        assert len(data) <= len(codecs.json().encode(value)) + 1
+    assert len(codec.encode("a" * 1000)) < 50
+
+
+@pytest.mark.parametrize("method", ["zlib", "zstd"])
+def test_a_stream_that_is_not_one_and_whole_is_refused(method: Any) -> None:
+    codec = codecs.compressed(bytes_codec := value_codec(bytes), method=method)
+    data = codec.encode(b"a" * 1000)
+    assert data[0] == 1
+    for wrong in (b"", b"\2a", data[:-1], data + b"a", data + data[1:], b"\1", b"\1aaaaaaaaaaaaaaaa"):
+        with pytest.raises(CodecError) as caught:
+            codec.decode(wrong)
+        assert (caught.value.codec, caught.value.data) == (codec.name, wrong)
+    other = codecs.compressed(codecs.json(), method=method)
+    with pytest.raises(CodecError, match="no JSON") as caught:
+        other.decode(data)
+    assert (caught.value.codec, caught.value.data) == (other.name, data)
+    assert bytes_codec.decode(b"a") == b"a"
+
+
+@pytest.mark.parametrize("method", ["zlib", "zstd"])
+def test_what_is_decompressed_has_a_limit_whatever_the_bytes_say(method: str) -> None:
+    compress, decompress = compression(method, None, most=1000)
+    assert decompress(memoryview(compress(b"a" * 1000))) == b"a" * 1000
+    with pytest.raises(ValueError, match="more than 1000 bytes"):
+        decompress(memoryview(compress(b"a" * 1001)))
+    bomb = memoryview(compress(b"\0" * (64 << 20)))
+    tracemalloc.start()
+    try:
+        with pytest.raises(ValueError, match="more than 1000 bytes"):
+            decompress(bomb)
+        assert tracemalloc.get_traced_memory()[1] < 4 << 20
+    finally:
+        tracemalloc.stop()
+
+
+def test_methods_and_levels_are_checked_when_the_codec_is_made() -> None:
+    assert len(codecs.compressed(codecs.json(), level=0).encode("a" * 1000)) == 1003
+    for method, level in (("zlib", 10), ("zlib", -2), ("zstd", 100)):
+        with pytest.raises(ValueError, match=f"{method} has no level {level}"):
+            codecs.compressed(codecs.json(), method=method, level=level)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="is no method"):
+        codecs.compressed(codecs.json(), method="lzma")  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="versions are told before"):
+        codecs.compressed(codecs.versioned(codecs.json(), version=1))
+
+
+@pytest.mark.parametrize("make", [codecs.msgpack, lambda: codecs.json(Struct), lambda: value_codec(Struct)])
+def test_without_msgspec_the_error_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch, make: Any) -> None:
+    monkeypatch.setitem(sys.modules, "msgspec", None)
+    with pytest.raises(ImportError, match=r"pip install 'kvwal\[msgspec\]'"):
+        make()
+    codecs.json().encode({"a": 1})
+
+
+def test_without_zstd_the_error_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "compression.zstd", None)
+    monkeypatch.setitem(sys.modules, "backports.zstd", None)
+    with pytest.raises(ImportError, match=r"pip install backports\.zstd"):
+        codecs.compressed(codecs.json(), method="zstd")
+    codecs.compressed(codecs.json())
+
+
+def test_zlib_streams_are_of_zlib() -> None:
+    data = codecs.compressed(value_codec(bytes)).encode(b"a" * 1000)
+    assert zlib.decompress(data[1:]) == b"a" * 1000
+    assert struct.unpack_from(">B", data)[0] == 1
