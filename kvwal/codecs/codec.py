@@ -11,9 +11,8 @@ Rules:
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from types import NoneType, UnionType
-from typing import Any, Generic, Literal, Protocol, TypeGuard, TypeVar, Union, get_args, get_origin
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeGuard, TypeVar, Union, get_args, get_origin
 
 __all__ = [
     "Codec",
@@ -60,32 +59,48 @@ class KeyCodec(Codec[T], Protocol[T]):
     def ordered(self) -> bool: ...
 
 
-@dataclass(frozen=True, slots=True)
 class ValueFunctions(Generic[T]):
-    """A codec made of two functions."""
+    """A codec made of two functions, which are called as they are: a method around them would take longer than some."""
 
-    name: str
-    encode: Callable[[T], bytes]
-    decode: Callable[[bytes], T]
-    version: int = 1
+    if TYPE_CHECKING:
+
+        def encode(self, value: T, /) -> bytes: ...
+        def decode(self, data: bytes, /) -> T: ...
+
+    def __init__(self, name: str, encode: Callable[[T], bytes], decode: Callable[[bytes], T]) -> None:
+        self.name = name
+        self.version = 1
+        # Type checkers are to see methods, and no assignment to them.
+        object.__setattr__(self, "encode", encode)
+        object.__setattr__(self, "decode", decode)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
 class TypedFunctions(ValueFunctions[T]):
     """A codec that makes values of a type of what `plain` reads from the same bytes: dicts, lists, numbers.
 
     `convert` raises ValueError for what does not fit the type.
     """
 
-    plain: Codec[Any]
-    convert: Callable[[Any], T]
+    def __init__(
+        self,
+        name: str,
+        encode: Callable[[T], bytes],
+        decode: Callable[[bytes], T],
+        *,
+        plain: Codec[Any],
+        convert: Callable[[Any], T],
+    ) -> None:
+        super().__init__(name, encode, decode)
+        self.plain = plain
+        self.convert = convert
 
 
-@dataclass(frozen=True, slots=True)
 class OrderedFunctions(ValueFunctions[T]):
     """A key codec made of two functions."""
 
-    ordered: Literal[True] = True
+    def __init__(self, name: str, encode: Callable[[T], bytes], decode: Callable[[bytes], T]) -> None:
+        super().__init__(name, encode, decode)
+        self.ordered = True
 
 
 def is_codec(spec: object) -> TypeGuard[Codec[Any]]:

@@ -14,9 +14,9 @@ from collections.abc import Callable, Sequence
 from itertools import repeat
 from operator import index
 from types import NoneType
-from typing import Any, Final, Generic, SupportsIndex, TypeVar, cast, get_args, get_origin
+from typing import Any, Final, SupportsIndex, TypeVar, cast, get_args, get_origin
 
-from kvwal.codecs.codec import members_of, refused, spelled
+from kvwal.codecs.codec import OrderedFunctions, members_of, refused, spelled
 from kvwal.codecs.parts import (
     INNER_NONE,
     KINDS,
@@ -233,27 +233,13 @@ def _shape(arguments: tuple[Any, ...], depth: int, possible: dict[type, Kind]) -
     return _Shape(f"tuple[{', '.join(names) or '()'}]", parts, same=same, nested=depth > 0)
 
 
-class TupleCodec(Generic[K]):
-    """Tuples of one type as keys.
-
-    Attributes:
-        name: the type, as it is written.
-        version: of the encoding.
-        ordered: True.
-    """
-
-    __slots__ = ("_shape", "decode", "encode", "name")
-
-    version: Final = 1
-    ordered: Final = True
+class TupleCodec(OrderedFunctions[K]):
+    """Tuples of one type as keys, by the type as it is written."""
 
     def __init__(self, kind: type[K]) -> None:
         self._shape = _shape(get_args(kind), 0, _STRICT)
-        self.name: str = self._shape.name
-        #: The key of a tuple. TypeError, with what is expected, and ValueError for what it cannot hold.
-        self.encode: Callable[[K], bytes] = self._shape.encode
-        #: The tuple of a key. CodecError if no tuple of this type has it.
-        self.decode: Callable[[bytes], K] = whole(self.name, self._shape.decode)
+        name = self._shape.name
+        super().__init__(name, self._shape.encode, whole(name, self._shape.decode))
 
     def prefix(self, *parts: Any) -> KeyRange:
         """The keys of all tuples whose leading parts are these."""
