@@ -76,9 +76,9 @@ class ValueFunctions(Generic[T]):
 
 
 class TypedFunctions(ValueFunctions[T]):
-    """A codec that makes values of a type of what `plain` reads from the same bytes: dicts, lists, numbers.
+    """A codec of a type: `plain` reads dicts, lists and numbers from its bytes, of which `convert` makes the type.
 
-    `convert` raises ValueError for what does not fit the type.
+    `plain` raises CodecError, `convert` ValueError.
     """
 
     def __init__(
@@ -87,7 +87,7 @@ class TypedFunctions(ValueFunctions[T]):
         encode: Callable[[T], bytes],
         decode: Callable[[bytes], T],
         *,
-        plain: Codec[Any],
+        plain: Callable[[bytes], Any],
         convert: Callable[[Any], T],
     ) -> None:
         super().__init__(name, encode, decode)
@@ -114,11 +114,13 @@ def refused(value: object, expected: str) -> TypeError:
 
 
 def members_of(kind: Any) -> list[Any]:
-    """The types that a union joins; of anything else itself. A NewType counts as what it is made of."""
+    """The types that a union joins; of anything else itself. A NewType and an Annotated count as what they are of."""
     if get_origin(kind) in (Union, UnionType):
         return [member for part in get_args(kind) for member in members_of(part)]
-    while hasattr(kind, "__supertype__"):
-        kind = kind.__supertype__
+    if hasattr(kind, "__supertype__"):
+        return members_of(kind.__supertype__)
+    if hasattr(kind, "__metadata__"):
+        return members_of(kind.__origin__)
     return [NoneType if kind is None else kind]
 
 
@@ -134,5 +136,5 @@ def spelled(kind: Any) -> str:
         return "None"
     origin = get_origin(kind)
     if origin is None:
-        return str(getattr(kind, "__name__", kind))
+        return getattr(kind, "__name__", None) or repr(kind)
     return f"{spelled(origin)}[{', '.join(map(spelled, get_args(kind))) or '()'}]"

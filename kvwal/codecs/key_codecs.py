@@ -56,7 +56,7 @@ def _encode_int64(value: int) -> bytes:
     except TypeError:
         raise refused(value, "int") from None
     except struct_error:
-        raise OverflowError(f"{value} does not fit into 64 bits; keys of type int have any size") from None
+        raise OverflowError("the int does not fit into 64 bits; keys of type int have any size") from None
 
 
 def _decode_int64(data: bytes) -> int:

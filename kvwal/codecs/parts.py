@@ -227,7 +227,8 @@ def _decode_single(data: bytes, at: int) -> tuple[Float32, int]:
 
 
 def _decode_uuid(data: bytes, at: int) -> tuple[UUID, int]:
-    # ValueError if there are fewer than 16 bytes.
+    if at + 16 > len(data):
+        raise ValueError(_CUT)
     return UUID(bytes=data[at : at + 16]), at + 16
 
 

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from importlib import import_module
 from typing import Any, get_origin, is_typeddict
 
-from kvwal.codecs.codec import Codec, TypedFunctions, ValueFunctions, members_of, refused, spelled
+from kvwal.codecs.codec import TypedFunctions, ValueFunctions, members_of, refused, spelled
 from kvwal.errors import CodecError
 
 __all__ = ["msgpack_functions", "typed_functions"]
@@ -58,7 +58,7 @@ def msgpack_functions() -> ValueFunctions[Any]:
     return ValueFunctions("msgpack", _writer(module), _reader("msgpack", module.Decoder().decode))
 
 
-def typed_functions(form: str, kind: Any, called: str | None, plain: Codec[Any]) -> TypedFunctions[Any]:
+def typed_functions(form: str, kind: Any, called: str | None, plain: Callable[[bytes], Any]) -> TypedFunctions[Any]:
     """A type as JSON or MessagePack, which `plain` reads without the type. TypeError if msgspec does not know it."""
     msgspec = _msgspec()
     if isinstance(msgspec.inspect.type_info(kind), msgspec.inspect.CustomType):

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from itertools import repeat
 from operator import index
 from types import NoneType
-from typing import Any, Final, SupportsIndex, TypeVar, cast, get_args, get_origin
+from typing import Any, Final, SupportsIndex, TypeVar, get_args, get_origin
 
 from kvwal.codecs.codec import OrderedFunctions, members_of, refused, spelled
 from kvwal.codecs.parts import (
@@ -111,22 +111,23 @@ class _Shape:
         return self._encode_slowly(values)
 
     def _encode_slowly(self, values: Any) -> bytes:
-        if not isinstance(values, tuple):
-            raise refused(values, self.name)
-        if not self._same and len(values) != len(self._parts):
+        if isinstance(values, tuple) and len(values) < len(self._parts) and not self._same:
             raise TypeError(f"{self.name} is expected, and this tuple has {len(values)} parts")
         return self.encode_leading(values)
 
-    def encode_leading(self, values: tuple[Any, ...]) -> bytes:
+    def encode_leading(self, values: Any) -> bytes:
         """The bytes that all tuples begin with whose leading parts are these."""
-        if not self._same and len(values) > len(self._parts):
-            raise TypeError(f"{self.name} has {len(self._parts)} parts, not {len(values)}")
-        found = []
-        for place, (part, value) in enumerate(
-            zip(repeat(self._parts[0]) if self._same else self._parts, values, strict=False)
-        ):
-            found.append(part.encode(value, f" as part {place + 1} of {self.name}"))
-        return b"".join(found)
+        if not isinstance(values, tuple):
+            raise refused(values, self.name)
+        if len(values) > len(self._parts) and not self._same:
+            raise TypeError(f"{self.name} is expected, and this tuple has {len(values)} parts")
+        parts = repeat(self._parts[0]) if self._same else self._parts
+        return b"".join(
+            [
+                part.encode(value, f" as part {place} of {self.name}")
+                for place, (part, value) in enumerate(zip(parts, values, strict=False), 1)
+            ]
+        )
 
     def encode_nested(self, values: Any) -> bytes:
         """The bytes of a whole tuple as a part of another."""
@@ -182,7 +183,7 @@ def _exact_float(value: float) -> float:
     except OverflowError:
         number = 0.0
     if number != value:
-        raise ValueError(f"{value!r} cannot be a key: it is not equal to any float of 64 bits")
+        raise ValueError("a key cannot be NaN, which has no order, nor an int that no float of 64 bits is equal to")
     return number + 0.0
 
 
@@ -248,20 +249,20 @@ class TupleCodec(OrderedFunctions[K]):
 
     def between(self, start: tuple[Any, ...] | None, stop: tuple[Any, ...] | None) -> KeyRange:
         """The keys of the tuples from `start` on, below `stop`, which may be leading parts alone. None: to the end."""
-        return KeyRange(
-            self._shape.encode_leading(start or ()), None if stop is None else self._shape.encode_leading(stop)
-        )
+        leading = self._shape.encode_leading
+        return KeyRange(b"" if start is None else leading(start), None if stop is None else leading(stop))
 
     def place(self, value: K, /) -> tuple[bytes, int | None]:
         """The key of a tuple to put, and the offset of the 12 bytes that the commit fills in if it ends with `SEQNO`.
 
         Until then they are ff. The offset is None if there is nothing to fill in.
         """
-        if value[-1:] != (SEQNO,):
+        key: Any = value
+        if not isinstance(key, tuple) or key[-1:] != (SEQNO,):
             return self.encode(value), None
         # The last part in place of SEQNO is checked as any other, so that it stands where a versionstamp may.
-        key = self.encode(cast(K, (*value[:-1], _FIRST_STAMP)))
-        return key[:-STAMP_BYTES] + b"\xff" * STAMP_BYTES, len(key) - STAMP_BYTES
+        data = self._shape.encode((*key[:-1], _FIRST_STAMP))
+        return data[:-STAMP_BYTES] + b"\xff" * STAMP_BYTES, len(data) - STAMP_BYTES
 
 
 _LAYER: Final = _shape((Any, ...), 0, KINDS)

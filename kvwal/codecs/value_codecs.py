@@ -51,9 +51,7 @@ def _encode_counter(value: int) -> bytes:
     except TypeError:
         raise refused(value, "int") from None
     except OverflowError:
-        raise OverflowError(
-            f"{value} does not fit into the 64 bits of a counter; json() has ints of any size"
-        ) from None
+        raise OverflowError("the int does not fit into the 64 bits of a counter; json() has any size") from None
 
 
 def _decode_counter(data: bytes) -> int:
@@ -110,7 +108,7 @@ def json(kind: Any = None, *, name: str | None = None) -> Any:
         name: what stands in the codec's name for the type, `User` in `json[User]`. A table remembers it, so give the
             former one when a type gets another name.
     """
-    return _JSON if kind is None else typed_functions("json", kind, name, _JSON)
+    return _JSON if kind is None else typed_functions("json", kind, name, _JSON.decode)
 
 
 @overload
@@ -125,7 +123,7 @@ def msgpack(kind: Any = None, *, name: str | None = None) -> Any:
     Arguments are those of `json`.
     """
     plain = msgpack_functions()
-    return plain if kind is None else typed_functions("msgpack", kind, name, plain)
+    return plain if kind is None else typed_functions("msgpack", kind, name, plain.decode)
 
 
 def _write_pickle(value: Any) -> bytes:
@@ -182,19 +180,18 @@ def compressed(codec: Codec[T], *, method: Literal["zlib", "zstd"] = "zlib", lev
         except ValueError as error:
             raise CodecError(name, data, str(error)) from None
 
-    def of(inner: Codec[U]) -> Callable[[bytes], U]:
+    def of(read: Callable[[bytes], U]) -> Callable[[bytes], U]:
         def decode(data: bytes) -> U:
             try:
-                return inner.decode(expand(data))
+                return read(expand(data))
             except CodecError as error:
                 raise CodecError(name, data, error.reason) from error
 
         return decode
 
     if isinstance(codec, TypedFunctions):
-        plain = ValueFunctions(f"{method}({codec.plain.name})", encode, of(codec.plain))
-        return TypedFunctions(name, encode, of(codec), plain=plain, convert=codec.convert)
-    return ValueFunctions(name, encode, of(codec))
+        return TypedFunctions(name, encode, of(codec.decode), plain=of(codec.plain), convert=codec.convert)
+    return ValueFunctions(name, encode, of(codec.decode))
 
 
 _OF_TYPES: Final[dict[Any, Codec[Any]]] = {

@@ -65,7 +65,7 @@ class Versioned(Generic[T]):
             if number == self.version:
                 return self._codec.decode(data[1:])
             typed = self._codec if isinstance(self._codec, TypedFunctions) else None
-            value = (typed.plain if typed else self._codec).decode(data[1:])
+            value = typed.plain(data[1:]) if typed else self._codec.decode(data[1:])
         except CodecError as error:
             raise CodecError(self.name, data, error.reason) from error
         for step in range(number, self.version):

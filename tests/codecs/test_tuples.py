@@ -47,8 +47,10 @@ def test_the_range_of_no_parts_is_all() -> None:
 def test_leading_parts_are_checked_as_keys_are() -> None:
     with pytest.raises(TypeError, match="int as part 2 of"):
         CODEC.prefix("a", "b")
-    with pytest.raises(TypeError, match="has 3 parts, not 4"):
+    with pytest.raises(TypeError, match="and this tuple has 4 parts"):
         CODEC.prefix("a", 1, None, None)
+    with pytest.raises(TypeError, match=r"tuple\[str, int, None \| str\] is expected, not str"):
+        CODEC.between("a", None)  # type: ignore[arg-type]
 
 
 EVENTS = key_codec(tuple[str, Versionstamp])
@@ -79,6 +81,7 @@ def test_seqno_is_the_last_part_of_tuples_that_may_end_with_a_versionstamp() -> 
         (key_codec(tuple[str, tuple[Versionstamp]]), ("a", (SEQNO,))),
         (key_codec(tuple[str, int]), ("a", SEQNO)),
         (key_codec(tuple[str, Versionstamp]), (SEQNO,)),
+        (key_codec(tuple[str, Versionstamp]), 5),
     ):
         with pytest.raises(TypeError):
             codec.place(key)

@@ -200,6 +200,7 @@ WRONG: list[tuple[Any, Any, type[Exception], str]] = [
     (int, "1", TypeError, "int is expected, not str"),
     (int, True, TypeError, "int is expected, not bool"),
     (int, 1 << 63, OverflowError, "64 bits of a counter"),
+    (int, 10**5_000, OverflowError, "64 bits of a counter"),
     (codecs.json(), object(), TypeError, "not JSON serializable"),
     (codecs.json(), math.nan, ValueError, "not JSON compliant"),
     (codecs.json(), "\ud800", ValueError, "surrogates"),
@@ -215,7 +216,7 @@ WRONG: list[tuple[Any, Any, type[Exception], str]] = [
 ]
 
 
-@pytest.mark.parametrize(("spec", "value", "kind", "text"), WRONG)
+@pytest.mark.parametrize(("spec", "value", "kind", "text"), WRONG, ids=range(len(WRONG)))
 def test_a_value_that_a_codec_does_not_store_is_refused(spec: Any, value: Any, kind: Any, text: str) -> None:
     with pytest.raises(kind, match=text):
         value_codec(spec).encode(value)
