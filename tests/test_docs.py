@@ -23,9 +23,10 @@ def blocks(path: Path, language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```", path.read_text(), re.MULTILINE | re.DOTALL)
 
 
-def test_the_code_in_the_readme_runs(tmp_path: Path) -> None:
+@pytest.mark.parametrize("document", ["README.md", "docs/tables.md"])
+def test_the_code_in_a_document_runs(tmp_path: Path, document: str) -> None:
     """As one program, in an empty directory, with every assert in it holding."""
-    source = "\n".join(blocks(ROOT / "README.md", "python"))
+    source = "\n".join(blocks(ROOT / document, "python"))
     assert source.count("assert") > 10
     result = subprocess.run(
         [sys.executable, "-W", "error", "-c", source], cwd=tmp_path, capture_output=True, text=True, timeout=60
