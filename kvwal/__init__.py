@@ -11,9 +11,14 @@
 """
 
 # First of all: it refuses an interpreter in which what follows would fail later, and say less.
-from kvwal import interpreter  # noqa: F401  # importing it is the check
+from kvwal import (
+    codecs,
+    interpreter,  # noqa: F401  # importing it is the check
+)
+from kvwal.api.naming import TableInfo
 from kvwal.api.open import open
 from kvwal.api.store import Store
+from kvwal.api.table import Table, TableDifference, TableVersion
 from kvwal.batch import WriteBatch
 from kvwal.db.snapshot import Snapshot
 from kvwal.db.transaction import Transaction
@@ -46,6 +51,9 @@ from kvwal.errors import (
     StoreNotFoundError,
     StoreRemovedError,
     SystemCallError,
+    TableCodecError,
+    TableExistsError,
+    TableNotFoundError,
     TransactionTooLargeError,
     UsageError,
 )
@@ -60,6 +68,7 @@ from kvwal.feed.owned import Batch
 from kvwal.keys import MAX_BATCH_BYTES, MAX_KEY_BYTES, MAX_VALUE_BYTES, Seqno
 from kvwal.options import OpenOptions
 from kvwal.salvaging import SalvageReport, salvage
+from kvwal.tables.within import BatchTable, SnapshotTable, TransactionTable
 
 __version__ = VERSION
 
@@ -68,6 +77,7 @@ __all__ = [
     "MAX_KEY_BYTES",
     "MAX_VALUE_BYTES",
     "Batch",
+    "BatchTable",
     "Bootstrap",
     "Change",
     "Changes",
@@ -96,12 +106,13 @@ __all__ = [
     "Pin",
     "PoisonedError",
     "ReadOnlyError",
-    "ReentrancyError",
     "RecoveryReport",
+    "ReentrancyError",
     "RefusedError",
     "SalvageReport",
     "Seqno",
     "Snapshot",
+    "SnapshotTable",
     "SnapshotTooOld",
     "Stats",
     "Store",
@@ -109,11 +120,20 @@ __all__ = [
     "StoreNotFoundError",
     "StoreRemovedError",
     "SystemCallError",
+    "Table",
+    "TableCodecError",
+    "TableDifference",
+    "TableExistsError",
+    "TableInfo",
+    "TableNotFoundError",
+    "TableVersion",
     "Transaction",
+    "TransactionTable",
     "TransactionTooLargeError",
     "UsageError",
     "VerifyReport",
     "WriteBatch",
+    "codecs",
     "open",
     "salvage",
 ]

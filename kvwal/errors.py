@@ -12,6 +12,9 @@
     |   |-- ConsumerExistsError   a consumer of this name has another filter
     |   |-- FencedError           a consumer was taken over by another owner
     |   |-- CodecError            a codec cannot read these bytes (also a ValueError)
+    |   |-- TableNotFoundError    there is no table of this name, or it was dropped (also a LookupError)
+    |   |-- TableExistsError      a table has the new name already
+    |   |-- TableCodecError       a table was made with other codecs
     |   |-- SnapshotTooOld        the moment, or a version of a key, asked for is no longer kept
     |   `-- FeedGap               changes asked for are no longer kept
     |-- CorruptionError         the bytes on disk are not what kvwal wrote
@@ -66,6 +69,9 @@ __all__ = [
     "StoreNotFoundError",
     "StoreRemovedError",
     "SystemCallError",
+    "TableCodecError",
+    "TableExistsError",
+    "TableNotFoundError",
     "TransactionTooLargeError",
     "UsageError",
     "closed",
@@ -432,6 +438,50 @@ class ConflictError(Error):
         self.seqno = seqno
         self.table = table
         super().__init__(f"{detail} was changed by commit {seqno} after this transaction began; run it again")
+
+
+class TableNotFoundError(UsageError, LookupError):
+    """There is no such table, or it was dropped.
+
+    Attributes:
+        name: its name, or its id if it was asked for by that.
+    """
+
+    def __init__(self, name: str | int) -> None:
+        self.name = name
+        super().__init__(f"there is no table {name!r}; tables() lists those that there are")
+
+
+class TableExistsError(UsageError):
+    """There is a table of this name already.
+
+    Attributes:
+        name: the name.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        super().__init__(f"there is a table {name!r} already; drop it first, or take another name")
+
+
+class TableCodecError(UsageError):
+    """A table was made with other codecs than those it was asked for with.
+
+    Attributes:
+        name: of the table.
+        what: "keys" or "values".
+        has, asked: names of codecs.
+    """
+
+    def __init__(self, name: str, what: str, has: str, asked: str) -> None:
+        self.name = name
+        self.what = what
+        self.has = has
+        self.asked = asked
+        super().__init__(
+            f"the {what} of table {name!r} are {has}, and it was asked for with {asked}; ask for it with {has}, or "
+            "take another name"
+        )
 
 
 class InternalError(Error):

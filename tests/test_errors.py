@@ -60,6 +60,9 @@ MADE: list[tuple[type[Error], tuple[Any, ...], dict[str, Any]]] = [
     (errors.RefusedError, (24, "too many open files", "/a.kv/data"), {}),
     (errors.StoreRemovedError, (2, "it is gone", "/a.kv"), {}),
     (errors.ConflictError, (b"k\xff", 9, "key b'k'"), {}),
+    (errors.TableNotFoundError, ("users",), {}),
+    (errors.TableExistsError, ("users",), {}),
+    (errors.TableCodecError, ("users", "keys", "str", "int"), {}),
     (errors.InternalError, ("text",), {}),
 ]
 CLASSES = {

@@ -56,7 +56,7 @@ def open(path: PathArgument, flag: Flag = "c", **options: Unpack[OpenOptions]) -
 def _tell_child() -> None:
     for store in list(_open_stores.values()):
         if not store.closed:
-            store.engine.abandon_in_child()
+            store.engine.abandon(in_child=True)
     _open_stores.clear()
 
 

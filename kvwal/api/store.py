@@ -10,6 +10,7 @@ from types import TracebackType
 from typing import Any, Concatenate, ParamSpec, TypeVar, overload
 
 from kvwal.api.fairness import Tickets
+from kvwal.api.naming import Naming
 from kvwal.api.remembering import Remembering
 from kvwal.batch import WriteBatch
 from kvwal.db.mapping import Bounds
@@ -34,7 +35,7 @@ _T = TypeVar("_T")
 _P = ParamSpec("_P")
 
 
-class Store(Remembering, MutableMapping[bytes, bytes]):
+class Store(Naming, Remembering, MutableMapping[bytes, bytes]):
     """An open store: an ordered, transactional, durable map from bytes to bytes. Made by `kvwal.open`.
 
     Thread-safe, every method. Reads never wait for writers. Each write is a commit of its own, durable on return as

@@ -15,13 +15,63 @@ from kvwal.db.mapping import Bounds, OrderedMapping
 from kvwal.engine.engine import Engine
 from kvwal.engine.merge import Chunk, Pairs
 from kvwal.engine.readers import Reader
+from kvwal.engine.reads import Reads
 from kvwal.errors import closed
 from kvwal.keys import Seqno
 
-__all__ = ["Snapshot"]
+__all__ = ["Snapshot", "SnapshotPart"]
 
 
-class Snapshot(OrderedMapping):
+class _Held:
+    """The registration of a snapshot's moment; None once it is closed."""
+
+    __slots__ = ("reader",)
+
+    def __init__(self) -> None:
+        self.reader: Reader | None = None
+
+
+class SnapshotPart(OrderedMapping):
+    """A table at the moment of a snapshot, for as long as that is open."""
+
+    __slots__ = ("_held", "_reads", "_table")
+
+    def __init__(self, held: _Held, reads: Reads, table: int) -> None:
+        self._held = held
+        self._reads = reads
+        self._table = table
+
+    @property
+    def reader(self) -> Reader:
+        """The registration of its moment. ClosedError if the snapshot is closed."""
+        reader = self._held.reader
+        if reader is None:
+            raise closed("snapshot")
+        return reader
+
+    def _read(self, key: bytes) -> bytes | None:
+        try:
+            return self._reads.read_at(self.reader, key, table=self._table)
+        finally:
+            # Closed by another thread meanwhile, what was read may be of no moment at all: say that it is closed.
+            self.reader  # noqa: B018
+
+    def _cached(self, bounds: Bounds) -> Pairs | None:
+        seqno = self.reader.seqno
+        return self._reads.cached_range(
+            bounds.start, bounds.stop, bounds.limit, seqno, reverse=bounds.reverse, table=self._table
+        )
+
+    def _walk(self, bounds: Bounds) -> Iterator[Chunk]:
+        # The iterator has a registration of its own, so that it may outlive the snapshot.
+        reader = self._reads.moments.again(self.reader, "scan")
+        return self._reads.chunks(reader, bounds.start, bounds.stop, reverse=bounds.reverse, table=self._table)
+
+    def _count(self, start: bytes | None, stop: bytes | None) -> int:
+        return self._reads.count_at(self.reader, start, stop, table=self._table)
+
+
+class Snapshot(SnapshotPart):
     """A read-only ordered map of one moment.
 
     Use it in a `with` block, or `close` it; a forgotten one is released when it is collected. All
@@ -29,47 +79,26 @@ class Snapshot(OrderedMapping):
     `SnapshotTooOld` once it was given up because it held too much.
     """
 
-    __slots__ = ("__weakref__", "_reader", "_reads", "seqno")
+    __slots__ = ("__weakref__", "seqno")
 
     def __init__(self, engine: Engine, *, at: Seqno | datetime | None = None, owner: object = None) -> None:
-        self._reader: Reader | None = None
-        self._reads = engine.reads
+        super().__init__(_Held(), engine.reads, 0)
         if at is None:
-            self._reader = engine.reads.moments.reader("snapshot", owner=owner)
+            reader = engine.reads.moments.reader("snapshot", owner=owner)
         else:
-            self._reader = engine.upkeep.past.reader(at, "snapshot", owner)
+            reader = engine.upkeep.past.reader(at, "snapshot", owner)
+        self._held.reader = reader
         #: The last commit this snapshot contains.
-        self.seqno: Seqno = self._reader.seqno
+        self.seqno: Seqno = reader.seqno
 
-    @property
-    def reader(self) -> Reader:
-        """The registration of its moment. ClosedError if the snapshot is closed."""
-        if self._reader is None:
-            raise closed("snapshot")
-        return self._reader
-
-    def _read(self, key: bytes) -> bytes | None:
-        try:
-            return self._reads.read_at(self.reader, key)
-        finally:
-            # Closed by another thread meanwhile, what was read may be of no moment at all: say that it is closed.
-            self.reader  # noqa: B018
-
-    def _cached(self, bounds: Bounds) -> Pairs | None:
-        seqno = self.reader.seqno
-        return self._reads.cached_range(bounds.start, bounds.stop, bounds.limit, seqno, reverse=bounds.reverse)
-
-    def _walk(self, bounds: Bounds) -> Iterator[Chunk]:
-        # The iterator has a registration of its own, so that it may outlive the snapshot.
-        reader = self._reads.moments.again(self.reader, "scan")
-        return self._reads.chunks(reader, bounds.start, bounds.stop, reverse=bounds.reverse)
-
-    def _count(self, start: bytes | None, stop: bytes | None) -> int:
-        return self._reads.count_at(self.reader, start, stop)
+    def part(self, table: int) -> SnapshotPart:
+        """A table at this moment, by its id."""
+        self.reader  # noqa: B018  # it is over without one
+        return SnapshotPart(self._held, self._reads, table) if table else self
 
     def close(self) -> None:
         """Let go of the moment. Idempotent."""
-        reader, self._reader = self._reader, None
+        reader, self._held.reader = self._held.reader, None
         if reader is not None:
             reader.release()
 
@@ -83,4 +112,4 @@ class Snapshot(OrderedMapping):
         self.close()
 
     def __repr__(self) -> str:
-        return f"<Snapshot at seqno {self.seqno}{' (closed)' if self._reader is None else ''}>"
+        return f"<Snapshot at seqno {self.seqno}{' (closed)' if self._held.reader is None else ''}>"

@@ -27,6 +27,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from collections.abc import Set as AbstractSet
 from typing import Any, Final
 
 from kvwal.engine.group import Group, Pressure
@@ -69,6 +70,7 @@ class CommitQueue:
         pressure: Pressure,
         events: Events,
         *,
+        gone: AbstractSet[int] = frozenset(),
         now_s: Callable[[], float] = time.monotonic,
     ) -> None:
         self._log = log
@@ -79,6 +81,8 @@ class CommitQueue:
         self._pressure = pressure
         self._events = events
         self._listeners = events.listeners
+        # Tables that were dropped.
+        self._gone = gone
         self._now_s = now_s
         #: Owned by the thread that leads.
         self.lock = new_lock()
@@ -264,7 +268,7 @@ class CommitQueue:
 
     def _commit_group(self, group: Group) -> None:
         """The steps of a commit. May be begun anew after an interruption."""
-        group.validate(self._log.last_seqno, self._reads, self._history)
+        group.validate(self._log.last_seqno, self._reads, self._history, self._gone)
         if self._listeners and not group.began:
             group.began_s = self._now_s()
         if not group.logged:

@@ -27,6 +27,7 @@ from kvwal.engine.recovery import Recovered, RecoveryReport, open_store
 from kvwal.engine.request import CommitRequest
 from kvwal.engine.state import State
 from kvwal.engine.succession import Succession
+from kvwal.engine.tables import Tables
 from kvwal.engine.upkeep import Upkeep
 from kvwal.errors import DiskFullError, LockedError, PoisonedError, closed, forked, read_only
 from kvwal.events import Events, Recovery
@@ -106,6 +107,9 @@ class Engine:
         self._succession = Succession(self.state, gaps, self._pages, self.pressure, self._keeping)
         self._checkpointer: Checkpointer | None = None
         self._background: Background | None = None
+        gone: set[int] = set()
+        #: Those that have a name.
+        self.tables = Tables(self.state, self.reads, gone)
         self.queue = CommitQueue(
             RefusingLog(read_only, self.state.seqno) if log is None else log,
             self.state,
@@ -114,6 +118,7 @@ class Engine:
             moments.history,
             self.pressure,
             self.events,
+            gone=gone,
             now_s=options.files.monotonic_s,
         )
         # This as well.
@@ -179,7 +184,7 @@ class Engine:
         """
         if self._directory.inherited and not self.is_closed:
             # A fork that the interpreter did not see: the threads of the parent, and their locks, are not here.
-            self.abandon_in_child()
+            self.abandon(in_child=True)
         if self.is_closed or self.lock._is_owned():
             return
         if is_nested():
@@ -240,8 +245,13 @@ class Engine:
         self._pages.close()
         self._directory.close()
 
-    def abandon(self) -> None:
-        """Let go of everything and write nothing: for a finalizer. Takes no lock, waits for nothing."""
+    def abandon(self, *, in_child: bool = False) -> None:
+        """Let go of everything and write nothing: for a finalizer. Takes no lock, waits for nothing.
+
+        `in_child`: after a fork, in the child; the threads, and the owners of locks, do not exist here.
+        """
+        if in_child:
+            self._leave_to_parent()
         self.is_closed = True
         if self._background is not None:
             # The thread may be writing: the lock of the store is held until it is done.
@@ -257,17 +267,14 @@ class Engine:
         self._pages.close()
         self._directory.close()
 
-    def abandon_in_child(self) -> None:
-        """After a fork, in the child: the threads, and the owners of locks, do not exist here."""
+    def _leave_to_parent(self) -> None:
         self.state.lock = new_lock()
         self.state.refuse(forked)
         self.queue.abandon_in_child(RefusingLog(forked, self.state.seqno))
         self._background = None
         self._checkpointer = None
         self.pressure.relief = None
-        self.is_closed = True
         self.lock = new_lock()
-        self._abandon_files()
 
 
 class _Relief:

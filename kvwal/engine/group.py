@@ -14,6 +14,7 @@ use what is kept for that.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from collections.abc import Set as AbstractSet
 from typing import Protocol
 
 from kvwal.engine.memtable import ENTRY_OVERHEAD_BYTES
@@ -23,8 +24,8 @@ from kvwal.engine.publish import Publisher
 from kvwal.engine.reads import Reads
 from kvwal.engine.request import CommitRequest
 from kvwal.engine.state import State
-from kvwal.engine.writes import NOTHING, EncodedBatch, LonePut
-from kvwal.errors import DiskFullError, Error
+from kvwal.engine.writes import NOTHING, EncodedBatch, LonePut, Writes
+from kvwal.errors import DiskFullError, Error, TableNotFoundError
 from kvwal.events import CommitGroup
 from kvwal.keys import Seqno
 from kvwal.locks import Lock
@@ -83,8 +84,14 @@ class Group:
         """Whether a member wants a flush."""
         return any(member.sync for member in self.members)
 
-    def validate(self, after: Seqno, reads: Reads, history: History) -> None:
-        """Accept the members without a conflict, and let operations say what they write. `after`: the last commit."""
+    def validate(self, after: Seqno, reads: Reads, history: History, gone: AbstractSet[int]) -> None:
+        """Accept the members without a conflict, and let operations say what they write.
+
+        Args:
+            after: the last commit.
+            gone: tables that no member may write to, but an operation, which knows what there is, and a transaction,
+                which read that it is there, and conflicts if it is not.
+        """
         if self._validated:
             return
         first = Seqno(after + 1)
@@ -107,6 +114,8 @@ class Group:
                     member.writes = EncodedBatch(batch, member.operation.extension) if batch else NOTHING
                 except (Error, OSError, LookupError, TypeError, ValueError, OverflowError) as error:
                     member.error = error
+            elif gone and member.reads is None:
+                member.error = _of_a_table_that_is_gone(member.writes, gone)
             if member.error is not None or member.writes.is_empty:
                 continue
             if own is not None:
@@ -206,6 +215,11 @@ class Group:
         for member in self.members:
             if not member.done and not member.seqno:
                 member.error = error
+
+
+def _of_a_table_that_is_gone(writes: Writes, gone: AbstractSet[int]) -> TableNotFoundError | None:
+    parts = writes.batch.parts() if isinstance(writes, EncodedBatch) else ()
+    return next((TableNotFoundError(table) for table, _ in parts if table in gone), None)
 
 
 def _append_small(member: CommitRequest, log: LogWriter, pressure: Pressure) -> None:

@@ -124,6 +124,7 @@ ARGUMENTS: dict[str, Any] = {
     "function": lambda *_: None,
     "keys": [b"k"],
     "name": "mailer",
+    "new": "other",
     "table": 16,
     "to": 0,
     "other": {b"k": b"v"},

@@ -156,3 +156,16 @@ def test_two_views_of_a_table_are_of_one_transaction(db: kvwal.Store) -> None:
         txn.part(16)
     with db.transaction(read_only=True) as txn, pytest.raises(ReadOnlyError):
         txn.part(16).put(b"k", b"1")
+
+
+def test_transactions_of_one_group_conflict_over_a_table(db: kvwal.Store) -> None:
+    one, two, three = (db.transaction() for _ in range(3))
+    for txn, key in ((one, b"a"), (two, b"a"), (three, b"b")):
+        txn.part(16).get(key)
+        txn.part(16).put(key, b"1")
+    requests = [txn.request() for txn in (one, two, three)]
+    db.engine.queue.submit([request for request in requests if request is not None])
+    outcomes = [None if request is None else type(request.error) for request in requests]
+    assert outcomes == [type(None), ConflictError, type(None)]
+    for txn in (one, two, three):
+        txn.abort()

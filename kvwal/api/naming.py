@@ -1,0 +1,126 @@
+"""The tables of a store."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any, TypeVar, overload
+
+from kvwal.api.table import Table
+from kvwal.codecs import Codec, KeyCodec
+from kvwal.engine.engine import Engine
+from kvwal.engine.request import CommitRequest, Operation
+from kvwal.engine.tables import Drop, Rename, as_table_name
+from kvwal.errors import Error, TableNotFoundError
+from kvwal.keys import BytesLike, Seqno, as_key
+from kvwal.log import extension_of
+from kvwal.tables.spec import SubSpec, TableSpec
+
+__all__ = ["Naming", "TableInfo"]
+
+K = TypeVar("K")
+V = TypeVar("V")
+
+
+@dataclass(frozen=True, slots=True)
+class TableInfo:
+    """A table that there is.
+
+    Attributes:
+        name: its name.
+        id: the number that stands for it in `changes` and `commits`. It is never given to another table.
+        key, value: the names of its codecs.
+        keys: how many keys it has.
+    """
+
+    name: str
+    id: int
+    key: str
+    value: str
+    keys: int
+
+
+class Naming:
+    """The part of `Store` that knows names."""
+
+    engine: Engine
+
+    # Each codec, or type, with each: a default of `bytes` says nothing to a type checker.
+    @overload
+    def table(self, name: str) -> Table[bytes, bytes]: ...
+    @overload
+    def table(self, name: str, key: type[K] | KeyCodec[K]) -> Table[K, bytes]: ...
+    @overload
+    def table(self, name: str, *, value: type[V] | Codec[V]) -> Table[bytes, V]: ...
+    @overload
+    def table(self, name: str, key: type[K] | KeyCodec[K], value: type[V] | Codec[V]) -> Table[K, V]: ...
+    def table(self, name: str, key: Any = bytes, value: Any = bytes) -> Any:
+        """A named table, with keys and values of these types. It comes to be when something is first put into it.
+
+        Args:
+            name: 1 to 255 bytes in UTF-8.
+            key: a type (`bytes`, `str`, `int`, `float`, `bool`, `UUID`, `datetime`, or a tuple of them, as in
+                `tuple[str, int]`), or a key codec of `kvwal.codecs`.
+            value: a type or a codec: see `kvwal.codecs.value_codec`.
+
+        Raises: TableCodecError if it was made with other codecs; TypeError or ValueError for other arguments.
+        Any number of objects may stand for one table.
+        """
+        self.engine.state.refuse_if_gone()
+        return Table(self.engine, TableSpec(name, key, value), self)
+
+    @overload
+    def sub(self, prefix: BytesLike) -> Table[bytes, bytes]: ...
+    @overload
+    def sub(self, prefix: BytesLike, key: type[K] | KeyCodec[K]) -> Table[K, bytes]: ...
+    @overload
+    def sub(self, prefix: BytesLike, *, value: type[V] | Codec[V]) -> Table[bytes, V]: ...
+    @overload
+    def sub(self, prefix: BytesLike, key: type[K] | KeyCodec[K], value: type[V] | Codec[V]) -> Table[K, V]: ...
+    def sub(self, prefix: BytesLike, key: Any = bytes, value: Any = bytes) -> Any:
+        """The keys of the default table that begin with a prefix, as a table whose keys are without it.
+
+        It has no name, and nothing is remembered of its codecs.
+        """
+        self.engine.state.refuse_if_gone()
+        return Table(self.engine, SubSpec(as_key(prefix), key, value), self)
+
+    def tables(self) -> list[TableInfo]:
+        """The tables that there are, by name. O(tables), and a count for each."""
+        engine = self.engine
+        rows = engine.tables.rows(engine.reads.moments.reader("tables"))
+        return [
+            TableInfo(row.name, row.id, str(row.key), str(row.value), engine.reads.count(table=row.id)) for row in rows
+        ]
+
+    def drop_table(self, name: str, *, meta: Mapping[str, str] | None = None) -> Seqno:
+        """Remove a table and everything in it, in one small commit. Returns its seqno.
+
+        Who writes to it afterwards makes a new one. Past moments, and snapshots that are open, still have it.
+        TableNotFoundError.
+        """
+        tables = self.engine.tables
+        row = tables.row(as_table_name(name))
+        if row is None:
+            raise TableNotFoundError(name)
+        # Before the commit is asked for: see kvwal/engine/tables.py.
+        tables.gone.add(row.id)
+        try:
+            return self._rename(Drop(row, extension_of(meta)))
+        except BaseException:
+            with suppress(Error):
+                if tables.row(name) == row:
+                    tables.gone.discard(row.id)
+            raise
+
+    def rename_table(self, name: str, new: str, *, meta: Mapping[str, str] | None = None) -> Seqno:
+        """Give a table another name. Returns the commit's seqno. TableNotFoundError, TableExistsError."""
+        return self._rename(Rename(as_table_name(name), as_table_name(new), extension_of(meta)))
+
+    def _rename(self, operation: Operation) -> Seqno:
+        engine = self.engine
+        try:
+            return engine.commit(CommitRequest(sync=engine.wants_sync(None), operation=operation))
+        finally:
+            engine.tables.version = object()

@@ -1,0 +1,144 @@
+"""A table of a store: `db.table(name, key=, value=)`, with what became of its keys."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any, Generic, NamedTuple, TypeVar
+
+from kvwal.db.snapshot import Snapshot
+from kvwal.engine.engine import Engine
+from kvwal.feed.change import Change
+from kvwal.feed.difference import differences, past_value
+from kvwal.feed.key_versions import KeyVersions
+from kvwal.keys import Seqno, as_int
+from kvwal.options import Durability
+from kvwal.tables.spec import TableSpec
+from kvwal.tables.stored import How
+from kvwal.tables.table import WritableTable
+from kvwal.times import time_of
+
+__all__ = ["Table", "TableDifference", "TableVersion"]
+
+K = TypeVar("K")
+V = TypeVar("V")
+
+
+@dataclass(frozen=True, slots=True)
+class TableVersion(Generic[V]):
+    """What one commit made of a key of a table. See `kvwal.KeyVersion`, of which it has all; `value` is decoded."""
+
+    seqno: Seqno
+    time_us: int
+    meta: Mapping[str, str] = field(hash=False)
+    kind: str
+    value: V | None
+
+    @property
+    def time(self) -> datetime:
+        """Of the commit, in UTC."""
+        return time_of(self.time_us)
+
+
+class TableDifference(NamedTuple, Generic[K, V]):
+    """A key of a table that two moments have different values of. See `kvwal.Difference`."""
+
+    key: K
+    old: V | None
+    new: V | None
+
+
+def moment(name: str, at: int | datetime) -> Seqno | datetime:
+    """A moment that was asked for. TypeError, ValueError."""
+    return at if isinstance(at, datetime) else Seqno(as_int(name, at, 0))
+
+
+class Table(WritableTable[K, V], Generic[K, V]):
+    """A named, ordered map of one store, with keys and values of Python's types. Made by `Store.table`.
+
+    Thread-safe, every method. It reads and writes as the store does: reads never wait for writers, each write is a
+    commit of its own, and `within` takes part in a transaction, a batch or a snapshot. The table comes to be with the
+    first commit that puts something into it. Where a value cannot be decoded, CodecError is raised, and `raw` reads
+    its bytes.
+    """
+
+    __slots__ = ("_engine",)
+
+    def __init__(self, engine: Engine, spec: TableSpec[K, V], owner: object) -> None:
+        super().__init__(engine, spec, owner)
+        self._engine = engine
+
+    def versions(
+        self,
+        key: K,
+        *,
+        since: int | None = None,
+        until: int | None = None,
+        reverse: bool = True,
+        limit: int | None = None,
+    ) -> Iterator[TableVersion[V]]:
+        """What each commit made of `key`, newest first. As `Store.versions`."""
+        table = self.id
+        if table is None:
+            return iter(())
+        found = KeyVersions(
+            self._engine,
+            self._encode(key),
+            table=table,
+            since=None if since is None else Seqno(as_int("since", since, 0)),
+            until=None if until is None else Seqno(as_int("until", until, 0)),
+            reverse=reverse,
+            limit=None if limit is None else as_int("limit", limit, 0),
+            owner=self._owner,
+        )
+        return (
+            TableVersion(each.seqno, each.time_us, each.meta, each.kind, self._of(each.value)) for each in found
+        )
+
+    def _of(self, value: bytes | None) -> V | None:
+        return None if value is None else self._decode(value)
+
+    def diff(
+        self,
+        a: int | datetime,
+        b: int | datetime | None = None,
+        *,
+        start: K | Any = None,
+        stop: K | Any = None,
+        prefix: Any = None,
+        reverse: bool = False,
+    ) -> Iterator[TableDifference[K, V]]:
+        """The keys whose values at moment `b` (None: now) are others than at moment `a`. As `Store.diff`."""
+        table = self.id
+        if table is None:
+            return iter(())
+        bounds = self._bounds(start, stop, prefix, reverse, None)
+        last = None if b is None else moment("b", b)
+        found = differences(self._engine, moment("a", a), last, bounds, table, self._owner)
+        decode = self._spec.key.decode
+        return (TableDifference(decode(key), self._of(old), self._of(new)) for key, old, new in found)
+
+    def revert(
+        self,
+        key: K,
+        *,
+        to: int | datetime,
+        durability: Durability | None = None,
+        meta: Mapping[str, str] | None = None,
+    ) -> Seqno:
+        """Bring back what `key` was at a past moment, in a new commit. As `Store.revert`."""
+        encoded, table = self._encode(key), self.id
+        value = None if table is None else past_value(self._engine, encoded, moment("to", to), table)
+        how = How(durability, meta)
+        if value is None:
+            return self._stored.write(lambda part: part.delete(encoded), how)
+        return self._stored.write(lambda part: part.put(encoded, value), how)
+
+    def at(self, at: int | datetime) -> Snapshot:
+        """The store at a past moment: `users.within(users.at(moment))` is the table then. See `Store.snapshot`."""
+        return Snapshot(self._engine, at=moment("at", at), owner=self._owner)
+
+    def of(self, change: Change) -> tuple[K, V | None]:
+        """The key and the value of a change of this table, as the feed tells it (of a range: its start, and None)."""
+        return self._spec.key.decode(change.key), self._of(change.value)

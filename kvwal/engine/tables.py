@@ -1,0 +1,348 @@
+"""Named tables: their rows in table 1, and commits that write to a table by its name.
+
+The row of a table has the key kind 1 and then the name; its value is JSON: the id, and the codecs that the table was
+made with. One row of kind 2 has the next ids. A table is made by the commit that first writes to it.
+
+A commit by name is an operation: the leader looks the name up among what is newest. That takes a little longer than a
+commit to an id, so one whose id was known goes the short way.
+
+Invariant: no commit writes to a table that was dropped before it. An id is in `gone` before the commit that drops it is
+asked for, and the leader refuses what comes the short way with such an id: it has to go by name.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from kvwal.batch import WriteBatch
+from kvwal.engine.parked import SYSTEM_TABLE
+from kvwal.engine.readers import Reader
+from kvwal.engine.reads import Reads
+from kvwal.engine.request import Newest
+from kvwal.engine.state import State
+from kvwal.engine.value import Value
+from kvwal.errors import CorruptionError, FormatError, TableCodecError, TableExistsError, TableNotFoundError
+from kvwal.files.names import DATA
+from kvwal.log import Extension
+
+__all__ = [
+    "MAX_NAME_BYTES",
+    "CodecName",
+    "Drop",
+    "InDefaultTable",
+    "InTable",
+    "MakeTable",
+    "Rename",
+    "TableRow",
+    "Tables",
+    "as_table_name",
+    "check_codecs",
+    "decode_row",
+    "encode_row",
+    "make_row",
+    "row_key",
+]
+
+# On disk: never change.
+_KIND: Final = b"\x01"
+_NEXT_IDS_KEY: Final = b"\x02"
+_NEXT_IDS = struct.Struct("<II")
+_FIRST_ID: Final = 16
+_FIRST_DERIVED_ID: Final = 1 << 31
+_VERSION: Final = 1
+
+MAX_NAME_BYTES: Final = 255
+
+
+@dataclass(frozen=True, slots=True)
+class CodecName:
+    """What a table remembers of a codec."""
+
+    name: str
+    version: int
+
+    def __str__(self) -> str:
+        return self.name if self.version == 1 else f"{self.name} (version {self.version})"
+
+
+@dataclass(frozen=True, slots=True)
+class TableRow:
+    """What is stored of a table. `others`: members of a newer version, which are kept."""
+
+    name: str
+    id: int
+    key: CodecName
+    value: CodecName
+    others: dict[str, Any] = field(default_factory=dict)
+
+
+def as_table_name(name: str) -> str:
+    """The name, if a table may have it. TypeError, ValueError."""
+    if not isinstance(name, str):
+        raise TypeError(f"a table's name is a str, not {type(name).__name__}")
+    try:
+        size = len(name.encode())
+    except UnicodeEncodeError:
+        raise ValueError("a table's name must be encodable in UTF-8") from None
+    if not 1 <= size <= MAX_NAME_BYTES:
+        raise ValueError(f"a table's name has 1 to {MAX_NAME_BYTES} bytes in UTF-8, not {size}")
+    return name
+
+
+def row_key(name: str) -> bytes:
+    """The key of a table's row."""
+    return _KIND + name.encode()
+
+
+def encode_row(row: TableRow) -> bytes:
+    """The row as bytes."""
+    codecs = {part: [codec.name, codec.version] for part, codec in (("key", row.key), ("value", row.value))}
+    members = {**row.others, "v": _VERSION, "id": row.id, **codecs}
+    return json.dumps(members, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
+
+
+def decode_row(key: bytes, value: bytes) -> TableRow:
+    """What `encode_row` was given. CorruptionError for bytes that are none, FormatError for a newer version's."""
+    try:
+        name, members = key[1:].decode(), json.loads(value)
+        version = members.pop("v")
+        if version != _VERSION and isinstance(version, int):
+            raise FormatError(f"the row of table {name!r} is of version {version}, which this kvwal does not know")
+        table_id, key_codec, value_codec = members.pop("id"), members.pop("key"), members.pop("value")
+    except (ValueError, LookupError, AttributeError, TypeError, RecursionError):
+        raise _damaged(key) from None
+    is_id = type(table_id) is int and _FIRST_ID <= table_id < _FIRST_DERIVED_ID
+    if not is_id or key[:1] != _KIND or not 1 <= len(key) - 1 <= MAX_NAME_BYTES:
+        raise _damaged(key)
+    return TableRow(name, table_id, _codec(key, key_codec), _codec(key, value_codec), members)
+
+
+def _codec(key: bytes, found: object) -> CodecName:
+    match found:
+        case [str(name), int(version)]:
+            return CodecName(name, version)
+    raise _damaged(key)
+
+
+def _damaged(key: bytes) -> CorruptionError:
+    return CorruptionError(DATA, None, f"the row of table {key[1:]!r} is not valid")
+
+
+def _row(newest: Newest, name: str) -> TableRow | None:
+    key = row_key(name)
+    value = newest.table(SYSTEM_TABLE).get(key)
+    return None if value is None else decode_row(key, value)
+
+
+def _next_ids(value: Value) -> tuple[int, int]:
+    if value is None:
+        return _FIRST_ID, _FIRST_DERIVED_ID
+    if len(value) != _NEXT_IDS.size:
+        raise CorruptionError(DATA, None, "the row of the next table ids is not valid")
+    found, derived = _NEXT_IDS.unpack(value)
+    if not (_FIRST_ID <= found < _FIRST_DERIVED_ID <= derived):
+        raise CorruptionError(DATA, None, "the row of the next table ids is not valid")
+    return found, derived
+
+
+def make_row(
+    name: str, key: CodecName, value: CodecName, get: Callable[[bytes], Value], system: WriteBatch
+) -> TableRow:
+    """Write the row of a new table, and the next ids, to table 1, of which `get` knows the newest values."""
+    found, derived = _next_ids(get(_NEXT_IDS_KEY))
+    if found + 1 >= _FIRST_DERIVED_ID:
+        raise ValueError("there have been 2,147,483,631 tables; no id is left")
+    row = TableRow(name, found, key, value)
+    system.put(_NEXT_IDS_KEY, _NEXT_IDS.pack(found + 1, derived))
+    system.put(row_key(name), encode_row(row))
+    return row
+
+
+class _Nothing:
+    """A table that does not exist yet."""
+
+    def get(self, key: bytes) -> Value:
+        del key
+        return None
+
+    def edge(self, start: bytes | None, stop: bytes | None, *, reverse: bool) -> tuple[bytes, bytes] | None:
+        del start, stop, reverse
+        return None
+
+    def table(self, table: int) -> Newest:
+        raise AssertionError(f"table {table} of a table")
+
+
+class InTable:
+    """A commit to a table by its name, which makes the table if something is put into it.
+
+    `row` says afterwards which table it is; None if there is none, and nothing was put.
+    """
+
+    __slots__ = ("_fill", "_key", "_name", "_value", "extension", "row")
+
+    def __init__(
+        self,
+        name: str,
+        codecs: tuple[CodecName, CodecName],
+        fill: Callable[[Newest, WriteBatch], None],
+        extension: Extension | None = None,
+    ) -> None:
+        """`fill` writes to a batch what the commit is to write to the table, of which it gets what is newest."""
+        self._name = name
+        self._key, self._value = codecs
+        self._fill = fill
+        #: What the commit says of itself beside its writes.
+        self.extension = extension
+        self.row: TableRow | None = None
+
+    def evaluate(self, newest: Newest) -> WriteBatch | None:
+        """What to write. TableCodecError if the table has other codecs."""
+        batch = WriteBatch()
+        self.row = row = _row(newest, self._name)
+        if row is not None:
+            check_codecs(row, self._key, self._value)
+            self._fill(newest.table(row.id), batch.table(row.id))
+            return batch if len(batch) else None
+        part = WriteBatch()
+        self._fill(_Nothing(), part)
+        puts = {key: value for key, value in part.writes.items() if value is not None}
+        if not puts:
+            return None
+        system = newest.table(SYSTEM_TABLE)
+        self.row = row = make_row(self._name, self._key, self._value, system.get, batch.table(SYSTEM_TABLE))
+        batch.table(row.id).writes.update(puts)
+        return batch
+
+
+class MakeTable:
+    """Make an empty table, if there is none of this name."""
+
+    __slots__ = ("_key", "_name", "_value")
+
+    extension: Final = None
+
+    def __init__(self, name: str, codecs: tuple[CodecName, CodecName]) -> None:
+        self._name = name
+        self._key, self._value = codecs
+
+    def evaluate(self, newest: Newest) -> WriteBatch | None:
+        """What to write."""
+        if _row(newest, self._name) is not None:
+            return None
+        batch = WriteBatch()
+        system = newest.table(SYSTEM_TABLE)
+        make_row(self._name, self._key, self._value, system.get, batch.table(SYSTEM_TABLE))
+        return batch
+
+
+class InDefaultTable:
+    """A commit to table 0: `fill` as in `InTable`."""
+
+    __slots__ = ("_fill", "extension")
+
+    def __init__(self, fill: Callable[[Newest, WriteBatch], None], extension: Extension | None) -> None:
+        self._fill = fill
+        self.extension = extension
+
+    def evaluate(self, newest: Newest) -> WriteBatch | None:
+        """What to write."""
+        batch = WriteBatch()
+        self._fill(newest, batch)
+        return batch if len(batch) else None
+
+
+def check_codecs(row: TableRow, key: CodecName, value: CodecName) -> None:
+    """TableCodecError if a table was made with other codecs than these."""
+    for what, has, asked in (("keys", row.key, key), ("values", row.value, value)):
+        if has != asked:
+            raise TableCodecError(row.name, what, str(has), str(asked))
+
+
+class Drop:
+    """Drop a table: everything in it, and its row. TableNotFoundError."""
+
+    __slots__ = ("_id", "_name", "extension")
+
+    def __init__(self, row: TableRow, extension: Extension | None = None) -> None:
+        """Requires: the id of the row is in `Tables.gone`."""
+        self._name = row.name
+        self._id = row.id
+        self.extension = extension
+
+    def evaluate(self, newest: Newest) -> WriteBatch | None:
+        """What to write."""
+        row = _row(newest, self._name)
+        if row is None or row.id != self._id:
+            raise TableNotFoundError(self._name)
+        batch = WriteBatch()
+        batch.table(row.id).delete_range()
+        batch.table(SYSTEM_TABLE).delete(row_key(self._name))
+        return batch
+
+
+class Rename:
+    """Give a table another name. TableNotFoundError, TableExistsError."""
+
+    __slots__ = ("_name", "_new", "extension")
+
+    def __init__(self, name: str, new: str, extension: Extension | None = None) -> None:
+        self._name = name
+        self._new = new
+        self.extension = extension
+
+    def evaluate(self, newest: Newest) -> WriteBatch | None:
+        """What to write."""
+        row = _row(newest, self._name)
+        if row is None:
+            raise TableNotFoundError(self._name)
+        if self._new == self._name:
+            return None
+        if _row(newest, self._new) is not None:
+            raise TableExistsError(self._new)
+        batch = WriteBatch()
+        batch.table(SYSTEM_TABLE).delete(row_key(self._name))
+        renamed = TableRow(self._new, row.id, row.key, row.value, row.others)
+        batch.table(SYSTEM_TABLE).put(row_key(self._new), encode_row(renamed))
+        return batch
+
+
+class Tables:
+    """The named tables of one open store. Thread-safe: each change is one step."""
+
+    __slots__ = ("_reads", "_state", "gone", "version")
+
+    def __init__(self, state: State, reads: Reads, gone: set[int]) -> None:
+        self._state = state
+        self._reads = reads
+        #: Ids of tables that were dropped, or are being dropped; looked at by the commit leader.
+        self.gone = gone
+        #: Another one whenever a name may mean another table than before: what was known is asked for again then.
+        self.version = object()
+
+    def row(self, name: str, *, cached_only: bool = False) -> TableRow | None:
+        """The row of a table now; None if there is none. `cached_only`: as in `Reads.read`."""
+        self._state.refuse_if_gone()
+        key = row_key(name)
+        value = self._reads.read(key, table=SYSTEM_TABLE, cached_only=cached_only)
+        return None if value is None else decode_row(key, value)
+
+    def row_at(self, reader: Reader, name: str) -> TableRow | None:
+        """The same as of a reader."""
+        key = row_key(name)
+        value = self._reads.read_at(reader, key, table=SYSTEM_TABLE)
+        return None if value is None else decode_row(key, value)
+
+    def rows(self, reader: Reader) -> list[TableRow]:
+        """The rows of all tables as of a reader, by name, but those of a newer version. The reader is given back."""
+        rows: list[TableRow] = []
+        for keys, values in self._reads.chunks(reader, _KIND, _NEXT_IDS_KEY, reverse=False, table=SYSTEM_TABLE):
+            for key, value in zip(keys, values, strict=True):
+                with suppress(FormatError):
+                    rows.append(decode_row(key, value))
+        return rows

@@ -1,0 +1,217 @@
+"""What every table offers for reading: of now, of a snapshot, and within a transaction.
+
+It is a `Mapping` with ranges, prefixes, reverse order and limits, as the store is; keys and values are of the table's
+types. A value is decoded when it is handed out.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import ItemsView, Iterable, Iterator, KeysView, Mapping, ValuesView
+from typing import Any, Generic, TypeVar, overload
+
+from kvwal.db.handle import Handle
+from kvwal.db.mapping import Bounds, ItemsRange, KeysRange, OrderedMapping, ValuesRange
+from kvwal.tables.spec import TableSpec
+
+__all__ = ["TypedReading"]
+
+K = TypeVar("K")
+V = TypeVar("V")
+T = TypeVar("T")
+
+
+class TypedReading(Handle, Mapping[K, V], Generic[K, V]):
+    """A table, for reading."""
+
+    __slots__ = ("_decode", "_encode", "_spec")
+
+    def __init__(self, spec: TableSpec[K, V]) -> None:
+        self._spec = spec
+        # Hot: taken out of the codecs once.
+        self._encode = spec.key.encode
+        self._decode = spec.value.decode
+
+    @abstractmethod
+    def raw(self) -> OrderedMapping:
+        """The same table as bytes: what to read where a value cannot be decoded."""
+
+    @property
+    def name(self) -> str:
+        """The table's name."""
+        return self._spec.name
+
+    @overload
+    def get(self, key: K) -> V | None: ...
+    @overload
+    def get(self, key: K, default: V | T) -> V | T: ...
+    def get(self, key: K, default: object = None) -> object:
+        """The value of `key`, or `default` if it is not there. TypeError for a key of another type; CodecError."""
+        value = self.raw().get(self._encode(key))
+        return default if value is None else self._decode(value)
+
+    def get_many(self, keys: Iterable[K]) -> list[V | None]:
+        """The values of several keys, in their order; None where a key is missing. All from one moment."""
+        decode = self._decode
+        found = self.raw().get_many([self._encode(key) for key in keys])
+        return [None if value is None else decode(value) for value in found]
+
+    def __getitem__(self, key: K) -> V:
+        value = self.raw().get(self._encode(key))
+        if value is None:
+            raise KeyError(key)
+        return self._decode(value)
+
+    def __contains__(self, key: object) -> bool:
+        return self.raw().get(self._encode(key)) is not None  # type: ignore[arg-type]  # encode raises
+
+    def __len__(self) -> int:
+        """Number of keys. O(log n), and a look-up for each key written since it was asked last."""
+        return len(self.keys())
+
+    def __bool__(self) -> bool:
+        return next(iter(KeysRange(self.raw(), self._bounds(None, None, None, False, 1))), None) is not None
+
+    def __iter__(self) -> Iterator[K]:
+        return iter(self.keys())
+
+    def __reversed__(self) -> Iterator[K]:
+        return iter(self.keys(reverse=True))
+
+    def scan(
+        self,
+        start: K | Any = None,
+        stop: K | Any = None,
+        *,
+        prefix: Any = None,
+        reverse: bool = False,
+        limit: int | None = None,
+    ) -> Iterator[tuple[K, V]]:
+        """Iterate over (key, value) pairs in key order, as of the moment of the call.
+
+        Args:
+            start: first key, inclusive; None for the smallest. Of tuples also leading parts, as a tuple.
+            stop: end of the range, exclusive; None for no end. The same.
+            prefix: only keys that begin with it: a str or bytes, or leading parts of a tuple.
+            reverse: from the largest key down.
+            limit: the number of pairs at the most.
+        """
+        return map(self._spec.pair, iter(self._items(start, stop, prefix, reverse, limit)))
+
+    def _bounds(self, start: Any, stop: Any, prefix: Any, reverse: bool, limit: int | None) -> Bounds:
+        return self._spec.bounds(start, stop, prefix, reverse, limit)
+
+    def _items(self, start: Any, stop: Any, prefix: Any, reverse: bool, limit: int | None) -> ItemsRange:
+        return ItemsRange(self.raw(), self._bounds(start, stop, prefix, reverse, limit))
+
+    def keys(
+        self,
+        start: K | Any = None,
+        stop: K | Any = None,
+        *,
+        prefix: Any = None,
+        reverse: bool = False,
+        limit: int | None = None,
+    ) -> KeysView[K]:
+        """The keys, all or of a range (see `scan`), as a view that reads afresh each time it is iterated."""
+        return _Keys(self, KeysRange(self.raw(), self._bounds(start, stop, prefix, reverse, limit)))
+
+    def values(
+        self,
+        start: K | Any = None,
+        stop: K | Any = None,
+        *,
+        prefix: Any = None,
+        reverse: bool = False,
+        limit: int | None = None,
+    ) -> ValuesView[V]:
+        """The values, all or of a range (see `scan`)."""
+        return _Values(self, ValuesRange(self.raw(), self._bounds(start, stop, prefix, reverse, limit)))
+
+    def items(
+        self,
+        start: K | Any = None,
+        stop: K | Any = None,
+        *,
+        prefix: Any = None,
+        reverse: bool = False,
+        limit: int | None = None,
+    ) -> ItemsView[K, V]:
+        """The (key, value) pairs, all or of a range (see `scan`)."""
+        return _Items(self, self._items(start, stop, prefix, reverse, limit))
+
+    def first(self, start: K | Any = None, stop: K | Any = None, *, prefix: Any = None) -> tuple[K, V] | None:
+        """The pair with the smallest key (of the range), or None."""
+        return next(self.scan(start, stop, prefix=prefix, limit=1), None)
+
+    def last(self, start: K | Any = None, stop: K | Any = None, *, prefix: Any = None) -> tuple[K, V] | None:
+        """The pair with the largest key (of the range), or None."""
+        return next(self.scan(start, stop, prefix=prefix, reverse=True, limit=1), None)
+
+
+class _Keys(KeysView[K], Generic[K]):
+    __slots__ = ("_range", "_table")
+
+    def __init__(self, table: TypedReading[K, Any], raw: KeysRange) -> None:
+        super().__init__(table)
+        self._table = table
+        self._range = raw
+
+    def __len__(self) -> int:
+        return len(self._range)
+
+    def __iter__(self) -> Iterator[K]:
+        return map(self._table._spec.key.decode, self._range)
+
+    def __reversed__(self) -> Iterator[K]:
+        return map(self._table._spec.key.decode, reversed(self._range))
+
+    def __contains__(self, key: object) -> bool:
+        return self._table._spec.key.encode(key) in self._range  # type: ignore[arg-type]  # encode raises
+
+
+class _Values(ValuesView[V], Generic[V]):
+    __slots__ = ("_range", "_table")
+
+    def __init__(self, table: TypedReading[Any, V], raw: ValuesRange) -> None:
+        super().__init__(table)
+        self._table = table
+        self._range = raw
+
+    def __len__(self) -> int:
+        return len(self._range)
+
+    def __iter__(self) -> Iterator[V]:
+        return map(self._table._spec.value.decode, self._range)
+
+    def __reversed__(self) -> Iterator[V]:
+        return map(self._table._spec.value.decode, reversed(self._range))
+
+
+class _Items(ItemsView[K, V], Generic[K, V]):
+    __slots__ = ("_range", "_table")
+
+    def __init__(self, table: TypedReading[K, V], raw: ItemsRange) -> None:
+        super().__init__(table)
+        self._table = table
+        self._range = raw
+
+    def __len__(self) -> int:
+        return len(self._range)
+
+    def __iter__(self) -> Iterator[tuple[K, V]]:
+        return map(self._table._spec.pair, self._range)
+
+    def __reversed__(self) -> Iterator[tuple[K, V]]:
+        return map(self._table._spec.pair, reversed(self._range))
+
+    def __contains__(self, item: object) -> bool:
+        if not (isinstance(item, tuple) and len(item) == 2):
+            return False
+        spec = self._table._spec
+        raw = self._range
+        key = spec.key.encode(item[0])
+        if raw._bounds.limit is not None:
+            return any(own == item for own in self)
+        value = raw._source.get(key) if raw._bounds.contains(key) else None
+        return value is not None and bool(spec.value.decode(value) == item[1])

@@ -1,0 +1,128 @@
+"""What a table is asked for with: its name, and the codecs of its keys and values."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Generic, TypeVar
+
+from kvwal.codecs import KeyCodec, key_codec, value_codec
+from kvwal.codecs.codec import Codec
+from kvwal.codecs.tuples import TupleCodec
+from kvwal.db.mapping import Bounds
+from kvwal.engine.tables import CodecName, as_table_name
+from kvwal.keys import KeyRange, prefix_stop
+
+__all__ = ["TableSpec"]
+
+K = TypeVar("K")
+V = TypeVar("V")
+
+
+class TableSpec(Generic[K, V]):
+    """The name and the codecs of a table.
+
+    Attributes:
+        name: of the table.
+        key, value: codecs.
+        codecs: what the table remembers of them.
+        is_default: whether it is in the default table, which has no name and remembers nothing.
+    """
+
+    __slots__ = ("codecs", "key", "name", "value")
+
+    is_default: ClassVar[bool] = False
+
+    def __init__(self, name: str, key: Any, value: Any) -> None:
+        """`key`, `value`: types or codecs. TypeError, ValueError."""
+        self.name = as_table_name(name)
+        self.key: KeyCodec[K] = key_codec(key)
+        self.value: Codec[V] = value_codec(value)
+        self.codecs = (
+            CodecName(self.key.name, self.key.version),
+            CodecName(self.value.name, self.value.version),
+        )
+
+    def pair(self, pair: tuple[bytes, bytes]) -> tuple[K, V]:
+        """A pair that was read."""
+        return self.key.decode(pair[0]), self.value.decode(pair[1])
+
+    def bounds(self, start: Any, stop: Any, prefix: Any, reverse: bool, limit: int | None) -> Bounds:
+        """A range of keys as bytes. Of tuples, `start` and `stop` may be leading parts, and `prefix` is that.
+
+        TypeError for a prefix of keys that have none.
+        """
+        first, end = self.range(start, stop)
+        if prefix is not None:
+            head = self.prefix(prefix)
+            first = max(first, head.start)
+            ends = [each for each in (end, head.stop) if each is not None]
+            end = min(ends, default=None)
+        return Bounds(first, end, None, reverse, limit)
+
+    def range(self, start: Any, stop: Any) -> KeyRange:
+        """The keys from `start` on, below `stop`; None: to the end."""
+        codec = self.key
+        if isinstance(codec, TupleCodec):
+            return codec.between(start, stop)
+        first = b"" if start is None else codec.encode(start)
+        return KeyRange(first, None if stop is None else codec.encode(stop))
+
+    def prefix(self, prefix: Any) -> KeyRange:
+        """The keys that begin with this: a str, bytes, or the leading parts of a tuple (one part may stand alone)."""
+        codec = self.key
+        if isinstance(codec, TupleCodec):
+            return codec.prefix(*(prefix if isinstance(prefix, tuple) else (prefix,)))
+        if codec.name not in ("str", "bytes"):
+            raise TypeError(f"keys of type {codec.name} have no prefixes; give start and stop")
+        head = codec.encode(prefix)
+        return KeyRange(head, prefix_stop(head))
+
+    def __repr__(self) -> str:
+        key, value = self.codecs
+        return f"{self.name!r}, {key}: {value}"
+
+
+class SubSpec(TableSpec[K, V]):
+    """The part of the default table whose keys begin with some bytes, which the keys of the spec are without."""
+
+    __slots__ = ("_inner", "_prefix")
+
+    is_default = True
+
+    def __init__(self, prefix: bytes, key: Any, value: Any) -> None:
+        self._prefix = prefix
+        self._inner: TableSpec[K, V] = TableSpec("-", key, value)
+        self.name = repr(prefix)
+        self.key = _Prefixed(prefix, self._inner.key)
+        self.value = self._inner.value
+        self.codecs = self._inner.codecs
+
+    def range(self, start: Any, stop: Any) -> KeyRange:
+        """As `TableSpec.range`, within the prefix."""
+        return self._within(self._inner.range(start, stop))
+
+    def prefix(self, prefix: Any) -> KeyRange:
+        """As `TableSpec.prefix`, within the prefix."""
+        return self._within(self._inner.prefix(prefix))
+
+    def _within(self, bounds: KeyRange) -> KeyRange:
+        prefix = self._prefix
+        return KeyRange(prefix + bounds.start, prefix_stop(prefix) if bounds.stop is None else prefix + bounds.stop)
+
+
+class _Prefixed(Generic[K]):
+    """Keys of another codec behind a prefix."""
+
+    ordered = True
+
+    def __init__(self, prefix: bytes, codec: KeyCodec[K]) -> None:
+        self.name, self.version = codec.name, codec.version
+        self._prefix = prefix
+        self._codec = codec
+
+    def encode(self, value: K, /) -> bytes:
+        """The whole key."""
+        return self._prefix + self._codec.encode(value)
+
+    def decode(self, data: bytes, /) -> K:
+        """What is behind the prefix."""
+        return self._codec.decode(data[len(self._prefix) :])

@@ -1,0 +1,224 @@
+"""A table of a store: what `kvwal.api.table` adds the past to."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, MutableMapping
+from functools import partial
+from typing import Any, Generic, TypeVar, overload
+
+from kvwal.batch import WriteBatch
+from kvwal.db.mapping import OrderedMapping
+from kvwal.db.snapshot import Snapshot
+from kvwal.db.transaction import Transaction
+from kvwal.engine.engine import Engine
+from kvwal.engine.operations import decode_counter, encode_counter
+from kvwal.keys import KeyRange, Seqno, as_int
+from kvwal.options import Durability
+from kvwal.tables.reading import TypedReading
+from kvwal.tables.spec import TableSpec
+from kvwal.tables.stored import How, StoredTable
+from kvwal.tables.within import BatchTable, SnapshotTable, TransactionTable
+
+__all__ = ["WritableTable"]
+
+K = TypeVar("K")
+V = TypeVar("V")
+
+_MISSING: Any = object()
+
+
+def _instead(expected: bytes | None, new: bytes | None, now: bytes | None) -> bytes | None:
+    return new if now == expected else now
+
+
+class WritableTable(TypedReading[K, V], MutableMapping[K, V], Generic[K, V]):
+    """A named, ordered map of one store, with keys and values of Python's types. Made by `Store.table`.
+
+    Thread-safe, every method. It reads and writes as the store does: reads never wait for writers, each write is a
+    commit of its own, and `within` takes part in a transaction, a batch or a snapshot. The table comes to be with the
+    first commit that puts something into it.
+    """
+
+    __slots__ = ("__weakref__", "_owner", "_stored")
+
+    def __init__(self, engine: Engine, spec: TableSpec[K, V], owner: object) -> None:
+        """`owner` stays as long as this."""
+        super().__init__(spec)
+        self._stored = StoredTable(engine, spec)
+        self._owner = owner
+        # Raises now if the table has other codecs.
+        self._stored.id()
+
+    def raw(self) -> OrderedMapping:
+        """The same table as bytes, for reading: where a value cannot be decoded, it is there."""
+        return self._stored
+
+    def _value(self, value: V) -> bytes:
+        return self._spec.value.encode(value)
+
+    @property
+    def id(self) -> int | None:
+        """The number that stands for the table in `changes` and `commits`; None while there is none."""
+        return self._stored.id()
+
+    # -- taking part --------------------------------------------------------------------------
+
+    @overload
+    def within(self, other: Transaction) -> TransactionTable[K, V]: ...
+    @overload
+    def within(self, other: Snapshot) -> SnapshotTable[K, V]: ...
+    @overload
+    def within(self, other: WriteBatch) -> BatchTable[K, V]: ...
+    def within(self, other: Transaction | Snapshot | WriteBatch) -> Any:
+        """This table as a part of something larger.
+
+        Args:
+            other: a transaction, of which reads and writes of the table are then a part; a snapshot, for the table at
+                its moment; or a batch, for writes that are committed with its others. A batch needs the table to be
+                there: if it is not, an empty one is made at once, in a commit of its own.
+        """
+        if isinstance(other, Transaction):
+            return TransactionTable(self._spec, other)
+        if isinstance(other, Snapshot):
+            return SnapshotTable(self._spec, other)
+        if isinstance(other, WriteBatch):
+            return BatchTable(self._spec, other.part(self._stored.made()))
+        raise TypeError(f"a transaction, a snapshot or a batch is expected, not {type(other).__name__}")
+
+    # -- writing ------------------------------------------------------------------------------
+
+    def put(
+        self, key: K, value: V, *, durability: Durability | None = None, meta: Mapping[str, str] | None = None
+    ) -> Seqno:
+        """Set `key` to `value`, and return the commit's seqno. As `Store.put`; TypeError for values of other types."""
+        encoded, new = self._encode(key), self._value(value)
+        return self._stored.write(lambda part: part.put(encoded, new), How(durability, meta))
+
+    def __setitem__(self, key: K, value: V) -> None:
+        self.put(key, value)
+
+    def delete(
+        self, key: K, *, durability: Durability | None = None, meta: Mapping[str, str] | None = None
+    ) -> Seqno:
+        """Remove `key` if it is there, and return the commit's seqno. It is not looked up first."""
+        encoded = self._encode(key)
+        return self._stored.write(lambda part: part.delete(encoded), How(durability, meta))
+
+    def delete_range(
+        self,
+        start: K | Any = None,
+        stop: K | Any = None,
+        *,
+        prefix: Any = None,
+        durability: Durability | None = None,
+        meta: Mapping[str, str] | None = None,
+    ) -> Seqno:
+        """Remove every key of a range (see `scan`). One small record however many keys there are."""
+        bounds = self._bounds(start, stop, prefix, False, None)
+        return self._stored.write(lambda part: part.delete_range(bounds.start, bounds.stop), How(durability, meta))
+
+    def update(  # type: ignore[override]
+        self,
+        other: Mapping[K, V] | Iterable[tuple[K, V]] = (),
+        /,
+        *,
+        durability: Durability | None = None,
+        meta: Mapping[str, str] | None = None,
+    ) -> None:
+        """Put every pair of a mapping or of an iterable, in one commit. None of them if one cannot be stored."""
+        pairs = other.items() if isinstance(other, Mapping) else other
+        encoded = [(self._encode(key), self._value(value)) for key, value in pairs]
+        self._stored.write(lambda part: part.update(encoded), How(durability, meta))
+
+    def clear(self) -> None:
+        """Remove every key, in one commit; the table stays."""
+        self.delete_range()
+
+    # -- writes that depend on what is there --------------------------------------------------
+
+    def __delitem__(self, key: K) -> None:
+        if self._stored.update(self._encode(key), lambda old: None)[0] is None:
+            raise KeyError(key)
+
+    def setdefault(self, key: K, default: V = None) -> V:  # type: ignore[assignment]  # as `MutableMapping` has it
+        """The value of `key`; if there is none, put `default` first. Atomic, and never a conflict."""
+        encoded = self._encode(key)
+        value = self._stored.get(encoded)
+        if value is None:
+            other = self._value(default)
+            value = self._stored.update(encoded, lambda old: other if old is None else old)[1]
+            assert value is not None
+        return self._decode(value)
+
+    def pop(self, key: K, default: Any = _MISSING) -> Any:
+        """Remove `key` and return its value; `default`, if given, or KeyError if it is not there. Atomic."""
+        value = self._stored.update(self._encode(key), lambda old: None)[0]
+        if value is not None:
+            return self._decode(value)
+        if default is _MISSING:
+            raise KeyError(key)
+        return default
+
+    def popitem(
+        self, start: K | Any = None, stop: K | Any = None, *, prefix: Any = None, last: bool = True
+    ) -> tuple[K, V]:
+        """Remove the pair with the largest key (with `last=False` the smallest), of a range or of all, and return it.
+
+        KeyError if there is none. Atomic, and never a conflict, however many threads take from one queue.
+        """
+        bounds = self._bounds(start, stop, prefix, False, None)
+        within = KeyRange(bounds.start or b"", bounds.stop)
+        pair = None if within.is_empty() else self._stored.take_edge(within, reverse=last)
+        if pair is None:
+            raise KeyError("popitem(): there is no key")
+        return self._spec.pair(pair)
+
+    def put_if_absent(
+        self, key: K, value: V, *, durability: Durability | None = None, meta: Mapping[str, str] | None = None
+    ) -> bool:
+        """Set `key` to `value` if it is not there. Returns whether it was set. Atomic, and never a conflict."""
+        new = self._value(value)
+        how = How(durability, meta)
+        return self._stored.update(self._encode(key), lambda old: new if old is None else old, how)[0] is None
+
+    def compare_and_set(
+        self,
+        key: K,
+        expected: V | None,
+        value: V | None,
+        *,
+        durability: Durability | None = None,
+        meta: Mapping[str, str] | None = None,
+    ) -> bool:
+        """Set `key` to `value` (None: delete it) if its value is `expected` (None: if it is not there).
+
+        Returns whether it was. What is compared are values, not bytes. Atomic, and never a conflict.
+        """
+        encoded, new = self._encode(key), None if value is None else self._value(value)
+        how = How(durability, meta)
+        while True:
+            # Decoded here: the commit leader runs no code of a codec.
+            old = self._stored.get(encoded)
+            if (expected is not None) if old is None else self._decode(old) != expected:
+                return False
+            if self._stored.update(encoded, partial(_instead, old, new), how)[0] == old:
+                return True
+
+    def add(
+        self, key: K, delta: int, *, durability: Durability | None = None, meta: Mapping[str, str] | None = None
+    ) -> int:
+        """Add to a counter and return what it is then. A missing one counts as 0. Atomic, and never a conflict.
+
+        For tables with values of type `int` or `kvwal.codecs.counter`: 8 bytes, little-endian, signed. TypeError for
+        others; OverflowError if the sum does not fit. Nothing is changed then.
+        """
+        amount = as_int("delta", delta, -(1 << 63), (1 << 63) - 1)
+        if self._spec.value.name != "counter":
+            raise TypeError(f"the values of table {self.name!r} are {self._spec.value.name}, and no counters")
+        change = self._stored.update(
+            self._encode(key), lambda old: encode_counter(decode_counter(old) + amount), How(durability, meta)
+        )
+        return decode_counter(change[1])
+
+    def __repr__(self) -> str:
+        return f"<kvwal.Table {self._spec}>"

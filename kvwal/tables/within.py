@@ -1,0 +1,185 @@
+"""A table within a transaction, at the moment of a snapshot, and in a batch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, MutableMapping
+from typing import Any, Generic, TypeVar
+
+from kvwal.batch import WriteBatch
+from kvwal.db.mapping import Bounds, OrderedMapping
+from kvwal.db.part import TransactionPart
+from kvwal.db.snapshot import Snapshot
+from kvwal.db.transaction import Transaction
+from kvwal.engine.merge import Chunk
+from kvwal.engine.parked import SYSTEM_TABLE
+from kvwal.engine.tables import check_codecs, decode_row, make_row, row_key
+from kvwal.tables.reading import TypedReading
+from kvwal.tables.spec import TableSpec
+
+__all__ = ["BatchTable", "SnapshotTable", "TransactionTable"]
+
+K = TypeVar("K")
+V = TypeVar("V")
+
+
+class _Empty(OrderedMapping):
+    """A table that does not exist."""
+
+    __slots__ = ()
+
+    def _read(self, key: bytes) -> None:
+        return None
+
+    def _walk(self, bounds: Bounds) -> Iterator[Chunk]:
+        return iter(())
+
+    def _count(self, start: bytes | None, stop: bytes | None) -> int:
+        return 0
+
+
+def _id(system: OrderedMapping, spec: TableSpec[Any, Any]) -> int | None:
+    """The id of a table, by what table 1 holds; None if there is none. TableCodecError."""
+    if spec.is_default:
+        return 0
+    key = row_key(spec.name)
+    value = system.get(key)
+    if value is None:
+        return None
+    row = decode_row(key, value)
+    check_codecs(row, *spec.codecs)
+    return row.id
+
+
+class SnapshotTable(TypedReading[K, V]):
+    """A table as it was at the moment of a snapshot; empty if there was none. Thread-safe."""
+
+    __slots__ = ("_part",)
+
+    def __init__(self, spec: TableSpec[K, V], snapshot: Snapshot) -> None:
+        super().__init__(spec)
+        table = _id(snapshot.part(SYSTEM_TABLE), spec)
+        self._part: OrderedMapping = _Empty() if table is None else snapshot.part(table)
+
+    def raw(self) -> OrderedMapping:
+        """The same table as bytes."""
+        return self._part
+
+    def __repr__(self) -> str:
+        return f"<kvwal.SnapshotTable {self._spec}>"
+
+
+class TransactionTable(TypedReading[K, V], MutableMapping[K, V], Generic[K, V]):
+    """A table within a transaction: what it reads is validated when that commits, and so is that the table is there.
+
+    It is made when something is put into it. For one thread at a time, and only while the transaction is open.
+    """
+
+    __slots__ = ("_part", "_txn")
+
+    def __init__(self, spec: TableSpec[K, V], txn: Transaction) -> None:
+        super().__init__(spec)
+        self._txn = txn
+        self._part: TransactionPart | None = None
+        self._find()
+
+    def _find(self) -> TransactionPart | None:
+        if self._part is None:
+            table = _id(self._txn.part(SYSTEM_TABLE), self._spec)
+            self._part = None if table is None else self._txn.part(table)
+        return self._part
+
+    def raw(self) -> OrderedMapping:
+        """The same table as bytes."""
+        part = self._find()
+        return _Empty() if part is None else part
+
+    def _made(self) -> TransactionPart:
+        part = self._find()
+        if part is None:
+            system = self._txn.part(SYSTEM_TABLE)
+            made = WriteBatch()
+            row = make_row(self._spec.name, *self._spec.codecs, system.get, made)
+            for key, value in made.writes.items():
+                assert value is not None, "a row is deleted"
+                system.put(key, value)
+            part = self._part = self._txn.part(row.id)
+        return part
+
+    def put(self, key: K, value: V) -> None:
+        """Set `key` to `value` when the transaction commits."""
+        encoded = self._encode(key), self._spec.value.encode(value)
+        self._made().put(*encoded)
+
+    def __setitem__(self, key: K, value: V) -> None:
+        self.put(key, value)
+
+    def delete(self, key: K) -> None:
+        """Remove `key`, if it is there, when the transaction commits. It is not read: no conflict comes of it."""
+        encoded = self._encode(key)
+        part = self._find()
+        if part is not None:
+            part.delete(encoded)
+
+    def __delitem__(self, key: K) -> None:
+        encoded = self._encode(key)
+        part = self._find()
+        if part is None or part.get(encoded) is None:
+            raise KeyError(key)
+        part.delete(encoded)
+
+    def delete_range(self, start: K | Any = None, stop: K | Any = None, *, prefix: Any = None) -> None:
+        """Remove every key of a range (see `scan`) when the transaction commits."""
+        bounds = self._bounds(start, stop, prefix, False, None)
+        part = self._find()
+        if part is not None:
+            part.delete_range(bounds.start, bounds.stop)
+
+    def clear(self) -> None:
+        """Remove every key when the transaction commits."""
+        self.delete_range()
+
+    def popitem(self) -> tuple[K, V]:
+        """Remove the pair with the largest key, and return it; KeyError if there is none."""
+        pair = self.last()
+        if pair is None:
+            raise KeyError(f"popitem(): table {self.name!r} is empty")
+        self.delete(pair[0])
+        return pair
+
+    def __repr__(self) -> str:
+        return f"<kvwal.TransactionTable {self._spec}>"
+
+
+class BatchTable(Generic[K, V]):
+    """What a batch writes to a table."""
+
+    __slots__ = ("_part", "_spec")
+
+    def __init__(self, spec: TableSpec[K, V], part: WriteBatch) -> None:
+        self._spec = spec
+        self._part = part
+
+    def put(self, key: K, value: V) -> None:
+        """Set `key` to `value`. TypeError or ValueError if either cannot be stored."""
+        self._part.put(self._spec.key.encode(key), self._spec.value.encode(value))
+
+    def __setitem__(self, key: K, value: V) -> None:
+        self.put(key, value)
+
+    def delete(self, key: K) -> None:
+        """Remove `key` if it is there."""
+        self._part.delete(self._spec.key.encode(key))
+
+    def delete_range(self, start: K | Any = None, stop: K | Any = None, *, prefix: Any = None) -> None:
+        """Remove every key of a range: see `Table.scan`."""
+        bounds = self._spec.bounds(start, stop, prefix, False, None)
+        self._part.delete_range(bounds.start, bounds.stop)
+
+    def update(self, other: Mapping[K, V] | Iterable[tuple[K, V]]) -> None:
+        """Put every pair; none of them if one cannot be stored."""
+        spec = self._spec
+        pairs = other.items() if isinstance(other, Mapping) else other
+        self._part.update([(spec.key.encode(key), spec.value.encode(value)) for key, value in pairs])
+
+    def __repr__(self) -> str:
+        return f"<kvwal.BatchTable {self._spec}, {len(self._part)} writes>"

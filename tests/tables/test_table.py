@@ -1,0 +1,623 @@
+"""Tables of a store: made by a first write, typed, within transactions, batches and snapshots, dropped, renamed."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from random import Random
+from typing import Any
+
+import pytest
+from store_fixtures import check_store, problems_of, run_threads
+
+import kvwal
+from kvwal import codecs
+from kvwal.errors import (
+    ClosedError,
+    CodecError,
+    ConflictError,
+    CorruptionError,
+    FormatError,
+    ReadOnlyError,
+    SnapshotTooOld,
+    TableCodecError,
+    TableExistsError,
+    TableNotFoundError,
+)
+from kvwal.testing import SimulatedDisk, crash_every
+
+
+@pytest.fixture
+def disk() -> SimulatedDisk:
+    return SimulatedDisk()
+
+
+@pytest.fixture
+def db(disk: SimulatedDisk) -> Iterator[kvwal.Store]:
+    with kvwal.open("/kv", files=disk, background=False) as store:
+        yield store
+        if not store.closed:
+            check_store(store)
+
+
+# -- as a map -------------------------------------------------------------------------------------
+
+
+def test_a_table_is_a_map_of_its_types(db: kvwal.Store) -> None:
+    users = db.table("users", str, codecs.json())
+    assert len(users) == 0
+    assert not users
+    assert users.get("ada") is None
+    assert list(users) == []
+    assert db.tables() == []
+    users["ada"] = {"born": 1815}
+    users["grace"] = {"born": 1906}
+    assert users["ada"] == {"born": 1815}
+    assert users.get("eve", 7) == 7
+    with pytest.raises(KeyError):
+        users["eve"]
+    assert "ada" in users
+    assert "eve" not in users
+    assert users.get_many(["grace", "eve"]) == [{"born": 1906}, None]
+    assert list(users) == ["ada", "grace"]
+    assert list(reversed(users)) == ["grace", "ada"]
+    assert dict(users) == {"ada": {"born": 1815}, "grace": {"born": 1906}}
+    assert users == {"ada": {"born": 1815}, "grace": {"born": 1906}}
+    assert list(users.scan(reverse=True, limit=1)) == [("grace", {"born": 1906})]
+    assert users.first() == ("ada", {"born": 1815})
+    assert users.last("a", "b") == ("ada", {"born": 1815})
+    assert list(users.values()) == [{"born": 1815}, {"born": 1906}]
+    assert list(reversed(users.items())) == [("grace", {"born": 1906}), ("ada", {"born": 1815})]
+    assert list(reversed(users.keys())) == ["grace", "ada"]
+    assert list(reversed(users.values())) == [{"born": 1906}, {"born": 1815}]
+    assert ("ada", {"born": 1815}) in users.items()
+    assert ("ada", {}) not in users.items()
+    assert 3 not in users.items()
+    assert "ada" not in users.keys("b")
+    assert len(users.keys(prefix="gr")) == len(users.items(prefix="gr")) == len(users.values(prefix="gr")) == 1
+    del users["ada"]
+    with pytest.raises(KeyError):
+        del users["ada"]
+    assert len(users) == 1
+    assert len(db) == 0, "the default table has nothing of it"
+    assert [(info.name, info.id, info.key, info.value, info.keys) for info in db.tables()] == [
+        ("users", 16, "str", "json", 1)
+    ]
+    assert problems_of(db) == []
+
+
+def test_keys_come_in_the_order_of_their_type(db: kvwal.Store) -> None:
+    numbers = db.table("numbers", int, str)
+    numbers.update((number, str(number)) for number in (300, -5, 7, 10**30, 0))
+    assert list(numbers) == [-5, 0, 7, 300, 10**30]
+    assert list(numbers.scan(0, 300)) == [(0, "0"), (7, "7")]
+    with pytest.raises(TypeError, match="no prefixes"):
+        numbers.scan(prefix=3)
+    orders = db.table("orders", tuple[str, int], float)
+    orders.update({("ada", 10): 1.0, ("ada", 9): 2.0, ("grace", 1): 3.0})
+    assert list(orders.keys(prefix="ada")) == list(orders.keys(prefix=("ada",))) == [("ada", 9), ("ada", 10)]
+    assert list(orders.keys(("ada", 10), ("grace",))) == [("ada", 10)]
+    assert list(orders.keys(("ada",), prefix=("ada",), stop=("ada", 10))) == [("ada", 9)]
+    orders.delete_range(prefix="ada")
+    assert list(orders) == [("grace", 1)]
+    orders.clear()
+    assert not orders
+    assert [info.name for info in db.tables()] == ["numbers", "orders"]
+
+
+@pytest.mark.parametrize("wrong", [b"ada", 1, None, ("ada",)])
+def test_what_is_of_another_type_is_refused_and_changes_nothing(db: kvwal.Store, wrong: Any) -> None:
+    users = db.table("users", str, str)
+    for call in (
+        lambda: users.get(wrong),
+        lambda: users[wrong],
+        lambda: wrong in users,
+        lambda: users.put(wrong, "a"),
+        lambda: users.put("a", wrong),
+        lambda: users.update({"a": "a", "b": wrong}),
+        lambda: users.update({"a": "a", wrong: "b"}),
+        lambda: users.delete(wrong),
+        lambda: users.setdefault("a", wrong),
+        lambda: users.put_if_absent("a", wrong),
+        lambda: users.scan(prefix=wrong) if wrong is not None else users.put(wrong, "a"),
+    ):
+        with pytest.raises(TypeError):
+            call()
+    assert db.last_seqno == 0
+    assert db.tables() == []
+
+
+def test_writes_that_depend_on_what_is_there(db: kvwal.Store) -> None:
+    users = db.table("users", str, codecs.json())
+    with pytest.raises(KeyError):
+        users.pop("a")
+    assert users.pop("a", None) is None
+    with pytest.raises(KeyError):
+        users.popitem()
+    assert db.last_seqno == 0, "a table that gets nothing is not made"
+    assert users.setdefault("a", [1]) == [1]
+    assert users.setdefault("a", [2]) == [1]
+    assert not users.put_if_absent("a", 3)
+    assert users.put_if_absent("b", 3)
+    assert not users.compare_and_set("a", [2], [5])
+    assert users.compare_and_set("a", [1], [5])
+    assert users.compare_and_set("c", None, 1)
+    assert not users.compare_and_set("c", None, 1)
+    assert users.compare_and_set("c", 1, None)
+    assert dict(users) == {"a": [5], "b": 3}
+    assert users.pop("a") == [5]
+    users.update({"d": 1, "e": 2, "f": 3})
+    assert users.popitem() == ("f", 3)
+    assert users.popitem(last=False) == ("b", 3)
+    assert users.popitem("e") == ("e", 2)
+    with pytest.raises(KeyError):
+        users.popitem(prefix="x")
+    counters = db.table("counters", str, int)
+    assert counters.add("hits", 5) == 5
+    assert counters.add("hits", -7) == -2
+    assert counters["hits"] == -2
+    with pytest.raises(OverflowError):
+        counters.add("hits", -(1 << 63))
+    with pytest.raises(TypeError, match="no counters"):
+        users.add("d", 1)
+    assert db.table("counters", str, codecs.counter) == {"hits": -2}
+
+
+def test_what_is_compared_are_values(db: kvwal.Store) -> None:
+    users = db.table("users", str, codecs.json())
+    users["a"] = {"x": 1, "y": 2}
+    assert users.compare_and_set("a", {"y": 2, "x": 1}, "new")
+
+
+# -- codecs ---------------------------------------------------------------------------------------
+
+
+def test_a_table_remembers_its_codecs(disk: SimulatedDisk, db: kvwal.Store) -> None:
+    early = db.table("users", int, str)
+    users = db.table("users", str, codecs.json())
+    users["a"] = 1
+    for wrong in (lambda: db.table("users"), lambda: db.table("users", str, str), lambda: early.get(1)):
+        with pytest.raises(TableCodecError, match="table 'users'") as caught:
+            wrong()
+        assert caught.value.name == "users"
+    with pytest.raises(TableCodecError):
+        early[1] = "a"
+    assert db.last_seqno == 1
+    db.close()
+    with kvwal.open("/kv", files=disk, background=False) as again:
+        assert again.table("users", str, codecs.json()) == {"a": 1}
+        with pytest.raises(TableCodecError):
+            again.table("users", bytes, codecs.json())
+        with pytest.raises(TableCodecError, match=r"version"):
+            again.table("users", str, codecs.versioned(codecs.json(), version=2, upcasters={1: lambda value: value}))
+
+
+def test_bytes_that_are_no_value_are_reached_as_bytes(db: kvwal.Store) -> None:
+    users = db.table("users", str, codecs.json())
+    users["a"] = 1
+    batch = kvwal.WriteBatch()
+    assert users.id is not None
+    batch.table(users.id).put(b"b", b"no json")
+    batch.table(users.id).put(b"\xff", b"1")
+    db.commit(batch)
+    with pytest.raises(CodecError) as caught:
+        users["b"]
+    assert caught.value.data == b"no json"
+    with pytest.raises(CodecError):
+        list(users)
+    assert users.raw()[b"b"] == b"no json"
+    assert users["a"] == 1
+
+
+@pytest.mark.parametrize("name", ["", "x" * 256, "\ud800"])
+def test_a_name_that_cannot_be_is_refused(db: kvwal.Store, name: str) -> None:
+    for call in (db.table, db.drop_table, lambda name: db.rename_table("a", name)):
+        with pytest.raises(ValueError, match="name"):
+            call(name)
+    with pytest.raises(TypeError):
+        db.table(b"users")  # type: ignore[call-overload]
+
+
+@pytest.mark.parametrize(
+    ("value", "error"),
+    [
+        (b"", CorruptionError),
+        (b"{}", CorruptionError),
+        (b"[]", CorruptionError),
+        (b"[" * 100_000, CorruptionError),
+        (b'{"v":1,"id":16,"key":["str",1],"value":["json"]}', CorruptionError),
+        (b'{"v":1,"id":1,"key":["str",1],"value":["json",1]}', CorruptionError),
+        (b'{"v":1,"id":true,"key":["str",1],"value":["json",1]}', CorruptionError),
+        (b'{"v":1,"id":4294967296,"key":["str",1],"value":["json",1]}', CorruptionError),
+        (b'{"v":2}', FormatError),
+        (b"\xff", CorruptionError),
+    ],
+)
+def test_a_row_that_is_not_valid_says_so(db: kvwal.Store, value: bytes, error: type[Exception]) -> None:
+    batch = kvwal.WriteBatch()
+    batch.table(1).put(b"\x01users", value)
+    db.commit(batch)
+    for call in (lambda: db.table("users"), lambda: db.drop_table("users"), lambda: db.rename_table("users", "x")):
+        with pytest.raises(error):
+            call()
+    if error is FormatError:
+        assert db.tables() == [], "it is left alone"
+    else:
+        with pytest.raises(error):
+            db.tables()
+    batch.table(1).put(b"\x01users", b'{"v":1,"id":16,"key":["str",1],"new":[1],"value":["json",1]}')
+    batch.table(1).put(b"\x02", value)
+    db.commit(batch)
+    with pytest.raises(CorruptionError, match="next table ids"):
+        db.table("others")[b"a"] = b"b"
+    # Members of a newer version are kept.
+    db.rename_table("users", "people")
+    with db.snapshot() as snapshot:
+        assert snapshot.part(1)[b"\x01people"] == b'{"id":16,"key":["str",1],"new":[1],"v":1,"value":["json",1]}'
+
+
+# -- within ---------------------------------------------------------------------------------------
+
+
+def test_a_transaction_over_tables_is_one_commit(disk: SimulatedDisk, db: kvwal.Store) -> None:
+    users, orders = db.table("users", str, int), db.table("orders", tuple[str, int], str)
+    with db.transaction() as txn:
+        mine, its = users.within(txn), orders.within(txn)
+        mine["ada"] = 1
+        its["ada", 1] = "book"
+        txn[b"n"] = b"1"
+        assert mine == {"ada": 1}
+        assert its.first() == (("ada", 1), "book")
+        assert users.get("ada") is None, "no other thread sees it"
+        assert users.within(txn)["ada"] == 1
+    assert txn.commit_seqno == db.last_seqno == 1
+    assert users["ada"] == 1
+    assert orders["ada", 1] == "book"
+    assert {info.name: info.id for info in db.tables()} == {"users": 16, "orders": 17}
+    with pytest.raises(ClosedError):
+        mine["b"] = 2
+    with pytest.raises(RuntimeError), db.transaction() as txn:
+        users.within(txn)["b"] = 1
+        raise RuntimeError
+    assert "b" not in users
+    with db.transaction() as txn:
+        mine = users.within(txn)
+        del mine["ada"]
+        with pytest.raises(KeyError):
+            del mine["ada"]
+        mine.update({"c": 1, "d": 2, "e": 3})
+        mine.delete("x")
+        mine.delete_range("d", "e")
+        assert mine.popitem() == ("e", 3)
+        with pytest.raises(TypeError):
+            mine[b"x"] = 1  # type: ignore[index]
+        assert mine == {"c": 1}
+    assert users == {"c": 1}
+    with db.transaction(read_only=True) as txn:
+        assert users.within(txn) == {"c": 1}
+        with pytest.raises(ReadOnlyError):
+            users.within(txn)["x"] = 1
+    with pytest.raises(TypeError):
+        users.within(db)  # type: ignore[call-overload]
+
+
+def test_a_table_that_is_made_dropped_or_renamed_meanwhile_is_a_conflict(db: kvwal.Store) -> None:
+    users = db.table("users", str, int)
+    txn = db.transaction()
+    users.within(txn)["a"] = 1
+    users["b"] = 2
+    with pytest.raises(ConflictError):
+        txn.commit()
+    txn = db.transaction()
+    users.within(txn)["a"] = 1
+    db.drop_table("users")
+    with pytest.raises(ConflictError):
+        txn.commit()
+    assert db.tables() == []
+    db.run(lambda txn: users.within(txn).put("c", 3))
+    txn = db.transaction()
+    users.within(txn)["a"] = 1
+    db.rename_table("users", "people")
+    with pytest.raises(ConflictError):
+        txn.commit()
+    assert db.table("people", str, int) == {"c": 3}
+    assert users == {}
+
+
+def test_a_batch_over_tables_is_one_commit(db: kvwal.Store) -> None:
+    users = db.table("users", str, int)
+    with db.batch(meta={"by": "test"}) as batch:
+        writes = users.within(batch)
+        assert [info.keys for info in db.tables()] == [0], "it is there, and empty"
+        writes["a"] = 1
+        writes.put("b", 2)
+        writes.delete("a")
+        writes.update({"c": 3, "d": 4})
+        writes.delete_range(prefix="d")
+        with pytest.raises(TypeError):
+            writes.update({"e": 1, "f": "x"})  # type: ignore[dict-item]
+        batch[b"x"] = b"y"
+    assert users == {"b": 2, "c": 3}
+    assert db[b"x"] == b"y"
+    assert db.last_seqno == 2
+    with db.batch() as batch:
+        users.within(batch)["z"] = 1
+        db.drop_table("users")
+        with pytest.raises(TableNotFoundError):
+            db.commit(batch)
+        batch.clear()
+
+
+def test_past_moments_have_the_tables_of_then(db: kvwal.Store) -> None:
+    users = db.table("users", str, int)
+    users["a"] = 1
+    first = db.last_seqno
+    users["a"] = 2
+    users["b"] = 3
+    second = db.last_seqno
+    db.checkpoint()
+    db.drop_table("users")
+    users["c"] = 4
+    with db.snapshot(at=0) as then:
+        assert users.within(then) == {}
+    with db.snapshot(at=first) as then:
+        assert users.within(then) == {"a": 1}
+        assert len(users.within(then)) == 1
+        assert list(users.within(then).scan(reverse=True)) == [("a", 1)]
+    with users.at(second) as then:
+        assert users.within(then) == {"a": 2, "b": 3}
+    with db.snapshot() as now:
+        assert users.within(now) == {"c": 4}
+    assert [each.value for each in users.versions("c")] == [4]
+    assert list(users.versions("a")) == [], "that was another table"
+
+
+def test_versions_differences_and_what_is_brought_back(db: kvwal.Store) -> None:
+    users = db.table("users", str, codecs.json())
+    assert list(users.versions("a")) == []
+    assert list(users.diff(0)) == []
+    users.put("a", 1, meta={"why": "test"})
+    one = db.last_seqno
+    users["a"] = [2]
+    users["b"] = 3
+    users.delete_range("a", "b")
+    kinds = [(each.kind, each.value, dict(each.meta)) for each in users.versions("a")]
+    assert kinds == [("range", None, {}), ("put", [2], {}), ("put", 1, {"why": "test"})]
+    assert next(users.versions("a")).time <= datetime.now(UTC)
+    assert [(each.key, each.old, each.new) for each in users.diff(one)] == [("a", 1, None), ("b", None, 3)]
+    assert [each.key for each in users.diff(one, reverse=True, start="b")] == ["b"]
+    users.revert("a", to=one)
+    assert users["a"] == 1
+    users.revert("b", to=one)
+    assert "b" not in users
+    assert users.id is not None
+    changes = [change for change in db.changes(0) if change.table == users.id and change.kind == "put"]
+    assert [users.of(change) for change in changes] == [("a", 1), ("a", [2]), ("b", 3), ("a", 1)]
+    with pytest.raises(ValueError, match="commit"):
+        users.revert("a", to=99)
+
+
+def test_the_past_of_a_store_that_keeps_none(disk: SimulatedDisk) -> None:
+    with kvwal.open("/kv", files=disk, background=False, keep_history_bytes=0) as db:
+        users = db.table("users", str, int)
+        users["a"] = 1
+        users["a"] = 2
+        with pytest.raises(SnapshotTooOld):
+            users.at(1)
+
+
+# -- drop, rename ---------------------------------------------------------------------------------
+
+
+def test_drop_and_rename(disk: SimulatedDisk, db: kvwal.Store) -> None:
+    users = db.table("users", str, int)
+    other = db.table("users", str, int)
+    with pytest.raises(TableNotFoundError):
+        db.drop_table("users")
+    with pytest.raises(TableNotFoundError):
+        db.rename_table("users", "people")
+    users["a"] = 1
+    before = users.id
+    db.drop_table("users", meta={"why": "test"})
+    assert users == other == {}
+    assert users.id is None
+    users["b"] = 2
+    assert users.id != before, "an id is never given again"
+    assert other == {"b": 2}
+    db.table("people", str, int)["x"] = 1
+    with pytest.raises(TableExistsError):
+        db.rename_table("users", "people")
+    assert db.rename_table("users", "users") == db.last_seqno
+    db.rename_table("users", "staff")
+    assert users == {}
+    assert db.table("staff", str, int) == {"b": 2}
+    with pytest.raises(TableCodecError):
+        db.table("staff", int, int)
+    db.checkpoint()
+    db.close()
+    with kvwal.open("/kv", files=disk, background=False) as again:
+        assert [info.name for info in again.tables()] == ["people", "staff"]
+        assert again.table("staff", str, int) == {"b": 2}
+        assert problems_of(again) == []
+
+
+def test_a_store_that_is_read_only_or_closed(disk: SimulatedDisk, db: kvwal.Store) -> None:
+    db.table("users", str, int)["a"] = 1
+    db.close()
+    with pytest.raises(ClosedError):
+        db.table("users", str, int)
+    with kvwal.open("/kv", "r", files=disk) as reading:
+        users = reading.table("users", str, int)
+        assert users == {"a": 1}
+        for call in (
+            lambda: users.put("b", 1),
+            lambda: users.clear(),
+            lambda: reading.table("new", str, int).put("a", 1),
+            lambda: reading.drop_table("users"),
+            lambda: users.pop("a"),
+        ):
+            with pytest.raises(ReadOnlyError):
+                call()
+    for use in (lambda: users.get("a"), lambda: len(users), lambda: list(users), lambda: users.put("a", 1)):
+        with pytest.raises(ClosedError):
+            use()
+
+
+# -- a part of the default table ------------------------------------------------------------------
+
+
+def test_a_part_of_the_default_table(db: kvwal.Store) -> None:
+    db.update({b"a": b"1", b"user:ada": b"2", b"user:grace": b"3", b"user;": b"4"})
+    users = db.sub(b"user:", str, str)
+    assert users == {"ada": "2", "grace": "3"}
+    assert len(users) == 2
+    assert users.last() == ("grace", "3")
+    assert list(users.scan(prefix="g")) == [("grace", "3")]
+    assert list(users.scan("b", reverse=True)) == [("grace", "3")]
+    users["bob"] = "x"
+    assert db[b"user:bob"] == b"x"
+    assert users.pop("bob") == "x"
+    assert users.put_if_absent("bob", "y")
+    with db.transaction() as txn:
+        users.within(txn)["eve"] = "z"
+        assert txn[b"user:eve"] == b"z"
+    with db.batch() as batch:
+        users.within(batch)["mallory"] = "m"
+    with db.snapshot(at=1) as then:
+        assert users.within(then) == {"ada": "2", "grace": "3"}
+    assert [each.value for each in users.versions("bob")] == ["y", None, "x"]
+    assert users.popitem() == ("mallory", "m")
+    assert users.popitem(last=False) == ("ada", "2")
+    users.clear()
+    assert dict(db) == {b"a": b"1", b"user;": b"4"}
+    assert db.sub(b"\xff\xff") == {}
+    end = db.sub(b"\xff")
+    end[b"k"] = b"v"
+    assert dict(end) == {b"k": b"v"}
+    end.clear()
+    assert len(db) == 2
+    assert db.tables() == []
+    numbers = db.sub(b"n", value=int)
+    assert numbers.add(b"hits", 3) == 3
+
+
+# -- threads --------------------------------------------------------------------------------------
+
+
+def test_threads_that_write_first_make_one_table(db: kvwal.Store) -> None:
+    start = threading.Barrier(8)
+
+    def work(number: int) -> None:
+        table = db.table("shared", int, int)
+        start.wait()
+        for i in range(20):
+            table[number * 100 + i] = i
+
+    run_threads(*(lambda number=number: work(number) for number in range(8)))
+    assert len(db.tables()) == 1
+    assert len(db.table("shared", int, int)) == 160
+
+
+def test_writers_of_a_table_that_is_dropped_and_renamed_leave_nothing_behind(db: kvwal.Store) -> None:
+    """A commit to a table that was dropped before it would be in no table that has a name."""
+    done = threading.Event()
+
+    def write(number: int) -> None:
+        rng, table = Random(number), db.table("t", int, int)
+        i = 0
+        while not done.is_set():
+            i += 1
+            key = rng.randrange(10)
+            [
+                lambda: table.put(key, i),
+                lambda: table.pop(key, None),
+                lambda: db.run(lambda txn: table.within(txn).put(key, i)),
+                lambda: table.get(key),
+            ][rng.randrange(4)]()
+
+    def drop() -> None:
+        try:
+            for i in range(60):
+                try:
+                    if i % 3:
+                        db.drop_table("t")
+                    else:
+                        db.rename_table("t", f"t{i}")
+                except TableNotFoundError:
+                    pass
+        finally:
+            done.set()
+
+    run_threads(*(lambda number=number: write(number) for number in range(3)), drop)
+    check_store(db)
+    known = {info.id for info in db.tables()} | {0, 1}
+    memtable = db.engine.state.version.memtable
+    with db.snapshot() as now:
+        for table in {table for table, _ in memtable.parts.written()} - known:
+            assert dict(now.part(table)) == {}, "something was put into a table that has no name"
+    seqnos: dict[int, int] = {}
+    for change in db.changes(0):
+        if change.kind == "delete_range":
+            seqnos[change.table] = change.seqno
+        assert change.table not in seqnos or seqnos[change.table] >= change.seqno, "a change of a dropped table"
+    assert problems_of(db) == []
+
+
+def test_a_queue_of_threads_takes_each_once(db: kvwal.Store) -> None:
+    queue = db.table("queue", int, str)
+    queue.update((number, str(number)) for number in range(200))
+    taken: list[int] = []
+
+    def take() -> None:
+        try:
+            while True:
+                taken.append(queue.popitem(last=False)[0])
+        except KeyError:
+            return
+
+    run_threads(*[take] * 4)
+    assert sorted(taken) == list(range(200))
+
+
+# -- crashes --------------------------------------------------------------------------------------
+
+
+def contents(db: kvwal.Store) -> dict[str, dict[str, int]]:
+    return {info.name: dict(db.table(info.name, str, int)) for info in db.tables()}
+
+
+def test_a_power_cut_leaves_each_table_whole() -> None:
+    """At each operation of making, renaming and dropping tables, with checkpoints between."""
+    states: list[dict[str, dict[str, int]]] = [{}]
+
+    def program(disk: SimulatedDisk, acknowledged: list[int]) -> None:
+        with kvwal.open("/kv", files=disk, background=False) as db:
+            steps: list[Any] = [
+                lambda: db.table("a", str, int).put("x", 1),
+                lambda: db.run(lambda txn: [db.table(name, str, int).within(txn).put("x", 2) for name in "abc"]),
+                lambda: db.rename_table("b", "d"),
+                db.checkpoint,
+                lambda: db.drop_table("a"),
+                lambda: db.table("a", str, int).update({"y": 3}),
+                db.checkpoint,
+                lambda: db.drop_table("d"),
+            ]
+            for number, step in enumerate(steps, 1):
+                step()
+                acknowledged.append(number)
+                if len(states) == number:
+                    states.append(contents(db))
+
+    def check(disk: SimulatedDisk, acknowledged: list[int]) -> None:
+        with kvwal.open("/kv", files=disk, background=False) as db:
+            found = contents(db)
+            assert found in states[len(acknowledged) : len(acknowledged) + 2]
+            assert problems_of(db) == []
+            db.table("new", str, int)["z"] = 1
+            ids = [info.id for info in db.tables()]
+            assert len(set(ids)) == len(ids)
+
+    program(SimulatedDisk(), [])
+    report = crash_every(program, check, states_per_point=3)
+    assert report.points > 40
