@@ -20,6 +20,7 @@ from kvwal.api.open import open
 from kvwal.api.store import Store
 from kvwal.api.table import Table, TableDifference, TableVersion
 from kvwal.batch import WriteBatch
+from kvwal.db.cursor import Cursor
 from kvwal.db.snapshot import Snapshot
 from kvwal.db.transaction import Transaction
 from kvwal.engine.parked import Parked
@@ -89,6 +90,7 @@ __all__ = [
     "ConsumerExistsError",
     "ConsumerInfo",
     "CorruptionError",
+    "Cursor",
     "DiskFullError",
     "EnvironmentFailure",
     "Error",

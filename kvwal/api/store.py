@@ -148,6 +148,9 @@ class Store(Naming, Remembering, MutableMapping[bytes, bytes]):
     def _count(self, start: bytes | None, stop: bytes | None) -> int:
         return self._reads.count(start, stop)
 
+    def _key_at(self, rank: int) -> bytes | None:
+        return self._reads.key_at(rank)
+
     # -- writing ------------------------------------------------------------------------------
 
     def put(

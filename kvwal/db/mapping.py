@@ -13,6 +13,7 @@ from itertools import chain, islice, starmap
 from operator import itemgetter
 from typing import TypeVar, overload
 
+from kvwal.db.cursor import Cursor
 from kvwal.db.handle import Handle
 from kvwal.engine.merge import Chunk, Pairs, chunks_in
 from kvwal.keys import BytesLike, KeyRange, as_int, as_key, as_value, prefix_stop
@@ -99,6 +100,10 @@ class OrderedMapping(Handle, Mapping[bytes, bytes]):
     @abstractmethod
     def _count(self, start: bytes | None, stop: bytes | None) -> int:
         """Number of keys in [start, stop)."""
+
+    def _key_at(self, rank: int) -> bytes | None:
+        """The key that has `rank` others before it, or None."""
+        return next(islice(self.keys(), rank, None), None) if rank >= 0 else None
 
     @overload
     def get(self, key: BytesLike) -> bytes | None: ...
@@ -214,6 +219,48 @@ class OrderedMapping(Handle, Mapping[bytes, bytes]):
     ) -> tuple[bytes, bytes] | None:
         """The pair with the largest key (of the range), or None."""
         return next(self.scan(start, stop, prefix=prefix, reverse=True, limit=1), None)
+
+
+    # -- positions ----------------------------------------------------------------------------
+
+    def count(
+        self,
+        start: BytesLike | None = None,
+        stop: BytesLike | None = None,
+        *,
+        prefix: BytesLike | None = None,
+    ) -> int:
+        """Number of keys of a range (see `scan`). O(log n), as `len`."""
+        return len(self.keys(start, stop, prefix=prefix))
+
+    def rank(self, key: BytesLike) -> int:
+        """Number of keys before `key`, which need not be there. O(log n), as `len`."""
+        return self._count(None, as_key(key))
+
+    def key_at(
+        self,
+        n: int,
+        start: BytesLike | None = None,
+        stop: BytesLike | None = None,
+        *,
+        prefix: BytesLike | None = None,
+    ) -> bytes:
+        """The key number `n` of all, or of a range (see `scan`): 0 is the first one, -1 the last.
+
+        IndexError if there is none. O(log^2 n); in a transaction, and at a past moment, O(n).
+        """
+        n = as_int("n", n, -(1 << 63), (1 << 63) - 1)
+        bounds = Bounds(start, stop, prefix, False, None)
+        low = 0 if not bounds.start else self._count(None, bounds.start)
+        high = self._count(None, bounds.stop)
+        key = self._key_at(low + n if n >= 0 else high + n)
+        if key is None or not bounds.contains(key):
+            raise IndexError(f"there is no key {n} of {max(high - low, 0)}")
+        return key
+
+    def cursor(self) -> Cursor[bytes, bytes]:
+        """A place among the keys that can be moved: see `kvwal.Cursor`."""
+        return Cursor(self)
 
 
 class _RangeView:

@@ -70,6 +70,9 @@ class SnapshotPart(OrderedMapping):
     def _count(self, start: bytes | None, stop: bytes | None) -> int:
         return self._reads.count_at(self.reader, start, stop, table=self._table)
 
+    def _key_at(self, rank: int) -> bytes | None:
+        return self._reads.key_of(self.reader, rank, table=self._table)
+
 
 class Snapshot(SnapshotPart):
     """A read-only ordered map of one moment.

@@ -58,6 +58,15 @@ class KeyOrder:
                 inclusive = (False, False)
         return list(islice(self._order.irange(start, stop, inclusive, reverse), most))
 
+    @locked
+    def middle(self, after: bytes | None, before: bytes | None) -> bytes | None:
+        """The key in the middle of those between these two (None: of all); None if there is none. O(log keys)."""
+        self._fold()
+        order = self._order
+        low = 0 if after is None else order.bisect_right(after)
+        high = len(order) if before is None else order.bisect_left(before)
+        return order[(low + high) // 2] if low < high else None
+
     def added(self, first: int, stop: int) -> list[bytes]:
         """The keys that came as number `first` (from 0) up to but without `stop`.
 

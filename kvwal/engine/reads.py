@@ -16,6 +16,7 @@ from kvwal.engine.count import Extent
 from kvwal.engine.gaps import WORTHWHILE, Gaps
 from kvwal.engine.memtable import Walk
 from kvwal.engine.merge import Chunk, Pairs, Source
+from kvwal.engine.rank import key_at
 from kvwal.engine.readers import Moments, Reader
 from kvwal.engine.row_cache import Row
 from kvwal.engine.state import State
@@ -287,6 +288,32 @@ class Reads:
             return None
         reader = self.moments.register("count", since_us)
         return reader, part, part.mark_count(reader.seqno)
+
+    def key_at(self, rank: int, *, table: int = 0) -> bytes | None:
+        """The key that has `rank` others before it, now; None if there is none."""
+        while (begun := self._begin_count(self.moments.now_us(), table)) is None:
+            self._meet(table)
+        reader, part, extent = begun
+        seqno = reader.seqno
+        try:
+            if not 0 <= rank < part.count(seqno, None, None, extent=extent):
+                return None
+            return key_at(part, rank, seqno, lambda key: part.count(seqno, None, key, extent=extent))
+        finally:
+            reader.release()
+
+    def key_of(self, reader: Reader, rank: int, *, table: int = 0) -> bytes | None:
+        """The same as of a reader."""
+        if not 0 <= rank < self.count_at(reader, None, None, table=table):
+            return None
+        try:
+            part = self.part(reader.version, table)
+            return key_at(part, rank, reader.seqno, lambda key: self.count_at(reader, None, key, table=table))
+        except OSError:
+            self._state.refuse_if_gone()
+            raise
+        finally:
+            reader.check()
 
     def count_at(self, reader: Reader, start: bytes | None, stop: bytes | None, *, table: int = 0) -> int:
         """The same as of a reader."""

@@ -195,6 +195,12 @@ class Tree:
             at = index * POINTER_SIZE
         return self._leaf_keys(pointers, at)[rank]
 
+    def middle(self, after: bytes | None, before: bytes | None) -> bytes | None:
+        """The key in the middle of those between these two (None: of all); None if there is none. Reads three paths."""
+        low = 0 if after is None else self.rank(after + b"\0")
+        high = self._count if before is None else self.rank(before)
+        return self.key_at((low + high) // 2) if low < high else None
+
     def _leaf_keys(self, pointers: bytes, at: int) -> list[bytes]:
         leaf = self._cache.young.get(ADDRESS.unpack_from(pointers, at)[0])
         if leaf is None:

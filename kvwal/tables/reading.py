@@ -10,6 +10,7 @@ from abc import abstractmethod
 from collections.abc import ItemsView, Iterable, Iterator, KeysView, Mapping, ValuesView
 from typing import Any, Generic, TypeVar, overload
 
+from kvwal.db.cursor import Cursor
 from kvwal.db.handle import Handle
 from kvwal.db.mapping import Bounds, ItemsRange, KeysRange, OrderedMapping, ValuesRange
 from kvwal.tables.spec import TableSpec
@@ -147,6 +148,29 @@ class TypedReading(Handle, Mapping[K, V], Generic[K, V]):
     def last(self, start: K | Any = None, stop: K | Any = None, *, prefix: Any = None) -> tuple[K, V] | None:
         """The pair with the largest key (of the range), or None."""
         return next(self.scan(start, stop, prefix=prefix, reverse=True, limit=1), None)
+
+
+    # -- positions ----------------------------------------------------------------------------
+
+    def count(self, start: K | Any = None, stop: K | Any = None, *, prefix: Any = None) -> int:
+        """Number of keys of a range (see `scan`). O(log n), as `len`."""
+        return len(self.keys(start, stop, prefix=prefix))
+
+    def rank(self, key: K) -> int:
+        """Number of keys before `key`, which need not be there. O(log n), as `len`."""
+        return self.count(stop=key)
+
+    def key_at(self, n: int, start: K | Any = None, stop: K | Any = None, *, prefix: Any = None) -> K:
+        """The key number `n` of all, or of a range: 0 is the first one, -1 the last. IndexError if there is none.
+
+        O(log^2 n); in a transaction, and at a past moment, O(n).
+        """
+        bounds = self._bounds(start, stop, prefix, False, None)
+        return self._spec.key.decode(self.raw().key_at(n, bounds.start, bounds.stop))
+
+    def cursor(self) -> Cursor[K, V]:
+        """A place among the keys that can be moved: see `kvwal.Cursor`."""
+        return Cursor(self)
 
 
 class _Keys(KeysView[K], Generic[K]):

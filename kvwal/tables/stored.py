@@ -107,6 +107,10 @@ class StoredTable(OrderedMapping):
         table = self.id()
         return 0 if table is None else self._engine.reads.count(start, stop, table=table)
 
+    def _key_at(self, rank: int) -> bytes | None:
+        table = self.id()
+        return None if table is None else self._engine.reads.key_at(rank, table=table)
+
     # -- writing ------------------------------------------------------------------------------
 
     def write(self, fill: Callable[[WriteBatch], None], how: How = _AS_USUAL) -> Seqno:

@@ -175,6 +175,8 @@ def use(handle: Any, name: str) -> None:
     elif name == "batch":
         with result as batch:
             batch.put(b"k", b"v")
+    elif isinstance(result, kvwal.Cursor):
+        result.first()
     elif isinstance(result, collections.abc.Iterable):
         list(result)
 
