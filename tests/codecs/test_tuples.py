@@ -112,6 +112,32 @@ def test_tuples_nest_as_deep_as_the_limit_and_no_deeper() -> None:
         unpack(b"\x05" * 60_000)
 
 
+# Of tuple[int | None, tuple[None], str].
+INVALID = {
+    "nothing": "",
+    "no last part": "14 05 00 ff 00",
+    "a last part of another type": "14 05 00 ff 00 01 00",
+    "a part too many": "14 05 00 ff 00 02 00 14",
+    "a first part of another type": "02 00 05 00 ff 00 02 00",
+    "a nested tuple that is none": "14 14 02 00",
+    "a nested tuple without its part": "14 05 00 02 00",
+    "a nested tuple without its part, and what would pass for one": "14 05 00 07 00 02 00",
+    "a nested part of another type": "14 05 14 00 02 00",
+    "a nested part too many": "14 05 00 ff 00 ff 00 02 00",
+    "a nested part of another type too many": "14 05 00 ff 14 00 02 00",
+}
+
+
+@pytest.mark.parametrize("name", INVALID)
+def test_bytes_of_another_tuple_are_refused(name: str) -> None:
+    codec = key_codec(tuple[int | None, tuple[None], str])
+    assert codec.decode(bytes.fromhex("14 05 00 ff 00 02 00")) == (0, (None,), "")
+    data = bytes.fromhex(INVALID[name])
+    with pytest.raises(CodecError) as caught:
+        codec.decode(data)
+    assert (caught.value.data, caught.value.codec) == (data, codec.name)
+
+
 ANY = st.deferred(
     lambda: (
         st.none()
