@@ -155,7 +155,8 @@ class _Shape:
             found = tuple(values)
         if not self._nested:
             return found, at
-        if data[at] or data.startswith(b"\xff", at + 1):
+        # Of one None too many, the ff is left, which is no code.
+        if data[at]:
             raise ValueError("a nested tuple has too many parts")
         return found, at + 1
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
+from datetime import UTC, datetime
 from typing import Any
+from uuid import UUID
 
 import pytest
 from hypothesis import given
@@ -38,6 +41,20 @@ def test_leading_parts_are_bounds_as_tuples_sort(start: Any, stop: Any, keys: li
         assert codec.between(start, stop).contains(data) == (start <= key < stop)
         assert codec.between(start, None).contains(data) == (start <= key)
         assert codec.between(None, stop).contains(data) == (key < stop)
+
+
+def test_a_prefix_has_keys_whose_next_part_is_of_any_type() -> None:
+    for kind, value in (
+        (bool, True),
+        (tuple[str], ("a",)),
+        (float, -math.inf),
+        (UUID, UUID(int=(1 << 128) - 1)),
+        (Versionstamp, Versionstamp((1 << 64) - 1, 0)),
+        (datetime, datetime(9999, 12, 31, tzinfo=UTC)),
+    ):
+        codec: TupleCodec[tuple[str, Any]] = key_codec(tuple[str, kind])  # type: ignore[valid-type]
+        assert codec.prefix("a").contains(codec.encode(("a", value)))
+        assert not codec.prefix("a").contains(codec.encode(("a\0", value)))
 
 
 def test_the_range_of_no_parts_is_all() -> None:
