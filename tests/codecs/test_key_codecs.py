@@ -264,6 +264,36 @@ def test_an_instance_of_a_subclass_is_what_it_is_equal_to() -> None:
         key_codec(datetime).encode(moment)
 
 
+class OtherStr(str):
+    def encode(self, *_: object) -> bytes:
+        return b"another"
+
+
+class OtherBytes(bytes):
+    def replace(self, *_: object) -> bytes:
+        return b"another"
+
+
+class OtherInt(int):
+    def __le__(self, other: int) -> bool:
+        return False
+
+
+class OtherFloat(float):
+    def __float__(self) -> float:
+        return 7.0
+
+
+@pytest.mark.parametrize(
+    ("value", "plain"),
+    [(OtherStr("a"), "a"), (OtherBytes(b"a"), b"a"), (OtherInt(3), 3), (OtherFloat(0.5), 0.5)],
+)
+def test_methods_of_a_subclass_do_not_change_what_it_holds(value: Any, plain: Any) -> None:
+    single, codec = key_codec(type(plain)), key_codec(tuple[type(plain)])  # type: ignore[misc]
+    assert single.encode(value) == single.encode(plain)
+    assert codec.encode((value,)) == codec.encode((plain,))
+
+
 UserId = NewType("UserId", str)
 
 NAMES: list[tuple[Any, str]] = [
