@@ -132,7 +132,6 @@ INVALID = {
     "a float that is cut off": "21 80 00 00 00 00 00 00",
     "a float of 32 bits that is cut off": "20 80 00 00",
     "a float of 32 bits of nothing": "20",
-    "a NaN of 32 bits that signals": "20 ff 80 00 01",
     "a UUID that is cut off": "30" + "11" * 15,
     "a versionstamp that is cut off": "33" + "11" * 11,
     "a versionstamp that no commit filled in": "33" + "ff" * 12,
@@ -166,6 +165,17 @@ def test_the_last_moments_of_a_datetime_are_the_limits_of_its_type(cut: int) -> 
         for wrong in (data[:cut], beyond.to_bytes(9, "big")):
             with pytest.raises(CodecError):
                 unpack(wrong)
+
+
+def test_a_nan_that_signals_is_itself_or_refused() -> None:
+    """Up to CPython 3.13 a NaN of 32 bits loses its signal when it becomes a float of Python."""
+    for published in ("20 ff 80 00 01", "21 ff f0 00 00 00 00 00 01"):
+        data = bytes.fromhex(published)
+        try:
+            values = unpack(data)
+        except CodecError:
+            continue
+        assert pack(values) == data
 
 
 def test_an_int_may_have_as_many_bytes_as_a_key_and_no_more() -> None:
