@@ -77,6 +77,7 @@ TYPED: list[tuple[Any, Any]] = [
     (dict[str, tuple[int, str]], {"a": (1, "b")}),
     (tuple[int, str], (1, "b")),
     (int | str, "a"),
+    (float | None, 0.5),
     (Struct | None, None),
 ]
 
@@ -282,6 +283,12 @@ def test_a_codec_is_taken_as_it_is_and_a_key_codec_has_values_too() -> None:
 )
 def test_a_codec_says_in_its_name_what_bytes_it_makes(spec: Any, name: str) -> None:
     assert value_codec(spec).name == name
+
+
+def test_an_int_is_taken_where_a_float_is_expected() -> None:
+    """As type checkers take it."""
+    codec = codecs.json(float)
+    assert codec.decode(codec.encode(1)) == 1.0
 
 
 def test_pickles_have_values_of_any_class() -> None:

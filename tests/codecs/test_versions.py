@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -62,6 +64,22 @@ def test_values_of_each_version_are_read_as_the_newest(base: Codec[User]) -> Non
         assert codec.decode(data) == ADA
         assert codec.upcast(data) == newest
     assert codec.upcast(newest) is newest
+
+
+@dataclass
+class Counts:
+    by_year: dict[int, datetime]
+
+
+@pytest.mark.parametrize("make", [codecs.json, codecs.msgpack])
+def test_what_is_brought_up_becomes_its_type_as_what_is_read_does(
+    make: Callable[[type[Counts]], Codec[Counts]],
+) -> None:
+    """JSON has neither keys that are ints nor datetimes."""
+    counts = Counts({1969: datetime(1969, 7, 20, tzinfo=UTC)})
+    base = make(Counts)
+    codec = versioned(base, version=2, upcasters={1: lambda old: old})
+    assert codec.decode(b"\1" + base.encode(counts)) == counts
 
 
 def test_a_codec_without_a_type_hands_its_values_to_the_upcasters() -> None:
