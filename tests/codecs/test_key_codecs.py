@@ -319,10 +319,17 @@ def test_a_codec_is_named_for_its_types_however_they_are_spelled(spec: Any, name
     assert (key_codec(spec).name, key_codec(spec).version) == (name, 1)
 
 
+class Mine:
+    """A codec, of which the class is given instead of an instance."""
+
+    name, version, ordered, encode, decode = "mine", 1, True, str.encode, bytes.decode
+
+
 NO_KEYS: list[tuple[Any, str]] = [
     (dict, "not dict"),
     (tuple, "not tuple"),
     (None, "not None"),
+    (Mine, "not Mine"),
     (Versionstamp, "not Versionstamp"),
     (str | int, r"not str \| int"),
     ("str", "not 'str'"),
