@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -104,6 +105,7 @@ NONE = [
     "(" * 4_000,
     "tuple[" * 600,
     "tuple[" + "str | " * 600 + "str]",
+    "tuple[" + "str|" * 1_000 + "str]",
     "-" * 4_000,
     "zlib(" * 5 + "json" + ")" * 5,
     "versioned(" * 400 + "json" + ")" * 400,
@@ -126,8 +128,19 @@ def test_any_text_may_be_a_name(name: str) -> None:
 
 def test_the_longest_name_and_the_deepest_are_found() -> None:
     assert key_codec_named(DEEP) is not None
+    longest, longer = (f"tuple[{', '.join(['str'] * count)}]" for count in (818, 819))
+    assert len(longest) <= MAX_NAME < len(longer)
+    assert key_codec_named(longest) is not None
+    assert key_codec_named(longer) is None
     assert reader_named("zlib(" * 4 + "json" + ")" * 4) is not None
     assert reader_named("json[" + "a" * (MAX_NAME - 6) + "]") is not None
+
+
+def test_no_name_makes_a_warning() -> None:
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        assert key_codec_named("tuple['\\d']") is None
+    assert not caught
 
 
 def test_what_is_not_installed_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
