@@ -5,6 +5,7 @@ from __future__ import annotations
 import enum
 import math
 from datetime import UTC, datetime, timedelta, timezone
+from pathlib import Path
 from types import NoneType
 from typing import Annotated, Any, NewType, Optional, Tuple, Union, get_args, get_origin  # noqa: UP035  # the older spellings are part of what is tested
 from uuid import UUID
@@ -105,6 +106,11 @@ def check_random(codec: KeyCodec[Any], data: bytes) -> None:
 def test_the_bytes_of_single_values_sort_as_they_do(kind: Any, data: st.DataObject) -> None:
     codec = int64 if kind == "int64" else key_codec(kind)
     check_order(codec, data.draw(VALUES[kind]), data.draw(VALUES[kind]))
+
+
+def test_the_order_of_types_is_documented() -> None:
+    page = (Path(__file__).parent.parent.parent / "docs" / "tables.md").read_text()
+    assert ", ".join(["None", *(kind.__name__ for kind in RANKS[1:])]) in page.replace("\n", " ")
 
 
 @given(kind=tuple_types(), data=st.data())

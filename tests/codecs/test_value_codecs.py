@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import struct
+import subprocess
 import sys
 import tracemalloc
 import zlib
@@ -349,6 +350,13 @@ def test_methods_and_levels_are_checked_when_the_codec_is_made() -> None:
         codecs.compressed(codecs.json(), method="lzma")  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="versions are told before"):
         codecs.compressed(codecs.versioned(codecs.json(), version=1))
+
+
+def test_codecs_are_imported_without_what_is_optional() -> None:
+    program = (
+        "import sys; sys.modules['msgspec'] = sys.modules['backports'] = None; from kvwal import codecs; codecs.json()"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=60)
 
 
 @pytest.mark.parametrize("make", [codecs.msgpack, lambda: codecs.json(Struct), lambda: value_codec(Struct)])
