@@ -7,6 +7,7 @@ written, only the class of the whole is checked.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import is_dataclass
 from importlib import import_module
 from typing import Any, get_origin, is_typeddict
 
@@ -67,10 +68,11 @@ def typed_functions(form: str, kind: Any, called: str | None, plain: Callable[[b
         )
     module = getattr(msgspec, form)
     name = f"{form}[{called or spelled(kind)}]"
-    read, write, classes = module.Decoder(kind).decode, _writer(module), _classes(kind)
+    read, write = module.Decoder(kind).decode, _writer(module)
+    exact, others = _classes(kind)
 
     def encode(value: Any) -> bytes:
-        if not isinstance(value, classes):
+        if type(value) not in exact and not isinstance(value, others):
             raise refused(value, spelled(kind))
         data = write(value)
         if form == "json" and b"null" in data:
@@ -87,12 +89,19 @@ def typed_functions(form: str, kind: Any, called: str | None, plain: Callable[[b
     return TypedFunctions(name, encode, _reader(name, read), plain=plain, convert=convert)
 
 
-def _classes(kind: Any) -> tuple[type, ...]:
-    """The classes of the values of a type, as far as they can be told."""
-    found: list[type] = []
+def _classes(kind: Any) -> tuple[set[type], tuple[type, ...]]:
+    """The classes of the values of a type, as far as they can be told: those that have fields, and others.
+
+    An instance of a subclass of one with fields may have fields that would not be read again.
+    """
+    exact: set[type] = set()
+    others: list[type] = []
     for member in members_of(kind):
         origin = dict if is_typeddict(member) else get_origin(member) or member
         if not isinstance(origin, type):
-            return (object,)
-        found.extend((int, float) if origin is float else (origin,))
-    return tuple(found)
+            others.append(object)
+        elif is_dataclass(origin) or hasattr(origin, "__struct_fields__") or hasattr(origin, "__attrs_attrs__"):
+            exact.add(origin)
+        else:
+            others.extend((int, float) if origin is float else (origin,))
+    return exact, tuple(others)

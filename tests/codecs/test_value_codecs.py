@@ -8,11 +8,11 @@ import subprocess
 import sys
 import tracemalloc
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from types import SimpleNamespace
-from typing import Any, NamedTuple, TypedDict
+from typing import Any, Generic, NamedTuple, TypedDict, TypeVar
 from uuid import UUID
 
 import attrs
@@ -33,6 +33,10 @@ class Struct(msgspec.Struct):
     tags: list[str] = []
 
 
+class Child(Struct):
+    more: int = 0
+
+
 @dataclass
 class Data:
     when: datetime
@@ -45,6 +49,13 @@ class Data:
 class Attrs:
     name: str
     blob: bytes = b""
+
+
+T = TypeVar("T")
+
+
+class Box(msgspec.Struct, Generic[T]):
+    content: T
 
 
 class Typed(TypedDict):
@@ -80,6 +91,8 @@ TYPED: list[tuple[Any, Any]] = [
     (int | str, "a"),
     (float | None, 0.5),
     (Struct | None, None),
+    (Box[int], Box(1)),
+    (Sequence[int], [1, 2]),
 ]
 
 
@@ -207,6 +220,8 @@ WRONG: list[tuple[Any, Any, type[Exception], str]] = [
     (codecs.json(), math.nan, ValueError, "not JSON compliant"),
     (codecs.json(), "\ud800", ValueError, "surrogates"),
     (codecs.json(Struct), Data(MOMENT, UUID(int=1)), TypeError, "Struct is expected, not Data"),
+    (codecs.json(Struct), Child(1, ["a"], 2), TypeError, "Struct is expected, not Child"),
+    (codecs.json(Struct | str), Child(1), TypeError, r"Struct \| str is expected, not Child"),
     (codecs.json(Struct), {"id": 1}, TypeError, "Struct is expected, not dict"),
     (codecs.json(Typed), Struct(1), TypeError, "Typed is expected, not Struct"),
     (codecs.json(list[Struct]), (Struct(1),), TypeError, r"list\[Struct\] is expected, not tuple"),
