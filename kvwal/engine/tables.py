@@ -45,6 +45,7 @@ __all__ = [
     "decode_row",
     "encode_row",
     "make_row",
+    "raise_codecs",
     "row_key",
 ]
 
@@ -61,10 +62,15 @@ MAX_NAME_BYTES: Final = 255
 
 @dataclass(frozen=True, slots=True)
 class CodecName:
-    """What a table remembers of a codec."""
+    """What a table remembers of a codec: its name and version. A codec also says which `oldest` version it reads."""
 
     name: str
     version: int
+    oldest: int = field(default=0, compare=False)
+
+    def reads(self, other: CodecName) -> bool:
+        """Whether this codec reads what that one wrote."""
+        return self.name == other.name and (self.oldest or self.version) <= other.version <= self.version
 
     def __str__(self) -> str:
         return self.name if self.version == 1 else f"{self.name} (version {self.version})"
@@ -208,7 +214,10 @@ class InTable:
         if row is not None:
             check_codecs(row, self._key, self._value)
             self._fill(newest.table(row.id), batch.table(row.id))
-            return batch if len(batch) else None
+            if not len(batch):
+                return None
+            raise_codecs(row, self._key, self._value, batch.table(SYSTEM_TABLE))
+            return batch
         part = WriteBatch()
         self._fill(_Nothing(), part)
         puts = {key: value for key, value in part.writes.items() if value is not None}
@@ -221,7 +230,7 @@ class InTable:
 
 
 class MakeTable:
-    """Make an empty table, if there is none of this name."""
+    """Make an empty table, if there is none of this name; else let it know of newer codecs."""
 
     __slots__ = ("_key", "_name", "_value")
 
@@ -233,12 +242,15 @@ class MakeTable:
 
     def evaluate(self, newest: Newest) -> WriteBatch | None:
         """What to write."""
-        if _row(newest, self._name) is not None:
-            return None
         batch = WriteBatch()
-        system = newest.table(SYSTEM_TABLE)
-        make_row(self._name, self._key, self._value, system.get, batch.table(SYSTEM_TABLE))
-        return batch
+        rows = batch.table(SYSTEM_TABLE)
+        row = _row(newest, self._name)
+        if row is None:
+            make_row(self._name, self._key, self._value, newest.table(SYSTEM_TABLE).get, rows)
+        else:
+            check_codecs(row, self._key, self._value)
+            raise_codecs(row, self._key, self._value, rows)
+        return batch if len(batch) else None
 
 
 class InDefaultTable:
@@ -258,10 +270,16 @@ class InDefaultTable:
 
 
 def check_codecs(row: TableRow, key: CodecName, value: CodecName) -> None:
-    """TableCodecError if a table was made with other codecs than these."""
+    """TableCodecError if a table was made with other codecs than these, but for older versions that these read."""
     for what, has, asked in (("keys", row.key, key), ("values", row.value, value)):
-        if has != asked:
+        if not asked.reads(has):
             raise TableCodecError(row.name, what, str(has), str(asked))
+
+
+def raise_codecs(row: TableRow, key: CodecName, value: CodecName, system: WriteBatch) -> None:
+    """Before values of a newer version are written, let the row say so: then what cannot read them is refused."""
+    if (row.key, row.value) != (key, value):
+        system.put(row_key(row.name), encode_row(TableRow(row.name, row.id, key, value, row.others)))
 
 
 class Drop:

@@ -36,10 +36,7 @@ class TableSpec(Generic[K, V]):
         self.name = as_table_name(name)
         self.key: KeyCodec[K] = key_codec(key)
         self.value: Codec[V] = value_codec(value)
-        self.codecs = (
-            CodecName(self.key.name, self.key.version),
-            CodecName(self.value.name, self.value.version),
-        )
+        self.codecs = _name_of(self.key), _name_of(self.value)
 
     def pair(self, pair: tuple[bytes, bytes]) -> tuple[K, V]:
         """A pair that was read."""
@@ -79,6 +76,12 @@ class TableSpec(Generic[K, V]):
     def __repr__(self) -> str:
         key, value = self.codecs
         return f"{self.name!r}, {key}: {value}"
+
+
+def _name_of(codec: Codec[Any]) -> CodecName:
+    # Of a codec with versions, which reads older ones.
+    oldest = getattr(codec, "oldest", codec.version)
+    return CodecName(codec.name, codec.version, oldest if isinstance(oldest, int) else codec.version)
 
 
 class SubSpec(TableSpec[K, V]):

@@ -47,8 +47,9 @@ class StoredTable(OrderedMapping):
     def __init__(self, engine: Engine, spec: TableSpec[Any, Any]) -> None:
         self._engine = engine
         self._spec = spec
-        # The version of all names that it is of, the id, and what its rows in the cache are found by.
-        self._known: tuple[object, int, object] | None = None
+        # The version of all names that it is of, the id, what its rows in the cache are found by, and whether the table
+        # knows these versions of its codecs.
+        self._known: tuple[object, int, object, bool] | None = None
 
     def id(self) -> int | None:
         """The id of the table; None if there is none yet. TableCodecError if it has other codecs."""
@@ -63,14 +64,21 @@ class StoredTable(OrderedMapping):
         if row is None:
             return None
         check_codecs(row, *self._spec.codecs)
-        self._known = (version, row.id, self._engine.state.cache.token(row.id))
+        is_current = (row.key, row.value) == self._spec.codecs
+        self._known = (version, row.id, self._engine.state.cache.token(row.id), is_current)
         return row.id
 
+    def _to_write(self) -> int | None:
+        """The id, if the table is there, and knows these versions of its codecs."""
+        table, known = self.id(), self._known
+        return table if known is None or known[3] else None
+
     def made(self) -> int:
-        """The same; an empty table is made if there is none."""
-        while (table := self.id()) is None:
+        """The id; an empty table is made if there is none."""
+        while (table := self._to_write()) is None:
             operation = MakeTable(self._spec.name, self._spec.codecs)
             self._engine.commit(CommitRequest(sync=self._engine.wants_sync(None), operation=operation))
+            self._known = None
         return table
 
     # -- reading ------------------------------------------------------------------------------
@@ -115,7 +123,7 @@ class StoredTable(OrderedMapping):
 
     def write(self, fill: Callable[[WriteBatch], None], how: How = _AS_USUAL) -> Seqno:
         """Commit what `fill` writes to a batch; it may be called twice. Makes the table if that puts something."""
-        table = self.id()
+        table = self._to_write()
         if table is not None:
             batch = WriteBatch()
             fill(batch.part(table))
@@ -136,9 +144,12 @@ class StoredTable(OrderedMapping):
             operation = InDefaultTable(fill, extension)
         else:
             operation = InTable(self._spec.name, self._spec.codecs, fill, extension)
-        return self._engine.commit(
-            CommitRequest(sync=self._engine.wants_sync(how.durability), operation=operation)
-        )
+        request = CommitRequest(sync=self._engine.wants_sync(how.durability), operation=operation)
+        try:
+            return self._engine.commit(request)
+        finally:
+            if self._known is not None and not self._known[3]:
+                self._known = None
 
     def update(
         self, key: bytes, function: Callable[[Value], Value], how: How = _AS_USUAL

@@ -12,7 +12,7 @@ from kvwal.db.snapshot import Snapshot
 from kvwal.db.transaction import Transaction
 from kvwal.engine.merge import Chunk
 from kvwal.engine.parked import SYSTEM_TABLE
-from kvwal.engine.tables import check_codecs, decode_row, make_row, row_key
+from kvwal.engine.tables import TableRow, check_codecs, decode_row, make_row, raise_codecs, row_key
 from kvwal.tables.reading import TypedReading
 from kvwal.tables.spec import TableSpec
 
@@ -37,17 +37,15 @@ class _Empty(OrderedMapping):
         return 0
 
 
-def _id(system: OrderedMapping, spec: TableSpec[Any, Any]) -> int | None:
-    """The id of a table, by what table 1 holds; None if there is none. TableCodecError."""
-    if spec.is_default:
-        return 0
+def _row(system: OrderedMapping, spec: TableSpec[Any, Any]) -> TableRow | None:
+    """The row of a table, by what table 1 holds; None if there is none. TableCodecError."""
     key = row_key(spec.name)
     value = system.get(key)
     if value is None:
         return None
     row = decode_row(key, value)
     check_codecs(row, *spec.codecs)
-    return row.id
+    return row
 
 
 class SnapshotTable(TypedReading[K, V]):
@@ -57,8 +55,10 @@ class SnapshotTable(TypedReading[K, V]):
 
     def __init__(self, spec: TableSpec[K, V], snapshot: Snapshot) -> None:
         super().__init__(spec)
-        table = _id(snapshot.part(SYSTEM_TABLE), spec)
-        self._part: OrderedMapping = _Empty() if table is None else snapshot.part(table)
+        self._part: OrderedMapping = snapshot
+        if not spec.is_default:
+            row = _row(snapshot.part(SYSTEM_TABLE), spec)
+            self._part = _Empty() if row is None else snapshot.part(row.id)
 
     def raw(self) -> OrderedMapping:
         """The same table as bytes."""
@@ -74,18 +74,20 @@ class TransactionTable(TypedReading[K, V], MutableMapping[K, V], Generic[K, V]):
     It is made when something is put into it. For one thread at a time, and only while the transaction is open.
     """
 
-    __slots__ = ("_part", "_txn")
+    __slots__ = ("_part", "_row", "_txn")
 
     def __init__(self, spec: TableSpec[K, V], txn: Transaction) -> None:
         super().__init__(spec)
         self._txn = txn
-        self._part: TransactionPart | None = None
+        self._part: TransactionPart | None = txn.part(0) if spec.is_default else None
+        # What is to be known before a first write.
+        self._row: TableRow | None = None
         self._find()
 
     def _find(self) -> TransactionPart | None:
         if self._part is None:
-            table = _id(self._txn.part(SYSTEM_TABLE), self._spec)
-            self._part = None if table is None else self._txn.part(table)
+            self._row = row = _row(self._txn.part(SYSTEM_TABLE), self._spec)
+            self._part = None if row is None else self._txn.part(row.id)
         return self._part
 
     def raw(self) -> OrderedMapping:
@@ -94,15 +96,19 @@ class TransactionTable(TypedReading[K, V], MutableMapping[K, V], Generic[K, V]):
         return _Empty() if part is None else part
 
     def _made(self) -> TransactionPart:
-        part = self._find()
-        if part is None:
-            system = self._txn.part(SYSTEM_TABLE)
-            made = WriteBatch()
-            row = make_row(self._spec.name, *self._spec.codecs, system.get, made)
-            for key, value in made.writes.items():
-                assert value is not None, "a row is deleted"
-                system.put(key, value)
-            part = self._part = self._txn.part(row.id)
+        part, row = self._find(), self._row
+        if part is not None and row is None:
+            return part
+        spec, system, rows = self._spec, self._txn.part(SYSTEM_TABLE), WriteBatch()
+        if row is None:
+            row = make_row(spec.name, *spec.codecs, system.get, rows)
+        else:
+            raise_codecs(row, *spec.codecs, rows)
+        for key, value in rows.writes.items():
+            assert value is not None, "a row is deleted"
+            system.put(key, value)
+        self._row = None
+        self._part = part = self._txn.part(row.id)
         return part
 
     def put(self, key: K, value: V) -> None:

@@ -123,6 +123,7 @@ ARGUMENTS: dict[str, Any] = {
     "delta": 1,
     "function": lambda *_: None,
     "keys": [b"k"],
+    "n": 0,
     "name": "mailer",
     "new": "other",
     "table": 16,

@@ -189,8 +189,43 @@ def test_a_table_remembers_its_codecs(disk: SimulatedDisk, db: kvwal.Store) -> N
         assert again.table("users", str, codecs.json()) == {"a": 1}
         with pytest.raises(TableCodecError):
             again.table("users", bytes, codecs.json())
-        with pytest.raises(TableCodecError, match=r"version"):
+        with pytest.raises(TableCodecError):
             again.table("users", str, codecs.versioned(codecs.json(), version=2, upcasters={1: lambda value: value}))
+
+
+@pytest.mark.parametrize("way", ["put", "pop", "batch", "transaction"])
+def test_a_newer_version_of_a_codec_is_remembered_once_it_writes(db: kvwal.Store, way: str) -> None:
+    def of(version: int) -> Any:
+        upcasters = {number: lambda value: [*value, "up"] for number in range(1, version)}
+        return codecs.versioned(codecs.json(), version=version, upcasters=upcasters)
+
+    old = db.table("users", str, of(1))
+    old.update({"a": [1], "b": [2]})
+    new = db.table("users", str, of(3))
+    assert new["a"] == [1, "up", "up"]
+    name = db.tables()[0].value
+    assert old["a"] == [1], "what was only read changes nothing"
+    with db.snapshot() as before:
+        if way == "put":
+            new["c"] = [3]
+        elif way == "pop":
+            assert new.pop("a") == [1, "up", "up"]
+        elif way == "batch":
+            with db.batch() as batch:
+                new.within(batch)["c"] = [3]
+        else:
+            with db.transaction() as txn:
+                mine = new.within(txn)
+                mine["c"] = [3]
+                mine["d"] = [4]
+        assert db.tables()[0].value != name
+        assert old.within(before)["b"] == [2]
+    assert db.tables()[0].value.endswith("(version 3)")
+    with pytest.raises(TableCodecError, match="version 3"):
+        db.table("users", str, of(1))
+    new["e"] = [5]
+    assert dict(new.items("d")) == ({"d": [4], "e": [5]} if way == "transaction" else {"e": [5]})
+    assert len(db.tables()) == 1
 
 
 def test_bytes_that_are_no_value_are_reached_as_bytes(db: kvwal.Store) -> None:
