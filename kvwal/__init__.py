@@ -20,6 +20,7 @@ from kvwal.api.open import open
 from kvwal.api.store import Store
 from kvwal.api.table import Table, TableDifference, TableVersion
 from kvwal.batch import WriteBatch
+from kvwal.codecs import SEQNO
 from kvwal.db.cursor import Cursor
 from kvwal.db.snapshot import Snapshot
 from kvwal.db.transaction import Transaction
@@ -77,6 +78,7 @@ __all__ = [
     "MAX_BATCH_BYTES",
     "MAX_KEY_BYTES",
     "MAX_VALUE_BYTES",
+    "SEQNO",
     "Batch",
     "BatchTable",
     "Bootstrap",

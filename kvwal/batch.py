@@ -19,6 +19,8 @@ __all__ = ["MAX_TABLE_ID", "WriteBatch"]
 
 # On disk: never raise without a new format version; a table's id is stored in 4 bytes.
 MAX_TABLE_ID: Final = (1 << 32) - 1
+_SEQNO_BYTES: Final = 8
+_ORDINAL_BYTES: Final = 4
 
 
 class WriteBatch:
@@ -28,13 +30,15 @@ class WriteBatch:
     thread-safe; may be committed more than once.
     """
 
-    __slots__ = ("others", "ranges", "writes")
+    __slots__ = ("others", "ranges", "stamped", "writes")
 
     def __init__(self) -> None:
         #: The newest value of each key written; None stands for a delete.
         self.writes: dict[bytes, bytes | None] = {}
         #: Ranges deleted before `writes` take effect.
         self.ranges: list[KeyRange] = []
+        #: Keys, as they are in `writes`, whose last 12 bytes the commit fills in; None: there are none.
+        self.stamped: set[bytes] | None = None
         #: Writes to tables other than the default one, by table id; made by `table`. Each may be empty.
         self.others: dict[int, WriteBatch] | None = None
 
@@ -47,6 +51,40 @@ class WriteBatch:
         self.writes[key] = value
 
     __setitem__ = put
+
+    def put_stamped(self, head: BytesLike, value: BytesLike) -> None:
+        """Set a new key to `value`: `head`, and 12 bytes that say which commit wrote it, and as which of its keys.
+
+        They are the seqno, big-endian in 8 bytes, and a number in 4: from 0 on for each such key of a commit, by table
+        and then in the order of these calls. So keys with one head are unique, and ascend in the order of commits.
+        """
+        if self.stamped is None:
+            self.stamped = set()
+        key = as_key(bytes(as_key(head)) + b"\xff" * _SEQNO_BYTES + len(self.stamped).to_bytes(_ORDINAL_BYTES, "big"))
+        self.put(key, value)
+        self.stamped.add(key)
+
+    def has_stamped(self) -> bool:
+        """Whether a key is to be filled in when this is committed, in any table."""
+        return self.stamped is not None or any(part.stamped is not None for part in (self.others or {}).values())
+
+    def filled(self, seqno: int) -> WriteBatch:
+        """The same writes with all keys filled in, for the commit of this number."""
+        batch = self.copy()
+        ordinal = 0
+        for part in (batch, *(part for _, part in batch.parts())):
+            stamped, part.stamped = part.stamped, None
+            if stamped is not None:
+                writes: dict[bytes, bytes | None] = {}
+                for key, value in part.writes.items():
+                    if key in stamped:
+                        stamp = seqno.to_bytes(_SEQNO_BYTES, "big") + ordinal.to_bytes(_ORDINAL_BYTES, "big")
+                        writes[key[: -len(stamp)] + stamp] = value
+                        ordinal += 1
+                    else:
+                        writes[key] = value
+                part.writes = writes
+        return batch
 
     def delete(self, key: BytesLike) -> None:
         """Remove `key` if it is there."""
@@ -98,6 +136,7 @@ class WriteBatch:
         other = type(self)()
         other.writes = dict(self.writes)
         other.ranges = list(self.ranges)
+        other.stamped = None if self.stamped is None else set(self.stamped)
         if self.others is not None:
             other.others = {table_id: batch.copy() for table_id, batch in self.others.items()}
         return other
@@ -108,6 +147,7 @@ class WriteBatch:
         """Forget everything, the writes to other tables too."""
         self.writes = {}
         self.ranges = []
+        self.stamped = None
         if self.others is not None:
             # They stay usable by whom `table` gave them to.
             for batch in self.others.values():

@@ -235,6 +235,18 @@ class TransactionPart(OrderedMapping, MutableMapping[bytes, bytes]):
 
     __setitem__ = put
 
+    def put_stamped(self, head: BytesLike, value: BytesLike) -> None:
+        """Set a new key to `value` when the transaction commits: `head`, and 12 bytes that the commit fills in.
+
+        See `WriteBatch.put_stamped`. Until then this transaction's own reads find the key with bytes of ff.
+        """
+        made = WriteBatch()
+        made.stamped = self._tracked.own.batch.stamped or set()
+        made.put_stamped(head, value)
+        for key, checked in made.writes.items():
+            self._write(key, checked)
+            self._tracked.own.batch.stamped = made.stamped
+
     def delete(self, key: BytesLike) -> None:
         """Remove `key`, if it is there, when the transaction commits. It is not read: no conflict comes of it."""
         self._write(as_key(key), None)

@@ -150,7 +150,8 @@ class Transaction(TransactionPart):
         if not len(batch):
             return None
         reads = self._open.read_set()
-        if len(batch.writes) == 1 and not batch.ranges and batch.others is None and self._extension is None:
+        is_one = len(batch.writes) == 1 and not batch.ranges and batch.others is None and batch.stamped is None
+        if is_one and self._extension is None:
             ((key, value),) = batch.writes.items()
             if value is not None and len(value) <= _SMALL_BYTES:
                 return CommitRequest(LonePut(key, value), sync=self._sync, reads=reads)

@@ -118,9 +118,11 @@ class Group:
                 member.error = _of_a_table_that_is_gone(member.writes, gone)
             if member.error is not None or member.writes.is_empty:
                 continue
+            seqno = Seqno(first + len(accepted))
+            if isinstance(member.writes, EncodedBatch) and member.writes.has_stamped:
+                member.writes = member.writes.filled(seqno)
             if own is not None:
                 written = member.writes.batch
-                seqno = Seqno(first + len(accepted))
                 own.record(seqno, written.writes, written.ranges, Seqno(0), written.parts())
             if pending is not None:
                 pending.write(member.writes.batch)

@@ -225,7 +225,9 @@ class InTable:
             return None
         system = newest.table(SYSTEM_TABLE)
         self.row = row = make_row(self._name, self._key, self._value, system.get, batch.table(SYSTEM_TABLE))
-        batch.table(row.id).writes.update(puts)
+        made = batch.table(row.id)
+        made.writes.update(puts)
+        made.stamped = part.stamped
         return batch
 
 

@@ -24,6 +24,7 @@ class LonePut:
 
     is_empty: Final = False
     only_deletes: Final = False
+    has_stamped: Final = False
 
     def __init__(self, key: bytes, value: bytes) -> None:
         self.key = key
@@ -46,9 +47,13 @@ class LonePut:
 class EncodedBatch:
     """A batch, and what its commit says of itself. ValueError if it is too much for one commit."""
 
-    __slots__ = ("batch", "body", "is_empty", "size")
+    __slots__ = ("_extension", "_template", "batch", "body", "has_stamped", "is_empty", "size")
 
     def __init__(self, batch: WriteBatch, extension: Extension | None = None) -> None:
+        #: Whether keys are to be filled in when the seqno is known: see `filled`.
+        self.has_stamped = batch.has_stamped()
+        self._template = batch
+        self._extension = extension
         size = batch.size()
         if size > MAX_BATCH_BYTES:
             raise ValueError(
@@ -58,7 +63,15 @@ class EncodedBatch:
         self.size = size
         #: Then it makes no record, whatever the extension, and has no body.
         self.is_empty = not len(batch)
-        self.body: list[Buffer] = [] if self.is_empty else encode_intents(batch, extension)
+        self.body: list[Buffer] = []
+        if not (self.is_empty or self.has_stamped):
+            self.body = encode_intents(batch, extension)
+
+    def filled(self, seqno: int) -> EncodedBatch:
+        """The same for the commit of this number. May be asked again, for another one."""
+        made = EncodedBatch(self._template.filled(seqno), self._extension)
+        made._template, made.has_stamped = self._template, True
+        return made
 
     @property
     def only_deletes(self) -> bool:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Generic, TypeVar
+from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
-from kvwal.codecs import KeyCodec, key_codec, value_codec
+from kvwal.codecs import SEQNO, KeyCodec, key_codec, value_codec
 from kvwal.codecs.codec import Codec
 from kvwal.codecs.tuples import TupleCodec
 from kvwal.db.mapping import Bounds
@@ -15,6 +15,11 @@ __all__ = ["TableSpec"]
 
 K = TypeVar("K")
 V = TypeVar("V")
+
+
+class _Writable(Protocol):
+    def put(self, key: bytes, value: bytes) -> None: ...
+    def put_stamped(self, head: bytes, value: bytes) -> None: ...
 
 
 class TableSpec(Generic[K, V]):
@@ -37,6 +42,16 @@ class TableSpec(Generic[K, V]):
         self.key: KeyCodec[K] = key_codec(key)
         self.value: Codec[V] = value_codec(value)
         self.codecs = _name_of(self.key), _name_of(self.value)
+
+    def put_into(self, part: _Writable, key: K, value: V) -> None:
+        """Put a pair into a batch or a transaction. The last part of a tuple may be `SEQNO`."""
+        codec = self.key
+        encoded = self.value.encode(value)
+        if isinstance(codec, TupleCodec) and isinstance(key, tuple) and key[-1:] == (SEQNO,):
+            place, offset = codec.place(key)
+            part.put_stamped(place[:offset], encoded)
+        else:
+            part.put(codec.encode(key), encoded)
 
     def pair(self, pair: tuple[bytes, bytes]) -> tuple[K, V]:
         """A pair that was read."""

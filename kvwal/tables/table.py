@@ -17,7 +17,7 @@ from kvwal.options import Durability
 from kvwal.tables.reading import TypedReading
 from kvwal.tables.spec import TableSpec
 from kvwal.tables.stored import How, StoredTable
-from kvwal.tables.within import BatchTable, SnapshotTable, TransactionTable
+from kvwal.tables.within import BatchTable, SnapshotTable, TransactionTable, into
 
 __all__ = ["WritableTable"]
 
@@ -90,9 +90,14 @@ class WritableTable(TypedReading[K, V], MutableMapping[K, V], Generic[K, V]):
     def put(
         self, key: K, value: V, *, durability: Durability | None = None, meta: Mapping[str, str] | None = None
     ) -> Seqno:
-        """Set `key` to `value`, and return the commit's seqno. As `Store.put`; TypeError for values of other types."""
-        encoded, new = self._encode(key), self._value(value)
-        return self._stored.write(lambda part: part.put(encoded, new), How(durability, meta))
+        """Set `key` to `value`, and return the commit's seqno. As `Store.put`; TypeError for values of other types.
+
+        The last part of a tuple may be `kvwal.SEQNO`: the commit fills in `Versionstamp(seqno, 0)`. So what is put with
+        such keys is in the order of the commits, from any number of threads and without a conflict.
+        """
+        made = WriteBatch()
+        self._spec.put_into(made, key, value)
+        return self._stored.write(partial(into, made), How(durability, meta))
 
     def __setitem__(self, key: K, value: V) -> None:
         self.put(key, value)
@@ -126,9 +131,10 @@ class WritableTable(TypedReading[K, V], MutableMapping[K, V], Generic[K, V]):
         meta: Mapping[str, str] | None = None,
     ) -> None:
         """Put every pair of a mapping or of an iterable, in one commit. None of them if one cannot be stored."""
-        pairs = other.items() if isinstance(other, Mapping) else other
-        encoded = [(self._encode(key), self._value(value)) for key, value in pairs]
-        self._stored.write(lambda part: part.update(encoded), How(durability, meta))
+        made = WriteBatch()
+        for key, value in other.items() if isinstance(other, Mapping) else other:
+            self._spec.put_into(made, key, value)
+        self._stored.write(partial(into, made), How(durability, meta))
 
     def clear(self) -> None:
         """Remove every key, in one commit; the table stays."""

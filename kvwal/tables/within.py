@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, MutableMapping
 from typing import Any, Generic, TypeVar
 
 from kvwal.batch import WriteBatch
+from kvwal.codecs.parts import STAMP_BYTES
 from kvwal.db.mapping import Bounds, OrderedMapping
 from kvwal.db.part import TransactionPart
 from kvwal.db.snapshot import Snapshot
@@ -16,7 +17,7 @@ from kvwal.engine.tables import TableRow, check_codecs, decode_row, make_row, ra
 from kvwal.tables.reading import TypedReading
 from kvwal.tables.spec import TableSpec
 
-__all__ = ["BatchTable", "SnapshotTable", "TransactionTable"]
+__all__ = ["BatchTable", "SnapshotTable", "TransactionTable", "into"]
 
 K = TypeVar("K")
 V = TypeVar("V")
@@ -113,8 +114,15 @@ class TransactionTable(TypedReading[K, V], MutableMapping[K, V], Generic[K, V]):
 
     def put(self, key: K, value: V) -> None:
         """Set `key` to `value` when the transaction commits."""
-        encoded = self._encode(key), self._spec.value.encode(value)
-        self._made().put(*encoded)
+        made = WriteBatch()
+        self._spec.put_into(made, key, value)
+        part = self._made()
+        for encoded, data in made.writes.items():
+            assert data is not None, "it is a put"
+            if made.stamped is None:
+                part.put(encoded, data)
+            else:
+                part.put_stamped(encoded[:-STAMP_BYTES], data)
 
     def __setitem__(self, key: K, value: V) -> None:
         self.put(key, value)
@@ -156,6 +164,16 @@ class TransactionTable(TypedReading[K, V], MutableMapping[K, V], Generic[K, V]):
         return f"<kvwal.TransactionTable {self._spec}>"
 
 
+def into(made: WriteBatch, part: WriteBatch) -> None:
+    """Add puts to those of another batch."""
+    for key, value in made.writes.items():
+        assert value is not None, "it is a put"
+        if made.stamped is not None and key in made.stamped:
+            part.put_stamped(key[:-STAMP_BYTES], value)
+        else:
+            part.put(key, value)
+
+
 class BatchTable(Generic[K, V]):
     """What a batch writes to a table."""
 
@@ -167,7 +185,7 @@ class BatchTable(Generic[K, V]):
 
     def put(self, key: K, value: V) -> None:
         """Set `key` to `value`. TypeError or ValueError if either cannot be stored."""
-        self._part.put(self._spec.key.encode(key), self._spec.value.encode(value))
+        self._spec.put_into(self._part, key, value)
 
     def __setitem__(self, key: K, value: V) -> None:
         self.put(key, value)
@@ -183,9 +201,10 @@ class BatchTable(Generic[K, V]):
 
     def update(self, other: Mapping[K, V] | Iterable[tuple[K, V]]) -> None:
         """Put every pair; none of them if one cannot be stored."""
-        spec = self._spec
-        pairs = other.items() if isinstance(other, Mapping) else other
-        self._part.update([(spec.key.encode(key), spec.value.encode(value)) for key, value in pairs])
+        made = WriteBatch()
+        for key, value in other.items() if isinstance(other, Mapping) else other:
+            self._spec.put_into(made, key, value)
+        into(made, self._part)
 
     def __repr__(self) -> str:
         return f"<kvwal.BatchTable {self._spec}, {len(self._part)} writes>"
