@@ -11,6 +11,7 @@
 from kvwal.aio.changes import AsyncBootstrap, AsyncChanges
 from kvwal.aio.committer import committed_seqno
 from kvwal.aio.consumer import AsyncConsumer
+from kvwal.aio.cursor import AsyncCursor
 from kvwal.aio.opening import Opening, open
 from kvwal.aio.scanning import Scan
 from kvwal.aio.snapshot import AsyncSnapshot
@@ -23,6 +24,7 @@ __all__ = [
     "AsyncBootstrap",
     "AsyncChanges",
     "AsyncConsumer",
+    "AsyncCursor",
     "AsyncSnapshot",
     "AsyncStore",
     "AsyncTransaction",

@@ -6,10 +6,11 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar, overload
 
+from kvwal.aio.cursor import AsyncCursor
 from kvwal.aio.scanning import Scan, items_of, keys_of, values_of
-from kvwal.aio.workers import Workers
+from kvwal.aio.workers import Workers, in_thread
 from kvwal.db.handle import Handle
-from kvwal.db.mapping import Bounds
+from kvwal.db.mapping import Bounds, OrderedMapping
 from kvwal.engine.merge import Chunk
 from kvwal.engine.readers import Reader
 from kvwal.engine.reads import Reads
@@ -121,9 +122,39 @@ class AsyncReading(Handle, ABC):
         """The pair with the largest key (of the range), or None."""
         return await anext(self.scan(start, stop, prefix=prefix, reverse=True, limit=1), None)
 
+    @property
     @abstractmethod
-    async def count(self) -> int:
-        """Number of keys: what `len` is elsewhere."""
+    def _mapping(self) -> OrderedMapping:
+        """What threads read of the same. Raises what a use after the end raises."""
+
+    async def count(
+        self, start: BytesLike | None = None, stop: BytesLike | None = None, *, prefix: BytesLike | None = None
+    ) -> int:
+        """Number of keys, or of those of a range: what `len` is elsewhere. See `OrderedMapping.count`."""
+        self._refuse_if_over()
+        return await in_thread(self._mapping.count, start, stop, prefix=prefix)
+
+    async def rank(self, key: BytesLike) -> int:
+        """Number of keys before `key`, which need not be there."""
+        self._refuse_if_over()
+        return await in_thread(self._mapping.rank, key)
+
+    async def key_at(
+        self,
+        n: int,
+        start: BytesLike | None = None,
+        stop: BytesLike | None = None,
+        *,
+        prefix: BytesLike | None = None,
+    ) -> bytes:
+        """The key number `n` of all, or of a range: 0 is the first one, -1 the last. IndexError if there is none."""
+        self._refuse_if_over()
+        return await in_thread(self._mapping.key_at, n, start, stop, prefix=prefix)
+
+    def cursor(self) -> AsyncCursor[bytes, bytes]:
+        """A place among the keys that can be moved: see `kvwal.aio.AsyncCursor`."""
+        self._refuse_if_over()
+        return AsyncCursor(self._mapping.cursor(), self._workers, self._refuse_if_over)
 
     def _scan(self, bounds: Bounds, of: Callable[[Chunk], Iterator[_T]]) -> Scan[_T]:
         self._refuse_if_over()

@@ -7,7 +7,7 @@ from types import TracebackType
 
 from kvwal.aio.reading import AsyncReading, read_again
 from kvwal.aio.workers import Workers
-from kvwal.db.mapping import Bounds
+from kvwal.db.mapping import Bounds, OrderedMapping
 from kvwal.db.snapshot import Snapshot
 from kvwal.engine.merge import Chunk
 from kvwal.engine.reads import Reads
@@ -57,10 +57,9 @@ class AsyncSnapshot(AsyncReading):
     def _chunks(self, bounds: Bounds) -> Iterator[Chunk]:
         return self._snapshot._chunks(bounds)
 
-    async def count(self) -> int:
-        """Number of keys. O(log n), and a look-up for each key written since the last checkpoint."""
-        self._refuse_if_over()
-        return await self._workers.submit(self._snapshot.__len__)
+    @property
+    def _mapping(self) -> OrderedMapping:
+        return self._snapshot
 
     async def close(self) -> None:
         """Let go of the moment. Idempotent."""

@@ -16,7 +16,7 @@ from kvwal.aio.transaction import AsyncTransaction
 from kvwal.aio.workers import Workers, in_thread, to_the_end
 from kvwal.api.store import Store
 from kvwal.batch import WriteBatch
-from kvwal.db.mapping import Bounds
+from kvwal.db.mapping import Bounds, OrderedMapping
 from kvwal.db.transaction import Transaction
 from kvwal.engine.merge import Chunk
 from kvwal.engine.operations import PopEdge, Update, decode_counter, encode_counter
@@ -194,10 +194,9 @@ class AsyncStore(AsyncRemembering):
     def _chunks(self, bounds: Bounds) -> Iterator[Chunk]:
         return self._store._chunks(bounds)
 
-    async def count(self) -> int:
-        """Number of keys: what `len` says of a `Store`. Looks up each key written since the last time it was asked."""
-        self._refuse_if_over()
-        return await in_thread(self._store.__len__)
+    @property
+    def _mapping(self) -> OrderedMapping:
+        return self._store
 
     # -- writing ------------------------------------------------------------------------------
 

@@ -8,7 +8,7 @@ from types import TracebackType
 from kvwal.aio.committer import Committer
 from kvwal.aio.reading import AsyncReading, read_again
 from kvwal.aio.workers import Workers
-from kvwal.db.mapping import Bounds
+from kvwal.db.mapping import Bounds, OrderedMapping
 from kvwal.db.transaction import Transaction
 from kvwal.engine.merge import Chunk
 from kvwal.engine.reads import Reads
@@ -105,16 +105,19 @@ class AsyncTransaction(AsyncReading):
     def _chunks(self, bounds: Bounds) -> Iterator[Chunk]:
         return self._mine()._chunks(bounds)
 
-    async def count(self) -> int:
-        """Number of keys. To count is to read them all: it conflicts with every commit since."""
-        self._refuse_if_over()
-        return await self._workers.submit(self._txn.__len__)
+    @property
+    def _mapping(self) -> OrderedMapping:
+        return self._mine()
 
     # -- writing ------------------------------------------------------------------------------
 
     def put(self, key: BytesLike, value: BytesLike) -> None:
         """Set `key` to `value` when the transaction commits."""
         self._mine().put(key, value)
+
+    def put_stamped(self, head: BytesLike, value: BytesLike) -> None:
+        """Set a new key to `value` when the transaction commits: see `Transaction.put_stamped`."""
+        self._mine().put_stamped(head, value)
 
     def delete(self, key: BytesLike) -> None:
         """Remove `key`, if it is there, when the transaction commits. It is not read: no conflict comes of it."""

@@ -142,7 +142,7 @@ QUIET: dict[type, list[str]] = {
     AsyncTransaction: ["abort", "commit"],
 }
 # Only collected, until the commit says that the store is closed.
-COLLECTED = ["__setitem__", "clear", "delete", "delete_range", "put", "update"]
+COLLECTED = ["__setitem__", "clear", "delete", "delete_range", "put", "put_stamped", "update"]
 
 
 def ways_to_use(kind: type) -> list[str]:
@@ -191,6 +191,8 @@ async def use_in_a_task(handle: Any, name: str) -> None:
     elif name == "batch":
         async with result as batch:
             batch.put(b"k", b"v")
+    elif isinstance(result, kvwal.aio.AsyncCursor):
+        await result.first()
     elif isinstance(result, collections.abc.AsyncIterable):
         assert [each async for each in result]
 

@@ -40,7 +40,7 @@ def test_a_put_is_named_by_its_commit(db: kvwal.Store) -> None:
     assert events["a", Versionstamp(second, 0)] == "two"
     with pytest.raises(TypeError, match="SEQNO"):
         events.get(("a", SEQNO))
-    with pytest.raises(TypeError, match="SEQNO"):
+    with pytest.raises(TypeError):
         events.put((SEQNO, "a"), "x")  # type: ignore[arg-type]
     with pytest.raises(TypeError):
         db.table("names", tuple[str, str], str).put(("a", SEQNO), "x")  # type: ignore[arg-type]
