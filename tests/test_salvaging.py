@@ -64,6 +64,18 @@ def test_what_commits_say_of_themselves_is_saved_with_them(tmp_path: Path) -> No
         ]
 
 
+def test_named_tables_are_saved_with_their_names(tmp_path: Path) -> None:
+    with kvwal.open(tmp_path / "old") as db:
+        db.table("users", str, int).update({"a": 1, "b": 2})
+        db.checkpoint()
+        db.table("users", str, int)["c"] = 3
+    assert kvwal.salvage(tmp_path / "old", tmp_path / "new").damages == ()
+    with kvwal.open(tmp_path / "new") as db:
+        assert db.table("users", str, int) == {"a": 1, "b": 2, "c": 3}
+        db.table("others", str, int)["x"] = 1
+        assert len({info.id for info in db.tables()}) == 2
+
+
 def test_the_damaged_store_is_only_read(tmp_path: Path) -> None:
     build(tmp_path / "a.kv")
     before = {entry.name: entry.read_bytes() for entry in (tmp_path / "a.kv").iterdir()}
