@@ -12,9 +12,14 @@ show      the terminal table
 pictures  the SVG pictures
 report    `docs/benchmarks.md`
 
+feeds, past   the feed and past moments, beside peers of their own; their parts are in feed/ and history/
+parts         how these are run and shown
+memory        what the system says of a process
+
 python -m bench                run everything (hours rather than minutes)
 python -m bench --quick        a few minutes, to see whether a change made something slower
 python -m bench --against REV  with an older commit as one more peer
 python -m bench report         bring docs/benchmarks.md and its pictures up to date
+python -m bench.feeds          the feed of changes; python -m bench.past: past moments
 python -m pytest bench/micro   micro-benchmarks of the hot paths, under a minute
 """
