@@ -42,16 +42,16 @@ class _Times(NamedTuple):
 
 def delivery(setting: Setting) -> list[Line]:
     """kvwal with none, one and ten subscribers; NATS with one and ten."""
-    path, sizes = setting.directory / "store", setting.sizes
+    directory, sizes = setting.directory, setting.sizes
     measures = {
-        name: partial(fresh, _of_kvwal, path, count, sizes)
+        name: partial(fresh, _of_kvwal, directory / "kvwal", count, sizes)
         for name, count in (("no subscriber", 0), ("1 subscriber", 1), ("10 subscribers", 10))
     }
     lines = [Line("eventsourcing is left out: its SQLite recorder has no subscriptions", "-")]
     why_not = nats.missing()
     if why_not is None:
         for name, count in (("NATS, 1 subscriber", 1), ("NATS, 10 subscribers", 10)):
-            measures[name] = partial(fresh, _of_nats, path, count, sizes)
+            measures[name] = partial(fresh, _of_nats, directory / "NATS", count, sizes)
     else:
         lines.append(Line(why_not, "-"))
     found = in_turns(measures, setting)

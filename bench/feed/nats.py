@@ -16,7 +16,7 @@ import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
-from time import monotonic
+from time import monotonic, sleep
 from typing import Any, Final
 
 from bench.peers.base import require
@@ -47,30 +47,25 @@ def server(directory: Path, *, durable: bool) -> Iterator[str]:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     directory.mkdir(parents=True, exist_ok=True)
-    configuration = directory / "nats.conf"
+    configuration, said = directory / "nats.conf", directory / "nats.log"
+    said.unlink(missing_ok=True)
     interval = "sync_interval: always" if durable else ""
     configuration.write_text(
-        f'listen: "127.0.0.1:{port}"\njetstream {{ store_dir: "{directory}" \n max_file_store: 64GB \n {interval} }}\n'
+        f'listen: "127.0.0.1:{port}"\nlog_file: "{said}"\n'
+        f'jetstream {{ store_dir: "{directory}"\n max_file_store: 64GB\n {interval} }}\n'
     )
     program = _program()
     assert program is not None
-    with subprocess.Popen([program, "-c", str(configuration)], stderr=subprocess.PIPE) as process:
+    with subprocess.Popen([program, "-c", str(configuration)]) as process:
         try:
-            _await_ready(process, port)
+            give_up_s = monotonic() + 60
+            while not (said.exists() and "Server is ready" in said.read_text()):
+                if process.poll() is not None or monotonic() > give_up_s:
+                    raise RuntimeError(f"nats-server does not start: {said.read_text() if said.exists() else ''}")
+                sleep(0.02)
             yield f"nats://127.0.0.1:{port}"
         finally:
             process.terminate()
-
-
-def _await_ready(process: subprocess.Popen[bytes], port: int) -> None:
-    give_up_s = monotonic() + 60
-    assert process.stderr is not None
-    for line in process.stderr:
-        if b"Server is ready" in line:
-            return
-        if monotonic() > give_up_s:
-            break
-    raise RuntimeError(f"nats-server did not start on port {port}")
 
 
 @asynccontextmanager
