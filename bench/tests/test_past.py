@@ -26,7 +26,7 @@ SMALL = {
         ("puts", "processor time: with a window / without"),
         ("versions", "10 versions among"),
         ("sealing", "longest step, by the clock"),
-        ("bases", "bytes written, none made"),
+        ("bases", "bytes written, when it makes none"),
         ("moments", "20 moments, 2 MiB of log"),
     ],
 )
