@@ -8,15 +8,15 @@ from random import Random
 from typing import Any, Final
 
 import kvwal
-from bench.data import Pair, key, values
+from bench.data import KEY_BYTES, Pair, key, values
 
-__all__ = ["COMMIT_BYTES", "KEEP", "MIB", "SEGMENT_BYTES", "VALUE_BYTES", "changes", "grow", "index_keys", "load"]
+__all__ = ["KEEP", "MIB", "SEGMENT_BYTES", "VALUE_BYTES", "changes", "grow", "index_keys", "load"]
 
 MIB: Final = 1 << 20
 SEGMENT_BYTES: Final = 16 * MIB
 VALUE_BYTES: Final = 100
-#: What one put takes in the log, rounded down.
-COMMIT_BYTES: Final = 176
+# What one put takes in the log.
+_COMMIT_BYTES: Final = 51 + KEY_BYTES + VALUE_BYTES
 #: Nothing goes, and no base is made of its own accord.
 KEEP: Final[Any] = {"keep_history_bytes": 1 << 40, "history_base_bytes": 1 << 40, "durability": "os"}
 
@@ -41,10 +41,10 @@ def load(path: Path, keys: int) -> None:
 
 def grow(db: kvwal.Store, keys: int, log_bytes: int, say: Callable[[str], None], seed: int = 1) -> int:
     """Commit puts of random keys, one by one, until the log has grown by so much; how many they were."""
-    count = -(-log_bytes // COMMIT_BYTES)
+    count = -(-log_bytes // _COMMIT_BYTES)
     done = 0
     while done < count:
-        say(f"{done * COMMIT_BYTES // MIB:,} of {log_bytes // MIB:,} MiB of log")
+        say(f"{done * _COMMIT_BYTES // MIB:,} of {log_bytes // MIB:,} MiB of log")
         for name, value in changes(min(10_000, count - done), keys, seed * 1000 + done):
             db.put(name, value)
         done += 10_000
