@@ -10,7 +10,7 @@ from typing import Any, Final
 import kvwal
 from bench.data import KEY_BYTES, Pair, key, values
 
-__all__ = ["KEEP", "MIB", "SEGMENT_BYTES", "VALUE_BYTES", "changes", "grow", "index_keys", "load"]
+__all__ = ["KEEP", "MIB", "SEGMENT_BYTES", "VALUE_BYTES", "changes", "grow", "index_keys", "load", "unchanged"]
 
 MIB: Final = 1 << 20
 SEGMENT_BYTES: Final = 16 * MIB
@@ -22,10 +22,15 @@ KEEP: Final[Any] = {"keep_history_bytes": 1 << 40, "history_base_bytes": 1 << 40
 
 
 def changes(count: int, keys: int, seed: int) -> list[Pair]:
-    """Puts of random keys."""
+    """Puts of random keys, but of none whose number is a multiple of ten: those stay as they were loaded."""
     random = Random(seed)
     pool = values(VALUE_BYTES, seed)
-    return [(key(random.randrange(keys)), pool[n % len(pool)]) for n in range(count)]
+    return [(key(random.randrange(keys // 10) * 10 + 1 + n % 9), pool[n % len(pool)]) for n in range(count)]
+
+
+def unchanged(keys: int) -> set[bytes]:
+    """The keys that are as they were loaded."""
+    return {key(number) for number in range(0, keys, 10)}
 
 
 def load(path: Path, keys: int) -> None:
