@@ -7,6 +7,7 @@ where the subscriber was told before the writer's thread went on. The commits of
 from __future__ import annotations
 
 import asyncio
+import os
 import shutil
 import threading
 from array import array
@@ -29,6 +30,8 @@ _VALUE_BYTES: Final = 100
 _FILLING: Final = 40
 # Not counted: the first flushes of a new file take longer.
 _WARMING: Final = 200
+# Says how quiet the machine is.
+_BARE: Final = "no store, a write and a flush"
 _MOST_MS: Final = {"1 subscriber": 1, "10 subscribers": 5}
 _PARTS: Final = {"p50": 0.5, "p99": 0.99, "p99.9": 0.999}
 
@@ -48,6 +51,7 @@ def delivery(setting: Setting) -> list[Line]:
         name: partial(fresh, _of_kvwal, directory / "kvwal", count, sizes)
         for name, count in (("no subscriber", 0), ("1 subscriber", 1), ("10 subscribers", 10))
     }
+    measures[_BARE] = partial(fresh, _of_file, directory / "bare", sizes)
     lines = [Line("eventsourcing is left out: its SQLite recorder has no subscriptions", "-")]
     why_not = nats.missing()
     if why_not is None:
@@ -59,7 +63,7 @@ def delivery(setting: Setting) -> list[Line]:
     none = [times.commit[1] for times in found["no subscriber"]]
     for name, rounds in found.items():
         lines.append(Line(f"{name}: the commit", _shown([times.commit for times in rounds])))
-        if name == "no subscriber":
+        if name in ("no subscriber", _BARE):
             continue
         late_ms = median(times.from_ack[1] for times in rounds)
         most_ms = _MOST_MS.get(name)
@@ -114,6 +118,22 @@ def _of_kvwal(path: Path, subscribers: int, sizes: Any) -> _Times:
         for thread in threads:
             thread.join()
     return _times(calls, acks, told)
+
+
+def _of_file(path: Path, sizes: Any) -> _Times:
+    calls, acks = array("d"), array("d")
+    record = bytes(200)
+    with path.open("wb", buffering=0) as file:
+        os.posix_fallocate(file.fileno(), 0, len(record) * sizes.deliveries)
+        os.fsync(file.fileno())
+        began_s = perf_counter()
+        for n in range(sizes.deliveries):
+            _sleep_until(began_s + n / sizes.rate)
+            calls.append(perf_counter())
+            os.pwrite(file.fileno(), record, n * len(record))
+            os.fdatasync(file.fileno())
+            acks.append(perf_counter())
+    return _times(calls, acks, [])
 
 
 def _of_nats(path: Path, subscribers: int, sizes: Any) -> _Times:
