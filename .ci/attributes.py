@@ -20,6 +20,7 @@ from mypy.server.deps import get_dependencies
 
 MOST = 12
 OF_USERS = {
+    "kvwal.aio.reading.AsyncReading",
     "kvwal.aio.remembering.AsyncRemembering",
     "kvwal.aio.store.AsyncStore",
     "kvwal.api.remembering.Remembering",
