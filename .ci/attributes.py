@@ -24,6 +24,7 @@ OF_USERS = {
     "kvwal.aio.remembering.AsyncRemembering",
     "kvwal.aio.store.AsyncStore",
     "kvwal.api.remembering.Remembering",
+    "kvwal.batch.WriteBatch",
     "kvwal.api.store.Store",
     "kvwal.tables.reading.TypedReading",
     "kvwal.tables.table.WritableTable",

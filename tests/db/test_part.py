@@ -169,3 +169,31 @@ def test_transactions_of_one_group_conflict_over_a_table(db: kvwal.Store) -> Non
     assert outcomes == [type(None), ConflictError, type(None)]
     for txn in (one, two, three):
         txn.abort()
+
+
+def test_what_is_taken_out_of_a_table_is_read_first(db: kvwal.Store) -> None:
+    with db.transaction() as txn:
+        txn.part(16).update({b"a": b"1", b"b": b"2", b"c": b"3"})
+    with db.transaction() as txn:
+        part = txn.part(16)
+        del part[b"a"]
+        with pytest.raises(KeyError):
+            del part[b"a"]
+        assert part.popitem() == (b"c", b"3")
+        assert dict(part) == {b"b": b"2"}
+        part.clear()
+        with pytest.raises(KeyError):
+            part.popitem()
+    with db.transaction(read_only=True) as reading:
+        assert dict(reading.part(16)) == {}
+        for call in (reading.part(16).popitem, lambda: reading.part(16).__delitem__(b"x"), reading.part(16).clear):
+            with pytest.raises(ReadOnlyError):
+                call()
+    one, two = db.transaction(), db.transaction()
+    with pytest.raises(KeyError):
+        del one.part(16)[b"k"]
+    one.put(b"x", b"1")
+    two.part(16).put(b"k", b"2")
+    two.commit()
+    with pytest.raises(ConflictError):
+        one.commit()
