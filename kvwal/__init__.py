@@ -67,7 +67,7 @@ from kvwal.feed.consumer import Consumer
 from kvwal.feed.key_versions import KeyVersion, KeyVersions
 from kvwal.feed.lag import ConsumerInfo
 from kvwal.feed.owned import Batch
-from kvwal.keys import MAX_BATCH_BYTES, MAX_KEY_BYTES, MAX_VALUE_BYTES, Seqno
+from kvwal.keys import END, MAX_BATCH_BYTES, MAX_KEY_BYTES, MAX_VALUE_BYTES, End, Seqno, prefix_stop
 from kvwal.options import OpenOptions
 from kvwal.salvaging import SalvageReport, salvage
 from kvwal.tables.within import BatchTable, SnapshotTable, TransactionTable
@@ -75,6 +75,7 @@ from kvwal.tables.within import BatchTable, SnapshotTable, TransactionTable
 __version__ = VERSION
 
 __all__ = [
+    "END",
     "MAX_BATCH_BYTES",
     "MAX_KEY_BYTES",
     "MAX_VALUE_BYTES",
@@ -94,6 +95,7 @@ __all__ = [
     "CorruptionError",
     "Cursor",
     "DiskFullError",
+    "End",
     "EnvironmentFailure",
     "Error",
     "FeedGap",
@@ -139,5 +141,6 @@ __all__ = [
     "WriteBatch",
     "codecs",
     "open",
+    "prefix_stop",
     "salvage",
 ]

@@ -10,17 +10,29 @@ Invariant: keys and values are exactly `bytes` (never a subclass, never a view o
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Final
+from typing import Any, Final, Never, Protocol, TypeAlias, runtime_checkable
 
 from kvwal.errors import UsageError
-from kvwal.keys import MAX_KEY_BYTES, MAX_VALUE_BYTES, BytesLike, KeyRange, as_int, as_key, as_value
+from kvwal.keys import MAX_KEY_BYTES, MAX_VALUE_BYTES, Bound, BytesLike, KeyRange, as_int, as_key, as_value
 
-__all__ = ["MAX_TABLE_ID", "WriteBatch"]
+__all__ = ["MAX_TABLE_ID", "Updates", "WriteBatch", "checked_pairs"]
 
 # On disk: never raise without a new format version; a table's id is stored in 4 bytes.
 MAX_TABLE_ID: Final = (1 << 32) - 1
 _SEQNO_BYTES: Final = 8
 _ORDINAL_BYTES: Final = 4
+
+
+@runtime_checkable
+class _HasKeys(Protocol):
+    """A mapping, or what `dict.update` takes for one: a database of `dbm`, for one."""
+
+    def keys(self) -> Iterable[BytesLike]: ...
+    def __getitem__(self, key: Any, /) -> BytesLike: ...
+
+
+#: What `update` takes: what `dict.update` takes, without keyword arguments.
+Updates: TypeAlias = _HasKeys | Iterable[tuple[BytesLike, BytesLike]]
 
 
 class WriteBatch:
@@ -90,9 +102,9 @@ class WriteBatch:
         """Remove `key` if it is there."""
         self.writes[as_key(key)] = None
 
-    def delete_range(self, start: BytesLike | None = None, stop: BytesLike | None = None) -> None:
+    def delete_range(self, start: Bound = None, stop: Bound = None) -> None:
         """Remove every key from `start` on (None: the first) up to but without `stop` (None: the end)."""
-        bounds = KeyRange(b"" if start is None else as_key(start), None if stop is None else as_key(stop))
+        bounds = KeyRange.of(start, stop)
         if bounds.is_empty():
             return
         if self.writes:
@@ -100,16 +112,9 @@ class WriteBatch:
             self.writes = {key: value for key, value in self.writes.items() if not contains(key)}
         self.ranges.append(bounds)
 
-    def update(self, items: Mapping[bytes, bytes] | Iterable[tuple[BytesLike, BytesLike]]) -> None:
-        """Put every pair; none of them if one cannot be stored."""
-        pairs = items.items() if isinstance(items, Mapping) else items
-        checked = {
-            (k if type(k) is bytes and len(k) <= MAX_KEY_BYTES else as_key(k)): (
-                v if type(v) is bytes and len(v) <= MAX_VALUE_BYTES else as_value(v)
-            )
-            for k, v in pairs
-        }
-        self.writes.update(checked)
+    def update(self, other: Updates = (), /, **keywords: Never) -> None:
+        """Put every pair of a mapping, of what has `keys` and `[]`, or of an iterable; none if one cannot be stored."""
+        self.writes.update(checked_pairs(other, **keywords))
 
     def table(self, table_id: int) -> WriteBatch:
         """The writes of this batch to another table, which are committed with it: the same object at each call.
@@ -171,6 +176,27 @@ class WriteBatch:
     def __repr__(self) -> str:
         tables = f" of {len(self.others) + 1} tables" if self.others else ""
         return f"<WriteBatch of {len(self)} keys and ranges{tables}>"
+
+
+def checked_pairs(other: Updates, **keywords: Never) -> dict[bytes, bytes]:
+    """The pairs of what `update` takes. TypeError or ValueError if one cannot be stored."""
+    for name in keywords:
+        raise TypeError(
+            f"update takes no keyword argument {name!r}, since keys are bytes; use update({{b{name!r}: ...}})"
+        )
+    pairs: Iterable[tuple[BytesLike, BytesLike]]
+    if isinstance(other, Mapping):
+        pairs = other.items()
+    elif isinstance(other, _HasKeys):
+        pairs = [(key, other[key]) for key in other.keys()]  # noqa: SIM118  # it need not be iterable
+    else:
+        pairs = other
+    return {
+        (k if type(k) is bytes and len(k) <= MAX_KEY_BYTES else as_key(k)): (
+            v if type(v) is bytes and len(v) <= MAX_VALUE_BYTES else as_value(v)
+        )
+        for k, v in pairs
+    }
 
 
 class _TableBatch(WriteBatch):

@@ -8,6 +8,8 @@ Rules:
   byte order of this machine, a NumPy integer is a number that happens to have a buffer, and the memory of an array of
   objects is addresses. `memoryview(it).tobytes()` says that the memory is meant.
 - A number is what `__index__` makes an int of, NumPy's integers among it; a bool is not a number.
+- A bound of a range is a key, None where nothing was said, or `END`: the place after all keys. As a start, None is the
+  first key and `END` is beyond the last one. So a bound that was computed, as `prefix_stop` does, may be either end.
 - A `KeyRange` is the set of keys from `start` on, below `stop`. A range whose stop is not above its start is empty, and
   every method treats it as the empty set.
 """
@@ -15,14 +17,18 @@ Rules:
 from __future__ import annotations
 
 from collections.abc import Iterable
+from enum import Enum
 from operator import index, itemgetter
 from typing import Final, NamedTuple, NewType, TypeAlias
 
 __all__ = [
+    "END",
     "MAX_BATCH_BYTES",
     "MAX_KEY_BYTES",
     "MAX_VALUE_BYTES",
+    "Bound",
     "BytesLike",
+    "End",
     "KeyRange",
     "Seqno",
     "as_int",
@@ -31,6 +37,7 @@ __all__ = [
     "disjoint",
     "in_any",
     "prefix_stop",
+    "stop_of_prefix",
 ]
 
 # On disk: never raise without a new format version; lengths are stored in 2 and 4 bytes.
@@ -41,6 +48,21 @@ MAX_BATCH_BYTES: Final = 3 << 30
 
 BytesLike: TypeAlias = bytes | bytearray | memoryview
 
+
+class End(Enum):
+    """The type of `END`."""
+
+    END = "END"
+
+    def __repr__(self) -> str:
+        return "kvwal.END"
+
+
+END: Final = End.END
+"""The place after all keys, in a range: nothing starts there, and what stops there has no end."""
+
+Bound: TypeAlias = BytesLike | End | None
+
 Seqno = NewType("Seqno", int)
 """Number of a commit: contiguous, from 1. 0 means "before the first commit"."""
 
@@ -50,6 +72,19 @@ class KeyRange(NamedTuple):
 
     start: bytes
     stop: bytes | None
+
+    @classmethod
+    def of(cls, start: Bound, stop: Bound) -> KeyRange:
+        """What a caller asks for. TypeError or ValueError for what cannot be a key."""
+        end = None if stop is None or stop is END else as_key(stop)
+        if start is END:
+            return cls(b"", b"")
+        return cls(b"" if start is None else as_key(start), end)
+
+    @classmethod
+    def of_prefix(cls, prefix: bytes) -> KeyRange:
+        """The keys that start with `prefix`."""
+        return cls(prefix, stop_of_prefix(prefix))
 
     @classmethod
     def through(cls, first: bytes, last: bytes) -> KeyRange:
@@ -119,8 +154,18 @@ def disjoint(ranges: Iterable[KeyRange]) -> list[KeyRange]:
     return result
 
 
-def prefix_stop(prefix: bytes) -> bytes | None:
-    """The first key after all keys that start with `prefix`; None if there is none."""
+def prefix_stop(prefix: BytesLike) -> bytes | End:
+    """The place after all keys that start with `prefix`: a key, or `kvwal.END` where no key comes after them.
+
+    As the stop of a range it ends the prefix; as its start it begins with what comes behind. TypeError or ValueError
+    for what cannot be a key.
+    """
+    stop = stop_of_prefix(as_key(prefix))
+    return END if stop is None else stop
+
+
+def stop_of_prefix(prefix: bytes) -> bytes | None:
+    """`prefix_stop` of a checked prefix, as the stop of a `KeyRange`: None where no key comes after it."""
     trimmed = prefix.rstrip(b"\xff")
     if not trimmed:
         return None

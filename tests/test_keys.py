@@ -74,7 +74,10 @@ def test_through_holds_both_ends(first: bytes, last: bytes) -> None:
 
 @given(st.binary(max_size=3), st.binary(max_size=5))
 def test_the_stop_of_a_prefix_parts_its_keys_from_all_later_ones(prefix: bytes, key: bytes) -> None:
-    assert KeyRange(prefix, prefix_stop(prefix)).contains(key) == key.startswith(prefix)
+    assert KeyRange.of(prefix, prefix_stop(prefix)).contains(key) == key.startswith(prefix)
+    assert KeyRange.of_prefix(prefix).contains(key) == key.startswith(prefix)
+    behind = KeyRange.of(prefix_stop(bytearray(prefix)), None)
+    assert behind.contains(key) == (key > prefix and not key.startswith(prefix))
 
 
 @pytest.mark.parametrize(

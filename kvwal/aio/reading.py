@@ -14,7 +14,7 @@ from kvwal.db.mapping import Bounds, OrderedMapping
 from kvwal.engine.merge import Chunk
 from kvwal.engine.readers import Reader
 from kvwal.engine.reads import Reads
-from kvwal.keys import BytesLike, as_key
+from kvwal.keys import Bound, BytesLike, as_key
 
 __all__ = ["AsyncReading", "read_again"]
 
@@ -57,9 +57,13 @@ class AsyncReading(Handle, ABC):
         value = await self._read(as_key(key))
         return default if value is None else value
 
-    async def contains(self, key: BytesLike) -> bool:
-        """Whether `key` is there: what `in` is elsewhere."""
-        return await self._read(as_key(key)) is not None
+    async def contains(self, key: object) -> bool:
+        """Whether `key` is there: what `in` is elsewhere, so False for what can be no key."""
+        try:
+            checked = as_key(key)
+        except (TypeError, ValueError):
+            return False
+        return await self._read(checked) is not None
 
     @abstractmethod
     async def get_many(self, keys: Iterable[BytesLike]) -> list[bytes | None]:
@@ -67,8 +71,8 @@ class AsyncReading(Handle, ABC):
 
     def scan(
         self,
-        start: BytesLike | None = None,
-        stop: BytesLike | None = None,
+        start: Bound = None,
+        stop: Bound = None,
         *,
         prefix: BytesLike | None = None,
         reverse: bool = False,
@@ -85,8 +89,8 @@ class AsyncReading(Handle, ABC):
 
     def keys(
         self,
-        start: BytesLike | None = None,
-        stop: BytesLike | None = None,
+        start: Bound = None,
+        stop: Bound = None,
         *,
         prefix: BytesLike | None = None,
         reverse: bool = False,
@@ -97,8 +101,8 @@ class AsyncReading(Handle, ABC):
 
     def values(
         self,
-        start: BytesLike | None = None,
-        stop: BytesLike | None = None,
+        start: Bound = None,
+        stop: Bound = None,
         *,
         prefix: BytesLike | None = None,
         reverse: bool = False,
@@ -111,13 +115,13 @@ class AsyncReading(Handle, ABC):
         return self.keys()
 
     async def first(
-        self, start: BytesLike | None = None, stop: BytesLike | None = None, *, prefix: BytesLike | None = None
+        self, start: Bound = None, stop: Bound = None, *, prefix: BytesLike | None = None
     ) -> tuple[bytes, bytes] | None:
         """The pair with the smallest key (of the range), or None."""
         return await anext(self.scan(start, stop, prefix=prefix, limit=1), None)
 
     async def last(
-        self, start: BytesLike | None = None, stop: BytesLike | None = None, *, prefix: BytesLike | None = None
+        self, start: Bound = None, stop: Bound = None, *, prefix: BytesLike | None = None
     ) -> tuple[bytes, bytes] | None:
         """The pair with the largest key (of the range), or None."""
         return await anext(self.scan(start, stop, prefix=prefix, reverse=True, limit=1), None)
@@ -128,7 +132,7 @@ class AsyncReading(Handle, ABC):
         """What threads read of the same. Raises what a use after the end raises."""
 
     async def count(
-        self, start: BytesLike | None = None, stop: BytesLike | None = None, *, prefix: BytesLike | None = None
+        self, start: Bound = None, stop: Bound = None, *, prefix: BytesLike | None = None
     ) -> int:
         """Number of keys, or of those of a range: what `len` is elsewhere. See `OrderedMapping.count`."""
         self._refuse_if_over()
@@ -142,8 +146,8 @@ class AsyncReading(Handle, ABC):
     async def key_at(
         self,
         n: int,
-        start: BytesLike | None = None,
-        stop: BytesLike | None = None,
+        start: Bound = None,
+        stop: Bound = None,
         *,
         prefix: BytesLike | None = None,
     ) -> bytes:

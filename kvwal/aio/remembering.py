@@ -27,7 +27,7 @@ from kvwal.feed.commits import Commit
 from kvwal.feed.difference import Difference
 from kvwal.feed.key_versions import KeyVersion
 from kvwal.feed.lag import ConsumerInfo
-from kvwal.keys import BytesLike, Seqno
+from kvwal.keys import Bound, BytesLike, Seqno
 from kvwal.options import Durability
 
 __all__ = ["AsyncRemembering"]
@@ -75,8 +75,8 @@ class AsyncRemembering(AsyncReading):
         a: int | datetime,
         b: int | datetime | None = None,
         *,
-        start: BytesLike | None = None,
-        stop: BytesLike | None = None,
+        start: Bound = None,
+        stop: Bound = None,
         prefix: BytesLike | None = None,
         reverse: bool = False,
         table: int = 0,

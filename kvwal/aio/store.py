@@ -7,7 +7,7 @@ import functools
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
 from contextlib import asynccontextmanager
 from types import TracebackType
-from typing import Any, Concatenate, Final, ParamSpec, TypeVar, overload
+from typing import Any, Concatenate, Final, Never, ParamSpec, TypeVar, overload
 
 from kvwal.aio.committer import Committer
 from kvwal.aio.fairness import Tickets
@@ -15,7 +15,7 @@ from kvwal.aio.remembering import AsyncRemembering
 from kvwal.aio.transaction import AsyncTransaction
 from kvwal.aio.workers import Workers, in_thread, to_the_end
 from kvwal.api.store import Store
-from kvwal.batch import WriteBatch
+from kvwal.batch import Updates, WriteBatch
 from kvwal.db.mapping import Bounds, OrderedMapping
 from kvwal.db.transaction import Transaction
 from kvwal.engine.merge import Chunk
@@ -26,7 +26,7 @@ from kvwal.engine.stats import Pin, Stats
 from kvwal.engine.verify import VerifyReport
 from kvwal.engine.writes import EncodedBatch, LonePut
 from kvwal.errors import ClosedError, ConflictError, ForkedError, closed
-from kvwal.keys import MAX_KEY_BYTES, MAX_VALUE_BYTES, BytesLike, KeyRange, Seqno, as_int, as_key, as_value
+from kvwal.keys import MAX_KEY_BYTES, MAX_VALUE_BYTES, Bound, BytesLike, KeyRange, Seqno, as_int, as_key, as_value
 from kvwal.log import Extension, extension_of
 from kvwal.options import Durability
 from kvwal.pages import NotCached
@@ -236,8 +236,8 @@ class AsyncStore(AsyncRemembering):
 
     async def delete_range(
         self,
-        start: BytesLike | None = None,
-        stop: BytesLike | None = None,
+        start: Bound = None,
+        stop: Bound = None,
         *,
         durability: Durability | None = None,
         meta: Mapping[str, str] | None = None,
@@ -285,14 +285,15 @@ class AsyncStore(AsyncRemembering):
 
     async def update(
         self,
-        other: Mapping[bytes, bytes] | Iterable[tuple[BytesLike, BytesLike]] = (),
+        other: Updates = (),
         /,
         *,
         meta: Mapping[str, str] | None = None,
+        **keywords: Never,
     ) -> None:
-        """Put every pair of a mapping or an iterable of pairs, in one commit. None of them if one cannot be stored."""
+        """Put every pair of what `dict.update` takes, in one commit: see `Store.update`."""
         batch = WriteBatch()
-        batch.update(other)
+        batch.update(other, **keywords)
         await self._commit(batch, None, extension_of(meta))
 
     async def clear(self) -> None:
@@ -340,13 +341,13 @@ class AsyncStore(AsyncRemembering):
         raise KeyError(checked)
 
     async def popitem(
-        self, start: BytesLike | None = None, stop: BytesLike | None = None, *, last: bool = True
+        self, start: Bound = None, stop: Bound = None, *, last: bool = True
     ) -> tuple[bytes, bytes]:
         """Remove the pair with the largest key (with `last=False` the smallest), of a range or of all, and return it.
 
         KeyError if there is none. Atomic, and never a conflict, however many tasks take from one queue.
         """
-        bounds = KeyRange(b"" if start is None else as_key(start), None if stop is None else as_key(stop))
+        bounds = KeyRange.of(start, stop)
         await (self.last if last else self.first)(*bounds)
         taking = PopEdge(bounds, reverse=last)
         await self._commit_operation(taking, None)

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from types import TracebackType
+from typing import Never
 
 from kvwal.aio.committer import Committer
 from kvwal.aio.reading import AsyncReading, read_again
 from kvwal.aio.workers import Workers
+from kvwal.batch import Updates, checked_pairs
 from kvwal.db.mapping import Bounds, OrderedMapping
 from kvwal.db.transaction import Transaction
 from kvwal.engine.merge import Chunk
 from kvwal.engine.reads import Reads
 from kvwal.errors import closed
-from kvwal.keys import BytesLike, Seqno, as_key
+from kvwal.keys import Bound, BytesLike, Seqno, as_key
 from kvwal.pages import NotCached
 
 __all__ = ["AsyncTransaction"]
@@ -119,11 +121,16 @@ class AsyncTransaction(AsyncReading):
         """Set a new key to `value` when the transaction commits: see `Transaction.put_stamped`."""
         self._mine().put_stamped(head, value)
 
+    def update(self, other: Updates = (), /, **keywords: Never) -> None:
+        """Put every pair of what `dict.update` takes when the transaction commits: see `Store.update`."""
+        for key, value in checked_pairs(other, **keywords).items():
+            self.put(key, value)
+
     def delete(self, key: BytesLike) -> None:
         """Remove `key`, if it is there, when the transaction commits. It is not read: no conflict comes of it."""
         self._mine().delete(key)
 
-    def delete_range(self, start: BytesLike | None = None, stop: BytesLike | None = None) -> None:
+    def delete_range(self, start: Bound = None, stop: Bound = None) -> None:
         """Remove every key from `start` on, up to but without `stop`, when the transaction commits."""
         self._mine().delete_range(start, stop)
 

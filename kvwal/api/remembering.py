@@ -22,7 +22,7 @@ from kvwal.feed.difference import Difference, differences, past_value
 from kvwal.feed.key_versions import KeyVersions
 from kvwal.feed.lag import ConsumerInfo, consumers
 from kvwal.feed.previous import WithPrevious
-from kvwal.keys import BytesLike, Seqno, as_int, as_key
+from kvwal.keys import Bound, BytesLike, Seqno, as_int, as_key
 from kvwal.log import Record
 from kvwal.options import Durability
 
@@ -137,8 +137,8 @@ class Remembering(OrderedMapping):
         a: int | datetime,
         b: int | datetime | None = None,
         *,
-        start: BytesLike | None = None,
-        stop: BytesLike | None = None,
+        start: Bound = None,
+        stop: Bound = None,
         prefix: BytesLike | None = None,
         reverse: bool = False,
         table: int = 0,

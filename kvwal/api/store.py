@@ -7,12 +7,12 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
 from contextlib import contextmanager
 from types import TracebackType
-from typing import Any, Concatenate, ParamSpec, TypeVar, overload
+from typing import Any, Concatenate, Never, ParamSpec, TypeVar, overload
 
 from kvwal.api.fairness import Tickets
 from kvwal.api.naming import Naming
 from kvwal.api.remembering import Remembering
-from kvwal.batch import WriteBatch
+from kvwal.batch import Updates, WriteBatch
 from kvwal.db.mapping import Bounds
 from kvwal.db.transaction import Transaction
 from kvwal.engine.engine import Engine
@@ -25,7 +25,7 @@ from kvwal.engine.verify import VerifyReport
 from kvwal.engine.writes import EncodedBatch, LonePut
 from kvwal.errors import ConflictError, DiskFullError
 from kvwal.feed.pins import pins
-from kvwal.keys import MAX_KEY_BYTES, MAX_VALUE_BYTES, BytesLike, KeyRange, Seqno, as_int, as_key, as_value
+from kvwal.keys import MAX_KEY_BYTES, MAX_VALUE_BYTES, Bound, BytesLike, KeyRange, Seqno, as_int, as_key, as_value
 from kvwal.log import Extension, extension_of
 from kvwal.options import Durability
 
@@ -205,8 +205,8 @@ class Store(Naming, Remembering, MutableMapping[bytes, bytes]):
 
     def delete_range(
         self,
-        start: BytesLike | None = None,
-        stop: BytesLike | None = None,
+        start: Bound = None,
+        stop: Bound = None,
         *,
         durability: Durability | None = None,
         meta: Mapping[str, str] | None = None,
@@ -242,16 +242,20 @@ class Store(Naming, Remembering, MutableMapping[bytes, bytes]):
         yield batch
         self._commit(batch, durability, extension)
 
-    def update(  # type: ignore[override]
+    def update(
         self,
-        other: Mapping[bytes, bytes] | Iterable[tuple[BytesLike, BytesLike]] = (),
+        other: Updates = (),
         /,
         *,
         meta: Mapping[str, str] | None = None,
+        **keywords: Never,
     ) -> None:
-        """Put every pair of a mapping or of an iterable, in one commit. None of them if one cannot be stored."""
+        """Put every pair of what `dict.update` takes, in one commit. None of them if one cannot be stored.
+
+        TypeError for keyword arguments other than `meta`: keys are bytes.
+        """
         batch = WriteBatch()
-        batch.update(other)
+        batch.update(other, **keywords)
         self.commit(batch, meta=meta)
 
     def clear(self) -> None:
@@ -304,13 +308,13 @@ class Store(Naming, Remembering, MutableMapping[bytes, bytes]):
         return value
 
     def popitem(
-        self, start: BytesLike | None = None, stop: BytesLike | None = None, *, last: bool = True
+        self, start: Bound = None, stop: Bound = None, *, last: bool = True
     ) -> tuple[bytes, bytes]:
         """Remove the pair with the largest key (with `last=False` the smallest), of a range or of all, and return it.
 
         KeyError if there is none. Atomic, and never a conflict, however many threads take from one queue.
         """
-        bounds = KeyRange(b"" if start is None else as_key(start), None if stop is None else as_key(stop))
+        bounds = KeyRange.of(start, stop)
         (self.last if last else self.first)(*bounds)
         taking = PopEdge(bounds, reverse=last)
         self._commit_operation(taking, None)

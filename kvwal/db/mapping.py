@@ -8,7 +8,7 @@ stays in C: a `zip` of two lists per chunk, chained.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import ItemsView, Iterable, Iterator, KeysView, Mapping, ValuesView
+from collections.abc import Callable, ItemsView, Iterable, Iterator, KeysView, Mapping, ValuesView
 from itertools import chain, islice, starmap
 from operator import itemgetter
 from typing import TypeVar, overload
@@ -16,7 +16,7 @@ from typing import TypeVar, overload
 from kvwal.db.cursor import Cursor
 from kvwal.db.handle import Handle
 from kvwal.engine.merge import Chunk, Pairs, chunks_in
-from kvwal.keys import BytesLike, KeyRange, as_int, as_key, as_value, prefix_stop
+from kvwal.keys import END, Bound, BytesLike, KeyRange, as_int, as_key, as_value, stop_of_prefix
 
 __all__ = ["Bounds", "ItemsRange", "KeysRange", "OrderedMapping", "ValuesRange"]
 
@@ -33,18 +33,21 @@ class Bounds:
 
     def __init__(
         self,
-        start: BytesLike | None,
-        stop: BytesLike | None,
+        start: Bound,
+        stop: Bound,
         prefix: BytesLike | None,
         reverse: bool,
         limit: int | None,
     ) -> None:
+        # Not by `KeyRange.of` and `clip`, which would take a third of a scan of ten keys.
+        if start is END:
+            start = stop = b""
         first = None if start is None else as_key(start)
-        end = None if stop is None else as_key(stop)
+        end = None if stop is None or stop is END else as_key(stop)
         if prefix is not None:
             head = as_key(prefix)
             first = head if first is None else max(first, head)
-            head_stop = prefix_stop(head)
+            head_stop = stop_of_prefix(head)
             if head_stop is not None:
                 end = head_stop if end is None else min(end, head_stop)
         if limit is not None:
@@ -126,7 +129,11 @@ class OrderedMapping(Handle, Mapping[bytes, bytes]):
         return value
 
     def __contains__(self, key: object) -> bool:
-        return self._read(as_key(key)) is not None
+        try:
+            checked = as_key(key)
+        except (TypeError, ValueError):
+            return False
+        return self._read(checked) is not None
 
     def __len__(self) -> int:
         """Number of keys. O(log n), and a look-up for each key written since it was asked last."""
@@ -143,8 +150,8 @@ class OrderedMapping(Handle, Mapping[bytes, bytes]):
 
     def scan(
         self,
-        start: BytesLike | None = None,
-        stop: BytesLike | None = None,
+        start: Bound = None,
+        stop: Bound = None,
         *,
         prefix: BytesLike | None = None,
         reverse: bool = False,
@@ -166,8 +173,8 @@ class OrderedMapping(Handle, Mapping[bytes, bytes]):
 
     def keys(
         self,
-        start: BytesLike | None = None,
-        stop: BytesLike | None = None,
+        start: Bound = None,
+        stop: Bound = None,
         *,
         prefix: BytesLike | None = None,
         reverse: bool = False,
@@ -178,8 +185,8 @@ class OrderedMapping(Handle, Mapping[bytes, bytes]):
 
     def values(
         self,
-        start: BytesLike | None = None,
-        stop: BytesLike | None = None,
+        start: Bound = None,
+        stop: Bound = None,
         *,
         prefix: BytesLike | None = None,
         reverse: bool = False,
@@ -190,8 +197,8 @@ class OrderedMapping(Handle, Mapping[bytes, bytes]):
 
     def items(
         self,
-        start: BytesLike | None = None,
-        stop: BytesLike | None = None,
+        start: Bound = None,
+        stop: Bound = None,
         *,
         prefix: BytesLike | None = None,
         reverse: bool = False,
@@ -202,8 +209,8 @@ class OrderedMapping(Handle, Mapping[bytes, bytes]):
 
     def first(
         self,
-        start: BytesLike | None = None,
-        stop: BytesLike | None = None,
+        start: Bound = None,
+        stop: Bound = None,
         *,
         prefix: BytesLike | None = None,
     ) -> tuple[bytes, bytes] | None:
@@ -212,21 +219,20 @@ class OrderedMapping(Handle, Mapping[bytes, bytes]):
 
     def last(
         self,
-        start: BytesLike | None = None,
-        stop: BytesLike | None = None,
+        start: Bound = None,
+        stop: Bound = None,
         *,
         prefix: BytesLike | None = None,
     ) -> tuple[bytes, bytes] | None:
         """The pair with the largest key (of the range), or None."""
         return next(self.scan(start, stop, prefix=prefix, reverse=True, limit=1), None)
 
-
     # -- positions ----------------------------------------------------------------------------
 
     def count(
         self,
-        start: BytesLike | None = None,
-        stop: BytesLike | None = None,
+        start: Bound = None,
+        stop: Bound = None,
         *,
         prefix: BytesLike | None = None,
     ) -> int:
@@ -240,8 +246,8 @@ class OrderedMapping(Handle, Mapping[bytes, bytes]):
     def key_at(
         self,
         n: int,
-        start: BytesLike | None = None,
-        stop: BytesLike | None = None,
+        start: Bound = None,
+        stop: Bound = None,
         *,
         prefix: BytesLike | None = None,
     ) -> bytes:
@@ -261,6 +267,14 @@ class OrderedMapping(Handle, Mapping[bytes, bytes]):
     def cursor(self) -> Cursor[bytes, bytes]:
         """A place among the keys that can be moved: see `kvwal.Cursor`."""
         return Cursor(self)
+
+
+def _or_none(check: Callable[[object], bytes], data: object) -> bytes | None:
+    """What `check` makes of it; None for what can be no key or value, and so is not there, as in a dict."""
+    try:
+        return check(data)
+    except (TypeError, ValueError):
+        return None
 
 
 class _RangeView:
@@ -303,9 +317,12 @@ class KeysRange(_RangeView, KeysView[bytes]):
         return iter(KeysRange(self._source, self._bounds.reversed()))
 
     def __contains__(self, key: object) -> bool:
+        checked = _or_none(as_key, key)
+        if checked is None:
+            return False
         if self._bounds.limit is not None:
-            return any(own == key for own in self)
-        return self._bounds.contains(as_key(key)) and key in self._source
+            return any(own == checked for own in self)
+        return self._bounds.contains(checked) and checked in self._source
 
 
 class ValuesRange(_RangeView, ValuesView[bytes]):
@@ -325,8 +342,8 @@ class ValuesRange(_RangeView, ValuesView[bytes]):
         return iter(ValuesRange(self._source, self._bounds.reversed()))
 
     def __contains__(self, value: object) -> bool:
-        checked = as_value(value)
-        return any(own == checked for own in self)
+        checked = _or_none(as_value, value)
+        return checked is not None and any(own == checked for own in self)
 
 
 class ItemsRange(_RangeView, ItemsView[bytes, bytes]):
@@ -348,7 +365,9 @@ class ItemsRange(_RangeView, ItemsView[bytes, bytes]):
     def __contains__(self, item: object) -> bool:
         if not (isinstance(item, tuple) and len(item) == 2):
             return False
+        key, value = _or_none(as_key, item[0]), _or_none(as_value, item[1])
+        if key is None or value is None:
+            return False
         if self._bounds.limit is not None:
-            return any(own == item for own in self)
-        key = as_key(item[0])
-        return self._bounds.contains(key) and self._source.get(key) == item[1]
+            return any(own == (key, value) for own in self)
+        return self._bounds.contains(key) and self._source.get(key) == value

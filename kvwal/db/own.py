@@ -17,7 +17,7 @@ from kvwal.engine.gaps import WORTHWHILE, Gaps
 from kvwal.engine.merge import Chunk, Source
 from kvwal.engine.range_map import Cover
 from kvwal.engine.value import MISSING, Missing, Value
-from kvwal.keys import BytesLike, KeyRange, Seqno
+from kvwal.keys import Bound, KeyRange, Seqno
 
 __all__ = ["OwnWrites"]
 
@@ -50,7 +50,7 @@ class OwnWrites:
                 self._gaps.written(_NOW, (key,))
         writes[key] = value
 
-    def delete_range(self, start: BytesLike | None, stop: BytesLike | None) -> None:
+    def delete_range(self, start: Bound, stop: Bound) -> None:
         """Delete a range, as `WriteBatch.delete_range`."""
         self.batch.delete_range(start, stop)
         self._cover = self._order = None

@@ -7,9 +7,9 @@ they were really walked.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, MutableMapping
-from typing import Final
+from typing import Final, Never
 
-from kvwal.batch import WriteBatch
+from kvwal.batch import Updates, WriteBatch, checked_pairs
 from kvwal.db.mapping import Bounds, OrderedMapping
 from kvwal.db.own import OwnWrites
 from kvwal.engine.engine import Engine
@@ -18,7 +18,7 @@ from kvwal.engine.occ import ReadSet
 from kvwal.engine.readers import Reader
 from kvwal.engine.value import Missing
 from kvwal.errors import ReadOnlyError, TransactionTooLargeError, closed
-from kvwal.keys import MAX_KEY_BYTES, MAX_VALUE_BYTES, BytesLike, KeyRange, as_key, as_value
+from kvwal.keys import MAX_KEY_BYTES, MAX_VALUE_BYTES, Bound, BytesLike, KeyRange, as_key, as_value
 
 __all__ = ["MAX_TRANSACTION_BYTES", "Open", "Tracked", "TransactionPart"]
 
@@ -247,6 +247,11 @@ class TransactionPart(OrderedMapping, MutableMapping[bytes, bytes]):
             self._write(key, checked)
             self._tracked.own.batch.stamped = made.stamped
 
+    def update(self, other: Updates = (), /, **keywords: Never) -> None:
+        """Put every pair of what `dict.update` takes when the transaction commits: see `Store.update`."""
+        for key, value in checked_pairs(other, **keywords).items():
+            self._write(key, value)
+
     def delete(self, key: BytesLike) -> None:
         """Remove `key`, if it is there, when the transaction commits. It is not read: no conflict comes of it."""
         self._write(as_key(key), None)
@@ -258,7 +263,7 @@ class TransactionPart(OrderedMapping, MutableMapping[bytes, bytes]):
             raise KeyError(checked)
         self._write(checked, None)
 
-    def delete_range(self, start: BytesLike | None = None, stop: BytesLike | None = None) -> None:
+    def delete_range(self, start: Bound = None, stop: Bound = None) -> None:
         """Remove every key from `start` on, up to but without `stop`, when the transaction commits."""
         self._refuse_if_read_only()
         self._open.take(2 * _ENTRY_BYTES)

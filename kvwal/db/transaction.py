@@ -20,7 +20,7 @@ from kvwal.engine.engine import Engine
 from kvwal.engine.request import CommitRequest, say_written
 from kvwal.engine.row_cache import RowCache
 from kvwal.engine.writes import EncodedBatch, LonePut
-from kvwal.keys import MAX_KEY_BYTES, BytesLike, Seqno, as_key
+from kvwal.keys import MAX_KEY_BYTES, Bound, BytesLike, Seqno, as_key
 from kvwal.log import extension_of, meta_of
 
 __all__ = ["Transaction"]
@@ -110,7 +110,7 @@ class Transaction(TransactionPart):
         self._cache = _NO_ROWS
         super()._write(key, value)
 
-    def delete_range(self, start: BytesLike | None = None, stop: BytesLike | None = None) -> None:
+    def delete_range(self, start: Bound = None, stop: Bound = None) -> None:
         """Remove every key from `start` on, up to but without `stop`, when the transaction commits."""
         self._cache = _NO_ROWS
         super().delete_range(start, stop)

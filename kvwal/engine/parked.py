@@ -25,7 +25,7 @@ from kvwal.engine.reads import Reads
 from kvwal.engine.recovery import Recovered
 from kvwal.errors import CorruptionError, FeedGap, FormatError
 from kvwal.files.names import DATA
-from kvwal.keys import Seqno, prefix_stop
+from kvwal.keys import KeyRange, Seqno
 from kvwal.log import Hold, Limits
 
 __all__ = [
@@ -86,7 +86,7 @@ class ParkedCommits:
         self._state.refuse_if_gone()
         prefix = parked_prefix(name)
         reader = self._reads.moments.reader("consumers")
-        chunks = self._reads.chunks(reader, prefix, prefix_stop(prefix), reverse=False, table=SYSTEM_TABLE)
+        chunks = self._reads.chunks(reader, *KeyRange.of_prefix(prefix), reverse=False, table=SYSTEM_TABLE)
         for keys, values in chunks:
             for key, value in zip(keys, values, strict=True):
                 with suppress(FormatError):

@@ -14,7 +14,7 @@ from operator import methodcaller
 from typing import Literal, Protocol, TypeAlias
 
 from kvwal.batch import MAX_TABLE_ID
-from kvwal.keys import BytesLike, KeyRange, Seqno, as_int, as_key, disjoint, prefix_stop
+from kvwal.keys import BytesLike, KeyRange, Seqno, as_int, as_key, disjoint
 from kvwal.log import Record
 from kvwal.log.intents import ONE_KEY_OFFSET, ONE_PUT, PUT, Columns, decode_put, decode_put_key, is_of_users
 from kvwal.log.record import COMMIT
@@ -82,7 +82,7 @@ class Filter:
         # What each key that is let through begins with.
         self._prefix = checked[0] if len(checked) == 1 else b""
         if all(checked):
-            self._ranges = disjoint([KeyRange(prefix, prefix_stop(prefix)) for prefix in checked])
+            self._ranges = disjoint([KeyRange.of_prefix(prefix) for prefix in checked])
             self._has_key = methodcaller("startswith", checked[0]) if len(checked) == 1 else _in_ranges(self._ranges)
         # None: all tables of users.
         self._tables: frozenset[int] | None = None

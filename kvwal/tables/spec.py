@@ -9,7 +9,7 @@ from kvwal.codecs.codec import Codec
 from kvwal.codecs.tuples import TupleCodec
 from kvwal.db.mapping import Bounds
 from kvwal.engine.tables import CodecName, as_table_name
-from kvwal.keys import KeyRange, prefix_stop
+from kvwal.keys import KeyRange, stop_of_prefix
 
 __all__ = ["TableSpec"]
 
@@ -86,7 +86,7 @@ class TableSpec(Generic[K, V]):
         if codec.name not in ("str", "bytes"):
             raise TypeError(f"keys of type {codec.name} have no prefixes; give start and stop")
         head = codec.encode(prefix)
-        return KeyRange(head, prefix_stop(head))
+        return KeyRange.of_prefix(head)
 
     def __repr__(self) -> str:
         key, value = self.codecs
@@ -124,7 +124,7 @@ class SubSpec(TableSpec[K, V]):
 
     def _within(self, bounds: KeyRange) -> KeyRange:
         prefix = self._prefix
-        return KeyRange(prefix + bounds.start, prefix_stop(prefix) if bounds.stop is None else prefix + bounds.stop)
+        return KeyRange(prefix + bounds.start, stop_of_prefix(prefix) if bounds.stop is None else prefix + bounds.stop)
 
 
 class _Prefixed(Generic[K]):

@@ -18,7 +18,7 @@ from aio_fixtures import run
 
 import kvwal
 import kvwal.aio
-from kvwal import Store
+from kvwal import Store, WriteBatch
 
 ENTRIES = {b"k%d" % number: b"v%d" % number for number in range(5)}
 
@@ -165,5 +165,131 @@ def test_an_asyncio_key_may_be_a_view_that_has_no_hash(tmp_path: Path) -> None:
             assert await store.get_many([key]) == [b"v1"]
             async with store.transaction() as txn:
                 assert await txn.get(key) == b"v1"
+
+    run(main())
+
+
+class HasKeys:
+    """What `dict.update` takes for a mapping: a database of `dbm.gnu`, for one, is no `Mapping`."""
+
+    def keys(self) -> list[bytes]:
+        return [b"k1", b"new"]
+
+    def __getitem__(self, key: Any, /) -> bytes:
+        return key.upper()
+
+
+UPDATES: list[Any] = [{b"k1": b"1"}, [(b"k1", b"1")], iter([[b"k1", b"1"]]), zip([b"k1"], [b"1"], strict=True)]
+
+
+def test_update_takes_what_dict_takes(db: Store) -> None:
+    for way in (db.update, db.transaction().update, WriteBatch().update):
+        for other in (HasKeys(), *UPDATES):
+            way(other)
+        way()
+        for wrong, error in ((5, TypeError), ([(b"k1",)], ValueError), ([b"k1"], TypeError), ({"k1": b""}, TypeError)):
+            with pytest.raises(error):
+                way(wrong)
+        with pytest.raises(TypeError, match=r"no keyword argument 'k1', since keys are bytes; use update\(\{b'k1'"):
+            way(k1=b"1")
+    assert dict(db) == {**ENTRIES, b"k1": b"1"} | {b"new": b"NEW"}
+    with db.transaction() as txn:
+        txn.update(HasKeys())
+        with pytest.raises(TypeError):
+            txn.update([(b"k2", b"2"), (b"k3", 3)])
+    assert (db[b"k1"], db[b"k2"]) == (b"K1", b"v2")
+
+
+def test_an_asyncio_update_takes_what_dict_takes(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with kvwal.aio.open(tmp_path / "b.kv") as store:
+            await store.update(HasKeys())
+            async with store.transaction() as txn:
+                txn.update([(b"k2", b"2")])
+                with pytest.raises(TypeError, match="no keyword argument"):
+                    txn.update(k1=b"1")  # type: ignore[arg-type]
+            with pytest.raises(TypeError, match="no keyword argument"):
+                await store.update(k1=b"1")  # type: ignore[arg-type]
+            assert [pair async for pair in store.scan()] == [(b"k1", b"K1"), (b"k2", b"2"), (b"new", b"NEW")]
+
+    run(main())
+
+
+@pytest.mark.filterwarnings("error::BytesWarning")
+def test_what_can_be_no_key_or_value_is_not_in_a_store(db: Store) -> None:
+    wrongs: list[Any] = ["k1", 5, None, ("k1",), memoryview(b"k1abcdefgh"[:8]).cast("I"), b"k" * 70_000]
+    with db.snapshot() as snapshot, db.transaction() as txn:
+        for reading in (db, snapshot, txn):
+            for wrong in wrongs:
+                assert wrong not in reading
+                for limit in (None, 3):
+                    assert wrong not in reading.keys(limit=limit)
+                    assert (wrong, b"v1") not in reading.items(limit=limit)
+                assert (b"k1", "v1") not in reading.items()
+            for wrong in wrongs[:-1]:
+                assert wrong not in reading.values()
+                with pytest.raises(TypeError):
+                    reading.get(wrong)
+            assert reading.keys() & {"k1", b"k1", 5} == {b"k1"}
+            for limit in (None, 3):
+                assert bytearray(b"k1") in reading.keys(limit=limit)
+                assert (memoryview(b"k1"), bytearray(b"v1")) in reading.items(limit=limit)
+                assert (b"k1", b"v2") not in reading.items(limit=limit)
+        assert txn != {"k1": b"v1"}
+
+
+def test_what_can_be_no_key_is_not_in_an_asyncio_store(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with kvwal.aio.open(tmp_path / "b.kv") as store:
+            await store.put(b"k1", b"v1")
+            assert not await store.contains("k1")
+            assert await store.contains(bytearray(b"k1"))
+
+    run(main())
+
+
+def test_the_end_of_all_keys_is_no_start_of_a_scan(db: Store) -> None:
+    """It was None, which as a start is the first key: a program that went on behind a prefix began again."""
+    db[b"\xff\xff1"] = b""
+    keys = sorted(db)
+    end = kvwal.prefix_stop(b"\xff\xff")
+    assert end is kvwal.END is copy.deepcopy(end) is pickle.loads(pickle.dumps(end))
+    assert repr(end) == "kvwal.END"
+    with db.snapshot() as snapshot, db.transaction() as txn:
+        for reading in (db, snapshot, txn):
+            for reverse in (False, True):
+                assert not list(reading.scan(end, reverse=reverse))
+                assert not list(reading.keys(end, prefix=b"k", reverse=reverse))
+            assert not len(reading.keys(end))
+            assert reading.first(end) is reading.last(end, end) is None
+            assert list(reading.keys(b"k3", end)) == list(reading.keys(b"k3")) == keys[3:]
+            assert list(reading.keys(kvwal.prefix_stop(b"k"))) == [b"\xff\xff1"]
+        txn.delete_range(end)
+        txn.delete_range(b"k4", end)
+        assert len(txn) == 4
+        txn.abort()
+    with pytest.raises(KeyError):
+        db.popitem(end)
+    db.delete_range(end)
+    assert sorted(db) == keys
+    assert db.popitem(b"k4", end) == (b"\xff\xff1", b"")
+    db.delete_range(b"k1", end)
+    assert sorted(db) == [b"k0"]
+
+
+def test_the_end_of_all_keys_is_no_start_of_an_asyncio_scan(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with kvwal.aio.open(tmp_path / "b.kv") as store:
+            await store.update(ENTRIES)
+            assert not [key async for key in store.keys(kvwal.END)]
+            assert len([key async for key in store.keys(b"k3", kvwal.END)]) == 2
+            with pytest.raises(KeyError):
+                await store.popitem(kvwal.END)
+            await store.delete_range(kvwal.END)
+            async with store.transaction() as txn:
+                txn.delete_range(kvwal.END)
+            assert await store.count() == 5
+            await store.delete_range(b"k1", kvwal.END)
+            assert await store.count() == 1
 
     run(main())

@@ -74,7 +74,6 @@ def test_what_is_not_bytes_is_a_type_error_and_changes_nothing(db: Store, wrong:
     calls: list[Any] = [
         lambda: db.get(wrong),
         lambda: db[wrong],
-        lambda: wrong in db,
         lambda: db.put(wrong, b""),
         lambda: db.put(b"k", wrong),
         lambda: db.delete(wrong),

@@ -17,7 +17,7 @@ from store_fixtures import check_store
 
 import kvwal
 import kvwal.engine.occ
-from kvwal.keys import KeyRange, prefix_stop
+from kvwal.keys import KeyRange, stop_of_prefix
 from kvwal.testing import SimulatedDisk
 
 Data: TypeAlias = dict[bytes, bytes]
@@ -485,7 +485,7 @@ class Program:
 def narrowed(start: bytes | None, stop: bytes | None, prefix: bytes | None) -> tuple[bytes | None, bytes | None]:
     if prefix is None:
         return start, stop
-    head_stop = prefix_stop(prefix)
+    head_stop = stop_of_prefix(prefix)
     first = prefix if start is None else max(start, prefix)
     stops = [end for end in (stop, head_stop) if end is not None]
     return first, min(stops) if stops else None
