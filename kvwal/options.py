@@ -40,11 +40,11 @@ MAX_SEGMENT_BYTES: Final = 1 << 30
 
 
 class OpenOptions(TypedDict, total=False):
-    """Options of `kvwal.open` and `kvwal.aio.open`, all by keyword. Not stored: each open may choose anew.
+    """Options of `kvwal.open` and `kvwal.aio.open` by keyword. Not stored: each open may choose anew.
 
     Sizes are in bytes, times in seconds; integers are whatever has an `__index__`, NumPy's among them.
 
-    mode: permissions of new files (less the umask); a new directory may also be entered.
+    parents: True makes the directories above the store that are missing, with the permissions of its own.
     durability: when a commit returns. "commit": it is on disk, and survives a power cut. "interval": it survives a kill
         of the process, and a power cut once `sync_delay_s` has passed. "os": it survives a kill of the process; the
         system decides when it is on disk. What is recovered is a prefix of the commits in any case.
@@ -67,7 +67,7 @@ class OpenOptions(TypedDict, total=False):
     listeners: what is told of commits, flushes, checkpoints and failures: see `kvwal.events`.
     """
 
-    mode: int
+    parents: bool
     durability: Durability
     sync_delay_s: float
     cache_bytes: int
@@ -142,6 +142,7 @@ class Options:
     """Settings of an open store, checked; see `OpenOptions`. TypeError or ValueError for what cannot be right."""
 
     mode: int = field(default=0o600, metadata=_int(0, 0o7777))
+    parents: bool = field(default=False, metadata=_checked_by(_as_bool))
     durability: Durability = field(default="commit", metadata=_one_of(Durability))
     sync_delay_s: float = field(default=0.1, metadata=_checked_by(_as_seconds))
     cache_bytes: int = field(default=64 << 20, metadata=_int(256 << 10))
@@ -194,6 +195,7 @@ def taking_options(function: _F) -> _F:
     signature = inspect.signature(function)
     types = get_type_hints(Options)
     own = [each for each in signature.parameters.values() if each.kind is not inspect.Parameter.VAR_KEYWORD]
+    names = {each.name for each in own}
     options = [
         inspect.Parameter(
             option.name,
@@ -202,6 +204,7 @@ def taking_options(function: _F) -> _F:
             annotation=types[option.name],
         )
         for option in fields(Options)
+        if option.name not in names
     ]
     function.__signature__ = signature.replace(parameters=[*own, *options])  # type: ignore[attr-defined]
     return function

@@ -20,7 +20,7 @@ from kvwal.testing import SimulatedDisk
 
 
 def test_what_checkers_know_is_what_can_be_set() -> None:
-    assert list(OpenOptions.__annotations__) == [option.name for option in fields(Options)]
+    assert ["mode", *OpenOptions.__annotations__] == [option.name for option in fields(Options)]
     described = [line.split(":")[0].strip() for line in inspect.getdoc(OpenOptions).split("\n\n", 2)[2].splitlines()]
     assert [name for name in described if name in OpenOptions.__annotations__] == list(OpenOptions.__annotations__)
 
@@ -30,8 +30,10 @@ def test_the_signature_shows_each_option_with_its_default(function: Any) -> None
     parameters = inspect.signature(function).parameters
     for option in fields(Options):
         assert parameters[option.name].default == (None if option.name == "files" else option.default)
-        assert parameters[option.name].kind is inspect.Parameter.KEYWORD_ONLY
+        assert parameters[option.name].kind is inspect.Parameter.KEYWORD_ONLY or option.name == "mode"
     assert "options" not in parameters
+    assert list(parameters)[:3] == ["path", "flag", "mode"]
+    assert parameters["mode"].kind is inspect.Parameter.POSITIONAL_OR_KEYWORD
 
 
 class Index:

@@ -55,6 +55,7 @@ class Opening:
 def open(
     path: PathArgument,
     flag: Flag = "c",
+    mode: int = 0o600,
     *,
     max_pending_commits: int = MAX_PENDING_COMMITS,
     max_pending_bytes: int = MAX_PENDING_BYTES,
@@ -69,5 +70,5 @@ def open(
     Opening, with recovery, runs in a thread. If the task is cancelled meanwhile, the store is closed again first.
     Raises what `kvwal.open` raises.
     """
-    opener = functools.partial(kvwal.api.open.open, path, flag, **options)
+    opener = functools.partial(kvwal.api.open.open, path, flag, mode, **options)
     return Opening(opener, max_pending_commits=max_pending_commits, max_pending_bytes=max_pending_bytes)

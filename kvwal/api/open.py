@@ -19,13 +19,14 @@ _open_stores: weakref.WeakValueDictionary[int, Store] = weakref.WeakValueDiction
 
 
 @taking_options
-def open(path: PathArgument, flag: Flag = "c", **options: Unpack[OpenOptions]) -> Store:
+def open(path: PathArgument, flag: Flag = "c", mode: int = 0o600, **options: Unpack[OpenOptions]) -> Store:
     """Open the store in the directory `path`, recovering it if its last user crashed.
 
     Args:
-        path: a directory; made, with its files, if the flag allows.
+        path: a directory; made, with its files, if the flag allows. Those above it with `parents=True` only.
         flag: "r" read-only, which writes not a byte and works in a read-only directory; "w" read and write, must
             exist; "c" read and write, made if missing; "n" read and write, always empty: what is there is erased.
+        mode: permissions of new files (less the umask); a new directory may also be entered.
         options: durability, sizes, times and the like, by keyword; `kvwal.OpenOptions` says what each of them means.
 
     Returns: the store. `Store.recovery` says what was found. Use it in a `with` block, or close it.
@@ -43,7 +44,7 @@ def open(path: PathArgument, flag: Flag = "c", **options: Unpack[OpenOptions]) -
     """
     if flag not in get_args(Flag):
         raise ValueError(f'flag is one of "r", "w", "c" and "n", not {flag!r}')
-    engine = Engine.open(path_text(path), flag, Options(**options))
+    engine = Engine.open(path_text(path), flag, Options(mode=mode, **options))
     try:
         store = Store(engine)
         _open_stores[id(store)] = store

@@ -15,7 +15,7 @@ import errno
 from typing import Final, NoReturn
 
 from kvwal.errors import CorruptionError, DiskFullError, FormatError, ReadOnlyError, StoreNotFoundError
-from kvwal.files import Directory, is_full
+from kvwal.files import Directory, is_full, parent_text
 from kvwal.files.names import DATA, ERASING, LOCK, is_erasable, is_known, segment_name, temporary_name
 from kvwal.keys import Seqno
 from kvwal.log import LogIdentity, LogOptions, LogReader, SegmentLog
@@ -45,6 +45,8 @@ def open_directory(path: str, flag: Flag, options: Options) -> tuple[Directory, 
             if flag in ("r", "w"):
                 raise _not_found(path) from None
             try:
+                if options.parents:
+                    _ensure_parent(path, options)
                 files.make_directory(path, options.directory_mode)
                 made = True
             except FileExistsError:
@@ -53,7 +55,7 @@ def open_directory(path: str, flag: Flag, options: Options) -> tuple[Directory, 
     except FileNotFoundError as error:
         if isinstance(error, StoreNotFoundError):
             raise
-        text = f"the directory that should hold the store does not exist: {path}"
+        text = f"the directory that should hold the store does not exist; parents=True makes it: {path}"
         raise StoreNotFoundError(errno.ENOENT, text) from None
     except NotADirectoryError:
         raise FormatError(f"{path} is not a directory; a store is a directory, so give it a name of its own") from None
@@ -63,6 +65,35 @@ def open_directory(path: str, flag: Flag, options: Options) -> tuple[Directory, 
         directory.close()
         raise
     return directory, made
+
+
+def _ensure_parent(path: str, options: Options) -> None:
+    """The directory that holds `path` is there, and so is its own entry after a power cut.
+
+    Durability: nothing is made in a directory whose own entry is not on disk, since it would vanish with that. It is
+    flushed also where the directory was found: the process that made it may have died before it did so. What is farther
+    up was flushed before this directory was made.
+    """
+    parent = parent_text(path)
+    if parent == path:
+        return
+    try:
+        directory = options.files.open_directory(parent)
+    except FileNotFoundError:
+        _ensure_parent(parent, options)
+        try:
+            options.files.make_directory(parent, options.directory_mode)
+        except FileExistsError:
+            pass  # Another process made it just now.
+        directory = options.files.open_directory(parent)
+    except OSError as error:
+        if error.errno in _NO_PERMISSION:
+            return  # It may be entered, but not read; to flush an entry in it then flushes the whole file system.
+        raise
+    try:
+        directory.sync_parent()
+    finally:
+        directory.close()
 
 
 def _not_found(path: str) -> StoreNotFoundError:

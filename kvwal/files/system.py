@@ -28,7 +28,7 @@ from kvwal.files.directory import SystemDirectory
 from kvwal.files.failures import failed
 from kvwal.files.protocol import Directory, Files
 
-__all__ = ["PathArgument", "path_text", "system_files"]
+__all__ = ["PathArgument", "parent_text", "path_text", "system_files"]
 
 #: What a user may give for a path.
 PathArgument: TypeAlias = str | bytes | os.PathLike[str] | os.PathLike[bytes]
@@ -70,3 +70,9 @@ def path_text(path: PathArgument) -> str:
     if not text or "\0" in text:
         raise ValueError("the path is empty" if not text else "the path has a null character")
     return text
+
+
+def parent_text(path: str) -> str:
+    """The path of the directory that holds what `path` names; of a root and of ".", themselves."""
+    head, tail = os.path.split(path)
+    return (head if tail else os.path.dirname(head)) or os.curdir

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import errno
 import os
 import random
 import shutil
@@ -15,6 +17,7 @@ import pytest
 from store_fixtures import check_store, problems_of
 
 import kvwal
+import kvwal.aio
 from kvwal import FormatError, LockedError, ReadOnlyError, StoreNotFoundError
 from kvwal.files import system_files
 from kvwal.testing import SimulatedDisk
@@ -63,6 +66,41 @@ def test_flags_r_and_w_make_nothing(tmp_path: Path, flag: Any) -> None:
 def test_a_missing_parent_is_named(tmp_path: Path) -> None:
     with pytest.raises(StoreNotFoundError, match="not/there"):
         kvwal.open(tmp_path / "not" / "there" / "a.kv")
+
+
+def test_parents_are_made_when_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for flag in ("r", "w"):
+        with pytest.raises(StoreNotFoundError):
+            kvwal.open(tmp_path / "x" / "a.kv", flag, parents=True)  # type: ignore[arg-type]
+    assert not list(tmp_path.iterdir())
+    monkeypatch.chdir(tmp_path)
+    for path in (tmp_path / "x/y/a.kv", "z/y/a.kv", "z/y/b.kv", "z/y/c.kv/", "d.kv", "z/../e.kv", "z/w/../f.kv"):
+        for _ in range(2):
+            with kvwal.open(path, parents=True) as db:
+                db[b"k"] = b"v"
+    assert stat.S_IMODE((tmp_path / "x").stat().st_mode) == 0o700
+    assert sorted(path.name for path in tmp_path.rglob("*.kv")) == [f"{n}.kv" for n in "aabcdef"]
+    (tmp_path / "file").write_bytes(b"mine")
+    with pytest.raises(FormatError, match="not a directory"):
+        kvwal.open(tmp_path / "file" / "x" / "a.kv", parents=True)
+
+
+def test_an_asyncio_store_makes_its_parents_when_asked_for(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with kvwal.aio.open(tmp_path / "x" / "a.kv", "c", 0o640, parents=True) as db:
+            await db.put(b"k", b"v")
+
+    asyncio.run(main())
+    assert stat.S_IMODE((tmp_path / "x" / "a.kv").stat().st_mode) == 0o750
+
+
+def test_parents_may_be_made_where_one_may_be_entered_and_not_read() -> None:
+    disk = SimulatedDisk()
+    disk.make_directory("/closed")
+    refused = disk.fail("open_directory", error=errno.EACCES, path="/closed", forever=True)
+    with kvwal.open("/closed/x/a.kv", parents=True, files=disk) as db:
+        db[b"k"] = b"v"
+    assert refused.struck
 
 
 def test_a_file_where_a_directory_is_due_is_refused_and_left_alone(tmp_path: Path) -> None:
@@ -164,7 +202,7 @@ def test_files_are_private_by_default(tmp_path: Path) -> None:
 def test_mode_opens_it_to_others_who_may_then_enter(tmp_path: Path) -> None:
     former = os.umask(0)
     try:
-        with kvwal.open(tmp_path / "a.kv", mode=0o644):
+        with kvwal.open(tmp_path / "a.kv", "c", 0o644):
             pass
     finally:
         os.umask(former)

@@ -240,3 +240,45 @@ def test_each_writable_open_has_a_higher_session_on_one_line(tmp_path: Path) -> 
     assert list(sessions) == sorted(set(sessions))
     assert len(set(lines)) == 1
     assert lines[0] != bytes(8)
+
+
+def test_no_parent_that_was_made_is_lost_with_an_acknowledged_commit() -> None:
+    def make(disk: SimulatedDisk, acknowledged: list[Any]) -> None:
+        with open_in_missing(disk) as db:
+            db[b"k"] = b"v"
+            acknowledged.append("k")
+
+    def check(disk: SimulatedDisk, acknowledged: list[Any]) -> None:
+        with open_in_missing(disk, "r" if acknowledged else "c") as db:
+            assert dict(db) in ([{b"k": b"v"}] if acknowledged else [{}, {b"k": b"v"}])
+
+    crash_every(make, check)
+
+
+def test_no_parent_is_lost_that_a_killed_process_has_made() -> None:
+    """The process that goes on finds the directory, and cannot know that nothing has flushed its entry."""
+    disk = SimulatedDisk()
+    seen: list[int] = []
+    disk.watcher = lambda operation: seen.append(operation.number)
+    open_in_missing(disk).close()
+    for number in seen:
+        disk = SimulatedDisk()
+
+        def kill(operation: Any, disk: SimulatedDisk = disk, number: int = number) -> None:
+            if operation.number == number:
+                disk.watcher = None
+                disk.kill()
+                raise KeyboardInterrupt
+
+        disk.watcher = kill
+        with pytest.raises(KeyboardInterrupt):
+            open_in_missing(disk).close()
+        with open_in_missing(disk) as db:
+            db[b"k"] = b"v"
+            found = disk.crash()
+        with open_in_missing(found, "r") as after:
+            assert dict(after) == {b"k": b"v"}, f"killed at operation {number}"
+
+
+def open_in_missing(disk: SimulatedDisk, flag: Any = "c") -> kvwal.Store:
+    return kvwal.open("/a/b/kv", flag, parents=True, files=disk, **SETTINGS)
