@@ -10,7 +10,7 @@ Invariant: keys and values are exactly `bytes` (never a subclass, never a view o
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any, Final, Never, Protocol, TypeAlias, runtime_checkable
+from typing import Any, Final, Never, Protocol, TypeAlias, cast
 
 from kvwal.errors import UsageError
 from kvwal.keys import MAX_KEY_BYTES, MAX_VALUE_BYTES, Bound, BytesLike, KeyRange, as_int, as_key, as_value
@@ -23,7 +23,6 @@ _SEQNO_BYTES: Final = 8
 _ORDINAL_BYTES: Final = 4
 
 
-@runtime_checkable
 class _HasKeys(Protocol):
     """A mapping, or what `dict.update` takes for one: a database of `dbm`, for one."""
 
@@ -187,8 +186,9 @@ def checked_pairs(other: Updates, **keywords: Never) -> dict[bytes, bytes]:
     pairs: Iterable[tuple[BytesLike, BytesLike]]
     if isinstance(other, Mapping):
         pairs = other.items()
-    elif isinstance(other, _HasKeys):
-        pairs = [(key, other[key]) for key in other.keys()]  # noqa: SIM118  # it need not be iterable
+    elif hasattr(other, "keys"):
+        mapping = cast(_HasKeys, other)
+        pairs = [(key, mapping[key]) for key in mapping.keys()]  # noqa: SIM118  # it need not be iterable
     else:
         pairs = other
     return {

@@ -29,6 +29,8 @@
     |-- ConflictError           a concurrent commit changed what this transaction read; retry it
     `-- InternalError           a bug in kvwal
 
+`kvwal.compat.dbm` raises all of these as its `error`, with the one that it was as the cause.
+
 Wrong argument types and sizes are `TypeError` and `ValueError`, as in the standard library.
 An error carries its facts as attributes, and its text says what to do next. Every error can be copied and pickled,
 and keeps its text, attributes and notes, and the cause if that is one of kvwal's or Python's own: an error that cannot

@@ -15,7 +15,7 @@ import errno
 from typing import Final, NoReturn
 
 from kvwal.errors import CorruptionError, DiskFullError, FormatError, ReadOnlyError, StoreNotFoundError
-from kvwal.files import Directory, is_full, parent_text
+from kvwal.files import Directory, is_full, parent_and_name
 from kvwal.files.names import DATA, ERASING, LOCK, is_erasable, is_known, segment_name, temporary_name
 from kvwal.keys import Seqno
 from kvwal.log import LogIdentity, LogOptions, LogReader, SegmentLog
@@ -74,8 +74,8 @@ def _ensure_parent(path: str, options: Options) -> None:
     flushed also where the directory was found: the process that made it may have died before it did so. What is farther
     up was flushed before this directory was made.
     """
-    parent = parent_text(path)
-    if parent == path:
+    parent, name = parent_and_name(path)
+    if not name or parent == path:
         return
     try:
         directory = options.files.open_directory(parent)

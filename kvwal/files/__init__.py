@@ -7,7 +7,7 @@ the crash tests can put a simulated disk in their place.
 from kvwal.files.failures import is_full
 from kvwal.files.fork import call_in_forked_child, process_id
 from kvwal.files.protocol import Buffer, Directory, EntryKind, File, Files
-from kvwal.files.system import PathArgument, parent_text, path_text, system_files
+from kvwal.files.system import PathArgument, parent_and_name, path_text, system_files
 
 __all__ = [
     "Buffer",
@@ -18,7 +18,7 @@ __all__ = [
     "PathArgument",
     "call_in_forked_child",
     "is_full",
-    "parent_text",
+    "parent_and_name",
     "path_text",
     "process_id",
     "system_files",

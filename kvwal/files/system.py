@@ -28,7 +28,7 @@ from kvwal.files.directory import SystemDirectory
 from kvwal.files.failures import failed
 from kvwal.files.protocol import Directory, Files
 
-__all__ = ["PathArgument", "parent_text", "path_text", "system_files"]
+__all__ = ["PathArgument", "parent_and_name", "path_text", "system_files"]
 
 #: What a user may give for a path.
 PathArgument: TypeAlias = str | bytes | os.PathLike[str] | os.PathLike[bytes]
@@ -72,7 +72,9 @@ def path_text(path: PathArgument) -> str:
     return text
 
 
-def parent_text(path: str) -> str:
-    """The path of the directory that holds what `path` names; of a root and of ".", themselves."""
-    head, tail = os.path.split(path)
-    return (head if tail else os.path.dirname(head)) or os.curdir
+def parent_and_name(path: str) -> tuple[str, str]:
+    """The path of the directory that holds what `path` names, and its name there; of a root, itself and no name."""
+    head, name = os.path.split(path)
+    if not name:
+        head, name = os.path.split(head)
+    return head or os.curdir, name
