@@ -17,6 +17,7 @@ from kvwal import (
 )
 from kvwal.api.naming import TableInfo
 from kvwal.api.open import open
+from kvwal.api.shared import shared
 from kvwal.api.store import Store
 from kvwal.api.table import Table, TableDifference, TableVersion
 from kvwal.batch import WriteBatch
@@ -143,4 +144,5 @@ __all__ = [
     "open",
     "prefix_stop",
     "salvage",
+    "shared",
 ]

@@ -383,7 +383,10 @@ class LockedError(EnvironmentFailure):
                 "there, or take it over with steal=True"
             )
         elif own:
-            text = f"{path} is already open in this process (pid {pid}); share that Store between threads"
+            text = (
+                f"{path} is already open in this process (pid {pid}); share that Store between threads, or open it by "
+                "kvwal.shared everywhere"
+            )
         elif pid is None:
             text = f"{path} is open in another process; close it there first"
         else:

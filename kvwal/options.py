@@ -25,6 +25,7 @@ __all__ = [
     "OpenOptions",
     "Options",
     "Preallocate",
+    "as_flag",
     "taking_options",
 ]
 
@@ -185,6 +186,13 @@ class Options:
         if durability == "interval":
             return self.durability == "os" or not self.background
         return durability == "commit"
+
+
+def as_flag(flag: Flag) -> Flag:
+    """The flag. ValueError if it is none."""
+    if flag not in get_args(Flag):
+        raise ValueError(f'flag is one of "r", "w", "c" and "n", not {flag!r}')
+    return flag
 
 
 _F = TypeVar("_F", bound=Callable[..., Any])

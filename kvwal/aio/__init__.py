@@ -12,7 +12,7 @@ from kvwal.aio.changes import AsyncBootstrap, AsyncChanges
 from kvwal.aio.committer import committed_seqno
 from kvwal.aio.consumer import AsyncConsumer
 from kvwal.aio.cursor import AsyncCursor
-from kvwal.aio.opening import Opening, open
+from kvwal.aio.opening import Opening, open, shared
 from kvwal.aio.scanning import Scan
 from kvwal.aio.snapshot import AsyncSnapshot
 from kvwal.aio.store import MAX_PENDING_BYTES, MAX_PENDING_COMMITS, AsyncStore
@@ -32,4 +32,5 @@ __all__ = [
     "Scan",
     "committed_seqno",
     "open",
+    "shared",
 ]

@@ -8,13 +8,14 @@ from types import TracebackType
 from typing import Any, Unpack
 
 import kvwal.api.open
+import kvwal.api.shared
 from kvwal.aio.store import MAX_PENDING_BYTES, MAX_PENDING_COMMITS, AsyncStore, owning
 from kvwal.aio.workers import to_the_end
 from kvwal.api.store import Store
 from kvwal.files import PathArgument
 from kvwal.options import Flag, OpenOptions, taking_options
 
-__all__ = ["Opening", "open"]
+__all__ = ["Opening", "open", "shared"]
 
 
 class Opening:
@@ -71,4 +72,22 @@ def open(
     Raises what `kvwal.open` raises.
     """
     opener = functools.partial(kvwal.api.open.open, path, flag, mode, **options)
+    return Opening(opener, max_pending_commits=max_pending_commits, max_pending_bytes=max_pending_bytes)
+
+
+@taking_options
+def shared(
+    path: PathArgument,
+    flag: Flag = "c",
+    mode: int = 0o600,
+    *,
+    max_pending_commits: int = MAX_PENDING_COMMITS,
+    max_pending_bytes: int = MAX_PENDING_BYTES,
+    **options: Unpack[OpenOptions],
+) -> Opening:
+    """`kvwal.shared` for the running loop: other tasks, loops and threads of the process may hold the store as well.
+
+    Each call makes an `AsyncStore` of its own, for its own loop and with its own limits. Args as for `open`.
+    """
+    opener = functools.partial(kvwal.api.shared.shared, path, flag, mode, **options)
     return Opening(opener, max_pending_commits=max_pending_commits, max_pending_bytes=max_pending_bytes)

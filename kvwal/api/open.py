@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import atexit
 import weakref
-from typing import Unpack, get_args
+from typing import Unpack
 
 from kvwal.api.store import Store
 from kvwal.engine.engine import Engine
 from kvwal.files import PathArgument, call_in_forked_child, path_text
-from kvwal.options import Flag, OpenOptions, Options, taking_options
+from kvwal.options import Flag, OpenOptions, Options, as_flag, taking_options
 
-__all__ = ["open"]
+__all__ = ["open", "open_stores"]
 
 # Stores of this process, until they are collected: told when it forks, and closed when it exits. By id, since a mapping
 # has no hash.
-_open_stores: weakref.WeakValueDictionary[int, Store] = weakref.WeakValueDictionary()
+open_stores: weakref.WeakValueDictionary[int, Store] = weakref.WeakValueDictionary()
 
 
 @taking_options
@@ -42,12 +42,10 @@ def open(path: PathArgument, flag: Flag = "c", mode: int = 0o600, **options: Unp
         SystemCallError: a call of the system failed, such as a read, write or flush. Both are an OSError, too.
         TypeError, ValueError: an argument cannot be right.
     """
-    if flag not in get_args(Flag):
-        raise ValueError(f'flag is one of "r", "w", "c" and "n", not {flag!r}')
-    engine = Engine.open(path_text(path), flag, Options(mode=mode, **options))
+    engine = Engine.open(path_text(path), as_flag(flag), Options(mode=mode, **options))
     try:
         store = Store(engine)
-        _open_stores[id(store)] = store
+        open_stores[id(store)] = store
         return store
     except BaseException:
         engine.abandon()
@@ -55,14 +53,14 @@ def open(path: PathArgument, flag: Flag = "c", mode: int = 0o600, **options: Unp
 
 
 def _tell_child() -> None:
-    for store in list(_open_stores.values()):
+    for store in list(open_stores.values()):
         if not store.closed:
             store.engine.abandon(in_child=True)
-    _open_stores.clear()
+    open_stores.clear()
 
 
 def _close_all() -> None:
-    for store in list(_open_stores.values()):
+    for store in list(open_stores.values()):
         store.close()
 
 

@@ -61,7 +61,7 @@ class Store(Naming, Remembering, MutableMapping[bytes, bytes]):
     @property
     def path(self) -> str:
         """The store's directory, as it was given."""
-        return self.engine.upkeep.path
+        return self.engine.upkeep.directory.path
 
     @property
     def closed(self) -> bool:

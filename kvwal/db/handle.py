@@ -25,6 +25,6 @@ class Handle:
 
     def __reduce__(self) -> NoReturn:
         raise TypeError(
-            f"a {type(self).__name__} can be neither copied nor pickled: share this one; another process opens the "
-            "store for itself; dict() copies what is in it"
+            f"a {type(self).__name__} can be neither copied nor pickled: share this one; or keep the path, and open "
+            "the store by kvwal.shared(path): another process can when it is closed here; dict() copies what is in it"
         )

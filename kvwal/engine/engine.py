@@ -176,8 +176,10 @@ class Engine:
 
     # -- ending ---------------------------------------------------------------------------------
 
-    def close(self) -> None:
+    def close(self, *, wait_s: float = 0.0) -> None:
         """Flush, checkpoint if the log's tail is long, and let go of everything. Idempotent.
+
+        It returns at once, or waits for `wait_s` seconds, where another thread is closing it already.
 
         Called from within another call of this thread (by a signal handler, or a finalizer), it refuses new calls and
         returns; another thread closes the store when that call is over.
@@ -185,7 +187,10 @@ class Engine:
         if self._directory.inherited and not self.is_closed:
             # A fork that the interpreter did not see: the threads of the parent, and their locks, are not here.
             self.abandon(in_child=True)
-        if self.is_closed or self.lock._is_owned():
+        if self.lock._is_owned():
+            return
+        if self.is_closed:
+            self._wait_until_closed(wait_s)
             return
         if is_nested():
             # The interrupted call may own any lock, so another thread waits for it to end.
@@ -196,6 +201,13 @@ class Engine:
             _closing[:] = [each for each in _closing if each.is_alive()] + [thread]
         else:
             self._close()
+
+    def _wait_until_closed(self, wait_s: float) -> None:
+        if wait_s:
+            try:
+                self.lock.acquire(timeout=wait_s)
+            finally:
+                release(self.lock)
 
     def _close(self) -> None:
         try:
@@ -210,12 +222,11 @@ class Engine:
                     if self._log is not None:
                         self._close_log(self._log)
                 finally:
-                    if self._checkpointer is None:
-                        self._let_go()
-                    else:
-                        # A checkpoint of a call that a signal handler interrupted to close is still unwinding.
-                        self._checkpointer.while_idle(self._let_go)
+                    self._let_go_when_idle()
         except BaseException:
+            if self.is_closed:
+                # Interrupted while it let go: what is left would be held until the collector finds it.
+                self._let_go_when_idle()
             release(self.lock)
             raise
 
@@ -237,6 +248,13 @@ class Engine:
             except (OSError, PoisonedError, DiskFullError):
                 # What was acknowledged is on disk, and what was not may be lost: recovery will tell.
                 log.abandon()
+
+    def _let_go_when_idle(self) -> None:
+        if self._checkpointer is None:
+            self._let_go()
+        else:
+            # A checkpoint of a call that a signal handler interrupted to close is still unwinding.
+            self._checkpointer.while_idle(self._let_go)
 
     def _let_go(self) -> None:
         self.state.close(closed)

@@ -15,7 +15,7 @@ from kvwal.engine.recovery import Recovered, RecoveryReport
 from kvwal.engine.stats import Stats
 from kvwal.engine.verify import VerifyReport, verify_parts
 from kvwal.errors import FeedGap, read_only
-from kvwal.files import Files
+from kvwal.files import Directory, Files
 from kvwal.keys import Seqno
 from kvwal.log import SegmentCursor, SegmentInfo, read_kept
 from kvwal.times import time_of, us_of
@@ -39,8 +39,8 @@ class Upkeep:
     ) -> None:
         """A read-only store has no checkpointer."""
         self._state, self._pages, self._log, self._reader = parts.state, parts.pages, parts.log, parts.reader
-        #: The store's directory, as it was given.
-        self.path: str = parts.directory.path
+        #: The store's directory.
+        self.directory: Directory = parts.directory
         #: What opening found and did.
         self.recovery: RecoveryReport = parts.report
         #: Whether it was opened with flag "r".

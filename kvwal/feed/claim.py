@@ -97,7 +97,7 @@ def _created(engine: Engine, asked: Asked) -> ConsumerRow:
 
 
 def _in_use(engine: Engine, name: str, owner: Owner) -> LockedError:
-    return LockedError(engine.upkeep.path, process_id(), True, consumer=name, thread=owner.thread)
+    return LockedError(engine.upkeep.directory.path, process_id(), True, consumer=name, thread=owner.thread)
 
 
 def _hold_from(engine: Engine, asked: Asked, limits: Limits) -> Hold:

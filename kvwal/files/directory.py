@@ -65,6 +65,12 @@ class SystemDirectory:
     def __del__(self) -> None:
         self.close()
 
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, SystemDirectory) and self._identity == other._identity
+
+    def __hash__(self) -> int:
+        return hash(self._identity)
+
     @property
     def inherited(self) -> bool:
         return not self._mark[0]
@@ -257,7 +263,8 @@ class SystemDirectory:
             os.close(fd)
 
     def close(self) -> None:
-        if not self._open:
+        # Interrupted as it is made, it has nothing yet.
+        if not getattr(self, "_open", False):
             return
         # In a forked child the lock is the parent's, and stays: only the descriptors are closed.
         if self._mark[0]:

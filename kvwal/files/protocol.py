@@ -69,7 +69,10 @@ class File(Protocol):
 
 
 class Directory(Protocol):
-    """An open directory. A `name` is that of an entry in it, never a path."""
+    """An open directory. A `name` is that of an entry in it, never a path.
+
+    Two that are open are equal if they are the same directory, by whatever paths it was reached.
+    """
 
     @property
     def path(self) -> str:

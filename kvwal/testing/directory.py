@@ -45,6 +45,12 @@ class SimulatedDirectory:
         self._open = True
         self._lock = 0
 
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, SimulatedDirectory) and self._node is other._node
+
+    def __hash__(self) -> int:
+        return id(self._node)
+
     @property
     def inherited(self) -> bool:
         return False

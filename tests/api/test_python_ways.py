@@ -86,7 +86,7 @@ def test_what_a_store_says_of_itself_can_be_copied_and_pickled(db: Store) -> Non
 def test_a_store_that_is_sent_to_a_process_pool_is_refused_and_its_path_is_not(db: Store) -> None:
     path = db.path
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-        with pytest.raises(TypeError, match="another process opens the store for itself"):
+        with pytest.raises(TypeError, match=r"keep the path, and open the store by kvwal.shared\(path\)"):
             pool.submit(len, db).result()
         program = f"import kvwal\nkvwal.open({path!r}, 'r')"
         with pytest.raises(kvwal.LockedError) as caught:
