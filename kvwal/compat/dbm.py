@@ -214,7 +214,9 @@ class Database(MutableMapping[Any, bytes]):
 
     @_raising_error
     def reorganize(self) -> None:
-        """Give back the space of what was removed, as far as no past moment needs it."""
+        """Give back the space of what was removed, as far as no past moment needs it: opened with `keep_history_s=0`,
+        none does.
+        """
         self._store.compact()
 
     @_raising_error

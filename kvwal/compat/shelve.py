@@ -18,6 +18,11 @@ from kvwal.options import Flag
 __all__ = ["BsdDbShelf", "DbfilenameShelf", "Shelf", "open"]
 
 
+def __getattr__(name: str) -> Any:
+    # What a later Python adds, such as `ShelveError` in 3.15.
+    return getattr(shelve, name)
+
+
 class DbfilenameShelf(shelve.Shelf[Any]):
     """A shelf in a kvwal store: see `open`."""
 
