@@ -128,6 +128,9 @@ class _Registry:
     @locked
     def forget(self, share: _Share) -> None:
         """The share is over, and its store is closed."""
+        self._forget(share)
+
+    def _forget(self, share: _Share) -> None:
         directory = share.engine.upkeep.directory
         if self.shares.get(directory) is share:
             del self.shares[directory]
@@ -151,9 +154,18 @@ class _Registry:
                 end(share)
 
     def close(self, share: _Share) -> None:
-        """Close the store of a share that is over."""
-        share.engine.close()
-        self.forget(share)
+        """Close the store of a share that is over. If another thread is at it, that one forgets the share."""
+        if share.engine.close():
+            self.forget(share)
+
+    def abandon(self, share: _Share) -> None:
+        """The same for a finalizer, whatever thread and moment the collector chose: see `Store.__del__`."""
+        if share.engine.abandon() and not self.lock._is_owned():
+            try:
+                if self.lock.acquire(False):
+                    self._forget(share)
+            finally:
+                release(self.lock)
 
 
 _registry = _Registry()
@@ -233,15 +245,10 @@ class SharedStore(Store):
             return
         warnings.warn(f"{self!r} was never closed", ResourceWarning, stacklevel=1, source=self)
         if not self._registry.mark[0]:
-            share.engine.abandon()
+            share.engine.abandon(in_child=True)
             return
         self._registry.dropped.append((share, self._holder))
-        self._registry.tidy(_abandon)
-
-
-def _abandon(share: _Share) -> None:
-    # Whatever thread and moment the collector chose: see `Store.__del__`.
-    share.engine.abandon()
+        self._registry.tidy(self._registry.abandon)
 
 
 @taking_options
@@ -279,7 +286,7 @@ def shared(path: PathArgument, flag: Flag = "c", mode: int = 0o600, **options: U
         for share in list(registry.shares.values()):
             if holder in share.holders:
                 registry.dropped.append((share, holder))
-        registry.tidy(_abandon)
+        registry.tidy(registry.abandon)
         raise
 
 

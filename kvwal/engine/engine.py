@@ -176,10 +176,11 @@ class Engine:
 
     # -- ending ---------------------------------------------------------------------------------
 
-    def close(self, *, wait_s: float = 0.0) -> None:
+    def close(self, *, wait_s: float = 0.0) -> bool:
         """Flush, checkpoint if the log's tail is long, and let go of everything. Idempotent.
 
-        It returns at once, or waits for `wait_s` seconds, where another thread is closing it already.
+        Returns whether everything is let go of. Where another thread is closing it already, it waits for that for
+        `wait_s` seconds, and then it may not be.
 
         Called from within another call of this thread (by a signal handler, or a finalizer), it refuses new calls and
         returns; another thread closes the store when that call is over.
@@ -188,10 +189,9 @@ class Engine:
             # A fork that the interpreter did not see: the threads of the parent, and their locks, are not here.
             self.abandon(in_child=True)
         if self.lock._is_owned():
-            return
+            return False
         if self.is_closed:
-            self._wait_until_closed(wait_s)
-            return
+            return self._is_let_go(wait_s)
         if is_nested():
             # The interrupted call may own any lock, so another thread waits for it to end.
             self.state.refuse(closed)
@@ -199,15 +199,16 @@ class Engine:
             thread = threading.Thread(target=self._close, name="kvwal-close")
             thread.start()
             _closing[:] = [each for each in _closing if each.is_alive()] + [thread]
-        else:
-            self._close()
+            return False
+        self._close()
+        return True
 
-    def _wait_until_closed(self, wait_s: float) -> None:
-        if wait_s:
-            try:
-                self.lock.acquire(timeout=wait_s)
-            finally:
-                release(self.lock)
+    def _is_let_go(self, wait_s: float) -> bool:
+        try:
+            # The thread that closes it owns the lock until then.
+            return self.lock.acquire(timeout=wait_s)
+        finally:
+            release(self.lock)
 
     def _close(self) -> None:
         try:
@@ -263,13 +264,29 @@ class Engine:
         self._pages.close()
         self._directory.close()
 
-    def abandon(self, *, in_child: bool = False) -> None:
-        """Let go of everything and write nothing: for a finalizer. Takes no lock, waits for nothing.
+    def abandon(self, *, in_child: bool = False) -> bool:
+        """Let go of everything and write nothing: for a finalizer. Waits for no lock, and for nothing else.
 
         `in_child`: after a fork, in the child; the threads, and the owners of locks, do not exist here.
+
+        Returns False, and does nothing, where another thread is closing the store.
         """
         if in_child:
             self._leave_to_parent()
+        owned = self.lock._is_owned()
+        try:
+            # Owned, so that a thread which has to wait until the files are let go of can.
+            if not owned and not self.lock.acquire(False):
+                return False
+            self._abandon()
+            return True
+        finally:
+            if not owned:
+                release(self.lock)
+
+    def _abandon(self) -> None:
+        if self.is_closed:
+            return
         self.is_closed = True
         if self._background is not None:
             # The thread may be writing: the lock of the store is held until it is done.

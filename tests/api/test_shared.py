@@ -7,6 +7,8 @@ import gc
 import os
 import random
 import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +22,7 @@ import kvwal
 import kvwal.aio
 from kvwal import ClosedError, LockedError, ReentrancyError, Store, UsageError
 from kvwal.api import shared as module
+from kvwal.engine import engine as engine_module
 from kvwal.testing import SimulatedDisk
 
 OPTIONS: dict[str, Any] = {"durability": "os", "background": False}
@@ -140,25 +143,33 @@ def test_a_store_of_another_file_system_is_shared_too() -> None:
             assert other.engine is not one.engine
 
 
-def test_threads_that_open_and_close_share_and_never_meet_a_lock(tmp_path: Path, seed: int) -> None:
+@pytest.mark.filterwarnings("ignore:.*was never closed:ResourceWarning")
+@pytest.mark.parametrize("background", [False, True])
+def test_threads_that_open_close_and_drop_share_and_never_meet_a_lock(
+    tmp_path: Path, seed: int, background: bool
+) -> None:
     paths = [tmp_path / "a.kv", tmp_path / "b.kv"]
+    interval_s = sys.getswitchinterval()
 
     def work(number: int) -> int:
         rng = random.Random(seed + number)
-        for turn in range(60):
-            path = rng.choice(paths)
-            db = kvwal.shared(path, **OPTIONS)
+        for turn in range(300):
+            db = kvwal.shared(rng.choice(paths), durability="os", background=background)
             db.add(b"n", 1)
             db.put(b"%d %d" % (number, turn), b"")
-            if rng.random() < 0.3:
-                db.snapshot().close()
-            db.close()
-        return 60
+            if rng.random() < 0.6:
+                db.close()
+            del db
+        return 300
 
-    total = sum(run_threads(*(lambda number=number: work(number) for number in range(6))))
+    sys.setswitchinterval(1e-5)
+    try:
+        total = sum(run_threads(*(lambda number=number: work(number) for number in range(6))))
+    finally:
+        sys.setswitchinterval(interval_s)
     found = 0
     for path in paths:
-        with kvwal.open(path) as db:
+        with kvwal.shared(path) as db:
             assert not problems_of(db)
             found += db.add(b"n", 0)
     assert found == total
@@ -199,6 +210,33 @@ def test_a_holder_may_be_collected_in_any_section(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(module._Registry, "_find", lambda self, path, options: collecting(path, options))
     with kvwal.shared(tmp_path / "b.kv", **OPTIONS):
         assert_closed(tmp_path / "a.kv")
+
+
+@pytest.mark.filterwarnings("ignore:.*was never closed:ResourceWarning")
+def test_a_finalizer_leaves_a_store_alone_that_another_thread_is_closing(tmp_path: Path) -> None:
+    forgotten = [kvwal.shared(tmp_path / "a.kv", durability="os")]
+    engine = forgotten[0].engine
+    owned, done = threading.Event(), threading.Event()
+
+    def closing() -> None:
+        with engine.lock:
+            owned.set()
+            done.wait(20)
+
+    thread = threading.Thread(target=closing)
+    thread.start()
+    owned.wait(20)
+    forgotten.clear()
+    assert not engine.is_closed
+    assert shares() == 1
+    done.set()
+    thread.join()
+    with kvwal.shared(tmp_path / "a.kv", **OPTIONS) as db:
+        assert db.engine is not engine
+    assert engine.is_closed
+    before = list(engine_module._abandoned)
+    assert engine.abandon(), "it is let go of already"
+    assert engine_module._abandoned == before
 
 
 def test_a_close_from_within_a_section_is_finished_by_the_call_that_it_interrupted(
@@ -295,9 +333,6 @@ def test_a_forked_child_has_none_and_opens_its_own(tmp_path: Path) -> None:
 
 
 def test_the_store_is_closed_when_the_interpreter_exits(tmp_path: Path) -> None:
-    import subprocess
-    import sys
-
     program = "import sys, kvwal\nheld = [kvwal.shared(sys.argv[1]) for _ in range(2)]\nheld[0][b'k'] = b'v'"
     result = subprocess.run(
         [sys.executable, "-W", "error", "-c", program, str(tmp_path / "a.kv")], capture_output=True, text=True
