@@ -96,7 +96,7 @@ class Engine:
         self.events: Events = recovered.events
         # Whether a commit without a durability of its own is flushed before it returns.
         self._syncs = options.wants_sync()
-        #: Guards the end. Owned while the store is being closed.
+        #: Guards the end. Owned while the store is being closed, or abandoned.
         self.lock = new_lock()
         self.is_closed = False
         reserve = Reserve(self._directory, options.mode)
