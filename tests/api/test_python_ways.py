@@ -262,6 +262,11 @@ def test_the_end_of_all_keys_is_no_start_of_a_scan(db: Store) -> None:
                 assert not list(reading.keys(end, prefix=b"k", reverse=reverse))
             assert not len(reading.keys(end))
             assert reading.first(end) is reading.last(end, end) is None
+            assert (reading.count(end), reading.count(b"k3", end)) == (0, 3)
+            for position in (0, -1):
+                with pytest.raises(IndexError):
+                    reading.key_at(position, end)
+            assert (reading.key_at(0, b"k3", end), reading.key_at(-1, b"k3", end)) == (b"k3", b"\xff\xff1")
             assert list(reading.keys(b"k3", end)) == list(reading.keys(b"k3")) == keys[3:]
             assert list(reading.keys(kvwal.prefix_stop(b"k"))) == [b"\xff\xff1"]
         txn.delete_range(end)
