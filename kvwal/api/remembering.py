@@ -22,6 +22,7 @@ from kvwal.feed.difference import Difference, differences, past_value
 from kvwal.feed.key_versions import KeyVersions
 from kvwal.feed.lag import ConsumerInfo, consumers
 from kvwal.feed.previous import WithPrevious
+from kvwal.feed.quiet import Quiet
 from kvwal.keys import BytesLike, Seqno, as_int, as_key
 from kvwal.log import Record
 from kvwal.options import Durability
@@ -190,6 +191,7 @@ class Remembering(OrderedMapping):
         expand: bool = False,
         follow: bool = False,
         timeout_s: float | None = None,
+        heartbeat_s: float | None = None,
     ) -> Changes:
         """What the durable commits beyond `after` changed, in their order, each change once.
 
@@ -202,6 +204,7 @@ class Remembering(OrderedMapping):
             expand: tell a deleted range as a "delete" of each key that it held, less those that the commit wrote.
             follow: wait for what comes. Without it, it ends with the last commit that is durable at the call.
             timeout_s: with `follow`, stop (StopIteration) when no change came for this long; iterating again goes on.
+            heartbeat_s: with `follow`, tell a change of kind "heartbeat" when none came for this long. None: never.
 
         Raises, at the call: FeedGap if commits beyond `after` are no longer kept, or there is no commit `after` yet;
         SnapshotTooOld for `previous` and `expand` if `after` is a moment before the window; ReadOnlyError for `follow`
@@ -209,10 +212,11 @@ class Remembering(OrderedMapping):
         """
         position = None if after is None else Seqno(as_int("after", after, 0))
         wanted: Selection = Filter(prefix, tables)
+        quiet = Quiet(timeout_s, heartbeat_s)
         if previous or expand:
             position = self.engine.upkeep.past.oldest() if position is None else position
             wanted = WithPrevious(self.engine, wanted, position, values=previous, keys=expand, owner=self)
-        return Changes(self.engine, position, wanted, follow=follow, timeout_s=timeout_s, owner=self)
+        return Changes(self.engine, position, wanted, follow=follow, quiet=quiet, owner=self)
 
     def commits(
         self,
@@ -261,6 +265,7 @@ class Remembering(OrderedMapping):
         on_error: Literal["stop", "park"] = "stop",
         ack_interval_s: float = 1.0,
         timeout_s: float | None = None,
+        heartbeat_s: float | None = None,
     ) -> Consumer:
         """A named reader of the feed, whose position the store keeps: iterate and `ack`, or `project`.
 
@@ -282,6 +287,7 @@ class Remembering(OrderedMapping):
                 that `replay_parked` may try it later, and go on.
             ack_interval_s: the position is written at most this often.
             timeout_s: iterating gives a batch without changes when none came for this long. None: never.
+            heartbeat_s: it also gives one when none came for this long, and says that it is a `heartbeat`. None: never.
 
         Raises: LockedError if it is in use, with the name of the thread; ConsumerExistsError for another filter;
         FeedGap if `start` is not kept, or no commit; ReadOnlyError; TypeError or ValueError for other arguments.
@@ -299,6 +305,7 @@ class Remembering(OrderedMapping):
             on_error=on_error,
             ack_interval_s=ack_interval_s,
             timeout_s=timeout_s,
+            heartbeat_s=heartbeat_s,
         )
         return Consumer(self.engine, asked, owner=self)
 

@@ -122,10 +122,12 @@ class Owner:
     Attributes:
         thread: the name of the thread that asked for it.
         scanned: the last commit that it has looked at.
+        polled_s: when it asked for commits last, by the monotonic clock.
     """
 
     thread: str
     scanned: Seqno
+    polled_s: float
 
 
 class RowChange:

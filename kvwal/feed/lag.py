@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import time
+from dataclasses import dataclass, field
 from itertools import islice
 from typing import Final, Literal
 
@@ -35,6 +36,7 @@ class ConsumerInfo:
         owner: name of the thread that asked for it; None if it is not in use.
         last_error: why it stopped; empty after a success.
         parked: the commits that it has set aside, oldest first.
+        last_poll_s: how many seconds ago the owner asked for commits; None if it is not in use.
     """
 
     name: str
@@ -48,6 +50,7 @@ class ConsumerInfo:
     owner: str | None
     last_error: str
     parked: tuple[Parked, ...] = ()
+    last_poll_s: float | None = field(default=None, compare=False)
 
 
 def consumers(engine: Engine) -> list[ConsumerInfo]:
@@ -79,6 +82,7 @@ def _info(engine: Engine, row: ConsumerRow) -> ConsumerInfo:
         None if owner is None else owner.thread,
         row.last_error,
         parked,
+        None if owner is None else time.monotonic() - owner.polled_s,
     )
 
 

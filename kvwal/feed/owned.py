@@ -26,7 +26,7 @@ from kvwal.engine.request import CommitRequest
 from kvwal.errors import FeedGap, FencedError, closed
 from kvwal.feed.asked import Asked
 from kvwal.feed.change import Change, Filter
-from kvwal.feed.changes import Changes
+from kvwal.feed.changes import Changes, goes_on
 from kvwal.feed.claim import begin, claim, release
 from kvwal.keys import Seqno, prefix_stop
 from kvwal.log import Extension, Hold, Record, extension_of
@@ -49,11 +49,13 @@ class Batch:
         changes: of whole commits, in their order; those that the filter lets through.
         first: the first commit that it covers: the one after the batch before.
         last: the last one, whether it has changes of it or not. Less than `first` if no commit came.
+        heartbeat: it has no changes, and is given because none came for `heartbeat_s`.
     """
 
     changes: Sequence[Change]
     first: Seqno
     last: Seqno
+    heartbeat: bool = False
 
     @property
     def scanned(self) -> Seqno:
@@ -108,14 +110,14 @@ class OwnedConsumer:
         self._parks = asked.parks
         self._filter = _Watch(asked.filter, None if asked.own else asked.name.encode())
         self._ack_interval_s = asked.ack_interval_s
-        self._timeout_s = asked.timeout_s
+        self._quiet = asked.quiet
         self._consumers = engine.upkeep.consumers
         self._consumers.log()
         self._changes: Changes | None = None
         self._stored_s = float("-inf")
         # What was asked to be committed last, until it is resolved.
         self._last: RowCommit | None = None
-        token = Owner(asked.thread, Seqno(0))
+        token = Owner(asked.thread, Seqno(0), time.monotonic())
         before: Owner | None = None
         try:
             before = claim(engine, asked, token)
@@ -139,14 +141,21 @@ class OwnedConsumer:
 
     @property
     def alive(self) -> bool:
-        """Whether iterating would wait for commits, and not raise."""
+        """Whether it goes on: there are commits that it has not looked at, or more may come. From any thread."""
         token = self._token
         return (
             token is not None
             and not self._engine.is_closed
             and self._consumers.owners.get(self.name) is token
             and self._consumers.hold(self.name) is not None
+            and goes_on(self._engine, self._consumers.log().read(self._scanned, purpose=None))
         )
+
+    @property
+    def last_poll_s(self) -> float | None:
+        """How long ago it asked for commits, in seconds; None once it is closed. Waiting, it asks all the time."""
+        token = self._token
+        return None if token is None else time.monotonic() - token.polled_s
 
     def _poll(self) -> Batch | None:
         """The next batch, counted, if there are changes. None: what is there was passed over, and may be due.
@@ -155,6 +164,9 @@ class OwnedConsumer:
         """
         self._refuse_if_over()
         feed = self._feed()
+        token = self._token
+        if token is not None:
+            token.polled_s = time.monotonic()
         changes = self._collect(feed)
         if changes:
             return self._batch(changes, feed.position)
@@ -162,14 +174,13 @@ class OwnedConsumer:
             # There is nothing to acknowledge, so it is as if that was done.
             self._acked = max(self._acked, feed.position)
         self._scanned = feed.position
-        token = self._token
         if token is not None:
             token.scanned = feed.position
         return None
 
-    def _batch(self, changes: tuple[Change, ...], position: Seqno) -> Batch:
+    def _batch(self, changes: tuple[Change, ...], position: Seqno, *, heartbeat: bool = False) -> Batch:
         """A batch that ends at the position, counted."""
-        batch = Batch(changes, Seqno(self._covered + 1), position)
+        batch = Batch(changes, Seqno(self._covered + 1), position, heartbeat)
         self._scanned = self._covered = position
         if changes:
             self._delivered = position
@@ -224,6 +235,7 @@ class OwnedConsumer:
     def _return_to(self, counts: tuple[Seqno, Seqno, Seqno]) -> None:
         """What was counted since then was not handed out: it is read again."""
         self._scanned, self._covered, self._delivered = counts
+        self._quiet.end()
         self._rewind()
 
     def _rewind(self) -> None:
