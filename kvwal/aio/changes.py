@@ -116,6 +116,8 @@ class AsyncChanges(AsyncIterator[Change]):
                 if self._ahead:
                     quiet.end()
                     return
+                if self._error is not None:
+                    continue
                 self.position = self._read_to
                 left_s = quiet.left_s(STEP_S)
                 if self._follow and left_s > 0:
