@@ -311,11 +311,13 @@ class Finding:
         file: the name of the file, inside the store's directory.
         offset: byte offset in it, or None when the whole file is meant.
         reason: what does not hold, in a few words.
+        is_derived: nothing is lost: what the file says is in other files too, and it is made again.
     """
 
     file: str
     offset: int | None
     reason: str
+    is_derived: bool = False
 
     def __str__(self) -> str:
         where = self.file if self.offset is None else f"{self.file} at byte {self.offset}"

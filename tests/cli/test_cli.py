@@ -417,6 +417,20 @@ def test_verify_of_a_sound_store_is_exit_code_0(filled: str) -> None:
     assert json.loads(run("verify", filled, "--json").stdout)["problems"] == []
 
 
+def test_verify_says_what_is_damaged_and_not_lost_with_exit_code_0(path: str) -> None:
+    with kvwal.open(path, background=False, segment_bytes=16 << 10, durability="os") as db:
+        for number in range(100):
+            db.put(b"%d" % number, bytes(500))
+        assert list(db.versions(b"7"))
+    index = next(Path(path).glob("*.keys"))
+    index.write_bytes(index.read_bytes()[:-1])
+    lines = run("verify", path).stdout.splitlines()
+    assert lines[0].startswith(f"not lost: {index.name}: the key index is not as it was written; it is derived")
+    assert lines[1].startswith("everything holds")
+    report = json.loads(run("verify", path, "--json").stdout)
+    assert (report["problems"], len(report["derived"])) == ([], 1)
+
+
 def test_checkpoint_brings_every_commit_into_the_pages(filled: str) -> None:
     assert "up to 6" in run("checkpoint", filled).stdout
     with kvwal.open(filled, "r") as db:
