@@ -17,8 +17,10 @@ from kvwal.aio.workers import Workers
 from kvwal.engine.engine import Engine
 from kvwal.feed.change import Change, Prefixes
 from kvwal.feed.changes import STEP_S, Bootstrap, Changes, heartbeat
+from kvwal.feed.line import position_at
 from kvwal.feed.quiet import Quiet
 from kvwal.keys import Seqno
+from kvwal.positions import Position
 
 __all__ = ["AsyncBootstrap", "AsyncChanges", "wait_until_ready"]
 
@@ -45,8 +47,8 @@ class AsyncChanges(AsyncIterator[Change]):
         "_read_to",
         "_refuse_if_over",
         "_running",
+        "_position",
         "_workers",
-        "position",
     )
 
     def __init__(
@@ -71,9 +73,13 @@ class AsyncChanges(AsyncIterator[Change]):
         self._error: Exception | None = None
         # What a worker has read and was not handed out, and the position behind it.
         self._ahead: deque[Change] = deque()
-        self._read_to = changes.position
-        #: The last commit that was wholly handed out or passed over: the place to go on after.
-        self.position: Seqno = changes.position
+        self._read_to = changes.position.seqno
+        self._position = self._read_to
+
+    @property
+    def position(self) -> Position:
+        """The last commit that was wholly handed out or passed over: the place to go on after."""
+        return position_at(self._engine, self._position)
 
     def __aiter__(self) -> AsyncChanges:
         return self
@@ -85,9 +91,9 @@ class AsyncChanges(AsyncIterator[Change]):
             raise StopAsyncIteration
         change = self._ahead.popleft()
         if not self._ahead:
-            self.position = self._read_to
+            self._position = self._read_to
         elif change.last:
-            self.position = change.seqno
+            self._position = change.seqno
         return change
 
     @property
@@ -118,13 +124,13 @@ class AsyncChanges(AsyncIterator[Change]):
                     return
                 if self._error is not None:
                     continue
-                self.position = self._read_to
+                self._position = self._read_to
                 left_s = quiet.left_s(STEP_S)
                 if self._follow and left_s > 0:
                     await wait_until_ready(self._changes.when_ready, left_s)
                     continue
                 if self._follow and not quiet.is_over():
-                    self._ahead.append(heartbeat(self._engine, self.position))
+                    self._ahead.append(heartbeat(self._engine, self._position))
                 return
         except BaseException:
             self._changes.close()
@@ -177,8 +183,8 @@ def _read(changes: Changes) -> tuple[deque[Change], Seqno, Exception | None]:
             found.append(change)
             size += len(change.key) + len(change.value or b"")
     except Exception as error:  # noqa: BLE001  # raised when what came before it was handed out
-        return found, changes.position, error
-    return found, changes.position, None
+        return found, changes.position.seqno, error
+    return found, changes.position.seqno, None
 
 
 class AsyncBootstrap:
@@ -201,7 +207,7 @@ class AsyncBootstrap:
         #: The store as `position` left it.
         self.snapshot = snapshot
         #: The last commit that the snapshot contains.
-        self.position: Seqno = base.position
+        self.position: Position = base.position
 
     def changes(
         self,

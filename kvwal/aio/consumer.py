@@ -24,7 +24,7 @@ from kvwal.feed.changes import STEP_S, Bootstrap
 from kvwal.feed.owned import ATTEMPTS, Batch, RowCommit
 from kvwal.feed.parking import ParkingConsumer
 from kvwal.feed.quiet import Quiet
-from kvwal.keys import Seqno
+from kvwal.positions import Position
 
 __all__ = ["AsyncConsumer"]
 
@@ -95,7 +95,7 @@ class AsyncConsumer(ParkingConsumer, AsyncIterator[Batch]):
         function: Callable[[AsyncTransaction, Sequence[Change]], Awaitable[object]],
         *,
         timeout_s: float | None = None,
-    ) -> Seqno:
+    ) -> Position:
         """Await `function(txn, changes)` for the changes of each batch; one commit holds its writes and the position.
 
         Exactly once, as `Consumer.project`. If the task is cancelled while a commit is under way, it first waits for
@@ -208,7 +208,7 @@ class AsyncConsumer(ParkingConsumer, AsyncIterator[Batch]):
                 if cancelled is not None:
                     raise cancelled
                 yield AsyncSnapshot(base.snapshot, self._engine.reads, self._workers)
-                await self._commit(self._rebased(base.position))
+                await self._commit(self._rebased(base.snapshot.seqno))
 
     @contextmanager
     def _one_task(self) -> Iterator[None]:

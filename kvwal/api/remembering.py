@@ -12,6 +12,7 @@ from kvwal.db.mapping import Bounds, OrderedMapping
 from kvwal.db.snapshot import Snapshot
 from kvwal.engine.engine import Engine
 from kvwal.engine.past import Window
+from kvwal.errors import SnapshotTooOld
 from kvwal.feed.asked import Asked, Start
 from kvwal.feed.change import Filter, Prefixes, Selection
 from kvwal.feed.changes import Bootstrap, Changes
@@ -21,6 +22,7 @@ from kvwal.feed.consumer import Consumer
 from kvwal.feed.difference import Difference, differences, past_value
 from kvwal.feed.key_versions import KeyVersions
 from kvwal.feed.lag import ConsumerInfo, consumers
+from kvwal.feed.line import seqno_of
 from kvwal.feed.previous import WithPrevious
 from kvwal.feed.quiet import Quiet
 from kvwal.keys import BytesLike, Seqno, as_int, as_key
@@ -30,13 +32,13 @@ from kvwal.options import Durability
 __all__ = ["Remembering", "reverting"]
 
 
-def _moment(name: str, at: int | datetime) -> Seqno | datetime:
-    return at if isinstance(at, datetime) else Seqno(as_int(name, at, 0))
+def _moment(engine: Engine, name: str, at: int | datetime) -> Seqno | datetime:
+    return at if isinstance(at, datetime) else seqno_of(engine, name, at, SnapshotTooOld)
 
 
 def reverting(engine: Engine, key: BytesLike, to: int | datetime, table: int) -> WriteBatch:
     """What `Store.revert` commits; it raises as that does."""
-    name, moment = as_key(key), _moment("to", to)
+    name, moment = as_key(key), _moment(engine, "to", to)
     table = as_int("table", table, 0, MAX_TABLE_ID)
     value = past_value(engine, name, moment, table)
     batch = WriteBatch()
@@ -78,7 +80,7 @@ class Remembering(OrderedMapping):
         Raises: SnapshotTooOld for a moment before the window; ValueError for a commit that is not there yet, and for
         a time that is still to come or has no time zone; TypeError.
         """
-        return Snapshot(self.engine, at=None if at is None else _moment("at", at), owner=self)
+        return Snapshot(self.engine, at=None if at is None else _moment(self.engine, "at", at), owner=self)
 
     @property
     def window(self) -> Window:
@@ -93,7 +95,7 @@ class Remembering(OrderedMapping):
 
         FeedGap, at the call, if commits beyond `after` are no longer kept, or there is no commit `after` yet.
         """
-        position = None if after is None else Seqno(as_int("after", after, 0))
+        position = None if after is None else seqno_of(self.engine, "after", after)
         self.engine.state.refuse_if_gone()
         if not self.engine.upkeep.is_read_only:
             # What a commit that is under way appends is in the log when this returns.
@@ -126,8 +128,8 @@ class Remembering(OrderedMapping):
             self.engine,
             as_key(key),
             table=as_int("table", table, 0, MAX_TABLE_ID),
-            since=None if since is None else Seqno(as_int("since", since, 0)),
-            until=None if until is None else Seqno(as_int("until", until, 0)),
+            since=None if since is None else seqno_of(self.engine, "since", since, SnapshotTooOld),
+            until=None if until is None else seqno_of(self.engine, "until", until, SnapshotTooOld),
             reverse=reverse,
             limit=None if limit is None else as_int("limit", limit, 0),
             owner=self,
@@ -156,7 +158,7 @@ class Remembering(OrderedMapping):
         `snapshot`.
         """
         bounds = Bounds(start, stop, prefix, reverse, None)
-        first, last = _moment("a", a), None if b is None else _moment("b", b)
+        first, last = _moment(self.engine, "a", a), None if b is None else _moment(self.engine, "b", b)
         return differences(self.engine, first, last, bounds, as_int("table", table, 0, MAX_TABLE_ID), self)
 
     def revert(
@@ -196,8 +198,8 @@ class Remembering(OrderedMapping):
         """What the durable commits beyond `after` changed, in their order, each change once.
 
         Args:
-            after: a position, which is a seqno; None: everything that the log still has (with `previous` and `expand`:
-                from the beginning of the window on).
+            after: a position, or a seqno of this store; None: everything that the log still has (with `previous` and
+                `expand`: from the beginning of the window on).
             prefix: only keys with this prefix, or with one of several. A deleted range is cut to them.
             tables: only these tables, by id; None: the default one and all of users.
             previous: give each change the value that its key had before the commit, for one look-up each.
@@ -206,11 +208,11 @@ class Remembering(OrderedMapping):
             timeout_s: with `follow`, stop (StopIteration) when no change came for this long; iterating again goes on.
             heartbeat_s: with `follow`, tell a change of kind "heartbeat" when none came for this long. None: never.
 
-        Raises, at the call: FeedGap if commits beyond `after` are no longer kept, or there is no commit `after` yet;
-        SnapshotTooOld for `previous` and `expand` if `after` is a moment before the window; ReadOnlyError for `follow`
-        in a store opened with flag "r"; TypeError or ValueError for other arguments.
+        Raises, at the call: FeedGap if commits beyond `after` are no longer kept, there is no commit `after` yet, or it
+        is on another line; SnapshotTooOld for `previous` and `expand` if `after` is a moment before the window;
+        ReadOnlyError for `follow` in a store opened with flag "r"; TypeError or ValueError for other arguments.
         """
-        position = None if after is None else Seqno(as_int("after", after, 0))
+        position = None if after is None else seqno_of(self.engine, "after", after)
         wanted: Selection = Filter(prefix, tables)
         quiet = Quiet(timeout_s, heartbeat_s)
         if previous or expand:
@@ -231,7 +233,7 @@ class Remembering(OrderedMapping):
         It ends with the last commit that is durable at the call. What is not read yet is held in the log meanwhile.
 
         Args:
-            after: a position, which is a seqno; None: everything that the log still has.
+            after: a position, or a seqno of this store; None: everything that the log still has.
             since: only commits made then or later.
             until: only commits up to this seqno, or made then or before.
             meta: only commits with all of these pairs.
@@ -239,8 +241,8 @@ class Remembering(OrderedMapping):
         A datetime needs a time zone. FeedGap, at the call, if commits beyond `after` are gone (without `after`: if some
         since `since` may be), or there is no commit `after` yet; TypeError or ValueError for other arguments.
         """
-        position = None if after is None else Seqno(as_int("after", after, 0))
-        last = until if until is None or isinstance(until, datetime) else Seqno(as_int("until", until, 0))
+        position = None if after is None else seqno_of(self.engine, "after", after)
+        last = until if until is None or isinstance(until, datetime) else seqno_of(self.engine, "until", until)
         return commits(self.engine, position, since=since, until=last, meta=meta, owner=self)
 
     def bootstrap(self) -> Bootstrap:

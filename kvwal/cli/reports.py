@@ -25,13 +25,13 @@ def stats(path: str, as_json: bool) -> None:
     with kvwal.open(path, "r") as db:
         numbers = dataclasses.asdict(db.stats())
         report = db.recovery
-        entries = len(db)
+        entries, position = len(db), str(db.position)
         pins = db.pins()
         log_start = first_in_log(db)
     if as_json:
-        print_json({"entries": entries, **numbers, "recovery": report, "pins": pins})
+        print_json({"entries": entries, "position": position, **numbers, "recovery": report, "pins": pins})
         return
-    print_facts(str(path), [("entries", entries), *numbers.items()])
+    print_facts(str(path), [("entries", entries), ("position", position), *numbers.items()])
     print_facts("What is held", [_held(pin) for pin in pins], prefix="held.")
     print_facts("What opening it found", dataclasses.asdict(report).items(), prefix="recovery.")
     if sys.stdout.isatty():

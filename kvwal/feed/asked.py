@@ -10,14 +10,14 @@ from typing import Final, Literal, TypeAlias
 from kvwal.engine.consumers import MAX_NAME_BYTES
 from kvwal.feed.change import Filter, Prefixes
 from kvwal.feed.quiet import Quiet
-from kvwal.keys import Seqno, as_int
+from kvwal.keys import as_int
 from kvwal.log import Limits
 from kvwal.times import us_of
 
 __all__ = ["Asked", "Start"]
 
 Start: TypeAlias = Literal["now", "oldest"] | int | datetime
-"""Where a new consumer begins: with what comes, with what the log has, after a commit, or at a time."""
+"""Where a new consumer begins: with what comes, with what the log has, after a commit or position, or at a time."""
 
 # Of a limit.
 _MOST: Final = 1 << 62
@@ -53,14 +53,16 @@ class Asked:
         self.quiet = Quiet(timeout_s, heartbeat_s)
         self.name = name
         self.filter = Filter(prefix, tables)
-        self.start: Literal["now", "oldest"] | Seqno | datetime
+        self.start: Start
         if isinstance(start, datetime):
             us_of("start", start)
             self.start = start
         elif start == "now" or start == "oldest":
             self.start = start
         else:
-            self.start = Seqno(as_int("start", start, 0))
+            as_int("start", start, 0)
+            # Whether a position is on the line is said where the store is at hand.
+            self.start = start
         # "default" leaves a limit as it is.
         self._max_bytes = max_lag_bytes
         if max_lag_bytes is not None and max_lag_bytes != "default":

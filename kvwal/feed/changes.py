@@ -20,19 +20,16 @@ from kvwal.db.snapshot import Snapshot
 from kvwal.engine.engine import Engine
 from kvwal.errors import ClosedError, Error, FeedGap, closed
 from kvwal.feed.change import Change, Filter, Prefixes, Selection
+from kvwal.feed.line import durable_now, position_at
 from kvwal.feed.quiet import Quiet
 from kvwal.keys import Seqno
 from kvwal.log import SegmentCursor
+from kvwal.positions import Position
 
-__all__ = ["STEP_S", "Bootstrap", "Changes", "durable_now", "goes_on", "heartbeat"]
+__all__ = ["STEP_S", "Bootstrap", "Changes", "goes_on", "heartbeat"]
 
 #: Who waits looks this often whether the feed was closed, or commits are refused for good.
 STEP_S: Final = 0.1
-
-
-def durable_now(engine: Engine) -> Seqno:
-    """The last commit that is durable, and seen by reads."""
-    return min(engine.upkeep.durable_seqno, engine.state.seqno)
 
 
 def goes_on(engine: Engine, cursor: SegmentCursor) -> bool:
@@ -69,8 +66,8 @@ class Changes(Iterator[Change]):
         "_owner",
         "_pending",
         "_polled_s",
+        "_position",
         "_quiet",
-        "position",
     )
 
     def __init__(
@@ -100,8 +97,12 @@ class Changes(Iterator[Change]):
         if cursor is None:
             cursor = engine.upkeep.read(after, None if follow else durable_now(engine), "changes")
         self._cursor = cursor
-        #: The last commit that was wholly handed out or passed over: the place to go on after.
-        self.position: Seqno = cursor.position
+        self._position: Seqno = cursor.position
+
+    @property
+    def position(self) -> Position:
+        """The last commit that was wholly handed out or passed over: the place to go on after."""
+        return position_at(self._engine, self._position)
 
     def __iter__(self) -> Changes:
         return self
@@ -117,7 +118,7 @@ class Changes(Iterator[Change]):
         if change is None:
             raise StopIteration
         if change.last:
-            self.position = change.seqno
+            self._position = change.seqno
         return change
 
     @property
@@ -141,7 +142,7 @@ class Changes(Iterator[Change]):
             self._fail(error)
             raise
         if change is not None and change.last:
-            self.position = change.seqno
+            self._position = change.seqno
         return change
 
     def _next(self) -> Change | None:
@@ -162,7 +163,7 @@ class Changes(Iterator[Change]):
                 self._quiet.end()
                 self._pending = found
                 return next(found)
-            self.position = seqno
+            self._position = seqno
         self._ended = not self._follow
         return None
 
@@ -198,7 +199,7 @@ class Changes(Iterator[Change]):
                     return change
             self._polled_s = time.monotonic()
             if left_s <= 0:
-                return None if quiet.is_over() else heartbeat(self._engine, self.position)
+                return None if quiet.is_over() else heartbeat(self._engine, self._position)
 
     def wait(self, timeout_s: float) -> None:
         """Wait for a commit, at most so long. Raises as iterating does."""
@@ -258,7 +259,7 @@ class Changes(Iterator[Change]):
         self.close()
 
     def __repr__(self) -> str:
-        return f"<Changes after commit {self.position}{' (closed)' if self._cursor is None else ''}>"
+        return f"<Changes after commit {self._position}{' (closed)' if self._cursor is None else ''}>"
 
 
 class Bootstrap:
@@ -268,7 +269,7 @@ class Bootstrap:
     position, so that `changes` may be called as late as one likes, and again.
     """
 
-    __slots__ = ("__weakref__", "_engine", "_hold", "_owner", "position", "snapshot")
+    __slots__ = ("__weakref__", "_engine", "_hold", "_owner", "snapshot")
 
     def __init__(self, engine: Engine, *, owner: object = None) -> None:
         self._engine = engine
@@ -292,8 +293,11 @@ class Bootstrap:
                 raise
         #: The store as `position` left it.
         self.snapshot = snapshot
-        #: The last commit that the snapshot contains.
-        self.position: Seqno = snapshot.seqno
+
+    @property
+    def position(self) -> Position:
+        """The last commit that the snapshot contains."""
+        return position_at(self._engine, self.snapshot.seqno)
 
     def changes(
         self,
@@ -308,7 +312,7 @@ class Bootstrap:
         if self._hold is None:
             raise closed("bootstrap")
         wanted, quiet = Filter(prefix, tables), Quiet(timeout_s, heartbeat_s)
-        return Changes(self._engine, self.position, wanted, follow=follow, quiet=quiet, owner=self._owner)
+        return Changes(self._engine, self.snapshot.seqno, wanted, follow=follow, quiet=quiet, owner=self._owner)
 
     def close(self) -> None:
         """Close the snapshot, and hold the log no more; a feed that was begun goes on. Idempotent."""
@@ -328,4 +332,4 @@ class Bootstrap:
         self.close()
 
     def __repr__(self) -> str:
-        return f"<Bootstrap at commit {self.position}{' (closed)' if self._hold is None else ''}>"
+        return f"<Bootstrap at commit {self.snapshot.seqno}{' (closed)' if self._hold is None else ''}>"

@@ -24,7 +24,7 @@ from kvwal.feed.changes import STEP_S, Bootstrap
 from kvwal.feed.owned import ATTEMPTS, Batch, RowCommit
 from kvwal.feed.parking import ParkingConsumer
 from kvwal.feed.quiet import Quiet
-from kvwal.keys import Seqno
+from kvwal.positions import Position
 
 __all__ = ["Consumer"]
 
@@ -72,7 +72,7 @@ class Consumer(ParkingConsumer, Iterator[Batch]):
 
     def project(
         self, function: Callable[[Transaction, Sequence[Change]], object], *, timeout_s: float | None = None
-    ) -> Seqno:
+    ) -> Position:
         """Call `function(txn, changes)` for the changes of each batch; one commit holds its writes and the position.
 
         Exactly once: what it writes is there if and only if the position says that the changes were handled. It may be
@@ -187,7 +187,7 @@ class Consumer(ParkingConsumer, Iterator[Batch]):
         self._refuse_if_closed()
         with Bootstrap(self._engine, owner=self._store) as base:
             yield base.snapshot
-            self._commit(self._rebased(base.position))
+            self._commit(self._rebased(base.snapshot.seqno))
 
     def close(self) -> None:
         """Write the position, if it is not written yet, and let another owner have it. Idempotent; from any thread.

@@ -12,6 +12,7 @@ from kvwal.engine.engine import Engine
 from kvwal.engine.parked import Parked
 from kvwal.errors import FeedGap
 from kvwal.keys import Seqno
+from kvwal.positions import Position
 
 __all__ = ["ConsumerInfo", "consumers"]
 
@@ -41,7 +42,7 @@ class ConsumerInfo:
 
     name: str
     state: Literal["active", "stopped", "lost"]
-    position: Seqno
+    position: Position
     scanned: Seqno
     lag_commits: int
     lag_bytes: int | None
@@ -75,7 +76,7 @@ def _info(engine: Engine, row: ConsumerRow) -> ConsumerInfo:
     return ConsumerInfo(
         row.name,
         "lost" if is_lost else "stopped" if owner is None else "active",
-        row.position,
+        Position(row.line, row.position),
         scanned,
         *lag,
         0 if is_lost and not parked else registry.held_bytes(held_from),

@@ -31,6 +31,7 @@ from kvwal.feed.claim import begin, claim, release
 from kvwal.keys import Seqno, prefix_stop
 from kvwal.log import Extension, Hold, Record, extension_of
 from kvwal.log.extension import CONSUMER
+from kvwal.positions import Position
 
 __all__ = ["ATTEMPTS", "Batch", "OwnedConsumer", "RowCommit", "text_of"]
 
@@ -135,9 +136,9 @@ class OwnedConsumer:
     # -- reading ------------------------------------------------------------------------------
 
     @property
-    def position(self) -> Seqno:
+    def position(self) -> Position:
         """The last commit that was handled, as it is stored: where the consumer goes on after a crash."""
-        return self._row.position
+        return Position(self._row.line, self._row.position)
 
     @property
     def alive(self) -> bool:
@@ -169,13 +170,13 @@ class OwnedConsumer:
             token.polled_s = time.monotonic()
         changes = self._collect(feed)
         if changes:
-            return self._batch(changes, feed.position)
+            return self._batch(changes, feed.position.seqno)
         if self._delivered <= self._acked:
             # There is nothing to acknowledge, so it is as if that was done.
-            self._acked = max(self._acked, feed.position)
-        self._scanned = feed.position
+            self._acked = max(self._acked, feed.position.seqno)
+        self._scanned = feed.position.seqno
         if token is not None:
-            token.scanned = feed.position
+            token.scanned = feed.position.seqno
         return None
 
     def _batch(self, changes: tuple[Change, ...], position: Seqno, *, heartbeat: bool = False) -> Batch:
@@ -257,7 +258,10 @@ class OwnedConsumer:
             lost = oldest - 1 - row.position
             # What is still there may go at any time.
             after = max(oldest, row.position + 1)
-            raise FeedGap(row.position, after, log.last_seqno, lost_commits=max(0, lost) or None)
+            asked = Position(row.line, row.position)
+            if row.line != self._consumers.line:
+                raise FeedGap(asked, oldest, log.last_seqno, forked_at=0)
+            raise FeedGap(asked, after, log.last_seqno, lost_commits=max(0, lost) or None)
 
     def _refuse_if_closed(self) -> None:
         self._engine.state.refuse_if_gone()
@@ -383,7 +387,7 @@ class OwnedConsumer:
 
     def __repr__(self) -> str:
         closed_ = " (closed)" if self._token is None else ""
-        return f"<{type(self).__name__} {self.name!r} after commit {self.position}{closed_}>"
+        return f"<{type(self).__name__} {self.name!r} after commit {self._row.position}{closed_}>"
 
 
 def text_of(error: Exception) -> str:

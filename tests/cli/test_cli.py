@@ -412,6 +412,24 @@ def test_stats_are_tabbed_lines_in_a_pipe_and_an_object_as_json(filled: str) -> 
     assert stats["recovery"]["last_seqno"] == 6
 
 
+def test_stats_prints_the_position_that_changes_and_log_go_on_after(path: str, tmp_path: Path) -> None:
+    with kvwal.open(path) as db:
+        db[b"a"] = b"1"
+    position = json.loads(run("stats", path, "--json").stdout)["position"]
+    assert f"position\t{position}\n" in run("stats", path).stdout
+    with kvwal.open(path) as db:
+        db[b"b"] = b"2"
+    for command in (["changes"], ["log"], ["log", "--reverse"]):
+        shown = run(*command, path, "--after", position, "--json").stdout.splitlines()
+        assert [json.loads(line)["seqno"] for line in shown] == [2]
+        assert shown == run(*command, path, "--after", "1", "--json").stdout.splitlines()
+    with kvwal.open(tmp_path / "other") as db:
+        db[b"a"] = b"1"
+    refused = run("changes", str(tmp_path / "other"), "--after", position, expect=2)
+    assert f"{position} is on another line" in refused.stderr
+    assert "is no position" in run("changes", path, "--after", "1:2", expect=2).stderr
+
+
 def test_verify_of_a_sound_store_is_exit_code_0(filled: str) -> None:
     assert "everything holds" in run("verify", filled).stdout
     assert json.loads(run("verify", filled, "--json").stdout)["problems"] == []
