@@ -160,7 +160,8 @@ class Changes(Iterator[Change]):
                 visible = self._await_visible(seqno)
             found = changes_of(record)
             if found is not None:
-                self._quiet.end()
+                if self._follow:
+                    self._quiet.end()
                 self._pending = found
                 return next(found)
             self._position = seqno

@@ -177,7 +177,8 @@ class SegmentLog(SegmentWriter):
         FeedGap if commits beyond `after` are no longer kept. Thread-safe. `purpose`: None if the caller holds them.
         """
         hold = Hold({}, 0, after) if purpose is None and after is not None else self._hold(purpose or "", after)
-        return SegmentCursor(self._reader, hold, until, self._durable, self._await_beyond, self._when_beyond)
+        recent = self.recent if until is None else None
+        return SegmentCursor(self._reader, hold, until, self._durable, self._await_beyond, self._when_beyond, recent)
 
     def _names(self) -> list[Seqno]:
         return list(self._segments)
