@@ -90,6 +90,11 @@ class AsyncConsumer(ParkingConsumer, AsyncIterator[Batch]):
             self._acknowledge(batch)
             await self._commit(self._due())
 
+    async def park(self, batch: Batch, error: Exception) -> None:
+        """The batch cannot be handled now: set its commits aside, and go on behind it. See `Consumer.park`."""
+        with self._one_task():
+            await self._commit(self._set_all_aside(batch, error))
+
     async def project(
         self,
         function: Callable[[AsyncTransaction, Sequence[Change]], Awaitable[object]],

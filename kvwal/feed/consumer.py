@@ -70,6 +70,15 @@ class Consumer(ParkingConsumer, Iterator[Batch]):
         self._acknowledge(batch)
         self._commit(self._due())
 
+    def park(self, batch: Batch, error: Exception) -> None:
+        """The batch cannot be handled now: set its commits aside, for `replay_parked`, and go on behind it.
+
+        As `ack`, it says that all before the batch was handled. Durable on return: what is set aside, with the text of
+        the error, and the position, in one commit. ValueError, with nothing changed, for a batch that it has not handed
+        out, and if more than 1,000 commits would be set aside.
+        """
+        self._commit(self._set_all_aside(batch, error))
+
     def project(
         self, function: Callable[[Transaction, Sequence[Change]], object], *, timeout_s: float | None = None
     ) -> Position:

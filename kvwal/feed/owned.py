@@ -274,11 +274,15 @@ class OwnedConsumer:
 
     # -- what is to be committed --------------------------------------------------------------
 
-    def _acknowledge(self, batch: Batch) -> None:
-        """Count it as handled. ValueError for a batch that it has not handed out."""
+    def _refuse_foreign(self, batch: Batch) -> None:
+        """ValueError for a batch that it has not handed out."""
         self._refuse_if_closed()
         if batch.last > self._covered:
             raise ValueError(f"commit {batch.last} is beyond {self._covered}, the last one that was handed out")
+
+    def _acknowledge(self, batch: Batch) -> None:
+        """Count it as handled. ValueError for a batch that it has not handed out."""
+        self._refuse_foreign(batch)
         self._acked = max(self._acked, batch.last)
 
     def _due(self, *, at_once: bool = False) -> RowCommit | None:
