@@ -150,6 +150,23 @@ def test_a_position_on_another_line_is_refused_at_the_call(
         assert db.last_seqno == 3
 
 
+def test_a_table_refuses_a_position_on_another_line() -> None:
+    with opened(SimulatedDisk()) as db:
+        users = db.table("users", key=str, value=str)
+        users["a"] = "1"
+        asked = Position(OTHER, 1)
+        calls: list[Callable[[], object]] = [
+            lambda: users.at(asked),
+            lambda: users.diff(asked),
+            lambda: users.versions("a", since=asked),
+            lambda: users.versions("a", until=asked),
+            lambda: users.revert("a", to=asked),
+        ]
+        for call in calls:
+            with pytest.raises(SnapshotTooOld, match="another line"):
+                call()
+
+
 def test_tasks_have_positions_too() -> None:
     async def main() -> None:
         async with opened_for_tasks() as db:

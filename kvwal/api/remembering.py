@@ -22,7 +22,7 @@ from kvwal.feed.consumer import Consumer
 from kvwal.feed.difference import Difference, differences, past_value
 from kvwal.feed.key_versions import KeyVersions
 from kvwal.feed.lag import ConsumerInfo, consumers
-from kvwal.feed.line import seqno_of
+from kvwal.feed.line import moment_of, seqno_of
 from kvwal.feed.previous import WithPrevious
 from kvwal.feed.quiet import Quiet
 from kvwal.keys import BytesLike, Seqno, as_int, as_key
@@ -32,13 +32,9 @@ from kvwal.options import Durability
 __all__ = ["Remembering", "reverting"]
 
 
-def _moment(engine: Engine, name: str, at: int | datetime) -> Seqno | datetime:
-    return at if isinstance(at, datetime) else seqno_of(engine, name, at, SnapshotTooOld)
-
-
 def reverting(engine: Engine, key: BytesLike, to: int | datetime, table: int) -> WriteBatch:
     """What `Store.revert` commits; it raises as that does."""
-    name, moment = as_key(key), _moment(engine, "to", to)
+    name, moment = as_key(key), moment_of(engine, "to", to)
     table = as_int("table", table, 0, MAX_TABLE_ID)
     value = past_value(engine, name, moment, table)
     batch = WriteBatch()
@@ -80,7 +76,7 @@ class Remembering(OrderedMapping):
         Raises: SnapshotTooOld for a moment before the window; ValueError for a commit that is not there yet, and for
         a time that is still to come or has no time zone; TypeError.
         """
-        return Snapshot(self.engine, at=None if at is None else _moment(self.engine, "at", at), owner=self)
+        return Snapshot(self.engine, at=None if at is None else moment_of(self.engine, "at", at), owner=self)
 
     @property
     def window(self) -> Window:
@@ -158,7 +154,7 @@ class Remembering(OrderedMapping):
         `snapshot`.
         """
         bounds = Bounds(start, stop, prefix, reverse, None)
-        first, last = _moment(self.engine, "a", a), None if b is None else _moment(self.engine, "b", b)
+        first, last = moment_of(self.engine, "a", a), None if b is None else moment_of(self.engine, "b", b)
         return differences(self.engine, first, last, bounds, as_int("table", table, 0, MAX_TABLE_ID), self)
 
     def revert(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import TypeVar
 
 from kvwal.engine.engine import Engine
@@ -9,7 +10,7 @@ from kvwal.errors import FeedGap, SnapshotTooOld
 from kvwal.keys import Seqno, as_int
 from kvwal.positions import Position
 
-__all__ = ["durable_now", "position_at", "seqno_of"]
+__all__ = ["durable_now", "moment_of", "position_at", "seqno_of"]
 
 _E = TypeVar("_E", FeedGap, SnapshotTooOld)
 
@@ -36,3 +37,8 @@ def seqno_of(engine: Engine, name: str, value: int, error: type[_E] = FeedGap) -
         # A line has no parent that is known, so no commit is known to be on both.
         raise error(value, oldest, durable_now(engine), forked_at=0)
     return seqno
+
+
+def moment_of(engine: Engine, name: str, at: int | datetime) -> Seqno | datetime:
+    """The moment that the argument `name` is: a time, or as `seqno_of`. SnapshotTooOld for one on another line."""
+    return at if isinstance(at, datetime) else seqno_of(engine, name, at, SnapshotTooOld)
