@@ -164,11 +164,11 @@ def test_watches_keep_their_promises_under_writers_checkpoints_and_retention(
             checkpoint,
             handle,
         )
-        last = db.last_seqno
     watches = [watch for watcher in watchers for watch in watcher.watches]
     unbroken(history, watches + consumed)
     for watcher in watchers:
-        assert watcher.watches[-1].position == last
+        # Beyond that there are positions of the consumer alone.
+        assert watcher.watches[-1].position >= max(history)
     # It was no quiet time.
     assert any(watch.oldest is not None for watch in watches)
     assert sum(watch.complete is not None for watch in watches) > len(watchers)
