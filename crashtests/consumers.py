@@ -87,6 +87,7 @@ class Feed(Consumer):
             on_error="stop",
             ack_interval_s=3600 if name == "1" else 0,
             timeout_s=0,
+            heartbeat_s=None,
         )
 
         def make() -> int:

@@ -598,7 +598,7 @@ MUTANTS: tuple[Mutant, ...] = (
     _mutant(
         "the feed does not move over what is filtered out",
         "past",
-        ("kvwal.feed.changes:Changes._next", "            self.position = seqno", "            pass"),
+        ("kvwal.feed.changes:Changes._next", "            self._position = seqno", "            pass"),
     ),
     _mutant(
         "a deleted range is no version of its keys",

@@ -70,6 +70,7 @@ from kvwal.feed.lag import ConsumerInfo
 from kvwal.feed.owned import Batch
 from kvwal.keys import END, MAX_BATCH_BYTES, MAX_KEY_BYTES, MAX_VALUE_BYTES, End, Seqno, prefix_stop
 from kvwal.options import OpenOptions
+from kvwal.positions import Position
 from kvwal.salvaging import SalvageReport, salvage
 from kvwal.tables.within import BatchTable, SnapshotTable, TransactionTable
 
@@ -117,6 +118,7 @@ __all__ = [
     "ReentrancyError",
     "RefusedError",
     "SalvageReport",
+    "Position",
     "Seqno",
     "Snapshot",
     "SnapshotTable",

@@ -220,7 +220,8 @@ class _NotKeptError(UsageError):
         oldest_time, newest_time: times of these, in UTC; None where they are not known.
         nearest: seqnos of the last kept moment before what was asked, and of the first one after it; None for none.
         lost_commits: how many commits between what was asked and `oldest` are gone; None where that cannot be told.
-        forked_at: the last commit that the line of what was asked has in common with this store's; None on one line.
+        forked_at: the last commit that the line of what was asked has in common with this store's, 0 if none is known;
+            None on one line.
     """
 
     def __init__(
@@ -248,6 +249,10 @@ class _NotKeptError(UsageError):
     @abstractmethod
     def _text(self) -> str:
         """What the error says."""
+
+    def _other_line(self) -> str:
+        known = f"which left this one after commit {self.forked_at}" if self.forked_at else "of another store"
+        return f"{self.asked} is on another line, {known}"
 
     def _kept(self) -> str:
         """What can be had instead, in words."""
@@ -279,6 +284,8 @@ class SnapshotTooOld(_NotKeptError):
                 f"the moment of commit {self.asked} was given up: what it and older ones held was more than "
                 f"max_snapshot_bytes ({self.limit_bytes}); take a new one, hold it for less time, or raise the limit"
             )
+        if self.forked_at is not None:
+            return f"{self._other_line()}; {self._kept()}"
         return f"what was from {_asked(self.asked)} on is no longer all kept; {self._kept()}; ask for one of these"
 
 
@@ -292,7 +299,7 @@ class FeedGap(_NotKeptError):
 
     def _text(self) -> str:
         if self.forked_at is not None:
-            why = f"position {_asked(self.asked)} is on another line, which left this one after commit {self.forked_at}"
+            why = self._other_line()
         elif isinstance(self.asked, int) and self.asked > self.newest:
             why = f"there is no commit {self.asked}: this is another store, an older copy, or it was lost in a crash"
         else:
@@ -313,11 +320,13 @@ class Finding:
         file: the name of the file, inside the store's directory.
         offset: byte offset in it, or None when the whole file is meant.
         reason: what does not hold, in a few words.
+        is_derived: nothing is lost: what the file says is in other files too, and it is made again.
     """
 
     file: str
     offset: int | None
     reason: str
+    is_derived: bool = False
 
     def __str__(self) -> str:
         where = self.file if self.offset is None else f"{self.file} at byte {self.offset}"

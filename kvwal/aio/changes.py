@@ -14,9 +14,13 @@ from typing import Final
 
 from kvwal.aio.snapshot import AsyncSnapshot
 from kvwal.aio.workers import Workers
+from kvwal.engine.engine import Engine
 from kvwal.feed.change import Change, Prefixes
-from kvwal.feed.changes import STEP_S, Bootstrap, Changes
+from kvwal.feed.changes import STEP_S, Bootstrap, Changes, heartbeat
+from kvwal.feed.line import position_at
+from kvwal.feed.quiet import Quiet
 from kvwal.keys import Seqno
+from kvwal.positions import Position
 
 __all__ = ["AsyncBootstrap", "AsyncChanges", "wait_until_ready"]
 
@@ -36,42 +40,46 @@ class AsyncChanges(AsyncIterator[Change]):
         "__weakref__",
         "_ahead",
         "_changes",
-        "_follow",
+        "_engine",
         "_error",
+        "_follow",
+        "_quiet",
         "_read_to",
         "_refuse_if_over",
         "_running",
-        "_timeout_s",
+        "_position",
         "_workers",
-        "position",
     )
 
     def __init__(
         self,
+        engine: Engine,
         changes: Changes,
         workers: Workers,
         refuse_if_over: Callable[[], None],
         *,
         follow: bool,
-        timeout_s: float | None,
+        quiet: Quiet,
     ) -> None:
         """`refuse_if_over`: asked before a worker is, and keeps the workers."""
-        if timeout_s is not None and not timeout_s >= 0:
-            changes.close()
-            raise ValueError(f"timeout_s is {timeout_s}; it is at least 0")
+        self._engine = engine
         self._changes = changes
         self._workers = workers
         self._refuse_if_over = refuse_if_over
         self._follow = follow
-        self._timeout_s = timeout_s
+        self._quiet = quiet
         self._running = False
         # What a worker met behind what it has read.
         self._error: Exception | None = None
         # What a worker has read and was not handed out, and the position behind it.
         self._ahead: deque[Change] = deque()
-        self._read_to = changes.position
-        #: The last commit that was wholly handed out or passed over: the place to go on after.
-        self.position: Seqno = changes.position
+        self._read_to = changes.position.seqno
+        self._position = self._read_to
+
+    @property
+    def position(self) -> Position:
+        """The last commit that was wholly handed out or passed over: the place to go on after."""
+        return position_at(self._engine, self._position)
 
     def __aiter__(self) -> AsyncChanges:
         return self
@@ -83,18 +91,28 @@ class AsyncChanges(AsyncIterator[Change]):
             raise StopAsyncIteration
         change = self._ahead.popleft()
         if not self._ahead:
-            self.position = self._read_to
+            self._position = self._read_to
         elif change.last:
-            self.position = change.seqno
+            self._position = change.seqno
         return change
+
+    @property
+    def alive(self) -> bool:
+        """Whether more may come: see `Changes.alive`."""
+        return bool(self._ahead) or self._changes.alive
+
+    @property
+    def last_poll_s(self) -> float:
+        """How long ago it asked for a commit, in seconds. It asks all the time while a task waits for one."""
+        return self._changes.last_poll_s
 
     async def _fetch(self) -> None:
         """Have something ahead, if something is there, or comes within the time."""
         if self._running:
             raise RuntimeError("this feed is being iterated by another task; make one for each task")
         self._running = True
-        loop = asyncio.get_running_loop()
-        deadline_s = None if self._timeout_s is None else loop.time() + self._timeout_s
+        quiet = self._quiet
+        quiet.begin()
         try:
             while True:
                 if self._error is not None:
@@ -102,12 +120,18 @@ class AsyncChanges(AsyncIterator[Change]):
                 self._refuse_if_over()
                 self._ahead, self._read_to, self._error = await self._workers.submit(_read, self._changes)
                 if self._ahead:
+                    quiet.end()
                     return
-                self.position = self._read_to
-                left_s = STEP_S if deadline_s is None else deadline_s - loop.time()
-                if not self._follow or left_s <= 0:
-                    return
-                await wait_until_ready(self._changes.when_ready, min(left_s, STEP_S))
+                if self._error is not None:
+                    continue
+                self._position = self._read_to
+                left_s = quiet.left_s(STEP_S)
+                if self._follow and left_s > 0:
+                    await wait_until_ready(self._changes.when_ready, left_s)
+                    continue
+                if self._follow and not quiet.is_over():
+                    self._ahead.append(heartbeat(self._engine, self._position))
+                return
         except BaseException:
             self._changes.close()
             raise
@@ -159,25 +183,31 @@ def _read(changes: Changes) -> tuple[deque[Change], Seqno, Exception | None]:
             found.append(change)
             size += len(change.key) + len(change.value or b"")
     except Exception as error:  # noqa: BLE001  # raised when what came before it was handed out
-        return found, changes.position, error
-    return found, changes.position, None
+        return found, changes.position.seqno, error
+    return found, changes.position.seqno, None
 
 
 class AsyncBootstrap:
     """A snapshot, and the position from which `changes` goes on where it ends: see `kvwal.Bootstrap`."""
 
-    __slots__ = ("_base", "_refuse_if_over", "_workers", "position", "snapshot")
+    __slots__ = ("_base", "_engine", "_refuse_if_over", "_workers", "position", "snapshot")
 
     def __init__(
-        self, base: Bootstrap, snapshot: AsyncSnapshot, workers: Workers, refuse_if_over: Callable[[], None]
+        self,
+        engine: Engine,
+        base: Bootstrap,
+        snapshot: AsyncSnapshot,
+        workers: Workers,
+        refuse_if_over: Callable[[], None],
     ) -> None:
+        self._engine = engine
         self._base = base
         self._workers = workers
         self._refuse_if_over = refuse_if_over
         #: The store as `position` left it.
         self.snapshot = snapshot
         #: The last commit that the snapshot contains.
-        self.position: Seqno = base.position
+        self.position: Position = base.position
 
     def changes(
         self,
@@ -186,7 +216,9 @@ class AsyncBootstrap:
         tables: Iterable[int] | None = None,
         follow: bool = False,
         timeout_s: float | None = None,
+        heartbeat_s: float | None = None,
     ) -> AsyncChanges:
         """What came after the snapshot. Arguments as in `AsyncStore.changes`."""
-        changes = self._base.changes(prefix=prefix, tables=tables, follow=follow, timeout_s=0)
-        return AsyncChanges(changes, self._workers, self._refuse_if_over, follow=follow, timeout_s=timeout_s)
+        quiet = Quiet(timeout_s, heartbeat_s)
+        changes = self._base.changes(prefix=prefix, tables=tables, follow=follow)
+        return AsyncChanges(self._engine, changes, self._workers, self._refuse_if_over, follow=follow, quiet=quiet)

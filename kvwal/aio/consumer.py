@@ -5,7 +5,6 @@ Invariant: a call that raises, or is cancelled, counts nothing; what a worker ha
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
 from types import TracebackType
@@ -24,7 +23,8 @@ from kvwal.feed.change import Change
 from kvwal.feed.changes import STEP_S, Bootstrap
 from kvwal.feed.owned import ATTEMPTS, Batch, RowCommit
 from kvwal.feed.parking import ParkingConsumer
-from kvwal.keys import Seqno
+from kvwal.feed.quiet import Quiet
+from kvwal.positions import Position
 
 __all__ = ["AsyncConsumer"]
 
@@ -57,19 +57,18 @@ class AsyncConsumer(ParkingConsumer, AsyncIterator[Batch]):
         return self
 
     async def __anext__(self) -> Batch:
-        """The next batch. With `timeout_s` one without changes, if no change came for so long."""
+        """The next batch. With `timeout_s` or `heartbeat_s` one without changes, if no change came for so long."""
         with self._one_task():
             before = self._counts()
             try:
-                return await self._read(self._timeout_s)
+                return await self._read(self._quiet)
             except BaseException:
                 self._return_to(before)
                 raise
 
-    async def _read(self, timeout_s: float | None) -> Batch:
+    async def _read(self, quiet: Quiet) -> Batch:
         """The next batch, counted. Where it raises, its caller takes that back."""
-        loop = asyncio.get_running_loop()
-        deadline_s = None if timeout_s is None else loop.time() + timeout_s
+        quiet.begin()
         while True:
             self._refuse_if_store_is_over()
             # To its end, so that nothing is counted any more once it is taken back.
@@ -77,12 +76,13 @@ class AsyncConsumer(ParkingConsumer, AsyncIterator[Batch]):
             if cancelled is not None:
                 raise cancelled
             if batch is not None:
+                quiet.end()
                 return batch
             await self._commit(self._due())
-            left_s = STEP_S if deadline_s is None else deadline_s - loop.time()
+            left_s = quiet.left_s(STEP_S)
             if left_s <= 0:
-                return self._batch((), self._scanned)
-            await wait_until_ready(self._when_ready, min(left_s, STEP_S))
+                return self._batch((), self._scanned, heartbeat=not quiet.is_over())
+            await wait_until_ready(self._when_ready, left_s)
 
     async def ack(self, batch: Batch) -> None:
         """The batch, and all before it, was handled. See `Consumer.ack`."""
@@ -90,12 +90,17 @@ class AsyncConsumer(ParkingConsumer, AsyncIterator[Batch]):
             self._acknowledge(batch)
             await self._commit(self._due())
 
+    async def park(self, batch: Batch, error: Exception) -> None:
+        """The batch cannot be handled now: set its commits aside, and go on behind it. See `Consumer.park`."""
+        with self._one_task():
+            await self._commit(self._set_all_aside(batch, error))
+
     async def project(
         self,
         function: Callable[[AsyncTransaction, Sequence[Change]], Awaitable[object]],
         *,
         timeout_s: float | None = None,
-    ) -> Seqno:
+    ) -> Position:
         """Await `function(txn, changes)` for the changes of each batch; one commit holds its writes and the position.
 
         Exactly once, as `Consumer.project`. If the task is cancelled while a commit is under way, it first waits for
@@ -105,7 +110,8 @@ class AsyncConsumer(ParkingConsumer, AsyncIterator[Batch]):
             if self._acked < self._delivered:
                 self._go_back()
             try:
-                while (batch := await self._read(timeout_s)).changes:
+                quiet = Quiet(timeout_s)
+                while (batch := await self._read(quiet)).changes:
                     await self._apply_or_park(function, batch)
             except BaseException:
                 self._go_back()
@@ -207,7 +213,7 @@ class AsyncConsumer(ParkingConsumer, AsyncIterator[Batch]):
                 if cancelled is not None:
                     raise cancelled
                 yield AsyncSnapshot(base.snapshot, self._engine.reads, self._workers)
-                await self._commit(self._rebased(base.position))
+                await self._commit(self._rebased(base.snapshot.seqno))
 
     @contextmanager
     def _one_task(self) -> Iterator[None]:

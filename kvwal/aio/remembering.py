@@ -27,6 +27,7 @@ from kvwal.feed.commits import Commit
 from kvwal.feed.difference import Difference
 from kvwal.feed.key_versions import KeyVersion
 from kvwal.feed.lag import ConsumerInfo
+from kvwal.feed.quiet import Quiet
 from kvwal.keys import Bound, BytesLike, Seqno
 from kvwal.options import Durability
 
@@ -134,16 +135,18 @@ class AsyncRemembering(AsyncReading):
         expand: bool = False,
         follow: bool = False,
         timeout_s: float | None = None,
+        heartbeat_s: float | None = None,
     ) -> AsyncChanges:
         """What the durable commits beyond `after` changed, each change once: `async for change in db.changes(...)`.
 
         Arguments and errors as in `Store.changes`. A task that is cancelled as it waits for a change closes it.
         """
         self._refuse_if_over()
+        quiet = Quiet(timeout_s, heartbeat_s)
         changes = self._store.changes(
-            after, prefix=prefix, tables=tables, previous=previous, expand=expand, follow=follow, timeout_s=0
+            after, prefix=prefix, tables=tables, previous=previous, expand=expand, follow=follow
         )
-        return AsyncChanges(changes, self._workers, self._refuse_if_over, follow=follow, timeout_s=timeout_s)
+        return AsyncChanges(self._engine, changes, self._workers, self._refuse_if_over, follow=follow, quiet=quiet)
 
     def commits(
         self,
@@ -180,7 +183,7 @@ class AsyncRemembering(AsyncReading):
     async def _bootstrap(self) -> AsyncIterator[AsyncBootstrap]:
         with await in_thread(self._store.bootstrap) as base:
             snapshot = AsyncSnapshot(base.snapshot, self._reads, self._workers)
-            yield AsyncBootstrap(base, snapshot, self._workers, self._refuse_if_over)
+            yield AsyncBootstrap(self._engine, base, snapshot, self._workers, self._refuse_if_over)
 
     def consumer(
         self,
@@ -197,6 +200,7 @@ class AsyncRemembering(AsyncReading):
         on_error: Literal["stop", "park"] = "stop",
         ack_interval_s: float = 1.0,
         timeout_s: float | None = None,
+        heartbeat_s: float | None = None,
     ) -> AbstractAsyncContextManager[AsyncConsumer]:
         """A named reader of the feed, whose position the store keeps: `async with db.consumer(name) as consumer:`.
 
@@ -216,6 +220,7 @@ class AsyncRemembering(AsyncReading):
             on_error=on_error,
             ack_interval_s=ack_interval_s,
             timeout_s=timeout_s,
+            heartbeat_s=heartbeat_s,
         )
         return self._consumer(asked)
 

@@ -30,6 +30,7 @@ from kvwal.keys import MAX_KEY_BYTES, MAX_VALUE_BYTES, Bound, BytesLike, KeyRang
 from kvwal.log import Extension, extension_of
 from kvwal.options import Durability
 from kvwal.pages import NotCached
+from kvwal.positions import Position
 
 __all__ = ["MAX_PENDING_BYTES", "MAX_PENDING_COMMITS", "AsyncStore", "owning"]
 
@@ -135,6 +136,11 @@ class AsyncStore(AsyncRemembering):
     def durable_seqno(self) -> Seqno:
         """The last commit known to be on disk."""
         return self._store.durable_seqno
+
+    @property
+    def position(self) -> Position:
+        """The last commit that is on disk and seen by reads, with its line: what a feed goes on after."""
+        return self._store.position
 
     @property
     def pending_commits(self) -> int:

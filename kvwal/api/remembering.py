@@ -12,6 +12,7 @@ from kvwal.db.mapping import Bounds, OrderedMapping
 from kvwal.db.snapshot import Snapshot
 from kvwal.engine.engine import Engine
 from kvwal.engine.past import Window
+from kvwal.errors import SnapshotTooOld
 from kvwal.feed.asked import Asked, Start
 from kvwal.feed.change import Filter, Prefixes, Selection
 from kvwal.feed.changes import Bootstrap, Changes
@@ -21,7 +22,9 @@ from kvwal.feed.consumer import Consumer
 from kvwal.feed.difference import Difference, differences, past_value
 from kvwal.feed.key_versions import KeyVersions
 from kvwal.feed.lag import ConsumerInfo, consumers
+from kvwal.feed.line import moment_of, seqno_of
 from kvwal.feed.previous import WithPrevious
+from kvwal.feed.quiet import Quiet
 from kvwal.keys import Bound, BytesLike, Seqno, as_int, as_key
 from kvwal.log import Record
 from kvwal.options import Durability
@@ -29,13 +32,9 @@ from kvwal.options import Durability
 __all__ = ["Remembering", "reverting"]
 
 
-def _moment(name: str, at: int | datetime) -> Seqno | datetime:
-    return at if isinstance(at, datetime) else Seqno(as_int(name, at, 0))
-
-
 def reverting(engine: Engine, key: BytesLike, to: int | datetime, table: int) -> WriteBatch:
     """What `Store.revert` commits; it raises as that does."""
-    name, moment = as_key(key), _moment("to", to)
+    name, moment = as_key(key), moment_of(engine, "to", to)
     table = as_int("table", table, 0, MAX_TABLE_ID)
     value = past_value(engine, name, moment, table)
     batch = WriteBatch()
@@ -77,7 +76,7 @@ class Remembering(OrderedMapping):
         Raises: SnapshotTooOld for a moment before the window; ValueError for a commit that is not there yet, and for
         a time that is still to come or has no time zone; TypeError.
         """
-        return Snapshot(self.engine, at=None if at is None else _moment("at", at), owner=self)
+        return Snapshot(self.engine, at=None if at is None else moment_of(self.engine, "at", at), owner=self)
 
     @property
     def window(self) -> Window:
@@ -92,7 +91,7 @@ class Remembering(OrderedMapping):
 
         FeedGap, at the call, if commits beyond `after` are no longer kept, or there is no commit `after` yet.
         """
-        position = None if after is None else Seqno(as_int("after", after, 0))
+        position = None if after is None else seqno_of(self.engine, "after", after)
         self.engine.state.refuse_if_gone()
         if not self.engine.upkeep.is_read_only:
             # What a commit that is under way appends is in the log when this returns.
@@ -125,8 +124,8 @@ class Remembering(OrderedMapping):
             self.engine,
             as_key(key),
             table=as_int("table", table, 0, MAX_TABLE_ID),
-            since=None if since is None else Seqno(as_int("since", since, 0)),
-            until=None if until is None else Seqno(as_int("until", until, 0)),
+            since=None if since is None else seqno_of(self.engine, "since", since, SnapshotTooOld),
+            until=None if until is None else seqno_of(self.engine, "until", until, SnapshotTooOld),
             reverse=reverse,
             limit=None if limit is None else as_int("limit", limit, 0),
             owner=self,
@@ -155,7 +154,7 @@ class Remembering(OrderedMapping):
         `snapshot`.
         """
         bounds = Bounds(start, stop, prefix, reverse, None)
-        first, last = _moment("a", a), None if b is None else _moment("b", b)
+        first, last = moment_of(self.engine, "a", a), None if b is None else moment_of(self.engine, "b", b)
         return differences(self.engine, first, last, bounds, as_int("table", table, 0, MAX_TABLE_ID), self)
 
     def revert(
@@ -190,29 +189,32 @@ class Remembering(OrderedMapping):
         expand: bool = False,
         follow: bool = False,
         timeout_s: float | None = None,
+        heartbeat_s: float | None = None,
     ) -> Changes:
         """What the durable commits beyond `after` changed, in their order, each change once.
 
         Args:
-            after: a position, which is a seqno; None: everything that the log still has (with `previous` and `expand`:
-                from the beginning of the window on).
+            after: a position, or a seqno of this store; None: everything that the log still has (with `previous` and
+                `expand`: from the beginning of the window on).
             prefix: only keys with this prefix, or with one of several. A deleted range is cut to them.
             tables: only these tables, by id; None: the default one and all of users.
             previous: give each change the value that its key had before the commit, for one look-up each.
             expand: tell a deleted range as a "delete" of each key that it held, less those that the commit wrote.
             follow: wait for what comes. Without it, it ends with the last commit that is durable at the call.
             timeout_s: with `follow`, stop (StopIteration) when no change came for this long; iterating again goes on.
+            heartbeat_s: with `follow`, tell a change of kind "heartbeat" when none came for this long. None: never.
 
-        Raises, at the call: FeedGap if commits beyond `after` are no longer kept, or there is no commit `after` yet;
-        SnapshotTooOld for `previous` and `expand` if `after` is a moment before the window; ReadOnlyError for `follow`
-        in a store opened with flag "r"; TypeError or ValueError for other arguments.
+        Raises, at the call: FeedGap if commits beyond `after` are no longer kept, there is no commit `after` yet, or it
+        is on another line; SnapshotTooOld for `previous` and `expand` if `after` is a moment before the window;
+        ReadOnlyError for `follow` in a store opened with flag "r"; TypeError or ValueError for other arguments.
         """
-        position = None if after is None else Seqno(as_int("after", after, 0))
+        position = None if after is None else seqno_of(self.engine, "after", after)
         wanted: Selection = Filter(prefix, tables)
+        quiet = Quiet(timeout_s, heartbeat_s)
         if previous or expand:
             position = self.engine.upkeep.past.oldest() if position is None else position
             wanted = WithPrevious(self.engine, wanted, position, values=previous, keys=expand, owner=self)
-        return Changes(self.engine, position, wanted, follow=follow, timeout_s=timeout_s, owner=self)
+        return Changes(self.engine, position, wanted, follow=follow, quiet=quiet, owner=self)
 
     def commits(
         self,
@@ -227,7 +229,7 @@ class Remembering(OrderedMapping):
         It ends with the last commit that is durable at the call. What is not read yet is held in the log meanwhile.
 
         Args:
-            after: a position, which is a seqno; None: everything that the log still has.
+            after: a position, or a seqno of this store; None: everything that the log still has.
             since: only commits made then or later.
             until: only commits up to this seqno, or made then or before.
             meta: only commits with all of these pairs.
@@ -235,8 +237,8 @@ class Remembering(OrderedMapping):
         A datetime needs a time zone. FeedGap, at the call, if commits beyond `after` are gone (without `after`: if some
         since `since` may be), or there is no commit `after` yet; TypeError or ValueError for other arguments.
         """
-        position = None if after is None else Seqno(as_int("after", after, 0))
-        last = until if until is None or isinstance(until, datetime) else Seqno(as_int("until", until, 0))
+        position = None if after is None else seqno_of(self.engine, "after", after)
+        last = until if until is None or isinstance(until, datetime) else seqno_of(self.engine, "until", until)
         return commits(self.engine, position, since=since, until=last, meta=meta, owner=self)
 
     def bootstrap(self) -> Bootstrap:
@@ -261,6 +263,7 @@ class Remembering(OrderedMapping):
         on_error: Literal["stop", "park"] = "stop",
         ack_interval_s: float = 1.0,
         timeout_s: float | None = None,
+        heartbeat_s: float | None = None,
     ) -> Consumer:
         """A named reader of the feed, whose position the store keeps: iterate and `ack`, or `project`.
 
@@ -282,6 +285,7 @@ class Remembering(OrderedMapping):
                 that `replay_parked` may try it later, and go on.
             ack_interval_s: the position is written at most this often.
             timeout_s: iterating gives a batch without changes when none came for this long. None: never.
+            heartbeat_s: it also gives one when none came for this long, and says that it is a `heartbeat`. None: never.
 
         Raises: LockedError if it is in use, with the name of the thread; ConsumerExistsError for another filter;
         FeedGap if `start` is not kept, or no commit; ReadOnlyError; TypeError or ValueError for other arguments.
@@ -299,6 +303,7 @@ class Remembering(OrderedMapping):
             on_error=on_error,
             ack_interval_s=ack_interval_s,
             timeout_s=timeout_s,
+            heartbeat_s=heartbeat_s,
         )
         return Consumer(self.engine, asked, owner=self)
 

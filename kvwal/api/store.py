@@ -24,10 +24,12 @@ from kvwal.engine.stats import Pin, Stats
 from kvwal.engine.verify import VerifyReport
 from kvwal.engine.writes import EncodedBatch, LonePut
 from kvwal.errors import ConflictError, DiskFullError
+from kvwal.feed.line import durable_now, position_at
 from kvwal.feed.pins import pins
 from kvwal.keys import MAX_KEY_BYTES, MAX_VALUE_BYTES, Bound, BytesLike, KeyRange, Seqno, as_int, as_key, as_value
 from kvwal.log import Extension, extension_of
 from kvwal.options import Durability
+from kvwal.positions import Position
 
 __all__ = ["Store"]
 
@@ -87,6 +89,11 @@ class Store(Naming, Remembering, MutableMapping[bytes, bytes]):
     def durable_seqno(self) -> Seqno:
         """The last commit known to be on disk."""
         return self.engine.upkeep.durable_seqno
+
+    @property
+    def position(self) -> Position:
+        """The last commit that is on disk and seen by reads, with its line: what a feed goes on after."""
+        return position_at(self.engine, durable_now(self.engine))
 
     def __repr__(self) -> str:
         state = "closed" if self.closed else "read-only" if self.read_only else "open"

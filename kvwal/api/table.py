@@ -9,9 +9,11 @@ from typing import Any, Generic, NamedTuple, TypeVar
 
 from kvwal.db.snapshot import Snapshot
 from kvwal.engine.engine import Engine
+from kvwal.errors import SnapshotTooOld
 from kvwal.feed.change import Change
 from kvwal.feed.difference import differences, past_value
 from kvwal.feed.key_versions import KeyVersions
+from kvwal.feed.line import moment_of, seqno_of
 from kvwal.keys import Seqno, as_int
 from kvwal.options import Durability
 from kvwal.tables.spec import TableSpec
@@ -49,11 +51,6 @@ class TableDifference(NamedTuple, Generic[K, V]):
     new: V | None
 
 
-def moment(name: str, at: int | datetime) -> Seqno | datetime:
-    """A moment that was asked for. TypeError, ValueError."""
-    return at if isinstance(at, datetime) else Seqno(as_int(name, at, 0))
-
-
 class Table(WritableTable[K, V], Generic[K, V]):
     """A named, ordered map of one store, with keys and values of Python's types. Made by `Store.table`.
 
@@ -86,8 +83,8 @@ class Table(WritableTable[K, V], Generic[K, V]):
             self._engine,
             self._encode(key),
             table=table,
-            since=None if since is None else Seqno(as_int("since", since, 0)),
-            until=None if until is None else Seqno(as_int("until", until, 0)),
+            since=None if since is None else seqno_of(self._engine, "since", since, SnapshotTooOld),
+            until=None if until is None else seqno_of(self._engine, "until", until, SnapshotTooOld),
             reverse=reverse,
             limit=None if limit is None else as_int("limit", limit, 0),
             owner=self._owner,
@@ -114,8 +111,8 @@ class Table(WritableTable[K, V], Generic[K, V]):
         if table is None:
             return iter(())
         bounds = self._bounds(start, stop, prefix, reverse, None)
-        last = None if b is None else moment("b", b)
-        found = differences(self._engine, moment("a", a), last, bounds, table, self._owner)
+        last = None if b is None else moment_of(self._engine, "b", b)
+        found = differences(self._engine, moment_of(self._engine, "a", a), last, bounds, table, self._owner)
         decode = self._spec.key.decode
         return (TableDifference(decode(key), self._of(old), self._of(new)) for key, old, new in found)
 
@@ -129,7 +126,7 @@ class Table(WritableTable[K, V], Generic[K, V]):
     ) -> Seqno:
         """Bring back what `key` was at a past moment, in a new commit. As `Store.revert`."""
         encoded, table = self._encode(key), self.id
-        value = None if table is None else past_value(self._engine, encoded, moment("to", to), table)
+        value = None if table is None else past_value(self._engine, encoded, moment_of(self._engine, "to", to), table)
         how = How(durability, meta)
         if value is None:
             return self._stored.write(lambda part: part.delete(encoded), how)
@@ -137,7 +134,7 @@ class Table(WritableTable[K, V], Generic[K, V]):
 
     def at(self, at: int | datetime) -> Snapshot:
         """The store at a past moment: `users.within(users.at(moment))` is the table then. See `Store.snapshot`."""
-        return Snapshot(self._engine, at=moment("at", at), owner=self._owner)
+        return Snapshot(self._engine, at=moment_of(self._engine, "at", at), owner=self._owner)
 
     def of(self, change: Change) -> tuple[K, V | None]:
         """The key and the value of a change of this table, as the feed tells it (of a range: its start, and None)."""

@@ -12,6 +12,7 @@ import click
 
 import kvwal
 from kvwal.cli.forms import Form, form_options, parse_key, shortened, show, to_json
+from kvwal.cli.moments import POSITION
 from kvwal.cli.terminal import binary_output, store_path, when
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ __all__ = ["changes"]
 @click.command()
 @store_path
 @form_options
-@click.option("--after", type=click.IntRange(min=0), help="Only commits after this one.")
+@click.option("--after", type=POSITION, help="Only commits after this one: a seqno, or a position (LINE:SEQNO).")
 @click.option("--prefix", "prefixes", multiple=True, help="Only keys that begin with this, or with one of several.")
 @click.option("--limit", "-n", type=click.IntRange(min=0), help="Show at most this number of changes.")
 @click.option("--json", "as_json", is_flag=True, help="One object a line.")

@@ -47,5 +47,8 @@ def _cell(value: object) -> str:
         return "-"
     if isinstance(value, tuple):
         return str(len(value))
+    if isinstance(value, int):
+        # Of a position the seqno.
+        return str(int(value))
     # A name or an error may have anything in it.
     return f"{value:.1f}" if isinstance(value, float) else str(value).encode("unicode_escape").decode("ascii")

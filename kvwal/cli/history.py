@@ -11,6 +11,7 @@ import click
 
 import kvwal
 from kvwal.cli.forms import Form, form_options, meta_option, show, show_meta, to_json
+from kvwal.cli.moments import POSITION
 from kvwal.cli.terminal import human_bytes, print_json, store_path, when
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ _WINDOW = 200
 @click.command()
 @store_path
 @form_options
-@click.option("--after", type=click.IntRange(min=0), help="Only commits after this one.")
+@click.option("--after", type=POSITION, help="Only commits after this one: a seqno, or a position (LINE:SEQNO).")
 @meta_option("Only commits with this pair; may be given again.")
 @click.option("--limit", "-n", type=click.IntRange(min=0), help="Show at most this number.")
 @click.option("--reverse", is_flag=True, help="Oldest first.")

@@ -17,7 +17,7 @@ from kvwal.cli.forms import Form, form_options, parse_key, shortened, show, to_j
 from kvwal.cli.terminal import binary_output, store_path
 from kvwal.db.mapping import OrderedMapping
 
-__all__ = ["MOMENT", "Moment", "at_option", "diff", "opened_at"]
+__all__ = ["MOMENT", "POSITION", "Moment", "at_option", "diff", "opened_at"]
 
 Moment = int | datetime
 
@@ -41,7 +41,23 @@ class _MomentType(click.ParamType):  # type: ignore[type-arg]  # it has none bef
         return moment
 
 
+class _PositionType(click.ParamType):  # type: ignore[type-arg]  # it has none before 8.2
+    """A seqno of the store, or a position with its line."""
+
+    name = "position"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        if not isinstance(value, str):
+            return value  # type: ignore[no-any-return]  # a default
+        try:
+            return int(value) if value.isdecimal() else kvwal.Position.parse(value)
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+
+
 MOMENT = _MomentType()
+#: What an output goes on after.
+POSITION = _PositionType()
 #: A past moment to read from.
 at_option = click.option("--at", type=MOMENT, help="As it was at this commit, or this time (2026-01-31T12:00:00Z).")
 

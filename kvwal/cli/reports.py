@@ -25,13 +25,13 @@ def stats(path: str, as_json: bool) -> None:
     with kvwal.open(path, "r") as db:
         numbers = dataclasses.asdict(db.stats())
         report = db.recovery
-        entries = len(db)
+        entries, position = len(db), str(db.position)
         pins = db.pins()
         log_start = first_in_log(db)
     if as_json:
-        print_json({"entries": entries, **numbers, "recovery": report, "pins": pins})
+        print_json({"entries": entries, "position": position, **numbers, "recovery": report, "pins": pins})
         return
-    print_facts(str(path), [("entries", entries), *numbers.items()])
+    print_facts(str(path), [("entries", entries), ("position", position), *numbers.items()])
     print_facts("What is held", [_held(pin) for pin in pins], prefix="held.")
     print_facts("What opening it found", dataclasses.asdict(report).items(), prefix="recovery.")
     if sys.stdout.isatty():
@@ -59,7 +59,7 @@ def first_in_log(db: kvwal.Store) -> int:
 def verify(path: str, as_json: bool) -> None:
     """Read everything and prove it: checksums, order, no page lost or used twice, log against pages.
 
-    Exit code 3 if anything does not hold.
+    Exit code 3 if anything does not hold. What is derived, and will be made again, is shown as "not lost".
     """
     with kvwal.open(path, "r") as db, progress_bar("verify") as progress:
         task = progress.add_task("verify", total=None)
@@ -69,6 +69,8 @@ def verify(path: str, as_json: bool) -> None:
     else:
         for problem in report.problems:
             click.echo(str(problem))
+        for finding in report.derived:
+            click.echo(f"not lost: {finding}")
         verdict = "everything holds" if report.ok else count(len(report.problems), "problem")
         click.echo(f"{verdict}: {report.pages:,} pages and {report.records:,} log records in {report.seconds:.2f} s")
     if not report.ok:

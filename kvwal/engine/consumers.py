@@ -122,10 +122,12 @@ class Owner:
     Attributes:
         thread: the name of the thread that asked for it.
         scanned: the last commit that it has looked at.
+        polled_s: when it asked for commits last, by the monotonic clock.
     """
 
     thread: str
     scanned: Seqno
+    polled_s: float
 
 
 class RowChange:
@@ -229,9 +231,13 @@ class Consumers:
         return self._reader.segments() if self._log is None else self._log.segments()
 
     def held_bytes(self, after: Seqno) -> int:
-        """Bytes of the segments that recovery does not need, and that a hold on what is beyond `after` keeps."""
+        """Bytes of the segments that recovery does not need, and that a hold on what is beyond `after` keeps, with what
+        the indexes of these take.
+        """
         older = self._pages.older
-        return unneeded_bytes(self.segments(), after, Seqno(0) if older is None else older.seqno)
+        self._state.refuse_if_gone()
+        segments = (self._reader if self._log is None else self._log).segments(with_indexes=True)
+        return unneeded_bytes(segments, after, Seqno(0) if older is None else older.seqno)
 
     # -- holds --------------------------------------------------------------------------------
 

@@ -183,7 +183,7 @@ class Keeping:
         return self._log_bytes(after, min(needed)) if needed else 0
 
     def _log_bytes(self, after: Seqno, until: Seqno) -> int:
-        return 0 if self._log is None else unneeded_bytes(self._log.segments(), after, until)
+        return 0 if self._log is None else unneeded_bytes(self._log.segments(with_indexes=True), after, until)
 
     def _log_bytes_since(self, seqno: Seqno) -> int:
         assert self._log is not None

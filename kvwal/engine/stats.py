@@ -49,7 +49,7 @@ class Stats:
         checkpoint_time_us: when it was made, microseconds since 1970 UTC.
         memtable_keys, memtable_bytes: what is newer than the checkpoint (the bytes are an estimate of memory).
         frozen_keys: what a checkpoint under way is bringing into the pages.
-        log_segments, log_bytes: files of the log, and their size.
+        log_segments, log_bytes: segments of the log, and their size with that of their indexes.
         data_bytes, pages_total, pages_free: the page file, and its pages of `page_bytes`.
         tree_keys, tree_height: the tree of the last checkpoint.
         cache_bytes, cache_hits, cache_misses: the page cache. row_bytes: the row cache in front of it.
@@ -87,7 +87,7 @@ class Stats:
         """Collect the figures."""
         version = state.version
         meta = pages.meta
-        segments = log.segments() if log is not None else log_reader.segments()
+        segments = (log_reader if log is None else log).segments(with_indexes=True)
         node_cache = pages.pager.cache
         return cls(
             last_seqno=state.seqno,

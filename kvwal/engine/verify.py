@@ -22,10 +22,11 @@ class VerifyReport:
     """What `Store.verify` proved.
 
     Attributes:
-        problems: everything that is wrong; empty if all is well.
+        problems: everything that is wrong; empty if all is well. What is derived is not among them.
         pages: pages of the page file accounted for. records: log records read.
         compared: keys of which the log's word was held against the pages'.
         seconds: how long it took.
+        derived: what is damaged and will be made again, such as a key index that a crash has torn. Nothing is lost.
     """
 
     problems: tuple[Finding, ...]
@@ -33,6 +34,7 @@ class VerifyReport:
     records: int
     compared: int
     seconds: float
+    derived: tuple[Finding, ...] = ()
 
     @property
     def ok(self) -> bool:
@@ -46,7 +48,8 @@ def verify_parts(
     """Prove pages, log, and the one against the other. Requires: no checkpoint runs meanwhile."""
     started_s = files.monotonic_s()
     problems = [Finding(p.file, p.offset, p.reason) for p in check(pages, progress=progress)]
-    problems += verify_log(reader.chain)
+    in_log = verify_log(reader.chain)
+    problems += [finding for finding in in_log if not finding.is_derived]
     records = 0
     compared = 0
     if not problems:
@@ -55,8 +58,9 @@ def verify_parts(
             problems += different
         except CorruptionError as error:
             problems.append(Finding(error.file, error.offset, error.reason))
+    derived = tuple(finding for finding in in_log if finding.is_derived)
     return VerifyReport(
-        tuple(problems), pages.meta.page_count, records, compared, files.monotonic_s() - started_s
+        tuple(problems), pages.meta.page_count, records, compared, files.monotonic_s() - started_s, derived
     )
 
 

@@ -9,14 +9,15 @@ from typing import Final, Literal, TypeAlias
 
 from kvwal.engine.consumers import MAX_NAME_BYTES
 from kvwal.feed.change import Filter, Prefixes
-from kvwal.keys import Seqno, as_int
+from kvwal.feed.quiet import Quiet
+from kvwal.keys import as_int
 from kvwal.log import Limits
 from kvwal.times import us_of
 
 __all__ = ["Asked", "Start"]
 
 Start: TypeAlias = Literal["now", "oldest"] | int | datetime
-"""Where a new consumer begins: with what comes, with what the log has, after a commit, or at a time."""
+"""Where a new consumer begins: with what comes, with what the log has, after a commit or position, or at a time."""
 
 # Of a limit.
 _MOST: Final = 1 << 62
@@ -40,25 +41,28 @@ class Asked:
         on_error: Literal["stop", "park"],
         ack_interval_s: float,
         timeout_s: float | None,
+        heartbeat_s: float | None,
     ) -> None:
         """TypeError or ValueError for what cannot be."""
         if not isinstance(name, str):
             raise TypeError(f"a consumer's name is a str, not {type(name).__name__}")
         if not 1 <= len(name.encode()) <= MAX_NAME_BYTES:
             raise ValueError(f"a consumer's name takes 1 to {MAX_NAME_BYTES} bytes in UTF-8, not {len(name.encode())}")
-        for setting, seconds in (("ack_interval_s", ack_interval_s), ("timeout_s", timeout_s)):
-            if seconds is not None and not seconds >= 0:
-                raise ValueError(f"{setting} is {seconds}; it is at least 0")
+        if not ack_interval_s >= 0:
+            raise ValueError(f"ack_interval_s is {ack_interval_s}; it is at least 0")
+        self.quiet = Quiet(timeout_s, heartbeat_s)
         self.name = name
         self.filter = Filter(prefix, tables)
-        self.start: Literal["now", "oldest"] | Seqno | datetime
+        self.start: Start
         if isinstance(start, datetime):
             us_of("start", start)
             self.start = start
         elif start == "now" or start == "oldest":
             self.start = start
         else:
-            self.start = Seqno(as_int("start", start, 0))
+            as_int("start", start, 0)
+            # Whether a position is on the line is said where the store is at hand.
+            self.start = start
         # "default" leaves a limit as it is.
         self._max_bytes = max_lag_bytes
         if max_lag_bytes is not None and max_lag_bytes != "default":
@@ -77,7 +81,6 @@ class Asked:
             raise ValueError(f'on_error is {on_error!r}; it is "stop" or "park"')
         self.parks = on_error == "park"
         self.ack_interval_s = ack_interval_s
-        self.timeout_s = timeout_s
         self.thread = threading.current_thread().name
 
     def limits_over(self, limits: Limits) -> Limits:

@@ -21,8 +21,8 @@ from kvwal.log.record import COMMIT
 
 __all__ = ["Change", "Filter", "Kind", "Prefixes", "Selection"]
 
-Kind: TypeAlias = Literal["put", "delete", "delete_range"]
-"""What a change did."""
+Kind: TypeAlias = Literal["put", "delete", "delete_range", "heartbeat"]
+"""What a change did; a heartbeat says that nothing did anything."""
 
 Prefixes: TypeAlias = BytesLike | Iterable[BytesLike]
 """One prefix, or several."""
@@ -34,10 +34,11 @@ class Change:
 
     Attributes:
         seqno: of the commit.
-        time_us: of the commit, microseconds since 1970 UTC.
+        time_us: of the commit, microseconds since 1970 UTC; of a heartbeat: now.
         meta: what the user said about the commit; empty if nothing. Do not change it.
         table: number of the table; 0 is the default one.
-        kind: "put", "delete" or "delete_range".
+        kind: "put", "delete" or "delete_range"; "heartbeat", where that was asked for, says that no change came, and
+            `seqno` is the position.
         key: the key; of a range its start.
         stop: of a range the key that it ends before, None: it goes to the end. None of the other kinds too.
         value: of a put. None of the other kinds.

@@ -18,20 +18,34 @@ from typing import Final
 
 from kvwal.db.snapshot import Snapshot
 from kvwal.engine.engine import Engine
-from kvwal.errors import ClosedError, FeedGap, closed
+from kvwal.errors import ClosedError, Error, FeedGap, closed
 from kvwal.feed.change import Change, Filter, Prefixes, Selection
+from kvwal.feed.line import durable_now, position_at
+from kvwal.feed.quiet import Quiet
 from kvwal.keys import Seqno
 from kvwal.log import SegmentCursor
+from kvwal.positions import Position
 
-__all__ = ["STEP_S", "Bootstrap", "Changes", "durable_now"]
+__all__ = ["STEP_S", "Bootstrap", "Changes", "goes_on", "heartbeat"]
 
 #: Who waits looks this often whether the feed was closed, or commits are refused for good.
 STEP_S: Final = 0.1
 
 
-def durable_now(engine: Engine) -> Seqno:
-    """The last commit that is durable, and seen by reads."""
-    return min(engine.upkeep.durable_seqno, engine.state.seqno)
+def goes_on(engine: Engine, cursor: SegmentCursor) -> bool:
+    """Whether the log has a commit there, or may have one later."""
+    try:
+        engine.state.refuse_if_gone()
+        if not cursor.wait(0):
+            engine.queue.refuse_if_ended()
+    except Error:
+        return False
+    return True
+
+
+def heartbeat(engine: Engine, position: Seqno) -> Change:
+    """What says that no change came beyond the position."""
+    return Change(position, engine.reads.moments.now_us(), {}, 0, "heartbeat", b"", None, None, True)
 
 
 class Changes(Iterator[Change]):
@@ -51,8 +65,9 @@ class Changes(Iterator[Change]):
         "_follow",
         "_owner",
         "_pending",
-        "_timeout_s",
-        "position",
+        "_polled_s",
+        "_position",
+        "_quiet",
     )
 
     def __init__(
@@ -62,18 +77,18 @@ class Changes(Iterator[Change]):
         wanted: Selection,
         *,
         follow: bool = False,
-        timeout_s: float | None = None,
+        quiet: Quiet | None = None,
         owner: object = None,
         cursor: SegmentCursor | None = None,
     ) -> None:
         """`cursor`: where it reads, for a caller that holds the log itself; else one of its own, after `after`."""
         self._cursor: SegmentCursor | None = None
-        if timeout_s is not None and not timeout_s >= 0:
-            raise ValueError(f"timeout_s is {timeout_s}; it is at least 0")
         self._engine = engine
         self._filter = wanted
         self._follow = follow
-        self._timeout_s = timeout_s
+        # None: it waits for ever.
+        self._quiet = Quiet(None) if quiet is None else quiet
+        self._polled_s = time.monotonic()
         # The store, which is not collected while it is read.
         self._owner = owner
         # What is left of the commit that is being handed out.
@@ -82,8 +97,12 @@ class Changes(Iterator[Change]):
         if cursor is None:
             cursor = engine.upkeep.read(after, None if follow else durable_now(engine), "changes")
         self._cursor = cursor
-        #: The last commit that was wholly handed out or passed over: the place to go on after.
-        self.position: Seqno = cursor.position
+        self._position: Seqno = cursor.position
+
+    @property
+    def position(self) -> Position:
+        """The last commit that was wholly handed out or passed over: the place to go on after."""
+        return position_at(self._engine, self._position)
 
     def __iter__(self) -> Changes:
         return self
@@ -99,8 +118,21 @@ class Changes(Iterator[Change]):
         if change is None:
             raise StopIteration
         if change.last:
-            self.position = change.seqno
+            self._position = change.seqno
         return change
+
+    @property
+    def alive(self) -> bool:
+        """Whether it goes on: there are commits that it has not looked at, or more may come. From any thread."""
+        cursor = self._cursor
+        if cursor is None or self._ended:
+            return False
+        return goes_on(self._engine, cursor) if self._follow else not self._engine.is_closed
+
+    @property
+    def last_poll_s(self) -> float:
+        """How long ago it asked for a commit, in seconds. It asks all the time while it waits for one."""
+        return time.monotonic() - self._polled_s
 
     def poll(self) -> Change | None:
         """The next change if it is there now, else None: it never waits."""
@@ -110,7 +142,7 @@ class Changes(Iterator[Change]):
             self._fail(error)
             raise
         if change is not None and change.last:
-            self.position = change.seqno
+            self._position = change.seqno
         return change
 
     def _next(self) -> Change | None:
@@ -120,6 +152,7 @@ class Changes(Iterator[Change]):
             return change
         state, changes_of = self._engine.state, self._filter.changes
         state.refuse_if_gone()
+        self._polled_s = time.monotonic()
         visible = state.seqno
         for record in self._open():
             seqno = record.seqno
@@ -127,9 +160,11 @@ class Changes(Iterator[Change]):
                 visible = self._await_visible(seqno)
             found = changes_of(record)
             if found is not None:
+                if self._follow:
+                    self._quiet.end()
                 self._pending = found
                 return next(found)
-            self.position = seqno
+            self._position = seqno
         self._ended = not self._follow
         return None
 
@@ -154,16 +189,18 @@ class Changes(Iterator[Change]):
             raise
 
     def _await_next(self) -> Change | None:
-        """The next change, or None if none came within the time."""
-        deadline_s = None if self._timeout_s is None else time.monotonic() + self._timeout_s
+        """The next change or heartbeat, or None if none came within the time."""
+        quiet = self._quiet
+        quiet.begin()
         while True:
-            left_s = STEP_S if deadline_s is None else deadline_s - time.monotonic()
-            if self._wait(min(left_s, STEP_S)):
+            left_s = quiet.left_s(STEP_S)
+            if self._wait(left_s):
                 change = self._next()
                 if change is not None:
                     return change
+            self._polled_s = time.monotonic()
             if left_s <= 0:
-                return None
+                return None if quiet.is_over() else heartbeat(self._engine, self._position)
 
     def wait(self, timeout_s: float) -> None:
         """Wait for a commit, at most so long. Raises as iterating does."""
@@ -223,7 +260,7 @@ class Changes(Iterator[Change]):
         self.close()
 
     def __repr__(self) -> str:
-        return f"<Changes after commit {self.position}{' (closed)' if self._cursor is None else ''}>"
+        return f"<Changes after commit {self._position}{' (closed)' if self._cursor is None else ''}>"
 
 
 class Bootstrap:
@@ -233,7 +270,7 @@ class Bootstrap:
     position, so that `changes` may be called as late as one likes, and again.
     """
 
-    __slots__ = ("__weakref__", "_engine", "_hold", "_owner", "position", "snapshot")
+    __slots__ = ("__weakref__", "_engine", "_hold", "_owner", "snapshot")
 
     def __init__(self, engine: Engine, *, owner: object = None) -> None:
         self._engine = engine
@@ -257,8 +294,11 @@ class Bootstrap:
                 raise
         #: The store as `position` left it.
         self.snapshot = snapshot
-        #: The last commit that the snapshot contains.
-        self.position: Seqno = snapshot.seqno
+
+    @property
+    def position(self) -> Position:
+        """The last commit that the snapshot contains."""
+        return position_at(self._engine, self.snapshot.seqno)
 
     def changes(
         self,
@@ -267,12 +307,13 @@ class Bootstrap:
         tables: Iterable[int] | None = None,
         follow: bool = False,
         timeout_s: float | None = None,
+        heartbeat_s: float | None = None,
     ) -> Changes:
         """What came after the snapshot. Arguments as in `Store.changes`."""
         if self._hold is None:
             raise closed("bootstrap")
-        wanted = Filter(prefix, tables)
-        return Changes(self._engine, self.position, wanted, follow=follow, timeout_s=timeout_s, owner=self._owner)
+        wanted, quiet = Filter(prefix, tables), Quiet(timeout_s, heartbeat_s)
+        return Changes(self._engine, self.snapshot.seqno, wanted, follow=follow, quiet=quiet, owner=self._owner)
 
     def close(self) -> None:
         """Close the snapshot, and hold the log no more; a feed that was begun goes on. Idempotent."""
@@ -292,4 +333,4 @@ class Bootstrap:
         self.close()
 
     def __repr__(self) -> str:
-        return f"<Bootstrap at commit {self.position}{' (closed)' if self._hold is None else ''}>"
+        return f"<Bootstrap at commit {self.snapshot.seqno}{' (closed)' if self._hold is None else ''}>"

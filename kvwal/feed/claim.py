@@ -18,6 +18,7 @@ from kvwal.engine.parked import SYSTEM_TABLE, parked_prefix
 from kvwal.engine.request import CommitRequest
 from kvwal.errors import ConsumerExistsError, FeedGap, LockedError
 from kvwal.feed.asked import Asked
+from kvwal.feed.line import seqno_of
 from kvwal.files import process_id
 from kvwal.keys import prefix_stop
 from kvwal.log import Hold, Limits
@@ -113,8 +114,10 @@ def _hold_from(engine: Engine, asked: Asked, limits: Limits) -> Hold:
                     break
                 earlier = record.seqno
             return begin_hold(name, earlier, limits)
+    if start == "oldest":
+        return begin_hold(name, None, limits)
     if start != "now":
-        return begin_hold(name, None if start == "oldest" else start, limits)
+        return begin_hold(name, seqno_of(engine, "start", start), limits)
     while True:
         # FeedGap: two checkpoints came in between.
         with suppress(FeedGap):

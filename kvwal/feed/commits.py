@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 
 from kvwal.engine.engine import Engine
-from kvwal.feed.changes import durable_now
+from kvwal.feed.line import durable_now
 from kvwal.keys import Seqno
 from kvwal.log import Record, SegmentCursor, extension_of, meta_of
 from kvwal.log.intents import decode_put_key, is_of_users

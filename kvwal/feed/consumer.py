@@ -11,7 +11,6 @@ Rules:
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import TracebackType
@@ -24,7 +23,8 @@ from kvwal.feed.change import Change
 from kvwal.feed.changes import STEP_S, Bootstrap
 from kvwal.feed.owned import ATTEMPTS, Batch, RowCommit
 from kvwal.feed.parking import ParkingConsumer
-from kvwal.keys import Seqno
+from kvwal.feed.quiet import Quiet
+from kvwal.positions import Position
 
 __all__ = ["Consumer"]
 
@@ -41,23 +41,24 @@ class Consumer(ParkingConsumer, Iterator[Batch]):
         return self
 
     def __next__(self) -> Batch:
-        """The next batch. With `timeout_s` one without changes, if no change came for so long."""
+        """The next batch. With `timeout_s` or `heartbeat_s` one without changes, if no change came for so long."""
         before = self._counts()
         try:
-            return self._read(self._timeout_s)
+            return self._read(self._quiet)
         except BaseException:
             self._return_to(before)
             raise
 
-    def _read(self, timeout_s: float | None) -> Batch:
+    def _read(self, quiet: Quiet) -> Batch:
         """The next batch, counted. Where it raises, and where its caller is interrupted, the caller takes that back."""
-        deadline_s = None if timeout_s is None else time.monotonic() + timeout_s
+        quiet.begin()
         while (batch := self._poll()) is None:
             self._commit(self._due())
-            left_s = STEP_S if deadline_s is None else deadline_s - time.monotonic()
+            left_s = quiet.left_s(STEP_S)
             if left_s <= 0:
-                return self._batch((), self._scanned)
-            self._wait(min(left_s, STEP_S))
+                return self._batch((), self._scanned, heartbeat=not quiet.is_over())
+            self._wait(left_s)
+        quiet.end()
         return batch
 
     def ack(self, batch: Batch) -> None:
@@ -69,9 +70,18 @@ class Consumer(ParkingConsumer, Iterator[Batch]):
         self._acknowledge(batch)
         self._commit(self._due())
 
+    def park(self, batch: Batch, error: Exception) -> None:
+        """The batch cannot be handled now: set its commits aside, for `replay_parked`, and go on behind it.
+
+        As `ack`, it says that all before the batch was handled. Durable on return: what is set aside, with the text of
+        the error, and the position, in one commit. ValueError, with nothing changed, for a batch that it has not handed
+        out, and if more than 1,000 commits would be set aside.
+        """
+        self._commit(self._set_all_aside(batch, error))
+
     def project(
         self, function: Callable[[Transaction, Sequence[Change]], object], *, timeout_s: float | None = None
-    ) -> Seqno:
+    ) -> Position:
         """Call `function(txn, changes)` for the changes of each batch; one commit holds its writes and the position.
 
         Exactly once: what it writes is there if and only if the position says that the changes were handled. It may be
@@ -88,7 +98,8 @@ class Consumer(ParkingConsumer, Iterator[Batch]):
         if self._acked < self._delivered:
             self._go_back()
         try:
-            while (batch := self._read(timeout_s)).changes:
+            quiet = Quiet(timeout_s)
+            while (batch := self._read(quiet)).changes:
                 self._apply_or_park(function, batch)
         except BaseException:
             self._go_back()
@@ -185,7 +196,7 @@ class Consumer(ParkingConsumer, Iterator[Batch]):
         self._refuse_if_closed()
         with Bootstrap(self._engine, owner=self._store) as base:
             yield base.snapshot
-            self._commit(self._rebased(base.position))
+            self._commit(self._rebased(base.snapshot.seqno))
 
     def close(self) -> None:
         """Write the position, if it is not written yet, and let another owner have it. Idempotent; from any thread.

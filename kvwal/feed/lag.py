@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import time
+from dataclasses import dataclass, field
 from itertools import islice
 from typing import Final, Literal
 
@@ -11,6 +12,7 @@ from kvwal.engine.engine import Engine
 from kvwal.engine.parked import Parked
 from kvwal.errors import FeedGap
 from kvwal.keys import Seqno
+from kvwal.positions import Position
 
 __all__ = ["ConsumerInfo", "consumers"]
 
@@ -35,11 +37,12 @@ class ConsumerInfo:
         owner: name of the thread that asked for it; None if it is not in use.
         last_error: why it stopped; empty after a success.
         parked: the commits that it has set aside, oldest first.
+        last_poll_s: how many seconds ago the owner asked for commits; None if it is not in use.
     """
 
     name: str
     state: Literal["active", "stopped", "lost"]
-    position: Seqno
+    position: Position
     scanned: Seqno
     lag_commits: int
     lag_bytes: int | None
@@ -48,6 +51,7 @@ class ConsumerInfo:
     owner: str | None
     last_error: str
     parked: tuple[Parked, ...] = ()
+    last_poll_s: float | None = field(default=None, compare=False)
 
 
 def consumers(engine: Engine) -> list[ConsumerInfo]:
@@ -72,13 +76,14 @@ def _info(engine: Engine, row: ConsumerRow) -> ConsumerInfo:
     return ConsumerInfo(
         row.name,
         "lost" if is_lost else "stopped" if owner is None else "active",
-        row.position,
+        Position(row.line, row.position),
         scanned,
         *lag,
         0 if is_lost and not parked else registry.held_bytes(held_from),
         None if owner is None else owner.thread,
         row.last_error,
         parked,
+        None if owner is None else time.monotonic() - owner.polled_s,
     )
 
 

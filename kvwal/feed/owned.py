@@ -26,11 +26,12 @@ from kvwal.engine.request import CommitRequest
 from kvwal.errors import FeedGap, FencedError, closed
 from kvwal.feed.asked import Asked
 from kvwal.feed.change import Change, Filter
-from kvwal.feed.changes import Changes
+from kvwal.feed.changes import Changes, goes_on
 from kvwal.feed.claim import begin, claim, release
 from kvwal.keys import Seqno, prefix_stop
 from kvwal.log import Extension, Hold, Record, extension_of
 from kvwal.log.extension import CONSUMER
+from kvwal.positions import Position
 
 __all__ = ["ATTEMPTS", "Batch", "OwnedConsumer", "RowCommit", "text_of"]
 
@@ -49,11 +50,13 @@ class Batch:
         changes: of whole commits, in their order; those that the filter lets through.
         first: the first commit that it covers: the one after the batch before.
         last: the last one, whether it has changes of it or not. Less than `first` if no commit came.
+        heartbeat: it has no changes, and is given because none came for `heartbeat_s`.
     """
 
     changes: Sequence[Change]
     first: Seqno
     last: Seqno
+    heartbeat: bool = False
 
     @property
     def scanned(self) -> Seqno:
@@ -108,14 +111,14 @@ class OwnedConsumer:
         self._parks = asked.parks
         self._filter = _Watch(asked.filter, None if asked.own else asked.name.encode())
         self._ack_interval_s = asked.ack_interval_s
-        self._timeout_s = asked.timeout_s
+        self._quiet = asked.quiet
         self._consumers = engine.upkeep.consumers
         self._consumers.log()
         self._changes: Changes | None = None
         self._stored_s = float("-inf")
         # What was asked to be committed last, until it is resolved.
         self._last: RowCommit | None = None
-        token = Owner(asked.thread, Seqno(0))
+        token = Owner(asked.thread, Seqno(0), time.monotonic())
         before: Owner | None = None
         try:
             before = claim(engine, asked, token)
@@ -133,20 +136,27 @@ class OwnedConsumer:
     # -- reading ------------------------------------------------------------------------------
 
     @property
-    def position(self) -> Seqno:
+    def position(self) -> Position:
         """The last commit that was handled, as it is stored: where the consumer goes on after a crash."""
-        return self._row.position
+        return Position(self._row.line, self._row.position)
 
     @property
     def alive(self) -> bool:
-        """Whether iterating would wait for commits, and not raise."""
+        """Whether it goes on: there are commits that it has not looked at, or more may come. From any thread."""
         token = self._token
         return (
             token is not None
             and not self._engine.is_closed
             and self._consumers.owners.get(self.name) is token
             and self._consumers.hold(self.name) is not None
+            and goes_on(self._engine, self._consumers.log().read(self._scanned, purpose=None))
         )
+
+    @property
+    def last_poll_s(self) -> float | None:
+        """How long ago it asked for commits, in seconds; None once it is closed. Waiting, it asks all the time."""
+        token = self._token
+        return None if token is None else time.monotonic() - token.polled_s
 
     def _poll(self) -> Batch | None:
         """The next batch, counted, if there are changes. None: what is there was passed over, and may be due.
@@ -155,21 +165,23 @@ class OwnedConsumer:
         """
         self._refuse_if_over()
         feed = self._feed()
-        changes = self._collect(feed)
-        if changes:
-            return self._batch(changes, feed.position)
-        if self._delivered <= self._acked:
-            # There is nothing to acknowledge, so it is as if that was done.
-            self._acked = max(self._acked, feed.position)
-        self._scanned = feed.position
         token = self._token
         if token is not None:
-            token.scanned = feed.position
+            token.polled_s = time.monotonic()
+        changes = self._collect(feed)
+        if changes:
+            return self._batch(changes, feed.position.seqno)
+        if self._delivered <= self._acked:
+            # There is nothing to acknowledge, so it is as if that was done.
+            self._acked = max(self._acked, feed.position.seqno)
+        self._scanned = feed.position.seqno
+        if token is not None:
+            token.scanned = feed.position.seqno
         return None
 
-    def _batch(self, changes: tuple[Change, ...], position: Seqno) -> Batch:
+    def _batch(self, changes: tuple[Change, ...], position: Seqno, *, heartbeat: bool = False) -> Batch:
         """A batch that ends at the position, counted."""
-        batch = Batch(changes, Seqno(self._covered + 1), position)
+        batch = Batch(changes, Seqno(self._covered + 1), position, heartbeat)
         self._scanned = self._covered = position
         if changes:
             self._delivered = position
@@ -224,6 +236,7 @@ class OwnedConsumer:
     def _return_to(self, counts: tuple[Seqno, Seqno, Seqno]) -> None:
         """What was counted since then was not handed out: it is read again."""
         self._scanned, self._covered, self._delivered = counts
+        self._quiet.end()
         self._rewind()
 
     def _rewind(self) -> None:
@@ -245,7 +258,10 @@ class OwnedConsumer:
             lost = oldest - 1 - row.position
             # What is still there may go at any time.
             after = max(oldest, row.position + 1)
-            raise FeedGap(row.position, after, log.last_seqno, lost_commits=max(0, lost) or None)
+            asked = Position(row.line, row.position)
+            if row.line != self._consumers.line:
+                raise FeedGap(asked, oldest, log.last_seqno, forked_at=0)
+            raise FeedGap(asked, after, log.last_seqno, lost_commits=max(0, lost) or None)
 
     def _refuse_if_closed(self) -> None:
         self._engine.state.refuse_if_gone()
@@ -258,11 +274,15 @@ class OwnedConsumer:
 
     # -- what is to be committed --------------------------------------------------------------
 
-    def _acknowledge(self, batch: Batch) -> None:
-        """Count it as handled. ValueError for a batch that it has not handed out."""
+    def _refuse_foreign(self, batch: Batch) -> None:
+        """ValueError for a batch that it has not handed out."""
         self._refuse_if_closed()
         if batch.last > self._covered:
             raise ValueError(f"commit {batch.last} is beyond {self._covered}, the last one that was handed out")
+
+    def _acknowledge(self, batch: Batch) -> None:
+        """Count it as handled. ValueError for a batch that it has not handed out."""
+        self._refuse_foreign(batch)
         self._acked = max(self._acked, batch.last)
 
     def _due(self, *, at_once: bool = False) -> RowCommit | None:
@@ -371,7 +391,7 @@ class OwnedConsumer:
 
     def __repr__(self) -> str:
         closed_ = " (closed)" if self._token is None else ""
-        return f"<{type(self).__name__} {self.name!r} after commit {self.position}{closed_}>"
+        return f"<{type(self).__name__} {self.name!r} after commit {self._row.position}{closed_}>"
 
 
 def text_of(error: Exception) -> str:

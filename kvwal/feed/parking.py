@@ -3,6 +3,7 @@
 Rules:
 - A batch that fails is tried commit by commit. A commit that fails again is set aside: by the commit that moves the
   position behind it, so it is either before the position, or handled, or set aside.
+- A program that iterates says itself what it cannot handle: all commits of a batch are set aside by one commit.
 - It is taken up by a commit that has what the function writes and removes its row. The position stays.
 """
 
@@ -49,6 +50,30 @@ class ParkingConsumer(OwnedConsumer):
         last = batch.last
         return self._change(
             lambda row: changed(row, position=last, last_error=""), self._row_of(parked), parked=(*self._parked, parked)
+        )
+
+    def _set_all_aside(self, batch: Batch, error: Exception) -> RowCommit | None:
+        """The commits of a batch that have changes are set aside, and the position is behind it.
+
+        ValueError if these are too many, or it has not handed out the batch.
+        """
+        self._refuse_foreign(batch)
+        parked = {each.seqno: each for each in self._parked}
+        now_us = self._engine.reads.moments.now_us()
+        added = [Parked(seqno, text_of(error), 1, now_us) for seqno in dict.fromkeys(c.seqno for c in batch.changes)]
+        parked |= {each.seqno: each for each in added}
+        if len(parked) > MAX_PARKED:
+            raise ValueError(f"{len(parked)} commits would be set aside; the limit is {MAX_PARKED}")
+        if not added:
+            self._acknowledge(batch)
+            return self._due()
+        rows, last = WriteBatch(), batch.last
+        for each in added:
+            rows.table(SYSTEM_TABLE).put(parked_key(self.name, each.seqno), encode_parked(each))
+        # Not counted as acknowledged before it is stored: else a later `ack` would store that alone.
+        in_order = tuple(parked[seqno] for seqno in sorted(parked))
+        return self._change(
+            lambda row: changed(row, position=max(row.position, last), last_error=""), rows, parked=in_order
         )
 
     def _set_aside_again(self, parked: Parked, error: Exception) -> RowCommit:

@@ -15,5 +15,5 @@ def pins(engine: Engine) -> list[Pin]:
     since_us = {row.name: row.created_us for row in engine.upkeep.consumers.rows()}
     for info in consumers(engine):
         if info.name in since_us:
-            held.append(Pin("consumer", info.position, since_us[info.name], info.held_bytes, name=info.name))
+            held.append(Pin("consumer", info.position.seqno, since_us[info.name], info.held_bytes, name=info.name))
     return held

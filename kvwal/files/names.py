@@ -20,6 +20,7 @@ __all__ = [
     "RESERVE",
     "SPARE",
     "index_name",
+    "index_names",
     "is_erasable",
     "is_known",
     "is_temporary",
@@ -64,6 +65,11 @@ def index_name(first_seqno: int) -> str:
 def keys_name(first_seqno: int) -> str:
     """The key index of that segment."""
     return f"{first_seqno:020d}.keys"
+
+
+def index_names(first_seqno: int) -> tuple[str, str]:
+    """What is derived from that segment."""
+    return index_name(first_seqno), keys_name(first_seqno)
 
 
 def temporary_name(name: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Callable, Iterator
 from types import TracebackType
+from typing import Final
 
 from kvwal.errors import CorruptionError, closed
 from kvwal.files.names import segment_name
@@ -14,9 +15,15 @@ from kvwal.log.reader import LogReader, place_before
 from kvwal.log.record import Record
 from kvwal.log.retention import Hold, refuse_gap
 from kvwal.log.segment import SegmentHeader
-from kvwal.log.walk import Place, Stop, walk
+from kvwal.log.walk import CHUNK_BYTES, Place, Stop, walk
 
 __all__ = ["SegmentCursor", "hold_kept", "read_kept"]
+
+# Up to this number of commits behind the last one are read with a small chunk: a large one is mostly unused space.
+_NEAR: Final = 32
+_SMALL_CHUNK_BYTES: Final = 16 << 10
+# Commits from memory after which what was read is let go of.
+_HELD: Final = 64
 
 
 def _never(seqno: Seqno, timeout_s: float | None) -> bool:
@@ -60,17 +67,22 @@ class SegmentCursor:
         durable: Callable[[], Seqno],
         await_beyond: Callable[[Seqno, float | None], bool],
         when_beyond: Callable[[Seqno, Callable[[], object]], Callable[[], object]] | None = None,
+        recent: Callable[[int], Record | None] | None = None,
     ) -> None:
+        """`recent`: gives a commit that is in memory; None: none is."""
         self._reader = reader
         self._hold: Hold | None = hold
         self._until = until
         self._durable = durable
         self._await_beyond = await_beyond
         self._when_beyond = when_beyond
+        self._recent = recent
         #: The last commit that was handed out, or the one it began after.
         self.position = hold.after
         # The segment, the last commit in it if it has a successor, and how far it was walked.
         self._at: tuple[FoundSegment, int | None, Place] | None = None
+        # The last commit that was in memory, if it is beyond that.
+        self._passed: Record | None = None
         self._records: Iterator[Record] = iter(())
         self._exhausted = False
 
@@ -84,13 +96,22 @@ class SegmentCursor:
         """
         if self._exhausted:
             raise StopIteration
-        if self._hold is None:
+        hold = self._hold
+        if hold is None:
             raise closed("cursor")
         record = next(self._records, None)
         if record is None:
             limit = self._durable() if self._until is None else self._until
-            self._records = self._beyond(limit)
-            record = next(self._records, None)
+            if self._recent is not None and self.position < limit:
+                record = self._recent(self.position + 1)
+            if record is None or not record.seqno % _HELD:
+                # One that is never at the end holds little all the same.
+                hold.advance(self.position)
+            if record is None:
+                self._records = self._beyond(limit)
+                record = next(self._records, None)
+            else:
+                self._passed = record
         if record is not None:
             self.position = record.seqno
             return record
@@ -137,6 +158,7 @@ class SegmentCursor:
 
     def _beyond(self, limit: Seqno) -> Iterator[Record]:
         """The commits from the position to `limit`, which the log has."""
+        self._pass()
         while self.position < limit:
             found_now = self._at is None
             if self._at is None:
@@ -152,7 +174,16 @@ class SegmentCursor:
                 self._at = None
                 continue
             try:
-                yield from walk(file, segment.known, segment.limit, place, after=self.position, until=until)
+                is_near = not found_now and until - self.position <= _NEAR
+                yield from walk(
+                    file,
+                    segment.known,
+                    segment.limit,
+                    place,
+                    after=self.position,
+                    until=until,
+                    chunk_bytes=_SMALL_CHUNK_BYTES if is_near else CHUNK_BYTES,
+                )
             finally:
                 file.close()
             if place.stop is not Stop.REACHED:
@@ -164,6 +195,18 @@ class SegmentCursor:
                 self._at = None
             if self._hold is not None:
                 self._hold.advance(self.position)
+
+    def _pass(self) -> None:
+        """Go on behind what was in memory."""
+        passed, self._passed = self._passed, None
+        if passed is not None and self._at is not None:
+            found, _, place = self._at
+            segment, offset = passed.position
+            if found.first_seqno == segment:
+                # Interrupted in between, the walk is in disorder, and the segment is looked for anew.
+                place.offset, place.last_seqno = offset + passed.size, passed.seqno
+            else:
+                self._at = None
 
     def _find(self) -> tuple[FoundSegment, int | None, Place]:
         """The segment with the commit behind the position, and where in it to begin."""

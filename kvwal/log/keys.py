@@ -210,6 +210,13 @@ class KeyIndex:
         index._size, index.size = size, 4 * end
         return index
 
+    def check(self) -> None:
+        """DamagedIndex if one of its blocks is not valid, or cannot be read."""
+        for i in range(len(self._nexts)):
+            self._block(i)
+        for j in range(len(self._hashes)):
+            self._block(-1 - j)
+
     # -- one key ------------------------------------------------------------------------------
 
     def rows(self, table: int, key: bytes, after: int, until: int, *, reverse: bool) -> Iterator[Spot]:

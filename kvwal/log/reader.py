@@ -21,7 +21,7 @@ from kvwal.log.chain import Chain, FoundSegment
 from kvwal.log.index import load_index
 from kvwal.log.intents import features_of
 from kvwal.log.record import LogPosition, Record
-from kvwal.log.segment import HEADER_PAGE_BYTES, SegmentHeader, SegmentInfo
+from kvwal.log.segment import HEADER_PAGE_BYTES, IndexSizes, SegmentHeader, SegmentInfo
 from kvwal.log.tail import LogEnd, Tail, TailRow, Verdict, describe, failure, judge
 from kvwal.log.walk import Found, Place, Puts, Readable, Stop, closed_record, last_written, search, walk
 
@@ -70,9 +70,13 @@ class LogReader:
             return end.watermark, f"flushing them failed: {error}"
         return end.last_seqno, ""
 
-    def segments(self) -> list[SegmentInfo]:
-        """Every segment there is, oldest first. One whose header is damaged has created_us 0."""
-        return self.chain.infos(self.chain.names(), [])
+    def segments(self, *, with_indexes: bool = False) -> list[SegmentInfo]:
+        """Every segment there is, oldest first; `with_indexes`: the size of its indexes in its own.
+
+        One whose header is damaged has created_us 0.
+        """
+        segments = self.chain.infos(self.chain.names(), [])
+        return IndexSizes(self.chain.directory).added_to(segments) if with_indexes else segments
 
 
 class Replay:

@@ -50,7 +50,8 @@ from __future__ import annotations
 import enum
 import struct
 from collections.abc import Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Final, NamedTuple
 
@@ -58,13 +59,14 @@ from crc32c import crc32c
 
 from kvwal.features import KNOWN_OPTIONAL, KNOWN_REQUIRED, unknown_bits
 from kvwal.files import Directory
-from kvwal.files.names import numbers, segment_name
+from kvwal.files.names import index_names, numbers, segment_name
 from kvwal.keys import Seqno
 
 __all__ = [
     "HEADER_PAGE_BYTES",
     "SLOT_OFFSET",
     "HeaderFault",
+    "IndexSizes",
     "SegmentHeader",
     "SegmentInfo",
     "Slot",
@@ -223,6 +225,52 @@ def decode_slot(page: bytes, salt: int) -> Slot:
 def list_segments(directory: Directory) -> list[Seqno]:
     """First seqnos of the segments there are by name, ascending."""
     return sorted(Seqno(found[0]) for name in directory.names() if (found := numbers(name)) and found[1] == "log")
+
+
+class IndexSizes:
+    """The bytes of the index files of one log. Thread-safe.
+
+    They are looked at when they are asked for first. The one that writes and removes them says so from the beginning.
+    """
+
+    __slots__ = ("_directory", "_is_whole", "_sizes")
+
+    def __init__(self, directory: Directory) -> None:
+        self._directory = directory
+        # By name. Each change is one step of a dict.
+        self._sizes: dict[str, int] = {}
+        self._is_whole = False
+
+    def written(self, name: str, size: int) -> None:
+        """An index file of this name has this size now."""
+        self._sizes[name] = size
+
+    def removed(self, name: str) -> None:
+        """There is no index file of this name any more."""
+        self._sizes.pop(name, None)
+
+    def added_to(self, segments: Sequence[SegmentInfo]) -> list[SegmentInfo]:
+        """The segments, each with the size of its indexes in its own."""
+        if not self._is_whole:
+            self._look()
+        get = self._sizes.get
+        return [
+            replace(segment, size=segment.size + sum(get(name, 0) for name in index_names(segment.first_seqno)))
+            for segment in segments
+        ]
+
+    def _look(self) -> None:
+        for name in self._directory.names():
+            found = numbers(name)
+            if found is not None and found[1] != "log" and name not in self._sizes:
+                # One that was removed just now, or cannot be looked at, counts as nothing.
+                with suppress(OSError):
+                    file = self._directory.open(name)
+                    try:
+                        self._sizes.setdefault(name, file.size())
+                    finally:
+                        file.close()
+        self._is_whole = True
 
 
 def replay_count(segments: Sequence[SegmentInfo], after: Seqno) -> int:

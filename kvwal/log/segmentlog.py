@@ -43,7 +43,7 @@ from kvwal.log.protocol import LogIdentity, LogOptions, LogStats
 from kvwal.log.reader import LogReader
 from kvwal.log.record import CLOSED, PAUSED
 from kvwal.log.retention import Hold, HoldInfo, Retention
-from kvwal.log.segment import HEADER_PAGE_BYTES, SegmentHeader, SegmentInfo, list_segments
+from kvwal.log.segment import HEADER_PAGE_BYTES, IndexSizes, SegmentHeader, SegmentInfo, list_segments
 from kvwal.log.segments import CLOSE_BYTES, Plan, SegmentMaker
 from kvwal.log.tail import LogEnd, TailRow
 from kvwal.log.writer import SegmentWriter
@@ -64,7 +64,8 @@ class SegmentLog(SegmentWriter):
         self._directory = directory
         self._identity = identity
         self._options = options
-        self._maker = SegmentMaker(files, directory, identity, options)
+        self._index_sizes = IndexSizes(directory)
+        self._maker = SegmentMaker(files, directory, identity, options, self._index_sizes)
         self._reader = LogReader(directory, identity.store_id)
         #: What may be retired, and who holds what.
         self.retention = Retention(files.now_us, files.monotonic_s)
@@ -176,7 +177,8 @@ class SegmentLog(SegmentWriter):
         FeedGap if commits beyond `after` are no longer kept. Thread-safe. `purpose`: None if the caller holds them.
         """
         hold = Hold({}, 0, after) if purpose is None and after is not None else self._hold(purpose or "", after)
-        return SegmentCursor(self._reader, hold, until, self._durable, self._await_beyond, self._when_beyond)
+        recent = self.recent if until is None else None
+        return SegmentCursor(self._reader, hold, until, self._durable, self._await_beyond, self._when_beyond, recent)
 
     def _names(self) -> list[Seqno]:
         return list(self._segments)
@@ -191,13 +193,14 @@ class SegmentLog(SegmentWriter):
         """Who holds log, since when. From any thread."""
         return self.retention.holds()
 
-    def segments(self) -> list[SegmentInfo]:
-        """Every segment there is, oldest first. From any thread."""
-        return list(self._segments.values())
+    def segments(self, *, with_indexes: bool = False) -> list[SegmentInfo]:
+        """Every segment there is, oldest first; `with_indexes`: the size of its indexes in its own. From any thread."""
+        segments = list(self._segments.values())
+        return self._index_sizes.added_to(segments) if with_indexes else segments
 
     def stats(self) -> LogStats:
         """Figures. From any thread."""
-        segments = self.segments()
+        segments = self.segments(with_indexes=True)
         size = sum(segment.size for segment in segments)
         return LogStats(len(segments), size, segments[0].first_seqno, self.last_seqno, self.durable_seqno)
 

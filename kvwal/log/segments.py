@@ -12,7 +12,7 @@ from typing import Final, NamedTuple
 
 from kvwal.errors import DiskFullError, RefusedError
 from kvwal.files import Directory, File, Files, is_full
-from kvwal.files.names import SPARE, index_name, is_temporary, keys_name, numbers, segment_name, temporary_name
+from kvwal.files.names import SPARE, index_name, index_names, is_temporary, numbers, segment_name, temporary_name
 from kvwal.keys import Seqno
 from kvwal.log.index import Index
 from kvwal.log.protocol import LogIdentity, LogOptions
@@ -20,6 +20,7 @@ from kvwal.log.record import RECORD_HEADER_BYTES
 from kvwal.log.segment import (
     HEADER_PAGE_BYTES,
     SLOT_OFFSET,
+    IndexSizes,
     SegmentHeader,
     decode_header,
     decode_slot,
@@ -72,7 +73,9 @@ class Plan(NamedTuple):
 class SegmentMaker:
     """Makes the files of one log. `prepare_spare` may be called from any thread, the rest from one at a time."""
 
-    def __init__(self, files: Files, directory: Directory, identity: LogIdentity, options: LogOptions) -> None:
+    def __init__(
+        self, files: Files, directory: Directory, identity: LogIdentity, options: LogOptions, index_sizes: IndexSizes
+    ) -> None:
         self._files = files
         self._directory = directory
         self._identity = identity
@@ -81,6 +84,8 @@ class SegmentMaker:
         self._spare_lock = threading.Lock()
         self._spare: tuple[File, int] | None = None
         self._over = False
+        # What the indexes take.
+        self._index_sizes = index_sizes
 
     # -- a segment ----------------------------------------------------------------------------
 
@@ -233,6 +238,8 @@ class SegmentMaker:
             if self._directory.kind(segment_name(first_seqno)) is None:
                 # The segment was retired meanwhile, and its other files with it.
                 self._discard(name)
+            else:
+                self._index_sizes.written(name, offset)
         except OSError:
             self._discard(temporary)
         except BaseException:
@@ -246,11 +253,12 @@ class SegmentMaker:
     def remove(self, first_seqno: Seqno) -> bool:
         """Remove a segment for good, and its indexes; False if the system refuses it (it may need space for that)."""
         try:
-            for name in (segment_name(first_seqno), index_name(first_seqno), keys_name(first_seqno)):
+            for name in (segment_name(first_seqno), *index_names(first_seqno)):
                 try:
                     self._directory.unlink(name)
                 except FileNotFoundError:
                     pass
+                self._index_sizes.removed(name)
             self._directory.sync()
         except OSError as error:
             if isinstance(error, RefusedError) or is_full(error):

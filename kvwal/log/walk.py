@@ -18,10 +18,22 @@ from kvwal.log.intents import decode_put, decode_uniform
 from kvwal.log.record import CLOSED, COMMIT, PAUSED, RECORD_HEADER, RECORD_HEADER_BYTES, WATERMARK, Record, is_commit
 from kvwal.log.segment import HEADER_PAGE_BYTES, SegmentHeader
 
-__all__ = ["Found", "Place", "Puts", "Readable", "Stop", "closed_record", "last_written", "search", "walk"]
+__all__ = [
+    "CHUNK_BYTES",
+    "Found",
+    "Place",
+    "Puts",
+    "Readable",
+    "Stop",
+    "closed_record",
+    "last_written",
+    "search",
+    "walk",
+]
 
-_CHUNK_BYTES: Final = 1 << 20
-_ZEROS: Final = bytes(_CHUNK_BYTES)
+#: Read at a time.
+CHUNK_BYTES: Final = 1 << 20
+_ZEROS: Final = bytes(CHUNK_BYTES)
 
 
 class Readable(Protocol):
@@ -85,7 +97,7 @@ def walk(
     after: int = 0,
     until: int | None = None,
     puts: Puts | None = None,
-    chunk_bytes: int = _CHUNK_BYTES,
+    chunk_bytes: int = CHUNK_BYTES,
 ) -> Iterator[Record]:
     """The commits beyond `after`, from the place on to `until`, `limit` or the first byte that is not in order.
 
@@ -205,7 +217,7 @@ def search(file: Readable, header: SegmentHeader, start: int, limit: int) -> Ite
     needle = header.marker.to_bytes(4, "little")
     base = start
     while base < limit:
-        wanted = min(_CHUNK_BYTES, limit - base)
+        wanted = min(CHUNK_BYTES, limit - base)
         chunk = file.pread(wanted, base)
         # A marker may lie across the border of two chunks; at the end of the file there is no next chunk.
         ended = len(chunk) < wanted or base + wanted == limit
@@ -253,7 +265,7 @@ def last_written(file: Readable, start: int, limit: int) -> int:
     written = start
     base = start
     while base < limit:
-        chunk = file.pread(min(_CHUNK_BYTES, limit - base), base)
+        chunk = file.pread(min(CHUNK_BYTES, limit - base), base)
         if not chunk:
             break
         if chunk != _ZEROS[: len(chunk)]:

@@ -6,7 +6,11 @@
 - The same holds for an exception that comes from outside (KeyboardInterrupt): an append it interrupts has not been
   counted in `last_seqno`, its bytes will be superseded, and the next append rolls.
 
+- The newest commits stay in memory while the log is followed (`recent`), as a read of the log would give them, so that
+  each is not read again by each follower. What is not there is in the log, so there is no seam between the two.
+
 Invariant: `last_seqno` counts exactly the commits below `_offset` and in older segments.
+Invariant: a commit is kept in memory after it was counted, so its number is that of no other commit.
 Invariant: no byte at or beyond `_offset` of the current segment was ever written, unless `_left`.
 """
 
@@ -16,6 +20,7 @@ import threading
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Sequence
+from itertools import islice
 from typing import Final
 
 from crc32c import crc32c
@@ -33,6 +38,7 @@ from kvwal.log.record import (
     RECORD_PUT,
     RECORD_REST,
     WATERMARK,
+    Record,
     encode_record,
 )
 from kvwal.log.segment import SegmentHeader
@@ -40,6 +46,9 @@ from kvwal.log.segments import CLOSE_BYTES, disk_full
 
 __all__ = ["SegmentWriter"]
 
+# Commits in memory for followers: at least this number of them, and at most twice that, of small bodies.
+_RECENT: Final = 512
+_RECENT_BODY_BYTES: Final = 4 << 10
 # Chunks below this are joined before they are written: a copy costs less than a system call.
 _OWN_WRITE_BYTES: Final = 32 << 10
 
@@ -87,6 +96,10 @@ class SegmentWriter(ABC):
         self._on_append: Callable[[], None] | None = None
         # Called by the next flush: they wake those who wait for it.
         self._waiting: deque[Callable[[], object]] = deque()
+        # The newest commits by seqno, without large ones; None: no one follows. Replaced as a whole, or added to.
+        self._recent: dict[int, Record] | None = None
+        # Whether a follower has asked since this was looked at last.
+        self._is_followed = False
         # The watermark that the last watermark record carries.
         self._marked = Seqno(0)
         self._closed = False
@@ -148,6 +161,8 @@ class SegmentWriter(ABC):
             self._left = True
             self._limit = -1
             raise
+        if self._recent is not None and size <= _RECENT_BODY_BYTES:
+            self._remember([self._record(COMMIT, seqno, offset, now_us, rest[32:])])
         return seqno  # type: ignore[return-value]
 
     def append(self, bodies: Sequence[bytes | list[Buffer]]) -> Seqno:
@@ -177,6 +192,7 @@ class SegmentWriter(ABC):
         pending: list[Buffer] = []
         due = self._index.next_offset
         entries: list[tuple[int, int, int]] = []
+        recent: list[Record] = []
         for body, size in zip(bodies, sizes, strict=True):
             seqno = Seqno(seqno + 1)
             if offset >= due:
@@ -200,14 +216,42 @@ class SegmentWriter(ABC):
                     chunks.append(b"".join(pending))
                     pending = []
                 chunks.append(part)
+            if self._recent is not None and size <= _RECENT_BODY_BYTES:
+                recent.append(self._record(kind, seqno, offset, now_us, b"".join(parts)))
             offset += RECORD_HEADER_BYTES + size
         if pending:
             chunks.append(b"".join(pending))
         self._write(chunks, offset, seqno, now_us)
+        if recent:
+            self._remember(recent)
         for entry in entries:
             self._index.add(*entry)
         self._limit = min(self._usable_end, self._index.next_offset)
         return seqno
+
+    def _record(self, kind: int, seqno: int, offset: int, time_us: int, body: bytes) -> Record:
+        """A commit as it is read from the log, once it is written at this offset of the current segment."""
+        assert self._header is not None
+        segment = self._header.first_seqno
+        return Record(kind, seqno, self.durable_seqno, time_us, segment, offset, body)  # type: ignore[arg-type]
+
+    def _remember(self, records: list[Record]) -> None:
+        recent = self._recent
+        if recent is not None:
+            for record in records:
+                recent[record.seqno] = record
+            if len(recent) > 2 * _RECENT:
+                followed, self._is_followed = self._is_followed, False
+                self._recent = dict(islice(recent.items(), len(recent) - _RECENT, None)) if followed else None
+
+    def recent(self, seqno: int) -> Record | None:
+        """The commit, if it is in memory. From then on commits are kept there, for a while. From any thread."""
+        recent = self._recent
+        self._is_followed = True
+        if recent is None:
+            self._recent = {}
+            return None
+        return recent.get(seqno)
 
     def notify_on_append(self, listener: Callable[[], None]) -> None:
         """Call `listener` when the next append begins, once. It costs the appends after that one nothing."""

@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from aio_fixtures import holds, opened, ready, run
@@ -185,6 +186,23 @@ def test_what_is_before_damage_comes_first() -> None:
                     found.append(change.key)
             assert found == [b"%d" % number for number in range(7)]
             assert changes.position == 7
+
+    run(main())
+
+
+@pytest.mark.parametrize("options", [{}, {"follow": True, "timeout_s": 0}])
+def test_damage_at_the_beginning_is_no_end(options: dict[str, Any]) -> None:
+    async def main() -> None:
+        disk = SimulatedDisk()
+        async with opened(files=disk) as db:
+            await db.put(b"a", bytes(300))
+            await db.put(b"b", bytes(300))
+            name = f"/kv/{segment_name(Seqno(1))}"
+            disk.flip(name, disk.read(name).index(b"a" + bytes(300)) + 10)
+            changes = db.changes(0, **options)
+            with pytest.raises(CorruptionError):
+                await anext(changes)
+            assert changes.position == 0
 
     run(main())
 

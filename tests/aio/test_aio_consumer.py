@@ -335,6 +335,22 @@ def test_a_projection_may_set_aside_what_it_fails_for_and_take_it_up() -> None:
     run(main())
 
 
+def test_a_task_that_iterates_sets_a_batch_aside_and_goes_on() -> None:
+    async def main() -> None:
+        async with opened() as db, consumer(db) as feed:
+            await db.put(b"a", b"bad")
+            batch = await anext(feed)
+            await feed.park(batch, OSError("no connection"))
+            assert feed.position == batch.last
+            assert not (await anext(feed)).changes
+            [info] = await db.consumers()
+            assert [each.error for each in info.parked] == ["OSError: no connection"]
+            assert await feed.replay_parked(count) == 1
+            assert await counted(db) == {b"a": 1}
+
+    run(main())
+
+
 def test_what_is_set_aside_and_gone_is_told() -> None:
     async def main() -> None:
         async with opened(segment_bytes=16 << 10) as db, consumer(db, on_error="park", max_lag_bytes=64 << 10) as feed:

@@ -412,9 +412,41 @@ def test_stats_are_tabbed_lines_in_a_pipe_and_an_object_as_json(filled: str) -> 
     assert stats["recovery"]["last_seqno"] == 6
 
 
+def test_stats_prints_the_position_that_changes_and_log_go_on_after(path: str, tmp_path: Path) -> None:
+    with kvwal.open(path) as db:
+        db[b"a"] = b"1"
+    position = json.loads(run("stats", path, "--json").stdout)["position"]
+    assert f"position\t{position}\n" in run("stats", path).stdout
+    with kvwal.open(path) as db:
+        db[b"b"] = b"2"
+    for command in (["changes"], ["log"], ["log", "--reverse"]):
+        shown = run(*command, path, "--after", position, "--json").stdout.splitlines()
+        assert [json.loads(line)["seqno"] for line in shown] == [2]
+        assert shown == run(*command, path, "--after", "1", "--json").stdout.splitlines()
+    with kvwal.open(tmp_path / "other") as db:
+        db[b"a"] = b"1"
+    refused = run("changes", str(tmp_path / "other"), "--after", position, expect=2)
+    assert f"{position} is on another line" in refused.stderr
+    assert "is no position" in run("changes", path, "--after", "1:2", expect=2).stderr
+
+
 def test_verify_of_a_sound_store_is_exit_code_0(filled: str) -> None:
     assert "everything holds" in run("verify", filled).stdout
     assert json.loads(run("verify", filled, "--json").stdout)["problems"] == []
+
+
+def test_verify_says_what_is_damaged_and_not_lost_with_exit_code_0(path: str) -> None:
+    with kvwal.open(path, background=False, segment_bytes=16 << 10, durability="os") as db:
+        for number in range(100):
+            db.put(b"%d" % number, bytes(500))
+        assert list(db.versions(b"7"))
+    index = next(Path(path).glob("*.keys"))
+    index.write_bytes(index.read_bytes()[:-1])
+    lines = run("verify", path).stdout.splitlines()
+    assert lines[0].startswith(f"not lost: {index.name}: the key index is not as it was written; it is derived")
+    assert lines[1].startswith("everything holds")
+    report = json.loads(run("verify", path, "--json").stdout)
+    assert (report["problems"], len(report["derived"])) == ([], 1)
 
 
 def test_checkpoint_brings_every_commit_into_the_pages(filled: str) -> None:

@@ -547,15 +547,20 @@ def test_a_poll_never_waits(db: kvwal.Store) -> None:
         feed.poll()
 
 
-def test_an_interruption_loses_nothing_that_the_position_counts(db: kvwal.Store) -> None:
+@pytest.mark.parametrize("options", [{}, {"follow": True, "timeout_s": 0}], ids=["from the log", "from memory"])
+def test_an_interruption_loses_nothing_that_the_position_counts(db: kvwal.Store, options: dict[str, Any]) -> None:
     # Invariant: a call counts what it hands out by its last step.
+    log = db.engine._log
+    assert log is not None
+    if options:
+        log.recent(1)
     db.update({b"a": b"1", b"b": b"2"})
     db[b"skipped"] = b""
     db[b"c"] = b"3"
     step = 0
     while True:
         step += 1
-        feed = db.changes(0, prefix=[b"a", b"b", b"c"])
+        feed = db.changes(0, prefix=[b"a", b"b", b"c"], **options)
         told: list[bytes] = []
 
         def read(feed: kvwal.Changes = feed, told: list[bytes] = told) -> None:
@@ -577,9 +582,10 @@ def test_an_interruption_loses_nothing_that_the_position_counts(db: kvwal.Store)
             assert told == keys
         except ClosedError:
             pass
+        feed.close()
         # What it was raised through refers to what was on its way out.
         del interruption
-        assert db.engine._log.holds() == []  # type: ignore[union-attr]
+        assert log.holds() == []
     assert step > 50
 
 

@@ -877,7 +877,13 @@ def test_consumers_are_listed_with_their_lag(disk: SimulatedDisk, db: kvwal.Stor
     feed = consumer(db, prefix=b"never")
     assert only(db) == kvwal.ConsumerInfo("mailer", "active", Seqno(0), Seqno(0), 0, 0, 0.0, 0, "MainThread", "")
     filled(db, 100)
+    without = only(db)
+    assert list(db.versions(b"key0"))
     info = only(db)
+    # The key indexes that this has made are held too.
+    assert info.held_bytes > without.held_bytes
+    with db.changes(0):
+        assert {pin.held_bytes for pin in db.pins()} == {info.held_bytes}
     assert (info.position, info.scanned, info.lag_commits) == (0, 0, 100)
     # 20 keys of 4 bytes, 80 of 5.
     assert info.lag_bytes == 100 * (40 + 11 + 1000) + 20 * 4 + 80 * 5

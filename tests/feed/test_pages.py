@@ -13,7 +13,7 @@ import pytest
 from kvwal import Change, Commit
 
 # What a command shows that is not what the page shows otherwise.
-SHOWN = {"put": "", "consumers": "mailer", "history": "put"}
+SHOWN = {"put": "", "stats": "position", "consumers": "mailer", "history": "put"}
 DOCS = Path(__file__).parent.parent.parent / "docs"
 FEEDS, HISTORY = ((DOCS / name).read_text() for name in ("feeds.md", "history.md"))
 

@@ -389,3 +389,110 @@ def test_an_interrupted_call_applies_nothing_twice(what: str) -> None:
 def test_attempts_are_counted_up_to_what_fits() -> None:
     row = replace(ROW, attempts=1 << 40)
     assert decode_parked(parked_key("a", ROW.seqno), encode_parked(row)).attempts == (1 << 32) - 1
+
+
+# -- what a program that iterates sets aside ---------------------------------------------------
+
+
+def test_a_program_that_iterates_sets_a_batch_aside_and_goes_on(disk: SimulatedDisk, db: kvwal.Store) -> None:
+    sent: list[bytes] = []
+    with db.consumer("mailer", prefix=b"key", ack_interval_s=3600, timeout_s=0) as mailer:
+        for value in (b"1", b"bad", b"3"):
+            db.update({b"key": value, b"other": value})
+            batch = next(mailer)
+            try:
+                if batch.changes[0].value == b"bad":
+                    raise OSError("no connection")
+                sent.append(value)
+            except OSError as error:
+                mailer.park(batch, error)
+                # Durable on return, with all before it, though `ack` writes seldom.
+                assert mailer.position == batch.last
+            else:
+                mailer.ack(batch)
+        [parked] = db.consumers()[0].parked
+        assert (parked.error, parked.attempts) == ("OSError: no connection", 1)
+        assert not next(mailer).changes
+    assert sent == [b"1", b"3"]
+    db.close()
+    with opened(disk) as db, db.consumer("mailer", prefix=b"key", timeout_s=0) as mailer:
+        assert not next(mailer).changes
+        assert mailer.replay_parked(lambda txn, changes: sent.extend(each.value or b"" for each in changes)) == 1
+        assert sent == [b"1", b"3", b"bad"]
+        assert db.consumers()[0].parked == ()
+
+
+def test_the_commits_of_a_batch_are_set_aside_oldest_first_whatever_came_before(db: kvwal.Store) -> None:
+    with consumer(db, start="oldest", timeout_s=0) as feed:
+        batches = []
+        for number in range(3):
+            db.update({b"key%d" % number: b"", b"key": b""})
+            db[b"key"] = b"again"
+            batches.append(next(feed))
+        for number in (2, 0, 2):
+            feed.park(batches[number], ValueError(f"batch {number}"))
+            assert feed.position == batches[2].last
+        parked = db.consumers()[0].parked
+        assert [each.seqno for each in parked] == [2, 3, *sorted({c.seqno for c in batches[2].changes})]
+        assert [each.error[-1] for each in parked] == list("0022")
+        assert db.engine.upkeep.consumers.parked._holds["counter"].after == 1
+        told: list[int] = []
+        assert feed.replay_parked(lambda txn, changes: told.append(changes[0].seqno)) == 4
+        assert told == [each.seqno for each in parked]
+
+
+def test_a_batch_that_cannot_be_set_aside_is_not_counted(db: kvwal.Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parking, "MAX_PARKED", 2)
+    with consumer(db, timeout_s=0) as feed:
+        first = db[b"key"] = b"1"
+        batch = next(feed)
+        for number in range(3):
+            db[b"key%d" % number] = first
+        large = next(feed)
+        with pytest.raises(ValueError, match="the limit is 2"):
+            feed.park(large, OSError())
+        with pytest.raises(ValueError, match="handed out"):
+            feed.park(kvwal.Batch((), Seqno(1), Seqno(large.last + 1)), OSError())
+        feed.ack(batch)
+        assert feed.position == batch.last
+        assert db.consumers()[0].parked == ()
+        feed.park(kvwal.Batch((), large.first, batch.last), OSError())
+        assert feed.position == batch.last
+    with consumer(db, timeout_s=0) as feed:
+        assert next(feed).changes == large.changes
+    with pytest.raises(ClosedError):
+        feed.park(batch, OSError())
+
+
+def test_after_a_power_cut_at_any_moment_a_batch_is_handled_set_aside_or_told_again() -> None:
+    def run(disk: SimulatedDisk, handled: list[int]) -> None:
+        with opened(disk) as db, consumer(db, start="oldest", timeout_s=0) as feed:
+            for number in range(8):
+                seqno = db.put(b"key", b"%d" % number)
+                for batch in feed:
+                    if not batch.changes:
+                        break
+                    if number % 2:
+                        feed.park(batch, ValueError("odd"))
+                    else:
+                        feed.ack(batch)
+                    handled.append(seqno)
+
+    def check(disk: SimulatedDisk, handled: list[int]) -> None:
+        with opened(disk) as db, consumer(db, start="oldest", timeout_s=0) as feed:
+            parked = [each.seqno for each in db.consumers()[0].parked]
+            position = feed.position
+            told = [change.seqno for change in next(feed).changes]
+            assert all(seqno > position for seqno in told)
+            wrote = {commit.seqno: index for index, commit in enumerate(db.commits())}
+            for seqno in handled:
+                assert seqno in wrote
+                if wrote[seqno] % 2:
+                    assert seqno in parked
+                else:
+                    assert seqno <= position
+            # What is odd is set aside if the position is behind it, and told again if not.
+            assert [each for each, index in wrote.items() if index % 2 and each <= position] == parked
+            check_store(db)
+
+    assert crash_every(run, check, states_per_point=4).points > 20

@@ -12,11 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from log_rig import LogRig, check_content, entry, simulated_disk
 
-from kvwal.errors import ClosedError, CorruptionError, PoisonedError
+from kvwal.batch import WriteBatch
+from kvwal.errors import ClosedError, CorruptionError, DiskFullError, PoisonedError
 from kvwal.files import system_files
 from kvwal.files.names import segment_name
 from kvwal.keys import Seqno
-from kvwal.log import read_kept
+from kvwal.log import Record, encode_intents, encode_put, extension_of, read_kept, writer
 from kvwal.testing import SimulatedDisk
 
 
@@ -152,10 +153,164 @@ def test_reading_on_from_where_a_cursor_stopped_costs_nothing_of_what_was_read(r
     cursor = log.read()
     assert len(seqnos(cursor)) == 100
     end = log._offset
-    rig.fill(log, 1, size=500)
+    # Too large to be kept in memory.
+    rig.fill(log, 1, size=5000)
     disk.trace = []
     assert seqnos(cursor) == [101]
-    assert [op.offset for op in disk.trace if op.name == "pread"] == [end]
+    assert [(op.offset, op.size <= 16 << 10) for op in disk.trace if op.name == "pread"] == [(end, True)]
+
+
+# -- the newest commits in memory --------------------------------------------------------------
+
+
+def fields(record: Record) -> list[Any]:
+    return [getattr(record, name) for name in Record.__slots__]
+
+
+def test_the_newest_commits_are_told_from_memory_as_the_log_has_them(rig: LogRig, disk: SimulatedDisk):
+    log = rig.create(segment_bytes=1 << 14)
+    cursor = log.read(Seqno(0))
+    assert seqnos(cursor) == []
+    log.recent(1)
+    for number in range(1, 200):
+        if number % 3:
+            log.append_put(*entry(number, 300))
+        else:
+            batch = WriteBatch()
+            batch.update([entry(number, 100), (b"another", b"")])
+            body = encode_intents(batch, extension_of({"by": "teller"}) if number % 2 else None)
+            log.append([body, encode_intents(batch)] if number % 2 == 0 else [body])
+        log.sync()
+    last = log.last_seqno
+    disk.trace = []
+    told = [fields(record) for record in cursor]
+    assert sum(op.name == "pread" for op in disk.trace) == 0
+    disk.trace = None
+    assert len(told) == last
+    assert told == [fields(record) for record in read_kept(rig.reader(), Seqno(0), last)]
+    # It holds nothing of what it has read.
+    assert [hold.after for hold in log.holds()] == [last]
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(
+        st.tuples(st.sampled_from(["append", "append", "read", "read", "skip"]), st.integers(0, 2), st.integers(1, 40)),
+        max_size=30,
+    )
+)
+def test_there_is_no_seam_between_memory_and_the_log(steps: list[tuple[str, int, int]]):
+    """Followers that lag by more and less than what memory has, with commits between that are too large for it."""
+    patched = pytest.MonkeyPatch()
+    patched.setattr(writer, "_RECENT", 8)
+    rig = LogRig(simulated_disk(), "/log")
+    log = rig.create(segment_bytes=1 << 16)
+    cursors = [log.read(Seqno(0)) for _ in range(3)]
+    seen: list[list[int]] = [[], [], []]
+    try:
+        for step, which, n in steps:
+            if step == "append":
+                rig.fill(log, n, sync_every=n, size=[100, 700, 5000][which])
+            elif step == "read":
+                seen[which] += seqnos(cursors[which], n)
+            else:
+                # As one that followed and was closed: memory is let go of some commits later.
+                cursors[which].close()
+                cursors[which] = log.read(Seqno(cursors[which].position))
+        log.sync()
+        for number, cursor in enumerate(cursors):
+            seen[number] += seqnos(cursor)
+        assert seen == [list(range(1, log.last_seqno + 1))] * 3
+    finally:
+        patched.undo()
+
+
+def test_what_is_not_durable_is_not_told_from_memory(rig: LogRig):
+    log = rig.create()
+    cursor = log.read(Seqno(0))
+    rig.fill(log, 1)
+    assert seqnos(cursor) == [1]
+    rig.fill(log, 3, sync_every=100)
+    assert log.recent(2) is not None
+    assert seqnos(cursor) == []
+    log.sync()
+    assert seqnos(cursor) == [2, 3, 4]
+
+
+@pytest.mark.parametrize("way", ["append", "append_put"])
+def test_a_commit_that_was_refused_is_not_kept_for_another_of_its_number(rig: LogRig, disk: SimulatedDisk, way: str):
+    log = rig.create()
+    cursor = log.read(Seqno(0))
+    rig.fill(log, 1)
+    assert seqnos(cursor) == [1]
+    disk.fail("pwrite", error=errno.ENOSPC)
+    with pytest.raises(DiskFullError):
+        log.append_put(b"refused", b"") if way == "append_put" else log.append([encode_put(b"refused", b"")])
+    # This one is not kept.
+    log.append_put(*entry(2, 5000))
+    log.sync()
+    assert seqnos(cursor) == [2]
+
+
+def test_the_log_is_read_on_behind_what_was_told_from_memory(rig: LogRig, disk: SimulatedDisk):
+    log = rig.grown()
+    log.sync()
+    cursor = log.read(Seqno(log.last_seqno - 1))
+    assert len(seqnos(cursor)) == 1
+    for rolls in (False, True):
+        segments = len(log.segments())
+        for _ in range(20):
+            rig.fill(log, 1, size=500)
+            assert len(seqnos(cursor)) == 1
+        while rolls and len(log.segments()) == segments:
+            rig.fill(log, 1, size=3000)
+            assert len(seqnos(cursor)) == 1
+        end = log._offset
+        rig.fill(log, 1, size=5000)
+        disk.trace = []
+        assert len(seqnos(cursor)) == 1
+        [*_, read] = reads = [op for op in disk.trace if op.name == "pread" and op.path.endswith(".log")]
+        assert {op.path for op in reads} == {f"/log/{log.segments()[-1].name}"}
+        assert rolls or ([read.offset] == [end] and len(reads) == 1)
+        disk.trace = None
+
+
+def test_memory_is_bounded_and_let_go_of_when_no_one_follows(rig: LogRig):
+    log = rig.create(segment_bytes=1 << 20)
+    assert log._recent is None
+    rig.fill(log, 10)
+    assert log._recent is None
+    cursor = log.read(Seqno(0))
+    assert len(seqnos(cursor)) == 10
+    for _ in range(20):
+        rig.fill(log, 100, sync_every=100)
+        seqnos(cursor, 1)
+        assert log._recent is not None
+        assert len(log._recent) <= 2 * writer._RECENT
+    rig.fill(log, 1, size=5000)
+    assert log.recent(log.last_seqno) is None
+    cursor.close()
+    rig.fill(log, 4 * writer._RECENT, sync_every=100)
+    assert log._recent is None
+
+
+def test_a_follower_that_is_never_at_the_end_lets_go_of_what_it_has_read(rig: LogRig):
+    log = rig.create()
+    cursor = log.read(Seqno(0))
+    assert seqnos(cursor) == []
+    rig.fill(log, 5)
+    for _ in range(300):
+        rig.fill(log, 1)
+        assert len(seqnos(cursor, 1)) == 1
+        [hold] = log.holds()
+        assert cursor.position - 65 <= hold.after < cursor.position
+
+
+def test_a_read_up_to_a_commit_keeps_nothing_in_memory(rig: LogRig):
+    log = rig.create()
+    rig.fill(log, 10)
+    assert len(seqnos(log.read(Seqno(0), until=Seqno(10)))) == 10
+    assert log._recent is None
 
 
 def test_a_cursor_that_begins_late_begins_at_the_index(rig: LogRig):

@@ -5,17 +5,20 @@ from __future__ import annotations
 import gc
 import logging
 from datetime import UTC, datetime
+from random import Random
 from typing import Any
 from weakref import ref
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from log_rig import LogRig, simulated_disk
+from key_log import KeyLog
+from log_rig import STORE_ID, LogRig, simulated_disk
 
 from kvwal.errors import FeedGap
+from kvwal.files.names import numbers, segment_name
 from kvwal.keys import Seqno
-from kvwal.log import SegmentInfo, SegmentLog, read_kept
+from kvwal.log import LogReader, SegmentInfo, SegmentLog, read_kept
 from kvwal.log.retention import Hold, HoldInfo, Limits, Retention, TrustedClock
 from kvwal.testing import SimulatedDisk
 
@@ -272,3 +275,50 @@ def test_a_hold_that_is_dropped_while_it_moves_stays_dropped() -> None:
     holds[1] = HoldInfo("mailer", Seqno(3), 0, Limits(0, None)), ref(hold)
     hold.advance(Seqno(5))
     assert not hold.is_held
+
+
+# -- what the files of a log take --------------------------------------------------------------
+
+
+def test_indexes_are_counted_however_they_came_and_went(rng: Random) -> None:
+    log = KeyLog(rng)
+
+    def counted(files: list[SegmentInfo]) -> dict[str, int]:
+        return {info.name: info.size for info in files}
+
+    def there() -> dict[str, int]:
+        sizes = {info.name: info.size for info in log.log.segments()}
+        for name in log.rig.names():
+            found = numbers(name)
+            if found is not None and found[1] != "log":
+                sizes[segment_name(found[0])] += len(log.disk.read(f"/log/{name}"))
+        return sizes
+
+    log.fill(3)
+    assert counted(log.log.segments(with_indexes=True)) == there()
+    # Made after they were looked at, and before another one looks.
+    log.make_indexes()
+    assert counted(log.log.segments(with_indexes=True)) == there() != counted(log.log.segments())
+    reader = LogReader(log.disk.open_directory("/log"), STORE_ID)
+    assert counted(reader.segments(with_indexes=True)) == there()
+    assert log.log.stats().bytes == sum(there().values())
+    removed = log.log.retire(log.log.last_seqno)
+    assert removed
+    assert counted(log.log.segments(with_indexes=True)) == there()
+    # Of what is gone nothing is kept in memory.
+    assert {segment_name(numbers(name)[0]) for name in log.log._index_sizes._sizes} <= there().keys()  # type: ignore[index]
+    log.fill(2)
+    log.make_indexes()
+    assert counted(log.log.segments(with_indexes=True)) == there()
+
+
+def test_indexes_that_are_made_before_they_are_looked_at_are_counted_once(rng: Random) -> None:
+    log = KeyLog(rng)
+    log.fill(2)
+    log.make_indexes()
+    names = [name for name in log.rig.names() if name.endswith(".keys")]
+    sizes = sum(len(log.disk.read(f"/log/{name}")) for name in names)
+    assert sizes
+    for _ in range(2):
+        added = sum(info.size for info in log.log.segments(with_indexes=True))
+        assert added == sum(info.size for info in log.log.segments()) + sizes

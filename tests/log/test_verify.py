@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import errno
+import struct
+from random import Random
 
 import pytest
+from crc32c import crc32c
+from key_log import KeyLog
 from log_rig import STORE_ID, LogRig, entry, simulated_disk
 
 from kvwal.errors import CorruptionError, RefusedError, SystemCallError
-from kvwal.files.names import index_name, segment_name
+from kvwal.files.names import index_name, keys_name, segment_name
 from kvwal.keys import Seqno
 from kvwal.log import LogPosition
 from kvwal.log.index import INDEX_STRIDE_BYTES, Index
+from kvwal.log.keys import CRC, HASH_BYTES
 from kvwal.log.segment import decode_header
 from kvwal.testing import SimulatedDisk
 
@@ -144,3 +149,85 @@ def test_files_that_the_system_refuses_to_open_are_no_damage(rig: LogRig, disk: 
     for read in (rig.verify, rig.saved, rig.replay):
         with pytest.raises(RefusedError):
             read()
+
+
+# -- key indexes -------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def indexed(rng: Random) -> KeyLog:
+    log = KeyLog(rng)
+    log.fill(4)
+    log.make_indexes()
+    assert log.rig.verify() == []
+    return log
+
+
+def test_a_byte_of_a_key_index_that_is_not_as_it_was_written_is_derived_damage(indexed: KeyLog) -> None:
+    for first in indexed.rig.segments()[:-1]:
+        name = f"/log/{keys_name(first)}"
+        data = indexed.disk.read(name)
+        for at in {*range(0, 90, 7), *indexed.rng.sample(range(len(data)), 12), len(data) - 1}:
+            indexed.disk.flip(name, at)
+            found = indexed.rig.verify()
+            assert [(finding.file, finding.is_derived) for finding in found] == [(keys_name(first), True)], at
+            assert "made again when it is needed" in found[0].reason
+            indexed.disk.flip(name, at)
+    assert indexed.rig.verify() == []
+
+
+def test_a_key_index_that_is_cut_short_or_of_another_segment_is_derived_damage(indexed: KeyLog) -> None:
+    first, second = indexed.rig.segments()[:2]
+    whole, other = (indexed.disk.read(f"/log/{keys_name(each)}") for each in (first, second))
+    for data in (b"", whole[:50], whole[:-1], whole + b"x", other):
+        write(indexed.disk, keys_name(first), data)
+        assert [finding.is_derived for finding in indexed.rig.verify()] == [True]
+    # As after a reopening.
+    indexed.history.forget(first)
+    indexed.history.last(0, b"never", Seqno(0), Seqno(second - 1))
+    assert indexed.rig.verify() == []
+    assert indexed.disk.read(f"/log/{keys_name(first)}") == whole
+
+
+def test_a_key_index_that_verifies_and_lies_is_a_problem(indexed: KeyLog) -> None:
+    """It would be believed: what it does not name is not found in the past."""
+    first = indexed.rig.segments()[0]
+    data = indexed.disk.read(f"/log/{keys_name(first)}")
+    write(indexed.disk, keys_name(first), lying(data))
+    [found] = indexed.rig.verify()
+    assert (found.file, found.is_derived) == (keys_name(first), False)
+    assert "remove it" in found.reason
+
+
+def test_what_is_left_without_a_key_index_is_not_missed(indexed: KeyLog) -> None:
+    name = keys_name(indexed.rig.segments()[0])
+    indexed.disk.open_directory("/log").unlink(name)
+    assert indexed.rig.verify() == []
+
+
+def test_a_damaged_segment_says_nothing_of_its_key_index(indexed: KeyLog) -> None:
+    first = indexed.rig.segments()[0]
+    name = f"/log/{segment_name(first)}"
+    indexed.disk.flip(name, 4200)
+    assert [finding.file for finding in indexed.rig.verify()] == [segment_name(first)]
+
+
+def lying(data: bytes) -> bytes:
+    """A key index with another offset in one row, and all checksums right."""
+    n, k = struct.unpack_from("<II", data, 40)
+    t, ranges, fences = (struct.unpack_from(f"<{kind}", data, at)[0] for kind, at in (("I", 48), ("Q", 56), ("I", 64)))
+    blocks = 72 + 8 * t
+    head_end = blocks + 8 * -(-n // 256) + (HASH_BYTES + 4) * -(-k // 256) + fences + ranges
+    changed = bytearray(data)
+    order = head_end + CRC.size
+    changed[order + 4] ^= 1
+    struct.pack_into("<I", changed, blocks + 4, crc32c(changed[order : order + 12 * min(n, 256)]))
+    struct.pack_into("<I", changed, head_end, crc32c(changed[:head_end]))
+    return bytes(changed)
+
+
+def write(disk: SimulatedDisk, name: str, data: bytes) -> None:
+    file = disk.open_directory("/log").open(name, write=True)
+    file.truncate(0)
+    file.pwrite(data, 0)
+    file.close()

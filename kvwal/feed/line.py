@@ -1,0 +1,44 @@
+"""Positions on the line of a store, and seqnos of positions that users hand in."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import TypeVar
+
+from kvwal.engine.engine import Engine
+from kvwal.errors import FeedGap, SnapshotTooOld
+from kvwal.keys import Seqno, as_int
+from kvwal.positions import Position
+
+__all__ = ["durable_now", "moment_of", "position_at", "seqno_of"]
+
+_E = TypeVar("_E", FeedGap, SnapshotTooOld)
+
+
+def durable_now(engine: Engine) -> Seqno:
+    """The last commit that is durable, and seen by reads."""
+    return min(engine.upkeep.durable_seqno, engine.state.seqno)
+
+
+def position_at(engine: Engine, seqno: Seqno) -> Position:
+    """The position of a commit of this store, which is durable."""
+    return Position(engine.upkeep.consumers.line, seqno)
+
+
+def seqno_of(engine: Engine, name: str, value: int, error: type[_E] = FeedGap) -> Seqno:  # type: ignore[assignment]
+    """The commit that the argument `name` is: a seqno of this store, or a position, which must be on its line.
+
+    TypeError or ValueError for what is neither; the error for a position on another line.
+    """
+    seqno = Seqno(as_int(name, value, 0))
+    if isinstance(value, Position) and value.line != engine.upkeep.consumers.line:
+        engine.state.refuse_if_gone()
+        oldest = engine.upkeep.consumers.segments()[0].first_seqno
+        # A line has no parent that is known, so no commit is known to be on both.
+        raise error(value, oldest, durable_now(engine), forked_at=0)
+    return seqno
+
+
+def moment_of(engine: Engine, name: str, at: int | datetime) -> Seqno | datetime:
+    """The moment that the argument `name` is: a time, or as `seqno_of`. SnapshotTooOld for one on another line."""
+    return at if isinstance(at, datetime) else seqno_of(engine, name, at, SnapshotTooOld)
