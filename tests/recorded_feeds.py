@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import kvwal
 from kvwal.batch import WriteBatch
 from kvwal.feed.change import Change
-from kvwal.keys import prefix_stop
+from kvwal.keys import stop_of_prefix
 
 #: A commit has this and its name as one of its keys, so that a feed of everything says which commit is which.
 NAMED = b"name:"
@@ -86,7 +86,7 @@ History = Mapping[int, Sequence[Event]]
 
 def wanted(events: Sequence[Event], prefix: bytes) -> list[Event]:
     """What a feed of the prefix is to tell of a commit."""
-    end = prefix_stop(prefix)
+    end = stop_of_prefix(prefix)
     found: list[Event] = []
     for event in events:
         if event.kind != "delete_range":

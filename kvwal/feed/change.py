@@ -8,10 +8,9 @@ from __future__ import annotations
 import json
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from hashlib import sha256
 from operator import methodcaller
-from typing import Literal, Protocol, TypeAlias
+from typing import Literal, NamedTuple, Protocol, TypeAlias
 
 from kvwal.batch import MAX_TABLE_ID
 from kvwal.keys import BytesLike, KeyRange, Seqno, as_int, as_key, disjoint
@@ -28,8 +27,7 @@ Prefixes: TypeAlias = BytesLike | Iterable[BytesLike]
 """One prefix, or several."""
 
 
-@dataclass(frozen=True, slots=True)
-class Change:
+class Change(NamedTuple):
     """One key or range that a commit changed.
 
     Attributes:
@@ -48,7 +46,7 @@ class Change:
 
     seqno: Seqno
     time_us: int
-    meta: Mapping[str, str] = field(hash=False)
+    meta: Mapping[str, str]
     table: int
     kind: Kind
     key: bytes
@@ -56,6 +54,10 @@ class Change:
     value: bytes | None
     last: bool
     previous: bytes | None = None
+
+    # A tuple, since there may be millions, and one is made in a fifth of the time of a frozen dataclass.
+    def __hash__(self) -> int:
+        return hash((self.seqno, self.table, self.kind, self.key))
 
 
 class Selection(Protocol):

@@ -7,7 +7,6 @@ anew now and then, so that it begins from a newer base.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 from itertools import chain
 from typing import Final
 
@@ -67,9 +66,9 @@ class WithPrevious:
             if waiting is not None:
                 yield waiting
             # The last one is known when there are no more.
-            waiting = replace(each, previous=self._previous(each, reader), last=False)
+            waiting = each._replace(previous=self._previous(each, reader), last=False)
         if waiting is not None:
-            yield replace(waiting, last=True)
+            yield waiting._replace(last=True)
 
     def _expanded(self, changes: list[Change], reader: Reader) -> Iterator[Change]:
         """Each key once: those that the ranges held, in order by table, and then what the commit did to keys."""
@@ -85,7 +84,7 @@ class WithPrevious:
                     reader.check()
                     for key, value in zip(found, values, strict=True):
                         if (table, key) not in own:
-                            yield replace(deleted[0], kind="delete", key=key, stop=None, previous=value)
+                            yield deleted[0]._replace(kind="delete", key=key, stop=None, previous=value)
         yield from keys
 
     def _previous(self, change: Change, reader: Reader) -> bytes | None:

@@ -191,8 +191,8 @@ def test_a_trade_that_is_there_too_early_or_not_at_all_is_noticed(trades: Trades
     with opened(trades) as db, db.snapshot() as now:
         feed = list(db.changes(0, prefix=b"trade/"))
         # As if the last commit had not been told of, or had been told of before it was made.
-        late = [*feed[:-1], replace(feed[-1], key=feed[-1].key + b"9")]
-        early = [*feed, replace(feed[-1], seqno=Seqno(now.seqno + 1))]
+        late = [*feed[:-1], feed[-1]._replace(key=feed[-1].key + b"9")]
+        early = [*feed, feed[-1]._replace(seqno=Seqno(now.seqno + 1))]
         for wrong in (late, early):
             with pytest.raises(BrokenPromise, match="is not as it must be"):
                 compare(now, now.seqno, Replay(wrong), Replay(wrong))

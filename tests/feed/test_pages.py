@@ -39,8 +39,8 @@ def test_the_code_in_the_page_runs(tmp_path: Path, text: str, least: int, shows:
 
 @pytest.mark.parametrize("kind", [Change, Commit])
 def test_every_field_of_a_feed_is_named(kind: type[Change | Commit]) -> None:
-    for field in fields(kind):
-        assert f"`{field.name}`" in FEEDS
+    names = kind._fields if issubclass(kind, Change) else [field.name for field in fields(kind)]
+    assert not [name for name in names if f"`{name}`" not in FEEDS]
 
 
 @pytest.mark.parametrize("field", ["seqno", "time_us", "time", "meta", "kind", "value"])
