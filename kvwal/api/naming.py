@@ -68,7 +68,10 @@ class Naming:
         Any number of objects may stand for one table.
         """
         self.engine.state.refuse_if_gone()
-        return Table(self.engine, TableSpec(name, key, value), self)
+        table: Table[Any, Any] = Table(self.engine, TableSpec(name, key, value), self)
+        # Raises now if it has other codecs.
+        table.id  # noqa: B018
+        return table
 
     @overload
     def sub(self, prefix: BytesLike) -> Table[bytes, bytes]: ...

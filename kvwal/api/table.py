@@ -17,8 +17,8 @@ from kvwal.feed.line import moment_of, seqno_of
 from kvwal.keys import Seqno, as_int
 from kvwal.options import Durability
 from kvwal.tables.spec import TableSpec
-from kvwal.tables.stored import How
 from kvwal.tables.table import WritableTable
+from kvwal.tables.writing import How, at_once, bring_back
 from kvwal.times import time_of
 
 __all__ = ["Table", "TableDifference", "TableVersion"]
@@ -125,12 +125,13 @@ class Table(WritableTable[K, V], Generic[K, V]):
         meta: Mapping[str, str] | None = None,
     ) -> Seqno:
         """Bring back what `key` was at a past moment, in a new commit. As `Store.revert`."""
-        encoded, table = self._encode(key), self.id
-        value = None if table is None else past_value(self._engine, encoded, moment_of(self._engine, "to", to), table)
         how = How(durability, meta)
-        if value is None:
-            return self._stored.write(lambda part: part.delete(encoded), how)
-        return self._stored.write(lambda part: part.put(encoded, value), how)
+        return at_once(bring_back, self._way, self._spec, *self.past(key, to), how)
+
+    def past(self, key: K, at: int | datetime) -> tuple[bytes, bytes | None]:
+        """The key as bytes, and its value at a past moment; None if it had none. Raises as `Store.snapshot`."""
+        encoded, then, table = self._spec.encode_key(key), moment_of(self._engine, "to", at), self.id
+        return encoded, None if table is None else past_value(self._engine, encoded, then, table)
 
     def at(self, at: int | datetime) -> Snapshot:
         """The store at a past moment: `users.within(users.at(moment))` is the table then. See `Store.snapshot`."""

@@ -108,6 +108,11 @@ class TransactionPart(OrderedMapping, MutableMapping[bytes, bytes]):
         self._table = table
         self._tracked = transaction.track(table)
 
+    @property
+    def table(self) -> int:
+        """The id of the table."""
+        return self._table
+
     # -- reading ------------------------------------------------------------------------------
 
     def peek(self, key: bytes, *, cached_only: bool = True) -> bytes | None:

@@ -42,6 +42,11 @@ class SnapshotPart(OrderedMapping):
         self._table = table
 
     @property
+    def table(self) -> int:
+        """The id of the table."""
+        return self._table
+
+    @property
     def reader(self) -> Reader:
         """The registration of its moment. ClosedError if the snapshot is closed."""
         reader = self._held.reader

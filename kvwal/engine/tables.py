@@ -32,6 +32,7 @@ from kvwal.log import Extension
 
 __all__ = [
     "MAX_NAME_BYTES",
+    "NEXT_IDS_KEY",
     "CodecName",
     "Drop",
     "InDefaultTable",
@@ -51,7 +52,7 @@ __all__ = [
 
 # On disk: never change.
 _KIND: Final = b"\x01"
-_NEXT_IDS_KEY: Final = b"\x02"
+NEXT_IDS_KEY: Final = b"\x02"
 _NEXT_IDS = struct.Struct("<II")
 _FIRST_ID: Final = 16
 _FIRST_DERIVED_ID: Final = 1 << 31
@@ -160,11 +161,11 @@ def make_row(
     name: str, key: CodecName, value: CodecName, get: Callable[[bytes], Value], system: WriteBatch
 ) -> TableRow:
     """Write the row of a new table, and the next ids, to table 1, of which `get` knows the newest values."""
-    found, derived = _next_ids(get(_NEXT_IDS_KEY))
+    found, derived = _next_ids(get(NEXT_IDS_KEY))
     if found + 1 >= _FIRST_DERIVED_ID:
         raise ValueError("there have been 2,147,483,631 tables; no id is left")
     row = TableRow(name, found, key, value)
-    system.put(_NEXT_IDS_KEY, _NEXT_IDS.pack(found + 1, derived))
+    system.put(NEXT_IDS_KEY, _NEXT_IDS.pack(found + 1, derived))
     system.put(row_key(name), encode_row(row))
     return row
 
@@ -361,7 +362,7 @@ class Tables:
     def rows(self, reader: Reader) -> list[TableRow]:
         """The rows of all tables as of a reader, by name, but those of a newer version. The reader is given back."""
         rows: list[TableRow] = []
-        for keys, values in self._reads.chunks(reader, _KIND, _NEXT_IDS_KEY, reverse=False, table=SYSTEM_TABLE):
+        for keys, values in self._reads.chunks(reader, _KIND, NEXT_IDS_KEY, reverse=False, table=SYSTEM_TABLE):
             for key, value in zip(keys, values, strict=True):
                 with suppress(FormatError):
                     rows.append(decode_row(key, value))

@@ -13,7 +13,8 @@ from typing import Any, Generic, TypeVar, overload
 from kvwal.db.cursor import Cursor
 from kvwal.db.handle import Handle
 from kvwal.db.mapping import Bounds, ItemsRange, KeysRange, OrderedMapping, ValuesRange
-from kvwal.tables.spec import TableSpec
+from kvwal.engine.value import Value
+from kvwal.tables.spec import OfTable, TableSpec
 
 __all__ = ["TypedReading"]
 
@@ -22,7 +23,7 @@ V = TypeVar("V")
 T = TypeVar("T")
 
 
-class TypedReading(Handle, Mapping[K, V], Generic[K, V]):
+class TypedReading(Handle, OfTable[K, V], Mapping[K, V], Generic[K, V]):
     """A table, for reading."""
 
     __slots__ = ("_decode", "_encode", "_spec")
@@ -37,19 +38,17 @@ class TypedReading(Handle, Mapping[K, V], Generic[K, V]):
     def raw(self) -> OrderedMapping:
         """The same table as bytes: what to read where a value cannot be decoded."""
 
-    @property
-    def name(self) -> str:
-        """The table's name."""
-        return self._spec.name
-
     @overload
     def get(self, key: K) -> V | None: ...
     @overload
     def get(self, key: K, default: V | T) -> V | T: ...
     def get(self, key: K, default: object = None) -> object:
         """The value of `key`, or `default` if it is not there. TypeError for a key of another type; CodecError."""
-        value = self.raw().get(self._encode(key))
+        value = self._read(self._encode(key))
         return default if value is None else self._decode(value)
+
+    def _read(self, key: bytes) -> Value:
+        return self.raw().get(key)
 
     def get_many(self, keys: Iterable[K]) -> list[V | None]:
         """The values of several keys, in their order; None where a key is missing. All from one moment."""
@@ -58,13 +57,13 @@ class TypedReading(Handle, Mapping[K, V], Generic[K, V]):
         return [None if value is None else decode(value) for value in found]
 
     def __getitem__(self, key: K) -> V:
-        value = self.raw().get(self._encode(key))
+        value = self._read(self._encode(key))
         if value is None:
             raise KeyError(key)
         return self._decode(value)
 
     def __contains__(self, key: object) -> bool:
-        return self.raw().get(self._encode(key)) is not None  # type: ignore[arg-type]  # encode raises
+        return self._read(self._encode(key)) is not None  # type: ignore[arg-type]  # encode raises
 
     def __len__(self) -> int:
         """Number of keys. O(log n), and a look-up for each key written since it was asked last."""

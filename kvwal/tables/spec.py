@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
+from kvwal.batch import WriteBatch
 from kvwal.codecs import SEQNO, KeyCodec, key_codec, value_codec
 from kvwal.codecs.codec import Codec
 from kvwal.codecs.tuples import TupleCodec
 from kvwal.db.mapping import Bounds
 from kvwal.engine.tables import CodecName, as_table_name
-from kvwal.keys import KeyRange, stop_of_prefix
+from kvwal.keys import MAX_KEY_BYTES, MAX_VALUE_BYTES, KeyRange, as_key, as_value, stop_of_prefix
 
-__all__ = ["TableSpec"]
+__all__ = ["OfTable", "SubSpec", "TableSpec"]
 
 K = TypeVar("K")
 V = TypeVar("V")
@@ -28,11 +30,12 @@ class TableSpec(Generic[K, V]):
     Attributes:
         name: of the table.
         key, value: codecs.
+        pair: makes a pair of what was read.
         codecs: what the table remembers of them.
         is_default: whether it is in the default table, which has no name and remembers nothing.
     """
 
-    __slots__ = ("codecs", "key", "name", "value")
+    __slots__ = ("codecs", "key", "name", "pair", "value")
 
     is_default: ClassVar[bool] = False
 
@@ -42,6 +45,7 @@ class TableSpec(Generic[K, V]):
         self.key: KeyCodec[K] = key_codec(key)
         self.value: Codec[V] = value_codec(value)
         self.codecs = _name_of(self.key), _name_of(self.value)
+        self.pair = _pair(self.key, self.value)
 
     def put_into(self, part: _Writable, key: K, value: V) -> None:
         """Put a pair into a batch or a transaction. The last part of a tuple may be `SEQNO`."""
@@ -53,9 +57,22 @@ class TableSpec(Generic[K, V]):
         else:
             part.put(codec.encode(key), encoded)
 
-    def pair(self, pair: tuple[bytes, bytes]) -> tuple[K, V]:
-        """A pair that was read."""
-        return self.key.decode(pair[0]), self.value.decode(pair[1])
+    def puts(self, pairs: Mapping[K, V] | Iterable[tuple[K, V]]) -> WriteBatch:
+        """Puts of pairs, for `into`."""
+        made = WriteBatch()
+        for key, value in pairs.items() if isinstance(pairs, Mapping) else pairs:
+            self.put_into(made, key, value)
+        return made
+
+    def encode_key(self, key: K) -> bytes:
+        """The key as bytes. TypeError and ValueError for what cannot be stored, whatever the codec made of it."""
+        data = self.key.encode(key)
+        return data if type(data) is bytes and len(data) <= MAX_KEY_BYTES else as_key(data)
+
+    def encode_value(self, value: V) -> bytes:
+        """The same of a value."""
+        data = self.value.encode(value)
+        return data if type(data) is bytes and len(data) <= MAX_VALUE_BYTES else as_value(data)
 
     def bounds(self, start: Any, stop: Any, prefix: Any, reverse: bool, limit: int | None) -> Bounds:
         """A range of keys as bytes. Of tuples, `start` and `stop` may be leading parts, and `prefix` is that.
@@ -93,6 +110,35 @@ class TableSpec(Generic[K, V]):
         return f"{self.name!r}, {key}: {value}"
 
 
+def _pair(key: KeyCodec[K], value: Codec[V]) -> Callable[[tuple[bytes, bytes]], tuple[K, V]]:
+    # Hot: taken out of the codecs once.
+    decode_key, decode_value = key.decode, value.decode
+
+    def pair(pair: tuple[bytes, bytes]) -> tuple[K, V]:
+        data, of = pair
+        return decode_key(data), decode_value(of)
+
+    return pair
+
+
+class OfTable(Generic[K, V]):
+    """What stands for a table, for threads or for tasks."""
+
+    __slots__ = ()
+
+    _spec: TableSpec[K, V]
+
+    @property
+    def name(self) -> str:
+        """The table's name."""
+        return self._spec.name
+
+    @property
+    def is_default(self) -> bool:
+        """Whether it is a part of the default table, which has no name."""
+        return self._spec.is_default
+
+
 def _name_of(codec: Codec[Any]) -> CodecName:
     # Of a codec with versions, which reads older ones.
     oldest = getattr(codec, "oldest", codec.version)
@@ -113,6 +159,7 @@ class SubSpec(TableSpec[K, V]):
         self.key = _Prefixed(prefix, self._inner.key)
         self.value = self._inner.value
         self.codecs = self._inner.codecs
+        self.pair = _pair(self.key, self.value)
 
     def range(self, start: Any, stop: Any) -> KeyRange:
         """As `TableSpec.range`, within the prefix."""

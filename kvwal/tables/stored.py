@@ -1,4 +1,4 @@
-"""A table of a store as bytes: what is in it now, and commits to it.
+"""A table of a store as bytes: what is in it now, and the way of a thread to it.
 
 Where a table is known, a commit goes to its id. Where it is not, or may have been dropped meanwhile, the commit leader
 looks the name up, and makes the table (see kvwal/engine/tables.py).
@@ -6,94 +6,110 @@ looks the name up, and makes the table (see kvwal/engine/tables.py).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from kvwal.batch import WriteBatch
 from kvwal.db.mapping import Bounds, OrderedMapping
 from kvwal.engine.engine import Engine
 from kvwal.engine.merge import Chunk, Pairs
-from kvwal.engine.request import CommitRequest, Newest, Operation
-from kvwal.engine.tables import InDefaultTable, InTable, MakeTable, check_codecs
+from kvwal.engine.readers import Reader
+from kvwal.engine.request import CommitRequest, Operation
+from kvwal.engine.tables import check_codecs
 from kvwal.engine.value import Value
 from kvwal.engine.writes import EncodedBatch
-from kvwal.errors import TableNotFoundError
-from kvwal.keys import KeyRange, Seqno
-from kvwal.log import extension_of
-from kvwal.options import Durability
+from kvwal.keys import BytesLike, KeyRange, Seqno, as_key
 from kvwal.tables.spec import TableSpec
+from kvwal.tables.writing import How
 
-__all__ = ["How", "StoredTable"]
-
-
-class How:
-    """How a commit is to be made: see `Store.put`."""
-
-    __slots__ = ("durability", "meta")
-
-    def __init__(self, durability: Durability | None = None, meta: Mapping[str, str] | None = None) -> None:
-        self.durability = durability
-        self.meta = meta
-
-
-_AS_USUAL = How()
+__all__ = ["StoredTable", "Waiting"]
 
 
 class StoredTable(OrderedMapping):
     """The bytes of a table, of now. Thread-safe."""
 
-    __slots__ = ("_engine", "_known", "_spec")
+    __slots__ = ("_cache", "_engine", "_known", "_spec", "_tables")
 
     def __init__(self, engine: Engine, spec: TableSpec[Any, Any]) -> None:
         self._engine = engine
+        self._cache = engine.state.cache
+        self._tables = engine.tables
         self._spec = spec
         # The version of all names that it is of, the id, what its rows in the cache are found by, and whether the table
         # knows these versions of its codecs.
         self._known: tuple[object, int, object, bool] | None = None
 
-    def id(self) -> int | None:
-        """The id of the table; None if there is none yet. TableCodecError if it has other codecs."""
-        tables, known = self._engine.tables, self._known
+    def id(self, *, cached_only: bool = False) -> int | None:
+        """The id of the table; None if there is none yet. TableCodecError if it has other codecs.
+
+        `cached_only`: as in `Reads.read`.
+        """
+        tables, known = self._tables, self._known
         if known is not None and known[0] is tables.version:
             return known[1]
         if self._spec.is_default:
             return 0
         # Before the name is looked up.
         version = tables.version
-        row = tables.row(self._spec.name)
+        row = tables.row(self._spec.name, cached_only=cached_only)
         if row is None:
             return None
         check_codecs(row, *self._spec.codecs)
         is_current = (row.key, row.value) == self._spec.codecs
-        self._known = (version, row.id, self._engine.state.cache.token(row.id), is_current)
+        self._known = (version, row.id, self._cache.token(row.id), is_current)
         return row.id
 
-    def _to_write(self) -> int | None:
+    def to_write(self, *, cached_only: bool = False) -> int | None:
         """The id, if the table is there, and knows these versions of its codecs."""
-        table, known = self.id(), self._known
+        table, known = self.id(cached_only=cached_only), self._known
         return table if known is None or known[3] else None
 
-    def made(self) -> int:
-        """The id; an empty table is made if there is none."""
-        while (table := self._to_write()) is None:
-            operation = MakeTable(self._spec.name, self._spec.codecs)
-            self._engine.commit(CommitRequest(sync=self._engine.wants_sync(None), operation=operation))
+    def ask_again(self) -> None:
+        """A commit by name is over: the table may be there now, and may know these versions of its codecs."""
+        if self._known is not None and not self._known[3]:
             self._known = None
-        return table
+
+    def id_at(self, reader: Reader) -> int | None:
+        """The same as of a reader."""
+        if self._spec.is_default:
+            return 0
+        row = self._engine.tables.row_at(reader, self._spec.name)
+        if row is None:
+            return None
+        check_codecs(row, *self._spec.codecs)
+        return row.id
 
     # -- reading ------------------------------------------------------------------------------
 
-    def _read(self, key: bytes) -> Value:
-        table, known = self.id(), self._known
-        if table is None:
-            return None
-        if known is not None:
+    def read(self, key: bytes, *, cached_only: bool = False) -> Value:
+        """The value of a key now. `cached_only`: as in `Reads.read`."""
+        known = self._known
+        if known is not None and known[0] is self._tables.version:
             # Hot: one dict hit, as in `Store.get`.
             try:
-                return self._engine.state.cache.rows[known[2], key]
-            except KeyError:
-                table = known[1]
-        return self._engine.reads.read(key, table=table)
+                return self._cache.rows[known[2], key]
+            except (KeyError, TypeError, ValueError):
+                pass
+        table = self.id(cached_only=cached_only)
+        if table is None:
+            return None
+        return self._engine.reads.read(as_key(key), table=table, cached_only=cached_only)
+
+    def _read(self, key: bytes) -> Value:
+        return self.read(key)
+
+    def get_many(self, keys: Iterable[BytesLike], *, cached_only: bool = False) -> list[bytes | None]:
+        """The values of several keys, in their order; None where a key is missing. All from one moment."""
+        wanted = list(map(as_key, keys))
+        table = self.id(cached_only=cached_only)
+        if table is None:
+            return [None] * len(wanted)
+        reads = self._engine.reads
+        reader = reads.moments.reader("get")
+        try:
+            return [reads.read_at(reader, key, table=table, cached_only=cached_only) for key in wanted]
+        finally:
+            reader.release()
 
     def _cached(self, bounds: Bounds) -> Pairs | None:
         table = self.id()
@@ -119,67 +135,38 @@ class StoredTable(OrderedMapping):
         table = self.id()
         return None if table is None else self._engine.reads.key_at(rank, table=table)
 
-    # -- writing ------------------------------------------------------------------------------
 
-    def write(self, fill: Callable[[WriteBatch], None], how: How = _AS_USUAL) -> Seqno:
-        """Commit what `fill` writes to a batch; it may be called twice. Makes the table if that puts something."""
-        table = self._to_write()
-        if table is not None:
-            batch = WriteBatch()
-            fill(batch.part(table))
-            request = CommitRequest(
-                EncodedBatch(batch, extension_of(how.meta)), sync=self._engine.wants_sync(how.durability)
-            )
-            try:
-                return self._engine.commit(request)
-            except TableNotFoundError:
-                pass  # It was dropped, or is just being dropped.
-        return self.operate(lambda newest, part: fill(part), how)
+class Waiting:
+    """The way of a thread (see writing.py): it waits, and never suspends."""
 
-    def operate(self, fill: Callable[[Newest, WriteBatch], None], how: How = _AS_USUAL) -> Seqno:
-        """Commit what `fill` writes to a batch, knowing what is newest in the table. Never a conflict."""
-        extension = extension_of(how.meta)
-        operation: Operation
-        if self._spec.is_default:
-            operation = InDefaultTable(fill, extension)
-        else:
-            operation = InTable(self._spec.name, self._spec.codecs, fill, extension)
-        request = CommitRequest(sync=self._engine.wants_sync(how.durability), operation=operation)
+    __slots__ = ("_engine", "_stored")
+
+    def __init__(self, engine: Engine, stored: StoredTable) -> None:
+        self._engine = engine
+        self._stored = stored
+
+    async def to_write(self) -> int | None:
+        """See `Way`."""
+        return self._stored.to_write()
+
+    async def read(self, key: bytes) -> Value:
+        """See `Way`."""
+        return self._stored.read(key)
+
+    async def read_edge(self, bounds: KeyRange, *, reverse: bool) -> None:
+        """See `Way`."""
+        (self._stored.last if reverse else self._stored.first)(*bounds)
+
+    async def commit(self, batch: WriteBatch, how: How) -> Seqno:
+        """See `Way`."""
+        engine = self._engine
+        request = CommitRequest(EncodedBatch(batch, how.extension), sync=engine.wants_sync(how.durability))
+        return engine.commit(request)
+
+    async def operate(self, operation: Operation, how: How) -> Seqno:
+        """See `Way`."""
+        engine = self._engine
         try:
-            return self._engine.commit(request)
+            return engine.commit(CommitRequest(sync=engine.wants_sync(how.durability), operation=operation))
         finally:
-            if self._known is not None and not self._known[3]:
-                self._known = None
-
-    def update(
-        self, key: bytes, function: Callable[[Value], Value], how: How = _AS_USUAL
-    ) -> tuple[Value, Value]:
-        """Change one value; returns the old and the new one. See `kvwal.engine.operations.Update`."""
-        # Read first, so that the commit leader need not read a page.
-        self._read(key)
-        old: Value = None
-        new: Value = None
-
-        def fill(newest: Newest, part: WriteBatch) -> None:
-            nonlocal old, new
-            old = newest.get(key)
-            new = function(old)
-            if new is not old:
-                part.writes[key] = new
-
-        self.operate(fill, how)
-        return old, new
-
-    def take_edge(self, bounds: KeyRange, *, reverse: bool) -> tuple[bytes, bytes] | None:
-        """Delete the first pair of a range, or in reverse the last one, and return it; None if there is none."""
-        (self.last if reverse else self.first)(*bounds)
-        pair: tuple[bytes, bytes] | None = None
-
-        def fill(newest: Newest, part: WriteBatch) -> None:
-            nonlocal pair
-            pair = newest.edge(*bounds, reverse=reverse)
-            if pair is not None:
-                part.writes[pair[0]] = None
-
-        self.operate(fill)
-        return pair
+            self._stored.ask_again()

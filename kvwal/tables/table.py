@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, MutableMapping
-from functools import partial
 from typing import Any, Generic, TypeVar, overload
 
 from kvwal.batch import WriteBatch
@@ -11,24 +10,26 @@ from kvwal.db.mapping import OrderedMapping
 from kvwal.db.snapshot import Snapshot
 from kvwal.db.transaction import Transaction
 from kvwal.engine.engine import Engine
-from kvwal.engine.operations import decode_counter, encode_counter
-from kvwal.keys import KeyRange, Seqno, as_int
+from kvwal.engine.value import Value
+from kvwal.keys import Seqno
 from kvwal.options import Durability
 from kvwal.tables.reading import TypedReading
 from kvwal.tables.spec import TableSpec
-from kvwal.tables.stored import How, StoredTable
-from kvwal.tables.within import BatchTable, SnapshotTable, TransactionTable, into
+from kvwal.tables.stored import StoredTable, Waiting
+from kvwal.tables.within import BatchTable, SnapshotTable, TransactionTable
+from kvwal.tables.writing import Way, Writing, at_once, made, remove
 
 __all__ = ["WritableTable"]
 
 K = TypeVar("K")
 V = TypeVar("V")
 
-_MISSING: Any = object()
+class _Writes(Writing[K, V], Generic[K, V]):
+    __slots__ = ("_spec", "_way")
 
-
-def _instead(expected: bytes | None, new: bytes | None, now: bytes | None) -> bytes | None:
-    return new if now == expected else now
+    def __init__(self, spec: TableSpec[K, V], way: Way) -> None:
+        self._spec = spec
+        self._way = way
 
 
 class WritableTable(TypedReading[K, V], MutableMapping[K, V], Generic[K, V]):
@@ -39,22 +40,22 @@ class WritableTable(TypedReading[K, V], MutableMapping[K, V], Generic[K, V]):
     first commit that puts something into it.
     """
 
-    __slots__ = ("__weakref__", "_owner", "_stored")
+    __slots__ = ("__weakref__", "_owner", "_stored", "_way", "_writes")
 
     def __init__(self, engine: Engine, spec: TableSpec[K, V], owner: object) -> None:
         """`owner` stays as long as this."""
         super().__init__(spec)
         self._stored = StoredTable(engine, spec)
+        self._way = Waiting(engine, self._stored)
+        self._writes = _Writes(spec, self._way)
         self._owner = owner
-        # Raises now if the table has other codecs.
-        self._stored.id()
 
     def raw(self) -> OrderedMapping:
         """The same table as bytes, for reading: where a value cannot be decoded, it is there."""
         return self._stored
 
-    def _value(self, value: V) -> bytes:
-        return self._spec.value.encode(value)
+    def _read(self, key: bytes) -> Value:
+        return self._stored.read(key)
 
     @property
     def id(self) -> int | None:
@@ -82,10 +83,10 @@ class WritableTable(TypedReading[K, V], MutableMapping[K, V], Generic[K, V]):
         if isinstance(other, Snapshot):
             return SnapshotTable(self._spec, other)
         if isinstance(other, WriteBatch):
-            return BatchTable(self._spec, other.part(self._stored.made()))
+            return BatchTable(self._spec, other.part(at_once(made, self._way, self._spec)))
         raise TypeError(f"a transaction, a snapshot or a batch is expected, not {type(other).__name__}")
 
-    # -- writing ------------------------------------------------------------------------------
+    # -- writing: see kvwal/tables/writing.py ---------------------------------------------------
 
     def put(
         self, key: K, value: V, *, durability: Durability | None = None, meta: Mapping[str, str] | None = None
@@ -95,9 +96,7 @@ class WritableTable(TypedReading[K, V], MutableMapping[K, V], Generic[K, V]):
         The last part of a tuple may be `kvwal.SEQNO`: the commit fills in `Versionstamp(seqno, 0)`. So what is put with
         such keys is in the order of the commits, from any number of threads and without a conflict.
         """
-        made = WriteBatch()
-        self._spec.put_into(made, key, value)
-        return self._stored.write(partial(into, made), How(durability, meta))
+        return at_once(self._writes.put, key, value, durability=durability, meta=meta)
 
     def __setitem__(self, key: K, value: V) -> None:
         self.put(key, value)
@@ -106,8 +105,7 @@ class WritableTable(TypedReading[K, V], MutableMapping[K, V], Generic[K, V]):
         self, key: K, *, durability: Durability | None = None, meta: Mapping[str, str] | None = None
     ) -> Seqno:
         """Remove `key` if it is there, and return the commit's seqno. It is not looked up first."""
-        encoded = self._encode(key)
-        return self._stored.write(lambda part: part.delete(encoded), How(durability, meta))
+        return at_once(self._writes.delete, key, durability=durability, meta=meta)
 
     def delete_range(
         self,
@@ -119,8 +117,7 @@ class WritableTable(TypedReading[K, V], MutableMapping[K, V], Generic[K, V]):
         meta: Mapping[str, str] | None = None,
     ) -> Seqno:
         """Remove every key of a range (see `scan`). One small record however many keys there are."""
-        bounds = self._bounds(start, stop, prefix, False, None)
-        return self._stored.write(lambda part: part.delete_range(bounds.start, bounds.stop), How(durability, meta))
+        return at_once(self._writes.delete_range, start, stop, prefix=prefix, durability=durability, meta=meta)
 
     def update(  # type: ignore[override]
         self,
@@ -131,10 +128,7 @@ class WritableTable(TypedReading[K, V], MutableMapping[K, V], Generic[K, V]):
         meta: Mapping[str, str] | None = None,
     ) -> None:
         """Put every pair of a mapping or of an iterable, in one commit. None of them if one cannot be stored."""
-        made = WriteBatch()
-        for key, value in other.items() if isinstance(other, Mapping) else other:
-            self._spec.put_into(made, key, value)
-        self._stored.write(partial(into, made), How(durability, meta))
+        at_once(self._writes.update, other, durability=durability, meta=meta)
 
     def clear(self) -> None:
         """Remove every key, in one commit; the table stays."""
@@ -143,27 +137,16 @@ class WritableTable(TypedReading[K, V], MutableMapping[K, V], Generic[K, V]):
     # -- writes that depend on what is there --------------------------------------------------
 
     def __delitem__(self, key: K) -> None:
-        if self._stored.update(self._encode(key), lambda old: None)[0] is None:
+        if not at_once(remove, self._way, self._spec, key):
             raise KeyError(key)
 
     def setdefault(self, key: K, default: V = None) -> V:  # type: ignore[assignment]  # as `MutableMapping` has it
         """The value of `key`; if there is none, put `default` first. Atomic, and never a conflict."""
-        encoded = self._encode(key)
-        value = self._stored.get(encoded)
-        if value is None:
-            other = self._value(default)
-            value = self._stored.update(encoded, lambda old: other if old is None else old)[1]
-            assert value is not None
-        return self._decode(value)
+        return at_once(self._writes.setdefault, key, default)
 
-    def pop(self, key: K, default: Any = _MISSING) -> Any:
+    def pop(self, key: K, *default: Any) -> Any:
         """Remove `key` and return its value; `default`, if given, or KeyError if it is not there. Atomic."""
-        value = self._stored.update(self._encode(key), lambda old: None)[0]
-        if value is not None:
-            return self._decode(value)
-        if default is _MISSING:
-            raise KeyError(key)
-        return default
+        return at_once(self._writes.pop, key, *default)
 
     def popitem(
         self, start: K | Any = None, stop: K | Any = None, *, prefix: Any = None, last: bool = True
@@ -172,20 +155,13 @@ class WritableTable(TypedReading[K, V], MutableMapping[K, V], Generic[K, V]):
 
         KeyError if there is none. Atomic, and never a conflict, however many threads take from one queue.
         """
-        bounds = self._bounds(start, stop, prefix, False, None)
-        within = KeyRange(bounds.start or b"", bounds.stop)
-        pair = None if within.is_empty() else self._stored.take_edge(within, reverse=last)
-        if pair is None:
-            raise KeyError("popitem(): there is no key")
-        return self._spec.pair(pair)
+        return at_once(self._writes.popitem, start, stop, prefix=prefix, last=last)
 
     def put_if_absent(
         self, key: K, value: V, *, durability: Durability | None = None, meta: Mapping[str, str] | None = None
     ) -> bool:
         """Set `key` to `value` if it is not there. Returns whether it was set. Atomic, and never a conflict."""
-        new = self._value(value)
-        how = How(durability, meta)
-        return self._stored.update(self._encode(key), lambda old: new if old is None else old, how)[0] is None
+        return at_once(self._writes.put_if_absent, key, value, durability=durability, meta=meta)
 
     def compare_and_set(
         self,
@@ -200,15 +176,7 @@ class WritableTable(TypedReading[K, V], MutableMapping[K, V], Generic[K, V]):
 
         Returns whether it was. What is compared are values, not bytes. Atomic, and never a conflict.
         """
-        encoded, new = self._encode(key), None if value is None else self._value(value)
-        how = How(durability, meta)
-        while True:
-            # Decoded here: the commit leader runs no code of a codec.
-            old = self._stored.get(encoded)
-            if (expected is not None) if old is None else self._decode(old) != expected:
-                return False
-            if self._stored.update(encoded, partial(_instead, old, new), how)[0] == old:
-                return True
+        return at_once(self._writes.compare_and_set, key, expected, value, durability=durability, meta=meta)
 
     def add(
         self, key: K, delta: int, *, durability: Durability | None = None, meta: Mapping[str, str] | None = None
@@ -218,13 +186,7 @@ class WritableTable(TypedReading[K, V], MutableMapping[K, V], Generic[K, V]):
         For tables with values of type `int` or `kvwal.codecs.counter`: 8 bytes, little-endian, signed. TypeError for
         others; OverflowError if the sum does not fit. Nothing is changed then.
         """
-        amount = as_int("delta", delta, -(1 << 63), (1 << 63) - 1)
-        if self._spec.value.name != "counter":
-            raise TypeError(f"the values of table {self.name!r} are {self._spec.value.name}, and no counters")
-        change = self._stored.update(
-            self._encode(key), lambda old: encode_counter(decode_counter(old) + amount), How(durability, meta)
-        )
-        return decode_counter(change[1])
+        return at_once(self._writes.add, key, delta, durability=durability, meta=meta)
 
     def __repr__(self) -> str:
         return f"<kvwal.Table {self._spec}>"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, MutableMapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
 from typing import Any, Generic, TypeVar
 
 from kvwal.batch import WriteBatch
@@ -14,16 +14,18 @@ from kvwal.db.transaction import Transaction
 from kvwal.engine.merge import Chunk
 from kvwal.engine.parked import SYSTEM_TABLE
 from kvwal.engine.tables import TableRow, check_codecs, decode_row, make_row, raise_codecs, row_key
+from kvwal.engine.value import Value
 from kvwal.tables.reading import TypedReading
 from kvwal.tables.spec import TableSpec
+from kvwal.tables.writing import into
 
-__all__ = ["BatchTable", "SnapshotTable", "TransactionTable", "into"]
+__all__ = ["BatchTable", "Empty", "InTransaction", "SnapshotTable", "TransactionTable", "row_in"]
 
 K = TypeVar("K")
 V = TypeVar("V")
 
 
-class _Empty(OrderedMapping):
+class Empty(OrderedMapping):
     """A table that does not exist."""
 
     __slots__ = ()
@@ -38,10 +40,10 @@ class _Empty(OrderedMapping):
         return 0
 
 
-def _row(system: OrderedMapping, spec: TableSpec[Any, Any]) -> TableRow | None:
-    """The row of a table, by what table 1 holds; None if there is none. TableCodecError."""
+def row_in(read: Callable[[bytes], Value], spec: TableSpec[Any, Any]) -> TableRow | None:
+    """The row of a table, by what `read` says of table 1; None if there is none. TableCodecError."""
     key = row_key(spec.name)
-    value = system.get(key)
+    value = read(key)
     if value is None:
         return None
     row = decode_row(key, value)
@@ -58,8 +60,8 @@ class SnapshotTable(TypedReading[K, V]):
         super().__init__(spec)
         self._part: OrderedMapping = snapshot
         if not spec.is_default:
-            row = _row(snapshot.part(SYSTEM_TABLE), spec)
-            self._part = _Empty() if row is None else snapshot.part(row.id)
+            row = row_in(snapshot.part(SYSTEM_TABLE).get, spec)
+            self._part = Empty() if row is None else snapshot.part(row.id)
 
     def raw(self) -> OrderedMapping:
         """The same table as bytes."""
@@ -69,84 +71,110 @@ class SnapshotTable(TypedReading[K, V]):
         return f"<kvwal.SnapshotTable {self._spec}>"
 
 
+class InTransaction(Generic[K, V]):
+    """A table in a transaction: found there, and made when something is put into it. Nothing here waits."""
+
+    __slots__ = ("_part", "_read", "_row", "_spec", "_txn")
+
+    def __init__(
+        self, spec: TableSpec[K, V], txn: Callable[[], Transaction], read: Callable[[bytes], Value]
+    ) -> None:
+        """`txn` gives the transaction, and raises where it is over; `read` reads table 1 within it."""
+        self._spec = spec
+        self._txn = txn
+        self._read = read
+        self._part: TransactionPart | None = txn().part(0) if spec.is_default else None
+        # What is to be known before a first write.
+        self._row: TableRow | None = None
+        self.find()
+
+    def find(self) -> TransactionPart | None:
+        """The table; None if there is none."""
+        txn = self._txn()
+        if self._part is None:
+            self._row = row = row_in(self._read, self._spec)
+            self._part = None if row is None else txn.part(row.id)
+        return self._part
+
+    def _made(self) -> TransactionPart:
+        part, row = self.find(), self._row
+        if part is not None and row is None:
+            return part
+        spec, txn, rows = self._spec, self._txn(), WriteBatch()
+        if row is None:
+            row = make_row(spec.name, *spec.codecs, self._read, rows)
+        else:
+            raise_codecs(row, *spec.codecs, rows)
+        for key, value in rows.writes.items():
+            assert value is not None, "a row is deleted"
+            txn.part(SYSTEM_TABLE).put(key, value)
+        self._row = None
+        self._part = part = txn.part(row.id)
+        return part
+
+    def put(self, key: K, value: V) -> None:
+        """Set `key` to `value`."""
+        puts = WriteBatch()
+        self._spec.put_into(puts, key, value)
+        part = self._made()
+        for encoded, data in puts.writes.items():
+            assert data is not None, "it is a put"
+            if puts.stamped is None:
+                part.put(encoded, data)
+            else:
+                part.put_stamped(encoded[:-STAMP_BYTES], data)
+
+    def delete(self, key: K) -> None:
+        """Remove `key`, which is not read."""
+        encoded = self._spec.encode_key(key)
+        part = self.find()
+        if part is not None:
+            part.delete(encoded)
+
+    def delete_range(self, start: Any, stop: Any, prefix: Any) -> None:
+        """Remove every key of a range."""
+        bounds = self._spec.bounds(start, stop, prefix, False, None)
+        part = self.find()
+        if part is not None:
+            part.delete_range(bounds.start, bounds.stop)
+
+
 class TransactionTable(TypedReading[K, V], MutableMapping[K, V], Generic[K, V]):
     """A table within a transaction: what it reads is validated when that commits, and so is that the table is there.
 
     It is made when something is put into it. For one thread at a time, and only while the transaction is open.
     """
 
-    __slots__ = ("_part", "_row", "_txn")
+    __slots__ = ("_own",)
 
     def __init__(self, spec: TableSpec[K, V], txn: Transaction) -> None:
         super().__init__(spec)
-        self._txn = txn
-        self._part: TransactionPart | None = txn.part(0) if spec.is_default else None
-        # What is to be known before a first write.
-        self._row: TableRow | None = None
-        self._find()
-
-    def _find(self) -> TransactionPart | None:
-        if self._part is None:
-            self._row = row = _row(self._txn.part(SYSTEM_TABLE), self._spec)
-            self._part = None if row is None else self._txn.part(row.id)
-        return self._part
+        self._own: InTransaction[K, V] = InTransaction(spec, lambda: txn, txn.part(SYSTEM_TABLE).get)
 
     def raw(self) -> OrderedMapping:
         """The same table as bytes."""
-        part = self._find()
-        return _Empty() if part is None else part
-
-    def _made(self) -> TransactionPart:
-        part, row = self._find(), self._row
-        if part is not None and row is None:
-            return part
-        spec, system, rows = self._spec, self._txn.part(SYSTEM_TABLE), WriteBatch()
-        if row is None:
-            row = make_row(spec.name, *spec.codecs, system.get, rows)
-        else:
-            raise_codecs(row, *spec.codecs, rows)
-        for key, value in rows.writes.items():
-            assert value is not None, "a row is deleted"
-            system.put(key, value)
-        self._row = None
-        self._part = part = self._txn.part(row.id)
-        return part
+        part = self._own.find()
+        return Empty() if part is None else part
 
     def put(self, key: K, value: V) -> None:
         """Set `key` to `value` when the transaction commits."""
-        made = WriteBatch()
-        self._spec.put_into(made, key, value)
-        part = self._made()
-        for encoded, data in made.writes.items():
-            assert data is not None, "it is a put"
-            if made.stamped is None:
-                part.put(encoded, data)
-            else:
-                part.put_stamped(encoded[:-STAMP_BYTES], data)
+        self._own.put(key, value)
 
     def __setitem__(self, key: K, value: V) -> None:
-        self.put(key, value)
+        self._own.put(key, value)
 
     def delete(self, key: K) -> None:
         """Remove `key`, if it is there, when the transaction commits. It is not read: no conflict comes of it."""
-        encoded = self._encode(key)
-        part = self._find()
-        if part is not None:
-            part.delete(encoded)
+        self._own.delete(key)
 
     def __delitem__(self, key: K) -> None:
-        encoded = self._encode(key)
-        part = self._find()
-        if part is None or part.get(encoded) is None:
+        if key not in self:
             raise KeyError(key)
-        part.delete(encoded)
+        self._own.delete(key)
 
     def delete_range(self, start: K | Any = None, stop: K | Any = None, *, prefix: Any = None) -> None:
         """Remove every key of a range (see `scan`) when the transaction commits."""
-        bounds = self._bounds(start, stop, prefix, False, None)
-        part = self._find()
-        if part is not None:
-            part.delete_range(bounds.start, bounds.stop)
+        self._own.delete_range(start, stop, prefix)
 
     def clear(self) -> None:
         """Remove every key when the transaction commits."""
@@ -162,16 +190,6 @@ class TransactionTable(TypedReading[K, V], MutableMapping[K, V], Generic[K, V]):
 
     def __repr__(self) -> str:
         return f"<kvwal.TransactionTable {self._spec}>"
-
-
-def into(made: WriteBatch, part: WriteBatch) -> None:
-    """Add puts to those of another batch."""
-    for key, value in made.writes.items():
-        assert value is not None, "it is a put"
-        if made.stamped is not None and key in made.stamped:
-            part.put_stamped(key[:-STAMP_BYTES], value)
-        else:
-            part.put(key, value)
 
 
 class BatchTable(Generic[K, V]):
@@ -201,10 +219,7 @@ class BatchTable(Generic[K, V]):
 
     def update(self, other: Mapping[K, V] | Iterable[tuple[K, V]]) -> None:
         """Put every pair; none of them if one cannot be stored."""
-        made = WriteBatch()
-        for key, value in other.items() if isinstance(other, Mapping) else other:
-            self._spec.put_into(made, key, value)
-        into(made, self._part)
+        into(self._spec.puts(other), self._part)
 
     def __repr__(self) -> str:
         return f"<kvwal.BatchTable {self._spec}, {len(self._part)} writes>"

@@ -170,6 +170,28 @@ def test_what_is_compared_are_values(db: kvwal.Store) -> None:
     assert users.compare_and_set("a", {"y": 2, "x": 1}, "new")
 
 
+def test_many_values_are_of_one_moment(db: kvwal.Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    users = db.table("users", str, int)
+    users.update({"a": 1, "b": 1})
+    reads = db.engine.reads
+    db.engine.state.cache.clear()
+
+    def overtaken(read: Any) -> Any:
+        def reading(*args: Any, **kwargs: Any) -> Any:
+            found = read(*args, **kwargs)
+            monkeypatch.undo()
+            users.update({"a": 2, "b": 2})
+            return found
+
+        return reading
+
+    assert users.id is not None
+    monkeypatch.setattr(reads, "read", overtaken(reads.read))
+    monkeypatch.setattr(reads, "read_at", overtaken(reads.read_at))
+    assert users.get_many(["a", "b"]) in ([1, 1], [2, 2])
+    assert users.get("b") == 2
+
+
 # -- codecs ---------------------------------------------------------------------------------------
 
 

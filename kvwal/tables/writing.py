@@ -1,0 +1,342 @@
+"""What a table is asked to write, written once for threads and for tasks.
+
+Each method is a coroutine over a `Way`, which looks up and commits. The way of a task awaits; that of a thread waits,
+and never suspends, so that `at_once` has the result with the first step.
+
+No code of a codec runs in the commit leader: what it calls knows bytes alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Coroutine, Iterable, Mapping
+from functools import partial
+from itertools import starmap
+from operator import methodcaller
+from typing import Any, Final, Generic, ParamSpec, Protocol, TypeVar
+
+from kvwal.batch import WriteBatch
+from kvwal.codecs.parts import STAMP_BYTES
+from kvwal.engine.operations import decode_counter, encode_counter
+from kvwal.engine.request import Newest, Operation
+from kvwal.engine.tables import InDefaultTable, InTable, MakeTable
+from kvwal.engine.value import Value
+from kvwal.errors import TableNotFoundError
+from kvwal.keys import KeyRange, Seqno, as_int
+from kvwal.log import extension_of
+from kvwal.options import Durability
+from kvwal.tables.spec import TableSpec
+
+__all__ = ["How", "Way", "Writing", "at_once", "bring_back", "into", "made", "remove"]
+
+_T = TypeVar("_T")
+_P = ParamSpec("_P")
+K = TypeVar("K")
+V = TypeVar("V")
+
+_MISSING: Any = object()
+
+
+_START = methodcaller("send", None)
+
+
+def at_once(function: Callable[_P, Coroutine[Any, Any, _T]], *args: _P.args, **kwargs: _P.kwargs) -> _T:
+    """The result of a coroutine that never suspends."""
+    try:
+        # Made and begun by one C call: interrupted in between, it would warn that it was never awaited.
+        next(map(_START, starmap(partial(function, *args, **kwargs), ((),))))
+    except StopIteration as end:
+        result: _T = end.value
+        return result
+    raise AssertionError("it waits for something")
+
+
+class How:
+    """How a commit is to be made: see `Store.put`."""
+
+    __slots__ = ("durability", "extension")
+
+    def __init__(self, durability: Durability | None = None, meta: Mapping[str, str] | None = None) -> None:
+        self.durability = durability
+        self.extension = extension_of(meta)
+
+
+_AS_USUAL: Final = How()
+
+
+class Way(Protocol):
+    """How a table is looked up and written: by a thread, or by a task."""
+
+    async def to_write(self) -> int | None:
+        """See `StoredTable.to_write`."""
+        ...
+
+    async def read(self, key: bytes) -> Value:
+        """The value of a key now."""
+        ...
+
+    async def read_edge(self, bounds: KeyRange, *, reverse: bool) -> None:
+        """Read the first pair of a range, or in reverse the last one, so that the commit leader need not."""
+        ...
+
+    async def commit(self, batch: WriteBatch, how: How) -> Seqno:
+        """Commit a batch, which stays as it is from here on."""
+        ...
+
+    async def operate(self, operation: Operation, how: How) -> Seqno:
+        """Commit what an operation writes, and `StoredTable.ask_again`."""
+        ...
+
+
+def into(puts: WriteBatch, part: WriteBatch) -> None:
+    """Add puts to those of another batch."""
+    for key, value in puts.writes.items():
+        assert value is not None, "it is a put"
+        if puts.stamped is not None and key in puts.stamped:
+            part.put_stamped(key[:-STAMP_BYTES], value)
+        else:
+            part.put(key, value)
+
+
+async def _write(way: Way, spec: TableSpec[Any, Any], fill: Callable[[WriteBatch], None], how: How) -> Seqno:
+    """Commit what `fill` writes to a batch; it may be called twice. Makes the table if that puts something."""
+    table = await way.to_write()
+    if table is not None:
+        batch = WriteBatch()
+        fill(batch.part(table))
+        try:
+            return await way.commit(batch, how)
+        except TableNotFoundError:
+            pass  # It was dropped, or is just being dropped.
+    return await _operate(way, spec, lambda newest, part: fill(part), how)
+
+
+async def _operate(
+    way: Way, spec: TableSpec[Any, Any], fill: Callable[[Newest, WriteBatch], None], how: How
+) -> Seqno:
+    """Commit what `fill` writes to a batch, knowing what is newest in the table. Never a conflict."""
+    operation: Operation
+    if spec.is_default:
+        operation = InDefaultTable(fill, how.extension)
+    else:
+        operation = InTable(spec.name, spec.codecs, fill, how.extension)
+    return await way.operate(operation, how)
+
+
+async def _change(
+    way: Way,
+    spec: TableSpec[Any, Any],
+    key: bytes,
+    function: Callable[[Value], Value],
+    how: How = _AS_USUAL,
+) -> tuple[Value, Value]:
+    """Change one value; returns the old and the new one. See `kvwal.engine.operations.Update`.
+
+    Requires: key and new value have passed `as_key` and `as_value`.
+    """
+    # Read first, so that the commit leader need not read a page.
+    await way.read(key)
+    old: Value = None
+    new: Value = None
+
+    def fill(newest: Newest, part: WriteBatch) -> None:
+        nonlocal old, new
+        old = newest.get(key)
+        new = function(old)
+        if new is not old:
+            part.writes[key] = new
+
+    await _operate(way, spec, fill, how)
+    return old, new
+
+
+async def remove(way: Way, spec: TableSpec[K, Any], key: K) -> bool:
+    """Remove a key, and return whether it was there. Atomic, and never a conflict."""
+    return (await _change(way, spec, spec.encode_key(key), lambda old: None))[0] is not None
+
+
+async def bring_back(way: Way, spec: TableSpec[Any, Any], key: bytes, value: Value, how: How) -> Seqno:
+    """Put a value that there was, as bytes; None: delete it."""
+    if value is None:
+        return await _write(way, spec, lambda part: part.delete(key), how)
+    return await _write(way, spec, lambda part: part.put(key, value), how)
+
+
+async def made(way: Way, spec: TableSpec[Any, Any]) -> int:
+    """The id of the table; an empty one is made if there is none."""
+    while (table := await way.to_write()) is None:
+        await way.operate(MakeTable(spec.name, spec.codecs), _AS_USUAL)
+    return table
+
+
+async def _take_edge(
+    way: Way, spec: TableSpec[Any, Any], bounds: KeyRange, *, reverse: bool
+) -> tuple[bytes, bytes] | None:
+    """Delete the first pair of a range, or in reverse the last one, and return it; None if there is none."""
+    if bounds.is_empty():
+        return None
+    await way.read_edge(bounds, reverse=reverse)
+    pair: tuple[bytes, bytes] | None = None
+
+    def fill(newest: Newest, part: WriteBatch) -> None:
+        nonlocal pair
+        pair = newest.edge(*bounds, reverse=reverse)
+        if pair is not None:
+            part.writes[pair[0]] = None
+
+    await _operate(way, spec, fill, _AS_USUAL)
+    return pair
+
+
+def _if_absent(new: bytes, now: Value) -> Value:
+    return new if now is None else now
+
+
+def _instead(expected: Value, new: Value, now: Value) -> Value:
+    return new if now == expected else now
+
+
+class Writing(Generic[K, V]):
+    """The writes of a table."""
+
+    __slots__ = ()
+
+    _spec: TableSpec[K, V]
+    _way: Way
+
+    async def put(
+        self, key: K, value: V, *, durability: Durability | None = None, meta: Mapping[str, str] | None = None
+    ) -> Seqno:
+        """Set `key` to `value`, and return the commit's seqno. As `Store.put`; TypeError for values of other types.
+
+        The last part of a tuple may be `kvwal.SEQNO`: see `kvwal.Table.put`.
+        """
+        spec = self._spec
+        puts = WriteBatch()
+        spec.put_into(puts, key, value)
+        return await _write(self._way, spec, partial(into, puts), How(durability, meta))
+
+    async def delete(
+        self, key: K, *, durability: Durability | None = None, meta: Mapping[str, str] | None = None
+    ) -> Seqno:
+        """Remove `key` if it is there, and return the commit's seqno. It is not looked up first."""
+        encoded = self._spec.encode_key(key)
+        return await _write(self._way, self._spec, lambda part: part.delete(encoded), How(durability, meta))
+
+    async def delete_range(
+        self,
+        start: K | Any = None,
+        stop: K | Any = None,
+        *,
+        prefix: Any = None,
+        durability: Durability | None = None,
+        meta: Mapping[str, str] | None = None,
+    ) -> Seqno:
+        """Remove every key of a range (see `scan`). One small record however many keys there are."""
+        bounds = self._spec.bounds(start, stop, prefix, False, None)
+        how = How(durability, meta)
+        return await _write(self._way, self._spec, lambda part: part.delete_range(bounds.start, bounds.stop), how)
+
+    async def update(
+        self,
+        other: Mapping[K, V] | Iterable[tuple[K, V]] = (),
+        /,
+        *,
+        durability: Durability | None = None,
+        meta: Mapping[str, str] | None = None,
+    ) -> None:
+        """Put every pair of a mapping or of an iterable, in one commit. None of them if one cannot be stored."""
+        puts = self._spec.puts(other)
+        await _write(self._way, self._spec, partial(into, puts), How(durability, meta))
+
+    async def clear(self) -> None:
+        """Remove every key, in one commit; the table stays."""
+        await self.delete_range()
+
+    # -- writes that depend on what is there --------------------------------------------------
+
+    async def setdefault(self, key: K, default: V) -> V:
+        """The value of `key`; if there is none, put `default` first. Atomic, and never a conflict."""
+        spec = self._spec
+        encoded = spec.encode_key(key)
+        value = await self._way.read(encoded)
+        if value is None:
+            other = spec.encode_value(default)
+            value = (await _change(self._way, spec, encoded, partial(_if_absent, other)))[1]
+            assert value is not None
+        return spec.value.decode(value)
+
+    async def pop(self, key: K, default: Any = _MISSING) -> Any:
+        """Remove `key` and return its value; `default`, if given, or KeyError if it is not there. Atomic."""
+        spec = self._spec
+        value = (await _change(self._way, spec, spec.encode_key(key), lambda old: None))[0]
+        if value is not None:
+            return spec.value.decode(value)
+        if default is _MISSING:
+            raise KeyError(key)
+        return default
+
+    async def popitem(
+        self, start: K | Any = None, stop: K | Any = None, *, prefix: Any = None, last: bool = True
+    ) -> tuple[K, V]:
+        """Remove the pair with the largest key (with `last=False` the smallest), of a range or of all, and return it.
+
+        KeyError if there is none. Atomic, and never a conflict, however many take from one queue.
+        """
+        bounds = self._spec.bounds(start, stop, prefix, False, None)
+        pair = await _take_edge(self._way, self._spec, KeyRange(bounds.start or b"", bounds.stop), reverse=last)
+        if pair is None:
+            raise KeyError("popitem(): there is no key")
+        return self._spec.pair(pair)
+
+    async def put_if_absent(
+        self, key: K, value: V, *, durability: Durability | None = None, meta: Mapping[str, str] | None = None
+    ) -> bool:
+        """Set `key` to `value` if it is not there. Returns whether it was set. Atomic, and never a conflict."""
+        spec = self._spec
+        encoded, new = spec.encode_key(key), spec.encode_value(value)
+        return (await _change(self._way, spec, encoded, partial(_if_absent, new), How(durability, meta)))[0] is None
+
+    async def compare_and_set(
+        self,
+        key: K,
+        expected: V | None,
+        value: V | None,
+        *,
+        durability: Durability | None = None,
+        meta: Mapping[str, str] | None = None,
+    ) -> bool:
+        """Set `key` to `value` (None: delete it) if its value is `expected` (None: if it is not there).
+
+        Returns whether it was. What is compared are values, not bytes. Atomic, and never a conflict.
+        """
+        spec = self._spec
+        encoded, new = spec.encode_key(key), None if value is None else spec.encode_value(value)
+        how = How(durability, meta)
+        while True:
+            # Decoded here: the commit leader runs no code of a codec.
+            old = await self._way.read(encoded)
+            if (expected is not None) if old is None else spec.value.decode(old) != expected:
+                return False
+            if (await _change(self._way, spec, encoded, partial(_instead, old, new), how))[0] == old:
+                return True
+
+    async def add(
+        self, key: K, delta: int, *, durability: Durability | None = None, meta: Mapping[str, str] | None = None
+    ) -> int:
+        """Add to a counter and return what it is then. A missing one counts as 0. Atomic, and never a conflict.
+
+        For tables with values of type `int` or `kvwal.codecs.counter`: 8 bytes, little-endian, signed. TypeError for
+        others; OverflowError if the sum does not fit. Nothing is changed then.
+        """
+        amount = as_int("delta", delta, -(1 << 63), (1 << 63) - 1)
+        spec = self._spec
+        if spec.value.name != "counter":
+            raise TypeError(f"the values of table {spec.name!r} are {spec.value.name}, and no counters")
+        changed = await _change(
+            self._way,
+            spec,
+            spec.encode_key(key),
+            lambda old: encode_counter(decode_counter(old) + amount),
+            How(durability, meta),
+        )
+        return decode_counter(changed[1])
