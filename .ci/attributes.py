@@ -23,6 +23,7 @@ OF_USERS = {
     "kvwal.aio.reading.AsyncReading",
     "kvwal.aio.remembering.AsyncRemembering",
     "kvwal.aio.store.AsyncStore",
+    "kvwal.aio.typed.AsyncTypedReading",
     "kvwal.api.remembering.Remembering",
     "kvwal.batch.WriteBatch",
     "kvwal.api.store.Store",

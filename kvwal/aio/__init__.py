@@ -16,7 +16,9 @@ from kvwal.aio.opening import Opening, open, shared
 from kvwal.aio.scanning import Scan
 from kvwal.aio.snapshot import AsyncSnapshot
 from kvwal.aio.store import MAX_PENDING_BYTES, MAX_PENDING_COMMITS, AsyncStore
+from kvwal.aio.table import AsyncTable
 from kvwal.aio.transaction import AsyncTransaction
+from kvwal.aio.within import AsyncSnapshotTable, AsyncTransactionTable
 
 __all__ = [
     "MAX_PENDING_BYTES",
@@ -26,8 +28,11 @@ __all__ = [
     "AsyncConsumer",
     "AsyncCursor",
     "AsyncSnapshot",
+    "AsyncSnapshotTable",
     "AsyncStore",
+    "AsyncTable",
     "AsyncTransaction",
+    "AsyncTransactionTable",
     "Opening",
     "Scan",
     "committed_seqno",

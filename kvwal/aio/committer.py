@@ -40,7 +40,7 @@ from kvwal.engine.request import CommitRequest
 from kvwal.errors import DiskFullError, InternalError
 from kvwal.keys import Seqno
 
-__all__ = ["Committer", "committed_seqno"]
+__all__ = ["Committer", "committed_seqno", "say_committed"]
 
 _Entry: TypeAlias = tuple[CommitRequest, asyncio.Future[None]]
 
@@ -61,6 +61,12 @@ def committed_seqno(error: BaseException | None) -> Seqno | None:
             return Seqno(seqno)
         error = error.__cause__ or error.__context__
     return None
+
+
+def say_committed(error: BaseException, seqno: Seqno) -> None:
+    """Note on a cancellation that a commit was written: see `committed_seqno`."""
+    setattr(error, _SEQNO_ATTRIBUTE, seqno)
+    error.add_note(f"kvwal: commit {seqno} was written")
 
 
 class _Group:
@@ -275,8 +281,7 @@ class Committer:
         if request.error is not None:
             error.add_note(f"kvwal: its commit failed: {request.error}")
         elif request.seqno:
-            setattr(error, _SEQNO_ATTRIBUTE, request.seqno)
-            error.add_note(f"kvwal: commit {request.seqno} was written")
+            say_committed(error, request.seqno)
 
     async def drain(self) -> None:
         """Wait until nothing is pending."""

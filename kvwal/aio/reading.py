@@ -21,10 +21,10 @@ __all__ = ["AsyncReading", "read_again"]
 _T = TypeVar("_T")
 
 
-def read_again(reads: Reads, reader: Reader, keys: list[bytes]) -> list[bytes | None]:
+def read_again(reads: Reads, reader: Reader, table: int, keys: list[bytes]) -> list[bytes | None]:
     """For a worker: the values as of a reader that was registered for it, and is given back."""
     try:
-        return [reads.read_at(reader, key) for key in keys]
+        return [reads.read_at(reader, key, table=table) for key in keys]
     finally:
         reader.release()
 
@@ -161,6 +161,7 @@ class AsyncReading(Handle, ABC):
         return AsyncCursor(self._mapping.cursor(), self._workers, self._refuse_if_over)
 
     def _scan(self, bounds: Bounds, of: Callable[[Chunk], Iterator[_T]]) -> Scan[_T]:
+        """A scan that hands out what `of` makes of a chunk."""
         self._refuse_if_over()
         chunks = iter(()) if bounds.is_empty() else self._chunks(bounds)
         return Scan(self._workers, chunks, of, bounds.limit)

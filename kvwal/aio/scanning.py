@@ -14,13 +14,15 @@ from typing import Final, Generic, TypeVar
 from kvwal.aio.workers import Workers
 from kvwal.engine.merge import Chunk
 
-__all__ = ["Scan", "items_of", "keys_of", "values_of"]
+__all__ = ["Scan", "items_of", "keys_of", "listed", "values_of"]
 
 _T = TypeVar("_T")
 
 # Entries of one trip to a worker: this many after the first trip, doubled each time, up to the second figure.
 _FIRST_ENTRIES: Final = 64
 _MAX_ENTRIES: Final = 4096
+# Of what a worker lists at once.
+_LISTED_AT_ONCE: Final = 512
 
 
 class Scan(AsyncIterator[_T], Generic[_T]):
@@ -110,3 +112,26 @@ def values_of(chunk: Chunk) -> Iterator[bytes]:
 def items_of(chunk: Chunk) -> Iterator[tuple[bytes, bytes]]:
     """The pairs of a chunk."""
     return zip(*chunk, strict=True)
+
+
+async def listed(workers: Workers, refuse_if_over: Callable[[], None], found: Iterator[_T]) -> AsyncIterator[_T]:
+    """What an iterator gives, which workers step. `refuse_if_over` is asked before a worker is."""
+    while True:
+        refuse_if_over()
+        some, error = await workers.submit(_next_of, found)
+        for each in some:
+            yield each
+        if error is not None:
+            raise error
+        if not some:
+            return
+
+
+def _next_of(found: Iterator[_T]) -> tuple[list[_T], Exception | None]:
+    """Some of them, and what is wrong behind them."""
+    some: list[_T] = []
+    try:
+        some.extend(islice(found, _LISTED_AT_ONCE))
+    except Exception as error:  # noqa: BLE001  # raised when what came before it was handed out
+        return some, error
+    return some, None

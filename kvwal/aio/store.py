@@ -9,9 +9,12 @@ from contextlib import asynccontextmanager
 from types import TracebackType
 from typing import Any, Concatenate, Final, Never, ParamSpec, TypeVar, overload
 
+from kvwal.aio.commits import Commits
 from kvwal.aio.committer import Committer
 from kvwal.aio.fairness import Tickets
+from kvwal.aio.naming import AsyncNaming
 from kvwal.aio.remembering import AsyncRemembering
+from kvwal.aio.table import TaskParts
 from kvwal.aio.transaction import AsyncTransaction
 from kvwal.aio.workers import Workers, in_thread, to_the_end
 from kvwal.api.store import Store
@@ -21,13 +24,12 @@ from kvwal.db.transaction import Transaction
 from kvwal.engine.merge import Chunk
 from kvwal.engine.operations import PopEdge, Update, decode_counter, encode_counter
 from kvwal.engine.recovery import RecoveryReport
-from kvwal.engine.request import CommitRequest, Operation
+from kvwal.engine.request import CommitRequest
 from kvwal.engine.stats import Pin, Stats
 from kvwal.engine.verify import VerifyReport
-from kvwal.engine.writes import EncodedBatch, LonePut
-from kvwal.errors import ClosedError, ConflictError, ForkedError, closed
+from kvwal.errors import ClosedError, ConflictError, ForkedError
 from kvwal.keys import MAX_KEY_BYTES, MAX_VALUE_BYTES, Bound, BytesLike, KeyRange, Seqno, as_int, as_key, as_value
-from kvwal.log import Extension, extension_of
+from kvwal.log import extension_of
 from kvwal.options import Durability
 from kvwal.pages import NotCached
 from kvwal.positions import Position
@@ -40,13 +42,9 @@ _P = ParamSpec("_P")
 #: Commits that may be pending before the next one waits for its turn, unless something else is asked for.
 MAX_PENDING_COMMITS: Final = 10_000
 MAX_PENDING_BYTES: Final = 64 << 20
-# Commits that a worker reads at a time.
-# Encoding this much takes about a millisecond: more is left to a worker.
-_ENCODE_IN_LOOP_KEYS: Final = 2_000
-_ENCODE_IN_LOOP_BYTES: Final = 1 << 20
 
 
-class AsyncStore(AsyncRemembering):
+class AsyncStore(AsyncNaming, AsyncRemembering):
     """An open store, for the tasks of one event loop. Made by `kvwal.aio.open`, or over a `Store` that is open.
 
     Any task of its loop may use it; in another loop, methods that would wait raise `UsageError`. A store that several
@@ -61,10 +59,11 @@ class AsyncStore(AsyncRemembering):
     __slots__ = (
         "__weakref__",
         "_cache",
-        "_closing",
+        "_commits",
         "_committer",
         "_engine",
         "_owner",
+        "_parts",
         "_reads",
         "_state",
         "_store",
@@ -91,7 +90,6 @@ class AsyncStore(AsyncRemembering):
         loop = asyncio.get_running_loop()
         self._store = store
         self._owner = False
-        self._closing: asyncio.Future[None] | None = None
         self._engine = engine = store.engine
         self._state = engine.state
         self._reads = engine.reads
@@ -99,6 +97,8 @@ class AsyncStore(AsyncRemembering):
         self._tickets = Tickets()
         self._workers = Workers(loop)
         self._committer = Committer(engine, loop, max_commits=max_pending_commits, max_bytes=max_pending_bytes)
+        self._commits = Commits(engine, self._committer, self._workers)
+        self._parts = TaskParts(self._commits, self._workers, store)
 
     # -- about it -----------------------------------------------------------------------------
 
@@ -115,7 +115,7 @@ class AsyncStore(AsyncRemembering):
     @property
     def closed(self) -> bool:
         """Whether `close` was called, here or on the store beneath."""
-        return self._closing is not None or self._store.closed
+        return self._commits.closing is not None or self._store.closed
 
     @property
     def read_only(self) -> bool:
@@ -151,11 +151,7 @@ class AsyncStore(AsyncRemembering):
         return f"<kvwal.aio.AsyncStore {self.path!r}, {'closed' if self.closed else 'open'}, seqno {self.last_seqno}>"
 
     def _refuse_if_over(self) -> None:
-        # First: in a forked child there is no running loop.
-        self._state.refuse_if_gone()
-        if self._closing is not None:
-            raise closed()
-        self._workers.refuse_other_loops()
+        self._parts.refuse_if_over()
 
     # -- reading ------------------------------------------------------------------------------
 
@@ -173,8 +169,7 @@ class AsyncStore(AsyncRemembering):
         return default if value is None else value
 
     async def _read(self, key: bytes) -> bytes | None:
-        if self._closing is not None:
-            raise closed()
+        self._commits.refuse_if_closing()
         try:
             return self._reads.read(key, cached_only=True)
         except NotCached:
@@ -182,8 +177,7 @@ class AsyncStore(AsyncRemembering):
 
     async def get_many(self, keys: Iterable[BytesLike]) -> list[bytes | None]:
         """The values of several keys, in their order; None where a key is missing. All from one moment."""
-        if self._closing is not None:
-            raise closed()
+        self._commits.refuse_if_closing()
         state, read = self._state, self._reads.read
         wanted = list(map(as_key, keys))
         seqno = state.seqno
@@ -225,12 +219,8 @@ class AsyncStore(AsyncRemembering):
         if meta is not None:
             batch = WriteBatch()
             batch.writes[key] = value
-            return await self._commit(batch, durability, extension_of(meta))
-        if self._closing is not None:
-            raise closed()
-        return await self._committer.commit(
-            CommitRequest(LonePut(key, value), sync=self._engine.wants_sync(durability))
-        )
+            return await self._commits.batch(batch, durability, extension_of(meta))
+        return await self._commits.put(key, value, durability)
 
     async def delete(
         self, key: BytesLike, *, durability: Durability | None = None, meta: Mapping[str, str] | None = None
@@ -238,7 +228,7 @@ class AsyncStore(AsyncRemembering):
         """Remove `key` if it is there, and return the commit's seqno. It is not looked up first."""
         batch = WriteBatch()
         batch.delete(key)
-        return await self._commit(batch, durability, extension_of(meta))
+        return await self._commits.batch(batch, durability, extension_of(meta))
 
     async def delete_range(
         self,
@@ -254,7 +244,7 @@ class AsyncStore(AsyncRemembering):
         """
         batch = WriteBatch()
         batch.delete_range(start, stop)
-        return await self._commit(batch, durability, extension_of(meta))
+        return await self._commits.batch(batch, durability, extension_of(meta))
 
     async def commit(
         self, batch: WriteBatch, *, durability: Durability | None = None, meta: Mapping[str, str] | None = None
@@ -265,19 +255,7 @@ class AsyncStore(AsyncRemembering):
         seqno is returned.
         """
         # A copy: the pipeline looks at it once more after the flush, and other tasks run until then.
-        return await self._commit(batch.copy(), durability, extension_of(meta))
-
-    async def _commit(
-        self, batch: WriteBatch, durability: Durability | None, extension: Extension | None
-    ) -> Seqno:
-        if self._closing is not None:
-            raise closed()
-        sync = self._engine.wants_sync(durability)
-        if len(batch) > _ENCODE_IN_LOOP_KEYS or _is_large(batch):
-            writes = await self._workers.submit(lambda: EncodedBatch(batch, extension))
-        else:
-            writes = EncodedBatch(batch, extension)
-        return await self._committer.commit(CommitRequest(writes, sync=sync)) or self._state.seqno
+        return await self._commits.batch(batch.copy(), durability, extension_of(meta))
 
     @asynccontextmanager
     async def batch(
@@ -287,7 +265,7 @@ class AsyncStore(AsyncRemembering):
         extension = extension_of(meta)
         batch = WriteBatch()
         yield batch
-        await self._commit(batch.copy(), durability, extension)
+        await self._commits.batch(batch.copy(), durability, extension)
 
     async def update(
         self,
@@ -300,19 +278,13 @@ class AsyncStore(AsyncRemembering):
         """Put every pair of what `dict.update` takes, in one commit: see `Store.update`."""
         batch = WriteBatch()
         batch.update(other, **keywords)
-        await self._commit(batch, None, extension_of(meta))
+        await self._commits.batch(batch, None, extension_of(meta))
 
     async def clear(self) -> None:
         """Remove every key, in one commit."""
         await self.delete_range()
 
     # -- writes that depend on what is there ------------------------------------------------------
-
-    async def _commit_operation(self, operation: Operation, durability: Durability | None) -> Seqno:
-        if self._closing is not None:
-            raise closed()
-        request = CommitRequest(sync=self._engine.wants_sync(durability), operation=operation)
-        return await self._committer.commit(request)
 
     async def _update(
         self,
@@ -324,7 +296,7 @@ class AsyncStore(AsyncRemembering):
         update = Update(key, function, extension_of(meta))
         # Read first, so that the commit leader need not read a page.
         await self._read(key)
-        await self._commit_operation(update, durability)
+        await self._commits.operation(update, durability)
         return update
 
     async def setdefault(self, key: BytesLike, default: BytesLike) -> bytes:
@@ -356,7 +328,7 @@ class AsyncStore(AsyncRemembering):
         bounds = KeyRange.of(start, stop)
         await (self.last if last else self.first)(*bounds)
         taking = PopEdge(bounds, reverse=last)
-        await self._commit_operation(taking, None)
+        await self._commits.operation(taking, None)
         if taking.pair is None:
             raise KeyError("popitem(): there is no key")
         return taking.pair
@@ -507,7 +479,7 @@ class AsyncStore(AsyncRemembering):
 
         A task that is cancelled here is cancelled when the store is closed.
         """
-        if self._closing is None:
+        if self._commits.closing is None:
             try:
                 self._state.refuse_if_gone()
             except ForkedError:
@@ -515,8 +487,8 @@ class AsyncStore(AsyncRemembering):
             except ClosedError:
                 pass
             self._workers.refuse_other_loops()
-            self._closing = asyncio.ensure_future(self._close())
-        closing = self._closing
+            self._commits.closing = asyncio.ensure_future(self._close())
+        closing = self._commits.closing
         cancelled: asyncio.CancelledError | None = None
         while not closing.done():
             try:
@@ -552,10 +524,6 @@ class AsyncStore(AsyncRemembering):
         if getattr(self, "_committer", None) is not None:
             self._committer.stop()
             self._workers.stop()
-
-
-def _is_large(batch: WriteBatch) -> bool:
-    return sum(map(len, filter(None, batch.writes.values()))) > _ENCODE_IN_LOOP_BYTES
 
 
 def owning(store: Store, **limits: int) -> AsyncStore:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
 from types import TracebackType
 from typing import Never
@@ -11,6 +12,7 @@ from kvwal.aio.reading import AsyncReading, read_again
 from kvwal.aio.workers import Workers
 from kvwal.batch import Updates, checked_pairs
 from kvwal.db.mapping import Bounds, OrderedMapping
+from kvwal.db.part import TransactionPart
 from kvwal.db.transaction import Transaction
 from kvwal.engine.merge import Chunk
 from kvwal.engine.reads import Reads
@@ -18,10 +20,78 @@ from kvwal.errors import closed
 from kvwal.keys import Bound, BytesLike, Seqno, as_key
 from kvwal.pages import NotCached
 
-__all__ = ["AsyncTransaction"]
+__all__ = ["AsyncTransaction", "AsyncTransactionPart"]
 
 
-class AsyncTransaction(AsyncReading):
+class _PartReading(AsyncReading):
+    """A table within a transaction, for reading."""
+
+    __slots__ = ("_reads", "_workers")
+
+    def __init__(self, reads: Reads, workers: Workers) -> None:
+        self._reads = reads
+        self._workers = workers
+
+    @abstractmethod
+    def _mine(self) -> TransactionPart:
+        """The part beneath. ClosedError if the transaction is over, or just ending."""
+
+    def _refuse_if_over(self) -> None:
+        self._workers.refuse_other_loops()
+        self._mine()
+
+    async def _read(self, key: bytes) -> bytes | None:
+        try:
+            return self._mine().peek(key)
+        except NotCached:
+            return (await self._read_pages([key]))[0]
+
+    async def get_many(self, keys: Iterable[BytesLike]) -> list[bytes | None]:
+        """The values of several keys, in their order; None where a key is missing. Validated at commit."""
+        txn = self._mine()
+        values: list[bytes | None] = []
+        cold: dict[int, bytes] = {}
+        for index, key in enumerate(map(as_key, keys)):
+            try:
+                values.append(txn.peek(key))
+            except NotCached:
+                values.append(None)
+                cold[index] = key
+        if cold:
+            for index, value in zip(cold, await self._read_pages(list(cold.values())), strict=True):
+                values[index] = value
+        return values
+
+    async def _read_pages(self, keys: list[bytes]) -> list[bytes | None]:
+        # `peek` has remembered the reads; the worker needs only the moment, and holds it by itself.
+        reads, part = self._reads, self._mine()
+        reader = reads.moments.again(part.reader, "get")
+        return await self._workers.submit(read_again, reads, reader, part.table, keys)
+
+    def _chunks(self, bounds: Bounds) -> Iterator[Chunk]:
+        return self._mine()._chunks(bounds)
+
+    @property
+    def _mapping(self) -> OrderedMapping:
+        return self._mine()
+
+
+class AsyncTransactionPart(_PartReading):
+    """A table within a transaction, as bytes."""
+
+    __slots__ = ("_table", "_whole")
+
+    def __init__(self, whole: AsyncTransaction, table: int, reads: Reads, workers: Workers) -> None:
+        super().__init__(reads, workers)
+        self._whole = whole
+        self._table = table
+
+    def _mine(self) -> TransactionPart:
+        """The part beneath. ClosedError if the transaction is over, or just ending."""
+        return self._whole._mine().part(self._table)
+
+
+class AsyncTransaction(_PartReading):
     """A serializable transaction on a snapshot, with its own writes on top.
 
     Use it in an `async with` block: it commits on clean exit and aborts on an exception, a cancellation included.
@@ -29,15 +99,14 @@ class AsyncTransaction(AsyncReading):
     through it at a time (`asyncio.gather`). After commit or abort every method but `abort` raises `ClosedError`.
     """
 
-    __slots__ = ("__weakref__", "_committer", "_over", "_reads", "_txn", "_workers")
+    __slots__ = ("__weakref__", "_committer", "_over", "_txn")
 
     def __init__(self, txn: Transaction, reads: Reads, committer: Committer, workers: Workers) -> None:
         self._txn = txn
-        self._reads = reads
         self._committer = committer
-        self._workers = workers
         # Set when the commit is asked for, while the transaction beneath still holds its moment.
         self._over = False
+        super().__init__(reads, workers)
 
     @property
     def seqno(self) -> Seqno:
@@ -67,49 +136,14 @@ class AsyncTransaction(AsyncReading):
         return not self._over and self._txn.is_open
 
     def _mine(self) -> Transaction:
+        """The transaction beneath. ClosedError if it is over, or just ending."""
         if self._over:
             raise closed("transaction")
         return self._txn
 
-    def _refuse_if_over(self) -> None:
-        self._workers.refuse_other_loops()
-        self._mine()
-
-    # -- reading ------------------------------------------------------------------------------
-
-    async def _read(self, key: bytes) -> bytes | None:
-        try:
-            return self._mine().peek(key)
-        except NotCached:
-            return (await self._read_pages([key]))[0]
-
-    async def get_many(self, keys: Iterable[BytesLike]) -> list[bytes | None]:
-        """The values of several keys, in their order; None where a key is missing. Validated at commit."""
-        txn = self._mine()
-        values: list[bytes | None] = []
-        cold: dict[int, bytes] = {}
-        for index, key in enumerate(map(as_key, keys)):
-            try:
-                values.append(txn.peek(key))
-            except NotCached:
-                values.append(None)
-                cold[index] = key
-        if cold:
-            for index, value in zip(cold, await self._read_pages(list(cold.values())), strict=True):
-                values[index] = value
-        return values
-
-    async def _read_pages(self, keys: list[bytes]) -> list[bytes | None]:
-        # `peek` has remembered the reads; the worker needs only the moment, and holds it by itself.
-        reads = self._reads
-        return await self._workers.submit(read_again, reads, reads.moments.again(self._txn.reader, "get"), keys)
-
-    def _chunks(self, bounds: Bounds) -> Iterator[Chunk]:
-        return self._mine()._chunks(bounds)
-
-    @property
-    def _mapping(self) -> OrderedMapping:
-        return self._mine()
+    def part(self, table: int) -> AsyncTransactionPart:
+        """A table as this transaction sees it, by its id."""
+        return AsyncTransactionPart(self, table, self._reads, self._workers)
 
     # -- writing ------------------------------------------------------------------------------
 
