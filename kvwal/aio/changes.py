@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
 from types import TracebackType
 from typing import Final
@@ -17,6 +17,7 @@ from kvwal.aio.workers import Workers
 from kvwal.engine.engine import Engine
 from kvwal.feed.change import Change, Prefixes
 from kvwal.feed.changes import STEP_S, Bootstrap, Changes, heartbeat
+from kvwal.feed.chosen import AnyTables
 from kvwal.feed.line import position_at
 from kvwal.feed.quiet import Quiet
 from kvwal.keys import Seqno
@@ -213,7 +214,7 @@ class AsyncBootstrap:
         self,
         *,
         prefix: Prefixes = b"",
-        tables: Iterable[int] | None = None,
+        tables: AnyTables | None = None,
         follow: bool = False,
         timeout_s: float | None = None,
         heartbeat_s: float | None = None,

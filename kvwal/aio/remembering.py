@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
+from collections.abc import AsyncIterator, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from datetime import datetime
-from itertools import islice
-from typing import Final, Literal, TypeVar
+from typing import Literal
 
 from kvwal.aio.changes import AsyncBootstrap, AsyncChanges
 from kvwal.aio.committer import Committer
 from kvwal.aio.consumer import AsyncConsumer
 from kvwal.aio.reading import AsyncReading
+from kvwal.aio.scanning import listed
 from kvwal.aio.snapshot import AsyncSnapshot
 from kvwal.aio.workers import in_thread, to_the_end
 from kvwal.api.remembering import reverting
@@ -23,6 +23,7 @@ from kvwal.engine.past import Window
 from kvwal.engine.reads import Reads
 from kvwal.feed.asked import Asked, Start
 from kvwal.feed.change import Prefixes
+from kvwal.feed.chosen import AnyTables, table_ids
 from kvwal.feed.commits import Commit
 from kvwal.feed.difference import Difference
 from kvwal.feed.key_versions import KeyVersion
@@ -32,11 +33,6 @@ from kvwal.keys import Bound, BytesLike, Seqno
 from kvwal.options import Durability
 
 __all__ = ["AsyncRemembering"]
-
-_T = TypeVar("_T")
-
-# Of what a worker lists at once.
-_LISTED_AT_ONCE: Final = 512
 
 
 class AsyncRemembering(AsyncReading):
@@ -88,7 +84,7 @@ class AsyncRemembering(AsyncReading):
         """
         self._refuse_if_over()
         found = self._store.diff(a, b, start=start, stop=stop, prefix=prefix, reverse=reverse, table=table)
-        return self._listed(found)
+        return listed(self._workers, self._refuse_if_over, found)
 
     async def revert(
         self,
@@ -130,7 +126,7 @@ class AsyncRemembering(AsyncReading):
         after: int | None = None,
         *,
         prefix: Prefixes = b"",
-        tables: Iterable[int] | None = None,
+        tables: AnyTables | None = None,
         previous: bool = False,
         expand: bool = False,
         follow: bool = False,
@@ -155,24 +151,15 @@ class AsyncRemembering(AsyncReading):
         since: datetime | None = None,
         until: int | datetime | None = None,
         meta: Mapping[str, str] | None = None,
+        tables: AnyTables | None = None,
     ) -> AsyncIterator[Commit]:
         """The durable commits beyond `after`, without what they wrote: `async for commit in db.commits(...)`.
 
         Arguments and errors as in `Store.commits`.
         """
         self._refuse_if_over()
-        return self._listed(self._store.commits(after, since=since, until=until, meta=meta))
-
-    async def _listed(self, found: Iterator[_T]) -> AsyncIterator[_T]:
-        while True:
-            self._refuse_if_over()
-            some, error = await self._workers.submit(_next_of, found)
-            for each in some:
-                yield each
-            if error is not None:
-                raise error
-            if not some:
-                return
+        found = self._store.commits(after, since=since, until=until, meta=meta, tables=tables)
+        return listed(self._workers, self._refuse_if_over, found)
 
     def bootstrap(self) -> AbstractAsyncContextManager[AsyncBootstrap]:
         """A snapshot, and the position from which `changes` goes on: `async with db.bootstrap() as base`."""
@@ -190,7 +177,7 @@ class AsyncRemembering(AsyncReading):
         name: str,
         *,
         prefix: Prefixes = b"",
-        tables: Iterable[int] | None = None,
+        tables: AnyTables | None = None,
         start: Start = "now",
         max_lag_bytes: int | Literal["default"] | None = "default",
         max_lag_s: float | Literal["default"] | None = "default",
@@ -210,7 +197,7 @@ class AsyncRemembering(AsyncReading):
         asked = Asked(
             name,
             prefix,
-            tables,
+            table_ids(self._engine, tables),
             start=start,
             max_lag_bytes=max_lag_bytes,
             max_lag_s=max_lag_s,
@@ -243,13 +230,3 @@ class AsyncRemembering(AsyncReading):
         """`Store.remove_consumer`, in a thread. If the task is cancelled, it goes on, and how it ended is not told."""
         self._refuse_if_over()
         return await in_thread(self._store.remove_consumer, name)
-
-
-def _next_of(found: Iterator[_T]) -> tuple[list[_T], Exception | None]:
-    """Some of them, and what is wrong behind them."""
-    some: list[_T] = []
-    try:
-        some.extend(islice(found, _LISTED_AT_ONCE))
-    except Exception as error:  # noqa: BLE001  # raised when what came before it was handed out
-        return some, error
-    return some, None

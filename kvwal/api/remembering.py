@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from datetime import datetime
 from typing import Literal
 
@@ -16,6 +16,7 @@ from kvwal.errors import SnapshotTooOld
 from kvwal.feed.asked import Asked, Start
 from kvwal.feed.change import Filter, Prefixes, Selection
 from kvwal.feed.changes import Bootstrap, Changes
+from kvwal.feed.chosen import AnyTables, table_ids
 from kvwal.feed.claim import remove_consumer
 from kvwal.feed.commits import Commit, commits
 from kvwal.feed.consumer import Consumer
@@ -184,7 +185,7 @@ class Remembering(OrderedMapping):
         after: int | None = None,
         *,
         prefix: Prefixes = b"",
-        tables: Iterable[int] | None = None,
+        tables: AnyTables | None = None,
         previous: bool = False,
         expand: bool = False,
         follow: bool = False,
@@ -197,7 +198,7 @@ class Remembering(OrderedMapping):
             after: a position, or a seqno of this store; None: everything that the log still has (with `previous` and
                 `expand`: from the beginning of the window on).
             prefix: only keys with this prefix, or with one of several. A deleted range is cut to them.
-            tables: only these tables, by id; None: the default one and all of users.
+            tables: only these tables, one or several: ids, names or `Table`s; None: the default one and all of users.
             previous: give each change the value that its key had before the commit, for one look-up each.
             expand: tell a deleted range as a "delete" of each key that it held, less those that the commit wrote.
             follow: wait for what comes. Without it, it ends with the last commit that is durable at the call.
@@ -206,10 +207,11 @@ class Remembering(OrderedMapping):
 
         Raises, at the call: FeedGap if commits beyond `after` are no longer kept, there is no commit `after` yet, or it
         is on another line; SnapshotTooOld for `previous` and `expand` if `after` is a moment before the window;
-        ReadOnlyError for `follow` in a store opened with flag "r"; TypeError or ValueError for other arguments.
+        ReadOnlyError for `follow` in a store opened with flag "r"; TableNotFoundError; TypeError or ValueError for
+        other arguments.
         """
         position = None if after is None else seqno_of(self.engine, "after", after)
-        wanted: Selection = Filter(prefix, tables)
+        wanted: Selection = Filter(prefix, table_ids(self.engine, tables))
         quiet = Quiet(timeout_s, heartbeat_s)
         if previous or expand:
             position = self.engine.upkeep.past.oldest() if position is None else position
@@ -223,6 +225,7 @@ class Remembering(OrderedMapping):
         since: datetime | None = None,
         until: int | datetime | None = None,
         meta: Mapping[str, str] | None = None,
+        tables: AnyTables | None = None,
     ) -> Iterator[Commit]:
         """The durable commits beyond `after` that changed a user's table, in their order, without what they wrote.
 
@@ -233,13 +236,15 @@ class Remembering(OrderedMapping):
             since: only commits made then or later.
             until: only commits up to this seqno, or made then or before.
             meta: only commits with all of these pairs.
+            tables: only commits that changed one of these, as in `changes`; `Commit.changes` counts theirs.
 
         A datetime needs a time zone. FeedGap, at the call, if commits beyond `after` are gone (without `after`: if some
         since `since` may be), or there is no commit `after` yet; TypeError or ValueError for other arguments.
         """
         position = None if after is None else seqno_of(self.engine, "after", after)
         last = until if until is None or isinstance(until, datetime) else seqno_of(self.engine, "until", until)
-        return commits(self.engine, position, since=since, until=last, meta=meta, owner=self)
+        wanted = Filter(b"", table_ids(self.engine, tables))
+        return commits(self.engine, position, since=since, until=last, meta=meta, wanted=wanted, owner=self)
 
     def bootstrap(self) -> Bootstrap:
         """A snapshot, and the position from which `changes` goes on: no change between them, and none in both.
@@ -253,7 +258,7 @@ class Remembering(OrderedMapping):
         name: str,
         *,
         prefix: Prefixes = b"",
-        tables: Iterable[int] | None = None,
+        tables: AnyTables | None = None,
         start: Start = "now",
         max_lag_bytes: int | Literal["default"] | None = "default",
         max_lag_s: float | Literal["default"] | None = "default",
@@ -293,7 +298,7 @@ class Remembering(OrderedMapping):
         asked = Asked(
             name,
             prefix,
-            tables,
+            table_ids(self.engine, tables),
             start=start,
             max_lag_bytes=max_lag_bytes,
             max_lag_s=max_lag_s,

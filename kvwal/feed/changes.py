@@ -12,7 +12,7 @@ Invariant: a call counts what it hands out in `position` by its last step, so on
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import Final
 
@@ -20,6 +20,7 @@ from kvwal.db.snapshot import Snapshot
 from kvwal.engine.engine import Engine
 from kvwal.errors import ClosedError, Error, FeedGap, closed
 from kvwal.feed.change import Change, Filter, Prefixes, Selection
+from kvwal.feed.chosen import AnyTables, table_ids
 from kvwal.feed.line import durable_now, position_at
 from kvwal.feed.quiet import Quiet
 from kvwal.keys import Seqno
@@ -304,7 +305,7 @@ class Bootstrap:
         self,
         *,
         prefix: Prefixes = b"",
-        tables: Iterable[int] | None = None,
+        tables: AnyTables | None = None,
         follow: bool = False,
         timeout_s: float | None = None,
         heartbeat_s: float | None = None,
@@ -312,7 +313,7 @@ class Bootstrap:
         """What came after the snapshot. Arguments as in `Store.changes`."""
         if self._hold is None:
             raise closed("bootstrap")
-        wanted, quiet = Filter(prefix, tables), Quiet(timeout_s, heartbeat_s)
+        wanted, quiet = Filter(prefix, table_ids(self._engine, tables)), Quiet(timeout_s, heartbeat_s)
         return Changes(self._engine, self.snapshot.seqno, wanted, follow=follow, quiet=quiet, owner=self._owner)
 
     def close(self) -> None:

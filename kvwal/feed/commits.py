@@ -10,10 +10,11 @@ from dataclasses import dataclass, field
 from datetime import datetime
 
 from kvwal.engine.engine import Engine
+from kvwal.feed.change import Filter
 from kvwal.feed.line import durable_now
 from kvwal.keys import Seqno
 from kvwal.log import Record, SegmentCursor, extension_of, meta_of
-from kvwal.log.intents import decode_put_key, is_of_users
+from kvwal.log.intents import decode_put_key
 from kvwal.log.record import COMMIT
 from kvwal.times import time_of, us_of
 
@@ -28,7 +29,7 @@ class Commit:
         seqno: its number.
         time_us: when it was made, microseconds since 1970 UTC; never less than that of the commit before.
         meta: what the user said about it; empty if nothing. Do not change it.
-        changes: how many keys and ranges of users' tables it wrote: what `Store.changes` tells of it.
+        changes: how many keys and ranges of the tables it wrote: what `Store.changes` tells of it.
         bytes: what it takes in the log.
     """
 
@@ -51,10 +52,11 @@ def commits(
     since: datetime | None = None,
     until: Seqno | datetime | None = None,
     meta: Mapping[str, str] | None = None,
+    wanted: Filter,
     owner: object = None,
 ) -> Iterator[Commit]:
-    """See `Store.commits`, which has checked `after`, and `until` if it is a seqno."""
-    wanted = meta_of(extension_of(meta))
+    """See `Store.commits`, which has checked `after`, and `until` if it is a seqno. `wanted` knows the tables."""
+    pairs = meta_of(extension_of(meta))
     since_us = 0 if since is None else us_of("since", since)
     until_us = None
     last = durable_now(engine)
@@ -63,7 +65,7 @@ def commits(
     elif until is not None:
         last = min(last, until)
     cursor = engine.upkeep.read(since if after is None else after, last, "commits")
-    return _listed(engine, cursor, since_us, until_us, wanted, owner)
+    return _listed(engine, cursor, since_us, until_us, pairs, wanted, owner)
 
 
 def _listed(
@@ -71,7 +73,8 @@ def _listed(
     cursor: SegmentCursor,
     since_us: int,
     until_us: int | None,
-    wanted: Mapping[str, str],
+    pairs: Mapping[str, str],
+    wanted: Filter,
     owner: object,
 ) -> Iterator[Commit]:
     """`owner`: the store, which is not collected while it is read."""
@@ -82,7 +85,7 @@ def _listed(
                 if until_us is not None and record.time_us > until_us:
                     return
                 if record.time_us >= since_us:
-                    commit = _commit(record, wanted)
+                    commit = _commit(record, pairs, wanted)
                     if commit is not None:
                         yield commit
         except Exception:
@@ -92,17 +95,19 @@ def _listed(
     del owner
 
 
-def _commit(record: Record, wanted: Mapping[str, str]) -> Commit | None:
-    """The commit; None if it changed no user's table, or lacks a pair that is wanted. Raises as `Record.batch`."""
+def _commit(record: Record, pairs: Mapping[str, str], wanted: Filter) -> Commit | None:
+    """The commit; None if it changed none of the tables, or lacks a pair that is wanted. Raises as `Record.batch`."""
     if record.is_system:
         return None
     meta = record.meta()
-    if wanted and not wanted.items() <= meta.items():
+    if pairs and not pairs.items() <= meta.items():
         return None
-    changes = 1
+    changes = int(wanted.has_table(0))
     if record.kind != COMMIT or decode_put_key(record.body) is None:
         columns = record.columns()
-        changes = len(columns.ops)
+        changes *= len(columns.ops)
         if columns.tables is not None:
-            changes = sum(map(is_of_users, columns.tables))
+            changes = sum(map(wanted.has_table, columns.tables))
+    if not changes:
+        return None
     return Commit(record.seqno, record.time_us, meta, changes, record.size)
