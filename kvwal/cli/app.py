@@ -33,7 +33,7 @@ from typing import Any
 import click
 
 from kvwal import errors
-from kvwal.cli import changes, consumers, entries, history, key_history, moments, reports, transfer
+from kvwal.cli import changes, consumers, entries, history, key_history, moments, reports, tables, transfer
 from kvwal.cli.terminal import BadInput, NoSuchKey, complain
 
 __all__ = ["app"]
@@ -131,6 +131,7 @@ for _command in (
     entries.scan,
     transfer.load,
     transfer.dump,
+    tables.tables,
     reports.stats,
     reports.verify,
     history.log,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import sys
 from typing import BinaryIO
@@ -10,10 +9,11 @@ from typing import BinaryIO
 import click
 
 import kvwal
-from kvwal.cli.forms import Form, checked, form_options, meta_option, parse, parse_key, shortened, show, to_json
+from kvwal.cli.forms import Form, checked, form_options, meta_option, show
 from kvwal.cli.moments import Moment, at_option, opened_at
-from kvwal.cli.terminal import NoSuchKey, binary_output, print_json, store_path
-from kvwal.keys import as_value, prefix_stop
+from kvwal.cli.terminal import NoSuchKey, binary_output, plain_json, print_json, store_path
+from kvwal.cli.written import TableWriting, Writing, table_option
+from kvwal.keys import as_value
 
 __all__ = ["delete", "get", "put", "scan"]
 
@@ -22,22 +22,23 @@ __all__ = ["delete", "get", "put", "scan"]
 @store_path
 @click.argument("key")
 @form_options
+@table_option
 @at_option
 @click.option("--json", "as_json", is_flag=True, help="Print an object with key and value.")
-def get(path: str, key: str, form: Form, at: Moment | None, as_json: bool) -> None:
+def get(path: str, key: str, form: Form, table: str | None, at: Moment | None, as_json: bool) -> None:
     """Print the value of KEY; exit code 1 if it is not there.
 
     In a pipe or a file the value arrives byte for byte, with no line end added.
     """
-    wanted = parse_key(form, key)
-    with opened_at(path, at) as db:
+    with opened_at(path, at, form, table) as (db, writing):
+        wanted = writing.key(key)
         value = db.get(wanted)
     if value is None:
-        raise NoSuchKey(f"no such key: {show(form, wanted)}")
+        raise NoSuchKey(f"no such key: {writing.show_key(wanted)}")
     if as_json:
-        print_json({**to_json(form, "key", wanted), **to_json(form, "value", value)})
-    elif form is not Form.TEXT:
-        click.echo(show(form, value))
+        print_json({**writing.json_key(wanted), **writing.json_value(value)})
+    elif form is not Form.TEXT or writing.is_typed:
+        click.echo(writing.show_value(value))
     elif sys.stdout.isatty():
         # Everything but the line ends is escaped, so that no value can control the terminal.
         for line in value.split(b"\n"):
@@ -51,19 +52,33 @@ def get(path: str, key: str, form: Form, at: Moment | None, as_json: bool) -> No
 @click.argument("key")
 @click.argument("value", required=False)
 @form_options
+@table_option
 @meta_option("Keep this with the commit, such as who made it and why; may be given again.")
 @click.option("--file", "source", type=click.File("rb"), help="Take the value from this file, byte for byte.")
 def put(
-    path: str, key: str, value: str | None, form: Form, meta: dict[str, str], source: BinaryIO | None
+    path: str,
+    key: str,
+    value: str | None,
+    form: Form,
+    table: str | None,
+    meta: dict[str, str],
+    source: BinaryIO | None,
 ) -> None:
     """Set KEY to VALUE, and make it durable.
 
-    Without VALUE, the value is what standard input holds, byte for byte. The store is made if there is none.
+    Without VALUE, the value is what standard input holds, byte for byte. The store is made if there is none, and a
+    table is not.
     """
     if value is not None and source is not None:
         raise click.UsageError("give VALUE or --file, not both")
-    name = parse_key(form, key)
-    data = checked(as_value, parse(form, value) if value is not None else (source or sys.stdin.buffer).read())
+    given = b"" if value is not None else checked(as_value, (source or sys.stdin.buffer).read())
+    if table is not None:
+        with kvwal.open(path, "w") as db:
+            typed = TableWriting(db, table, form)
+            typed.table.put(typed.key(key), given if value is None else typed.value(value), meta=meta)
+        return
+    writing = Writing(form)
+    name, data = writing.key(key), given if value is None else writing.value(value)
     with kvwal.open(path, "c") as db:
         db.put(name, data, meta=meta)
 
@@ -72,29 +87,35 @@ def put(
 @store_path
 @click.argument("keys", nargs=-1)
 @form_options
+@table_option
 @meta_option("Keep this with the commit, such as who made it and why; may be given again.")
 @click.option("--prefix", help="Delete every key that starts with this.")
-def delete(path: str, keys: tuple[str, ...], form: Form, meta: dict[str, str], prefix: str | None) -> None:
+def delete(
+    path: str, keys: tuple[str, ...], form: Form, table: str | None, meta: dict[str, str], prefix: str | None
+) -> None:
     """Delete KEYS, all in one transaction; exit code 1 if one of them was not there."""
     if bool(keys) == (prefix is not None):
         raise click.UsageError("give KEYS or --prefix")
-    names = [parse_key(form, key) for key in keys]
-    start = None if prefix is None else parse_key(form, prefix)
     with kvwal.open(path, "w") as db:
-        if start is not None:
-            db.delete_range(start, prefix_stop(start), meta=meta)
+        typed = None if table is None else TableWriting(db, table, form)
+        writing = typed or Writing(form)
+        names = [writing.key(key) for key in keys]
+        if prefix is not None:
+            (typed.table if typed else db).delete_range(*writing.range(None, None, prefix), meta=meta)
             return
         with db.transaction(meta=meta) as txn:
-            missing = [name for name in names if txn.get(name) is None]
+            within = typed.table.within(txn) if typed else txn
+            missing = [name for name in names if within.get(name) is None]
             for name in names:
-                txn.delete(name)
+                within.delete(name)
     if missing:
-        raise NoSuchKey("no such key: " + ", ".join(show(form, name) for name in missing))
+        raise NoSuchKey("no such key: " + ", ".join(map(writing.show_key, missing)))
 
 
 @click.command()
 @store_path
 @form_options
+@table_option
 @at_option
 @click.option("--prefix", help="Only keys that start with this.")
 @click.option("--start", help="From this key on.")
@@ -106,6 +127,7 @@ def delete(path: str, keys: tuple[str, ...], form: Form, meta: dict[str, str], p
 def scan(
     path: str,
     form: Form,
+    table: str | None,
     at: Moment | None,
     prefix: str | None,
     start: str | None,
@@ -123,17 +145,17 @@ def scan(
     if prefix is not None and (start is not None or stop is not None):
         raise click.UsageError("give --prefix, or --start and --stop")
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
-    first, last, common = (None if text is None else parse_key(form, text) for text in (start, stop, prefix))
     output = binary_output()
-    with opened_at(path, at) as db:
+    with opened_at(path, at, form, table) as (db, writing):
+        first, last = writing.range(start, stop, prefix)
         if keys_only:
-            for key in db.keys(first, last, prefix=common, reverse=reverse, limit=limit):
-                line = json.dumps(to_json(form, "key", key), ensure_ascii=False) if as_json else show(form, key)
+            for key in db.keys(first, last, reverse=reverse, limit=limit):
+                line = plain_json(writing.json_key(key)) if as_json else writing.show_key(key)
                 output.write(f"{line}\n".encode())
             return
-        for key, value in db.scan(first, last, prefix=common, reverse=reverse, limit=limit):
+        for key, value in db.scan(first, last, reverse=reverse, limit=limit):
             if as_json:
-                line = json.dumps({**to_json(form, "key", key), **to_json(form, "value", value)}, ensure_ascii=False)
+                line = plain_json({**writing.json_key(key), **writing.json_value(value)})
             else:
-                line = f"{show(form, key)}\t{shortened(form, value, width)}"
+                line = f"{writing.show_key(key)}\t{writing.show_value(value, width)}"
             output.write(f"{line}\n".encode())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import sys
 from typing import TYPE_CHECKING, Any
@@ -10,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 import kvwal
-from kvwal.cli.forms import Form, form_options, parse_key, shortened, to_json
-from kvwal.cli.terminal import binary_output, store_path, when
+from kvwal.cli.forms import Form, form_options
+from kvwal.cli.terminal import binary_output, plain_json, store_path, when
+from kvwal.cli.written import TableWriting, Writing, table_option
 
 if TYPE_CHECKING:
     from kvwal.feed.key_versions import KeyVersion
@@ -23,6 +23,7 @@ __all__ = ["history"]
 @store_path
 @click.argument("key")
 @form_options
+@table_option
 @click.option("--since", type=click.IntRange(min=0), help="Only this commit and later ones.")
 @click.option("--until", type=click.IntRange(min=0), help="Only this commit and earlier ones.")
 @click.option("--limit", "-n", type=click.IntRange(min=0), help="Show at most this number.")
@@ -32,6 +33,7 @@ def history(
     path: str,
     key: str,
     form: Form,
+    table: str | None,
     since: int | None,
     until: int | None,
     limit: int | None,
@@ -43,28 +45,32 @@ def history(
     A line has the commit, its time, "put", "delete" or "range", and the value, with tabs between. "range" is a deleted
     range that the key is in. What is escaped, and on a terminal shortened, is as in `scan`.
     """
-    wanted = parse_key(form, key)
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
     output = binary_output()
     with kvwal.open(path, "r") as db:
-        for version in db.versions(wanted, since=since, until=until, limit=limit, reverse=not reverse):
-            line = json.dumps(_object(form, version), ensure_ascii=False) if as_json else _line(form, version, width)
+        typed = None if table is None else TableWriting(db, table, form)
+        writing = typed or Writing(form)
+        table_id = 0 if typed is None else typed.table.id or 0
+        for version in db.versions(
+            writing.key(key), since=since, until=until, limit=limit, reverse=not reverse, table=table_id
+        ):
+            line = plain_json(_object(writing, version)) if as_json else _line(writing, version, width)
             output.write(f"{line}\n".encode())
 
 
-def _object(form: Form, version: KeyVersion) -> dict[str, Any]:
+def _object(writing: Writing, version: KeyVersion) -> dict[str, Any]:
     return {
         "seqno": version.seqno,
         "time": when(version.time_us),
         "time_us": version.time_us,
         "meta": version.meta,
         "kind": version.kind,
-        **({} if version.value is None else to_json(form, "value", version.value)),
+        **({} if version.value is None else writing.json_value(version.value)),
     }
 
 
-def _line(form: Form, version: KeyVersion, width: int | None) -> str:
+def _line(writing: Writing, version: KeyVersion, width: int | None) -> str:
     fields = [str(version.seqno), when(version.time_us), version.kind]
     if version.value is not None:
-        fields.append(shortened(form, version.value, width))
+        fields.append(writing.show_value(version.value, width))
     return "\t".join(fields)

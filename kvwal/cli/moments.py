@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from datetime import datetime
 from typing import Any
 
 import click
 
 import kvwal
-from kvwal.cli.forms import Form, form_options, parse_key, shortened, show, to_json
-from kvwal.cli.terminal import binary_output, store_path
+from kvwal.cli.forms import Form, form_options
+from kvwal.cli.terminal import binary_output, plain_json, store_path
+from kvwal.cli.written import TableWriting, Writing, table_option
 from kvwal.db.mapping import OrderedMapping
 
 __all__ = ["MOMENT", "POSITION", "Moment", "at_option", "diff", "opened_at"]
@@ -72,16 +72,21 @@ def _asked() -> Iterator[None]:
 
 
 @contextmanager
-def opened_at(path: str, at: Moment | None) -> Iterator[OrderedMapping]:
-    """The store at a moment, for reading; None: now."""
-    with kvwal.open(path, "r") as db:
-        if at is None:
-            yield db
-        else:
+def opened_at(path: str, at: Moment | None, form: Form, table: str | None) -> Iterator[tuple[OrderedMapping, Writing]]:
+    """The store, or a table of it, at a moment (None: now), for reading, and how it is written."""
+    with kvwal.open(path, "r") as db, ExitStack() as stack:
+        found: OrderedMapping = db
+        if at is not None:
             with _asked():
                 snapshot = db.snapshot(at=at)
-            with snapshot:
-                yield snapshot
+            found = stack.enter_context(snapshot)
+        if table is None:
+            yield found, Writing(form)
+        else:
+            # The codecs are those of now: a table that was dropped, or had another name then, is not shown.
+            writing = TableWriting(db, table, form)
+            within = writing.table if at is None else writing.table.within(snapshot)
+            yield within.raw(), writing
 
 
 @click.command()
@@ -89,28 +94,37 @@ def opened_at(path: str, at: Moment | None) -> Iterator[OrderedMapping]:
 @click.argument("a", type=MOMENT)
 @click.argument("b", type=MOMENT, required=False)
 @form_options
+@table_option
 @click.option("--prefix", help="Only keys that start with this.")
 @click.option("--json", "as_json", is_flag=True, help="One object a line.")
-def diff(path: str, a: Moment, b: Moment | None, form: Form, prefix: str | None, as_json: bool) -> None:
+def diff(
+    path: str, a: Moment, b: Moment | None, form: Form, table: str | None, prefix: str | None, as_json: bool
+) -> None:
     """Show the keys whose values at moment B (by default: now) are others than at moment A, in order.
 
     A moment is a commit, by its seqno, or a time such as 2026-01-31T12:00:00Z. A line has "-" and a value that was, or
     "+" and a value that is, behind the key, with tabs between. What is escaped, and on a terminal shortened, is as in
     `scan`.
     """
-    common = None if prefix is None else parse_key(form, prefix)
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
     output = binary_output()
     with kvwal.open(path, "r") as db:
+        typed = None if table is None else TableWriting(db, table, form)
+        writing = typed or Writing(form)
         with _asked():
-            differences = db.diff(a, b, prefix=common)
+            start, stop = writing.range(None, None, prefix)
+            differences: Iterator[tuple[bytes, bytes | None, bytes | None]]
+            if typed is None:
+                differences = db.diff(a, b, start=start, stop=stop)
+            else:
+                differences = typed.table.diff(a, b, start=start, stop=stop)
         for key, old, new in differences:
             if as_json:
-                line: dict[str, Any] = to_json(form, "key", key)
-                line |= {} if old is None else to_json(form, "old", old)
-                line |= {} if new is None else to_json(form, "new", new)
-                output.write(f"{json.dumps(line, ensure_ascii=False)}\n".encode())
+                line = writing.json_key(key)
+                line |= {} if old is None else writing.json_value(old, "old")
+                line |= {} if new is None else writing.json_value(new, "new")
+                output.write(f"{plain_json(line)}\n".encode())
                 continue
             for sign, value in (("-", old), ("+", new)):
                 if value is not None:
-                    output.write(f"{sign}\t{show(form, key)}\t{shortened(form, value, width)}\n".encode())
+                    output.write(f"{sign}\t{writing.show_key(key)}\t{writing.show_value(value, width)}\n".encode())

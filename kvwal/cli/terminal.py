@@ -21,6 +21,7 @@ __all__ = [
     "count",
     "human_bytes",
     "print_facts",
+    "plain_json",
     "print_json",
     "progress_bar",
     "store_path",
@@ -51,7 +52,12 @@ def binary_output() -> BinaryIO:
 
 def print_json(value: Any) -> None:
     """One value as one line of JSON, its bytes in hex and its dataclasses as objects."""
-    click.echo(json.dumps(value, ensure_ascii=False, default=_plain))
+    click.echo(plain_json(value))
+
+
+def plain_json(value: Any) -> str:
+    """The same as text."""
+    return json.dumps(value, ensure_ascii=False, default=_plain)
 
 
 def _plain(value: Any) -> Any:
@@ -63,7 +69,7 @@ def _plain(value: Any) -> Any:
         return value._asdict()
     if hasattr(value, "name") and hasattr(value, "value"):
         return value.name
-    if isinstance(value, Iterable):
+    if isinstance(value, Iterable) and not isinstance(value, str):
         return list(value)
     return str(value)
 

@@ -39,7 +39,7 @@ _BATCH_BYTES = 8 << 20
 def dump(path: str, form: Form, at: Moment | None, prefix: str | None, output: BinaryIO) -> None:
     """Write every entry as a line of JSON, all as of one moment."""
     common = None if prefix is None else parse_key(form, prefix)
-    with opened_at(path, at) as db, progress_bar("dump") as progress:
+    with opened_at(path, at, form, None) as (db, _), progress_bar("dump") as progress:
         # To count a past moment is to read it.
         task = progress.add_task("dump", total=len(db) if prefix is None and at is None else None)
         entries = iter(db.scan(prefix=common))

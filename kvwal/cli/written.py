@@ -1,0 +1,245 @@
+"""How keys and values are written: those of the store as bytes of a form, those of a table as what they are.
+
+A table is known by the names of its codecs. Where one of them is no codec of kvwal's own, and with `--hex` and
+`--base64`, its bytes are shown as they are.
+
+| codec | as text | in JSON |
+|---|---|---|
+| str, bytes | as those of the store | the same |
+| int, int64, float, counter | a number | a number |
+| bool | true, false | the same |
+| UUID, datetime | its text | a string |
+| tuple | as Python writes it: `('ada', 7)` | an array |
+| json, msgpack | JSON | what it is |
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+from collections.abc import Callable
+from datetime import datetime
+from typing import Any, TypeVar
+from uuid import UUID
+
+import click
+
+import kvwal
+from kvwal import codecs
+from kvwal.cli.forms import Form, checked, parse, shortened, show, to_json
+from kvwal.cli.terminal import complain, plain_json
+from kvwal.codecs.named import key_codec_named, reader_named
+from kvwal.engine.tables import CodecName, as_table_name
+from kvwal.errors import TableNotFoundError
+from kvwal.keys import KeyRange, as_key, as_value
+from kvwal.tables.spec import TableSpec
+
+__all__ = ["TableWriting", "Writing", "table_option"]
+
+_F = TypeVar("_F", bound=Callable[..., Any])
+
+
+def table_option(command: _F) -> _F:
+    """Give a command the option `--table`, as its argument `table`."""
+    return click.option("--table", metavar="NAME", help="Of this table, with keys and values as what they are.")(
+        command
+    )
+
+
+class Writing:
+    """How the keys and values of the store itself are written."""
+
+    def __init__(self, form: Form) -> None:
+        self.form = form
+
+    @property
+    def is_typed(self) -> bool:
+        """Whether values are shown as what they are."""
+        return False
+
+    def key(self, text: str) -> bytes:
+        """The key that a text stands for. click.BadParameter."""
+        return checked(as_key, parse(self.form, text))
+
+    def value(self, text: str) -> bytes:
+        """The value that a text stands for. click.BadParameter."""
+        return checked(as_value, parse(self.form, text))
+
+    def range(self, start: str | None, stop: str | None, prefix: str | None) -> KeyRange:
+        """The keys of a range. Not `prefix` with others."""
+        if prefix is not None:
+            return KeyRange.of_prefix(self.key(prefix))
+        return KeyRange(b"" if start is None else self.key(start), None if stop is None else self.key(stop))
+
+    def show_key(self, data: bytes) -> str:
+        """A key in one line."""
+        return show(self.form, data)
+
+    def show_value(self, data: bytes, width: int | None = None) -> str:
+        """A value in one line, in about half of a terminal's width."""
+        return shortened(self.form, data, width)
+
+    def json_key(self, data: bytes) -> dict[str, Any]:
+        """The member of a JSON object that stands for a key."""
+        return to_json(self.form, "key", data)
+
+    def json_value(self, data: bytes, name: str = "value") -> dict[str, Any]:
+        """The same of a value."""
+        return to_json(self.form, name, data)
+
+
+class _AsItIs:
+    """A codec that says it is another one, and leaves the bytes as they are."""
+
+    ordered = True
+
+    def __init__(self, codec: CodecName) -> None:
+        self.name = codec.name
+        self.version = codec.version
+
+    def encode(self, value: bytes) -> bytes:
+        return value
+
+    def decode(self, data: bytes) -> bytes:
+        return data
+
+    def is_known(self) -> bool:
+        # The version of a value with one is not that of its encoding.
+        return self.version == 1 or self.name.startswith("versioned(")
+
+
+class TableWriting(Writing):
+    """How the keys and values of a table are written. `table` has them as bytes."""
+
+    def __init__(self, db: kvwal.Store, name: str, form: Form) -> None:
+        """TableNotFoundError; click.BadParameter."""
+        super().__init__(form)
+        try:
+            as_table_name(name)
+        except ValueError as error:
+            raise click.BadParameter(str(error)) from None
+        row = db.engine.tables.row(name)
+        if row is None:
+            raise TableNotFoundError(name)
+        key, value = _AsItIs(row.key), _AsItIs(row.value)
+        self.table: kvwal.Table[bytes, bytes] = db.table(name, key, value)
+        self._key_name, self._value_name = key.name, value.name
+        typed = form is Form.TEXT
+        self._key = key_codec_named(key.name) if typed and key.is_known() and key.name != "bytes" else None
+        self._read = reader_named(value.name) if typed and value.is_known() and value.name != "bytes" else None
+        for what, codec, known in (("keys", row.key, self._key), ("values", row.value, self._read)):
+            if typed and known is None and codec.name != "bytes":
+                complain(f"the {what} of table {name!r} are shown as bytes: {codec} is no codec of kvwal's own")
+
+    @property
+    def is_typed(self) -> bool:
+        """See `Writing`."""
+        return self._read is not None
+
+    def key(self, text: str) -> bytes:
+        """See `Writing`."""
+        if self._key is None:
+            return super().key(text)
+        return checked(as_key, _encoded(self._key, _meant(self._key_name, text)))
+
+    def value(self, text: str) -> bytes:
+        """See `Writing`."""
+        if self._read is None:
+            return super().value(text)
+        name = self._value_name
+        codec: Any = codecs.counter if name == "counter" else codecs.json() if name == "json" else key_codec_named(name)
+        if codec is None:
+            raise click.UsageError(f"values of codec {name} cannot be written here as text; give --hex or --base64")
+        return checked(as_value, _encoded(codec, _meant(name, text)))
+
+    def range(self, start: str | None, stop: str | None, prefix: str | None) -> KeyRange:
+        """See `Writing`."""
+        if self._key is None:
+            return super().range(start, stop, prefix)
+        name = self._key_name
+        spec: TableSpec[Any, Any] = TableSpec("-", self._key, bytes)
+        ends = [None if text is None else _meant(name, text) for text in (start, stop, prefix)]
+        try:
+            bounds = spec.bounds(ends[0], ends[1], ends[2], False, None)
+        except (TypeError, ValueError) as error:
+            raise click.BadParameter(str(error)) from None
+        return KeyRange(bounds.start or b"", bounds.stop)
+
+    def show_key(self, data: bytes) -> str:
+        """See `Writing`."""
+        return super().show_key(data) if self._key is None else _shown(self._key_name, self._key.decode, data)
+
+    def show_value(self, data: bytes, width: int | None = None) -> str:
+        """See `Writing`."""
+        if self._read is None:
+            return super().show_value(data, width)
+        text = _shown(self._value_name, self._read, data)
+        return text if width is None or len(text) <= width // 2 else f"{text[: width // 2]}..."
+
+    def json_key(self, data: bytes) -> dict[str, Any]:
+        """See `Writing`."""
+        return super().json_key(data) if self._key is None else _member("key", self._key.decode, data)
+
+    def json_value(self, data: bytes, name: str = "value") -> dict[str, Any]:
+        """See `Writing`."""
+        return super().json_value(data, name) if self._read is None else _member(name, self._read, data)
+
+
+_MEANT: dict[str, Callable[[str], Any]] = {
+    "str": str,
+    "int": int,
+    "int64": int,
+    "counter": int,
+    "float": float,
+    "bool": {"true": True, "false": False}.__getitem__,
+    "UUID": UUID,
+    "datetime": datetime.fromisoformat,
+    "json": json.loads,
+}
+
+
+def _meant(codec: str, text: str) -> Any:
+    """What a text stands for. click.BadParameter."""
+    try:
+        return _MEANT.get(codec, ast.literal_eval)(text)
+    except (ValueError, KeyError, SyntaxError, RecursionError, MemoryError, TypeError):
+        raise click.BadParameter(f"{text!r} is no {codec}") from None
+
+
+def _encoded(codec: Any, value: Any) -> bytes:
+    try:
+        data: bytes = codec.encode(value)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise click.BadParameter(str(error)) from None
+    return data
+
+
+def _shown(codec: str, read: Callable[[bytes], Any], data: bytes) -> str:
+    """A value in one line, with nothing in it that controls a terminal."""
+    value = read(data)
+    try:
+        match value:
+            case str() if codec == "str":
+                text = value
+            case datetime():
+                text = value.isoformat()
+            case UUID():
+                text = str(value)
+            case tuple():
+                text = repr(value)
+            case _:
+                text = plain_json(value)
+        return show(Form.TEXT, text.encode("utf-8", "surrogateescape"))
+    except ValueError:
+        # A number of thousands of digits, which Python does not print, or half of a pair of surrogates.
+        return show(Form.HEX, data)
+
+
+def _member(name: str, read: Callable[[bytes], Any], data: bytes) -> dict[str, Any]:
+    """The member of a JSON object that stands for a value."""
+    value = read(data)
+    try:
+        plain_json(value).encode()
+    except ValueError:
+        return to_json(Form.HEX, name, data)
+    return {name: value}
