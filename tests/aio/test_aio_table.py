@@ -219,7 +219,10 @@ def test_the_commit_fills_in_keys_and_raises_versions() -> None:
         new = db.table("t", str, codecs.versioned(codecs.json(), version=2, upcasters={1: lambda value: value + 1}))
         assert await new.get("a") == 2
         assert await old.get("a") == 1
-        await new.put("b", 3)
+        # Asked by its name once, and by its id from then on: else this would make the table again and again.
+        async with db.batch() as batch:
+            (await new.within(batch)).put("b", 3)
+        assert new._way._stored.to_write() is not None
         with pytest.raises(TableCodecError):
             await db.table("t", str, codecs.versioned(codecs.json(), version=1)).get("a")
         assert await new.get("b") == 3
