@@ -47,9 +47,10 @@ class AsyncTypedReading(Handle, OfTable[K, V], Generic[K, V]):
         value = await self.raw().get(self._spec.key.encode(key))
         return default if value is None else self._spec.value.decode(value)
 
-    async def contains(self, key: K) -> bool:
-        """Whether `key` is there: what `in` is elsewhere."""
-        return await self.raw().contains(self._spec.key.encode(key))
+    async def contains(self, key: object) -> bool:
+        """Whether `key` is there: what `in` is elsewhere, so False for what can be no key."""
+        encoded = self._spec.key_of(key)
+        return encoded is not None and await self.raw().contains(encoded)
 
     async def get_many(self, keys: Iterable[K]) -> list[V | None]:
         """The values of several keys, in their order; None where a key is missing. All from one moment."""

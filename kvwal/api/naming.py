@@ -108,13 +108,17 @@ class Naming:
         if row is None:
             raise TableNotFoundError(name)
         # Before the commit is asked for: see kvwal/engine/tables.py.
-        tables.gone.add(row.id)
+        drop = Drop(row, extension_of(meta))
+        drops = tables.gone.setdefault(row.id, set())
+        drops.add(drop)
         try:
-            return self._rename(Drop(row, extension_of(meta)))
+            return self._rename(drop)
         except BaseException:
             with suppress(Error):
-                if tables.row(name) == row:
-                    tables.gone.discard(row.id)
+                rows = tables.rows(self.engine.reads.moments.reader("tables"))
+                if any(each.id == row.id for each in rows):
+                    # It is still there, unless another one drops it.
+                    drops.discard(drop)
             raise
 
     def rename_table(self, name: str, new: str, *, meta: Mapping[str, str] | None = None) -> Seqno:

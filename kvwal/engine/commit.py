@@ -26,7 +26,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from typing import Any, Final
 
@@ -52,6 +52,7 @@ _MAX_GROUP_BYTES: Final = 32 << 20
 # How often the end of an interrupted commit is tried before the store gives up and asks for a reopen.
 _MAX_INTERRUPTIONS: Final = 1000
 _MAX_BUGS: Final = 3
+_NO_TABLES: Final[Mapping[int, AbstractSet[object]]] = {}
 # The objects that the collector counts and that a small group, or a put alone, has at a time.
 _GROUP_OBJECTS: Final = 40
 _PUT_OBJECTS: Final = 8
@@ -70,7 +71,7 @@ class CommitQueue:
         pressure: Pressure,
         events: Events,
         *,
-        gone: AbstractSet[int] = frozenset(),
+        gone: Mapping[int, AbstractSet[object]] = _NO_TABLES,
         now_s: Callable[[], float] = time.monotonic,
     ) -> None:
         self._log = log

@@ -27,7 +27,7 @@ from kvwal.engine.recovery import Recovered, RecoveryReport, open_store
 from kvwal.engine.request import CommitRequest
 from kvwal.engine.state import State
 from kvwal.engine.succession import Succession
-from kvwal.engine.tables import Tables
+from kvwal.engine.tables import Drop, Tables
 from kvwal.engine.upkeep import Upkeep
 from kvwal.errors import DiskFullError, LockedError, PoisonedError, closed, forked, read_only
 from kvwal.events import Events, Recovery
@@ -107,7 +107,7 @@ class Engine:
         self._succession = Succession(self.state, gaps, self._pages, self.pressure, self._keeping)
         self._checkpointer: Checkpointer | None = None
         self._background: Background | None = None
-        gone: set[int] = set()
+        gone: dict[int, set[Drop]] = {}
         #: Those that have a name.
         self.tables = Tables(self.state, self.reads, gone)
         self.queue = CommitQueue(

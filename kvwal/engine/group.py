@@ -13,7 +13,7 @@ use what is kept for that.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from typing import Protocol
 
@@ -84,7 +84,7 @@ class Group:
         """Whether a member wants a flush."""
         return any(member.sync for member in self.members)
 
-    def validate(self, after: Seqno, reads: Reads, history: History, gone: AbstractSet[int]) -> None:
+    def validate(self, after: Seqno, reads: Reads, history: History, gone: Mapping[int, AbstractSet[object]]) -> None:
         """Accept the members without a conflict, and let operations say what they write.
 
         Args:
@@ -219,9 +219,11 @@ class Group:
                 member.error = error
 
 
-def _of_a_table_that_is_gone(writes: Writes, gone: AbstractSet[int]) -> TableNotFoundError | None:
+def _of_a_table_that_is_gone(
+    writes: Writes, gone: Mapping[int, AbstractSet[object]]
+) -> TableNotFoundError | None:
     parts = writes.batch.parts() if isinstance(writes, EncodedBatch) else ()
-    return next((TableNotFoundError(table) for table, _ in parts if table in gone), None)
+    return next((TableNotFoundError(table) for table, _ in parts if gone.get(table)), None)
 
 
 def _append_small(member: CommitRequest, log: LogWriter, pressure: Pressure) -> None:

@@ -338,10 +338,10 @@ class Tables:
 
     __slots__ = ("_reads", "_state", "gone", "version")
 
-    def __init__(self, state: State, reads: Reads, gone: set[int]) -> None:
+    def __init__(self, state: State, reads: Reads, gone: dict[int, set[Drop]]) -> None:
         self._state = state
         self._reads = reads
-        #: Ids of tables that were dropped, or are being dropped; looked at by the commit leader.
+        #: Ids of tables that were dropped, or are being dropped, and by what; looked at by the commit leader.
         self.gone = gone
         #: Another one whenever a name may mean another table than before: what was known is asked for again then.
         self.version = object()

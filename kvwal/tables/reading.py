@@ -63,7 +63,8 @@ class TypedReading(Handle, OfTable[K, V], Mapping[K, V], Generic[K, V]):
         return self._decode(value)
 
     def __contains__(self, key: object) -> bool:
-        return self._read(self._encode(key)) is not None  # type: ignore[arg-type]  # encode raises
+        encoded = self._spec.key_of(key)
+        return encoded is not None and self._read(encoded) is not None
 
     def __len__(self) -> int:
         """Number of keys. O(log n), and a look-up for each key written since it was asked last."""
@@ -190,7 +191,7 @@ class _Keys(KeysView[K], Generic[K]):
         return map(self._table._spec.key.decode, reversed(self._range))
 
     def __contains__(self, key: object) -> bool:
-        return self._table._spec.key.encode(key) in self._range  # type: ignore[arg-type]  # encode raises
+        return self._table._spec.key_of(key) in self._range
 
 
 class _Values(ValuesView[V], Generic[V]):
@@ -233,8 +234,8 @@ class _Items(ItemsView[K, V], Generic[K, V]):
             return False
         spec = self._table._spec
         raw = self._range
-        key = spec.key.encode(item[0])
+        key = spec.key_of(item[0])
         if raw._bounds.limit is not None:
             return any(own == item for own in self)
-        value = raw._source.get(key) if raw._bounds.contains(key) else None
+        value = raw._source.get(key) if key is not None and raw._bounds.contains(key) else None
         return value is not None and bool(spec.value.decode(value) == item[1])

@@ -64,6 +64,13 @@ class TableSpec(Generic[K, V]):
             self.put_into(made, key, value)
         return made
 
+    def key_of(self, key: object) -> bytes | None:
+        """The bytes of a key; None for what can be no key of this table."""
+        try:
+            return self.encode_key(key)  # type: ignore[arg-type]  # it raises
+        except (TypeError, ValueError, OverflowError):
+            return None
+
     def encode_key(self, key: K) -> bytes:
         """The key as bytes. TypeError and ValueError for what cannot be stored, whatever the codec made of it."""
         data = self.key.encode(key)

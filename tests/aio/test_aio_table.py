@@ -107,7 +107,6 @@ def test_what_is_of_another_type_is_refused_and_changes_nothing(wrong: Any) -> N
         users = db.table("users", str, str)
         for call in (
             lambda: users.get(wrong),
-            lambda: users.contains(wrong),
             lambda: users.put(wrong, "a"),
             lambda: users.put("a", wrong),
             lambda: users.update({"a": "a", "b": wrong}),

@@ -112,7 +112,6 @@ def test_what_is_of_another_type_is_refused_and_changes_nothing(db: kvwal.Store,
     for call in (
         lambda: users.get(wrong),
         lambda: users[wrong],
-        lambda: wrong in users,
         lambda: users.put(wrong, "a"),
         lambda: users.put("a", wrong),
         lambda: users.update({"a": "a", "b": wrong}),
@@ -126,6 +125,10 @@ def test_what_is_of_another_type_is_refused_and_changes_nothing(db: kvwal.Store,
             call()
     assert db.last_seqno == 0
     assert db.tables() == []
+    # As a dict says it of what can be no key.
+    assert wrong not in users
+    assert wrong not in users.keys("a")
+    assert (wrong, "a") not in users.items()
 
 
 def test_writes_that_depend_on_what_is_there(db: kvwal.Store) -> None:
@@ -619,6 +622,30 @@ def test_writers_of_a_table_that_is_dropped_and_renamed_leave_nothing_behind(db:
             seqnos[change.table] = change.seqno
         assert change.table not in seqnos or seqnos[change.table] >= change.seqno, "a change of a dropped table"
     assert problems_of(db) == []
+
+
+def test_a_drop_that_failed_beside_one_that_did_not_refuses_nothing_that_is_there(
+    disk: SimulatedDisk, db: kvwal.Store
+) -> None:
+    users = db.table("users", str, int)
+    users["a"] = 1
+    table = users.id
+    assert table is not None
+
+    def refuse(operation: object) -> int:
+        raise kvwal.DiskFullError("/kv", "it is full")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(db, "_rename", refuse)
+        with pytest.raises(kvwal.DiskFullError):
+            db.drop_table("users")
+    # It is there, and may be written to by its id.
+    with db.batch() as batch:
+        batch.table(table).put(b"b", codecs.value_codec(int).encode(2))
+    assert users == {"a": 1, "b": 2}
+    db.drop_table("users")
+    with pytest.raises(TableNotFoundError), db.batch() as batch:
+        batch.table(table).put(b"c", b"")
 
 
 def test_a_queue_of_threads_takes_each_once(db: kvwal.Store) -> None:
