@@ -116,11 +116,15 @@ class Group:
                     member.error = error
             elif gone and member.reads is None:
                 member.error = _of_a_table_that_is_gone(member.writes, gone)
+            seqno = Seqno(first + len(accepted))
+            if member.error is None and isinstance(member.writes, EncodedBatch) and member.writes.has_stamped:
+                try:
+                    member.writes = member.writes.filled(seqno)
+                except ValueError as error:
+                    # It takes too much space in the log.
+                    member.error = error
             if member.error is not None or member.writes.is_empty:
                 continue
-            seqno = Seqno(first + len(accepted))
-            if isinstance(member.writes, EncodedBatch) and member.writes.has_stamped:
-                member.writes = member.writes.filled(seqno)
             if own is not None:
                 written = member.writes.batch
                 own.record(seqno, written.writes, written.ranges, Seqno(0), written.parts())

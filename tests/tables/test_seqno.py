@@ -172,3 +172,16 @@ def test_a_batch_says_what_it_cannot_store() -> None:
     assert len(batch) == 0
     batch.put_stamped(bytes(65_523), b"v")
     assert [len(key) for key in batch.filled(7).writes] == [65_535]
+
+
+def test_what_is_too_large_for_the_log_is_refused_alone(db: kvwal.Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("kvwal.log.intents.MAX_BODY_BYTES", 1000)
+    one, two = db.transaction(), db.transaction()
+    one.put_stamped(b"e", bytes(2000))
+    two.put_stamped(b"e", b"v")
+    requests = [request for txn in (one, two) if (request := txn.request()) is not None]
+    db.engine.queue.submit(requests)
+    assert [type(request.error) for request in requests] == [ValueError, type(None)]
+    assert list(db) == [b"e" + (1).to_bytes(8, "big") + bytes(4)]
+    one.abort()
+    two.abort()
