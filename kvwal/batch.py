@@ -41,13 +41,16 @@ class WriteBatch:
     thread-safe; may be committed more than once.
     """
 
-    __slots__ = ("others", "ranges", "stamped", "writes")
+    __slots__ = ("names", "others", "ranges", "stamped", "writes")
 
     def __init__(self) -> None:
         #: The newest value of each key written; None stands for a delete.
         self.writes: dict[bytes, bytes | None] = {}
         #: Ranges deleted before `writes` take effect.
         self.ranges: list[KeyRange] = []
+        #: By what names its tables were found, as `Names.now` was then: if these have changed, its commit is refused.
+        #: None: it is for ids.
+        self.names: object = None
         #: Keys, as they are in `writes`, whose last 12 bytes the commit fills in; None: there are none.
         self.stamped: set[bytes] | None = None
         #: Writes to tables other than the default one, by table id; made by `table`. Each may be empty.

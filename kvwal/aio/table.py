@@ -76,7 +76,7 @@ class AsyncStoredTable(AsyncReading):
         except NotCached:
             return await self._workers.submit(self._stored.id)
 
-    async def to_write(self) -> int | None:
+    async def to_write(self) -> tuple[int, object] | None:
         """See `Way`."""
         self._parts.commits.refuse_if_closing()
         try:

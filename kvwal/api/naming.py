@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, TypeVar, overload
 
@@ -12,7 +11,7 @@ from kvwal.codecs import Codec, KeyCodec
 from kvwal.engine.engine import Engine
 from kvwal.engine.request import CommitRequest, Operation
 from kvwal.engine.tables import Drop, Rename, as_table_name
-from kvwal.errors import Error, TableNotFoundError
+from kvwal.errors import TableNotFoundError
 from kvwal.keys import BytesLike, Seqno, as_key
 from kvwal.log import extension_of
 from kvwal.tables.spec import SubSpec, TableSpec
@@ -107,27 +106,12 @@ class Naming:
         row = tables.row(as_table_name(name))
         if row is None:
             raise TableNotFoundError(name)
-        # Before the commit is asked for: see kvwal/engine/tables.py.
-        drop = Drop(row, extension_of(meta))
-        drops = tables.gone.setdefault(row.id, set())
-        drops.add(drop)
-        try:
-            return self._rename(drop)
-        except BaseException:
-            with suppress(Error):
-                rows = tables.rows(self.engine.reads.moments.reader("tables"))
-                if any(each.id == row.id for each in rows):
-                    # It is still there, unless another one drops it.
-                    drops.discard(drop)
-            raise
+        return self._commit_name(Drop(row, extension_of(meta)))
 
     def rename_table(self, name: str, new: str, *, meta: Mapping[str, str] | None = None) -> Seqno:
         """Give a table another name. Returns the commit's seqno. TableNotFoundError, TableExistsError."""
-        return self._rename(Rename(as_table_name(name), as_table_name(new), extension_of(meta)))
+        return self._commit_name(Rename(as_table_name(name), as_table_name(new), extension_of(meta)))
 
-    def _rename(self, operation: Operation) -> Seqno:
+    def _commit_name(self, operation: Operation) -> Seqno:
         engine = self.engine
-        try:
-            return engine.commit(CommitRequest(sync=engine.wants_sync(None), operation=operation))
-        finally:
-            engine.tables.version = object()
+        return engine.commit(CommitRequest(sync=engine.wants_sync(None), operation=operation))

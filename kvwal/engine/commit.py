@@ -26,8 +26,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
-from collections.abc import Set as AbstractSet
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from kvwal.engine.group import Group, Pressure
@@ -52,7 +51,6 @@ _MAX_GROUP_BYTES: Final = 32 << 20
 # How often the end of an interrupted commit is tried before the store gives up and asks for a reopen.
 _MAX_INTERRUPTIONS: Final = 1000
 _MAX_BUGS: Final = 3
-_NO_TABLES: Final[Mapping[int, AbstractSet[object]]] = {}
 # The objects that the collector counts and that a small group, or a put alone, has at a time.
 _GROUP_OBJECTS: Final = 40
 _PUT_OBJECTS: Final = 8
@@ -71,7 +69,6 @@ class CommitQueue:
         pressure: Pressure,
         events: Events,
         *,
-        gone: Mapping[int, AbstractSet[object]] = _NO_TABLES,
         now_s: Callable[[], float] = time.monotonic,
     ) -> None:
         self._log = log
@@ -82,8 +79,6 @@ class CommitQueue:
         self._pressure = pressure
         self._events = events
         self._listeners = events.listeners
-        # Tables that were dropped.
-        self._gone = gone
         self._now_s = now_s
         #: Owned by the thread that leads.
         self.lock = new_lock()
@@ -269,7 +264,7 @@ class CommitQueue:
 
     def _commit_group(self, group: Group) -> None:
         """The steps of a commit. May be begun anew after an interruption."""
-        group.validate(self._log.last_seqno, self._reads, self._history, self._gone)
+        group.validate(self._log.last_seqno, self._reads, self._history, self._state)
         if self._listeners and not group.began:
             group.began_s = self._now_s()
         if not group.logged:

@@ -138,6 +138,8 @@ class RowChange:
 
     __slots__ = ("_batch", "_change", "_key", "extension", "row")
 
+    dropped: Final = None
+
     def __init__(
         self,
         name: str,

@@ -27,7 +27,7 @@ from kvwal.engine.recovery import Recovered, RecoveryReport, open_store
 from kvwal.engine.request import CommitRequest
 from kvwal.engine.state import State
 from kvwal.engine.succession import Succession
-from kvwal.engine.tables import Drop, Tables
+from kvwal.engine.tables import Tables
 from kvwal.engine.upkeep import Upkeep
 from kvwal.errors import DiskFullError, LockedError, PoisonedError, closed, forked, read_only
 from kvwal.events import Events, Recovery
@@ -107,9 +107,8 @@ class Engine:
         self._succession = Succession(self.state, gaps, self._pages, self.pressure, self._keeping)
         self._checkpointer: Checkpointer | None = None
         self._background: Background | None = None
-        gone: dict[int, set[Drop]] = {}
         #: Those that have a name.
-        self.tables = Tables(self.state, self.reads, gone)
+        self.tables = Tables(self.state, self.reads)
         self.queue = CommitQueue(
             RefusingLog(read_only, self.state.seqno) if log is None else log,
             self.state,
@@ -118,7 +117,6 @@ class Engine:
             moments.history,
             self.pressure,
             self.events,
-            gone=gone,
             now_s=options.files.monotonic_s,
         )
         # This as well.

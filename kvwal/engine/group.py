@@ -13,18 +13,19 @@ use what is kept for that.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from collections.abc import Set as AbstractSet
 from typing import Protocol
 
+from kvwal.batch import WriteBatch
 from kvwal.engine.memtable import ENTRY_OVERHEAD_BYTES
 from kvwal.engine.occ import History
 from kvwal.engine.operations import Pending
-from kvwal.engine.publish import Publisher
+from kvwal.engine.publish import Publisher, changes_names
 from kvwal.engine.reads import Reads
 from kvwal.engine.request import CommitRequest
 from kvwal.engine.state import State
-from kvwal.engine.writes import NOTHING, EncodedBatch, LonePut, Writes
+from kvwal.engine.writes import NOTHING, EncodedBatch, LonePut
 from kvwal.errors import DiskFullError, Error, TableNotFoundError
 from kvwal.events import CommitGroup
 from kvwal.keys import Seqno
@@ -84,13 +85,14 @@ class Group:
         """Whether a member wants a flush."""
         return any(member.sync for member in self.members)
 
-    def validate(self, after: Seqno, reads: Reads, history: History, gone: Mapping[int, AbstractSet[object]]) -> None:
+    def validate(self, after: Seqno, reads: Reads, history: History, state: State) -> None:
         """Accept the members without a conflict, and let operations say what they write.
 
         Args:
             after: the last commit.
-            gone: tables that no member may write to, but an operation, which knows what there is, and a transaction,
-                which read that it is there, and conflicts if it is not.
+            state: has the names of tables, and which were dropped. No member may write to a table that was dropped
+                before it, or by a name that means another one now, but an operation, which knows what there is, and a
+                transaction, which read that it is there, and conflicts if it is not.
         """
         if self._validated:
             return
@@ -101,6 +103,8 @@ class Group:
         # What the members before it write; looked up by key, since a group may have a thousand members.
         own = History() if reading and len(members) > 1 else None
         pending = Pending(reads) if operating else None
+        names: object = state.cache.names.now
+        dropped: AbstractSet[int] = state.cache.names.dropped
         accepted: list[CommitRequest] = []
         for member in members:
             member.error = None
@@ -114,8 +118,8 @@ class Group:
                     member.writes = EncodedBatch(batch, member.operation.extension) if batch else NOTHING
                 except (Error, OSError, LookupError, TypeError, ValueError, OverflowError) as error:
                     member.error = error
-            elif gone and member.reads is None:
-                member.error = _of_a_table_that_is_gone(member.writes, gone)
+            elif member.reads is None and isinstance(member.writes, EncodedBatch) and member.writes.batch.others:
+                member.error = _is_refused(member.writes.batch, names, dropped)
             seqno = Seqno(first + len(accepted))
             if member.error is None and isinstance(member.writes, EncodedBatch) and member.writes.has_stamped:
                 try:
@@ -130,6 +134,10 @@ class Group:
                 own.record(seqno, written.writes, written.ranges, Seqno(0), written.parts())
             if pending is not None:
                 pending.write(member.writes.batch)
+            if isinstance(member.writes, EncodedBatch) and member.writes.batch.others:
+                if any(changes_names(*part) for part in member.writes.batch.parts()):
+                    names = None
+                dropped = dropped | self._dropped_by(member)
             accepted.append(member)
         self._accepted = accepted
         self._first = first
@@ -187,9 +195,18 @@ class Group:
 
     # -- publish --------------------------------------------------------------------------------
 
+    @staticmethod
+    def _dropped_by(member: CommitRequest) -> set[int]:
+        dropped = None if member.operation is None else member.operation.dropped
+        return set() if dropped is None else {dropped}
+
     def publish(self, state: State, publisher: Publisher) -> None:
         """Make the accepted members visible, and give each its seqno."""
         accepted = self._accepted
+        for member in accepted:
+            if member.operation is not None:
+                # Before it is visible; it is on its way.
+                state.cache.names.dropped.update(self._dropped_by(member))
         several = accepted if len(accepted) > 1 else ()
         puts = [member.writes for member in several if isinstance(member.writes, LonePut)]
         if puts and len(puts) == len(accepted):
@@ -223,11 +240,12 @@ class Group:
                 member.error = error
 
 
-def _of_a_table_that_is_gone(
-    writes: Writes, gone: Mapping[int, AbstractSet[object]]
-) -> TableNotFoundError | None:
-    parts = writes.batch.parts() if isinstance(writes, EncodedBatch) else ()
-    return next((TableNotFoundError(table) for table, _ in parts if gone.get(table)), None)
+def _is_refused(batch: WriteBatch, names: object, dropped: AbstractSet[int]) -> TableNotFoundError | None:
+    """The error of a commit to tables that were found by names which mean others now, or that were dropped."""
+    parts = batch.parts()
+    if batch.names is not None and batch.names is not names:
+        return TableNotFoundError(parts[0][0] if parts else 0)
+    return next((TableNotFoundError(table) for table, _ in parts if table in dropped), None)
 
 
 def _append_small(member: CommitRequest, log: LogWriter, pressure: Pressure) -> None:

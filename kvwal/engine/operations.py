@@ -106,6 +106,8 @@ class Update:
 
     __slots__ = ("_function", "_table", "extension", "key", "new", "old")
 
+    dropped: Final = None
+
     def __init__(
         self, key: bytes, function: Callable[[Value], Value], extension: Extension | None = None, table: int = 0
     ) -> None:
@@ -138,6 +140,8 @@ class PopEdge:
     __slots__ = ("_bounds", "_reverse", "_table", "pair")
 
     extension: Final = None
+
+    dropped: Final = None
 
     def __init__(self, bounds: KeyRange, *, reverse: bool, table: int = 0) -> None:
         self._bounds = bounds

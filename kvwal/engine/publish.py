@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
+from typing import Final
 
 from kvwal.batch import WriteBatch
 from kvwal.engine.gaps import Gaps
@@ -23,7 +24,17 @@ from kvwal.engine.state import State
 from kvwal.engine.value import Value
 from kvwal.keys import KeyRange, Seqno
 
-__all__ = ["Publisher"]
+__all__ = ["Publisher", "changes_names"]
+
+# Table 1 has the names of tables: in rows with keys that begin so (see tables.py).
+_NAMES_TABLE: Final = 1
+_NAME: Final = b"\x01"
+
+
+def changes_names(table: int, part: WriteBatch) -> bool:
+    """Whether what a commit writes to a table may change which table a name means."""
+    return table == _NAMES_TABLE and (bool(part.ranges) or any(key.startswith(_NAME) for key in part.writes))
+
 
 
 class Publisher:
@@ -124,6 +135,8 @@ class Publisher:
         if parts:
             rows = dict(rows)
             for table, part in parts:
+                if changes_names(table, part):
+                    cache.names.now = object()
                 token = cache.token(table)
                 rows.update({(token, key): value for key, value in part.writes.items()})
                 deletes = deletes or bool(part.ranges)

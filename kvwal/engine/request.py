@@ -48,6 +48,11 @@ class Operation(Protocol):
         """What the commit says of itself beside its writes."""
         ...
 
+    @property
+    def dropped(self) -> int | None:
+        """The id of the table that it drops, if it does."""
+        ...
+
     def evaluate(self, newest: Newest) -> WriteBatch | None:
         """What to write, None for nothing; the result is kept for the caller. What it raises refuses the commit."""
         ...

@@ -21,7 +21,7 @@ from typing import Final, TypeAlias
 from kvwal.engine.memtable import Memtable
 from kvwal.engine.value import MISSING, Missing, Value
 
-__all__ = ["Row", "RowCache"]
+__all__ = ["Names", "Row", "RowCache"]
 
 Row: TypeAlias = bytes | tuple[object, bytes]
 """What a row is found by: its key; in a table other than 0 also a token of the table, which no caller can have."""
@@ -36,10 +36,32 @@ _FIRST_PARTS: Final = 2
 _MOST_PARTS: Final = 12
 
 
+class Names:
+    """What names of tables mean."""
+
+    __slots__ = ("dropped", "now")
+
+    def __init__(self) -> None:
+        #: Another object whenever a name may mean another table than before. Changes with the rows.
+        self.now = object()
+        #: Ids of tables that a commit of this opening dropped.
+        self.dropped: set[int] = set()
+
+
 class RowCache:
     """Newest values by key, within a budget of memory."""
 
-    __slots__ = ("_aside", "_budget_bytes", "_parts", "_resize_pages", "_tokens", "budget", "bytes_used", "rows")
+    __slots__ = (
+        "_aside",
+        "_budget_bytes",
+        "_parts",
+        "_resize_pages",
+        "_tokens",
+        "budget",
+        "bytes_used",
+        "names",
+        "rows",
+    )
 
     def __init__(self, budget_bytes: int, resize_pages: Callable[[int], None]) -> None:
         """`budget_bytes` is shared with the page cache, which `resize_pages` gives what the rows do not take."""
@@ -47,6 +69,8 @@ class RowCache:
         # Rows from before a range was deleted: right unless a range covers them.
         self._aside: dict[Row, Value] | None = None
         self._tokens: dict[int, object] = {}
+        #: Which tables the names of tables mean.
+        self.names: Final = Names()
         self._budget_bytes = budget_bytes
         self._resize_pages = resize_pages
         #: Estimate of the memory of the rows. What was set aside counts until it is dropped.

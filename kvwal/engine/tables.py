@@ -6,8 +6,9 @@ made with. One row of kind 2 has the next ids. A table is made by the commit tha
 A commit by name is an operation: the leader looks the name up among what is newest. That takes a little longer than a
 commit to an id, so one whose id was known goes the short way.
 
-Invariant: no commit writes to a table that was dropped before it. An id is in `gone` before the commit that drops it is
-asked for, and the leader refuses what comes the short way with such an id: it has to go by name.
+Invariant: no commit writes to a table that was dropped before it, or by a name that meant another table before it. The
+leader refuses what comes the short way when the names have changed since it was asked for (`Names.now`), also in its
+own group: it has to go by name. A commit for ids is refused if one of them was dropped.
 """
 
 from __future__ import annotations
@@ -193,6 +194,8 @@ class InTable:
 
     __slots__ = ("_fill", "_key", "_name", "_value", "extension", "row")
 
+    dropped: Final = None
+
     def __init__(
         self,
         name: str,
@@ -239,6 +242,8 @@ class MakeTable:
 
     extension: Final = None
 
+    dropped: Final = None
+
     def __init__(self, name: str, codecs: tuple[CodecName, CodecName]) -> None:
         self._name = name
         self._key, self._value = codecs
@@ -260,6 +265,8 @@ class InDefaultTable:
     """A commit to table 0: `fill` as in `InTable`."""
 
     __slots__ = ("_fill", "extension")
+
+    dropped: Final = None
 
     def __init__(self, fill: Callable[[Newest, WriteBatch], None], extension: Extension | None) -> None:
         self._fill = fill
@@ -288,12 +295,13 @@ def raise_codecs(row: TableRow, key: CodecName, value: CodecName, system: WriteB
 class Drop:
     """Drop a table: everything in it, and its row. TableNotFoundError."""
 
-    __slots__ = ("_id", "_name", "extension")
+    __slots__ = ("_id", "_name", "dropped", "extension")
 
     def __init__(self, row: TableRow, extension: Extension | None = None) -> None:
-        """Requires: the id of the row is in `Tables.gone`."""
         self._name = row.name
         self._id = row.id
+        #: See `Operation`.
+        self.dropped: int | None = None
         self.extension = extension
 
     def evaluate(self, newest: Newest) -> WriteBatch | None:
@@ -302,6 +310,7 @@ class Drop:
         if row is None or row.id != self._id:
             raise TableNotFoundError(self._name)
         batch = WriteBatch()
+        self.dropped = row.id
         batch.table(row.id).delete_range()
         batch.table(SYSTEM_TABLE).delete(row_key(self._name))
         return batch
@@ -311,6 +320,8 @@ class Rename:
     """Give a table another name. TableNotFoundError, TableExistsError."""
 
     __slots__ = ("_name", "_new", "extension")
+
+    dropped: Final = None
 
     def __init__(self, name: str, new: str, extension: Extension | None = None) -> None:
         self._name = name
@@ -336,16 +347,11 @@ class Rename:
 class Tables:
     """The named tables of one open store. Thread-safe: each change is one step."""
 
-    __slots__ = ("_reads", "_state", "gone", "version")
+    __slots__ = ("_reads", "_state")
 
-    def __init__(self, state: State, reads: Reads, gone: dict[int, set[Drop]]) -> None:
+    def __init__(self, state: State, reads: Reads) -> None:
         self._state = state
         self._reads = reads
-        #: Ids of tables that were dropped, or are being dropped, and by what; looked at by the commit leader.
-        self.gone = gone
-        #: Another one whenever a name may mean another table than before: what was known is asked for again then.
-        self.version = object()
-
     def row(self, name: str, *, cached_only: bool = False) -> TableRow | None:
         """The row of a table now; None if there is none. `cached_only`: as in `Reads.read`."""
         self._state.refuse_if_gone()

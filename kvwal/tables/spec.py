@@ -99,8 +99,9 @@ class TableSpec(Generic[K, V]):
         codec = self.key
         if isinstance(codec, TupleCodec):
             return codec.between(start, stop)
-        first = b"" if start is None else codec.encode(start)
-        return KeyRange(first, None if stop is None else codec.encode(stop))
+        # Checked: None from a codec that is at fault would be no bound.
+        first = b"" if start is None else self.encode_key(start)
+        return KeyRange(first, None if stop is None else self.encode_key(stop))
 
     def prefix(self, prefix: Any) -> KeyRange:
         """The keys that begin with this: a str, bytes, or the leading parts of a tuple (one part may stand alone)."""

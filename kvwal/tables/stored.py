@@ -35,7 +35,7 @@ class StoredTable(OrderedMapping):
         self._cache = engine.state.cache
         self._tables = engine.tables
         self._spec = spec
-        # The version of all names that it is of, the id, what its rows in the cache are found by, and whether the table
+        # The state of all names that it is of, the id, what its rows in the cache are found by, and whether the table
         # knows these versions of its codecs.
         self._known: tuple[object, int, object, bool] | None = None
 
@@ -45,24 +45,28 @@ class StoredTable(OrderedMapping):
         `cached_only`: as in `Reads.read`.
         """
         tables, known = self._tables, self._known
-        if known is not None and known[0] is tables.version:
+        if known is not None and known[0] is self._cache.names.now:
             return known[1]
         if self._spec.is_default:
             return 0
         # Before the name is looked up.
-        version = tables.version
+        names = self._cache.names.now
         row = tables.row(self._spec.name, cached_only=cached_only)
         if row is None:
             return None
         check_codecs(row, *self._spec.codecs)
         is_current = (row.key, row.value) == self._spec.codecs
-        self._known = (version, row.id, self._cache.token(row.id), is_current)
+        self._known = (names, row.id, self._cache.token(row.id), is_current)
         return row.id
 
-    def to_write(self, *, cached_only: bool = False) -> int | None:
-        """The id, if the table is there, and knows these versions of its codecs."""
+    def to_write(self, *, cached_only: bool = False) -> tuple[int, object] | None:
+        """The id, if the table is there, and knows these versions of its codecs; and for `WriteBatch.names`."""
+        if self._spec.is_default:
+            return 0, None
         table, known = self.id(cached_only=cached_only), self._known
-        return table if known is None or known[3] else None
+        if table is None or known is None or known[1] != table or not known[3]:
+            return None
+        return table, known[0]
 
     def ask_again(self) -> None:
         """A commit by name is over: the table may be there now, and may know these versions of its codecs."""
@@ -84,7 +88,7 @@ class StoredTable(OrderedMapping):
     def read(self, key: bytes, *, cached_only: bool = False) -> Value:
         """The value of a key now. `cached_only`: as in `Reads.read`."""
         known = self._known
-        if known is not None and known[0] is self._tables.version:
+        if known is not None and known[0] is self._cache.names.now:
             # Hot: one dict hit, as in `Store.get`.
             try:
                 return self._cache.rows[known[2], key]
@@ -145,7 +149,7 @@ class Waiting:
         self._engine = engine
         self._stored = stored
 
-    async def to_write(self) -> int | None:
+    async def to_write(self) -> tuple[int, object] | None:
         """See `Way`."""
         return self._stored.to_write()
 

@@ -66,7 +66,7 @@ _AS_USUAL: Final = How()
 class Way(Protocol):
     """How a table is looked up and written: by a thread, or by a task."""
 
-    async def to_write(self) -> int | None:
+    async def to_write(self) -> tuple[int, object] | None:
         """See `StoredTable.to_write`."""
         ...
 
@@ -99,9 +99,10 @@ def into(puts: WriteBatch, part: WriteBatch) -> None:
 
 async def _write(way: Way, spec: TableSpec[Any, Any], fill: Callable[[WriteBatch], None], how: How) -> Seqno:
     """Commit what `fill` writes to a batch; it may be called twice. Makes the table if that puts something."""
-    table = await way.to_write()
-    if table is not None:
+    found = await way.to_write()
+    if found is not None:
         batch = WriteBatch()
+        table, batch.names = found
         fill(batch.part(table))
         try:
             return await way.commit(batch, how)
@@ -163,9 +164,9 @@ async def bring_back(way: Way, spec: TableSpec[Any, Any], key: bytes, value: Val
 
 async def made(way: Way, spec: TableSpec[Any, Any]) -> int:
     """The id of the table; an empty one is made if there is none."""
-    while (table := await way.to_write()) is None:
+    while (found := await way.to_write()) is None:
         await way.operate(MakeTable(spec.name, spec.codecs), _AS_USUAL)
-    return table
+    return found[0]
 
 
 async def _take_edge(

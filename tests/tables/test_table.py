@@ -13,6 +13,9 @@ from store_fixtures import check_store, problems_of, run_threads
 
 import kvwal
 from kvwal import codecs
+from kvwal.engine.request import CommitRequest
+from kvwal.engine.tables import Drop, Rename
+from kvwal.engine.writes import EncodedBatch
 from kvwal.errors import (
     ClosedError,
     CodecError,
@@ -624,28 +627,79 @@ def test_writers_of_a_table_that_is_dropped_and_renamed_leave_nothing_behind(db:
     assert problems_of(db) == []
 
 
-def test_a_drop_that_failed_beside_one_that_did_not_refuses_nothing_that_is_there(
-    disk: SimulatedDisk, db: kvwal.Store
-) -> None:
+def test_a_name_means_another_table_from_the_moment_that_the_commit_is_seen(db: kvwal.Store) -> None:
+    """There was a thread between the two: the one that renamed told the others when its call returned."""
     users = db.table("users", str, int)
     users["a"] = 1
-    table = users.id
-    assert table is not None
+    real = db.engine.commit
+    seen: list[Any] = []
 
-    def refuse(operation: object) -> int:
-        raise kvwal.DiskFullError("/kv", "it is full")
+    def commit(request: Any) -> Any:
+        seqno = real(request)
+        if request.operation is not None and not seen:
+            # The commit is visible, and the call not over.
+            seen.append((users.get("a"), users.put("b", 2), users.get("b"), dict(db.table("users", str, int))))
+        return seqno
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(db, "_rename", refuse)
-        with pytest.raises(kvwal.DiskFullError):
-            db.drop_table("users")
-    # It is there, and may be written to by its id.
-    with db.batch() as batch:
-        batch.table(table).put(b"b", codecs.value_codec(int).encode(2))
-    assert users == {"a": 1, "b": 2}
-    db.drop_table("users")
-    with pytest.raises(TableNotFoundError), db.batch() as batch:
-        batch.table(table).put(b"c", b"")
+        patch.setattr(db.engine, "commit", commit)
+        db.rename_table("users", "people")
+    assert seen[0][0] is None
+    assert seen[0][2:] == (2, {"b": 2})
+    assert db.table("people", str, int) == {"a": 1}
+    seen.clear()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(db.engine, "commit", commit)
+        db.drop_table("users")
+    assert seen[0][2:] == (2, {"b": 2})
+    assert users == {"b": 2}
+
+
+@pytest.mark.parametrize("what", ["rename", "drop"])
+def test_a_put_behind_a_rename_or_drop_in_its_group_goes_by_name(db: kvwal.Store, what: str) -> None:
+    users = db.table("users", str, int)
+    users["a"] = 1
+    row = db.engine.tables.row("users")
+    assert row is not None
+    batch = kvwal.WriteBatch()
+    found = users._stored.to_write()
+    assert found is not None
+    table, batch.names = found
+    batch.table(table).put(b"b", b"x" * 8)
+    by_id = kvwal.WriteBatch()
+    by_id.table(table).put(b"c", codecs.value_codec(int).encode(3))
+    operation: Any = Rename("users", "people") if what == "rename" else Drop(row)
+    requests = [
+        CommitRequest(sync=False, operation=operation),
+        CommitRequest(EncodedBatch(batch), sync=False),
+        CommitRequest(EncodedBatch(by_id), sync=False),
+    ]
+    db.engine.queue.submit(requests)
+    assert requests[0].error is None
+    assert isinstance(requests[1].error, TableNotFoundError)
+    # What is for an id goes with the table, wherever its name went.
+    assert isinstance(requests[2].error, TableNotFoundError) == (what == "drop")
+    assert users == {}
+    if what == "rename":
+        assert db.table("people", str, int) == {"a": 1, "c": 3}
+
+
+def test_a_codec_that_makes_no_bytes_of_a_bound_deletes_nothing(db: kvwal.Store) -> None:
+    class Forgets:
+        name, version, ordered = "forgets", 1, True
+
+        def encode(self, value: str) -> bytes:
+            return None if value == "x" else value.encode()  # type: ignore[return-value]
+
+        def decode(self, data: bytes) -> str:
+            return data.decode()
+
+    table = db.table("t", Forgets(), bytes)
+    table.update({"a": b"", "z": b""})
+    for bounds in (("x", "y"), ("a", "x")):
+        with pytest.raises(TypeError):
+            table.delete_range(*bounds)
+    assert list(table) == ["a", "z"]
 
 
 def test_a_queue_of_threads_takes_each_once(db: kvwal.Store) -> None:
