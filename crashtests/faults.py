@@ -125,6 +125,7 @@ class FaultCase:
         except _Stop:
             pass
         self.session.disk.heal()
+        self.session.unreadable = None
         self._after()
 
     def _arm(self) -> None:
@@ -148,6 +149,7 @@ class FaultCase:
             path = before[-1].path
             nth = sum(operation.name == "pread" and operation.path == path for operation in before)
             disk.fail("pread", nth, way.error, forever=True, path=path)
+            self.session.unreadable = path.rpartition("/")[2]
             return
         nth = sum(operation.name == "pwrite" for operation in before)
         if way.effect == "lost":
