@@ -144,6 +144,7 @@ class WriteBatch:
         other.writes = dict(self.writes)
         other.ranges = list(self.ranges)
         other.stamped = None if self.stamped is None else set(self.stamped)
+        other.names = self.names
         if self.others is not None:
             other.others = {table_id: batch.copy() for table_id, batch in self.others.items()}
         return other

@@ -655,6 +655,24 @@ def test_a_name_means_another_table_from_the_moment_that_the_commit_is_seen(db: 
     assert users == {"b": 2}
 
 
+def test_a_put_with_a_stamp_that_is_tried_again_after_a_rename_goes_by_name(db: kvwal.Store) -> None:
+    """As after a full disk. The keys were filled in at the first time, in a batch of its own."""
+    users = db.table("users", tuple[codecs.Versionstamp], int)
+    users.put((kvwal.SEQNO,), 1)
+    found = users._stored.to_write()
+    assert found is not None
+    batch = kvwal.WriteBatch()
+    table, batch.names = found
+    batch.table(table).put_stamped(b"\x33", b"x" * 8)
+    request = CommitRequest(EncodedBatch(batch), sync=False)
+    assert isinstance(request.writes, EncodedBatch)
+    request.writes = request.writes.filled(db.last_seqno + 1)
+    db.rename_table("users", "people")
+    db.engine.queue.submit([request])
+    assert isinstance(request.error, TableNotFoundError)
+    assert len(db.table("people", tuple[codecs.Versionstamp], int)) == 1
+
+
 @pytest.mark.parametrize("what", ["rename", "drop"])
 def test_a_put_behind_a_rename_or_drop_in_its_group_goes_by_name(db: kvwal.Store, what: str) -> None:
     users = db.table("users", str, int)
