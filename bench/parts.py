@@ -13,11 +13,13 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from rich.console import Console
+from rich.status import Status
 from rich.table import Table
 
 from bench.results import Figure
@@ -98,9 +100,7 @@ def run_parts(
         directory = Path(tempfile.mkdtemp(prefix=f"{name}-", dir=given.dir))
         try:
             with console.status(f"{name} ...") as status:
-                said = parts[name].run(
-                    Setting(directory, given, rounds, lambda text, name=name: status.update(f"{name}: {text}"))  # type: ignore[misc]
-                )
+                said = parts[name].run(Setting(directory, given, rounds, partial(_say, status, name)))
             _show(console, f"{name}: {parts[name].help}", said)
         except Wrong as error:
             console.print(f"[bold red]{name}: {error}[/bold red]")
@@ -108,6 +108,10 @@ def run_parts(
         finally:
             shutil.rmtree(directory)
     return 1 if failed else 0
+
+
+def _say(status: Status, name: str, text: str) -> None:
+    status.update(f"{name}: {text}")
 
 
 def _show(console: Console, title: str, lines: Sequence[Line]) -> None:

@@ -87,4 +87,4 @@ def _checkpoint(db: kvwal.Store, random: Random) -> _Cost:
 
 
 def _median(costs: list[_Cost]) -> _Cost:
-    return _Cost(*(median(each) for each in zip(*costs, strict=True)))  # type: ignore[arg-type]
+    return _Cost(*(median(each) for each in zip(*costs, strict=True)))  # type: ignore[arg-type]  # numbers

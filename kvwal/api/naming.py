@@ -69,7 +69,7 @@ class Naming:
         self.engine.state.refuse_if_gone()
         table: Table[Any, Any] = Table(self.engine, TableSpec(name, key, value), self)
         # Raises now if it has other codecs.
-        table.id  # noqa: B018
+        table.id  # noqa: B018  # it raises if the table has other codecs
         return table
 
     @overload

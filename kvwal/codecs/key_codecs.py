@@ -94,7 +94,7 @@ SINGLE: Final[dict[Any, OrderedFunctions[Any]]] = {
 def key_codec(spec: KeyCodec[T]) -> KeyCodec[T]: ...
 @overload
 # What is returned for a tuple is a key codec of that tuple, too.
-def key_codec(spec: type[Parts]) -> TupleCodec[Parts]: ...  # type: ignore[overload-overlap]
+def key_codec(spec: type[Parts]) -> TupleCodec[Parts]: ...  # type: ignore[overload-overlap]  # it is one of both
 @overload
 def key_codec(spec: type[T]) -> KeyCodec[T]: ...
 def key_codec(spec: Any) -> Any:
