@@ -27,9 +27,11 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Final
 
 from kvwal.engine.group import Group, Pressure
+from kvwal.engine.judge import Judge
 from kvwal.engine.memtable import ENTRY_OVERHEAD_BYTES
 from kvwal.engine.occ import History
 from kvwal.engine.publish import Publisher
@@ -73,9 +75,8 @@ class CommitQueue:
     ) -> None:
         self._log = log
         self._state = state
-        self._reads = reads
         self._publisher = publisher
-        self._history = history
+        self._judging = partial(Judge, reads, history, state)
         self._pressure = pressure
         self._events = events
         self._listeners = events.listeners
@@ -264,12 +265,12 @@ class CommitQueue:
 
     def _commit_group(self, group: Group) -> None:
         """The steps of a commit. May be begun anew after an interruption."""
-        group.validate(self._log.last_seqno, self._reads, self._history, self._state)
+        group.validate(self._log.last_seqno, self._judging)
         if self._listeners and not group.began:
             group.began_s = self._now_s()
         if not group.logged:
             log = self._log
-            group.append(log, self._pressure)
+            group.append(log, self._pressure, self._judging)
             if group.sync:
                 began_s = self._now_s()
                 log.sync()
