@@ -136,7 +136,7 @@ class Group:
             return
         first = accepted[0].writes
         if len(accepted) == 1 and isinstance(first, LonePut):
-            log.append_put(first.key, first.value)
+            log.append_put(first.key, first.value, first.table)
         else:
             log.append([member.writes.body for member in accepted])
 
@@ -170,7 +170,7 @@ class Group:
                 # Before it is visible; it is on its way.
                 state.cache.names.dropped.update(dropped_by(member))
         several = accepted if len(accepted) > 1 else ()
-        puts = [member.writes for member in several if isinstance(member.writes, LonePut)]
+        puts = [member.writes for member in several if isinstance(member.writes, LonePut) and not member.writes.table]
         if puts and len(puts) == len(accepted):
             if self._last > state.seqno:
                 size = sum(put.size for put in puts) + ENTRY_OVERHEAD_BYTES * len(puts)
@@ -183,7 +183,8 @@ class Group:
             if seqno > state.seqno:
                 writes = member.writes
                 if isinstance(writes, LonePut):
-                    publisher.publish_put(seqno, writes.key, writes.value, writes.size + ENTRY_OVERHEAD_BYTES)
+                    size = writes.size + ENTRY_OVERHEAD_BYTES
+                    publisher.publish_put(seqno, writes.key, writes.value, size, writes.table)
                 else:
                     publisher.publish(seqno, writes.batch, writes.size)
             member.seqno = seqno

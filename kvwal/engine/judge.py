@@ -17,7 +17,7 @@ from kvwal.engine.publish import changes_names
 from kvwal.engine.reads import Reads
 from kvwal.engine.request import CommitRequest
 from kvwal.engine.state import State
-from kvwal.engine.writes import NOTHING, EncodedBatch
+from kvwal.engine.writes import NOTHING, EncodedBatch, LonePut
 from kvwal.errors import Error, TableNotFoundError
 from kvwal.keys import Seqno
 
@@ -56,7 +56,10 @@ class Judge:
                 member.writes = EncodedBatch(batch, member.operation.extension) if batch else NOTHING
             except (Error, OSError, LookupError, TypeError, ValueError, OverflowError) as error:
                 member.error = error
-        elif member.reads is None and isinstance(member.writes, EncodedBatch) and member.writes.batch.others:
+        elif member.reads is None and isinstance(member.writes, LonePut):
+            if member.writes.table and member.writes.names is not self._names:
+                member.error = TableNotFoundError(member.writes.table)
+        elif member.reads is None and member.writes.batch.others:
             member.error = self._refusal(member.writes.batch)
         if member.error is None and isinstance(member.writes, EncodedBatch) and member.writes.has_stamped:
             try:
@@ -80,6 +83,7 @@ class Judge:
             self._own.record(seqno, written.writes, written.ranges, Seqno(0), written.parts())
         if self._pending is not None:
             self._pending.write(member.writes.batch)
+        # A put alone goes to a table of users.
         if isinstance(member.writes, EncodedBatch) and member.writes.batch.others:
             if any(changes_names(*part) for part in member.writes.batch.parts()):
                 self._names = None

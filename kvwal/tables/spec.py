@@ -13,7 +13,7 @@ from kvwal.db.mapping import Bounds
 from kvwal.engine.tables import CodecName, as_table_name
 from kvwal.keys import MAX_KEY_BYTES, MAX_VALUE_BYTES, KeyRange, as_key, as_value, stop_of_prefix
 
-__all__ = ["OfTable", "SubSpec", "TableSpec"]
+__all__ = ["OfTable", "SubSpec", "TableSpec", "is_stamped"]
 
 K = TypeVar("K")
 V = TypeVar("V")
@@ -22,6 +22,11 @@ V = TypeVar("V")
 class _Writable(Protocol):
     def put(self, key: bytes, value: bytes) -> None: ...
     def put_stamped(self, head: bytes, value: bytes) -> None: ...
+
+
+def is_stamped(codec: KeyCodec[Any], key: object) -> bool:
+    """Whether the commit is to fill in the last part of a key."""
+    return isinstance(key, tuple) and key[-1:] == (SEQNO,) and isinstance(codec, TupleCodec)
 
 
 class TableSpec(Generic[K, V]):
@@ -51,7 +56,8 @@ class TableSpec(Generic[K, V]):
         """Put a pair into a batch or a transaction. The last part of a tuple may be `SEQNO`."""
         codec = self.key
         encoded = self.value.encode(value)
-        if isinstance(codec, TupleCodec) and isinstance(key, tuple) and key[-1:] == (SEQNO,):
+        if is_stamped(codec, key):
+            assert isinstance(codec, TupleCodec)
             place, offset = codec.place(key)
             part.put_stamped(place[:offset], encoded)
         else:
