@@ -24,7 +24,7 @@ from kvwal.errors import TableNotFoundError
 from kvwal.keys import KeyRange, Seqno, as_int
 from kvwal.log import extension_of
 from kvwal.options import Durability
-from kvwal.tables.spec import TableSpec
+from kvwal.tables.spec import TableSpec, is_stamped
 
 __all__ = ["How", "Way", "Writing", "at_once", "bring_back", "into", "made", "remove"]
 
@@ -76,6 +76,10 @@ class Way(Protocol):
 
     async def read_edge(self, bounds: KeyRange, *, reverse: bool) -> None:
         """Read the first pair of a range, or in reverse the last one, so that the commit leader need not."""
+        ...
+
+    async def put(self, key: bytes, value: bytes, durability: Durability | None) -> Seqno | None:
+        """Put a value if the table is known; None if it is not. The quickest way. See `StoredTable.put`."""
         ...
 
     async def commit(self, batch: WriteBatch, how: How) -> Seqno:
@@ -212,6 +216,10 @@ class Writing(Generic[K, V]):
         The last part of a tuple may be `kvwal.SEQNO`: see `kvwal.Table.put`.
         """
         spec = self._spec
+        if meta is None and not is_stamped(spec.key, key):
+            seqno = await self._way.put(spec.encode_key(key), spec.encode_value(value), durability)
+            if seqno is not None:
+                return seqno
         puts = WriteBatch()
         spec.put_into(puts, key, value)
         return await _write(self._way, spec, partial(into, puts), How(durability, meta))
