@@ -18,6 +18,7 @@ import struct
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any, Final
 
 from kvwal.batch import WriteBatch
@@ -114,6 +115,8 @@ def encode_row(row: TableRow) -> bytes:
     return json.dumps(members, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
 
 
+# The commit leader asks for the same rows over and over.
+@lru_cache(maxsize=64)
 def decode_row(key: bytes, value: bytes) -> TableRow:
     """What `encode_row` was given. CorruptionError for bytes that are none, FormatError for a newer version's."""
     try:
@@ -220,7 +223,8 @@ class InTable:
             self._fill(newest.table(row.id), batch.table(row.id))
             if not len(batch):
                 return None
-            raise_codecs(row, self._key, self._value, batch.table(SYSTEM_TABLE))
+            if (row.key, row.value) != (self._key, self._value):
+                raise_codecs(row, self._key, self._value, batch.table(SYSTEM_TABLE))
             return batch
         part = WriteBatch()
         self._fill(_Nothing(), part)
