@@ -143,6 +143,21 @@ def test_the_commit_leader_refuses_what_came_after_the_look_before(
             monkeypatch.undo()
 
 
+def test_what_comes_meanwhile_counts_only_beyond_the_position(
+    recorder: KvwalDCBRecorder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recorder.append([made("t", "seat")])
+
+    def late(wanted: Any, after: int, until: int) -> Iterator[DCBSequencedEvent]:
+        recorder.append([made("t", "seat")] * 2)
+        return iter(())
+
+    monkeypatch.setattr(recorder, "_matching", late)
+    assert recorder.append([made("t", "seat")], DCBAppendCondition(tagged("seat"), after=3)) == 4
+    with pytest.raises(IntegrityError):
+        recorder.append([made("t", "seat")], DCBAppendCondition(tagged("seat"), after=5))
+
+
 def test_more_events_than_one_read_takes(recorder: KvwalDCBRecorder) -> None:
     count = 3 * CHUNK + 1
     recorder.append([made("t", "all", "odd" if n % 2 else "even") for n in range(count)])

@@ -489,6 +489,9 @@ def test_large_states_come_back_and_bound_what_a_read_holds(recorder: KvwalProce
     assert [each.state for each in recorder.select_notifications(1, 9)] == states
     found, position = recorder.read_on(0, frozenset())
     assert (len(found), position) == (2, 2)
+    reading = cast(Any, recorder._events.events(0, 4))
+    assert next(reading)[0] == 1
+    assert len(reading.gi_frame.f_locals["chunk"]) == 2
     with recorder.subscribe() as subscription:
         assert [next(subscription).state for _ in states] == states
 
