@@ -130,7 +130,7 @@ def _insert(threads: int, count: int, name: str, path: Path) -> float:
 def _filled(count: int, name: str, path: Path) -> tuple[Any, Any]:
     factory, recorder = _recorder(name, path)
     for first in range(0, count, 1000):
-        recorder.insert_events(_events(first, 1000))
+        recorder.insert_events(_events(first, min(1000, count - first)))
     factory.close()
     return _recorder(name, path)
 

@@ -22,7 +22,7 @@ from kvwal.engine.request import CommitRequest, Newest
 from kvwal.engine.tables import InTable
 from kvwal.errors import closed
 from kvwal.eventsourcing.failures import encoding, raising_persistence_errors
-from kvwal.eventsourcing.rows import EVENT, LAST, Key, encode_id, event_key, id_of
+from kvwal.eventsourcing.rows import EVENT, LAST, Key, encode_id, event_key, id_of, last_of
 from kvwal.eventsourcing.waking import Wakeups
 from kvwal.tables.spec import TableSpec
 
@@ -84,15 +84,16 @@ class New:
 
 @dataclass(frozen=True, slots=True)
 class Tracked:
-    """A position to track: the key of its row, and the id, which must be above the one that is there."""
+    """A position to track: the key and the value of its row, and the id, which must be above the one that is there."""
 
     key: bytes
+    value: bytes
     id: int
 
     def refusal(self, found: bytes | None) -> str | None:
         """Why it cannot be tracked, if `found` is what is there."""
         if found is not None and id_of(found) >= self.id:
-            return f"notification {self.id} is not above {id_of(found)}, which is tracked already"
+            return "the position is not above the one that is tracked already"
         return None
 
 
@@ -114,7 +115,7 @@ class EventTable:
 
     def last(self) -> int:
         """The id that was given last; 0 if there is no event."""
-        return id_of(self._raw.get(LAST))
+        return last_of(self._raw.get(LAST))
 
     def scan(
         self, start: bytes, stop: bytes, *, reverse: bool = False, limit: int | None = None
@@ -183,9 +184,10 @@ class EventTable:
         refused: str | None = None
         ids = range(0)
 
+        # The commit leader calls it: it raises nothing but what the leader expects of an operation.
         def fill(newest: Newest, part: WriteBatch) -> None:
             nonlocal refused, ids
-            last = id_of(newest.get(LAST))
+            last = last_of(newest.get(LAST))
             refused = refusal(newest, last)
             if tracked is not None and refused is None:
                 refused = tracked.refusal(newest.get(tracked.key))
@@ -206,7 +208,7 @@ class EventTable:
             if events:
                 writes[LAST] = encode_id(ids[-1])
             if tracked is not None:
-                writes[tracked.key] = encode_id(tracked.id)
+                writes[tracked.key] = tracked.value
 
         if events or tracked is not None:
             self._operate(fill)

@@ -212,7 +212,7 @@ class KvwalTrackingRecorder(_KvwalRecorder, TrackingRecorder):
             refusal = tracked.refusal(within.get(key))
             if refusal is not None:
                 raise IntegrityError(refusal)
-            within.put(key, encode_id(tracked.id))
+            within.put(key, tracked.value)
             function(txn)
 
         self.store.run(in_transaction)
@@ -244,16 +244,14 @@ class KvwalTrackingRecorder(_KvwalRecorder, TrackingRecorder):
                     raise WaitInterruptedError
                 left_s = deadline - monotonic()
                 if left_s <= 0:
-                    raise TimeoutError(
-                        f"notification {notification_id} of {application_name!r} was not processed within {timeout} s"
-                    )
+                    raise TimeoutError(f"the notification of {application_name!r} was not processed in {timeout} s")
                 self._events.datastore.refuse_if_over()
                 wakeups.wait(left_s if interrupt is None else min(left_s, _INTERRUPT_S))
 
 
 def _tracked(tracking: Tracking) -> Tracked:
-    encode_id(tracking.notification_id)
-    return Tracked(prefix("tracking", tracking.application_name), tracking.notification_id)
+    position = tracking.notification_id
+    return Tracked(prefix("tracking", tracking.application_name), encode_id(position), position)
 
 
 class KvwalProcessRecorder(KvwalTrackingRecorder, KvwalApplicationRecorder, ProcessRecorder):

@@ -58,6 +58,7 @@ __all__ = [
     "encode_stored_event",
     "event_key",
     "id_of",
+    "last_of",
     "prefix",
     "stored_event_of",
 ]
@@ -73,6 +74,7 @@ _DCB: Final = Struct("<BI")
 _UUID_BYTES: Final = 16
 # The code of an int of no bytes: of n bytes it is so much more.
 _INT: Final = 0x14
+_MAX_LAST: Final = 1 << 63
 # Of an id below 2**64.
 _MAX_ID_BYTES: Final = 9
 
@@ -116,6 +118,15 @@ def id_of(data: bytes | None) -> int:
         case (int(number),) if type(number) is int:
             return number
     raise CodecError("id", data, "they are not one int")
+
+
+def last_of(data: bytes | None) -> int:
+    """The value of the row `LAST`; 0 if there is none. CodecError."""
+    last = id_of(data)
+    if not 0 <= last < _MAX_LAST:
+        assert data is not None
+        raise CodecError("id", data, "they are no id of an event")
+    return last
 
 
 def event_key(number: int) -> bytes:

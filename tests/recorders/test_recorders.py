@@ -30,6 +30,7 @@ from eventsourcing.persistence import (
 )
 from eventsourcing.system import MultiThreadedRunner, ProcessApplication, System
 from eventsourcing.utils import Environment, get_topic
+from group_fixtures import as_one_group
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -164,9 +165,9 @@ def test_the_commit_leader_refuses_what_came_after_the_look_before(
     with pytest.raises(IntegrityError, match="already"):
         recorder.insert_events([*events(), taken], tracking=Tracking("up", 6))
     for stale in (4, 5):
-        with pytest.raises(IntegrityError, match="tracked"):
+        with pytest.raises(IntegrityError, match="tracked already"):
             recorder.insert_events(events(), tracking=Tracking("up", stale))
-        with pytest.raises(IntegrityError, match="tracked"):
+        with pytest.raises(IntegrityError, match="tracked already"):
             recorder.insert_tracking(Tracking("up", stale))
     monkeypatch.undo()
     assert ids(recorder) == [1]
@@ -474,11 +475,15 @@ def test_what_cannot_be_stored_is_refused_before_anything_is_written(recorder: K
 
 
 def test_positions_are_ints_of_any_size(recorder: KvwalProcessRecorder) -> None:
-    for position in (-(1 << 300), -1, 0, 1, (1 << 64) - 1, 1 << 64, 1 << 300):
+    for position in (-(1 << 300), -1, 0, 1, (1 << 64) - 1, 1 << 64, 1 << 300, 1 << 20_000):
         recorder.insert_tracking(Tracking("up", position))
         assert recorder.max_tracking_id("up") == position
         assert recorder.has_tracking_id("up", position)
         assert not recorder.has_tracking_id("up", position + 1)
+        with pytest.raises(IntegrityError):
+            recorder.insert_tracking(Tracking("up", position))
+        with pytest.raises(TimeoutError):
+            recorder.wait("up", position + 1, timeout=0)
 
 
 def test_large_states_come_back_and_bound_what_a_read_holds(recorder: KvwalProcessRecorder) -> None:
@@ -516,9 +521,12 @@ def test_damaged_rows_are_errors_of_the_library(recorder: KvwalProcessRecorder) 
             recorder.select_events(one.originator_id)
         with pytest.raises(DataError):
             recorder.select_notifications(None, 5)
-    table["last",] = b"nonsense"
-    with pytest.raises(DataError):
-        recorder.insert_events(events())
+    for nonsense in (b"", b"nonsense", kvwal.codecs.pack(()), *map(encode_id, (-1, 1 << 63, (1 << 8 * 65_535) - 1))):
+        table["last",] = nonsense
+        with pytest.raises(DataError):
+            recorder.insert_events(events())
+        with pytest.raises(DataError):
+            recorder.max_notification_id()
 
 
 @given(st.binary(max_size=60))
@@ -757,6 +765,32 @@ def test_a_power_cut_leaves_whole_commits_and_all_that_returned() -> None:
         datastore.close()
 
     crash_every(run, check)
+
+
+def test_a_full_disk_uses_no_ids() -> None:
+    """Inserts of one group, one of which finds no space."""
+    disk = SimulatedDisk()
+    with kvwal.open("/kv", files=disk, background=False) as db:
+        recorder = KvwalProcessRecorder(Datastore(db).table("events"))
+        insert(recorder, 1)
+        disk.capacity = disk.used_bytes() + 100_000
+        big = StoredEvent("big", 1, "t", b"x" * 3_000_000)
+
+        def tried(found: Any, number: int) -> Any:
+            try:
+                return recorder.insert_events(found, tracking=Tracking("up", number))
+            except OperationalError as error:
+                return type(error.__cause__)
+
+        results = as_one_group(
+            db, [lambda: tried(events(), 2), lambda: tried([big], 3), lambda: tried(events(), 4)]
+        )
+        assert kvwal.DiskFullError in results
+        disk.capacity = None
+        found = ids(recorder)
+        assert found == list(range(1, len(found) + 1))
+        assert found[2:] == [each for result in results if isinstance(result, list) for each in result]
+        assert recorder.insert_events(events()) == [len(found) + 1]
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="it is killed by a signal")
