@@ -72,7 +72,7 @@ class KvwalAggregateRecorder(_KvwalRecorder, AggregateRecorder):
         return None
 
     def _insert(self, stored_events: Sequence[StoredEvent], tracked: Tracked | None = None) -> Sequence[int]:
-        return list(self._events.append(list(map(_new, stored_events)), tracked))
+        return list(self._events.append(_new(stored_events), tracked))
 
     @raising_persistence_errors
     def select_events(
@@ -94,10 +94,18 @@ class KvwalAggregateRecorder(_KvwalRecorder, AggregateRecorder):
         return [StoredEvent(*stored_event_of(value)) for value in events.values_of(ids)]
 
 
-def _new(event: StoredEvent) -> New:
-    originator, version = event.originator_id, event.originator_version
-    value = encode_stored_event(originator, version, event.topic, event.state)
-    return New(value, prefix("version", originator, version))
+def _new(events: Sequence[StoredEvent]) -> list[New]:
+    new: list[New] = []
+    # Most often all are of one aggregate.
+    aggregates: dict[UUID | str, bytes] = {}
+    for event in events:
+        originator, version = event.originator_id, event.originator_version
+        value = encode_stored_event(originator, version, event.topic, event.state)
+        versions = aggregates.get(originator)
+        if versions is None:
+            versions = aggregates[originator] = prefix("version", originator)
+        new.append(New(value, versions + encode_id(version)))
+    return new
 
 
 class KvwalApplicationRecorder(KvwalAggregateRecorder, ApplicationRecorder):
