@@ -9,12 +9,13 @@ import json
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from hashlib import sha256
+from itertools import compress, repeat
 from operator import methodcaller
 from typing import Literal, NamedTuple, Protocol, TypeAlias
 
 from kvwal.batch import MAX_TABLE_ID
 from kvwal.keys import BytesLike, KeyRange, Seqno, as_int, as_key, disjoint
-from kvwal.log import Record
+from kvwal.log import Record, Run
 from kvwal.log.intents import ONE_KEY_OFFSET, ONE_PUT, PUT, Columns, decode_put, decode_put_key, is_of_users
 from kvwal.log.record import COMMIT
 
@@ -65,6 +66,10 @@ class Selection(Protocol):
 
     def changes(self, record: Record) -> Iterator[Change] | None:
         """What is told of a commit; None if nothing is."""
+        ...
+
+    def changes_of(self, run: Run) -> Iterator[Change] | None:
+        """The same of each commit of a run."""
         ...
 
 
@@ -123,6 +128,22 @@ class Filter:
                     return None
                 return iter((Change(record.seqno, record.time_us, {}, 0, "put", pair[0], None, pair[1], True),))
         return None if record.is_system else self._select(record)
+
+    def changes_of(self, run: Run) -> Iterator[Change] | None:
+        """The same of each commit of a run. All its changes have one `meta`."""
+        if self._tables is not None and 0 not in self._tables:
+            return None
+        columns: tuple[Iterable[int | bytes], ...] = (run.seqnos, run.times_us, run.keys, run.values)
+        if self._has_key is not None:
+            chosen = list(map(self._has_key, run.keys))
+            if not any(chosen):
+                return None
+            columns = tuple(compress(column, chosen) for column in columns)
+        seqnos, times_us, keys, values = columns
+        none = repeat(None)
+        told = zip(seqnos, times_us, repeat({}), repeat(0), repeat("put"), keys, none, values, repeat(True), none)
+        # What `Change(...)` does, in a sixth of the time.
+        return map(tuple.__new__, repeat(Change), told)
 
     def _select(self, record: Record) -> Iterator[Change] | None:
         columns = record.columns()
