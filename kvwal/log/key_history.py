@@ -230,7 +230,7 @@ class KeyHistory:
             span = Span(first, following - 1, sealed=True)
             try:
                 if self._keys.index(span) is None:
-                    yield from self._keys.reading(span)
+                    yield from self._keys.indexing(span)
             except (OSError, Error):
                 pass
             self._made_before = following

@@ -219,3 +219,17 @@ def test_a_hot_key_costs_no_more_than_its_ends_and_a_search_between(rng: Random)
         log.disk.trace = []
         assert plain(log.history, 0, b"hot", after, end) == expected
         assert len(log.disk.trace) <= 20 * len(log.rig.segments())
+
+
+def test_a_table_that_a_reader_has_is_not_freed_with_the_index_made_of_it(rng: Random) -> None:
+    log = KeyLog(rng)
+    log.fill(1)
+    keys = log.history._keys
+    last = len(log.commits)
+    _, table = keys.known(keys.span(log.rig.segments()[-1], last))
+    found = {key: list(table.rows(0, key, 0, last, reverse=False)) for key in log.keys}
+    assert any(found.values())
+    log.fill(len(log.rig.segments()) + 1)
+    log.make_indexes()
+    assert log.index_files()
+    assert found == {key: list(table.rows(0, key, 0, last, reverse=False)) for key in log.keys}

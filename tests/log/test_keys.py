@@ -20,7 +20,10 @@ from kvwal.log.intents import encode_intents, encode_put
 from kvwal.log.kept import KeptFiles
 from kvwal.log.key_table import KeyTable
 from kvwal.log.keys import BLOCK_ROWS, DamagedIndex, KeyIndex, Range, hash_of
+from kvwal.log.reader import start_of
+from kvwal.log.record import encode_record
 from kvwal.log.segment import SegmentHeader
+from kvwal.log.walk import walk, walk_parts
 from kvwal.testing import SimulatedDisk
 
 HEADER = SegmentHeader(b"i" * 16, Seqno(10), 0, 0x01020304, 0x0A0B0C0D, 1 << 20, Seqno(1))
@@ -241,3 +244,33 @@ def test_a_newer_version_is_no_index_and_neither_are_parts_that_are_not_filled()
         file.pwrite(changed, 0)
         file.close()
         assert index_of(disk, 11) is None
+
+
+def test_a_table_of_runs_is_that_of_their_records() -> None:
+    rng = Random(7)
+    segment = bytearray(4096)
+    for seqno in range(10, 1010):
+        # Some keys again and again, some within one run.
+        body = encode_put(b"%03d" % rng.choice([rng.randrange(1000), rng.randrange(9)]), b"v")
+        segment += encode_record(HEADER.marker, HEADER.salt + len(segment), 1, seqno, 9, 0, body)
+    disk = SimulatedDisk()
+    disk.make_directory("/log")
+    file = disk.open_directory("/log").open("segment", create=True)
+    file.pwrite(bytes(segment), 0)
+    by_runs, by_records = KeyTable(HEADER), KeyTable(HEADER)
+    steps = sum(1 for _ in by_runs.extend(walk_parts(file, HEADER, len(segment), start_of(HEADER))))
+    assert steps < 50
+    for _ in by_records.extend(walk(file, HEADER, len(segment), start_of(HEADER))):
+        pass
+    assert written(by_runs, 1009)[1] == written(by_records, 1009)[1]
+    for number in range(1000):
+        for reverse in (False, True):
+            asked = 0, b"%03d" % number, rng.randrange(1009), rng.randrange(1009)
+            assert list(by_runs.rows(*asked, reverse=reverse)) == list(by_records.rows(*asked, reverse=reverse))
+
+
+def test_a_table_that_is_freed_is_empty() -> None:
+    table = small()
+    assert table.size() > 0
+    assert sum(1 for _ in table.freed()) > 1
+    assert list(table.rows(0, b"a", 9, 11, reverse=False)) == []
