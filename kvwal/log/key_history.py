@@ -158,6 +158,8 @@ class KeyHistory:
                 break
             span = Span(names[i], last, sealed)
             known = self._keys.known(span)
+            if not known[1].may_have(digest) and not known[1].ranges:
+                continue
             while True:
                 try:
                     newest = self._newest_in(known, table, key, digest, after, until)

@@ -32,6 +32,7 @@ from kvwal.log.keys import (
     Range,
     Spot,
     hashes_of,
+    marks_of,
 )
 from kvwal.log.record import COMMIT, Record
 from kvwal.log.run import Run
@@ -205,6 +206,11 @@ class KeyTable:
         number = change >> _NUMBER_BITS
         return self._first + number, self._offsets[number], change & _NUMBER
 
+    def may_have(self, digest: bytes) -> bool:
+        """As `KeyIndex.may_have`: it is not known."""
+        del digest
+        return True
+
     # -- keys in order ------------------------------------------------------------------------
 
     def spots(
@@ -250,7 +256,7 @@ class KeyTable:
         offsets = self._offsets
         return len(offsets) <= _MOST_COMMITS and (not offsets or offsets[-1] < _OFFSET_STOP)
 
-    def encode(self, header: SegmentHeader, last_seqno: int) -> Iterator[bytes]:
+    def encode(self, header: SegmentHeader, last_seqno: int, version: int = VERSION) -> Iterator[bytes]:
         """The index of the segment, in pieces; empty ones while it is being put in order. Requires: it fits."""
         order = bytearray()
         # Hash rows by the first byte of their hash.
@@ -280,8 +286,11 @@ class KeyTable:
         hash_rows = chain.from_iterable(map(_in_order, buckets))
         blocks: list[bytes] = []
         hash_blocks: list[bytes] = []
+        marks: list[bytes] = []
         while rows := b"".join(islice(hash_rows, BLOCK_ROWS)):
             blocks.append(rows)
+            if version == VERSION:
+                marks.append(marks_of(rows))
             hash_blocks.append(HASH_BLOCK.pack(rows[:HASH_BYTES], crc32c(rows)))
             yield b""
         fence_bytes = b"".join(bytes((len(fence),)) + fence for fence in fences)
@@ -289,8 +298,8 @@ class KeyTable:
         identity = header.salt, header.marker, REVISION, header.first_seqno, last_seqno
         k = sum(map(len, blocks)) // HASH_ROW_BYTES
         sizes = len(ranges), len(fence_bytes), 0
-        head = HEADER.pack(MAGIC, VERSION, 0, *identity, n, k, len(tables), len(self.ranges), *sizes)
-        head += b"".join((*tables, *order_blocks, *hash_blocks, fence_bytes, ranges))
+        head = HEADER.pack(MAGIC, version, 0, *identity, n, k, len(tables), len(self.ranges), *sizes)
+        head += b"".join((*tables, *order_blocks, *hash_blocks, *marks, fence_bytes, ranges))
         yield head + CRC.pack(crc32c(head))
         size = _STEP_BLOCKS * BLOCK_ROWS * ORDER_ROW_BYTES
         for at in range(0, len(order), size):

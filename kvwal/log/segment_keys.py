@@ -33,8 +33,8 @@ _T = TypeVar("_T")
 
 __all__ = ["Known", "SegmentKeys", "Span"]
 
-# Of the heads of indexes: that of a segment of 16 MiB has 10 KiB.
-_MOST_KEPT_BYTES: Final = 16 << 20
+# Of the heads of indexes: that of a segment of 16 MiB has 10 KiB, and 2 bytes a key; what comes of it takes 250 KiB.
+_MOST_KEPT_BYTES: Final = 32 << 20
 # Of tables of sealed segments: one of 16 MiB with values of 100 bytes has about 15 MiB.
 _MOST_TABLE_BYTES: Final = 128 << 20
 # Of commits with several intents that were read.

@@ -80,11 +80,12 @@ def test_the_bytes_are_as_the_format_says() -> None:
     block = b"".join(hash_rows)
     ranges = struct.pack("<IQIHHB", 1, 5000, 0, 1, 1, 0) + b"cd" + struct.pack("<IQIHHB", 1, 5000, 16, 1, 0, 1) + b"e"
     identity = 0x01020304, 0x0A0B0C0D, 0, 10, 11
-    head = struct.pack("<8sHHIIIQQIIIIQII", b"kvwalkey", 1, 0, *identity, 3, 2, 1, 2, len(ranges), 2, 0)
+    head = struct.pack("<8sHHIIIQQIIIIQII", b"kvwalkey", 2, 0, *identity, 3, 2, 1, 2, len(ranges), 2, 0)
     head += struct.pack("<II", 0, 3) + struct.pack("<II", 0, crc32c(order))
-    head += hash_rows[0][:6] + struct.pack("<I", crc32c(block)) + b"\1a" + ranges
+    head += hash_rows[0][:6] + struct.pack("<I", crc32c(block))
+    head += hash_rows[0][2:4] + hash_rows[1][2:4] + b"\1a" + ranges
     assert data == head + struct.pack("<I", crc32c(head)) + order + block
-    assert (len(order) + len(block)) / 3 <= 24
+    assert (len(order) + len(block) + 4) / 3 <= 24
 
 
 def test_an_index_says_what_was_put_into_it() -> None:
@@ -230,7 +231,8 @@ def test_a_newer_version_is_no_index_and_neither_are_parts_that_are_not_filled()
     _, data = written(small(), 11)
     head = len(data) - 3 * 12 - 2 * 10 - 4
     for change in (
-        lambda raw: raw[:8] + b"\x02\0" + raw[10:],
+        lambda raw: raw[:8] + b"\x03\0" + raw[10:],
+        lambda raw: raw[:8] + b"\x01\0" + raw[10:],
         lambda raw: raw[:76] + struct.pack("<I", 2) + raw[80:],
         lambda raw: raw[:52] + struct.pack("<IQI", 2, 100, 1) + raw[68:],
         lambda raw: raw[:52] + struct.pack("<I", 3) + raw[56:],
@@ -274,3 +276,41 @@ def test_a_table_that_is_freed_is_empty() -> None:
     assert table.size() > 0
     assert sum(1 for _ in table.freed()) > 1
     assert list(table.rows(0, b"a", 9, 11, reverse=False)) == []
+
+
+@pytest.mark.parametrize("n", [1, BLOCK_ROWS, 20 * BLOCK_ROWS])
+def test_a_key_is_missed_nowhere_and_most_that_are_not_there_are_told_without_a_read(n: int) -> None:
+    disk, _ = written(table_of([record(10 + i, 4096, encode_put(b"%d" % i, b"")) for i in range(n)]), 9 + n)
+    index = loaded(disk, 9 + n)
+    disk.trace = []
+    assert all(index.may_have(hash_of(0, b"%d" % i)) for i in range(n))
+    assert sum(index.may_have(hash_of(0, b"-%d" % i)) for i in range(1000)) < 20
+    assert not disk.trace
+
+
+def test_keys_of_one_hash_that_fill_blocks_are_not_missed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(key_table, "hashes_of", lambda table, keys: [b"\x00\x01\x02\x03\x04\x05"] * len(keys))
+    n = 3 * BLOCK_ROWS
+    disk, _ = written(table_of([record(10 + i, 4096, encode_put(b"%d" % i, b"")) for i in range(n)]), 9 + n)
+    index = loaded(disk, 9 + n)
+    assert index.may_have(b"\x00\x01\x02\x03\x04\x05")
+    assert not index.may_have(b"\x00\x01\x02\x04\x04\x05")
+
+
+def test_an_index_of_version_1_has_no_marks_and_is_read() -> None:
+    _, data = written(small(), 11)
+    marks_at = 72 + 8 + 8 + 10
+    head = data[:8] + b"\1\0" + data[10:marks_at] + data[marks_at + 4 : len(data) - 3 * 12 - 2 * 10 - 4]
+    former = head + struct.pack("<I", crc32c(head)) + data[-3 * 12 - 2 * 10 :]
+    assert b"".join(small().encode(HEADER, 11, version=1)) == former
+    disk = SimulatedDisk()
+    disk.make_directory("/log")
+    file = disk.open_directory("/log").open(keys_name(10), create=True)
+    file.pwrite(former, 0)
+    file.close()
+    index = loaded(disk, 11)
+    index.check()
+    assert (index.version, loaded(written(small(), 11)[0], 11).version) == (1, 2)
+    assert index.may_have(hash_of(0, b"never"))
+    assert list(index.rows(0, b"a", 0, 11, reverse=False)) == [(10, 4096, 0), (11, 5000, 2)]
+    assert index.newest(0, b"b", hash_of(0, b"b"), 0, 11) == [(11, 5000, 3)]
