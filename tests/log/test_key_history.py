@@ -224,6 +224,7 @@ def test_a_hot_key_costs_no_more_than_its_ends_and_a_search_between(rng: Random)
 def test_a_table_that_a_reader_has_is_not_freed_with_the_index_made_of_it(rng: Random) -> None:
     log = KeyLog(rng)
     log.fill(1)
+    log.append(_put(log.keys[0], b"1"))
     keys = log.history._keys
     last = len(log.commits)
     _, table = keys.known(keys.span(log.rig.segments()[-1], last))
