@@ -1,6 +1,7 @@
 """What one commit changed, as the feed tells it: one `Change` for each intent that the filter lets through.
 
 Invariant: keys are tested before values are cut out of the record, and only those of changes that are told are cut out.
+Of a run all are cut at once, which takes less time than to look at one record.
 """
 
 from __future__ import annotations
