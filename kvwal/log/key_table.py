@@ -58,7 +58,7 @@ _SAMPLED: Final = 256
 _NUMBER_BITS: Final = 32
 _NUMBER: Final = (1 << _NUMBER_BITS) - 1
 
-# So many dicts that none of those of a segment of 16 MiB takes long to grow, or to be freed.
+# With these, none of the dicts of a segment of 16 MiB takes long to grow, or to be freed.
 _SHARDS: Final = 64
 _SHARD: Final = _SHARDS - 1
 
@@ -256,7 +256,7 @@ class KeyTable:
         offsets = self._offsets
         return len(offsets) <= _MOST_COMMITS and (not offsets or offsets[-1] < _OFFSET_STOP)
 
-    def encode(self, header: SegmentHeader, last_seqno: int, version: int = VERSION) -> Iterator[bytes]:
+    def encode(self, header: SegmentHeader, last_seqno: int, *, with_marks: bool = True) -> Iterator[bytes]:
         """The index of the segment, in pieces; empty ones while it is being put in order. Requires: it fits."""
         order = bytearray()
         # Hash rows by the first byte of their hash.
@@ -289,7 +289,7 @@ class KeyTable:
         marks: list[bytes] = []
         while rows := b"".join(islice(hash_rows, BLOCK_ROWS)):
             blocks.append(rows)
-            if version == VERSION:
+            if with_marks:
                 marks.append(marks_of(rows))
             hash_blocks.append(HASH_BLOCK.pack(rows[:HASH_BYTES], crc32c(rows)))
             yield b""
@@ -297,8 +297,8 @@ class KeyTable:
         ranges = b"".join(self._encoded_ranges())
         identity = header.salt, header.marker, REVISION, header.first_seqno, last_seqno
         k = sum(map(len, blocks)) // HASH_ROW_BYTES
-        sizes = len(ranges), len(fence_bytes), 0
-        head = HEADER.pack(MAGIC, version, 0, *identity, n, k, len(tables), len(self.ranges), *sizes)
+        sizes = len(ranges), len(fence_bytes), sum(map(len, marks))
+        head = HEADER.pack(MAGIC, VERSION, 0, *identity, n, k, len(tables), len(self.ranges), *sizes)
         head += b"".join((*tables, *order_blocks, *hash_blocks, *marks, fence_bytes, ranges))
         yield head + CRC.pack(crc32c(head))
         size = _STEP_BLOCKS * BLOCK_ROWS * ORDER_ROW_BYTES

@@ -6,7 +6,7 @@ not valid is made again. Little-endian, no padding:
 | at | size | field | meaning |
 |---|---|---|---|
 | 0 | 8 | magic | `kvwalkey` |
-| 8 | 2 | version | 2; 1 is the same without the marks |
+| 8 | 2 | version | 1 |
 | 10 | 2 | - | zero |
 | 12 | 4 | salt | the segment's |
 | 16 | 4 | marker | the segment's |
@@ -19,11 +19,11 @@ not valid is made again. Little-endian, no padding:
 | 52 | 4 | m | number of deleted ranges |
 | 56 | 8 | size | of the ranges, in bytes |
 | 64 | 4 | f | size of the fences, in bytes |
-| 68 | 4 | - | zero |
+| 68 | 4 | marks | their size: 2 x k, or 0 if it was written without |
 | 72 | 8 x t | tables | ascending: id u32, number of its order rows u32 |
 | - | 8 x blocks | order blocks | of 256 order rows each, the last one smaller: next u32, CRC-32C of its rows |
 | - | 10 x blocks | hash blocks | of 256 hash rows each, the last one smaller: its first hash, CRC-32C of its rows |
-| - | 2 x k | marks | of each hash row the bytes 2 and 3 of its hash |
+| - | 2 x k or 0 | marks | of each hash row the bytes 2 and 3 of its hash |
 | - | f | fences | for each block of order rows a length u8, and the beginning of its first row's key: up to 64 bytes |
 | - | size | ranges | one after the other, in the order of the commits |
 | - | 4 | crc | CRC-32C of all before it |
@@ -70,8 +70,7 @@ __all__ = ["DamagedIndex", "KeyIndex", "Range", "Spot", "hash_of", "hashes_of", 
 
 # On disk: never change.
 MAGIC: Final = b"kvwalkey"
-VERSION: Final = 2
-_WITHOUT_MARKS: Final = 1
+VERSION: Final = 1
 HEADER = struct.Struct("<8sHHIIIQQIIIIQII")
 HEADER_BYTES: Final = 72
 BLOCK_ROWS: Final = 256
@@ -188,15 +187,15 @@ class KeyIndex:
         head = file.pread(_HEAD_BYTES, 0)
         if len(head) < HEADER_BYTES:
             return None
-        magic, version, _, *identity, n, k, t, m, ranges_size, fences_size, _ = HEADER.unpack_from(head)
-        if magic != MAGIC or version not in (VERSION, _WITHOUT_MARKS):
+        magic, version, _, *identity, n, k, t, m, ranges_size, fences_size, marks_size = HEADER.unpack_from(head)
+        if magic != MAGIC or version != VERSION or marks_size not in (0, MARK_BYTES * k):
             return None
         if identity != [header.salt, header.marker, REVISION, header.first_seqno, last_seqno]:
             return None
         orders_at = HEADER_BYTES + TABLE.size * t
         hashes_at = orders_at + ORDER_BLOCK.size * -(-n // BLOCK_ROWS)
         marks_at = hashes_at + HASH_BLOCK.size * -(-k // BLOCK_ROWS)
-        fences_at = marks_at + (MARK_BYTES * k if version == VERSION else 0)
+        fences_at = marks_at + marks_size
         ranges_at = fences_at + fences_size
         end = ranges_at + ranges_size
         if size != end + CRC.size + ORDER_ROW_BYTES * n + HASH_ROW_BYTES * k:
@@ -218,14 +217,14 @@ class KeyIndex:
         for digest, crc in HASH_BLOCK.iter_unpack(head[hashes_at:marks_at]):
             index._hashes.append(int.from_bytes(digest, "big"))
             index._hash_crcs.append(crc)
-        if version == VERSION:
+        if marks_size:
             index._marks = head[marks_at:fences_at]
         index._fences = list(_decode_fences(head[fences_at:ranges_at], len(index._nexts)))
         index.ranges = list(_decode_ranges(head[ranges_at:end], m, header.first_seqno))
         index._order_at = end + CRC.size
         index._hashes_at = index._order_at + ORDER_ROW_BYTES * n
         # Of objects for each block, and of the marks.
-        index._size, index.size = size, 4 * (end - fences_at + marks_at) + fences_at - marks_at
+        index._size, index.size = size, 4 * (end - marks_size) + marks_size
         return index
 
     def check(self) -> None:
@@ -236,9 +235,9 @@ class KeyIndex:
             self._block(-1 - j)
 
     @property
-    def version(self) -> int:
-        """Of its format."""
-        return _WITHOUT_MARKS if self._marks is None else VERSION
+    def has_marks(self) -> bool:
+        """Whether it was written with marks."""
+        return self._marks is not None
 
     # -- one key ------------------------------------------------------------------------------
 

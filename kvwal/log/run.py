@@ -18,7 +18,7 @@ from typing import Final
 from crc32c import crc32c
 
 from kvwal.keys import Seqno
-from kvwal.log.intents import ONE, ONE_KEY_OFFSET, PUT, encode_put
+from kvwal.log.intents import ONE, ONE_KEY_OFFSET, PUT
 from kvwal.log.record import COMMIT, RECORD_HEADER, RECORD_HEADER_BYTES, Record
 from kvwal.log.segment import SegmentHeader
 
@@ -67,7 +67,7 @@ class Run:
         """Its commits one by one."""
         columns = (self.seqnos, self.watermarks, self.times_us, self.offsets, self.keys, self.values)
         for seqno, watermark, time_us, offset, key, value in zip(*columns, strict=True):
-            body = encode_put(key, value)
+            body = ONE.pack(1, PUT, len(key), len(value)) + key + value
             yield Record(COMMIT, seqno, watermark, time_us, self.segment, offset, body)
 
 

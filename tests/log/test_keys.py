@@ -80,7 +80,7 @@ def test_the_bytes_are_as_the_format_says() -> None:
     block = b"".join(hash_rows)
     ranges = struct.pack("<IQIHHB", 1, 5000, 0, 1, 1, 0) + b"cd" + struct.pack("<IQIHHB", 1, 5000, 16, 1, 0, 1) + b"e"
     identity = 0x01020304, 0x0A0B0C0D, 0, 10, 11
-    head = struct.pack("<8sHHIIIQQIIIIQII", b"kvwalkey", 2, 0, *identity, 3, 2, 1, 2, len(ranges), 2, 0)
+    head = struct.pack("<8sHHIIIQQIIIIQII", b"kvwalkey", 1, 0, *identity, 3, 2, 1, 2, len(ranges), 2, 4)
     head += struct.pack("<II", 0, 3) + struct.pack("<II", 0, crc32c(order))
     head += hash_rows[0][:6] + struct.pack("<I", crc32c(block))
     head += hash_rows[0][2:4] + hash_rows[1][2:4] + b"\1a" + ranges
@@ -231,8 +231,9 @@ def test_a_newer_version_is_no_index_and_neither_are_parts_that_are_not_filled()
     _, data = written(small(), 11)
     head = len(data) - 3 * 12 - 2 * 10 - 4
     for change in (
-        lambda raw: raw[:8] + b"\x03\0" + raw[10:],
-        lambda raw: raw[:8] + b"\x01\0" + raw[10:],
+        lambda raw: raw[:8] + b"\x02\0" + raw[10:],
+        lambda raw: raw[:68] + bytes(4) + raw[72:],
+        lambda raw: raw[:64] + struct.pack("<II", 4, 2) + raw[72:],
         lambda raw: raw[:76] + struct.pack("<I", 2) + raw[80:],
         lambda raw: raw[:52] + struct.pack("<IQI", 2, 100, 1) + raw[68:],
         lambda raw: raw[:52] + struct.pack("<I", 3) + raw[56:],
@@ -297,12 +298,12 @@ def test_keys_of_one_hash_that_fill_blocks_are_not_missed(monkeypatch: pytest.Mo
     assert not index.may_have(b"\x00\x01\x02\x04\x04\x05")
 
 
-def test_an_index_of_version_1_has_no_marks_and_is_read() -> None:
+def test_an_index_that_was_written_without_marks_is_read() -> None:
     _, data = written(small(), 11)
     marks_at = 72 + 8 + 8 + 10
-    head = data[:8] + b"\1\0" + data[10:marks_at] + data[marks_at + 4 : len(data) - 3 * 12 - 2 * 10 - 4]
+    head = data[:68] + bytes(4) + data[72:marks_at] + data[marks_at + 4 : len(data) - 3 * 12 - 2 * 10 - 4]
     former = head + struct.pack("<I", crc32c(head)) + data[-3 * 12 - 2 * 10 :]
-    assert b"".join(small().encode(HEADER, 11, version=1)) == former
+    assert b"".join(small().encode(HEADER, 11, with_marks=False)) == former
     disk = SimulatedDisk()
     disk.make_directory("/log")
     file = disk.open_directory("/log").open(keys_name(10), create=True)
@@ -310,7 +311,7 @@ def test_an_index_of_version_1_has_no_marks_and_is_read() -> None:
     file.close()
     index = loaded(disk, 11)
     index.check()
-    assert (index.version, loaded(written(small(), 11)[0], 11).version) == (1, 2)
+    assert (index.has_marks, loaded(written(small(), 11)[0], 11).has_marks) == (False, True)
     assert index.may_have(hash_of(0, b"never"))
     assert list(index.rows(0, b"a", 0, 11, reverse=False)) == [(10, 4096, 0), (11, 5000, 2)]
     assert index.newest(0, b"b", hash_of(0, b"b"), 0, 11) == [(11, 5000, 3)]

@@ -212,13 +212,13 @@ def test_a_damaged_segment_says_nothing_of_its_key_index(indexed: KeyLog) -> Non
     assert [finding.file for finding in indexed.rig.verify()] == [segment_name(first)]
 
 
-def test_a_key_index_of_version_1_is_no_problem_while_it_tells_the_truth(indexed: KeyLog) -> None:
+def test_a_key_index_without_marks_is_no_problem_while_it_tells_the_truth(indexed: KeyLog) -> None:
     for first in indexed.rig.segments()[:-1]:
         data = indexed.disk.read(f"/log/{keys_name(first)}")
         k, t, n = (struct.unpack_from("<I", data, at)[0] for at in (44, 48, 40))
         marks_at = 72 + 8 * t + 8 * -(-n // 256) + (HASH_BYTES + 4) * -(-k // 256)
         head_end = len(data) - 12 * n - 10 * k - CRC.size
-        head = data[:8] + b"\1\0" + data[10:marks_at] + data[marks_at + MARK_BYTES * k : head_end]
+        head = data[:68] + bytes(4) + data[72:marks_at] + data[marks_at + MARK_BYTES * k : head_end]
         write(indexed.disk, keys_name(first), head + CRC.pack(crc32c(head)) + data[head_end + CRC.size :])
     assert indexed.rig.verify() == []
 
