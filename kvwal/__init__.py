@@ -72,6 +72,7 @@ from kvwal.keys import END, MAX_BATCH_BYTES, MAX_KEY_BYTES, MAX_VALUE_BYTES, End
 from kvwal.options import OpenOptions
 from kvwal.positions import Position
 from kvwal.salvaging import SalvageReport, salvage
+from kvwal.tables.migration import MigrationReport
 from kvwal.tables.within import BatchTable, SnapshotTable, TransactionTable
 
 __version__ = VERSION
@@ -109,6 +110,7 @@ __all__ = [
     "KeyVersion",
     "KeyVersions",
     "LockedError",
+    "MigrationReport",
     "OpenOptions",
     "Parked",
     "Pin",

@@ -51,6 +51,7 @@ def _object(form: Form, change: Change) -> dict[str, Any]:
         "time": when(change.time_us),
         "time_us": change.time_us,
         "meta": change.meta,
+        "cause": change.cause,
         "table": change.table,
         "kind": change.kind,
         **to_json(form, "key", change.key),

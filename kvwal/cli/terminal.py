@@ -14,6 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressC
 from rich.table import Table
 
 __all__ = [
+    "EXIT_UNREADABLE",
     "BadInput",
     "NoSuchKey",
     "binary_output",
@@ -27,6 +28,9 @@ __all__ = [
     "store_path",
     "when",
 ]
+
+#: A value cannot be read with the codec of its table.
+EXIT_UNREADABLE = 8
 
 #: A store's directory. click leaves existence to the store, whose errors say more.
 store_path = click.argument("path", type=click.Path(file_okay=True, dir_okay=True))

@@ -34,7 +34,7 @@ from kvwal.errors import TableNotFoundError
 from kvwal.keys import KeyRange, as_key, as_value
 from kvwal.tables.spec import TableSpec
 
-__all__ = ["TableWriting", "Writing", "table_option"]
+__all__ = ["AsItIs", "TableWriting", "Writing", "table_option"]
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
@@ -88,7 +88,7 @@ class Writing:
         return to_json(self.form, name, data)
 
 
-class _AsItIs:
+class AsItIs:
     """A codec that says it is another one, and leaves the bytes as they are."""
 
     ordered = True
@@ -111,8 +111,8 @@ class _AsItIs:
 class TableWriting(Writing):
     """How the keys and values of a table are written. `table` has them as bytes."""
 
-    def __init__(self, db: kvwal.Store, name: str, form: Form) -> None:
-        """TableNotFoundError; click.BadParameter."""
+    def __init__(self, db: kvwal.Store, name: str, form: Form, *, quiet: bool = False) -> None:
+        """TableNotFoundError; click.BadParameter. `quiet`: it is not said where they are shown as bytes."""
         super().__init__(form)
         try:
             as_table_name(name)
@@ -121,14 +121,16 @@ class TableWriting(Writing):
         row = db.engine.tables.row(name)
         if row is None:
             raise TableNotFoundError(name)
-        key, value = _AsItIs(row.key), _AsItIs(row.value)
+        #: What the table remembers of the codecs of keys and values.
+        self.codecs = row.key, row.value
+        key, value = AsItIs(row.key), AsItIs(row.value)
         self.table: kvwal.Table[bytes, bytes] = db.table(name, key, value)
         self._key_name, self._value_name = key.name, value.name
         typed = form is Form.TEXT
         self._key = key_codec_named(key.name) if typed and key.is_known() and key.name != "bytes" else None
         self._read = reader_named(value.name) if typed and value.is_known() and value.name != "bytes" else None
         for what, codec, known in (("keys", row.key, self._key), ("values", row.value, self._read)):
-            if typed and known is None and codec.name != "bytes":
+            if typed and known is None and codec.name != "bytes" and not quiet:
                 complain(f"the {what} of table {name!r} are shown as bytes: {codec} is no codec of kvwal's own")
 
     @property

@@ -22,6 +22,7 @@ from functools import lru_cache
 from typing import Any, Final
 
 from kvwal.batch import WriteBatch
+from kvwal.engine.migration import migration_key
 from kvwal.engine.parked import SYSTEM_TABLE
 from kvwal.engine.readers import Reader
 from kvwal.engine.reads import Reads
@@ -317,6 +318,8 @@ class Drop:
         self.dropped = row.id
         batch.table(row.id).delete_range()
         batch.table(SYSTEM_TABLE).delete(row_key(self._name))
+        if newest.table(SYSTEM_TABLE).get(migration_key(row.id)) is not None:
+            batch.table(SYSTEM_TABLE).delete(migration_key(row.id))
         return batch
 
 
