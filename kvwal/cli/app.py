@@ -5,7 +5,7 @@ Exit codes (scripts rely on them: never change):
 | code | meaning |
 |---|---|
 | 0 | done |
-| 1 | no such key |
+| 1 | no such key, or the answer to a question was no |
 | 2 | the command line is wrong |
 | 3 | the store is damaged, or a demo found a broken promise |
 | 4 | another process has the store open |
@@ -135,6 +135,7 @@ for _command in (
     transfer.load,
     transfer.dump,
     tables.tables,
+    tables.table,
     migrate.migrate,
     reports.stats,
     reports.verify,

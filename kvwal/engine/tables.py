@@ -31,11 +31,13 @@ from kvwal.engine.state import State
 from kvwal.engine.value import Value
 from kvwal.errors import CorruptionError, FormatError, TableCodecError, TableExistsError, TableNotFoundError
 from kvwal.files.names import DATA
+from kvwal.keys import KeyRange
 from kvwal.log import Extension
 
 __all__ = [
     "MAX_NAME_BYTES",
     "NEXT_IDS_KEY",
+    "ROWS",
     "CodecName",
     "Drop",
     "InDefaultTable",
@@ -56,6 +58,8 @@ __all__ = [
 # On disk: never change.
 _KIND: Final = b"\x01"
 NEXT_IDS_KEY: Final = b"\x02"
+#: The keys of the rows of tables in table 1.
+ROWS: Final = KeyRange(_KIND, NEXT_IDS_KEY)
 _NEXT_IDS = struct.Struct("<II")
 _FIRST_ID: Final = 16
 _FIRST_DERIVED_ID: Final = 1 << 31
@@ -375,7 +379,7 @@ class Tables:
     def rows(self, reader: Reader) -> list[TableRow]:
         """The rows of all tables as of a reader, by name, but those of a newer version. The reader is given back."""
         rows: list[TableRow] = []
-        for keys, values in self._reads.chunks(reader, _KIND, NEXT_IDS_KEY, reverse=False, table=SYSTEM_TABLE):
+        for keys, values in self._reads.chunks(reader, *ROWS, reverse=False, table=SYSTEM_TABLE):
             for key, value in zip(keys, values, strict=True):
                 with suppress(FormatError):
                     rows.append(decode_row(key, value))
