@@ -25,6 +25,7 @@ from kvwal.codecs import SEQNO
 from kvwal.db.cursor import Cursor
 from kvwal.db.snapshot import Snapshot
 from kvwal.db.transaction import Transaction
+from kvwal.engine.own_commits import OwnCommits
 from kvwal.engine.parked import Parked
 from kvwal.engine.recovery import RecoveryReport
 from kvwal.engine.stats import Pin, Stats
@@ -112,6 +113,7 @@ __all__ = [
     "LockedError",
     "MigrationReport",
     "OpenOptions",
+    "OwnCommits",
     "Parked",
     "Pin",
     "PoisonedError",
