@@ -83,7 +83,7 @@ class Table(WritableTable[K, V], Generic[K, V]):
             return iter(())
         found = KeyVersions(
             self._engine,
-            self._encode(key),
+            self._spec.encode_key(key),
             table=table,
             since=None if since is None else seqno_of(self._engine, "since", since, SnapshotTooOld),
             until=None if until is None else seqno_of(self._engine, "until", until, SnapshotTooOld),

@@ -8,7 +8,7 @@ import click
 
 import kvwal
 from kvwal.cli.forms import Form, meta_option, show
-from kvwal.cli.terminal import complain, count, print_json, store_path
+from kvwal.cli.terminal import EXIT_DAMAGED, complain, count, print_json, store_path
 from kvwal.cli.written import as_name
 from kvwal.errors import TableNotFoundError
 
@@ -21,16 +21,20 @@ __all__ = ["table", "tables"]
 def tables(path: str, as_json: bool) -> None:
     """Show the tables of the store, by name: name, codec of keys, codec of values, number of keys.
 
-    A line has them with tabs between, and is escaped as in `scan`.
+    A line has them with tabs between, and is escaped as in `scan`. Exit code 3 if one of them cannot be used.
     """
     with kvwal.open(path, "r") as db:
         found = db.tables()
     for info in found:
         if as_json:
             print_json(info)
-        else:
+        elif info.problem is None:
             fields = (info.name, info.key, info.value, str(info.keys))
             click.echo("\t".join(show(Form.TEXT, field.encode("utf-8", "surrogateescape")) for field in fields))
+        if info.problem is not None:
+            complain(f"table {info.name!r}: {info.problem}")
+    if any(info.problem is not None for info in found):
+        click.get_current_context().exit(EXIT_DAMAGED)
 
 
 @click.group()

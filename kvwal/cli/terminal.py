@@ -14,6 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressC
 from rich.table import Table
 
 __all__ = [
+    "EXIT_DAMAGED",
     "EXIT_UNREADABLE",
     "BadInput",
     "NoSuchKey",
@@ -29,6 +30,8 @@ __all__ = [
     "when",
 ]
 
+#: Something in the store is not what kvwal wrote there.
+EXIT_DAMAGED = 3
 #: A value cannot be read with the codec of its table.
 EXIT_UNREADABLE = 8
 

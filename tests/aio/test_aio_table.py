@@ -806,3 +806,29 @@ def test_values_are_brought_to_the_newest_version_and_a_task_that_is_cancelled_l
             await db.table("plain", str, codecs.json()).migrate()
 
     with_store(main)
+
+
+class Stops:
+    """A codec that stops where it should not."""
+
+    name = "stops"
+    version = 1
+
+    def encode(self, value: str) -> bytes:
+        return value.encode()
+
+    def decode(self, data: bytes) -> str:
+        if data == b"stop":
+            raise StopIteration
+        return data.decode()
+
+
+def test_a_codec_that_raises_stop_iteration_ends_no_scan_silently() -> None:
+    async def main(db: AsyncStore) -> None:
+        table = db.table("t", str, Stops())
+        await table.update({"a": "go", "b": "stop", "c": "go"})
+        for scan in (table.scan(), table.values(), table.items()):
+            with pytest.raises(RuntimeError):
+                [each async for each in scan]
+
+    with_store(main)

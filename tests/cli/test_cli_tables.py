@@ -84,7 +84,7 @@ def orders(path: str) -> str:
 def test_the_tables_are_listed(orders: str) -> None:
     assert run("tables", orders).stdout == "orders\ttuple[str, int]\tcounter\t3\nusers\tstr\tjson\t1\n"
     rows = [json.loads(line) for line in run("tables", orders, "--json").stdout.splitlines()]
-    assert rows[1] == {"name": "users", "id": 17, "key": "str", "value": "json", "keys": 1}
+    assert rows[1] == {"name": "users", "id": 17, "key": "str", "value": "json", "keys": 1, "problem": None}
 
 
 def test_ranges_and_past_moments_of_a_table(orders: str) -> None:
@@ -172,6 +172,17 @@ def test_other_codecs_are_shown_as_bytes_and_it_is_said(path: str) -> None:
     run("put", path, "--table", "versions", "a", "[2]", expect=2)
     run("put", path, "--table", "versions", "a", "--file", "-", stdin=b"\x02[2]")
     assert run("get", path, "--table", "versions", "a").stdout == "[2]\n"
+
+
+def test_a_table_that_cannot_be_used_is_named_beside_the_others(orders: str) -> None:
+    batch = kvwal.WriteBatch()
+    batch.table(1).put(b"\x01orders", b"{}")
+    with kvwal.open(orders) as db:
+        db.commit(batch)
+    result = run("tables", orders, expect=3)
+    assert result.stdout == "users\tstr\tjson\t1\n"
+    assert "kvwal: table 'orders': " in result.stderr
+    assert json.loads(run("tables", orders, "--json", expect=3).stdout.splitlines()[0])["problem"]
 
 
 # -- changes --------------------------------------------------------------------------------------
