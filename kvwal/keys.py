@@ -19,6 +19,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from enum import Enum
 from operator import index, itemgetter
+from struct import Struct
 from typing import Final, NamedTuple, NewType, TypeAlias
 
 __all__ = [
@@ -26,6 +27,8 @@ __all__ = [
     "MAX_BATCH_BYTES",
     "MAX_KEY_BYTES",
     "MAX_VALUE_BYTES",
+    "PENDING_SEQNO",
+    "STAMP",
     "Bound",
     "BytesLike",
     "End",
@@ -45,6 +48,11 @@ MAX_KEY_BYTES: Final = 65_535
 MAX_VALUE_BYTES: Final = 1 << 30
 # All keys and values of one commit. A record's length is stored in 4 bytes; the rest is for columns.
 MAX_BATCH_BYTES: Final = 3 << 30
+
+#: On disk: never change. The last 12 bytes of a key that the commit fills in: seqno, ordinal, big-endian.
+STAMP: Final = Struct(">QI")
+#: In place of the seqno until then. No commit ever has it.
+PENDING_SEQNO: Final = (1 << 64) - 1
 
 BytesLike: TypeAlias = bytes | bytearray | memoryview
 

@@ -23,6 +23,7 @@ from kvwal.db.mapping import Bounds, OrderedMapping
 from kvwal.db.transaction import Transaction
 from kvwal.engine.merge import Chunk
 from kvwal.engine.operations import PopEdge, Update, decode_counter, encode_counter
+from kvwal.engine.own_commits import OwnCommits, block_of
 from kvwal.engine.recovery import RecoveryReport
 from kvwal.engine.request import CommitRequest
 from kvwal.engine.stats import Pin, Stats
@@ -378,6 +379,14 @@ class AsyncStore(AsyncNaming, AsyncRemembering):
             as_key(key), lambda old: encode_counter(decode_counter(old) + amount), durability, meta
         )
         return decode_counter(update.new)
+
+    def own_commits(self) -> OwnCommits:
+        """`with db.own_commits() as own:` tells which commits this task makes in the block, and those it starts there.
+
+        A plain `with`: see `Store.own_commits`.
+        """
+        self._refuse_if_over()
+        return block_of(self._engine.queue.events)
 
     # -- transactions -------------------------------------------------------------------------
 

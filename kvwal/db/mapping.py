@@ -266,7 +266,7 @@ class OrderedMapping(Handle, Mapping[bytes, bytes]):
 
     def cursor(self) -> Cursor[bytes, bytes]:
         """A place among the keys that can be moved: see `kvwal.Cursor`."""
-        return Cursor(self)
+        return Cursor(lambda: self, KeyRange.of, lambda pair: pair)
 
 
 def _or_none(check: Callable[[object], bytes], data: object) -> bytes | None:

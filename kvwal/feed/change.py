@@ -17,6 +17,7 @@ from typing import Literal, NamedTuple, Protocol, TypeAlias
 from kvwal.batch import MAX_TABLE_ID
 from kvwal.keys import BytesLike, KeyRange, Seqno, as_int, as_key, disjoint
 from kvwal.log import Record, Run
+from kvwal.log.extension import cause_of
 from kvwal.log.intents import ONE_KEY_OFFSET, ONE_PUT, PUT, Columns, decode_put, decode_put_key, is_of_users
 from kvwal.log.record import COMMIT
 
@@ -44,6 +45,7 @@ class Change(NamedTuple):
         value: of a put. None of the other kinds.
         last: whether it is the last change of its commit that the filter lets through.
         previous: the value of the key before the commit, where that was asked for; None if there was none.
+        cause: why the store itself made the commit, as "migrate"; None if a user did.
     """
 
     seqno: Seqno
@@ -56,6 +58,7 @@ class Change(NamedTuple):
     value: bytes | None
     last: bool
     previous: bytes | None = None
+    cause: str | None = None
 
     # A tuple, since there may be millions, and one is made in a fifth of the time of a frozen dataclass.
     def __hash__(self) -> int:
@@ -142,7 +145,7 @@ class Filter:
             columns = tuple(compress(column, chosen) for column in columns)
         seqnos, times_us, keys, values = columns
         none = repeat(None)
-        told = zip(seqnos, times_us, repeat({}), repeat(0), repeat("put"), keys, none, values, repeat(True), none)
+        told = zip(seqnos, times_us, repeat({}), repeat(0), repeat("put"), keys, none, values, repeat(True), none, none)
         # What `Change(...)` does, in a sixth of the time.
         return map(tuple.__new__, repeat(Change), told)
 
@@ -190,17 +193,17 @@ def _told(
     record: Record, columns: Columns, ranges: Sequence[tuple[int, KeyRange]], chosen: Sequence[int]
 ) -> Iterator[Change]:
     """The changes of these ranges, each with the number of its intent, then of these puts and deletes."""
-    seqno, time_us, meta = record.seqno, record.time_us, record.meta()
+    seqno, time_us, meta, cause = record.seqno, record.time_us, record.meta(), cause_of(record.extension())
     keys, ops, tables = columns.keys, columns.ops, columns.tables
     left = len(ranges) + len(chosen)
     for i, (start, stop) in ranges:
         left -= 1
         table = tables[i] if tables is not None else 0
-        yield Change(seqno, time_us, meta, table, "delete_range", start, stop, None, not left)
+        yield Change(seqno, time_us, meta, table, "delete_range", start, stop, None, not left, None, cause)
     for i, value in zip(chosen, columns.values_of(chosen), strict=True):
         left -= 1
         table = tables[i] if tables is not None else 0
         if ops[i] == PUT:
-            yield Change(seqno, time_us, meta, table, "put", keys[i], None, value, not left)
+            yield Change(seqno, time_us, meta, table, "put", keys[i], None, value, not left, None, cause)
         else:
-            yield Change(seqno, time_us, meta, table, "delete", keys[i], None, None, not left)
+            yield Change(seqno, time_us, meta, table, "delete", keys[i], None, None, not left, None, cause)

@@ -10,6 +10,7 @@ from types import TracebackType
 from kvwal.engine.engine import Engine
 from kvwal.errors import closed
 from kvwal.keys import Seqno
+from kvwal.log.extension import cause_of
 from kvwal.log.intents import is_of_users
 from kvwal.log.key_history import KeyCursor, KeyRecord, Kind
 from kvwal.times import time_of
@@ -27,6 +28,7 @@ class KeyVersion:
         meta: what the user said about the commit; empty if nothing. Do not change it.
         kind: "put"; "delete"; or "range", if the key was in a range that was deleted.
         value: of a put. None of the other kinds: then the key was gone.
+        cause: why the store itself made the commit, as "migrate"; None if a user did.
     """
 
     seqno: Seqno
@@ -34,6 +36,7 @@ class KeyVersion:
     meta: Mapping[str, str] = field(hash=False)
     kind: Kind
     value: bytes | None
+    cause: str | None = None
 
     @property
     def time(self) -> datetime:
@@ -112,4 +115,5 @@ class KeyVersions(Iterator[KeyVersion]):
 
 def _version(found: KeyRecord) -> KeyVersion:
     record = found.record
-    return KeyVersion(record.seqno, record.time_us, record.meta(), found.kind, found.value)
+    cause = cause_of(record.extension())
+    return KeyVersion(record.seqno, record.time_us, record.meta(), found.kind, found.value, cause)

@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMappin
 from typing import Any, Generic, TypeVar
 
 from kvwal.batch import WriteBatch
-from kvwal.codecs.parts import STAMP_BYTES
 from kvwal.db.mapping import Bounds, OrderedMapping
 from kvwal.db.part import TransactionPart
 from kvwal.db.snapshot import Snapshot
@@ -15,6 +14,7 @@ from kvwal.engine.merge import Chunk
 from kvwal.engine.parked import SYSTEM_TABLE
 from kvwal.engine.tables import TableRow, check_codecs, decode_row, make_row, raise_codecs, row_key
 from kvwal.engine.value import Value
+from kvwal.keys import STAMP
 from kvwal.tables.reading import TypedReading
 from kvwal.tables.spec import TableSpec
 from kvwal.tables.writing import into
@@ -122,7 +122,7 @@ class InTransaction(Generic[K, V]):
             if puts.stamped is None:
                 part.put(encoded, data)
             else:
-                part.put_stamped(encoded[:-STAMP_BYTES], data)
+                part.put_stamped(encoded[: -STAMP.size], data)
 
     def delete(self, key: K) -> None:
         """Remove `key`, which is not read."""
