@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar, overload
 
 from kvwal.api.table import Table
 from kvwal.codecs import Codec, KeyCodec
 from kvwal.engine.engine import Engine
+from kvwal.engine.indexes import building_key, decode_indexes
+from kvwal.engine.parked import SYSTEM_TABLE
 from kvwal.engine.request import CommitRequest, Operation
-from kvwal.engine.tables import Drop, Rename, as_table_name
+from kvwal.engine.tables import CodecName, Drop, Rename, TableRow, as_table_name
 from kvwal.errors import TableNotFoundError
 from kvwal.keys import BytesLike, Seqno, as_key
 from kvwal.log import extension_of
@@ -23,6 +25,23 @@ V = TypeVar("V")
 
 
 @dataclass(frozen=True, slots=True)
+class IndexInfo:
+    """An index that there is.
+
+    Attributes:
+        name: its name.
+        codec: the name of the codec of its keys.
+        entries: how many it has; where a large range was deleted just now, with those that are still to be removed.
+        ready: whether it can be read: else it is still to be built.
+    """
+
+    name: str
+    codec: str
+    entries: int
+    ready: bool
+
+
+@dataclass(frozen=True, slots=True)
 class TableInfo:
     """A table that there is.
 
@@ -31,6 +50,7 @@ class TableInfo:
         id: the number that stands for it in `changes` and `commits`. It is never given to another table.
         key, value: the names of its codecs.
         keys: how many keys it has.
+        indexes: of the table.
     """
 
     name: str
@@ -38,6 +58,7 @@ class TableInfo:
     key: str
     value: str
     keys: int
+    indexes: tuple[IndexInfo, ...] = ()
 
 
 class Naming:
@@ -92,9 +113,19 @@ class Naming:
         """The tables that there are, by name. O(tables), and a count for each."""
         engine = self.engine
         rows = engine.tables.rows(engine.reads.moments.reader("tables"))
+        count = engine.reads.count
         return [
-            TableInfo(row.name, row.id, str(row.key), str(row.value), engine.reads.count(table=row.id)) for row in rows
+            TableInfo(
+                row.name, row.id, str(row.key), str(row.value), count(table=row.id), tuple(self._indexes_of(row))
+            )
+            for row in rows
         ]
+
+    def _indexes_of(self, row: TableRow) -> Iterator[IndexInfo]:
+        reads = self.engine.reads
+        for index in decode_indexes(row.name, row.others):
+            ready = reads.read(building_key(index.id), table=SYSTEM_TABLE) is None
+            yield IndexInfo(index.name, str(CodecName(*index.codec)), reads.count(table=index.id), ready)
 
     def drop_table(self, name: str, *, meta: Mapping[str, str] | None = None) -> Seqno:
         """Remove a table and everything in it, in one small commit. Returns its seqno.

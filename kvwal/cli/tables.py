@@ -15,7 +15,7 @@ __all__ = ["tables"]
 @store_path
 @click.option("--json", "as_json", is_flag=True, help="One object a line.")
 def tables(path: str, as_json: bool) -> None:
-    """Show the tables of the store, by name: name, codec of keys, codec of values, number of keys.
+    """Show the tables of the store, by name: name, codec of keys, codec of values, number of keys, indexes.
 
     A line has them with tabs between, and is escaped as in `scan`.
     """
@@ -25,5 +25,11 @@ def tables(path: str, as_json: bool) -> None:
         if as_json:
             print_json(info)
         else:
-            fields = (info.name, info.key, info.value, str(info.keys))
+            fields = [info.name, info.key, info.value, str(info.keys)]
+            if info.indexes:
+                fields.append("; ".join(map(_index, info.indexes)))
             click.echo("\t".join(show(Form.TEXT, field.encode("utf-8", "surrogateescape")) for field in fields))
+
+
+def _index(info: kvwal.IndexInfo) -> str:
+    return f"{info.name}: {info.codec}{'' if info.ready else ', not built'}"
