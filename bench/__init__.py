@@ -13,6 +13,7 @@ pictures  the SVG pictures
 report    `docs/benchmarks.md`
 
 feeds, past   the feed and past moments, beside peers of their own; their parts are in feed/ and history/
+table_indexes puts into a table with an index, beside one without, and SQLite
 parts         how these are run and shown
 memory        what the system says of a process
 
@@ -22,5 +23,6 @@ python -m bench --against REV  with an older commit as one more peer
 python -m bench report         bring docs/benchmarks.md and its pictures up to date
 python -m bench.feeds          the feed of changes; python -m bench.past: past moments
 python -m bench.recorders      event sourcing, beside the SQLite module of the library
+python -m bench.table_indexes  puts into a table with an index
 python -m pytest bench/micro   micro-benchmarks of the hot paths, under a minute
 """

@@ -1,4 +1,4 @@
-"""What `bench.feeds` and `bench.past` share: parts that are run one by one, turns, fresh processes, and a plain table.
+"""What `bench.feeds`, `bench.past` and `bench.table_indexes` share: parts, turns, fresh processes, and a plain table.
 
 In each part those that are compared take turns, round by round, and who goes first changes. A ratio is taken round by
 round; what is shown is the median of the rounds, and in brackets the lowest and the highest.

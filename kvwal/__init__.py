@@ -15,7 +15,7 @@ from kvwal import (
     codecs,
     interpreter,  # noqa: F401  # importing it is the check
 )
-from kvwal.api.naming import TableInfo
+from kvwal.api.naming import IndexInfo, TableInfo
 from kvwal.api.open import open
 from kvwal.api.shared import shared
 from kvwal.api.store import Store
@@ -44,6 +44,10 @@ from kvwal.errors import (
     Finding,
     ForkedError,
     FormatError,
+    IndexesChangedError,
+    IndexNotDeclaredError,
+    IndexNotFoundError,
+    IndexNotReadyError,
     InternalError,
     LockedError,
     PoisonedError,
@@ -73,6 +77,7 @@ from kvwal.keys import END, MAX_BATCH_BYTES, MAX_KEY_BYTES, MAX_VALUE_BYTES, End
 from kvwal.options import OpenOptions
 from kvwal.positions import Position
 from kvwal.salvaging import SalvageReport, salvage
+from kvwal.tables.index import Index, IndexEntry, IndexWithin
 from kvwal.tables.migration import MigrationReport
 from kvwal.tables.within import BatchTable, SnapshotTable, TransactionTable
 
@@ -107,6 +112,14 @@ __all__ = [
     "Finding",
     "ForkedError",
     "FormatError",
+    "Index",
+    "IndexEntry",
+    "IndexInfo",
+    "IndexNotDeclaredError",
+    "IndexNotFoundError",
+    "IndexNotReadyError",
+    "IndexWithin",
+    "IndexesChangedError",
     "InternalError",
     "KeyVersion",
     "KeyVersions",

@@ -50,7 +50,7 @@ class WriteBatch:
     thread-safe; may be committed more than once.
     """
 
-    __slots__ = ("names", "others", "ranges", "stamped", "writes")
+    __slots__ = ("index_keys", "names", "others", "ranges", "stamped", "writes")
 
     def __init__(self) -> None:
         #: The newest value of each key written; None stands for a delete.
@@ -62,6 +62,9 @@ class WriteBatch:
         self.names: object = None
         #: Keys, as they are in `writes`, whose last 12 bytes the commit fills in; None: there are none.
         self.stamped: set[bytes] | None = None
+        #: By the id of an index of its table: the index keys of each of its puts (see kvwal/engine/indexes.py). None:
+        #: nothing is known of indexes.
+        self.index_keys: Mapping[int, Mapping[bytes, bytes | None]] | None = None
         #: Writes to tables other than the default one, by table id; made by `table`. Each may be empty.
         self.others: dict[int, WriteBatch] | None = None
 
@@ -102,13 +105,18 @@ class WriteBatch:
             stamped, part.stamped = part.stamped, None
             if stamped is not None:
                 writes: dict[bytes, bytes | None] = {}
+                filled: dict[bytes, bytes] = {}
                 for key, value in part.writes.items():
                     if key in stamped:
-                        writes[key[: -STAMP.size] + STAMP.pack(seqno, ordinal)] = value
+                        filled[key] = key[: -STAMP.size] + STAMP.pack(seqno, ordinal)
                         ordinal += 1
-                    else:
-                        writes[key] = value
+                    writes[filled.get(key, key)] = value
                 part.writes = writes
+                if part.index_keys is not None:
+                    part.index_keys = {
+                        index: {filled.get(key, key): value for key, value in keys.items()}
+                        for index, keys in part.index_keys.items()
+                    }
         return batch
 
     def delete(self, key: BytesLike) -> None:
@@ -137,7 +145,8 @@ class WriteBatch:
 
         Raises: TypeError, ValueError for an id that cannot be right; UsageError on what `table` returned.
         """
-        table_id = as_int("table_id", table_id, 1, MAX_TABLE_ID)
+        if type(table_id) is not int or not 1 <= table_id <= MAX_TABLE_ID:
+            table_id = as_int("table_id", table_id, 1, MAX_TABLE_ID)
         if self.others is None:
             self.others = {}
         batch = self.others.get(table_id)
@@ -156,6 +165,8 @@ class WriteBatch:
         other.ranges = list(self.ranges)
         other.stamped = None if self.stamped is None else set(self.stamped)
         other.names = self.names
+        # Each is replaced, and never changed.
+        other.index_keys = self.index_keys
         if self.others is not None:
             other.others = {table_id: batch.copy() for table_id, batch in self.others.items()}
         return other
@@ -167,6 +178,7 @@ class WriteBatch:
         self.writes = {}
         self.ranges = []
         self.stamped = None
+        self.index_keys = None
         if self.others is not None:
             # They stay usable by whom `table` gave them to.
             for batch in self.others.values():
@@ -179,12 +191,13 @@ class WriteBatch:
             return []
         # One, most often, which needs no sorting.
         found = others.items() if len(others) == 1 else sorted(others.items())
-        return [(table, part) for table, part in found if len(part)]
+        return [(table, part) for table, part in found if part.writes or part.ranges]
 
     def size(self) -> int:
         """Bytes of its keys, values and bounds, of all tables."""
         size = sum(map(len, self.writes)) + sum(map(len, filter(None, self.writes.values())))
-        size += sum(len(start) + len(stop or b"") for start, stop in self.ranges)
+        if self.ranges:
+            size += sum(len(start) + len(stop or b"") for start, stop in self.ranges)
         return size if self.others is None else size + sum(part.size() for part in self.others.values())
 
     def __len__(self) -> int:

@@ -15,6 +15,9 @@
     |   |-- TableNotFoundError    there is no table of this name, or it was dropped (also a LookupError)
     |   |-- TableExistsError      a table has the new name already
     |   |-- TableCodecError       a table was made with other codecs
+    |   |-- IndexNotFoundError    a table has no index of this name (also a LookupError)
+    |   |-- IndexNotDeclaredError a put into a table with an index whose function is not known
+    |   |-- IndexNotReadyError    an index is still being built
     |   |-- SnapshotTooOld        the moment, or a version of a key, asked for is no longer kept
     |   `-- FeedGap               changes asked for are no longer kept
     |-- CorruptionError         the bytes on disk are not what kvwal wrote
@@ -27,6 +30,7 @@
     |       |-- RefusedError          it did nothing: too many open files, no permission, read-only; retry when cured
     |       `-- StoreRemovedError     the store's directory or a file of it was removed or replaced while it was open
     |-- ConflictError           a concurrent commit changed what this transaction read; retry it
+    |   `-- IndexesChangedError   a table got another index meanwhile
     `-- InternalError           a bug in kvwal
 
 `kvwal.compat.dbm` raises all of these as its `error`, with the one that it was as the cause.
@@ -60,6 +64,10 @@ __all__ = [
     "Finding",
     "ForkedError",
     "FormatError",
+    "IndexNotDeclaredError",
+    "IndexNotFoundError",
+    "IndexNotReadyError",
+    "IndexesChangedError",
     "InternalError",
     "LockedError",
     "PoisonedError",
@@ -496,6 +504,72 @@ class TableCodecError(UsageError):
             f"the {what} of table {name!r} are {has}, and it was asked for with {asked}; ask for it with {has}, or "
             "take another name"
         )
+
+
+class IndexNotFoundError(UsageError, LookupError):
+    """A table has no index of this name: it was never declared, or was dropped, with its table or alone.
+
+    Attributes:
+        table: the name of the table.
+        index: the name of the index.
+    """
+
+    def __init__(self, table: str, index: str) -> None:
+        self.table = table
+        self.index = index
+        super().__init__(f"table {table!r} has no index {index!r}; declare it with index(), or look at tables()")
+
+
+class IndexNotDeclaredError(UsageError):
+    """A put into a table with an index that this program has not declared: it would go stale. Nothing was changed.
+
+    You do *not* get it for reads and deletes, which need no function.
+
+    Attributes:
+        table: the name of the table.
+        index: the name of the index.
+    """
+
+    def __init__(self, table: str, index: str) -> None:
+        self.table = table
+        self.index = index
+        super().__init__(
+            f"table {table!r} has index {index!r}, whose function is not known here; declare it first with "
+            f"index({index!r}, key=..., codec=...), or remove it with drop_index({index!r})"
+        )
+
+
+class IndexNotReadyError(UsageError):
+    """An index is still being built, so that it cannot be read.
+
+    Attributes:
+        table: the name of the table.
+        index: the name of the index.
+        done, total: how many keys of the table it has, and how many there are. Where building failed, the cause is what
+            the function raised.
+    """
+
+    def __init__(self, table: str, index: str, done: int, total: int) -> None:
+        self.table = table
+        self.index = index
+        self.done = done
+        self.total = total
+        super().__init__(
+            f"index {index!r} of table {table!r} has {done} of {total} keys; declare it, and wait with wait()"
+        )
+
+
+class IndexesChangedError(ConflictError):
+    """A table got another index while something was put into it. Nothing was changed; do it again.
+
+    You get it from a transaction, which `Store.run` tries again; other writes do that by themselves.
+    """
+
+    def __init__(self, table: int) -> None:
+        self.key = None
+        self.seqno = 0
+        self.table = table
+        Error.__init__(self, f"table {table} got another index meanwhile; do it again")
 
 
 class InternalError(Error):

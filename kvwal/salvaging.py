@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from kvwal.api.open import open as open_store
 from kvwal.api.store import Store
 from kvwal.batch import WriteBatch
+from kvwal.engine.index_commits import without_indexes
 from kvwal.engine.request import CommitRequest
 from kvwal.engine.writes import EncodedBatch
 from kvwal.errors import CorruptionError, Finding, FormatError, RefusedError, StoreExistsError, StoreNotFoundError
@@ -122,6 +123,8 @@ class _Salvage:
         self._batch_bytes = 0
         # Those that something was saved of.
         self._tables = {0}
+        # Those of indexes, which are not saved: they may be damaged, and are built again when they are declared.
+        self._derived: set[int] = set()
         self._done = 0
 
     def run(self) -> SalvageReport:
@@ -239,6 +242,7 @@ class _Salvage:
             return None
 
     def _commit(self, batch: WriteBatch, extension: Extension | None = None) -> None:
+        batch = without_indexes(batch, self._derived)
         self._tables.update(table for table, _ in batch.parts())
         self._new.engine.commit(CommitRequest(EncodedBatch(batch, extension), sync=False))
 

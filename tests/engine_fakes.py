@@ -10,12 +10,14 @@ from typing import Any
 from kvwal.batch import WriteBatch
 from kvwal.engine.commit import CommitQueue
 from kvwal.engine.gaps import Gaps
+from kvwal.engine.indexing import Indexes
 from kvwal.engine.memtable import Memtable
 from kvwal.engine.publish import Publisher
 from kvwal.engine.readers import Moments
 from kvwal.engine.reads import Reads
 from kvwal.engine.request import CommitRequest
 from kvwal.engine.state import State
+from kvwal.engine.tables import Tables
 from kvwal.engine.writes import EncodedBatch
 from kvwal.events import Events
 from kvwal.keys import Seqno
@@ -138,6 +140,7 @@ class FakeEngine:
         self.state = State(pages, cache_bytes=1 << 20)
         gaps, moments = Gaps(), Moments(self.state, lambda: 0)
         self.reads = Reads(self.state, moments, gaps, pages)
+        self.tables = Tables(self.state, self.reads)
         self.publisher = Publisher(self.state, moments, gaps, pressure)
         self.pressure = pressure
 
@@ -145,6 +148,7 @@ class FakeEngine:
         """The one that `commit` uses from here on."""
         parts = self.state, self.reads, self.publisher, self.reads.moments.history, self.pressure
         self.queue = CommitQueue(log, *parts, events, **options)
+        self.tables.indexes = Indexes(self.state, self.reads, self.tables, self.queue, self.pressure)
         return self.queue
 
     def commit(self, request: CommitRequest) -> Seqno:

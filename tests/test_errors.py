@@ -63,6 +63,10 @@ MADE: list[tuple[type[Error], tuple[Any, ...], dict[str, Any]]] = [
     (errors.TableNotFoundError, ("users",), {}),
     (errors.TableExistsError, ("users",), {}),
     (errors.TableCodecError, ("users", "keys", "str", "int"), {}),
+    (errors.IndexNotFoundError, ("users", "by_city"), {}),
+    (errors.IndexNotDeclaredError, ("users", "by_city"), {}),
+    (errors.IndexNotReadyError, ("users", "by_city", 10, 200), {}),
+    (errors.IndexesChangedError, (16,), {}),
     (errors.InternalError, ("text",), {}),
 ]
 CLASSES = {

@@ -12,6 +12,7 @@ from kvwal.aio.changes import AsyncBootstrap, AsyncChanges
 from kvwal.aio.committer import committed_seqno
 from kvwal.aio.consumer import AsyncConsumer
 from kvwal.aio.cursor import AsyncCursor
+from kvwal.aio.index import AsyncIndex, AsyncIndexReading
 from kvwal.aio.opening import Opening, open, shared
 from kvwal.aio.scanning import Scan
 from kvwal.aio.snapshot import AsyncSnapshot
@@ -27,6 +28,8 @@ __all__ = [
     "AsyncChanges",
     "AsyncConsumer",
     "AsyncCursor",
+    "AsyncIndex",
+    "AsyncIndexReading",
     "AsyncSnapshot",
     "AsyncSnapshotTable",
     "AsyncStore",

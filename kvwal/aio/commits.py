@@ -10,8 +10,8 @@ from kvwal.aio.workers import Workers
 from kvwal.batch import WriteBatch
 from kvwal.engine.engine import Engine
 from kvwal.engine.request import CommitRequest, Operation
-from kvwal.engine.writes import EncodedBatch, LonePut
-from kvwal.errors import closed
+from kvwal.engine.writes import LonePut
+from kvwal.errors import IndexesChangedError, closed
 from kvwal.keys import Seqno
 from kvwal.log import Extension
 from kvwal.options import Durability
@@ -54,11 +54,16 @@ class Commits:
         """Commit a batch. Requires: it stays as it is, since the pipeline looks at it after the flush."""
         self.refuse_if_closing()
         sync = self._engine.wants_sync(durability)
-        if len(batch) > _ENCODE_IN_LOOP_KEYS or batch.size() > _ENCODE_IN_LOOP_BYTES:
-            writes = await self._workers.submit(EncodedBatch, batch, extension)
-        else:
-            writes = EncodedBatch(batch, extension)
-        return await self._committer.commit(CommitRequest(writes, sync=sync)) or self._engine.state.seqno
+        encoded = self._engine.tables.indexes.encoded
+        while True:
+            if len(batch) > _ENCODE_IN_LOOP_KEYS or batch.size() > _ENCODE_IN_LOOP_BYTES:
+                writes = await self._workers.submit(encoded, batch, extension)
+            else:
+                writes = encoded(batch, extension, cached_only=True)
+            try:
+                return await self._committer.commit(CommitRequest(writes, sync=sync)) or self._engine.state.seqno
+            except IndexesChangedError:
+                pass  # Once more, with the keys for the new index.
 
     async def operation(self, operation: Operation, durability: Durability | None) -> Seqno:
         """Commit what an operation writes."""

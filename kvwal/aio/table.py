@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from datetime import datetime
-from typing import Any, Generic, TypeVar, overload
+from functools import partial
+from typing import Any, Generic, Literal, TypeVar, overload
 
 from kvwal.aio.commits import Commits
+from kvwal.aio.committer import say_committed
+from kvwal.aio.index import AsyncIndex
 from kvwal.aio.reading import AsyncReading
 from kvwal.aio.scanning import listed
 from kvwal.aio.snapshot import AsyncSnapshot
@@ -17,10 +20,12 @@ from kvwal.aio.workers import Workers, in_thread, to_the_end
 from kvwal.api.store import Store
 from kvwal.api.table import Table, TableDifference, TableVersion
 from kvwal.batch import WriteBatch
+from kvwal.codecs import KeyCodec
 from kvwal.db.mapping import Bounds, OrderedMapping
 from kvwal.engine.merge import Chunk
 from kvwal.engine.readers import Reader
 from kvwal.engine.request import Operation
+from kvwal.engine.value import Value
 from kvwal.errors import TableNotFoundError
 from kvwal.feed.change import Change
 from kvwal.keys import BytesLike, KeyRange, Seqno, as_key
@@ -34,6 +39,7 @@ from kvwal.tables.writing import How, Writing, bring_back, made
 
 __all__ = ["AsyncTable", "TaskParts"]
 
+I = TypeVar("I")  # noqa: E741  # an index key, beside K and V
 K = TypeVar("K")
 V = TypeVar("V")
 
@@ -103,12 +109,19 @@ class AsyncStoredTable(AsyncReading):
     async def put(self, key: bytes, value: bytes, durability: Durability | None) -> Seqno | None:
         """See `Way`."""
         found = await self.to_write()
-        if found is None:
+        if found is None or self._stored.has_index(found[0]):
             return None
         try:
             return await self._parts.commits.put(key, value, durability, *found)
         except TableNotFoundError:
             return None
+
+    async def index_keys(self, writes: Mapping[bytes, Value]) -> dict[int, dict[bytes, bytes]] | None:
+        """See `Way`."""
+        try:
+            return self._stored.index_keys(writes, cached_only=True)
+        except NotCached:
+            return await self._workers.submit(self._stored.index_keys, writes)
 
     async def commit(self, batch: WriteBatch, how: How) -> Seqno:
         """See `Way`."""
@@ -279,6 +292,39 @@ class AsyncTable(Writing[K, V], AsyncTypedReading[K, V], Generic[K, V]):
             if progress is not None:
                 progress(going.report.examined, going.total)
         return going.report
+
+    # -- indexes ------------------------------------------------------------------------------
+
+    @overload
+    async def index(
+        self, name: str, *, key: Callable[[V], I | None], codec: type[I] | KeyCodec[I], many: Literal[False] = False
+    ) -> AsyncIndex[I, K, V]: ...
+    @overload
+    async def index(
+        self, name: str, *, key: Callable[[V], Iterable[I]], codec: type[I] | KeyCodec[I], many: Literal[True]
+    ) -> AsyncIndex[I, K, V]: ...
+    async def index(
+        self, name: str, *, key: Callable[[V], Any], codec: Any, many: bool = False
+    ) -> AsyncIndex[Any, K, V]:
+        """Declare an index. As `kvwal.Table.index`, in a thread; `key` is called in the loop's thread, or a worker.
+
+        A task that is cancelled waits for the end; the index is declared then.
+        """
+        self._parts.refuse_if_over()
+        declare = partial(self._table.index, name, key=key, codec=codec, many=many)
+        index, cancelled = await to_the_end(declare)
+        if cancelled is not None:
+            raise cancelled
+        return AsyncIndex(index, self._parts.workers, self._parts.refuse_if_over, self._owner)
+
+    async def drop_index(self, name: str, *, meta: Mapping[str, str] | None = None) -> Seqno:
+        """Remove an index. As `kvwal.Table.drop_index`, in a thread. Cancellation: as in `AsyncStore.drop_table`."""
+        self._parts.refuse_if_over()
+        seqno, cancelled = await to_the_end(partial(self._table.drop_index, name, meta=meta))
+        if cancelled is not None:
+            say_committed(cancelled, seqno)
+            raise cancelled
+        return seqno
 
     def at(self, at: int | datetime) -> AsyncSnapshot:
         """The store at a past moment: `await users.within(users.at(moment))` is the table then."""

@@ -183,7 +183,7 @@ class AsyncTransaction(_PartReading):
         txn = self._mine()
         self._over = True
         try:
-            request = txn.request()
+            request = txn.request(cached_only=True)
             if request is None:
                 return None
             try:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar, overload
 
 from kvwal.api.table import Table
 from kvwal.codecs import Codec, KeyCodec
 from kvwal.engine.engine import Engine
+from kvwal.engine.indexes import building_key, decode_indexes
+from kvwal.engine.parked import SYSTEM_TABLE
 from kvwal.engine.request import CommitRequest, Operation
-from kvwal.engine.tables import Drop, Rename, TableRow, as_table_name
-from kvwal.errors import TableNotFoundError
+from kvwal.engine.tables import CodecName, Drop, Rename, TableRow, as_table_name
+from kvwal.errors import CorruptionError, Error, TableNotFoundError
 from kvwal.keys import BytesLike, Seqno, as_key
 from kvwal.log import extension_of
 from kvwal.tables.spec import SubSpec, TableSpec
@@ -20,6 +22,23 @@ __all__ = ["Naming", "TableInfo"]
 
 K = TypeVar("K")
 V = TypeVar("V")
+
+
+@dataclass(frozen=True, slots=True)
+class IndexInfo:
+    """An index that there is.
+
+    Attributes:
+        name: its name.
+        codec: the name of the codec of its keys.
+        entries: how many it has; where a large range was deleted just now, with those that are still to be removed.
+        ready: whether it can be read: else it is still to be built.
+    """
+
+    name: str
+    codec: str
+    entries: int
+    ready: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +52,7 @@ class TableInfo:
         keys: how many keys it has.
         problem: why the table cannot be used, if its row is damaged or of a newer version; then the id is -1, and the
             rest is empty. None otherwise.
+        indexes: of the table.
     """
 
     name: str
@@ -41,6 +61,7 @@ class TableInfo:
     value: str
     keys: int
     problem: str | None = None
+    indexes: tuple[IndexInfo, ...] = ()
 
 
 class Naming:
@@ -98,12 +119,23 @@ class Naming:
         """
         engine = self.engine
         rows = engine.tables.rows(engine.reads.moments.reader("tables"))
-        return [
-            TableInfo(row.name, row.id, str(row.key), str(row.value), engine.reads.count(table=row.id))
-            if isinstance(row, TableRow)
-            else TableInfo(name, -1, "", "", 0, str(row))
-            for name, row in rows
-        ]
+        return [self._info(name, row) for name, row in rows]
+
+    def _info(self, name: str, row: TableRow | Error) -> TableInfo:
+        if isinstance(row, TableRow):
+            try:
+                indexes = tuple(self._indexes_of(row))
+            except CorruptionError as error:
+                return TableInfo(name, -1, "", "", 0, str(error))
+            keys = self.engine.reads.count(table=row.id)
+            return TableInfo(row.name, row.id, str(row.key), str(row.value), keys, indexes=indexes)
+        return TableInfo(name, -1, "", "", 0, str(row))
+
+    def _indexes_of(self, row: TableRow) -> Iterator[IndexInfo]:
+        reads = self.engine.reads
+        for index in decode_indexes(row.name, row.others):
+            ready = reads.read(building_key(index.id), table=SYSTEM_TABLE) is None
+            yield IndexInfo(index.name, str(CodecName(*index.codec)), reads.count(table=index.id), ready)
 
     def drop_table(self, name: str, *, meta: Mapping[str, str] | None = None) -> Seqno:
         """Remove a table and everything in it, in one small commit. Returns its seqno.

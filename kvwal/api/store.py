@@ -23,8 +23,8 @@ from kvwal.engine.recovery import RecoveryReport
 from kvwal.engine.request import CommitRequest, Operation
 from kvwal.engine.stats import Pin, Stats
 from kvwal.engine.verify import VerifyReport
-from kvwal.engine.writes import EncodedBatch, LonePut
-from kvwal.errors import ConflictError, DiskFullError
+from kvwal.engine.writes import LonePut
+from kvwal.errors import ConflictError, DiskFullError, IndexesChangedError
 from kvwal.feed.line import durable_now, position_at
 from kvwal.feed.pins import pins
 from kvwal.keys import MAX_KEY_BYTES, MAX_VALUE_BYTES, Bound, BytesLike, KeyRange, Seqno, as_int, as_key, as_value
@@ -237,8 +237,14 @@ class Store(Naming, Remembering, MutableMapping[bytes, bytes]):
         return self._commit(batch, durability, extension_of(meta))
 
     def _commit(self, batch: WriteBatch, durability: Durability | None, extension: Extension | None) -> Seqno:
-        writes = EncodedBatch(batch, extension)
-        return self.engine.commit(CommitRequest(writes, sync=self.engine.wants_sync(durability)))
+        engine = self.engine
+        sync = engine.wants_sync(durability)
+        while True:
+            try:
+                writes = engine.tables.indexes.encoded(batch, extension, shared=True)
+                return engine.commit(CommitRequest(writes, sync=sync))
+            except IndexesChangedError:
+                pass  # Once more, with the keys for the new index.
 
     @contextmanager
     def batch(

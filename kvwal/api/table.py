@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Any, Generic, Literal, NamedTuple, TypeVar, overload
 
+from kvwal.codecs import KeyCodec
 from kvwal.db.snapshot import Snapshot
 from kvwal.engine.engine import Engine
-from kvwal.errors import SnapshotTooOld
+from kvwal.engine.index_commits import DropIndex
+from kvwal.engine.request import CommitRequest
+from kvwal.engine.tables import check_codecs
+from kvwal.errors import IndexNotFoundError, SnapshotTooOld
 from kvwal.feed.change import Change
 from kvwal.feed.difference import differences, past_value
 from kvwal.feed.key_versions import KeyVersions
 from kvwal.feed.line import moment_of, seqno_of
 from kvwal.keys import Seqno, as_int
+from kvwal.log import extension_of
 from kvwal.options import Durability
+from kvwal.tables.index import Index, IndexSpec
 from kvwal.tables.migration import MIGRATION_BATCH, Migration, MigrationReport, Progress
 from kvwal.tables.spec import TableSpec
 from kvwal.tables.table import WritableTable
@@ -24,6 +30,7 @@ from kvwal.times import time_of
 
 __all__ = ["Table", "TableDifference", "TableVersion"]
 
+I = TypeVar("I")  # noqa: E741  # an index key, beside K and V
 K = TypeVar("K")
 V = TypeVar("V")
 
@@ -167,6 +174,59 @@ class Table(WritableTable[K, V], Generic[K, V]):
             if progress is not None:
                 progress(going.report.examined, going.total)
         return going.report
+
+    # -- indexes ------------------------------------------------------------------------------
+
+    @overload
+    def index(
+        self, name: str, *, key: Callable[[V], I | None], codec: type[I] | KeyCodec[I], many: Literal[False] = False
+    ) -> Index[I, K, V]: ...
+    @overload
+    def index(
+        self, name: str, *, key: Callable[[V], Iterable[I]], codec: type[I] | KeyCodec[I], many: Literal[True]
+    ) -> Index[I, K, V]: ...
+    def index(self, name: str, *, key: Callable[[V], Any], codec: Any, many: bool = False) -> Index[Any, K, V]:
+        """Declare an index: the table by what a function makes of its values. Each commit to the table keeps it right.
+
+        Each program that puts into the table declares its indexes first; it puts nothing otherwise
+        (IndexNotDeclaredError). Where the table has the index, this makes no commit. Else it makes one, and makes the
+        table if there is none. An index of a table that has keys is built in the background, and can be read when that
+        is complete: see `Index.wait`. An index that was not complete when the store was closed goes on being built.
+
+        Args:
+            name: of the index, 1 to 255 bytes in UTF-8.
+            key: gets a value, as a get of it would return it, and returns the index key; None: no entry. It must return
+                the same for equal values, and never another one in a later version of the program: drop the index then,
+                or declare one of another name. What it raises refuses the commit. It does not get the key of the table,
+                which is not known where that ends with `kvwal.SEQNO`.
+            codec: a type, or a key codec, of the index keys: as `key` of `Store.table`.
+            many: `key` returns any number of index keys, as an iterable.
+
+        Raises: TableCodecError if the index was made with another codec; IndexNotFoundError in a store that is open for
+        reading where there is no such index; TypeError or ValueError for other arguments.
+        """
+        spec: IndexSpec[Any, K, V] = IndexSpec(self._spec, name, key, codec, many)
+        engine = self._engine
+        row = engine.tables.row(self.name)
+        if row is not None:
+            check_codecs(row, *self._spec.codecs)
+        if row is None or not engine.tables.indexes.declare(row, spec.declared):
+            if engine.upkeep.is_read_only:
+                raise IndexNotFoundError(self.name, name)
+            operation = engine.tables.indexes.declaring(self.name, self._spec.codecs, spec.declared)
+            engine.commit(CommitRequest(sync=engine.wants_sync(None), operation=operation))
+        if not engine.upkeep.is_read_only:
+            engine.tables.indexes.build(self.name, name)
+        return Index(engine, spec, self._owner)
+
+    def drop_index(self, name: str, *, meta: Mapping[str, str] | None = None) -> Seqno:
+        """Remove an index, in one small commit. Returns its seqno. Past moments still have it.
+
+        TableNotFoundError, IndexNotFoundError.
+        """
+        engine = self._engine
+        operation = DropIndex(self.name, name, extension_of(meta))
+        return engine.commit(CommitRequest(sync=engine.wants_sync(None), operation=operation))
 
     def at(self, at: int | datetime) -> Snapshot:
         """The store at a past moment: `users.within(users.at(moment))` is the table then. See `Store.snapshot`."""

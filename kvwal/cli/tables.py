@@ -19,7 +19,7 @@ __all__ = ["table", "tables"]
 @store_path
 @click.option("--json", "as_json", is_flag=True, help="One object a line.")
 def tables(path: str, as_json: bool) -> None:
-    """Show the tables of the store, by name: name, codec of keys, codec of values, number of keys.
+    """Show the tables of the store, by name: name, codec of keys, codec of values, number of keys, indexes.
 
     A line has them with tabs between, and is escaped as in `scan`. Exit code 3 if one of them cannot be used.
     """
@@ -29,12 +29,18 @@ def tables(path: str, as_json: bool) -> None:
         if as_json:
             print_json(info)
         elif info.problem is None:
-            fields = (info.name, info.key, info.value, str(info.keys))
+            fields = [info.name, info.key, info.value, str(info.keys)]
+            if info.indexes:
+                fields.append("; ".join(map(_index, info.indexes)))
             click.echo("\t".join(show(Form.TEXT, field.encode("utf-8", "surrogateescape")) for field in fields))
         if info.problem is not None:
             complain(f"table {info.name!r}: {info.problem}")
     if any(info.problem is not None for info in found):
         click.get_current_context().exit(EXIT_DAMAGED)
+
+
+def _index(info: kvwal.IndexInfo) -> str:
+    return f"{info.name}: {info.codec}{'' if info.ready else ', not built'}"
 
 
 @click.group()

@@ -20,7 +20,7 @@ from kvwal.engine.value import Missing
 from kvwal.errors import ReadOnlyError, TransactionTooLargeError, closed
 from kvwal.keys import MAX_KEY_BYTES, MAX_VALUE_BYTES, Bound, BytesLike, KeyRange, as_key, as_value
 
-__all__ = ["MAX_TRANSACTION_BYTES", "Open", "Tracked", "TransactionPart"]
+__all__ = ["MAX_TRANSACTION_BYTES", "Open", "Tracked", "TransactionPart", "writes_of"]
 
 #: What one transaction may hold in memory: what it has read, by key, and what it is to write.
 MAX_TRANSACTION_BYTES: Final = 256 << 20
@@ -72,7 +72,9 @@ class Open:
         """What is remembered of a table: the same object at each call."""
         tracked = self.tracked.get(table)
         if tracked is None:
-            tracked = self.tracked[table] = Tracked(self.batch.part(table), read_only=self.read_only)
+            # In one step: workers of tasks may ask at once.
+            made = Tracked(self.batch.part(table), read_only=self.read_only)
+            tracked = self.tracked.setdefault(table, made)
         return tracked
 
     def take(self, size: int) -> None:
@@ -286,3 +288,8 @@ class TransactionPart(OrderedMapping, MutableMapping[bytes, bytes]):
             raise KeyError("popitem(): the store is empty")
         self._write(pair[0], None)
         return pair
+
+
+def writes_of(part: TransactionPart) -> WriteBatch:
+    """What the transaction has written to the table so far."""
+    return part._tracked.own.batch

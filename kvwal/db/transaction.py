@@ -19,7 +19,7 @@ from kvwal.db.part import Open, TransactionPart
 from kvwal.engine.engine import Engine
 from kvwal.engine.request import CommitRequest, say_written
 from kvwal.engine.row_cache import RowCache
-from kvwal.engine.writes import EncodedBatch, LonePut
+from kvwal.engine.writes import LonePut
 from kvwal.keys import MAX_KEY_BYTES, Bound, BytesLike, Seqno, as_key
 from kvwal.log import extension_of, meta_of
 
@@ -140,8 +140,8 @@ class Transaction(TransactionPart):
                 say_written(error, request.seqno)
             raise
 
-    def request(self) -> CommitRequest | None:
-        """What `commit` asks the engine for; None if nothing was written.
+    def request(self, *, cached_only: bool = False) -> CommitRequest | None:
+        """What `commit` asks the engine for; None if nothing was written. `cached_only`: no file is read for it.
 
         Requires: until that is done no thread writes to this transaction, or ends it.
         """
@@ -155,7 +155,8 @@ class Transaction(TransactionPart):
             ((key, value),) = batch.writes.items()
             if value is not None and len(value) <= _SMALL_BYTES:
                 return CommitRequest(LonePut(key, value), sync=self._sync, reads=reads)
-        return CommitRequest(EncodedBatch(batch, self._extension), sync=self._sync, reads=reads)
+        writes = self._open.engine.tables.indexes.encoded(batch, self._extension, cached_only=cached_only)
+        return CommitRequest(writes, sync=self._sync, reads=reads)
 
     def abort(self) -> None:
         """Forget the writes and let go of the snapshot. Idempotent, and without effect after `commit`."""

@@ -15,6 +15,7 @@ from typing import Final
 
 from kvwal.engine.checkpoint import COMPACT_PASSES, Checkpointer
 from kvwal.engine.commit import CommitQueue
+from kvwal.engine.indexing import Indexes
 from kvwal.engine.state import State
 from kvwal.errors import DiskFullError, Error
 from kvwal.locks import new_lock
@@ -34,6 +35,8 @@ _INDEXING_S: Final = 0.02
 _BUSY_INDEXING_S: Final = 0.005
 _STEP_S: Final = 0.0003
 _PAUSE_S: Final = 0.0002
+# Between two stretches of building indexes of tables while a commit is under way.
+_TABLES_PAUSE_S: Final = 0.01
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,10 +49,16 @@ class Job:
 
 
 class Background:
-    """The store's one thread: flushes, idle watermark, checkpoints, the next segment, key indexes, compaction."""
+    """The store's one thread: flushes, idle watermark, checkpoints, the next segment, indexes, compaction."""
 
     def __init__(
-        self, checkpointer: Checkpointer, state: State, queue: CommitQueue, log: SegmentLog, options: Options
+        self,
+        checkpointer: Checkpointer,
+        state: State,
+        queue: CommitQueue,
+        log: SegmentLog,
+        indexes: Indexes,
+        options: Options,
     ) -> None:
         self._checkpointer = checkpointer
         self._state = state
@@ -76,9 +85,12 @@ class Background:
             Job("flush", self._flush_is_due, self._flush),
             Job("idle watermark", self._mark_is_due, self._mark),
             Job("checkpoint", checkpointer.is_due, self._checkpoint),
+            Job("indexes", self._table_indexes_are_due, self._see_to_table_indexes),
             Job("next segment", lambda: True, log.prepare_next),
             Job("key indexes", self._indexes_are_due, self._make_indexes),
         )
+        self._table_indexes = indexes
+        self._indexing_tables: Generator[None, None, None] = indexes.steps()
         # Key indexes are made where history is kept; elsewhere when they are needed.
         self._keeps_log = options.keeps_history
         # Is suspended between two runs of its job.
@@ -142,10 +154,11 @@ class Background:
             self.failure = error
             raise
         finally:
-            try:
-                self._indexing.close()
-            except (OSError, Error):
-                pass  # The files are closed already.
+            for steps in (self._indexing, self._indexing_tables):
+                try:
+                    steps.close()
+                except (OSError, Error):
+                    pass  # The files are closed already.
             self._ended = True
             then = self._take_then()
             if then is not None:
@@ -181,6 +194,10 @@ class Background:
             wait_s = 0.0 if self._quiet else self._tick_s
             self._quiet = False
             return wait_s
+        if self._table_indexes_are_due():
+            # Its own commits are no writer that it must leave time to.
+            self._quiet = False
+            return _TABLES_PAUSE_S if self._queue.is_busy() else 0.0
         if self._quiet:
             return self._wait_idle()
         return self._tick_s
@@ -247,6 +264,21 @@ class Background:
                 if at_s - yielded_s >= _STEP_S:
                     give_way(_PAUSE_S if self._queue.is_busy() else 0.0)
                     yielded_s = now_s()
+
+    def _table_indexes_are_due(self) -> bool:
+        return self.failure is None and self._table_indexes.is_due()
+
+    def _see_to_table_indexes(self) -> None:
+        """Go on building the indexes of tables, for as long as the other jobs can wait."""
+        files = self._options.files
+        began_s = files.monotonic_s()
+        for steps in (self._indexing_tables, self._table_indexes.steps()):
+            self._indexing_tables = steps
+            for _ in steps:
+                is_over = files.monotonic_s() - began_s >= _BUSY_INDEXING_S
+                if self._stopping or is_over or not self._table_indexes.is_due():
+                    return
+                files.give_way(0.0)
 
     def checkpoint_was_made(self) -> None:
         """By another thread: compacting may help again."""

@@ -17,6 +17,7 @@ from kvwal.engine.checkpoint import Checkpointer
 from kvwal.engine.commit import CommitQueue
 from kvwal.engine.consumers import Consumers
 from kvwal.engine.gaps import Gaps
+from kvwal.engine.indexing import Indexes
 from kvwal.engine.keeping import Keeping
 from kvwal.engine.past import Past
 from kvwal.engine.pressure import Reserve, WritePressure
@@ -119,6 +120,7 @@ class Engine:
             self.events,
             now_s=options.files.monotonic_s,
         )
+        self.tables.indexes = Indexes(self.state, self.reads, self.tables, self.queue, self.pressure)
         # This as well.
         consumers = Consumers(recovered, self.reads)
         if self.events.listeners:
@@ -128,7 +130,7 @@ class Engine:
         #: What may be asked for beside reads and commits.
         jobs = self._checkpointer, self._background
         past = Past(recovered, moments, self._succession, self._keeping)
-        self.upkeep = Upkeep(recovered, moments.readers, self.queue, consumers, past, *jobs, options.files)
+        self.upkeep = Upkeep(recovered, moments.readers, self.queue, consumers, past, *jobs, self.tables, options.files)
 
     def _tell_recovery(self, report: RecoveryReport) -> None:
         generation = self._pages.meta.generation
@@ -138,6 +140,7 @@ class Engine:
 
     def _begin(self, log: SegmentLog, reserve: Reserve) -> None:
         state, options = self.state, self._options
+        self.tables.indexes.load()
         if not reserve.hold():
             self.pressure.is_on = True
         checkpointer = Checkpointer(
@@ -150,7 +153,8 @@ class Engine:
             except DiskFullError:
                 pass  # It can wait: reading, and deleting what takes the space, comes first.
         if options.background:
-            self._background = Background(checkpointer, state, self.queue, log, options)
+            self._background = Background(checkpointer, state, self.queue, log, self.tables.indexes, options)
+            self.tables.indexes.wake = self._background.wake
             self._background.start()
         self.pressure.relief = _Relief(checkpointer, self._background, self.queue)
 

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from collections.abc import Set as AbstractSet
+from functools import partial
 
 from kvwal.batch import WriteBatch
+from kvwal.engine.indexes import with_entries
 from kvwal.engine.occ import History
 from kvwal.engine.operations import Pending
-from kvwal.engine.publish import changes_names
+from kvwal.engine.publish import SYSTEM_TABLE, changes_names
 from kvwal.engine.reads import Reads
 from kvwal.engine.request import CommitRequest
 from kvwal.engine.state import State
@@ -31,17 +33,23 @@ class Judge:
     operation, which knows what there is, and a transaction, which read that it is there, and conflicts if it is not.
     """
 
-    __slots__ = ("_dropped", "_history", "_names", "_own", "_pending")
+    __slots__ = ("_dropped", "_history", "_indexed", "_indexed_after", "_is_alone", "_names", "_own", "_pending")
 
     def __init__(self, reads: Reads, history: History, state: State, members: Sequence[CommitRequest]) -> None:
         """`state` has the names of tables, and which were dropped."""
         self._history = history
+        self._is_alone = len(members) == 1
         # What the members before it write; looked up by key, since a group may have a thousand members.
         reading = any(member.reads is not None for member in members)
         self._own = History() if reading and len(members) > 1 else None
-        self._pending = Pending(reads) if any(member.operation is not None for member in members) else None
-        self._names: object = state.cache.names.now
-        self._dropped: AbstractSet[int] = state.cache.names.dropped
+        names = state.cache.names
+        self._indexed, self._indexed_after = names.indexed, names.indexed_after
+        evaluates = False
+        for member in members:
+            evaluates = evaluates or member.operation is not None or self._is_completed(member)
+        self._pending = Pending(reads) if evaluates else None
+        self._names: object = names.now
+        self._dropped: AbstractSet[int] = names.dropped
 
     def accepts(self, member: CommitRequest, seqno: Seqno) -> bool:
         """Whether a member writes something and may, as this commit; if it may not, it has an error."""
@@ -61,13 +69,25 @@ class Judge:
                 member.error = TableNotFoundError(member.writes.table)
         elif member.reads is None and member.writes.batch.others:
             member.error = self._refusal(member.writes.batch)
-        if member.error is None and isinstance(member.writes, EncodedBatch) and member.writes.has_stamped:
+        writes = member.writes
+        if member.error is None and isinstance(writes, EncodedBatch):
             try:
-                member.writes = member.writes.filled(seqno)
-            except ValueError as error:
-                # It takes too much space in the log.
+                if self._pending is not None and self._is_completed(member):
+                    complete = partial(with_entries, indexed=self._indexed, newest=self._pending)
+                    member.writes = writes.filled(seqno, complete)
+                elif writes.has_stamped:
+                    member.writes = writes.filled(seqno)
+            except (Error, OSError, ValueError) as error:
+                # It takes too much space in the log, for one, or lacks the keys for an index.
                 member.error = error
         return member.error is None and not member.writes.is_empty
+
+    def _is_completed(self, member: CommitRequest) -> bool:
+        """Whether what the commit changes in indexes is to be added."""
+        writes, indexed = member.writes, self._indexed
+        if not isinstance(writes, EncodedBatch) or writes.batch.others is None:
+            return False
+        return writes.is_indexed or (bool(indexed) and not indexed.keys().isdisjoint(writes.batch.others))
 
     def _refusal(self, batch: WriteBatch) -> TableNotFoundError | None:
         """The error of a commit to tables that were found by names which mean others now, or that were dropped."""
@@ -78,6 +98,8 @@ class Judge:
 
     def wrote(self, member: CommitRequest, seqno: Seqno) -> None:
         """A member is this commit: those behind it see what it writes."""
+        if self._is_alone:
+            return
         if self._own is not None:
             written = member.writes.batch
             self._own.record(seqno, written.writes, written.ranges, Seqno(0), written.parts())
@@ -87,6 +109,7 @@ class Judge:
         if isinstance(member.writes, EncodedBatch) and member.writes.batch.others:
             if any(changes_names(*part) for part in member.writes.batch.parts()):
                 self._names = None
+                self._indexed = self._indexed_after(self._indexed, member.writes.batch.table(SYSTEM_TABLE))
             self._dropped = self._dropped | dropped_by(member)
 
 

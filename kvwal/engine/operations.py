@@ -7,6 +7,8 @@ deletes, so replay and everything that follows it know nothing of operations.
 from __future__ import annotations
 
 from collections.abc import Callable
+from heapq import merge
+from itertools import islice
 from typing import TYPE_CHECKING, Final
 
 from kvwal.batch import WriteBatch
@@ -45,13 +47,16 @@ class Pending:
         self._reads = reads
         self._table = table
         self._writes: dict[bytes, Value] = {}
-        self._ranges = RangeMap()
+        # None: no range is deleted.
+        self._ranges: RangeMap | None = None
         # Of other tables.
         self._parts: dict[int, Pending] = {}
 
     def write(self, batch: WriteBatch) -> None:
         """A member before this one writes this."""
         for bounds in batch.ranges:
+            if self._ranges is None:
+                self._ranges = RangeMap()
             self._ranges.add(Seqno(1), bounds, copy=False)
             for key in [key for key in self._writes if bounds[0] <= key and (bounds[1] is None or key < bounds[1])]:
                 self._writes[key] = None
@@ -68,13 +73,17 @@ class Pending:
             part = self._parts[table] = Pending(self._reads, table)
         return part
 
+    def _is_deleted(self, key: bytes) -> bool:
+        """Whether it lies in a range that a member deleted."""
+        return self._ranges is not None and bool(self._ranges.newest.at(key))
+
     def get(self, key: bytes) -> Value:
         """The newest value."""
         if key in self._writes:
             return self._writes[key]
-        if self._ranges.newest.at(key):
+        if self._is_deleted(key):
             return None
-        return self._reads.read(key, table=self._table)
+        return self._reads.newest(key, self._table) if self._table else self._reads.read(key)
 
     def edge(self, start: bytes | None, stop: bytes | None, *, reverse: bool) -> tuple[bytes, bytes] | None:
         """The first pair of a range, or in reverse the last one."""
@@ -91,7 +100,7 @@ class Pending:
         for key, value in self._reads.pairs(start, stop, reverse=reverse, table=self._table):
             if own is not None and (key < own if reverse else key > own):
                 break
-            if key not in writes and not self._ranges.newest.at(key):
+            if key not in writes and not self._is_deleted(key):
                 found = (key, value)
                 break
         if found is None and own is not None:
@@ -99,6 +108,22 @@ class Pending:
             assert value_of_own is not None
             found = (own, value_of_own)
         return found
+
+
+    def first_pairs(self, start: bytes | None, stop: bytes | None, *, most: int) -> list[tuple[bytes, bytes]]:
+        """The first pairs of a range, `most` of them at the most."""
+        writes, is_deleted = self._writes, self._is_deleted
+        own = {
+            key: value
+            for key, value in writes.items()
+            if value is not None and (start is None or start <= key) and (stop is None or key < stop)
+        }
+        others = (
+            pair
+            for pair in self._reads.pairs(start, stop, reverse=False, table=self._table)
+            if pair[0] not in writes and not is_deleted(pair[0])
+        )
+        return list(islice(merge(sorted(own.items()), others), most))
 
 
 class Update:

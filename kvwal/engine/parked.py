@@ -21,6 +21,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final
 
+from kvwal.engine.publish import SYSTEM_TABLE
 from kvwal.engine.reads import Reads
 from kvwal.engine.recovery import Recovered
 from kvwal.errors import CorruptionError, FeedGap, FormatError
@@ -43,7 +44,6 @@ __all__ = [
 
 # On disk: never change.
 #: That of the store itself.
-SYSTEM_TABLE: Final = 1
 _KIND: Final = b"\x04"
 _VERSION: Final = 1
 _PARKED = struct.Struct("<BBHIQ")

@@ -24,16 +24,18 @@ from kvwal.engine.state import State
 from kvwal.engine.value import Value
 from kvwal.keys import KeyRange, Seqno
 
-__all__ = ["Publisher", "changes_names"]
+__all__ = ["STALE_INDEX", "SYSTEM_TABLE", "Publisher", "changes_names"]
 
 # Table 1 has the names of tables: in rows with keys that begin so (see tables.py).
-_NAMES_TABLE: Final = 1
+SYSTEM_TABLE: Final = 1
 _NAME: Final = b"\x01"
+# And the indexes that may have stale entries (see indexes.py). On disk: never change.
+STALE_INDEX: Final = b"\x0e"
 
 
 def changes_names(table: int, part: WriteBatch) -> bool:
     """Whether what a commit writes to a table may change which table a name means."""
-    return table == _NAMES_TABLE and (bool(part.ranges) or any(key.startswith(_NAME) for key in part.writes))
+    return table == SYSTEM_TABLE and (bool(part.ranges) or any(key.startswith(_NAME) for key in part.writes))
 
 
 
@@ -67,7 +69,8 @@ class Publisher:
         size_of_parts = 0
         if batch.others is not None:
             parts = batch.parts()
-            size_of_parts = sum(part.size() for _, part in parts)
+            # Without a sum where nothing is written to table 0.
+            size_of_parts = sum(part.size() for _, part in parts) if batch.writes or batch.ranges else size
         commit = (seqno, batch.writes, batch.ranges, size - size_of_parts, parts, size_of_parts)
         state = self._state
         with state.lock:
@@ -174,8 +177,8 @@ class Publisher:
         if parts:
             rows = dict(rows)
             for table, part in parts:
-                if changes_names(table, part):
-                    cache.names.now = object()
+                if table == SYSTEM_TABLE:
+                    self._note_names(part)
                 token = cache.token(table)
                 rows.update({(token, key): value for key, value in part.writes.items()})
                 deletes = deletes or bool(part.ranges)
@@ -189,6 +192,15 @@ class Publisher:
         state.seqno = seqno
         cache.bytes_used += size + size_of_parts + ENTRY_OVERHEAD_BYTES * len(rows)
         self._see_to_memory(memtable)
+
+    def _note_names(self, part: WriteBatch) -> None:
+        # Requires: lock.
+        names = self._state.cache.names
+        if changes_names(SYSTEM_TABLE, part):
+            names.indexed = names.indexed_after(names.indexed, part)
+            names.now = object()
+        if any(value is not None and key.startswith(STALE_INDEX) for key, value in part.writes.items()):
+            names.has_stale = True
 
     def _note(
         self,

@@ -93,6 +93,12 @@ class Reads:
                 release(lock)
                 raise
 
+    def newest(self, key: bytes, table: int) -> Value:
+        """`read` of a table, for the commit leader, which nothing can overtake: quick where there is a row."""
+        cache = self._state.cache
+        found = cache.rows.get((cache.token(table), key), MISSING)
+        return self.read(key, table=table) if isinstance(found, Missing) else found
+
     def _recall(self, row: Row, key: bytes, version: Version) -> Value | Missing:
         """What is known of the newest value without touching the tree. Requires: lock."""
         cache = self._state.cache

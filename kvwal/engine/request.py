@@ -35,6 +35,10 @@ class Newest(Protocol):
         """The first pair of a range, or in reverse the last one."""
         ...
 
+    def first_pairs(self, start: bytes | None, stop: bytes | None, *, most: int) -> list[tuple[bytes, bytes]]:
+        """The first pairs of a range, `most` of them at the most."""
+        ...
+
     def table(self, table: int) -> Newest:
         """The same of a table."""
         ...

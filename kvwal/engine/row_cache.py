@@ -14,14 +14,15 @@ Rules:
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from itertools import islice
-from typing import Final, TypeAlias
+from typing import Final, NamedTuple, TypeAlias
 
+from kvwal.batch import WriteBatch
 from kvwal.engine.memtable import Memtable
 from kvwal.engine.value import MISSING, Missing, Value
 
-__all__ = ["Names", "Row", "RowCache"]
+__all__ = ["IndexRow", "IndexedTable", "IndexedTables", "Names", "Row", "RowCache"]
 
 Row: TypeAlias = bytes | tuple[object, bytes]
 """What a row is found by: its key; in a table other than 0 also a token of the table, which no caller can have."""
@@ -40,16 +41,46 @@ _MOVED_ROWS: Final = 1000
 _MOST_ASIDE: Final = 8
 
 
+class IndexRow(NamedTuple):
+    """What the row of a table has of an index: its name, its id, and the name and version of the codec of its keys."""
+
+    name: str
+    id: int
+    codec: tuple[str, int]
+
+
+class IndexedTable(NamedTuple):
+    """A table that has indexes, and its name."""
+
+    name: str
+    indexes: tuple[IndexRow, ...]
+
+
+IndexedTables: TypeAlias = Mapping[int, IndexedTable]
+"""Those of a store, by id."""
+
+
+def _unchanged(indexed: IndexedTables, system: WriteBatch) -> IndexedTables:
+    del system
+    return indexed
+
+
 class Names:
     """What names of tables mean."""
 
-    __slots__ = ("dropped", "now")
+    __slots__ = ("dropped", "has_stale", "indexed", "indexed_after", "now")
 
     def __init__(self) -> None:
         #: Another object whenever a name may mean another table than before. Changes with the rows.
         self.now = object()
         #: Ids of tables that a commit of this opening dropped.
         self.dropped: set[int] = set()
+        #: The tables that have indexes. Replaced whenever that changes, before `now` is.
+        self.indexed: IndexedTables = {}
+        #: What `indexed` is after a commit that writes this to table 1: see tables.py, which reads its rows.
+        self.indexed_after: Callable[[IndexedTables, WriteBatch], IndexedTables] = _unchanged
+        #: Whether an index may have stale entries (see indexes.py).
+        self.has_stale = False
 
 
 class RowCache:

@@ -16,22 +16,28 @@ from __future__ import annotations
 import json
 import struct
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from kvwal.batch import WriteBatch
+from kvwal.engine.indexes import FIRST_DERIVED_ID, decode_indexes, state_keys
 from kvwal.engine.migration import migration_key
 from kvwal.engine.parked import SYSTEM_TABLE
 from kvwal.engine.readers import Reader
 from kvwal.engine.reads import Reads
 from kvwal.engine.request import Newest
+from kvwal.engine.row_cache import IndexedTable, IndexedTables
 from kvwal.engine.state import State
 from kvwal.engine.value import Value
 from kvwal.errors import CorruptionError, Error, FormatError, TableCodecError, TableExistsError, TableNotFoundError
 from kvwal.files.names import DATA
 from kvwal.keys import KeyRange
 from kvwal.log import Extension
+
+if TYPE_CHECKING:
+    from kvwal.engine.indexing import Indexes
 
 __all__ = [
     "MAX_NAME_BYTES",
@@ -48,8 +54,11 @@ __all__ = [
     "as_table_name",
     "check_codecs",
     "decode_row",
+    "encode_ids",
     "encode_row",
+    "indexed_after",
     "make_row",
+    "next_ids",
     "raise_codecs",
     "row_key",
 ]
@@ -61,7 +70,6 @@ NEXT_IDS_KEY: Final = b"\x02"
 ROWS: Final = KeyRange(_KIND, NEXT_IDS_KEY)
 _NEXT_IDS = struct.Struct("<II")
 _FIRST_ID: Final = 16
-_FIRST_DERIVED_ID: Final = 1 << 31
 _VERSION: Final = 1
 
 MAX_NAME_BYTES: Final = 255
@@ -131,9 +139,11 @@ def decode_row(key: bytes, value: bytes) -> TableRow:
         table_id, key_codec, value_codec = members.pop("id"), members.pop("key"), members.pop("value")
     except (ValueError, LookupError, AttributeError, TypeError, RecursionError):
         raise _damaged(key) from None
-    is_id = type(table_id) is int and _FIRST_ID <= table_id < _FIRST_DERIVED_ID
+    is_id = type(table_id) is int and _FIRST_ID <= table_id < FIRST_DERIVED_ID
     if not is_id or key[:1] != _KIND or not 1 <= len(key) - 1 <= MAX_NAME_BYTES:
         raise _damaged(key)
+    # A row with an index that is not understood is of no use: the index would go stale.
+    decode_indexes(name, members)
     return TableRow(name, table_id, _codec(key, key_codec), _codec(key, value_codec), members)
 
 
@@ -148,19 +158,42 @@ def _damaged(key: bytes) -> CorruptionError:
     return CorruptionError(DATA, None, f"the row of table {key[1:]!r} is not valid")
 
 
+def indexed_after(indexed: IndexedTables, system: WriteBatch) -> IndexedTables:
+    """Which tables have indexes after a commit that writes this to table 1.
+
+    Those of a dropped table stay: nothing is written to its id any more.
+    """
+    found: dict[int, IndexedTable] = {}
+    for key, value in system.writes.items():
+        if key[:1] == _KIND and value is not None:
+            # Of a newer version, or no row at all: such a table is never written to.
+            with suppress(Error):
+                row = decode_row(key, value)
+                found[row.id] = IndexedTable(row.name, decode_indexes(row.name, row.others))
+    if not any(table.indexes or id_ in indexed for id_, table in found.items()):
+        return indexed
+    return {id_: table for id_, table in {**indexed, **found}.items() if table.indexes}
+
+
 def _row(newest: Newest, name: str) -> TableRow | None:
     key = row_key(name)
     value = newest.table(SYSTEM_TABLE).get(key)
     return None if value is None else decode_row(key, value)
 
 
-def _next_ids(value: Value) -> tuple[int, int]:
+def encode_ids(found: int, derived: int) -> bytes:
+    """The row of the next ids: of a table, and of what is derived from one."""
+    return _NEXT_IDS.pack(found, derived)
+
+
+def next_ids(value: Value) -> tuple[int, int]:
+    """What `encode_ids` was given; the first ones, if there is no row. CorruptionError."""
     if value is None:
-        return _FIRST_ID, _FIRST_DERIVED_ID
+        return _FIRST_ID, FIRST_DERIVED_ID
     if len(value) != _NEXT_IDS.size:
         raise CorruptionError(DATA, None, "the row of the next table ids is not valid")
     found, derived = _NEXT_IDS.unpack(value)
-    if not (_FIRST_ID <= found < _FIRST_DERIVED_ID <= derived):
+    if not (_FIRST_ID <= found < FIRST_DERIVED_ID <= derived):
         raise CorruptionError(DATA, None, "the row of the next table ids is not valid")
     return found, derived
 
@@ -169,11 +202,11 @@ def make_row(
     name: str, key: CodecName, value: CodecName, get: Callable[[bytes], Value], system: WriteBatch
 ) -> TableRow:
     """Write the row of a new table, and the next ids, to table 1, of which `get` knows the newest values."""
-    found, derived = _next_ids(get(NEXT_IDS_KEY))
-    if found + 1 >= _FIRST_DERIVED_ID:
+    found, derived = next_ids(get(NEXT_IDS_KEY))
+    if found + 1 >= FIRST_DERIVED_ID:
         raise ValueError("there have been 2,147,483,631 tables; no id is left")
     row = TableRow(name, found, key, value)
-    system.put(NEXT_IDS_KEY, _NEXT_IDS.pack(found + 1, derived))
+    system.put(NEXT_IDS_KEY, encode_ids(found + 1, derived))
     system.put(row_key(name), encode_row(row))
     return row
 
@@ -188,6 +221,10 @@ class _Nothing:
     def edge(self, start: bytes | None, stop: bytes | None, *, reverse: bool) -> tuple[bytes, bytes] | None:
         del start, stop, reverse
         return None
+
+    def first_pairs(self, start: bytes | None, stop: bytes | None, *, most: int) -> list[tuple[bytes, bytes]]:
+        del start, stop, most
+        return []
 
     def table(self, table: int) -> Newest:
         raise AssertionError(f"table {table} of a table")
@@ -320,6 +357,10 @@ class Drop:
         batch = WriteBatch()
         self.dropped = row.id
         batch.table(row.id).delete_range()
+        # What indexes have goes with the range.
+        for index in decode_indexes(row.name, row.others):
+            for key in state_keys(index.id):
+                batch.table(SYSTEM_TABLE).delete(key)
         batch.table(SYSTEM_TABLE).delete(row_key(self._name))
         if newest.table(SYSTEM_TABLE).get(migration_key(row.id)) is not None:
             batch.table(SYSTEM_TABLE).delete(migration_key(row.id))
@@ -357,29 +398,33 @@ class Rename:
 class Tables:
     """The named tables of one open store. Thread-safe: each change is one step."""
 
-    __slots__ = ("_reads", "_state")
+    __slots__ = ("_state", "indexes", "reads")
 
     def __init__(self, state: State, reads: Reads) -> None:
         self._state = state
-        self._reads = reads
+        #: Of all tables.
+        self.reads = reads
+        state.cache.names.indexed_after = indexed_after
+        #: Their indexes.
+        self.indexes: Indexes
 
     def row(self, name: str, *, cached_only: bool = False) -> TableRow | None:
         """The row of a table now; None if there is none. `cached_only`: as in `Reads.read`."""
         self._state.refuse_if_gone()
         key = row_key(name)
-        value = self._reads.read(key, table=SYSTEM_TABLE, cached_only=cached_only)
+        value = self.reads.read(key, table=SYSTEM_TABLE, cached_only=cached_only)
         return None if value is None else decode_row(key, value)
 
     def row_at(self, reader: Reader, name: str) -> TableRow | None:
         """The same as of a reader."""
         key = row_key(name)
-        value = self._reads.read_at(reader, key, table=SYSTEM_TABLE)
+        value = self.reads.read_at(reader, key, table=SYSTEM_TABLE)
         return None if value is None else decode_row(key, value)
 
     def rows(self, reader: Reader) -> list[tuple[str, TableRow | Error]]:
         """The rows of all tables as of a reader, by name, or what is wrong with one. The reader is given back."""
         rows: list[tuple[str, TableRow | Error]] = []
-        for keys, values in self._reads.chunks(reader, *ROWS, reverse=False, table=SYSTEM_TABLE):
+        for keys, values in self.reads.chunks(reader, *ROWS, reverse=False, table=SYSTEM_TABLE):
             for key, value in zip(keys, values, strict=True):
                 name = key[1:].decode(errors="backslashreplace")
                 try:

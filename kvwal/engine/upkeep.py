@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import datetime
 
 from kvwal.engine.background import Background
@@ -13,7 +14,9 @@ from kvwal.engine.past import Past
 from kvwal.engine.readers import Readers
 from kvwal.engine.recovery import Recovered, RecoveryReport
 from kvwal.engine.stats import Stats
+from kvwal.engine.tables import Tables
 from kvwal.engine.verify import VerifyReport, verify_parts
+from kvwal.engine.verify_indexes import verify_indexes
 from kvwal.errors import FeedGap, read_only
 from kvwal.files import Directory, Files
 from kvwal.keys import Seqno
@@ -35,6 +38,7 @@ class Upkeep:
         past: Past,
         checkpointer: Checkpointer | None,
         background: Background | None,
+        tables: Tables,
         files: Files,
     ) -> None:
         """A read-only store has no checkpointer."""
@@ -53,6 +57,7 @@ class Upkeep:
         self.past = past
         self._checkpointer = checkpointer
         self._background = background
+        self._tables, self._reads = tables, tables.reads
         self._files = files
 
     @property
@@ -73,6 +78,8 @@ class Upkeep:
         checkpointer.checkpoint()
         if self._background is not None:
             self._background.checkpoint_was_made()
+        elif self._tables.indexes.is_due():
+            self._tables.indexes.work()
 
     def compact(self) -> int:
         """Give unused space back to the system; returns the bytes the page file shrank by."""
@@ -93,11 +100,18 @@ class Upkeep:
         """Prove pages, log, and the one against the other. Checkpoints wait meanwhile."""
         self._state.refuse_if_gone()
         if self._checkpointer is None:
-            return verify_parts(self._pages, self._reader, self._files, progress)
+            return self._verify(progress)
         self._queue.refuse_reentry("verifying")
-        return self._checkpointer.while_idle(
-            lambda: verify_parts(self._pages, self._reader, self._files, progress)
-        )
+        return self._checkpointer.while_idle(lambda: self._verify(progress))
+
+    def _verify(self, progress: Callable[[int, int], None] | None) -> VerifyReport:
+        report = verify_parts(self._pages, self._reader, self._files, progress)
+        if report.problems:
+            # What is damaged below says nothing of what is made of it.
+            return report
+        began_s = self._files.monotonic_s()
+        problems = tuple(verify_indexes(self._reads, self._tables))
+        return replace(report, problems=problems, seconds=report.seconds + self._files.monotonic_s() - began_s)
 
     def stats(self) -> Stats:
         """Figures about memory, pages and log."""

@@ -7,6 +7,7 @@ extension block of its record) makes a put a batch.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Final, TypeAlias
 
 from kvwal.batch import WriteBatch
@@ -25,6 +26,7 @@ class LonePut:
     is_empty: Final = False
     only_deletes: Final = False
     has_stamped: Final = False
+    is_indexed: Final = False
 
     def __init__(self, key: bytes, value: bytes, table: int = 0, names: object = None) -> None:
         self.key = key
@@ -49,11 +51,17 @@ class LonePut:
 class EncodedBatch:
     """A batch, and what its commit says of itself. ValueError if it is too much for one commit."""
 
-    __slots__ = ("_extension", "_template", "batch", "body", "has_stamped", "is_empty", "size")
+    __slots__ = ("_extension", "_template", "batch", "body", "has_stamped", "is_empty", "is_indexed", "size")
 
     def __init__(self, batch: WriteBatch, extension: Extension | None = None) -> None:
+        others = () if batch.others is None else batch.others.values()
         #: Whether keys are to be filled in when the seqno is known: see `filled`.
-        self.has_stamped = batch.has_stamped()
+        self.has_stamped = batch.stamped is not None
+        #: Whether the leader is to add what it changes in indexes.
+        self.is_indexed = False
+        for part in others:
+            self.has_stamped = self.has_stamped or part.stamped is not None
+            self.is_indexed = self.is_indexed or part.index_keys is not None
         self._template = batch
         self._extension = extension
         size = batch.size()
@@ -66,19 +74,25 @@ class EncodedBatch:
         #: Then it makes no record, whatever the extension, and has no body.
         self.is_empty = not len(batch)
         self.body: list[Buffer] = []
-        if not (self.is_empty or self.has_stamped):
+        if not (self.is_empty or self.has_stamped or self.is_indexed):
             self.body = encode_intents(batch, extension)
 
-    def filled(self, seqno: int) -> EncodedBatch:
-        """The same for the commit of this number. May be asked again, for another one."""
-        made = EncodedBatch(self._template.filled(seqno), self._extension)
-        made._template, made.has_stamped = self._template, True
+    def filled(self, seqno: int, complete: Callable[[WriteBatch], WriteBatch] | None = None) -> EncodedBatch:
+        """The same for the commit of this number, with its keys filled in, and completed. May be asked again."""
+        batch = self._template.filled(seqno) if self.has_stamped else self._template
+        made = EncodedBatch(batch if complete is None else complete(batch), self._extension)
+        made._template, made.has_stamped, made.is_indexed = self._template, self.has_stamped, complete is not None
         return made
 
     @property
+    def template(self) -> WriteBatch:
+        """What it was made of: without what only the leader knows."""
+        return self._template
+
+    @property
     def only_deletes(self) -> bool:
-        """Whether it puts nothing, so that it may use what is kept for a full disk."""
-        batches = [self.batch, *(part for _, part in self.batch.parts())]
+        """Whether it puts nothing, so that it may use what is kept for a full disk; what indexes need aside."""
+        batches = [self._template, *(part for _, part in self._template.parts())]
         return not any(value is not None for batch in batches for value in batch.writes.values())
 
 

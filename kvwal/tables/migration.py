@@ -21,6 +21,7 @@ from typing import Any, Final, Protocol, TypeGuard
 
 from kvwal.batch import WriteBatch
 from kvwal.engine.engine import Engine
+from kvwal.engine.indexes import decode_indexes, reverse_of
 from kvwal.engine.migration import MigrationRow, decode_migration, encode_migration, migration_key
 from kvwal.engine.parked import SYSTEM_TABLE
 from kvwal.engine.request import CommitRequest, Newest
@@ -266,6 +267,14 @@ class _Step:
         raise_codecs(row, *spec.codecs, system)
         now = newest.table(self._table)
         part.writes.update((key, new) for key, old, new in self._changes if now.get(key) == old)
+        # A value means the same in each version, so its index keys stay; without a reverse row it is not built yet.
+        indexes = decode_indexes(row.name, row.others)
+        if indexes:
+            tables = [newest.table(reverse_of(index.id)) for index in indexes]
+            part.index_keys = {
+                index.id: {key: table.get(key) for key in part.writes}
+                for index, table in zip(indexes, tables, strict=True)
+            }
         self.rewritten = len(part.writes)
         self.is_behind = self.rewritten < len(self._changes)
         progress = self._before if self.is_behind else self._after

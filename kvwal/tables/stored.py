@@ -6,7 +6,7 @@ looks the name up, and makes the table (see kvwal/engine/tables.py).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from kvwal.batch import WriteBatch
@@ -17,7 +17,7 @@ from kvwal.engine.readers import Reader
 from kvwal.engine.request import CommitRequest, Operation
 from kvwal.engine.tables import check_codecs
 from kvwal.engine.value import Value
-from kvwal.engine.writes import EncodedBatch, LonePut
+from kvwal.engine.writes import LonePut
 from kvwal.errors import DiskFullError, TableNotFoundError
 from kvwal.keys import BytesLike, KeyRange, Seqno, as_key
 from kvwal.options import Durability
@@ -70,6 +70,13 @@ class StoredTable(OrderedMapping):
             return None
         return table, known[0]
 
+    def index_keys(
+        self, writes: Mapping[bytes, Value], *, cached_only: bool = False
+    ) -> dict[int, dict[bytes, bytes]] | None:
+        """See `Way`."""
+        table = self.id(cached_only=cached_only)
+        return None if table is None else self._engine.tables.indexes.keys_of(table, writes)
+
     def ask_again(self) -> None:
         """A commit by name is over: the table may be there now, and may know these versions of its codecs."""
         if self.known is not None and not self.known[3]:
@@ -85,8 +92,17 @@ class StoredTable(OrderedMapping):
         check_codecs(row, *self._spec.codecs)
         return row.id
 
+    def has_index(self, table: int | None) -> bool:
+        """Whether a put into the table needs the keys for an index: then it does not go the short way.
+
+        Asked after `to_write`: an index that is declared later changes the names, which the commit is refused for.
+        """
+        return table in self._cache.names.indexed
+
     def put(self, key: bytes, value: bytes, durability: Durability | None) -> Seqno | None:
         """Put a value if the table is known: what `to_write` and `Waiting.commit` do, and faster. None if it is not.
+
+        Neither if it has an index.
 
         Requires: both have passed `as_key` and `as_value`.
         """
@@ -98,6 +114,8 @@ class StoredTable(OrderedMapping):
             table, names = found
         else:
             names, table = known[0], known[1]
+        if self.has_index(table):
+            return None
         engine = self._engine
         pressure, sync = engine.pressure, engine.wants_sync(durability)
         try:
@@ -195,11 +213,15 @@ class Waiting:
         """See `Way`."""
         return self._stored.put(key, value, durability)
 
+    async def index_keys(self, writes: Mapping[bytes, Value]) -> dict[int, dict[bytes, bytes]] | None:
+        """See `Way`."""
+        return self._stored.index_keys(writes)
+
     async def commit(self, batch: WriteBatch, how: How) -> Seqno:
         """See `Way`."""
         engine = self._engine
-        request = CommitRequest(EncodedBatch(batch, how.extension), sync=engine.wants_sync(how.durability))
-        return engine.commit(request)
+        writes = engine.tables.indexes.encoded(batch, how.extension)
+        return engine.commit(CommitRequest(writes, sync=engine.wants_sync(how.durability)))
 
     async def operate(self, operation: Operation, how: How) -> Seqno:
         """See `Way`."""

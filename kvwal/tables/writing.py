@@ -19,7 +19,7 @@ from kvwal.engine.operations import decode_counter, encode_counter
 from kvwal.engine.request import Newest, Operation
 from kvwal.engine.tables import InDefaultTable, InTable, MakeTable
 from kvwal.engine.value import Value
-from kvwal.errors import TableNotFoundError
+from kvwal.errors import IndexesChangedError, TableNotFoundError
 from kvwal.keys import STAMP, KeyRange, Seqno, as_int
 from kvwal.log import extension_of
 from kvwal.options import Durability
@@ -81,6 +81,10 @@ class Way(Protocol):
         """Put a value if the table is known; None if it is not. The quickest way. See `StoredTable.put`."""
         ...
 
+    async def index_keys(self, writes: Mapping[bytes, Value]) -> dict[int, dict[bytes, bytes]] | None:
+        """What `WriteBatch.index_keys` is to be for these writes; None if the table has no index."""
+        ...
+
     async def commit(self, batch: WriteBatch, how: How) -> Seqno:
         """Commit a batch, which stays as it is from here on."""
         ...
@@ -111,19 +115,40 @@ async def _write(way: Way, spec: TableSpec[Any, Any], fill: Callable[[WriteBatch
             return await way.commit(batch, how)
         except TableNotFoundError:
             pass  # It was dropped, or is just being dropped.
-    return await _operate(way, spec, lambda newest, part: fill(part), how)
+    likely = WriteBatch()
+    fill(likely)
+    return await _operate(way, spec, lambda newest, part: fill(part), how, likely.writes)
 
 
 async def _operate(
-    way: Way, spec: TableSpec[Any, Any], fill: Callable[[Newest, WriteBatch], None], how: How
+    way: Way,
+    spec: TableSpec[Any, Any],
+    fill: Callable[[Newest, WriteBatch], None],
+    how: How,
+    likely: Mapping[bytes, Value],
 ) -> Seqno:
-    """Commit what `fill` writes to a batch, knowing what is newest in the table. Never a conflict."""
-    operation: Operation
+    """Commit what `fill` writes to a batch, knowing what is newest in the table. Never a conflict.
+
+    `likely`: all that it may put.
+    """
     if spec.is_default:
-        operation = InDefaultTable(fill, how.extension)
-    else:
-        operation = InTable(spec.name, spec.codecs, fill, how.extension)
-    return await way.operate(operation, how)
+        return await way.operate(InDefaultTable(fill, how.extension), how)
+    while True:
+        keys = await way.index_keys(likely)
+        try:
+            return await way.operate(InTable(spec.name, spec.codecs, partial(_fill, fill, keys), how.extension), how)
+        except IndexesChangedError:
+            pass  # Once more, with the keys for the new index.
+
+
+def _fill(
+    fill: Callable[[Newest, WriteBatch], None],
+    keys: dict[int, dict[bytes, bytes]] | None,
+    newest: Newest,
+    part: WriteBatch,
+) -> None:
+    fill(newest, part)
+    part.index_keys = keys
 
 
 async def _change(
@@ -132,10 +157,12 @@ async def _change(
     key: bytes,
     function: Callable[[Value], Value],
     how: How = _AS_USUAL,
+    *,
+    likely: Value = None,
 ) -> tuple[Value, Value]:
     """Change one value; returns the old and the new one. See `kvwal.engine.operations.Update`.
 
-    Requires: key and new value have passed `as_key` and `as_value`.
+    `likely`: what it puts, if it puts something. Requires: key and new value have passed `as_key` and `as_value`.
     """
     # Read first, so that the commit leader need not read a page.
     await way.read(key)
@@ -149,7 +176,7 @@ async def _change(
         if new is not old:
             part.writes[key] = new
 
-    await _operate(way, spec, fill, how)
+    await _operate(way, spec, fill, how, {key: likely})
     return old, new
 
 
@@ -187,7 +214,7 @@ async def _take_edge(
         if pair is not None:
             part.writes[pair[0]] = None
 
-    await _operate(way, spec, fill, _AS_USUAL)
+    await _operate(way, spec, fill, _AS_USUAL, {})
     return pair
 
 
@@ -275,7 +302,7 @@ class Writing(Generic[K, V]):
         value = await self._way.read(encoded)
         if value is None:
             other = spec.encode_value(default)
-            value = (await _change(self._way, spec, encoded, partial(_if_absent, other)))[1]
+            value = (await _change(self._way, spec, encoded, partial(_if_absent, other), likely=other))[1]
             assert value is not None
         return spec.value.decode(value)
 
@@ -308,7 +335,8 @@ class Writing(Generic[K, V]):
         """Set `key` to `value` if it is not there. Returns whether it was set. Atomic, and never a conflict."""
         spec = self._spec
         encoded, new = spec.encode_key(key), spec.encode_value(value)
-        return (await _change(self._way, spec, encoded, partial(_if_absent, new), How(durability, meta)))[0] is None
+        how, absent = How(durability, meta), partial(_if_absent, new)
+        return (await _change(self._way, spec, encoded, absent, how, likely=new))[0] is None
 
     async def compare_and_set(
         self,
@@ -331,7 +359,7 @@ class Writing(Generic[K, V]):
             old = await self._way.read(encoded)
             if (expected is not None) if old is None else spec.value.decode(old) != expected:
                 return False
-            if (await _change(self._way, spec, encoded, partial(_instead, old, new), how))[0] == old:
+            if (await _change(self._way, spec, encoded, partial(_instead, old, new), how, likely=new))[0] == old:
                 return True
 
     async def add(
@@ -346,11 +374,15 @@ class Writing(Generic[K, V]):
         spec = self._spec
         if spec.value.name != "counter":
             raise TypeError(f"the values of table {spec.name!r} are {spec.value.name}, and no counters")
-        changed = await _change(
-            self._way,
-            spec,
-            spec.encode_key(key),
-            lambda old: encode_counter(decode_counter(old) + amount),
-            How(durability, meta),
-        )
-        return decode_counter(changed[1])
+        way, encoded, how = self._way, spec.encode_key(key), How(durability, meta)
+
+        def added(old: Value) -> bytes:
+            return encode_counter(decode_counter(old) + amount)
+
+        while await way.index_keys({}) is not None:
+            # Its index keys are to be known before the commit leader has it.
+            old = await way.read(encoded)
+            new = added(old)
+            if (await _change(way, spec, encoded, partial(_instead, old, new), how, likely=new))[0] == old:
+                return decode_counter(new)
+        return decode_counter((await _change(way, spec, encoded, added, how))[1])

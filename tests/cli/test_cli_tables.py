@@ -84,7 +84,21 @@ def orders(path: str) -> str:
 def test_the_tables_are_listed(orders: str) -> None:
     assert run("tables", orders).stdout == "orders\ttuple[str, int]\tcounter\t3\nusers\tstr\tjson\t1\n"
     rows = [json.loads(line) for line in run("tables", orders, "--json").stdout.splitlines()]
-    assert rows[1] == {"name": "users", "id": 17, "key": "str", "value": "json", "keys": 1, "problem": None}
+    users = {"name": "users", "id": 17, "key": "str", "value": "json", "keys": 1, "problem": None, "indexes": []}
+    assert rows[1] == users
+
+
+def test_the_indexes_of_a_table_are_listed_and_puts_name_the_one_that_is_not_declared(orders: str) -> None:
+    with kvwal.open(orders) as db:
+        users = db.table("users", str, codecs.json())
+        users.index("by_born", key=lambda user: None, codec=int)
+        users.index("by_name", key=lambda user: ["a", "b"], codec=str, many=True).wait()
+    assert run("tables", orders).stdout.splitlines()[1] == "users\tstr\tjson\t1\tby_born: int; by_name: str"
+    rows = [json.loads(line) for line in run("tables", orders, "--json").stdout.splitlines()]
+    assert rows[1]["indexes"][1] == {"name": "by_name", "codec": "str", "entries": 2, "ready": True}
+    assert "index 'by_born'" in run("put", orders, "--table", "users", "ada", "{}", expect=2).stderr
+    run("delete", orders, "--table", "users", "ada")
+    run("verify", orders)
 
 
 def test_ranges_and_past_moments_of_a_table(orders: str) -> None:

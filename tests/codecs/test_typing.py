@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from uuid import UUID
 
+import kvwal
 from kvwal import codecs
 from kvwal.codecs import KeyCodec, Float32, SEQNO, TupleCodec, Versionstamp, key_codec, value_codec
 
@@ -61,6 +62,16 @@ reveal_type(codecs.msgpack(User))  # is Codec[User]
 reveal_type(codecs.compressed(codecs.json(User), level=9))  # is Codec[User]
 reveal_type(codecs.versioned(User, version=1))  # is Versioned[User]
 reveal_type(codecs.versioned(codecs.msgpack(User), version=1).decode(b""))  # is User
+
+db = kvwal.open("a.kv")
+users = db.table("users", str, User)
+reveal_type(users.index("i", key=lambda user: user.name, codec=str))  # is Index[str, str, User]
+pairs = users.index("i", key=lambda user: (user.name, 1), codec=tuple[str, int])
+reveal_type(pairs.within(db.snapshot()))  # is IndexWithin[tuple[str, int], str, User]
+reveal_type(users.index("i", key=lambda user: [1], codec=int, many=True).get(1))  # is list[tuple[str, User]]
+reveal_type(next(users.index("i", key=lambda user: None, codec=str).scan()).index_key)  # is str
+users.index("i", key=lambda user: user.nothing, codec=str)  # wrong
+users.index("i", key=lambda user: 1, codec=int, many=True)  # wrong
 
 as_key: KeyCodec[tuple[str, int]] = key_codec(tuple[str, int])
 key_codec(str).encode(1)  # wrong

@@ -188,6 +188,11 @@ def test_pending_writes_hide_what_the_store_has() -> None:
         assert pending.edge(None, None, reverse=False) == (b"05", b"old")
         assert pending.edge(None, None, reverse=True) == (b"08", b"old")
         assert pending.edge(b"00", b"05", reverse=True) is None
+        latest = WriteBatch()
+        latest.writes.update({b"06": None, b"07": b"newer", b"075": b"new"})
+        pending.write(latest)
+        assert pending.first_pairs(b"04", None, most=2) == [(b"05", b"old"), (b"07", b"newer")]
+        assert pending.first_pairs(b"06", b"08", most=9) == [(b"07", b"newer"), (b"075", b"new")]
 
 
 def test_a_group_that_pops_hundreds_of_items_takes_each_once() -> None:

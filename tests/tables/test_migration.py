@@ -388,3 +388,22 @@ def test_a_row_of_a_newer_version_is_left_alone(db: kvwal.Store) -> None:
     with pytest.raises(FormatError, match="version 2"):
         table.migrate()
     assert row_of(db, table.id) == data
+
+
+@pytest.mark.parametrize("built", [True, False])
+def test_an_index_keeps_its_entries_and_need_not_be_declared(disk: SimulatedDisk, built: bool) -> None:
+    with kvwal.open("/kv", files=disk, background=False) as db:
+        db.table("t", int, ONE).update({n: [n % 4] for n in range(300)})
+        index = db.table("t", int, ONE).index("by_rest", key=lambda value: value[0], codec=int)
+        if built:
+            index.wait()
+    with kvwal.open("/kv", files=disk, background=False) as db:
+        table = db.table("t", int, THREE)
+        assert table.migrate(batch=7).rewritten == 300
+        assert versions_of(table) == {3}
+        index = table.index("by_rest", key=lambda value: value[0], codec=int)
+        index.wait()
+        found = {rest: [key for key, _ in index.get(rest)] for rest in range(4)}
+        assert found == {rest: list(range(rest, 300, 4)) for rest in range(4)}
+        assert db.verify().ok
+        check_store(db)
