@@ -69,6 +69,10 @@ from kvwal.feed.consumer import Consumer
 from kvwal.feed.key_versions import KeyVersion, KeyVersions
 from kvwal.feed.lag import ConsumerInfo
 from kvwal.feed.owned import Batch
+from kvwal.following.engine import Lag
+from kvwal.following.follower import Follower
+from kvwal.following.opening import follow
+from kvwal.following.table import FollowedTable
 from kvwal.keys import END, MAX_BATCH_BYTES, MAX_KEY_BYTES, MAX_VALUE_BYTES, End, Seqno, prefix_stop
 from kvwal.options import OpenOptions
 from kvwal.positions import Position
@@ -105,11 +109,14 @@ __all__ = [
     "FeedGap",
     "FencedError",
     "Finding",
+    "FollowedTable",
+    "Follower",
     "ForkedError",
     "FormatError",
     "InternalError",
     "KeyVersion",
     "KeyVersions",
+    "Lag",
     "LockedError",
     "MigrationReport",
     "OpenOptions",
@@ -147,6 +154,7 @@ __all__ = [
     "VerifyReport",
     "WriteBatch",
     "codecs",
+    "follow",
     "open",
     "prefix_stop",
     "salvage",

@@ -16,7 +16,7 @@ from kvwal.keys import BytesLike, Seqno, as_key
 from kvwal.log import extension_of
 from kvwal.tables.spec import SubSpec, TableSpec
 
-__all__ = ["Naming", "TableInfo"]
+__all__ = ["Naming", "TableInfo", "table_infos"]
 
 K = TypeVar("K")
 V = TypeVar("V")
@@ -41,6 +41,17 @@ class TableInfo:
     value: str
     keys: int
     problem: str | None = None
+
+
+def table_infos(engine: Engine) -> list[TableInfo]:
+    """See `Naming.tables`."""
+    rows = engine.tables.rows(engine.reads.moments.reader("tables"))
+    return [
+        TableInfo(row.name, row.id, str(row.key), str(row.value), engine.reads.count(table=row.id))
+        if isinstance(row, TableRow)
+        else TableInfo(name, -1, "", "", 0, str(row))
+        for name, row in rows
+    ]
 
 
 class Naming:
@@ -96,14 +107,7 @@ class Naming:
 
         One that cannot be used has a `problem`, and keeps none of the others from being listed.
         """
-        engine = self.engine
-        rows = engine.tables.rows(engine.reads.moments.reader("tables"))
-        return [
-            TableInfo(row.name, row.id, str(row.key), str(row.value), engine.reads.count(table=row.id))
-            if isinstance(row, TableRow)
-            else TableInfo(name, -1, "", "", 0, str(row))
-            for name, row in rows
-        ]
+        return table_infos(self.engine)
 
     def drop_table(self, name: str, *, meta: Mapping[str, str] | None = None) -> Seqno:
         """Remove a table and everything in it, in one small commit. Returns its seqno.
