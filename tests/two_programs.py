@@ -11,6 +11,7 @@ from contextlib import suppress
 from typing import Any
 
 import kvwal
+from kvwal.log.segment import list_segments
 from kvwal.testing import SimulatedDisk
 
 PATH = "/store"
@@ -227,7 +228,10 @@ class Follow:
         self._seqno = seqno
 
     def refresh(self) -> None:
+        # The newest segment says that all before it is on disk.
+        least = max(list_segments(self._world.disk.open_directory(PATH))) - 1
         self._follower.refresh()
+        assert self._follower.seqno >= least
         self.check()
 
     def _forget(self) -> None:

@@ -19,7 +19,10 @@ from store_fixtures import TINY, wait_until
 from wrapped_files import WrappedFiles
 
 import kvwal
+from kvwal.engine.create import _MARK
 from kvwal.files import system_files
+from kvwal.keys import Seqno
+from kvwal.pages.slots import choose_in
 from kvwal.testing import SimulatedDisk
 
 ROOT = Path(__file__).parent.parent.parent
@@ -327,7 +330,7 @@ def test_a_slow_scan_never_reads_a_wrong_pair() -> None:
 
 
 class Glitching:
-    """Reads of a file, the first of which after `left` is set come back damaged."""
+    """Reads of a log, the first of which after `left` is set come back damaged."""
 
     left = 0
 
@@ -368,6 +371,85 @@ def test_what_fails_once_is_looked_at_again_and_is_damage_if_nothing_moved(db: k
         assert live.get(b"key") == b"2" * 300
         live.refresh()
         assert live.get(b"key") == b"last" * 300
+
+
+def test_slots_that_fail_once_are_looked_at_again(
+    db: kvwal.Store, path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failures = 0
+
+    def choose(raw: bytes, file: Any) -> Any:
+        nonlocal failures
+        if failures:
+            failures -= 1
+            raise kvwal.CorruptionError("data", 0, "a read that went wrong")
+        return choose_in(raw, file)
+
+    with kvwal.follow(path) as live:
+        monkeypatch.setattr("kvwal.pages.followed.choose_in", choose)
+        db.put(b"key", b"1")
+        db.checkpoint()
+        failures = 1
+        assert live.refresh() == 1
+        db.put(b"key", b"2")
+        db.checkpoint()
+        failures = 2
+        with pytest.raises(kvwal.CorruptionError):
+            live.refresh()
+        assert live.refresh() == 2
+
+
+def test_each_commit_is_published_once_and_in_its_order(
+    db: kvwal.Store, path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with kvwal.follow(path) as live:
+        engine: Any = live.engine
+        publish, published = type(engine._publisher).publish, [0]
+
+        def note(publisher: Any, seqno: int, *args: Any) -> None:
+            if publisher is engine._publisher:
+                published.append(seqno)
+            publish(publisher, seqno, *args)
+
+        monkeypatch.setattr(type(engine._publisher), "publish", note)
+        for n in range(12):
+            db.put(b"key", b"%d" % n)
+            all_durable(db)
+            if n % 4 == 3:
+                db.checkpoint()
+            if n % 3:
+                live.refresh()
+        assert live.seqno == 12
+        assert published == sorted(set(published))
+
+
+def test_a_checkpoint_in_parts_is_shown_once_its_log_is_replayed(db: kvwal.Store, path: str) -> None:
+    for n in range(4):
+        db.put(b"%d" % n, b"first")
+    pages: Any = db.engine._pages  # type: ignore[attr-defined]
+    with kvwal.follow(path) as before:
+        assert before.refresh() == 3
+        # The trees have a part of commits 3 and 4, and say so.
+        db.put(b"2", b"second")
+        pages.checkpoint([([b"0", b"3"], [b"first"] * 2)], seqno=Seqno(1), time_us=1, replay_through=Seqno(5))
+        with kvwal.follow(path) as after:
+            for live in (before, after):
+                live.refresh()
+                assert live.seqno == 5
+                assert dict(live) == dict(db)
+
+
+def test_a_store_whose_erasing_was_cut_off_is_gone(db: kvwal.Store, path: str) -> None:
+    db.put(b"key", b"value")
+    all_durable(db)
+    with kvwal.follow(path) as live:
+        (Path(path) / "erasing").write_bytes(_MARK)
+        for segment in Path(path).glob("*.log"):
+            segment.unlink()
+        with pytest.raises(kvwal.StoreRemovedError):
+            live.refresh()
+        with pytest.raises(kvwal.StoreNotFoundError):
+            kvwal.follow(path)
 
 
 def test_a_page_that_is_damaged_is_damage_here_too(db: kvwal.Store, path: str) -> None:

@@ -69,7 +69,7 @@ def restarts(writer: Recorded) -> None:
 
 def refusals(writer: Recorded) -> None:
     """The disk is full: records that are written whole, and refused, and written over by other commits."""
-    with writer.open() as db:
+    with writer.open():
         writer.put(*((key, b"0") for key in KEYS))
         writer.begin = len(writer.steps)
         for n in range(4):
@@ -78,7 +78,6 @@ def refusals(writer: Recorded) -> None:
             writer.disk.heal()
             writer.put((KEYS[n + 1], b"instead"))
             writer.put((KEYS[n], b"and %d" % n))
-        db.checkpoint()
 
 
 def rolls(writer: Recorded) -> None:
