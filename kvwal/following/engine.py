@@ -366,7 +366,6 @@ def until_still(directory: Directory, action: Callable[[], _T], refuse: Callable
     """
     blamed: object = None
     for _ in range(_MOST_LOOKS):
-        before = _signs(directory)
         try:
             return action()
         except SnapshotTooOld as error:
@@ -374,10 +373,10 @@ def until_still(directory: Directory, action: Callable[[], _T], refuse: Callable
         except (CorruptionError, FormatError, FileNotFoundError) as error:
             failure = error
             refuse()
-            if _signs(directory) == before:
-                if blamed == before:
-                    raise
-                blamed = before
+            found = _signs(directory)
+            if found == blamed:
+                raise
+            blamed = found
     raise failure
 
 

@@ -5,7 +5,7 @@ Rules:
   lies; or a segment that begins after it. Both stay true whatever becomes of the record or the segment: a recovery may
   cut off what is beyond the watermark, and never what is below.
 - Invariant: a commit is read after it is known to be on disk, even if it was passed on the way to where that is said.
-  For what is beyond the watermark may be cut off, and its seqno given to another commit in the same place.
+  For what is beyond the watermark may be left behind, and its seqno given to another commit in a newer segment.
 - Invariant: what is beyond the beginning of a newer segment is not read in the older one, where it was superseded. So
   a cursor looks for its segment anew once the watch has found another one, from which more may be known to be on disk.
 - Nothing is written, and no log is held: what was retired meanwhile is gone.
@@ -41,16 +41,8 @@ class _Newest:
     def __init__(self, file: File, header: SegmentHeader, place: Place) -> None:
         self.file = file
         self.header = header
-        #: Behind a commit that is on disk for sure: what follows may be something else by the next look.
+        #: How far it was walked. A record that is whole there never changes.
         self.place = place
-
-    def walk(self, place: Place, until: int | None = None) -> None:
-        """Read on from a place."""
-        # It hands out nothing.
-        for _ in walk(
-            self.file, self.header, self.header.capacity, place, after=_NOTHING, until=until, chunk_bytes=_CHUNK_BYTES
-        ):
-            pass
 
 
 class Watch:
@@ -116,11 +108,12 @@ class Watch:
         marker = newest.header.marker.to_bytes(4, "little")
         if newest.file.pread(RECORD_HEADER_BYTES, place.offset)[:4] != marker:
             return
-        ahead = Place(place.offset, place.last_seqno, place.watermark, place.time_us)
-        newest.walk(ahead)
-        self.know(ahead.watermark)
-        self.written, self.written_us = Seqno(ahead.last_seqno), ahead.time_us
-        newest.walk(place, min(self.durable, ahead.last_seqno))
+        file, header = newest.file, newest.header
+        # It hands out nothing.
+        for _ in walk(file, header, header.capacity, place, after=_NOTHING, chunk_bytes=_CHUNK_BYTES):
+            pass
+        self.know(place.watermark)
+        self.written, self.written_us = Seqno(place.last_seqno), place.time_us
 
     def know(self, durable: int) -> None:
         """Another file says that this commit is on disk."""

@@ -408,6 +408,7 @@ def test_each_commit_is_published_once_and_in_its_order(
 
         def note(publisher: Any, seqno: int, *args: Any) -> None:
             if publisher is engine._publisher:
+                assert seqno == live.seqno + 1
                 published.append(seqno)
             publish(publisher, seqno, *args)
 

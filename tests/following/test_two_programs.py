@@ -68,12 +68,12 @@ def restarts(writer: Recorded) -> None:
 
 
 def refusals(writer: Recorded) -> None:
-    """The disk is full: records that are written whole, and refused, and written over by other commits."""
+    """The disk is full: records that are written whole, and refused; other commits get their seqnos."""
     with writer.open():
         writer.put(*((key, b"0") for key in KEYS))
         writer.begin = len(writer.steps)
         for n in range(4):
-            writer.disk.fail("pwrite", error=errno.ENOSPC, path="*.log", effect="all")
+            writer.disk.fail("pwrite", error=errno.ENOSPC, path="*.log*", effect="all", forever=True)
             writer.put((KEYS[n], b"refused, and longer than what comes in its place"[n * 9 :]))
             writer.disk.heal()
             writer.put((KEYS[n + 1], b"instead"))
