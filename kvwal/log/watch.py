@@ -109,11 +109,14 @@ class Watch:
         if newest.file.pread(RECORD_HEADER_BYTES, place.offset)[:4] != marker:
             return
         file, header = newest.file, newest.header
+        ahead = Place(place.offset, place.last_seqno, place.watermark, place.time_us)
         # It hands out nothing.
-        for _ in walk(file, header, header.capacity, place, after=_NOTHING, chunk_bytes=_CHUNK_BYTES):
+        for _ in walk(file, header, header.capacity, ahead, after=_NOTHING, chunk_bytes=_CHUNK_BYTES):
             pass
-        self.know(place.watermark)
-        self.written, self.written_us = Seqno(place.last_seqno), place.time_us
+        self.know(ahead.watermark)
+        self.written, self.written_us = Seqno(ahead.last_seqno), ahead.time_us
+        # Last: what is interrupted before is done again.
+        newest.place = ahead
 
     def know(self, durable: int) -> None:
         """Another file says that this commit is on disk."""
