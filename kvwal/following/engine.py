@@ -292,16 +292,13 @@ class FollowedEngine(Engine):
         try:
             super().__init__(recovered, options)
         except BaseException:
-            self._let_go_of_files(recovered)
+            progress.close()
+            recovered.pages.close()
             raise
         progress.begin(self._publisher, self._succession, self._keeping)
         assert isinstance(self.reads, FollowedReads)
         self.reads.progress = progress
         self.queue.refuse(_FollowedLog(read_only, self.state.seqno))
-
-    def _let_go_of_files(self, recovered: Recovered) -> None:
-        self.progress.close()
-        recovered.pages.close()
 
     def _let_go(self) -> None:
         super()._let_go()
