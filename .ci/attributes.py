@@ -54,7 +54,10 @@ def used_from_elsewhere() -> dict[str, set[str]]:
         classes |= classes_in(file.names, module)
     used: dict[str, set[str]] = defaultdict(set)
     for module, file in files.items():
-        for trigger in get_dependencies(file, result.types, (3, 11), options):
+        for trigger, users in get_dependencies(file, result.types, (3, 11), options).items():
+            if all(user.startswith("<") for user in users):
+                # A class of the module inherits it, and nothing there uses it.
+                continue
             name, _, attribute = trigger.strip("<>").rpartition(".")
             info = classes.get(name)
             if info is None or info.module_name == module or attribute.startswith("_") or attribute not in info.names:

@@ -73,6 +73,10 @@ from kvwal.feed.consumer import Consumer
 from kvwal.feed.key_versions import KeyVersion, KeyVersions
 from kvwal.feed.lag import ConsumerInfo
 from kvwal.feed.owned import Batch
+from kvwal.following.engine import Lag
+from kvwal.following.follower import Follower
+from kvwal.following.opening import follow
+from kvwal.following.table import FollowedTable
 from kvwal.keys import END, MAX_BATCH_BYTES, MAX_KEY_BYTES, MAX_VALUE_BYTES, End, Seqno, prefix_stop
 from kvwal.options import OpenOptions
 from kvwal.positions import Position
@@ -110,6 +114,8 @@ __all__ = [
     "FeedGap",
     "FencedError",
     "Finding",
+    "FollowedTable",
+    "Follower",
     "ForkedError",
     "FormatError",
     "Index",
@@ -123,6 +129,7 @@ __all__ = [
     "InternalError",
     "KeyVersion",
     "KeyVersions",
+    "Lag",
     "LockedError",
     "MigrationReport",
     "OpenOptions",
@@ -160,6 +167,7 @@ __all__ = [
     "VerifyReport",
     "WriteBatch",
     "codecs",
+    "follow",
     "open",
     "prefix_stop",
     "salvage",

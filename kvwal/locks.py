@@ -42,6 +42,8 @@ _P = ParamSpec("_P")
 _S = TypeVar("_S")
 _T = TypeVar("_T")
 
+# Modules with sections, or what runs in one.
+_INSIDE: Final = ("kvwal.engine.", "kvwal.following.", "kvwal.log.", "kvwal.pages.", "kvwal.locks")
 _refused: list[None] = []
 # The objects that the collector counts and that a section makes at a time.
 _SECTION_OBJECTS: Final = 16
@@ -101,7 +103,7 @@ def is_nested() -> bool:
         # A listener may be a method of ours, or have no frame.
         if not name.startswith("kvwal.") or name == "kvwal.events":
             left = True
-        elif left and name.startswith(("kvwal.engine.", "kvwal.log.", "kvwal.pages.", "kvwal.locks")):
+        elif left and name.startswith(_INSIDE):
             return True
         frame = frame.f_back
     return False

@@ -139,7 +139,7 @@ class FakeEngine:
         pages: Any = FakePages()
         self.state = State(pages, cache_bytes=1 << 20)
         gaps, moments = Gaps(), Moments(self.state, lambda: 0)
-        self.reads = Reads(self.state, moments, gaps, pages)
+        self.reads = Reads(self.state, moments, gaps)
         self.tables = Tables(self.state, self.reads)
         self.publisher = Publisher(self.state, moments, gaps, pressure)
         self.pressure = pressure

@@ -11,6 +11,7 @@ from kvwal.codecs import Codec, KeyCodec
 from kvwal.engine.engine import Engine
 from kvwal.engine.indexes import building_key, decode_indexes
 from kvwal.engine.parked import SYSTEM_TABLE
+from kvwal.engine.reads import Reads
 from kvwal.engine.request import CommitRequest, Operation
 from kvwal.engine.tables import CodecName, Drop, Rename, TableRow, as_table_name
 from kvwal.errors import CorruptionError, Error, TableNotFoundError
@@ -18,7 +19,7 @@ from kvwal.keys import BytesLike, Seqno, as_key
 from kvwal.log import extension_of
 from kvwal.tables.spec import SubSpec, TableSpec
 
-__all__ = ["Naming", "TableInfo"]
+__all__ = ["Naming", "TableInfo", "table_infos"]
 
 K = TypeVar("K")
 V = TypeVar("V")
@@ -62,6 +63,29 @@ class TableInfo:
     keys: int
     problem: str | None = None
     indexes: tuple[IndexInfo, ...] = ()
+
+
+def table_infos(engine: Engine) -> list[TableInfo]:
+    """See `Naming.tables`."""
+    rows = engine.tables.rows(engine.reads.moments.reader("tables"))
+    return [_info(engine.reads, name, row) for name, row in rows]
+
+
+def _info(reads: Reads, name: str, row: TableRow | Error) -> TableInfo:
+    if isinstance(row, TableRow):
+        try:
+            indexes = tuple(_indexes_of(reads, row))
+        except CorruptionError as error:
+            return TableInfo(name, -1, "", "", 0, str(error))
+        keys = reads.count(table=row.id)
+        return TableInfo(row.name, row.id, str(row.key), str(row.value), keys, indexes=indexes)
+    return TableInfo(name, -1, "", "", 0, str(row))
+
+
+def _indexes_of(reads: Reads, row: TableRow) -> Iterator[IndexInfo]:
+    for index in decode_indexes(row.name, row.others):
+        ready = reads.read(building_key(index.id), table=SYSTEM_TABLE) is None
+        yield IndexInfo(index.name, str(CodecName(*index.codec)), reads.count(table=index.id), ready)
 
 
 class Naming:
@@ -117,25 +141,7 @@ class Naming:
 
         One that cannot be used has a `problem`, and keeps none of the others from being listed.
         """
-        engine = self.engine
-        rows = engine.tables.rows(engine.reads.moments.reader("tables"))
-        return [self._info(name, row) for name, row in rows]
-
-    def _info(self, name: str, row: TableRow | Error) -> TableInfo:
-        if isinstance(row, TableRow):
-            try:
-                indexes = tuple(self._indexes_of(row))
-            except CorruptionError as error:
-                return TableInfo(name, -1, "", "", 0, str(error))
-            keys = self.engine.reads.count(table=row.id)
-            return TableInfo(row.name, row.id, str(row.key), str(row.value), keys, indexes=indexes)
-        return TableInfo(name, -1, "", "", 0, str(row))
-
-    def _indexes_of(self, row: TableRow) -> Iterator[IndexInfo]:
-        reads = self.engine.reads
-        for index in decode_indexes(row.name, row.others):
-            ready = reads.read(building_key(index.id), table=SYSTEM_TABLE) is None
-            yield IndexInfo(index.name, str(CodecName(*index.codec)), reads.count(table=index.id), ready)
+        return table_infos(self.engine)
 
     def drop_table(self, name: str, *, meta: Mapping[str, str] | None = None) -> Seqno:
         """Remove a table and everything in it, in one small commit. Returns its seqno.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import atexit
 import weakref
-from typing import Unpack
+from typing import Protocol, Unpack
 
 from kvwal.api.store import Store
 from kvwal.engine.engine import Engine
@@ -13,9 +13,20 @@ from kvwal.options import Flag, OpenOptions, Options, as_flag, taking_options
 
 __all__ = ["open", "open_stores"]
 
-# Stores of this process, until they are collected: told when it forks, and closed when it exits. By id, since a mapping
+
+class _Opened(Protocol):
+    """A store, or what follows one."""
+
+    @property
+    def engine(self) -> Engine: ...
+    @property
+    def closed(self) -> bool: ...
+    def close(self) -> None: ...
+
+
+# Those of this process, until they are collected: told when it forks, and closed when it exits. By id, since a mapping
 # has no hash.
-open_stores: weakref.WeakValueDictionary[int, Store] = weakref.WeakValueDictionary()
+open_stores: weakref.WeakValueDictionary[int, _Opened] = weakref.WeakValueDictionary()
 
 
 @taking_options

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import functools
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from contextlib import contextmanager
 from types import TracebackType
-from typing import Any, Concatenate, Never, ParamSpec, TypeVar, overload
+from typing import Any, Concatenate, Never, ParamSpec, TypeVar
 
 from kvwal.api.fairness import Tickets
 from kvwal.api.naming import Naming
+from kvwal.api.reading import Reading
 from kvwal.api.remembering import Remembering
 from kvwal.batch import Updates, WriteBatch
-from kvwal.db.mapping import Bounds
 from kvwal.db.transaction import Transaction
 from kvwal.engine.engine import Engine
-from kvwal.engine.merge import Chunk, Pairs
 from kvwal.engine.operations import PopEdge, Update, decode_counter, encode_counter
 from kvwal.engine.own_commits import OwnCommits, block_of
 from kvwal.engine.recovery import RecoveryReport
@@ -38,7 +37,7 @@ _T = TypeVar("_T")
 _P = ParamSpec("_P")
 
 
-class Store(Naming, Remembering, MutableMapping[bytes, bytes]):
+class Store(Naming, Remembering, Reading, MutableMapping[bytes, bytes]):
     """An open store: an ordered, transactional, durable map from bytes to bytes. Made by `kvwal.open`.
 
     Thread-safe, every method. Reads never wait for writers. Each write is a commit of its own, durable on return as
@@ -49,11 +48,8 @@ class Store(Naming, Remembering, MutableMapping[bytes, bytes]):
     """
 
     def __init__(self, engine: Engine) -> None:
-        #: What the asyncio store and the other surfaces share with this one.
-        self.engine = engine
-        self._state = engine.state
-        self._reads = engine.reads
-        self._cache = engine.state.cache
+        # `engine` is what the asyncio store and the other surfaces share with this one.
+        super().__init__(engine)
         self._pressure = engine.pressure
         self._put = engine.queue.put
         self._syncs = engine.wants_sync(None)
@@ -99,65 +95,6 @@ class Store(Naming, Remembering, MutableMapping[bytes, bytes]):
     def __repr__(self) -> str:
         state = "closed" if self.closed else "read-only" if self.read_only else "open"
         return f"<kvwal.Store {self.path!r}, {state}, seqno {self._state.seqno}>"
-
-    # -- reading ------------------------------------------------------------------------------
-
-    @overload
-    def get(self, key: BytesLike) -> bytes | None: ...
-    @overload
-    def get(self, key: BytesLike, default: bytes | _T) -> bytes | _T: ...
-    def get(self, key: BytesLike, default: object = None) -> object:
-        """The value of `key`, or `default` if it is not there. TypeError for what is not bytes-like."""
-        # Hot path: one dict hit, no lock. Whatever is not a row raises here and takes the long way, where everything is
-        # checked: a wrong type, a key without a hash, a memoryview that may be written to (whose hash is a ValueError).
-        try:
-            value = self._cache.rows[key]  # type: ignore[index]
-        except (KeyError, TypeError, ValueError):
-            value = self._reads.read(as_key(key))
-        return default if value is None else value
-
-    def __getitem__(self, key: BytesLike) -> bytes:
-        try:
-            value = self._cache.rows[key]  # type: ignore[index]
-        except (KeyError, TypeError, ValueError):
-            value = self._reads.read(as_key(key))
-        if value is None:
-            raise KeyError(as_key(key))
-        return value
-
-    def _read(self, key: bytes) -> bytes | None:
-        try:
-            return self._cache.rows[key]
-        except KeyError:
-            return self._reads.read(key)
-
-    def get_many(self, keys: Iterable[BytesLike]) -> list[bytes | None]:
-        """The values of several keys, in their order; None where a key is missing. All from one moment."""
-        state = self._state
-        wanted = keys if isinstance(keys, list | tuple) else list(keys)
-        seqno = state.seqno
-        try:
-            # One C call over rows that all are the newest; if nothing was published meanwhile, they are of one moment.
-            found = list(map(self._cache.rows.__getitem__, wanted))
-            if state.horizon == seqno:
-                return found
-        except (KeyError, TypeError, ValueError):
-            pass  # Not all of them are rows: take the way below.
-        with self.snapshot() as snapshot:
-            return snapshot.get_many(wanted)
-
-    def _cached(self, bounds: Bounds) -> Pairs | None:
-        return self._reads.cached_range(bounds.start, bounds.stop, bounds.limit, None, reverse=bounds.reverse)
-
-    def _walk(self, bounds: Bounds) -> Iterator[Chunk]:
-        reader = self._reads.moments.reader("scan", owner=self)
-        return self._reads.chunks(reader, bounds.start, bounds.stop, reverse=bounds.reverse)
-
-    def _count(self, start: bytes | None, stop: bytes | None) -> int:
-        return self._reads.count(start, stop)
-
-    def _key_at(self, rank: int) -> bytes | None:
-        return self._reads.key_at(rank)
 
     # -- writing ------------------------------------------------------------------------------
 

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-import kvwal
 from kvwal.cli.forms import Form, form_options, show, to_json
 from kvwal.cli.moments import POSITION
+from kvwal.cli.reading import opened
 from kvwal.cli.terminal import binary_output, plain_json, store_path, when
 from kvwal.cli.written import TableWriting, Writing, table_option
 
@@ -28,6 +28,7 @@ __all__ = ["changes"]
 @click.option("--after", type=POSITION, help="Only commits after this one: a seqno, or a position (LINE:SEQNO).")
 @click.option("--prefix", "prefixes", multiple=True, help="Only keys that begin with this, or with one of several.")
 @click.option("--limit", "-n", type=click.IntRange(min=0), help="Show at most this number of changes.")
+@click.option("--follow", "-f", is_flag=True, help="Wait for what comes, beside the process that writes the store.")
 @click.option("--json", "as_json", is_flag=True, help="One object a line.")
 def changes(
     path: str,
@@ -36,6 +37,7 @@ def changes(
     after: int | None,
     prefixes: tuple[str, ...],
     limit: int | None,
+    follow: bool,
     as_json: bool,
 ) -> None:
     """Show what the commits in the log changed, oldest first.
@@ -46,13 +48,15 @@ def changes(
     """
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
     output = binary_output()
-    with kvwal.open(path, "r") as db:
+    with opened(path, follow=follow) as db:
         writing = Writing(form) if table is None else TableWriting(db, table, form)
         wanted = [writing.range(None, None, prefix).start for prefix in prefixes] or b""
-        with db.changes(after, prefix=wanted, tables=table) as found:
+        with db.changes(after, prefix=wanted, tables=table, follow=follow) as found:
             for change in islice(found, limit):
                 line = plain_json(_object(writing, change)) if as_json else _line(writing, change, width)
                 output.write(f"{line}\n".encode())
+                if follow:
+                    output.flush()
 
 
 def _object(writing: Writing, change: Change) -> dict[str, Any]:

@@ -189,9 +189,9 @@ class TypedWriting(Writing):
 
 
 class TableWriting(TypedWriting):
-    """How the keys and values of a table of a store are written. `table` has them as bytes."""
+    """How the keys and values of a table of a store are written. `read` has them as bytes."""
 
-    def __init__(self, db: kvwal.Store, name: str, form: Form, *, quiet: bool = False) -> None:
+    def __init__(self, db: kvwal.Store | kvwal.Follower, name: str, form: Form, *, quiet: bool = False) -> None:
         """TableNotFoundError; click.BadParameter. `quiet`: see `TypedWriting`."""
         row = db.engine.tables.row(as_name(name))
         if row is None:
@@ -199,7 +199,16 @@ class TableWriting(TypedWriting):
         super().__init__(form, name, row.key, row.value, quiet=quiet)
         #: What the table remembers of the codecs of keys and values.
         self.codecs = row.key, row.value
-        self.table: kvwal.Table[bytes, bytes] = db.table(name, AsItIs(row.key), AsItIs(row.value))
+        found: kvwal.Table[bytes, bytes] | kvwal.FollowedTable[bytes, bytes]
+        found = db.table(name, AsItIs(row.key), AsItIs(row.value))
+        #: The table, for reading.
+        self.read = found
+
+    @property
+    def table(self) -> kvwal.Table[bytes, bytes]:
+        """The same for writing, and at past moments. Requires: it is of a store, and not of a follower."""
+        assert isinstance(self.read, kvwal.Table)
+        return self.read
 
 
 _MEANT: dict[str, Callable[[str], Any]] = {

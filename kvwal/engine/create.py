@@ -23,7 +23,7 @@ from kvwal.log.segment import list_segments, store_id_of_log
 from kvwal.options import Flag, Options
 from kvwal.pages import PageFile, create_page_file
 
-__all__ = ["create_if_missing", "erase", "lock", "log_options", "open_directory"]
+__all__ = ["create_if_missing", "erase", "is_marked", "lock", "log_options", "open_directory"]
 
 _STORE_ID_BYTES: Final = 16
 _LINE_BYTES: Final = 8
@@ -129,7 +129,7 @@ def lock(directory: Directory, flag: Flag, options: Options) -> None:
 
 def erase(directory: Directory, flag: Flag, options: Options) -> None:
     """Erase the store for flag "n", and finish what an open with "n" began before it was cut off."""
-    if not _is_marked(directory):
+    if not is_marked(directory):
         if flag != "n":
             return
         _refuse_to_erase_foreign(directory)
@@ -145,11 +145,15 @@ def erase(directory: Directory, flag: Flag, options: Options) -> None:
     directory.unlink(ERASING)
 
 
-def _is_marked(directory: Directory) -> bool:
+def is_marked(directory: Directory) -> bool:
     """Whether the store counts as erased."""
     if directory.kind(ERASING) != "file":
         return False
-    file = directory.open(ERASING)
+    try:
+        file = directory.open(ERASING)
+    except FileNotFoundError:
+        # A follower has no lock, and it was removed just now.
+        return False
     try:
         return file.pread(len(_MARK) + 1, 0) == _MARK
     finally:

@@ -11,6 +11,7 @@ Invariant: nothing here refers to a `Store`, so that one that is forgotten is co
 from __future__ import annotations
 
 import threading
+from typing import ClassVar
 
 from kvwal.engine.background import Background
 from kvwal.engine.checkpoint import Checkpointer
@@ -68,6 +69,9 @@ def _wait_for_abandoned() -> bool:
 class Engine:
     """The parts of one open store, and how they end. Thread-safe."""
 
+    #: What reads are made by.
+    _reads_type: ClassVar[type[Reads]] = Reads
+
     @classmethod
     def open(cls, path: str, flag: Flag, options: Options) -> Engine:
         """Lock, make or recover the store at `path`. See `kvwal.open` for what is raised."""
@@ -92,7 +96,7 @@ class Engine:
         self._log = recovered.log
         self.state: State = recovered.state
         gaps, moments = Gaps(), Moments(self.state, options.files.now_us)
-        self.reads = Reads(self.state, moments, gaps, self._pages)
+        self.reads: Reads = self._reads_type(self.state, moments, gaps)
         #: Whom this store tells of what it does.
         self.events: Events = recovered.events
         # Whether a commit without a durability of its own is flushed before it returns.
@@ -110,11 +114,12 @@ class Engine:
         self._background: Background | None = None
         #: Those that have a name.
         self.tables = Tables(self.state, self.reads)
+        self._publisher = Publisher(self.state, moments, gaps, self.pressure)
         self.queue = CommitQueue(
             RefusingLog(read_only, self.state.seqno) if log is None else log,
             self.state,
             self.reads,
-            Publisher(self.state, moments, gaps, self.pressure),
+            self._publisher,
             moments.history,
             self.pressure,
             self.events,

@@ -25,7 +25,7 @@ from kvwal.engine.version import SHORT, Version
 from kvwal.errors import ClosedError
 from kvwal.keys import KeyRange, Seqno
 from kvwal.locks import locked_by_state, refuse_reentry, release
-from kvwal.pages import NotCached, PageFile, Tree
+from kvwal.pages import NotCached, Tree, table_beside
 
 __all__ = ["Reads"]
 
@@ -36,12 +36,11 @@ _EDGE_PAIRS: Final = 16
 class Reads:
     """Reads of one open store: keys, ranges and counts, of now or of a reader's moment."""
 
-    def __init__(self, state: State, moments: Moments, gaps: Gaps, pages: PageFile) -> None:
+    def __init__(self, state: State, moments: Moments, gaps: Gaps) -> None:
         self._state = state
         #: The registered readers.
         self.moments = moments
         self._gaps = gaps
-        self._pages = pages
 
     # -- point reads ----------------------------------------------------------------------------
 
@@ -350,7 +349,7 @@ class Reads:
         part = version.table(table)
         if part is None and cached_only:
             raise NotCached
-        return self._add_table(version, table, self._pages.tree(version.tree.meta, table)) if part is None else part
+        return self._add_table(version, table, table_beside(version.tree, table)) if part is None else part
 
     @locked_by_state
     def _add_table(self, version: Version, table: int, tree: Tree) -> Version:

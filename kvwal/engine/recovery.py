@@ -16,6 +16,8 @@ Recovery, and why it may itself be cut off anywhere and run again:
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from kvwal.engine.create import create_if_missing, erase, lock, log_options, open_directory
@@ -30,7 +32,7 @@ from kvwal.log.walk import Puts
 from kvwal.options import Flag, Options
 from kvwal.pages import PageFile
 
-__all__ = ["Recovered", "RecoveryReport", "open_store"]
+__all__ = ["Recovered", "RecoveryReport", "failures_at", "open_store"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +88,8 @@ class Recovered:
     state: State
     report: RecoveryReport
     events: Events
+    #: Reads the log from a commit on, up to one or as they come, where another process writes it.
+    feed: Callable[[Seqno | None, Seqno | None], SegmentCursor] | None = None
 
     def hold(self, after: Seqno | None, purpose: str) -> SegmentCursor:
         """Hold the log beyond a commit (None: all of it) until what this returns is closed, or collected.
@@ -106,9 +110,8 @@ class Recovered:
 
 def open_store(path: str, flag: Flag, options: Options) -> Recovered:
     """Lock, make or recover the store at `path`. See `kvwal.open` for what is raised."""
-    files = options.files
-    started_s = files.monotonic_s()
-    try:
+    started_s = options.files.monotonic_s()
+    with failures_at(path):
         directory, made_directory = open_directory(path, flag, options)
         try:
             lock(directory, flag, options)
@@ -118,6 +121,13 @@ def open_store(path: str, flag: Flag, options: Options) -> Recovered:
         except BaseException:
             directory.close()
             raise
+
+
+@contextmanager
+def failures_at(path: str) -> Iterator[None]:
+    """What fails while a store is opened, as one of kvwal's errors."""
+    try:
+        yield
     except OSError as error:
         if is_full(error):
             raise DiskFullError(f"there is no space to open {path}; free some and open it again") from error

@@ -36,7 +36,8 @@ class State:
         self.lock = new_lock()
         # Guards the order of keys in each memtable.
         self._order_lock = new_lock()
-        self.cache: Final = RowCache(cache_bytes, pages.pager.cache.resize)
+        # Looked for anew each time, since a follower has another page cache for each generation.
+        self.cache: Final = RowCache(cache_bytes, lambda size: pages.pager.cache.resize(size))
         self.seqno: Seqno = meta.seqno
         self.horizon: Seqno = meta.seqno
         pages.pins.hold(self, {meta.generation})

@@ -6,6 +6,7 @@ Invariant: the pages of a version stay while it is the current one or has a read
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 from kvwal.engine.gaps import Gaps
 from kvwal.engine.keeping import Keeping
@@ -77,6 +78,33 @@ class Succession:
         if done:
             # A gap is still true, and there is nothing left to pass over but what was deleted since.
             self._gaps.clear()
+
+    @locked_by_state
+    def go_over(self, version: Version, seqno: Seqno) -> None:
+        """Readers from here on use this version, which holds all commits up to `seqno` and was made from the files.
+
+        For a follower, whose memtable cannot be divided as the writer's was. Requires: no commit before the newest
+        visible one is missing in it.
+        """
+        state = self._state
+        state.finish()
+        state.unfinished = partial(self._go_over, version, seqno)
+        state.finish()
+
+    def _go_over(self, version: Version, seqno: Seqno) -> None:
+        # Requires: lock. Doing it again is harmless.
+        state = self._state
+        if seqno == state.seqno:
+            state.cache.drop_aside()
+        else:
+            state.horizon = seqno
+            state.cache.clear()
+            # A name may mean another table.
+            state.cache.names.now = object()
+        state.plain = False
+        self._gaps.clear()
+        self._replace(version)
+        state.seqno = seqno
 
     def _replace(self, version: Version) -> None:
         # Requires: lock. Interrupted after any step, no version that is read loses its pages, and the next look at the

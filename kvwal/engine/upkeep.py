@@ -43,6 +43,7 @@ class Upkeep:
     ) -> None:
         """A read-only store has no checkpointer."""
         self._state, self._pages, self._log, self._reader = parts.state, parts.pages, parts.log, parts.reader
+        self._feed = parts.feed
         #: The store's directory.
         self.directory: Directory = parts.directory
         #: What opening found and did.
@@ -133,6 +134,8 @@ class Upkeep:
             raise FeedGap(after, self._segments()[0].first_seqno, newest)
         if log is not None:
             return log.read(after, until=until, purpose=purpose)
+        if self._feed is not None:
+            return self._feed(after, until)
         if until is None:
             raise read_only()
         return read_kept(self._reader, after, until)

@@ -29,7 +29,7 @@ SHORT: Final = 256
 class Version:
     """Immutable but for the memtable, which the commit leader adds to, and the registrations."""
 
-    __slots__ = ("_parts", "frozen", "memtable", "readers", "tree")
+    __slots__ = ("__weakref__", "_parts", "frozen", "memtable", "readers", "tree")
 
     def __init__(self, memtable: Memtable, frozen: Memtable | None, tree: Tree) -> None:
         self.memtable = memtable

@@ -3,7 +3,7 @@
     segmentlog  >  writer, key_history  >  stretch  >  segment_keys  >  cursor, segments, carry  >  reader, fetch  >
     chain  >  tail, index, key_table, retention  >  keys  >  walk, kept  >  segment, protocol  >  record  >  intents  >
     extension.
-    Beside them, over reader and chain: seek, verify, salvage.
+    Beside them, over reader and chain: seek, verify, salvage, and watch for the log of another process.
 
 What the engine needs of any log is `protocol.Log`; `SegmentLog` is the one that keeps segments, and `RefusingLog`
 stands in for one.
@@ -29,10 +29,12 @@ from kvwal.log.segmentlog import SegmentLog
 from kvwal.log.stretch import Stretch
 from kvwal.log.tail import LogEnd, TailRow
 from kvwal.log.verify import verify_log
+from kvwal.log.watch import FollowedCursor, Watch
 
 __all__ = [
     "Chain",
     "Extension",
+    "FollowedCursor",
     "Hold",
     "HoldInfo",
     "KeyCursor",
@@ -59,6 +61,7 @@ __all__ = [
     "SegmentLog",
     "Stretch",
     "TailRow",
+    "Watch",
     "decode_intents",
     "encode_intents",
     "encode_put",

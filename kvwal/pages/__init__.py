@@ -1,13 +1,14 @@
 """The page file: copy-on-write B+trees in one file, and what proves them sound.
 
-Imports run one way: check | salvage > pagefile > space > rebuild > bases > catalogue | deadlist > tree | merge |
-compact > pager | writer > cache | freelist | slots | pins > meta > node.
+Imports run one way: check | salvage | followed > pagefile > space > rebuild > bases > catalogue | deadlist > tree |
+merge | compact > pager | writer > cache | freelist | slots | pins > meta > node.
 """
 
 from kvwal.pages.bases import BEGINNING, WINDOW, Base, Keep
 from kvwal.pages.cache import NotCached
-from kvwal.pages.catalogue import Changes
+from kvwal.pages.catalogue import Changes, table_beside
 from kvwal.pages.check import check
+from kvwal.pages.followed import FollowedPages
 from kvwal.pages.merge import Columns
 from kvwal.pages.meta import Choice, Meta, Row
 from kvwal.pages.pagefile import PageFile
@@ -22,6 +23,7 @@ __all__ = [
     "Changes",
     "Choice",
     "Columns",
+    "FollowedPages",
     "Keep",
     "Meta",
     "NotCached",
@@ -32,4 +34,5 @@ __all__ = [
     "check",
     "create_page_file",
     "salvage_pages",
+    "table_beside",
 ]

@@ -32,7 +32,7 @@ from kvwal.pages.pager import Pager
 from kvwal.pages.tree import Tree
 from kvwal.pages.writer import PageWriter
 
-__all__ = ["EMPTY", "ENTRY", "Changes", "Root", "decode_entry", "merge_tables", "root_of", "roots"]
+__all__ = ["EMPTY", "ENTRY", "Changes", "Root", "decode_entry", "merge_tables", "root_of", "roots", "table_beside"]
 
 # On disk: never change.
 ENTRY: Final = Struct("<20sII")
@@ -75,8 +75,18 @@ def root_of(pager: Pager, meta: Meta, table: int) -> Root:
     """The tree of a table. CorruptionError if the catalogue does not verify."""
     if not table:
         return Root(meta.root, meta.height)
+    return _root_in(Tree(pager, meta, meta.catalogue, meta.catalogue_height), table)
+
+
+def table_beside(tree: Tree, table: int) -> Tree:
+    """The tree of a table other than 0 in the generation of another tree. CorruptionError as `root_of`."""
+    meta = tree.meta
+    return tree.beside(*_root_in(tree.beside(meta.catalogue, meta.catalogue_height), table))
+
+
+def _root_in(catalogue: Tree, table: int) -> Root:
     key = table.to_bytes(_ID_BYTES, "big")
-    value = Tree(pager, meta, meta.catalogue, meta.catalogue_height).get(key)
+    value = catalogue.get(key)
     return EMPTY if value is None else decode_entry(key, value)[1]
 
 

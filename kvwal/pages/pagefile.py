@@ -87,8 +87,6 @@ class PageFile:
             FormatError: a newer version of kvwal wrote the file.
         """
         self._file: File = directory.open(DATA, write=writable)
-        #: Reads nodes, through the cache.
-        self.pager = Pager(self._file, cache_bytes)
         self._writable = writable
         self._confirmed = False
         #: A flip that is under way, or was interrupted: from which meta to which, the bases, the free list, what is
@@ -96,21 +94,31 @@ class PageFile:
         self._next: tuple[Meta, Meta, Table, FreeList, list[Freed]] | None = None
         self._poisoned: BaseException | None = None
         try:
-            #: Which row of the table in meta.py held, and what was chosen.
-            self.choice: Choice = read_slots(self._file)
-            #: The generations that are kept, and stay readable until they are dropped.
-            self.bases = Bases(self.pager, self.choice.meta)
+            self._begin(cache_bytes)
         except BaseException:
             self._file.close()
             raise
-        #: The newest generation.
-        self.meta: Meta = self.choice.meta
-        #: The generation before it, if it can be read. The log is kept back to it.
-        self.older: Meta | None = self.choice.older
         #: Which generations must stay beside the two newest.
         self.pins = Pins({*self._current(), *self.bases.generations()})
         #: Which pages may be written.
         self.space = Space(self.pager, self.pins, self.bases)
+
+    def _begin(self, cache_bytes: int) -> None:
+        choice, pager = read_slots(self._file), Pager(self._file, cache_bytes)
+        self._take(choice, pager, Bases(pager, choice.meta))
+
+    def _take(self, choice: Choice, pager: Pager, bases: Bases) -> None:
+        """Go on from the generation that was chosen."""
+        #: Reads nodes, through the cache.
+        self.pager = pager
+        #: Which row of the table in meta.py held, and what was chosen.
+        self.choice: Choice = choice
+        #: The generations that are kept, and stay readable until they are dropped.
+        self.bases = bases
+        #: The newest generation.
+        self.meta: Meta = choice.meta
+        #: The generation before it, if it can be read. The log is kept back to it.
+        self.older: Meta | None = choice.older
 
     def tree(self, meta: Meta | None = None, table: int = 0) -> Tree:
         """A view of a table in a generation; in the newest if none is named. Pin it for as long as it is used.

@@ -8,12 +8,11 @@ dropped (`Cache.forget`). The crc in the cache's key makes a mistake there impro
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Protocol
 
 from crc32c import crc32c
 
 from kvwal.errors import CorruptionError, closed
-from kvwal.files import File
 from kvwal.files.names import DATA
 from kvwal.pages.cache import Cache
 from kvwal.pages.node import ADDRESS, OVERFLOW_REF, PAGE_SIZE, POINTER, decode_inner, node_fault
@@ -21,10 +20,18 @@ from kvwal.pages.node import ADDRESS, OVERFLOW_REF, PAGE_SIZE, POINTER, decode_i
 __all__ = ["Pager"]
 
 
+class PagesFile(Protocol):
+    """What reading pages needs of a file, as `kvwal.files.File` says it."""
+
+    def pread(self, size: int, offset: int) -> bytes: ...
+    def size(self) -> int: ...
+    def close(self) -> None: ...
+
+
 class Pager:
     """Reads nodes. All methods are thread-safe."""
 
-    def __init__(self, file: File, cache_bytes: int) -> None:
+    def __init__(self, file: PagesFile, cache_bytes: int) -> None:
         self.file = file
         self.cache = Cache(cache_bytes)
         self.closed = False

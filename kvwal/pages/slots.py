@@ -20,7 +20,7 @@ from kvwal.keys import Seqno
 from kvwal.pages.meta import Choice, Meta, Row, choose, decode_meta, encode_meta
 from kvwal.pages.node import PAGE_SIZE, POINTER, node_fault
 
-__all__ = ["confirm_slots", "create_page_file", "read_slots", "write_slot"]
+__all__ = ["choose_in", "confirm_slots", "create_page_file", "read_slots", "write_slot"]
 
 
 def create_page_file(
@@ -44,7 +44,11 @@ def create_page_file(
 
 def read_slots(file: File) -> Choice:
     """Read the two slots, and the root of the generation that is chosen. Raises as `choose` does."""
-    raw = file.pread(2 * PAGE_SIZE, 0)
+    return choose_in(file.pread(2 * PAGE_SIZE, 0), file)
+
+
+def choose_in(raw: bytes, file: File) -> Choice:
+    """The same of slots that were read from the file."""
     slots = [decode_meta(slot, raw[slot * PAGE_SIZE : (slot + 1) * PAGE_SIZE]) for slot in (0, 1)]
     return choose(slots, lambda meta: _root_fault(file, meta))
 

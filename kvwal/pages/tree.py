@@ -71,6 +71,10 @@ class Tree:
         self._address: int = ADDRESS.unpack_from(root)[0]
         self._count: int = POINTER.unpack(root)[4]
 
+    def beside(self, root: bytes, height: int) -> Tree:
+        """Another tree of the same generation, read in the same way."""
+        return Tree(self._pager, self.meta, root, height)
+
     def get(self, key: bytes) -> bytes | None:
         """The key's value; None if the key is not there. CorruptionError if a node does not verify."""
         level = self.height - 1

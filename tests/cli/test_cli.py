@@ -359,9 +359,33 @@ def test_consumers_are_tabbed_lines_or_objects(path: str) -> None:
     assert [parked["error"][:18] for parked in mailer["parked"]] == ["ZeroDivisionError:"]
 
 
-def test_changes_of_a_store_that_another_process_has_are_exit_code_4(filled: str) -> None:
-    with kvwal.open(filled):
-        assert kvwal_process("changes", filled).returncode == 4
+def test_commands_that_read_do_so_beside_the_process_that_writes(filled: str) -> None:
+    alone = [run(*command).stdout for command in (("changes", filled), ("scan", filled), ("tables", filled))]
+    with kvwal.open(filled) as db:
+        users = db.table("users", str, int)
+        users["ada"] = 1
+        db.put(b"new", b"value")
+        db.checkpoint()
+        assert kvwal_process("get", filled, "new").stdout == b"value"
+        assert kvwal_process("get", filled, "ada", "--table", "users").stdout == b"1\n"
+        beside = [kvwal_process(command, filled).stdout.decode() for command in ("changes", "scan", "tables")]
+        assert beside[0].startswith(alone[0])
+        assert beside[1] == "".join(sorted([*alone[1].splitlines(keepends=True), "new\tvalue\n"]))
+        assert beside[2] == "users\tstr\tcounter\t1\n"
+        # The past needs the store alone.
+        assert kvwal_process("scan", filled, "--at", "1").returncode == 4
+
+
+def test_changes_are_followed_as_they_come(path: str) -> None:
+    with kvwal.open(path) as db:
+        db.put(b"first", b"1")
+        command = [sys.executable, "-m", "kvwal", "changes", path, "--follow", "-n", "2"]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as following:
+            assert following.stdout is not None
+            assert following.stdout.readline() == "1\t0\tput\tfirst\t1\n"
+            db.put(b"second", b"2")
+            assert following.stdout.readline() == "2\t0\tput\tsecond\t2\n"
+            assert following.wait(20) == 0
 
 
 def test_history_is_tabbed_lines_newest_first(path: str) -> None:

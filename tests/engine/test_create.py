@@ -141,7 +141,7 @@ def test_an_erasing_that_is_finished_may_be_cut_off_again() -> None:
         ("_mark", "    directory.sync()\n", "    pass\n"),
         ("erase", "directory.sync()", "pass"),
         ("erase", "raise _not_found(directory.path)", "pass"),
-        ("_is_marked", "== _MARK", "== b'other'"),
+        ("is_marked", "== _MARK", "== b'other'"),
         ("erase", "if is_erasable(name):", "if is_erasable(name) and name != 'data':"),
     ],
 )

@@ -1,0 +1,1 @@
+"""Stores that another process writes, read beside it without a lock."""

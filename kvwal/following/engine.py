@@ -1,0 +1,398 @@
+"""The engine of a follower: that of a store opened read-only, without a lock, which goes on from commit to commit.
+
+Its state is the tree of one generation and a memtable of the commits behind it, as after a recovery. `Progress.refresh`
+moves it in one of two ways, both up to the last commit that the files say is on disk, and never back:
+
+- The newest generation is the one that is read: the commits that came are published, as their writer publishes them.
+- There is a newer one: a version of it is made beside, from its tree and the log behind it, and reads go over to it.
+
+Doubt is not damage. What does not verify, or is missing, may be what the writer is just changing. So it is looked at
+again, and is an error only if nothing has moved between two failures.
+
+Requires of the writer: the orders of its writes that docs/processes.md lists.
+"""
+
+from __future__ import annotations
+
+import errno
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from itertools import chain
+from typing import ClassVar, Final, NamedTuple, TypeVar
+from weakref import ref
+
+from kvwal.engine.create import create_if_missing, erase, is_marked, open_directory
+from kvwal.engine.engine import Engine
+from kvwal.engine.keeping import Keeping
+from kvwal.engine.memtable import Memtable
+from kvwal.engine.merge import Chunk
+from kvwal.engine.publish import Publisher
+from kvwal.engine.reads import Reads
+from kvwal.engine.recovery import Recovered, RecoveryReport, failures_at
+from kvwal.engine.state import State
+from kvwal.engine.succession import Succession
+from kvwal.engine.value import Value
+from kvwal.engine.version import Version
+from kvwal.errors import CorruptionError, FormatError, SnapshotTooOld, StoreRemovedError, read_only
+from kvwal.events import Events
+from kvwal.files import Directory
+from kvwal.files.names import DATA, segment_name
+from kvwal.keys import Seqno
+from kvwal.locks import locked, locked_by_state, new_lock
+from kvwal.log import FollowedCursor, Hold, LogReader, RefusingLog, SegmentCursor, Watch
+from kvwal.log.segment import HEADER_PAGE_BYTES, SegmentHeader, list_segments
+from kvwal.options import Options
+from kvwal.pages import FollowedPages, Tree
+
+__all__ = ["FollowedEngine", "Lag", "Progress"]
+
+_T = TypeVar("_T")
+
+# How long one that waits sleeps between two looks: at first, and at most.
+_LEAST_SLEEP_S: Final = 0.001
+_MOST_SLEEP_S: Final = 0.05
+# What is under way is over after a few looks. After this many, what failed is raised.
+_MOST_LOOKS: Final = 1000
+# The two slots of a page file.
+_SLOTS_BYTES: Final = 8192
+
+
+class Lag(NamedTuple):
+    """How far a follower is behind what is in the files.
+
+    Attributes:
+        commits: how many are in the log and not shown; those that are not on disk for sure cannot be.
+        seconds: how long ago the newest of these was made; 0 if there are none.
+    """
+
+    commits: int
+    seconds: float
+
+
+class Progress:
+    """How a follower comes from one moment to the next. Thread-safe."""
+
+    def __init__(
+        self, directory: Directory, pages: FollowedPages, state: State, reader: LogReader, watch: Watch
+    ) -> None:
+        self._directory = directory
+        self._pages = pages
+        self._state = state
+        self._reader = reader
+        self._watch = watch
+        #: Owned by the thread that moves it. Before `State.lock` in the order of locks.
+        self.lock = new_lock()
+        #: How often reads went over to a newer generation.
+        self.rebases = 0
+        # Where `refresh` reads on, and the newest segment when it began there.
+        self._cursor: SegmentCursor | None = None
+        self._cursor_in: SegmentHeader | None = None
+        self._parts: tuple[Publisher, Succession, Keeping] | None = None
+
+    def begin(self, publisher: Publisher, succession: Succession, keeping: Keeping) -> None:
+        """The engine is put together."""
+        self._parts = publisher, succession, keeping
+        self._watch_version()
+
+    @locked
+    def refresh(self) -> Seqno:
+        """Move to the last commit that is on disk; returns its seqno.
+
+        StoreRemovedError if the store was removed or replaced, CorruptionError if what is needed does not verify,
+        ClosedError. Reads go on from the moment before.
+        """
+        state = self._state
+        state.refuse_if_gone()
+        before = state.seqno, state.version
+        try:
+            until_still(self._directory, self._move, self._refuse_if_removed)
+            if before == (state.seqno, state.version):
+                self._refuse_if_removed()
+        except OSError:
+            # It may be that it was closed meanwhile.
+            state.refuse_if_gone()
+            raise
+        return state.seqno
+
+    def _refuse_if_removed(self) -> None:
+        if is_marked(self._directory) or self._pages.is_replaced():
+            raise StoreRemovedError(
+                errno.ENOENT,
+                "the store was removed or replaced while it was followed; follow it again",
+                self._directory.path,
+            )
+
+    def _move(self) -> None:
+        self._watch.look()
+        pages = self._pages
+        if self._state.version.tree.meta is not pages.meta:
+            # An interruption came between installing the generation and going over to it.
+            self._rebase()
+        elif not pages.has_moved() or not self._rebase():
+            self._advance()
+
+    def _advance(self) -> None:
+        """Publish what came."""
+        assert self._parts is not None, "it has not begun"
+        publisher, state, cursor, watch = self._parts[0], self._state, self._cursor, self._watch
+        if cursor is None or cursor.position != state.seqno or self._cursor_in is not watch.segment:
+            # The first one; or an interruption came between reading a commit and publishing it; or it may stand where
+            # the log was superseded.
+            cursor = commits_beyond(self._reader, state.seqno, lambda: watch.durable)
+            self._cursor_in = watch.segment
+        # It is gone if it fails.
+        self._cursor = None
+        for record in cursor:
+            publisher.publish(record.seqno, record.batch(), record.size)
+        self._cursor = cursor
+
+    def _rebase(self) -> bool:
+        """Go over to the newest generation. False if it is the one that is read: the other slot is being written."""
+        assert self._parts is not None, "it has not begun"
+        state, pages, watch = self._state, self._pages, self._watch
+        found = pages.look()
+        meta = found.choice.meta
+        if meta == pages.meta and state.version.tree.meta is pages.meta:
+            return False
+        # Durability: the log was flushed so far before the flip.
+        watch.know(meta.replay_through)
+        until = watch.durable
+        memtable = Memtable(meta.seqno, *state.locks())
+        fill(memtable, self._reader, meta.seqno, until)
+        version = Version(memtable, None, Tree(found.pager, meta, meta.root, meta.height))
+        pages.install(found)
+        _, succession, keeping = self._parts
+        succession.go_over(version, until)
+        self._watch_version()
+        keeping.refresh()
+        self.rebases += 1
+        return True
+
+    def _watch_version(self) -> None:
+        self._pages.guard.when_gone = partial(self._give_up, ref(self._state.version))
+
+    @locked_by_state
+    def _give_up(self, of: ref[Version]) -> None:
+        """The pages of a version are gone, and so are the moments of its readers."""
+        version, newest = of(), self._state.seqno
+        for reader in [] if version is None else version.readers.all():
+            reader.give_up(SnapshotTooOld(reader.seqno, newest, newest))
+
+    # -- reading of now -------------------------------------------------------------------------
+
+    def ensure_whole(self) -> None:
+        """Move if the pages of the newest version are gone. One system call."""
+        if not self._pages.guard.is_whole():
+            self.refresh()
+
+    def again(self, read: Callable[[], _T]) -> _T:
+        """What a read of now gives, from a newer moment where pages went under it."""
+        while True:
+            try:
+                return read()
+            except SnapshotTooOld:
+                self.refresh()
+
+    def begun(self, walk: Callable[[], Iterator[Chunk]]) -> Iterator[Chunk]:
+        """A walk of now that has its first chunk, from a newer moment where pages went under it."""
+
+        def begin() -> Iterator[Chunk]:
+            chunks = walk()
+            first = next(chunks, None)
+            return chunks if first is None else chain((first,), chunks)
+
+        return self.again(begin)
+
+    # -- waiting --------------------------------------------------------------------------------
+
+    def await_beyond(self, seqno: int, timeout_s: float | None) -> bool:
+        """Move until there is a commit beyond this one, for at most so long (None: for ever). Whether there is one.
+
+        Raises as `refresh`.
+        """
+        until_s = None if timeout_s is None else time.monotonic() + timeout_s
+        sleep_s = _LEAST_SLEEP_S
+        while self._state.seqno <= seqno and self.refresh() <= seqno:
+            left_s = sleep_s if until_s is None else until_s - time.monotonic()
+            if left_s <= 0:
+                return False
+            time.sleep(min(sleep_s, left_s))
+            sleep_s = min(2 * sleep_s, _MOST_SLEEP_S)
+        return True
+
+    @locked
+    def lag(self, now_us: int) -> Lag:
+        """How far it is behind. Reads the end of the log, and moves nothing. Raises as `refresh`."""
+        self._state.refuse_if_gone()
+        watch = self._watch
+        until_still(self._directory, watch.look, self._refuse_if_removed)
+        commits = watch.written - self._state.seqno
+        return Lag(commits, max(0.0, (now_us - watch.written_us) / 1e6)) if commits > 0 else Lag(0, 0.0)
+
+    def feed(self, after: Seqno | None, until: Seqno | None) -> SegmentCursor:
+        """The commits beyond `after`, up to `until` or as they are shown. FeedGap if some are no longer kept."""
+        state, watch = self._state, self._watch
+        return FollowedCursor(
+            self._reader, after, until, lambda: state.seqno, self.await_beyond, lambda: watch.segment
+        )
+
+    def close(self) -> None:
+        """Let go of the log's files."""
+        self._watch.close()
+
+
+class FollowedReads(Reads):
+    """Reads of a follower: those of now begin again where pages went under them."""
+
+    progress: Progress
+
+    def read(self, key: bytes, *, table: int = 0, cached_only: bool = False) -> Value:
+        """As `Reads.read`."""
+        return self.progress.again(lambda: super(FollowedReads, self).read(key, table=table, cached_only=cached_only))
+
+    def count(self, start: bytes | None = None, stop: bytes | None = None, *, table: int = 0) -> int:
+        """As `Reads.count`."""
+        return self.progress.again(lambda: super(FollowedReads, self).count(start, stop, table=table))
+
+    def key_at(self, rank: int, *, table: int = 0) -> bytes | None:
+        """As `Reads.key_at`."""
+        return self.progress.again(lambda: super(FollowedReads, self).key_at(rank, table=table))
+
+
+class _FollowedLog(RefusingLog):
+    """Takes no commits. But there will be more, so that one who waits for them is not refused."""
+
+    __slots__ = ()
+
+    def sync(self) -> None:  # type: ignore[override]
+        """Nothing to flush."""
+
+
+class FollowedEngine(Engine):
+    """What a follower reads: an engine without lock, log and thread."""
+
+    _reads_type: ClassVar[type[Reads]] = FollowedReads
+
+    @classmethod
+    def attach(cls, path: str, options: Options) -> FollowedEngine:
+        """Begin with the newest moment. See `kvwal.follow` for what is raised."""
+        with failures_at(path):
+            directory, _ = open_directory(path, "r", options)
+            try:
+                return until_still(directory, lambda: cls(*_recovered(directory, options), options), lambda: None)
+            except BaseException:
+                directory.close()
+                raise
+
+    def __init__(self, recovered: Recovered, progress: Progress, options: Options) -> None:
+        #: How it moves.
+        self.progress = progress
+        recovered.feed = progress.feed
+        try:
+            super().__init__(recovered, options)
+        except BaseException:
+            progress.close()
+            recovered.pages.close()
+            raise
+        progress.begin(self._publisher, self._succession, self._keeping)
+        assert isinstance(self.reads, FollowedReads)
+        self.reads.progress = progress
+        self.queue.refuse(_FollowedLog(read_only, self.state.seqno))
+
+    def _let_go(self) -> None:
+        super()._let_go()
+        self.progress.close()
+
+    def _abandon_files(self) -> None:
+        super()._abandon_files()
+        self.progress.close()
+
+    def _leave_to_parent(self) -> None:
+        super()._leave_to_parent()
+        self.progress.lock = new_lock()
+
+
+def _recovered(directory: Directory, options: Options) -> tuple[Recovered, Progress]:
+    """The newest moment, as recovery would find it, up to the last commit that is on disk for sure."""
+    started_s = options.files.monotonic_s()
+    erase(directory, "r", options)
+    create_if_missing(directory, "r", options)
+    pages = FollowedPages(directory, cache_bytes=options.cache_bytes)
+    watch: Watch | None = None
+    try:
+        meta = pages.meta
+        state = State(pages, cache_bytes=options.cache_bytes)
+        reader = LogReader(directory, meta.store_id)
+        # Durability: the log was flushed so far before the flip.
+        watch = Watch(reader, meta.replay_through)
+        watch.look()
+        last = watch.durable
+        fill(state.version.memtable, reader, meta.seqno, last)
+        state.horizon = state.seqno = last
+        detail, size = f"the log is followed from commit {last} on", state.version.memtable.bytes_used
+        # Nothing is cut off or written again.
+        read = str(pages.choice), meta.seqno, "followed", detail, last - meta.seqno, size, 0, last, last, 0
+        report = RecoveryReport(False, *read, max(0, watch.written - last), options.files.monotonic_s() - started_s)
+    except BaseException:
+        if watch is not None:
+            watch.close()
+        pages.close()
+        raise
+    recovered = Recovered(directory, pages, None, reader, state, report, Events(options.listeners))
+    return recovered, Progress(directory, pages, state, reader, watch)
+
+
+def commits_beyond(reader: LogReader, after: Seqno, durable: Callable[[], Seqno]) -> SegmentCursor:
+    """The commits beyond `after`, up to the last one that is on disk; asked again later, it goes on."""
+    return SegmentCursor(reader, Hold({}, 0, after), None, durable, lambda seqno, timeout_s: False)
+
+
+def fill(memtable: Memtable, reader: LogReader, after: Seqno, until: Seqno) -> None:
+    """Bring the commits beyond `after`, up to `until`, into the memtable. Requires: `until` is on disk."""
+    for record in commits_beyond(reader, after, lambda: until):
+        batch = record.batch()
+        memtable.write(record.seqno, batch.writes, record.size, batch.ranges, batch.parts())
+    memtable.last_seqno = until
+
+
+def until_still(directory: Directory, action: Callable[[], _T], refuse: Callable[[], None]) -> _T:
+    """What `action` returns, once it does not fail. Raises what it raises if nothing moved between two failures.
+
+    `refuse` raises what is wrong, where it can tell, after a failure.
+    """
+    blamed: object = None
+    for _ in range(_MOST_LOOKS):
+        try:
+            return action()
+        except SnapshotTooOld as error:
+            failure: Exception = error
+        except (CorruptionError, FormatError, FileNotFoundError) as error:
+            failure = error
+            refuse()
+            found = _signs(directory)
+            if found == blamed:
+                raise
+            blamed = found
+    raise failure
+
+
+def _signs(directory: Directory) -> object:
+    """What changes with each step of a writer that can make a reader fail."""
+    try:
+        segments = list_segments(directory)
+    except FileNotFoundError:
+        return None
+    newest = b"" if not segments else _head(directory, segment_name(segments[-1]), HEADER_PAGE_BYTES)
+    return segments, newest, _head(directory, DATA, _SLOTS_BYTES), is_marked(directory)
+
+
+def _head(directory: Directory, name: str, size: int) -> bytes:
+    try:
+        file = directory.open(name)
+    except FileNotFoundError:
+        return b""
+    try:
+        return file.pread(size, 0)
+    finally:
+        file.close()

@@ -1,0 +1,185 @@
+"""A follower: a store that another process writes, as a read-only map that moves from commit to commit."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Iterator
+from types import TracebackType
+from typing import Any, TypeVar, overload
+
+from kvwal.api.naming import TableInfo, table_infos
+from kvwal.api.reading import Reading
+from kvwal.codecs import Codec, KeyCodec
+from kvwal.db.mapping import Bounds
+from kvwal.db.snapshot import Snapshot
+from kvwal.engine.merge import Chunk
+from kvwal.feed.change import Filter, Prefixes
+from kvwal.feed.changes import Changes
+from kvwal.feed.chosen import AnyTables, table_ids
+from kvwal.feed.line import position_at, seqno_of
+from kvwal.feed.quiet import Quiet
+from kvwal.following.engine import FollowedEngine, Lag
+from kvwal.following.table import FollowedTable
+from kvwal.keys import BytesLike, Seqno
+from kvwal.positions import Position
+from kvwal.tables.spec import TableSpec
+
+__all__ = ["Follower"]
+
+K = TypeVar("K")
+V = TypeVar("V")
+
+
+class Follower(Reading):
+    """A store that another process may be writing, for reading. Made by `kvwal.follow`.
+
+    It always shows the state after one durable commit, and moves when it is told to (`refresh`, `wait`), when a feed of
+    it waits, and when what it reads is no longer there; never back. It takes no lock and writes no byte, and its writer
+    does not know of it. So what it holds may be taken away: a scan or a snapshot that is still read when the writer has
+    made two checkpoints since it began raises `SnapshotTooOld`. Other reads do not: they go on from a newer moment.
+
+    Thread-safe, every method. In a forked child every method raises `ForkedError`.
+    """
+
+    engine: FollowedEngine
+
+    # -- where it is ----------------------------------------------------------------------------
+
+    @property
+    def path(self) -> str:
+        """The store's directory, as it was given."""
+        return self.engine.upkeep.directory.path
+
+    @property
+    def closed(self) -> bool:
+        """Whether it is closed."""
+        return self.engine.is_closed
+
+    @property
+    def seqno(self) -> Seqno:
+        """The last commit that reads see."""
+        return self._state.seqno
+
+    @property
+    def position(self) -> Position:
+        """The same with its line: what a feed goes on after."""
+        return position_at(self.engine, self._state.seqno)
+
+    @property
+    def rebases(self) -> int:
+        """How often it went over to a newer checkpoint of the writer."""
+        return self.engine.progress.rebases
+
+    def refresh(self) -> Seqno:
+        """Move to the newest durable commit; returns its seqno. A few system calls if there is nothing new.
+
+        Raises StoreRemovedError if the store was removed, erased or replaced; CorruptionError if what is needed does
+        not verify; ClosedError. Reads then go on from where it was.
+        """
+        return self.engine.progress.refresh()
+
+    def wait(self, position: int, timeout_s: float | None = None) -> bool:
+        """Move until it shows a commit, at most for `timeout_s` seconds (None: for ever). Whether it does.
+
+        Args:
+            position: of the commit: a position, or the seqno that a write in another process returned.
+
+        It looks after 1 ms, then less and less often, at last every 50 ms. A commit can be shown once a later record of
+        the log says that it is on disk: the next commit, or what a writer adds within 0.1 s when it has nothing else to
+        do. FeedGap for a position on another line; otherwise raises as `refresh`.
+        """
+        return self.engine.progress.await_beyond(seqno_of(self.engine, "position", position) - 1, timeout_s)
+
+    def lag(self) -> Lag:
+        """How far it is behind what is in the writer's files. Reads the end of the log, and moves nothing."""
+        return self.engine.progress.lag(self._reads.moments.now_us())
+
+    # -- reading ------------------------------------------------------------------------------
+
+    def get_many(self, keys: Iterable[BytesLike]) -> list[bytes | None]:
+        """The values of several keys, in their order; None where a key is missing. All from one moment."""
+        wanted = list(keys)
+        return self.engine.progress.again(lambda: super(Follower, self).get_many(wanted))
+
+    def _walk(self, bounds: Bounds) -> Iterator[Chunk]:
+        return self.engine.progress.begun(lambda: super(Follower, self)._walk(bounds))
+
+    def snapshot(self) -> Snapshot:
+        """The moment that it shows, as a read-only map that stays so. Close it, or use it in a `with` block.
+
+        Its next read raises SnapshotTooOld once the writer has made two checkpoints since.
+        """
+        self.engine.progress.ensure_whole()
+        return Snapshot(self.engine, owner=self)
+
+    # Each codec, or type, with each: a default of `bytes` says nothing to a type checker.
+    @overload
+    def table(self, name: str) -> FollowedTable[bytes, bytes]: ...
+    @overload
+    def table(self, name: str, key: type[K] | KeyCodec[K]) -> FollowedTable[K, bytes]: ...
+    @overload
+    def table(self, name: str, *, value: type[V] | Codec[V]) -> FollowedTable[bytes, V]: ...
+    @overload
+    def table(self, name: str, key: type[K] | KeyCodec[K], value: type[V] | Codec[V]) -> FollowedTable[K, V]: ...
+    def table(self, name: str, key: Any = bytes, value: Any = bytes) -> Any:
+        """A named table, for reading. Arguments as in `Store.table`.
+
+        It need not be there yet. TableCodecError if it was made with other codecs; TypeError or ValueError.
+        """
+        self._state.refuse_if_gone()
+        table: FollowedTable[Any, Any] = FollowedTable(self.engine, TableSpec(name, key, value), self)
+        table.id  # noqa: B018  # it raises if the table has other codecs
+        return table
+
+    def tables(self) -> list[TableInfo]:
+        """The tables that there are, by name. O(tables), and a count for each."""
+        return self.engine.progress.again(lambda: table_infos(self.engine))
+
+    # -- the feed -----------------------------------------------------------------------------
+
+    def changes(
+        self,
+        after: int | None = None,
+        *,
+        prefix: Prefixes = b"",
+        tables: AnyTables | None = None,
+        follow: bool = False,
+        timeout_s: float | None = None,
+        heartbeat_s: float | None = None,
+    ) -> Changes:
+        """What the durable commits beyond `after` changed, in their order, each change once. As `Store.changes`.
+
+        It begins with what is durable at the call, and while it waits it moves the follower. It holds no log: FeedGap,
+        at the call or later, if commits beyond its position were retired.
+        """
+        self.refresh()
+        position = None if after is None else seqno_of(self.engine, "after", after)
+        wanted = Filter(prefix, table_ids(self.engine, tables))
+        return Changes(
+            self.engine, position, wanted, follow=follow, quiet=Quiet(timeout_s, heartbeat_s), owner=self
+        )
+
+    # -- ending -------------------------------------------------------------------------------
+
+    def close(self) -> None:
+        """Let go of the files. Idempotent. Snapshots, scans and feeds of it raise `ClosedError` from here on."""
+        self.engine.close()
+
+    def __enter__(self) -> Follower:
+        self._state.refuse_if_gone()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<kvwal.Follower of {self.path!r}{' (closed)' if self.closed else ''}, seqno {self._state.seqno}>"
+
+    def __del__(self) -> None:
+        engine: FollowedEngine | None = getattr(self, "engine", None)
+        if engine is None or engine.is_closed:
+            return
+        warnings.warn(f"{self!r} was never closed", ResourceWarning, stacklevel=1, source=self)
+        engine.abandon()

@@ -1,0 +1,336 @@
+"""A writer and a follower take turns at file operations, on the simulated disk: every answer is a durable moment."""
+
+from __future__ import annotations
+
+import errno
+import random
+from collections.abc import Callable
+from contextlib import suppress
+from functools import cache
+from typing import Any
+
+import pytest
+from two_programs import Follow, Recorded, World
+
+import kvwal
+from kvwal.files.names import segment_name
+from kvwal.keys import Seqno
+from kvwal.log import encode_put
+from kvwal.log.record import encode_record
+from kvwal.log.segment import HEADER_PAGE_BYTES, SegmentHeader, decode_header
+from kvwal.testing import SimulatedDisk
+
+KEYS = [b"key%d" % n for n in range(6)]
+
+
+def one_checkpoint(writer: Recorded) -> None:
+    """A checkpoint between commits; the pages that the first ones took are used again."""
+    with writer.open() as db:
+        for n in range(3):
+            writer.put(*((key, b"%d first" % n) for key in KEYS))
+            db.checkpoint()
+        writer.put((KEYS[0], b"before"))
+        writer.begin = len(writer.steps)
+        writer.put((KEYS[1], b"just before"))
+        db.checkpoint()
+        writer.put((KEYS[2], b"after"), (KEYS[3], None))
+
+
+def checkpoints(writer: Recorded) -> None:
+    """One checkpoint after each commit: pages are used again as fast as that is possible."""
+    with writer.open() as db:
+        writer.put(*((key, b"0" * 900) for key in KEYS))
+        db.checkpoint()
+        writer.begin = len(writer.steps)
+        for n in range(8):
+            writer.put(*((key, b"%d" % n * 900) for key in KEYS[n % 3 :]), (KEYS[n % 2], None))
+            db.checkpoint()
+
+
+def restarts(writer: Recorded) -> None:
+    """Clean ends, and processes that die with commits that are not on disk for sure."""
+    db = writer.open()
+    writer.put(*((key, b"0") for key in KEYS))
+    writer.begin = len(writer.steps)
+    db.close()
+    for n in range(4):
+        db = writer.open()
+        writer.put((KEYS[0], b"%d durable" % n))
+        writer.put((KEYS[1], b"%d not yet" % n), durability="os")
+        writer.put((KEYS[2], b"%d nor this" % n), durability="os")
+        if n == 2:
+            db.checkpoint()
+        if n % 2:
+            db.close()
+        else:
+            writer.disk.kill()
+            db.engine.abandon()
+
+
+def refusals(writer: Recorded) -> None:
+    """The disk is full: records that are written whole, and refused; other commits get their seqnos."""
+    with writer.open():
+        writer.put(*((key, b"0") for key in KEYS))
+        writer.begin = len(writer.steps)
+        for n in range(4):
+            writer.disk.fail("pwrite", error=errno.ENOSPC, path="*.log*", effect="all", forever=True)
+            writer.put((KEYS[n], b"refused, and longer than what comes in its place"[n * 9 :]))
+            writer.disk.heal()
+            writer.put((KEYS[n + 1], b"instead"))
+            writer.put((KEYS[n], b"and %d" % n))
+
+
+def rolls(writer: Recorded) -> None:
+    """New segments, and old ones that are retired."""
+    with writer.open(checkpoint_log_bytes=16 << 10) as db:
+        writer.put(*((key, b"0") for key in KEYS))
+        writer.begin = len(writer.steps)
+        for n in range(9):
+            writer.put((KEYS[n % 6], b"%d" % n * 6000))
+            if n % 3 == 2:
+                db.checkpoint()
+
+
+def ranges(writer: Recorded) -> None:
+    """Ranges that are deleted, and large values."""
+    with writer.open() as db:
+        writer.put(*((key, b"0") for key in KEYS))
+        writer.begin = len(writer.steps)
+        for n in range(4):
+            writer.states.append({key: value for key, value in writer.states[-1].items() if key >= KEYS[3]})
+            db.delete_range(None, KEYS[3])
+            writer.put((KEYS[n], b"%d" % n * 5000))
+            if n % 2:
+                db.checkpoint()
+
+
+PROGRAMS: list[Callable[[Recorded], None]] = [one_checkpoint, checkpoints, restarts, refusals, rolls, ranges]
+
+
+@cache
+def recorded(program: Callable[[Recorded], None]) -> Recorded:
+    return Recorded(program)
+
+
+def session(world: World) -> None:
+    """What a follower does in an exhaustive run: attach, read, detach, with a moment that it holds."""
+    follow = Follow(world)
+    held = follow.snapshot()
+    next(held)
+    follow.scan()
+    follow.refresh()
+    next(held)
+    follow.get()
+    held.close()
+    follow.close()
+
+
+def _alone(program: Recorded) -> int:
+    """How many operations a follower does that is alone."""
+    world = World(program)
+    world.advance(program.begin)
+    session(world)
+    return world.looked
+
+
+def _interrupted_once(program: Recorded, start: int, at: int, count: int) -> None:
+    world = World(program, lambda n: count if n == at else 0)
+    world.advance(start)
+    session(world)
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_a_follower_alone_sees_the_last_durable_commit_of_every_instant(program: Callable[[Recorded], None]) -> None:
+    writer = recorded(program)
+    world = World(writer)
+    world.advance(writer.begin)
+    while world.done < len(writer.steps):
+        session(world)
+        world.advance(1)
+    session(world)
+
+
+def test_what_is_recorded_is_done_again_as_it_was() -> None:
+    for program in PROGRAMS:
+        writer = recorded(program)
+        world = World(writer)
+        world.advance(len(writer.steps))
+        for name in writer.disk.open_directory("/store").names():
+            if name != "lock":
+                assert world.disk.read(f"/store/{name}") == writer.disk.read(f"/store/{name}"), name
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_any_turns_of_both_give_durable_moments(program: Callable[[Recorded], None], rng: random.Random) -> None:
+    _at_random(recorded(program), rng, 60)
+
+
+def _turns(draw: random.Random, often: float, most: int) -> Callable[[int], int]:
+    return lambda n: (draw.random() < often) * draw.randint(1, most)
+
+
+def _at_random(writer: Recorded, rng: random.Random, runs: int) -> None:
+    for _ in range(runs):
+        seed = rng.getrandbits(64)
+        draw = random.Random(seed)
+        often, most = draw.choice(((0.02, 200), (0.1, 40), (0.3, 8), (0.9, 3)))
+        world = World(writer, _turns(draw, often, most))
+        world.advance(draw.randint(writer.begin, len(writer.steps)))
+        try:
+            follow = Follow(world)
+            held = [follow.snapshot()]
+            next(held[0])
+            for _ in range(draw.randint(1, 12)):
+                draw.choice((follow.scan, follow.get, follow.refresh, follow.count))()
+                next(draw.choice(held))
+                if draw.random() < 0.2:
+                    held.append(follow.snapshot())
+                    next(held[-1])
+            follow.end()
+        except BaseException as error:
+            error.add_note(f"the seed of this run is {seed}")
+            raise
+
+
+class _AnySum:
+    """A checksum that is equal to every other."""
+
+    def __eq__(self, other: object) -> bool:
+        return True
+
+    def __ne__(self, other: object) -> bool:
+        return False
+
+    __hash__ = object.__hash__
+
+
+@pytest.mark.parametrize("program", [checkpoints, ranges])
+def test_that_a_page_was_written_over_is_seen_without_its_checksum(
+    program: Callable[[Recorded], None], rng: random.Random, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writer = recorded(program)
+    for module in ("pager", "tree", "slots"):
+        monkeypatch.setattr(f"kvwal.pages.{module}.crc32c", lambda *_: _AnySum())
+    _at_random(writer, rng, 100)
+
+
+@pytest.mark.parametrize(("start", "step"), [(0, 7)])
+def test_one_checkpoint_whole_with_one_turn_anywhere(start: int, step: int) -> None:
+    _exhaust(recorded(one_checkpoint), range(start, 1 << 20, step))
+
+
+@pytest.mark.slow
+def test_one_checkpoint_whole_with_one_turn_everywhere() -> None:
+    _exhaust(recorded(one_checkpoint), range(1 << 20))
+
+
+def _exhaust(writer: Recorded, chosen: range) -> None:
+    """Every instant of the writer to attach at, and every operation of the follower before which the writer does any
+    number of operations: those with the numbers that are chosen.
+    """
+    number = 0
+    operations = _alone(writer) + 40
+    for start in range(writer.begin, len(writer.steps)):
+        for at in range(operations):
+            for count in range(1, len(writer.steps) - start + 1):
+                if number in chosen:
+                    _interrupted_once(writer, start, at, count)
+                number += 1
+
+
+def test_a_follower_of_a_store_without_commits_sees_none() -> None:
+    writer = recorded(one_checkpoint)
+    world = World(writer)
+    while not world.disk.kind("/store/data"):
+        with pytest.raises(kvwal.StoreNotFoundError):
+            world.follow()
+        world.advance(1)
+    with world.follow() as follower:
+        assert (follower.seqno, dict(follower)) == (0, {})
+
+
+def erasing(writer: Recorded) -> None:
+    """A store that is erased, and one of other commits in its place."""
+    with writer.open():
+        writer.put(*((key, b"0") for key in KEYS))
+        writer.put((KEYS[0], b"1"))
+    writer.begin = len(writer.steps)
+    writer.states = [{}]
+    with writer.open("n"):
+        for n in range(4):
+            writer.put((KEYS[n], b"new"))
+
+
+def test_a_store_that_is_erased_is_said_to_be_gone_and_what_was_seen_stays() -> None:
+    writer = recorded(erasing)
+    old = dict.fromkeys(KEYS, b"0") | {KEYS[0]: b"1"}
+    told = 0
+    for start in range(writer.begin, len(writer.steps)):
+        for count in range(1, len(writer.steps) - start):
+            world = World(writer)
+            world.advance(start)
+            try:
+                follower = world.follow()
+            except kvwal.StoreNotFoundError:
+                # It counts as erased.
+                break
+            with follower:
+                seen = dict(follower)
+                is_old = seen == old
+                assert is_old or seen in writer.states
+                world.advance(count)
+                try:
+                    follower.refresh()
+                except kvwal.StoreRemovedError:
+                    assert is_old
+                    told += 1
+                    assert dict(follower) == seen
+                else:
+                    assert not is_old or world.done < len(writer.steps) - 8, "it was told nothing"
+    assert told
+
+
+def test_a_store_that_is_erased_meanwhile_is_one_or_the_other_or_gone(rng: random.Random) -> None:
+    writer = recorded(erasing)
+    old = dict.fromkeys(KEYS, b"0") | {KEYS[0]: b"1"}
+    for _ in range(200):
+        draw = random.Random(rng.getrandbits(64))
+        world = World(writer, _turns(draw, 0.2, 9))
+        world.advance(draw.randint(writer.begin, len(writer.steps)))
+        with suppress(kvwal.StoreNotFoundError, kvwal.StoreRemovedError), world.follow() as follower:
+            while world.done < len(writer.steps):
+                assert dict(follower) in ([old, *writer.states])
+                follower.refresh()
+
+
+def test_what_a_recovery_wrote_again_is_not_read_where_it_was_superseded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the older segment has there may come back as something else, if a flush of it had failed."""
+    monkeypatch.setattr("kvwal.log.carry._WHOLE_BYTES", 0)
+    disk = SimulatedDisk()
+    disk.make_directory("/store")
+    options: dict[str, Any] = {"files": disk, "background": False}
+    db = kvwal.open("/store", **options)
+    with kvwal.follow("/store", files=disk) as live:
+        feed = live.changes(follow=True, timeout_s=0)
+        db.put(b"key", b"first")
+        db.put(b"key", b"second", durability="os")
+        disk_before = disk.read(f"/store/{segment_name(1)}")
+        # Both read on in the segment from here.
+        assert live.refresh() == 1
+        assert [change.value for change in feed] == [b"first"]
+        db.engine.abandon()
+        with kvwal.open("/store", **options) as db:
+            page = disk_before[:HEADER_PAGE_BYTES]
+            header = decode_header(page, 1, None)
+            assert isinstance(header, SegmentHeader)
+            first = 40 + len(encode_put(b"key", b"first"))
+            offset = HEADER_PAGE_BYTES + first
+            other = encode_put(b"key", b"wrong!")
+            record = encode_record(header.marker, header.salt + offset, 1, Seqno(2), Seqno(0), 1 << 50, other)
+            assert len(record) == 40 + len(encode_put(b"key", b"second"))
+            disk.damage(f"/store/{segment_name(1)}", offset, record)
+            db.put(b"next", b"")
+            db.put(b"next", b"")
+            assert live.refresh() == 3
+            assert live[b"key"] == b"second"
+            assert [change.value for change in feed] == [b"second", b""]
