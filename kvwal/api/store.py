@@ -329,6 +329,7 @@ class Store(Naming, Remembering, Reading, MutableMapping[bytes, bytes]):
         `run`, and what others do with this store in the block. Blocks nest. Meanwhile each put of the store, of any
         thread, takes about as long as with a listener.
         """
+        self.engine.state.refuse_if_gone()
         return block_of(self.engine.queue.events)
 
     # -- transactions -------------------------------------------------------------------------
