@@ -4,15 +4,17 @@ A `WriteBatch` is kept in a canonical form that the log, the memtable and the pa
 
 Invariant: `ranges` are applied first, then `writes`. A `delete_range` therefore takes the writes it
 covers out of `writes`, and a later put of such a key goes in again and wins.
-Invariant: keys and values are exactly `bytes` (never a subclass, never a view of the caller's memory).
+Invariant: keys and values are exactly `bytes` (never a subclass but `Expiring`, never a view of the caller's memory).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final, Never, Protocol, TypeAlias, cast
 
 from kvwal.errors import UsageError
+from kvwal.expiring import Expiring, expire_us
+from kvwal.files import system_files
 from kvwal.keys import MAX_KEY_BYTES, MAX_VALUE_BYTES, Bound, BytesLike, KeyRange, as_int, as_key, as_value
 
 __all__ = ["MAX_TABLE_ID", "Updates", "WriteBatch", "checked_pairs"]
@@ -41,7 +43,7 @@ class WriteBatch:
     thread-safe; may be committed more than once.
     """
 
-    __slots__ = ("names", "others", "ranges", "stamped", "writes")
+    __slots__ = ("names", "now_us", "others", "queue", "ranges", "stamped", "writes")
 
     def __init__(self) -> None:
         #: The newest value of each key written; None stands for a delete.
@@ -53,18 +55,51 @@ class WriteBatch:
         self.names: object = None
         #: Keys, as they are in `writes`, whose last 12 bytes the commit fills in; None: there are none.
         self.stamped: set[bytes] | None = None
+        #: Keys whose expiry is set, and when they were to expire before (0: not known, or not at all); None: there are
+        #: none. A commit writes their rows of the queue.
+        self.queue: dict[bytes, int] | None = None
+        #: The clock from which `expire_s` counts.
+        self.now_us: Callable[[], int] = system_files().now_us
         #: Writes to tables other than the default one, by table id; made by `table`. Each may be empty.
         self.others: dict[int, WriteBatch] | None = None
 
-    def put(self, key: BytesLike, value: BytesLike) -> None:
-        """Set `key` to `value`. TypeError or ValueError if either cannot be stored."""
+    def put(self, key: BytesLike, value: BytesLike, *, expire_s: float | None = None) -> None:
+        """Set `key` to `value`. TypeError or ValueError if either cannot be stored.
+
+        `expire_s`: seconds from this call on, after which the key is absent. See `Store.put`.
+        """
         if type(key) is not bytes or len(key) > MAX_KEY_BYTES:
             key = as_key(key)
         if type(value) is not bytes or len(value) > MAX_VALUE_BYTES:
             value = as_value(value)
+        if expire_s is not None:
+            self.put_until(key, value, self.now_us() + expire_us(expire_s))
+            return
         self.writes[key] = value
 
-    __setitem__ = put
+    def put_until(self, key: bytes, value: bytes, expires_us: int | None, before_us: int = 0) -> None:
+        """Set `key` to `value`, which expires at that time (None: never). Both have passed `as_key` and `as_value`.
+
+        `before_us`: when the key was to expire before, so that the commit takes that out of the queue; 0: not known.
+        """
+        self.writes[key] = value if expires_us is None else Expiring.of(value, expires_us)
+        if self.queue is None:
+            self.queue = {}
+        self.queue[key] = before_us
+
+    def expire_others(self, expires_us: int) -> None:
+        """Let what is put without an expiry of its own expire at that time."""
+        set_already = self.queue or {}
+        for key, value in self.writes.items():
+            if value is not None and type(value) is bytes and key not in set_already:
+                self.put_until(key, value, expires_us)
+
+    def sets_expiry(self) -> bool:
+        """Whether an expiry is set, in any table."""
+        return self.queue is not None or any(part.queue is not None for part in (self.others or {}).values())
+
+    def __setitem__(self, key: BytesLike, value: BytesLike) -> None:
+        self.put(key, value)
 
     def put_stamped(self, head: BytesLike, value: BytesLike) -> None:
         """Set a new key to `value`: `head`, and 12 bytes that say which commit wrote it, and as which of its keys.
@@ -75,7 +110,10 @@ class WriteBatch:
         if self.stamped is None:
             self.stamped = set()
         key = as_key(bytes(as_key(head)) + b"\xff" * _SEQNO_BYTES + len(self.stamped).to_bytes(_ORDINAL_BYTES, "big"))
-        self.put(key, value)
+        if type(value) is Expiring:
+            self.put_until(key, value.value, value.expires_us)
+        else:
+            self.put(key, value)
         self.stamped.add(key)
 
     def has_stamped(self) -> bool:
@@ -93,7 +131,9 @@ class WriteBatch:
                 for key, value in part.writes.items():
                     if key in stamped:
                         stamp = seqno.to_bytes(_SEQNO_BYTES, "big") + ordinal.to_bytes(_ORDINAL_BYTES, "big")
-                        writes[key[: -len(stamp)] + stamp] = value
+                        writes[full := key[: -len(stamp)] + stamp] = value
+                        if part.queue is not None and key in part.queue:
+                            part.queue[full] = part.queue.pop(key)
                         ordinal += 1
                     else:
                         writes[key] = value
@@ -132,6 +172,7 @@ class WriteBatch:
         batch = self.others.get(table_id)
         if batch is None:
             batch = self.others[table_id] = _TableBatch()
+            batch.now_us = self.now_us
         return batch
 
     def part(self, table_id: int) -> WriteBatch:
@@ -145,6 +186,8 @@ class WriteBatch:
         other.ranges = list(self.ranges)
         other.stamped = None if self.stamped is None else set(self.stamped)
         other.names = self.names
+        other.now_us = self.now_us
+        other.queue = None if self.queue is None else dict(self.queue)
         if self.others is not None:
             other.others = {table_id: batch.copy() for table_id, batch in self.others.items()}
         return other
@@ -155,7 +198,7 @@ class WriteBatch:
         """Forget everything, the writes to other tables too."""
         self.writes = {}
         self.ranges = []
-        self.stamped = None
+        self.stamped = self.queue = None
         if self.others is not None:
             # They stay usable by whom `table` gave them to.
             for batch in self.others.values():

@@ -28,7 +28,7 @@ from kvwal.pages import NotCached
 from kvwal.tables.spec import TableSpec
 from kvwal.tables.stored import StoredTable
 from kvwal.tables.within import BatchTable
-from kvwal.tables.writing import How, Writing, bring_back, made
+from kvwal.tables.writing import How, Target, Writing, bring_back, made
 
 __all__ = ["AsyncTable", "TaskParts"]
 
@@ -76,7 +76,11 @@ class AsyncStoredTable(AsyncReading):
         except NotCached:
             return await self._workers.submit(self._stored.id)
 
-    async def to_write(self) -> tuple[int, object] | None:
+    def now_us(self) -> int:
+        """See `Way`."""
+        return self._parts.engine.reads.moments.clock.now_us()
+
+    async def to_write(self) -> Target | None:
         """See `Way`."""
         self._parts.commits.refuse_if_closing()
         try:
@@ -188,7 +192,8 @@ class AsyncTable(Writing[K, V], AsyncTypedReading[K, V], Generic[K, V]):
         if isinstance(other, AsyncSnapshot):
             return await in_snapshot(self._spec, other, self._parts.workers)
         if isinstance(other, WriteBatch):
-            return BatchTable(self._spec, other.part(await made(self._way, self._spec)))
+            found = await made(self._way, self._spec)
+            return BatchTable(self._spec, other.part(found.id), found.lasts_us)
         raise TypeError(f"a transaction, a snapshot or a batch is expected, not {type(other).__name__}")
 
     # -- the past -----------------------------------------------------------------------------

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, ItemsView, Iterable, Iterator, KeysView, Mapping, ValuesView
+from datetime import datetime
 from itertools import chain, islice, starmap
 from operator import itemgetter
 from typing import TypeVar, overload
@@ -16,7 +17,9 @@ from typing import TypeVar, overload
 from kvwal.db.cursor import Cursor
 from kvwal.db.handle import Handle
 from kvwal.engine.merge import Chunk, Pairs, chunks_in
+from kvwal.expiring import Expiring
 from kvwal.keys import END, Bound, BytesLike, KeyRange, as_int, as_key, as_value, stop_of_prefix
+from kvwal.times import time_of
 
 __all__ = ["Bounds", "ItemsRange", "KeysRange", "OrderedMapping", "ValuesRange"]
 
@@ -72,7 +75,27 @@ class Bounds:
         return Bounds(self.start, self.stop, None, not self.reverse, self.limit)
 
 
-class OrderedMapping(Handle, Mapping[bytes, bytes]):
+class Lasting:
+    """What tells when a key expires."""
+
+    __slots__ = ()
+
+    @abstractmethod
+    def _lasting(self, key: bytes) -> bytes | None:
+        """The value of a checked key, or None; `Expiring`, if it is to expire."""
+
+    def expires(self, key: BytesLike) -> datetime | None:
+        """When `key` expires, in UTC; None if it does not. KeyError if it is not there (any more)."""
+        return self._expires(as_key(key))
+
+    def _expires(self, key: bytes) -> datetime | None:
+        value = self._lasting(key)
+        if value is None:
+            raise KeyError(key)
+        return time_of(value.expires_us) if type(value) is Expiring else None
+
+
+class OrderedMapping(Handle, Lasting, Mapping[bytes, bytes]):
     """An ordered map of bytes, for reading. Keys and values come back as `bytes`."""
 
     __slots__ = ()
@@ -134,6 +157,9 @@ class OrderedMapping(Handle, Mapping[bytes, bytes]):
         except (TypeError, ValueError):
             return False
         return self._read(checked) is not None
+
+    def _lasting(self, key: bytes) -> bytes | None:
+        return self._read(key)
 
     def __len__(self) -> int:
         """Number of keys. O(log n), and a look-up for each key written since it was asked last."""

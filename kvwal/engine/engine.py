@@ -16,6 +16,8 @@ from kvwal.engine.background import Background
 from kvwal.engine.checkpoint import Checkpointer
 from kvwal.engine.commit import CommitQueue
 from kvwal.engine.consumers import Consumers
+from kvwal.engine.expirer import Expirer
+from kvwal.engine.expiry import ExpiryClock
 from kvwal.engine.gaps import Gaps
 from kvwal.engine.keeping import Keeping
 from kvwal.engine.past import Past
@@ -90,7 +92,9 @@ class Engine:
         self._pages = recovered.pages
         self._log = recovered.log
         self.state: State = recovered.state
-        gaps, moments = Gaps(), Moments(self.state, options.files.now_us)
+        clock = ExpiryClock(options.files.now_us, options.files.monotonic_s)
+        clock.in_use = recovered.expires
+        gaps, moments = Gaps(), Moments(self.state, options.files.now_us, clock)
         self.reads = Reads(self.state, moments, gaps, self._pages)
         #: Whom this store tells of what it does.
         self.events: Events = recovered.events
@@ -123,6 +127,8 @@ class Engine:
         consumers = Consumers(recovered, self.reads)
         if self.events.listeners:
             self._tell_recovery(recovered.report)
+        #: Removes what has expired.
+        self.expirer = Expirer(self.reads, self.queue, sync=self._syncs)
         if log is not None:
             self._begin(log, reserve)
         #: What may be asked for beside reads and commits.
@@ -150,7 +156,7 @@ class Engine:
             except DiskFullError:
                 pass  # It can wait: reading, and deleting what takes the space, comes first.
         if options.background:
-            self._background = Background(checkpointer, state, self.queue, log, options)
+            self._background = Background(checkpointer, state, self.queue, log, self.expirer, options)
             self._background.start()
         self.pressure.relief = _Relief(checkpointer, self._background, self.queue)
 

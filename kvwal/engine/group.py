@@ -129,7 +129,7 @@ class Group:
                     member.error = error
             if member.error is not None or member.writes.is_empty:
                 continue
-            if own is not None:
+            if own is not None and not member.writes.is_expiry:
                 written = member.writes.batch
                 own.record(seqno, written.writes, written.ranges, Seqno(0), written.parts())
             if pending is not None:
@@ -223,7 +223,7 @@ class Group:
                 if isinstance(writes, LonePut):
                     publisher.publish_put(seqno, writes.key, writes.value, writes.size + ENTRY_OVERHEAD_BYTES)
                 else:
-                    publisher.publish(seqno, writes.batch, writes.size)
+                    publisher.publish(seqno, writes.batch, writes.size, conflicts=not writes.is_expiry)
             member.seqno = seqno
 
     def as_event(self, seconds: float) -> CommitGroup | None:

@@ -25,7 +25,7 @@ from kvwal.engine.reads import Reads
 from kvwal.engine.recovery import Recovered
 from kvwal.errors import CorruptionError, FeedGap, FormatError
 from kvwal.files.names import DATA
-from kvwal.keys import KeyRange, Seqno
+from kvwal.keys import SYSTEM_TABLE, KeyRange, Seqno
 from kvwal.log import Hold, Limits
 
 __all__ = [
@@ -42,8 +42,6 @@ __all__ = [
 ]
 
 # On disk: never change.
-#: That of the store itself.
-SYSTEM_TABLE: Final = 1
 _KIND: Final = b"\x04"
 _VERSION: Final = 1
 _PARKED = struct.Struct("<BBHIQ")

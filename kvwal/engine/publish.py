@@ -16,12 +16,13 @@ from typing import Final
 
 from kvwal.batch import WriteBatch
 from kvwal.engine.gaps import Gaps
-from kvwal.engine.memtable import ENTRY_OVERHEAD_BYTES, Memtable
+from kvwal.engine.memtable import ENTRY_OVERHEAD_BYTES, Memtable, is_queued
 from kvwal.engine.pressure import WritePressure
 from kvwal.engine.readers import Moments
 from kvwal.engine.row_cache import Row
 from kvwal.engine.state import State
 from kvwal.engine.value import Value
+from kvwal.expiring import Expiring
 from kvwal.keys import KeyRange, Seqno
 
 __all__ = ["Publisher", "changes_names"]
@@ -47,17 +48,17 @@ class Publisher:
         self._pressure = pressure
         self._memtable_bytes = pressure.memtable_bytes
 
-    def publish(self, seqno: Seqno, batch: WriteBatch, size: int) -> None:
+    def publish(self, seqno: Seqno, batch: WriteBatch, size: int, *, conflicts: bool = True) -> None:
         """Make a commit visible, whole. Requires: it is the next in order, and durable if it was asked to be.
 
-        `size`: bytes of its keys and values.
+        `size`: bytes of its keys and values. `conflicts`: with transactions that have read what it writes.
         """
         parts: Sequence[tuple[int, WriteBatch]] = ()
         size_of_parts = 0
         if batch.others is not None:
             parts = batch.parts()
             size_of_parts = sum(part.size() for _, part in parts)
-        commit = (seqno, batch.writes, batch.ranges, size - size_of_parts, parts, size_of_parts)
+        commit = (seqno, batch.writes, batch.ranges, size - size_of_parts, parts, size_of_parts, conflicts)
         state = self._state
         with state.lock:
             state.finish()
@@ -121,6 +122,7 @@ class Publisher:
         size: int,
         parts: Sequence[tuple[int, WriteBatch]] = (),
         size_of_parts: int = 0,
+        conflicts: bool = True,
     ) -> None:
         # Requires: lock. Doing it again is harmless.
         state = self._state
@@ -129,7 +131,7 @@ class Publisher:
         # whether they may be younger than it is.
         state.horizon = seqno
         if not state.plain:
-            self._note(seqno, writes, ranges, parts)
+            self._note(seqno, writes, ranges, parts, conflicts)
         rows: dict[Row, Value] = writes  # type: ignore[assignment]  # it is not written to
         deletes = bool(ranges)
         if parts:
@@ -140,6 +142,13 @@ class Publisher:
                 token = cache.token(table)
                 rows.update({(token, key): value for key, value in part.writes.items()})
                 deletes = deletes or bool(part.ranges)
+            if is_queued(parts):
+                # What expires is no row. Without one, a get looks below, and waits there until this is over.
+                expiring = {row: value.expires_us for row, value in rows.items() if type(value) is Expiring}
+                if expiring:
+                    self._moments.clock.is_put(min(expiring.values()))
+                    cache.forget(expiring)
+                    rows = {row: value for row, value in rows.items() if row not in expiring}
         if ranges:
             state.plain = False
         if deletes:
@@ -157,9 +166,11 @@ class Publisher:
         keys: dict[bytes, Value],
         ranges: Sequence[KeyRange],
         parts: Sequence[tuple[int, WriteBatch]],
+        conflicts: bool,
     ) -> None:
         """Tell the history and the gaps. Requires: lock."""
-        self._moments.record(seqno, keys, ranges, parts)
+        if conflicts:
+            self._moments.record(seqno, keys, ranges, parts)
         if self._gaps.active:
             self._gaps.written(seqno, keys)
         state, readers = self._state, self._moments.readers

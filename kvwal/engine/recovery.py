@@ -23,6 +23,7 @@ from kvwal.engine.memtable import Memtable
 from kvwal.engine.state import State
 from kvwal.errors import DiskFullError, Error, SystemCallError
 from kvwal.events import Events
+from kvwal.features import EXPIRY
 from kvwal.files import Directory, is_full
 from kvwal.keys import Seqno
 from kvwal.log import LogEnd, LogIdentity, LogReader, SegmentCursor, SegmentLog, read_kept
@@ -86,6 +87,8 @@ class Recovered:
     state: State
     report: RecoveryReport
     events: Events
+    #: Whether something in it expires, or may have.
+    expires: bool
 
     def hold(self, after: Seqno | None, purpose: str) -> SegmentCursor:
         """Hold the log beyond a commit (None: all of it) until what this returns is closed, or collected.
@@ -155,6 +158,12 @@ def _recover(directory: Directory, flag: Flag, options: Options, started_s: floa
             session = max(meta.session + 1, end.header.session + 1, files.now_us())
             identity = LogIdentity(meta.store_id, meta.line, session)
             log = SegmentLog.resume(files, directory, identity, log_options(options), end, reader, events)
+        memtable = state.version.memtable
+        expires = bool(meta.required & EXPIRY) or memtable.has_expiring
+        expires = expires or any(part.has_expiring for _, part in memtable.parts.written())
+        if log is not None and expires:
+            # What was replayed may be of a segment that was made before.
+            log.required |= EXPIRY
         report = RecoveryReport(
             created=created,
             meta_choice=str(pages.choice),
@@ -173,7 +182,7 @@ def _recover(directory: Directory, flag: Flag, options: Options, started_s: floa
     except BaseException:
         pages.close()
         raise
-    return Recovered(directory, pages, log, reader, state, report, events)
+    return Recovered(directory, pages, log, reader, state, report, events, expires)
 
 
 def _replay(reader: LogReader, after: Seqno, memtable: Memtable) -> tuple[int, int, LogEnd]:

@@ -79,9 +79,10 @@ class _Word:
     def against(self, tree: Tree, of_table: str) -> Iterator[Finding]:
         cover = self.deleted.newest
         for key, (value, seqno) in sorted(self.newest.items()):
-            if tree.get(key) != (None if cover.at(key) > seqno else value):
-                said = f"is not what the log says it is at seqno {tree.meta.seqno}"
-                yield Finding(DATA, None, f"key {key[:64]!r}{of_table} {said}")
+            found, said = tree.get(key), None if cover.at(key) > seqno else value
+            if found != said or type(found) is not type(said):
+                differs = f"is not what the log says it is at seqno {tree.meta.seqno}"
+                yield Finding(DATA, None, f"key {key[:64]!r}{of_table} {differs}")
         for start, stop in cover.ranges():
             for keys, _ in tree.chunks(start, stop, reverse=False):
                 for key in keys:

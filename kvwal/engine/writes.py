@@ -10,9 +10,10 @@ from __future__ import annotations
 from typing import Final, TypeAlias
 
 from kvwal.batch import WriteBatch
+from kvwal.engine.expiry import with_queue
 from kvwal.files import Buffer
 from kvwal.keys import MAX_BATCH_BYTES
-from kvwal.log import Extension, encode_intents, encode_put
+from kvwal.log import CAUSE, EXPIRE, Extension, encode_intents, encode_put
 
 __all__ = ["NOTHING", "EncodedBatch", "LonePut", "Writes"]
 
@@ -23,6 +24,7 @@ class LonePut:
     __slots__ = ("key", "size", "value")
 
     is_empty: Final = False
+    is_expiry: Final = False
     only_deletes: Final = False
     has_stamped: Final = False
 
@@ -45,7 +47,10 @@ class LonePut:
 
 
 class EncodedBatch:
-    """A batch, and what its commit says of itself. ValueError if it is too much for one commit."""
+    """A batch with its rows of the expiry queue, and what its commit says of itself.
+
+    ValueError if it is too much for one commit.
+    """
 
     __slots__ = ("_extension", "_template", "batch", "body", "has_stamped", "is_empty", "size")
 
@@ -54,6 +59,7 @@ class EncodedBatch:
         self.has_stamped = batch.has_stamped()
         self._template = batch
         self._extension = extension
+        batch = with_queue(batch)
         size = batch.size()
         if size > MAX_BATCH_BYTES:
             raise ValueError(
@@ -72,6 +78,11 @@ class EncodedBatch:
         made = EncodedBatch(self._template.filled(seqno), self._extension)
         made._template, made.has_stamped = self._template, True
         return made
+
+    @property
+    def is_expiry(self) -> bool:
+        """Whether it removes what has expired, and nothing else."""
+        return self._extension is not None and self._extension.get(CAUSE) == EXPIRE
 
     @property
     def only_deletes(self) -> bool:

@@ -14,13 +14,13 @@ log may end is decided in `tail`.
 
 from kvwal.log.chain import Chain
 from kvwal.log.cursor import SegmentCursor, hold_kept, read_kept
-from kvwal.log.extension import Extension, extension_of, meta_of
+from kvwal.log.extension import CAUSE, EXPIRE, Extension, extension_of, meta_of
 from kvwal.log.intents import decode_intents, encode_intents, encode_put
 from kvwal.log.key_history import KeyCursor, KeyHistory, KeyRecord
 from kvwal.log.protocol import Log, LogCursor, LogIdentity, LogOptions, LogStats, LogWriter, Preallocate, RefusingLog
 from kvwal.log.reader import LogReader, Replay
 from kvwal.log.record import LogPosition, Record
-from kvwal.log.retention import Hold, HoldInfo, Limits
+from kvwal.log.retention import Hold, HoldInfo, Limits, TrustedClock
 from kvwal.log.salvage import salvage_log
 from kvwal.log.seek import Seek
 from kvwal.log.segment import SegmentInfo, replay_count, unneeded_bytes
@@ -30,6 +30,8 @@ from kvwal.log.tail import LogEnd, TailRow
 from kvwal.log.verify import verify_log
 
 __all__ = [
+    "CAUSE",
+    "EXPIRE",
     "Chain",
     "Extension",
     "Hold",
@@ -57,6 +59,7 @@ __all__ = [
     "SegmentLog",
     "Stretch",
     "TailRow",
+    "TrustedClock",
     "decode_intents",
     "encode_intents",
     "encode_put",

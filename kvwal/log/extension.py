@@ -17,7 +17,9 @@ from collections.abc import Iterable, Mapping
 from typing import Final, TypeAlias
 
 __all__ = [
+    "CAUSE",
     "CONSUMER",
+    "EXPIRE",
     "MAX_META_BYTES",
     "META",
     "Extension",
@@ -34,12 +36,16 @@ Extension: TypeAlias = Mapping[int, bytes]
 # On disk: never change.
 #: The user's pairs.
 META: Final = 1
+#: Why the store itself committed.
+CAUSE: Final = 2
+#: Cause: what it deletes has expired.
+EXPIRE: Final = b"\x01"
 #: The name of the consumer that committed, UTF-8.
 CONSUMER: Final = 5
 #: What the pairs may take in the log.
 MAX_META_BYTES: Final = 4096
 # Types of items, with the least and the most bytes of their content.
-_ITEMS: Final = {META: (1, MAX_META_BYTES), 2: (1, 1), 3: (1, 64), CONSUMER: (1, 255)}
+_ITEMS: Final = {META: (1, MAX_META_BYTES), CAUSE: (1, 1), 3: (1, 64), CONSUMER: (1, 255)}
 _FIRST_SKIPPED_ITEM: Final = 128
 
 _BLOCK = struct.Struct("<H")

@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, ClassVar, Generic, Protocol, TypeVar
+from typing import Any, ClassVar, Generic, TypeVar
 
 from kvwal.batch import WriteBatch
 from kvwal.codecs import SEQNO, KeyCodec, key_codec, value_codec
 from kvwal.codecs.codec import Codec
 from kvwal.codecs.tuples import TupleCodec
 from kvwal.db.mapping import Bounds
-from kvwal.engine.tables import CodecName, as_table_name
+from kvwal.engine.tables import Asked, CodecName, as_table_name
+from kvwal.expiring import STAMP_BYTES, Expiring, expire_us
 from kvwal.keys import MAX_KEY_BYTES, MAX_VALUE_BYTES, KeyRange, as_key, as_value, stop_of_prefix
 
 __all__ = ["OfTable", "SubSpec", "TableSpec"]
 
 K = TypeVar("K")
 V = TypeVar("V")
-
-
-class _Writable(Protocol):
-    def put(self, key: bytes, value: bytes) -> None: ...
-    def put_stamped(self, head: bytes, value: bytes) -> None: ...
 
 
 class TableSpec(Generic[K, V]):
@@ -31,29 +28,36 @@ class TableSpec(Generic[K, V]):
         name: of the table.
         key, value: codecs.
         pair: makes a pair of what was read.
-        codecs: what the table remembers of them.
+        asked: what the table remembers of it.
         is_default: whether it is in the default table, which has no name and remembers nothing.
     """
 
-    __slots__ = ("codecs", "key", "name", "pair", "value")
+    __slots__ = ("asked", "key", "name", "pair", "value")
 
     is_default: ClassVar[bool] = False
 
-    def __init__(self, name: str, key: Any, value: Any) -> None:
-        """`key`, `value`: types or codecs. TypeError, ValueError."""
+    def __init__(self, name: str, key: Any, value: Any, expire_s: float | None = None) -> None:
+        """`key`, `value`: types or codecs. `expire_s`: the default expiry, infinity for none; None for what the table
+        remembers. TypeError, ValueError.
+        """
         self.name = as_table_name(name)
         self.key: KeyCodec[K] = key_codec(key)
         self.value: Codec[V] = value_codec(value)
-        self.codecs = _name_of(self.key), _name_of(self.value)
+        lasts_us = None if expire_s is None else 0 if expire_s == math.inf else expire_us(expire_s)
+        self.asked = Asked(_name_of(self.key), _name_of(self.value), lasts_us)
         self.pair = _pair(self.key, self.value)
 
-    def put_into(self, part: _Writable, key: K, value: V) -> None:
-        """Put a pair into a batch or a transaction. The last part of a tuple may be `SEQNO`."""
+    def put_into(self, part: WriteBatch, key: K, value: V, expires_us: int | None = None) -> None:
+        """Put a pair into a batch, so that it expires at that time. The last part of a tuple may be `SEQNO`."""
         codec = self.key
         encoded = self.value.encode(value)
+        if expires_us is not None:
+            encoded = Expiring.of(self.encode_value(value), expires_us)
         if isinstance(codec, TupleCodec) and isinstance(key, tuple) and key[-1:] == (SEQNO,):
             place, offset = codec.place(key)
             part.put_stamped(place[:offset], encoded)
+        elif expires_us is not None:
+            part.put_until(self.encode_key(key), encoded[STAMP_BYTES:], expires_us)
         else:
             part.put(codec.encode(key), encoded)
 
@@ -114,7 +118,7 @@ class TableSpec(Generic[K, V]):
         return KeyRange.of_prefix(head)
 
     def __repr__(self) -> str:
-        key, value = self.codecs
+        key, value, _ = self.asked
         return f"{self.name!r}, {key}: {value}"
 
 
@@ -166,7 +170,7 @@ class SubSpec(TableSpec[K, V]):
         self.name = repr(prefix)
         self.key = _Prefixed(prefix, self._inner.key)
         self.value = self._inner.value
-        self.codecs = self._inner.codecs
+        self.asked = self._inner.asked
         self.pair = _pair(self.key, self.value)
 
     def range(self, start: Any, stop: Any) -> KeyRange:

@@ -20,7 +20,7 @@ from kvwal.engine.value import Value
 from kvwal.engine.writes import EncodedBatch
 from kvwal.keys import BytesLike, KeyRange, Seqno, as_key
 from kvwal.tables.spec import TableSpec
-from kvwal.tables.writing import How
+from kvwal.tables.writing import How, Target
 
 __all__ = ["StoredTable", "Waiting"]
 
@@ -35,9 +35,9 @@ class StoredTable(OrderedMapping):
         self._cache = engine.state.cache
         self._tables = engine.tables
         self._spec = spec
-        # The state of all names that it is of, the id, what its rows in the cache are found by, and whether the table
-        # knows these versions of its codecs.
-        self._known: tuple[object, int, object, bool] | None = None
+        # The state of all names that it is of, the id, what its rows in the cache are found by, whether the table
+        # remembers what it is asked for with, and the default expiry.
+        self._known: tuple[object, int, object, bool, int] | None = None
 
     def id(self, *, cached_only: bool = False) -> int | None:
         """The id of the table; None if there is none yet. TableCodecError if it has other codecs.
@@ -54,19 +54,19 @@ class StoredTable(OrderedMapping):
         row = tables.row(self._spec.name, cached_only=cached_only)
         if row is None:
             return None
-        check_codecs(row, *self._spec.codecs)
-        is_current = (row.key, row.value) == self._spec.codecs
-        self._known = (names, row.id, self._cache.token(row.id), is_current)
+        asked = self._spec.asked
+        check_codecs(row, asked)
+        self._known = (names, row.id, self._cache.token(row.id), asked.is_met_by(row), asked.lasts_us(row))
         return row.id
 
-    def to_write(self, *, cached_only: bool = False) -> tuple[int, object] | None:
-        """The id, if the table is there, and knows these versions of its codecs; and for `WriteBatch.names`."""
+    def to_write(self, *, cached_only: bool = False) -> Target | None:
+        """The table, if it is there, and remembers what it is asked for with."""
         if self._spec.is_default:
-            return 0, None
+            return Target(0, None, 0)
         table, known = self.id(cached_only=cached_only), self._known
         if table is None or known is None or known[1] != table or not known[3]:
             return None
-        return table, known[0]
+        return Target(table, known[0], known[4])
 
     def ask_again(self) -> None:
         """A commit by name is over: the table may be there now, and may know these versions of its codecs."""
@@ -80,7 +80,7 @@ class StoredTable(OrderedMapping):
         row = self._engine.tables.row_at(reader, self._spec.name)
         if row is None:
             return None
-        check_codecs(row, *self._spec.codecs)
+        check_codecs(row, self._spec.asked)
         return row.id
 
     # -- reading ------------------------------------------------------------------------------
@@ -101,6 +101,10 @@ class StoredTable(OrderedMapping):
 
     def _read(self, key: bytes) -> Value:
         return self.read(key)
+
+    def _lasting(self, key: bytes) -> Value:
+        table = self.id()
+        return None if table is None else self._engine.reads.lasting(key, table=table)
 
     def get_many(self, keys: Iterable[BytesLike], *, cached_only: bool = False) -> list[bytes | None]:
         """The values of several keys, in their order; None where a key is missing. All from one moment."""
@@ -149,7 +153,11 @@ class Waiting:
         self._engine = engine
         self._stored = stored
 
-    async def to_write(self) -> tuple[int, object] | None:
+    def now_us(self) -> int:
+        """See `Way`."""
+        return self._engine.reads.moments.clock.now_us()
+
+    async def to_write(self) -> Target | None:
         """See `Way`."""
         return self._stored.to_write()
 

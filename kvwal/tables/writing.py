@@ -12,21 +12,22 @@ from collections.abc import Callable, Coroutine, Iterable, Mapping
 from functools import partial
 from itertools import starmap
 from operator import methodcaller
-from typing import Any, Final, Generic, ParamSpec, Protocol, TypeVar
+from typing import Any, Final, Generic, NamedTuple, ParamSpec, Protocol, TypeVar
 
 from kvwal.batch import WriteBatch
 from kvwal.codecs.parts import STAMP_BYTES
-from kvwal.engine.operations import decode_counter, encode_counter
+from kvwal.engine.operations import decode_counter, encode_counter, keep_expiry, set_expiry
 from kvwal.engine.request import Newest, Operation
 from kvwal.engine.tables import InDefaultTable, InTable, MakeTable
 from kvwal.engine.value import Value
 from kvwal.errors import TableNotFoundError
+from kvwal.expiring import Expiring, expire_us
 from kvwal.keys import KeyRange, Seqno, as_int
 from kvwal.log import extension_of
 from kvwal.options import Durability
 from kvwal.tables.spec import TableSpec
 
-__all__ = ["How", "Way", "Writing", "at_once", "bring_back", "into", "made", "remove"]
+__all__ = ["How", "Target", "Way", "Writing", "at_once", "bring_back", "into", "made", "remove"]
 
 _T = TypeVar("_T")
 _P = ParamSpec("_P")
@@ -63,10 +64,22 @@ class How:
 _AS_USUAL: Final = How()
 
 
+class Target(NamedTuple):
+    """A table that is known: its id, what `WriteBatch.names` is to be, and the default expiry (0: none)."""
+
+    id: int
+    names: object
+    lasts_us: int
+
+
 class Way(Protocol):
     """How a table is looked up and written: by a thread, or by a task."""
 
-    async def to_write(self) -> tuple[int, object] | None:
+    def now_us(self) -> int:
+        """The clock by which entries expire."""
+        ...
+
+    async def to_write(self) -> Target | None:
         """See `StoredTable.to_write`."""
         ...
 
@@ -93,17 +106,23 @@ def into(puts: WriteBatch, part: WriteBatch) -> None:
         assert value is not None, "it is a put"
         if puts.stamped is not None and key in puts.stamped:
             part.put_stamped(key[:-STAMP_BYTES], value)
+        elif type(value) is Expiring:
+            part.put_until(key, value.value, value.expires_us)
         else:
             part.put(key, value)
 
 
 async def _write(way: Way, spec: TableSpec[Any, Any], fill: Callable[[WriteBatch], None], how: How) -> Seqno:
-    """Commit what `fill` writes to a batch; it may be called twice. Makes the table if that puts something."""
+    """Commit what `fill` writes to a batch, nothing of which sets an expiry; it may be called twice.
+
+    Makes the table if that puts something.
+    """
     found = await way.to_write()
-    if found is not None:
+    # Where there is a default expiry, the leader knows what it replaces.
+    if found is not None and not found.lasts_us:
         batch = WriteBatch()
-        table, batch.names = found
-        fill(batch.part(table))
+        batch.names = found.names
+        fill(batch.part(found.id))
         try:
             return await way.commit(batch, how)
         except TableNotFoundError:
@@ -117,9 +136,9 @@ async def _operate(
     """Commit what `fill` writes to a batch, knowing what is newest in the table. Never a conflict."""
     operation: Operation
     if spec.is_default:
-        operation = InDefaultTable(fill, how.extension)
+        operation = InDefaultTable(fill, way.now_us, how.extension)
     else:
-        operation = InTable(spec.name, spec.codecs, fill, how.extension)
+        operation = InTable(spec.name, spec.asked, fill, way.now_us, how.extension)
     return await way.operate(operation, how)
 
 
@@ -129,6 +148,8 @@ async def _change(
     key: bytes,
     function: Callable[[Value], Value],
     how: How = _AS_USUAL,
+    *,
+    keeps_expiry: bool = False,
 ) -> tuple[Value, Value]:
     """Change one value; returns the old and the new one. See `kvwal.engine.operations.Update`.
 
@@ -145,6 +166,8 @@ async def _change(
         new = function(old)
         if new is not old:
             part.writes[key] = new
+            if keeps_expiry:
+                keep_expiry(newest, part, key)
 
     await _operate(way, spec, fill, how)
     return old, new
@@ -162,11 +185,11 @@ async def bring_back(way: Way, spec: TableSpec[Any, Any], key: bytes, value: Val
     return await _write(way, spec, lambda part: part.put(key, value), how)
 
 
-async def made(way: Way, spec: TableSpec[Any, Any]) -> int:
-    """The id of the table; an empty one is made if there is none."""
+async def made(way: Way, spec: TableSpec[Any, Any]) -> Target:
+    """The table; an empty one is made if there is none."""
     while (found := await way.to_write()) is None:
-        await way.operate(MakeTable(spec.name, spec.codecs), _AS_USUAL)
-    return found[0]
+        await way.operate(MakeTable(spec.name, spec.asked), _AS_USUAL)
+    return found
 
 
 async def _take_edge(
@@ -205,16 +228,47 @@ class Writing(Generic[K, V]):
     _way: Way
 
     async def put(
-        self, key: K, value: V, *, durability: Durability | None = None, meta: Mapping[str, str] | None = None
+        self,
+        key: K,
+        value: V,
+        *,
+        expire_s: float | None = None,
+        durability: Durability | None = None,
+        meta: Mapping[str, str] | None = None,
     ) -> Seqno:
         """Set `key` to `value`, and return the commit's seqno. As `Store.put`; TypeError for values of other types.
 
         The last part of a tuple may be `kvwal.SEQNO`: see `kvwal.Table.put`.
         """
-        spec = self._spec
+        spec, how = self._spec, How(durability, meta)
         puts = WriteBatch()
-        spec.put_into(puts, key, value)
-        return await _write(self._way, spec, partial(into, puts), How(durability, meta))
+        if expire_s is None:
+            spec.put_into(puts, key, value)
+            return await _write(self._way, spec, partial(into, puts), how)
+        spec.put_into(puts, key, value, self._way.now_us() + expire_us(expire_s))
+        return await _operate(self._way, spec, lambda newest, part: into(puts, part), how)
+
+    async def touch(
+        self,
+        key: K,
+        *,
+        expire_s: float | None,
+        durability: Durability | None = None,
+        meta: Mapping[str, str] | None = None,
+    ) -> bool:
+        """Let `key` expire `expire_s` seconds from this call on (None: never); its value stays. As `Store.touch`."""
+        encoded = self._spec.encode_key(key)
+        expires_us = None if expire_s is None else self._way.now_us() + expire_us(expire_s)
+        how = How(durability, meta)
+        await self._way.read(encoded)
+        found = False
+
+        def fill(newest: Newest, part: WriteBatch) -> None:
+            nonlocal found
+            found = set_expiry(newest, part, encoded, None, expires_us)
+
+        await _operate(self._way, self._spec, fill, how)
+        return found
 
     async def delete(
         self, key: K, *, durability: Durability | None = None, meta: Mapping[str, str] | None = None
@@ -339,5 +393,6 @@ class Writing(Generic[K, V]):
             spec.encode_key(key),
             lambda old: encode_counter(decode_counter(old) + amount),
             How(durability, meta),
+            keeps_expiry=True,
         )
         return decode_counter(changed[1])
