@@ -15,7 +15,7 @@ from kvwal.engine.expiry import ExpiryClock, decode_queue_row, due_rows, queue_r
 from kvwal.expiring import Expiring, expire_us, judged
 from kvwal.features import EXPIRY
 from kvwal.testing import SimulatedDisk
-from tests.store_fixtures import TINY, check_store, problems_of, wait_until
+from store_fixtures import TINY, check_store, problems_of, wait_until
 
 S = 1_000_000
 
