@@ -150,6 +150,9 @@ class Store(Naming, Remembering, MutableMapping[bytes, bytes]):
     def _lasting(self, key: bytes) -> bytes | None:
         return self._reads.lasting(key)
 
+    def _may_expire(self) -> bool:
+        return self._clock.in_use
+
     def _cached(self, bounds: Bounds) -> Pairs | None:
         return self._reads.cached_range(bounds.start, bounds.stop, bounds.limit, None, reverse=bounds.reverse)
 

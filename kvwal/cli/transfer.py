@@ -2,7 +2,8 @@
 
 A line is an object with a key and a value: `{"key": "user:1", "value": "ada"}`. Bytes that are not UTF-8 are in
 `key_base64` and `value_base64`; with `--hex` and `--base64` everything is in `key_hex` ... or `key_base64` ...
-`load` reads all of them, mixed. Other members are ignored, so a line may carry more than kvwal needs.
+`load` reads all of them, mixed. An entry that expires has `expires_us`: when, in microseconds since 1970 UTC. Other
+members are ignored, so a line may carry more than kvwal needs.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import os
 import stat
 from collections.abc import Iterator
 from itertools import islice
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeAlias
 
 import click
 
@@ -20,9 +21,14 @@ import kvwal
 from kvwal.cli.forms import Form, form_options, from_json, meta_option, parse_key, to_json
 from kvwal.cli.moments import Moment, at_option, opened_at
 from kvwal.cli.terminal import BadInput, complain, print_json, progress_bar, store_path
+from kvwal.db.mapping import expiries
+from kvwal.expiring import MOST_US
 from kvwal.keys import as_key, as_value
 
 __all__ = ["dump", "load"]
+
+# Key, value, and when it expires.
+_Entry: TypeAlias = tuple[bytes, bytes, int | None]
 
 # Entries that `dump` writes at a time; a progress bar for each would cost more than the work.
 _CHUNK = 500
@@ -43,14 +49,19 @@ def dump(path: str, form: Form, at: Moment | None, prefix: str | None, output: B
         # To count a past moment is to read it.
         task = progress.add_task("dump", total=len(db) if prefix is None and at is None else None)
         entries = iter(db.scan(prefix=common))
-        while lines := [_line(form, key, value) for key, value in islice(entries, _CHUNK)]:
+        while chunk := list(islice(entries, _CHUNK)):
+            ends = expiries(db, [key for key, _ in chunk])
+            lines = [_line(form, name, value, end) for (name, value), end in zip(chunk, ends, strict=True)]
             output.write("".join(lines).encode())
-            progress.advance(task, len(lines))
+            progress.advance(task, len(chunk))
     output.flush()
 
 
-def _line(form: Form, key: bytes, value: bytes) -> str:
-    return json.dumps({**to_json(form, "key", key), **to_json(form, "value", value)}, ensure_ascii=False) + "\n"
+def _line(form: Form, key: bytes, value: bytes, expires_us: int | None) -> str:
+    members: dict[str, Any] = {**to_json(form, "key", key), **to_json(form, "value", value)}
+    if expires_us is not None:
+        members["expires_us"] = expires_us
+    return json.dumps(members, ensure_ascii=False) + "\n"
 
 
 @click.command()
@@ -73,7 +84,11 @@ def load(path: str, source: BinaryIO, batch_size: int, meta: dict[str, str], as_
         for entries, line_bytes, problem in _batches(source, batch_size):
             if entries:
                 with db.batch(meta=meta) as batch:
-                    batch.update(entries)
+                    for name, value, expires_us in entries:
+                        if expires_us is None:
+                            batch.put(name, value)
+                        else:
+                            batch.put_until(name, value, expires_us)
                 done += len(entries)
             if problem:
                 raise BadInput(f"{problem}; the {done:,} entries before it are in the store")
@@ -85,9 +100,9 @@ def load(path: str, source: BinaryIO, batch_size: int, meta: dict[str, str], as_
         complain(f"{done:,} entries loaded; the last commit is {seqno}")
 
 
-def _batches(source: BinaryIO, batch_size: int) -> Iterator[tuple[list[tuple[bytes, bytes]], int, str | None]]:
+def _batches(source: BinaryIO, batch_size: int) -> Iterator[tuple[list[_Entry], int, str | None]]:
     """Entries of one commit, the bytes their lines took, and what was wrong with the line that ended them."""
-    entries: list[tuple[bytes, bytes]] = []
+    entries: list[_Entry] = []
     size = 0
     for number, line in enumerate(source, 1):
         try:
@@ -112,11 +127,14 @@ def _size(source: BinaryIO) -> int | None:
     return status.st_size if stat.S_ISREG(status.st_mode) else None
 
 
-def _entry(line: bytes) -> tuple[bytes, bytes] | None:
-    """Key and value of a line, None for a blank one. ValueError says what is wrong."""
+def _entry(line: bytes) -> _Entry | None:
+    """Key, value and expiry of a line, None for a blank one. ValueError says what is wrong."""
     if not line.strip():
         return None
     members: Any = json.loads(line)
     if not isinstance(members, dict):
         raise ValueError("not a JSON object")
-    return as_key(from_json("key", members)), as_value(from_json("value", members))
+    expires_us = members.get("expires_us")
+    if expires_us is not None and (type(expires_us) is not int or not 0 <= expires_us <= 2 * MOST_US):
+        raise ValueError("expires_us is no time in microseconds")
+    return as_key(from_json("key", members)), as_value(from_json("value", members)), expires_us

@@ -21,7 +21,7 @@ from kvwal.expiring import Expiring
 from kvwal.keys import END, Bound, BytesLike, KeyRange, as_int, as_key, as_value, stop_of_prefix
 from kvwal.times import time_of
 
-__all__ = ["Bounds", "ItemsRange", "KeysRange", "OrderedMapping", "ValuesRange"]
+__all__ = ["Bounds", "ItemsRange", "KeysRange", "Lasting", "OrderedMapping", "ValuesRange", "expiries"]
 
 _T = TypeVar("_T")
 
@@ -87,6 +87,10 @@ class Lasting:
     def expires(self, key: BytesLike) -> datetime | None:
         """When `key` expires, in UTC; None if it does not. KeyError if it is not there (any more)."""
         return self._expires(as_key(key))
+
+    def _may_expire(self) -> bool:
+        """Whether any key may expire."""
+        return True
 
     def _expires(self, key: bytes) -> datetime | None:
         value = self._lasting(key)
@@ -293,6 +297,14 @@ class OrderedMapping(Handle, Lasting, Mapping[bytes, bytes]):
     def cursor(self) -> Cursor[bytes, bytes]:
         """A place among the keys that can be moved: see `kvwal.Cursor`."""
         return Cursor(self)
+
+
+def expiries(mapping: Lasting, keys: Iterable[bytes]) -> list[int | None]:
+    """When keys expire, in microseconds since 1970 UTC: None of one that does not, 0 of one that is not there."""
+    if not mapping._may_expire():
+        return [None for _ in keys]
+    found = map(mapping._lasting, keys)
+    return [0 if value is None else value.expires_us if type(value) is Expiring else None for value in found]
 
 
 def _or_none(check: Callable[[object], bytes], data: object) -> bytes | None:

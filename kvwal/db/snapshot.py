@@ -67,6 +67,9 @@ class SnapshotPart(OrderedMapping):
         finally:
             self.reader  # noqa: B018  # as in `_read`
 
+    def _may_expire(self) -> bool:
+        return self._reads.moments.clock.in_use
+
     def _cached(self, bounds: Bounds) -> Pairs | None:
         seqno = self.reader.seqno
         return self._reads.cached_range(

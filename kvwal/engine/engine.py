@@ -134,7 +134,8 @@ class Engine:
         #: What may be asked for beside reads and commits.
         jobs = self._checkpointer, self._background
         past = Past(recovered, moments, self._succession, self._keeping)
-        self.upkeep = Upkeep(recovered, moments.readers, self.queue, consumers, past, *jobs, options.files)
+        parts = recovered, moments.readers, self.queue, consumers, past
+        self.upkeep = Upkeep(*parts, *jobs, options.files, self.expirer)
 
     def _tell_recovery(self, report: RecoveryReport) -> None:
         generation = self._pages.meta.generation

@@ -85,6 +85,13 @@ class Expirer:
     def _next_us(self) -> int:
         return min(self._clock.found_us, self._clock.put_us)
 
+    def waiting(self) -> tuple[int, int]:
+        """How many rows the queue has, and when the first one is due (0: there is none)."""
+        if not self._clock.in_use:
+            return 0, 0
+        first = next(self.rows(), None)
+        return self._reads.count(*due_rows(0, None), table=SYSTEM_TABLE), 0 if first is None else first.expires_us
+
     def remove(self) -> bool:
         """Remove some of what has expired, in one commit. Whether there was something."""
         clock = self._clock

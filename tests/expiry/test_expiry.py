@@ -8,6 +8,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
+from store_fixtures import TINY, check_store, problems_of, wait_until
 
 import kvwal
 from kvwal.engine import expirer
@@ -15,7 +16,6 @@ from kvwal.engine.expiry import ExpiryClock, decode_queue_row, due_rows, queue_r
 from kvwal.expiring import Expiring, expire_us, judged
 from kvwal.features import EXPIRY
 from kvwal.testing import SimulatedDisk
-from store_fixtures import TINY, check_store, problems_of, wait_until
 
 S = 1_000_000
 

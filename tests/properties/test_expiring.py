@@ -124,7 +124,8 @@ class Machine:
                     part.put(key, value, expire_s=lasts_s)
                     entries[key] = value, self.ends_s(lasts_s)
                 there = at_time(entries, self.now_s)
-                assert part.get(key) == there.get(key) and len(part) == len(there)
+                assert part.get(key) == there.get(key)
+                assert len(part) == len(there)
                 assert list(part.items()) == list(there.items())
 
     def batch(self) -> None:
@@ -188,22 +189,26 @@ class Machine:
 
     def look_at(self, target: Any, there: dict[bytes, bytes]) -> None:
         keys = list(there)
-        assert dict(target.items()) == there and list(target) == keys
+        assert dict(target.items()) == there
+        assert list(target) == keys
         assert list(target.keys(reverse=True)) == keys[::-1]
         assert len(target) == len(there)
         start, stop = sorted(self.random.sample(KEYS, 2))
         within = [key for key in keys if start <= key < stop]
         assert [key for key, _ in target.scan(start, stop, limit=4)] == within[:4]
-        assert target.count(start, stop) == len(within) and target.rank(stop) == sum(key < stop for key in keys)
+        assert target.count(start, stop) == len(within)
+        assert target.rank(stop) == sum(key < stop for key in keys)
         assert target.first(start, stop) == ((within[0], there[within[0]]) if within else None)
         assert target.last(start, stop) == ((within[-1], there[within[-1]]) if within else None)
         chosen = self.random.sample(KEYS, 5)
         assert target.get_many(chosen) == [there.get(key) for key in chosen]
         for key in chosen:
-            assert target.get(key) == there.get(key) and (key in target) is (key in there)
+            assert target.get(key) == there.get(key)
+            assert (key in target) is (key in there)
         if keys:
             n = self.random.randrange(len(keys))
-            assert target.key_at(n) == keys[n] and target.key_at(-1) == keys[-1]
+            assert target.key_at(n) == keys[n]
+            assert target.key_at(-1) == keys[-1]
 
     def run(self, steps: int) -> None:
         ways = [self.put] * 6 + [self.touch] * 3 + [self.pass_time] * 4 + [self.batch, self.transact, self.operate] * 2
@@ -224,7 +229,8 @@ class Machine:
         self.db.checkpoint()
         self.look()
         check_store(self.db)
-        assert problems_of(self.db) == [] and list(self.db.engine.expirer.rows()) == []
+        assert problems_of(self.db) == []
+        assert list(self.db.engine.expirer.rows()) == []
         lasting = sum(len(at_time(entries, self.now_s)) for entries in self.tables)
         assert sum(self.db.engine.reads.count(table=table) for table in (0, self.other.id or 0)) == lasting
         self.db.close()
