@@ -50,7 +50,7 @@ def test_an_expired_value_of_a_table_is_absent(db: kvwal.Store, disk: SimulatedD
 def test_a_counter_of_a_table_with_a_default_is_one_for_each_stretch_of_time(
     db: kvwal.Store, disk: SimulatedDisk
 ) -> None:
-    """What a limit of so many calls a minute needs: the time begins with the first one."""
+    """What a limit of a number of calls a minute needs: the time begins with the first one."""
     calls = db.table("calls", str, int, expire_s=60)
     for n in range(1, 4):
         assert calls.add("ada", 1) == n
