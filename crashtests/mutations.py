@@ -194,8 +194,8 @@ MUTANTS: tuple[Mutant, ...] = (
         "members of a group are not validated against each other",
         "isolation",
         (
-            "kvwal.engine.group:Group.validate",
-            "if member.error is None and own is not None:",
+            "kvwal.engine.judge:Judge.accepts",
+            "if member.error is None and self._own is not None:",
             "if False:",
         ),
         first="round:threads:*",

@@ -82,8 +82,8 @@ class FakeLog:
         self.on_sync: Callable[[], None] = lambda: None
         self.on_append: Callable[[], None] = lambda: None
 
-    def append_put(self, key: bytes, value: bytes) -> Seqno:
-        return self.append((encode_put(key, value),))
+    def append_put(self, key: bytes, value: bytes, table: int = 0) -> Seqno:
+        return self.append((encode_put(key, value, table),))
 
     def append(self, bodies: Sequence[Any]) -> Seqno:
         failures = self.fail_append

@@ -27,9 +27,11 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Final
 
 from kvwal.engine.group import Group, Pressure
+from kvwal.engine.judge import Judge
 from kvwal.engine.memtable import ENTRY_OVERHEAD_BYTES
 from kvwal.engine.occ import History
 from kvwal.engine.publish import Publisher
@@ -38,7 +40,7 @@ from kvwal.engine.request import CommitRequest, say_written
 from kvwal.engine.state import State
 from kvwal.engine.window import Window
 from kvwal.engine.writes import LonePut
-from kvwal.errors import DiskFullError, EnvironmentFailure, Error, PoisonedError, poisoned
+from kvwal.errors import DiskFullError, EnvironmentFailure, Error, PoisonedError, TableNotFoundError, poisoned
 from kvwal.events import Events
 from kvwal.keys import Seqno
 from kvwal.locks import Lock, collect_first, is_nested, new_lock, refuse_reentry, release, wake
@@ -73,9 +75,8 @@ class CommitQueue:
     ) -> None:
         self._log = log
         self._state = state
-        self._reads = reads
         self._publisher = publisher
-        self._history = history
+        self._judging = partial(Judge, reads, history, state)
         self._pressure = pressure
         self._events = events
         self._listeners = events.listeners
@@ -103,8 +104,11 @@ class CommitQueue:
 
     # -- one put, alone -------------------------------------------------------------------------
 
-    def put(self, key: bytes, value: bytes, sync: bool) -> Seqno:
-        """Commit one put; key and value must have passed `as_key` and `as_value`."""
+    def put(self, key: bytes, value: bytes, sync: bool, table: int = 0, names: object = None) -> Seqno:
+        """Commit one put; key and value must have passed `as_key` and `as_value`.
+
+        `names`: as `WriteBatch.names`, of a table other than 0. TableNotFoundError if they have changed.
+        """
         lock, state = self.lock, self._state
         collect_first(lock, _PUT_OBJECTS)
         if lock._is_owned() or state.lock._is_owned():
@@ -112,17 +116,20 @@ class CommitQueue:
         target = 0
         try:
             if self._queue or self._listeners or (sync and self._window.expected > 1) or not lock.acquire(False):
-                return self.commit(CommitRequest(LonePut(key, value), sync=sync))
+                return self.commit(CommitRequest(LonePut(key, value, table, names), sync=sync))
+            if table and names is not state.cache.names.now:
+                lock.release()
+                raise TableNotFoundError(table)
             log = self._log
             target = log.last_seqno + 1
-            seqno = log.append_put(key, value)
+            seqno = log.append_put(key, value, table)
             if sync:
                 log.sync()
-            self._publisher.publish_put(seqno, key, value, len(key) + len(value) + ENTRY_OVERHEAD_BYTES)
+            self._publisher.publish_put(seqno, key, value, len(key) + len(value) + ENTRY_OVERHEAD_BYTES, table)
             lock.release()
         except BaseException as error:
             if lock._is_owned():
-                self._rescue_put(key, value, sync, target, error)
+                self._rescue_put(LonePut(key, value, table, names), sync, target, error)
             elif target and state.seqno >= target:
                 say_written(error, target)
             if _is_of_the_system(error):
@@ -130,9 +137,9 @@ class CommitQueue:
             raise
         return seqno
 
-    def _rescue_put(self, key: bytes, value: bytes, sync: bool, target: int, error: BaseException) -> None:
+    def _rescue_put(self, put: LonePut, sync: bool, target: int, error: BaseException) -> None:
         """`put` was left by an exception while it led: it goes on as a group of one."""
-        request = CommitRequest(LonePut(key, value), sync=sync)
+        request = CommitRequest(put, sync=sync)
         group = Group.of_put(request, Seqno(target))
         if isinstance(error, DiskFullError):
             self._pressure.disk_is_full()
@@ -264,12 +271,12 @@ class CommitQueue:
 
     def _commit_group(self, group: Group) -> None:
         """The steps of a commit. May be begun anew after an interruption."""
-        group.validate(self._log.last_seqno, self._reads, self._history, self._state)
+        group.validate(self._log.last_seqno, self._judging)
         if self._listeners and not group.began:
             group.began_s = self._now_s()
         if not group.logged:
             log = self._log
-            group.append(log, self._pressure)
+            group.append(log, self._pressure, self._judging)
             if group.sync:
                 began_s = self._now_s()
                 log.sync()

@@ -38,6 +38,17 @@ def changes_names(table: int, part: WriteBatch) -> bool:
 
 
 
+def _is_plain(memtable: Memtable) -> bool:
+    """Whether a put changes nothing there but the newest values, if there are no readers."""
+    return not (memtable.ranges or memtable.older or memtable.order.census)
+
+
+def _one_put(table: int, key: bytes, value: bytes) -> Sequence[tuple[int, WriteBatch]]:
+    part = WriteBatch()
+    part.writes[key] = value
+    return ((table, part),)
+
+
 class Publisher:
     """Makes commits visible, in their order."""
 
@@ -65,8 +76,11 @@ class Publisher:
             state.unfinished = partial(self._publish, *commit)
             state.finish()
 
-    def publish_put(self, seqno: Seqno, key: bytes, value: bytes, size: int) -> None:
+    def publish_put(self, seqno: Seqno, key: bytes, value: bytes, size: int, table: int = 0) -> None:
         """`publish` of a commit that is one put. `size` includes the overhead of an entry."""
+        if table:
+            self._publish_put_into(table, seqno, key, value, size)
+            return
         state = self._state
         with state.lock:
             if state.unfinished is not None:
@@ -87,6 +101,31 @@ class Publisher:
                     self._see_to_memory(memtable)
             except BaseException:
                 state.unfinished = partial(self._publish, seqno, {key: value}, (), 0)
+                raise
+
+    def _publish_put_into(self, table: int, seqno: Seqno, key: bytes, value: bytes, size: int) -> None:
+        state = self._state
+        with state.lock:
+            if state.unfinished is not None:
+                state.finish()
+            try:
+                cache, memtable = state.cache, state.version.memtable
+                part = memtable.parts.of(table)
+                if not (state.plain and _is_plain(part)):
+                    self._publish(seqno, {}, (), 0, _one_put(table, key, value), size - ENTRY_OVERHEAD_BYTES)
+                    return
+                # As in `publish_put`.
+                state.horizon = memtable.last_seqno = part.last_seqno = seqno
+                cache.rows[cache.token(table), key] = value
+                part.latest[key] = value
+                part.bytes_used += ENTRY_OVERHEAD_BYTES
+                memtable.bytes_used = used = memtable.bytes_used + size
+                state.seqno = seqno
+                cache.bytes_used = rows_used = cache.bytes_used + size
+                if used > self._memtable_bytes or rows_used > cache.budget:
+                    self._see_to_memory(memtable)
+            except BaseException:
+                state.unfinished = partial(self._publish, seqno, {}, (), 0, _one_put(table, key, value), 0)
                 raise
 
     def publish_puts(self, last: Seqno, keys: Sequence[bytes], values: Sequence[bytes], size: int) -> None:
@@ -175,9 +214,7 @@ class Publisher:
             self._gaps.written(seqno, keys)
         state, readers = self._state, self._moments.readers
         memtable = state.version.memtable
-        state.plain = not (
-            readers or memtable.ranges or memtable.older or memtable.order.census or self._gaps.active
-        )
+        state.plain = not readers and _is_plain(memtable) and not self._gaps.active
 
     def _see_to_memory(self, memtable: Memtable) -> None:
         # Requires: lock.

@@ -36,6 +36,10 @@ ROW_OVERHEAD_BYTES: Final = 150
 _PARTS: Final = 16
 _FIRST_PARTS: Final = 2
 _MOST_PARTS: Final = 12
+# Rows are set aside as they are, or, up to this number of them (40 us), added to those before: `State.lock` is held. A
+# look goes through all that was set aside, so there is at most this much of it.
+_MOVED_ROWS: Final = 1000
+_MOST_ASIDE: Final = 8
 
 
 class Names:
@@ -68,8 +72,8 @@ class RowCache:
     def __init__(self, budget_bytes: int, resize_pages: Callable[[int], None]) -> None:
         """`budget_bytes` is shared with the page cache, which `resize_pages` gives what the rows do not take."""
         self.rows: dict[Row, Value] = {}
-        # Rows from before a range was deleted: right unless a range covers them.
-        self._aside: dict[Row, Value] | None = None
+        # Rows from before ranges were deleted, the newest first: right unless a range covers them.
+        self._aside: list[dict[Row, Value]] = []
         self._tokens: dict[int, object] = {}
         #: Which tables the names of tables mean.
         self.names: Final = Names()
@@ -92,22 +96,20 @@ class RowCache:
     # -- what a commit does -----------------------------------------------------------------------
 
     def replace_all(self, writes: dict[Row, Value]) -> None:
-        """A commit deleted ranges and wrote these: rows from before it are set aside.
-
-        O(rows added since the last time).
-        """
+        """A commit deleted ranges and wrote these: rows from before it are set aside. O(writes)."""
         aside, rows = self._aside, self.rows
-        if aside is None:
-            aside = rows
-        else:
+        if aside and len(rows) < _MOVED_ROWS:
             # Newer rows win. Each row is moved once.
-            aside.update(rows)
-        self._aside = aside
+            aside[0].update(rows)
+        else:
+            self._aside = [rows, *aside]
         self.rows = dict(writes)
+        if len(self._aside) > _MOST_ASIDE:
+            self._drop_aside(_MOST_ASIDE)
 
     def forget(self, gone: Iterable[Row]) -> None:
         """These are no rows from here on, also of those that were set aside."""
-        for rows in (self.rows, self._aside or {}):
+        for rows in (self.rows, *self._aside):
             for row in gone:
                 rows.pop(row, None)
 
@@ -116,14 +118,17 @@ class RowCache:
     def recall(self, row: Row, key: bytes, memtable: Memtable) -> Value | Missing:
         """A row that is there, or was set aside and still holds; MISSING otherwise. `memtable`: its table's."""
         found: Value | Missing = self.rows.get(row, MISSING)
-        aside = self._aside
-        if aside is None or found is not MISSING:
+        if found is not MISSING:
             return found
-        found = aside.get(row, MISSING)
+        for rows in self._aside:
+            found = rows.get(row, MISSING)
+            if found is not MISSING:
+                break
+        else:
+            return MISSING
         if isinstance(found, bytes) and memtable.get(key) is None:
             found = None
-        if found is not MISSING:
-            self.rows[row] = found  # type: ignore[assignment]  # it is not MISSING
+        self.rows[row] = found  # type: ignore[assignment]  # it is not MISSING
         return found
 
     def remember(self, row: Row, key: bytes, value: Value) -> None:
@@ -137,11 +142,16 @@ class RowCache:
 
     def drop_aside(self) -> None:
         """The ranges that judge what was set aside go with the memtable that is frozen now."""
-        aside = self._aside
-        if aside:
+        self._drop_aside(0)
+
+    def _drop_aside(self, kept: int) -> None:
+        """Drop all that was set aside but the newest."""
+        dropped = sum(map(len, self._aside[kept:]))
+        if dropped:
             # By their number: to add up their bytes would be a walk.
-            self.bytes_used = self.bytes_used * len(self.rows) // (len(self.rows) + len(aside))
-        self._aside = None
+            left = len(self.rows) + sum(map(len, self._aside[:kept]))
+            self.bytes_used = self.bytes_used * left // (left + dropped)
+        self._aside = self._aside[:kept]
 
     def shrink(self) -> None:
         """The rows are beyond their budget: take more of it, or drop the older half."""
@@ -149,7 +159,7 @@ class RowCache:
             self._take_parts(self._parts + 1)
         if self.bytes_used <= self.budget:
             return
-        if self._aside is not None:
+        if self._aside:
             self.drop_aside()
             if self.bytes_used <= self.budget:
                 return
@@ -164,5 +174,5 @@ class RowCache:
     def clear(self) -> None:
         """Drop everything: each get takes the long way from here on, where it is refused."""
         self.rows = {}
-        self._aside = None
+        self._aside = []
         self.bytes_used = 0

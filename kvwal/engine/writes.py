@@ -19,31 +19,33 @@ __all__ = ["NOTHING", "EncodedBatch", "LonePut", "Writes"]
 
 
 class LonePut:
-    """One put; key and value have passed `as_key` and `as_value`."""
+    """One put; key and value have passed `as_key` and `as_value`. `names`: as `WriteBatch.names`."""
 
-    __slots__ = ("key", "size", "value")
+    __slots__ = ("key", "names", "size", "table", "value")
 
     is_empty: Final = False
     is_expiry: Final = False
     only_deletes: Final = False
     has_stamped: Final = False
 
-    def __init__(self, key: bytes, value: bytes) -> None:
+    def __init__(self, key: bytes, value: bytes, table: int = 0, names: object = None) -> None:
         self.key = key
         self.value = value
+        self.table = table
+        self.names = names
         self.size = len(key) + len(value)
 
     @property
     def batch(self) -> WriteBatch:
         """The same as a batch."""
         batch = WriteBatch()
-        batch.writes[self.key] = self.value
+        batch.part(self.table).writes[self.key] = self.value
         return batch
 
     @property
-    def body(self) -> bytes:
+    def body(self) -> bytes | list[Buffer]:
         """Of its record."""
-        return encode_put(self.key, self.value)
+        return encode_put(self.key, self.value, self.table)
 
 
 class EncodedBatch:

@@ -56,6 +56,7 @@ __all__ = [
     "PUT_EXPIRING",
     "SYSTEM",
     "TABLES",
+    "TABLE_BYTES",
     "Body",
     "Columns",
     "decode_intents",
@@ -66,6 +67,7 @@ __all__ = [
     "encode_put",
     "features_of",
     "is_of_users",
+    "put_bits",
     "value_of",
 ]
 
@@ -96,7 +98,7 @@ _unpack_one = ONE.unpack_from
 
 _COUNT = struct.Struct("<I")
 _COLUMN_BYTES: Final = 7
-_TABLE_BYTES: Final = 4
+TABLE_BYTES: Final = 4
 MAX_BODY_BYTES: Final = 0xFFFFFFFF
 
 # The module struct keeps what it has compiled for the last 100 formats: this bounds the time and the memory of one.
@@ -125,9 +127,17 @@ def features_of(bits: int) -> int:
 # -- to bytes ----------------------------------------------------------------------------------
 
 
-def encode_put(key: bytes, value: bytes) -> bytes:
+def encode_put(key: bytes, value: bytes, table: int = 0) -> bytes | Body:
     """The body of a commit that puts one value. Both must have passed `as_key` and `as_value`."""
-    return ONE.pack(1, PUT, len(key), len(value)) + key + value
+    one = ONE.pack(1, PUT, len(key), len(value))
+    if not table:
+        return one + key + value
+    return Body(put_bits(table), (one + table.to_bytes(TABLE_BYTES, "little") + key + value,))
+
+
+def put_bits(table: int) -> int:
+    """The bits of a commit that is one put into a table other than 0."""
+    return TABLES if is_of_users(table) else TABLES | SYSTEM
 
 
 def encode_intents(batch: WriteBatch, extension: Extension | None = None) -> list[Buffer]:
@@ -323,7 +333,7 @@ class Columns:
             raise ValueError("the commit's intents are cut short")
         (n,) = _COUNT.unpack_from(body, at)
         at += _COUNT.size
-        start = at + (_COLUMN_BYTES + (_TABLE_BYTES if bits & TABLES else 0)) * n
+        start = at + (_COLUMN_BYTES + (TABLE_BYTES if bits & TABLES else 0)) * n
         if start > size:
             raise ValueError("the commit's columns are longer than its record")
         ops = body[at : at + n]

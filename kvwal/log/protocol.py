@@ -119,8 +119,8 @@ class LogWriter(Protocol):
     last_seqno: Seqno
     durable_seqno: Seqno
 
-    def append_put(self, key: bytes, value: bytes) -> Seqno:
-        """Append one commit that puts one value: what `append([encode_put(key, value)])` does, and faster."""
+    def append_put(self, key: bytes, value: bytes, table: int = 0) -> Seqno:
+        """Append one commit that puts one value: what `append([encode_put(key, value, table)])` does, and faster."""
         ...
 
     def append(self, bodies: Sequence[bytes | list[Buffer]]) -> Seqno:

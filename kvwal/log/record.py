@@ -36,7 +36,7 @@ from kvwal.errors import CorruptionError, FormatError
 from kvwal.files.names import segment_name
 from kvwal.keys import Seqno
 from kvwal.log.extension import CAUSE, EXPIRE, UnknownToUs, decode_extension, meta_of
-from kvwal.log.intents import EXTENDED, ONE, SYSTEM, TABLES, Columns, decode_intents
+from kvwal.log.intents import EXTENDED, ONE, SYSTEM, TABLE_BYTES, TABLES, Columns, decode_intents
 
 __all__ = [
     "CLOSED",
@@ -65,9 +65,10 @@ RECORD_HEAD = struct.Struct("<II")
 RECORD_REST = struct.Struct("<IIQQQ")
 assert RECORD_HEADER.size == RECORD_HEADER_BYTES == RECORD_HEAD.size + RECORD_REST.size
 
-# Header and intent of a commit that is one put, behind the CRC.
+# Header and intent of a commit that is one put, behind the CRC; and of one into another table than 0.
 RECORD_PUT = struct.Struct("<IIQQQIBHI")
-assert RECORD_PUT.size == RECORD_REST.size + ONE.size
+RECORD_TABLE_PUT = struct.Struct("<IIQQQIBHII")
+assert RECORD_PUT.size == RECORD_REST.size + ONE.size == RECORD_TABLE_PUT.size - TABLE_BYTES
 
 
 class LogPosition(NamedTuple):

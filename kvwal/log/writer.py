@@ -27,16 +27,18 @@ from crc32c import crc32c
 
 from kvwal.errors import InternalError, PoisonedError, RefusedError, closed, poisoned
 from kvwal.events import Events, Flush
+from kvwal.features import KEYSPACES
 from kvwal.files import Buffer, File, Files, is_full
 from kvwal.keys import Seqno
 from kvwal.log.index import INDEX_STRIDE_BYTES, Index
-from kvwal.log.intents import MAX_BODY_BYTES, Body, encode_put
+from kvwal.log.intents import MAX_BODY_BYTES, Body, encode_put, put_bits
 from kvwal.log.record import (
     COMMIT,
     RECORD_HEAD,
     RECORD_HEADER_BYTES,
     RECORD_PUT,
     RECORD_REST,
+    RECORD_TABLE_PUT,
     WATERMARK,
     Record,
     encode_record,
@@ -55,6 +57,7 @@ _OWN_WRITE_BYTES: Final = 32 << 10
 _pack_head = RECORD_HEAD.pack
 _pack_rest = RECORD_REST.pack
 _pack_put = RECORD_PUT.pack
+_pack_table_put = RECORD_TABLE_PUT.pack
 
 
 def _no_file(data: Buffer, offset: int) -> None:
@@ -135,19 +138,28 @@ class SegmentWriter(ABC):
 
     # -- appending ----------------------------------------------------------------------------
 
-    def append_put(self, key: bytes, value: bytes) -> Seqno:
-        """Append one commit that puts one value: what `append([encode_put(key, value)])` does, and faster."""
+    def append_put(self, key: bytes, value: bytes, table: int = 0) -> Seqno:
+        """Append one commit that puts one value: what `append([encode_put(key, value, table)])` does, and faster."""
         offset = self._offset
         size = 11 + len(key) + len(value)
+        if table:
+            size += 4
         end = offset + 40 + size
         if end > self._limit:
-            return self.append((encode_put(key, value),))
+            return self.append((encode_put(key, value, table),))
         now_us = self._now_us()
         if now_us < self.last_time_us:
             now_us = self.last_time_us
         seqno = self.last_seqno + 1
         # Header and intent packed by one call; 1, 1 and 1 are COMMIT, one intent, and a put.
-        rest = _pack_put(size, 1, seqno, self.durable_seqno, now_us, 1, 1, len(key), len(value)) + key + value
+        if table:
+            kind = COMMIT | put_bits(table)
+            self.required |= KEYSPACES
+            rest = _pack_table_put(size, kind, seqno, self.durable_seqno, now_us, 1, 1, len(key), len(value), table)
+            rest += key + value
+        else:
+            kind = COMMIT
+            rest = _pack_put(size, 1, seqno, self.durable_seqno, now_us, 1, 1, len(key), len(value)) + key + value
         try:
             self._pwrite(_pack_head(self._marker, crc32c(rest, (self._salt + offset) & 0xFFFFFFFF)) + rest, offset)
             self.last_time_us = now_us
@@ -162,7 +174,7 @@ class SegmentWriter(ABC):
             self._limit = -1
             raise
         if self._recent is not None and size <= _RECENT_BODY_BYTES:
-            self._remember([self._record(COMMIT, seqno, offset, now_us, rest[32:])])
+            self._remember([self._record(kind, seqno, offset, now_us, rest[32:])])
         return seqno  # type: ignore[return-value]
 
     def append(self, bodies: Sequence[bytes | list[Buffer]]) -> Seqno:

@@ -15,10 +15,15 @@ from kvwal.engine.tables import Asked, CodecName, as_table_name
 from kvwal.expiring import STAMP_BYTES, Expiring, expire_us
 from kvwal.keys import MAX_KEY_BYTES, MAX_VALUE_BYTES, KeyRange, as_key, as_value, stop_of_prefix
 
-__all__ = ["OfTable", "SubSpec", "TableSpec"]
+__all__ = ["OfTable", "SubSpec", "TableSpec", "is_stamped"]
 
 K = TypeVar("K")
 V = TypeVar("V")
+
+
+def is_stamped(codec: KeyCodec[Any], key: object) -> bool:
+    """Whether the commit is to fill in the last part of a key."""
+    return isinstance(key, tuple) and key[-1:] == (SEQNO,) and isinstance(codec, TupleCodec)
 
 
 class TableSpec(Generic[K, V]):
@@ -53,7 +58,8 @@ class TableSpec(Generic[K, V]):
         encoded = self.value.encode(value)
         if expires_us is not None:
             encoded = Expiring.of(self.encode_value(value), expires_us)
-        if isinstance(codec, TupleCodec) and isinstance(key, tuple) and key[-1:] == (SEQNO,):
+        if is_stamped(codec, key):
+            assert isinstance(codec, TupleCodec)
             place, offset = codec.place(key)
             part.put_stamped(place[:offset], encoded)
         elif expires_us is not None:

@@ -17,8 +17,10 @@ from kvwal.engine.readers import Reader
 from kvwal.engine.request import CommitRequest, Operation
 from kvwal.engine.tables import check_codecs
 from kvwal.engine.value import Value
-from kvwal.engine.writes import EncodedBatch
+from kvwal.engine.writes import EncodedBatch, LonePut
+from kvwal.errors import DiskFullError, TableNotFoundError
 from kvwal.keys import BytesLike, KeyRange, Seqno, as_key
+from kvwal.options import Durability
 from kvwal.tables.spec import TableSpec
 from kvwal.tables.writing import How, Target
 
@@ -28,23 +30,23 @@ __all__ = ["StoredTable", "Waiting"]
 class StoredTable(OrderedMapping):
     """The bytes of a table, of now. Thread-safe."""
 
-    __slots__ = ("_cache", "_engine", "_known", "_spec", "_tables")
+    __slots__ = ("_cache", "_engine", "_spec", "_tables", "known")
 
     def __init__(self, engine: Engine, spec: TableSpec[Any, Any]) -> None:
         self._engine = engine
         self._cache = engine.state.cache
         self._tables = engine.tables
         self._spec = spec
-        # The state of all names that it is of, the id, what its rows in the cache are found by, whether the table
-        # remembers what it is asked for with, and the default expiry.
-        self._known: tuple[object, int, object, bool, int] | None = None
+        #: The state of all names that it is of, the id, what its rows in the cache are found by, whether the table
+        #: remembers what it is asked for with, and the default expiry. None while there is no table.
+        self.known: tuple[object, int, object, bool, int] | None = None
 
     def id(self, *, cached_only: bool = False) -> int | None:
         """The id of the table; None if there is none yet. TableCodecError if it has other codecs.
 
         `cached_only`: as in `Reads.read`.
         """
-        tables, known = self._tables, self._known
+        tables, known = self._tables, self.known
         if known is not None and known[0] is self._cache.names.now:
             return known[1]
         if self._spec.is_default:
@@ -56,22 +58,22 @@ class StoredTable(OrderedMapping):
             return None
         asked = self._spec.asked
         check_codecs(row, asked)
-        self._known = (names, row.id, self._cache.token(row.id), asked.is_met_by(row), asked.lasts_us(row))
+        self.known = (names, row.id, self._cache.token(row.id), asked.is_met_by(row), asked.lasts_us(row))
         return row.id
 
     def to_write(self, *, cached_only: bool = False) -> Target | None:
         """The table, if it is there, and remembers what it is asked for with."""
         if self._spec.is_default:
             return Target(0, None, 0)
-        table, known = self.id(cached_only=cached_only), self._known
+        table, known = self.id(cached_only=cached_only), self.known
         if table is None or known is None or known[1] != table or not known[3]:
             return None
         return Target(table, known[0], known[4])
 
     def ask_again(self) -> None:
         """A commit by name is over: the table may be there now, and may know these versions of its codecs."""
-        if self._known is not None and not self._known[3]:
-            self._known = None
+        if self.known is not None and not self.known[3]:
+            self.known = None
 
     def id_at(self, reader: Reader) -> int | None:
         """The same as of a reader."""
@@ -83,11 +85,41 @@ class StoredTable(OrderedMapping):
         check_codecs(row, self._spec.asked)
         return row.id
 
+    def put(self, key: bytes, value: bytes, durability: Durability | None) -> Seqno | None:
+        """Put a value if the table is known: what `to_write` and `Waiting.commit` do, and faster.
+
+        None if it is not, or has a default expiry.
+
+        Requires: both have passed `as_key` and `as_value`.
+        """
+        known = self.known
+        if known is None or known[0] is not self._cache.names.now or not known[3] or known[4]:
+            found = self.to_write()
+            if found is None or found.lasts_us:
+                return None
+            table, names, _ = found
+        else:
+            names, table = known[0], known[1]
+        engine = self._engine
+        pressure, sync = engine.pressure, engine.wants_sync(durability)
+        try:
+            if pressure.is_on:
+                pressure.relieve(deleting=False)
+            try:
+                return engine.queue.put(key, value, sync, table, names)
+            except DiskFullError:
+                if not pressure.free_space():
+                    raise
+            return engine.commit(CommitRequest(LonePut(key, value, table, names), sync=sync))
+        except TableNotFoundError:
+            # It was dropped, or is just being dropped.
+            return None
+
     # -- reading ------------------------------------------------------------------------------
 
     def read(self, key: bytes, *, cached_only: bool = False) -> Value:
         """The value of a key now. `cached_only`: as in `Reads.read`."""
-        known = self._known
+        known = self.known
         if known is not None and known[0] is self._cache.names.now:
             # Hot: one dict hit, as in `Store.get`.
             try:

@@ -14,7 +14,7 @@ from kvwal.engine.value import Value
 from kvwal.keys import Seqno
 from kvwal.options import Durability
 from kvwal.tables.reading import TypedReading
-from kvwal.tables.spec import TableSpec
+from kvwal.tables.spec import TableSpec, is_stamped
 from kvwal.tables.stored import StoredTable, Waiting
 from kvwal.tables.within import BatchTable, SnapshotTable, TransactionTable
 from kvwal.tables.writing import Way, Writing, at_once, made, remove
@@ -23,6 +23,9 @@ __all__ = ["WritableTable"]
 
 K = TypeVar("K")
 V = TypeVar("V")
+T = TypeVar("T")
+
+_MISSING: Any = object()
 
 class _Writes(Writing[K, V], Generic[K, V]):
     __slots__ = ("_spec", "_way")
@@ -40,11 +43,12 @@ class WritableTable(TypedReading[K, V], MutableMapping[K, V], Generic[K, V]):
     first commit that puts something into it.
     """
 
-    __slots__ = ("__weakref__", "_owner", "_stored", "_way", "_writes")
+    __slots__ = ("__weakref__", "_cache", "_owner", "_stored", "_way", "_writes")
 
     def __init__(self, engine: Engine, spec: TableSpec[K, V], owner: object) -> None:
         """`owner` stays as long as this."""
         super().__init__(spec)
+        self._cache = engine.state.cache
         self._stored = StoredTable(engine, spec)
         self._way = Waiting(engine, self._stored)
         self._writes = _Writes(spec, self._way)
@@ -56,6 +60,29 @@ class WritableTable(TypedReading[K, V], MutableMapping[K, V], Generic[K, V]):
 
     def _read(self, key: bytes) -> Value:
         return self._stored.read(key)
+
+    @overload
+    def get(self, key: K) -> V | None: ...
+    @overload
+    def get(self, key: K, default: V | T) -> V | T: ...
+    def get(self, key: K, default: object = None) -> object:
+        """The value of `key`, or `default` if it is not there. TypeError for a key of another type; CodecError."""
+        data, known = self._encode(key), self._stored.known
+        if known is not None and known[0] is self._cache.names.now:
+            # Hot: one dict hit, as in `Store.get`.
+            try:
+                value = self._cache.rows[known[2], data]
+            except (KeyError, TypeError, ValueError):
+                value = self._stored.read(data)
+        else:
+            value = self._stored.read(data)
+        return default if value is None else self._decode(value)
+
+    def __getitem__(self, key: K) -> V:
+        value = self.get(key, _MISSING)
+        if value is _MISSING:
+            raise KeyError(key)
+        return value
 
     @property
     def id(self) -> int | None:
@@ -103,6 +130,11 @@ class WritableTable(TypedReading[K, V], MutableMapping[K, V], Generic[K, V]):
         The last part of a tuple may be `kvwal.SEQNO`: the commit fills in `Versionstamp(seqno, 0)`. So what is put with
         such keys is in the order of the commits, from any number of threads and without a conflict.
         """
+        spec = self._spec
+        if meta is None and expire_s is None and not is_stamped(spec.key, key):
+            seqno = self._stored.put(spec.encode_key(key), spec.encode_value(value), durability)
+            if seqno is not None:
+                return seqno
         return at_once(self._writes.put, key, value, expire_s=expire_s, durability=durability, meta=meta)
 
     def touch(

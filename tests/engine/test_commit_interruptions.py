@@ -40,11 +40,11 @@ from kvwal.db.transaction import Transaction
 from kvwal.engine.commit import CommitQueue
 from kvwal.engine.memtable import Memtable
 from kvwal.engine.occ import ReadSet
-from kvwal.engine.operations import Update, decode_counter, encode_counter
+from kvwal.engine.operations import PopEdge, Update, decode_counter, encode_counter
 from kvwal.engine.request import CommitRequest
 from kvwal.engine.writes import LonePut
 from kvwal.errors import ConflictError, DiskFullError, ReentrancyError
-from kvwal.keys import Seqno
+from kvwal.keys import KeyRange, Seqno
 from kvwal.log import decode_intents
 from kvwal.testing import SimulatedDisk
 
@@ -213,6 +213,32 @@ def test_an_interruption_anywhere_on_a_full_disk_leaves_each_request_written_or_
         at_rest(queue, log, engine)
         if interruption is None:
             assert log.content() == {b"after": b"1"}
+            return
+    raise AssertionError("the commit has more places than were tried")
+
+
+def test_an_interruption_anywhere_on_a_full_disk_lets_no_operation_see_what_is_not_written() -> None:
+    for step in range(1, _MOST_STEPS):
+        queue, log, engine = alone()
+        queue.put(b"a", b"1", False)
+        taking = [PopEdge(KeyRange(b"", None), reverse=True) for _ in range(2)]
+        operations = [CommitRequest(sync=False, operation=each) for each in taking]
+        put = put_request(b"c", b"1", sync=False)
+        log.fail_append = [DiskFullError("full")]
+        interruption = interrupted(step, partial(queue.submit, [put, *operations]))
+        log.fail_append = []
+        at_rest(queue, log, engine)
+        left = {b"a": b"1"}
+        if put.done and put.error is None:
+            # An interrupted append of the whole group is tried again, and may then find room.
+            left[b"c"] = b"1"
+        for request, each in zip(operations, taking, strict=True):
+            if request.done and request.error is None:
+                assert each.pair == (left.popitem() if left else None), step
+        assert log.content() == left, step
+        if interruption is None:
+            assert isinstance(put.error, DiskFullError)
+            assert [each.pair for each in taking] == [(b"a", b"1"), None]
             return
     raise AssertionError("the commit has more places than were tried")
 

@@ -1,0 +1,96 @@
+"""Which members of a group may be written.
+
+Each is judged over the newest state and what the members before it write. So an operation sees their writes, and a
+transaction conflicts with them, but only with those that are written: where a member turns out not to be, a new judge
+has to look at those behind it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from collections.abc import Set as AbstractSet
+
+from kvwal.batch import WriteBatch
+from kvwal.engine.occ import History
+from kvwal.engine.operations import Pending
+from kvwal.engine.publish import changes_names
+from kvwal.engine.reads import Reads
+from kvwal.engine.request import CommitRequest
+from kvwal.engine.state import State
+from kvwal.engine.writes import NOTHING, EncodedBatch, LonePut
+from kvwal.errors import Error, TableNotFoundError
+from kvwal.keys import Seqno
+
+__all__ = ["Judge", "dropped_by"]
+
+
+class Judge:
+    """Judges the members of one group, in their order. Requires: the lead.
+
+    No member may write to a table that was dropped before it, or by a name that means another one now, but an
+    operation, which knows what there is, and a transaction, which read that it is there, and conflicts if it is not.
+    """
+
+    __slots__ = ("_dropped", "_history", "_names", "_own", "_pending")
+
+    def __init__(self, reads: Reads, history: History, state: State, members: Sequence[CommitRequest]) -> None:
+        """`state` has the names of tables, and which were dropped."""
+        self._history = history
+        # What the members before it write; looked up by key, since a group may have a thousand members.
+        reading = any(member.reads is not None for member in members)
+        self._own = History() if reading and len(members) > 1 else None
+        self._pending = Pending(reads) if any(member.operation is not None for member in members) else None
+        self._names: object = state.cache.names.now
+        self._dropped: AbstractSet[int] = state.cache.names.dropped
+
+    def accepts(self, member: CommitRequest, seqno: Seqno) -> bool:
+        """Whether a member writes something and may, as this commit; if it may not, it has an error."""
+        member.error = None
+        if member.reads is not None:
+            member.error = self._history.conflict(member.reads)
+            if member.error is None and self._own is not None:
+                member.error = self._own.conflict(member.reads)
+        if member.error is None and member.operation is not None and self._pending is not None:
+            try:
+                batch = member.operation.evaluate(self._pending)
+                member.writes = EncodedBatch(batch, member.operation.extension) if batch else NOTHING
+            except (Error, OSError, LookupError, TypeError, ValueError, OverflowError) as error:
+                member.error = error
+        elif member.reads is None and isinstance(member.writes, LonePut):
+            if member.writes.table and member.writes.names is not self._names:
+                member.error = TableNotFoundError(member.writes.table)
+        elif member.reads is None and member.writes.batch.others:
+            member.error = self._refusal(member.writes.batch)
+        if member.error is None and isinstance(member.writes, EncodedBatch) and member.writes.has_stamped:
+            try:
+                member.writes = member.writes.filled(seqno)
+            except ValueError as error:
+                # It takes too much space in the log.
+                member.error = error
+        return member.error is None and not member.writes.is_empty
+
+    def _refusal(self, batch: WriteBatch) -> TableNotFoundError | None:
+        """The error of a commit to tables that were found by names which mean others now, or that were dropped."""
+        parts = batch.parts()
+        if batch.names is not None and batch.names is not self._names:
+            return TableNotFoundError(parts[0][0] if parts else 0)
+        return next((TableNotFoundError(table) for table, _ in parts if table in self._dropped), None)
+
+    def wrote(self, member: CommitRequest, seqno: Seqno) -> None:
+        """A member is this commit: those behind it see what it writes."""
+        if self._own is not None and not member.writes.is_expiry:
+            written = member.writes.batch
+            self._own.record(seqno, written.writes, written.ranges, Seqno(0), written.parts())
+        if self._pending is not None:
+            self._pending.write(member.writes.batch)
+        # A put alone goes to a table of users.
+        if isinstance(member.writes, EncodedBatch) and member.writes.batch.others:
+            if any(changes_names(*part) for part in member.writes.batch.parts()):
+                self._names = None
+            self._dropped = self._dropped | dropped_by(member)
+
+
+def dropped_by(member: CommitRequest) -> set[int]:
+    """The table that a member drops, if it drops one."""
+    dropped = None if member.operation is None else member.operation.dropped
+    return set() if dropped is None else {dropped}
