@@ -22,6 +22,7 @@ __all__ = ["MAX_TABLE_ID", "Updates", "WriteBatch", "checked_pairs"]
 # On disk: never raise without a new format version; a table's id is stored in 4 bytes.
 MAX_TABLE_ID: Final = (1 << 32) - 1
 _SEQNO_BYTES: Final = 8
+_now_us: Final = system_files().now_us
 _ORDINAL_BYTES: Final = 4
 
 
@@ -59,7 +60,7 @@ class WriteBatch:
         #: none. A commit writes their rows of the queue.
         self.queue: dict[bytes, int] | None = None
         #: The clock from which `expire_s` counts.
-        self.now_us: Callable[[], int] = system_files().now_us
+        self.now_us: Callable[[], int] = _now_us
         #: Writes to tables other than the default one, by table id; made by `table`. Each may be empty.
         self.others: dict[int, WriteBatch] | None = None
 
@@ -98,8 +99,7 @@ class WriteBatch:
         """Whether an expiry is set, in any table."""
         return self.queue is not None or any(part.queue is not None for part in (self.others or {}).values())
 
-    def __setitem__(self, key: BytesLike, value: BytesLike) -> None:
-        self.put(key, value)
+    __setitem__ = put
 
     def put_stamped(self, head: BytesLike, value: BytesLike) -> None:
         """Set a new key to `value`: `head`, and 12 bytes that say which commit wrote it, and as which of its keys.

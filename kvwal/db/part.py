@@ -261,8 +261,7 @@ class TransactionPart(OrderedMapping, MutableMapping[bytes, bytes]):
         else:
             self._put_until(key, value, self._expires_us(expire_s), 0)
 
-    def __setitem__(self, key: BytesLike, value: BytesLike) -> None:
-        self.put(key, value)
+    __setitem__ = put
 
     def _put_until(self, key: bytes, value: bytes, expires_us: int | None, before_us: int) -> None:
         """See `WriteBatch.put_until`."""

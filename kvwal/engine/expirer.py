@@ -60,12 +60,15 @@ class Expirer:
         self._queue = queue
         self._sync = sync
         self._clock = reads.moments.clock
+        # Before this key the queue has nothing any more, but for what was put since (`ExpiryClock.put_us`). From the
+        # beginning on, each look would pass all that was removed since the last checkpoint.
+        self._start = b""
 
-    def rows(self, from_us: int = 0, at_us: int | None = None) -> Iterator[QueueRow]:
-        """The rows of the queue that are due in that time, in its order."""
+    def rows(self, start: bytes = b"") -> Iterator[QueueRow]:
+        """The rows of the queue from a key on, in its order."""
         reader = self._reads.moments.reader("expiry")
-        bounds = due_rows(from_us, at_us)
-        for keys, values in self._reads.chunks(reader, *bounds, reverse=False, table=SYSTEM_TABLE):
+        first, stop = due_rows(0, None)
+        for keys, values in self._reads.chunks(reader, max(first, start), stop, reverse=False, table=SYSTEM_TABLE):
             for key, value in zip(keys, values, strict=True):
                 yield decode_queue_row(key, value)
 
@@ -99,9 +102,10 @@ class Expirer:
         rows: list[QueueRow] = []
         size = 0
         next_us = NEVER_US
-        # Before the queue is read: what is put from here on is either in it, or said here.
+        # In this order, and before the queue is read: what is put from here on is either in it, or said here.
+        self._start = start = min(self._start, due_rows(clock.put_us, None)[0])
         clock.put_us = NEVER_US
-        for row in self.rows():
+        for row in self.rows(start):
             if row.expires_us > at_us:
                 next_us = row.expires_us
                 break
@@ -114,5 +118,6 @@ class Expirer:
                 break
         if rows:
             self._queue.commit(CommitRequest(sync=self._sync, operation=_Remove(rows, at_us)))
+            self._start = queue_row(*rows[-1])[0] + b"\0"
         clock.found_us = next_us
         return bool(rows)

@@ -9,7 +9,7 @@ Rules:
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import chain, islice
 from typing import Final
 
@@ -35,6 +35,8 @@ __all__ = ["Reads"]
 
 # A queue's worker wants one pair; the members of its group before it want theirs.
 _EDGE_PAIRS: Final = 16
+# A look at a key takes as long as this many keys of a walk.
+_LOOK_COST: Final = 16
 
 
 class Reads:
@@ -309,7 +311,7 @@ class Reads:
         reader, part, extent = begun
         try:
             counted = part.count(reader.seqno, start, stop, extent=extent)
-            return counted - self._expired(reader, part, table).count(start, stop) if _has_expiring(part) else counted
+            return self._without_expired(counted, reader, part, table, start, stop) if _has_expiring(part) else counted
         finally:
             reader.release()
 
@@ -329,7 +331,7 @@ class Reads:
         reader, part, extent = begun
         seqno = reader.seqno
         try:
-            expired = self._expired(reader, part, table) if _has_expiring(part) else NOT_ANY
+            expired = self._expired(reader, part, table, self._due(reader)) if _has_expiring(part) else NOT_ANY
 
             def before(key: bytes | None) -> int:
                 return part.count(seqno, None, key, extent=extent) - expired.count(None, key)
@@ -348,7 +350,7 @@ class Reads:
                 # To count takes a walk there.
                 keys = chain.from_iterable(keys for keys, _ in self._walked(reader, part, None, None))
                 return next(islice(keys, rank, None))
-            expired = self._expired(reader, part, table) if _may_expire(part, reader) else NOT_ANY
+            expired = self._expired(reader, part, table, self._due(reader)) if _may_expire(part, reader) else NOT_ANY
             seqno = reader.seqno
             return key_at(
                 part, rank, lambda key: part.count(seqno, None, key, reader=reader) - expired.count(None, key)
@@ -369,18 +371,35 @@ class Reads:
             if isinstance(part, PastVersion):
                 return sum(len(keys) for keys, _ in self._walked(reader, part, start, stop))
             counted = part.count(reader.seqno, start, stop, reader=reader)
-            return counted - self._expired(reader, part, table).count(start, stop)
+            return self._without_expired(counted, reader, part, table, start, stop)
         except OSError:
             self._state.refuse_if_gone()
             raise
         finally:
             reader.check()
 
-    def _expired(self, reader: Reader, part: Version, table: int) -> Expired:
-        """What has expired in a table by a reader's time, and is not removed yet. O(that), in all tables."""
-        rows = self.part(reader.version, SYSTEM_TABLE).chunks(
-            reader.seqno, *due_rows(0, reader.at_us), reverse=False, check=self._state.refuse_if_gone
-        )
+    def _without_expired(
+        self, counted: int, reader: Reader, part: Version, table: int, start: bytes | None, stop: bytes | None
+    ) -> int:
+        """The number of keys in a range, less those that have expired, by a look at each or by a walk of the range."""
+        rows: list[Chunk] = []
+        due = 0
+        for chunk in self._due(reader):
+            rows.append(chunk)
+            due += len(chunk[0])
+            if due * _LOOK_COST > counted:
+                return sum(len(keys) for keys, _ in self._walked(reader, part, start, stop))
+        return counted - self._expired(reader, part, table, rows).count(start, stop)
+
+    def _due(self, reader: Reader) -> Iterator[Chunk]:
+        """The rows of the expiry queue that are due by a reader's time."""
+        bounds = due_rows(0, reader.at_us)
+        part = self.part(reader.version, SYSTEM_TABLE)
+        return part.chunks(reader.seqno, *bounds, reverse=False, check=self._state.refuse_if_gone)
+
+    @staticmethod
+    def _expired(reader: Reader, part: Version, table: int, rows: Iterable[Chunk]) -> Expired:
+        """What has expired in a table by a reader's time, and is not removed yet; `rows`: of all that is due."""
         seqno, at_us = reader.seqno, reader.at_us
         # A row may be of a value that has been replaced, and then a key may have several.
         return Expired(

@@ -339,6 +339,61 @@ def test_removal_takes_a_bounded_part_in_each_commit(
     assert remove_all(db) == 2
 
 
+def test_what_is_committed_after_its_time_is_removed_as_well(db: kvwal.Store, disk: SimulatedDisk) -> None:
+    """The look for what is due begins where the last one ended, and this lies before it."""
+    db.put(b"a", b"v", expire_s=100)
+    late = kvwal.WriteBatch()
+    late.now_us = lambda: disk.clock_us
+    late.put(b"late", b"v", expire_s=1)
+    later(disk, 100)
+    remove_all(db)
+    db.commit(late)
+    assert db.engine.expirer.may_be_due()
+    assert b"late" not in db
+    assert remove_all(db) == 1
+    assert list(db.engine.expirer.rows()) == []
+
+
+def test_a_removal_that_fails_is_made_up_for(
+    db: kvwal.Store, disk: SimulatedDisk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    db.put(b"a", b"v", expire_s=100)
+    late = kvwal.WriteBatch()
+    late.now_us = lambda: disk.clock_us
+    late.put(b"late", b"v", expire_s=1)
+    later(disk, 100)
+    remove_all(db)
+    db.commit(late)
+
+    def fail(request: object) -> None:
+        raise kvwal.DiskFullError("none left")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(db.engine.queue, "commit", fail)
+        with pytest.raises(kvwal.DiskFullError):
+            db.engine.expirer.remove()
+    assert remove_all(db) == 1
+    assert list(db.engine.expirer.rows()) == []
+
+
+@pytest.mark.parametrize("gone", [1, 30, 300])
+def test_a_count_is_exact_however_many_are_due(db: kvwal.Store, disk: SimulatedDisk, gone: int) -> None:
+    """Few are looked at one by one; where many are due, the range is walked."""
+    with db.batch() as batch:
+        for i in range(400):
+            batch.put(b"%03d" % i, b"v", expire_s=1 if i < gone else 1000)
+    for _ in range(2):
+        assert len(db) == 400
+        db.checkpoint()
+    later(disk, 1)
+    assert len(db) == db.count() == 400 - gone
+    assert db.count(b"000", b"010") == max(0, 10 - gone)
+    assert db.rank(b"399") == 399 - gone
+    with db.snapshot() as snapshot:
+        remove_all(db)
+        assert (len(snapshot), snapshot.key_at(0), len(db)) == (400 - gone, b"%03d" % gone, 400 - gone)
+
+
 def test_an_entry_that_was_put_anew_is_not_removed(db: kvwal.Store, disk: SimulatedDisk) -> None:
     """A batch leaves the row of what it replaces in the queue."""
     with db.batch() as batch:
