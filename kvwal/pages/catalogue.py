@@ -6,7 +6,7 @@ are little-endian:
     offset  size  field
          0    20  pointer to the root of the table's tree (format in node.py), never zeros
         20     4  height of that tree
-        24     4  flags: bit 0: has values that expire
+        24     4  flags: zero
 
 A table without entries has no entry here. Table 0 never has: its root is in the meta, so that it pays nothing.
 An entry of another size or with a pointer to nowhere is damage.
@@ -20,14 +20,14 @@ from struct import Struct
 from typing import Final, NamedTuple
 
 from kvwal.errors import CorruptionError
-from kvwal.features import EXPIRY, KEYSPACES
+from kvwal.features import KEYSPACES
 from kvwal.files.names import DATA
 from kvwal.keys import KeyRange, disjoint
 from kvwal.pages.compact import far_keys
 from kvwal.pages.freelist import Freed
 from kvwal.pages.merge import Columns, Merge, MergeJob
 from kvwal.pages.meta import Meta
-from kvwal.pages.node import HAS_EXPIRING, NO_POINTER, POINTER
+from kvwal.pages.node import NO_POINTER
 from kvwal.pages.pager import Pager
 from kvwal.pages.tree import Tree
 from kvwal.pages.writer import PageWriter
@@ -37,7 +37,6 @@ __all__ = ["EMPTY", "ENTRY", "Changes", "Root", "decode_entry", "merge_tables", 
 # On disk: never change.
 ENTRY: Final = Struct("<20sII")
 _ID_BYTES: Final = 4
-_ENTRY_HAS_EXPIRING: Final = 1
 
 
 class Root(NamedTuple):
@@ -113,7 +112,6 @@ def merge_tables(
         return Root(*Merge(pager, writer, freed, job).run(*root))
 
     root = merged(Root(draft.root, draft.height), changes.get(0, _NO_CHANGES))
-    expiring = _has_expiring(root)
     draft = replace(draft, root=root.pointer, height=root.height)
     tables = {table: root_of(pager, draft, table) for table in changes if table}
     if limit is not None:
@@ -121,21 +119,12 @@ def merge_tables(
     entries: Columns = ([], [])
     for table, before in sorted(tables.items()):
         after = merged(before, changes.get(table, _NO_CHANGES))
-        expiring = expiring or _has_expiring(after)
         if after != before:
             entries[0].append(table.to_bytes(_ID_BYTES, "big"))
-            flags = _ENTRY_HAS_EXPIRING if _has_expiring(after) else 0
-            entries[1].append(ENTRY.pack(*after, flags) if after.height else None)
+            entries[1].append(ENTRY.pack(*after, 0) if after.height else None)
     root = merged(Root(draft.catalogue, draft.catalogue_height), Changes([entries]) if entries[0] else _NO_CHANGES)
-    # Durability: before the first flip with a leaf that an older version takes for damage, that it is told so. A table
-    # that does not change keeps what the draft's meta says of it.
-    required = draft.required | (KEYSPACES if root.height else 0) | (EXPIRY if expiring else 0)
+    required = draft.required | (KEYSPACES if root.height else 0)
     return replace(draft, catalogue=root.pointer, catalogue_height=root.height, required=required)
-
-
-def _has_expiring(root: Root) -> bool:
-    flags: int = POINTER.unpack(root.pointer)[3]
-    return bool(flags & HAS_EXPIRING)
 
 
 _NO_CHANGES: Final = Changes()

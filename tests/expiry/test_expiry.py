@@ -13,6 +13,7 @@ from store_fixtures import TINY, check_store, problems_of, wait_until
 import kvwal
 from kvwal.engine import expirer
 from kvwal.engine.expiry import ExpiryClock, decode_queue_row, due_rows, queue_row
+from kvwal.engine.request import CommitRequest
 from kvwal.expiring import Expiring, expire_us, judged
 from kvwal.features import EXPIRY
 from kvwal.testing import SimulatedDisk
@@ -507,6 +508,23 @@ def test_a_removal_does_not_conflict_with_a_transaction_that_saw_the_key_as_gone
         assert remove_all(db) == 1
         txn[b"seen"] = b"absent"
     assert db[b"seen"] == b"absent"
+
+
+def test_a_removal_in_the_group_of_a_transaction_is_no_conflict(db: kvwal.Store, disk: SimulatedDisk) -> None:
+    db.put(b"k", b"v", expire_s=1)
+    later(disk, 1)
+    txn = db.transaction()
+    assert txn.get(b"k") is None
+    txn[b"seen"] = b"absent"
+    mine = txn.request()
+    assert mine is not None
+    rows = list(db.engine.expirer.rows())
+    removal = CommitRequest(sync=False, operation=expirer._Remove(rows, disk.clock_us))
+    db.engine.queue.submit([removal, mine])
+    txn.abort()
+    assert (removal.error, mine.error) == (None, None)
+    assert removal.seqno
+    assert mine.seqno == removal.seqno + 1
 
 
 def test_what_others_do_to_an_expired_key_is_a_conflict(db: kvwal.Store, disk: SimulatedDisk) -> None:

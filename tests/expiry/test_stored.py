@@ -21,7 +21,10 @@ from kvwal.keys import SYSTEM_TABLE
 from kvwal.log.intents import TABLES, Columns, decode_intents, encode_intents
 from kvwal.pages.node import (
     EXPIRING_LEAF,
+    HAS_EXPIRING,
     OVERFLOW_REF,
+    PAGE_SIZE,
+    POINTER,
     ExpiringRef,
     OverflowRef,
     decode_leaf,
@@ -29,6 +32,7 @@ from kvwal.pages.node import (
     find_in_leaf,
     node_fault,
 )
+from kvwal.pages.writer import TreeBuilder
 from kvwal.testing import SimulatedDisk
 
 VALUE = Expiring.of(b"v", 7)
@@ -144,6 +148,71 @@ def test_a_version_that_does_not_know_the_feature_is_told_by_the_first_meta_with
         db.checkpoint()
         db.compact()
         assert db.engine._pages.meta.required & EXPIRY
+
+
+def test_the_feature_stays_as_long_as_the_log_needs_it(disk: SimulatedDisk) -> None:
+    """No leaf has it, and the segment was made before."""
+    db = opened(disk)
+    db.table("t", bytes, bytes).put(b"k", b"v", expire_s=1000)
+    db.table("t", bytes, bytes).delete(b"k")
+    disk.kill()
+    with opened(disk) as db:
+        db.checkpoint()
+        assert db.engine._pages.meta.required & EXPIRY
+
+
+def test_what_expires_is_known_from_the_log_of_a_table_alone(disk: SimulatedDisk) -> None:
+    db = opened(disk)
+    db.table("t", bytes, bytes).put(b"k", b"v", expire_s=1)
+    disk.kill()
+    with opened(disk) as db:
+        assert db.engine.reads.moments.clock.in_use
+        disk.pass_time(1)
+        assert db.engine.expirer.remove()
+
+
+def test_a_frozen_memtable_is_judged_and_combined(disk: SimulatedDisk) -> None:
+    """As while a checkpoint is under way, or has met a full disk."""
+    with opened(disk) as db:
+        db.put(b"k", b"v", expire_s=1)
+        db[b"other"] = b"v"
+        db.engine._succession.freeze()
+        disk.pass_time(1)
+        assert (list(db), len(db), db.get(b"k")) == ([b"other"], 1, None)
+        del db[b"other"]
+        db.engine.queue.run(db.engine._succession.combine)
+        assert (list(db), len(db), db.first()) == ([], 0, None)
+        db.checkpoint()
+        assert (list(db), len(db)) == ([], 0)
+        assert problems_of(db) == []
+
+
+class Pages:
+    """Takes nodes, and writes none."""
+
+    generation = 1
+
+    def __init__(self) -> None:
+        self.sizes: list[int] = []
+
+    def node(self, data: bytes, flags: int, count: int) -> bytes:
+        self.sizes.append(len(data))
+        return POINTER.pack(9, 1, 2, flags, count)
+
+    def flush(self) -> None:
+        pass
+
+
+def test_a_leaf_that_is_just_full_takes_no_third_page() -> None:
+    for spare in range(40):
+        pages = Pages()
+        builder = TreeBuilder(pages, lambda: None)  # type: ignore[arg-type]
+        keys = [b"%03d" % i + b"k" * (i % 2) for i in range(60)]
+        values: list[bytes] = [Expiring.of(b"v" * (118 + i % 2), 7) for i in range(60)]
+        values[-1] = Expiring.of(b"v" * (118 + spare), 7)
+        builder.push(keys, values, HAS_EXPIRING)
+        builder.finish()
+        assert max(pages.sizes) <= 2 * PAGE_SIZE
 
 
 def unqueue(db: kvwal.Store, key: bytes) -> None:
