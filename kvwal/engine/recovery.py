@@ -162,8 +162,8 @@ def _recover(directory: Directory, flag: Flag, options: Options, started_s: floa
         expires = bool(meta.required & EXPIRY) or memtable.has_expiring
         expires = expires or any(part.has_expiring for _, part in memtable.parts.written())
         if log is not None and expires:
-            # Durability: the meta has the log's features, and so has this one before there is a leaf that a version which
-            # does not know it takes for damage. What was replayed may be of a segment that was made before.
+            # Durability: the meta says what the log needs, and so this too, before there is a leaf that a version which
+            # does not know it takes for damage. What was replayed may be of an older segment.
             log.required |= EXPIRY
         report = RecoveryReport(
             created=created,
