@@ -21,5 +21,6 @@ python -m bench --quick        a few minutes, to see whether a change made somet
 python -m bench --against REV  with an older commit as one more peer
 python -m bench report         bring docs/benchmarks.md and its pictures up to date
 python -m bench.feeds          the feed of changes; python -m bench.past: past moments
+python -m bench.recorders      event sourcing, beside the SQLite module of the library
 python -m pytest bench/micro   micro-benchmarks of the hot paths, under a minute
 """

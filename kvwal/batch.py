@@ -206,7 +206,12 @@ class WriteBatch:
 
     def parts(self) -> list[tuple[int, WriteBatch]]:
         """The writes to tables other than the default one, ascending, without those that write nothing."""
-        return [(table, part) for table, part in sorted((self.others or {}).items()) if len(part)]
+        others = self.others
+        if not others:
+            return []
+        # One, most often, which needs no sorting.
+        found = others.items() if len(others) == 1 else sorted(others.items())
+        return [(table, part) for table, part in found if len(part)]
 
     def size(self) -> int:
         """Bytes of its keys, values and bounds, of all tables."""

@@ -23,7 +23,7 @@ def blocks(path: Path, language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```", path.read_text(), re.MULTILINE | re.DOTALL)
 
 
-@pytest.mark.parametrize("document", ["README.md", "docs/tables.md"])
+@pytest.mark.parametrize("document", ["README.md", "docs/tables.md", "docs/eventsourcing.md"])
 def test_the_code_in_a_document_runs(tmp_path: Path, document: str) -> None:
     """As one program, in an empty directory, with every assert in it holding."""
     source = "\n".join(blocks(ROOT / document, "python"))

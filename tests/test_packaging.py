@@ -30,5 +30,5 @@ def test_the_versions_that_were_run_are_named() -> None:
 
 def test_everything_the_tests_need_is_in_the_extra_test() -> None:
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
-    assert {"cli", "msgspec", "test", "dev", "bench"} == set(extras)
-    assert "kvwal[cli,msgspec]" in extras["test"]
+    assert {"cli", "msgspec", "eventsourcing", "test", "dev", "bench"} == set(extras)
+    assert "kvwal[cli,msgspec,eventsourcing]" in extras["test"]

@@ -40,12 +40,13 @@ class Commits:
         if self.closing is not None:
             raise closed()
 
-    async def put(self, key: bytes, value: bytes, durability: Durability | None) -> Seqno:
-        """Commit a put alone. Requires: key and value have passed `as_key` and `as_value`."""
+    async def put(
+        self, key: bytes, value: bytes, durability: Durability | None, table: int = 0, names: object = None
+    ) -> Seqno:
+        """Commit a put alone. Requires: key and value have passed `as_key` and `as_value`. `names`: see `LonePut`."""
         self.refuse_if_closing()
-        return await self._committer.commit(
-            CommitRequest(LonePut(key, value), sync=self._engine.wants_sync(durability))
-        )
+        put = LonePut(key, value, table, names)
+        return await self._committer.commit(CommitRequest(put, sync=self._engine.wants_sync(durability)))
 
     async def batch(
         self, batch: WriteBatch, durability: Durability | None, extension: Extension | None

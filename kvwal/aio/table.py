@@ -21,6 +21,7 @@ from kvwal.db.mapping import Bounds, OrderedMapping
 from kvwal.engine.merge import Chunk
 from kvwal.engine.readers import Reader
 from kvwal.engine.request import Operation
+from kvwal.errors import TableNotFoundError
 from kvwal.feed.change import Change
 from kvwal.keys import BytesLike, KeyRange, Seqno, as_key
 from kvwal.options import Durability
@@ -101,6 +102,16 @@ class AsyncStoredTable(AsyncReading):
     async def read_edge(self, bounds: KeyRange, *, reverse: bool) -> None:
         """See `Way`."""
         await (self.last if reverse else self.first)(*bounds)
+
+    async def put(self, key: bytes, value: bytes, durability: Durability | None) -> Seqno | None:
+        """See `Way`."""
+        found = await self.to_write()
+        if found is None or found.lasts_us:
+            return None
+        try:
+            return await self._parts.commits.put(key, value, durability, found.id, found.names)
+        except TableNotFoundError:
+            return None
 
     async def commit(self, batch: WriteBatch, how: How) -> Seqno:
         """See `Way`."""

@@ -78,7 +78,8 @@ class CommitQueue:
         self._publisher = publisher
         self._judging = partial(Judge, reads, history, state)
         self._pressure = pressure
-        self._events = events
+        #: Who hears of the commits.
+        self.events = events
         self._listeners = events.listeners
         self._now_s = now_s
         #: Owned by the thread that leads.
@@ -318,7 +319,7 @@ class CommitQueue:
         # Taken first, so that it is told once however often this is done.
         event, group.event = group.event, None
         if event is not None:
-            self._events.tell(event)
+            self.events.tell(event)
         self._group = None
         self._wake_head()
 
@@ -420,12 +421,12 @@ class CommitQueue:
         release(self.queue_lock)
         release(self.lock)
         self._wake_head()
-        self._events.tell_poison(cause)
+        self.events.tell_poison(cause)
 
     def poison(self, cause: BaseException) -> PoisonedError:
         """Refuse all that comes after, since what is on disk is unknown. Returns the error that says so."""
         self._refuse_for(cause)
-        self._events.tell_poison(cause)
+        self.events.tell_poison(cause)
         return poisoned(cause)
 
     def _refuse_for(self, cause: BaseException) -> None:

@@ -18,6 +18,7 @@ import struct
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from typing import Any, Final, NamedTuple
 
 from kvwal.batch import WriteBatch
@@ -125,6 +126,8 @@ def encode_row(row: TableRow) -> bytes:
     return json.dumps(members, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
 
 
+# The commit leader asks for the same rows over and over.
+@lru_cache(maxsize=64)
 def decode_row(key: bytes, value: bytes) -> TableRow:
     """What `encode_row` was given. CorruptionError for bytes that are none, FormatError for a newer version's."""
     try:
@@ -258,7 +261,8 @@ class InTable:
             if not len(batch):
                 return None
             renew(found, part, self._asked.lasts_us(row), self._now_us)
-            keep_asked(row, self._asked, batch.table(SYSTEM_TABLE))
+            if not self._asked.is_met_by(row):
+                keep_asked(row, self._asked, batch.table(SYSTEM_TABLE))
             return batch
         part = WriteBatch()
         self._fill(_Nothing(), part)

@@ -201,6 +201,10 @@ class Waiting:
         """See `Way`."""
         (self._stored.last if reverse else self._stored.first)(*bounds)
 
+    async def put(self, key: bytes, value: bytes, durability: Durability | None) -> Seqno | None:
+        """See `Way`."""
+        return self._stored.put(key, value, durability)
+
     async def commit(self, batch: WriteBatch, how: How) -> Seqno:
         """See `Way`."""
         engine = self._engine

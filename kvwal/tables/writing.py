@@ -25,7 +25,7 @@ from kvwal.expiring import Expiring, expire_us
 from kvwal.keys import KeyRange, Seqno, as_int
 from kvwal.log import extension_of
 from kvwal.options import Durability
-from kvwal.tables.spec import TableSpec
+from kvwal.tables.spec import TableSpec, is_stamped
 
 __all__ = ["How", "Target", "Way", "Writing", "at_once", "bring_back", "into", "made", "remove"]
 
@@ -89,6 +89,10 @@ class Way(Protocol):
 
     async def read_edge(self, bounds: KeyRange, *, reverse: bool) -> None:
         """Read the first pair of a range, or in reverse the last one, so that the commit leader need not."""
+        ...
+
+    async def put(self, key: bytes, value: bytes, durability: Durability | None) -> Seqno | None:
+        """Put a value if the table is known; None if it is not. The quickest way. See `StoredTable.put`."""
         ...
 
     async def commit(self, batch: WriteBatch, how: How) -> Seqno:
@@ -241,6 +245,10 @@ class Writing(Generic[K, V]):
         The last part of a tuple may be `kvwal.SEQNO`: see `kvwal.Table.put`.
         """
         spec, how = self._spec, How(durability, meta)
+        if meta is None and expire_s is None and not is_stamped(spec.key, key):
+            seqno = await self._way.put(spec.encode_key(key), spec.encode_value(value), durability)
+            if seqno is not None:
+                return seqno
         puts = WriteBatch()
         if expire_s is None:
             spec.put_into(puts, key, value)
