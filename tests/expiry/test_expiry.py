@@ -150,6 +150,16 @@ def test_a_put_without_expiry_takes_the_expiry_away(db: kvwal.Store, disk: Simul
     assert db[b"k"] == b"2"
 
 
+def test_a_row_that_was_set_aside_does_not_come_back(db: kvwal.Store, disk: SimulatedDisk) -> None:
+    """A deleted range sets all rows aside, and a later look may find them there."""
+    db[b"k"] = b"old"
+    db.delete_range(b"x", b"y")
+    db.put(b"k", b"new", expire_s=1)
+    assert db[b"k"] == b"new"
+    later(disk, 1)
+    assert db.get(b"k") is None
+
+
 def test_a_counter_keeps_its_expiry(db: kvwal.Store, disk: SimulatedDisk) -> None:
     db.put(b"n", (5).to_bytes(8, "little"), expire_s=10)
     when = db.expires(b"n")
