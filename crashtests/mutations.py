@@ -342,7 +342,9 @@ MUTANTS: tuple[Mutant, ...] = (
     _mutant(
         "the CRC of a record is ignored",
         "exhaustive",
-        ("kvwal.log.walk:walk", "if crc32c(rest, (seed + pos) & 0xFFFFFFFF) != crc:", "if False:"),
+        ("kvwal.log.walk:walk_parts", "if crc32c(rest, (seed + pos) & 0xFFFFFFFF) != crc:", "if False:"),
+        ("kvwal.log.run:read_run", "crcs != checked[::2] or ", ""),
+        ("kvwal.log.run:read_run", "map(ne, crcs, checked[::2])", "map(ne, crcs, crcs)"),
     ),
     _mutant(
         "damage below the watermark is a torn tail",
@@ -393,7 +395,7 @@ MUTANTS: tuple[Mutant, ...] = (
         "a read error is the end of the log",
         "faults",
         (
-            "kvwal.log.reader:read_segment",
+            "kvwal.log.reader:read_parts",
             "file = chain.open(segment)",
             "file = __import__('crashtests.mutations').mutations.Deaf(chain.open(segment))",
         ),
@@ -598,7 +600,7 @@ MUTANTS: tuple[Mutant, ...] = (
     _mutant(
         "the feed does not move over what is filtered out",
         "past",
-        ("kvwal.feed.changes:Changes._next", "            self._position = seqno", "            pass"),
+        ("kvwal.feed.changes:Changes._next", "            self._position = last", "            pass"),
     ),
     _mutant(
         "a deleted range is no version of its keys",

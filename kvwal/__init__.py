@@ -25,6 +25,7 @@ from kvwal.codecs import SEQNO
 from kvwal.db.cursor import Cursor
 from kvwal.db.snapshot import Snapshot
 from kvwal.db.transaction import Transaction
+from kvwal.engine.own_commits import OwnCommits
 from kvwal.engine.parked import Parked
 from kvwal.engine.recovery import RecoveryReport
 from kvwal.engine.stats import Pin, Stats
@@ -72,6 +73,7 @@ from kvwal.keys import END, MAX_BATCH_BYTES, MAX_KEY_BYTES, MAX_VALUE_BYTES, End
 from kvwal.options import OpenOptions
 from kvwal.positions import Position
 from kvwal.salvaging import SalvageReport, salvage
+from kvwal.tables.migration import MigrationReport
 from kvwal.tables.within import BatchTable, SnapshotTable, TransactionTable
 
 __version__ = VERSION
@@ -109,7 +111,9 @@ __all__ = [
     "KeyVersion",
     "KeyVersions",
     "LockedError",
+    "MigrationReport",
     "OpenOptions",
+    "OwnCommits",
     "Parked",
     "Pin",
     "PoisonedError",

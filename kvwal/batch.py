@@ -15,15 +15,24 @@ from typing import Any, Final, Never, Protocol, TypeAlias, cast
 from kvwal.errors import UsageError
 from kvwal.expiring import Expiring, expire_us
 from kvwal.files import system_files
-from kvwal.keys import MAX_KEY_BYTES, MAX_VALUE_BYTES, Bound, BytesLike, KeyRange, as_int, as_key, as_value
+from kvwal.keys import (
+    MAX_KEY_BYTES,
+    MAX_VALUE_BYTES,
+    PENDING_SEQNO,
+    STAMP,
+    Bound,
+    BytesLike,
+    KeyRange,
+    as_int,
+    as_key,
+    as_value,
+)
 
 __all__ = ["MAX_TABLE_ID", "Updates", "WriteBatch", "checked_pairs"]
 
 # On disk: never raise without a new format version; a table's id is stored in 4 bytes.
 MAX_TABLE_ID: Final = (1 << 32) - 1
-_SEQNO_BYTES: Final = 8
 _now_us: Final = system_files().now_us
-_ORDINAL_BYTES: Final = 4
 
 
 class _HasKeys(Protocol):
@@ -109,7 +118,10 @@ class WriteBatch:
         """
         if self.stamped is None:
             self.stamped = set()
-        key = as_key(bytes(as_key(head)) + b"\xff" * _SEQNO_BYTES + len(self.stamped).to_bytes(_ORDINAL_BYTES, "big"))
+        checked, ordinal = as_key(head), len(self.stamped)
+        # One that is there already was put as it is, and stays so.
+        while (key := as_key(checked + STAMP.pack(PENDING_SEQNO, ordinal))) in self.writes:
+            ordinal += 1
         if type(value) is Expiring:
             self.put_until(key, value.value, value.expires_us)
         else:
@@ -130,8 +142,7 @@ class WriteBatch:
                 writes: dict[bytes, bytes | None] = {}
                 for key, value in part.writes.items():
                     if key in stamped:
-                        stamp = seqno.to_bytes(_SEQNO_BYTES, "big") + ordinal.to_bytes(_ORDINAL_BYTES, "big")
-                        writes[full := key[: -len(stamp)] + stamp] = value
+                        writes[full := key[: -STAMP.size] + STAMP.pack(seqno, ordinal)] = value
                         if part.queue is not None and key in part.queue:
                             part.queue[full] = part.queue.pop(key)
                         ordinal += 1

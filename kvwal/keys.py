@@ -20,6 +20,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from enum import Enum
 from operator import index, itemgetter
+from struct import Struct
 from typing import Final, NamedTuple, NewType, TypeAlias
 
 __all__ = [
@@ -27,6 +28,8 @@ __all__ = [
     "MAX_BATCH_BYTES",
     "MAX_KEY_BYTES",
     "MAX_VALUE_BYTES",
+    "PENDING_SEQNO",
+    "STAMP",
     "SYSTEM_TABLE",
     "Bound",
     "BytesLike",
@@ -49,6 +52,11 @@ MAX_VALUE_BYTES: Final = 1 << 30
 MAX_BATCH_BYTES: Final = 3 << 30
 #: The table of the store itself. On disk: never change.
 SYSTEM_TABLE: Final = 1
+
+#: On disk: never change. The last 12 bytes of a key that the commit fills in: seqno, ordinal, big-endian.
+STAMP: Final = Struct(">QI")
+#: In place of the seqno until then. No commit ever has it.
+PENDING_SEQNO: Final = (1 << 64) - 1
 
 BytesLike: TypeAlias = bytes | bytearray | memoryview
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from itertools import islice
 from typing import Final
 
@@ -23,24 +23,31 @@ def sorted_in_steps(keys: Collection[bytes]) -> Iterator[list[bytes]]:
     then each list is sorted; in all that takes no longer.
     """
     every = max(_SAMPLED, len(keys) // _MOST_SAMPLES)
-    rest = iter(keys)
-    parts: list[list[bytes]] = []
     sample: list[bytes] = []
-    while part := list(islice(rest, every)):
+    for part in _parts(keys, every):
         # Not always the same place: keys may come from a few sources in turn.
-        sample.append(part[37 * len(parts) % len(part)])
-        parts.append(part)
-        if not len(parts) % (_STEP // _SAMPLED):
+        sample.append(part[37 * len(sample) % len(part)])
+        if not len(sample) % (_STEP // _SAMPLED):
             yield []
     sample.sort()
     per_step = max(1, _STEP // every)
     bounds = sample[per_step::per_step]
     steps: list[list[bytes]] = [[] for _ in range(len(bounds) + 1)]
     put_into = [step.append for step in steps]
-    for part in parts:
+    for part in _parts(keys, every):
         for key in part:
             put_into[bisect_right(bounds, key)](key)
         yield []
-    for step in steps:
+    # What is done with goes at once: to free it all would be a long step.
+    put_into.clear()
+    steps.reverse()
+    while steps:
+        step = steps.pop()
         step.sort()
         yield step
+
+
+def _parts(keys: Iterable[bytes], size: int) -> Iterator[list[bytes]]:
+    rest = iter(keys)
+    while part := list(islice(rest, size)):
+        yield part

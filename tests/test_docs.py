@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).parent.parent
-DOCUMENTS = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
+DOCUMENTS = [ROOT / "README.md", ROOT / "CHANGELOG.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
 def blocks(path: Path, language: str) -> list[str]:
@@ -54,7 +54,7 @@ def test_the_exit_codes_are_the_same_wherever_they_are_listed() -> None:
     readme = [int(code) for code in row.findall((ROOT / "README.md").read_text())]
     listed = [int(code) for code in row.findall(app.__doc__ or "")]
     # From 64 on they are those that the system gives a meaning.
-    assert readme == [code for code in listed if code < 64] == list(range(8))
+    assert readme == [code for code in listed if code < 64] == list(range(9))
 
 
 def test_the_limits_in_the_readme_are_those_of_the_code() -> None:
@@ -64,6 +64,18 @@ def test_the_limits_in_the_readme_are_those_of_the_code() -> None:
     assert f"| key | 0 to {MAX_KEY_BYTES:,} bytes |" in text
     assert f"| value | 0 to {MAX_VALUE_BYTES >> 30} GiB |" in text
     assert f"| one commit | {MAX_BATCH_BYTES >> 30} GiB of keys and values" in text
+
+
+def test_what_contributing_md_names_is_there() -> None:
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    paths = re.findall(r"`((?:kvwal|tests|crashtests|docs|\.ci)(?:/[\w.-]+)+/?)`", text)
+    assert len(paths) > 20
+    assert [path for path in paths if not (ROOT / path).exists()] == []
+    folders = [ROOT / name for name in ("kvwal", "crashtests", "tests")]
+    code = "".join(path.read_text() for folder in folders for path in folder.rglob("*.py"))
+    names = set(re.findall(r"`([A-Z_]{4,}|_[A-Za-z_]+|[a-z]+_[a-z_]+)(?:\(.*?\))?`", text))
+    assert len(names) > 20
+    assert [name for name in sorted(names) if not re.search(rf"\b{name}\b", code)] == []
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)

@@ -36,6 +36,7 @@ from typing import Final, TypeAlias
 
 from kvwal.aio.workers import refuse_other_loops, resolve
 from kvwal.engine.engine import Engine
+from kvwal.engine.own_commits import note
 from kvwal.engine.request import CommitRequest
 from kvwal.errors import DiskFullError, InternalError
 from kvwal.keys import Seqno
@@ -98,6 +99,7 @@ class Committer:
         max_bytes: int,
     ) -> None:
         self._engine = engine
+        self._events = engine.queue.events
         self._loop = loop
         self._max_commits = max_commits
         self._max_bytes = max_bytes
@@ -146,6 +148,8 @@ class Committer:
         if request.error is not None:
             # The pipeline gives all of a group the same exception: begin its traceback anew.
             raise request.error.with_traceback(None)
+        if self._events.listeners:
+            note(self._events, request.seqno)
         return request.seqno
 
     def _may_pass(self, size: int) -> bool:
@@ -282,6 +286,7 @@ class Committer:
             error.add_note(f"kvwal: its commit failed: {request.error}")
         elif request.seqno:
             say_committed(error, request.seqno)
+            note(self._events, request.seqno)
 
     async def drain(self) -> None:
         """Wait until nothing is pending."""

@@ -23,6 +23,7 @@ from kvwal.db.mapping import Bounds, OrderedMapping
 from kvwal.db.transaction import Transaction
 from kvwal.engine.merge import Chunk
 from kvwal.engine.operations import PopEdge, SetExpiry, Update, decode_counter, encode_counter
+from kvwal.engine.own_commits import OwnCommits, block_of
 from kvwal.engine.recovery import RecoveryReport
 from kvwal.engine.request import CommitRequest
 from kvwal.engine.stats import Pin, Stats
@@ -411,6 +412,14 @@ class AsyncStore(AsyncNaming, AsyncRemembering):
         await self._read(checked)
         await self._commits.operation(update, durability)
         return decode_counter(update.new)
+
+    def own_commits(self) -> OwnCommits:
+        """`with db.own_commits() as own:` tells which commits this task makes in the block, and those it starts there.
+
+        A plain `with`: see `Store.own_commits`.
+        """
+        self._refuse_if_over()
+        return block_of(self._engine.queue.events)
 
     # -- transactions -------------------------------------------------------------------------
 

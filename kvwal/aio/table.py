@@ -13,7 +13,7 @@ from kvwal.aio.snapshot import AsyncSnapshot
 from kvwal.aio.transaction import AsyncTransaction
 from kvwal.aio.typed import AsyncTypedReading
 from kvwal.aio.within import AsyncSnapshotTable, AsyncTransactionTable, in_snapshot, in_transaction
-from kvwal.aio.workers import Workers, in_thread
+from kvwal.aio.workers import Workers, in_thread, to_the_end
 from kvwal.api.store import Store
 from kvwal.api.table import Table, TableDifference, TableVersion
 from kvwal.batch import WriteBatch
@@ -26,6 +26,7 @@ from kvwal.feed.change import Change
 from kvwal.keys import BytesLike, KeyRange, Seqno, as_key
 from kvwal.options import Durability
 from kvwal.pages import NotCached
+from kvwal.tables.migration import MIGRATION_BATCH, Migration, MigrationReport, Progress
 from kvwal.tables.spec import TableSpec
 from kvwal.tables.stored import StoredTable
 from kvwal.tables.within import BatchTable
@@ -255,6 +256,34 @@ class AsyncTable(Writing[K, V], AsyncTypedReading[K, V], Generic[K, V]):
         how = How(durability, meta)
         encoded, value = await in_thread(self._table.past, key, to)
         return await bring_back(self._way, self._spec, encoded, value, how)
+
+    async def migrate(
+        self,
+        *,
+        batch: int = MIGRATION_BATCH,
+        dry_run: bool = False,
+        progress: Progress | None = None,
+        durability: Durability | None = None,
+        meta: Mapping[str, str] | None = None,
+    ) -> MigrationReport:
+        """Rewrite the values that are of former versions of the codec in the newest: `Table.migrate`.
+
+        Threads take the steps, and call the codec; the loop calls `progress`. A task that is cancelled waits for the
+        end of a step. What was done then is kept, and the next call goes on there.
+        """
+        self._parts.refuse_if_over()
+        going = await in_thread(
+            Migration, self._parts.engine, self._spec, batch=batch, dry_run=dry_run, durability=durability, meta=meta
+        )
+        more = True
+        while more:
+            self._parts.refuse_if_over()
+            more, cancelled = await to_the_end(going.step)
+            if cancelled is not None:
+                raise cancelled
+            if progress is not None:
+                progress(going.report.examined, going.total)
+        return going.report
 
     def at(self, at: int | datetime) -> AsyncSnapshot:
         """The store at a past moment: `await users.within(users.at(moment))` is the table then."""

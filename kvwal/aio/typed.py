@@ -25,6 +25,12 @@ __all__ = ["AsyncTypedReading"]
 K = TypeVar("K")
 V = TypeVar("V")
 T = TypeVar("T")
+R = TypeVar("R")
+
+
+def _each_of(decode: Callable[[R], T], of: Callable[[Chunk], Iterator[R]]) -> Callable[[Chunk], Iterator[T]]:
+    """What a scan makes of a chunk. Not by `map`, which a codec that raises StopIteration would end."""
+    return lambda chunk: (decode(each) for each in of(chunk))
 
 
 class AsyncTypedReading(Handle, OfTable[K, V], Generic[K, V]):
@@ -79,8 +85,7 @@ class AsyncTypedReading(Handle, OfTable[K, V], Generic[K, V]):
 
         Args: as in `kvwal.Table.scan`.
         """
-        pair = self._spec.pair
-        return self._scan(start, stop, prefix, reverse, limit, lambda chunk: map(pair, items_of(chunk)))
+        return self._scan(start, stop, prefix, reverse, limit, _each_of(self._spec.pair, items_of))
 
     items = scan
 
@@ -94,8 +99,7 @@ class AsyncTypedReading(Handle, OfTable[K, V], Generic[K, V]):
         limit: int | None = None,
     ) -> Scan[K]:
         """Iterate over the keys, all or of a range (see `scan`)."""
-        decode = self._spec.key.decode
-        return self._scan(start, stop, prefix, reverse, limit, lambda chunk: map(decode, keys_of(chunk)))
+        return self._scan(start, stop, prefix, reverse, limit, _each_of(self._spec.key.decode, keys_of))
 
     def values(
         self,
@@ -107,8 +111,7 @@ class AsyncTypedReading(Handle, OfTable[K, V], Generic[K, V]):
         limit: int | None = None,
     ) -> Scan[V]:
         """Iterate over the values, all or of a range (see `scan`)."""
-        decode = self._spec.value.decode
-        return self._scan(start, stop, prefix, reverse, limit, lambda chunk: map(decode, values_of(chunk)))
+        return self._scan(start, stop, prefix, reverse, limit, _each_of(self._spec.value.decode, values_of))
 
     def __aiter__(self) -> Scan[K]:
         return self.keys()

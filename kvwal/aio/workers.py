@@ -7,6 +7,7 @@ handful, and all results of a handful go back to the loop with one call.
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import threading
 from collections.abc import Callable
 from queue import Empty, SimpleQueue
@@ -154,9 +155,11 @@ async def the_end_of(future: asyncio.Future[_T]) -> tuple[_T, BaseException | No
 def _started(function: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> asyncio.Future[_T]:
     loop = asyncio.get_running_loop()
     future: asyncio.Future[_T] = loop.create_future()
+    # So that what it commits is one of the task's own commits.
+    context = contextvars.copy_context()
 
     def work() -> None:
-        results = [_run((lambda: function(*args, **kwargs), future))]
+        results = [_run((lambda: context.run(function, *args, **kwargs), future))]
         try:
             loop.call_soon_threadsafe(_deliver, results)
         except RuntimeError:

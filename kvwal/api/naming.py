@@ -10,7 +10,7 @@ from kvwal.api.table import Table
 from kvwal.codecs import Codec, KeyCodec
 from kvwal.engine.engine import Engine
 from kvwal.engine.request import CommitRequest, Operation
-from kvwal.engine.tables import Drop, Rename, as_table_name
+from kvwal.engine.tables import Drop, Rename, TableRow, as_table_name
 from kvwal.errors import TableNotFoundError
 from kvwal.keys import BytesLike, Seqno, as_key
 from kvwal.log import extension_of
@@ -31,6 +31,8 @@ class TableInfo:
         id: the number that stands for it in `changes` and `commits`. It is never given to another table.
         key, value: the names of its codecs.
         keys: how many keys it has.
+        problem: why the table cannot be used, if its row is damaged or of a newer version; then the id is -1, and the
+            rest is empty. None otherwise.
     """
 
     name: str
@@ -38,6 +40,7 @@ class TableInfo:
     key: str
     value: str
     keys: int
+    problem: str | None = None
 
 
 class Naming:
@@ -93,11 +96,17 @@ class Naming:
         return Table(self.engine, SubSpec(as_key(prefix), key, value), self)
 
     def tables(self) -> list[TableInfo]:
-        """The tables that there are, by name. O(tables), and a count for each."""
+        """The tables that there are, by name. O(tables), and a count for each.
+
+        One that cannot be used has a `problem`, and keeps none of the others from being listed.
+        """
         engine = self.engine
         rows = engine.tables.rows(engine.reads.moments.reader("tables"))
         return [
-            TableInfo(row.name, row.id, str(row.key), str(row.value), engine.reads.count(table=row.id)) for row in rows
+            TableInfo(row.name, row.id, str(row.key), str(row.value), engine.reads.count(table=row.id))
+            if isinstance(row, TableRow)
+            else TableInfo(name, -1, "", "", 0, str(row))
+            for name, row in rows
         ]
 
     def drop_table(self, name: str, *, meta: Mapping[str, str] | None = None) -> Seqno:

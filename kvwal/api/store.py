@@ -18,6 +18,7 @@ from kvwal.db.transaction import Transaction
 from kvwal.engine.engine import Engine
 from kvwal.engine.merge import Chunk, Pairs
 from kvwal.engine.operations import PopEdge, SetExpiry, Update, decode_counter, encode_counter
+from kvwal.engine.own_commits import OwnCommits, block_of
 from kvwal.engine.recovery import RecoveryReport
 from kvwal.engine.request import CommitRequest, Operation
 from kvwal.engine.stats import Pin, Stats
@@ -434,6 +435,15 @@ class Store(Naming, Remembering, MutableMapping[bytes, bytes]):
         self._read(checked)
         self._commit_operation(update, durability)
         return decode_counter(update.new)
+
+    def own_commits(self) -> OwnCommits:
+        """`with db.own_commits() as own:` tells which commits this thread makes in the block: `own.first`, `own.last`.
+
+        So every write has its seqno, also where the call returns something else: `add`, `update`, `db[key] = value`,
+        `run`, and what others do with this store in the block. Blocks nest. Meanwhile each put of the store, of any
+        thread, takes about as long as with a listener.
+        """
+        return block_of(self.engine.queue.events)
 
     # -- transactions -------------------------------------------------------------------------
 

@@ -16,6 +16,7 @@ from kvwal.feed.key_versions import KeyVersions
 from kvwal.feed.line import moment_of, seqno_of
 from kvwal.keys import Seqno, as_int
 from kvwal.options import Durability
+from kvwal.tables.migration import MIGRATION_BATCH, Migration, MigrationReport, Progress
 from kvwal.tables.spec import TableSpec
 from kvwal.tables.table import WritableTable
 from kvwal.tables.writing import How, at_once, bring_back
@@ -36,6 +37,7 @@ class TableVersion(Generic[V]):
     meta: Mapping[str, str] = field(hash=False)
     kind: str
     value: V | None
+    cause: str | None = None
 
     @property
     def time(self) -> datetime:
@@ -81,7 +83,7 @@ class Table(WritableTable[K, V], Generic[K, V]):
             return iter(())
         found = KeyVersions(
             self._engine,
-            self._encode(key),
+            self._spec.encode_key(key),
             table=table,
             since=None if since is None else seqno_of(self._engine, "since", since, SnapshotTooOld),
             until=None if until is None else seqno_of(self._engine, "until", until, SnapshotTooOld),
@@ -90,7 +92,8 @@ class Table(WritableTable[K, V], Generic[K, V]):
             owner=self._owner,
         )
         return (
-            TableVersion(each.seqno, each.time_us, each.meta, each.kind, self._of(each.value)) for each in found
+            TableVersion(each.seqno, each.time_us, each.meta, each.kind, self._of(each.value), each.cause)
+            for each in found
         )
 
     def _of(self, value: bytes | None) -> V | None:
@@ -132,6 +135,38 @@ class Table(WritableTable[K, V], Generic[K, V]):
         """The key as bytes, and its value at a past moment; None if it had none. Raises as `Store.snapshot`."""
         encoded, then, table = self._spec.encode_key(key), moment_of(self._engine, "to", at), self.id
         return encoded, None if table is None else past_value(self._engine, encoded, then, table)
+
+    def migrate(
+        self,
+        *,
+        batch: int = MIGRATION_BATCH,
+        dry_run: bool = False,
+        progress: Progress | None = None,
+        durability: Durability | None = None,
+        meta: Mapping[str, str] | None = None,
+    ) -> MigrationReport:
+        """Rewrite the values that are of former versions of the codec in the newest, beside any other writers.
+
+        Each commit has some values, and says how far all has come: interrupted or killed, a migration goes on there
+        when it is called again. Feeds show these commits with the cause "migrate". A value that was changed meanwhile
+        is never overwritten. One that cannot be brought up stays as it is, and is counted.
+
+        Args:
+            batch: values in a commit, from 1 to 100,000; they have 1 MiB and a value at the most.
+            dry_run: only look, from the first key on. Then the store may be open for reading only.
+            progress: called after each step with the number of values that were looked at, and that of all.
+            durability, meta: of the commits: see `Store.put`.
+
+        Raises: TypeError if the values have no versions (see `kvwal.codecs.versioned`); TableNotFoundError, also if the
+        table is dropped or renamed meanwhile; ReadOnlyError. O(values).
+        """
+        going = Migration(self._engine, self._spec, batch=batch, dry_run=dry_run, durability=durability, meta=meta)
+        more = True
+        while more:
+            more = going.step()
+            if progress is not None:
+                progress(going.report.examined, going.total)
+        return going.report
 
     def at(self, at: int | datetime) -> Snapshot:
         """The store at a past moment: `users.within(users.at(moment))` is the table then. See `Store.snapshot`."""

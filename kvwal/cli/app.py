@@ -5,13 +5,14 @@ Exit codes (scripts rely on them: never change):
 | code | meaning |
 |---|---|
 | 0 | done |
-| 1 | no such key |
+| 1 | no such key, or the answer to a question was no |
 | 2 | the command line is wrong |
 | 3 | the store is damaged, or a demo found a broken promise |
 | 4 | another process has the store open |
 | 5 | no store there, something else there, or a store of a format this version does not know |
 | 6 | the machine failed: no space, no permission, a read or write error |
 | 7 | a line of the input of `load` is not what it should be |
+| 8 | a value of a table, or a key, cannot be read with its codec |
 | 69 | click or rich is not installed |
 | 70 | a bug in kvwal; the traceback is shown |
 | 130 | interrupted |
@@ -33,8 +34,8 @@ from typing import Any
 import click
 
 from kvwal import errors
-from kvwal.cli import changes, consumers, entries, history, key_history, moments, reports, tables, transfer
-from kvwal.cli.terminal import BadInput, NoSuchKey, complain
+from kvwal.cli import changes, consumers, entries, history, key_history, migrate, moments, reports, tables, transfer
+from kvwal.cli.terminal import EXIT_UNREADABLE, BadInput, NoSuchKey, complain
 
 __all__ = ["app"]
 
@@ -81,6 +82,8 @@ def _exit_code(error: Exception) -> int:
             return 5
         case BadInput():
             return 7
+        case errors.CodecError():
+            return EXIT_UNREADABLE
         case errors.InternalError():
             return 70
         case errors.ReadOnlyError() | errors.EnvironmentFailure() | OSError() | MemoryError():
@@ -132,6 +135,8 @@ for _command in (
     transfer.load,
     transfer.dump,
     tables.tables,
+    tables.table,
+    migrate.migrate,
     reports.stats,
     reports.verify,
     history.log,

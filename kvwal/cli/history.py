@@ -14,6 +14,7 @@ from kvwal.cli.forms import Form, form_options, meta_option, show, show_meta, to
 from kvwal.cli.moments import POSITION
 from kvwal.cli.terminal import human_bytes, print_json, store_path, when
 from kvwal.expiring import Expiring, plain
+from kvwal.log.extension import cause_of
 
 if TYPE_CHECKING:
     from kvwal.api.store import Store
@@ -101,6 +102,7 @@ def _object(form: Form, record: Record) -> dict[str, Any]:
         "time": when(record.time_us),
         "time_us": record.time_us,
         "meta": record.meta(),
+        "cause": cause_of(record.extension()),
         "segment": record.position.segment,
         "offset": record.position.offset,
         "intents": intents,
@@ -114,6 +116,7 @@ def _paragraph(form: Form, record: Record, most: int | None, color: bool) -> str
         click.style(head, fg="yellow") if color else head,
         f"Date:  {when(record.time_us)}",
         f"Log:   {segment:020d}.log at byte {offset}",
+        *(f"Cause: {cause}" for cause in [cause_of(record.extension())] if cause is not None),
         *(f"Meta:  {pair}" for pair in show_meta(record.meta())),
         "",
     ]

@@ -64,6 +64,7 @@ def _object(writing: Writing, version: KeyVersion) -> dict[str, Any]:
         "time": when(version.time_us),
         "time_us": version.time_us,
         "meta": version.meta,
+        "cause": version.cause,
         "kind": version.kind,
         **({} if version.value is None else writing.json_value(version.value)),
     }

@@ -17,7 +17,7 @@ from kvwal.cli.terminal import binary_output, plain_json, store_path
 from kvwal.cli.written import TableWriting, Writing, table_option
 from kvwal.db.mapping import OrderedMapping
 
-__all__ = ["MOMENT", "POSITION", "Moment", "at_option", "diff", "opened_at"]
+__all__ = ["MOMENT", "POSITION", "Moment", "at_option", "diff", "opened_at", "snapshot_at"]
 
 Moment = int | datetime
 
@@ -72,14 +72,21 @@ def _asked() -> Iterator[None]:
 
 
 @contextmanager
+def snapshot_at(db: kvwal.Store, at: Moment | None) -> Iterator[kvwal.Snapshot]:
+    """The store at a moment; None: now."""
+    with _asked():
+        snapshot = db.snapshot(at=at)
+    with snapshot:
+        yield snapshot
+
+
+@contextmanager
 def opened_at(path: str, at: Moment | None, form: Form, table: str | None) -> Iterator[tuple[OrderedMapping, Writing]]:
     """The store, or a table of it, at a moment (None: now), for reading, and how it is written."""
     with kvwal.open(path, "r") as db, ExitStack() as stack:
         found: OrderedMapping = db
         if at is not None:
-            with _asked():
-                snapshot = db.snapshot(at=at)
-            found = stack.enter_context(snapshot)
+            found = snapshot = stack.enter_context(snapshot_at(db, at))
         if table is None:
             yield found, Writing(form)
         else:

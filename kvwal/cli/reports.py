@@ -10,11 +10,19 @@ from rich.console import Console
 
 import kvwal
 from kvwal.cli.picture import LEGEND, Extent, drawing
-from kvwal.cli.terminal import complain, count, human_bytes, print_facts, print_json, progress_bar, store_path, when
+from kvwal.cli.terminal import (
+    EXIT_DAMAGED,
+    complain,
+    count,
+    human_bytes,
+    print_facts,
+    print_json,
+    progress_bar,
+    store_path,
+    when,
+)
 
 __all__ = ["checkpoint", "compact", "salvage", "stats", "verify"]
-
-_EXIT_DAMAGED = 3
 
 
 @click.command()
@@ -75,7 +83,7 @@ def verify(path: str, as_json: bool) -> None:
         click.echo(f"{verdict}: {report.pages:,} pages and {report.records:,} log records in {report.seconds:.2f} s")
     if not report.ok:
         complain(f"save what verifies with: kvwal salvage {path} NEW_PATH")
-        click.get_current_context().exit(_EXIT_DAMAGED)
+        click.get_current_context().exit(EXIT_DAMAGED)
 
 
 @click.command()
@@ -130,4 +138,4 @@ def salvage(path: str, into: str, as_json: bool) -> None:
         saved = count(report.saved_keys, "key")
         click.echo(f"{saved} saved into {into}; {count(len(report.damages), 'finding')} of damage")
     if report.damages:
-        click.get_current_context().exit(_EXIT_DAMAGED)
+        click.get_current_context().exit(EXIT_DAMAGED)

@@ -14,6 +14,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressC
 from rich.table import Table
 
 __all__ = [
+    "EXIT_DAMAGED",
+    "EXIT_UNREADABLE",
     "BadInput",
     "NoSuchKey",
     "binary_output",
@@ -27,6 +29,11 @@ __all__ = [
     "store_path",
     "when",
 ]
+
+#: Something in the store is not what kvwal wrote there.
+EXIT_DAMAGED = 3
+#: A value cannot be read with the codec of its table.
+EXIT_UNREADABLE = 8
 
 #: A store's directory. click leaves existence to the store, whose errors say more.
 store_path = click.argument("path", type=click.Path(file_okay=True, dir_okay=True))

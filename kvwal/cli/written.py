@@ -34,7 +34,7 @@ from kvwal.errors import TableNotFoundError
 from kvwal.keys import KeyRange, as_key, as_value
 from kvwal.tables.spec import TableSpec
 
-__all__ = ["TableWriting", "Writing", "table_option"]
+__all__ = ["AsItIs", "TableWriting", "TypedWriting", "Writing", "as_name", "table_option"]
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
@@ -88,7 +88,7 @@ class Writing:
         return to_json(self.form, name, data)
 
 
-class _AsItIs:
+class AsItIs:
     """A codec that says it is another one, and leaves the bytes as they are."""
 
     ordered = True
@@ -96,6 +96,7 @@ class _AsItIs:
     def __init__(self, codec: CodecName) -> None:
         self.name = codec.name
         self.version = codec.version
+        self.oldest = codec.oldest or codec.version
 
     def encode(self, value: bytes) -> bytes:
         return value
@@ -108,27 +109,29 @@ class _AsItIs:
         return self.version == 1 or self.name.startswith("versioned(")
 
 
-class TableWriting(Writing):
-    """How the keys and values of a table are written. `table` has them as bytes."""
+def as_name(name: str) -> str:
+    """The name of a table. click.BadParameter for what can be none."""
+    try:
+        return as_table_name(name)
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from None
 
-    def __init__(self, db: kvwal.Store, name: str, form: Form) -> None:
-        """TableNotFoundError; click.BadParameter."""
+
+class TypedWriting(Writing):
+    """How the keys and values of a table with these codecs are written."""
+
+    def __init__(
+        self, form: Form, name: str, key_codec: CodecName, value_codec: CodecName, *, quiet: bool = False
+    ) -> None:
+        """`quiet`: it is not said where they are shown as bytes."""
         super().__init__(form)
-        try:
-            as_table_name(name)
-        except ValueError as error:
-            raise click.BadParameter(str(error)) from None
-        row = db.engine.tables.row(name)
-        if row is None:
-            raise TableNotFoundError(name)
-        key, value = _AsItIs(row.key), _AsItIs(row.value)
-        self.table: kvwal.Table[bytes, bytes] = db.table(name, key, value)
+        key, value = AsItIs(key_codec), AsItIs(value_codec)
         self._key_name, self._value_name = key.name, value.name
         typed = form is Form.TEXT
         self._key = key_codec_named(key.name) if typed and key.is_known() and key.name != "bytes" else None
         self._read = reader_named(value.name) if typed and value.is_known() and value.name != "bytes" else None
-        for what, codec, known in (("keys", row.key, self._key), ("values", row.value, self._read)):
-            if typed and known is None and codec.name != "bytes":
+        for what, codec, known in (("keys", key_codec, self._key), ("values", value_codec, self._read)):
+            if typed and known is None and codec.name != "bytes" and not quiet:
                 complain(f"the {what} of table {name!r} are shown as bytes: {codec} is no codec of kvwal's own")
 
     @property
@@ -183,6 +186,20 @@ class TableWriting(Writing):
     def json_value(self, data: bytes, name: str = "value") -> dict[str, Any]:
         """See `Writing`."""
         return super().json_value(data, name) if self._read is None else _member(name, self._read, data)
+
+
+class TableWriting(TypedWriting):
+    """How the keys and values of a table of a store are written. `table` has them as bytes."""
+
+    def __init__(self, db: kvwal.Store, name: str, form: Form, *, quiet: bool = False) -> None:
+        """TableNotFoundError; click.BadParameter. `quiet`: see `TypedWriting`."""
+        row = db.engine.tables.row(as_name(name))
+        if row is None:
+            raise TableNotFoundError(name)
+        super().__init__(form, name, row.key, row.value, quiet=quiet)
+        #: What the table remembers of the codecs of keys and values.
+        self.codecs = row.key, row.value
+        self.table: kvwal.Table[bytes, bytes] = db.table(name, AsItIs(row.key), AsItIs(row.value))
 
 
 _MEANT: dict[str, Callable[[str], Any]] = {

@@ -43,13 +43,12 @@ from typing import Any, Final, NamedTuple, TypeAlias
 from uuid import UUID
 
 from kvwal.errors import CodecError
-from kvwal.keys import as_int
+from kvwal.keys import PENDING_SEQNO, STAMP, as_int
 
 __all__ = [
     "INNER_NONE",
     "KINDS",
     "SEQNO",
-    "STAMP_BYTES",
     "Decoder",
     "Encoder",
     "Float32",
@@ -66,8 +65,7 @@ _ALL: Final = (1 << 64) - 1
 _U64: Final = Struct(">Q")
 _DOUBLE: Final = Struct(">d")
 _SINGLE: Final = Struct(">f")
-_STAMP: Final = Struct(">QI")
-STAMP_BYTES: Final = _STAMP.size
+_MOST_ORDINAL: Final = (1 << 32) - 1
 
 _CUT: Final = "a part is cut off"
 
@@ -86,20 +84,30 @@ class Versionstamp:
     """Where a key was written: unique in a store, and ascending in the order of commits.
 
     Attributes:
-        seqno: of the commit.
+        seqno: of the commit; below 2^64 - 1.
         ordinal: of the key among those of this commit that have a versionstamp.
+
+    In a transaction, keys that its commit is to fill in are read with the seqno 2^64 - 1.
     """
 
     seqno: int
     ordinal: int
 
     def __post_init__(self) -> None:
-        as_int("seqno", self.seqno, 0, _ALL)
-        as_int("ordinal", self.ordinal, 0, 0xFFFF_FFFF)
+        as_int("seqno", self.seqno, 0, PENDING_SEQNO - 1)
+        as_int("ordinal", self.ordinal, 0, _MOST_ORDINAL)
+
+
+def _pending(ordinal: int) -> Versionstamp:
+    """One that a commit is to fill in. None can be made by hand."""
+    stamp = object.__new__(Versionstamp)
+    object.__setattr__(stamp, "seqno", PENDING_SEQNO)
+    object.__setattr__(stamp, "ordinal", ordinal)
+    return stamp
 
 
 #: Stands for the versionstamp of the commit that will write the key. Never on disk.
-SEQNO: Final = Versionstamp(_ALL, 0xFFFF_FFFF)
+SEQNO: Final = _pending(_MOST_ORDINAL)
 
 
 # Strings.
@@ -237,14 +245,16 @@ def _encode_stamp(value: Versionstamp) -> bytes:
         raise TypeError(
             "SEQNO becomes a versionstamp when a commit writes the key; it is the last part of a key to put"
         )
-    return b"\x33" + _STAMP.pack(value.seqno, value.ordinal)
+    return b"\x33" + STAMP.pack(value.seqno, value.ordinal)
 
 
 def _decode_stamp(data: bytes, at: int) -> tuple[Versionstamp, int]:
-    value = Versionstamp(*_STAMP.unpack_from(data, at))
-    if value == SEQNO:
+    seqno, ordinal = STAMP.unpack_from(data, at)
+    if seqno < PENDING_SEQNO:
+        return Versionstamp(seqno, ordinal), at + STAMP.size
+    if ordinal == _MOST_ORDINAL:
         raise ValueError("a versionstamp was not filled in")
-    return value, at + STAMP_BYTES
+    return _pending(ordinal), at + STAMP.size
 
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)

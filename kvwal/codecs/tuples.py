@@ -21,7 +21,6 @@ from kvwal.codecs.parts import (
     INNER_NONE,
     KINDS,
     SEQNO,
-    STAMP_BYTES,
     Decoder,
     Encoder,
     Float32,
@@ -29,7 +28,7 @@ from kvwal.codecs.parts import (
     Versionstamp,
     whole,
 )
-from kvwal.keys import KeyRange
+from kvwal.keys import STAMP, KeyRange
 
 __all__ = ["MAX_DEPTH", "Part", "TupleCodec", "pack", "part_of", "unpack"]
 
@@ -263,7 +262,7 @@ class TupleCodec(OrderedFunctions[K]):
             return self.encode(value), None
         # The last part in place of SEQNO is checked as any other, so that it stands where a versionstamp may.
         data = self._shape.encode((*key[:-1], _FIRST_STAMP))
-        return data[:-STAMP_BYTES] + b"\xff" * STAMP_BYTES, len(data) - STAMP_BYTES
+        return data[: -STAMP.size] + b"\xff" * STAMP.size, len(data) - STAMP.size
 
 
 _LAYER: Final = _shape((Any, ...), 0, KINDS)

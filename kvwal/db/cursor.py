@@ -2,26 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import Any, Generic, Protocol, TypeVar
+
+from kvwal.keys import KeyRange
 
 __all__ = ["Cursor"]
 
 K = TypeVar("K")
 V = TypeVar("V")
-_K = TypeVar("_K")
-_V_co = TypeVar("_V_co", covariant=True)
 
-
-class _Ordered(Protocol[_K, _V_co]):
+class _Ordered(Protocol):
     def scan(
-        self, start: _K | None = None, stop: _K | None = None, *, reverse: bool = False, limit: int | None = None
-    ) -> Iterator[tuple[_K, _V_co]]: ...
+        self, start: Any = None, stop: Any = None, *, reverse: bool = False, limit: int | None = None
+    ) -> Iterator[tuple[bytes, bytes]]: ...
 
 
 class Cursor(Generic[K, V]):
-    """A place among the keys of a store, a snapshot, a transaction or a table.
+    """A place among the keys of a store, a snapshot, a transaction or a table. Made by their `cursor`.
 
     It is at a pair, before the first one, or behind the last one. Each method that moves it returns whether it is at a
     pair then. To go on in one direction costs as much as a scan, of the moment at which it was placed (by `first`,
@@ -37,17 +36,25 @@ class Cursor(Generic[K, V]):
         pair: the key and the value that it is at; None if it is at none.
     """
 
-    __slots__ = ("_at", "_behind", "_reverse", "_scan", "_source", "pair")
+    __slots__ = ("_at", "_behind", "_pair_of", "_range", "_raw", "_reverse", "_scan", "pair")
 
-    def __init__(self, source: _Ordered[Any, Any]) -> None:
-        self._source = source
+    def __init__(
+        self,
+        raw: Callable[[], _Ordered],
+        range: Callable[[Any, Any], KeyRange],
+        pair: Callable[[tuple[bytes, bytes]], tuple[K, V]],
+    ) -> None:
+        """`raw`: what is there, as bytes; `range`: the bytes of bounds; `pair`: what two bytes strings stand for."""
+        self._raw = raw
+        self._range = range
+        self._pair_of = pair
         self.pair: tuple[K, V] | None = None
-        # The key that it was at last: what it goes on from.
-        self._at: K | None = None
-        # At no pair: whether behind the last one. (And not before the first.)
+        # The bytes of the key that it is at. Decoded keys need not be equal to themselves.
+        self._at: bytes | None = None
+        # At no key: whether behind the last one. (And not before the first.)
         self._behind = False
         # What goes on in the direction that it went last.
-        self._scan: Iterator[tuple[K, V]] = iter(())
+        self._scan: Iterator[tuple[bytes, bytes]] = iter(())
         self._reverse: bool | None = None
 
     @property
@@ -69,23 +76,25 @@ class Cursor(Generic[K, V]):
 
     def first(self) -> bool:
         """Go to the smallest key."""
-        return self._go(self._source.scan(), reverse=False)
+        return self._go(self._range(None, None), reverse=False)
 
     def last(self) -> bool:
         """Go to the largest key."""
-        return self._go(self._source.scan(reverse=True), reverse=True)
+        return self._go(self._range(None, None), reverse=True)
 
     def seek(self, key: K) -> bool:
         """Go to `key`, or else to the smallest key above it."""
-        return self._go(self._source.scan(key), reverse=False)
+        return self._go(self._range(key, None), reverse=False)
 
     def seek_last(self, key: K) -> bool:
         """Go to `key`, or else to the largest key below it."""
-        if self._go(self._source.scan(key, limit=1), reverse=False) and self.key == key:
-            # What follows is not read yet.
-            self._reverse = None
-            return True
-        return self._go(self._source.scan(stop=key, reverse=True), reverse=True)
+        start = self._range(key, None).start
+        found = next(self._raw().scan(start, limit=1), None)
+        if found is None or found[0] != start:
+            return self._go(self._range(None, key), reverse=True)
+        # What follows is not read yet.
+        self._scan, self._reverse = iter(()), None
+        return self._come_to(found)
 
     # -- moving it ----------------------------------------------------------------------------
 
@@ -93,34 +102,38 @@ class Cursor(Generic[K, V]):
         """Go to the next larger key; from before the first one to that."""
         if self._reverse is False:
             return self._step()
-        if self.pair is None:
+        if self._at is None:
             return False if self._behind else self.first()
-        scan = self._source.scan(self._at)
-        return self._go(scan, reverse=False, beyond=self._at)
+        return self._go(KeyRange(self._at, self._range(None, None).stop), reverse=False, beyond=self._at)
 
     def prev(self) -> bool:
         """Go to the next smaller key; from behind the last one to that."""
         if self._reverse is True:
             return self._step()
-        if self.pair is None:
+        if self._at is None:
             return self.last() if self._behind else False
-        return self._go(self._source.scan(stop=self._at, reverse=True), reverse=True)
+        return self._go(KeyRange(self._range(None, None).start, self._at), reverse=True)
 
-    def _go(self, scan: Iterator[tuple[K, V]], *, reverse: bool, beyond: K | None = None) -> bool:
-        self._scan, self._reverse = scan, reverse
-        moved = self._step()
-        # It may be that the key where it was is still there.
-        return self._step() if moved and beyond is not None and self._at == beyond else moved
+    def _go(self, bounds: KeyRange, *, reverse: bool, beyond: bytes | None = None) -> bool:
+        self._scan, self._reverse = self._raw().scan(*bounds, reverse=reverse), reverse
+        return self._step(beyond)
 
-    def _step(self) -> bool:
-        pair = next(self._scan, None)
-        self.pair = pair
-        if pair is not None:
-            self._at = pair[0]
-            return True
+    def _step(self, beyond: bytes | None = None) -> bool:
+        found = next(self._scan, None)
+        if found is not None and found[0] == beyond:
+            # The key where it was is still there.
+            found = next(self._scan, None)
+        if found is not None:
+            return self._come_to(found)
         self._behind = self._reverse is False
-        self._scan, self._reverse = iter(()), None
+        self._scan, self._reverse, self._at, self.pair = iter(()), None, None, None
         return False
+
+    def _come_to(self, found: tuple[bytes, bytes]) -> bool:
+        self._at, self.pair = found[0], None
+        # It goes on from there also if this raises.
+        self.pair = self._pair_of(found)
+        return True
 
     def __iter__(self) -> Iterator[tuple[K, V]]:
         """The pair that it is at, and those that follow. The cursor moves with it, and ends behind the last one."""
@@ -133,7 +146,7 @@ class Cursor(Generic[K, V]):
 
     def close(self) -> None:
         """Let go of the moment that it reads. It may be placed again. Idempotent."""
-        self._scan, self._reverse, self.pair = iter(()), None, None
+        self._scan, self._reverse, self._at, self.pair = iter(()), None, None, None
 
     def __enter__(self) -> Cursor[K, V]:
         return self

@@ -296,7 +296,7 @@ class OrderedMapping(Handle, Lasting, Mapping[bytes, bytes]):
 
     def cursor(self) -> Cursor[bytes, bytes]:
         """A place among the keys that can be moved: see `kvwal.Cursor`."""
-        return Cursor(self)
+        return Cursor(lambda: self, KeyRange.of, lambda pair: pair)
 
 
 def expiries(mapping: Lasting, keys: Iterable[bytes]) -> list[int | None]:

@@ -34,6 +34,7 @@ from kvwal.engine.group import Group, Pressure
 from kvwal.engine.judge import Judge
 from kvwal.engine.memtable import ENTRY_OVERHEAD_BYTES
 from kvwal.engine.occ import History
+from kvwal.engine.own_commits import note
 from kvwal.engine.publish import Publisher
 from kvwal.engine.reads import Reads
 from kvwal.engine.request import CommitRequest, say_written
@@ -155,8 +156,11 @@ class CommitQueue:
         """Commit, and return the seqno (0 for a request without writes). Raises what went wrong with it."""
         try:
             self.submit((request,))
+            if self._listeners:
+                note(self.events, request.seqno)
         except BaseException as error:
             if request.seqno:
+                note(self.events, request.seqno)
                 say_written(error, request.seqno)
             raise
         if request.error is not None:

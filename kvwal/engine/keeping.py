@@ -200,8 +200,8 @@ class Keeping:
         return min(_MOST_BYTES, free_bytes // _FREE_SHARE, max(_LEAST_BYTES, self._data_bytes()))
 
     def _data_bytes(self) -> int:
-        meta = self._pages.meta
-        return meta.page_count * meta.page_size - self._pages.bases.held_bytes()
+        """What the newest generation takes: neither what only bases reach, nor what they left free in the file."""
+        return self._pages.space.reached_bytes(self._pages.meta) - self._pages.bases.held_bytes()
 
     def _distance(self, most: int) -> int:
         return min(max(self._base_bytes, _TREES * self._data_bytes()), most // _BASES)

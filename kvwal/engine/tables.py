@@ -16,27 +16,29 @@ from __future__ import annotations
 import json
 import struct
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any, Final, NamedTuple
 
 from kvwal.batch import WriteBatch
+from kvwal.engine.migration import migration_key
 from kvwal.engine.parked import SYSTEM_TABLE
 from kvwal.engine.readers import Reader
 from kvwal.engine.reads import Reads
 from kvwal.engine.request import Newest
 from kvwal.engine.state import State
 from kvwal.engine.value import Value
-from kvwal.errors import CorruptionError, FormatError, TableCodecError, TableExistsError, TableNotFoundError
+from kvwal.errors import CorruptionError, Error, FormatError, TableCodecError, TableExistsError, TableNotFoundError
 from kvwal.expiring import MOST_US, Expiring
 from kvwal.files.names import DATA
+from kvwal.keys import KeyRange
 from kvwal.log import Extension
 
 __all__ = [
     "MAX_NAME_BYTES",
     "NEXT_IDS_KEY",
     "Asked",
+    "ROWS",
     "CodecName",
     "Drop",
     "InDefaultTable",
@@ -57,6 +59,8 @@ __all__ = [
 # On disk: never change.
 _KIND: Final = b"\x01"
 NEXT_IDS_KEY: Final = b"\x02"
+#: The keys of the rows of tables in table 1.
+ROWS: Final = KeyRange(_KIND, NEXT_IDS_KEY)
 _NEXT_IDS = struct.Struct("<II")
 _FIRST_ID: Final = 16
 _FIRST_DERIVED_ID: Final = 1 << 31
@@ -379,6 +383,8 @@ class Drop:
         self.dropped = row.id
         batch.table(row.id).delete_range()
         batch.table(SYSTEM_TABLE).delete(row_key(self._name))
+        if newest.table(SYSTEM_TABLE).get(migration_key(row.id)) is not None:
+            batch.table(SYSTEM_TABLE).delete(migration_key(row.id))
         return batch
 
 
@@ -418,6 +424,7 @@ class Tables:
     def __init__(self, state: State, reads: Reads) -> None:
         self._state = state
         self._reads = reads
+
     def row(self, name: str, *, cached_only: bool = False) -> TableRow | None:
         """The row of a table now; None if there is none. `cached_only`: as in `Reads.read`."""
         self._state.refuse_if_gone()
@@ -431,11 +438,14 @@ class Tables:
         value = self._reads.read_at(reader, key, table=SYSTEM_TABLE)
         return None if value is None else decode_row(key, value)
 
-    def rows(self, reader: Reader) -> list[TableRow]:
-        """The rows of all tables as of a reader, by name, but those of a newer version. The reader is given back."""
-        rows: list[TableRow] = []
-        for keys, values in self._reads.chunks(reader, _KIND, NEXT_IDS_KEY, reverse=False, table=SYSTEM_TABLE):
+    def rows(self, reader: Reader) -> list[tuple[str, TableRow | Error]]:
+        """The rows of all tables as of a reader, by name, or what is wrong with one. The reader is given back."""
+        rows: list[tuple[str, TableRow | Error]] = []
+        for keys, values in self._reads.chunks(reader, *ROWS, reverse=False, table=SYSTEM_TABLE):
             for key, value in zip(keys, values, strict=True):
-                with suppress(FormatError):
-                    rows.append(decode_row(key, value))
+                name = key[1:].decode(errors="backslashreplace")
+                try:
+                    rows.append((name, decode_row(key, value)))
+                except (CorruptionError, FormatError) as error:
+                    rows.append((name, error))
         return rows

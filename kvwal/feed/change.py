@@ -1,6 +1,7 @@
 """What one commit changed, as the feed tells it: one `Change` for each intent that the filter lets through.
 
 Invariant: keys are tested before values are cut out of the record, and only those of changes that are told are cut out.
+Of a run all are cut at once, which takes less time than to look at one record.
 """
 
 from __future__ import annotations
@@ -9,13 +10,15 @@ import json
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from hashlib import sha256
+from itertools import compress, repeat
 from operator import methodcaller
 from typing import Literal, NamedTuple, Protocol, TypeAlias
 
 from kvwal.batch import MAX_TABLE_ID
 from kvwal.expiring import plain
 from kvwal.keys import BytesLike, KeyRange, Seqno, as_int, as_key, disjoint
-from kvwal.log import Record
+from kvwal.log import Record, Run
+from kvwal.log.extension import cause_of
 from kvwal.log.intents import ONE_KEY_OFFSET, ONE_PUT, PUT, Columns, decode_put, decode_put_key, is_of_users, value_of
 from kvwal.log.record import COMMIT, is_expiry
 
@@ -43,6 +46,7 @@ class Change(NamedTuple):
         value: of a put. None of the other kinds.
         last: whether it is the last change of its commit that the filter lets through.
         previous: the value of the key before the commit, where that was asked for; None if there was none.
+        cause: why the store itself made the commit, as "migrate"; None if a user did.
     """
 
     seqno: Seqno
@@ -55,6 +59,7 @@ class Change(NamedTuple):
     value: bytes | None
     last: bool
     previous: bytes | None = None
+    cause: str | None = None
 
     # A tuple, since there may be millions, and one is made in a fifth of the time of a frozen dataclass.
     def __hash__(self) -> int:
@@ -66,6 +71,10 @@ class Selection(Protocol):
 
     def changes(self, record: Record) -> Iterator[Change] | None:
         """What is told of a commit; None if nothing is."""
+        ...
+
+    def changes_of(self, run: Run) -> Iterator[Change] | None:
+        """The same of each commit of a run."""
         ...
 
 
@@ -125,6 +134,22 @@ class Filter:
                 return iter((Change(record.seqno, record.time_us, {}, 0, "put", pair[0], None, pair[1], True),))
         return None if record.is_system else self._select(record)
 
+    def changes_of(self, run: Run) -> Iterator[Change] | None:
+        """The same of each commit of a run. All its changes have one `meta`."""
+        if self._tables is not None and 0 not in self._tables:
+            return None
+        columns: tuple[Iterable[int | bytes], ...] = (run.seqnos, run.times_us, run.keys, run.values)
+        if self._has_key is not None:
+            chosen = list(map(self._has_key, run.keys))
+            if not any(chosen):
+                return None
+            columns = tuple(compress(column, chosen) for column in columns)
+        seqnos, times_us, keys, values = columns
+        none = repeat(None)
+        told = zip(seqnos, times_us, repeat({}), repeat(0), repeat("put"), keys, none, values, repeat(True), none, none)
+        # What `Change(...)` does, in a sixth of the time.
+        return map(tuple.__new__, repeat(Change), told)
+
     def _select(self, record: Record) -> Iterator[Change] | None:
         columns = record.columns()
         keys, tables, n_ranges = columns.keys, columns.tables, len(columns.ranges)
@@ -169,20 +194,20 @@ def _told(
     record: Record, columns: Columns, ranges: Sequence[tuple[int, KeyRange]], chosen: Sequence[int]
 ) -> Iterator[Change]:
     """The changes of these ranges, each with the number of its intent, then of these puts and deletes."""
-    seqno, time_us, meta = record.seqno, record.time_us, record.meta()
+    seqno, time_us, meta, cause = record.seqno, record.time_us, record.meta(), cause_of(record.extension())
     keys, ops, tables = columns.keys, columns.ops, columns.tables
     left = len(ranges) + len(chosen)
     deleted: Kind = "expire" if is_expiry(record) else "delete"
     for i, (start, stop) in ranges:
         left -= 1
         table = tables[i] if tables is not None else 0
-        yield Change(seqno, time_us, meta, table, "delete_range", start, stop, None, not left)
+        yield Change(seqno, time_us, meta, table, "delete_range", start, stop, None, not left, None, cause)
     for i, value in zip(chosen, columns.values_of(chosen), strict=True):
         left -= 1
         table = tables[i] if tables is not None else 0
         if ops[i] == PUT:
-            yield Change(seqno, time_us, meta, table, "put", keys[i], None, value, not left)
+            yield Change(seqno, time_us, meta, table, "put", keys[i], None, value, not left, None, cause)
         else:
             written = plain(value_of(ops[i], value))
             kind = deleted if written is None else "put"
-            yield Change(seqno, time_us, meta, table, kind, keys[i], None, written, not left)
+            yield Change(seqno, time_us, meta, table, kind, keys[i], None, written, not left, None, cause)

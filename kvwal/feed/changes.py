@@ -6,7 +6,7 @@ Rules:
   program was doing when it ended, `changes(after=position)` misses nothing, and repeats of one commit at most.
 - What is beyond the position is held in the log until the feed is exhausted, closed or collected.
 
-Invariant: a call counts what it hands out in `position` by its last step, so one that is interrupted counts nothing.
+Invariant: a call counts what it hands out (`_told`) by its last step, so one that is interrupted counts nothing.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from kvwal.feed.chosen import AnyTables, table_ids
 from kvwal.feed.line import durable_now, position_at
 from kvwal.feed.quiet import Quiet
 from kvwal.keys import Seqno
-from kvwal.log import SegmentCursor
+from kvwal.log import Run, SegmentCursor
 from kvwal.positions import Position
 
 __all__ = ["STEP_S", "Bootstrap", "Changes", "goes_on", "heartbeat"]
@@ -65,10 +65,12 @@ class Changes(Iterator[Change]):
         "_filter",
         "_follow",
         "_owner",
+        "_passed",
         "_pending",
         "_polled_s",
         "_position",
         "_quiet",
+        "_told",
     )
 
     def __init__(
@@ -92,35 +94,45 @@ class Changes(Iterator[Change]):
         self._polled_s = time.monotonic()
         # The store, which is not collected while it is read.
         self._owner = owner
-        # What is left of the commit that is being handed out.
+        # What is left of the commit or run that is being handed out, and the last commit of that.
         self._pending: Iterator[Change] = iter(())
         self._ended = False
         if cursor is None:
             cursor = engine.upkeep.read(after, None if follow else durable_now(engine), "changes")
         self._cursor = cursor
         self._position: Seqno = cursor.position
+        self._passed = self._position
+        # What was handed out of it last. Of a run each change is the last of its commit.
+        self._told: Change | None = None
 
     @property
     def position(self) -> Position:
         """The last commit that was wholly handed out or passed over: the place to go on after."""
-        return position_at(self._engine, self._position)
+        return position_at(self._engine, self._counted())
+
+    def _counted(self) -> Seqno:
+        """The last commit that was wholly handed out or passed over."""
+        told = self._told
+        return self._position if told is None or not told.last else max(told.seqno, self._position)
 
     def __iter__(self) -> Changes:
         return self
 
     def __next__(self) -> Change:
         try:
-            change = self._next()
-            if change is None and self._follow:
-                change = self._await_next()
+            for change in self._pending:
+                self._told = change
+                return change
+            found = self._next()
+            if found is None and self._follow:
+                found = self._await_next()
         except BaseException as error:
             self._fail(error)
             raise
-        if change is None:
+        if found is None:
             raise StopIteration
-        if change.last:
-            self._position = change.seqno
-        return change
+        self._told = found
+        return found
 
     @property
     def alive(self) -> bool:
@@ -142,8 +154,8 @@ class Changes(Iterator[Change]):
         except BaseException as error:
             self._fail(error)
             raise
-        if change is not None and change.last:
-            self._position = change.seqno
+        if change is not None:
+            self._told = change
         return change
 
     def _next(self) -> Change | None:
@@ -151,21 +163,30 @@ class Changes(Iterator[Change]):
         change = next(self._pending, None)
         if change is not None or self._ended:
             return change
-        state, changes_of = self._engine.state, self._filter.changes
+        state = self._engine.state
         state.refuse_if_gone()
+        cursor = self._open()
+        # All that was pending was handed out: where it was closed, there is no cursor any more.
+        self._position = max(self._position, self._passed)
         self._polled_s = time.monotonic()
         visible = state.seqno
-        for record in self._open():
-            seqno = record.seqno
-            if seqno > visible:
-                visible = self._await_visible(seqno)
-            found = changes_of(record)
+        while (part := cursor.next_part(visible)) is not None:
+            if isinstance(part, Run):
+                last, found = part.seqnos[-1], self._filter.changes_of(part)
+            else:
+                last = part.seqno
+                if last > visible:
+                    visible = self._await_visible(last)
+                found = self._filter.changes(part)
             if found is not None:
                 if self._follow:
                     self._quiet.end()
-                self._pending = found
-                return next(found)
-            self._position = seqno
+                change = next(found)
+                self._passed, self._pending = last, found
+                # It may have been closed meanwhile.
+                self._open()
+                return change
+            self._position = last
         self._ended = not self._follow
         return None
 
@@ -261,7 +282,7 @@ class Changes(Iterator[Change]):
         self.close()
 
     def __repr__(self) -> str:
-        return f"<Changes after commit {self._position}{' (closed)' if self._cursor is None else ''}>"
+        return f"<Changes after commit {self._counted()}{' (closed)' if self._cursor is None else ''}>"
 
 
 class Bootstrap:

@@ -14,6 +14,7 @@ from kvwal.feed.change import Filter
 from kvwal.feed.line import durable_now
 from kvwal.keys import Seqno
 from kvwal.log import Record, SegmentCursor, extension_of, meta_of
+from kvwal.log.extension import cause_of
 from kvwal.log.intents import decode_put_key
 from kvwal.log.record import COMMIT
 from kvwal.times import time_of, us_of
@@ -31,6 +32,7 @@ class Commit:
         meta: what the user said about it; empty if nothing. Do not change it.
         changes: how many keys and ranges of the tables it wrote: what `Store.changes` tells of it.
         bytes: what it takes in the log.
+        cause: why the store itself made it, as "migrate"; None if a user did.
     """
 
     seqno: Seqno
@@ -38,6 +40,7 @@ class Commit:
     meta: Mapping[str, str] = field(hash=False)
     changes: int
     bytes: int
+    cause: str | None = None
 
     @property
     def time(self) -> datetime:
@@ -110,4 +113,4 @@ def _commit(record: Record, pairs: Mapping[str, str], wanted: Filter) -> Commit 
             changes = sum(map(wanted.has_table, columns.tables))
     if not changes:
         return None
-    return Commit(record.seqno, record.time_us, meta, changes, record.size)
+    return Commit(record.seqno, record.time_us, meta, changes, record.size, cause_of(record.extension()))

@@ -11,6 +11,7 @@ from kvwal.engine.engine import Engine
 from kvwal.errors import closed
 from kvwal.expiring import plain
 from kvwal.keys import Seqno
+from kvwal.log.extension import cause_of
 from kvwal.log.intents import is_of_users
 from kvwal.log.key_history import KeyCursor, KeyRecord, Kind
 from kvwal.times import time_of
@@ -29,6 +30,7 @@ class KeyVersion:
         kind: "put"; "delete"; "expire", if it was removed because it had expired; or "range", if the key was in a range
             that was deleted.
         value: of a put. None of the other kinds: then the key was gone.
+        cause: why the store itself made the commit, as "migrate"; None if a user did.
     """
 
     seqno: Seqno
@@ -36,6 +38,7 @@ class KeyVersion:
     meta: Mapping[str, str] = field(hash=False)
     kind: Kind
     value: bytes | None
+    cause: str | None = None
 
     @property
     def time(self) -> datetime:
@@ -114,4 +117,5 @@ class KeyVersions(Iterator[KeyVersion]):
 
 def _version(found: KeyRecord) -> KeyVersion:
     record = found.record
-    return KeyVersion(record.seqno, record.time_us, record.meta(), found.kind, plain(found.value))
+    cause = cause_of(record.extension())
+    return KeyVersion(record.seqno, record.time_us, record.meta(), found.kind, plain(found.value), cause)

@@ -29,7 +29,7 @@ from kvwal.feed.change import Change, Filter
 from kvwal.feed.changes import Changes, goes_on
 from kvwal.feed.claim import begin, claim, release
 from kvwal.keys import Seqno, prefix_stop
-from kvwal.log import Extension, Hold, Record, extension_of
+from kvwal.log import Extension, Hold, Record, Run, extension_of
 from kvwal.log.extension import CONSUMER
 from kvwal.positions import Position
 
@@ -95,6 +95,12 @@ class _Watch:
             return None
         self.last_of_others = record.seqno
         return self._wanted.changes(record)
+
+    def changes_of(self, run: Run) -> Iterator[Change] | None:
+        """The same of each commit of a run."""
+        # What a consumer commits itself says so, and is in no run.
+        self.last_of_others = run.seqnos[-1]
+        return self._wanted.changes_of(run)
 
 
 class OwnedConsumer:

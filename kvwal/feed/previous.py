@@ -15,7 +15,7 @@ from kvwal.engine.readers import Reader
 from kvwal.expiring import plain
 from kvwal.feed.change import Change, Selection
 from kvwal.keys import KeyRange, Seqno, disjoint
-from kvwal.log import Record
+from kvwal.log import Record, Run
 
 __all__ = ["WithPrevious"]
 
@@ -50,6 +50,12 @@ class WithPrevious:
         if found is None:
             return None
         told = self._told(found, self._at(Seqno(record.seqno - 1)))
+        first = next(told, None)
+        return None if first is None else chain((first,), told)
+
+    def changes_of(self, run: Run) -> Iterator[Change] | None:
+        """The same of each commit of a run."""
+        told = chain.from_iterable(filter(None, map(self.changes, run.records())))
         first = next(told, None)
         return None if first is None else chain((first,), told)
 

@@ -21,6 +21,7 @@ from kvwal.log.protocol import Log, LogCursor, LogIdentity, LogOptions, LogStats
 from kvwal.log.reader import LogReader, Replay
 from kvwal.log.record import LogPosition, Record
 from kvwal.log.retention import Hold, HoldInfo, Limits, TrustedClock
+from kvwal.log.run import Run
 from kvwal.log.salvage import salvage_log
 from kvwal.log.seek import Seek
 from kvwal.log.segment import SegmentInfo, replay_count, unneeded_bytes
@@ -53,6 +54,7 @@ __all__ = [
     "Record",
     "RefusingLog",
     "Replay",
+    "Run",
     "Seek",
     "SegmentCursor",
     "SegmentInfo",

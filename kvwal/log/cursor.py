@@ -14,8 +14,9 @@ from kvwal.log.chain import FoundSegment
 from kvwal.log.reader import LogReader, place_before
 from kvwal.log.record import Record
 from kvwal.log.retention import Hold, refuse_gap
+from kvwal.log.run import Run
 from kvwal.log.segment import SegmentHeader
-from kvwal.log.walk import CHUNK_BYTES, Place, Stop, walk
+from kvwal.log.walk import CHUNK_BYTES, Place, Stop, walk_parts
 
 __all__ = ["SegmentCursor", "hold_kept", "read_kept"]
 
@@ -83,7 +84,7 @@ class SegmentCursor:
         self._at: tuple[FoundSegment, int | None, Place] | None = None
         # The last commit that was in memory, if it is beyond that.
         self._passed: Record | None = None
-        self._records: Iterator[Record] = iter(())
+        self._parts: Iterator[Record | Run] = iter(())
         self._exhausted = False
 
     def __iter__(self) -> SegmentCursor:
@@ -94,31 +95,46 @@ class SegmentCursor:
 
         Raises CorruptionError, FormatError or OSError as reading the log does, ClosedError after `close`.
         """
-        if self._exhausted:
+        record = self._next(0)
+        if record is None:
             raise StopIteration
+        assert isinstance(record, Record), "who takes parts takes all as parts"
+        self.position = record.seqno
+        return record
+
+    def next_part(self, runs_until: Seqno) -> Record | Run | None:
+        """The next commit or run; None if there is none yet. No run goes beyond `runs_until`. Raises as `__next__`."""
+        part = self._next(runs_until)
+        if part is not None:
+            self.position = part.seqno if isinstance(part, Record) else part.seqnos[-1]
+        return part
+
+    def _next(self, runs_until: int) -> Record | Run | None:
+        if self._exhausted:
+            return None
         hold = self._hold
         if hold is None:
             raise closed("cursor")
-        record = next(self._records, None)
-        if record is None:
+        part = next(self._parts, None)
+        if part is None:
             limit = self._durable() if self._until is None else self._until
+            record = None
             if self._recent is not None and self.position < limit:
                 record = self._recent(self.position + 1)
             if record is None or not record.seqno % _HELD:
                 # One that is never at the end holds little all the same.
                 hold.advance(self.position)
             if record is None:
-                self._records = self._beyond(limit)
-                record = next(self._records, None)
+                # With runs at first only as far as those may go.
+                runs = self.position < runs_until
+                self._parts = self._beyond(Seqno(min(limit, runs_until)) if runs else limit, runs=runs)
+                part = next(self._parts, None)
             else:
-                self._passed = record
-        if record is not None:
-            self.position = record.seqno
-            return record
-        if self._until is not None:
+                part = self._passed = record
+        if part is None and self._until is not None:
             self._exhausted = True
             self.close()
-        raise StopIteration
+        return part
 
     def wait(self, timeout_s: float | None = None) -> bool:
         """Wait until there is a commit beyond `position`, at most so long (None: for ever); whether there is one.
@@ -144,7 +160,7 @@ class SegmentCursor:
     def close(self) -> None:
         """Let go of the log that it holds. Idempotent."""
         hold, self._hold = self._hold, None
-        self._records = iter(())
+        self._parts = iter(())
         if hold is not None:
             hold.release()
 
@@ -156,7 +172,7 @@ class SegmentCursor:
     ) -> None:
         self.close()
 
-    def _beyond(self, limit: Seqno) -> Iterator[Record]:
+    def _beyond(self, limit: Seqno, *, runs: bool) -> Iterator[Record | Run]:
         """The commits from the position to `limit`, which the log has."""
         self._pass()
         while self.position < limit:
@@ -175,13 +191,14 @@ class SegmentCursor:
                 continue
             try:
                 is_near = not found_now and until - self.position <= _NEAR
-                yield from walk(
+                yield from walk_parts(
                     file,
                     segment.known,
                     segment.limit,
                     place,
                     after=self.position,
                     until=until,
+                    runs=runs,
                     chunk_bytes=_SMALL_CHUNK_BYTES if is_near else CHUNK_BYTES,
                 )
             finally:

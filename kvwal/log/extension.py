@@ -8,6 +8,8 @@ valid when
 
 Item 1, the user's pairs: for each pair key length u16, value length u16, key, value. It is valid when keys and values
 are UTF-8, the keys ascend as bytes, and the pairs fill it exactly.
+
+Item 2, the cause: one byte that says why the store itself made the commit.
 """
 
 from __future__ import annotations
@@ -22,8 +24,10 @@ __all__ = [
     "EXPIRE",
     "MAX_META_BYTES",
     "META",
+    "MIGRATE",
     "Extension",
     "UnknownToUs",
+    "cause_of",
     "decode_extension",
     "encode_extension",
     "extension_of",
@@ -36,10 +40,12 @@ Extension: TypeAlias = Mapping[int, bytes]
 # On disk: never change.
 #: The user's pairs.
 META: Final = 1
-#: Why the store itself committed.
+#: Why the store itself made the commit: one of these.
 CAUSE: Final = 2
-#: Cause: what it deletes has expired.
+#: What it deletes has expired.
 EXPIRE: Final = b"\x01"
+MIGRATE: Final = b"\x03"
+_CAUSES: Final = {1: "expire", 2: "redact", 3: "migrate", 4: "index", 5: "revert", 6: "restore"}
 #: The name of the consumer that committed, UTF-8.
 CONSUMER: Final = 5
 #: What the pairs may take in the log.
@@ -105,6 +111,12 @@ def meta_of(extension: Extension | None) -> dict[str, str]:
         pairs[key.decode()] = content[split:end].decode()
         last, at = key, end
     return pairs
+
+
+def cause_of(extension: Extension) -> str | None:
+    """Why the store itself made the commit, as "migrate"; None if a user did. A cause that is not known is a number."""
+    cause = extension.get(CAUSE)
+    return None if cause is None else _CAUSES.get(cause[0], str(cause[0]))
 
 
 def encode_extension(items: Mapping[int, bytes]) -> bytes:

@@ -158,6 +158,8 @@ class KeyHistory:
                 break
             span = Span(names[i], last, sealed)
             known = self._keys.known(span)
+            if not known[1].may_have(digest) and not known[1].ranges:
+                continue
             while True:
                 try:
                     newest = self._newest_in(known, table, key, digest, after, until)
@@ -233,7 +235,7 @@ class KeyHistory:
             span = Span(first, following - 1, sealed=True)
             try:
                 if self._keys.index(span) is None:
-                    yield from self._keys.reading(span)
+                    yield from self._keys.indexing(span)
             except (OSError, Error):
                 pass
             self._made_before = following

@@ -5,10 +5,10 @@ from __future__ import annotations
 import struct
 from array import array
 from bisect import bisect_left
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from heapq import merge
-from itertools import chain, islice
-from typing import Final
+from itertools import chain, groupby, islice
+from typing import Final, TypeAlias
 
 from crc32c import crc32c
 
@@ -32,8 +32,10 @@ from kvwal.log.keys import (
     Range,
     Spot,
     hashes_of,
+    marks_of,
 )
 from kvwal.log.record import COMMIT, Record
+from kvwal.log.run import Run
 from kvwal.log.segment import SegmentHeader
 from kvwal.sorting import sorted_in_steps
 
@@ -56,7 +58,52 @@ _SAMPLED: Final = 256
 _NUMBER_BITS: Final = 32
 _NUMBER: Final = (1 << _NUMBER_BITS) - 1
 
-_Changes = int | list[int]
+# With these, none of the dicts of a segment of 16 MiB takes long to grow, or to be freed.
+_SHARDS: Final = 64
+_SHARD: Final = _SHARDS - 1
+
+_Changes: TypeAlias = int | bytearray
+_CHANGE = struct.Struct("=Q")
+_NONE: Final = bytearray()
+
+
+class _Keys(Collection[bytes]):
+    """By key of one table: the change, or those of them in their order. Most keys have one.
+
+    Several are bytes, since the collector of garbage would look at each list, or array, in one long step.
+    """
+
+    __slots__ = ("_setdefaults", "shards")
+
+    def __init__(self) -> None:
+        #: By the last bits of the key's `hash`.
+        self.shards: list[dict[bytes, _Changes]] = [{} for _ in range(_SHARDS)]
+        self._setdefaults = [shard.setdefault for shard in self.shards]
+
+    def __contains__(self, key: object) -> bool:
+        return key in self.shards[hash(key) & _SHARD]
+
+    def __iter__(self) -> Iterator[bytes]:
+        return chain.from_iterable(self.shards)
+
+    def __len__(self) -> int:
+        return sum(map(len, self.shards))
+
+    def shard(self, key: bytes) -> dict[bytes, _Changes]:
+        """The one that has this key, if there is one."""
+        return self.shards[hash(key) & _SHARD]
+
+    def add(self, keys: Sequence[bytes], changes: Iterable[int]) -> None:
+        """Add one change of each of these, which are newer than those that are there."""
+        of_keys = map(self._setdefaults.__getitem__, map(_SHARD.__and__, map(hash, keys)))
+        for setdefault, key, change in zip(of_keys, keys, changes, strict=True):
+            before = setdefault(key, change)
+            if before is change:
+                continue
+            if isinstance(before, int):
+                self.shard(key)[key] = bytearray(_CHANGE.pack(before) + _CHANGE.pack(change))
+            else:
+                before += _CHANGE.pack(change)
 
 
 class KeyTable:
@@ -68,32 +115,39 @@ class KeyTable:
         self._first = header.first_seqno
         # Of the records, all of which are there.
         self._offsets = array("Q")
-        # By table and key: the change, or a list of them in their order. Most keys have one.
-        self._tables: dict[int, dict[bytes, _Changes]] = {}
+        self._tables: dict[int, _Keys] = {}
         # By table: its keys in order, as of when they were asked for.
         self._orders: dict[int, list[bytes]] = {}
         #: The ranges that commits deleted, in their order.
         self.ranges: list[Range] = []
 
-    def extend(self, records: Iterable[Record]) -> Iterator[None]:
+    def extend(self, parts: Iterable[Record | Run]) -> Iterator[None]:
         """Add the commits that follow, in steps. Raises as `Record.columns`."""
-        changes = self._tables.setdefault(0, {})
-        setdefault = changes.setdefault
+        add = self._keys_of(0).add
         left = _STEP_INTENTS
-        for record in records:
-            self._offsets.append(record.offset)
-            key = decode_put_key(record.body) if record.kind == COMMIT else None
-            if key is None:
-                yield from self._add(record)
+        for part in parts:
+            if isinstance(part, Run):
+                self._offsets.extend(part.offsets)
+                add(part.keys, [seqno - self._first << _NUMBER_BITS for seqno in part.seqnos])
+                yield
                 continue
-            change = record.seqno - self._first << _NUMBER_BITS
-            before = setdefault(key, change)
-            if before is not change:
-                _append(changes, key, before, change)
+            self._offsets.append(part.offset)
+            key = decode_put_key(part.body) if part.kind == COMMIT else None
+            if key is None:
+                yield from self._add(part)
+                continue
+            add((key,), (part.seqno - self._first << _NUMBER_BITS,))
             left -= 1
             if not left:
                 left = _STEP_INTENTS
                 yield
+
+    def _keys_of(self, table: int) -> _Keys:
+        """The keys of a table, to which some are added."""
+        keys = self._tables.get(table)
+        if keys is None:
+            keys = self._tables[table] = _Keys()
+        return keys
 
     def _add(self, record: Record) -> Iterator[None]:
         columns = record.columns()
@@ -102,44 +156,60 @@ class KeyTable:
         for table, bounds in zip(tables, columns.ranges, strict=False):
             self.ranges.append(Range(record.seqno, record.offset, table, bounds))
         first = record.seqno - self._first << _NUMBER_BITS
-        for i in range(len(columns.ranges), len(keys)):
-            changes = self._tables.setdefault(tables[i], {})
-            before = changes.setdefault(keys[i], change := first + i)
-            if before is not change:
-                _append(changes, keys[i], before, change)
-            if not i % _STEP_INTENTS:
+        numbers = range(len(columns.ranges), len(keys))
+        # Of one table after the other.
+        for table, of_table in groupby(numbers, tables.__getitem__):
+            add = self._keys_of(table).add
+            while some := tuple(islice(of_table, _STEP_INTENTS)):
+                add([keys[i] for i in some], map(first.__add__, some))
                 yield
         yield
 
+    def freed(self) -> Iterator[None]:
+        """Forget all keys, in steps: to free many objects at once takes long. Requires: no one else has this."""
+        for keys in self._tables.values():
+            for shard in keys.shards:
+                shard.clear()
+                yield
+
     def size(self) -> int:
         """Bytes that it takes in memory, roughly."""
-        keys = [key for changes in self._tables.values() for key in islice(changes, _SAMPLED)]
-        count = sum(map(len, self._tables.values()))
-        of_a_key = sum(map(len, keys)) // max(len(keys), 1) + _KEY_BYTES
-        return count * of_a_key + len(self._offsets) * _COMMIT_BYTES
+        sample = [key for keys in self._tables.values() for key in islice(keys, _SAMPLED)]
+        n = sum(map(len, self._tables.values()))
+        of_a_key = sum(map(len, sample)) // max(len(sample), 1) + _KEY_BYTES
+        return n * of_a_key + len(self._offsets) * _COMMIT_BYTES
 
     # -- one key ------------------------------------------------------------------------------
 
     def rows(self, table: int, key: bytes, after: int, until: int, *, reverse: bool) -> Iterator[Spot]:
         """As `KeyIndex.rows`, of this key alone."""
-        changes = self._between(self._tables.get(table, {}).get(key, []), after, until)
+        changes = self._between(self._changes(table, key), after, until)
         return map(self._spot, reversed(changes) if reverse else changes)
 
     def newest(self, table: int, key: bytes, digest: bytes, after: int, until: int) -> list[Spot]:
         """As `KeyIndex.newest`, of this key alone."""
         del digest
-        changes = self._between(self._tables.get(table, {}).get(key, []), after, until)
+        changes = self._between(self._changes(table, key), after, until)
         return [self._spot(changes[-1])] if changes else []
 
-    def _between(self, changes: _Changes, after: int, until: int) -> list[int]:
+    def _changes(self, table: int, key: bytes) -> _Changes:
+        keys = self._tables.get(table)
+        return _NONE if keys is None else keys.shard(key).get(key, _NONE)
+
+    def _between(self, found: _Changes, after: int, until: int) -> Sequence[int]:
         """Those of commits beyond `after` up to `until`."""
-        changes = [changes] if isinstance(changes, int) else changes
+        changes = _unpacked(found)
         low = bisect_left(changes, after + 1 - self._first << _NUMBER_BITS)
         return changes[low : bisect_left(changes, until + 1 - self._first << _NUMBER_BITS)]
 
     def _spot(self, change: int) -> Spot:
         number = change >> _NUMBER_BITS
         return self._first + number, self._offsets[number], change & _NUMBER
+
+    def may_have(self, digest: bytes) -> bool:
+        """As `KeyIndex.may_have`: it is not known."""
+        del digest
+        return True
 
     # -- keys in order ------------------------------------------------------------------------
 
@@ -161,22 +231,22 @@ class KeyTable:
         return len(keys), self._newest_of_each(table, keys, after, until, reverse)
 
     def _order(self, table: int) -> list[bytes]:
-        changes = self._tables.get(table, {})
+        keys = self._tables.get(table, ())
         order = self._orders.get(table, [])
-        if len(order) < len(changes):
-            # Another thread may be extending this table: its keys as they are now, in one step.
-            order = list(chain.from_iterable(sorted_in_steps(list(changes))))
+        if len(order) < len(keys):
+            # Another thread may be extending this table: its keys as they are now, of each dict in one step.
+            now = list(chain.from_iterable(map(list, keys.shards)))  # type: ignore[union-attr]
+            order = list(chain.from_iterable(sorted_in_steps(now)))
             self._orders[table] = order
         return order
 
     def _newest_of_each(
         self, table: int, keys: list[bytes], after: int, until: int, reverse: bool
     ) -> Iterator[list[Spot]]:
-        changes = self._tables.get(table, {})
         if reverse:
             keys.reverse()
         for i in range(0, len(keys), BLOCK_ROWS):
-            found = [self._between(changes[key], after, until)[-1:] for key in keys[i : i + BLOCK_ROWS]]
+            found = [self._between(self._changes(table, key), after, until)[-1:] for key in keys[i : i + BLOCK_ROWS]]
             yield [self._spot(change) for newest in found for change in newest]
 
     # -- the file -----------------------------------------------------------------------------
@@ -186,16 +256,16 @@ class KeyTable:
         offsets = self._offsets
         return len(offsets) <= _MOST_COMMITS and (not offsets or offsets[-1] < _OFFSET_STOP)
 
-    def encode(self, header: SegmentHeader, last_seqno: int) -> Iterator[bytes]:
+    def encode(self, header: SegmentHeader, last_seqno: int, *, with_marks: bool = True) -> Iterator[bytes]:
         """The index of the segment, in pieces; empty ones while it is being put in order. Requires: it fits."""
         order = bytearray()
         # Hash rows by the first byte of their hash.
         buckets = [bytearray() for _ in range(256)]
         fences: list[bytes] = []
         tables = []
-        for table, changes in sorted(self._tables.items()):
+        for table, all_keys in sorted(self._tables.items()):
             before = len(order)
-            for keys in sorted_in_steps(changes):
+            for keys in sorted_in_steps(all_keys):
                 yield b""
                 for i in range(0, len(keys), _STEP_ROWS):
                     yield from self._add_rows(order, buckets, fences, table, keys[i : i + _STEP_ROWS])
@@ -216,17 +286,20 @@ class KeyTable:
         hash_rows = chain.from_iterable(map(_in_order, buckets))
         blocks: list[bytes] = []
         hash_blocks: list[bytes] = []
+        marks: list[bytes] = []
         while rows := b"".join(islice(hash_rows, BLOCK_ROWS)):
             blocks.append(rows)
+            if with_marks:
+                marks.append(marks_of(rows))
             hash_blocks.append(HASH_BLOCK.pack(rows[:HASH_BYTES], crc32c(rows)))
             yield b""
         fence_bytes = b"".join(bytes((len(fence),)) + fence for fence in fences)
         ranges = b"".join(self._encoded_ranges())
         identity = header.salt, header.marker, REVISION, header.first_seqno, last_seqno
         k = sum(map(len, blocks)) // HASH_ROW_BYTES
-        sizes = len(ranges), len(fence_bytes), 0
+        sizes = len(ranges), len(fence_bytes), sum(map(len, marks))
         head = HEADER.pack(MAGIC, VERSION, 0, *identity, n, k, len(tables), len(self.ranges), *sizes)
-        head += b"".join((*tables, *order_blocks, *hash_blocks, fence_bytes, ranges))
+        head += b"".join((*tables, *order_blocks, *hash_blocks, *marks, fence_bytes, ranges))
         yield head + CRC.pack(crc32c(head))
         size = _STEP_BLOCKS * BLOCK_ROWS * ORDER_ROW_BYTES
         for at in range(0, len(order), size):
@@ -238,14 +311,14 @@ class KeyTable:
         self, order: bytearray, buckets: list[bytearray], fences: list[bytes], table: int, keys: list[bytes]
     ) -> Iterator[bytes]:
         """Add the rows of these keys, which follow those that are there."""
-        all_changes, offsets = self._tables[table], self._offsets
+        shard, offsets = self._tables[table].shard, self._offsets
         position = len(order) // ORDER_ROW_BYTES
         next_block = len(fences) * BLOCK_ROWS
         rows: list[int] = []
         for key, digest in zip(keys, hashes_of(table, keys), strict=True):
             buckets[digest[0]] += digest + position.to_bytes(4, "big")
-            changes = all_changes[key]
-            position += 1 if isinstance(changes, int) else len(changes)
+            changes = shard(key)[key]
+            position += 1 if isinstance(changes, int) else len(changes) // _CHANGE.size
             while next_block < position:
                 fences.append(key[:FENCE_BYTES])
                 next_block += BLOCK_ROWS
@@ -254,7 +327,7 @@ class KeyTable:
                 rows += (number | BEGINS, offsets[number], changes & _NUMBER)
                 continue
             begins = BEGINS
-            for change in changes:
+            for change in _unpacked(changes):
                 number = change >> _NUMBER_BITS
                 rows += (number | begins, offsets[number], change & _NUMBER)
                 begins = 0
@@ -273,11 +346,11 @@ class KeyTable:
             yield stop or b""
 
 
-def _append(changes: dict[bytes, _Changes], key: bytes, before: _Changes, change: int) -> None:
-    if isinstance(before, int):
-        changes[key] = [before, change]
-    else:
-        before.append(change)
+def _unpacked(changes: _Changes) -> Sequence[int]:
+    if isinstance(changes, int):
+        return (changes,)
+    # A copy, since another thread may be adding to it.
+    return array("Q", bytes(changes))
 
 
 def _in_order(bucket: bytes | bytearray) -> Iterable[bytes]:

@@ -19,10 +19,11 @@ not valid is made again. Little-endian, no padding:
 | 52 | 4 | m | number of deleted ranges |
 | 56 | 8 | size | of the ranges, in bytes |
 | 64 | 4 | f | size of the fences, in bytes |
-| 68 | 4 | - | zero |
+| 68 | 4 | marks | their size: 2 x k, or 0 if it was written without |
 | 72 | 8 x t | tables | ascending: id u32, number of its order rows u32 |
 | - | 8 x blocks | order blocks | of 256 order rows each, the last one smaller: next u32, CRC-32C of its rows |
 | - | 10 x blocks | hash blocks | of 256 hash rows each, the last one smaller: its first hash, CRC-32C of its rows |
+| - | 2 x k or 0 | marks | of each hash row the bytes 2 and 3 of its hash |
 | - | f | fences | for each block of order rows a length u8, and the beginning of its first row's key: up to 64 bytes |
 | - | size | ranges | one after the other, in the order of the commits |
 | - | 4 | crc | CRC-32C of all before it |
@@ -65,7 +66,7 @@ from kvwal.keys import KeyRange
 from kvwal.log.kept import KeptFiles
 from kvwal.log.segment import SegmentHeader
 
-__all__ = ["DamagedIndex", "KeyIndex", "Range", "Spot", "hash_of", "hashes_of"]
+__all__ = ["DamagedIndex", "KeyIndex", "Range", "Spot", "hash_of", "hashes_of", "marks_of"]
 
 # On disk: never change.
 MAGIC: Final = b"kvwalkey"
@@ -83,6 +84,8 @@ ORDER_ROW_BYTES: Final = 12
 HASH_ROW = struct.Struct(">6sI")
 HASH_ROW_BYTES: Final = 10
 HASH_BYTES: Final = 6
+_MARK: Final = slice(2, 4)
+MARK_BYTES: Final = 2
 FENCE_BYTES: Final = 64
 #: Of the first field of an order row: a key begins here.
 BEGINS: Final = 1 << 31
@@ -91,7 +94,7 @@ assert ORDER_ROW.size == ORDER_ROW_BYTES
 assert HASH_ROW.size == HASH_ROW_BYTES
 
 REVISION: Final = 0
-# Head of an index that is read at once: that of a segment of 16 MiB has 10 KiB.
+# Head of an index that is read at once: that of a segment of 16 MiB has 10 KiB, and 2 bytes a key.
 _HEAD_BYTES: Final = 16 << 10
 _ORDER_BLOCK_BYTES: Final = BLOCK_ROWS * ORDER_ROW_BYTES
 _HASH_BLOCK_BYTES: Final = BLOCK_ROWS * HASH_ROW_BYTES
@@ -132,12 +135,20 @@ def hashes_of(table: int, keys: list[bytes]) -> list[bytes]:
     return [blake2b(prefix + key, digest_size=HASH_BYTES).digest() for key in keys]
 
 
+def marks_of(rows: bytes) -> bytes:
+    """The marks of hash rows: of each the bytes of its hash that say most about which block does not have it."""
+    marks = bytearray(MARK_BYTES * len(rows) // HASH_ROW_BYTES)
+    for i in range(MARK_BYTES):
+        marks[i::MARK_BYTES] = rows[_MARK.start + i :: HASH_ROW_BYTES]
+    return bytes(marks)
+
+
 class KeyIndex:
     """A valid key index. It keeps its head; a block is read when it is needed, and kept among those of all indexes."""
 
     __slots__ = (
-        "_fences", "_files", "_first", "_hash_crcs", "_hashes", "_hashes_at", "_id", "_last", "_name", "_nexts",
-        "_order_at", "_order_crcs", "_size", "_tables", "ranges", "size",
+        "_fences", "_files", "_first", "_hash_crcs", "_hashes", "_hashes_at", "_id", "_last", "_marks", "_name",
+        "_nexts", "_order_at", "_order_crcs", "_size", "_tables", "ranges", "size",
     )  # fmt: skip
 
     def __init__(self, files: KeptFiles, first_seqno: int, last_seqno: int) -> None:
@@ -153,6 +164,8 @@ class KeyIndex:
         self._fences: list[bytes] = []
         self._hashes = array("Q")
         self._hash_crcs = array("I")
+        # None: it was written without.
+        self._marks: bytes | None = None
         self._order_at = self._hashes_at = self._size = 0
         #: The ranges that commits deleted, in their order.
         self.ranges: list[Range] = []
@@ -174,14 +187,15 @@ class KeyIndex:
         head = file.pread(_HEAD_BYTES, 0)
         if len(head) < HEADER_BYTES:
             return None
-        magic, version, _, *identity, n, k, t, m, ranges_size, fences_size, _ = HEADER.unpack_from(head)
-        if magic != MAGIC or version != VERSION:
+        magic, version, _, *identity, n, k, t, m, ranges_size, fences_size, marks_size = HEADER.unpack_from(head)
+        if magic != MAGIC or version != VERSION or marks_size not in (0, MARK_BYTES * k):
             return None
         if identity != [header.salt, header.marker, REVISION, header.first_seqno, last_seqno]:
             return None
         orders_at = HEADER_BYTES + TABLE.size * t
         hashes_at = orders_at + ORDER_BLOCK.size * -(-n // BLOCK_ROWS)
-        fences_at = hashes_at + HASH_BLOCK.size * -(-k // BLOCK_ROWS)
+        marks_at = hashes_at + HASH_BLOCK.size * -(-k // BLOCK_ROWS)
+        fences_at = marks_at + marks_size
         ranges_at = fences_at + fences_size
         end = ranges_at + ranges_size
         if size != end + CRC.size + ORDER_ROW_BYTES * n + HASH_ROW_BYTES * k:
@@ -200,14 +214,17 @@ class KeyIndex:
         for position, crc in ORDER_BLOCK.iter_unpack(head[orders_at:hashes_at]):
             index._nexts.append(position)
             index._order_crcs.append(crc)
-        for digest, crc in HASH_BLOCK.iter_unpack(head[hashes_at:fences_at]):
+        for digest, crc in HASH_BLOCK.iter_unpack(head[hashes_at:marks_at]):
             index._hashes.append(int.from_bytes(digest, "big"))
             index._hash_crcs.append(crc)
+        if marks_size:
+            index._marks = head[marks_at:fences_at]
         index._fences = list(_decode_fences(head[fences_at:ranges_at], len(index._nexts)))
         index.ranges = list(_decode_ranges(head[ranges_at:end], m, header.first_seqno))
         index._order_at = end + CRC.size
         index._hashes_at = index._order_at + ORDER_ROW_BYTES * n
-        index._size, index.size = size, 4 * end
+        # Of objects for each block, and of the marks.
+        index._size, index.size = size, 4 * (end - marks_size) + marks_size
         return index
 
     def check(self) -> None:
@@ -216,6 +233,11 @@ class KeyIndex:
             self._block(i)
         for j in range(len(self._hashes)):
             self._block(-1 - j)
+
+    @property
+    def has_marks(self) -> bool:
+        """Whether it was written with marks."""
+        return self._marks is not None
 
     # -- one key ------------------------------------------------------------------------------
 
@@ -236,6 +258,16 @@ class KeyIndex:
             if positions:
                 found.append(self._spot(positions[-1]))
         return found
+
+    def may_have(self, digest: bytes) -> bool:
+        """False if no key has this hash: that is found out without a read, of all but one in 100 that have not."""
+        marks = self._marks
+        if marks is None:
+            return True
+        # Of the blocks that may have it. That two halves of marks look like one is as rare as that another key has it.
+        number, of_a_block = int.from_bytes(digest, "big"), MARK_BYTES * BLOCK_ROWS
+        start = of_a_block * max(bisect_left(self._hashes, number) - 1, 0)
+        return marks.find(digest[_MARK], start, of_a_block * bisect_right(self._hashes, number)) >= 0
 
     def _begins(self, digest: bytes) -> list[int]:
         """Positions of the first rows of the keys with this hash."""

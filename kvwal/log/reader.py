@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Generator, Iterator
-from typing import Final
+from typing import Final, cast
 
 from kvwal.errors import InternalError
 from kvwal.files import Directory
@@ -21,14 +21,15 @@ from kvwal.log.chain import Chain, FoundSegment
 from kvwal.log.index import load_index
 from kvwal.log.intents import features_of
 from kvwal.log.record import LogPosition, Record
+from kvwal.log.run import Run
 from kvwal.log.segment import HEADER_PAGE_BYTES, IndexSizes, SegmentHeader, SegmentInfo
 from kvwal.log.tail import LogEnd, Tail, TailRow, Verdict, describe, failure, judge
-from kvwal.log.walk import Found, Place, Puts, Readable, Stop, closed_record, last_written, search, walk
+from kvwal.log.walk import Found, Place, Puts, Readable, Stop, closed_record, last_written, search, walk_parts
 
 # A reason is a line.
 _MOST_WORD_BYTES: Final = 1 << 16
 
-__all__ = ["LogReader", "Replay", "place_before", "read_segment", "start_of"]
+__all__ = ["LogReader", "Replay", "place_before", "read_parts", "read_segment", "start_of"]
 
 
 class LogReader:
@@ -172,7 +173,28 @@ def read_segment(
     skipped: list[int] | None = None,
     puts: Puts | None = None,
 ) -> Generator[Record, None, tuple[Tail, TailRow]]:
+    """As `read_parts`, each commit alone."""
+    parts = read_parts(
+        chain, segment, place, after=after, until=until, floor=floor, skipped=skipped, puts=puts, runs=False
+    )
+    return cast("Generator[Record, None, tuple[Tail, TailRow]]", parts)
+
+
+def read_parts(
+    chain: Chain,
+    segment: FoundSegment,
+    place: Place,
+    *,
+    after: int = 0,
+    until: int | None,
+    floor: int = 0,
+    skipped: list[int] | None = None,
+    puts: Puts | None = None,
+    runs: bool = True,
+) -> Generator[Record | Run, None, tuple[Tail, TailRow]]:
     """The commits of one segment; returns the evidence and the row of its end, or raises what the row says.
+
+    With `runs`, some commits are handed out as one run.
 
     Offsets of damaged watermark records, which do no harm, are added to `skipped`.
     """
@@ -181,7 +203,7 @@ def read_segment(
     file = chain.open(segment)
     try:
         while True:
-            yield from walk(file, header, limit, place, after=after, until=until, puts=puts)
+            yield from walk_parts(file, header, limit, place, after=after, until=until, puts=puts, runs=runs)
             tail, resume_offset = _gather(file, segment, place, until, floor)
             row, verdict = judge(tail)
             if row is TailRow.DAMAGED_MARK:

@@ -23,7 +23,7 @@ from kvwal.log.fetch import Fetched, fetch
 from kvwal.log.kept import Kept, KeptFiles, Loaded
 from kvwal.log.key_table import KeyTable
 from kvwal.log.keys import DamagedIndex, KeyIndex
-from kvwal.log.reader import read_segment, start_of
+from kvwal.log.reader import read_parts, start_of
 from kvwal.log.record import Record
 from kvwal.log.segment import SegmentHeader
 from kvwal.log.segments import SegmentMaker
@@ -33,8 +33,8 @@ _T = TypeVar("_T")
 
 __all__ = ["Known", "SegmentKeys", "Span"]
 
-# Of the heads of indexes: that of a segment of 16 MiB has 10 KiB.
-_MOST_KEPT_BYTES: Final = 16 << 20
+# Of the heads of indexes: that of a segment of 16 MiB has 10 KiB, and 2 bytes a key; what comes of it takes 250 KiB.
+_MOST_KEPT_BYTES: Final = 32 << 20
 # Of tables of sealed segments: one of 16 MiB with values of 100 bytes has about 15 MiB.
 _MOST_TABLE_BYTES: Final = 128 << 20
 # Of commits with several intents that were read.
@@ -124,21 +124,31 @@ class SegmentKeys:
         kept = self._tables.get(span.first)
         if kept is not None and kept[2].last_seqno >= span.last and not span.sealed:
             return kept[:2]
-        found = _returned(self.reading(span))
+        found = _returned(self._reading(span))[:2]
         if span.sealed and self.index(span) is None:
             self._sealed.put(span.first, found, found[1].size())
         return found
 
-    def reading(self, span: Span) -> Generator[None, None, tuple[FoundSegment, KeyTable]]:
-        """Read a segment up to the end of the span, in steps, and write its index if it is sealed."""
+    def indexing(self, span: Span) -> Generator[None, None, None]:
+        """Read a sealed segment, in steps of a fraction of a millisecond, and write its index."""
+        _, table, is_own = yield from self._reading(span)
+        if is_own:
+            yield from table.freed()
+
+    def _reading(self, span: Span) -> Generator[None, None, tuple[FoundSegment, KeyTable, bool]]:
+        """Read a segment up to the end of the span, in steps, and write its index if it is sealed.
+
+        Returns also whether the table was made anew and is in no dict, so that no other thread has it.
+        """
         first = span.first
         kept = self._tables.pop(first, None)
+        is_own = kept is None and span.sealed
         if kept is None:
             header = self._chain.header(first)
             kept = self._chain.load(first), KeyTable(header), start_of(header)
         found, table, place = kept
         if place.last_seqno < span.last:
-            yield from table.extend(read_segment(self._chain, found, place, until=span.last))
+            yield from table.extend(read_parts(self._chain, found, place, until=span.last))
         if not span.sealed:
             self._tables[first] = kept
             for other in list(self._tables):
@@ -148,7 +158,7 @@ class SegmentKeys:
             # Durability: derived. It is not flushed, and what a crash leaves of it does not verify.
             pieces = table.encode(found.known, span.last)
             yield from self._maker.write_derived(first, keys_name(first), pieces)
-        return found, table
+        return found, table, is_own
 
     def fetched(self, found: FoundSegment, seqno: int, offset: int) -> Fetched:
         """The commit at this place. DamagedIndex, with the offset, if there is none.

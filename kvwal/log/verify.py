@@ -113,7 +113,7 @@ def _verify_keys(chain: Chain, header: SegmentHeader, last: int, table: KeyTable
         index = KeyIndex.load(files, header, last)
         if index is not None:
             index.check()
-            if not table.fits() or not _has(file, table.encode(header, last)):
+            if not table.fits() or not _has(file, table.encode(header, last, with_marks=index.has_marks)):
                 yield Finding(name, None, "the key index lies about the keys of its segment; it is derived: remove it")
             return
         reason = "the key index is not as it was written"

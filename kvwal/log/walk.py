@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Iterator
-from typing import Final, NamedTuple, Protocol
+from typing import Final, NamedTuple, Protocol, cast
 
 from crc32c import crc32c
 
 from kvwal.keys import Seqno
 from kvwal.log.intents import decode_put, decode_uniform
 from kvwal.log.record import CLOSED, COMMIT, PAUSED, RECORD_HEADER, RECORD_HEADER_BYTES, WATERMARK, Record, is_commit
+from kvwal.log.run import LEAST_RECORDS, MOST_RECORD_BYTES, Run, read_run
 from kvwal.log.segment import HEADER_PAGE_BYTES, SegmentHeader
 
 __all__ = [
@@ -29,11 +30,14 @@ __all__ = [
     "last_written",
     "search",
     "walk",
+    "walk_parts",
 ]
 
 #: Read at a time.
 CHUNK_BYTES: Final = 1 << 20
 _ZEROS: Final = bytes(CHUNK_BYTES)
+# Where no run begins, this number of records is passed before one is looked for again; twice as many the next time.
+_MOST_PASSED: Final = 1024
 
 
 class Readable(Protocol):
@@ -99,14 +103,36 @@ def walk(
     puts: Puts | None = None,
     chunk_bytes: int = CHUNK_BYTES,
 ) -> Iterator[Record]:
+    """As `walk_parts`, each commit alone."""
+    parts = walk_parts(
+        file, header, limit, place, after=after, until=until, puts=puts, runs=False, chunk_bytes=chunk_bytes
+    )
+    return cast("Iterator[Record]", parts)
+
+
+def walk_parts(
+    file: Readable,
+    header: SegmentHeader,
+    limit: int,
+    place: Place,
+    *,
+    after: int = 0,
+    until: int | None = None,
+    puts: Puts | None = None,
+    runs: bool = True,
+    chunk_bytes: int = CHUNK_BYTES,
+) -> Iterator[Record | Run]:
     """The commits beyond `after`, from the place on to `until`, `limit` or the first byte that is not in order.
 
     Every record on the way is verified. The place is moved when the walk has come to its end. It reads `chunk_bytes` at
-    a time, and more where one record has more.
+    a time, and more where one record has more. With `runs`, some commits are handed out as one run.
     A failing read raises: it says nothing about where the log ends.
     """
     content = None if puts is None else puts.content
     size_of_puts = 0
+    # From which offset on a run is looked for.
+    look_at = place.offset if runs or puts is not None else limit
+    passed = LEAST_RECORDS
     unpack = RECORD_HEADER.unpack_from
     marker = header.marker
     salt = header.salt
@@ -134,6 +160,26 @@ def walk(
                 chunk += file.pread(end - size, base + size)
                 if len(chunk) < end:
                     break
+            if base + pos >= look_at and kind == COMMIT and length < MOST_RECORD_BYTES and last >= after:
+                run = read_run(chunk, pos, header, base, last, until)
+                if run is None:
+                    look_at = base + pos + passed * (end - pos)
+                    passed = min(2 * passed, _MOST_PASSED)
+                else:
+                    passed = LEAST_RECORDS
+                    last = run.seqnos[-1]
+                    watermark = max(watermark, *run.watermarks)
+                    time_us = run.times_us[-1]
+                    pos = run.offsets.stop - base
+                    if content is None:
+                        yield run
+                    else:
+                        content.update(zip(run.keys, run.values, strict=True))
+                        size_of_puts += len(run.offsets) * run.offsets.step
+                    if last == until:
+                        stop = Stop.REACHED
+                        break
+                    continue
             rest = chunk[pos + 8 : end]
             if crc32c(rest, (seed + pos) & 0xFFFFFFFF) != crc:
                 stop = Stop.INVALID

@@ -115,16 +115,23 @@ class Space:
 
         The first call after an open reads the free list; 0 if that fails.
         """
-        free = self._free
         needed = {newest.generation, *self._pins.counts()}
         if self._reclaimable is None or self._reclaimable[0] != needed:
-            try:
-                # Not kept: that is for a checkpoint, which may be under way in another thread.
-                free = read_free_list(self._pager, newest) if free is None else free
-            except (OSError, Error):
-                free = FreeList(array("Q"), ())
-            self._reclaimable = (needed, free.unneeded_pages(needed) * PAGE_SIZE)
+            self._reclaimable = (needed, self._unneeded_bytes(newest, needed))
         return self._reclaimable[1]
+
+    def reached_bytes(self, newest: Meta) -> int:
+        """Bytes of pages that the newest generation reaches, or a base. O(extents); as to failing, as the one above."""
+        return newest.page_count * PAGE_SIZE - self._unneeded_bytes(newest, {newest.generation})
+
+    def _unneeded_bytes(self, newest: Meta, needed: set[int]) -> int:
+        free = self._free
+        try:
+            # Not kept: that is for a checkpoint, which may be under way in another thread.
+            free = read_free_list(self._pager, newest) if free is None else free
+        except (OSError, Error):
+            return 0
+        return free.unneeded_pages(needed) * PAGE_SIZE
 
     def _forget(self, released: Iterable[Freed]) -> None:
         cache = self._pager.cache

@@ -7,7 +7,7 @@ types. A value is decoded when it is handed out.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import ItemsView, Iterable, Iterator, KeysView, Mapping, ValuesView
+from collections.abc import Callable, ItemsView, Iterable, Iterator, KeysView, Mapping, ValuesView
 from datetime import datetime
 from typing import Any, Generic, TypeVar, overload
 
@@ -15,6 +15,7 @@ from kvwal.db.cursor import Cursor
 from kvwal.db.handle import Handle
 from kvwal.db.mapping import Bounds, ItemsRange, KeysRange, OrderedMapping, ValuesRange
 from kvwal.engine.value import Value
+from kvwal.keys import KeyRange
 from kvwal.tables.spec import OfTable, TableSpec
 
 __all__ = ["TypedReading"]
@@ -22,6 +23,7 @@ __all__ = ["TypedReading"]
 K = TypeVar("K")
 V = TypeVar("V")
 T = TypeVar("T")
+R = TypeVar("R")
 
 
 class TypedReading(Handle, OfTable[K, V], Mapping[K, V], Generic[K, V]):
@@ -105,7 +107,7 @@ class TypedReading(Handle, OfTable[K, V], Mapping[K, V], Generic[K, V]):
             reverse: from the largest key down.
             limit: the number of pairs at the most.
         """
-        return map(self._spec.pair, iter(self._items(start, stop, prefix, reverse, limit)))
+        return _each(self._spec.pair, self._items(start, stop, prefix, reverse, limit))
 
     def _bounds(self, start: Any, stop: Any, prefix: Any, reverse: bool, limit: int | None) -> Bounds:
         return self._spec.bounds(start, stop, prefix, reverse, limit)
@@ -157,7 +159,6 @@ class TypedReading(Handle, OfTable[K, V], Mapping[K, V], Generic[K, V]):
         """The pair with the largest key (of the range), or None."""
         return next(self.scan(start, stop, prefix=prefix, reverse=True, limit=1), None)
 
-
     # -- positions ----------------------------------------------------------------------------
 
     def count(self, start: K | Any = None, stop: K | Any = None, *, prefix: Any = None) -> int:
@@ -178,7 +179,16 @@ class TypedReading(Handle, OfTable[K, V], Mapping[K, V], Generic[K, V]):
 
     def cursor(self) -> Cursor[K, V]:
         """A place among the keys that can be moved: see `kvwal.Cursor`."""
-        return Cursor(self)
+        return Cursor(self.raw, self._range, self._spec.pair)
+
+    def _range(self, start: Any, stop: Any) -> KeyRange:
+        bounds = self._bounds(start, stop, None, False, None)
+        return KeyRange(bounds.start or b"", bounds.stop)
+
+
+def _each(decode: Callable[[R], T], raw: Iterable[R]) -> Iterator[T]:
+    # Not by `map`, which a codec that raises StopIteration would end as if nothing came behind.
+    return (decode(each) for each in raw)
 
 
 class _Keys(KeysView[K], Generic[K]):
@@ -193,10 +203,10 @@ class _Keys(KeysView[K], Generic[K]):
         return len(self._range)
 
     def __iter__(self) -> Iterator[K]:
-        return map(self._table._spec.key.decode, self._range)
+        return _each(self._table._spec.key.decode, self._range)
 
     def __reversed__(self) -> Iterator[K]:
-        return map(self._table._spec.key.decode, reversed(self._range))
+        return _each(self._table._spec.key.decode, reversed(self._range))
 
     def __contains__(self, key: object) -> bool:
         return self._table._spec.key_of(key) in self._range
@@ -214,10 +224,10 @@ class _Values(ValuesView[V], Generic[V]):
         return len(self._range)
 
     def __iter__(self) -> Iterator[V]:
-        return map(self._table._spec.value.decode, self._range)
+        return _each(self._table._spec.value.decode, self._range)
 
     def __reversed__(self) -> Iterator[V]:
-        return map(self._table._spec.value.decode, reversed(self._range))
+        return _each(self._table._spec.value.decode, reversed(self._range))
 
 
 class _Items(ItemsView[K, V], Generic[K, V]):
@@ -232,10 +242,10 @@ class _Items(ItemsView[K, V], Generic[K, V]):
         return len(self._range)
 
     def __iter__(self) -> Iterator[tuple[K, V]]:
-        return map(self._table._spec.pair, self._range)
+        return _each(self._table._spec.pair, self._range)
 
     def __reversed__(self) -> Iterator[tuple[K, V]]:
-        return map(self._table._spec.pair, reversed(self._range))
+        return _each(self._table._spec.pair, reversed(self._range))
 
     def __contains__(self, item: object) -> bool:
         if not (isinstance(item, tuple) and len(item) == 2):

@@ -23,7 +23,7 @@ V = TypeVar("V")
 
 def is_stamped(codec: KeyCodec[Any], key: object) -> bool:
     """Whether the commit is to fill in the last part of a key."""
-    return isinstance(key, tuple) and key[-1:] == (SEQNO,) and isinstance(codec, TupleCodec)
+    return isinstance(key, tuple) and key[-1:] == (SEQNO,) and isinstance(codec, TupleCodec | _PrefixedTuples)
 
 
 class TableSpec(Generic[K, V]):
@@ -59,7 +59,7 @@ class TableSpec(Generic[K, V]):
         if expires_us is not None:
             encoded = Expiring.of(self.encode_value(value), expires_us)
         if is_stamped(codec, key):
-            assert isinstance(codec, TupleCodec)
+            assert isinstance(codec, TupleCodec | _PrefixedTuples)
             place, offset = codec.place(key)
             part.put_stamped(place[:offset], encoded)
         elif expires_us is not None:
@@ -174,7 +174,8 @@ class SubSpec(TableSpec[K, V]):
         self._prefix = prefix
         self._inner: TableSpec[K, V] = TableSpec("-", key, value)
         self.name = repr(prefix)
-        self.key = _Prefixed(prefix, self._inner.key)
+        inner = self._inner.key
+        self.key = _PrefixedTuples(prefix, inner) if isinstance(inner, TupleCodec) else _Prefixed(prefix, inner)
         self.value = self._inner.value
         self.asked = self._inner.asked
         self.pair = _pair(self.key, self.value)
@@ -209,3 +210,14 @@ class _Prefixed(Generic[K]):
     def decode(self, data: bytes, /) -> K:
         """What is behind the prefix."""
         return self._codec.decode(data[len(self._prefix) :])
+
+
+class _PrefixedTuples(_Prefixed[K]):
+    """The same of tuples, whose last part may be one that the commit fills in."""
+
+    _codec: TupleCodec[Any]
+
+    def place(self, value: Any, /) -> tuple[bytes, int | None]:
+        """See `TupleCodec.place`."""
+        place, offset = self._codec.place(value)
+        return self._prefix + place, None if offset is None else len(self._prefix) + offset

@@ -154,7 +154,10 @@ class WritableTable(TypedReading[K, V], MutableMapping[K, V], Generic[K, V]):
     def delete(
         self, key: K, *, durability: Durability | None = None, meta: Mapping[str, str] | None = None
     ) -> Seqno:
-        """Remove `key` if it is there, and return the commit's seqno. It is not looked up first."""
+        """Remove `key` if it is there, and return the commit's seqno. It is not looked up first.
+
+        Where there is no table nothing is committed, and the last visible seqno is returned.
+        """
         return at_once(self._writes.delete, key, durability=durability, meta=meta)
 
     def delete_range(
@@ -166,7 +169,10 @@ class WritableTable(TypedReading[K, V], MutableMapping[K, V], Generic[K, V]):
         durability: Durability | None = None,
         meta: Mapping[str, str] | None = None,
     ) -> Seqno:
-        """Remove every key of a range (see `scan`). One small record however many keys there are."""
+        """Remove every key of a range (see `scan`). One small record however many keys there are.
+
+        Returns as `delete`.
+        """
         return at_once(self._writes.delete_range, start, stop, prefix=prefix, durability=durability, meta=meta)
 
     def update(  # type: ignore[override]

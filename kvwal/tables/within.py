@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMappin
 from typing import Any, Generic, TypeVar
 
 from kvwal.batch import WriteBatch
-from kvwal.codecs.parts import STAMP_BYTES
 from kvwal.db.mapping import Bounds, OrderedMapping
 from kvwal.db.part import TransactionPart
 from kvwal.db.snapshot import Snapshot
@@ -16,6 +15,7 @@ from kvwal.engine.parked import SYSTEM_TABLE
 from kvwal.engine.tables import TableRow, check_codecs, decode_row, keep_asked, make_row, row_key
 from kvwal.engine.value import Value
 from kvwal.expiring import Expiring, expire_us
+from kvwal.keys import STAMP
 from kvwal.tables.reading import TypedReading
 from kvwal.tables.spec import TableSpec
 from kvwal.tables.writing import into
@@ -129,7 +129,7 @@ class InTransaction(Generic[K, V]):
         for encoded, data in puts.writes.items():
             assert data is not None, "it is a put"
             if puts.stamped is not None:
-                part.put_stamped(encoded[:-STAMP_BYTES], data)
+                part.put_stamped(encoded[: -STAMP.size], data)
             elif type(data) is Expiring:
                 part._put_until(encoded, data.value, data.expires_us, 0)
             else:

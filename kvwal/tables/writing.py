@@ -15,14 +15,13 @@ from operator import methodcaller
 from typing import Any, Final, Generic, NamedTuple, ParamSpec, Protocol, TypeVar
 
 from kvwal.batch import WriteBatch
-from kvwal.codecs.parts import STAMP_BYTES
 from kvwal.engine.operations import decode_counter, encode_counter, keep_expiry, set_expiry
 from kvwal.engine.request import Newest, Operation
 from kvwal.engine.tables import InDefaultTable, InTable, MakeTable
 from kvwal.engine.value import Value
 from kvwal.errors import TableNotFoundError
 from kvwal.expiring import Expiring, expire_us
-from kvwal.keys import KeyRange, Seqno, as_int
+from kvwal.keys import STAMP, KeyRange, Seqno, as_int
 from kvwal.log import extension_of
 from kvwal.options import Durability
 from kvwal.tables.spec import TableSpec, is_stamped
@@ -109,7 +108,7 @@ def into(puts: WriteBatch, part: WriteBatch) -> None:
     for key, value in puts.writes.items():
         assert value is not None, "it is a put"
         if puts.stamped is not None and key in puts.stamped:
-            part.put_stamped(key[:-STAMP_BYTES], value)
+            part.put_stamped(key[: -STAMP.size], value)
         elif type(value) is Expiring:
             part.put_until(key, value.value, value.expires_us)
         else:
@@ -281,7 +280,10 @@ class Writing(Generic[K, V]):
     async def delete(
         self, key: K, *, durability: Durability | None = None, meta: Mapping[str, str] | None = None
     ) -> Seqno:
-        """Remove `key` if it is there, and return the commit's seqno. It is not looked up first."""
+        """Remove `key` if it is there, and return the commit's seqno. It is not looked up first.
+
+        Where there is no table nothing is committed, and the last visible seqno is returned.
+        """
         encoded = self._spec.encode_key(key)
         return await _write(self._way, self._spec, lambda part: part.delete(encoded), How(durability, meta))
 
@@ -294,7 +296,10 @@ class Writing(Generic[K, V]):
         durability: Durability | None = None,
         meta: Mapping[str, str] | None = None,
     ) -> Seqno:
-        """Remove every key of a range (see `scan`). One small record however many keys there are."""
+        """Remove every key of a range (see `scan`). One small record however many keys there are.
+
+        Returns as `delete`.
+        """
         bounds = self._spec.bounds(start, stop, prefix, False, None)
         how = How(durability, meta)
         return await _write(self._way, self._spec, lambda part: part.delete_range(bounds.start, bounds.stop), how)

@@ -772,3 +772,63 @@ def test_a_drop_that_is_cancelled_is_awaited_and_reported(tmp_path: Path) -> Non
             assert await pairs(users) == {"b": 2}
 
     run(main())
+
+
+# -- migrating ------------------------------------------------------------------------------------
+
+ONE = codecs.versioned(codecs.json(), version=1)
+TWO = codecs.versioned(codecs.json(), version=2, upcasters={1: lambda old: [*old, "two"]})
+
+
+def test_values_are_brought_to_the_newest_version_and_a_task_that_is_cancelled_leaves_it_whole() -> None:
+    async def main(db: AsyncStore) -> None:
+        await db.table("t", int, ONE).update({n: [n] for n in range(10)})
+        table = db.table("t", int, TWO)
+        told: list[tuple[int, int]] = []
+        dry = await table.migrate(dry_run=True)
+        assert (dry.rewritten, dry.versions) == (10, {1: 10})
+
+        def cancel(done: int, total: int) -> None:
+            told.append((done, total))
+            if done == 4:
+                task.cancel()
+
+        task = asyncio.ensure_future(table.migrate(batch=2, progress=cancel))
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert told == [(0, 10), (2, 10), (4, 10)]
+        rest = await table.migrate(batch=2)
+        assert rest.resumed
+        assert (rest.examined, rest.rewritten) == (10, 10)
+        assert await pairs(table) == {n: [n, "two"] for n in range(10)}
+        assert {value[0] async for value in table.raw().values()} == {2}
+        with pytest.raises(TypeError, match=r"codecs\.versioned"):
+            await db.table("plain", str, codecs.json()).migrate()
+
+    with_store(main)
+
+
+class Stops:
+    """A codec that stops where it should not."""
+
+    name = "stops"
+    version = 1
+
+    def encode(self, value: str) -> bytes:
+        return value.encode()
+
+    def decode(self, data: bytes) -> str:
+        if data == b"stop":
+            raise StopIteration
+        return data.decode()
+
+
+def test_a_codec_that_raises_stop_iteration_ends_no_scan_silently() -> None:
+    async def main(db: AsyncStore) -> None:
+        table = db.table("t", str, Stops())
+        await table.update({"a": "go", "b": "stop", "c": "go"})
+        for scan in (table.scan(), table.values(), table.items()):
+            with pytest.raises(RuntimeError):
+                [each async for each in scan]
+
+    with_store(main)

@@ -597,22 +597,6 @@ def test_without_click_the_message_says_what_to_install() -> None:
 
 
 def test_every_command_has_help() -> None:
-    for name in (
-        "get",
-        "put",
-        "delete",
-        "scan",
-        "load",
-        "dump",
-        "stats",
-        "verify",
-        "log",
-        "changes",
-        "history",
-        "checkpoint",
-        "compact",
-        "salvage",
-        "demo",
-    ):
+    for name in whole_app().commands:
         assert "Usage:" in run(name, "--help").stdout
     assert kvwal_process("--version").stdout.startswith(b"kvwal, version ")

@@ -84,7 +84,7 @@ def orders(path: str) -> str:
 def test_the_tables_are_listed(orders: str) -> None:
     assert run("tables", orders).stdout == "orders\ttuple[str, int]\tcounter\t3\nusers\tstr\tjson\t1\n"
     rows = [json.loads(line) for line in run("tables", orders, "--json").stdout.splitlines()]
-    assert rows[1] == {"name": "users", "id": 17, "key": "str", "value": "json", "keys": 1}
+    assert rows[1] == {"name": "users", "id": 17, "key": "str", "value": "json", "keys": 1, "problem": None}
 
 
 def test_ranges_and_past_moments_of_a_table(orders: str) -> None:
@@ -172,3 +172,172 @@ def test_other_codecs_are_shown_as_bytes_and_it_is_said(path: str) -> None:
     run("put", path, "--table", "versions", "a", "[2]", expect=2)
     run("put", path, "--table", "versions", "a", "--file", "-", stdin=b"\x02[2]")
     assert run("get", path, "--table", "versions", "a").stdout == "[2]\n"
+
+
+def test_a_table_that_cannot_be_used_is_named_beside_the_others(orders: str) -> None:
+    batch = kvwal.WriteBatch()
+    batch.table(1).put(b"\x01orders", b"{}")
+    with kvwal.open(orders) as db:
+        db.commit(batch)
+    result = run("tables", orders, expect=3)
+    assert result.stdout == "users\tstr\tjson\t1\n"
+    assert "kvwal: table 'orders': " in result.stderr
+    assert json.loads(run("tables", orders, "--json", expect=3).stdout.splitlines()[0])["problem"]
+
+
+# -- changes --------------------------------------------------------------------------------------
+
+
+def test_changes_of_a_table_are_shown_as_what_they_are(orders: str) -> None:
+    run("delete", orders, "--table", "orders", "--prefix", "'grace'")
+    lines = [line.split("\t")[2:] for line in run("changes", orders, "--table", "orders").stdout.splitlines()]
+    assert lines[:4] == [
+        ["put", "('ada', 9)", "1"],
+        ["put", "('ada', 10)", "2"],
+        ["put", "('grace', 1)", "3"],
+        ["put", "('ada', 9)", "4"],
+    ]
+    assert lines[4][0] == "delete_range"
+    found = run("changes", orders, "--table", "orders", "--prefix", "'grace'", "--limit", "1", "--json").stdout
+    assert (json.loads(found)["key"], json.loads(found)["value"]) == (["grace", 1], 3)
+    assert run("changes", orders, "--table", "users").stdout.count("\n") == 1
+    run("changes", orders, "--table", "none", expect=2)
+
+
+# -- dumping and loading --------------------------------------------------------------------------
+
+
+def lines_of(result: Result) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in result.stdout.splitlines()]
+
+
+def content(path: str) -> dict[str, Any]:
+    with kvwal.open(path, "r") as db:
+        rows = {info.name: (info.key, info.value, info.keys) for info in db.tables()}
+        return {
+            "rows": rows,
+            "": dict(db),
+            **{name: dict(db.snapshot().part(db.engine.tables.row(name).id)) for name in rows},
+        }
+
+
+@pytest.fixture
+def shop(orders: str) -> str:
+    with kvwal.open(orders) as db:
+        db[b"plain"] = b"\xff"
+        db.table("empty", str, float)
+        with db.batch() as batch:
+            db.table("empty", str, float).within(batch)
+        versioned = codecs.versioned(codecs.json(), version=2, upcasters={1: lambda value: value})
+        db.table("versions", str, versioned)["a"] = [1]
+    return orders
+
+
+def test_a_dump_has_all_tables_and_a_load_brings_them_back(shop: str, tmp_path: Path) -> None:
+    dumped = run("dump", shop)
+    lines = lines_of(dumped)
+    assert lines[0] == {"key": "plain", "value_base64": "/w=="}
+    assert lines[1] == {"table": "empty", "key_codec": ["str", 1], "value_codec": ["float", 1]}
+    assert lines[2] == {"table": "orders", "key_codec": ["tuple[str, int]", 1], "value_codec": ["counter", 1]}
+    assert lines[3]["table"] == "orders"
+    copy = str(tmp_path / "copy.kv")
+    assert json.loads(run("load", copy, "--json", "--batch", "2", stdin=dumped.stdout_bytes).stdout)["loaded"] == 6
+    assert content(copy) == content(shop)
+    run("load", copy, stdin=dumped.stdout_bytes)
+    assert content(copy) == content(shop)
+    assert run("dump", copy).stdout == dumped.stdout
+    with kvwal.open(copy, "r") as db:
+        assert db.table("users", str, codecs.json()) == {"ada": {"born": 1815}}
+
+
+def test_one_table_is_dumped_with_what_its_keys_and_values_are_and_loaded_alone(shop: str, tmp_path: Path) -> None:
+    dumped = run("dump", shop, "--table", "orders", "--prefix", "'ada'")
+    assert [line.get("typed") for line in lines_of(dumped)] == [
+        None,
+        {"key": ["ada", 9], "value": 4},
+        {"key": ["ada", 10], "value": 2},
+    ]
+    assert all("key_hex" in line for line in lines_of(run("dump", shop, "--table", "orders", "--hex"))[1:])
+    copy = str(tmp_path / "copy.kv")
+    run("load", copy, stdin=dumped.stdout_bytes)
+    with kvwal.open(copy, "r") as db:
+        assert db.table("orders", tuple[str, int], int) == {("ada", 9): 4, ("ada", 10): 2}
+    other = str(tmp_path / "other.kv")
+    run("load", other, "--table", "users", stdin=run("dump", shop).stdout_bytes)
+    assert set(content(other)) == {"rows", "", "users"}
+    assert content(other)[""] == {}
+    assert lines_of(run("dump", shop, "--at", "1", "--table", "orders"))[1]["typed"]["value"] == 1
+    assert [line["table"] for line in lines_of(run("dump", shop, "--at", "1"))] == ["orders"] * 4
+    assert lines_of(run("dump", shop, "--prefix", "p")) == [{"key": "plain", "value_base64": "/w=="}]
+    run("dump", shop, "--table", "none", expect=2)
+    run("dump", shop, "--table", "", expect=2)
+    run("load", shop, "--table", "", expect=2)
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        ({"table": "new", "key": "a", "value": "b"}, "no line before this one says its codecs"),
+        ({"table": 3, "key": "a", "value": "b"}, '"table" is not a string'),
+        ({"table": "users", "key_codec": ["int", 1], "value_codec": ["json", 1]}, "keys of table 'users' in the store"),
+        ({"table": "users", "key_codec": ["str", 1], "value_codec": ["json", 2]}, r"json, and json \(version 2\) here"),
+        ({"table": "users", "key_codec": ["str", 1]}, '"value_codec" is not a list'),
+        ({"table": "users", "key_codec": ["str", True], "value_codec": ["json", 1]}, '"key_codec" is not a list'),
+        ({"table": "", "key_codec": ["str", 1], "value_codec": ["json", 1]}, "a table's name has 1 to 255 bytes"),
+        ({"table": "users", "value": "b"}, "needs exactly one of"),
+    ],
+)
+def test_a_line_of_a_table_that_cannot_be_loaded_is_named(shop: str, line: dict[str, Any], reason: str) -> None:
+    good = json.dumps({"table": "users", "key": "eve", "value": "{}"})
+    before = content(shop)
+    result = run("load", shop, stdin=f"{good}\n{json.dumps(line)}\n".encode(), expect=7)
+    assert "line 2: " in result.stderr
+    assert "the 1 entries before it are in the store" in result.stderr
+    import re
+
+    assert re.search(reason, result.stderr)
+    before["users"][b"eve"] = b"{}"
+    assert content(shop)["users"] == before["users"]
+
+
+def test_a_table_of_a_newer_version_is_loaded_and_its_version_is_remembered(shop: str) -> None:
+    lines = [
+        {"table": "versions", "key_codec": ["str", 1], "value_codec": ["versioned(json)", 3]},
+        {"table": "versions", "key": "b", "value": "\u0003[2]"},
+    ]
+    run("load", shop, stdin="\n".join(map(json.dumps, lines)).encode())
+    assert "versions\tstr\tversioned(json) (version 3)\t2\n" in run("tables", shop).stdout
+    lines[0]["value_codec"] = ["versioned(json)", 2]
+    run("load", shop, stdin="\n".join(map(json.dumps, lines)).encode())
+    assert "versions\tstr\tversioned(json) (version 3)\t2\n" in run("tables", shop).stdout
+
+
+# -- dropping and renaming ------------------------------------------------------------------------
+
+
+def test_a_table_is_dropped_only_when_that_is_said_or_answered(shop: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    result = run("table", "drop", shop, "orders", expect=2)
+    assert "table 'orders' has 3 keys; to drop it, give --yes" in result.stderr
+    run("table", "drop", shop, "orders", "--yes", "--meta", "by=me")
+    assert "orders" not in run("tables", shop).stdout
+    assert "Meta:  by=me" in run("log", shop, "-n", "1").stdout
+    run("table", "drop", shop, "orders", "--yes", expect=2)
+    monkeypatch.setattr("click.testing._NamedTextIOWrapper.isatty", lambda self: True, raising=False)
+    result = run("table", "drop", shop, "users", stdin=b"n\n", expect=1)
+    assert "Drop table 'users' with 1 key?" in result.stderr
+    assert "users" in run("tables", shop).stdout
+    run("table", "drop", shop, "users", stdin=b"y\n")
+    assert "users" not in run("tables", shop).stdout
+
+
+def test_a_table_is_renamed(shop: str) -> None:
+    run("table", "rename", shop, "orders", "sales")
+    assert [line.split("\t")[0] for line in run("tables", shop).stdout.splitlines()] == [
+        "empty",
+        "sales",
+        "users",
+        "versions",
+    ]
+    run("table", "rename", shop, "sales", "users", expect=2)
+    run("table", "rename", shop, "orders", "users", expect=2)
+    run("table", "rename", shop, "sales", "", expect=2)

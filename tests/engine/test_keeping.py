@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 from datetime import UTC
 from itertools import pairwise
+from random import Random
 from typing import Any
 
 import pytest
@@ -190,6 +191,33 @@ def test_what_is_kept_without_a_limit(
     monkeypatch.setattr(kept, "_free_bytes", lambda: free)
     monkeypatch.setattr(kept, "_data_bytes", lambda: data)
     assert kept._most_bytes() == most
+
+
+def test_what_history_took_is_not_counted_as_data(disk: SimulatedDisk) -> None:
+    # Else the default bound of the window, which is the data's size, grows with the window.
+    rng = Random(5)
+    keys = [b"%04d" % number for number in range(2000)]
+    with opened(disk, keep_history_bytes=1 << 20, history_base_bytes=0) as db:
+        db.update({key: rng.randbytes(100) for key in keys})
+        db.checkpoint()
+        kept, pages = db.engine._keeping, db.engine._pages
+        before = kept._data_bytes()
+        tree = sum(len(key) + 100 for key in keys)
+        assert tree < before < 2 * tree
+        for _ in range(40):
+            db.update({rng.choice(keys): rng.randbytes(100) for _ in range(200)})
+            db.checkpoint()
+            assert before / 1.5 < kept._data_bytes() < 1.5 * before
+        assert len(bases_of(db)) > 1
+        for _ in range(len(bases_of(db))):
+            kept.shorten()
+        db.checkpoint()
+        db.checkpoint()
+        # Part of the file is free, and still data is what the tree takes.
+        assert pages.space.free_pages() * 4096 > before / 2
+        assert before / 1.5 < kept._data_bytes() < 1.5 * before
+    with opened(disk, keep_history_bytes=1 << 20) as db:
+        assert before / 1.5 < db.engine._keeping._data_bytes() < 1.5 * before
 
 
 def test_a_checkpoint_does_not_ask_in_vain_for_free_space(db: kvwal.Store, monkeypatch: pytest.MonkeyPatch) -> None:

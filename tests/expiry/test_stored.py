@@ -344,9 +344,11 @@ def test_the_commands_put_show_dump_and_load_what_expires(tmp_path: Any) -> None
     assert ", until " in run("log", path)
     assert '"expiry_rows": 2' in run("stats", path, "--json").replace('":', '": ').replace(":  ", ": ")
     lines = run("dump", path)
-    assert lines.count("expires_us") == 1
+    assert lines.count("expires_us") == 2
     run("load", copy, stdin=lines.encode())
     with kvwal.open(copy) as db:
+        assert db.table("t", str, str).expires("a") is None
+        assert db.table("t", str, str).expires("b") is not None
         assert (db.expires(b"k"), db.expires(b"stays"), dict(db.scan())) == (ends, None, {b"k": b"v", b"stays": b"w"})
     for wrong in ("0", "-1", "nan", "inf"):
         run("put", path, "k", "v", "--expire", wrong, expect=2)

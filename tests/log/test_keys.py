@@ -20,7 +20,10 @@ from kvwal.log.intents import encode_intents, encode_put
 from kvwal.log.kept import KeptFiles
 from kvwal.log.key_table import KeyTable
 from kvwal.log.keys import BLOCK_ROWS, DamagedIndex, KeyIndex, Range, hash_of
+from kvwal.log.reader import start_of
+from kvwal.log.record import encode_record
 from kvwal.log.segment import SegmentHeader
+from kvwal.log.walk import walk, walk_parts
 from kvwal.testing import SimulatedDisk
 
 HEADER = SegmentHeader(b"i" * 16, Seqno(10), 0, 0x01020304, 0x0A0B0C0D, 1 << 20, Seqno(1))
@@ -77,11 +80,12 @@ def test_the_bytes_are_as_the_format_says() -> None:
     block = b"".join(hash_rows)
     ranges = struct.pack("<IQIHHB", 1, 5000, 0, 1, 1, 0) + b"cd" + struct.pack("<IQIHHB", 1, 5000, 16, 1, 0, 1) + b"e"
     identity = 0x01020304, 0x0A0B0C0D, 0, 10, 11
-    head = struct.pack("<8sHHIIIQQIIIIQII", b"kvwalkey", 1, 0, *identity, 3, 2, 1, 2, len(ranges), 2, 0)
+    head = struct.pack("<8sHHIIIQQIIIIQII", b"kvwalkey", 1, 0, *identity, 3, 2, 1, 2, len(ranges), 2, 4)
     head += struct.pack("<II", 0, 3) + struct.pack("<II", 0, crc32c(order))
-    head += hash_rows[0][:6] + struct.pack("<I", crc32c(block)) + b"\1a" + ranges
+    head += hash_rows[0][:6] + struct.pack("<I", crc32c(block))
+    head += hash_rows[0][2:4] + hash_rows[1][2:4] + b"\1a" + ranges
     assert data == head + struct.pack("<I", crc32c(head)) + order + block
-    assert (len(order) + len(block)) / 3 <= 24
+    assert (len(order) + len(block) + 4) / 3 <= 24
 
 
 def test_an_index_says_what_was_put_into_it() -> None:
@@ -228,6 +232,8 @@ def test_a_newer_version_is_no_index_and_neither_are_parts_that_are_not_filled()
     head = len(data) - 3 * 12 - 2 * 10 - 4
     for change in (
         lambda raw: raw[:8] + b"\x02\0" + raw[10:],
+        lambda raw: raw[:68] + bytes(4) + raw[72:],
+        lambda raw: raw[:64] + struct.pack("<II", 4, 2) + raw[72:],
         lambda raw: raw[:76] + struct.pack("<I", 2) + raw[80:],
         lambda raw: raw[:52] + struct.pack("<IQI", 2, 100, 1) + raw[68:],
         lambda raw: raw[:52] + struct.pack("<I", 3) + raw[56:],
@@ -241,3 +247,71 @@ def test_a_newer_version_is_no_index_and_neither_are_parts_that_are_not_filled()
         file.pwrite(changed, 0)
         file.close()
         assert index_of(disk, 11) is None
+
+
+def test_a_table_of_runs_is_that_of_their_records() -> None:
+    rng = Random(7)
+    segment = bytearray(4096)
+    for seqno in range(10, 1010):
+        # Some keys again and again, some within one run.
+        body = encode_put(b"%03d" % rng.choice([rng.randrange(1000), rng.randrange(9)]), b"v")
+        segment += encode_record(HEADER.marker, HEADER.salt + len(segment), 1, seqno, 9, 0, body)
+    disk = SimulatedDisk()
+    disk.make_directory("/log")
+    file = disk.open_directory("/log").open("segment", create=True)
+    file.pwrite(bytes(segment), 0)
+    by_runs, by_records = KeyTable(HEADER), KeyTable(HEADER)
+    steps = sum(1 for _ in by_runs.extend(walk_parts(file, HEADER, len(segment), start_of(HEADER))))
+    assert steps < 50
+    for _ in by_records.extend(walk(file, HEADER, len(segment), start_of(HEADER))):
+        pass
+    assert written(by_runs, 1009)[1] == written(by_records, 1009)[1]
+    for number in range(1000):
+        for reverse in (False, True):
+            asked = 0, b"%03d" % number, rng.randrange(1009), rng.randrange(1009)
+            assert list(by_runs.rows(*asked, reverse=reverse)) == list(by_records.rows(*asked, reverse=reverse))
+
+
+def test_a_table_that_is_freed_is_empty() -> None:
+    table = small()
+    assert table.size() > 0
+    assert sum(1 for _ in table.freed()) > 1
+    assert list(table.rows(0, b"a", 9, 11, reverse=False)) == []
+
+
+@pytest.mark.parametrize("n", [1, BLOCK_ROWS, 20 * BLOCK_ROWS])
+def test_a_key_is_missed_nowhere_and_most_that_are_not_there_are_told_without_a_read(n: int) -> None:
+    disk, _ = written(table_of([record(10 + i, 4096, encode_put(b"%d" % i, b"")) for i in range(n)]), 9 + n)
+    index = loaded(disk, 9 + n)
+    disk.trace = []
+    assert all(index.may_have(hash_of(0, b"%d" % i)) for i in range(n))
+    assert sum(index.may_have(hash_of(0, b"-%d" % i)) for i in range(1000)) < 20
+    assert not disk.trace
+
+
+def test_keys_of_one_hash_that_fill_blocks_are_not_missed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(key_table, "hashes_of", lambda table, keys: [b"\x00\x01\x02\x03\x04\x05"] * len(keys))
+    n = 3 * BLOCK_ROWS
+    disk, _ = written(table_of([record(10 + i, 4096, encode_put(b"%d" % i, b"")) for i in range(n)]), 9 + n)
+    index = loaded(disk, 9 + n)
+    assert index.may_have(b"\x00\x01\x02\x03\x04\x05")
+    assert not index.may_have(b"\x00\x01\x02\x04\x04\x05")
+
+
+def test_an_index_that_was_written_without_marks_is_read() -> None:
+    _, data = written(small(), 11)
+    marks_at = 72 + 8 + 8 + 10
+    head = data[:68] + bytes(4) + data[72:marks_at] + data[marks_at + 4 : len(data) - 3 * 12 - 2 * 10 - 4]
+    former = head + struct.pack("<I", crc32c(head)) + data[-3 * 12 - 2 * 10 :]
+    assert b"".join(small().encode(HEADER, 11, with_marks=False)) == former
+    disk = SimulatedDisk()
+    disk.make_directory("/log")
+    file = disk.open_directory("/log").open(keys_name(10), create=True)
+    file.pwrite(former, 0)
+    file.close()
+    index = loaded(disk, 11)
+    index.check()
+    assert (index.has_marks, loaded(written(small(), 11)[0], 11).has_marks) == (False, True)
+    assert index.may_have(hash_of(0, b"never"))
+    assert list(index.rows(0, b"a", 0, 11, reverse=False)) == [(10, 4096, 0), (11, 5000, 2)]
+    assert index.newest(0, b"b", hash_of(0, b"b"), 0, 11) == [(11, 5000, 3)]

@@ -16,7 +16,7 @@ from kvwal.files.names import index_name, keys_name, segment_name
 from kvwal.keys import Seqno
 from kvwal.log import LogPosition
 from kvwal.log.index import INDEX_STRIDE_BYTES, Index
-from kvwal.log.keys import CRC, HASH_BYTES
+from kvwal.log.keys import CRC, HASH_BYTES, MARK_BYTES
 from kvwal.log.segment import decode_header
 from kvwal.testing import SimulatedDisk
 
@@ -212,12 +212,23 @@ def test_a_damaged_segment_says_nothing_of_its_key_index(indexed: KeyLog) -> Non
     assert [finding.file for finding in indexed.rig.verify()] == [segment_name(first)]
 
 
+def test_a_key_index_without_marks_is_no_problem_while_it_tells_the_truth(indexed: KeyLog) -> None:
+    for first in indexed.rig.segments()[:-1]:
+        data = indexed.disk.read(f"/log/{keys_name(first)}")
+        k, t, n = (struct.unpack_from("<I", data, at)[0] for at in (44, 48, 40))
+        marks_at = 72 + 8 * t + 8 * -(-n // 256) + (HASH_BYTES + 4) * -(-k // 256)
+        head_end = len(data) - 12 * n - 10 * k - CRC.size
+        head = data[:68] + bytes(4) + data[72:marks_at] + data[marks_at + MARK_BYTES * k : head_end]
+        write(indexed.disk, keys_name(first), head + CRC.pack(crc32c(head)) + data[head_end + CRC.size :])
+    assert indexed.rig.verify() == []
+
+
 def lying(data: bytes) -> bytes:
     """A key index with another offset in one row, and all checksums right."""
     n, k = struct.unpack_from("<II", data, 40)
     t, ranges, fences = (struct.unpack_from(f"<{kind}", data, at)[0] for kind, at in (("I", 48), ("Q", 56), ("I", 64)))
     blocks = 72 + 8 * t
-    head_end = blocks + 8 * -(-n // 256) + (HASH_BYTES + 4) * -(-k // 256) + fences + ranges
+    head_end = blocks + 8 * -(-n // 256) + (HASH_BYTES + 4) * -(-k // 256) + MARK_BYTES * k + fences + ranges
     changed = bytearray(data)
     order = head_end + CRC.size
     changed[order + 4] ^= 1

@@ -73,6 +73,48 @@ def test_several_of_a_commit_are_numbered(db: kvwal.Store) -> None:
     assert stamps(others)[-1] == (again, 2)
 
 
+def test_a_key_that_was_put_as_it_is_is_never_filled_in(db: kvwal.Store) -> None:
+    pending = b"\xff" * 8 + bytes(4)
+    with db.batch() as batch:
+        batch.put(b"x" + pending, b"by hand")
+        batch.put_stamped(b"x", b"filled in")
+    assert dict(db) == {b"x" + pending: b"by hand", b"x" + (1).to_bytes(8, "big") + bytes(4): b"filled in"}
+    with pytest.raises(ValueError, match="seqno"):
+        Versionstamp((1 << 64) - 1, 0)
+
+
+def test_a_transaction_changes_and_takes_back_what_it_is_to_fill_in(db: kvwal.Store) -> None:
+    events = db.table("events", KEY, str)
+    with db.transaction() as txn:
+        mine = events.within(txn)
+        for value in ("one", "two", "three"):
+            mine["a", SEQNO] = value
+        first, second, third = mine
+        assert first[1] < second[1] < third[1] < SEQNO
+        mine[first] = "changed"
+        mine.delete(second)
+        assert mine.popitem() == (third, "three")
+        assert list(mine.values()) == ["changed"]
+    assert events.items() == {("a", Versionstamp(1, 0)): "changed"}.items()
+
+
+def test_a_part_of_the_default_table_has_them_too(db: kvwal.Store) -> None:
+    events = db.sub(b"events/", KEY, str)
+    seqno = events.put(("a", SEQNO), "one")
+    events.update({("b", SEQNO): "two"})
+    with db.transaction() as txn:
+        events.within(txn)["c", SEQNO] = "three"
+    with db.batch() as batch:
+        events.within(batch).put(("d", SEQNO), "four")
+    assert list(events.items()) == [
+        ((name, Versionstamp(seqno + n, 0)), value)
+        for n, (name, value) in enumerate([("a", "one"), ("b", "two"), ("c", "three"), ("d", "four")])
+    ]
+    assert all(key.startswith(b"events/\x02") for key in db)
+    with pytest.raises(TypeError):
+        db.sub(b"x", str, str).put(("a", SEQNO), "x")  # type: ignore[arg-type]
+
+
 def test_a_transaction_writes_them_at_its_place(db: kvwal.Store) -> None:
     events = db.table("events", KEY, str)
     with db.transaction() as txn:
