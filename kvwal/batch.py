@@ -4,15 +4,18 @@ A `WriteBatch` is kept in a canonical form that the log, the memtable and the pa
 
 Invariant: `ranges` are applied first, then `writes`. A `delete_range` therefore takes the writes it
 covers out of `writes`, and a later put of such a key goes in again and wins.
-Invariant: keys and values are exactly `bytes` (never a subclass, never a view of the caller's memory).
+Invariant: keys and values are exactly `bytes` (never a subclass but `Expiring`, never a view of the caller's memory).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from types import MappingProxyType
 from typing import Any, Final, Never, Protocol, TypeAlias, cast
 
 from kvwal.errors import UsageError
+from kvwal.expiring import Expiring, expire_us
+from kvwal.files import system_files
 from kvwal.keys import (
     MAX_KEY_BYTES,
     MAX_VALUE_BYTES,
@@ -26,10 +29,11 @@ from kvwal.keys import (
     as_value,
 )
 
-__all__ = ["MAX_TABLE_ID", "Updates", "WriteBatch", "checked_pairs"]
+__all__ = ["MAX_TABLE_ID", "SAME_INDEX_KEYS", "Updates", "WriteBatch", "checked_pairs"]
 
 # On disk: never raise without a new format version; a table's id is stored in 4 bytes.
 MAX_TABLE_ID: Final = (1 << 32) - 1
+_now_us: Final = system_files().now_us
 
 
 class _HasKeys(Protocol):
@@ -43,6 +47,10 @@ class _HasKeys(Protocol):
 Updates: TypeAlias = _HasKeys | Iterable[tuple[BytesLike, BytesLike]]
 
 
+#: As `WriteBatch.index_keys`: the values that are put have the index keys of those that are there.
+SAME_INDEX_KEYS: Final[Mapping[int, Mapping[bytes, bytes | None]]] = MappingProxyType({})
+
+
 class WriteBatch:
     """An ordered set of puts and deletes that is committed whole or not at all.
 
@@ -50,7 +58,7 @@ class WriteBatch:
     thread-safe; may be committed more than once.
     """
 
-    __slots__ = ("index_keys", "names", "others", "ranges", "stamped", "writes")
+    __slots__ = ("index_keys", "names", "now_us", "others", "queue", "ranges", "stamped", "writes")
 
     def __init__(self) -> None:
         #: The newest value of each key written; None stands for a delete.
@@ -65,16 +73,48 @@ class WriteBatch:
         #: By the id of an index of its table: the index keys of each of its puts (see kvwal/engine/indexes.py). None:
         #: nothing is known of indexes.
         self.index_keys: Mapping[int, Mapping[bytes, bytes | None]] | None = None
+        #: Keys whose expiry is set, and when they were to expire before (0: not known, or not at all); None: there are
+        #: none. A commit writes their rows of the queue.
+        self.queue: dict[bytes, int] | None = None
+        #: The clock from which `expire_s` counts.
+        self.now_us: Callable[[], int] = _now_us
         #: Writes to tables other than the default one, by table id; made by `table`. Each may be empty.
         self.others: dict[int, WriteBatch] | None = None
 
-    def put(self, key: BytesLike, value: BytesLike) -> None:
-        """Set `key` to `value`. TypeError or ValueError if either cannot be stored."""
+    def put(self, key: BytesLike, value: BytesLike, *, expire_s: float | None = None) -> None:
+        """Set `key` to `value`. TypeError or ValueError if either cannot be stored.
+
+        `expire_s`: seconds from this call on, after which the key is absent. See `Store.put`.
+        """
         if type(key) is not bytes or len(key) > MAX_KEY_BYTES:
             key = as_key(key)
         if type(value) is not bytes or len(value) > MAX_VALUE_BYTES:
             value = as_value(value)
+        if expire_s is not None:
+            self.put_until(key, value, self.now_us() + expire_us(expire_s))
+            return
         self.writes[key] = value
+
+    def put_until(self, key: bytes, value: bytes, expires_us: int | None, before_us: int = 0) -> None:
+        """Set `key` to `value`, which expires at that time (None: never). Both have passed `as_key` and `as_value`.
+
+        `before_us`: when the key was to expire before, so that the commit takes that out of the queue; 0: not known.
+        """
+        self.writes[key] = value if expires_us is None else Expiring.of(value, expires_us)
+        if self.queue is None:
+            self.queue = {}
+        self.queue[key] = before_us
+
+    def expire_others(self, expires_us: int) -> None:
+        """Let what is put without an expiry of its own expire at that time."""
+        set_already = self.queue or {}
+        for key, value in self.writes.items():
+            if value is not None and type(value) is bytes and key not in set_already:
+                self.put_until(key, value, expires_us)
+
+    def sets_expiry(self) -> bool:
+        """Whether an expiry is set, in any table."""
+        return self.queue is not None or any(part.queue is not None for part in (self.others or {}).values())
 
     __setitem__ = put
 
@@ -90,7 +130,10 @@ class WriteBatch:
         # One that is there already was put as it is, and stays so.
         while (key := as_key(checked + STAMP.pack(PENDING_SEQNO, ordinal))) in self.writes:
             ordinal += 1
-        self.put(key, value)
+        if type(value) is Expiring:
+            self.put_until(key, value.value, value.expires_us)
+        else:
+            self.put(key, value)
         self.stamped.add(key)
 
     def has_stamped(self) -> bool:
@@ -109,10 +152,12 @@ class WriteBatch:
                 for key, value in part.writes.items():
                     if key in stamped:
                         filled[key] = key[: -STAMP.size] + STAMP.pack(seqno, ordinal)
+                        if part.queue is not None and key in part.queue:
+                            part.queue[filled[key]] = part.queue.pop(key)
                         ordinal += 1
                     writes[filled.get(key, key)] = value
                 part.writes = writes
-                if part.index_keys is not None:
+                if part.index_keys:
                     part.index_keys = {
                         index: {filled.get(key, key): value for key, value in keys.items()}
                         for index, keys in part.index_keys.items()
@@ -152,6 +197,7 @@ class WriteBatch:
         batch = self.others.get(table_id)
         if batch is None:
             batch = self.others[table_id] = _TableBatch()
+            batch.now_us = self.now_us
         return batch
 
     def part(self, table_id: int) -> WriteBatch:
@@ -167,6 +213,8 @@ class WriteBatch:
         other.names = self.names
         # Each is replaced, and never changed.
         other.index_keys = self.index_keys
+        other.now_us = self.now_us
+        other.queue = None if self.queue is None else dict(self.queue)
         if self.others is not None:
             other.others = {table_id: batch.copy() for table_id, batch in self.others.items()}
         return other
@@ -177,8 +225,7 @@ class WriteBatch:
         """Forget everything, the writes to other tables too."""
         self.writes = {}
         self.ranges = []
-        self.stamped = None
-        self.index_keys = None
+        self.stamped = self.queue = self.index_keys = None
         if self.others is not None:
             # They stay usable by whom `table` gave them to.
             for batch in self.others.values():

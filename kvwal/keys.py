@@ -2,7 +2,8 @@
 
 Rules:
 
-- Keys and values inside the package are exactly `bytes`: never a subclass, never a view of the caller's memory.
+- Keys and values inside the package are exactly `bytes`: never a subclass (but `Expiring`), never a view of the
+  caller's memory.
 - Bytes-like is `bytes`, `bytearray`, and every other buffer whose items are single bytes (`array("B")`, `mmap`, a
   `memoryview` of these, in C order). Buffers of anything else are refused: an array of floats would be stored in the
   byte order of this machine, a NumPy integer is a number that happens to have a buffer, and the memory of an array of
@@ -29,6 +30,7 @@ __all__ = [
     "MAX_VALUE_BYTES",
     "PENDING_SEQNO",
     "STAMP",
+    "SYSTEM_TABLE",
     "Bound",
     "BytesLike",
     "End",
@@ -48,6 +50,8 @@ MAX_KEY_BYTES: Final = 65_535
 MAX_VALUE_BYTES: Final = 1 << 30
 # All keys and values of one commit. A record's length is stored in 4 bytes; the rest is for columns.
 MAX_BATCH_BYTES: Final = 3 << 30
+#: The table of the store itself. On disk: never change.
+SYSTEM_TABLE: Final = 1
 
 #: On disk: never change. The last 12 bytes of a key that the commit fills in: seqno, ordinal, big-endian.
 STAMP: Final = Struct(">QI")

@@ -24,6 +24,7 @@ from kvwal.engine.index_commits import without_indexes
 from kvwal.engine.request import CommitRequest
 from kvwal.engine.writes import EncodedBatch
 from kvwal.errors import CorruptionError, Finding, FormatError, RefusedError, StoreExistsError, StoreNotFoundError
+from kvwal.expiring import Expiring
 from kvwal.files import Directory, Files, PathArgument, path_text, system_files
 from kvwal.files.names import DATA
 from kvwal.keys import Seqno
@@ -213,14 +214,18 @@ class _Salvage:
         reader = reads.moments.reader("salvage")
         for table, said in older.items():
             for key, value in said.items():
-                if value is not None and reads.read_at(reader, key, table=table) is None:
+                if value is not None and reads.read_at(reader, key, table=table, raw=True) is None:
                     self._put(table, key, value)
         reader.release()
         self._flush()
         older.clear()
 
     def _put(self, table: int, key: bytes, value: bytes) -> None:
-        (self._batch.table(table) if table else self._batch).put(key, value)
+        part = self._batch.part(table)
+        if type(value) is Expiring:
+            part.put_until(key, value.value, value.expires_us)
+        else:
+            part.put(key, value)
         self._batch_bytes += len(key) + len(value)
         if self._batch_bytes > _BATCH_BYTES:
             self._flush()

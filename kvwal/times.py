@@ -9,11 +9,12 @@ __all__ = ["time_of", "us_of"]
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _US: Final = timedelta(microseconds=1)
+_LAST_US: Final = (datetime.max.replace(tzinfo=UTC) - _EPOCH) // _US
 
 
 def time_of(time_us: int) -> datetime:
-    """The time, in UTC."""
-    return _EPOCH + time_us * _US
+    """The time, in UTC; at most the last one that a datetime has."""
+    return _EPOCH + min(time_us, _LAST_US) * _US
 
 
 def us_of(name: str, moment: datetime) -> int:

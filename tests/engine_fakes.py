@@ -31,6 +31,7 @@ class FakeTree:
     """An empty generation."""
 
     height = 0
+    has_expiring = False
 
     def __init__(self, generation: int = 1) -> None:
         self.meta = FakeMeta(generation)

@@ -35,20 +35,26 @@ class AsyncNaming:
         """See `AsyncReading`."""
 
     @overload
-    def table(self, name: str) -> AsyncTable[bytes, bytes]: ...
+    def table(self, name: str, *, expire_s: float | None = None) -> AsyncTable[bytes, bytes]: ...
     @overload
-    def table(self, name: str, key: type[K] | KeyCodec[K]) -> AsyncTable[K, bytes]: ...
+    def table(
+        self, name: str, key: type[K] | KeyCodec[K], *, expire_s: float | None = None
+    ) -> AsyncTable[K, bytes]: ...
     @overload
-    def table(self, name: str, *, value: type[V] | Codec[V]) -> AsyncTable[bytes, V]: ...
+    def table(
+        self, name: str, *, value: type[V] | Codec[V], expire_s: float | None = None
+    ) -> AsyncTable[bytes, V]: ...
     @overload
-    def table(self, name: str, key: type[K] | KeyCodec[K], value: type[V] | Codec[V]) -> AsyncTable[K, V]: ...
-    def table(self, name: str, key: Any = bytes, value: Any = bytes) -> Any:
+    def table(
+        self, name: str, key: type[K] | KeyCodec[K], value: type[V] | Codec[V], *, expire_s: float | None = None
+    ) -> AsyncTable[K, V]: ...
+    def table(self, name: str, key: Any = bytes, value: Any = bytes, *, expire_s: float | None = None) -> Any:
         """A named table, with keys and values of these types. It comes to be when something is first put into it.
 
         Arguments and errors as in `Store.table`, but that TableCodecError is raised by the first use of the table.
         """
         self._refuse_if_over()
-        return AsyncTable(self._parts, TableSpec(name, key, value), self)
+        return AsyncTable(self._parts, TableSpec(name, key, value, expire_s), self)
 
     @overload
     def sub(self, prefix: BytesLike) -> AsyncTable[bytes, bytes]: ...

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
+from datetime import datetime
 from typing import TypeVar, overload
 
 from kvwal.aio.cursor import AsyncCursor
@@ -154,6 +155,14 @@ class AsyncReading(Handle, ABC):
         """The key number `n` of all, or of a range: 0 is the first one, -1 the last. IndexError if there is none."""
         self._refuse_if_over()
         return await in_thread(self._mapping.key_at, n, start, stop, prefix=prefix)
+
+    async def expires(self, key: BytesLike) -> datetime | None:
+        """When `key` expires, in UTC; None if it does not. KeyError if it is not there (any more)."""
+        return await self._expires(as_key(key))
+
+    async def _expires(self, key: bytes) -> datetime | None:
+        self._refuse_if_over()
+        return await in_thread(self._mapping._expires, key)
 
     def cursor(self) -> AsyncCursor[bytes, bytes]:
         """A place among the keys that can be moved: see `kvwal.aio.AsyncCursor`."""

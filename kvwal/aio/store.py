@@ -22,13 +22,14 @@ from kvwal.batch import Updates, WriteBatch
 from kvwal.db.mapping import Bounds, OrderedMapping
 from kvwal.db.transaction import Transaction
 from kvwal.engine.merge import Chunk
-from kvwal.engine.operations import PopEdge, Update, decode_counter, encode_counter
+from kvwal.engine.operations import PopEdge, SetExpiry, Update, decode_counter, encode_counter
 from kvwal.engine.own_commits import OwnCommits, block_of
 from kvwal.engine.recovery import RecoveryReport
 from kvwal.engine.request import CommitRequest
 from kvwal.engine.stats import Pin, Stats
 from kvwal.engine.verify import VerifyReport
 from kvwal.errors import ClosedError, ConflictError, ForkedError
+from kvwal.expiring import expire_us
 from kvwal.keys import MAX_KEY_BYTES, MAX_VALUE_BYTES, Bound, BytesLike, KeyRange, Seqno, as_int, as_key, as_value
 from kvwal.log import extension_of
 from kvwal.options import Durability
@@ -206,6 +207,7 @@ class AsyncStore(AsyncNaming, AsyncRemembering):
         key: BytesLike,
         value: BytesLike,
         *,
+        expire_s: float | None = None,
         durability: Durability | None = None,
         meta: Mapping[str, str] | None = None,
     ) -> Seqno:
@@ -217,11 +219,38 @@ class AsyncStore(AsyncNaming, AsyncRemembering):
             key = as_key(key)
         if type(value) is not bytes or len(value) > MAX_VALUE_BYTES:
             value = as_value(value)
+        if expire_s is not None:
+            return (await self._set_expiry(key, value, expire_s, durability, meta))[0]
         if meta is not None:
             batch = WriteBatch()
             batch.writes[key] = value
             return await self._commits.batch(batch, durability, extension_of(meta))
         return await self._commits.put(key, value, durability)
+
+    async def _set_expiry(
+        self,
+        key: bytes,
+        value: bytes | None,
+        expire_s: float | None,
+        durability: Durability | None,
+        meta: Mapping[str, str] | None,
+    ) -> tuple[Seqno, bool]:
+        expires_us = None if expire_s is None else self._reads.moments.clock.now_us() + expire_us(expire_s)
+        setting = SetExpiry(key, value, expires_us, extension_of(meta))
+        # Read first, so that the commit leader need not read a page.
+        await self._read(key)
+        return await self._commits.operation(setting, durability), setting.found
+
+    async def touch(
+        self,
+        key: BytesLike,
+        *,
+        expire_s: float | None,
+        durability: Durability | None = None,
+        meta: Mapping[str, str] | None = None,
+    ) -> bool:
+        """Let `key` expire `expire_s` seconds from this call on (None: never): see `Store.touch`."""
+        return (await self._set_expiry(as_key(key), None, expire_s, durability, meta))[1]
 
     async def delete(
         self, key: BytesLike, *, durability: Durability | None = None, meta: Mapping[str, str] | None = None
@@ -265,6 +294,7 @@ class AsyncStore(AsyncNaming, AsyncRemembering):
         """`async with db.batch() as batch:` collects writes, and commits them on clean exit, none on an exception."""
         extension = extension_of(meta)
         batch = WriteBatch()
+        batch.now_us = self._reads.moments.clock.now_us
         yield batch
         await self._commits.batch(batch.copy(), durability, extension)
 
@@ -375,9 +405,12 @@ class AsyncStore(AsyncNaming, AsyncRemembering):
     ) -> int:
         """Add to a counter and return what it is then: see `Store.add`. Atomic, and never a conflict."""
         amount = as_int("delta", delta, -(1 << 63), (1 << 63) - 1)
-        update = await self._update(
-            as_key(key), lambda old: encode_counter(decode_counter(old) + amount), durability, meta
+        checked = as_key(key)
+        update = Update(
+            checked, lambda old: encode_counter(decode_counter(old) + amount), extension_of(meta), keeps_expiry=True
         )
+        await self._read(checked)
+        await self._commits.operation(update, durability)
         return decode_counter(update.new)
 
     def own_commits(self) -> OwnCommits:

@@ -35,7 +35,7 @@ from kvwal.tables.migration import MIGRATION_BATCH, Migration, MigrationReport, 
 from kvwal.tables.spec import TableSpec
 from kvwal.tables.stored import StoredTable
 from kvwal.tables.within import BatchTable
-from kvwal.tables.writing import How, Writing, bring_back, made
+from kvwal.tables.writing import How, Target, Writing, bring_back, made
 
 __all__ = ["AsyncTable", "TaskParts"]
 
@@ -84,7 +84,11 @@ class AsyncStoredTable(AsyncReading):
         except NotCached:
             return await self._workers.submit(self._stored.id)
 
-    async def to_write(self) -> tuple[int, object] | None:
+    def now_us(self) -> int:
+        """See `Way`."""
+        return self._parts.engine.reads.moments.clock.now_us()
+
+    async def to_write(self) -> Target | None:
         """See `Way`."""
         self._parts.commits.refuse_if_closing()
         try:
@@ -109,10 +113,10 @@ class AsyncStoredTable(AsyncReading):
     async def put(self, key: bytes, value: bytes, durability: Durability | None) -> Seqno | None:
         """See `Way`."""
         found = await self.to_write()
-        if found is None or self._stored.has_index(found[0]):
+        if found is None or found.lasts_us or self._stored.has_index(found.id):
             return None
         try:
-            return await self._parts.commits.put(key, value, durability, *found)
+            return await self._parts.commits.put(key, value, durability, found.id, found.names)
         except TableNotFoundError:
             return None
 
@@ -213,7 +217,8 @@ class AsyncTable(Writing[K, V], AsyncTypedReading[K, V], Generic[K, V]):
         if isinstance(other, AsyncSnapshot):
             return await in_snapshot(self._spec, other, self._parts.workers)
         if isinstance(other, WriteBatch):
-            return BatchTable(self._spec, other.part(await made(self._way, self._spec)))
+            found = await made(self._way, self._spec)
+            return BatchTable(self._spec, other.part(found.id), found.lasts_us)
         raise TypeError(f"a transaction, a snapshot or a batch is expected, not {type(other).__name__}")
 
     # -- the past -----------------------------------------------------------------------------

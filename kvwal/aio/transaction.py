@@ -9,7 +9,7 @@ from typing import Never
 
 from kvwal.aio.committer import Committer
 from kvwal.aio.reading import AsyncReading, read_again
-from kvwal.aio.workers import Workers
+from kvwal.aio.workers import Workers, in_thread
 from kvwal.batch import Updates, checked_pairs
 from kvwal.db.mapping import Bounds, OrderedMapping
 from kvwal.db.part import TransactionPart
@@ -67,6 +67,12 @@ class _PartReading(AsyncReading):
         reads, part = self._reads, self._mine()
         reader = reads.moments.again(part.reader, "get")
         return await self._workers.submit(read_again, reads, reader, part.table, keys)
+
+    async def touch(self, key: BytesLike, *, expire_s: float | None) -> bool:
+        """Let `key` expire `expire_s` seconds from this call on: see `Transaction.touch`. Awaited, since it reads."""
+        checked = as_key(key)
+        found = await in_thread(self._mine()._lasting, checked)
+        return self._mine()._set_found(checked, found, expire_s)
 
     def _chunks(self, bounds: Bounds) -> Iterator[Chunk]:
         return self._mine()._chunks(bounds)
@@ -147,9 +153,9 @@ class AsyncTransaction(_PartReading):
 
     # -- writing ------------------------------------------------------------------------------
 
-    def put(self, key: BytesLike, value: BytesLike) -> None:
-        """Set `key` to `value` when the transaction commits."""
-        self._mine().put(key, value)
+    def put(self, key: BytesLike, value: BytesLike, *, expire_s: float | None = None) -> None:
+        """Set `key` to `value` when the transaction commits. `expire_s`: see `Transaction.put`."""
+        self._mine().put(key, value, expire_s=expire_s)
 
     def put_stamped(self, head: BytesLike, value: BytesLike) -> None:
         """Set a new key to `value` when the transaction commits: see `Transaction.put_stamped`."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator
+from datetime import datetime
 from typing import Any, Generic, TypeVar, overload
 
 from kvwal.aio.cursor import AsyncCursor
@@ -57,6 +58,13 @@ class AsyncTypedReading(Handle, OfTable[K, V], Generic[K, V]):
         """Whether `key` is there: what `in` is elsewhere, so False for what can be no key."""
         encoded = self._spec.key_of(key)
         return encoded is not None and await self.raw().contains(encoded)
+
+    async def expires(self, key: K) -> datetime | None:
+        """When `key` expires, in UTC; None if it does not. KeyError if it is not there (any more)."""
+        try:
+            return await self.raw()._expires(self._spec.key.encode(key))
+        except KeyError:
+            raise KeyError(key) from None
 
     async def get_many(self, keys: Iterable[K]) -> list[V | None]:
         """The values of several keys, in their order; None where a key is missing. All from one moment."""

@@ -106,9 +106,15 @@ class AsyncTransactionTable(AsyncTypedReading[K, V], Generic[K, V]):
             return _AsyncEmpty(self._txn, self._workers)
         return self._txn.part(part.table)
 
-    def put(self, key: K, value: V) -> None:
-        """Set `key` to `value` when the transaction commits."""
-        self._own.put(key, value)
+    def put(self, key: K, value: V, *, expire_s: float | None = None) -> None:
+        """Set `key` to `value` when the transaction commits. `expire_s`: see `Table.put`."""
+        self._own.put(key, value, expire_s)
+
+    async def touch(self, key: K, *, expire_s: float | None) -> bool:
+        """Let `key` expire `expire_s` seconds from this call on: see `Transaction.touch`."""
+        encoded = self._spec.encode_key(key)
+        part = self._own.find()
+        return part is not None and await self._txn.part(part.table).touch(encoded, expire_s=expire_s)
 
     def delete(self, key: K) -> None:
         """Remove `key`, if it is there, when the transaction commits. It is not read: no conflict comes of it."""

@@ -95,14 +95,16 @@ class Naming:
 
     # Each codec, or type, with each: a default of `bytes` says nothing to a type checker.
     @overload
-    def table(self, name: str) -> Table[bytes, bytes]: ...
+    def table(self, name: str, *, expire_s: float | None = None) -> Table[bytes, bytes]: ...
     @overload
-    def table(self, name: str, key: type[K] | KeyCodec[K]) -> Table[K, bytes]: ...
+    def table(self, name: str, key: type[K] | KeyCodec[K], *, expire_s: float | None = None) -> Table[K, bytes]: ...
     @overload
-    def table(self, name: str, *, value: type[V] | Codec[V]) -> Table[bytes, V]: ...
+    def table(self, name: str, *, value: type[V] | Codec[V], expire_s: float | None = None) -> Table[bytes, V]: ...
     @overload
-    def table(self, name: str, key: type[K] | KeyCodec[K], value: type[V] | Codec[V]) -> Table[K, V]: ...
-    def table(self, name: str, key: Any = bytes, value: Any = bytes) -> Any:
+    def table(
+        self, name: str, key: type[K] | KeyCodec[K], value: type[V] | Codec[V], *, expire_s: float | None = None
+    ) -> Table[K, V]: ...
+    def table(self, name: str, key: Any = bytes, value: Any = bytes, *, expire_s: float | None = None) -> Any:
         """A named table, with keys and values of these types. It comes to be when something is first put into it.
 
         Args:
@@ -110,12 +112,14 @@ class Naming:
             key: a type (`bytes`, `str`, `int`, `float`, `bool`, `UUID`, `datetime`, or a tuple of them, as in
                 `tuple[str, int]`), or a key codec of `kvwal.codecs`.
             value: a type or a codec: see `kvwal.codecs.value_codec`.
+            expire_s: after how many seconds what is put without an `expire_s` of its own expires. The table remembers
+                it, from the next write on; infinity takes it away, and None leaves it as it is.
 
         Raises: TableCodecError if it was made with other codecs; TypeError or ValueError for other arguments.
         Any number of objects may stand for one table.
         """
         self.engine.state.refuse_if_gone()
-        table: Table[Any, Any] = Table(self.engine, TableSpec(name, key, value), self)
+        table: Table[Any, Any] = Table(self.engine, TableSpec(name, key, value, expire_s), self)
         # Raises now if it has other codecs.
         table.id  # noqa: B018  # it raises if the table has other codecs
         return table

@@ -70,6 +70,12 @@ class Reading(OrderedMapping):
         with Snapshot(self.engine, owner=self) as snapshot:
             return snapshot.get_many(wanted)
 
+    def _lasting(self, key: bytes) -> bytes | None:
+        return self._reads.lasting(key)
+
+    def _may_expire(self) -> bool:
+        return self._reads.moments.clock.in_use
+
     def _cached(self, bounds: Bounds) -> Pairs | None:
         return self._reads.cached_range(bounds.start, bounds.stop, bounds.limit, None, reverse=bounds.reverse)
 

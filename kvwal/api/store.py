@@ -16,7 +16,7 @@ from kvwal.api.remembering import Remembering
 from kvwal.batch import Updates, WriteBatch
 from kvwal.db.transaction import Transaction
 from kvwal.engine.engine import Engine
-from kvwal.engine.operations import PopEdge, Update, decode_counter, encode_counter
+from kvwal.engine.operations import PopEdge, SetExpiry, Update, decode_counter, encode_counter
 from kvwal.engine.own_commits import OwnCommits, block_of
 from kvwal.engine.recovery import RecoveryReport
 from kvwal.engine.request import CommitRequest, Operation
@@ -24,6 +24,7 @@ from kvwal.engine.stats import Pin, Stats
 from kvwal.engine.verify import VerifyReport
 from kvwal.engine.writes import LonePut
 from kvwal.errors import ConflictError, DiskFullError, IndexesChangedError
+from kvwal.expiring import expire_us
 from kvwal.feed.line import durable_now, position_at
 from kvwal.feed.pins import pins
 from kvwal.keys import MAX_KEY_BYTES, MAX_VALUE_BYTES, Bound, BytesLike, KeyRange, Seqno, as_int, as_key, as_value
@@ -53,6 +54,7 @@ class Store(Naming, Remembering, Reading, MutableMapping[bytes, bytes]):
         self._pressure = engine.pressure
         self._put = engine.queue.put
         self._syncs = engine.wants_sync(None)
+        self._clock = engine.reads.moments.clock
         self._tickets = Tickets()
 
     # -- about it -----------------------------------------------------------------------------
@@ -103,6 +105,7 @@ class Store(Naming, Remembering, Reading, MutableMapping[bytes, bytes]):
         key: BytesLike,
         value: BytesLike,
         *,
+        expire_s: float | None = None,
         durability: Durability | None = None,
         meta: Mapping[str, str] | None = None,
     ) -> Seqno:
@@ -111,6 +114,7 @@ class Store(Naming, Remembering, Reading, MutableMapping[bytes, bytes]):
         Args:
             key: 0 to 65,535 bytes.
             value: up to 1 GiB.
+            expire_s: seconds from this call on, more than 0, after which the key is absent. None: it does not expire.
             durability: for this commit, if it is to be another than the store's. A weaker one may still be flushed
                 along with others.
             meta: pairs to keep with the commit, such as who made it and why; at most 4 KiB, in UTF-8 and with 4 bytes
@@ -123,10 +127,8 @@ class Store(Naming, Remembering, Reading, MutableMapping[bytes, bytes]):
             key = as_key(key)
         if type(value) is not bytes or len(value) > MAX_VALUE_BYTES:
             value = as_value(value)
-        if meta is not None:
-            batch = WriteBatch()
-            batch.writes[key] = value
-            return self.commit(batch, durability=durability, meta=meta)
+        if meta is not None or expire_s is not None:
+            return self._put_with(key, value, expire_s, durability, extension_of(meta))
         if self._pressure.is_on:
             self._pressure.relieve(deleting=False)
         sync = self._syncs if durability is None else self.engine.wants_sync(durability)
@@ -136,6 +138,20 @@ class Store(Naming, Remembering, Reading, MutableMapping[bytes, bytes]):
             if not self._pressure.free_space():
                 raise
         return self.engine.commit(CommitRequest(LonePut(key, value), sync=sync))
+
+    def _put_with(
+        self,
+        key: bytes,
+        value: bytes,
+        expire_s: float | None,
+        durability: Durability | None,
+        extension: Extension | None,
+    ) -> Seqno:
+        if expire_s is None:
+            batch = WriteBatch()
+            batch.writes[key] = value
+            return self._commit(batch, durability, extension)
+        return self._set_expiry(key, value, expire_s, durability, extension)[0]
 
     def __setitem__(self, key: BytesLike, value: BytesLike) -> None:
         self.put(key, value)
@@ -190,6 +206,7 @@ class Store(Naming, Remembering, Reading, MutableMapping[bytes, bytes]):
         """`with db.batch() as batch:` collects writes and commits them on clean exit, none of them on an exception."""
         extension = extension_of(meta)
         batch = WriteBatch()
+        batch.now_us = self._clock.now_us
         yield batch
         self._commit(batch, durability, extension)
 
@@ -273,6 +290,35 @@ class Store(Naming, Remembering, Reading, MutableMapping[bytes, bytes]):
             raise KeyError("popitem(): there is no key")
         return taking.pair
 
+    def _set_expiry(
+        self,
+        key: bytes,
+        value: bytes | None,
+        expire_s: float | None,
+        durability: Durability | None,
+        extension: Extension | None,
+    ) -> tuple[Seqno, bool]:
+        expires_us = None if expire_s is None else self._clock.now_us() + expire_us(expire_s)
+        setting = SetExpiry(key, value, expires_us, extension)
+        # Read first, so that the commit leader need not read a page.
+        self._lasting(key)
+        seqno = self._commit_operation(setting, durability)
+        return seqno, setting.found
+
+    def touch(
+        self,
+        key: BytesLike,
+        *,
+        expire_s: float | None,
+        durability: Durability | None = None,
+        meta: Mapping[str, str] | None = None,
+    ) -> bool:
+        """Let `key` expire `expire_s` seconds from this call on (None: never); its value stays.
+
+        Returns whether it is there: what has expired is not, and does not come back. Atomic, and never a conflict.
+        """
+        return self._set_expiry(as_key(key), None, expire_s, durability, extension_of(meta))[1]
+
     def put_if_absent(
         self,
         key: BytesLike,
@@ -313,13 +359,18 @@ class Store(Naming, Remembering, Reading, MutableMapping[bytes, bytes]):
     ) -> int:
         """Add to a counter and return what it is then. A missing one counts as 0. Atomic, and never a conflict.
 
+        It expires when it would have before.
+
         A counter is 8 bytes, little-endian, signed. TypeError if the value has another length, OverflowError if the sum
         does not fit; nothing is changed then.
         """
         amount = as_int("delta", delta, -(1 << 63), (1 << 63) - 1)
-        update = self._update(
-            as_key(key), lambda old: encode_counter(decode_counter(old) + amount), durability, meta
+        checked = as_key(key)
+        update = Update(
+            checked, lambda old: encode_counter(decode_counter(old) + amount), extension_of(meta), keeps_expiry=True
         )
+        self._read(checked)
+        self._commit_operation(update, durability)
         return decode_counter(update.new)
 
     def own_commits(self) -> OwnCommits:

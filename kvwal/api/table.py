@@ -209,11 +209,11 @@ class Table(WritableTable[K, V], Generic[K, V]):
         engine = self._engine
         row = engine.tables.row(self.name)
         if row is not None:
-            check_codecs(row, *self._spec.codecs)
+            check_codecs(row, self._spec.asked)
         if row is None or not engine.tables.indexes.declare(row, spec.declared):
             if engine.upkeep.is_read_only:
                 raise IndexNotFoundError(self.name, name)
-            operation = engine.tables.indexes.declaring(self.name, self._spec.codecs, spec.declared)
+            operation = engine.tables.indexes.declaring(self.name, self._spec.asked, spec.declared)
             engine.commit(CommitRequest(sync=engine.wants_sync(None), operation=operation))
         if not engine.upkeep.is_read_only:
             engine.tables.indexes.build(self.name, name)

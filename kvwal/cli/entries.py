@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 import sys
 from typing import BinaryIO
@@ -55,6 +56,7 @@ def get(path: str, key: str, form: Form, table: str | None, at: Moment | None, a
 @table_option
 @meta_option("Keep this with the commit, such as who made it and why; may be given again.")
 @click.option("--file", "source", type=click.File("rb"), help="Take the value from this file, byte for byte.")
+@click.option("--expire", "expire_s", type=float, metavar="SECONDS", help="It is absent after this many seconds.")
 def put(
     path: str,
     key: str,
@@ -63,6 +65,7 @@ def put(
     table: str | None,
     meta: dict[str, str],
     source: BinaryIO | None,
+    expire_s: float | None,
 ) -> None:
     """Set KEY to VALUE, and make it durable.
 
@@ -71,16 +74,19 @@ def put(
     """
     if value is not None and source is not None:
         raise click.UsageError("give VALUE or --file, not both")
+    if expire_s is not None and not 0 < expire_s < math.inf:
+        raise click.BadParameter(f"{expire_s} is no number of seconds above 0", param_hint="--expire")
     given = b"" if value is not None else checked(as_value, (source or sys.stdin.buffer).read())
     if table is not None:
         with kvwal.open(path, "w") as db:
             typed = TableWriting(db, table, form)
-            typed.table.put(typed.key(key), given if value is None else typed.value(value), meta=meta)
+            data = given if value is None else typed.value(value)
+            typed.table.put(typed.key(key), data, expire_s=expire_s, meta=meta)
         return
     writing = Writing(form)
     name, data = writing.key(key), given if value is None else writing.value(value)
     with kvwal.open(path, "c") as db:
-        db.put(name, data, meta=meta)
+        db.put(name, data, expire_s=expire_s, meta=meta)
 
 
 @click.command()

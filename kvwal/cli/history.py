@@ -13,6 +13,7 @@ import kvwal
 from kvwal.cli.forms import Form, form_options, meta_option, show, show_meta, to_json
 from kvwal.cli.moments import POSITION
 from kvwal.cli.terminal import human_bytes, print_json, store_path, when
+from kvwal.expiring import Expiring, plain
 from kvwal.log.extension import cause_of
 
 if TYPE_CHECKING:
@@ -89,12 +90,13 @@ def _object(form: Form, record: Record) -> dict[str, Any]:
     for start, stop in batch.ranges:
         end = {} if stop is None else to_json(form, "stop", stop)
         intents.append({"op": "delete_range", **to_json(form, "start", start), **end})
-    for key, value in batch.writes.items():
-        name = to_json(form, "key", key)
+    for key, stored in batch.writes.items():
+        name, value = to_json(form, "key", key), plain(stored)
         if value is None:
             intents.append({"op": "delete", **name})
         else:
-            intents.append({"op": "put", **name, **to_json(form, "value", value)})
+            lasts = {"expires_us": stored.expires_us} if type(stored) is Expiring else {}
+            intents.append({"op": "put", **name, **to_json(form, "value", value), **lasts})
     return {
         "seqno": record.seqno,
         "time": when(record.time_us),
@@ -129,10 +131,12 @@ def _paragraph(form: Form, record: Record, most: int | None, color: bool) -> str
 def _intents(form: Form, batch: WriteBatch) -> Iterator[str]:
     for start, stop in batch.ranges:
         yield f"delete from {show(form, start)} " + ("to the end" if stop is None else f"to before {show(form, stop)}")
-    for key, value in batch.writes.items():
+    for key, stored in batch.writes.items():
+        value = plain(stored)
         if value is None:
             yield f"delete {show(form, key)}"
         elif len(value) <= _SHOWN_BYTES:
-            yield f"put    {show(form, key)} = {show(form, value)}"
+            until = f", until {when(stored.expires_us)}" if type(stored) is Expiring else ""
+            yield f"put    {show(form, key)} = {show(form, value)}{until}"
         else:
             yield f"put    {show(form, key)} = {show(form, value[:_SHOWN_BYTES])}... ({human_bytes(len(value))})"

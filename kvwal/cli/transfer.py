@@ -2,7 +2,8 @@
 
 A line is an object with a key and a value: `{"key": "user:1", "value": "ada"}`. Bytes that are not UTF-8 are in
 `key_base64` and `value_base64`; with `--hex` and `--base64` everything is in `key_hex` ... or `key_base64` ...
-`load` reads all of them, mixed. Other members are ignored, so a line may carry more than kvwal needs.
+`load` reads all of them, mixed. An entry that expires has `expires_us`: when, in microseconds since 1970 UTC. Other
+members are ignored, so a line may carry more than kvwal needs.
 
 The lines of a table have its name as `table`, and are bytes as well. Before them a line without a key says its codecs:
 `{"table": "users", "key_codec": ["str", 1], "value_codec": ["json", 1]}`. The default table comes first, and has none.
@@ -24,10 +25,11 @@ from kvwal.cli.forms import Form, form_options, from_json, meta_option, to_json
 from kvwal.cli.moments import Moment, at_option, snapshot_at
 from kvwal.cli.terminal import BadInput, complain, plain_json, print_json, progress_bar, store_path
 from kvwal.cli.written import AsItIs, TypedWriting, Writing, as_name, table_option
-from kvwal.db.mapping import OrderedMapping
+from kvwal.db.mapping import OrderedMapping, expiries
 from kvwal.engine.parked import SYSTEM_TABLE
 from kvwal.engine.tables import ROWS, CodecName, TableRow, decode_row
 from kvwal.errors import CodecError, TableNotFoundError
+from kvwal.expiring import MOST_US
 from kvwal.keys import KeyRange, as_key, as_value
 
 __all__ = ["dump", "load"]
@@ -75,6 +77,14 @@ def dump(
     output.flush()
 
 
+def _entries(part: OrderedMapping, bounds: KeyRange) -> Iterator[tuple[bytes, bytes, int | None]]:
+    """Keys, values, and when they expire."""
+    entries = iter(part.scan(*bounds))
+    while chunk := list(islice(entries, _CHUNK)):
+        ends = expiries(part, [key for key, _ in chunk])
+        yield from ((key, value, end) for (key, value), end in zip(chunk, ends, strict=True))
+
+
 def _lines(
     form: Form, row: TableRow | None, part: OrderedMapping, bounds: KeyRange, writing: Writing
 ) -> Iterator[str]:
@@ -84,8 +94,10 @@ def _lines(
             what: [codec.name, codec.version] for what, codec in (("key_codec", row.key), ("value_codec", row.value))
         }
         yield json.dumps({**name, **codecs}, ensure_ascii=False) + "\n"
-    for key, value in part.scan(*bounds):
+    for key, value, expires_us in _entries(part, bounds):
         members: dict[str, Any] = {**name, **to_json(form, "key", key), **to_json(form, "value", value)}
+        if expires_us is not None:
+            members["expires_us"] = expires_us
         if isinstance(writing, TypedWriting) and form is Form.TEXT:
             try:
                 members["typed"] = {**writing.json_key(key), **writing.json_value(value)}
@@ -139,6 +151,7 @@ class _Entry(NamedTuple):
     table: str | None
     key: bytes
     value: bytes
+    expires_us: int | None
 
 
 class _Targets:
@@ -174,13 +187,16 @@ class _Targets:
     def put(self, entries: Iterable[_Entry], batch: kvwal.WriteBatch) -> None:
         """Put entries into a batch. Requires: their tables were found."""
         parts: dict[str, kvwal.BatchTable[bytes, bytes]] = {}
-        for name, key, value in entries:
-            if name is None:
-                batch.put(key, value)
-                continue
-            if name not in parts:
+        for name, key, value, expires_us in entries:
+            if name is not None and name not in parts:
                 parts[name] = self._tables[name].within(batch)
-            parts[name].put(key, value)
+            if expires_us is not None:
+                table = 0 if name is None else self._tables[name].id or 0
+                batch.part(table).put_until(key, value, expires_us)
+            elif name is None:
+                batch.put(key, value)
+            else:
+                parts[name].put(key, value)
 
 
 def _both(name: str, what: str, has: CodecName, given: CodecName) -> CodecName:
@@ -237,7 +253,10 @@ def _entry(line: bytes, targets: _Targets) -> _Entry | None:
             targets.declare(name, _codec(members, "key_codec"), _codec(members, "value_codec"))
             return None
         targets.find(name)
-    return _Entry(name, as_key(from_json("key", members)), as_value(from_json("value", members)))
+    expires_us = members.get("expires_us")
+    if expires_us is not None and (type(expires_us) is not int or not 0 <= expires_us <= 2 * MOST_US):
+        raise ValueError("expires_us is no time in microseconds")
+    return _Entry(name, as_key(from_json("key", members)), as_value(from_json("value", members)), expires_us)
 
 
 def _codec(members: dict[str, Any], name: str) -> CodecName:

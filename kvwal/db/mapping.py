@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, ItemsView, Iterable, Iterator, KeysView, Mapping, ValuesView
+from datetime import datetime
 from itertools import chain, islice, starmap
 from operator import itemgetter
 from typing import TypeVar, overload
@@ -16,9 +17,11 @@ from typing import TypeVar, overload
 from kvwal.db.cursor import Cursor
 from kvwal.db.handle import Handle
 from kvwal.engine.merge import Chunk, Pairs, chunks_in
+from kvwal.expiring import Expiring
 from kvwal.keys import END, Bound, BytesLike, KeyRange, as_int, as_key, as_value, stop_of_prefix
+from kvwal.times import time_of
 
-__all__ = ["Bounds", "ItemsRange", "KeysRange", "OrderedMapping", "ValuesRange"]
+__all__ = ["Bounds", "ItemsRange", "KeysRange", "Lasting", "OrderedMapping", "ValuesRange", "expiries", "may_expire"]
 
 _T = TypeVar("_T")
 
@@ -72,7 +75,31 @@ class Bounds:
         return Bounds(self.start, self.stop, None, not self.reverse, self.limit)
 
 
-class OrderedMapping(Handle, Mapping[bytes, bytes]):
+class Lasting:
+    """What tells when a key expires."""
+
+    __slots__ = ()
+
+    @abstractmethod
+    def _lasting(self, key: bytes) -> bytes | None:
+        """The value of a checked key, or None; `Expiring`, if it is to expire."""
+
+    def expires(self, key: BytesLike) -> datetime | None:
+        """When `key` expires, in UTC; None if it does not. KeyError if it is not there (any more)."""
+        return self._expires(as_key(key))
+
+    def _may_expire(self) -> bool:
+        """Whether any key may expire."""
+        return True
+
+    def _expires(self, key: bytes) -> datetime | None:
+        value = self._lasting(key)
+        if value is None:
+            raise KeyError(key)
+        return time_of(value.expires_us) if type(value) is Expiring else None
+
+
+class OrderedMapping(Handle, Lasting, Mapping[bytes, bytes]):
     """An ordered map of bytes, for reading. Keys and values come back as `bytes`."""
 
     __slots__ = ()
@@ -134,6 +161,9 @@ class OrderedMapping(Handle, Mapping[bytes, bytes]):
         except (TypeError, ValueError):
             return False
         return self._read(checked) is not None
+
+    def _lasting(self, key: bytes) -> bytes | None:
+        return self._read(key)
 
     def __len__(self) -> int:
         """Number of keys. O(log n), and a look-up for each key written since it was asked last."""
@@ -267,6 +297,19 @@ class OrderedMapping(Handle, Mapping[bytes, bytes]):
     def cursor(self) -> Cursor[bytes, bytes]:
         """A place among the keys that can be moved: see `kvwal.Cursor`."""
         return Cursor(lambda: self, KeyRange.of, lambda pair: pair)
+
+
+def may_expire(mapping: Lasting) -> bool:
+    """Whether any key of it may expire."""
+    return mapping._may_expire()
+
+
+def expiries(mapping: Lasting, keys: Iterable[bytes]) -> list[int | None]:
+    """When keys expire, in microseconds since 1970 UTC: None of one that does not, 0 of one that is not there."""
+    if not mapping._may_expire():
+        return [None for _ in keys]
+    found = map(mapping._lasting, keys)
+    return [0 if value is None else value.expires_us if type(value) is Expiring else None for value in found]
 
 
 def _or_none(check: Callable[[object], bytes], data: object) -> bytes | None:

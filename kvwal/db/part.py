@@ -16,8 +16,9 @@ from kvwal.engine.engine import Engine
 from kvwal.engine.merge import Chunk, Pairs, chunks_in
 from kvwal.engine.occ import ReadSet
 from kvwal.engine.readers import Reader
-from kvwal.engine.value import Missing
+from kvwal.engine.value import MISSING, Missing, Value
 from kvwal.errors import ReadOnlyError, TransactionTooLargeError, closed
+from kvwal.expiring import Expiring, expire_us, judged
 from kvwal.keys import MAX_KEY_BYTES, MAX_VALUE_BYTES, Bound, BytesLike, KeyRange, as_key, as_value
 
 __all__ = ["MAX_TRANSACTION_BYTES", "Open", "Tracked", "TransactionPart", "writes_of"]
@@ -123,7 +124,15 @@ class TransactionPart(OrderedMapping, MutableMapping[bytes, bytes]):
         The read is remembered either way: a thread that reads the pages then, by `Reads.read_at`, reads for this
         transaction.
         """
-        reader, tracked = self.reader, self._tracked
+        reader = self.reader
+        found = self._own(key)
+        if not isinstance(found, Missing):
+            return judged(found, reader.at_us)
+        return self._open.engine.reads.read_at(reader, key, table=self._table, cached_only=cached_only)
+
+    def _own(self, key: bytes) -> Value | Missing:
+        """What the transaction itself wrote; MISSING if it did not, and then it is remembered that the key is read."""
+        tracked = self._tracked
         own = tracked.own
         if len(own.batch):
             found = own.get(key)
@@ -132,7 +141,18 @@ class TransactionPart(OrderedMapping, MutableMapping[bytes, bytes]):
         if key not in tracked.reads and not self._open.read_only:
             self._open.take(len(key))
             tracked.note(key)
-        return self._open.engine.reads.read_at(reader, key, table=self._table, cached_only=cached_only)
+        return MISSING
+
+    def _may_expire(self) -> bool:
+        return self._open.engine.reads.moments.clock.in_use or self._tracked.own.batch.queue is not None
+
+    def _lasting(self, key: bytes) -> Value:
+        """The value of a checked key, or None; `Expiring`, if it is to expire. A read, which is validated."""
+        reader = self.reader
+        found = self._own(key)
+        if not isinstance(found, Missing):
+            return found
+        return self._open.engine.reads.lasting(key, table=self._table, reader=reader)
 
     def _read(self, key: bytes) -> bytes | None:
         return self.peek(key, cached_only=False)
@@ -232,15 +252,56 @@ class TransactionPart(OrderedMapping, MutableMapping[bytes, bytes]):
         self._open.take(size)
         own.write(key, value)
 
-    def put(self, key: BytesLike, value: BytesLike) -> None:
-        """Set `key` to `value` when the transaction commits. TransactionTooLargeError beyond 256 MiB in all."""
+    def put(self, key: BytesLike, value: BytesLike, *, expire_s: float | None = None) -> None:
+        """Set `key` to `value` when the transaction commits. TransactionTooLargeError beyond 256 MiB in all.
+
+        `expire_s`: seconds from this call on, after which the key is absent. See `Store.put`.
+        """
         if type(key) is not bytes or len(key) > MAX_KEY_BYTES:
             key = as_key(key)
         if type(value) is not bytes or len(value) > MAX_VALUE_BYTES:
             value = as_value(value)
-        self._write(key, value)
+        if expire_s is None:
+            self._write(key, value)
+        else:
+            self._put_until(key, value, self._expires_us(expire_s), 0)
 
     __setitem__ = put
+
+    def _put_until(self, key: bytes, value: bytes, expires_us: int | None, before_us: int) -> None:
+        """See `WriteBatch.put_until`."""
+        made = WriteBatch()
+        made.put_until(key, value, expires_us, before_us)
+        self._write(key, made.writes[key])
+        self._queue(key, before_us)
+
+    def _queue(self, key: bytes, before_us: int) -> None:
+        batch = self._tracked.own.batch
+        if batch.queue is None:
+            batch.queue = {}
+        batch.queue[key] = before_us or batch.queue.get(key, 0)
+
+    def _expires_us(self, expire_s: float) -> int:
+        self._refuse_if_read_only()
+        return self._open.engine.reads.moments.clock.now_us() + expire_us(expire_s)
+
+    def touch(self, key: BytesLike, *, expire_s: float | None) -> bool:
+        """Let `key` expire `expire_s` seconds from this call on (None: never), when the transaction commits.
+
+        Returns whether it is there; that is a read, which is validated.
+        """
+        checked = as_key(key)
+        self._refuse_if_read_only()
+        return self._set_found(checked, self._lasting(checked), expire_s)
+
+    def _set_found(self, key: bytes, found: Value, expire_s: float | None) -> bool:
+        """`touch`, by what `_lasting` has found."""
+        expires_us = None if expire_s is None else self._expires_us(expire_s)
+        if found is None:
+            return False
+        before_us = found.expires_us if type(found) is Expiring and key not in self._tracked.own.batch.writes else 0
+        self._put_until(key, found.value if type(found) is Expiring else found, expires_us, before_us)
+        return True
 
     def put_stamped(self, head: BytesLike, value: BytesLike) -> None:
         """Set a new key to `value` when the transaction commits: `head`, and 12 bytes that the commit fills in.
@@ -253,6 +314,8 @@ class TransactionPart(OrderedMapping, MutableMapping[bytes, bytes]):
         for key, checked in made.writes.items():
             self._write(key, checked)
             self._tracked.own.batch.stamped = made.stamped
+            if made.queue is not None:
+                self._queue(key, 0)
 
     def update(self, other: Updates = (), /, **keywords: Never) -> None:
         """Put every pair of what `dict.update` takes when the transaction commits: see `Store.update`."""

@@ -61,6 +61,15 @@ class SnapshotPart(OrderedMapping):
             # Closed by another thread meanwhile, what was read may be of no moment at all: say that it is closed.
             self.reader  # noqa: B018
 
+    def _lasting(self, key: bytes) -> bytes | None:
+        try:
+            return self._reads.lasting(key, table=self._table, reader=self.reader)
+        finally:
+            self.reader  # noqa: B018  # as in `_read`
+
+    def _may_expire(self) -> bool:
+        return self._reads.moments.clock.in_use
+
     def _cached(self, bounds: Bounds) -> Pairs | None:
         seqno = self.reader.seqno
         return self._reads.cached_range(

@@ -17,6 +17,7 @@ from typing import Final, TypeVar, overload
 
 from kvwal.db.part import Open, TransactionPart
 from kvwal.engine.engine import Engine
+from kvwal.engine.expiry import ExpiryClock
 from kvwal.engine.request import CommitRequest, say_written
 from kvwal.engine.row_cache import RowCache
 from kvwal.engine.writes import LonePut
@@ -67,6 +68,11 @@ class Transaction(TransactionPart):
     def seqno(self) -> Seqno:
         """The last commit that this transaction's reads see."""
         return self._seqno
+
+    @property
+    def clock(self) -> ExpiryClock:
+        """By which what it puts expires."""
+        return self._open.engine.reads.moments.clock
 
     @property
     def meta(self) -> dict[str, str]:
@@ -151,6 +157,7 @@ class Transaction(TransactionPart):
             return None
         reads = self._open.read_set()
         is_one = len(batch.writes) == 1 and not batch.ranges and batch.others is None and batch.stamped is None
+        is_one = is_one and batch.queue is None
         if is_one and self._extension is None:
             ((key, value),) = batch.writes.items()
             if value is not None and len(value) <= _SMALL_BYTES:

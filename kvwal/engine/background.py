@@ -15,6 +15,7 @@ from typing import Final
 
 from kvwal.engine.checkpoint import COMPACT_PASSES, Checkpointer
 from kvwal.engine.commit import CommitQueue
+from kvwal.engine.expirer import Expirer
 from kvwal.engine.indexing import Indexes
 from kvwal.engine.state import State
 from kvwal.errors import DiskFullError, Error
@@ -33,6 +34,7 @@ _TICK_S: Final = 0.05
 # long while a commit is under way: a thread needs about 100 us to wake up and take the interpreter.
 _INDEXING_S: Final = 0.02
 _BUSY_INDEXING_S: Final = 0.005
+_EXPIRING_S: Final = 0.02
 _STEP_S: Final = 0.0003
 _PAUSE_S: Final = 0.0002
 # Between two stretches of building indexes of tables while a commit is under way.
@@ -58,12 +60,14 @@ class Background:
         queue: CommitQueue,
         log: SegmentLog,
         indexes: Indexes,
+        expirer: Expirer,
         options: Options,
     ) -> None:
         self._checkpointer = checkpointer
         self._state = state
         self._queue = queue
         self._log = log
+        self._expirer = expirer
         self._options = options
         self._tick_s = min(_TICK_S, max(options.sync_delay_s / 2, 0.001))
         self._stopping = False
@@ -85,6 +89,7 @@ class Background:
             Job("flush", self._flush_is_due, self._flush),
             Job("idle watermark", self._mark_is_due, self._mark),
             Job("checkpoint", checkpointer.is_due, self._checkpoint),
+            Job("expiry", expirer.may_be_due, self._expire),
             Job("indexes", self._table_indexes_are_due, self._see_to_table_indexes),
             Job("next segment", lambda: True, log.prepare_next),
             Job("key indexes", self._indexes_are_due, self._make_indexes),
@@ -190,6 +195,10 @@ class Background:
             # or a call that asks for a checkpoint, is told so.
             self.failure = error
             self._quiet = True
+        if self.failure is None and self._expirer.may_be_due():
+            # There was more than could be removed while the other jobs waited.
+            self._quiet = False
+            return 0.0
         if self._indexes_are_due():
             wait_s = 0.0 if self._quiet else self._tick_s
             self._quiet = False
@@ -216,10 +225,15 @@ class Background:
         if (self._may_compact and self._checkpointer.is_sparse()) or self._log.can_give_back:
             return _IDLE_S
         version = self._state.version
-        if not version.memtable and version.frozen is None:
+        waits_s = [threading.TIMEOUT_MAX]
+        if version.memtable or version.frozen is not None:
+            # Not this alone: "never" may well be written as infinity.
+            waits_s.append(self._options.checkpoint_interval_s)
+        elif not self._expirer.in_use:
             return None
-        # No longer than can be waited for: "never" may well be written as infinity.
-        return min(self._options.checkpoint_interval_s, threading.TIMEOUT_MAX)
+        if self.failure is None:
+            waits_s.append(self._expirer.due_in_s())
+        return min(waits_s)
 
     # -- the jobs ---------------------------------------------------------------------------------
 
@@ -245,6 +259,13 @@ class Background:
         self._checkpointer.checkpoint()
         self.failure = None
         self._may_compact = True
+
+    def _expire(self) -> None:
+        """Remove what has expired, for as long as the other jobs can wait."""
+        now_s, give_way = self._options.files.monotonic_s, self._options.files.give_way
+        began_s = now_s()
+        while self._expirer.remove() and not self._stopping and now_s() - began_s < _EXPIRING_S:
+            give_way(_PAUSE_S if self._queue.is_busy() else 0.0)
 
     def _indexes_are_due(self) -> bool:
         return self._keeps_log and self.failure is None and self._log.key_history.lacks_indexes()

@@ -24,7 +24,7 @@ from typing import Any, Final, TypeVar
 
 from kvwal.engine.commit import CommitQueue
 from kvwal.engine.keeping import Keeping
-from kvwal.engine.memtable import Memtable
+from kvwal.engine.memtable import Memtable, deletes_something
 from kvwal.engine.pressure import WritePressure
 from kvwal.engine.state import State
 from kvwal.engine.succession import Succession
@@ -231,7 +231,7 @@ class Checkpointer:
     def _combine(self) -> bool:
         """Take what was committed since into the frozen table, if that makes it smaller. False if it does not."""
         version = self._state.version
-        if version.frozen is None or not version.memtable.deletes_something():
+        if version.frozen is None or not deletes_something(version.memtable):
             return False
         self._queue.run(self._succession.combine)
         return self._state.version is not version
@@ -261,7 +261,7 @@ class Checkpointer:
                 _updates(memtable, yield_to_writers),
                 memtable.ranges.newest.ranges(),
                 tables={
-                    table: Changes(_updates(part, yield_to_writers), part.ranges.newest.ranges())
+                    table: Changes(_updates(part, yield_to_writers), part.ranges.newest.ranges(), part.has_expiring)
                     for table, part in memtable.parts.written()
                 },
                 seqno=last_seqno,
@@ -274,6 +274,7 @@ class Checkpointer:
                 compact=compact,
                 keep=keep,
                 drop=drop,
+                expiring=memtable.has_expiring,
             )
         except DiskFullError:
             raise

@@ -17,6 +17,8 @@ from kvwal.engine.background import Background
 from kvwal.engine.checkpoint import Checkpointer
 from kvwal.engine.commit import CommitQueue
 from kvwal.engine.consumers import Consumers
+from kvwal.engine.expirer import Expirer
+from kvwal.engine.expiry import ExpiryClock
 from kvwal.engine.gaps import Gaps
 from kvwal.engine.indexing import Indexes
 from kvwal.engine.keeping import Keeping
@@ -95,7 +97,9 @@ class Engine:
         self._pages = recovered.pages
         self._log = recovered.log
         self.state: State = recovered.state
-        gaps, moments = Gaps(), Moments(self.state, options.files.now_us)
+        clock = ExpiryClock(options.files.now_us, options.files.monotonic_s)
+        clock.in_use = recovered.expires
+        gaps, moments = Gaps(), Moments(self.state, options.files.now_us, clock)
         self.reads: Reads = self._reads_type(self.state, moments, gaps)
         #: Whom this store tells of what it does.
         self.events: Events = recovered.events
@@ -130,12 +134,15 @@ class Engine:
         consumers = Consumers(recovered, self.reads)
         if self.events.listeners:
             self._tell_recovery(recovered.report)
+        #: Removes what has expired.
+        self.expirer = Expirer(self.reads, self.queue, sync=self._syncs)
         if log is not None:
             self._begin(log, reserve)
         #: What may be asked for beside reads and commits.
         jobs = self._checkpointer, self._background
         past = Past(recovered, moments, self._succession, self._keeping)
-        self.upkeep = Upkeep(recovered, moments.readers, self.queue, consumers, past, *jobs, self.tables, options.files)
+        parts = recovered, moments.readers, self.queue, consumers, past
+        self.upkeep = Upkeep(*parts, *jobs, self.tables, options.files, self.expirer)
 
     def _tell_recovery(self, report: RecoveryReport) -> None:
         generation = self._pages.meta.generation
@@ -158,8 +165,9 @@ class Engine:
             except DiskFullError:
                 pass  # It can wait: reading, and deleting what takes the space, comes first.
         if options.background:
-            self._background = Background(checkpointer, state, self.queue, log, self.tables.indexes, options)
-            self.tables.indexes.wake = self._background.wake
+            indexes = self.tables.indexes
+            self._background = Background(checkpointer, state, self.queue, log, indexes, self.expirer, options)
+            indexes.wake = self._background.wake
             self._background.start()
         self.pressure.relief = _Relief(checkpointer, self._background, self.queue)
 

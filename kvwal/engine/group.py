@@ -186,7 +186,7 @@ class Group:
                     size = writes.size + ENTRY_OVERHEAD_BYTES
                     publisher.publish_put(seqno, writes.key, writes.value, size, writes.table)
                 else:
-                    publisher.publish(seqno, writes.batch, writes.size)
+                    publisher.publish(seqno, writes.batch, writes.size, conflicts=not writes.is_expiry)
             member.seqno = seqno
 
     def as_event(self, seconds: float) -> CommitGroup | None:

@@ -26,6 +26,7 @@ from kvwal.engine.request import Newest
 from kvwal.engine.row_cache import IndexRow
 from kvwal.engine.tables import (
     NEXT_IDS_KEY,
+    Asked,
     CodecName,
     check_codecs,
     decode_row,
@@ -82,7 +83,7 @@ def _text(codec: tuple[str, int]) -> str:
 class DeclareIndex:
     """Give a table an index, and make the table if there is none."""
 
-    __slots__ = ("_codecs", "_declared", "_name", "_register")
+    __slots__ = ("_asked", "_declared", "_name", "_register")
 
     extension: Final = None
     dropped: Final = None
@@ -90,13 +91,13 @@ class DeclareIndex:
     def __init__(
         self,
         name: str,
-        codecs: tuple[CodecName, CodecName],
+        asked: Asked,
         declared: Declared,
         register: Callable[[int, Declared], object],
     ) -> None:
         """`register` is told the id, before a commit may need the function."""
         self._name = name
-        self._codecs = codecs
+        self._asked = asked
         self._declared = declared
         self._register = register
 
@@ -106,8 +107,8 @@ class DeclareIndex:
         system, rows = newest.table(SYSTEM_TABLE), batch.table(SYSTEM_TABLE)
         key = row_key(self._name)
         value = system.get(key)
-        row = make_row(self._name, *self._codecs, system.get, rows) if value is None else decode_row(key, value)
-        check_codecs(row, *self._codecs)
+        row = make_row(self._name, self._asked, system.get, rows) if value is None else decode_row(key, value)
+        check_codecs(row, self._asked)
         indexes = decode_indexes(row.name, row.others)
         for index in indexes:
             if index.name == declared.name:

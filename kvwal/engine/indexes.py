@@ -22,14 +22,14 @@ import struct
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final
 
-from kvwal.batch import WriteBatch
-from kvwal.engine.publish import STALE_INDEX, SYSTEM_TABLE
+from kvwal.batch import SAME_INDEX_KEYS, WriteBatch
+from kvwal.engine.publish import STALE_INDEX
 from kvwal.engine.request import Newest
 from kvwal.engine.row_cache import IndexedTables, IndexRow
 from kvwal.engine.value import Value
 from kvwal.errors import CorruptionError, IndexesChangedError
 from kvwal.files.names import DATA
-from kvwal.keys import KeyRange, in_any
+from kvwal.keys import SYSTEM_TABLE, KeyRange, in_any
 
 __all__ = [
     "FIRST_DERIVED_ID",
@@ -180,6 +180,7 @@ def with_entries(batch: WriteBatch, indexed: IndexedTables, newest: Newest) -> W
     """
     made = WriteBatch()
     made.writes, made.ranges, made.names = batch.writes, batch.ranges, batch.names
+    made.queue = batch.queue
     for table, part in batch.parts():
         own = made.table(table)
         if table == SYSTEM_TABLE:
@@ -187,9 +188,14 @@ def with_entries(batch: WriteBatch, indexed: IndexedTables, newest: Newest) -> W
             own.writes.update(part.writes)
             own.ranges.extend(part.ranges)
         else:
-            own.writes, own.ranges = part.writes, part.ranges
+            own.writes, own.ranges, own.queue = part.writes, part.ranges, part.queue
         for index in indexed[table].indexes if table in indexed else ():
             keys = (part.index_keys or {}).get(index.id)
+            if part.index_keys is SAME_INDEX_KEYS:
+                gone = WriteBatch()
+                gone.writes = {key: None for key, value in part.writes.items() if value is None}
+                _add(made, index.id, gone, {}, newest)
+                continue
             if keys is None and any(value is not None for value in part.writes.values()):
                 raise IndexesChangedError(table)
             _add(made, index.id, part, keys or {}, newest)

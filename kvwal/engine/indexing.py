@@ -37,10 +37,11 @@ from kvwal.engine.pressure import WritePressure
 from kvwal.engine.reads import Reads
 from kvwal.engine.request import CommitRequest, Operation
 from kvwal.engine.state import State
-from kvwal.engine.tables import CodecName, TableRow, Tables, indexed_after, row_key
+from kvwal.engine.tables import Asked, TableRow, Tables, indexed_after, row_key
 from kvwal.engine.value import Value
 from kvwal.engine.writes import EncodedBatch
 from kvwal.errors import IndexNotDeclaredError
+from kvwal.expiring import plain
 from kvwal.keys import KeyRange
 from kvwal.log import Extension
 
@@ -132,7 +133,7 @@ class Indexes:
         found = self._names.indexed.get(table)
         if found is None:
             return None
-        puts = [(key, value) for key, value in writes.items() if value is not None]
+        puts = [(key, value) for key, found in writes.items() if (value := plain(found)) is not None]
         keys: dict[int, dict[bytes, bytes]] = {}
         for index in found.indexes:
             declared = self._declared.get(index.id)
@@ -153,9 +154,9 @@ class Indexes:
                 return True
         return False
 
-    def declaring(self, name: str, codecs: tuple[CodecName, CodecName], declared: Declared) -> Operation:
+    def declaring(self, name: str, asked: Asked, declared: Declared) -> Operation:
         """What gives a table an index that it has not."""
-        return DeclareIndex(name, codecs, declared, self._declared.__setitem__)
+        return DeclareIndex(name, asked, declared, self._declared.__setitem__)
 
     def build(self, table: str, name: str) -> None:
         """See to it that an index that was declared is built, if it is not."""

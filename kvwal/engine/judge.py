@@ -15,13 +15,13 @@ from kvwal.batch import WriteBatch
 from kvwal.engine.indexes import with_entries
 from kvwal.engine.occ import History
 from kvwal.engine.operations import Pending
-from kvwal.engine.publish import SYSTEM_TABLE, changes_names
+from kvwal.engine.publish import changes_names
 from kvwal.engine.reads import Reads
 from kvwal.engine.request import CommitRequest
 from kvwal.engine.state import State
 from kvwal.engine.writes import NOTHING, EncodedBatch, LonePut
 from kvwal.errors import Error, TableNotFoundError
-from kvwal.keys import Seqno
+from kvwal.keys import SYSTEM_TABLE, Seqno
 
 __all__ = ["Judge", "dropped_by"]
 
@@ -100,7 +100,7 @@ class Judge:
         """A member is this commit: those behind it see what it writes."""
         if self._is_alone:
             return
-        if self._own is not None:
+        if self._own is not None and not member.writes.is_expiry:
             written = member.writes.batch
             self._own.record(seqno, written.writes, written.ranges, Seqno(0), written.parts())
         if self._pending is not None:

@@ -19,7 +19,7 @@ Rules:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 from kvwal.batch import WriteBatch
@@ -28,10 +28,11 @@ from kvwal.engine.older_values import OlderValues
 from kvwal.engine.range_map import RangeMap
 from kvwal.engine.readers import Readers
 from kvwal.engine.value import MISSING, Missing, Value
-from kvwal.keys import KeyRange, Seqno
+from kvwal.expiring import Expiring
+from kvwal.keys import SYSTEM_TABLE, KeyRange, Seqno
 from kvwal.locks import Lock, new_lock
 
-__all__ = ["ENTRY_OVERHEAD_BYTES", "Memtable", "Parts", "Walk", "combine"]
+__all__ = ["ENTRY_OVERHEAD_BYTES", "Memtable", "Parts", "Walk", "combine", "deletes_something", "is_queued"]
 
 # What an entry costs beside the bytes of its key and value: two object headers (33 each) rounded up by the allocator,
 # and a slot in two dicts (this one, and the row cache) and later in the order.
@@ -60,6 +61,7 @@ class Memtable:
         "_state_lock",
         "_written_at",
         "bytes_used",
+        "has_expiring",
         "last_seqno",
         "latest",
         "older",
@@ -81,6 +83,8 @@ class Memtable:
         self.latest: dict[bytes, Value] = {}
         # Whether a value in `latest` may be None.
         self._has_deletes = False
+        #: Whether a value, of any moment, may be one that expires.
+        self.has_expiring = False
         self.ranges = RangeMap()
         self._written_at: dict[bytes, Seqno] = {}
         self.older = OlderValues(Readers() if readers is None else readers)
@@ -107,7 +111,7 @@ class Memtable:
         writes: Mapping[bytes, Value],
         size: int,
         ranges: Sequence[KeyRange] = (),
-        parts: Iterable[tuple[int, WriteBatch]] = (),
+        parts: Sequence[tuple[int, WriteBatch]] = (),
     ) -> None:
         """Apply a commit: the ranges it deletes, its writes, and what it does to other tables.
 
@@ -127,6 +131,10 @@ class Memtable:
             self._written_at.update(dict.fromkeys(writes, seqno))
         if not self._has_deletes and None in writes.values():
             self._has_deletes = True
+        if is_queued(parts):
+            self._look_for_expiring(writes)
+            for table, batch in parts:
+                self.parts.of(table)._look_for_expiring(batch.writes)
         self.latest.update(writes)
         self.bytes_used += size + ENTRY_OVERHEAD_BYTES * len(writes)
         census = self.order.census
@@ -138,16 +146,16 @@ class Memtable:
             part.write(seqno, batch.writes, 0, batch.ranges)
             self.bytes_used += part.bytes_used - before
 
+    def _look_for_expiring(self, writes: Mapping[bytes, Value]) -> None:
+        if not self.has_expiring and Expiring in set(map(type, writes.values())):
+            self.has_expiring = True
+
     def _delete(self, seqno: Seqno, deleted: Sequence[KeyRange]) -> None:
         ranges, readers = self.ranges, self.older.readers
         ranges.forget_former(readers.oldest())
         for bounds in deleted:
             ranges.add(seqno, bounds, copy=bool(readers) and readers.newest >= ranges.last_seqno)
             self.bytes_used += ENTRY_OVERHEAD_BYTES + len(bounds[0]) + len(bounds[1] or b"")
-
-    def deletes_something(self) -> bool:
-        """Whether a key or a range was deleted, in any table."""
-        return any(table._has_deletes or table.ranges for table in (self, *(part for _, part in self.parts.written())))
 
     # -- point reads ----------------------------------------------------------------------------
 
@@ -233,6 +241,7 @@ class Memtable:
         """Raise AssertionError where the table's own rules do not hold (for the tests)."""
         self.order._check()
         assert self._has_deletes or None not in self.latest.values(), "has_deletes"
+        assert self.has_expiring or Expiring not in set(map(type, self.latest.values())), "has_expiring"
         assert set(self._written_at) <= set(self.latest), "a seqno of a key that was not written"
         self.older._check(self.last_seqno)
         for _, part in self.parts.written():
@@ -263,6 +272,20 @@ class Parts:
         return [(table, part) for table, part in list(self._made.items()) if part]
 
 
+def deletes_something(memtable: Memtable) -> bool:
+    """Whether a key or a range was deleted, in any table."""
+    tables = (memtable, *(part for _, part in memtable.parts.written()))
+    return any(table._has_deletes or table.ranges for table in tables)
+
+
+def is_queued(parts: Sequence[tuple[int, WriteBatch]]) -> bool:
+    """Whether a commit that writes this to other tables may put what expires.
+
+    Its rows of the queue are in table 1 then, which comes first.
+    """
+    return bool(parts) and parts[0][0] == SYSTEM_TABLE
+
+
 def combine(older: Memtable, newer: Memtable, into: Memtable) -> None:
     """Bring what both hold into an empty table, as one commit. Requires: no other is applied meanwhile. O(keys)."""
     deleted = newer.ranges.newest
@@ -270,6 +293,8 @@ def combine(older: Memtable, newer: Memtable, into: Memtable) -> None:
     writes: dict[bytes, Any] = {key: None if deleted.at(key) else older.get(key) for key in older.latest}
     writes.update((key, newer.get(key)) for key in newer.latest)
     size = sum(map(len, writes)) + sum(map(len, filter(None, writes.values())))
+    # Before the values, as where a commit is applied.
+    into.has_expiring = older.has_expiring or newer.has_expiring
     into.write(newer.last_seqno, writes, size, [*older.ranges.newest.ranges(), *deleted.ranges()])
     olds, news = dict(older.parts.written()), dict(newer.parts.written())
     for table in {*olds, *news}:

@@ -15,13 +15,23 @@ from kvwal.batch import WriteBatch
 from kvwal.engine.range_map import RangeMap
 from kvwal.engine.request import Newest
 from kvwal.engine.value import Value
+from kvwal.expiring import Expiring, judged, plain
 from kvwal.keys import KeyRange, Seqno
 from kvwal.log import Extension
 
 if TYPE_CHECKING:
     from kvwal.engine.reads import Reads
 
-__all__ = ["Pending", "PopEdge", "Update", "decode_counter", "encode_counter"]
+__all__ = [
+    "Pending",
+    "PopEdge",
+    "SetExpiry",
+    "Update",
+    "decode_counter",
+    "encode_counter",
+    "keep_expiry",
+    "set_expiry",
+]
 
 _COUNTER_BYTES: Final = 8
 
@@ -80,10 +90,21 @@ class Pending:
     def get(self, key: bytes) -> Value:
         """The newest value."""
         if key in self._writes:
+            return self._now(self._writes[key])
+        if self._is_deleted(key):
+            return None
+        return self._reads.read(key, table=self._table)
+
+    def raw(self, key: bytes) -> Value:
+        """The newest value as it is stored: also one that has expired; one that expires is `Expiring`."""
+        if key in self._writes:
             return self._writes[key]
         if self._is_deleted(key):
             return None
-        return self._reads.newest(key, self._table) if self._table else self._reads.read(key)
+        return self._reads.read(key, table=self._table, raw=True)
+
+    def _now(self, value: Value) -> Value:
+        return judged(value, self._reads.moments.clock.now_us()) if type(value) is Expiring else value
 
     def edge(self, start: bytes | None, stop: bytes | None, *, reverse: bool) -> tuple[bytes, bytes] | None:
         """The first pair of a range, or in reverse the last one."""
@@ -92,7 +113,7 @@ class Pending:
             (
                 key
                 for key, value in writes.items()
-                if value is not None and (start is None or start <= key) and (stop is None or key < stop)
+                if self._now(value) is not None and (start is None or start <= key) and (stop is None or key < stop)
             ),
             default=None,
         )
@@ -104,11 +125,11 @@ class Pending:
                 found = (key, value)
                 break
         if found is None and own is not None:
-            value_of_own = writes[own]
+            # It has not expired since it was chosen: then it is gone, and taken nevertheless.
+            value_of_own = plain(writes[own])
             assert value_of_own is not None
             found = (own, value_of_own)
         return found
-
 
     def first_pairs(self, start: bytes | None, stop: bytes | None, *, most: int) -> list[tuple[bytes, bytes]]:
         """The first pairs of a range, `most` of them at the most."""
@@ -129,17 +150,25 @@ class Pending:
 class Update:
     """A new value of one key, made from its newest one. `old` and `new` say afterwards what was there and what is."""
 
-    __slots__ = ("_function", "_table", "extension", "key", "new", "old")
+    __slots__ = ("_function", "_keeps_expiry", "_table", "extension", "key", "new", "old")
 
     dropped: Final = None
 
     def __init__(
-        self, key: bytes, function: Callable[[Value], Value], extension: Extension | None = None, table: int = 0
+        self,
+        key: bytes,
+        function: Callable[[Value], Value],
+        extension: Extension | None = None,
+        table: int = 0,
+        *,
+        keeps_expiry: bool = False,
     ) -> None:
         """`function` gets the newest value, None if there is none, and returns what to put; None deletes.
 
-        Returning what it got changes nothing. It must be quick, and have no effect of its own.
+        Returning what it got changes nothing. It must be quick, and have no effect of its own. `keeps_expiry`: what is
+        put expires when what was there would have.
         """
+        self._keeps_expiry = keeps_expiry
         self.key = key
         self._table = table
         self._function = function
@@ -155,8 +184,53 @@ class Update:
         if new is old:
             return None
         batch = WriteBatch()
-        batch.part(self._table).writes[self.key] = new
+        part = batch.part(self._table)
+        part.writes[self.key] = new
+        if self._keeps_expiry:
+            keep_expiry(newest.table(self._table), part, self.key)
         return batch
+
+
+def keep_expiry(newest: Newest, part: WriteBatch, key: bytes) -> None:
+    """What is put to a key expires when what is there now does."""
+    found, new = newest.raw(key), part.writes.get(key)
+    if type(found) is Expiring and new is not None and newest.get(key) is not None:
+        part.put_until(key, new, found.expires_us, found.expires_us)
+
+
+def set_expiry(newest: Newest, part: WriteBatch, key: bytes, value: Value, expires_us: int | None) -> bool:
+    """Put a value, or, if it is None, what is there, so that it expires at that time (None: never).
+
+    The former row of the queue goes. Returns whether there was something to put.
+    """
+    found = newest.raw(key)
+    new = newest.get(key) if value is None else value
+    if new is None:
+        return False
+    part.put_until(key, new, expires_us, found.expires_us if type(found) is Expiring else 0)
+    return True
+
+
+class SetExpiry:
+    """Put a value that expires, or let what is there expire at another time; `found` says whether there was one."""
+
+    __slots__ = ("_expires_us", "_key", "_value", "extension", "found")
+
+    dropped: Final = None
+
+    def __init__(self, key: bytes, value: Value, expires_us: int | None, extension: Extension | None = None) -> None:
+        """`value`: None for what is there. `expires_us`: None: never."""
+        self._key = key
+        self._value = value
+        self._expires_us = expires_us
+        self.extension = extension
+        self.found = False
+
+    def evaluate(self, newest: Newest) -> WriteBatch | None:
+        """What to write."""
+        batch = WriteBatch()
+        self.found = set_expiry(newest, batch, self._key, self._value, self._expires_us)
+        return batch if self.found else None
 
 
 class PopEdge:

@@ -21,12 +21,11 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final
 
-from kvwal.engine.publish import SYSTEM_TABLE
 from kvwal.engine.reads import Reads
 from kvwal.engine.recovery import Recovered
 from kvwal.errors import CorruptionError, FeedGap, FormatError
 from kvwal.files.names import DATA
-from kvwal.keys import KeyRange, Seqno
+from kvwal.keys import SYSTEM_TABLE, KeyRange, Seqno
 from kvwal.log import Hold, Limits
 
 __all__ = [
@@ -43,7 +42,6 @@ __all__ = [
 ]
 
 # On disk: never change.
-#: That of the store itself.
 _KIND: Final = b"\x04"
 _VERSION: Final = 1
 _PARKED = struct.Struct("<BBHIQ")

@@ -20,6 +20,7 @@ from kvwal.errors import FeedGap, SnapshotTooOld
 from kvwal.keys import Seqno
 from kvwal.locks import locked_by_state
 from kvwal.log import KeyCursor, KeyHistory, Seek, SegmentCursor, Stretch, hold_kept
+from kvwal.pages.meta import Meta
 from kvwal.times import time_of, us_of
 
 __all__ = ["Past", "Window"]
@@ -120,13 +121,16 @@ class Past:
         if seqno == newest:
             reader = self._moments.reader(purpose, owner=owner)
             if reader.seqno == seqno:
+                # A past moment, though nothing came after it: what has expired it judges as it will later on.
+                reader.at_us = self._time_us(seqno, self._pages.meta)
                 return reader
             reader.release()
         since_us = self._moments.now_us()
         while True:
             bases = self._keeping.bases
             try:
-                return self._register(self._version(seqno, at), seqno, purpose, since_us, owner)
+                version = self._version(seqno, at)
+                return self._register(version, seqno, purpose, since_us, owner, self._time_us(seqno, version.tree.meta))
             except (FeedGap, _NotKeptError):
                 # The window has moved on meanwhile, unless another program removed a file.
                 if self._keeping.bases is bases:
@@ -147,13 +151,15 @@ class Past:
         return PastVersion(self._pages.tree(meta), self._history, hold)
 
     @locked_by_state
-    def _register(self, made: PastVersion, seqno: Seqno, purpose: str, since_us: int, owner: object) -> Reader:
+    def _register(
+        self, made: PastVersion, seqno: Seqno, purpose: str, since_us: int, owner: object, at_us: int
+    ) -> Reader:
         self._state.refuse_if_gone()
         try:
             version = self._succession.past(made)
         except ValueError:
             raise _NotKeptError from None
-        reader = Reader(version, seqno, purpose, since_us, owner)
+        reader = Reader(version, seqno, purpose, since_us, owner, at_us)
         reader.register(version.memtable.older.readers, version.readers, self._moments.readers)
         return reader
 
@@ -182,6 +188,18 @@ class Past:
         # Held, since it is read by name.
         with self.hold_log(None):
             return min(self._seek.seqno_at(at_us), newest)
+
+    def _time_us(self, seqno: Seqno, base: Meta) -> int:
+        """When that commit was made. Where its log is gone, it is the last one of the generation, which says so.
+
+        It is not looked for where nothing expires.
+        """
+        if not self._moments.clock.in_use:
+            return 0
+        try:
+            return self._seek.time_of(seqno)
+        except ValueError:
+            return base.time_us
 
     def stretches(self, table: int, after: Seqno, until: Seqno) -> list[Stretch]:
         """What each segment changed in a table between two moments. Requires: a reader of one not above `after`."""

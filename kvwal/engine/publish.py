@@ -16,18 +16,18 @@ from typing import Final
 
 from kvwal.batch import WriteBatch
 from kvwal.engine.gaps import Gaps
-from kvwal.engine.memtable import ENTRY_OVERHEAD_BYTES, Memtable
+from kvwal.engine.memtable import ENTRY_OVERHEAD_BYTES, Memtable, is_queued
 from kvwal.engine.pressure import WritePressure
 from kvwal.engine.readers import Moments
 from kvwal.engine.row_cache import Row
 from kvwal.engine.state import State
 from kvwal.engine.value import Value
-from kvwal.keys import KeyRange, Seqno
+from kvwal.expiring import Expiring
+from kvwal.keys import SYSTEM_TABLE, KeyRange, Seqno
 
-__all__ = ["STALE_INDEX", "SYSTEM_TABLE", "Publisher", "changes_names"]
+__all__ = ["STALE_INDEX", "Publisher", "changes_names"]
 
 # Table 1 has the names of tables: in rows with keys that begin so (see tables.py).
-SYSTEM_TABLE: Final = 1
 _NAME: Final = b"\x01"
 # And the indexes that may have stale entries (see indexes.py). On disk: never change.
 STALE_INDEX: Final = b"\x0e"
@@ -36,7 +36,6 @@ STALE_INDEX: Final = b"\x0e"
 def changes_names(table: int, part: WriteBatch) -> bool:
     """Whether what a commit writes to a table may change which table a name means."""
     return table == SYSTEM_TABLE and (bool(part.ranges) or any(key.startswith(_NAME) for key in part.writes))
-
 
 
 def _is_plain(memtable: Memtable) -> bool:
@@ -60,10 +59,10 @@ class Publisher:
         self._pressure = pressure
         self._memtable_bytes = pressure.memtable_bytes
 
-    def publish(self, seqno: Seqno, batch: WriteBatch, size: int) -> None:
+    def publish(self, seqno: Seqno, batch: WriteBatch, size: int, *, conflicts: bool = True) -> None:
         """Make a commit visible, whole. Requires: it is the next in order, and durable if it was asked to be.
 
-        `size`: bytes of its keys and values.
+        `size`: bytes of its keys and values. `conflicts`: with transactions that have read what it writes.
         """
         parts: Sequence[tuple[int, WriteBatch]] = ()
         size_of_parts = 0
@@ -71,7 +70,7 @@ class Publisher:
             parts = batch.parts()
             # Without a sum where nothing is written to table 0.
             size_of_parts = sum(part.size() for _, part in parts) if batch.writes or batch.ranges else size
-        commit = (seqno, batch.writes, batch.ranges, size - size_of_parts, parts, size_of_parts)
+        commit = (seqno, batch.writes, batch.ranges, size - size_of_parts, parts, size_of_parts, conflicts)
         state = self._state
         with state.lock:
             state.finish()
@@ -163,6 +162,7 @@ class Publisher:
         size: int,
         parts: Sequence[tuple[int, WriteBatch]] = (),
         size_of_parts: int = 0,
+        conflicts: bool = True,
     ) -> None:
         # Requires: lock. Doing it again is harmless.
         state = self._state
@@ -171,7 +171,7 @@ class Publisher:
         # whether they may be younger than it is.
         state.horizon = seqno
         if not state.plain:
-            self._note(seqno, writes, ranges, parts)
+            self._note(seqno, writes, ranges, parts, conflicts)
         rows: dict[Row, Value] = writes  # type: ignore[assignment]  # it is not written to
         deletes = bool(ranges)
         if parts:
@@ -182,6 +182,13 @@ class Publisher:
                 token = cache.token(table)
                 rows.update({(token, key): value for key, value in part.writes.items()})
                 deletes = deletes or bool(part.ranges)
+            if is_queued(parts):
+                # What expires is no row. Without one, a get looks below, and waits there until this is over.
+                expiring = {row: value.expires_us for row, value in rows.items() if type(value) is Expiring}
+                if expiring:
+                    self._moments.clock.is_put(min(expiring.values()))
+                    cache.forget(expiring)
+                    rows = {row: value for row, value in rows.items() if row not in expiring}
         if ranges:
             state.plain = False
         if deletes:
@@ -208,9 +215,11 @@ class Publisher:
         keys: dict[bytes, Value],
         ranges: Sequence[KeyRange],
         parts: Sequence[tuple[int, WriteBatch]],
+        conflicts: bool,
     ) -> None:
         """Tell the history and the gaps. Requires: lock."""
-        self._moments.record(seqno, keys, ranges, parts)
+        if conflicts:
+            self._moments.record(seqno, keys, ranges, parts)
         if self._gaps.active:
             self._gaps.written(seqno, keys)
         state, readers = self._state, self._moments.readers

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Final, TypeAlias
 from weakref import ref
 
 from kvwal.batch import WriteBatch
+from kvwal.engine.expiry import ExpiryClock
 from kvwal.engine.occ import History
 from kvwal.errors import closed
 from kvwal.keys import KeyRange, Seqno
@@ -38,6 +39,7 @@ class Reader:
 
     __slots__ = (
         "__weakref__",
+        "at_us",
         "censuses",
         "is_released",
         "lost",
@@ -50,7 +52,9 @@ class Reader:
         "version",
     )
 
-    def __init__(self, version: Version, seqno: Seqno, purpose: str, since_us: int, owner: object) -> None:
+    def __init__(
+        self, version: Version, seqno: Seqno, purpose: str, since_us: int, owner: object, at_us: int | None = None
+    ) -> None:
         #: Whether it was given back, or up.
         self.is_released = False
         #: Why it was given up, if it was.
@@ -60,6 +64,8 @@ class Reader:
         self.seqno = seqno
         self.purpose = purpose
         self.since_us = since_us
+        #: The time that it judges by what has expired.
+        self.at_us = since_us if at_us is None else at_us
         #: The store: while something reads, it is not collected, and so its lock not given to another process.
         self.owner = owner
         self.thread_name = threading.current_thread().name
@@ -74,7 +80,7 @@ class Reader:
 
     def again(self, purpose: str) -> Reader:
         """A second reader of the same moment, not registered yet."""
-        return Reader(self.version, self.seqno, purpose, self.since_us, self.owner)
+        return Reader(self.version, self.seqno, purpose, self.since_us, self.owner, self.at_us)
 
     def release(self) -> None:
         """Leave the registries. Idempotent; takes no lock, so that a finalizer may call it."""
@@ -146,10 +152,12 @@ class Readers:
 class Moments:
     """The registered readers and writers of one open store, and the history of conflicts."""
 
-    def __init__(self, state: State, now_us: Callable[[], int]) -> None:
+    def __init__(self, state: State, now_us: Callable[[], int], clock: ExpiryClock | None = None) -> None:
         self._state = state
-        #: The wall clock: since when a reader is there.
+        #: The wall clock.
         self.now_us = now_us
+        #: By which a reader judges what has expired.
+        self.clock: Final = ExpiryClock(now_us) if clock is None else clock
         #: Every registered reader.
         self.readers: Final = Readers()
         #: Recent commits, while a read-write transaction is open. Changed under `State.lock`.
@@ -159,7 +167,7 @@ class Moments:
 
     def reader(self, purpose: str, *, writer: bool = False, owner: object = None) -> Reader:
         """Register a reader of this moment. Give it back with `Reader.release`, or drop it."""
-        return self._register(purpose, self.now_us(), writer, owner)
+        return self._register(purpose, self.clock.reader_us(), writer, owner)
 
     @locked_by_state
     def _register(self, purpose: str, since_us: int, writer: bool, owner: object) -> Reader:

@@ -9,13 +9,16 @@ Rules:
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from itertools import chain, islice
 from typing import Final
 
 from kvwal.engine.count import Extent
+from kvwal.engine.expiry import NOT_ANY, Expired, due_rows, judged_chunk, queued_keys
 from kvwal.engine.gaps import WORTHWHILE, Gaps
 from kvwal.engine.memtable import Walk
 from kvwal.engine.merge import Chunk, Pairs, Source
+from kvwal.engine.past_version import PastVersion
 from kvwal.engine.rank import key_at
 from kvwal.engine.readers import Moments, Reader
 from kvwal.engine.row_cache import Row
@@ -23,7 +26,8 @@ from kvwal.engine.state import State
 from kvwal.engine.value import MISSING, Missing, Value
 from kvwal.engine.version import SHORT, Version
 from kvwal.errors import ClosedError
-from kvwal.keys import KeyRange, Seqno
+from kvwal.expiring import Expiring, judged
+from kvwal.keys import SYSTEM_TABLE, KeyRange, Seqno
 from kvwal.locks import locked_by_state, refuse_reentry, release
 from kvwal.pages import NotCached, Tree, table_beside
 
@@ -31,6 +35,8 @@ __all__ = ["Reads"]
 
 # A queue's worker wants one pair; the members of its group before it want theirs.
 _EDGE_PAIRS: Final = 16
+# A look at a key takes as long as this many keys of a walk.
+_LOOK_COST: Final = 16
 
 
 class Reads:
@@ -44,16 +50,26 @@ class Reads:
 
     # -- point reads ----------------------------------------------------------------------------
 
-    def read(self, key: bytes, *, table: int = 0, cached_only: bool = False) -> Value:
+    def read(
+        self, key: bytes, *, table: int = 0, cached_only: bool = False, raw: bool = False, at_us: int | None = None
+    ) -> Value:
         """The newest published value.
 
         With `cached_only` no file is read: NotCached is raised where one would have to be.
+
+        Args:
+            raw: also one that has expired; one that expires is `Expiring`.
+            at_us: the time by which it is judged whether it has expired; None: now.
         """
         state = self._state
         lock = state.lock
         if lock._is_owned():
             refuse_reentry(lock, "a get")
         row = (state.cache.token(table), key) if table else key
+        # As a hot get: quick where there is a row.
+        known: Value | Missing = state.cache.rows.get(row, MISSING)
+        if not isinstance(known, Missing):
+            return known
         while True:
             try:
                 with lock:
@@ -65,7 +81,7 @@ class Reads:
                         memtable = part.memtable
                         found = self._recall(row, key, part)
                         if not isinstance(found, Missing):
-                            return found
+                            return found if type(found) is not Expiring or raw else self._judged(found, at_us)
                         ranges = len(memtable.ranges.added)
                 if part is None:
                     self._meet(table, cached_only=cached_only)
@@ -84,6 +100,8 @@ class Reads:
                     if state.version is version:
                         if failure is not None:
                             raise failure
+                        if type(value) is Expiring:
+                            return value if raw else self._judged(value, at_us)
                         if key not in memtable.latest and len(memtable.ranges.added) == ranges:
                             state.cache.remember(row, key, value)
                         # Else a commit touched the key. What was read was the newest while this call was under way.
@@ -92,11 +110,8 @@ class Reads:
                 release(lock)
                 raise
 
-    def newest(self, key: bytes, table: int) -> Value:
-        """`read` of a table, for the commit leader, which nothing can overtake: quick where there is a row."""
-        cache = self._state.cache
-        found = cache.rows.get((cache.token(table), key), MISSING)
-        return self.read(key, table=table) if isinstance(found, Missing) else found
+    def _judged(self, value: Expiring, at_us: int | None) -> Value:
+        return judged(value, self.moments.clock.now_us() if at_us is None else at_us)
 
     def _recall(self, row: Row, key: bytes, version: Version) -> Value | Missing:
         """What is known of the newest value without touching the tree. Requires: lock."""
@@ -105,24 +120,27 @@ class Reads:
         if found is not MISSING:
             return found
         found = version.recall(key)
-        if not isinstance(found, Missing):
+        if not isinstance(found, Missing) and type(found) is not Expiring:
             cache.remember(row, key, found)
         return found
 
-    def read_at(self, reader: Reader, key: bytes, *, table: int = 0, cached_only: bool = False) -> Value:
-        """The value as of the reader's moment. `cached_only`: as in `read`."""
+    def read_at(
+        self, reader: Reader, key: bytes, *, table: int = 0, cached_only: bool = False, raw: bool = False
+    ) -> Value:
+        """The value as of the reader's moment. `cached_only`, `raw`: as in `read`."""
         state, version = self._state, reader.version
         if state.horizon == reader.seqno and state.version is version:
             # Nothing was published since: the newest value is the reader's, if that is still so after reading.
             value = state.cache.rows.get((state.cache.token(table), key) if table else key, MISSING)
             if isinstance(value, Missing):
-                value = self.read(key, table=table, cached_only=cached_only)
+                value = self.read(key, table=table, cached_only=cached_only, raw=raw, at_us=reader.at_us)
             if state.horizon == reader.seqno:
                 return value
         state.refuse_if_gone()
         try:
             part = self.part(version, table, cached_only=cached_only) if table else version
-            return part.get(key, reader.seqno, cached_only=cached_only)
+            found = part.get(key, reader.seqno, cached_only=cached_only)
+            return found if raw or type(found) is not Expiring else judged(found, reader.at_us)
         except OSError:
             # It may be that the store was closed meanwhile.
             state.refuse_if_gone()
@@ -130,6 +148,14 @@ class Reads:
         finally:
             # Whatever was found, or went wrong: the pages may have been written over.
             reader.check()
+
+    def lasting(self, key: bytes, *, table: int = 0, reader: Reader | None = None) -> Value:
+        """The value now, or as of a reader; None if it has expired by then, and `Expiring` if it is going to."""
+        if reader is None:
+            found, at_us = self.read(key, table=table, raw=True), self.moments.clock.now_us()
+        else:
+            found, at_us = self.read_at(reader, key, table=table, raw=True), reader.at_us
+        return None if type(found) is Expiring and found.expires_us <= at_us else found
 
     # -- ordered reads --------------------------------------------------------------------------
 
@@ -165,8 +191,11 @@ class Reads:
             part = version.table(table)
         elif seqno == state.seqno:
             start, stop = self._gaps.skip(start, stop, reverse=reverse)
-        found = None if part is None else part.cached_range(start, stop, most, reverse=reverse)
-        if part is None or found is None:
+        # What expires is judged one by one, on the long way.
+        if part is None or _has_expiring(part):
+            return None
+        found = part.cached_range(start, stop, most, reverse=reverse)
+        if found is None:
             return None
         pairs, keys, ended = found
         # A commit raises the horizon before it changes anything: where it did not move, the memtable had no key here.
@@ -242,7 +271,8 @@ class Reads:
                 if reader.seqno != state.seqno:
                     low, high = start, stop
             walk = Walk() if own is None and not table else None
-            chunks = self.part(reader.version, table).chunks(
+            part = self.part(reader.version, table)
+            chunks = part.chunks(
                 reader.seqno, low, high, reverse=reverse, own=own, walk=walk, check=state.refuse_if_gone
             )
             first = next(chunks, None)
@@ -250,11 +280,13 @@ class Reads:
             if walk is not None and walk.dead >= WORTHWHILE:
                 self._propose_gap(reader.seqno, low, high, None if first is None else first[0][0], reverse)
             if first is not None:
-                yield first
+                # What a transaction has put itself may expire.
+                expires = own is not None or _may_expire(part, reader)
+                yield judged_chunk(first, reader.at_us) if expires else first
                 del first
                 for chunk in chunks:
                     reader.check()
-                    yield chunk
+                    yield judged_chunk(chunk, reader.at_us) if expires else chunk
         except Exception as error:
             # The page file only knows that it is closed, or that a page does not verify; that is not the whole story.
             if isinstance(error, ClosedError | OSError):
@@ -277,11 +309,12 @@ class Reads:
 
     def count(self, start: bytes | None = None, stop: bytes | None = None, *, table: int = 0) -> int:
         """Number of keys in [start, stop) now: see `Version.count`."""
-        while (begun := self._begin_count(self.moments.now_us(), table)) is None:
+        while (begun := self._begin_count(self.moments.clock.reader_us(), table)) is None:
             self._meet(table)
         reader, part, extent = begun
         try:
-            return part.count(reader.seqno, start, stop, extent=extent)
+            counted = part.count(reader.seqno, start, stop, extent=extent)
+            return self._without_expired(counted, reader, part, table, start, stop) if _has_expiring(part) else counted
         finally:
             reader.release()
 
@@ -296,14 +329,17 @@ class Reads:
 
     def key_at(self, rank: int, *, table: int = 0) -> bytes | None:
         """The key that has `rank` others before it, now; None if there is none."""
-        while (begun := self._begin_count(self.moments.now_us(), table)) is None:
+        while (begun := self._begin_count(self.moments.clock.reader_us(), table)) is None:
             self._meet(table)
         reader, part, extent = begun
         seqno = reader.seqno
         try:
-            if not 0 <= rank < part.count(seqno, None, None, extent=extent):
-                return None
-            return key_at(part, rank, seqno, lambda key: part.count(seqno, None, key, extent=extent))
+            expired = self._expired(reader, part, table, self._due(reader)) if _has_expiring(part) else NOT_ANY
+
+            def before(key: bytes | None) -> int:
+                return part.count(seqno, None, key, extent=extent) - expired.count(None, key)
+
+            return key_at(part, rank, before) if 0 <= rank < before(None) else None
         finally:
             reader.release()
 
@@ -313,7 +349,15 @@ class Reads:
             return None
         try:
             part = self.part(reader.version, table)
-            return key_at(part, rank, reader.seqno, lambda key: self.count_at(reader, None, key, table=table))
+            if isinstance(part, PastVersion):
+                # To count takes a walk there.
+                keys = chain.from_iterable(keys for keys, _ in self._walked(reader, part, None, None))
+                return next(islice(keys, rank, None))
+            expired = self._expired(reader, part, table, self._due(reader)) if _may_expire(part, reader) else NOT_ANY
+            seqno = reader.seqno
+            return key_at(
+                part, rank, lambda key: part.count(seqno, None, key, reader=reader) - expired.count(None, key)
+            )
         except OSError:
             self._state.refuse_if_gone()
             raise
@@ -324,12 +368,53 @@ class Reads:
         """The same as of a reader."""
         self._state.refuse_if_gone()
         try:
-            return self.part(reader.version, table).count(reader.seqno, start, stop, reader=reader)
+            part = self.part(reader.version, table)
+            if not _may_expire(part, reader):
+                return part.count(reader.seqno, start, stop, reader=reader)
+            if isinstance(part, PastVersion):
+                return sum(len(keys) for keys, _ in self._walked(reader, part, start, stop))
+            counted = part.count(reader.seqno, start, stop, reader=reader)
+            return self._without_expired(counted, reader, part, table, start, stop)
         except OSError:
             self._state.refuse_if_gone()
             raise
         finally:
             reader.check()
+
+    def _without_expired(
+        self, counted: int, reader: Reader, part: Version, table: int, start: bytes | None, stop: bytes | None
+    ) -> int:
+        """The number of keys in a range, less those that have expired, by a look at each or by a walk of the range."""
+        rows: list[Chunk] = []
+        due = 0
+        for chunk in self._due(reader):
+            rows.append(chunk)
+            due += len(chunk[0])
+            if due * _LOOK_COST > counted:
+                return sum(len(keys) for keys, _ in self._walked(reader, part, start, stop))
+        return counted - self._expired(reader, part, table, rows).count(start, stop)
+
+    def _due(self, reader: Reader) -> Iterator[Chunk]:
+        """The rows of the expiry queue that are due by a reader's time."""
+        bounds = due_rows(0, reader.at_us)
+        part = self.part(reader.version, SYSTEM_TABLE)
+        return part.chunks(reader.seqno, *bounds, reverse=False, check=self._state.refuse_if_gone)
+
+    @staticmethod
+    def _expired(reader: Reader, part: Version, table: int, rows: Iterable[Chunk]) -> Expired:
+        """What has expired in a table by a reader's time, and is not removed yet; `rows`: of all that is due."""
+        seqno, at_us = reader.seqno, reader.at_us
+        # A row may be of a value that has been replaced, and then a key may have several.
+        return Expired(
+            key
+            for key in queued_keys(rows, table)
+            if type(value := part.get(key, seqno)) is Expiring and value.expires_us <= at_us
+        )
+
+    @staticmethod
+    def _walked(reader: Reader, part: Version, start: bytes | None, stop: bytes | None) -> Iterator[Chunk]:
+        for chunk in part.chunks(reader.seqno, start, stop, reverse=False):
+            yield judged_chunk(chunk, reader.at_us)
 
     # -- tables ---------------------------------------------------------------------------------
 
@@ -356,3 +441,17 @@ class Reads:
         part = version.table(table, tree)
         assert part is not None, "a table with a tree has a read path"
         return part
+
+
+def _has_expiring(part: Version) -> bool:
+    """Whether something may expire in a table of a version that is, or was, of now."""
+    frozen = part.frozen
+    return part.memtable.has_expiring or part.tree.has_expiring or (frozen is not None and frozen.has_expiring)
+
+
+def _may_expire(part: Version, reader: Reader) -> bool:
+    """Whether something that a reader reads may have expired by its time."""
+    if isinstance(part, PastVersion):
+        # What the log has is not known. 0 is the time where nothing ever expired.
+        return reader.at_us > 0
+    return _has_expiring(part)

@@ -25,6 +25,7 @@ from kvwal.engine.memtable import Memtable
 from kvwal.engine.state import State
 from kvwal.errors import DiskFullError, Error, SystemCallError
 from kvwal.events import Events
+from kvwal.features import EXPIRY
 from kvwal.files import Directory, is_full
 from kvwal.keys import Seqno
 from kvwal.log import LogEnd, LogIdentity, LogReader, SegmentCursor, SegmentLog, read_kept
@@ -88,6 +89,8 @@ class Recovered:
     state: State
     report: RecoveryReport
     events: Events
+    #: Whether something in it expires, or may have.
+    expires: bool
     #: Reads the log from a commit on, up to one or as they come, where another process writes it.
     feed: Callable[[Seqno | None, Seqno | None], SegmentCursor] | None = None
 
@@ -165,6 +168,13 @@ def _recover(directory: Directory, flag: Flag, options: Options, started_s: floa
             session = max(meta.session + 1, end.header.session + 1, files.now_us())
             identity = LogIdentity(meta.store_id, meta.line, session)
             log = SegmentLog.resume(files, directory, identity, log_options(options), end, reader, events)
+        memtable = state.version.memtable
+        expires = bool(meta.required & EXPIRY) or memtable.has_expiring
+        expires = expires or any(part.has_expiring for _, part in memtable.parts.written())
+        if log is not None and expires:
+            # Durability: the meta says what the log needs, and so this too, before there is a leaf that a version which
+            # does not know it takes for damage. What was replayed may be of an older segment.
+            log.required |= EXPIRY
         report = RecoveryReport(
             created=created,
             meta_choice=str(pages.choice),
@@ -183,7 +193,7 @@ def _recover(directory: Directory, flag: Flag, options: Options, started_s: floa
     except BaseException:
         pages.close()
         raise
-    return Recovered(directory, pages, log, reader, state, report, events)
+    return Recovered(directory, pages, log, reader, state, report, events, expires)
 
 
 def _replay(reader: LogReader, after: Seqno, memtable: Memtable) -> tuple[int, int, LogEnd]:

@@ -31,6 +31,10 @@ class Newest(Protocol):
         """The newest value."""
         ...
 
+    def raw(self, key: bytes) -> Value:
+        """The newest value as it is stored: also one that has expired; one that expires is `Expiring`."""
+        ...
+
     def edge(self, start: bytes | None, stop: bytes | None, *, reverse: bool) -> tuple[bytes, bytes] | None:
         """The first pair of a range, or in reverse the last one."""
         ...

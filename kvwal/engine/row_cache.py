@@ -5,6 +5,8 @@ A hot get is one dict hit without a lock.
 Rules:
 
 - Invariant: a row, where there is one, is the newest published value of its key (None: absent).
+- Invariant: no row is a value that expires, since a hot get does not look at the time. A commit that puts one takes the
+  row of its key away before it becomes visible.
 - A commit changes all its rows in ONE `dict.update`, a single C call over bytes keys that no other thread can
   interleave with; or, if it deletes a range, in one assignment of a new dict. That is the moment it becomes visible.
 - A deleted range does not walk the rows: they are set aside whole, and come back one by one, when they are asked for
@@ -14,7 +16,7 @@ Rules:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from itertools import islice
 from typing import Final, NamedTuple, TypeAlias
 
@@ -136,6 +138,12 @@ class RowCache:
         if len(self._aside) > _MOST_ASIDE:
             self._drop_aside(_MOST_ASIDE)
 
+    def forget(self, gone: Iterable[Row]) -> None:
+        """These are no rows from here on, also of those that were set aside."""
+        for rows in (self.rows, *self._aside):
+            for row in gone:
+                rows.pop(row, None)
+
     # -- what a read does -------------------------------------------------------------------------
 
     def recall(self, row: Row, key: bytes, memtable: Memtable) -> Value | Missing:
@@ -155,7 +163,7 @@ class RowCache:
         return found
 
     def remember(self, row: Row, key: bytes, value: Value) -> None:
-        """A read found the newest value."""
+        """A read found the newest value, which does not expire."""
         self.rows[row] = value
         self.bytes_used += len(key) + (len(value) if value is not None else 0) + ROW_OVERHEAD_BYTES
         if self.bytes_used > self.budget:

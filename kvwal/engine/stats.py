@@ -54,6 +54,8 @@ class Stats:
         tree_keys, tree_height: the tree of the last checkpoint.
         cache_bytes, cache_hits, cache_misses: the page cache. row_bytes: the row cache in front of it.
         readers: snapshots, transactions and scans that are open.
+        expiry_rows: what the expiry queue has: one for each entry that expires, and for some that were replaced.
+        next_expiry_us: when the first of them is due, microseconds since 1970 UTC; 0 if there is none.
         refused_calls: calls of this process that were refused because they came from within another call of a store.
     """
 
@@ -78,13 +80,21 @@ class Stats:
     cache_misses: int
     row_bytes: int
     readers: int
+    expiry_rows: int
+    next_expiry_us: int
     refused_calls: int
 
     @classmethod
     def of(
-        cls, state: State, readers: Readers, pages: PageFile, log: SegmentLog | None, log_reader: LogReader
+        cls,
+        state: State,
+        readers: Readers,
+        pages: PageFile,
+        log: SegmentLog | None,
+        log_reader: LogReader,
+        expiry: tuple[int, int],
     ) -> Stats:
-        """Collect the figures."""
+        """Collect the figures. `expiry`: `Expirer.waiting`."""
         version = state.version
         meta = pages.meta
         segments = (log_reader if log is None else log).segments(with_indexes=True)
@@ -111,6 +121,8 @@ class Stats:
             cache_misses=node_cache.misses,
             row_bytes=state.cache.bytes_used,
             readers=len(readers),
+            expiry_rows=expiry[0],
+            next_expiry_us=expiry[1],
             refused_calls=refused_calls(),
         )
 

@@ -17,9 +17,9 @@ import json
 import struct
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from kvwal.batch import WriteBatch
 from kvwal.engine.indexes import FIRST_DERIVED_ID, decode_indexes, state_keys
@@ -32,6 +32,7 @@ from kvwal.engine.row_cache import IndexedTable, IndexedTables
 from kvwal.engine.state import State
 from kvwal.engine.value import Value
 from kvwal.errors import CorruptionError, Error, FormatError, TableCodecError, TableExistsError, TableNotFoundError
+from kvwal.expiring import MOST_US, Expiring
 from kvwal.files.names import DATA
 from kvwal.keys import KeyRange
 from kvwal.log import Extension
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
 __all__ = [
     "MAX_NAME_BYTES",
     "NEXT_IDS_KEY",
+    "Asked",
     "ROWS",
     "CodecName",
     "Drop",
@@ -57,9 +59,9 @@ __all__ = [
     "encode_ids",
     "encode_row",
     "indexed_after",
+    "keep_asked",
     "make_row",
     "next_ids",
-    "raise_codecs",
     "row_key",
 ]
 
@@ -73,6 +75,8 @@ _FIRST_ID: Final = 16
 _VERSION: Final = 1
 
 MAX_NAME_BYTES: Final = 255
+# Keys of a commit whose former expiry is looked up, at most.
+_MOST_RENEWED: Final = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,13 +97,18 @@ class CodecName:
 
 @dataclass(frozen=True, slots=True)
 class TableRow:
-    """What is stored of a table. `others`: members of a newer version, which are kept."""
+    """What is stored of a table.
+
+    `expire_us`: after how long what is put without an `expire_s` expires; 0: not at all. `others`: members of a newer
+    version, which are kept.
+    """
 
     name: str
     id: int
     key: CodecName
     value: CodecName
     others: dict[str, Any] = field(default_factory=dict)
+    expire_us: int = 0
 
 
 def as_table_name(name: str) -> str:
@@ -124,6 +133,8 @@ def encode_row(row: TableRow) -> bytes:
     """The row as bytes."""
     codecs = {part: [codec.name, codec.version] for part, codec in (("key", row.key), ("value", row.value))}
     members = {**row.others, "v": _VERSION, "id": row.id, **codecs}
+    if row.expire_us:
+        members["expire_us"] = row.expire_us
     return json.dumps(members, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
 
 
@@ -137,14 +148,16 @@ def decode_row(key: bytes, value: bytes) -> TableRow:
         if version != _VERSION and isinstance(version, int):
             raise FormatError(f"the row of table {name!r} is of version {version}, which this kvwal does not know")
         table_id, key_codec, value_codec = members.pop("id"), members.pop("key"), members.pop("value")
+        expire_us = members.pop("expire_us", 0)
     except (ValueError, LookupError, AttributeError, TypeError, RecursionError):
         raise _damaged(key) from None
     is_id = type(table_id) is int and _FIRST_ID <= table_id < FIRST_DERIVED_ID
-    if not is_id or key[:1] != _KIND or not 1 <= len(key) - 1 <= MAX_NAME_BYTES:
+    is_expiry = type(expire_us) is int and 0 <= expire_us <= MOST_US
+    if not is_expiry or not is_id or key[:1] != _KIND or not 1 <= len(key) - 1 <= MAX_NAME_BYTES:
         raise _damaged(key)
     # A row with an index that is not understood is of no use: the index would go stale.
     decode_indexes(name, members)
-    return TableRow(name, table_id, _codec(key, key_codec), _codec(key, value_codec), members)
+    return TableRow(name, table_id, _codec(key, key_codec), _codec(key, value_codec), members, expire_us)
 
 
 def _codec(key: bytes, found: object) -> CodecName:
@@ -198,14 +211,30 @@ def next_ids(value: Value) -> tuple[int, int]:
     return found, derived
 
 
-def make_row(
-    name: str, key: CodecName, value: CodecName, get: Callable[[bytes], Value], system: WriteBatch
-) -> TableRow:
+class Asked(NamedTuple):
+    """What is asked of a table beside its name: codecs, and the default expiry. `expire_us`: None for what the row has;
+    0: none.
+    """
+
+    key: CodecName
+    value: CodecName
+    expire_us: int | None = None
+
+    def is_met_by(self, row: TableRow) -> bool:
+        """Whether the row says this already."""
+        return (row.key, row.value) == self[:2] and self.expire_us in (None, row.expire_us)
+
+    def lasts_us(self, row: TableRow) -> int:
+        """After how long what is put without an `expire_s` expires; 0: not at all."""
+        return row.expire_us if self.expire_us is None else self.expire_us
+
+
+def make_row(name: str, asked: Asked, get: Callable[[bytes], Value], system: WriteBatch) -> TableRow:
     """Write the row of a new table, and the next ids, to table 1, of which `get` knows the newest values."""
     found, derived = next_ids(get(NEXT_IDS_KEY))
     if found + 1 >= FIRST_DERIVED_ID:
         raise ValueError("there have been 2,147,483,631 tables; no id is left")
-    row = TableRow(name, found, key, value)
+    row = TableRow(name, found, asked.key, asked.value, expire_us=asked.expire_us or 0)
     system.put(NEXT_IDS_KEY, encode_ids(found + 1, derived))
     system.put(row_key(name), encode_row(row))
     return row
@@ -217,6 +246,8 @@ class _Nothing:
     def get(self, key: bytes) -> Value:
         del key
         return None
+
+    raw = get
 
     def edge(self, start: bytes | None, stop: bytes | None, *, reverse: bool) -> tuple[bytes, bytes] | None:
         del start, stop, reverse
@@ -236,21 +267,26 @@ class InTable:
     `row` says afterwards which table it is; None if there is none, and nothing was put.
     """
 
-    __slots__ = ("_fill", "_key", "_name", "_value", "extension", "row")
+    __slots__ = ("_asked", "_fill", "_name", "_now_us", "extension", "row")
 
     dropped: Final = None
 
     def __init__(
         self,
         name: str,
-        codecs: tuple[CodecName, CodecName],
+        asked: Asked,
         fill: Callable[[Newest, WriteBatch], None],
+        now_us: Callable[[], int],
         extension: Extension | None = None,
     ) -> None:
-        """`fill` writes to a batch what the commit is to write to the table, of which it gets what is newest."""
+        """`fill` writes to a batch what the commit is to write to the table, of which it gets what is newest.
+
+        `now_us`: the clock from which a default expiry counts.
+        """
         self._name = name
-        self._key, self._value = codecs
+        self._asked = asked
         self._fill = fill
+        self._now_us = now_us
         #: What the commit says of itself beside its writes.
         self.extension = extension
         self.row: TableRow | None = None
@@ -260,38 +296,55 @@ class InTable:
         batch = WriteBatch()
         self.row = row = _row(newest, self._name)
         if row is not None:
-            check_codecs(row, self._key, self._value)
-            self._fill(newest.table(row.id), batch.table(row.id))
+            check_codecs(row, self._asked)
+            part, found = batch.table(row.id), newest.table(row.id)
+            self._fill(found, part)
             if not len(batch):
                 return None
-            if (row.key, row.value) != (self._key, self._value):
-                raise_codecs(row, self._key, self._value, batch.table(SYSTEM_TABLE))
+            renew(found, part, self._asked.lasts_us(row), self._now_us)
+            if not self._asked.is_met_by(row):
+                keep_asked(row, self._asked, batch.table(SYSTEM_TABLE))
             return batch
         part = WriteBatch()
         self._fill(_Nothing(), part)
+        renew(_Nothing(), part, self._asked.expire_us or 0, self._now_us)
         puts = {key: value for key, value in part.writes.items() if value is not None}
         if not puts:
             return None
         system = newest.table(SYSTEM_TABLE)
-        self.row = row = make_row(self._name, self._key, self._value, system.get, batch.table(SYSTEM_TABLE))
+        self.row = row = make_row(self._name, self._asked, system.get, batch.table(SYSTEM_TABLE))
         made = batch.table(row.id)
         made.writes.update(puts)
-        made.stamped = part.stamped
+        made.stamped, made.queue = part.stamped, part.queue
         return batch
+
+
+def renew(newest: Newest, part: WriteBatch, lasts_us: int, now_us: Callable[[], int]) -> None:
+    """Give puts the default expiry, if there is one, and take what their keys had before out of the queue.
+
+    Of many keys not the latter, since each is a read: their rows go when they are due.
+    """
+    if lasts_us:
+        part.expire_others(now_us() + lasts_us)
+    if part.queue is not None and len(part.queue) <= _MOST_RENEWED:
+        for key, before_us in part.queue.items():
+            found = newest.raw(key) if not before_us else None
+            if type(found) is Expiring:
+                part.queue[key] = found.expires_us
 
 
 class MakeTable:
     """Make an empty table, if there is none of this name; else let it know of newer codecs."""
 
-    __slots__ = ("_key", "_name", "_value")
+    __slots__ = ("_asked", "_name")
 
     extension: Final = None
 
     dropped: Final = None
 
-    def __init__(self, name: str, codecs: tuple[CodecName, CodecName]) -> None:
+    def __init__(self, name: str, asked: Asked) -> None:
         self._name = name
-        self._key, self._value = codecs
+        self._asked = asked
 
     def evaluate(self, newest: Newest) -> WriteBatch | None:
         """What to write."""
@@ -299,42 +352,51 @@ class MakeTable:
         rows = batch.table(SYSTEM_TABLE)
         row = _row(newest, self._name)
         if row is None:
-            make_row(self._name, self._key, self._value, newest.table(SYSTEM_TABLE).get, rows)
+            make_row(self._name, self._asked, newest.table(SYSTEM_TABLE).get, rows)
         else:
-            check_codecs(row, self._key, self._value)
-            raise_codecs(row, self._key, self._value, rows)
+            check_codecs(row, self._asked)
+            keep_asked(row, self._asked, rows)
         return batch if len(batch) else None
 
 
 class InDefaultTable:
-    """A commit to table 0: `fill` as in `InTable`."""
+    """A commit to table 0: arguments as of `InTable`."""
 
-    __slots__ = ("_fill", "extension")
+    __slots__ = ("_fill", "_now_us", "extension")
 
     dropped: Final = None
 
-    def __init__(self, fill: Callable[[Newest, WriteBatch], None], extension: Extension | None) -> None:
+    def __init__(
+        self, fill: Callable[[Newest, WriteBatch], None], now_us: Callable[[], int], extension: Extension | None
+    ) -> None:
         self._fill = fill
+        self._now_us = now_us
         self.extension = extension
 
     def evaluate(self, newest: Newest) -> WriteBatch | None:
         """What to write."""
         batch = WriteBatch()
         self._fill(newest, batch)
+        renew(newest, batch, 0, self._now_us)
         return batch if len(batch) else None
 
 
-def check_codecs(row: TableRow, key: CodecName, value: CodecName) -> None:
+def check_codecs(row: TableRow, asked: Asked) -> None:
     """TableCodecError if a table was made with other codecs than these, but for older versions that these read."""
-    for what, has, asked in (("keys", row.key, key), ("values", row.value, value)):
-        if not asked.reads(has):
-            raise TableCodecError(row.name, what, str(has), str(asked))
+    for what, has, codec in (("keys", row.key, asked.key), ("values", row.value, asked.value)):
+        if not codec.reads(has):
+            raise TableCodecError(row.name, what, str(has), str(codec))
 
 
-def raise_codecs(row: TableRow, key: CodecName, value: CodecName, system: WriteBatch) -> None:
-    """Before values of a newer version are written, let the row say so: then what cannot read them is refused."""
-    if (row.key, row.value) != (key, value):
-        system.put(row_key(row.name), encode_row(TableRow(row.name, row.id, key, value, row.others)))
+def keep_asked(row: TableRow, asked: Asked, system: WriteBatch) -> None:
+    """Let the row say what is asked, if it says something else.
+
+    Before values of a newer version are written: then what cannot read them is refused. Another default expiry takes
+    the place of the former one.
+    """
+    if not asked.is_met_by(row):
+        changed = replace(row, key=asked.key, value=asked.value, expire_us=asked.lasts_us(row))
+        system.put(row_key(row.name), encode_row(changed))
 
 
 class Drop:
@@ -390,7 +452,7 @@ class Rename:
             raise TableExistsError(self._new)
         batch = WriteBatch()
         batch.table(SYSTEM_TABLE).delete(row_key(self._name))
-        renamed = TableRow(self._new, row.id, row.key, row.value, row.others)
+        renamed = replace(row, name=self._new)
         batch.table(SYSTEM_TABLE).put(row_key(self._new), encode_row(renamed))
         return batch
 

@@ -10,6 +10,7 @@ from kvwal.engine.background import Background
 from kvwal.engine.checkpoint import COMPACT_PASSES, Checkpointer
 from kvwal.engine.commit import CommitQueue
 from kvwal.engine.consumers import Consumers
+from kvwal.engine.expirer import Expirer
 from kvwal.engine.past import Past
 from kvwal.engine.readers import Readers
 from kvwal.engine.recovery import Recovered, RecoveryReport
@@ -40,6 +41,7 @@ class Upkeep:
         background: Background | None,
         tables: Tables,
         files: Files,
+        expirer: Expirer,
     ) -> None:
         """A read-only store has no checkpointer."""
         self._state, self._pages, self._log, self._reader = parts.state, parts.pages, parts.log, parts.reader
@@ -60,6 +62,7 @@ class Upkeep:
         self._background = background
         self._tables, self._reads = tables, tables.reads
         self._files = files
+        self._expirer = expirer
 
     @property
     def durable_seqno(self) -> Seqno:
@@ -117,7 +120,8 @@ class Upkeep:
     def stats(self) -> Stats:
         """Figures about memory, pages and log."""
         self._state.refuse_if_gone()
-        return Stats.of(self._state, self._readers, self._pages, self._log, self._reader)
+        expiry = self._expirer.waiting()
+        return Stats.of(self._state, self._readers, self._pages, self._log, self._reader, expiry)
 
     def read(self, after: Seqno | datetime | None, until: Seqno | None, purpose: str) -> SegmentCursor:
         """The commits beyond `after` (None: all that the log still has), up to `until` (None: as they become durable).

@@ -6,13 +6,16 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from kvwal.batch import WriteBatch
+from kvwal.engine.expiry import decode_queue_row, due_rows, queue_row
 from kvwal.engine.range_map import RangeMap
 from kvwal.errors import CorruptionError, Finding
+from kvwal.expiring import Expiring
 from kvwal.files import Files
 from kvwal.files.names import DATA
-from kvwal.keys import KeyRange, Seqno
-from kvwal.log import LogReader, verify_log
+from kvwal.keys import SYSTEM_TABLE, KeyRange, Seqno
+from kvwal.log import LogReader, Record, verify_log
 from kvwal.pages import PageFile, Tree, check
+from kvwal.pages.catalogue import roots
 
 __all__ = ["VerifyReport", "verify_parts"]
 
@@ -56,6 +59,7 @@ def verify_parts(
         try:
             records, compared, different = _log_against_pages(pages, reader)
             problems += different
+            problems += _queue_against_pages(pages)
         except CorruptionError as error:
             problems.append(Finding(error.file, error.offset, error.reason))
     derived = tuple(finding for finding in in_log if finding.is_derived)
@@ -79,9 +83,10 @@ class _Word:
     def against(self, tree: Tree, of_table: str) -> Iterator[Finding]:
         cover = self.deleted.newest
         for key, (value, seqno) in sorted(self.newest.items()):
-            if tree.get(key) != (None if cover.at(key) > seqno else value):
-                said = f"is not what the log says it is at seqno {tree.meta.seqno}"
-                yield Finding(DATA, None, f"key {key[:64]!r}{of_table} {said}")
+            found, said = tree.get(key), None if cover.at(key) > seqno else value
+            if found != said or type(found) is not type(said):
+                differs = f"is not what the log says it is at seqno {tree.meta.seqno}"
+                yield Finding(DATA, None, f"key {key[:64]!r}{of_table} {differs}")
         for start, stop in cover.ranges():
             for keys, _ in tree.chunks(start, stop, reverse=False):
                 for key in keys:
@@ -94,17 +99,49 @@ def _log_against_pages(pages: PageFile, reader: LogReader) -> tuple[int, int, li
     meta, older = pages.meta, pages.older
     words: dict[int, _Word] = {}
     records = 0
+    different: list[Finding] = []
     for record in reader.replay(after=meta.seqno if older is None else older.seqno, floor=meta.seqno):
         records += 1
+        batch = record.batch()
+        different += _unqueued(record, batch)
         if record.seqno > meta.seqno:
             # Not in the pages yet. It was read, and its checksum holds.
             continue
-        batch = record.batch()
         for table, part in ((0, batch), *batch.parts()):
             words.setdefault(table, _Word()).add(record.seqno, part)
-    different = [
+    different += [
         finding
         for table, word in sorted(words.items())
         for finding in word.against(pages.tree(meta, table), f" of table {table}" if table else "")
     ]
     return records, sum(len(word.newest) for word in words.values()), different
+
+
+def _unqueued(record: Record, batch: WriteBatch) -> Iterator[Finding]:
+    """What a commit puts that expires, without its row of the expiry queue."""
+    if not batch.sets_expiry():
+        return
+    rows = batch.table(SYSTEM_TABLE).writes
+    for table, part in ((0, batch), *batch.parts()):
+        for key, value in part.writes.items():
+            if type(value) is Expiring and rows.get(queue_row(value.expires_us, table, key)[0]) is None:
+                what = f"key {key[:64]!r} of table {table} expires, and is not queued"
+                yield Finding(record.position.file, record.offset, what)
+
+
+def _queue_against_pages(pages: PageFile) -> Iterator[Finding]:
+    """Each row of the expiry queue is valid, and each entry that expires has one. A row without an entry is right."""
+    meta = pages.meta
+    queue = pages.tree(meta, SYSTEM_TABLE)
+    for keys, values in queue.chunks(*due_rows(0, None)):
+        for key, value in zip(keys, values, strict=True):
+            try:
+                decode_queue_row(key, value)
+            except CorruptionError as error:
+                yield Finding(error.file, error.offset, error.reason)
+    for table, _ in roots(pages.pager, meta):
+        tree = pages.tree(meta, table)
+        for keys, values in tree.chunks() if tree.has_expiring else ():
+            for key, value in zip(keys, values, strict=True):
+                if type(value) is Expiring and queue.get(queue_row(value.expires_us, table, key)[0]) is None:
+                    yield Finding(DATA, None, f"key {key[:64]!r} of table {table} expires, and is not queued")

@@ -68,7 +68,9 @@ class _Verified:
         return self._reads.read_at(self._reader, key, table=table)
 
     def _pairs(self, table: int) -> Iterator[tuple[bytes, bytes]]:
+        """All that is there, also what has expired."""
         again = self._reads.moments.again(self._reader, "verify")
+        again.at_us = 0
         for keys, values in self._reads.chunks(again, None, None, reverse=False, table=table):
             yield from zip(keys, values, strict=True)
 
@@ -78,7 +80,8 @@ class _Verified:
         both = merge(((key, 0) for key, _ in self._pairs(self._table)), ((key, 1) for key, _ in self._pairs(reverse)))
         for key, found in groupby(both, lambda each: each[0]):
             sides = [side for _, side in found]
-            if sides == [0] and (self._built is None or key < self._built):
+            is_due = sides == [0] and (self._built is None or key < self._built)
+            if is_due and self._get(self._table, key) is not None:
                 yield f"key {key[:64]!r} is in the table alone"
             if sides == [1]:
                 yield f"key {key[:64]!r} is in the index alone"

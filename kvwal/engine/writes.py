@@ -11,9 +11,10 @@ from collections.abc import Callable
 from typing import Final, TypeAlias
 
 from kvwal.batch import WriteBatch
+from kvwal.engine.expiry import with_queue
 from kvwal.files import Buffer
 from kvwal.keys import MAX_BATCH_BYTES
-from kvwal.log import Extension, encode_intents, encode_put
+from kvwal.log import CAUSE, EXPIRE, Extension, encode_intents, encode_put
 
 __all__ = ["NOTHING", "EncodedBatch", "LonePut", "Writes"]
 
@@ -24,6 +25,7 @@ class LonePut:
     __slots__ = ("key", "names", "size", "table", "value")
 
     is_empty: Final = False
+    is_expiry: Final = False
     only_deletes: Final = False
     has_stamped: Final = False
     is_indexed: Final = False
@@ -49,7 +51,10 @@ class LonePut:
 
 
 class EncodedBatch:
-    """A batch, and what its commit says of itself. ValueError if it is too much for one commit."""
+    """A batch with its rows of the expiry queue, and what its commit says of itself.
+
+    ValueError if it is too much for one commit.
+    """
 
     __slots__ = ("_extension", "_template", "batch", "body", "has_stamped", "is_empty", "is_indexed", "size")
 
@@ -64,6 +69,7 @@ class EncodedBatch:
             self.is_indexed = self.is_indexed or part.index_keys is not None
         self._template = batch
         self._extension = extension
+        batch = with_queue(batch)
         size = batch.size()
         if size > MAX_BATCH_BYTES:
             raise ValueError(
@@ -88,6 +94,11 @@ class EncodedBatch:
     def template(self) -> WriteBatch:
         """What it was made of: without what only the leader knows."""
         return self._template
+
+    @property
+    def is_expiry(self) -> bool:
+        """Whether it removes what has expired, and nothing else."""
+        return self._extension is not None and self._extension.get(CAUSE) == EXPIRE
 
     @property
     def only_deletes(self) -> bool:

@@ -218,5 +218,5 @@ class EventTable:
 
     def _operate(self, fill: Callable[[Newest, WriteBatch], None]) -> None:
         engine = self._engine
-        operation = InTable(self._spec.name, self._spec.codecs, fill)
+        operation = InTable(self._spec.name, self._spec.asked, fill, engine.reads.moments.clock.now_us)
         engine.commit(CommitRequest(sync=engine.wants_sync(None), operation=operation))

@@ -15,15 +15,16 @@ from operator import methodcaller
 from typing import Literal, NamedTuple, Protocol, TypeAlias
 
 from kvwal.batch import MAX_TABLE_ID
+from kvwal.expiring import plain
 from kvwal.keys import BytesLike, KeyRange, Seqno, as_int, as_key, disjoint
 from kvwal.log import Record, Run
 from kvwal.log.extension import cause_of
-from kvwal.log.intents import ONE_KEY_OFFSET, ONE_PUT, PUT, Columns, decode_put, decode_put_key, is_of_users
-from kvwal.log.record import COMMIT
+from kvwal.log.intents import ONE_KEY_OFFSET, ONE_PUT, PUT, Columns, decode_put, decode_put_key, is_of_users, value_of
+from kvwal.log.record import COMMIT, is_expiry
 
 __all__ = ["Change", "Filter", "Kind", "Prefixes", "Selection"]
 
-Kind: TypeAlias = Literal["put", "delete", "delete_range", "heartbeat"]
+Kind: TypeAlias = Literal["put", "delete", "delete_range", "expire", "heartbeat"]
 """What a change did; a heartbeat says that nothing did anything."""
 
 Prefixes: TypeAlias = BytesLike | Iterable[BytesLike]
@@ -38,8 +39,8 @@ class Change(NamedTuple):
         time_us: of the commit, microseconds since 1970 UTC; of a heartbeat: now.
         meta: what the user said about the commit; empty if nothing. Do not change it.
         table: number of the table; 0 is the default one.
-        kind: "put", "delete" or "delete_range"; "heartbeat", where that was asked for, says that no change came, and
-            `seqno` is the position.
+        kind: "put", "delete" or "delete_range"; "expire", of a key that was removed since it had expired; "heartbeat",
+            where that was asked for, says that no change came, and `seqno` is the position.
         key: the key; of a range its start.
         stop: of a range the key that it ends before, None: it goes to the end. None of the other kinds too.
         value: of a put. None of the other kinds.
@@ -196,6 +197,7 @@ def _told(
     seqno, time_us, meta, cause = record.seqno, record.time_us, record.meta(), cause_of(record.extension())
     keys, ops, tables = columns.keys, columns.ops, columns.tables
     left = len(ranges) + len(chosen)
+    deleted: Kind = "expire" if is_expiry(record) else "delete"
     for i, (start, stop) in ranges:
         left -= 1
         table = tables[i] if tables is not None else 0
@@ -206,4 +208,6 @@ def _told(
         if ops[i] == PUT:
             yield Change(seqno, time_us, meta, table, "put", keys[i], None, value, not left, None, cause)
         else:
-            yield Change(seqno, time_us, meta, table, "delete", keys[i], None, None, not left, None, cause)
+            written = plain(value_of(ops[i], value))
+            kind = deleted if written is None else "put"
+            yield Change(seqno, time_us, meta, table, kind, keys[i], None, written, not left, None, cause)

@@ -1,7 +1,7 @@
 """What is different between two moments, by what the log says was changed between them.
 
-Only keys that a commit between the two wrote, or that lie in a range one deleted, can differ: those are read at both
-moments. So it costs as much as was changed, and not as much as there is.
+Only keys that a commit between the two wrote, that lie in a range one deleted, or that were due between the two, can
+differ: those are read at both moments. So it costs as much as was changed, and not as much as there is.
 """
 
 from __future__ import annotations
@@ -14,8 +14,9 @@ from typing import NamedTuple
 
 from kvwal.db.mapping import Bounds
 from kvwal.engine.engine import Engine
+from kvwal.engine.expiry import due_rows, queued_keys
 from kvwal.engine.readers import Reader
-from kvwal.keys import KeyRange, Seqno, disjoint
+from kvwal.keys import SYSTEM_TABLE, KeyRange, Seqno, disjoint
 from kvwal.log import SegmentCursor
 from kvwal.log.intents import is_of_users
 
@@ -78,7 +79,7 @@ def _differences(
         if old.seqno == new.seqno:
             return
         first, last = (old, new) if old.seqno < new.seqno else (new, old)
-        for key in _changed(engine, first, last.seqno, bounds, table):
+        for key in _changed(engine, first, last, bounds, table):
             before, after = reads.read_at(old, key, table=table), reads.read_at(new, key, table=table)
             if before != after:
                 yield Difference(key, before, after)
@@ -88,10 +89,10 @@ def _differences(
         new.release()
 
 
-def _changed(engine: Engine, first: Reader, until: Seqno, bounds: Bounds, table: int) -> Iterator[bytes]:
+def _changed(engine: Engine, first: Reader, last: Reader, bounds: Bounds, table: int) -> Iterator[bytes]:
     """The keys that may differ, in the direction of the bounds, each once."""
     reads, reverse = engine.reads, bounds.reverse
-    stretches = engine.upkeep.past.stretches(table, first.seqno, until)
+    stretches = engine.upkeep.past.stretches(table, first.seqno, last.seqno)
     sources = [_keys(stretch.chunks(bounds.start, bounds.stop, reverse=reverse)) for stretch in stretches]
     wanted = KeyRange(bounds.start or b"", bounds.stop)
     for deleted in disjoint(each for stretch in stretches for each in stretch.ranges):
@@ -99,6 +100,12 @@ def _changed(engine: Engine, first: Reader, until: Seqno, bounds: Bounds, table:
         if clipped is not None:
             again = reads.moments.again(first, "diff")
             sources.append(_keys(reads.chunks(again, *clipped, reverse=reverse, table=table)))
+    # At the time 0 nothing expires.
+    if first.at_us:
+        again = reads.moments.again(first, "diff")
+        rows = reads.chunks(again, *due_rows(first.at_us + 1, last.at_us), reverse=False, table=SYSTEM_TABLE)
+        due = (key for key in queued_keys(rows, table) if bounds.contains(key))
+        sources.append(iter(sorted(due, reverse=reverse)))
     for key, _ in groupby(merge(*sources, reverse=reverse)):
         yield key
 

@@ -9,6 +9,7 @@ from types import TracebackType
 
 from kvwal.engine.engine import Engine
 from kvwal.errors import closed
+from kvwal.expiring import plain
 from kvwal.keys import Seqno
 from kvwal.log.extension import cause_of
 from kvwal.log.intents import is_of_users
@@ -26,7 +27,8 @@ class KeyVersion:
         seqno: of the commit.
         time_us: of the commit, microseconds since 1970 UTC.
         meta: what the user said about the commit; empty if nothing. Do not change it.
-        kind: "put"; "delete"; or "range", if the key was in a range that was deleted.
+        kind: "put"; "delete"; "expire", if it was removed because it had expired; or "range", if the key was in a range
+            that was deleted.
         value: of a put. None of the other kinds: then the key was gone.
         cause: why the store itself made the commit, as "migrate"; None if a user did.
     """
@@ -116,4 +118,4 @@ class KeyVersions(Iterator[KeyVersion]):
 def _version(found: KeyRecord) -> KeyVersion:
     record = found.record
     cause = cause_of(record.extension())
-    return KeyVersion(record.seqno, record.time_us, record.meta(), found.kind, found.value, cause)
+    return KeyVersion(record.seqno, record.time_us, record.meta(), found.kind, plain(found.value), cause)

@@ -12,6 +12,7 @@ from typing import Final
 
 from kvwal.engine.engine import Engine
 from kvwal.engine.readers import Reader
+from kvwal.expiring import plain
 from kvwal.feed.change import Change, Selection
 from kvwal.keys import KeyRange, Seqno, disjoint
 from kvwal.log import Record, Run
@@ -90,7 +91,7 @@ class WithPrevious:
                     reader.check()
                     for key, value in zip(found, values, strict=True):
                         if (table, key) not in own:
-                            yield deleted[0]._replace(kind="delete", key=key, stop=None, previous=value)
+                            yield deleted[0]._replace(kind="delete", key=key, stop=None, previous=plain(value))
         yield from keys
 
     def _previous(self, change: Change, reader: Reader) -> bytes | None:
@@ -99,6 +100,8 @@ class WithPrevious:
         if change.previous is not None:
             return change.previous
         try:
-            return self._engine.reads.part(reader.version, change.table).get(change.key, Seqno(change.seqno - 1))
+            part = self._engine.reads.part(reader.version, change.table)
+            # Also one that had expired, and was not removed yet: until then it is there for who follows the feed.
+            return plain(part.get(change.key, Seqno(change.seqno - 1)))
         finally:
             reader.check()

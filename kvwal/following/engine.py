@@ -233,9 +233,7 @@ class Progress:
     def feed(self, after: Seqno | None, until: Seqno | None) -> SegmentCursor:
         """The commits beyond `after`, up to `until` or as they are shown. FeedGap if some are no longer kept."""
         state, watch = self._state, self._watch
-        return FollowedCursor(
-            self._reader, after, until, lambda: state.seqno, self.await_beyond, lambda: watch.segment
-        )
+        return FollowedCursor(self._reader, after, until, lambda: state.seqno, self.await_beyond, lambda: watch.segment)
 
     def close(self) -> None:
         """Let go of the log's files."""
@@ -247,9 +245,18 @@ class FollowedReads(Reads):
 
     progress: Progress
 
-    def read(self, key: bytes, *, table: int = 0, cached_only: bool = False) -> Value:
+    def read(
+        self,
+        key: bytes,
+        *,
+        table: int = 0,
+        cached_only: bool = False,
+        raw: bool = False,
+        at_us: int | None = None,
+    ) -> Value:
         """As `Reads.read`."""
-        return self.progress.again(lambda: super(FollowedReads, self).read(key, table=table, cached_only=cached_only))
+        found = partial(super().read, key, table=table, cached_only=cached_only, raw=raw, at_us=at_us)
+        return self.progress.again(found)
 
     def count(self, start: bytes | None = None, stop: bytes | None = None, *, table: int = 0) -> int:
         """As `Reads.count`."""
@@ -280,21 +287,26 @@ class FollowedEngine(Engine):
         with failures_at(path):
             directory, _ = open_directory(path, "r", options)
             try:
-                return until_still(directory, lambda: cls(*_recovered(directory, options), options), lambda: None)
+                return until_still(directory, lambda: cls._begun(directory, options), lambda: None)
             except BaseException:
                 directory.close()
                 raise
+
+    @classmethod
+    def _begun(cls, directory: Directory, options: Options) -> FollowedEngine:
+        recovered, progress = _recovered(directory, options)
+        try:
+            return cls(recovered, progress, options)
+        except BaseException:
+            progress.close()
+            recovered.pages.close()
+            raise
 
     def __init__(self, recovered: Recovered, progress: Progress, options: Options) -> None:
         #: How it moves.
         self.progress = progress
         recovered.feed = progress.feed
-        try:
-            super().__init__(recovered, options)
-        except BaseException:
-            progress.close()
-            recovered.pages.close()
-            raise
+        super().__init__(recovered, options)
         progress.begin(self._publisher, self._succession, self._keeping)
         assert isinstance(self.reads, FollowedReads)
         self.reads.progress = progress
@@ -334,13 +346,14 @@ def _recovered(directory: Directory, options: Options) -> tuple[Recovered, Progr
         # Nothing is cut off or written again.
         read = str(pages.choice), meta.seqno, "followed", detail, last - meta.seqno, size, 0, last, last, 0
         report = RecoveryReport(False, *read, max(0, watch.written - last), options.files.monotonic_s() - started_s)
+        events = Events(options.listeners)
+        recovered = Recovered(directory, pages, None, reader, state, report, events, expires=True)
+        return recovered, Progress(directory, pages, state, reader, watch)
     except BaseException:
         if watch is not None:
             watch.close()
         pages.close()
         raise
-    recovered = Recovered(directory, pages, None, reader, state, report, Events(options.listeners))
-    return recovered, Progress(directory, pages, state, reader, watch)
 
 
 def commits_beyond(reader: LogReader, after: Seqno, durable: Callable[[], Seqno]) -> SegmentCursor:

@@ -14,13 +14,13 @@ log may end is decided in `tail`.
 
 from kvwal.log.chain import Chain
 from kvwal.log.cursor import SegmentCursor, hold_kept, read_kept
-from kvwal.log.extension import Extension, extension_of, meta_of
+from kvwal.log.extension import CAUSE, EXPIRE, Extension, extension_of, meta_of
 from kvwal.log.intents import decode_intents, encode_intents, encode_put
 from kvwal.log.key_history import KeyCursor, KeyHistory, KeyRecord
 from kvwal.log.protocol import Log, LogCursor, LogIdentity, LogOptions, LogStats, LogWriter, Preallocate, RefusingLog
 from kvwal.log.reader import LogReader, Replay
 from kvwal.log.record import LogPosition, Record
-from kvwal.log.retention import Hold, HoldInfo, Limits
+from kvwal.log.retention import Hold, HoldInfo, Limits, TrustedClock
 from kvwal.log.run import Run
 from kvwal.log.salvage import salvage_log
 from kvwal.log.seek import Seek
@@ -32,6 +32,8 @@ from kvwal.log.verify import verify_log
 from kvwal.log.watch import FollowedCursor, Watch
 
 __all__ = [
+    "CAUSE",
+    "EXPIRE",
     "Chain",
     "Extension",
     "FollowedCursor",
@@ -61,6 +63,7 @@ __all__ = [
     "SegmentLog",
     "Stretch",
     "TailRow",
+    "TrustedClock",
     "Watch",
     "decode_intents",
     "encode_intents",

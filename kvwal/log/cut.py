@@ -5,7 +5,7 @@ from __future__ import annotations
 from array import array
 from typing import Final
 
-from kvwal.log.intents import PUT
+from kvwal.log.intents import value_of
 from kvwal.log.record import Record
 
 __all__ = ["Cut"]
@@ -40,4 +40,4 @@ class Cut:
             return None
         keys, values = self._keys, self._values
         key = data[at + keys[number] : at + keys[number + 1]]
-        return key, data[at + values[number] : at + values[number + 1]] if self._ops[number] == PUT else None
+        return key, value_of(self._ops[number], data[at + values[number] : at + values[number + 1]])

@@ -21,6 +21,7 @@ from typing import Final, TypeAlias
 __all__ = [
     "CAUSE",
     "CONSUMER",
+    "EXPIRE",
     "MAX_META_BYTES",
     "META",
     "MIGRATE",
@@ -41,6 +42,8 @@ Extension: TypeAlias = Mapping[int, bytes]
 META: Final = 1
 #: Why the store itself made the commit: one of these.
 CAUSE: Final = 2
+#: What it deletes has expired.
+EXPIRE: Final = b"\x01"
 MIGRATE: Final = b"\x03"
 _CAUSES: Final = {1: "expire", 2: "redact", 3: "migrate", 4: "index", 5: "revert", 6: "restore"}
 #: The name of the consumer that committed, UTF-8.

@@ -14,9 +14,10 @@ The intents, in columns, little-endian, without padding, so that a batch is pack
 | size | field |
 |---|---|
 | 4 | n, the number of intents |
-| n x 1 | op: 1 put, 2 delete, 3 delete_range with a stop, 4 delete_range to the end |
+| n x 1 | op: 1 put, 2 delete, 3 delete_range with a stop, 4 delete_range to the end, 5 put with expiry |
 | n x 2 | key length; the key of a range is its start |
-| n x 4 | value length; the value of op 3 is the range's stop, ops 2 and 4 have none |
+| n x 4 | value length; the value of op 3 is the range's stop, ops 2 and 4 have none; that of op 5 is the time when it
+  expires (see kvwal/expiring.py), and then the value |
 | n x 4 | table id; only with TABLES |
 | - | the keys, one after the other |
 | - | the values, one after the other |
@@ -26,7 +27,8 @@ Intents are valid when
 2. every op is known (others were written by a newer version), and ranges come before puts and deletes,
 3. no key of a table is written twice, deletes and open ranges have no value, and a stop lies after its start,
 4. no length exceeds its limit,
-5. table ids do not decrease, among the ranges and among the others; one of them is not 0, and SYSTEM says the truth.
+5. the value of op 5 has its time, and a commit with op 5 writes to table 1 as well (its rows of the queue),
+6. table ids do not decrease, among the ranges and among the others; one of them is not 0, and SYSTEM says the truth.
 """
 
 from __future__ import annotations
@@ -39,9 +41,10 @@ from itertools import accumulate, pairwise
 from typing import Final
 
 from kvwal.batch import WriteBatch
-from kvwal.features import EXTENSIONS, KEYSPACES
+from kvwal.expiring import STAMP_BYTES, Expiring
+from kvwal.features import EXPIRY, EXTENSIONS, KEYSPACES
 from kvwal.files import Buffer
-from kvwal.keys import MAX_KEY_BYTES, MAX_VALUE_BYTES, KeyRange
+from kvwal.keys import MAX_KEY_BYTES, MAX_VALUE_BYTES, SYSTEM_TABLE, KeyRange
 from kvwal.log.extension import Extension, UnknownToUs, decode_extension, encode_extension
 
 __all__ = [
@@ -50,6 +53,7 @@ __all__ = [
     "ONE_KEY_OFFSET",
     "ONE_PUT",
     "PUT",
+    "PUT_EXPIRING",
     "SYSTEM",
     "TABLES",
     "TABLE_BYTES",
@@ -64,6 +68,7 @@ __all__ = [
     "features_of",
     "is_of_users",
     "put_bits",
+    "value_of",
 ]
 
 # On disk: never change.
@@ -78,6 +83,9 @@ PUT: Final = 1
 _DELETE: Final = 2
 _DELETE_RANGE: Final = 3
 _DELETE_FROM: Final = 4
+PUT_EXPIRING: Final = 5
+_KNOWN_OPS: Final = bytes((PUT, _DELETE, _DELETE_RANGE, _DELETE_FROM, PUT_EXPIRING))
+_WRITE_OPS: Final = bytes((PUT, _DELETE, PUT_EXPIRING))
 
 # One intent alone: n, op, key length, value length.
 ONE = struct.Struct("<IBHI")
@@ -101,13 +109,14 @@ _LARGE_VALUE_BYTES: Final = 32 << 10
 
 
 class Body(list[Buffer]):
-    """The chunks of a body that is not plain, and the bits of the kind that say so."""
+    """The chunks of a body that is not plain, the bits of the kind that say so, and what a reader must know."""
 
-    __slots__ = ("bits",)
+    __slots__ = ("bits", "features")
 
-    def __init__(self, bits: int, chunks: Sequence[Buffer]) -> None:
+    def __init__(self, bits: int, chunks: Sequence[Buffer], features: int = 0) -> None:
         super().__init__(chunks)
         self.bits = bits
+        self.features = features_of(bits) | features
 
 
 def features_of(bits: int) -> int:
@@ -147,7 +156,7 @@ def encode_intents(batch: WriteBatch, extension: Extension | None = None) -> lis
     if extension:
         chunks.insert(0, encode_extension(extension))
         bits |= EXTENDED
-    return Body(bits, _checked(chunks)) if bits else _checked(chunks)
+    return Body(bits, _checked(chunks), EXPIRY if batch.sets_expiry() else 0) if bits else _checked(chunks)
 
 
 def is_of_users(table: int) -> bool:
@@ -210,6 +219,8 @@ def _columns(batch: WriteBatch) -> tuple[list[bytes], list[bytes], bytes, list[i
         ops = bytes([_DELETE if value is None else PUT for value in writes.values()])
         values = [value or b"" for value in writes.values()]
         value_lengths = list(map(len, values))
+    if batch.queue is not None:
+        ops = bytes([PUT_EXPIRING if type(value) is Expiring else op for op, value in zip(ops, values, strict=True)])
     if ranges:
         ops = bytes([_DELETE_FROM if stop is None else _DELETE_RANGE for _, stop in ranges]) + ops
         keys[:0] = [start for start, _ in ranges]
@@ -327,12 +338,14 @@ class Columns:
             raise ValueError("the commit's columns are longer than its record")
         ops = body[at : at + n]
         # Looked at first: what an operation of a newer version allows is not known.
-        if ops.strip(b"\x01\x02\x03\x04"):
+        if ops.strip(_KNOWN_OPS):
             raise UnknownToUs("the commit holds an unknown operation")
         key_lengths: tuple[int, ...] = struct.unpack_from(f"<{n}H", body, at + n)
         value_lengths: tuple[int, ...] = struct.unpack_from(f"<{n}I", body, at + 3 * n)
         if n and max(value_lengths) > MAX_VALUE_BYTES:
-            raise ValueError("a value in the commit is longer than the limit")
+            limits = (MAX_VALUE_BYTES + (STAMP_BYTES if op == PUT_EXPIRING else 0) for op in ops)
+            if any(length > limit for length, limit in zip(value_lengths, limits, strict=True)):
+                raise ValueError("a value in the commit is longer than the limit")
         values_start = start + sum(key_lengths)
         if values_start + sum(value_lengths) != size:
             raise ValueError("the commit's keys and values do not fill its record")
@@ -350,8 +363,13 @@ class Columns:
         if bits & TABLES:
             self.tables = struct.unpack_from(f"<{n}I", body, at + _COLUMN_BYTES * n)
         written = ops.lstrip(b"\x03\x04")
-        if written.strip(b"\x01\x02"):
+        if written.strip(_WRITE_OPS):
             raise ValueError("the commit holds ranges after writes")
+        if PUT_EXPIRING in ops:
+            if SYSTEM_TABLE not in (self.tables or ()):
+                raise ValueError("the commit puts what expires, and does not queue it")
+            if any(n < STAMP_BYTES for op, n in zip(ops, value_lengths, strict=True) if op == PUT_EXPIRING):
+                raise ValueError("a put with expiry in the commit has no time")
         #: The ranges that it deletes: the first intents.
         self.ranges: list[KeyRange] = []
         n_ranges = n - len(written)
@@ -423,9 +441,19 @@ def _fill(batch: WriteBatch, ranges: list[KeyRange], ops: bytes, keys: list[byte
     else:
         if any(value for op, value in zip(ops, values, strict=True) if op == _DELETE):
             raise ValueError("a delete in the commit has a value")
-        batch.writes = {key: value if op == PUT else None for op, key, value in zip(ops, keys, values, strict=True)}
+        batch.writes = {key: value_of(op, value) for op, key, value in zip(ops, keys, values, strict=True)}
+        if PUT_EXPIRING in ops:
+            # So that it is encoded as it was. Its rows of the queue are in the commit.
+            batch.queue = {}
     if len(batch.writes) != len(keys):
         raise ValueError("the commit writes a key twice")
+
+
+def value_of(op: int, data: bytes) -> bytes | None:
+    """What a put or delete writes, by what the body has as its value."""
+    if op == PUT:
+        return data
+    return Expiring(data) if op == PUT_EXPIRING else None
 
 
 def _cut(body: bytes, start: int, lengths: tuple[int, ...]) -> list[bytes]:

@@ -16,7 +16,7 @@ from kvwal.errors import Error, SnapshotTooOld, closed
 from kvwal.keys import Seqno
 from kvwal.log.chain import Chain, FoundSegment
 from kvwal.log.keys import DamagedIndex, Range, Spot, hash_of
-from kvwal.log.record import Record
+from kvwal.log.record import Record, is_expiry
 from kvwal.log.retention import Hold
 from kvwal.log.segment_keys import Known, SegmentKeys, Span
 from kvwal.log.segments import SegmentMaker
@@ -24,7 +24,7 @@ from kvwal.log.stretch import Stretch
 
 __all__ = ["KeyCursor", "KeyHistory", "KeyRecord", "Kind"]
 
-Kind: TypeAlias = Literal["put", "delete", "range"]
+Kind: TypeAlias = Literal["put", "delete", "expire", "range"]
 """What a commit did to a key: put it, deleted it, or deleted a range that it is in."""
 
 # In place of the number of an intent: a range of the commit.
@@ -196,7 +196,10 @@ class KeyHistory:
                 return KeyRecord(fetched.record, "range", None)
             intent = fetched.intent(table, number)
             if intent is not None and intent[0] == key:
-                return KeyRecord(fetched.record, "delete" if intent[1] is None else "put", intent[1])
+                kind: Kind = "put"
+                if intent[1] is None:
+                    kind = "expire" if is_expiry(fetched.record) else "delete"
+                return KeyRecord(fetched.record, kind, intent[1])
         return None
 
     def stretches(self, table: int, after: Seqno, until: Seqno) -> list[Stretch]:

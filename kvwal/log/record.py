@@ -35,7 +35,7 @@ from kvwal.batch import WriteBatch
 from kvwal.errors import CorruptionError, FormatError
 from kvwal.files.names import segment_name
 from kvwal.keys import Seqno
-from kvwal.log.extension import UnknownToUs, decode_extension, meta_of
+from kvwal.log.extension import CAUSE, EXPIRE, UnknownToUs, decode_extension, meta_of
 from kvwal.log.intents import EXTENDED, ONE, SYSTEM, TABLE_BYTES, TABLES, Columns, decode_intents
 
 __all__ = [
@@ -48,6 +48,7 @@ __all__ = [
     "Record",
     "encode_record",
     "is_commit",
+    "is_expiry",
 ]
 
 # On disk: never change.
@@ -153,6 +154,11 @@ class Record:
 
     def __repr__(self) -> str:
         return f"<Record kind {self.kind}, seqno {self.seqno}, at {self.offset} of {segment_name(self.segment)}>"
+
+
+def is_expiry(record: Record) -> bool:
+    """Whether a commit removed what had expired. Raises as `Record.batch`."""
+    return bool(record.kind & EXTENDED) and record.extension().get(CAUSE) == EXPIRE
 
 
 def is_commit(kind: int) -> bool | None:

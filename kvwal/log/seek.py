@@ -33,13 +33,20 @@ class Seek:
 
     def seek(self, seqno: Seqno) -> LogPosition:
         """Where a commit is. ValueError if the log does not hold it (any more, or yet)."""
+        return self._record(seqno).position
+
+    def time_of(self, seqno: Seqno) -> int:
+        """When a commit was made, in us. ValueError as `seek`."""
+        return self._record(seqno).time_us
+
+    def _record(self, seqno: Seqno) -> Record:
         names = self._chain.names()
         i = bisect_right(names, seqno) - 1
         if i < 0:
             raise ValueError(f"commit {seqno} is older than the log")
         for record in self._from_entry(names, i, seqno=seqno):
             if record.seqno >= seqno:
-                return record.position
+                return record
         raise ValueError(f"commit {seqno} is not in the log")
 
     def seek_time(self, time_us: int) -> LogPosition:

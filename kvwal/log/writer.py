@@ -31,7 +31,7 @@ from kvwal.features import KEYSPACES
 from kvwal.files import Buffer, File, Files, is_full
 from kvwal.keys import Seqno
 from kvwal.log.index import INDEX_STRIDE_BYTES, Index
-from kvwal.log.intents import MAX_BODY_BYTES, Body, encode_put, features_of, put_bits
+from kvwal.log.intents import MAX_BODY_BYTES, Body, encode_put, put_bits
 from kvwal.log.record import (
     COMMIT,
     RECORD_HEAD,
@@ -213,7 +213,7 @@ class SegmentWriter(ABC):
             kind = COMMIT
             if type(body) is Body:
                 kind |= body.bits
-                self.required |= features_of(body.bits)
+                self.required |= body.features
             parts = [body] if isinstance(body, bytes) else body
             rest = _pack_rest(size, kind, seqno, self.durable_seqno, now_us)
             crc = crc32c(rest, (self._salt + offset) & 0xFFFFFFFF)

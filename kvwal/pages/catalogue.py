@@ -55,10 +55,12 @@ class Changes(NamedTuple):
     Attributes:
         updates: runs of keys and their values (None: delete), sorted by key, no key twice. Read as a stream.
         ranges: deleted before the updates apply, in any order. All keys: the table is gone.
+        expiring: whether values of the updates may expire.
     """
 
     updates: Iterable[Columns] = ()
     ranges: Sequence[KeyRange] = ()
+    expiring: bool = False
 
 
 def decode_entry(key: bytes, value: bytes) -> tuple[int, Root]:
@@ -114,7 +116,9 @@ def merge_tables(
         rewrites = [] if limit is None else far_keys(pager, root.pointer, root.height, limit, yield_to_writers)
         if change is _NO_CHANGES and not rewrites:
             return root
-        job = MergeJob(change.updates, disjoint(change.ranges), rewrites, limit, yield_to_writers)
+        job = MergeJob(
+            change.updates, disjoint(change.ranges), rewrites, limit, yield_to_writers, change.expiring
+        )
         return Root(*Merge(pager, writer, freed, job).run(*root))
 
     root = merged(Root(draft.root, draft.height), changes.get(0, _NO_CHANGES))

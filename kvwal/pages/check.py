@@ -16,6 +16,7 @@ from operator import lt
 from typing import Final
 
 from kvwal.errors import CorruptionError, Finding
+from kvwal.expiring import STAMP_BYTES, Expiring
 from kvwal.files.names import DATA
 from kvwal.pages.bases import Base, Table, decode_base, lists_of
 from kvwal.pages.catalogue import EMPTY, Root, decode_entry
@@ -23,11 +24,13 @@ from kvwal.pages.deadlist import ListRef, read_dead_list
 from kvwal.pages.freelist import extents_of
 from kvwal.pages.meta import Meta
 from kvwal.pages.node import (
+    HAS_EXPIRING,
     HAS_OVERFLOW,
     OVERFLOW_REF,
     PAGE_SIZE,
     POINTER,
     POINTER_SIZE,
+    ExpiringRef,
     OverflowRef,
     decode_leaf,
 )
@@ -283,9 +286,14 @@ class _Walk:
                 self._bases += (decode_base(*entry, self._meta.generation) for entry in zip(keys, values, strict=True))
         except CorruptionError as error:
             yield self._finding(page, error.reason)
-        refs = [value for value in values if type(value) is OverflowRef]
+        refs = [value for value in values if isinstance(value, OverflowRef)]
         if bool(refs) != bool(flags & HAS_OVERFLOW):
             yield self._finding(page, f"the pointer has flags {flags}, the leaf {len(refs)} overflow references")
+        expiring = sum(isinstance(value, Expiring | ExpiringRef) for value in values)
+        if bool(expiring) != bool(flags & HAS_EXPIRING):
+            yield self._finding(page, f"the pointer has flags {flags}, and {expiring} values of the leaf expire")
+        if any(type(value) is Expiring and len(value) < STAMP_BYTES for value in values):
+            yield self._finding(page, "a value that expires has no time")
         for ref in refs:
             first, _, length, born = OVERFLOW_REF.unpack(ref)
             extent = -(-length // PAGE_SIZE)

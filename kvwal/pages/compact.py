@@ -67,6 +67,6 @@ def _extents(
             yield from _extents(pager, child, level - 1, each, yield_to_writers)
     elif flags & HAS_OVERFLOW:
         for value in decode_leaf(pager.node(pointer, 0, 0, keep=False))[1]:
-            if type(value) is OverflowRef:
+            if isinstance(value, OverflowRef):
                 page, _, length, _ = OVERFLOW_REF.unpack(value)
                 yield low, page, page + -(-length // PAGE_SIZE)

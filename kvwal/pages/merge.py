@@ -26,6 +26,7 @@ from kvwal.errors import InternalError
 from kvwal.keys import KeyRange
 from kvwal.pages.freelist import Freed
 from kvwal.pages.node import (
+    HAS_EXPIRING,
     HAS_OVERFLOW,
     OVERFLOW_REF,
     OVERFLOW_THRESHOLD,
@@ -64,6 +65,7 @@ class MergeJob:
         rewrites: keys whose leaves are written anew though nothing in them changes; sorted.
         moved_from: overflow extents that reach beyond this page are moved, in leaves that are rewritten.
         yield_to_writers: called at least once a leaf.
+        expiring: whether values of the updates may expire.
     """
 
     updates: Iterable[Columns] = ()
@@ -71,6 +73,7 @@ class MergeJob:
     rewrites: Sequence[bytes] = ()
     moved_from: int | None = None
     yield_to_writers: Callable[[], None] = lambda: None
+    expiring: bool = False
 
 
 class Merge:
@@ -82,7 +85,7 @@ class Merge:
         self._writer = writer
         self._freed = freed
         self._job = job
-        self._updates = Updates(job.updates, writer)
+        self._updates = Updates(job.updates, writer, HAS_EXPIRING if job.expiring else 0)
         self._builder = TreeBuilder(writer, job.yield_to_writers)
         # The first deleted range, and the first rewrite, that lies not wholly before the place of the walk.
         self._range = 0
@@ -159,17 +162,18 @@ class Merge:
             self._children(level - 1, separators, children, low, high)
         else:
             self._freed.add_node(pointers, at, generation_of(node))
-            self._leaf(node, high, bool(POINTER.unpack_from(pointers, at)[3] & HAS_OVERFLOW))
+            self._leaf(node, high, POINTER.unpack_from(pointers, at)[3])
             self._job.yield_to_writers()
 
     def _push_updates(self, high: bytes | None) -> None:
         for keys, values in self._updates.take(high):
-            self._builder.push(*without_deletes(keys, values), overflow=self._updates.overflow)
+            self._builder.push(*without_deletes(keys, values), self._updates.flags)
 
-    def _leaf(self, raw: bytes | Leaf, high: bytes | None, overflow: bool) -> None:
+    def _leaf(self, raw: bytes | Leaf, high: bytes | None, flags: int) -> None:
         updates, push = self._updates, self._builder.push
+        overflow = flags & HAS_OVERFLOW
         keys, values = decode_leaf(raw)
-        gone: set[bytes] = {value for value in values if type(value) is OverflowRef} if overflow else set()
+        gone: set[bytes] = {value for value in values if isinstance(value, OverflowRef)} if overflow else set()
         self._cut(keys, values, high)
         at = 0
         for new_keys, new_values in updates.take(high):
@@ -178,10 +182,10 @@ class Merge:
             at = stop
             if overflow:
                 merged_values = self._still(merged_values, gone)
-            push(merged_keys, merged_values, overflow=overflow or updates.overflow)
+            push(merged_keys, merged_values, flags | updates.flags)
         if at:
             keys, values = keys[at:], values[at:]
-        push(keys, self._still(values, gone) if overflow else values, overflow=overflow)
+        push(keys, self._still(values, gone) if overflow else values, flags)
         for ref in gone:
             self._freed.add_overflow(ref)
 
@@ -190,7 +194,7 @@ class Merge:
         moved_from = self._job.moved_from
         result = []
         for value in values:
-            if type(value) is OverflowRef and value in gone:
+            if isinstance(value, OverflowRef) and value in gone:
                 page, _, length, _ = OVERFLOW_REF.unpack(value)
                 if moved_from is None or page + -(-length // PAGE_SIZE) <= moved_from:
                     gone.discard(value)
@@ -233,14 +237,14 @@ class Merge:
         else:
             self._freed.add_node(pointers, at, generation_of(node))
             for value in decode_leaf(node)[1]:
-                if type(value) is OverflowRef:
+                if isinstance(value, OverflowRef):
                     self._freed.add_overflow(value)
 
 
 class Updates:
     """The updates, taken from their iterator in batches; values too large for a leaf are written at once."""
 
-    def __init__(self, columns: Iterable[Columns], writer: PageWriter) -> None:
+    def __init__(self, columns: Iterable[Columns], writer: PageWriter, flags: int = 0) -> None:
         self._columns = iter(columns)
         self._writer = writer
         self._want = 16
@@ -251,8 +255,10 @@ class Updates:
         self._keys: list[bytes] = []
         self._values: list[bytes | None] = []
         self._at = 0
-        #: Whether the batch holds an overflow reference.
-        self.overflow = False
+        # Whether values may expire.
+        self._flags = flags
+        #: What the values of the batch may be: flags as in pointers.
+        self.flags = flags
         #: The first key not taken yet; None when there is none.
         self.next: bytes | None = None
         self._fill(None)
@@ -286,8 +292,9 @@ class Updates:
         if len(keys) != len(values) or (last is not None and keys[0] <= last) or not all(map(lt, keys, keys[1:])):
             raise InternalError("the updates of a checkpoint are not sorted, or name a key twice")
         sizes = list(map(len, filter(None, values)))
-        self.overflow = bool(sizes) and max(sizes) > OVERFLOW_THRESHOLD
-        if self.overflow:
+        self.flags = self._flags
+        if sizes and max(sizes) > OVERFLOW_THRESHOLD:
+            self.flags |= HAS_OVERFLOW
             overflow = self._writer.overflow
             for index, value in enumerate(values):
                 if value is not None and len(value) > OVERFLOW_THRESHOLD:

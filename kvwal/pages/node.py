@@ -6,7 +6,7 @@ pages, padded with zeros. Everything is little-endian.
 Node (leaf and inner):
 
     offset  size  field
-         0     1  kind: 1 leaf, 2 inner
+         0     1  kind: 1 leaf, 2 inner, 3 leaf with values that expire
          1     1  level: 0 leaf, 1 parent of leaves, ...
          2     1  key column: 0 uniform, 2 narrow, 4 wide
          3     1  value column: 0 uniform, 2 narrow, 4 wide (inner: 0)
@@ -21,13 +21,18 @@ Node (leaf and inner):
       keys        key bytes, one after the other (inner: the n - 1 separators)
     values        value bytes, one after the other (inner: n pointers of 20 bytes)
        end        m x u32: which entries are overflow references, ascending
+                  kind 3: u32 k, at least 1, then k x u32: which entries expire, ascending
                   zeros up to the end of the last page
 
 A uniform column holds items of one size, which is its length divided by their number. Separator i
 is greater than every key below child i and not greater than any key below child i + 1.
 
+The value of an entry that expires begins with its time (see kvwal/expiring.py). If it is too large for a leaf, that
+holds for what lies in its extent, and not for the reference.
+
 Pointer (to a node, 20 bytes): page u32, crc u32, pages u16, flags u16 (bit 0: overflow references
-below), count u64 (entries below). Page 0 holds a meta slot, so a pointer with page 0 points nowhere.
+below, bit 1: values that expire below), count u64 (entries below). Page 0 holds a meta slot, so a pointer with page 0
+points nowhere.
 
 Overflow reference (in place of a value, 20 bytes): page u32, crc u32, length u32, generation u64.
 The value lies alone in an extent from that page on; what follows it in its last page is ignored.
@@ -51,8 +56,11 @@ from itertools import accumulate, pairwise
 from struct import Struct
 from typing import Final, NamedTuple, NewType, TypeAlias
 
+from kvwal.expiring import Expiring
+
 __all__ = [
     "ADDRESS",
+    "HAS_EXPIRING",
     "HAS_OVERFLOW",
     "INNER_CAPACITY",
     "LEAF_CAPACITY",
@@ -63,6 +71,7 @@ __all__ = [
     "PAGE_SIZE",
     "POINTER",
     "POINTER_SIZE",
+    "ExpiringRef",
     "Inner",
     "Leaf",
     "OverflowRef",
@@ -87,7 +96,9 @@ PageId = NewType("PageId", int)
 PAGE_SIZE: Final = 4096
 LEAF: Final = 1
 INNER: Final = 2
+EXPIRING_LEAF: Final = 3
 HAS_OVERFLOW: Final = 1
+HAS_EXPIRING: Final = 2
 NODE_HEADER: Final = Struct("<BBBBIQIIII")
 POINTER: Final = Struct("<IIHHQ")
 OVERFLOW_REF: Final = Struct("<IIIQ")
@@ -142,6 +153,12 @@ class OverflowRef(bytes):
     __slots__ = ()
 
 
+class ExpiringRef(OverflowRef):
+    """One that stands for a value that expires."""
+
+    __slots__ = ()
+
+
 # Structs are made once per shape; a program meets few shapes, and an odd one costs a rebuild.
 _MAX_SHAPES: Final = 1024
 _boundaries: dict[tuple[int, int], Struct] = {}
@@ -184,6 +201,7 @@ def _encode(
     values: Sequence[bytes],
     value_size: int,
     overflow: Sequence[int],
+    expiring: Sequence[int] = (),
 ) -> bytes:
     """A node; a size is the length of all items of that column, or -1 if it is not known or they differ."""
     key_sizes = _sizes(keys) if key_size < 0 else None
@@ -220,6 +238,8 @@ def _encode(
     parts.append(value_bytes)
     if overflow:
         parts.append(_boundary_struct(_WIDE, len(overflow)).pack(*overflow))
+    if expiring:
+        parts.append(_boundary_struct(_WIDE, 1 + len(expiring)).pack(len(expiring), *expiring))
     return b"".join(parts)
 
 
@@ -236,14 +256,17 @@ def encode_leaf(
     value_size: int,
     overflow: Sequence[int],
     generation: int,
+    expiring: Sequence[int] = (),
 ) -> bytes:
     """The bytes of a leaf, without padding.
 
     Args:
         key_size, value_size: the length of all keys, of all values; -1 if it is not known or they differ.
         overflow: which values are overflow references, ascending.
+        expiring: which values expire, ascending.
     """
-    return _encode(LEAF, 0, len(keys), generation, keys, key_size, values, value_size, overflow)
+    kind = EXPIRING_LEAF if expiring else LEAF
+    return _encode(kind, 0, len(keys), generation, keys, key_size, values, value_size, overflow, expiring)
 
 
 def encode_inner(separators: Sequence[bytes], pointers: bytes, level: int, generation: int) -> bytes:
@@ -253,7 +276,8 @@ def encode_inner(separators: Sequence[bytes], pointers: bytes, level: int, gener
 
 def node_fault(raw: bytes, level: int) -> str | None:
     """Why verified bytes are not a node of this level; None if they are."""
-    if raw[1] != level or raw[0] != (INNER if level else LEAF):
+    kind = raw[0] if raw[0] != EXPIRING_LEAF else LEAF
+    if raw[1] != level or kind != (INNER if level else LEAF):
         return f"holds a node of kind {raw[0]} and level {raw[1]} where one of level {level} belongs"
     return None
 
@@ -269,14 +293,24 @@ def decode_leaf(raw: bytes | Leaf) -> tuple[list[bytes], list[bytes]]:
     """All keys and values, in lists of the caller's own; overflow references as `OverflowRef`."""
     if isinstance(raw, tuple):
         return raw[0].copy(), raw[1].copy()
-    _, _, key_column, value_column, n, _, begin, middle, end, m = NODE_HEADER.unpack_from(raw)
+    kind, _, key_column, value_column, n, _, begin, middle, end, m = NODE_HEADER.unpack_from(raw)
     keys = _slices(raw, key_column, _HEADER_SIZE, begin, middle, n)
     at = _HEADER_SIZE + (n + 1) * key_column
     values = _slices(raw, value_column, at, middle, end, n)
     if m:
         for index in _boundary_struct(_WIDE, m).unpack_from(raw, end):
             values[index] = OverflowRef(values[index])
+    if kind == EXPIRING_LEAF:
+        for index in _expiring(raw, end + _WIDE * m):
+            value = values[index]
+            values[index] = ExpiringRef(value) if type(value) is OverflowRef else Expiring(value)
     return keys, values
+
+
+def _expiring(raw: bytes, at: int) -> Sequence[int]:
+    """Which entries expire, of a leaf that says so at this offset."""
+    (k,) = _boundary_struct(_WIDE, 1).unpack_from(raw, at)
+    return _boundary_struct(_WIDE, k).unpack_from(raw, at + _WIDE)
 
 
 def pairs_in_leaf(leaf: Leaf) -> list[tuple[bytes, bytes]]:
@@ -301,7 +335,7 @@ def find_in_leaf(leaf: bytes | Leaf, key: bytes) -> bytes | None:
         at = bisect_left(keys, key)
         return values[at] if at < len(keys) and keys[at] == key else None
     raw = leaf
-    _, _, key_column, value_column, n, _, begin, middle, end, m = NODE_HEADER.unpack_from(raw)
+    kind, _, key_column, value_column, n, _, begin, middle, end, m = NODE_HEADER.unpack_from(raw)
     # The search for the bytes runs in C. A hit that is not at a boundary may hide the true one.
     at = raw.find(key, begin, middle)
     if at < 0:
@@ -333,9 +367,10 @@ def find_in_leaf(leaf: bytes | Leaf, key: bytes) -> bytes | None:
         offset = _HEADER_SIZE + (n + 1) * key_column + index * value_column
         first, last = (_NARROW_PAIR if value_column == _NARROW else _WIDE_PAIR).unpack_from(raw, offset)
         value = raw[first:last]
-    if m and index in _boundary_struct(_WIDE, m).unpack_from(raw, end):
-        return OverflowRef(value)
-    return value
+    is_ref = m and index in _boundary_struct(_WIDE, m).unpack_from(raw, end)
+    if kind == EXPIRING_LEAF and index in _expiring(raw, end + _WIDE * m):
+        return ExpiringRef(value) if is_ref else Expiring(value)
+    return OverflowRef(value) if is_ref else value
 
 
 def _search_uniform(raw: bytes, key: bytes, begin: int, n: int) -> int:

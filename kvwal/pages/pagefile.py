@@ -146,6 +146,7 @@ class PageFile:
         compact: bool = False,
         keep: Keep | None = None,
         drop: Collection[int] = (),
+        expiring: bool = False,
         **facts: Unpack[Facts],
     ) -> Meta:
         """Make the next generation: the newest one, without `ranges`, then with `updates`.
@@ -163,6 +164,7 @@ class PageFile:
                 file can be cut two generations later.
             keep: make the new generation a base: its trees stay until it is dropped.
             drop: bases that are no longer kept, by generation. Their pages are free like those of any generation.
+            expiring: whether values of `updates` may expire.
             facts: what else the meta is to say; each stays as it was if it is not given.
 
         Returns:
@@ -190,7 +192,7 @@ class PageFile:
         facts["replay_through"] = max(old.replay_through, facts.get("replay_through", seqno))
         draft = replace(old, generation=old.generation + 1, seqno=seqno, time_us=time_us, writer=VERSION, **facts)
         try:
-            changes = {**tables, 0: Changes(updates, ranges)}
+            changes = {**tables, 0: Changes(updates, ranges, expiring)}
             made = self._build(draft, changes, yield_to_writers, compact, keep, drop)
             if before_flip is not None:
                 before_flip()

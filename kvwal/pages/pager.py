@@ -13,9 +13,10 @@ from typing import Any, Protocol
 from crc32c import crc32c
 
 from kvwal.errors import CorruptionError, closed
+from kvwal.expiring import Expiring
 from kvwal.files.names import DATA
 from kvwal.pages.cache import Cache
-from kvwal.pages.node import ADDRESS, OVERFLOW_REF, PAGE_SIZE, POINTER, decode_inner, node_fault
+from kvwal.pages.node import ADDRESS, OVERFLOW_REF, PAGE_SIZE, POINTER, ExpiringRef, decode_inner, node_fault
 
 __all__ = ["Pager"]
 
@@ -81,7 +82,7 @@ class Pager:
         return found
 
     def overflow(self, ref: bytes) -> bytes:
-        """The value behind an overflow reference."""
+        """The value behind an overflow reference. CorruptionError if it does not verify."""
         cache = self.cache
         address: int = ADDRESS.unpack_from(ref)[0]
         found: bytes | None = cache.get(address)
@@ -91,7 +92,7 @@ class Pager:
             found = self.read(page, length, crc)
         if len(found) <= cache.limit_bytes >> 6:
             cache.keep(address, found)
-        return found
+        return Expiring(found) if type(ref) is ExpiringRef else found
 
     def uncached(self) -> Pager:
         """A reader of the same file that has nothing cached: for checks that must see the disk."""

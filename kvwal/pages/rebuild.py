@@ -105,7 +105,7 @@ def _below(
             yield from _below(pager, children[at : at + POINTER_SIZE], level - 1, seen, yield_to_writers)
     elif flags & HAS_OVERFLOW:
         for value in decode_leaf(pager.node(pointer, 0, 0, keep=False))[1]:
-            if type(value) is OverflowRef:
+            if isinstance(value, OverflowRef):
                 first, _, length, _ = OVERFLOW_REF.unpack(value)
                 end = first + -(-length // PAGE_SIZE)
                 if not 2 <= first <= end <= len(seen):

@@ -61,12 +61,12 @@ def _node(reader: Pager, table: int, pointer: bytes, level: int) -> Iterator[Sal
             yield from _node(reader, table, children[at : at + POINTER_SIZE], level - 1)
         return
     keys, values = decode_leaf(node)
-    if not any(type(value) is OverflowRef for value in values):
+    if not any(isinstance(value, OverflowRef) for value in values):
         yield Salvaged(table, keys, values)
         return
     # One at a time: each may be as large as memory.
     for key, value in zip(keys, values, strict=True):
-        if type(value) is OverflowRef:
+        if isinstance(value, OverflowRef):
             try:
                 value = reader.overflow(value)
             except CorruptionError as error:

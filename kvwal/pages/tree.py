@@ -21,6 +21,7 @@ from kvwal.pages.cache import NotCached
 from kvwal.pages.meta import Meta
 from kvwal.pages.node import (
     ADDRESS,
+    HAS_EXPIRING,
     HAS_OVERFLOW,
     LEAF,
     NODE_HEADER,
@@ -59,7 +60,7 @@ _Found = tuple[bytes | Leaf, int, int]
 class Tree:
     """An immutable view of one table in one generation. Thread-safe."""
 
-    __slots__ = ("_address", "_cache", "_count", "_pager", "_root", "height", "meta")
+    __slots__ = ("_address", "_cache", "_count", "_pager", "_root", "has_expiring", "height", "meta")
 
     def __init__(self, pager: Pager, meta: Meta, root: bytes, height: int) -> None:
         self._pager = pager
@@ -69,7 +70,10 @@ class Tree:
         self.height = height
         self._root = root
         self._address: int = ADDRESS.unpack_from(root)[0]
-        self._count: int = POINTER.unpack(root)[4]
+        self._count: int
+        _, _, _, flags, self._count = POINTER.unpack(root)
+        #: Whether it has a value that expires.
+        self.has_expiring = bool(flags & HAS_EXPIRING)
 
     def beside(self, root: bytes, height: int) -> Tree:
         """Another tree of the same generation, read in the same way."""
@@ -100,7 +104,7 @@ class Tree:
         else:
             cache.hits += 1
         value = find_in_leaf(leaf, key)
-        if type(value) is OverflowRef:
+        if isinstance(value, OverflowRef):
             return self._pager.overflow(value)
         return value
 
@@ -135,7 +139,7 @@ class Tree:
                     return raw[first : first + value_size]
             leaf = raw
         value = find_in_leaf(leaf, key)
-        return pager.overflow(value) if type(value) is OverflowRef else value
+        return pager.overflow(value) if isinstance(value, OverflowRef) else value
 
     def peek(self, key: bytes) -> bytes | None:
         """`get` for a thread that must not wait for a disk: raises NotCached where a page would have to be read."""
@@ -154,7 +158,7 @@ class Tree:
                 at = bisect_right(separators, key) * POINTER_SIZE
             level -= 1
         value = find_in_leaf(node, key)
-        if type(value) is not OverflowRef:
+        if not isinstance(value, OverflowRef):
             return value
         if self._cache.get(ADDRESS.unpack_from(value)[0]) is None:
             raise NotCached
@@ -419,7 +423,7 @@ def _resolved(pager: Pager, keys: list[bytes], values: list[bytes]) -> Iterator[
     at = 0
     left = _CHUNK_OVERFLOW_BYTES
     for index, value in enumerate(values):
-        if type(value) is not OverflowRef:
+        if not isinstance(value, OverflowRef):
             continue
         length: int = OVERFLOW_REF.unpack(value)[2]
         if length > left and index > at:

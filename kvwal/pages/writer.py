@@ -25,9 +25,11 @@ from typing import Final
 
 from crc32c import crc32c
 
+from kvwal.expiring import Expiring
 from kvwal.files import Buffer, File
 from kvwal.pages.freelist import Allocator
 from kvwal.pages.node import (
+    HAS_EXPIRING,
     HAS_OVERFLOW,
     INNER_CAPACITY,
     LEAF_CAPACITY,
@@ -36,6 +38,7 @@ from kvwal.pages.node import (
     PAGE_SIZE,
     POINTER,
     POINTER_SIZE,
+    ExpiringRef,
     OverflowRef,
     cut_points,
     encode_inner,
@@ -93,10 +96,11 @@ class PageWriter:
         pages = -(-len(value) // PAGE_SIZE)
         page = self._place(self._allocator.take(pages), pages)
         self._run.append(value)
+        kind = ExpiringRef if type(value) is Expiring else OverflowRef
         padding = pages * PAGE_SIZE - len(value)
         if padding:
             self._run.append(_ZEROS[:padding])
-        return OverflowRef(OVERFLOW_REF.pack(page, crc32c(value, page), len(value), self.generation))
+        return kind(OVERFLOW_REF.pack(page, crc32c(value, page), len(value), self.generation))
 
     def at(self, page: int, data: bytes) -> int:
         """Write whole pages at a place that was taken before; their crc."""
@@ -146,15 +150,16 @@ class TreeBuilder:
         self._key_size = -1
         self._value_size = -1
         self._size = 0
-        self._overflow = False
+        # What the values may be: `HAS_OVERFLOW`, `HAS_EXPIRING`.
+        self._flags = 0
         # The last key of the leaf before, or None: then `_floor` separates what was kept before.
         self._last: bytes | None = None
         self._floor = b""
         # Inner levels: children of level 0 wait in [0], and so on.
         self._levels: list[_Level] = []
 
-    def push(self, keys: list[bytes], values: list[bytes], *, overflow: bool) -> None:
-        """Append entries; `overflow` tells whether values may be overflow references."""
+    def push(self, keys: list[bytes], values: list[bytes], flags: int) -> None:
+        """Append entries; `flags` (those of pointers) tell whether values may be overflow references, or expire."""
         if not keys:
             return
         self._yield_to_writers()
@@ -172,7 +177,7 @@ class TreeBuilder:
         self._size += (sum(map(len, keys)) if size < 0 else size * len(keys)) + (
             sum(map(len, values)) if value_size < 0 else value_size * len(keys)
         )
-        self._overflow = self._overflow or overflow
+        self._flags |= flags
         if self._size > _EMIT_NODES * LEAF_CAPACITY:
             self._emit_leaves(hold=True)
 
@@ -228,7 +233,7 @@ class TreeBuilder:
 
     def _extra(self) -> int:
         """Bytes an entry takes in a leaf beside its key and value."""
-        return (2 if self._key_size < 0 else 0) + (2 if self._value_size < 0 else 0) + (4 if self._overflow else 0)
+        return (2 if self._key_size < 0 else 0) + (2 if self._value_size < 0 else 0) + 4 * self._flags.bit_count()
 
     def _emit_leaves(self, *, hold: bool) -> None:
         """Write leaves from the waiting entries, all of them or down to two nodes' worth."""
@@ -244,20 +249,26 @@ class TreeBuilder:
             ends = list(accumulate(map(add, map(len, keys), map(len, values))))
             ends = list(map(add, ends, range(extra, extra * len(ends) + 1, extra)))
         start = 0
-        for stop in cut_points(ends, LEAF_CAPACITY, 2 * LEAF_CAPACITY if hold else 0, 1):
+        # Before the numbers of those that expire stands how many there are.
+        capacity = LEAF_CAPACITY - 4 if self._flags & HAS_EXPIRING else LEAF_CAPACITY
+        for stop in cut_points(ends, capacity, 2 * LEAF_CAPACITY if hold else 0, 1):
             self._write_leaf(keys[start:stop], values[start:stop])
             start = stop
         self._size = ends[-1] - ends[start - 1] - extra * (len(keys) - start)
         del keys[:start], values[:start]
         if not keys:
-            self._overflow = False
+            self._flags = 0
 
     def _write_leaf(self, keys: list[bytes], values: list[bytes]) -> None:
         refs: list[int] = []
-        if self._overflow:
-            refs = [index for index, value in enumerate(values) if type(value) is OverflowRef]
-        data = encode_leaf(keys, values, self._key_size, self._value_size, refs, self._writer.generation)
-        pointer = self._writer.node(data, HAS_OVERFLOW if refs else 0, len(keys))
+        expiring: list[int] = []
+        if self._flags & HAS_OVERFLOW:
+            refs = [index for index, value in enumerate(values) if isinstance(value, OverflowRef)]
+        if self._flags & HAS_EXPIRING:
+            expiring = [index for index, value in enumerate(values) if isinstance(value, Expiring | ExpiringRef)]
+        data = encode_leaf(keys, values, self._key_size, self._value_size, refs, self._writer.generation, expiring)
+        flags = (HAS_OVERFLOW if refs else 0) | (HAS_EXPIRING if expiring else 0)
+        pointer = self._writer.node(data, flags, len(keys))
         separator = self._floor if self._last is None else shortest_separator(self._last, keys[0])
         self._last = keys[-1]
         self._add_child(0, separator, pointer)

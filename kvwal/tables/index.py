@@ -15,7 +15,7 @@ from typing import Any, Final, Generic, NamedTuple, TypeVar
 
 from kvwal.batch import WriteBatch
 from kvwal.db.handle import Handle
-from kvwal.db.mapping import Bounds, OrderedMapping
+from kvwal.db.mapping import Bounds, OrderedMapping, may_expire
 from kvwal.db.part import writes_of
 from kvwal.db.snapshot import Snapshot
 from kvwal.db.transaction import Transaction
@@ -36,6 +36,7 @@ from kvwal.engine.indexes import (
 from kvwal.engine.parked import SYSTEM_TABLE
 from kvwal.engine.tables import as_table_name
 from kvwal.errors import IndexNotFoundError, IndexNotReadyError
+from kvwal.expiring import plain
 from kvwal.keys import in_any
 from kvwal.tables.spec import TableSpec
 from kvwal.tables.within import row_in
@@ -89,7 +90,7 @@ class IndexSpec(Generic[I, K, V]):
         def several(data: bytes) -> Sequence[bytes]:
             return tuple(map(encode, function(decode(data))))
 
-        made = self.keys.codecs[0]
+        made = self.keys.asked.key
         self.declared = Declared(self.name, (made.name, made.version), several if many else one)
 
     def bounds(self, start: Any, stop: Any, prefix: Any, equal: Any, reverse: bool, limit: int | None) -> Bounds:
@@ -109,7 +110,7 @@ class IndexSpec(Generic[I, K, V]):
 class _Lookup:
     """An index at one moment."""
 
-    __slots__ = ("_declared", "_entries", "_own", "_reverse", "_table")
+    __slots__ = ("_declared", "_entries", "_expires", "_own", "_reverse", "_table")
 
     def __init__(
         self,
@@ -131,6 +132,7 @@ class _Lookup:
             raise IndexNotFoundError(spec.table.name, spec.name)
         spec.declared.check(row.name, index)
         self._table = part(row.id)
+        self._expires = may_expire(self._table)
         at = system.get(building_key(index.id))
         if at is not None:
             error = IndexNotReadyError(row.name, index.name, *_progress(self._table, at))
@@ -145,11 +147,15 @@ class _Lookup:
     def entries(self, bounds: Bounds) -> Iterator[bytes]:
         """The entries of a range, as far as they hold."""
         reverse, own = self._reverse, self._own
-        if reverse is None and own is None:
+        if reverse is None and own is None and not self._expires:
             return iter(self._entries.keys(bounds.start, bounds.stop, reverse=bounds.reverse, limit=bounds.limit))
         entries = iter(self._entries.keys(bounds.start, bounds.stop, reverse=bounds.reverse))
         if reverse is not None:
             entries = (entry for entry in entries if names_entry(reverse.get(entry_of(entry)[1]), entry))
+        if self._expires:
+            # What has expired leaves with its entries, but later.
+            table = self._table
+            entries = (entry for entry in entries if table.get(entry_of(entry)[1]) is not None)
         if own is not None:
             writes, ranges = own.writes, own.ranges
             entries = (
@@ -163,8 +169,8 @@ class _Lookup:
         found = [
             entry
             # Of a transaction of tasks more may be written meanwhile.
-            for key, value in list(own.writes.items())
-            if value is not None
+            for key, found in list(own.writes.items())
+            if (value := plain(found)) is not None and not (self._expires and self._table.get(key) is None)
             for entry in entries_of(row_of(key, value), key)
             if bounds.contains(entry)
         ]
@@ -172,7 +178,7 @@ class _Lookup:
 
     def count(self, bounds: Bounds) -> int:
         """The number of entries of a range."""
-        if self._reverse is None and self._own is None:
+        if self._reverse is None and self._own is None and not self._expires:
             return len(self._entries.keys(bounds.start, bounds.stop))
         return sum(1 for _ in self.entries(bounds))
 

@@ -19,13 +19,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, Protocol, TypeGuard
 
-from kvwal.batch import WriteBatch
+from kvwal.batch import SAME_INDEX_KEYS, WriteBatch
 from kvwal.engine.engine import Engine
-from kvwal.engine.indexes import decode_indexes, reverse_of
 from kvwal.engine.migration import MigrationRow, decode_migration, encode_migration, migration_key
+from kvwal.engine.operations import keep_expiry
 from kvwal.engine.parked import SYSTEM_TABLE
 from kvwal.engine.request import CommitRequest, Newest
-from kvwal.engine.tables import check_codecs, decode_row, raise_codecs, row_key
+from kvwal.engine.tables import check_codecs, decode_row, keep_asked, row_key
 from kvwal.errors import CodecError, ReadOnlyError, TableNotFoundError
 from kvwal.keys import as_int
 from kvwal.log import Extension, extension_of
@@ -117,7 +117,7 @@ class Migration:
             raise TypeError("a part of the default table remembers no codec, so its values are not migrated")
         if not _has_versions(codec):
             raise TypeError(
-                f"values of codec {spec.codecs[1]} have no versions that could be brought up; "
+                f"values of codec {spec.asked.value} have no versions that could be brought up; "
                 "codecs.versioned makes a codec that has"
             )
         self._engine = engine
@@ -136,7 +136,7 @@ class Migration:
             raise TableNotFoundError(spec.name)
         self.report = MigrationReport(spec.name, codec.version)
         self._table = table
-        self._is_current = (row.key, row.value) == spec.codecs
+        self._is_current = (row.key, row.value) == spec.asked[:2]
         self._progress = MigrationRow(codec.name, row.value.version, codec.version)
         # Whether table 1 has a row of this migration.
         self._is_stored = False
@@ -261,20 +261,16 @@ class _Step:
         row = None if value is None else decode_row(key, value)
         if row is None or row.id != self._table:
             raise TableNotFoundError(spec.name)
-        check_codecs(row, *spec.codecs)
+        check_codecs(row, spec.asked)
         batch = WriteBatch()
         system, part = batch.table(SYSTEM_TABLE), batch.table(self._table)
-        raise_codecs(row, *spec.codecs, system)
+        keep_asked(row, spec.asked, system)
         now = newest.table(self._table)
         part.writes.update((key, new) for key, old, new in self._changes if now.get(key) == old)
-        # A value means the same in each version, so its index keys stay; without a reverse row it is not built yet.
-        indexes = decode_indexes(row.name, row.others)
-        if indexes:
-            tables = [newest.table(reverse_of(index.id)) for index in indexes]
-            part.index_keys = {
-                index.id: {key: table.get(key) for key in part.writes}
-                for index, table in zip(indexes, tables, strict=True)
-            }
+        # A value means the same in each version.
+        part.index_keys = SAME_INDEX_KEYS
+        for key in part.writes:
+            keep_expiry(now, part, key)
         self.rewritten = len(part.writes)
         self.is_behind = self.rewritten < len(self._changes)
         progress = self._before if self.is_behind else self._after

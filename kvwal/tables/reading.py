@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, ItemsView, Iterable, Iterator, KeysView, Mapping, ValuesView
+from datetime import datetime
 from typing import Any, Generic, TypeVar, overload
 
 from kvwal.db.cursor import Cursor
@@ -67,6 +68,13 @@ class TypedReading(Handle, OfTable[K, V], Mapping[K, V], Generic[K, V]):
     def __contains__(self, key: object) -> bool:
         encoded = self._spec.key_of(key)
         return encoded is not None and self._read(encoded) is not None
+
+    def expires(self, key: K) -> datetime | None:
+        """When `key` expires, in UTC; None if it does not. KeyError if it is not there (any more)."""
+        try:
+            return self.raw()._expires(self._encode(key))
+        except KeyError:
+            raise KeyError(key) from None
 
     def __len__(self) -> int:
         """Number of keys. O(log n), and a look-up for each key written since it was asked last."""

@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, ClassVar, Generic, Protocol, TypeVar
+from typing import Any, ClassVar, Generic, TypeVar
 
 from kvwal.batch import WriteBatch
 from kvwal.codecs import SEQNO, KeyCodec, key_codec, value_codec
 from kvwal.codecs.codec import Codec
 from kvwal.codecs.tuples import TupleCodec
 from kvwal.db.mapping import Bounds
-from kvwal.engine.tables import CodecName, as_table_name
+from kvwal.engine.tables import Asked, CodecName, as_table_name
+from kvwal.expiring import STAMP_BYTES, Expiring, expire_us
 from kvwal.keys import MAX_KEY_BYTES, MAX_VALUE_BYTES, KeyRange, as_key, as_value, stop_of_prefix
 
 __all__ = ["OfTable", "SubSpec", "TableSpec", "is_stamped"]
 
 K = TypeVar("K")
 V = TypeVar("V")
-
-
-class _Writable(Protocol):
-    def put(self, key: bytes, value: bytes) -> None: ...
-    def put_stamped(self, head: bytes, value: bytes) -> None: ...
 
 
 def is_stamped(codec: KeyCodec[Any], key: object) -> bool:
@@ -36,30 +33,37 @@ class TableSpec(Generic[K, V]):
         name: of the table.
         key, value: codecs.
         pair: makes a pair of what was read.
-        codecs: what the table remembers of them.
+        asked: what the table remembers of it.
         is_default: whether it is in the default table, which has no name and remembers nothing.
     """
 
-    __slots__ = ("codecs", "key", "name", "pair", "value")
+    __slots__ = ("asked", "key", "name", "pair", "value")
 
     is_default: ClassVar[bool] = False
 
-    def __init__(self, name: str, key: Any, value: Any) -> None:
-        """`key`, `value`: types or codecs. TypeError, ValueError."""
+    def __init__(self, name: str, key: Any, value: Any, expire_s: float | None = None) -> None:
+        """`key`, `value`: types or codecs. `expire_s`: the default expiry, infinity for none; None for what the table
+        remembers. TypeError, ValueError.
+        """
         self.name = as_table_name(name)
         self.key: KeyCodec[K] = key_codec(key)
         self.value: Codec[V] = value_codec(value)
-        self.codecs = _name_of(self.key), _name_of(self.value)
+        lasts_us = None if expire_s is None else 0 if expire_s == math.inf else expire_us(expire_s)
+        self.asked = Asked(_name_of(self.key), _name_of(self.value), lasts_us)
         self.pair = _pair(self.key, self.value)
 
-    def put_into(self, part: _Writable, key: K, value: V) -> None:
-        """Put a pair into a batch or a transaction. The last part of a tuple may be `SEQNO`."""
+    def put_into(self, part: WriteBatch, key: K, value: V, expires_us: int | None = None) -> None:
+        """Put a pair into a batch, so that it expires at that time. The last part of a tuple may be `SEQNO`."""
         codec = self.key
         encoded = self.value.encode(value)
+        if expires_us is not None:
+            encoded = Expiring.of(self.encode_value(value), expires_us)
         if is_stamped(codec, key):
             assert isinstance(codec, TupleCodec | _PrefixedTuples)
             place, offset = codec.place(key)
             part.put_stamped(place[:offset], encoded)
+        elif expires_us is not None:
+            part.put_until(self.encode_key(key), encoded[STAMP_BYTES:], expires_us)
         else:
             part.put(codec.encode(key), encoded)
 
@@ -120,7 +124,7 @@ class TableSpec(Generic[K, V]):
         return KeyRange.of_prefix(head)
 
     def __repr__(self) -> str:
-        key, value = self.codecs
+        key, value, _ = self.asked
         return f"{self.name!r}, {key}: {value}"
 
 
@@ -173,7 +177,7 @@ class SubSpec(TableSpec[K, V]):
         inner = self._inner.key
         self.key = _PrefixedTuples(prefix, inner) if isinstance(inner, TupleCodec) else _Prefixed(prefix, inner)
         self.value = self._inner.value
-        self.codecs = self._inner.codecs
+        self.asked = self._inner.asked
         self.pair = _pair(self.key, self.value)
 
     def range(self, start: Any, stop: Any) -> KeyRange:

@@ -22,7 +22,7 @@ from kvwal.errors import DiskFullError, TableNotFoundError
 from kvwal.keys import BytesLike, KeyRange, Seqno, as_key
 from kvwal.options import Durability
 from kvwal.tables.spec import TableSpec
-from kvwal.tables.writing import How
+from kvwal.tables.writing import How, Target
 
 __all__ = ["StoredTable", "Waiting"]
 
@@ -37,9 +37,9 @@ class StoredTable(OrderedMapping):
         self._cache = engine.state.cache
         self._tables = engine.tables
         self._spec = spec
-        #: The state of all names that it is of, the id, what its rows in the cache are found by, and whether the table
-        #: knows these versions of its codecs. None while there is no table.
-        self.known: tuple[object, int, object, bool] | None = None
+        #: The state of all names that it is of, the id, what its rows in the cache are found by, whether the table
+        #: remembers what it is asked for with, and the default expiry. None while there is no table.
+        self.known: tuple[object, int, object, bool, int] | None = None
 
     def id(self, *, cached_only: bool = False) -> int | None:
         """The id of the table; None if there is none yet. TableCodecError if it has other codecs.
@@ -56,19 +56,19 @@ class StoredTable(OrderedMapping):
         row = tables.row(self._spec.name, cached_only=cached_only)
         if row is None:
             return None
-        check_codecs(row, *self._spec.codecs)
-        is_current = (row.key, row.value) == self._spec.codecs
-        self.known = (names, row.id, self._cache.token(row.id), is_current)
+        asked = self._spec.asked
+        check_codecs(row, asked)
+        self.known = (names, row.id, self._cache.token(row.id), asked.is_met_by(row), asked.lasts_us(row))
         return row.id
 
-    def to_write(self, *, cached_only: bool = False) -> tuple[int, object] | None:
-        """The id, if the table is there, and knows these versions of its codecs; and for `WriteBatch.names`."""
+    def to_write(self, *, cached_only: bool = False) -> Target | None:
+        """The table, if it is there, and remembers what it is asked for with."""
         if self._spec.is_default:
-            return 0, None
+            return Target(0, None, 0)
         table, known = self.id(cached_only=cached_only), self.known
         if table is None or known is None or known[1] != table or not known[3]:
             return None
-        return table, known[0]
+        return Target(table, known[0], known[4])
 
     def index_keys(
         self, writes: Mapping[bytes, Value], *, cached_only: bool = False
@@ -89,7 +89,7 @@ class StoredTable(OrderedMapping):
         row = self._engine.tables.row_at(reader, self._spec.name)
         if row is None:
             return None
-        check_codecs(row, *self._spec.codecs)
+        check_codecs(row, self._spec.asked)
         return row.id
 
     def has_index(self, table: int | None) -> bool:
@@ -100,18 +100,20 @@ class StoredTable(OrderedMapping):
         return table in self._cache.names.indexed
 
     def put(self, key: bytes, value: bytes, durability: Durability | None) -> Seqno | None:
-        """Put a value if the table is known: what `to_write` and `Waiting.commit` do, and faster. None if it is not.
+        """Put a value if the table is known: what `to_write` and `Waiting.commit` do, and faster.
+
+        None if it is not, or has a default expiry.
 
         Neither if it has an index.
 
         Requires: both have passed `as_key` and `as_value`.
         """
         known = self.known
-        if known is None or known[0] is not self._cache.names.now or not known[3]:
+        if known is None or known[0] is not self._cache.names.now or not known[3] or known[4]:
             found = self.to_write()
-            if found is None:
+            if found is None or found.lasts_us:
                 return None
-            table, names = found
+            table, names, _ = found
         else:
             names, table = known[0], known[1]
         if self.has_index(table):
@@ -149,6 +151,10 @@ class StoredTable(OrderedMapping):
 
     def _read(self, key: bytes) -> Value:
         return self.read(key)
+
+    def _lasting(self, key: bytes) -> Value:
+        table = self.id()
+        return None if table is None else self._engine.reads.lasting(key, table=table)
 
     def get_many(self, keys: Iterable[BytesLike], *, cached_only: bool = False) -> list[bytes | None]:
         """The values of several keys, in their order; None where a key is missing. All from one moment."""
@@ -197,7 +203,11 @@ class Waiting:
         self._engine = engine
         self._stored = stored
 
-    async def to_write(self) -> tuple[int, object] | None:
+    def now_us(self) -> int:
+        """See `Way`."""
+        return self._engine.reads.moments.clock.now_us()
+
+    async def to_write(self) -> Target | None:
         """See `Way`."""
         return self._stored.to_write()
 

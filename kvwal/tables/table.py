@@ -110,13 +110,20 @@ class WritableTable(TypedReading[K, V], MutableMapping[K, V], Generic[K, V]):
         if isinstance(other, Snapshot):
             return SnapshotTable(self._spec, other)
         if isinstance(other, WriteBatch):
-            return BatchTable(self._spec, other.part(at_once(made, self._way, self._spec)))
+            found = at_once(made, self._way, self._spec)
+            return BatchTable(self._spec, other.part(found.id), found.lasts_us)
         raise TypeError(f"a transaction, a snapshot or a batch is expected, not {type(other).__name__}")
 
     # -- writing: see kvwal/tables/writing.py ---------------------------------------------------
 
     def put(
-        self, key: K, value: V, *, durability: Durability | None = None, meta: Mapping[str, str] | None = None
+        self,
+        key: K,
+        value: V,
+        *,
+        expire_s: float | None = None,
+        durability: Durability | None = None,
+        meta: Mapping[str, str] | None = None,
     ) -> Seqno:
         """Set `key` to `value`, and return the commit's seqno. As `Store.put`; TypeError for values of other types.
 
@@ -124,11 +131,22 @@ class WritableTable(TypedReading[K, V], MutableMapping[K, V], Generic[K, V]):
         such keys is in the order of the commits, from any number of threads and without a conflict.
         """
         spec = self._spec
-        if meta is None and not is_stamped(spec.key, key):
+        if meta is None and expire_s is None and not is_stamped(spec.key, key):
             seqno = self._stored.put(spec.encode_key(key), spec.encode_value(value), durability)
             if seqno is not None:
                 return seqno
-        return at_once(self._writes.put, key, value, durability=durability, meta=meta)
+        return at_once(self._writes.put, key, value, expire_s=expire_s, durability=durability, meta=meta)
+
+    def touch(
+        self,
+        key: K,
+        *,
+        expire_s: float | None,
+        durability: Durability | None = None,
+        meta: Mapping[str, str] | None = None,
+    ) -> bool:
+        """Let `key` expire `expire_s` seconds from this call on (None: never); its value stays. As `Store.touch`."""
+        return at_once(self._writes.touch, key, expire_s=expire_s, durability=durability, meta=meta)
 
     def __setitem__(self, key: K, value: V) -> None:
         self.put(key, value)

@@ -12,8 +12,9 @@ from kvwal.db.snapshot import Snapshot
 from kvwal.db.transaction import Transaction
 from kvwal.engine.merge import Chunk
 from kvwal.engine.parked import SYSTEM_TABLE
-from kvwal.engine.tables import TableRow, check_codecs, decode_row, make_row, raise_codecs, row_key
+from kvwal.engine.tables import TableRow, check_codecs, decode_row, keep_asked, make_row, row_key
 from kvwal.engine.value import Value
+from kvwal.expiring import Expiring, expire_us
 from kvwal.keys import STAMP
 from kvwal.tables.reading import TypedReading
 from kvwal.tables.spec import TableSpec
@@ -47,7 +48,7 @@ def row_in(read: Callable[[bytes], Value], spec: TableSpec[Any, Any]) -> TableRo
     if value is None:
         return None
     row = decode_row(key, value)
-    check_codecs(row, *spec.codecs)
+    check_codecs(row, spec.asked)
     return row
 
 
@@ -74,7 +75,7 @@ class SnapshotTable(TypedReading[K, V]):
 class InTransaction(Generic[K, V]):
     """A table in a transaction: found there, and made when something is put into it. Nothing here waits."""
 
-    __slots__ = ("_part", "_read", "_row", "_spec", "_txn")
+    __slots__ = ("_lasts_us", "_part", "_read", "_row", "_spec", "_txn")
 
     def __init__(
         self, spec: TableSpec[K, V], txn: Callable[[], Transaction], read: Callable[[bytes], Value]
@@ -86,6 +87,8 @@ class InTransaction(Generic[K, V]):
         self._part: TransactionPart | None = txn().part(0) if spec.is_default else None
         # What is to be known before a first write.
         self._row: TableRow | None = None
+        # The default expiry; 0: none.
+        self._lasts_us = 0
         self.find()
 
     def find(self) -> TransactionPart | None:
@@ -102,9 +105,10 @@ class InTransaction(Generic[K, V]):
             return part
         spec, txn, rows = self._spec, self._txn(), WriteBatch()
         if row is None:
-            row = make_row(spec.name, *spec.codecs, self._read, rows)
+            row = make_row(spec.name, spec.asked, self._read, rows)
         else:
-            raise_codecs(row, *spec.codecs, rows)
+            keep_asked(row, spec.asked, rows)
+        self._lasts_us = spec.asked.lasts_us(row)
         for key, value in rows.writes.items():
             assert value is not None, "a row is deleted"
             txn.part(SYSTEM_TABLE).put(key, value)
@@ -112,17 +116,32 @@ class InTransaction(Generic[K, V]):
         self._part = part = txn.part(row.id)
         return part
 
-    def put(self, key: K, value: V) -> None:
+    def put(self, key: K, value: V, expire_s: float | None = None) -> None:
         """Set `key` to `value`."""
         puts = WriteBatch()
-        self._spec.put_into(puts, key, value)
+        now_us = self._txn().clock.now_us
+        # Checked before a table is made.
+        expires_us = None if expire_s is None else now_us() + expire_us(expire_s)
+        self._spec.put_into(puts, key, value, expires_us)
         part = self._made()
+        if self._lasts_us:
+            puts.expire_others(now_us() + self._lasts_us)
         for encoded, data in puts.writes.items():
             assert data is not None, "it is a put"
-            if puts.stamped is None:
-                part.put(encoded, data)
-            else:
+            if puts.stamped is not None:
                 part.put_stamped(encoded[: -STAMP.size], data)
+            elif type(data) is Expiring:
+                part._put_until(encoded, data.value, data.expires_us, 0)
+            else:
+                part.put(encoded, data)
+
+    def touch(self, key: K, expire_s: float | None) -> bool:
+        """Let a key expire at another time; whether it is there."""
+        encoded = self._spec.encode_key(key)
+        part = self.find()
+        if part is None:
+            return False
+        return part.touch(encoded, expire_s=expire_s)
 
     def delete(self, key: K) -> None:
         """Remove `key`, which is not read."""
@@ -156,9 +175,13 @@ class TransactionTable(TypedReading[K, V], MutableMapping[K, V], Generic[K, V]):
         part = self._own.find()
         return Empty() if part is None else part
 
-    def put(self, key: K, value: V) -> None:
-        """Set `key` to `value` when the transaction commits."""
-        self._own.put(key, value)
+    def put(self, key: K, value: V, *, expire_s: float | None = None) -> None:
+        """Set `key` to `value` when the transaction commits. `expire_s`: see `Table.put`."""
+        self._own.put(key, value, expire_s)
+
+    def touch(self, key: K, *, expire_s: float | None) -> bool:
+        """Let `key` expire `expire_s` seconds from this call on: see `Transaction.touch`."""
+        return self._own.touch(key, expire_s)
 
     def __setitem__(self, key: K, value: V) -> None:
         self._own.put(key, value)
@@ -195,15 +218,18 @@ class TransactionTable(TypedReading[K, V], MutableMapping[K, V], Generic[K, V]):
 class BatchTable(Generic[K, V]):
     """What a batch writes to a table."""
 
-    __slots__ = ("_part", "_spec")
+    __slots__ = ("_lasts_us", "_part", "_spec")
 
-    def __init__(self, spec: TableSpec[K, V], part: WriteBatch) -> None:
+    def __init__(self, spec: TableSpec[K, V], part: WriteBatch, lasts_us: int) -> None:
+        """`lasts_us`: the default expiry; 0: none."""
         self._spec = spec
         self._part = part
+        self._lasts_us = lasts_us
 
-    def put(self, key: K, value: V) -> None:
-        """Set `key` to `value`. TypeError or ValueError if either cannot be stored."""
-        self._spec.put_into(self._part, key, value)
+    def put(self, key: K, value: V, *, expire_s: float | None = None) -> None:
+        """Set `key` to `value`. TypeError or ValueError if either cannot be stored. `expire_s`: see `Table.put`."""
+        lasts_us = self._lasts_us if expire_s is None else expire_us(expire_s)
+        self._spec.put_into(self._part, key, value, self._part.now_us() + lasts_us if lasts_us else None)
 
     def __setitem__(self, key: K, value: V) -> None:
         self.put(key, value)
@@ -219,7 +245,10 @@ class BatchTable(Generic[K, V]):
 
     def update(self, other: Mapping[K, V] | Iterable[tuple[K, V]]) -> None:
         """Put every pair; none of them if one cannot be stored."""
-        into(self._spec.puts(other), self._part)
+        puts = self._spec.puts(other)
+        if self._lasts_us:
+            puts.expire_others(self._part.now_us() + self._lasts_us)
+        into(puts, self._part)
 
     def __repr__(self) -> str:
         return f"<kvwal.BatchTable {self._spec}, {len(self._part)} writes>"

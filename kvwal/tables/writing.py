@@ -12,20 +12,21 @@ from collections.abc import Callable, Coroutine, Iterable, Mapping
 from functools import partial
 from itertools import starmap
 from operator import methodcaller
-from typing import Any, Final, Generic, ParamSpec, Protocol, TypeVar
+from typing import Any, Final, Generic, NamedTuple, ParamSpec, Protocol, TypeVar
 
-from kvwal.batch import WriteBatch
-from kvwal.engine.operations import decode_counter, encode_counter
+from kvwal.batch import SAME_INDEX_KEYS, WriteBatch
+from kvwal.engine.operations import decode_counter, encode_counter, keep_expiry, set_expiry
 from kvwal.engine.request import Newest, Operation
 from kvwal.engine.tables import InDefaultTable, InTable, MakeTable
 from kvwal.engine.value import Value
 from kvwal.errors import IndexesChangedError, TableNotFoundError
+from kvwal.expiring import Expiring, expire_us
 from kvwal.keys import STAMP, KeyRange, Seqno, as_int
 from kvwal.log import extension_of
 from kvwal.options import Durability
 from kvwal.tables.spec import TableSpec, is_stamped
 
-__all__ = ["How", "Way", "Writing", "at_once", "bring_back", "into", "made", "remove"]
+__all__ = ["How", "Target", "Way", "Writing", "at_once", "bring_back", "into", "made", "remove"]
 
 _T = TypeVar("_T")
 _P = ParamSpec("_P")
@@ -62,10 +63,22 @@ class How:
 _AS_USUAL: Final = How()
 
 
+class Target(NamedTuple):
+    """A table that is known: its id, what `WriteBatch.names` is to be, and the default expiry (0: none)."""
+
+    id: int
+    names: object
+    lasts_us: int
+
+
 class Way(Protocol):
     """How a table is looked up and written: by a thread, or by a task."""
 
-    async def to_write(self) -> tuple[int, object] | None:
+    def now_us(self) -> int:
+        """The clock by which entries expire."""
+        ...
+
+    async def to_write(self) -> Target | None:
         """See `StoredTable.to_write`."""
         ...
 
@@ -100,17 +113,23 @@ def into(puts: WriteBatch, part: WriteBatch) -> None:
         assert value is not None, "it is a put"
         if puts.stamped is not None and key in puts.stamped:
             part.put_stamped(key[: -STAMP.size], value)
+        elif type(value) is Expiring:
+            part.put_until(key, value.value, value.expires_us)
         else:
             part.put(key, value)
 
 
 async def _write(way: Way, spec: TableSpec[Any, Any], fill: Callable[[WriteBatch], None], how: How) -> Seqno:
-    """Commit what `fill` writes to a batch; it may be called twice. Makes the table if that puts something."""
+    """Commit what `fill` writes to a batch, nothing of which sets an expiry; it may be called twice.
+
+    Makes the table if that puts something.
+    """
     found = await way.to_write()
-    if found is not None:
+    # Where there is a default expiry, the leader knows what it replaces.
+    if found is not None and not found.lasts_us:
         batch = WriteBatch()
-        table, batch.names = found
-        fill(batch.part(table))
+        batch.names = found.names
+        fill(batch.part(found.id))
         try:
             return await way.commit(batch, how)
         except TableNotFoundError:
@@ -132,11 +151,12 @@ async def _operate(
     `likely`: all that it may put.
     """
     if spec.is_default:
-        return await way.operate(InDefaultTable(fill, how.extension), how)
+        return await way.operate(InDefaultTable(fill, way.now_us, how.extension), how)
     while True:
         keys = await way.index_keys(likely)
+        operation = InTable(spec.name, spec.asked, partial(_fill, fill, keys), way.now_us, how.extension)
         try:
-            return await way.operate(InTable(spec.name, spec.codecs, partial(_fill, fill, keys), how.extension), how)
+            return await way.operate(operation, how)
         except IndexesChangedError:
             pass  # Once more, with the keys for the new index.
 
@@ -148,7 +168,8 @@ def _fill(
     part: WriteBatch,
 ) -> None:
     fill(newest, part)
-    part.index_keys = keys
+    if part.index_keys is None:
+        part.index_keys = keys
 
 
 async def _change(
@@ -159,6 +180,7 @@ async def _change(
     how: How = _AS_USUAL,
     *,
     likely: Value = None,
+    keeps_expiry: bool = False,
 ) -> tuple[Value, Value]:
     """Change one value; returns the old and the new one. See `kvwal.engine.operations.Update`.
 
@@ -175,6 +197,8 @@ async def _change(
         new = function(old)
         if new is not old:
             part.writes[key] = new
+            if keeps_expiry:
+                keep_expiry(newest, part, key)
 
     await _operate(way, spec, fill, how, {key: likely})
     return old, new
@@ -192,11 +216,11 @@ async def bring_back(way: Way, spec: TableSpec[Any, Any], key: bytes, value: Val
     return await _write(way, spec, lambda part: part.put(key, value), how)
 
 
-async def made(way: Way, spec: TableSpec[Any, Any]) -> int:
-    """The id of the table; an empty one is made if there is none."""
+async def made(way: Way, spec: TableSpec[Any, Any]) -> Target:
+    """The table; an empty one is made if there is none."""
     while (found := await way.to_write()) is None:
-        await way.operate(MakeTable(spec.name, spec.codecs), _AS_USUAL)
-    return found[0]
+        await way.operate(MakeTable(spec.name, spec.asked), _AS_USUAL)
+    return found
 
 
 async def _take_edge(
@@ -235,20 +259,52 @@ class Writing(Generic[K, V]):
     _way: Way
 
     async def put(
-        self, key: K, value: V, *, durability: Durability | None = None, meta: Mapping[str, str] | None = None
+        self,
+        key: K,
+        value: V,
+        *,
+        expire_s: float | None = None,
+        durability: Durability | None = None,
+        meta: Mapping[str, str] | None = None,
     ) -> Seqno:
         """Set `key` to `value`, and return the commit's seqno. As `Store.put`; TypeError for values of other types.
 
         The last part of a tuple may be `kvwal.SEQNO`: see `kvwal.Table.put`.
         """
-        spec = self._spec
-        if meta is None and not is_stamped(spec.key, key):
+        spec, how = self._spec, How(durability, meta)
+        if meta is None and expire_s is None and not is_stamped(spec.key, key):
             seqno = await self._way.put(spec.encode_key(key), spec.encode_value(value), durability)
             if seqno is not None:
                 return seqno
         puts = WriteBatch()
-        spec.put_into(puts, key, value)
-        return await _write(self._way, spec, partial(into, puts), How(durability, meta))
+        if expire_s is None:
+            spec.put_into(puts, key, value)
+            return await _write(self._way, spec, partial(into, puts), how)
+        spec.put_into(puts, key, value, self._way.now_us() + expire_us(expire_s))
+        return await _operate(self._way, spec, lambda newest, part: into(puts, part), how, puts.writes)
+
+    async def touch(
+        self,
+        key: K,
+        *,
+        expire_s: float | None,
+        durability: Durability | None = None,
+        meta: Mapping[str, str] | None = None,
+    ) -> bool:
+        """Let `key` expire `expire_s` seconds from this call on (None: never); its value stays. As `Store.touch`."""
+        encoded = self._spec.encode_key(key)
+        expires_us = None if expire_s is None else self._way.now_us() + expire_us(expire_s)
+        how = How(durability, meta)
+        await self._way.read(encoded)
+        found = False
+
+        def fill(newest: Newest, part: WriteBatch) -> None:
+            nonlocal found
+            found = set_expiry(newest, part, encoded, None, expires_us)
+            part.index_keys = SAME_INDEX_KEYS
+
+        await _operate(self._way, self._spec, fill, how, {})
+        return found
 
     async def delete(
         self, key: K, *, durability: Durability | None = None, meta: Mapping[str, str] | None = None
@@ -379,10 +435,11 @@ class Writing(Generic[K, V]):
         def added(old: Value) -> bytes:
             return encode_counter(decode_counter(old) + amount)
 
+        change = partial(_change, way, spec, encoded, how=how, keeps_expiry=True)
         while await way.index_keys({}) is not None:
             # Its index keys are to be known before the commit leader has it.
             old = await way.read(encoded)
             new = added(old)
-            if (await _change(way, spec, encoded, partial(_instead, old, new), how, likely=new))[0] == old:
+            if (await change(partial(_instead, old, new), likely=new))[0] == old:
                 return decode_counter(new)
-        return decode_counter((await _change(way, spec, encoded, added, how))[1])
+        return decode_counter((await change(added))[1])

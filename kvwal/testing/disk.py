@@ -27,7 +27,7 @@ Faults on demand:
 9. A write that reports success and never reaches the medium (`lose_write`) or reaches it elsewhere
    (`misdirect_write`); reads show it right until the power is cut or `drop_caches`.
 10. At rest: flipped bits and overwritten, truncated or missing files (`flip`, `damage`, `cut`, `remove`).
-11. A wall clock that jumps (`jump_clock`). A monotonic clock does not.
+11. A wall clock that jumps (`jump_clock`; `pass_time` moves both). A monotonic clock does not.
 
 Short reads and writes and EINTR end below `kvwal.files.protocol` (the system's loops hide them), so here a
 write that raises after a part of it was done stands for them.
@@ -233,6 +233,12 @@ class SimulatedDisk:
     def jump_clock(self, delta_us: int) -> None:
         """Set the wall clock forward, or back if negative."""
         self.clock_us += delta_us
+
+    def pass_time(self, seconds: float) -> None:
+        """Let time pass, on both clocks."""
+        with self.mutex:
+            self.clock_us += int(seconds * 1e6)
+            self._elapsed_us += int(seconds * 1e6)
 
     def kind(self, path: str) -> EntryKind | None:
         """What is there. Counts as no operation and meets no fault."""

@@ -121,6 +121,7 @@ ARGUMENTS: dict[str, Any] = {
     "a": 0,
     "default": b"d",
     "delta": 1,
+    "expire_s": 1,
     "function": lambda *_: None,
     "keys": [b"k"],
     "n": 0,

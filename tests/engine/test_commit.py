@@ -561,10 +561,10 @@ def test_a_bug_in_publishing_is_no_success_of_the_member_that_it_met(monkeypatch
     queue, _, engine = make()
     publish = engine.publisher.publish
 
-    def fail_second(seqno: Seqno, *arguments: Any) -> None:
+    def fail_second(seqno: Seqno, *arguments: Any, **named: Any) -> None:
         if seqno == 2:
             raise RuntimeError("our own")
-        publish(seqno, *arguments)
+        publish(seqno, *arguments, **named)
 
     monkeypatch.setattr(engine.publisher, "publish", fail_second)
     others = Others(queue, [put_request(b"with", b"it")])

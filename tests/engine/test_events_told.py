@@ -472,7 +472,7 @@ def test_a_bug_that_poisons_is_told(monkeypatch: Any) -> None:
     queue, _, engine = make(events=Events([listener]))
     bug = ZeroDivisionError("ours")
 
-    def fail(*arguments: Any) -> None:
+    def fail(*arguments: Any, **named: Any) -> None:
         raise bug
 
     monkeypatch.setattr(engine.publisher, "publish", fail)

@@ -201,7 +201,7 @@ def test_one_that_went_by_old_names_is_refused_and_goes_by_name() -> None:
         table, same = db.table("t", str, int), db.table("t", str, int)
         table["a"] = 1
         engine, first = db.engine, table.id
-        _, names = table._stored.to_write()  # type: ignore[misc]
+        _, names, _ = table._stored.to_write()  # type: ignore[misc]
         db.drop_table("t")
         with pytest.raises(TableNotFoundError):
             engine.queue.put(b"a", b"1", False, first, names)  # type: ignore[arg-type]

@@ -14,7 +14,7 @@ from store_fixtures import check_store, problems_of, readers_in, run_threads
 
 import kvwal
 from kvwal.batch import WriteBatch
-from kvwal.engine.memtable import ENTRY_OVERHEAD_BYTES
+from kvwal.engine.memtable import ENTRY_OVERHEAD_BYTES, deletes_something
 from kvwal.engine.readers import Reader
 from kvwal.features import KEYSPACES
 from kvwal.keys import KeyRange
@@ -234,7 +234,7 @@ def test_memtables_that_are_combined_among_threads_show_whole_commits() -> None:
             def step() -> None:
                 if state.version.frozen is None:
                     db.engine._succession.freeze()
-                elif state.version.memtable.deletes_something():
+                elif deletes_something(state.version.memtable):
                     engine.queue.run(engine._succession.combine)
 
             while not ends:

@@ -70,7 +70,7 @@ def test_a_record_hands_out_its_tables_and_its_extension():
 
 
 def test_a_record_of_a_newer_format_is_no_corruption():
-    record = Record(COMMIT, 3, 2, 0, 1, 5000, struct.pack("<IBHI", 1, 5, 0, 0))
+    record = Record(COMMIT, 3, 2, 0, 1, 5000, struct.pack("<IBHI", 1, 6, 0, 0))
     with pytest.raises(FormatError, match=r"0001\.log at byte 5000: .*unknown operation"):
         record.batch()
     record = Record(COMMIT | EXTENDED, 3, 2, 0, 1, 5000, b"\3\0\x09\0\0")

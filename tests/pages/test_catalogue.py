@@ -181,7 +181,7 @@ def test_power_cut_anywhere_leaves_all_tables_of_one_generation() -> None:
         changes = {table: Changes(columns(sorted(each.items())), gone) for table, (each, gone) in tables.items()}
         first = changes.pop(0, Changes())
         seqno = Seqno(pages.meta.seqno + 1)
-        pages.checkpoint(*first, tables=changes, seqno=seqno, time_us=1, compact=compact)
+        pages.checkpoint(*first[:2], tables=changes, seqno=seqno, time_us=1, compact=compact)
 
     def opened(disk: SimulatedDisk) -> PageFile:
         return PageFile(disk.open_directory("/kv"), cache_bytes=1 << 20, writable=True)

@@ -109,7 +109,7 @@ def test_an_index_with_another_codec_is_refused(db: kvwal.Store, users: Any, by_
     # And by the commit leader, where two declare it at once.
     indexes = db.engine.tables.indexes
     spec: IndexSpec[Any, Any, Any] = IndexSpec(users._spec, "by_city", len, int, False)
-    operation = indexes.declaring("users", users._spec.codecs, spec.declared)
+    operation = indexes.declaring("users", users._spec.asked, spec.declared)
     with pytest.raises(TableCodecError):
         db._commit_operation(operation, None)
     users["a"] = {"city": "x"}
@@ -320,7 +320,7 @@ def test_the_members_of_a_group_see_each_others_index_keys(db: kvwal.Store, user
 def test_a_put_behind_the_declaration_in_its_own_group_is_refused(db: kvwal.Store, users: Any) -> None:
     users["ada"] = {"city": "Oslo"}
     spec: IndexSpec[Any, Any, Any] = IndexSpec(users._spec, "by_city", city_of, str, False)
-    operation = db.engine.tables.indexes.declaring("users", users._spec.codecs, spec.declared)
+    operation = db.engine.tables.indexes.declaring("users", users._spec.asked, spec.declared)
     put = request_of(db, users, "bob", {"city": "Rom"})
     declaring = CommitRequest(sync=False, operation=operation)
     db.engine.queue.submit([declaring, put])

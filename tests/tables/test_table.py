@@ -660,7 +660,7 @@ def test_a_put_with_a_stamp_that_is_tried_again_after_a_rename_goes_by_name(db: 
     found = users._stored.to_write()
     assert found is not None
     batch = kvwal.WriteBatch()
-    table, batch.names = found
+    table, batch.names, _ = found
     batch.table(table).put_stamped(b"\x33", b"x" * 8)
     request = CommitRequest(EncodedBatch(batch), sync=False)
     assert isinstance(request.writes, EncodedBatch)
@@ -680,7 +680,7 @@ def test_a_put_behind_a_rename_or_drop_in_its_group_goes_by_name(db: kvwal.Store
     batch = kvwal.WriteBatch()
     found = users._stored.to_write()
     assert found is not None
-    table, batch.names = found
+    table, batch.names, _ = found
     batch.table(table).put(b"b", b"x" * 8)
     by_id = kvwal.WriteBatch()
     by_id.table(table).put(b"c", codecs.value_codec(int).encode(3))
