@@ -27,7 +27,7 @@ import logging
 import threading
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Final, Protocol, TypeAlias, runtime_checkable
+from typing import Final, TypeAlias
 
 from kvwal.keys import Seqno
 
@@ -148,8 +148,7 @@ class Recovery:
 Event: TypeAlias = CommitGroup | Flush | SegmentSealed | Checkpoint | Retire | Stall | Poison | Recovery
 
 
-@runtime_checkable
-class Listener(Protocol):
+class Listener:
     """Whatever wants to hear of a store. Inherit from it, and define the methods for the events that you want.
 
     `kvwal.open(path, listeners=[listener])` tells it. Several threads may call it at a time.

@@ -131,7 +131,7 @@ def _as_files(name: str, value: Files | None) -> Files:
 def _as_listeners(name: str, value: object) -> tuple[Listener, ...]:
     listeners = tuple(value) if isinstance(value, Iterable) else (value,)
     for listener in listeners:
-        if isinstance(listener, type) or not isinstance(listener, Listener):
+        if not isinstance(listener, Listener):
             raise TypeError(f"{name} are objects of classes that inherit from kvwal.events.Listener, not {listener!r}")
     if not isinstance(value, Iterable):
         raise TypeError(f"{name} is a sequence of listeners, not one of them; use [...]")

@@ -65,7 +65,7 @@ _current: ContextVar[OwnCommits | None] = ContextVar("kvwal_own_commits", defaul
 
 def block_of(events: Events) -> OwnCommits:
     """A block of the store with these events, to be entered."""
-    return OwnCommits(events)  # type: ignore[abstract]  # it wants no event
+    return OwnCommits(events)
 
 
 def note(events: Events, seqno: Seqno) -> None:

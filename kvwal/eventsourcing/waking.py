@@ -47,11 +47,6 @@ class Wakeups(Listener):
         self._cause = event.cause
         wake(self._waiter)
 
-    def _ignore(self, event: object) -> None:
-        pass
-
-    flush = segment_sealed = checkpoint = retire = stall = recovery = _ignore
-
     def wake(self) -> None:
         """Let the thread go on."""
         wake(self._waiter)
