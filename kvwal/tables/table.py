@@ -17,7 +17,7 @@ from kvwal.tables.reading import TypedReading
 from kvwal.tables.spec import TableSpec, is_stamped
 from kvwal.tables.stored import StoredTable, Waiting
 from kvwal.tables.within import BatchTable, SnapshotTable, TransactionTable
-from kvwal.tables.writing import Way, Writing, at_once, made, remove
+from kvwal.tables.writing import How, Way, Writing, at_once, made, put_bytes, remove
 
 __all__ = ["WritableTable"]
 
@@ -132,9 +132,11 @@ class WritableTable(TypedReading[K, V], MutableMapping[K, V], Generic[K, V]):
         """
         spec = self._spec
         if meta is None and expire_s is None and not is_stamped(spec.key, key):
-            seqno = self._stored.put(spec.encode_key(key), spec.encode_value(value), durability)
+            encoded, data = spec.encode_key(key), spec.encode_value(value)
+            seqno = self._stored.put(encoded, data, durability)
             if seqno is not None:
                 return seqno
+            return at_once(put_bytes, self._way, spec, encoded, data, How(durability))
         return at_once(self._writes.put, key, value, expire_s=expire_s, durability=durability, meta=meta)
 
     def touch(

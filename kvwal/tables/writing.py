@@ -26,7 +26,7 @@ from kvwal.log import extension_of
 from kvwal.options import Durability
 from kvwal.tables.spec import TableSpec, is_stamped
 
-__all__ = ["How", "Target", "Way", "Writing", "at_once", "bring_back", "into", "made", "remove"]
+__all__ = ["How", "Target", "Way", "Writing", "at_once", "bring_back", "into", "made", "put_bytes", "remove"]
 
 _T = TypeVar("_T")
 _P = ParamSpec("_P")
@@ -213,6 +213,11 @@ async def bring_back(way: Way, spec: TableSpec[Any, Any], key: bytes, value: Val
     """Put a value that there was, as bytes; None: delete it."""
     if value is None:
         return await _write(way, spec, lambda part: part.delete(key), how)
+    return await put_bytes(way, spec, key, value, how)
+
+
+async def put_bytes(way: Way, spec: TableSpec[Any, Any], key: bytes, value: bytes, how: How) -> Seqno:
+    """Put a value. Both have passed `as_key` and `as_value`."""
     return await _write(way, spec, lambda part: part.put(key, value), how)
 
 
@@ -272,10 +277,10 @@ class Writing(Generic[K, V]):
         The last part of a tuple may be `kvwal.SEQNO`: see `kvwal.Table.put`.
         """
         spec, how = self._spec, How(durability, meta)
-        if meta is None and expire_s is None and not is_stamped(spec.key, key):
-            seqno = await self._way.put(spec.encode_key(key), spec.encode_value(value), durability)
-            if seqno is not None:
-                return seqno
+        if expire_s is None and not is_stamped(spec.key, key):
+            encoded, data = spec.encode_key(key), spec.encode_value(value)
+            seqno = await self._way.put(encoded, data, durability) if meta is None else None
+            return await put_bytes(self._way, spec, encoded, data, how) if seqno is None else seqno
         puts = WriteBatch()
         if expire_s is None:
             spec.put_into(puts, key, value)
