@@ -67,4 +67,4 @@ def expire_us(expire_s: object) -> int:
         raise ValueError(f"expire_s is {expire_s}, which is not a finite number of seconds")
     if expire_s <= 0:
         raise ValueError(f"expire_s is {expire_s}; it has to be more than 0 seconds")
-    return max(1, min(int(expire_s * _US_PER_S), MOST_US))
+    return max(1, int(min(expire_s, MOST_US // _US_PER_S) * _US_PER_S))

@@ -218,6 +218,7 @@ class AsyncTable(Writing[K, V], AsyncTypedReading[K, V], Generic[K, V]):
             return await in_snapshot(self._spec, other, self._parts.workers)
         if isinstance(other, WriteBatch):
             found = await made(self._way, self._spec)
+            other.part(found.id).now_us = self._way.now_us
             return BatchTable(self._spec, other.part(found.id), found.lasts_us)
         raise TypeError(f"a transaction, a snapshot or a batch is expected, not {type(other).__name__}")
 

@@ -12,7 +12,7 @@ from kvwal.db.snapshot import Snapshot
 from kvwal.engine.engine import Engine
 from kvwal.engine.index_commits import DropIndex
 from kvwal.engine.request import CommitRequest
-from kvwal.engine.tables import check_codecs
+from kvwal.engine.tables import MakeTable, check_codecs
 from kvwal.errors import IndexNotFoundError, SnapshotTooOld
 from kvwal.feed.change import Change
 from kvwal.feed.difference import differences, past_value
@@ -210,6 +210,12 @@ class Table(WritableTable[K, V], Generic[K, V]):
         row = engine.tables.row(self.name)
         if row is not None:
             check_codecs(row, self._spec.asked)
+            if not engine.upkeep.is_read_only and not self._spec.asked.is_met_by(row):
+                # A newer version of the values: the index is built anew by it, and not only after the first put.
+                make = MakeTable(self.name, self._spec.asked)
+                engine.commit(CommitRequest(sync=engine.wants_sync(None), operation=make))
+                self._stored.ask_again()
+                row = engine.tables.row(self.name)
         if row is None or not engine.tables.indexes.declare(row, spec.declared):
             if engine.upkeep.is_read_only:
                 raise IndexNotFoundError(self.name, name)

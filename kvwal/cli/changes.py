@@ -42,9 +42,9 @@ def changes(
 ) -> None:
     """Show what the commits in the log changed, oldest first.
 
-    A line has the commit, the table, "put", "delete" or "delete_range", the key, and the value or the end of the range,
-    with tabs between. What is escaped, and on a terminal shortened, is as in `scan`. Bounds of ranges are bytes, in
-    tables too, since they need not be keys.
+    A line has the commit, the table, "put", "delete", "delete_range" or "expire", the key, and the value or the end of
+    the range, with tabs between. What is escaped, and on a terminal shortened, is as in `scan`. Bounds of ranges are
+    bytes, in tables too, since they need not be keys.
     """
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
     output = binary_output()

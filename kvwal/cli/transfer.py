@@ -6,7 +6,8 @@ A line is an object with a key and a value: `{"key": "user:1", "value": "ada"}`.
 members are ignored, so a line may carry more than kvwal needs.
 
 The lines of a table have its name as `table`, and are bytes as well. Before them a line without a key says its codecs:
-`{"table": "users", "key_codec": ["str", 1], "value_codec": ["json", 1]}`. The default table comes first, and has none.
+`{"table": "users", "key_codec": ["str", 1], "value_codec": ["json", 1]}`; and the default expiry in microseconds as
+`expire_us`, if there is one. The default table comes first, and has no such line.
 """
 
 from __future__ import annotations
@@ -93,7 +94,8 @@ def _lines(
         codecs = {
             what: [codec.name, codec.version] for what, codec in (("key_codec", row.key), ("value_codec", row.value))
         }
-        yield json.dumps({**name, **codecs}, ensure_ascii=False) + "\n"
+        expiry = {"expire_us": row.expire_us} if row.expire_us else {}
+        yield json.dumps({**name, **codecs, **expiry}, ensure_ascii=False) + "\n"
     for key, value, expires_us in _entries(part, bounds):
         members: dict[str, Any] = {**name, **to_json(form, "key", key), **to_json(form, "value", value)}
         if expires_us is not None:
@@ -166,12 +168,13 @@ class _Targets:
         """Whether lines of a table are loaded."""
         return self._only is None or name == self._only
 
-    def declare(self, name: str, key: CodecName, value: CodecName) -> None:
-        """Make the table if there is none. ValueError if it has other codecs."""
+    def declare(self, name: str, key: CodecName, value: CodecName, expire_us: int = 0) -> None:
+        """Make the table if there is none, with this default expiry. ValueError if it has other codecs."""
         row = self._db.engine.tables.row(name)
         if row is not None:
             key, value = _both(name, "keys", row.key, key), _both(name, "values", row.value, value)
-        table = self._db.table(name, AsItIs(key), AsItIs(value))
+            expire_us = 0
+        table = self._db.table(name, AsItIs(key), AsItIs(value), expire_s=expire_us / 1e6 if expire_us else None)
         # It makes one that is empty.
         table.within(kvwal.WriteBatch())
         self._tables[name] = table
@@ -186,17 +189,20 @@ class _Targets:
 
     def put(self, entries: Iterable[_Entry], batch: kvwal.WriteBatch) -> None:
         """Put entries into a batch. Requires: their tables were found."""
-        parts: dict[str, kvwal.BatchTable[bytes, bytes]] = {}
+        parts: dict[str, int] = {}
         for name, key, value, expires_us in entries:
             if name is not None and name not in parts:
-                parts[name] = self._tables[name].within(batch)
-            if expires_us is not None:
-                table = 0 if name is None else self._tables[name].id or 0
-                batch.part(table).put_until(key, value, expires_us)
-            elif name is None:
+                # It makes the table again, if that was dropped meanwhile.
+                self._tables[name].within(batch)
+                table = self._tables[name].id
+                if table is None:
+                    raise TableNotFoundError(name)
+                parts[name] = table
+            if name is None and expires_us is None:
                 batch.put(key, value)
             else:
-                parts[name].put(key, value)
+                # Also if it does not expire: then it gets no default of the table.
+                batch.part(0 if name is None else parts[name]).put_until(key, value, expires_us)
 
 
 def _both(name: str, what: str, has: CodecName, given: CodecName) -> CodecName:
@@ -250,13 +256,19 @@ def _entry(line: bytes, targets: _Targets) -> _Entry | None:
         if not isinstance(name, str):
             raise ValueError('"table" is not a string')
         if "key_codec" in members or "value_codec" in members:
-            targets.declare(name, _codec(members, "key_codec"), _codec(members, "value_codec"))
+            expire_us = _time(members, "expire_us") or 0
+            targets.declare(name, _codec(members, "key_codec"), _codec(members, "value_codec"), expire_us)
             return None
         targets.find(name)
-    expires_us = members.get("expires_us")
-    if expires_us is not None and (type(expires_us) is not int or not 0 <= expires_us <= 2 * MOST_US):
-        raise ValueError("expires_us is no time in microseconds")
+    expires_us = _time(members, "expires_us")
     return _Entry(name, as_key(from_json("key", members)), as_value(from_json("value", members)), expires_us)
+
+
+def _time(members: dict[str, Any], name: str) -> int | None:
+    value = members.get(name)
+    if value is not None and (type(value) is not int or not 0 <= value <= 2 * MOST_US):
+        raise ValueError(f"{name} is no time in microseconds")
+    return value
 
 
 def _codec(members: dict[str, Any], name: str) -> CodecName:

@@ -296,6 +296,10 @@ class TransactionPart(OrderedMapping, MutableMapping[bytes, bytes]):
 
     def _set_found(self, key: bytes, found: Value, expire_s: float | None) -> bool:
         """`touch`, by what `_lasting` has found."""
+        # What was written meanwhile, by another task, counts.
+        own = self._own(key)
+        if not isinstance(own, Missing):
+            found = own
         expires_us = None if expire_s is None else self._expires_us(expire_s)
         if found is None:
             return False

@@ -38,6 +38,7 @@ from kvwal.engine.tables import (
 )
 from kvwal.engine.value import Value
 from kvwal.errors import Error, IndexNotFoundError, TableCodecError, TableNotFoundError
+from kvwal.expiring import plain
 from kvwal.keys import MAX_KEY_BYTES
 from kvwal.log import Extension
 
@@ -186,7 +187,7 @@ class Build:
         values, before = newest.table(self._table), newest.table(reverse_of(self._index))
         for own, value, keys in self._rows:
             # Invariant: what was written since is never undone: its writer has seen to the index.
-            if values.get(own) == value and (old := before.get(own)) != keys:
+            if plain(values.raw(own)) == value and (old := before.get(own)) != keys:
                 entries.writes.update(dict.fromkeys(entries_of(old, own)))
                 entries.writes.update(dict.fromkeys(entries_of(keys, own), b""))
                 reverse.writes[own] = keys

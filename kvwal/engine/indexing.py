@@ -181,7 +181,7 @@ class Indexes:
 
     def is_due(self) -> bool:
         """Whether there is something to build, or to remove, and memory for it."""
-        return bool(self._builds or self._names.has_stale) and not self._pressure.is_on
+        return bool(self._builds or self._names.has_stale) and not self._pressure.is_full()
 
     def work(self) -> None:
         """Do all of it."""
@@ -232,6 +232,8 @@ class Indexes:
             pairs: list[tuple[bytes, bytes]] = []
             size = 0
             again = reads.moments.again(reader, "index")
+            # Also what has expired: it is there until it is removed.
+            again.at_us = 0
             for keys, values in reads.chunks(again, decode_building(at), None, reverse=False, table=table):
                 for key, value in zip(keys, values, strict=True):
                     pairs.append((key, value))

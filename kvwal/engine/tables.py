@@ -22,7 +22,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from kvwal.batch import WriteBatch
-from kvwal.engine.indexes import FIRST_DERIVED_ID, decode_indexes, state_keys
+from kvwal.engine.indexes import FIRST_DERIVED_ID, building_key, decode_indexes, encode_building, state_keys
 from kvwal.engine.migration import migration_key
 from kvwal.engine.parked import SYSTEM_TABLE
 from kvwal.engine.readers import Reader
@@ -397,6 +397,10 @@ def keep_asked(row: TableRow, asked: Asked, system: WriteBatch) -> None:
     if not asked.is_met_by(row):
         changed = replace(row, key=asked.key, value=asked.value, expire_us=asked.lasts_us(row))
         system.put(row_key(row.name), encode_row(changed))
+        if row.value != asked.value:
+            # An upcaster may change what the function of an index reads: it is built anew.
+            for index in decode_indexes(row.name, row.others):
+                system.put(building_key(index.id), encode_building(b""))
 
 
 class Drop:

@@ -31,6 +31,7 @@ from kvwal.log.segment import (
 
 __all__ = [
     "CLOSE_BYTES",
+    "END_BYTES",
     "Plan",
     "SegmentMaker",
     "disk_full",
@@ -38,6 +39,8 @@ __all__ = [
 
 #: At the end of every segment there is space for the record of a clean close.
 CLOSE_BYTES: Final = RECORD_HEADER_BYTES
+#: And before it there is space for a record that says that all of the segment is on disk.
+END_BYTES: Final = CLOSE_BYTES + RECORD_HEADER_BYTES
 # Smaller segments are made as quickly as a spare is taken.
 _LEAST_SPARE_BYTES: Final = 1 << 20
 
@@ -116,7 +119,7 @@ class SegmentMaker:
         fill: Callable[[File, SegmentHeader], int] | None,
         before_naming: Callable[[], None],
     ) -> tuple[File, SegmentHeader]:
-        least = HEADER_PAGE_BYTES + plan.needed_bytes + CLOSE_BYTES
+        least = HEADER_PAGE_BYTES + plan.needed_bytes + END_BYTES
         header = self._header(plan, max(size, least))
         taken = fill is None and self._spare_lock.acquire(blocking=False)
         try:
@@ -130,7 +133,7 @@ class SegmentMaker:
                 file = self._create_or_refuse(temporary)
             try:
                 if fill is not None:
-                    end = fill(file, header) + plan.needed_bytes + CLOSE_BYTES
+                    end = fill(file, header) + plan.needed_bytes + END_BYTES
                     header = header._replace(capacity=max(size, end))
                 if spare is None:
                     self._allocate(file, header.capacity)

@@ -44,7 +44,7 @@ from kvwal.log.record import (
     encode_record,
 )
 from kvwal.log.segment import SegmentHeader
-from kvwal.log.segments import CLOSE_BYTES, disk_full
+from kvwal.log.segments import END_BYTES, disk_full
 
 __all__ = ["SegmentWriter"]
 
@@ -88,7 +88,7 @@ class SegmentWriter(ABC):
         self._marker = 0
         self._salt = 0
         self._offset = 0
-        # Commits must end here, so that the record of a clean close has its space.
+        # Commits must end here, so that an idle mark and the record of a clean close have their space.
         self._usable_end = 0
         self._index = Index()
         # Where `append_put` must look further: the segment is full, an index entry is due, or nothing goes any more.
@@ -120,7 +120,7 @@ class SegmentWriter(ABC):
         self._pwrite = file.pwrite
         self._header = header
         self._marker, self._salt = header.marker, header.salt
-        self._usable_end = header.capacity - CLOSE_BYTES
+        self._usable_end = header.capacity - END_BYTES
         self._index = index
         self._limit = min(self._usable_end, index.next_offset)
         self._left = False
@@ -321,7 +321,8 @@ class SegmentWriter(ABC):
     def mark_idle(self) -> None:
         """Say in the log how much of it is durable, unless the last record says so. Not flushed."""
         self._refuse_if_over()
-        if self._left or self.durable_seqno <= self._marked or self._offset + RECORD_HEADER_BYTES > self._usable_end:
+        # Invariant: behind the last commit there is space for one mark.
+        if self._left or self.durable_seqno <= self._marked or self._offset > self._usable_end:
             return
         self._mark(WATERMARK)
 

@@ -140,6 +140,10 @@ class Migration:
         self._progress = MigrationRow(codec.name, row.value.version, codec.version)
         # Whether table 1 has a row of this migration.
         self._is_stored = False
+        # Values below this key were rewritten before an interruption: at the end they are looked at once more, since a
+        # `load` or a `revert` may have brought back a former version.
+        self._again: bytes | None = None
+        self._stop: bytes | None = None
         if not dry_run:
             self._resume()
         #: How many values there are to look at, those of before an interruption included.
@@ -153,6 +157,7 @@ class Migration:
         if found is not None and (found.codec, found.to) == (self._progress.codec, self._progress.to):
             self._progress = found
             self.report.resumed = bool(found.next)
+            self._again = found.next or None
         self._say()
 
     def _say(self) -> None:
@@ -188,14 +193,19 @@ class Migration:
             if step.is_behind:
                 self._progress = replace(before, rewritten=before.rewritten + step.rewritten)
                 return True
+        if self._stop is not None:
+            after = replace(after, examined=before.examined)
         self._progress = after
         self._count(stretch)
+        if stretch.next is None and self._again is not None:
+            self._again, self._stop = None, self._again
+            return True
         return stretch.next is not None
 
     def _read(self, start: bytes) -> _Stretch:
         found, codec = _Stretch(), self._codec
         size = 0
-        for key, value in self._stored.scan(start):
+        for key, value in self._stored.scan(start, self._stop):
             if len(found.changes) >= self._batch or size >= _BATCH_BYTES or found.examined >= _STRETCH_KEYS:
                 found.next = key
                 break
@@ -267,7 +277,7 @@ class _Step:
         keep_asked(row, spec.asked, system)
         now = newest.table(self._table)
         part.writes.update((key, new) for key, old, new in self._changes if now.get(key) == old)
-        # A value means the same in each version.
+        # An index is built by the newest version already, or being built (see `keep_asked`).
         part.index_keys = SAME_INDEX_KEYS
         for key in part.writes:
             keep_expiry(now, part, key)

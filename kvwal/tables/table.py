@@ -111,6 +111,7 @@ class WritableTable(TypedReading[K, V], MutableMapping[K, V], Generic[K, V]):
             return SnapshotTable(self._spec, other)
         if isinstance(other, WriteBatch):
             found = at_once(made, self._way, self._spec)
+            other.part(found.id).now_us = self._way.now_us
             return BatchTable(self._spec, other.part(found.id), found.lasts_us)
         raise TypeError(f"a transaction, a snapshot or a batch is expected, not {type(other).__name__}")
 

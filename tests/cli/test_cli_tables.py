@@ -355,3 +355,22 @@ def test_a_table_is_renamed(shop: str) -> None:
     run("table", "rename", shop, "sales", "users", expect=2)
     run("table", "rename", shop, "orders", "users", expect=2)
     run("table", "rename", shop, "sales", "", expect=2)
+
+
+def test_a_load_keeps_what_never_expires_and_the_default_of_a_table(tmp_path: Path) -> None:
+    path, copy = str(tmp_path / "s.kv"), str(tmp_path / "copy.kv")
+    with kvwal.open(path) as db:
+        sessions = db.table("s", str, str, expire_s=3600)
+        sessions["keep"] = "1"
+        sessions.touch("keep", expire_s=None)
+        sessions["gone"] = "2"
+    lines = run("dump", path).stdout
+    (tmp_path / "dump").write_text(lines)
+    for into in (path, copy):
+        run("load", into, str(tmp_path / "dump"))
+        with kvwal.open(into) as db:
+            sessions = db.table("s", str, str)
+            assert sessions.expires("keep") is None
+            assert sessions.expires("gone") is not None
+            sessions["new"] = "3"
+            assert sessions.expires("new") is not None

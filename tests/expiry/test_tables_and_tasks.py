@@ -166,3 +166,28 @@ async def use_in_tasks(disk: SimulatedDisk) -> None:
 
 def test_tasks_have_the_same(disk: SimulatedDisk) -> None:
     asyncio.run(use_in_tasks(disk))
+
+
+def test_add_gives_a_counter_that_never_expires_no_default(disk: SimulatedDisk) -> None:
+    with kvwal.open("/kv", files=disk, background=False) as db:
+        table = db.table("t", str, int, expire_s=10)
+        table["c"] = 5
+        assert table.touch("c", expire_s=None)
+        table.add("c", 1)
+        table.add("new", 1)
+        assert table.expires("c") is None
+        assert table.expires("new") is not None
+
+
+def test_a_touch_of_a_task_keeps_what_another_one_wrote_meanwhile(disk: SimulatedDisk) -> None:
+    async def main() -> None:
+        async with kvwal.aio.open("/kv", files=disk, background=False) as db:
+            await db.put(b"k", b"old")
+            async with db.transaction() as txn:
+                touching = asyncio.create_task(txn.touch(b"k", expire_s=50))
+                await asyncio.sleep(0)
+                txn.put(b"k", b"new")
+                assert await touching
+            assert await db.get(b"k") == b"new"
+
+    asyncio.run(main())

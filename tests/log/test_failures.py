@@ -34,7 +34,7 @@ def rig(disk: SimulatedDisk) -> LogRig:
 
 def fill_segment(rig: LogRig, log: SegmentLog) -> None:
     """Append until the next commit needs a new segment."""
-    while log.tail_bytes + 2 * RECORD_BYTES + 10 < SEGMENT_BYTES - 4096:
+    while log.tail_bytes + 2 * RECORD_BYTES + 50 < SEGMENT_BYTES - 4096:
         rig.fill(log, 1)
 
 
@@ -102,7 +102,7 @@ def test_where_there_is_no_space_for_a_large_segment_a_smaller_one_is_made(
         sizes.append(log.segments()[-1].size)
     last = int(log.last_seqno)
     assert sizes[0] >= large
-    assert sizes[1:] == [FIRST_SEGMENT_BYTES, 4096 + 10_000 + 40]
+    assert sizes[1:] == [FIRST_SEGMENT_BYTES, 4096 + 10_000 + 80]
     log.close()
     assert len(rig.replay()[0]) == last
 
@@ -173,7 +173,7 @@ def test_an_append_on_a_disk_with_little_space_needs_space_for_itself(disk: Simu
         log.append([body(log.last_seqno + 1, size)])
         log.sync()
     sizes = [segment.size for segment in log.segments()]
-    assert sizes[1:] == [FIRST_SEGMENT_BYTES, 4096 + 40 + len(body(3, 3000)) + 40]
+    assert sizes[1:] == [FIRST_SEGMENT_BYTES, 4096 + 40 + len(body(3, 3000)) + 80]
     log.abandon()
     assert len(rig.replay()[0]) == 3
 

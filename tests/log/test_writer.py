@@ -182,7 +182,7 @@ def test_a_record_larger_than_a_segment_gets_one_of_its_own_size(rig: LogRig):
     log = rig.create()
     log.append([body(1)])
     log.append([body(2, 30_000)])
-    assert [s.size for s in log.segments()] == [SEGMENT_BYTES, 4096 + len(body(2, 30_000)) + 80]
+    assert [s.size for s in log.segments()] == [SEGMENT_BYTES, 4096 + len(body(2, 30_000)) + 120]
     log.append([body(3)])
     log.abandon()
     assert rig.replay()[0] == [1, 2, 3]
@@ -379,10 +379,10 @@ def test_a_record_larger_than_the_prepared_segment_gets_one_of_its_own_and_leave
     log.prepare_next()
     assert "spare.tmp" in rig.names()
     log.append([body(13, 30_000)])
-    assert log.segments()[-1].size == 4096 + 40 + len(body(13, 30_000)) + 40
+    assert log.segments()[-1].size == 4096 + 40 + len(body(13, 30_000)) + 80
     assert "spare.tmp" in rig.names()
     rig.fill(log, 1)
-    assert [s.size for s in log.segments()] == [SEGMENT_BYTES, 4096 + 40 + len(body(13, 30_000)) + 40, SEGMENT_BYTES]
+    assert [s.size for s in log.segments()] == [SEGMENT_BYTES, 4096 + 40 + len(body(13, 30_000)) + 80, SEGMENT_BYTES]
     assert "spare.tmp" not in rig.names()
     log.abandon()
     assert rig.replay()[0] == list(range(1, 15))
@@ -795,3 +795,16 @@ def test_zeros_preallocate_as_many_bytes(rig: LogRig):
     rig.fill(log, 30)
     assert {s.size for s in log.segments()} == {SEGMENT_BYTES}
     assert all(len(rig.read(s.name)) == SEGMENT_BYTES for s in log.segments())
+
+
+@pytest.mark.parametrize("size", [*range(11_900, 12_100), 30_000])
+def test_there_is_space_for_an_idle_mark_behind_any_commit(disk: SimulatedDisk, rig: LogRig, size: int) -> None:
+    """Else a commit that fills its segment could be damaged without a trace."""
+    log = rig.create()
+    log.append([body(1, size)])
+    log.sync()
+    log.mark_idle()
+    log.abandon()
+    rig.flip_commit(1)
+    with pytest.raises(CorruptionError):
+        rig.replay()

@@ -242,6 +242,6 @@ def test_a_store_with_expiry_is_a_dict_with_times(seed: int) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", range(100, 200))
+@pytest.mark.parametrize("seed", range(100, 112))
 def test_a_store_with_expiry_is_a_dict_with_times_for_long(seed: int) -> None:
     Machine(seed).run(400)

@@ -407,3 +407,37 @@ def test_an_index_keeps_its_entries_and_need_not_be_declared(disk: SimulatedDisk
         assert found == {rest: list(range(rest, 300, 4)) for rest in range(4)}
         assert db.verify().ok
         check_store(db)
+
+
+def test_an_index_is_built_anew_when_values_get_a_newer_version(db: kvwal.Store) -> None:
+    one = codecs.versioned(codecs.json(), version=1)
+    two = codecs.versioned(codecs.json(), version=2, upcasters={1: lambda old: {**old, "country": "UK"}})
+    people = db.table("people", str, one)
+    by = {"key": lambda value: value.get("country"), "codec": str}
+    people.index("by_country", **by).wait()
+    people["ada"] = {}
+    newer = db.table("people", str, two)
+    index = newer.index("by_country", **by)
+    index.wait()
+    assert index.get("UK") == [("ada", {"country": "UK"})]
+    newer.migrate()
+    assert index.get("UK") == [("ada", {"country": "UK"})]
+    assert db.verify().ok
+
+
+def test_one_that_goes_on_finds_what_came_behind_it(db: kvwal.Store) -> None:
+    table = filled(db, 50)
+    going = Migration(db.engine, table._spec, batch=10)
+    while going.step():
+        if going.report.rewritten >= 20:
+            break
+    encode = codecs.key_codec(int).encode
+    old = table.raw()[encode(47)]
+    assert old[0] == 1
+    batch = WriteBatch()
+    batch.table(table.id or 0).put(encode(3), old)
+    db.commit(batch)
+    assert versions_of(table) == {1, 2, 3}
+    assert table.migrate(batch=10).resumed
+    assert versions_of(table) == {3}
+    assert row_of(db, table.id or 0) is None
