@@ -67,6 +67,10 @@ class _App(click.Group):
                 complain("this is a bug in kvwal; please report it with the lines above")
             else:
                 complain(_text(error))
+            try:
+                sys.stdout.flush()
+            except OSError:
+                _give_up_stdout()
             ctx.exit(code)
 
 

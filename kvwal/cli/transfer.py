@@ -123,7 +123,8 @@ def load(
     """Put every entry of FILE (or standard input), which holds lines as `dump` writes them.
 
     A commit takes as many lines as --batch says. If a line is wrong, the exit code is 7; the message says
-    which line it was and how many entries before it are in the store. The store is made if there is none.
+    which line it was and how many entries before it are in the store. The store is made if there is none. With --table
+    it is 1 if no line is of that table.
 
     Tables are made with the codecs that the lines say. Into one that is there already entries are put as into the
     default table: over those with the same keys. Its codecs have to be those of the lines.
@@ -143,6 +144,9 @@ def load(
                 raise BadInput(f"{problem}; the {done:,} entries before it are in the store")
             progress.advance(task, line_bytes)
         seqno = db.last_seqno
+    if table is not None and not targets.found_any:
+        complain(f"no line is of table {table!r}")
+        click.get_current_context().exit(1)
     if as_json:
         print_json({"loaded": done, "last_seqno": seqno})
     else:
@@ -163,10 +167,14 @@ class _Targets:
         self._db = db
         self._only = only
         self._tables: dict[str, kvwal.Table[bytes, bytes]] = {}
+        #: Whether a line is of a table that is loaded.
+        self.found_any = False
 
     def wants(self, name: str | None) -> bool:
         """Whether lines of a table are loaded."""
-        return self._only is None or name == self._only
+        is_wanted = self._only is None or name == self._only
+        self.found_any = self.found_any or is_wanted
+        return is_wanted
 
     def declare(self, name: str, key: CodecName, value: CodecName, expire_us: int = 0) -> None:
         """Make the table if there is none, with this default expiry. ValueError if it has other codecs."""

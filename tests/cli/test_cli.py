@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -624,3 +625,24 @@ def test_every_command_has_help() -> None:
     for name in whole_app().commands:
         assert "Usage:" in run(name, "--help").stdout
     assert kvwal_process("--version").stdout.startswith(b"kvwal, version ")
+
+
+@pytest.mark.parametrize("command", ["scan", "dump", "log"])
+def test_an_output_that_is_full_is_one_message_and_exit_code_6(path: str, command: str) -> None:
+    with kvwal.open(path) as db:
+        db[b"a"] = b"1"
+    with open("/dev/full", "wb") as full:
+        result = subprocess.run(
+            [sys.executable, "-m", "kvwal", command, path], stdout=full, stderr=subprocess.PIPE, timeout=60, check=False
+        )
+    assert (result.returncode, result.stderr.count(b"\n")) == (6, 1), result.stderr
+
+
+def test_a_closed_output_leaves_the_exit_code(path: str) -> None:
+    kvwal.open(path).close()
+    for command, expected in (("verify", 0), ("get", 1)):
+        arguments = [sys.executable, "-m", "kvwal", command, path, *(["no such key"] if expected else [])]
+        line = f"exec {shlex.join(arguments)} >&-"
+        result = subprocess.run(["sh", "-c", line], stderr=subprocess.PIPE, timeout=60, check=False)
+        assert result.returncode == expected, result.stderr
+        assert b"Traceback" not in result.stderr

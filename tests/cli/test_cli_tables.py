@@ -374,3 +374,9 @@ def test_a_load_keeps_what_never_expires_and_the_default_of_a_table(tmp_path: Pa
             assert sessions.expires("gone") is not None
             sessions["new"] = "3"
             assert sessions.expires("new") is not None
+
+
+def test_a_load_of_a_table_that_no_line_is_of_says_so(shop: str, tmp_path: Path) -> None:
+    dumped = run("dump", shop)
+    result = run("load", str(tmp_path / "copy.kv"), "--table", "nope", stdin=dumped.stdout_bytes, expect=1)
+    assert "no line is of table 'nope'" in result.stderr
