@@ -768,6 +768,8 @@ def test_verify_finds_what_index_and_table_do_not_share(db: kvwal.Store, users: 
 
 
 @pytest.mark.parametrize("offset", [0, *(pytest.param(n, marks=pytest.mark.slow) for n in range(1, 3))])
+# A coroutine that another one awaits: this test may interrupt between the making and the first step, no signal can.
+@pytest.mark.filterwarnings("ignore:coroutine:RuntimeWarning")
 def test_a_write_that_is_interrupted_anywhere_leaves_index_and_table_alike(seed: int, offset: int) -> None:
     step, random = 1 + offset, Random(f"{seed} {offset}")
     while True:
