@@ -112,7 +112,7 @@ class AsyncIndex(AsyncIndexReading[I, K, V], Generic[I, K, V]):
             of = other._mine
         else:
             snapshot = other._snapshot
-            of = lambda: snapshot  # noqa: E731
+            of = lambda: snapshot  # noqa: E731  # one line, as the other branch
         reading = IndexWithin(self._index._spec, of)
         return AsyncIndexReading(reading, self._workers, other._refuse_if_over)
 

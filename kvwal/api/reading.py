@@ -35,14 +35,14 @@ class Reading(OrderedMapping):
         # Hot path: one dict hit, no lock. Whatever is not a row raises here and takes the long way, where everything is
         # checked: a wrong type, a key without a hash, a memoryview that may be written to (whose hash is a ValueError).
         try:
-            value = self._cache.rows[key]  # type: ignore[index]
+            value = self._cache.rows[key]  # type: ignore[index]  # what is no row raises
         except (KeyError, TypeError, ValueError):
             value = self._reads.read(as_key(key))
         return default if value is None else value
 
     def __getitem__(self, key: BytesLike) -> bytes:
         try:
-            value = self._cache.rows[key]  # type: ignore[index]
+            value = self._cache.rows[key]  # type: ignore[index]  # what is no row raises
         except (KeyError, TypeError, ValueError):
             value = self._reads.read(as_key(key))
         if value is None:

@@ -204,7 +204,7 @@ class Group:
 
 
 def _fits(member: CommitRequest, full: DiskFullError, log: LogWriter, pressure: Pressure) -> bool:
-    """Write a member to a disk that is full, if it only deletes and there is room; else it has an error."""
+    """Write a member to a disk that is full, if it only deletes and fits; else it has an error."""
     member.error = full
     if not member.writes.only_deletes:
         return False

@@ -272,7 +272,7 @@ class _FollowedLog(RefusingLog):
 
     __slots__ = ()
 
-    def sync(self) -> None:  # type: ignore[override]
+    def sync(self) -> None:  # type: ignore[override]  # that one never returns
         """Nothing to flush."""
 
 

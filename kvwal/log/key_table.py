@@ -235,7 +235,7 @@ class KeyTable:
         order = self._orders.get(table, [])
         if len(order) < len(keys):
             # Another thread may be extending this table: its keys as they are now, of each dict in one step.
-            now = list(chain.from_iterable(map(list, keys.shards)))  # type: ignore[union-attr]
+            now = list(chain.from_iterable(map(list, keys.shards)))  # type: ignore[union-attr]  # it is not empty
             order = list(chain.from_iterable(sorted_in_steps(now)))
             self._orders[table] = order
         return order

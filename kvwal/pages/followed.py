@@ -63,7 +63,6 @@ class Guard:
         """Whether no page that the generation reaches has been written over."""
         return self._file.pread(META_SIZE, self._offset) == self._slot
 
-
     def size(self) -> int:
         """As `File.size`."""
         return self._file.size()

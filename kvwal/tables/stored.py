@@ -102,9 +102,7 @@ class StoredTable(OrderedMapping):
     def put(self, key: bytes, value: bytes, durability: Durability | None) -> Seqno | None:
         """Put a value if the table is known: what `to_write` and `Waiting.commit` do, and faster.
 
-        None if it is not, or has a default expiry.
-
-        Neither if it has an index.
+        None if it is not, or has a default expiry or an index: then the put goes the general way.
 
         Requires: both have passed `as_key` and `as_value`.
         """
