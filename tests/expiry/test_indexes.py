@@ -162,3 +162,19 @@ def test_an_index_has_what_the_table_has_whatever_expires(disk: SimulatedDisk, s
     assert problems_of(db) == []
     check_store(db)
     db.close()
+
+
+def test_an_entry_that_comes_back_with_the_clock_is_in_the_index_that_was_built_meanwhile(disk: SimulatedDisk) -> None:
+    with kvwal.open("/kv", files=disk, background=False) as db:
+        users = db.table("users", int, codecs.json())
+        users.put(1, {"city": "a"}, expire_s=60)
+        disk.pass_time(61)
+        index = users.index("by_city", **BY)
+        index.wait()
+        assert entries_of(index) == []
+    disk.jump_clock(-120_000_000)
+    with kvwal.open("/kv", files=disk, background=False) as db:
+        users = db.table("users", int, codecs.json())
+        assert set(users) == {1}
+        assert entries_of(users.index("by_city", **BY)) == [("a", 1)]
+        assert problems_of(db) == []

@@ -191,3 +191,33 @@ def test_a_touch_of_a_task_keeps_what_another_one_wrote_meanwhile(disk: Simulate
             assert await db.get(b"k") == b"new"
 
     asyncio.run(main())
+
+
+def test_a_batch_made_by_hand_goes_by_the_clock_of_the_store_that_a_table_brings_it_to(disk: SimulatedDisk) -> None:
+    with kvwal.open("/kv", files=disk, background=False) as db:
+        table = db.table("t", str, int, expire_s=60)
+        batch = kvwal.WriteBatch()
+        table.within(batch)["a"] = 1
+        db.commit(batch)
+        assert table["a"] == 1
+        disk.pass_time(61)
+        assert "a" not in table
+
+    async def main() -> None:
+        async with kvwal.aio.open("/kv", files=disk, background=False) as store:
+            made = kvwal.WriteBatch()
+            of_tasks = store.table("t", str, int, expire_s=60)
+            (await of_tasks.within(made))["b"] = 1
+            await store.commit(made)
+            assert await of_tasks.get("b") == 1
+            disk.pass_time(61)
+            assert await of_tasks.get("b") is None
+
+    asyncio.run(main())
+
+
+def test_the_longest_time_is_taken_for_any_longer_one(disk: SimulatedDisk) -> None:
+    with kvwal.open("/kv", files=disk, background=False) as db:
+        db.put(b"k", b"v", expire_s=1e305)
+        db.put(b"l", b"v", expire_s=10**400)
+        assert db[b"k"] == db[b"l"] == b"v"
