@@ -92,7 +92,7 @@ def test_an_index_in_a_transaction_of_tasks_and_at_a_past_moment() -> None:
         with pytest.raises(ClosedError):
             await by_city.within(then).count()
         with pytest.raises(TypeError):
-            by_city.within(db)  # type: ignore[arg-type]
+            by_city.within(db)  # type: ignore[arg-type]  # it is refused
         txn = db.transaction()
         assert await by_city.within(txn).get("Rom") == []
         (await users.within(txn)).put("x", {})

@@ -31,6 +31,7 @@ def test_its_record_is_that_of_a_batch() -> None:
         batch = WriteBatch()
         batch.table(table).put(b"key", b"value")
         general, short = encode_intents(batch), encode_put(b"key", b"value", table)
+        # Of a table each is a `Body`.
         assert (b"".join(general), general.bits) == (b"".join(short), short.bits)  # type: ignore[attr-defined]
 
 
@@ -201,10 +202,10 @@ def test_one_that_went_by_old_names_is_refused_and_goes_by_name() -> None:
         table, same = db.table("t", str, int), db.table("t", str, int)
         table["a"] = 1
         engine, first = db.engine, table.id
-        _, names, _ = table._stored.to_write()  # type: ignore[misc]
+        _, names, _ = table._stored.to_write()  # type: ignore[misc]  # the table is there
         db.drop_table("t")
         with pytest.raises(TableNotFoundError):
-            engine.queue.put(b"a", b"1", False, first, names)  # type: ignore[arg-type]
+            engine.queue.put(b"a", b"1", False, first, names)  # type: ignore[arg-type]  # the table is there
         check_store(db)
         same["b"] = 2
         assert same.id != first

@@ -139,6 +139,7 @@ def test_an_index_has_what_the_table_has_whatever_expires(disk: SimulatedDisk, s
                     within = users.within(txn)
                     within.put(key, user, expire_s=expire_s)
                     within.touch(key + 1, expire_s=7)
+                    # It reads as a table does.
                     assert entries_of(index.within(txn)) == expected(within)  # type: ignore[arg-type]
             case 4:
                 with db.batch() as batch:

@@ -206,7 +206,7 @@ class Pages:
 def test_a_leaf_that_is_just_full_takes_no_third_page() -> None:
     for spare in range(40):
         pages = Pages()
-        builder = TreeBuilder(pages, lambda: None)  # type: ignore[arg-type]
+        builder = TreeBuilder(pages, lambda: None)  # type: ignore[arg-type]  # it wants no more of them
         keys = [b"%03d" % i + b"k" * (i % 2) for i in range(60)]
         values: list[bytes] = [Expiring.of(b"v" * (118 + i % 2), 7) for i in range(60)]
         values[-1] = Expiring.of(b"v" * (118 + spare), 7)
@@ -319,7 +319,7 @@ def test_values_that_cannot_be_decoded_expire_as_well(disk: SimulatedDisk) -> No
         db.drop_table("t")
         numbers = db.table("n", str, int)
         with pytest.raises((TypeError, CodecError)):
-            numbers.put("k", "x", expire_s=1)  # type: ignore[arg-type]
+            numbers.put("k", "x", expire_s=1)  # type: ignore[arg-type]  # it is refused
 
 
 # -- the command line --------------------------------------------------------------------------

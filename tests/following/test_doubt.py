@@ -37,6 +37,7 @@ class Glitching:
 
 
 def test_what_fails_once_is_looked_at_again_and_is_damage_if_nothing_moved(db: kvwal.Store, path: str) -> None:
+    # It stands for files.
     with kvwal.follow(path, files=WrappedFiles(system_files(), Glitching)) as live:  # type: ignore[arg-type]
         for n in range(3):
             db.put(b"key", b"%d" % n * 300)
@@ -114,7 +115,7 @@ def test_each_commit_is_published_once_and_in_its_order(
 def test_a_checkpoint_in_parts_is_shown_once_its_log_is_replayed(db: kvwal.Store, path: str) -> None:
     for n in range(4):
         db.put(b"%d" % n, b"first")
-    pages: Any = db.engine._pages  # type: ignore[attr-defined]
+    pages: Any = db.engine._pages  # type: ignore[attr-defined]  # a private part, looked at
     with kvwal.follow(path) as before:
         assert before.refresh() == 3
         # The trees have a part of commits 3 and 4, and say so.

@@ -184,7 +184,7 @@ def test_a_subscription_that_nothing_matches_looks_at_each_event_once(recorder: 
         looks.append(after)
         return read_on(wanted, after)
 
-    recorder.read_on = counted  # type: ignore[method-assign]
+    recorder.read_on = counted  # type: ignore[method-assign]  # put in its place
     received: list[int] = []
     subscription = recorder.subscribe(tagged("mine"))
     thread = threading.Thread(target=lambda: received.extend(each.position for each in subscription), daemon=True)

@@ -247,7 +247,7 @@ def test_a_subscription_sleeps_until_a_commit_wakes_it(recorder: KvwalProcessRec
         looks.append(after)
         return read_on(after, topics)
 
-    recorder.read_on = counted  # type: ignore[method-assign]
+    recorder.read_on = counted  # type: ignore[method-assign]  # put in its place
     subscription = recorder.subscribe(topics=["t"])
     thread = threading.Thread(target=lambda: received.extend(each.id for each in subscription))
     thread.start()
@@ -377,7 +377,7 @@ def test_waiting_for_tracking_looks_only_when_a_commit_came(recorder: KvwalProce
         looks.append(1)
         return has(application_name, notification_id)
 
-    recorder.has_tracking_id = counted  # type: ignore[method-assign]
+    recorder.has_tracking_id = counted  # type: ignore[method-assign]  # put in its place
     thread = threading.Thread(target=recorder.wait, args=("up", 3), kwargs={"timeout": 60.0})
     thread.start()
     until(lambda: inside(thread, "wait") and len(looks) == 2)
@@ -667,7 +667,7 @@ class Counted(Aggregate):
 
 class Counters(ProcessApplication[UUID]):
     def policy(self, domain_event: DomainEventProtocol[UUID], processing_event: ProcessingEvent[UUID]) -> None:
-        if isinstance(domain_event, Order.Added):  # type: ignore[attr-defined]
+        if isinstance(domain_event, Order.Added):  # type: ignore[attr-defined]  # the library makes it
             processing_event.collect_events(Counted())
 
 
@@ -715,7 +715,7 @@ def test_the_upcasting_of_the_library_reads_old_events(tmp_path: Path) -> None:
     with Application[UUID](env) as app:
         one = Versioned("hello")
         app.save(one)
-        table = app.recorder._events.table  # type: ignore[attr-defined]
+        table = app.recorder._events.table  # type: ignore[attr-defined]  # a private part, looked at
         key = ("event", 1)
         assert b'"class_version":2' in table[key]
         table[key] = table[key].replace(b'"class_version":2', b'"class_version":1').replace(b'"text":', b'"name":')

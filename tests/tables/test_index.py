@@ -666,6 +666,7 @@ def test_an_index_that_is_dropped_while_it_is_built_is_gone(tmp_path: Any) -> No
         users = users_of(db)
         users.update((f"{number:05}", {"city": "Oslo"}) for number in range(500))
         go_on = threading.Event()
+        # It waits for True.
         index = users.index("by_city", key=lambda user: go_on.wait(10) and "Oslo", codec=str)  # type: ignore[arg-type]
         users.drop_index("by_city")
         go_on.set()
@@ -733,6 +734,7 @@ def test_a_table_has_several_indexes_and_each_goes_alone(db: kvwal.Store, users:
     assert keys_of(by_size) == [(0, "bob"), (1, "ada")]
     again = by_city_of(users)
     assert keys_of(again) == [("Oslo", "ada")]
+    # The row is there.
     ids = [index.id for index in decode_indexes("users", db.engine.tables.row("users").others)]  # type: ignore[union-attr]
     assert len(set(ids)) == 2
     assert min(ids) > 1 << 31, "an id is never given twice"

@@ -165,10 +165,10 @@ def test_a_newer_version_begins_anew(db: kvwal.Store) -> None:
         assert Migration(db.engine, newer._spec).step()
         return stretch
 
-    going._read = and_then_another_begins  # type: ignore[method-assign]
+    going._read = and_then_another_begins  # type: ignore[method-assign]  # put in its place
     with pytest.raises(TableCodecError):
         going.step()
-    going._read = read  # type: ignore[method-assign]
+    going._read = read  # type: ignore[method-assign]  # put back
     with pytest.raises(TableCodecError):
         going.step()
     report = newer.migrate()

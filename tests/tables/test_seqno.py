@@ -112,7 +112,7 @@ def test_a_part_of_the_default_table_has_them_too(db: kvwal.Store) -> None:
     ]
     assert all(key.startswith(b"events/\x02") for key in db)
     with pytest.raises(TypeError):
-        db.sub(b"x", str, str).put(("a", SEQNO), "x")  # type: ignore[arg-type]
+        db.sub(b"x", str, str).put(("a", SEQNO), "x")  # type: ignore[arg-type]  # it is refused
 
 
 def test_a_transaction_writes_them_at_its_place(db: kvwal.Store) -> None:

@@ -705,7 +705,7 @@ def test_a_codec_that_makes_no_bytes_of_a_bound_deletes_nothing(db: kvwal.Store)
         name, version, ordered = "forgets", 1, True
 
         def encode(self, value: str) -> bytes:
-            return None if value == "x" else value.encode()  # type: ignore[return-value]
+            return None if value == "x" else value.encode()  # type: ignore[return-value]  # a codec at fault
 
         def decode(self, data: bytes) -> str:
             return data.decode()
@@ -895,7 +895,7 @@ def test_a_cursor_of_the_longest_key_and_of_a_part_of_the_store(db: kvwal.Store)
         assert not cursor.prev()
         assert not part.cursor().seek(b"y")
     with db.cursor() as every:
-        assert not every.seek(kvwal.END)  # type: ignore[arg-type]
+        assert not every.seek(kvwal.END)  # type: ignore[arg-type]  # it is no key
         assert every.prev()
         assert every.key == b"y"
 
