@@ -202,11 +202,17 @@ class _Restore:
         except NotADirectoryError:
             raise _taken(self._aside, "is in the way; move it") from None
         try:
+            if directory.kind(DATA) is not None and _marker_of(directory) is None:
+                # Opened to be looked at, it takes the lock.
+                directory.close()
+                if not self._is_made():
+                    raise _taken(self._aside, "is none of a restore, or of another one; move it")
+                self.resumed = True
+                return
             directory.lock(shared=False)
             # Durability: else all that is made in it could be gone.
             directory.sync_parent()
-            if not self._begin(directory):
-                return
+            self._begin(directory)
             if directory.kind(DATA) is None:
                 if directory.kind(_PAGES) is None:
                     self._write_pages(directory)
@@ -217,8 +223,8 @@ class _Restore:
         finally:
             directory.close()
 
-    def _begin(self, directory: Directory) -> bool:
-        """Step 1, unless the same is being made. False if all is made."""
+    def _begin(self, directory: Directory) -> None:
+        """Step 1, unless the same is being made."""
         names = directory.names()
         foreign = [name for name in names if not (name in _OURS or is_known(name))]
         plan = self._chosen.plan
@@ -229,16 +235,13 @@ class _Restore:
             "objects": [str(name) for name in (*plan.bases, *plan.units)],
         }
         found = _marker_of(directory)
-        if foreign or (found is None and (DATA in names or _PAGES in names or any(map(numbers, names)))):
-            if not foreign and DATA in names and self._is_made():
-                self.resumed = True
-                return False
+        if foreign or (found is None and (_PAGES in names or any(map(numbers, names)))):
             raise _taken(self._aside, "is none of a restore, or of another version; move it")
         if found is not None and {key: found.get(key) for key in wanted} == wanted:
             line = _line_in(found)
             if line is not None:
                 self._line, self.resumed = line, True
-                return True
+                return
         # That of another moment, or none: what there is of it goes, the marker last.
         for name in sorted(names, key=lambda name: name == _MARKER):
             if name in _OURS or numbers(name) or name == DATA or name.endswith(".tmp"):
@@ -254,7 +257,6 @@ class _Restore:
         directory.rename(temporary_name(_MARKER), _MARKER)
         # Durability: without the marker, what comes now would be none of a restore.
         directory.sync()
-        return True
 
     def _is_made(self) -> bool:
         """Whether what lies aside is this restore, verified, but for its name."""
