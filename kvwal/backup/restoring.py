@@ -18,19 +18,21 @@ all of it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from kvwal.backup.bases import BaseHeader, chain_of, pages_of, read_table
 from kvwal.backup.chain import replay
 from kvwal.backup.choosing import Chosen, Moment, as_moment, choose
-from kvwal.backup.names import BaseName
+from kvwal.backup.names import BaseName, UnitName
 from kvwal.backup.port import Destination, Where, destination_at
 from kvwal.backup.state import dump, identity_of, load
 from kvwal.backup.units import UnitCommit
 from kvwal.batch import WriteBatch
 from kvwal.engine.checkpoint import merge_into
+from kvwal.engine.consumers import ROWS as CONSUMERS
+from kvwal.engine.consumers import oldest_asked_for
 from kvwal.engine.engine import Engine
 from kvwal.engine.lines import LineRow, encode_line, parent_of
 from kvwal.engine.memtable import Memtable
@@ -44,8 +46,10 @@ from kvwal.log.copied import CopiedLog
 from kvwal.log.intents import Body
 from kvwal.log.record import COMMIT
 from kvwal.options import Options
-from kvwal.pages import Meta, PageFile
+from kvwal.pages import Meta, PageFile, Tree
+from kvwal.pages.catalogue import root_of
 from kvwal.pages.fresh import finish_page_file
+from kvwal.pages.pager import Pager
 from kvwal.positions import Position
 
 __all__ = ["RestoreReport", "restore"]
@@ -209,6 +213,9 @@ class _Restore:
                     raise _taken(self._aside, "is none of a restore, or of another one; move it")
                 self.resumed = True
                 return
+            foreign = [name for name in directory.names() if not (name in _OURS or is_known(name))]
+            if foreign:
+                raise _taken(self._aside, f"holds {foreign[0]!r}, which is none of a restore; move it")
             directory.lock(shared=False)
             # Durability: else all that is made in it could be gone.
             directory.sync_parent()
@@ -226,7 +233,6 @@ class _Restore:
     def _begin(self, directory: Directory) -> None:
         """Step 1, unless the same is being made."""
         names = directory.names()
-        foreign = [name for name in names if not (name in _OURS or is_known(name))]
         plan = self._chosen.plan
         wanted: dict[str, Any] = {
             "store": self._store_id.hex(),
@@ -235,7 +241,7 @@ class _Restore:
             "objects": [str(name) for name in (*plan.bases, *plan.units)],
         }
         found = _marker_of(directory)
-        if foreign or (found is None and (_PAGES in names or any(map(numbers, names)))):
+        if found is None and (_PAGES in names or any(map(numbers, names))):
             raise _taken(self._aside, "is none of a restore, or of another version; move it")
         if found is not None and {key: found.get(key) for key in wanted} == wanted:
             line = _line_in(found)
@@ -311,21 +317,40 @@ class _Restore:
             if numbers(name) is not None or (name.endswith(".tmp") and is_known(name)):
                 directory.unlink(name)
         meta = self._chain()[-1][1].meta
+        after, units = self._begin_of_log(directory, meta)
         now_us = self._files.now_us()
         identity = LogIdentity(self._store_id, self._line, now_us)
         options = LogOptions(self._options.segment_bytes, self._options.preallocate, self._options.mode)
-        log = CopiedLog(self._files, directory, identity, options, meta.seqno, meta.time_us, meta.required)
+        log = CopiedLog(self._files, directory, identity, options, after, meta.time_us, meta.required)
         last_us = meta.time_us
-        for commit in self._commits(meta):
+        for commit in self._commits(after, units):
             log.add(commit)
             last_us = commit.time_us
         log.add(self._row(max(last_us, now_us), now_us))
         log.close()
 
-    def _commits(self, meta: Meta) -> Iterator[UnitCommit]:
+    def _begin_of_log(self, directory: Directory, meta: Meta) -> tuple[Seqno, Sequence[UnitName]]:
+        """After which commit the log begins, and the units that it is made of.
+
+        That is before the base where consumers still read what is there, and units have it.
+        """
         plan = self._chosen.plan
-        if plan.at > meta.seqno:
-            for commit in replay(self._destination, self._store_id, plan.units, meta.seqno, plan.at):
+        file = directory.open(_PAGES)
+        try:
+            pager = Pager(file, 0)
+            asked = oldest_asked_for(Tree(pager, meta, *root_of(pager, meta, SYSTEM_TABLE)).chunks(*CONSUMERS))
+        finally:
+            file.close()
+        if asked is not None and asked < meta.seqno:
+            units = self._chosen.held.units_from(asked, plan.at)
+            if units and units[-1].last >= plan.at:
+                return asked, units
+        return meta.seqno, plan.units
+
+    def _commits(self, after: Seqno, units: Sequence[UnitName]) -> Iterator[UnitCommit]:
+        at = self._chosen.plan.at
+        if at > after:
+            for commit in replay(self._destination, self._store_id, units, after, at):
                 yield commit
                 self._tell(len(commit.body))
 
