@@ -13,6 +13,7 @@ from wrapped_files import WrappedFiles
 
 import kvwal
 from kvwal.files.names import segment_name
+from kvwal.log.reader import gather
 from kvwal.log.record import encode_record
 from kvwal.log.segment import HEADER_PAGE_BYTES, SLOT_OFFSET, SegmentHeader, decode_header, list_segments
 from kvwal.testing import SimulatedDisk
@@ -394,3 +395,37 @@ def test_a_record_of_a_newer_format_is_said_to_be_one() -> None:
     other = encode_record(header.marker, header.salt + begin, 1, len(store.states) + 5, 0, 1 << 50, b"\0" * 30)
     data[begin : begin + len(other)] = other
     assert "does not follow" in check(store, bytes(data))
+
+
+class Late:
+    """A segment of which the first part was read before the rest was written."""
+
+    def __init__(self, file: Any, offset: int) -> None:
+        self._file = file
+        self._offset = offset
+
+    def pread(self, size: int, offset: int) -> bytes:
+        found: bytes = self._file.pread(size, offset)
+        return bytes(len(found)) if offset == self._offset else found
+
+
+def test_a_writer_that_is_faster_than_what_judges_is_no_damage(monkeypatch: pytest.MonkeyPatch) -> None:
+    """While the end is read, a record comes where that was read already, and behind it one that says it is on disk."""
+    monkeypatch.setattr("kvwal.log.walk.CHUNK_BYTES", 4096)
+    disk = SimulatedDisk()
+    disk.make_directory(PATH)
+    with kvwal.open(PATH, files=disk, background=False) as db:
+        db.put(b"key", b"first")
+        judged = []
+
+        def late(file: Any, segment: Any, place: Any, *rest: Any) -> Any:
+            db.put(b"key", b"%d" % len(judged) * 6000)
+            db.put(b"key", b"%d again" % len(judged))
+            judged.append(gather(Late(file, place.offset), segment, place, *rest))
+            return judged[-1]
+
+        monkeypatch.setattr("kvwal.log.watch.gather", late)
+        with kvwal.follow(PATH, files=disk) as live:
+            assert live.seqno == db.last_seqno - 1
+            assert all(tail.durable > tail.last_seqno for tail, _ in judged)
+            assert judged
