@@ -42,7 +42,6 @@ _SWEEP_BYTES: Final = 64 << 10
 _ZEROS: Final = bytes(_SWEEP_BYTES)
 # Of a record that is larger than a chunk, what is looked at to tell whether all of it was written.
 _LAST_BYTES: Final = 4096
-_MARKER_BYTES: Final = 4
 # Bytes behind one place are examined at most twice in a row, and then after 2, 4 and at last this number of looks.
 _MOST_PAUSE: Final = 64
 # In one look a segment is walked at most this number of times, and its end judged.
@@ -83,7 +82,7 @@ class _Newest:
 class _Arrived:
     """A file of which the rest of a large record is read only where the end of the record was written.
 
-    A record that ends with many zeros has arrived when there is another one behind it.
+    One that ends with many zeros is left to what examines.
     """
 
     __slots__ = ("_file",)
@@ -94,7 +93,7 @@ class _Arrived:
     def pread(self, size: int, offset: int) -> bytes:
         """As `File.pread`."""
         last = min(size, _LAST_BYTES)
-        if size > _CHUNK_BYTES and not any(self._file.pread(last + _MARKER_BYTES, offset + size - last)):
+        if size > _CHUNK_BYTES and not any(self._file.pread(last, offset + size - last)):
             return b""
         return self._file.pread(size, offset)
 
@@ -155,8 +154,6 @@ class Watch:
 
     def _walk(self, newest: _Newest) -> None:
         """Read on in a segment."""
-        if newest.place.stop is Stop.CLOSED:
-            return
         if not newest.is_due:
             self._look_behind(newest)
         # A write that is under way is over when it is looked at again.

@@ -94,6 +94,8 @@ def built(how: str) -> Built:
     commit(lambda db: db.put(b"last", b"one"))
     if how == "idle":
         all_durable(db)
+    # So long after the last checkpoint that a close makes one.
+    disk.pass_time(2)
     if how in ("paused", "closed"):
         db.close()
     found, end = disk.copy(), offset_of(db)
@@ -190,7 +192,7 @@ def flips(how: str, bits: Callable[[int], range]) -> None:
 
 @pytest.mark.parametrize("how", HOW)
 def test_a_flipped_bit_is_to_a_follower_what_it_is_to_an_open(how: str) -> None:
-    flips(how, lambda offset: range(offset % 8, offset % 8 + 1) if offset % 12 == 0 else range(0))
+    flips(how, lambda offset: range(offset % 8, offset % 8 + 1) if offset % 16 == 0 else range(0))
 
 
 @pytest.mark.slow
