@@ -108,6 +108,7 @@ class Indexes:
 
         IndexNotDeclaredError, and what the functions raise.
         """
+        batch = batch.counted(self._reads.moments.clock.now_us)
         indexed = self._names.indexed
         if indexed and batch.others is not None and not indexed.keys().isdisjoint(batch.others):
             if shared:

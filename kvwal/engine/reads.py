@@ -309,7 +309,7 @@ class Reads:
 
     def count(self, start: bytes | None = None, stop: bytes | None = None, *, table: int = 0) -> int:
         """Number of keys in [start, stop) now: see `Version.count`."""
-        while (begun := self._begin_count(self.moments.clock.reader_us(), table)) is None:
+        while (begun := self._begin_count(self.moments.clock.now_us(), table)) is None:
             self._meet(table)
         reader, part, extent = begun
         try:
@@ -329,7 +329,7 @@ class Reads:
 
     def key_at(self, rank: int, *, table: int = 0) -> bytes | None:
         """The key that has `rank` others before it, now; None if there is none."""
-        while (begun := self._begin_count(self.moments.clock.reader_us(), table)) is None:
+        while (begun := self._begin_count(self.moments.clock.now_us(), table)) is None:
             self._meet(table)
         reader, part, extent = begun
         seqno = reader.seqno

@@ -76,8 +76,6 @@ def _differences(
 ) -> Iterator[Difference]:
     reads = engine.reads
     try:
-        if old.seqno == new.seqno:
-            return
         first, last = (old, new) if old.seqno < new.seqno else (new, old)
         for key in _changed(engine, first, last, bounds, table):
             before, after = reads.read_at(old, key, table=table), reads.read_at(new, key, table=table)
@@ -100,10 +98,11 @@ def _changed(engine: Engine, first: Reader, last: Reader, bounds: Bounds, table:
         if clipped is not None:
             again = reads.moments.again(first, "diff")
             sources.append(_keys(reads.chunks(again, *clipped, reverse=reverse, table=table)))
+    low_us, high_us = sorted((first.at_us, last.at_us))
     # At the time 0 nothing expires.
-    if first.at_us:
+    if low_us:
         again = reads.moments.again(first, "diff")
-        rows = reads.chunks(again, *due_rows(first.at_us + 1, last.at_us), reverse=False, table=SYSTEM_TABLE)
+        rows = reads.chunks(again, *due_rows(low_us + 1, high_us), reverse=False, table=SYSTEM_TABLE)
         due = (key for key in queued_keys(rows, table) if bounds.contains(key))
         sources.append(iter(sorted(due, reverse=reverse)))
     for key, _ in groupby(merge(*sources, reverse=reverse)):
