@@ -75,6 +75,8 @@ class Indexes:
         self.failures: dict[int, Exception] = {}
         #: Starts the background thread on it; None if there is none.
         self.wake: Callable[[], object] | None = None
+        #: What the background thread failed for last, so that it does not build; None: it did not, or is to try again.
+        self.stopped: BaseException | None = None
 
     def load(self) -> None:
         """Learn which tables have indexes. Requires: no commit has been made yet."""
@@ -168,10 +170,16 @@ class Indexes:
             if row is not None and index.name == name and value is not None:
                 self.failures.pop(index.id, None)
                 self._builds[index.id] = row.id
-                if self.wake is None:
-                    self.work()
-                else:
-                    self.wake()
+                self.go_on()
+
+    def go_on(self) -> None:
+        """Build what is to be built, also where that was stopped: in the background, or here if there is no thread."""
+        self.stopped = None
+        if self._builds:
+            if self.wake is None:
+                self.work()
+            else:
+                self.wake()
 
     def is_building(self, table: str, name: str) -> bool:
         """Whether an index is being built here."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
+from copy import copy
 from heapq import merge
 from itertools import islice
 from typing import Any, Final, Generic, NamedTuple, TypeVar
@@ -353,12 +354,16 @@ class Index(IndexReading[I, K, V], Generic[I, K, V]):
     def wait(self, timeout_s: float | None = None) -> bool:
         """Wait until it is built. False if it is not after `timeout_s`.
 
+        Where building is stopped, by a full disk for one, the error of that is raised; the next call goes on.
         IndexNotReadyError if building has failed, with what the function raised as its cause, or if no thread builds it
-        here; IndexNotFoundError.
+        here; IndexNotFoundError; ClosedError.
         """
         began_s, wait_s = time.monotonic(), _LEAST_WAIT_S
+        indexes = self._engine.tables.indexes
+        indexes.go_on()
         while True:
-            building = self._engine.tables.indexes.is_building(self._spec.table.name, self.name)
+            stopped = indexes.stopped
+            building = indexes.is_building(self._spec.table.name, self.name)
             try:
                 _, let_go = self._lookup()
                 let_go()
@@ -366,6 +371,8 @@ class Index(IndexReading[I, K, V], Generic[I, K, V]):
             except IndexNotReadyError:
                 if not building:
                     raise
+            if stopped is not None:
+                raise copy(stopped) from stopped
             if timeout_s is not None and time.monotonic() - began_s >= timeout_s:
                 return False
             time.sleep(wait_s)

@@ -11,6 +11,7 @@ import pytest
 from store_fixtures import TINY, check_store, problems_of
 
 import kvwal
+from kvwal.expiring import Expiring
 from kvwal.files import system_files
 from kvwal.log import StoreClock
 from kvwal.testing import SimulatedDisk
@@ -84,6 +85,19 @@ def test_a_step_ahead_that_is_taken_back_was_never_believed() -> None:
     assert clock.now_us() == start_us + 900 * S
     time.passes(599)
     assert clock.now_us() == start_us + 1499 * S
+
+
+def test_a_step_ahead_that_is_taken_back_by_more_than_it_was_begins_anew() -> None:
+    time = Time()
+    clock, start_us = time.clock(), time.wall_us
+    time.wall_us += 48 * HOUR_S * S
+    assert clock.now_us() == start_us
+    time.wall_us -= 49 * HOUR_S * S
+    time.passes(500)
+    assert clock.now_us() == start_us + 500 * S
+    time.wall_us += 48 * HOUR_S * S
+    time.passes(200)
+    assert clock.now_us() == start_us + 680 * S
 
 
 @pytest.mark.parametrize("step_s", [1, HOUR_S])
@@ -265,3 +279,13 @@ def test_a_batch_made_by_hand_counts_from_its_commit(db: kvwal.Store, disk: Simu
         disk.pass_time(7)
         assert (db.get(b"a"), db[b"b"]) == (None, b"for good")
     assert "y" not in table, "it was put through the table, 32 seconds ago"
+
+
+def test_a_time_that_was_given_is_not_counted_from_the_commit() -> None:
+    batch = kvwal.WriteBatch()
+    batch.put(b"k", b"v", expire_s=1)
+    other = batch.copy()
+    batch.put_until(b"k", b"v", 7)
+    assert batch.counted(lambda: 100).writes[b"k"] == Expiring.of(b"v", 7)
+    assert other.counted(lambda: 100).writes[b"k"] == Expiring.of(b"v", 100 + S)
+    assert other.writes[b"k"] == Expiring.of(b"v", S)
