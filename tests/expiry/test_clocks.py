@@ -239,11 +239,6 @@ def test_the_moment_of_a_time_is_judged_by_that_time(db: kvwal.Store, disk: Simu
     assert list(db.diff(expired, lived)) == [(b"k", None, b"v")]
     assert list(db.diff(lived)) == [(b"k", b"v", None)]
     assert list(db.diff(expired)) == []
-    db[b"k"] = b"w"
-    db.revert(b"k", to=lived)
-    assert db[b"k"] == b"v"
-    db.revert(b"k", to=expired)
-    assert b"k" not in db
 
 
 def test_the_time_of_a_clock_that_is_not_believed_yet_is_now(db: kvwal.Store, disk: SimulatedDisk) -> None:

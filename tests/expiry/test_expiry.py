@@ -494,9 +494,28 @@ def test_a_past_moment_judges_by_the_time_of_its_commit(db: kvwal.Store, disk: S
         assert db[b"other"] == b"3"
         db.checkpoint()
         assert [d for d in db.diff(first, third) if d.key == b"k"] == [(b"k", b"v", None)]
-    db.revert(b"k", to=second)
-    assert db[b"k"] == b"v"
-    assert db.expires(b"k") is None
+
+
+@pytest.mark.parametrize("named", [False, True])
+def test_a_value_that_is_brought_back_expires_when_it_was_to(
+    db: kvwal.Store, disk: SimulatedDisk, named: bool
+) -> None:
+    kept: Any = db.table("t", bytes, bytes, expire_s=5000) if named else db
+    seqno = kept.put(b"k", b"v", expire_s=100)
+    ends = kept.expires(b"k")
+    kept[b"k"] = b"w"
+    db.checkpoint()
+    kept.revert(b"k", to=seqno)
+    assert (kept[b"k"], kept.expires(b"k")) == (b"v", ends)
+    later(disk, 100)
+    assert b"k" not in kept
+    kept[b"k"] = b"w"
+    kept.revert(b"k", to=seqno)
+    assert b"k" not in kept
+    db.checkpoint()
+    remove_all(db)
+    # A delete reads nothing: the row of the default expiry stays until its time.
+    assert (b"k" in kept, db.stats().expiry_rows) == (False, int(named))
 
 
 def test_the_feed_tells_the_value_that_a_removed_key_had(db: kvwal.Store, disk: SimulatedDisk) -> None:
