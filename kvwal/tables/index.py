@@ -34,6 +34,7 @@ from kvwal.engine.indexes import (
     reverse_of,
     stale_key,
 )
+from kvwal.engine.indexing import ALL
 from kvwal.engine.parked import SYSTEM_TABLE
 from kvwal.engine.tables import as_table_name
 from kvwal.errors import IndexNotFoundError, IndexNotReadyError
@@ -362,7 +363,7 @@ class Index(IndexReading[I, K, V], Generic[I, K, V]):
         indexes = self._engine.tables.indexes
         indexes.go_on()
         while True:
-            stopped = indexes.stopped
+            stopped = indexes.failures.get(ALL)
             building = indexes.is_building(self._spec.table.name, self.name)
             try:
                 _, let_go = self._lookup()

@@ -535,7 +535,7 @@ def test_a_range_that_is_deleted_while_stale_entries_are_removed_is_seen_to_as_w
         pass
     assert index.count() == 2000
     assert indexes.is_due()
-    indexes.work()
+    indexes.go_on()
     assert db.tables()[0].indexes[0].entries == 2000
 
 
