@@ -16,7 +16,7 @@ from typing import Final
 from kvwal.engine.checkpoint import COMPACT_PASSES, REST_S, Checkpointer
 from kvwal.engine.commit import CommitQueue
 from kvwal.engine.expirer import Expirer
-from kvwal.engine.indexing import Indexes
+from kvwal.engine.indexing import ALL, Indexes
 from kvwal.engine.state import State
 from kvwal.errors import DiskFullError, Error
 from kvwal.locks import new_lock
@@ -197,7 +197,7 @@ class Background:
         except (OSError, Error) as error:
             # Not lost: the store is poisoned, damaged or its disk is full, and a commit that must wait for this work,
             # or a call that asks for a checkpoint, is told so.
-            self.failure = error
+            self.failure = self._table_indexes.failures[ALL] = error
             self._quiet = True
         if self.failure is None and self._expirer.may_be_due():
             # There was more than could be removed while the other jobs waited.
@@ -262,6 +262,7 @@ class Background:
     def _checkpoint(self) -> None:
         self._checkpointer.checkpoint()
         self.failure = None
+        self._table_indexes.failures.pop(ALL, None)
         self._may_compact = True
 
     def _expire(self) -> None:
@@ -291,7 +292,7 @@ class Background:
                     yielded_s = now_s()
 
     def _table_indexes_are_due(self) -> bool:
-        return self.failure is None and self._table_indexes.is_due()
+        return ALL not in self._table_indexes.failures and self._table_indexes.is_due()
 
     def _see_to_table_indexes(self) -> None:
         """Go on building the indexes of tables, for as long as the other jobs can wait."""

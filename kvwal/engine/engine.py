@@ -37,7 +37,7 @@ from kvwal.errors import DiskFullError, LockedError, PoisonedError, closed, fork
 from kvwal.events import Events, Recovery
 from kvwal.keys import Seqno
 from kvwal.locks import is_nested, new_lock, refuse_reentry, release
-from kvwal.log import RefusingLog, SegmentLog
+from kvwal.log import RefusingLog, SegmentLog, StoreClock
 from kvwal.options import Durability, Flag, Options
 
 __all__ = ["Engine"]
@@ -99,9 +99,12 @@ class Engine:
         self._pages = recovered.pages
         self._log = recovered.log
         self.state: State = recovered.state
-        clock = ExpiryClock(options.files.now_us, options.files.monotonic_s)
+        files = options.files
+        # Without a log nothing is stamped.
+        time = StoreClock(files.now_us, files.monotonic_s) if recovered.log is None else recovered.log.clock
+        clock = ExpiryClock(time.now_us)
         clock.in_use = recovered.expires
-        gaps, moments = Gaps(), Moments(self.state, options.files.now_us, clock)
+        gaps, moments = Gaps(), Moments(self.state, files.now_us, clock)
         self.reads: Reads = self._reads_type(self.state, moments, gaps)
         #: Whom this store tells of what it does.
         self.events: Events = recovered.events
