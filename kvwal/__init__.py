@@ -31,6 +31,8 @@ from kvwal.engine.recovery import RecoveryReport
 from kvwal.engine.stats import Pin, Stats
 from kvwal.engine.verify import VerifyReport
 from kvwal.errors import (
+    ArchiveDiverged,
+    BackupDestinationError,
     ClosedError,
     CodecError,
     ConflictError,
@@ -50,6 +52,7 @@ from kvwal.errors import (
     IndexNotReadyError,
     InternalError,
     LockedError,
+    ObjectMissing,
     PoisonedError,
     ReadOnlyError,
     ReentrancyError,
@@ -93,6 +96,8 @@ __all__ = [
     "MAX_KEY_BYTES",
     "MAX_VALUE_BYTES",
     "SEQNO",
+    "ArchiveDiverged",
+    "BackupDestinationError",
     "Batch",
     "BatchTable",
     "Bootstrap",
@@ -132,6 +137,7 @@ __all__ = [
     "Lag",
     "LockedError",
     "MigrationReport",
+    "ObjectMissing",
     "OpenOptions",
     "OwnCommits",
     "Parked",

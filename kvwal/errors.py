@@ -18,6 +18,8 @@
     |   |-- IndexNotFoundError    a table has no index of this name (also a LookupError)
     |   |-- IndexNotDeclaredError a put into a table with an index whose function is not known
     |   |-- IndexNotReadyError    an index is still being built
+    |   |-- ObjectMissing         a backup's destination has no object of this name (also a LookupError)
+    |   |-- ArchiveDiverged       an archive holds another history than the store that is to go on with it
     |   |-- SnapshotTooOld        the moment, or a version of a key, asked for is no longer kept
     |   `-- FeedGap               changes asked for are no longer kept
     |-- CorruptionError         the bytes on disk are not what kvwal wrote
@@ -25,6 +27,7 @@
     |-- EnvironmentFailure      the machine failed us, not the data
     |   |-- LockedError           another process (its pid is named) has the store
     |   |-- PoisonedError         an earlier write or flush failed; reads go on, writes need a reopen
+    |   |-- BackupDestinationError  what a backup is written to, or read from, cannot be used
     |   |-- DiskFullError         no space; nothing was written, retry after freeing some
     |   `-- SystemCallError       a call of the operating system failed (also an OSError, with its errno)
     |       |-- RefusedError          it did nothing: too many open files, no permission, read-only; retry when cured
@@ -51,6 +54,8 @@ from datetime import datetime
 from typing import Any, Final
 
 __all__ = [
+    "ArchiveDiverged",
+    "BackupDestinationError",
     "ClosedError",
     "CodecError",
     "ConflictError",
@@ -70,6 +75,7 @@ __all__ = [
     "IndexesChangedError",
     "InternalError",
     "LockedError",
+    "ObjectMissing",
     "PoisonedError",
     "ReadOnlyError",
     "ReentrancyError",
@@ -216,6 +222,37 @@ class CodecError(UsageError, ValueError):
         super().__init__(
             f"codec {codec} cannot read {len(data)} bytes, {begin}: {reason}; use the codec that wrote them, or take "
             "them as they are from this error's attribute data"
+        )
+
+
+class ObjectMissing(UsageError, LookupError):
+    """A destination has no object of this name.
+
+    Attributes:
+        name: of the object.
+        place: the destination, as messages call it.
+    """
+
+    def __init__(self, name: str, place: str) -> None:
+        self.name = name
+        self.place = place
+        super().__init__(f"there is no {name} in {place}; see what is there with kvwal archive status")
+
+
+class ArchiveDiverged(UsageError):
+    """An archive holds other commits than the store does, beyond `at_seqno`. Nothing was changed.
+
+    Two copies of a store have each gone on: a disk or a virtual machine was set back, or its files were copied.
+
+    Attributes:
+        at_seqno: the last commit that both have, as far as that can be told.
+    """
+
+    def __init__(self, at_seqno: int) -> None:
+        self.at_seqno = at_seqno
+        super().__init__(
+            f"the archive and the store have different commits beyond {at_seqno}: one of them is a copy that went on "
+            "by itself; archive this store to a new destination, or restore from the archive into a new store"
         )
 
 
@@ -441,6 +478,13 @@ class StoreRemovedError(SystemCallError):
     """The store's directory, or a file of it, was removed, moved or replaced while the store was open.
 
     Nothing more is written. What was acknowledged is in the directory that was opened, if that still exists.
+    """
+
+
+class BackupDestinationError(EnvironmentFailure):
+    """What a backup is written to, or read from, cannot be used: it is another store's, or was replaced, or is damaged.
+
+    Nothing was changed in it.
     """
 
 

@@ -36,7 +36,7 @@ _FLAGS = _NOFOLLOW | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0) | 
 _DIRECTORY = os.O_RDONLY | getattr(os, "O_DIRECTORY", 0) | getattr(os, "O_CLOEXEC", 0)
 
 #: Whether every call that takes a name takes the descriptor of the directory that holds it.
-BY_DESCRIPTOR = os.supports_dir_fd >= {os.open, os.stat, os.unlink, os.rename} and os.listdir in os.supports_fd
+BY_DESCRIPTOR = os.supports_dir_fd >= {os.open, os.stat, os.unlink, os.rename, os.link} and os.listdir in os.supports_fd
 
 
 class SystemDirectory:
@@ -167,6 +167,12 @@ class SystemDirectory:
     def rename(self, source: str, target: str) -> None:
         with self._failing(target):
             os.replace(self._at(source), self._at(target), src_dir_fd=self._fd, dst_dir_fd=self._fd)
+
+    def link(self, source: str, target: str) -> None:
+        with self._failing(target):
+            # `_at` is asked for both, as either may be refused.
+            names = self._at(source), self._at(target)
+            os.link(*names, src_dir_fd=self._fd, dst_dir_fd=self._fd, follow_symlinks=False)
 
     def unlink(self, name: str) -> None:
         with self._failing(name):

@@ -103,6 +103,10 @@ class Directory(Protocol):
         """Atomically rename a file, replacing the target. Not durable on return."""
         ...
 
+    def link(self, source: str, target: str) -> None:
+        """Give a file a second name; FileExistsError if the target is there. Not durable on return."""
+        ...
+
     def unlink(self, name: str) -> None:
         """Remove a file. Not durable on return."""
         ...

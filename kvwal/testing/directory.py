@@ -114,6 +114,20 @@ class SimulatedDirectory:
                 self._node.change(Entry(disk.operations, source, target, node))
             raise_after(fault, path)
 
+    def link(self, source: str, target: str) -> None:
+        disk, path = self._disk, self._path(target)
+        with disk.mutex:
+            entries = self._entries()
+            fault = disk.begin("link", path)
+            raise_before(fault, path)
+            node = entries.get(source)
+            if node is None:
+                raise failure(errno.ENOENT, path)
+            if target in entries:
+                raise failure(errno.EEXIST, path)
+            self._node.change(Entry(disk.operations, "", target, node))
+            raise_after(fault, path)
+
     def unlink(self, name: str) -> None:
         disk, path = self._disk, self._path(name)
         with disk.mutex:

@@ -94,7 +94,9 @@ def test_a_directory_that_is_moved_into_another_is_flushed_there(disk):
     assert disk.crash().kind("/p/f") == "file"
 
 
-@pytest.mark.parametrize("operation", ["create", "open", "rename", "unlink", "list_directory", "open_directory"])
+@pytest.mark.parametrize(
+    "operation", ["create", "open", "rename", "link", "unlink", "list_directory", "open_directory"]
+)
 def test_what_is_refused_is_not_done(disk, operation):
     directory = opened(disk)
     directory.open("f", create=True).close()
@@ -103,6 +105,7 @@ def test_what_is_refused_is_not_done(disk, operation):
         "create": lambda: directory.open("g", create=True),
         "open": lambda: directory.open("f"),
         "rename": lambda: directory.rename("f", "g"),
+        "link": lambda: directory.link("f", "g"),
         "unlink": lambda: directory.unlink("f"),
         "list_directory": directory.names,
         "open_directory": lambda: opened(disk),
@@ -120,3 +123,22 @@ def test_a_failed_flush_is_no_refusal_whatever_its_errno(disk):
         with pytest.raises(SystemCallError) as caught:
             flush()
         assert not isinstance(caught.value, RefusedError)
+
+
+def test_a_link_is_a_second_name_and_replaces_nothing(disk):
+    directory = opened(disk)
+    file = directory.open("f", create=True)
+    file.pwrite(b"x", 0)
+    file.sync()
+    directory.open("taken", create=True).close()
+    with pytest.raises(FileExistsError):
+        directory.link("f", "taken")
+    with pytest.raises(FileNotFoundError):
+        directory.link("none", "g")
+    directory.sync()
+    directory.link("f", "g")
+    directory.unlink("f")
+    assert directory.open("g").pread(9, 0) == b"x"
+    assert disk.crash().open_directory("/a").names() == ["taken", "f"], "neither is durable"
+    directory.sync()
+    assert disk.crash().read("/a/g") == b"x"
