@@ -64,8 +64,8 @@ class Destination(Protocol):
     def swap(self, name: str, old: bytes | None, new: bytes) -> bool:
         """Replace a small object that is `old` (None: there is none) by `new`; durable on return. False if it is not.
 
-        Such objects are made by `swap` alone. Of several that swap the same `old` at most one gets True. One whose `new`
-        was replaced by another at once may get False.
+        Such objects are made by `swap` alone. Of several that swap the same `old` at most one gets True. One
+        whose `new` was replaced by another at once may get False.
         """
         ...
 
@@ -239,14 +239,14 @@ class DirectoryDestination:
                 file.datasync()
             finally:
                 file.close()
-            try:
-                directory.link(temporary, target)
-                made = True
-            except FileExistsError:
-                made = False
-        finally:
+            directory.rename(temporary, target, replace=False)
+            made = True
+        except BaseException as error:
             with suppress(OSError):
                 directory.unlink(temporary)
+            if not isinstance(error, FileExistsError):
+                raise
+            made = False
         # Durability: and then the name. Also if another one made it, who may not have come so far.
         directory.sync()
         return made

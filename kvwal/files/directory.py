@@ -164,15 +164,15 @@ class SystemDirectory:
             place = self._at("")
             return shutil.disk_usage(place if self._fd is None else self._fd).free
 
-    def rename(self, source: str, target: str) -> None:
+    def rename(self, source: str, target: str, *, replace: bool = True) -> None:
         with self._failing(target):
-            os.replace(self._at(source), self._at(target), src_dir_fd=self._fd, dst_dir_fd=self._fd)
-
-    def link(self, source: str, target: str) -> None:
-        with self._failing(target):
-            # `_at` is asked for both, as either may be refused.
             names = self._at(source), self._at(target)
-            os.link(*names, src_dir_fd=self._fd, dst_dir_fd=self._fd, follow_symlinks=False)
+            if replace:
+                os.replace(*names, src_dir_fd=self._fd, dst_dir_fd=self._fd)
+            else:
+                # Python has no call for it, but a link replaces nothing.
+                os.link(*names, src_dir_fd=self._fd, dst_dir_fd=self._fd, follow_symlinks=False)
+                os.unlink(names[0], dir_fd=self._fd)
 
     def unlink(self, name: str) -> None:
         with self._failing(name):

@@ -23,7 +23,7 @@ FAMILIES: Final[dict[str, tuple[str, ...]]] = {
     "read": ("pread",),
     "write": ("pwrite",),
     "fsync": ("datasync", "sync", "sync_directory"),
-    "change": ("pwrite", "allocate", "truncate", "create", "rename", "link", "unlink", "make_directory"),
+    "change": ("pwrite", "allocate", "truncate", "create", "rename", "unlink", "make_directory"),
     "any": (
         "open",
         "open_directory",
@@ -36,7 +36,6 @@ FAMILIES: Final[dict[str, tuple[str, ...]]] = {
         "allocate",
         "truncate",
         "rename",
-        "link",
         "unlink",
         "make_directory",
         "list_directory",
