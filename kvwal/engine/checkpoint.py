@@ -145,7 +145,7 @@ class Checkpointer:
     @locked
     def free_space(self) -> bool:
         """Free what the consumer that is furthest behind holds, which is lost then; or else what the window's beginning
-        holds. False if there is neither.
+        holds; or else what an archive does, which has a gap then. False if there is none of them.
         """
         # What was read, and is read no more, holds nothing.
         self._succession.release_pages()
@@ -153,7 +153,16 @@ class Checkpointer:
         if older is not None and self._log.retention.drop_laziest(Seqno(older.seqno + 1), self._log.segments()):
             self._retire()
             return True
-        return self._shorten_window()
+        return self._shorten_window() or self._give_up_archive()
+
+    def _give_up_archive(self) -> bool:
+        older = self._pages.older
+        if older is None or not self._log.retention.drop_laziest(
+            Seqno(older.seqno + 1), self._log.segments(), last=True
+        ):
+            return False
+        self._retire()
+        return True
 
     def _shorten_window(self) -> bool:
         """Give up bases until a segment is retired, or there is none. False if there was none."""

@@ -261,7 +261,7 @@ class Consumers:
 
     def _hold(self, name: str, after: Seqno | None, limits: Limits) -> Hold:
         log = self.log()
-        return log.retention.hold(name, after, log.segments(), log.last_seqno, log.last_time_us, limits)
+        return log.hold(name, after, limits)
 
     def keep_hold(self, name: str, hold: Hold | None) -> None:
         """From here on this is the consumer's hold, in place of one that it may have; None: it holds nothing."""

@@ -19,7 +19,7 @@ from kvwal.engine.succession import Succession
 from kvwal.errors import FeedGap, SnapshotTooOld
 from kvwal.keys import Seqno
 from kvwal.locks import locked_by_state
-from kvwal.log import KeyCursor, KeyHistory, Seek, SegmentCursor, Stretch, hold_kept
+from kvwal.log import ArchiveLimits, KeyCursor, KeyHistory, Seek, SegmentCursor, Stretch, hold_kept
 from kvwal.pages.meta import Meta
 from kvwal.times import time_of, us_of
 
@@ -93,7 +93,8 @@ class Past:
             pins.append(Pin("window", oldest.seqno, since_us, self._keeping.held_bytes()))
         for hold in [] if self._log is None else self._log.retention.holds():
             # What a past moment holds was counted with its reader.
-            if hold.limits is None and hold.name not in ("snapshot", "window"):
+            of_consumer = hold.limits is not None and not isinstance(hold.limits, ArchiveLimits)
+            if not of_consumer and hold.name not in ("snapshot", "window"):
                 pins.append(Pin(hold.name, hold.after, hold.since_us, self._keeping.held_log_bytes(hold.after)))
         return pins
 

@@ -21,7 +21,7 @@ from kvwal.engine.verify_indexes import verify_indexes
 from kvwal.errors import FeedGap, read_only
 from kvwal.files import Directory, Files
 from kvwal.keys import Seqno
-from kvwal.log import SegmentCursor, SegmentInfo, read_kept
+from kvwal.log import Hold, Limits, SegmentCursor, SegmentInfo, read_kept
 from kvwal.times import time_of, us_of
 
 __all__ = ["Upkeep"]
@@ -123,12 +123,12 @@ class Upkeep:
         expiry = self._expirer.waiting()
         return Stats.of(self._state, self._readers, self._pages, self._log, self._reader, expiry)
 
-    def read(self, after: Seqno | datetime | None, until: Seqno | None, purpose: str) -> SegmentCursor:
+    def read(self, after: Seqno | datetime | None, until: Seqno | None, purpose: str | None) -> SegmentCursor:
         """The commits beyond `after` (None: all that the log still has), up to `until` (None: as they become durable).
 
         `after` may be a time: then the commits that were made then or later, and behind some that were made before.
-        `purpose`: what they are held for. FeedGap if one of them is gone, or may be, or `after` is beyond the newest
-        commit; ReadOnlyError where none can come.
+        `purpose`: what they are held for; None if the caller holds them. FeedGap if one of them is gone, or may be, or
+        `after` is beyond the newest commit; ReadOnlyError where none can come.
         """
         self._state.refuse_if_gone()
         if isinstance(after, datetime):
@@ -144,7 +144,16 @@ class Upkeep:
             raise read_only()
         return read_kept(self._reader, after, until)
 
-    def _read_since(self, since: datetime, until: Seqno | None, purpose: str) -> SegmentCursor:
+    def hold(self, after: Seqno, purpose: str, limits: Limits) -> Hold:
+        """Hold the log beyond a commit, within limits. FeedGap as `read`; ReadOnlyError where nothing can be held."""
+        self._state.refuse_if_gone()
+        if self._log is None:
+            raise read_only()
+        if after > self._log.last_seqno:
+            raise FeedGap(after, self._segments()[0].first_seqno, self._log.last_seqno)
+        return self._log.hold(purpose, after, limits)
+
+    def _read_since(self, since: datetime, until: Seqno | None, purpose: str | None) -> SegmentCursor:
         since_us = us_of("since", since)
         # The log that is looked at is held meanwhile.
         whole = self.read(None, until, purpose)
