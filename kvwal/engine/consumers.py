@@ -253,7 +253,10 @@ class Consumers:
                 return
 
     def begin_hold(self, name: str, after: Seqno | None, limits: Limits) -> Hold:
-        """Hold what is beyond `after` for a consumer, before its row says so; None: all there is. Raises FeedGap."""
+        """Hold what is beyond `after` for a consumer, before its row says so, or for an archive; None: all there is.
+
+        FeedGap if it is not all kept.
+        """
         log = self.log()
         if after is not None and after > log.last_seqno:
             raise FeedGap(after, log.segments()[0].first_seqno, log.last_seqno)
@@ -261,7 +264,7 @@ class Consumers:
 
     def _hold(self, name: str, after: Seqno | None, limits: Limits) -> Hold:
         log = self.log()
-        return log.hold(name, after, limits)
+        return log.retention.hold(name, after, log.segments(), log.last_seqno, log.last_time_us, limits)
 
     def keep_hold(self, name: str, hold: Hold | None) -> None:
         """From here on this is the consumer's hold, in place of one that it may have; None: it holds nothing."""

@@ -21,7 +21,7 @@ from kvwal.engine.verify_indexes import verify_indexes
 from kvwal.errors import FeedGap, read_only
 from kvwal.files import Directory, Files
 from kvwal.keys import Seqno
-from kvwal.log import Hold, Limits, SegmentCursor, SegmentInfo, read_kept
+from kvwal.log import SegmentCursor, SegmentInfo, read_kept
 from kvwal.times import time_of, us_of
 
 __all__ = ["Upkeep"]
@@ -143,15 +143,6 @@ class Upkeep:
         if until is None:
             raise read_only()
         return read_kept(self._reader, after, until)
-
-    def hold(self, after: Seqno, purpose: str, limits: Limits) -> Hold:
-        """Hold the log beyond a commit, within limits. FeedGap as `read`; ReadOnlyError where nothing can be held."""
-        self._state.refuse_if_gone()
-        if self._log is None:
-            raise read_only()
-        if after > self._log.last_seqno:
-            raise FeedGap(after, self._segments()[0].first_seqno, self._log.last_seqno)
-        return self._log.hold(purpose, after, limits)
 
     def _read_since(self, since: datetime, until: Seqno | None, purpose: str | None) -> SegmentCursor:
         since_us = us_of("since", since)

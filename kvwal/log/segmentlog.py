@@ -42,7 +42,7 @@ from kvwal.log.key_history import KeyHistory
 from kvwal.log.protocol import LogIdentity, LogOptions, LogStats
 from kvwal.log.reader import LogReader
 from kvwal.log.record import CLOSED, PAUSED
-from kvwal.log.retention import Hold, HoldInfo, Limits, Retention
+from kvwal.log.retention import Hold, HoldInfo, Retention
 from kvwal.log.segment import HEADER_PAGE_BYTES, IndexSizes, SegmentHeader, SegmentInfo, list_segments
 from kvwal.log.segments import CLOSE_BYTES, Plan, SegmentMaker
 from kvwal.log.tail import LogEnd, TailRow
@@ -176,7 +176,7 @@ class SegmentLog(SegmentWriter):
 
         FeedGap if commits beyond `after` are no longer kept. Thread-safe. `purpose`: None if the caller holds them.
         """
-        hold = Hold({}, 0, after) if purpose is None and after is not None else self.hold(purpose or "", after)
+        hold = Hold({}, 0, after) if purpose is None and after is not None else self._hold(purpose or "", after)
         recent = self.recent if until is None else None
         return SegmentCursor(self._reader, hold, until, self._durable, self._await_beyond, self._when_beyond, recent)
 
@@ -184,11 +184,10 @@ class SegmentLog(SegmentWriter):
         return list(self._segments)
 
     def _hold_versions(self, after: Seqno | None) -> Hold:
-        return self.hold("versions", after)
+        return self._hold("versions", after)
 
-    def hold(self, purpose: str, after: Seqno | None, limits: Limits | None = None) -> Hold:
-        """Hold the commits beyond `after` (None: all that are kept). FeedGap if one is gone. From any thread."""
-        return self.retention.hold(purpose, after, self.segments(), self.last_seqno, self.last_time_us, limits)
+    def _hold(self, purpose: str, after: Seqno | None) -> Hold:
+        return self.retention.hold(purpose, after, self.segments(), self.last_seqno, self.last_time_us)
 
     def holds(self) -> list[HoldInfo]:
         """Who holds log, since when. From any thread."""
