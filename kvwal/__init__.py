@@ -20,6 +20,8 @@ from kvwal.api.open import open
 from kvwal.api.shared import shared
 from kvwal.api.store import Store
 from kvwal.api.table import Table, TableDifference, TableVersion
+from kvwal.backup.making import BackupReport
+from kvwal.backup.restoring import RestoreReport, restore
 from kvwal.batch import WriteBatch
 from kvwal.codecs import SEQNO
 from kvwal.db.cursor import Cursor
@@ -52,6 +54,7 @@ from kvwal.errors import (
     IndexNotReadyError,
     InternalError,
     LockedError,
+    NotInBackup,
     ObjectMissing,
     PoisonedError,
     ReadOnlyError,
@@ -98,6 +101,7 @@ __all__ = [
     "SEQNO",
     "ArchiveDiverged",
     "BackupDestinationError",
+    "BackupReport",
     "Batch",
     "BatchTable",
     "Bootstrap",
@@ -136,6 +140,7 @@ __all__ = [
     "KeyVersions",
     "Lag",
     "LockedError",
+    "NotInBackup",
     "MigrationReport",
     "ObjectMissing",
     "OpenOptions",
@@ -147,6 +152,7 @@ __all__ = [
     "RecoveryReport",
     "ReentrancyError",
     "RefusedError",
+    "RestoreReport",
     "SalvageReport",
     "Position",
     "Seqno",
@@ -176,6 +182,7 @@ __all__ = [
     "follow",
     "open",
     "prefix_stop",
+    "restore",
     "salvage",
     "shared",
 ]

@@ -21,6 +21,7 @@
     |   |-- ObjectMissing         a backup's destination has no object of this name (also a LookupError)
     |   |-- ArchiveDiverged       an archive holds another history than the store that is to go on with it
     |   |-- SnapshotTooOld        the moment, or a version of a key, asked for is no longer kept
+    |   |   `-- NotInBackup           backups do not have the moment that is to be restored
     |   `-- FeedGap               changes asked for are no longer kept
     |-- CorruptionError         the bytes on disk are not what kvwal wrote
     |-- FormatError             not a store, or a store of a format this version does not know
@@ -75,6 +76,7 @@ __all__ = [
     "IndexesChangedError",
     "InternalError",
     "LockedError",
+    "NotInBackup",
     "ObjectMissing",
     "PoisonedError",
     "ReadOnlyError",
@@ -332,6 +334,17 @@ class SnapshotTooOld(_NotKeptError):
         if self.forked_at is not None:
             return f"{self._other_line()}; {self._kept()}"
         return f"what was from {_asked(self.asked)} on is no longer all kept; {self._kept()}; ask for one of these"
+
+
+class NotInBackup(SnapshotTooOld):
+    """Backups do not have the moment that is to be restored: it is older, newer, or in a gap.
+
+    Attributes: as `SnapshotTooOld` has. `oldest` and `newest` are the first and last moment that can be restored,
+    `nearest` the moments on both sides of what was asked for.
+    """
+
+    def _text(self) -> str:
+        return f"the backup does not have the moment of {_asked(self.asked)}; {self._kept()}; ask for one of these"
 
 
 class FeedGap(_NotKeptError):

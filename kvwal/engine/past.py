@@ -7,6 +7,8 @@ is held. Both are let go of as for any version that has no reader any more (succ
 from __future__ import annotations
 
 from bisect import bisect_right
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -21,6 +23,7 @@ from kvwal.keys import Seqno
 from kvwal.locks import locked_by_state
 from kvwal.log import ArchiveLimits, KeyCursor, KeyHistory, Seek, SegmentCursor, Stretch, hold_kept
 from kvwal.pages.meta import Meta
+from kvwal.pages.pager import Pager
 from kvwal.times import time_of, us_of
 
 __all__ = ["Past", "Window"]
@@ -106,6 +109,30 @@ class Past:
     def hold_log(self, after: Seqno | None) -> SegmentCursor:
         """Hold the log beyond a commit (None: all of it) until what this returns is closed or collected."""
         return self._keeping.hold(after, "diff")
+
+    @contextmanager
+    def generation(self, *, oldest: bool = False) -> Iterator[tuple[Meta, Pager]]:
+        """The newest generation, or the base that the window begins with: what it says, and its pages as they are on
+        disk. They stay while the block runs; those of a follower may go, and its pager raises SnapshotTooOld then.
+
+        SnapshotTooOld if it went just now: try again.
+        """
+        self._state.refuse_if_gone()
+        pins, tree = self._pages.pins, self._state.version.tree
+        bases = self._keeping.bases if oldest else ()
+        meta = tree.meta
+        if bases and bases[0].seqno <= meta.seqno:
+            meta = bases[0].meta(meta)
+        holder = object()
+        try:
+            try:
+                # That of the moment before the first commit has no page.
+                pins.hold(holder, {meta.generation} if meta.height or meta.catalogue_height else ())
+            except ValueError:
+                raise SnapshotTooOld(meta.seqno, meta.seqno + 1, self._state.seqno) from None
+            yield meta, tree.pager.uncached()
+        finally:
+            pins.hold(holder, ())
 
     def reader(self, at: Seqno | datetime, purpose: str, owner: object = None) -> Reader:
         """Register a reader of the moment of a commit, or of a time. Give it back with `Reader.release`, or drop it.
