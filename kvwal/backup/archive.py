@@ -12,15 +12,18 @@ import logging
 import threading
 import time
 import weakref
+from collections.abc import Callable
 from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 from types import TracebackType
 from typing import Any, Final, Literal, Protocol, TypeAlias
 
-from kvwal.backup.archiver import Archiver, MakeBase, Superseded
+from kvwal.backup.archiver import Archiver, Superseded
+from kvwal.backup.bases import check_base
+from kvwal.backup.making import backup
 from kvwal.backup.port import Destination, Where, destination_at
 from kvwal.engine.engine import Engine
-from kvwal.errors import ArchiveDiverged, ClosedError, FeedGap, ForkedError, PoisonedError
+from kvwal.errors import ArchiveDiverged, ClosedError, CorruptionError, FeedGap, ForkedError, PoisonedError
 from kvwal.files import process_id
 from kvwal.keys import Seqno, as_int
 from kvwal.positions import Position
@@ -100,7 +103,7 @@ class _Worker:
         back_off_s = _LEAST_BACK_OFF_S
         try:
             while True:
-                self._sleep(wait_s)
+                self._sleep(0.0 if self.stopping else wait_s)
                 mark = self.archiver.mark
                 is_done = mark is not None and mark >= self.flush_to
                 if self.stopping and (is_done or self.told.since_s is not None):
@@ -156,6 +159,36 @@ class _Worker:
     def stop(self) -> None:
         self.stopping = True
         self.wake_ups.put(None)
+
+
+class _Ticking:
+    """A destination that calls `tick` when it is read from."""
+
+    def __init__(self, destination: Destination, tick: Callable[[], object]) -> None:
+        self._destination, self._tick = destination, tick
+
+    def get(self, name: str, *, start: int = 0, size: int | None = None) -> bytes:
+        self._tick()
+        return self._destination.get(name, start=start, size=size)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._destination, name)
+
+
+def make_base(engine: Engine, destination: Destination, tick: Callable[[], object]) -> None:
+    """Put a base of the newest generation into a destination, and read it back."""
+
+    def progress(done: int, total: int) -> None:
+        tick()
+
+    report = backup(engine, destination, progress=progress)
+    reading: Any = _Ticking(destination, tick)
+    try:
+        check_base(reading, report.base)
+    except CorruptionError:
+        if report.base in report.made:
+            destination.delete(report.base)
+        raise
 
 
 class Archive:
@@ -289,8 +322,6 @@ def archive(
     *,
     rpo_s: float = 1.0,
     max_behind_bytes: int | None = None,
-    make_base: MakeBase,
-    **more: Any,
 ) -> Archive:
     """Keep an archive of an open store in a destination: every durable commit, `rpo_s` seconds later at the latest.
 
@@ -314,5 +345,5 @@ def archive(
     engine.upkeep.consumers.log()
     if max_behind_bytes is None:
         max_behind_bytes = engine.upkeep.consumers.default_limits().max_bytes
-    archiver = Archiver(engine, place, make_base, rpo_s=rpo_s, max_behind_bytes=max_behind_bytes, **more)
+    archiver = Archiver(engine, place, make_base, rpo_s=rpo_s, max_behind_bytes=max_behind_bytes)
     return Archive(engine, _Worker(archiver, place))
