@@ -21,6 +21,7 @@ from kvwal.api.shared import shared
 from kvwal.api.store import Store
 from kvwal.api.table import Table, TableDifference, TableVersion
 from kvwal.backup.archive import Archive, ArchiveStatus, archive
+from kvwal.backup.keeping import Keep
 from kvwal.backup.making import BackupReport
 from kvwal.backup.restoring import RestoreReport, restore
 from kvwal.batch import WriteBatch
@@ -139,6 +140,7 @@ __all__ = [
     "IndexWithin",
     "IndexesChangedError",
     "InternalError",
+    "Keep",
     "KeyVersion",
     "KeyVersions",
     "Lag",
