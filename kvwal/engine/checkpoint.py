@@ -34,10 +34,10 @@ from kvwal.keys import Seqno
 from kvwal.locks import locked, new_lock
 from kvwal.log import SegmentLog, replay_count
 from kvwal.options import Options
-from kvwal.pages import Changes, Columns, PageFile
+from kvwal.pages import Changes, Columns, Meta, PageFile
 from kvwal.sorting import sorted_in_steps
 
-__all__ = ["COMPACT_PASSES", "REST_S", "Checkpointer"]
+__all__ = ["COMPACT_PASSES", "REST_S", "Checkpointer", "merge_into"]
 
 _T = TypeVar("_T")
 
@@ -75,6 +75,22 @@ def _updates(memtable: Memtable, yield_to_writers: Callable[[], None]) -> Iterat
         yield_to_writers()
         if keys:
             yield keys, list(map(value_of, keys))
+
+
+def merge_into(pages: PageFile, memtable: Memtable, yield_to_writers: Callable[[], None], **more: Any) -> Meta:
+    """Make the next generation, with all that a memtable holds. `more`: as for `PageFile.checkpoint`."""
+    return pages.checkpoint(
+        _updates(memtable, yield_to_writers),
+        memtable.ranges.newest.ranges(),
+        tables={
+            table: Changes(_updates(part, yield_to_writers), part.ranges.newest.ranges(), part.has_expiring)
+            for table, part in memtable.parts.written()
+        },
+        seqno=memtable.last_seqno,
+        yield_to_writers=yield_to_writers,
+        expiring=memtable.has_expiring,
+        **more,
+    )
 
 
 class Checkpointer:
@@ -148,7 +164,7 @@ class Checkpointer:
     @locked
     def free_space(self) -> bool:
         """Free what the consumer that is furthest behind holds, which is lost then; or else what the window's beginning
-        holds. False if there is neither.
+        holds; or else what an archive does, which has a gap then. False if there is none of them.
         """
         # What was read, and is read no more, holds nothing.
         self._succession.release_pages()
@@ -156,7 +172,16 @@ class Checkpointer:
         if older is not None and self._log.retention.drop_laziest(Seqno(older.seqno + 1), self._log.segments()):
             self._retire()
             return True
-        return self._shorten_window()
+        return self._shorten_window() or self._give_up_archive()
+
+    def _give_up_archive(self) -> bool:
+        older = self._pages.older
+        if older is None or not self._log.retention.drop_laziest(
+            Seqno(older.seqno + 1), self._log.segments(), last=True
+        ):
+            return False
+        self._retire()
+        return True
 
     def _shorten_window(self) -> bool:
         """Give up bases until a segment is retired, or there is none. False if there was none."""
@@ -284,24 +309,18 @@ class Checkpointer:
         succession.release_pages()
         try:
             keep, drop = self._keeping.plan(last_seqno)
-            meta = self._pages.checkpoint(
-                _updates(memtable, yield_to_writers),
-                memtable.ranges.newest.ranges(),
-                tables={
-                    table: Changes(_updates(part, yield_to_writers), part.ranges.newest.ranges(), part.has_expiring)
-                    for table, part in memtable.parts.written()
-                },
-                seqno=last_seqno,
+            meta = merge_into(
+                self._pages,
+                memtable,
+                yield_to_writers,
                 time_us=time_us,
                 wall_us=files.now_us(),
                 session=self._log.session,
                 required=self._log.required,
                 before_flip=lambda: self._flush_log(last_seqno),
-                yield_to_writers=yield_to_writers,
                 compact=compact,
                 keep=keep,
                 drop=drop,
-                expiring=memtable.has_expiring,
             )
         except DiskFullError:
             raise
