@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
+import kvwal
+from kvwal.backup.archive import make_base
 from kvwal.backup.archiver import Archiver
+from kvwal.backup.bases import read_header
 from kvwal.backup.chain import Held, list_held, replay
-from kvwal.backup.names import BaseName
-from kvwal.backup.port import Destination
-from kvwal.engine.engine import Engine
+from kvwal.backup.port import DirectoryDestination
 from kvwal.keys import Seqno
 from kvwal.log.record import Record
 
@@ -23,15 +23,7 @@ OPTIONS: dict[str, Any] = {
 Model = dict[Seqno, dict[bytes, bytes]]
 
 
-def fake_base(engine: Engine, destination: Destination, tick: Callable[[], object]) -> None:
-    """A base that has a name and no pages: what is in it, the model tells."""
-    meta = engine.state.version.tree.meta
-    tick()
-    line = engine.upkeep.consumers.line
-    destination.put_new(str(BaseName(line, meta.seqno, meta.generation + 1, 0)), b"base")
-
-
-def archiver_of(db: Any, destination: Any, *, make_base: Any = fake_base, **more: Any) -> Archiver:
+def archiver_of(db: Any, destination: Any, *, make_base: Any = make_base, **more: Any) -> Archiver:
     more = {"rpo_s": 1.0, "max_behind_bytes": 1 << 30, **more}
     return Archiver(db.engine, destination, make_base, **more)
 
@@ -67,9 +59,21 @@ def held_of(db: Any, destination: Any) -> Held:
 
 def check_all(held: Held, destination: Any, store_id: bytes, model: Model, first: int, last: int) -> None:
     """Each moment from `first` to `last` is restored by its plan, and is the model's."""
+    replayed: dict[Any, dict[int, dict[bytes, bytes]]] = {}
     for at in range(first, last + 1):
-        plan = held.plan(Seqno(at))
-        found = model[plan.after]
-        for commit in replay(destination, store_id, plan.units, plan.after, Seqno(at)):
-            found = state_after(found, commit.kind, commit.body)
-        assert found == model[Seqno(at)], f"moment {at}"
+        plan = held.plan(Seqno(at), begins=lambda base: read_header(destination, str(base)).seqno)
+        key = plan.after, plan.units
+        if key not in replayed:
+            # All that these units have; each moment is a beginning of that.
+            found = replayed[key] = {plan.after: model[plan.after]}
+            until = plan.units[-1].last if plan.units else plan.after
+            for commit in replay(destination, store_id, plan.units, plan.after, until):
+                found[commit.seqno] = state_after(found[Seqno(commit.seqno - 1)], commit.kind, commit.body)
+        assert replayed[key][at] == model[Seqno(at)], f"moment {at}"
+
+
+def restored(files: Any, at: int, into: str = "/restored") -> dict[bytes, bytes]:
+    """What a store has that is restored from `/b`."""
+    kvwal.restore(DirectoryDestination("/b", files=files), into, at=at, files=files)
+    with kvwal.open(into, files=files, background=False) as db:
+        return dict(db)

@@ -12,15 +12,19 @@ import logging
 import threading
 import time
 import weakref
+from collections.abc import Callable
 from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 from types import TracebackType
 from typing import Any, Final, Literal, Protocol, TypeAlias
 
-from kvwal.backup.archiver import Archiver, MakeBase, Superseded
+from kvwal.backup.archiver import Archiver, Superseded
+from kvwal.backup.bases import check_base
+from kvwal.backup.keeping import Keep
+from kvwal.backup.making import backup
 from kvwal.backup.port import Destination, Where, destination_at
 from kvwal.engine.engine import Engine
-from kvwal.errors import ArchiveDiverged, ClosedError, FeedGap, ForkedError, PoisonedError
+from kvwal.errors import ArchiveDiverged, ClosedError, CorruptionError, FeedGap, ForkedError, PoisonedError
 from kvwal.files import process_id
 from kvwal.keys import Seqno, as_int
 from kvwal.positions import Position
@@ -54,7 +58,8 @@ class ArchiveStatus:
         durable_seqno: the last durable commit of the store.
         lag_s: age of the oldest durable commit beyond the mark; 0 if there is none.
         behind_commits: how many durable commits are beyond the mark. behind_bytes: log that is kept for them.
-        error: what failed last, if it still does. failing_s: since when nothing succeeds; None if it does.
+        error: what failed last, if it still does; also of merging and deleting, while units go on.
+        failing_s: since when nothing succeeds; None if it does.
         epoch: number of this archiver's claim.
         units, bases: how many were made since it began.
     """
@@ -100,7 +105,7 @@ class _Worker:
         back_off_s = _LEAST_BACK_OFF_S
         try:
             while True:
-                self._sleep(wait_s)
+                self._sleep(0.0 if self.stopping else wait_s)
                 mark = self.archiver.mark
                 is_done = mark is not None and mark >= self.flush_to
                 if self.stopping and (is_done or self.told.since_s is not None):
@@ -158,6 +163,36 @@ class _Worker:
         self.wake_ups.put(None)
 
 
+class _Ticking:
+    """A destination that calls `tick` when it is read from."""
+
+    def __init__(self, destination: Destination, tick: Callable[[], object]) -> None:
+        self._destination, self._tick = destination, tick
+
+    def get(self, name: str, *, start: int = 0, size: int | None = None) -> bytes:
+        self._tick()
+        return self._destination.get(name, start=start, size=size)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._destination, name)
+
+
+def make_base(engine: Engine, destination: Destination, tick: Callable[[], object]) -> None:
+    """Put a base of the newest generation into a destination, and read it back."""
+
+    def progress(done: int, total: int) -> None:
+        tick()
+
+    report = backup(engine, destination, progress=progress)
+    reading: Any = _Ticking(destination, tick)
+    try:
+        check_base(reading, report.base)
+    except CorruptionError:
+        if report.base in report.made:
+            destination.delete(report.base)
+        raise
+
+
 class Archive:
     """An archive that is being kept up to date; made by `kvwal.archive`. Use it in a `with` block within the store's.
 
@@ -182,6 +217,7 @@ class Archive:
         self._engine.state.refuse_if_gone()
         worker, upkeep = self._worker, self._engine.upkeep
         archiver, told = worker.archiver, worker.told
+        error = told.error or archiver.trouble
         # The mark first: it never passes what is durable by then.
         mark = archiver.mark
         durable = upkeep.durable_seqno
@@ -193,7 +229,7 @@ class Archive:
             lag_s=self._lag_s(at, durable),
             behind_commits=max(0, durable - at),
             behind_bytes=upkeep.consumers.held_bytes(at) if durable > at else 0,
-            error=None if told.error is None else f"{type(told.error).__name__}: {told.error}",
+            error=None if error is None else f"{type(error).__name__}: {error}",
             failing_s=None if told.since_s is None else time.monotonic() - told.since_s,
             epoch=archiver.epoch,
             units=archiver.units,
@@ -288,9 +324,8 @@ def archive(
     destination: Where,
     *,
     rpo_s: float = 1.0,
+    keep: Keep | None = Keep(),  # noqa: B008  # it is frozen
     max_behind_bytes: int | None = None,
-    make_base: MakeBase,
-    **more: Any,
 ) -> Archive:
     """Keep an archive of an open store in a destination: every durable commit, `rpo_s` seconds later at the latest.
 
@@ -298,6 +333,7 @@ def archive(
         db: the store, open for writing.
         destination: a directory on another disk, or an object with the calls of `kvwal.backup.port.Destination`.
         rpo_s: how long a durable commit waits until it is put there, in seconds: what a loss of the disk may cost.
+        keep: how long what stays, see `Keep`; None: all of it for ever, and units are not merged.
         max_behind_bytes: log that is kept while the destination fails, beside what recovery needs. When there is more,
             or the disk is full, the archive gets a gap, and a new base ends that. None: as a consumer's, 1 GiB or a
             tenth of the free space.
@@ -314,5 +350,5 @@ def archive(
     engine.upkeep.consumers.log()
     if max_behind_bytes is None:
         max_behind_bytes = engine.upkeep.consumers.default_limits().max_bytes
-    archiver = Archiver(engine, place, make_base, rpo_s=rpo_s, max_behind_bytes=max_behind_bytes, **more)
+    archiver = Archiver(engine, place, make_base, rpo_s=rpo_s, max_behind_bytes=max_behind_bytes, keep=keep)
     return Archive(engine, _Worker(archiver, place))

@@ -23,6 +23,7 @@ from typing import Any, Final
 
 from kvwal.backup import state
 from kvwal.backup.chain import Held, digest_after, list_held, refuse_diverged
+from kvwal.backup.keeping import Keep, Merging, plan_pruning, prune
 from kvwal.backup.port import Destination
 from kvwal.backup.units import UnitBuilder, decode_unit
 from kvwal.engine.engine import Engine
@@ -37,6 +38,9 @@ _log = logging.getLogger("kvwal")
 #: A unit is cut when its body has this size.
 UNIT_BYTES: Final = 8 << 20
 _PURPOSE: Final = "archive"
+# How often it looks whether units can be merged, and whether something is older than wanted.
+_MERGE_EVERY_S: Final = 30.0
+_PRUNE_EVERY_S: Final = 3600.0
 
 #: Puts a base of the newest generation into the destination, and reads it back; meanwhile it calls its last argument.
 MakeBase = Callable[[Engine, Destination, Callable[[], object]], object]
@@ -59,6 +63,7 @@ class Archiver:
         max_behind_bytes: int | None,
         base_bytes: int = 64 << 20,
         base_every_s: float = 86400.0,
+        keep: Keep | None = None,
         codec: str = "zlib",
         monotonic_s: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -67,6 +72,7 @@ class Archiver:
             rpo_s: how long a durable commit may wait until its unit is cut.
             max_behind_bytes: how much sealed log may be kept for it; None: no limit, until the disk is full.
             base_bytes, base_every_s: a base is made when units have so many bytes since the last one, or after so long.
+            keep: what stays; None: everything, and units are not merged either.
         """
         self._engine = engine
         self._destination = destination
@@ -74,6 +80,7 @@ class Archiver:
         self._rpo_s = rpo_s
         self._limits = ArchiveLimits(max_behind_bytes, None)
         self._base_bytes, self._base_every_s = base_bytes, base_every_s
+        self._keep = keep
         self._codec = codec
         self._monotonic_s = monotonic_s
         self._store_id = engine.state.version.tree.meta.store_id
@@ -86,6 +93,10 @@ class Archiver:
         self._unit_bytes = 0
         self._base_s = 0.0
         self._in_base = False
+        self._merging = Merging(destination, self._store_id, self._line)
+        self._tidied_s = self._pruned_s = monotonic_s()
+        #: What failed when units were merged, or old ones deleted; None if it did not. It is tried again.
+        self.trouble: Exception | None = None
         #: Every moment from the first base on up to this commit can be restored; None until that is known.
         self.mark: Seqno | None = None
         #: Number of the claim; 0 before it is made.
@@ -109,7 +120,7 @@ class Archiver:
         durable = self._engine.upkeep.durable_seqno
         if self._at() >= durable:
             self._pending_since_s = None
-            return self._base_if_due()
+            return self._tidy()
         if self._pending_since_s is None:
             self._pending_since_s = self._monotonic_s()
         left_s = self._pending_since_s + self._rpo_s - self._monotonic_s()
@@ -117,7 +128,7 @@ class Archiver:
             return left_s
         self._cut(durable)
         self._pending_since_s = None
-        return self._base_if_due()
+        return self._tidy()
 
     def when_beyond(self, wake: Callable[[], object]) -> Callable[[], object] | None:
         """Have `wake` called when there is a commit to archive. Returns what takes that back; None if none may come."""
@@ -330,7 +341,38 @@ class Archiver:
         if self._hold is not None:
             self._hold.advance(builder.last)
 
-    # -- bases --------------------------------------------------------------------------------
+    # -- beside units -------------------------------------------------------------------------
+
+    def _tidy(self) -> float | None:
+        """Make a base, merge units and delete old ones, where that is due. Returns as `step`."""
+        wait_s = self._base_if_due()
+        now_s = self._monotonic_s()
+        if self._keep is None or self._in_base or self._hold is None or now_s < self._tidied_s + _MERGE_EVERY_S:
+            return wait_s
+        try:
+            # One at a time, so that units are cut between.
+            if self._merging.step(self._at(), epoch=self.epoch, codec=self._codec):
+                return 0.0
+            self._tidied_s = now_s
+            if now_s >= self._pruned_s + _PRUNE_EVERY_S:
+                self._prune(self._keep)
+                self._pruned_s = now_s
+        except Exception as error:  # noqa: BLE001  # told by `trouble`: units go on
+            self._tidied_s = now_s
+            if self.trouble is None:
+                _log.error("the archive cannot be tidied up: %s", error)
+            self.trouble = error
+        else:
+            self.trouble = None
+        return wait_s
+
+    def _prune(self, keep: Keep) -> None:
+        held = list_held(self._destination, self._line)
+        prune(self._destination, plan_pruning(self._destination, held, keep, self._engine.reads.moments.now_us()))
+        sweep = getattr(self._destination, "sweep", None)
+        if sweep is not None:
+            sweep()
+
 
     def _base_if_due(self) -> float | None:
         """Make a base where a restore would have to replay much; meanwhile units go on being cut."""

@@ -27,7 +27,7 @@ from kvwal.backup.units import (
     decode_unit,
     line_digest,
 )
-from kvwal.errors import ArchiveDiverged, BackupDestinationError, CorruptionError, SnapshotTooOld
+from kvwal.errors import ArchiveDiverged, BackupDestinationError, CorruptionError, NotInBackup
 from kvwal.keys import Seqno
 from kvwal.times import time_of, us_of
 
@@ -165,7 +165,7 @@ class Held:
     def plan(self, at: Seqno, *, begins: Callable[[BaseName], Seqno] = _as_named) -> Plan:
         """How to restore the moment of commit `at`.
 
-        `begins`: after which commit a base needs the units, if that is not its seqno. SnapshotTooOld if it cannot be
+        `begins`: after which commit a base needs the units, if that is not its seqno. NotInBackup if it cannot be
         restored; the error has the bounds, and the nearest moments on both sides.
         """
         for base in reversed(self.bases[: bisect_right(self.bases, at, key=_as_named)]):
@@ -188,7 +188,7 @@ class Held:
         i = bisect_left(found, place, key=lambda stretch: stretch.first)
         before = found[i - 1].last if i else None
         after = found[i].first if i < len(found) else None
-        return SnapshotTooOld(asked, found[0].first, found[-1].last, nearest=(before, after))
+        return NotInBackup(asked, found[0].first, found[-1].last, nearest=(before, after))
 
 
 def list_held(destination: Destination, line: bytes) -> Held:
@@ -270,7 +270,7 @@ def _digest_at(commits: Iterator[UnitCommit], header: UnitHeader, seqno: Seqno) 
 def seqno_at(destination: Destination, held: Held, moment: datetime) -> Seqno:
     """The last commit at or before a time: times of commits, and not of objects, decide.
 
-    It reads about log2(units) headers and one unit. SnapshotTooOld if that moment is older than all, or in a gap.
+    It reads about log2(units) headers and one unit. NotInBackup if that moment is older than all, or in a gap.
     """
     asked_us = us_of("at", moment)
     units = held.units

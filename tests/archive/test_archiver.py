@@ -6,7 +6,7 @@ import errno
 from typing import Any
 
 import pytest
-from archive_fixtures import OPTIONS, Writer, archiver_of, check_all, fake_base, held_of
+from archive_fixtures import OPTIONS, Writer, archiver_of, check_all, held_of, make_base
 
 import kvwal
 from kvwal.backup import state
@@ -379,7 +379,7 @@ def test_bases_come_as_units_grow_and_units_go_on_meanwhile(rig: Rig) -> None:
         rig.clock.now_s += 2
         tick()
         assert before is None or archiver.mark == before + 3
-        fake_base(engine, destination, lambda: None)
+        make_base(engine, destination, lambda: None)
 
     archiver = rig.archiver(base_bytes=3000, make_base=slow, codec="none")
     archiver.step()
