@@ -16,7 +16,7 @@ from bisect import bisect_right
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import kvwal
@@ -32,9 +32,9 @@ __all__ = ["Archived", "work"]
 # What a loss of the disk may cost, in seconds.
 _RPO_S = 0.1
 _MARK_EVERY_S = 0.02
-# Past seconds that are restored at the end.
-_SECONDS = 5
-_EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
+# Past moments that are restored at the end.
+_MOMENTS = 5
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 def archive_of(path: str) -> str:
@@ -110,10 +110,10 @@ class Archived(Bank):
         lines = [self._compare("the newest", "latest", None, transfers)]
         yield Answer("what does the archive have if the disk is lost now?", lines)
         rng = random.Random(self.seed)
-        first, last = commits[0][0], commits[-1][0]
-        times = sorted(rng.randint(first, last) for _ in range(_SECONDS))
         lines = []
-        for time_us in times:
+        for i in sorted(rng.sample(range(len(commits)), min(_MOMENTS, len(commits)))):
+            following = commits[i + 1 : i + 2] or commits[i : i + 1]
+            time_us = rng.randint(commits[i][0], following[0][0])
             at = _EPOCH + timedelta(microseconds=time_us)
             expected = commits[bisect_right(commits, (time_us, 1 << 64)) - 1][1]
             lines.append(self._compare(f"{at:%H:%M:%S.%f}"[:-3], at, expected, transfers))
