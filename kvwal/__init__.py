@@ -20,6 +20,8 @@ from kvwal.api.open import open
 from kvwal.api.shared import shared
 from kvwal.api.store import Store
 from kvwal.api.table import Table, TableDifference, TableVersion
+from kvwal.backup.archive import Archive, ArchiveStatus, archive
+from kvwal.backup.keeping import Keep
 from kvwal.backup.making import BackupReport
 from kvwal.backup.restoring import RestoreReport, restore
 from kvwal.batch import WriteBatch
@@ -99,7 +101,9 @@ __all__ = [
     "MAX_KEY_BYTES",
     "MAX_VALUE_BYTES",
     "SEQNO",
+    "Archive",
     "ArchiveDiverged",
+    "ArchiveStatus",
     "BackupDestinationError",
     "BackupReport",
     "Batch",
@@ -136,6 +140,7 @@ __all__ = [
     "IndexWithin",
     "IndexesChangedError",
     "InternalError",
+    "Keep",
     "KeyVersion",
     "KeyVersions",
     "Lag",
@@ -178,6 +183,7 @@ __all__ = [
     "UsageError",
     "VerifyReport",
     "WriteBatch",
+    "archive",
     "codecs",
     "follow",
     "open",

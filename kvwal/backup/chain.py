@@ -18,12 +18,32 @@ from typing import NamedTuple, TypeVar
 
 from kvwal.backup.names import BaseName, UnitName, parse_name
 from kvwal.backup.port import Destination
-from kvwal.backup.units import HEADER_BYTES, UnitCommit, UnitHeader, commit_digest, decode_header, decode_unit
-from kvwal.errors import BackupDestinationError, CorruptionError, SnapshotTooOld
+from kvwal.backup.units import (
+    HEADER_BYTES,
+    UnitCommit,
+    UnitHeader,
+    commit_digest,
+    decode_header,
+    decode_unit,
+    line_digest,
+)
+from kvwal.errors import ArchiveDiverged, BackupDestinationError, CorruptionError, NotInBackup
 from kvwal.keys import Seqno
 from kvwal.times import time_of, us_of
 
-__all__ = ["Gap", "Held", "Plan", "Stretch", "held_lines", "list_held", "replay", "seqno_at", "time_bounds"]
+__all__ = [
+    "Gap",
+    "Held",
+    "Plan",
+    "Stretch",
+    "digest_after",
+    "held_lines",
+    "list_held",
+    "refuse_diverged",
+    "replay",
+    "seqno_at",
+    "time_bounds",
+]
 
 
 class Stretch(NamedTuple):
@@ -145,7 +165,7 @@ class Held:
     def plan(self, at: Seqno, *, begins: Callable[[BaseName], Seqno] = _as_named) -> Plan:
         """How to restore the moment of commit `at`.
 
-        `begins`: after which commit a base needs the units, if that is not its seqno. SnapshotTooOld if it cannot be
+        `begins`: after which commit a base needs the units, if that is not its seqno. NotInBackup if it cannot be
         restored; the error has the bounds, and the nearest moments on both sides.
         """
         for base in reversed(self.bases[: bisect_right(self.bases, at, key=_as_named)]):
@@ -168,7 +188,7 @@ class Held:
         i = bisect_left(found, place, key=lambda stretch: stretch.first)
         before = found[i - 1].last if i else None
         after = found[i].first if i < len(found) else None
-        return SnapshotTooOld(asked, found[0].first, found[-1].last, nearest=(before, after))
+        return NotInBackup(asked, found[0].first, found[-1].last, nearest=(before, after))
 
 
 def list_held(destination: Destination, line: bytes) -> Held:
@@ -250,7 +270,7 @@ def _digest_at(commits: Iterator[UnitCommit], header: UnitHeader, seqno: Seqno) 
 def seqno_at(destination: Destination, held: Held, moment: datetime) -> Seqno:
     """The last commit at or before a time: times of commits, and not of objects, decide.
 
-    It reads about log2(units) headers and one unit. SnapshotTooOld if that moment is older than all, or in a gap.
+    It reads about log2(units) headers and one unit. NotInBackup if that moment is older than all, or in a gap.
     """
     asked_us = us_of("at", moment)
     units = held.units
@@ -286,3 +306,52 @@ def time_bounds(destination: Destination, held: Held) -> tuple[datetime, datetim
     ends = held.units[0], max(held.units, key=lambda unit: unit.last)
     first, last = (decode_header(str(name), destination.get(str(name), size=HEADER_BYTES)) for name in ends)
     return time_of(first.first_time_us), time_of(last.last_time_us)
+
+
+def digest_after(destination: Destination, store_id: bytes, held: Held, seqno: Seqno) -> bytes:
+    """The digest that a unit which begins behind a commit goes on from: that of the units which lead there."""
+    for name in held.units:
+        if name.first < seqno <= name.last:
+            unit = decode_unit(str(name), destination.get(str(name)))
+            return unit.header.after if name.last == seqno else _digest_at(unit.commits(), unit.header, seqno)
+    return line_digest(store_id, held.line)
+
+
+def refuse_diverged(
+    read_one: Callable[[Seqno], tuple[int, int, bytes] | None], destination: Destination, held: Held, durable: Seqno
+) -> None:
+    """ArchiveDiverged if a line has another history in the destination than in the store.
+
+    That is told by commits that the store does not have, and by the last commit of the newest unit.
+
+    Args:
+        read_one: kind, time and body of a commit of the store; None if its log no longer has it.
+        durable: the store's last commit. Asked for after listing.
+    """
+    beyond = max([0, *(unit.last for unit in held.units), *(base.seqno for base in held.bases)])
+    units = sorted((unit for unit in held.units if unit.first < durable), key=lambda unit: (unit.last, unit.first))
+    if beyond <= durable:
+        if not units:
+            return
+        *_, last = _decoded(destination, units[-1])
+        if _agrees(read_one, last):
+            return
+    for name in reversed(units):
+        agreed = name.first
+        for commit in _decoded(destination, name):
+            if commit.seqno > durable or not _agrees(read_one, commit):
+                break
+            agreed = commit.seqno
+        if agreed > name.first:
+            raise ArchiveDiverged(agreed)
+    raise ArchiveDiverged(min([durable, *(unit.first for unit in units), *(base.seqno for base in held.bases)]))
+
+
+def _decoded(destination: Destination, name: UnitName) -> Iterator[UnitCommit]:
+    return decode_unit(str(name), destination.get(str(name))).commits()
+
+
+def _agrees(read_one: Callable[[Seqno], tuple[int, int, bytes] | None], commit: UnitCommit) -> bool:
+    ours = read_one(commit.seqno)
+    # One that is no longer known is not told apart.
+    return ours is None or ours == (commit.kind, commit.time_us, commit.body)

@@ -17,13 +17,13 @@ from dataclasses import dataclass, replace
 from typing import Final, Literal, get_args
 
 from kvwal.backup.bases import BaseHeader, chain_of, encode_base, reach_of, read_header
-from kvwal.backup.chain import Held, list_held
+from kvwal.backup.chain import Held, digest_after, list_held
 from kvwal.backup.lines import Origin, tell_line
 from kvwal.backup.names import BaseName, UnitName
 from kvwal.backup.port import Destination
 from kvwal.backup.reach import Reach, Table, walked
 from kvwal.backup.state import claim
-from kvwal.backup.units import HEADER_BYTES, UnitBuilder, commit_digest, decode_header, decode_unit, line_digest
+from kvwal.backup.units import HEADER_BYTES, UnitBuilder, commit_digest, decode_header, decode_unit
 from kvwal.engine.consumers import ROWS as CONSUMERS
 from kvwal.engine.consumers import oldest_asked_for
 from kvwal.engine.engine import Engine
@@ -240,7 +240,7 @@ class _Backup:
         """Make units of the commits beyond `after`, as far as there are none."""
         store_id, line = self._engine.state.version.tree.meta.store_id, stored.line
         there = stored.units_from(after, until)
-        begin, digest = after, line_digest(store_id, line)
+        begin, digest = after, digest_after(self._destination, store_id, stored, after)
         if there:
             name = str(there[-1])
             found = decode_header(name, self._destination.get(name, size=HEADER_BYTES))

@@ -271,7 +271,10 @@ class Consumers:
                 return
 
     def begin_hold(self, name: str, after: Seqno | None, limits: Limits) -> Hold:
-        """Hold what is beyond `after` for a consumer, before its row says so; None: all there is. Raises FeedGap."""
+        """Hold what is beyond `after` for a consumer, before its row says so, or for an archive; None: all there is.
+
+        FeedGap if it is not all kept.
+        """
         log = self.log()
         if after is not None and after > log.last_seqno:
             raise FeedGap(after, log.segments()[0].first_seqno, log.last_seqno)
