@@ -8,7 +8,7 @@ Made aside, in the directory `INTO.restoring`, in this order:
 3. The log: the commits of the units behind the base, and then the row of the new line (kvwal/engine/lines.py).
 4. `restoring-pages` is renamed to `data`: from here on it is a store.
 5. What recovery would not have room for is brought from the log into the pages.
-6. The store is opened for reading, and verified as a whole.
+6. Every page is read and proved, as `Store.verify` does; and the store is opened for reading, which proves the log.
 7. `restoring` is removed, and the directory gets its name.
 
 Each step ends on disk before the next one begins. So what was cut off goes on behind the last one that ended, if the
@@ -46,7 +46,7 @@ from kvwal.log.copied import CopiedLog
 from kvwal.log.intents import Body
 from kvwal.log.record import COMMIT
 from kvwal.options import Options
-from kvwal.pages import Meta, PageFile, Tree
+from kvwal.pages import Meta, PageFile, Tree, check
 from kvwal.pages.catalogue import root_of
 from kvwal.pages.fresh import finish_page_file
 from kvwal.pages.pager import Pager
@@ -369,15 +369,18 @@ class _Restore:
 
     def _replay(self, directory: Directory) -> None:
         """Step 5: what is left to recovery fits into a memtable."""
+        reader, most = LogReader(directory, self._store_id), self._options.memtable_bytes
+        if sum(segment.size for segment in reader.segments()) <= most:
+            return
         pages = PageFile(directory, cache_bytes=_CACHE_BYTES, writable=True)
         try:
             seqno = pages.meta.seqno
             memtable = Memtable(seqno)
-            for record in LogReader(directory, self._store_id).replay(seqno, seqno):
+            for record in reader.replay(seqno, seqno):
                 batch = record.batch()
                 memtable.write(record.seqno, batch.writes, record.size, batch.ranges, batch.parts())
                 memtable.last_seqno = record.seqno
-                if memtable.bytes_used >= self._options.memtable_bytes:
+                if memtable.bytes_used >= most:
                     self._merge(pages, memtable, record.time_us)
                     memtable = Memtable(record.seqno)
         finally:
@@ -391,11 +394,19 @@ class _Restore:
 
     def _verified(self) -> Position:
         """Step 6. CorruptionError for the first thing that does not hold."""
+        directory = self._files.open_directory(self._aside)
+        try:
+            pages = PageFile(directory, cache_bytes=0, writable=False)
+            try:
+                for finding in check(pages):
+                    raise CorruptionError(finding.file, finding.offset, f"the restored store: {finding.reason}")
+            finally:
+                pages.close()
+        finally:
+            directory.close()
+        # This reads and proves each record of the log.
         engine = Engine.open(self._aside, "r", self._options)
         try:
-            report = engine.upkeep.verify(None)
-            for finding in report.problems[:1]:
-                raise CorruptionError(finding.file, finding.offset, f"the restored store: {finding.reason}")
             if engine.state.seqno != self._chosen.plan.at + 1 or engine.upkeep.consumers.line != self._line:
                 raise InternalError(f"the restored store is at commit {engine.state.seqno}")
             return Position(self._line, engine.state.seqno)
