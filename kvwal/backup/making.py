@@ -45,7 +45,7 @@ _TRIES: Final = 20
 _UNIT_BYTES: Final = 8 << 20
 # Of a commit that the log does not have any more.
 _UNKNOWN: Final = bytes(32)
-# A chain of differences costs a restore more than it saves when it has as many bytes again, or so many links.
+# A chain of differences costs a restore more than it saves when it has as many bytes as all pages, or this many links.
 _MOST_LINKS: Final = 32
 # Between two turns that other threads get.
 _WORK_S: Final = 0.0003

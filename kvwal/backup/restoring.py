@@ -7,7 +7,7 @@ Made aside, in the directory `INTO.restoring`, in this order:
    `restoring-pages.tmp`, renamed to `restoring-pages` when it is on disk.
 3. The log: the commits of the units behind the base, and then the row of the new line (kvwal/engine/lines.py).
 4. `restoring-pages` is renamed to `data`: from here on it is a store.
-5. What recovery would not have room for is brought from the log into the pages.
+5. What recovery would have no space for in memory is brought from the log into the pages.
 6. Every page is read and proved, as `Store.verify` does; and the store is opened for reading, which proves the log.
 7. `restoring` is removed, and the directory gets its name.
 
