@@ -48,6 +48,7 @@ MADE: list[tuple[type[Error], tuple[Any, ...], dict[str, Any]]] = [
         {"oldest_time": NOON, "newest_time": NOON, "nearest": (3, 8), "lost_commits": 4, "forked_at": 2},
     ),
     (errors.SnapshotTooOld, (5, 90, 90), {"limit_bytes": 1 << 30}),
+    (errors.StaleError, (0.75, 0.5), {}),
     (errors.FeedGap, (5, 7, 90), {"oldest_time": NOON, "nearest": (None, 8), "lost_commits": 2}),
     (errors.CorruptionError, ("data", 4096, "the checksum is wrong"), {}),
     (errors.FormatError, ("text",), {}),

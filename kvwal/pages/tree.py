@@ -75,6 +75,14 @@ class Tree:
         #: Whether it has a value that expires.
         self.has_expiring = bool(flags & HAS_EXPIRING)
 
+    def is_as_good_as(self, other: Tree) -> bool:
+        """Whether it is of the same generation, and read in the same way."""
+        return self._pager is other._pager and self.meta.generation == other.meta.generation
+
+    def is_read_as(self, other: Tree) -> bool:
+        """Whether its pages go when those of the other tree do: they are read in the same way."""
+        return self._pager is other._pager
+
     def beside(self, root: bytes, height: int) -> Tree:
         """Another tree of the same generation, read in the same way."""
         return Tree(self._pager, self.meta, root, height)
