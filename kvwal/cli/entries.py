@@ -75,7 +75,7 @@ def _follow(path: str, key: str, form: Form, table: str | None, as_json: bool) -
         with live.bootstrap() as base:
             now = base.snapshot if typed is None else typed.read.within(base.snapshot).raw()
             tell(now.get(wanted))
-            for change in base.changes(prefix=wanted, tables=table, follow=True):
+            for change in base.changes(prefix=wanted, tables=0 if table is None else table, follow=True):
                 if change.key == wanted:
                     tell(change.value)
 
