@@ -74,7 +74,7 @@ class Lived:
         self._note(plain, table)
 
     def live(self, commits: int) -> None:
-        """So many commits, with checkpoints and reopenings between."""
+        """Make commits, with checkpoints and reopenings between."""
         for _ in range(commits):
             self.commit()
             what = self.random.random()

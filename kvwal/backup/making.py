@@ -85,22 +85,14 @@ def backup(
     base: BaseKind = "auto",
     history: bool = False,
     progress: Callable[[int, int], None] | None = None,
-    refresh: Callable[[], object] | None = None,
 ) -> BackupReport:
-    """Put what an open store holds now into a destination; see `kvwal.Store.backup`.
-
-    Args:
-        refresh: of a follower: moves it to the newest commit.
-    """
+    """Put what an open store, or a follower, holds now into a destination; see `kvwal.Store.backup`."""
     if base not in get_args(BaseKind):
         raise ValueError(f'base is "auto" or "full", not {base!r}')
-    if history and refresh is not None:
-        raise ValueError("a follower has no history to back up; do it where the store is open, or when it is closed")
     for left in range(_TRIES - 1, -1, -1):
         try:
-            if refresh is not None:
-                refresh()
-            return _Backup(engine, destination, progress, follows=refresh is not None).run(base, history)
+            engine.reads.moments.now.ready()
+            return _Backup(engine, destination, progress).run(base, history)
         except (SnapshotTooOld, FeedGap):
             # Two checkpoints came, and the pages or the log may be gone.
             if not left:
@@ -115,13 +107,10 @@ def backup(
 class _Backup:
     """One run."""
 
-    def __init__(
-        self, engine: Engine, destination: Destination, progress: Callable[[int, int], None] | None, *, follows: bool
-    ) -> None:
+    def __init__(self, engine: Engine, destination: Destination, progress: Callable[[int, int], None] | None) -> None:
         self._engine = engine
         self._destination = destination
         self._progress = progress
-        self._follows = follows
         self._worked_s = time.monotonic()
         self._made: list[tuple[str, int]] = []
         self._pages = self._commits = 0
@@ -267,10 +256,11 @@ class _Backup:
 
         That is told by commits that the store does not have, and by the last commit of the newest unit, and that of the
         newest base, as far as the log still has them. Where it does not, no unit here follows on one that is there, and
-        a base takes from others only what is the same. A follower may be behind what another backup has.
+        a base takes from others only what is the same. One that is only read, beside its writer, may be behind what
+        another backup has.
         """
         beyond = max([0, *(name.last for name in stored.units), *(name.seqno for name in stored.bases)])
-        if beyond > until and not self._follows:
+        if beyond > until and not self._engine.upkeep.is_read_only:
             raise ArchiveDiverged(until)
         unit = max((name for name in stored.units if name.last <= until), key=lambda name: name.last, default=None)
         if unit is not None and self._is_other(unit.last, lambda: self._last_of(unit)):

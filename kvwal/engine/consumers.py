@@ -217,8 +217,10 @@ class Consumers:
         """The rows now, by name. A row of a newer version is left out."""
         rows: list[ConsumerRow] = []
         self._state.refuse_if_gone()
-        reader = self._reads.moments.reader("consumers")
-        for keys, values in self._reads.chunks(reader, _KIND, bytes([_KIND[0] + 1]), reverse=False, table=SYSTEM_TABLE):
+        reads, bounds = self._reads, (_KIND, bytes([_KIND[0] + 1]))
+        for keys, values in reads.moments.now.begun(
+            lambda: reads.chunks(reads.moments.reader("consumers"), *bounds, reverse=False, table=SYSTEM_TABLE)
+        ):
             for key, value in zip(keys, values, strict=True):
                 try:
                     rows.append(decode_row(key, value))

@@ -258,9 +258,10 @@ class FollowedCursor(SegmentCursor):
         durable: Callable[[], Seqno],
         await_beyond: Callable[[Seqno, float | None], bool],
         segment: Callable[[], SegmentHeader | None],
+        when_beyond: Callable[[Seqno, Callable[[], object]], Callable[[], object]],
     ) -> None:
         """FeedGap if commits beyond `after` are no longer kept. `segment`: the one that a `Watch` has found last."""
-        super().__init__(reader, hold_kept(reader, after, durable()), until, durable, await_beyond)
+        super().__init__(reader, hold_kept(reader, after, durable()), until, durable, await_beyond, when_beyond)
         self._log = reader
         self._newest = segment
         self._found_with = segment()

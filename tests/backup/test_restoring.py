@@ -358,7 +358,7 @@ def test_the_row_of_a_line() -> None:
             decode_line(key, bad)
 
 
-@pytest.mark.parametrize("stride", [347, pytest.param(5, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("stride", [1500, pytest.param(5, marks=pytest.mark.slow)])
 def test_a_restore_may_be_interrupted_anywhere(stride: int) -> None:
     lived = backed_up(15, commits=6)
     step, ended = 1, False

@@ -58,7 +58,7 @@ def test_what_is_printed_is_plain_in_a_pipe_and_proved(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("taken", ["bank.kv", "bank.kv.archive", "bank.kv.restored"])
-def test_nothing_that_is_there_is_touched(tmp_path: Path, taken: str) -> None:
+def test_what_is_there_already_is_refused(tmp_path: Path, taken: str) -> None:
     (tmp_path / taken).mkdir()
     result = CliRunner().invoke(demo, ["restore", "--path", str(tmp_path / "bank.kv")])
     assert result.exit_code == 2
