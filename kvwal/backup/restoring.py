@@ -39,7 +39,7 @@ from kvwal.engine.memtable import Memtable
 from kvwal.errors import CorruptionError, DiskFullError, Error, FormatError, InternalError, StoreExistsError
 from kvwal.features import EXPIRY
 from kvwal.files import Directory, Files, PathArgument, is_full, parent_and_name, path_text, system_files
-from kvwal.files.names import DATA, is_known, numbers, temporary_name
+from kvwal.files.names import DATA, LOCK, is_known, numbers, temporary_name
 from kvwal.keys import SYSTEM_TABLE, Seqno
 from kvwal.log import LogIdentity, LogOptions, LogReader, encode_intents
 from kvwal.log.copied import CopiedLog
@@ -248,11 +248,12 @@ class _Restore:
             if line is not None:
                 self._line, self.resumed = line, True
                 return
-        # That of another moment, or none: what there is of it goes, the marker last.
-        for name in sorted(names, key=lambda name: name == _MARKER):
-            if name in _OURS or numbers(name) or name == DATA or name.endswith(".tmp"):
-                directory.unlink(name)
-        directory.sync()
+        # That of another moment, or none. Durability: what says that a step has ended goes before what that step made.
+        for going in ((DATA, _PAGES), names):
+            for name in going:
+                if name in directory.names() and name not in (_MARKER, LOCK):
+                    directory.unlink(name)
+            directory.sync()
         self._line = self._files.random_bytes(_LINE_BYTES)
         file = directory.open(temporary_name(_MARKER), create=True, mode=self._options.mode)
         try:
@@ -274,7 +275,8 @@ class _Restore:
             line = engine.upkeep.consumers.line
             row = parent_of(engine.reads, line)
             self._line = line
-            return row is not None and (row.parent, row.fork) == (self._chosen.line, self._chosen.plan.at)
+            made = None if row is None else (engine.state.version.tree.meta.store_id, row.parent, row.fork)
+            return made == (self._store_id, self._chosen.line, self._chosen.plan.at)
         finally:
             engine.close()
 
@@ -316,6 +318,8 @@ class _Restore:
         for name in directory.names():
             if numbers(name) is not None or (name.endswith(".tmp") and is_known(name)):
                 directory.unlink(name)
+        # Durability: none of them comes back beside those that are made now.
+        directory.sync()
         meta = self._chain()[-1][1].meta
         after, units = self._begin_of_log(directory, meta)
         now_us = self._files.now_us()

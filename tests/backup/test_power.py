@@ -94,6 +94,41 @@ def test_a_restore_that_was_cut_off_leaves_nothing_or_all_and_goes_on(states: in
     assert False in resumed
 
 
+@pytest.mark.parametrize("states", [2, pytest.param(16, marks=pytest.mark.slow)])
+def test_a_restore_of_another_moment_that_was_cut_off_begins_anew_or_goes_on(states: int) -> None:
+    lived = a_backed_up_store(6, more=12)
+    report = backup(lived.db.engine, lived.destination)
+    lived.disk.fail("rename", path="/r.restoring/data", effect="all")
+    with pytest.raises(OSError):
+        kvwal.restore(lived.destination, "/r", at=report.oldest, files=lived.disk)
+    lived.disk.heal()
+    asked = 0
+
+    def program(disk: SimulatedDisk, done: list[Any]) -> None:
+        done.append(kvwal.restore(lived.destination, "/r", files=disk).restored.seqno)
+
+    def check(found: SimulatedDisk, done: list[Any]) -> None:
+        nonlocal asked
+        asked += 1
+        expected = int(report.position)
+        if not is_there(found, "/r"):
+            # By turns the moment of before, and that of now.
+            expected = report.oldest if asked % 2 else expected
+            marked = found.kind("/r.restoring/restoring") is not None
+            try:
+                kvwal.restore(DirectoryDestination("/b", files=found), "/r", at=expected, files=found)
+            except kvwal.StoreExistsError:
+                # The other one was made already, but for its name.
+                assert not marked
+                assert expected == report.oldest
+                return
+        with kvwal.open("/r", files=found, background=False) as db:
+            lived.check(db, expected)
+            assert db.verify().ok
+
+    assert crash_every(program, check, disk=lived.disk, states_per_point=states).points > 30
+
+
 def failing(kind: str, error: int, effect: str, path: str, run: Callable[[], object], disk: SimulatedDisk) -> int:
     """Run it with the nth operation of a kind failing, for each n that there is. How many there were."""
     for nth in range(1, 1000):
