@@ -227,7 +227,7 @@ class _Restore:
                     self._write_pages(directory)
                 self._write_log(directory)
                 directory.rename(PAGES, DATA)
-                # Durability: it has this name before the marker goes.
+                # It has this name before the marker goes.
                 directory.sync()
             self._replay(directory)
         finally:
@@ -286,8 +286,6 @@ class _Restore:
         for name in directory.names():
             if numbers(name) is not None or (name.endswith(".tmp") and is_known(name)):
                 directory.unlink(name)
-        # Durability: none of them comes back beside those that are made now.
-        directory.sync()
         meta = self._chain()[-1][1].meta
         after, units = self._begin_of_log(directory, meta)
         now_us = self._files.now_us()
