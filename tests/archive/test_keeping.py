@@ -83,7 +83,7 @@ def test_units_are_merged_by_windows_of_time_and_no_moment_goes() -> None:
             assert seqno_at(rig.place, held, time_of(at_us)) == seqno
 
 
-def test_a_day_of_a_commit_each_second_is_restored_from_few_objects() -> None:
+def test_a_day_of_a_commit_each_second_is_restored_from_some_tens_of_objects() -> None:
     """REQUIREMENTS B9, in small: an hour of a unit each second from at most 70."""
     rig = Rig()
     for _ in range(3600):
