@@ -36,13 +36,16 @@ class Writer:
         self.model: Model = {Seqno(0): {}} if model is None else model
 
     def put(self, key: bytes, value: bytes) -> Seqno:
+        before = self.db.last_seqno
+        # Told before it is made: it may be durable when the power is cut in the middle.
+        self.model[Seqno(before + 1)] = {**self.model[before], key: value}
         seqno = self.db.put(key, value)
-        self.model[seqno] = {**self.model[Seqno(seqno - 1)], key: value}
-        return seqno
+        assert seqno == before + 1
+        return Seqno(seqno)
 
     def some(self, n: int, size: int = 20) -> None:
         for _ in range(n):
-            i = len(self.model)
+            i = self.db.last_seqno + 1
             self.put(b"k%d" % (i % 17), b"%d" % i * (1 + size // 4))
 
 

@@ -71,7 +71,7 @@ class Archiver:
         Args:
             rpo_s: how long a durable commit may wait until its unit is cut.
             max_behind_bytes: how much sealed log may be kept for it; None: no limit, until the disk is full.
-            base_bytes, base_every_s: a base is made when units have so many bytes since the last one, or after so long.
+            base_bytes, base_every_s: a base is made when units since the last one have this size, or it has this age.
             keep: what stays; None: everything, and units are not merged either.
         """
         self._engine = engine

@@ -145,9 +145,9 @@ _KEEP = Keep()
 
 @archive.command("prune")
 @_dest
-@click.option("--pitr-days", type=float, default=_KEEP.pitr_s / 86400, show_default=True, help="All moments so long.")
-@click.option("--daily", type=int, default=_KEEP.daily, show_default=True, help="Then one moment for so many days.")
-@click.option("--monthly", type=int, default=_KEEP.monthly, show_default=True, help="And one for so many months.")
+@click.option("--pitr-days", type=float, default=_KEEP.pitr_s / 86400, show_default=True, help="Each moment.")
+@click.option("--daily", type=int, default=_KEEP.daily, show_default=True, help="Then one for each day, this many.")
+@click.option("--monthly", type=int, default=_KEEP.monthly, show_default=True, help="And one for each month.")
 @click.option("--dry-run", is_flag=True, help="Only say what could not be restored any more.")
 @_as_json
 def prune_command(dest: str, pitr_days: float, daily: int, monthly: int, dry_run: bool, as_json: bool) -> None:
