@@ -13,6 +13,7 @@ from kvwal.db.snapshot import Snapshot
 from kvwal.engine.engine import Engine
 from kvwal.engine.past import Window
 from kvwal.errors import SnapshotTooOld
+from kvwal.expiring import Expiring
 from kvwal.feed.asked import Asked, Start
 from kvwal.feed.change import Filter, Prefixes, Selection
 from kvwal.feed.changes import Bootstrap, Changes
@@ -42,6 +43,8 @@ def reverting(engine: Engine, key: BytesLike, to: int | datetime, table: int) ->
     part = batch.table(table) if table else batch
     if value is None:
         part.delete(name)
+    elif type(value) is Expiring:
+        part.put_until(name, value.value, value.expires_us)
     else:
         part.put(name, value)
     return batch
@@ -168,6 +171,8 @@ class Remembering(OrderedMapping):
         table: int = 0,
     ) -> Seqno:
         """Bring back what `key` was at a past moment, in a new commit: put its value, or delete it. Returns the seqno.
+
+        A value that was to expire expires when it was to; where that time has come the key is deleted.
 
         Args:
             to: the moment, as `snapshot(at=)` takes it.

@@ -37,7 +37,7 @@ from kvwal.options import Options
 from kvwal.pages import Changes, Columns, Meta, PageFile
 from kvwal.sorting import sorted_in_steps
 
-__all__ = ["COMPACT_PASSES", "Checkpointer", "merge_into"]
+__all__ = ["COMPACT_PASSES", "REST_S", "Checkpointer", "merge_into"]
 
 _T = TypeVar("_T")
 
@@ -46,6 +46,9 @@ _SPARSE: Final = 10
 _LEAST_COMPACT_PAGES: Final = 256
 #: Generations from moving a page to cutting the file behind it.
 COMPACT_PASSES: Final = 3
+#: A generation that only compacting while idle, or a clean close, asks for comes at least so long after the one before:
+#: a reader in another process loses the pages of its own two generations later.
+REST_S: Final = 1.0
 # A checkpoint starts when a replay would read this many segments: opening each costs a few system calls.
 _MOST_SEGMENTS: Final = 64
 
@@ -195,27 +198,51 @@ class Checkpointer:
         unused = self._pages.space.reclaimable_bytes(meta) // meta.page_size
         return meta.page_count >= _LEAST_COMPACT_PAGES and unused * _SPARSE > meta.page_count
 
+    def has_rested(self) -> bool:
+        """Whether the newest generation is old enough for one that no data asks for. Whichever process made it."""
+        return not 0 <= self._options.files.now_us() - self._pages.meta.wall_us < REST_S * 1e6
+
     @locked
     def compact(self, *, passes: int) -> bool:
         """Move what lies at the end of the page file into free pages before it, and cut the file. True if it shrank.
 
         What moved is free, and the file can be cut, two generations later: `passes` counts generations.
         """
+        compacting = self.compacting(passes=passes)
+        while (shrank := self._compact_once(compacting)) is None:
+            pass
+        return shrank
+
+    @locked
+    def compact_once(self, compacting: Iterator[bool | None]) -> bool | None:
+        """One generation of this; None if that was not the last one, and otherwise whether the file shrank."""
+        return self._compact_once(compacting)
+
+    def _compact_once(self, compacting: Iterator[bool | None]) -> bool | None:
         try:
-            # What was committed goes first: it lets the file grow, which says nothing of what compacting does.
-            if self._state.version.frozen is not None:
-                self._run()
-            self._run()
-            before, bases = self._pages.meta.page_count, len(self._pages.bases.all())
-            for _ in range(passes):
-                self._run(even_if_empty=True, compact=True)
-            if len(self._pages.bases.all()) < bases:
-                # What only they reached became free while this was under way.
-                for _ in range(passes):
-                    self._run(even_if_empty=True, compact=True)
+            return next(compacting)
         finally:
             self._pressure.checkpoint_ended()
-        return self._pages.meta.page_count < before
+
+    def compacting(self, *, passes: int) -> Iterator[bool | None]:
+        """The generations that `compact` makes, for `compact_once`."""
+        # What was committed goes first: it lets the file grow, which says nothing of what compacting does.
+        if self._state.version.frozen is not None:
+            self._run()
+            yield None
+        if self._state.version.memtable:
+            self._run()
+            yield None
+        before, bases = self._pages.meta.page_count, len(self._pages.bases.all())
+        for _ in range(passes):
+            self._run(even_if_empty=True, compact=True)
+            yield None
+        if len(self._pages.bases.all()) < bases:
+            # What only they reached became free while this was under way.
+            for _ in range(passes):
+                self._run(even_if_empty=True, compact=True)
+                yield None
+        yield self._pages.meta.page_count < before
 
     @locked
     def while_idle(self, action: Callable[[], _T]) -> _T:

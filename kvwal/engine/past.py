@@ -150,7 +150,7 @@ class Past:
             reader = self._moments.reader(purpose, owner=owner)
             if reader.seqno == seqno:
                 # A past moment, though nothing came after it: what has expired it judges as it will later on.
-                reader.at_us = self._time_us(seqno, self._pages.meta)
+                reader.at_us = self._judged_at_us(at, seqno, self._pages.meta)
                 return reader
             reader.release()
         since_us = self._moments.now_us()
@@ -158,7 +158,8 @@ class Past:
             bases = self._keeping.bases
             try:
                 version = self._version(seqno, at)
-                return self._register(version, seqno, purpose, since_us, owner, self._time_us(seqno, version.tree.meta))
+                at_us = self._judged_at_us(at, seqno, version.tree.meta)
+                return self._register(version, seqno, purpose, since_us, owner, at_us)
             except (FeedGap, _NotKeptError):
                 # The window has moved on meanwhile, unless another program removed a file.
                 if self._keeping.bases is bases:
@@ -217,17 +218,24 @@ class Past:
         with self.hold_log(None):
             return min(self._seek.seqno_at(at_us), newest)
 
-    def _time_us(self, seqno: Seqno, base: Meta) -> int:
-        """When that commit was made. Where its log is gone, it is the last one of the generation, which says so.
+    def _judged_at_us(self, at: Seqno | datetime, seqno: Seqno, base: Meta) -> int:
+        """The time by which it is judged what has expired: the one asked for, or that of the commit.
 
+        It is not later than now: commits may be stamped so after the clock stood ahead, and what lives now lived then.
         It is not looked for where nothing expires.
         """
-        if not self._moments.clock.in_use:
+        clock = self._moments.clock
+        if not clock.in_use:
             return 0
-        try:
-            return self._seek.time_of(seqno)
-        except ValueError:
-            return base.time_us
+        if isinstance(at, datetime):
+            at_us = us_of("at", at)
+        else:
+            try:
+                at_us = self._seek.time_of(seqno)
+            except ValueError:
+                # Its log is gone. So it is the last one of the generation, which says when it was made.
+                at_us = base.time_us
+        return min(at_us, clock.now_us())
 
     def stretches(self, table: int, after: Seqno, until: Seqno) -> list[Stretch]:
         """What each segment changed in a table between two moments. Requires: a reader of one not above `after`."""

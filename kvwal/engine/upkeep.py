@@ -83,7 +83,7 @@ class Upkeep:
         if self._background is not None:
             self._background.checkpoint_was_made()
         elif self._tables.indexes.is_due():
-            self._tables.indexes.work()
+            self._tables.indexes.go_on()
 
     def compact(self) -> int:
         """Give unused space back to the system; returns the bytes the page file shrank by."""

@@ -154,7 +154,7 @@ class Files(Protocol):
         ...
 
     def monotonic_s(self) -> float:
-        """A clock in seconds that never steps back."""
+        """A clock in seconds that never steps, and, where the system has one, goes on while the machine sleeps."""
         ...
 
     def random_bytes(self, size: int) -> bytes:

@@ -172,7 +172,7 @@ def test_a_call_that_fails_for_good_and_then_a_power_cut(every: int) -> None:
 
 
 def live(commits: int, seed: int = 1) -> tuple[SimulatedDisk, Any, Model]:
-    """A store of so many commits, archived, merged at random, with bases between."""
+    """A store of some commits, archived, merged at random, with bases between."""
     draw, disk = random.Random(seed), SimulatedDisk(seed=seed)
     place = DirectoryDestination("/b", files=disk)
     db: Any = kvwal.open("/kv", files=disk, **OPTIONS)
