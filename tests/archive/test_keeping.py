@@ -293,6 +293,27 @@ def test_merging_that_was_killed_before_the_flush_is_not_relied_on() -> None:
             check_all(held, found, rig.store_id, rig.writer.model, 0, rig.archiver.mark)
 
 
+def test_a_restore_beside_an_archiver_that_merges_gets_its_moment() -> None:
+    rig = Rig()
+    rig.live(30, apart_s=20)
+    merging = rig.merging()
+
+    class Meanwhile(DirectoryDestination):
+        merged = 0
+
+        def get(self, name: str, **where: Any) -> bytes:
+            if "/unit/" in name and self.merged < 5:
+                self.merged += merging.step(rig.archiver.mark)
+            return super().get(name, **where)
+
+    place = Meanwhile("/b", files=rig.other)
+    for at in (rig.archiver.mark, 20):
+        kvwal.restore(place, f"/r{at}", at=at, files=rig.disk)
+        assert place.merged > 2
+        with kvwal.open(f"/r{at}", files=rig.disk, background=False) as found:
+            assert dict(found) == rig.writer.model[at]
+
+
 @pytest.mark.parametrize("options", [{"pitr_s": -1}, {"pitr_s": float("nan")}, {"daily": -1}, {"monthly": 1.5}])
 def test_a_policy_that_cannot_be_is_refused(options: Any) -> None:
     with pytest.raises(ValueError, match="is a number"):
