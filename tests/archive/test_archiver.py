@@ -14,7 +14,9 @@ from kvwal.backup.archiver import Superseded
 from kvwal.backup.chain import list_held
 from kvwal.backup.names import parse_name
 from kvwal.backup.port import DirectoryDestination
+from kvwal.backup.units import UnitBuilder, line_digest
 from kvwal.errors import ArchiveDiverged, BackupDestinationError, CorruptionError, SystemCallError
+from kvwal.keys import Seqno
 from kvwal.testing import SimulatedDisk
 
 
@@ -169,6 +171,22 @@ def test_a_unit_beyond_the_mark_that_is_damaged_is_put_anew(rig: Rig) -> None:
     again.step(now=True)
     assert again.mark == 5
     rig.check(0, 5)
+
+
+def test_a_unit_of_another_history_that_came_meanwhile_is_not_taken_for_its_own(rig: Rig) -> None:
+    archiver = rig.archiver()
+    archiver.step()
+    rig.writer.some(3)
+    line = rig.db.engine.upkeep.consumers.line
+    builder = UnitBuilder(rig.store_id, line, Seqno(0), line_digest(rig.store_id, line))
+    for _ in range(3):
+        builder.add(1, 5, b"")
+    unit, data = builder.encode()
+    rig.place.put_new(str(unit.header.name), data)
+    with pytest.raises(ArchiveDiverged):
+        archiver.step(now=True)
+    assert archiver.mark == 0
+    assert rig.place.get(str(unit.header.name)) == data
 
 
 class Destination:
@@ -418,14 +436,15 @@ def test_ids_never_begin_again_after_a_clean_close_or_a_crash(rig: Rig) -> None:
     rig.check(0, 20)
 
 
-def test_failing_calls_of_the_destination_change_nothing_but_time() -> None:
+@pytest.mark.parametrize("every", [pytest.param(16), pytest.param(1, marks=pytest.mark.slow)])
+def test_failing_calls_of_the_destination_change_nothing_but_time(every: int) -> None:
     """Each operation of the destination's disk fails once, before or after it is done: no moment is ever missing."""
     counted = Rig()
     archiver = counted.archiver()
     archiver.step()
     counted.writer.some(3)
     archiver.step(now=True)
-    for nth in range(1, counted.other.operations + 1, 3):
+    for nth in range(1, counted.other.operations + 1, every):
         for effect in ("none", "all"):
             rig = Rig()
             archiver = rig.archiver()
