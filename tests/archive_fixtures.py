@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import kvwal
@@ -12,6 +13,7 @@ from kvwal.backup.chain import Held, list_held, replay
 from kvwal.backup.port import DirectoryDestination
 from kvwal.keys import Seqno
 from kvwal.log.record import Record
+from kvwal.testing import Operation, SimulatedDisk
 
 OPTIONS: dict[str, Any] = {
     "background": False,
@@ -80,3 +82,28 @@ def restored(files: Any, at: int, into: str = "/restored") -> dict[bytes, bytes]
     kvwal.restore(DirectoryDestination("/b", files=files), into, at=at, files=files)
     with kvwal.open(into, files=files, background=False) as db:
         return dict(db)
+
+
+class Killed(BaseException):
+    """The process is killed: nothing that it would still do is done."""
+
+
+def kill_before(disk: SimulatedDisk, nth: int, program: Callable[[], object]) -> bool:
+    """Run a program and kill it before its nth change of the disk; False if it ended before that."""
+    seen = 0
+
+    def watch(operation: Operation) -> None:
+        nonlocal seen
+        seen += 1
+        if seen >= nth:
+            raise Killed
+
+    disk.watcher = watch
+    try:
+        program()
+    except Killed:
+        pass
+    finally:
+        disk.watcher = None
+    disk.kill()
+    return seen >= nth

@@ -6,7 +6,7 @@ import errno
 from typing import Any
 
 import pytest
-from archive_fixtures import OPTIONS, Writer, archiver_of, check_all, held_of, make_base
+from archive_fixtures import OPTIONS, Writer, archiver_of, check_all, held_of, kill_before, make_base
 
 import kvwal
 from kvwal.backup import state
@@ -153,6 +153,33 @@ def test_a_unit_whose_mark_was_not_written_is_adopted_after_it_was_read(rig: Rig
     again.step(now=True)
     assert rig.units() == [(0, 5), (5, 7)]
     rig.check(0, 7)
+
+
+def test_what_a_killed_archiver_has_left_is_made_durable_before_it_is_relied_on() -> None:
+    """It is listed and read, and gone with the power, as long as no one has flushed its directory."""
+    for nth in range(1, 99):
+        rig = Rig()
+
+        def program(rig: Rig = rig) -> None:
+            archiver = rig.archiver()
+            archiver.step()
+            rig.writer.some(2)
+            archiver.step(now=True)
+
+        if not kill_before(rig.other, nth, program):
+            break
+        rig.place = DirectoryDestination("/b", files=rig.other)
+        rig.writer.some(1)
+        archiver = rig.archiver()
+        archiver.step()
+        line = rig.db.engine.upkeep.consumers.line
+        for _ in range(2):
+            found = DirectoryDestination("/b", files=rig.other.crash())
+            held = list_held(found, line)
+            first = held.stretches()[0].first
+            check_all(held, found, rig.store_id, rig.writer.model, first, archiver.mark)
+            archiver.step(now=True)
+    assert nth > 20
 
 
 def test_a_unit_beyond_the_mark_that_is_damaged_is_put_anew(rig: Rig) -> None:

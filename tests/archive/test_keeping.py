@@ -6,14 +6,16 @@ import random
 from typing import Any
 
 import pytest
-from archive_fixtures import OPTIONS, Writer, archiver_of, check_all, held_of, make_base
+from archive_fixtures import OPTIONS, Writer, archiver_of, check_all, held_of, kill_before, make_base
 
 import kvwal
 from kvwal.backup import state
 from kvwal.backup.chain import list_held, seqno_at
 from kvwal.backup.keeping import Keep, Merging, plan_pruning, prune
 from kvwal.backup.port import DirectoryDestination
+from kvwal.backup.units import UnitBuilder, line_digest
 from kvwal.errors import BackupDestinationError, CorruptionError
+from kvwal.keys import Seqno
 from kvwal.testing import SimulatedDisk, crash_every
 from kvwal.times import time_of
 
@@ -219,6 +221,20 @@ def test_a_damaged_unit_is_not_merged_and_nothing_is_deleted_for_it() -> None:
     assert len(rig.held.units) <= before
 
 
+def test_nothing_is_deleted_for_a_merged_unit_of_other_commits() -> None:
+    rig = Rig()
+    rig.live(6, apart_s=1)
+    units = rig.held.units
+    builder = UnitBuilder(rig.store_id, rig.line, Seqno(0), line_digest(rig.store_id, rig.line))
+    for _ in range(units[3].last):
+        builder.add(1, 5, b"of another history")
+    unit, data = builder.encode(level=1)
+    rig.place.put_new(str(unit.header.name), data)
+    with pytest.raises(CorruptionError, match=r"other commits|is not that of|does not follow"):
+        rig.merge_all()
+    assert set(units) <= set(rig.held.units)
+
+
 def test_a_merged_unit_that_comes_back_damaged_is_not_relied_on() -> None:
     rig = Rig()
     rig.live(20, apart_s=5)
@@ -276,24 +292,17 @@ def test_a_power_cut_of_the_destination_while_it_is_tidied_loses_nothing_that_is
 
 def test_merging_that_was_killed_before_the_flush_is_not_relied_on() -> None:
     """The merged unit is listed, and not on disk: deleting what it was made of would lose it with the power."""
-    for nth in range(1, 40):
+    for nth in range(1, 99):
         rig = Rig()
         rig.live(6, apart_s=12)
-        fault = rig.other.fail("any", nth, effect="all", forever=True)
-        try:
-            while rig.merging().step(rig.archiver.mark):
-                pass
-        except (OSError, kvwal.Error):
-            pass
-        if not fault.struck:
+        if not kill_before(rig.other, nth, rig.merge_all):
             break
-        rig.other.kill()
-        rig.other.heal()
         rig.place = DirectoryDestination("/b", files=rig.other)
         while rig.merging().step(rig.archiver.mark):
             found = DirectoryDestination("/b", files=rig.other.crash())
             held = list_held(found, rig.line)
             check_all(held, found, rig.store_id, rig.writer.model, 0, rig.archiver.mark)
+    assert nth > 10
 
 
 def test_a_restore_beside_an_archiver_that_merges_gets_its_moment() -> None:
