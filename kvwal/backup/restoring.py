@@ -36,7 +36,15 @@ from kvwal.engine.consumers import oldest_asked_for
 from kvwal.engine.engine import Engine
 from kvwal.engine.lines import LineRow, encode_line, parent_of
 from kvwal.engine.memtable import Memtable
-from kvwal.errors import CorruptionError, DiskFullError, Error, FormatError, InternalError, StoreExistsError
+from kvwal.errors import (
+    CorruptionError,
+    DiskFullError,
+    Error,
+    FormatError,
+    InternalError,
+    ObjectMissing,
+    StoreExistsError,
+)
 from kvwal.features import EXPIRY
 from kvwal.files import Directory, Files, PathArgument, is_full, parent_and_name, path_text, system_files
 from kvwal.files.names import DATA, LOCK, is_known, numbers, temporary_name
@@ -61,6 +69,8 @@ _OURS: Final = frozenset((_MARKER, _PAGES, temporary_name(_MARKER), temporary_na
 _LINE_BYTES: Final = 8
 _CACHE_BYTES: Final = 64 << 20
 _REQUEST_BYTES: Final = 1 << 20
+# An archiver merges one window at a time, in more time than a listing takes.
+_TRIES: Final = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,9 +135,16 @@ def restore(
     began_s = files.monotonic_s()
     try:
         store_id = identity_of(destination)
-        chosen = choose(destination, moment)
-        work = _Restore(destination, files, target, store_id, chosen, progress)
-        position = None if dry_run else work.run()
+        for left in range(_TRIES - 1, -1, -1):
+            try:
+                chosen = choose(destination, moment)
+                work = _Restore(destination, files, target, store_id, chosen, progress)
+                position = None if dry_run else work.run()
+                break
+            except ObjectMissing:
+                # An archiver has merged or pruned it since it was listed.
+                if not left:
+                    raise
     except OSError as error:
         if is_full(error) and not isinstance(error, Error):
             raise DiskFullError("there is no space to restore; free some, and call it again to go on") from error
