@@ -343,6 +343,30 @@ def test_a_large_record_is_read_when_it_has_arrived() -> None:
         assert live.lag().commits == 1
 
 
+def test_a_place_that_is_examined_rarely_does_not_delay_another_one() -> None:
+    disk = SimulatedDisk()
+    disk.make_directory(PATH)
+    name = f"{PATH}/{segment_name(1)}"
+    with kvwal.open(PATH, files=disk, background=False) as db:
+        db.put(b"first", b"1")
+        all_durable(db)
+        with kvwal.follow(PATH, files=disk) as live:
+            begin = offset_of(db)
+            db.put(b"second", b"2", durability="os")
+            disk.flip(name, begin)
+            for n in range(20):
+                db.put(b"%d" % n, b"", durability="os")
+                assert live.refresh() == 1
+            # The medium gives it back, and damages another one.
+            disk.flip(name, begin)
+            begin = offset_of(db)
+            db.put(b"last", b"but one")
+            db.put(b"last", b"one")
+            disk.flip(name, begin)
+            with pytest.raises(kvwal.CorruptionError, match="commit 23 is damaged"):
+                live.refresh()
+
+
 @pytest.mark.parametrize("ends", [b"x", b"\0" * 9000])
 def test_a_large_record_that_ends_with_zeros_counts_when_another_one_follows(ends: bytes) -> None:
     disk = SimulatedDisk()
@@ -350,7 +374,7 @@ def test_a_large_record_that_ends_with_zeros_counts_when_another_one_follows(end
     with kvwal.open(PATH, files=disk, background=False) as db, kvwal.follow(PATH, files=disk) as live:
         for n in range(1, 4):
             db.put(b"large", b"%d" % n * 20_000 + ends)
-            live.lag()
+            assert live.lag().commits == 1
             all_durable(db)
             assert live.refresh() == n
             assert live.lag().commits == 0
