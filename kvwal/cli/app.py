@@ -34,7 +34,19 @@ from typing import Any, Final
 import click
 
 from kvwal import errors
-from kvwal.cli import changes, consumers, entries, history, key_history, migrate, moments, reports, tables, transfer
+from kvwal.cli import (
+    backups,
+    changes,
+    consumers,
+    entries,
+    history,
+    key_history,
+    migrate,
+    moments,
+    reports,
+    tables,
+    transfer,
+)
 from kvwal.cli.terminal import EXIT_UNREADABLE, BadInput, NoSuchKey, complain
 
 __all__ = ["app"]
@@ -165,6 +177,8 @@ for _command in (
     consumers.consumers,
     reports.checkpoint,
     reports.compact,
+    backups.backup,
+    backups.restore,
     reports.salvage,
 ):
     app.add_command(_command)

@@ -7,6 +7,8 @@ is held. Both are let go of as for any version that has no reader any more (succ
 from __future__ import annotations
 
 from bisect import bisect_right
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -19,8 +21,9 @@ from kvwal.engine.succession import Succession
 from kvwal.errors import FeedGap, SnapshotTooOld
 from kvwal.keys import Seqno
 from kvwal.locks import locked_by_state
-from kvwal.log import KeyCursor, KeyHistory, Seek, SegmentCursor, Stretch, hold_kept
+from kvwal.log import ArchiveLimits, KeyCursor, KeyHistory, Seek, SegmentCursor, Stretch, hold_kept
 from kvwal.pages.meta import Meta
+from kvwal.pages.pager import Pager
 from kvwal.times import time_of, us_of
 
 __all__ = ["Past", "Window"]
@@ -93,7 +96,8 @@ class Past:
             pins.append(Pin("window", oldest.seqno, since_us, self._keeping.held_bytes()))
         for hold in [] if self._log is None else self._log.retention.holds():
             # What a past moment holds was counted with its reader.
-            if hold.limits is None and hold.name not in ("snapshot", "window"):
+            of_consumer = hold.limits is not None and not isinstance(hold.limits, ArchiveLimits)
+            if not of_consumer and hold.name not in ("snapshot", "window"):
                 pins.append(Pin(hold.name, hold.after, hold.since_us, self._keeping.held_log_bytes(hold.after)))
         return pins
 
@@ -105,6 +109,30 @@ class Past:
     def hold_log(self, after: Seqno | None) -> SegmentCursor:
         """Hold the log beyond a commit (None: all of it) until what this returns is closed or collected."""
         return self._keeping.hold(after, "diff")
+
+    @contextmanager
+    def generation(self, *, oldest: bool = False) -> Iterator[tuple[Meta, Pager]]:
+        """The newest generation, or the base that the window begins with: what it says, and its pages as they are on
+        disk. They stay while the block runs; those of a follower may go, and its pager raises SnapshotTooOld then.
+
+        SnapshotTooOld if it went just now: try again.
+        """
+        self._state.refuse_if_gone()
+        pins, tree = self._pages.pins, self._state.version.tree
+        bases = self._keeping.bases if oldest else ()
+        meta = tree.meta
+        if bases and bases[0].seqno <= meta.seqno:
+            meta = bases[0].meta(meta)
+        holder = object()
+        try:
+            try:
+                # That of the moment before the first commit has no page.
+                pins.hold(holder, {meta.generation} if meta.height or meta.catalogue_height else ())
+            except ValueError:
+                raise SnapshotTooOld(meta.seqno, meta.seqno + 1, self._state.seqno) from None
+            yield meta, tree.pager.uncached()
+        finally:
+            pins.hold(holder, ())
 
     def reader(self, at: Seqno | datetime, purpose: str, owner: object = None) -> Reader:
         """Register a reader of the moment of a commit, or of a time. Give it back with `Reader.release`, or drop it.

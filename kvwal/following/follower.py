@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from types import TracebackType
 from typing import Any, TypeVar, overload
 
 from kvwal.api.naming import TableInfo, table_infos
 from kvwal.api.reading import Reading
+from kvwal.backup.making import BackupReport, BaseKind, backup
+from kvwal.backup.port import Where, destination_at
 from kvwal.codecs import Codec, KeyCodec
 from kvwal.db.mapping import Bounds
 from kvwal.db.snapshot import Snapshot
@@ -93,6 +95,17 @@ class Follower(Reading):
     def lag(self) -> Lag:
         """How far it is behind what is in the writer's files. Reads the end of the log, and moves nothing."""
         return self.engine.progress.lag(self._reads.moments.now_us())
+
+    def backup(
+        self, dest: Where, *, base: BaseKind = "auto", progress: Callable[[int, int], None] | None = None
+    ) -> BackupReport:
+        """As `Store.backup`, beside the writer, which does not know of it. It has no history.
+
+        It begins again from a newer checkpoint where the writer has made two meanwhile. SnapshotTooOld if that happened
+        20 times.
+        """
+        refresh = self.engine.progress.refresh
+        return backup(self.engine, destination_at(dest), base=base, progress=progress, refresh=refresh)
 
     # -- reading ------------------------------------------------------------------------------
 

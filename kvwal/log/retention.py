@@ -21,7 +21,7 @@ from kvwal.keys import Seqno
 from kvwal.log.segment import SegmentInfo
 from kvwal.times import time_of
 
-__all__ = ["Hold", "HoldInfo", "Limits", "Retention", "refuse_gap"]
+__all__ = ["ArchiveLimits", "Hold", "HoldInfo", "Limits", "Retention", "refuse_gap"]
 
 _log = logging.getLogger("kvwal")
 
@@ -36,6 +36,12 @@ class Limits(NamedTuple):
 
     max_bytes: int | None
     max_us: int | None
+
+
+class ArchiveLimits(Limits):
+    """Of an archive's hold, which a full disk drops after those of consumers and after the window."""
+
+    __slots__ = ()
 
 
 @dataclass(slots=True)
@@ -160,9 +166,12 @@ class Retention:
                 return f"commits beyond its position are {age_us / 1e6:.0f} s old, and the limit is {limit_s:.0f} s"
         return ""
 
-    def drop_laziest(self, below: Seqno, segments: Sequence[SegmentInfo]) -> bool:
-        """Drop the holds with limits that are furthest behind, as many as let a segment go. False if none does."""
-        limited = {key: info for key, info in self._held() if info.limits is not None}
+    def drop_laziest(self, below: Seqno, segments: Sequence[SegmentInfo], *, last: bool = False) -> bool:
+        """Drop the holds with limits that are furthest behind, as many as let a segment go. False if none does.
+
+        `last`: those of archives, instead of those of consumers.
+        """
+        limited = {key: info for key, info in self._held() if _is_limited(info, last)}
         kept = self._removable(below, segments)
         dropped: list[int] = []
         for key in sorted(limited, key=lambda key: limited[key].after):
@@ -175,7 +184,9 @@ class Retention:
 
     def _drop(self, key: int, info: HoldInfo, why: str) -> None:
         if self._holds.pop(key, None) is not None:
-            _log.warning("consumer %r is lost at commit %d: %s", info.name, info.after, why)
+            is_archive = isinstance(info.limits, ArchiveLimits)
+            lost = "the archive gets a gap behind" if is_archive else f"consumer {info.name!r} is lost at"
+            _log.warning("%s commit %d: %s", lost, info.after, why)
 
     def release_before(self, below: Seqno, segments: Sequence[SegmentInfo]) -> int:
         """How many of the segments, from the oldest on, go: recovery needs only the commits from `below` on."""
@@ -193,6 +204,10 @@ class Retention:
         while n + 1 < len(segments) and segments[n + 1].first_seqno <= needed + 1:
             n += 1
         return n
+
+
+def _is_limited(info: HoldInfo, of_archive: bool) -> bool:
+    return info.limits is not None and isinstance(info.limits, ArchiveLimits) == of_archive
 
 
 def refuse_gap(

@@ -79,6 +79,11 @@ class Tree:
         """Another tree of the same generation, read in the same way."""
         return Tree(self._pager, self.meta, root, height)
 
+    @property
+    def pager(self) -> Pager:
+        """What reads its nodes."""
+        return self._pager
+
     def get(self, key: bytes) -> bytes | None:
         """The key's value; None if the key is not there. CorruptionError if a node does not verify."""
         level = self.height - 1
