@@ -37,7 +37,7 @@ from kvwal.engine.consumers import oldest_asked_for
 from kvwal.engine.engine import Engine
 from kvwal.engine.lines import LineRow, encode_line, parent_of
 from kvwal.engine.memtable import Memtable
-from kvwal.errors import CorruptionError, DiskFullError, Error, FormatError, InternalError
+from kvwal.errors import CorruptionError, DiskFullError, Error, FormatError, InternalError, ObjectMissing
 from kvwal.features import EXPIRY
 from kvwal.files import Directory, Files, PathArgument, is_full, parent_and_name, path_text, system_files
 from kvwal.files.names import DATA, is_known, numbers, temporary_name
@@ -55,9 +55,11 @@ from kvwal.positions import Position
 
 __all__ = ["RestoreReport", "restore"]
 
-ASIDE: Final = ".restoring"
+_ASIDE: Final = ".restoring"
 _CACHE_BYTES: Final = 64 << 20
 _REQUEST_BYTES: Final = 1 << 20
+# An archiver merges one window at a time, in more time than a listing takes.
+_TRIES: Final = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,9 +124,16 @@ def restore(
     began_s = files.monotonic_s()
     try:
         store_id = identity_of(destination)
-        chosen = choose(destination, moment)
-        work = _Restore(destination, files, target, store_id, chosen, progress)
-        position = None if dry_run else work.run()
+        for left in range(_TRIES - 1, -1, -1):
+            try:
+                chosen = choose(destination, moment)
+                work = _Restore(destination, files, target, store_id, chosen, progress)
+                position = None if dry_run else work.run()
+                break
+            except ObjectMissing:
+                # An archiver has merged or pruned it since it was listed.
+                if not left:
+                    raise
     except OSError as error:
         if is_full(error) and not isinstance(error, Error):
             raise DiskFullError("there is no space to restore; free some, and call it again to go on") from error
@@ -159,7 +168,7 @@ class _Restore:
         self._destination = destination
         self._files = files
         self._target = target
-        self._aside = target + ASIDE
+        self._aside = target + _ASIDE
         self._store_id = store_id
         self._chosen = chosen
         self._progress = progress
@@ -184,7 +193,7 @@ class _Restore:
         directory = self._files.open_directory(parent)
         try:
             refuse_taken(self._files, self._target)
-            directory.rename(name + ASIDE, name)
+            directory.rename(name + _ASIDE, name)
             # Durability: the store is at its place when this returns.
             directory.sync()
         finally:
