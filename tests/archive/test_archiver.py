@@ -385,6 +385,34 @@ def test_a_hold_that_is_dropped_leaves_a_gap_that_is_recorded_and_a_new_base_end
         held.plan(100)
 
 
+def test_on_a_full_disk_consumers_go_first_and_the_archive_before_a_commit_is_refused(
+    rig: Rig, caplog: pytest.LogCaptureFixture
+) -> None:
+    """DECISIONS 10: laziest consumer, window, archive; and only then DiskFullError."""
+    archiver = rig.archiver()
+    archiver.step()
+    consumer = rig.db.consumer("lazy", start="oldest", max_lag_bytes=1 << 30)
+    rig.writer.model |= {Seqno(seqno): {} for seqno in range(rig.db.last_seqno + 1)}
+    rig.writer.some(60, size=2000)
+    rig.db.checkpoint()
+    rig.db.checkpoint()
+    rig.disk.capacity = rig.disk.used_bytes() + (1 << 20)
+    archiver.step(now=True)
+    for _ in range(3000):
+        rig.writer.some(1, size=2000)
+        if rig.db.last_seqno % 40 == 0:
+            rig.db.checkpoint()
+        if "the archive gets a gap" in caplog.text:
+            break
+    assert 0 < caplog.text.index("'lazy' is lost") < caplog.text.index("the archive gets a gap")
+    consumer.close()
+    rig.disk.capacity = None
+    archiver.step()
+    archiver.step(now=True)
+    assert archiver.mark == rig.db.last_seqno
+    rig.check(held_of(rig.db, rig.place).stretches()[-1].first, archiver.mark)
+
+
 def test_a_hold_that_is_dropped_while_the_log_is_still_there_leaves_no_gap(rig: Rig) -> None:
     archiver = rig.archiver()
     archiver.step()
