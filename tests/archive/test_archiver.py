@@ -248,6 +248,29 @@ def test_the_mark_stays_until_what_comes_back_is_what_was_put(rig: Rig) -> None:
     rig.check(0, 5)
 
 
+def test_a_base_that_comes_back_damaged_is_not_relied_on_and_is_made_again(rig: Rig) -> None:
+    class Damaging(Destination):
+        left = 1
+
+        def put_new(self, name: str, data: Any) -> bool:
+            made: bool = self.there.put_new(name, data)
+            if made and "/base/" in name and self.left:
+                self.left -= 1
+                rig.other.flip(f"/b/{name}", 5000)
+            return made
+
+    rig.writer.some(3)
+    rig.db.checkpoint()
+    archiver = rig.archiver()
+    archiver._destination = Damaging(rig.place)
+    with pytest.raises(CorruptionError, match="/base/"):
+        archiver.step()
+    assert archiver.mark is None
+    archiver.step()
+    assert archiver.mark == 3
+    assert kvwal.restore(rig.place, "/r", files=rig.disk).position
+
+
 @pytest.mark.parametrize("fault", ["put lost", "put answer lost", "swap lost", "swap answer lost", "get lost"])
 def test_lost_requests_and_lost_answers_cost_another_try_and_nothing_else(rig: Rig, fault: str) -> None:
     what, _, lost = fault.partition(" ")
