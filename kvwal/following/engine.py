@@ -384,7 +384,7 @@ class FollowedEngine(Engine):
         progress.begin(self._publisher, self._succession, self._keeping, self.reads.moments)
         past = self.upkeep.past
         assert isinstance(past, FollowedPast)
-        past.refresh, past.until_still = progress.refresh, progress.until_still
+        past.until_still = progress.until_still
         self.reads.moments.now = progress
         assert isinstance(self.reads, FollowedReads)
         self.reads.progress = progress
