@@ -23,6 +23,10 @@ from kvwal.api.open import open
 from kvwal.api.shared import shared
 from kvwal.api.store import Store
 from kvwal.api.table import Table, TableDifference, TableVersion
+from kvwal.backup.archive import Archive, ArchiveStatus, archive
+from kvwal.backup.keeping import Keep
+from kvwal.backup.making import BackupReport
+from kvwal.backup.restoring import RestoreReport, restore
 from kvwal.batch import WriteBatch
 from kvwal.codecs import SEQNO
 from kvwal.db.cursor import Cursor
@@ -34,6 +38,8 @@ from kvwal.engine.recovery import RecoveryReport
 from kvwal.engine.stats import Pin, Stats
 from kvwal.engine.verify import VerifyReport
 from kvwal.errors import (
+    ArchiveDiverged,
+    BackupDestinationError,
     ClosedError,
     CodecError,
     ConflictError,
@@ -53,6 +59,8 @@ from kvwal.errors import (
     IndexNotReadyError,
     InternalError,
     LockedError,
+    NotInBackup,
+    ObjectMissing,
     PoisonedError,
     ReadOnlyError,
     ReentrancyError,
@@ -94,6 +102,11 @@ __all__ = [
     "MAX_KEY_BYTES",
     "MAX_VALUE_BYTES",
     "SEQNO",
+    "Archive",
+    "ArchiveDiverged",
+    "ArchiveStatus",
+    "BackupDestinationError",
+    "BackupReport",
     "Batch",
     "BatchTable",
     "Bootstrap",
@@ -128,11 +141,14 @@ __all__ = [
     "IndexWithin",
     "IndexesChangedError",
     "InternalError",
+    "Keep",
     "KeyVersion",
     "KeyVersions",
     "Lag",
     "LockedError",
+    "NotInBackup",
     "MigrationReport",
+    "ObjectMissing",
     "OpenOptions",
     "OwnCommits",
     "Parked",
@@ -142,6 +158,7 @@ __all__ = [
     "RecoveryReport",
     "ReentrancyError",
     "RefusedError",
+    "RestoreReport",
     "SalvageReport",
     "Position",
     "Seqno",
@@ -168,10 +185,12 @@ __all__ = [
     "UsageError",
     "VerifyReport",
     "WriteBatch",
+    "archive",
     "codecs",
     "follow",
     "open",
     "prefix_stop",
+    "restore",
     "salvage",
     "shared",
 ]

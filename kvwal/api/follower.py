@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import Any, TypeVar, cast, overload
 
@@ -11,6 +11,8 @@ from kvwal.api.followed_table import FollowedTable
 from kvwal.api.naming import TableInfo, table_infos
 from kvwal.api.reading import Reading
 from kvwal.api.recalling import Recalling
+from kvwal.backup.making import BackupReport, BaseKind, backup
+from kvwal.backup.port import Where, destination_at
 from kvwal.codecs import Codec, KeyCodec
 from kvwal.db.mapping import Bounds
 from kvwal.engine.merge import Chunk, Pairs
@@ -116,6 +118,22 @@ class Follower(Recalling, Reading):
     def lag(self) -> Lag:
         """How far it is behind what is in the writer's files. Reads the end of the log, and moves nothing."""
         return self.engine.progress.lag(self._reads.moments.now_us())
+
+    def backup(
+        self,
+        dest: Where,
+        *,
+        base: BaseKind = "auto",
+        history: bool = False,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> BackupReport:
+        """As `Store.backup`, of the newest durable commit, beside the writer, which does not know of it.
+
+        It begins again from a newer checkpoint where the writer has made two meanwhile. SnapshotTooOld if that happened
+        20 times.
+        """
+        self.refresh()
+        return backup(self.engine, destination_at(dest), base=base, history=history, progress=progress)
 
     # -- reading ------------------------------------------------------------------------------
 

@@ -10,6 +10,7 @@ from typing import Literal
 from kvwal.api.recalling import Recalling
 from kvwal.batch import MAX_TABLE_ID, WriteBatch
 from kvwal.engine.engine import Engine
+from kvwal.expiring import Expiring
 from kvwal.feed.asked import Asked, Start
 from kvwal.feed.change import Prefixes
 from kvwal.feed.chosen import AnyTables, table_ids
@@ -33,6 +34,8 @@ def reverting(engine: Engine, key: BytesLike, to: int | datetime, table: int) ->
     part = batch.table(table) if table else batch
     if value is None:
         part.delete(name)
+    elif type(value) is Expiring:
+        part.put_until(name, value.value, value.expires_us)
     else:
         part.put(name, value)
     return batch
@@ -61,6 +64,8 @@ class Remembering(Recalling):
         table: int = 0,
     ) -> Seqno:
         """Bring back what `key` was at a past moment, in a new commit: put its value, or delete it. Returns the seqno.
+
+        A value that was to expire expires when it was to; where that time has come the key is deleted.
 
         Args:
             to: the moment, as `snapshot(at=)` takes it.

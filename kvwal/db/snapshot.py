@@ -15,7 +15,7 @@ from kvwal.db.mapping import Bounds, OrderedMapping
 from kvwal.engine.engine import Engine
 from kvwal.engine.merge import Chunk, Pairs
 from kvwal.engine.readers import Reader
-from kvwal.engine.reads import Reads
+from kvwal.engine.reads import Reads, has_expired
 from kvwal.errors import closed
 from kvwal.keys import Seqno
 
@@ -69,6 +69,9 @@ class SnapshotPart(OrderedMapping):
 
     def _may_expire(self) -> bool:
         return self._reads.moments.clock.in_use
+
+    def _has_expired(self) -> bool:
+        return has_expired(self._reads, self.reader, self._table)
 
     def _cached(self, bounds: Bounds) -> Pairs | None:
         seqno = self.reader.seqno

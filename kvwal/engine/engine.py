@@ -37,13 +37,15 @@ from kvwal.errors import DiskFullError, LockedError, PoisonedError, closed, fork
 from kvwal.events import Events, Recovery
 from kvwal.keys import Seqno
 from kvwal.locks import is_nested, new_lock, refuse_reentry, release
-from kvwal.log import RefusingLog, SegmentLog
+from kvwal.log import RefusingLog, SegmentLog, StoreClock
 from kvwal.options import Durability, Flag, Options
 
 __all__ = ["Engine"]
 
 # A clean close leaves at most this much log to replay; more is checkpointed first, so that opening stays quick.
 _CLOSE_REPLAY_BYTES = 256 << 10
+# The same within a second of the last checkpoint: readers in other processes are to have theirs for longer.
+_CLOSE_REPLAY_BYTES_AT_ONCE = 2 << 20
 
 
 # Background threads of stores that were dropped without being closed.
@@ -99,9 +101,12 @@ class Engine:
         self._pages = recovered.pages
         self._log = recovered.log
         self.state: State = recovered.state
-        clock = ExpiryClock(options.files.now_us, options.files.monotonic_s)
+        files = options.files
+        # Without a log nothing is stamped.
+        time = StoreClock(files.now_us, files.monotonic_s) if recovered.log is None else recovered.log.clock
+        clock = ExpiryClock(time.now_us)
         clock.in_use = recovered.expires
-        gaps, moments = Gaps(), Moments(self.state, options.files.now_us, clock)
+        gaps, moments = Gaps(), Moments(self.state, files.now_us, clock)
         self.reads: Reads = self._reads_type(self.state, moments, gaps)
         #: Whom this store tells of what it does.
         self.events: Events = recovered.events
@@ -253,7 +258,7 @@ class Engine:
         assert checkpointer is not None
         try:
             tail = log.tail_bytes - checkpointer.log_bytes_at_last + self.upkeep.recovery.bytes_replayed
-            if tail > _CLOSE_REPLAY_BYTES:
+            if tail > (_CLOSE_REPLAY_BYTES if checkpointer.has_rested() else _CLOSE_REPLAY_BYTES_AT_ONCE):
                 checkpointer.checkpoint()
         except (DiskFullError, PoisonedError):
             pass  # Nothing is lost by it: the next open replays the log instead.

@@ -186,7 +186,7 @@ class Moments:
 
     def reader(self, purpose: str, *, writer: bool = False, owner: object = None) -> Reader:
         """Register a reader of this moment. Give it back with `Reader.release`, or drop it."""
-        return self._register(purpose, self.clock.reader_us(), writer, owner)
+        return self._register(purpose, self.clock.now_us(), writer, owner)
 
     @locked_by_state
     def _register(self, purpose: str, since_us: int, writer: bool, owner: object) -> Reader:

@@ -63,6 +63,7 @@ __all__ = [
     "make_row",
     "next_ids",
     "row_key",
+    "told_apart",
 ]
 
 # On disk: never change.
@@ -93,6 +94,13 @@ class CodecName:
 
     def __str__(self) -> str:
         return self.name if self.version == 1 else f"{self.name} (version {self.version})"
+
+
+def told_apart(one: CodecName, other: CodecName) -> tuple[str, str]:
+    """The texts of two codecs that differ: of one name they have both versions, also the first."""
+    if one.name != other.name:
+        return str(one), str(other)
+    return f"{one.name} (version {one.version})", f"{other.name} (version {other.version})"
 
 
 @dataclass(frozen=True, slots=True)
@@ -385,7 +393,7 @@ def check_codecs(row: TableRow, asked: Asked) -> None:
     """TableCodecError if a table was made with other codecs than these, but for older versions that these read."""
     for what, has, codec in (("keys", row.key, asked.key), ("values", row.value, asked.value)):
         if not codec.reads(has):
-            raise TableCodecError(row.name, what, str(has), str(codec))
+            raise TableCodecError(row.name, what, *told_apart(has, codec))
 
 
 def keep_asked(row: TableRow, asked: Asked, system: WriteBatch) -> None:

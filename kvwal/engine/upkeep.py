@@ -87,7 +87,7 @@ class Upkeep:
         if self._background is not None:
             self._background.checkpoint_was_made()
         elif self._tables.indexes.is_due():
-            self._tables.indexes.work()
+            self._tables.indexes.go_on()
 
     def compact(self) -> int:
         """Give unused space back to the system; returns the bytes the page file shrank by."""
@@ -136,12 +136,12 @@ class Upkeep:
         expiry = self._expirer.waiting()
         return Stats.of(self._state, self._readers, self._pages, self._log, self._reader, expiry)
 
-    def read(self, after: Seqno | datetime | None, until: Seqno | None, purpose: str) -> SegmentCursor:
+    def read(self, after: Seqno | datetime | None, until: Seqno | None, purpose: str | None) -> SegmentCursor:
         """The commits beyond `after` (None: all that the log still has), up to `until` (None: as they become durable).
 
         `after` may be a time: then the commits that were made then or later, and behind some that were made before.
-        `purpose`: what they are held for. FeedGap if one of them is gone, or may be, or `after` is beyond the newest
-        commit; ReadOnlyError where none can come.
+        `purpose`: what they are held for; None if the caller holds them. FeedGap if one of them is gone, or may be, or
+        `after` is beyond the newest commit; ReadOnlyError where none can come.
         """
         self._state.refuse_if_gone()
         if isinstance(after, datetime):
@@ -157,7 +157,7 @@ class Upkeep:
             raise read_only()
         return read_kept(self._reader, after, until)
 
-    def _read_since(self, since: datetime, until: Seqno | None, purpose: str) -> SegmentCursor:
+    def _read_since(self, since: datetime, until: Seqno | None, purpose: str | None) -> SegmentCursor:
         since_us = us_of("since", since)
         # The log that is looked at is held meanwhile.
         whole = self.read(None, until, purpose)

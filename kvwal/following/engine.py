@@ -198,7 +198,7 @@ class Progress(Now):
         version, newest = of(), self._state.seqno
         assert self._moments is not None, "it has not begun"
         for reader in [] if version is None else self._moments.readers.all():
-            if version is not None and reader.version.tree.is_read_as(version.tree):
+            if version is not None and reader.version.tree.pager is version.tree.pager:
                 reader.give_up(SnapshotTooOld(reader.seqno, newest, newest))
 
     # -- reading of now -------------------------------------------------------------------------

@@ -79,13 +79,14 @@ class Tree:
         """Whether it is of the same generation, and read in the same way."""
         return self._pager is other._pager and self.meta.generation == other.meta.generation
 
-    def is_read_as(self, other: Tree) -> bool:
-        """Whether its pages go when those of the other tree do: they are read in the same way."""
-        return self._pager is other._pager
-
     def beside(self, root: bytes, height: int) -> Tree:
         """Another tree of the same generation, read in the same way."""
         return Tree(self._pager, self.meta, root, height)
+
+    @property
+    def pager(self) -> Pager:
+        """What reads its nodes. Trees that have one lose their pages at the same time."""
+        return self._pager
 
     def get(self, key: bytes) -> bytes | None:
         """The key's value; None if the key is not there. CorruptionError if a node does not verify."""
