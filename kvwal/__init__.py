@@ -15,6 +15,9 @@ from kvwal import (
     codecs,
     interpreter,  # noqa: F401  # importing it is the check
 )
+from kvwal.api.followed_table import FollowedTable
+from kvwal.api.follower import Follower
+from kvwal.api.following import follow
 from kvwal.api.naming import IndexInfo, TableInfo
 from kvwal.api.open import open
 from kvwal.api.shared import shared
@@ -63,6 +66,7 @@ from kvwal.errors import (
     ReentrancyError,
     RefusedError,
     SnapshotTooOld,
+    StaleError,
     StoreExistsError,
     StoreNotFoundError,
     StoreRemovedError,
@@ -82,9 +86,6 @@ from kvwal.feed.key_versions import KeyVersion, KeyVersions
 from kvwal.feed.lag import ConsumerInfo
 from kvwal.feed.owned import Batch
 from kvwal.following.engine import Lag
-from kvwal.following.follower import Follower
-from kvwal.following.opening import follow
-from kvwal.following.table import FollowedTable
 from kvwal.keys import END, MAX_BATCH_BYTES, MAX_KEY_BYTES, MAX_VALUE_BYTES, End, Seqno, prefix_stop
 from kvwal.options import OpenOptions
 from kvwal.positions import Position
@@ -164,6 +165,7 @@ __all__ = [
     "Snapshot",
     "SnapshotTable",
     "SnapshotTooOld",
+    "StaleError",
     "Stats",
     "Store",
     "StoreExistsError",

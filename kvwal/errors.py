@@ -33,6 +33,7 @@
     |   `-- SystemCallError       a call of the operating system failed (also an OSError, with its errno)
     |       |-- RefusedError          it did nothing: too many open files, no permission, read-only; retry when cured
     |       `-- StoreRemovedError     the store's directory or a file of it was removed or replaced while it was open
+    |-- StaleError              a follower shows less than it is to, by its max_lag_s
     |-- ConflictError           a concurrent commit changed what this transaction read; retry it
     |   `-- IndexesChangedError   a table got another index meanwhile
     `-- InternalError           a bug in kvwal
@@ -83,6 +84,7 @@ __all__ = [
     "ReentrancyError",
     "RefusedError",
     "SnapshotTooOld",
+    "StaleError",
     "StoreExistsError",
     "StoreNotFoundError",
     "StoreRemovedError",
@@ -408,7 +410,8 @@ class CorruptionError(Error):
         self.offset = offset
         self.reason = reason
         super().__init__(
-            f"{self.finding}. Restore a backup, or save what verifies into a new store with kvwal.salvage(path, into)"
+            f"{self.finding}. Restore a backup (docs/backups.md), or save what verifies into a new store with "
+            "kvwal.salvage(path, into)"
         )
 
     @property
@@ -499,6 +502,22 @@ class BackupDestinationError(EnvironmentFailure):
 
     Nothing was changed in it.
     """
+
+class StaleError(Error):
+    """What a follower shows may lack commits that were made longer ago than its `max_lag_s`.
+
+    It has looked just now, and what it found cannot be shown yet: no record says that it is on disk.
+
+    Attributes: `lag_s` (since when, in seconds), `max_lag_s`.
+    """
+
+    def __init__(self, lag_s: float, max_lag_s: float) -> None:
+        self.lag_s = lag_s
+        self.max_lag_s = max_lag_s
+        super().__init__(
+            f"what is shown may be {lag_s:.3f} s old, and max_lag_s is {max_lag_s} s; its writer makes commits that it "
+            f"does not bring on disk, or says so late: read again later, or follow with a larger max_lag_s"
+        )
 
 
 class ConflictError(Error):

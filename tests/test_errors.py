@@ -49,6 +49,7 @@ MADE: list[tuple[type[Error], tuple[Any, ...], dict[str, Any]]] = [
     ),
     (errors.SnapshotTooOld, (5, 90, 90), {"limit_bytes": 1 << 30}),
     (errors.NotInBackup, (5, 7, 90), {"nearest": (None, 7)}),
+    (errors.StaleError, (0.75, 0.5), {}),
     (errors.FeedGap, (5, 7, 90), {"oldest_time": NOON, "nearest": (None, 8), "lost_commits": 2}),
     (errors.CorruptionError, ("data", 4096, "the checksum is wrong"), {}),
     (errors.FormatError, ("text",), {}),

@@ -75,6 +75,8 @@ class AsyncStore(AsyncNaming, AsyncRemembering):
         "_workers",
     )
 
+    _store: Store
+
     def __init__(
         self,
         store: Store,

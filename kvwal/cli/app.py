@@ -7,8 +7,8 @@ Exit codes (scripts rely on them: never change):
 | 0 | done |
 | 1 | no such key, or the answer to a question was no |
 | 2 | the command line is wrong |
-| 3 | the store is damaged, or a demo found a broken promise |
-| 4 | another process has the store open |
+| 3 | the store, or a backup, is damaged or has a gap, or a demo found a broken promise |
+| 4 | another process has the store open for writing, and the command writes |
 | 5 | no store there, something else there, or a store of a format this version does not know |
 | 6 | the machine failed: no space, no permission, a read or write error |
 | 7 | a line of the input of `load` is not what it should be |
@@ -35,6 +35,7 @@ import click
 
 from kvwal import errors
 from kvwal.cli import (
+    archives,
     backups,
     changes,
     consumers,
@@ -179,6 +180,7 @@ for _command in (
     reports.compact,
     backups.backup,
     backups.restore,
+    archives.archive,
     reports.salvage,
 ):
     app.add_command(_command)

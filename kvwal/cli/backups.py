@@ -10,17 +10,16 @@ import kvwal
 from kvwal.backup.choosing import Moment, as_moment
 from kvwal.backup.making import BaseKind
 from kvwal.cli.moments import MOMENT
-from kvwal.cli.reading import opened
 from kvwal.cli.terminal import complain, count, human_bytes, print_json, progress_bar, store_path
 
-__all__ = ["backup", "restore"]
+__all__ = ["WHEN", "backup", "restore"]
 
 
 @click.command()
 @store_path
 @click.argument("dest", type=click.Path())
 @click.option("--full", is_flag=True, help="All pages, also those that an earlier backup has.")
-@click.option("--history", is_flag=True, help="Also every moment of the window. Not beside a program that writes.")
+@click.option("--history", is_flag=True, help="Also every moment of the window.")
 @click.option("--quiet", is_flag=True, help="Say nothing.")
 @click.option("--json", "as_json", is_flag=True, help="Print one object.")
 def backup(path: str, dest: str, full: bool, history: bool, quiet: bool, as_json: bool) -> None:
@@ -29,18 +28,13 @@ def backup(path: str, dest: str, full: bool, history: bool, quiet: bool, as_json
     What an earlier backup in DEST has is not written again. DEST is for one store, and those restored from it.
     """
     base: BaseKind = "full" if full else "auto"
-    with opened(path) as db, progress_bar("backup", quiet=quiet or as_json) as progress:
+    with kvwal.open(path, "r") as db, progress_bar("backup", quiet=quiet or as_json) as progress:
         task = progress.add_task("backup", total=None)
 
         def told(done: int, total: int) -> None:
             progress.update(task, completed=done, total=total)
 
-        if isinstance(db, kvwal.Store):
-            report = db.backup(dest, base=base, history=history, progress=told)
-        elif history:
-            raise click.UsageError("--history needs the store for itself; a program has it open")
-        else:
-            report = db.backup(dest, base=base, progress=told)
+        report = db.backup(dest, base=base, history=history, progress=told)
     if as_json:
         _print_json(report)
     elif not quiet:
@@ -68,12 +62,16 @@ class _WhenType(click.ParamType):  # type: ignore[type-arg]  # it has none befor
             return MOMENT.convert(text, param, ctx)
 
 
+#: As for `kvwal.restore`.
+WHEN = _WhenType()
+
+
 @click.command()
 @click.argument("src", type=click.Path())
 @click.argument("into", type=click.Path())
 @click.option(
     "--at",
-    type=_WhenType(),
+    type=WHEN,
     default="latest",
     help="The state after this commit, at this time (2026-01-31T12:00:00Z), or before:COMMIT. Otherwise the newest.",
 )

@@ -68,6 +68,7 @@ class Open:
         self.tracked: dict[int, Tracked] = {}
         #: The registration of its moment; None when it is over.
         self.reader: Reader | None = None
+        engine.reads.moments.now.ready()
         self.reader = engine.reads.moments.reader("transaction", writer=not read_only, owner=owner)
 
     def track(self, table: int) -> Tracked:

@@ -104,6 +104,7 @@ class Snapshot(SnapshotPart):
     def __init__(self, engine: Engine, *, at: Seqno | datetime | None = None, owner: object = None) -> None:
         super().__init__(_Held(), engine.reads, 0)
         if at is None:
+            engine.reads.moments.now.ready()
             reader = engine.reads.moments.reader("snapshot", owner=owner)
         else:
             reader = engine.upkeep.past.reader(at, "snapshot", owner)

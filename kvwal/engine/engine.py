@@ -75,6 +75,8 @@ class Engine:
 
     #: What reads are made by.
     _reads_type: ClassVar[type[Reads]] = Reads
+    #: And of past moments.
+    _past_type: ClassVar[type[Past]] = Past
 
     @classmethod
     def open(cls, path: str, flag: Flag, options: Options) -> Engine:
@@ -145,7 +147,7 @@ class Engine:
             self._begin(log, reserve)
         #: What may be asked for beside reads and commits.
         jobs = self._checkpointer, self._background
-        past = Past(recovered, moments, self._succession, self._keeping)
+        past = self._past_type(recovered, moments, self._succession, self._keeping)
         parts = recovered, moments.readers, self.queue, consumers, past
         self.upkeep = Upkeep(*parts, *jobs, self.tables, options.files, self.expirer)
 

@@ -21,7 +21,7 @@ from kvwal.engine.succession import Succession
 from kvwal.errors import FeedGap, SnapshotTooOld
 from kvwal.keys import Seqno
 from kvwal.locks import locked_by_state
-from kvwal.log import ArchiveLimits, KeyCursor, KeyHistory, Seek, SegmentCursor, Stretch, hold_kept
+from kvwal.log import ArchiveLimits, KeyCursor, KeyHistory, Seek, SegmentCursor, Stretch
 from kvwal.pages.meta import Meta
 from kvwal.pages.pager import Pager
 from kvwal.times import time_of, us_of
@@ -60,12 +60,9 @@ class Past:
         self._moments = moments
         self._succession = succession
         self._keeping = keeping
-        if parts.log is None:
-            reader, newest = parts.reader, parts.state.seqno
-            self._history = KeyHistory(
-                reader.chain, None, reader.chain.names, lambda after: hold_kept(reader, after, newest)
-            )
-        else:
+        #: Of a store that is not written here, a subclass has one.
+        self._history: KeyHistory
+        if parts.log is not None:
             self._history = parts.log.key_history
         self._seek = Seek(parts.reader.chain)
         self._segments = parts.reader.segments
@@ -173,7 +170,8 @@ class Past:
         if not n:
             # Also when what is read happens to be there.
             raise self._too_old(at)
-        if meta.seqno > seqno:
+        # A generation of a checkpoint in parts has some of the commits up to the one that it is to be replayed through.
+        if meta.seqno > seqno or seqno < meta.replay_through:
             meta = bases[n - 1].meta(meta)
         # Held first, and looked for after.
         hold = self._keeping.hold(meta.seqno, "snapshot")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import datetime
+from typing import Final
 
 from kvwal.engine.background import Background
 from kvwal.engine.checkpoint import COMPACT_PASSES, Checkpointer
@@ -18,13 +19,16 @@ from kvwal.engine.stats import Stats
 from kvwal.engine.tables import Tables
 from kvwal.engine.verify import VerifyReport, verify_parts
 from kvwal.engine.verify_indexes import verify_indexes
-from kvwal.errors import FeedGap, read_only
+from kvwal.errors import FeedGap, SnapshotTooOld, read_only
 from kvwal.files import Directory, Files
 from kvwal.keys import Seqno
 from kvwal.log import SegmentCursor, SegmentInfo, read_kept
 from kvwal.times import time_of, us_of
 
 __all__ = ["Upkeep"]
+
+# How often a proof beside a writer is begun again.
+_LOOKS: Final = 4
 
 
 class Upkeep:
@@ -104,9 +108,18 @@ class Upkeep:
         """Prove pages, log, and the one against the other. Checkpoints wait meanwhile."""
         self._state.refuse_if_gone()
         if self._checkpointer is None:
-            return self._verify(progress)
+            return self._verify_beside(progress)
         self._queue.refuse_reentry("verifying")
         return self._checkpointer.while_idle(lambda: self._verify(progress))
+
+    def _verify_beside(self, progress: Callable[[int, int], None] | None) -> VerifyReport:
+        """The same of files that another process may be writing: again where pages went meanwhile."""
+        for _ in range(_LOOKS):
+            try:
+                return self._verify(progress)
+            except SnapshotTooOld:
+                self._reads.moments.now.ready()
+        return self._verify(progress)
 
     def _verify(self, progress: Callable[[int, int], None] | None) -> VerifyReport:
         report = verify_parts(self._pages, self._reader, self._files, progress)

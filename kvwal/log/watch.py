@@ -207,7 +207,7 @@ class Watch:
 
         Requires: the segment was the newest one after it was walked.
         """
-        accused = whole = -1
+        accused = -1
         for _ in range(_MOST_STEPS):
             place = newest.place
             if not newest.is_due:
@@ -219,10 +219,7 @@ class Watch:
             tail, offset = gather(newest.file, segment, place, None, self.durable)
             row, verdict = judge(tail)
             if row is TailRow.DAMAGED_MARK:
-                if offset == place.offset == whole:
-                    # It was found whole twice, and does not verify.
-                    return
-                whole = offset
+                # At the place itself if the record came meanwhile, or is whole and looked as if it were not.
                 newest.place = Place(offset, place.last_seqno, place.watermark, place.time_us)
             elif verdict is Verdict.END:
                 again = newest.examined >= place.offset
@@ -258,9 +255,10 @@ class FollowedCursor(SegmentCursor):
         durable: Callable[[], Seqno],
         await_beyond: Callable[[Seqno, float | None], bool],
         segment: Callable[[], SegmentHeader | None],
+        when_beyond: Callable[[Seqno, Callable[[], object]], Callable[[], object]],
     ) -> None:
         """FeedGap if commits beyond `after` are no longer kept. `segment`: the one that a `Watch` has found last."""
-        super().__init__(reader, hold_kept(reader, after, durable()), until, durable, await_beyond)
+        super().__init__(reader, hold_kept(reader, after, durable()), until, durable, await_beyond, when_beyond)
         self._log = reader
         self._newest = segment
         self._found_with = segment()

@@ -325,6 +325,9 @@ class Index(IndexReading[I, K, V], Generic[I, K, V]):
         self._owner = owner
 
     def _lookup(self) -> tuple[_Lookup, Callable[[], object]]:
+        return self._engine.reads.moments.now.again(self._lookup_now)
+
+    def _lookup_now(self) -> tuple[_Lookup, Callable[[], object]]:
         now = Snapshot(self._engine, owner=self._owner)
         try:
             return _Lookup(self._spec, now.part, _no_writes, self._engine.tables.indexes.failures.get), now.close
