@@ -47,6 +47,7 @@ from kvwal.log import FollowedCursor, Hold, LogReader, RefusingLog, SegmentCurso
 from kvwal.log.segment import HEADER_PAGE_BYTES, SegmentHeader, list_segments
 from kvwal.options import Options
 from kvwal.pages import FollowedPages, Tree
+from kvwal.pages.pager import Pager
 
 __all__ = ["FollowedEngine", "Lag", "Progress", "recovered_beside", "signs"]
 
@@ -126,7 +127,7 @@ class Progress(Now):
             # It may be that it was closed meanwhile.
             state.refuse_if_gone()
             raise
-        if self._watch.written <= state.seqno:
+        if self._watch.written <= state.seqno and self._watch.is_sure:
             self._current_s = began_s
         self._wake(state.seqno)
         return state.seqno
@@ -190,15 +191,15 @@ class Progress(Now):
         return True
 
     def _watch_version(self) -> None:
-        self._pages.guard.when_gone = partial(self._give_up, ref(self._state.version))
+        self._pages.guard.when_gone = partial(self._give_up, ref(self._state.version.tree.pager))
 
     @locked_by_state
-    def _give_up(self, of: ref[Version]) -> None:
-        """The pages of a version are gone, and so are the moments of its readers."""
-        version, newest = of(), self._state.seqno
+    def _give_up(self, of: ref[Pager]) -> None:
+        """The pages that this reads are gone, and so are the moments of its readers."""
+        pager, newest = of(), self._state.seqno
         assert self._moments is not None, "it has not begun"
-        for reader in [] if version is None else self._moments.readers.all():
-            if version is not None and reader.version.tree.pager is version.tree.pager:
+        for reader in self._moments.readers.all():
+            if reader.version.tree.pager is pager:
                 reader.give_up(SnapshotTooOld(reader.seqno, newest, newest))
 
     # -- reading of now -------------------------------------------------------------------------
@@ -384,7 +385,7 @@ class FollowedEngine(Engine):
         progress.begin(self._publisher, self._succession, self._keeping, self.reads.moments)
         past = self.upkeep.past
         assert isinstance(past, FollowedPast)
-        past.refresh, past.until_still = progress.refresh, progress.until_still
+        past.until_still = progress.until_still
         self.reads.moments.now = progress
         assert isinstance(self.reads, FollowedReads)
         self.reads.progress = progress

@@ -23,7 +23,6 @@ from kvwal.errors import CorruptionError, FeedGap, FormatError, SnapshotTooOld
 from kvwal.keys import KeyRange, Seqno
 from kvwal.log import KeyCursor, KeyHistory, KeyRecord, LogReader, Stretch, hold_kept
 from kvwal.log.segment import SegmentHeader
-from kvwal.pages import FollowedPages
 
 __all__ = ["FollowedHistory", "FollowedPast"]
 
@@ -161,27 +160,18 @@ class _Stretch(Stretch):
 class FollowedPast(Past):
     """The past moments that the files have."""
 
-    #: Moves to the newest commit.
-    refresh: Callable[[], object]
     #: Gives what a function gives, once it does not fail for what is just being changed.
     until_still: Callable[[Callable[[], Seqno]], Seqno]
 
     def __init__(self, parts: Recovered, moments: Moments, succession: Succession, keeping: Keeping) -> None:
         super().__init__(parts, moments, succession, keeping)
-        assert isinstance(parts.pages, FollowedPages)
-        self._followed = parts.pages
         self._history = FollowedHistory(parts.reader, lambda: parts.state.seqno)
 
     def reader(self, at: Seqno | datetime, purpose: str, owner: object = None) -> Reader:
         """As `Past.reader`."""
-        while True:
-            try:
-                return super().reader(at, purpose, owner)
-            except SnapshotTooOld:
-                # It was too old, or the generation that says where bases are has gone.
-                if self._followed.guard.is_whole():
-                    raise
-                self.refresh()
+        # The newest generation says where bases are, and by its slot it is seen that their pages are there.
+        self._moments.now.ready()
+        return super().reader(at, purpose, owner)
 
     def _seqno_at(self, at: datetime, newest: Seqno) -> Seqno:
         return self.until_still(lambda: super(FollowedPast, self)._seqno_at(at, newest))
