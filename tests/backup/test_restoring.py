@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,6 @@ import kvwal
 from kvwal.backup.lines import Origin, ancestry, origin_of
 from kvwal.backup.making import backup
 from kvwal.backup.port import DirectoryDestination
-from kvwal.engine.lines import LineRow, decode_line, encode_line
 from kvwal.log import LogReader
 from kvwal.times import time_of
 
@@ -358,17 +356,6 @@ def test_a_consumer_whose_commits_the_restored_log_does_not_have_says_so() -> No
             lived.destination.delete(name)
     with restored(lived, report.oldest) as db, pytest.raises(kvwal.FeedGap), db.consumer("mailer") as consumer:
         next(consumer)
-
-
-def test_the_row_of_a_line() -> None:
-    row = LineRow(b"12345678", b"87654321", kvwal.Seqno(9), "restore", 77)
-    key, value = encode_line(row)
-    assert decode_line(key, value) == row
-    assert json.loads(value) == {"fork": 9, "parent": "ODc2NTQzMjE=", "v": 1, "wall_us": 77, "why": "restore"}
-    assert decode_line(key, b'{"v":2}') is None
-    for bad in (b"", b"{}", b"[]", value[:-3], value.replace(b":9", b":-1"), value.replace(b"ODc2", b"OD!2"), b"\xff"):
-        with pytest.raises(kvwal.CorruptionError, match="line"):
-            decode_line(key, bad)
 
 
 @pytest.mark.parametrize("stride", [1500, pytest.param(5, marks=pytest.mark.slow)])
