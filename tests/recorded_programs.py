@@ -11,6 +11,7 @@ import random
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from functools import cache
 from itertools import cycle
 
@@ -154,11 +155,12 @@ def long_run(runs: int, seed: int, minutes: float) -> None:
     """All programs in turns."""
     rng = random.Random(seed)
     done = 0
-    for program in cycle(PROGRAMS):
-        if done >= runs or time.process_time() >= 60 * minutes:
-            break
-        at_random(recorded(program), rng, 50)
-        done += 50
+    with suppress(KeyboardInterrupt):
+        for program in cycle(PROGRAMS):
+            if done >= runs or time.process_time() >= 60 * minutes:
+                break
+            at_random(recorded(program), rng, 50)
+            done += 50
     print(f"seed {seed}: {done} runs of {len(PROGRAMS)} programs, {time.process_time():.0f} s, no violation")
 
 

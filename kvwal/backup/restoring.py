@@ -20,14 +20,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Final
+from typing import Final
 
+from kvwal.backup.aside import MARKER, PAGES, begin, marker_of, refuse_foreign, refuse_taken, taken
 from kvwal.backup.bases import BaseHeader, chain_of, pages_of, read_table
 from kvwal.backup.chain import replay
 from kvwal.backup.choosing import Chosen, Moment, as_moment, choose
 from kvwal.backup.names import BaseName, UnitName
 from kvwal.backup.port import Destination, Where, destination_at
-from kvwal.backup.state import dump, identity_of, load
+from kvwal.backup.state import identity_of
 from kvwal.backup.units import UnitCommit
 from kvwal.batch import WriteBatch
 from kvwal.engine.checkpoint import merge_into
@@ -36,18 +37,10 @@ from kvwal.engine.consumers import oldest_asked_for
 from kvwal.engine.engine import Engine
 from kvwal.engine.lines import LineRow, encode_line, parent_of
 from kvwal.engine.memtable import Memtable
-from kvwal.errors import (
-    CorruptionError,
-    DiskFullError,
-    Error,
-    FormatError,
-    InternalError,
-    ObjectMissing,
-    StoreExistsError,
-)
+from kvwal.errors import CorruptionError, DiskFullError, Error, FormatError, InternalError, ObjectMissing
 from kvwal.features import EXPIRY
 from kvwal.files import Directory, Files, PathArgument, is_full, parent_and_name, path_text, system_files
-from kvwal.files.names import DATA, LOCK, is_known, numbers, temporary_name
+from kvwal.files.names import DATA, is_known, numbers, temporary_name
 from kvwal.keys import SYSTEM_TABLE, Seqno
 from kvwal.log import LogIdentity, LogOptions, LogReader, encode_intents
 from kvwal.log.copied import CopiedLog
@@ -63,10 +56,6 @@ from kvwal.positions import Position
 __all__ = ["RestoreReport", "restore"]
 
 _ASIDE: Final = ".restoring"
-_MARKER: Final = "restoring"
-_PAGES: Final = "restoring-pages"
-_OURS: Final = frozenset((_MARKER, _PAGES, temporary_name(_MARKER), temporary_name(_PAGES)))
-_LINE_BYTES: Final = 8
 _CACHE_BYTES: Final = 64 << 20
 _REQUEST_BYTES: Final = 1 << 20
 # An archiver merges one window at a time, in more time than a listing takes.
@@ -184,26 +173,26 @@ class _Restore:
         self._chosen = chosen
         self._progress = progress
         self._done = 0
-        self._line = bytes(_LINE_BYTES)
+        self._line = b""
         self._options = Options(files=files, background=False)
         self.resumed = False
 
     def run(self) -> Position:
         """Make the store; its position."""
-        _refuse_taken(self._files, self._target)
+        refuse_taken(self._files, self._target)
         self._make()
         position = self._verified()
         directory = self._files.open_directory(self._aside)
         try:
-            if directory.kind(_MARKER) is not None:
-                directory.unlink(_MARKER)
+            if directory.kind(MARKER) is not None:
+                directory.unlink(MARKER)
             directory.sync()
         finally:
             directory.close()
         parent, name = parent_and_name(self._target)
         directory = self._files.open_directory(parent)
         try:
-            _refuse_taken(self._files, self._target)
+            refuse_taken(self._files, self._target)
             directory.rename(name + _ASIDE, name)
             # Durability: the store is at its place when this returns.
             directory.sync()
@@ -221,66 +210,37 @@ class _Restore:
             self._files.make_directory(self._aside, self._options.directory_mode)
             directory = self._files.open_directory(self._aside)
         except NotADirectoryError:
-            raise _taken(self._aside, "is in the way; move it") from None
+            raise taken(self._aside, "is in the way; move it") from None
         try:
-            if directory.kind(DATA) is not None and _marker_of(directory) is None:
+            if directory.kind(DATA) is not None and marker_of(directory) is None:
                 # Opened to be looked at, it takes the lock.
                 directory.close()
                 if not self._is_made():
-                    raise _taken(self._aside, "is none of a restore, or of another one; move it")
+                    raise taken(self._aside, "is none of a restore, or of another one; move it")
                 self.resumed = True
                 return
-            foreign = [name for name in directory.names() if not (name in _OURS or is_known(name))]
-            if foreign:
-                raise _taken(self._aside, f"holds {foreign[0]!r}, which is none of a restore; move it")
+            refuse_foreign(directory)
             directory.lock(shared=False)
-            # Durability: else all that is made in it could be gone.
+            # Else all that is made in it could be gone, and be made again.
             directory.sync_parent()
-            self._begin(directory)
+            plan = self._chosen.plan
+            asked = {
+                "store": self._store_id.hex(),
+                "from": self._chosen.line.hex(),
+                "at": plan.at,
+                "objects": [str(name) for name in (*plan.bases, *plan.units)],
+            }
+            self._line, self.resumed = begin(directory, asked, self._files, self._options.mode)
             if directory.kind(DATA) is None:
-                if directory.kind(_PAGES) is None:
+                if directory.kind(PAGES) is None:
                     self._write_pages(directory)
                 self._write_log(directory)
-                directory.rename(_PAGES, DATA)
+                directory.rename(PAGES, DATA)
+                # It has this name before the marker goes.
                 directory.sync()
             self._replay(directory)
         finally:
             directory.close()
-
-    def _begin(self, directory: Directory) -> None:
-        """Step 1, unless the same is being made."""
-        names = directory.names()
-        plan = self._chosen.plan
-        wanted: dict[str, Any] = {
-            "store": self._store_id.hex(),
-            "from": self._chosen.line.hex(),
-            "at": plan.at,
-            "objects": [str(name) for name in (*plan.bases, *plan.units)],
-        }
-        found = _marker_of(directory)
-        if found is None and (_PAGES in names or any(map(numbers, names))):
-            raise _taken(self._aside, "is none of a restore, or of another version; move it")
-        if found is not None and {key: found.get(key) for key in wanted} == wanted:
-            line = _line_in(found)
-            if line is not None:
-                self._line, self.resumed = line, True
-                return
-        # That of another moment, or none. Durability: what says that a step has ended goes before what that step made.
-        for going in ((DATA, _PAGES), names):
-            for name in going:
-                if name in directory.names() and name not in (_MARKER, LOCK):
-                    directory.unlink(name)
-            directory.sync()
-        self._line = self._files.random_bytes(_LINE_BYTES)
-        file = directory.open(temporary_name(_MARKER), create=True, mode=self._options.mode)
-        try:
-            file.pwrite(dump({**wanted, "line": self._line.hex()}), 0)
-            file.sync()
-        finally:
-            file.close()
-        directory.rename(temporary_name(_MARKER), _MARKER)
-        # Durability: without the marker, what comes now would be none of a restore.
-        directory.sync()
 
     def _is_made(self) -> bool:
         """Whether what lies aside is this restore, verified, but for its name."""
@@ -301,7 +261,7 @@ class _Restore:
 
     def _write_pages(self, directory: Directory) -> None:
         """Step 2."""
-        name = temporary_name(_PAGES)
+        name = temporary_name(PAGES)
         if directory.kind(name) is not None:
             directory.unlink(name)
         chain = self._chain()
@@ -317,7 +277,7 @@ class _Restore:
             file.sync()
         finally:
             file.close()
-        directory.rename(name, _PAGES)
+        directory.rename(name, PAGES)
         directory.sync()
 
     def _chain(self) -> list[tuple[BaseName, BaseHeader]]:
@@ -335,8 +295,6 @@ class _Restore:
         for name in directory.names():
             if numbers(name) is not None or (name.endswith(".tmp") and is_known(name)):
                 directory.unlink(name)
-        # Durability: none of them comes back beside those that are made now.
-        directory.sync()
         meta = self._chain()[-1][1].meta
         after, units = self._begin_of_log(directory, meta)
         now_us = self._files.now_us()
@@ -356,7 +314,7 @@ class _Restore:
         That is before the base where consumers still read what is there, and units have it.
         """
         plan = self._chosen.plan
-        file = directory.open(_PAGES)
+        file = directory.open(PAGES)
         try:
             pager = Pager(file, 0)
             asked = oldest_asked_for(Tree(pager, meta, *root_of(pager, meta, SYSTEM_TABLE)).chunks(*CONSUMERS))
@@ -439,42 +397,3 @@ class _Restore:
         if self._progress is not None:
             total = self._chosen.plan.bytes
             self._progress(min(self._done, total), total)
-
-
-def _marker_of(directory: Directory) -> dict[str, Any] | None:
-    if directory.kind(_MARKER) != "file":
-        return None
-    file = directory.open(_MARKER)
-    try:
-        return load(_MARKER, file.pread(file.size(), 0))
-    except (CorruptionError, FormatError):
-        return None
-    finally:
-        file.close()
-
-
-def _line_in(marker: dict[str, Any]) -> bytes | None:
-    try:
-        line = bytes.fromhex(marker["line"])
-    except (LookupError, TypeError, ValueError):
-        return None
-    return line if len(line) == _LINE_BYTES else None
-
-
-def _refuse_taken(files: Files, path: str) -> None:
-    """StoreExistsError if there is something at a path, and not just an empty directory."""
-    try:
-        directory = files.open_directory(path)
-    except FileNotFoundError:
-        return
-    except NotADirectoryError:
-        raise _taken(path, "is a file; name a new directory to restore into") from None
-    try:
-        if directory.names():
-            raise _taken(path, "is not empty; name a new directory to restore into")
-    finally:
-        directory.close()
-
-
-def _taken(path: str, why: str) -> StoreExistsError:
-    return StoreExistsError(17, f"{path} {why}")

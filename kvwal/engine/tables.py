@@ -119,16 +119,16 @@ class TableRow:
     expire_us: int = 0
 
 
-def as_table_name(name: str) -> str:
-    """The name, if a table may have it. TypeError, ValueError."""
+def as_table_name(name: str, what: str = "a table's name") -> str:
+    """The name, if a table, or what else has one, may have it. TypeError, ValueError."""
     if not isinstance(name, str):
-        raise TypeError(f"a table's name is a str, not {type(name).__name__}")
+        raise TypeError(f"{what} is a str, not {type(name).__name__}")
     try:
         size = len(name.encode())
     except UnicodeEncodeError:
-        raise ValueError("a table's name must be encodable in UTF-8") from None
+        raise ValueError(f"{what} must be encodable in UTF-8") from None
     if not 1 <= size <= MAX_NAME_BYTES:
-        raise ValueError(f"a table's name has 1 to {MAX_NAME_BYTES} bytes in UTF-8, not {size}")
+        raise ValueError(f"{what} has 1 to {MAX_NAME_BYTES} bytes in UTF-8, not {size}")
     return name
 
 

@@ -127,7 +127,7 @@ class Progress(Now):
             # It may be that it was closed meanwhile.
             state.refuse_if_gone()
             raise
-        if self._watch.written <= state.seqno:
+        if self._watch.written <= state.seqno and self._watch.is_sure:
             self._current_s = began_s
         self._wake(state.seqno)
         return state.seqno

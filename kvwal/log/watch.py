@@ -139,6 +139,11 @@ class Watch:
         """The newest segment, as it was found last."""
         return None if self._newest is None else self._newest.found.known
 
+    @property
+    def is_sure(self) -> bool:
+        """Whether all that was seen behind the last record in order has been judged: nothing there is waited with."""
+        return self._newest is not None and not self._newest.is_due
+
     def _find(self) -> FoundSegment:
         # The newest one, and what it says of the next: there is none, or this looks again.
         names, (found,) = self._reader.chain.beyond(_NOTHING)

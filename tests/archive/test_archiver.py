@@ -248,6 +248,29 @@ def test_the_mark_stays_until_what_comes_back_is_what_was_put(rig: Rig) -> None:
     rig.check(0, 5)
 
 
+def test_a_base_that_comes_back_damaged_is_not_relied_on_and_is_made_again(rig: Rig) -> None:
+    class Damaging(Destination):
+        left = 1
+
+        def put_new(self, name: str, data: Any) -> bool:
+            made: bool = self.there.put_new(name, data)
+            if made and "/base/" in name and self.left:
+                self.left -= 1
+                rig.other.flip(f"/b/{name}", 5000)
+            return made
+
+    rig.writer.some(3)
+    rig.db.checkpoint()
+    archiver = rig.archiver()
+    archiver._destination = Damaging(rig.place)
+    with pytest.raises(CorruptionError, match="/base/"):
+        archiver.step()
+    assert archiver.mark is None
+    archiver.step()
+    assert archiver.mark == 3
+    assert kvwal.restore(rig.place, "/r", files=rig.disk).position
+
+
 @pytest.mark.parametrize("fault", ["put lost", "put answer lost", "swap lost", "swap answer lost", "get lost"])
 def test_lost_requests_and_lost_answers_cost_another_try_and_nothing_else(rig: Rig, fault: str) -> None:
     what, _, lost = fault.partition(" ")
@@ -383,6 +406,34 @@ def test_a_hold_that_is_dropped_leaves_a_gap_that_is_recorded_and_a_new_base_end
     rig.check(165, 168)
     with pytest.raises(kvwal.SnapshotTooOld):
         held.plan(100)
+
+
+def test_on_a_full_disk_consumers_go_first_and_the_archive_before_a_commit_is_refused(
+    rig: Rig, caplog: pytest.LogCaptureFixture
+) -> None:
+    """DECISIONS 10: laziest consumer, window, archive; and only then DiskFullError."""
+    archiver = rig.archiver()
+    archiver.step()
+    consumer = rig.db.consumer("lazy", start="oldest", max_lag_bytes=1 << 30)
+    rig.writer.model |= {Seqno(seqno): {} for seqno in range(rig.db.last_seqno + 1)}
+    rig.writer.some(60, size=2000)
+    rig.db.checkpoint()
+    rig.db.checkpoint()
+    rig.disk.capacity = rig.disk.used_bytes() + (1 << 20)
+    archiver.step(now=True)
+    for _ in range(3000):
+        rig.writer.some(1, size=2000)
+        if rig.db.last_seqno % 40 == 0:
+            rig.db.checkpoint()
+        if "the archive gets a gap" in caplog.text:
+            break
+    assert 0 < caplog.text.index("'lazy' is lost") < caplog.text.index("the archive gets a gap")
+    consumer.close()
+    rig.disk.capacity = None
+    archiver.step()
+    archiver.step(now=True)
+    assert archiver.mark == rig.db.last_seqno
+    rig.check(held_of(rig.db, rig.place).stretches()[-1].first, archiver.mark)
 
 
 def test_a_hold_that_is_dropped_while_the_log_is_still_there_leaves_no_gap(rig: Rig) -> None:

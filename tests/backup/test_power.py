@@ -87,6 +87,7 @@ def test_a_restore_that_was_cut_off_leaves_nothing_or_all_and_goes_on(states: in
             assert not done or db.position == done[0]
             assert db.verify().ok
         assert not is_there(found, "/r.restoring")
+        assert found.kind("/r/restoring") is None
 
     points = crash_every(program, check, disk=lived.disk, states_per_point=states).points
     assert points > 30

@@ -16,6 +16,7 @@ from kvwal.backup.lines import Origin, ancestry, origin_of
 from kvwal.backup.making import backup
 from kvwal.backup.port import DirectoryDestination
 from kvwal.engine.lines import LineRow, decode_line, encode_line
+from kvwal.log import LogReader
 from kvwal.times import time_of
 
 
@@ -198,6 +199,14 @@ def test_more_than_fits_into_memory_is_replayed_in_parts(monkeypatch: pytest.Mon
     backup(lived.db.engine, lived.destination, history=True)
     small: Any = lambda **more: Options(**more, memtable_bytes=16 << 10, segment_bytes=16 << 10)  # noqa: E731
     monkeypatch.setattr(restoring, "Options", small)
+    report = kvwal.restore(lived.destination, "/slots", files=lived.disk)
+    chain = LogReader(lived.disk.open_directory("/slots"), None).chain
+    names = chain.names()
+    assert len(names) > 1
+    # Each segment names the one that follows it, so that one that is missing is noticed.
+    assert [chain.load(name).slot.next for name in names] == [*names[1:], None]
+    with kvwal.open("/slots", "r", files=lived.disk) as db:
+        lived.check(db, report.restored.seqno)
     with restored(lived) as db:
         assert db.recovery.checkpoint_seqno > 100
         assert db.verify().ok
@@ -311,7 +320,11 @@ def test_a_consumer_goes_on_after_a_restore() -> None:
         consumer.ack(batch)
     handled = lived.db.consumers()[0].position
     lived.live(15)
-    backup(lived.db.engine, lived.destination, history=True)
+    lived.db.checkpoint()
+    lived.live(3)
+    report = backup(lived.db.engine, lived.destination)
+    # The base has commits that the consumer has not handled.
+    assert report.oldest > int(handled) + 5
     with restored(lived) as db:
         with db.consumer("mailer") as consumer:
             assert consumer.position == handled
