@@ -174,7 +174,7 @@ class World:
         self.looked += 1
 
     def follow(self) -> kvwal.Follower:
-        return kvwal.follow(PATH, files=_LookingFiles(self))  # type: ignore[arg-type]  # it stands for files
+        return kvwal.follow(PATH, pin=False, files=_LookingFiles(self))  # type: ignore[arg-type]  # it stands for files
 
 
 class _LookingFiles:

@@ -19,6 +19,7 @@ from kvwal.engine.commit import CommitQueue
 from kvwal.engine.consumers import Consumers
 from kvwal.engine.expirer import Expirer
 from kvwal.engine.expiry import ExpiryClock
+from kvwal.engine.followers import Followers
 from kvwal.engine.gaps import Gaps
 from kvwal.engine.indexing import Indexes
 from kvwal.engine.keeping import Keeping
@@ -39,6 +40,7 @@ from kvwal.keys import Seqno
 from kvwal.locks import is_nested, new_lock, refuse_reentry, release
 from kvwal.log import RefusingLog, SegmentLog
 from kvwal.options import Durability, Flag, Options
+from kvwal.readers.listing import PinListing
 
 __all__ = ["Engine"]
 
@@ -113,6 +115,9 @@ class Engine:
         log = self._log
         # Before a checkpoint may retire anything.
         self._keeping = Keeping(self._pages, log, recovered.hold, recovered.directory.free_bytes, options)
+        # Their pins are looked for by the first checkpoint, before it frees anything.
+        listing = PinListing(self._directory)
+        self._followers = Followers(listing, self._pages, self._keeping, options)
         self._succession = Succession(self.state, gaps, self._pages, self.pressure, self._keeping)
         self._checkpointer: Checkpointer | None = None
         self._background: Background | None = None
@@ -140,7 +145,7 @@ class Engine:
             self._begin(log, reserve)
         #: What may be asked for beside reads and commits.
         jobs = self._checkpointer, self._background
-        past = Past(recovered, moments, self._succession, self._keeping)
+        past = Past(recovered, moments, self._succession, self._keeping, self._followers)
         parts = recovered, moments.readers, self.queue, consumers, past
         self.upkeep = Upkeep(*parts, *jobs, self.tables, options.files, self.expirer)
 
@@ -156,7 +161,16 @@ class Engine:
         if not reserve.hold():
             self.pressure.is_on = True
         checkpointer = Checkpointer(
-            state, self._succession, self._pages, self.queue, log, self.pressure, self._keeping, options, self.events
+            state,
+            self._succession,
+            self._pages,
+            self.queue,
+            log,
+            self.pressure,
+            self._keeping,
+            self._followers,
+            options,
+            self.events,
         )
         self._checkpointer = checkpointer
         if self.pressure.is_full():

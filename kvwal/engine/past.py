@@ -10,6 +10,7 @@ from bisect import bisect_right
 from dataclasses import dataclass
 from datetime import datetime
 
+from kvwal.engine.followers import FOLLOWER, Followers
 from kvwal.engine.keeping import Keeping
 from kvwal.engine.past_version import PastVersion
 from kvwal.engine.readers import Moments, Reader
@@ -52,11 +53,14 @@ class _NotKeptError(Exception):
 class Past:
     """The past moments of one open store. Thread-safe."""
 
-    def __init__(self, parts: Recovered, moments: Moments, succession: Succession, keeping: Keeping) -> None:
+    def __init__(
+        self, parts: Recovered, moments: Moments, succession: Succession, keeping: Keeping, followers: Followers
+    ) -> None:
         self._state, self._pages = parts.state, parts.pages
         self._moments = moments
         self._succession = succession
         self._keeping = keeping
+        self._followers = followers
         if parts.log is None:
             reader, newest = parts.reader, parts.state.seqno
             self._history = KeyHistory(
@@ -92,10 +96,10 @@ class Past:
             since_us = oldest.time_us or self._segments()[0].created_us
             pins.append(Pin("window", oldest.seqno, since_us, self._keeping.held_bytes()))
         for hold in [] if self._log is None else self._log.retention.holds():
-            # What a past moment holds was counted with its reader.
-            if hold.limits is None and hold.name not in ("snapshot", "window"):
+            # What a past moment holds was counted with its reader, and what a follower does with its pin.
+            if hold.limits is None and hold.name not in ("snapshot", "window", FOLLOWER):
                 pins.append(Pin(hold.name, hold.after, hold.since_us, self._keeping.held_log_bytes(hold.after)))
-        return pins
+        return pins + self._followers.pins()
 
     def oldest(self) -> Seqno:
         """The oldest moment behind which nothing is missing, in the window as in the log."""

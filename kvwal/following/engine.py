@@ -44,6 +44,8 @@ from kvwal.log import FollowedCursor, Hold, LogReader, RefusingLog, SegmentCurso
 from kvwal.log.segment import HEADER_PAGE_BYTES, SegmentHeader, list_segments
 from kvwal.options import Options
 from kvwal.pages import FollowedPages, Tree
+from kvwal.pages.meta import Meta
+from kvwal.readers.pin import HeldPin, PinMaker
 
 __all__ = ["FollowedEngine", "Lag", "Progress"]
 
@@ -105,6 +107,10 @@ class Progress:
         state = self._state
         state.refuse_if_gone()
         before = state.seqno, state.version
+        if self._parts is not None:
+            # Of versions that were read when that was looked at last, and are read no more.
+            self._parts[1].release_pages()
+            self._pages.let_go()
         try:
             until_still(self._directory, self._move, self._refuse_if_removed)
             if before == (state.seqno, state.version):
@@ -165,6 +171,7 @@ class Progress:
         _, succession, keeping = self._parts
         succession.go_over(version, until)
         self._watch_version()
+        pages.let_go()
         keeping.refresh()
         self.rebases += 1
         return True
@@ -178,6 +185,11 @@ class Progress:
         version, newest = of(), self._state.seqno
         for reader in [] if version is None else version.readers.all():
             reader.give_up(SnapshotTooOld(reader.seqno, newest, newest))
+
+    @property
+    def pinned(self) -> bool:
+        """Whether the writer keeps the pages of the newest version. One system call."""
+        return self._pages.guard.is_pinned()
 
     # -- reading of now -------------------------------------------------------------------------
 
@@ -282,19 +294,20 @@ class FollowedEngine(Engine):
     _reads_type: ClassVar[type[Reads]] = FollowedReads
 
     @classmethod
-    def attach(cls, path: str, options: Options) -> FollowedEngine:
-        """Begin with the newest moment. See `kvwal.follow` for what is raised."""
+    def attach(cls, path: str, options: Options, *, pin: bool = True, name: str | None = None) -> FollowedEngine:
+        """Begin with the newest moment. See `kvwal.follow` for the arguments, and for what is raised."""
         with failures_at(path):
             directory, _ = open_directory(path, "r", options)
             try:
-                return until_still(directory, lambda: cls._begun(directory, options), lambda: None)
+                pins = PinMaker(options.files, directory, name) if pin else None
+                return until_still(directory, lambda: cls._begun(directory, options, pins), lambda: None)
             except BaseException:
                 directory.close()
                 raise
 
     @classmethod
-    def _begun(cls, directory: Directory, options: Options) -> FollowedEngine:
-        recovered, progress = _recovered(directory, options)
+    def _begun(cls, directory: Directory, options: Options, pins: PinMaker | None) -> FollowedEngine:
+        recovered, progress = _recovered(directory, options, pins)
         try:
             return cls(recovered, progress, options)
         except BaseException:
@@ -325,12 +338,16 @@ class FollowedEngine(Engine):
         self.progress.lock = new_lock()
 
 
-def _recovered(directory: Directory, options: Options) -> tuple[Recovered, Progress]:
+def _recovered(directory: Directory, options: Options, pins: PinMaker | None) -> tuple[Recovered, Progress]:
     """The newest moment, as recovery would find it, up to the last commit that is on disk for sure."""
     started_s = options.files.monotonic_s()
     erase(directory, "r", options)
     create_if_missing(directory, "r", options)
-    pages = FollowedPages(directory, cache_bytes=options.cache_bytes)
+
+    def make_pin(meta: Meta) -> HeldPin | None:
+        return None if pins is None else pins.pin(meta.store_id, meta.line, meta.generation, meta.seqno)
+
+    pages = FollowedPages(directory, cache_bytes=options.cache_bytes, make_pin=make_pin)
     watch: Watch | None = None
     try:
         meta = pages.meta

@@ -34,9 +34,10 @@ class Follower(Reading):
     """A store that another process may be writing, for reading. Made by `kvwal.follow`.
 
     It always shows the state after one durable commit, and moves when it is told to (`refresh`, `wait`), when a feed of
-    it waits, and when what it reads is no longer there; never back. It takes no lock and writes no byte, and its writer
-    does not know of it. So what it holds may be taken away: a scan or a snapshot that is still read when the writer has
-    made two checkpoints since it began raises `SnapshotTooOld`. Other reads do not: they go on from a newer moment.
+    it waits, and when what it reads is no longer there; never back. With a pin the writer keeps what is read, within
+    its `hold_s` and `hold_bytes`. Without one it writes no byte, its writer does not know of it, and what it holds may
+    be taken away: a scan or a snapshot that is still read when the writer has made two checkpoints since it began
+    raises `SnapshotTooOld`. Other reads do not: they go on from a newer moment.
 
     Thread-safe, every method. In a forked child every method raises `ForkedError`.
     """
@@ -64,6 +65,11 @@ class Follower(Reading):
     def position(self) -> Position:
         """The same with its line: what a feed goes on after."""
         return position_at(self.engine, self._state.seqno)
+
+    @property
+    def pinned(self) -> bool:
+        """Whether the writer keeps what this shows now. One system call."""
+        return self.engine.progress.pinned
 
     @property
     def rebases(self) -> int:
@@ -107,7 +113,8 @@ class Follower(Reading):
     def snapshot(self) -> Snapshot:
         """The moment that it shows, as a read-only map that stays so. Close it, or use it in a `with` block.
 
-        Its next read raises SnapshotTooOld once the writer has made two checkpoints since.
+        It stays as long as its pin; without one its next read raises SnapshotTooOld once the writer has made two
+        checkpoints since.
         """
         self.engine.progress.ensure_whole()
         return Snapshot(self.engine, owner=self)

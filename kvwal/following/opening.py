@@ -13,11 +13,21 @@ __all__ = ["follow"]
 _CACHE_BYTES = Options().cache_bytes
 
 
-def follow(path: PathArgument, *, cache_bytes: int = _CACHE_BYTES, files: Files | None = None) -> Follower:
+def follow(
+    path: PathArgument,
+    *,
+    pin: bool = True,
+    name: str | None = None,
+    cache_bytes: int = _CACHE_BYTES,
+    files: Files | None = None,
+) -> Follower:
     """Read the store in the directory `path`, which another process may be writing meanwhile.
 
     Args:
-        path: a directory with a store. Nothing is written there, not even a lock: permission to read is enough.
+        path: a directory with a store. Permission to read is enough.
+        pin: keep what is read, by a file in `readers/` that the writer honours, within its `hold_s` and `hold_bytes`.
+            Where none can be made, and with False, nothing is written, and what is read may be taken away.
+        name: what `Store.pins` calls it, at most 64 bytes of UTF-8; None: after its program.
         cache_bytes: memory for pages and rows of the page file; twice as much while a snapshot or scan of a former
             checkpoint is read.
         files: another file system, such as `kvwal.testing.SimulatedDisk`.
@@ -33,7 +43,7 @@ def follow(path: PathArgument, *, cache_bytes: int = _CACHE_BYTES, files: Files 
         TypeError, ValueError: an argument cannot be right.
     """
     options = Options(cache_bytes=cache_bytes, files=system_files() if files is None else files)
-    engine = FollowedEngine.attach(path_text(path), options)
+    engine = FollowedEngine.attach(path_text(path), options, pin=pin, name=name)
     try:
         follower = Follower(engine)
         open_stores[id(follower)] = follower
