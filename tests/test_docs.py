@@ -121,6 +121,7 @@ ON_DISK = {
     "kvwal.pages.bases.BASE",
     "kvwal.engine.consumers._FIXED",
     "kvwal.engine.parked._PARKED",
+    "kvwal.readers.now.PAGE",
     "kvwal.readers.record.PIN",
 }
 TYPES = {"u8": "B", "u16": "H", "u32": "I", "u64": "Q"}

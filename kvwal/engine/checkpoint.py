@@ -205,6 +205,14 @@ class Checkpointer:
         """Run something while no checkpoint can be under way."""
         return action()
 
+    def if_idle(self, action: Callable[[], object]) -> None:
+        """Run something unless a checkpoint is under way. For the background thread."""
+        if not self.lock._is_owned() and self.lock.acquire(False):
+            try:
+                action()
+            finally:
+                self.lock.release()
+
     def is_due(self) -> bool:
         """Whether a checkpoint should start: by memory, by log bytes or by age."""
         options, version = self._options, self._state.version

@@ -33,6 +33,7 @@ from kvwal.engine.request import CommitRequest
 from kvwal.engine.state import State
 from kvwal.engine.succession import Succession
 from kvwal.engine.tables import Tables
+from kvwal.engine.telling import Telling
 from kvwal.engine.upkeep import Upkeep
 from kvwal.errors import DiskFullError, LockedError, PoisonedError, closed, forked, read_only
 from kvwal.events import Events, Recovery
@@ -41,6 +42,7 @@ from kvwal.locks import is_nested, new_lock, refuse_reentry, release
 from kvwal.log import RefusingLog, SegmentLog
 from kvwal.options import Durability, Flag, Options
 from kvwal.readers.listing import PinListing
+from kvwal.readers.now import NowPage
 
 __all__ = ["Engine"]
 
@@ -121,6 +123,7 @@ class Engine:
         self._succession = Succession(self.state, gaps, self._pages, self.pressure, self._keeping)
         self._checkpointer: Checkpointer | None = None
         self._background: Background | None = None
+        self._telling: Telling | None = None
         #: Those that have a name.
         self.tables = Tables(self.state, self.reads)
         self._publisher = Publisher(self.state, moments, gaps, self.pressure)
@@ -180,7 +183,12 @@ class Engine:
                 pass  # It can wait: reading, and deleting what takes the space, comes first.
         if options.background:
             indexes = self.tables.indexes
-            self._background = Background(checkpointer, state, self.queue, log, indexes, self.expirer, options)
+            meta, session = self._pages.meta, log.session
+            page = NowPage(options.files, self._directory, meta.store_id, meta.line, session, options.mode)
+            self._telling = telling = Telling(page, log, self._pages, checkpointer, self._followers, options)
+            self._background = Background(
+                checkpointer, state, self.queue, log, indexes, self.expirer, telling, options
+            )
             indexes.wake = self._background.wake
             self._background.start()
         self.pressure.relief = _Relief(checkpointer, self._background, self.queue)
@@ -287,6 +295,8 @@ class Engine:
             self._checkpointer.while_idle(self._let_go)
 
     def _let_go(self) -> None:
+        if self._telling is not None:
+            self._telling.end()
         self.state.close(closed)
         self.queue.refuse(RefusingLog(closed, self.state.seqno))
         self.upkeep.past.close()
@@ -327,6 +337,8 @@ class Engine:
     def _abandon_files(self) -> None:
         if self._log is not None:
             self._log.abandon()
+        if self._telling is not None:
+            self._telling.abandon()
         self.upkeep.past.close()
         self._pages.close()
         self._directory.close()

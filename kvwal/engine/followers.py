@@ -63,6 +63,10 @@ class Followers:
         # By the names of their files. Replaced as a whole.
         self._honoured: dict[str, _Honoured] = {}
 
+    def are_there(self) -> bool:
+        """Whether a follower seems to have a pin. OSError if that cannot be found out."""
+        return self._listing.are_there()
+
     def look(self) -> None:
         """Honour the pins that there are now, and break those that are to be broken.
 

@@ -15,6 +15,7 @@ __all__ = [
     "ENGINE_SOCKET",
     "ERASING",
     "LOCK",
+    "NOW",
     "POISONED",
     "READERS",
     "RESERVE",
@@ -47,6 +48,8 @@ SPARE: Final = "spare.tmp"
 
 #: A directory, for what followers share with the writer.
 READERS: Final = "readers"
+#: In it: the control page.
+NOW: Final = "now"
 
 # Of later versions.
 ENGINE: Final = "engine"

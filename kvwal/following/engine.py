@@ -36,7 +36,7 @@ from kvwal.engine.value import Value
 from kvwal.engine.version import Version
 from kvwal.errors import CorruptionError, FormatError, SnapshotTooOld, StoreRemovedError, read_only
 from kvwal.events import Events
-from kvwal.files import Directory
+from kvwal.files import Directory, Files
 from kvwal.files.names import DATA, segment_name
 from kvwal.keys import Seqno
 from kvwal.locks import locked, locked_by_state, new_lock
@@ -45,15 +45,19 @@ from kvwal.log.segment import HEADER_PAGE_BYTES, SegmentHeader, list_segments
 from kvwal.options import Options
 from kvwal.pages import FollowedPages, Tree
 from kvwal.pages.meta import Meta
+from kvwal.readers.now import NowReader
 from kvwal.readers.pin import HeldPin, PinMaker
 
 __all__ = ["FollowedEngine", "Lag", "Progress"]
 
 _T = TypeVar("_T")
 
-# How long one that waits sleeps between two looks: at first, and at most.
+# How long one that waits sleeps between two looks: at least, as a share of the time that it has waited, and at most.
 _LEAST_SLEEP_S: Final = 0.001
+_SLEPT_SHARE: Final = 1 / 8
 _MOST_SLEEP_S: Final = 0.05
+# How long what the writer says is enough, and its files are not looked at.
+_LOOKED_S: Final = 0.5
 # What is under way is over after a few looks. After this many, what failed is raised.
 _MOST_LOOKS: Final = 1000
 # The two slots of a page file.
@@ -76,7 +80,7 @@ class Progress:
     """How a follower comes from one moment to the next. Thread-safe."""
 
     def __init__(
-        self, directory: Directory, pages: FollowedPages, state: State, reader: LogReader, watch: Watch
+        self, files: Files, directory: Directory, pages: FollowedPages, state: State, reader: LogReader, watch: Watch
     ) -> None:
         self._directory = directory
         self._pages = pages
@@ -91,6 +95,10 @@ class Progress:
         self._cursor: SegmentCursor | None = None
         self._cursor_in: SegmentHeader | None = None
         self._parts: tuple[Publisher, Succession, Keeping] | None = None
+        # What the writer says while something is pinned; and when files were looked at last.
+        self._now = NowReader(files, directory, pages.meta.store_id, pages.meta.line)
+        self._now_s = files.monotonic_s
+        self._looked_s = 0.0
 
     def begin(self, publisher: Publisher, succession: Succession, keeping: Keeping) -> None:
         """The engine is put together."""
@@ -106,6 +114,7 @@ class Progress:
         """
         state = self._state
         state.refuse_if_gone()
+        self._looked_s = self._now_s()
         before = state.seqno, state.version
         if self._parts is not None:
             # Of versions that were read when that was looked at last, and are read no more.
@@ -130,7 +139,12 @@ class Progress:
             )
 
     def _move(self) -> None:
+        # Before the log is looked at: what is said to be on disk then is in a segment that is found.
+        said = self._now.look() if self.pinned else None
         self._watch.look()
+        if said is not None:
+            # Durability: the writer said it after a flush.
+            self._watch.know(said.durable)
         pages = self._pages
         if self._state.version.tree.meta is not pages.meta:
             # An interruption came between installing the generation and going over to it.
@@ -223,15 +237,28 @@ class Progress:
 
         Raises as `refresh`.
         """
-        until_s = None if timeout_s is None else time.monotonic() + timeout_s
-        sleep_s = _LEAST_SLEEP_S
-        while self._state.seqno <= seqno and self.refresh() <= seqno:
-            left_s = sleep_s if until_s is None else until_s - time.monotonic()
-            if left_s <= 0:
-                return False
-            time.sleep(min(sleep_s, left_s))
-            sleep_s = min(2 * sleep_s, _MOST_SLEEP_S)
+        began_s = time.monotonic()
+        while self._state.seqno <= seqno and self._look_again() <= seqno:
+            waited_s = time.monotonic() - began_s
+            sleep_s = min(max(_LEAST_SLEEP_S, waited_s * _SLEPT_SHARE), _MOST_SLEEP_S)
+            if timeout_s is not None:
+                sleep_s = min(sleep_s, timeout_s - waited_s)
+                if sleep_s <= 0:
+                    return False
+            time.sleep(sleep_s)
         return True
+
+    def _look_again(self) -> Seqno:
+        """As `refresh`; one system call where the writer says that there is nothing new."""
+        if self._now_s() - self._looked_s < _LOOKED_S and self._is_still():
+            return self._state.seqno
+        return self.refresh()
+
+    @locked
+    def _is_still(self) -> bool:
+        said = self._now.look() if self._now.is_open else None
+        state = self._state
+        return said is not None and (said.durable, said.generation) == (state.seqno, self._pages.meta.generation)
 
     @locked
     def lag(self, now_us: int) -> Lag:
@@ -250,6 +277,7 @@ class Progress:
     def close(self) -> None:
         """Let go of the log's files."""
         self._watch.close()
+        self._now.close()
 
 
 class FollowedReads(Reads):
@@ -365,7 +393,7 @@ def _recovered(directory: Directory, options: Options, pins: PinMaker | None) ->
         report = RecoveryReport(False, *read, max(0, watch.written - last), options.files.monotonic_s() - started_s)
         events = Events(options.listeners)
         recovered = Recovered(directory, pages, None, reader, state, report, events, expires=True)
-        return recovered, Progress(directory, pages, state, reader, watch)
+        return recovered, Progress(options.files, directory, pages, state, reader, watch)
     except BaseException:
         if watch is not None:
             watch.close()

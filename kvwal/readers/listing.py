@@ -47,6 +47,19 @@ class PinListing:
         finally:
             readers.close()
 
+    def are_there(self) -> bool:
+        """Whether there seem to be pins: whether they are held is not looked at. OSError as `look`."""
+        if self._directory.kind(READERS) != "directory":
+            return False
+        try:
+            readers = inside(self._directory, READERS)
+        except FileNotFoundError:
+            return False
+        try:
+            return any(map(is_pin, readers.names()))
+        finally:
+            readers.close()
+
     def _look(self, readers: Directory) -> dict[str, FoundPin]:
         found: dict[str, FoundPin] = {}
         unlocked: list[str] = []

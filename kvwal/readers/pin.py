@@ -22,6 +22,7 @@ __all__ = ["HeldPin", "PinMaker", "pin_of_this_process"]
 _log = logging.getLogger("kvwal")
 # Each takes at most four bytes.
 _PROGRAM_CHARACTERS: Final = NAME_BYTES // 4
+_ATTEMPTS: Final = 10
 _numbers: Final = count(1)
 
 #: The pins that were made in this process, by the names of their files.
@@ -102,11 +103,7 @@ class PinMaker:
         """
         record = PinRecord(store_id, line, generation, after, process_id(), self._files.now_us(), self._called)
         try:
-            readers = inside(self._directory, READERS, make=True)
-            try:
-                return self._made(readers, record)
-            finally:
-                readers.close()
+            return self._made(record)
         except OSError as error:
             if self._directory.inherited:
                 raise
@@ -115,11 +112,21 @@ class PinMaker:
                 _log.warning("%s is followed without a pin: %s", self._directory.path, error)
             return None
 
-    def _made(self, readers: Directory, record: PinRecord) -> HeldPin:
-        name = pin_name(f"{record.pid}-{next(_numbers)}-{self._files.random_bytes(6).hex()}")
-        held = HeldPin(self._directory, name, record)
-        held.make(readers)
-        return held
+    def _made(self, record: PinRecord) -> HeldPin:
+        for attempt in count(1):
+            readers = inside(self._directory, READERS, make=True)
+            try:
+                name = pin_name(f"{record.pid}-{next(_numbers)}-{self._files.random_bytes(6).hex()}")
+                held = HeldPin(self._directory, name, record)
+                held.make(readers)
+                return held
+            except FileNotFoundError:
+                # The writer has looked twice before it was locked, and took it for one that was left.
+                if attempt == _ATTEMPTS:
+                    raise
+            finally:
+                readers.close()
+        raise AssertionError("it counts on for ever")
 
 
 def _unlink(directory: Directory, name: str) -> None:
