@@ -26,6 +26,7 @@ from kvwal.api.open import open_stores
 from kvwal.api.store import Store
 from kvwal.engine.engine import Engine
 from kvwal.errors import EnvironmentFailure, UsageError, closed
+from kvwal.feed.status import describe
 from kvwal.files import Directory, PathArgument, path_text
 from kvwal.files.fork import birthmark
 from kvwal.locks import locked, new_lock, release
@@ -99,7 +100,7 @@ class _Registry:
             share.refuse_others(path, flag, given)
             share.holders.add(holder)
             return share, True
-        engine = Engine.open(path, flag, options)
+        engine = Engine.open(path, flag, options, describe)
         try:
             share = _Share(engine, options, holder)
             self.shares[engine.upkeep.directory] = share

@@ -11,7 +11,9 @@ Invariant: nothing here refers to a `Store`, so that one that is forgotten is co
 from __future__ import annotations
 
 import threading
-from typing import ClassVar
+from collections.abc import Callable
+from functools import partial
+from typing import Any, ClassVar
 
 from kvwal.engine.background import Background
 from kvwal.engine.checkpoint import Checkpointer
@@ -79,8 +81,13 @@ class Engine:
     _reads_type: ClassVar[type[Reads]] = Reads
 
     @classmethod
-    def open(cls, path: str, flag: Flag, options: Options) -> Engine:
-        """Lock, make or recover the store at `path`. See `kvwal.open` for what is raised."""
+    def open(
+        cls, path: str, flag: Flag, options: Options, describe: Callable[[Engine], dict[str, Any]] | None = None
+    ) -> Engine:
+        """Lock, make or recover the store at `path`. See `kvwal.open` for what is raised.
+
+        `describe`: makes the figures that other processes may ask for.
+        """
         try:
             recovered = open_store(path, flag, options)
         except LockedError:
@@ -90,7 +97,10 @@ class Engine:
                 raise
             recovered = open_store(path, flag, options)
         try:
-            return cls(recovered, options)
+            engine = cls(recovered, options)
+            if describe is not None and engine._telling is not None:
+                engine._telling.describe = partial(describe, engine)
+            return engine
         except BaseException:
             recovered.abandon()
             raise
@@ -185,7 +195,9 @@ class Engine:
             indexes = self.tables.indexes
             meta, session = self._pages.meta, log.session
             page = NowPage(options.files, self._directory, meta.store_id, meta.line, session, options.mode)
-            self._telling = telling = Telling(page, log, self._pages, checkpointer, self._followers, options)
+            self._telling = telling = Telling(
+                self._directory, page, log, self._pages, checkpointer, self._followers, options
+            )
             self._background = Background(
                 checkpointer, state, self.queue, log, indexes, self.expirer, telling, options
             )

@@ -10,6 +10,7 @@ import re
 from typing import Final
 
 __all__ = [
+    "ASK",
     "DATA",
     "ENGINE",
     "ENGINE_SOCKET",
@@ -20,6 +21,7 @@ __all__ = [
     "READERS",
     "RESERVE",
     "SPARE",
+    "STATUS",
     "index_name",
     "index_names",
     "is_erasable",
@@ -50,6 +52,9 @@ SPARE: Final = "spare.tmp"
 READERS: Final = "readers"
 #: In it: the control page.
 NOW: Final = "now"
+#: And when the status was asked for; and the status.
+ASK: Final = "ask"
+STATUS: Final = "status"
 
 # Of later versions.
 ENGINE: Final = "engine"

@@ -270,7 +270,7 @@ def killed(path: str, rng: random.Random, rounds: int) -> None:
 
 @pytest.mark.skipif(sys.platform == "win32", reason="that system has no such signals")
 def test_followers_that_are_killed_leave_nothing(path: str, rng: random.Random) -> None:
-    killed(path, rng, 2)
+    killed(path, rng, 1)
 
 
 @pytest.mark.slow
@@ -308,7 +308,7 @@ def stopped(path: str, rng: random.Random, rounds: int) -> int:
 
 @pytest.mark.skipif(sys.platform == "win32", reason="that system has no such signals")
 def test_a_follower_that_is_stopped_and_continued_is_never_wrong(path: str, rng: random.Random) -> None:
-    assert stopped(path, rng, 15)
+    assert stopped(path, rng, 8)
 
 
 @pytest.mark.slow
