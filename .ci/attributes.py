@@ -24,6 +24,8 @@ OF_USERS = {
     "kvwal.aio.remembering.AsyncRemembering",
     "kvwal.aio.store.AsyncStore",
     "kvwal.aio.typed.AsyncTypedReading",
+    "kvwal.api.follower.Follower",
+    "kvwal.api.recalling.Recalling",
     "kvwal.api.remembering.Remembering",
     "kvwal.batch.WriteBatch",
     "kvwal.api.store.Store",

@@ -25,6 +25,7 @@ PARTS: dict[str, tuple[str, float]] = {
     "filesystems": ("crashtests.filesystems", 0.03),
     "isolation": ("crashtests.isolation", 0.10),
     "past": ("crashtests.past", 0.08),
+    "stopped": ("crashtests.stopped", 0.04),
     "mutants": ("crashtests.mutants", 0.06),
 }
 

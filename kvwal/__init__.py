@@ -15,11 +15,18 @@ from kvwal import (
     codecs,
     interpreter,  # noqa: F401  # importing it is the check
 )
+from kvwal.api.followed_table import FollowedTable
+from kvwal.api.follower import Follower
+from kvwal.api.following import follow
 from kvwal.api.naming import IndexInfo, TableInfo
 from kvwal.api.open import open
 from kvwal.api.shared import shared
 from kvwal.api.store import Store
 from kvwal.api.table import Table, TableDifference, TableVersion
+from kvwal.backup.archive import Archive, ArchiveStatus, archive
+from kvwal.backup.keeping import Keep
+from kvwal.backup.making import BackupReport
+from kvwal.backup.restoring import RestoreReport, restore
 from kvwal.batch import WriteBatch
 from kvwal.codecs import SEQNO
 from kvwal.db.cursor import Cursor
@@ -31,6 +38,8 @@ from kvwal.engine.recovery import RecoveryReport
 from kvwal.engine.stats import Pin, Stats
 from kvwal.engine.verify import VerifyReport
 from kvwal.errors import (
+    ArchiveDiverged,
+    BackupDestinationError,
     ClosedError,
     CodecError,
     ConflictError,
@@ -50,11 +59,14 @@ from kvwal.errors import (
     IndexNotReadyError,
     InternalError,
     LockedError,
+    NotInBackup,
+    ObjectMissing,
     PoisonedError,
     ReadOnlyError,
     ReentrancyError,
     RefusedError,
     SnapshotTooOld,
+    StaleError,
     StoreExistsError,
     StoreNotFoundError,
     StoreRemovedError,
@@ -74,9 +86,6 @@ from kvwal.feed.key_versions import KeyVersion, KeyVersions
 from kvwal.feed.lag import ConsumerInfo
 from kvwal.feed.owned import Batch
 from kvwal.following.engine import Lag
-from kvwal.following.follower import Follower
-from kvwal.following.opening import follow
-from kvwal.following.table import FollowedTable
 from kvwal.keys import END, MAX_BATCH_BYTES, MAX_KEY_BYTES, MAX_VALUE_BYTES, End, Seqno, prefix_stop
 from kvwal.options import OpenOptions
 from kvwal.positions import Position
@@ -93,6 +102,11 @@ __all__ = [
     "MAX_KEY_BYTES",
     "MAX_VALUE_BYTES",
     "SEQNO",
+    "Archive",
+    "ArchiveDiverged",
+    "ArchiveStatus",
+    "BackupDestinationError",
+    "BackupReport",
     "Batch",
     "BatchTable",
     "Bootstrap",
@@ -127,11 +141,14 @@ __all__ = [
     "IndexWithin",
     "IndexesChangedError",
     "InternalError",
+    "Keep",
     "KeyVersion",
     "KeyVersions",
     "Lag",
     "LockedError",
+    "NotInBackup",
     "MigrationReport",
+    "ObjectMissing",
     "OpenOptions",
     "OwnCommits",
     "Parked",
@@ -141,12 +158,14 @@ __all__ = [
     "RecoveryReport",
     "ReentrancyError",
     "RefusedError",
+    "RestoreReport",
     "SalvageReport",
     "Position",
     "Seqno",
     "Snapshot",
     "SnapshotTable",
     "SnapshotTooOld",
+    "StaleError",
     "Stats",
     "Store",
     "StoreExistsError",
@@ -166,10 +185,12 @@ __all__ = [
     "UsageError",
     "VerifyReport",
     "WriteBatch",
+    "archive",
     "codecs",
     "follow",
     "open",
     "prefix_stop",
+    "restore",
     "salvage",
     "shared",
 ]

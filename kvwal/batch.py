@@ -15,7 +15,6 @@ from typing import Any, Final, Never, Protocol, TypeAlias, cast
 
 from kvwal.errors import UsageError
 from kvwal.expiring import Expiring, expire_us
-from kvwal.files import system_files
 from kvwal.keys import (
     MAX_KEY_BYTES,
     MAX_VALUE_BYTES,
@@ -33,7 +32,6 @@ __all__ = ["MAX_TABLE_ID", "SAME_INDEX_KEYS", "Updates", "WriteBatch", "checked_
 
 # On disk: never raise without a new format version; a table's id is stored in 4 bytes.
 MAX_TABLE_ID: Final = (1 << 32) - 1
-_now_us: Final = system_files().now_us
 
 
 class _HasKeys(Protocol):
@@ -51,6 +49,10 @@ Updates: TypeAlias = _HasKeys | Iterable[tuple[BytesLike, BytesLike]]
 SAME_INDEX_KEYS: Final[Mapping[int, Mapping[bytes, bytes | None]]] = MappingProxyType({})
 
 
+def _at_the_commit() -> int:
+    return 0
+
+
 class WriteBatch:
     """An ordered set of puts and deletes that is committed whole or not at all.
 
@@ -58,7 +60,7 @@ class WriteBatch:
     thread-safe; may be committed more than once.
     """
 
-    __slots__ = ("index_keys", "names", "now_us", "others", "queue", "ranges", "stamped", "writes")
+    __slots__ = ("from_commit", "index_keys", "names", "now_us", "others", "queue", "ranges", "stamped", "writes")
 
     def __init__(self) -> None:
         #: The newest value of each key written; None stands for a delete.
@@ -76,15 +78,19 @@ class WriteBatch:
         #: Keys whose expiry is set, and when they were to expire before (0: not known, or not at all); None: there are
         #: none. A commit writes their rows of the queue.
         self.queue: dict[bytes, int] | None = None
-        #: The clock from which `expire_s` counts.
-        self.now_us: Callable[[], int] = _now_us
+        #: The clock from which `expire_s` counts. One that stands at 0 in a batch that was made by hand, which knows no
+        #: store: there it counts from the commit on.
+        self.now_us: Callable[[], int] = _at_the_commit
+        #: Keys whose values expire so long after the commit as they say; None: there are none.
+        self.from_commit: set[bytes] | None = None
         #: Writes to tables other than the default one, by table id; made by `table`. Each may be empty.
         self.others: dict[int, WriteBatch] | None = None
 
     def put(self, key: BytesLike, value: BytesLike, *, expire_s: float | None = None) -> None:
         """Set `key` to `value`. TypeError or ValueError if either cannot be stored.
 
-        `expire_s`: seconds from this call on, after which the key is absent. See `Store.put`.
+        `expire_s`: seconds after which the key is absent, from this call on, in a batch of `Store.batch`; in one made
+        by hand from each of its commits on. See `Store.put`.
         """
         if type(key) is not bytes or len(key) > MAX_KEY_BYTES:
             key = as_key(key)
@@ -92,8 +98,25 @@ class WriteBatch:
             value = as_value(value)
         if expire_s is not None:
             self.put_until(key, value, self.now_us() + expire_us(expire_s))
+            if self.now_us is _at_the_commit:
+                if self.from_commit is None:
+                    self.from_commit = set()
+                self.from_commit.add(key)
             return
         self.writes[key] = value
+
+    def counted(self, now_us: Callable[[], int]) -> WriteBatch:
+        """The same for a commit now: each `expire_s` that counts from then has become a time. It stays as it is."""
+        if self.from_commit is None and all(part.from_commit is None for part in (self.others or {}).values()):
+            return self
+        batch, at_us = self.copy(), now_us()
+        for part in (batch, *(batch.others or {}).values()):
+            keys, part.from_commit = part.from_commit, None
+            for key in keys or ():
+                value = part.writes.get(key)
+                if type(value) is Expiring:
+                    part.put_until(key, value.value, at_us + value.expires_us)
+        return batch
 
     def put_until(self, key: bytes, value: bytes, expires_us: int | None, before_us: int = 0) -> None:
         """Set `key` to `value`, which expires at that time (None: never). Both have passed `as_key` and `as_value`.
@@ -104,6 +127,8 @@ class WriteBatch:
         if self.queue is None:
             self.queue = {}
         self.queue[key] = before_us
+        if self.from_commit is not None:
+            self.from_commit.discard(key)
 
     def expire_others(self, expires_us: int) -> None:
         """Let what is put without an expiry of its own expire at that time."""
@@ -215,6 +240,7 @@ class WriteBatch:
         other.index_keys = self.index_keys
         other.now_us = self.now_us
         other.queue = None if self.queue is None else dict(self.queue)
+        other.from_commit = None if self.from_commit is None else set(self.from_commit)
         if self.others is not None:
             other.others = {table_id: batch.copy() for table_id, batch in self.others.items()}
         return other
@@ -225,7 +251,7 @@ class WriteBatch:
         """Forget everything, the writes to other tables too."""
         self.writes = {}
         self.ranges = []
-        self.stamped = self.queue = self.index_keys = None
+        self.stamped = self.queue = self.index_keys = self.from_commit = None
         if self.others is not None:
             # They stay usable by whom `table` gave them to.
             for batch in self.others.values():

@@ -18,17 +18,22 @@
     |   |-- IndexNotFoundError    a table has no index of this name (also a LookupError)
     |   |-- IndexNotDeclaredError a put into a table with an index whose function is not known
     |   |-- IndexNotReadyError    an index is still being built
+    |   |-- ObjectMissing         a backup's destination has no object of this name (also a LookupError)
+    |   |-- ArchiveDiverged       an archive holds another history than the store that is to go on with it
     |   |-- SnapshotTooOld        the moment, or a version of a key, asked for is no longer kept
+    |   |   `-- NotInBackup           backups do not have the moment that is to be restored
     |   `-- FeedGap               changes asked for are no longer kept
     |-- CorruptionError         the bytes on disk are not what kvwal wrote
     |-- FormatError             not a store, or a store of a format this version does not know
     |-- EnvironmentFailure      the machine failed us, not the data
     |   |-- LockedError           another process (its pid is named) has the store
     |   |-- PoisonedError         an earlier write or flush failed; reads go on, writes need a reopen
+    |   |-- BackupDestinationError  what a backup is written to, or read from, cannot be used
     |   |-- DiskFullError         no space; nothing was written, retry after freeing some
     |   `-- SystemCallError       a call of the operating system failed (also an OSError, with its errno)
     |       |-- RefusedError          it did nothing: too many open files, no permission, read-only; retry when cured
     |       `-- StoreRemovedError     the store's directory or a file of it was removed or replaced while it was open
+    |-- StaleError              a follower shows less than it is to, by its max_lag_s
     |-- ConflictError           a concurrent commit changed what this transaction read; retry it
     |   `-- IndexesChangedError   a table got another index meanwhile
     `-- InternalError           a bug in kvwal
@@ -51,6 +56,8 @@ from datetime import datetime
 from typing import Any, Final
 
 __all__ = [
+    "ArchiveDiverged",
+    "BackupDestinationError",
     "ClosedError",
     "CodecError",
     "ConflictError",
@@ -70,11 +77,14 @@ __all__ = [
     "IndexesChangedError",
     "InternalError",
     "LockedError",
+    "NotInBackup",
+    "ObjectMissing",
     "PoisonedError",
     "ReadOnlyError",
     "ReentrancyError",
     "RefusedError",
     "SnapshotTooOld",
+    "StaleError",
     "StoreExistsError",
     "StoreNotFoundError",
     "StoreRemovedError",
@@ -219,6 +229,37 @@ class CodecError(UsageError, ValueError):
         )
 
 
+class ObjectMissing(UsageError, LookupError):
+    """A destination has no object of this name.
+
+    Attributes:
+        name: of the object.
+        place: the destination, as messages call it.
+    """
+
+    def __init__(self, name: str, place: str) -> None:
+        self.name = name
+        self.place = place
+        super().__init__(f"there is no {name} in {place}; see what is there with kvwal archive status")
+
+
+class ArchiveDiverged(UsageError):
+    """An archive holds other commits than the store does, beyond `at_seqno`. Nothing was changed.
+
+    Two copies of a store have each gone on: a disk or a virtual machine was set back, or its files were copied.
+
+    Attributes:
+        at_seqno: the last commit that both have, as far as that can be told.
+    """
+
+    def __init__(self, at_seqno: int) -> None:
+        self.at_seqno = at_seqno
+        super().__init__(
+            f"the archive and the store have different commits beyond {at_seqno}: one of them is a copy that went on "
+            "by itself; archive this store to a new destination, or restore from the archive into a new store"
+        )
+
+
 class _NotKeptError(UsageError):
     """What `SnapshotTooOld` and `FeedGap` have in common: what was asked for, and what is kept.
 
@@ -295,6 +336,17 @@ class SnapshotTooOld(_NotKeptError):
         if self.forked_at is not None:
             return f"{self._other_line()}; {self._kept()}"
         return f"what was from {_asked(self.asked)} on is no longer all kept; {self._kept()}; ask for one of these"
+
+
+class NotInBackup(SnapshotTooOld):
+    """Backups do not have the moment that is to be restored: it is older, newer, or in a gap.
+
+    Attributes: as `SnapshotTooOld` has. `oldest` and `newest` are the first and last moment that can be restored,
+    `nearest` the moments on both sides of what was asked for.
+    """
+
+    def _text(self) -> str:
+        return f"the backup does not have the moment of {_asked(self.asked)}; {self._kept()}; ask for one of these"
 
 
 class FeedGap(_NotKeptError):
@@ -442,6 +494,29 @@ class StoreRemovedError(SystemCallError):
 
     Nothing more is written. What was acknowledged is in the directory that was opened, if that still exists.
     """
+
+
+class BackupDestinationError(EnvironmentFailure):
+    """What a backup is written to, or read from, cannot be used: it is another store's, or was replaced, or is damaged.
+
+    Nothing was changed in it.
+    """
+
+class StaleError(Error):
+    """What a follower shows may lack commits that were made longer ago than its `max_lag_s`.
+
+    It has looked just now, and what it found cannot be shown yet: no record says that it is on disk.
+
+    Attributes: `lag_s` (since when, in seconds), `max_lag_s`.
+    """
+
+    def __init__(self, lag_s: float, max_lag_s: float) -> None:
+        self.lag_s = lag_s
+        self.max_lag_s = max_lag_s
+        super().__init__(
+            f"what is shown may be {lag_s:.3f} s old, and max_lag_s is {max_lag_s} s; its writer makes commits that it "
+            f"does not bring on disk, or says so late: read again later, or follow with a larger max_lag_s"
+        )
 
 
 class ConflictError(Error):

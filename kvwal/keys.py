@@ -38,6 +38,7 @@ __all__ = [
     "Seqno",
     "as_int",
     "as_key",
+    "as_seconds",
     "as_value",
     "disjoint",
     "in_any",
@@ -220,6 +221,15 @@ def _as_bytes(data: object, what: str) -> bytes:
                 f"{view.format!r}); if its memory is what you mean, pass memoryview(it).tobytes()"
             )
         return view.tobytes()
+
+
+def as_seconds(name: str, value: object) -> float:
+    """The argument `name` as a number of seconds. TypeError if it is no number, ValueError if it is less than 0."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"{name} is a number of seconds, not {type(value).__name__}")
+    if not value >= 0:
+        raise ValueError(f"{name} is {value}; it is at least 0")
+    return value
 
 
 def as_int(name: str, value: object, least: int, most: int | None = None) -> int:

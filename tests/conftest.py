@@ -15,7 +15,14 @@ from hypothesis.internal.conjecture import engine
 
 # Under `python -O` only the asserts that pytest rewrites are left.
 pytest.register_assert_rewrite(
-    "aio_fixtures", "engine_fakes", "log_rig", "pages_fixtures", "store_fixtures", "two_programs", "wrapped_files"
+    "aio_fixtures",
+    "engine_fakes",
+    "log_rig",
+    "pages_fixtures",
+    "recorded_programs",
+    "store_fixtures",
+    "two_programs",
+    "wrapped_files",
 )
 
 # No deadline for an example, nor for making one: the machine may be busy, and pytest's own timeout ends what hangs.

@@ -121,6 +121,8 @@ ON_DISK = {
     "kvwal.pages.bases.BASE",
     "kvwal.engine.consumers._FIXED",
     "kvwal.engine.parked._PARKED",
+    "kvwal.backup.units.HEADER",
+    "kvwal.backup.units.COMMIT",
     "kvwal.readers.now.PAGE",
     "kvwal.readers.record.PIN",
 }
@@ -187,10 +189,11 @@ def test_every_struct_that_is_on_disk_has_its_table_in_format_md() -> None:
 
 
 def test_format_md_says_the_numbers_of_the_code() -> None:
+    from kvwal.backup import units
     from kvwal.log import extension, index, intents, keys, record, segment
     from kvwal.pages import freelist, meta, node
 
-    for magic in (segment.MAGIC, segment.SLOT_MAGIC, index.MAGIC, keys.MAGIC, meta._MAGIC):
+    for magic in (segment.MAGIC, segment.SLOT_MAGIC, index.MAGIC, keys.MAGIC, meta._MAGIC, units.MAGIC):
         assert f"| `{magic.decode()}` |" in FORMAT
     assert (segment.VERSION, index.VERSION, keys.VERSION, meta._VERSION) == (1, 1, 1, 1)
     assert f"Its first {segment.HEADER_PAGE_BYTES} bytes are the header page" in FORMAT

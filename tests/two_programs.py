@@ -30,6 +30,9 @@ class Recorded:
         self.disk.make_directory(PATH)
         self.steps: list[tuple[str, _Step]] = []
         self.durable: list[int] = []
+        #: Whether it has the lock, before each of them.
+        self.held: list[bool] = []
+        self.holds = False
         #: The store after each commit.
         self.states: list[dict[bytes, bytes]] = [{}]
         #: Where a follower may begin.
@@ -39,6 +42,7 @@ class Recorded:
         self._db: kvwal.Store | None = None
         program(self)
         self.durable.append(len(self.states) - 1)
+        self.held.append(self.holds)
 
     def open(self, flag: Any = "c", **options: Any) -> kvwal.Store:
         self._db = None
@@ -73,6 +77,13 @@ class Recorded:
             has_name = bool(self.steps) and self.steps[-1][0].startswith("rename") and ".log" in self.steps[-1][0]
             self.durable.append(len(self.states) - 1 if has_name else max(self.durable, default=0))
         self.steps.append((name, step))
+        self.held.append(self.holds)
+
+    def hold(self, holds: bool) -> None:
+        """It takes the lock, or lets go of it."""
+        if holds != self.holds:
+            self.note("lock" if holds else "unlock", lambda directory, handles: None)
+            self.holds = holds
 
 
 class _Files:
@@ -103,6 +114,14 @@ class _Directory:
             return found(*args)
 
         return change
+
+    def lock(self, *, shared: bool, mode: int = 0o600) -> None:
+        self._directory.lock(shared=shared, mode=mode)
+        self._recorded.hold(True)
+
+    def close(self) -> None:
+        self._directory.close()
+        self._recorded.hold(False)
 
     def open(self, name: str, *, write: bool = False, create: bool = False, mode: int = 0o600) -> Any:
         if not write and not create:
@@ -149,6 +168,7 @@ class World:
         self.disk = SimulatedDisk()
         self.disk.make_directory(PATH)
         self._directory: Any = self.disk.open_directory(PATH)
+        self._directory.sync_parent()
         self._handles: dict[int, Any] = {}
         self._turns = turns
         #: Operations that the writer and the follower did.
@@ -173,8 +193,17 @@ class World:
         self.advance(self._turns(self.looked))
         self.looked += 1
 
+    @property
+    def is_locked(self) -> bool:
+        """Whether the writer has the lock now."""
+        return self.recorded.held[self.done]
+
     def follow(self) -> kvwal.Follower:
         return kvwal.follow(PATH, pin=False, files=_LookingFiles(self))  # type: ignore[arg-type]  # it stands for files
+
+    def read(self) -> kvwal.Store:
+        """A store that is opened with flag "r"."""
+        return kvwal.open(PATH, "r", files=_LookingFiles(self))  # type: ignore[arg-type]
 
 
 class _LookingFiles:
@@ -207,8 +236,17 @@ class _Looking:
                 return _Looking(self._world, result) if name == "open" else result
 
             return look
+        if name in ("datasync", "sync"):
+            return found
         assert name in ("close", "path", "inherited", "free_bytes"), f"a follower called {name}"
         return found
+
+
+    def lock(self, *, shared: bool, mode: int = 0o600) -> None:
+        assert shared
+        self._world.look()
+        if self._world.is_locked:
+            raise kvwal.LockedError(PATH, None, own=False)
 
 
 class Follow:

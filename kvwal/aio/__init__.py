@@ -12,8 +12,9 @@ from kvwal.aio.changes import AsyncBootstrap, AsyncChanges
 from kvwal.aio.committer import committed_seqno
 from kvwal.aio.consumer import AsyncConsumer
 from kvwal.aio.cursor import AsyncCursor
+from kvwal.aio.follower import AsyncFollowedTable, AsyncFollower
 from kvwal.aio.index import AsyncIndex, AsyncIndexReading
-from kvwal.aio.opening import Opening, open, shared
+from kvwal.aio.opening import Opening, follow, open, shared
 from kvwal.aio.scanning import Scan
 from kvwal.aio.snapshot import AsyncSnapshot
 from kvwal.aio.store import MAX_PENDING_BYTES, MAX_PENDING_COMMITS, AsyncStore
@@ -28,6 +29,8 @@ __all__ = [
     "AsyncChanges",
     "AsyncConsumer",
     "AsyncCursor",
+    "AsyncFollowedTable",
+    "AsyncFollower",
     "AsyncIndex",
     "AsyncIndexReading",
     "AsyncSnapshot",
@@ -39,6 +42,7 @@ __all__ = [
     "Opening",
     "Scan",
     "committed_seqno",
+    "follow",
     "open",
     "shared",
 ]

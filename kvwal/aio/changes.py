@@ -154,9 +154,9 @@ class AsyncChanges(AsyncIterator[Change]):
 
 
 async def wait_until_ready(
-    when_ready: Callable[[Callable[[], object]], Callable[[], object]], timeout_s: float
+    when_ready: Callable[[Callable[[], object]], Callable[[], object]], timeout_s: float | None
 ) -> None:
-    """Wait at most so long for what `Changes.when_ready` waits for."""
+    """Wait at most so long (None: for ever) for what `Changes.when_ready` waits for."""
     loop = asyncio.get_running_loop()
     woken = asyncio.Event()
 

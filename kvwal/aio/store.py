@@ -18,6 +18,8 @@ from kvwal.aio.table import TaskParts
 from kvwal.aio.transaction import AsyncTransaction
 from kvwal.aio.workers import Workers, in_thread, to_the_end
 from kvwal.api.store import Store
+from kvwal.backup.making import BackupReport, BaseKind
+from kvwal.backup.port import Where
 from kvwal.batch import Updates, WriteBatch
 from kvwal.db.mapping import Bounds, OrderedMapping
 from kvwal.db.transaction import Transaction
@@ -72,6 +74,8 @@ class AsyncStore(AsyncNaming, AsyncRemembering):
         "_tickets",
         "_workers",
     )
+
+    _store: Store
 
     def __init__(
         self,
@@ -503,6 +507,18 @@ class AsyncStore(AsyncNaming, AsyncRemembering):
         """`Store.verify`, in a thread, which also calls `progress`. If the task is cancelled, it goes on."""
         self._refuse_if_over()
         return await in_thread(self._store.verify, progress=progress)
+
+    async def backup(
+        self,
+        dest: Where,
+        *,
+        base: BaseKind = "auto",
+        history: bool = False,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> BackupReport:
+        """`Store.backup`, in a thread, which also calls `progress`. If the task is cancelled, it goes on."""
+        self._refuse_if_over()
+        return await in_thread(self._store.backup, dest, base=base, history=history, progress=progress)
 
     async def stats(self) -> Stats:
         """Figures about memory, pages and log."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime
 from functools import partial
 from typing import Any, Generic, Literal, TypeVar, overload
@@ -11,24 +11,20 @@ from kvwal.aio.commits import Commits
 from kvwal.aio.committer import say_committed
 from kvwal.aio.index import AsyncIndex
 from kvwal.aio.reading import AsyncReading
-from kvwal.aio.scanning import listed
 from kvwal.aio.snapshot import AsyncSnapshot
+from kvwal.aio.stored import AsyncRecallingTable, AsyncStored, ReadParts
 from kvwal.aio.transaction import AsyncTransaction
 from kvwal.aio.typed import AsyncTypedReading
 from kvwal.aio.within import AsyncSnapshotTable, AsyncTransactionTable, in_snapshot, in_transaction
 from kvwal.aio.workers import Workers, in_thread, to_the_end
 from kvwal.api.store import Store
-from kvwal.api.table import Table, TableDifference, TableVersion
+from kvwal.api.table import Table
 from kvwal.batch import WriteBatch
 from kvwal.codecs import KeyCodec
-from kvwal.db.mapping import Bounds, OrderedMapping
-from kvwal.engine.merge import Chunk
-from kvwal.engine.readers import Reader
 from kvwal.engine.request import Operation
 from kvwal.engine.value import Value
 from kvwal.errors import TableNotFoundError
-from kvwal.feed.change import Change
-from kvwal.keys import BytesLike, KeyRange, Seqno, as_key
+from kvwal.keys import KeyRange, Seqno
 from kvwal.options import Durability
 from kvwal.pages import NotCached
 from kvwal.tables.migration import MIGRATION_BATCH, Migration, MigrationReport, Progress
@@ -44,45 +40,22 @@ K = TypeVar("K")
 V = TypeVar("V")
 
 
-class TaskParts:
+class TaskParts(ReadParts):
     """What the tables of an `AsyncStore` have of it."""
 
-    __slots__ = ("commits", "engine", "owner", "workers")
+    __slots__ = ("commits",)
 
     def __init__(self, commits: Commits, workers: Workers, owner: Store) -> None:
-        self.engine = owner.engine
+        super().__init__(workers, owner, owner.engine, commits.refuse_if_closing)
         self.commits = commits
-        self.workers = workers
-        self.owner = owner
-
-    def refuse_if_over(self) -> None:
-        """Raise what a use after the end, or from another loop, raises."""
-        # First: in a forked child there is no running loop.
-        self.engine.state.refuse_if_gone()
-        self.commits.refuse_if_closing()
-        self.workers.refuse_other_loops()
 
 
-class AsyncStoredTable(AsyncReading):
+class AsyncStoredTable(AsyncStored):
     """The bytes of a table, of now, and the way of a task to it (see kvwal/tables/writing.py)."""
 
-    __slots__ = ("_parts", "_stored", "_workers")
+    __slots__ = ()
 
-    def __init__(self, parts: TaskParts, stored: StoredTable) -> None:
-        self._parts = parts
-        self._workers = parts.workers
-        self._stored = stored
-
-    def _refuse_if_over(self) -> None:
-        self._parts.refuse_if_over()
-
-    async def id(self) -> int | None:
-        """See `StoredTable.id`."""
-        self._parts.commits.refuse_if_closing()
-        try:
-            return self._stored.id(cached_only=True)
-        except NotCached:
-            return await self._workers.submit(self._stored.id)
+    _parts: TaskParts
 
     def now_us(self) -> int:
         """See `Way`."""
@@ -90,21 +63,11 @@ class AsyncStoredTable(AsyncReading):
 
     async def to_write(self) -> Target | None:
         """See `Way`."""
-        self._parts.commits.refuse_if_closing()
+        self._parts.refuse_if_closing()
         try:
             return self._stored.to_write(cached_only=True)
         except NotCached:
             return await self._workers.submit(self._stored.to_write)
-
-    async def read(self, key: bytes) -> bytes | None:
-        """See `Way`."""
-        self._parts.commits.refuse_if_closing()
-        try:
-            return self._stored.read(key, cached_only=True)
-        except NotCached:
-            return await self._workers.submit(self._stored.read, key)
-
-    _read = read
 
     async def read_edge(self, bounds: KeyRange, *, reverse: bool) -> None:
         """See `Way`."""
@@ -138,43 +101,8 @@ class AsyncStoredTable(AsyncReading):
         finally:
             self._stored.ask_again()
 
-    async def get_many(self, keys: Iterable[BytesLike]) -> list[bytes | None]:
-        """The values of several keys, in their order; None where a key is missing. All from one moment."""
-        self._parts.commits.refuse_if_closing()
-        wanted = list(map(as_key, keys))
-        try:
-            return self._stored.get_many(wanted, cached_only=True)
-        except NotCached:
-            return await self._workers.submit(self._stored.get_many, wanted)
 
-    def _chunks(self, bounds: Bounds) -> Iterator[Chunk]:
-        try:
-            self._stored.id(cached_only=True)
-        except NotCached:
-            chunks = self._chunks_at(self._parts.engine.reads.moments.reader("scan", owner=self._parts.owner), bounds)
-            # As in `Reads.chunks`: a generator that never started would not give its reader back.
-            next(chunks)
-            return chunks
-        return self._stored._chunks(bounds)
-
-    def _chunks_at(self, reader: Reader, bounds: Bounds) -> Iterator[Chunk]:
-        """The same for a worker, which looks the table up, as of a reader."""
-        try:
-            yield [], []
-            table = self._stored.id_at(reader)
-            if table is not None:
-                yield from self._parts.engine.reads.chunks(
-                    reader, bounds.start, bounds.stop, reverse=bounds.reverse, table=table
-                )
-        finally:
-            reader.release()
-
-    @property
-    def _mapping(self) -> OrderedMapping:
-        return self._stored
-
-
-class AsyncTable(Writing[K, V], AsyncTypedReading[K, V], Generic[K, V]):
+class AsyncTable(Writing[K, V], AsyncRecallingTable[K, V], Generic[K, V]):
     """A named, ordered map of one store, with keys and values of Python's types. Made by `AsyncStore.table`.
 
     Any task of its loop may use it. It reads and writes as the store does: each write is a commit of its own, which
@@ -223,39 +151,6 @@ class AsyncTable(Writing[K, V], AsyncTypedReading[K, V], Generic[K, V]):
         raise TypeError(f"a transaction, a snapshot or a batch is expected, not {type(other).__name__}")
 
     # -- the past -----------------------------------------------------------------------------
-
-    async def versions(
-        self,
-        key: K,
-        *,
-        since: int | None = None,
-        until: int | None = None,
-        reverse: bool = True,
-        limit: int | None = None,
-    ) -> list[TableVersion[V]]:
-        """What each commit made of `key`, newest first: `Table.versions`, as a list. See `AsyncStore.versions`."""
-        self._parts.refuse_if_over()
-        return await in_thread(
-            lambda: list(self._table.versions(key, since=since, until=until, reverse=reverse, limit=limit))
-        )
-
-    def diff(
-        self,
-        a: int | datetime,
-        b: int | datetime | None = None,
-        *,
-        start: K | Any = None,
-        stop: K | Any = None,
-        prefix: Any = None,
-        reverse: bool = False,
-    ) -> AsyncIterator[TableDifference[K, V]]:
-        """The keys whose values at moment `b` are others than at `a`: `async for key, old, new in table.diff(a, b)`.
-
-        Arguments and errors as in `Table.diff`.
-        """
-        self._parts.refuse_if_over()
-        found = self._table.diff(a, b, start=start, stop=stop, prefix=prefix, reverse=reverse)
-        return listed(self._parts.workers, self._parts.refuse_if_over, found)
 
     async def revert(
         self,
@@ -331,15 +226,6 @@ class AsyncTable(Writing[K, V], AsyncTypedReading[K, V], Generic[K, V]):
             say_committed(cancelled, seqno)
             raise cancelled
         return seqno
-
-    def at(self, at: int | datetime) -> AsyncSnapshot:
-        """The store at a past moment: `await users.within(users.at(moment))` is the table then."""
-        self._parts.refuse_if_over()
-        return AsyncSnapshot(self._table.at(at), self._parts.engine.reads, self._parts.workers)
-
-    def of(self, change: Change) -> tuple[K, V | None]:
-        """The key and the value of a change of this table, as the feed tells it (of a range: its start, and None)."""
-        return self._table.of(change)
 
     def __repr__(self) -> str:
         return f"<kvwal.aio.AsyncTable {self._spec}>"

@@ -67,6 +67,10 @@ class TableInfo:
 
 def table_infos(engine: Engine) -> list[TableInfo]:
     """See `Naming.tables`."""
+    return engine.reads.moments.now.again(lambda: _table_infos(engine))
+
+
+def _table_infos(engine: Engine) -> list[TableInfo]:
     rows = engine.tables.rows(engine.reads.moments.reader("tables"))
     return [_info(engine.reads, name, row) for name, row in rows]
 

@@ -10,6 +10,7 @@ from kvwal.api.store import Store
 from kvwal.engine.engine import Engine
 from kvwal.feed.status import describe
 from kvwal.files import PathArgument, call_in_forked_child, path_text
+from kvwal.following.still import open_engine
 from kvwal.options import Flag, OpenOptions, Options, as_flag, taking_options
 
 __all__ = ["open", "open_stores"]
@@ -36,8 +37,10 @@ def open(path: PathArgument, flag: Flag = "c", mode: int = 0o600, **options: Unp
 
     Args:
         path: a directory; made, with its files, if the flag allows. Those above it with `parents=True` only.
-        flag: "r" read-only, which writes not a byte and works in a read-only directory; "w" read and write, must
-            exist; "c" read and write, made if missing; "n" read and write, always empty: what is there is erased.
+        flag: "r" read-only, beside a process that writes or not: it takes no lock, writes no byte, works in a
+            read-only directory, and shows one moment, which moves on only where a writer has written over its pages;
+            "w" read and write, must exist; "c" read and write, made if missing; "n" read and write, always empty: what
+            is there is erased.
         mode: permissions of new files (less the umask); a new directory may also be entered.
         options: durability, sizes, times and the like, by keyword; `kvwal.OpenOptions` says what each of them means.
 
@@ -45,7 +48,7 @@ def open(path: PathArgument, flag: Flag = "c", mode: int = 0o600, **options: Unp
 
     Raises:
         StoreNotFoundError: there is no store and the flag does not make one, or its parent directory is missing.
-        LockedError: another process, or this one, has it open. (Several may read at once.)
+        LockedError: another process, or this one, has it open for writing, and this is not to read only.
         CorruptionError: acknowledged data is damaged or missing; `kvwal.salvage` saves what verifies.
         FormatError: not a store, or one of a newer format.
         ReadOnlyError: no permission to write; flag "r" may work.
@@ -54,7 +57,7 @@ def open(path: PathArgument, flag: Flag = "c", mode: int = 0o600, **options: Unp
         SystemCallError: a call of the system failed, such as a read, write or flush. Both are an OSError, too.
         TypeError, ValueError: an argument cannot be right.
     """
-    engine = Engine.open(path_text(path), as_flag(flag), Options(mode=mode, **options), describe)
+    engine = open_engine(path_text(path), as_flag(flag), Options(mode=mode, **options), describe)
     try:
         store = Store(engine)
         open_stores[id(store)] = store

@@ -67,6 +67,9 @@ class Reading(OrderedMapping):
                 return found
         except (KeyError, TypeError, ValueError):
             pass  # Not all of them are rows: take the way below.
+        return self._reads.moments.now.again(lambda: self._get_many(wanted))
+
+    def _get_many(self, wanted: Iterable[BytesLike]) -> list[bytes | None]:
         with Snapshot(self.engine, owner=self) as snapshot:
             return snapshot.get_many(wanted)
 
@@ -80,8 +83,13 @@ class Reading(OrderedMapping):
         return self._reads.cached_range(bounds.start, bounds.stop, bounds.limit, None, reverse=bounds.reverse)
 
     def _walk(self, bounds: Bounds) -> Iterator[Chunk]:
-        reader = self._reads.moments.reader("scan", owner=self)
-        return self._reads.chunks(reader, bounds.start, bounds.stop, reverse=bounds.reverse)
+        reads = self._reads
+
+        def walk() -> Iterator[Chunk]:
+            reader = reads.moments.reader("scan", owner=self)
+            return reads.chunks(reader, bounds.start, bounds.stop, reverse=bounds.reverse)
+
+        return self._reads.moments.now.begun(walk)
 
     def _count(self, start: bytes | None, stop: bytes | None) -> int:
         return self._reads.count(start, stop)

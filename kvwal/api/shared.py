@@ -29,6 +29,7 @@ from kvwal.errors import EnvironmentFailure, UsageError, closed
 from kvwal.feed.status import describe
 from kvwal.files import Directory, PathArgument, path_text
 from kvwal.files.fork import birthmark
+from kvwal.following.still import open_engine
 from kvwal.locks import locked, new_lock, release
 from kvwal.options import Flag, OpenOptions, Options, as_flag, taking_options
 
@@ -100,7 +101,7 @@ class _Registry:
             share.refuse_others(path, flag, given)
             share.holders.add(holder)
             return share, True
-        engine = Engine.open(path, flag, options, describe)
+        engine = open_engine(path, flag, options, describe)
         try:
             share = _Share(engine, options, holder)
             self.shares[engine.upkeep.directory] = share

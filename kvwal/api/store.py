@@ -13,6 +13,8 @@ from kvwal.api.fairness import Tickets
 from kvwal.api.naming import Naming
 from kvwal.api.reading import Reading
 from kvwal.api.remembering import Remembering
+from kvwal.backup.making import BackupReport, BaseKind, backup
+from kvwal.backup.port import Where, destination_at
 from kvwal.batch import Updates, WriteBatch
 from kvwal.db.transaction import Transaction
 from kvwal.engine.engine import Engine
@@ -472,6 +474,39 @@ class Store(Naming, Remembering, Reading, MutableMapping[bytes, bytes]):
         Returns a report; `report.ok` is True when nothing is wrong. `progress(done, total)` is called with bytes.
         """
         return self.engine.upkeep.verify(progress)
+
+    def backup(
+        self,
+        dest: Where,
+        *,
+        base: BaseKind = "auto",
+        history: bool = False,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> BackupReport:
+        """Put the store as it is now into a destination, from which `kvwal.restore` makes a store again.
+
+        Reads and commits go on meanwhile. What is put is the last commit that was durable when it began. Of pages that
+        an earlier backup to the same destination has, nothing is written again, and hardly any are read.
+
+        Args:
+            dest: a path to a directory on another disk, which is made if need be; or an object with the calls of a
+                destination (`kvwal.backup.port.Destination`). It is for one store, and for those restored from it.
+            base: "auto": the pages as a difference, where there is a base to build on; "full": all pages.
+            history: also every moment of the window (`window`).
+            progress: called with the bytes of pages that are put, and those of all.
+
+        Durable on return, and each object is there whole or not at all: one that was cut off is done again.
+
+        Raises:
+            CorruptionError: a page is damaged, and is named; it is not copied.
+            BackupDestinationError: the destination belongs to another store, or cannot be used.
+            ArchiveDiverged: the destination has commits of this line that the store does not have: one of them is a
+                copy that went on by itself.
+            DiskFullError, SystemCallError: writing failed. ClosedError, ForkedError. TypeError, ValueError.
+
+        Cost: O(pages that changed), and O(all pages) for the first one.
+        """
+        return backup(self.engine, destination_at(dest), base=base, history=history, progress=progress)
 
     def stats(self) -> Stats:
         """Figures about memory, pages and log. Cheap."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -23,12 +24,13 @@ from kvwal.log import extension_of
 from kvwal.options import Durability
 from kvwal.tables.index import Index, IndexSpec
 from kvwal.tables.migration import MIGRATION_BATCH, Migration, MigrationReport, Progress
+from kvwal.tables.reading import TypedReading
 from kvwal.tables.spec import TableSpec
 from kvwal.tables.table import WritableTable
 from kvwal.tables.writing import How, at_once, bring_back
 from kvwal.times import time_of
 
-__all__ = ["Table", "TableDifference", "TableVersion"]
+__all__ = ["RecallingTable", "Table", "TableDifference", "TableVersion"]
 
 I = TypeVar("I")  # noqa: E741  # an index key, beside K and V
 K = TypeVar("K")
@@ -60,20 +62,18 @@ class TableDifference(NamedTuple, Generic[K, V]):
     new: V | None
 
 
-class Table(WritableTable[K, V], Generic[K, V]):
-    """A named, ordered map of one store, with keys and values of Python's types. Made by `Store.table`.
+class RecallingTable(TypedReading[K, V], Generic[K, V]):
+    """The part of a table, of a store or of a follower, that looks back."""
 
-    Thread-safe, every method. It reads and writes as the store does: reads never wait for writers, each write is a
-    commit of its own, and `within` takes part in a transaction, a batch or a snapshot. The table comes to be with the
-    first commit that puts something into it. Where a value cannot be decoded, CodecError is raised, and `raw` reads
-    its bytes.
-    """
+    __slots__ = ()
 
-    __slots__ = ("_engine",)
+    _engine: Engine
+    _owner: object
 
-    def __init__(self, engine: Engine, spec: TableSpec[K, V], owner: object) -> None:
-        super().__init__(engine, spec, owner)
-        self._engine = engine
+    @property
+    @abstractmethod
+    def id(self) -> int | None:
+        """The number that stands for the table in `changes` and `commits`; None while there is none."""
 
     def versions(
         self,
@@ -126,6 +126,35 @@ class Table(WritableTable[K, V], Generic[K, V]):
         decode = self._spec.key.decode
         return (TableDifference(decode(key), self._of(old), self._of(new)) for key, old, new in found)
 
+    def past(self, key: K, at: int | datetime) -> tuple[bytes, bytes | None]:
+        """The key as bytes, and its value at a past moment; None if it had none. Raises as `Store.snapshot`."""
+        encoded, then, table = self._spec.encode_key(key), moment_of(self._engine, "to", at), self.id
+        return encoded, None if table is None else past_value(self._engine, encoded, then, table)
+
+    def at(self, at: int | datetime) -> Snapshot:
+        """The store at a past moment: `users.within(users.at(moment))` is the table then. See `Store.snapshot`."""
+        return Snapshot(self._engine, at=moment_of(self._engine, "at", at), owner=self._owner)
+
+    def of(self, change: Change) -> tuple[K, V | None]:
+        """The key and the value of a change of this table, as the feed tells it (of a range: its start, and None)."""
+        return self._spec.key.decode(change.key), self._of(change.value)
+
+
+class Table(WritableTable[K, V], RecallingTable[K, V], Generic[K, V]):
+    """A named, ordered map of one store, with keys and values of Python's types. Made by `Store.table`.
+
+    Thread-safe, every method. It reads and writes as the store does: reads never wait for writers, each write is a
+    commit of its own, and `within` takes part in a transaction, a batch or a snapshot. The table comes to be with the
+    first commit that puts something into it. Where a value cannot be decoded, CodecError is raised, and `raw` reads
+    its bytes.
+    """
+
+    __slots__ = ("_engine",)
+
+    def __init__(self, engine: Engine, spec: TableSpec[K, V], owner: object) -> None:
+        super().__init__(engine, spec, owner)
+        self._engine = engine
+
     def revert(
         self,
         key: K,
@@ -137,11 +166,6 @@ class Table(WritableTable[K, V], Generic[K, V]):
         """Bring back what `key` was at a past moment, in a new commit. As `Store.revert`."""
         how = How(durability, meta)
         return at_once(bring_back, self._way, self._spec, *self.past(key, to), how)
-
-    def past(self, key: K, at: int | datetime) -> tuple[bytes, bytes | None]:
-        """The key as bytes, and its value at a past moment; None if it had none. Raises as `Store.snapshot`."""
-        encoded, then, table = self._spec.encode_key(key), moment_of(self._engine, "to", at), self.id
-        return encoded, None if table is None else past_value(self._engine, encoded, then, table)
 
     def migrate(
         self,
@@ -233,11 +257,3 @@ class Table(WritableTable[K, V], Generic[K, V]):
         engine = self._engine
         operation = DropIndex(self.name, name, extension_of(meta))
         return engine.commit(CommitRequest(sync=engine.wants_sync(None), operation=operation))
-
-    def at(self, at: int | datetime) -> Snapshot:
-        """The store at a past moment: `users.within(users.at(moment))` is the table then. See `Store.snapshot`."""
-        return Snapshot(self._engine, at=moment_of(self._engine, "at", at), owner=self._owner)
-
-    def of(self, change: Change) -> tuple[K, V | None]:
-        """The key and the value of a change of this table, as the feed tells it (of a range: its start, and None)."""
-        return self._spec.key.decode(change.key), self._of(change.value)

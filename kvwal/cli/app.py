@@ -8,7 +8,7 @@ Exit codes (scripts rely on them: never change):
 | 1 | no such key, or the answer to a question was no |
 | 2 | the command line is wrong |
 | 3 | the store is damaged, or a demo found a broken promise |
-| 4 | another process has the store open |
+| 4 | another process has the store open for writing, and the command writes |
 | 5 | no store there, something else there, or a store of a format this version does not know |
 | 6 | the machine failed: no space, no permission, a read or write error |
 | 7 | a line of the input of `load` is not what it should be |
@@ -34,7 +34,19 @@ from typing import Any
 import click
 
 from kvwal import errors
-from kvwal.cli import changes, consumers, entries, history, key_history, migrate, moments, reports, tables, transfer
+from kvwal.cli import (
+    backups,
+    changes,
+    consumers,
+    entries,
+    history,
+    key_history,
+    migrate,
+    moments,
+    reports,
+    tables,
+    transfer,
+)
 from kvwal.cli.terminal import EXIT_UNREADABLE, BadInput, NoSuchKey, complain
 
 __all__ = ["app"]
@@ -150,6 +162,8 @@ for _command in (
     consumers.consumers,
     reports.checkpoint,
     reports.compact,
+    backups.backup,
+    backups.restore,
     reports.salvage,
 ):
     app.add_command(_command)

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+import kvwal
 from kvwal.cli.forms import Form, form_options, show, to_json
 from kvwal.cli.moments import POSITION
-from kvwal.cli.reading import opened
 from kvwal.cli.terminal import binary_output, plain_json, store_path, when
 from kvwal.cli.written import TableWriting, Writing, table_option
 
@@ -48,7 +48,7 @@ def changes(
     """
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
     output = binary_output()
-    with opened(path, follow=follow) as db:
+    with kvwal.follow(path) if follow else kvwal.open(path, "r") as db:
         writing = Writing(form) if table is None else TableWriting(db, table, form)
         wanted = [writing.range(None, None, prefix).start for prefix in prefixes] or b""
         with db.changes(after, prefix=wanted, tables=table, follow=follow) as found:

@@ -12,7 +12,7 @@ import click
 import kvwal
 from kvwal.cli.forms import Form, checked, form_options, meta_option, show
 from kvwal.cli.moments import Moment, at_option, opened_at
-from kvwal.cli.terminal import NoSuchKey, binary_output, plain_json, print_json, store_path
+from kvwal.cli.terminal import NoSuchKey, binary_output, complain, plain_json, print_json, store_path
 from kvwal.cli.written import TableWriting, Writing, table_option
 from kvwal.keys import as_value
 
@@ -25,12 +25,22 @@ __all__ = ["delete", "get", "put", "scan"]
 @form_options
 @table_option
 @at_option
+@click.option("--follow", "-f", is_flag=True, help="Print each value that it gets, too, a line for each.")
 @click.option("--json", "as_json", is_flag=True, help="Print an object with key and value.")
-def get(path: str, key: str, form: Form, table: str | None, at: Moment | None, as_json: bool) -> None:
+def get(
+    path: str, key: str, form: Form, table: str | None, at: Moment | None, follow: bool, as_json: bool
+) -> None:
     """Print the value of KEY; exit code 1 if it is not there.
 
-    In a pipe or a file the value arrives byte for byte, with no line end added.
+    In a pipe or a file the value arrives byte for byte, with no line end added. With --follow each value is a line,
+    escaped as in `scan`, and standard error says when the key is not there (any more); with --json, an object without
+    a value does.
     """
+    if follow:
+        if at is not None:
+            raise click.UsageError("give --at or --follow, not both")
+        _follow(path, key, form, table, as_json)
+        return
     with opened_at(path, at, form, table) as (db, writing):
         wanted = writing.key(key)
         value = db.get(wanted)
@@ -46,6 +56,28 @@ def get(path: str, key: str, form: Form, table: str | None, at: Moment | None, a
             click.echo(show(form, line))
     else:
         binary_output().write(value)
+
+
+def _follow(path: str, key: str, form: Form, table: str | None, as_json: bool) -> None:
+    with kvwal.follow(path) as live:
+        typed = None if table is None else TableWriting(live, table, form)
+        writing = typed or Writing(form)
+        wanted = writing.key(key)
+
+        def tell(value: bytes | None) -> None:
+            if as_json:
+                print_json({**writing.json_key(wanted), **({} if value is None else writing.json_value(value))})
+            elif value is None:
+                complain(f"no such key: {writing.show_key(wanted)}")
+            else:
+                click.echo(writing.show_value(value))
+
+        with live.bootstrap() as base:
+            now = base.snapshot if typed is None else typed.read.within(base.snapshot).raw()
+            tell(now.get(wanted))
+            for change in base.changes(prefix=wanted, tables=0 if table is None else table, follow=True):
+                if change.key == wanted:
+                    tell(change.value)
 
 
 @click.command()

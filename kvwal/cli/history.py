@@ -37,6 +37,7 @@ _WINDOW = 200
 @meta_option("Only commits with this pair; may be given again.")
 @click.option("--limit", "-n", type=click.IntRange(min=0), help="Show at most this number.")
 @click.option("--reverse", is_flag=True, help="Oldest first.")
+@click.option("--follow", "-f", is_flag=True, help="Oldest first, and wait for what comes.")
 @click.option("--all", "everything", is_flag=True, help="Every key of every commit, however many.")
 @click.option("--json", "as_json", is_flag=True, help="One object a line, with every key and value.")
 def log(
@@ -46,6 +47,7 @@ def log(
     meta: dict[str, str],
     limit: int | None,
     reverse: bool,
+    follow: bool,
     everything: bool,
     as_json: bool,
 ) -> None:
@@ -54,8 +56,11 @@ def log(
     The log reaches back as far as recovery needs it or as the store was told to keep it. On a terminal the
     output goes through a pager.
     """
-    with kvwal.open(path, "r") as db:
-        records = db.history(after) if reverse else _newest_first(db, after)
+    with kvwal.follow(path) if follow else kvwal.open(path, "r") as db:
+        if isinstance(db, kvwal.Follower):
+            records = _as_they_come(db, after)
+        else:
+            records = db.history(after) if reverse else _newest_first(db, after)
         if meta:
             records = (record for record in records if meta.items() <= record.meta().items())
         records = islice(records, limit)
@@ -65,12 +70,25 @@ def log(
             return
         tty = sys.stdout.isatty()
         shown = (_paragraph(form, record, None if everything else _SHOWN_INTENTS, tty) for record in records)
-        if tty:
+        if tty and not follow:
             # click takes the colour out again for a pager that would not show it.
             click.echo_via_pager(shown)
             return
         for paragraph in shown:
             click.echo(paragraph, nl=False)
+
+
+def _as_they_come(live: kvwal.Follower, after: int | None) -> Iterator[Record]:
+    """The records after `after`, and those that come, for ever."""
+    for record in live.history(after):
+        yield record
+        after = record.seqno
+    position = live.seqno if after is None else after
+    while True:
+        live.wait(position + 1)
+        for record in live.history(position):
+            yield record
+            position = record.seqno
 
 
 def _newest_first(db: Store, after: int | None) -> Iterator[Record]:

@@ -13,7 +13,6 @@ import click
 
 import kvwal
 from kvwal.cli.forms import Form, form_options
-from kvwal.cli.reading import opened
 from kvwal.cli.terminal import binary_output, plain_json, store_path
 from kvwal.cli.written import TableWriting, Writing, table_option
 from kvwal.db.mapping import OrderedMapping
@@ -85,16 +84,10 @@ def snapshot_at(db: kvwal.Store, at: Moment | None) -> Iterator[kvwal.Snapshot]:
 def opened_at(path: str, at: Moment | None, form: Form, table: str | None) -> Iterator[tuple[OrderedMapping, Writing]]:
     """The store, or a table of it, at a moment (None: now), for reading, and how it is written."""
     with ExitStack() as stack:
-        snapshot: kvwal.Snapshot | None = None
-        db: kvwal.Store | kvwal.Follower
-        if at is None:
-            found: OrderedMapping = stack.enter_context(db := opened(path))
-        else:
-            # A follower has no past moments.
-            store = stack.enter_context(db := kvwal.open(path, "r"))
-            found = snapshot = stack.enter_context(snapshot_at(store, at))
+        db = stack.enter_context(kvwal.open(path, "r"))
+        snapshot = None if at is None else stack.enter_context(snapshot_at(db, at))
         if table is None:
-            yield found, Writing(form)
+            yield db if snapshot is None else snapshot, Writing(form)
         else:
             # The codecs are those of now: a table that was dropped, or had another name then, is not shown.
             writing = TableWriting(db, table, form)

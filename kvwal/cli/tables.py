@@ -8,7 +8,6 @@ import click
 
 import kvwal
 from kvwal.cli.forms import Form, meta_option, show
-from kvwal.cli.reading import opened
 from kvwal.cli.terminal import EXIT_DAMAGED, complain, count, print_json, store_path
 from kvwal.cli.written import as_name
 from kvwal.errors import TableNotFoundError
@@ -24,7 +23,7 @@ def tables(path: str, as_json: bool) -> None:
 
     A line has them with tabs between, and is escaped as in `scan`. Exit code 3 if one of them cannot be used.
     """
-    with opened(path) as db:
+    with kvwal.open(path, "r") as db:
         found = db.tables()
     for info in found:
         if as_json:

@@ -110,8 +110,8 @@ def _cell(value: Any) -> str:
     return "" if value is None else json.dumps(value, default=_plain)
 
 
-def progress_bar(what: str) -> Progress:
-    """A progress bar on standard error, if that is a terminal; otherwise nothing is shown."""
+def progress_bar(what: str, *, quiet: bool = False) -> Progress:
+    """A progress bar on standard error, if that is a terminal and not `quiet`; otherwise nothing is shown."""
     console = Console(stderr=True)
     return Progress(
         TextColumn(what),
@@ -120,7 +120,7 @@ def progress_bar(what: str) -> Progress:
         MofNCompleteColumn(),
         TimeRemainingColumn(),
         console=console,
-        disable=not console.is_terminal,
+        disable=quiet or not console.is_terminal,
         transient=True,
     )
 

@@ -21,7 +21,7 @@ from kvwal.expiring import Expiring
 from kvwal.keys import END, Bound, BytesLike, KeyRange, as_int, as_key, as_value, stop_of_prefix
 from kvwal.times import time_of
 
-__all__ = ["Bounds", "ItemsRange", "KeysRange", "Lasting", "OrderedMapping", "ValuesRange", "expiries", "may_expire"]
+__all__ = ["Bounds", "ItemsRange", "KeysRange", "Lasting", "OrderedMapping", "ValuesRange", "expiries", "has_expired"]
 
 _T = TypeVar("_T")
 
@@ -90,6 +90,10 @@ class Lasting:
 
     def _may_expire(self) -> bool:
         """Whether any key may expire."""
+        return True
+
+    def _has_expired(self) -> bool:
+        """Whether any key may have expired that is not removed yet."""
         return True
 
     def _expires(self, key: bytes) -> datetime | None:
@@ -299,9 +303,9 @@ class OrderedMapping(Handle, Lasting, Mapping[bytes, bytes]):
         return Cursor(lambda: self, KeyRange.of, lambda pair: pair)
 
 
-def may_expire(mapping: Lasting) -> bool:
-    """Whether any key of it may expire."""
-    return mapping._may_expire()
+def has_expired(mapping: Lasting) -> bool:
+    """Whether any key of it may have expired that is not removed yet."""
+    return mapping._has_expired()
 
 
 def expiries(mapping: Lasting, keys: Iterable[bytes]) -> list[int | None]:

@@ -16,6 +16,7 @@ from kvwal.engine.engine import Engine
 from kvwal.engine.merge import Chunk, Pairs, chunks_in
 from kvwal.engine.occ import ReadSet
 from kvwal.engine.readers import Reader
+from kvwal.engine.reads import has_expired
 from kvwal.engine.value import MISSING, Missing, Value
 from kvwal.errors import ReadOnlyError, TransactionTooLargeError, closed
 from kvwal.expiring import Expiring, expire_us, judged
@@ -67,6 +68,7 @@ class Open:
         self.tracked: dict[int, Tracked] = {}
         #: The registration of its moment; None when it is over.
         self.reader: Reader | None = None
+        engine.reads.moments.now.ready()
         self.reader = engine.reads.moments.reader("transaction", writer=not read_only, owner=owner)
 
     def track(self, table: int) -> Tracked:
@@ -145,6 +147,10 @@ class TransactionPart(OrderedMapping, MutableMapping[bytes, bytes]):
 
     def _may_expire(self) -> bool:
         return self._open.engine.reads.moments.clock.in_use or self._tracked.own.batch.queue is not None
+
+    def _has_expired(self) -> bool:
+        reads, own = self._open.engine.reads, self._tracked.own.batch
+        return own.queue is not None or has_expired(reads, self.reader, self._table)
 
     def _lasting(self, key: bytes) -> Value:
         """The value of a checked key, or None; `Expiring`, if it is to expire. A read, which is validated."""

@@ -15,7 +15,7 @@ from kvwal.db.mapping import Bounds, OrderedMapping
 from kvwal.engine.engine import Engine
 from kvwal.engine.merge import Chunk, Pairs
 from kvwal.engine.readers import Reader
-from kvwal.engine.reads import Reads
+from kvwal.engine.reads import Reads, has_expired
 from kvwal.errors import closed
 from kvwal.keys import Seqno
 
@@ -70,6 +70,9 @@ class SnapshotPart(OrderedMapping):
     def _may_expire(self) -> bool:
         return self._reads.moments.clock.in_use
 
+    def _has_expired(self) -> bool:
+        return has_expired(self._reads, self.reader, self._table)
+
     def _cached(self, bounds: Bounds) -> Pairs | None:
         seqno = self.reader.seqno
         return self._reads.cached_range(
@@ -101,6 +104,7 @@ class Snapshot(SnapshotPart):
     def __init__(self, engine: Engine, *, at: Seqno | datetime | None = None, owner: object = None) -> None:
         super().__init__(_Held(), engine.reads, 0)
         if at is None:
+            engine.reads.moments.now.ready()
             reader = engine.reads.moments.reader("snapshot", owner=owner)
         else:
             reader = engine.upkeep.past.reader(at, "snapshot", owner)

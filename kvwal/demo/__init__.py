@@ -21,6 +21,7 @@ import kvwal
 from kvwal.cli.picture import Extent
 from kvwal.cli.reports import first_in_log
 from kvwal.cli.terminal import print_json
+from kvwal.demo.archived import Archived, archive_of
 from kvwal.demo.bank import Bank
 from kvwal.demo.killing import ChildFailed, Death, live, plan
 from kvwal.demo.library import Library
@@ -37,7 +38,7 @@ Work = Library | Bank | Trades
 
 
 @click.command()
-@click.argument("job", type=click.Choice(["library", "bank", "trades"]), default="library")
+@click.argument("job", type=click.Choice(["library", "bank", "trades", "restore"]), default="library")
 @click.option(
     "--kills",
     type=click.IntRange(0, _MAX_KILLS),
@@ -62,11 +63,13 @@ def demo(
     """Kill a writing process again and again, and compare what is left with what was acknowledged.
 
     library (the default) indexes the sources of Python's standard library. bank moves money between accounts from
-    several threads. trades books trades from several threads, while a consumer keeps the portfolio. Exit code 3 if a
-    single promise was broken; the store is kept then.
+    several threads. trades books trades from several threads, while a consumer keeps the portfolio. restore archives
+    the bank meanwhile, and then restores it as it was at random past moments. Exit code 3 if a single promise was
+    broken; the store is kept then.
     """
-    if path is not None and os.path.lexists(path):
-        raise click.UsageError(f"{path} exists; the demo makes a store of its own")
+    for taken in () if path is None else (path, archive_of(path), f"{path}.restored") if job == "restore" else (path,):
+        if os.path.lexists(taken):
+            raise click.UsageError(f"{taken} exists; the demo makes a store of its own")
     for option, given in (("--trades", trades), ("--threads", threads)):
         if given is not None and job != "trades":
             raise click.UsageError(f"{option} is for the job trades; the job is {job}")
@@ -79,7 +82,7 @@ def demo(
     if job == "trades":
         work = Trades(place, seed, kills, trades or 3_000, threads or 4)
     else:
-        work = (Library if job == "library" else Bank)(place, seed, kills)
+        work = {"library": Library, "bank": Bank, "restore": Archived}[job](place, seed, kills)
     screen = Screen(quiet=as_json, unit=work.unit)
     result: dict[str, Any] = {"job": job, "seed": seed, "path": path, "kills": []}
     broken: str | None = None

@@ -14,7 +14,8 @@ from __future__ import annotations
 import random
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from kvwal.api.store import Store
     from kvwal.db.transaction import Transaction
 
-__all__ = ["Bank", "work"]
+__all__ = ["ACCOUNTS", "FIRST_BALANCE", "Bank", "balances_after", "work"]
 
 ACCOUNTS = 24
 THREADS = 4
@@ -40,11 +41,29 @@ def _account(number: int) -> bytes:
     return b"account/%04d" % number
 
 
-def work(arguments: list[str], say: Callable[[str], None]) -> None:
-    """A life of the writing process: PATH SEED LIFE TRANSFERS, the last for each thread (0: until killed)."""
+def balances_after(transfers: Iterable[bytes]) -> list[int]:
+    """What transfers make of the first balances."""
+    balances = [FIRST_BALANCE] * ACCOUNTS
+    for content in transfers:
+        payer, payee, moved = map(int, content.split())
+        balances[payer] -= moved
+        balances[payee] += moved
+    return balances
+
+
+def work(
+    arguments: list[str],
+    say: Callable[[str], None],
+    options: dict[str, Any] = OPTIONS,
+    beside: Callable[[Store], AbstractContextManager[object]] = nullcontext,
+) -> None:
+    """A life of the writing process: PATH SEED LIFE TRANSFERS, the last for each thread (0: until killed).
+
+    What `beside` returns is entered before money is moved, and left behind it.
+    """
     path, seed, life, transfers = arguments[0], *map(int, arguments[1:])
     say("start")
-    with kvwal.open(path, "c", **OPTIONS) as db:
+    with kvwal.open(path, "c", **options) as db, beside(db):
         if _account(0) not in db:
             with db.batch() as batch:
                 for number in range(ACCOUNTS):
@@ -152,17 +171,13 @@ class Bank:
         for note, content in self.transfers.items():
             if noted.get(note) != content:
                 raise BrokenPromise(f"the acknowledged {note.decode()} is not in the books as it was")
-        replayed = [FIRST_BALANCE] * ACCOUNTS
         counts: Counter[bytes] = Counter()
-        for note, content in noted.items():
-            payer, payee, moved = map(int, content.split())
-            replayed[payer] -= moved
-            replayed[payee] += moved
+        for note in noted:
             series, _, number = note.rpartition(b"/")
             if int(number) != counts[series]:
                 raise BrokenPromise(f"{series.decode()} has a gap before {number.decode()}")
             counts[series] += 1
-        if replayed != balances:
+        if balances_after(noted.values()) != balances:
             raise BrokenPromise("the balances are not what the noted transfers make of the first ones")
         extra = noted.keys() - self.transfers.keys()
         for series, count in Counter(note.rpartition(b"/")[0] for note in extra).items():

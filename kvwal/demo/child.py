@@ -1,11 +1,11 @@
-"""The process that writes and is killed. `python -m kvwal.demo.child library|bank|trades PATH ...`"""
+"""The process that writes and is killed. `python -m kvwal.demo.child library|bank|trades|restore PATH ...`"""
 
 from __future__ import annotations
 
 import os
 import sys
 
-from kvwal.demo import bank, library, trades
+from kvwal.demo import archived, bank, library, trades
 
 __all__ = ["main"]
 
@@ -18,7 +18,7 @@ def _say(text: str) -> None:
 def main(arguments: list[str]) -> None:
     """Do the work of one life."""
     job, *rest = arguments
-    {"library": library.work, "bank": bank.work, "trades": trades.work}[job](rest, _say)
+    {"library": library.work, "bank": bank.work, "trades": trades.work, "restore": archived.work}[job](rest, _say)
 
 
 if __name__ == "__main__":

@@ -5,13 +5,20 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["OPTIONS", "Answer", "BrokenPromise", "Recount"]
+__all__ = ["KEPT", "OPTIONS", "Answer", "BrokenPromise", "Recount"]
 
 #: Small segments and frequent checkpoints, so that some kills fall into rolls and checkpoints.
 OPTIONS: dict[str, Any] = {
     "segment_bytes": 2 << 20,
     "checkpoint_log_bytes": 6 << 20,
     "memtable_bytes": 16 << 20,
+}
+
+#: The same, and the log is all that the demo writes, so that it tells of each commit.
+KEPT: dict[str, Any] = OPTIONS | {
+    "keep_history_s": 1e9,
+    "keep_history_bytes": 1 << 40,
+    "history_base_bytes": 128 << 10,
 }
 
 

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import kvwal
 from kvwal.demo.chart import chart, money
 from kvwal.demo.portfolio import CONSUMER, keep
-from kvwal.demo.promise import OPTIONS, Answer, BrokenPromise, Recount
+from kvwal.demo.promise import KEPT, Answer, BrokenPromise, Recount
 from kvwal.demo.replay import Replay, compare
 
 if TYPE_CHECKING:
@@ -50,12 +50,6 @@ _WHY = {
 }
 # Trades of each thread in the last life, at least.
 _LAST_TRADES = 10
-# The log is all that the demo writes, so that the feed tells of each trade.
-_TRADES_OPTIONS = OPTIONS | {
-    "keep_history_s": 1e9,
-    "keep_history_bytes": 1 << 40,
-    "history_base_bytes": 128 << 10,
-}
 # Past moments that are compared at the end.
 _MOMENTS = 1000
 
@@ -115,7 +109,7 @@ def work(arguments: list[str], say: Callable[[str], None]) -> None:
     """A life of the writing process: PATH SEED LIFE THREADS TRADES, the last for each thread (0: until killed)."""
     path, (seed, life, threads, trades) = arguments[0], map(int, arguments[1:])
     say("start")
-    with kvwal.open(path, "c", **_TRADES_OPTIONS) as db:
+    with kvwal.open(path, "c", **KEPT) as db:
         if b"desk/0" not in db:
             with db.batch(meta={"who": "treasury", "why": "opening"}) as batch:
                 for trader in range(threads):
@@ -196,7 +190,7 @@ class Trades:
     booked: Replay = field(default_factory=lambda: Replay(()))
 
     unit = "trades"
-    options: ClassVar[dict[str, Any]] = _TRADES_OPTIONS
+    options: ClassVar[dict[str, Any]] = KEPT
 
     @property
     def acked(self) -> int:

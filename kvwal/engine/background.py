@@ -8,15 +8,15 @@ alive.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 from typing import Final
 
-from kvwal.engine.checkpoint import COMPACT_PASSES, Checkpointer
+from kvwal.engine.checkpoint import COMPACT_PASSES, REST_S, Checkpointer
 from kvwal.engine.commit import CommitQueue
 from kvwal.engine.expirer import Expirer
-from kvwal.engine.indexing import Indexes
+from kvwal.engine.indexing import ALL, Indexes
 from kvwal.engine.state import State
 from kvwal.engine.telling import Telling
 from kvwal.errors import DiskFullError, Error
@@ -27,8 +27,8 @@ from kvwal.readers.now import HEARTBEAT_S
 
 __all__ = ["Background", "Job"]
 
-# The page file is compacted when nothing was committed for one second.
-_IDLE_S: Final = 1.0
+# The page file is compacted when nothing was committed for so long, by one generation at a time.
+_IDLE_S: Final = REST_S
 # How often the thread looks while commits come in.
 _TICK_S: Final = 0.05
 # How long key indexes are made before the other jobs are looked at, and in a tick while commits come in, so that they
@@ -78,6 +78,8 @@ class Background:
         self._ended = False
         # Whether compacting may help: until it did not, and then again after a checkpoint.
         self._may_compact = True
+        # The generations that are left of a round of it.
+        self._compacting: Iterator[bool | None] | None = None
         self._then: Callable[[], None] | None = None
         #: Owned while the thread works, so that a finalizer can tell whether it may let go of the files at once.
         self.lock = new_lock()
@@ -189,6 +191,8 @@ class Background:
         last = self._log.last_seqno
         self._quiet = last == self._seen_seqno
         self._seen_seqno = last
+        if not self._quiet:
+            self._compacting = None
         try:
             for job in self._jobs:
                 if self._stopping:
@@ -198,7 +202,7 @@ class Background:
         except (OSError, Error) as error:
             # Not lost: the store is poisoned, damaged or its disk is full, and a commit that must wait for this work,
             # or a call that asks for a checkpoint, is told so.
-            self.failure = error
+            self.failure = self._table_indexes.failures[ALL] = error
             self._quiet = True
         if self.failure is None and self._expirer.may_be_due():
             # There was more than could be removed while the other jobs waited.
@@ -229,7 +233,7 @@ class Background:
         if self._log.last_seqno != self._seen_seqno or (self._checkpointer.is_due() and self.failure is None):
             self._quiet = False
             return self._tick_s
-        if (self._may_compact and self._checkpointer.is_sparse()) or self._log.can_give_back:
+        if self._wants_compacting() or self._log.can_give_back:
             return _IDLE_S
         version = self._state.version
         waits_s = [threading.TIMEOUT_MAX]
@@ -265,6 +269,7 @@ class Background:
     def _checkpoint(self) -> None:
         self._checkpointer.checkpoint()
         self.failure = None
+        self._table_indexes.failures.pop(ALL, None)
         self._may_compact = True
 
     def _expire(self) -> None:
@@ -294,7 +299,7 @@ class Background:
                     yielded_s = now_s()
 
     def _table_indexes_are_due(self) -> bool:
-        return self.failure is None and self._table_indexes.is_due()
+        return ALL not in self._table_indexes.failures and self._table_indexes.is_due()
 
     def _see_to_table_indexes(self) -> None:
         """Go on building the indexes of tables, for as long as the other jobs can wait."""
@@ -322,15 +327,24 @@ class Background:
         except (OSError, Error) as error:
             self.failure = None if isinstance(error, DiskFullError) else error
 
+    def _wants_compacting(self) -> bool:
+        return self._may_compact and (self._compacting is not None or self._checkpointer.is_sparse())
+
     def _compact_if_idle(self) -> None:
-        """No thread has committed anything while this one waited: give unused space back to the system."""
-        if self._stopping or not self._may_compact or self._log.last_seqno != self._seen_seqno:
+        """No thread has committed anything while this one waited: give unused space back to the system, bit by bit."""
+        checkpointer = self._checkpointer
+        if self._stopping or self._log.last_seqno != self._seen_seqno or not self._wants_compacting():
             return
-        if not self._checkpointer.is_sparse():
+        if not checkpointer.has_rested():
             return
+        if self._compacting is None:
+            self._compacting = checkpointer.compacting(passes=COMPACT_PASSES)
         try:
-            # As long as it helps; the next checkpoint of new commits makes it worth trying again.
-            self._may_compact = self._checkpointer.compact(passes=COMPACT_PASSES)
+            shrank = checkpointer.compact_once(self._compacting)
         except (OSError, Error) as error:
-            self._may_compact = False
+            self._compacting, self._may_compact = None, False
             self.failure = None if isinstance(error, DiskFullError) else error
+            return
+        if shrank is not None:
+            # As long as it helps; the next checkpoint of new commits makes it worth trying again.
+            self._compacting, self._may_compact = None, shrank

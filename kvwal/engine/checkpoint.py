@@ -35,10 +35,10 @@ from kvwal.keys import Seqno
 from kvwal.locks import locked, new_lock
 from kvwal.log import SegmentLog, replay_count
 from kvwal.options import Options
-from kvwal.pages import Changes, Columns, PageFile
+from kvwal.pages import Changes, Columns, Meta, PageFile
 from kvwal.sorting import sorted_in_steps
 
-__all__ = ["COMPACT_PASSES", "Checkpointer"]
+__all__ = ["COMPACT_PASSES", "REST_S", "Checkpointer", "merge_into"]
 
 _T = TypeVar("_T")
 
@@ -47,6 +47,9 @@ _SPARSE: Final = 10
 _LEAST_COMPACT_PAGES: Final = 256
 #: Generations from moving a page to cutting the file behind it.
 COMPACT_PASSES: Final = 3
+#: A generation that only compacting while idle, or a clean close, asks for comes at least so long after the one before:
+#: a reader in another process loses the pages of its own two generations later.
+REST_S: Final = 1.0
 # A checkpoint starts when a replay would read this many segments: opening each costs a few system calls.
 _MOST_SEGMENTS: Final = 64
 
@@ -73,6 +76,22 @@ def _updates(memtable: Memtable, yield_to_writers: Callable[[], None]) -> Iterat
         yield_to_writers()
         if keys:
             yield keys, list(map(value_of, keys))
+
+
+def merge_into(pages: PageFile, memtable: Memtable, yield_to_writers: Callable[[], None], **more: Any) -> Meta:
+    """Make the next generation, with all that a memtable holds. `more`: as for `PageFile.checkpoint`."""
+    return pages.checkpoint(
+        _updates(memtable, yield_to_writers),
+        memtable.ranges.newest.ranges(),
+        tables={
+            table: Changes(_updates(part, yield_to_writers), part.ranges.newest.ranges(), part.has_expiring)
+            for table, part in memtable.parts.written()
+        },
+        seqno=memtable.last_seqno,
+        yield_to_writers=yield_to_writers,
+        expiring=memtable.has_expiring,
+        **more,
+    )
 
 
 class Checkpointer:
@@ -148,7 +167,8 @@ class Checkpointer:
     @locked
     def free_space(self) -> bool:
         """Free what the consumer that is furthest behind holds, which is lost then; or else what the window's beginning
-        holds; or else what followers hold. False if there is none of them.
+        holds; or else what followers hold; or what an archive does, which has a gap then. False if there is none of
+        them.
         """
         # What was read, and is read no more, holds nothing.
         self._succession.release_pages()
@@ -156,12 +176,22 @@ class Checkpointer:
         if older is not None and self._log.retention.drop_laziest(Seqno(older.seqno + 1), self._log.segments()):
             self._retire()
             return True
-        if self._shorten_window():
-            return True
-        if self._followers.give_up():
-            self._retire()
-            return True
-        return False
+        return self._shorten_window() or self._give_up_followers() or self._give_up_archive()
+
+    def _give_up_followers(self) -> bool:
+        if not self._followers.give_up():
+            return False
+        self._retire()
+        return True
+
+    def _give_up_archive(self) -> bool:
+        older = self._pages.older
+        if older is None or not self._log.retention.drop_laziest(
+            Seqno(older.seqno + 1), self._log.segments(), last=True
+        ):
+            return False
+        self._retire()
+        return True
 
     def _shorten_window(self) -> bool:
         """Give up bases until a segment is retired, or there is none. False if there was none."""
@@ -178,40 +208,56 @@ class Checkpointer:
         unused = self._pages.space.reclaimable_bytes(meta) // meta.page_size
         return meta.page_count >= _LEAST_COMPACT_PAGES and unused * _SPARSE > meta.page_count
 
+    def has_rested(self) -> bool:
+        """Whether the newest generation is old enough for one that no data asks for. Whichever process made it."""
+        return not 0 <= self._options.files.now_us() - self._pages.meta.wall_us < REST_S * 1e6
+
     @locked
     def compact(self, *, passes: int) -> bool:
         """Move what lies at the end of the page file into free pages before it, and cut the file. True if it shrank.
 
         What moved is free, and the file can be cut, two generations later: `passes` counts generations.
         """
+        compacting = self.compacting(passes=passes)
+        while (shrank := self._compact_once(compacting)) is None:
+            pass
+        return shrank
+
+    @locked
+    def compact_once(self, compacting: Iterator[bool | None]) -> bool | None:
+        """One generation of this; None if that was not the last one, and otherwise whether the file shrank."""
+        return self._compact_once(compacting)
+
+    def _compact_once(self, compacting: Iterator[bool | None]) -> bool | None:
         try:
-            # What was committed goes first: it lets the file grow, which says nothing of what compacting does.
-            if self._state.version.frozen is not None:
-                self._run()
-            self._run()
-            before, bases = self._pages.meta.page_count, len(self._pages.bases.all())
-            for _ in range(passes):
-                self._run(even_if_empty=True, compact=True)
-            if len(self._pages.bases.all()) < bases:
-                # What only they reached became free while this was under way.
-                for _ in range(passes):
-                    self._run(even_if_empty=True, compact=True)
+            return next(compacting)
         finally:
             self._pressure.checkpoint_ended()
-        return self._pages.meta.page_count < before
+
+    def compacting(self, *, passes: int) -> Iterator[bool | None]:
+        """The generations that `compact` makes, for `compact_once`."""
+        # What was committed goes first: it lets the file grow, which says nothing of what compacting does.
+        if self._state.version.frozen is not None:
+            self._run()
+            yield None
+        if self._state.version.memtable:
+            self._run()
+            yield None
+        before, bases = self._pages.meta.page_count, len(self._pages.bases.all())
+        for _ in range(passes):
+            self._run(even_if_empty=True, compact=True)
+            yield None
+        if len(self._pages.bases.all()) < bases:
+            # What only they reached became free while this was under way.
+            for _ in range(passes):
+                self._run(even_if_empty=True, compact=True)
+                yield None
+        yield self._pages.meta.page_count < before
 
     @locked
     def while_idle(self, action: Callable[[], _T]) -> _T:
         """Run something while no checkpoint can be under way."""
         return action()
-
-    def if_idle(self, action: Callable[[], object]) -> None:
-        """Run something unless a checkpoint is under way. For the background thread."""
-        if not self.lock._is_owned() and self.lock.acquire(False):
-            try:
-                action()
-            finally:
-                self.lock.release()
 
     def is_due(self) -> bool:
         """Whether a checkpoint should start: by memory, by log bytes or by age."""
@@ -276,24 +322,18 @@ class Checkpointer:
         self._followers.look()
         try:
             keep, drop = self._keeping.plan(last_seqno)
-            meta = self._pages.checkpoint(
-                _updates(memtable, yield_to_writers),
-                memtable.ranges.newest.ranges(),
-                tables={
-                    table: Changes(_updates(part, yield_to_writers), part.ranges.newest.ranges(), part.has_expiring)
-                    for table, part in memtable.parts.written()
-                },
-                seqno=last_seqno,
+            meta = merge_into(
+                self._pages,
+                memtable,
+                yield_to_writers,
                 time_us=time_us,
                 wall_us=files.now_us(),
                 session=self._log.session,
                 required=self._log.required,
                 before_flip=lambda: self._flush_log(last_seqno),
-                yield_to_writers=yield_to_writers,
                 compact=compact,
                 keep=keep,
                 drop=drop,
-                expiring=memtable.has_expiring,
             )
         except DiskFullError:
             raise

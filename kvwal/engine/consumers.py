@@ -32,6 +32,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from kvwal.batch import WriteBatch
+from kvwal.engine.lines import fork_of
 from kvwal.engine.parked import MAX_ERROR_BYTES, SYSTEM_TABLE, ParkedCommits, error_bytes, keep
 from kvwal.engine.reads import Reads
 from kvwal.engine.recovery import Recovered
@@ -200,8 +201,10 @@ class Consumers:
         """The rows now, by name. A row of a newer version is left out."""
         rows: list[ConsumerRow] = []
         self._state.refuse_if_gone()
-        reader = self._reads.moments.reader("consumers")
-        for keys, values in self._reads.chunks(reader, _KIND, bytes([_KIND[0] + 1]), reverse=False, table=SYSTEM_TABLE):
+        reads, bounds = self._reads, (_KIND, bytes([_KIND[0] + 1]))
+        for keys, values in reads.moments.now.begun(
+            lambda: reads.chunks(reads.moments.reader("consumers"), *bounds, reverse=False, table=SYSTEM_TABLE)
+        ):
             for key, value in zip(keys, values, strict=True):
                 try:
                     rows.append(decode_row(key, value))
@@ -246,14 +249,18 @@ class Consumers:
     def _hold_again(self, row: ConsumerRow) -> None:
         """Hold what is beyond the position of a row. Without effect if that is gone: it is lost."""
         log = self.log()
-        if row.line == self.line and row.position <= log.last_seqno:
+        newest = log.last_seqno if row.line == self.line else fork_of(self._reads, self.line, row.line)
+        if newest is not None and row.position <= newest:
             try:
                 self.keep_hold(row.name, self._hold(row.name, row.position, row.limits))
             except FeedGap:
                 return
 
     def begin_hold(self, name: str, after: Seqno | None, limits: Limits) -> Hold:
-        """Hold what is beyond `after` for a consumer, before its row says so; None: all there is. Raises FeedGap."""
+        """Hold what is beyond `after` for a consumer, before its row says so, or for an archive; None: all there is.
+
+        FeedGap if it is not all kept.
+        """
         log = self.log()
         if after is not None and after > log.last_seqno:
             raise FeedGap(after, log.segments()[0].first_seqno, log.last_seqno)

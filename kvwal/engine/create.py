@@ -12,9 +12,10 @@ Making and erasing may be cut off anywhere:
 from __future__ import annotations
 
 import errno
+import time
 from typing import Final, NoReturn
 
-from kvwal.errors import CorruptionError, DiskFullError, FormatError, ReadOnlyError, StoreNotFoundError
+from kvwal.errors import CorruptionError, DiskFullError, FormatError, LockedError, ReadOnlyError, StoreNotFoundError
 from kvwal.files import Directory, is_full, parent_and_name
 from kvwal.files.names import DATA, ERASING, LOCK, is_erasable, is_known, segment_name, temporary_name
 from kvwal.keys import Seqno
@@ -23,13 +24,17 @@ from kvwal.log.segment import list_segments, store_id_of_log
 from kvwal.options import Flag, Options
 from kvwal.pages import PageFile, create_page_file
 
-__all__ = ["create_if_missing", "erase", "is_marked", "lock", "log_options", "open_directory"]
+__all__ = ["create_if_missing", "erase", "has_writer", "is_marked", "lock", "log_options", "open_directory"]
 
 _STORE_ID_BYTES: Final = 16
 _LINE_BYTES: Final = 8
 
 # What the marker says. A file of its name with something else in it is not ours, and no licence to erase.
 _MARK: Final = b"kvwal erases the store in this directory; the next writable open finishes it\n"
+
+# How often a writer looks again where no writer has the lock, and after how long: a reader has it for microseconds.
+_LOOKS: Final = 50
+_LOOK_AGAIN_S: Final = 0.001
 
 _NO_PERMISSION: Final = (errno.EACCES, errno.EPERM)
 
@@ -111,8 +116,32 @@ def _refuse_foreign(directory: Directory) -> None:
         )
 
 
-def lock(directory: Directory, flag: Flag, options: Options) -> None:
-    """Take the store's lock, for reading if the flag is "r"."""
+def lock(directory: Directory, options: Options) -> None:
+    """Take the store's lock. A reader has it only for the moment in which it looks for a writer: then, again."""
+    for _ in range(_LOOKS):
+        try:
+            _lock(directory, "w", options)
+            return
+        except LockedError:
+            if has_writer(directory, options):
+                raise
+            time.sleep(_LOOK_AGAIN_S)
+    _lock(directory, "w", options)
+
+
+def has_writer(directory: Directory, options: Options) -> bool:
+    """Whether a process has the store open for writing. Nothing is locked when this returns."""
+    look = options.files.open_directory(directory.path)
+    try:
+        _lock(look, "r", options)
+        return False
+    except LockedError:
+        return True
+    finally:
+        look.close()
+
+
+def _lock(directory: Directory, flag: Flag, options: Options) -> None:
     path = directory.path
     try:
         directory.lock(shared=flag == "r", mode=options.mode)

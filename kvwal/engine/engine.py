@@ -41,7 +41,7 @@ from kvwal.errors import DiskFullError, LockedError, PoisonedError, closed, fork
 from kvwal.events import Events, Recovery
 from kvwal.keys import Seqno
 from kvwal.locks import is_nested, new_lock, refuse_reentry, release
-from kvwal.log import RefusingLog, SegmentLog
+from kvwal.log import RefusingLog, SegmentLog, StoreClock
 from kvwal.options import Durability, Flag, Options
 from kvwal.readers.listing import PinListing
 from kvwal.readers.now import NowPage
@@ -50,6 +50,8 @@ __all__ = ["Engine"]
 
 # A clean close leaves at most this much log to replay; more is checkpointed first, so that opening stays quick.
 _CLOSE_REPLAY_BYTES = 256 << 10
+# The same within a second of the last checkpoint: readers in other processes are to have theirs for longer.
+_CLOSE_REPLAY_BYTES_AT_ONCE = 2 << 20
 
 
 # Background threads of stores that were dropped without being closed.
@@ -79,6 +81,8 @@ class Engine:
 
     #: What reads are made by.
     _reads_type: ClassVar[type[Reads]] = Reads
+    #: And of past moments.
+    _past_type: ClassVar[type[Past]] = Past
 
     @classmethod
     def open(
@@ -111,9 +115,12 @@ class Engine:
         self._pages = recovered.pages
         self._log = recovered.log
         self.state: State = recovered.state
-        clock = ExpiryClock(options.files.now_us, options.files.monotonic_s)
+        files = options.files
+        # Without a log nothing is stamped.
+        time = StoreClock(files.now_us, files.monotonic_s) if recovered.log is None else recovered.log.clock
+        clock = ExpiryClock(time.now_us)
         clock.in_use = recovered.expires
-        gaps, moments = Gaps(), Moments(self.state, options.files.now_us, clock)
+        gaps, moments = Gaps(), Moments(self.state, files.now_us, clock)
         self.reads: Reads = self._reads_type(self.state, moments, gaps)
         #: Whom this store tells of what it does.
         self.events: Events = recovered.events
@@ -158,7 +165,7 @@ class Engine:
             self._begin(log, reserve)
         #: What may be asked for beside reads and commits.
         jobs = self._checkpointer, self._background
-        past = Past(recovered, moments, self._succession, self._keeping, self._followers)
+        past = self._past_type(recovered, moments, self._succession, self._keeping, self._followers)
         parts = recovered, moments.readers, self.queue, consumers, past
         self.upkeep = Upkeep(*parts, *jobs, self.tables, options.files, self.expirer)
 
@@ -285,7 +292,7 @@ class Engine:
         assert checkpointer is not None
         try:
             tail = log.tail_bytes - checkpointer.log_bytes_at_last + self.upkeep.recovery.bytes_replayed
-            if tail > _CLOSE_REPLAY_BYTES:
+            if tail > (_CLOSE_REPLAY_BYTES if checkpointer.has_rested() else _CLOSE_REPLAY_BYTES_AT_ONCE):
                 checkpointer.checkpoint()
         except (DiskFullError, PoisonedError):
             pass  # Nothing is lost by it: the next open replays the log instead.

@@ -21,7 +21,6 @@ from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from hashlib import sha256
 from struct import Struct
-from time import monotonic
 from typing import Final, NamedTuple
 
 from kvwal.batch import WriteBatch
@@ -29,7 +28,6 @@ from kvwal.errors import CorruptionError
 from kvwal.expiring import Expiring, judged
 from kvwal.files.names import DATA
 from kvwal.keys import SYSTEM_TABLE
-from kvwal.log import TrustedClock
 
 __all__ = [
     "NEVER_US",
@@ -53,20 +51,13 @@ NEVER_US: Final = (1 << 64) - 1
 
 
 class ExpiryClock:
-    """The time by which entries of one open store expire: it never goes back.
+    """The time by which entries of one open store expire, and what is known of those that do."""
 
-    It is the wall clock as `TrustedClock` believes it. Where that steps back, this goes on from where it was, at the
-    pace of the monotonic clock, until the wall clock has caught up.
-    """
+    __slots__ = ("found_us", "in_use", "now_us", "put_us")
 
-    __slots__ = ("_last", "_monotonic_s", "_trusted", "_wall_us", "found_us", "in_use", "put_us")
-
-    def __init__(self, now_us: Callable[[], int], monotonic_s: Callable[[], float] = monotonic) -> None:
-        self._wall_us = now_us
-        self._trusted = TrustedClock(now_us, monotonic_s)
-        self._monotonic_s = monotonic_s
-        # In one object, so that another thread finds both.
-        self._last = 0, monotonic_s()
+    def __init__(self, now_us: Callable[[], int]) -> None:
+        #: Microseconds since 1970 UTC: `StoreClock.now_us`.
+        self.now_us = now_us
         #: Whether something in the store expires, or ever did. Set before it is visible.
         self.in_use = False
         #: Nothing is due before the earlier of these two, so that the background thread need not look into the queue at
@@ -74,24 +65,10 @@ class ExpiryClock:
         self.found_us = 0
         self.put_us = NEVER_US
 
-    def now_us(self) -> int:
-        """Microseconds since 1970 UTC."""
-        trusted_us, at_s = self._trusted.now_us(), self._monotonic_s()
-        last_us, last_s = self._last
-        least_us = last_us + int((at_s - last_s) * 1e6)
-        if trusted_us < least_us and last_us:
-            return least_us
-        self._last = trusted_us, at_s
-        return trusted_us
-
     def is_put(self, expires_us: int) -> None:
         """Something that expires at that time is about to be visible. Requires: the lead."""
         self.put_us = min(self.put_us, expires_us)
         self.in_use = True
-
-    def reader_us(self) -> int:
-        """The same for a reader that begins now. As long as nothing expires the wall clock will do, and is quicker."""
-        return self.now_us() if self.in_use else self._wall_us()
 
 
 class QueueRow(NamedTuple):

@@ -45,7 +45,10 @@ from kvwal.expiring import plain
 from kvwal.keys import KeyRange
 from kvwal.log import Extension
 
-__all__ = ["Indexes"]
+__all__ = ["ALL", "Indexes"]
+
+# Of no index, as a key of `Indexes.failures`.
+ALL: Final = 0
 
 # Of one step of building: the leader looks each key up, which takes about 2 ms.
 _STEP_KEYS: Final = 128
@@ -71,7 +74,8 @@ class Indexes:
         self._declared: dict[int, Declared] = {}
         # The table of each index that is to be built here.
         self._builds: dict[int, int] = {}
-        #: What the function of an index raised as it was built.
+        #: What the function of an index raised as it was built; and, for `ALL`, what the background thread failed for
+        #: last, so that it builds none until it is to go on.
         self.failures: dict[int, Exception] = {}
         #: Starts the background thread on it; None if there is none.
         self.wake: Callable[[], object] | None = None
@@ -108,6 +112,7 @@ class Indexes:
 
         IndexNotDeclaredError, and what the functions raise.
         """
+        batch = batch.counted(self._reads.moments.clock.now_us)
         indexed = self._names.indexed
         if indexed and batch.others is not None and not indexed.keys().isdisjoint(batch.others):
             if shared:
@@ -167,10 +172,17 @@ class Indexes:
             if row is not None and index.name == name and value is not None:
                 self.failures.pop(index.id, None)
                 self._builds[index.id] = row.id
-                if self.wake is None:
-                    self.work()
-                else:
-                    self.wake()
+                self.go_on()
+
+    def go_on(self) -> None:
+        """Do what is to be done, also where that was stopped: in the background, or here if there is no thread."""
+        self.failures.pop(ALL, None)
+        if self._builds or self._names.has_stale:
+            if self.wake is not None:
+                self.wake()
+            else:
+                for _ in self.steps():
+                    pass
 
     def is_building(self, table: str, name: str) -> bool:
         """Whether an index is being built here."""
@@ -183,11 +195,6 @@ class Indexes:
     def is_due(self) -> bool:
         """Whether there is something to build, or to remove, and memory for it."""
         return bool(self._builds or self._names.has_stale) and not self._pressure.is_full()
-
-    def work(self) -> None:
-        """Do all of it."""
-        for _ in self.steps():
-            pass
 
     def steps(self) -> Generator[None, None, None]:
         """Do all of it, in steps. When it ends early, what is left is due. Two threads only do the same twice."""

@@ -10,7 +10,7 @@ Rules:
   take more than `keep_history_bytes`. Only what recovery does not need is counted.
 - Age is judged by wall clocks, and a wall clock may be wrong. A base is as young as the later of its wall clock and the
   time of its commit, which never goes back: what a clock that was set back made is not taken for old. What the clock
-  says *now* is believed as `TrustedClock` says (log/retention.py).
+  says *now* is believed as `StoreClock` says (log/clock.py).
 - On a full disk the window is shortened from base to base.
 
 Invariant: the log beyond the oldest base is held. The hold moves on only when the meta without the bases before it is
@@ -155,7 +155,7 @@ class Keeping:
     def _staying(self, most: int) -> Sequence[Base]:
         assert self._log is not None
         bases = self.bases
-        young_us = self._log.retention.clock.now_us() - self._keep_us
+        young_us = self._log.clock.now_us() - self._keep_us
         first = 0
         for i in range(len(bases) - 1, 0, -1):
             if max(bases[i].wall_us, bases[i].time_us) <= young_us:

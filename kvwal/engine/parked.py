@@ -82,10 +82,10 @@ class ParkedCommits:
         """What a consumer has set aside, oldest first. A row of a newer version is left out."""
         found: list[Parked] = []
         self._state.refuse_if_gone()
-        prefix = parked_prefix(name)
-        reader = self._reads.moments.reader("consumers")
-        chunks = self._reads.chunks(reader, *KeyRange.of_prefix(prefix), reverse=False, table=SYSTEM_TABLE)
-        for keys, values in chunks:
+        reads, bounds = self._reads, KeyRange.of_prefix(parked_prefix(name))
+        for keys, values in reads.moments.now.begun(
+            lambda: reads.chunks(reads.moments.reader("consumers"), *bounds, reverse=False, table=SYSTEM_TABLE)
+        ):
             for key, value in zip(keys, values, strict=True):
                 with suppress(FormatError):
                     found.append(decode_parked(key, value))

@@ -7,6 +7,8 @@ is held. Both are let go of as for any version that has no reader any more (succ
 from __future__ import annotations
 
 from bisect import bisect_right
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -20,8 +22,10 @@ from kvwal.engine.succession import Succession
 from kvwal.errors import FeedGap, SnapshotTooOld
 from kvwal.keys import Seqno
 from kvwal.locks import locked_by_state
-from kvwal.log import KeyCursor, KeyHistory, Seek, SegmentCursor, Stretch, hold_kept
+from kvwal.log import ArchiveLimits, KeyCursor, KeyHistory, Seek, SegmentCursor, Stretch
+from kvwal.pages import Tree
 from kvwal.pages.meta import Meta
+from kvwal.pages.pager import Pager
 from kvwal.times import time_of, us_of
 
 __all__ = ["Past", "Window"]
@@ -61,12 +65,9 @@ class Past:
         self._succession = succession
         self._keeping = keeping
         self._followers = followers
-        if parts.log is None:
-            reader, newest = parts.reader, parts.state.seqno
-            self._history = KeyHistory(
-                reader.chain, None, reader.chain.names, lambda after: hold_kept(reader, after, newest)
-            )
-        else:
+        #: Of a store that is not written here, a subclass has one.
+        self._history: KeyHistory
+        if parts.log is not None:
             self._history = parts.log.key_history
         self._seek = Seek(parts.reader.chain)
         self._segments = parts.reader.segments
@@ -97,7 +98,8 @@ class Past:
             pins.append(Pin("window", oldest.seqno, since_us, self._keeping.held_bytes()))
         for hold in [] if self._log is None else self._log.retention.holds():
             # What a past moment holds was counted with its reader, and what a follower does with its pin.
-            if hold.limits is None and hold.name not in ("snapshot", "window", FOLLOWER):
+            of_consumer = hold.limits is not None and not isinstance(hold.limits, ArchiveLimits)
+            if not of_consumer and hold.name not in ("snapshot", "window", FOLLOWER):
                 pins.append(Pin(hold.name, hold.after, hold.since_us, self._keeping.held_log_bytes(hold.after)))
         return pins + self._followers.pins()
 
@@ -109,6 +111,35 @@ class Past:
     def hold_log(self, after: Seqno | None) -> SegmentCursor:
         """Hold the log beyond a commit (None: all of it) until what this returns is closed or collected."""
         return self._keeping.hold(after, "diff")
+
+    @contextmanager
+    def generation(self, *, oldest: bool = False) -> Iterator[tuple[Meta, Pager]]:
+        """The newest generation, or the base that the window begins with: what it says, and its pages as they are on
+        disk. They stay while the block runs; those of a follower may go, and its pager raises SnapshotTooOld then.
+
+        SnapshotTooOld if it went just now: try again.
+        """
+        self._state.refuse_if_gone()
+        pins, tree = self._pages.pins, self._state.version.tree
+        bases = self._keeping.bases if oldest else ()
+        meta = tree.meta
+        if bases and bases[0].seqno <= meta.seqno:
+            meta = bases[0].meta(meta)
+        holder = object()
+        try:
+            try:
+                # That of the moment before the first commit has no page.
+                pins.hold(holder, {meta.generation} if meta.height or meta.catalogue_height else ())
+            except ValueError:
+                raise SnapshotTooOld(meta.seqno, meta.seqno + 1, self._state.seqno) from None
+            yield meta, self._pager_of(meta, tree).uncached()
+        finally:
+            pins.hold(holder, ())
+
+    def _pager_of(self, meta: Meta, tree: Tree) -> Pager:
+        """What reads a base, or the generation of the newest tree."""
+        del meta
+        return tree.pager
 
     def reader(self, at: Seqno | datetime, purpose: str, owner: object = None) -> Reader:
         """Register a reader of the moment of a commit, or of a time. Give it back with `Reader.release`, or drop it.
@@ -126,7 +157,7 @@ class Past:
             reader = self._moments.reader(purpose, owner=owner)
             if reader.seqno == seqno:
                 # A past moment, though nothing came after it: what has expired it judges as it will later on.
-                reader.at_us = self._time_us(seqno, self._pages.meta)
+                reader.at_us = self._judged_at_us(at, seqno, self._pages.meta)
                 return reader
             reader.release()
         since_us = self._moments.now_us()
@@ -134,7 +165,8 @@ class Past:
             bases = self._keeping.bases
             try:
                 version = self._version(seqno, at)
-                return self._register(version, seqno, purpose, since_us, owner, self._time_us(seqno, version.tree.meta))
+                at_us = self._judged_at_us(at, seqno, version.tree.meta)
+                return self._register(version, seqno, purpose, since_us, owner, at_us)
             except (FeedGap, _NotKeptError):
                 # The window has moved on meanwhile, unless another program removed a file.
                 if self._keeping.bases is bases:
@@ -148,7 +180,8 @@ class Past:
         if not n:
             # Also when what is read happens to be there.
             raise self._too_old(at)
-        if meta.seqno > seqno:
+        # A generation of a checkpoint in parts has some of the commits up to the one that it is to be replayed through.
+        if meta.seqno > seqno or seqno < meta.replay_through:
             meta = bases[n - 1].meta(meta)
         # Held first, and looked for after.
         hold = self._keeping.hold(meta.seqno, "snapshot")
@@ -193,17 +226,24 @@ class Past:
         with self.hold_log(None):
             return min(self._seek.seqno_at(at_us), newest)
 
-    def _time_us(self, seqno: Seqno, base: Meta) -> int:
-        """When that commit was made. Where its log is gone, it is the last one of the generation, which says so.
+    def _judged_at_us(self, at: Seqno | datetime, seqno: Seqno, base: Meta) -> int:
+        """The time by which it is judged what has expired: the one asked for, or that of the commit.
 
+        It is not later than now: commits may be stamped so after the clock stood ahead, and what lives now lived then.
         It is not looked for where nothing expires.
         """
-        if not self._moments.clock.in_use:
+        clock = self._moments.clock
+        if not clock.in_use:
             return 0
-        try:
-            return self._seek.time_of(seqno)
-        except ValueError:
-            return base.time_us
+        if isinstance(at, datetime):
+            at_us = us_of("at", at)
+        else:
+            try:
+                at_us = self._seek.time_of(seqno)
+            except ValueError:
+                # Its log is gone. So it is the last one of the generation, which says when it was made.
+                at_us = base.time_us
+        return min(at_us, clock.now_us())
 
     def stretches(self, table: int, after: Seqno, until: Seqno) -> list[Stretch]:
         """What each segment changed in a table between two moments. Requires: a reader of one not above `after`."""

@@ -10,11 +10,11 @@ A read-write transaction is a writer as well: while there is one, the history ke
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from copy import copy
 from heapq import heappop, heappush
 from itertools import count
-from typing import TYPE_CHECKING, Final, TypeAlias
+from typing import TYPE_CHECKING, Final, TypeAlias, TypeVar
 from weakref import ref
 
 from kvwal.batch import WriteBatch
@@ -29,7 +29,9 @@ if TYPE_CHECKING:
     from kvwal.engine.state import State
     from kvwal.engine.version import Version
 
-__all__ = ["Moments", "Reader", "Readers"]
+__all__ = ["Moments", "Now", "Reader", "Readers"]
+
+_T = TypeVar("_T")
 
 _tokens: Final = count(1)
 
@@ -149,6 +151,21 @@ class Readers:
         return sorted((each for each in readers if not each.is_released), key=lambda reader: reader.token)
 
 
+class Now:
+    """Reads of now, which may have to begin again: in a store that another process writes they do."""
+
+    def ready(self) -> None:
+        """Be at a moment that can be read."""
+
+    def again(self, read: Callable[[], _T]) -> _T:
+        """What a read of now gives; it is called again where its moment went meanwhile."""
+        return read()
+
+    def begun(self, walk: Callable[[], Iterator[_T]]) -> Iterator[_T]:
+        """A walk of now, which `walk` begins; it is called again where its moment went before the first chunk."""
+        return walk()
+
+
 class Moments:
     """The registered readers and writers of one open store, and the history of conflicts."""
 
@@ -158,6 +175,8 @@ class Moments:
         self.now_us = now_us
         #: By which a reader judges what has expired.
         self.clock: Final = ExpiryClock(now_us) if clock is None else clock
+        #: How reads of now begin.
+        self.now = Now()
         #: Every registered reader.
         self.readers: Final = Readers()
         #: Recent commits, while a read-write transaction is open. Changed under `State.lock`.
@@ -167,7 +186,7 @@ class Moments:
 
     def reader(self, purpose: str, *, writer: bool = False, owner: object = None) -> Reader:
         """Register a reader of this moment. Give it back with `Reader.release`, or drop it."""
-        return self._register(purpose, self.clock.reader_us(), writer, owner)
+        return self._register(purpose, self.clock.now_us(), writer, owner)
 
     @locked_by_state
     def _register(self, purpose: str, since_us: int, writer: bool, owner: object) -> Reader:

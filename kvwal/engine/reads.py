@@ -31,7 +31,7 @@ from kvwal.keys import SYSTEM_TABLE, KeyRange, Seqno
 from kvwal.locks import locked_by_state, refuse_reentry, release
 from kvwal.pages import NotCached, Tree, table_beside
 
-__all__ = ["Reads"]
+__all__ = ["Reads", "has_expired"]
 
 # A queue's worker wants one pair; the members of its group before it want theirs.
 _EDGE_PAIRS: Final = 16
@@ -309,7 +309,7 @@ class Reads:
 
     def count(self, start: bytes | None = None, stop: bytes | None = None, *, table: int = 0) -> int:
         """Number of keys in [start, stop) now: see `Version.count`."""
-        while (begun := self._begin_count(self.moments.clock.reader_us(), table)) is None:
+        while (begun := self._begin_count(self.moments.clock.now_us(), table)) is None:
             self._meet(table)
         reader, part, extent = begun
         try:
@@ -329,7 +329,7 @@ class Reads:
 
     def key_at(self, rank: int, *, table: int = 0) -> bytes | None:
         """The key that has `rank` others before it, now; None if there is none."""
-        while (begun := self._begin_count(self.moments.clock.reader_us(), table)) is None:
+        while (begun := self._begin_count(self.moments.clock.now_us(), table)) is None:
             self._meet(table)
         reader, part, extent = begun
         seqno = reader.seqno
@@ -441,6 +441,17 @@ class Reads:
         part = version.table(table, tree)
         assert part is not None, "a table with a tree has a read path"
         return part
+
+
+def has_expired(reads: Reads, reader: Reader, table: int) -> bool:
+    """Whether something of a table may have expired by a reader's time, and not be removed yet. A look or two."""
+    try:
+        return _may_expire(reads.part(reader.version, table), reader) and any(reads._due(reader))
+    except OSError:
+        reads._state.refuse_if_gone()
+        raise
+    finally:
+        reader.check()
 
 
 def _has_expiring(part: Version) -> bool:

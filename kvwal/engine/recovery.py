@@ -10,8 +10,7 @@ Recovery, and why it may itself be cut off anywhere and run again:
    page cache, and that the log then loses.)
 3. What was read beyond the durable watermark may sit in the page cache of a flush that failed before the crash, so it
    is not trusted to be on disk: it is written again, into a new segment that appears whole or not at all. Only then
-   does a reader get an answer. An open with flag "r" writes no byte: it flushes what it read, and where that fails, or
-   the writer left word that its own flush had failed, it shows the state at the watermark.
+   does a reader get an answer. (An open with flag "r" writes no byte: see `kvwal/following/still.py`.)
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ from kvwal.log.walk import Puts
 from kvwal.options import Flag, Options
 from kvwal.pages import PageFile
 
-__all__ = ["Recovered", "RecoveryReport", "failures_at", "open_store"]
+__all__ = ["Recovered", "RecoveryReport", "failures_at", "open_store", "replay", "replay_part"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,15 +111,15 @@ class Recovered:
 
 
 def open_store(path: str, flag: Flag, options: Options) -> Recovered:
-    """Lock, make or recover the store at `path`. See `kvwal.open` for what is raised."""
+    """Lock, make or recover the store at `path`, for writing. See `kvwal.open` for what is raised."""
     started_s = options.files.monotonic_s()
     with failures_at(path):
         directory, made_directory = open_directory(path, flag, options)
         try:
-            lock(directory, flag, options)
+            lock(directory, options)
             erase(directory, flag, options)
             made = create_if_missing(directory, flag, options)
-            return _recover(directory, flag, options, started_s, created=made or made_directory)
+            return _recover(directory, options, started_s, created=made or made_directory)
         except BaseException:
             directory.close()
             raise
@@ -139,39 +138,27 @@ def failures_at(path: str) -> Iterator[None]:
         raise SystemCallError(error.errno, error.strerror, path) from error
 
 
-def _recover(directory: Directory, flag: Flag, options: Options, started_s: float, *, created: bool) -> Recovered:
+def _recover(directory: Directory, options: Options, started_s: float, *, created: bool) -> Recovered:
     files = options.files
-    read_only = flag == "r"
     events = Events(options.listeners)
-    pages = PageFile(directory, cache_bytes=options.cache_bytes, writable=not read_only)
+    pages = PageFile(directory, cache_bytes=options.cache_bytes, writable=True)
     try:
         meta = pages.meta
         checkpoint_seqno = meta.seqno
         state = State(pages, cache_bytes=options.cache_bytes)
         reader = LogReader(directory, meta.store_id)
-        commits, size, end = _replay(reader, meta.seqno, state.version.memtable)
-        last, doubt = end.last_seqno, ""
-        if read_only and last > end.watermark:
-            last, doubt = reader.flush(end)
-            if last < end.last_seqno:
-                pages.pins.hold(state, ())
-                state = State(pages, cache_bytes=options.cache_bytes)
-                commits, size = _replay_part(reader, meta.seqno, last, state.version.memtable)
-                doubt = f"; commits beyond {last} are not shown: {doubt}"
-            else:
-                doubt = ""
-        # Durability: readers come only after `resume`, below, or after `flush`.
-        state.horizon = state.version.memtable.last_seqno = state.seqno = last
-        log = None
-        if not read_only:
-            # The wall clock, since an open that made neither a segment nor a checkpoint left no trace of its number.
-            session = max(meta.session + 1, end.header.session + 1, files.now_us())
-            identity = LogIdentity(meta.store_id, meta.line, session)
-            log = SegmentLog.resume(files, directory, identity, log_options(options), end, reader, events)
         memtable = state.version.memtable
+        commits, size, end = replay(reader, meta.seqno, memtable, meta.seqno)
+        last = end.last_seqno
+        # Durability: readers come only after `resume`, below.
+        state.horizon = memtable.last_seqno = state.seqno = last
+        # The wall clock, since an open that made neither a segment nor a checkpoint left no trace of its number.
+        session = max(meta.session + 1, end.header.session + 1, files.now_us())
+        identity = LogIdentity(meta.store_id, meta.line, session)
+        log = SegmentLog.resume(files, directory, identity, log_options(options), end, reader, events)
         expires = bool(meta.required & EXPIRY) or memtable.has_expiring
         expires = expires or any(part.has_expiring for _, part in memtable.parts.written())
-        if log is not None and expires:
+        if expires:
             # Durability: the meta says what the log needs, and so this too, before there is a leaf that a version which
             # does not know it takes for damage. What was replayed may be of an older segment.
             log.required |= EXPIRY
@@ -180,14 +167,14 @@ def _recover(directory: Directory, flag: Flag, options: Options, started_s: floa
             meta_choice=str(pages.choice),
             checkpoint_seqno=checkpoint_seqno,
             row=end.row.name.lower(),
-            detail=end.detail + doubt,
+            detail=end.detail,
             commits=commits,
             bytes_replayed=size,
             cut_bytes=end.cut_bytes,
             last_seqno=last,
             durable_seqno=end.watermark,
-            carried=max(0, end.last_seqno - end.watermark) if log is not None else 0,
-            withheld=end.last_seqno - last,
+            carried=max(0, last - end.watermark),
+            withheld=0,
             seconds=files.monotonic_s() - started_s,
         )
     except BaseException:
@@ -196,10 +183,10 @@ def _recover(directory: Directory, flag: Flag, options: Options, started_s: floa
     return Recovered(directory, pages, log, reader, state, report, events, expires)
 
 
-def _replay(reader: LogReader, after: Seqno, memtable: Memtable) -> tuple[int, int, LogEnd]:
+def replay(reader: LogReader, after: Seqno, memtable: Memtable, floor: Seqno) -> tuple[int, int, LogEnd]:
     """Bring the commits beyond `after` into the memtable; returns how many there were, their bytes, and the log's end.
 
-    No reader sees anything of it yet.
+    No reader sees anything of it yet. `floor`: a commit that is known to be on disk from elsewhere.
     """
     # Most commits are one put, which needs nothing but a dict. What came since the last other commit is in this one.
     puts = Puts({})
@@ -212,20 +199,20 @@ def _replay(reader: LogReader, after: Seqno, memtable: Memtable) -> tuple[int, i
             memtable.write(Seqno(before - 1), pending, 0)
             pending.clear()
 
-    replay = reader.replay(after=after, floor=after, puts=puts)
-    for record in replay:
+    found = reader.replay(after=after, floor=floor, puts=puts)
+    for record in found:
         write_pending(record.seqno)
         batch = record.batch()
         memtable.write(record.seqno, batch.writes, record.size, batch.ranges, batch.parts())
         size += record.size
-    end = replay.end
+    end = found.end
     write_pending(Seqno(end.last_seqno + 1))
     memtable.bytes_used += puts.size
     return end.last_seqno - after, size + puts.size, end
 
 
-def _replay_part(reader: LogReader, after: Seqno, until: Seqno, memtable: Memtable) -> tuple[int, int]:
-    """As `_replay`, but only up to `until`; returns the commits and their bytes."""
+def replay_part(reader: LogReader, after: Seqno, until: Seqno, memtable: Memtable) -> tuple[int, int]:
+    """As `replay`, but only up to `until`; returns the commits and their bytes."""
     size = 0
     for record in reader.replay(after=after, floor=after):
         if record.seqno <= until:

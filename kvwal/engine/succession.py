@@ -123,7 +123,7 @@ class Succession:
         """
         state = self._state
         for former in self._former:
-            if isinstance(former, PastVersion) and former.tree.meta.generation == made.tree.meta.generation:
+            if isinstance(former, PastVersion) and former.tree.is_as_good_as(made.tree):
                 return former
         self._pages.pins.hold(state, _generations(state.version, made, *self._former))
         # They go first when readers hold too much: theirs are the oldest moments.

@@ -74,7 +74,7 @@ class Telling:
             if now_s - self._honoured_s >= HEARTBEAT_S:
                 # What ended is cleared away, and what is held for too long is broken, also while none commits.
                 self._honoured_s = now_s
-                self._checkpointer.if_idle(self._followers.look)
+                self._honour()
             if not self._page.is_open:
                 self._page.begin()
             self._log.tell_flushes(self.tell)
@@ -85,6 +85,15 @@ class Telling:
             if not self._is_refused:
                 self._is_refused = True
                 _log.warning("followers are told nothing: %s", error)
+
+    def _honour(self) -> None:
+        # A checkpoint that is under way has looked, and other jobs must not wait for it.
+        lock = self._checkpointer.lock
+        if not lock._is_owned() and lock.acquire(False):
+            try:
+                self._followers.look()
+            finally:
+                lock.release()
 
     def _answer(self) -> None:
         if self.describe is not None:

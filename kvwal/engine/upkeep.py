@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import datetime
+from typing import Final
 
 from kvwal.engine.background import Background
 from kvwal.engine.checkpoint import COMPACT_PASSES, Checkpointer
@@ -18,13 +19,16 @@ from kvwal.engine.stats import Stats
 from kvwal.engine.tables import Tables
 from kvwal.engine.verify import VerifyReport, verify_parts
 from kvwal.engine.verify_indexes import verify_indexes
-from kvwal.errors import FeedGap, read_only
+from kvwal.errors import FeedGap, SnapshotTooOld, read_only
 from kvwal.files import Directory, Files
 from kvwal.keys import Seqno
 from kvwal.log import SegmentCursor, SegmentInfo, read_kept
 from kvwal.times import time_of, us_of
 
 __all__ = ["Upkeep"]
+
+# How often a proof beside a writer is begun again.
+_LOOKS: Final = 4
 
 
 class Upkeep:
@@ -83,7 +87,7 @@ class Upkeep:
         if self._background is not None:
             self._background.checkpoint_was_made()
         elif self._tables.indexes.is_due():
-            self._tables.indexes.work()
+            self._tables.indexes.go_on()
 
     def compact(self) -> int:
         """Give unused space back to the system; returns the bytes the page file shrank by."""
@@ -104,9 +108,18 @@ class Upkeep:
         """Prove pages, log, and the one against the other. Checkpoints wait meanwhile."""
         self._state.refuse_if_gone()
         if self._checkpointer is None:
-            return self._verify(progress)
+            return self._verify_beside(progress)
         self._queue.refuse_reentry("verifying")
         return self._checkpointer.while_idle(lambda: self._verify(progress))
+
+    def _verify_beside(self, progress: Callable[[int, int], None] | None) -> VerifyReport:
+        """The same of files that another process may be writing: again where pages went meanwhile."""
+        for _ in range(_LOOKS):
+            try:
+                return self._verify(progress)
+            except SnapshotTooOld:
+                self._reads.moments.now.ready()
+        return self._verify(progress)
 
     def _verify(self, progress: Callable[[int, int], None] | None) -> VerifyReport:
         report = verify_parts(self._pages, self._reader, self._files, progress)
@@ -123,12 +136,12 @@ class Upkeep:
         expiry = self._expirer.waiting()
         return Stats.of(self._state, self._readers, self._pages, self._log, self._reader, expiry)
 
-    def read(self, after: Seqno | datetime | None, until: Seqno | None, purpose: str) -> SegmentCursor:
+    def read(self, after: Seqno | datetime | None, until: Seqno | None, purpose: str | None) -> SegmentCursor:
         """The commits beyond `after` (None: all that the log still has), up to `until` (None: as they become durable).
 
         `after` may be a time: then the commits that were made then or later, and behind some that were made before.
-        `purpose`: what they are held for. FeedGap if one of them is gone, or may be, or `after` is beyond the newest
-        commit; ReadOnlyError where none can come.
+        `purpose`: what they are held for; None if the caller holds them. FeedGap if one of them is gone, or may be, or
+        `after` is beyond the newest commit; ReadOnlyError where none can come.
         """
         self._state.refuse_if_gone()
         if isinstance(after, datetime):
@@ -144,7 +157,7 @@ class Upkeep:
             raise read_only()
         return read_kept(self._reader, after, until)
 
-    def _read_since(self, since: datetime, until: Seqno | None, purpose: str) -> SegmentCursor:
+    def _read_since(self, since: datetime, until: Seqno | None, purpose: str | None) -> SegmentCursor:
         since_us = us_of("since", since)
         # The log that is looked at is held meanwhile.
         whole = self.read(None, until, purpose)

@@ -16,6 +16,8 @@ from kvwal.db.mapping import Bounds
 from kvwal.engine.engine import Engine
 from kvwal.engine.expiry import due_rows, queued_keys
 from kvwal.engine.readers import Reader
+from kvwal.engine.value import Value
+from kvwal.expiring import Expiring, judged
 from kvwal.keys import SYSTEM_TABLE, KeyRange, Seqno, disjoint
 from kvwal.log import SegmentCursor
 from kvwal.log.intents import is_of_users
@@ -36,14 +38,19 @@ class Difference(NamedTuple):
     new: bytes | None
 
 
-def past_value(engine: Engine, key: bytes, at: Seqno | datetime, table: int) -> bytes | None:
-    """The value of a key of a table at a moment; None if it was not there. Raises as `Past.reader`."""
+def past_value(engine: Engine, key: bytes, at: Seqno | datetime, table: int) -> Value:
+    """The value of a key of a table at a moment; None if it was not there, or has expired since.
+
+    One that is going to expire is an `Expiring`. Raises as `Past.reader`.
+    """
     _refuse_own(table)
     reader = engine.upkeep.past.reader(at, "get")
     try:
-        return engine.reads.read_at(reader, key, table=table)
+        value = engine.reads.lasting(key, table=table, reader=reader)
     finally:
         reader.release()
+    has_expired = type(value) is Expiring and judged(value, engine.reads.moments.clock.now_us()) is None
+    return None if has_expired else value
 
 
 def _refuse_own(table: int) -> None:
@@ -76,8 +83,6 @@ def _differences(
 ) -> Iterator[Difference]:
     reads = engine.reads
     try:
-        if old.seqno == new.seqno:
-            return
         first, last = (old, new) if old.seqno < new.seqno else (new, old)
         for key in _changed(engine, first, last, bounds, table):
             before, after = reads.read_at(old, key, table=table), reads.read_at(new, key, table=table)
@@ -100,10 +105,11 @@ def _changed(engine: Engine, first: Reader, last: Reader, bounds: Bounds, table:
         if clipped is not None:
             again = reads.moments.again(first, "diff")
             sources.append(_keys(reads.chunks(again, *clipped, reverse=reverse, table=table)))
+    low_us, high_us = sorted((first.at_us, last.at_us))
     # At the time 0 nothing expires.
-    if first.at_us:
+    if low_us:
         again = reads.moments.again(first, "diff")
-        rows = reads.chunks(again, *due_rows(first.at_us + 1, last.at_us), reverse=False, table=SYSTEM_TABLE)
+        rows = reads.chunks(again, *due_rows(low_us + 1, high_us), reverse=False, table=SYSTEM_TABLE)
         due = (key for key in queued_keys(rows, table) if bounds.contains(key))
         sources.append(iter(sorted(due, reverse=reverse)))
     for key, _ in groupby(merge(*sources, reverse=reverse)):

@@ -6,6 +6,7 @@ from datetime import datetime
 from typing import TypeVar
 
 from kvwal.engine.engine import Engine
+from kvwal.engine.lines import fork_of
 from kvwal.errors import FeedGap, SnapshotTooOld
 from kvwal.keys import Seqno, as_int
 from kvwal.positions import Position
@@ -28,14 +29,16 @@ def position_at(engine: Engine, seqno: Seqno) -> Position:
 def seqno_of(engine: Engine, name: str, value: int, error: type[_E] = FeedGap) -> Seqno:  # type: ignore[assignment]
     """The commit that the argument `name` is: a seqno of this store, or a position, which must be on its line.
 
-    TypeError or ValueError for what is neither; the error for a position on another line.
+    So is one on a line that this came from, up to where it left that. TypeError or ValueError for what is neither; the
+    error for a position on another line.
     """
     seqno = Seqno(as_int(name, value, 0))
-    if isinstance(value, Position) and value.line != engine.upkeep.consumers.line:
+    if isinstance(value, Position) and value.line != (own := engine.upkeep.consumers.line):
         engine.state.refuse_if_gone()
-        oldest = engine.upkeep.consumers.segments()[0].first_seqno
-        # A line has no parent that is known, so no commit is known to be on both.
-        raise error(value, oldest, durable_now(engine), forked_at=0)
+        forked_at = fork_of(engine.reads, own, value.line)
+        if forked_at is None or seqno > forked_at:
+            oldest = engine.upkeep.consumers.segments()[0].first_seqno
+            raise error(value, oldest, durable_now(engine), forked_at=forked_at or 0)
     return seqno
 
 

@@ -20,6 +20,7 @@ from kvwal.batch import WriteBatch
 from kvwal.db.transaction import Transaction
 from kvwal.engine.consumers import ConsumerRow, Owner, RowChange
 from kvwal.engine.engine import Engine
+from kvwal.engine.lines import fork_of
 from kvwal.engine.occ import ReadSet
 from kvwal.engine.parked import SYSTEM_TABLE, Parked, parked_key, parked_prefix
 from kvwal.engine.request import CommitRequest
@@ -257,16 +258,18 @@ class OwnedConsumer:
     def _refuse_if_over(self) -> None:
         """Raise why it cannot be read on, if that is so."""
         self._refuse_if_closed()
-        row = self._row
-        if self._consumers.hold(self.name) is None or row.line != self._consumers.line:
+        row, own = self._row, self._consumers.line
+        forked_at = None if row.line == own else fork_of(self._engine.reads, own, row.line) or 0
+        is_beyond = forked_at is not None and row.position > forked_at
+        if self._consumers.hold(self.name) is None or is_beyond:
             log = self._consumers.log()
             oldest = log.segments()[0].first_seqno
             lost = oldest - 1 - row.position
             # What is still there may go at any time.
             after = max(oldest, row.position + 1)
             asked = Position(row.line, row.position)
-            if row.line != self._consumers.line:
-                raise FeedGap(asked, oldest, log.last_seqno, forked_at=0)
+            if is_beyond:
+                raise FeedGap(asked, oldest, log.last_seqno, forked_at=forked_at)
             raise FeedGap(asked, after, log.last_seqno, lost_commits=max(0, lost) or None)
 
     def _refuse_if_closed(self) -> None:
@@ -344,12 +347,14 @@ class OwnedConsumer:
     ) -> RowCommit:
         """The row, if it is as it was left, and what else is given."""
         self._resolve()
-        expected = self._row
+        expected, own = self._row, self._consumers.line
 
         def fenced(row: ConsumerRow | None) -> ConsumerRow | None:
             if row is None or (row.epoch, row.position) != (expected.epoch, expected.position):
                 raise FencedError(self.name)
-            return change(row)
+            made = change(row)
+            # A position of before a restore is on the line that the store had then.
+            return made if made.position == row.position else changed(made, line=own)
 
         operation = RowChange(self.name, fenced, batch, extension)
         request = CommitRequest(sync=True, reads=reads, operation=operation)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import time
 
+from kvwal.keys import as_seconds
+
 __all__ = ["Quiet"]
 
 
@@ -17,10 +19,10 @@ class Quiet:
     __slots__ = ("_beat_s", "_heartbeat_s", "_since_s", "_timeout_s")
 
     def __init__(self, timeout_s: float | None, heartbeat_s: float | None = None) -> None:
-        """ValueError for times that cannot be. `timeout_s`: since the last change. None: never."""
-        if timeout_s is not None and not timeout_s >= 0:
-            raise ValueError(f"timeout_s is {timeout_s}; it is at least 0")
-        if heartbeat_s is not None and not heartbeat_s > 0:
+        """TypeError or ValueError for times that cannot be. `timeout_s`: since the last change. None: never."""
+        if timeout_s is not None:
+            as_seconds("timeout_s", timeout_s)
+        if heartbeat_s is not None and not as_seconds("heartbeat_s", heartbeat_s) > 0:
             raise ValueError(f"heartbeat_s is {heartbeat_s}; it is more than 0")
         self._timeout_s = timeout_s
         self._heartbeat_s = heartbeat_s

@@ -36,7 +36,7 @@ _FLAGS = _NOFOLLOW | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0) | 
 _DIRECTORY = os.O_RDONLY | getattr(os, "O_DIRECTORY", 0) | getattr(os, "O_CLOEXEC", 0)
 
 #: Whether every call that takes a name takes the descriptor of the directory that holds it.
-BY_DESCRIPTOR = os.supports_dir_fd >= {os.open, os.stat, os.unlink, os.rename} and os.listdir in os.supports_fd
+BY_DESCRIPTOR = os.supports_dir_fd >= {os.open, os.stat, os.unlink, os.rename, os.link} and os.listdir in os.supports_fd
 
 
 class SystemDirectory:
@@ -182,9 +182,15 @@ class SystemDirectory:
             place = self._at("")
             return shutil.disk_usage(place if self._fd is None else self._fd).free
 
-    def rename(self, source: str, target: str) -> None:
+    def rename(self, source: str, target: str, *, replace: bool = True) -> None:
         with self._failing(target):
-            os.replace(self._at(source), self._at(target), src_dir_fd=self._fd, dst_dir_fd=self._fd)
+            names = self._at(source), self._at(target)
+            if replace:
+                os.replace(*names, src_dir_fd=self._fd, dst_dir_fd=self._fd)
+            else:
+                # Python has no call for it, but a link replaces nothing.
+                os.link(*names, src_dir_fd=self._fd, dst_dir_fd=self._fd, follow_symlinks=False)
+                os.unlink(names[0], dir_fd=self._fd)
 
     def unlink(self, name: str) -> None:
         with self._failing(name):

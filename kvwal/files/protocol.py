@@ -115,8 +115,12 @@ class Directory(Protocol):
         """Open a file. `create` demands that it does not exist yet (exclusive) and implies `write`."""
         ...
 
-    def rename(self, source: str, target: str) -> None:
-        """Atomically rename a file, replacing the target. Not durable on return."""
+    def rename(self, source: str, target: str, *, replace: bool = True) -> None:
+        """Atomically rename a file, replacing the target. Not durable on return.
+
+        Without `replace`, FileExistsError if the target is there, also if it came just now. A file may then have both
+        names, after a power cut or a failure.
+        """
         ...
 
     def unlink(self, name: str) -> None:
@@ -170,7 +174,7 @@ class Files(Protocol):
         ...
 
     def monotonic_s(self) -> float:
-        """A clock in seconds that never steps back."""
+        """A clock in seconds that never steps, and, where the system has one, goes on while the machine sleeps."""
         ...
 
     def random_bytes(self, size: int) -> bytes:

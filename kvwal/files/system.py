@@ -22,7 +22,9 @@ from __future__ import annotations
 import os
 import secrets
 import time
-from typing import TypeAlias
+from collections.abc import Callable
+from functools import partial
+from typing import Final, TypeAlias
 
 from kvwal.files.directory import SystemDirectory
 from kvwal.files.failures import failed
@@ -32,6 +34,12 @@ __all__ = ["PathArgument", "parent_and_name", "path_text", "system_files"]
 
 #: What a user may give for a path.
 PathArgument: TypeAlias = str | bytes | os.PathLike[str] | os.PathLike[bytes]
+# Those that go on while the machine sleeps: CLOCK_BOOTTIME is Linux's, and CLOCK_MONOTONIC does so on macOS. What
+# `time.monotonic` reads does so on Windows.
+_AWAKE_OR_NOT: Final[int | None] = getattr(time, "CLOCK_BOOTTIME", getattr(time, "CLOCK_MONOTONIC", None))
+_monotonic_s: Final[Callable[[], float]] = (
+    time.monotonic if _AWAKE_OR_NOT is None else partial(time.clock_gettime, _AWAKE_OR_NOT)
+)
 
 
 class _SystemFiles:
@@ -50,7 +58,7 @@ class _SystemFiles:
         return time.time_ns() // 1000
 
     def monotonic_s(self) -> float:
-        return time.monotonic()
+        return _monotonic_s()
 
     def random_bytes(self, size: int) -> bytes:
         return secrets.token_bytes(size)

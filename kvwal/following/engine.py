@@ -15,6 +15,7 @@ Requires of the writer: the orders of its writes that docs/processes.md lists.
 from __future__ import annotations
 
 import errno
+import math
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -26,18 +27,20 @@ from kvwal.engine.create import create_if_missing, erase, is_marked, open_direct
 from kvwal.engine.engine import Engine
 from kvwal.engine.keeping import Keeping
 from kvwal.engine.memtable import Memtable
-from kvwal.engine.merge import Chunk
+from kvwal.engine.past import Past
 from kvwal.engine.publish import Publisher
+from kvwal.engine.readers import Moments, Now
 from kvwal.engine.reads import Reads
 from kvwal.engine.recovery import Recovered, RecoveryReport, failures_at
 from kvwal.engine.state import State
 from kvwal.engine.succession import Succession
 from kvwal.engine.value import Value
 from kvwal.engine.version import Version
-from kvwal.errors import CorruptionError, FormatError, SnapshotTooOld, StoreRemovedError, read_only
+from kvwal.errors import CorruptionError, FormatError, SnapshotTooOld, StaleError, StoreRemovedError, read_only
 from kvwal.events import Events
 from kvwal.files import Directory, Files
 from kvwal.files.names import DATA, segment_name
+from kvwal.following.past import FollowedPast
 from kvwal.keys import Seqno
 from kvwal.locks import locked, locked_by_state, new_lock
 from kvwal.log import FollowedCursor, Hold, LogReader, RefusingLog, SegmentCursor, Watch
@@ -45,10 +48,11 @@ from kvwal.log.segment import HEADER_PAGE_BYTES, SegmentHeader, list_segments
 from kvwal.options import Options
 from kvwal.pages import FollowedPages, Tree
 from kvwal.pages.meta import Meta
+from kvwal.pages.pager import Pager
 from kvwal.readers.now import NowReader
 from kvwal.readers.pin import HeldPin, PinMaker
 
-__all__ = ["FollowedEngine", "Lag", "Progress"]
+__all__ = ["FollowedEngine", "Lag", "Progress", "recovered_beside", "signs"]
 
 _T = TypeVar("_T")
 
@@ -76,7 +80,7 @@ class Lag(NamedTuple):
     seconds: float
 
 
-class Progress:
+class Progress(Now):
     """How a follower comes from one moment to the next. Thread-safe."""
 
     def __init__(
@@ -89,6 +93,14 @@ class Progress:
         self._watch = watch
         #: Owned by the thread that moves it. Before `State.lock` in the order of locks.
         self.lock = new_lock()
+        #: What is shown may lack no commit that was made longer ago than this, in seconds; None: any.
+        self.max_lag_s: float | None = None
+        # Those to be told of a commit beyond one, and who moves it meanwhile.
+        self._waiting: dict[object, tuple[Seqno, Callable[[], object]]] = {}
+        #: Called before one is added; it may raise.
+        self.asked: Callable[[], object] = lambda: None
+        # When it last showed all there was, by the monotonic clock.
+        self._current_s = -math.inf
         #: How often reads went over to a newer generation.
         self.rebases = 0
         # Where `refresh` reads on, and the newest segment when it began there.
@@ -99,9 +111,11 @@ class Progress:
         self._now = NowReader(files, directory, pages.meta.store_id, pages.meta.line)
         self._now_s = files.monotonic_s
         self._looked_s = 0.0
+        self._moments: Moments | None = None
 
-    def begin(self, publisher: Publisher, succession: Succession, keeping: Keeping) -> None:
+    def begin(self, publisher: Publisher, succession: Succession, keeping: Keeping, moments: Moments) -> None:
         """The engine is put together."""
+        self._moments = moments
         self._parts = publisher, succession, keeping
         self._watch_version()
 
@@ -115,20 +129,27 @@ class Progress:
         state = self._state
         state.refuse_if_gone()
         self._looked_s = self._now_s()
-        before = state.seqno, state.version
+        before, began_s = (state.seqno, state.version), time.monotonic()
         if self._parts is not None:
             # Of versions that were read when that was looked at last, and are read no more.
             self._parts[1].release_pages()
             self._pages.let_go()
         try:
-            until_still(self._directory, self._move, self._refuse_if_removed)
+            self.until_still(self._move)
             if before == (state.seqno, state.version):
                 self._refuse_if_removed()
         except OSError:
             # It may be that it was closed meanwhile.
             state.refuse_if_gone()
             raise
+        if self._watch.written <= state.seqno:
+            self._current_s = began_s
+        self._wake(state.seqno)
         return state.seqno
+
+    def until_still(self, action: Callable[[], _T]) -> _T:
+        """See the function of this name."""
+        return until_still(self._directory, action, self._refuse_if_removed)
 
     def _refuse_if_removed(self) -> None:
         if is_marked(self._directory) or self._pages.is_replaced():
@@ -192,13 +213,21 @@ class Progress:
 
     def _watch_version(self) -> None:
         self._pages.guard.when_gone = partial(self._give_up, ref(self._state.version))
+        self._pages.when_bases_gone = self._give_up_readers
+
+    def _give_up(self, of: ref[Version]) -> None:
+        version = of()
+        if version is not None:
+            self._give_up_readers(version.tree.pager)
 
     @locked_by_state
-    def _give_up(self, of: ref[Version]) -> None:
-        """The pages of a version are gone, and so are the moments of its readers."""
-        version, newest = of(), self._state.seqno
-        for reader in [] if version is None else version.readers.all():
-            reader.give_up(SnapshotTooOld(reader.seqno, newest, newest))
+    def _give_up_readers(self, of: Pager) -> None:
+        """The pages that this one reads are gone, and so are the moments of their readers."""
+        newest = self._state.seqno
+        assert self._moments is not None, "it has not begun"
+        for reader in self._moments.readers.all():
+            if reader.version.tree.pager is of:
+                reader.give_up(SnapshotTooOld(reader.seqno, newest, newest))
 
     @property
     def pinned(self) -> bool:
@@ -207,10 +236,24 @@ class Progress:
 
     # -- reading of now -------------------------------------------------------------------------
 
-    def ensure_whole(self) -> None:
-        """Move if the pages of the newest version are gone. One system call."""
+    def ready(self) -> None:
+        """Move if the pages of the newest version are gone, or it may be too old. One system call. StaleError."""
+        self.ensure_fresh()
         if not self._pages.guard.is_whole():
             self.refresh()
+
+    def is_fresh(self) -> bool:
+        """Whether what is shown is not older than `max_lag_s`."""
+        return self.max_lag_s is None or time.monotonic() - self._current_s <= self.max_lag_s
+
+    def ensure_fresh(self) -> None:
+        """Move if what is shown may be older than `max_lag_s`. StaleError if it may be then, too."""
+        if self.is_fresh():
+            return
+        self.refresh()
+        lag_s = time.monotonic() - self._current_s
+        if self.max_lag_s is not None and lag_s > self.max_lag_s:
+            raise StaleError(lag_s, self.max_lag_s)
 
     def again(self, read: Callable[[], _T]) -> _T:
         """What a read of now gives, from a newer moment where pages went under it."""
@@ -220,10 +263,11 @@ class Progress:
             except SnapshotTooOld:
                 self.refresh()
 
-    def begun(self, walk: Callable[[], Iterator[Chunk]]) -> Iterator[Chunk]:
-        """A walk of now that has its first chunk, from a newer moment where pages went under it."""
+    def begun(self, walk: Callable[[], Iterator[_T]]) -> Iterator[_T]:
+        """A walk of now that has its first chunk, and began when its pages were whole."""
 
-        def begin() -> Iterator[Chunk]:
+        def begin() -> Iterator[_T]:
+            self.ready()
             chunks = walk()
             first = next(chunks, None)
             return chunks if first is None else chain((first,), chunks)
@@ -260,19 +304,53 @@ class Progress:
         state = self._state
         return said is not None and (said.durable, said.generation) == (state.seqno, self._pages.meta.generation)
 
+    def when_beyond(self, seqno: Seqno, wake: Callable[[], object]) -> Callable[[], object]:
+        """Have `wake` called once there is a commit beyond this one. Returns what takes that back.
+
+        The thread that moves it calls it, so it must be short and not raise. Nothing moves it but what is told by
+        `asked`.
+        """
+        self.asked()
+        token = object()
+        self._waiting[token] = seqno, wake
+        self._wake(self._state.seqno)
+        return partial(self._waiting.pop, token, None)
+
+    @property
+    def is_waited_for(self) -> bool:
+        """Whether one is to be told."""
+        return bool(self._waiting)
+
+    def wake_all(self) -> None:
+        """Tell each of those, whatever there is: it asks again, and gets what is wrong."""
+        for _, wake in list(self._waiting.values()):
+            wake()
+
+    def _wake(self, newest: Seqno) -> None:
+        for seqno, wake in list(self._waiting.values()) if self._waiting else ():
+            if seqno < newest:
+                wake()
+
     @locked
     def lag(self, now_us: int) -> Lag:
         """How far it is behind. Reads the end of the log, and moves nothing. Raises as `refresh`."""
         self._state.refuse_if_gone()
         watch = self._watch
-        until_still(self._directory, watch.look, self._refuse_if_removed)
+        self.until_still(watch.look)
         commits = watch.written - self._state.seqno
         return Lag(commits, max(0.0, (now_us - watch.written_us) / 1e6)) if commits > 0 else Lag(0, 0.0)
 
     def feed(self, after: Seqno | None, until: Seqno | None) -> SegmentCursor:
         """The commits beyond `after`, up to `until` or as they are shown. FeedGap if some are no longer kept."""
         state, watch = self._state, self._watch
-        return FollowedCursor(self._reader, after, until, lambda: state.seqno, self.await_beyond, lambda: watch.segment)
+        shown, newest = lambda: state.seqno, lambda: watch.segment
+        return FollowedCursor(self._reader, after, until, shown, self.await_beyond, newest, self.when_beyond)
+
+    def feed_now(self, after: Seqno | None, until: Seqno | None) -> SegmentCursor:
+        """The same for what does not wait. ReadOnlyError where commits that are still to come are asked for."""
+        if until is None:
+            raise read_only()
+        return self.feed(after, until)
 
     def close(self) -> None:
         """Let go of the log's files."""
@@ -320,6 +398,9 @@ class FollowedEngine(Engine):
     """What a follower reads: an engine without lock, log and thread."""
 
     _reads_type: ClassVar[type[Reads]] = FollowedReads
+    _past_type: ClassVar[type[Past]] = FollowedPast
+    #: Whether one may wait for commits.
+    _waits: ClassVar[bool] = True
 
     @classmethod
     def attach(cls, path: str, options: Options, *, pin: bool = True, name: str | None = None) -> FollowedEngine:
@@ -335,7 +416,7 @@ class FollowedEngine(Engine):
 
     @classmethod
     def _begun(cls, directory: Directory, options: Options, pins: PinMaker | None) -> FollowedEngine:
-        recovered, progress = _recovered(directory, options, pins)
+        recovered, progress = cls._recovered(directory, options, pins)
         try:
             return cls(recovered, progress, options)
         except BaseException:
@@ -346,12 +427,24 @@ class FollowedEngine(Engine):
     def __init__(self, recovered: Recovered, progress: Progress, options: Options) -> None:
         #: How it moves.
         self.progress = progress
-        recovered.feed = progress.feed
+        recovered.feed = progress.feed if self._waits else progress.feed_now
         super().__init__(recovered, options)
-        progress.begin(self._publisher, self._succession, self._keeping)
+        progress.begin(self._publisher, self._succession, self._keeping, self.reads.moments)
+        past = self.upkeep.past
+        assert isinstance(past, FollowedPast)
+        past.refresh, past.until_still = progress.refresh, progress.until_still
+        self.reads.moments.now = progress
         assert isinstance(self.reads, FollowedReads)
         self.reads.progress = progress
-        self.queue.refuse(_FollowedLog(read_only, self.state.seqno))
+        if self._waits:
+            self.queue.refuse(_FollowedLog(read_only, self.state.seqno))
+
+    @classmethod
+    def _recovered(
+        cls, directory: Directory, options: Options, pins: PinMaker | None
+    ) -> tuple[Recovered, Progress]:
+        """The newest moment, and how it moves on from there."""
+        return recovered_beside(directory, options, pins)
 
     def _let_go(self) -> None:
         super()._let_go()
@@ -366,7 +459,9 @@ class FollowedEngine(Engine):
         self.progress.lock = new_lock()
 
 
-def _recovered(directory: Directory, options: Options, pins: PinMaker | None) -> tuple[Recovered, Progress]:
+def recovered_beside(
+    directory: Directory, options: Options, pins: PinMaker | None = None
+) -> tuple[Recovered, Progress]:
     """The newest moment, as recovery would find it, up to the last commit that is on disk for sure."""
     started_s = options.files.monotonic_s()
     erase(directory, "r", options)
@@ -428,14 +523,14 @@ def until_still(directory: Directory, action: Callable[[], _T], refuse: Callable
         except (CorruptionError, FormatError, FileNotFoundError) as error:
             failure = error
             refuse()
-            found = _signs(directory)
+            found = signs(directory)
             if found == blamed:
                 raise
             blamed = found
     raise failure
 
 
-def _signs(directory: Directory) -> object:
+def signs(directory: Directory) -> object:
     """What changes with each step of a writer that can make a reader fail."""
     try:
         segments = list_segments(directory)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import time
 from typing import Any, Final
 
-from kvwal.errors import LockedError
+from kvwal.engine.create import has_writer
 from kvwal.files import PathArgument, path_text, system_files
+from kvwal.options import Options
 from kvwal.readers.status import ask, read_status
 
 __all__ = ["running_status"]
@@ -25,11 +26,8 @@ def running_status(path: PathArgument, timeout_s: float = 3.0) -> tuple[bool, di
     files = system_files()
     directory = files.open_directory(path_text(path))
     try:
-        try:
-            directory.lock(shared=True)
+        if not has_writer(directory, Options(files=files)):
             return False, None
-        except LockedError:
-            pass
         until_s = time.monotonic() + timeout_s
         try:
             ask(files, directory)

@@ -1,8 +1,8 @@
 """The log: every commit, in order, on disk before it is acknowledged.
 
     segmentlog  >  writer, key_history  >  stretch  >  segment_keys  >  cursor, segments, carry  >  reader, fetch  >
-    chain  >  tail, index, key_table, retention  >  keys  >  walk, kept  >  segment, protocol  >  record  >  intents  >
-    extension.
+    chain  >  tail, index, key_table, retention  >  keys  >  walk, kept  >  segment, protocol, clock  >  record  >
+    intents  >  extension.
     Beside them, over reader and chain: seek, verify, salvage, and watch for the log of another process.
 
 What the engine needs of any log is `protocol.Log`; `SegmentLog` is the one that keeps segments, and `RefusingLog`
@@ -13,6 +13,7 @@ log may end is decided in `tail`.
 """
 
 from kvwal.log.chain import Chain
+from kvwal.log.clock import StoreClock
 from kvwal.log.cursor import SegmentCursor, hold_kept, read_kept
 from kvwal.log.extension import CAUSE, EXPIRE, Extension, extension_of, meta_of
 from kvwal.log.intents import decode_intents, encode_intents, encode_put
@@ -20,7 +21,7 @@ from kvwal.log.key_history import KeyCursor, KeyHistory, KeyRecord
 from kvwal.log.protocol import Log, LogCursor, LogIdentity, LogOptions, LogStats, LogWriter, Preallocate, RefusingLog
 from kvwal.log.reader import LogReader, Replay
 from kvwal.log.record import LogPosition, Record
-from kvwal.log.retention import Hold, HoldInfo, Limits, TrustedClock
+from kvwal.log.retention import ArchiveLimits, Hold, HoldInfo, Limits
 from kvwal.log.run import Run
 from kvwal.log.salvage import salvage_log
 from kvwal.log.seek import Seek
@@ -34,6 +35,7 @@ from kvwal.log.watch import FollowedCursor, Watch
 __all__ = [
     "CAUSE",
     "EXPIRE",
+    "ArchiveLimits",
     "Chain",
     "Extension",
     "FollowedCursor",
@@ -61,9 +63,9 @@ __all__ = [
     "SegmentCursor",
     "SegmentInfo",
     "SegmentLog",
+    "StoreClock",
     "Stretch",
     "TailRow",
-    "TrustedClock",
     "Watch",
     "decode_intents",
     "encode_intents",

@@ -21,7 +21,7 @@ from kvwal.log.record import RECORD_HEADER_BYTES, WATERMARK, Record, encode_reco
 from kvwal.log.segment import HEADER_PAGE_BYTES, SegmentHeader
 from kvwal.log.tail import LogEnd
 
-__all__ = ["Carry", "RecordSource"]
+__all__ = ["Carry", "Commit", "RecordSource", "write_records"]
 
 # A newest segment that holds no more than this is rewritten from its beginning.
 _WHOLE_BYTES: Final = 256 << 10
@@ -74,32 +74,64 @@ class Carry:
             return None
 
     def fill(self, file: File, header: SegmentHeader, index: Index) -> int:
-        """Write the records into a segment that is being made; returns where they end.
-
-        The segment gets its name when all of it is on disk. So a reader of the watermark record at its end may
-        believe it.
-        """
+        """Write the records into a segment that is being made; returns where they end. Requires: as `write_records`."""
         end = self._end
-        start = offset = HEADER_PAGE_BYTES
-        last, time_us = Seqno(self.first_seqno - 1), end.last_time_us
-        frames: list[bytes] = []
-        for record in self._records:
-            watermark = min(end.watermark, last)
-            last, time_us = record.seqno, record.time_us
-            if offset >= index.next_offset:
-                index.add(last, time_us, offset)
-            seed = header.salt + offset
-            frames.append(encode_record(header.marker, seed, record.kind, last, watermark, time_us, record.body))
-            offset += len(frames[-1])
-            if offset - start >= _WRITE_BYTES:
-                file.pwrite(b"".join(frames), start)
-                frames.clear()
-                start = offset
+        before = Seqno(self.first_seqno - 1)
+        offset, last = write_records(file, header, index, self._records, before, end.watermark, end.last_time_us)
         if last != end.last_seqno:
             raise InternalError(f"recovery read the log up to commit {end.last_seqno}, and then up to {last}")
-        file.pwrite(b"".join(frames), start)
-        if last >= header.first_seqno:
-            # A write of its own: if the disk loses the one before, this one tells.
-            file.pwrite(encode_record(header.marker, header.salt + offset, WATERMARK, last, last, time_us), offset)
-            offset += RECORD_HEADER_BYTES
         return offset
+
+
+class Commit(Protocol):
+    """What is written of a commit."""
+
+    @property
+    def kind(self) -> int: ...
+    @property
+    def seqno(self) -> Seqno: ...
+    @property
+    def time_us(self) -> int: ...
+    @property
+    def body(self) -> bytes: ...
+
+
+def write_records(
+    file: File,
+    header: SegmentHeader,
+    index: Index,
+    commits: Iterable[Commit],
+    last: Seqno,
+    watermark: Seqno,
+    time_us: int,
+) -> tuple[int, Seqno]:
+    """Write commits into a segment that is being made, and that they are on disk. Where they end, and the last one.
+
+    Args:
+        index: gets their entries.
+        last, time_us: the commit before them, and its time.
+        watermark: up to this one they are known to be on disk already.
+
+    Requires: the segment gets its name when all of it is on disk. So a reader of the watermark record at its end may
+    believe it.
+    """
+    start = offset = HEADER_PAGE_BYTES
+    frames: list[bytes] = []
+    for commit in commits:
+        known = min(watermark, last)
+        last, time_us = commit.seqno, commit.time_us
+        if offset >= index.next_offset:
+            index.add(last, time_us, offset)
+        seed = header.salt + offset
+        frames.append(encode_record(header.marker, seed, commit.kind, last, known, time_us, commit.body))
+        offset += len(frames[-1])
+        if offset - start >= _WRITE_BYTES:
+            file.pwrite(b"".join(frames), start)
+            frames.clear()
+            start = offset
+    file.pwrite(b"".join(frames), start)
+    if last >= header.first_seqno:
+        # A write of its own: if the disk loses the one before, this one tells.
+        file.pwrite(encode_record(header.marker, header.salt + offset, WATERMARK, last, last, time_us), offset)
+        offset += RECORD_HEADER_BYTES
+    return offset, last

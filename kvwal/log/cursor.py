@@ -11,7 +11,7 @@ from kvwal.errors import CorruptionError, closed
 from kvwal.files.names import segment_name
 from kvwal.keys import Seqno
 from kvwal.log.chain import FoundSegment
-from kvwal.log.reader import LogReader, place_before
+from kvwal.log.reader import LogReader, pass_over_mark, place_before
 from kvwal.log.record import Record
 from kvwal.log.retention import Hold, refuse_gap
 from kvwal.log.run import Run
@@ -191,16 +191,20 @@ class SegmentCursor:
                 continue
             try:
                 is_near = not found_now and until - self.position <= _NEAR
-                yield from walk_parts(
-                    file,
-                    segment.known,
-                    segment.limit,
-                    place,
-                    after=self.position,
-                    until=until,
-                    runs=runs,
-                    chunk_bytes=_SMALL_CHUNK_BYTES if is_near else CHUNK_BYTES,
-                )
+                while True:
+                    yield from walk_parts(
+                        file,
+                        segment.known,
+                        segment.limit,
+                        place,
+                        after=self.position,
+                        until=until,
+                        runs=runs,
+                        chunk_bytes=_SMALL_CHUNK_BYTES if is_near else CHUNK_BYTES,
+                    )
+                    # Not where more may have come since: there it is looked for anew first.
+                    if place.stop is Stop.REACHED or not found_now or not pass_over_mark(file, segment, place):
+                        break
             finally:
                 file.close()
             if place.stop is not Stop.REACHED:

@@ -29,7 +29,17 @@ from kvwal.log.walk import Found, Place, Puts, Readable, Stop, closed_record, la
 # A reason is a line.
 _MOST_WORD_BYTES: Final = 1 << 16
 
-__all__ = ["LogReader", "Replay", "place_before", "read_parts", "read_segment", "start_of"]
+__all__ = [
+    "LogReader",
+    "Replay",
+    "gather",
+    "pass_over_mark",
+    "place_before",
+    "read_parts",
+    "read_segment",
+    "start_in",
+    "start_of",
+]
 
 
 class LogReader:
@@ -110,7 +120,7 @@ class Replay:
         kinds = 0
         for i, segment in enumerate(chain):
             until = chain[i + 1].first_seqno - 1 if i + 1 < len(chain) else None
-            place = self._start(segment)
+            place = start_in(self._chain, segment, self._after)
             tail, row = yield from read_segment(
                 self._chain, segment, place, after=self._after, until=until, floor=watermark, puts=self._puts
             )
@@ -130,22 +140,26 @@ class Replay:
             goes_on=tail.stop is not Stop.CLOSED and not tail.short,
         )
 
-    def _start(self, segment: FoundSegment) -> Place:
-        """Where to begin in a segment: at the last indexed commit that is not too far, or at a clean close."""
-        header, after = segment.known, self._after
-        if segment.size < header.capacity and (closed := self._closed(segment)) is not None and closed.seqno == after:
-            # Nothing in it is asked for but how it ended. (From the index on it would be the last commit, which may
-            # be large, to find the same.) A close that is not as it should be is left to the walk from further ahead.
-            return Place(closed.offset, after, header.first_seqno - 1, header.created_us)
-        return place_before(self._chain, header, after)
 
-    def _closed(self, segment: FoundSegment) -> Found | None:
-        """The record of a clean close, if that is what the file ends with."""
-        file = self._chain.open(segment)
-        try:
-            return closed_record(file, segment.known, segment.limit)
-        finally:
-            file.close()
+def start_in(chain: Chain, segment: FoundSegment, after: int) -> Place:
+    """Where reading what is beyond `after` begins in a segment: at the last indexed commit that is not too far, or at a
+    clean close.
+    """
+    header = segment.known
+    if segment.size < header.capacity and (closed := _closed(chain, segment)) is not None and closed.seqno == after:
+        # Nothing in it is asked for but how it ended. (From the index on it would be the last commit, which may
+        # be large, to find the same.) A close that is not as it should be is left to the walk from further ahead.
+        return Place(closed.offset, after, header.first_seqno - 1, header.created_us)
+    return place_before(chain, header, after)
+
+
+def _closed(chain: Chain, segment: FoundSegment) -> Found | None:
+    """The record of a clean close, if that is what the file ends with."""
+    file = chain.open(segment)
+    try:
+        return closed_record(file, segment.known, segment.limit)
+    finally:
+        file.close()
 
 
 def start_of(header: SegmentHeader) -> Place:
@@ -204,7 +218,7 @@ def read_parts(
     try:
         while True:
             yield from walk_parts(file, header, limit, place, after=after, until=until, puts=puts, runs=runs)
-            tail, resume_offset = _gather(file, segment, place, until, floor)
+            tail, resume_offset = gather(file, segment, place, until, floor)
             row, verdict = judge(tail)
             if row is TailRow.DAMAGED_MARK:
                 if skipped is not None and resume_offset != place.offset:
@@ -230,8 +244,8 @@ def read_parts(
         file.close()
 
 
-def _gather(file: Readable, segment: FoundSegment, place: Place, until: int | None, floor: int) -> tuple[Tail, int]:
-    """The evidence about the end of the good records, and where they go on, if they do."""
+def gather(file: Readable, segment: FoundSegment, place: Place, until: int | None, floor: int) -> tuple[Tail, int]:
+    """The evidence about the end of the good records, and where they go on, if they do. Reads all that lies behind."""
     limit = segment.limit
     short = segment.size < segment.known.capacity
     last = place.last_seqno
@@ -255,6 +269,15 @@ def _gather(file: Readable, segment: FoundSegment, place: Place, until: int | No
         if durable > last:
             break
     return Tail(place.stop, last, durable, later, False, short, zeros, written, following), place.offset
+
+
+def pass_over_mark(file: Readable, segment: FoundSegment, place: Place) -> bool:
+    """Move a place at which a walk stopped behind the damaged mark that is there. False if it is something else."""
+    tail, offset = gather(file, segment, place, None, 0)
+    if judge(tail)[0] is not TailRow.DAMAGED_MARK or offset == place.offset:
+        return False
+    place.offset = offset
+    return True
 
 
 def _durable_then(directory: Directory) -> int:

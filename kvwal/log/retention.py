@@ -13,7 +13,7 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
-from typing import Final, NamedTuple
+from typing import NamedTuple
 from weakref import ref
 
 from kvwal.errors import FeedGap
@@ -21,38 +21,9 @@ from kvwal.keys import Seqno
 from kvwal.log.segment import SegmentInfo
 from kvwal.times import time_of
 
-__all__ = ["Hold", "HoldInfo", "Limits", "Retention", "TrustedClock", "refuse_gap"]
+__all__ = ["ArchiveLimits", "Hold", "HoldInfo", "Limits", "Retention", "refuse_gap"]
 
 _log = logging.getLogger("kvwal")
-
-#: A wall clock that ran ahead of the monotonic one by more than this, in seconds, is believed only after it has stood
-#: so for `_BELIEVED_AFTER_S`.
-MAX_CLOCK_STEP_S: Final = 3600.0
-_BELIEVED_AFTER_S: Final = 600.0
-
-
-class TrustedClock:
-    """The wall clock, but for a step ahead of more than an hour, which must have stood for ten minutes."""
-
-    def __init__(self, now_us: Callable[[], int], monotonic_s: Callable[[], float]) -> None:
-        self._now_us = now_us
-        self._monotonic_s = monotonic_s
-        self._wall_us = now_us()
-        self._at_s = monotonic_s()
-        self._ahead_since_s: float | None = None
-
-    def now_us(self) -> int:
-        """Microseconds since 1970 UTC, as far as they are to be believed."""
-        wall_us, at_s = self._now_us(), self._monotonic_s()
-        expected_us = self._wall_us + int((at_s - self._at_s) * 1e6)
-        if wall_us - expected_us > MAX_CLOCK_STEP_S * 1e6:
-            if self._ahead_since_s is None:
-                self._ahead_since_s = at_s
-            if at_s - self._ahead_since_s < _BELIEVED_AFTER_S:
-                return expected_us
-            _log.warning("the wall clock went ahead by %.0f s; believed now", (wall_us - expected_us) / 1e6)
-        self._wall_us, self._at_s, self._ahead_since_s = wall_us, at_s, None
-        return wall_us
 
 
 class Limits(NamedTuple):
@@ -65,6 +36,12 @@ class Limits(NamedTuple):
 
     max_bytes: int | None
     max_us: int | None
+
+
+class ArchiveLimits(Limits):
+    """Of an archive's hold, which a full disk drops after those of consumers and after the window."""
+
+    __slots__ = ()
 
 
 @dataclass(slots=True)
@@ -118,9 +95,9 @@ class Hold:
 class Retention:
     """The holds on one log."""
 
-    def __init__(self, now_us: Callable[[], int], monotonic_s: Callable[[], float]) -> None:
-        #: Tells the age of what is kept.
-        self.clock = TrustedClock(now_us, monotonic_s)
+    def __init__(self, now_us: Callable[[], int]) -> None:
+        # Tells the age of what is kept.
+        self._now_us = now_us
         # Those that were collected go when the next look finds them.
         self._holds: dict[int, tuple[HoldInfo, ref[Hold]]] = {}
         self._keys = itertools.count()
@@ -142,7 +119,7 @@ class Retention:
             segments: what is there now. newest: the last commit. time_us: of that commit.
         """
         hold = Hold(self._holds, next(self._keys), Seqno(0) if after is None else after)
-        self._holds[hold.key] = HoldInfo(name, hold.after, self.clock.now_us(), limits), ref(hold)
+        self._holds[hold.key] = HoldInfo(name, hold.after, self._now_us(), limits), ref(hold)
         oldest = Seqno(max(self._gone, segments[0].first_seqno - 1))
         if after is None:
             hold.advance(oldest)
@@ -183,15 +160,18 @@ class Retention:
             return f"{size} bytes of log are beyond its position, and the limit is {limits.max_bytes}"
         next_us = next((segment.wall_us for segment in segments if segment.first_seqno > after + 1), None)
         if limits.max_us is not None and next_us is not None:
-            age_us = self.clock.now_us() - next_us
+            age_us = self._now_us() - next_us
             if age_us > limits.max_us:
                 limit_s = limits.max_us / 1e6
                 return f"commits beyond its position are {age_us / 1e6:.0f} s old, and the limit is {limit_s:.0f} s"
         return ""
 
-    def drop_laziest(self, below: Seqno, segments: Sequence[SegmentInfo]) -> bool:
-        """Drop the holds with limits that are furthest behind, as many as let a segment go. False if none does."""
-        limited = {key: info for key, info in self._held() if info.limits is not None}
+    def drop_laziest(self, below: Seqno, segments: Sequence[SegmentInfo], *, last: bool = False) -> bool:
+        """Drop the holds with limits that are furthest behind, as many as let a segment go. False if none does.
+
+        `last`: those of archives, instead of those of consumers.
+        """
+        limited = {key: info for key, info in self._held() if _is_limited(info, last)}
         kept = self._removable(below, segments)
         dropped: list[int] = []
         for key in sorted(limited, key=lambda key: limited[key].after):
@@ -204,7 +184,9 @@ class Retention:
 
     def _drop(self, key: int, info: HoldInfo, why: str) -> None:
         if self._holds.pop(key, None) is not None:
-            _log.warning("consumer %r is lost at commit %d: %s", info.name, info.after, why)
+            is_archive = isinstance(info.limits, ArchiveLimits)
+            lost = "the archive gets a gap behind" if is_archive else f"consumer {info.name!r} is lost at"
+            _log.warning("%s commit %d: %s", lost, info.after, why)
 
     def release_before(self, below: Seqno, segments: Sequence[SegmentInfo]) -> int:
         """How many of the segments, from the oldest on, go: recovery needs only the commits from `below` on."""
@@ -222,6 +204,10 @@ class Retention:
         while n + 1 < len(segments) and segments[n + 1].first_seqno <= needed + 1:
             n += 1
         return n
+
+
+def _is_limited(info: HoldInfo, of_archive: bool) -> bool:
+    return info.limits is not None and isinstance(info.limits, ArchiveLimits) == of_archive
 
 
 def refuse_gap(

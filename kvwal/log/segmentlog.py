@@ -64,11 +64,12 @@ class SegmentLog(SegmentWriter):
         self._directory = directory
         self._identity = identity
         self._options = options
+        self._wall_us = files.now_us
         self._index_sizes = IndexSizes(directory)
         self._maker = SegmentMaker(files, directory, identity, options, self._index_sizes)
         self._reader = LogReader(directory, identity.store_id)
         #: What may be retired, and who holds what.
-        self.retention = Retention(files.now_us, files.monotonic_s)
+        self.retention = Retention(self._now_us)
         #: Which commits changed a key.
         self.key_history = KeyHistory(self._reader.chain, self._maker, self._names, self._hold_versions)
         # By first seqno, oldest first. Each change, and each look at all of them, is one step of a dict, so that
@@ -209,7 +210,7 @@ class SegmentLog(SegmentWriter):
             "reason": str(error),
             "durable_seqno": self.durable_seqno,
             "session": self.session,
-            "wall_us": self._now_us(),
+            "wall_us": self._wall_us(),
         }
         # Not flushed: after a power cut only what is on disk is found.
         with suppress(OSError):
@@ -259,7 +260,7 @@ class SegmentLog(SegmentWriter):
         for newest in self.segments()[-1:]:
             # One that has no commit, or of which all are rewritten, is replaced by one of the same name.
             previous = newest.previous if newest.first_seqno == first else newest.first_seqno
-        wall_us = carry.wall_us if carry is not None and carry.wall_us is not None else self._now_us()
+        wall_us = carry.wall_us if carry is not None and carry.wall_us is not None else self._wall_us()
         planned = self._planned_bytes() if planned is None else planned
         plan = Plan(first, previous, created_us, wall_us, planned, needed, self.required, self._optional)
         index = Index()

@@ -8,6 +8,12 @@ Rules:
   For what is beyond the watermark may be left behind, and its seqno given to another commit in a newer segment.
 - Invariant: what is beyond the beginning of a newer segment is not read in the older one, where it was superseded. So
   a cursor looks for its segment anew once the watch has found another one, from which more may be known to be on disk.
+- Where the newest segment does not go on, the tables of recovery (tail.py) say whether it may end there. What they call
+  damage is damage, what they pass over is passed over, and what they cut off is waited for.
+- Invariant: damage is a place at which reading stopped twice, the second time after what says so was read. So it was
+  whole by then, if it ever was: a record is on disk before another one says so.
+- A look reads a bounded amount where nothing was written. A segment is written in order, and no byte of it twice. So
+  once the bytes behind a place were examined, nothing is new before there is another one behind them that is not zero.
 - Nothing is written, and no log is held: what was retired meanwhile is gone.
 """
 
@@ -18,31 +24,78 @@ from typing import Final
 
 from kvwal.errors import CorruptionError
 from kvwal.files import File
-from kvwal.files.names import segment_name
 from kvwal.keys import Seqno
+from kvwal.log.chain import FoundSegment
 from kvwal.log.cursor import SegmentCursor, hold_kept
-from kvwal.log.reader import LogReader, place_before
-from kvwal.log.record import RECORD_HEADER_BYTES, Record
+from kvwal.log.reader import LogReader, gather, start_in
+from kvwal.log.record import Record
 from kvwal.log.run import Run
 from kvwal.log.segment import SegmentHeader
-from kvwal.log.walk import Place, walk
+from kvwal.log.tail import TailRow, Verdict, describe, failure, judge
+from kvwal.log.walk import Place, Readable, Stop, walk
 
 __all__ = ["FollowedCursor", "Watch"]
 
 _CHUNK_BYTES: Final = 16 << 10
+# What one look reads further behind, in turns through all that is left of the segment.
+_SWEEP_BYTES: Final = 64 << 10
+_ZEROS: Final = bytes(_SWEEP_BYTES)
+# Of a record that is larger than a chunk, what is looked at to tell whether all of it was written.
+_LAST_BYTES: Final = 4096
+# Bytes behind one place are examined at most twice in a row, and then after 2, 4 and at last this number of looks.
+_MOST_PAUSE: Final = 64
+# In one look a segment is walked at most this number of times, and its end judged.
+_MOST_STEPS: Final = 4
 _NOTHING: Final = 1 << 64
 
 
 class _Newest:
     """The newest segment, open."""
 
-    __slots__ = ("file", "header", "place")
+    __slots__ = ("examined", "file", "found", "pause", "place", "seen", "swept", "wait")
 
-    def __init__(self, file: File, header: SegmentHeader, place: Place) -> None:
+    def __init__(self, file: File, found: FoundSegment, place: Place) -> None:
         self.file = file
-        self.header = header
+        self.found = found
         #: How far it was walked. A record that is whole there never changes.
         self.place = place
+        #: Where the last byte ends that is not zero, as far as it was looked at.
+        self.seen = 0
+        #: All up to here was examined: it is no record in order, and may be there.
+        self.examined = 0
+        #: How far the rest was looked at for something that is not zero.
+        self.swept = 0
+        #: Looks until the same place is examined again, and how many those were the last time.
+        self.wait = self.pause = 0
+
+    @property
+    def end(self) -> int:
+        """Behind this there was nothing."""
+        return max(self.place.offset, self.examined)
+
+    @property
+    def is_due(self) -> bool:
+        """Whether there is something behind what was walked and examined, in a segment that may go on."""
+        return self.place.stop is not Stop.CLOSED and self.seen > self.end
+
+
+class _Arrived:
+    """A file of which the rest of a large record is read only where the end of the record was written.
+
+    One that ends with many zeros is left to what examines.
+    """
+
+    __slots__ = ("_file",)
+
+    def __init__(self, file: File) -> None:
+        self._file = file
+
+    def pread(self, size: int, offset: int) -> bytes:
+        """As `File.pread`."""
+        last = min(size, _LAST_BYTES)
+        if size > _CHUNK_BYTES and not any(self._file.pread(last, offset + size - last)):
+            return b""
+        return self._file.pread(size, offset)
 
 
 class Watch:
@@ -59,64 +112,129 @@ class Watch:
         self._newest: _Newest | None = None
 
     def look(self) -> bool:
-        """Read on; whether more of the log is on disk than before.
+        """Read on; whether more of the log is on disk than before. The first look reads as recovery does.
 
-        Raises OSError, CorruptionError or FormatError if the newest segment cannot be read, which may come of a change
-        under way: look again then.
+        Raises OSError, CorruptionError or FormatError if the newest segment cannot be read, is damaged, or is newer
+        than this version, which may come of a change under way: look again then.
         """
         before = self.durable
         newest = self._newest
         if newest is None:
-            self._newest = newest = self._open(self._find())
+            newest = self._open(self._find())
+            # All of it is examined.
+            newest.seen = newest.found.known.capacity
+            self._newest = newest
         self._walk(newest)
         # Is it still the newest segment, and in its place?
-        while (found := self._find()) != newest.header:
+        while (found := self._find()).known != newest.found.known:
             self._newest = self._open(found)
             newest.file.close()
             newest = self._newest
             self._walk(newest)
+        self._examine(newest)
         return self.durable > before
 
     @property
     def segment(self) -> SegmentHeader | None:
         """The newest segment, as it was found last."""
-        return None if self._newest is None else self._newest.header
+        return None if self._newest is None else self._newest.found.known
 
-    def _find(self) -> SegmentHeader:
-        chain = self._reader.chain
-        first_seqno = max(chain.names(), default=None)
-        if first_seqno is None:
-            raise CorruptionError(segment_name(1), None, "the log has no segments")
-        header = chain.header(first_seqno)
+    def _find(self) -> FoundSegment:
+        # The newest one, and what it says of the next: there is none, or this looks again.
+        names, (found,) = self._reader.chain.beyond(_NOTHING)
         # A segment gets its name when all before it is on disk.
-        self.know(first_seqno - 1)
-        return header
+        self.know(names[-1] - 1)
+        return found
 
-    def _open(self, header: SegmentHeader) -> _Newest:
+    def _open(self, found: FoundSegment) -> _Newest:
         """If it was replaced meanwhile, no record will verify, and the next look finds the other one."""
         chain = self._reader.chain
-        file = chain.directory.open(segment_name(header.first_seqno))
-        try:
-            return _Newest(file, header, place_before(chain, header, self.durable))
-        except BaseException:
-            file.close()
-            raise
+        place = start_in(chain, found, self.durable)
+        return _Newest(chain.open(found), found, place)
 
     def _walk(self, newest: _Newest) -> None:
         """Read on in a segment."""
-        place = newest.place
-        marker = newest.header.marker.to_bytes(4, "little")
-        if newest.file.pread(RECORD_HEADER_BYTES, place.offset)[:4] != marker:
+        if not newest.is_due:
+            self._look_behind(newest)
+        # A write that is under way is over when it is looked at again.
+        for _ in range(2):
+            offset = newest.place.offset
+            if newest.is_due:
+                self._step(newest, _Arrived(newest.file))
+            if newest.place.offset == offset:
+                break
+
+    def _look_behind(self, newest: _Newest) -> None:
+        """Look for something that was not there, at once behind the end, and in the next part of what is left."""
+        near = newest.end + _CHUNK_BYTES
+        self._see(newest, newest.end, _CHUNK_BYTES)
+        if not newest.is_due:
+            begin = max(newest.swept, near)
+            if begin >= newest.found.known.capacity:
+                begin = near
+            self._see(newest, begin, _SWEEP_BYTES)
+            newest.swept = begin + _SWEEP_BYTES
+
+    def _see(self, newest: _Newest, offset: int, size: int) -> None:
+        capacity = newest.found.known.capacity
+        size = min(size, capacity - offset)
+        if size <= 0:
             return
-        file, header = newest.file, newest.header
+        data = newest.file.pread(size, offset)
+        if len(data) < size:
+            # The file was cut, which is seen by what is examined.
+            newest.seen = max(newest.seen, capacity)
+        elif data != _ZEROS[:size]:
+            newest.seen = max(newest.seen, offset + len(data.rstrip(b"\0")))
+
+    def _step(self, newest: _Newest, file: Readable) -> None:
+        """Walk from the place to where the records in order end."""
+        place, header = newest.place, newest.found.known
         ahead = Place(place.offset, place.last_seqno, place.watermark, place.time_us)
         # It hands out nothing.
         for _ in walk(file, header, header.capacity, ahead, after=_NOTHING, chunk_bytes=_CHUNK_BYTES):
             pass
         self.know(ahead.watermark)
         self.written, self.written_us = Seqno(ahead.last_seqno), ahead.time_us
+        if ahead.offset != place.offset:
+            newest.wait = newest.pause = 0
         # Last: what is interrupted before is done again.
         newest.place = ahead
+        self._see(newest, ahead.offset, _CHUNK_BYTES)
+
+    def _examine(self, newest: _Newest) -> None:
+        """Judge what is behind the records in order, as recovery does. Raises what it says of damage.
+
+        Requires: the segment was the newest one after it was walked.
+        """
+        accused = whole = -1
+        for _ in range(_MOST_STEPS):
+            place = newest.place
+            if not newest.is_due:
+                return
+            if newest.wait:
+                newest.wait -= 1
+                return
+            segment = newest.found._replace(size=newest.file.size())
+            tail, offset = gather(newest.file, segment, place, None, self.durable)
+            row, verdict = judge(tail)
+            if row is TailRow.DAMAGED_MARK:
+                if offset == place.offset == whole:
+                    # It was found whole twice, and does not verify.
+                    return
+                whole = offset
+                newest.place = Place(offset, place.last_seqno, place.watermark, place.time_us)
+            elif verdict is Verdict.END:
+                again = newest.examined >= place.offset
+                newest.wait = newest.pause = min(2 * newest.pause, _MOST_PAUSE) or 1 if again else 0
+                newest.examined = newest.seen = place.offset + tail.written
+                return
+            elif accused == place.offset:
+                raise failure(row, verdict, segment.name, place.offset, describe(row, tail))
+            else:
+                accused = place.offset
+            # With large records, whatever they end with.
+            self._step(newest, newest.file)
 
     def know(self, durable: int) -> None:
         """Another file says that this commit is on disk."""
@@ -140,9 +258,10 @@ class FollowedCursor(SegmentCursor):
         durable: Callable[[], Seqno],
         await_beyond: Callable[[Seqno, float | None], bool],
         segment: Callable[[], SegmentHeader | None],
+        when_beyond: Callable[[Seqno, Callable[[], object]], Callable[[], object]],
     ) -> None:
         """FeedGap if commits beyond `after` are no longer kept. `segment`: the one that a `Watch` has found last."""
-        super().__init__(reader, hold_kept(reader, after, durable()), until, durable, await_beyond)
+        super().__init__(reader, hold_kept(reader, after, durable()), until, durable, await_beyond, when_beyond)
         self._log = reader
         self._newest = segment
         self._found_with = segment()

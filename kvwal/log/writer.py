@@ -30,6 +30,7 @@ from kvwal.events import Events, Flush
 from kvwal.features import KEYSPACES
 from kvwal.files import Buffer, File, Files, is_full
 from kvwal.keys import Seqno
+from kvwal.log.clock import StoreClock
 from kvwal.log.index import INDEX_STRIDE_BYTES, Index
 from kvwal.log.intents import MAX_BODY_BYTES, Body, encode_put, put_bits
 from kvwal.log.record import (
@@ -72,7 +73,9 @@ class SegmentWriter(ABC):
     """The appending half of `SegmentLog`."""
 
     def __init__(self, files: Files, session: int, events: Events) -> None:
-        self._now_us = files.now_us
+        #: By which commits are stamped.
+        self.clock = StoreClock(files.now_us, files.monotonic_s)
+        self._now_us = self.clock.now_us
         self._monotonic_s = files.monotonic_s
         self._events = events
         #: Number of the writable open that writes here.

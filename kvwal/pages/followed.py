@@ -10,7 +10,8 @@ docs/processes.md):
 
 Invariant: what `Guard.pread` returns was in the file while its generation was whole. So it looks at pin and slot after
 it has read, and never before: a slot that still has its bytes then had them when the page was read, and a pin that is
-still held was held.
+still held was held. A pin keeps what its generation reaches, and not the bases that it has: those are read by the
+slot alone.
 
 Invariant: a pin counts only if its generation was the newest after the pin was made. So it is there before the writer
 looks for pins to build the generation after the next one, which is the first that may write over its pages.
@@ -29,11 +30,13 @@ from kvwal.errors import SnapshotTooOld
 from kvwal.files import Directory, File
 from kvwal.files.names import DATA
 from kvwal.pages.bases import Bases
+from kvwal.pages.catalogue import root_of
 from kvwal.pages.meta import META_SIZE, Choice, Meta
 from kvwal.pages.node import PAGE_SIZE
 from kvwal.pages.pagefile import PageFile
 from kvwal.pages.pager import Pager
 from kvwal.pages.slots import choose_in
+from kvwal.pages.tree import Tree
 
 __all__ = ["Found", "FollowedPages", "Guard", "Pinned"]
 
@@ -75,7 +78,15 @@ class Guard:
 
     def is_whole(self) -> bool:
         """Whether no page that the generation reaches has been written over. One system call, or two."""
-        return self.is_pinned() or self._file.pread(META_SIZE, self._offset) == self._slot
+        return self.is_pinned() or self.is_in_slot()
+
+    def is_in_slot(self) -> bool:
+        """Whether no page that the generation, or a base that it has, reaches has been written over."""
+        return self._file.pread(META_SIZE, self._offset) == self._slot
+
+    def unpinned(self) -> Guard:
+        """The same for bases."""
+        return Guard(self._file, self._meta, self._slot)
 
     def is_pinned(self) -> bool:
         """Whether it stays whole for as long as its writer honours the pin."""
@@ -105,6 +116,9 @@ class FollowedPages(PageFile):
 
     #: What guards the generation that is read.
     guard: Guard
+    #: Called when bases are gone that this pager read.
+    when_bases_gone: Callable[[Pager], None] = staticmethod(lambda pager: None)
+    _of_bases: Pager | None = None
     _slots: bytes
 
     def __init__(
@@ -163,8 +177,26 @@ class FollowedPages(PageFile):
 
     def _adopt(self, found: Found) -> None:
         self._take(found.choice, found.pager, found.bases)
-        self.guard = found.guard
+        self.guard, self._of_bases = found.guard, None
         self._slots = found.slots
+
+    def tree(self, meta: Meta | None = None, table: int = 0) -> Tree:
+        """As `PageFile.tree`."""
+        if meta is None or meta.generation == self.meta.generation:
+            return super().tree(meta, table)
+        pager = self.pager_of_bases()
+        return Tree(pager, meta, *root_of(pager, meta, table))
+
+    def pager_of_bases(self) -> Pager:
+        """Reads the bases of the generation, which its pin does not keep."""
+        if self.guard.pin is None:
+            return self.pager
+        if self._of_bases is None:
+            guard = self.guard.unpinned()
+            pager = Pager(guard, self.pager.cache.limit_bytes)
+            guard.when_gone = lambda: self.when_bases_gone(pager)
+            self._of_bases = pager
+        return self._of_bases
 
     def slots(self) -> bytes:
         """The slots as they are now."""

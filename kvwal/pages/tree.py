@@ -75,9 +75,18 @@ class Tree:
         #: Whether it has a value that expires.
         self.has_expiring = bool(flags & HAS_EXPIRING)
 
+    def is_as_good_as(self, other: Tree) -> bool:
+        """Whether it is of the same generation, and read in the same way."""
+        return self._pager is other._pager and self.meta.generation == other.meta.generation
+
     def beside(self, root: bytes, height: int) -> Tree:
         """Another tree of the same generation, read in the same way."""
         return Tree(self._pager, self.meta, root, height)
+
+    @property
+    def pager(self) -> Pager:
+        """What reads its nodes. Trees that have one lose their pages at the same time."""
+        return self._pager
 
     def get(self, key: bytes) -> bytes | None:
         """The key's value; None if the key is not there. CorruptionError if a node does not verify."""

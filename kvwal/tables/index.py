@@ -9,13 +9,14 @@ from __future__ import annotations
 import time
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
+from copy import copy
 from heapq import merge
 from itertools import islice
 from typing import Any, Final, Generic, NamedTuple, TypeVar
 
 from kvwal.batch import WriteBatch
 from kvwal.db.handle import Handle
-from kvwal.db.mapping import Bounds, OrderedMapping, may_expire
+from kvwal.db.mapping import Bounds, OrderedMapping, has_expired
 from kvwal.db.part import writes_of
 from kvwal.db.snapshot import Snapshot
 from kvwal.db.transaction import Transaction
@@ -33,6 +34,7 @@ from kvwal.engine.indexes import (
     reverse_of,
     stale_key,
 )
+from kvwal.engine.indexing import ALL
 from kvwal.engine.parked import SYSTEM_TABLE
 from kvwal.engine.tables import as_table_name
 from kvwal.errors import IndexNotFoundError, IndexNotReadyError
@@ -110,7 +112,7 @@ class IndexSpec(Generic[I, K, V]):
 class _Lookup:
     """An index at one moment."""
 
-    __slots__ = ("_declared", "_entries", "_expires", "_own", "_reverse", "_table")
+    __slots__ = ("_declared", "_entries", "_has_expired", "_own", "_reverse", "_table")
 
     def __init__(
         self,
@@ -132,7 +134,7 @@ class _Lookup:
             raise IndexNotFoundError(spec.table.name, spec.name)
         spec.declared.check(row.name, index)
         self._table = part(row.id)
-        self._expires = may_expire(self._table)
+        self._has_expired = has_expired(self._table)
         at = system.get(building_key(index.id))
         if at is not None:
             error = IndexNotReadyError(row.name, index.name, *_progress(self._table, at))
@@ -147,12 +149,12 @@ class _Lookup:
     def entries(self, bounds: Bounds) -> Iterator[bytes]:
         """The entries of a range, as far as they hold."""
         reverse, own = self._reverse, self._own
-        if reverse is None and own is None and not self._expires:
+        if reverse is None and own is None and not self._has_expired:
             return iter(self._entries.keys(bounds.start, bounds.stop, reverse=bounds.reverse, limit=bounds.limit))
         entries = iter(self._entries.keys(bounds.start, bounds.stop, reverse=bounds.reverse))
         if reverse is not None:
             entries = (entry for entry in entries if names_entry(reverse.get(entry_of(entry)[1]), entry))
-        if self._expires:
+        if self._has_expired:
             # What has expired leaves with its entries, but later.
             table = self._table
             entries = (entry for entry in entries if table.get(entry_of(entry)[1]) is not None)
@@ -170,7 +172,7 @@ class _Lookup:
             entry
             # Of a transaction of tasks more may be written meanwhile.
             for key, found in list(own.writes.items())
-            if (value := plain(found)) is not None and not (self._expires and self._table.get(key) is None)
+            if (value := plain(found)) is not None and not (self._has_expired and self._table.get(key) is None)
             for entry in entries_of(row_of(key, value), key)
             if bounds.contains(entry)
         ]
@@ -178,7 +180,7 @@ class _Lookup:
 
     def count(self, bounds: Bounds) -> int:
         """The number of entries of a range."""
-        if self._reverse is None and self._own is None and not self._expires:
+        if self._reverse is None and self._own is None and not self._has_expired:
             return len(self._entries.keys(bounds.start, bounds.stop))
         return sum(1 for _ in self.entries(bounds))
 
@@ -319,6 +321,9 @@ class Index(IndexReading[I, K, V], Generic[I, K, V]):
         self._owner = owner
 
     def _lookup(self) -> tuple[_Lookup, Callable[[], object]]:
+        return self._engine.reads.moments.now.again(self._lookup_now)
+
+    def _lookup_now(self) -> tuple[_Lookup, Callable[[], object]]:
         now = Snapshot(self._engine, owner=self._owner)
         try:
             return _Lookup(self._spec, now.part, _no_writes, self._engine.tables.indexes.failures.get), now.close
@@ -353,12 +358,16 @@ class Index(IndexReading[I, K, V], Generic[I, K, V]):
     def wait(self, timeout_s: float | None = None) -> bool:
         """Wait until it is built. False if it is not after `timeout_s`.
 
+        Where building is stopped, by a full disk for one, the error of that is raised; the next call goes on.
         IndexNotReadyError if building has failed, with what the function raised as its cause, or if no thread builds it
-        here; IndexNotFoundError.
+        here; IndexNotFoundError; ClosedError.
         """
         began_s, wait_s = time.monotonic(), _LEAST_WAIT_S
+        indexes = self._engine.tables.indexes
+        indexes.go_on()
         while True:
-            building = self._engine.tables.indexes.is_building(self._spec.table.name, self.name)
+            stopped = indexes.failures.get(ALL)
+            building = indexes.is_building(self._spec.table.name, self.name)
             try:
                 _, let_go = self._lookup()
                 let_go()
@@ -366,6 +375,8 @@ class Index(IndexReading[I, K, V], Generic[I, K, V]):
             except IndexNotReadyError:
                 if not building:
                     raise
+            if stopped is not None:
+                raise copy(stopped) from stopped
             if timeout_s is not None and time.monotonic() - began_s >= timeout_s:
                 return False
             time.sleep(wait_s)

@@ -157,6 +157,9 @@ class StoredTable(OrderedMapping):
     def get_many(self, keys: Iterable[BytesLike], *, cached_only: bool = False) -> list[bytes | None]:
         """The values of several keys, in their order; None where a key is missing. All from one moment."""
         wanted = list(map(as_key, keys))
+        return self._engine.reads.moments.now.again(lambda: self._get_many(wanted, cached_only))
+
+    def _get_many(self, wanted: list[bytes], cached_only: bool) -> list[bytes | None]:
         table = self.id(cached_only=cached_only)
         if table is None:
             return [None] * len(wanted)
@@ -176,6 +179,9 @@ class StoredTable(OrderedMapping):
         )
 
     def _walk(self, bounds: Bounds) -> Iterator[Chunk]:
+        return self._engine.reads.moments.now.begun(lambda: self._walked(bounds))
+
+    def _walked(self, bounds: Bounds) -> Iterator[Chunk]:
         table = self.id()
         if table is None:
             return iter(())

@@ -210,9 +210,13 @@ async def remove(way: Way, spec: TableSpec[K, Any], key: K) -> bool:
 
 
 async def bring_back(way: Way, spec: TableSpec[Any, Any], key: bytes, value: Value, how: How) -> Seqno:
-    """Put a value that there was, as bytes; None: delete it."""
+    """Put a value that there was, as bytes, to expire when it was to; None: delete it."""
     if value is None:
         return await _write(way, spec, lambda part: part.delete(key), how)
+    if type(value) is Expiring:
+        puts = WriteBatch()
+        puts.put_until(key, value.value, value.expires_us)
+        return await _operate(way, spec, lambda newest, part: into(puts, part), how, puts.writes)
     return await put_bytes(way, spec, key, value, how)
 
 

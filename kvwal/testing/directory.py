@@ -88,7 +88,7 @@ class SimulatedDirectory:
             raise_after(fault, path)
             return SimulatedFile(disk, node, self._node, path, write or create)
 
-    def rename(self, source: str, target: str) -> None:
+    def rename(self, source: str, target: str, *, replace: bool = True) -> None:
         disk, path = self._disk, self._path(source)
         with disk.mutex:
             entries = self._entries()
@@ -98,6 +98,14 @@ class SimulatedDirectory:
             if node is None:
                 raise failure(errno.ENOENT, path)
             replaced = entries.get(target)
+            if not replace:
+                if replaced is not None:
+                    raise failure(errno.EEXIST, path)
+                # Two changes: the power may be cut between them.
+                self._node.change(Entry(disk.operations, "", target, node))
+                self._node.change(Entry(disk.operations, source, "", None))
+                raise_after(fault, path)
+                return
             if isinstance(replaced, Inode):
                 disk.remember(replaced)
             if source != target:

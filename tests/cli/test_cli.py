@@ -6,8 +6,11 @@ import base64
 import json
 import os
 import shlex
+import signal
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -360,21 +363,11 @@ def test_consumers_are_tabbed_lines_or_objects(path: str) -> None:
     assert [parked["error"][:18] for parked in mailer["parked"]] == ["ZeroDivisionError:"]
 
 
-def test_commands_that_read_do_so_beside_the_process_that_writes(filled: str) -> None:
-    alone = [run(*command).stdout for command in (("changes", filled), ("scan", filled), ("tables", filled))]
+def test_a_process_reads_beside_the_one_that_writes(filled: str) -> None:
     with kvwal.open(filled) as db:
-        users = db.table("users", str, int)
-        users["ada"] = 1
         db.put(b"new", b"value")
         db.checkpoint()
         assert kvwal_process("get", filled, "new").stdout == b"value"
-        assert kvwal_process("get", filled, "ada", "--table", "users").stdout == b"1\n"
-        beside = [kvwal_process(command, filled).stdout.decode() for command in ("changes", "scan", "tables")]
-        assert beside[0].startswith(alone[0])
-        assert beside[1] == "".join(sorted([*alone[1].splitlines(keepends=True), "new\tvalue\n"]))
-        assert beside[2] == "users\tstr\tcounter\t1\n"
-        # The past needs the store alone.
-        assert kvwal_process("scan", filled, "--at", "1").returncode == 4
 
 
 def test_changes_are_followed_as_they_come(path: str) -> None:
@@ -387,6 +380,101 @@ def test_changes_are_followed_as_they_come(path: str) -> None:
             db.put(b"second", b"2")
             assert following.stdout.readline() == "2\t0\tput\tsecond\t2\n"
             assert following.wait(20) == 0
+
+
+def test_every_command_that_reads_works_beside_a_writer_that_is_busy(path: str, tmp_path: Path) -> None:
+    stop = threading.Event()
+    with kvwal.open(path, keep_history_s=3600) as db:
+        users = db.table("users", str, int)
+        for n in range(50):
+            db.put(b"key", b"%d" % n)
+        users["ada"] = 1
+        db.checkpoint()
+
+        def write() -> None:
+            n = 0
+            while not stop.is_set():
+                n += 1
+                users["bob"] = n
+                if n % 50 == 0:
+                    db.checkpoint()
+                time.sleep(0.002)
+
+        writer = threading.Thread(target=write)
+        writer.start()
+        try:
+            for command, first in (
+                (["get", path, "key"], "49"),
+                (["get", path, "key", "--at", "7"], "6"),
+                (["get", path, "ada", "--table", "users"], "1"),
+                (["scan", path], "key\t49"),
+                (["scan", path, "--keys", "--at", "7"], "key"),
+                (["tables", path], "users\tstr\tcounter\t2"),
+                (["changes", path, "-n", "1"], "1\t0\tput\tkey\t0"),
+                (["log", path, "--reverse", "-n", "1"], "commit 1"),
+                (["log", path, "-n", "1"], "commit "),
+                (["history", path, "key", "-n", "1"], "50\t"),
+                (["history", path, "ada", "--table", "users"], "51\t"),
+                (["diff", path, "1", "50"], "-\tkey\t0"),
+                (["diff", path, "51", "--table", "users", "--prefix", "ada"], ""),
+                (["dump", path], '{"key": "key"'),
+                (["dump", path, "--at", "7"], '{"key": "key"'),
+                (["stats", path], ""),
+                (["consumers", path], ""),
+                (["verify", path], "everything holds"),
+            ):
+                done = run(*command)
+                assert done.output.startswith(first), (command, done.output)
+        finally:
+            stop.set()
+            writer.join()
+
+
+def test_log_and_get_follow_what_comes(path: str) -> None:
+    def started(*arguments: str) -> subprocess.Popen[str]:
+        command = [sys.executable, "-m", "kvwal", *arguments]
+        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+    with kvwal.open(path) as db:
+        db.put(b"k", b"1\n")
+        db.table("users", str, int)["ada"] = 1
+        following = [
+            started("get", path, "k", "--follow"),
+            started("get", path, "ada", "--table", "users", "--follow", "--json"),
+            started("log", path, "--follow", "--json", "--after", "1", "-n", "4"),
+        ]
+        lines = [iter(each.stdout) for each in following if each.stdout is not None]
+        assert next(lines[0]) == "1\\n\n"
+        assert json.loads(next(lines[1])) == {"key": "ada", "value": 1}
+        assert json.loads(next(lines[2]))["seqno"] == 2
+        db.put(b"other", b"")
+        db.put(b"k", b"2")
+        db.put(b"k2", b"not this")
+        db.delete(b"k")
+        db.put(b"k", b"3")
+        assert [next(lines[0]) for _ in range(2)] == ["2\n", "3\n"]
+        db.table("users", str, int)["ada"] = 2
+        db.table("users", str, int).clear()
+        assert json.loads(next(lines[1]))["value"] == 2
+        assert json.loads(next(lines[1])) == {"key": "ada"}
+        assert [json.loads(next(lines[2]))["seqno"] for _ in range(3)] == [3, 4, 5]
+        assert following[2].wait(20) == 0
+        for each in following[:2]:
+            each.send_signal(signal.SIGINT)
+            assert each.wait(20) == 130
+        assert following[0].stderr is not None
+        assert following[0].stderr.read() == "kvwal: no such key: k\nkvwal: interrupted\n"
+        for each in following:
+            each.communicate()
+        gone = started("get", path, "k", "--follow")
+        assert gone.stdout is not None
+        assert gone.stdout.readline() == "3\n"
+        gone.stdout.close()
+        db.put(b"k", b"4")
+        assert gone.wait(20) == 141
+        run("get", path, "k", "--follow", "--at", "1", expect=2)
+        assert gone.stderr is not None
+        gone.stderr.close()
 
 
 def test_history_is_tabbed_lines_newest_first(path: str) -> None:

@@ -73,7 +73,7 @@ def test_each_failure_is_an_error_of_the_module_and_an_os_error(tmp_path: Path) 
     with dbm.open(tmp_path / "a.db", "c") as db:
         db["k"] = "v"
         with pytest.raises(dbm.error, match="already open in this process"):
-            dbm.open(tmp_path / "a.db")
+            dbm.open(tmp_path / "a.db", "w")
     walk = iter(db)
     uses: list[Any] = [db.keys, db.values, db.items, db.clear, db.popitem, db.firstkey, db.sync, db.reorganize]
     uses += [lambda: db["k"], lambda: db.get("k"), lambda: "k" in db, lambda: len(db), lambda: next(walk)]

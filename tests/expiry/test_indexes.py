@@ -11,6 +11,7 @@ from store_fixtures import TINY, check_store, problems_of
 
 import kvwal
 from kvwal import codecs
+from kvwal.tables.index import _Lookup
 from kvwal.testing import SimulatedDisk
 
 BY: dict[str, Any] = {"key": lambda user: user["city"], "codec": str}
@@ -179,3 +180,31 @@ def test_an_entry_that_comes_back_with_the_clock_is_in_the_index_that_was_built_
         assert set(users) == {1}
         assert entries_of(users.index("by_city", **BY)) == [("a", 1)]
         assert problems_of(db) == []
+
+
+def test_counts_walk_only_where_something_has_expired_and_is_not_removed_yet(
+    db: kvwal.Store, disk: SimulatedDisk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    users = db.table("users", int, codecs.json())
+    index = users.index("by_city", **BY)
+    users.update({n: {"city": "a"} for n in range(20)})
+    walks: list[object] = []
+    entries = _Lookup.entries
+    monkeypatch.setattr(_Lookup, "entries", lambda self, bounds: walks.append(bounds) or entries(self, bounds))
+
+    def counted() -> tuple[int, bool]:
+        before = len(walks)
+        with db.snapshot() as snapshot, db.transaction() as txn:
+            found = {index.count(), index.within(snapshot).count(), index.within(txn).count()}
+        return found.pop(), len(walks) > before
+
+    db.put(b"elsewhere", b"v", expire_s=10)
+    users.put(1, {"city": "b"}, expire_s=20)
+    assert counted() == (20, False)
+    disk.pass_time(10)
+    users.delete(2)
+    assert counted()[0] == 19
+    disk.pass_time(10)
+    assert counted() == (18, True)
+    remove_all(db)
+    assert counted() == (18, False)

@@ -51,7 +51,7 @@ def test_names_are_those_of_the_directory_that_was_opened_after_a_change_of_the_
     opened.close()
 
 
-@pytest.mark.parametrize("change", ["create", "rename", "unlink"])
+@pytest.mark.parametrize("change", ["create", "rename", "rename to a new name", "unlink"])
 def test_nothing_is_changed_in_a_directory_that_took_its_place(opened: Directory, tmp_path: Path, change: str) -> None:
     fill(opened, "mine", b"1")
     os.rename(tmp_path / "store", tmp_path / "moved")
@@ -62,6 +62,8 @@ def test_nothing_is_changed_in_a_directory_that_took_its_place(opened: Directory
             opened.open("new", create=True).close()
         elif change == "rename":
             opened.rename("mine", "new")
+        elif change == "rename to a new name":
+            opened.rename("mine", "new", replace=False)
         else:
             opened.unlink("mine")
     except StoreRemovedError as error:
@@ -209,3 +211,18 @@ def test_a_name_that_is_a_link_is_not_followed(opened: Directory, tmp_path: Path
     with pytest.raises(FileExistsError):
         opened.open("a", create=True)
     opened.close()
+
+
+def test_a_rename_replaces_only_what_it_may(opened: Directory) -> None:
+    fill(opened, "a", b"1")
+    fill(opened, "taken", b"2")
+    with pytest.raises(FileExistsError):
+        opened.rename("a", "taken", replace=False)
+    with pytest.raises(FileNotFoundError):
+        opened.rename("none", "b", replace=False)
+    assert opened.open("taken").pread(9, 0) == b"2"
+    opened.rename("a", "b", replace=False)
+    assert sorted(opened.names()) == ["b", "taken"]
+    opened.rename("b", "taken")
+    assert opened.names() == ["taken"]
+    assert opened.open("taken").pread(9, 0) == b"1"

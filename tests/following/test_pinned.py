@@ -202,6 +202,31 @@ def test_pins_outlive_a_writer_that_is_followed_by_another_as_far_as_is_sure(pat
         assert live[b"0001"] == b"%d" % n * 500
 
 
+def test_a_past_moment_of_a_pinned_follower_is_right_or_too_old(path: str) -> None:
+    """A pin keeps no base: one that is dropped may be written over while the pin is held."""
+    options = {"background": False, "segment_bytes": 16 << 10, "history_base_bytes": 0, "keep_history_bytes": 6 << 20}
+    with kvwal.open(path, **options) as db:  # type: ignore[arg-type]  # the options are of several types
+        for n in range(8):
+            rewrite(db, b"%d" % n)
+        with kvwal.follow(path, cache_bytes=256 << 10) as live:
+            # Each rewriting is one commit.
+            seqno = live.window.newest - 2
+            values = {b"%04d" % n: b"%d" % (seqno - 1) * 500 for n in range(2000)}
+            with live.snapshot(at=seqno) as past, live.snapshot() as now:
+                old = 0
+                for n in range(12):
+                    try:
+                        assert dict(past) == values
+                    except kvwal.SnapshotTooOld:
+                        old += 1
+                    assert now[b"0001"] == b"7" * 500
+                    rewrite(db, b"%d" % (n % 10))
+                assert old
+            live.refresh()
+            with live.snapshot(at=live.window.oldest) as past:
+                assert len(past) == 2000
+
+
 # Processes that are killed and stopped.
 
 READER = """

@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
-import errno
 import random
 from collections.abc import Callable
 from contextlib import suppress
-from functools import cache
+from itertools import combinations, product
 from typing import Any
 
 import pytest
+from recorded_programs import (
+    KEYS,
+    PROGRAMS,
+    at_random,
+    checkpoints,
+    one_checkpoint,
+    ranges,
+    recorded,
+    step_by_step,
+    turns,
+)
 from two_programs import Follow, Recorded, World
 
 import kvwal
@@ -19,97 +29,6 @@ from kvwal.log import encode_put
 from kvwal.log.record import encode_record
 from kvwal.log.segment import HEADER_PAGE_BYTES, SegmentHeader, decode_header
 from kvwal.testing import SimulatedDisk
-
-KEYS = [b"key%d" % n for n in range(6)]
-
-
-def one_checkpoint(writer: Recorded) -> None:
-    """A checkpoint between commits; the pages that the first ones took are used again."""
-    with writer.open() as db:
-        for n in range(3):
-            writer.put(*((key, b"%d first" % n) for key in KEYS))
-            db.checkpoint()
-        writer.put((KEYS[0], b"before"))
-        writer.begin = len(writer.steps)
-        writer.put((KEYS[1], b"just before"))
-        db.checkpoint()
-        writer.put((KEYS[2], b"after"), (KEYS[3], None))
-
-
-def checkpoints(writer: Recorded) -> None:
-    """One checkpoint after each commit: pages are used again as fast as that is possible."""
-    with writer.open() as db:
-        writer.put(*((key, b"0" * 900) for key in KEYS))
-        db.checkpoint()
-        writer.begin = len(writer.steps)
-        for n in range(8):
-            writer.put(*((key, b"%d" % n * 900) for key in KEYS[n % 3 :]), (KEYS[n % 2], None))
-            db.checkpoint()
-
-
-def restarts(writer: Recorded) -> None:
-    """Clean ends, and processes that die with commits that are not on disk for sure."""
-    db = writer.open()
-    writer.put(*((key, b"0") for key in KEYS))
-    writer.begin = len(writer.steps)
-    db.close()
-    for n in range(4):
-        db = writer.open()
-        writer.put((KEYS[0], b"%d durable" % n))
-        writer.put((KEYS[1], b"%d not yet" % n), durability="os")
-        writer.put((KEYS[2], b"%d nor this" % n), durability="os")
-        if n == 2:
-            db.checkpoint()
-        if n % 2:
-            db.close()
-        else:
-            writer.disk.kill()
-            db.engine.abandon()
-
-
-def refusals(writer: Recorded) -> None:
-    """The disk is full: records that are written whole, and refused; other commits get their seqnos."""
-    with writer.open():
-        writer.put(*((key, b"0") for key in KEYS))
-        writer.begin = len(writer.steps)
-        for n in range(4):
-            writer.disk.fail("pwrite", error=errno.ENOSPC, path="*.log*", effect="all", forever=True)
-            writer.put((KEYS[n], b"refused, and longer than what comes in its place"[n * 9 :]))
-            writer.disk.heal()
-            writer.put((KEYS[n + 1], b"instead"))
-            writer.put((KEYS[n], b"and %d" % n))
-
-
-def rolls(writer: Recorded) -> None:
-    """New segments, and old ones that are retired."""
-    with writer.open(checkpoint_log_bytes=16 << 10) as db:
-        writer.put(*((key, b"0") for key in KEYS))
-        writer.begin = len(writer.steps)
-        for n in range(9):
-            writer.put((KEYS[n % 6], b"%d" % n * 6000))
-            if n % 3 == 2:
-                db.checkpoint()
-
-
-def ranges(writer: Recorded) -> None:
-    """Ranges that are deleted, and large values."""
-    with writer.open() as db:
-        writer.put(*((key, b"0") for key in KEYS))
-        writer.begin = len(writer.steps)
-        for n in range(4):
-            writer.states.append({key: value for key, value in writer.states[-1].items() if key >= KEYS[3]})
-            db.delete_range(None, KEYS[3])
-            writer.put((KEYS[n], b"%d" % n * 5000))
-            if n % 2:
-                db.checkpoint()
-
-
-PROGRAMS: list[Callable[[Recorded], None]] = [one_checkpoint, checkpoints, restarts, refusals, rolls, ranges]
-
-
-@cache
-def recorded(program: Callable[[Recorded], None]) -> Recorded:
-    return Recorded(program)
 
 
 def session(world: World) -> None:
@@ -150,6 +69,11 @@ def test_a_follower_alone_sees_the_last_durable_commit_of_every_instant(program:
     session(world)
 
 
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_a_follower_that_looks_at_every_instant_sees_durable_moments(program: Callable[[Recorded], None]) -> None:
+    step_by_step(recorded(program))
+
+
 def test_what_is_recorded_is_done_again_as_it_was() -> None:
     for program in PROGRAMS:
         writer = recorded(program)
@@ -162,34 +86,16 @@ def test_what_is_recorded_is_done_again_as_it_was() -> None:
 
 @pytest.mark.parametrize("program", PROGRAMS)
 def test_any_turns_of_both_give_durable_moments(program: Callable[[Recorded], None], rng: random.Random) -> None:
-    _at_random(recorded(program), rng, 60)
+    at_random(recorded(program), rng, 60)
 
 
-def _turns(draw: random.Random, often: float, most: int) -> Callable[[int], int]:
-    return lambda n: (draw.random() < often) * draw.randint(1, most)
-
-
-def _at_random(writer: Recorded, rng: random.Random, runs: int) -> None:
-    for _ in range(runs):
-        seed = rng.getrandbits(64)
-        draw = random.Random(seed)
-        often, most = draw.choice(((0.02, 200), (0.1, 40), (0.3, 8), (0.9, 3)))
-        world = World(writer, _turns(draw, often, most))
-        world.advance(draw.randint(writer.begin, len(writer.steps)))
-        try:
-            follow = Follow(world)
-            held = [follow.snapshot()]
-            next(held[0])
-            for _ in range(draw.randint(1, 12)):
-                draw.choice((follow.scan, follow.get, follow.refresh, follow.count))()
-                next(draw.choice(held))
-                if draw.random() < 0.2:
-                    held.append(follow.snapshot())
-                    next(held[-1])
-            follow.end()
-        except BaseException as error:
-            error.add_note(f"the seed of this run is {seed}")
-            raise
+@pytest.mark.slow
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_any_turns_of_both_give_durable_moments_many_times(
+    program: Callable[[Recorded], None], rng: random.Random
+) -> None:
+    """Of all six programs together 102,000 runs."""
+    at_random(recorded(program), rng, 17_000)
 
 
 class _AnySum:
@@ -211,7 +117,7 @@ def test_that_a_page_was_written_over_is_seen_without_its_checksum(
     writer = recorded(program)
     for module in ("pager", "tree", "slots"):
         monkeypatch.setattr(f"kvwal.pages.{module}.crc32c", lambda *_: _AnySum())
-    _at_random(writer, rng, 100)
+    at_random(writer, rng, 100)
 
 
 @pytest.mark.parametrize(("start", "step"), [(0, 7)])
@@ -222,6 +128,52 @@ def test_one_checkpoint_whole_with_one_turn_anywhere(start: int, step: int) -> N
 @pytest.mark.slow
 def test_one_checkpoint_whole_with_one_turn_everywhere() -> None:
     _exhaust(recorded(one_checkpoint), range(1 << 20))
+
+
+def brief_session(world: World) -> None:
+    """Attach, read, detach."""
+    follow = Follow(world)
+    follow.scan()
+    follow.close()
+
+
+def _three_turns(befores: range, step: int) -> None:
+    """Before it attaches, and twice while it attaches, reads and detaches, the writer does some operations."""
+    writer = recorded(one_checkpoint)
+    steps = range(len(writer.steps) - writer.begin + 1)
+    world = World(writer)
+    world.advance(writer.begin)
+    brief_session(world)
+    # It does some more when it has to begin again.
+    places = range(world.looked + 10)
+    number = 0
+    for before, first, second in product(befores, steps[1:], steps[1:]):
+        if before + first + second > steps[-1]:
+            continue
+        for at, then in combinations(places, 2):
+            number += 1
+            if number % step:
+                continue
+            plan = {at: first, then: second}
+            world = World(writer, lambda n, plan=plan: plan.get(n, 0))  # type: ignore[misc]  # bound in each round
+            world.advance(writer.begin + before)
+            try:
+                brief_session(world)
+            except BaseException as error:
+                error.add_note(f"{before} operations before, then {plan}")
+                raise
+    assert number
+
+
+def test_one_checkpoint_with_some_turns_of_the_writer() -> None:
+    _three_turns(range(99), 331)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("before", range(11))
+def test_one_checkpoint_with_any_three_turns_of_the_writer(before: int) -> None:
+    """Each number of operations at each place: all of them together are each way in which the two can alternate so."""
+    _three_turns(range(before, before + 1), 1)
 
 
 def _exhaust(writer: Recorded, chosen: range) -> None:
@@ -295,7 +247,7 @@ def test_a_store_that_is_erased_meanwhile_is_one_or_the_other_or_gone(rng: rando
     old = dict.fromkeys(KEYS, b"0") | {KEYS[0]: b"1"}
     for _ in range(200):
         draw = random.Random(rng.getrandbits(64))
-        world = World(writer, _turns(draw, 0.2, 9))
+        world = World(writer, turns(draw, 0.2, 9))
         world.advance(draw.randint(writer.begin, len(writer.steps)))
         with suppress(kvwal.StoreNotFoundError, kvwal.StoreRemovedError), world.follow() as follower:
             while world.done < len(writer.steps):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import logging
 from datetime import UTC, datetime
 from random import Random
 from typing import Any
@@ -19,11 +18,10 @@ from kvwal.errors import FeedGap
 from kvwal.files.names import numbers, segment_name
 from kvwal.keys import Seqno
 from kvwal.log import LogReader, SegmentInfo, SegmentLog, read_kept
-from kvwal.log.retention import Hold, HoldInfo, Limits, Retention, TrustedClock
+from kvwal.log.retention import Hold, HoldInfo, Limits, Retention
 from kvwal.testing import SimulatedDisk
 
-HOUR_US = 3600 * 1_000_000
-DAY_US = 24 * HOUR_US
+DAY_US = 24 * 3600 * 1_000_000
 
 
 @pytest.fixture
@@ -62,7 +60,7 @@ def segments(*walls: int, size: int = 100) -> list[SegmentInfo]:
 
 
 def retention(time: Time) -> Retention:
-    return Retention(time.now_us, time.monotonic_s)
+    return Retention(time.now_us)
 
 
 # -- what recovery needs, and holds ------------------------------------------------------------
@@ -159,49 +157,6 @@ def test_a_hold_that_comes_while_segments_are_let_go_is_honoured_or_refused(oute
         release() if outer == "hold" else ask()
     [answer], [n] = answers, gone
     assert isinstance(answer, FeedGap) or there[n].first_seqno <= 96
-
-
-# -- the clock ---------------------------------------------------------------------------------------
-
-
-def test_a_step_ahead_is_believed_only_after_it_has_stood_for_ten_minutes(caplog: pytest.LogCaptureFixture):
-    time = Time()
-    clock = TrustedClock(time.now_us, time.monotonic_s)
-    start = time.wall_us
-    time.pass_s(60)
-    assert clock.now_us() == start + 60_000_000
-    time.wall_us += 365 * DAY_US
-    assert clock.now_us() == start + 60_000_000
-    time.pass_s(599)
-    assert clock.now_us() == start + 659_000_000
-    with caplog.at_level(logging.WARNING, "kvwal"):
-        time.pass_s(1)
-        assert clock.now_us() == time.wall_us
-    assert "went ahead" in caplog.text
-    time.pass_s(5)
-    assert clock.now_us() == time.wall_us
-
-
-def test_a_step_ahead_that_is_taken_back_was_never_believed():
-    time = Time()
-    clock = TrustedClock(time.now_us, time.monotonic_s)
-    start = time.wall_us
-    time.wall_us += 2 * DAY_US
-    assert clock.now_us() == start
-    time.wall_us -= 2 * DAY_US
-    time.pass_s(900)
-    assert clock.now_us() == start + 900_000_000
-    # Another one stands anew for ten minutes.
-    time.wall_us += 2 * DAY_US
-    assert clock.now_us() == start + 900_000_000
-
-
-@pytest.mark.parametrize("step_us", [HOUR_US, -HOUR_US, -365 * DAY_US])
-def test_a_small_step_ahead_and_every_step_back_is_believed_at_once(step_us: int):
-    time = Time()
-    clock = TrustedClock(time.now_us, time.monotonic_s)
-    time.wall_us += step_us
-    assert clock.now_us() == time.wall_us
 
 
 # -- cursors hold ------------------------------------------------------------------------------

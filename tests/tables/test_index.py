@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 import threading
 from collections.abc import Iterator
@@ -31,7 +32,7 @@ from kvwal.errors import (
     ReadOnlyError,
     TableCodecError,
 )
-from kvwal.tables.index import IndexSpec
+from kvwal.tables.index import Index, IndexSpec
 from kvwal.testing import SimulatedDisk, crash_every
 
 User = dict[str, Any]
@@ -534,7 +535,7 @@ def test_a_range_that_is_deleted_while_stale_entries_are_removed_is_seen_to_as_w
         pass
     assert index.count() == 2000
     assert indexes.is_due()
-    indexes.work()
+    indexes.go_on()
     assert db.tables()[0].indexes[0].entries == 2000
 
 
@@ -928,3 +929,81 @@ def test_building_goes_on_where_the_memtable_was_full(tmp_path: Path) -> None:
         index = numbers.index("by", key=lambda n: -n, codec=int)
         assert index.wait(60)
         assert index.count() == 8_000
+
+
+# -- building that is stopped ------------------------------------------------------------------
+
+
+def waiting(index: Index[Any, Any, Any]) -> tuple[threading.Thread, list[object]]:
+    """A thread that waits for an index, and what came of it."""
+    outcomes: list[object] = []
+
+    def wait() -> None:
+        try:
+            outcomes.append(index.wait(20))
+        except kvwal.Error as error:
+            outcomes.append(type(error))
+
+    thread = threading.Thread(target=wait)
+    thread.start()
+    return thread, outcomes
+
+
+@pytest.mark.parametrize("background", [True, False])
+def test_waiting_says_that_the_disk_is_full_and_building_goes_on_when_it_is_not(
+    disk: SimulatedDisk, background: bool
+) -> None:
+    with kvwal.open("/s.kv", files=disk, background=background, **TINY) as db:
+        numbers = db.table("n", int, int)
+        numbers.update({n: n for n in range(3_000)})
+        db.checkpoint()
+        begin = threading.Event()
+
+        def negative(n: int) -> int:
+            begin.wait(20)
+            return -n
+
+        indexes = db.engine.tables.indexes
+        if not background:
+            indexes.wake = bool
+        index = numbers.index("by", key=negative, codec=int)
+        if not background:
+            indexes.wake = None
+        disk.fail("write", error=errno.ENOSPC, forever=True)
+        begin.set()
+        with pytest.raises(kvwal.DiskFullError):
+            index.wait(20)
+        with pytest.raises(kvwal.DiskFullError):
+            index.wait(20)
+        disk.heal()
+        assert index.wait(20)
+        assert index.count() == 3_000
+
+
+@pytest.mark.parametrize("end", ["poison", "close"])
+def test_waiting_ends_with_the_store(disk: SimulatedDisk, end: str) -> None:
+    released = threading.Event()
+
+    def negative(n: int) -> int:
+        if n == 2_000:
+            released.wait(20)
+        return -n
+
+    db = kvwal.open("/s.kv", files=disk, **TINY)
+    numbers = db.table("n", int, int)
+    numbers.update({n: n for n in range(3_000)})
+    thread, outcomes = waiting(numbers.index("by", key=negative, codec=int))
+    wait_until(lambda: numbers.index("by", key=negative, codec=int).progress[0] >= 1_000)
+    if end == "poison":
+        disk.fail("fsync", forever=True)
+        with pytest.raises(kvwal.PoisonedError):
+            db[b"k"] = b"v"
+        released.set()
+    else:
+        closing = threading.Thread(target=db.close)
+        closing.start()
+        released.set()
+        closing.join(20)
+    thread.join(20)
+    assert outcomes == [kvwal.PoisonedError if end == "poison" else kvwal.ClosedError]
+    db.close()

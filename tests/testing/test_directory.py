@@ -120,3 +120,22 @@ def test_a_failed_flush_is_no_refusal_whatever_its_errno(disk):
         with pytest.raises(SystemCallError) as caught:
             flush()
         assert not isinstance(caught.value, RefusedError)
+
+
+def test_a_rename_that_replaces_nothing_may_be_cut_between_its_two_names(disk):
+    directory = opened(disk)
+    file = directory.open("f", create=True)
+    file.pwrite(b"x", 0)
+    file.sync()
+    directory.open("taken", create=True).close()
+    with pytest.raises(FileExistsError):
+        directory.rename("f", "taken", replace=False)
+    with pytest.raises(FileNotFoundError):
+        directory.rename("none", "g", replace=False)
+    directory.sync()
+    directory.rename("f", "g", replace=False)
+    assert directory.open("g").pread(9, 0) == b"x"
+    found = {tuple(sorted(disk.crash(mask).open_directory("/a").names())) for mask in range(4)}
+    assert found == {("f", "taken"), ("f", "g", "taken"), ("taken",), ("g", "taken")}
+    directory.sync()
+    assert disk.crash().open_directory("/a").names() == ["taken", "g"]

@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterator
 from types import TracebackType
-from typing import Any, TypeVar, overload
+from typing import Any, TypeVar, cast, overload
 
+from kvwal.api.followed_table import FollowedTable
 from kvwal.api.naming import TableInfo, table_infos
 from kvwal.api.reading import Reading
+from kvwal.api.recalling import Recalling
+from kvwal.backup.making import BackupReport, BaseKind, backup
+from kvwal.backup.port import Where, destination_at
 from kvwal.codecs import Codec, KeyCodec
 from kvwal.db.mapping import Bounds
-from kvwal.db.snapshot import Snapshot
-from kvwal.engine.merge import Chunk
-from kvwal.feed.change import Filter, Prefixes
+from kvwal.engine.merge import Chunk, Pairs
+from kvwal.engine.row_cache import RowCache
+from kvwal.feed.change import Prefixes
 from kvwal.feed.changes import Changes
-from kvwal.feed.chosen import AnyTables, table_ids
+from kvwal.feed.chosen import AnyTables
 from kvwal.feed.line import position_at, seqno_of
-from kvwal.feed.quiet import Quiet
-from kvwal.following.engine import FollowedEngine, Lag
-from kvwal.following.table import FollowedTable
-from kvwal.keys import BytesLike, Seqno
+from kvwal.following.engine import FollowedEngine, Lag, Progress
+from kvwal.keys import Seqno, as_seconds
 from kvwal.positions import Position
 from kvwal.tables.spec import TableSpec
 
@@ -30,19 +32,40 @@ K = TypeVar("K")
 V = TypeVar("V")
 
 
-class Follower(Reading):
+class _FreshRows:
+    """The rows of a follower that has a `max_lag_s`: each look at them says first that they are not too old."""
+
+    __slots__ = ("_cache", "_progress")
+
+    def __init__(self, cache: RowCache, progress: Progress) -> None:
+        self._cache = cache
+        self._progress = progress
+
+    def __getattr__(self, name: str) -> Any:
+        self._progress.ensure_fresh()
+        return getattr(self._cache, name)
+
+
+class Follower(Recalling, Reading):
     """A store that another process may be writing, for reading. Made by `kvwal.follow`.
 
     It always shows the state after one durable commit, and moves when it is told to (`refresh`, `wait`), when a feed of
-    it waits, and when what it reads is no longer there; never back. With a pin the writer keeps what is read, within
-    its `hold_s` and `hold_bytes`. Without one it writes no byte, its writer does not know of it, and what it holds may
-    be taken away: a scan or a snapshot that is still read when the writer has made two checkpoints since it began
-    raises `SnapshotTooOld`. Other reads do not: they go on from a newer moment.
+    it waits, and when what it reads is no longer there; never back. With a pin the writer keeps what is read of now,
+    within its `hold_s` and `hold_bytes`. Without one it writes no byte, its writer does not know of it, and what it
+    holds may be taken away: a scan, or a snapshot of now, that is still read when the writer has made two checkpoints
+    since it began raises `SnapshotTooOld`, and so does one of a past moment in any case. Other reads do not: they go on
+    from a newer moment. With `max_lag_s` reads of now move it themselves, and raise `StaleError` where that does not
+    help; a snapshot does at its beginning, and not later.
 
     Thread-safe, every method. In a forked child every method raises `ForkedError`.
     """
 
     engine: FollowedEngine
+
+    def __init__(self, engine: FollowedEngine) -> None:
+        super().__init__(engine)
+        if engine.progress.max_lag_s is not None:
+            self._cache = cast("RowCache", _FreshRows(self._cache, engine.progress))
 
     # -- where it is ----------------------------------------------------------------------------
 
@@ -92,32 +115,53 @@ class Follower(Reading):
 
         It looks after 1 ms, then less and less often, at last every 50 ms. A commit can be shown once a later record of
         the log says that it is on disk: the next commit, or what a writer adds within 0.1 s when it has nothing else to
-        do. FeedGap for a position on another line; otherwise raises as `refresh`.
+        do. FeedGap for a position on another line; TypeError or ValueError; otherwise raises as `refresh`.
         """
+        if timeout_s is not None:
+            as_seconds("timeout_s", timeout_s)
         return self.engine.progress.await_beyond(seqno_of(self.engine, "position", position) - 1, timeout_s)
 
     def lag(self) -> Lag:
         """How far it is behind what is in the writer's files. Reads the end of the log, and moves nothing."""
         return self.engine.progress.lag(self._reads.moments.now_us())
 
+    def backup(
+        self,
+        dest: Where,
+        *,
+        base: BaseKind = "auto",
+        history: bool = False,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> BackupReport:
+        """As `Store.backup`, of the newest durable commit, beside the writer, which does not know of it.
+
+        It begins again from a newer checkpoint where the writer has made two meanwhile. SnapshotTooOld if that happened
+        20 times.
+        """
+        self.refresh()
+        return backup(self.engine, destination_at(dest), base=base, history=history, progress=progress)
+
     # -- reading ------------------------------------------------------------------------------
 
-    def get_many(self, keys: Iterable[BytesLike]) -> list[bytes | None]:
-        """The values of several keys, in their order; None where a key is missing. All from one moment."""
-        wanted = list(keys)
-        return self.engine.progress.again(lambda: super(Follower, self).get_many(wanted))
+    def _cached(self, bounds: Bounds) -> Pairs | None:
+        self.engine.progress.ensure_fresh()
+        return super()._cached(bounds)
 
     def _walk(self, bounds: Bounds) -> Iterator[Chunk]:
-        return self.engine.progress.begun(lambda: super(Follower, self)._walk(bounds))
+        self.engine.progress.ensure_fresh()
+        return super()._walk(bounds)
 
-    def snapshot(self) -> Snapshot:
-        """The moment that it shows, as a read-only map that stays so. Close it, or use it in a `with` block.
+    def _count(self, start: bytes | None, stop: bytes | None) -> int:
+        self.engine.progress.ensure_fresh()
+        return super()._count(start, stop)
 
-        It stays as long as its pin; without one its next read raises SnapshotTooOld once the writer has made two
-        checkpoints since.
-        """
-        self.engine.progress.ensure_whole()
-        return Snapshot(self.engine, owner=self)
+    def _key_at(self, rank: int) -> bytes | None:
+        self.engine.progress.ensure_fresh()
+        return super()._key_at(rank)
+
+    def _lasting(self, key: bytes) -> bytes | None:
+        self.engine.progress.ensure_fresh()
+        return super()._lasting(key)
 
     # Each codec, or type, with each: a default of `bytes` says nothing to a type checker.
     @overload
@@ -134,13 +178,18 @@ class Follower(Reading):
         It need not be there yet. TableCodecError if it was made with other codecs; TypeError or ValueError.
         """
         self._state.refuse_if_gone()
-        table: FollowedTable[Any, Any] = FollowedTable(self.engine, TableSpec(name, key, value), self)
+        table: FollowedTable[Any, Any] = self.unchecked(TableSpec(name, key, value))
         table.id  # noqa: B018  # it raises if the table has other codecs
         return table
 
+    def unchecked(self, spec: TableSpec[K, V]) -> FollowedTable[K, V]:
+        """A table that is looked up when it is used first."""
+        return FollowedTable(self.engine, spec, self, self._cache)
+
     def tables(self) -> list[TableInfo]:
         """The tables that there are, by name. O(tables), and a count for each."""
-        return self.engine.progress.again(lambda: table_infos(self.engine))
+        self.engine.progress.ensure_fresh()
+        return table_infos(self.engine)
 
     # -- the feed -----------------------------------------------------------------------------
 
@@ -150,6 +199,8 @@ class Follower(Reading):
         *,
         prefix: Prefixes = b"",
         tables: AnyTables | None = None,
+        previous: bool = False,
+        expand: bool = False,
         follow: bool = False,
         timeout_s: float | None = None,
         heartbeat_s: float | None = None,
@@ -160,10 +211,15 @@ class Follower(Reading):
         at the call or later, if commits beyond its position were retired.
         """
         self.refresh()
-        position = None if after is None else seqno_of(self.engine, "after", after)
-        wanted = Filter(prefix, table_ids(self.engine, tables))
-        return Changes(
-            self.engine, position, wanted, follow=follow, quiet=Quiet(timeout_s, heartbeat_s), owner=self
+        return super().changes(
+            after,
+            prefix=prefix,
+            tables=tables,
+            previous=previous,
+            expand=expand,
+            follow=follow,
+            timeout_s=timeout_s,
+            heartbeat_s=heartbeat_s,
         )
 
     # -- ending -------------------------------------------------------------------------------

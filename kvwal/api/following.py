@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from kvwal.api.follower import Follower
 from kvwal.api.open import open_stores
 from kvwal.files import Files, PathArgument, path_text, system_files
 from kvwal.following.engine import FollowedEngine
-from kvwal.following.follower import Follower
+from kvwal.keys import as_seconds
 from kvwal.options import Options
 
-__all__ = ["follow"]
+__all__ = ["CACHE_BYTES", "follow"]
 
-_CACHE_BYTES = Options().cache_bytes
+#: Memory for pages and rows, unless something else is asked for.
+CACHE_BYTES = Options().cache_bytes
 
 
 def follow(
@@ -18,7 +20,8 @@ def follow(
     *,
     pin: bool = True,
     name: str | None = None,
-    cache_bytes: int = _CACHE_BYTES,
+    max_lag_s: float | None = None,
+    cache_bytes: int = CACHE_BYTES,
     files: Files | None = None,
 ) -> Follower:
     """Read the store in the directory `path`, which another process may be writing meanwhile.
@@ -28,6 +31,9 @@ def follow(
         pin: keep what is read, by a file in `readers/` that the writer honours, within its `hold_s` and `hold_bytes`.
             Where none can be made, and with False, nothing is written, and what is read may be taken away.
         name: what `Store.pins` calls it, at most 64 bytes of UTF-8; None: after its program.
+        max_lag_s: a read of now shows every commit that was made longer ago than this, in seconds: where it may not, it
+            moves the follower, and raises `StaleError` if that does not help. A writer says within 0.1 s that a commit
+            is on disk, so less than 0.2 is little. None: reads move nothing.
         cache_bytes: memory for pages and rows of the page file; twice as much while a snapshot or scan of a former
             checkpoint is read.
         files: another file system, such as `kvwal.testing.SimulatedDisk`.
@@ -42,8 +48,10 @@ def follow(
         SystemCallError: a call of the system failed. Both are an OSError, too.
         TypeError, ValueError: an argument cannot be right.
     """
+    lag_s = None if max_lag_s is None else as_seconds("max_lag_s", max_lag_s)
     options = Options(cache_bytes=cache_bytes, files=system_files() if files is None else files)
     engine = FollowedEngine.attach(path_text(path), options, pin=pin, name=name)
+    engine.progress.max_lag_s = lag_s
     try:
         follower = Follower(engine)
         open_stores[id(follower)] = follower

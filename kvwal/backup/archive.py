@@ -1,0 +1,354 @@
+"""`kvwal.archive`: a thread that keeps a destination up to date with an open store, and what can be asked of it.
+
+Rules:
+- A failure of the destination never reaches a commit: it is tried again, later and later, and told by `status`.
+- What `status` says of lag is computed from the log by the thread that asks, so it grows when the worker is dead.
+- One line of the log of messages a change of state, never one an attempt.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass
+from queue import Empty, SimpleQueue
+from types import TracebackType
+from typing import Any, Final, Literal, Protocol, TypeAlias
+
+from kvwal.backup.archiver import Archiver, Superseded
+from kvwal.backup.bases import check_base
+from kvwal.backup.keeping import Keep
+from kvwal.backup.making import backup
+from kvwal.backup.port import Destination, Where, destination_at
+from kvwal.engine.engine import Engine
+from kvwal.errors import ArchiveDiverged, ClosedError, CorruptionError, FeedGap, ForkedError, PoisonedError
+from kvwal.files import process_id
+from kvwal.keys import Seqno, as_int
+from kvwal.positions import Position
+
+__all__ = ["Archive", "ArchiveState", "ArchiveStatus", "archive"]
+
+_log = logging.getLogger("kvwal")
+
+ArchiveState: TypeAlias = Literal["starting", "archiving", "failing", "diverged", "superseded", "ended"]
+
+_LEAST_BACK_OFF_S: Final = 0.1
+_MOST_BACK_OFF_S: Final = 30.0
+# An idle worker looks this often whether something else is due.
+_IDLE_S: Final = 30.0
+_STEP_S: Final = 0.005
+
+
+class _Opened(Protocol):
+    @property
+    def engine(self) -> Engine: ...
+
+
+@dataclass(frozen=True, slots=True)
+class ArchiveStatus:
+    """How an archive is doing. Sizes in bytes, times in seconds.
+
+    Attributes:
+        state: "starting"; "archiving"; "failing", and tried again; "diverged": the destination has another history;
+            "superseded": another archiver has taken over; "ended".
+        mark: the last commit that was read back from the destination; None until that is known.
+        durable_seqno: the last durable commit of the store.
+        lag_s: age of the oldest durable commit beyond the mark; 0 if there is none.
+        behind_commits: how many durable commits are beyond the mark. behind_bytes: log that is kept for them.
+        error: what failed last, if it still does; also of merging and deleting, while units go on.
+        failing_s: since when nothing succeeds; None if it does.
+        epoch: number of this archiver's claim.
+        units, bases: how many were made since it began.
+    """
+
+    state: ArchiveState
+    mark: Position | None
+    durable_seqno: Seqno
+    lag_s: float
+    behind_commits: int
+    behind_bytes: int
+    error: str | None
+    failing_s: float | None
+    epoch: int
+    units: int
+    bases: int
+
+
+class _Told:
+    """What the worker last said of itself, replaced by one assignment."""
+
+    __slots__ = ("error", "since_s", "state")
+
+    def __init__(self, state: ArchiveState, error: BaseException | None = None, since_s: float | None = None) -> None:
+        self.state, self.error, self.since_s = state, error, since_s
+
+
+class _Worker:
+    """The thread. It refers to no `Archive`, so a forgotten one is collected, and ends it."""
+
+    def __init__(self, archiver: Archiver, destination: Destination) -> None:
+        self.archiver = archiver
+        self.destination = destination
+        self.told = _Told("starting")
+        # Commits up to this one are to be archived at once.
+        self.flush_to = Seqno(0)
+        self.stopping = False
+        # Putting is one C call, which a signal handler cannot leave half done.
+        self.wake_ups: SimpleQueue[None] = SimpleQueue()
+        self.thread = threading.Thread(target=self.run, name="kvwal-archive", daemon=True)
+
+    def run(self) -> None:
+        wait_s: float | None = 0.0
+        back_off_s = _LEAST_BACK_OFF_S
+        try:
+            while True:
+                self._sleep(0.0 if self.stopping else wait_s)
+                mark = self.archiver.mark
+                is_done = mark is not None and mark >= self.flush_to
+                if self.stopping and (is_done or self.told.since_s is not None):
+                    return
+                try:
+                    wait_s = self.archiver.step(now=mark is None or mark < self.flush_to)
+                except (ClosedError, ForkedError):
+                    return
+                except Superseded as error:
+                    self._tell(_Told("superseded", error))
+                    return
+                except Exception as error:  # noqa: BLE001  # a destination may raise anything
+                    self._failed(error)
+                    wait_s, back_off_s = back_off_s, min(2 * back_off_s, _MOST_BACK_OFF_S)
+                else:
+                    self._tell(_Told("archiving"))
+                    back_off_s = _LEAST_BACK_OFF_S
+        finally:
+            self.archiver.close()
+            if self.told.state != "superseded":
+                self._tell(_Told("ended"))
+
+    def _sleep(self, wait_s: float | None) -> None:
+        """Sleep until something is due, or is asked for."""
+        take_back = None
+        if wait_s is None:
+            try:
+                take_back = self.archiver.when_beyond(lambda: self.wake_ups.put(None))
+            except (PoisonedError, ClosedError):
+                pass
+        try:
+            self.wake_ups.get(timeout=_IDLE_S if wait_s is None else min(wait_s, _IDLE_S))
+            while True:
+                self.wake_ups.get_nowait()
+        except Empty:
+            pass
+        if take_back is not None:
+            take_back()
+
+    def _failed(self, error: Exception) -> None:
+        since_s = self.told.since_s if self.told.since_s is not None else time.monotonic()
+        self._tell(_Told("diverged" if isinstance(error, ArchiveDiverged) else "failing", error, since_s))
+
+    def _tell(self, told: _Told) -> None:
+        before, self.told = self.told, told
+        if before.state == told.state:
+            return
+        if told.error is not None:
+            _log.error("archive in %r: %s: %s", self.destination, told.state, told.error)
+        elif told.state == "archiving":
+            _log.info("archive in %r: archiving again", self.destination)
+
+    def stop(self) -> None:
+        self.stopping = True
+        self.wake_ups.put(None)
+
+
+class _Ticking:
+    """A destination that calls `tick` when it is read from."""
+
+    def __init__(self, destination: Destination, tick: Callable[[], object]) -> None:
+        self._destination, self._tick = destination, tick
+
+    def get(self, name: str, *, start: int = 0, size: int | None = None) -> bytes:
+        self._tick()
+        return self._destination.get(name, start=start, size=size)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._destination, name)
+
+
+def make_base(engine: Engine, destination: Destination, tick: Callable[[], object]) -> None:
+    """Put a base of the newest generation into a destination, and read it back."""
+
+    def progress(done: int, total: int) -> None:
+        tick()
+
+    report = backup(engine, destination, progress=progress)
+    reading: Any = _Ticking(destination, tick)
+    try:
+        check_base(reading, report.base)
+    except CorruptionError:
+        if report.base in report.made:
+            destination.delete(report.base)
+        raise
+
+
+class Archive:
+    """An archive that is being kept up to date; made by `kvwal.archive`. Use it in a `with` block within the store's.
+
+    Thread-safe. A task of asyncio uses the same object: `await asyncio.to_thread(archive.flush)`.
+    """
+
+    def __init__(self, engine: Engine, worker: _Worker) -> None:
+        self._engine = engine
+        self._worker = worker
+        self._pid = process_id()
+        # By mark: when a commit beyond it was first seen to wait, and the time of that commit.
+        self._waiting: tuple[Seqno, float, int | None] | None = None
+        worker.thread.start()
+        # Also when the process exits.
+        self._finalizer = weakref.finalize(self, worker.stop)
+
+    def __repr__(self) -> str:
+        return f"<kvwal.Archive in {self._worker.destination!r}, {self._worker.told.state}>"
+
+    def status(self) -> ArchiveStatus:
+        """How it is doing, computed now. Reads one commit of the log if it is behind. ClosedError without its store."""
+        self._engine.state.refuse_if_gone()
+        worker, upkeep = self._worker, self._engine.upkeep
+        archiver, told = worker.archiver, worker.told
+        error = told.error or archiver.trouble
+        # The mark first: it never passes what is durable by then.
+        mark = archiver.mark
+        durable = upkeep.durable_seqno
+        at = Seqno(0) if mark is None else mark
+        return ArchiveStatus(
+            state=told.state,
+            mark=None if mark is None else Position(upkeep.consumers.line, mark),
+            durable_seqno=durable,
+            lag_s=self._lag_s(at, durable),
+            behind_commits=max(0, durable - at),
+            behind_bytes=upkeep.consumers.held_bytes(at) if durable > at else 0,
+            error=None if error is None else f"{type(error).__name__}: {error}",
+            failing_s=None if told.since_s is None else time.monotonic() - told.since_s,
+            epoch=archiver.epoch,
+            units=archiver.units,
+            bases=archiver.bases,
+        )
+
+    def _lag_s(self, mark: Seqno, durable: Seqno) -> float:
+        if durable <= mark:
+            self._waiting = None
+            return 0.0
+        waiting = self._waiting
+        if waiting is None or waiting[0] != mark:
+            waiting = self._waiting = mark, time.monotonic(), self._time_us_beyond(mark)
+        _, since_s, time_us = waiting
+        # The wall clock may step back; since it was first seen to wait at least so much has passed.
+        lag_s = time.monotonic() - since_s
+        if time_us is not None:
+            lag_s = max(lag_s, (self._engine.reads.moments.now_us() - time_us) / 1e6)
+        return lag_s
+
+    def _time_us_beyond(self, mark: Seqno) -> int | None:
+        """The time of the oldest commit beyond the mark that the log has."""
+        upkeep = self._engine.upkeep
+        for after in (mark, None):
+            try:
+                with upkeep.read(after, upkeep.durable_seqno, "archive") as records:
+                    for record in records:
+                        return record.time_us
+            except FeedGap:
+                continue
+        return None
+
+    def flush(self, timeout_s: float | None = None) -> bool:
+        """Archive all that was committed before the call, now; whether that is done. Flushes the store first.
+
+        Args:
+            timeout_s: at most so long; None: until it is done, or can never be.
+
+        Returns: False where it was not done in time, or the archive has ended. Raises as `Store.sync` does.
+        """
+        self._engine.upkeep.sync()
+        target = self._engine.upkeep.durable_seqno
+        worker = self._worker
+        worker.flush_to = max(worker.flush_to, target)
+        worker.wake_ups.put(None)
+        return self._wait(target, timeout_s)
+
+    def _wait(self, target: Seqno, timeout_s: float | None) -> bool:
+        worker, archiver = self._worker, self._worker.archiver
+        until_s = None if timeout_s is None else time.monotonic() + timeout_s
+        while archiver.mark is None or archiver.mark < target:
+            if not worker.thread.is_alive() or (until_s is not None and time.monotonic() >= until_s):
+                return archiver.mark is not None and archiver.mark >= target
+            time.sleep(_STEP_S)
+        return True
+
+    def close(self, timeout_s: float = 10.0) -> bool:
+        """Archive what is durable by now, and end. Idempotent. The store stays open.
+
+        Args:
+            timeout_s: at most so long. What is not archived by then is archived when it is begun again.
+
+        Returns: whether all is archived. It does not raise for failures of the destination.
+        """
+        worker = self._worker
+        self._finalizer.detach()
+        if process_id() != self._pid:
+            # The worker is the parent's.
+            return False
+        target = worker.flush_to
+        if not self._engine.is_closed:
+            worker.flush_to = target = max(target, self._engine.upkeep.durable_seqno)
+        worker.stop()
+        worker.thread.join(timeout_s)
+        if worker.thread.is_alive():
+            _log.warning("archive in %r: the destination hangs; closed without it", worker.destination)
+        worker.archiver.close()
+        mark = worker.archiver.mark
+        return mark is not None and mark >= target
+
+    def __enter__(self) -> Archive:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def archive(
+    db: _Opened,
+    destination: Where,
+    *,
+    rpo_s: float = 1.0,
+    keep: Keep | None = Keep(),  # noqa: B008  # it is frozen
+    max_behind_bytes: int | None = None,
+) -> Archive:
+    """Keep an archive of an open store in a destination: every durable commit, `rpo_s` seconds later at the latest.
+
+    Args:
+        db: the store, open for writing.
+        destination: a directory on another disk, or an object with the calls of `kvwal.backup.port.Destination`.
+        rpo_s: how long a durable commit waits until it is put there, in seconds: what a loss of the disk may cost.
+        keep: how long what stays, see `Keep`; None: all of it for ever, and units are not merged.
+        max_behind_bytes: log that is kept while the destination fails, beside what recovery needs. When there is more,
+            or the disk is full, the archive gets a gap, and a new base ends that. None: as a consumer's, 1 GiB or a
+            tenth of the free space.
+
+    Returns at once: the destination is first asked by the thread, and failures are tried again (see `Archive.status`).
+    Commits do not wait for it. Raises ReadOnlyError for a store that is open for reading, TypeError and ValueError.
+    """
+    if not 0 < rpo_s <= 86400:
+        raise ValueError(f"rpo_s is a number of seconds up to 86400, not {rpo_s!r}")
+    if max_behind_bytes is not None:
+        max_behind_bytes = as_int("max_behind_bytes", max_behind_bytes, 0)
+    engine, place = db.engine, destination_at(destination)
+    engine.state.refuse_if_gone()
+    engine.upkeep.consumers.log()
+    if max_behind_bytes is None:
+        max_behind_bytes = engine.upkeep.consumers.default_limits().max_bytes
+    archiver = Archiver(engine, place, make_base, rpo_s=rpo_s, max_behind_bytes=max_behind_bytes, keep=keep)
+    return Archive(engine, _Worker(archiver, place))

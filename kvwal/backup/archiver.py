@@ -1,0 +1,402 @@
+"""The archiver: brings the durable commits of an open store into a destination, one step at a time.
+
+It has no thread of its own (archive.py has), so a test can interleave its steps with all that may happen.
+
+Rules:
+- Only durable commits are archived, in order: units `(first, last]` behind a base.
+- Durability: the mark moves over a unit only when the unit was read back from the destination and is what was put; and
+  the log beyond the mark is held. So every commit at or below the mark can be restored, after a crash of the store, of
+  the archiver, or of both.
+- The mark is an object of the destination, replaced by compare-and-set, with the epoch of the archiver's claim. An
+  archiver that finds a greater epoch was superseded, and stops.
+- What the destination holds is found by listing it, and never taken from the mark alone: a mark says less than there is
+  after a crash, and what it says may have been deleted since.
+- A hold that was dropped, since too much was kept for it, leaves a gap: it is recorded, and a new base ends it.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from typing import Any, Final
+
+from kvwal.backup import state
+from kvwal.backup.chain import Held, digest_after, list_held, refuse_diverged
+from kvwal.backup.keeping import Keep, Merging, plan_pruning, prune
+from kvwal.backup.port import Destination
+from kvwal.backup.units import UnitBuilder, decode_unit
+from kvwal.engine.engine import Engine
+from kvwal.errors import ArchiveDiverged, BackupDestinationError, CorruptionError, FeedGap
+from kvwal.keys import Seqno
+from kvwal.log import ArchiveLimits, Hold, SegmentCursor
+
+__all__ = ["UNIT_BYTES", "Archiver", "MakeBase", "Superseded"]
+
+_log = logging.getLogger("kvwal")
+
+#: A unit is cut when its body has this size.
+UNIT_BYTES: Final = 8 << 20
+_PURPOSE: Final = "archive"
+# How often it looks whether units can be merged, and whether something is older than wanted.
+_MERGE_EVERY_S: Final = 30.0
+_PRUNE_EVERY_S: Final = 3600.0
+
+#: Puts a base of the newest generation into the destination, and reads it back; meanwhile it calls its last argument.
+MakeBase = Callable[[Engine, Destination, Callable[[], object]], object]
+
+
+class Superseded(BackupDestinationError):
+    """Another archiver has claimed the destination since."""
+
+
+class Archiver:
+    """The archiver of one store. For one thread, but for what is read of it, which changes by single assignments."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        destination: Destination,
+        make_base: MakeBase,
+        *,
+        rpo_s: float,
+        max_behind_bytes: int | None,
+        base_bytes: int = 64 << 20,
+        base_every_s: float = 86400.0,
+        keep: Keep | None = None,
+        codec: str = "zlib",
+        monotonic_s: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """
+        Args:
+            rpo_s: how long a durable commit may wait until its unit is cut.
+            max_behind_bytes: how much sealed log may be kept for it; None: no limit, until the disk is full.
+            base_bytes, base_every_s: a base is made when units have so many bytes since the last one, or after so long.
+            keep: what stays; None: everything, and units are not merged either.
+        """
+        self._engine = engine
+        self._destination = destination
+        self._make_base = make_base
+        self._rpo_s = rpo_s
+        self._limits = ArchiveLimits(max_behind_bytes, None)
+        self._base_bytes, self._base_every_s = base_bytes, base_every_s
+        self._keep = keep
+        self._codec = codec
+        self._monotonic_s = monotonic_s
+        self._store_id = engine.state.version.tree.meta.store_id
+        self._line = engine.upkeep.consumers.line
+        self._hold: Hold | None = None
+        self._cursor: SegmentCursor | None = None
+        self._digest = b""
+        self._claimed = b""
+        self._pending_since_s: float | None = None
+        self._unit_bytes = 0
+        self._base_s = 0.0
+        self._in_base = False
+        self._merging = Merging(destination, self._store_id, self._line)
+        self._tidied_s = self._pruned_s = monotonic_s()
+        #: What failed when units were merged, or old ones deleted; None if it did not. It is tried again.
+        self.trouble: Exception | None = None
+        #: Every moment from the first base on up to this commit can be restored; None until that is known.
+        self.mark: Seqno | None = None
+        #: Number of the claim; 0 before it is made.
+        self.epoch = 0
+        #: How many were made since it began.
+        self.units = self.bases = 0
+
+    # -- what a thread calls ------------------------------------------------------------------
+
+    def step(self, *, now: bool = False) -> float | None:
+        """Do what is due. Returns after how many seconds something is; None: when a commit comes.
+
+        `now`: what is durable is archived at once. It raises what the destination, or the log, raises: the next step
+        goes on where it can.
+        """
+        self._engine.state.refuse_if_gone()
+        if self._hold is not None and not self._hold.is_held:
+            self._let_go()
+        if self._hold is None:
+            self._attach()
+        durable = self._engine.upkeep.durable_seqno
+        if self._at() >= durable:
+            self._pending_since_s = None
+            return self._tidy()
+        if self._pending_since_s is None:
+            self._pending_since_s = self._monotonic_s()
+        left_s = self._pending_since_s + self._rpo_s - self._monotonic_s()
+        if left_s > 0 and not now:
+            return left_s
+        self._cut(durable)
+        self._pending_since_s = None
+        return self._tidy()
+
+    def when_beyond(self, wake: Callable[[], object]) -> Callable[[], object] | None:
+        """Have `wake` called when there is a commit to archive. Returns what takes that back; None if none may come."""
+        cursor = self._cursor
+        return None if cursor is None else cursor.when_beyond(wake)
+
+    def close(self) -> None:
+        """Let go of the log. Idempotent. From any thread."""
+        self._let_go()
+
+    # -- where it begins ----------------------------------------------------------------------
+
+    def _at(self) -> Seqno:
+        assert self.mark is not None, "it is attached"
+        return self.mark
+
+    def _let_go(self) -> None:
+        hold, self._hold = self._hold, None
+        cursor, self._cursor = self._cursor, None
+        if cursor is not None:
+            cursor.close()
+        if hold is not None:
+            hold.release()
+
+    def _attach(self) -> None:
+        """Claim the destination, find where to go on, and hold the log from there."""
+        destination, upkeep = self._destination, self._engine.upkeep
+        state.claim(destination, self._store_id)
+        marked = self._claim()
+        held = list_held(destination, self._line)
+        # Asked for after listing: what is beyond it in the destination is none of this store's.
+        durable = upkeep.durable_seqno
+        position = held.newest()
+        if position is not None:
+            self._adopt(held, marked, position)
+        refuse_diverged(self._read_one, destination, held, durable)
+        hold = None
+        if position is not None and (marked is None or position >= marked):
+            try:
+                hold = upkeep.consumers.begin_hold(_PURPOSE, position, self._limits)
+            except FeedGap:
+                pass
+        if hold is None:
+            held, hold = self._begin(position if marked is None else marked)
+            position = held.newest()
+        try:
+            if position is None or position < hold.after:
+                raise BackupDestinationError("a base was put into the destination, and is not there")
+            self._adopt(held, hold.after, position)
+            digest = digest_after(destination, self._store_id, held, position)
+            self._move_mark(position, digest)
+        except BaseException:
+            hold.release()
+            raise
+        self._unit_bytes = 0
+        self._base_s = self._monotonic_s()
+        # Durability: held from before the mark on, so that nothing is missing between.
+        hold.advance(position)
+        self.mark, self._digest, self._hold = position, digest, hold
+        self._cursor = upkeep.read(position, None, None)
+
+    def _begin(self, lost: Seqno | None) -> tuple[Held, Hold]:
+        """Make a base to begin with, or to end a gap behind commit `lost`."""
+        meta = self._engine.state.version.tree.meta
+        # Held from before the base is made: its generation is this one, or a later one.
+        hold = self._engine.upkeep.consumers.begin_hold(_PURPOSE, meta.seqno, self._limits)
+        try:
+            self._make_base(self._engine, self._destination, lambda: None)
+            self.bases += 1
+            held = list_held(self._destination, self._line)
+            if lost is not None:
+                self._record_gap(held, lost)
+        except BaseException:
+            hold.release()
+            raise
+        return held, hold
+
+    def _record_gap(self, held: Held, lost: Seqno) -> None:
+        ended = next((gap for gap in held.gaps() if gap.first <= lost + 1 <= gap.last), None)
+        if ended is None:
+            return
+        _log.warning("the archive has a gap: commits %s cannot be restored; a new base ends it", ended)
+        entry = {
+            "line": self._line.hex(),
+            "first": ended.first,
+            "last": ended.last,
+            "reason": "the log was not kept long enough",
+            "wall_us": self._engine.reads.moments.now_us(),
+        }
+
+        def with_entry(members: dict[str, Any]) -> dict[str, Any]:
+            lost_before = [each for each in members.get("lost", []) if each != entry]
+            return {**members, "lost": [*lost_before, entry]}
+
+        state.change(self._destination, state.GAPS, with_entry)
+
+    def _adopt(self, held: Held, marked: Seqno | None, position: Seqno) -> None:
+        """Make sure of what was found: it may be of one that was killed before it had read it back, or flushed it."""
+        destination, plan = self._destination, held.plan(position)
+        for base in plan.bases:
+            # Durability: the name is taken, so this changes nothing, and what has it is durable when it returns.
+            if destination.put_new(str(base), b""):
+                destination.delete(str(base))
+                raise BackupDestinationError(f"{base} was deleted meanwhile")
+        for name in held.units_from(plan.after if marked is None else max(plan.after, min(marked, position)), position):
+            data = destination.get(str(name))
+            try:
+                unit = decode_unit(str(name), data)
+            except CorruptionError:
+                # Beyond the mark nothing relies on it: its commits are put anew.
+                destination.delete(str(name))
+                raise
+            if unit.header.store_id != self._store_id:
+                raise BackupDestinationError(f"{name} is of another store")
+            destination.put_new(str(name), data)
+
+    def _read_one(self, seqno: Seqno) -> tuple[int, int, bytes] | None:
+        """Kind, time and body of a commit of the log; None if it is no longer kept."""
+        try:
+            with self._engine.upkeep.read(Seqno(seqno - 1), seqno, _PURPOSE) as records:
+                for record in records:
+                    return record.kind, record.time_us, record.body
+        except FeedGap:
+            pass
+        return None
+
+    # -- the mark -----------------------------------------------------------------------------
+
+    def _claim(self) -> Seqno | None:
+        """Take the next epoch. Returns what the mark says of this line."""
+        old, members = state.read(self._destination, state.MARK)
+        if old is not None and old == self._claimed:
+            epoch = self.epoch
+        else:
+            epoch = _number(members, "epoch", 0) + 1
+            if self.epoch and epoch != self.epoch + 1:
+                raise Superseded(f"another archiver has taken over, from claim {self.epoch} by {epoch - 1}")
+        is_same = members.get("line") == self._line.hex()
+        marked = Seqno(_number(members, "seqno", 0)) if is_same and "seqno" in members else None
+        kept = {name: value for name, value in members.items() if is_same and name in ("seqno", "digest")}
+        new = state.dump({**kept, "epoch": epoch, "line": self._line.hex()})
+        if new != old and not self._destination.swap(state.MARK, old, new):
+            raise BackupDestinationError("another archiver claims the destination at the same moment")
+        self._claimed, self.epoch = new, epoch
+        return marked
+
+    def _move_mark(self, seqno: Seqno, digest: bytes) -> None:
+        new = state.dump({"epoch": self.epoch, "line": self._line.hex(), "seqno": seqno, "digest": digest.hex()})
+        for _ in range(3):
+            if new == self._claimed or self._destination.swap(state.MARK, self._claimed, new):
+                self._claimed = new
+                return
+            # One that was made, and whose answer got lost; or another archiver's.
+            found, members = state.read(self._destination, state.MARK)
+            if found is None or _number(members, "epoch", 0) != self.epoch:
+                raise Superseded(f"another archiver has taken over from claim {self.epoch}")
+            self._claimed = found
+        raise BackupDestinationError(f"{state.MARK} cannot be replaced")
+
+    # -- units --------------------------------------------------------------------------------
+
+    def _cut(self, durable: Seqno) -> None:
+        """Archive all commits up to `durable`, as units."""
+        try:
+            while (at := self._at()) < durable:
+                if self._cursor is None:
+                    self._cursor = self._engine.upkeep.read(at, None, None)
+                builder = UnitBuilder(self._store_id, self._line, at, self._digest)
+                for record in self._cursor:
+                    builder.add(record.kind, record.time_us, record.body)
+                    if builder.size >= UNIT_BYTES:
+                        break
+                if builder.last == at:
+                    return
+                self._put(builder)
+        except BaseException:
+            # It went on from the mark, and so does the next try.
+            cursor, self._cursor = self._cursor, None
+            if cursor is not None:
+                cursor.close()
+            hold = self._hold
+            if hold is not None and not hold.is_held:
+                # What was to be read is gone: the next step begins with a base.
+                self._let_go()
+                return
+            raise
+
+    def _put(self, builder: UnitBuilder) -> None:
+        """Put a unit, read it back, and move the mark."""
+        unit, data = builder.encode(epoch=self.epoch, codec=self._codec)
+        header, name, destination = unit.header, str(unit.header.name), self._destination
+        if destination.put_new(name, data):
+            # Durability: what comes back, and no answer, says that it is there.
+            if destination.get(name) != data:
+                destination.delete(name)
+                raise CorruptionError(name, None, "came back from the destination with other bytes than were put")
+        else:
+            # It was put before, and the answer, or this process, was lost. Beyond the mark nothing relies on it.
+            try:
+                found = decode_unit(name, destination.get(name)).header
+            except CorruptionError:
+                destination.delete(name)
+                raise
+            if (found.before, found.after) != (header.before, header.after):
+                raise ArchiveDiverged(header.first)
+        self._move_mark(builder.last, builder.digest)
+        self.mark, self._digest = builder.last, builder.digest
+        self.units += 1
+        self._unit_bytes += len(data)
+        if self._hold is not None:
+            self._hold.advance(builder.last)
+
+    # -- beside units -------------------------------------------------------------------------
+
+    def _tidy(self) -> float | None:
+        """Make a base, merge units and delete old ones, where that is due. Returns as `step`."""
+        wait_s = self._base_if_due()
+        now_s = self._monotonic_s()
+        if self._keep is None or self._in_base or self._hold is None or now_s < self._tidied_s + _MERGE_EVERY_S:
+            return wait_s
+        try:
+            # One at a time, so that units are cut between.
+            if self._merging.step(self._at(), epoch=self.epoch, codec=self._codec):
+                return 0.0
+            self._tidied_s = now_s
+            if now_s >= self._pruned_s + _PRUNE_EVERY_S:
+                self._prune(self._keep)
+                self._pruned_s = now_s
+        except Exception as error:  # noqa: BLE001  # told by `trouble`: units go on
+            self._tidied_s = now_s
+            if self.trouble is None:
+                _log.error("the archive cannot be tidied up: %s", error)
+            self.trouble = error
+        else:
+            self.trouble = None
+        return wait_s
+
+    def _prune(self, keep: Keep) -> None:
+        held = list_held(self._destination, self._line)
+        prune(self._destination, plan_pruning(self._destination, held, keep, self._engine.reads.moments.now_us()))
+        sweep = getattr(self._destination, "sweep", None)
+        if sweep is not None:
+            sweep()
+
+
+    def _base_if_due(self) -> float | None:
+        """Make a base where a restore would have to replay much; meanwhile units go on being cut."""
+        since_s = self._monotonic_s() - self._base_s
+        if self._in_base or not (
+            self._unit_bytes >= self._base_bytes or (self._unit_bytes and since_s >= self._base_every_s)
+        ):
+            return None if self._at() >= self._engine.upkeep.durable_seqno else self._rpo_s
+        self._in_base = True
+        try:
+            self._make_base(self._engine, self._destination, self._while_making)
+        finally:
+            self._in_base = False
+        self.bases += 1
+        self._unit_bytes, self._base_s = 0, self._monotonic_s()
+        return 0.0
+
+    def _while_making(self) -> None:
+        if self._hold is not None and self._hold.is_held:
+            self.step()
+
+
+def _number(members: dict[str, Any], name: str, default: int) -> int:
+    value = members.get(name, default)
+    if type(value) is not int or not 0 <= value < 1 << 64:
+        raise CorruptionError(state.MARK, None, f"its {name} is no number")
+    return value

@@ -1,0 +1,357 @@
+"""What a destination holds of a line of commits, and which bases and units give a moment.
+
+A base of seqno S, together with those that it builds on, gives the moment S. Units that lead on from there without a
+gap give every moment behind it. Units may overlap, since merged ones lie beside those that they were made of for a
+while; digests tell that they agree.
+
+All of this is computed from names, so it costs one listing.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, bisect_right
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from itertools import pairwise
+from typing import NamedTuple, TypeVar
+
+from kvwal.backup.names import BaseName, UnitName, parse_name
+from kvwal.backup.port import Destination
+from kvwal.backup.units import (
+    HEADER_BYTES,
+    UnitCommit,
+    UnitHeader,
+    commit_digest,
+    decode_header,
+    decode_unit,
+    line_digest,
+)
+from kvwal.errors import ArchiveDiverged, BackupDestinationError, CorruptionError, NotInBackup
+from kvwal.keys import Seqno
+from kvwal.times import time_of, us_of
+
+__all__ = [
+    "Gap",
+    "Held",
+    "Plan",
+    "Stretch",
+    "digest_after",
+    "held_lines",
+    "list_held",
+    "refuse_diverged",
+    "replay",
+    "seqno_at",
+    "time_bounds",
+]
+
+
+class Stretch(NamedTuple):
+    """Moments that can be restored: of commit `first`, of `last`, and of every one between."""
+
+    first: Seqno
+    last: Seqno
+
+
+class Gap(NamedTuple):
+    """Commits whose moments cannot be restored, from `first` to `last`, both of them missing."""
+
+    first: Seqno
+    last: Seqno
+
+    def __str__(self) -> str:
+        return f"{self.first}..{self.last}"
+
+
+class Plan(NamedTuple):
+    """How a moment is restored: the bases in their order, and then the commits of the units beyond `after`.
+
+    Attributes:
+        bases: a full one first.
+        units: they lead from `after` to `at` without a gap; the first and last may go beyond.
+        after: what the bases have.
+        at: the moment.
+        bytes: of all these objects.
+    """
+
+    bases: tuple[BaseName, ...]
+    units: tuple[UnitName, ...]
+    after: Seqno
+    at: Seqno
+    bytes: int
+
+
+_N = TypeVar("_N", BaseName, UnitName)
+
+
+def _as_named(base: BaseName) -> Seqno:
+    return base.seqno
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """What there is of one line, as it was listed. Of each revision only the newest.
+
+    Attributes:
+        line: 8 bytes.
+        bases: by seqno, ascending.
+        units: by first and last, ascending.
+        sizes: by name, in bytes.
+    """
+
+    line: bytes
+    bases: tuple[BaseName, ...]
+    units: tuple[UnitName, ...]
+    sizes: dict[str, int]
+
+    def lineage(self, base: BaseName) -> tuple[BaseName, ...] | None:
+        """The base with those that it builds on, a full one first; None if one of them is missing."""
+        by_generation: dict[int, BaseName] = {each.generation: each for each in self.bases}
+        found = [base]
+        while found[-1].parent:
+            # Parents are of lesser generations, so this ends.
+            parent = by_generation.get(found[-1].parent)
+            if parent is None:
+                return None
+            found.append(parent)
+        return tuple(reversed(found))
+
+    def units_from(self, after: Seqno, until: Seqno) -> tuple[UnitName, ...]:
+        """Units that lead from `after` towards `until`, as few as there can be; they may end before it, at a gap."""
+        chosen: list[UnitName] = []
+        at, i, n = after, 0, len(self.units)
+        best: UnitName | None = None
+        while at < until:
+            while i < n and self.units[i].first <= at:
+                # Of those that reach equally far, the one of the highest level begins first.
+                if best is None or self.units[i].last > best.last:
+                    best = self.units[i]
+                i += 1
+            if best is None or best.last <= at:
+                break
+            chosen.append(best)
+            at = best.last
+        return tuple(chosen)
+
+    def reach(self, after: Seqno) -> Seqno:
+        """How far the units lead on from `after` without a gap."""
+        units = self.units_from(after, Seqno(1 << 64))
+        return units[-1].last if units else after
+
+    def stretches(self) -> list[Stretch]:
+        """All moments that can be restored, ascending; neighbours are one stretch."""
+        found: list[Stretch] = []
+        for base in self.bases:
+            if self.lineage(base) is None:
+                continue
+            if found and base.seqno <= found[-1].last:
+                continue
+            stretch = Stretch(base.seqno, self.reach(base.seqno))
+            if found and stretch.first == found[-1].last + 1:
+                stretch = Stretch(found.pop().first, stretch.last)
+            found.append(stretch)
+        return found
+
+    def gaps(self) -> list[Gap]:
+        """What is missing between the oldest and the newest moment."""
+        found = self.stretches()
+        return [Gap(Seqno(left.last + 1), Seqno(right.first - 1)) for left, right in pairwise(found)]
+
+    def newest(self) -> Seqno | None:
+        """The newest moment; None if there is none."""
+        found = self.stretches()
+        return found[-1].last if found else None
+
+    def plan(self, at: Seqno, *, begins: Callable[[BaseName], Seqno] = _as_named) -> Plan:
+        """How to restore the moment of commit `at`.
+
+        `begins`: after which commit a base needs the units, if that is not its seqno. NotInBackup if it cannot be
+        restored; the error has the bounds, and the nearest moments on both sides.
+        """
+        for base in reversed(self.bases[: bisect_right(self.bases, at, key=_as_named)]):
+            bases = self.lineage(base)
+            if bases is None:
+                continue
+            after = begins(base)
+            units = self.units_from(after, at)
+            if at <= after or (units and units[-1].last >= at):
+                size = sum(self.sizes[str(name)] for name in (*bases, *units))
+                return Plan(bases, units, after, at, size)
+        raise self.refusal(at)
+
+    def refusal(self, asked: Seqno | datetime, at: Seqno | None = None) -> Exception:
+        """The error that says what there is instead. `at`: where that is, if a time was asked for."""
+        found = self.stretches()
+        if not found:
+            return BackupDestinationError(f"the destination has no whole base of line {self.line.hex()}")
+        place = at if at is not None else asked if isinstance(asked, int) else found[0].first
+        i = bisect_left(found, place, key=lambda stretch: stretch.first)
+        before = found[i - 1].last if i else None
+        after = found[i].first if i < len(found) else None
+        return NotInBackup(asked, found[0].first, found[-1].last, nearest=(before, after))
+
+
+def list_held(destination: Destination, line: bytes) -> Held:
+    """What the destination has of a line. O(objects)."""
+    bases: dict[BaseName, int] = {}
+    units: dict[UnitName, int] = {}
+    for name, size in destination.list_after(f"{line.hex()}/"):
+        parsed = parse_name(name)
+        if isinstance(parsed, BaseName):
+            bases[parsed] = size
+        elif isinstance(parsed, UnitName):
+            units[parsed] = size
+    bases, units = _newest_revisions(bases), _newest_revisions(units)
+    sizes = {str(name): size for name, size in (*bases.items(), *units.items())}
+    by_seqno = sorted(bases, key=lambda base: (base.seqno, base.generation))
+    by_first = sorted(units, key=lambda unit: (unit.first, unit.last, -unit.level))
+    return Held(line, tuple(by_seqno), tuple(by_first), sizes)
+
+
+def _newest_revisions(named: dict[_N, int]) -> dict[_N, int]:
+    newest: dict[tuple[object, ...], int] = {}
+    for name in named:
+        newest[name[:-1]] = max(name.revision, newest.get(name[:-1], 0))
+    return {name: size for name, size in named.items() if name.revision == newest[name[:-1]]}
+
+
+def held_lines(destination: Destination) -> list[bytes]:
+    """The lines of which the destination has something, in no order that means anything. O(lines)."""
+    found: list[bytes] = []
+    after = ""
+    while True:
+        for name, _ in destination.list_after("", after):
+            first = name.partition("/")[0]
+            # "~" sorts behind all that a name has, so this goes on behind the whole line.
+            after = f"{first}/~"
+            if len(first) == 16 and parse_name(name) is not None:
+                found.append(bytes.fromhex(first))
+                break
+        else:
+            return found
+
+
+def replay(
+    destination: Destination, store_id: bytes, units: Sequence[UnitName], after: Seqno, until: Seqno
+) -> Iterator[UnitCommit]:
+    """The commits beyond `after` up to `until`, of units that lead there. One unit is in memory at a time.
+
+    CorruptionError if a unit is damaged, of another store, or does not follow the one before it: the digests tell.
+    """
+    at, digest = after, None
+    for name in units:
+        unit = decode_unit(str(name), destination.get(str(name)))
+        header = unit.header
+        if header.store_id != store_id:
+            raise CorruptionError(str(name), 32, "is of another store")
+        if header.first > at:
+            raise CorruptionError(str(name), None, f"commits {at + 1} to {header.first} before it are missing")
+        if digest is not None and _digest_at(unit.commits(), header, at) != digest:
+            raise CorruptionError(str(name), None, f"does not follow what came up to commit {at}: other commits")
+        for commit in unit.commits():
+            if at < commit.seqno <= until:
+                yield commit
+        at, digest = max(at, header.last), header.after
+    if at < until:
+        raise CorruptionError(str(units[-1]) if units else "units", None, f"commits {at + 1} to {until} are missing")
+
+
+def _digest_at(commits: Iterator[UnitCommit], header: UnitHeader, seqno: Seqno) -> bytes:
+    """The digest after a commit of the unit, or before its first one."""
+    digest = header.before
+    if header.first < seqno:
+        for commit in commits:
+            digest = commit_digest(digest, commit.kind, commit.time_us, commit.body)
+            if commit.seqno == seqno:
+                break
+    return digest
+
+
+def seqno_at(destination: Destination, held: Held, moment: datetime) -> Seqno:
+    """The last commit at or before a time: times of commits, and not of objects, decide.
+
+    It reads about log2(units) headers and one unit. NotInBackup if that moment is older than all, or in a gap.
+    """
+    asked_us = us_of("at", moment)
+    units = held.units
+
+    def first_time(unit: UnitName) -> int:
+        name = str(unit)
+        return decode_header(name, destination.get(name, size=HEADER_BYTES)).first_time_us
+
+    i = bisect_right(units, asked_us, key=first_time)
+    if not i:
+        raise held.refusal(moment, units[0].first if units else held.newest())
+    found = units[i - 1].first
+    while (best := max((unit for unit in units[:i] if unit.first <= found), key=lambda unit: unit.last)).last > found:
+        commits = decode_unit(str(best), destination.get(str(best))).commits()
+        found = max(commit.seqno for commit in commits if commit.time_us <= asked_us)
+        if found < best.last:
+            break
+        # Units overlap, so another one may go on.
+    stretches = held.stretches()
+    j = bisect_right(stretches, found, key=lambda stretch: stretch.first) - 1
+    if j < 0 or found > stretches[j].last:
+        raise held.refusal(moment, found)
+    if found == stretches[j].last and j + 1 < len(stretches):
+        # Some of the commits that are missing may have come before that time.
+        raise held.refusal(moment, Seqno(found + 1))
+    return found
+
+
+def time_bounds(destination: Destination, held: Held) -> tuple[datetime, datetime] | None:
+    """The times of the first and the last commit that a unit has; None without units. Reads two headers."""
+    if not held.units:
+        return None
+    ends = held.units[0], max(held.units, key=lambda unit: unit.last)
+    first, last = (decode_header(str(name), destination.get(str(name), size=HEADER_BYTES)) for name in ends)
+    return time_of(first.first_time_us), time_of(last.last_time_us)
+
+
+def digest_after(destination: Destination, store_id: bytes, held: Held, seqno: Seqno) -> bytes:
+    """The digest that a unit which begins behind a commit goes on from: that of the units which lead there."""
+    for name in held.units:
+        if name.first < seqno <= name.last:
+            unit = decode_unit(str(name), destination.get(str(name)))
+            return unit.header.after if name.last == seqno else _digest_at(unit.commits(), unit.header, seqno)
+    return line_digest(store_id, held.line)
+
+
+def refuse_diverged(
+    read_one: Callable[[Seqno], tuple[int, int, bytes] | None], destination: Destination, held: Held, durable: Seqno
+) -> None:
+    """ArchiveDiverged if a line has another history in the destination than in the store.
+
+    That is told by commits that the store does not have, and by the last commit of the newest unit.
+
+    Args:
+        read_one: kind, time and body of a commit of the store; None if its log no longer has it.
+        durable: the store's last commit. Asked for after listing.
+    """
+    beyond = max([0, *(unit.last for unit in held.units), *(base.seqno for base in held.bases)])
+    units = sorted((unit for unit in held.units if unit.first < durable), key=lambda unit: (unit.last, unit.first))
+    if beyond <= durable:
+        if not units:
+            return
+        *_, last = _decoded(destination, units[-1])
+        if _agrees(read_one, last):
+            return
+    for name in reversed(units):
+        agreed = name.first
+        for commit in _decoded(destination, name):
+            if commit.seqno > durable or not _agrees(read_one, commit):
+                break
+            agreed = commit.seqno
+        if agreed > name.first:
+            raise ArchiveDiverged(agreed)
+    raise ArchiveDiverged(min([durable, *(unit.first for unit in units), *(base.seqno for base in held.bases)]))
+
+
+def _decoded(destination: Destination, name: UnitName) -> Iterator[UnitCommit]:
+    return decode_unit(str(name), destination.get(str(name))).commits()
+
+
+def _agrees(read_one: Callable[[Seqno], tuple[int, int, bytes] | None], commit: UnitCommit) -> bool:
+    ours = read_one(commit.seqno)
+    # One that is no longer known is not told apart.
+    return ours is None or ours == (commit.kind, commit.time_us, commit.body)

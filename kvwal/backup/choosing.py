@@ -1,0 +1,137 @@
+"""Which moment of which line is restored, and from which objects.
+
+A moment is looked for on a line and on those that it came from, on each of these up to where it was left. Without a
+line that is the one with the newest commit.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, bisect_right
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Final, Literal, TypeAlias
+
+from kvwal.backup.bases import read_header
+from kvwal.backup.chain import Held, Plan, Stretch, held_lines, list_held, seqno_at
+from kvwal.backup.lines import ancestry
+from kvwal.backup.names import BaseName
+from kvwal.backup.port import Destination
+from kvwal.backup.units import HEADER_BYTES, decode_header
+from kvwal.errors import BackupDestinationError, NotInBackup, SnapshotTooOld
+from kvwal.keys import Seqno, as_int
+from kvwal.positions import Position
+from kvwal.times import us_of
+
+__all__ = ["Chosen", "Moment", "as_moment", "choose"]
+
+#: What a user may ask for: "latest", a seqno, "before:SEQNO", a position, or a time.
+Moment: TypeAlias = int | datetime | str
+_BEFORE: Final = "before:"
+
+
+@dataclass(frozen=True, slots=True)
+class Chosen:
+    """A moment, and how it is restored.
+
+    Attributes:
+        line: the one that has it. held: what there is of that.
+        plan: the objects.
+    """
+
+    line: bytes
+    held: Held
+    plan: Plan
+
+
+def as_moment(at: Moment) -> int | datetime | Literal["latest"]:
+    """What is asked for. TypeError, ValueError for what cannot be that."""
+    if isinstance(at, datetime):
+        us_of("at", at)
+        return at
+    if not isinstance(at, str):
+        return as_int("at", at, 0) if not isinstance(at, Position) else at
+    if at == "latest":
+        return "latest"
+    number = at.removeprefix(_BEFORE)
+    if number != at and number.isdecimal() and int(number):
+        return int(number) - 1
+    raise ValueError(f'at is "latest", "before:SEQNO", a seqno, a position or a time, not {at!r}')
+
+
+def choose(destination: Destination, at: int | datetime | Literal["latest"]) -> Chosen:
+    """The newest objects that give a moment. NotInBackup, with both bounds and the nearest moments, if none do."""
+    line = at.line if isinstance(at, Position) else _newest_line(destination)
+    lines = [(list_held(destination, each), fork) for each, fork in ancestry(destination, line)]
+    # The last commit that each line has of those that are looked for.
+    stretches = sorted({each for held, fork in lines for each in _clipped(held.stretches(), fork)})
+    if not stretches:
+        raise BackupDestinationError(f"there is no whole backup of line {line.hex()} in the destination")
+    seqno = at if isinstance(at, int) else None
+    for held, fork in lines:
+        try:
+            if at == "latest":
+                seqno = stretches[-1].last
+            elif isinstance(at, datetime):
+                found = _at_time(destination, held, at)
+                seqno = found if fork is None else min(found, fork)
+            assert seqno is not None
+            if fork is None or seqno <= fork:
+                plan = held.plan(Seqno(int(seqno)), begins=lambda base: read_header(destination, str(base)).seqno)
+                return Chosen(held.line, held, plan)
+        except (SnapshotTooOld, BackupDestinationError):
+            # It may be on a line that this came from.
+            continue
+    raise _refusal(at, stretches)
+
+
+def _newest_line(destination: Destination) -> bytes:
+    newest: tuple[int, Seqno, bytes] | None = None
+    for line in held_lines(destination):
+        held = list_held(destination, line)
+        times = [(read_header(destination, str(base)).meta.time_us, base.seqno) for base in held.bases[-1:]]
+        last = max(held.units, key=lambda unit: unit.last, default=None)
+        if last is not None:
+            name = str(last)
+            times.append((decode_header(name, destination.get(name, size=HEADER_BYTES)).last_time_us, last.last))
+        if times:
+            found = (*max(times), line)
+            newest = found if newest is None else max(newest, found)
+    if newest is None:
+        raise BackupDestinationError("there is no backup in the destination yet")
+    return newest[2]
+
+
+def _clipped(stretches: list[Stretch], fork: Seqno | None) -> list[Stretch]:
+    if fork is None:
+        return stretches
+    return [Stretch(each.first, min(each.last, fork)) for each in stretches if each.first <= fork]
+
+
+def _at_time(destination: Destination, held: Held, at: datetime) -> Seqno:
+    """The last commit of a line at or before a time. SnapshotTooOld if it is not known which that is."""
+    at_us = us_of("at", at)
+    bases = [base for base in held.bases if held.lineage(base) is not None]
+
+    def time_us(base: BaseName) -> int:
+        return read_header(destination, str(base)).meta.time_us
+
+    n = bisect_right(bases, at_us, key=time_us)
+    try:
+        found = seqno_at(destination, held, at)
+    except SnapshotTooOld:
+        # A base alone has a time as well. Where no unit follows, a commit behind it may have come before `at`.
+        if not n or (bases[n - 1].seqno != held.newest() and held.reach(bases[n - 1].seqno) == bases[n - 1].seqno):
+            raise
+        found = bases[n - 1].seqno
+    return max(found, bases[n - 1].seqno) if n else found
+
+
+def _refusal(at: int | datetime | str, stretches: list[Stretch]) -> NotInBackup:
+    asked = at if isinstance(at, int | datetime) else stretches[-1].last
+    before = after = None
+    if isinstance(asked, int):
+        i = bisect_left(stretches, int(asked), key=lambda stretch: stretch.first)
+        before = max((each.last for each in stretches[:i]), default=None)
+        after = stretches[i].first if i < len(stretches) else None
+    oldest, newest = stretches[0].first, max(each.last for each in stretches)
+    return NotInBackup(asked, oldest, newest, nearest=(before, after))

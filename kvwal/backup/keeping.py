@@ -1,0 +1,286 @@
+"""What an archive keeps: small units are merged into larger ones, and what is older than wanted goes.
+
+Merging. Units of a closed window of time become one unit of the next level: of 30 s at level 1, of 5 minutes at level
+2, of an hour at level 3, by the times of commits. So a restore asks for few objects, and every moment stays.
+
+Thinning. Every moment of the last `pitr_s` seconds stays; of what is older one base for each day, and for each month.
+Times are those of commits, and the newest one, or the wall clock if that is behind it, counts as now: an archive
+of an idle store stays as it is, and the newest moment always does.
+
+Invariant: a unit is deleted for being merged only after the merged one was read back, and has its digests.
+Invariant: before anything is thinned, it is proved on the names that every moment that is to stay can be restored then.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC
+from itertools import groupby
+from typing import Any, Final, NamedTuple
+
+from kvwal.backup import state
+from kvwal.backup.bases import read_header
+from kvwal.backup.chain import Held, Stretch, list_held, replay, seqno_at
+from kvwal.backup.names import MAX_LEVEL, BaseName, UnitName
+from kvwal.backup.port import Destination
+from kvwal.backup.units import HEADER_BYTES, UnitBuilder, UnitHeader, decode_header, decode_unit
+from kvwal.errors import BackupDestinationError, CorruptionError, NotInBackup
+from kvwal.keys import Seqno
+from kvwal.times import time_of
+
+__all__ = ["WINDOWS_S", "Keep", "Merging", "Pruning", "plan_pruning", "prune"]
+
+#: Length of the window of each level from 1 on, in seconds.
+WINDOWS_S: Final = (30, 300, 3600)
+# What has more commits than that in bytes is not merged any more: a restore takes a unit into memory.
+_MOST_MERGED_BYTES: Final = 32 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Keep:
+    """How long an archive keeps what.
+
+    Attributes:
+        pitr_s: every moment of the last so many seconds, from the newest commit back.
+        daily: of what is older, the last base of each of so many days (UTC) that have one.
+        monthly: and of so many months.
+    """
+
+    pitr_s: float = 30 * 86400.0
+    daily: int = 90
+    monthly: int = 24
+
+    def __post_init__(self) -> None:
+        for name in ("daily", "monthly"):
+            if type(getattr(self, name)) is not int or getattr(self, name) < 0:
+                raise ValueError(f"{name} is a number of bases, not {getattr(self, name)!r}")
+        if not self.pitr_s >= 0:
+            raise ValueError(f"pitr_s is a number of seconds, not {self.pitr_s!r}")
+
+
+class Merging:
+    """Merges the units of a line, a little at a time. It remembers the headers that it has read."""
+
+    def __init__(self, destination: Destination, store_id: bytes, line: bytes) -> None:
+        self._destination = destination
+        self._store_id = store_id
+        self._line = line
+        self._headers: dict[str, UnitHeader] = {}
+
+    def step(self, until: Seqno, *, epoch: int = 0, codec: str = "zlib") -> bool:
+        """Merge one window, and delete what is merged. `until`: up to here all is read back. False: there is none."""
+        held = list_held(self._destination, self._line)
+        self._headers = {name: header for name, header in self._headers.items() if name in held.sizes}
+        for level in range(1, MAX_LEVEL + 1):
+            for group in self._groups(held, level, until):
+                self._merge(group, level, epoch, codec)
+                return True
+        return self._delete_covered(held, until)
+
+    def _header(self, name: UnitName) -> UnitHeader:
+        text = str(name)
+        header = self._headers.get(text)
+        if header is None:
+            header = self._headers[text] = decode_header(text, self._destination.get(text, size=HEADER_BYTES))
+        return header
+
+    def _groups(self, held: Held, level: int, until: Seqno) -> Iterator[list[UnitName]]:
+        """Units of lesser levels that follow each other, of one window that is over."""
+        window_us = WINDOWS_S[level - 1] * 1_000_000
+        for stretch in _unit_stretches(held, until):
+            path = held.units_from(stretch.first, stretch.last)
+
+            def window(name: UnitName, window_us: int = window_us) -> int:
+                # Of those that are not merged only whether they part others matters.
+                return self._header(name).first_time_us // window_us if name.level < level else -1 - name.first
+
+            groups = [list(names) for _, names in groupby(path, key=window)]
+            # The last one is still growing.
+            for group in groups[:-1]:
+                size = sum(self._header(name).plain_size for name in group) if len(group) > 1 else 0
+                if len(group) > 1 and group[0].level < level and size <= _MOST_MERGED_BYTES:
+                    yield group
+
+    def _merge(self, group: Sequence[UnitName], level: int, epoch: int, codec: str) -> None:
+        first, last = group[0].first, group[-1].last
+        builder = UnitBuilder(self._store_id, self._line, first, self._header(group[0]).before)
+        for commit in replay(self._destination, self._store_id, group, first, last):
+            builder.add(commit.kind, commit.time_us, commit.body)
+        if builder.digest != self._header(group[-1]).after:
+            raise CorruptionError(str(group[-1]), None, "its digest is not that of the units before it")
+        unit, data = builder.encode(epoch=epoch, level=level, codec=codec)
+        name = str(unit.header.name)
+        self._destination.put_new(name, data)
+        self._delete_merged(group, unit.header.name)
+
+    def _delete_merged(self, names: Sequence[UnitName], into: UnitName) -> None:
+        """Delete units of whose commits each is in another one, which is read back first."""
+        text = str(into)
+        data = self._destination.get(text)
+        try:
+            header = decode_unit(text, data).header
+        except CorruptionError:
+            # The units that it was made of are all there.
+            self._destination.delete(text)
+            raise
+        # Durability: it may be of one that was killed before it had flushed it. The name is taken, so nothing changes.
+        self._destination.put_new(text, data)
+        for name in names:
+            mine = self._header(name)
+            # Durability: only what agrees with the merged one at its ends; the digests between follow from that.
+            begins = name.first > into.first or mine.before == header.before
+            ends = name.last < into.last or mine.after == header.after
+            if not (begins and ends and into.first <= name.first and name.last <= into.last):
+                raise CorruptionError(str(name), None, f"has other commits than {into}")
+        for name in names:
+            self._destination.delete(str(name))
+
+    def _delete_covered(self, held: Held, until: Seqno) -> bool:
+        """Go on where merging was cut off: delete what a unit of a higher level has. False if there is nothing."""
+        for into in sorted(held.units, key=lambda name: -name.level):
+            covered = [
+                name
+                for name in held.units
+                if name.level < into.level and into.first <= name.first and name.last <= into.last <= until
+            ]
+            if covered:
+                self._delete_merged(covered, into)
+                return True
+        return False
+
+
+def _unit_stretches(held: Held, until: Seqno) -> list[Stretch]:
+    """Commits that units have without a gap, up to `until`."""
+    found: list[Stretch] = []
+    for name in held.units:
+        if name.last > until:
+            continue
+        if found and name.first <= found[-1].last:
+            found[-1] = Stretch(found[-1].first, max(found[-1].last, name.last))
+        else:
+            found.append(Stretch(name.first, name.last))
+    return found
+
+
+class Pruning(NamedTuple):
+    """What thinning deletes, and what then cannot be restored any more.
+
+    Attributes:
+        line: 8 bytes.
+        keep_from: every moment from this one on stays.
+        kept: the moments before it that stay, each that of a base.
+        delete: names, units first. bytes: of these objects.
+        unreachable: moments that can be restored now, and not afterwards.
+    """
+
+    line: bytes
+    keep_from: Seqno
+    kept: tuple[Seqno, ...]
+    delete: tuple[str, ...]
+    bytes: int
+    unreachable: tuple[Stretch, ...]
+
+
+def plan_pruning(destination: Destination, held: Held, keep: Keep, now_us: int) -> Pruning:
+    """What is to go. Nothing is changed. BackupDestinationError if a moment that is to stay could not be restored.
+
+    It reads the header of each base, and a few units.
+    """
+    newest = held.newest()
+    if newest is None:
+        return Pruning(held.line, Seqno(0), (), (), 0, ())
+    headers = {base: read_header(destination, str(base)) for base in held.bases if held.lineage(base) is not None}
+    keep_from = _keep_from(destination, held, keep, now_us, {base: head.meta.time_us for base, head in headers.items()})
+    older = [base for base in headers if base.seqno < keep_from]
+    chosen = _thinned(older, {base: headers[base].meta.time_us for base in older}, keep)
+    plan = held.plan(keep_from, begins=lambda base: headers[base].seqno)
+    needed_bases = set(plan.bases) | {base for base in held.bases if base.seqno >= keep_from}
+    needed_units = {name for name in held.units if name.last > plan.after}
+    for base in chosen:
+        # One that was made within a checkpoint in parts needs a few commits to be a moment.
+        own = held.plan(base.seqno, begins=lambda each: headers[each].seqno)
+        needed_bases |= set(own.bases)
+        needed_units |= set(own.units)
+    for base in list(needed_bases):
+        needed_bases |= set(held.lineage(base) or ())
+    delete = [str(name) for name in held.units if name not in needed_units]
+    delete += [str(base) for base in held.bases if base not in needed_bases]
+    kept = tuple(sorted({base.seqno for base in chosen}))
+    after = replace(
+        held,
+        bases=tuple(base for base in held.bases if base in needed_bases),
+        units=tuple(name for name in held.units if name in needed_units),
+    )
+    _prove(held, after, keep_from, kept)
+    size = sum(held.sizes[name] for name in delete)
+    return Pruning(held.line, keep_from, kept, tuple(delete), size, tuple(_lost(held.stretches(), after.stretches())))
+
+
+def _keep_from(
+    destination: Destination, held: Held, keep: Keep, now_us: int, times_us: dict[BaseName, int]
+) -> Seqno:
+    """The oldest moment of the last `pitr_s` seconds that can be restored."""
+    stretches = held.stretches()
+    newest_us = max(times_us.values(), default=0)
+    if held.units:
+        last = str(max(held.units, key=lambda name: name.last))
+        newest_us = max(newest_us, decode_header(last, destination.get(last, size=HEADER_BYTES)).last_time_us)
+    since_us = min(newest_us, now_us) - int(keep.pitr_s * 1e6)
+    by_base = max((base.seqno for base, at_us in times_us.items() if at_us <= since_us), default=stretches[0].first)
+    try:
+        # The state at that time is that of the last commit before.
+        found = seqno_at(destination, held, time_of(since_us)) if since_us > 0 else stretches[0].first
+    except NotInBackup:
+        found = by_base
+    return max(found, by_base)
+
+
+def _thinned(bases: list[BaseName], times_us: dict[BaseName, int], keep: Keep) -> set[BaseName]:
+    """The last base of each of the newest days and months."""
+    chosen: set[BaseName] = set()
+    for count, form in ((keep.daily, "%Y-%m-%d"), (keep.monthly, "%Y-%m")):
+        last: dict[str, BaseName] = {}
+        for base in sorted(bases, key=lambda base: (base.seqno, base.generation)):
+            last[time_of(times_us[base]).astimezone(UTC).strftime(form)] = base
+        chosen |= set(list(last.values())[len(last) - count :] if count else ())
+    return chosen
+
+
+def _prove(before: Held, after: Held, keep_from: Seqno, kept: Sequence[Seqno]) -> None:
+    remaining = after.stretches()
+    must = [Stretch(max(each.first, keep_from), each.last) for each in before.stretches() if each.last >= keep_from]
+    for stretch in [*must, *(Stretch(seqno, seqno) for seqno in kept)]:
+        if not any(each.first <= stretch.first and stretch.last <= each.last for each in remaining):
+            raise BackupDestinationError(
+                f"nothing was pruned: the moments {stretch.first} to {stretch.last} are to be kept, and could not be "
+                "restored afterwards"
+            )
+
+
+def _lost(before: Sequence[Stretch], after: Sequence[Stretch]) -> Iterator[Stretch]:
+    for stretch in before:
+        at: int = stretch.first
+        for each in after:
+            if each.last < at or each.first > stretch.last:
+                continue
+            if each.first > at:
+                yield Stretch(Seqno(at), Seqno(each.first - 1))
+            at = each.last + 1
+        if at <= stretch.last:
+            yield Stretch(Seqno(at), stretch.last)
+
+
+def prune(destination: Destination, pruning: Pruning) -> None:
+    """Delete what was planned. It may be cut off anywhere, and done again."""
+    line = pruning.line.hex()
+
+    def with_line(members: dict[str, Any]) -> dict[str, Any]:
+        from_before = members.get(line, 0)
+        return {**members, line: max(pruning.keep_from, from_before if isinstance(from_before, int) else 0)}
+
+    if pruning.delete:
+        # First, so that what is missing from here on is known to be missing on purpose.
+        state.change(destination, state.KEPT, with_line)
+    for name in pruning.delete:
+        destination.delete(name)

@@ -1,0 +1,284 @@
+"""Making a backup: a base of the newest generation and the commits behind it, while the store is in use.
+
+What is there when it ends: the bases that the newest one builds on, and units up to the last commit that was durable
+when it began. Each object is there whole or not at all, the base before the units behind it. So one that was cut off
+leaves a destination that holds what it held, and perhaps more.
+
+Invariant: pages are read while their generation is pinned, and each is proved against its checksum as it is read. Of a
+follower they may be written over; reading them says so, and the backup begins again from a newer generation.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Final, Literal, get_args
+
+from kvwal.backup.bases import BaseHeader, chain_of, encode_base, reach_of
+from kvwal.backup.chain import Held, digest_after, list_held
+from kvwal.backup.lines import Origin, tell_line
+from kvwal.backup.names import BaseName, UnitName
+from kvwal.backup.port import Destination
+from kvwal.backup.reach import Reach, Table, walked
+from kvwal.backup.state import claim
+from kvwal.backup.units import HEADER_BYTES, UnitBuilder, UnitCommit, decode_header, decode_unit
+from kvwal.engine.engine import Engine
+from kvwal.engine.lines import parent_of
+from kvwal.errors import ArchiveDiverged, CorruptionError, FeedGap, SnapshotTooOld
+from kvwal.keys import Seqno
+from kvwal.log import Record, SegmentCursor
+from kvwal.pages import Meta
+from kvwal.pages.pager import Pager
+from kvwal.positions import Position
+
+__all__ = ["BackupReport", "BaseKind", "backup"]
+
+BaseKind = Literal["auto", "full"]
+
+# Generations that go while they are read: a writer makes two checkpoints in less time than a backup takes.
+_TRIES: Final = 20
+_UNIT_BYTES: Final = 8 << 20
+# A chain of differences costs a restore more than it saves when it has as many bytes again, or so many links.
+_MOST_LINKS: Final = 32
+# Between two turns that other threads get.
+_WORK_S: Final = 0.0003
+_PAUSE_S: Final = 0.0002
+
+
+@dataclass(frozen=True, slots=True)
+class BackupReport:
+    """What a backup made. Sizes in bytes.
+
+    Attributes:
+        position: the last commit that can be restored.
+        oldest: each commit from this one on can be restored, up to `position`.
+        base: the object that holds the pages; it may have been there.
+        made: the objects that were made, in order; none if nothing had changed.
+        is_full: whether a base was made that builds on no other.
+        pages: pages that were read and put into bases. bytes: of all that was made.
+        commits: commits in the units that were made.
+        seconds: how long it took.
+    """
+
+    position: Position
+    oldest: Seqno
+    base: str
+    made: tuple[str, ...]
+    is_full: bool
+    pages: int
+    bytes: int
+    commits: int
+    seconds: float
+
+
+def backup(
+    engine: Engine,
+    destination: Destination,
+    *,
+    base: BaseKind = "auto",
+    history: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+) -> BackupReport:
+    """Put what an open store, or a follower, holds now into a destination; see `kvwal.Store.backup`."""
+    if base not in get_args(BaseKind):
+        raise ValueError(f'base is "auto" or "full", not {base!r}')
+    for left in range(_TRIES - 1, -1, -1):
+        try:
+            engine.reads.moments.now.ready()
+            return _Backup(engine, destination, progress).run(base, history)
+        except (SnapshotTooOld, FeedGap):
+            # Two checkpoints came, and the pages or the log may be gone.
+            if not left:
+                raise
+        except (OSError, ValueError):
+            # It may be that it was closed meanwhile.
+            engine.state.refuse_if_gone()
+            raise
+    raise AssertionError("unreachable")
+
+
+class _Backup:
+    """One run."""
+
+    def __init__(self, engine: Engine, destination: Destination, progress: Callable[[int, int], None] | None) -> None:
+        self._engine = engine
+        self._destination = destination
+        self._progress = progress
+        self._worked_s = time.monotonic()
+        self._made: list[tuple[str, int]] = []
+        self._pages = self._commits = 0
+        self._is_full = False
+
+    def run(self, kind: BaseKind, history: bool) -> BackupReport:
+        engine, destination = self._engine, self._destination
+        began_s = time.monotonic()
+        engine.state.refuse_if_gone()
+        line = engine.upkeep.consumers.line
+        with engine.upkeep.past.generation() as (meta, pager):
+            claim(destination, meta.store_id)
+            row = parent_of(engine.reads, line)
+            if row is not None:
+                tell_line(destination, line, Origin(row.parent, row.fork))
+            stored = list_held(destination, line)
+            # Asked for after looking, so that what is there and beyond it is none of this store's.
+            until = Seqno(max(min(engine.upkeep.durable_seqno, engine.state.seqno), meta.replay_through))
+            with engine.upkeep.read(meta.seqno, until, "backup") as records:
+                self._refuse_diverged(stored, until)
+                oldest = self._history(stored, kind, until) if history else None
+                name = self._base(stored if oldest is None else list_held(destination, line), meta, pager, kind)
+                if oldest is None:
+                    self._units(stored, meta.seqno, until, records)
+        return BackupReport(
+            Position(line, until),
+            meta.replay_through if oldest is None else oldest,
+            str(name),
+            tuple(name for name, _ in self._made),
+            self._is_full,
+            self._pages,
+            sum(size for _, size in self._made),
+            self._commits,
+            time.monotonic() - began_s,
+        )
+
+    # -- the past -----------------------------------------------------------------------------
+
+    def _history(self, stored: Held, kind: BaseKind, until: Seqno) -> Seqno:
+        """The oldest moment of the window, and the commits from there on."""
+        with self._engine.upkeep.past.generation(oldest=True) as (meta, pager):
+            if not meta.generation:
+                # The moment before the first commit: no pages.
+                meta = _beginning(meta)
+            with self._engine.upkeep.read(meta.seqno, until, "backup") as records:
+                self._base(stored, meta, pager, kind)
+                self._units(stored, meta.seqno, until, records)
+        return meta.replay_through
+
+    # -- the base -----------------------------------------------------------------------------
+
+    def _base(self, stored: Held, meta: Meta, pager: Pager, kind: BaseKind) -> BaseName:
+        """Make the base of a generation, unless there is one of its moment."""
+        parent, reach = None, Reach()
+        for name in reversed(stored.bases):
+            if name.seqno > meta.replay_through or (kind == "full" and name.parent):
+                continue
+            chain = self._chain(stored, name)
+            if chain is None:
+                continue
+            if name.seqno == meta.replay_through:
+                # The same moment, even if pages were moved since.
+                return name
+            if kind == "auto" and name.generation < meta.generation:
+                sizes = [header.size for _, header in chain]
+                if len(chain) < _MOST_LINKS and sum(sizes[1:]) <= sizes[0]:
+                    parent, reach = name, self._reach(chain)
+            break
+        table = walked(pager, meta, reach, self._yield_to_writers)
+        name = BaseName(meta.line, meta.replay_through, meta.generation, 0 if parent is None else parent.generation)
+        self._is_full = self._is_full or parent is None
+        self._put(str(name), self._told(encode_base(pager, meta, parent, table), table))
+        return name
+
+    def _chain(self, stored: Held, name: BaseName) -> list[tuple[BaseName, BaseHeader]] | None:
+        """A base with those it builds on; None if one of them is missing or damaged: nothing is built on that."""
+        try:
+            return chain_of(self._destination, stored, name)
+        except CorruptionError:
+            return None
+
+    def _reach(self, chain: list[tuple[BaseName, BaseHeader]]) -> Reach:
+        reach: Reach | None = None
+        for name, header in chain:
+            reach = reach_of(self._destination, name, header, reach)
+        return Reach() if reach is None else reach
+
+    def _told(self, pieces: Iterator[bytes | bytearray], table: Table) -> Iterator[bytes | bytearray]:
+        extents = table.new()
+        total, done = extents.page_bytes(), 0
+        for piece in pieces:
+            yield piece
+            done += len(piece)
+            self._yield_to_writers()
+            if self._progress is not None:
+                self._progress(min(done, total), total)
+        self._pages += total // 4096
+
+    # -- the units ----------------------------------------------------------------------------
+
+    def _units(self, stored: Held, after: Seqno, until: Seqno, records: SegmentCursor) -> None:
+        """Make units of the commits beyond `after`, as far as there are none."""
+        store_id, line = self._engine.state.version.tree.meta.store_id, stored.line
+        there = stored.units_from(after, until)
+        begin, digest = after, digest_after(self._destination, store_id, stored, after)
+        if there:
+            name = str(there[-1])
+            found = decode_header(name, self._destination.get(name, size=HEADER_BYTES))
+            begin, digest = found.last, found.after
+        builder = UnitBuilder(store_id, line, begin, digest)
+        for record in records:
+            if record.seqno <= begin:
+                continue
+            builder.add(record.kind, record.time_us, record.body)
+            self._yield_to_writers()
+            if builder.size >= _UNIT_BYTES:
+                builder = self._put_unit(builder, store_id, line)
+        if builder.size:
+            self._put_unit(builder, store_id, line)
+
+    def _put_unit(self, builder: UnitBuilder, store_id: bytes, line: bytes) -> UnitBuilder:
+        unit, raw = builder.encode()
+        self._put(str(unit.header.name), raw)
+        self._commits += unit.header.last - unit.header.first
+        return UnitBuilder(store_id, line, builder.last, builder.digest)
+
+    def _refuse_diverged(self, stored: Held, until: Seqno) -> None:
+        """ArchiveDiverged if the line has another history in the destination than in the store.
+
+        That is told by commits that the store does not have, and by the last one of the newest unit that the log still
+        has. One that is only read, beside its writer, may be behind what another backup has.
+        """
+        beyond = max([0, *(name.last for name in stored.units), *(name.seqno for name in stored.bases)])
+        if beyond > until and not self._engine.upkeep.is_read_only:
+            raise ArchiveDiverged(until)
+        common = [name for name in stored.units if name.last <= until]
+        newest = max(common, key=lambda name: (name.last, name.first), default=None)
+        if newest is None:
+            return
+        try:
+            with self._engine.upkeep.read(Seqno(newest.last - 1), newest.last, "backup") as records:
+                ours = next(iter(records), None)
+        except FeedGap:
+            # It is no longer known. Nothing is built on it: a difference takes only what is the same.
+            return
+        if ours is not None and not self._is_last_of(ours, newest):
+            raise ArchiveDiverged(newest.first)
+
+    def _is_last_of(self, record: Record, name: UnitName) -> bool:
+        commits = deque(decode_unit(str(name), self._destination.get(str(name))).commits(), maxlen=1)
+        return commits[0] == UnitCommit(record.kind, record.seqno, record.time_us, record.body)
+
+    # -- both ---------------------------------------------------------------------------------
+
+    def _put(self, name: str, data: bytes | Iterator[bytes | bytearray]) -> None:
+        size = 0
+
+        def counted() -> Iterator[bytes | bytearray]:
+            nonlocal size
+            for piece in (data,) if isinstance(data, bytes) else data:
+                size += len(piece)
+                yield piece
+
+        if self._destination.put_new(name, counted()):
+            self._made.append((name, size))
+
+    def _yield_to_writers(self) -> None:
+        if time.monotonic() - self._worked_s >= _WORK_S:
+            if self._engine.queue.is_busy():
+                time.sleep(_PAUSE_S)
+            self._worked_s = time.monotonic()
+
+
+def _beginning(meta: Meta) -> Meta:
+    """That of a base before the first commit: an empty store's first generation."""
+    return replace(meta, generation=1, page_count=2)

@@ -1,0 +1,110 @@
+"""Small objects of a destination: JSON with a version and a checksum; and the one that says whose destination it is.
+
+| name | members beside `v` and `crc` |
+|---|---|
+| `kvwal-archive` | `store`: its id in hex; `required`, `optional`: feature bits |
+| `state/mark` | `epoch`: the claim; `line`; `seqno`: all up to it was read back; `digest`: after it |
+| `state/gaps` | `accepted`: a list of `line`, `first`, `last`, `reason`, `wall_us` |
+| `state/kept` | `line`: for each, the seqno below which only bases are kept |
+| `state/verified` | `units`: by name, `at_us` and `deep`; see checking.py |
+
+`crc` is the CRC-32C of the JSON without it, with sorted keys and no spaces. Members that are not known are kept.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any, Final
+
+from crc32c import crc32c
+
+from kvwal.backup.names import IDENTITY, STATE
+from kvwal.backup.port import Destination
+from kvwal.errors import BackupDestinationError, CorruptionError, FormatError, ObjectMissing
+from kvwal.features import unknown_bits
+
+__all__ = ["GAPS", "KEPT", "MARK", "VERIFIED", "change", "claim", "dump", "identity_of", "load", "read"]
+
+# On disk: never change.
+MARK: Final = STATE + "mark"
+GAPS: Final = STATE + "gaps"
+KEPT: Final = STATE + "kept"
+VERIFIED: Final = STATE + "verified"
+_VERSION: Final = 1
+_ATTEMPTS: Final = 100
+
+
+def dump(members: dict[str, Any]) -> bytes:
+    """The object as bytes."""
+    members = {"v": _VERSION, **members}
+    members.pop("crc", None)
+    return _json({**members, "crc": crc32c(_json(members))})
+
+
+def _json(members: dict[str, Any]) -> bytes:
+    return json.dumps(members, sort_keys=True, separators=(",", ":")).encode()
+
+
+def load(name: str, data: bytes) -> dict[str, Any]:
+    """What `dump` was given. CorruptionError for what it never makes, FormatError for a newer version's."""
+    try:
+        members = json.loads(data)
+        crc = members.pop("crc")
+        version = members.pop("v")
+        whole = {**members, "v": version}
+        valid = crc == crc32c(_json(whole)) and isinstance(version, int)
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        raise CorruptionError(name, None, "is not the JSON object that kvwal writes there") from None
+    if not valid:
+        raise CorruptionError(name, None, "the checksum is wrong")
+    if version != _VERSION:
+        raise FormatError(f"{name} is of version {version}, which this kvwal does not know")
+    return dict(members)
+
+
+def read(destination: Destination, name: str) -> tuple[bytes | None, dict[str, Any]]:
+    """The bytes of an object of `state/`, for `Destination.swap`, and its members; None and none if there is none."""
+    try:
+        data = destination.get(name)
+    except ObjectMissing:
+        return None, {}
+    return data, load(name, data)
+
+
+def change(destination: Destination, name: str, changed: Callable[[dict[str, Any]], dict[str, Any]]) -> dict[str, Any]:
+    """Replace the members of an object of `state/` by what `changed` makes of them; what others wrote is not lost."""
+    for _ in range(_ATTEMPTS):
+        old, members = read(destination, name)
+        members = changed(members)
+        if destination.swap(name, old, dump(members)):
+            return members
+    raise BackupDestinationError(f"{name} is changed by others all the time")
+
+
+def claim(destination: Destination, store_id: bytes) -> None:
+    """Make the destination this store's, or see that it is. BackupDestinationError if it is another one's."""
+    members = {"store": store_id.hex(), "required": 0, "optional": 0}
+    if not destination.put_new(IDENTITY, dump(members)) and (found := identity_of(destination)) != store_id:
+        raise BackupDestinationError(
+            f"the destination holds the store {found.hex()}, and this one is {store_id.hex()}; each needs its own"
+        )
+
+
+def identity_of(destination: Destination) -> bytes:
+    """The id of the store whose destination it is. BackupDestinationError if it is nobody's."""
+    try:
+        data = destination.get(IDENTITY)
+    except ObjectMissing as error:
+        raise BackupDestinationError(f"{error.place} holds no backup: there is no {IDENTITY} in it") from None
+    members = load(IDENTITY, data)
+    unknown = unknown_bits(members["required"], 0) if isinstance(members.get("required"), int) else None
+    if unknown:
+        raise FormatError(f"{IDENTITY} has features {unknown} that this version of kvwal does not know")
+    try:
+        store_id = bytes.fromhex(members["store"])
+    except (KeyError, ValueError, TypeError):
+        store_id = b""
+    if len(store_id) != 16 or unknown is None:
+        raise CorruptionError(IDENTITY, None, "does not say which store it is of")
+    return store_id

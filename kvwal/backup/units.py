@@ -1,0 +1,361 @@
+"""The unit: the commits of one stretch of a line, `(first, last]`, as bytes. It is made once and never changed.
+
+A header of 256 bytes, little-endian, without padding, and then the stored body:
+
+| at | size | field | meaning |
+|---|---|---|---|
+| 0 | 8 | magic | `kvwunit1` |
+| 8 | 4 | version | 1 |
+| 12 | 4 | - | zeros |
+| 16 | 8 | required | feature bits |
+| 24 | 8 | optional | feature bits |
+| 32 | 16 | store id | |
+| 48 | 8 | line | |
+| 56 | 8 | epoch | which claim on the archive wrote it; 0: a backup did |
+| 64 | 4 | revision | |
+| 68 | 4 | level | 0: cut by the archiver; 1 to 3: merged |
+| 72 | 8 | first | exclusive |
+| 80 | 8 | last | inclusive |
+| 88 | 8 | first time | of commit first + 1, in us |
+| 96 | 8 | last time | of commit last |
+| 104 | 32 | digest before | of the commits up to first |
+| 136 | 32 | digest after | of the commits up to last |
+| 168 | 1 | codec | 0 plain, 1 zlib |
+| 169 | 7 | - | zeros |
+| 176 | 8 | plain size | of the body |
+| 184 | 8 | stored size | of the body as it is stored |
+| 192 | 32 | SHA-256 | of the stored body |
+| 224 | 28 | - | zeros |
+| 252 | 4 | crc | CRC-32C of the 252 bytes before |
+
+The plain body has for each commit: body length u32, kind u32, time_us u64, and the body, as in the log's record. The
+seqnos follow from `first`.
+
+The digest goes on from commit to commit: SHA-256 of the digest before, those 16 bytes, and the body. It begins with
+`line_digest` at the first commit that is archived, and again behind a gap. So units can be merged and cut.
+
+A unit is valid when
+1. its CRC matches, and its numbers are those of its name,
+2. the stored body has the size and the SHA-256 that the header says, and unpacks to the plain size,
+3. the plain body has last - first commits and ends with the last one; their kinds are those of commits, their times do
+   not decrease, and are the header's at both ends,
+4. the digest after them is the header's.
+A version, a codec or a required bit that is not known here is refused as `FormatError`.
+"""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from hashlib import sha256
+from typing import Final, NamedTuple
+
+from crc32c import crc32c
+
+from kvwal.backup.names import UnitName, parse_name
+from kvwal.errors import CorruptionError, FormatError
+from kvwal.features import EXTENSIONS, KEYSPACES, KNOWN_REQUIRED, unknown_bits
+from kvwal.keys import Seqno
+from kvwal.log.intents import EXTENDED, TABLES
+from kvwal.log.record import is_commit
+
+__all__ = [
+    "CODECS",
+    "HEADER_BYTES",
+    "Unit",
+    "UnitBuilder",
+    "UnitCommit",
+    "UnitHeader",
+    "commit_digest",
+    "decode_header",
+    "decode_unit",
+    "encode_unit",
+    "line_digest",
+]
+
+# On disk: never change.
+MAGIC: Final = b"kvwunit1"
+_VERSION: Final = 1
+HEADER = struct.Struct("<8sI4sQQ16s8sQIIQQQQ32s32sB7sQQ32s28s")
+CRC = struct.Struct("<I")
+HEADER_BYTES: Final = 256
+assert HEADER.size + CRC.size == HEADER_BYTES
+COMMIT = struct.Struct("<IIQ")
+#: By name: how a body is stored.
+CODECS: Final = {"none": 0, "zlib": 1}
+_PLAIN: Final = 0
+_ZLIB: Final = 1
+
+
+class UnitCommit(NamedTuple):
+    """One commit. `kind` and `body` are those of its record in the log."""
+
+    kind: int
+    seqno: Seqno
+    time_us: int
+    body: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class UnitHeader:
+    """What the header says; the fields are those of the table above."""
+
+    store_id: bytes
+    line: bytes
+    first: Seqno
+    last: Seqno
+    first_time_us: int
+    last_time_us: int
+    before: bytes
+    after: bytes
+    plain_size: int
+    stored_size: int
+    sha256: bytes
+    codec: int = _PLAIN
+    level: int = 0
+    revision: int = 0
+    epoch: int = 0
+    required: int = 0
+    optional: int = 0
+
+    @property
+    def name(self) -> UnitName:
+        """What its object is called."""
+        return UnitName(self.line, self.level, self.first, self.last, self.revision)
+
+
+def line_digest(store_id: bytes, line: bytes) -> bytes:
+    """The digest before the first commit that is archived of a line, and before the first one behind a gap."""
+    return sha256(b"kvwal line" + store_id + line).digest()
+
+
+def commit_digest(before: bytes, kind: int, time_us: int, body: bytes) -> bytes:
+    """The digest after a commit, from the one before it."""
+    return sha256(before + COMMIT.pack(len(body), kind, time_us) + body).digest()
+
+
+class Unit:
+    """A unit that was decoded, and is valid."""
+
+    __slots__ = ("_plain", "header")
+
+    def __init__(self, header: UnitHeader, plain: bytes) -> None:
+        self.header = header
+        self._plain = plain
+
+    def commits(self) -> Iterator[UnitCommit]:
+        """Its commits, in order."""
+        plain, at = self._plain, 0
+        for seqno in range(self.header.first + 1, self.header.last + 1):
+            size, kind, time_us = COMMIT.unpack_from(plain, at)
+            at += COMMIT.size
+            yield UnitCommit(kind, Seqno(seqno), time_us, plain[at : at + size])
+            at += size
+
+
+class UnitBuilder:
+    """A unit in the making: commits are added, one after the other, and then it is encoded."""
+
+    def __init__(self, store_id: bytes, line: bytes, first: Seqno, before: bytes) -> None:
+        """
+        Args:
+            first: the commit before the first one that is added. before: the digest after that.
+        """
+        self._identity = store_id, line
+        self._first = first
+        self._before = before
+        self._parts: list[bytes] = []
+        self._times: tuple[int, int] | None = None
+        self._required = 0
+        #: The last commit that was added, and the digest after it.
+        self.last = first
+        self.digest = before
+        #: Bytes of the body.
+        self.size = 0
+
+    def add(self, kind: int, time_us: int, body: bytes) -> None:
+        """Add the next commit."""
+        head = COMMIT.pack(len(body), kind, time_us)
+        self.digest = sha256(self.digest + head + body).digest()
+        self._parts += (head, body)
+        self.size += len(head) + len(body)
+        self.last = Seqno(self.last + 1)
+        self._times = (time_us if self._times is None else self._times[0]), time_us
+        if kind & TABLES:
+            self._required |= KEYSPACES
+        if kind & EXTENDED:
+            self._required |= EXTENSIONS
+
+    def encode(self, *, epoch: int = 0, level: int = 0, revision: int = 0, codec: str = "zlib") -> tuple[Unit, bytes]:
+        """The unit, and its bytes. There is at least one commit. A body that does not shrink is stored plain."""
+        assert self._times is not None, "a unit has commits"
+        plain = b"".join(self._parts)
+        kind, stored = _PLAIN, plain
+        if CODECS[codec] == _ZLIB:
+            packed = zlib.compress(plain, 6 if level else 1)
+            if len(packed) < len(plain):
+                kind, stored = _ZLIB, packed
+        header = UnitHeader(
+            *self._identity,
+            first=self._first,
+            last=self.last,
+            first_time_us=self._times[0],
+            last_time_us=self._times[1],
+            before=self._before,
+            after=self.digest,
+            plain_size=len(plain),
+            stored_size=len(stored),
+            sha256=sha256(stored).digest(),
+            codec=kind,
+            level=level,
+            revision=revision,
+            epoch=epoch,
+            required=self._required,
+        )
+        return Unit(header, plain), _encode_header(header) + stored
+
+
+def encode_unit(
+    store_id: bytes,
+    line: bytes,
+    first: Seqno,
+    before: bytes,
+    commits: Iterable[UnitCommit],
+    *,
+    epoch: int = 0,
+    level: int = 0,
+    revision: int = 0,
+    codec: str = "zlib",
+) -> bytes:
+    """The bytes of a unit of these commits, which follow `first` without a gap; there is at least one."""
+    builder = UnitBuilder(store_id, line, first, before)
+    for commit in commits:
+        assert commit.seqno == builder.last + 1, "a unit has no gap"
+        builder.add(commit.kind, commit.time_us, commit.body)
+    return builder.encode(epoch=epoch, level=level, revision=revision, codec=codec)[1]
+
+
+def _encode_header(header: UnitHeader) -> bytes:
+    fixed = HEADER.pack(
+        MAGIC,
+        _VERSION,
+        b"",
+        header.required,
+        header.optional,
+        header.store_id,
+        header.line,
+        header.epoch,
+        header.revision,
+        header.level,
+        header.first,
+        header.last,
+        header.first_time_us,
+        header.last_time_us,
+        header.before,
+        header.after,
+        header.codec,
+        b"",
+        header.plain_size,
+        header.stored_size,
+        header.sha256,
+        b"",
+    )
+    return fixed + CRC.pack(crc32c(fixed))
+
+
+def decode_header(name: str, data: bytes) -> UnitHeader:
+    """The header of the unit of this name. Raises as `decode_unit`; at the body it does not look."""
+    if len(data) < HEADER_BYTES or data[:8] != MAGIC:
+        raise CorruptionError(name, 0, "is no unit")
+    version, zeros = struct.unpack_from("<I4s", data, 8)
+    if version > _VERSION:
+        raise FormatError(f"{name} is a unit of version {version}, which this kvwal does not know")
+    if CRC.unpack_from(data, HEADER.size)[0] != crc32c(data[: HEADER.size]):
+        raise CorruptionError(name, 0, "the checksum of the header is wrong")
+    _, _, _, required, optional, *rest = HEADER.unpack_from(data)
+    unknown = unknown_bits(required, KNOWN_REQUIRED)
+    store_id, line, epoch, revision, level, first, last, first_us, last_us, before, after, codec, *rest = rest
+    zeros_too, plain_size, stored_size, digest, more_zeros = rest
+    if unknown or version != _VERSION or (zeros + zeros_too + more_zeros).strip(b"\0") or codec not in CODECS.values():
+        what = f"features {unknown}" if unknown else f"codec {codec}" if codec not in CODECS.values() else "fields"
+        raise FormatError(f"{name} has {what} that this version of kvwal does not know")
+    header = UnitHeader(
+        store_id,
+        line,
+        Seqno(first),
+        Seqno(last),
+        first_us,
+        last_us,
+        before,
+        after,
+        plain_size,
+        stored_size,
+        digest,
+        codec,
+        level,
+        revision,
+        epoch,
+        required,
+        optional,
+    )
+    if parse_name(name) != header.name:
+        raise CorruptionError(name, 0, f"the header is that of {header.name}")
+    return header
+
+
+def decode_unit(name: str, data: bytes) -> Unit:
+    """The unit that an object of this name has. CorruptionError, FormatError: see the rules above; they name it."""
+    header = decode_header(name, data)
+    stored = memoryview(data)[HEADER_BYTES:]
+    if len(stored) != header.stored_size:
+        raise CorruptionError(name, None, f"has {len(stored)} bytes behind its header, instead of {header.stored_size}")
+    if sha256(stored).digest() != header.sha256:
+        raise CorruptionError(name, HEADER_BYTES, "the SHA-256 of the body is wrong")
+    plain = bytes(stored) if header.codec == _PLAIN else _unpacked(name, stored, header.plain_size)
+    if len(plain) != header.plain_size:
+        raise CorruptionError(name, HEADER_BYTES, "the body does not have the size that the header says")
+    _check(name, header, plain)
+    return Unit(header, plain)
+
+
+def _unpacked(name: str, stored: memoryview, size: int) -> bytes:
+    unpacker = zlib.decompressobj()
+    try:
+        # One byte more than it is to be: bytes of a bad writer do not fill the memory.
+        plain = unpacker.decompress(stored, size + 1)
+    except zlib.error as error:
+        raise CorruptionError(name, HEADER_BYTES, f"the body cannot be unpacked: {error}") from None
+    if not unpacker.eof or unpacker.unused_data:
+        raise CorruptionError(name, HEADER_BYTES, "the body does not end where it unpacks to an end")
+    return plain
+
+
+def _check(name: str, header: UnitHeader, plain: bytes) -> None:
+    """Conditions 3 and 4."""
+    at, count, last_us, digest = 0, header.last - header.first, header.first_time_us, header.before
+    end = len(plain)
+    begin_us: int | None = None
+    n = 0
+    while n < count:
+        if end - at < COMMIT.size:
+            raise CorruptionError(name, HEADER_BYTES, f"has {n} commits instead of {count}")
+        size, kind, time_us = COMMIT.unpack_from(plain, at)
+        stop = at + COMMIT.size + size
+        if stop > end:
+            raise CorruptionError(name, HEADER_BYTES, f"commit {header.first + n + 1} is cut short")
+        known = is_commit(kind)
+        if known is None:
+            raise FormatError(f"{name}: commit {header.first + n + 1} is of a kind that this kvwal does not know")
+        if not known or time_us < last_us:
+            raise CorruptionError(name, HEADER_BYTES, f"commit {header.first + n + 1} is none, or its time goes back")
+        begin_us = time_us if begin_us is None else begin_us
+        digest = sha256(digest + plain[at:stop]).digest()
+        at, last_us, n = stop, time_us, n + 1
+    if at != end:
+        raise CorruptionError(name, HEADER_BYTES, f"has more than its {count} commits")
+    if (begin_us, last_us) != (header.first_time_us, header.last_time_us):
+        raise CorruptionError(name, HEADER_BYTES, "the times of its commits are not those of the header")
+    if digest != header.after:
+        raise CorruptionError(name, HEADER_BYTES, "the digest of its commits is not that of the header")

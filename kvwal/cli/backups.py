@@ -1,0 +1,99 @@
+"""`backup` and `restore`."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+
+import click
+
+import kvwal
+from kvwal.backup.choosing import Moment, as_moment
+from kvwal.backup.making import BaseKind
+from kvwal.cli.moments import MOMENT
+from kvwal.cli.terminal import complain, count, human_bytes, print_json, progress_bar, store_path
+
+__all__ = ["backup", "restore"]
+
+
+@click.command()
+@store_path
+@click.argument("dest", type=click.Path())
+@click.option("--full", is_flag=True, help="All pages, also those that an earlier backup has.")
+@click.option("--history", is_flag=True, help="Also every moment of the window.")
+@click.option("--quiet", is_flag=True, help="Say nothing.")
+@click.option("--json", "as_json", is_flag=True, help="Print one object.")
+def backup(path: str, dest: str, full: bool, history: bool, quiet: bool, as_json: bool) -> None:
+    """Put the store PATH as it is now into the directory DEST, also beside a program that writes to it.
+
+    What an earlier backup in DEST has is not written again. DEST is for one store, and those restored from it.
+    """
+    base: BaseKind = "full" if full else "auto"
+    with kvwal.open(path, "r") as db, progress_bar("backup", quiet=quiet or as_json) as progress:
+        task = progress.add_task("backup", total=None)
+
+        def told(done: int, total: int) -> None:
+            progress.update(task, completed=done, total=total)
+
+        report = db.backup(dest, base=base, history=history, progress=told)
+    if as_json:
+        _print_json(report)
+    elif not quiet:
+        made = f"{count(len(report.made), 'object')}, {human_bytes(report.bytes)}" if report.made else "nothing was new"
+        click.echo(f"every commit up to {int(report.position)} is in {dest}: {made}, in {report.seconds:.2f} s")
+
+
+def _print_json(report: kvwal.BackupReport | kvwal.RestoreReport) -> None:
+    members = {field.name: getattr(report, field.name) for field in fields(report)}
+    print_json({name: str(value) if isinstance(value, kvwal.Position) else value for name, value in members.items()})
+
+
+class _WhenType(click.ParamType):  # type: ignore[type-arg]  # it has none before 8.2
+    """What is restored."""
+
+    name = "moment"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> Moment:
+        text = str(value)
+        try:
+            if ":" in text and len(text.partition(":")[0]) == 16:
+                return kvwal.Position.parse(text)
+            return as_moment(text)
+        except ValueError:
+            return MOMENT.convert(text, param, ctx)
+
+
+@click.command()
+@click.argument("src", type=click.Path())
+@click.argument("into", type=click.Path())
+@click.option(
+    "--at",
+    type=_WhenType(),
+    default="latest",
+    help="The state after this commit, at this time (2026-01-31T12:00:00Z), or before:COMMIT. Otherwise the newest.",
+)
+@click.option("--dry-run", is_flag=True, help="Only say what would be read.")
+@click.option("--quiet", is_flag=True, help="Say nothing.")
+@click.option("--json", "as_json", is_flag=True, help="Print one object.")
+def restore(src: str, into: str, at: Moment, dry_run: bool, quiet: bool, as_json: bool) -> None:
+    """Make a new store INTO of the backups, or the archive, in the directory SRC.
+
+    INTO is nothing yet, or an empty directory. If this is interrupted, the same command goes on with what is done.
+    """
+    with progress_bar("restore", quiet=quiet or as_json) as progress:
+        task = progress.add_task("restore", total=None)
+        report = kvwal.restore(
+            src,
+            into,
+            at=at,
+            dry_run=dry_run,
+            progress=lambda done, total: progress.update(task, completed=done, total=total),
+        )
+    if as_json:
+        _print_json(report)
+    elif dry_run:
+        for name in report.objects:
+            click.echo(name)
+        complain(f"{human_bytes(report.bytes)}, {count(report.commits, 'commit')} to replay; nothing was done")
+    elif not quiet:
+        what = f"{human_bytes(report.bytes)} read, {count(report.commits, 'commit')} replayed"
+        click.echo(f"{into} is as after commit {int(report.restored)}: {what}, in {report.seconds:.2f} s")

@@ -1,0 +1,185 @@
+"""A follower for tasks: what it offers, and that tasks which wait share one that looks."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import threading
+from collections.abc import Coroutine
+from pathlib import Path
+from typing import Any
+
+import pytest
+from following_fixtures import all_durable, rewrite
+
+import kvwal
+import kvwal.aio
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> str:
+    return str(tmp_path / "store")
+
+
+def run(main: Coroutine[Any, Any, None]) -> None:
+    asyncio.run(asyncio.wait_for(main, 30))
+
+
+def test_it_reads_as_the_follower_of_threads_does(path: str) -> None:
+    async def main() -> None:
+        with kvwal.open(path, background=False, keep_history_s=3600) as db:
+            users = db.table("users", str, int)
+            for n in range(40):
+                db.put(b"%02d" % n, b"%d" % n)
+            db.checkpoint()
+            users["ada"] = 1
+            users["ada"] = 2
+            all_durable(db)
+            async with kvwal.aio.follow(path) as live:
+                assert (live.path, live.seqno, live.position, live.closed) == (path, 42, db.position, False)
+                assert await live.get(b"07") == await live.get(b"07") == b"7"
+                assert await live.get(b"none", b"?") == b"?"
+                assert await live.get_many([b"01", b"none"]) == [b"1", None]
+                assert await live.contains(b"01")
+                assert [pair async for pair in live.scan(b"05", limit=2)] == [(b"05", b"5"), (b"06", b"6")]
+                assert (await live.first(), await live.count(), await live.rank(b"10")) == ((b"00", b"0"), 40, 10)
+                assert live.window == db.window
+                async with live.snapshot(at=10) as then:
+                    assert await then.count() == 10
+                assert [each.seqno for each in await live.versions(b"07")] == [8]
+                assert [key async for key, _, _ in live.diff(38, 40)] == [b"38", b"39"]
+                assert [each.seqno async for each in live.commits(40)] == [41, 42]
+                assert [change.key async for change in live.changes(39)] == [b"39", b"ada", b"ada"]
+                async with live.bootstrap() as base:
+                    assert base.position == live.position
+                followed = live.table("users", str, int)
+                assert (await followed.get("ada"), await followed.id()) == (2, users.id)
+                assert await followed.get_many(["ada", "eve"]) == [2, None]
+                assert [pair async for pair in followed.scan()] == [("ada", 2)]
+                assert (await live.tables())[0].name == "users"
+                assert [each.value for each in await followed.versions("ada")] == [2, 1]
+                assert await (await followed.within(followed.at(41))).get("ada") == 1
+                with pytest.raises(TypeError, match="a snapshot is expected"):
+                    await followed.within(live)  # type: ignore[arg-type]
+                with pytest.raises(kvwal.IndexNotFoundError):
+                    await followed.index("none", codec=int)
+                with pytest.raises(TypeError, match="timeout_s"):
+                    await live.wait(1, "1")  # type: ignore[arg-type]
+                assert (await live.lag()).commits == 0
+                assert "AsyncFollower" in repr(live)
+            assert live.closed
+            for use in (live.get_many([b"01"]), live.refresh(), live.wait(99), followed.get("ada")):
+                with pytest.raises(kvwal.ClosedError):
+                    await use
+            await live.close()
+            alone = await kvwal.aio.follow(path)
+            await alone.close()
+
+    run(main())
+
+
+def test_many_tasks_wait_without_a_thread_for_each(path: str) -> None:
+    async def main() -> None:
+        with kvwal.open(path, background=False) as db:
+            async with kvwal.aio.follow(path) as live:
+
+                async def told(count: int) -> list[bytes]:
+                    found = []
+                    async with live.changes(follow=True) as changes:
+                        async for change in changes:
+                            found.append(change.key)
+                            if len(found) == count:
+                                return found
+                    raise AssertionError("it ended")
+
+                tasks: list[asyncio.Task[Any]] = [asyncio.create_task(told(10)) for _ in range(30)]
+                tasks += [asyncio.create_task(live.wait(10)) for _ in range(30)]
+                await asyncio.sleep(0.03)
+                for n in range(10):
+                    db.put(b"%d" % n, b"")
+                    await asyncio.sleep(0)
+                # Four workers, and what a test has anyway.
+                assert sum(thread.name.startswith("kvwal") for thread in threading.enumerate()) <= 4
+                all_durable(db)
+                results = await asyncio.gather(*tasks)
+                assert results == [[b"%d" % n for n in range(10)]] * 30 + [True] * 30
+                assert not await live.wait(11, 0.01)
+                assert not await live.wait(11, 0)
+                # No one waits, so no one looks.
+                await asyncio.sleep(0.1)
+                db.put(b"later", b"")
+                all_durable(db)
+                await asyncio.sleep(0.1)
+                assert live.seqno == 10
+                beat = await anext(live.changes(after=10, follow=True, heartbeat_s=0.01))
+                assert beat.kind in ("heartbeat", "put")
+
+    run(main())
+
+
+def test_what_ends_is_told_to_those_who_wait(path: str) -> None:
+    async def main() -> None:
+        kvwal.open(path).close()
+        live = await kvwal.aio.follow(path)
+        waiting = [asyncio.create_task(live.wait(1)), asyncio.create_task(anext(live.changes(follow=True)))]
+        await asyncio.sleep(0.02)
+        await live.close()
+        for task in waiting:
+            with pytest.raises(kvwal.ClosedError):
+                await task
+        async with kvwal.aio.follow(path) as live:
+            cancelled = asyncio.create_task(live.changes(follow=True).__anext__())
+            await asyncio.sleep(0.02)
+            cancelled.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await cancelled
+            waiting = [asyncio.create_task(live.wait(1)), asyncio.create_task(anext(live.changes(follow=True)))]
+            await asyncio.sleep(0.02)
+            kvwal.open(path, "n").close()
+            for task in waiting:
+                with pytest.raises(kvwal.StoreRemovedError):
+                    await task
+
+    run(main())
+
+
+def test_reads_go_on_from_a_newer_checkpoint_and_max_lag_s_holds(path: str) -> None:
+    async def main() -> None:
+        with kvwal.open(path, background=False, keep_history_s=0) as db:
+            rewrite(db, b"x")
+            async with kvwal.aio.follow(path, cache_bytes=256 << 10) as live:
+                for value in (b"y", b"z"):
+                    rewrite(db, value)
+                assert await live.get(b"1500") == b"z" * 500
+                assert {value async for value in live.values()} == {b"z" * 500}
+            async with kvwal.aio.follow(path, max_lag_s=0.02) as live:
+                users = live.table("users", str, int)
+                db.put(b"key", b"1")
+                db.table("users", str, int)["ada"] = 1
+                all_durable(db)
+                await asyncio.sleep(0.03)
+                assert (await live.get(b"key"), await users.get("ada")) == (b"1", 1)
+                db.put(b"key", b"2", durability="os")
+                await asyncio.sleep(0.03)
+                reads = live.get(b"key"), live.get(b"1500"), live.count(), users.get("ada"), live.get_many([b"a"])
+                for read in reads:
+                    with pytest.raises(kvwal.StaleError):
+                        await read
+
+    run(main())
+
+
+def test_a_forgotten_one_warns(path: str) -> None:
+    async def main() -> None:
+        kvwal.open(path).close()
+        held = [await kvwal.aio.follow(path)]
+        await held[0].refresh()
+        with pytest.warns(ResourceWarning, match="never closed"):
+            _forget(held)
+
+    run(main())
+
+
+def _forget(held: list[kvwal.aio.AsyncFollower]) -> None:
+    held.clear()
+    gc.collect()

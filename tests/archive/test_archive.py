@@ -1,0 +1,346 @@
+"""`kvwal.archive`: it keeps up by itself, says how it is doing, and never gets in the way of a commit."""
+
+from __future__ import annotations
+
+import gc
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from archive_fixtures import OPTIONS, Writer, check_all, held_of
+
+import kvwal
+from kvwal.backup.port import DirectoryDestination
+from kvwal.errors import BackupDestinationError, ClosedError, PoisonedError, ReadOnlyError
+from kvwal.testing import SimulatedDisk
+
+
+def until(true: Callable[[], object], seconds: float = 20.0) -> None:
+    end_s = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end_s, "it never came true"
+        time.sleep(0.005)
+
+
+class Held:
+    """A destination that a test can make fail, hang and go on."""
+
+    def __init__(self, there: Any) -> None:
+        self.there = there
+        self.error: BaseException | None = None
+        self.open = threading.Event()
+        self.open.set()
+
+    def __getattr__(self, name: str) -> Any:
+        call = getattr(self.there, name)
+
+        def guarded(*arguments: Any, **more: Any) -> Any:
+            self.open.wait()
+            if self.error is not None:
+                raise self.error
+            return call(*arguments, **more)
+
+        return guarded
+
+    def __repr__(self) -> str:
+        return "<a destination>"
+
+    put_new: Any
+    get: Any
+    list_after: Any
+    delete: Any
+    swap: Any
+
+
+for _name in ("put_new", "get", "list_after", "delete", "swap"):
+    setattr(Held, _name, property(lambda self, name=_name: self.__getattr__(name)))
+
+
+@pytest.fixture
+def disk() -> SimulatedDisk:
+    return SimulatedDisk()
+
+
+@pytest.fixture
+def db(disk: SimulatedDisk) -> Iterator[Any]:
+    with kvwal.open("/kv", files=disk, **OPTIONS) as db:
+        yield db
+
+
+@pytest.fixture
+def place(disk: SimulatedDisk) -> Held:
+    return Held(DirectoryDestination("/b", files=disk))
+
+
+def test_it_keeps_up_and_every_moment_can_be_restored(tmp_path: Path) -> None:
+    with kvwal.open(tmp_path / "kv", background=False) as db:
+        writer = Writer(db)
+        with kvwal.archive(db, tmp_path / "b", rpo_s=0.02) as archive:
+            for _ in range(10):
+                writer.some(10)
+                time.sleep(0.01)
+            until(lambda: archive.status().mark == 100)
+            writer.some(5)
+            assert archive.flush(20)
+            status = archive.status()
+            assert (status.state, status.mark, status.lag_s, status.behind_commits) == ("archiving", 105, 0.0, 0)
+            assert status.mark == db.position
+            assert status.units > 2
+            assert "archiving" in repr(archive)
+            writer.some(2)
+        assert archive.status().mark == 107, "what was committed before the end is there"
+        place = DirectoryDestination(tmp_path / "b")
+        check_all(held_of(db, place), place, db.engine.state.version.tree.meta.store_id, writer.model, 0, 107)
+    for at in (0, 1, 50, 107):
+        kvwal.restore(tmp_path / "b", tmp_path / f"r{at}", at=at)
+        with kvwal.open(tmp_path / f"r{at}") as found:
+            assert dict(found) == writer.model[at]
+
+
+def test_it_goes_on_when_it_is_begun_again(tmp_path: Path) -> None:
+    for turn in range(3):
+        with kvwal.open(tmp_path / "kv") as db, kvwal.archive(db, tmp_path / "b") as archive:
+            db[b"k"] = b"%d" % turn
+            assert archive.flush(20)
+            assert archive.status().epoch == turn + 1
+    kvwal.restore(tmp_path / "b", tmp_path / "r")
+    with kvwal.open(tmp_path / "r") as found:
+        assert found[b"k"] == b"2"
+
+
+def test_a_restored_store_goes_on_in_the_same_archive_on_its_own_line(tmp_path: Path) -> None:
+    with kvwal.open(tmp_path / "kv") as db, kvwal.archive(db, tmp_path / "b"):
+        for i in range(5):
+            db[b"k"] = b"%d" % i
+    kvwal.restore(tmp_path / "b", tmp_path / "r", at=3)
+    with kvwal.open(tmp_path / "r") as db, kvwal.archive(db, tmp_path / "b"):
+        db[b"k"] = b"new"
+        newest = db.position
+    for at, value in ((2, b"1"), (newest, b"new")):
+        kvwal.restore(tmp_path / "b", tmp_path / f"r{int(at)}", at=at)
+        with kvwal.open(tmp_path / f"r{int(at)}") as found:
+            assert found[b"k"] == value
+
+
+FAILURES = [OSError(28, "full"), FileNotFoundError(2, "gone"), BackupDestinationError("403"), KeyError()]
+
+
+@pytest.mark.parametrize("error", FAILURES, ids=lambda error: type(error).__name__ + str(error.args[:1]))
+def test_lag_rises_while_the_destination_fails_and_commits_go_on(
+    db: Any, place: Held, disk: SimulatedDisk, error: Exception, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "kvwal")
+    with kvwal.archive(db, place, rpo_s=0.01) as archive:
+        db[b"a"] = b"1"
+        assert archive.flush(20)
+        caplog.clear()
+        place.error = error
+        db[b"b"] = b"2"
+        until(lambda: archive.status().state == "failing")
+        time.sleep(0.25)
+        lags = []
+        for _ in range(3):
+            disk.pass_time(10)
+            db[b"c"] = b"3"
+            lags.append(archive.status().lag_s)
+        assert 10 <= lags[0] < lags[1] < lags[2]
+        status = archive.status()
+        assert (status.mark, status.behind_commits) == (1, 4)
+        assert type(error).__name__ in (status.error or "")
+        assert status.failing_s is not None
+        assert not archive.flush(0.05)
+        place.error = None
+        until(lambda: archive.status().state == "archiving")
+        assert archive.flush(20)
+        assert archive.status().lag_s == 0.0
+        assert archive.status().failing_s is None
+    said = [record.message for record in caplog.records if "archive in" in record.message]
+    assert len(said) == 2, "one line a change of state"
+
+
+def test_lag_rises_while_the_destination_hangs_and_closing_does_not_wait_for_it(
+    db: Any, place: Held, disk: SimulatedDisk, caplog: pytest.LogCaptureFixture
+) -> None:
+    archive = kvwal.archive(db, place, rpo_s=0.01)
+    db[b"a"] = b"1"
+    assert archive.flush(20)
+    place.open.clear()
+    db[b"b"] = b"2"
+    lags = []
+    for _ in range(3):
+        disk.pass_time(10)
+        lags.append(archive.status().lag_s)
+    assert 10 <= lags[0] < lags[1] < lags[2]
+    assert not archive.flush(0.02)
+    assert not archive.close(0.05)
+    assert "hangs" in caplog.text
+    assert not [pin for pin in db.pins() if pin.purpose == "archive"]
+    place.open.set()
+    until(lambda: not archive._worker.thread.is_alive())
+
+
+def test_lag_rises_when_the_worker_is_dead(db: Any, place: Held, disk: SimulatedDisk) -> None:
+    archive = kvwal.archive(db, place, rpo_s=0.01)
+    db[b"a"] = b"1"
+    assert archive.flush(20)
+    assert archive.close()
+    assert archive.status().state == "ended"
+    db[b"b"] = b"2"
+    lags = []
+    for _ in range(3):
+        disk.pass_time(10)
+        lags.append(archive.status().lag_s)
+    assert 10 <= lags[0] < lags[1] < lags[2]
+    assert not archive.flush(1)
+    assert not archive.close()
+
+
+@pytest.mark.parametrize("step_s", [3600, -3600])
+def test_lag_rises_whatever_the_wall_clock_does(db: Any, place: Held, disk: SimulatedDisk, step_s: int) -> None:
+    with kvwal.archive(db, place, rpo_s=0.01) as archive:
+        assert archive.flush(20)
+        place.open.clear()
+        db[b"b"] = b"2"
+        disk.jump_clock(step_s * 1_000_000)
+        first = archive.status().lag_s
+        time.sleep(0.02)
+        assert archive.status().lag_s > first >= 0
+        place.open.set()
+
+
+def test_a_destination_that_is_not_there_at_first_is_waited_for(tmp_path: Path) -> None:
+    with kvwal.open(tmp_path / "kv") as db, kvwal.archive(db, tmp_path / "disk" / "b") as archive:
+        db[b"a"] = b"1"
+        until(lambda: archive.status().state == "failing")
+        assert archive.status().mark is None
+        assert archive.status().lag_s > 0
+        (tmp_path / "disk").mkdir()
+        assert archive.flush(20)
+        assert archive.status().mark == 1
+
+
+def test_a_second_archiver_takes_over_and_the_first_one_says_so(db: Any, place: Held) -> None:
+    first = kvwal.archive(db, place, rpo_s=0.01)
+    assert first.flush(20)
+    second = kvwal.archive(db, place, rpo_s=0.01)
+    assert second.flush(20)
+    db[b"a"] = b"1"
+    until(lambda: first.status().state == "superseded")
+    assert second.flush(20)
+    assert "taken over" in (first.status().error or "")
+    assert not first.flush(1)
+    first.close()
+    assert second.close()
+
+
+def test_a_copy_of_the_store_is_told_to_have_diverged(db: Any, place: Held, disk: SimulatedDisk) -> None:
+    db[b"a"] = b"1"
+    copy = disk.crash(-1)
+    with kvwal.archive(db, place, rpo_s=0.01) as archive:
+        db[b"a"] = b"2"
+        assert archive.flush(20)
+    with kvwal.open("/kv", files=copy, **OPTIONS) as other, kvwal.archive(other, place, rpo_s=0.01) as archive:
+        other[b"a"] = b"other"
+        until(lambda: archive.status().state == "diverged")
+        assert "different commits beyond 1" in (archive.status().error or "")
+    assert held_of(db, place).newest() == 2
+
+
+def test_an_archive_that_is_forgotten_ends(db: Any, place: Held) -> None:
+    archive = kvwal.archive(db, place)
+    assert archive.flush(20)
+    thread = archive._worker.thread
+    del archive
+    gc.collect()
+    until(lambda: not thread.is_alive())
+
+
+def test_a_store_that_is_closed_first_ends_it_and_it_goes_on_the_next_time(disk: SimulatedDisk, place: Held) -> None:
+    db = kvwal.open("/kv", files=disk, **OPTIONS)
+    archive = kvwal.archive(db, place, rpo_s=60)
+    assert archive.flush(20)
+    db[b"a"] = b"1"
+    db.close()
+    archive._worker.wake_ups.put(None)
+    until(lambda: not archive._worker.thread.is_alive())
+    with pytest.raises(ClosedError):
+        archive.status()
+    with pytest.raises(ClosedError):
+        archive.flush()
+    archive.close()
+    with kvwal.open("/kv", files=disk, **OPTIONS) as db, kvwal.archive(db, place) as archive:
+        assert archive.flush(20)
+        assert archive.status().mark == 1
+
+
+def test_what_is_durable_of_a_poisoned_store_is_archived(db: Any, place: Held, disk: SimulatedDisk) -> None:
+    with kvwal.archive(db, place, rpo_s=60) as archive:
+        assert archive.flush(20)
+        db[b"a"] = b"1"
+        disk.fail("fsync", path="/kv/*")
+        with pytest.raises(PoisonedError):
+            db[b"b"] = b"2"
+        disk.heal()
+        with pytest.raises(PoisonedError):
+            archive.flush(20)
+    assert held_of(db, place).newest() == 1
+
+
+def test_a_store_that_is_read_only_has_none(disk: SimulatedDisk, place: Held) -> None:
+    kvwal.open("/kv", files=disk, **OPTIONS).close()
+    with kvwal.open("/kv", "r", files=disk, **OPTIONS) as db, pytest.raises(ReadOnlyError):
+        kvwal.archive(db, place)
+
+
+@pytest.mark.parametrize(
+    ("options", "error"),
+    [
+        ({"rpo_s": 0}, ValueError),
+        ({"rpo_s": -1}, ValueError),
+        ({"rpo_s": float("nan")}, ValueError),
+        ({"rpo_s": "1"}, TypeError),
+        ({"max_behind_bytes": -1}, ValueError),
+        ({"max_behind_bytes": 1.5}, TypeError),
+    ],
+)
+def test_arguments_are_checked_and_nothing_is_begun(db: Any, place: Held, options: Any, error: type) -> None:
+    with pytest.raises(error):
+        kvwal.archive(db, place, **options)
+    with pytest.raises(TypeError):
+        kvwal.archive(db, 7)  # type: ignore[arg-type]
+    assert list(place.list_after("")) == []
+
+
+def test_a_forked_child_has_no_part_in_it(tmp_path: Path) -> None:
+    with kvwal.open(tmp_path / "kv") as db, kvwal.archive(db, tmp_path / "b", rpo_s=0.01) as archive:
+        db[b"a"] = b"1"
+        assert archive.flush(20)
+        pid = os.fork()
+        if not pid:
+            code = 1
+            try:
+                archive.status()
+            except kvwal.ForkedError:
+                code = 0 if not archive.close() else 2
+            finally:
+                os._exit(code)
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+        db[b"b"] = b"2"
+        assert archive.flush(20)
+        assert archive.status().mark == 2
+
+
+def test_tasks_use_the_same_object(tmp_path: Path) -> None:
+    import asyncio
+
+    async def work() -> None:
+        with kvwal.open(tmp_path / "kv") as db, kvwal.archive(db, tmp_path / "b") as archive:
+            db[b"a"] = b"1"
+            assert await asyncio.to_thread(archive.flush, 20)
+
+    asyncio.run(work())

@@ -1,0 +1,79 @@
+"""A store that is archived, a model of all its moments, and the check that each of them can be restored."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import kvwal
+from kvwal.backup.archive import make_base
+from kvwal.backup.archiver import Archiver
+from kvwal.backup.bases import read_header
+from kvwal.backup.chain import Held, list_held, replay
+from kvwal.backup.port import DirectoryDestination
+from kvwal.keys import Seqno
+from kvwal.log.record import Record
+
+OPTIONS: dict[str, Any] = {
+    "background": False,
+    "keep_history_s": 0,
+    "keep_history_bytes": 0,
+    "segment_bytes": 16 << 10,
+    "cache_bytes": 1 << 20,
+}
+Model = dict[Seqno, dict[bytes, bytes]]
+
+
+def archiver_of(db: Any, destination: Any, *, make_base: Any = make_base, **more: Any) -> Archiver:
+    more = {"rpo_s": 1.0, "max_behind_bytes": 1 << 30, **more}
+    return Archiver(db.engine, destination, make_base, **more)
+
+
+class Writer:
+    """Writes to a store and remembers what it held after each commit."""
+
+    def __init__(self, db: Any, model: Model | None = None) -> None:
+        self.db = db
+        self.model: Model = {Seqno(0): {}} if model is None else model
+
+    def put(self, key: bytes, value: bytes) -> Seqno:
+        seqno = self.db.put(key, value)
+        self.model[seqno] = {**self.model[Seqno(seqno - 1)], key: value}
+        return seqno
+
+    def some(self, n: int, size: int = 20) -> None:
+        for _ in range(n):
+            i = len(self.model)
+            self.put(b"k%d" % (i % 17), b"%d" % i * (1 + size // 4))
+
+
+def state_after(state: dict[bytes, bytes], kind: int, body: bytes) -> dict[bytes, bytes]:
+    batch = Record(kind, Seqno(1), Seqno(0), 0, Seqno(1), 0, body).batch()
+    state = dict(state)
+    state.update({key: value for key, value in batch.writes.items() if value is not None})
+    return state
+
+
+def held_of(db: Any, destination: Any) -> Held:
+    return list_held(destination, db.engine.upkeep.consumers.line)
+
+
+def check_all(held: Held, destination: Any, store_id: bytes, model: Model, first: int, last: int) -> None:
+    """Each moment from `first` to `last` is restored by its plan, and is the model's."""
+    replayed: dict[Any, dict[int, dict[bytes, bytes]]] = {}
+    for at in range(first, last + 1):
+        plan = held.plan(Seqno(at), begins=lambda base: read_header(destination, str(base)).seqno)
+        key = plan.after, plan.units
+        if key not in replayed:
+            # All that these units have; each moment is a beginning of that.
+            found = replayed[key] = {plan.after: model[plan.after]}
+            until = plan.units[-1].last if plan.units else plan.after
+            for commit in replay(destination, store_id, plan.units, plan.after, until):
+                found[commit.seqno] = state_after(found[Seqno(commit.seqno - 1)], commit.kind, commit.body)
+        assert replayed[key][at] == model[Seqno(at)], f"moment {at}"
+
+
+def restored(files: Any, at: int, into: str = "/restored") -> dict[bytes, bytes]:
+    """What a store has that is restored from `/b`."""
+    kvwal.restore(DirectoryDestination("/b", files=files), into, at=at, files=files)
+    with kvwal.open(into, files=files, background=False) as db:
+        return dict(db)

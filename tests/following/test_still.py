@@ -1,0 +1,247 @@
+"""Flag "r": a follower that moves only where it must. It excludes no process, and what it shows is there to stay."""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+from following_fixtures import all_durable, rewrite
+from two_programs import PATH, Recorded, World
+
+import kvwal
+from kvwal.files import system_files
+from kvwal.testing import SimulatedDisk
+
+# Beside a writer.
+
+
+def test_readers_and_a_writer_exclude_each_other_in_no_order(path: str) -> None:
+    with kvwal.open(path, background=False) as db:
+        db.put(b"key", b"1")
+        all_durable(db)
+        readers = [kvwal.open(path, "r") for _ in range(3)]
+        assert [reader[b"key"] for reader in readers] == [b"1"] * 3
+        db.put(b"key", b"2")
+    assert [reader[b"key"] for reader in readers] == [b"1"] * 3
+    with kvwal.open(path) as db, kvwal.open(path, "r") as late:
+        db.put(b"key", b"3")
+        assert late[b"key"] == b"2"
+        assert (late.read_only, late.recovery.row) == (True, "followed")
+    for reader in readers:
+        reader.close()
+
+
+def test_beside_a_writer_it_shows_what_is_on_disk_and_says_what_it_withholds() -> None:
+    disk = SimulatedDisk()
+    with kvwal.open(PATH, files=disk, background=False) as db:
+        db.put(b"a", b"1")
+        all_durable(db)
+        db.put(b"b", b"2", durability="os")
+        with kvwal.open(PATH, "r", files=disk) as reader:
+            assert dict(reader) == {b"a": b"1"}
+            assert (reader.recovery.withheld, reader.durable_seqno) == (1, 1)
+        disk.kill()
+        # Now it flushes what it finds, and shows it.
+        with kvwal.open(PATH, "r", files=disk) as reader:
+            assert dict(reader) == {b"a": b"1", b"b": b"2"}
+            assert reader.recovery.withheld == 0
+        with kvwal.open(PATH, files=disk.crash(0)) as again:
+            assert dict(again) == {b"a": b"1", b"b": b"2"}
+        db.engine.abandon()
+
+
+def test_it_shows_one_moment_until_its_pages_are_written_over(path: str) -> None:
+    with kvwal.open(path, background=False, keep_history_s=0) as db:
+        rewrite(db, b"x")
+        with kvwal.open(path, "r", cache_bytes=256 << 10) as reader:
+            rewrite(db, b"y")
+            assert reader.get(b"0001") == b"x" * 500
+            assert set(reader.values()) == {b"x" * 500}
+            assert reader.last_seqno == 1
+            rewrite(db, b"z")
+            rewrite(db, b"!")
+            # Not the one of before, and none between.
+            assert set(reader.values()) == {b"!" * 500}
+            assert reader.get(b"1500") == b"!" * 500
+            assert reader.get_many([b"0001", b"1999"]) == [b"!" * 500] * 2
+            assert (reader.last_seqno, len(reader)) == (4, 2000)
+            with reader.transaction() as txn:
+                assert txn.get(b"0777") == b"!" * 500
+
+
+def test_reads_of_now_begin_again_and_moments_that_are_held_do_not(path: str) -> None:
+    reads: list[Any] = [
+        lambda db: db.get(b"1500"),
+        lambda db: db.get_many([b"0001", b"1999"]),
+        lambda db: len(db),
+        lambda db: db.key_at(777),
+        lambda db: db.first(b"1001"),
+        lambda db: dict(db),
+        lambda db: dict(db.snapshot()),
+        lambda db: dict(db.transaction().items()),
+        lambda db: dict(db.table("users", str, int)),
+        lambda db: db.table("users", str, int).get_many(["ada"]),
+        lambda db: [info.keys for info in db.tables()],
+        lambda db: db.consumers(),
+    ]
+    with kvwal.open(path, background=False, keep_history_s=0) as db:
+        db.table("users", str, int)["ada"] = 1
+        for read in reads:
+            rewrite(db, b"x")
+            with kvwal.open(path, "r", cache_bytes=256 << 10) as reader:
+                held = reader.snapshot()
+                for value in (b"y", b"z", b"!"):
+                    rewrite(db, value)
+                assert read(reader) == read(db)
+                with pytest.raises(kvwal.SnapshotTooOld):
+                    dict(held)
+
+
+def test_a_store_that_is_erased_under_it_is_said_to_be_so(path: str) -> None:
+    with kvwal.open(path, background=False, keep_history_s=0) as db:
+        rewrite(db, b"x")
+    with kvwal.open(path, "r", cache_bytes=256 << 10) as reader:
+        kvwal.open(path, "n").close()
+        # Its file is still there for it.
+        assert len(reader) == 2000
+        Path(path, "data").unlink()
+        with pytest.raises(kvwal.StoreRemovedError):
+            reader.engine.progress.refresh()  # type: ignore[attr-defined]
+
+
+def test_it_waits_for_no_commit(path: str) -> None:
+    with kvwal.open(path) as db, kvwal.open(path, "r") as reader:
+        db.put(b"a", b"")
+        with pytest.raises(kvwal.ReadOnlyError):
+            reader.changes(follow=True)
+        with pytest.raises(kvwal.ReadOnlyError):
+            reader.put(b"a", b"")
+        assert list(reader.changes()) == []
+        assert not reader.changes().alive or not list(reader.changes())
+
+
+def test_a_writer_waits_for_one_that_looks_and_not_for_one_that_holds_the_lock(path: str) -> None:
+    kvwal.open(path).close()
+    held = system_files().open_directory(path)
+    held.lock(shared=True)
+    with pytest.raises(kvwal.LockedError):
+        kvwal.open(path)
+    timer = threading.Timer(0.01, held.close)
+    timer.start()
+    kvwal.open(path).close()
+    timer.join()
+
+
+def test_readers_that_come_all_the_time_keep_no_writer_out(path: str) -> None:
+    db = kvwal.open(path, background=False)
+    db.put(b"a", b"1")
+    all_durable(db)
+    db.put(b"a", b"1", durability="os")
+    db.engine.abandon()
+    stop = threading.Event()
+    opened = []
+
+    def read() -> None:
+        while not stop.is_set():
+            with kvwal.open(path, "r") as reader:
+                opened.append(reader[b"a"])
+
+    threads = [threading.Thread(target=read) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    try:
+        until, writers = time.monotonic() + 0.5, 0
+        while time.monotonic() < until or writers < 20:
+            with kvwal.open(path, background=False) as db:
+                db.put(b"a", b"1")
+                with pytest.raises(kvwal.LockedError):
+                    kvwal.open(path)
+            writers += 1
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
+    assert set(opened) == {b"1"}
+
+
+# Writers that come and go while it is opened.
+
+
+def in_doubt(writer: Recorded) -> None:
+    """Writers that die with commits that no flush has brought on disk, and that clean up after them."""
+    for n in range(6):
+        db = writer.open()
+        writer.put((b"a", b"%d durable" % n), (b"key%d" % n, b""))
+        writer.put((b"b", b"%d not yet" % n), durability="os")
+        writer.put((b"c", b"%d nor this" % n), durability="os")
+        if n == 0:
+            writer.begin = len(writer.steps)
+        if n == 2:
+            db.checkpoint()
+        if n == 4:
+            db.close()
+        else:
+            writer.disk.kill()
+            db.engine.abandon()
+
+
+@cache
+def recorded() -> Recorded:
+    return Recorded(in_doubt)
+
+
+def look(world: World) -> int:
+    """Open it among the steps of writers: it shows a state that no crash takes back. Returns the commit."""
+    before = world.durable
+    with world.read() as reader:
+        seqno, content = reader.last_seqno, dict(reader)
+    # What a writer that lives has acknowledged may be said to be on disk a little later.
+    assert seqno >= before or world.is_locked
+    assert content == world.recorded.states[seqno]
+    # A segment of which only the name is not flushed yet counts as durable beside its writer.
+    for survivors in () if world.is_locked else (0, 7):
+        with kvwal.open(PATH, files=world.disk.crash(survivors), background=False) as after:
+            assert after.last_seqno >= seqno
+            assert list(after.history()) or seqno == 0
+            with after.snapshot(at=seqno) as then:
+                assert dict(then) == content
+    return seqno
+
+
+@pytest.mark.parametrize("turns", [0, 1, 3])
+def test_whatever_writers_do_while_it_is_opened_it_shows_what_stays(turns: int) -> None:
+    writer = recorded()
+    for begin in range(writer.begin, len(writer.steps), 1 if turns == 0 else 3):
+        world = World(writer, lambda n: turns)
+        world.advance(begin)
+        look(world)
+
+
+def test_a_writer_that_comes_at_any_moment_of_the_opening() -> None:
+    """All of what a writer does at once, before each operation of the reader."""
+    writer = recorded()
+    locks = [n for n, (name, _) in enumerate(writer.steps) if name == "lock" and n >= writer.begin]
+    for begin in locks:
+        for moment in range(60):
+            world = World(writer, lambda n, moment=moment: 40 if n == moment else 0)  # type: ignore[misc]
+            world.advance(begin)
+            look(world)
+            if world.looked <= moment:
+                break
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_random_turns(seed: int) -> None:
+    rng = random.Random(seed)
+    writer = recorded()
+    shown = []
+    for _ in range(25):
+        world = World(writer, lambda n: rng.choice([0, 0, 0, 1, 2, 9]))
+        world.advance(rng.randrange(writer.begin, len(writer.steps)))
+        shown.append(look(world))
+    assert len(set(shown)) > 3
