@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import sys
@@ -24,6 +25,7 @@ def main() -> None:
     except ModuleNotFoundError as error:
         sys.stderr.write(f"kvwal: the command line needs {error.name}; install it with: pip install 'kvwal[cli]'\n")
         sys.exit(_EXIT_UNAVAILABLE)
+    _see_to_stdin()
     _buffer_stdout()
     whole_app()(prog_name="kvwal")
 
@@ -35,6 +37,22 @@ def whole_app() -> click.Group:
 
     app.add_command(demo)
     return app
+
+
+class _Closed(io.RawIOBase):
+    """Standard input where there is none."""
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: object) -> int:
+        raise OSError(errno.EBADF, "it is closed", "standard input")
+
+
+def _see_to_stdin() -> None:
+    """A closed standard input is None, and then whatever looks at it fails: let only reading it fail."""
+    if sys.stdin is None:
+        sys.stdin = io.TextIOWrapper(io.BufferedReader(_Closed()), encoding="utf-8")
 
 
 def _buffer_stdout() -> None:

@@ -410,7 +410,8 @@ class CorruptionError(Error):
         self.offset = offset
         self.reason = reason
         super().__init__(
-            f"{self.finding}. Restore a backup, or save what verifies into a new store with kvwal.salvage(path, into)"
+            f"{self.finding}. Restore a backup (docs/backups.md), or save what verifies into a new store with "
+            "kvwal.salvage(path, into)"
         )
 
     @property

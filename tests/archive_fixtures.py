@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import kvwal
@@ -12,6 +13,7 @@ from kvwal.backup.chain import Held, list_held, replay
 from kvwal.backup.port import DirectoryDestination
 from kvwal.keys import Seqno
 from kvwal.log.record import Record
+from kvwal.testing import Operation, SimulatedDisk
 
 OPTIONS: dict[str, Any] = {
     "background": False,
@@ -36,13 +38,16 @@ class Writer:
         self.model: Model = {Seqno(0): {}} if model is None else model
 
     def put(self, key: bytes, value: bytes) -> Seqno:
+        before = self.db.last_seqno
+        # Told before it is made: it may be durable when the power is cut in the middle.
+        self.model[Seqno(before + 1)] = {**self.model[before], key: value}
         seqno = self.db.put(key, value)
-        self.model[seqno] = {**self.model[Seqno(seqno - 1)], key: value}
-        return seqno
+        assert seqno == before + 1
+        return Seqno(seqno)
 
     def some(self, n: int, size: int = 20) -> None:
         for _ in range(n):
-            i = len(self.model)
+            i = self.db.last_seqno + 1
             self.put(b"k%d" % (i % 17), b"%d" % i * (1 + size // 4))
 
 
@@ -77,3 +82,28 @@ def restored(files: Any, at: int, into: str = "/restored") -> dict[bytes, bytes]
     kvwal.restore(DirectoryDestination("/b", files=files), into, at=at, files=files)
     with kvwal.open(into, files=files, background=False) as db:
         return dict(db)
+
+
+class Killed(BaseException):
+    """The process is killed: nothing that it would still do is done."""
+
+
+def kill_before(disk: SimulatedDisk, nth: int, program: Callable[[], object]) -> bool:
+    """Run a program and kill it before its nth change of the disk; False if it ended before that."""
+    seen = 0
+
+    def watch(operation: Operation) -> None:
+        nonlocal seen
+        seen += 1
+        if seen >= nth:
+            raise Killed
+
+    disk.watcher = watch
+    try:
+        program()
+    except Killed:
+        pass
+    finally:
+        disk.watcher = None
+    disk.kill()
+    return seen >= nth

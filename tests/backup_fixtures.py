@@ -23,7 +23,8 @@ Content = dict[bytes, bytes]
 class Lived:
     """A store that lives through random commits, and what it held after each of them: table 0, and a table "t"."""
 
-    def __init__(self, seed: int, disk: SimulatedDisk | None = None) -> None:
+    def __init__(self, seed: int, disk: SimulatedDisk | None = None, **options: Any) -> None:
+        self._options = {**OPTIONS, **options}
         self.random = Random(seed)
         self.disk = SimulatedDisk(seed=seed) if disk is None else disk
         self.destination = DirectoryDestination("/b", files=self.disk)
@@ -31,7 +32,7 @@ class Lived:
         self.states: list[tuple[int, Content, Content]] = [(0, {}, {})]
 
     def open(self) -> kvwal.Store:
-        return kvwal.open("/s", files=self.disk, **OPTIONS)
+        return kvwal.open("/s", files=self.disk, **self._options)
 
     def reopen(self) -> None:
         self.db.close()
@@ -73,7 +74,7 @@ class Lived:
         self._note(plain, table)
 
     def live(self, commits: int) -> None:
-        """So many commits, with checkpoints and reopenings between."""
+        """Make commits, with checkpoints and reopenings between."""
         for _ in range(commits):
             self.commit()
             what = self.random.random()

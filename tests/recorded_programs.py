@@ -1,11 +1,19 @@
-"""What the writer of two programs does, and turns of both at random."""
+"""What the writer of two programs does, and turns of both at random.
+
+`python tests/recorded_programs.py RUNS SEED MINUTES` is the long run: that number of runs, or as many as the
+minutes of one core give.
+"""
 
 from __future__ import annotations
 
 import errno
 import random
+import sys
+import time
 from collections.abc import Callable
+from contextlib import suppress
 from functools import cache
+from itertools import cycle
 
 from two_programs import Follow, Recorded, World
 
@@ -141,3 +149,20 @@ def step_by_step(writer: Recorded) -> None:
         follow.refresh()
         follow.scan()
     follow.end()
+
+
+def long_run(runs: int, seed: int, minutes: float) -> None:
+    """All programs in turns."""
+    rng = random.Random(seed)
+    done = 0
+    with suppress(KeyboardInterrupt):
+        for program in cycle(PROGRAMS):
+            if done >= runs or time.process_time() >= 60 * minutes:
+                break
+            at_random(recorded(program), rng, 50)
+            done += 50
+    print(f"seed {seed}: {done} runs of {len(PROGRAMS)} programs, {time.process_time():.0f} s, no violation")
+
+
+if __name__ == "__main__":
+    long_run(int(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3]))

@@ -42,7 +42,8 @@ _PURPOSE: Final = "archive"
 _MERGE_EVERY_S: Final = 30.0
 _PRUNE_EVERY_S: Final = 3600.0
 
-#: Puts a base of the newest generation into the destination, and reads it back; meanwhile it calls its last argument.
+#: Puts a base into the destination, with units up to the last commit that was durable when it was called, and reads the
+#: base back; meanwhile it calls its last argument.
 MakeBase = Callable[[Engine, Destination, Callable[[], object]], object]
 
 
@@ -71,7 +72,7 @@ class Archiver:
         Args:
             rpo_s: how long a durable commit may wait until its unit is cut.
             max_behind_bytes: how much sealed log may be kept for it; None: no limit, until the disk is full.
-            base_bytes, base_every_s: a base is made when units have so many bytes since the last one, or after so long.
+            base_bytes, base_every_s: a base is made when units since the last one have this size, or it has this age.
             keep: what stays; None: everything, and units are not merged either.
         """
         self._engine = engine
@@ -192,9 +193,9 @@ class Archiver:
 
     def _begin(self, lost: Seqno | None) -> tuple[Held, Hold]:
         """Make a base to begin with, or to end a gap behind commit `lost`."""
-        meta = self._engine.state.version.tree.meta
-        # Held from before the base is made: its generation is this one, or a later one.
-        hold = self._engine.upkeep.consumers.begin_hold(_PURPOSE, meta.seqno, self._limits)
+        upkeep = self._engine.upkeep
+        # Held from before the base is made, which comes with units up to here.
+        hold = upkeep.consumers.begin_hold(_PURPOSE, upkeep.durable_seqno, self._limits)
         try:
             self._make_base(self._engine, self._destination, lambda: None)
             self.bases += 1

@@ -20,7 +20,8 @@ Little-endian. One page of header, the table of extents, the pages, and the SHA-
 | 96 | 8 | size | of the whole object |
 | 104 | 32 | table digest | SHA-256 of the table |
 | 136 | 512 | meta | of the generation, without what a base does not have (`_bare`) |
-| 648 | 3444 | - | zeros |
+| 648 | 32 | commit | `commit_digest` (units.py) of commit replay_through, behind zeros; zeros: not known |
+| 680 | 3412 | - | zeros |
 | 4092 | 4 | crc | CRC-32C of the header before it |
 
 The table is in reach.py. The pages follow ascending by number; what an overflow value leaves of its last page is zeros.
@@ -63,12 +64,12 @@ __all__ = [
 # On disk: never change.
 _MAGIC: Final = b"kvwbase1"
 _VERSION: Final = 1
-HEADER: Final = Struct("<8sHHIQQ16s8sQQQQQQ32s512s3444s")
+HEADER: Final = Struct("<8sHHIQQ16s8sQQQQQQ32s512s32s3412s")
 CRC: Final = Struct("<I")
 _HEADER_BYTES: Final = PAGE_SIZE
 _DIGEST_BYTES: Final = 32
 assert HEADER.size + CRC.size == _HEADER_BYTES
-_ZEROS: Final = bytes(3444)
+_ZEROS: Final = bytes(3412)
 
 # Read at once.
 _RUN_BYTES: Final = 1 << 20
@@ -90,6 +91,7 @@ class BaseHeader(NamedTuple):
     size: int
     table_digest: bytes
     meta: Meta
+    commit: bytes
 
     @property
     def pages_at(self) -> int:
@@ -120,7 +122,9 @@ def _bare(meta: Meta) -> Meta:
     )
 
 
-def encode_base(pager: Pager, meta: Meta, parent: BaseName | None, rows: Table) -> Iterator[bytes | bytearray]:
+def encode_base(
+    pager: Pager, meta: Meta, parent: BaseName | None, rows: Table, commit: bytes
+) -> Iterator[bytes | bytearray]:
     """A base of a generation, piece by piece. CorruptionError if a page does not verify."""
     bare, table, extents = _bare(meta), rows.encode(), rows.new()
     size = _HEADER_BYTES + len(table) + extents.page_bytes() + _DIGEST_BYTES
@@ -141,6 +145,7 @@ def encode_base(pager: Pager, meta: Meta, parent: BaseName | None, rows: Table) 
         size,
         hashlib.sha256(table).digest(),
         encode_meta(bare),
+        commit,
         _ZEROS,
     )
     head += CRC.pack(crc32c(head))
@@ -169,7 +174,7 @@ def read_header(destination: Destination, name: str) -> BaseHeader:
         raise CorruptionError(name, 0, "the checksum of its header does not match")
     if version != _VERSION or size != _HEADER_BYTES:
         raise FormatError(f"{name} is a base of version {version}, which this kvwal does not know")
-    rows, required, optional, store_id, line, generation, *numbers, digest, raw_meta, zeros = fields
+    rows, required, optional, store_id, line, generation, *numbers, digest, raw_meta, commit, zeros = fields
     if missing := unknown_bits(required, KNOWN_REQUIRED):
         raise FormatError(f"{name} needs features that this kvwal does not know ({missing}): use a newer kvwal")
     if zeros != _ZEROS and not optional & ~KNOWN_OPTIONAL:
@@ -177,7 +182,7 @@ def read_header(destination: Destination, name: str) -> BaseHeader:
     meta = decode_meta(generation % 2, raw_meta)
     if isinstance(meta, str):
         raise CorruptionError(name, 136, f"its meta: {meta}")
-    header = BaseHeader._make((rows, required, optional, store_id, line, generation, *numbers, digest, meta))
+    header = BaseHeader._make((rows, required, optional, store_id, line, generation, *numbers, digest, meta, commit))
     of_header = store_id, line, generation, header.seqno, header.replay_through
     of_meta = meta.store_id, meta.line, meta.generation, meta.seqno, meta.replay_through
     if base_of(header, named.revision) != named or of_meta != of_header:

@@ -42,9 +42,9 @@ class Keep:
     """How long an archive keeps what.
 
     Attributes:
-        pitr_s: every moment of the last so many seconds, from the newest commit back.
-        daily: of what is older, the last base of each of so many days (UTC) that have one.
-        monthly: and of so many months.
+        pitr_s: every moment of this time, in seconds, from the newest commit back.
+        daily: of what is older, the last base of each day (UTC), for this number of days that have one.
+        monthly: the same for months.
     """
 
     pitr_s: float = 30 * 86400.0

@@ -16,20 +16,23 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Final, Literal, get_args
 
-from kvwal.backup.bases import BaseHeader, chain_of, encode_base, reach_of
+from kvwal.backup.bases import BaseHeader, chain_of, encode_base, reach_of, read_header
 from kvwal.backup.chain import Held, digest_after, list_held
 from kvwal.backup.lines import Origin, tell_line
 from kvwal.backup.names import BaseName, UnitName
 from kvwal.backup.port import Destination
 from kvwal.backup.reach import Reach, Table, walked
 from kvwal.backup.state import claim
-from kvwal.backup.units import HEADER_BYTES, UnitBuilder, UnitCommit, decode_header, decode_unit
+from kvwal.backup.units import HEADER_BYTES, UnitBuilder, commit_digest, decode_header, decode_unit
+from kvwal.engine.consumers import ROWS as CONSUMERS
+from kvwal.engine.consumers import oldest_asked_for
 from kvwal.engine.engine import Engine
 from kvwal.engine.lines import parent_of
 from kvwal.errors import ArchiveDiverged, CorruptionError, FeedGap, SnapshotTooOld
-from kvwal.keys import Seqno
-from kvwal.log import Record, SegmentCursor
-from kvwal.pages import Meta
+from kvwal.keys import SYSTEM_TABLE, Seqno
+from kvwal.log import SegmentCursor
+from kvwal.pages import Meta, Tree
+from kvwal.pages.catalogue import root_of
 from kvwal.pages.pager import Pager
 from kvwal.positions import Position
 
@@ -40,7 +43,9 @@ BaseKind = Literal["auto", "full"]
 # Generations that go while they are read: a writer makes two checkpoints in less time than a backup takes.
 _TRIES: Final = 20
 _UNIT_BYTES: Final = 8 << 20
-# A chain of differences costs a restore more than it saves when it has as many bytes again, or so many links.
+# Of a commit that the log does not have any more.
+_UNKNOWN: Final = bytes(32)
+# A chain of differences costs a restore more than it saves when it has as many bytes as all pages, or this many links.
 _MOST_LINKS: Final = 32
 # Between two turns that other threads get.
 _WORK_S: Final = 0.0003
@@ -124,12 +129,12 @@ class _Backup:
             stored = list_held(destination, line)
             # Asked for after looking, so that what is there and beyond it is none of this store's.
             until = Seqno(max(min(engine.upkeep.durable_seqno, engine.state.seqno), meta.replay_through))
-            with engine.upkeep.read(meta.seqno, until, "backup") as records:
+            with engine.upkeep.read(meta.seqno, until, "backup"):
                 self._refuse_diverged(stored, until)
                 oldest = self._history(stored, kind, until) if history else None
                 name = self._base(stored if oldest is None else list_held(destination, line), meta, pager, kind)
                 if oldest is None:
-                    self._units(stored, meta.seqno, until, records)
+                    self._commits_beyond(stored, meta, pager, until)
         return BackupReport(
             Position(line, until),
             meta.replay_through if oldest is None else oldest,
@@ -177,7 +182,8 @@ class _Backup:
         table = walked(pager, meta, reach, self._yield_to_writers)
         name = BaseName(meta.line, meta.replay_through, meta.generation, 0 if parent is None else parent.generation)
         self._is_full = self._is_full or parent is None
-        self._put(str(name), self._told(encode_base(pager, meta, parent, table), table))
+        pieces = encode_base(pager, meta, parent, table, self._digest_of(meta.replay_through))
+        self._put(str(name), self._told(pieces, table))
         return name
 
     def _chain(self, stored: Held, name: BaseName) -> list[tuple[BaseName, BaseHeader]] | None:
@@ -205,6 +211,19 @@ class _Backup:
         self._pages += total // 4096
 
     # -- the units ----------------------------------------------------------------------------
+
+    def _commits_beyond(self, stored: Held, meta: Meta, pager: Pager, until: Seqno) -> None:
+        """Units of the commits behind the base, and of those before it that consumers of that moment still read."""
+        asked = oldest_asked_for(Tree(pager, meta, *root_of(pager, meta, SYSTEM_TABLE)).chunks(*CONSUMERS))
+        begin = meta.seqno if asked is None else min(asked, meta.seqno)
+        try:
+            records = self._engine.upkeep.read(begin, until, "backup")
+        except FeedGap:
+            # A consumer that is lost already.
+            begin = meta.seqno
+            records = self._engine.upkeep.read(begin, until, "backup")
+        with records:
+            self._units(stored, begin, until, records)
 
     def _units(self, stored: Held, after: Seqno, until: Seqno, records: SegmentCursor) -> None:
         """Make units of the commits beyond `after`, as far as there are none."""
@@ -235,28 +254,51 @@ class _Backup:
     def _refuse_diverged(self, stored: Held, until: Seqno) -> None:
         """ArchiveDiverged if the line has another history in the destination than in the store.
 
-        That is told by commits that the store does not have, and by the last one of the newest unit that the log still
-        has. One that is only read, beside its writer, may be behind what another backup has.
+        That is told by commits that the store does not have, and by the last commit of the newest unit, and that of the
+        newest base, as far as the log still has them. Where it does not, no unit here follows on one that is there, and
+        a base takes from others only what is the same. One that is only read, beside its writer, may be behind what
+        another backup has.
         """
         beyond = max([0, *(name.last for name in stored.units), *(name.seqno for name in stored.bases)])
         if beyond > until and not self._engine.upkeep.is_read_only:
             raise ArchiveDiverged(until)
-        common = [name for name in stored.units if name.last <= until]
-        newest = max(common, key=lambda name: (name.last, name.first), default=None)
-        if newest is None:
-            return
-        try:
-            with self._engine.upkeep.read(Seqno(newest.last - 1), newest.last, "backup") as records:
-                ours = next(iter(records), None)
-        except FeedGap:
-            # It is no longer known. Nothing is built on it: a difference takes only what is the same.
-            return
-        if ours is not None and not self._is_last_of(ours, newest):
-            raise ArchiveDiverged(newest.first)
+        unit = max((name for name in stored.units if name.last <= until), key=lambda name: name.last, default=None)
+        if unit is not None and self._is_other(unit.last, lambda: self._last_of(unit)):
+            raise ArchiveDiverged(unit.first)
+        base = max((name for name in stored.bases if name.seqno <= until), key=lambda name: name.seqno, default=None)
+        if base is not None and self._is_other(base.seqno, lambda: self._commit_of(base)):
+            raise ArchiveDiverged(max((name.seqno for name in stored.bases if name.seqno < base.seqno), default=0))
 
-    def _is_last_of(self, record: Record, name: UnitName) -> bool:
-        commits = deque(decode_unit(str(name), self._destination.get(str(name))).commits(), maxlen=1)
-        return commits[0] == UnitCommit(record.kind, record.seqno, record.time_us, record.body)
+    def _is_other(self, seqno: Seqno, theirs: Callable[[], bytes]) -> bool:
+        """Whether the destination is known to have another commit of this number than the log."""
+        ours = self._digest_of(seqno)
+        if ours == _UNKNOWN:
+            return False
+        found = theirs()
+        return found not in (ours, _UNKNOWN)
+
+    def _digest_of(self, seqno: Seqno) -> bytes:
+        """That of one commit, or zeros if the log does not have it any more."""
+        if not seqno:
+            return _UNKNOWN
+        try:
+            with self._engine.upkeep.read(Seqno(seqno - 1), seqno, "backup") as records:
+                record = next(iter(records))
+        except FeedGap:
+            return _UNKNOWN
+        return commit_digest(_UNKNOWN, record.kind, record.time_us, record.body)
+
+    def _last_of(self, name: UnitName) -> bytes:
+        unit = decode_unit(str(name), self._destination.get(str(name)))
+        (last,) = deque(unit.commits(), maxlen=1)
+        return commit_digest(_UNKNOWN, last.kind, last.time_us, last.body)
+
+    def _commit_of(self, name: BaseName) -> bytes:
+        try:
+            return read_header(self._destination, str(name)).commit
+        except CorruptionError:
+            # Nothing is built on it, either.
+            return _UNKNOWN
 
     # -- both ---------------------------------------------------------------------------------
 

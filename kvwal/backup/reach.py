@@ -4,7 +4,7 @@ The table has a row of four u32 for each extent, in the order of a walk from the
 
 - page, size in bytes, crc, rows below with itself: an extent whose pages the base has. As a pointer or overflow
   reference has it.
-- 0, position, count, 0: so many extents in succession of those that the parent reaches, from that position on.
+- 0, position, count, 0: that number of extents in succession of those that the parent reaches, from that position on.
 
 Invariant: what a difference leaves out, the parent reaches: a node with the same page, size and crc, and so all below
 it, since the node names that by page and crc. No generation is compared and no history is taken for granted, so this
@@ -49,7 +49,7 @@ class Extents(NamedTuple):
 
 
 def span(size: int) -> int:
-    """How many pages an extent of so many bytes takes."""
+    """How many pages an extent of this size takes."""
     # An empty value has no extent; a node has a page at least.
     return max(1, -(-size // PAGE_SIZE))
 
@@ -123,7 +123,7 @@ class Table:
             numbers.extend((0, at, count, 0))
 
     def has_below(self, row: int, count: int) -> None:
-        """So many extents, with itself, are below that of a row."""
+        """Say how many extents are below that of a row, itself included."""
         self._numbers[4 * row + 3] = count
 
     def new(self) -> Extents:

@@ -7,8 +7,8 @@ Made aside, in the directory `INTO.restoring`, in this order:
    `restoring-pages.tmp`, renamed to `restoring-pages` when it is on disk.
 3. The log: the commits of the units behind the base, and then the row of the new line (kvwal/engine/lines.py).
 4. `restoring-pages` is renamed to `data`: from here on it is a store.
-5. What recovery would not have room for is brought from the log into the pages.
-6. The store is opened for reading, and verified as a whole.
+5. What recovery would have no space for in memory is brought from the log into the pages.
+6. Every page is read and proved, as `Store.verify` does; and the store is opened for reading, which proves the log.
 7. `restoring` is removed, and the directory gets its name.
 
 Each step ends on disk before the next one begins. So what was cut off goes on behind the last one that ended, if the
@@ -18,23 +18,26 @@ all of it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Final
+from typing import Final
 
+from kvwal.backup.aside import MARKER, PAGES, begin, marker_of, refuse_foreign, refuse_taken, taken
 from kvwal.backup.bases import BaseHeader, chain_of, pages_of, read_table
 from kvwal.backup.chain import replay
 from kvwal.backup.choosing import Chosen, Moment, as_moment, choose
-from kvwal.backup.names import BaseName
+from kvwal.backup.names import BaseName, UnitName
 from kvwal.backup.port import Destination, Where, destination_at
-from kvwal.backup.state import dump, identity_of, load
+from kvwal.backup.state import identity_of
 from kvwal.backup.units import UnitCommit
 from kvwal.batch import WriteBatch
 from kvwal.engine.checkpoint import merge_into
+from kvwal.engine.consumers import ROWS as CONSUMERS
+from kvwal.engine.consumers import oldest_asked_for
 from kvwal.engine.engine import Engine
 from kvwal.engine.lines import LineRow, encode_line, parent_of
 from kvwal.engine.memtable import Memtable
-from kvwal.errors import CorruptionError, DiskFullError, Error, FormatError, InternalError, StoreExistsError
+from kvwal.errors import CorruptionError, DiskFullError, Error, FormatError, InternalError, ObjectMissing
 from kvwal.features import EXPIRY
 from kvwal.files import Directory, Files, PathArgument, is_full, parent_and_name, path_text, system_files
 from kvwal.files.names import DATA, is_known, numbers, temporary_name
@@ -44,19 +47,19 @@ from kvwal.log.copied import CopiedLog
 from kvwal.log.intents import Body
 from kvwal.log.record import COMMIT
 from kvwal.options import Options
-from kvwal.pages import Meta, PageFile
+from kvwal.pages import Meta, PageFile, Tree, check
+from kvwal.pages.catalogue import root_of
 from kvwal.pages.fresh import finish_page_file
+from kvwal.pages.pager import Pager
 from kvwal.positions import Position
 
 __all__ = ["RestoreReport", "restore"]
 
 _ASIDE: Final = ".restoring"
-_MARKER: Final = "restoring"
-_PAGES: Final = "restoring-pages"
-_OURS: Final = frozenset((_MARKER, _PAGES, temporary_name(_MARKER), temporary_name(_PAGES)))
-_LINE_BYTES: Final = 8
 _CACHE_BYTES: Final = 64 << 20
 _REQUEST_BYTES: Final = 1 << 20
+# An archiver merges one window at a time, in more time than a listing takes.
+_TRIES: Final = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,9 +124,16 @@ def restore(
     began_s = files.monotonic_s()
     try:
         store_id = identity_of(destination)
-        chosen = choose(destination, moment)
-        work = _Restore(destination, files, target, store_id, chosen, progress)
-        position = None if dry_run else work.run()
+        for left in range(_TRIES - 1, -1, -1):
+            try:
+                chosen = choose(destination, moment)
+                work = _Restore(destination, files, target, store_id, chosen, progress)
+                position = None if dry_run else work.run()
+                break
+            except ObjectMissing:
+                # An archiver has merged or pruned it since it was listed.
+                if not left:
+                    raise
     except OSError as error:
         if is_full(error) and not isinstance(error, Error):
             raise DiskFullError("there is no space to restore; free some, and call it again to go on") from error
@@ -163,26 +173,26 @@ class _Restore:
         self._chosen = chosen
         self._progress = progress
         self._done = 0
-        self._line = bytes(_LINE_BYTES)
+        self._line = b""
         self._options = Options(files=files, background=False)
         self.resumed = False
 
     def run(self) -> Position:
         """Make the store; its position."""
-        _refuse_taken(self._files, self._target)
+        refuse_taken(self._files, self._target)
         self._make()
         position = self._verified()
         directory = self._files.open_directory(self._aside)
         try:
-            if directory.kind(_MARKER) is not None:
-                directory.unlink(_MARKER)
+            if directory.kind(MARKER) is not None:
+                directory.unlink(MARKER)
             directory.sync()
         finally:
             directory.close()
         parent, name = parent_and_name(self._target)
         directory = self._files.open_directory(parent)
         try:
-            _refuse_taken(self._files, self._target)
+            refuse_taken(self._files, self._target)
             directory.rename(name + _ASIDE, name)
             # Durability: the store is at its place when this returns.
             directory.sync()
@@ -200,63 +210,37 @@ class _Restore:
             self._files.make_directory(self._aside, self._options.directory_mode)
             directory = self._files.open_directory(self._aside)
         except NotADirectoryError:
-            raise _taken(self._aside, "is in the way; move it") from None
+            raise taken(self._aside, "is in the way; move it") from None
         try:
-            if directory.kind(DATA) is not None and _marker_of(directory) is None:
+            if directory.kind(DATA) is not None and marker_of(directory) is None:
                 # Opened to be looked at, it takes the lock.
                 directory.close()
                 if not self._is_made():
-                    raise _taken(self._aside, "is none of a restore, or of another one; move it")
+                    raise taken(self._aside, "is none of a restore, or of another one; move it")
                 self.resumed = True
                 return
+            refuse_foreign(directory)
             directory.lock(shared=False)
-            # Durability: else all that is made in it could be gone.
+            # Else all that is made in it could be gone, and be made again.
             directory.sync_parent()
-            self._begin(directory)
+            plan = self._chosen.plan
+            asked = {
+                "store": self._store_id.hex(),
+                "from": self._chosen.line.hex(),
+                "at": plan.at,
+                "objects": [str(name) for name in (*plan.bases, *plan.units)],
+            }
+            self._line, self.resumed = begin(directory, asked, self._files, self._options.mode)
             if directory.kind(DATA) is None:
-                if directory.kind(_PAGES) is None:
+                if directory.kind(PAGES) is None:
                     self._write_pages(directory)
                 self._write_log(directory)
-                directory.rename(_PAGES, DATA)
+                directory.rename(PAGES, DATA)
+                # It has this name before the marker goes.
                 directory.sync()
             self._replay(directory)
         finally:
             directory.close()
-
-    def _begin(self, directory: Directory) -> None:
-        """Step 1, unless the same is being made."""
-        names = directory.names()
-        foreign = [name for name in names if not (name in _OURS or is_known(name))]
-        plan = self._chosen.plan
-        wanted: dict[str, Any] = {
-            "store": self._store_id.hex(),
-            "from": self._chosen.line.hex(),
-            "at": plan.at,
-            "objects": [str(name) for name in (*plan.bases, *plan.units)],
-        }
-        found = _marker_of(directory)
-        if foreign or (found is None and (_PAGES in names or any(map(numbers, names)))):
-            raise _taken(self._aside, "is none of a restore, or of another version; move it")
-        if found is not None and {key: found.get(key) for key in wanted} == wanted:
-            line = _line_in(found)
-            if line is not None:
-                self._line, self.resumed = line, True
-                return
-        # That of another moment, or none: what there is of it goes, the marker last.
-        for name in sorted(names, key=lambda name: name == _MARKER):
-            if name in _OURS or numbers(name) or name == DATA or name.endswith(".tmp"):
-                directory.unlink(name)
-        directory.sync()
-        self._line = self._files.random_bytes(_LINE_BYTES)
-        file = directory.open(temporary_name(_MARKER), create=True, mode=self._options.mode)
-        try:
-            file.pwrite(dump({**wanted, "line": self._line.hex()}), 0)
-            file.sync()
-        finally:
-            file.close()
-        directory.rename(temporary_name(_MARKER), _MARKER)
-        # Durability: without the marker, what comes now would be none of a restore.
-        directory.sync()
 
     def _is_made(self) -> bool:
         """Whether what lies aside is this restore, verified, but for its name."""
@@ -268,7 +252,8 @@ class _Restore:
             line = engine.upkeep.consumers.line
             row = parent_of(engine.reads, line)
             self._line = line
-            return row is not None and (row.parent, row.fork) == (self._chosen.line, self._chosen.plan.at)
+            made = None if row is None else (engine.state.version.tree.meta.store_id, row.parent, row.fork)
+            return made == (self._store_id, self._chosen.line, self._chosen.plan.at)
         finally:
             engine.close()
 
@@ -276,7 +261,7 @@ class _Restore:
 
     def _write_pages(self, directory: Directory) -> None:
         """Step 2."""
-        name = temporary_name(_PAGES)
+        name = temporary_name(PAGES)
         if directory.kind(name) is not None:
             directory.unlink(name)
         chain = self._chain()
@@ -292,7 +277,7 @@ class _Restore:
             file.sync()
         finally:
             file.close()
-        directory.rename(name, _PAGES)
+        directory.rename(name, PAGES)
         directory.sync()
 
     def _chain(self) -> list[tuple[BaseName, BaseHeader]]:
@@ -311,21 +296,40 @@ class _Restore:
             if numbers(name) is not None or (name.endswith(".tmp") and is_known(name)):
                 directory.unlink(name)
         meta = self._chain()[-1][1].meta
+        after, units = self._begin_of_log(directory, meta)
         now_us = self._files.now_us()
         identity = LogIdentity(self._store_id, self._line, now_us)
         options = LogOptions(self._options.segment_bytes, self._options.preallocate, self._options.mode)
-        log = CopiedLog(self._files, directory, identity, options, meta.seqno, meta.time_us, meta.required)
+        log = CopiedLog(self._files, directory, identity, options, after, meta.time_us, meta.required)
         last_us = meta.time_us
-        for commit in self._commits(meta):
+        for commit in self._commits(after, units):
             log.add(commit)
             last_us = commit.time_us
         log.add(self._row(max(last_us, now_us), now_us))
         log.close()
 
-    def _commits(self, meta: Meta) -> Iterator[UnitCommit]:
+    def _begin_of_log(self, directory: Directory, meta: Meta) -> tuple[Seqno, Sequence[UnitName]]:
+        """After which commit the log begins, and the units that it is made of.
+
+        That is before the base where consumers still read what is there, and units have it.
+        """
         plan = self._chosen.plan
-        if plan.at > meta.seqno:
-            for commit in replay(self._destination, self._store_id, plan.units, meta.seqno, plan.at):
+        file = directory.open(PAGES)
+        try:
+            pager = Pager(file, 0)
+            asked = oldest_asked_for(Tree(pager, meta, *root_of(pager, meta, SYSTEM_TABLE)).chunks(*CONSUMERS))
+        finally:
+            file.close()
+        if asked is not None and asked < meta.seqno:
+            units = self._chosen.held.units_from(asked, plan.at)
+            if units and units[-1].last >= plan.at:
+                return asked, units
+        return meta.seqno, plan.units
+
+    def _commits(self, after: Seqno, units: Sequence[UnitName]) -> Iterator[UnitCommit]:
+        at = self._chosen.plan.at
+        if at > after:
+            for commit in replay(self._destination, self._store_id, units, after, at):
                 yield commit
                 self._tell(len(commit.body))
 
@@ -344,15 +348,18 @@ class _Restore:
 
     def _replay(self, directory: Directory) -> None:
         """Step 5: what is left to recovery fits into a memtable."""
+        reader, most = LogReader(directory, self._store_id), self._options.memtable_bytes
+        if sum(segment.size for segment in reader.segments()) <= most:
+            return
         pages = PageFile(directory, cache_bytes=_CACHE_BYTES, writable=True)
         try:
             seqno = pages.meta.seqno
             memtable = Memtable(seqno)
-            for record in LogReader(directory, self._store_id).replay(seqno, seqno):
+            for record in reader.replay(seqno, seqno):
                 batch = record.batch()
                 memtable.write(record.seqno, batch.writes, record.size, batch.ranges, batch.parts())
                 memtable.last_seqno = record.seqno
-                if memtable.bytes_used >= self._options.memtable_bytes:
+                if memtable.bytes_used >= most:
                     self._merge(pages, memtable, record.time_us)
                     memtable = Memtable(record.seqno)
         finally:
@@ -366,11 +373,19 @@ class _Restore:
 
     def _verified(self) -> Position:
         """Step 6. CorruptionError for the first thing that does not hold."""
+        directory = self._files.open_directory(self._aside)
+        try:
+            pages = PageFile(directory, cache_bytes=0, writable=False)
+            try:
+                for finding in check(pages):
+                    raise CorruptionError(finding.file, finding.offset, f"the restored store: {finding.reason}")
+            finally:
+                pages.close()
+        finally:
+            directory.close()
+        # This reads and proves each record of the log.
         engine = Engine.open(self._aside, "r", self._options)
         try:
-            report = engine.upkeep.verify(None)
-            for finding in report.problems[:1]:
-                raise CorruptionError(finding.file, finding.offset, f"the restored store: {finding.reason}")
             if engine.state.seqno != self._chosen.plan.at + 1 or engine.upkeep.consumers.line != self._line:
                 raise InternalError(f"the restored store is at commit {engine.state.seqno}")
             return Position(self._line, engine.state.seqno)
@@ -382,42 +397,3 @@ class _Restore:
         if self._progress is not None:
             total = self._chosen.plan.bytes
             self._progress(min(self._done, total), total)
-
-
-def _marker_of(directory: Directory) -> dict[str, Any] | None:
-    if directory.kind(_MARKER) != "file":
-        return None
-    file = directory.open(_MARKER)
-    try:
-        return load(_MARKER, file.pread(file.size(), 0))
-    except (CorruptionError, FormatError):
-        return None
-    finally:
-        file.close()
-
-
-def _line_in(marker: dict[str, Any]) -> bytes | None:
-    try:
-        line = bytes.fromhex(marker["line"])
-    except (LookupError, TypeError, ValueError):
-        return None
-    return line if len(line) == _LINE_BYTES else None
-
-
-def _refuse_taken(files: Files, path: str) -> None:
-    """StoreExistsError if there is something at a path, and not just an empty directory."""
-    try:
-        directory = files.open_directory(path)
-    except FileNotFoundError:
-        return
-    except NotADirectoryError:
-        raise _taken(path, "is a file; name a new directory to restore into") from None
-    try:
-        if directory.names():
-            raise _taken(path, "is not empty; name a new directory to restore into")
-    finally:
-        directory.close()
-
-
-def _taken(path: str, why: str) -> StoreExistsError:
-    return StoreExistsError(17, f"{path} {why}")

@@ -92,7 +92,7 @@ def claim(destination: Destination, store_id: bytes) -> None:
 
 
 def identity_of(destination: Destination) -> bytes:
-    """The id of the store whose destination it is. BackupDestinationError if it is nobody's."""
+    """The id of the store whose destination it is. BackupDestinationError if it is of none."""
     try:
         data = destination.get(IDENTITY)
     except ObjectMissing as error:

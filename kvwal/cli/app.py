@@ -7,7 +7,7 @@ Exit codes (scripts rely on them: never change):
 | 0 | done |
 | 1 | no such key, or the answer to a question was no |
 | 2 | the command line is wrong |
-| 3 | the store is damaged, or a demo found a broken promise |
+| 3 | the store, or a backup, is damaged or has a gap, or a demo found a broken promise |
 | 4 | another process has the store open for writing, and the command writes |
 | 5 | no store there, something else there, or a store of a format this version does not know |
 | 6 | the machine failed: no space, no permission, a read or write error |
@@ -29,12 +29,13 @@ import os
 import sys
 import traceback
 from importlib import metadata
-from typing import Any
+from typing import Any, Final
 
 import click
 
 from kvwal import errors
 from kvwal.cli import (
+    archives,
     backups,
     changes,
     consumers,
@@ -70,6 +71,10 @@ class _App(click.Group):
         except KeyboardInterrupt:
             complain("interrupted")
             ctx.exit(130)
+        except SystemExit as error:
+            # Of a codec, or of the module that has it: what was asked for is not done, whatever that says.
+            complain(f"a codec ended the program, with {error!r}")
+            ctx.exit(EXIT_UNREADABLE)
         except (click.ClickException, click.exceptions.Exit, click.Abort):
             raise
         except Exception as error:  # noqa: BLE001  # every error gets its exit code here
@@ -112,8 +117,19 @@ def _exit_code(error: Exception) -> int:
             return 70
 
 
+# What to do next is said last in a text, for programs. Here it is that for the command line.
+_ADVICE: Final[dict[type[Exception], str]] = {
+    errors.TableNotFoundError: "`kvwal tables PATH` lists those that there are",
+    errors.IndexNotDeclaredError: "only a program that declares the index can put something into the table",
+    errors.FeedGap: "without --after it begins with the oldest that is kept",
+}
+
+
 def _text(error: Exception) -> str:
     """What the error says, without the number that an OSError puts in front."""
+    advice = _ADVICE.get(type(error))
+    if advice is not None:
+        return f"{str(error).rpartition('; ')[0]}; {advice}"
     if not isinstance(error, OSError) or error.strerror is None:
         return str(error) or type(error).__name__
     return error.strerror if error.filename is None else f"{os.fsdecode(error.filename)}: {error.strerror}"
@@ -164,6 +180,7 @@ for _command in (
     reports.compact,
     backups.backup,
     backups.restore,
+    archives.archive,
     reports.salvage,
 ):
     app.add_command(_command)

@@ -12,7 +12,7 @@ from kvwal.backup.making import BaseKind
 from kvwal.cli.moments import MOMENT
 from kvwal.cli.terminal import complain, count, human_bytes, print_json, progress_bar, store_path
 
-__all__ = ["backup", "restore"]
+__all__ = ["WHEN", "backup", "restore"]
 
 
 @click.command()
@@ -62,12 +62,16 @@ class _WhenType(click.ParamType):  # type: ignore[type-arg]  # it has none befor
             return MOMENT.convert(text, param, ctx)
 
 
+#: As for `kvwal.restore`.
+WHEN = _WhenType()
+
+
 @click.command()
 @click.argument("src", type=click.Path())
 @click.argument("into", type=click.Path())
 @click.option(
     "--at",
-    type=_WhenType(),
+    type=WHEN,
     default="latest",
     help="The state after this commit, at this time (2026-01-31T12:00:00Z), or before:COMMIT. Otherwise the newest.",
 )

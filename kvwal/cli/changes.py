@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import select
 import shutil
 import sys
+from collections.abc import Iterable, Iterator
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
@@ -19,6 +21,9 @@ if TYPE_CHECKING:
     from kvwal.feed.change import Change
 
 __all__ = ["changes"]
+
+# How often that is, while there are no changes.
+_LOOK_S: Final = 0.5
 
 
 @click.command()
@@ -51,12 +56,26 @@ def changes(
     with kvwal.follow(path) if follow else kvwal.open(path, "r") as db:
         writing = Writing(form) if table is None else TableWriting(db, table, form)
         wanted = [writing.range(None, None, prefix).start for prefix in prefixes] or b""
-        with db.changes(after, prefix=wanted, tables=table, follow=follow) as found:
-            for change in islice(found, limit):
+        beat_s = _LOOK_S if follow else None
+        with db.changes(after, prefix=wanted, tables=table, follow=follow, heartbeat_s=beat_s) as found:
+            for change in islice(_told(found), limit):
                 line = plain_json(_object(writing, change)) if as_json else _line(writing, change, width)
                 output.write(f"{line}\n".encode())
                 if follow:
                     output.flush()
+
+
+def _told(found: Iterable[Change]) -> Iterator[Change]:
+    """The changes without heartbeats, at which it is seen whether anyone still reads them. BrokenPipeError if not."""
+    for change in found:
+        if change.kind != "heartbeat":
+            yield change
+        elif hasattr(select, "poll"):
+            output = select.poll()
+            # Whatever is asked for, it tells that the other end of a pipe is closed.
+            output.register(sys.stdout.fileno(), 0)
+            if any(event & select.POLLERR for _, event in output.poll(0)):
+                raise BrokenPipeError
 
 
 def _object(writing: Writing, change: Change) -> dict[str, Any]:

@@ -161,9 +161,9 @@ class Transaction(TransactionPart):
         if is_one and self._extension is None:
             ((key, value),) = batch.writes.items()
             if value is not None and len(value) <= _SMALL_BYTES:
-                return CommitRequest(LonePut(key, value), sync=self._sync, reads=reads)
+                return CommitRequest(LonePut(key, value), sync=self._sync, reads=reads, reader=self.reader)
         writes = self._open.engine.tables.indexes.encoded(batch, self._extension, cached_only=cached_only)
-        return CommitRequest(writes, sync=self._sync, reads=reads)
+        return CommitRequest(writes, sync=self._sync, reads=reads, reader=self.reader)
 
     def abort(self) -> None:
         """Forget the writes and let go of the snapshot. Idempotent, and without effect after `commit`."""

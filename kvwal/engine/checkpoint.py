@@ -187,7 +187,7 @@ class Checkpointer:
     def _give_up_archive(self) -> bool:
         older = self._pages.older
         if older is None or not self._log.retention.drop_laziest(
-            Seqno(older.seqno + 1), self._log.segments(), last=True
+            Seqno(older.seqno + 1), self._log.segments(), archives=True
         ):
             return False
         self._retire()

@@ -5,7 +5,7 @@ How a commit travels:
 1. A thread appends its request to the queue. The thread of the first request in the queue leads; the others sleep.
 2. The leader takes the queue as its group (see group.py), and for the group: validates; appends the records with one
    write; flushes once if any member wants it; publishes; wakes the members, and the head of what was queued meanwhile.
-3. A put that finds the queue empty needs no request: it holds the leader's lock for as long as it takes.
+3. A put that finds the queue empty needs no request, or no group: it holds the leader's lock for as long as it takes.
 
 Durability: with durability "commit" nothing is published before the flush returned, so no reader sees a commit that a
 power cut could take back. A group with one such member is flushed before any is published.
@@ -78,6 +78,7 @@ class CommitQueue:
         self._state = state
         self._publisher = publisher
         self._judging = partial(Judge, reads, history, state)
+        self._history = history
         self._pressure = pressure
         #: Who hears of the commits.
         self.events = events
@@ -131,7 +132,7 @@ class CommitQueue:
             lock.release()
         except BaseException as error:
             if lock._is_owned():
-                self._rescue_put(LonePut(key, value, table, names), sync, target, error)
+                self._rescue_put(CommitRequest(LonePut(key, value, table, names), sync=sync), target, error)
             elif target and state.seqno >= target:
                 say_written(error, target)
             if _is_of_the_system(error):
@@ -139,9 +140,41 @@ class CommitQueue:
             raise
         return seqno
 
-    def _rescue_put(self, put: LonePut, sync: bool, target: int, error: BaseException) -> None:
-        """`put` was left by an exception while it led: it goes on as a group of one."""
-        request = CommitRequest(put, sync=sync)
+    def _put_alone(self, request: CommitRequest) -> bool:
+        """What `put` does, for a request of a put into table 0, which may have read. False: it has to queue."""
+        put, lock, state = request.writes, self.lock, self._state
+        if type(put) is not LonePut or put.table:
+            return False
+        collect_first(lock, _PUT_OBJECTS)
+        if lock._is_owned() or state.lock._is_owned():
+            return False
+        target, sync = 0, request.sync
+        try:
+            if self._queue or self._listeners or (sync and self._window.expected > 1) or not lock.acquire(False):
+                return False
+            if request.reads is not None:
+                request.error = self._history.conflict(request.reads)
+            if request.error is None:
+                log = self._log
+                target = log.last_seqno + 1
+                seqno = log.append_put(put.key, put.value)
+                if sync:
+                    log.sync()
+                request.let_go()
+                self._publisher.publish_put(seqno, put.key, put.value, put.size + ENTRY_OVERHEAD_BYTES)
+                request.seqno = seqno
+            request.done = True
+            lock.release()
+        except BaseException as error:
+            if lock._is_owned():
+                self._rescue_put(request, target, error)
+            if _is_of_the_system(error):
+                raise self.poison(error) from error
+            raise
+        return True
+
+    def _rescue_put(self, request: CommitRequest, target: int, error: BaseException) -> None:
+        """A put alone was left by an exception while it led: it goes on as a group of one."""
         group = Group.of_put(request, Seqno(target))
         if isinstance(error, DiskFullError):
             self._pressure.disk_is_full()
@@ -155,7 +188,8 @@ class CommitQueue:
     def commit(self, request: CommitRequest) -> Seqno:
         """Commit, and return the seqno (0 for a request without writes). Raises what went wrong with it."""
         try:
-            self.submit((request,))
+            if not self._put_alone(request):
+                self.submit((request,))
             if self._listeners:
                 note(self.events, request.seqno)
         except BaseException as error:

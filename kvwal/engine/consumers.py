@@ -27,34 +27,39 @@ Rules:
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final
 
 from kvwal.batch import WriteBatch
 from kvwal.engine.lines import fork_of
-from kvwal.engine.parked import MAX_ERROR_BYTES, SYSTEM_TABLE, ParkedCommits, error_bytes, keep
+from kvwal.engine.parked import MAX_ERROR_BYTES, SYSTEM_TABLE, ParkedCommits, decode_parked, error_bytes, keep
 from kvwal.engine.reads import Reads
 from kvwal.engine.recovery import Recovered
 from kvwal.engine.request import Newest
 from kvwal.errors import CorruptionError, FeedGap, FormatError, read_only
 from kvwal.files.names import DATA
-from kvwal.keys import Seqno
+from kvwal.keys import KeyRange, Seqno
 from kvwal.log import Extension, Hold, Limits, SegmentInfo, SegmentLog, unneeded_bytes
 
 __all__ = [
     "MAX_NAME_BYTES",
+    "ROWS",
     "ConsumerRow",
     "Consumers",
     "Owner",
     "RowChange",
     "decode_row",
     "encode_row",
+    "oldest_asked_for",
     "row_key",
 ]
 
 # On disk: never change.
 _KIND: Final = b"\x03"
+#: The keys of the rows of consumers, and of what they have set aside.
+ROWS: Final = KeyRange(_KIND, b"\x05")
 _VERSION: Final = 1
 _FIXED = struct.Struct("<BBH8sQQQQQ32s")
 assert _FIXED.size == 84
@@ -110,6 +115,17 @@ def decode_row(key: bytes, value: bytes) -> ConsumerRow:
         raise _damaged(key, "has no name")
     limits = Limits(*(None if limit == _NO_LIMIT else limit for limit in (max_bytes, max_us)))
     return ConsumerRow(name, line, Seqno(position), epoch, created_us, limits, filter_hash, error)
+
+
+def oldest_asked_for(chunks: Iterable[tuple[Sequence[bytes], Sequence[bytes]]]) -> Seqno | None:
+    """The commit beyond which some consumer still reads, of rows of table 1 in `ROWS`; None without consumers."""
+    asked: list[int] = []
+    for keys, values in chunks:
+        for key, value in zip(keys, values, strict=True):
+            with suppress(FormatError):
+                is_parked = key[:1] != _KIND
+                asked.append(decode_parked(key, value).seqno - 1 if is_parked else decode_row(key, value).position)
+    return Seqno(min(asked)) if asked else None
 
 
 def _damaged(key: bytes, reason: str) -> CorruptionError:

@@ -166,6 +166,7 @@ class Group:
         """Make the accepted members visible, and give each its seqno."""
         accepted = self._accepted
         for member in accepted:
+            member.let_go()
             if member.operation is not None:
                 # Before it is visible; it is on its way.
                 state.cache.names.dropped.update(dropped_by(member))

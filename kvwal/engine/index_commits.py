@@ -35,6 +35,7 @@ from kvwal.engine.tables import (
     make_row,
     next_ids,
     row_key,
+    told_apart,
 )
 from kvwal.engine.value import Value
 from kvwal.errors import Error, IndexNotFoundError, TableCodecError, TableNotFoundError
@@ -74,11 +75,11 @@ class Declared(NamedTuple):
     def check(self, table: str, row: IndexRow) -> None:
         """TableCodecError if the index was made with another codec."""
         if row.codec != self.codec:
-            raise TableCodecError(table, f"keys of index {self.name!r}", _text(row.codec), _text(self.codec))
+            raise TableCodecError(table, f"keys of index {self.name!r}", *_texts(row.codec, self.codec))
 
 
-def _text(codec: tuple[str, int]) -> str:
-    return str(CodecName(*codec))
+def _texts(has: tuple[str, int], asked: tuple[str, int]) -> tuple[str, str]:
+    return told_apart(CodecName(*has), CodecName(*asked))
 
 
 class DeclareIndex:

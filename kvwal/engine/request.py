@@ -12,6 +12,7 @@ from typing import Any, Final, Protocol
 
 from kvwal.batch import WriteBatch
 from kvwal.engine.occ import ReadSet
+from kvwal.engine.readers import Reader
 from kvwal.engine.value import Value
 from kvwal.engine.writes import NOTHING, Writes
 from kvwal.errors import Error
@@ -69,7 +70,19 @@ class Operation(Protocol):
 class CommitRequest:
     """One pending commit: what it read, what it writes, how durable it must be, and what becomes of it."""
 
-    __slots__ = ("action", "done", "error", "operation", "reads", "seqno", "sync", "taken", "waiter", "writes")
+    __slots__ = (
+        "_reader",
+        "action",
+        "done",
+        "error",
+        "operation",
+        "reads",
+        "seqno",
+        "sync",
+        "taken",
+        "waiter",
+        "writes",
+    )
 
     def __init__(
         self,
@@ -79,6 +92,7 @@ class CommitRequest:
         reads: ReadSet | None = None,
         action: Callable[[], Any] | None = None,
         operation: Operation | None = None,
+        reader: Reader | None = None,
     ) -> None:
         #: Of an operation: nothing, until the leader has evaluated it.
         self.writes = writes
@@ -88,6 +102,7 @@ class CommitRequest:
         #: Something else to do while no commit is under way (a sync, retiring log segments).
         self.action = action
         self.operation = operation
+        self._reader = reader
         #: What its thread sleeps on.
         self.waiter: threading.Lock | None = None
         #: Whether a leader has it in its group. Guarded by CommitQueue.queue_lock.
@@ -95,6 +110,14 @@ class CommitRequest:
         self.seqno = _NONE
         self.error: BaseException | None = None
         self.done = False
+
+    def let_go(self) -> None:
+        """Give back the moment of its transaction, for which nothing that is published now need be kept any more.
+
+        Requires: it is validated, and will be published.
+        """
+        if self._reader is not None:
+            self._reader.release()
 
     def renew(self) -> None:
         """Be as it was before it was refused, to be committed once more."""

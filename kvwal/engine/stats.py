@@ -21,7 +21,7 @@ class Pin:
 
     Attributes:
         purpose: of a reader "snapshot", "transaction", "scan", "count", "diff" or "changes"; "window"; "consumer";
-            "follower"; of another hold on the log what it is for, such as "changes" or "bootstrap".
+            "follower"; of another hold on the log what it is for, such as "changes", "bootstrap" or "archive".
         seqno: the moment: the last commit that it sees. It holds the log beyond that, unless it is a reader.
         since_us: when it began, microseconds since 1970 UTC.
         held_bytes: what could go without it, if nothing else held it.

@@ -63,6 +63,7 @@ __all__ = [
     "make_row",
     "next_ids",
     "row_key",
+    "told_apart",
 ]
 
 # On disk: never change.
@@ -95,6 +96,13 @@ class CodecName:
         return self.name if self.version == 1 else f"{self.name} (version {self.version})"
 
 
+def told_apart(one: CodecName, other: CodecName) -> tuple[str, str]:
+    """The texts of two codecs that differ: of one name they have both versions, also the first."""
+    if one.name != other.name:
+        return str(one), str(other)
+    return f"{one.name} (version {one.version})", f"{other.name} (version {other.version})"
+
+
 @dataclass(frozen=True, slots=True)
 class TableRow:
     """What is stored of a table.
@@ -111,16 +119,16 @@ class TableRow:
     expire_us: int = 0
 
 
-def as_table_name(name: str) -> str:
-    """The name, if a table may have it. TypeError, ValueError."""
+def as_table_name(name: str, what: str = "a table's name") -> str:
+    """The name, if a table, or what else has one, may have it. TypeError, ValueError."""
     if not isinstance(name, str):
-        raise TypeError(f"a table's name is a str, not {type(name).__name__}")
+        raise TypeError(f"{what} is a str, not {type(name).__name__}")
     try:
         size = len(name.encode())
     except UnicodeEncodeError:
-        raise ValueError("a table's name must be encodable in UTF-8") from None
+        raise ValueError(f"{what} must be encodable in UTF-8") from None
     if not 1 <= size <= MAX_NAME_BYTES:
-        raise ValueError(f"a table's name has 1 to {MAX_NAME_BYTES} bytes in UTF-8, not {size}")
+        raise ValueError(f"{what} has 1 to {MAX_NAME_BYTES} bytes in UTF-8, not {size}")
     return name
 
 
@@ -385,7 +393,7 @@ def check_codecs(row: TableRow, asked: Asked) -> None:
     """TableCodecError if a table was made with other codecs than these, but for older versions that these read."""
     for what, has, codec in (("keys", row.key, asked.key), ("values", row.value, asked.value)):
         if not codec.reads(has):
-            raise TableCodecError(row.name, what, str(has), str(codec))
+            raise TableCodecError(row.name, what, *told_apart(has, codec))
 
 
 def keep_asked(row: TableRow, asked: Asked, system: WriteBatch) -> None:

@@ -17,6 +17,7 @@ from eventsourcing.persistence import (
     AggregateRecorder,
     ApplicationRecorder,
     InfrastructureFactory,
+    InterfaceError,
     ProcessRecorder,
     ProgrammingError,
 )
@@ -24,6 +25,7 @@ from eventsourcing.utils import Environment, EnvType, resolve_topic
 
 from kvwal.api.shared import shared
 from kvwal.api.store import Store
+from kvwal.errors import StoreNotFoundError
 from kvwal.eventsourcing.datastore import Datastore, EventTable
 from kvwal.eventsourcing.dcb import KvwalDCBRecorder
 from kvwal.eventsourcing.failures import raising_persistence_errors
@@ -33,6 +35,7 @@ from kvwal.eventsourcing.recorders import (
     KvwalProcessRecorder,
     KvwalTrackingRecorder,
 )
+from kvwal.files import path_text
 from kvwal.options import Durability
 
 __all__ = ["KvwalFactory"]
@@ -53,6 +56,10 @@ class KvwalFactory(InfrastructureFactory[KvwalTrackingRecorder], DCBInfrastructu
         if not path:
             names = ", ".join(self.env.create_keys(self.KVWAL_PATH))
             raise OSError(f"the environment does not say where the store is; set one of {names} to its directory")
+        try:
+            path = path_text(path)
+        except TypeError:
+            raise OSError(f"{self.KVWAL_PATH} is the path of a directory, not {path!r}") from None
         durability = self.env.get(self.KVWAL_DURABILITY) or "commit"
         if durability not in get_args(Durability):
             allowed = ", ".join(get_args(Durability))
@@ -101,7 +108,11 @@ class KvwalFactory(InfrastructureFactory[KvwalTrackingRecorder], DCBInfrastructu
 
 @raising_persistence_errors
 def _opened(path: str, durability: Durability) -> Store:
-    return shared(path, durability=durability)
+    try:
+        return shared(path, durability=durability)
+    except StoreNotFoundError as error:
+        reason = "the directory in which the store is to be does not exist; make that first"
+        raise InterfaceError(f"KVWAL_PATH is {path!r}: {reason}") from error
 
 
 def _checked(found: object, expected: type[_R]) -> type[_R]:

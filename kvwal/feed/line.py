@@ -44,4 +44,8 @@ def seqno_of(engine: Engine, name: str, value: int, error: type[_E] = FeedGap) -
 
 def moment_of(engine: Engine, name: str, at: int | datetime) -> Seqno | datetime:
     """The moment that the argument `name` is: a time, or as `seqno_of`. SnapshotTooOld for one on another line."""
-    return at if isinstance(at, datetime) else seqno_of(engine, name, at, SnapshotTooOld)
+    if isinstance(at, datetime):
+        return at
+    if not hasattr(at, "__index__") or isinstance(at, bool):
+        raise TypeError(f"{name} is a seqno or a datetime, not {type(at).__name__}")
+    return seqno_of(engine, name, at, SnapshotTooOld)

@@ -142,7 +142,7 @@ class Progress(Now):
             # It may be that it was closed meanwhile.
             state.refuse_if_gone()
             raise
-        if self._watch.written <= state.seqno:
+        if self._watch.written <= state.seqno and self._watch.is_sure:
             self._current_s = began_s
         self._wake(state.seqno)
         return state.seqno
@@ -212,21 +212,16 @@ class Progress(Now):
         return True
 
     def _watch_version(self) -> None:
-        self._pages.guard.when_gone = partial(self._give_up, ref(self._state.version))
-        self._pages.when_bases_gone = self._give_up_readers
-
-    def _give_up(self, of: ref[Version]) -> None:
-        version = of()
-        if version is not None:
-            self._give_up_readers(version.tree.pager)
+        self._pages.guard.when_gone = partial(self._give_up, ref(self._state.version.tree.pager))
+        self._pages.when_bases_gone = lambda pager: self._give_up(ref(pager))
 
     @locked_by_state
-    def _give_up_readers(self, of: Pager) -> None:
-        """The pages that this one reads are gone, and so are the moments of their readers."""
-        newest = self._state.seqno
+    def _give_up(self, of: ref[Pager]) -> None:
+        """The pages that this reads are gone, and so are the moments of its readers."""
+        pager, newest = of(), self._state.seqno
         assert self._moments is not None, "it has not begun"
         for reader in self._moments.readers.all():
-            if reader.version.tree.pager is of:
+            if reader.version.tree.pager is pager:
                 reader.give_up(SnapshotTooOld(reader.seqno, newest, newest))
 
     @property

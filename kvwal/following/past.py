@@ -179,14 +179,11 @@ class FollowedPast(Past):
 
     def reader(self, at: Seqno | datetime, purpose: str, owner: object = None) -> Reader:
         """As `Past.reader`."""
-        while True:
-            try:
-                return super().reader(at, purpose, owner)
-            except SnapshotTooOld:
-                # It was too old, or the generation that says where bases are has gone.
-                if self._followed.guard.is_in_slot():
-                    raise
-                self.refresh()
+        # The newest generation says where bases are, and by its slot it is seen that their pages are there.
+        self._moments.now.ready()
+        if not self._followed.guard.is_in_slot():
+            self.refresh()
+        return super().reader(at, purpose, owner)
 
     def _pager_of(self, meta: Meta, tree: Tree) -> Pager:
         return tree.pager if meta.generation == tree.meta.generation else self._followed.pager_of_bases()

@@ -166,15 +166,17 @@ class Retention:
                 return f"commits beyond its position are {age_us / 1e6:.0f} s old, and the limit is {limit_s:.0f} s"
         return ""
 
-    def drop_laziest(self, below: Seqno, segments: Sequence[SegmentInfo], *, last: bool = False) -> bool:
-        """Drop the holds with limits that are furthest behind, as many as let a segment go. False if none does.
+    def drop_laziest(self, below: Seqno, segments: Sequence[SegmentInfo], *, archives: bool = False) -> bool:
+        """Drop the holds of consumers that are furthest behind, as many as let a segment go. False if none does.
 
-        `last`: those of archives, instead of those of consumers.
+        `archives`: those of archives first, where those of consumers alone were not enough.
         """
-        limited = {key: info for key, info in self._held() if _is_limited(info, last)}
+        limited = {key: info for key, info in self._held() if info.limits is not None}
         kept = self._removable(below, segments)
         dropped: list[int] = []
-        for key in sorted(limited, key=lambda key: limited[key].after):
+        for key in sorted(limited, key=lambda key: (not _of_archive(limited[key]), limited[key].after)):
+            if _of_archive(limited[key]) and not archives:
+                continue
             dropped.append(key)
             if self._removable(below, segments, without=dropped) > kept:
                 for each in dropped:
@@ -184,8 +186,7 @@ class Retention:
 
     def _drop(self, key: int, info: HoldInfo, why: str) -> None:
         if self._holds.pop(key, None) is not None:
-            is_archive = isinstance(info.limits, ArchiveLimits)
-            lost = "the archive gets a gap behind" if is_archive else f"consumer {info.name!r} is lost at"
+            lost = "the archive gets a gap behind" if _of_archive(info) else f"consumer {info.name!r} is lost at"
             _log.warning("%s commit %d: %s", lost, info.after, why)
 
     def release_before(self, below: Seqno, segments: Sequence[SegmentInfo]) -> int:
@@ -206,8 +207,8 @@ class Retention:
         return n
 
 
-def _is_limited(info: HoldInfo, of_archive: bool) -> bool:
-    return info.limits is not None and isinstance(info.limits, ArchiveLimits) == of_archive
+def _of_archive(info: HoldInfo) -> bool:
+    return isinstance(info.limits, ArchiveLimits)
 
 
 def refuse_gap(

@@ -139,6 +139,11 @@ class Watch:
         """The newest segment, as it was found last."""
         return None if self._newest is None else self._newest.found.known
 
+    @property
+    def is_sure(self) -> bool:
+        """Whether all that was seen behind the last record in order has been judged: nothing there is waited with."""
+        return self._newest is not None and not self._newest.is_due
+
     def _find(self) -> FoundSegment:
         # The newest one, and what it says of the next: there is none, or this looks again.
         names, (found,) = self._reader.chain.beyond(_NOTHING)
@@ -207,7 +212,7 @@ class Watch:
 
         Requires: the segment was the newest one after it was walked.
         """
-        accused = whole = -1
+        accused = -1
         for _ in range(_MOST_STEPS):
             place = newest.place
             if not newest.is_due:
@@ -219,10 +224,7 @@ class Watch:
             tail, offset = gather(newest.file, segment, place, None, self.durable)
             row, verdict = judge(tail)
             if row is TailRow.DAMAGED_MARK:
-                if offset == place.offset == whole:
-                    # It was found whole twice, and does not verify.
-                    return
-                whole = offset
+                # At the place itself if the record came meanwhile, or is whole and looked as if it were not.
                 newest.place = Place(offset, place.last_seqno, place.watermark, place.time_us)
             elif verdict is Verdict.END:
                 again = newest.examined >= place.offset

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from copy import copy
 from heapq import merge
 from itertools import islice
@@ -80,7 +80,7 @@ class IndexSpec(Generic[I, K, V]):
             raise TypeError("a part of the default table has no indexes; make it a table")
         if not callable(function):
             raise TypeError(f"key is a function of a value, not {type(function).__name__}")
-        self.name = as_table_name(name)
+        self.name = as_table_name(name, "an index's name")
         self.table = table
         self.keys: TableSpec[I, bytes] = TableSpec("-", codec, bytes)
         encode, decode = self.keys.encode_key, table.value.decode
@@ -90,7 +90,11 @@ class IndexSpec(Generic[I, K, V]):
             return () if key is None else (encode(key),)
 
         def several(data: bytes) -> Sequence[bytes]:
-            return tuple(map(encode, function(decode(data))))
+            keys = function(decode(data))
+            # A str has its characters, and bytes have numbers, which is never meant.
+            if isinstance(keys, str | bytes | bytearray) or not isinstance(keys, Iterable):
+                raise TypeError(f"with many=True the function gives an iterable of keys, not {type(keys).__name__}")
+            return tuple(map(encode, keys))
 
         made = self.keys.asked.key
         self.declared = Declared(self.name, (made.name, made.version), several if many else one)

@@ -88,7 +88,7 @@ def test_a_store_that_is_sent_to_a_process_pool_is_refused_and_its_path_is_not(d
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
         with pytest.raises(TypeError, match=r"keep the path, and open the store by kvwal.shared\(path\)"):
             pool.submit(len, db).result()
-        program = f"import kvwal\nkvwal.open({path!r}, 'r')"
+        program = f"import kvwal\nkvwal.open({path!r}, 'w')"
         with pytest.raises(kvwal.LockedError) as caught:
             pool.submit(exec, program).result()
         assert caught.value.path == path

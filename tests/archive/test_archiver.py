@@ -6,7 +6,7 @@ import errno
 from typing import Any
 
 import pytest
-from archive_fixtures import OPTIONS, Writer, archiver_of, check_all, held_of, make_base
+from archive_fixtures import OPTIONS, Writer, archiver_of, check_all, held_of, kill_before, make_base
 
 import kvwal
 from kvwal.backup import state
@@ -14,7 +14,9 @@ from kvwal.backup.archiver import Superseded
 from kvwal.backup.chain import list_held
 from kvwal.backup.names import parse_name
 from kvwal.backup.port import DirectoryDestination
+from kvwal.backup.units import UnitBuilder, line_digest
 from kvwal.errors import ArchiveDiverged, BackupDestinationError, CorruptionError, SystemCallError
+from kvwal.keys import Seqno
 from kvwal.testing import SimulatedDisk
 
 
@@ -153,6 +155,33 @@ def test_a_unit_whose_mark_was_not_written_is_adopted_after_it_was_read(rig: Rig
     rig.check(0, 7)
 
 
+def test_what_a_killed_archiver_has_left_is_made_durable_before_it_is_relied_on() -> None:
+    """It is listed and read, and gone with the power, as long as no one has flushed its directory."""
+    for nth in range(1, 99):
+        rig = Rig()
+
+        def program(rig: Rig = rig) -> None:
+            archiver = rig.archiver()
+            archiver.step()
+            rig.writer.some(2)
+            archiver.step(now=True)
+
+        if not kill_before(rig.other, nth, program):
+            break
+        rig.place = DirectoryDestination("/b", files=rig.other)
+        rig.writer.some(1)
+        archiver = rig.archiver()
+        archiver.step()
+        line = rig.db.engine.upkeep.consumers.line
+        for _ in range(2):
+            found = DirectoryDestination("/b", files=rig.other.crash())
+            held = list_held(found, line)
+            first = held.stretches()[0].first
+            check_all(held, found, rig.store_id, rig.writer.model, first, archiver.mark)
+            archiver.step(now=True)
+    assert nth > 20
+
+
 def test_a_unit_beyond_the_mark_that_is_damaged_is_put_anew(rig: Rig) -> None:
     archiver = rig.archiver()
     archiver.step()
@@ -169,6 +198,22 @@ def test_a_unit_beyond_the_mark_that_is_damaged_is_put_anew(rig: Rig) -> None:
     again.step(now=True)
     assert again.mark == 5
     rig.check(0, 5)
+
+
+def test_a_unit_of_another_history_that_came_meanwhile_is_not_taken_for_its_own(rig: Rig) -> None:
+    archiver = rig.archiver()
+    archiver.step()
+    rig.writer.some(3)
+    line = rig.db.engine.upkeep.consumers.line
+    builder = UnitBuilder(rig.store_id, line, Seqno(0), line_digest(rig.store_id, line))
+    for _ in range(3):
+        builder.add(1, 5, b"")
+    unit, data = builder.encode()
+    rig.place.put_new(str(unit.header.name), data)
+    with pytest.raises(ArchiveDiverged):
+        archiver.step(now=True)
+    assert archiver.mark == 0
+    assert rig.place.get(str(unit.header.name)) == data
 
 
 class Destination:
@@ -201,6 +246,29 @@ def test_the_mark_stays_until_what_comes_back_is_what_was_put(rig: Rig) -> None:
     archiver.step(now=True)
     assert archiver.mark == 5
     rig.check(0, 5)
+
+
+def test_a_base_that_comes_back_damaged_is_not_relied_on_and_is_made_again(rig: Rig) -> None:
+    class Damaging(Destination):
+        left = 1
+
+        def put_new(self, name: str, data: Any) -> bool:
+            made: bool = self.there.put_new(name, data)
+            if made and "/base/" in name and self.left:
+                self.left -= 1
+                rig.other.flip(f"/b/{name}", 5000)
+            return made
+
+    rig.writer.some(3)
+    rig.db.checkpoint()
+    archiver = rig.archiver()
+    archiver._destination = Damaging(rig.place)
+    with pytest.raises(CorruptionError, match="/base/"):
+        archiver.step()
+    assert archiver.mark is None
+    archiver.step()
+    assert archiver.mark == 3
+    assert kvwal.restore(rig.place, "/r", files=rig.disk).position
 
 
 @pytest.mark.parametrize("fault", ["put lost", "put answer lost", "swap lost", "swap answer lost", "get lost"])
@@ -340,6 +408,34 @@ def test_a_hold_that_is_dropped_leaves_a_gap_that_is_recorded_and_a_new_base_end
         held.plan(100)
 
 
+def test_on_a_full_disk_consumers_go_first_and_the_archive_before_a_commit_is_refused(
+    rig: Rig, caplog: pytest.LogCaptureFixture
+) -> None:
+    """DECISIONS 10: laziest consumer, window, archive; and only then DiskFullError."""
+    archiver = rig.archiver()
+    archiver.step()
+    consumer = rig.db.consumer("lazy", start="oldest", max_lag_bytes=1 << 30)
+    rig.writer.model |= {Seqno(seqno): {} for seqno in range(rig.db.last_seqno + 1)}
+    rig.writer.some(60, size=2000)
+    rig.db.checkpoint()
+    rig.db.checkpoint()
+    rig.disk.capacity = rig.disk.used_bytes() + (1 << 20)
+    archiver.step(now=True)
+    for _ in range(3000):
+        rig.writer.some(1, size=2000)
+        if rig.db.last_seqno % 40 == 0:
+            rig.db.checkpoint()
+        if "the archive gets a gap" in caplog.text:
+            break
+    assert 0 < caplog.text.index("'lazy' is lost") < caplog.text.index("the archive gets a gap")
+    consumer.close()
+    rig.disk.capacity = None
+    archiver.step()
+    archiver.step(now=True)
+    assert archiver.mark == rig.db.last_seqno
+    rig.check(held_of(rig.db, rig.place).stretches()[-1].first, archiver.mark)
+
+
 def test_a_hold_that_is_dropped_while_the_log_is_still_there_leaves_no_gap(rig: Rig) -> None:
     archiver = rig.archiver()
     archiver.step()
@@ -418,14 +514,15 @@ def test_ids_never_begin_again_after_a_clean_close_or_a_crash(rig: Rig) -> None:
     rig.check(0, 20)
 
 
-def test_failing_calls_of_the_destination_change_nothing_but_time() -> None:
+@pytest.mark.parametrize("every", [pytest.param(16), pytest.param(1, marks=pytest.mark.slow)])
+def test_failing_calls_of_the_destination_change_nothing_but_time(every: int) -> None:
     """Each operation of the destination's disk fails once, before or after it is done: no moment is ever missing."""
     counted = Rig()
     archiver = counted.archiver()
     archiver.step()
     counted.writer.some(3)
     archiver.step(now=True)
-    for nth in range(1, counted.other.operations + 1, 3):
+    for nth in range(1, counted.other.operations + 1, every):
         for effect in ("none", "all"):
             rig = Rig()
             archiver = rig.archiver()

@@ -154,7 +154,7 @@ def test_a_leader_waits_for_the_threads_that_the_last_flush_served() -> None:
     queue = engine.make_queue(log, Events(), now_s=now_s)
     others = Others(queue, [put(b"b")])
     _arrive_with_the_next(queue, others.arrive)
-    queue.commit(put(b"a"))
+    queue.submit([put(b"a")])
     others.run()
     # Two were served at once. Now the first of them waits, for longer than this test may take, until the second comes.
     first = threading.Thread(target=queue.put, args=(b"a", b"2", True), daemon=True)
@@ -223,7 +223,7 @@ def test_a_transaction_of_one_small_put_takes_the_short_way_of_a_put(
     puts: list[bytes] = []
     append_put = log.append_put
 
-    def noted(key: bytes, value: bytes, table: int) -> Seqno:
+    def noted(key: bytes, value: bytes, table: int = 0) -> Seqno:
         puts.append(key)
         return append_put(key, value, table)
 

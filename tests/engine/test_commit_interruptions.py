@@ -261,7 +261,7 @@ def test_an_interrupted_operation_is_done_once_or_not_at_all(sync: bool) -> None
     raise AssertionError("the commit has more places than were tried")
 
 
-@pytest.mark.parametrize("own", ["put", "commit", "conflict", "operation", "sync", "action"])
+@pytest.mark.parametrize("own", ["put", "alone", "commit", "conflict", "operation", "sync", "action"])
 @pytest.mark.parametrize(("theirs", "sync"), [("puts", False), ("puts", True), ("conflicts", True), ("actions", True)])
 @pytest.mark.parametrize("when", ["before it", "with it", "meanwhile", "as it ends"])
 def test_an_interruption_anywhere_leaves_no_thread_asleep(when: str, theirs: str, sync: bool, own: str) -> None:
@@ -304,10 +304,10 @@ def test_an_interruption_anywhere_leaves_no_thread_asleep(when: str, theirs: str
             assert times_written(log, b"k") == says_written(interruption), step
         at_rest(queue, log, engine)
         if interruption is None:
-            assert times_written(log, b"k") == (own in ("put", "commit", "operation"))
+            assert times_written(log, b"k") == (own in ("put", "alone", "commit", "operation"))
             assert (
                 arrived
-                or (own, when) in {("put", "with it"), ("put", "as it ends")}
+                or (own in ("put", "alone") and when in ("with it", "as it ends"))
                 or (when == "meanwhile" and own in ("conflict", "sync", "action"))
             )
             return
@@ -325,6 +325,8 @@ def _of_another_thread(kind: str, key: bytes, sync: bool, since: Seqno, ran: lis
 def _commit_as(kind: str, queue: CommitQueue, sync: bool, since: Seqno) -> None:
     if kind == "put":
         queue.put(b"k", b"v", sync)
+    elif kind == "alone":
+        queue.commit(CommitRequest(LonePut(b"k", b"v"), sync=sync, reads=ReadSet(queue._state.seqno, [b"k"], ())))
     elif kind == "commit":
         queue.commit(put_request(b"k", b"v", sync=sync))
     elif kind == "conflict":

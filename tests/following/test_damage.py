@@ -8,17 +8,14 @@ from functools import cache
 from typing import Any
 
 import pytest
-from following_fixtures import all_durable
-from wrapped_files import WrappedFiles
+from following_fixtures import PATH, all_durable, offset_of
 
 import kvwal
 from kvwal.files.names import segment_name
-from kvwal.log.reader import gather
 from kvwal.log.record import encode_record
 from kvwal.log.segment import HEADER_PAGE_BYTES, SLOT_OFFSET, SegmentHeader, decode_header, list_segments
 from kvwal.testing import SimulatedDisk
 
-PATH = "/store"
 Content = dict[bytes, bytes]
 
 
@@ -43,13 +40,6 @@ class Built:
         disk = self.disk.copy()
         put(disk, self.name, data)
         return disk
-
-
-def offset_of(db: kvwal.Store) -> int:
-    """Where the next record begins."""
-    engine: Any = db.engine
-    offset: int = engine._log._offset
-    return offset
 
 
 def put(disk: SimulatedDisk, name: str, data: bytes) -> None:
@@ -253,137 +243,6 @@ def _answer(live: kvwal.Follower, disk: SimulatedDisk) -> int:
     return next(n for n in range(1000) if refused(live.refresh) == says)
 
 
-class Counted:
-    """A file of which is counted what is read of the log."""
-
-    bytes_read = 0
-
-    def __init__(self, file: Any, name: str) -> None:
-        self._file = file
-        self._name = name
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._file, name)
-
-    def pread(self, size: int, offset: int) -> bytes:
-        found: bytes = self._file.pread(size, offset)
-        if self._name.endswith(".log"):
-            Counted.bytes_read += len(found)
-        return found
-
-
-def bytes_of(call: Callable[[], object]) -> int:
-    Counted.bytes_read = 0
-    call()
-    return Counted.bytes_read
-
-
-LARGE = 2 << 20
-# One look at the end, one further behind, the header page; and where something is there, twice more at the end.
-MOST_BYTES = (16 + 64 + 4) << 10
-MOST_BYTES_DUE = MOST_BYTES + (2 * 16 + 5 << 10)
-
-
-def with_large_record() -> tuple[SimulatedDisk, str, int, bytes]:
-    """A store before its last record, which is large; where that begins, and its segment with it."""
-    disk = SimulatedDisk()
-    disk.make_directory(PATH)
-    with kvwal.open(PATH, files=disk, background=False, segment_bytes=16 << 20) as db:
-        db.put(b"first", b"1")
-        db.put(b"large", b"x" * LARGE)
-        db.put(b"second", b"2")
-        all_durable(db)
-        found, begin = disk.copy(), offset_of(db)
-        name = f"{PATH}/{segment_name(list_segments(disk.open_directory(PATH))[-1])}"
-        db.put(b"large", b"y" * (LARGE - 10_000))
-        assert begin + LARGE > offset_of(db) > begin + LARGE - 10_000, "it is in the same segment"
-        return found, name, begin, disk.read(name)
-
-
-@pytest.mark.parametrize("cut", [100, LARGE // 2, LARGE - 20_000, None])
-def test_a_torn_tail_is_waited_for_at_a_bounded_cost(cut: int | None) -> None:
-    """However large the record that a writer which died left in part; or with all of its bytes and a wrong one."""
-    disk, name, begin, whole = with_large_record()
-    data = bytearray(whole)
-    if cut is None:
-        data[begin + LARGE // 2] ^= 1
-    else:
-        data[begin + cut :] = bytes(len(data) - begin - cut)
-    files: Any = WrappedFiles(disk, Counted)
-    with kvwal.follow(PATH, files=files) as live:
-        assert live.refresh() == 3
-        assert bytes_of(live.refresh) <= MOST_BYTES
-        disk.damage(name, 0, bytes(data))
-        # It is read once: by the walk, again, and by each step of what judges it.
-        assert bytes_of(live.refresh) < 8 * LARGE
-        assert max(bytes_of(live.refresh) for _ in range(100)) <= MOST_BYTES
-        assert bytes_of(live.lag) <= MOST_BYTES
-        assert live.refresh() == 3
-        # The next writer says what is there.
-        with kvwal.open(PATH, files=disk, background=False) as db:
-            db.put(b"third", b"3")
-            all_durable(db)
-            assert live.refresh() == 4
-            assert dict(live) == dict(db)
-
-
-def test_a_large_record_is_read_when_it_has_arrived() -> None:
-    """While it is written, by a writer that takes its time, most looks at it cost little."""
-    disk, name, begin, whole = with_large_record()
-    files: Any = WrappedFiles(disk, Counted)
-    with kvwal.follow(PATH, files=files) as live:
-        live.refresh()
-        counts = []
-        for offset in range(begin, begin + LARGE, 20_000):
-            disk.damage(name, offset, whole[offset : offset + 20_000])
-            counts.append(bytes_of(live.refresh))
-        assert len(counts) > 100
-        # The others are those with the numbers 1, 2, 4, 7, 12, 21 and so on, and the last.
-        assert sum(count > MOST_BYTES_DUE for count in counts) <= 10
-        assert live.lag().commits == 1
-
-
-@pytest.mark.parametrize("ends", [b"x", b"\0" * 9000])
-def test_a_large_record_that_ends_with_zeros_counts_when_another_one_follows(ends: bytes) -> None:
-    disk = SimulatedDisk()
-    disk.make_directory(PATH)
-    with kvwal.open(PATH, files=disk, background=False) as db, kvwal.follow(PATH, files=disk) as live:
-        for n in range(1, 4):
-            db.put(b"large", b"%d" % n * 20_000 + ends)
-            live.lag()
-            all_durable(db)
-            assert live.refresh() == n
-            assert live.lag().commits == 0
-            assert live[b"large"] == b"%d" % n * 20_000 + ends
-
-
-def test_a_damaged_mark_is_passed_over_once() -> None:
-    """By what moves the follower and by its feeds: the segment is not read again for each commit behind it."""
-    disk = SimulatedDisk()
-    disk.make_directory(PATH)
-    files: Any = WrappedFiles(disk, Counted)
-    with kvwal.open(PATH, files=disk, background=False) as db, kvwal.follow(PATH, files=files) as live:
-        feed = live.changes(follow=True, timeout_s=0)
-        name = f"{PATH}/{segment_name(1)}"
-        for n in range(100):
-            db.put(b"%d" % n, b"x" * 300)
-        all_durable(db)
-        disk.flip(name, len(disk.read(name).rstrip(b"\0")) - 20)
-        live.refresh()
-        changes = list(feed)
-        assert len(changes) == 99
-        for n in range(5):
-            db.put(b"behind", b"%d" % n)
-            db.put(b"behind it", b"%d" % n)
-            count = bytes_of(live.refresh)
-            assert live.seqno == db.last_seqno - 1
-            assert live.lag().commits == 1
-            count += bytes_of(lambda: changes.extend(feed))
-            # Two cursors, and the mark is behind 35,000 bytes of records.
-            assert not n or count <= 2 * MOST_BYTES_DUE + 2 * (16 + 4 << 10), (n, count)
-        assert len(changes) == live.seqno
-
-
 def test_a_record_of_a_newer_format_is_said_to_be_one() -> None:
     store = built("running")
     data = bytearray(store.segment)
@@ -397,37 +256,3 @@ def test_a_record_of_a_newer_format_is_said_to_be_one() -> None:
     other = encode_record(header.marker, header.salt + begin, 1, len(store.states) + 5, 0, 1 << 50, b"\0" * 30)
     data[begin : begin + len(other)] = other
     assert "does not follow" in check(store, bytes(data))
-
-
-class Late:
-    """A segment of which the first part was read before the rest was written."""
-
-    def __init__(self, file: Any, offset: int) -> None:
-        self._file = file
-        self._offset = offset
-
-    def pread(self, size: int, offset: int) -> bytes:
-        found: bytes = self._file.pread(size, offset)
-        return bytes(len(found)) if offset == self._offset else found
-
-
-def test_a_writer_that_is_faster_than_what_judges_is_no_damage(monkeypatch: pytest.MonkeyPatch) -> None:
-    """While the end is read, a record comes where that was read already, and behind it one that says it is on disk."""
-    monkeypatch.setattr("kvwal.log.walk.CHUNK_BYTES", 4096)
-    disk = SimulatedDisk()
-    disk.make_directory(PATH)
-    with kvwal.open(PATH, files=disk, background=False) as db:
-        db.put(b"key", b"first")
-        judged = []
-
-        def late(file: Any, segment: Any, place: Any, *rest: Any) -> Any:
-            db.put(b"key", b"%d" % len(judged) * 6000)
-            db.put(b"key", b"%d again" % len(judged))
-            judged.append(gather(Late(file, place.offset), segment, place, *rest))
-            return judged[-1]
-
-        monkeypatch.setattr("kvwal.log.watch.gather", late)
-        with kvwal.follow(PATH, files=disk) as live:
-            assert live.seqno == db.last_seqno - 1
-            assert all(tail.durable > tail.last_seqno for tail, _ in judged)
-            assert judged

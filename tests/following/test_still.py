@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import random
 import threading
 import time
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 from following_fixtures import all_durable, rewrite
 from two_programs import PATH, Recorded, World
+from wrapped_files import WrappedFiles
 
 import kvwal
 from kvwal.files import system_files
@@ -131,7 +133,7 @@ def test_a_writer_waits_for_one_that_looks_and_not_for_one_that_holds_the_lock(p
     held.lock(shared=True)
     with pytest.raises(kvwal.LockedError):
         kvwal.open(path)
-    timer = threading.Timer(0.01, held.close)
+    timer = threading.Timer(0.03, held.close)
     timer.start()
     kvwal.open(path).close()
     timer.join()
@@ -193,6 +195,85 @@ def in_doubt(writer: Recorded) -> None:
 @cache
 def recorded() -> Recorded:
     return Recorded(in_doubt)
+
+
+REFUSED = b"refused"
+
+
+def superseding(writer: Recorded) -> None:
+    """A record that is written whole and refused, since the disk is full, and another commit in its place."""
+    writer.open().close()
+    with writer.open():
+        writer.put((b"a", b"1"))
+    writer.begin = len(writer.steps)
+    with writer.open():
+        writer.disk.fail("pwrite", error=errno.ENOSPC, path="*.log*", effect="all", forever=True)
+        writer.put((b"a", REFUSED))
+        writer.disk.heal()
+        writer.put((b"a", b"instead"))
+
+
+def steps_with_the_refused_record(writer: Recorded) -> list[int]:
+    """After how many steps the refused record is in the log, and no newer segment."""
+    found = []
+    for done in range(writer.begin, len(writer.steps)):
+        world = World(writer)
+        world.advance(done)
+        names = sorted(name for name in world.disk.open_directory(PATH).names() if name.endswith(".log"))
+        if len(names) == 1 and REFUSED in world.disk.read(f"{PATH}/{names[0]}"):
+            found.append(done)
+    return found
+
+
+def test_a_record_that_was_refused_is_not_shown_whenever_its_writer_comes_and_goes() -> None:
+    """The writer comes while it is opened, up to the refused record; and it ends later, or not at all."""
+    writer = Recorded(superseding)
+    there = steps_with_the_refused_record(writer)
+    assert there
+    moments = 40
+    for first in range(moments):
+        for second in (None, *range(first + 1, moments)):
+            turns = {first: there[0] - writer.begin, second: len(writer.steps)}
+            world = World(writer, lambda n, turns=turns: turns.get(n, 0))  # type: ignore[misc]
+            world.advance(writer.begin)
+            with world.read() as reader:
+                seqno, content = reader.last_seqno, dict(reader)
+            assert content == writer.states[seqno], (first, second)
+            if second is not None and world.looked <= second:
+                moments = min(moments, world.looked)
+                break
+
+
+def test_a_flush_that_fails_while_it_is_opened_is_no_flush() -> None:
+    """The reader meets what a writer appends meanwhile, and the flush of that fails before the reader's own."""
+    disk = SimulatedDisk()
+    kvwal.open(PATH, files=disk, background=False).close()
+    writers: list[kvwal.Store] = []
+
+    class Opened:
+        def __init__(self, file: Any, name: str) -> None:
+            self._file, self._name = file, name
+            if name.endswith(".log") and not writers:
+                writers.append(kvwal.open(PATH, files=disk, background=False))
+                writers[0].put(b"key", b"not on disk", durability="os")
+
+        def datasync(self) -> None:
+            if len(writers) == 1:
+                writers.append(writers[0])
+                disk.fail("datasync", 1, errno.EIO)
+                with pytest.raises(kvwal.PoisonedError):
+                    writers[0].sync()
+                writers[0].engine.abandon()
+            self._file.datasync()
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self._file, name)
+
+    files: Any = WrappedFiles(disk, Opened)
+    with kvwal.open(PATH, "r", files=files) as reader:
+        assert len(writers) == 2
+        assert dict(reader) == {}
+        assert reader.recovery.withheld == 1
 
 
 def look(world: World) -> int:

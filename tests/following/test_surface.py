@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import time
 from datetime import UTC, datetime
 from typing import Any
@@ -121,6 +122,67 @@ def test_a_past_moment_whose_log_or_pages_are_gone_says_so(path: str) -> None:
         assert too_old.value.asked == 12
         with pytest.raises(kvwal.SnapshotTooOld):
             list(live.versions(b"0", since=1))
+
+
+def test_a_kept_moment_is_read_however_far_the_writer_is(path: str) -> None:
+    with kvwal.open(path, **HISTORY, keep_history_bytes=64 << 20, history_base_bytes=64 << 10) as db:
+        for n in range(8):
+            rewrite(db, b"%d" % n)
+        with kvwal.follow(path, cache_bytes=256 << 10) as live:
+            engine: Any = live.engine
+            base = engine._keeping.bases[-1]
+            assert 1 < base.seqno < 8, "it has a base with pages"
+            held, expected = live.snapshot(at=base.seqno), {b"%d" % (base.seqno - 1) * 500}
+            for _ in range(3):
+                rewrite(db, b"x")
+            # What begins now is there; what was begun before two checkpoints is gone, and is named.
+            with live.snapshot(at=base.seqno) as then:
+                assert (then[b"1500"], set(then.values())) == (min(expected), expected)
+            for _ in range(2):
+                with pytest.raises(kvwal.SnapshotTooOld) as too_old:
+                    dict(held)
+                assert too_old.value.asked == base.seqno
+
+
+def test_log_that_goes_under_a_past_moment_is_missed(path: str) -> None:
+    with kvwal.open(path, **TINY, background=False) as db:
+        for n in range(60):
+            db.put(b"%d" % (n % 3), b"%03d" % n * 300)
+        all_durable(db)
+    live = kvwal.follow(path)
+    then, versions, scan = live.snapshot(at=30), live.versions(b"0", reverse=False), live.snapshot(at=31).scan()
+    assert next(versions).seqno == 1
+    with kvwal.open(path, **TINY, background=False, keep_history_s=0) as db:
+        db.put(b"new", b"")
+        db.checkpoint()
+        assert next(db.history()).seqno > 30
+        for read in (lambda: then.get(b"0"), lambda: dict(then), lambda: list(scan), lambda: list(versions)):
+            with pytest.raises(kvwal.SnapshotTooOld):
+                read()
+    live.close()
+
+
+def test_a_commit_in_place_of_a_refused_one_is_the_one_that_is_found() -> None:
+    disk, path = SimulatedDisk(), "/store"
+    with kvwal.open(path, files=disk, **HISTORY) as db, kvwal.follow(path, files=disk) as live:
+        db.put(b"key", b"1")
+        all_durable(db)
+        live.refresh()
+        assert [version.value for version in live.versions(b"key")] == [b"1"]
+        disk.fail("pwrite", error=errno.ENOSPC, path="*.log*", effect="all", forever=True)
+        with pytest.raises(kvwal.DiskFullError):
+            db.put(b"key", b"refused")
+        disk.heal()
+        db.put(b"key", b"instead")
+        all_durable(db)
+        live.refresh()
+        assert [version.value for version in live.versions(b"key")] == [b"instead", b"1"]
+        db.put(b"key", b"3")
+        all_durable(db)
+        live.refresh()
+        with live.snapshot(at=2) as then:
+            assert dict(then) == {b"key": b"instead"}
+            assert then[b"key"] == b"instead"
 
 
 def test_an_index_is_read_as_of_now_and_of_a_snapshot(path: str) -> None:

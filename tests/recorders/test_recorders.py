@@ -573,6 +573,10 @@ def test_the_environment_says_where_the_store_is_and_how_durable(tmp_path: Path)
         KvwalFactory(Environment("Shop", {}))
     with pytest.raises(OSError, match="KVWAL_DURABILITY"):
         opened(tmp_path, KVWAL_DURABILITY="sometimes")
+    with pytest.raises(OSError, match="KVWAL_PATH is the path of a directory, not 5"):
+        opened(tmp_path, SHOP_KVWAL_PATH=5)
+    with pytest.raises(InterfaceError, match="the directory in which the store is to be does not exist; make that"):
+        opened(tmp_path, SHOP_KVWAL_PATH=str(tmp_path / "there" / "is" / "none"))
     with opened(tmp_path, SHOP_KVWAL_PATH=str(tmp_path / "own"), KVWAL_DURABILITY="interval") as factory:
         assert factory.datastore.store.path == str(tmp_path / "own")
         # All that this process holds of one store is as durable.

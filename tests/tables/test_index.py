@@ -1007,3 +1007,20 @@ def test_waiting_ends_with_the_store(disk: SimulatedDisk, end: str) -> None:
     thread.join(20)
     assert outcomes == [kvwal.PoisonedError if end == "poison" else kvwal.ClosedError]
     db.close()
+
+
+@pytest.mark.parametrize("found", ["abc", b"abc", bytearray(b"a"), None, 5])
+def test_what_is_no_iterable_of_several_keys_is_refused(db: kvwal.Store, found: Any) -> None:
+    """A str above all, each character of which would be a key."""
+    table = db.table("t", str, str)
+    index = table.index("by_tag", key=lambda value: found, codec=str, many=True)
+    with pytest.raises(TypeError, match=f"with many=True .* an iterable of keys, not {type(found).__name__}"):
+        table["k"] = "v"
+    assert list(index.keys()) == list(table) == []
+
+
+def test_the_name_of_an_index_is_checked(db: kvwal.Store) -> None:
+    table = db.table("t", str, str)
+    for wrong, error in ((5, TypeError), ("", ValueError), ("x" * 256, ValueError), ("\ud800", ValueError)):
+        with pytest.raises(error, match="an index's name"):
+            table.index(wrong, key=str, codec=str)  # type: ignore[arg-type]  # it is refused

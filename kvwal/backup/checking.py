@@ -1,0 +1,335 @@
+"""What a destination holds, told without its store: status, gaps and their names, and the proof of what is there.
+
+A gap is "lost" until someone has looked into it and accepted it, with a reason: then it is "accepted", and does not
+count as a problem any more. What thinning has taken on purpose is none (see keeping.py).
+
+`verify` remembers what it has proved in `state/verified`, so that the next one can begin with the rest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Final, Literal, NamedTuple, TypeAlias
+
+from kvwal.backup import state
+from kvwal.backup.bases import check_base, read_header
+from kvwal.backup.chain import Gap, Held, Stretch, held_lines, list_held, replay, time_bounds
+from kvwal.backup.names import BaseName, UnitName
+from kvwal.backup.port import Destination
+from kvwal.backup.units import HEADER_BYTES, commit_digest, decode_header, decode_unit
+from kvwal.errors import CorruptionError, Finding, FormatError, ObjectMissing
+from kvwal.keys import Seqno
+from kvwal.times import time_of
+
+__all__ = ["ArchivedLine", "DestinationStatus", "KnownGap", "VerifiedArchive", "accept_gap", "status_of", "verify"]
+
+GapState: TypeAlias = Literal["lost", "accepted"]
+
+# Results are written this often, so that a check that is cut off is not for nothing.
+_SAVE_EVERY_S: Final = 30.0
+
+
+class KnownGap(NamedTuple):
+    """Commits whose moments cannot be restored, from `first` to `last`; `reason` in words."""
+
+    first: Seqno
+    last: Seqno
+    state: GapState
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class ArchivedLine:
+    """What there is of one line.
+
+    Attributes:
+        line: 8 bytes.
+        moments: stretches of moments that can be restored, ascending.
+        gaps: what is missing between them, but for what was thinned.
+        thinned_before: below this commit only single bases are kept; 0: nothing was thinned.
+        bases, units, bytes: of the objects.
+        oldest_time, newest_time: of the commits in units; None without units.
+    """
+
+    line: bytes
+    moments: tuple[Stretch, ...]
+    gaps: tuple[KnownGap, ...]
+    thinned_before: Seqno
+    bases: int
+    units: int
+    bytes: int
+    oldest_time: datetime | None
+    newest_time: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class DestinationStatus:
+    """What a destination holds.
+
+    Attributes:
+        store_id: of the store, 16 bytes.
+        lines: of each line that has something there.
+        mark: line and seqno up to which an archiver has read all back; None: there was none.
+        epoch: number of the last archiver's claim; 0: there was none.
+        unverified: objects that `verify` has not proved yet. verified_time: when it last proved one.
+        ok: whether every gap is accepted, and there is a moment at all.
+    """
+
+    store_id: bytes
+    lines: tuple[ArchivedLine, ...]
+    mark: tuple[bytes, Seqno] | None
+    epoch: int
+    unverified: int
+    verified_time: datetime | None
+    ok: bool
+
+
+def status_of(destination: Destination) -> DestinationStatus:
+    """What a destination holds. O(objects); it reads names, and a few headers."""
+    store_id = state.identity_of(destination)
+    _, marked = state.read(destination, state.MARK)
+    _, verified = state.read(destination, state.VERIFIED)
+    proved = _proved(verified)
+    lines: list[ArchivedLine] = []
+    names: set[str] = set()
+    for line in held_lines(destination):
+        held = list_held(destination, line)
+        names |= held.sizes.keys()
+        bounds = time_bounds(destination, held) or (None, None)
+        lines.append(
+            ArchivedLine(
+                line,
+                tuple(held.stretches()),
+                tuple(_known_gaps(destination, held)),
+                _thinned_before(destination, held),
+                len(held.bases),
+                len(held.units),
+                sum(held.sizes.values()),
+                *bounds,
+            )
+        )
+    mark = None
+    if isinstance(marked.get("seqno"), int) and isinstance(marked.get("line"), str):
+        mark = bytes.fromhex(marked["line"]), Seqno(marked["seqno"])
+    epoch = marked.get("epoch", 0)
+    times = [at_us for name, (at_us, _) in proved.items() if name in names]
+    is_ok = any(line.moments for line in lines) and not any(
+        gap.state == "lost" for line in lines for gap in line.gaps
+    )
+    return DestinationStatus(
+        store_id,
+        tuple(lines),
+        mark,
+        epoch if isinstance(epoch, int) else 0,
+        len(names - proved.keys()),
+        time_of(max(times)) if times else None,
+        is_ok,
+    )
+
+
+# -- gaps ------------------------------------------------------------------------------------------
+
+
+def _thinned_before(destination: Destination, held: Held) -> Seqno:
+    _, kept = state.read(destination, state.KEPT)
+    seqno = kept.get(held.line.hex(), 0)
+    return Seqno(seqno) if isinstance(seqno, int) else Seqno(0)
+
+
+def _open_gaps(destination: Destination, held: Held) -> list[Gap]:
+    """The gaps that are not of thinning."""
+    thinned = _thinned_before(destination, held)
+    return [Gap(Seqno(max(gap.first, thinned)), gap.last) for gap in held.gaps() if gap.last >= thinned]
+
+
+def _known_gaps(destination: Destination, held: Held) -> Iterator[KnownGap]:
+    _, members = state.read(destination, state.GAPS)
+    for gap in _open_gaps(destination, held):
+        entry = _entry_of(members, "accepted", held.line, gap)
+        if entry is not None:
+            yield KnownGap(*gap, "accepted", str(entry.get("reason", "")))
+        else:
+            entry = _entry_of(members, "lost", held.line, gap) or {}
+            yield KnownGap(*gap, "lost", str(entry.get("reason", "objects are missing")))
+
+
+def _entry_of(members: dict[str, Any], kind: str, line: bytes, gap: Gap) -> dict[str, Any] | None:
+    for entry in members.get(kind, []):
+        if entry.get("line") == line.hex() and entry.get("first", 1) <= gap.first and gap.last <= entry.get("last", 0):
+            return dict(entry)
+    return None
+
+
+def accept_gap(
+    destination: Destination, first: Seqno, last: Seqno, reason: str, now_us: int, line: bytes | None = None
+) -> None:
+    """Accept that the moments of these commits are lost, for this reason. ValueError if they are no gap, or no reason.
+
+    `line`: 8 bytes; None: the one that has this gap.
+    """
+    if not reason.strip():
+        raise ValueError("a gap is accepted for a reason, which is kept with it")
+    state.identity_of(destination)
+    there: list[str] = []
+    for each in held_lines(destination) if line is None else [line]:
+        for gap in _open_gaps(destination, list_held(destination, each)):
+            there.append(str(gap))
+            if gap == (first, last):
+                entry = {"line": each.hex(), "first": first, "last": last, "reason": reason, "wall_us": now_us}
+
+                def with_entry(members: dict[str, Any], entry: dict[str, Any] = entry) -> dict[str, Any]:
+                    return {**members, "accepted": [*members.get("accepted", []), entry]}
+
+                state.change(destination, state.GAPS, with_entry)
+                return
+    raise ValueError(f"{first}..{last} is no gap; there are: {', '.join(there) or 'none'}")
+
+
+# -- proof -----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class VerifiedArchive:
+    """What `verify` found.
+
+    Attributes:
+        checked: objects that were read and proved. skipped: that were proved before.
+        left: that there was no time for.
+        problems: what does not hold; the file is the object.
+        gaps: moments that are lost, and not accepted.
+    """
+
+    checked: int
+    skipped: int
+    left: int
+    problems: tuple[Finding, ...]
+    gaps: tuple[KnownGap, ...]
+
+    @property
+    def ok(self) -> bool:
+        """Whether all of it holds."""
+        return not self.problems and not self.gaps
+
+
+def verify(
+    destination: Destination,
+    *,
+    deep: bool = False,
+    since_last: bool = False,
+    budget_s: float | None = None,
+    now_us: Callable[[], int],
+    monotonic_s: Callable[[], float],
+    progress: Callable[[int, int], None] | None = None,
+) -> VerifiedArchive:
+    """Read objects and prove them; the one that was proved longest ago, or never, first.
+
+    Args:
+        deep: also replay the units in their order, and compare digests from one to the next, and with the mark.
+        since_last: only what was not proved yet; with `deep`, not deeply.
+        budget_s: at most for so long.
+    """
+    store_id = state.identity_of(destination)
+    _, verified = state.read(destination, state.VERIFIED)
+    proved = _proved(verified)
+    held = [list_held(destination, line) for line in held_lines(destination)]
+    names: dict[str, BaseName | UnitName] = {}
+    for each in held:
+        names |= {str(base): base for base in each.bases} | {str(unit): unit for unit in each.units}
+    todo = sorted(names, key=lambda name: (proved.get(name, (0, False))[0], name))
+    if since_last:
+        todo = [name for name in todo if name not in proved or (deep and not proved[name][1])]
+    began_s = saved_s = monotonic_s()
+    problems: list[Finding] = []
+    done: dict[str, tuple[int, bool]] = {}
+    unproved: set[str] = set()
+    for name in todo:
+        if budget_s is not None and monotonic_s() - began_s >= budget_s:
+            break
+        try:
+            _prove(destination, store_id, name, names[name])
+            done[name] = now_us(), False
+        except ObjectMissing:
+            # It was merged, or pruned, since. Whether something is missing then, the gaps tell.
+            unproved.add(name)
+        except (CorruptionError, FormatError) as error:
+            unproved.add(name)
+            problems.append(error.finding if isinstance(error, CorruptionError) else Finding(name, None, str(error)))
+        if progress is not None:
+            progress(len(done) + len(unproved), len(todo))
+        if monotonic_s() - saved_s >= _SAVE_EVERY_S:
+            saved_s = monotonic_s()
+            _save(destination, names, done, unproved)
+    checked = len(done) + len(unproved)
+    left = len(todo) - checked
+    if deep and not left:
+        for each in held:
+            problems += _replayed(destination, store_id, each, done, now_us)
+    _save(destination, names, done, unproved)
+    held = [list_held(destination, each.line) for each in held]
+    gaps = tuple(gap for each in held for gap in _known_gaps(destination, each) if gap.state == "lost")
+    return VerifiedArchive(checked, len(names) - len(todo), left, tuple(problems), gaps)
+
+
+def _proved(members: dict[str, Any]) -> dict[str, tuple[int, bool]]:
+    """When each object was proved, in us, and whether deeply. What has another form was not."""
+    found: dict[str, tuple[int, bool]] = {}
+    units = members.get("units", {})
+    for name, result in units.items() if isinstance(units, dict) else ():
+        if isinstance(result, list) and len(result) == 2 and isinstance(result[0], int):
+            found[name] = max(0, result[0]), bool(result[1])
+    return found
+
+
+def _prove(destination: Destination, store_id: bytes, name: str, parsed: BaseName | UnitName) -> None:
+    if isinstance(parsed, BaseName):
+        own = check_base(destination, name).store_id
+    else:
+        own = decode_unit(name, destination.get(name)).header.store_id
+    if own != store_id:
+        raise CorruptionError(name, 32, "it is of another store")
+
+
+def _replayed(
+    destination: Destination, store_id: bytes, held: Held, done: dict[str, tuple[int, bool]], now_us: Callable[[], int]
+) -> Iterator[Finding]:
+    """Replay all units of a line, from each base that units follow; what does not hold."""
+    _, marked = state.read(destination, state.MARK)
+    begin: Seqno | None = None
+    for base in held.bases:
+        if begin is not None and base.seqno <= begin:
+            continue
+        try:
+            header = read_header(destination, str(base))
+            units = held.units_from(header.seqno, Seqno(1 << 64))
+            begin = units[-1].last if units else base.seqno
+            digest = b""
+            if units:
+                name = str(units[0])
+                first = decode_header(name, destination.get(name, size=HEADER_BYTES))
+                digest, at = first.before, first.first
+                for commit in replay(destination, store_id, units, at, begin):
+                    digest = commit_digest(digest, commit.kind, commit.time_us, commit.body)
+                    if (commit.seqno, held.line.hex()) == (marked.get("seqno"), marked.get("line")):
+                        if marked.get("digest") != digest.hex():
+                            yield Finding(state.MARK, None, f"commit {commit.seqno} has another digest")
+            for each in units:
+                done[str(each)] = now_us(), True
+        except CorruptionError as error:
+            yield error.finding
+        except ObjectMissing:
+            continue
+        except FormatError as error:
+            yield Finding(str(base), None, str(error))
+
+
+def _save(
+    destination: Destination, names: dict[str, Any], done: dict[str, tuple[int, bool]], unproved: set[str]
+) -> None:
+    def with_results(members: dict[str, Any]) -> dict[str, Any]:
+        results = {**_proved(members), **done}
+        kept = {name: list(result) for name, result in results.items() if name in names and name not in unproved}
+        return {**members, "units": kept}
+
+    state.change(destination, state.VERIFIED, with_results)

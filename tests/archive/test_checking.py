@@ -1,0 +1,281 @@
+"""Status, gaps and verify say what is there, remember what was proved, and are right about what is not."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from archive_fixtures import OPTIONS, Writer, archiver_of, held_of, make_base
+from click.testing import CliRunner
+
+import kvwal
+from kvwal.backup import state
+from kvwal.backup.checking import accept_gap, status_of, verify
+from kvwal.backup.keeping import Keep, plan_pruning, prune
+from kvwal.backup.port import DirectoryDestination
+from kvwal.backup.units import UnitBuilder, decode_unit
+from kvwal.cli.app import app
+from kvwal.errors import BackupDestinationError
+from kvwal.keys import Seqno
+from kvwal.testing import SimulatedDisk
+
+
+class Rig:
+    def __init__(self) -> None:
+        self.disk = SimulatedDisk()
+        self.db: Any = kvwal.open("/kv", files=self.disk, **OPTIONS)
+        self.writer = Writer(self.db)
+        self.place: Any = DirectoryDestination("/b", files=self.disk)
+        self.archiver = archiver_of(self.db, self.place)
+        self.now_s = 0.0
+        self.read: list[str] = []
+
+    def live(self, units: int) -> None:
+        for _ in range(units):
+            self.writer.some(2)
+            self.archiver.step(now=True)
+
+    @property
+    def held(self) -> Any:
+        return held_of(self.db, self.place)
+
+    def verify(self, **options: Any) -> Any:
+        rig = self
+
+        class Seen(DirectoryDestination):
+            def get(self, name: str, **where: Any) -> bytes:
+                rig.read.append(name)
+                rig.now_s += 1
+                return super().get(name, **where)
+
+        self.read.clear()
+        place = Seen("/b", files=self.disk)
+        return verify(place, now_us=self.disk.now_us, monotonic_s=lambda: self.now_s, **options)
+
+
+@pytest.fixture
+def rig() -> Rig:
+    rig = Rig()
+    rig.live(6)
+    return rig
+
+
+def test_status_tells_moments_mark_and_what_is_not_verified(rig: Rig) -> None:
+    status = status_of(rig.place)
+    (line,) = status.lines
+    assert (line.moments, line.gaps, line.bases, line.units) == (((0, 12),), (), 1, len(rig.held.units))
+    assert status.mark == (line.line, 12)
+    assert (status.epoch, status.unverified, status.verified_time, status.ok) == (1, 1 + line.units, None, True)
+    assert line.oldest_time is not None
+    assert rig.verify().ok
+    status = status_of(rig.place)
+    assert status.unverified == 0
+    assert status.verified_time is not None
+
+
+def test_a_destination_without_a_backup_says_so() -> None:
+    place = DirectoryDestination("/none", files=SimulatedDisk())
+    for call in (status_of, lambda place: accept_gap(place, Seqno(1), Seqno(2), "x", 0)):
+        with pytest.raises(BackupDestinationError, match="no backup"):
+            call(place)
+    state.claim(place, bytes(16))
+    assert not status_of(place).ok
+
+
+def test_what_was_proved_is_not_read_again_unless_that_is_asked_for(rig: Rig) -> None:
+    first = rig.verify()
+    assert (first.checked, first.skipped, first.left) == (len(rig.held.sizes), 0, 0)
+    assert rig.verify(since_last=True).checked == 0
+    assert not [name for name in rig.read if "/unit/" in name or "/base/" in name]
+    rig.live(2)
+    again = rig.verify(since_last=True)
+    assert (again.checked, again.skipped) == (2, first.checked)
+    assert rig.verify().checked == first.checked + 2
+    deep = rig.verify(since_last=True, deep=True)
+    assert deep.ok
+    assert rig.verify(since_last=True, deep=True).checked == len(rig.held.bases)
+
+
+def test_with_a_budget_what_was_proved_longest_ago_comes_first(rig: Rig) -> None:
+    seen: set[str] = set()
+    turns = 0
+    while len(seen) < len(rig.held.sizes):
+        report = rig.verify(budget_s=4)
+        assert report.ok
+        seen |= {name for name in rig.read if name in rig.held.sizes}
+        turns += 1
+        assert turns < 20
+    assert turns > 1
+
+
+@pytest.mark.parametrize("deep", [False, True])
+def test_damage_is_named_and_forgotten_when_it_is_gone(rig: Rig, deep: bool) -> None:
+    assert rig.verify(deep=deep).ok
+    for name in (str(rig.held.units[2]), str(rig.held.bases[0])):
+        path = f"/b/{name}"
+        rig.disk.flip(path, 220)
+        report = rig.verify(deep=deep)
+        assert not report.ok
+        assert {problem.file for problem in report.problems} == {name}
+        assert status_of(rig.place).unverified == 1
+        rig.disk.flip(path, 220)
+        assert rig.verify(deep=deep).ok
+
+
+def test_a_deep_check_finds_units_that_do_not_belong_together(rig: Rig) -> None:
+    """Each is valid by itself."""
+    name = str(rig.held.units[3])
+    unit = decode_unit(name, rig.place.get(name))
+    builder = UnitBuilder(unit.header.store_id, unit.header.line, unit.header.first, b"\1" * 32)
+    for commit in unit.commits():
+        builder.add(commit.kind, commit.time_us, commit.body)
+    rig.place.delete(name)
+    rig.place.put_new(name, builder.encode()[1])
+    assert rig.verify().ok
+    report = rig.verify(deep=True)
+    assert [problem.file for problem in report.problems] == [name]
+    assert "other commits" in report.problems[0].reason
+
+
+def test_a_deep_check_compares_the_mark(rig: Rig) -> None:
+    old, members = state.read(rig.place, state.MARK)
+    assert rig.verify(deep=True).ok
+    rig.place.swap(state.MARK, old, state.dump({**members, "digest": "00" * 32}))
+    report = rig.verify(deep=True)
+    assert [problem.file for problem in report.problems] == [state.MARK]
+
+
+def test_a_gap_is_a_problem_until_it_is_accepted_for_a_reason(rig: Rig) -> None:
+    rig.db.checkpoint()
+    make_base(rig.db.engine, rig.place, lambda: None)
+    lost = rig.held.units[3]
+    rig.place.delete(str(lost))
+    gap = (lost.first + 1, 11)
+    for found in (status_of(rig.place), rig.verify()):
+        assert not found.ok
+    (line,) = status_of(rig.place).lines
+    assert [tuple(each) for each in line.gaps] == [(*gap, "lost", "objects are missing")]
+    for wrong in ((gap[0], gap[1] + 1), (1, 2)):
+        with pytest.raises(ValueError, match=rf"no gap; there are: {gap[0]}\.\.{gap[1]}"):
+            accept_gap(rig.place, Seqno(wrong[0]), Seqno(wrong[1]), "lost disk", 5)
+    with pytest.raises(ValueError, match="reason"):
+        accept_gap(rig.place, Seqno(gap[0]), Seqno(gap[1]), " ", 5)
+    assert not status_of(rig.place).ok
+    accept_gap(rig.place, Seqno(gap[0]), Seqno(gap[1]), "lost disk", 5)
+    (line,) = status_of(rig.place).lines
+    assert [tuple(each) for each in line.gaps] == [(*gap, "accepted", "lost disk")]
+    assert status_of(rig.place).ok
+    assert rig.verify().ok
+    # It says nothing of a greater one.
+    rig.place.delete(str(rig.held.units[2]))
+    assert not status_of(rig.place).ok
+
+
+def test_what_was_thinned_is_no_gap(rig: Rig) -> None:
+    for _ in range(4):
+        rig.disk.pass_time(86400)
+        rig.live(3)
+        rig.db.checkpoint()
+        make_base(rig.db.engine, rig.place, lambda: None)
+    prune(rig.place, plan_pruning(rig.place, rig.held, Keep(pitr_s=3600), rig.disk.clock_us))
+    assert len(rig.held.gaps()) > 1
+    status = status_of(rig.place)
+    assert status.ok
+    assert status.lines[0].thinned_before > 0
+    assert rig.verify(deep=True).ok
+
+
+def test_objects_that_go_while_they_are_verified_are_no_problem(rig: Rig) -> None:
+    base, *_ = rig.held.bases
+    rig.db.checkpoint()
+    make_base(rig.db.engine, rig.place, lambda: None)
+
+    class Going(DirectoryDestination):
+        def get(self, name: str, **where: Any) -> bytes:
+            for each in rig.held.units[:2]:
+                rig.place.delete(str(each))
+            rig.place.delete(str(base))
+            return super().get(name, **where)
+
+    report = verify(Going("/b", files=rig.disk), deep=True, now_us=rig.disk.now_us, monotonic_s=lambda: 0.0)
+    assert report.problems == ()
+
+
+# -- the command line ------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def dest(tmp_path: Path) -> Path:
+    with kvwal.open(tmp_path / "kv") as db, kvwal.archive(db, tmp_path / "b") as archive:
+        for i in range(6):
+            db[b"k"] = b"%d" % i
+            assert archive.flush(20)
+    return tmp_path / "b"
+
+
+def run(*arguments: object, code: int = 0) -> Any:
+    result = CliRunner().invoke(app, [str(each) for each in arguments])
+    assert result.exit_code == code, result.output
+    return result
+
+
+def test_archive_status_is_plain_in_a_pipe_and_json_if_asked_for(dest: Path) -> None:
+    lines = dict(line.split("\t") for line in run("archive", "status", dest).stdout.splitlines())
+    assert any(name.endswith(".moments") and value == "0..6" for name, value in lines.items())
+    assert lines["epoch"] == "1"
+    found = json.loads(run("archive", "status", dest, "--json").stdout)
+    assert (found["ok"], found["lines"][0]["moments"]) == (True, [[0, 6]])
+
+
+def test_archive_verify_remembers(dest: Path) -> None:
+    assert "everything holds" in run("archive", "verify", dest, "--deep").stdout
+    assert run("archive", "verify", dest, "--since-last").stdout.startswith("0 objects proved")
+    assert json.loads(run("archive", "verify", dest, "--json").stdout)["problems"] == []
+    unit = max(dest.glob("*/unit/0/*"))
+    unit.write_bytes(unit.read_bytes()[:-1])
+    assert unit.name in run("archive", "verify", dest, "--quiet", code=3).stderr
+
+
+def test_archive_plan_names_what_a_restore_reads(dest: Path) -> None:
+    names = [line.split("\t")[0] for line in run("archive", "plan", dest, "--at", 5).stdout.splitlines()]
+    assert len([name for name in names if "/base/" in name]) == 1
+    assert all((dest / name).exists() for name in names)
+    assert json.loads(run("archive", "plan", dest, "--json").stdout)["at"] == 6
+    assert "does not have the moment" in run("archive", "plan", dest, "--at", 50, code=2).stderr
+
+
+def test_archive_prune_says_what_goes_before_it_goes(dest: Path) -> None:
+    arguments = ("archive", "prune", dest, "--pitr-days", 0, "--daily", 0, "--monthly", 0)
+    before = sorted(dest.rglob("*"))
+    assert "nothing was done" in run(*arguments, "--dry-run").stderr
+    assert sorted(dest.rglob("*")) == before
+    run(*arguments)
+    run("archive", "status", dest)
+    run("archive", "prune", dest, "--daily", -1, code=2)
+
+
+def test_archive_accept_gap_makes_status_green_again(dest: Path, tmp_path: Path) -> None:
+    unit = sorted(dest.glob("*/unit/0/*"))[3]
+    unit.unlink()
+    with kvwal.open(tmp_path / "kv") as db:
+        db.checkpoint()
+    with kvwal.open(tmp_path / "kv") as db, kvwal.archive(db, dest) as archive:
+        assert archive.flush(20)
+    result = run("archive", "status", dest, code=3)
+    gap = result.stdout.split(".gaps\t")[1].split()[0]
+    assert gap in result.stderr
+    run("archive", "verify", dest, code=3)
+    run("archive", "accept-gap", dest, "1..2", "--reason", "x", code=2)
+    run("archive", "accept-gap", dest, "nonsense", "--reason", "x", code=2)
+    run("archive", "accept-gap", dest, gap, "--reason", "the disk was changed")
+    assert "accepted" in run("archive", "status", dest).stdout
+    run("archive", "verify", dest)
+
+
+def test_the_commands_fail_with_the_right_code(tmp_path: Path) -> None:
+    for command in ("status", "verify", "plan", "prune"):
+        run("archive", command, tmp_path / "none", code=2)
+        code = {"status": 6, "verify": 6, "plan": 6, "prune": 0}[command]
+        run("archive", command, tmp_path, code=code)

@@ -1,0 +1,392 @@
+"""Which moment is restored, into what, and on which line."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from backup_fixtures import OPTIONS, Lived, content, objects, restored
+from store_fixtures import check_store, interrupted_at
+
+import kvwal
+from kvwal.backup.lines import Origin, ancestry, origin_of
+from kvwal.backup.making import backup
+from kvwal.backup.port import DirectoryDestination
+from kvwal.engine.lines import LineRow, decode_line, encode_line
+from kvwal.log import LogReader
+from kvwal.times import time_of
+
+
+def backed_up(seed: int, *, history: bool = True, commits: int = 40) -> Lived:
+    lived = Lived(seed)
+    lived.live(commits)
+    backup(lived.db.engine, lived.destination, history=history)
+    return lived
+
+
+# -- the moment -----------------------------------------------------------------------------------
+
+
+def test_a_time_is_the_last_commit_at_or_before_it() -> None:
+    lived = backed_up(1)
+    times = {commit.seqno: time_of(commit.time_us) for commit in lived.db.history()}
+    restored_ = 0
+    for seqno in list(times)[3::9]:
+        for at, expected in ((times[seqno], seqno), (times[seqno] - timedelta(microseconds=1), seqno - 1)):
+            if expected == seqno and times.get(seqno + 1) == times[seqno]:
+                continue
+            report = kvwal.restore(lived.destination, "/none", at=at, dry_run=True, files=lived.disk)
+            assert int(report.restored) == expected
+            restored_ += 1
+    assert restored_ > 4
+    # A time behind all commits is the newest, and one before all of them is the beginning, if that is there.
+    late = datetime.now(UTC) + timedelta(days=1000)
+    report = kvwal.restore(lived.destination, "/none", at=late, dry_run=True, files=lived.disk)
+    assert int(report.restored) == lived.db.last_seqno
+    assert kvwal.restore(lived.destination, "/none", at=time_of(1), dry_run=True, files=lived.disk).restored.seqno == 0
+    lived.db.checkpoint()
+    other = DirectoryDestination("/b2", files=lived.disk)
+    backup(lived.db.engine, other)
+    with pytest.raises(kvwal.NotInBackup):
+        kvwal.restore(other, "/none", at=time_of(1), dry_run=True, files=lived.disk)
+
+
+def test_the_ways_to_name_a_moment() -> None:
+    lived = backed_up(2)
+    for at, seqno in ((17, 17), ("before:17", 16), (kvwal.Position(lived.db.position.line, 9), 9), ("latest", None)):
+        expected = lived.db.last_seqno if seqno is None else seqno
+        report = kvwal.restore(lived.destination, "/none", at=at, dry_run=True, files=lived.disk)
+        assert report.restored == kvwal.Position(lived.db.position.line, expected)
+        assert report.position is None
+    assert lived.disk.kind("/none") is None
+
+
+NAIVE = datetime(2020, 1, 1)  # noqa: DTZ001
+
+
+@pytest.mark.parametrize("at", ["", "before:", "before:0", "before:x", "yesterday", -1, 1.5, None, True, NAIVE])
+def test_what_is_no_moment_is_refused(at: Any) -> None:
+    lived = backed_up(3, commits=5)
+    with pytest.raises((TypeError, ValueError)):
+        kvwal.restore(lived.destination, "/none", at=at, dry_run=True, files=lived.disk)
+
+
+def test_a_moment_in_a_gap_has_its_neighbours_in_the_error() -> None:
+    lived = Lived(4)
+    lived.live(20)
+    lived.db.checkpoint()
+    lived.live(3)
+    first = backup(lived.db.engine, lived.destination)
+    lived.live(20)
+    lived.db.checkpoint()
+    second = backup(lived.db.engine, lived.destination)
+    between = (int(first.position) + second.oldest) // 2
+    for at in (between, kvwal.Position(lived.db.position.line, between)):
+        with pytest.raises(kvwal.NotInBackup) as caught:
+            kvwal.restore(lived.destination, "/none", at=at, files=lived.disk)
+        error = caught.value
+        assert error.nearest == (int(first.position), second.oldest)
+        assert (error.oldest, error.newest) == (first.oldest, int(second.position))
+        assert str(between) in str(error)
+    for at in (first.oldest - 1, int(second.position) + 1):
+        with pytest.raises(kvwal.NotInBackup):
+            kvwal.restore(lived.destination, "/none", at=at, files=lived.disk)
+    # Nor is it known which commit was the last one at a time in the gap.
+    middle = next(time_of(commit.time_us) for commit in lived.db.history() if commit.seqno == between)
+    with pytest.raises(kvwal.NotInBackup):
+        kvwal.restore(lived.destination, "/none", at=middle, files=lived.disk)
+
+
+def test_a_base_alone_has_a_time_as_well() -> None:
+    lived = Lived(5)
+    lived.live(10)
+    lived.db.checkpoint()
+    report = backup(lived.db.engine, lived.destination)
+    time = next(time_of(commit.time_us) for commit in lived.db.history() if commit.seqno == lived.db.last_seqno)
+    found = kvwal.restore(lived.destination, "/none", at=time, dry_run=True, files=lived.disk)
+    assert int(found.restored) == int(report.position)
+
+
+# -- where it goes --------------------------------------------------------------------------------
+
+
+def test_it_is_never_made_over_anything(tmp_path: Path) -> None:
+    with kvwal.open(tmp_path / "s") as db:
+        db.put(b"k", b"v")
+        db.backup(tmp_path / "b")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "mine").write_text("mine")
+    (tmp_path / "file").write_text("mine")
+    for name in ("full", "file", "s"):
+        with pytest.raises(kvwal.StoreExistsError):
+            kvwal.restore(tmp_path / "b", tmp_path / name)
+    (tmp_path / "empty").mkdir()
+    for name in ("empty", "new", "slash/"):
+        kvwal.restore(tmp_path / "b", f"{tmp_path}/{name}")
+        with kvwal.open(tmp_path / name) as db:
+            assert db[b"k"] == b"v"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["b", "empty", "file", "full", "new", "s", "slash"]
+
+
+def test_a_foreign_directory_aside_is_left_alone() -> None:
+    lived = backed_up(6, commits=5)
+    lived.disk.make_directory("/r.restoring")
+    directory = lived.disk.open_directory("/r.restoring")
+    directory.open("mine", create=True).close()
+    with pytest.raises(kvwal.StoreExistsError, match="restoring"):
+        kvwal.restore(lived.destination, "/r", files=lived.disk)
+    assert directory.names() == ["mine"]
+
+
+def test_a_store_aside_that_is_none_of_a_restore_is_left_alone() -> None:
+    lived = backed_up(6, commits=5)
+    with kvwal.open("/r.restoring", files=lived.disk, background=False) as db:
+        db.put(b"mine", b"1")
+    with pytest.raises(kvwal.StoreExistsError, match="restoring"):
+        kvwal.restore(lived.destination, "/r", files=lived.disk)
+    with kvwal.open("/r.restoring", files=lived.disk, background=False) as db:
+        assert dict(db.items()) == {b"mine": b"1"}
+
+
+@pytest.mark.parametrize("stop", ["restoring-pages", "data", "r"])
+def test_what_was_interrupted_goes_on_and_something_else_begins_anew(stop: str) -> None:
+    lived = backed_up(7)
+    lived.disk.fail("rename", path=f"/*{stop}", effect="none")
+    with pytest.raises(OSError):
+        kvwal.restore(lived.destination, "/r", at=20, files=lived.disk)
+    lived.disk.heal()
+    lived.disk.trace = []
+    report = kvwal.restore(lived.destination, "/r", at=20, files=lived.disk)
+    read = [each for each in lived.disk.trace if each.name == "pread" and "/base/" in each.path and each.size > 4096]
+    lived.disk.trace = None
+    assert report.resumed
+    # The pages are not read again once they are there.
+    assert stop == "restoring-pages" or not read
+    with kvwal.open("/r", files=lived.disk, **OPTIONS) as db:
+        lived.check(db, 20)
+    lived.disk.fail("rename", path=f"/*{stop.replace('r', 'q') if stop == 'r' else stop}", effect="none")
+    with pytest.raises(OSError):
+        kvwal.restore(lived.destination, "/q", at=20, files=lived.disk)
+    lived.disk.heal()
+    if stop != "r":
+        report = kvwal.restore(lived.destination, "/q", at=30, files=lived.disk)
+        assert not report.resumed
+        with kvwal.open("/q", files=lived.disk, **OPTIONS) as db:
+            lived.check(db, 30)
+
+
+def test_two_restores_at_once_do_not_meet() -> None:
+    lived = backed_up(8, commits=5)
+    lived.disk.make_directory("/r.restoring")
+    directory = lived.disk.open_directory("/r.restoring")
+    directory.lock(shared=False)
+    with pytest.raises(kvwal.LockedError):
+        kvwal.restore(lived.destination, "/r", files=lived.disk)
+    directory.close()
+
+
+def test_more_than_fits_into_memory_is_replayed_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    from kvwal.backup import restoring
+    from kvwal.options import Options
+
+    lived = Lived(9)
+    backup(lived.db.engine, lived.destination)
+    with lived.db.consumer("all", start="oldest"):
+        lived.live(200)
+    backup(lived.db.engine, lived.destination, history=True)
+    small: Any = lambda **more: Options(**more, memtable_bytes=16 << 10, segment_bytes=16 << 10)  # noqa: E731
+    monkeypatch.setattr(restoring, "Options", small)
+    report = kvwal.restore(lived.destination, "/slots", files=lived.disk)
+    chain = LogReader(lived.disk.open_directory("/slots"), None).chain
+    names = chain.names()
+    assert len(names) > 1
+    # Each segment names the one that follows it, so that one that is missing is noticed.
+    assert [chain.load(name).slot.next for name in names] == [*names[1:], None]
+    with kvwal.open("/slots", "r", files=lived.disk) as db:
+        lived.check(db, report.restored.seqno)
+    with restored(lived) as db:
+        assert db.recovery.checkpoint_seqno > 100
+        assert db.verify().ok
+        assert len(db.engine.upkeep.consumers.segments()) > 1
+
+
+# -- damage ---------------------------------------------------------------------------------------
+
+
+def test_a_flipped_bit_of_any_object_is_named_and_nothing_is_made() -> None:
+    lived = backed_up(10)
+    found = kvwal.restore(lived.destination, "/none", dry_run=True, files=lived.disk)
+    for name, data in objects(lived.destination).items():
+        if name not in (*found.objects, "kvwal-archive"):
+            continue
+        for offset in {*range(0, len(data), max(1, len(data) // 25)), len(data) - 40}:
+            # The digest at the end of a base proves all of it, and the pages are proved one by one.
+            if not 0 <= offset < len(data) or ("/base/" in name and offset >= len(data) - 32):
+                continue
+            disk = lived.disk.copy()
+            disk.flip(f"/b/{name}" if name != "kvwal-archive" else "/b/kvwal-archive", offset, 3)
+            destination = DirectoryDestination("/b", files=disk)
+            try:
+                kvwal.restore(destination, "/r", files=disk)
+            except kvwal.CorruptionError as error:
+                assert error.file == name
+                assert disk.kind("/r") is None
+            except (kvwal.FormatError, kvwal.BackupDestinationError, kvwal.NotInBackup):
+                assert disk.kind("/r") is None
+            else:
+                # What an overflow value leaves of its last page is not part of it.
+                with kvwal.open("/r", files=disk, background=False) as db:
+                    lived.check(db, lived.db.last_seqno)
+
+
+def test_without_a_backup_it_says_so(tmp_path: Path) -> None:
+    with pytest.raises(kvwal.BackupDestinationError):
+        kvwal.restore(tmp_path / "none", tmp_path / "r")
+    (tmp_path / "b").mkdir()
+    with pytest.raises(kvwal.BackupDestinationError):
+        kvwal.restore(tmp_path / "b", tmp_path / "r")
+    assert [path.name for path in tmp_path.iterdir()] == ["b"]
+
+
+# -- lines ----------------------------------------------------------------------------------------
+
+
+def test_positions_go_on_up_to_the_fork_and_not_beyond() -> None:
+    lived = backed_up(11)
+    line = lived.db.position.line
+    with restored(lived, 20) as db:
+        own = db.position.line
+        assert own != line
+        assert db.engine.state.version.tree.meta.store_id == lived.db.engine.state.version.tree.meta.store_id
+        changed = [change.seqno for change in db.changes(after=kvwal.Position(line, 15))]
+        assert changed == [change.seqno for change in lived.db.changes(after=15) if change.seqno <= 20]
+        db.put(b"new", b"1")
+        for at in (21, 30):
+            with pytest.raises(kvwal.FeedGap) as gap:
+                db.changes(after=kvwal.Position(line, at))
+            assert gap.value.forked_at == 20
+            with pytest.raises(kvwal.SnapshotTooOld) as old:
+                db.snapshot(at=kvwal.Position(line, at))
+            assert old.value.forked_at == 20
+        with pytest.raises(kvwal.FeedGap) as gap:
+            db.changes(after=kvwal.Position(b"\7" * 8, 3))
+        assert gap.value.forked_at == 0
+        backup(db.engine, lived.destination, history=True)
+    # Restored again, from behind the first fork and from before it.
+    for at, fork in ((22, 20), (12, 12)):
+        with restored_raw(lived, kvwal.Position(own if at > 20 else line, at), f"/again{at}") as db:
+            assert [change.seqno for change in db.changes(after=kvwal.Position(line, fork))] in ([], [22])
+            with pytest.raises(kvwal.FeedGap) as gap:
+                db.changes(after=kvwal.Position(line, fork + 1))
+            assert gap.value.forked_at == fork
+
+
+def restored_raw(lived: Lived, at: Any, into: str) -> kvwal.Store:
+    kvwal.restore(lived.destination, into, at=at, files=lived.disk)
+    return kvwal.open(into, files=lived.disk, **OPTIONS)
+
+
+def test_the_newest_line_is_restored_and_what_it_came_from_is_found() -> None:
+    lived = backed_up(12)
+    line = lived.db.position.line
+    with restored(lived, 25) as db:
+        db.put(b"other", b"line")
+        backup(db.engine, lived.destination)
+        own = db.position.line
+        assert origin_of(lived.destination, own) == Origin(line, 25)
+        assert list(ancestry(lived.destination, own)) == [(own, None), (line, 25)]
+        expected = content(db)
+    report = kvwal.restore(lived.destination, "/newest", files=lived.disk)
+    assert report.restored.line == own
+    with kvwal.open("/newest", files=lived.disk, background=False) as db:
+        assert content(db) == expected
+    # Up to the fork it is the line before; beyond it, that one is no longer meant unless it is named.
+    assert kvwal.restore(lived.destination, "/x", at=20, dry_run=True, files=lived.disk).restored.seqno == 20
+    beyond = lived.db.last_seqno
+    with pytest.raises(kvwal.NotInBackup):
+        kvwal.restore(lived.destination, "/x", at=beyond, dry_run=True, files=lived.disk)
+    asked = kvwal.Position(line, beyond)
+    assert kvwal.restore(lived.destination, "/x", at=asked, dry_run=True, files=lived.disk).restored == asked
+
+
+def test_a_consumer_goes_on_after_a_restore() -> None:
+    lived = Lived(13)
+    lived.live(10)
+    with lived.db.consumer("mailer", start="oldest") as consumer:
+        batch = next(consumer)
+        consumer.ack(batch)
+    handled = lived.db.consumers()[0].position
+    lived.live(15)
+    lived.db.checkpoint()
+    lived.live(3)
+    report = backup(lived.db.engine, lived.destination)
+    # The base has commits that the consumer has not handled.
+    assert report.oldest > int(handled) + 5
+    with restored(lived) as db:
+        with db.consumer("mailer") as consumer:
+            assert consumer.position == handled
+            batch = next(consumer)
+            expected = [change.seqno for change in lived.db.changes(after=handled)]
+            assert [change.seqno for change in batch.changes] == expected
+        for _ in range(4):
+            # Its log stays, though checkpoints would let it go.
+            db.put(b"more", b"x" * 9000)
+            db.checkpoint()
+        with db.consumer("mailer") as consumer:
+            batch = next(consumer)
+            assert [change.seqno for change in batch.changes][: len(expected)] == expected
+            consumer.ack(batch)
+        (info,) = db.consumers()
+        assert info.position.line == db.position.line
+        assert info.state == "stopped"
+        check_store(db)
+
+
+def test_a_consumer_whose_commits_the_restored_log_does_not_have_says_so() -> None:
+    lived = Lived(14)
+    lived.live(5)
+    with lived.db.consumer("mailer"):
+        pass
+    lived.live(30)
+    lived.db.checkpoint()
+    report = backup(lived.db.engine, lived.destination)
+    for name, _ in list(lived.destination.list_after("")):
+        if "/unit/" in name:
+            lived.destination.delete(name)
+    with restored(lived, report.oldest) as db, pytest.raises(kvwal.FeedGap), db.consumer("mailer") as consumer:
+        next(consumer)
+
+
+def test_the_row_of_a_line() -> None:
+    row = LineRow(b"12345678", b"87654321", kvwal.Seqno(9), "restore", 77)
+    key, value = encode_line(row)
+    assert decode_line(key, value) == row
+    assert json.loads(value) == {"fork": 9, "parent": "ODc2NTQzMjE=", "v": 1, "wall_us": 77, "why": "restore"}
+    assert decode_line(key, b'{"v":2}') is None
+    for bad in (b"", b"{}", b"[]", value[:-3], value.replace(b":9", b":-1"), value.replace(b"ODc2", b"OD!2"), b"\xff"):
+        with pytest.raises(kvwal.CorruptionError, match="line"):
+            decode_line(key, bad)
+
+
+@pytest.mark.parametrize("stride", [1500, pytest.param(5, marks=pytest.mark.slow)])
+def test_a_restore_may_be_interrupted_anywhere(stride: int) -> None:
+    lived = backed_up(15, commits=6)
+    step, ended = 1, False
+    while not ended:
+        disk = lived.disk.copy()
+        destination = DirectoryDestination("/b", files=disk)
+
+        def run(disk: Any = disk, destination: Any = destination) -> object:
+            return kvwal.restore(destination, "/r", files=disk)
+
+        ended = interrupted_at(step, run) is None
+        # What an interruption leaves open, the collector closes; on this disk the end of the process does.
+        disk.kill()
+        if disk.kind("/r") is None:
+            kvwal.restore(DirectoryDestination("/b", files=disk), "/r", files=disk)
+        with kvwal.open("/r", files=disk, background=False) as db:
+            lived.check(db, lived.db.last_seqno)
+        step += stride

@@ -1,0 +1,88 @@
+"""`kvwal backup` and `kvwal restore`."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+import kvwal
+from kvwal.__main__ import whole_app
+
+
+def run(*arguments: object, expect: int = 0) -> Result:
+    result = CliRunner().invoke(whole_app(), [str(argument) for argument in arguments])
+    assert result.exit_code == expect, (result.output, result.stderr, result.exception)
+    return result
+
+
+@pytest.fixture
+def filled(tmp_path: Path) -> Path:
+    with kvwal.open(tmp_path / "s") as db:
+        for n in range(20):
+            db.put(b"%d" % n, b"v")
+    return tmp_path
+
+
+def test_a_backup_is_restored_to_any_of_its_moments(filled: Path) -> None:
+    assert "every commit up to 20 is in" in run("backup", filled / "s", filled / "b", "--history").stdout
+    assert "nothing was new" in run("backup", filled / "s", filled / "b").stdout
+    assert run("backup", filled / "s", filled / "b", "--full", "--quiet").output == ""
+    assert "is as after commit 20" in run("restore", filled / "b", filled / "r").stdout
+    for at, keys in (("7", 7), ("before:4", 3)):
+        run("restore", filled / "b", filled / f"r{keys}", "--at", at, "--quiet")
+        with kvwal.open(filled / f"r{keys}", "r") as db:
+            assert len(db) == keys
+    with kvwal.open(filled / "r7", "r") as db:
+        position = db.position
+    run("backup", filled / "r7", filled / "b", "--quiet")
+    run("restore", filled / "b", filled / "r8", "--at", position, "--quiet")
+    run("verify", filled / "r8")
+
+
+def test_json_and_dry_run(filled: Path) -> None:
+    report = json.loads(run("backup", filled / "s", filled / "b", "--json").stdout)
+    assert report["position"].endswith(":20")
+    assert report["is_full"]
+    dry = run("restore", filled / "b", filled / "r", "--dry-run")
+    assert dry.stdout.splitlines()[0] == report["base"]
+    assert "nothing was done" in dry.stderr
+    found = json.loads(run("restore", filled / "b", filled / "r", "--dry-run", "--json").stdout)
+    assert found["position"] is None
+    assert found["restored"] == report["position"]
+    assert not (filled / "r").exists()
+
+
+def test_exit_codes(filled: Path) -> None:
+    run("backup", filled / "s", filled / "b")
+    run("restore", filled / "none", filled / "r", expect=6)
+    run("restore", filled / "b", filled / "s", expect=5)
+    assert "commits" in run("restore", filled / "b", filled / "r", "--at", "99", expect=2).stderr
+    run("restore", filled / "b", filled / "r", "--at", "tomorrow", expect=2)
+    run("backup", filled / "none", filled / "b", expect=5)
+    with kvwal.open(filled / "other") as db:
+        db.put(b"k", b"v")
+    run("backup", filled / "other", filled / "b", expect=6)
+    (base,) = (filled / "b").glob("*/base/*")
+    raw = bytearray(base.read_bytes())
+    raw[100] ^= 1
+    base.write_bytes(raw)
+    run("restore", filled / "b", filled / "r", expect=3)
+
+
+def test_beside_a_program_that_writes(filled: Path) -> None:
+    store = str(filled / "s")
+    program = f"import kvwal; db = kvwal.open({store!r}); db[b'new'] = b'1'; print('open', flush=True); input()"
+    with subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as writer:
+        assert writer.stdout is not None
+        assert writer.stdout.readline() == b"open\n"
+        run("backup", filled / "s", filled / "b")
+        run("backup", filled / "s", filled / "b", "--history")
+        writer.communicate(b"\n")
+    run("restore", filled / "b", filled / "r")
+    with kvwal.open(filled / "r", "r") as db:
+        assert len(db) >= 20

@@ -1,0 +1,86 @@
+"""What a shell's user is told: of closed pipes, of what other programs alone can do, and by which exit code."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import kvwal
+from kvwal import codecs
+
+UPCASTERS = """
+import sys
+from kvwal import codecs
+leaves = codecs.versioned(codecs.json(dict, name="Note"), version=2, upcasters={1: lambda old: sys.exit(0)})
+"""
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> str:
+    place = str(tmp_path / "kv")
+    with kvwal.open(place) as db:
+        people = db.table("people", str, codecs.json())
+        people.index("by_city", key=lambda person: person.get("city"), codec=str)
+        people["ada"] = {"city": "London"}
+        db.table("notes", str, codecs.versioned(codecs.json(dict, name="Note"), version=1))["a"] = {}
+    return place
+
+
+def shell(line: str, path: str) -> subprocess.CompletedProcess[str]:
+    """Run a command line, in which K is `kvwal` and P is the store."""
+    script = f'K="{sys.executable} -m kvwal"; P="{path}"; {line}'
+    return subprocess.run(["sh", "-c", script], capture_output=True, text=True, timeout=60, check=False)
+
+
+@pytest.mark.parametrize("command", ["load $P", "load $P -", "put $P key", "put $P key --file -"])
+def test_to_read_a_closed_input_is_exit_code_6(path: str, command: str) -> None:
+    result = shell(f"$K {command} <&-", path)
+    assert (result.returncode, result.stderr) == (6, "kvwal: standard input: it is closed\n")
+
+
+def test_a_closed_input_is_no_terminal(path: str) -> None:
+    result = shell("$K table drop $P people <&-", path)
+    assert result.returncode == 2
+    assert "give --yes" in result.stderr
+    assert shell("$K get $P --table people ada <&-", path).returncode == 0
+
+
+def test_a_reader_of_followed_changes_that_goes_away_ends_the_command_without_another_change(path: str) -> None:
+    result = shell("{ timeout 30 $K changes $P --follow; echo $? >&2; } | head -n 1", path)
+    assert (len(result.stdout.splitlines()), result.stderr) == (1, "141\n")
+
+
+@pytest.mark.parametrize(
+    ("command", "advice"),
+    [
+        ("get $P --table none k", "; `kvwal tables PATH` lists those that there are"),
+        ("put $P --table people bob '{}'", "; only a program that declares the index can put something into the table"),
+        ("changes $P --after 99", "; without --after it begins with the oldest that is kept"),
+    ],
+)
+def test_an_error_says_what_to_do_on_the_command_line(path: str, command: str, advice: str) -> None:
+    result = shell(f"$K {command}", path)
+    assert result.returncode == 2
+    assert advice in result.stderr
+    assert "()" not in result.stderr
+
+
+def test_an_upcaster_that_ends_the_program_does_not_say_how(path: str, tmp_path: Path) -> None:
+    (tmp_path / "notes_app.py").write_text(UPCASTERS)
+    command = f"cd {tmp_path}; $K migrate $P --table notes --codec notes_app:leaves"
+    result = shell(command, path)
+    assert (result.returncode, result.stdout) == (8, "")
+    assert result.stderr == "kvwal: a codec ended the program, with SystemExit(0)\n"
+
+
+def test_codecs_of_one_name_are_told_apart_by_their_versions(path: str) -> None:
+    newer = codecs.versioned(codecs.json(dict, name="Note"), version=2, upcasters={1: dict})
+    with kvwal.open(path) as db:
+        db.table("notes", str, newer)["b"] = {}
+        with pytest.raises(kvwal.TableCodecError) as refused:
+            db.table("notes", str, codecs.versioned(codecs.json(dict, name="Note"), version=1))
+    error = refused.value
+    assert (error.has, error.asked) == ("versioned(json[Note]) (version 2)", "versioned(json[Note]) (version 1)")
