@@ -107,3 +107,50 @@ def kill_before(disk: SimulatedDisk, nth: int, program: Callable[[], object]) ->
         disk.watcher = None
     disk.kill()
     return seen >= nth
+
+
+class Clock:
+    now_s = 1000.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+class Rig:
+    """A store on one disk, its archive on another."""
+
+    def __init__(self, **options: Any) -> None:
+        self.disk = SimulatedDisk(seed=1)
+        self.other = SimulatedDisk(seed=2)
+        self.db: Any = kvwal.open("/kv", files=self.disk, **{**OPTIONS, **options})
+        self.writer = Writer(self.db)
+        self.place: Any = DirectoryDestination("/b", files=self.other)
+        self.clock = Clock()
+
+    @property
+    def store_id(self) -> bytes:
+        return self.db.engine.state.version.tree.meta.store_id
+
+    def archiver(self, **more: Any) -> Any:
+        return archiver_of(self.db, self.place, monotonic_s=self.clock, **more)
+
+    def check(self, first: int, last: int) -> None:
+        check_all(held_of(self.db, self.place), self.place, self.store_id, self.writer.model, first, last)
+
+    def units(self) -> list[tuple[int, int]]:
+        return [(unit.first, unit.last) for unit in held_of(self.db, self.place).units]
+
+    def reopen(self, **options: Any) -> None:
+        self.db.close()
+        self.db = kvwal.open("/kv", files=self.disk, **{**OPTIONS, **options})
+        self.writer.db = self.db
+
+
+class Destination:
+    """A destination, of which a test changes what it answers."""
+
+    def __init__(self, there: Any) -> None:
+        self.there = there
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.there, name)

@@ -19,6 +19,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, Final
 
 from kvwal.backup import state
@@ -168,10 +169,8 @@ class Archiver:
         refuse_diverged(self._read_one, destination, held, durable)
         hold = None
         if position is not None and (marked is None or position >= marked):
-            try:
+            with suppress(FeedGap):
                 hold = upkeep.consumers.begin_hold(_PURPOSE, position, self._limits)
-            except FeedGap:
-                pass
         if hold is None:
             held, hold = self._begin(position if marked is None else marked)
             position = held.newest()
@@ -248,12 +247,9 @@ class Archiver:
 
     def _read_one(self, seqno: Seqno) -> tuple[int, int, bytes] | None:
         """Kind, time and body of a commit of the log; None if it is no longer kept."""
-        try:
-            with self._engine.upkeep.read(Seqno(seqno - 1), seqno, _PURPOSE) as records:
-                for record in records:
-                    return record.kind, record.time_us, record.body
-        except FeedGap:
-            pass
+        with suppress(FeedGap), self._engine.upkeep.read(Seqno(seqno - 1), seqno, _PURPOSE) as records:
+            for record in records:
+                return record.kind, record.time_us, record.body
         return None
 
     # -- the mark -----------------------------------------------------------------------------

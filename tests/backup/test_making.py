@@ -154,6 +154,12 @@ def test_after_recovery_set_the_store_back_by_a_generation_differences_are_right
         if "newer_root_bad" not in lived.db.recovery.meta_choice:
             # The close had made another generation.
             continue
+        # The next checkpoint has the number of the one that is lost, and a base of that is there.
+        lived.commit()
+        lived.db.checkpoint()
+        backup(lived.db.engine, lived.destination)
+        with restored(lived, into="/next") as db:
+            assert db.last_seqno == lived.db.last_seqno + 1
         for _ in range(3):
             backup(lived.db.engine, lived.destination)
             lived.live(20)
