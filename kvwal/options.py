@@ -62,6 +62,9 @@ class OpenOptions(TypedDict, total=False):
     history_base_bytes: at least this much log lies between two bases, which reading past moments begins from.
     max_snapshot_bytes: what snapshots, transactions and scans of former moments may hold, in memory and of the page
         file. Beyond it the oldest are given up after a checkpoint: their next read raises `SnapshotTooOld`.
+    hold_s: how long followers in other processes may keep pages and log that would be free without them.
+    hold_bytes: and how much of them, together. Beyond either their pins are broken, the oldest first: their next read
+        of what was kept raises `SnapshotTooOld`.
     preallocate: how the log's space is taken: "allocate" asks the file system, "zeros" writes it.
     background: False starts no thread; checkpoints then run inside commits, and "interval" flushes each commit.
     files: another file system, such as `kvwal.testing.SimulatedDisk`.
@@ -80,6 +83,8 @@ class OpenOptions(TypedDict, total=False):
     keep_history_bytes: int | None
     history_base_bytes: int
     max_snapshot_bytes: int
+    hold_s: float
+    hold_bytes: int
     preallocate: Preallocate
     background: bool
     files: Files
@@ -155,6 +160,8 @@ class Options:
     keep_history_bytes: int | None = field(default=None, metadata=_checked_by(_as_bytes_or_none))
     history_base_bytes: int = field(default=16 << 20, metadata=_int(0))
     max_snapshot_bytes: int = field(default=1 << 30, metadata=_int(0))
+    hold_s: float = field(default=60.0, metadata=_checked_by(_as_seconds))
+    hold_bytes: int = field(default=256 << 20, metadata=_int(0))
     preallocate: Preallocate = field(default="allocate", metadata=_one_of(Preallocate))
     background: bool = field(default=True, metadata=_checked_by(_as_bool))
     files: Files = field(default_factory=system_files, metadata=_checked_by(_as_files))

@@ -51,4 +51,4 @@ class Primary:
         self.db = kvwal.open(PATH, **self._options)
 
     def follow(self, files: Any = None) -> kvwal.Follower:
-        return kvwal.follow(PATH, files=files or self.disk)
+        return kvwal.follow(PATH, pin=False, files=files or self.disk)

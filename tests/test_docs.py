@@ -139,6 +139,8 @@ ON_DISK = {
     "kvwal.backup.bases.HEADER",
     "kvwal.backup.units.HEADER",
     "kvwal.backup.units.COMMIT",
+    "kvwal.readers.now.PAGE",
+    "kvwal.readers.record.PIN",
 }
 TYPES = {"u8": "B", "u16": "H", "u32": "I", "u64": "Q"}
 

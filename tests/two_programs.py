@@ -199,7 +199,7 @@ class World:
         return self.recorded.held[self.done]
 
     def follow(self) -> kvwal.Follower:
-        return kvwal.follow(PATH, files=_LookingFiles(self))  # type: ignore[arg-type]  # it stands for files
+        return kvwal.follow(PATH, pin=False, files=_LookingFiles(self))  # type: ignore[arg-type]  # it stands for files
 
     def read(self) -> kvwal.Store:
         """A store that is opened with flag "r"."""

@@ -114,6 +114,8 @@ def shared(
 def follow(
     path: PathArgument,
     *,
+    pin: bool = True,
+    name: str | None = None,
     max_lag_s: float | None = None,
     cache_bytes: int = CACHE_BYTES,
     files: Files | None = None,
@@ -126,5 +128,7 @@ def follow(
     `kvwal.follow` raises.
     """
     follow = kvwal.api.following.follow
-    opener = functools.partial(follow, path, max_lag_s=max_lag_s, cache_bytes=cache_bytes, files=files)
+    opener = functools.partial(
+        follow, path, pin=pin, name=name, max_lag_s=max_lag_s, cache_bytes=cache_bytes, files=files
+    )
     return Opening(opener, AsyncFollower)

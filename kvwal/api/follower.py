@@ -50,11 +50,12 @@ class Follower(Recalling, Reading):
     """A store that another process may be writing, for reading. Made by `kvwal.follow`.
 
     It always shows the state after one durable commit, and moves when it is told to (`refresh`, `wait`), when a feed of
-    it waits, and when what it reads is no longer there; never back. It takes no lock and writes no byte, and its writer
-    does not know of it. So what it holds may be taken away: a scan, or a snapshot of now or of a past moment, that is
-    still read when the writer has made two checkpoints since it began raises `SnapshotTooOld`. Other reads do not: they
-    go on from a newer moment. With `max_lag_s` reads of now move it themselves, and raise `StaleError` where that does
-    not help; a snapshot does at its beginning, and not later.
+    it waits, and when what it reads is no longer there; never back. With a pin the writer keeps what is read of now,
+    within its `hold_s` and `hold_bytes`. Without one it writes no byte, its writer does not know of it, and what it
+    holds may be taken away: a scan, or a snapshot of now, that is still read when the writer has made two checkpoints
+    since it began raises `SnapshotTooOld`, and so does one of a past moment in any case. Other reads do not: they go on
+    from a newer moment. With `max_lag_s` reads of now move it themselves, and raise `StaleError` where that does not
+    help; a snapshot does at its beginning, and not later.
 
     Thread-safe, every method. In a forked child every method raises `ForkedError`.
     """
@@ -87,6 +88,11 @@ class Follower(Recalling, Reading):
     def position(self) -> Position:
         """The same with its line: what a feed goes on after."""
         return position_at(self.engine, self._state.seqno)
+
+    @property
+    def pinned(self) -> bool:
+        """Whether the writer keeps what this shows now. One system call."""
+        return self.engine.progress.pinned
 
     @property
     def rebases(self) -> int:

@@ -18,6 +18,8 @@ CACHE_BYTES = Options().cache_bytes
 def follow(
     path: PathArgument,
     *,
+    pin: bool = True,
+    name: str | None = None,
     max_lag_s: float | None = None,
     cache_bytes: int = CACHE_BYTES,
     files: Files | None = None,
@@ -25,7 +27,10 @@ def follow(
     """Read the store in the directory `path`, which another process may be writing meanwhile.
 
     Args:
-        path: a directory with a store. Nothing is written there, not even a lock: permission to read is enough.
+        path: a directory with a store. Permission to read is enough.
+        pin: keep what is read, by a file in `readers/` that the writer honours, within its `hold_s` and `hold_bytes`.
+            Where none can be made, and with False, nothing is written, and what is read may be taken away.
+        name: what `Store.pins` calls it, at most 64 bytes of UTF-8; None: after its program.
         max_lag_s: a read of now shows every commit that was made longer ago than this, in seconds: where it may not, it
             moves the follower, and raises `StaleError` if that does not help. A writer says within 0.1 s that a commit
             is on disk, so less than 0.2 is little. None: reads move nothing.
@@ -45,7 +50,7 @@ def follow(
     """
     lag_s = None if max_lag_s is None else as_seconds("max_lag_s", max_lag_s)
     options = Options(cache_bytes=cache_bytes, files=system_files() if files is None else files)
-    engine = FollowedEngine.attach(path_text(path), options)
+    engine = FollowedEngine.attach(path_text(path), options, pin=pin, name=name)
     engine.progress.max_lag_s = lag_s
     try:
         follower = Follower(engine)

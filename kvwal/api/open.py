@@ -8,6 +8,7 @@ from typing import Protocol, Unpack
 
 from kvwal.api.store import Store
 from kvwal.engine.engine import Engine
+from kvwal.feed.status import describe
 from kvwal.files import PathArgument, call_in_forked_child, path_text
 from kvwal.following.still import open_engine
 from kvwal.options import Flag, OpenOptions, Options, as_flag, taking_options
@@ -56,7 +57,7 @@ def open(path: PathArgument, flag: Flag = "c", mode: int = 0o600, **options: Unp
         SystemCallError: a call of the system failed, such as a read, write or flush. Both are an OSError, too.
         TypeError, ValueError: an argument cannot be right.
     """
-    engine = open_engine(path_text(path), as_flag(flag), Options(mode=mode, **options))
+    engine = open_engine(path_text(path), as_flag(flag), Options(mode=mode, **options), describe)
     try:
         store = Store(engine)
         open_stores[id(store)] = store

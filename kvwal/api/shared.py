@@ -26,6 +26,7 @@ from kvwal.api.open import open_stores
 from kvwal.api.store import Store
 from kvwal.engine.engine import Engine
 from kvwal.errors import EnvironmentFailure, UsageError, closed
+from kvwal.feed.status import describe
 from kvwal.files import Directory, PathArgument, path_text
 from kvwal.files.fork import birthmark
 from kvwal.following.still import open_engine
@@ -100,7 +101,7 @@ class _Registry:
             share.refuse_others(path, flag, given)
             share.holders.add(holder)
             return share, True
-        engine = open_engine(path, flag, options)
+        engine = open_engine(path, flag, options, describe)
         try:
             share = _Share(engine, options, holder)
             self.shares[engine.upkeep.directory] = share

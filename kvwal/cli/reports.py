@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import sys
+from typing import Any
 
 import click
 from rich.console import Console
@@ -21,6 +22,7 @@ from kvwal.cli.terminal import (
     store_path,
     when,
 )
+from kvwal.following.status import running_status
 
 __all__ = ["checkpoint", "compact", "salvage", "stats", "verify"]
 
@@ -29,7 +31,14 @@ __all__ = ["checkpoint", "compact", "salvage", "stats", "verify"]
 @store_path
 @click.option("--json", "as_json", is_flag=True, help="Print one object.")
 def stats(path: str, as_json: bool) -> None:
-    """Show how large the store is, what it holds, and what opening it found."""
+    """Show how large the store is, what it holds, who holds what of it, and what opening it found.
+
+    Beside a running writer these are its own figures, with its process id and how old they are.
+    """
+    running, said = running_status(path)
+    if running:
+        _running_stats(path, said, as_json=as_json)
+        return
     with kvwal.open(path, "r") as db:
         numbers = dataclasses.asdict(db.stats())
         report = db.recovery
@@ -50,9 +59,36 @@ def stats(path: str, as_json: bool) -> None:
         console.print(LEGEND, style="dim")
 
 
+def _running_stats(path: str, said: dict[str, Any] | None, *, as_json: bool) -> None:
+    """Of the process that has the store open; of its files where it does not answer."""
+    if said is None:
+        complain("the process that has the store open did not answer; this is what its files say")
+        with kvwal.follow(path) as live:
+            said = {"entries": len(live), "position": str(live.position), "lag": live.lag()}
+    if as_json:
+        # The names are those of a store that is not in use.
+        print_json({**{name: value for name, value in said.items() if name != "stats"}, **said.get("stats", {})})
+        return
+    # Not the values that have tables of their own.
+    parts = ("stats", "pins", "consumers", "recovery", "version")
+    facts = [(name, value) for name, value in said.items() if name not in parts]
+    print_facts(path, [*facts, *said.get("stats", {}).items()])
+    known = {field.name for field in dataclasses.fields(kvwal.Pin)}
+    # A newer version may say more.
+    pins = [kvwal.Pin(**{name: pin[name] for name in known & pin.keys()}) for pin in said.get("pins", [])]
+    print_facts("What is held", [_held(pin) for pin in pins], prefix="held.")
+    for consumer in said.get("consumers", []):
+        print_facts(f"consumer {consumer['name']}", consumer.items(), prefix=f"consumer.{consumer['name']}.")
+    print_facts("What opening it found", said.get("recovery", {}).items(), prefix="recovery.")
+
+
 def _held(pin: kvwal.Pin) -> tuple[str, str]:
-    name = f"{pin.purpose} {pin.name}" if pin.name else pin.purpose
-    return name, f"{human_bytes(pin.held_bytes)}, after commit {pin.seqno}, since {when(pin.since_us)}"
+    # A name may have anything in it.
+    called = pin.name.encode("unicode_escape").decode("ascii")
+    name = f"{pin.purpose} {called}" if called else pin.purpose
+    name += f" (process {pin.pid})" if pin.pid else ""
+    pages = f" of generation {pin.generation}" if pin.generation else ""
+    return name, f"{human_bytes(pin.held_bytes)}{pages}, after commit {pin.seqno}, since {when(pin.since_us)}"
 
 
 def first_in_log(db: kvwal.Store) -> int:

@@ -91,8 +91,12 @@ def print_facts(title: str, facts: Iterable[tuple[str, Any]], *, prefix: str = "
     table.add_column(style="cyan")
     table.add_column(justify="right")
     for name, value in facts:
-        if name.endswith("_time_us"):
-            table.add_row(name.removesuffix("_us"), when(value))
+        if name.endswith("_us") and type(value) is int:
+            table.add_row(name.removesuffix("_us"), when(value) if value else "-")
+        elif name.endswith("_bytes") and type(value) is int:
+            table.add_row(name.removesuffix("_bytes"), human_bytes(value))
+        elif name.endswith(("_s", "seconds")) and type(value) is float:
+            table.add_row(name.removesuffix("_s"), f"{value:.3g} s")
         else:
             table.add_row(name, f"{value:,}" if type(value) is int else _cell(value))
     Console(highlight=False).print(table)

@@ -18,10 +18,12 @@ from kvwal.engine.commit import CommitQueue
 from kvwal.engine.expirer import Expirer
 from kvwal.engine.indexing import ALL, Indexes
 from kvwal.engine.state import State
+from kvwal.engine.telling import Telling
 from kvwal.errors import DiskFullError, Error
 from kvwal.locks import new_lock
 from kvwal.log import SegmentLog
 from kvwal.options import Options
+from kvwal.readers.now import HEARTBEAT_S
 
 __all__ = ["Background", "Job"]
 
@@ -61,6 +63,7 @@ class Background:
         log: SegmentLog,
         indexes: Indexes,
         expirer: Expirer,
+        telling: Telling,
         options: Options,
     ) -> None:
         self._checkpointer = checkpointer
@@ -68,6 +71,7 @@ class Background:
         self._queue = queue
         self._log = log
         self._expirer = expirer
+        self._telling = telling
         self._options = options
         self._tick_s = min(_TICK_S, max(options.sync_delay_s / 2, 0.001))
         self._stopping = False
@@ -90,6 +94,7 @@ class Background:
         self._jobs: Sequence[Job] = (
             Job("flush", self._flush_is_due, self._flush),
             Job("idle watermark", self._mark_is_due, self._mark),
+            Job("followers", telling.is_due, telling.look),
             Job("checkpoint", checkpointer.is_due, self._checkpoint),
             Job("expiry", expirer.may_be_due, self._expire),
             Job("indexes", self._table_indexes_are_due, self._see_to_table_indexes),
@@ -212,7 +217,9 @@ class Background:
             self._quiet = False
             return _TABLES_PAUSE_S if self._queue.is_busy() else 0.0
         if self._quiet:
-            return self._wait_idle()
+            idle_s = self._wait_idle()
+            # Then it looks for followers.
+            return HEARTBEAT_S if idle_s is None else min(idle_s, HEARTBEAT_S)
         return self._tick_s
 
     def _wait_idle(self) -> float | None:

@@ -23,6 +23,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, Final, TypeVar
 
 from kvwal.engine.commit import CommitQueue
+from kvwal.engine.followers import Followers
 from kvwal.engine.keeping import Keeping
 from kvwal.engine.memtable import Memtable, deletes_something
 from kvwal.engine.pressure import WritePressure
@@ -105,6 +106,7 @@ class Checkpointer:
         log: SegmentLog,
         pressure: WritePressure,
         keeping: Keeping,
+        followers: Followers,
         options: Options,
         events: Events,
     ) -> None:
@@ -115,6 +117,7 @@ class Checkpointer:
         self._log = log
         self._pressure = pressure
         self._keeping = keeping
+        self._followers = followers
         self._options = options
         self._events = events
         #: Held during a checkpoint. Lock order: docs/architecture.md.
@@ -149,7 +152,7 @@ class Checkpointer:
         """
         seqno = self._state.seqno
         in_vain = seqno == self._reclaimed_seqno
-        if in_vain and not self._give_up_readers():
+        if in_vain and not self._followers.give_up() and not self._give_up_readers():
             return False
         self._reclaimed_seqno = seqno
         try:
@@ -164,7 +167,8 @@ class Checkpointer:
     @locked
     def free_space(self) -> bool:
         """Free what the consumer that is furthest behind holds, which is lost then; or else what the window's beginning
-        holds; or else what an archive does, which has a gap then. False if there is none of them.
+        holds; or else what followers hold; or what an archive does, which has a gap then. False if there is none of
+        them.
         """
         # What was read, and is read no more, holds nothing.
         self._succession.release_pages()
@@ -172,7 +176,13 @@ class Checkpointer:
         if older is not None and self._log.retention.drop_laziest(Seqno(older.seqno + 1), self._log.segments()):
             self._retire()
             return True
-        return self._shorten_window() or self._give_up_archive()
+        return self._shorten_window() or self._give_up_followers() or self._give_up_archive()
+
+    def _give_up_followers(self) -> bool:
+        if not self._followers.give_up():
+            return False
+        self._retire()
+        return True
 
     def _give_up_archive(self) -> bool:
         older = self._pages.older
@@ -265,9 +275,10 @@ class Checkpointer:
 
     def _run_with_reserve(self, *, even_if_empty: bool = False, compact: bool = False) -> None:
         failure: DiskFullError | None = None
-        # Nothing, and then what may help: the reserve, what was deleted since the freeze, what past moments hold.
+        # Nothing, and then what may help: the reserve, what was deleted since the freeze, what past moments hold, and
+        # followers, and readers.
         remedies: list[Callable[[], bool]] = [lambda: True, self._pressure.take_reserve_for_checkpoint]
-        for remedy in [*remedies, self._combine, self._shorten_window, self._give_up_readers]:
+        for remedy in [*remedies, self._combine, self._shorten_window, self._followers.give_up, self._give_up_readers]:
             if remedy():
                 try:
                     self._run(even_if_empty=even_if_empty, compact=compact)
@@ -307,6 +318,8 @@ class Checkpointer:
         yield_to_writers = self._yield_to_writers if self._options.background else _go_on
         last_seqno = memtable.last_seqno
         succession.release_pages()
+        # Before anything is written: what is not pinned now may be written over from here on.
+        self._followers.look()
         try:
             keep, drop = self._keeping.plan(last_seqno)
             meta = merge_into(

@@ -11,7 +11,9 @@ Invariant: nothing here refers to a `Store`, so that one that is forgotten is co
 from __future__ import annotations
 
 import threading
-from typing import ClassVar
+from collections.abc import Callable
+from functools import partial
+from typing import Any, ClassVar
 
 from kvwal.engine.background import Background
 from kvwal.engine.checkpoint import Checkpointer
@@ -19,6 +21,7 @@ from kvwal.engine.commit import CommitQueue
 from kvwal.engine.consumers import Consumers
 from kvwal.engine.expirer import Expirer
 from kvwal.engine.expiry import ExpiryClock
+from kvwal.engine.followers import Followers
 from kvwal.engine.gaps import Gaps
 from kvwal.engine.indexing import Indexes
 from kvwal.engine.keeping import Keeping
@@ -32,6 +35,7 @@ from kvwal.engine.request import CommitRequest
 from kvwal.engine.state import State
 from kvwal.engine.succession import Succession
 from kvwal.engine.tables import Tables
+from kvwal.engine.telling import Telling
 from kvwal.engine.upkeep import Upkeep
 from kvwal.errors import DiskFullError, LockedError, PoisonedError, closed, forked, read_only
 from kvwal.events import Events, Recovery
@@ -39,6 +43,8 @@ from kvwal.keys import Seqno
 from kvwal.locks import is_nested, new_lock, refuse_reentry, release
 from kvwal.log import RefusingLog, SegmentLog, StoreClock
 from kvwal.options import Durability, Flag, Options
+from kvwal.readers.listing import PinListing
+from kvwal.readers.now import NowPage
 
 __all__ = ["Engine"]
 
@@ -79,8 +85,13 @@ class Engine:
     _past_type: ClassVar[type[Past]] = Past
 
     @classmethod
-    def open(cls, path: str, flag: Flag, options: Options) -> Engine:
-        """Lock, make or recover the store at `path`. See `kvwal.open` for what is raised."""
+    def open(
+        cls, path: str, flag: Flag, options: Options, describe: Callable[[Engine], dict[str, Any]] | None = None
+    ) -> Engine:
+        """Lock, make or recover the store at `path`. See `kvwal.open` for what is raised.
+
+        `describe`: makes the figures that other processes may ask for.
+        """
         try:
             recovered = open_store(path, flag, options)
         except LockedError:
@@ -90,7 +101,10 @@ class Engine:
                 raise
             recovered = open_store(path, flag, options)
         try:
-            return cls(recovered, options)
+            engine = cls(recovered, options)
+            if describe is not None and engine._telling is not None:
+                engine._telling.describe = partial(describe, engine)
+            return engine
         except BaseException:
             recovered.abandon()
             raise
@@ -120,9 +134,13 @@ class Engine:
         log = self._log
         # Before a checkpoint may retire anything.
         self._keeping = Keeping(self._pages, log, recovered.hold, recovered.directory.free_bytes, options)
+        # Their pins are looked for by the first checkpoint, before it frees anything.
+        listing = PinListing(self._directory)
+        self._followers = Followers(listing, self._pages, self._keeping, options)
         self._succession = Succession(self.state, gaps, self._pages, self.pressure, self._keeping)
         self._checkpointer: Checkpointer | None = None
         self._background: Background | None = None
+        self._telling: Telling | None = None
         #: Those that have a name.
         self.tables = Tables(self.state, self.reads)
         self._publisher = Publisher(self.state, moments, gaps, self.pressure)
@@ -147,7 +165,7 @@ class Engine:
             self._begin(log, reserve)
         #: What may be asked for beside reads and commits.
         jobs = self._checkpointer, self._background
-        past = self._past_type(recovered, moments, self._succession, self._keeping)
+        past = self._past_type(recovered, moments, self._succession, self._keeping, self._followers)
         parts = recovered, moments.readers, self.queue, consumers, past
         self.upkeep = Upkeep(*parts, *jobs, self.tables, options.files, self.expirer)
 
@@ -163,7 +181,16 @@ class Engine:
         if not reserve.hold():
             self.pressure.is_on = True
         checkpointer = Checkpointer(
-            state, self._succession, self._pages, self.queue, log, self.pressure, self._keeping, options, self.events
+            state,
+            self._succession,
+            self._pages,
+            self.queue,
+            log,
+            self.pressure,
+            self._keeping,
+            self._followers,
+            options,
+            self.events,
         )
         self._checkpointer = checkpointer
         if self.pressure.is_full():
@@ -173,7 +200,14 @@ class Engine:
                 pass  # It can wait: reading, and deleting what takes the space, comes first.
         if options.background:
             indexes = self.tables.indexes
-            self._background = Background(checkpointer, state, self.queue, log, indexes, self.expirer, options)
+            meta, session = self._pages.meta, log.session
+            page = NowPage(options.files, self._directory, meta.store_id, meta.line, session, options.mode)
+            self._telling = telling = Telling(
+                self._directory, page, log, self._pages, checkpointer, self._followers, options
+            )
+            self._background = Background(
+                checkpointer, state, self.queue, log, indexes, self.expirer, telling, options
+            )
             indexes.wake = self._background.wake
             self._background.start()
         self.pressure.relief = _Relief(checkpointer, self._background, self.queue)
@@ -280,6 +314,8 @@ class Engine:
             self._checkpointer.while_idle(self._let_go)
 
     def _let_go(self) -> None:
+        if self._telling is not None:
+            self._telling.end()
         self.state.close(closed)
         self.queue.refuse(RefusingLog(closed, self.state.seqno))
         self.upkeep.past.close()
@@ -320,6 +356,8 @@ class Engine:
     def _abandon_files(self) -> None:
         if self._log is not None:
             self._log.abandon()
+        if self._telling is not None:
+            self._telling.abandon()
         self.upkeep.past.close()
         self._pages.close()
         self._directory.close()

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 
+from kvwal.engine.followers import FOLLOWER, Followers
 from kvwal.engine.keeping import Keeping
 from kvwal.engine.past_version import PastVersion
 from kvwal.engine.readers import Moments, Reader
@@ -22,6 +23,7 @@ from kvwal.errors import FeedGap, SnapshotTooOld
 from kvwal.keys import Seqno
 from kvwal.locks import locked_by_state
 from kvwal.log import ArchiveLimits, KeyCursor, KeyHistory, Seek, SegmentCursor, Stretch
+from kvwal.pages import Tree
 from kvwal.pages.meta import Meta
 from kvwal.pages.pager import Pager
 from kvwal.times import time_of, us_of
@@ -55,11 +57,14 @@ class _NotKeptError(Exception):
 class Past:
     """The past moments of one open store. Thread-safe."""
 
-    def __init__(self, parts: Recovered, moments: Moments, succession: Succession, keeping: Keeping) -> None:
+    def __init__(
+        self, parts: Recovered, moments: Moments, succession: Succession, keeping: Keeping, followers: Followers
+    ) -> None:
         self._state, self._pages = parts.state, parts.pages
         self._moments = moments
         self._succession = succession
         self._keeping = keeping
+        self._followers = followers
         #: Of a store that is not written here, a subclass has one.
         self._history: KeyHistory
         if parts.log is not None:
@@ -92,11 +97,11 @@ class Past:
             since_us = oldest.time_us or self._segments()[0].created_us
             pins.append(Pin("window", oldest.seqno, since_us, self._keeping.held_bytes()))
         for hold in [] if self._log is None else self._log.retention.holds():
-            # What a past moment holds was counted with its reader.
+            # What a past moment holds was counted with its reader, and what a follower does with its pin.
             of_consumer = hold.limits is not None and not isinstance(hold.limits, ArchiveLimits)
-            if not of_consumer and hold.name not in ("snapshot", "window"):
+            if not of_consumer and hold.name not in ("snapshot", "window", FOLLOWER):
                 pins.append(Pin(hold.name, hold.after, hold.since_us, self._keeping.held_log_bytes(hold.after)))
-        return pins
+        return pins + self._followers.pins()
 
     def oldest(self) -> Seqno:
         """The oldest moment behind which nothing is missing, in the window as in the log."""
@@ -127,9 +132,14 @@ class Past:
                 pins.hold(holder, {meta.generation} if meta.height or meta.catalogue_height else ())
             except ValueError:
                 raise SnapshotTooOld(meta.seqno, meta.seqno + 1, self._state.seqno) from None
-            yield meta, tree.pager.uncached()
+            yield meta, self._pager_of(meta, tree).uncached()
         finally:
             pins.hold(holder, ())
+
+    def _pager_of(self, meta: Meta, tree: Tree) -> Pager:
+        """What reads a base, or the generation of the newest tree."""
+        del meta
+        return tree.pager
 
     def reader(self, at: Seqno | datetime, purpose: str, owner: object = None) -> Reader:
         """Register a reader of the moment of a commit, or of a time. Give it back with `Reader.release`, or drop it.

@@ -20,14 +20,15 @@ class Pin:
     """What holds an old moment of the store: pages, memory, or log.
 
     Attributes:
-        purpose: of a reader "snapshot", "transaction", "scan", "count", "diff" or "changes"; "window"; "consumer"; of
-            another hold on the log what it is for, such as "changes", "bootstrap" or "archive".
+        purpose: of a reader "snapshot", "transaction", "scan", "count", "diff" or "changes"; "window"; "consumer";
+            "follower"; of another hold on the log what it is for, such as "changes", "bootstrap" or "archive".
         seqno: the moment: the last commit that it sees. It holds the log beyond that, unless it is a reader.
         since_us: when it began, microseconds since 1970 UTC.
         held_bytes: what could go without it, if nothing else held it.
-        name: of a consumer.
+        name: of a consumer, or a follower.
         generation: the generation of pages that may not be reused because of it; 0 if it is no reader.
         thread_name: the thread that began it, if it is a reader.
+        pid: the process of a follower, as far as the system tells; 0 of others.
     """
 
     purpose: str
@@ -37,6 +38,7 @@ class Pin:
     name: str = ""
     generation: int = 0
     thread_name: str = ""
+    pid: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,8 +5,8 @@ the crash tests can put a simulated disk in their place.
 """
 
 from kvwal.files.failures import is_full
-from kvwal.files.fork import call_in_forked_child, process_id
-from kvwal.files.protocol import Buffer, Directory, EntryKind, File, Files
+from kvwal.files.fork import call_in_forked_child, process_id, program_name
+from kvwal.files.protocol import Buffer, Directory, EntryKind, File, Files, inside
 from kvwal.files.system import PathArgument, parent_and_name, path_text, system_files
 
 __all__ = [
@@ -17,9 +17,11 @@ __all__ = [
     "Files",
     "PathArgument",
     "call_in_forked_child",
+    "inside",
     "is_full",
     "parent_and_name",
     "path_text",
     "process_id",
+    "program_name",
     "system_files",
 ]

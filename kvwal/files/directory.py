@@ -44,7 +44,8 @@ class SystemDirectory:
 
     __slots__ = ("_fd", "_identity", "_lock_fd", "_mark", "_open", "_place", "_writer", "__weakref__", "path")
 
-    def __init__(self, path: str, *, by_descriptor: bool = BY_DESCRIPTOR) -> None:
+    def __init__(self, path: str, *, by_descriptor: bool = BY_DESCRIPTOR, inside: int | None = None) -> None:
+        """`inside`: the descriptor of the directory in which the last part of the path is a directory."""
         self.path = path
         self._mark = birthmark()
         self._fd: int | None = None
@@ -54,7 +55,9 @@ class SystemDirectory:
         # Resolved now: by the next call the working directory may be another one, and a link lead elsewhere.
         self._place = "" if by_descriptor else os.path.realpath(path)
         with self._failing():
-            if by_descriptor:
+            if inside is not None:
+                self._fd = os.open(os.path.basename(path), _DIRECTORY | _NOFOLLOW, dir_fd=inside)
+            elif by_descriptor:
                 self._fd = os.open(path, _DIRECTORY)
             found = os.stat(self._place if self._fd is None else self._fd)
             if not stat.S_ISDIR(found.st_mode):
@@ -158,6 +161,21 @@ class SystemDirectory:
             os.close(fd)
             raise
         return fd
+
+    def inner(self, name: str, *, make: bool) -> SystemDirectory:
+        with self._failing(name):
+            self._at(name)
+            if self._fd is None:
+                raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP), name)
+            if make:
+                found = os.stat(self._fd)
+                if found.st_uid != os.geteuid():
+                    raise PermissionError(errno.EPERM, "the owner of the directory is another user", name)
+                try:
+                    os.mkdir(name, stat.S_IMODE(found.st_mode), dir_fd=self._fd)
+                except FileExistsError:
+                    pass
+            return SystemDirectory(os.path.join(self.path, name), inside=self._fd)
 
     def free_bytes(self) -> int:
         with self._failing():

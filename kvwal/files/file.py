@@ -13,6 +13,7 @@ from kvwal.errors import StoreRemovedError
 from kvwal.files.failures import failed
 from kvwal.files.fork import birthmark, refuse_in_child
 from kvwal.files.protocol import Buffer
+from kvwal.files.record_lock import record_holder, try_record_lock
 
 __all__ = ["SystemFile", "sync"]
 
@@ -159,6 +160,24 @@ class _PositionedFile:
 
     def size(self) -> int:
         return os.fstat(self._fd).st_size
+
+    def has_name(self) -> bool:
+        self._refuse_in_child()
+        return os.fstat(self._fd).st_nlink > 0
+
+    def lock_record(self) -> bool:
+        self._refuse_in_child()
+        try:
+            return try_record_lock(self._fd)
+        except OSError as error:
+            raise failed(error, self._path) from None
+
+    def holder(self) -> int | None:
+        self._refuse_in_child()
+        try:
+            return record_holder(self._fd)
+        except OSError as error:
+            raise failed(error, self._path) from None
 
     def close(self) -> None:
         fd, self._fd = self._fd, -1

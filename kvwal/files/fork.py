@@ -15,7 +15,15 @@ from typing import Final, NoReturn, Protocol
 
 from kvwal.errors import ForkedError
 
-__all__ = ["Birthmark", "birthmark", "call_in_forked_child", "process_id", "refuse_in_child", "when_noticed"]
+__all__ = [
+    "Birthmark",
+    "birthmark",
+    "call_in_forked_child",
+    "process_id",
+    "program_name",
+    "refuse_in_child",
+    "when_noticed",
+]
 
 # Of <asm-generic/mman-common.h>; Python has no name for it before 3.13.
 _MADV_WIPEONFORK: Final = 18
@@ -24,6 +32,12 @@ _MADV_WIPEONFORK: Final = 18
 def process_id() -> int:
     """The id of this process, for messages."""
     return os.getpid()
+
+
+def program_name() -> str:
+    """What this process runs, as far as Python knows."""
+    name = os.path.basename(sys.argv[0]) if sys.argv else ""
+    return name.encode("utf-8", "replace").decode() or "python"
 
 
 class Birthmark(Protocol):

@@ -10,22 +10,28 @@ import re
 from typing import Final
 
 __all__ = [
+    "ASK",
     "DATA",
     "ENGINE",
     "ENGINE_SOCKET",
     "ERASING",
     "LOCK",
+    "NOW",
     "POISONED",
     "READERS",
     "RESERVE",
     "SPARE",
+    "STATUS",
     "index_name",
     "index_names",
     "is_erasable",
     "is_known",
+    "is_pin",
     "is_temporary",
+    "is_temporary_pin",
     "keys_name",
     "numbers",
+    "pin_name",
     "segment_name",
     "temporary_name",
 ]
@@ -42,12 +48,20 @@ POISONED: Final = "poisoned"
 #: The next segment of the log, made ahead of time.
 SPARE: Final = "spare.tmp"
 
-# Of later versions.
+#: A directory, for what followers share with the writer.
 READERS: Final = "readers"
+#: In it: the control page.
+NOW: Final = "now"
+#: And when the status was asked for; and the status.
+ASK: Final = "ask"
+STATUS: Final = "status"
+
+# Of later versions.
 ENGINE: Final = "engine"
 ENGINE_SOCKET: Final = "engine.sock"
 
 _TEMPORARY: Final = ".tmp"
+_PIN: Final = ".pin"
 _NUMBERED: Final = re.compile(r"([0-9]{20})\.(log|idx|keys)")
 _NAMED: Final = frozenset((DATA, LOCK, ERASING, RESERVE, READERS, ENGINE, ENGINE_SOCKET, POISONED))
 
@@ -75,6 +89,21 @@ def index_names(first_seqno: int) -> tuple[str, str]:
 def temporary_name(name: str) -> str:
     """What a file is called until it is whole."""
     return name + _TEMPORARY
+
+
+def pin_name(unique: str) -> str:
+    """The file of a pin, in `readers/`."""
+    return unique + _PIN
+
+
+def is_pin(name: str) -> bool:
+    """Whether a file in `readers/` is a pin."""
+    return name.endswith(_PIN)
+
+
+def is_temporary_pin(name: str) -> bool:
+    """Whether a pin is being made under this name, or was when its process died."""
+    return name.endswith(_PIN + _TEMPORARY)
 
 
 def numbers(name: str) -> tuple[int, str] | None:

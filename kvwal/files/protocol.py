@@ -21,7 +21,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal, Protocol, TypeAlias
 
-__all__ = ["Buffer", "Directory", "EntryKind", "File", "Files"]
+__all__ = ["Buffer", "Directory", "EntryKind", "File", "Files", "inside"]
 
 Buffer: TypeAlias = bytes | bytearray | memoryview
 
@@ -61,6 +61,22 @@ class File(Protocol):
 
     def size(self) -> int:
         """Size in bytes now."""
+        ...
+
+    def has_name(self) -> bool:
+        """Whether a directory still has it: not when it was unlinked."""
+        ...
+
+    def lock_record(self) -> bool:
+        """Lock the file for this process, or False if another one has it. It must be open for writing.
+
+        The lock goes when the process ends, however it does, and when it closes *any* handle of the file. A forked
+        child does not inherit it.
+        """
+        ...
+
+    def holder(self) -> int | None:
+        """The process that has the lock, as far as the system tells its id (else 0); None if no other one has it."""
         ...
 
     def close(self) -> None:
@@ -130,6 +146,10 @@ class Directory(Protocol):
         """
         ...
 
+    def inner(self, name: str, *, make: bool) -> Directory:
+        """See `inside`."""
+        ...
+
     def close(self) -> None:
         """Release the handle and the lock. Idempotent. In a forked child the lock stays the parent's."""
         ...
@@ -164,3 +184,11 @@ class Files(Protocol):
     def give_way(self, pause_s: float) -> None:
         """Let other threads run for `pause_s` seconds; long background work calls it often. 0: as short as possible."""
         ...
+
+
+def inside(directory: Directory, name: str, *, make: bool = False) -> Directory:
+    """Open a directory in a directory. `make`: make it if it is missing, with the permissions of the outer one.
+
+    Only the owner of the outer one makes it, so that what another user makes is not closed to the owner.
+    """
+    return directory.inner(name, make=make)

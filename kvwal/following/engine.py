@@ -38,7 +38,7 @@ from kvwal.engine.value import Value
 from kvwal.engine.version import Version
 from kvwal.errors import CorruptionError, FormatError, SnapshotTooOld, StaleError, StoreRemovedError, read_only
 from kvwal.events import Events
-from kvwal.files import Directory
+from kvwal.files import Directory, Files
 from kvwal.files.names import DATA, segment_name
 from kvwal.following.past import FollowedPast
 from kvwal.keys import Seqno
@@ -47,15 +47,21 @@ from kvwal.log import FollowedCursor, Hold, LogReader, RefusingLog, SegmentCurso
 from kvwal.log.segment import HEADER_PAGE_BYTES, SegmentHeader, list_segments
 from kvwal.options import Options
 from kvwal.pages import FollowedPages, Tree
+from kvwal.pages.meta import Meta
 from kvwal.pages.pager import Pager
+from kvwal.readers.now import NowReader
+from kvwal.readers.pin import HeldPin, PinMaker
 
 __all__ = ["FollowedEngine", "Lag", "Progress", "recovered_beside", "signs"]
 
 _T = TypeVar("_T")
 
-# How long one that waits sleeps between two looks: at first, and at most.
+# How long one that waits sleeps between two looks: at least, as a share of the time that it has waited, and at most.
 _LEAST_SLEEP_S: Final = 0.001
+_SLEPT_SHARE: Final = 1 / 8
 _MOST_SLEEP_S: Final = 0.05
+# How long what the writer says is enough, and its files are not looked at.
+_LOOKED_S: Final = 0.5
 # What is under way is over after a few looks. After this many, what failed is raised.
 _MOST_LOOKS: Final = 1000
 # The two slots of a page file.
@@ -78,7 +84,7 @@ class Progress(Now):
     """How a follower comes from one moment to the next. Thread-safe."""
 
     def __init__(
-        self, directory: Directory, pages: FollowedPages, state: State, reader: LogReader, watch: Watch
+        self, files: Files, directory: Directory, pages: FollowedPages, state: State, reader: LogReader, watch: Watch
     ) -> None:
         self._directory = directory
         self._pages = pages
@@ -101,6 +107,10 @@ class Progress(Now):
         self._cursor: SegmentCursor | None = None
         self._cursor_in: SegmentHeader | None = None
         self._parts: tuple[Publisher, Succession, Keeping] | None = None
+        # What the writer says while something is pinned; and when files were looked at last.
+        self._now = NowReader(files, directory, pages.meta.store_id, pages.meta.line)
+        self._now_s = files.monotonic_s
+        self._looked_s = 0.0
         self._moments: Moments | None = None
 
     def begin(self, publisher: Publisher, succession: Succession, keeping: Keeping, moments: Moments) -> None:
@@ -118,7 +128,12 @@ class Progress(Now):
         """
         state = self._state
         state.refuse_if_gone()
+        self._looked_s = self._now_s()
         before, began_s = (state.seqno, state.version), time.monotonic()
+        if self._parts is not None:
+            # Of versions that were read when that was looked at last, and are read no more.
+            self._parts[1].release_pages()
+            self._pages.let_go()
         try:
             self.until_still(self._move)
             if before == (state.seqno, state.version):
@@ -145,7 +160,12 @@ class Progress(Now):
             )
 
     def _move(self) -> None:
+        # Before the log is looked at: what is said to be on disk then is in a segment that is found.
+        said = self._now.look() if self.pinned else None
         self._watch.look()
+        if said is not None:
+            # Durability: the writer said it after a flush.
+            self._watch.know(said.durable)
         pages = self._pages
         if self._state.version.tree.meta is not pages.meta:
             # An interruption came between installing the generation and going over to it.
@@ -186,12 +206,14 @@ class Progress(Now):
         _, succession, keeping = self._parts
         succession.go_over(version, until)
         self._watch_version()
+        pages.let_go()
         keeping.refresh()
         self.rebases += 1
         return True
 
     def _watch_version(self) -> None:
         self._pages.guard.when_gone = partial(self._give_up, ref(self._state.version.tree.pager))
+        self._pages.when_bases_gone = lambda pager: self._give_up(ref(pager))
 
     @locked_by_state
     def _give_up(self, of: ref[Pager]) -> None:
@@ -201,6 +223,11 @@ class Progress(Now):
         for reader in self._moments.readers.all():
             if reader.version.tree.pager is pager:
                 reader.give_up(SnapshotTooOld(reader.seqno, newest, newest))
+
+    @property
+    def pinned(self) -> bool:
+        """Whether the writer keeps the pages of the newest version. One system call."""
+        return self._pages.guard.is_pinned()
 
     # -- reading of now -------------------------------------------------------------------------
 
@@ -249,15 +276,28 @@ class Progress(Now):
 
         Raises as `refresh`.
         """
-        until_s = None if timeout_s is None else time.monotonic() + timeout_s
-        sleep_s = _LEAST_SLEEP_S
-        while self._state.seqno <= seqno and self.refresh() <= seqno:
-            left_s = sleep_s if until_s is None else until_s - time.monotonic()
-            if left_s <= 0:
-                return False
-            time.sleep(min(sleep_s, left_s))
-            sleep_s = min(2 * sleep_s, _MOST_SLEEP_S)
+        began_s = time.monotonic()
+        while self._state.seqno <= seqno and self._look_again() <= seqno:
+            waited_s = time.monotonic() - began_s
+            sleep_s = min(max(_LEAST_SLEEP_S, waited_s * _SLEPT_SHARE), _MOST_SLEEP_S)
+            if timeout_s is not None:
+                sleep_s = min(sleep_s, timeout_s - waited_s)
+                if sleep_s <= 0:
+                    return False
+            time.sleep(sleep_s)
         return True
+
+    def _look_again(self) -> Seqno:
+        """As `refresh`; one system call where the writer says that there is nothing new."""
+        if self._now_s() - self._looked_s < _LOOKED_S and self._is_still():
+            return self._state.seqno
+        return self.refresh()
+
+    @locked
+    def _is_still(self) -> bool:
+        said = self._now.look() if self._now.is_open else None
+        state = self._state
+        return said is not None and (said.durable, said.generation) == (state.seqno, self._pages.meta.generation)
 
     def when_beyond(self, seqno: Seqno, wake: Callable[[], object]) -> Callable[[], object]:
         """Have `wake` called once there is a commit beyond this one. Returns what takes that back.
@@ -310,6 +350,7 @@ class Progress(Now):
     def close(self) -> None:
         """Let go of the log's files."""
         self._watch.close()
+        self._now.close()
 
 
 class FollowedReads(Reads):
@@ -357,19 +398,20 @@ class FollowedEngine(Engine):
     _waits: ClassVar[bool] = True
 
     @classmethod
-    def attach(cls, path: str, options: Options) -> FollowedEngine:
-        """Begin with the newest moment. See `kvwal.follow` for what is raised."""
+    def attach(cls, path: str, options: Options, *, pin: bool = True, name: str | None = None) -> FollowedEngine:
+        """Begin with the newest moment. See `kvwal.follow` for the arguments, and for what is raised."""
         with failures_at(path):
             directory, _ = open_directory(path, "r", options)
             try:
-                return until_still(directory, lambda: cls._begun(directory, options), lambda: None)
+                pins = PinMaker(options.files, directory, name) if pin else None
+                return until_still(directory, lambda: cls._begun(directory, options, pins), lambda: None)
             except BaseException:
                 directory.close()
                 raise
 
     @classmethod
-    def _begun(cls, directory: Directory, options: Options) -> FollowedEngine:
-        recovered, progress = cls._recovered(directory, options)
+    def _begun(cls, directory: Directory, options: Options, pins: PinMaker | None) -> FollowedEngine:
+        recovered, progress = cls._recovered(directory, options, pins)
         try:
             return cls(recovered, progress, options)
         except BaseException:
@@ -385,7 +427,7 @@ class FollowedEngine(Engine):
         progress.begin(self._publisher, self._succession, self._keeping, self.reads.moments)
         past = self.upkeep.past
         assert isinstance(past, FollowedPast)
-        past.until_still = progress.until_still
+        past.refresh, past.until_still = progress.refresh, progress.until_still
         self.reads.moments.now = progress
         assert isinstance(self.reads, FollowedReads)
         self.reads.progress = progress
@@ -393,9 +435,11 @@ class FollowedEngine(Engine):
             self.queue.refuse(_FollowedLog(read_only, self.state.seqno))
 
     @classmethod
-    def _recovered(cls, directory: Directory, options: Options) -> tuple[Recovered, Progress]:
+    def _recovered(
+        cls, directory: Directory, options: Options, pins: PinMaker | None
+    ) -> tuple[Recovered, Progress]:
         """The newest moment, and how it moves on from there."""
-        return recovered_beside(directory, options)
+        return recovered_beside(directory, options, pins)
 
     def _let_go(self) -> None:
         super()._let_go()
@@ -410,12 +454,18 @@ class FollowedEngine(Engine):
         self.progress.lock = new_lock()
 
 
-def recovered_beside(directory: Directory, options: Options) -> tuple[Recovered, Progress]:
+def recovered_beside(
+    directory: Directory, options: Options, pins: PinMaker | None = None
+) -> tuple[Recovered, Progress]:
     """The newest moment, as recovery would find it, up to the last commit that is on disk for sure."""
     started_s = options.files.monotonic_s()
     erase(directory, "r", options)
     create_if_missing(directory, "r", options)
-    pages = FollowedPages(directory, cache_bytes=options.cache_bytes)
+
+    def make_pin(meta: Meta) -> HeldPin | None:
+        return None if pins is None else pins.pin(meta.store_id, meta.line, meta.generation, meta.seqno)
+
+    pages = FollowedPages(directory, cache_bytes=options.cache_bytes, make_pin=make_pin)
     watch: Watch | None = None
     try:
         meta = pages.meta
@@ -433,7 +483,7 @@ def recovered_beside(directory: Directory, options: Options) -> tuple[Recovered,
         report = RecoveryReport(False, *read, max(0, watch.written - last), options.files.monotonic_s() - started_s)
         events = Events(options.listeners)
         recovered = Recovered(directory, pages, None, reader, state, report, events, expires=True)
-        return recovered, Progress(directory, pages, state, reader, watch)
+        return recovered, Progress(options.files, directory, pages, state, reader, watch)
     except BaseException:
         if watch is not None:
             watch.close()

@@ -14,6 +14,7 @@ from datetime import datetime
 from functools import partial
 from typing import NamedTuple, TypeVar
 
+from kvwal.engine.followers import Followers
 from kvwal.engine.keeping import Keeping
 from kvwal.engine.past import Past
 from kvwal.engine.readers import Moments, Reader
@@ -23,6 +24,9 @@ from kvwal.errors import CorruptionError, FeedGap, FormatError, SnapshotTooOld
 from kvwal.keys import KeyRange, Seqno
 from kvwal.log import KeyCursor, KeyHistory, KeyRecord, LogReader, Stretch, hold_kept
 from kvwal.log.segment import SegmentHeader
+from kvwal.pages import FollowedPages, Tree
+from kvwal.pages.meta import Meta
+from kvwal.pages.pager import Pager
 
 __all__ = ["FollowedHistory", "FollowedPast"]
 
@@ -160,18 +164,29 @@ class _Stretch(Stretch):
 class FollowedPast(Past):
     """The past moments that the files have."""
 
+    #: Moves to the newest commit.
+    refresh: Callable[[], object]
     #: Gives what a function gives, once it does not fail for what is just being changed.
     until_still: Callable[[Callable[[], Seqno]], Seqno]
 
-    def __init__(self, parts: Recovered, moments: Moments, succession: Succession, keeping: Keeping) -> None:
-        super().__init__(parts, moments, succession, keeping)
+    def __init__(
+        self, parts: Recovered, moments: Moments, succession: Succession, keeping: Keeping, followers: Followers
+    ) -> None:
+        super().__init__(parts, moments, succession, keeping, followers)
+        assert isinstance(parts.pages, FollowedPages)
+        self._followed = parts.pages
         self._history = FollowedHistory(parts.reader, lambda: parts.state.seqno)
 
     def reader(self, at: Seqno | datetime, purpose: str, owner: object = None) -> Reader:
         """As `Past.reader`."""
         # The newest generation says where bases are, and by its slot it is seen that their pages are there.
         self._moments.now.ready()
+        if not self._followed.guard.is_in_slot():
+            self.refresh()
         return super().reader(at, purpose, owner)
+
+    def _pager_of(self, meta: Meta, tree: Tree) -> Pager:
+        return tree.pager if meta.generation == tree.meta.generation else self._followed.pager_of_bases()
 
     def _seqno_at(self, at: datetime, newest: Seqno) -> Seqno:
         return self.until_still(lambda: super(FollowedPast, self)._seqno_at(at, newest))

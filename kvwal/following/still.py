@@ -17,7 +17,8 @@ what it had written, or recovered what lies beyond the watermark, left a newer s
 
 from __future__ import annotations
 
-from typing import ClassVar
+from collections.abc import Callable
+from typing import Any, ClassVar
 
 from kvwal.engine.create import create_if_missing, erase, has_writer
 from kvwal.engine.engine import Engine
@@ -30,13 +31,16 @@ from kvwal.following.engine import FollowedEngine, Progress, signs
 from kvwal.log import LogReader, Watch
 from kvwal.options import Flag, Options
 from kvwal.pages import FollowedPages
+from kvwal.readers.pin import PinMaker
 
 __all__ = ["StillEngine", "open_engine"]
 
 
-def open_engine(path: str, flag: Flag, options: Options) -> Engine:
-    """The engine of the store at `path`. See `kvwal.open` for what is raised."""
-    return StillEngine.attach(path, options) if flag == "r" else Engine.open(path, flag, options)
+def open_engine(path: str, flag: Flag, options: Options, describe: Callable[[Engine], dict[str, Any]]) -> Engine:
+    """The engine of the store at `path`. See `kvwal.open` for what is raised, and `Engine.open` for `describe`."""
+    if flag == "r":
+        return StillEngine.attach(path, options, pin=False)
+    return Engine.open(path, flag, options, describe)
 
 
 class StillEngine(FollowedEngine):
@@ -45,12 +49,14 @@ class StillEngine(FollowedEngine):
     _waits: ClassVar[bool] = False
 
     @classmethod
-    def _recovered(cls, directory: Directory, options: Options) -> tuple[Recovered, Progress]:
+    def _recovered(
+        cls, directory: Directory, options: Options, pins: PinMaker | None
+    ) -> tuple[Recovered, Progress]:
         while not has_writer(directory, options):
             found = _all_that_verifies(directory, options)
             if found is not None:
                 return found
-        return super()._recovered(directory, options)
+        return super()._recovered(directory, options, pins)
 
 
 def _all_that_verifies(directory: Directory, options: Options) -> tuple[Recovered, Progress] | None:
@@ -86,7 +92,7 @@ def _all_that_verifies(directory: Directory, options: Options) -> tuple[Recovere
         shown = last, end.watermark, 0, end.last_seqno - last
         report = RecoveryReport(False, *found, *shown, options.files.monotonic_s() - started_s)
         recovered = Recovered(directory, pages, None, reader, state, report, Events(options.listeners), expires=True)
-        return recovered, Progress(directory, pages, state, reader, watch)
+        return recovered, Progress(options.files, directory, pages, state, reader, watch)
     except BaseException:
         if watch is not None:
             watch.close()

@@ -61,6 +61,10 @@ _pack_put = RECORD_PUT.pack
 _pack_table_put = RECORD_TABLE_PUT.pack
 
 
+def _nothing() -> None:
+    """Nothing waits."""
+
+
 def _no_file(data: Buffer, offset: int) -> None:
     raise InternalError(f"a write of {len(data)} bytes at {offset}, and no segment is open")
 
@@ -102,6 +106,8 @@ class SegmentWriter(ABC):
         self._on_append: Callable[[], None] | None = None
         # Called by the next flush: they wake those who wait for it.
         self._waiting: deque[Callable[[], object]] = deque()
+        # Called by each flush, after those.
+        self._tell: Callable[[], None] | None = None
         # The newest commits by seqno, without large ones; None: no one follows. Replaced as a whole, or added to.
         self._recent: dict[int, Record] | None = None
         # Whether a follower has asked since this was looked at last.
@@ -396,10 +402,22 @@ class SegmentWriter(ABC):
             wake()
         return take_back
 
+    def tell_flushes(self, tell: Callable[[], None] | None) -> None:
+        """Have `tell` called after each flush from now on; None: nothing. The leader calls it: it never raises."""
+        self._tell = tell
+        if tell is not None and not self._waiting:
+            # So that a flush looks here; one without need not ask for more.
+            self._waiting.append(_nothing)
+
     def _wake(self) -> None:
-        while self._waiting:
+        # What is added meanwhile looks for itself whether it is late.
+        for _ in range(len(self._waiting)):
             try:
                 wake = self._waiting.popleft()
             except IndexError:
                 break
             wake()
+        tell = self._tell
+        if tell is not None:
+            self._waiting.append(_nothing)
+            tell()

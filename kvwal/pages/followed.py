@@ -1,14 +1,20 @@
 """A page file that another process writes, read without a lock.
 
-Which generation may be read: g, as long as its slot holds the bytes that g was chosen by. The writer knows nothing of
-its readers, but it writes in an order (pagefile.py, docs/processes.md):
+Which generation may be read: g, as long as its slot holds the bytes that g was chosen by, or a pin of g is held
+(kvwal/readers). Without pins the writer knows nothing of its readers, but it writes in an order (pagefile.py,
+docs/processes.md):
 
 - pages that g reaches are written over only by the build of g + 3 or later, since a build leaves alone what the two
   newest generations reach; the slot of g is written over by the flip of g + 2, before that build begins;
 - where an open finds a slot to be of no use, zeros are written over it before the first page is.
 
-Invariant: what `Guard.pread` returns was in the file while its generation was whole. So it looks at the slot after it
-has read, and never before: a slot that still has its bytes then had them when the page was read.
+Invariant: what `Guard.pread` returns was in the file while its generation was whole. So it looks at pin and slot after
+it has read, and never before: a slot that still has its bytes then had them when the page was read, and a pin that is
+still held was held. A pin keeps what its generation reaches, and not the bases that it has: those are read by the
+slot alone.
+
+Invariant: a pin counts only if its generation was the newest after the pin was made. So it is there before the writer
+looks for pins to build the generation after the next one, which is the first that may write over its pages.
 
 So bytes that do not match their checksum are damage, here as in the process that writes, and a page that was written
 over is no damage but `SnapshotTooOld`. The checksum alone would tell most such pages, and miss one in four thousand
@@ -18,28 +24,37 @@ million.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, Protocol
 
 from kvwal.errors import SnapshotTooOld
 from kvwal.files import Directory, File
 from kvwal.files.names import DATA
 from kvwal.pages.bases import Bases
+from kvwal.pages.catalogue import root_of
 from kvwal.pages.meta import META_SIZE, Choice, Meta
 from kvwal.pages.node import PAGE_SIZE
 from kvwal.pages.pagefile import PageFile
 from kvwal.pages.pager import Pager
 from kvwal.pages.slots import choose_in
+from kvwal.pages.tree import Tree
 
-__all__ = ["Found", "FollowedPages", "Guard"]
+__all__ = ["Found", "FollowedPages", "Guard", "Pinned"]
 
 # What both slots take, without the zeros behind the second.
 _SLOTS_BYTES: Final = PAGE_SIZE + META_SIZE
 
 
+class Pinned(Protocol):
+    """A pin on one generation, which its writer honours."""
+
+    def is_held(self) -> bool: ...
+    def release(self) -> None: ...
+
+
 class Guard:
     """The page file as one generation sees it. Reads from any thread."""
 
-    __slots__ = ("_file", "_meta", "_offset", "_slot", "when_gone")
+    __slots__ = ("_file", "_meta", "_offset", "_slot", "pin", "when_gone")
 
     def __init__(self, file: File, meta: Meta, slot: bytes) -> None:
         """`slot`: the bytes that the generation was chosen by."""
@@ -47,6 +62,8 @@ class Guard:
         self._meta = meta
         self._offset = meta.generation % 2 * PAGE_SIZE
         self._slot = slot
+        #: What keeps the generation whole beyond the flip over its slot.
+        self.pin: Pinned | None = None
         #: Called before a read is refused.
         self.when_gone: Callable[[], None] = lambda: None
 
@@ -60,8 +77,21 @@ class Guard:
         return found
 
     def is_whole(self) -> bool:
-        """Whether no page that the generation reaches has been written over."""
+        """Whether no page that the generation reaches has been written over. One system call, or two."""
+        return self.is_pinned() or self.is_in_slot()
+
+    def is_in_slot(self) -> bool:
+        """Whether no page that the generation, or a base that it has, reaches has been written over."""
         return self._file.pread(META_SIZE, self._offset) == self._slot
+
+    def unpinned(self) -> Guard:
+        """The same for bases."""
+        return Guard(self._file, self._meta, self._slot)
+
+    def is_pinned(self) -> bool:
+        """Whether it stays whole for as long as its writer honours the pin."""
+        pin = self.pin
+        return pin is not None and pin.is_held()
 
     def size(self) -> int:
         """As `File.size`."""
@@ -86,11 +116,19 @@ class FollowedPages(PageFile):
 
     #: What guards the generation that is read.
     guard: Guard
+    #: Called when bases are gone that this pager read.
+    when_bases_gone: Callable[[Pager], None] = staticmethod(lambda pager: None)
+    _of_bases: Pager | None = None
     _slots: bytes
 
-    def __init__(self, directory: Directory, *, cache_bytes: int) -> None:
-        """Open. Raises as `look`."""
+    def __init__(
+        self, directory: Directory, *, cache_bytes: int, make_pin: Callable[[Meta], Pinned | None] = lambda meta: None
+    ) -> None:
+        """Open. Raises as `look`. `make_pin`: pins a generation; None where that cannot be done."""
         self._directory = directory
+        self._make_pin = make_pin
+        # By generation. Those that are of no use any more go with `let_go`.
+        self._pins: dict[int, Pinned] = {}
         super().__init__(directory, cache_bytes=cache_bytes, writable=False)
 
     def _begin(self, cache_bytes: int) -> None:
@@ -106,10 +144,31 @@ class FollowedPages(PageFile):
     def _look(self, cache_bytes: int) -> Found:
         raw = self._file.pread(2 * PAGE_SIZE, 0)
         choice = choose_in(raw, self._file)
+        while (pin := self._pin(choice.meta)) is not None:
+            raw = self._file.pread(2 * PAGE_SIZE, 0)
+            before, choice = choice, choose_in(raw, self._file)
+            if choice.meta == before.meta:
+                break
         offset = choice.meta.generation % 2 * PAGE_SIZE
         guard = Guard(self._file, choice.meta, raw[offset : offset + META_SIZE])
+        guard.pin = pin
         pager = Pager(guard, cache_bytes)
         return Found(choice, pager, guard, Bases(pager, choice.meta), raw[:_SLOTS_BYTES])
+
+    def _pin(self, meta: Meta) -> Pinned | None:
+        pin = self._pins.get(meta.generation)
+        if pin is None or not pin.is_held():
+            if pin is not None:
+                pin.release()
+            pin = self._make_pin(meta)
+            if pin is not None:
+                self._pins[meta.generation] = pin
+        return pin
+
+    def let_go(self) -> None:
+        """Release the pins of generations that are not read any more."""
+        for generation in self._pins.keys() - self.pins.counts().keys() - {self.meta.generation}:
+            self._pins.pop(generation).release()
 
     def install(self, found: Found) -> None:
         """Read from this generation on. Trees of the one before go on as long as that is whole."""
@@ -118,8 +177,26 @@ class FollowedPages(PageFile):
 
     def _adopt(self, found: Found) -> None:
         self._take(found.choice, found.pager, found.bases)
-        self.guard = found.guard
+        self.guard, self._of_bases = found.guard, None
         self._slots = found.slots
+
+    def tree(self, meta: Meta | None = None, table: int = 0) -> Tree:
+        """As `PageFile.tree`."""
+        if meta is None or meta.generation == self.meta.generation:
+            return super().tree(meta, table)
+        pager = self.pager_of_bases()
+        return Tree(pager, meta, *root_of(pager, meta, table))
+
+    def pager_of_bases(self) -> Pager:
+        """Reads the bases of the generation, which its pin does not keep."""
+        if self.guard.pin is None:
+            return self.pager
+        if self._of_bases is None:
+            guard = self.guard.unpinned()
+            pager = Pager(guard, self.pager.cache.limit_bytes)
+            guard.when_gone = lambda: self.when_bases_gone(pager)
+            self._of_bases = pager
+        return self._of_bases
 
     def slots(self) -> bytes:
         """The slots as they are now."""
@@ -150,4 +227,6 @@ class FollowedPages(PageFile):
     def close(self) -> None:
         """As `PageFile.close`."""
         super().close()
+        while self._pins:
+            self._pins.popitem()[1].release()
         self._file.close()

@@ -40,6 +40,14 @@ class Pins:
         else:
             self._held.pop(holder, None)
 
+    def keeps(self, holder: object, generation: int) -> bool:
+        """Whether this holder may pin that generation: it is kept, or it holds it already."""
+        return generation in self._kept or generation in self._held.get(holder, ())
+
+    def kept(self, holder: object) -> frozenset[int]:
+        """The generations that this holder may pin."""
+        return self._kept | self._held.get(holder, frozenset())
+
     def counts(self) -> dict[int, int]:
         """How many hold each generation."""
         return dict(Counter(chain(*list(self._held.values()))))

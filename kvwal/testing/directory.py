@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import errno
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from kvwal.errors import LockedError, StoreRemovedError
 from kvwal.files.protocol import EntryKind
@@ -14,22 +14,12 @@ from kvwal.testing.inode import Directory, Entry, Inode
 if TYPE_CHECKING:
     from kvwal.testing.disk import SimulatedDisk
 
-__all__ = ["Process", "SimulatedDirectory", "kind_of"]
-
-_PID: Final = 4242
+__all__ = ["SimulatedDirectory", "kind_of"]
 
 
 def kind_of(node: Inode | Directory) -> EntryKind:
     """As `kvwal.files.protocol.Directory.kind` says it."""
     return "file" if isinstance(node, Inode) else "directory"
-
-
-class Process:
-    """A process on a simulated disk. When it is killed its handles stop working, and its locks are gone with it."""
-
-    def __init__(self) -> None:
-        #: Held locks: -1 for an exclusive one, else the number of shared ones.
-        self.locks: dict[Directory, int] = {}
 
 
 class SimulatedDirectory:
@@ -46,7 +36,7 @@ class SimulatedDirectory:
         self._lock = 0
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, SimulatedDirectory) and self._node is other._node
+        return isinstance(other, SimulatedDirectory) and self._node is other._node and self._process is other._process
 
     def __hash__(self) -> int:
         return id(self._node)
@@ -137,6 +127,24 @@ class SimulatedDirectory:
             self._node.change(Entry(disk.operations, name, "", None))
             raise_after(fault, path)
 
+    def inner(self, name: str, *, make: bool) -> SimulatedDirectory:
+        disk, path = self._disk, self._path(name)
+        with disk.mutex:
+            entries = self._entries()
+            node = entries.get(name)
+            if node is None and make:
+                fault = disk.begin("make_directory", path)
+                raise_before(fault, path)
+                node = Directory(self._node)
+                self._node.change(Entry(disk.operations, "", name, node))
+                raise_after(fault, path)
+            raise_after(disk.begin("open_directory", path), path)
+            if node is None:
+                raise failure(errno.ENOENT, path)
+            if isinstance(node, Inode):
+                raise failure(errno.ENOTDIR, path)
+            return SimulatedDirectory(disk, node, path)
+
     def sync(self) -> None:
         self._sync(self._node, self.path)
 
@@ -166,7 +174,7 @@ class SimulatedDirectory:
             raise_after(disk.begin("lock", path), path)
             held = self._process.locks.get(self._node, 0)
             if held < 0 or (held and not shared):
-                raise LockedError(self.path, _PID, own=True)
+                raise LockedError(self.path, self._process.pid, own=True)
             if not shared:
                 node = entries.get("lock")
                 if node is None:
@@ -174,7 +182,7 @@ class SimulatedDirectory:
                     self._node.change(Entry(disk.operations, "", "lock", node))
                 if isinstance(node, Inode):
                     # Programs read nothing but the pid back from it, so its content gets no crash states.
-                    node.write(disk.operations, 0, b"%d\n" % _PID, 0)
+                    node.write(disk.operations, 0, b"%d\n" % self._process.pid, 0)
                     node.sync(data_only=False)
             self._lock = 1 if shared else -1
             self._process.locks[self._node] = held + self._lock

@@ -40,6 +40,7 @@ from __future__ import annotations
 import errno
 import threading
 from collections.abc import Callable
+from copy import copy
 from hashlib import blake2b
 from random import Random
 from time import sleep
@@ -47,13 +48,14 @@ from typing import Final
 
 from kvwal.files.protocol import EntryKind
 from kvwal.testing.content import PAGE
-from kvwal.testing.directory import Process, SimulatedDirectory, kind_of
+from kvwal.testing.directory import SimulatedDirectory, kind_of
 from kvwal.testing.faults import FAMILIES, Effect, Fault, Operation, failure, raise_after, raise_before
-from kvwal.testing.inode import Directory, Entry, Inode
+from kvwal.testing.inode import Directory, Entry, Inode, Process
 from kvwal.testing.states import Piece, States, Survivors, copy_tree, tree_key, walk
 
 __all__ = ["SimulatedDisk"]
 
+_PID: Final = 4242
 _START_US: Final = 1_700_000_000_000_000
 _STALE_PAGES: Final = 64
 _READS: Final = frozenset(("open", "open_directory", "pread", "list_directory"))
@@ -82,7 +84,7 @@ class SimulatedDisk:
         self.clock_us = _START_US
         self.trace: list[Operation] | None = None
         self.watcher: Callable[[Operation], None] | None = None
-        self.process = Process()
+        self.process = Process(_PID)
         self.mutex = threading.RLock()
         self._elapsed_us = 0
         self._drawn = 0
@@ -166,7 +168,17 @@ class SimulatedDisk:
     def kill(self) -> None:
         """End the process (SIGKILL): handles stop working, locks are free, the page cache stays."""
         with self.mutex:
-            self.process = Process()
+            self.process.alive = False
+            self.process = Process(_PID, self.process.record_locks)
+
+    def beside(self) -> SimulatedDisk:
+        """The same files for another process, which runs beside this one: `kill` ends that process alone.
+
+        Clocks, operation numbers and randomness go on apart. For programs that take turns, not for power cuts.
+        """
+        other = copy(self)
+        other.process = Process(_PID + 1, self.process.record_locks)
+        return other
 
     def drop_caches(self) -> None:
         """Make reads of every file without pending changes show what is on the medium (faults 8 and 9)."""
@@ -189,7 +201,7 @@ class SimulatedDisk:
         other.trace = None
         other.watcher = None
         other._random = None
-        other.process = Process()
+        other.process = Process(_PID)
         other.mutex = threading.RLock()
         other._elapsed_us = self._elapsed_us
         other._drawn = self._drawn

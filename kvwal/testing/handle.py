@@ -34,8 +34,7 @@ class SimulatedFile:
         inode.handles += 1
 
     def _begin(self, name: str, offset: int, size: int) -> Fault | None:
-        if not self._open or self._process is not self._disk.process:
-            raise OSError(errno.EBADF, "the file is closed, or its process was killed", self._path)
+        self._refuse_if_over()
         # POSIX flushes by any descriptor.
         if not self._write and name not in ("pread", "datasync", "sync"):
             raise OSError(errno.EBADF, "the file is not open for writing", self._path)
@@ -85,7 +84,7 @@ class SimulatedFile:
             fault = self._begin(name, 0, 0)
             if fault is None:
                 self._inode.sync(data_only=data_only)
-                if not any(node is self._inode for node in self._directory.entries.values()):
+                if not self._is_named():
                     raise StoreRemovedError(errno.ENOENT, "the file was removed", self._path)
                 return
             self._inode.fail_sync(fault.survivors(sum(1 for _ in self._inode.pieces()), self._disk))
@@ -116,12 +115,41 @@ class SimulatedFile:
                     inode.resize(self._disk.operations, size, exact=True)
             raise_after(fault, self._path, "write")
 
-    def size(self) -> int:
+    def _is_named(self) -> bool:
+        return any(node is self._inode for node in self._directory.entries.values())
+
+    def _refuse_if_over(self) -> None:
         if not self._open or self._process is not self._disk.process:
             raise OSError(errno.EBADF, "the file is closed, or its process was killed", self._path)
+
+    def size(self) -> int:
+        self._refuse_if_over()
         return self._inode.shown.size
+
+    def has_name(self) -> bool:
+        with self._disk.mutex:
+            self._refuse_if_over()
+            return self._is_named()
+
+    def lock_record(self) -> bool:
+        with self._disk.mutex:
+            fault = self._begin("lock", 0, 0)
+            if fault:
+                raise failure(fault.error, self._path)
+            if self.holder() is not None:
+                return False
+            self._process.record_locks[self._inode] = self._process
+            return True
+
+    def holder(self) -> int | None:
+        with self._disk.mutex:
+            self._refuse_if_over()
+            found = self._process.record_locks.get(self._inode)
+            return None if found is None or found is self._process or not found.alive else found.pid
 
     def close(self) -> None:
         if self._open:
             self._open = False
             self._inode.handles -= 1
+            if self._process.record_locks.get(self._inode) is self._process:
+                del self._process.record_locks[self._inode]

@@ -11,7 +11,7 @@ from typing import Final, NamedTuple
 
 from kvwal.testing.content import PAGE, Content
 
-__all__ = ["Directory", "Entry", "Inode"]
+__all__ = ["Directory", "Entry", "Inode", "Process"]
 
 SECTOR: Final = 512
 
@@ -57,6 +57,19 @@ class Entry(NamedTuple):
             entries.pop(self.removed, None)
         if self.node is not None:
             entries[self.added] = self.node
+
+
+class Process:
+    """A process on a simulated disk. When it is killed its handles stop working, and its locks are gone with it."""
+
+    def __init__(self, pid: int, record_locks: dict[Inode, Process] | None = None) -> None:
+        """`record_locks`: those of the processes beside it."""
+        self.pid = pid
+        self.alive = True
+        #: Which process of the machine has the record lock of a file, unless it was killed.
+        self.record_locks: dict[Inode, Process] = {} if record_locks is None else record_locks
+        #: Held locks of directories: -1 for an exclusive one, else the number of shared ones.
+        self.locks: dict[Directory, int] = {}
 
 
 class Inode:

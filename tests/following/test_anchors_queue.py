@@ -124,7 +124,7 @@ def test_what_a_dead_writer_had_begun_to_make_is_no_file() -> None:
         with kvwal.open(PATH, files=disk, background=False) as db:
             db.put(b"by the next", b"")
             all_durable(db)
-            found = kvwal.follow(PATH, files=disk)
+            found = kvwal.follow(PATH, pin=False, files=disk)
             with found:
                 assert found.refresh() == db.last_seqno
                 assert b"by the next" in found
@@ -164,7 +164,7 @@ def test_a_position_that_a_reset_took_away_is_not_the_beginning(primary: Primary
     with kvwal.open(PATH, files=disk, background=False) as db:
         assert db.last_seqno < position
         db.sync()
-        with kvwal.follow(PATH, files=disk) as live:
+        with kvwal.follow(PATH, pin=False, files=disk) as live:
             assert live.refresh() == 1
             with pytest.raises(kvwal.FeedGap):
                 live.changes(after=position)
@@ -175,7 +175,7 @@ def test_a_position_that_a_reset_took_away_is_not_the_beginning(primary: Primary
 
 READER = """
     import sys, kvwal
-    with kvwal.follow(sys.argv[1]) as live, live.snapshot() as then:
+    with kvwal.follow(sys.argv[1], pin=False) as live, live.snapshot() as then:
         print(len(then), flush=True)
         sys.stdin.read()
 """

@@ -48,7 +48,7 @@ def test_changes_are_told_as_the_store_tells_them_while_it_waits(path: str) -> N
 
 
 def test_a_feed_says_that_the_log_behind_it_is_gone(path: str) -> None:
-    with kvwal.open(path, **TINY, background=False, keep_history_s=0) as db, kvwal.follow(path) as live:
+    with kvwal.open(path, **TINY, background=False, keep_history_s=0) as db, kvwal.follow(path, pin=False) as live:
         db.put(b"first", b"")
         db.put(b"second", b"")
         feed = live.changes(follow=True, timeout_s=0)
@@ -137,7 +137,7 @@ def test_in_a_forked_child_it_refuses(db: kvwal.Store, path: str) -> None:
 def test_a_store_that_is_removed_moved_or_replaced_is_said_to_be_so(db: kvwal.Store, path: str, tmp_path: Path) -> None:
     db.put(b"key", b"value")
     all_durable(db)
-    with kvwal.follow(path) as live:
+    with kvwal.follow(path, pin=False) as live:
         # Moved, it is the same store.
         os.rename(path, tmp_path / "moved")
         db.put(b"key", b"moved")
@@ -152,7 +152,7 @@ def test_a_store_that_is_removed_moved_or_replaced_is_said_to_be_so(db: kvwal.St
         with pytest.raises(kvwal.StoreRemovedError):
             live.wait(3, 1)
         assert live[b"key"] == b"moved"
-    with kvwal.follow(path) as live:
+    with kvwal.follow(path, pin=False) as live:
         for name in Path(path).iterdir():
             name.unlink()
         Path(path).rmdir()

@@ -203,7 +203,7 @@ def test_a_table_of_a_held_snapshot_is_read_from_its_own_checkpoint(db: kvwal.St
 
 def test_a_held_moment_lasts_for_one_checkpoint_and_is_then_too_old(db: kvwal.Store, path: str) -> None:
     rewrite(db, b"x")
-    with kvwal.follow(path, cache_bytes=256 << 10) as live:
+    with kvwal.follow(path, pin=False, cache_bytes=256 << 10) as live:
         then, scan = live.snapshot(), live.scan()
         assert next(scan) == (b"0000", b"x" * 500)
         rewrite(db, b"y")
@@ -240,7 +240,7 @@ def test_reads_of_now_go_on_from_a_newer_checkpoint_where_theirs_is_gone(db: kvw
     db.table("users", str, int)["ada"] = 1
     for read in reads:
         rewrite(db, b"x")
-        with kvwal.follow(path, cache_bytes=256 << 10) as live:
+        with kvwal.follow(path, pin=False, cache_bytes=256 << 10) as live:
             rewrite(db, b"y")
             rewrite(db, b"z")
             assert read(live)
@@ -266,7 +266,7 @@ def test_a_slow_scan_never_reads_a_wrong_pair() -> None:
         writer.start()
         try:
             until, whole, old, newest = time.monotonic() + 1.0, 0, 0, -1
-            with kvwal.follow(path, files=disk) as live:
+            with kvwal.follow(path, pin=False, files=disk) as live:
                 engine: Any = live.engine
                 while time.monotonic() < until or not whole or not old:
                     engine._pages.pager.cache.resize(0)

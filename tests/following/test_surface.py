@@ -111,7 +111,7 @@ def test_past_moments_are_read_while_the_writer_goes_on_and_restarts() -> None:
 
 
 def test_a_past_moment_whose_log_or_pages_are_gone_says_so(path: str) -> None:
-    with kvwal.open(path, **TINY, background=False, keep_history_s=0) as db, kvwal.follow(path) as live:
+    with kvwal.open(path, **TINY, background=False, keep_history_s=0) as db, kvwal.follow(path, pin=False) as live:
         for n in range(40):
             db.put(b"%d" % n, b"z" * 900)
             if n % 10 == 9:
@@ -281,7 +281,7 @@ def test_wrong_arguments_are_named(db: kvwal.Store, path: str, value: Any, error
 
 def test_a_snapshot_begins_where_pages_are_whole(db: kvwal.Store, path: str) -> None:
     rewrite(db, b"x")
-    with kvwal.follow(path, cache_bytes=256 << 10) as live:
+    with kvwal.follow(path, pin=False, cache_bytes=256 << 10) as live:
         for value in (b"y", b"z"):
             rewrite(db, value)
         with live.snapshot() as then:
