@@ -185,6 +185,7 @@ def test_a_flipped_bit_is_to_a_follower_what_it_is_to_an_open(how: str) -> None:
     flips(how, lambda offset: range(offset % 8, offset % 8 + 1) if offset % 16 == 0 else range(0))
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.parametrize("how", HOW)
 def test_each_flipped_byte_is_to_a_follower_what_it_is_to_an_open(how: str) -> None:

@@ -71,6 +71,7 @@ def test_what_a_follower_does_may_be_interrupted_at_many_places(name: str, check
     _every(ACTIONS[name], checkpoints, 1 + checkpoints, 41)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.parametrize("checkpoints", [0, 1, 3])
 @pytest.mark.parametrize("name", ACTIONS)

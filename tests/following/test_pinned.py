@@ -298,6 +298,7 @@ def test_followers_that_are_killed_leave_nothing(path: str, rng: random.Random) 
     killed(path, rng, 1)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="that system has no such signals")
 def test_followers_that_are_killed_a_hundred_times_leave_nothing(path: str, rng: random.Random) -> None:
@@ -336,6 +337,7 @@ def test_a_follower_that_is_stopped_and_continued_is_never_wrong(path: str, rng:
     assert stopped(path, rng, 8)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="that system has no such signals")
 def test_a_follower_that_is_stopped_and_continued_often_is_never_wrong(path: str, rng: random.Random) -> None:

@@ -175,6 +175,7 @@ def test_workers_that_follow_answer_right_while_processes_are_killed(tmp_path: P
     assert kills > 1
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(4))
 def test_a_storm(tmp_path: Path, seed: int) -> None:

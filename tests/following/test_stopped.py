@@ -12,7 +12,9 @@ from crashtests.stopped import change, expected, one_life, value_of
 pytestmark = pytest.mark.skipif(not hasattr(signal, "SIGSTOP"), reason="no process can be stopped here")
 
 
-@pytest.mark.parametrize("stops", [pytest.param(30, id="some"), pytest.param(2000, id="many", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "stops", [pytest.param(30, id="some"), pytest.param(2000, id="many", marks=[pytest.mark.slow, pytest.mark.long])]
+)
 def test_a_follower_that_is_stopped_anywhere_returns_no_wrong_pair(tmp_path: Path, seed: int, stops: int) -> None:
     done, pairs, gone, rebases = one_life(str(tmp_path), seed, stops)
     assert done == stops

@@ -89,6 +89,7 @@ def test_any_turns_of_both_give_durable_moments(program: Callable[[Recorded], No
     at_random(recorded(program), rng, 60)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.parametrize("program", PROGRAMS)
 def test_any_turns_of_both_give_durable_moments_many_times(
@@ -125,6 +126,7 @@ def test_one_checkpoint_whole_with_one_turn_anywhere(start: int, step: int) -> N
     _exhaust(recorded(one_checkpoint), range(start, 1 << 20, step))
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_one_checkpoint_whole_with_one_turn_everywhere() -> None:
     _exhaust(recorded(one_checkpoint), range(1 << 20))
@@ -169,6 +171,7 @@ def test_one_checkpoint_with_some_turns_of_the_writer() -> None:
     _three_turns(range(99), 331)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.parametrize("before", range(11))
 def test_one_checkpoint_with_any_three_turns_of_the_writer(before: int) -> None:

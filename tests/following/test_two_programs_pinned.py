@@ -240,6 +240,7 @@ def test_what_is_broken_is_never_wrong_whatever_the_turns(rng: random.Random) ->
     assert sum(at_random(rng, 12, kept=False, **limit) for limit in LIMITS)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.usefixtures("no_checksums")
 @pytest.mark.parametrize("limit", [{}, *LIMITS])
@@ -248,7 +249,7 @@ def test_pins_hold_or_are_broken_whatever_the_turns_for_long(rng: random.Random,
 
 
 @pytest.mark.usefixtures("no_checksums")
-@pytest.mark.parametrize("step", [251, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("step", [251, pytest.param(1, marks=[pytest.mark.slow, pytest.mark.long])])
 def test_one_turn_anywhere_in_attaching_and_reading(step: int) -> None:
     """Each instant at which a follower comes, and one turn of every length in each of its operations."""
     number, lost = 0, 0
