@@ -2,7 +2,7 @@
 
 A base of seqno S, together with those that it builds on, gives the moment S. Units that lead on from there without a
 gap give every moment behind it. Units may overlap, since merged ones lie beside those that they were made of for a
-while; digests tell that they agree.
+while; digests tell that they agree (see replaying.py).
 
 All of this is computed from names, so it costs one listing.
 """
@@ -10,7 +10,7 @@ All of this is computed from names, so it costs one listing.
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from itertools import pairwise
@@ -18,16 +18,8 @@ from typing import NamedTuple, TypeVar
 
 from kvwal.backup.names import BaseName, UnitName, parse_name
 from kvwal.backup.port import Destination
-from kvwal.backup.units import (
-    HEADER_BYTES,
-    UnitCommit,
-    UnitHeader,
-    commit_digest,
-    decode_header,
-    decode_unit,
-    line_digest,
-)
-from kvwal.errors import ArchiveDiverged, BackupDestinationError, CorruptionError, NotInBackup
+from kvwal.backup.units import HEADER_BYTES, UnitCommit, decode_header, decode_unit, line_digest
+from kvwal.errors import ArchiveDiverged, BackupDestinationError, NotInBackup
 from kvwal.keys import Seqno
 from kvwal.times import time_of, us_of
 
@@ -40,7 +32,6 @@ __all__ = [
     "held_lines",
     "list_held",
     "refuse_diverged",
-    "replay",
     "seqno_at",
     "time_bounds",
 ]
@@ -231,42 +222,6 @@ def held_lines(destination: Destination) -> list[bytes]:
             return found
 
 
-def replay(
-    destination: Destination, store_id: bytes, units: Sequence[UnitName], after: Seqno, until: Seqno
-) -> Iterator[UnitCommit]:
-    """The commits beyond `after` up to `until`, of units that lead there. One unit is in memory at a time.
-
-    CorruptionError if a unit is damaged, of another store, or does not follow the one before it: the digests tell.
-    """
-    at, digest = after, None
-    for name in units:
-        unit = decode_unit(str(name), destination.get(str(name)))
-        header = unit.header
-        if header.store_id != store_id:
-            raise CorruptionError(str(name), 32, "is of another store")
-        if header.first > at:
-            raise CorruptionError(str(name), None, f"commits {at + 1} to {header.first} before it are missing")
-        if digest is not None and _digest_at(unit.commits(), header, at) != digest:
-            raise CorruptionError(str(name), None, f"does not follow what came up to commit {at}: other commits")
-        for commit in unit.commits():
-            if at < commit.seqno <= until:
-                yield commit
-        at, digest = max(at, header.last), header.after
-    if at < until:
-        raise CorruptionError(str(units[-1]) if units else "units", None, f"commits {at + 1} to {until} are missing")
-
-
-def _digest_at(commits: Iterator[UnitCommit], header: UnitHeader, seqno: Seqno) -> bytes:
-    """The digest after a commit of the unit, or before its first one."""
-    digest = header.before
-    if header.first < seqno:
-        for commit in commits:
-            digest = commit_digest(digest, commit.kind, commit.time_us, commit.body)
-            if commit.seqno == seqno:
-                break
-    return digest
-
-
 def seqno_at(destination: Destination, held: Held, moment: datetime) -> Seqno:
     """The last commit at or before a time: times of commits, and not of objects, decide.
 
@@ -312,8 +267,7 @@ def digest_after(destination: Destination, store_id: bytes, held: Held, seqno: S
     """The digest that a unit which begins behind a commit goes on from: that of the units which lead there."""
     for name in held.units:
         if name.first < seqno <= name.last:
-            unit = decode_unit(str(name), destination.get(str(name)))
-            return unit.header.after if name.last == seqno else _digest_at(unit.commits(), unit.header, seqno)
+            return decode_unit(str(name), destination.get(str(name))).digest_at(seqno)
     return line_digest(store_id, held.line)
 
 
