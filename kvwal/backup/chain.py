@@ -24,10 +24,12 @@ from kvwal.keys import Seqno
 from kvwal.times import time_of, us_of
 
 __all__ = [
+    "Around",
     "Gap",
     "Held",
     "Plan",
     "Stretch",
+    "around",
     "digest_after",
     "held_lines",
     "list_held",
@@ -42,6 +44,13 @@ class Stretch(NamedTuple):
 
     first: Seqno
     last: Seqno
+
+
+class Around(NamedTuple):
+    """The last commit that is known to be at or before a time, and the first one that is known to be after it."""
+
+    before: Seqno | None
+    after: Seqno | None
 
 
 class Gap(NamedTuple):
@@ -222,28 +231,37 @@ def held_lines(destination: Destination) -> list[bytes]:
             return found
 
 
-def seqno_at(destination: Destination, held: Held, moment: datetime) -> Seqno:
-    """The last commit at or before a time: times of commits, and not of objects, decide.
-
-    It reads about log2(units) headers and one unit. NotInBackup if that moment is older than all, or in a gap.
-    """
-    asked_us = us_of("at", moment)
-    units = held.units
+def around(destination: Destination, held: Held, at_us: int, until: Seqno | None = None) -> Around:
+    """The commits of units, up to `until`, that are nearest to a time. Reads about log2(units) headers and one unit."""
+    units = held.units if until is None else tuple(unit for unit in held.units if unit.first < until)
 
     def first_time(unit: UnitName) -> int:
         name = str(unit)
         return decode_header(name, destination.get(name, size=HEADER_BYTES)).first_time_us
 
-    i = bisect_right(units, asked_us, key=first_time)
+    i = bisect_right(units, at_us, key=first_time)
+    beyond = Seqno(units[i].first + 1) if i < len(units) else None
     if not i:
-        raise held.refusal(moment, units[0].first if units else held.newest())
-    found = units[i - 1].first
-    while (best := max((unit for unit in units[:i] if unit.first <= found), key=lambda unit: unit.last)).last > found:
-        commits = decode_unit(str(best), destination.get(str(best))).commits()
-        found = max(commit.seqno for commit in commits if commit.time_us <= asked_us)
-        if found < best.last:
-            break
-        # Units overlap, so another one may go on.
+        return Around(None, beyond)
+    # That which goes furthest has all that the others have beyond its first commit.
+    best = max(units[:i], key=lambda unit: unit.last)
+    commits = decode_unit(str(best), destination.get(str(best))).commits()
+    found = max(commit.seqno for commit in commits if commit.time_us <= at_us)
+    if until is not None and found >= until:
+        return Around(until, None)
+    if found < best.last:
+        beyond = Seqno(found + 1)
+    return Around(found, beyond)
+
+
+def seqno_at(destination: Destination, held: Held, moment: datetime) -> Seqno:
+    """The last commit at or before a time: times of commits, and not of objects, decide.
+
+    NotInBackup if that moment is older than all units, or in a gap. Reads as `around`.
+    """
+    found, beyond = around(destination, held, us_of("at", moment))
+    if found is None:
+        raise held.refusal(moment, held.newest() if beyond is None else Seqno(beyond - 1))
     stretches = held.stretches()
     j = bisect_right(stretches, found, key=lambda stretch: stretch.first) - 1
     if j < 0 or found > stretches[j].last:
