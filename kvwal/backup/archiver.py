@@ -23,7 +23,7 @@ from contextlib import suppress
 from typing import Any, Final
 
 from kvwal.backup import state
-from kvwal.backup.chain import Held, digest_after, list_held, refuse_diverged
+from kvwal.backup.chain import Held, digest_after, list_held, refuse_diverged, without_damaged_end
 from kvwal.backup.keeping import Keep, Merging, plan_pruning, prune
 from kvwal.backup.port import Destination
 from kvwal.backup.units import UnitBuilder, decode_unit
@@ -159,6 +159,10 @@ class Archiver:
         """Claim the destination, find where to go on, and hold the log from there."""
         destination, upkeep = self._destination, self._engine.upkeep
         state.claim(destination, self._store_id)
+        # Before the claim, which ends another archiver: a copy of the store is to end none. Damage is met below.
+        with suppress(CorruptionError):
+            held = without_damaged_end(destination, list_held(destination, self._line))
+            refuse_diverged(self._read_one, destination, held, upkeep.durable_seqno)
         marked = self._claim()
         held = list_held(destination, self._line)
         # Asked for after listing: what is beyond it in the destination is none of this store's.
