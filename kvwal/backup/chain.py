@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime
 from itertools import pairwise
 from typing import NamedTuple, TypeVar
@@ -19,7 +19,7 @@ from typing import NamedTuple, TypeVar
 from kvwal.backup.names import BaseName, UnitName, parse_name
 from kvwal.backup.port import Destination
 from kvwal.backup.units import HEADER_BYTES, UnitCommit, decode_header, decode_unit, line_digest
-from kvwal.errors import ArchiveDiverged, BackupDestinationError, CorruptionError, NotInBackup
+from kvwal.errors import ArchiveDiverged, BackupDestinationError, NotInBackup
 from kvwal.keys import Seqno
 from kvwal.times import time_of, us_of
 
@@ -36,7 +36,6 @@ __all__ = [
     "refuse_diverged",
     "seqno_at",
     "time_bounds",
-    "without_damaged_end",
 ]
 
 
@@ -163,6 +162,12 @@ class Held:
         found = self.stretches()
         return found[-1].last if found else None
 
+    def last_with(self, seqno: Seqno | None) -> Seqno | None:
+        """The last moment of the stretch that a commit is in, or is behind; None: of the first one."""
+        found = self.stretches()
+        i = bisect_right(found, seqno, key=lambda stretch: stretch.first) if seqno is not None else 1
+        return found[max(i, 1) - 1].last if found else None
+
     def plan(self, at: Seqno, *, begins: Callable[[BaseName], Seqno] = _as_named) -> Plan:
         """How to restore the moment of commit `at`.
 
@@ -288,19 +293,6 @@ def digest_after(destination: Destination, store_id: bytes, held: Held, seqno: S
         if name.first < seqno <= name.last:
             return decode_unit(str(name), destination.get(str(name))).digest_at(seqno)
     return line_digest(store_id, held.line)
-
-
-def without_damaged_end(destination: Destination, held: Held) -> Held:
-    """The same without the units that go furthest, as far as they are damaged: these say nothing."""
-    units = sorted(held.units, key=lambda unit: (unit.last, unit.first))
-    while units:
-        try:
-            _decoded(destination, units[-1])
-            break
-        except CorruptionError:
-            units.pop()
-    left = set(units)
-    return replace(held, units=tuple(unit for unit in held.units if unit in left))
 
 
 def refuse_diverged(
