@@ -9,8 +9,9 @@ import kvwal
 from kvwal.backup.archive import make_base
 from kvwal.backup.archiver import Archiver
 from kvwal.backup.bases import read_header
-from kvwal.backup.chain import Held, list_held, replay
+from kvwal.backup.chain import Held, list_held
 from kvwal.backup.port import DirectoryDestination
+from kvwal.backup.replaying import replay
 from kvwal.keys import Seqno
 from kvwal.log.record import Record
 from kvwal.testing import Operation, SimulatedDisk
@@ -72,7 +73,7 @@ def check_all(held: Held, destination: Any, store_id: bytes, model: Model, first
             # All that these units have; each moment is a beginning of that.
             found = replayed[key] = {plan.after: model[plan.after]}
             until = plan.units[-1].last if plan.units else plan.after
-            for commit in replay(destination, store_id, plan.units, plan.after, until):
+            for commit in replay(destination, store_id, plan.units, plan.after, until, held):
                 found[commit.seqno] = state_after(found[Seqno(commit.seqno - 1)], commit.kind, commit.body)
         assert replayed[key][at] == model[Seqno(at)], f"moment {at}"
 

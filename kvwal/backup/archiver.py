@@ -23,12 +23,13 @@ from contextlib import suppress
 from typing import Any, Final
 
 from kvwal.backup import state
+from kvwal.backup.adopting import adopt, without_damaged_end
 from kvwal.backup.chain import Held, digest_after, list_held, refuse_diverged
 from kvwal.backup.keeping import Keep, Merging, plan_pruning, prune
 from kvwal.backup.port import Destination
 from kvwal.backup.units import UnitBuilder, decode_unit
 from kvwal.engine.engine import Engine
-from kvwal.errors import ArchiveDiverged, BackupDestinationError, CorruptionError, FeedGap
+from kvwal.errors import ArchiveDiverged, BackupDestinationError, CorruptionError, FeedGap, NotInBackup
 from kvwal.keys import Seqno
 from kvwal.log import ArchiveLimits, Hold, SegmentCursor
 
@@ -159,29 +160,35 @@ class Archiver:
         """Claim the destination, find where to go on, and hold the log from there."""
         destination, upkeep = self._destination, self._engine.upkeep
         state.claim(destination, self._store_id)
+        # Before the claim, which ends another archiver: a copy of the store is to end none. Damage is met below.
+        with suppress(CorruptionError):
+            held = without_damaged_end(destination, list_held(destination, self._line))
+            refuse_diverged(self._read_one, destination, held, upkeep.durable_seqno)
         marked = self._claim()
         held = list_held(destination, self._line)
         # Asked for after listing: what is beyond it in the destination is none of this store's.
         durable = upkeep.durable_seqno
-        position = held.newest()
-        if position is not None:
-            self._adopt(held, marked, position)
-        refuse_diverged(self._read_one, destination, held, durable)
-        hold = None
-        if position is not None and (marked is None or position >= marked):
-            with suppress(FeedGap):
-                hold = upkeep.consumers.begin_hold(_PURPOSE, position, self._limits)
-        if hold is None:
-            held, hold = self._begin(position if marked is None else marked)
-            position = held.newest()
+        found = self._go_on(held, marked)
+        hold, position = found or (None, held.newest())
         try:
-            if position is None or position < hold.after:
-                raise BackupDestinationError("a base was put into the destination, and is not there")
-            self._adopt(held, hold.after, position)
+            if found is None and position is not None:
+                with suppress(NotInBackup):
+                    adopt(destination, self._store_id, held, marked, position)
+            refuse_diverged(self._read_one, destination, held, durable)
+            lost = held.last_with(marked)
+            if hold is None:
+                held, hold = self._begin()
+                position = held.newest()
+                if position is None or position < hold.after:
+                    raise BackupDestinationError("a base was put into the destination, and is not there")
+                adopt(destination, self._store_id, held, hold.after, position)
+            assert position is not None, "a hold has one"
+            self._record_gaps(held, lost, position)
             digest = digest_after(destination, self._store_id, held, position)
             self._move_mark(position, digest)
         except BaseException:
-            hold.release()
+            if hold is not None:
+                hold.release()
             raise
         self._unit_bytes = 0
         self._base_s = self._monotonic_s()
@@ -190,60 +197,49 @@ class Archiver:
         self.mark, self._digest, self._hold = position, digest, hold
         self._cursor = upkeep.read(position, None, None)
 
-    def _begin(self, lost: Seqno | None) -> tuple[Held, Hold]:
-        """Make a base to begin with, or to end a gap behind commit `lost`."""
+    def _go_on(self, held: Held, marked: Seqno | None) -> tuple[Hold, Seqno] | None:
+        """Hold the log from the end of the stretch that the mark is in, or of the first one behind it that it can be.
+
+        None if that is none. A stretch is one by names; what a base needs beside its name may be missing.
+        """
+        for stretch in held.stretches():
+            if marked is not None and stretch.last < marked:
+                continue
+            try:
+                hold = self._engine.upkeep.consumers.begin_hold(_PURPOSE, stretch.last, self._limits)
+            except FeedGap:
+                continue
+            try:
+                adopt(self._destination, self._store_id, held, marked, stretch.last)
+            except NotInBackup:
+                hold.release()
+                continue
+            except BaseException:
+                hold.release()
+                raise
+            return hold, stretch.last
+        return None
+
+    def _begin(self) -> tuple[Held, Hold]:
+        """Make a base to begin with, or to end a gap."""
         upkeep = self._engine.upkeep
         # Held from before the base is made, which comes with units up to here.
         hold = upkeep.consumers.begin_hold(_PURPOSE, upkeep.durable_seqno, self._limits)
         try:
             self._make_base(self._engine, self._destination, lambda: None)
             self.bases += 1
-            held = list_held(self._destination, self._line)
-            if lost is not None:
-                self._record_gap(held, lost)
+            return list_held(self._destination, self._line), hold
         except BaseException:
             hold.release()
             raise
-        return held, hold
 
-    def _record_gap(self, held: Held, lost: Seqno) -> None:
-        ended = next((gap for gap in held.gaps() if gap.first <= lost + 1 <= gap.last), None)
-        if ended is None:
-            return
-        _log.warning("the archive has a gap: commits %s cannot be restored; a new base ends it", ended)
-        entry = {
-            "line": self._line.hex(),
-            "first": ended.first,
-            "last": ended.last,
-            "reason": "the log was not kept long enough",
-            "wall_us": self._engine.reads.moments.now_us(),
-        }
-
-        def with_entry(members: dict[str, Any]) -> dict[str, Any]:
-            lost_before = [each for each in members.get("lost", []) if each != entry]
-            return {**members, "lost": [*lost_before, entry]}
-
-        state.change(self._destination, state.GAPS, with_entry)
-
-    def _adopt(self, held: Held, marked: Seqno | None, position: Seqno) -> None:
-        """Make sure of what was found: it may be of one that was killed before it had read it back, or flushed it."""
-        destination, plan = self._destination, held.plan(position)
-        for base in plan.bases:
-            # Durability: the name is taken, so this changes nothing, and what has it is durable when it returns.
-            if destination.put_new(str(base), b""):
-                destination.delete(str(base))
-                raise BackupDestinationError(f"{base} was deleted meanwhile")
-        for name in held.units_from(plan.after if marked is None else max(plan.after, min(marked, position)), position):
-            data = destination.get(str(name))
-            try:
-                unit = decode_unit(str(name), data)
-            except CorruptionError:
-                # Beyond the mark nothing relies on it: its commits are put anew.
-                destination.delete(str(name))
-                raise
-            if unit.header.store_id != self._store_id:
-                raise BackupDestinationError(f"{name} is of another store")
-            destination.put_new(str(name), data)
+    def _record_gaps(self, held: Held, lost: Seqno | None, position: Seqno) -> None:
+        """The gaps that are passed over: those between where it could not go on, and where it does."""
+        for gap in held.gaps():
+            if lost is not None and lost < gap.first and gap.last < position:
+                _log.warning("the archive has a gap: commits %s cannot be restored; a base ends it", gap)
+                wall_us = self._engine.reads.moments.now_us()
+                state.record_gap(self._destination, self._line, gap.first, gap.last, wall_us)
 
     def _read_one(self, seqno: Seqno) -> tuple[int, int, bytes] | None:
         """Kind, time and body of a commit of the log; None if it is no longer kept."""
@@ -315,22 +311,28 @@ class Archiver:
 
     def _put(self, builder: UnitBuilder) -> None:
         """Put a unit, read it back, and move the mark."""
-        unit, data = builder.encode(epoch=self.epoch, codec=self._codec)
-        header, name, destination = unit.header, str(unit.header.name), self._destination
-        if destination.put_new(name, data):
-            # Durability: what comes back, and no answer, says that it is there.
-            if destination.get(name) != data:
-                destination.delete(name)
-                raise CorruptionError(name, None, "came back from the destination with other bytes than were put")
-        else:
+        destination, revision = self._destination, 0
+        while True:
+            unit, data = builder.encode(epoch=self.epoch, codec=self._codec, revision=revision)
+            name = str(unit.header.name)
+            if destination.put_new(name, data):
+                # Durability: what comes back, and no answer, says that it is there.
+                if destination.get(name) != data:
+                    destination.delete(name)
+                    raise CorruptionError(name, None, "came back from the destination with other bytes than were put")
+                break
             # It was put before, and the answer, or this process, was lost. Beyond the mark nothing relies on it.
             try:
-                found = decode_unit(name, destination.get(name)).header
+                found = decode_unit(name, destination.get(name))
             except CorruptionError:
                 destination.delete(name)
                 raise
-            if (found.before, found.after) != (header.before, header.after):
-                raise ArchiveDiverged(header.first)
+            if found.header.after == unit.header.after:
+                break
+            if list(found.commits()) != list(unit.commits()):
+                raise ArchiveDiverged(unit.header.first)
+            # One of a backup, whose chain began elsewhere. A newer revision goes on with the chain of this one.
+            revision += 1
         self._move_mark(builder.last, builder.digest)
         self.mark, self._digest = builder.last, builder.digest
         self.units += 1

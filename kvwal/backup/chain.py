@@ -2,7 +2,7 @@
 
 A base of seqno S, together with those that it builds on, gives the moment S. Units that lead on from there without a
 gap give every moment behind it. Units may overlap, since merged ones lie beside those that they were made of for a
-while; digests tell that they agree.
+while; digests tell that they agree (see replaying.py).
 
 All of this is computed from names, so it costs one listing.
 """
@@ -10,7 +10,7 @@ All of this is computed from names, so it costs one listing.
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from itertools import pairwise
@@ -18,29 +18,22 @@ from typing import NamedTuple, TypeVar
 
 from kvwal.backup.names import BaseName, UnitName, parse_name
 from kvwal.backup.port import Destination
-from kvwal.backup.units import (
-    HEADER_BYTES,
-    UnitCommit,
-    UnitHeader,
-    commit_digest,
-    decode_header,
-    decode_unit,
-    line_digest,
-)
-from kvwal.errors import ArchiveDiverged, BackupDestinationError, CorruptionError, NotInBackup
+from kvwal.backup.units import HEADER_BYTES, UnitCommit, decode_header, decode_unit, line_digest
+from kvwal.errors import ArchiveDiverged, BackupDestinationError, NotInBackup
 from kvwal.keys import Seqno
 from kvwal.times import time_of, us_of
 
 __all__ = [
+    "Around",
     "Gap",
     "Held",
     "Plan",
     "Stretch",
+    "around",
     "digest_after",
     "held_lines",
     "list_held",
     "refuse_diverged",
-    "replay",
     "seqno_at",
     "time_bounds",
 ]
@@ -51,6 +44,13 @@ class Stretch(NamedTuple):
 
     first: Seqno
     last: Seqno
+
+
+class Around(NamedTuple):
+    """The last commit that is known to be at or before a time, and the first one that is known to be after it."""
+
+    before: Seqno | None
+    after: Seqno | None
 
 
 class Gap(NamedTuple):
@@ -162,6 +162,12 @@ class Held:
         found = self.stretches()
         return found[-1].last if found else None
 
+    def last_with(self, seqno: Seqno | None) -> Seqno | None:
+        """The last moment of the stretch that a commit is in, or is behind; None: of the first one."""
+        found = self.stretches()
+        i = bisect_right(found, seqno, key=lambda stretch: stretch.first) if seqno is not None else 1
+        return found[max(i, 1) - 1].last if found else None
+
     def plan(self, at: Seqno, *, begins: Callable[[BaseName], Seqno] = _as_named) -> Plan:
         """How to restore the moment of commit `at`.
 
@@ -231,64 +237,37 @@ def held_lines(destination: Destination) -> list[bytes]:
             return found
 
 
-def replay(
-    destination: Destination, store_id: bytes, units: Sequence[UnitName], after: Seqno, until: Seqno
-) -> Iterator[UnitCommit]:
-    """The commits beyond `after` up to `until`, of units that lead there. One unit is in memory at a time.
-
-    CorruptionError if a unit is damaged, of another store, or does not follow the one before it: the digests tell.
-    """
-    at, digest = after, None
-    for name in units:
-        unit = decode_unit(str(name), destination.get(str(name)))
-        header = unit.header
-        if header.store_id != store_id:
-            raise CorruptionError(str(name), 32, "is of another store")
-        if header.first > at:
-            raise CorruptionError(str(name), None, f"commits {at + 1} to {header.first} before it are missing")
-        if digest is not None and _digest_at(unit.commits(), header, at) != digest:
-            raise CorruptionError(str(name), None, f"does not follow what came up to commit {at}: other commits")
-        for commit in unit.commits():
-            if at < commit.seqno <= until:
-                yield commit
-        at, digest = max(at, header.last), header.after
-    if at < until:
-        raise CorruptionError(str(units[-1]) if units else "units", None, f"commits {at + 1} to {until} are missing")
-
-
-def _digest_at(commits: Iterator[UnitCommit], header: UnitHeader, seqno: Seqno) -> bytes:
-    """The digest after a commit of the unit, or before its first one."""
-    digest = header.before
-    if header.first < seqno:
-        for commit in commits:
-            digest = commit_digest(digest, commit.kind, commit.time_us, commit.body)
-            if commit.seqno == seqno:
-                break
-    return digest
-
-
-def seqno_at(destination: Destination, held: Held, moment: datetime) -> Seqno:
-    """The last commit at or before a time: times of commits, and not of objects, decide.
-
-    It reads about log2(units) headers and one unit. NotInBackup if that moment is older than all, or in a gap.
-    """
-    asked_us = us_of("at", moment)
-    units = held.units
+def around(destination: Destination, held: Held, at_us: int, until: Seqno | None = None) -> Around:
+    """The commits of units, up to `until`, that are nearest to a time. Reads about log2(units) headers and one unit."""
+    units = held.units if until is None else tuple(unit for unit in held.units if unit.first < until)
 
     def first_time(unit: UnitName) -> int:
         name = str(unit)
         return decode_header(name, destination.get(name, size=HEADER_BYTES)).first_time_us
 
-    i = bisect_right(units, asked_us, key=first_time)
+    i = bisect_right(units, at_us, key=first_time)
+    beyond = Seqno(units[i].first + 1) if i < len(units) else None
     if not i:
-        raise held.refusal(moment, units[0].first if units else held.newest())
-    found = units[i - 1].first
-    while (best := max((unit for unit in units[:i] if unit.first <= found), key=lambda unit: unit.last)).last > found:
-        commits = decode_unit(str(best), destination.get(str(best))).commits()
-        found = max(commit.seqno for commit in commits if commit.time_us <= asked_us)
-        if found < best.last:
-            break
-        # Units overlap, so another one may go on.
+        return Around(None, beyond)
+    # That which goes furthest has all that the others have beyond its first commit.
+    best = max(units[:i], key=lambda unit: unit.last)
+    commits = decode_unit(str(best), destination.get(str(best))).commits()
+    found = max(commit.seqno for commit in commits if commit.time_us <= at_us)
+    if until is not None and found >= until:
+        return Around(until, None)
+    if found < best.last:
+        beyond = Seqno(found + 1)
+    return Around(found, beyond)
+
+
+def seqno_at(destination: Destination, held: Held, moment: datetime) -> Seqno:
+    """The last commit at or before a time: times of commits, and not of objects, decide.
+
+    NotInBackup if that moment is older than all units, or in a gap. Reads as `around`.
+    """
+    found, beyond = around(destination, held, us_of("at", moment))
+    if found is None:
+        raise held.refusal(moment, held.newest() if beyond is None else Seqno(beyond - 1))
     stretches = held.stretches()
     j = bisect_right(stretches, found, key=lambda stretch: stretch.first) - 1
     if j < 0 or found > stretches[j].last:
@@ -312,8 +291,7 @@ def digest_after(destination: Destination, store_id: bytes, held: Held, seqno: S
     """The digest that a unit which begins behind a commit goes on from: that of the units which lead there."""
     for name in held.units:
         if name.first < seqno <= name.last:
-            unit = decode_unit(str(name), destination.get(str(name)))
-            return unit.header.after if name.last == seqno else _digest_at(unit.commits(), unit.header, seqno)
+            return decode_unit(str(name), destination.get(str(name))).digest_at(seqno)
     return line_digest(store_id, held.line)
 
 

@@ -8,6 +8,7 @@ count as a problem any more. What thinning has taken on purpose is none (see kee
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
@@ -15,10 +16,11 @@ from typing import Any, Final, Literal, NamedTuple, TypeAlias
 
 from kvwal.backup import state
 from kvwal.backup.bases import check_base, read_header
-from kvwal.backup.chain import Gap, Held, Stretch, held_lines, list_held, replay, time_bounds
+from kvwal.backup.chain import Gap, Held, Stretch, held_lines, list_held, time_bounds
 from kvwal.backup.names import BaseName, UnitName
 from kvwal.backup.port import Destination
-from kvwal.backup.units import HEADER_BYTES, commit_digest, decode_header, decode_unit
+from kvwal.backup.replaying import breaks, replay
+from kvwal.backup.units import decode_unit
 from kvwal.errors import CorruptionError, Finding, FormatError, ObjectMissing
 from kvwal.keys import Seqno
 from kvwal.times import time_of
@@ -74,7 +76,8 @@ class DestinationStatus:
         mark: line and seqno up to which an archiver has read all back; None: there was none.
         epoch: number of the last archiver's claim; 0: there was none.
         unverified: objects that `verify` has not proved yet. verified_time: when it last proved one.
-        ok: whether every gap is accepted, and there is a moment at all.
+        problems: units that do not follow the one before them; what comes from there on may not be restored.
+        ok: whether every gap is accepted, there is no problem, and there is a moment at all.
     """
 
     store_id: bytes
@@ -83,20 +86,23 @@ class DestinationStatus:
     epoch: int
     unverified: int
     verified_time: datetime | None
+    problems: tuple[Finding, ...]
     ok: bool
 
 
 def status_of(destination: Destination) -> DestinationStatus:
-    """What a destination holds. O(objects); it reads names, and a few headers."""
+    """What a destination holds. O(objects); it reads names, and headers of units."""
     store_id = state.identity_of(destination)
     _, marked = state.read(destination, state.MARK)
     _, verified = state.read(destination, state.VERIFIED)
     proved = _proved(verified)
     lines: list[ArchivedLine] = []
     names: set[str] = set()
+    problems: list[Finding] = []
     for line in held_lines(destination):
         held = list_held(destination, line)
         names |= held.sizes.keys()
+        problems += _breaks(destination, held)
         bounds = time_bounds(destination, held) or (None, None)
         lines.append(
             ArchivedLine(
@@ -115,9 +121,7 @@ def status_of(destination: Destination) -> DestinationStatus:
         mark = bytes.fromhex(marked["line"]), Seqno(marked["seqno"])
     epoch = marked.get("epoch", 0)
     times = [at_us for name, (at_us, _) in proved.items() if name in names]
-    is_ok = any(line.moments for line in lines) and not any(
-        gap.state == "lost" for line in lines for gap in line.gaps
-    )
+    is_lost = any(gap.state == "lost" for line in lines for gap in line.gaps)
     return DestinationStatus(
         store_id,
         tuple(lines),
@@ -125,7 +129,8 @@ def status_of(destination: Destination) -> DestinationStatus:
         epoch if isinstance(epoch, int) else 0,
         len(names - proved.keys()),
         time_of(max(times)) if times else None,
-        is_ok,
+        tuple(problems),
+        any(line.moments for line in lines) and not is_lost and not problems,
     )
 
 
@@ -266,6 +271,9 @@ def verify(
     if deep and not left:
         for each in held:
             problems += _replayed(destination, store_id, each, done, now_us)
+    elif todo and not left:
+        told = {problem.file for problem in problems}
+        problems += [each for one in held for each in _breaks(destination, one) if each.file not in told]
     _save(destination, names, done, unproved)
     held = [list_held(destination, each.line) for each in held]
     gaps = tuple(gap for each in held for gap in _known_gaps(destination, each) if gap.state == "lost")
@@ -295,7 +303,6 @@ def _replayed(
     destination: Destination, store_id: bytes, held: Held, done: dict[str, tuple[int, bool]], now_us: Callable[[], int]
 ) -> Iterator[Finding]:
     """Replay all units of a line, from each base that units follow; what does not hold."""
-    _, marked = state.read(destination, state.MARK)
     begin: Seqno | None = None
     for base in held.bases:
         if begin is not None and base.seqno <= begin:
@@ -304,16 +311,8 @@ def _replayed(
             header = read_header(destination, str(base))
             units = held.units_from(header.seqno, Seqno(1 << 64))
             begin = units[-1].last if units else base.seqno
-            digest = b""
             if units:
-                name = str(units[0])
-                first = decode_header(name, destination.get(name, size=HEADER_BYTES))
-                digest, at = first.before, first.first
-                for commit in replay(destination, store_id, units, at, begin):
-                    digest = commit_digest(digest, commit.kind, commit.time_us, commit.body)
-                    if (commit.seqno, held.line.hex()) == (marked.get("seqno"), marked.get("line")):
-                        if marked.get("digest") != digest.hex():
-                            yield Finding(state.MARK, None, f"commit {commit.seqno} has another digest")
+                deque(replay(destination, store_id, units, units[0].first, begin, held), maxlen=0)
             for each in units:
                 done[str(each)] = now_us(), True
         except CorruptionError as error:
@@ -322,6 +321,35 @@ def _replayed(
             continue
         except FormatError as error:
             yield Finding(str(base), None, str(error))
+    yield from _marked(destination, held)
+
+
+def _marked(destination: Destination, held: Held) -> Iterator[Finding]:
+    """The mark names a digest: a unit is to have it, of whichever chain."""
+    _, marked = state.read(destination, state.MARK)
+    seqno, digest = marked.get("seqno"), marked.get("digest")
+    if marked.get("line") != held.line.hex() or not isinstance(seqno, int):
+        return
+    units = [name for name in held.units if name.first < seqno <= name.last]
+    for name in units:
+        try:
+            if decode_unit(str(name), destination.get(str(name))).digest_at(Seqno(seqno)).hex() == digest:
+                return
+        except (CorruptionError, FormatError, ObjectMissing):
+            return
+    if units:
+        yield Finding(state.MARK, None, f"commit {seqno} has another digest")
+
+
+def _breaks(destination: Destination, held: Held) -> Iterator[Finding]:
+    """Units that do not follow the one before them, from each base that units follow."""
+    end = Seqno(0)
+    for base in held.bases:
+        if base.seqno >= end:
+            units = held.units_from(base.seqno, Seqno(1 << 64))
+            end = units[-1].last if units else end
+            for error in breaks(destination, held, units):
+                yield error.finding
 
 
 def _save(

@@ -7,12 +7,13 @@ line that is the one with the newest commit.
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Final, Literal, TypeAlias
 
 from kvwal.backup.bases import read_header
-from kvwal.backup.chain import Held, Plan, Stretch, held_lines, list_held, seqno_at
+from kvwal.backup.chain import Around, Held, Plan, Stretch, around, held_lines, list_held
 from kvwal.backup.lines import ancestry
 from kvwal.backup.names import BaseName
 from kvwal.backup.port import Destination
@@ -66,22 +67,23 @@ def choose(destination: Destination, at: int | datetime | Literal["latest"]) -> 
     stretches = sorted({each for held, fork in lines for each in _clipped(held.stretches(), fork)})
     if not stretches:
         raise BackupDestinationError(f"there is no whole backup of line {line.hex()} in the destination")
-    seqno = at if isinstance(at, int) else None
+    if isinstance(at, datetime):
+        before, after = _around(destination, lines, at)
+        if before is None or (after is not None and after != before + 1):
+            # Some of the commits that are missing may have come before that time.
+            raise _refusal(at, stretches, Seqno(0 if before is None else before + 1))
+        seqno = before
+    else:
+        seqno = stretches[-1].last if at == "latest" else Seqno(int(at))
     for held, fork in lines:
         try:
-            if at == "latest":
-                seqno = stretches[-1].last
-            elif isinstance(at, datetime):
-                found = _at_time(destination, held, at)
-                seqno = found if fork is None else min(found, fork)
-            assert seqno is not None
             if fork is None or seqno <= fork:
-                plan = held.plan(Seqno(int(seqno)), begins=lambda base: read_header(destination, str(base)).seqno)
+                plan = held.plan(seqno, begins=lambda base: read_header(destination, str(base)).seqno)
                 return Chosen(held.line, held, plan)
         except (SnapshotTooOld, BackupDestinationError):
             # It may be on a line that this came from.
             continue
-    raise _refusal(at, stretches)
+    raise _refusal(at, stretches, seqno)
 
 
 def _newest_line(destination: Destination) -> bytes:
@@ -107,30 +109,33 @@ def _clipped(stretches: list[Stretch], fork: Seqno | None) -> list[Stretch]:
     return [Stretch(each.first, min(each.last, fork)) for each in stretches if each.first <= fork]
 
 
-def _at_time(destination: Destination, held: Held, at: datetime) -> Seqno:
-    """The last commit of a line at or before a time. SnapshotTooOld if it is not known which that is."""
+def _around(destination: Destination, lines: Sequence[tuple[Held, Seqno | None]], at: datetime) -> Around:
+    """What is known of the commits around a time: of a line, and of those it came from up to where it left them."""
     at_us = us_of("at", at)
-    bases = [base for base in held.bases if held.lineage(base) is not None]
+    before: list[Seqno] = []
+    after: list[Seqno] = []
+
+    def add(found: Around) -> None:
+        before.extend(() if found.before is None else (found.before,))
+        after.extend(() if found.after is None else (found.after,))
 
     def time_us(base: BaseName) -> int:
         return read_header(destination, str(base)).meta.time_us
 
-    n = bisect_right(bases, at_us, key=time_us)
-    try:
-        found = seqno_at(destination, held, at)
-    except SnapshotTooOld:
-        # A base alone has a time as well. Where no unit follows, a commit behind it may have come before `at`.
-        if not n or (bases[n - 1].seqno != held.newest() and held.reach(bases[n - 1].seqno) == bases[n - 1].seqno):
-            raise
-        found = bases[n - 1].seqno
-    return max(found, bases[n - 1].seqno) if n else found
+    for held, fork in lines:
+        add(around(destination, held, at_us, fork))
+        # A base alone has a time as well.
+        bases = [each for each in held.bases if held.lineage(each) is not None and (fork is None or each.seqno <= fork)]
+        n = bisect_right(bases, at_us, key=time_us)
+        add(Around(bases[n - 1].seqno if n else None, bases[n].seqno if n < len(bases) else None))
+    return Around(max(before, default=None), min(after, default=None))
 
 
-def _refusal(at: int | datetime | str, stretches: list[Stretch]) -> NotInBackup:
+def _refusal(at: int | datetime | str, stretches: list[Stretch], place: Seqno | None) -> NotInBackup:
     asked = at if isinstance(at, int | datetime) else stretches[-1].last
     before = after = None
-    if isinstance(asked, int):
-        i = bisect_left(stretches, int(asked), key=lambda stretch: stretch.first)
+    if place is not None:
+        i = bisect_left(stretches, place, key=lambda stretch: stretch.first)
         before = max((each.last for each in stretches[:i]), default=None)
         after = stretches[i].first if i < len(stretches) else None
     oldest, newest = stretches[0].first, max(each.last for each in stretches)

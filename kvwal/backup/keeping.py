@@ -21,9 +21,10 @@ from typing import Any, Final, NamedTuple
 
 from kvwal.backup import state
 from kvwal.backup.bases import read_header
-from kvwal.backup.chain import Held, Stretch, list_held, replay, seqno_at
+from kvwal.backup.chain import Held, Stretch, list_held, seqno_at
 from kvwal.backup.names import MAX_LEVEL, BaseName, UnitName
 from kvwal.backup.port import Destination
+from kvwal.backup.replaying import replay
 from kvwal.backup.units import HEADER_BYTES, UnitBuilder, UnitHeader, decode_header, decode_unit
 from kvwal.errors import BackupDestinationError, CorruptionError, NotInBackup
 from kvwal.keys import Seqno
@@ -67,6 +68,8 @@ class Merging:
         self._store_id = store_id
         self._line = line
         self._headers: dict[str, UnitHeader] = {}
+        # A unit, and one of a higher level that has its commits and not its digests.
+        self._other_chain: set[tuple[UnitName, UnitName]] = set()
 
     def step(self, until: Seqno, *, epoch: int = 0, codec: str = "zlib") -> bool:
         """Merge one window, and delete what is merged. `until`: up to here all is read back. False: there is none."""
@@ -96,11 +99,23 @@ class Merging:
                 return self._header(name).first_time_us // window_us if name.level < level else -1 - name.first
 
             groups = [list(names) for _, names in groupby(path, key=window)]
-            # The last one is still growing.
-            for group in groups[:-1]:
+            # The last one is still growing. Only units of one chain become one.
+            for group in (part for each in groups[:-1] for part in self._connected(each)):
                 size = sum(self._header(name).plain_size for name in group) if len(group) > 1 else 0
                 if len(group) > 1 and group[0].level < level and size <= _MOST_MERGED_BYTES:
                     yield group
+
+    def _connected(self, group: list[UnitName]) -> Iterator[list[UnitName]]:
+        part: list[UnitName] = []
+        for name in group:
+            head = self._header(name)
+            if part:
+                before = self._header(part[-1])
+                if (before.last, before.after) != (head.first, head.before):
+                    yield part
+                    part = []
+            part.append(name)
+        yield part
 
     def _merge(self, group: Sequence[UnitName], level: int, epoch: int, codec: str) -> None:
         first, last = group[0].first, group[-1].last
@@ -114,27 +129,32 @@ class Merging:
         self._destination.put_new(name, data)
         self._delete_merged(group, unit.header.name)
 
-    def _delete_merged(self, names: Sequence[UnitName], into: UnitName) -> None:
-        """Delete units of whose commits each is in another one, which is read back first."""
+    def _delete_merged(self, names: Sequence[UnitName], into: UnitName) -> int:
+        """Delete units of whose commits each is in another one, which is read back first. Returns how many went."""
         text = str(into)
         data = self._destination.get(text)
         try:
-            header = decode_unit(text, data).header
+            whole = decode_unit(text, data)
         except CorruptionError:
             # The units that it was made of are all there.
             self._destination.delete(text)
             raise
         # Durability: it may be of one that was killed before it had flushed it. The name is taken, so nothing changes.
         self._destination.put_new(text, data)
+        digests = whole.digests({seqno for name in names for seqno in (name.first, name.last)})
+        agreed: list[UnitName] = []
         for name in names:
             mine = self._header(name)
-            # Durability: only what agrees with the merged one at its ends; the digests between follow from that.
-            begins = name.first > into.first or mine.before == header.before
-            ends = name.last < into.last or mine.after == header.after
-            if not (begins and ends and into.first <= name.first and name.last <= into.last):
+            # Durability: only what has the same digests. One of another chain stays: units may go on from it.
+            if (digests[name.first], digests[name.last]) == (mine.before, mine.after):
+                agreed.append(name)
+                continue
+            if decode_unit(str(name), self._destination.get(str(name))).commit(name.last) != whole.commit(name.last):
                 raise CorruptionError(str(name), None, f"has other commits than {into}")
-        for name in names:
+            self._other_chain.add((name, into))
+        for name in agreed:
             self._destination.delete(str(name))
+        return len(agreed)
 
     def _delete_covered(self, held: Held, until: Seqno) -> bool:
         """Go on where merging was cut off: delete what a unit of a higher level has. False if there is nothing."""
@@ -143,9 +163,9 @@ class Merging:
                 name
                 for name in held.units
                 if name.level < into.level and into.first <= name.first and name.last <= into.last <= until
+                if (name, into) not in self._other_chain
             ]
-            if covered:
-                self._delete_merged(covered, into)
+            if covered and self._delete_merged(covered, into):
                 return True
         return False
 
@@ -201,7 +221,9 @@ def plan_pruning(destination: Destination, held: Held, keep: Keep, now_us: int) 
         # One that was made within a checkpoint in parts needs a few commits to be a moment.
         own = held.plan(base.seqno, begins=lambda each: headers[each].seqno)
         needed_bases |= set(own.bases)
-        needed_units |= set(own.units)
+        if own.units:
+            # And what tells that they follow each other.
+            needed_units |= {name for name in held.units if name.first < base.seqno and name.last > own.after}
     for base in list(needed_bases):
         needed_bases |= set(held.lineage(base) or ())
     delete = [str(name) for name in held.units if name not in needed_units]

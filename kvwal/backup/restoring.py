@@ -24,10 +24,10 @@ from typing import Final
 
 from kvwal.backup.aside import MARKER, PAGES, begin, marker_of, refuse_foreign, refuse_taken, taken
 from kvwal.backup.bases import BaseHeader, chain_of, pages_of, read_table
-from kvwal.backup.chain import replay
 from kvwal.backup.choosing import Chosen, Moment, as_moment, choose
 from kvwal.backup.names import BaseName, UnitName
 from kvwal.backup.port import Destination, Where, destination_at
+from kvwal.backup.replaying import breaks, replay
 from kvwal.backup.state import identity_of
 from kvwal.backup.units import UnitCommit
 from kvwal.batch import WriteBatch
@@ -311,7 +311,8 @@ class _Restore:
     def _begin_of_log(self, directory: Directory, meta: Meta) -> tuple[Seqno, Sequence[UnitName]]:
         """After which commit the log begins, and the units that it is made of.
 
-        That is before the base where consumers still read what is there, and units have it.
+        That is before the base where consumers still read what is there, and units have it: without it a consumer is
+        lost, and with units that do not follow each other the store would be.
         """
         plan = self._chosen.plan
         file = directory.open(PAGES)
@@ -321,15 +322,16 @@ class _Restore:
         finally:
             file.close()
         if asked is not None and asked < meta.seqno:
-            units = self._chosen.held.units_from(asked, plan.at)
-            if units and units[-1].last >= plan.at:
+            held = self._chosen.held
+            units = held.units_from(asked, plan.at)
+            if units and units[-1].last >= plan.at and not any(breaks(self._destination, held, units)):
                 return asked, units
         return meta.seqno, plan.units
 
     def _commits(self, after: Seqno, units: Sequence[UnitName]) -> Iterator[UnitCommit]:
         at = self._chosen.plan.at
         if at > after:
-            for commit in replay(self._destination, self._store_id, units, after, at):
+            for commit in replay(self._destination, self._store_id, units, after, at, self._chosen.held):
                 yield commit
                 self._tell(len(commit.body))
 

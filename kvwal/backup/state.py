@@ -24,7 +24,7 @@ from kvwal.backup.port import Destination
 from kvwal.errors import BackupDestinationError, CorruptionError, FormatError, ObjectMissing
 from kvwal.features import unknown_bits
 
-__all__ = ["GAPS", "KEPT", "MARK", "VERIFIED", "change", "claim", "dump", "identity_of", "load", "read"]
+__all__ = ["GAPS", "KEPT", "MARK", "VERIFIED", "change", "claim", "dump", "identity_of", "load", "read", "record_gap"]
 
 # On disk: never change.
 MARK: Final = STATE + "mark"
@@ -80,6 +80,24 @@ def change(destination: Destination, name: str, changed: Callable[[dict[str, Any
         if destination.swap(name, old, dump(members)):
             return members
     raise BackupDestinationError(f"{name} is changed by others all the time")
+
+
+def record_gap(destination: Destination, line: bytes, first: int, last: int, wall_us: int) -> None:
+    """Say once that these commits are lost, and why."""
+    entry = {
+        "line": line.hex(),
+        "first": first,
+        "last": last,
+        "reason": "the log was not kept long enough",
+        "wall_us": wall_us,
+    }
+
+    def with_entry(members: dict[str, Any]) -> dict[str, Any]:
+        before = members.get("lost", [])
+        is_there = any({**each, "wall_us": wall_us} == entry for each in before)
+        return members if is_there else {**members, "lost": [*before, entry]}
+
+    change(destination, GAPS, with_entry)
 
 
 def claim(destination: Destination, store_id: bytes) -> None:

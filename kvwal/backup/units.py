@@ -47,7 +47,7 @@ from __future__ import annotations
 
 import struct
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Set
 from dataclasses import dataclass
 from hashlib import sha256
 from typing import Final, NamedTuple
@@ -153,6 +153,24 @@ class Unit:
             at += COMMIT.size
             yield UnitCommit(kind, Seqno(seqno), time_us, plain[at : at + size])
             at += size
+
+    def commit(self, seqno: Seqno) -> UnitCommit:
+        """One of its commits. O(the unit)."""
+        return next(commit for commit in self.commits() if commit.seqno == seqno)
+
+    def digest_at(self, seqno: Seqno) -> bytes:
+        """The digest after one of its commits, or before its first one. O(the unit)."""
+        return self.header.after if seqno == self.header.last else self.digests({seqno})[seqno]
+
+    def digests(self, seqnos: Set[Seqno]) -> dict[Seqno, bytes]:
+        """The same for several, in one pass."""
+        digest = self.header.before
+        found = {self.header.first: digest}
+        for commit in self.commits():
+            digest = commit_digest(digest, commit.kind, commit.time_us, commit.body)
+            if commit.seqno in seqnos:
+                found[commit.seqno] = digest
+        return found
 
 
 class UnitBuilder:

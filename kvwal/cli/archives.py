@@ -39,7 +39,8 @@ def status(dest: str, as_json: bool) -> None:
     """Show which moments can be restored from DEST, and what is missing.
 
     A line for each line of commits has: line, oldest and newest commit that can be restored, bases, units, bytes. Exit
-    code 3 if moments between are lost, and that was not accepted, or none can be restored.
+    code 3 if moments between are lost, and that was not accepted, if a unit does not follow the one before it, or if no
+    moment can be restored.
     """
     found = status_of(DirectoryDestination(dest))
     if as_json:
@@ -50,6 +51,8 @@ def status(dest: str, as_json: bool) -> None:
         for gap in line.gaps:
             if gap.state == "lost":
                 complain(f"commits {_range(gap)} cannot be restored: {gap.reason}; see kvwal archive accept-gap")
+    for problem in found.problems:
+        complain(str(problem))
     if not any(line.moments for line in found.lines):
         complain("no moment can be restored")
     if not found.ok:

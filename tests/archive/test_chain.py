@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 
 from kvwal.backup import state
-from kvwal.backup.chain import Gap, held_lines, list_held, replay, seqno_at, time_bounds
+from kvwal.backup.chain import Gap, held_lines, list_held, seqno_at, time_bounds
 from kvwal.backup.names import BaseName, UnitName
 from kvwal.backup.port import DirectoryDestination
+from kvwal.backup.replaying import replay
 from kvwal.backup.units import UnitBuilder, UnitCommit, line_digest
 from kvwal.errors import BackupDestinationError, CorruptionError, FormatError, SnapshotTooOld
 from kvwal.keys import Seqno

@@ -124,7 +124,7 @@ def test_damage_is_named_and_forgotten_when_it_is_gone(rig: Rig, deep: bool) -> 
         assert rig.verify(deep=deep).ok
 
 
-def test_a_deep_check_finds_units_that_do_not_belong_together(rig: Rig) -> None:
+def test_units_that_do_not_belong_together_are_found(rig: Rig) -> None:
     """Each is valid by itself."""
     name = str(rig.held.units[3])
     unit = decode_unit(name, rig.place.get(name))
@@ -133,7 +133,10 @@ def test_a_deep_check_finds_units_that_do_not_belong_together(rig: Rig) -> None:
         builder.add(commit.kind, commit.time_us, commit.body)
     rig.place.delete(name)
     rig.place.put_new(name, builder.encode()[1])
-    assert rig.verify().ok
+    following = str(rig.held.units[4])
+    assert [problem.file for problem in rig.verify().problems] == [name, following]
+    status = status_of(rig.place)
+    assert ([problem.file for problem in status.problems], status.ok) == ([name, following], False)
     report = rig.verify(deep=True)
     assert [problem.file for problem in report.problems] == [name]
     assert "other commits" in report.problems[0].reason

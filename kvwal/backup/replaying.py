@@ -1,0 +1,119 @@
+"""The commits of units in their order, and the proof that each unit follows the one before it.
+
+The digest of a commit depends on where its chain of units began, and a line may have several chains: a backup that
+begins before all units that are there begins one. Two units of one chain follow each other by their digests. Where the
+chain changes, what came before is the same history if the last commit of it is also that of a unit, or a base, that the
+next unit goes on from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Final
+
+from kvwal.backup.bases import read_header
+from kvwal.backup.chain import Held
+from kvwal.backup.names import UnitName
+from kvwal.backup.port import Destination
+from kvwal.backup.units import (
+    HEADER_BYTES,
+    Unit,
+    UnitCommit,
+    UnitHeader,
+    commit_digest,
+    decode_header,
+    decode_unit,
+    line_digest,
+)
+from kvwal.errors import CorruptionError, FormatError, ObjectMissing
+from kvwal.keys import Seqno
+
+__all__ = ["breaks", "replay"]
+
+# A base names its last commit by the digest behind these.
+_ZEROS: Final = bytes(32)
+
+
+def replay(
+    destination: Destination,
+    store_id: bytes,
+    units: Sequence[UnitName],
+    after: Seqno,
+    until: Seqno,
+    held: Held | None = None,
+) -> Iterator[UnitCommit]:
+    """The commits beyond `after` up to `until`, of units that lead there. Two units are in memory at most.
+
+    `held`: what the line has; without it the units are to be of one chain. CorruptionError if a unit is damaged, of
+    another store, or does not follow the one before it.
+    """
+    at, digest, last = after, None, None
+    for name in units:
+        unit = decode_unit(str(name), destination.get(str(name)))
+        header = unit.header
+        if header.store_id != store_id:
+            raise CorruptionError(str(name), 32, "is of another store")
+        if header.first > at:
+            raise CorruptionError(str(name), None, f"commits {at + 1} to {header.first} before it are missing")
+        if digest is not None and unit.digest_at(at) != digest:
+            if held is None or last is None or not _goes_on(destination, held, unit, last):
+                raise _broken(name, at)
+        for commit in unit.commits():
+            if at < commit.seqno:
+                last = commit
+                if commit.seqno <= until:
+                    yield commit
+        at, digest = max(at, header.last), header.after
+    if at < until:
+        raise CorruptionError(str(units[-1]) if units else "units", None, f"commits {at + 1} to {until} are missing")
+
+
+def breaks(destination: Destination, held: Held, units: Sequence[UnitName]) -> Iterator[CorruptionError]:
+    """Where a unit does not follow the one before it. Reads the headers, and units where those do not tell."""
+    before: UnitHeader | None = None
+    for name in units:
+        try:
+            header = decode_header(str(name), destination.get(str(name), size=HEADER_BYTES))
+            if before is not None and (before.last, before.after) != (header.first, header.before):
+                unit = decode_unit(str(name), destination.get(str(name)))
+                if unit.digest_at(before.last) != before.after:
+                    text = str(before.name)
+                    last = decode_unit(text, destination.get(text)).commit(before.last)
+                    if not _goes_on(destination, held, unit, last):
+                        yield _broken(name, before.last)
+            before = header
+        except CorruptionError as error:
+            yield error
+            before = None
+        except ObjectMissing:
+            # Merged, or pruned, since it was listed.
+            before = None
+
+
+def _broken(name: UnitName, at: Seqno) -> CorruptionError:
+    return CorruptionError(str(name), None, f"does not follow what came up to commit {at}: other commits")
+
+
+def _goes_on(destination: Destination, held: Held, unit: Unit, last: UnitCommit) -> bool:
+    """Whether a unit of another chain goes on from this commit: the same one is there in the chain of the unit."""
+    at, header = last.seqno, unit.header
+    if header.first < at:
+        return unit.commit(at) == last
+    for name in held.units:
+        if name.first < at <= name.last:
+            try:
+                other = decode_unit(str(name), destination.get(str(name)))
+            except (CorruptionError, FormatError):
+                continue
+            if other.digest_at(at) == header.before and other.commit(at) == last:
+                return True
+    if header.before == line_digest(header.store_id, header.line):
+        # The chain begins behind a base.
+        digest = commit_digest(_ZEROS, last.kind, last.time_us, last.body)
+        for base in held.bases:
+            try:
+                if base.seqno == at and read_header(destination, str(base)).commit == digest:
+                    return True
+            except (CorruptionError, FormatError):
+                continue
+    return False

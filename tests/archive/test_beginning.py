@@ -1,0 +1,131 @@
+"""Where an archiver goes on: nothing that the log still has is passed over, and what is passed over has a name."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from archive_fixtures import Destination, Rig, held_of
+
+from kvwal.backup import state
+from kvwal.backup.adopting import adopt
+from kvwal.backup.bases import encode_base
+from kvwal.backup.names import BaseName
+from kvwal.backup.reach import Reach, walked
+from kvwal.backup.units import UnitBuilder
+from kvwal.errors import ArchiveDiverged, NotInBackup
+from kvwal.keys import Seqno
+
+
+def archived(**options: Any) -> Rig:
+    """With ten commits, all of them archived, and no archiver any more."""
+    rig = Rig(**options)
+    rig.writer.some(10)
+    archiver = rig.archiver()
+    archiver.step(now=True)
+    archiver.close()
+    return rig
+
+
+def test_a_base_beyond_the_mark_is_not_gone_on_from_while_the_log_has_what_is_between() -> None:
+    rig = archived(keep_history_bytes=1 << 20, keep_history_s=1e9)
+    rig.writer.some(10)
+    rig.db.checkpoint()
+    rig.db.backup(rig.place)
+    assert [str(gap) for gap in held_of(rig.db, rig.place).gaps()] == ["11..19"]
+    rig.writer.some(1)
+    archiver = rig.archiver()
+    archiver.step(now=True)
+    assert archiver.mark == 21
+    assert held_of(rig.db, rig.place).gaps() == []
+    rig.check(0, 21)
+    assert state.read(rig.place, state.GAPS)[1] == {}
+
+
+@pytest.mark.parametrize("has_mark", [True, False])
+def test_each_gap_that_is_passed_over_is_recorded_once(has_mark: bool) -> None:
+    rig = archived()
+    for _ in range(2):
+        for _ in range(3):
+            rig.writer.some(30, size=1500)
+            rig.db.checkpoint()
+        rig.db.backup(rig.place)
+    held = held_of(rig.db, rig.place)
+    gaps = [(gap.first, gap.last) for gap in held.gaps()]
+    assert len(gaps) == 2
+    for _ in range(2):
+        if not has_mark:
+            rig.place.delete(state.MARK)
+        archiver = rig.archiver()
+        archiver.step(now=True)
+        archiver.close()
+    assert archiver.bases == 0
+    assert archiver.mark == rig.db.last_seqno
+    assert [(gap["first"], gap["last"]) for gap in state.read(rig.place, state.GAPS)[1]["lost"]] == gaps
+
+
+def test_a_base_of_a_checkpoint_in_parts_without_its_units_is_not_gone_on_from() -> None:
+    rig = archived()
+    rig.writer.some(10)
+    rig.db.checkpoint()
+    held = held_of(rig.db, rig.place)
+    for name in (*held.bases, *held.units):
+        rig.place.delete(str(name))
+    with rig.db.engine.upkeep.past.generation() as (meta, pager):
+        meta = replace(meta, generation=meta.generation - 1, seqno=Seqno(meta.replay_through - 2))
+        table = walked(pager, meta, Reach(), lambda: None)
+        name = BaseName(meta.line, meta.replay_through, meta.generation, 0)
+        rig.place.put_new(str(name), b"".join(encode_base(pager, meta, None, table, bytes(32))))
+    held = held_of(rig.db, rig.place)
+    assert held.newest() == 20
+    with pytest.raises(NotInBackup):
+        adopt(rig.place, rig.store_id, held, None, Seqno(20))
+    rig.writer.some(1)
+    rig.db.checkpoint()
+    archiver = rig.archiver()
+    archiver.step(now=True)
+    assert (archiver.mark, archiver.bases) == (21, 1)
+    rig.check(21, 21)
+
+
+def test_no_log_is_held_for_one_that_could_not_begin() -> None:
+    rig = archived()
+    archiver = rig.archiver()
+
+    class Failing(Destination):
+        def put_new(self, name: str, data: Any) -> bool:
+            if "/base/" in name:
+                raise OSError("it is gone")
+            return bool(self.there.put_new(name, data))
+
+    archiver._destination = Failing(rig.place)
+    with pytest.raises(OSError, match="it is gone") as caught:
+        archiver.step()
+    # The error, which refers to what it came through, is still there.
+    assert not [pin for pin in rig.db.pins() if pin.purpose == "archive"], caught
+
+
+@pytest.mark.parametrize("is_other", [False, True])
+def test_a_unit_of_a_backup_with_the_same_commits_is_no_other_history(is_other: bool) -> None:
+    rig = archived()
+    archiver = rig.archiver()
+    archiver.step(now=True)
+    rig.writer.some(2)
+    line = held_of(rig.db, rig.place).line
+    builder = UnitBuilder(rig.store_id, line, Seqno(10), b"\1" * 32)
+    with rig.db.engine.upkeep.read(Seqno(10), Seqno(12), "test") as records:
+        for record in records:
+            builder.add(record.kind, record.time_us, b"other" if is_other else record.body)
+    unit, data = builder.encode()
+    rig.place.put_new(str(unit.header.name), data)
+    if is_other:
+        with pytest.raises(ArchiveDiverged):
+            archiver.step(now=True)
+        return
+    archiver.step(now=True)
+    rig.writer.some(2)
+    archiver.step(now=True)
+    assert archiver.mark == 14
+    assert [name.revision for name in held_of(rig.db, rig.place).units] == [0, 1, 0]
+    rig.check(0, 14)

@@ -1,0 +1,110 @@
+"""A time gives the commit that was the last one at that time, or none."""
+
+from __future__ import annotations
+
+from random import Random
+from typing import Any
+
+import pytest
+
+import kvwal
+from kvwal.backup.choosing import choose
+from kvwal.backup.port import DirectoryDestination
+from kvwal.testing import SimulatedDisk
+from kvwal.times import time_of
+
+OPTIONS: dict[str, Any] = {"background": False, "keep_history_bytes": 1 << 20}
+
+
+class Two:
+    """A line that was left at commit 11, the line that came from there, and their backups."""
+
+    def __init__(self) -> None:
+        self.disk = SimulatedDisk(seed=1)
+        self.place = DirectoryDestination("/b", files=self.disk)
+        #: By time, the commit that was the last one of the newest line's history.
+        self.times: list[tuple[int, int]] = []
+        db = kvwal.open("/s", files=self.disk, **OPTIONS)
+        self._live(db, 18)
+        db.close()
+        self.times = [each for each in self.times if each[1] <= 11]
+        self.disk.pass_time(5)
+        kvwal.restore(self.place, "/r", at=11, files=self.disk)
+        db = kvwal.open("/r", files=self.disk, **OPTIONS)
+        # That which says where the line came from.
+        self.times += [(commit.time_us, commit.seqno) for commit in db.history() if commit.seqno == 12]
+        self._live(db, 8)
+        db.close()
+        self.objects = {name: self.place.get(name) for name, _ in self.place.list_after("")}
+
+    def _live(self, db: Any, commits: int) -> None:
+        for i in range(commits):
+            self.disk.pass_time(2)
+            db.put(b"k", b"%d" % i)
+            self.times += [(commit.time_us, commit.seqno) for commit in db.history() if commit.seqno == db.last_seqno]
+            if i % 5 == 4:
+                db.backup(self.place)
+                db.checkpoint()
+            if i % 2:
+                db.backup(self.place)
+
+    def check(self, kept: set[str]) -> tuple[int, int]:
+        """How many times gave a commit, and of how many."""
+        disk = SimulatedDisk()
+        place = DirectoryDestination("/b", files=disk)
+        for name in kept:
+            place.put_new(name, self.objects[name])
+        count = asked = 0
+        for (at_us, seqno), following in zip(self.times, [*self.times[1:], None], strict=True):
+            for us in {at_us, at_us + 1, at_us + 1_500_000, at_us + 7_000_000, at_us + 13_000_000}:
+                if following is not None and us >= following[0]:
+                    continue
+                asked += 1
+                try:
+                    found = choose(place, time_of(us)).plan.at
+                except (kvwal.NotInBackup, kvwal.BackupDestinationError):
+                    continue
+                assert found == seqno
+                count += 1
+        return count, asked
+
+
+@pytest.fixture(scope="module")
+def two() -> Two:
+    return Two()
+
+
+def test_with_all_objects_every_time_is_there(two: Two) -> None:
+    given, asked = two.check(set(two.objects))
+    assert given == asked > 2 * len(two.times)
+
+
+def test_whatever_objects_are_missing_no_time_gives_another_commit(two: Two) -> None:
+    draw, given = Random(3), 0
+    names = [name for name in two.objects if "/base/" in name or "/unit/" in name]
+    newest = max((name for name in names if "/unit/" in name), key=lambda name: name.rpartition("-")[2])
+    for _ in range(14):
+        gone = set(draw.sample(names, draw.randint(1, len(names) // 2)))
+        # The newest commit says which line is asked for.
+        given += two.check(set(two.objects) - gone | {newest})[0]
+    assert given > 20
+
+
+def test_a_time_in_a_gap_is_refused_with_the_moments_beside_it() -> None:
+    disk = SimulatedDisk()
+    place = DirectoryDestination("/b", files=disk)
+    with kvwal.open("/s", files=disk, background=False, keep_history_s=0, keep_history_bytes=0) as db:
+        for i in range(30):
+            disk.pass_time(2)
+            db.put(b"k", b"%d" % i)
+            if i == 9:
+                db.checkpoint()
+            if i in (9, 14):
+                db.backup(place)
+            if i == 17:
+                middle = disk.clock_us
+        db.checkpoint()
+        db.backup(place)
+    with pytest.raises(kvwal.NotInBackup) as caught:
+        kvwal.restore(place, "/none", at=time_of(middle), files=disk)
+    assert caught.value.nearest == (15, 30)
