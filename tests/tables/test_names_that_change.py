@@ -14,6 +14,7 @@ from store_fixtures import check_store
 import kvwal
 import kvwal.aio
 from kvwal.engine.publish import Publisher
+from kvwal.engine.tables import Tables
 from kvwal.tables.stored import StoredTable
 from kvwal.testing import SimulatedDisk
 
@@ -137,6 +138,27 @@ def test_a_read_of_a_follower_that_moves_it(name: str) -> None:
         _gone(primary)
         assert read(prices) == second
     primary.db.close()
+
+
+def _tables(store: Any) -> list[tuple[str, int]]:
+    return [(each.name, each.keys) for each in store.tables()]
+
+
+def test_the_tables_of_a_store_that_is_written_are_of_one_moment(
+    db: kvwal.Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _fill(db, "others", 4, "first")
+    looked_up, swaps = Tables.rows, [_swap]
+
+    def raced(self: Tables, reader: Any) -> Any:
+        rows = looked_up(self, reader)
+        if swaps:
+            swaps.pop()(db)
+        return rows
+
+    monkeypatch.setattr(Tables, "rows", raced)
+    assert _tables(db) == [("others", 4), ("prices", 3)]
+    assert _tables(db) == [("others", 4), ("prices", 2), ("scratch", 9)]
 
 
 def test_a_read_of_a_follower_for_tasks_that_moves_it() -> None:
