@@ -187,7 +187,7 @@ class Follower(Recalling, Reading):
         return FollowedTable(self.engine, spec, self, self._cache)
 
     def tables(self) -> list[TableInfo]:
-        """The tables that there are, by name. O(tables), and a count for each."""
+        """The tables that there are, by name, all as of one moment. As `Store.tables`."""
         self.engine.progress.ensure_fresh()
         return table_infos(self.engine)
 

@@ -11,6 +11,7 @@ from kvwal.codecs import Codec, KeyCodec
 from kvwal.engine.engine import Engine
 from kvwal.engine.indexes import building_key, decode_indexes
 from kvwal.engine.parked import SYSTEM_TABLE
+from kvwal.engine.readers import Reader
 from kvwal.engine.reads import Reads
 from kvwal.engine.request import CommitRequest, Operation
 from kvwal.engine.tables import CodecName, Drop, Rename, TableRow, as_table_name
@@ -71,25 +72,31 @@ def table_infos(engine: Engine) -> list[TableInfo]:
 
 
 def _table_infos(engine: Engine) -> list[TableInfo]:
-    rows = engine.tables.rows(engine.reads.moments.reader("tables"))
-    return [_info(engine.reads, name, row) for name, row in rows]
+    moments = engine.reads.moments
+    reader = moments.reader("tables")
+    try:
+        rows = engine.tables.rows(moments.again(reader, "tables"))
+        return [_info(engine.reads, reader, name, row) for name, row in rows]
+    finally:
+        reader.release()
 
 
-def _info(reads: Reads, name: str, row: TableRow | Error) -> TableInfo:
+def _info(reads: Reads, reader: Reader, name: str, row: TableRow | Error) -> TableInfo:
     if isinstance(row, TableRow):
         try:
-            indexes = tuple(_indexes_of(reads, row))
+            indexes = tuple(_indexes_of(reads, reader, row))
         except CorruptionError as error:
             return TableInfo(name, -1, "", "", 0, str(error))
-        keys = reads.count(table=row.id)
+        keys = reads.count_at(reader, None, None, table=row.id)
         return TableInfo(row.name, row.id, str(row.key), str(row.value), keys, indexes=indexes)
     return TableInfo(name, -1, "", "", 0, str(row))
 
 
-def _indexes_of(reads: Reads, row: TableRow) -> Iterator[IndexInfo]:
+def _indexes_of(reads: Reads, reader: Reader, row: TableRow) -> Iterator[IndexInfo]:
     for index in decode_indexes(row.name, row.others):
-        ready = reads.read(building_key(index.id), table=SYSTEM_TABLE) is None
-        yield IndexInfo(index.name, str(CodecName(*index.codec)), reads.count(table=index.id), ready)
+        ready = reads.read_at(reader, building_key(index.id), table=SYSTEM_TABLE) is None
+        entries = reads.count_at(reader, None, None, table=index.id)
+        yield IndexInfo(index.name, str(CodecName(*index.codec)), entries, ready)
 
 
 class Naming:
@@ -145,7 +152,7 @@ class Naming:
         return Table(self.engine, SubSpec(as_key(prefix), key, value), self)
 
     def tables(self) -> list[TableInfo]:
-        """The tables that there are, by name. O(tables), and a count for each.
+        """The tables that there are, by name, all as of one moment. O(tables), and a count for each.
 
         One that cannot be used has a `problem`, and keeps none of the others from being listed.
         """

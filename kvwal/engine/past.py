@@ -174,8 +174,8 @@ class Past:
 
     def _version(self, seqno: Seqno, at: Seqno | datetime) -> PastVersion:
         """The read path of the moment. FeedGap if its log is gone."""
-        meta = self._state.version.tree.meta
-        bases = self._keeping.bases
+        newest = self._state.version.tree
+        meta, bases = newest.meta, self._keeping.bases
         n = bisect_right(bases, seqno, key=lambda base: base.seqno)
         if not n:
             # Also when what is read happens to be there.
@@ -185,7 +185,7 @@ class Past:
             meta = bases[n - 1].meta(meta)
         # Held first, and looked for after.
         hold = self._keeping.hold(meta.seqno, "snapshot")
-        return PastVersion(self._pages.tree(meta), self._history, hold)
+        return PastVersion(Tree(self._pager_of(meta, newest), meta, meta.root, meta.height), self._history, hold)
 
     @locked_by_state
     def _register(

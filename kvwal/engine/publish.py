@@ -174,6 +174,7 @@ class Publisher:
             self._note(seqno, writes, ranges, parts, conflicts)
         rows: dict[Row, Value] = writes  # type: ignore[assignment]  # it is not written to
         deletes = bool(ranges)
+        names = cache.names.now
         if parts:
             rows = dict(rows)
             for table, part in parts:
@@ -196,6 +197,9 @@ class Publisher:
         else:
             cache.rows.update(rows)
         memtable.write(seqno, writes, size + size_of_parts, ranges, parts)
+        if names is not cache.names.now:
+            # Once more: a name that was looked up meanwhile, without the lock, may have meant what it did before.
+            cache.names.now = object()
         state.seqno = seqno
         cache.bytes_used += size + size_of_parts + ENTRY_OVERHEAD_BYTES * len(rows)
         self._see_to_memory(memtable)

@@ -81,7 +81,7 @@ class Names:
         self.indexed: IndexedTables = {}
         #: What `indexed` is after a commit that writes this to table 1: see tables.py, which reads its rows.
         self.indexed_after: Callable[[IndexedTables, WriteBatch], IndexedTables] = _unchanged
-        #: Whether an index may have stale entries (see indexes.py).
+        #: Whether an index may have stale entries (see indexes.py), which a store that writes has to remove.
         self.has_stale = False
 
 

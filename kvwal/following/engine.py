@@ -47,6 +47,7 @@ from kvwal.log import FollowedCursor, Hold, LogReader, RefusingLog, SegmentCurso
 from kvwal.log.segment import HEADER_PAGE_BYTES, SegmentHeader, list_segments
 from kvwal.options import Options
 from kvwal.pages import FollowedPages, Tree
+from kvwal.pages.followed import Guard
 from kvwal.pages.meta import Meta
 from kvwal.pages.pager import Pager
 from kvwal.readers.now import NowReader
@@ -112,12 +113,15 @@ class Progress(Now):
         self._now_s = files.monotonic_s
         self._looked_s = 0.0
         self._moments: Moments | None = None
+        # The generation whose bases were looked at.
+        self._bases_of = pages.meta
 
     def begin(self, publisher: Publisher, succession: Succession, keeping: Keeping, moments: Moments) -> None:
         """The engine is put together."""
         self._moments = moments
         self._parts = publisher, succession, keeping
-        self._watch_version()
+        self._watch_pages(self._pages.guard, self._pages.pager)
+        self._pages.when_bases_gone = lambda pager: self._give_up(ref(pager))
 
     @locked
     def refresh(self) -> Seqno:
@@ -170,7 +174,10 @@ class Progress(Now):
         if self._state.version.tree.meta is not pages.meta:
             # An interruption came between installing the generation and going over to it.
             self._rebase()
-        elif not pages.has_moved() or not self._rebase():
+            return
+        # Something may have failed after it went over.
+        self._refresh_bases()
+        if not pages.has_moved() or not self._rebase():
             self._advance()
 
     def _advance(self) -> None:
@@ -202,18 +209,33 @@ class Progress(Now):
         memtable = Memtable(meta.seqno, *state.locks())
         fill(memtable, self._reader, meta.seqno, until)
         version = Version(memtable, None, Tree(found.pager, meta, meta.root, meta.height))
+        self._watch_pages(found.guard, found.pager)
         pages.install(found)
-        _, succession, keeping = self._parts
-        succession.go_over(version, until)
-        self._watch_version()
-        pages.let_go()
-        keeping.refresh()
+        self._parts[1].go_over(version, until)
         self.rebases += 1
+        self._refresh_bases()
         return True
 
-    def _watch_version(self) -> None:
-        self._pages.guard.when_gone = partial(self._give_up, ref(self._state.version.tree.pager))
-        self._pages.when_bases_gone = lambda pager: self._give_up(ref(pager))
+    def _refresh_bases(self) -> None:
+        """Look at the bases of the generation that is read, unless that was done."""
+        meta = self._pages.meta
+        if self._bases_of is not meta:
+            assert self._parts is not None, "it has not begun"
+            self._pages.let_go()
+            self._parts[2].refresh()
+            self._bases_of = meta
+
+    def await_bases(self) -> None:
+        """Wait until the bases are those of the generation that is read. Raises as `refresh`."""
+        if not self._has_bases():
+            self.refresh()
+
+    @locked
+    def _has_bases(self) -> bool:
+        return self._bases_of is self._pages.meta is self._state.version.tree.meta
+
+    def _watch_pages(self, guard: Guard, pager: Pager) -> None:
+        guard.when_gone = partial(self._give_up, ref(pager))
 
     @locked_by_state
     def _give_up(self, of: ref[Pager]) -> None:
@@ -427,7 +449,7 @@ class FollowedEngine(Engine):
         progress.begin(self._publisher, self._succession, self._keeping, self.reads.moments)
         past = self.upkeep.past
         assert isinstance(past, FollowedPast)
-        past.refresh, past.until_still = progress.refresh, progress.until_still
+        past.refresh, past.await_bases, past.until_still = progress.refresh, progress.await_bases, progress.until_still
         self.reads.moments.now = progress
         assert isinstance(self.reads, FollowedReads)
         self.reads.progress = progress

@@ -166,6 +166,8 @@ class FollowedPast(Past):
 
     #: Moves to the newest commit.
     refresh: Callable[[], object]
+    #: Waits until the bases are those of the generation that is read.
+    await_bases: Callable[[], object]
     #: Gives what a function gives, once it does not fail for what is just being changed.
     until_still: Callable[[Callable[[], Seqno]], Seqno]
 
@@ -183,10 +185,18 @@ class FollowedPast(Past):
         self._moments.now.ready()
         if not self._followed.guard.is_in_slot():
             self.refresh()
-        return super().reader(at, purpose, owner)
+        while True:
+            bases = self._keeping.bases
+            try:
+                return super().reader(at, purpose, owner)
+            except SnapshotTooOld:
+                # It may have looked while another thread went over to a newer generation, which has other bases.
+                self.await_bases()
+                if self._keeping.bases is bases:
+                    raise
 
     def _pager_of(self, meta: Meta, tree: Tree) -> Pager:
-        return tree.pager if meta.generation == tree.meta.generation else self._followed.pager_of_bases()
+        return tree.pager if meta.generation == tree.meta.generation else self._followed.pager_of_bases(tree.pager)
 
     def _seqno_at(self, at: datetime, newest: Seqno) -> Seqno:
         return self.until_still(lambda: super(FollowedPast, self)._seqno_at(at, newest))

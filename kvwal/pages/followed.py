@@ -54,7 +54,7 @@ class Pinned(Protocol):
 class Guard:
     """The page file as one generation sees it. Reads from any thread."""
 
-    __slots__ = ("_file", "_meta", "_offset", "_slot", "pin", "when_gone")
+    __slots__ = ("_file", "_meta", "_offset", "_slot", "of_bases", "pin", "when_gone")
 
     def __init__(self, file: File, meta: Meta, slot: bytes) -> None:
         """`slot`: the bytes that the generation was chosen by."""
@@ -64,6 +64,8 @@ class Guard:
         self._slot = slot
         #: What keeps the generation whole beyond the flip over its slot.
         self.pin: Pinned | None = None
+        #: Reads the bases of the generation, once it is asked for.
+        self.of_bases: Pager | None = None
         #: Called before a read is refused.
         self.when_gone: Callable[[], None] = lambda: None
 
@@ -118,7 +120,6 @@ class FollowedPages(PageFile):
     guard: Guard
     #: Called when bases are gone that this pager read.
     when_bases_gone: Callable[[Pager], None] = staticmethod(lambda pager: None)
-    _of_bases: Pager | None = None
     _slots: bytes
 
     def __init__(
@@ -177,26 +178,28 @@ class FollowedPages(PageFile):
 
     def _adopt(self, found: Found) -> None:
         self._take(found.choice, found.pager, found.bases)
-        self.guard, self._of_bases = found.guard, None
+        self.guard = found.guard
         self._slots = found.slots
 
     def tree(self, meta: Meta | None = None, table: int = 0) -> Tree:
         """As `PageFile.tree`."""
         if meta is None or meta.generation == self.meta.generation:
             return super().tree(meta, table)
-        pager = self.pager_of_bases()
+        pager = self.pager_of_bases(self.pager)
         return Tree(pager, meta, *root_of(pager, meta, table))
 
-    def pager_of_bases(self) -> Pager:
-        """Reads the bases of the generation, which its pin does not keep."""
-        if self.guard.pin is None:
-            return self.pager
-        if self._of_bases is None:
-            guard = self.guard.unpinned()
-            pager = Pager(guard, self.pager.cache.limit_bytes)
-            guard.when_gone = lambda: self.when_bases_gone(pager)
-            self._of_bases = pager
-        return self._of_bases
+    def pager_of_bases(self, pager: Pager) -> Pager:
+        """Reads the bases of the generation that a pager reads, which its pin does not keep."""
+        guard = pager.file
+        assert isinstance(guard, Guard), "it was made by `look`"
+        if guard.pin is None:
+            return pager
+        if guard.of_bases is None:
+            unpinned = guard.unpinned()
+            made = Pager(unpinned, pager.cache.limit_bytes)
+            unpinned.when_gone = lambda: self.when_bases_gone(made)
+            guard.of_bases = made
+        return guard.of_bases
 
     def slots(self) -> bytes:
         """The slots as they are now."""

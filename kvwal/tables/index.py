@@ -368,7 +368,8 @@ class Index(IndexReading[I, K, V], Generic[I, K, V]):
         """
         began_s, wait_s = time.monotonic(), _LEAST_WAIT_S
         indexes = self._engine.tables.indexes
-        indexes.go_on()
+        if not self._engine.upkeep.is_read_only:
+            indexes.go_on()
         while True:
             stopped = indexes.failures.get(ALL)
             building = indexes.is_building(self._spec.table.name, self.name)

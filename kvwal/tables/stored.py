@@ -6,8 +6,9 @@ looks the name up, and makes the table (see kvwal/engine/tables.py).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
+from typing import Any, TypeVar
 
 from kvwal.batch import WriteBatch
 from kvwal.db.mapping import Bounds, OrderedMapping
@@ -26,15 +27,19 @@ from kvwal.tables.writing import How, Target
 
 __all__ = ["StoredTable", "Waiting"]
 
+_T = TypeVar("_T")
+
 
 class StoredTable(OrderedMapping):
     """The bytes of a table, of now. Thread-safe."""
 
-    __slots__ = ("_cache", "_engine", "_spec", "_tables", "known")
+    __slots__ = ("_cache", "_engine", "_names", "_spec", "_tables", "known")
 
     def __init__(self, engine: Engine, spec: TableSpec[Any, Any]) -> None:
         self._engine = engine
         self._cache = engine.state.cache
+        # Not through the cache: that of a follower moves it at each look.
+        self._names = engine.state.cache.names
         self._tables = engine.tables
         self._spec = spec
         #: The state of all names that it is of, the id, what its rows in the cache are found by, whether the table
@@ -133,26 +138,47 @@ class StoredTable(OrderedMapping):
 
     # -- reading ------------------------------------------------------------------------------
 
+    def _found(self, read: Callable[..., _T], missing: _T, *, cached_only: bool = False) -> _T:
+        """What `read` gives of the table, by its id, or `missing` if there is none.
+
+        As of a moment in which the table had the name.
+        """
+        while True:
+            names = self._names.now
+            table = self.id(cached_only=cached_only)
+            if table is None:
+                return missing
+            found = read(table=table)
+            # Invariant: an id was that of the name as long as the names have not changed since it was looked up.
+            if names is self._names.now:
+                return found
+
     def read(self, key: bytes, *, cached_only: bool = False) -> Value:
         """The value of a key now. `cached_only`: as in `Reads.read`."""
         known = self.known
-        if known is not None and known[0] is self._cache.names.now:
-            # Hot: one dict hit, as in `Store.get`.
+        if known is not None:
+            # Hot: one dict hit, as in `Store.get`. It is looked after it whether the id still is that of the name.
             try:
-                return self._cache.rows[known[2], key]
+                found: Value = self._cache.rows[known[2], key]
+                if known[0] is self._names.now:
+                    return found
             except (KeyError, TypeError, ValueError):
                 pass
-        table = self.id(cached_only=cached_only)
-        if table is None:
-            return None
-        return self._engine.reads.read(as_key(key), table=table, cached_only=cached_only)
+        read = self._engine.reads.read
+        if self._spec.is_default:
+            return read(as_key(key), cached_only=cached_only)
+        return self._found(partial(read, as_key(key), cached_only=cached_only), None, cached_only=cached_only)
 
     def _read(self, key: bytes) -> Value:
         return self.read(key)
 
     def _lasting(self, key: bytes) -> Value:
-        table = self.id()
-        return None if table is None else self._engine.reads.lasting(key, table=table)
+        return self._found(partial(self._engine.reads.lasting, key), None)
+
+    def _reader(self, purpose: str, *, cached_only: bool = False) -> tuple[int, Reader] | None:
+        """The id, and a reader of a moment in which it is that of the name; None if there is no table."""
+        moments = self._engine.reads.moments
+        return self._found(lambda *, table: (table, moments.reader(purpose)), None, cached_only=cached_only)
 
     def get_many(self, keys: Iterable[BytesLike], *, cached_only: bool = False) -> list[bytes | None]:
         """The values of several keys, in their order; None where a key is missing. All from one moment."""
@@ -160,42 +186,37 @@ class StoredTable(OrderedMapping):
         return self._engine.reads.moments.now.again(lambda: self._get_many(wanted, cached_only))
 
     def _get_many(self, wanted: list[bytes], cached_only: bool) -> list[bytes | None]:
-        table = self.id(cached_only=cached_only)
-        if table is None:
+        found = self._reader("get", cached_only=cached_only)
+        if found is None:
             return [None] * len(wanted)
-        reads = self._engine.reads
-        reader = reads.moments.reader("get")
+        reads, (table, reader) = self._engine.reads, found
         try:
             return [reads.read_at(reader, key, table=table, cached_only=cached_only) for key in wanted]
         finally:
             reader.release()
 
     def _cached(self, bounds: Bounds) -> Pairs | None:
-        table = self.id()
-        if table is None:
-            return []
-        return self._engine.reads.cached_range(
-            bounds.start, bounds.stop, bounds.limit, None, reverse=bounds.reverse, table=table
+        read = partial(
+            self._engine.reads.cached_range, bounds.start, bounds.stop, bounds.limit, None, reverse=bounds.reverse
         )
+        none: Pairs | None = []
+        return self._found(read, none)
 
     def _walk(self, bounds: Bounds) -> Iterator[Chunk]:
         return self._engine.reads.moments.now.begun(lambda: self._walked(bounds))
 
     def _walked(self, bounds: Bounds) -> Iterator[Chunk]:
-        table = self.id()
-        if table is None:
+        found = self._reader("scan")
+        if found is None:
             return iter(())
-        reads = self._engine.reads
-        reader = reads.moments.reader("scan")
-        return reads.chunks(reader, bounds.start, bounds.stop, reverse=bounds.reverse, table=table)
+        table, reader = found
+        return self._engine.reads.chunks(reader, bounds.start, bounds.stop, reverse=bounds.reverse, table=table)
 
     def _count(self, start: bytes | None, stop: bytes | None) -> int:
-        table = self.id()
-        return 0 if table is None else self._engine.reads.count(start, stop, table=table)
+        return self._found(partial(self._engine.reads.count, start, stop), 0)
 
     def _key_at(self, rank: int) -> bytes | None:
-        table = self.id()
-        return None if table is None else self._engine.reads.key_at(rank, table=table)
+        return self._found(partial(self._engine.reads.key_at, rank), None)
 
 
 class Waiting:

@@ -68,13 +68,13 @@ class WritableTable(TypedReading[K, V], MutableMapping[K, V], Generic[K, V]):
     def get(self, key: K, default: object = None) -> object:
         """The value of `key`, or `default` if it is not there. TypeError for a key of another type; CodecError."""
         data, known = self._encode(key), self._stored.known
-        if known is not None and known[0] is self._cache.names.now:
-            # Hot: one dict hit, as in `Store.get`.
+        if known is not None:
+            # Hot: one dict hit, as in `StoredTable.read`.
             try:
-                value = self._cache.rows[known[2], data]
+                value: Value = self._cache.rows[known[2], data]
             except (KeyError, TypeError, ValueError):
-                value = self._stored.read(data)
-        else:
+                known = None
+        if known is None or known[0] is not self._cache.names.now:
             value = self._stored.read(data)
         return default if value is None else self._decode(value)
 

@@ -287,3 +287,21 @@ def test_a_snapshot_begins_where_pages_are_whole(db: kvwal.Store, path: str) -> 
         with live.snapshot() as then:
             assert set(then.values()) == {b"z" * 500}
         assert live.position == db.position
+
+
+def test_an_index_is_waited_for_where_nothing_can_remove_its_stale_entries(path: str) -> None:
+    """After a range that was too large for its entries to be removed at once."""
+    with kvwal.open(path, background=False) as db:
+        words = db.table("words", int, str)
+        words.index("by_word", key=lambda word: word, codec=str)
+        words.update({n: f"{n}" for n in range(2000)})
+        all_durable(db)
+        with kvwal.follow(path) as live, kvwal.open(path, "r") as still:
+            words.delete_range(0, 1500)
+            all_durable(db)
+            live.refresh()
+            assert live.engine.state.cache.names.has_stale
+            by_word = live.table("words", int, str).index("by_word", codec=str)
+            assert by_word.wait(0)
+            assert by_word.count() == 500
+            assert still.table("words", int, str).index("by_word", key=lambda word: word, codec=str).wait(0)
