@@ -160,7 +160,7 @@ class Past:
                 reader.at_us = self._judged_at_us(at, seqno, self._pages.meta)
                 return reader
             reader.release()
-        since_us = self._moments.now_us()
+        since_us = self._moments.clock.now_us()
         while True:
             bases = self._keeping.bases
             try:
@@ -215,10 +215,12 @@ class Past:
     def _seqno_at(self, at: datetime, newest: Seqno) -> Seqno:
         """The last commit at that time."""
         at_us = us_of("at", at)
-        # A commit is younger than the clock says when that was set back.
         newest_us = self._newest_us()
-        if at_us > max(self._moments.now_us(), newest_us):
-            raise ValueError(f"at is {at.isoformat(' ', 'seconds')}, which is still to come")
+        # A commit is younger than the clock says where that was set back before the store was opened.
+        now_us = max(self._moments.clock.now_us(), newest_us)
+        if at_us > now_us:
+            now = time_of(now_us).isoformat(" ", "seconds")
+            raise ValueError(f"at is {at.isoformat(' ', 'seconds')}, which is still to come: the store's time is {now}")
         bases = self._keeping.bases
         if at_us < (bases[0].time_us if bases else newest_us):
             raise self._too_old(at)

@@ -241,11 +241,45 @@ def test_the_moment_of_a_time_is_judged_by_that_time(db: kvwal.Store, disk: Simu
     assert list(db.diff(expired)) == []
 
 
-def test_the_time_of_a_clock_that_is_not_believed_yet_is_now(db: kvwal.Store, disk: SimulatedDisk) -> None:
-    db.put(b"k", b"v", expire_s=100)
+def test_a_time_of_a_step_that_is_not_believed_is_still_to_come(db: kvwal.Store, disk: SimulatedDisk) -> None:
+    db.put(b"k", b"v", expire_s=30)
+    disk.pass_time(10)
+    now = time_of(disk.clock_us)
     disk.jump_clock(2 * HOUR_S * S)
-    with db.snapshot(at=time_of(disk.clock_us)) as then:
+    with db.snapshot(at=now) as then:
         assert then.get(b"k") == b"v"
+    # Later commits would come before it, and change the moment.
+    for later in (timedelta(seconds=1), timedelta(hours=2)):
+        with pytest.raises(ValueError, match=f"still to come: the store's time is {now:%Y-%m-%d %H:%M:%S}"):
+            db.snapshot(at=now + later)
+    disk.pass_time(700)
+    with db.snapshot(at=now + timedelta(hours=2)) as then:
+        assert b"k" not in then
+
+
+def test_a_time_that_a_clock_has_passed_which_was_set_back_can_be_asked_for(
+    db: kvwal.Store, disk: SimulatedDisk
+) -> None:
+    seqno = db.put(b"k", b"v", expire_s=30)
+    made = time_of(disk.clock_us)
+    disk.jump_clock(-2 * HOUR_S * S)
+    # The clock is asked, and goes on from there.
+    assert b"k" in db
+    disk.pass_time(100)
+    for later_s, value in ((10, b"v"), (80, None)):
+        with db.snapshot(at=made + timedelta(seconds=later_s)) as then:
+            assert (then.seqno, then.get(b"k")) == (seqno, value)
+    with pytest.raises(ValueError, match="still to come"):
+        db.snapshot(at=made + timedelta(seconds=100))
+
+
+def test_what_is_pinned_says_since_when_by_the_time_of_the_store(db: kvwal.Store, disk: SimulatedDisk) -> None:
+    db[b"k"] = b"v"
+    db[b"k"] = b"w"
+    disk.jump_clock(-2 * HOUR_S * S)
+    with db.snapshot(at=1), db.snapshot():
+        since_us = {pin.since_us for pin in db.pins() if pin.purpose == "snapshot"}
+        assert max(since_us) - min(since_us) < S
 
 
 # -- batches that are made by hand -----------------------------------------------------------------
