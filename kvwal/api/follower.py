@@ -133,10 +133,10 @@ class Follower(Recalling, Reading):
         history: bool = False,
         progress: Callable[[int, int], None] | None = None,
     ) -> BackupReport:
-        """As `Store.backup`, of the newest durable commit, beside the writer, which does not know of it.
+        """As `Store.backup`, of the newest durable commit, beside the writer.
 
-        It begins again from a newer checkpoint where the writer has made two meanwhile. SnapshotTooOld if that happened
-        20 times.
+        Without a pin it begins again from a newer checkpoint where the writer has made two meanwhile. SnapshotTooOld if
+        that happened 20 times.
         """
         self.refresh()
         return backup(self.engine, destination_at(dest), base=base, history=history, progress=progress)

@@ -265,7 +265,10 @@ def test_commits_and_checkpoints_go_on_meanwhile() -> None:
 
 def test_beside_a_writer_that_makes_checkpoints_it_begins_again() -> None:
     disk = SimulatedDisk()
-    with kvwal.open("/s", files=disk, **{**OPTIONS, "keep_history_s": 0}) as db, kvwal.follow("/s", files=disk) as live:
+    with (
+        kvwal.open("/s", files=disk, **{**OPTIONS, "keep_history_s": 0}) as db,
+        kvwal.follow("/s", files=disk, pin=False) as live,
+    ):
         rewrite(db, b"0")
         all_durable(db)
         rounds: list[int] = []
@@ -287,6 +290,12 @@ def test_beside_a_writer_that_makes_checkpoints_it_begins_again() -> None:
         rewrite(db, b"z")
         with pytest.raises(kvwal.SnapshotTooOld):
             live.backup(Busy(disk, meanwhile, 1000))
+        # With a pin nothing goes.
+        with kvwal.follow("/s", files=disk) as pinned:
+            rounds.clear()
+            at = db.last_seqno
+            assert int(pinned.backup(Busy(disk, meanwhile, 1000), base="full").position) == at
+            assert len(rounds) == 1
 
 
 def test_a_follower_and_the_store_back_up_the_same_bytes() -> None:
