@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from datetime import datetime
 from typing import Final
@@ -113,12 +114,16 @@ class Upkeep:
         return self._checkpointer.while_idle(lambda: self._verify(progress))
 
     def _verify_beside(self, progress: Callable[[int, int], None] | None) -> VerifyReport:
-        """The same of files that another process may be writing: again where pages went meanwhile."""
+        """The same of files that another process may be writing: again where pages, or log, went meanwhile."""
         for _ in range(_LOOKS):
-            try:
-                return self._verify(progress)
-            except SnapshotTooOld:
-                self._reads.moments.now.ready()
+            before, report = self._pages.readable(), None
+            with suppress(SnapshotTooOld):
+                report = self._verify(progress)
+                if report.ok:
+                    return report
+            self._reads.moments.now.ready()
+            if report is not None and self._pages.readable() == before:
+                return report
         return self._verify(progress)
 
     def _verify(self, progress: Callable[[int, int], None] | None) -> VerifyReport:

@@ -96,11 +96,12 @@ class _Word:
 
 def _log_against_pages(pages: PageFile, reader: LogReader) -> tuple[int, int, list[Finding]]:
     """The older generation, plus the log up to the newer one, must be the newer one, for every key the log names."""
-    meta, older = pages.meta, pages.older
+    # The log is kept back to the one before as long as that can be read.
+    meta, *older = pages.readable()
     words: dict[int, _Word] = {}
     records = 0
     different: list[Finding] = []
-    for record in reader.replay(after=meta.seqno if older is None else older.seqno, floor=meta.seqno):
+    for record in reader.replay(after=(older or [meta])[0].seqno, floor=meta.seqno):
         records += 1
         batch = record.batch()
         different += _unqueued(record, batch)

@@ -181,6 +181,20 @@ class FollowedPages(PageFile):
         self.guard = found.guard
         self._slots = found.slots
 
+    def readable(self) -> list[Meta]:
+        """As `PageFile.readable`: the one before only while its slot says that its pages are there."""
+        readable = super().readable()
+        return [each for each in readable if each is not self.older or self._guard_of(each).is_in_slot()]
+
+    def _uncached(self, meta: Meta) -> Pager:
+        """As `PageFile._uncached`."""
+        return Pager(self._guard_of(meta), 0) if meta is self.older else super()._uncached(meta)
+
+    def _guard_of(self, meta: Meta) -> Guard:
+        """Guards a generation by the slot that it had when the newest one was chosen."""
+        offset = meta.generation % 2 * PAGE_SIZE
+        return Guard(self._file, meta, self._slots[offset : offset + META_SIZE])
+
     def tree(self, meta: Meta | None = None, table: int = 0) -> Tree:
         """As `PageFile.tree`."""
         if meta is None or meta.generation == self.meta.generation:

@@ -215,6 +215,11 @@ class PageFile:
         """
         return [self.meta] if self.older is None or self._next is not None else [self.meta, self.older]
 
+    def _uncached(self, meta: Meta) -> Pager:
+        """What reads a readable generation as it is on disk. For this package."""
+        del meta
+        return self.pager.uncached()
+
     def _flip(self) -> bool:
         """Write the next meta, durably, and go on from it. If that was interrupted, it is done again. Whether there was
         one.

@@ -148,7 +148,7 @@ def test_reads_go_on_from_a_newer_checkpoint_and_max_lag_s_holds(path: str) -> N
     async def main() -> None:
         with kvwal.open(path, background=False, keep_history_s=0) as db:
             rewrite(db, b"x")
-            async with kvwal.aio.follow(path, cache_bytes=256 << 10) as live:
+            async with kvwal.aio.follow(path, cache_bytes=256 << 10, pin=False) as live:
                 for value in (b"y", b"z"):
                     rewrite(db, value)
                 assert await live.get(b"1500") == b"z" * 500

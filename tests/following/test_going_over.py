@@ -7,10 +7,11 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from following_fixtures import Primary, all_durable
+from following_fixtures import PATH, Primary, all_durable
 from store_fixtures import Interruption
 
 import kvwal
+from kvwal.pages import pagefile
 
 HISTORY: dict[str, Any] = {"keep_history_s": 3600, "history_base_bytes": 1}
 
@@ -111,4 +112,36 @@ def test_what_reads_the_past_reads_it_as_the_generation_that_it_begins_with(monk
         thread, found = looked
         thread.join(10)
         assert found == [value] or isinstance(found[0], kvwal.SnapshotTooOld)
+    primary.db.close()
+
+
+def test_a_check_of_a_generation_that_the_writer_writes_over_finds_no_damage(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It has read the newest one, and now comes to the one before, whose pages are for the next but one."""
+    primary = Primary()
+    _rewritten(primary, 3)
+    flip, looked = pagefile.write_slot, []
+
+    def check(*args: Any) -> None:
+        looked.append(still.verify())
+        flip(*args)
+
+    with kvwal.open(PATH, "r", files=primary.disk) as still:
+        assert still.verify().ok
+        _rewritten(primary, 1)
+        monkeypatch.setattr(pagefile, "write_slot", check)
+        _rewritten(primary, 1)
+        assert [report.problems for report in looked] == [()]
+
+    began: list[int] = []
+
+    def overtake(done: int, total: int) -> None:
+        """It has begun: the slot of the generation before goes."""
+        if not began:
+            began.append(done)
+            _rewritten(primary, 1)
+
+    monkeypatch.setattr(pagefile, "write_slot", flip)
+    with kvwal.open(PATH, "r", files=primary.disk) as still:
+        assert still.verify(progress=overtake).ok
+        assert began
     primary.db.close()
