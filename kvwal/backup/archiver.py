@@ -216,7 +216,7 @@ class Archiver:
             "first": ended.first,
             "last": ended.last,
             "reason": "the log was not kept long enough",
-            "wall_us": self._engine.reads.moments.now_us(),
+            "wall_us": self._engine.reads.moments.wall_us(),
         }
 
         def with_entry(members: dict[str, Any]) -> dict[str, Any]:
@@ -365,7 +365,7 @@ class Archiver:
 
     def _prune(self, keep: Keep) -> None:
         held = list_held(self._destination, self._line)
-        prune(self._destination, plan_pruning(self._destination, held, keep, self._engine.reads.moments.now_us()))
+        prune(self._destination, plan_pruning(self._destination, held, keep, self._engine.reads.moments.wall_us()))
         sweep = getattr(self._destination, "sweep", None)
         if sweep is not None:
             sweep()
