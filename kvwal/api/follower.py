@@ -123,7 +123,7 @@ class Follower(Recalling, Reading):
 
     def lag(self) -> Lag:
         """How far it is behind what is in the writer's files. Reads the end of the log, and moves nothing."""
-        return self.engine.progress.lag(self._reads.moments.now_us())
+        return self.engine.progress.lag(self._reads.moments.clock.now_us())
 
     def backup(
         self,

@@ -244,10 +244,10 @@ class Archive:
         if waiting is None or waiting[0] != mark:
             waiting = self._waiting = mark, time.monotonic(), self._time_us_beyond(mark)
         _, since_s, time_us = waiting
-        # The wall clock may step back; since it was first seen to wait at least so much has passed.
+        # The commit may be of a clock that stood ahead; since it was first seen to wait at least so much has passed.
         lag_s = time.monotonic() - since_s
         if time_us is not None:
-            lag_s = max(lag_s, (self._engine.reads.moments.now_us() - time_us) / 1e6)
+            lag_s = max(lag_s, (self._engine.reads.moments.clock.now_us() - time_us) / 1e6)
         return lag_s
 
     def _time_us_beyond(self, mark: Seqno) -> int | None:

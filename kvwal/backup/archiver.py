@@ -238,7 +238,7 @@ class Archiver:
         for gap in held.gaps():
             if lost is not None and lost < gap.first and gap.last < position:
                 _log.warning("the archive has a gap: commits %s cannot be restored; a base ends it", gap)
-                wall_us = self._engine.reads.moments.now_us()
+                wall_us = self._engine.reads.moments.wall_us()
                 state.record_gap(self._destination, self._line, gap.first, gap.last, wall_us)
 
     def _read_one(self, seqno: Seqno) -> tuple[int, int, bytes] | None:
@@ -367,7 +367,7 @@ class Archiver:
 
     def _prune(self, keep: Keep) -> None:
         held = list_held(self._destination, self._line)
-        prune(self._destination, plan_pruning(self._destination, held, keep, self._engine.reads.moments.now_us()))
+        prune(self._destination, plan_pruning(self._destination, held, keep, self._engine.reads.moments.wall_us()))
         sweep = getattr(self._destination, "sweep", None)
         if sweep is not None:
             sweep()

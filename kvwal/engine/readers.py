@@ -169,12 +169,12 @@ class Now:
 class Moments:
     """The registered readers and writers of one open store, and the history of conflicts."""
 
-    def __init__(self, state: State, now_us: Callable[[], int], clock: ExpiryClock | None = None) -> None:
+    def __init__(self, state: State, wall_us: Callable[[], int], clock: ExpiryClock | None = None) -> None:
         self._state = state
-        #: The wall clock.
-        self.now_us = now_us
+        #: The wall clock, for what another process compares with its own. The time of the store is `clock.now_us`.
+        self.wall_us = wall_us
         #: By which a reader judges what has expired.
-        self.clock: Final = ExpiryClock(now_us) if clock is None else clock
+        self.clock: Final = ExpiryClock(wall_us) if clock is None else clock
         #: How reads of now begin.
         self.now = Now()
         #: Every registered reader.

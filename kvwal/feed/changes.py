@@ -46,7 +46,7 @@ def goes_on(engine: Engine, cursor: SegmentCursor) -> bool:
 
 def heartbeat(engine: Engine, position: Seqno) -> Change:
     """What says that no change came beyond the position."""
-    return Change(position, engine.reads.moments.now_us(), {}, 0, "heartbeat", b"", None, None, True)
+    return Change(position, engine.reads.moments.clock.now_us(), {}, 0, "heartbeat", b"", None, None, True)
 
 
 class Changes(Iterator[Change]):

@@ -85,7 +85,7 @@ def _created(engine: Engine, asked: Asked) -> ConsumerRow:
     consumers = engine.upkeep.consumers
     limits = asked.limits_over(consumers.default_limits())
     hold = _hold_from(engine, asked, limits)
-    now_us = engine.reads.moments.now_us()
+    now_us = engine.reads.moments.clock.now_us()
     row = ConsumerRow(asked.name, consumers.line, hold.after, 1, now_us, limits, asked.filter.digest())
     request = CommitRequest(sync=True, operation=RowChange(asked.name, lambda old: row))
     try:

@@ -108,5 +108,5 @@ def _lag(engine: Engine, at: Seqno, newest: Seqno) -> tuple[int, int, float]:
         segments = upkeep.consumers.segments()
         size += sum(info.size for info in segments if begin.segment <= info.first_seqno < end.segment)
         since_us = record.time_us if since_us is None else since_us
-    age_s = 0.0 if since_us is None else max(0.0, (engine.reads.moments.now_us() - since_us) / 1e6)
+    age_s = 0.0 if since_us is None else max(0.0, (engine.reads.moments.clock.now_us() - since_us) / 1e6)
     return commits, size, age_s

@@ -44,7 +44,7 @@ class ParkingConsumer(OwnedConsumer):
 
     def _set_aside(self, batch: Batch, error: Exception) -> RowCommit:
         """The commit of a batch of one is set aside, and the position is behind it."""
-        now_us = self._engine.reads.moments.now_us()
+        now_us = self._engine.reads.moments.clock.now_us()
         # It was tried with others, and then alone.
         parked = Parked(batch.changes[0].seqno, text_of(error), 2, now_us)
         last = batch.last
@@ -59,7 +59,7 @@ class ParkingConsumer(OwnedConsumer):
         """
         self._refuse_foreign(batch)
         parked = {each.seqno: each for each in self._parked}
-        now_us = self._engine.reads.moments.now_us()
+        now_us = self._engine.reads.moments.clock.now_us()
         added = [Parked(seqno, text_of(error), 1, now_us) for seqno in dict.fromkeys(c.seqno for c in batch.changes)]
         parked |= {each.seqno: each for each in added}
         if len(parked) > MAX_PARKED:

@@ -24,7 +24,7 @@ def describe(engine: Engine) -> dict[str, Any]:
         "version": _VERSION,
         "pid": process_id(),
         "program": program_name(),
-        "wall_us": engine.reads.moments.now_us(),
+        "wall_us": engine.reads.moments.wall_us(),
         "refuses": _refusal(engine),
         "entries": engine.reads.count(),
         "position": str(position_at(engine, engine.state.seqno)),

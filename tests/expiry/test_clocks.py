@@ -282,6 +282,28 @@ def test_what_is_pinned_says_since_when_by_the_time_of_the_store(db: kvwal.Store
         assert max(since_us) - min(since_us) < S
 
 
+@pytest.mark.parametrize("step_s", [2 * HOUR_S, -2 * HOUR_S])
+def test_ages_are_told_by_the_time_of_the_store(db: kvwal.Store, disk: SimulatedDisk, step_s: int) -> None:
+    with db.consumer("c", start="now"):
+        db.put(b"k", b"1")
+        with kvwal.follow("/kv", files=disk.beside()) as live:
+            db.put(b"k", b"2", durability="os")
+            disk.jump_clock(step_s * S)
+            disk.pass_time(10)
+            # What it has missed since it was last looked at is made up for.
+            db.put(b"k", b"3", durability="os")
+            disk.pass_time(10)
+            (info,) = db.consumers()
+            assert info.lag_s is not None
+            assert 8 < info.lag_s < 30
+            assert live.lag().commits
+            assert live.lag().seconds < 30
+            made_us = [record.time_us for record in db.history()][-1]
+            beat = next(db.changes(db.last_seqno, follow=True, heartbeat_s=0.001))
+            assert beat.kind == "heartbeat"
+            assert 8 * S < beat.time_us - made_us < 30 * S
+
+
 # -- batches that are made by hand -----------------------------------------------------------------
 
 
