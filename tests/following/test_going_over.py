@@ -145,3 +145,20 @@ def test_a_check_of_a_generation_that_the_writer_writes_over_finds_no_damage(mon
         assert still.verify(progress=overtake).ok
         assert began
     primary.db.close()
+
+
+def test_readers_of_a_generation_that_it_went_over_to_are_told_that_its_pages_are_gone() -> None:
+    primary = Primary()
+    _rewritten(primary, 1)
+    with primary.follow() as live:
+        _rewritten(primary, 1)
+        live.refresh()
+        assert live.rebases == 1
+        with live.snapshot() as then, live.snapshot() as other:
+            assert then.get(b"0007") is not None
+            _rewritten(primary, 4)
+            live.refresh()
+            for reader, key in ((other, b"0299"), (then, b"0007")):
+                with pytest.raises(kvwal.SnapshotTooOld):
+                    reader.get(key)
+    primary.db.close()
