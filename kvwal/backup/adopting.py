@@ -38,10 +38,10 @@ def adopt(destination: Destination, store_id: bytes, held: Held, marked: Seqno |
         destination.put_new(str(name), data)
 
 
-def without_damaged_end(destination: Destination, held: Held) -> Held:
-    """The same without the units that go furthest, as far as they are damaged: these say nothing."""
+def without_damaged_end(destination: Destination, held: Held, most: Seqno | None = None) -> Held:
+    """The same without the units that go furthest, as far as they are damaged, and end at `most` or before."""
     units = sorted(held.units, key=lambda unit: (unit.last, unit.first))
-    while units:
+    while units and (most is None or units[-1].last <= most):
         try:
             decode_unit(str(units[-1]), destination.get(str(units[-1])))
             break

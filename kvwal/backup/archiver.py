@@ -11,7 +11,8 @@ Rules:
   archiver that finds a greater epoch was superseded, and stops.
 - What the destination holds is found by listing it, and never taken from the mark alone: a mark says less than there is
   after a crash, and what it says may have been deleted since.
-- A hold that was dropped, since too much was kept for it, leaves a gap: it is recorded, and a new base ends it.
+- After a hold was dropped, it goes on from the first moment beyond which the log has all commits, or from a new base. A
+  gap that is passed over is recorded.
 """
 
 from __future__ import annotations
@@ -166,6 +167,9 @@ class Archiver:
             refuse_diverged(self._read_one, destination, held, upkeep.durable_seqno)
         marked = self._claim()
         held = list_held(destination, self._line)
+        if marked is not None and (less := without_damaged_end(destination, held, marked)) != held:
+            # Damage behind the mark: those commits are put anew if the log has them; else a base ends the gap.
+            held, marked = less, less.newest()
         # Asked for after listing: what is beyond it in the destination is none of this store's.
         durable = upkeep.durable_seqno
         found = self._go_on(held, marked)
@@ -198,10 +202,7 @@ class Archiver:
         self._cursor = upkeep.read(position, None, None)
 
     def _go_on(self, held: Held, marked: Seqno | None) -> tuple[Hold, Seqno] | None:
-        """Hold the log from the end of the stretch that the mark is in, or of the first one behind it that it can be.
-
-        None if that is none. A stretch is one by names; what a base needs beside its name may be missing.
-        """
+        """Hold the log from the end of the stretch that the mark is in, or of the first one behind it, if it can be."""
         for stretch in held.stretches():
             if marked is not None and stretch.last < marked:
                 continue
@@ -211,13 +212,11 @@ class Archiver:
                 continue
             try:
                 adopt(self._destination, self._store_id, held, marked, stretch.last)
-            except NotInBackup:
+                return hold, stretch.last
+            except BaseException as error:
                 hold.release()
-                continue
-            except BaseException:
-                hold.release()
-                raise
-            return hold, stretch.last
+                if not isinstance(error, NotInBackup):
+                    raise
         return None
 
     def _begin(self) -> tuple[Held, Hold]:
@@ -238,8 +237,7 @@ class Archiver:
         for gap in held.gaps():
             if lost is not None and lost < gap.first and gap.last < position:
                 _log.warning("the archive has a gap: commits %s cannot be restored; a base ends it", gap)
-                wall_us = self._engine.reads.moments.wall_us()
-                state.record_gap(self._destination, self._line, gap.first, gap.last, wall_us)
+                state.record_gap(self._destination, self._line, *gap, self._engine.reads.moments.wall_us())
 
     def _read_one(self, seqno: Seqno) -> tuple[int, int, bytes] | None:
         """Kind, time and body of a commit of the log; None if it is no longer kept."""
@@ -371,7 +369,6 @@ class Archiver:
         sweep = getattr(self._destination, "sweep", None)
         if sweep is not None:
             sweep()
-
 
     def _base_if_due(self) -> float | None:
         """Make a base where a restore would have to replay much; meanwhile units go on being cut."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -14,7 +15,7 @@ from kvwal.backup.bases import encode_base
 from kvwal.backup.names import BaseName
 from kvwal.backup.reach import Reach, walked
 from kvwal.backup.units import UnitBuilder
-from kvwal.errors import ArchiveDiverged, NotInBackup
+from kvwal.errors import ArchiveDiverged, CorruptionError, NotInBackup
 from kvwal.keys import Seqno
 
 
@@ -87,6 +88,30 @@ def test_a_base_of_a_checkpoint_in_parts_without_its_units_is_not_gone_on_from()
     archiver.step(now=True)
     assert (archiver.mark, archiver.bases) == (21, 1)
     rig.check(21, 21)
+
+
+@pytest.mark.parametrize("is_idle", [False, True])
+@pytest.mark.parametrize("has_log", [False, True])
+def test_damage_of_the_newest_unit_does_not_end_the_archive(has_log: bool, is_idle: bool) -> None:
+    rig = archived(**({"keep_history_bytes": 1 << 20, "keep_history_s": 1e9} if has_log else {}))
+    archiver = rig.archiver()
+    archiver.step()
+    rig.writer.some(5)
+    archiver.step(now=True)
+    archiver.close()
+    (name,) = (str(unit) for unit in held_of(rig.db, rig.place).units if unit.last == 15)
+    for _ in range(0 if has_log else 3):
+        rig.writer.some(30, size=1500)
+        rig.db.checkpoint()
+    rig.other.flip(f"/b/{name}", 300)
+    if not is_idle:
+        rig.writer.some(2)
+    archiver = rig.archiver()
+    with suppress(CorruptionError):
+        archiver.step(now=True)
+    archiver.step(now=True)
+    assert archiver.mark == rig.db.last_seqno
+    rig.check(0 if has_log else rig.db.last_seqno, rig.db.last_seqno)
 
 
 def test_no_log_is_held_for_one_that_could_not_begin() -> None:
