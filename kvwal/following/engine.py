@@ -85,8 +85,16 @@ class Progress(Now):
     """How a follower comes from one moment to the next. Thread-safe."""
 
     def __init__(
-        self, files: Files, directory: Directory, pages: FollowedPages, state: State, reader: LogReader, watch: Watch
+        self,
+        files: Files,
+        directory: Directory,
+        pages: FollowedPages,
+        state: State,
+        reader: LogReader,
+        watch: Watch,
+        newest_us: int,
     ) -> None:
+        """`newest_us`: the time of the last commit of the log that is shown; 0 if there is none."""
         self._directory = directory
         self._pages = pages
         self._state = state
@@ -115,10 +123,14 @@ class Progress(Now):
         self._moments: Moments | None = None
         # The generation whose bases were looked at.
         self._bases_of = pages.meta
+        # The time of the newest commit that is shown, and that of the last one that came later than the one before it.
+        self._newest_us = max(pages.meta.time_us, newest_us)
+        self._told_us = 0
 
     def begin(self, publisher: Publisher, succession: Succession, keeping: Keeping, moments: Moments) -> None:
         """The engine is put together."""
         self._moments = moments
+        moments.clock.now_us = partial(self._now_us, moments.clock.now_us)
         self._parts = publisher, succession, keeping
         self._watch_pages(self._pages.guard, self._pages.pager)
         self._pages.when_bases_gone = lambda pager: self._give_up(ref(pager))
@@ -193,6 +205,7 @@ class Progress(Now):
         self._cursor = None
         for record in cursor:
             publisher.publish(record.seqno, record.batch(), record.size)
+            self._is_told(record.time_us)
         self._cursor = cursor
 
     def _rebase(self) -> bool:
@@ -207,11 +220,12 @@ class Progress(Now):
         watch.know(meta.replay_through)
         until = watch.durable
         memtable = Memtable(meta.seqno, *state.locks())
-        fill(memtable, self._reader, meta.seqno, until)
+        newest_us = fill(memtable, self._reader, meta.seqno, until)
         version = Version(memtable, None, Tree(found.pager, meta, meta.root, meta.height))
         self._watch_pages(found.guard, found.pager)
         pages.install(found)
         self._parts[1].go_over(version, until)
+        self._is_told(max(meta.time_us, newest_us))
         self.rebases += 1
         self._refresh_bases()
         return True
@@ -236,6 +250,19 @@ class Progress(Now):
 
     def _watch_pages(self, guard: Guard, pager: Pager) -> None:
         guard.when_gone = partial(self._give_up, ref(pager))
+
+    def _is_told(self, time_us: int) -> None:
+        # One with the time of the commit before it may be of a clock that was set back, and says nothing.
+        if time_us > self._newest_us:
+            self._newest_us = self._told_us = time_us
+
+    def _now_us(self, own_us: Callable[[], int]) -> int:
+        """The follower's time: not before that of a commit that came while it followed."""
+        return max(own_us(), self._told_us)
+
+    def newest_us(self) -> int:
+        """The time of the newest commit that is shown."""
+        return self._newest_us
 
     @locked_by_state
     def _give_up(self, of: ref[Pager]) -> None:
@@ -450,6 +477,7 @@ class FollowedEngine(Engine):
         past = self.upkeep.past
         assert isinstance(past, FollowedPast)
         past.refresh, past.await_bases, past.until_still = progress.refresh, progress.await_bases, progress.until_still
+        past.newest_us = progress.newest_us
         self.reads.moments.now = progress
         assert isinstance(self.reads, FollowedReads)
         self.reads.progress = progress
@@ -497,7 +525,7 @@ def recovered_beside(
         watch = Watch(reader, meta.replay_through)
         watch.look()
         last = watch.durable
-        fill(state.version.memtable, reader, meta.seqno, last)
+        newest_us = fill(state.version.memtable, reader, meta.seqno, last)
         state.horizon = state.seqno = last
         detail, size = f"the log is followed from commit {last} on", state.version.memtable.bytes_used
         # Nothing is cut off or written again.
@@ -505,7 +533,7 @@ def recovered_beside(
         report = RecoveryReport(False, *read, max(0, watch.written - last), options.files.monotonic_s() - started_s)
         events = Events(options.listeners)
         recovered = Recovered(directory, pages, None, reader, state, report, events, expires=True)
-        return recovered, Progress(options.files, directory, pages, state, reader, watch)
+        return recovered, Progress(options.files, directory, pages, state, reader, watch, newest_us)
     except BaseException:
         if watch is not None:
             watch.close()
@@ -518,12 +546,18 @@ def commits_beyond(reader: LogReader, after: Seqno, durable: Callable[[], Seqno]
     return SegmentCursor(reader, Hold({}, 0, after), None, durable, lambda seqno, timeout_s: False)
 
 
-def fill(memtable: Memtable, reader: LogReader, after: Seqno, until: Seqno) -> None:
-    """Bring the commits beyond `after`, up to `until`, into the memtable. Requires: `until` is on disk."""
+def fill(memtable: Memtable, reader: LogReader, after: Seqno, until: Seqno) -> int:
+    """Bring the commits beyond `after`, up to `until`, into the memtable; returns the time of the last one, or 0.
+
+    Requires: `until` is on disk.
+    """
+    newest_us = 0
     for record in commits_beyond(reader, after, lambda: until):
         batch = record.batch()
         memtable.write(record.seqno, batch.writes, record.size, batch.ranges, batch.parts())
+        newest_us = record.time_us
     memtable.last_seqno = until
+    return newest_us
 
 
 def until_still(directory: Directory, action: Callable[[], _T], refuse: Callable[[], None]) -> _T:

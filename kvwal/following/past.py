@@ -170,6 +170,8 @@ class FollowedPast(Past):
     await_bases: Callable[[], object]
     #: Gives what a function gives, once it does not fail for what is just being changed.
     until_still: Callable[[Callable[[], Seqno]], Seqno]
+    #: Gives the time of the newest commit that is shown.
+    newest_us: Callable[[], int]
 
     def __init__(
         self, parts: Recovered, moments: Moments, succession: Succession, keeping: Keeping, followers: Followers
@@ -200,3 +202,6 @@ class FollowedPast(Past):
 
     def _seqno_at(self, at: datetime, newest: Seqno) -> Seqno:
         return self.until_still(lambda: super(FollowedPast, self)._seqno_at(at, newest))
+
+    def _newest_us(self) -> int:
+        return self.newest_us()

@@ -92,7 +92,7 @@ def _all_that_verifies(directory: Directory, options: Options) -> tuple[Recovere
         shown = last, end.watermark, 0, end.last_seqno - last
         report = RecoveryReport(False, *found, *shown, options.files.monotonic_s() - started_s)
         recovered = Recovered(directory, pages, None, reader, state, report, Events(options.listeners), expires=True)
-        return recovered, Progress(options.files, directory, pages, state, reader, watch)
+        return recovered, Progress(options.files, directory, pages, state, reader, watch, end.last_time_us)
     except BaseException:
         if watch is not None:
             watch.close()

@@ -304,6 +304,59 @@ def test_ages_are_told_by_the_time_of_the_store(db: kvwal.Store, disk: Simulated
             assert 8 * S < beat.time_us - made_us < 30 * S
 
 
+# -- a follower ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("through", ["log", "pages"])
+def test_a_follower_judges_by_no_time_before_that_of_the_newest_commit_that_came(
+    disk: SimulatedDisk, through: str
+) -> None:
+    with opened(disk) as db:
+        db.put(b"k", b"v", expire_s=30)
+        db.checkpoint()
+        disk.jump_clock(-2 * HOUR_S * S)
+        assert b"k" in db
+        with kvwal.follow("/kv", files=disk.beside()) as live:
+            disk.pass_time(60)
+            assert (b"k" in db, b"k" in live) == (False, True)
+            db.put(b"other", b"1")
+            db.put(b"other", b"2")
+            if through == "pages":
+                db.checkpoint()
+            db.sync()
+            live.refresh()
+            assert (b"k" in db, b"k" in live, len(live)) == (False, False, 1)
+
+
+def test_a_follower_is_told_nothing_by_commits_that_keep_the_time_of_the_last_one(disk: SimulatedDisk) -> None:
+    with opened(disk) as db:
+        disk.jump_clock(-2 * HOUR_S * S)
+    with opened(disk) as db:
+        db.put(b"k", b"v", expire_s=1000)
+        with kvwal.follow("/kv", files=disk.beside()) as live:
+            for n in range(4):
+                db.put(b"other", b"%d" % n)
+                db.checkpoint()
+                db.put(b"other", b"%d" % n)
+                db.sync()
+                live.refresh()
+                assert live[b"k"] == db[b"k"] == b"v"
+
+
+@pytest.mark.parametrize("follows", [True, False])
+def test_no_commit_that_a_follower_shows_is_still_to_come(disk: SimulatedDisk, follows: bool) -> None:
+    with opened(disk) as db:
+        disk.pass_time(10)
+        db[b"k"] = b"1"
+        (made,) = (each.time for each in db.commits())
+        disk.jump_clock(-2 * HOUR_S * S)
+    with kvwal.follow("/kv", files=disk) if follows else kvwal.open("/kv", "r", files=disk) as live:
+        with live.snapshot(at=made) as then:
+            assert then[b"k"] == b"1"
+        with pytest.raises(ValueError, match="still to come"):
+            live.snapshot(at=made + timedelta(seconds=1))
+
+
 # -- batches that are made by hand -----------------------------------------------------------------
 
 
