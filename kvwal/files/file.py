@@ -15,7 +15,7 @@ from kvwal.files.fork import birthmark, refuse_in_child
 from kvwal.files.protocol import Buffer
 from kvwal.files.record_lock import record_holder, try_record_lock
 
-__all__ = ["SystemFile", "sync"]
+__all__ = ["SystemFile", "grant", "sync"]
 
 # One write call: the kernel takes at most 0x7ffff000 bytes at a time on Linux.
 _MAX_CALL_BYTES = 0x7FFFF000
@@ -34,6 +34,12 @@ if sys.platform == "darwin":
 else:
     sync = os.fsync
     _datasync = getattr(os, "fdatasync", os.fsync)
+
+
+def grant(fd: int, mode: int) -> None:
+    """Give an open file or directory these permissions, if the umask took one of them."""
+    if sys.platform != "win32" and mode & ~os.fstat(fd).st_mode:
+        os.fchmod(fd, mode)
 
 
 class _PositionedFile:

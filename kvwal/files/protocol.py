@@ -189,6 +189,8 @@ class Files(Protocol):
 def inside(directory: Directory, name: str, *, make: bool = False) -> Directory:
     """Open a directory in a directory. `make`: make it if it is missing, with the permissions of the outer one.
 
-    Only the owner of the outer one makes it, so that what another user makes is not closed to the owner.
+    Only the owner of the outer one makes it, so that what another user makes is not closed to the owner; and with the
+    group and all permissions of the outer one, or not at all. There and for files that are made in it the umask of the
+    process takes nothing: other users' processes share them.
     """
     return directory.inner(name, make=make)

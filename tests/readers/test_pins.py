@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import subprocess
@@ -13,10 +14,11 @@ from typing import Any
 import pytest
 
 import kvwal
-from kvwal.files import inside, system_files
+from kvwal.files import Files, inside, system_files
 from kvwal.readers.listing import PinListing
 from kvwal.readers.pin import PinMaker, pin_of_this_process
 from kvwal.readers.record import NO_LOG, PIN_BYTES, PinRecord, decode_pin, encode_pin
+from kvwal.readers.status import ask
 from kvwal.testing import SimulatedDisk
 
 RECORD = PinRecord(b"s" * 16, b"l" * 8, 7, 99, 4711, 1_700_000_000_000_000, "wörker 1")
@@ -269,19 +271,49 @@ def test_a_writer_of_the_same_process_leaves_the_lock_in_place(store: str) -> No
     assert PinListing(directory).look() == {}
 
 
-def test_the_place_of_pins_is_as_open_as_the_store(tmp_path: Path) -> None:
-    files = system_files()
-    for mode in (0o700, 0o750, 0o755):
+@pytest.mark.skipif(sys.platform == "win32", reason="that system has no umask")
+@pytest.mark.parametrize("umask", [0o022, 0o077])
+def test_the_place_of_pins_is_as_open_as_the_store(tmp_path: Path, umask: int) -> None:
+    files, before = system_files(), os.umask(umask)
+    try:
+        _make_pins(files, tmp_path)
+    finally:
+        os.umask(before)
+
+
+def _make_pins(files: Files, tmp_path: Path) -> None:
+    for mode in (0o700, 0o750, 0o755, 0o770):
         path = tmp_path / f"{mode:o}"
         path.mkdir()
         path.chmod(mode)
         pin = PinMaker(files, files.open_directory(str(path)), "x").pin(b"s" * 16, b"l" * 8, 3)
         assert pin is not None
-        assert (path / "readers").stat().st_mode & 0o777 == mode & ~_umask()
+        ask(files, files.open_directory(str(path)))
+        assert (path / "readers").stat().st_mode & 0o777 == mode
+        assert {each.stat().st_mode & 0o777 for each in (path / "readers").iterdir()} == {0o644}
+        assert len(list((path / "readers").iterdir())) == 2
         pin.release()
 
 
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+@pytest.mark.skipif(sys.platform == "win32", reason="that system has no umask")
+@pytest.mark.parametrize("call", ["fchmod", "fchown"])
+def test_a_place_of_pins_that_cannot_be_opened_to_the_group_is_not_made(
+    store: str, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    def refuse(*arguments: object) -> None:
+        raise PermissionError(errno.EPERM, "not permitted")
+
+    files = system_files()
+    directory = files.open_directory(store)
+    os.chmod(store, 0o775)
+    real = os.fstat
+    if call == "fchown":
+        # As if the directory were of another group.
+        monkeypatch.setattr(os, "fstat", lambda fd: os.stat_result((*real(fd)[:5], -1, *real(fd)[6:])))
+    monkeypatch.setattr(os, call, refuse)
+    before = os.umask(0o077)
+    try:
+        assert PinMaker(files, directory, "x").pin(b"s" * 16, b"l" * 8, 3) is None
+    finally:
+        os.umask(before)
+    assert not os.path.exists(f"{store}/readers")
