@@ -10,7 +10,7 @@
     40   u64    session
     48   u64    durable seqno
     56   u64    generation, the newest
-    64   u64    heartbeat, CLOCK_MONOTONIC in ns, when this was written
+    64   u64    heartbeat, in ns, when this was written: CLOCK_BOOTTIME on Linux, else CLOCK_MONOTONIC
     72   u32    CRC-32C of the bytes before
 
 It is written in place, by one write of all bytes, and not flushed. A reader takes it if it verifies and its heartbeat
