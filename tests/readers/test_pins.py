@@ -47,6 +47,13 @@ def test_no_damaged_pin_is_taken_for_one() -> None:
     assert decode_pin(raw + b"\0") is None
 
 
+def test_a_pin_of_no_date_is_none() -> None:
+    last = RECORD._replace(made_us=253_402_300_799_999_999)
+    assert decode_pin(encode_pin(last)) == last
+    for made_us in (last.made_us + 1, (1 << 64) - 1):
+        assert decode_pin(encode_pin(RECORD._replace(made_us=made_us))) is None
+
+
 # The listing. The processes of a simulated disk, and one of the system.
 
 
