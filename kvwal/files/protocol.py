@@ -64,7 +64,10 @@ class File(Protocol):
         ...
 
     def has_name(self) -> bool:
-        """Whether a directory still has it: not when it was unlinked."""
+        """Whether it still has the one name that it had when this was asked first, and never had another.
+
+        Not when it was unlinked, nor when a hard link was made to it: that would stay behind.
+        """
         ...
 
     def lock_record(self) -> bool:

@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import textwrap
+import time
 from pathlib import Path
 from typing import Any
 
@@ -259,6 +260,25 @@ def test_fork_keeps_no_pin_of_a_parent_that_was_killed(store: str) -> None:
         assert listing.look() == {}
     finally:
         ended(child)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="that system has no pins")
+@pytest.mark.parametrize("looks", [True, False])
+def test_a_hard_link_to_a_pin_ends_it(store: str, looks: bool) -> None:
+    """`cp -al` of the store: when the writer breaks the pin, its file keeps the other name."""
+    files = system_files()
+    pin = PinMaker(files, files.open_directory(store), "mine").pin(b"s" * 16, b"l" * 8, 3)
+    assert pin is not None
+    (name,) = os.listdir(f"{store}/readers")
+    assert not looks or pin.is_held()
+    # A tick of the clock of the file system.
+    time.sleep(0.02)
+    os.link(f"{store}/readers/{name}", f"{store}/copy")
+    assert not looks or not pin.is_held()
+    assert not files.open_directory(store).open("copy").has_name()
+    os.unlink(f"{store}/readers/{name}")
+    assert not pin.is_held()
+    pin.release()
 
 
 def test_a_writer_of_the_same_process_leaves_the_lock_in_place(store: str) -> None:
