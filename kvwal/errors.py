@@ -694,4 +694,8 @@ def stalled(cause: BaseException) -> Error:
         return DiskFullError(
             "the disk is full, so commits cannot move from memory to the pages; free some space and go on"
         )
+    if isinstance(cause, RefusedError):
+        # Nothing was changed: the next commit tries again.
+        text = f"commits cannot move from memory to the pages: {cause.strerror}"
+        return RefusedError(cause.errno, text, cause.filename)
     return poisoned(cause)

@@ -206,4 +206,8 @@ def test_a_stalled_commit_says_what_stands_in_the_way() -> None:
     assert "Input/output error" in str(poisoned)
     assert errors.stalled(poisoned) is poisoned
     assert isinstance(errors.stalled(DiskFullError("full")), DiskFullError)
+    refused = errors.stalled(errors.RefusedError(24, "too many open files", "/a"))
+    assert isinstance(refused, errors.RefusedError)
+    assert "too many open files" in str(refused)
+    assert "earlier" not in str(refused)
     assert isinstance(errors.stalled(cause), PoisonedError)

@@ -8,6 +8,11 @@ is broken, that is unlinked:
 - one that has held something, which would be free without it, for more than `hold_s`;
 - the oldest, while all together hold more than `hold_bytes`; and all that hold something, on a full disk.
 
+One that cannot be unlinked stays honoured. Where the pins cannot be looked at, for instance since `readers/` is another
+user's, all that was kept stays kept until they can be: the files grow, and no commit, checkpoint or close fails.
+
+Not so for the first look after open: pins of before may need pages that are free by now, and have to be unlinked.
+
 Invariant: what a pin needs is freed only after the pin is unlinked. So a follower that finds its pin in place after a
 read has read what it pinned.
 Invariant: a pin that is made after this has looked is one of the two newest generations, which this checkpoint leaves
@@ -16,14 +21,17 @@ alone; the next one looks again.
 
 from __future__ import annotations
 
+import errno
 import logging
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final
 
 from kvwal.engine.keeping import Keeping
 from kvwal.engine.stats import Pin
-from kvwal.errors import FeedGap
+from kvwal.errors import FeedGap, RefusedError
+from kvwal.files.names import READERS
 from kvwal.keys import Seqno
 from kvwal.log import SegmentCursor
 from kvwal.options import Options
@@ -62,30 +70,62 @@ class Followers:
         self._now_s: Callable[[], float] = options.files.monotonic_s
         # By the names of their files. Replaced as a whole.
         self._honoured: dict[str, _Honoured] = {}
+        # Whether a look since open has found all pins, so that those of former generations are gone or honoured.
+        self._is_sure = False
+        # Whether the last look failed; and what holds the log since.
+        self._is_blind = False
+        self._blind_log: SegmentCursor | None = None
 
     def are_there(self) -> bool:
         """Whether a follower seems to have a pin. OSError if that cannot be found out."""
         return self._listing.are_there()
 
-    def look(self) -> None:
+    def look(self) -> bool:
         """Honour the pins that there are now, and break those that are to be broken.
 
-        OSError if that cannot be done: then nothing may be freed.
+        False if that cannot be done, whatever the reason: then nothing that was kept is freed before it can be.
+        OSError if it never could since open: then nothing may be written.
         """
-        found = self._listing.look()
-        if not found and not self._honoured:
-            return
+        try:
+            found = self._listing.look()
+        except OSError as error:
+            if not self._is_sure:
+                raise
+            self._keep_all(error)
+            return False
+        if found or self._honoured or self._is_blind:
+            self._honour(found)
+        self._is_sure, self._is_blind, self._blind_log = True, False, None
+        return True
+
+    def _keep_all(self, error: OSError) -> None:
+        # Durability: a pin that is not seen may need any of them, and log of after the older one.
+        self._pages.pins.hold(self, self._pages.pins.kept(self))
+        older = self._pages.older
+        if self._blind_log is None and older is not None:
+            # Without the log behind the older one there is none to keep.
+            with suppress(FeedGap):
+                self._blind_log = self._keeping.hold(older.seqno, FOLLOWER)
+        if not self._is_blind:
+            self._is_blind = True
+            _log.warning("pins of followers cannot be looked at, and until they can be nothing is freed: %s", error)
+
+    def _honour(self, found: dict[str, FoundPin]) -> None:
         pages, before = self._pages, self._honoured
         honoured: dict[str, _Honoured] = {}
         broken: dict[str, str] = {}
         for name, pin in found.items():
             each = before.get(name) or _Honoured(pin, frozenset())
             record = pin.record
+            if record is None and not self._is_sure:
+                broken[name] = "it cannot be read, and may need what is no longer kept"
+                continue
             if record is None:
                 # It may be of any of them.
                 each.generations |= pages.pins.kept(self)
             elif (record.store_id, record.line) == (pages.meta.store_id, pages.meta.line):
                 if record.generation and not pages.pins.keeps(self, record.generation):
+                    # It came too late, and its follower looks again; or it is of before this writer.
                     broken[name] = "its generation is no longer kept"
                     continue
                 each.generations = frozenset({record.generation} - {0})
@@ -94,7 +134,6 @@ class Followers:
                         each.log = self._keeping.hold(Seqno(record.after), FOLLOWER)
                     except FeedGap:
                         broken[name] = "the log that it needs is gone"
-                        continue
             each.found = pin
             honoured[name] = each
         self._note_what_they_hold(honoured.values())
@@ -129,11 +168,14 @@ class Followers:
             del left[oldest]
         return broken
 
-    def _break(self, broken: dict[str, str], honoured: dict[str, _Honoured]) -> None:
-        """Go on with those that are not broken."""
-        if broken:
-            self._listing.break_pins(list(broken))
-        for name, why in broken.items():
+    def _break(self, broken: dict[str, str], honoured: dict[str, _Honoured]) -> bool:
+        """Go on with those that are not broken, or cannot be. Whether one was broken."""
+        left = self._listing.break_pins(list(broken)) if broken else frozenset()
+        if not self._is_sure and not left <= honoured.keys():
+            # Durability: its follower takes it for held, and what it needs may be written over.
+            raise RefusedError(errno.EACCES, f"pins of before cannot be removed: {sorted(left)}", READERS)
+        for name in broken.keys() - left:
+            why = broken[name]
             each = honoured.pop(name, None)
             if each is not None and each.since_s is not None:
                 record = each.found.record
@@ -143,6 +185,7 @@ class Followers:
         generations = frozenset().union(*(each.generations for each in honoured.values()))
         self._pages.pins.hold(self, generations)
         self._honoured = honoured
+        return len(left) < len(broken)
 
     def give_up(self) -> bool:
         """On a full disk: break all that hold something. False if none does.
@@ -150,13 +193,12 @@ class Followers:
         The pages are free for the next checkpoint, the log at once.
         """
         try:
-            self.look()
+            if not self.look():
+                return False
         except OSError:
             return False
         broken = {name: "the disk is full" for name, each in self._honoured.items() if each.since_s is not None}
-        if broken:
-            self._break(broken, dict(self._honoured))
-        return bool(broken)
+        return bool(broken) and self._break(broken, dict(self._honoured))
 
     def _held_bytes(self, honoured: Iterable[_Honoured]) -> int:
         """What would be free without these."""

@@ -8,12 +8,12 @@ import shutil
 import stat
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Literal
 
 from kvwal.errors import LockedError, StoreRemovedError
 from kvwal.files.failures import failed, is_full
-from kvwal.files.file import SystemFile, sync
+from kvwal.files.file import SystemFile, grant, sync
 from kvwal.files.fork import birthmark, refuse_in_child
 from kvwal.files.lock import (
     HINT_BYTES,
@@ -42,7 +42,7 @@ BY_DESCRIPTOR = os.supports_dir_fd >= {os.open, os.stat, os.unlink, os.rename, o
 class SystemDirectory:
     """A directory by its descriptor, or where the system has no such calls (Windows), by path and identity."""
 
-    __slots__ = ("_fd", "_identity", "_lock_fd", "_mark", "_open", "_place", "_writer", "__weakref__", "path")
+    __slots__ = ("_fd", "_identity", "_inner", "_lock_fd", "_mark", "_open", "_place", "_writer", "__weakref__", "path")
 
     def __init__(self, path: str, *, by_descriptor: bool = BY_DESCRIPTOR, inside: int | None = None) -> None:
         """`inside`: the descriptor of the directory in which the last part of the path is a directory."""
@@ -52,6 +52,7 @@ class SystemDirectory:
         self._lock_fd: int | None = None
         self._writer = False
         self._open = False
+        self._inner = inside is not None
         # Resolved now: by the next call the working directory may be another one, and a link lead elsewhere.
         self._place = "" if by_descriptor else os.path.realpath(path)
         with self._failing():
@@ -157,6 +158,8 @@ class SystemDirectory:
         try:
             if not stat.S_ISREG(os.fstat(fd).st_mode):
                 raise OSError(errno.ELOOP, "is not a regular file", name)
+            if creates and self._inner:
+                grant(fd, mode)
         except BaseException:
             os.close(fd)
             raise
@@ -175,7 +178,25 @@ class SystemDirectory:
                     os.mkdir(name, stat.S_IMODE(found.st_mode), dir_fd=self._fd)
                 except FileExistsError:
                     pass
+                else:
+                    self._open_as(found, name)
             return SystemDirectory(os.path.join(self.path, name), inside=self._fd)
+
+    def _open_as(self, outer: os.stat_result, name: str) -> None:
+        """Give the directory that was just made the group and the permissions of the outer one, or remove it."""
+        try:
+            fd = os.open(name, _DIRECTORY | _NOFOLLOW, dir_fd=self._fd)
+            try:
+                if os.fstat(fd).st_gid != outer.st_gid:
+                    os.fchown(fd, -1, outer.st_gid)
+                grant(fd, stat.S_IMODE(outer.st_mode))
+            finally:
+                os.close(fd)
+        except BaseException:
+            # Another process may have put a pin there by now.
+            with suppress(OSError):
+                os.rmdir(name, dir_fd=self._fd)
+            raise
 
     def free_bytes(self) -> int:
         with self._failing():

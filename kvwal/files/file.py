@@ -15,7 +15,7 @@ from kvwal.files.fork import birthmark, refuse_in_child
 from kvwal.files.protocol import Buffer
 from kvwal.files.record_lock import record_holder, try_record_lock
 
-__all__ = ["SystemFile", "sync"]
+__all__ = ["SystemFile", "grant", "sync"]
 
 # One write call: the kernel takes at most 0x7ffff000 bytes at a time on Linux.
 _MAX_CALL_BYTES = 0x7FFFF000
@@ -36,16 +36,24 @@ else:
     _datasync = getattr(os, "fdatasync", os.fsync)
 
 
+def grant(fd: int, mode: int) -> None:
+    """Give an open file or directory these permissions, if the umask took one of them."""
+    if sys.platform != "win32" and mode & ~os.fstat(fd).st_mode:
+        os.fchmod(fd, mode)
+
+
 class _PositionedFile:
     """A file descriptor addressed by offset (POSIX)."""
 
-    __slots__ = ("_fd", "_look_at_s", "_mark", "_path")
+    __slots__ = ("_fd", "_look_at_s", "_mark", "_named_ns", "_path")
 
     def __init__(self, fd: int, path: str) -> None:
         self._fd = fd
         self._path = path
         self._mark = birthmark()
         self._look_at_s = 0.0
+        # When something of the inode was changed last, as the first `has_name` found it.
+        self._named_ns: int | None = None
 
     def _refuse_in_child(self) -> None:
         if not self._mark[0]:
@@ -163,7 +171,11 @@ class _PositionedFile:
 
     def has_name(self) -> bool:
         self._refuse_in_child()
-        return os.fstat(self._fd).st_nlink > 0
+        found = os.fstat(self._fd)
+        if self._named_ns is None:
+            self._named_ns = found.st_ctime_ns
+        # A name that was added or removed changes the time. One may be added and the other removed between two looks.
+        return found.st_nlink == 1 and found.st_ctime_ns == self._named_ns
 
     def lock_record(self) -> bool:
         self._refuse_in_child()

@@ -64,7 +64,10 @@ class File(Protocol):
         ...
 
     def has_name(self) -> bool:
-        """Whether a directory still has it: not when it was unlinked."""
+        """Whether it still has the one name that it had when this was asked first, and never had another.
+
+        Not when it was unlinked, nor when a hard link was made to it: that would stay behind.
+        """
         ...
 
     def lock_record(self) -> bool:
@@ -189,6 +192,8 @@ class Files(Protocol):
 def inside(directory: Directory, name: str, *, make: bool = False) -> Directory:
     """Open a directory in a directory. `make`: make it if it is missing, with the permissions of the outer one.
 
-    Only the owner of the outer one makes it, so that what another user makes is not closed to the owner.
+    Only the owner of the outer one makes it, so that what another user makes is not closed to the owner; and with the
+    group and all permissions of the outer one, or not at all. There and for files that are made in it the umask of the
+    process takes nothing: other users' processes share them.
     """
     return directory.inner(name, make=make)

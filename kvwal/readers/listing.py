@@ -6,7 +6,9 @@ and is unlinked. Whatever else lies in the directory is left alone.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import errno
+import logging
+from typing import Final, NamedTuple
 
 from kvwal.files import Directory, inside
 from kvwal.files.names import READERS, is_pin, is_temporary_pin
@@ -15,9 +17,13 @@ from kvwal.readers.record import PIN_BYTES, PinRecord, decode_pin
 
 __all__ = ["FoundPin", "PinListing"]
 
+_log = logging.getLogger("kvwal")
+# The file is there, and is another user's.
+_FORBIDDEN: Final = (errno.EACCES, errno.EPERM)
+
 
 class FoundPin(NamedTuple):
-    """A pin that a process holds. `record`: None if it does not verify, or is of a newer version."""
+    """A pin that a process holds. `record`: None if it does not verify, is of a newer version, or cannot be read."""
 
     record: PinRecord | None
     pid: int
@@ -32,6 +38,8 @@ class PinListing:
         self._records: dict[str, PinRecord | None] = {}
         # Those that were being made when it was looked last, and without a lock.
         self._unlocked: frozenset[str] = frozenset()
+        # What was warned of, by the names of files that are there still.
+        self._warned: set[tuple[str, str]] = set()
 
     def look(self) -> dict[str, FoundPin]:
         """The pins that are held, by the names of their files. OSError if that cannot be found out."""
@@ -73,8 +81,9 @@ class PinListing:
                 unlocked.append(name)
         for name in self._unlocked.intersection(unlocked):
             # Between being made and being locked there is no time for two looks, if its process lives.
-            unlink(readers, name)
+            self._clear(readers, name)
         self._unlocked = frozenset(unlocked)
+        self._warned = {(name, what) for name, what in self._warned if name in names}
         self._records = {name: record for name, record in self._records.items() if name in found}
         return found
 
@@ -87,14 +96,19 @@ class PinListing:
             file = readers.open(name)
         except FileNotFoundError:
             return None
-        except OSError:
+        except OSError as error:
             if readers.kind(name) != "file":
                 return None
-            raise
+            if error.errno not in _FORBIDDEN:
+                raise
+            # Whether it is held cannot be found out: as one that does not verify.
+            self._warn(name, "read", error)
+            known = self._records.get(name)
+            return FoundPin(known, 0 if known is None else known.pid)
         try:
             pid = file.holder()
             if pid is None:
-                unlink(readers, name)
+                self._clear(readers, name)
                 return None
             if self._records.get(name) is None:
                 # One that does not verify now may later on.
@@ -116,19 +130,33 @@ class PinListing:
         finally:
             file.close()
 
-    def break_pins(self, names: list[str]) -> None:
-        """Unlink these: from then on what they need may be freed. OSError if one is still there."""
-        readers = inside(self._directory, READERS)
+    def break_pins(self, names: list[str]) -> frozenset[str]:
+        """Unlink these: from then on what they need may be freed. Returns those that are there still."""
         try:
+            readers = inside(self._directory, READERS)
+        except FileNotFoundError:
+            return frozenset()
+        except OSError as error:
             for name in names:
-                unlink(readers, name)
+                self._warn(name, "removed", error)
+            return frozenset(names)
+        try:
+            return frozenset(name for name in names if not self._clear(readers, name))
         finally:
             readers.close()
 
+    def _clear(self, readers: Directory, name: str) -> bool:
+        """Unlink it, if it is there. False if that cannot be done."""
+        try:
+            readers.unlink(name)
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            self._warn(name, "removed", error)
+            return False
+        return True
 
-def unlink(readers: Directory, name: str) -> None:
-    """Unlink it, if it is there."""
-    try:
-        readers.unlink(name)
-    except FileNotFoundError:
-        return
+    def _warn(self, name: str, what: str, error: OSError) -> None:
+        if (name, what) not in self._warned:
+            self._warned.add((name, what))
+            _log.warning("the pin %r cannot be %s: %s", name, what, error)

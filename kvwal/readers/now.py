@@ -10,7 +10,7 @@
     40   u64    session
     48   u64    durable seqno
     56   u64    generation, the newest
-    64   u64    heartbeat, CLOCK_MONOTONIC in ns, when this was written
+    64   u64    heartbeat, in ns, when this was written: CLOCK_BOOTTIME on Linux, else CLOCK_MONOTONIC
     72   u32    CRC-32C of the bytes before
 
 It is written in place, by one write of all bytes, and not flushed. A reader takes it if it verifies and its heartbeat
@@ -20,6 +20,7 @@ commit that was on disk stays there. On disk: never change.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from struct import Struct
 from typing import Final, NamedTuple
 
@@ -70,6 +71,19 @@ def decode_now(raw: bytes) -> Said | None:
     return Said(*said)
 
 
+class _Open:
+    """The file of the page, which is closed when the last thread that may write it has let go of this."""
+
+    __slots__ = ("file",)
+
+    def __init__(self, file: File) -> None:
+        self.file = file
+
+    def __del__(self) -> None:
+        with suppress(OSError):
+            self.file.close()
+
+
 class NowPage:
     """The page as its writer has it. One caller at a time of `begin` and `end`; `write` from any thread."""
 
@@ -80,29 +94,30 @@ class NowPage:
         self._directory = directory
         self._identity = store_id, line, session
         self._mode = mode
-        self._file: File | None = None
+        self._open: _Open | None = None
 
     @property
     def is_open(self) -> bool:
         """Whether it is written."""
-        return self._file is not None
+        return self._open is not None
 
     def begin(self) -> None:
         """Make the page, or take over what a killed writer left. OSError if that cannot be done."""
         readers = inside(self._directory, READERS)
         try:
             try:
-                self._file = readers.open(NOW, write=True)
+                self._open = _Open(readers.open(NOW, write=True))
             except FileNotFoundError:
-                self._file = readers.open(NOW, create=True, mode=self._mode)
+                self._open = _Open(readers.open(NOW, create=True, mode=self._mode))
         finally:
             readers.close()
 
     def write(self, durable: int, generation: int) -> None:
         """Say this, with a heartbeat. OSError if it cannot be written."""
-        file = self._file
-        if file is not None:
-            file.pwrite(encode_now(Said(*self._identity, durable, generation, int(self._now_s() * 1e9))), 0)
+        # Held until it is written, so that no other thread closes the file under it.
+        held = self._open
+        if held is not None:
+            held.file.pwrite(encode_now(Said(*self._identity, durable, generation, int(self._now_s() * 1e9))), 0)
 
     def end(self) -> None:
         """Say nothing any more. Idempotent."""
@@ -120,10 +135,8 @@ class NowPage:
 
     def close(self) -> bool:
         """Let go of the file, which grows old. Whether it was open. Takes no lock, so that a finalizer may call it."""
-        file, self._file = self._file, None
-        if file is not None:
-            file.close()
-        return file is not None
+        held, self._open = self._open, None
+        return held is not None
 
 
 class NowReader:

@@ -2,7 +2,8 @@
 
 - It is made under a temporary name, locked, written, and only then given its name. So the writer finds no pin that is
   not locked but for those of processes that ended.
-- It counts as long as its file has a name. The writer breaks it by unlinking it, before it frees anything.
+- It counts as long as its file has its one name. The writer breaks it by unlinking it, before it frees anything. A hard
+  link, as a copy of the directory may make, ends it for its follower, since that would stay when it is broken.
 - Closing any descriptor of a file gives up this process's lock on it. So a writer in the same process opens none of the
   pins that were made here, and knows them by their names.
 """
@@ -57,6 +58,8 @@ class HeldPin:
             self._file.lock_record()
             self._file.pwrite(encode_pin(self.record), 0)
             readers.rename(temporary, self._name)
+            # From here on each change of its names counts.
+            self._file.has_name()
         except BaseException:
             _unlink(self._directory, temporary)
             self.release()

@@ -36,6 +36,8 @@ _MAGIC: Final = b"kvwalpin"
 _VERSION: Final = 1
 #: A name has at most this many bytes.
 NAME_BYTES: Final = 64
+# The last microsecond that a date can be, the end of the year 9999.
+_LAST_US: Final = 253_402_300_799_999_999
 #: The seqno of a pin that needs no log.
 NO_LOG: Final = (1 << 64) - 1
 
@@ -72,5 +74,7 @@ def decode_pin(raw: bytes) -> PinRecord | None:
         return None
     magic, version, size, flags, store_id, line, generation, after, pid, length, made_us, name = PIN.unpack_from(raw)
     if (magic, version, size, flags) != (_MAGIC, _VERSION, PIN_BYTES, 0) or length > NAME_BYTES:
+        return None
+    if made_us > _LAST_US:
         return None
     return PinRecord(store_id, line, generation, after, pid, made_us, name[:length].decode("utf-8", "replace"))

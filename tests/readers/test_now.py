@@ -212,3 +212,28 @@ def test_who_waits_for_a_flush_is_woken_beside_those_who_are_told(store: str) ->
             db[b"key"] = b""
         assert woken == [1]
         assert told == [2, 2, 2]
+
+
+@pytest.mark.skipif(not hasattr(os, "pwrite"), reason="this system has no pwrite")
+def test_the_end_closes_no_file_that_a_leader_is_writing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else its descriptor may be another file's by the time of the write."""
+    path = str(tmp_path / "store")
+    kvwal.open(path).close()
+    files = system_files()
+    directory = files.open_directory(path)
+    inside(directory, "readers", make=True).close()
+    page = NowPage(files, directory, b"s" * 16, b"l" * 8, 3, 0o600)
+    page.begin()
+    real, written = os.pwrite, []
+
+    def ended_meanwhile(fd: int, data: bytes, offset: int) -> int:
+        page.end()
+        assert os.fstat(fd).st_nlink == 0
+        written.append(fd)
+        return real(fd, data, offset)
+
+    monkeypatch.setattr(os, "pwrite", ended_meanwhile)
+    page.write(1, 1)
+    assert not page.is_open
+    with pytest.raises(OSError, match="descriptor"):
+        os.fstat(*written)

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import subprocess
 import sys
 import textwrap
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import kvwal
-from kvwal.files import inside, system_files
+from kvwal.files import Files, inside, system_files
 from kvwal.readers.listing import PinListing
 from kvwal.readers.pin import PinMaker, pin_of_this_process
 from kvwal.readers.record import NO_LOG, PIN_BYTES, PinRecord, decode_pin, encode_pin
+from kvwal.readers.status import ask
 from kvwal.testing import SimulatedDisk
 
 RECORD = PinRecord(b"s" * 16, b"l" * 8, 7, 99, 4711, 1_700_000_000_000_000, "wörker 1")
@@ -43,6 +46,13 @@ def test_no_damaged_pin_is_taken_for_one() -> None:
     for size in (0, 1, PIN_BYTES - 1):
         assert decode_pin(raw[:size]) is None
     assert decode_pin(raw + b"\0") is None
+
+
+def test_a_pin_of_no_date_is_none() -> None:
+    last = RECORD._replace(made_us=253_402_300_799_999_999)
+    assert decode_pin(encode_pin(last)) == last
+    for made_us in (last.made_us + 1, (1 << 64) - 1):
+        assert decode_pin(encode_pin(RECORD._replace(made_us=made_us))) is None
 
 
 # The listing. The processes of a simulated disk, and one of the system.
@@ -252,6 +262,25 @@ def test_fork_keeps_no_pin_of_a_parent_that_was_killed(store: str) -> None:
         ended(child)
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="that system has no pins")
+@pytest.mark.parametrize("looks", [True, False])
+def test_a_hard_link_to_a_pin_ends_it(store: str, looks: bool) -> None:
+    """`cp -al` of the store: when the writer breaks the pin, its file keeps the other name."""
+    files = system_files()
+    pin = PinMaker(files, files.open_directory(store), "mine").pin(b"s" * 16, b"l" * 8, 3)
+    assert pin is not None
+    (name,) = os.listdir(f"{store}/readers")
+    assert not looks or pin.is_held()
+    # A tick of the clock of the file system.
+    time.sleep(0.02)
+    os.link(f"{store}/readers/{name}", f"{store}/copy")
+    assert not looks or not pin.is_held()
+    assert not files.open_directory(store).open("copy").has_name()
+    os.unlink(f"{store}/readers/{name}")
+    assert not pin.is_held()
+    pin.release()
+
+
 def test_a_writer_of_the_same_process_leaves_the_lock_in_place(store: str) -> None:
     files = system_files()
     directory = files.open_directory(store)
@@ -269,19 +298,49 @@ def test_a_writer_of_the_same_process_leaves_the_lock_in_place(store: str) -> No
     assert PinListing(directory).look() == {}
 
 
-def test_the_place_of_pins_is_as_open_as_the_store(tmp_path: Path) -> None:
-    files = system_files()
-    for mode in (0o700, 0o750, 0o755):
+@pytest.mark.skipif(sys.platform == "win32", reason="that system has no umask")
+@pytest.mark.parametrize("umask", [0o022, 0o077])
+def test_the_place_of_pins_is_as_open_as_the_store(tmp_path: Path, umask: int) -> None:
+    files, before = system_files(), os.umask(umask)
+    try:
+        _make_pins(files, tmp_path)
+    finally:
+        os.umask(before)
+
+
+def _make_pins(files: Files, tmp_path: Path) -> None:
+    for mode in (0o700, 0o750, 0o755, 0o770):
         path = tmp_path / f"{mode:o}"
         path.mkdir()
         path.chmod(mode)
         pin = PinMaker(files, files.open_directory(str(path)), "x").pin(b"s" * 16, b"l" * 8, 3)
         assert pin is not None
-        assert (path / "readers").stat().st_mode & 0o777 == mode & ~_umask()
+        ask(files, files.open_directory(str(path)))
+        assert (path / "readers").stat().st_mode & 0o777 == mode
+        assert {each.stat().st_mode & 0o777 for each in (path / "readers").iterdir()} == {0o644}
+        assert len(list((path / "readers").iterdir())) == 2
         pin.release()
 
 
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+@pytest.mark.skipif(sys.platform == "win32", reason="that system has no umask")
+@pytest.mark.parametrize("call", ["fchmod", "fchown"])
+def test_a_place_of_pins_that_cannot_be_opened_to_the_group_is_not_made(
+    store: str, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    def refuse(*arguments: object) -> None:
+        raise PermissionError(errno.EPERM, "not permitted")
+
+    files = system_files()
+    directory = files.open_directory(store)
+    os.chmod(store, 0o775)
+    real = os.fstat
+    if call == "fchown":
+        # As if the directory were of another group.
+        monkeypatch.setattr(os, "fstat", lambda fd: os.stat_result((*real(fd)[:5], -1, *real(fd)[6:])))
+    monkeypatch.setattr(os, call, refuse)
+    before = os.umask(0o077)
+    try:
+        assert PinMaker(files, directory, "x").pin(b"s" * 16, b"l" * 8, 3) is None
+    finally:
+        os.umask(before)
+    assert not os.path.exists(f"{store}/readers")
