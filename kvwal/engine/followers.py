@@ -136,15 +136,19 @@ class Followers:
                         broken[name] = "the log that it needs is gone"
             each.found = pin
             honoured[name] = each
-        self._note_what_they_hold(honoured.values())
+        self._note_what_they_hold(honoured)
         broken |= self._beyond_limits(honoured)
         self._break(broken, honoured)
 
-    def _note_what_they_hold(self, honoured: Iterable[_Honoured]) -> None:
-        now_s = self._now_s()
-        for each in honoured:
+    def _note_what_they_hold(self, honoured: dict[str, _Honoured]) -> None:
+        now_s, before = self._now_s(), self._honoured
+        for name, each in honoured.items():
             if each.since_s is None and (self._is_former(each) or each.found.record is None):
                 each.since_s = now_s
+                if name not in before:
+                    # It goes on with what others held: pins that take turns hold no longer than one.
+                    held = [one.since_s for one in before.values() if one.generations & each.generations]
+                    each.since_s = min((since_s for since_s in held if since_s is not None), default=now_s)
 
     def _is_former(self, each: _Honoured) -> bool:
         """Whether it holds what would be free without it."""

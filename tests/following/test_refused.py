@@ -11,6 +11,7 @@ import pytest
 from following_fixtures import rewrite
 
 import kvwal
+from kvwal.readers.pin import PinMaker
 from kvwal.testing import SimulatedDisk
 
 WRITES: dict[str, Any] = {
@@ -139,3 +140,25 @@ def test_a_pin_of_before_that_cannot_be_removed_stops_the_first_checkpoint(disk:
         with pytest.raises(kvwal.SnapshotTooOld):
             dict(then)
     db.close()
+
+
+def test_pins_that_take_turns_hold_no_longer_than_one(disk: SimulatedDisk, caplog: pytest.LogCaptureFixture) -> None:
+    machine = disk.beside()
+    with kvwal.open("/store", files=disk, **WRITES, hold_s=10) as db:
+        rewrite(db, b"0")
+        meta = db.engine._pages.meta  # type: ignore[attr-defined]
+        maker = PinMaker(machine, machine.open_directory("/store"), "turns")
+        pin = maker.pin(meta.store_id, meta.line, meta.generation)
+        for n in range(1, 8):
+            rewrite(db, b"%d" % n)
+            after = maker.pin(meta.store_id, meta.line, meta.generation)
+            db.checkpoint()
+            rewrite(db, b"%d" % n)
+            assert pin is not None
+            pin.release()
+            pin = after
+            disk.pass_time(4)
+        assert "more than 10 s" in caplog.text
+        assert not db.pins()
+        assert pin is not None
+        pin.release()
