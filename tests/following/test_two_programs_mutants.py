@@ -91,7 +91,7 @@ def stay_in_the_older_segment(patch: pytest.MonkeyPatch) -> None:
 
 def go_back(patch: pytest.MonkeyPatch) -> None:
     """Go over to a generation without the log behind it."""
-    patch.setattr("kvwal.following.engine.fill", lambda memtable, reader, after, until: None)
+    patch.setattr("kvwal.following.engine.fill", lambda memtable, reader, after, until: 0)
 
 
 MUTANTS: list[tuple[Patch, Callable[[Recorded], None]]] = [
