@@ -1,0 +1,25 @@
+"""The parts of `python -m bench.followers`, small."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from bench import followers
+
+
+@pytest.mark.parametrize(
+    ("part", "sizes", "said"),
+    [
+        ("stale", ["--commits", "200"], "with a pin: p99, ms"),
+        ("puts", ["--puts", "2000"], "with 64 followers, to none"),
+    ],
+)
+def test_each_part_runs(
+    part: str, sizes: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["--only", part, "--rounds", "1", "--width", "160", "--dir", str(tmp_path), *sizes]
+    assert followers.main(arguments) == 0
+    assert said in capsys.readouterr().out
+    assert list(tmp_path.iterdir()) == []
