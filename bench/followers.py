@@ -78,6 +78,10 @@ def _ages(path: Path, commits: int, pin: bool) -> list[float]:
     return found
 
 
+def _text(figure: Figure) -> str:
+    return f"{figure.median:.2f} ({figure.low:.2f} to {figure.high:.2f})"
+
+
 def _stale(setting: Setting) -> list[Line]:
     """A follower with a pin, and one without."""
     path, commits = setting.directory / "s", setting.sizes.commits
@@ -90,8 +94,8 @@ def _stale(setting: Setting) -> list[Line]:
     lines = []
     for pin, name, most in (("pin", "with a pin", 5), ("none", "without", 60)):
         p50, p99 = percentile(pin, 0.5), percentile(pin, 0.99)
-        lines.append(Line(f"age of a commit that is shown, {name}: median, ms", spread(p50)))
-        lines.append(Line(f"{name}: p99, ms", spread(p99), f"at most {most} ms", p99.median <= most))
+        lines.append(Line(f"age of a commit that is shown, {name}: median, ms", _text(p50)))
+        lines.append(Line(f"{name}: p99, ms", _text(p99), f"at most {most} ms", p99.median <= most))
     return lines
 
 
@@ -112,7 +116,7 @@ def _puts(setting: Setting) -> list[Line]:
         return took_s / setting.sizes.puts * 1e6
 
     found = in_turns({str(followers): partial(cost, followers) for followers in (0, 8, 64)}, setting)
-    lines = [Line('a put at "os" without followers, processor time, us', spread(Figure(tuple(found["0"]))))]
+    lines = [Line('a put at "os" without followers, processor time, us', _text(Figure(tuple(found["0"]))))]
     for followers in ("8", "64"):
         ratio = ratios(found[followers], found["0"])
         lines.append(Line(f"with {followers} followers, to none", spread(ratio), "at most 1.03x", ratio.median <= 1.03))
