@@ -76,7 +76,13 @@ class HeldPin:
         Invariant: the writer unlinks a pin before it writes over a page, or removes a segment, that the pin needs.
         """
         file = self._file
-        return file is not None and file.has_name()
+        try:
+            return file is not None and file.has_name()
+        except OSError:
+            # It may be that another thread has released it just now.
+            if self._file is None:
+                return False
+            raise
 
     def release(self) -> None:
         """Need nothing any more. Idempotent; takes no lock, so that a finalizer may call it."""

@@ -358,6 +358,8 @@ def test_a_consumer_whose_commits_the_restored_log_does_not_have_says_so() -> No
         next(consumer)
 
 
+# What comes while a generator is collected is swallowed by the interpreter.
+@pytest.mark.filterwarnings("ignore:Exception ignored in. <generator:pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("stride", [1500, pytest.param(5, marks=pytest.mark.slow)])
 def test_a_restore_may_be_interrupted_anywhere(stride: int) -> None:
     lived = backed_up(15, commits=6)

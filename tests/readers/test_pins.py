@@ -98,6 +98,21 @@ def test_a_pin_is_found_until_it_is_released(machine: Machine) -> None:
     assert machine.names() == []
 
 
+def test_a_pin_that_another_thread_releases_while_it_is_asked_for_is_not_held(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pin = machine.pin()
+    file = type(pin._file)
+    has_name = file.has_name
+
+    def late(self: Any) -> bool:
+        pin.release()
+        return has_name(self)
+
+    monkeypatch.setattr(file, "has_name", late)
+    assert not pin.is_held()
+
+
 def test_a_pin_of_a_process_that_was_killed_is_removed(machine: Machine) -> None:
     machine.pin()
     machine.other.kill()
