@@ -396,7 +396,8 @@ def test_every_command_that_reads_works_beside_a_writer_that_is_busy(path: str, 
             while not stop.is_set():
                 n += 1
                 users["bob"] = n
-                if n % 50 == 0:
+                # Not so often that a command takes longer than two of them.
+                if n % 400 == 0:
                     db.checkpoint()
                 time.sleep(0.002)
 
