@@ -415,7 +415,7 @@ MUTANTS: tuple[Mutant, ...] = (
         "a transaction is recovered in part",
         "exhaustive",
         (
-            "kvwal.engine.recovery:_replay",
+            "kvwal.engine.recovery:replay",
             "batch = record.batch()",
             "batch = record.batch()\n        if len(batch.writes) > 1:\n            batch.writes.popitem()",
         ),
@@ -495,9 +495,9 @@ MUTANTS: tuple[Mutant, ...] = (
         "the checkpoint's seqno is one too high",
         "exhaustive",
         (
-            "kvwal.engine.checkpoint:Checkpointer._run",
-            "seqno=last_seqno,",
-            "seqno=last_seqno + 1,",
+            "kvwal.engine.checkpoint:merge_into",
+            "seqno=memtable.last_seqno,",
+            "seqno=memtable.last_seqno + 1,",
         ),
     ),
     _mutant(

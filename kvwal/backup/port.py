@@ -128,10 +128,14 @@ class DirectoryDestination:
         except FileNotFoundError:
             raise ObjectMissing(name, self.path) from None
         try:
-            for each in _entries(directory, leaf):
-                with suppress(FileNotFoundError):
-                    return _read(directory, each, start, size)
-            raise ObjectMissing(name, self.path)
+            while True:
+                entries = list(_entries(directory, leaf))
+                for each in entries:
+                    with suppress(FileNotFoundError):
+                        return _read(directory, each, start, size)
+                if len(entries) == 1:
+                    raise ObjectMissing(name, self.path)
+                # Newer versions came meanwhile, and those that were seen are gone.
         finally:
             directory.close()
 

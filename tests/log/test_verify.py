@@ -208,7 +208,8 @@ def test_what_is_left_without_a_key_index_is_not_missed(indexed: KeyLog) -> None
 def test_a_damaged_segment_says_nothing_of_its_key_index(indexed: KeyLog) -> None:
     first = indexed.rig.segments()[0]
     name = f"/log/{segment_name(first)}"
-    indexed.disk.flip(name, 4200)
+    # In the first record, behind the header: the second may be beyond the end of a short segment.
+    indexed.disk.flip(name, 4126)
     assert [finding.file for finding in indexed.rig.verify()] == [segment_name(first)]
 
 
