@@ -20,6 +20,7 @@ from typing import Final, Protocol, TypeAlias, runtime_checkable
 
 from kvwal.errors import BackupDestinationError, ObjectMissing
 from kvwal.files import Buffer, Directory, Files, PathArgument, path_text, system_files
+from kvwal.files.names import DATA
 
 __all__ = ["MAX_NAME_CHARS", "Destination", "DirectoryDestination", "Where", "destination_at", "is_object_name"]
 
@@ -328,6 +329,10 @@ class DirectoryDestination:
             directory = self._open(where)
         if where not in self._durable:
             try:
+                if not where and directory.kind(DATA) is not None:
+                    raise BackupDestinationError(
+                        f"{self.path} holds a store; give its backups a directory of their own"
+                    )
                 # Durability: else all that is in it could be gone after a power cut.
                 directory.sync_parent()
             except BaseException:

@@ -38,9 +38,9 @@ def archive() -> None:
 def status(dest: str, as_json: bool) -> None:
     """Show which moments can be restored from DEST, and what is missing.
 
-    A line for each line of commits has: line, oldest and newest commit that can be restored, bases, units, bytes. Exit
-    code 3 if moments between are lost, and that was not accepted, if a unit does not follow the one before it, or if no
-    moment can be restored.
+    Of each line of commits: the ranges of moments that can be restored, gaps, how many bases and units, bytes. mark is
+    what kvwal.archive has put there and read back. Exit code 3 if moments between are lost, and that was not
+    accepted, if a unit does not follow the one before it, or if no moment can be restored.
     """
     found = status_of(DirectoryDestination(dest))
     if as_json:
@@ -156,7 +156,7 @@ _KEEP = Keep()
 def prune_command(dest: str, pitr_days: float, daily: int, monthly: int, dry_run: bool, as_json: bool) -> None:
     """Delete what is older than wanted, by the times of commits. The newest moment always stays.
 
-    A line has the first and the last of some moments that cannot be restored any more.
+    Prints, for each stretch of moments that cannot be restored any more: line, first and last commit.
     """
     try:
         keep = Keep(pitr_days * 86400, daily, monthly)

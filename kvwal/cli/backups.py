@@ -73,7 +73,8 @@ WHEN = _WhenType()
     "--at",
     type=WHEN,
     default="latest",
-    help="The state after this commit, at this time (2026-01-31T12:00:00Z), or before:COMMIT. Otherwise the newest.",
+    help="The state after this commit (also as LINE:COMMIT), at this time (2026-01-31T12:00:00Z), or before:COMMIT. "
+    "Otherwise the newest.",
 )
 @click.option("--dry-run", is_flag=True, help="Only say what would be read.")
 @click.option("--quiet", is_flag=True, help="Say nothing.")

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+import kvwal
 from kvwal.backup.port import Destination, DirectoryDestination, destination_at, is_object_name
 from kvwal.errors import BackupDestinationError, ObjectMissing, SystemCallError
 from kvwal.testing import SimulatedDisk, crash_every
@@ -230,6 +231,15 @@ def test_temporaries_of_the_dead_go_and_those_of_the_living_stay() -> None:
     disk.pass_time(2)
     assert place.sweep() == 1
     assert sorted(disk.open_directory("/b/a").names()) == ["alive.0123456789abcdef.tmp", "b", "b.tmp"]
+
+
+def test_the_directory_of_a_store_takes_no_backups(tmp_path: Path) -> None:
+    with kvwal.open(tmp_path / "a.kv") as db, kvwal.open(tmp_path / "b.kv") as other:
+        names = sorted(os.listdir(tmp_path / "b.kv"))
+        for each in (db, other):
+            with pytest.raises(BackupDestinationError, match=r"b\.kv holds a store; give its backups a directory of"):
+                each.backup(tmp_path / "b.kv")
+        assert sorted(os.listdir(tmp_path / "b.kv")) == names
 
 
 def test_what_a_user_may_name_as_a_destination(tmp_path: Path) -> None:
