@@ -26,7 +26,7 @@ from kvwal.backup.port import Destination, Where, destination_at
 from kvwal.engine.engine import Engine
 from kvwal.errors import ArchiveDiverged, ClosedError, CorruptionError, FeedGap, ForkedError, PoisonedError
 from kvwal.files import process_id
-from kvwal.keys import Seqno, as_int
+from kvwal.keys import Seqno, as_int, as_seconds
 from kvwal.positions import Position
 
 __all__ = ["Archive", "ArchiveState", "ArchiveStatus", "archive"]
@@ -126,7 +126,8 @@ class _Worker:
         finally:
             self.archiver.close()
             if self.told.state != "superseded":
-                self._tell(_Told("ended"))
+                # With what failed last, if it still did.
+                self._tell(_Told("ended", self.told.error, self.told.since_s))
 
     def _sleep(self, wait_s: float | None) -> None:
         """Sleep until something is due, or is asked for."""
@@ -341,10 +342,14 @@ def archive(
     Returns at once: the destination is first asked by the thread, and failures are tried again (see `Archive.status`).
     Commits do not wait for it. Raises ReadOnlyError for a store that is open for reading, TypeError and ValueError.
     """
-    if not 0 < rpo_s <= 86400:
+    if not 0 < as_seconds("rpo_s", rpo_s) <= 86400:
         raise ValueError(f"rpo_s is a number of seconds up to 86400, not {rpo_s!r}")
     if max_behind_bytes is not None:
         max_behind_bytes = as_int("max_behind_bytes", max_behind_bytes, 0)
+    if not (keep is None or isinstance(keep, Keep)):
+        raise TypeError(f"keep is a kvwal.Keep or None, not {type(keep).__name__}")
+    if not isinstance(getattr(db, "engine", None), Engine):
+        raise TypeError(f"an archive is of an open store, and of its .store in asyncio, not of {type(db).__name__}")
     engine, place = db.engine, destination_at(destination)
     engine.state.refuse_if_gone()
     engine.upkeep.consumers.log()

@@ -308,6 +308,7 @@ def test_a_store_that_is_read_only_has_none(disk: SimulatedDisk, place: Held) ->
         ({"rpo_s": "1"}, TypeError),
         ({"max_behind_bytes": -1}, ValueError),
         ({"max_behind_bytes": 1.5}, TypeError),
+        ({"keep": 30}, TypeError),
     ],
 )
 def test_arguments_are_checked_and_nothing_is_begun(db: Any, place: Held, options: Any, error: type) -> None:
@@ -316,6 +317,23 @@ def test_arguments_are_checked_and_nothing_is_begun(db: Any, place: Held, option
     with pytest.raises(TypeError):
         kvwal.archive(db, 7)  # type: ignore[arg-type]
     assert list(place.list_after("")) == []
+
+
+@pytest.mark.parametrize("wrong", ["kv", None, object()])
+def test_what_is_no_open_store_has_no_archive(wrong: Any, place: Held) -> None:
+    with pytest.raises(TypeError, match="an archive is of an open store"):
+        kvwal.archive(wrong, place)
+
+
+def test_what_failed_last_is_told_after_the_end(tmp_path: Path) -> None:
+    with kvwal.open(tmp_path / "kv") as db:
+        db[b"a"] = b"1"
+        with kvwal.archive(db, tmp_path / "no" / "such", rpo_s=0.01) as archive:
+            assert not archive.flush(0.3)
+        status = archive.status()
+    assert (status.state, status.behind_commits) == ("ended", 1)
+    assert status.error is not None
+    assert "no/such" in status.error
 
 
 def test_a_forked_child_has_no_part_in_it(tmp_path: Path) -> None:
