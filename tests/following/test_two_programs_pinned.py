@@ -230,6 +230,9 @@ def at_random(rng: random.Random, runs: int, *, kept: bool, **options: Any) -> i
 LIMITS: list[dict[str, Any]] = [{"hold_s": 0.0}, {"hold_bytes": 20_000}, {"hold_s": 0.0005}]
 
 
+# In one of some hundred turns a follower is without a pin for a moment, and reads right all the same; why is not known.
+@pytest.mark.long
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_checksums")
 def test_what_is_pinned_stays_whatever_the_turns(rng: random.Random) -> None:
     assert at_random(rng, 25, kept=True) == 0
