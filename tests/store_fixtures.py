@@ -1,4 +1,4 @@
-"""What the tests of the upper rooms share: a store with tiny settings, and a check of all its rules at once."""
+"""What the tests of the upper layers share: a store with tiny settings, and a check of all its rules at once."""
 
 from __future__ import annotations
 
@@ -68,9 +68,11 @@ def readers_in(pins: list[kvwal.Pin]) -> list[kvwal.Pin]:
 
 
 def check_store(db: kvwal.Store) -> None:
-    """Raise AssertionError where a rule of the engine does not hold. Requires: no commit is under way."""
+    """Raise AssertionError where a rule of the engine does not hold. Requires: no commit of a caller is under way."""
     engine = db.engine
     state, queue = engine.state, engine.queue
+    # The background thread's flush may be.
+    wait_until(lambda: not queue.is_busy(), "the end of the last commit")
     version = state.version
     version.memtable._check()
     if version.frozen is not None:
@@ -172,4 +174,5 @@ def interrupted_at(step: int, function: Callable[[], object]) -> Interruption | 
         before.clear()
         finalizers.clear()
         gc.enable()
-    return None
+    # One that came while a generator was collected was swallowed by the interpreter: it ended nothing.
+    return None if left > 0 else Interruption()

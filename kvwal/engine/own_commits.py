@@ -36,7 +36,11 @@ class OwnCommits(Listener):
         self.last: Seqno | None = None
 
     def __enter__(self) -> OwnCommits:
-        self._outer = _current.get()
+        outer = _current.get()
+        # One whose leaving was interrupted is still current, and goes with its store.
+        while outer is not None and id(outer) not in outer._events.listeners:
+            outer = outer._outer
+        self._outer = outer
         try:
             self._events.add(self)
             _current.set(self)
@@ -51,8 +55,8 @@ class OwnCommits(Listener):
         self._leave()
 
     def _leave(self) -> None:
-        # Not by a token: that of another context would be refused. Interrupted here, it stays a listener, and puts take
-        # their longer way.
+        # Not by a token: that of another context would be refused. Interrupted here, it stays a listener until the
+        # store is closed, and puts take their longer way.
         _current.set(self._outer)
         self._events.remove(self)
 

@@ -146,10 +146,11 @@ class FollowedPages(PageFile):
         raw = self._file.pread(2 * PAGE_SIZE, 0)
         choice = choose_in(raw, self._file)
         while (pin := self._pin(choice.meta)) is not None:
-            raw = self._file.pread(2 * PAGE_SIZE, 0)
-            before, choice = choice, choose_in(raw, self._file)
-            if choice.meta == before.meta:
+            # Only what the slots say after it was pinned was the newest when it was.
+            before, raw = raw, self._file.pread(2 * PAGE_SIZE, 0)
+            if raw == before:
                 break
+            choice = choose_in(raw, self._file)
         offset = choice.meta.generation % 2 * PAGE_SIZE
         guard = Guard(self._file, choice.meta, raw[offset : offset + META_SIZE])
         guard.pin = pin

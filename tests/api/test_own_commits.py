@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -132,8 +131,6 @@ def test_a_commit_that_fails_is_not_told(db: kvwal.Store) -> None:
     assert (own.first, own.last) == (1, 1)
 
 
-# On CPython 3.14 tracing each instruction of it does not end, now and then, after other tests; why is not known.
-@pytest.mark.skipif(sys.version_info >= (3, 14), reason="tracing it does not always end on CPython 3.14")
 @pytest.mark.parametrize("way", ["put", "add", "update"])
 def test_a_commit_that_was_written_although_its_call_was_interrupted_is_told(way: str) -> None:
     step = written = 0
@@ -165,6 +162,18 @@ def test_a_commit_that_was_written_although_its_call_was_interrupted_is_told(way
             assert db.last_seqno == 2 + was_written
     assert step > 50
     assert written > 5
+
+
+def test_a_block_whose_leaving_was_interrupted_is_no_outer_one_once_its_store_is_closed(db: kvwal.Store) -> None:
+    with kvwal.open("/other", files=SimulatedDisk(), background=False) as other:
+        left = other.own_commits()
+        left.__enter__()
+    assert not other.engine.events.listeners
+    with db.own_commits() as own:
+        assert own._outer is None
+        db[b"a"] = b"b"
+    with db.own_commits() as outer, db.own_commits() as own:
+        assert own._outer is outer
 
 
 def test_each_thread_has_its_own(tmp_path: Path) -> None:
