@@ -9,6 +9,7 @@ next unit goes on from.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import chain
 from typing import Final
 
 from kvwal.backup.bases import read_header
@@ -28,7 +29,7 @@ from kvwal.backup.units import (
 from kvwal.errors import CorruptionError, FormatError, ObjectMissing
 from kvwal.keys import Seqno
 
-__all__ = ["breaks", "replay"]
+__all__ = ["breaks", "replay", "replay_runs"]
 
 # A base names its last commit by the digest behind these.
 _ZEROS: Final = bytes(32)
@@ -42,7 +43,21 @@ def replay(
     until: Seqno,
     held: Held | None = None,
 ) -> Iterator[UnitCommit]:
-    """The commits beyond `after` up to `until`, of units that lead there. Two units are in memory at most.
+    """The commits of `replay_runs`, one by one."""
+    return chain.from_iterable(replay_runs(destination, store_id, units, after, until, held))
+
+
+def replay_runs(
+    destination: Destination,
+    store_id: bytes,
+    units: Sequence[UnitName],
+    after: Seqno,
+    until: Seqno,
+    held: Held | None = None,
+) -> Iterator[list[UnitCommit]]:
+    """The commits beyond `after` up to `until`, of units that lead there, many at a time.
+
+    Two units are in memory at most.
 
     `held`: what the line has; without it the units are to be of one chain. CorruptionError if a unit is damaged, of
     another store, or does not follow the one before it.
@@ -58,11 +73,15 @@ def replay(
         if digest is not None and unit.digest_at(at) != digest:
             if held is None or last is None or not _goes_on(destination, held, unit, last):
                 raise _broken(name, at)
-        for commit in unit.commits():
-            if at < commit.seqno:
-                last = commit
-                if commit.seqno <= until:
-                    yield commit
+        for run in unit.runs():
+            if run[0].seqno <= at:
+                run = run[at + 1 - run[0].seqno :]
+            if run:
+                last = run[-1]
+                if last.seqno > until:
+                    run = run[: max(0, until + 1 - run[0].seqno)]
+            if run:
+                yield run
         at, digest = max(at, header.last), header.after
     if at < until:
         raise CorruptionError(str(units[-1]) if units else "units", None, f"commits {at + 1} to {until} are missing")

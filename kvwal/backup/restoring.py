@@ -18,8 +18,9 @@ all of it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Final
 
 from kvwal.backup.aside import MARKER, PAGES, begin, marker_of, refuse_foreign, refuse_taken, taken
@@ -27,20 +28,21 @@ from kvwal.backup.bases import BaseHeader, chain_of, pages_of, read_table
 from kvwal.backup.choosing import Chosen, Moment, as_moment, choose
 from kvwal.backup.names import BaseName, UnitName
 from kvwal.backup.port import Destination, Where, destination_at
-from kvwal.backup.replaying import breaks, replay
+from kvwal.backup.replaying import breaks, replay_runs
 from kvwal.backup.state import identity_of
 from kvwal.backup.units import UnitCommit
 from kvwal.batch import WriteBatch
 from kvwal.engine.checkpoint import merge_into
 from kvwal.engine.consumers import ROWS as CONSUMERS
 from kvwal.engine.consumers import oldest_asked_for
-from kvwal.engine.engine import Engine
 from kvwal.engine.lines import LineRow, encode_line, parent_of
 from kvwal.engine.memtable import Memtable
+from kvwal.engine.recovery import replay
 from kvwal.errors import CorruptionError, DiskFullError, Error, FormatError, InternalError, ObjectMissing
 from kvwal.features import EXPIRY
 from kvwal.files import Directory, Files, PathArgument, is_full, parent_and_name, path_text, system_files
 from kvwal.files.names import DATA, is_known, numbers, temporary_name
+from kvwal.following.still import StillEngine
 from kvwal.keys import SYSTEM_TABLE, Seqno
 from kvwal.log import LogIdentity, LogOptions, LogReader, encode_intents
 from kvwal.log.copied import CopiedLog
@@ -213,7 +215,8 @@ class _Restore:
             raise taken(self._aside, "is in the way; move it") from None
         try:
             if directory.kind(DATA) is not None and marker_of(directory) is None:
-                # Opened to be looked at, it takes the lock.
+                # Another process may be at the same restore.
+                directory.lock(shared=False)
                 directory.close()
                 if not self._is_made():
                     raise taken(self._aside, "is none of a restore, or of another one; move it")
@@ -245,7 +248,7 @@ class _Restore:
     def _is_made(self) -> bool:
         """Whether what lies aside is this restore, verified, but for its name."""
         try:
-            engine = Engine.open(self._aside, "r", self._options)
+            engine = StillEngine.attach(self._aside, self._options, pin=False)
         except (CorruptionError, FormatError, OSError):
             return False
         try:
@@ -302,10 +305,13 @@ class _Restore:
         options = LogOptions(self._options.segment_bytes, self._options.preallocate, self._options.mode)
         log = CopiedLog(self._files, directory, identity, options, after, meta.time_us, meta.required)
         last_us = meta.time_us
-        for commit in self._commits(after, units):
-            log.add(commit)
-            last_us = commit.time_us
-        log.add(self._row(max(last_us, now_us), now_us))
+        at = self._chosen.plan.at
+        if at > after:
+            for run in replay_runs(self._destination, self._store_id, units, after, at, self._chosen.held):
+                log.add(run)
+                last_us = run[-1].time_us
+                self._tell(sum(len(commit.body) for commit in run))
+        log.add([self._row(max(last_us, now_us), now_us)])
         log.close()
 
     def _begin_of_log(self, directory: Directory, meta: Meta) -> tuple[Seqno, Sequence[UnitName]]:
@@ -328,13 +334,6 @@ class _Restore:
                 return asked, units
         return meta.seqno, plan.units
 
-    def _commits(self, after: Seqno, units: Sequence[UnitName]) -> Iterator[UnitCommit]:
-        at = self._chosen.plan.at
-        if at > after:
-            for commit in replay(self._destination, self._store_id, units, after, at, self._chosen.held):
-                yield commit
-                self._tell(len(commit.body))
-
     def _row(self, time_us: int, wall_us: int) -> UnitCommit:
         """The first commit of the new line, which says whence it came."""
         plan = self._chosen.plan
@@ -356,22 +355,18 @@ class _Restore:
         pages = PageFile(directory, cache_bytes=_CACHE_BYTES, writable=True)
         try:
             seqno = pages.meta.seqno
-            memtable = Memtable(seqno)
-            for record in reader.replay(seqno, seqno):
-                batch = record.batch()
-                memtable.write(record.seqno, batch.writes, record.size, batch.ranges, batch.parts())
-                memtable.last_seqno = record.seqno
-                if memtable.bytes_used >= most:
-                    self._merge(pages, memtable, record.time_us)
-                    memtable = Memtable(record.seqno)
+            replay(reader, seqno, Memtable(seqno), seqno, partial(self._merged_if_full, pages))
         finally:
             pages.close()
 
-    def _merge(self, pages: PageFile, memtable: Memtable, time_us: int) -> None:
+    def _merged_if_full(self, pages: PageFile, memtable: Memtable, time_us: int) -> Memtable:
+        if memtable.bytes_used < self._options.memtable_bytes:
+            return memtable
         expires = memtable.has_expiring or any(part.has_expiring for _, part in memtable.parts.written())
         required = EXPIRY if expires else 0
         now_us = self._files.now_us()
         merge_into(pages, memtable, lambda: None, time_us=time_us, wall_us=now_us, required=required)
+        return Memtable(memtable.last_seqno)
 
     def _verified(self) -> Position:
         """Step 6. CorruptionError for the first thing that does not hold."""
@@ -386,7 +381,7 @@ class _Restore:
         finally:
             directory.close()
         # This reads and proves each record of the log.
-        engine = Engine.open(self._aside, "r", self._options)
+        engine = StillEngine.attach(self._aside, self._options, pin=False)
         try:
             if engine.state.seqno != self._chosen.plan.at + 1 or engine.upkeep.consumers.line != self._line:
                 raise InternalError(f"the restored store is at commit {engine.state.seqno}")

@@ -52,9 +52,9 @@ def _kind(node: ast.expr) -> Any:
         case ast.BinOp(left=left, op=ast.BitOr(), right=right):
             return Union[_kind(left), _kind(right)]  # noqa: UP007  # of values, not of names
         case ast.Subscript(value=ast.Name(id="tuple"), slice=ast.Tuple(elts=parts)):
-            return tuple[tuple(map(_kind, parts))]  # type: ignore[misc]
+            return tuple[tuple(map(_kind, parts))]  # type: ignore[misc]  # made when it runs
         case ast.Subscript(value=ast.Name(id="tuple"), slice=part):
-            return tuple[_kind(part)]  # type: ignore[misc]
+            return tuple[_kind(part)]  # type: ignore[misc]  # as above
     raise KeyError(type(node).__name__)
 
 
@@ -70,7 +70,7 @@ def reader_named(name: str, around: int = 0) -> Callable[[bytes], Any] | None:
         read = reader_named(found[2], around + 1)
         if read is None or found[1] == "versioned":
             return read and _without_version(read)
-        return compressed(ValueFunctions(found[2], bytes, read), method=found[1]).decode  # type: ignore[arg-type]
+        return compressed(ValueFunctions(found[2], bytes, read), method=found[1]).decode  # type: ignore[arg-type]  # the pattern has only methods
     if found := _FORMAT.fullmatch(name):
         return json().decode if found[1] == "json" else msgpack().decode
     if name == counter.name:

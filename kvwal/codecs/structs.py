@@ -33,10 +33,10 @@ def _writer(module: Any) -> Callable[[Any], bytes]:
     def write(value: Any) -> bytes:
         try:
             try:
-                return in_order(value)  # type: ignore[no-any-return]
+                return in_order(value)  # type: ignore[no-any-return]  # bytes, of a C extension
             except TypeError:
                 # Of dicts with other keys than str; of what cannot be written it is raised again.
-                return as_it_is(value)  # type: ignore[no-any-return]
+                return as_it_is(value)  # type: ignore[no-any-return]  # as above
         except RecursionError:
             raise ValueError("the value is nested too deep, or holds itself") from None
 

@@ -182,17 +182,17 @@ class Database(MutableMapping[Any, bytes]):
         self._store.clear()
 
     @_raising_error
-    def keys(self) -> list[bytes]:  # type: ignore[override]
+    def keys(self) -> list[bytes]:  # type: ignore[override]  # a list, as in `dbm`
         """All keys, in their order."""
         return list(self._store.keys())
 
     @_raising_error
-    def values(self) -> list[bytes]:  # type: ignore[override]
+    def values(self) -> list[bytes]:  # type: ignore[override]  # a list, as in `dbm`
         """All values, in the order of their keys."""
         return list(self._store.values())
 
     @_raising_error
-    def items(self) -> list[tuple[bytes, bytes]]:  # type: ignore[override]
+    def items(self) -> list[tuple[bytes, bytes]]:  # type: ignore[override]  # a list, as in `dbm`
         """All pairs, in the order of their keys."""
         return list(self._store.items())
 

@@ -102,7 +102,7 @@ class Transaction(TransactionPart):
         # Hot path: nothing was published since the snapshot, so the newest row is the snapshot's. The horizon is looked
         # at after the row was taken; it is raised before rows change.
         try:
-            value = self._cache.rows[key]  # type: ignore[index]
+            value = self._cache.rows[key]  # type: ignore[index]  # what is no row raises
             if self._state.horizon == self._seqno:
                 self._note(key)  # type: ignore[arg-type]  # it is equal to a key
                 return default if value is None else value

@@ -183,15 +183,22 @@ def _recover(directory: Directory, options: Options, started_s: float, *, create
     return Recovered(directory, pages, log, reader, state, report, events, expires)
 
 
-def replay(reader: LogReader, after: Seqno, memtable: Memtable, floor: Seqno) -> tuple[int, int, LogEnd]:
+def replay(
+    reader: LogReader,
+    after: Seqno,
+    memtable: Memtable,
+    floor: Seqno,
+    go_on_in: Callable[[Memtable, int], Memtable] | None = None,
+) -> tuple[int, int, LogEnd]:
     """Bring the commits beyond `after` into the memtable; returns how many there were, their bytes, and the log's end.
 
-    No reader sees anything of it yet. `floor`: a commit that is known to be on disk from elsewhere.
+    No reader sees anything of it yet. `floor`: a commit that is known to be on disk from elsewhere. `go_on_in`: asked
+    behind each segment, with the memtable and the time of its last commit, for that of the next one.
     """
     # Most commits are one put, which needs nothing but a dict. What came since the last other commit is in this one.
     puts = Puts({})
     pending = puts.content
-    size = 0
+    size = counted = 0
 
     def write_pending(before: Seqno) -> None:
         if pending:
@@ -199,7 +206,15 @@ def replay(reader: LogReader, after: Seqno, memtable: Memtable, floor: Seqno) ->
             memtable.write(Seqno(before - 1), pending, 0)
             pending.clear()
 
-    found = reader.replay(after=after, floor=floor, puts=puts)
+    def next_memtable(last: Seqno, time_us: int) -> None:
+        nonlocal memtable, counted
+        assert go_on_in is not None, "it is asked for"
+        write_pending(Seqno(last + 1))
+        memtable.bytes_used += puts.size - counted
+        memtable.last_seqno, counted = last, puts.size
+        memtable = go_on_in(memtable, time_us)
+
+    found = reader.replay(after, floor, puts, None if go_on_in is None else next_memtable)
     for record in found:
         write_pending(record.seqno)
         batch = record.batch()
@@ -207,7 +222,7 @@ def replay(reader: LogReader, after: Seqno, memtable: Memtable, floor: Seqno) ->
         size += record.size
     end = found.end
     write_pending(Seqno(end.last_seqno + 1))
-    memtable.bytes_used += puts.size
+    memtable.bytes_used += puts.size - counted
     return end.last_seqno - after, size + puts.size, end
 
 

@@ -13,15 +13,17 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Final, Protocol
 
+from crc32c import crc32c
+
 from kvwal.errors import CorruptionError, InternalError
 from kvwal.files import File
 from kvwal.keys import Seqno
 from kvwal.log.index import Index
-from kvwal.log.record import RECORD_HEADER_BYTES, WATERMARK, Record, encode_record
+from kvwal.log.record import RECORD_HEAD, RECORD_HEADER_BYTES, RECORD_REST, WATERMARK, Record, encode_record
 from kvwal.log.segment import HEADER_PAGE_BYTES, SegmentHeader
 from kvwal.log.tail import LogEnd
 
-__all__ = ["Carry", "Commit", "RecordSource", "write_records"]
+__all__ = ["Carry", "RecordSource", "write_records"]
 
 # A newest segment that holds no more than this is rewritten from its beginning.
 _WHOLE_BYTES: Final = 256 << 10
@@ -77,30 +79,18 @@ class Carry:
         """Write the records into a segment that is being made; returns where they end. Requires: as `write_records`."""
         end = self._end
         before = Seqno(self.first_seqno - 1)
-        offset, last = write_records(file, header, index, self._records, before, end.watermark, end.last_time_us)
+        commits = ((each.kind, each.seqno, each.time_us, each.body) for each in self._records)
+        offset, last = write_records(file, header, index, commits, before, end.watermark, end.last_time_us)
         if last != end.last_seqno:
             raise InternalError(f"recovery read the log up to commit {end.last_seqno}, and then up to {last}")
         return offset
-
-
-class Commit(Protocol):
-    """What is written of a commit."""
-
-    @property
-    def kind(self) -> int: ...
-    @property
-    def seqno(self) -> Seqno: ...
-    @property
-    def time_us(self) -> int: ...
-    @property
-    def body(self) -> bytes: ...
 
 
 def write_records(
     file: File,
     header: SegmentHeader,
     index: Index,
-    commits: Iterable[Commit],
+    commits: Iterable[tuple[int, Seqno, int, bytes]],
     last: Seqno,
     watermark: Seqno,
     time_us: int,
@@ -109,6 +99,7 @@ def write_records(
 
     Args:
         index: gets their entries.
+        commits: kind, seqno, time and body of each.
         last, time_us: the commit before them, and its time.
         watermark: up to this one they are known to be on disk already.
 
@@ -117,14 +108,17 @@ def write_records(
     """
     start = offset = HEADER_PAGE_BYTES
     frames: list[bytes] = []
-    for commit in commits:
-        known = min(watermark, last)
-        last, time_us = commit.seqno, commit.time_us
-        if offset >= index.next_offset:
-            index.add(last, time_us, offset)
-        seed = header.salt + offset
-        frames.append(encode_record(header.marker, seed, commit.kind, last, known, time_us, commit.body))
-        offset += len(frames[-1])
+    marker, salt = header.marker, header.salt
+    head_of, rest_of, indexed_from = RECORD_HEAD.pack, RECORD_REST.pack, index.next_offset
+    for kind, seqno, commit_us, body in commits:
+        if offset >= indexed_from:
+            index.add(seqno, commit_us, offset)
+            indexed_from = index.next_offset
+        # As `encode_record`.
+        rest = rest_of(len(body), kind, seqno, min(watermark, last), commit_us) + body
+        frames += (head_of(marker, crc32c(rest, (salt + offset) & 0xFFFFFFFF)), rest)
+        offset += RECORD_HEAD.size + len(rest)
+        last, time_us = seqno, commit_us
         if offset - start >= _WRITE_BYTES:
             file.pwrite(b"".join(frames), start)
             frames.clear()

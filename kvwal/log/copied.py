@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from kvwal.errors import InternalError
 from kvwal.files import Directory, File, Files
 from kvwal.keys import Seqno
-from kvwal.log.carry import Commit, write_records
+from kvwal.log.carry import write_records
 from kvwal.log.index import Index
 from kvwal.log.intents import features_of
 from kvwal.log.protocol import LogIdentity, LogOptions
@@ -22,6 +22,9 @@ from kvwal.log.segments import Plan, SegmentMaker
 __all__ = ["CopiedLog"]
 
 _KIND: int = 0xFF
+
+#: Kind, seqno, time in microseconds and body, as in the log's record.
+Commit = tuple[int, Seqno, int, bytes]
 
 
 class CopiedLog:
@@ -51,15 +54,20 @@ class CopiedLog:
         self._commits: list[Commit] = []
         self._bytes = 0
 
-    def add(self, commit: Commit) -> None:
-        """The next commit. Durable when a segment is full, or after `close`."""
-        if commit.seqno != self._last + len(self._commits) + 1:
-            raise InternalError(f"commit {commit.seqno} does not follow {self._last + len(self._commits)}")
-        self._commits.append(commit)
-        self._bytes += RECORD_HEADER_BYTES + len(commit.body)
-        self._required |= features_of(commit.kind & ~_KIND)
-        if self._bytes >= self._options.segment_bytes:
-            self._make(0)
+    def add(self, commits: Sequence[Commit]) -> None:
+        """The next commits, one or more, of seqnos in a row. Durable when a segment is full, or after `close`."""
+        last = self._last + len(self._commits)
+        ends = commits[0][1], commits[-1][1]
+        if ends != (last + 1, last + len(commits)):
+            raise InternalError(f"commits {ends} do not follow {last}")
+        begin, full = 0, self._options.segment_bytes
+        for end, (_, _, _, body) in enumerate(commits, 1):
+            self._bytes += RECORD_HEADER_BYTES + len(body)
+            if self._bytes >= full:
+                self._commits += commits[begin:end]
+                begin = end
+                self._make(0)
+        self._commits += commits[begin:]
 
     def close(self) -> None:
         """Make the last segment. All that was added is durable on return."""
@@ -69,7 +77,7 @@ class CopiedLog:
     def _make(self, planned_bytes: int) -> None:
         commits: Sequence[Commit] = self._commits
         first = Seqno(self._last + 1)
-        created_us = commits[0].time_us if commits else self._time_us
+        created_us = commits[0][2] if commits else self._time_us
         index = Index()
 
         def fill(file: File, header: SegmentHeader) -> int:
@@ -77,6 +85,8 @@ class CopiedLog:
             index = Index()
             return write_records(file, header, index, commits, self._last, self._last, created_us)[0]
 
+        for kind in {kind for kind, _, _, _ in commits}:
+            self._required |= features_of(kind & ~_KIND)
         wall_us = self._files.now_us()
         plan = Plan(first, self._previous, created_us, wall_us, planned_bytes, 0, self._required, 0)
         file, header = self._maker.make(plan, fill, lambda: None)
@@ -87,5 +97,5 @@ class CopiedLog:
             self._maker.write_index(header, index)
         self._previous = first
         if commits:
-            self._last, self._time_us = commits[-1].seqno, commits[-1].time_us
+            _, self._last, self._time_us, _ = commits[-1]
         self._commits, self._bytes = [], 0

@@ -10,7 +10,7 @@ Rules:
 from __future__ import annotations
 
 import json
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from typing import Final, cast
 
 from kvwal.errors import InternalError
@@ -49,13 +49,20 @@ class LogReader:
         #: The segments as they are found on disk.
         self.chain = Chain(directory, store_id)
 
-    def replay(self, after: Seqno, floor: Seqno, puts: Puts | None = None) -> Replay:
+    def replay(
+        self,
+        after: Seqno,
+        floor: Seqno,
+        puts: Puts | None = None,
+        when_read: Callable[[Seqno, int], object] | None = None,
+    ) -> Replay:
         """Every commit beyond `after`, in order, until the log ends, and how it ended.
 
         `floor` is the highest seqno known to be durable from elsewhere; a log that ends before it is damaged.
-        With `puts`, commits that are one put go there, in their turn, and are not handed out.
+        With `puts`, commits that are one put go there, in their turn, and are not handed out. `when_read` is called
+        behind each segment, with the last commit and its time in microseconds.
         """
-        return Replay(self.chain, after, floor, puts)
+        return Replay(self.chain, after, floor, puts, when_read)
 
     def flush(self, end: LogEnd) -> tuple[Seqno, str]:
         """Bring on disk what was read beyond the watermark, by descriptors that only read.
@@ -99,7 +106,15 @@ class Replay:
         OSError: a read failed.
     """
 
-    def __init__(self, chain: Chain, after: Seqno, floor: Seqno, puts: Puts | None) -> None:
+    def __init__(
+        self,
+        chain: Chain,
+        after: Seqno,
+        floor: Seqno,
+        puts: Puts | None,
+        when_read: Callable[[Seqno, int], object] | None,
+    ) -> None:
+        self._when_read = when_read
         self._chain = chain
         self._after = after
         self._floor = floor
@@ -126,6 +141,8 @@ class Replay:
             )
             watermark = Seqno(max(watermark, place.watermark))
             kinds |= place.kinds
+            if self._when_read is not None:
+                self._when_read(Seqno(place.last_seqno), place.time_us)
         self._end = LogEnd(
             row=row,
             last_seqno=Seqno(place.last_seqno),

@@ -184,7 +184,7 @@ class SegmentWriter(ABC):
             raise
         if self._recent is not None and size <= _RECENT_BODY_BYTES:
             self._remember([self._record(kind, seqno, offset, now_us, rest[32:])])
-        return seqno  # type: ignore[return-value]
+        return seqno  # type: ignore[return-value]  # to make a Seqno is a call
 
     def append(self, bodies: Sequence[bytes | list[Buffer]]) -> Seqno:
         """Append a commit for every body, all or none; returns the seqno of the last. Not durable on return.
@@ -254,7 +254,7 @@ class SegmentWriter(ABC):
         """A commit as it is read from the log, once it is written at this offset of the current segment."""
         assert self._header is not None
         segment = self._header.first_seqno
-        return Record(kind, seqno, self.durable_seqno, time_us, segment, offset, body)  # type: ignore[arg-type]
+        return Record(kind, seqno, self.durable_seqno, time_us, segment, offset, body)  # type: ignore[arg-type]  # as above
 
     def _remember(self, records: list[Record]) -> None:
         recent = self._recent

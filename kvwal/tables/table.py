@@ -178,7 +178,7 @@ class WritableTable(TypedReading[K, V], MutableMapping[K, V], Generic[K, V]):
         """
         return at_once(self._writes.delete_range, start, stop, prefix=prefix, durability=durability, meta=meta)
 
-    def update(  # type: ignore[override]
+    def update(  # type: ignore[override]  # it returns the commit
         self,
         other: Mapping[K, V] | Iterable[tuple[K, V]] = (),
         /,

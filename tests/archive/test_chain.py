@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from kvwal.backup import state
+from kvwal.backup import state, units
 from kvwal.backup.chain import Gap, held_lines, list_held, seqno_at, time_bounds
 from kvwal.backup.names import BaseName, UnitName
 from kvwal.backup.port import DirectoryDestination
-from kvwal.backup.replaying import replay
+from kvwal.backup.replaying import replay, replay_runs
 from kvwal.backup.units import UnitBuilder, UnitCommit, line_digest
 from kvwal.errors import BackupDestinationError, CorruptionError, FormatError, SnapshotTooOld
 from kvwal.keys import Seqno
@@ -150,7 +150,11 @@ def test_the_newest_revision_counts(place: Place) -> None:
     assert next(replay(place.there, STORE, plan.units, Seqno(0), Seqno(3))).body == b"redacted"
 
 
-def test_replay_gives_each_commit_once_through_units_of_any_cut(place: Place) -> None:
+@pytest.mark.parametrize("at_once", [1, 2, 3, 1024])
+def test_replay_gives_each_commit_once_through_units_of_any_cut(
+    place: Place, at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(units, "_RUN", at_once)
     draw = random.Random(4)
     place.base(0, 1)
     for _ in range(60):
@@ -161,7 +165,10 @@ def test_replay_gives_each_commit_once_through_units_of_any_cut(place: Place) ->
     for _ in range(50):
         after = Seqno(draw.randrange(held.reach(Seqno(0))))
         until = Seqno(draw.randint(after, held.reach(Seqno(0))))
+        runs = list(replay_runs(place.there, STORE, held.units_from(after, until), after, until))
+        assert all(0 < len(run) <= at_once for run in runs)
         got = list(replay(place.there, STORE, held.units_from(after, until), after, until))
+        assert got == [commit for run in runs for commit in run]
         assert got == [commit(seqno) for seqno in range(after + 1, until + 1)]
 
 

@@ -39,7 +39,7 @@ def unit_of(commits: list[UnitCommit], **options: Any) -> tuple[str, bytes]:
 
 
 @pytest.mark.parametrize("codec", ["none", "zlib"])
-@pytest.mark.parametrize("n", [1, 2, 60])
+@pytest.mark.parametrize("n", [1, 2, 60, 1024, 1025])
 def test_a_unit_has_the_commits_that_were_put_into_it(codec: str, n: int) -> None:
     commits = some_commits(n)
     name, data = unit_of(commits, codec=codec, epoch=3, level=2, revision=1)
