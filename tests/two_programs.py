@@ -30,6 +30,9 @@ class Recorded:
         self.disk.make_directory(PATH)
         self.steps: list[tuple[str, _Step]] = []
         self.durable: list[int] = []
+        #: The same if the directory is flushed by another program then.
+        self.named: list[int] = []
+        self._has_name = False
         #: Whether it has the lock, before each of them.
         self.held: list[bool] = []
         self.holds = False
@@ -42,10 +45,11 @@ class Recorded:
         self._db: kvwal.Store | None = None
         program(self)
         self.durable.append(len(self.states) - 1)
+        self.named.append(len(self.states) - 1)
         self.held.append(self.holds)
 
     def open(self, flag: Any = "c", **options: Any) -> kvwal.Store:
-        self._db = None
+        self._db, self._has_name = None, False
         tiny = {"background": False, "segment_bytes": 16 << 10, "keep_history_s": 0}
         self._db = kvwal.open(PATH, flag, files=_Files(self), **(tiny | options))
         return self._db
@@ -70,12 +74,17 @@ class Recorded:
             self.states.pop()
 
     def note(self, name: str, step: _Step) -> None:
-        # What is durable after the step before this one. An open makes all durable that it found, in a new segment.
+        # What is durable after the step before this one. An open makes all durable that it found, in a new segment, as
+        # soon as the name of that is flushed.
         if self._db is not None:
             self.durable.append(self._db.durable_seqno)
+            self.named.append(self.durable[-1])
         else:
-            has_name = bool(self.steps) and self.steps[-1][0].startswith("rename") and ".log" in self.steps[-1][0]
-            self.durable.append(len(self.states) - 1 if has_name else max(self.durable, default=0))
+            before = self.steps[-1][0] if self.steps else ""
+            self._has_name = self._has_name or (before.startswith("rename") and ".log" in before)
+            everything, so_far = len(self.states) - 1, max(self.durable, default=0)
+            self.durable.append(everything if self._has_name and before == "sync ()" else so_far)
+            self.named.append(everything if self._has_name else so_far)
         self.steps.append((name, step))
         self.held.append(self.holds)
 
@@ -171,6 +180,8 @@ class World:
         self._directory.sync_parent()
         self._handles: dict[int, Any] = {}
         self._turns = turns
+        # What is durable since the follower flushed the directory.
+        self._flushed = 0
         #: Operations that the writer and the follower did.
         self.done = 0
         self.looked = 0
@@ -185,8 +196,12 @@ class World:
 
     @property
     def durable(self) -> int:
-        """The last commit that the writer may call durable now."""
-        return self.recorded.durable[self.done]
+        """The last commit that may be called durable now."""
+        return max(self.recorded.durable[self.done], self._flushed)
+
+    def flushed(self) -> None:
+        """The follower has flushed the directory."""
+        self._flushed = max(self._flushed, self.recorded.named[self.done])
 
     def look(self) -> None:
         """The follower is about to do an operation."""
@@ -237,10 +252,16 @@ class _Looking:
 
             return look
         if name in ("datasync", "sync"):
-            return found
+
+            def flush() -> None:
+                self._world.look()
+                found()
+                if getattr(self._there, "path", None) == PATH:
+                    self._world.flushed()
+
+            return flush
         assert name in ("close", "path", "inherited", "free_bytes"), f"a follower called {name}"
         return found
-
 
     def lock(self, *, shared: bool, mode: int = 0o600) -> None:
         assert shared

@@ -28,7 +28,7 @@ from kvwal.events import Events
 from kvwal.files import Directory
 from kvwal.files.names import POISONED
 from kvwal.following.engine import FollowedEngine, Progress, signs
-from kvwal.log import LogReader, Watch
+from kvwal.log import LogReader, TailRow, Watch
 from kvwal.options import Flag, Options
 from kvwal.pages import FollowedPages
 from kvwal.readers.pin import PinMaker
@@ -74,6 +74,9 @@ def _all_that_verifies(directory: Directory, options: Options) -> tuple[Recovere
         # Durability: the log was flushed so far before the flip.
         commits, size, end = replay(reader, meta.seqno, state.version.memtable, meta.replay_through)
         last, doubt = end.last_seqno, ""
+        if end.row is not TailRow.CLOSED:
+            # Durability: a recovery that was cut off may have named its segment, and not flushed the directory.
+            directory.sync()
         if last > end.watermark:
             last, why = reader.flush(end)
             if last < end.last_seqno:

@@ -6,12 +6,14 @@ import errno
 import random
 import threading
 import time
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
 from following_fixtures import all_durable, rewrite
+from recorded_programs import restarts
 from two_programs import PATH, Recorded, World
 from wrapped_files import WrappedFiles
 
@@ -284,8 +286,7 @@ def look(world: World) -> int:
     # What a writer that lives has acknowledged may be said to be on disk a little later.
     assert seqno >= before or world.is_locked
     assert content == world.recorded.states[seqno]
-    # A segment of which only the name is not flushed yet counts as durable beside its writer.
-    for survivors in () if world.is_locked else (0, 7):
+    for survivors in (0, 7):
         with kvwal.open(PATH, files=world.disk.crash(survivors), background=False) as after:
             assert after.last_seqno >= seqno
             assert list(after.history()) or seqno == 0
@@ -299,6 +300,16 @@ def test_whatever_writers_do_while_it_is_opened_it_shows_what_stays(turns: int) 
     writer = recorded()
     for begin in range(writer.begin, len(writer.steps), 1 if turns == 0 else 3):
         world = World(writer, lambda n: turns)
+        world.advance(begin)
+        look(world)
+
+
+@pytest.mark.parametrize("program", [in_doubt, restarts])
+def test_a_writer_that_is_killed_at_any_moment_leaves_what_stays(program: Callable[[Recorded], None]) -> None:
+    writer = Recorded(program)
+    writer.held = [False] * len(writer.held)
+    for begin in range(writer.begin, len(writer.steps)):
+        world = World(writer)
         world.advance(begin)
         look(world)
 

@@ -20,7 +20,7 @@ from recorded_programs import (
     step_by_step,
     turns,
 )
-from two_programs import Follow, Recorded, World
+from two_programs import PATH, Follow, Recorded, World
 
 import kvwal
 from kvwal.files.names import segment_name
@@ -289,3 +289,18 @@ def test_what_a_recovery_wrote_again_is_not_read_where_it_was_superseded(monkeyp
             assert live.refresh() == 3
             assert live[b"key"] == b"second"
             assert [change.value for change in feed] == [b"second", b""]
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_no_power_cut_takes_back_what_a_follower_has_shown(program: Callable[[Recorded], None]) -> None:
+    writer = recorded(program)
+    world = World(writer)
+    world.advance(writer.begin)
+    follow = Follow(world)
+    while world.done < len(writer.steps):
+        world.advance(1)
+        follow.refresh()
+        with kvwal.open(PATH, files=world.disk.crash(0), background=False) as after:
+            assert after.last_seqno >= follow._seqno
+            assert dict(after) == writer.states[after.last_seqno]
+    follow.end()
