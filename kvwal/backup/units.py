@@ -389,7 +389,8 @@ def _check(name: str, header: UnitHeader, plain: bytes) -> None:
         at, last_us = stop, time_us
     if at != end:
         raise CorruptionError(name, HEADER_BYTES, f"has more than its {count} commits")
-    if not count or (unpack(plain, 0)[2], last_us) != (header.first_time_us, header.last_time_us):
+    # There is one: a name has a last commit beyond its first.
+    if (unpack(plain, 0)[2], last_us) != (header.first_time_us, header.last_time_us):
         raise CorruptionError(name, HEADER_BYTES, "the times of its commits are not those of the header")
     if digest != header.after:
         raise CorruptionError(name, HEADER_BYTES, "the digest of its commits is not that of the header")

@@ -211,7 +211,7 @@ def replay(
         assert go_on_in is not None, "it is asked for"
         write_pending(Seqno(last + 1))
         memtable.bytes_used += puts.size - counted
-        memtable.last_seqno, counted = last, puts.size
+        counted = puts.size
         memtable = go_on_in(memtable, time_us)
 
     found = reader.replay(after, floor, puts, None if go_on_in is None else next_memtable)

@@ -186,6 +186,20 @@ def test_two_restores_at_once_do_not_meet() -> None:
     directory.close()
 
 
+def test_two_restores_do_not_meet_at_the_last_step() -> None:
+    lived = backed_up(8, commits=5)
+    lived.disk.fail("rename", path="/*r", effect="none")
+    with pytest.raises(OSError):
+        kvwal.restore(lived.destination, "/r", files=lived.disk)
+    lived.disk.heal()
+    directory = lived.disk.open_directory("/r.restoring")
+    directory.lock(shared=False)
+    with pytest.raises(kvwal.LockedError):
+        kvwal.restore(lived.destination, "/r", files=lived.disk)
+    directory.close()
+    assert kvwal.restore(lived.destination, "/r", files=lived.disk).resumed
+
+
 def test_more_than_fits_into_memory_is_replayed_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     from kvwal.backup import restoring
     from kvwal.options import Options

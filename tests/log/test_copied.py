@@ -7,9 +7,11 @@ import random
 import pytest
 
 from kvwal.errors import InternalError
+from kvwal.features import EXTENSIONS, KEYSPACES
 from kvwal.keys import Seqno
 from kvwal.log import LogIdentity, LogOptions, LogReader
 from kvwal.log.copied import Commit, CopiedLog
+from kvwal.log.intents import EXTENDED, TABLES
 from kvwal.log.record import COMMIT
 from kvwal.testing import SimulatedDisk
 
@@ -62,3 +64,14 @@ def test_one_without_commits_goes_on_behind_those_it_does_not_have() -> None:
     log, disk = copied(40)
     log.close()
     assert read(disk, 40) == []
+
+
+@pytest.mark.parametrize(
+    ("kind", "features"), [(COMMIT, 0), (COMMIT | TABLES, KEYSPACES), (COMMIT | EXTENDED, EXTENSIONS)]
+)
+def test_its_segments_say_what_a_reader_of_their_commits_must_know(kind: int, features: int) -> None:
+    log, disk = copied(0)
+    log.add([(COMMIT, Seqno(1), 1000, b""), (kind, Seqno(2), 1000, b"")])
+    log.close()
+    _, (found,) = LogReader(disk.open_directory("/s"), STORE).chain.beyond(Seqno(1))
+    assert found.known.required == features
