@@ -75,8 +75,8 @@ def _all_that_verifies(directory: Directory, options: Options) -> tuple[Recovere
         commits, size, end = replay(reader, meta.seqno, state.version.memtable, meta.replay_through)
         last, doubt = end.last_seqno, ""
         if end.row is not TailRow.CLOSED:
-            # Durability: a recovery that was cut off may have named its segment, and not flushed the directory.
-            directory.sync()
+            # Durability: a recovery that was cut off may not have come so far.
+            reader.flush_names()
         if last > end.watermark:
             last, why = reader.flush(end)
             if last < end.last_seqno:

@@ -9,6 +9,7 @@ Rules:
 
 from __future__ import annotations
 
+import errno
 import json
 from collections.abc import Callable, Generator, Iterator
 from typing import Final, cast
@@ -87,6 +88,19 @@ class LogReader:
         except OSError as error:
             return end.watermark, f"flushing them failed: {error}"
         return end.last_seqno, ""
+
+    def flush_names(self) -> None:
+        """Bring the names of the segments on disk that are seen now. OSError if that fails.
+
+        Durability: a recovery names the segment that it has written again before it flushes the directory. What only
+        that segment says is on disk is there once its name is.
+        """
+        try:
+            self.chain.directory.sync()
+        except OSError as error:
+            # A file system that cannot be written may flush no directory, and loses none of its names.
+            if error.errno not in (errno.EINVAL, errno.EROFS):
+                raise
 
     def segments(self, *, with_indexes: bool = False) -> list[SegmentInfo]:
         """Every segment there is, oldest first; `with_indexes`: the size of its indexes in its own.

@@ -154,9 +154,8 @@ class Watch:
     def _open(self, found: FoundSegment) -> _Newest:
         """If it was replaced meanwhile, no record will verify, and the next look finds the other one."""
         chain = self._reader.chain
-        # Durability: a recovery names the segment that it has written again before it flushes the directory. What only
-        # that segment says is on disk is there once its name is.
-        chain.directory.sync()
+        # Durability: before what it says is believed.
+        self._reader.flush_names()
         place = start_in(chain, found, self.durable)
         return _Newest(chain.open(found), found, place)
 

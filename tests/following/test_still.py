@@ -7,7 +7,7 @@ import random
 import threading
 import time
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -312,6 +312,24 @@ def test_a_writer_that_is_killed_at_any_moment_leaves_what_stays(program: Callab
         world = World(writer)
         world.advance(begin)
         look(world)
+
+
+@pytest.mark.parametrize("attach", [partial(kvwal.open, flag="r"), kvwal.follow])
+def test_a_directory_that_cannot_be_flushed(attach: Callable[..., Any]) -> None:
+    disk = SimulatedDisk()
+    with kvwal.open(PATH, files=disk, background=False) as db:
+        db.put(b"a", b"1")
+        all_durable(db)
+        disk.kill()
+        db.engine.abandon()
+    # As squashfs answers.
+    disk.fail("sync_directory", error=errno.EINVAL, forever=True)
+    with attach(PATH, files=disk) as found:
+        assert dict(found) == {b"a": b"1"}
+    disk.heal()
+    disk.fail("sync_directory", error=errno.EIO, forever=True)
+    with pytest.raises(OSError, match="EIO"):
+        attach(PATH, files=disk)
 
 
 def test_a_writer_that_comes_at_any_moment_of_the_opening() -> None:
