@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -431,11 +432,23 @@ def test_every_command_that_reads_works_beside_a_writer_that_is_busy(path: str, 
             writer.join()
 
 
-def test_log_and_get_follow_what_comes(path: str) -> None:
-    def started(*arguments: str) -> subprocess.Popen[str]:
-        command = [sys.executable, "-m", "kvwal", *arguments]
-        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+@pytest.fixture
+def started() -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    """Starts commands, none of which outlives the test."""
+    commands: list[subprocess.Popen[str]] = []
 
+    def start(*arguments: str) -> subprocess.Popen[str]:
+        command = [sys.executable, "-m", "kvwal", *arguments]
+        commands.append(subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True))
+        return commands[-1]
+
+    yield start
+    for each in commands:
+        each.kill()
+        each.wait()
+
+
+def test_log_and_get_follow_what_comes(path: str, started: Callable[..., subprocess.Popen[str]]) -> None:
     with kvwal.open(path) as db:
         db.put(b"k", b"1\n")
         db.table("users", str, int)["ada"] = 1
