@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from functools import partial
-from types import TracebackType
-from typing import Any, Final, Generic, TypeVar, overload
+from typing import Any, Final, Generic, TypeVar, cast, overload
 
-from kvwal.aio.changes import AsyncChanges, wait_until_ready
+from kvwal.aio.changes import wait_until_ready
 from kvwal.aio.index import AsyncIndex
 from kvwal.aio.reading import AsyncReading
 from kvwal.aio.recalling import AsyncRecalling
@@ -21,15 +20,12 @@ from kvwal.api.followed_table import FollowedTable
 from kvwal.api.follower import Follower
 from kvwal.api.naming import TableInfo
 from kvwal.codecs import Codec, KeyCodec
-from kvwal.db.mapping import Bounds, OrderedMapping
-from kvwal.engine.merge import Chunk
+from kvwal.engine.row_cache import Row, RowCache
+from kvwal.engine.value import Value
 from kvwal.errors import closed
-from kvwal.feed.change import Prefixes
-from kvwal.feed.chosen import AnyTables
 from kvwal.feed.line import seqno_of
 from kvwal.following.engine import FollowedEngine, Lag, Progress
 from kvwal.keys import BytesLike, Seqno, as_key, as_seconds
-from kvwal.pages import NotCached
 from kvwal.positions import Position
 from kvwal.tables.spec import TableSpec
 
@@ -85,6 +81,20 @@ class _Looking:
         self._progress.wake_all()
 
 
+class _YoungRows:
+    """The rows of a follower that has a `max_lag_s`: none that may be too old. What is no row is read the long way."""
+
+    __slots__ = ("_cache", "_progress")
+
+    def __init__(self, cache: RowCache, progress: Progress) -> None:
+        self._cache = cache
+        self._progress = progress
+
+    @property
+    def rows(self) -> dict[Row, Value]:
+        return self._cache.rows if self._progress.is_fresh() else {}
+
+
 class AsyncFollower(AsyncRecalling):
     """A store that another process may be writing, for reading by the tasks of one loop. Made by `kvwal.aio.follow`.
 
@@ -94,47 +104,26 @@ class AsyncFollower(AsyncRecalling):
     for a few milliseconds.
     """
 
-    __slots__ = (
-        "__weakref__",
-        "_cache",
-        "_closing",
-        "_engine",
-        "_looking",
-        "_parts",
-        "_reads",
-        "_state",
-        "_store",
-        "_workers",
-    )
+    __slots__ = ("_closing", "_looking")
 
     _engine: FollowedEngine
     _store: Follower
 
     def __init__(self, follower: Follower) -> None:
         """From here on it is this one's to close."""
-        self._store = follower
-        self._engine = engine = follower.engine
-        self._state = engine.state
-        self._reads = engine.reads
-        self._cache = engine.state.cache
-        self._workers = Workers(asyncio.get_running_loop())
-        self._looking = _Looking(engine.progress, self._workers)
         self._closing = False
-        self._parts = ReadParts(self._workers, follower, engine, self._refuse_if_closing)
+        workers = Workers(asyncio.get_running_loop())
+        super().__init__(follower, ReadParts(workers, follower, self._refuse_if_closing))
+        progress = follower.engine.progress
+        self._looking = _Looking(progress, workers)
+        if progress.max_lag_s is not None:
+            self._cache = cast("RowCache", _YoungRows(self._cache, progress))
 
     def _refuse_if_closing(self) -> None:
         if self._closing:
             raise closed()
 
-    def _refuse_if_over(self) -> None:
-        self._parts.refuse_if_over()
-
     # -- where it is ----------------------------------------------------------------------------
-
-    @property
-    def path(self) -> str:
-        """The store's directory, as it was given."""
-        return self._store.path
 
     @property
     def closed(self) -> bool:
@@ -189,45 +178,16 @@ class AsyncFollower(AsyncRecalling):
 
     # -- reading ------------------------------------------------------------------------------
 
-    @overload
-    async def get(self, key: BytesLike) -> bytes | None: ...
-    @overload
-    async def get(self, key: BytesLike, default: bytes | _T) -> bytes | _T: ...
-    async def get(self, key: BytesLike, default: object = None) -> object:
-        """The value of `key`, or `default` if it is not there. TypeError for what is not bytes-like."""
-        if not self._engine.progress.is_fresh():
-            await self._fresh()
-        # Hot path: one dict hit, as in `Store.get`.
-        try:
-            value = self._cache.rows[key]  # type: ignore[index]
-        except (KeyError, TypeError, ValueError):
-            value = await self._read(as_key(key))
-        return default if value is None else value
-
-    async def _fresh(self) -> None:
-        self._refuse_if_over()
-        await self._workers.submit(self._engine.progress.ensure_fresh)
-
     async def _read(self, key: bytes) -> bytes | None:
-        self._refuse_if_closing()
         if not self._engine.progress.is_fresh():
-            await self._fresh()
-        try:
-            return self._reads.read(key, cached_only=True)
-        except NotCached:
-            return await self._workers.submit(self._reads.read, key)
+            self._refuse_if_over()
+            await self._workers.submit(self._engine.progress.ensure_fresh)
+        return await super()._read(key)
 
     async def get_many(self, keys: Iterable[BytesLike]) -> list[bytes | None]:
         """The values of several keys, in their order; None where a key is missing. All from one moment."""
         self._refuse_if_over()
         return await self._workers.submit(self._store.get_many, list(map(as_key, keys)))
-
-    def _chunks(self, bounds: Bounds) -> Iterator[Chunk]:
-        return self._store._chunks(bounds)
-
-    @property
-    def _mapping(self) -> OrderedMapping:
-        return self._store
 
     @overload
     def table(self, name: str) -> AsyncFollowedTable[bytes, bytes]: ...
@@ -247,35 +207,6 @@ class AsyncFollower(AsyncRecalling):
         self._refuse_if_over()
         return await in_thread(self._store.tables)
 
-    # -- the feed -----------------------------------------------------------------------------
-
-    def changes(
-        self,
-        after: int | None = None,
-        *,
-        prefix: Prefixes = b"",
-        tables: AnyTables | None = None,
-        previous: bool = False,
-        expand: bool = False,
-        follow: bool = False,
-        timeout_s: float | None = None,
-        heartbeat_s: float | None = None,
-    ) -> AsyncChanges:
-        """What the durable commits beyond `after` changed, each change once: `async for change in live.changes(...)`.
-
-        Arguments and errors as in `Follower.changes`. A task that is cancelled as it waits for a change closes it.
-        """
-        return super().changes(
-            after,
-            prefix=prefix,
-            tables=tables,
-            previous=previous,
-            expand=expand,
-            follow=follow,
-            timeout_s=timeout_s,
-            heartbeat_s=heartbeat_s,
-        )
-
     # -- ending -------------------------------------------------------------------------------
 
     async def close(self) -> None:
@@ -289,21 +220,7 @@ class AsyncFollower(AsyncRecalling):
             if cancelled is not None:
                 raise cancelled
         finally:
-            self._workers.stop()
-
-    async def __aenter__(self) -> AsyncFollower:
-        self._refuse_if_over()
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self.close()
-
-    def __del__(self) -> None:
-        # Forgotten: only let the threads end. `Follower` warns, and lets go of its files.
-        if getattr(self, "_workers", None) is not None:
-            self._workers.stop()
+            self._stop()
 
 
 class AsyncFollowedTable(AsyncRecallingTable[K, V], Generic[K, V]):

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import functools
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
-from types import TracebackType
-from typing import Any, Concatenate, Final, Never, ParamSpec, TypeVar, overload
+from typing import Any, Concatenate, Final, Never, ParamSpec, TypeVar
 
 from kvwal.aio.commits import Commits
 from kvwal.aio.committer import Committer
@@ -16,14 +15,12 @@ from kvwal.aio.naming import AsyncNaming
 from kvwal.aio.remembering import AsyncRemembering
 from kvwal.aio.table import TaskParts
 from kvwal.aio.transaction import AsyncTransaction
-from kvwal.aio.workers import Workers, in_thread, to_the_end
+from kvwal.aio.workers import Workers, in_thread, the_end_of, to_the_end
 from kvwal.api.store import Store
 from kvwal.backup.making import BackupReport, BaseKind
 from kvwal.backup.port import Where
 from kvwal.batch import Updates, WriteBatch
-from kvwal.db.mapping import Bounds, OrderedMapping
 from kvwal.db.transaction import Transaction
-from kvwal.engine.merge import Chunk
 from kvwal.engine.operations import PopEdge, SetExpiry, Update, decode_counter, encode_counter
 from kvwal.engine.own_commits import OwnCommits, block_of
 from kvwal.engine.recovery import RecoveryReport
@@ -48,7 +45,7 @@ MAX_PENDING_COMMITS: Final = 10_000
 MAX_PENDING_BYTES: Final = 64 << 20
 
 
-class AsyncStore(AsyncNaming, AsyncRemembering):
+class AsyncStore(AsyncRemembering, AsyncNaming):
     """An open store, for the tasks of one event loop. Made by `kvwal.aio.open`, or over a `Store` that is open.
 
     Any task of its loop may use it; in another loop, methods that would wait raise `UsageError`. A store that several
@@ -60,21 +57,9 @@ class AsyncStore(AsyncNaming, AsyncRemembering):
     `committed_seqno(error)` then says the seqno if it was written, and None if it was not.
     """
 
-    __slots__ = (
-        "__weakref__",
-        "_cache",
-        "_commits",
-        "_committer",
-        "_engine",
-        "_owner",
-        "_parts",
-        "_reads",
-        "_state",
-        "_store",
-        "_tickets",
-        "_workers",
-    )
+    __slots__ = ("_commits", "_committer", "_owner", "_tickets")
 
+    _parts: TaskParts
     _store: Store
 
     def __init__(
@@ -94,17 +79,12 @@ class AsyncStore(AsyncNaming, AsyncRemembering):
         max_pending_commits = as_int("max_pending_commits", max_pending_commits, 1)
         max_pending_bytes = as_int("max_pending_bytes", max_pending_bytes, 1)
         loop = asyncio.get_running_loop()
-        self._store = store
+        engine, workers = store.engine, Workers(loop)
         self._owner = False
-        self._engine = engine = store.engine
-        self._state = engine.state
-        self._reads = engine.reads
-        self._cache = engine.state.cache
         self._tickets = Tickets()
-        self._workers = Workers(loop)
         self._committer = Committer(engine, loop, max_commits=max_pending_commits, max_bytes=max_pending_bytes)
-        self._commits = Commits(engine, self._committer, self._workers)
-        self._parts = TaskParts(self._commits, self._workers, store)
+        self._commits = Commits(engine, self._committer, workers)
+        super().__init__(store, TaskParts(self._commits, workers, store))
 
     # -- about it -----------------------------------------------------------------------------
 
@@ -112,11 +92,6 @@ class AsyncStore(AsyncNaming, AsyncRemembering):
     def store(self) -> Store:
         """The store beneath, which threads may use meanwhile. Its methods wait: do not call them in a task."""
         return self._store
-
-    @property
-    def path(self) -> str:
-        """The store's directory, as it was given."""
-        return self._store.path
 
     @property
     def closed(self) -> bool:
@@ -156,30 +131,7 @@ class AsyncStore(AsyncNaming, AsyncRemembering):
     def __repr__(self) -> str:
         return f"<kvwal.aio.AsyncStore {self.path!r}, {'closed' if self.closed else 'open'}, seqno {self.last_seqno}>"
 
-    def _refuse_if_over(self) -> None:
-        self._parts.refuse_if_over()
-
     # -- reading ------------------------------------------------------------------------------
-
-    @overload
-    async def get(self, key: BytesLike) -> bytes | None: ...
-    @overload
-    async def get(self, key: BytesLike, default: bytes | _T) -> bytes | _T: ...
-    async def get(self, key: BytesLike, default: object = None) -> object:
-        """The value of `key`, or `default` if it is not there. TypeError for what is not bytes-like."""
-        # Hot path: one dict hit, as in `Store.get`.
-        try:
-            value = self._cache.rows[key]  # type: ignore[index]
-        except (KeyError, TypeError, ValueError):
-            value = await self._read(as_key(key))
-        return default if value is None else value
-
-    async def _read(self, key: bytes) -> bytes | None:
-        self._commits.refuse_if_closing()
-        try:
-            return self._reads.read(key, cached_only=True)
-        except NotCached:
-            return await self._workers.submit(self._reads.read, key)
 
     async def get_many(self, keys: Iterable[BytesLike]) -> list[bytes | None]:
         """The values of several keys, in their order; None where a key is missing. All from one moment."""
@@ -196,13 +148,6 @@ class AsyncStore(AsyncNaming, AsyncRemembering):
         except (KeyError, NotCached):
             pass  # A page must be read, or the rows were turned over.
         return await self._workers.submit(self._store.get_many, wanted)
-
-    def _chunks(self, bounds: Bounds) -> Iterator[Chunk]:
-        return self._store._chunks(bounds)
-
-    @property
-    def _mapping(self) -> OrderedMapping:
-        return self._store
 
     # -- writing ------------------------------------------------------------------------------
 
@@ -546,14 +491,7 @@ class AsyncStore(AsyncNaming, AsyncRemembering):
                 pass
             self._workers.refuse_other_loops()
             self._commits.closing = asyncio.ensure_future(self._close())
-        closing = self._commits.closing
-        cancelled: asyncio.CancelledError | None = None
-        while not closing.done():
-            try:
-                await asyncio.wait([closing])
-            except asyncio.CancelledError as error:
-                cancelled = error
-        closing.result()
+        _, cancelled = await the_end_of(self._commits.closing)
         if cancelled is not None:
             raise cancelled
 
@@ -565,23 +503,12 @@ class AsyncStore(AsyncNaming, AsyncRemembering):
                 if cancelled is not None:
                     raise cancelled
         finally:
-            self._committer.stop()
-            self._workers.stop()
+            self._stop()
 
-    async def __aenter__(self) -> AsyncStore:
-        self._refuse_if_over()
-        return self
+    def _stop(self) -> None:
+        self._committer.stop()
+        super()._stop()
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self.close()
-
-    def __del__(self) -> None:
-        # Forgotten: only let the threads end. `Store` warns, and lets go of its lock.
-        if getattr(self, "_committer", None) is not None:
-            self._committer.stop()
-            self._workers.stop()
 
 
 def owning(store: Store, **limits: int) -> AsyncStore:

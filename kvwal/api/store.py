@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import functools
-import warnings
 from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from contextlib import contextmanager
-from types import TracebackType
 from typing import Any, Concatenate, Never, ParamSpec, TypeVar
 
 from kvwal.api.fairness import Tickets
 from kvwal.api.naming import Naming
-from kvwal.api.reading import Reading
+from kvwal.api.opened import Opened
 from kvwal.api.remembering import Remembering
 from kvwal.backup.making import BackupReport, BaseKind, backup
 from kvwal.backup.port import Where, destination_at
@@ -40,7 +38,7 @@ _T = TypeVar("_T")
 _P = ParamSpec("_P")
 
 
-class Store(Naming, Remembering, Reading, MutableMapping[bytes, bytes]):
+class Store(Naming, Remembering, Opened, MutableMapping[bytes, bytes]):
     """An open store: an ordered, transactional, durable map from bytes to bytes. Made by `kvwal.open`.
 
     Thread-safe, every method. Reads never wait for writers. Each write is a commit of its own, durable on return as
@@ -60,16 +58,6 @@ class Store(Naming, Remembering, Reading, MutableMapping[bytes, bytes]):
         self._tickets = Tickets()
 
     # -- about it -----------------------------------------------------------------------------
-
-    @property
-    def path(self) -> str:
-        """The store's directory, as it was given."""
-        return self.engine.upkeep.directory.path
-
-    @property
-    def closed(self) -> bool:
-        """Whether it is closed, or is just being closed."""
-        return self.engine.is_closed
 
     @property
     def read_only(self) -> bool:
@@ -529,21 +517,3 @@ class Store(Naming, Remembering, Reading, MutableMapping[bytes, bytes]):
         closes the store when the interrupted call is over.
         """
         self.engine.close()
-
-    def __enter__(self) -> Store:
-        self._state.refuse_if_gone()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def __del__(self) -> None:
-        engine: Engine | None = getattr(self, "engine", None)
-        if engine is None or engine.is_closed:
-            return
-        # Whatever thread and moment the collector chose: take no lock, wait for nothing. Commits are as durable as
-        # their durability says; the next open replays the log.
-        warnings.warn(f"{self!r} was never closed", ResourceWarning, stacklevel=1, source=self)
-        engine.abandon()
