@@ -24,7 +24,8 @@ from kvwal.engine.row_cache import Row, RowCache
 from kvwal.engine.value import Value
 from kvwal.errors import closed
 from kvwal.feed.line import seqno_of
-from kvwal.following.engine import FollowedEngine, Lag, Progress
+from kvwal.following.engine import FollowedEngine
+from kvwal.following.progress import Lag, Progress
 from kvwal.keys import BytesLike, Seqno, as_key, as_seconds
 from kvwal.positions import Position
 from kvwal.tables.spec import TableSpec

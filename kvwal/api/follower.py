@@ -15,7 +15,8 @@ from kvwal.db.mapping import Bounds
 from kvwal.engine.merge import Pairs
 from kvwal.engine.row_cache import RowCache
 from kvwal.feed.line import position_at, seqno_of
-from kvwal.following.engine import FollowedEngine, Lag, Progress
+from kvwal.following.engine import FollowedEngine
+from kvwal.following.progress import Lag, Progress
 from kvwal.keys import Seqno, as_seconds
 from kvwal.positions import Position
 from kvwal.tables.spec import TableSpec
