@@ -26,6 +26,7 @@ from kvwal.errors import closed
 from kvwal.feed.line import seqno_of
 from kvwal.following.engine import FollowedEngine
 from kvwal.following.progress import Lag, Progress
+from kvwal.following.waiting import Freshness
 from kvwal.keys import BytesLike, Seqno, as_key, as_seconds
 from kvwal.positions import Position
 from kvwal.tables.spec import TableSpec
@@ -46,12 +47,13 @@ class _Looking:
     """Moves a follower while tasks wait for commits of it. In the loop's thread."""
 
     def __init__(self, progress: Progress, workers: Workers) -> None:
-        self._progress = progress
+        self._refresh = progress.refresh
+        self._waiting = progress.waiting
         self._workers = workers
         self._task: asyncio.Task[None] | None = None
         # Of the last look, for the next one who asks.
         self._failure: Exception | None = None
-        progress.asked = self.begin
+        self._waiting.asked = self.begin
 
     def begin(self) -> None:
         """A task is going to wait. Raises what the last look met."""
@@ -65,12 +67,12 @@ class _Looking:
         sleep_s, before = _LEAST_SLEEP_S, None
         # Those who are woken ask again, and may be there once more.
         await asyncio.sleep(0)
-        while self._progress.is_waited_for:
+        while self._waiting:
             try:
-                newest = await self._workers.submit(self._progress.refresh)
+                newest = await self._workers.submit(self._refresh)
             except Exception as error:  # noqa: BLE001  # for those who wait
                 self._failure = error
-                self._progress.wake_all()
+                self._waiting.wake_all()
                 return
             sleep_s, before = _LEAST_SLEEP_S if newest != before else min(2 * sleep_s, _MOST_SLEEP_S), newest
             await asyncio.sleep(sleep_s)
@@ -79,21 +81,21 @@ class _Looking:
         """Look no more, and let those go who wait."""
         if self._task is not None:
             self._task.cancel()
-        self._progress.wake_all()
+        self._waiting.wake_all()
 
 
 class _YoungRows:
     """The rows of a follower that has a `max_lag_s`: none that may be too old. What is no row is read the long way."""
 
-    __slots__ = ("_cache", "_progress")
+    __slots__ = ("_cache", "_freshness")
 
-    def __init__(self, cache: RowCache, progress: Progress) -> None:
+    def __init__(self, cache: RowCache, freshness: Freshness) -> None:
         self._cache = cache
-        self._progress = progress
+        self._freshness = freshness
 
     @property
     def rows(self) -> dict[Row, Value]:
-        return self._cache.rows if self._progress.is_fresh() else {}
+        return self._cache.rows if self._freshness.holds() else {}
 
 
 class AsyncFollower(AsyncRecalling):
@@ -117,8 +119,8 @@ class AsyncFollower(AsyncRecalling):
         super().__init__(follower, ReadParts(workers, follower, self._refuse_if_closing))
         progress = follower.engine.progress
         self._looking = _Looking(progress, workers)
-        if progress.max_lag_s is not None:
-            self._cache = cast("RowCache", _YoungRows(self._cache, progress))
+        if progress.freshness.max_lag_s is not None:
+            self._cache = cast("RowCache", _YoungRows(self._cache, progress.freshness))
 
     def _refuse_if_closing(self) -> None:
         if self._closing:
@@ -160,7 +162,7 @@ class AsyncFollower(AsyncRecalling):
         until_s = None if timeout_s is None else time.monotonic() + as_seconds("timeout_s", timeout_s)
         if self._state.seqno < seqno:
             await self.refresh()
-        ready = partial(self._engine.progress.when_beyond, Seqno(seqno - 1))
+        ready = partial(self._engine.progress.waiting.when_beyond, Seqno(seqno - 1))
         while self._state.seqno < seqno:
             self._refuse_if_over()
             left_s = None if until_s is None else until_s - time.monotonic()
@@ -180,9 +182,10 @@ class AsyncFollower(AsyncRecalling):
     # -- reading ------------------------------------------------------------------------------
 
     async def _read(self, key: bytes) -> bytes | None:
-        if not self._engine.progress.is_fresh():
+        freshness = self._engine.progress.freshness
+        if not freshness.holds():
             self._refuse_if_over()
-            await self._workers.submit(self._engine.progress.ensure_fresh)
+            await self._workers.submit(freshness.ensure)
         return await super()._read(key)
 
     async def get_many(self, keys: Iterable[BytesLike]) -> list[bytes | None]:

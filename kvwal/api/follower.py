@@ -16,7 +16,8 @@ from kvwal.engine.merge import Pairs
 from kvwal.engine.row_cache import RowCache
 from kvwal.feed.line import position_at, seqno_of
 from kvwal.following.engine import FollowedEngine
-from kvwal.following.progress import Lag, Progress
+from kvwal.following.progress import Lag
+from kvwal.following.waiting import Freshness
 from kvwal.keys import Seqno, as_seconds
 from kvwal.positions import Position
 from kvwal.tables.spec import TableSpec
@@ -30,14 +31,14 @@ V = TypeVar("V")
 class _FreshRows:
     """The rows of a follower that has a `max_lag_s`: each look at them says first that they are not too old."""
 
-    __slots__ = ("_cache", "_progress")
+    __slots__ = ("_cache", "_freshness")
 
-    def __init__(self, cache: RowCache, progress: Progress) -> None:
+    def __init__(self, cache: RowCache, freshness: Freshness) -> None:
         self._cache = cache
-        self._progress = progress
+        self._freshness = freshness
 
     def __getattr__(self, name: str) -> Any:
-        self._progress.ensure_fresh()
+        self._freshness.ensure()
         return getattr(self._cache, name)
 
 
@@ -59,8 +60,9 @@ class Follower(Opened):
 
     def __init__(self, engine: FollowedEngine) -> None:
         super().__init__(engine)
-        if engine.progress.max_lag_s is not None:
-            self._cache = cast("RowCache", _FreshRows(self._cache, engine.progress))
+        freshness = engine.progress.freshness
+        if freshness.max_lag_s is not None:
+            self._cache = cast("RowCache", _FreshRows(self._cache, freshness))
 
     # -- where it is ----------------------------------------------------------------------------
 
@@ -129,19 +131,19 @@ class Follower(Opened):
     # -- reading ------------------------------------------------------------------------------
 
     def _cached(self, bounds: Bounds) -> Pairs | None:
-        self.engine.progress.ensure_fresh()
+        self.engine.progress.freshness.ensure()
         return super()._cached(bounds)
 
     def _count(self, start: bytes | None, stop: bytes | None) -> int:
-        self.engine.progress.ensure_fresh()
+        self.engine.progress.freshness.ensure()
         return super()._count(start, stop)
 
     def _key_at(self, rank: int) -> bytes | None:
-        self.engine.progress.ensure_fresh()
+        self.engine.progress.freshness.ensure()
         return super()._key_at(rank)
 
     def _lasting(self, key: bytes) -> bytes | None:
-        self.engine.progress.ensure_fresh()
+        self.engine.progress.freshness.ensure()
         return super()._lasting(key)
 
     # Each codec, or type, with each: a default of `bytes` says nothing to a type checker.
@@ -169,7 +171,7 @@ class Follower(Opened):
 
     def tables(self) -> list[TableInfo]:
         """The tables that there are, by name, all as of one moment. As `Store.tables`."""
-        self.engine.progress.ensure_fresh()
+        self.engine.progress.freshness.ensure()
         return table_infos(self.engine)
 
     def _catch_up(self) -> None:

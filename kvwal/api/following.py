@@ -53,7 +53,7 @@ def follow(
 
     def attach() -> FollowedEngine:
         engine = FollowedEngine.attach(path_text(path), options, pin=pin, name=name)
-        engine.progress.max_lag_s = lag_s
+        engine.progress.freshness.max_lag_s = lag_s
         return engine
 
     return made_over(attach, Follower)

@@ -31,8 +31,6 @@ __all__ = ["FollowedEngine", "recovered_beside"]
 class FollowedReads(Reads):
     """Reads of a follower: those of now begin again where pages went under them."""
 
-    progress: Progress
-
     def read(
         self,
         key: bytes,
@@ -44,15 +42,15 @@ class FollowedReads(Reads):
     ) -> Value:
         """As `Reads.read`."""
         found = partial(super().read, key, table=table, cached_only=cached_only, raw=raw, at_us=at_us)
-        return self.progress.again(found)
+        return self.moments.now.again(found)
 
     def count(self, start: bytes | None = None, stop: bytes | None = None, *, table: int = 0) -> int:
         """As `Reads.count`."""
-        return self.progress.again(lambda: super(FollowedReads, self).count(start, stop, table=table))
+        return self.moments.now.again(lambda: super(FollowedReads, self).count(start, stop, table=table))
 
     def key_at(self, rank: int, *, table: int = 0) -> bytes | None:
         """As `Reads.key_at`."""
-        return self.progress.again(lambda: super(FollowedReads, self).key_at(rank, table=table))
+        return self.moments.now.again(lambda: super(FollowedReads, self).key_at(rank, table=table))
 
 
 class _FollowedLog(RefusingLog):
@@ -99,14 +97,9 @@ class FollowedEngine(Engine):
         self.progress = progress
         recovered.feed = progress.feed if self._waits else progress.feed_now
         super().__init__(recovered, options)
-        progress.begin(self._publisher, self._succession, self._keeping, self.reads.moments)
         past = self.upkeep.past
         assert isinstance(past, FollowedPast)
-        past.refresh, past.await_bases, past.until_still = progress.refresh, progress.await_bases, progress.until_still
-        past.newest_us = progress.newest_us
-        self.reads.moments.now = progress
-        assert isinstance(self.reads, FollowedReads)
-        self.reads.progress = progress
+        progress.begin(self._publisher, self._succession, self._keeping, self.reads.moments, past)
         if self._waits:
             self.queue.refuse(_FollowedLog(read_only, self.state.seqno))
 

@@ -12,7 +12,6 @@ Requires of the writer: the orders of its writes that docs/processes.md lists.
 from __future__ import annotations
 
 import errno
-import math
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -28,9 +27,11 @@ from kvwal.engine.readers import Moments, Now
 from kvwal.engine.state import State
 from kvwal.engine.succession import Succession
 from kvwal.engine.version import Version
-from kvwal.errors import SnapshotTooOld, StaleError, StoreRemovedError, read_only
+from kvwal.errors import SnapshotTooOld, StoreRemovedError, read_only
 from kvwal.files import Directory, Files
 from kvwal.following.doubt import until_still
+from kvwal.following.past import FollowedPast
+from kvwal.following.waiting import Freshness, Waiting
 from kvwal.keys import Seqno
 from kvwal.locks import locked, locked_by_state, new_lock
 from kvwal.log import FollowedCursor, Hold, LogReader, SegmentCursor, Watch
@@ -85,14 +86,10 @@ class Progress(Now):
         self._watch = watch
         #: Owned by the thread that moves it. Before `State.lock` in the order of locks.
         self.lock = new_lock()
-        #: What is shown may lack no commit that was made longer ago than this, in seconds; None: any.
-        self.max_lag_s: float | None = None
-        # Those to be told of a commit beyond one, and who moves it meanwhile.
-        self._waiting: dict[object, tuple[Seqno, Callable[[], object]]] = {}
-        #: Called before one is added; it may raise.
-        self.asked: Callable[[], object] = lambda: None
-        # When it last showed all there was, by the monotonic clock.
-        self._current_s = -math.inf
+        #: Whether what is shown may be too old.
+        self.freshness = Freshness(self.refresh)
+        #: Those to be told of commits.
+        self.waiting = Waiting(lambda: state.seqno)
         #: How often reads went over to a newer generation.
         self.rebases = 0
         # Where `refresh` reads on, and the newest segment when it began there.
@@ -110,9 +107,14 @@ class Progress(Now):
         self._newest_us = max(pages.meta.time_us, newest_us)
         self._told_us = 0
 
-    def begin(self, publisher: Publisher, succession: Succession, keeping: Keeping, moments: Moments) -> None:
+    def begin(
+        self, publisher: Publisher, succession: Succession, keeping: Keeping, moments: Moments, past: FollowedPast
+    ) -> None:
         """The engine is put together."""
+        past.refresh, past.await_bases, past.until_still = self.refresh, self._await_bases, self._until_still
+        past.newest_us = lambda: self._newest_us
         self._moments = moments
+        moments.now = self
         moments.clock.now_us = partial(self._now_us, moments.clock.now_us)
         self._parts = publisher, succession, keeping
         self._watch_pages(self._pages.guard, self._pages.pager)
@@ -134,7 +136,7 @@ class Progress(Now):
             self._parts[1].release_pages()
             self._pages.let_go()
         try:
-            self.until_still(self._move)
+            self._until_still(self._move)
             if before == (state.seqno, state.version):
                 self._refuse_if_removed()
         except OSError:
@@ -142,11 +144,11 @@ class Progress(Now):
             state.refuse_if_gone()
             raise
         if self._watch.written <= state.seqno and self._watch.is_sure:
-            self._current_s = began_s
-        self._wake(state.seqno)
+            self.freshness.showed_all(began_s)
+        self.waiting.wake()
         return state.seqno
 
-    def until_still(self, action: Callable[[], _T]) -> _T:
+    def _until_still(self, action: Callable[[], _T]) -> _T:
         """See the function of this name."""
         return until_still(self._directory, action, self._refuse_if_removed)
 
@@ -222,7 +224,7 @@ class Progress(Now):
             self._parts[2].refresh()
             self._bases_of = meta
 
-    def await_bases(self) -> None:
+    def _await_bases(self) -> None:
         """Wait until the bases are those of the generation that is read. Raises as `refresh`."""
         if not self._has_bases():
             self.refresh()
@@ -243,10 +245,6 @@ class Progress(Now):
         """The follower's time: not before that of a commit that came while it followed."""
         return max(own_us(), self._told_us)
 
-    def newest_us(self) -> int:
-        """The time of the newest commit that is shown."""
-        return self._newest_us
-
     @locked_by_state
     def _give_up(self, of: ref[Pager]) -> None:
         """The pages that this reads are gone, and so are the moments of its readers."""
@@ -265,22 +263,9 @@ class Progress(Now):
 
     def ready(self) -> None:
         """Move if the pages of the newest version are gone, or it may be too old. One system call. StaleError."""
-        self.ensure_fresh()
+        self.freshness.ensure()
         if not self._pages.guard.is_whole():
             self.refresh()
-
-    def is_fresh(self) -> bool:
-        """Whether what is shown is not older than `max_lag_s`."""
-        return self.max_lag_s is None or time.monotonic() - self._current_s <= self.max_lag_s
-
-    def ensure_fresh(self) -> None:
-        """Move if what is shown may be older than `max_lag_s`. StaleError if it may be then, too."""
-        if self.is_fresh():
-            return
-        self.refresh()
-        lag_s = time.monotonic() - self._current_s
-        if self.max_lag_s is not None and lag_s > self.max_lag_s:
-            raise StaleError(lag_s, self.max_lag_s)
 
     def again(self, read: Callable[[], _T]) -> _T:
         """What a read of now gives, from a newer moment where pages went under it."""
@@ -331,39 +316,12 @@ class Progress(Now):
         state = self._state
         return said is not None and (said.durable, said.generation) == (state.seqno, self._pages.meta.generation)
 
-    def when_beyond(self, seqno: Seqno, wake: Callable[[], object]) -> Callable[[], object]:
-        """Have `wake` called once there is a commit beyond this one. Returns what takes that back.
-
-        The thread that moves it calls it, so it must be short and not raise. Nothing moves it but what is told by
-        `asked`.
-        """
-        self.asked()
-        token = object()
-        self._waiting[token] = seqno, wake
-        self._wake(self._state.seqno)
-        return partial(self._waiting.pop, token, None)
-
-    @property
-    def is_waited_for(self) -> bool:
-        """Whether one is to be told."""
-        return bool(self._waiting)
-
-    def wake_all(self) -> None:
-        """Tell each of those, whatever there is: it asks again, and gets what is wrong."""
-        for _, wake in list(self._waiting.values()):
-            wake()
-
-    def _wake(self, newest: Seqno) -> None:
-        for seqno, wake in list(self._waiting.values()) if self._waiting else ():
-            if seqno < newest:
-                wake()
-
     @locked
     def lag(self, now_us: int) -> Lag:
         """How far it is behind. Reads the end of the log, and moves nothing. Raises as `refresh`."""
         self._state.refuse_if_gone()
         watch = self._watch
-        self.until_still(watch.look)
+        self._until_still(watch.look)
         commits = watch.written - self._state.seqno
         return Lag(commits, max(0.0, (now_us - watch.written_us) / 1e6)) if commits > 0 else Lag(0, 0.0)
 
@@ -371,7 +329,7 @@ class Progress(Now):
         """The commits beyond `after`, up to `until` or as they are shown. FeedGap if some are no longer kept."""
         state, watch = self._state, self._watch
         shown, newest = lambda: state.seqno, lambda: watch.segment
-        return FollowedCursor(self._reader, after, until, shown, self.await_beyond, newest, self.when_beyond)
+        return FollowedCursor(self._reader, after, until, shown, self.await_beyond, newest, self.waiting.when_beyond)
 
     def feed_now(self, after: Seqno | None, until: Seqno | None) -> SegmentCursor:
         """The same for what does not wait. ReadOnlyError where commits that are still to come are asked for."""

@@ -117,7 +117,7 @@ def test_a_place_that_is_examined_rarely_does_not_delay_another_one() -> None:
                 db.put(b"%d" % n, b"", durability="os")
                 now_s = time.monotonic()
                 assert live.refresh() == 1
-                says.append(engine.progress._current_s >= now_s)
+                says.append(engine.progress.freshness._current_s >= now_s)
             # What is behind may be commits: most of the time it does not say that it shows all there is.
             assert sum(says) < 8
             # The medium gives it back, and damages another one.
