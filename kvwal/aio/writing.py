@@ -9,10 +9,10 @@ from typing import Any, Never
 from kvwal.aio.commits import Commits
 from kvwal.aio.opened import AsyncOpened
 from kvwal.batch import Updates, WriteBatch
-from kvwal.engine.operations import PopEdge, SetExpiry, Update, decode_counter, encode_counter
+from kvwal.engine.operations import PopEdge, SetExpiry, Update, adding, decode_counter
 from kvwal.engine.own_commits import OwnCommits, block_of
 from kvwal.expiring import expire_us
-from kvwal.keys import MAX_KEY_BYTES, MAX_VALUE_BYTES, Bound, BytesLike, KeyRange, Seqno, as_int, as_key, as_value
+from kvwal.keys import MAX_KEY_BYTES, MAX_VALUE_BYTES, Bound, BytesLike, KeyRange, Seqno, as_key, as_value
 from kvwal.log import extension_of
 from kvwal.options import Durability
 
@@ -228,11 +228,8 @@ class AsyncWriting(AsyncOpened):
         meta: Mapping[str, str] | None = None,
     ) -> int:
         """Add to a counter and return what it is then: see `Store.add`. Atomic, and never a conflict."""
-        amount = as_int("delta", delta, -(1 << 63), (1 << 63) - 1)
-        checked = as_key(key)
-        update = Update(
-            checked, lambda old: encode_counter(decode_counter(old) + amount), extension_of(meta), keeps_expiry=True
-        )
+        checked, added = as_key(key), adding(delta)
+        update = Update(checked, added, extension_of(meta), keeps_expiry=True)
         await self._read(checked)
         await self._commits.operation(update, durability)
         return decode_counter(update.new)

@@ -9,13 +9,13 @@ from typing import Any, Never
 from kvwal.api.opened import Opened
 from kvwal.batch import Updates, WriteBatch
 from kvwal.engine.engine import Engine
-from kvwal.engine.operations import PopEdge, SetExpiry, Update, decode_counter, encode_counter
+from kvwal.engine.operations import PopEdge, SetExpiry, Update, adding, decode_counter
 from kvwal.engine.own_commits import OwnCommits, block_of
 from kvwal.engine.request import CommitRequest, Operation
 from kvwal.engine.writes import LonePut
 from kvwal.errors import DiskFullError, IndexesChangedError
 from kvwal.expiring import expire_us
-from kvwal.keys import MAX_KEY_BYTES, MAX_VALUE_BYTES, Bound, BytesLike, KeyRange, Seqno, as_int, as_key, as_value
+from kvwal.keys import MAX_KEY_BYTES, MAX_VALUE_BYTES, Bound, BytesLike, KeyRange, Seqno, as_key, as_value
 from kvwal.log import Extension, extension_of
 from kvwal.options import Durability
 
@@ -296,11 +296,8 @@ class Writing(Opened, MutableMapping[bytes, bytes]):
         A counter is 8 bytes, little-endian, signed. TypeError if the value has another length, OverflowError if the sum
         does not fit; nothing is changed then.
         """
-        amount = as_int("delta", delta, -(1 << 63), (1 << 63) - 1)
-        checked = as_key(key)
-        update = Update(
-            checked, lambda old: encode_counter(decode_counter(old) + amount), extension_of(meta), keeps_expiry=True
-        )
+        checked, added = as_key(key), adding(delta)
+        update = Update(checked, added, extension_of(meta), keeps_expiry=True)
         self._read(checked)
         self._commit_operation(update, durability)
         return decode_counter(update.new)
