@@ -21,7 +21,8 @@ from crashtests.console import Result
 from crashtests.explorer import Tally
 from crashtests.faults import examine_damaged
 from crashtests.history import History
-from crashtests.session import PATH, Program, Session
+from crashtests.looked import PATH
+from crashtests.session import Program, Session
 from crashtests.workers import Run, Share, beginning, spread
 from kvwal.files.names import RESERVE
 from kvwal.testing import SimulatedDisk

@@ -24,7 +24,7 @@ from typing import Any
 
 import kvwal
 from crashtests.history import State, Violation
-from crashtests.session import OPTIONS, PATH
+from crashtests.looked import OPTIONS, PATH
 from kvwal.errors import DiskFullError, Error, PoisonedError
 from kvwal.testing import SimulatedDisk
 

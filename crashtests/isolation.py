@@ -40,7 +40,7 @@ from crashtests.console import Result
 from crashtests.cycles import List, Observed, decode, encode, find
 from crashtests.explorer import BARRIERS, Tally
 from crashtests.history import Violation
-from crashtests.session import OPTIONS, PATH
+from crashtests.looked import OPTIONS, PATH
 from crashtests.workers import Run, Share, beginning, spread
 from kvwal.errors import ConflictError, Error
 from kvwal.testing import Operation, SimulatedDisk

@@ -25,9 +25,10 @@ from zlib import crc32
 
 import kvwal
 from crashtests.history import Violation
+from crashtests.looked import OPTIONS, PATH
 from crashtests.past_looks import Looks, by_commit, equal, equal_told, pairs_of, plain
 from crashtests.past_model import CONSUMERS, KEYS, PROJECTS, SUM, Told, ToldOf, Written
-from crashtests.session import OPTIONS, PATH, Program
+from crashtests.session import Program
 from kvwal.batch import WriteBatch
 from kvwal.testing import SimulatedDisk
 

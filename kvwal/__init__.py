@@ -85,7 +85,7 @@ from kvwal.feed.consumer import Consumer
 from kvwal.feed.key_versions import KeyVersion, KeyVersions
 from kvwal.feed.lag import ConsumerInfo
 from kvwal.feed.owned import Batch
-from kvwal.following.engine import Lag
+from kvwal.following.progress import Lag
 from kvwal.keys import END, MAX_BATCH_BYTES, MAX_KEY_BYTES, MAX_VALUE_BYTES, End, Seqno, prefix_stop
 from kvwal.options import OpenOptions
 from kvwal.positions import Position

@@ -503,6 +503,7 @@ class BackupDestinationError(EnvironmentFailure):
     Nothing was changed in it.
     """
 
+
 class StaleError(Error):
     """What a follower shows may lack commits that were made longer ago than its `max_lag_s`.
 

@@ -349,12 +349,14 @@ def test_architecture_md_has_the_layers_that_lint_imports_checks() -> None:
 
 
 def members() -> dict[str, set[str]]:
-    """What each class of the package defines or sets on itself, by the name of the class."""
+    """What each class of the package defines, sets on itself or inherits from another one, by the name of the class."""
     found: dict[str, set[str]] = {}
+    bases: dict[str, set[str]] = {}
     for path in (ROOT / "kvwal").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.ClassDef):
                 names = found.setdefault(node.name, set())
+                bases.setdefault(node.name, set()).update(ast.unparse(base).partition("[")[0] for base in node.bases)
                 for inner in ast.walk(node):
                     if isinstance(inner, (ast.FunctionDef, ast.AsyncFunctionDef)):
                         names.add(inner.name)
@@ -362,7 +364,11 @@ def members() -> dict[str, set[str]]:
                         names.add(inner.attr)
                     elif isinstance(inner, ast.AnnAssign) and isinstance(inner.target, ast.Name):
                         names.add(inner.target.id)
-    return found
+
+    def of(name: str) -> set[str]:
+        return found.get(name, set()).union(*map(of, bases.get(name, ())))
+
+    return {name: of(name) for name in found}
 
 
 def test_every_method_and_attribute_that_architecture_md_names_is_there() -> None:

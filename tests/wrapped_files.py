@@ -6,29 +6,35 @@ from collections.abc import Callable
 from typing import Any
 
 
-class WrappedFiles:
+class Wrapped:
+    """Something as it is, but for what a class of a test answers in its place."""
+
+    def __init__(self, there: Any, name: str = "") -> None:
+        """`name`: that of an open file."""
+        self.there = there
+        self.name = name
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.there, name)
+
+
+class WrappedFiles(Wrapped):
     """The given files, except that `wrap` makes something of each file that is opened, and of its name."""
 
     def __init__(self, files: Any, wrap: Callable[[Any, str], Any]) -> None:
-        self._files = files
+        super().__init__(files)
         self._wrap = wrap
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._files, name)
-
     def open_directory(self, path: str) -> WrappedDirectory:
-        return WrappedDirectory(self._files.open_directory(path), self._wrap)
+        return WrappedDirectory(self.there.open_directory(path), self._wrap)
 
 
-class WrappedDirectory:
+class WrappedDirectory(Wrapped):
     """An open directory of `WrappedFiles`."""
 
     def __init__(self, directory: Any, wrap: Callable[[Any, str], Any]) -> None:
-        self._directory = directory
+        super().__init__(directory)
         self._wrap = wrap
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._directory, name)
-
     def open(self, name: str, **options: Any) -> Any:
-        return self._wrap(self._directory.open(name, **options), name)
+        return self._wrap(self.there.open(name, **options), name)

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from functools import partial
-from types import TracebackType
-from typing import Any, Final, Generic, TypeVar, overload
+from typing import Any, Final, Generic, TypeVar, cast, overload
 
-from kvwal.aio.changes import AsyncChanges, wait_until_ready
+from kvwal.aio.changes import wait_until_ready
 from kvwal.aio.index import AsyncIndex
 from kvwal.aio.reading import AsyncReading
 from kvwal.aio.recalling import AsyncRecalling
@@ -21,13 +20,14 @@ from kvwal.api.followed_table import FollowedTable
 from kvwal.api.follower import Follower
 from kvwal.api.naming import TableInfo
 from kvwal.codecs import Codec, KeyCodec
-from kvwal.db.mapping import Bounds, OrderedMapping
-from kvwal.engine.merge import Chunk
+from kvwal.engine.reads import Reads
+from kvwal.engine.row_cache import Row, RowCache
+from kvwal.engine.value import Value
 from kvwal.errors import closed
-from kvwal.feed.change import Prefixes
-from kvwal.feed.chosen import AnyTables
 from kvwal.feed.line import seqno_of
-from kvwal.following.engine import FollowedEngine, Lag, Progress
+from kvwal.following.engine import FollowedEngine
+from kvwal.following.progress import Lag, Progress
+from kvwal.following.waiting import Freshness
 from kvwal.keys import BytesLike, Seqno, as_key, as_seconds
 from kvwal.pages import NotCached
 from kvwal.positions import Position
@@ -49,12 +49,13 @@ class _Looking:
     """Moves a follower while tasks wait for commits of it. In the loop's thread."""
 
     def __init__(self, progress: Progress, workers: Workers) -> None:
-        self._progress = progress
+        self._refresh = progress.refresh
+        self._waiting = progress.waiting
         self._workers = workers
         self._task: asyncio.Task[None] | None = None
         # Of the last look, for the next one who asks.
         self._failure: Exception | None = None
-        progress.asked = self.begin
+        self._waiting.asked = self.begin
 
     def begin(self) -> None:
         """A task is going to wait. Raises what the last look met."""
@@ -68,12 +69,12 @@ class _Looking:
         sleep_s, before = _LEAST_SLEEP_S, None
         # Those who are woken ask again, and may be there once more.
         await asyncio.sleep(0)
-        while self._progress.is_waited_for:
+        while self._waiting:
             try:
-                newest = await self._workers.submit(self._progress.refresh)
+                newest = await self._workers.submit(self._refresh)
             except Exception as error:  # noqa: BLE001  # for those who wait
                 self._failure = error
-                self._progress.wake_all()
+                self._waiting.wake_all()
                 return
             sleep_s, before = _LEAST_SLEEP_S if newest != before else min(2 * sleep_s, _MOST_SLEEP_S), newest
             await asyncio.sleep(sleep_s)
@@ -82,7 +83,41 @@ class _Looking:
         """Look no more, and let those go who wait."""
         if self._task is not None:
             self._task.cancel()
-        self._progress.wake_all()
+        self._waiting.wake_all()
+
+
+class _YoungRows:
+    """The rows of a follower that has a `max_lag_s`: none that may be too old. What is no row is read the long way."""
+
+    __slots__ = ("_cache", "_freshness")
+
+    def __init__(self, cache: RowCache, freshness: Freshness) -> None:
+        self._cache = cache
+        self._freshness = freshness
+
+    @property
+    def rows(self) -> dict[Row, Value]:
+        return self._cache.rows if self._freshness.holds() else {}
+
+
+class _YoungReads:
+    """The reads of the same: in the loop none of what may be too old, so that a worker first sees to it."""
+
+    __slots__ = ("_freshness", "_reads")
+
+    def __init__(self, reads: Reads, freshness: Freshness) -> None:
+        self._reads = reads
+        self._freshness = freshness
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._reads, name)
+
+    def read(self, key: bytes, *, cached_only: bool = False) -> Value:
+        if not self._freshness.holds():
+            if cached_only:
+                raise NotCached
+            self._freshness.ensure()
+        return self._reads.read(key, cached_only=cached_only)
 
 
 class AsyncFollower(AsyncRecalling):
@@ -94,47 +129,28 @@ class AsyncFollower(AsyncRecalling):
     for a few milliseconds.
     """
 
-    __slots__ = (
-        "__weakref__",
-        "_cache",
-        "_closing",
-        "_engine",
-        "_looking",
-        "_parts",
-        "_reads",
-        "_state",
-        "_store",
-        "_workers",
-    )
+    __slots__ = ("_closing", "_looking")
 
     _engine: FollowedEngine
     _store: Follower
 
     def __init__(self, follower: Follower) -> None:
         """From here on it is this one's to close."""
-        self._store = follower
-        self._engine = engine = follower.engine
-        self._state = engine.state
-        self._reads = engine.reads
-        self._cache = engine.state.cache
-        self._workers = Workers(asyncio.get_running_loop())
-        self._looking = _Looking(engine.progress, self._workers)
         self._closing = False
-        self._parts = ReadParts(self._workers, follower, engine, self._refuse_if_closing)
+        workers = Workers(asyncio.get_running_loop())
+        super().__init__(follower, ReadParts(workers, follower, self._refuse_if_closing))
+        progress = follower.engine.progress
+        self._looking = _Looking(progress, workers)
+        freshness = progress.freshness
+        if freshness.max_lag_s is not None:
+            self._cache = cast("RowCache", _YoungRows(self._cache, freshness))
+            self._reads = cast("Reads", _YoungReads(self._reads, freshness))
 
     def _refuse_if_closing(self) -> None:
         if self._closing:
             raise closed()
 
-    def _refuse_if_over(self) -> None:
-        self._parts.refuse_if_over()
-
     # -- where it is ----------------------------------------------------------------------------
-
-    @property
-    def path(self) -> str:
-        """The store's directory, as it was given."""
-        return self._store.path
 
     @property
     def closed(self) -> bool:
@@ -170,7 +186,7 @@ class AsyncFollower(AsyncRecalling):
         until_s = None if timeout_s is None else time.monotonic() + as_seconds("timeout_s", timeout_s)
         if self._state.seqno < seqno:
             await self.refresh()
-        ready = partial(self._engine.progress.when_beyond, Seqno(seqno - 1))
+        ready = partial(self._engine.progress.waiting.when_beyond, Seqno(seqno - 1))
         while self._state.seqno < seqno:
             self._refuse_if_over()
             left_s = None if until_s is None else until_s - time.monotonic()
@@ -189,45 +205,10 @@ class AsyncFollower(AsyncRecalling):
 
     # -- reading ------------------------------------------------------------------------------
 
-    @overload
-    async def get(self, key: BytesLike) -> bytes | None: ...
-    @overload
-    async def get(self, key: BytesLike, default: bytes | _T) -> bytes | _T: ...
-    async def get(self, key: BytesLike, default: object = None) -> object:
-        """The value of `key`, or `default` if it is not there. TypeError for what is not bytes-like."""
-        if not self._engine.progress.is_fresh():
-            await self._fresh()
-        # Hot path: one dict hit, as in `Store.get`.
-        try:
-            value = self._cache.rows[key]  # type: ignore[index]
-        except (KeyError, TypeError, ValueError):
-            value = await self._read(as_key(key))
-        return default if value is None else value
-
-    async def _fresh(self) -> None:
-        self._refuse_if_over()
-        await self._workers.submit(self._engine.progress.ensure_fresh)
-
-    async def _read(self, key: bytes) -> bytes | None:
-        self._refuse_if_closing()
-        if not self._engine.progress.is_fresh():
-            await self._fresh()
-        try:
-            return self._reads.read(key, cached_only=True)
-        except NotCached:
-            return await self._workers.submit(self._reads.read, key)
-
     async def get_many(self, keys: Iterable[BytesLike]) -> list[bytes | None]:
         """The values of several keys, in their order; None where a key is missing. All from one moment."""
         self._refuse_if_over()
         return await self._workers.submit(self._store.get_many, list(map(as_key, keys)))
-
-    def _chunks(self, bounds: Bounds) -> Iterator[Chunk]:
-        return self._store._chunks(bounds)
-
-    @property
-    def _mapping(self) -> OrderedMapping:
-        return self._store
 
     @overload
     def table(self, name: str) -> AsyncFollowedTable[bytes, bytes]: ...
@@ -247,35 +228,6 @@ class AsyncFollower(AsyncRecalling):
         self._refuse_if_over()
         return await in_thread(self._store.tables)
 
-    # -- the feed -----------------------------------------------------------------------------
-
-    def changes(
-        self,
-        after: int | None = None,
-        *,
-        prefix: Prefixes = b"",
-        tables: AnyTables | None = None,
-        previous: bool = False,
-        expand: bool = False,
-        follow: bool = False,
-        timeout_s: float | None = None,
-        heartbeat_s: float | None = None,
-    ) -> AsyncChanges:
-        """What the durable commits beyond `after` changed, each change once: `async for change in live.changes(...)`.
-
-        Arguments and errors as in `Follower.changes`. A task that is cancelled as it waits for a change closes it.
-        """
-        return super().changes(
-            after,
-            prefix=prefix,
-            tables=tables,
-            previous=previous,
-            expand=expand,
-            follow=follow,
-            timeout_s=timeout_s,
-            heartbeat_s=heartbeat_s,
-        )
-
     # -- ending -------------------------------------------------------------------------------
 
     async def close(self) -> None:
@@ -289,21 +241,7 @@ class AsyncFollower(AsyncRecalling):
             if cancelled is not None:
                 raise cancelled
         finally:
-            self._workers.stop()
-
-    async def __aenter__(self) -> AsyncFollower:
-        self._refuse_if_over()
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self.close()
-
-    def __del__(self) -> None:
-        # Forgotten: only let the threads end. `Follower` warns, and lets go of its files.
-        if getattr(self, "_workers", None) is not None:
-            self._workers.stop()
+            self._stop()
 
 
 class AsyncFollowedTable(AsyncRecallingTable[K, V], Generic[K, V]):

@@ -7,14 +7,11 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from datetime import datetime
 
 from kvwal.aio.changes import AsyncBootstrap, AsyncChanges
-from kvwal.aio.reading import AsyncReading
+from kvwal.aio.opened import AsyncOpened
 from kvwal.aio.scanning import listed
 from kvwal.aio.snapshot import AsyncSnapshot
 from kvwal.aio.workers import in_thread
-from kvwal.api.recalling import Recalling
-from kvwal.engine.engine import Engine
 from kvwal.engine.past import Window
-from kvwal.engine.reads import Reads
 from kvwal.feed.change import Prefixes
 from kvwal.feed.chosen import AnyTables
 from kvwal.feed.commits import Commit
@@ -26,14 +23,10 @@ from kvwal.keys import Bound, BytesLike
 __all__ = ["AsyncRecalling"]
 
 
-class AsyncRecalling(AsyncReading):
+class AsyncRecalling(AsyncOpened):
     """The part of `AsyncStore`, and of `AsyncFollower`, that looks back, and tells what happens."""
 
     __slots__ = ()
-
-    _engine: Engine
-    _reads: Reads
-    _store: Recalling
 
     # -- past moments -------------------------------------------------------------------------
 

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import functools
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
-from contextlib import asynccontextmanager
-from types import TracebackType
-from typing import Any, Concatenate, Final, Never, ParamSpec, TypeVar, overload
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from typing import Concatenate, Final, ParamSpec, TypeVar
 
 from kvwal.aio.commits import Commits
 from kvwal.aio.committer import Committer
@@ -16,24 +14,18 @@ from kvwal.aio.naming import AsyncNaming
 from kvwal.aio.remembering import AsyncRemembering
 from kvwal.aio.table import TaskParts
 from kvwal.aio.transaction import AsyncTransaction
-from kvwal.aio.workers import Workers, in_thread, to_the_end
+from kvwal.aio.workers import Workers, in_thread, the_end_of, to_the_end
+from kvwal.aio.writing import AsyncWriting
 from kvwal.api.store import Store
 from kvwal.backup.making import BackupReport, BaseKind
 from kvwal.backup.port import Where
-from kvwal.batch import Updates, WriteBatch
-from kvwal.db.mapping import Bounds, OrderedMapping
 from kvwal.db.transaction import Transaction
-from kvwal.engine.merge import Chunk
-from kvwal.engine.operations import PopEdge, SetExpiry, Update, decode_counter, encode_counter
-from kvwal.engine.own_commits import OwnCommits, block_of
 from kvwal.engine.recovery import RecoveryReport
 from kvwal.engine.request import CommitRequest
 from kvwal.engine.stats import Pin, Stats
 from kvwal.engine.verify import VerifyReport
 from kvwal.errors import ClosedError, ConflictError, ForkedError
-from kvwal.expiring import expire_us
-from kvwal.keys import MAX_KEY_BYTES, MAX_VALUE_BYTES, Bound, BytesLike, KeyRange, Seqno, as_int, as_key, as_value
-from kvwal.log import extension_of
+from kvwal.keys import BytesLike, Seqno, as_int, as_key
 from kvwal.options import Durability
 from kvwal.pages import NotCached
 from kvwal.positions import Position
@@ -48,7 +40,7 @@ MAX_PENDING_COMMITS: Final = 10_000
 MAX_PENDING_BYTES: Final = 64 << 20
 
 
-class AsyncStore(AsyncNaming, AsyncRemembering):
+class AsyncStore(AsyncWriting, AsyncRemembering, AsyncNaming):
     """An open store, for the tasks of one event loop. Made by `kvwal.aio.open`, or over a `Store` that is open.
 
     Any task of its loop may use it; in another loop, methods that would wait raise `UsageError`. A store that several
@@ -60,21 +52,9 @@ class AsyncStore(AsyncNaming, AsyncRemembering):
     `committed_seqno(error)` then says the seqno if it was written, and None if it was not.
     """
 
-    __slots__ = (
-        "__weakref__",
-        "_cache",
-        "_commits",
-        "_committer",
-        "_engine",
-        "_owner",
-        "_parts",
-        "_reads",
-        "_state",
-        "_store",
-        "_tickets",
-        "_workers",
-    )
+    __slots__ = ("_commits", "_committer", "_owner", "_tickets")
 
+    _parts: TaskParts
     _store: Store
 
     def __init__(
@@ -94,17 +74,12 @@ class AsyncStore(AsyncNaming, AsyncRemembering):
         max_pending_commits = as_int("max_pending_commits", max_pending_commits, 1)
         max_pending_bytes = as_int("max_pending_bytes", max_pending_bytes, 1)
         loop = asyncio.get_running_loop()
-        self._store = store
+        engine, workers = store.engine, Workers(loop)
         self._owner = False
-        self._engine = engine = store.engine
-        self._state = engine.state
-        self._reads = engine.reads
-        self._cache = engine.state.cache
         self._tickets = Tickets()
-        self._workers = Workers(loop)
         self._committer = Committer(engine, loop, max_commits=max_pending_commits, max_bytes=max_pending_bytes)
-        self._commits = Commits(engine, self._committer, self._workers)
-        self._parts = TaskParts(self._commits, self._workers, store)
+        self._commits = Commits(engine, self._committer, workers)
+        super().__init__(store, TaskParts(self._commits, workers, store))
 
     # -- about it -----------------------------------------------------------------------------
 
@@ -112,11 +87,6 @@ class AsyncStore(AsyncNaming, AsyncRemembering):
     def store(self) -> Store:
         """The store beneath, which threads may use meanwhile. Its methods wait: do not call them in a task."""
         return self._store
-
-    @property
-    def path(self) -> str:
-        """The store's directory, as it was given."""
-        return self._store.path
 
     @property
     def closed(self) -> bool:
@@ -156,30 +126,7 @@ class AsyncStore(AsyncNaming, AsyncRemembering):
     def __repr__(self) -> str:
         return f"<kvwal.aio.AsyncStore {self.path!r}, {'closed' if self.closed else 'open'}, seqno {self.last_seqno}>"
 
-    def _refuse_if_over(self) -> None:
-        self._parts.refuse_if_over()
-
     # -- reading ------------------------------------------------------------------------------
-
-    @overload
-    async def get(self, key: BytesLike) -> bytes | None: ...
-    @overload
-    async def get(self, key: BytesLike, default: bytes | _T) -> bytes | _T: ...
-    async def get(self, key: BytesLike, default: object = None) -> object:
-        """The value of `key`, or `default` if it is not there. TypeError for what is not bytes-like."""
-        # Hot path: one dict hit, as in `Store.get`.
-        try:
-            value = self._cache.rows[key]  # type: ignore[index]
-        except (KeyError, TypeError, ValueError):
-            value = await self._read(as_key(key))
-        return default if value is None else value
-
-    async def _read(self, key: bytes) -> bytes | None:
-        self._commits.refuse_if_closing()
-        try:
-            return self._reads.read(key, cached_only=True)
-        except NotCached:
-            return await self._workers.submit(self._reads.read, key)
 
     async def get_many(self, keys: Iterable[BytesLike]) -> list[bytes | None]:
         """The values of several keys, in their order; None where a key is missing. All from one moment."""
@@ -196,234 +143,6 @@ class AsyncStore(AsyncNaming, AsyncRemembering):
         except (KeyError, NotCached):
             pass  # A page must be read, or the rows were turned over.
         return await self._workers.submit(self._store.get_many, wanted)
-
-    def _chunks(self, bounds: Bounds) -> Iterator[Chunk]:
-        return self._store._chunks(bounds)
-
-    @property
-    def _mapping(self) -> OrderedMapping:
-        return self._store
-
-    # -- writing ------------------------------------------------------------------------------
-
-    async def put(
-        self,
-        key: BytesLike,
-        value: BytesLike,
-        *,
-        expire_s: float | None = None,
-        durability: Durability | None = None,
-        meta: Mapping[str, str] | None = None,
-    ) -> Seqno:
-        """Set `key` to `value`, and return the commit's seqno. Arguments and errors as in `Store.put`.
-
-        Waits for its turn while `max_pending_commits` are pending. Cancellation: see the class.
-        """
-        if type(key) is not bytes or len(key) > MAX_KEY_BYTES:
-            key = as_key(key)
-        if type(value) is not bytes or len(value) > MAX_VALUE_BYTES:
-            value = as_value(value)
-        if expire_s is not None:
-            return (await self._set_expiry(key, value, expire_s, durability, meta))[0]
-        if meta is not None:
-            batch = WriteBatch()
-            batch.writes[key] = value
-            return await self._commits.batch(batch, durability, extension_of(meta))
-        return await self._commits.put(key, value, durability)
-
-    async def _set_expiry(
-        self,
-        key: bytes,
-        value: bytes | None,
-        expire_s: float | None,
-        durability: Durability | None,
-        meta: Mapping[str, str] | None,
-    ) -> tuple[Seqno, bool]:
-        expires_us = None if expire_s is None else self._reads.moments.clock.now_us() + expire_us(expire_s)
-        setting = SetExpiry(key, value, expires_us, extension_of(meta))
-        # Read first, so that the commit leader need not read a page.
-        await self._read(key)
-        return await self._commits.operation(setting, durability), setting.found
-
-    async def touch(
-        self,
-        key: BytesLike,
-        *,
-        expire_s: float | None,
-        durability: Durability | None = None,
-        meta: Mapping[str, str] | None = None,
-    ) -> bool:
-        """Let `key` expire `expire_s` seconds from this call on (None: never): see `Store.touch`."""
-        return (await self._set_expiry(as_key(key), None, expire_s, durability, meta))[1]
-
-    async def delete(
-        self, key: BytesLike, *, durability: Durability | None = None, meta: Mapping[str, str] | None = None
-    ) -> Seqno:
-        """Remove `key` if it is there, and return the commit's seqno. It is not looked up first."""
-        batch = WriteBatch()
-        batch.delete(key)
-        return await self._commits.batch(batch, durability, extension_of(meta))
-
-    async def delete_range(
-        self,
-        start: Bound = None,
-        stop: Bound = None,
-        *,
-        durability: Durability | None = None,
-        meta: Mapping[str, str] | None = None,
-    ) -> Seqno:
-        """Remove every key from `start` on (None: the first), up to but without `stop` (None: the end).
-
-        Returns the commit's seqno.
-        """
-        batch = WriteBatch()
-        batch.delete_range(start, stop)
-        return await self._commits.batch(batch, durability, extension_of(meta))
-
-    async def commit(
-        self, batch: WriteBatch, *, durability: Durability | None = None, meta: Mapping[str, str] | None = None
-    ) -> Seqno:
-        """Commit a batch, whole or not at all; it reads nothing, so it never conflicts. Returns its seqno.
-
-        What is committed is the batch as it is at the call. An empty batch commits nothing, and the last visible
-        seqno is returned.
-        """
-        # A copy: the pipeline looks at it once more after the flush, and other tasks run until then.
-        return await self._commits.batch(batch.copy(), durability, extension_of(meta))
-
-    @asynccontextmanager
-    async def batch(
-        self, *, durability: Durability | None = None, meta: Mapping[str, str] | None = None
-    ) -> AsyncIterator[WriteBatch]:
-        """`async with db.batch() as batch:` collects writes, and commits them on clean exit, none on an exception."""
-        extension = extension_of(meta)
-        batch = WriteBatch()
-        batch.now_us = self._reads.moments.clock.now_us
-        yield batch
-        await self._commits.batch(batch.copy(), durability, extension)
-
-    async def update(
-        self,
-        other: Updates = (),
-        /,
-        *,
-        meta: Mapping[str, str] | None = None,
-        **keywords: Never,
-    ) -> None:
-        """Put every pair of what `dict.update` takes, in one commit: see `Store.update`."""
-        batch = WriteBatch()
-        batch.update(other, **keywords)
-        await self._commits.batch(batch, None, extension_of(meta))
-
-    async def clear(self) -> None:
-        """Remove every key, in one commit."""
-        await self.delete_range()
-
-    # -- writes that depend on what is there ------------------------------------------------------
-
-    async def _update(
-        self,
-        key: bytes,
-        function: Callable[[bytes | None], bytes | None],
-        durability: Durability | None = None,
-        meta: Mapping[str, str] | None = None,
-    ) -> Update:
-        update = Update(key, function, extension_of(meta))
-        # Read first, so that the commit leader need not read a page.
-        await self._read(key)
-        await self._commits.operation(update, durability)
-        return update
-
-    async def setdefault(self, key: BytesLike, default: BytesLike) -> bytes:
-        """The value of `key`; if there is none, put `default` first. Atomic, and never a conflict."""
-        checked, other = as_key(key), as_value(default)
-        value = (await self._update(checked, lambda old: other if old is None else old)).new
-        assert value is not None
-        return value
-
-    async def pop(self, key: BytesLike, *default: Any) -> Any:
-        """Remove `key` and return its value; `default`, if given, or KeyError if it is not there. Atomic."""
-        if len(default) > 1:
-            raise TypeError(f"pop takes a key and at most one default, not {len(default)}")
-        checked = as_key(key)
-        value = (await self._update(checked, lambda old: None)).old
-        if value is not None:
-            return value
-        if default:
-            return default[0]
-        raise KeyError(checked)
-
-    async def popitem(
-        self, start: Bound = None, stop: Bound = None, *, last: bool = True
-    ) -> tuple[bytes, bytes]:
-        """Remove the pair with the largest key (with `last=False` the smallest), of a range or of all, and return it.
-
-        KeyError if there is none. Atomic, and never a conflict, however many tasks take from one queue.
-        """
-        bounds = KeyRange.of(start, stop)
-        await (self.last if last else self.first)(*bounds)
-        taking = PopEdge(bounds, reverse=last)
-        await self._commits.operation(taking, None)
-        if taking.pair is None:
-            raise KeyError("popitem(): there is no key")
-        return taking.pair
-
-    async def put_if_absent(
-        self,
-        key: BytesLike,
-        value: BytesLike,
-        *,
-        durability: Durability | None = None,
-        meta: Mapping[str, str] | None = None,
-    ) -> bool:
-        """Set `key` to `value` if it is not there. Returns whether it was set. Atomic, and never a conflict."""
-        checked, new = as_key(key), as_value(value)
-        return (await self._update(checked, lambda old: new if old is None else old, durability, meta)).old is None
-
-    async def compare_and_set(
-        self,
-        key: BytesLike,
-        expected: BytesLike | None,
-        value: BytesLike | None,
-        *,
-        durability: Durability | None = None,
-        meta: Mapping[str, str] | None = None,
-    ) -> bool:
-        """Set `key` to `value` (None: delete it) if its value is `expected` (None: if it is not there).
-
-        Returns whether it was. Atomic, and never a conflict.
-        """
-        checked = as_key(key)
-        wanted = None if expected is None else as_value(expected)
-        new = None if value is None else as_value(value)
-        update = await self._update(checked, lambda old: new if old == wanted else old, durability, meta)
-        return update.old == wanted
-
-    async def add(
-        self,
-        key: BytesLike,
-        delta: int,
-        *,
-        durability: Durability | None = None,
-        meta: Mapping[str, str] | None = None,
-    ) -> int:
-        """Add to a counter and return what it is then: see `Store.add`. Atomic, and never a conflict."""
-        amount = as_int("delta", delta, -(1 << 63), (1 << 63) - 1)
-        checked = as_key(key)
-        update = Update(
-            checked, lambda old: encode_counter(decode_counter(old) + amount), extension_of(meta), keeps_expiry=True
-        )
-        await self._read(checked)
-        await self._commits.operation(update, durability)
-        return decode_counter(update.new)
-
-    def own_commits(self) -> OwnCommits:
-        """`with db.own_commits() as own:` tells which commits this task makes in the block, and those it starts there.
-
-        A plain `with`: see `Store.own_commits`.
-        """
-        self._refuse_if_over()
-        return block_of(self._engine.queue.events)
 
     # -- transactions -------------------------------------------------------------------------
 
@@ -546,14 +265,7 @@ class AsyncStore(AsyncNaming, AsyncRemembering):
                 pass
             self._workers.refuse_other_loops()
             self._commits.closing = asyncio.ensure_future(self._close())
-        closing = self._commits.closing
-        cancelled: asyncio.CancelledError | None = None
-        while not closing.done():
-            try:
-                await asyncio.wait([closing])
-            except asyncio.CancelledError as error:
-                cancelled = error
-        closing.result()
+        _, cancelled = await the_end_of(self._commits.closing)
         if cancelled is not None:
             raise cancelled
 
@@ -565,23 +277,12 @@ class AsyncStore(AsyncNaming, AsyncRemembering):
                 if cancelled is not None:
                     raise cancelled
         finally:
-            self._committer.stop()
-            self._workers.stop()
+            self._stop()
 
-    async def __aenter__(self) -> AsyncStore:
-        self._refuse_if_over()
-        return self
+    def _stop(self) -> None:
+        self._committer.stop()
+        super()._stop()
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self.close()
-
-    def __del__(self) -> None:
-        # Forgotten: only let the threads end. `Store` warns, and lets go of its lock.
-        if getattr(self, "_committer", None) is not None:
-            self._committer.stop()
-            self._workers.stop()
 
 
 def owning(store: Store, **limits: int) -> AsyncStore:

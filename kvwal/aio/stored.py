@@ -11,9 +11,9 @@ from kvwal.aio.scanning import listed
 from kvwal.aio.snapshot import AsyncSnapshot
 from kvwal.aio.typed import AsyncTypedReading
 from kvwal.aio.workers import Workers, in_thread
+from kvwal.api.opened import Opened
 from kvwal.api.table import RecallingTable, TableDifference, TableVersion
 from kvwal.db.mapping import Bounds, OrderedMapping
-from kvwal.engine.engine import Engine
 from kvwal.engine.merge import Chunk
 from kvwal.engine.readers import Reader
 from kvwal.feed.change import Change
@@ -33,10 +33,10 @@ class ReadParts:
     __slots__ = ("engine", "owner", "refuse_if_closing", "workers")
 
     def __init__(
-        self, workers: Workers, owner: object, engine: Engine, refuse_if_closing: Callable[[], None]
+        self, workers: Workers, owner: Opened, refuse_if_closing: Callable[[], None]
     ) -> None:
         """`owner`: of the threads' surface. `refuse_if_closing`: raises ClosedError once the asyncio one is closed."""
-        self.engine = engine
+        self.engine = owner.engine
         self.workers = workers
         self.owner = owner
         self.refuse_if_closing = refuse_if_closing

@@ -46,7 +46,7 @@ class TaskParts(ReadParts):
     __slots__ = ("commits",)
 
     def __init__(self, commits: Commits, workers: Workers, owner: Store) -> None:
-        super().__init__(workers, owner, owner.engine, commits.refuse_if_closing)
+        super().__init__(workers, owner, commits.refuse_if_closing)
         self.commits = commits
 
 

@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable, Iterator
-from types import TracebackType
+from collections.abc import Callable
 from typing import Any, TypeVar, cast, overload
 
 from kvwal.api.followed_table import FollowedTable
 from kvwal.api.naming import TableInfo, table_infos
-from kvwal.api.reading import Reading
-from kvwal.api.recalling import Recalling
+from kvwal.api.opened import Opened
 from kvwal.backup.making import BackupReport, BaseKind, backup
 from kvwal.backup.port import Where, destination_at
 from kvwal.codecs import Codec, KeyCodec
 from kvwal.db.mapping import Bounds
-from kvwal.engine.merge import Chunk, Pairs
+from kvwal.engine.merge import Pairs
 from kvwal.engine.row_cache import RowCache
-from kvwal.feed.change import Prefixes
-from kvwal.feed.changes import Changes
-from kvwal.feed.chosen import AnyTables
 from kvwal.feed.line import position_at, seqno_of
-from kvwal.following.engine import FollowedEngine, Lag, Progress
+from kvwal.following.engine import FollowedEngine
+from kvwal.following.progress import Lag
+from kvwal.following.waiting import Freshness
 from kvwal.keys import Seqno, as_seconds
 from kvwal.positions import Position
 from kvwal.tables.spec import TableSpec
@@ -35,18 +31,18 @@ V = TypeVar("V")
 class _FreshRows:
     """The rows of a follower that has a `max_lag_s`: each look at them says first that they are not too old."""
 
-    __slots__ = ("_cache", "_progress")
+    __slots__ = ("_cache", "_freshness")
 
-    def __init__(self, cache: RowCache, progress: Progress) -> None:
+    def __init__(self, cache: RowCache, freshness: Freshness) -> None:
         self._cache = cache
-        self._progress = progress
+        self._freshness = freshness
 
     def __getattr__(self, name: str) -> Any:
-        self._progress.ensure_fresh()
+        self._freshness.ensure()
         return getattr(self._cache, name)
 
 
-class Follower(Recalling, Reading):
+class Follower(Opened):
     """A store that another process may be writing, for reading. Made by `kvwal.follow`.
 
     It always shows the state after one durable commit, and moves when it is told to (`refresh`, `wait`), when a feed of
@@ -64,20 +60,11 @@ class Follower(Recalling, Reading):
 
     def __init__(self, engine: FollowedEngine) -> None:
         super().__init__(engine)
-        if engine.progress.max_lag_s is not None:
-            self._cache = cast("RowCache", _FreshRows(self._cache, engine.progress))
+        freshness = engine.progress.freshness
+        if freshness.max_lag_s is not None:
+            self._cache = cast("RowCache", _FreshRows(self._cache, freshness))
 
     # -- where it is ----------------------------------------------------------------------------
-
-    @property
-    def path(self) -> str:
-        """The store's directory, as it was given."""
-        return self.engine.upkeep.directory.path
-
-    @property
-    def closed(self) -> bool:
-        """Whether it is closed."""
-        return self.engine.is_closed
 
     @property
     def seqno(self) -> Seqno:
@@ -144,23 +131,19 @@ class Follower(Recalling, Reading):
     # -- reading ------------------------------------------------------------------------------
 
     def _cached(self, bounds: Bounds) -> Pairs | None:
-        self.engine.progress.ensure_fresh()
+        self.engine.progress.freshness.ensure()
         return super()._cached(bounds)
 
-    def _walk(self, bounds: Bounds) -> Iterator[Chunk]:
-        self.engine.progress.ensure_fresh()
-        return super()._walk(bounds)
-
     def _count(self, start: bytes | None, stop: bytes | None) -> int:
-        self.engine.progress.ensure_fresh()
+        self.engine.progress.freshness.ensure()
         return super()._count(start, stop)
 
     def _key_at(self, rank: int) -> bytes | None:
-        self.engine.progress.ensure_fresh()
+        self.engine.progress.freshness.ensure()
         return super()._key_at(rank)
 
     def _lasting(self, key: bytes) -> bytes | None:
-        self.engine.progress.ensure_fresh()
+        self.engine.progress.freshness.ensure()
         return super()._lasting(key)
 
     # Each codec, or type, with each: a default of `bytes` says nothing to a type checker.
@@ -188,39 +171,11 @@ class Follower(Recalling, Reading):
 
     def tables(self) -> list[TableInfo]:
         """The tables that there are, by name, all as of one moment. As `Store.tables`."""
-        self.engine.progress.ensure_fresh()
+        self.engine.progress.freshness.ensure()
         return table_infos(self.engine)
 
-    # -- the feed -----------------------------------------------------------------------------
-
-    def changes(
-        self,
-        after: int | None = None,
-        *,
-        prefix: Prefixes = b"",
-        tables: AnyTables | None = None,
-        previous: bool = False,
-        expand: bool = False,
-        follow: bool = False,
-        timeout_s: float | None = None,
-        heartbeat_s: float | None = None,
-    ) -> Changes:
-        """What the durable commits beyond `after` changed, in their order, each change once. As `Store.changes`.
-
-        It begins with what is durable at the call, and while it waits it moves the follower. It holds no log: FeedGap,
-        at the call or later, if commits beyond its position were retired.
-        """
+    def _catch_up(self) -> None:
         self.refresh()
-        return super().changes(
-            after,
-            prefix=prefix,
-            tables=tables,
-            previous=previous,
-            expand=expand,
-            follow=follow,
-            timeout_s=timeout_s,
-            heartbeat_s=heartbeat_s,
-        )
 
     # -- ending -------------------------------------------------------------------------------
 
@@ -228,21 +183,5 @@ class Follower(Recalling, Reading):
         """Let go of the files. Idempotent. Snapshots, scans and feeds of it raise `ClosedError` from here on."""
         self.engine.close()
 
-    def __enter__(self) -> Follower:
-        self._state.refuse_if_gone()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
     def __repr__(self) -> str:
         return f"<kvwal.Follower of {self.path!r}{' (closed)' if self.closed else ''}, seqno {self._state.seqno}>"
-
-    def __del__(self) -> None:
-        engine: FollowedEngine | None = getattr(self, "engine", None)
-        if engine is None or engine.is_closed:
-            return
-        warnings.warn(f"{self!r} was never closed", ResourceWarning, stacklevel=1, source=self)
-        engine.abandon()

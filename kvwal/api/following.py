@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from kvwal.api.follower import Follower
-from kvwal.api.open import open_stores
+from kvwal.api.opened import made_over
 from kvwal.files import Files, PathArgument, path_text, system_files
 from kvwal.following.engine import FollowedEngine
 from kvwal.keys import as_seconds
@@ -50,12 +50,10 @@ def follow(
     """
     lag_s = None if max_lag_s is None else as_seconds("max_lag_s", max_lag_s)
     options = Options(cache_bytes=cache_bytes, files=system_files() if files is None else files)
-    engine = FollowedEngine.attach(path_text(path), options, pin=pin, name=name)
-    engine.progress.max_lag_s = lag_s
-    try:
-        follower = Follower(engine)
-        open_stores[id(follower)] = follower
-        return follower
-    except BaseException:
-        engine.abandon()
-        raise
+
+    def attach() -> FollowedEngine:
+        engine = FollowedEngine.attach(path_text(path), options, pin=pin, name=name)
+        engine.progress.freshness.max_lag_s = lag_s
+        return engine
+
+    return made_over(attach, Follower)

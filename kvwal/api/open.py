@@ -1,34 +1,17 @@
-"""Opening a store, and what becomes of those that are open when the process forks or exits."""
+"""Opening a store."""
 
 from __future__ import annotations
 
-import atexit
-import weakref
-from typing import Protocol, Unpack
+from typing import Unpack
 
+from kvwal.api.opened import made_over
 from kvwal.api.store import Store
-from kvwal.engine.engine import Engine
 from kvwal.feed.status import describe
-from kvwal.files import PathArgument, call_in_forked_child, path_text
+from kvwal.files import PathArgument, path_text
 from kvwal.following.still import open_engine
 from kvwal.options import Flag, OpenOptions, Options, as_flag, taking_options
 
-__all__ = ["open", "open_stores"]
-
-
-class _Opened(Protocol):
-    """A store, or what follows one."""
-
-    @property
-    def engine(self) -> Engine: ...
-    @property
-    def closed(self) -> bool: ...
-    def close(self) -> None: ...
-
-
-# Those of this process, until they are collected: told when it forks, and closed when it exits. By id, since a mapping
-# has no hash.
-open_stores: weakref.WeakValueDictionary[int, _Opened] = weakref.WeakValueDictionary()
+__all__ = ["open"]
 
 
 @taking_options
@@ -57,27 +40,6 @@ def open(path: PathArgument, flag: Flag = "c", mode: int = 0o600, **options: Unp
         SystemCallError: a call of the system failed, such as a read, write or flush. Both are an OSError, too.
         TypeError, ValueError: an argument cannot be right.
     """
-    engine = open_engine(path_text(path), as_flag(flag), Options(mode=mode, **options), describe)
-    try:
-        store = Store(engine)
-        open_stores[id(store)] = store
-        return store
-    except BaseException:
-        engine.abandon()
-        raise
-
-
-def _tell_child() -> None:
-    for store in list(open_stores.values()):
-        if not store.closed:
-            store.engine.abandon(in_child=True)
-    open_stores.clear()
-
-
-def _close_all() -> None:
-    for store in list(open_stores.values()):
-        store.close()
-
-
-call_in_forked_child(_tell_child)
-atexit.register(_close_all)
+    return made_over(
+        lambda: open_engine(path_text(path), as_flag(flag), Options(mode=mode, **options), describe), Store
+    )

@@ -143,6 +143,9 @@ class Recalling(OrderedMapping):
     ) -> Changes:
         """What the durable commits beyond `after` changed, in their order, each change once.
 
+        A feed of a follower begins with what is durable at the call, and moves the follower while it waits. It holds no
+        log: FeedGap, at the call or later, if commits beyond its position were retired.
+
         Args:
             after: a position, or a seqno of this store; None: everything that the log still has (with `previous` and
                 `expand`: from the beginning of the window on).
@@ -159,6 +162,7 @@ class Recalling(OrderedMapping):
         ReadOnlyError for `follow` in a store opened with flag "r"; TableNotFoundError; TypeError or ValueError for
         other arguments.
         """
+        self._catch_up()
         position = None if after is None else seqno_of(self.engine, "after", after)
         wanted: Selection = Filter(prefix, table_ids(self.engine, tables))
         quiet = Quiet(timeout_s, heartbeat_s)
@@ -166,6 +170,9 @@ class Recalling(OrderedMapping):
             position = self.engine.upkeep.past.oldest() if position is None else position
             wanted = WithPrevious(self.engine, wanted, position, values=previous, keys=expand, owner=self)
         return Changes(self.engine, position, wanted, follow=follow, quiet=quiet, owner=self)
+
+    def _catch_up(self) -> None:
+        """Show what is durable now, where commits do not come by themselves."""
 
     def commits(
         self,

@@ -22,7 +22,7 @@ from dataclasses import fields
 from typing import Any, Final, NoReturn, Unpack
 
 from kvwal.api.fairness import Tickets
-from kvwal.api.open import open_stores
+from kvwal.api.opened import open_stores
 from kvwal.api.store import Store
 from kvwal.engine.engine import Engine
 from kvwal.errors import EnvironmentFailure, UsageError, closed

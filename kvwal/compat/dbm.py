@@ -11,11 +11,11 @@ from __future__ import annotations
 import dbm
 import functools
 from collections.abc import Callable, Iterator, MutableMapping
-from types import TracebackType
 from typing import Any, Final, ParamSpec, TypeAlias, TypeVar, Unpack, overload
 
 import kvwal.api.open
 from kvwal.api.store import Store
+from kvwal.db.handle import Closing
 from kvwal.errors import Error
 from kvwal.files import PathArgument, parent_and_name, path_text, system_files
 from kvwal.files.names import DATA
@@ -114,7 +114,7 @@ def whichdb(filename: PathArgument) -> str | None:
     return dbm.whichdb(filename)
 
 
-class Database(MutableMapping[Any, bytes]):
+class Database(MutableMapping[Any, bytes], Closing):
     """An open database, made by `open`. Any thread may use it."""
 
     def __init__(self, store: Store) -> None:
@@ -223,14 +223,6 @@ class Database(MutableMapping[Any, bytes]):
     def close(self) -> None:
         """Close it. Idempotent."""
         self._store.close()
-
-    def __enter__(self) -> Database:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, failure: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def __repr__(self) -> str:
         return f"<kvwal.compat.dbm.Database {self._store.path!r}, {'closed' if self._store.closed else 'open'}>"

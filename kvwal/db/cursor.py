@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from types import TracebackType
 from typing import Any, Generic, Protocol, TypeVar
 
+from kvwal.db.handle import Closing
 from kvwal.keys import KeyRange
 
 __all__ = ["Cursor"]
@@ -19,7 +19,7 @@ class _Ordered(Protocol):
     ) -> Iterator[tuple[bytes, bytes]]: ...
 
 
-class Cursor(Generic[K, V]):
+class Cursor(Closing, Generic[K, V]):
     """A place among the keys of a store, a snapshot, a transaction or a table. Made by their `cursor`.
 
     It is at a pair, before the first one, or behind the last one. Each method that moves it returns whether it is at a
@@ -147,14 +147,6 @@ class Cursor(Generic[K, V]):
     def close(self) -> None:
         """Let go of the moment that it reads. It may be placed again. Idempotent."""
         self._scan, self._reverse, self._at, self.pair = iter(()), None, None, None
-
-    def __enter__(self) -> Cursor[K, V]:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def __repr__(self) -> str:
         where = "at no key" if self.pair is None else f"at {self.pair[0]!r}"

@@ -2,14 +2,16 @@
 
 A copy of a handle would close the original when it ends, and one in another process would write past the lock. So copy,
 deepcopy and pickle raise. A subclass could not be made, since `kvwal.open` and the store's methods make the handles,
-so that raises as well, where the class is defined.
+so that raises as well, where the class is defined. A `with` block closes what is to be closed.
 """
 
 from __future__ import annotations
 
-from typing import NoReturn
+from abc import ABC, abstractmethod
+from types import TracebackType
+from typing import NoReturn, Self
 
-__all__ = ["Handle"]
+__all__ = ["Closing", "Handle"]
 
 
 class Handle:
@@ -28,3 +30,21 @@ class Handle:
             f"a {type(self).__name__} can be neither copied nor pickled: share this one; or keep the path, and open "
             "the store by kvwal.shared(path): another process can when it is closed here; dict() copies what is in it"
         )
+
+
+class Closing(ABC):
+    """What is closed, by a `with` block at its end if not before."""
+
+    __slots__ = ()
+
+    @abstractmethod
+    def close(self) -> None:
+        """Let go of what it holds. Idempotent."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from datetime import datetime
-from types import TracebackType
+from typing import Self
 
+from kvwal.db.handle import Closing
 from kvwal.db.mapping import Bounds, OrderedMapping
 from kvwal.engine.engine import Engine
 from kvwal.engine.merge import Chunk, Pairs
@@ -91,7 +92,7 @@ class SnapshotPart(OrderedMapping):
         return self._reads.key_of(self.reader, rank, table=self._table)
 
 
-class Snapshot(SnapshotPart):
+class Snapshot(SnapshotPart, Closing):
     """A read-only ordered map of one moment.
 
     Use it in a `with` block, or `close` it; a forgotten one is released when it is collected. All
@@ -123,14 +124,9 @@ class Snapshot(SnapshotPart):
         if reader is not None:
             reader.release()
 
-    def __enter__(self) -> Snapshot:
+    def __enter__(self) -> Self:
         self.reader  # noqa: B018  # it is over without one
         return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def __repr__(self) -> str:
         return f"<Snapshot at seqno {self.seqno}{' (closed)' if self._held.reader is None else ''}>"

@@ -16,7 +16,7 @@ from kvwal.engine.range_map import RangeMap
 from kvwal.engine.request import Newest
 from kvwal.engine.value import Value
 from kvwal.expiring import Expiring, judged, plain
-from kvwal.keys import KeyRange, Seqno
+from kvwal.keys import KeyRange, Seqno, as_int
 from kvwal.log import Extension
 
 if TYPE_CHECKING:
@@ -27,6 +27,7 @@ __all__ = [
     "PopEdge",
     "SetExpiry",
     "Update",
+    "adding",
     "decode_counter",
     "encode_counter",
     "keep_expiry",
@@ -48,6 +49,12 @@ def decode_counter(value: Value) -> int:
 def encode_counter(number: int) -> bytes:
     """The value of a counter. OverflowError if the number does not fit into 64 bits."""
     return number.to_bytes(_COUNTER_BYTES, "little", signed=True)
+
+
+def adding(delta: int) -> Callable[[Value], bytes]:
+    """What adds `delta` to a counter. TypeError, or ValueError for one that does not fit into 64 bits."""
+    amount = as_int("delta", delta, -(1 << 63), (1 << 63) - 1)
+    return lambda old: encode_counter(decode_counter(old) + amount)
 
 
 class Pending:

@@ -13,9 +13,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from types import TracebackType
-from typing import Final
+from typing import Final, Self
 
+from kvwal.db.handle import Closing
 from kvwal.db.snapshot import Snapshot
 from kvwal.engine.engine import Engine
 from kvwal.errors import ClosedError, Error, FeedGap, closed
@@ -49,7 +49,7 @@ def heartbeat(engine: Engine, position: Seqno) -> Change:
     return Change(position, engine.reads.moments.clock.now_us(), {}, 0, "heartbeat", b"", None, None, True)
 
 
-class Changes(Iterator[Change]):
+class Changes(Iterator[Change], Closing):
     """What commits changed, one `Change` after the other. Made by `Store.changes`; use it in a `with` block.
 
     For one thread at a time, but for `close`, which any may call. An error closes it; `changes(after=position)` goes
@@ -272,20 +272,15 @@ class Changes(Iterator[Change]):
     # A cursor and what it reads refer to each other, so they may stay for a while.
     __del__ = close
 
-    def __enter__(self) -> Changes:
+    def __enter__(self) -> Self:
         self._open()
         return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def __repr__(self) -> str:
         return f"<Changes after commit {self._counted()}{' (closed)' if self._cursor is None else ''}>"
 
 
-class Bootstrap:
+class Bootstrap(Closing):
     """A snapshot, and the position from which `changes` goes on where it ends: nothing between, and nothing twice.
 
     Made by `Store.bootstrap`; use it in a `with` block. Until it is closed or collected it holds the log beyond the
@@ -344,15 +339,10 @@ class Bootstrap:
             hold.close()
             self.snapshot.close()
 
-    def __enter__(self) -> Bootstrap:
+    def __enter__(self) -> Self:
         if self._hold is None:
             raise closed("bootstrap")
         return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def __repr__(self) -> str:
         return f"<Bootstrap at commit {self.snapshot.seqno}{' (closed)' if self._hold is None else ''}>"

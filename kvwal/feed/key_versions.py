@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
-from types import TracebackType
 
+from kvwal.db.handle import Closing
 from kvwal.engine.engine import Engine
 from kvwal.errors import closed
 from kvwal.expiring import plain
@@ -46,7 +46,7 @@ class KeyVersion:
         return time_of(self.time_us)
 
 
-class KeyVersions(Iterator[KeyVersion]):
+class KeyVersions(Iterator[KeyVersion], Closing):
     """The versions of one key, one after the other. Made by `Store.versions`.
 
     For one thread at a time. The log that it reads is held until it is exhausted, closed or collected. An error closes
@@ -105,14 +105,6 @@ class KeyVersions(Iterator[KeyVersion]):
         cursor, self._cursor = self._cursor, None
         if cursor is not None:
             cursor.close()
-
-    def __enter__(self) -> KeyVersions:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 def _version(found: KeyRecord) -> KeyVersion:

@@ -27,7 +27,9 @@ from kvwal.engine.state import State
 from kvwal.events import Events
 from kvwal.files import Directory
 from kvwal.files.names import POISONED
-from kvwal.following.engine import FollowedEngine, Progress, signs
+from kvwal.following.doubt import signs
+from kvwal.following.engine import FollowedEngine
+from kvwal.following.progress import Progress
 from kvwal.log import LogReader, TailRow, Watch
 from kvwal.options import Flag, Options
 from kvwal.pages import FollowedPages

@@ -15,13 +15,13 @@ from operator import methodcaller
 from typing import Any, Final, Generic, NamedTuple, ParamSpec, Protocol, TypeVar
 
 from kvwal.batch import SAME_INDEX_KEYS, WriteBatch
-from kvwal.engine.operations import decode_counter, encode_counter, keep_expiry, set_expiry
+from kvwal.engine.operations import adding, decode_counter, keep_expiry, set_expiry
 from kvwal.engine.request import Newest, Operation
 from kvwal.engine.tables import InDefaultTable, InTable, MakeTable
 from kvwal.engine.value import Value
 from kvwal.errors import IndexesChangedError, TableNotFoundError
 from kvwal.expiring import Expiring, expire_us
-from kvwal.keys import STAMP, KeyRange, Seqno, as_int
+from kvwal.keys import STAMP, KeyRange, Seqno
 from kvwal.log import extension_of
 from kvwal.options import Durability
 from kvwal.tables.spec import TableSpec, is_stamped
@@ -435,15 +435,11 @@ class Writing(Generic[K, V]):
         For tables with values of type `int` or `kvwal.codecs.counter`: 8 bytes, little-endian, signed. TypeError for
         others; OverflowError if the sum does not fit. Nothing is changed then.
         """
-        amount = as_int("delta", delta, -(1 << 63), (1 << 63) - 1)
+        added = adding(delta)
         spec = self._spec
         if spec.value.name != "counter":
             raise TypeError(f"the values of table {spec.name!r} are {spec.value.name}, and no counters")
         way, encoded, how = self._way, spec.encode_key(key), How(durability, meta)
-
-        def added(old: Value) -> bytes:
-            return encode_counter(decode_counter(old) + amount)
-
         change = partial(_change, way, spec, encoded, how=how, keeps_expiry=True)
         while await way.index_keys({}) is not None:
             # Its index keys are to be known before the commit leader has it.

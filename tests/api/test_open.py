@@ -19,7 +19,11 @@ from store_fixtures import check_store, problems_of
 import kvwal
 import kvwal.aio
 from kvwal import FormatError, LockedError, ReadOnlyError, StoreNotFoundError
+from kvwal.api.opened import made_over
+from kvwal.engine.engine import Engine
+from kvwal.feed.status import describe
 from kvwal.files import system_files
+from kvwal.options import Options
 from kvwal.testing import SimulatedDisk
 
 
@@ -31,6 +35,20 @@ def make(path: Path, **pairs: bytes) -> Path:
 
 def contents(path: Path) -> dict[str, bytes]:
     return {entry.name: entry.read_bytes() for entry in path.iterdir() if entry.is_file()}
+
+
+def test_an_engine_of_which_no_store_is_made_is_let_go(tmp_path: Path) -> None:
+    engines: list[Engine] = []
+
+    def fail(engine: Engine) -> kvwal.Store:
+        engines.append(engine)
+        raise KeyboardInterrupt
+
+    path = str(make(tmp_path / "a.kv"))
+    with pytest.raises(KeyboardInterrupt):
+        made_over(lambda: Engine.open(path, "w", Options(), describe), fail)
+    assert engines[0].is_closed
+    kvwal.open(path).close()
 
 
 @pytest.mark.parametrize("flag", ["", "rw", "a", "R", None, b"r"])

@@ -132,6 +132,15 @@ def test_a_restored_store_goes_on_in_the_same_archive_on_its_own_line(tmp_path: 
 FAILURES = [OSError(28, "full"), BackupDestinationError("403"), KeyError()]
 
 
+def assert_lag_rises(archive: kvwal.Archive, disk: SimulatedDisk, commit: Callable[[], object] = lambda: None) -> None:
+    lags = []
+    for _ in range(3):
+        disk.pass_time(10)
+        commit()
+        lags.append(archive.status().lag_s)
+    assert 10 <= lags[0] < lags[1] < lags[2]
+
+
 @pytest.mark.parametrize("error", FAILURES, ids=lambda error: type(error).__name__ + str(error.args[:1]))
 def test_lag_rises_while_the_destination_fails_and_commits_go_on(
     db: Any, place: Held, disk: SimulatedDisk, error: Exception, caplog: pytest.LogCaptureFixture
@@ -145,12 +154,7 @@ def test_lag_rises_while_the_destination_fails_and_commits_go_on(
         db[b"b"] = b"2"
         until(lambda: archive.status().state == "failing")
         time.sleep(0.15)
-        lags = []
-        for _ in range(3):
-            disk.pass_time(10)
-            db[b"c"] = b"3"
-            lags.append(archive.status().lag_s)
-        assert 10 <= lags[0] < lags[1] < lags[2]
+        assert_lag_rises(archive, disk, lambda: db.put(b"c", b"3"))
         status = archive.status()
         assert (status.mark, status.behind_commits) == (1, 4)
         assert type(error).__name__ in (status.error or "")
@@ -173,11 +177,7 @@ def test_lag_rises_while_the_destination_hangs_and_closing_does_not_wait_for_it(
     assert archive.flush(20)
     place.open.clear()
     db[b"b"] = b"2"
-    lags = []
-    for _ in range(3):
-        disk.pass_time(10)
-        lags.append(archive.status().lag_s)
-    assert 10 <= lags[0] < lags[1] < lags[2]
+    assert_lag_rises(archive, disk)
     assert not archive.flush(0.02)
     assert not archive.close(0.05)
     assert "hangs" in caplog.text
@@ -193,11 +193,7 @@ def test_lag_rises_when_the_worker_is_dead(db: Any, place: Held, disk: Simulated
     assert archive.close()
     assert archive.status().state == "ended"
     db[b"b"] = b"2"
-    lags = []
-    for _ in range(3):
-        disk.pass_time(10)
-        lags.append(archive.status().lag_s)
-    assert 10 <= lags[0] < lags[1] < lags[2]
+    assert_lag_rises(archive, disk)
     assert not archive.flush(1)
     assert not archive.close()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from archive_fixtures import Rig, check_all, held_of, kill_before
 
+from kvwal.backup.archiver import Archiver
 from kvwal.backup.chain import list_held
 from kvwal.backup.port import DirectoryDestination
 from kvwal.backup.units import UnitBuilder, line_digest
@@ -92,13 +93,19 @@ def test_it_goes_on_after_a_restart_where_the_destination_ends(rig: Rig) -> None
     rig.check(0, 12)
 
 
-def test_a_unit_whose_mark_was_not_written_is_adopted_after_it_was_read(rig: Rig) -> None:
+def killed_before_its_mark(rig: Rig) -> Archiver:
+    """An archiver that has put a unit of five commits, and not said so."""
     archiver = rig.archiver()
     archiver.step()
     rig.writer.some(5)
     archiver._move_mark = lambda seqno, digest: (_ for _ in ()).throw(OSError("killed"))
     with pytest.raises(OSError, match="killed"):
         archiver.step(now=True)
+    return archiver
+
+
+def test_a_unit_whose_mark_was_not_written_is_adopted_after_it_was_read(rig: Rig) -> None:
+    archiver = killed_before_its_mark(rig)
     assert archiver.mark == 0
     archiver.close()
     rig.writer.some(2)
@@ -138,12 +145,7 @@ def test_what_a_killed_archiver_has_left_is_made_durable_before_it_is_relied_on(
 
 
 def test_a_unit_beyond_the_mark_that_is_damaged_is_put_anew(rig: Rig) -> None:
-    archiver = rig.archiver()
-    archiver.step()
-    rig.writer.some(5)
-    archiver._move_mark = lambda seqno, digest: (_ for _ in ()).throw(OSError("killed"))
-    with pytest.raises(OSError, match="killed"):
-        archiver.step(now=True)
+    archiver = killed_before_its_mark(rig)
     archiver.close()
     name = str(held_of(rig.db, rig.place).units[0])
     rig.other.flip(f"/b/{name}", 300)

@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 from store_fixtures import DEADLINE_S, TINY, readers_in, wait_until
+from wrapped_files import Wrapped
 
 import kvwal
 from kvwal import DiskFullError, LockedError, PoisonedError
@@ -200,14 +201,8 @@ def test_an_idle_log_says_that_its_last_commit_is_durable(tmp_path: Path) -> Non
         kvwal.open(copy)
 
 
-class Unmeasured:
+class Unmeasured(Wrapped):
     """A file whose size cannot be found out."""
-
-    def __init__(self, file: Any) -> None:
-        self._file = file
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._file, name)
 
     def size(self) -> int:
         raise OSError(errno.EIO, "no size")

@@ -14,6 +14,7 @@ import pytest
 from following_fixtures import PATH, Primary, all_durable
 from store_fixtures import TINY
 from two_programs import Recorded, World
+from wrapped_files import Wrapped
 
 import kvwal
 
@@ -262,21 +263,18 @@ def test_inconsistency_at_the_start_and_during_catch_up(primary: Primary) -> Non
         assert live[b"foo"] == b"value"
 
 
-class Hooked:
+class Hooked(Wrapped):
     """Files of which a listing of the directory is old when it is used."""
 
     def __init__(self, files: Any, then: Callable[[], None]) -> None:
-        self._files = files
+        super().__init__(files)
         self._then = then
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._files, name)
-
     def open_directory(self, path: str) -> Any:
-        return Hooked(self._files.open_directory(path), self._then)
+        return Hooked(self.there.open_directory(path), self._then)
 
     def names(self) -> list[str]:
-        found: list[str] = self._files.names()
+        found: list[str] = self.there.names()
         self._then()
         return found
 

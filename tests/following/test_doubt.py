@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from following_fixtures import all_durable, rewrite
-from wrapped_files import WrappedFiles
+from wrapped_files import Wrapped, WrappedFiles
 
 import kvwal
 from kvwal.engine.create import _MARK
@@ -16,21 +16,14 @@ from kvwal.keys import Seqno
 from kvwal.pages.slots import choose_in
 
 
-class Glitching:
+class Glitching(Wrapped):
     """Reads of a log, the first of which after `left` is set come back damaged."""
 
     left = 0
 
-    def __init__(self, file: Any, name: str) -> None:
-        self._file = file
-        self._name = name
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._file, name)
-
     def pread(self, size: int, offset: int) -> bytes:
-        found: bytes = self._file.pread(size, offset)
-        if Glitching.left and self._name.endswith(".log") and size > 100 and len(found) > 40:
+        found: bytes = self.there.pread(size, offset)
+        if Glitching.left and self.name.endswith(".log") and size > 100 and len(found) > 40:
             Glitching.left -= 1
             return found[:40] + bytes((found[40] ^ 1,)) + found[41:]
         return found

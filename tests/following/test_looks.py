@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from following_fixtures import PATH, all_durable, offset_of
-from wrapped_files import WrappedFiles
+from wrapped_files import Wrapped, WrappedFiles
 
 import kvwal
 from kvwal.files.names import segment_name
@@ -17,21 +17,14 @@ from kvwal.log.segment import list_segments
 from kvwal.testing import SimulatedDisk
 
 
-class Counted:
+class Counted(Wrapped):
     """A file of which is counted what is read of the log."""
 
     bytes_read = 0
 
-    def __init__(self, file: Any, name: str) -> None:
-        self._file = file
-        self._name = name
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._file, name)
-
     def pread(self, size: int, offset: int) -> bytes:
-        found: bytes = self._file.pread(size, offset)
-        if self._name.endswith(".log"):
+        found: bytes = self.there.pread(size, offset)
+        if self.name.endswith(".log"):
             Counted.bytes_read += len(found)
         return found
 
@@ -124,7 +117,7 @@ def test_a_place_that_is_examined_rarely_does_not_delay_another_one() -> None:
                 db.put(b"%d" % n, b"", durability="os")
                 now_s = time.monotonic()
                 assert live.refresh() == 1
-                says.append(engine.progress._current_s >= now_s)
+                says.append(engine.progress.freshness._current_s >= now_s)
             # What is behind may be commits: most of the time it does not say that it shows all there is.
             assert sum(says) < 8
             # The medium gives it back, and damages another one.

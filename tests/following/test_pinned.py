@@ -18,6 +18,8 @@ import pytest
 from following_fixtures import rewrite
 
 import kvwal
+from kvwal.files import system_files
+from kvwal.readers.pin import PinMaker
 from kvwal.testing import SimulatedDisk
 
 ROOT = Path(__file__).parent.parent.parent
@@ -135,16 +137,17 @@ def _files(disk: SimulatedDisk) -> list[str]:
     return [name for name in disk.open_directory("/store").names() if disk.kind(f"/store/{name}") == "file"]
 
 
-def test_a_pin_of_another_store_and_one_that_came_too_late_are_no_holds(path: str) -> None:
-    from kvwal.files import system_files
-    from kvwal.readers.pin import PinMaker
+def pin_maker(path: str) -> PinMaker:
+    files = system_files()
+    return PinMaker(files, files.open_directory(path), "test")
 
+
+def test_a_pin_of_another_store_and_one_that_came_too_late_are_no_holds(path: str) -> None:
     with kvwal.open(path, **WRITES) as db:
         for n in range(4):
             rewrite(db, b"%d" % n)
         meta = db.engine._pages.meta  # type: ignore[attr-defined]
-        files = system_files()
-        maker = PinMaker(files, files.open_directory(path), "x")
+        maker = pin_maker(path)
         other = maker.pin(b"other store id!!", meta.line, meta.generation)
         late = maker.pin(meta.store_id, meta.line, meta.generation - 3)
         early = maker.pin(meta.store_id, meta.line, meta.generation + 5)
@@ -159,15 +162,11 @@ def test_a_pin_of_another_store_and_one_that_came_too_late_are_no_holds(path: st
 
 
 def test_a_log_that_cannot_be_held_breaks_the_pin(path: str) -> None:
-    from kvwal.files import system_files
-    from kvwal.readers.pin import PinMaker
-
     with kvwal.open(path, **WRITES) as db:
         for n in range(5):
             rewrite(db, b"%d" % n)
         meta = db.engine._pages.meta  # type: ignore[attr-defined]
-        files = system_files()
-        maker = PinMaker(files, files.open_directory(path), "feed")
+        maker = pin_maker(path)
         gone = maker.pin(meta.store_id, meta.line, 0, 1)
         there = maker.pin(meta.store_id, meta.line, 0, meta.seqno)
         assert gone is not None

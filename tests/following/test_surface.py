@@ -261,6 +261,26 @@ def test_with_max_lag_s_reads_move_it_and_say_where_that_does_not_help(db: kvwal
         assert live[b"key"] == b"3"
 
 
+def test_a_feed_begins_with_what_is_durable_at_the_call(db: kvwal.Store, path: str) -> None:
+    with kvwal.follow(path) as live:
+        db.put(b"key", b"")
+        all_durable(db)
+        assert live.seqno == 0
+        assert [change.key for change in live.changes()] == [b"key"]
+
+
+def test_a_commit_that_is_younger_than_the_clock_is_no_moment_to_come() -> None:
+    """The clock was set back between the commit and the beginning of the follower."""
+    disk = SimulatedDisk()
+    with kvwal.open("/store", files=disk, background=False) as db:
+        db.put(b"key", b"1")
+        all_durable(db)
+        (commit,) = db.commits()
+        disk.jump_clock(-3600)
+        with kvwal.follow("/store", files=disk) as live, live.snapshot(at=commit.time) as then:
+            assert then[b"key"] == b"1"
+
+
 WRONG: list[Any] = [("1", TypeError), (True, TypeError), (-1, ValueError), (float("nan"), ValueError)]
 
 

@@ -11,7 +11,7 @@ from recorded_programs import at_random, checkpoints, ranges, recorded, refusals
 from two_programs import Recorded
 
 import kvwal
-from kvwal.following.engine import Progress
+from kvwal.following.progress import Progress
 from kvwal.log import Watch
 from kvwal.pages.followed import Guard
 from kvwal.pages.meta import Meta, decode_meta
@@ -91,7 +91,7 @@ def stay_in_the_older_segment(patch: pytest.MonkeyPatch) -> None:
 
 def go_back(patch: pytest.MonkeyPatch) -> None:
     """Go over to a generation without the log behind it."""
-    patch.setattr("kvwal.following.engine.fill", lambda memtable, reader, after, until: 0)
+    patch.setattr("kvwal.following.progress.fill", lambda memtable, reader, after, until: 0)
 
 
 MUTANTS: list[tuple[Patch, Callable[[Recorded], None]]] = [

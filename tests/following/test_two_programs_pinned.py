@@ -14,6 +14,7 @@ from functools import cache
 from typing import Any
 
 import pytest
+from following_fixtures import look_at_no_checksum
 
 import kvwal
 from kvwal.testing import SimulatedDisk
@@ -154,23 +155,10 @@ def _two_processes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("kvwal.readers.listing.pin_of_this_process", lambda name: None)
 
 
-class Any32:
-    """A checksum that is equal to every other."""
-
-    def __eq__(self, other: object) -> bool:
-        return True
-
-    def __ne__(self, other: object) -> bool:
-        return False
-
-    __hash__ = object.__hash__
-
-
 @pytest.fixture
 def no_checksums(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pages that were written over are seen by pin and slot alone."""
-    for module in ("pager", "tree", "slots"):
-        monkeypatch.setattr(f"kvwal.pages.{module}.crc32c", lambda *_: Any32())
+    look_at_no_checksum(monkeypatch)
 
 
 def forget(follower: kvwal.Follower) -> None:

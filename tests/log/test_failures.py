@@ -5,11 +5,10 @@ from __future__ import annotations
 import errno
 from collections.abc import Iterator
 from itertools import islice
-from typing import Any
 
 import pytest
 from log_rig import FIRST_SEGMENT_BYTES, IDENTITY, SEGMENT_BYTES, LogRig, body, entry, log_options, simulated_disk
-from wrapped_files import WrappedFiles
+from wrapped_files import Wrapped, WrappedFiles
 
 from kvwal.errors import DiskFullError, InternalError, PoisonedError, RefusedError
 from kvwal.keys import Seqno
@@ -351,20 +350,14 @@ def test_what_an_interrupted_append_has_written_does_not_come_back(disk: Simulat
     """Were it written over in place, what is longer than the next record would be behind that."""
     armed: list[bool] = []
 
-    class Interrupted:
-        def __init__(self, file: Any) -> None:
-            self._file = file
-
-        def __getattr__(self, name: str) -> Any:
-            return getattr(self._file, name)
-
+    class Interrupted(Wrapped):
         def pwrite(self, data: bytes, offset: int) -> None:
-            self._file.pwrite(data, offset)
+            self.there.pwrite(data, offset)
             if armed:
                 armed.clear()
                 raise Interrupt
 
-    rig = LogRig(WrappedFiles(disk, lambda file, name: Interrupted(file)), "/log")  # type: ignore[arg-type]
+    rig = LogRig(WrappedFiles(disk, Interrupted), "/log")  # type: ignore[arg-type]
     log = rig.create()
     rig.fill(log, 3)
     armed.append(True)

@@ -6,7 +6,7 @@ import errno
 
 import pytest
 from log_rig import STORE_ID, LogRig, simulated_disk
-from wrapped_files import WrappedFiles
+from wrapped_files import Wrapped, WrappedFiles
 
 from kvwal.files.names import segment_name
 from kvwal.log.segment import HEADER_BYTES, SLOT_OFFSET, SegmentHeader, decode_header, encode_header
@@ -54,19 +54,13 @@ def test_salvage_takes_unreadable_blocks_for_damage(disk: SimulatedDisk):
     rig.fill(log, 40, size=1000)
     log.abandon()
 
-    class Scratched:
-        def __init__(self, file):
-            self.file = file
-
-        def __getattr__(self, name):
-            return getattr(self.file, name)
-
+    class Scratched(Wrapped):
         def pread(self, size, offset):
             if offset < 20_000 < offset + size:
                 raise OSError(errno.EIO, "bad sector")
-            return self.file.pread(size, offset)
+            return self.there.pread(size, offset)
 
-    scratched = LogRig(WrappedFiles(disk, lambda file, name: Scratched(file)), "/log")
+    scratched = LogRig(WrappedFiles(disk, Scratched), "/log")
     with pytest.raises(OSError, match="bad sector"):
         scratched.replay()
     records, damage = scratched.saved()

@@ -1,0 +1,80 @@
+"""What a store and a follower have in common while they are open, and what a fork and the exit make of them."""
+
+from __future__ import annotations
+
+import atexit
+import warnings
+import weakref
+from collections.abc import Callable
+from typing import Self, TypeVar
+
+from kvwal.api.reading import Reading
+from kvwal.api.recalling import Recalling
+from kvwal.db.handle import Closing
+from kvwal.engine.engine import Engine
+from kvwal.files import call_in_forked_child
+
+__all__ = ["Opened", "made_over", "open_stores"]
+
+
+class Opened(Recalling, Reading, Closing):
+    """An open store, or what follows one."""
+
+    @property
+    def path(self) -> str:
+        """The store's directory, as it was given."""
+        return self.engine.upkeep.directory.path
+
+    @property
+    def closed(self) -> bool:
+        """Whether it is closed, or is just being closed."""
+        return self.engine.is_closed
+
+    def __enter__(self) -> Self:
+        self._state.refuse_if_gone()
+        return self
+
+    def __del__(self) -> None:
+        engine: Engine | None = getattr(self, "engine", None)
+        if engine is None or engine.is_closed:
+            return
+        # Whatever thread and moment the collector chose: take no lock, wait for nothing. Commits are as durable as
+        # their durability says; the next open replays the log.
+        warnings.warn(f"{self!r} was never closed", ResourceWarning, stacklevel=1, source=self)
+        engine.abandon()
+
+
+_E = TypeVar("_E", bound=Engine)
+_O = TypeVar("_O", bound=Opened)
+
+# Those of this process, until they are collected: told when it forks, and closed when it exits. By id, since a mapping
+# has no hash.
+open_stores: weakref.WeakValueDictionary[int, Opened] = weakref.WeakValueDictionary()
+
+
+def made_over(attach: Callable[[], _E], make: Callable[[_E], _O]) -> _O:
+    """What `make` makes of the engine that `attach` opens."""
+    engine = attach()
+    try:
+        made = make(engine)
+        open_stores[id(made)] = made
+        return made
+    except BaseException:
+        engine.abandon()
+        raise
+
+
+def _tell_child() -> None:
+    for store in list(open_stores.values()):
+        if not store.closed:
+            store.engine.abandon(in_child=True)
+    open_stores.clear()
+
+
+def _close_all() -> None:
+    for store in list(open_stores.values()):
+        store.close()
+
+
+call_in_forked_child(_tell_child)
+atexit.register(_close_all)
