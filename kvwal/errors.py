@@ -51,6 +51,7 @@ What several modules say is said here once: `closed`, `read_only`, `forked`, `po
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final
@@ -305,10 +306,16 @@ class _NotKeptError(UsageError):
 
     def _kept(self) -> str:
         """What can be had instead, in words."""
+        if self.oldest > self.newest:
+            return f"no commit is kept; the newest is {self.newest}"
         since = "" if self.oldest_time is None else f" of {self.oldest_time.isoformat(' ', 'seconds')}"
         moments = [str(seqno) for seqno in self.nearest if seqno is not None]
         beside = f"; the nearest moments that are kept are those of commit {' and '.join(moments)}" if moments else ""
         return f"kept are commits {self.oldest}{since} to {self.newest}{beside}"
+
+
+def _stretch(first: int, last: int) -> str:
+    return str(first) if first == last else f"{first} to {last}"
 
 
 class SnapshotTooOld(_NotKeptError):
@@ -318,13 +325,22 @@ class SnapshotTooOld(_NotKeptError):
 
     Attributes: `asked`, `oldest`, `newest` (seqnos; `asked` may be a time), `oldest_time`, `newest_time`, `nearest`
     (kept moments on both sides), `lost_commits` and `forked_at`, None where they say nothing. `limit_bytes`: more than
-    this was held by a snapshot, transaction or scan, and older ones; None if it is not about that.
+    this was held by a snapshot, transaction or scan, and older ones; None if it is not about that. `while_read`: it was
+    given, and what it is read from went before it was read to its end.
     """
 
     def __init__(
-        self, asked: int | datetime, oldest: int, newest: int, *, limit_bytes: int | None = None, **more: Any
+        self,
+        asked: int | datetime,
+        oldest: int,
+        newest: int,
+        *,
+        limit_bytes: int | None = None,
+        while_read: bool = False,
+        **more: Any,
     ) -> None:
         self.limit_bytes = limit_bytes
+        self.while_read = while_read
         super().__init__(asked, oldest, newest, **more)
 
     def _text(self) -> str:
@@ -333,20 +349,52 @@ class SnapshotTooOld(_NotKeptError):
                 f"the moment of commit {self.asked} was given up: what it and older ones held was more than "
                 f"max_snapshot_bytes ({self.limit_bytes}); take a new one, hold it for less time, or raise the limit"
             )
+        if self.while_read:
+            # The bounds say nothing here: what was asked for may be within them.
+            return (
+                f"the moment of commit {self.asked} went while it was read: checkpoints of its writer have replaced "
+                "what it is read from; begin again with a new one, and read it in less time, or follow with a pin"
+            )
         if self.forked_at is not None:
             return f"{self._other_line()}; {self._kept()}"
         return f"what was from {_asked(self.asked)} on is no longer all kept; {self._kept()}; ask for one of these"
 
 
+# More stretches of moments than this on each side of what was asked for are only counted.
+_SHOWN_STRETCHES: Final = 3
+
+
 class NotInBackup(SnapshotTooOld):
     """Backups do not have the moment that is to be restored: it is older, newer, or in a gap.
 
-    Attributes: as `SnapshotTooOld` has. `oldest` and `newest` are the first and last moment that can be restored,
-    `nearest` the moments on both sides of what was asked for.
+    Attributes: as `SnapshotTooOld` has. `stretches`: first and last commit of each stretch of moments that can be
+    restored, ascending; `oldest` and `newest` are the bounds of all, `nearest` the moments on both sides of what was
+    asked for.
     """
 
+    def __init__(
+        self,
+        asked: int | datetime,
+        stretches: Sequence[tuple[int, int]],
+        *,
+        nearest: tuple[int | None, int | None] = (None, None),
+    ) -> None:
+        self.stretches = tuple((first, last) for first, last in stretches)
+        super().__init__(asked, stretches[0][0], max(last for _, last in stretches), nearest=nearest)
+
     def _text(self) -> str:
-        return f"the backup does not have the moment of {_asked(self.asked)}; {self._kept()}; ask for one of these"
+        before, after = self.nearest
+        i = sum(1 for first, _ in self.stretches if after is None or first < after)
+        begin, end = max(i - _SHOWN_STRETCHES, 0), i + _SHOWN_STRETCHES
+        shown = ", ".join(_stretch(*each) for each in self.stretches[begin:end])
+        others = len(self.stretches) - len(self.stretches[begin:end])
+        more = f", and {others} stretches that are further away" if others else ""
+        moments = " and ".join(str(seqno) for seqno in (before, after) if seqno is not None)
+        nearest = f"; the nearest ones are those of commit {moments}" if moments else ""
+        return (
+            f"the backup does not have the moment of {_asked(self.asked)}; it has those of commits {shown}{more}"
+            f"{nearest}; ask for one of these"
+        )
 
 
 class FeedGap(_NotKeptError):

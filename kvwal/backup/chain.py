@@ -194,7 +194,7 @@ class Held:
         i = bisect_left(found, place, key=lambda stretch: stretch.first)
         before = found[i - 1].last if i else None
         after = found[i].first if i < len(found) else None
-        return NotInBackup(asked, found[0].first, found[-1].last, nearest=(before, after))
+        return NotInBackup(asked, found, nearest=(before, after))
 
 
 def list_held(destination: Destination, line: bytes) -> Held:

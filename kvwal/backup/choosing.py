@@ -138,5 +138,10 @@ def _refusal(at: int | datetime | str, stretches: list[Stretch], place: Seqno | 
         i = bisect_left(stretches, place, key=lambda stretch: stretch.first)
         before = max((each.last for each in stretches[:i]), default=None)
         after = stretches[i].first if i < len(stretches) else None
-    oldest, newest = stretches[0].first, max(each.last for each in stretches)
-    return NotInBackup(asked, oldest, newest, nearest=(before, after))
+    joined: list[Stretch] = []
+    for each in stretches:
+        if joined and each.first <= joined[-1].last + 1:
+            # Of two lines, one of which goes on from the other.
+            each = Stretch(joined[-1].first, max(joined.pop().last, each.last))
+        joined.append(each)
+    return NotInBackup(asked, joined, nearest=(before, after))

@@ -271,7 +271,7 @@ class Progress(Now):
         assert self._moments is not None, "it has not begun"
         for reader in self._moments.readers.all():
             if reader.version.tree.pager is pager:
-                reader.give_up(SnapshotTooOld(reader.seqno, newest, newest))
+                reader.give_up(SnapshotTooOld(reader.seqno, newest, newest, while_read=True))
 
     @property
     def pinned(self) -> bool:

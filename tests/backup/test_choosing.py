@@ -79,6 +79,14 @@ def test_with_all_objects_every_time_is_there(two: Two) -> None:
     assert given == asked > 2 * len(two.times)
 
 
+def test_a_line_that_goes_on_from_another_makes_one_stretch_of_moments_with_it(two: Two) -> None:
+    place = DirectoryDestination("/b", files=two.disk)
+    with pytest.raises(kvwal.NotInBackup) as caught:
+        choose(place, 99)
+    assert caught.value.stretches == ((caught.value.oldest, caught.value.newest),)
+    assert caught.value.oldest <= 11 < caught.value.newest
+
+
 def test_whatever_objects_are_missing_no_time_gives_another_commit(two: Two) -> None:
     draw, given = Random(3), 0
     names = [name for name in two.objects if "/base/" in name or "/unit/" in name]
@@ -108,3 +116,4 @@ def test_a_time_in_a_gap_is_refused_with_the_moments_beside_it() -> None:
     with pytest.raises(kvwal.NotInBackup) as caught:
         kvwal.restore(place, "/none", at=time_of(middle), files=disk)
     assert caught.value.nearest == (15, 30)
+    assert "it has those of commits 10 to 15, 30; the nearest ones are those of commit 15 and 30" in str(caught.value)

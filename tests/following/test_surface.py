@@ -142,6 +142,7 @@ def test_a_kept_moment_is_read_however_far_the_writer_is(path: str) -> None:
                 with pytest.raises(kvwal.SnapshotTooOld) as too_old:
                     dict(held)
                 assert too_old.value.asked == base.seqno
+                assert "went while it was read" in str(too_old.value)
 
 
 def test_log_that_goes_under_a_past_moment_is_missed(path: str) -> None:
