@@ -14,12 +14,21 @@ from kvwal.backup.choosing import Moment, as_moment, choose
 from kvwal.backup.keeping import Keep, plan_pruning, prune
 from kvwal.backup.port import DirectoryDestination
 from kvwal.cli.backups import WHEN
-from kvwal.cli.terminal import EXIT_DAMAGED, complain, count, human_bytes, print_facts, print_json, progress_bar
+from kvwal.cli.terminal import (
+    EXIT_DAMAGED,
+    PathType,
+    complain,
+    count,
+    human_bytes,
+    print_facts,
+    print_json,
+    progress_bar,
+)
 from kvwal.keys import Seqno
 
 __all__ = ["archive"]
 
-_dest = click.argument("dest", type=click.Path(exists=True, file_okay=False))
+_dest = click.argument("dest", type=PathType(exists=True, file_okay=False))
 _as_json = click.option("--json", "as_json", is_flag=True, help="Print one object.")
 
 
@@ -102,6 +111,8 @@ def verify_command(
 
     Something in DEST is damaged, or moments between the oldest and the newest are lost and that was not accepted.
     """
+    if budget is not None and not budget >= 0:
+        raise click.BadParameter(f"{budget} is no number of seconds", param_hint="--budget")
     with progress_bar("verify", quiet=quiet or as_json) as progress:
         task = progress.add_task("verify", total=None)
         report = verify(

@@ -12,7 +12,7 @@ import click
 import kvwal
 from kvwal.cli.forms import Form, form_options, meta_option, show, show_meta, to_json
 from kvwal.cli.moments import POSITION
-from kvwal.cli.terminal import human_bytes, print_json, store_path, when
+from kvwal.cli.terminal import LIMIT, human_bytes, print_json, store_path, when
 from kvwal.expiring import Expiring, plain
 from kvwal.log.extension import cause_of
 
@@ -35,7 +35,7 @@ _WINDOW = 200
 @form_options
 @click.option("--after", type=POSITION, help="Only commits after this one: a seqno, or a position (LINE:SEQNO).")
 @meta_option("Only commits with this pair; may be given again.")
-@click.option("--limit", "-n", type=click.IntRange(min=0), help="Show at most this number.")
+@click.option("--limit", "-n", type=LIMIT, help="Show at most this number.")
 @click.option("--reverse", is_flag=True, help="Oldest first.")
 @click.option("--follow", "-f", is_flag=True, help="Oldest first, and wait for what comes.")
 @click.option("--all", "everything", is_flag=True, help="Every key of every commit, however many.")

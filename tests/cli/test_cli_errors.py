@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
+import click
 import pytest
 from click.testing import CliRunner
 
@@ -70,6 +72,58 @@ def test_an_error_says_what_to_do_on_the_command_line(
     assert result.exit_code == 2
     assert advice in result.output
     assert "()" not in result.output
+
+
+def paths_of(command: click.Command, names: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], str]]:
+    """Each command with each of its arguments that is a path, and each option."""
+    if isinstance(command, click.Group):
+        for name, each in command.commands.items():
+            yield from paths_of(each, (*names, name))
+    for param in command.params:
+        if isinstance(param.type, click.Path):
+            assert param.name is not None
+            yield names, param.name
+
+
+@pytest.mark.parametrize(("names", "empty"), [*paths_of(whole_app())])
+def test_an_empty_path_is_a_mistake_in_the_command_line(
+    path: str, tmp_path: Path, names: tuple[str, ...], empty: str
+) -> None:
+    command: click.Command = whole_app()
+    for name in names:
+        assert isinstance(command, click.Group)
+        command = command.commands[name]
+    arguments = []
+    for param in command.params:
+        if isinstance(param, click.Argument) and (param.required or param.name == empty):
+            there = path if param.name == "path" else str(tmp_path) if param.name == "dest" else "1..2"
+            arguments.append("" if param.name == empty else there)
+        elif param.name == empty or param.required:
+            arguments += [param.opts[0], "" if param.name == empty else "json:loads"]
+    result = CliRunner().invoke(whole_app(), [*names, *arguments])
+    assert result.exit_code == 2, result.output
+    assert "the path is empty" in result.output
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["scan", "P", "--limit", str(1 << 64)],
+        ["log", "P", "--limit", str(1 << 64)],
+        ["changes", "P", "--limit", str(1 << 64)],
+        ["history", "P", "k", "--limit", str(1 << 64)],
+        ["archive", "verify", "D", "--budget", "nan"],
+        ["archive", "verify", "D", "--budget", "-1"],
+        ["archive", "prune", "D", "--pitr-days", "nan"],
+        ["demo", "--seconds", "nan"],
+    ],
+)
+def test_a_number_that_cannot_be_is_a_mistake_in_the_command_line(
+    path: str, tmp_path: Path, arguments: list[str]
+) -> None:
+    there = {"P": path, "D": str(tmp_path)}
+    result = CliRunner().invoke(whole_app(), [there.get(each, each) for each in arguments])
+    assert result.exit_code == 2, result.output
 
 
 def test_an_upcaster_that_ends_the_program_does_not_say_how(path: str, tmp_path: Path) -> None:
