@@ -45,7 +45,8 @@ An error carries its facts as attributes, and its text says what to do next. Eve
 and keeps its text, attributes and notes, and the cause if that is one of kvwal's or Python's own: an error that cannot
 be pickled breaks a process pool, and is lost with it.
 
-What several modules say is said here once: `closed`, `read_only`, `forked`, `poisoned` and `stalled` make the errors.
+What several modules say is said here once: `closed`, `read_only`, `not_followed`, `forked`, `poisoned` and `stalled`
+make the errors.
 """
 
 from __future__ import annotations
@@ -97,6 +98,7 @@ __all__ = [
     "UsageError",
     "closed",
     "forked",
+    "not_followed",
     "poisoned",
     "read_only",
     "stalled",
@@ -641,7 +643,10 @@ class IndexNotFoundError(UsageError, LookupError):
     def __init__(self, table: str, index: str) -> None:
         self.table = table
         self.index = index
-        super().__init__(f"table {table!r} has no index {index!r}; declare it with index(), or look at tables()")
+        super().__init__(
+            f"table {table!r} has no index {index!r}; the program that writes the store makes it with index(), and "
+            "tables() lists those that there are"
+        )
 
 
 class IndexNotDeclaredError(UsageError):
@@ -679,7 +684,8 @@ class IndexNotReadyError(UsageError):
         self.done = done
         self.total = total
         super().__init__(
-            f"index {index!r} of table {table!r} has {done} of {total} keys; declare it, and wait with wait()"
+            f"index {index!r} of table {table!r} has {done} of {total} keys; the program that writes the store builds "
+            "it once it declares it, and waits for that with wait(); a follower reads it when it has moved on since"
         )
 
 
@@ -717,6 +723,14 @@ def closed(what: str = "store") -> ClosedError:
 def read_only() -> ReadOnlyError:
     """Of a store opened with flag "r"."""
     return ReadOnlyError('the store was opened with flag "r"; open it with "w" or "c" to write')
+
+
+def not_followed() -> ReadOnlyError:
+    """Of a feed that is to wait for what comes in a store opened with flag "r"."""
+    return ReadOnlyError(
+        'a store opened with flag "r" stays at one commit, so that no feed of it waits for what comes; use '
+        "kvwal.follow(path), which moves on with the program that writes it"
+    )
 
 
 def forked() -> ForkedError:

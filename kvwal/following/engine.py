@@ -36,7 +36,15 @@ from kvwal.engine.state import State
 from kvwal.engine.succession import Succession
 from kvwal.engine.value import Value
 from kvwal.engine.version import Version
-from kvwal.errors import CorruptionError, FormatError, SnapshotTooOld, StaleError, StoreRemovedError, read_only
+from kvwal.errors import (
+    CorruptionError,
+    FormatError,
+    SnapshotTooOld,
+    StaleError,
+    StoreRemovedError,
+    not_followed,
+    read_only,
+)
 from kvwal.events import Events
 from kvwal.files import Directory, Files
 from kvwal.files.names import DATA, segment_name
@@ -393,7 +401,7 @@ class Progress(Now):
     def feed_now(self, after: Seqno | None, until: Seqno | None) -> SegmentCursor:
         """The same for what does not wait. ReadOnlyError where commits that are still to come are asked for."""
         if until is None:
-            raise read_only()
+            raise not_followed()
         return self.feed(after, until)
 
     def close(self) -> None:
