@@ -443,11 +443,20 @@ class Finding:
         return f"{where}: {self.reason}"
 
 
+_FILE_ADVICE: Final = (
+    "Restore a backup (docs/backups.md), or save what verifies into a new store with kvwal.salvage(path, into)"
+)
+_OBJECT_ADVICE: Final = (
+    "It is an object of a backup, so the store is as it was: see what else is damaged with kvwal archive verify, and "
+    "make a new backup in another destination"
+)
+
+
 class CorruptionError(Error):
     """Bytes on disk are not what was written there.
 
     Attributes:
-        file: the name of the damaged file, inside the store's directory.
+        file: the name of the damaged file, inside the store's directory, or of the damaged object of a backup.
         offset: byte offset of the damage, or None when the whole file is meant.
         reason: what does not hold, in a few words.
 
@@ -455,14 +464,15 @@ class CorruptionError(Error):
     is part of normal recovery.
     """
 
-    def __init__(self, file: str, offset: int | None, reason: str) -> None:
+    def __init__(self, file: str, offset: int | None, reason: str, *, advice: str | None = None) -> None:
+        """`advice`: what to do; None: what helps with a file of a store, or with an object of a backup."""
         self.file = file
         self.offset = offset
         self.reason = reason
-        super().__init__(
-            f"{self.finding}. Restore a backup (docs/backups.md), or save what verifies into a new store with "
-            "kvwal.salvage(path, into)"
-        )
+        if advice is None:
+            # The name of a backup's object has a directory in it, and that of a store's file has none.
+            advice = _OBJECT_ADVICE if "/" in file else _FILE_ADVICE
+        super().__init__(f"{self.finding}. {advice}")
 
     @property
     def finding(self) -> Finding:

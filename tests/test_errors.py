@@ -185,6 +185,9 @@ def test_a_damage_is_a_finding() -> None:
     assert str(Finding("data", 8192, "why")) == "data at byte 8192: why"
     assert str(Finding("data", None, "why")) == "data: why"
     assert str(CorruptionError("data", 8192, "why")).startswith("data at byte 8192: why. Restore")
+    of_object = str(CorruptionError("0123456789abcdef/unit/0/a", 0, "why"))
+    assert of_object.startswith("0123456789abcdef/unit/0/a at byte 0: why. It is an object of a backup")
+    assert str(CorruptionError("data", None, "why", advice="Do this")) == "data: why. Do this"
 
 
 def test_a_position_that_is_not_kept_is_refused_with_what_is() -> None:

@@ -25,7 +25,7 @@ from typing import Final
 
 from kvwal.backup.aside import MARKER, PAGES, begin, marker_of, refuse_foreign, refuse_taken, taken
 from kvwal.backup.bases import BaseHeader, chain_of, pages_of, read_table
-from kvwal.backup.choosing import Chosen, Moment, as_moment, choose
+from kvwal.backup.choosing import Chosen, Moment, advice, as_moment, choose
 from kvwal.backup.names import BaseName, UnitName
 from kvwal.backup.port import Destination, Where, destination_at
 from kvwal.backup.replaying import breaks, replay_runs
@@ -116,7 +116,8 @@ def restore(
     Raises:
         NotInBackup: the moment is not there; the error has the bounds and the nearest moments.
         StoreExistsError: something is at `into`, or a directory `INTO.restoring` that is none of a restore.
-        BackupDestinationError: there is no backup at `src`. CorruptionError: an object of it is damaged, and is named.
+        BackupDestinationError: there is no backup at `src`. CorruptionError: an object of it is damaged, and is named,
+            and so are the moments before it.
         FormatError: a newer version of kvwal wrote it. LockedError: another process is restoring to `into`.
         DiskFullError: free some space, and call it again. TypeError, ValueError: an argument cannot be right.
     """
@@ -136,6 +137,9 @@ def restore(
                 # An archiver has merged or pruned it since it was listed.
                 if not left:
                     raise
+    except CorruptionError as error:
+        instead = advice(destination, moment, error.file)
+        raise CorruptionError(error.file, error.offset, error.reason, advice=instead) from error
     except OSError as error:
         if is_full(error) and not isinstance(error, Error):
             raise DiskFullError("there is no space to restore; free some, and call it again to go on") from error

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 import kvwal
-from kvwal.backup.choosing import choose
+from kvwal.backup.choosing import advice, choose
 from kvwal.backup.port import DirectoryDestination
 from kvwal.testing import SimulatedDisk
 from kvwal.times import time_of
@@ -116,4 +116,6 @@ def test_a_time_in_a_gap_is_refused_with_the_moments_beside_it() -> None:
     with pytest.raises(kvwal.NotInBackup) as caught:
         kvwal.restore(place, "/none", at=time_of(middle), files=disk)
     assert caught.value.nearest == (15, 30)
+    (unit,) = (name for name, _ in place.list_after("") if "/unit/" in name and f"{10:020}-" in name)
+    assert "(there are those of commits 10 to 10)" in advice(place, 15, unit)
     assert "it has those of commits 10 to 15, 30; the nearest ones are those of commit 15 and 30" in str(caught.value)
