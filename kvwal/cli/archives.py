@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import time
+from datetime import datetime
 from typing import Any
 
 import click
@@ -23,8 +24,10 @@ from kvwal.cli.terminal import (
     print_facts,
     print_json,
     progress_bar,
+    when,
 )
 from kvwal.keys import Seqno
+from kvwal.times import us_of
 
 __all__ = ["archive"]
 
@@ -49,7 +52,8 @@ def status(dest: str, as_json: bool) -> None:
 
     Of each line of commits: the ranges of moments that can be restored, gaps, how many bases and units, bytes. mark is
     what kvwal.archive has put there and read back. Exit code 3 if moments between are lost, and that was not
-    accepted, if a unit does not follow the one before it, or if no moment can be restored.
+    accepted, if a unit does not follow the one before it, if kvwal archive verify found damage and has not seen it
+    mended since, or if no moment can be restored.
     """
     found = status_of(DirectoryDestination(dest))
     if as_json:
@@ -93,8 +97,8 @@ def _print_status(found: DestinationStatus) -> None:
         print_facts(f"line {line.line.hex()}", facts, prefix=f"{line.line.hex()}.")
 
 
-def _time(moment: Any) -> str:
-    return "" if moment is None else moment.isoformat(" ", "seconds")
+def _time(moment: datetime | None) -> str:
+    return "" if moment is None else when(us_of("time", moment))
 
 
 @archive.command("verify")
@@ -107,7 +111,7 @@ def _time(moment: Any) -> str:
 def verify_command(
     dest: str, since_last: bool, deep: bool, budget: float | None, quiet: bool, as_json: bool
 ) -> None:
-    """Read what is in DEST and prove it. What was proved is remembered there. Exit code 3 if something does not hold.
+    """Read what is in DEST and prove it. The results are remembered there. Exit code 3 if something does not hold.
 
     Something in DEST is damaged, or moments between the oldest and the newest are lost and that was not accepted.
     """
@@ -130,6 +134,8 @@ def verify_command(
         complain(str(problem))
     for gap in report.gaps:
         complain(f"commits {_range(gap)} cannot be restored: {gap.reason}; see kvwal archive accept-gap")
+    if report.unsaved is not None:
+        complain(f"the results cannot be remembered in {dest} ({report.unsaved}), so the next check begins anew")
     if not report.ok:
         click.get_current_context().exit(EXIT_DAMAGED)
     if not quiet and not as_json:
