@@ -18,6 +18,7 @@ all of it.
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -38,7 +39,15 @@ from kvwal.engine.consumers import oldest_asked_for
 from kvwal.engine.lines import LineRow, encode_line, parent_of
 from kvwal.engine.memtable import Memtable
 from kvwal.engine.recovery import replay
-from kvwal.errors import CorruptionError, DiskFullError, Error, FormatError, InternalError, ObjectMissing
+from kvwal.errors import (
+    CorruptionError,
+    DiskFullError,
+    Error,
+    FormatError,
+    InternalError,
+    ObjectMissing,
+    StoreNotFoundError,
+)
 from kvwal.features import EXPIRY
 from kvwal.files import Directory, Files, PathArgument, is_full, parent_and_name, path_text, system_files
 from kvwal.files.names import DATA, is_known, numbers, temporary_name
@@ -115,6 +124,7 @@ def restore(
 
     Raises:
         NotInBackup: the moment is not there; the error has the bounds and the nearest moments.
+        StoreNotFoundError: the directory that is to hold `into` is not there.
         StoreExistsError: something is at `into`, or a directory `INTO.restoring` that is none of a restore.
         BackupDestinationError: there is no backup at `src`. CorruptionError: an object of it is damaged, and is named,
             and so are the moments before it.
@@ -213,7 +223,11 @@ class _Restore:
         try:
             directory = self._files.open_directory(self._aside)
         except FileNotFoundError:
-            self._files.make_directory(self._aside, self._options.directory_mode)
+            try:
+                self._files.make_directory(self._aside, self._options.directory_mode)
+            except FileNotFoundError:
+                text = "the directory that should hold the store is not there; make it first"
+                raise StoreNotFoundError(errno.ENOENT, text, self._target) from None
             directory = self._files.open_directory(self._aside)
         except NotADirectoryError:
             raise taken(self._aside, "is in the way; move it") from None

@@ -14,6 +14,7 @@ from kvwal.backup.checking import DestinationStatus, KnownGap, accept_gap, statu
 from kvwal.backup.choosing import Moment, as_moment, choose
 from kvwal.backup.keeping import Keep, plan_pruning, prune
 from kvwal.backup.port import DirectoryDestination
+from kvwal.backup.state import identity_of
 from kvwal.cli.backups import WHEN
 from kvwal.cli.terminal import (
     EXIT_DAMAGED,
@@ -31,7 +32,7 @@ from kvwal.times import us_of
 
 __all__ = ["archive"]
 
-_dest = click.argument("dest", type=PathType(exists=True, file_okay=False))
+_dest = click.argument("dest", type=PathType())
 _as_json = click.option("--json", "as_json", is_flag=True, help="Print one object.")
 
 
@@ -180,6 +181,7 @@ def prune_command(dest: str, pitr_days: float, daily: int, monthly: int, dry_run
     except ValueError as error:
         raise click.UsageError(str(error)) from None
     destination = DirectoryDestination(dest)
+    identity_of(destination)  # an empty one is not pruned, it is no archive
     plans = [
         plan_pruning(destination, list_held(destination, line), keep, _now_us()) for line in held_lines(destination)
     ]

@@ -10,7 +10,7 @@ import kvwal
 from kvwal.backup.choosing import Moment, as_moment
 from kvwal.backup.making import BaseKind
 from kvwal.cli.moments import MOMENT
-from kvwal.cli.terminal import PathType, complain, count, human_bytes, print_json, progress_bar, store_path
+from kvwal.cli.terminal import ASKED, PathType, complain, count, human_bytes, print_json, progress_bar, store_path
 
 __all__ = ["WHEN", "backup", "restore"]
 
@@ -54,6 +54,8 @@ class _WhenType(click.ParamType):  # type: ignore[type-arg]  # it has none befor
 
     def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> Moment:
         text = str(value)
+        if ctx is not None:
+            ctx.meta[ASKED] = True
         try:
             if ":" in text and len(text.partition(":")[0]) == 16:
                 return kvwal.Position.parse(text)

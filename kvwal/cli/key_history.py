@@ -10,7 +10,7 @@ import click
 
 import kvwal
 from kvwal.cli.forms import Form, form_options
-from kvwal.cli.terminal import LIMIT, binary_output, plain_json, store_path, when
+from kvwal.cli.terminal import ASKED, LIMIT, binary_output, plain_json, store_path, when
 from kvwal.cli.written import TableWriting, Writing, table_option
 
 if TYPE_CHECKING:
@@ -47,6 +47,8 @@ def history(
     """
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
     output = binary_output()
+    if since is not None:
+        click.get_current_context().meta[ASKED] = True
     with kvwal.open(path, "r") as db:
         typed = None if table is None else TableWriting(db, table, form)
         writing = typed or Writing(form)

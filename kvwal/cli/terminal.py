@@ -14,6 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressC
 from rich.table import Table
 
 __all__ = [
+    "ASKED",
     "EXIT_DAMAGED",
     "EXIT_UNREADABLE",
     "LIMIT",
@@ -37,6 +38,8 @@ EXIT_DAMAGED = 3
 #: A value cannot be read with the codec of its table.
 EXIT_UNREADABLE = 8
 
+#: Set in the `meta` of click's context: the command line asks for a moment or a position.
+ASKED = "kvwal.asked"
 #: At most this number of what is printed.
 LIMIT = click.IntRange(0, sys.maxsize)
 

@@ -345,6 +345,5 @@ def test_archive_accept_gap_makes_status_green_again(dest: Path, tmp_path: Path)
 
 def test_the_commands_fail_with_the_right_code(tmp_path: Path) -> None:
     for command in ("status", "verify", "plan", "prune"):
-        run("archive", command, tmp_path / "none", code=2)
-        code = {"status": 6, "verify": 6, "plan": 6, "prune": 0}[command]
-        run("archive", command, tmp_path, code=code)
+        run("archive", command, tmp_path / "none", code=5)
+        run("archive", command, tmp_path, code=5)

@@ -59,14 +59,22 @@ def test_json_and_dry_run(filled: Path) -> None:
 
 def test_exit_codes(filled: Path) -> None:
     run("backup", filled / "s", filled / "b")
-    run("restore", filled / "none", filled / "r", expect=6)
+    run("restore", filled / "none", filled / "r", expect=5)
+    assert "make it first" in run("restore", filled / "b", filled / "none" / "r", expect=5).stderr
+    assert "make it first" in run("backup", filled / "s", filled / "none" / "b", expect=5).stderr
+    (filled / "file").touch()
+    for command in (("restore", filled / "file", filled / "r"), ("backup", filled / "s", filled / "file")):
+        assert "file is not a directory" in run(*command, expect=5).stderr
+    run("archive", "status", filled / "file", expect=5)
     run("restore", filled / "b", filled / "s", expect=5)
-    assert "commits" in run("restore", filled / "b", filled / "r", "--at", "99", expect=2).stderr
+    assert "; ask for one of these with --at\n" in run(
+        "restore", filled / "b", filled / "r", "--at", "99", expect=2
+    ).stderr
     run("restore", filled / "b", filled / "r", "--at", "tomorrow", expect=2)
     run("backup", filled / "none", filled / "b", expect=5)
     with kvwal.open(filled / "other") as db:
         db.put(b"k", b"v")
-    run("backup", filled / "other", filled / "b", expect=6)
+    run("backup", filled / "other", filled / "b", expect=5)
     (base,) = (filled / "b").glob("*/base/*")
     raw = bytearray(base.read_bytes())
     raw[100] ^= 1

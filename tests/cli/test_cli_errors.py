@@ -58,6 +58,48 @@ def test_a_reader_of_followed_changes_that_goes_away_ends_the_command_without_an
 
 
 @pytest.mark.parametrize(
+    ("error", "asked", "code"),
+    [
+        (kvwal.SnapshotTooOld(4, 7, 9), ["--at", "4"], 2),
+        (kvwal.SnapshotTooOld(4, 7, 9), [], 6),
+        # It was there.
+        (kvwal.SnapshotTooOld(4, 4, 4, while_read=True), ["--at", "1"], 6),
+        (kvwal.SnapshotTooOld(4, 4, 4, limit_bytes=1), ["--at", "1"], 6),
+        (kvwal.FeedGap(4, 7, 9), [], 6),
+    ],
+)
+def test_what_went_by_itself_is_no_mistake_in_the_command_line(
+    path: str, monkeypatch: pytest.MonkeyPatch, error: kvwal.Error, asked: list[str], code: int
+) -> None:
+    def gone(*arguments: object, **keywords: object) -> None:
+        raise error
+
+    monkeypatch.setattr("kvwal.Store.scan", gone)
+    monkeypatch.setattr("kvwal.Snapshot.scan", gone)
+    result = CliRunner().invoke(whole_app(), ["scan", path, *asked])
+    assert result.exit_code == code, result.output
+    assert "with a pin" not in result.output
+
+
+def test_what_to_do_is_said_in_the_words_of_a_shell(path: str, tmp_path: Path) -> None:
+    none = CliRunner().invoke(whole_app(), ["get", str(tmp_path / "none"), "k"])
+    assert (none.exit_code, "`kvwal put` makes one" in none.output, '"c"' in none.output) == (5, True, False)
+    nowhere = CliRunner().invoke(whole_app(), ["put", str(tmp_path / "none" / "kv"), "k", "v"])
+    assert (nowhere.exit_code, "make it first" in nowhere.output, "parents" in nowhere.output) == (5, True, False)
+    for log in Path(path).glob("*.log"):
+        log.write_bytes(b"damaged" * 1000)
+    damaged = CliRunner().invoke(whole_app(), ["get", path, "k"])
+    assert (damaged.exit_code, "kvwal salvage PATH INTO" in damaged.output) == (3, True)
+
+
+def test_an_interrupt_while_modules_are_loaded_is_no_traceback(tmp_path: Path) -> None:
+    (tmp_path / "rich.py").write_text("raise KeyboardInterrupt")
+    command = f'PYTHONPATH="{tmp_path}:$PYTHONPATH" $K --help'
+    result = shell(command, "none")
+    assert (result.returncode, result.stdout, result.stderr) == (130, "", "kvwal: interrupted\n")
+
+
+@pytest.mark.parametrize(
     ("command", "arguments", "advice"),
     [
         ("get", ["--table", "none", "k"], "; `kvwal tables PATH` lists those that there are"),
