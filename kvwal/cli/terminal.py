@@ -45,7 +45,10 @@ LIMIT = click.IntRange(0, sys.maxsize)
 
 
 class PathType(click.Path):
-    """A path. Whether something is there is left to what opens it, whose errors say more."""
+    """A path. Whether something is there, and may be read, is left to what opens it, whose errors say more."""
+
+    def __init__(self) -> None:
+        super().__init__(readable=False)
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         if value == "":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -114,6 +115,18 @@ def test_an_error_says_what_to_do_on_the_command_line(
     assert result.exit_code == 2
     assert advice in result.output
     assert "()" not in result.output
+
+
+def test_what_may_not_be_read_is_told_by_what_reads_it(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.access", lambda *arguments, **keywords: False)
+    assert CliRunner().invoke(whole_app(), ["scan", path]).exit_code == 0
+
+    def refused(*arguments: object, **keywords: object) -> None:
+        raise kvwal.RefusedError(errno.EACCES, "no permission", path)
+
+    monkeypatch.setattr("kvwal.open", refused)
+    result = CliRunner().invoke(whole_app(), ["scan", path])
+    assert (result.exit_code, result.output) == (6, f"kvwal: {path}: no permission\n")
 
 
 def paths_of(command: click.Command, names: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], str]]:
