@@ -15,6 +15,8 @@ __all__ = ["main", "whole_app"]
 
 #: sysexits.h: something that the program needs is not there.
 _EXIT_UNAVAILABLE = 69
+_EXIT_INTERRUPTED = 130
+_NEEDED = ("click", "rich")
 
 
 def main() -> None:
@@ -22,12 +24,20 @@ def main() -> None:
     try:
         import click  # noqa: F401  # only whether it is there
         import rich  # noqa: F401  # only whether it is there
+
+        app = whole_app()
     except ModuleNotFoundError as error:
+        if error.name not in _NEEDED:
+            raise
         sys.stderr.write(f"kvwal: the command line needs {error.name}; install it with: pip install 'kvwal[cli]'\n")
         sys.exit(_EXIT_UNAVAILABLE)
+    except KeyboardInterrupt:
+        # While modules are loaded, which takes a good part of a short command.
+        sys.stderr.write("kvwal: interrupted\n")
+        sys.exit(_EXIT_INTERRUPTED)
     _see_to_stdin()
     _buffer_stdout()
-    whole_app()(prog_name="kvwal")
+    app(prog_name="kvwal")
 
 
 def whole_app() -> click.Group:

@@ -45,12 +45,14 @@ An error carries its facts as attributes, and its text says what to do next. Eve
 and keeps its text, attributes and notes, and the cause if that is one of kvwal's or Python's own: an error that cannot
 be pickled breaks a process pool, and is lost with it.
 
-What several modules say is said here once: `closed`, `read_only`, `forked`, `poisoned` and `stalled` make the errors.
+What several modules say is said here once: `closed`, `read_only`, `not_followed`, `forked`, `poisoned` and `stalled`
+make the errors.
 """
 
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final
@@ -96,6 +98,7 @@ __all__ = [
     "UsageError",
     "closed",
     "forked",
+    "not_followed",
     "poisoned",
     "read_only",
     "stalled",
@@ -305,10 +308,16 @@ class _NotKeptError(UsageError):
 
     def _kept(self) -> str:
         """What can be had instead, in words."""
+        if self.oldest > self.newest:
+            return f"no commit is kept; the newest is {self.newest}"
         since = "" if self.oldest_time is None else f" of {self.oldest_time.isoformat(' ', 'seconds')}"
         moments = [str(seqno) for seqno in self.nearest if seqno is not None]
         beside = f"; the nearest moments that are kept are those of commit {' and '.join(moments)}" if moments else ""
         return f"kept are commits {self.oldest}{since} to {self.newest}{beside}"
+
+
+def _stretch(first: int, last: int) -> str:
+    return str(first) if first == last else f"{first} to {last}"
 
 
 class SnapshotTooOld(_NotKeptError):
@@ -318,13 +327,22 @@ class SnapshotTooOld(_NotKeptError):
 
     Attributes: `asked`, `oldest`, `newest` (seqnos; `asked` may be a time), `oldest_time`, `newest_time`, `nearest`
     (kept moments on both sides), `lost_commits` and `forked_at`, None where they say nothing. `limit_bytes`: more than
-    this was held by a snapshot, transaction or scan, and older ones; None if it is not about that.
+    this was held by a snapshot, transaction or scan, and older ones; None if it is not about that. `while_read`: it was
+    given, and what it is read from went before it was read to its end.
     """
 
     def __init__(
-        self, asked: int | datetime, oldest: int, newest: int, *, limit_bytes: int | None = None, **more: Any
+        self,
+        asked: int | datetime,
+        oldest: int,
+        newest: int,
+        *,
+        limit_bytes: int | None = None,
+        while_read: bool = False,
+        **more: Any,
     ) -> None:
         self.limit_bytes = limit_bytes
+        self.while_read = while_read
         super().__init__(asked, oldest, newest, **more)
 
     def _text(self) -> str:
@@ -333,20 +351,52 @@ class SnapshotTooOld(_NotKeptError):
                 f"the moment of commit {self.asked} was given up: what it and older ones held was more than "
                 f"max_snapshot_bytes ({self.limit_bytes}); take a new one, hold it for less time, or raise the limit"
             )
+        if self.while_read:
+            # The bounds say nothing here: what was asked for may be within them.
+            return (
+                f"the moment of commit {self.asked} went while it was read: checkpoints of its writer have replaced "
+                "what it is read from; begin again with a new one, and read it in less time, or follow with a pin"
+            )
         if self.forked_at is not None:
             return f"{self._other_line()}; {self._kept()}"
         return f"what was from {_asked(self.asked)} on is no longer all kept; {self._kept()}; ask for one of these"
 
 
+# More stretches of moments than this on each side of what was asked for are only counted.
+_SHOWN_STRETCHES: Final = 3
+
+
 class NotInBackup(SnapshotTooOld):
     """Backups do not have the moment that is to be restored: it is older, newer, or in a gap.
 
-    Attributes: as `SnapshotTooOld` has. `oldest` and `newest` are the first and last moment that can be restored,
-    `nearest` the moments on both sides of what was asked for.
+    Attributes: as `SnapshotTooOld` has. `stretches`: first and last commit of each stretch of moments that can be
+    restored, ascending; `oldest` and `newest` are the bounds of all, `nearest` the moments on both sides of what was
+    asked for.
     """
 
+    def __init__(
+        self,
+        asked: int | datetime,
+        stretches: Sequence[tuple[int, int]],
+        *,
+        nearest: tuple[int | None, int | None] = (None, None),
+    ) -> None:
+        self.stretches = tuple((first, last) for first, last in stretches)
+        super().__init__(asked, stretches[0][0], max(last for _, last in stretches), nearest=nearest)
+
     def _text(self) -> str:
-        return f"the backup does not have the moment of {_asked(self.asked)}; {self._kept()}; ask for one of these"
+        before, after = self.nearest
+        i = sum(1 for first, _ in self.stretches if after is None or first < after)
+        begin, end = max(i - _SHOWN_STRETCHES, 0), i + _SHOWN_STRETCHES
+        shown = ", ".join(_stretch(*each) for each in self.stretches[begin:end])
+        others = len(self.stretches) - len(self.stretches[begin:end])
+        more = f", and {others} stretches that are further away" if others else ""
+        moments = " and ".join(str(seqno) for seqno in (before, after) if seqno is not None)
+        nearest = f"; the nearest ones are those of commit {moments}" if moments else ""
+        return (
+            f"the backup does not have the moment of {_asked(self.asked)}; it has those of commits {shown}{more}"
+            f"{nearest}; ask for one of these"
+        )
 
 
 class FeedGap(_NotKeptError):
@@ -393,11 +443,20 @@ class Finding:
         return f"{where}: {self.reason}"
 
 
+_FILE_ADVICE: Final = (
+    "Restore a backup (docs/backups.md), or save what verifies into a new store with kvwal.salvage(path, into)"
+)
+_OBJECT_ADVICE: Final = (
+    "It is an object of a backup, so the store is as it was: see what else is damaged with kvwal archive verify, and "
+    "make a new backup in another destination"
+)
+
+
 class CorruptionError(Error):
     """Bytes on disk are not what was written there.
 
     Attributes:
-        file: the name of the damaged file, inside the store's directory.
+        file: the name of the damaged file, inside the store's directory, or of the damaged object of a backup.
         offset: byte offset of the damage, or None when the whole file is meant.
         reason: what does not hold, in a few words.
 
@@ -405,14 +464,15 @@ class CorruptionError(Error):
     is part of normal recovery.
     """
 
-    def __init__(self, file: str, offset: int | None, reason: str) -> None:
+    def __init__(self, file: str, offset: int | None, reason: str, *, advice: str | None = None) -> None:
+        """`advice`: what to do; None: what helps with a file of a store, or with an object of a backup."""
         self.file = file
         self.offset = offset
         self.reason = reason
-        super().__init__(
-            f"{self.finding}. Restore a backup (docs/backups.md), or save what verifies into a new store with "
-            "kvwal.salvage(path, into)"
-        )
+        if advice is None:
+            # The name of a backup's object has a directory in it, and that of a store's file has none.
+            advice = _OBJECT_ADVICE if "/" in file else _FILE_ADVICE
+        super().__init__(f"{self.finding}. {advice}")
 
     @property
     def finding(self) -> Finding:
@@ -594,7 +654,10 @@ class IndexNotFoundError(UsageError, LookupError):
     def __init__(self, table: str, index: str) -> None:
         self.table = table
         self.index = index
-        super().__init__(f"table {table!r} has no index {index!r}; declare it with index(), or look at tables()")
+        super().__init__(
+            f"table {table!r} has no index {index!r}; the program that writes the store makes it with index(), and "
+            "tables() lists those that there are"
+        )
 
 
 class IndexNotDeclaredError(UsageError):
@@ -632,7 +695,8 @@ class IndexNotReadyError(UsageError):
         self.done = done
         self.total = total
         super().__init__(
-            f"index {index!r} of table {table!r} has {done} of {total} keys; declare it, and wait with wait()"
+            f"index {index!r} of table {table!r} has {done} of {total} keys; the program that writes the store builds "
+            "it once it declares it, and waits for that with wait(); a follower reads it when it has moved on since"
         )
 
 
@@ -670,6 +734,14 @@ def closed(what: str = "store") -> ClosedError:
 def read_only() -> ReadOnlyError:
     """Of a store opened with flag "r"."""
     return ReadOnlyError('the store was opened with flag "r"; open it with "w" or "c" to write')
+
+
+def not_followed() -> ReadOnlyError:
+    """Of a feed that is to wait for what comes in a store opened with flag "r"."""
+    return ReadOnlyError(
+        'a store opened with flag "r" stays at one commit, so that no feed of it waits for what comes; use '
+        "kvwal.follow(path), which moves on with the program that writes it"
+    )
 
 
 def forked() -> ForkedError:

@@ -21,6 +21,7 @@ from kvwal.errors import (
     Error,
     FeedGap,
     Finding,
+    NotInBackup,
     PoisonedError,
     SnapshotTooOld,
     StoreNotFoundError,
@@ -48,7 +49,7 @@ MADE: list[tuple[type[Error], tuple[Any, ...], dict[str, Any]]] = [
         {"oldest_time": NOON, "newest_time": NOON, "nearest": (3, 8), "lost_commits": 4, "forked_at": 2},
     ),
     (errors.SnapshotTooOld, (5, 90, 90), {"limit_bytes": 1 << 30}),
-    (errors.NotInBackup, (5, 7, 90), {"nearest": (None, 7)}),
+    (errors.NotInBackup, (5, [(7, 80), (82, 90)]), {"nearest": (None, 7)}),
     (errors.StaleError, (0.75, 0.5), {}),
     (errors.FeedGap, (5, 7, 90), {"oldest_time": NOON, "nearest": (None, 8), "lost_commits": 2}),
     (errors.CorruptionError, ("data", 4096, "the checksum is wrong"), {}),
@@ -184,6 +185,9 @@ def test_a_damage_is_a_finding() -> None:
     assert str(Finding("data", 8192, "why")) == "data at byte 8192: why"
     assert str(Finding("data", None, "why")) == "data: why"
     assert str(CorruptionError("data", 8192, "why")).startswith("data at byte 8192: why. Restore")
+    of_object = str(CorruptionError("0123456789abcdef/unit/0/a", 0, "why"))
+    assert of_object.startswith("0123456789abcdef/unit/0/a at byte 0: why. It is an object of a backup")
+    assert str(CorruptionError("data", None, "why", advice="Do this")) == "data: why. Do this"
 
 
 def test_a_position_that_is_not_kept_is_refused_with_what_is() -> None:
@@ -197,6 +201,27 @@ def test_a_position_that_is_not_kept_is_refused_with_what_is() -> None:
     assert "(lost are 1)" in str(error)
     assert (error.nearest, error.oldest_time, error.forked_at) == ((None, None), None, None)
     assert "another line, which left this one after commit 4" in str(FeedGap(5, 7, 90, forked_at=4))
+
+
+def test_bounds_that_have_what_was_asked_for_are_not_named() -> None:
+    went = SnapshotTooOld(4, 4, 4, while_read=True)
+    assert str(went).startswith("the moment of commit 4 went while it was read: ")
+    assert "kept" not in str(went)
+    assert pickle.loads(pickle.dumps(went)).while_read
+    # A log of which nothing is left.
+    assert "; no commit is kept; the newest is 7; begin again" in str(FeedGap(5, 8, 7))
+
+
+def test_a_moment_that_a_backup_does_not_have_is_refused_with_the_stretches_that_it_has() -> None:
+    error = NotInBackup(5, [(0, 3), (4, 4), (7, 9)], nearest=(4, 7))
+    assert str(error) == (
+        "the backup does not have the moment of commit 5; it has those of commits 0 to 3, 4, 7 to 9; the nearest ones "
+        "are those of commit 4 and 7; ask for one of these"
+    )
+    assert (error.stretches, error.oldest, error.newest) == (((0, 3), (4, 4), (7, 9)), 0, 9)
+    many = NotInBackup(51, [(n, n) for n in range(0, 100, 2)], nearest=(50, 52))
+    assert "those of commits 46, 48, 50, 52, 54, 56, and 44 stretches that are further away; the" in str(many)
+    assert pickle.loads(pickle.dumps(many)).stretches == many.stretches
 
 
 def test_a_stalled_commit_says_what_stands_in_the_way() -> None:

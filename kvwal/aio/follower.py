@@ -19,6 +19,8 @@ from kvwal.aio.workers import Workers, in_thread, to_the_end
 from kvwal.api.followed_table import FollowedTable
 from kvwal.api.follower import Follower
 from kvwal.api.naming import TableInfo
+from kvwal.backup.making import BackupReport, BaseKind
+from kvwal.backup.port import Where
 from kvwal.codecs import Codec, KeyCodec
 from kvwal.engine.reads import Reads
 from kvwal.engine.row_cache import Row, RowCache
@@ -168,6 +170,11 @@ class AsyncFollower(AsyncRecalling):
         return self._store.position
 
     @property
+    def pinned(self) -> bool:
+        """Whether the writer keeps what this shows now. One system call, made in the loop."""
+        return self._store.pinned
+
+    @property
     def rebases(self) -> int:
         """How often it went over to a newer checkpoint of the writer."""
         return self._store.rebases
@@ -199,6 +206,18 @@ class AsyncFollower(AsyncRecalling):
         """How far it is behind what is in the writer's files. As `Follower.lag`."""
         self._refuse_if_over()
         return await self._workers.submit(self._store.lag)
+
+    async def backup(
+        self,
+        dest: Where,
+        *,
+        base: BaseKind = "auto",
+        history: bool = False,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> BackupReport:
+        """`Follower.backup`, in a thread, which also calls `progress`. If the task is cancelled, it goes on."""
+        self._refuse_if_over()
+        return await in_thread(self._store.backup, dest, base=base, history=history, progress=progress)
 
     def __repr__(self) -> str:
         return f"<kvwal.aio.AsyncFollower of {self.path!r}{' (closed)' if self.closed else ''}, seqno {self.seqno}>"

@@ -10,8 +10,8 @@ All of this is computed from names, so it costs one listing.
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Container, Iterator
+from dataclasses import dataclass, replace
 from datetime import datetime
 from itertools import pairwise
 from typing import NamedTuple, TypeVar
@@ -104,6 +104,14 @@ class Held:
     units: tuple[UnitName, ...]
     sizes: dict[str, int]
 
+    def without(self, damaged: Container[str]) -> Held:
+        """The same but for some objects, by their names."""
+        return replace(
+            self,
+            bases=tuple(base for base in self.bases if str(base) not in damaged),
+            units=tuple(unit for unit in self.units if str(unit) not in damaged),
+        )
+
     def lineage(self, base: BaseName) -> tuple[BaseName, ...] | None:
         """The base with those that it builds on, a full one first; None if one of them is missing."""
         by_generation: dict[int, BaseName] = {each.generation: each for each in self.bases}
@@ -194,7 +202,7 @@ class Held:
         i = bisect_left(found, place, key=lambda stretch: stretch.first)
         before = found[i - 1].last if i else None
         after = found[i].first if i < len(found) else None
-        return NotInBackup(asked, found[0].first, found[-1].last, nearest=(before, after))
+        return NotInBackup(asked, found, nearest=(before, after))
 
 
 def list_held(destination: Destination, line: bytes) -> Held:

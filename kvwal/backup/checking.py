@@ -3,7 +3,8 @@
 A gap is "lost" until someone has looked into it and accepted it, with a reason: then it is "accepted", and does not
 count as a problem any more. What thinning has taken on purpose is none (see keeping.py).
 
-`verify` remembers what it has proved in `state/verified`, so that the next one can begin with the rest.
+`verify` remembers what it has proved, and what it found damaged: see proofs.py. So the next one can begin with the
+rest, and the status tells of the damage.
 """
 
 from __future__ import annotations
@@ -17,11 +18,12 @@ from typing import Any, Final, Literal, NamedTuple, TypeAlias
 from kvwal.backup import state
 from kvwal.backup.bases import check_base, read_header
 from kvwal.backup.chain import Gap, Held, Stretch, held_lines, list_held, time_bounds
-from kvwal.backup.names import BaseName, UnitName
+from kvwal.backup.names import STATE, BaseName, UnitName
 from kvwal.backup.port import Destination
+from kvwal.backup.proofs import Results, damaged, proved
 from kvwal.backup.replaying import breaks, replay
 from kvwal.backup.units import decode_unit
-from kvwal.errors import CorruptionError, Finding, FormatError, ObjectMissing
+from kvwal.errors import CorruptionError, Finding, FormatError, ObjectMissing, RefusedError
 from kvwal.keys import Seqno
 from kvwal.times import time_of
 
@@ -48,7 +50,7 @@ class ArchivedLine:
 
     Attributes:
         line: 8 bytes.
-        moments: stretches of moments that can be restored, ascending.
+        moments: stretches of moments that can be restored without what is known to be damaged, ascending.
         gaps: what is missing between them, but for what was thinned.
         thinned_before: below this commit only single bases are kept; 0: nothing was thinned.
         bases, units, bytes: of the objects.
@@ -76,7 +78,8 @@ class DestinationStatus:
         mark: line and seqno up to which an archiver has read all back; None: there was none.
         epoch: number of the last archiver's claim; 0: there was none.
         unverified: objects that `verify` has not proved yet. verified_time: when it last proved one.
-        problems: units that do not follow the one before them; what comes from there on may not be restored.
+        problems: what `verify` has found damaged, and units that do not follow the one before them; what comes from
+            there on may not be restored.
         ok: whether every gap is accepted, there is no problem, and there is a moment at all.
     """
 
@@ -95,19 +98,26 @@ def status_of(destination: Destination) -> DestinationStatus:
     store_id = state.identity_of(destination)
     _, marked = state.read(destination, state.MARK)
     _, verified = state.read(destination, state.VERIFIED)
-    proved = _proved(verified)
+    when, known = proved(verified), damaged(verified)
     lines: list[ArchivedLine] = []
     names: set[str] = set()
     problems: list[Finding] = []
     for line in held_lines(destination):
         held = list_held(destination, line)
         names |= held.sizes.keys()
-        problems += _breaks(destination, held)
-        bounds = time_bounds(destination, held) or (None, None)
+        problems += (each for each in _breaks(destination, held) if each.file not in known)
+        whole = held.without(known)
+        try:
+            bounds = time_bounds(destination, whole) or (None, None)
+        except CorruptionError as error:
+            bounds = None, None
+            if error.file not in {problem.file for problem in problems}:
+                problems.append(error.finding)
+            whole = whole.without({error.file})
         lines.append(
             ArchivedLine(
                 line,
-                tuple(held.stretches()),
+                tuple(whole.stretches()),
                 tuple(_known_gaps(destination, held)),
                 _thinned_before(destination, held),
                 len(held.bases),
@@ -116,18 +126,19 @@ def status_of(destination: Destination) -> DestinationStatus:
                 *bounds,
             )
         )
+    problems += (each.finding(name) for name, each in known.items() if name in names or name.startswith(STATE))
     mark = None
     if isinstance(marked.get("seqno"), int) and isinstance(marked.get("line"), str):
         mark = bytes.fromhex(marked["line"]), Seqno(marked["seqno"])
     epoch = marked.get("epoch", 0)
-    times = [at_us for name, (at_us, _) in proved.items() if name in names]
+    times = [at_us for name, (at_us, _) in when.items() if name in names]
     is_lost = any(gap.state == "lost" for line in lines for gap in line.gaps)
     return DestinationStatus(
         store_id,
         tuple(lines),
         mark,
         epoch if isinstance(epoch, int) else 0,
-        len(names - proved.keys()),
+        len(names - when.keys()),
         time_of(max(times)) if times else None,
         tuple(problems),
         any(line.moments for line in lines) and not is_lost and not problems,
@@ -204,6 +215,7 @@ class VerifiedArchive:
         left: that there was no time for.
         problems: what does not hold; the file is the object.
         gaps: moments that are lost, and not accepted.
+        unsaved: why the results could not be remembered in the destination; None if they were.
     """
 
     checked: int
@@ -211,6 +223,7 @@ class VerifiedArchive:
     left: int
     problems: tuple[Finding, ...]
     gaps: tuple[KnownGap, ...]
+    unsaved: str | None
 
     @property
     def ok(self) -> bool:
@@ -237,57 +250,59 @@ def verify(
     """
     store_id = state.identity_of(destination)
     _, verified = state.read(destination, state.VERIFIED)
-    proved = _proved(verified)
+    known = proved(verified)
     held = [list_held(destination, line) for line in held_lines(destination)]
     names: dict[str, BaseName | UnitName] = {}
     for each in held:
         names |= {str(base): base for base in each.bases} | {str(unit): unit for unit in each.units}
-    todo = sorted(names, key=lambda name: (proved.get(name, (0, False))[0], name))
+    todo = sorted(names, key=lambda name: (known.get(name, (0, False))[0], name))
     if since_last:
-        todo = [name for name in todo if name not in proved or (deep and not proved[name][1])]
+        todo = [name for name in todo if name not in known or (deep and not known[name][1])]
     began_s = saved_s = monotonic_s()
     problems: list[Finding] = []
-    done: dict[str, tuple[int, bool]] = {}
-    unproved: set[str] = set()
+    results = Results(names)
+    unsaved: str | None = None
     for name in todo:
         if budget_s is not None and monotonic_s() - began_s >= budget_s:
             break
         try:
             _prove(destination, store_id, name, names[name])
-            done[name] = now_us(), False
+            results.done[name] = now_us(), False
         except ObjectMissing:
             # It was merged, or pruned, since. Whether something is missing then, the gaps tell.
-            unproved.add(name)
+            results.gone.add(name)
         except (CorruptionError, FormatError) as error:
-            unproved.add(name)
             problems.append(error.finding if isinstance(error, CorruptionError) else Finding(name, None, str(error)))
+            results.add(problems[-1], now_us(), deep=False)
         if progress is not None:
-            progress(len(done) + len(unproved), len(todo))
+            progress(results.checked, len(todo))
         if monotonic_s() - saved_s >= _SAVE_EVERY_S:
             saved_s = monotonic_s()
-            _save(destination, names, done, unproved)
-    checked = len(done) + len(unproved)
+            unsaved = _saved(destination, results)
+    checked = results.checked
     left = len(todo) - checked
     if deep and not left:
         for each in held:
-            problems += _replayed(destination, store_id, each, done, now_us)
+            for finding in _replayed(destination, store_id, each, results.done, now_us):
+                problems.append(finding)
+                results.add(finding, now_us(), deep=True)
+        results.all_deep = True
     elif todo and not left:
         told = {problem.file for problem in problems}
         problems += [each for one in held for each in _breaks(destination, one) if each.file not in told]
-    _save(destination, names, done, unproved)
+    unsaved = _saved(destination, results)
     held = [list_held(destination, each.line) for each in held]
     gaps = tuple(gap for each in held for gap in _known_gaps(destination, each) if gap.state == "lost")
-    return VerifiedArchive(checked, len(names) - len(todo), left, tuple(problems), gaps)
+    return VerifiedArchive(checked, len(names) - len(todo), left, tuple(problems), gaps, unsaved)
 
 
-def _proved(members: dict[str, Any]) -> dict[str, tuple[int, bool]]:
-    """When each object was proved, in us, and whether deeply. What has another form was not."""
-    found: dict[str, tuple[int, bool]] = {}
-    units = members.get("units", {})
-    for name, result in units.items() if isinstance(units, dict) else ():
-        if isinstance(result, list) and len(result) == 2 and isinstance(result[0], int):
-            found[name] = max(0, result[0]), bool(result[1])
-    return found
+def _saved(destination: Destination, results: Results) -> str | None:
+    """Remember the results; why that cannot be, where nothing may be written to the destination."""
+    try:
+        results.save(destination)
+    except RefusedError as error:
+        return error.strerror or str(error)
+    return None
 
 
 def _prove(destination: Destination, store_id: bytes, name: str, parsed: BaseName | UnitName) -> None:
@@ -350,14 +365,3 @@ def _breaks(destination: Destination, held: Held) -> Iterator[Finding]:
             end = units[-1].last if units else end
             for error in breaks(destination, held, units):
                 yield error.finding
-
-
-def _save(
-    destination: Destination, names: dict[str, Any], done: dict[str, tuple[int, bool]], unproved: set[str]
-) -> None:
-    def with_results(members: dict[str, Any]) -> dict[str, Any]:
-        results = {**_proved(members), **done}
-        kept = {name: list(result) for name, result in results.items() if name in names and name not in unproved}
-        return {**members, "units": kept}
-
-    state.change(destination, state.VERIFIED, with_results)

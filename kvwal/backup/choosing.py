@@ -15,19 +15,21 @@ from typing import Final, Literal, TypeAlias
 from kvwal.backup.bases import read_header
 from kvwal.backup.chain import Around, Held, Plan, Stretch, around, held_lines, list_held
 from kvwal.backup.lines import ancestry
-from kvwal.backup.names import BaseName
+from kvwal.backup.names import BaseName, UnitName, parse_name
 from kvwal.backup.port import Destination
 from kvwal.backup.units import HEADER_BYTES, decode_header
-from kvwal.errors import BackupDestinationError, NotInBackup, SnapshotTooOld
+from kvwal.errors import BackupDestinationError, CorruptionError, NotInBackup, SnapshotTooOld
 from kvwal.keys import Seqno, as_int
 from kvwal.positions import Position
 from kvwal.times import us_of
 
-__all__ = ["Chosen", "Moment", "as_moment", "choose"]
+__all__ = ["Chosen", "Moment", "advice", "as_moment", "choose"]
 
 #: What a user may ask for: "latest", a seqno, "before:SEQNO", a position, or a time.
 Moment: TypeAlias = int | datetime | str
 _BEFORE: Final = "before:"
+# The last ones of these are named.
+_ADVISED_STRETCHES: Final = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,9 +88,35 @@ def choose(destination: Destination, at: int | datetime | Literal["latest"]) -> 
     raise _refusal(at, stretches, seqno)
 
 
+def advice(destination: Destination, at: int | datetime | Literal["latest"], damaged: str) -> str:
+    """What to restore where an object that a moment needs is damaged: one of the moments before it."""
+    parsed = parse_name(damaged)
+    before: list[Stretch] = []
+    if parsed is not None:
+        last = parsed.first if isinstance(parsed, UnitName) else Seqno(parsed.seqno - 1)
+        try:
+            line = at.line if isinstance(at, Position) else _newest_line(destination)
+            lines = [(list_held(destination, each), fork) for each, fork in ancestry(destination, line)]
+        except CorruptionError:
+            return "Say on which line the moment is (LINE:SEQNO), or restore from another destination"
+        found = {each for held, fork in lines for each in _clipped(held.stretches(), fork)}
+        before = _clipped(_joined(sorted(found)), last)
+    if not before:
+        return "Restore from another destination: no moment of this one is known to do without it"
+    moments = ", ".join(f"{each.first} to {each.last}" for each in before[-_ADVISED_STRETCHES:])
+    return (
+        f"Restore an earlier moment, which does not need it (there are those of commits {moments}), or restore from "
+        "another destination"
+    )
+
+
 def _newest_line(destination: Destination) -> bytes:
     newest: tuple[int, Seqno, bytes] | None = None
-    for line in held_lines(destination):
+    lines = held_lines(destination)
+    if len(lines) == 1:
+        # Nothing is read, so that damage is met only where it matters.
+        return lines[0]
+    for line in lines:
         held = list_held(destination, line)
         times = [(read_header(destination, str(base)).meta.time_us, base.seqno) for base in held.bases[-1:]]
         last = max(held.units, key=lambda unit: unit.last, default=None)
@@ -138,5 +166,14 @@ def _refusal(at: int | datetime | str, stretches: list[Stretch], place: Seqno | 
         i = bisect_left(stretches, place, key=lambda stretch: stretch.first)
         before = max((each.last for each in stretches[:i]), default=None)
         after = stretches[i].first if i < len(stretches) else None
-    oldest, newest = stretches[0].first, max(each.last for each in stretches)
-    return NotInBackup(asked, oldest, newest, nearest=(before, after))
+    return NotInBackup(asked, _joined(stretches), nearest=(before, after))
+
+
+def _joined(stretches: list[Stretch]) -> list[Stretch]:
+    """The same, those of two lines as one where one line goes on from the other."""
+    joined: list[Stretch] = []
+    for each in stretches:
+        if joined and each.first <= joined[-1].last + 1:
+            each = Stretch(joined[-1].first, max(joined.pop().last, each.last))
+        joined.append(each)
+    return joined

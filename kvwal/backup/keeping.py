@@ -36,6 +36,8 @@ __all__ = ["WINDOWS_S", "Keep", "Merging", "Pruning", "plan_pruning", "prune"]
 WINDOWS_S: Final = (30, 300, 3600)
 # What has more commits than that in bytes is not merged any more: a restore takes a unit into memory.
 _MOST_MERGED_BYTES: Final = 32 << 20
+# Before the first commit that there can be, and in us an int.
+_FOR_EVER_S: Final = 1e12
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +45,7 @@ class Keep:
     """How long an archive keeps what.
 
     Attributes:
-        pitr_s: every moment of this time, in seconds, from the newest commit back.
+        pitr_s: every moment of this time, in seconds, from the newest commit back; `math.inf`: for ever.
         daily: of what is older, the last base of each day (UTC), for this number of days that have one.
         monthly: the same for months.
     """
@@ -248,7 +250,7 @@ def _keep_from(
     if held.units:
         last = str(max(held.units, key=lambda name: name.last))
         newest_us = max(newest_us, decode_header(last, destination.get(last, size=HEADER_BYTES)).last_time_us)
-    since_us = min(newest_us, now_us) - int(keep.pitr_s * 1e6)
+    since_us = min(newest_us, now_us) - int(min(keep.pitr_s, _FOR_EVER_S) * 1e6)
     by_base = max((base.seqno for base, at_us in times_us.items() if at_us <= since_us), default=stretches[0].first)
     try:
         # The state at that time is that of the last commit before.

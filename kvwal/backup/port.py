@@ -13,12 +13,13 @@ Rules for every implementation of `Destination`:
 
 from __future__ import annotations
 
+import errno
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from typing import Final, Protocol, TypeAlias, runtime_checkable
 
-from kvwal.errors import BackupDestinationError, ObjectMissing
+from kvwal.errors import BackupDestinationError, ObjectMissing, StoreNotFoundError
 from kvwal.files import Buffer, Directory, Files, PathArgument, path_text, system_files
 from kvwal.files.names import DATA
 
@@ -287,7 +288,10 @@ class DirectoryDestination:
 
     def _open(self, where: str) -> Directory:
         """A directory of the destination. FileNotFoundError if it, or the destination, is not there."""
-        found = self._files.open_directory(self.path)
+        try:
+            found = self._files.open_directory(self.path)
+        except NotADirectoryError:
+            raise BackupDestinationError(f"{self.path} is not a directory; backups need one of their own") from None
         try:
             root = self._root
             if root is None or root.inherited:
@@ -324,8 +328,12 @@ class DirectoryDestination:
                 raise BackupDestinationError(
                     f"{self.path} is not there any more: it was removed, or its disk was unmounted"
                 ) from None
-            with suppress(FileExistsError):
-                self._files.make_directory(self._path(where), self._mode | (self._mode & 0o444) >> 2)
+            try:
+                with suppress(FileExistsError):
+                    self._files.make_directory(self._path(where), self._mode | (self._mode & 0o444) >> 2)
+            except FileNotFoundError:
+                text = "the directory that should hold it is not there; make it first, or see if its disk is mounted"
+                raise StoreNotFoundError(errno.ENOENT, text, self._path(where)) from None
             directory = self._open(where)
         if where not in self._durable:
             try:

@@ -18,6 +18,7 @@ all of it.
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -25,7 +26,7 @@ from typing import Final
 
 from kvwal.backup.aside import MARKER, PAGES, begin, marker_of, refuse_foreign, refuse_taken, taken
 from kvwal.backup.bases import BaseHeader, chain_of, pages_of, read_table
-from kvwal.backup.choosing import Chosen, Moment, as_moment, choose
+from kvwal.backup.choosing import Chosen, Moment, advice, as_moment, choose
 from kvwal.backup.names import BaseName, UnitName
 from kvwal.backup.port import Destination, Where, destination_at
 from kvwal.backup.replaying import breaks, replay_runs
@@ -38,7 +39,15 @@ from kvwal.engine.consumers import oldest_asked_for
 from kvwal.engine.lines import LineRow, encode_line, parent_of
 from kvwal.engine.memtable import Memtable
 from kvwal.engine.recovery import replay
-from kvwal.errors import CorruptionError, DiskFullError, Error, FormatError, InternalError, ObjectMissing
+from kvwal.errors import (
+    CorruptionError,
+    DiskFullError,
+    Error,
+    FormatError,
+    InternalError,
+    ObjectMissing,
+    StoreNotFoundError,
+)
 from kvwal.features import EXPIRY
 from kvwal.files import Directory, Files, PathArgument, is_full, parent_and_name, path_text, system_files
 from kvwal.files.names import DATA, is_known, numbers, temporary_name
@@ -115,8 +124,10 @@ def restore(
 
     Raises:
         NotInBackup: the moment is not there; the error has the bounds and the nearest moments.
+        StoreNotFoundError: the directory that is to hold `into` is not there.
         StoreExistsError: something is at `into`, or a directory `INTO.restoring` that is none of a restore.
-        BackupDestinationError: there is no backup at `src`. CorruptionError: an object of it is damaged, and is named.
+        BackupDestinationError: there is no backup at `src`. CorruptionError: an object of it is damaged, and is named,
+            and so are the moments before it.
         FormatError: a newer version of kvwal wrote it. LockedError: another process is restoring to `into`.
         DiskFullError: free some space, and call it again. TypeError, ValueError: an argument cannot be right.
     """
@@ -136,6 +147,9 @@ def restore(
                 # An archiver has merged or pruned it since it was listed.
                 if not left:
                     raise
+    except CorruptionError as error:
+        instead = advice(destination, moment, error.file)
+        raise CorruptionError(error.file, error.offset, error.reason, advice=instead) from error
     except OSError as error:
         if is_full(error) and not isinstance(error, Error):
             raise DiskFullError("there is no space to restore; free some, and call it again to go on") from error
@@ -209,7 +223,11 @@ class _Restore:
         try:
             directory = self._files.open_directory(self._aside)
         except FileNotFoundError:
-            self._files.make_directory(self._aside, self._options.directory_mode)
+            try:
+                self._files.make_directory(self._aside, self._options.directory_mode)
+            except FileNotFoundError:
+                text = "the directory that should hold the store is not there; make it first"
+                raise StoreNotFoundError(errno.ENOENT, text, self._target) from None
             directory = self._files.open_directory(self._aside)
         except NotADirectoryError:
             raise taken(self._aside, "is in the way; move it") from None

@@ -6,7 +6,7 @@
 | `state/mark` | `epoch`: the claim; `line`; `seqno`: all up to it was read back; `digest`: after it |
 | `state/gaps` | `accepted`: a list of `line`, `first`, `last`, `reason`, `wall_us` |
 | `state/kept` | `line`: for each, the seqno below which only bases are kept |
-| `state/verified` | `units`: by name, `at_us` and `deep`; see checking.py |
+| `state/verified` | `units` and `damaged`: see proofs.py |
 
 `crc` is the CRC-32C of the JSON without it, with sorted keys and no spaces. Members that are not known are kept.
 """

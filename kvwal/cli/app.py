@@ -9,8 +9,8 @@ Exit codes (scripts rely on them: never change):
 | 2 | the command line is wrong |
 | 3 | the store, or a backup, is damaged or has a gap, or a demo found a broken promise |
 | 4 | another process has the store open for writing, and the command writes |
-| 5 | no store there, something else there, or a store of a format this version does not know |
-| 6 | the machine failed: no space, no permission, a read or write error |
+| 5 | no store or backup there, something else or another store's backup there, or a format this version does not know |
+| 6 | the machine failed: no space, no permission, a read or write error; or what was read went meanwhile |
 | 7 | a line of the input of `load` is not what it should be |
 | 8 | a value of a table, or a key, cannot be read with its codec |
 | 69 | click or rich is not installed |
@@ -48,7 +48,7 @@ from kvwal.cli import (
     tables,
     transfer,
 )
-from kvwal.cli.terminal import EXIT_UNREADABLE, BadInput, NoSuchKey, complain
+from kvwal.cli.terminal import ASKED, EXIT_UNREADABLE, BadInput, NoSuchKey, complain
 
 __all__ = ["app"]
 
@@ -78,7 +78,7 @@ class _App(click.Group):
         except (click.ClickException, click.exceptions.Exit, click.Abort):
             raise
         except Exception as error:  # noqa: BLE001  # every error gets its exit code here
-            code = _exit_code(error)
+            code = _exit_code(error, is_asked=ASKED in ctx.meta)
             if code == 70:
                 traceback.print_exc()
                 complain("this is a bug in kvwal; please report it with the lines above")
@@ -91,8 +91,10 @@ class _App(click.Group):
             ctx.exit(code)
 
 
-def _exit_code(error: Exception) -> int:
+def _exit_code(error: Exception, *, is_asked: bool) -> int:
     match error:
+        case errors.SnapshotTooOld() | errors.FeedGap() if not is_asked or _went(error):
+            return 6
         case NoSuchKey():
             return 1
         case errors.CorruptionError():
@@ -100,6 +102,8 @@ def _exit_code(error: Exception) -> int:
         case errors.LockedError():
             return 4
         case errors.StoreNotFoundError() | errors.StoreExistsError() | errors.FormatError():
+            return 5
+        case errors.BackupDestinationError():
             return 5
         case BadInput():
             return 7
@@ -117,12 +121,25 @@ def _exit_code(error: Exception) -> int:
             return 70
 
 
+def _went(error: Exception) -> bool:
+    """Whether what was asked for was there, and went while it was read."""
+    return isinstance(error, errors.SnapshotTooOld) and (error.while_read or error.limit_bytes is not None)
+
+
 # What to do next is said last in a text, for programs. Here it is that for the command line.
 _ADVICE: Final[dict[type[Exception], str]] = {
     errors.TableNotFoundError: "`kvwal tables PATH` lists those that there are",
     errors.IndexNotDeclaredError: "only a program that declares the index can put something into the table",
     errors.FeedGap: "without --after it begins with the oldest that is kept",
 }
+# And where it is said in other words of Python.
+_WORDS: Final = (
+    ('open it with flag "c" to make one', "`kvwal put` makes one"),
+    ("parents=True makes it", "make it first"),
+    ('open it with flag "r" to read it', "it can be read"),
+    ("kvwal.salvage(path, into)", "kvwal salvage PATH INTO"),
+    ("begin again with a new one, and read it in less time, or follow with a pin", "run the command again"),
+)
 
 
 def _text(error: Exception) -> str:
@@ -131,8 +148,14 @@ def _text(error: Exception) -> str:
     if advice is not None:
         return f"{str(error).rpartition('; ')[0]}; {advice}"
     if not isinstance(error, OSError) or error.strerror is None:
-        return str(error) or type(error).__name__
-    return error.strerror if error.filename is None else f"{os.fsdecode(error.filename)}: {error.strerror}"
+        text = str(error) or type(error).__name__
+    else:
+        text = error.strerror if error.filename is None else f"{os.fsdecode(error.filename)}: {error.strerror}"
+    if isinstance(error, errors.NotInBackup):
+        text += " with --at"
+    for words, instead in _WORDS:
+        text = text.replace(words, instead)
+    return text
 
 
 def _give_up_stdout() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import time
+from datetime import datetime
 from typing import Any
 
 import click
@@ -13,13 +14,25 @@ from kvwal.backup.checking import DestinationStatus, KnownGap, accept_gap, statu
 from kvwal.backup.choosing import Moment, as_moment, choose
 from kvwal.backup.keeping import Keep, plan_pruning, prune
 from kvwal.backup.port import DirectoryDestination
+from kvwal.backup.state import identity_of
 from kvwal.cli.backups import WHEN
-from kvwal.cli.terminal import EXIT_DAMAGED, complain, count, human_bytes, print_facts, print_json, progress_bar
+from kvwal.cli.terminal import (
+    EXIT_DAMAGED,
+    PathType,
+    complain,
+    count,
+    human_bytes,
+    print_facts,
+    print_json,
+    progress_bar,
+    when,
+)
 from kvwal.keys import Seqno
+from kvwal.times import us_of
 
 __all__ = ["archive"]
 
-_dest = click.argument("dest", type=click.Path(exists=True, file_okay=False))
+_dest = click.argument("dest", type=PathType())
 _as_json = click.option("--json", "as_json", is_flag=True, help="Print one object.")
 
 
@@ -40,7 +53,8 @@ def status(dest: str, as_json: bool) -> None:
 
     Of each line of commits: the ranges of moments that can be restored, gaps, how many bases and units, bytes. mark is
     what kvwal.archive has put there and read back. Exit code 3 if moments between are lost, and that was not
-    accepted, if a unit does not follow the one before it, or if no moment can be restored.
+    accepted, if a unit does not follow the one before it, if kvwal archive verify found damage and has not seen it
+    mended since, or if no moment can be restored.
     """
     found = status_of(DirectoryDestination(dest))
     if as_json:
@@ -84,8 +98,8 @@ def _print_status(found: DestinationStatus) -> None:
         print_facts(f"line {line.line.hex()}", facts, prefix=f"{line.line.hex()}.")
 
 
-def _time(moment: Any) -> str:
-    return "" if moment is None else moment.isoformat(" ", "seconds")
+def _time(moment: datetime | None) -> str:
+    return "" if moment is None else when(us_of("time", moment))
 
 
 @archive.command("verify")
@@ -98,10 +112,12 @@ def _time(moment: Any) -> str:
 def verify_command(
     dest: str, since_last: bool, deep: bool, budget: float | None, quiet: bool, as_json: bool
 ) -> None:
-    """Read what is in DEST and prove it. What was proved is remembered there. Exit code 3 if something does not hold.
+    """Read what is in DEST and prove it. The results are remembered there. Exit code 3 if something does not hold.
 
     Something in DEST is damaged, or moments between the oldest and the newest are lost and that was not accepted.
     """
+    if budget is not None and not budget >= 0:
+        raise click.BadParameter(f"{budget} is no number of seconds", param_hint="--budget")
     with progress_bar("verify", quiet=quiet or as_json) as progress:
         task = progress.add_task("verify", total=None)
         report = verify(
@@ -119,6 +135,8 @@ def verify_command(
         complain(str(problem))
     for gap in report.gaps:
         complain(f"commits {_range(gap)} cannot be restored: {gap.reason}; see kvwal archive accept-gap")
+    if report.unsaved is not None:
+        complain(f"the results cannot be remembered in {dest} ({report.unsaved}), so the next check begins anew")
     if not report.ok:
         click.get_current_context().exit(EXIT_DAMAGED)
     if not quiet and not as_json:
@@ -163,6 +181,7 @@ def prune_command(dest: str, pitr_days: float, daily: int, monthly: int, dry_run
     except ValueError as error:
         raise click.UsageError(str(error)) from None
     destination = DirectoryDestination(dest)
+    identity_of(destination)  # an empty one is not pruned, it is no archive
     plans = [
         plan_pruning(destination, list_held(destination, line), keep, _now_us()) for line in held_lines(destination)
     ]

@@ -10,14 +10,14 @@ import kvwal
 from kvwal.backup.choosing import Moment, as_moment
 from kvwal.backup.making import BaseKind
 from kvwal.cli.moments import MOMENT
-from kvwal.cli.terminal import complain, count, human_bytes, print_json, progress_bar, store_path
+from kvwal.cli.terminal import ASKED, PathType, complain, count, human_bytes, print_json, progress_bar, store_path
 
 __all__ = ["WHEN", "backup", "restore"]
 
 
 @click.command()
 @store_path
-@click.argument("dest", type=click.Path())
+@click.argument("dest", type=PathType())
 @click.option("--full", is_flag=True, help="All pages, also those that an earlier backup has.")
 @click.option("--history", is_flag=True, help="Also every moment of the window.")
 @click.option("--quiet", is_flag=True, help="Say nothing.")
@@ -54,6 +54,8 @@ class _WhenType(click.ParamType):  # type: ignore[type-arg]  # it has none befor
 
     def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> Moment:
         text = str(value)
+        if ctx is not None:
+            ctx.meta[ASKED] = True
         try:
             if ":" in text and len(text.partition(":")[0]) == 16:
                 return kvwal.Position.parse(text)
@@ -67,8 +69,8 @@ WHEN = _WhenType()
 
 
 @click.command()
-@click.argument("src", type=click.Path())
-@click.argument("into", type=click.Path())
+@click.argument("src", type=PathType())
+@click.argument("into", type=PathType())
 @click.option(
     "--at",
     type=WHEN,

@@ -14,7 +14,7 @@ import click
 import kvwal
 from kvwal.cli.forms import Form, form_options, show, to_json
 from kvwal.cli.moments import POSITION
-from kvwal.cli.terminal import binary_output, plain_json, store_path, when
+from kvwal.cli.terminal import LIMIT, binary_output, plain_json, store_path, when
 from kvwal.cli.written import TableWriting, Writing, table_option
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ _LOOK_S: Final = 0.5
 @table_option
 @click.option("--after", type=POSITION, help="Only commits after this one: a seqno, or a position (LINE:SEQNO).")
 @click.option("--prefix", "prefixes", multiple=True, help="Only keys that begin with this, or with one of several.")
-@click.option("--limit", "-n", type=click.IntRange(min=0), help="Show at most this number of changes.")
+@click.option("--limit", "-n", type=LIMIT, help="Show at most this number of changes.")
 @click.option("--follow", "-f", is_flag=True, help="Wait for what comes, beside the process that writes the store.")
 @click.option("--json", "as_json", is_flag=True, help="One object a line.")
 def changes(

@@ -12,7 +12,7 @@ import click
 import kvwal
 from kvwal.cli.forms import Form, checked, form_options, meta_option, show
 from kvwal.cli.moments import Moment, at_option, opened_at
-from kvwal.cli.terminal import NoSuchKey, binary_output, complain, plain_json, print_json, store_path
+from kvwal.cli.terminal import LIMIT, NoSuchKey, binary_output, complain, plain_json, print_json, store_path
 from kvwal.cli.written import TableWriting, Writing, table_option
 from kvwal.keys import as_value
 
@@ -159,7 +159,7 @@ def delete(
 @click.option("--start", help="From this key on.")
 @click.option("--stop", help="Up to but without this key.")
 @click.option("--reverse", is_flag=True, help="Last key first.")
-@click.option("--limit", type=click.IntRange(min=0), help="Print at most this number.")
+@click.option("--limit", type=LIMIT, help="Print at most this number.")
 @click.option("--keys", "keys_only", is_flag=True, help="Keys without their values.")
 @click.option("--json", "as_json", is_flag=True, help="One object a line, as `dump` writes them.")
 def scan(

@@ -12,9 +12,10 @@ import click
 import kvwal
 from kvwal.cli.forms import Form, form_options, meta_option, show, show_meta, to_json
 from kvwal.cli.moments import POSITION
-from kvwal.cli.terminal import human_bytes, print_json, store_path, when
+from kvwal.cli.terminal import LIMIT, count, human_bytes, print_json, store_path, when
 from kvwal.expiring import Expiring, plain
 from kvwal.log.extension import cause_of
+from kvwal.log.intents import is_of_users
 
 if TYPE_CHECKING:
     from kvwal.api.store import Store
@@ -35,7 +36,7 @@ _WINDOW = 200
 @form_options
 @click.option("--after", type=POSITION, help="Only commits after this one: a seqno, or a position (LINE:SEQNO).")
 @meta_option("Only commits with this pair; may be given again.")
-@click.option("--limit", "-n", type=click.IntRange(min=0), help="Show at most this number.")
+@click.option("--limit", "-n", type=LIMIT, help="Show at most this number.")
 @click.option("--reverse", is_flag=True, help="Oldest first.")
 @click.option("--follow", "-f", is_flag=True, help="Oldest first, and wait for what comes.")
 @click.option("--all", "everything", is_flag=True, help="Every key of every commit, however many.")
@@ -51,7 +52,7 @@ def log(
     everything: bool,
     as_json: bool,
 ) -> None:
-    """Show the commits in the log, newest first.
+    """Show the commits in the log, newest first, with what they wrote: keys and values of tables as bytes.
 
     The log reaches back as far as recovery needs it or as the store was told to keep it. On a terminal the
     output goes through a pager.
@@ -68,8 +69,8 @@ def log(
             for record in records:
                 print_json(_object(form, record))
             return
-        tty = sys.stdout.isatty()
-        shown = (_paragraph(form, record, None if everything else _SHOWN_INTENTS, tty) for record in records)
+        tty, names = sys.stdout.isatty(), _Names(db)
+        shown = (_paragraph(form, record, names, None if everything else _SHOWN_INTENTS, tty) for record in records)
         if tty and not follow:
             # click takes the colour out again for a pager that would not show it.
             click.echo_via_pager(shown)
@@ -102,19 +103,39 @@ def _newest_first(db: Store, after: int | None) -> Iterator[Record]:
         stop = start
 
 
+class _Names:
+    """What tables are called now."""
+
+    def __init__(self, db: Store | kvwal.Follower) -> None:
+        self._db = db
+        self._found: dict[int, str] = {}
+
+    def of(self, table: int) -> str:
+        """The name of a table; its id if it was dropped. Looked up once."""
+        if table not in self._found:
+            self._found |= {info.id: show(Form.TEXT, info.name.encode()) for info in self._db.tables()}
+        return self._found.setdefault(table, f"table {table}, which was dropped")
+
+
+def _parts(batch: WriteBatch) -> list[tuple[int, WriteBatch]]:
+    """What was written to the default table, and to each of users."""
+    return [(0, batch), *((table, part) for table, part in batch.parts() if is_of_users(table))]
+
+
 def _object(form: Form, record: Record) -> dict[str, Any]:
     intents: list[dict[str, Any]] = []
-    batch = record.batch()
-    for start, stop in batch.ranges:
-        end = {} if stop is None else to_json(form, "stop", stop)
-        intents.append({"op": "delete_range", **to_json(form, "start", start), **end})
-    for key, stored in batch.writes.items():
-        name, value = to_json(form, "key", key), plain(stored)
-        if value is None:
-            intents.append({"op": "delete", **name})
-        else:
-            lasts = {"expires_us": stored.expires_us} if type(stored) is Expiring else {}
-            intents.append({"op": "put", **name, **to_json(form, "value", value), **lasts})
+    for table, part in _parts(record.batch()):
+        where = {"table": table} if table else {}
+        for start, stop in part.ranges:
+            end = {} if stop is None else to_json(form, "stop", stop)
+            intents.append({"op": "delete_range", **where, **to_json(form, "start", start), **end})
+        for key, stored in part.writes.items():
+            name, value = to_json(form, "key", key), plain(stored)
+            if value is None:
+                intents.append({"op": "delete", **where, **name})
+            else:
+                lasts = {"expires_us": stored.expires_us} if type(stored) is Expiring else {}
+                intents.append({"op": "put", **where, **name, **to_json(form, "value", value), **lasts})
     return {
         "seqno": record.seqno,
         "time": when(record.time_us),
@@ -127,7 +148,7 @@ def _object(form: Form, record: Record) -> dict[str, Any]:
     }
 
 
-def _paragraph(form: Form, record: Record, most: int | None, color: bool) -> str:
+def _paragraph(form: Form, record: Record, names: _Names, most: int | None, color: bool) -> str:
     segment, offset = record.position
     head = f"commit {record.seqno}"
     lines = [
@@ -139,8 +160,14 @@ def _paragraph(form: Form, record: Record, most: int | None, color: bool) -> str
         "",
     ]
     batch = record.batch()
-    total = len(batch)
-    lines += (f"    {line}" for line in islice(_intents(form, batch), most))
+    parts = _parts(batch)
+    total = sum(len(part.writes) + len(part.ranges) for _, part in parts)
+    intents = ((table, line) for table, part in parts for line in _intents(form, part))
+    lines += (
+        f"    in {names.of(table)}: {line}" if table else f"    {line}" for table, line in islice(intents, most)
+    )
+    if not total:
+        lines.append(f"    {count(len(batch), 'key')} of what the store keeps of itself")
     if most is not None and total > most:
         lines.append(f"    ... and {total - most:,} more")
     return "\n".join(lines) + "\n\n"

@@ -10,7 +10,7 @@ import click
 
 import kvwal
 from kvwal.cli.forms import Form, form_options
-from kvwal.cli.terminal import binary_output, plain_json, store_path, when
+from kvwal.cli.terminal import ASKED, LIMIT, binary_output, plain_json, store_path, when
 from kvwal.cli.written import TableWriting, Writing, table_option
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ __all__ = ["history"]
 @table_option
 @click.option("--since", type=click.IntRange(min=0), help="Only this commit and later ones.")
 @click.option("--until", type=click.IntRange(min=0), help="Only this commit and earlier ones.")
-@click.option("--limit", "-n", type=click.IntRange(min=0), help="Show at most this number.")
+@click.option("--limit", "-n", type=LIMIT, help="Show at most this number.")
 @click.option("--reverse", is_flag=True, help="Oldest first.")
 @click.option("--json", "as_json", is_flag=True, help="One object a line.")
 def history(
@@ -47,6 +47,8 @@ def history(
     """
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
     output = binary_output()
+    if since is not None:
+        click.get_current_context().meta[ASKED] = True
     with kvwal.open(path, "r") as db:
         typed = None if table is None else TableWriting(db, table, form)
         writing = typed or Writing(form)

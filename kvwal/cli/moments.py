@@ -13,7 +13,7 @@ import click
 
 import kvwal
 from kvwal.cli.forms import Form, form_options
-from kvwal.cli.terminal import binary_output, plain_json, store_path
+from kvwal.cli.terminal import ASKED, binary_output, plain_json, store_path
 from kvwal.cli.written import TableWriting, Writing, table_option
 from kvwal.db.mapping import OrderedMapping
 
@@ -30,6 +30,8 @@ class _MomentType(click.ParamType):  # type: ignore[type-arg]  # it has none bef
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Moment:
         if not isinstance(value, str):
             return value  # type: ignore[no-any-return]  # a default
+        if ctx is not None:
+            ctx.meta[ASKED] = True
         if value.isdecimal():
             return int(value)
         try:
@@ -49,6 +51,8 @@ class _PositionType(click.ParamType):  # type: ignore[type-arg]  # it has none b
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
         if not isinstance(value, str):
             return value  # type: ignore[no-any-return]  # a default
+        if ctx is not None:
+            ctx.meta[ASKED] = True
         try:
             return int(value) if value.isdecimal() else kvwal.Position.parse(value)
         except ValueError as error:

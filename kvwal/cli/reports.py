@@ -13,6 +13,7 @@ import kvwal
 from kvwal.cli.picture import LEGEND, Extent, drawing
 from kvwal.cli.terminal import (
     EXIT_DAMAGED,
+    PathType,
     complain,
     count,
     human_bytes,
@@ -156,7 +157,7 @@ def compact(path: str, as_json: bool) -> None:
 
 @click.command()
 @store_path
-@click.argument("into", type=click.Path())
+@click.argument("into", type=PathType())
 @click.option("--json", "as_json", is_flag=True, help="Print one object.")
 def salvage(path: str, into: str, as_json: bool) -> None:
     """Save all that verifies in the damaged store PATH into a new store INTO.

@@ -14,10 +14,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressC
 from rich.table import Table
 
 __all__ = [
+    "ASKED",
     "EXIT_DAMAGED",
     "EXIT_UNREADABLE",
+    "LIMIT",
     "BadInput",
     "NoSuchKey",
+    "PathType",
     "binary_output",
     "complain",
     "count",
@@ -35,8 +38,27 @@ EXIT_DAMAGED = 3
 #: A value cannot be read with the codec of its table.
 EXIT_UNREADABLE = 8
 
-#: A store's directory. click leaves existence to the store, whose errors say more.
-store_path = click.argument("path", type=click.Path(file_okay=True, dir_okay=True))
+#: Set in the `meta` of click's context: the command line asks for a moment or a position.
+ASKED = "kvwal.asked"
+#: At most this number of what is printed.
+LIMIT = click.IntRange(0, sys.maxsize)
+
+
+class PathType(click.Path):
+    """A path. Whether something is there, and may be read, is left to what opens it, whose errors say more."""
+
+    def __init__(self) -> None:
+        super().__init__(readable=False)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if value == "":
+            # What a variable gives that was not set.
+            self.fail("the path is empty", param, ctx)
+        return super().convert(value, param, ctx)
+
+
+#: A store's directory.
+store_path = click.argument("path", type=PathType())
 
 
 class NoSuchKey(Exception):  # the name of the exit code

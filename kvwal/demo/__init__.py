@@ -20,7 +20,7 @@ import click
 import kvwal
 from kvwal.cli.picture import Extent
 from kvwal.cli.reports import first_in_log
-from kvwal.cli.terminal import print_json
+from kvwal.cli.terminal import PathType, print_json
 from kvwal.demo.archived import Archived, archive_of
 from kvwal.demo.bank import Bank
 from kvwal.demo.killing import ChildFailed, Death, live, plan
@@ -47,7 +47,7 @@ Work = Library | Bank | Trades
 @click.option("--trades", type=click.IntRange(1, MAX_TRADES), help="Of trades: how many, at least.  [default: 3,000]")
 @click.option("--threads", type=click.IntRange(1, MAX_THREADS), help="Of trades: how many threads trade.  [default: 4]")
 @click.option("--seed", type=int, help="Repeat the random choices of an earlier run (not its timing).")
-@click.option("--path", type=click.Path(), help="Keep the store here. It must not exist yet.")
+@click.option("--path", type=PathType(), help="Keep the store here. It must not exist yet.")
 @click.option("--seconds", type=float, default=40.0, show_default=True, help="Hurry after so long.")
 @click.option("--json", "as_json", is_flag=True, help="Print one object, at the end.")
 def demo(
@@ -73,6 +73,10 @@ def demo(
     for option, given in (("--trades", trades), ("--threads", threads)):
         if given is not None and job != "trades":
             raise click.UsageError(f"{option} is for the job trades; the job is {job}")
+    if not seconds >= 0:
+        raise click.BadParameter(f"{seconds} is no number of seconds", param_hint="--seconds")
+    if path is not None:
+        _refuse_without_place(path)
     if kills is None:
         kills = 10 if job == "trades" else 20
     if seed is None:
@@ -103,6 +107,13 @@ def demo(
         click.get_current_context().exit(_EXIT_BROKEN)
     if path is None:
         shutil.rmtree(os.path.dirname(place))
+
+
+def _refuse_without_place(path: str) -> None:
+    """Raise why no store can be made there, if that is so: in a child it would look like a broken promise."""
+    # The directory alone, which is removed only as long as nothing is in it.
+    os.mkdir(path)
+    os.rmdir(path)
 
 
 def _run(work: Work, kills: int, seconds: float, rng: random.Random, screen: Screen, result: dict[str, Any]) -> None:

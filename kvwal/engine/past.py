@@ -131,7 +131,7 @@ class Past:
                 # That of the moment before the first commit has no page.
                 pins.hold(holder, {meta.generation} if meta.height or meta.catalogue_height else ())
             except ValueError:
-                raise SnapshotTooOld(meta.seqno, meta.seqno + 1, self._state.seqno) from None
+                raise SnapshotTooOld(meta.seqno, meta.seqno + 1, self._state.seqno, while_read=True) from None
             yield meta, self._pager_of(meta, tree).uncached()
         finally:
             pins.hold(holder, ())

@@ -20,7 +20,7 @@ from kvwal.engine.stats import Stats
 from kvwal.engine.tables import Tables
 from kvwal.engine.verify import VerifyReport, verify_parts
 from kvwal.engine.verify_indexes import verify_indexes
-from kvwal.errors import FeedGap, SnapshotTooOld, read_only
+from kvwal.errors import FeedGap, SnapshotTooOld, not_followed, read_only
 from kvwal.files import Directory, Files
 from kvwal.keys import Seqno
 from kvwal.log import SegmentCursor, SegmentInfo, read_kept
@@ -159,7 +159,7 @@ class Upkeep:
         if self._feed is not None:
             return self._feed(after, until)
         if until is None:
-            raise read_only()
+            raise not_followed()
         return read_kept(self._reader, after, until)
 
     def _read_since(self, since: datetime, until: Seqno | None, purpose: str | None) -> SegmentCursor:

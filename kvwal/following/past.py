@@ -117,7 +117,7 @@ class FollowedHistory(KeyHistory):
     def stretches(self, table: int, after: Seqno, until: Seqno) -> list[Stretch]:
         """As `KeyHistory.stretches`. What is read of them raises SnapshotTooOld if it is gone, or was moved."""
         view = self._for(after, until)
-        gone = SnapshotTooOld(after, view.names[0], until)
+        gone = SnapshotTooOld(after, view.names[0], until, while_read=True)
         return [_Stretch(each, self, view, gone) for each in view.history.stretches(table, after, until)]
 
     def close(self) -> None:

@@ -27,7 +27,7 @@ from kvwal.engine.readers import Moments, Now
 from kvwal.engine.state import State
 from kvwal.engine.succession import Succession
 from kvwal.engine.version import Version
-from kvwal.errors import SnapshotTooOld, StoreRemovedError, read_only
+from kvwal.errors import SnapshotTooOld, StoreRemovedError, not_followed
 from kvwal.files import Directory, Files
 from kvwal.following.doubt import until_still
 from kvwal.following.past import FollowedPast
@@ -252,7 +252,7 @@ class Progress(Now):
         assert self._moments is not None, "it has not begun"
         for reader in self._moments.readers.all():
             if reader.version.tree.pager is pager:
-                reader.give_up(SnapshotTooOld(reader.seqno, newest, newest))
+                reader.give_up(SnapshotTooOld(reader.seqno, newest, newest, while_read=True))
 
     @property
     def pinned(self) -> bool:
@@ -334,7 +334,7 @@ class Progress(Now):
     def feed_now(self, after: Seqno | None, until: Seqno | None) -> SegmentCursor:
         """The same for what does not wait. ReadOnlyError where commits that are still to come are asked for."""
         if until is None:
-            raise read_only()
+            raise not_followed()
         return self.feed(after, until)
 
     def close(self) -> None:

@@ -75,7 +75,7 @@ class Guard:
         if not self.is_whole():
             self.when_gone()
             seqno = self._meta.seqno
-            raise SnapshotTooOld(seqno, seqno + 1, seqno + 1)
+            raise SnapshotTooOld(seqno, seqno + 1, seqno + 1, while_read=True)
         return found
 
     def is_whole(self) -> bool:

@@ -118,7 +118,13 @@ class PinMaker:
                 raise
             if not self._is_refused:
                 self._is_refused = True
-                _log.warning("%s is followed without a pin: %s", self._directory.path, error)
+                _log.warning(
+                    "no pin can be made in %s/%s (%s), so the writer of the store does not keep what is read here, and "
+                    "a long read may raise SnapshotTooOld; let this program write to that directory",
+                    self._directory.path,
+                    READERS,
+                    error.strerror or error,
+                )
             return None
 
     def _made(self, record: PinRecord) -> HeldPin:

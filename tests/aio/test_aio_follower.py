@@ -25,6 +25,15 @@ def run(main: Coroutine[Any, Any, None]) -> None:
     asyncio.run(asyncio.wait_for(main, 30))
 
 
+def test_what_a_follower_of_threads_has_and_this_one_has_not_is_documented() -> None:
+    def names(kind: type) -> set[str]:
+        return {name for name in dir(kind) if not name.startswith("_")}
+
+    # `unchecked` is for kvwal itself.
+    assert names(kvwal.Follower) - names(kvwal.aio.AsyncFollower) == {"history", "unchecked"}
+    assert names(kvwal.Store) - names(kvwal.aio.AsyncStore) == {"history"}
+
+
 def test_it_reads_as_the_follower_of_threads_does(path: str) -> None:
     async def main() -> None:
         with kvwal.open(path, background=False, keep_history_s=3600) as db:
@@ -44,6 +53,8 @@ def test_it_reads_as_the_follower_of_threads_does(path: str) -> None:
                 assert [pair async for pair in live.scan(b"05", limit=2)] == [(b"05", b"5"), (b"06", b"6")]
                 assert (await live.first(), await live.count(), await live.rank(b"10")) == ((b"00", b"0"), 40, 10)
                 assert live.window == db.window
+                assert live.pinned
+                assert (await live.backup(f"{path}-backup")).position == db.position
                 async with live.snapshot(at=10) as then:
                     assert await then.count() == 10
                 assert [each.seqno for each in await live.versions(b"07")] == [8]

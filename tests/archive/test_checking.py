@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,7 @@ from kvwal.backup.keeping import Keep, plan_pruning, prune
 from kvwal.backup.port import DirectoryDestination
 from kvwal.backup.units import UnitBuilder, decode_unit
 from kvwal.cli.app import app
-from kvwal.errors import BackupDestinationError
+from kvwal.errors import BackupDestinationError, RefusedError
 from kvwal.keys import Seqno
 from kvwal.testing import SimulatedDisk
 
@@ -119,9 +121,51 @@ def test_damage_is_named_and_forgotten_when_it_is_gone(rig: Rig, deep: bool) -> 
         report = rig.verify(deep=deep)
         assert not report.ok
         assert {problem.file for problem in report.problems} == {name}
-        assert status_of(rig.place).unverified == 1
+        status = status_of(rig.place)
+        assert (status.unverified, status.ok) == (1, False)
+        assert [problem.file for problem in status.problems] == [name]
+        assert "(verify found that at " in status.problems[0].reason
+        # It is told until it is seen that it is mended.
         rig.disk.flip(path, 220)
+        assert not status_of(rig.place).ok
         assert rig.verify(deep=deep).ok
+        assert status_of(rig.place).ok
+
+
+def test_moments_that_need_what_is_damaged_are_not_shown(rig: Rig) -> None:
+    unit, base = rig.held.units[2], rig.held.bases[0]
+    rig.disk.flip(f"/b/{unit}", 220)
+    assert not rig.verify().ok
+    (line,) = status_of(rig.place).lines
+    assert (line.moments, line.units) == (((0, unit.first),), len(rig.held.units))
+    rig.disk.flip(f"/b/{base}", 220)
+    assert not rig.verify().ok
+    status = status_of(rig.place)
+    assert status.lines[0].moments == ()
+    assert [problem.file for problem in status.problems] == [str(base), str(unit)]
+    # It is gone, and so is what was known of it.
+    rig.place.delete(str(unit))
+    assert [problem.file for problem in status_of(rig.place).problems] == [str(base)]
+    rig.verify()
+    assert str(unit) not in state.read(rig.place, state.VERIFIED)[1]["damaged"]
+
+
+def test_a_damaged_header_does_not_keep_the_status_from_being_told(rig: Rig) -> None:
+    last = rig.held.units[-1]
+    rig.disk.flip(f"/b/{last}", 100)
+    status = status_of(rig.place)
+    assert [problem.file for problem in status.problems] == [str(last)]
+    assert (status.ok, status.lines[0].moments, status.lines[0].newest_time) == (False, ((0, last.first),), None)
+
+
+def test_where_nothing_may_be_written_verify_proves_and_says_that_it_cannot_remember(rig: Rig) -> None:
+    rig.disk.fail("change", error=errno.EROFS, forever=True, path="/b/*")
+    report = rig.verify(deep=True)
+    assert report.ok
+    assert report.checked == len(rig.held.sizes)
+    assert "read-only" in str(report.unsaved)
+    rig.disk.heal()
+    assert rig.verify().unsaved is None
 
 
 def test_units_that_do_not_belong_together_are_found(rig: Rig) -> None:
@@ -148,6 +192,14 @@ def test_a_deep_check_compares_the_mark(rig: Rig) -> None:
     rig.place.swap(state.MARK, old, state.dump({**members, "digest": "00" * 32}))
     report = rig.verify(deep=True)
     assert [problem.file for problem in report.problems] == [state.MARK]
+    # A check that does not look there does not forget it.
+    assert rig.verify().ok
+    assert [problem.file for problem in status_of(rig.place).problems] == [state.MARK]
+    _, changed = state.read(rig.place, state.MARK)
+    old, _ = state.read(rig.place, state.MARK)
+    rig.place.swap(state.MARK, old, state.dump({**changed, "digest": members["digest"]}))
+    assert rig.verify(deep=True).ok
+    assert status_of(rig.place).ok
 
 
 def test_a_gap_is_a_problem_until_it_is_accepted_for_a_reason(rig: Rig) -> None:
@@ -228,6 +280,9 @@ def test_archive_status_is_plain_in_a_pipe_and_json_if_asked_for(dest: Path) -> 
     lines = dict(line.split("\t") for line in run("archive", "status", dest).stdout.splitlines())
     assert any(name.endswith(".moments") and value == "0..6" for name, value in lines.items())
     assert lines["epoch"] == "1"
+    for name, value in lines.items():
+        if name.endswith((".oldest", ".newest")):
+            assert re.fullmatch(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d{6} UTC", value)
     found = json.loads(run("archive", "status", dest, "--json").stdout)
     assert (found["ok"], found["lines"][0]["moments"]) == (True, [[0, 6]])
 
@@ -239,6 +294,17 @@ def test_archive_verify_remembers(dest: Path) -> None:
     unit = max(dest.glob("*/unit/0/*"))
     unit.write_bytes(unit.read_bytes()[:-1])
     assert unit.name in run("archive", "verify", dest, "--quiet", code=3).stderr
+    assert unit.name in run("archive", "status", dest, code=3).stderr
+
+
+def test_archive_verify_says_where_it_cannot_remember(dest: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*arguments: object) -> None:
+        raise RefusedError(errno.EROFS, "the file system is read-only", "state")
+
+    monkeypatch.setattr(state, "change", refused)
+    result = run("archive", "verify", dest)
+    assert "everything holds" in result.stdout
+    assert f"cannot be remembered in {dest} (the file system is read-only)" in result.stderr
 
 
 def test_archive_plan_names_what_a_restore_reads(dest: Path) -> None:
@@ -279,6 +345,5 @@ def test_archive_accept_gap_makes_status_green_again(dest: Path, tmp_path: Path)
 
 def test_the_commands_fail_with_the_right_code(tmp_path: Path) -> None:
     for command in ("status", "verify", "plan", "prune"):
-        run("archive", command, tmp_path / "none", code=2)
-        code = {"status": 6, "verify": 6, "plan": 6, "prune": 0}[command]
-        run("archive", command, tmp_path, code=code)
+        run("archive", command, tmp_path / "none", code=5)
+        run("archive", command, tmp_path, code=5)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from typing import Any
 
@@ -182,6 +183,7 @@ def test_the_newest_moment_stays_however_old_it_is_and_whatever_the_clock_says()
         pruning = plan_pruning(rig.place, rig.held, Keep(pitr_s=0, daily=0, monthly=0), now_us)
         assert pruning.keep_from <= rig.archiver.mark
         assert rig.archiver.mark not in {m for s in pruning.unreachable for m in range(s.first, s.last + 1)}
+    assert plan_pruning(rig.place, rig.held, Keep(pitr_s=math.inf, daily=0), rig.disk.clock_us).delete == ()
     # A clock that ran ahead does not delete: with pitr_s of a day, all of it is younger than the newest commit.
     assert plan_pruning(rig.place, rig.held, Keep(pitr_s=DAY), rig.disk.clock_us + 10**16).delete == ()
     empty = DirectoryDestination("/none", files=rig.other)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 import kvwal
-from kvwal.backup.choosing import choose
+from kvwal.backup.choosing import advice, choose
 from kvwal.backup.port import DirectoryDestination
 from kvwal.testing import SimulatedDisk
 from kvwal.times import time_of
@@ -79,6 +79,14 @@ def test_with_all_objects_every_time_is_there(two: Two) -> None:
     assert given == asked > 2 * len(two.times)
 
 
+def test_a_line_that_goes_on_from_another_makes_one_stretch_of_moments_with_it(two: Two) -> None:
+    place = DirectoryDestination("/b", files=two.disk)
+    with pytest.raises(kvwal.NotInBackup) as caught:
+        choose(place, 99)
+    assert caught.value.stretches == ((caught.value.oldest, caught.value.newest),)
+    assert caught.value.oldest <= 11 < caught.value.newest
+
+
 def test_whatever_objects_are_missing_no_time_gives_another_commit(two: Two) -> None:
     draw, given = Random(3), 0
     names = [name for name in two.objects if "/base/" in name or "/unit/" in name]
@@ -108,3 +116,6 @@ def test_a_time_in_a_gap_is_refused_with_the_moments_beside_it() -> None:
     with pytest.raises(kvwal.NotInBackup) as caught:
         kvwal.restore(place, "/none", at=time_of(middle), files=disk)
     assert caught.value.nearest == (15, 30)
+    (unit,) = (name for name, _ in place.list_after("") if "/unit/" in name and f"{10:020}-" in name)
+    assert "(there are those of commits 10 to 10)" in advice(place, 15, unit)
+    assert "it has those of commits 10 to 15, 30; the nearest ones are those of commit 15 and 30" in str(caught.value)

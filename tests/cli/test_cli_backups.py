@@ -59,19 +59,69 @@ def test_json_and_dry_run(filled: Path) -> None:
 
 def test_exit_codes(filled: Path) -> None:
     run("backup", filled / "s", filled / "b")
-    run("restore", filled / "none", filled / "r", expect=6)
+    run("restore", filled / "none", filled / "r", expect=5)
+    assert "make it first" in run("restore", filled / "b", filled / "none" / "r", expect=5).stderr
+    assert "make it first" in run("backup", filled / "s", filled / "none" / "b", expect=5).stderr
+    (filled / "file").touch()
+    for command in (("restore", filled / "file", filled / "r"), ("backup", filled / "s", filled / "file")):
+        assert "file is not a directory" in run(*command, expect=5).stderr
+    run("archive", "status", filled / "file", expect=5)
     run("restore", filled / "b", filled / "s", expect=5)
-    assert "commits" in run("restore", filled / "b", filled / "r", "--at", "99", expect=2).stderr
+    assert "; ask for one of these with --at\n" in run(
+        "restore", filled / "b", filled / "r", "--at", "99", expect=2
+    ).stderr
     run("restore", filled / "b", filled / "r", "--at", "tomorrow", expect=2)
     run("backup", filled / "none", filled / "b", expect=5)
     with kvwal.open(filled / "other") as db:
         db.put(b"k", b"v")
-    run("backup", filled / "other", filled / "b", expect=6)
+    run("backup", filled / "other", filled / "b", expect=5)
     (base,) = (filled / "b").glob("*/base/*")
     raw = bytearray(base.read_bytes())
     raw[100] ^= 1
     base.write_bytes(raw)
     run("restore", filled / "b", filled / "r", expect=3)
+
+
+def damage(name: Path) -> None:
+    raw = bytearray(name.read_bytes())
+    raw[100] ^= 1
+    name.write_bytes(raw)
+
+
+def test_a_restore_that_meets_damage_names_the_moments_before_it_and_they_are_restored(filled: Path) -> None:
+    run("backup", filled / "s", filled / "b", "--history")
+    with kvwal.open(filled / "s") as db:
+        db.put(b"new", b"v")
+    run("backup", filled / "s", filled / "b")
+    last = max((filled / "b").glob("*/unit/0/*"), key=lambda name: name.name)
+    damage(last)
+    text = run("restore", filled / "b", filled / "r", "--at", 21, expect=3).stderr
+    assert f"{last.name} at byte 0" in text
+    assert "Restore an earlier moment, which does not need it (there are those of commits 0 to 20)" in text
+    assert "Restore a backup" not in text
+    run("restore", filled / "b", filled / "r", "--at", 20)
+    with kvwal.open(filled / "r", "r") as db:
+        assert len(db) == 20
+    (base,) = (filled / "b").glob("*/base/*")
+    damage(base)
+    for arguments in ((), ("--at", 20)):
+        text = run("restore", filled / "b", filled / "r2", *arguments, expect=3).stderr
+        assert "Restore from another destination" in text
+    assert "kvwal archive verify" in run("archive", "plan", filled / "b", expect=3).stderr
+    (filled / "b" / "kvwal-archive").write_bytes(b"{}")
+    assert "from another destination" in run("restore", filled / "b", filled / "r2", expect=3).stderr
+
+
+def test_a_line_that_cannot_be_told_because_of_damage_is_to_be_named(filled: Path) -> None:
+    run("backup", filled / "s", filled / "b")
+    run("restore", filled / "b", filled / "r", "--at", 10)
+    run("backup", filled / "r", filled / "b")
+    with kvwal.open(filled / "r", "r") as db:
+        line, seqno = db.position.line.hex(), int(db.position)
+    other = next(name for name in (filled / "b").glob("*/unit/0/*") if line not in str(name))
+    damage(other)
+    assert "Say on which line the moment is" in run("restore", filled / "b", filled / "r2", expect=3).stderr
+    run("restore", filled / "b", filled / "r2", "--at", f"{line}:{seqno}")
 
 
 def test_beside_a_program_that_writes(filled: Path) -> None:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
+import click
 import pytest
 from click.testing import CliRunner
 
@@ -56,6 +59,48 @@ def test_a_reader_of_followed_changes_that_goes_away_ends_the_command_without_an
 
 
 @pytest.mark.parametrize(
+    ("error", "asked", "code"),
+    [
+        (kvwal.SnapshotTooOld(4, 7, 9), ["--at", "4"], 2),
+        (kvwal.SnapshotTooOld(4, 7, 9), [], 6),
+        # It was there.
+        (kvwal.SnapshotTooOld(4, 4, 4, while_read=True), ["--at", "1"], 6),
+        (kvwal.SnapshotTooOld(4, 4, 4, limit_bytes=1), ["--at", "1"], 6),
+        (kvwal.FeedGap(4, 7, 9), [], 6),
+    ],
+)
+def test_what_went_by_itself_is_no_mistake_in_the_command_line(
+    path: str, monkeypatch: pytest.MonkeyPatch, error: kvwal.Error, asked: list[str], code: int
+) -> None:
+    def gone(*arguments: object, **keywords: object) -> None:
+        raise error
+
+    monkeypatch.setattr("kvwal.Store.scan", gone)
+    monkeypatch.setattr("kvwal.Snapshot.scan", gone)
+    result = CliRunner().invoke(whole_app(), ["scan", path, *asked])
+    assert result.exit_code == code, result.output
+    assert "with a pin" not in result.output
+
+
+def test_what_to_do_is_said_in_the_words_of_a_shell(path: str, tmp_path: Path) -> None:
+    none = CliRunner().invoke(whole_app(), ["get", str(tmp_path / "none"), "k"])
+    assert (none.exit_code, "`kvwal put` makes one" in none.output, '"c"' in none.output) == (5, True, False)
+    nowhere = CliRunner().invoke(whole_app(), ["put", str(tmp_path / "none" / "kv"), "k", "v"])
+    assert (nowhere.exit_code, "make it first" in nowhere.output, "parents" in nowhere.output) == (5, True, False)
+    for log in Path(path).glob("*.log"):
+        log.write_bytes(b"damaged" * 1000)
+    damaged = CliRunner().invoke(whole_app(), ["get", path, "k"])
+    assert (damaged.exit_code, "kvwal salvage PATH INTO" in damaged.output) == (3, True)
+
+
+def test_an_interrupt_while_modules_are_loaded_is_no_traceback(tmp_path: Path) -> None:
+    (tmp_path / "rich.py").write_text("raise KeyboardInterrupt")
+    command = f'PYTHONPATH="{tmp_path}:$PYTHONPATH" $K --help'
+    result = shell(command, "none")
+    assert (result.returncode, result.stdout, result.stderr) == (130, "", "kvwal: interrupted\n")
+
+
+@pytest.mark.parametrize(
     ("command", "arguments", "advice"),
     [
         ("get", ["--table", "none", "k"], "; `kvwal tables PATH` lists those that there are"),
@@ -70,6 +115,70 @@ def test_an_error_says_what_to_do_on_the_command_line(
     assert result.exit_code == 2
     assert advice in result.output
     assert "()" not in result.output
+
+
+def test_what_may_not_be_read_is_told_by_what_reads_it(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.access", lambda *arguments, **keywords: False)
+    assert CliRunner().invoke(whole_app(), ["scan", path]).exit_code == 0
+
+    def refused(*arguments: object, **keywords: object) -> None:
+        raise kvwal.RefusedError(errno.EACCES, "no permission", path)
+
+    monkeypatch.setattr("kvwal.open", refused)
+    result = CliRunner().invoke(whole_app(), ["scan", path])
+    assert (result.exit_code, result.output) == (6, f"kvwal: {path}: no permission\n")
+
+
+def paths_of(command: click.Command, names: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], str]]:
+    """Each command with each of its arguments that is a path, and each option."""
+    if isinstance(command, click.Group):
+        for name, each in command.commands.items():
+            yield from paths_of(each, (*names, name))
+    for param in command.params:
+        if isinstance(param.type, click.Path):
+            assert param.name is not None
+            yield names, param.name
+
+
+@pytest.mark.parametrize(("names", "empty"), [*paths_of(whole_app())])
+def test_an_empty_path_is_a_mistake_in_the_command_line(
+    path: str, tmp_path: Path, names: tuple[str, ...], empty: str
+) -> None:
+    command: click.Command = whole_app()
+    for name in names:
+        assert isinstance(command, click.Group)
+        command = command.commands[name]
+    arguments = []
+    for param in command.params:
+        if isinstance(param, click.Argument) and (param.required or param.name == empty):
+            there = path if param.name == "path" else str(tmp_path) if param.name == "dest" else "1..2"
+            arguments.append("" if param.name == empty else there)
+        elif param.name == empty or param.required:
+            arguments += [param.opts[0], "" if param.name == empty else "json:loads"]
+    result = CliRunner().invoke(whole_app(), [*names, *arguments])
+    assert result.exit_code == 2, result.output
+    assert "the path is empty" in result.output
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["scan", "P", "--limit", str(1 << 64)],
+        ["log", "P", "--limit", str(1 << 64)],
+        ["changes", "P", "--limit", str(1 << 64)],
+        ["history", "P", "k", "--limit", str(1 << 64)],
+        ["archive", "verify", "D", "--budget", "nan"],
+        ["archive", "verify", "D", "--budget", "-1"],
+        ["archive", "prune", "D", "--pitr-days", "nan"],
+        ["demo", "--seconds", "nan"],
+    ],
+)
+def test_a_number_that_cannot_be_is_a_mistake_in_the_command_line(
+    path: str, tmp_path: Path, arguments: list[str]
+) -> None:
+    there = {"P": path, "D": str(tmp_path)}
+    result = CliRunner().invoke(whole_app(), [there.get(each, each) for each in arguments])
+    assert result.exit_code == 2, result.output
 
 
 def test_an_upcaster_that_ends_the_program_does_not_say_how(path: str, tmp_path: Path) -> None:

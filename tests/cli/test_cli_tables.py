@@ -81,6 +81,38 @@ def orders(path: str) -> str:
     return path
 
 
+def test_log_shows_what_commits_wrote_to_tables(tmp_path: Path) -> None:
+    path = str(tmp_path / "tables.kv")
+    with kvwal.open(path) as db:
+        people, gone = db.table("people", str, codecs.json()), db.table("gone", str, str)
+        people["ada"] = {"born": 1815}
+        with db.transaction() as txn:
+            txn.put(b"k", b"v")
+            people.within(txn)["bob"] = {}
+            del people.within(txn)["ada"]
+        people.delete_range("a", "c")
+        gone["x"] = "y"
+        db.drop_table("gone")
+        people.update({f"{n:02}": n for n in range(12)})
+        db.rename_table("people", "persons")
+        db.rename_table("persons", "people")
+        id_of_gone = 17
+    shown = {
+        int(text.split("\n")[0]): [line.strip() for line in text.split("\n")[4:] if line]
+        for text in run("log", path).stdout.split("commit ")[1:]
+    }
+    assert shown[1] == ['in people: put    ada = {"born":1815}']
+    assert sorted(shown[2]) == ["in people: delete ada", "in people: put    bob = {}", "put    k = v"]
+    assert shown[3] == ["in people: delete from a to before c"]
+    assert shown[4] == [f"in table {id_of_gone}, which was dropped: put    x = y"]
+    assert shown[6][-1] == "... and 2 more"
+    assert shown[7] == ["2 keys of what the store keeps of itself"]
+    found = [json.loads(line)["intents"] for line in run("log", path, "--json", "--reverse").stdout.splitlines()]
+    assert found[0] == [{"op": "put", "table": 16, "key": "ada", "value": '{"born":1815}'}]
+    assert {"op": "put", "key": "k", "value": "v"} in found[1]
+    assert found[2] == [{"op": "delete_range", "table": 16, "start": "a", "stop": "c"}]
+
+
 def test_the_tables_are_listed(orders: str) -> None:
     assert run("tables", orders).stdout == "orders\ttuple[str, int]\tcounter\t3\nusers\tstr\tjson\t1\n"
     rows = [json.loads(line) for line in run("tables", orders, "--json").stdout.splitlines()]

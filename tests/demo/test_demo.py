@@ -48,6 +48,17 @@ def test_a_demo_prints_a_row_for_every_kill_in_80_columns() -> None:
     assert "\x1b" not in result.stdout
 
 
+@pytest.mark.parametrize("job", ["library", "bank", "trades", "restore"])
+def test_a_demo_that_cannot_make_its_store_says_so_and_starts_nothing(job: str, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for place, code in ((tmp_path / "none" / "s", 5), (tmp_path / "file" / "s", 5)):
+        result = demo(job, "--path", str(place))
+        assert (result.returncode, result.stdout) == (code, "")
+        assert result.stderr.startswith("kvwal: ")
+        assert result.stderr.count("\n") == 1
+        assert not place.parent.is_dir()
+
+
 def test_a_demo_does_not_touch_a_path_that_exists(tmp_path: Path) -> None:
     result = demo("--path", str(tmp_path))
     assert result.returncode == 2

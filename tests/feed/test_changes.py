@@ -637,7 +637,7 @@ def test_a_read_only_store_tells_what_is_kept_and_does_not_follow(tmp_path: Path
     with kvwal.open(tmp_path / "s", "r") as db:
         assert seqnos(db.changes()) == [1, 2]
         assert [change.key for change in db.changes(1)] == [b"b"]
-        with pytest.raises(ReadOnlyError):
+        with pytest.raises(ReadOnlyError, match=r"use kvwal\.follow\(path\)"):
             db.changes(follow=True)
         with pytest.raises(FeedGap):
             db.changes(3)

@@ -142,6 +142,7 @@ def test_a_kept_moment_is_read_however_far_the_writer_is(path: str) -> None:
                 with pytest.raises(kvwal.SnapshotTooOld) as too_old:
                     dict(held)
                 assert too_old.value.asked == base.seqno
+                assert "went while it was read" in str(too_old.value)
 
 
 def test_log_that_goes_under_a_past_moment_is_missed(path: str) -> None:
@@ -185,10 +186,27 @@ def test_a_commit_in_place_of_a_refused_one_is_the_one_that_is_found() -> None:
             assert then[b"key"] == b"instead"
 
 
+def test_an_index_that_is_not_built_is_said_to_be_its_writers(path: str) -> None:
+    def strict(age: int) -> int:
+        if age == 200:
+            raise RuntimeError
+        return age
+
+    with kvwal.open(path, background=False) as db, kvwal.follow(path) as live:
+        users = db.table("users", int, int)
+        users.update((n, n) for n in range(300))
+        users.index("by_age", key=strict, codec=int)
+        live.wait(db.put(b"k", b"v"), timeout_s=10)
+        by_age = live.table("users", int, int).index("by_age", codec=int)
+        for read in (by_age.wait, by_age.count):
+            with pytest.raises(kvwal.IndexNotReadyError, match="the program that writes the store builds it"):
+                read()
+
+
 def test_an_index_is_read_as_of_now_and_of_a_snapshot(path: str) -> None:
     with kvwal.open(path) as db, kvwal.follow(path) as live:
         users = db.table("users", str, int)
-        with pytest.raises(kvwal.IndexNotFoundError):
+        with pytest.raises(kvwal.IndexNotFoundError, match="the program that writes the store makes it"):
             live.table("users", str, int).index("by_age", codec=int)
         by_age = users.index("by_age", key=lambda age: age, codec=int)
         users.update({"ada": 36, "bob": 7})
