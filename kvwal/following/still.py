@@ -76,9 +76,6 @@ def _all_that_verifies(directory: Directory, options: Options) -> tuple[Recovere
         # Durability: the log was flushed so far before the flip.
         commits, size, end = replay(reader, meta.seqno, state.version.memtable, meta.replay_through)
         last, doubt = end.last_seqno, ""
-        if end.row is not TailRow.CLOSED:
-            # Durability: a recovery that was cut off may not have come so far.
-            reader.flush_names()
         if last > end.watermark:
             last, why = reader.flush(end)
             if last < end.last_seqno:
@@ -86,6 +83,9 @@ def _all_that_verifies(directory: Directory, options: Options) -> tuple[Recovere
                 state = State(pages, cache_bytes=options.cache_bytes)
                 commits, size = replay_part(reader, meta.seqno, last, state.version.memtable)
                 doubt = f"; commits beyond {last} are not shown: {why}"
+        elif end.row is not TailRow.CLOSED:
+            # Durability: a recovery that was cut off may not have come so far.
+            reader.flush_names()
         # Durability: looked at after the flush. A writer that is there now may still refuse what was read.
         if has_writer(directory, options) or _signs(directory) != before:
             pages.close()
