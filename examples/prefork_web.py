@@ -135,6 +135,9 @@ def _listening(port: int) -> socket.socket:
     return found
 
 
+_AWAITED = {signal.SIGTERM, signal.SIGINT, signal.SIGCHLD}
+
+
 def _start(name: str, role: Callable[[], None]) -> int:
     pid = os.fork()
     if pid:
@@ -142,7 +145,9 @@ def _start(name: str, role: Callable[[], None]) -> int:
         return pid
     code = 1
     try:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        for number in _AWAITED:
+            signal.signal(number, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _AWAITED)
         role()
     except kvwal.LockedError:
         # The former writer is being killed.
@@ -166,19 +171,16 @@ def main() -> None:
     roles: list[tuple[str, Callable[[], None]]] = [("writer", lambda: write(given.path, back))]
     roles += [("worker", lambda: work(given.path, front, back.getsockname()))] * given.workers
     print("port", front.getsockname()[1], flush=True)
+    # They wait until they are asked for: a handler could come between a fork and the note of who was started.
+    signal.pthread_sigmask(signal.SIG_BLOCK, _AWAITED)
+    signal.signal(signal.SIGCHLD, lambda *_: None)
     running = {_start(*role): role for role in roles}
-
-    def stop(*_: object) -> None:
-        for pid in running:
-            os.kill(pid, signal.SIGKILL)
-        os._exit(0)
-
-    signal.signal(signal.SIGTERM, stop)
-    signal.signal(signal.SIGINT, stop)
-    while True:
-        pid, _ = os.wait()
-        role = running.pop(pid)
-        running[_start(*role)] = role
+    while signal.sigwait(_AWAITED) == signal.SIGCHLD:
+        while pid := os.waitpid(-1, os.WNOHANG)[0]:
+            role = running.pop(pid)
+            running[_start(*role)] = role
+    for pid in running:
+        os.kill(pid, signal.SIGKILL)
 
 
 if __name__ == "__main__":

@@ -56,6 +56,7 @@ class Site:
         self.parent.terminate()
         self.parent.wait(20)
         self._reading.join(20)
+        assert not self._reading.is_alive(), "a process of the site has outlived it"
         assert self.parent.stdout is not None
         self.parent.stdout.close()
 
