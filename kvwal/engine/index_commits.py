@@ -11,7 +11,7 @@ from kvwal.batch import WriteBatch
 from kvwal.engine.indexes import (
     as_index_key,
     building_key,
-    changed_entries,
+    change_entries,
     decode_indexes,
     drop,
     encode_building,
@@ -194,7 +194,7 @@ class Build:
         for own, value, keys in self._rows:
             # Invariant: what was written since is never undone: its writer has seen to the index.
             if plain(values.raw(own)) == value and (old := before.get(own)) != keys:
-                entries.writes.update(changed_entries(own, old, keys))
+                change_entries(entries.writes, own, old, keys)
                 reverse.writes[own] = keys
         batch.table(SYSTEM_TABLE).writes[key] = None if self._next is None else encode_building(self._next)
         return batch

@@ -39,7 +39,7 @@ __all__ = [
     "FIRST_DERIVED_ID",
     "as_index_key",
     "building_key",
-    "changed_entries",
+    "change_entries",
     "decode_building",
     "decode_indexes",
     "drop",
@@ -218,16 +218,16 @@ def _add(made: WriteBatch, index: int, part: WriteBatch, keys: Mapping[bytes, Va
         old = None if part.ranges and in_any(key, part.ranges) else before.get(key)
         new = None if value is None else keys[key]
         if old != new:
-            put.update(changed_entries(key, old, new))
+            change_entries(put, key, old, new)
             rows[key] = new
 
 
-def changed_entries(key: bytes, old: Value, new: Value) -> dict[bytes, Value]:
-    """The writes to the entries when a key gets another reverse row."""
-    entries: dict[bytes, Value] = dict.fromkeys(entries_of(old, key))
+def change_entries(entries: dict[bytes, Value], key: bytes, old: Value, new: Value) -> None:
+    """Write to the entries of an index what changes when a key gets another reverse row."""
+    for entry in entries_of(old, key):
+        entries[entry] = None
     for entry in entries_of(new, key):
         entries[entry] = b""
-    return entries
 
 
 def prepared(
@@ -251,7 +251,9 @@ def prepared(
         was.append((row, old))
         if old != new:
             token = token_of(index)
-            for entry, there in changed_entries(key, old, new).items():
+            entries: dict[bytes, Value] = {}
+            change_entries(entries, key, old, new)
+            for entry, there in entries.items():
                 writes.append((index, entry, there))
                 rows[token, entry] = there
             writes.append((reverse, key, new))

@@ -203,7 +203,7 @@ def writes_body(data: bytes) -> Body:
 
 
 def size_of_writes(body: bytes, count: int) -> int:
-    """Bytes of the keys and values of so many writes, by what `encode_writes` made of them."""
+    """Bytes of the keys and values of `count` writes, by what `encode_writes` made of them."""
     return len(body) - _COUNT.size - (_COLUMN_BYTES + TABLE_BYTES) * count
 
 
@@ -214,8 +214,14 @@ def _table_columns(n: int) -> struct.Struct:
 
 def _encode_columns(tables: Sequence[int], keys: Sequence[bytes], found: Sequence[bytes | None]) -> list[Buffer]:
     n = len(keys)
-    ops = bytes([_DELETE if value is None else PUT for value in found])
-    values = [value or b"" for value in found]
+    values: Sequence[bytes]
+    if None in found:
+        ops = bytes([_DELETE if value is None else PUT for value in found])
+        values = [value or b"" for value in found]
+    else:
+        # The usual batch of puts alone is found out without looking at each value.
+        ops = b"\x01" * n
+        values = found  # type: ignore[assignment]  # None is not in it
     value_lengths = list(map(len, values))
     columns = _table_columns(n).pack(n, ops, *map(len, keys), *value_lengths, *tables)
     return _chunks(columns, keys, values, value_lengths)
@@ -276,7 +282,7 @@ def _columns(batch: WriteBatch) -> tuple[list[bytes], list[bytes], bytes, list[i
     return keys, values, ops, value_lengths
 
 
-def _chunks(columns: bytes, keys: Sequence[bytes], values: list[bytes], value_lengths: list[int]) -> list[Buffer]:
+def _chunks(columns: bytes, keys: Sequence[bytes], values: Sequence[bytes], value_lengths: list[int]) -> list[Buffer]:
     """Everything in order: joined, but for large values, which stay as they are."""
     if sum(value_lengths) < _ONE_CHUNK_BYTES or max(value_lengths) < _LARGE_VALUE_BYTES:
         return [b"".join((columns, *keys, *values))]
