@@ -26,7 +26,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, Final
 
@@ -38,9 +38,11 @@ from kvwal.engine.own_commits import note
 from kvwal.engine.publish import Publisher
 from kvwal.engine.reads import Reads
 from kvwal.engine.request import CommitRequest, say_written
+from kvwal.engine.row_cache import Row
 from kvwal.engine.state import State
+from kvwal.engine.value import MISSING, Value
 from kvwal.engine.window import Window
-from kvwal.engine.writes import LonePut
+from kvwal.engine.writes import IndexedPut, LonePut, Writes
 from kvwal.errors import DiskFullError, EnvironmentFailure, Error, PoisonedError, TableNotFoundError, poisoned
 from kvwal.events import Events
 from kvwal.keys import Seqno
@@ -107,32 +109,54 @@ class CommitQueue:
 
     # -- one put, alone -------------------------------------------------------------------------
 
-    def put(self, key: bytes, value: bytes, sync: bool, table: int = 0, names: object = None) -> Seqno:
+    def put(
+        self,
+        key: bytes,
+        value: bytes,
+        sync: bool,
+        table: int = 0,
+        names: object = None,
+        indexed: IndexedPut | None = None,
+    ) -> Seqno:
         """Commit one put; key and value must have passed `as_key` and `as_value`.
 
-        `names`: as `WriteBatch.names`, of a table other than 0. TableNotFoundError if they have changed.
+        `names`: as `WriteBatch.names`, of a table other than 0. TableNotFoundError if they have changed. `indexed`: the
+        same put, if the table has indexes.
         """
         lock, state = self.lock, self._state
-        collect_first(lock, _PUT_OBJECTS)
+        collect_first(lock, _PUT_OBJECTS if indexed is None else _GROUP_OBJECTS)
         if lock._is_owned() or state.lock._is_owned():
             self.refuse_reentry("a put")
+        writes: Writes
+        whole: bytes | None = None
         target = 0
         try:
             if self._queue or self._listeners or (sync and self._window.expected > 1) or not lock.acquire(False):
-                return self.commit(CommitRequest(LonePut(key, value, table, names), sync=sync))
+                writes = LonePut(key, value, table, names) if indexed is None else indexed.general
+                return self.commit(CommitRequest(writes, sync=sync))
             if table and names is not state.cache.names.now:
                 lock.release()
                 raise TableNotFoundError(table)
+            if indexed is not None:
+                if not _holds(indexed, state.cache.rows):
+                    lock.release()
+                    return self.commit(CommitRequest(indexed.general, sync=sync))
+                # None where the indexes stay as they are.
+                whole = indexed.whole
             log = self._log
             target = log.last_seqno + 1
-            seqno = log.append_put(key, value, table)
+            seqno = log.append_put(key, value, table) if whole is None else log.append_put(key, value, table, whole)
             if sync:
                 log.sync()
-            self._publisher.publish_put(seqno, key, value, len(key) + len(value) + ENTRY_OVERHEAD_BYTES, table)
+            if whole is None or indexed is None:
+                self._publisher.publish_put(seqno, key, value, len(key) + len(value) + ENTRY_OVERHEAD_BYTES, table)
+            else:
+                self._publisher.publish_writes(seqno, indexed)
             lock.release()
         except BaseException as error:
             if lock._is_owned():
-                self._rescue_put(CommitRequest(LonePut(key, value, table, names), sync=sync), target, error)
+                writes = LonePut(key, value, table, names) if whole is None or indexed is None else indexed
+                self._rescue_put(CommitRequest(writes, sync=sync), target, error)
             elif target and state.seqno >= target:
                 say_written(error, target)
             if _is_of_the_system(error):
@@ -489,6 +513,14 @@ class CommitQueue:
         self._window = Window()
         self._queue = deque()
         self._group = None
+
+
+def _holds(indexed: IndexedPut, rows: Mapping[Row, Value]) -> bool:
+    """Whether what it was made for is still so. Requires: the lead."""
+    for row, value in indexed.was:  # noqa: SIM110  # a generator takes twice the time
+        if rows.get(row, MISSING) is not value:
+            return False
+    return True
 
 
 def _disk_failure(error: BaseException) -> BaseException | None:

@@ -11,6 +11,7 @@ from kvwal.batch import WriteBatch
 from kvwal.engine.indexes import (
     as_index_key,
     building_key,
+    change_entries,
     decode_indexes,
     drop,
     encode_building,
@@ -193,8 +194,7 @@ class Build:
         for own, value, keys in self._rows:
             # Invariant: what was written since is never undone: its writer has seen to the index.
             if plain(values.raw(own)) == value and (old := before.get(own)) != keys:
-                entries.writes.update(dict.fromkeys(entries_of(old, own)))
-                entries.writes.update(dict.fromkeys(entries_of(keys, own), b""))
+                change_entries(entries.writes, own, old, keys)
                 reverse.writes[own] = keys
         batch.table(SYSTEM_TABLE).writes[key] = None if self._next is None else encode_building(self._next)
         return batch

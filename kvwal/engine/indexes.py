@@ -8,7 +8,8 @@ Rules:
 
 - The caller computes the index keys of what a commit puts (`WriteBatch.index_keys`), outside of any lock. The commit
   leader adds entries and reverse rows (`with_entries`): it knows bytes alone, and treats each write of a table alike,
-  whichever call it came from.
+  whichever call it came from. A put alone brings them along (`prepared`); if a reverse row is another one by then, it
+  goes the way of all others.
 - Invariant: a put reaches a table only with the keys for each of its indexes. The leader refuses others.
 - Invariant: each key of a table has a reverse row in each index that is built, also where it has no index key.
 - Invariant: an index without a *stale row* has exactly the entries that its reverse rows name. With one it may have
@@ -24,17 +25,21 @@ from typing import Any, Final
 
 from kvwal.batch import SAME_INDEX_KEYS, WriteBatch
 from kvwal.engine.publish import STALE_INDEX
+from kvwal.engine.reads import Reads
 from kvwal.engine.request import Newest
-from kvwal.engine.row_cache import IndexedTables, IndexRow
-from kvwal.engine.value import Value
+from kvwal.engine.row_cache import IndexedTables, IndexRow, Row, RowCache
+from kvwal.engine.value import MISSING, Missing, Value
+from kvwal.engine.writes import IndexedPut, IndexKeys
 from kvwal.errors import CorruptionError, IndexesChangedError
 from kvwal.files.names import DATA
 from kvwal.keys import SYSTEM_TABLE, KeyRange, in_any
+from kvwal.log import encode_writes
 
 __all__ = [
     "FIRST_DERIVED_ID",
     "as_index_key",
     "building_key",
+    "change_entries",
     "decode_building",
     "decode_indexes",
     "drop",
@@ -45,6 +50,7 @@ __all__ = [
     "escaped",
     "is_state",
     "names_entry",
+    "prepared",
     "reverse_of",
     "stale_among",
     "stale_key",
@@ -212,11 +218,50 @@ def _add(made: WriteBatch, index: int, part: WriteBatch, keys: Mapping[bytes, Va
         old = None if part.ranges and in_any(key, part.ranges) else before.get(key)
         new = None if value is None else keys[key]
         if old != new:
-            for entry in entries_of(old, key):
-                put[entry] = None
-            for entry in entries_of(new, key):
-                put[entry] = b""
+            change_entries(put, key, old, new)
             rows[key] = new
+
+
+def change_entries(entries: dict[bytes, Value], key: bytes, old: Value, new: Value) -> None:
+    """Write to the entries of an index what changes when a key gets another reverse row."""
+    for entry in entries_of(old, key):
+        entries[entry] = None
+    for entry in entries_of(new, key):
+        entries[entry] = b""
+
+
+def prepared(
+    table: int, key: bytes, value: bytes, keys: IndexKeys, names: object, cache: RowCache, reads: Reads
+) -> IndexedPut | None:
+    """A put into a table with indexes, for `CommitQueue.put`; None if it is too large for that.
+
+    Reads the reverse rows that are not in the row cache. `keys`, `names`: as `WriteBatch` has them.
+    """
+    token_of = cache.token
+    was: list[tuple[Row, Value]] = []
+    writes: list[tuple[int, bytes, Value]] = [(table, key, value)]
+    rows: dict[Row, Value] = {(token_of(table), key): value}
+    for index in sorted(keys):
+        reverse, new = reverse_of(index), keys[index][key]
+        row: Row = (token_of(reverse), key)
+        # As a hot get.
+        old = cache.rows.get(row, MISSING)
+        if isinstance(old, Missing):
+            old = reads.read(key, table=reverse)
+        was.append((row, old))
+        if old != new:
+            token = token_of(index)
+            entries: dict[bytes, Value] = {}
+            change_entries(entries, key, old, new)
+            for entry, there in entries.items():
+                writes.append((index, entry, there))
+                rows[token, entry] = there
+            writes.append((reverse, key, new))
+            rows[row] = new
+    whole = None
+    if len(writes) > 1 and (whole := encode_writes(writes)) is None:
+        return None
+    return IndexedPut(was, writes, rows, whole, names, keys)
 
 
 def _delete_range(made: WriteBatch, index: int, bounds: KeyRange, newest: Newest) -> None:

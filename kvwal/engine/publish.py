@@ -22,6 +22,7 @@ from kvwal.engine.readers import Moments
 from kvwal.engine.row_cache import Row
 from kvwal.engine.state import State
 from kvwal.engine.value import Value
+from kvwal.engine.writes import IndexedPut
 from kvwal.expiring import Expiring
 from kvwal.keys import SYSTEM_TABLE, KeyRange, Seqno
 
@@ -127,6 +128,43 @@ class Publisher:
                     self._see_to_memory(memtable)
             except BaseException:
                 state.unfinished = partial(self._publish, seqno, {}, (), 0, _one_put(table, key, value), 0)
+                raise
+
+    def publish_writes(self, seqno: Seqno, put: IndexedPut) -> None:
+        """`publish` of a put into a table with indexes that changes these."""
+        state, size = self._state, put.size
+        with state.lock:
+            if state.unfinished is not None:
+                state.finish()
+            try:
+                cache, memtable = state.cache, state.version.memtable
+                part_of, plain = memtable.parts.of, state.plain
+                parts: dict[int, Memtable] = {}
+                for table, _, _ in put.writes:
+                    if table not in parts:
+                        parts[table] = part = part_of(table)
+                        plain = plain and _is_plain(part)
+                if not plain:
+                    self._publish(seqno, {}, (), 0, put.batch.parts(), size)
+                    return
+                # As in `publish_put`.
+                state.horizon = memtable.last_seqno = seqno
+                cache.rows.update(put.rows)
+                for table, key, value in put.writes:
+                    part = parts[table]
+                    part.last_seqno = seqno
+                    if value is None:
+                        part._has_deletes = True
+                    part.latest[key] = value
+                    part.bytes_used += ENTRY_OVERHEAD_BYTES
+                size += ENTRY_OVERHEAD_BYTES * len(put.writes)
+                memtable.bytes_used = used = memtable.bytes_used + size
+                state.seqno = seqno
+                cache.bytes_used = rows_used = cache.bytes_used + size
+                if used > self._memtable_bytes or rows_used > cache.budget:
+                    self._see_to_memory(memtable)
+            except BaseException:
+                state.unfinished = partial(self._publish, seqno, {}, (), 0, put.batch.parts(), 0)
                 raise
 
     def publish_puts(self, last: Seqno, keys: Sequence[bytes], values: Sequence[bytes], size: int) -> None:

@@ -7,16 +7,22 @@ extension block of its record) makes a put a batch.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Final, TypeAlias
 
 from kvwal.batch import WriteBatch
 from kvwal.engine.expiry import with_queue
+from kvwal.engine.row_cache import Row
+from kvwal.engine.value import Value
 from kvwal.files import Buffer
 from kvwal.keys import MAX_BATCH_BYTES
-from kvwal.log import CAUSE, EXPIRE, Extension, encode_intents, encode_put
+from kvwal.log import CAUSE, EXPIRE, Extension, encode_intents, encode_put, size_of_writes, writes_body
 
-__all__ = ["NOTHING", "EncodedBatch", "LonePut", "Writes"]
+__all__ = ["NOTHING", "EncodedBatch", "IndexKeys", "IndexedPut", "LonePut", "Writes"]
+
+
+IndexKeys: TypeAlias = Mapping[int, Mapping[bytes, Value]]
+"""As `WriteBatch.index_keys`."""
 
 
 class LonePut:
@@ -48,6 +54,72 @@ class LonePut:
     def body(self) -> bytes | list[Buffer]:
         """Of its record."""
         return encode_put(self.key, self.value, self.table)
+
+
+class IndexedPut:
+    """One put into a table with indexes, and all that it changes there, as long as the reverse rows are the same.
+
+    Attributes:
+        was: what the reverse rows are found by in the row cache, and the objects that they have to be.
+        writes: the table, key and value of each write, by table ascending: the put, and that to indexes.
+        rows: the rows that they make.
+        whole: what `encode_writes` made of them; None if the indexes stay as they are.
+    """
+
+    __slots__ = ("_index_keys", "_names", "rows", "was", "whole", "writes")
+
+    is_empty: Final = False
+    is_expiry: Final = False
+    only_deletes: Final = False
+    has_stamped: Final = False
+    is_indexed: Final = False
+
+    def __init__(
+        self,
+        was: list[tuple[Row, Value]],
+        writes: list[tuple[int, bytes, Value]],
+        rows: dict[Row, Value],
+        whole: bytes | None,
+        names: object,
+        index_keys: IndexKeys,
+    ) -> None:
+        """`names`, `index_keys`: as `WriteBatch` has them."""
+        self.was = was
+        self.writes = writes
+        self.rows = rows
+        self.whole = whole
+        self._names = names
+        self._index_keys = index_keys
+
+    @property
+    def size(self) -> int:
+        """Of its keys and values."""
+        assert self.whole is not None, "it is a LonePut"
+        return size_of_writes(self.whole, len(self.writes))
+
+    @property
+    def batch(self) -> WriteBatch:
+        """The same as a batch."""
+        batch = WriteBatch()
+        for table, key, value in self.writes:
+            batch.table(table).writes[key] = value
+        return batch
+
+    @property
+    def body(self) -> list[Buffer]:
+        """Of its record."""
+        assert self.whole is not None, "it is a LonePut"
+        return writes_body(self.whole)
+
+    @property
+    def general(self) -> EncodedBatch:
+        """The put as a batch that the leader completes, whatever the reverse rows are then."""
+        batch = WriteBatch()
+        batch.names = self._names
+        table, key, value = self.writes[0]
+        part = batch.table(table)
+        part.writes[key], part.index_keys = value, self._index_keys
+        return EncodedBatch(batch)
 
 
 class EncodedBatch:
@@ -107,5 +179,5 @@ class EncodedBatch:
         return not any(value is not None for batch in batches for value in batch.writes.values())
 
 
-Writes: TypeAlias = LonePut | EncodedBatch
+Writes: TypeAlias = LonePut | IndexedPut | EncodedBatch
 NOTHING: Final = EncodedBatch(WriteBatch())

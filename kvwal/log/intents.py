@@ -37,6 +37,7 @@ import struct
 from array import array
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator, Sequence
+from functools import lru_cache
 from itertools import accumulate, pairwise
 from typing import Final
 
@@ -65,10 +66,13 @@ __all__ = [
     "decode_uniform",
     "encode_intents",
     "encode_put",
+    "encode_writes",
     "features_of",
     "is_of_users",
     "put_bits",
+    "size_of_writes",
     "value_of",
+    "writes_body",
 ]
 
 # On disk: never change.
@@ -183,13 +187,61 @@ def _encode_plain(batch: WriteBatch) -> list[Buffer]:
     return _chunks(columns, keys, values, value_lengths)
 
 
+def encode_writes(writes: Sequence[tuple[int, bytes, bytes | None]]) -> bytes | None:
+    """The bytes of a body (see `writes_body`) of puts and deletes by table, ascending, that expire nothing.
+
+    The first table is a user's other than 0. None if they are too many for one chunk.
+    """
+    tables, keys, values = zip(*writes, strict=True)
+    chunks = _encode_columns(tables, keys, values)
+    return bytes(chunks[0]) if len(chunks) == 1 else None
+
+
+def writes_body(data: bytes) -> Body:
+    """The body with these bytes."""
+    return Body(TABLES, (data,))
+
+
+def size_of_writes(body: bytes, count: int) -> int:
+    """Bytes of the keys and values of `count` writes, by what `encode_writes` made of them."""
+    return len(body) - _COUNT.size - (_COLUMN_BYTES + TABLE_BYTES) * count
+
+
+@lru_cache(maxsize=32)
+def _table_columns(n: int) -> struct.Struct:
+    return struct.Struct(f"<I{n}s{n}H{n}I{n}I")
+
+
+def _encode_columns(tables: Sequence[int], keys: Sequence[bytes], found: Sequence[bytes | None]) -> list[Buffer]:
+    n = len(keys)
+    values: Sequence[bytes]
+    if None in found:
+        ops = bytes([_DELETE if value is None else PUT for value in found])
+        values = [value or b"" for value in found]
+    else:
+        # The usual batch of puts alone is found out without looking at each value.
+        ops = b"\x01" * n
+        values = found  # type: ignore[assignment]  # None is not in it
+    value_lengths = list(map(len, values))
+    columns = _table_columns(n).pack(n, ops, *map(len, keys), *value_lengths, *tables)
+    return _chunks(columns, keys, values, value_lengths)
+
+
 def _encode_tables(parts: Sequence[tuple[int, WriteBatch]]) -> list[Buffer]:
     """As `_encode_plain`, of several tables in ascending order: the ranges of all of them, then the writes."""
+    tables: list[int] = []
     keys: list[bytes] = []
+    # Quick where there are puts and deletes alone.
+    if not any(part.ranges or part.queue is not None for _, part in parts):
+        found: list[bytes | None] = []
+        for table, part in parts:
+            tables += [table] * len(part.writes)
+            keys += part.writes
+            found += part.writes.values()
+        return _encode_columns(tables, keys, found)
     values: list[bytes] = []
     ops = b""
     value_lengths: list[int] = []
-    tables: list[int] = []
     split = [(table, len(part.ranges), _columns(part)) for table, part in parts]
     pieces = [(table, slice(n), columns) for table, n, columns in split]
     pieces += [(table, slice(n, None), columns) for table, n, columns in split]
@@ -230,7 +282,7 @@ def _columns(batch: WriteBatch) -> tuple[list[bytes], list[bytes], bytes, list[i
     return keys, values, ops, value_lengths
 
 
-def _chunks(columns: bytes, keys: list[bytes], values: list[bytes], value_lengths: list[int]) -> list[Buffer]:
+def _chunks(columns: bytes, keys: Sequence[bytes], values: Sequence[bytes], value_lengths: list[int]) -> list[Buffer]:
     """Everything in order: joined, but for large values, which stay as they are."""
     if sum(value_lengths) < _ONE_CHUNK_BYTES or max(value_lengths) < _LARGE_VALUE_BYTES:
         return [b"".join((columns, *keys, *values))]

@@ -119,7 +119,7 @@ class LogWriter(Protocol):
     last_seqno: Seqno
     durable_seqno: Seqno
 
-    def append_put(self, key: bytes, value: bytes, table: int = 0) -> Seqno:
+    def append_put(self, key: bytes, value: bytes, table: int = 0, whole: bytes | None = None) -> Seqno:
         """Append one commit that puts one value: what `append([encode_put(key, value, table)])` does, and faster."""
         ...
 

@@ -32,7 +32,7 @@ from kvwal.files import Buffer, File, Files, is_full
 from kvwal.keys import Seqno
 from kvwal.log.clock import StoreClock
 from kvwal.log.index import INDEX_STRIDE_BYTES, Index
-from kvwal.log.intents import MAX_BODY_BYTES, Body, encode_put, put_bits
+from kvwal.log.intents import MAX_BODY_BYTES, TABLES, Body, encode_put, put_bits, writes_body
 from kvwal.log.record import (
     COMMIT,
     RECORD_HEAD,
@@ -147,21 +147,31 @@ class SegmentWriter(ABC):
 
     # -- appending ----------------------------------------------------------------------------
 
-    def append_put(self, key: bytes, value: bytes, table: int = 0) -> Seqno:
-        """Append one commit that puts one value: what `append([encode_put(key, value, table)])` does, and faster."""
+    def append_put(self, key: bytes, value: bytes, table: int = 0, whole: bytes | None = None) -> Seqno:
+        """Append one commit that puts one value: what `append([encode_put(key, value, table)])` does, and faster.
+
+        `whole`: what `encode_writes` made of the commit, if it writes more than that.
+        """
         offset = self._offset
-        size = 11 + len(key) + len(value)
-        if table:
-            size += 4
+        if whole is not None:
+            size = len(whole)
+        elif table:
+            size = 15 + len(key) + len(value)
+        else:
+            size = 11 + len(key) + len(value)
         end = offset + 40 + size
         if end > self._limit:
-            return self.append((encode_put(key, value, table),))
+            return self.append((encode_put(key, value, table) if whole is None else writes_body(whole),))
         now_us = self._now_us()
         if now_us < self.last_time_us:
             now_us = self.last_time_us
         seqno = self.last_seqno + 1
         # Header and intent packed by one call; 1, 1 and 1 are COMMIT, one intent, and a put.
-        if table:
+        if whole is not None:
+            kind = COMMIT | TABLES
+            self.required |= KEYSPACES
+            rest = _pack_rest(size, kind, seqno, self.durable_seqno, now_us) + whole
+        elif table:
             kind = COMMIT | put_bits(table)
             self.required |= KEYSPACES
             rest = _pack_table_put(size, kind, seqno, self.durable_seqno, now_us, 1, 1, len(key), len(value), table)

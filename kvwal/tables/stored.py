@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 from kvwal.batch import WriteBatch
 from kvwal.db.mapping import Bounds, OrderedMapping
 from kvwal.engine.engine import Engine
+from kvwal.engine.indexes import prepared
 from kvwal.engine.merge import Chunk, Pairs
 from kvwal.engine.readers import Reader
 from kvwal.engine.request import CommitRequest, Operation
@@ -107,7 +108,8 @@ class StoredTable(OrderedMapping):
     def put(self, key: bytes, value: bytes, durability: Durability | None) -> Seqno | None:
         """Put a value if the table is known: what `to_write` and `Waiting.commit` do, and faster.
 
-        None if it is not, or has a default expiry or an index: then the put goes the general way.
+        None if it is not, or has a default expiry, or the put is too large with what it changes in indexes: then it
+        goes the general way.
 
         Requires: both have passed `as_key` and `as_value`.
         """
@@ -119,19 +121,25 @@ class StoredTable(OrderedMapping):
             table, names, _ = found
         else:
             names, table = known[0], known[1]
-        if self.has_index(table):
-            return None
         engine = self._engine
+        indexed = None
+        if self.has_index(table):
+            # Of a table that has none any more, the put is refused for its names.
+            keys = engine.tables.indexes.keys_of(table, {key: value}) or {}
+            indexed = prepared(table, key, value, keys, names, self._cache, engine.reads)
+            if indexed is None:
+                return None
         pressure, sync = engine.pressure, engine.wants_sync(durability)
         try:
             if pressure.is_on:
                 pressure.relieve(deleting=False)
             try:
-                return engine.queue.put(key, value, sync, table, names)
+                return engine.queue.put(key, value, sync, table, names, indexed)
             except DiskFullError:
                 if not pressure.free_space():
                     raise
-            return engine.commit(CommitRequest(LonePut(key, value, table, names), sync=sync))
+            writes = LonePut(key, value, table, names) if indexed is None else indexed.general
+            return engine.commit(CommitRequest(writes, sync=sync))
         except TableNotFoundError:
             # It was dropped, or is just being dropped.
             return None
