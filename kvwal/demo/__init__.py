@@ -110,10 +110,13 @@ def demo(
 
 
 def _refuse_without_place(path: str) -> None:
-    """Raise why no store can be made there, if that is so: in a child it would look like a broken promise."""
-    # The directory alone, which is removed only as long as nothing is in it.
-    os.mkdir(path)
-    os.rmdir(path)
+    """Raise what `kvwal.open` does where no store can be made: in a child it would look like a broken promise."""
+    try:
+        os.mkdir(path)
+    except OSError:
+        kvwal.open(path).close()
+    else:
+        os.rmdir(path)
 
 
 def _run(work: Work, kills: int, seconds: float, rng: random.Random, screen: Screen, result: dict[str, Any]) -> None:

@@ -91,7 +91,8 @@ def stay_in_the_older_segment(patch: pytest.MonkeyPatch) -> None:
 
 def go_back(patch: pytest.MonkeyPatch) -> None:
     """Go over to a generation without the log behind it."""
-    patch.setattr("kvwal.following.progress.fill", lambda memtable, reader, after, until: 0)
+    for module in ("engine", "progress"):
+        patch.setattr(f"kvwal.following.{module}.fill", lambda memtable, reader, after, until: 0)
 
 
 MUTANTS: list[tuple[Patch, Callable[[Recorded], None]]] = [
