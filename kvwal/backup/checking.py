@@ -282,11 +282,13 @@ def verify(
     checked = results.checked
     left = len(todo) - checked
     if deep and not left:
+        shallow = len(problems)
         for each in held:
             for finding in _replayed(destination, store_id, each, results.done, now_us):
                 problems.append(finding)
                 results.add(finding, now_us(), deep=True)
-        results.all_deep = True
+        # A replay ends at the first damage, and has not looked behind it.
+        results.all_deep = len(problems) == shallow
     elif todo and not left:
         told = {problem.file for problem in problems}
         problems += [each for one in held for each in _breaks(destination, one) if each.file not in told]

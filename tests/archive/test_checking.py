@@ -150,6 +150,22 @@ def test_moments_that_need_what_is_damaged_are_not_shown(rig: Rig) -> None:
     assert str(unit) not in state.read(rig.place, state.VERIFIED)[1]["damaged"]
 
 
+def test_a_deep_check_that_damage_ends_forgets_nothing_behind_it(rig: Rig) -> None:
+    old, members = state.read(rig.place, state.MARK)
+    rig.place.swap(state.MARK, old, state.dump({**members, "digest": "00" * 32}))
+    rig.verify(deep=True)
+    # The mark is compared with what this one has.
+    name = str(rig.held.units[-1])
+    data = rig.place.get(name)
+    rig.place.delete(name)
+    rig.place.put_new(name, data[:-1])
+    rig.verify(deep=True)
+    rig.place.delete(name)
+    rig.place.put_new(name, data)
+    assert rig.verify().ok
+    assert [problem.file for problem in status_of(rig.place).problems] == [state.MARK]
+
+
 def test_a_damaged_header_does_not_keep_the_status_from_being_told(rig: Rig) -> None:
     last = rig.held.units[-1]
     rig.disk.flip(f"/b/{last}", 100)
