@@ -356,7 +356,7 @@ def _unpacked(name: str, stored: memoryview, size: int) -> bytes:
     try:
         # One byte more than it is to be: bytes of a bad writer do not fill the memory.
         plain = unpacker.decompress(stored, size + 1)
-    except zlib.error as error:
+    except (zlib.error, OverflowError) as error:
         raise CorruptionError(name, HEADER_BYTES, f"the body cannot be unpacked: {error}") from None
     if not unpacker.eof or unpacker.unused_data:
         raise CorruptionError(name, HEADER_BYTES, "the body does not end where it unpacks to an end")

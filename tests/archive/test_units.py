@@ -176,6 +176,12 @@ def test_a_body_that_unpacks_to_much_more_than_it_says_takes_no_memory() -> None
     tracemalloc.stop()
 
 
+@pytest.mark.parametrize("size", [(1 << 63) - 1, (1 << 64) - 1])
+def test_a_body_that_is_said_to_be_larger_than_any_memory_is_damage(size: int) -> None:
+    with pytest.raises(CorruptionError, match="cannot be unpacked"):
+        decode_unit(*rebuilt(some_commits(1), bytes(9), codec=1, plain=size))
+
+
 def test_a_unit_under_a_name_of_another_is_refused() -> None:
     name, data = unit_of(some_commits(3))
     for other in (name.replace("/unit/0/", "/unit/1/"), name[:-1] + "1", name.replace("aa", "ab", 1), "x"):
