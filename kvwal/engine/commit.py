@@ -42,7 +42,7 @@ from kvwal.engine.row_cache import Row
 from kvwal.engine.state import State
 from kvwal.engine.value import MISSING, Value
 from kvwal.engine.window import Window
-from kvwal.engine.writes import IndexedPut, LonePut, Writes
+from kvwal.engine.writes import IndexedPut, LonePut
 from kvwal.errors import DiskFullError, EnvironmentFailure, Error, PoisonedError, TableNotFoundError, poisoned
 from kvwal.events import Events
 from kvwal.keys import Seqno
@@ -127,36 +127,31 @@ class CommitQueue:
         collect_first(lock, _PUT_OBJECTS if indexed is None else _GROUP_OBJECTS)
         if lock._is_owned() or state.lock._is_owned():
             self.refuse_reentry("a put")
-        writes: Writes
-        whole: bytes | None = None
         target = 0
         try:
             if self._queue or self._listeners or (sync and self._window.expected > 1) or not lock.acquire(False):
-                writes = LonePut(key, value, table, names) if indexed is None else indexed.general
-                return self.commit(CommitRequest(writes, sync=sync))
+                queued = LonePut(key, value, table, names) if indexed is None else indexed.general
+                return self.commit(CommitRequest(queued, sync=sync))
             if table and names is not state.cache.names.now:
                 lock.release()
                 raise TableNotFoundError(table)
-            if indexed is not None:
-                if not _holds(indexed, state.cache.rows):
-                    lock.release()
-                    return self.commit(CommitRequest(indexed.general, sync=sync))
-                # None where the indexes stay as they are.
-                whole = indexed.whole
+            if indexed is not None and not _holds(indexed, state.cache.rows):
+                lock.release()
+                return self.commit(CommitRequest(indexed.general, sync=sync))
             log = self._log
             target = log.last_seqno + 1
-            seqno = log.append_put(key, value, table) if whole is None else log.append_put(key, value, table, whole)
+            seqno = log.append_put(key, value, table, None if indexed is None else indexed.whole)
             if sync:
                 log.sync()
-            if whole is None or indexed is None:
+            if indexed is None:
                 self._publisher.publish_put(seqno, key, value, len(key) + len(value) + ENTRY_OVERHEAD_BYTES, table)
             else:
                 self._publisher.publish_writes(seqno, indexed)
             lock.release()
         except BaseException as error:
             if lock._is_owned():
-                writes = LonePut(key, value, table, names) if whole is None or indexed is None else indexed
-                self._rescue_put(CommitRequest(writes, sync=sync), target, error)
+                alone = LonePut(key, value, table, names) if indexed is None else indexed
+                self._rescue_put(CommitRequest(alone, sync=sync), target, error)
             elif target and state.seqno >= target:
                 say_written(error, target)
             if _is_of_the_system(error):

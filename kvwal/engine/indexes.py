@@ -258,10 +258,8 @@ def prepared(
                 rows[token, entry] = there
             writes.append((reverse, key, new))
             rows[row] = new
-    whole = None
-    if len(writes) > 1 and (whole := encode_writes(writes)) is None:
-        return None
-    return IndexedPut(was, writes, rows, whole, names, keys)
+    whole = encode_writes(writes)
+    return None if whole is None else IndexedPut(was, writes, rows, whole, names, keys)
 
 
 def _delete_range(made: WriteBatch, index: int, bounds: KeyRange, newest: Newest) -> None:

@@ -131,7 +131,7 @@ class Publisher:
                 raise
 
     def publish_writes(self, seqno: Seqno, put: IndexedPut) -> None:
-        """`publish` of a put into a table with indexes that changes these."""
+        """`publish` of a put into a table with indexes."""
         state, size = self._state, put.size
         with state.lock:
             if state.unfinished is not None:

@@ -63,7 +63,7 @@ class IndexedPut:
         was: what the reverse rows are found by in the row cache, and the objects that they have to be.
         writes: the table, key and value of each write, by table ascending: the put, and that to indexes.
         rows: the rows that they make.
-        whole: what `encode_writes` made of them; None if the indexes stay as they are.
+        whole: what `encode_writes` made of them.
     """
 
     __slots__ = ("_index_keys", "_names", "rows", "was", "whole", "writes")
@@ -79,7 +79,7 @@ class IndexedPut:
         was: list[tuple[Row, Value]],
         writes: list[tuple[int, bytes, Value]],
         rows: dict[Row, Value],
-        whole: bytes | None,
+        whole: bytes,
         names: object,
         index_keys: IndexKeys,
     ) -> None:
@@ -94,7 +94,6 @@ class IndexedPut:
     @property
     def size(self) -> int:
         """Of its keys and values."""
-        assert self.whole is not None, "it is a LonePut"
         return size_of_writes(self.whole, len(self.writes))
 
     @property
@@ -108,7 +107,6 @@ class IndexedPut:
     @property
     def body(self) -> list[Buffer]:
         """Of its record."""
-        assert self.whole is not None, "it is a LonePut"
         return writes_body(self.whole)
 
     @property
