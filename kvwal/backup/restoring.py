@@ -11,6 +11,8 @@ Made aside, in the directory `INTO.restoring`, in this order:
 6. Every page is read and proved, as `Store.verify` does; and the store is opened for reading, which proves the log.
 7. `restoring` is removed, and the directory gets its name.
 
+From before step 1 to the end of step 7 the directory is locked, so that no two restores are made in it.
+
 Each step ends on disk before the next one begins. So what was cut off goes on behind the last one that ended, if the
 same is asked for again; if something else is, it begins anew. Durability: nothing is at `INTO` before step 7, and then
 all of it.
@@ -19,6 +21,7 @@ all of it.
 from __future__ import annotations
 
 import errno
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -196,15 +199,24 @@ class _Restore:
     def run(self) -> Position:
         """Make the store; its position."""
         refuse_taken(self._files, self._target)
-        self._make()
-        position = self._verified()
-        directory = self._files.open_directory(self._aside)
+        directory = self._aside_directory()
         try:
+            # Held until it has its name: another restore to the same place would begin anew in it.
+            directory.lock(shared=False)
+            self._make(directory)
+            position = self._verified(directory)
             if directory.kind(MARKER) is not None:
                 directory.unlink(MARKER)
             directory.sync()
+            if sys.platform == "win32":
+                # A directory cannot be renamed there while a file in it, the lock, is open.
+                directory.close()
+            self._name()
         finally:
             directory.close()
+        return position
+
+    def _name(self) -> None:
         parent, name = parent_and_name(self._target)
         directory = self._files.open_directory(parent)
         try:
@@ -214,12 +226,11 @@ class _Restore:
             directory.sync()
         finally:
             directory.close()
-        return position
 
     # -- aside --------------------------------------------------------------------------------
 
-    def _make(self) -> None:
-        """Steps 1 to 5, or those that are left."""
+    def _aside_directory(self) -> Directory:
+        """It is made if it is not there. StoreExistsError if it is none of a restore."""
         try:
             directory = self._files.open_directory(self._aside)
         except FileNotFoundError:
@@ -232,36 +243,40 @@ class _Restore:
         except NotADirectoryError:
             raise taken(self._aside, "is in the way; move it") from None
         try:
-            if directory.kind(DATA) is not None and marker_of(directory) is None:
-                # Another process may be at the same restore.
-                directory.lock(shared=False)
-                directory.close()
-                if not self._is_made():
-                    raise taken(self._aside, "is none of a restore, or of another one; move it")
-                self.resumed = True
-                return
-            refuse_foreign(directory)
-            directory.lock(shared=False)
-            # Else all that is made in it could be gone, and be made again.
-            directory.sync_parent()
-            plan = self._chosen.plan
-            asked = {
-                "store": self._store_id.hex(),
-                "from": self._chosen.line.hex(),
-                "at": plan.at,
-                "objects": [str(name) for name in (*plan.bases, *plan.units)],
-            }
-            self._line, self.resumed = begin(directory, asked, self._files, self._options.mode)
+            # Before the lock leaves a file there.
             if directory.kind(DATA) is None:
-                if directory.kind(PAGES) is None:
-                    self._write_pages(directory)
-                self._write_log(directory)
-                directory.rename(PAGES, DATA)
-                # It has this name before the marker goes.
-                directory.sync()
-            self._replay(directory)
-        finally:
+                refuse_foreign(directory)
+        except BaseException:
             directory.close()
+            raise
+        return directory
+
+    def _make(self, directory: Directory) -> None:
+        """Steps 1 to 5, or those that are left."""
+        if directory.kind(DATA) is not None and marker_of(directory) is None:
+            if not self._is_made():
+                raise taken(self._aside, "is none of a restore, or of another one; move it")
+            self.resumed = True
+            return
+        refuse_foreign(directory)
+        # Else all that is made in it could be gone, and be made again.
+        directory.sync_parent()
+        plan = self._chosen.plan
+        asked = {
+            "store": self._store_id.hex(),
+            "from": self._chosen.line.hex(),
+            "at": plan.at,
+            "objects": [str(name) for name in (*plan.bases, *plan.units)],
+        }
+        self._line, self.resumed = begin(directory, asked, self._files, self._options.mode)
+        if directory.kind(DATA) is None:
+            if directory.kind(PAGES) is None:
+                self._write_pages(directory)
+            self._write_log(directory)
+            directory.rename(PAGES, DATA)
+            # It has this name before the marker goes.
+            directory.sync()
+        self._replay(directory)
 
     def _is_made(self) -> bool:
         """Whether what lies aside is this restore, verified, but for its name."""
@@ -386,18 +401,14 @@ class _Restore:
         merge_into(pages, memtable, lambda: None, time_us=time_us, wall_us=now_us, required=required)
         return Memtable(memtable.last_seqno)
 
-    def _verified(self) -> Position:
+    def _verified(self, directory: Directory) -> Position:
         """Step 6. CorruptionError for the first thing that does not hold."""
-        directory = self._files.open_directory(self._aside)
+        pages = PageFile(directory, cache_bytes=0, writable=False)
         try:
-            pages = PageFile(directory, cache_bytes=0, writable=False)
-            try:
-                for finding in check(pages):
-                    raise CorruptionError(finding.file, finding.offset, f"the restored store: {finding.reason}")
-            finally:
-                pages.close()
+            for finding in check(pages):
+                raise CorruptionError(finding.file, finding.offset, f"the restored store: {finding.reason}")
         finally:
-            directory.close()
+            pages.close()
         # This reads and proves each record of the log.
         engine = StillEngine.attach(self._aside, self._options, pin=False)
         try:

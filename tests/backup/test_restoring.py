@@ -200,6 +200,61 @@ def test_two_restores_do_not_meet_at_the_last_step() -> None:
     assert kvwal.restore(lived.destination, "/r", files=lived.disk).resumed
 
 
+@pytest.mark.parametrize("step", ["_make", "_verified", "_name"])
+@pytest.mark.parametrize("at", [20, 40])
+def test_a_restore_that_comes_while_another_one_is_made_leaves_it_alone(
+    step: str, at: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from kvwal.backup.restoring import _Restore
+
+    lived = backed_up(8)
+    come: list[int] = []
+
+    def then_another_one(method: Any) -> Any:
+        def wrapped(work: Any, *arguments: Any) -> Any:
+            found = method(work, *arguments)
+            if not come:
+                come.append(at)
+                # Where nothing is aside any more, it finds the store.
+                error = kvwal.StoreExistsError if step == "_name" else kvwal.LockedError
+                with pytest.raises(error):
+                    kvwal.restore(lived.destination, "/r", at=at, files=lived.disk)
+            return found
+
+        return wrapped
+
+    monkeypatch.setattr(_Restore, step, then_another_one(getattr(_Restore, step)))
+    kvwal.restore(lived.destination, "/r", at=20, files=lived.disk)
+    assert come
+    with kvwal.open("/r", files=lived.disk, **OPTIONS) as db:
+        lived.check(db, 20)
+
+
+@pytest.mark.parametrize("at", [20, 40])
+def test_one_that_looked_before_another_one_ended_leaves_the_store_alone(
+    at: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from kvwal.backup import restoring
+
+    lived = backed_up(8)
+    lived.disk.fail("rename", path="/*restoring-pages", effect="none")
+    with pytest.raises(OSError):
+        kvwal.restore(lived.destination, "/r", at=20, files=lived.disk)
+    lived.disk.heal()
+    refuse_foreign = restoring.refuse_foreign
+
+    def another_one_first(directory: Any) -> None:
+        monkeypatch.setattr(restoring, "refuse_foreign", refuse_foreign)
+        refuse_foreign(directory)
+        kvwal.restore(lived.destination, "/r", at=20, files=lived.disk)
+
+    monkeypatch.setattr(restoring, "refuse_foreign", another_one_first)
+    with pytest.raises(kvwal.StoreExistsError):
+        kvwal.restore(lived.destination, "/r", at=at, files=lived.disk)
+    with kvwal.open("/r", files=lived.disk, **OPTIONS) as db:
+        lived.check(db, 20)
+
+
 def test_more_than_fits_into_memory_is_replayed_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     from kvwal.backup import restoring
     from kvwal.options import Options
