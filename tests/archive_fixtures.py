@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import chain
 from typing import Any
 
 import kvwal
@@ -11,7 +12,7 @@ from kvwal.backup.archiver import Archiver
 from kvwal.backup.bases import read_header
 from kvwal.backup.chain import Held, list_held
 from kvwal.backup.port import DirectoryDestination
-from kvwal.backup.replaying import replay
+from kvwal.backup.replaying import replay_units
 from kvwal.keys import Seqno
 from kvwal.log.record import Record
 from kvwal.testing import Operation, SimulatedDisk
@@ -73,7 +74,7 @@ def check_all(held: Held, destination: Any, store_id: bytes, model: Model, first
             # All that these units have; each moment is a beginning of that.
             found = replayed[key] = {plan.after: model[plan.after]}
             until = plan.units[-1].last if plan.units else plan.after
-            for commit in replay(destination, store_id, plan.units, plan.after, until, held):
+            for commit in chain.from_iterable(replay_units(destination, store_id, plan.units, plan.after, until, held)):
                 found[commit.seqno] = state_after(found[Seqno(commit.seqno - 1)], commit.kind, commit.body)
         assert replayed[key][at] == model[Seqno(at)], f"moment {at}"
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from kvwal.backup.state import dump, load
+from kvwal.backup.state import LINE_BYTES, dump, line_in, load
 from kvwal.errors import CorruptionError, FormatError, StoreExistsError
 from kvwal.files import Directory, Files
 from kvwal.files.names import DATA, LOCK, is_known, numbers, temporary_name
@@ -18,7 +18,6 @@ __all__ = ["MARKER", "PAGES", "begin", "marker_of", "refuse_foreign", "refuse_ta
 MARKER: Final = "restoring"
 PAGES: Final = "restoring-pages"
 _OURS: Final = frozenset((MARKER, PAGES, temporary_name(MARKER), temporary_name(PAGES)))
-_LINE_BYTES: Final = 8
 
 
 def begin(directory: Directory, asked: dict[str, Any], files: Files, mode: int) -> tuple[bytes, bool]:
@@ -31,7 +30,7 @@ def begin(directory: Directory, asked: dict[str, Any], files: Files, mode: int) 
     if found is None and (PAGES in names or any(map(numbers, names))):
         raise taken(directory.path, "is none of a restore, or of another version; move it")
     if found is not None and {key: found.get(key) for key in asked} == asked:
-        line = _line_in(found)
+        line = line_in(found)
         if line is not None:
             return line, True
     # That of another moment, or none. Durability: what says that a step has ended goes before what that step made.
@@ -40,7 +39,7 @@ def begin(directory: Directory, asked: dict[str, Any], files: Files, mode: int) 
             if name in directory.names() and name not in (MARKER, LOCK):
                 directory.unlink(name)
         directory.sync()
-    line = files.random_bytes(_LINE_BYTES)
+    line = files.random_bytes(LINE_BYTES)
     file = directory.open(temporary_name(MARKER), create=True, mode=mode)
     try:
         file.pwrite(dump({**asked, "line": line.hex()}), 0)
@@ -64,14 +63,6 @@ def marker_of(directory: Directory) -> dict[str, Any] | None:
         return None
     finally:
         file.close()
-
-
-def _line_in(marker: dict[str, Any]) -> bytes | None:
-    try:
-        line = bytes.fromhex(marker["line"])
-    except (LookupError, TypeError, ValueError):
-        return None
-    return line if len(line) == _LINE_BYTES else None
 
 
 def refuse_foreign(directory: Directory) -> None:

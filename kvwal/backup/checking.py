@@ -21,7 +21,7 @@ from kvwal.backup.chain import Gap, Held, Stretch, held_lines, list_held, time_b
 from kvwal.backup.names import STATE, BaseName, UnitName
 from kvwal.backup.port import Destination
 from kvwal.backup.proofs import Results, damaged, proved
-from kvwal.backup.replaying import breaks, replay
+from kvwal.backup.replaying import breaks, replay_units
 from kvwal.backup.units import decode_unit
 from kvwal.errors import CorruptionError, Finding, FormatError, ObjectMissing, RefusedError
 from kvwal.keys import Seqno
@@ -127,9 +127,8 @@ def status_of(destination: Destination) -> DestinationStatus:
             )
         )
     problems += (each.finding(name) for name, each in known.items() if name in names or name.startswith(STATE))
-    mark = None
-    if isinstance(marked.get("seqno"), int) and isinstance(marked.get("line"), str):
-        mark = bytes.fromhex(marked["line"]), Seqno(marked["seqno"])
+    marked_line, seqno = state.line_in(marked), marked.get("seqno")
+    mark = (marked_line, Seqno(seqno)) if marked_line is not None and isinstance(seqno, int) else None
     epoch = marked.get("epoch", 0)
     times = [at_us for name, (at_us, _) in when.items() if name in names]
     is_lost = any(gap.state == "lost" for line in lines for gap in line.gaps)
@@ -172,9 +171,9 @@ def _known_gaps(destination: Destination, held: Held) -> Iterator[KnownGap]:
 
 
 def _entry_of(members: dict[str, Any], kind: str, line: bytes, gap: Gap) -> dict[str, Any] | None:
-    for entry in members.get(kind, []):
-        if entry.get("line") == line.hex() and entry.get("first", 1) <= gap.first and gap.last <= entry.get("last", 0):
-            return dict(entry)
+    for entry in state.gaps_in(members, kind):
+        if entry["line"] == line.hex() and entry["first"] <= gap.first and gap.last <= entry["last"]:
+            return entry
     return None
 
 
@@ -196,7 +195,7 @@ def accept_gap(
                 entry = {"line": each.hex(), "first": first, "last": last, "reason": reason, "wall_us": now_us}
 
                 def with_entry(members: dict[str, Any], entry: dict[str, Any] = entry) -> dict[str, Any]:
-                    return {**members, "accepted": [*members.get("accepted", []), entry]}
+                    return {**members, "accepted": [*state.gaps_in(members, "accepted"), entry]}
 
                 state.change(destination, state.GAPS, with_entry)
                 return
@@ -282,13 +281,11 @@ def verify(
     checked = results.checked
     left = len(todo) - checked
     if deep and not left:
-        shallow = len(problems)
+        results.all_deep = True
         for each in held:
-            for finding in _replayed(destination, store_id, each, results.done, now_us):
+            for finding in _replayed(destination, store_id, each, results, now_us):
                 problems.append(finding)
                 results.add(finding, now_us(), deep=True)
-        # A replay ends at the first damage, and has not looked behind it.
-        results.all_deep = len(problems) == shallow
     elif todo and not left:
         told = {problem.file for problem in problems}
         problems += [each for one in held for each in _breaks(destination, one) if each.file not in told]
@@ -317,9 +314,12 @@ def _prove(destination: Destination, store_id: bytes, name: str, parsed: BaseNam
 
 
 def _replayed(
-    destination: Destination, store_id: bytes, held: Held, done: dict[str, tuple[int, bool]], now_us: Callable[[], int]
+    destination: Destination, store_id: bytes, held: Held, results: Results, now_us: Callable[[], int]
 ) -> Iterator[Finding]:
-    """Replay all units of a line, from each base that units follow; what does not hold."""
+    """Replay all units of a line, from each base that units follow; what does not hold.
+
+    A replay ends at the first damage, and has not looked behind it: then not all was checked.
+    """
     begin: Seqno | None = None
     for base in held.bases:
         if begin is not None and base.seqno <= begin:
@@ -329,19 +329,19 @@ def _replayed(
             units = held.units_from(header.seqno, Seqno(1 << 64))
             begin = units[-1].last if units else base.seqno
             if units:
-                deque(replay(destination, store_id, units, units[0].first, begin, held), maxlen=0)
+                deque(replay_units(destination, store_id, units, units[0].first, begin, held), maxlen=0)
             for each in units:
-                done[str(each)] = now_us(), True
+                results.done[str(each)] = now_us(), True
         except CorruptionError as error:
+            results.all_deep = False
             yield error.finding
-        except ObjectMissing:
-            continue
-        except FormatError as error:
-            yield Finding(str(base), None, str(error))
-    yield from _marked(destination, held)
+        except (ObjectMissing, FormatError):
+            # It was merged, or pruned, since it was listed; or it was told when it was proved alone.
+            results.all_deep = False
+    yield from _marked(destination, held, results)
 
 
-def _marked(destination: Destination, held: Held) -> Iterator[Finding]:
+def _marked(destination: Destination, held: Held, results: Results) -> Iterator[Finding]:
     """The mark names a digest: a unit is to have it, of whichever chain."""
     _, marked = state.read(destination, state.MARK)
     seqno, digest = marked.get("seqno"), marked.get("digest")
@@ -353,6 +353,7 @@ def _marked(destination: Destination, held: Held) -> Iterator[Finding]:
             if decode_unit(str(name), destination.get(str(name))).digest_at(Seqno(seqno)).hex() == digest:
                 return
         except (CorruptionError, FormatError, ObjectMissing):
+            results.all_deep = False
             return
     if units:
         yield Finding(state.MARK, None, f"commit {seqno} has another digest")

@@ -18,7 +18,14 @@ from kvwal.backup.lines import ancestry
 from kvwal.backup.names import BaseName, UnitName, parse_name
 from kvwal.backup.port import Destination
 from kvwal.backup.units import HEADER_BYTES, decode_header
-from kvwal.errors import BackupDestinationError, CorruptionError, NotInBackup, SnapshotTooOld
+from kvwal.errors import (
+    BackupDestinationError,
+    CorruptionError,
+    FormatError,
+    NotInBackup,
+    ObjectMissing,
+    SnapshotTooOld,
+)
 from kvwal.keys import Seqno, as_int
 from kvwal.positions import Position
 from kvwal.times import us_of
@@ -97,7 +104,7 @@ def advice(destination: Destination, at: int | datetime | Literal["latest"], dam
         try:
             line = at.line if isinstance(at, Position) else _newest_line(destination)
             lines = [(list_held(destination, each), fork) for each, fork in ancestry(destination, line)]
-        except CorruptionError:
+        except (CorruptionError, FormatError, ObjectMissing):
             return "Say on which line the moment is (LINE:SEQNO), or restore from another destination"
         found = {each for held, fork in lines for each in _clipped(held.stretches(), fork)}
         before = _clipped(_joined(sorted(found)), last)

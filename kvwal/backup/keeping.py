@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC
-from itertools import groupby
+from itertools import chain, groupby
 from typing import Any, Final, NamedTuple
 
 from kvwal.backup import state
@@ -24,7 +24,7 @@ from kvwal.backup.bases import read_header
 from kvwal.backup.chain import Held, Stretch, list_held, seqno_at
 from kvwal.backup.names import MAX_LEVEL, BaseName, UnitName
 from kvwal.backup.port import Destination
-from kvwal.backup.replaying import replay
+from kvwal.backup.replaying import replay_units
 from kvwal.backup.units import HEADER_BYTES, UnitBuilder, UnitHeader, decode_header, decode_unit
 from kvwal.errors import BackupDestinationError, CorruptionError, NotInBackup
 from kvwal.keys import Seqno
@@ -122,7 +122,7 @@ class Merging:
     def _merge(self, group: Sequence[UnitName], level: int, epoch: int, codec: str) -> None:
         first, last = group[0].first, group[-1].last
         builder = UnitBuilder(self._store_id, self._line, first, self._header(group[0]).before)
-        for commit in replay(self._destination, self._store_id, group, first, last):
+        for commit in chain.from_iterable(replay_units(self._destination, self._store_id, group, first, last)):
             builder.add(commit.kind, commit.time_us, commit.body)
         if builder.digest != self._header(group[-1]).after:
             raise CorruptionError(str(group[-1]), None, "its digest is not that of the units before it")

@@ -12,13 +12,12 @@ from typing import NamedTuple
 
 from kvwal.backup.names import line_name
 from kvwal.backup.port import Destination
-from kvwal.backup.state import dump, load
+from kvwal.backup.state import LINE_BYTES, dump, load
 from kvwal.errors import CorruptionError, ObjectMissing
 from kvwal.keys import Seqno
 
 __all__ = ["Origin", "ancestry", "origin_of", "tell_line"]
 
-_LINE_BYTES = 8
 
 
 class Origin(NamedTuple):
@@ -44,7 +43,7 @@ def origin_of(destination: Destination, line: bytes) -> Origin | None:
         parent, fork = bytes.fromhex(members["parent"]), members["fork"]
     except (LookupError, TypeError, ValueError):
         parent, fork = b"", -1
-    if len(parent) != _LINE_BYTES or type(fork) is not int or fork < 0:
+    if len(parent) != LINE_BYTES or type(fork) is not int or fork < 0:
         raise CorruptionError(name, None, "does not say whence the line came")
     return Origin(parent, Seqno(fork))
 

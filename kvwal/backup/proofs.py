@@ -67,7 +67,7 @@ class Results:
         self.done: dict[str, tuple[int, bool]] = {}
         #: Objects that are gone.
         self.gone: set[str] = set()
-        #: Whether all of it was checked deeply, and holds.
+        #: Whether all of it was checked deeply, to its end.
         self.all_deep = False
         self._damaged: dict[str, Damage] = {}
 

@@ -9,7 +9,6 @@ next unit goes on from.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from itertools import chain
 from typing import Final
 
 from kvwal.backup.bases import read_header
@@ -29,25 +28,13 @@ from kvwal.backup.units import (
 from kvwal.errors import CorruptionError, FormatError, ObjectMissing
 from kvwal.keys import Seqno
 
-__all__ = ["breaks", "replay", "replay_runs"]
+__all__ = ["breaks", "replay_units"]
 
 # A base names its last commit by the digest behind these.
 _ZEROS: Final = bytes(32)
 
 
-def replay(
-    destination: Destination,
-    store_id: bytes,
-    units: Sequence[UnitName],
-    after: Seqno,
-    until: Seqno,
-    held: Held | None = None,
-) -> Iterator[UnitCommit]:
-    """The commits of `replay_runs`, one by one."""
-    return chain.from_iterable(replay_runs(destination, store_id, units, after, until, held))
-
-
-def replay_runs(
+def replay_units(
     destination: Destination,
     store_id: bytes,
     units: Sequence[UnitName],

@@ -32,7 +32,7 @@ from kvwal.backup.bases import BaseHeader, chain_of, pages_of, read_table
 from kvwal.backup.choosing import Chosen, Moment, advice, as_moment, choose
 from kvwal.backup.names import BaseName, UnitName
 from kvwal.backup.port import Destination, Where, destination_at
-from kvwal.backup.replaying import breaks, replay_runs
+from kvwal.backup.replaying import breaks, replay_units
 from kvwal.backup.state import identity_of
 from kvwal.backup.units import UnitCommit
 from kvwal.batch import WriteBatch
@@ -340,7 +340,7 @@ class _Restore:
         last_us = meta.time_us
         at = self._chosen.plan.at
         if at > after:
-            for run in replay_runs(self._destination, self._store_id, units, after, at, self._chosen.held):
+            for run in replay_units(self._destination, self._store_id, units, after, at, self._chosen.held):
                 log.add(run)
                 last_us = run[-1].time_us
                 self._tell(sum(len(commit.body) for commit in run))

@@ -4,7 +4,7 @@
 |---|---|
 | `kvwal-archive` | `store`: its id in hex; `required`, `optional`: feature bits |
 | `state/mark` | `epoch`: the claim; `line`; `seqno`: all up to it was read back; `digest`: after it |
-| `state/gaps` | `accepted`: a list of `line`, `first`, `last`, `reason`, `wall_us` |
+| `state/gaps` | `lost` and `accepted`: lists of `line`, `first`, `last`, `reason`, `wall_us` |
 | `state/kept` | `line`: for each, the seqno below which only bases are kept |
 | `state/verified` | `units` and `damaged`: see proofs.py |
 
@@ -24,7 +24,22 @@ from kvwal.backup.port import Destination
 from kvwal.errors import BackupDestinationError, CorruptionError, FormatError, ObjectMissing
 from kvwal.features import unknown_bits
 
-__all__ = ["GAPS", "KEPT", "MARK", "VERIFIED", "change", "claim", "dump", "identity_of", "load", "read", "record_gap"]
+__all__ = [
+    "GAPS",
+    "KEPT",
+    "LINE_BYTES",
+    "MARK",
+    "VERIFIED",
+    "change",
+    "claim",
+    "dump",
+    "gaps_in",
+    "identity_of",
+    "line_in",
+    "load",
+    "read",
+    "record_gap",
+]
 
 # On disk: never change.
 MARK: Final = STATE + "mark"
@@ -33,6 +48,8 @@ KEPT: Final = STATE + "kept"
 VERIFIED: Final = STATE + "verified"
 _VERSION: Final = 1
 _ATTEMPTS: Final = 100
+#: Of a line's id.
+LINE_BYTES: Final = 8
 
 
 def dump(members: dict[str, Any]) -> bytes:
@@ -82,6 +99,28 @@ def change(destination: Destination, name: str, changed: Callable[[dict[str, Any
     raise BackupDestinationError(f"{name} is changed by others all the time")
 
 
+def line_in(members: dict[str, Any]) -> bytes | None:
+    """The line that an object names; None if it names none."""
+    try:
+        line = bytes.fromhex(members["line"])
+    except (LookupError, TypeError, ValueError):
+        return None
+    return line if len(line) == LINE_BYTES else None
+
+
+def gaps_in(members: dict[str, Any], kind: str) -> list[dict[str, Any]]:
+    """The entries of `state/gaps` of a kind. What has another form is none."""
+    entries = members.get(kind)
+    return [each for each in entries if _is_gap(each)] if isinstance(entries, list) else []
+
+
+def _is_gap(entry: object) -> bool:
+    match entry:
+        case {"line": str(), "first": int(), "last": int()}:
+            return True
+    return False
+
+
 def record_gap(destination: Destination, line: bytes, first: int, last: int, wall_us: int) -> None:
     """Say once that these commits are lost, and why."""
     entry = {
@@ -93,7 +132,7 @@ def record_gap(destination: Destination, line: bytes, first: int, last: int, wal
     }
 
     def with_entry(members: dict[str, Any]) -> dict[str, Any]:
-        before = members.get("lost", [])
+        before = gaps_in(members, "lost")
         is_there = any({**each, "wall_us": wall_us} == entry for each in before)
         return members if is_there else {**members, "lost": [*before, entry]}
 

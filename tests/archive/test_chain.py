@@ -12,7 +12,7 @@ from kvwal.backup import state, units
 from kvwal.backup.chain import Gap, held_lines, list_held, seqno_at, time_bounds
 from kvwal.backup.names import BaseName, UnitName
 from kvwal.backup.port import DirectoryDestination
-from kvwal.backup.replaying import replay, replay_runs
+from kvwal.backup.replaying import replay_units
 from kvwal.backup.units import UnitBuilder, UnitCommit, line_digest
 from kvwal.errors import BackupDestinationError, CorruptionError, FormatError, SnapshotTooOld
 from kvwal.keys import Seqno
@@ -147,7 +147,7 @@ def test_the_newest_revision_counts(place: Place) -> None:
     place.unit(0, 3, revision=1)
     plan = place.held().plan(3)
     assert [u.revision for u in plan.units] == [2]
-    assert next(replay(place.there, STORE, plan.units, Seqno(0), Seqno(3))).body == b"redacted"
+    assert next(replay_units(place.there, STORE, plan.units, Seqno(0), Seqno(3)))[0].body == b"redacted"
 
 
 @pytest.mark.parametrize("at_once", [1, 2, 3, 1024])
@@ -165,11 +165,9 @@ def test_replay_gives_each_commit_once_through_units_of_any_cut(
     for _ in range(50):
         after = Seqno(draw.randrange(held.reach(Seqno(0))))
         until = Seqno(draw.randint(after, held.reach(Seqno(0))))
-        runs = list(replay_runs(place.there, STORE, held.units_from(after, until), after, until))
+        runs = list(replay_units(place.there, STORE, held.units_from(after, until), after, until))
         assert all(0 < len(run) <= at_once for run in runs)
-        got = list(replay(place.there, STORE, held.units_from(after, until), after, until))
-        assert got == [commit for run in runs for commit in run]
-        assert got == [commit(seqno) for seqno in range(after + 1, until + 1)]
+        assert [commit for run in runs for commit in run] == [commit(seqno) for seqno in range(after + 1, until + 1)]
 
 
 def test_replay_refuses_units_that_do_not_follow_each_other(place: Place) -> None:
@@ -179,15 +177,15 @@ def test_replay_refuses_units_that_do_not_follow_each_other(place: Place) -> Non
     place.unit(3, 8, level=1, body=b"of another history")
     names = [UnitName(LINE, 0, Seqno(a), Seqno(b)) for a, b in ((0, 5), (5, 9), (9, 12))]
     with pytest.raises(CorruptionError, match="other commits"):
-        list(replay(place.there, STORE, names, Seqno(0), Seqno(12)))
+        list(replay_units(place.there, STORE, names, Seqno(0), Seqno(12)))
     with pytest.raises(CorruptionError, match="other commits"):
-        list(replay(place.there, STORE, [names[0], UnitName(LINE, 1, Seqno(3), Seqno(8))], Seqno(0), Seqno(8)))
+        list(replay_units(place.there, STORE, [names[0], UnitName(LINE, 1, Seqno(3), Seqno(8))], Seqno(0), Seqno(8)))
     with pytest.raises(CorruptionError, match="6 to 9 before it are missing"):
-        list(replay(place.there, STORE, [names[0], names[2]], Seqno(0), Seqno(12)))
+        list(replay_units(place.there, STORE, [names[0], names[2]], Seqno(0), Seqno(12)))
     with pytest.raises(CorruptionError, match="6 to 8 are missing"):
-        list(replay(place.there, STORE, names[:1], Seqno(0), Seqno(8)))
+        list(replay_units(place.there, STORE, names[:1], Seqno(0), Seqno(8)))
     with pytest.raises(CorruptionError, match="another store"):
-        list(replay(place.there, bytes(15) + b"\1", names, Seqno(0), Seqno(5)))
+        list(replay_units(place.there, bytes(15) + b"\1", names, Seqno(0), Seqno(5)))
 
 
 def test_a_time_is_that_of_commits_whatever_the_objects_say(place: Place) -> None:

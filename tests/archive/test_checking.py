@@ -166,6 +166,56 @@ def test_a_deep_check_that_damage_ends_forgets_nothing_behind_it(rig: Rig) -> No
     assert [problem.file for problem in status_of(rig.place).problems] == [state.MARK]
 
 
+def test_a_deep_check_that_misses_an_object_forgets_nothing(rig: Rig) -> None:
+    old, members = state.read(rig.place, state.MARK)
+    rig.place.swap(state.MARK, old, state.dump({**members, "digest": "00" * 32}))
+    rig.verify(deep=True)
+    name, looks = str(rig.held.units[-1]), 0
+
+    class Missing(DirectoryDestination):
+        def get(self, asked: str, **where: Any) -> bytes:
+            nonlocal looks
+            looks += asked == name
+            if asked == name and looks > 1:
+                # An archiver has merged it, after it was proved alone.
+                raise kvwal.ObjectMissing(name, "/b")
+            return super().get(asked, **where)
+
+    verify(Missing("/b", files=rig.disk), deep=True, now_us=rig.disk.now_us, monotonic_s=lambda: 0.0)
+    assert looks > 1
+    assert [problem.file for problem in status_of(rig.place).problems] == [state.MARK]
+
+
+def test_an_object_of_a_newer_version_is_named_once_by_a_deep_check(rig: Rig) -> None:
+    name = str(rig.held.units[1])
+    data = bytearray(rig.place.get(name))
+    data[8] = 9
+    rig.place.delete(name)
+    rig.place.put_new(name, bytes(data))
+    assert [problem.file for problem in rig.verify(deep=True).problems] == [name]
+
+
+@pytest.mark.parametrize("bad", [None, "text", 5, {}, [None], ["text"], [{}], [{"line": 5, "first": "a", "last": 1}]])
+def test_gaps_of_another_form_are_none(rig: Rig, bad: object) -> None:
+    """Whatever has the right checksum: it may be of a program that does it wrong."""
+    lost = rig.held.units[3]
+    rig.db.checkpoint()
+    make_base(rig.db.engine, rig.place, lambda: None)
+    rig.place.delete(str(lost))
+    state.change(rig.place, state.GAPS, lambda members: {"lost": bad, "accepted": bad})
+    for found in (status_of(rig.place), rig.verify(deep=True)):
+        assert not found.ok
+    state.record_gap(rig.place, rig.held.line, 1, 2, 5)
+    accept_gap(rig.place, Seqno(lost.first + 1), Seqno(11), "lost disk", 5)
+    assert status_of(rig.place).ok
+
+
+@pytest.mark.parametrize("line", ["x", "", "ab cd", 5, None])
+def test_a_mark_of_another_form_is_told_as_none(rig: Rig, line: object) -> None:
+    state.change(rig.place, state.MARK, lambda members: {**members, "line": line})
+    assert status_of(rig.place).mark is None
+
+
 def test_a_damaged_header_does_not_keep_the_status_from_being_told(rig: Rig) -> None:
     last = rig.held.units[-1]
     rig.disk.flip(f"/b/{last}", 100)

@@ -11,7 +11,7 @@ from archive_fixtures import Rig, restored
 from kvwal.backup.chain import list_held
 from kvwal.backup.checking import status_of, verify
 from kvwal.backup.keeping import Keep, Merging, plan_pruning, prune
-from kvwal.backup.replaying import breaks, replay
+from kvwal.backup.replaying import breaks, replay_units
 from kvwal.backup.units import UnitBuilder, line_digest
 from kvwal.errors import CorruptionError
 from kvwal.keys import Seqno
@@ -119,7 +119,7 @@ def test_a_chain_that_begins_behind_a_base_is_gone_on_with() -> None:
         rig.place.put_new(str(unit.header.name), data)
     there = held(rig)
     units = there.units_from(Seqno(5), Seqno(12))
-    assert len(list(replay(rig.place, rig.store_id, units, Seqno(5), Seqno(12), there))) == 7
+    assert sum(map(len, replay_units(rig.place, rig.store_id, units, Seqno(5), Seqno(12), there))) == 7
     assert not list(breaks(rig.place, there, units))
     builder = UnitBuilder(rig.store_id, line, Seqno(5), start)
     for seqno in range(6, 11):
@@ -127,11 +127,11 @@ def test_a_chain_that_begins_behind_a_base_is_gone_on_with() -> None:
     unit, data = builder.encode(revision=1)
     rig.place.put_new(str(unit.header.name), data)
     with pytest.raises(CorruptionError, match="commit 10: other commits"):
-        list(replay(rig.place, rig.store_id, (unit.header.name, units[-1]), Seqno(5), Seqno(12), there))
+        list(replay_units(rig.place, rig.store_id, (unit.header.name, units[-1]), Seqno(5), Seqno(12), there))
     # Without that base it is not known.
     less = type(there)(there.line, there.bases[:1], there.units, there.sizes)
     with pytest.raises(CorruptionError, match="commit 10: other commits"):
-        list(replay(rig.place, rig.store_id, units, Seqno(5), Seqno(12), less))
+        list(replay_units(rig.place, rig.store_id, units, Seqno(5), Seqno(12), less))
 
 
 @pytest.mark.parametrize("overlaps", [False, True])
@@ -152,7 +152,7 @@ def test_other_commits_are_not_taken_for_another_chain(overlaps: bool) -> None:
     there = held(rig)
     units = there.units_from(Seqno(0), Seqno(8))
     with pytest.raises(CorruptionError, match="commit 5: other commits"):
-        list(replay(rig.place, rig.store_id, units, Seqno(0), Seqno(8), there))
+        list(replay_units(rig.place, rig.store_id, units, Seqno(0), Seqno(8), there))
     assert len(list(breaks(rig.place, there, units))) == 1
     assert not status_of(rig.place).ok
 
