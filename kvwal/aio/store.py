@@ -284,7 +284,6 @@ class AsyncStore(AsyncWriting, AsyncRemembering, AsyncNaming):
         super()._stop()
 
 
-
 def owning(store: Store, **limits: int) -> AsyncStore:
     """An `AsyncStore` that closes the store beneath when it is closed."""
     result = AsyncStore(store, **limits)
