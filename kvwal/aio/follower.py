@@ -22,7 +22,6 @@ from kvwal.api.naming import TableInfo
 from kvwal.backup.making import BackupReport, BaseKind
 from kvwal.backup.port import Where
 from kvwal.codecs import Codec, KeyCodec
-from kvwal.engine.reads import Reads
 from kvwal.engine.row_cache import Row, RowCache
 from kvwal.engine.value import Value
 from kvwal.errors import closed
@@ -31,7 +30,6 @@ from kvwal.following.engine import FollowedEngine
 from kvwal.following.progress import Lag, Progress
 from kvwal.following.waiting import Freshness
 from kvwal.keys import BytesLike, Seqno, as_key, as_seconds
-from kvwal.pages import NotCached
 from kvwal.positions import Position
 from kvwal.tables.spec import TableSpec
 
@@ -102,26 +100,6 @@ class _YoungRows:
         return self._cache.rows if self._freshness.holds() else {}
 
 
-class _YoungReads:
-    """The reads of the same: in the loop none of what may be too old, so that a worker first sees to it."""
-
-    __slots__ = ("_freshness", "_reads")
-
-    def __init__(self, reads: Reads, freshness: Freshness) -> None:
-        self._reads = reads
-        self._freshness = freshness
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._reads, name)
-
-    def read(self, key: bytes, *, cached_only: bool = False) -> Value:
-        if not self._freshness.holds():
-            if cached_only:
-                raise NotCached
-            self._freshness.ensure()
-        return self._reads.read(key, cached_only=cached_only)
-
-
 class AsyncFollower(AsyncRecalling):
     """A store that another process may be writing, for reading by the tasks of one loop. Made by `kvwal.aio.follow`.
 
@@ -143,10 +121,8 @@ class AsyncFollower(AsyncRecalling):
         super().__init__(follower, ReadParts(workers, follower, self._refuse_if_closing))
         progress = follower.engine.progress
         self._looking = _Looking(progress, workers)
-        freshness = progress.freshness
-        if freshness.max_lag_s is not None:
-            self._cache = cast("RowCache", _YoungRows(self._cache, freshness))
-            self._reads = cast("Reads", _YoungReads(self._reads, freshness))
+        if progress.freshness.max_lag_s is not None:
+            self._cache = cast("RowCache", _YoungRows(self._cache, progress.freshness))
 
     def _refuse_if_closing(self) -> None:
         if self._closing:
@@ -223,6 +199,13 @@ class AsyncFollower(AsyncRecalling):
         return f"<kvwal.aio.AsyncFollower of {self.path!r}{' (closed)' if self.closed else ''}, seqno {self.seqno}>"
 
     # -- reading ------------------------------------------------------------------------------
+
+    async def _read(self, key: bytes) -> bytes | None:
+        freshness = self._engine.progress.freshness
+        if not freshness.holds():
+            self._refuse_if_over()
+            await self._workers.submit(freshness.ensure)
+        return await super()._read(key)
 
     async def get_many(self, keys: Iterable[BytesLike]) -> list[bytes | None]:
         """The values of several keys, in their order; None where a key is missing. All from one moment."""
