@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ from click.testing import CliRunner
 import kvwal
 from kvwal import codecs
 from kvwal.__main__ import whole_app
+from kvwal.cli.app import _WORDS
 
 UPCASTERS = """
 import sys
@@ -197,3 +199,13 @@ def test_codecs_of_one_name_are_told_apart_by_their_versions(path: str) -> None:
             db.table("notes", str, codecs.versioned(codecs.json(dict, name="Note"), version=1))
     error = refused.value
     assert (error.has, error.asked) == ("versioned(json[Note]) (version 2)", "versioned(json[Note]) (version 1)")
+
+
+def test_the_words_that_are_said_in_other_ones_in_a_shell_are_those_of_the_errors() -> None:
+    root = Path(kvwal.__file__).parent
+    sources = [path.read_text() for path in root.rglob("*.py") if path.parent.name != "cli"]
+    # A text may go on in the next line.
+    joined = re.sub(r'"\s*\n\s*f?"', "", "\n".join(sources))
+    assert len(_WORDS) > 3
+    for words, _ in _WORDS:
+        assert words in joined, words
