@@ -22,7 +22,7 @@ from kvwal.engine.writes import EncodedBatch
 from kvwal.events import Events
 from kvwal.keys import Seqno
 from kvwal.locks import new_lock
-from kvwal.log import decode_intents, encode_put
+from kvwal.log import decode_intents, encode_put, writes_body
 from kvwal.pages.cache import Cache
 from kvwal.pages.pins import Pins
 
@@ -84,8 +84,8 @@ class FakeLog:
         self.on_sync: Callable[[], None] = lambda: None
         self.on_append: Callable[[], None] = lambda: None
 
-    def append_put(self, key: bytes, value: bytes, table: int = 0) -> Seqno:
-        return self.append((encode_put(key, value, table),))
+    def append_put(self, key: bytes, value: bytes, table: int = 0, whole: bytes | None = None) -> Seqno:
+        return self.append((encode_put(key, value, table) if whole is None else writes_body(whole),))
 
     def append(self, bodies: Sequence[Any]) -> Seqno:
         failures = self.fail_append

@@ -223,9 +223,9 @@ def test_a_transaction_of_one_small_put_takes_the_short_way_of_a_put(
     puts: list[bytes] = []
     append_put = log.append_put
 
-    def noted(key: bytes, value: bytes, table: int = 0) -> Seqno:
+    def noted(key: bytes, value: bytes, table: int = 0, whole: bytes | None = None) -> Seqno:
         puts.append(key)
-        return append_put(key, value, table)
+        return append_put(key, value, table, whole)
 
     monkeypatch.setattr(log, "append_put", noted)
     txn, late = (Transaction(engine, sync=True, read_only=False) for _ in range(2))
