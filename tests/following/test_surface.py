@@ -196,7 +196,8 @@ def test_an_index_that_is_not_built_is_said_to_be_its_writers(path: str) -> None
         users = db.table("users", int, int)
         users.update((n, n) for n in range(300))
         users.index("by_age", key=strict, codec=int)
-        live.wait(db.put(b"k", b"v"), timeout_s=10)
+        all_durable(db)
+        live.refresh()
         by_age = live.table("users", int, int).index("by_age", codec=int)
         for read in (by_age.wait, by_age.count):
             with pytest.raises(kvwal.IndexNotReadyError, match="the program that writes the store builds it"):
