@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import threading
+import weakref
 from collections.abc import Coroutine
 from pathlib import Path
 from typing import Any
@@ -193,5 +194,8 @@ def test_a_forgotten_one_warns(path: str) -> None:
 
 
 def _forget(held: list[kvwal.aio.AsyncFollower]) -> None:
-    held.clear()
-    gc.collect()
+    # A worker thread may still have the call that it ran last.
+    gone = threading.Event()
+    weakref.finalize(held.pop(), gone.set)
+    while not gone.wait(0.01):
+        gc.collect()
