@@ -48,7 +48,7 @@ _UNKNOWN: Final = bytes(32)
 # A chain of differences costs a restore more than it saves when it has as many bytes as all pages, or this many links.
 _MOST_LINKS: Final = 32
 # Between two turns that other threads get.
-_WORK_S: Final = 0.0003
+_WORK_S: Final = 0.00005
 _PAUSE_S: Final = 0.0002
 
 
