@@ -36,8 +36,6 @@ _MAX_VERSION: Final = 10**20 - 1
 _VERSIONS_KEPT: Final = 4
 # A temporary whose size stood still for this time has no writer any more.
 _ABANDONED_AFTER_S: Final = 3600.0
-# Of an object that is being made.
-_WRITE_BACK_BYTES: Final = 4 << 20
 
 
 def is_object_name(name: str) -> bool:
@@ -239,14 +237,10 @@ class DirectoryDestination:
         try:
             file = directory.open(temporary, create=True, mode=self._mode)
             try:
-                offset = begun = 0
+                offset = 0
                 for chunk in (data,) if isinstance(data, (bytes, bytearray, memoryview)) else data:
                     file.pwrite(chunk, offset)
                     offset += len(chunk)
-                    if offset - begun >= _WRITE_BACK_BYTES:
-                        # A flush of hundreds of megabytes at once would hold up those of the store's log.
-                        file.write_back(begun, offset - begun)
-                        begun = offset
                 # Durability: the content before the name, or a name could survive a power cut without it.
                 file.datasync()
             finally:

@@ -8,7 +8,6 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
-from contextlib import suppress
 
 from kvwal.errors import StoreRemovedError
 from kvwal.files.failures import failed
@@ -107,13 +106,6 @@ class _PositionedFile:
 
     def _write_some(self, data: Buffer, offset: int) -> int:
         return os.pwrite(self._fd, data, offset)
-
-    def write_back(self, offset: int, size: int) -> None:
-        self._refuse_in_child()
-        if sys.platform == "linux":
-            # Advice that the pages are not needed: those that are dirty begin to be written, and are kept.
-            with suppress(OSError):
-                os.posix_fadvise(self._fd, offset, size, os.POSIX_FADV_DONTNEED)
 
     def datasync(self) -> None:
         self._refuse_in_child()

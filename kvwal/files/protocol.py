@@ -43,10 +43,6 @@ class File(Protocol):
         """Write the chunks one after the other from `offset`, as `pwrite` would their concatenation."""
         ...
 
-    def write_back(self, offset: int, size: int) -> None:
-        """Begin to write this stretch to the medium, where the system can; it need not, and nothing is durable."""
-        ...
-
     def datasync(self) -> None:
         """Make written data, and a size needed to read it back, durable. On POSIX also by a handle that only reads."""
         ...

@@ -73,9 +73,6 @@ class SimulatedFile:
             self.pwrite(chunk, offset)
             offset += len(chunk)
 
-    def write_back(self, offset: int, size: int) -> None:
-        """What is not flushed may be on this disk or not as it is."""
-
     def datasync(self) -> None:
         self._flush("datasync", data_only=True)
 

@@ -14,7 +14,6 @@ import pytest
 import kvwal
 from kvwal.backup.port import Destination, DirectoryDestination, destination_at, is_object_name
 from kvwal.errors import BackupDestinationError, ObjectMissing, SystemCallError
-from kvwal.files.file import SystemFile
 from kvwal.testing import SimulatedDisk, crash_every
 
 UNIT = "00000000000000aa/unit/0/00000000000000000001-00000000000000000002.r0"
@@ -38,24 +37,6 @@ def test_an_object_is_made_once_and_read_back(place: DirectoryDestination) -> No
     assert place.get(UNIT, start=11) == b""
     assert place.put_new("a/b", iter([b"12", memoryview(b"34")]))
     assert place.get("a/b") == b"1234"
-
-
-def test_a_large_object_begins_to_be_written_to_the_medium_while_it_is_made(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    begun: list[tuple[int, int]] = []
-    write_back = SystemFile.write_back
-
-    def noted(self: Any, offset: int, size: int) -> None:
-        begun.append((offset, size))
-        write_back(self, offset, size)
-
-    monkeypatch.setattr(SystemFile, "write_back", noted)
-    place = DirectoryDestination(tmp_path / "b")
-    chunks = [bytes([n]) * (1 << 20) for n in range(10)]
-    assert place.put_new("a/b", iter(chunks))
-    assert begun == [(0, 4 << 20), (4 << 20, 4 << 20)]
-    assert place.get("a/b") == b"".join(chunks)
 
 
 def test_what_is_not_there_is_an_error_that_names_it(place: DirectoryDestination) -> None:

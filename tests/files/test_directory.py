@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import sys
 import time
@@ -124,30 +123,6 @@ def test_a_file_that_is_removed_while_it_is_flushed_was_not_flushed(
     monkeypatch.setattr(module, name, remove_and_flush)
     with pytest.raises(StoreRemovedError):
         getattr(file, flush)()
-    file.close()
-    opened.close()
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="only there it is more than nothing")
-@pytest.mark.parametrize("failing", [False, True])
-def test_a_stretch_begins_to_be_written_and_stays_as_it_is(
-    opened: Directory, monkeypatch: pytest.MonkeyPatch, failing: bool
-) -> None:
-    advised: list[tuple[int, int, int]] = []
-    advise = os.posix_fadvise
-
-    def noted(fd: int, *advice: int) -> None:
-        advised.append(advice)  # type: ignore[arg-type]  # there are three
-        if failing:
-            raise OSError(errno.EINVAL, "there is no such advice here")
-        advise(fd, *advice)
-
-    monkeypatch.setattr(os, "posix_fadvise", noted)
-    file = opened.open("a", create=True)
-    file.pwrite(b"x" * 8192, 0)
-    file.write_back(4096, 4096)
-    assert advised == [(4096, 4096, os.POSIX_FADV_DONTNEED)]
-    assert file.pread(9000, 0) == b"x" * 8192
     file.close()
     opened.close()
 
