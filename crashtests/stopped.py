@@ -1,9 +1,10 @@
 """Part 9: followers in processes of their own that are stopped and continued, anywhere, while pages are used again.
 
 A writer commits and makes a checkpoint, over and over, with the smallest cache: what a follower is about to read is
-written over within milliseconds. Followers are stopped (SIGSTOP) for about as long and continued. Each value says its
-key and its commit, and what is there after a commit can be computed. So each pair that a follower returns is checked:
-it is of the moment that was asked, or the follower says that the moment is gone (`SnapshotTooOld`).
+written over within milliseconds. Followers are stopped (SIGSTOP) for about as long and continued; one of the two has
+pins. Each value says its key and its commit, and what is there after a commit can be computed. So each pair that a
+follower returns is checked: it is of the moment that was asked, or the follower says that the moment is gone
+(`SnapshotTooOld`), which the one without pins does.
 
 `python -m crashtests.stopped write|follow PATH SEED` are the two programs.
 """
@@ -150,8 +151,11 @@ class Reading:
 
 
 def follow(path: str, seed: int) -> None:
-    """A follower's life. It prints that it has begun; at its end, what it returned and how often moments were gone."""
-    with kvwal.follow(path, cache_bytes=256 << 10) as live:
+    """A follower's life, with pins if the seed is odd.
+
+    It prints that it has begun; at its end, what it returned and how often moments were gone.
+    """
+    with kvwal.follow(path, cache_bytes=256 << 10, pin=bool(seed % 2)) as live:
         reading = Reading(live, Random(seed))
         reading.once()
         print("begun", flush=True)

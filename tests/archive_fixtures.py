@@ -74,8 +74,9 @@ def check_all(held: Held, destination: Any, store_id: bytes, model: Model, first
             # All that these units have; each moment is a beginning of that.
             found = replayed[key] = {plan.after: model[plan.after]}
             until = plan.units[-1].last if plan.units else plan.after
-            for commit in chain.from_iterable(replay_units(destination, store_id, plan.units, plan.after, until, held)):
-                found[commit.seqno] = state_after(found[Seqno(commit.seqno - 1)], commit.kind, commit.body)
+            runs = replay_units(destination, store_id, plan.units, plan.after, until, held)
+            for kind, seqno, _, body in chain.from_iterable(runs):
+                found[seqno] = state_after(found[Seqno(seqno - 1)], kind, body)
         assert replayed[key][at] == model[Seqno(at)], f"moment {at}"
 
 

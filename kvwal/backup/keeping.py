@@ -122,8 +122,9 @@ class Merging:
     def _merge(self, group: Sequence[UnitName], level: int, epoch: int, codec: str) -> None:
         first, last = group[0].first, group[-1].last
         builder = UnitBuilder(self._store_id, self._line, first, self._header(group[0]).before)
-        for commit in chain.from_iterable(replay_units(self._destination, self._store_id, group, first, last)):
-            builder.add(commit.kind, commit.time_us, commit.body)
+        runs = replay_units(self._destination, self._store_id, group, first, last)
+        for kind, _, time_us, body in chain.from_iterable(runs):
+            builder.add(kind, time_us, body)
         if builder.digest != self._header(group[-1]).after:
             raise CorruptionError(str(group[-1]), None, "its digest is not that of the units before it")
         unit, data = builder.encode(epoch=epoch, level=level, codec=codec)

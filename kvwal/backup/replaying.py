@@ -24,9 +24,11 @@ from kvwal.backup.units import (
     decode_header,
     decode_unit,
     line_digest,
+    open_unit,
 )
 from kvwal.errors import CorruptionError, FormatError, ObjectMissing
 from kvwal.keys import Seqno
+from kvwal.log.copied import Commit
 
 __all__ = ["breaks", "replay_units"]
 
@@ -41,17 +43,18 @@ def replay_units(
     after: Seqno,
     until: Seqno,
     held: Held | None = None,
-) -> Iterator[list[UnitCommit]]:
+) -> Iterator[list[Commit]]:
     """The commits beyond `after` up to `until`, of units that lead there, many at a time.
 
-    Two units are in memory at most.
+    Two units are in memory at most. A unit is proved once all its commits were given: what is made of them counts when
+    this has come to its end.
 
     `held`: what the line has; without it the units are to be of one chain. CorruptionError if a unit is damaged, of
     another store, or does not follow the one before it.
     """
     at, digest, last = after, None, None
     for name in units:
-        unit = decode_unit(str(name), destination.get(str(name)))
+        unit = open_unit(str(name), destination.get(str(name)))
         header = unit.header
         if header.store_id != store_id:
             raise CorruptionError(str(name), 32, "is of another store")
@@ -60,13 +63,13 @@ def replay_units(
         if digest is not None and unit.digest_at(at) != digest:
             if held is None or last is None or not _goes_on(destination, held, unit, last):
                 raise _broken(name, at)
-        for run in unit.runs():
-            if run[0].seqno <= at:
-                run = run[at + 1 - run[0].seqno :]
+        for run in unit.proved_runs():
+            if run[0][1] <= at:
+                run = run[at + 1 - run[0][1] :]
             if run:
-                last = run[-1]
+                last = UnitCommit._make(run[-1])
                 if last.seqno > until:
-                    run = run[: max(0, until + 1 - run[0].seqno)]
+                    run = run[: max(0, until + 1 - run[0][1])]
             if run:
                 yield run
         at, digest = max(at, header.last), header.after

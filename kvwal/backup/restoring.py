@@ -342,8 +342,8 @@ class _Restore:
         if at > after:
             for run in replay_units(self._destination, self._store_id, units, after, at, self._chosen.held):
                 log.add(run)
-                last_us = run[-1].time_us
-                self._tell(sum(len(commit.body) for commit in run))
+                last_us = run[-1][2]
+                self._tell(sum(len(body) for _, _, _, body in run))
         log.add([self._row(max(last_us, now_us), now_us)])
         log.close()
 
@@ -407,16 +407,15 @@ class _Restore:
         try:
             for finding in check(pages):
                 raise CorruptionError(finding.file, finding.offset, f"the restored store: {finding.reason}")
+            meta = pages.meta
         finally:
             pages.close()
-        # This reads and proves each record of the log.
-        engine = StillEngine.attach(self._aside, self._options, pin=False)
-        try:
-            if engine.state.seqno != self._chosen.plan.at + 1 or engine.upkeep.consumers.line != self._line:
-                raise InternalError(f"the restored store is at commit {engine.state.seqno}")
-            return Position(self._line, engine.state.seqno)
-        finally:
-            engine.close()
+        # This reads and proves each record of the log, as a recovery does.
+        reader = LogReader(directory, self._store_id)
+        _, _, end = replay(reader, meta.seqno, Memtable(meta.seqno), meta.replay_through)
+        if (end.last_seqno, meta.line) != (self._chosen.plan.at + 1, self._line):
+            raise InternalError(f"the restored store is at commit {end.last_seqno}")
+        return Position(self._line, end.last_seqno)
 
     def _tell(self, size: int) -> None:
         self._done += size

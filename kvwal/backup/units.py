@@ -47,11 +47,13 @@ from __future__ import annotations
 
 import struct
 import zlib
-from collections.abc import Iterable, Iterator, Set
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence, Set
 from dataclasses import dataclass
+from functools import lru_cache
 from hashlib import sha256
-from itertools import chain
-from typing import Final, NamedTuple
+from itertools import chain, pairwise
+from typing import Final, NamedTuple, cast
 
 from crc32c import crc32c
 
@@ -59,6 +61,7 @@ from kvwal.backup.names import UnitName, parse_name
 from kvwal.errors import CorruptionError, FormatError
 from kvwal.features import EXTENSIONS, KEYSPACES, KNOWN_REQUIRED, unknown_bits
 from kvwal.keys import Seqno
+from kvwal.log.copied import Commit
 from kvwal.log.intents import EXTENDED, TABLES
 from kvwal.log.record import is_commit
 
@@ -74,6 +77,7 @@ __all__ = [
     "decode_unit",
     "encode_unit",
     "line_digest",
+    "open_unit",
 ]
 
 # On disk: never change.
@@ -86,6 +90,9 @@ assert HEADER.size + CRC.size == HEADER_BYTES
 COMMIT = struct.Struct("<IIQ")
 _COMMIT_BYTES: Final = COMMIT.size
 _RUN: Final = 1024
+# Where body length and kind are: the same in commits that are cut together. Fewer gain nothing.
+_SAME_BYTES: Final = 8
+_LEAST_ALIKE: Final = 16
 #: By name: how a body is stored.
 CODECS: Final = {"none": 0, "zlib": 1}
 _PLAIN: Final = 0
@@ -140,7 +147,7 @@ def commit_digest(before: bytes, kind: int, time_us: int, body: bytes) -> bytes:
 
 
 class Unit:
-    """A unit that was decoded, and is valid."""
+    """A unit that was decoded, and is valid; one that `open_unit` gave is once its runs were proved."""
 
     __slots__ = ("_plain", "header")
 
@@ -150,20 +157,28 @@ class Unit:
 
     def commits(self) -> Iterator[UnitCommit]:
         """Its commits, in order."""
-        return chain.from_iterable(self.runs())
+        return map(UnitCommit._make, chain.from_iterable(self.runs()))
 
-    def runs(self) -> Iterator[list[UnitCommit]]:
-        """The same, many at a time: what the loop costs matters where all commits of an archive are read."""
-        plain, at, end = self._plain, 0, self.header.last + 1
-        unpack, new = COMMIT.unpack_from, tuple.__new__
-        for begin in range(self.header.first + 1, end, _RUN):
-            run: list[UnitCommit] = []
-            for seqno in range(begin, min(begin + _RUN, end)):
-                size, kind, time_us = unpack(plain, at)
-                body_at = at + _COMMIT_BYTES
-                at = body_at + size
-                run.append(new(UnitCommit, (kind, seqno, time_us, plain[body_at:at])))
+    def runs(self) -> Iterator[list[Commit]]:
+        """The same as plain tuples, many at a time: what that costs matters where all commits of an archive are read.
+        The garbage collector does not go over plain tuples of bytes and numbers again and again.
+        """
+        return (run for run, _ in _cut(str(self.header.name), self.header, self._plain))
+
+    def proved_runs(self) -> Iterator[list[Commit]]:
+        """The same of a unit that `open_unit` gave: all of it is proved once this has come to its end. Raises as that.
+
+        CorruptionError, FormatError: conditions 3 and 4.
+        """
+        header, plain = self.header, self._plain
+        digest, hashed = header.before, sha256
+        for run, places in _cut(str(header.name), header, plain):
+            for at, stop in pairwise(places):
+                # As `commit_digest`.
+                digest = hashed(digest + plain[at:stop]).digest()
             yield run
+        if digest != header.after:
+            raise CorruptionError(str(header.name), HEADER_BYTES, "the digest of its commits is not that of the header")
 
     def commit(self, seqno: Seqno) -> UnitCommit:
         """One of its commits. O(the unit)."""
@@ -338,6 +353,13 @@ def decode_header(name: str, data: bytes) -> UnitHeader:
 
 def decode_unit(name: str, data: bytes) -> Unit:
     """The unit that an object of this name has. CorruptionError, FormatError: see the rules above; they name it."""
+    unit = open_unit(name, data)
+    deque(unit.proved_runs(), maxlen=0)
+    return unit
+
+
+def open_unit(name: str, data: bytes) -> Unit:
+    """The same, by conditions 1 and 2. Its commits are to be read by `Unit.proved_runs`, which proves the others."""
     header = decode_header(name, data)
     stored = memoryview(data)[HEADER_BYTES:]
     if len(stored) != header.stored_size:
@@ -347,7 +369,6 @@ def decode_unit(name: str, data: bytes) -> Unit:
     plain = bytes(stored) if header.codec == _PLAIN else _unpacked(name, stored, header.plain_size)
     if len(plain) != header.plain_size:
         raise CorruptionError(name, HEADER_BYTES, "the body does not have the size that the header says")
-    _check(name, header, plain)
     return Unit(header, plain)
 
 
@@ -363,34 +384,79 @@ def _unpacked(name: str, stored: memoryview, size: int) -> bytes:
     return plain
 
 
-def _check(name: str, header: UnitHeader, plain: bytes) -> None:
-    """Conditions 3 and 4."""
-    at, count, last_us, digest = 0, header.last - header.first, header.first_time_us, header.before
-    end = len(plain)
+def _cut(name: str, header: UnitHeader, plain: bytes) -> Iterator[tuple[list[Commit], Sequence[int]]]:
+    """The commits of a body, many at a time, with the places where they begin, and that where the last one ends.
+
+    Raises for the first one that is not as condition 3 says, and at the end for what is behind the last one.
+    """
+    at, count, last_us = 0, header.last - header.first, header.first_time_us
     kinds: set[int] = set()
-    unpack, hashed = COMMIT.unpack_from, sha256
-    for n in range(count):
-        if end - at < _COMMIT_BYTES:
-            raise CorruptionError(name, HEADER_BYTES, f"has {n} commits instead of {count}")
-        size, kind, time_us = unpack(plain, at)
-        stop = at + _COMMIT_BYTES + size
-        if stop > end:
-            raise CorruptionError(name, HEADER_BYTES, f"commit {header.first + n + 1} is cut short")
-        if kind not in kinds:
-            known = is_commit(kind)
-            if known is None:
-                raise FormatError(f"{name}: commit {header.first + n + 1} is of a kind that this kvwal does not know")
-            if not known:
-                raise CorruptionError(name, HEADER_BYTES, f"commit {header.first + n + 1} is none")
-            kinds.add(kind)
-        if time_us < last_us:
-            raise CorruptionError(name, HEADER_BYTES, f"the time of commit {header.first + n + 1} goes back")
-        digest = hashed(digest + plain[at:stop]).digest()
-        at, last_us = stop, time_us
+    unpack, end, n = COMMIT.unpack_from, len(plain), 0
+    while n < count:
+        alike = _alike(plain, at, min(_RUN, count - n), Seqno(header.first + n + 1), last_us, kinds)
+        if alike is not None:
+            yield alike
+            run, places = alike
+            n, at, last_us = n + len(run), places[-1], run[-1][2]
+            continue
+        run, passed = [], [at]
+        while n < count and len(run) < _RUN:
+            if end - at < _COMMIT_BYTES:
+                raise CorruptionError(name, HEADER_BYTES, f"has {n} commits instead of {count}")
+            size, kind, time_us = unpack(plain, at)
+            body_at = at + _COMMIT_BYTES
+            at = body_at + size
+            seqno = Seqno(header.first + n + 1)
+            if at > end:
+                raise CorruptionError(name, HEADER_BYTES, f"commit {seqno} is cut short")
+            if kind not in kinds:
+                known = is_commit(kind)
+                if known is None:
+                    raise FormatError(f"{name}: commit {seqno} is of a kind that this kvwal does not know")
+                if not known:
+                    raise CorruptionError(name, HEADER_BYTES, f"commit {seqno} is none")
+                kinds.add(kind)
+            if time_us < last_us:
+                raise CorruptionError(name, HEADER_BYTES, f"the time of commit {seqno} goes back")
+            last_us = time_us
+            run.append((kind, seqno, time_us, plain[body_at:at]))
+            passed.append(at)
+            n += 1
+        yield run, passed
     if at != end:
         raise CorruptionError(name, HEADER_BYTES, f"has more than its {count} commits")
     # There is one: a name has a last commit beyond its first.
     if (unpack(plain, 0)[2], last_us) != (header.first_time_us, header.last_time_us):
         raise CorruptionError(name, HEADER_BYTES, "the times of its commits are not those of the header")
-    if digest != header.after:
-        raise CorruptionError(name, HEADER_BYTES, "the digest of its commits is not that of the header")
+
+
+def _alike(
+    plain: bytes, at: int, most: int, seqno: Seqno, last_us: int, kinds: set[int]
+) -> tuple[list[Commit], range] | None:
+    """Commits of one size and kind, by a few calls in C. None: too few, or not as they should be."""
+    if len(plain) - at < _COMMIT_BYTES:
+        return None
+    size, kind, _ = COMMIT.unpack_from(plain, at)
+    step = _COMMIT_BYTES + size
+    n = min(most, (len(plain) - at) // step)
+    for i in range(_SAME_BYTES):
+        if n < _LEAST_ALIKE:
+            return None
+        # This byte of each commit.
+        column = plain[at + i : at + n * step : step]
+        same = column[:1]
+        if column.count(same) != n:
+            n -= len(column.lstrip(same))
+    if n < _LEAST_ALIKE or kind not in kinds:
+        return None
+    _, found, times_us, bodies = zip(*_cutter(size).iter_unpack(plain[at : at + n * step]), strict=True)
+    if times_us[0] < last_us or times_us != tuple(sorted(times_us)):
+        return None
+    seqnos = cast("Iterable[Seqno]", range(seqno, seqno + n))
+    return list(zip(found, seqnos, times_us, bodies, strict=True)), range(at, at + n * step + 1, step)
+
+
+@lru_cache(maxsize=32)
+def _cutter(size: int) -> struct.Struct:
+    """What cuts commits with bodies of one size."""
+    return struct.Struct(f"<IIQ{size}s")

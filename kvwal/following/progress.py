@@ -34,7 +34,7 @@ from kvwal.following.past import FollowedPast
 from kvwal.following.waiting import Freshness, Waiting
 from kvwal.keys import Seqno
 from kvwal.locks import locked, locked_by_state, new_lock
-from kvwal.log import FollowedCursor, Hold, LogReader, SegmentCursor, Watch
+from kvwal.log import FollowedCursor, Hold, LogReader, Run, SegmentCursor, Watch
 from kvwal.log.segment import SegmentHeader
 from kvwal.pages import FollowedPages, Tree
 from kvwal.pages.followed import Guard
@@ -354,9 +354,15 @@ def fill(memtable: Memtable, reader: LogReader, after: Seqno, until: Seqno) -> i
     Requires: `until` is on disk.
     """
     newest_us = 0
-    for record in commits_beyond(reader, after, lambda: until):
-        batch = record.batch()
-        memtable.write(record.seqno, batch.writes, record.size, batch.ranges, batch.parts())
-        newest_us = record.time_us
+    cursor = commits_beyond(reader, after, lambda: until)
+    while (part := cursor.next_part(until)) is not None:
+        if isinstance(part, Run):
+            writes = dict(zip(part.keys, part.values, strict=True))
+            memtable.write(part.seqnos[-1], writes, len(part.offsets) * part.offsets.step)
+            newest_us = part.times_us[-1]
+        else:
+            batch = part.batch()
+            memtable.write(part.seqno, batch.writes, part.size, batch.ranges, batch.parts())
+            newest_us = part.time_us
     memtable.last_seqno = until
     return newest_us

@@ -116,7 +116,7 @@ def write_records(
             indexed_from = index.next_offset
         # As `encode_record`.
         rest = rest_of(len(body), kind, seqno, min(watermark, last), commit_us) + body
-        frames += (head_of(marker, crc32c(rest, (salt + offset) & 0xFFFFFFFF)), rest)
+        frames.append(head_of(marker, crc32c(rest, (salt + offset) & 0xFFFFFFFF)) + rest)
         offset += RECORD_HEAD.size + len(rest)
         last, time_us = seqno, commit_us
         if offset - start >= _WRITE_BYTES:

@@ -7,6 +7,7 @@ after that. So what is there at any time is a log that ends with a whole segment
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TypeAlias
 
 from kvwal.errors import InternalError
 from kvwal.files import Directory, File, Files
@@ -19,12 +20,13 @@ from kvwal.log.record import RECORD_HEADER_BYTES
 from kvwal.log.segment import IndexSizes, SegmentHeader
 from kvwal.log.segments import Plan, SegmentMaker
 
-__all__ = ["CopiedLog"]
+__all__ = ["Commit", "CopiedLog"]
 
 _KIND: int = 0xFF
 
-#: Kind, seqno, time in microseconds and body, as in the log's record.
-Commit = tuple[int, Seqno, int, bytes]
+#: Kind, seqno, time in microseconds and body, as in the log's record. A plain tuple: the garbage collector does not go
+#: over those again and again.
+Commit: TypeAlias = tuple[int, Seqno, int, bytes]
 
 
 class CopiedLog:
@@ -60,14 +62,16 @@ class CopiedLog:
         ends = commits[0][1], commits[-1][1]
         if ends != (last + 1, last + len(commits)):
             raise InternalError(f"commits {ends} do not follow {last}")
-        begin, full = 0, self._options.segment_bytes
-        for end, (_, _, _, body) in enumerate(commits, 1):
-            self._bytes += RECORD_HEADER_BYTES + len(body)
-            if self._bytes >= full:
-                self._commits += commits[begin:end]
-                begin = end
+        size = RECORD_HEADER_BYTES * len(commits) + sum(len(body) for _, _, _, body in commits)
+        if self._bytes + size < self._options.segment_bytes:
+            self._commits += commits
+            self._bytes += size
+            return
+        for commit in commits:
+            self._commits.append(commit)
+            self._bytes += RECORD_HEADER_BYTES + len(commit[3])
+            if self._bytes >= self._options.segment_bytes:
                 self._make(0)
-        self._commits += commits[begin:]
 
     def close(self) -> None:
         """Make the last segment. All that was added is durable on return."""

@@ -167,6 +167,61 @@ def test_bytes_of_a_writer_that_lies_are_found() -> None:
         decode_unit(*rebuilt(two[:1], unknown))
 
 
+def stretches(draw: random.Random, n: int) -> list[UnitCommit]:
+    """Commits of which many in a row are of one size and kind."""
+    found: list[UnitCommit] = []
+    while len(found) < n:
+        kind, size = draw.choice([1, 1, 1 | 1 << 8]), draw.randrange(80)
+        for _ in range(draw.choice([1, 3, 15, 16, 40, 1100])):
+            seqno = Seqno(8 + len(found))
+            found.append(UnitCommit(kind, seqno, 1000 + seqno // 5, draw.randbytes(size)))
+    return found[:n]
+
+
+@pytest.mark.parametrize("seed_of", range(6))
+def test_commits_of_one_size_are_cut_as_others_are(seed_of: int) -> None:
+    draw = random.Random(seed_of)
+    commits = stretches(draw, draw.choice([17, 300, 2500]))
+    unit = decode_unit(*unit_of(commits))
+    assert list(unit.commits()) == commits
+    assert {seqno: unit.digest_at(seqno) for seqno in (Seqno(7), Seqno(12), commits[-1].seqno)} == {
+        Seqno(7): START,
+        Seqno(12): decode_unit(*unit_of(commits[:5])).header.after,
+        commits[-1].seqno: unit.header.after,
+    }
+
+
+@pytest.mark.parametrize("seed_of", range(20))
+def test_one_wrong_commit_among_many_of_one_size_is_found_and_named(seed_of: int) -> None:
+    draw = random.Random(seed_of)
+    commits = [UnitCommit(1, Seqno(8 + i), 1000 + i // 5, draw.randbytes(30)) for i in range(2100)]
+    plain = unit_of(commits, codec="none")[1][256:]
+    n = draw.randrange(1, 2099)
+    at, seqno = n * 46, commits[n].seqno
+    strange = b"".join(struct.pack("<IIQ", 0, 1 | 1 << 30, commit.time_us) for commit in commits)
+    with pytest.raises(FormatError, match="commit 8 is of a kind"):
+        decode_unit(*rebuilt(commits, strange))
+    for place, form, value, error, says in [
+        (0, "<I", 31, CorruptionError, "cut short|none|kind|goes back|commits instead of|more than"),
+        (0, "<I", 1 << 31, CorruptionError, f"commit {seqno} is cut short"),
+        (4, "<I", 2, CorruptionError, f"commit {seqno} is none"),
+        (4, "<I", 1 | 1 << 30, FormatError, f"commit {seqno} is of a kind"),
+        (8, "<Q", 999, CorruptionError, f"the time of commit {seqno} goes back"),
+        (16 + draw.randrange(30), "<B", None, CorruptionError, "digest"),
+    ]:
+        new = struct.pack(form, plain[at + place] ^ 1 if value is None else value)
+        with pytest.raises(error, match=says):
+            decode_unit(*rebuilt(commits, plain[: at + place] + new + plain[at + place + len(new) :]))
+
+
+def test_a_time_that_goes_back_between_commits_of_one_size_is_found() -> None:
+    # Behind the first 1,024 they are cut by the other way.
+    commits = [UnitCommit(1, Seqno(8 + i), 1000 if i < 1024 else 999, b"body") for i in range(1100)]
+    plain = b"".join(struct.pack("<IIQ", 4, 1, each.time_us) + each.body for each in commits)
+    with pytest.raises(CorruptionError, match="the time of commit 1032 goes back"):
+        decode_unit(*rebuilt(commits, plain))
+
+
 def test_a_body_that_unpacks_to_much_more_than_it_says_takes_no_memory() -> None:
     name, data = rebuilt(some_commits(1), bytes(48 << 20), codec=1, plain=100)
     tracemalloc.start()
