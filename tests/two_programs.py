@@ -132,7 +132,9 @@ class _Directory:
         self._directory.close()
         self._recorded.hold(False)
 
-    def open(self, name: str, *, write: bool = False, create: bool = False, mode: int = 0o600) -> Any:
+    def open(
+        self, name: str, *, write: bool = False, create: bool = False, bulk: bool = False, mode: int = 0o600
+    ) -> Any:
         if not write and not create:
             return self._directory.open(name)
         handle = len(self._recorded.steps)

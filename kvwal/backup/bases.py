@@ -123,10 +123,10 @@ def _bare(meta: Meta) -> Meta:
 
 
 def encode_base(
-    pager: Pager, meta: Meta, parent: BaseName | None, rows: Table, commit: bytes
+    pager: Pager, meta: Meta, parent: BaseName | None, rows: Table, extents: Extents, commit: bytes
 ) -> Iterator[bytes | bytearray]:
-    """A base of a generation, piece by piece. CorruptionError if a page does not verify."""
-    bare, table, extents = _bare(meta), rows.encode(), rows.new()
+    """A base of a generation, piece by piece, with these new extents. CorruptionError if a page does not verify."""
+    bare, table = _bare(meta), rows.encode()
     size = _HEADER_BYTES + len(table) + extents.page_bytes() + _DIGEST_BYTES
     above = (0, 0) if parent is None else (parent.generation, parent.seqno)
     head = HEADER.pack(

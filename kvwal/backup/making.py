@@ -21,7 +21,7 @@ from kvwal.backup.chain import Held, digest_after, list_held
 from kvwal.backup.lines import Origin, tell_line
 from kvwal.backup.names import BaseName, UnitName
 from kvwal.backup.port import Destination
-from kvwal.backup.reach import Reach, Table, walked
+from kvwal.backup.reach import Reach, walked
 from kvwal.backup.state import claim
 from kvwal.backup.units import HEADER_BYTES, UnitBuilder, commit_digest, decode_header, decode_unit
 from kvwal.engine.consumers import ROWS as CONSUMERS
@@ -49,7 +49,7 @@ _UNKNOWN: Final = bytes(32)
 _MOST_LINKS: Final = 32
 # Between two turns that other threads get.
 _WORK_S: Final = 0.00005
-_PAUSE_S: Final = 0.0002
+_PAUSE_S: Final = 0.002
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,8 +182,9 @@ class _Backup:
         table = walked(pager, meta, reach, self._yield_to_writers)
         name = BaseName(meta.line, meta.replay_through, meta.generation, 0 if parent is None else parent.generation)
         self._is_full = self._is_full or parent is None
-        pieces = encode_base(pager, meta, parent, table, self._digest_of(meta.replay_through))
-        self._put(str(name), self._told(pieces, table))
+        extents = table.new(self._yield_to_writers)
+        pieces = encode_base(pager, meta, parent, table, extents, self._digest_of(meta.replay_through))
+        self._put(str(name), self._told(pieces, extents.page_bytes()))
         return name
 
     def _chain(self, stored: Held, name: BaseName) -> list[tuple[BaseName, BaseHeader]] | None:
@@ -199,9 +200,8 @@ class _Backup:
             reach = reach_of(self._destination, name, header, reach)
         return Reach() if reach is None else reach
 
-    def _told(self, pieces: Iterator[bytes | bytearray], table: Table) -> Iterator[bytes | bytearray]:
-        extents = table.new()
-        total, done = extents.page_bytes(), 0
+    def _told(self, pieces: Iterator[bytes | bytearray], total: int) -> Iterator[bytes | bytearray]:
+        done = 0
         for piece in pieces:
             yield piece
             done += len(piece)

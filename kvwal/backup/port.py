@@ -235,7 +235,7 @@ class DirectoryDestination:
         """Make the file `target` of this content, durably; False if there is one."""
         temporary = f"{leaf}.{self._files.random_bytes(8).hex()}{_TEMPORARY}"
         try:
-            file = directory.open(temporary, create=True, mode=self._mode)
+            file = directory.open(temporary, create=True, bulk=True, mode=self._mode)
             try:
                 offset = 0
                 for chunk in (data,) if isinstance(data, (bytes, bytearray, memoryview)) else data:

@@ -32,6 +32,8 @@ __all__ = ["ROW_BYTES", "Extents", "Reach", "Table", "read_pages", "span", "walk
 # On disk: never change.
 ROW_BYTES: Final = 16
 
+# Extents in this number of pages are sorted at once.
+_SORTED_PAGES: Final = 2048
 # Read and written at once.
 _RUN_BYTES: Final = 1 << 20
 
@@ -126,11 +128,26 @@ class Table:
         """Say how many extents are below that of a row, itself included."""
         self._numbers[4 * row + 3] = count
 
-    def new(self) -> Extents:
+    def new(self, yield_to_writers: Callable[[], None] = lambda: None) -> Extents:
         """The extents whose pages the base has."""
-        found = sorted(row[:3] for row in self.rows() if row[0])
-        pages, sizes, crcs = zip(*found, strict=True) if found else ((), (), ())
-        return Extents(array("I", pages), array("I", sizes), array("I", crcs))
+        # Sorted a few thousand at a time: other threads wait while a list is sorted.
+        parts: dict[int, array[int]] = {}
+        for n, (page, size, crc, _) in enumerate(self.rows()):
+            if page:
+                part = parts.get(page // _SORTED_PAGES)
+                if part is None:
+                    part = parts[page // _SORTED_PAGES] = array("I")
+                part.extend((page, size, crc))
+            if not n % _SORTED_PAGES:
+                yield_to_writers()
+        found = Extents(array("I"), array("I"), array("I"))
+        for number in sorted(parts):
+            part = parts.pop(number)
+            ordered = sorted(zip(part[::3], part[1::3], part[2::3], strict=True))
+            for column, values in zip(found, zip(*ordered, strict=True), strict=True):
+                column.extend(values)
+            yield_to_writers()
+        return found
 
     def encode(self) -> bytes:
         """The bytes."""

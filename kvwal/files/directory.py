@@ -13,7 +13,7 @@ from typing import Literal
 
 from kvwal.errors import LockedError, StoreRemovedError
 from kvwal.files.failures import failed, is_full
-from kvwal.files.file import SystemFile, grant, sync
+from kvwal.files.file import BulkFile, SystemFile, grant, sync
 from kvwal.files.fork import birthmark, refuse_in_child
 from kvwal.files.lock import (
     HINT_BYTES,
@@ -137,12 +137,15 @@ class SystemDirectory:
             finally:
                 os.close(fd)
 
-    def open(self, name: str, *, write: bool = False, create: bool = False, mode: int = 0o600) -> File:
+    def open(
+        self, name: str, *, write: bool = False, create: bool = False, bulk: bool = False, mode: int = 0o600
+    ) -> File:
         flags = _FLAGS | (os.O_RDWR if write or create else os.O_RDONLY)
         if create:
             flags |= os.O_CREAT | os.O_EXCL
         with self._failing(name):
-            return SystemFile(self._descriptor(name, flags, mode), os.path.join(self.path, name))
+            kind = BulkFile if bulk else SystemFile
+            return kind(self._descriptor(name, flags, mode), os.path.join(self.path, name))
 
     def _descriptor(self, name: str, flags: int, mode: int = 0o600) -> int:
         if not _NOFOLLOW and self.kind(name) == "other":

@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 
 from kvwal.errors import StoreRemovedError
 from kvwal.files.failures import failed
@@ -15,11 +16,13 @@ from kvwal.files.fork import birthmark, refuse_in_child
 from kvwal.files.protocol import Buffer
 from kvwal.files.record_lock import record_holder, try_record_lock
 
-__all__ = ["SystemFile", "grant", "sync"]
+__all__ = ["BulkFile", "SystemFile", "grant", "sync"]
 
 # One write call: the kernel takes at most 0x7ffff000 bytes at a time on Linux.
 _MAX_CALL_BYTES = 0x7FFFF000
 _ZEROS = bytes(1 << 20)
+# Of a bulk file, brought on disk together.
+_BULK_BYTES = 4 << 20
 # How often it is looked whether a file that is flushed again and again still has a name: a look costs 15 us.
 _LOOK_EVERY_S = 0.005
 
@@ -228,3 +231,26 @@ class _SeekingFile(_PositionedFile):
 
 
 SystemFile = _PositionedFile if hasattr(os, "pread") else _SeekingFile
+
+
+class BulkFile(SystemFile):  # type: ignore[misc,valid-type]  # it is one of the two
+    """One that is written once, from its beginning to its end.
+
+    A flush of hundreds of megabytes at once would hold up those of a log on the same disk for as long as it takes. So
+    each few megabytes begin to be written while the next ones are made.
+    """
+
+    __slots__ = ("_begun",)
+
+    def __init__(self, fd: int, path: str) -> None:
+        super().__init__(fd, path)
+        self._begun = 0
+
+    def pwrite(self, data: Buffer, offset: int) -> None:
+        super().pwrite(data, offset)
+        size = offset + len(data) - self._begun
+        if size >= _BULK_BYTES and sys.platform == "linux":
+            with suppress(OSError):
+                # Advice that the pages are not needed: those that are dirty begin to be written, and are kept.
+                os.posix_fadvise(self._fd, self._begun, size, os.POSIX_FADV_DONTNEED)
+            self._begun += size

@@ -114,8 +114,14 @@ class Directory(Protocol):
         """Names in the directory, in no order."""
         ...
 
-    def open(self, name: str, *, write: bool = False, create: bool = False, mode: int = 0o600) -> File:
-        """Open a file. `create` demands that it does not exist yet (exclusive) and implies `write`."""
+    def open(
+        self, name: str, *, write: bool = False, create: bool = False, bulk: bool = False, mode: int = 0o600
+    ) -> File:
+        """Open a file. `create` demands that it does not exist yet (exclusive) and implies `write`.
+
+        `bulk`: much is written to it once, from its beginning to its end. The system may begin to bring that on disk
+        before a flush asks for it.
+        """
         ...
 
     def rename(self, source: str, target: str, *, replace: bool = True) -> None:

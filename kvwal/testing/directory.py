@@ -65,7 +65,10 @@ class SimulatedDirectory:
             # In no order, but the same one every time.
             return sorted(entries, reverse=True)
 
-    def open(self, name: str, *, write: bool = False, create: bool = False, mode: int = 0o600) -> SimulatedFile:
+    def open(
+        self, name: str, *, write: bool = False, create: bool = False, bulk: bool = False, mode: int = 0o600
+    ) -> SimulatedFile:
+        del bulk  # What is not flushed may be on this disk or not as it is.
         disk, path = self._disk, self._path(name)
         with disk.mutex:
             entries = self._entries()

@@ -77,7 +77,7 @@ def test_a_base_of_a_checkpoint_in_parts_without_its_units_is_not_gone_on_from()
         meta = replace(meta, generation=meta.generation - 1, seqno=Seqno(meta.replay_through - 2))
         table = walked(pager, meta, Reach(), lambda: None)
         name = BaseName(meta.line, meta.replay_through, meta.generation, 0)
-        rig.place.put_new(str(name), b"".join(encode_base(pager, meta, None, table, bytes(32))))
+        rig.place.put_new(str(name), b"".join(encode_base(pager, meta, None, table, table.new(), bytes(32))))
     held = held_of(rig.db, rig.place)
     assert held.newest() == 20
     with pytest.raises(NotInBackup):

@@ -14,6 +14,7 @@ import pytest
 import kvwal
 from kvwal.backup.port import Destination, DirectoryDestination, destination_at, is_object_name
 from kvwal.errors import BackupDestinationError, ObjectMissing, SystemCallError
+from kvwal.files.directory import SystemDirectory
 from kvwal.testing import SimulatedDisk, crash_every
 
 UNIT = "00000000000000aa/unit/0/00000000000000000001-00000000000000000002.r0"
@@ -37,6 +38,20 @@ def test_an_object_is_made_once_and_read_back(place: DirectoryDestination) -> No
     assert place.get(UNIT, start=11) == b""
     assert place.put_new("a/b", iter([b"12", memoryview(b"34")]))
     assert place.get("a/b") == b"1234"
+
+
+def test_an_object_is_written_as_a_bulk_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    asked: list[bool] = []
+    written = SystemDirectory.open
+
+    def noted(self: Any, name: str, **options: Any) -> Any:
+        if options.get("create"):
+            asked.append(options.get("bulk", False))
+        return written(self, name, **options)
+
+    monkeypatch.setattr(SystemDirectory, "open", noted)
+    assert DirectoryDestination(tmp_path / "b").put_new("a/b", iter([b"1", b"2"]))
+    assert asked == [True]
 
 
 def test_what_is_not_there_is_an_error_that_names_it(place: DirectoryDestination) -> None:

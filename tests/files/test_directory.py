@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 import time
@@ -124,6 +125,33 @@ def test_a_file_that_is_removed_while_it_is_flushed_was_not_flushed(
     with pytest.raises(StoreRemovedError):
         getattr(file, flush)()
     file.close()
+    opened.close()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only there it is more than nothing")
+@pytest.mark.parametrize("failing", [False, True])
+def test_a_bulk_file_begins_to_be_written_while_it_is_made(
+    opened: Directory, monkeypatch: pytest.MonkeyPatch, failing: bool
+) -> None:
+    advised: list[tuple[int, int, int]] = []
+    advise = os.posix_fadvise
+
+    def noted(fd: int, *advice: int) -> None:
+        advised.append(advice)  # type: ignore[arg-type]  # there are three
+        if failing:
+            raise OSError(errno.EINVAL, "there is no such advice here")
+        advise(fd, *advice)
+
+    monkeypatch.setattr(os, "posix_fadvise", noted)
+    chunks = [bytes([n]) * 3_000_000 for n in range(5)]
+    for bulk in (False, True):
+        file = opened.open(f"bulk {bulk}", create=True, bulk=bulk)
+        for n, chunk in enumerate(chunks):
+            file.pwrite(chunk, n * 3_000_000)
+        assert file.pread(16_000_000, 0) == b"".join(chunks)
+        file.close()
+        assert bool(advised) == bulk
+    assert advised == [(0, 6_000_000, os.POSIX_FADV_DONTNEED), (6_000_000, 6_000_000, os.POSIX_FADV_DONTNEED)]
     opened.close()
 
 
