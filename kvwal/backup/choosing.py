@@ -7,7 +7,7 @@ line that is the one with the newest commit.
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Final, Literal, TypeAlias
@@ -68,8 +68,13 @@ def as_moment(at: Moment) -> int | datetime | Literal["latest"]:
     raise ValueError(f'at is "latest", "before:SEQNO", a seqno, a position or a time, not {at!r}')
 
 
-def choose(destination: Destination, at: int | datetime | Literal["latest"]) -> Chosen:
-    """The newest objects that give a moment. NotInBackup, with both bounds and the nearest moments, if none do."""
+def choose(
+    destination: Destination, at: int | datetime | Literal["latest"], damaged: Container[str] = ()
+) -> Chosen:
+    """The newest objects that give a moment. NotInBackup, with both bounds and the nearest moments, if none do.
+
+    `damaged`: names of objects that are not to be used. They count where it is asked which moment is the latest.
+    """
     line = at.line if isinstance(at, Position) else _newest_line(destination)
     lines = [(list_held(destination, each), fork) for each, fork in ancestry(destination, line)]
     # The last commit that each line has of those that are looked for.
@@ -87,6 +92,7 @@ def choose(destination: Destination, at: int | datetime | Literal["latest"]) -> 
     for held, fork in lines:
         try:
             if fork is None or seqno <= fork:
+                held = held.without(damaged)
                 plan = held.plan(seqno, begins=lambda base: read_header(destination, str(base)).seqno)
                 return Chosen(held.line, held, plan)
         except (SnapshotTooOld, BackupDestinationError):
@@ -95,8 +101,13 @@ def choose(destination: Destination, at: int | datetime | Literal["latest"]) -> 
     raise _refusal(at, stretches, seqno)
 
 
-def advice(destination: Destination, at: int | datetime | Literal["latest"], damaged: str) -> str:
-    """What to restore where an object that a moment needs is damaged: one of the moments before it."""
+def advice(
+    destination: Destination, at: int | datetime | Literal["latest"], damaged: str, others: Container[str] = ()
+) -> str:
+    """What to restore where an object that a moment needs is damaged: one of the moments before it.
+
+    `others`: that are damaged.
+    """
     parsed = parse_name(damaged)
     before: list[Stretch] = []
     if parsed is not None:
@@ -106,7 +117,7 @@ def advice(destination: Destination, at: int | datetime | Literal["latest"], dam
             lines = [(list_held(destination, each), fork) for each, fork in ancestry(destination, line)]
         except (CorruptionError, FormatError, ObjectMissing):
             return "Say on which line the moment is (LINE:SEQNO), or restore from another destination"
-        found = {each for held, fork in lines for each in _clipped(held.stretches(), fork)}
+        found = {each for held, fork in lines for each in _clipped(held.without(others).stretches(), fork)}
         before = _clipped(_joined(sorted(found)), last)
     if not before:
         return "Restore from another destination: no moment of this one is known to do without it"

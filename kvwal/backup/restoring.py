@@ -30,7 +30,7 @@ from typing import Final
 from kvwal.backup.aside import MARKER, PAGES, begin, marker_of, refuse_foreign, refuse_taken, taken
 from kvwal.backup.bases import BaseHeader, chain_of, pages_of, read_table
 from kvwal.backup.choosing import Chosen, Moment, advice, as_moment, choose
-from kvwal.backup.names import BaseName, UnitName
+from kvwal.backup.names import BaseName, UnitName, parse_name
 from kvwal.backup.port import Destination, Where, destination_at
 from kvwal.backup.replaying import breaks, replay_units
 from kvwal.backup.state import identity_of
@@ -43,11 +43,13 @@ from kvwal.engine.lines import LineRow, encode_line, parent_of
 from kvwal.engine.memtable import Memtable
 from kvwal.engine.recovery import replay
 from kvwal.errors import (
+    BackupDestinationError,
     CorruptionError,
     DiskFullError,
     Error,
     FormatError,
     InternalError,
+    NotInBackup,
     ObjectMissing,
     StoreNotFoundError,
 )
@@ -86,6 +88,7 @@ class RestoreReport:
             nothing was done.
         objects: what was read, or would be, in order. bytes: of these. requests: reads of the destination that take.
         commits: how many came from units, and were replayed.
+        damaged: objects that are damaged and were done without, since older ones give the same moment.
         resumed: whether an interrupted restore went on.
         seconds: how long it took.
     """
@@ -96,6 +99,7 @@ class RestoreReport:
     bytes: int
     requests: int
     commits: int
+    damaged: tuple[str, ...]
     resumed: bool
     seconds: float
 
@@ -129,8 +133,8 @@ def restore(
         NotInBackup: the moment is not there; the error has the bounds and the nearest moments.
         StoreNotFoundError: the directory that is to hold `into` is not there.
         StoreExistsError: something is at `into`, or a directory `INTO.restoring` that is none of a restore.
-        BackupDestinationError: there is no backup at `src`. CorruptionError: an object of it is damaged, and is named,
-            and so are the moments before it.
+        BackupDestinationError: there is no backup at `src`. CorruptionError: an object of it is damaged that the moment
+            needs, and is named, and so are the moments before it.
         FormatError: a newer version of kvwal wrote it. LockedError: another process is restoring to `into`.
         DiskFullError: free some space, and call it again. TypeError, ValueError: an argument cannot be right.
     """
@@ -138,11 +142,12 @@ def restore(
     target, moment = path_text(into).rstrip("/") or "/", as_moment(at)
     destination = destination_at(src, files)
     began_s = files.monotonic_s()
+    damaged: dict[str, CorruptionError] = {}
     try:
         store_id = identity_of(destination)
         for left in range(_TRIES - 1, -1, -1):
             try:
-                chosen = choose(destination, moment)
+                chosen = choose(destination, moment, damaged)
                 work = _Restore(destination, files, target, store_id, chosen, progress)
                 position = None if dry_run else work.run()
                 break
@@ -150,8 +155,17 @@ def restore(
                 # An archiver has merged or pruned it since it was listed.
                 if not left:
                     raise
+            except CorruptionError as error:
+                # Older objects may give the same moment. Not again for one that is read all the same.
+                if not left or error.file in damaged or parse_name(error.file) is None:
+                    raise
+                damaged[error.file] = error
+            except (NotInBackup, BackupDestinationError):
+                if damaged:
+                    raise next(iter(damaged.values())) from None
+                raise
     except CorruptionError as error:
-        instead = advice(destination, moment, error.file)
+        instead = advice(destination, moment, error.file, damaged)
         raise CorruptionError(error.file, error.offset, error.reason, advice=instead) from error
     except OSError as error:
         if is_full(error) and not isinstance(error, Error):
@@ -167,6 +181,7 @@ def restore(
         plan.bytes,
         requests,
         plan.at - plan.after if plan.units else 0,
+        tuple(damaged),
         work.resumed,
         files.monotonic_s() - began_s,
     )

@@ -95,6 +95,8 @@ def restore(src: str, into: str, at: Moment, dry_run: bool, quiet: bool, as_json
             dry_run=dry_run,
             progress=lambda done, total: progress.update(task, completed=done, total=total),
         )
+    for name in report.damaged:
+        complain(f"{name} is damaged and was done without; kvwal archive verify looks for more")
     if as_json:
         _print_json(report)
     elif dry_run:

@@ -283,6 +283,46 @@ def test_more_than_fits_into_memory_is_replayed_in_parts(monkeypatch: pytest.Mon
 # -- damage ---------------------------------------------------------------------------------------
 
 
+def test_a_damaged_base_is_done_without_where_an_older_one_gives_the_same_moment() -> None:
+    lived = backed_up(10, history=True)
+    place, last = lived.destination, lived.db.last_seqno
+    lived.db.checkpoint()
+    full = backup(lived.db.engine, place, base="full")
+    whole = kvwal.restore(place, "/none", dry_run=True, files=lived.disk)
+    assert whole.objects == (full.base,)
+    assert not whole.damaged
+    size = len(place.get(full.base))
+    for offset in (0, 200, 4096, 9000, size - 5000):
+        disk = lived.disk.copy()
+        disk.flip(f"/b/{full.base}", offset, 3)
+        report = kvwal.restore(DirectoryDestination("/b", files=disk), "/r", files=disk)
+        assert report.damaged == (full.base,)
+        assert full.base not in report.objects
+        assert report.restored == whole.restored
+        assert report.commits
+        with kvwal.open("/r", files=disk, background=False) as db:
+            lived.check(db, last)
+
+
+def test_the_newest_moment_stays_the_newest_where_it_is_damaged_and_what_is_advised_is_whole() -> None:
+    lived = backed_up(10)
+    place = lived.destination
+    bases = sorted(name for name, _ in place.list_after("") if "/base/" in name)
+    newest = max((name for name, _ in place.list_after("") if "/unit/" in name), key=lambda name: name[-23:])
+    disk = lived.disk.copy()
+    disk.flip(f"/b/{newest}", 300, 3)
+    with pytest.raises(kvwal.CorruptionError) as caught:
+        kvwal.restore(DirectoryDestination("/b", files=disk), "/r", files=disk)
+    assert caught.value.file == newest
+    assert "Restore an earlier moment" in str(caught.value)
+    for each in bases:
+        disk.flip(f"/b/{each}", 100, 3)
+    with pytest.raises(kvwal.CorruptionError, match="Restore from another destination") as caught:
+        kvwal.restore(DirectoryDestination("/b", files=disk), "/r", files=disk)
+    assert caught.value.file in bases
+    assert disk.kind("/r") is None
+
+
 def test_a_flipped_bit_of_any_object_is_named_and_nothing_is_made() -> None:
     lived = backed_up(10)
     found = kvwal.restore(lived.destination, "/none", dry_run=True, files=lived.disk)

@@ -88,6 +88,22 @@ def damage(name: Path) -> None:
     name.write_bytes(raw)
 
 
+def test_a_restore_says_which_damaged_object_it_did_without(filled: Path) -> None:
+    run("backup", filled / "s", filled / "b", "--history")
+    with kvwal.open(filled / "s") as db:
+        db.put(b"new", b"v")
+        db.checkpoint()
+    run("backup", filled / "s", filled / "b", "--history", "--full")
+    newest = max((filled / "b").glob("*/base/*"), key=lambda name: name.name)
+    damage(newest)
+    found = run("restore", filled / "b", filled / "r")
+    assert f"{newest.name} is damaged and was done without" in found.stderr
+    told = json.loads(run("restore", filled / "b", filled / "r2", "--json").stdout)
+    assert [Path(name).name for name in told["damaged"]] == [newest.name]
+    with kvwal.open(filled / "r", "r") as db:
+        assert db[b"new"] == b"v"
+
+
 def test_a_restore_that_meets_damage_names_the_moments_before_it_and_they_are_restored(filled: Path) -> None:
     run("backup", filled / "s", filled / "b", "--history")
     with kvwal.open(filled / "s") as db:
