@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
+import sqlite3
 import subprocess
 import sys
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
-from time import monotonic, process_time, sleep
-from typing import Final
+from random import Random
+from time import monotonic, perf_counter, process_time, sleep
+from typing import Any, Final
 
 import kvwal
 from bench.data import key, values
-from bench.parts import Line, Part, Setting, Size, Wrong, in_turns, ratios, run_parts, spread
+from bench.parts import Line, Part, Setting, Size, Wrong, fresh, in_turns, ratios, run_parts, spread
 from bench.results import Figure
 
 __all__ = ["main"]
 
 _RATE: Final = 1000
 _SETTLE_S: Final = 0.3
+_BATCH: Final = 50_000
+# Cold gets, each of a leaf of its own.
+_COLD: Final = 2000
+# Between two commits of a writer that writes now and then.
+_WRITES_S: Final = 0.05
 # PATH PIN COMMITS: prints the ages at which it saw the commits, sorted, in seconds.
 _FOLLOWS: Final = """
 import sys, time, kvwal
@@ -44,6 +52,32 @@ with contextlib.ExitStack() as stack:
     while not over.wait(0.05):
         for each in live:
             each.refresh()
+"""
+# PATH KEYS SECONDS SQLITE: gets of keys that are in memory, by a follower that moves every 1,000 of them or by SQLite,
+# once its input has a line; prints how many.
+_GETS: Final = """
+import random, sqlite3, sys, time, kvwal
+from bench.data import key
+path, keys, seconds, lite = sys.argv[1], int(sys.argv[2]), float(sys.argv[3]), sys.argv[4] == "True"
+wanted = [key(i) for i in random.Random(1).sample(range(keys), 1000)]
+if lite:
+    get_one = sqlite3.connect(path).execute
+    def get(each): return get_one("SELECT v FROM t WHERE k = ?", (each,)).fetchone()[0]
+    def move(): pass
+else:
+    live = kvwal.follow(path)
+    get, move = live.get, live.refresh
+for each in wanted:
+    assert get(each) is not None
+print("ready", flush=True)
+sys.stdin.readline()
+n, until_s = 0, time.monotonic() + seconds
+while time.monotonic() < until_s:
+    for each in wanted:
+        get(each)
+    move()
+    n += len(wanted)
+print(n, flush=True)
 """
 
 
@@ -123,13 +157,112 @@ def _puts(setting: Setting) -> list[Line]:
     return lines
 
 
+def _fill(path: Path, keys: int) -> None:
+    pool = values(100)
+    with kvwal.open(path, durability="os") as db:
+        for begin in range(0, keys, _BATCH):
+            db.update({key(i): pool[i % len(pool)] for i in range(begin, min(begin + _BATCH, keys))})
+
+
+def _reads_of(path: Path, keys: int, follows: bool) -> dict[str, float]:
+    """What reads cost in a process of their own, in us."""
+    store: Any = kvwal.follow(path) if follows else kvwal.open(path)
+    with store:
+        chosen = Random(1).sample(range(0, keys, keys // _COLD), _COLD)
+        for i in chosen[: _COLD // 10]:
+            # The inner pages. No leaf is read twice.
+            store.get(key(i))
+        cold = [key(i) for i in chosen[_COLD // 10 :]]
+        began_s = perf_counter()
+        for each in cold:
+            store.get(each)
+        took = {"cold get": (perf_counter() - began_s) / len(cold)}
+        hot = cold[:1000]
+        for each in hot:
+            store.get(each)
+        began_s = perf_counter()
+        for _ in range(100):
+            for each in hot:
+                store.get(each)
+        took["hot get"] = (perf_counter() - began_s) / (100 * len(hot))
+        began_s = perf_counter()
+        if sum(1 for _ in store.scan()) != keys:
+            raise Wrong("the scan misses keys")
+        took["scan, a key"] = (perf_counter() - began_s) / keys
+    return {name: each * 1e6 for name, each in took.items()}
+
+
+def _reads(setting: Setting) -> list[Line]:
+    """The same reads by a follower beside an idle writer, and by a writer."""
+    path, keys = setting.directory / "s", setting.sizes.keys
+    _fill(path, keys)
+
+    def followed() -> dict[str, float]:
+        with kvwal.open(path):
+            return fresh(_reads_of, path, keys, True)
+
+    found = in_turns({"follower": followed, "writer": partial(fresh, _reads_of, path, keys, False)}, setting)
+    lines = []
+    for name in found["writer"][0]:
+        own = [each[name] for each in found["writer"]]
+        ratio = ratios([each[name] for each in found["follower"]], own)
+        lines.append(Line(f"{name} of the writer, us", _text(Figure(tuple(own)))))
+        lines.append(Line(f"{name}: follower / writer", spread(ratio), "at most 1.2x", ratio.median <= 1.2))
+    return lines
+
+
+def _readers(setting: Setting) -> list[Line]:
+    """Gets of one and of two processes, while this one commits every 50 ms; the same of SQLite."""
+    path, keys, seconds = setting.directory / "s", setting.sizes.keys, setting.sizes.seconds
+    _fill(path, keys)
+    lite, pool = setting.directory / "lite", values(100)
+    db = kvwal.open(path)
+    other = sqlite3.connect(lite, isolation_level=None)
+    other.execute("PRAGMA journal_mode=WAL")
+    other.execute("CREATE TABLE t (k BLOB PRIMARY KEY, v BLOB) WITHOUT ROWID")
+    other.execute("BEGIN")
+    other.executemany("INSERT INTO t VALUES (?, ?)", ((key(i), pool[i % len(pool)]) for i in range(keys)))
+    other.execute("COMMIT")
+
+    def gets(processes: int, is_lite: bool) -> float:
+        with ExitStack() as stack:
+            arguments = lite if is_lite else path, keys, seconds, is_lite
+            children = [stack.enter_context(_child(_GETS, *arguments)) for _ in range(processes)]
+            for child in children:
+                assert child.stdin is not None
+                child.stdin.write("\n")
+                child.stdin.flush()
+            for n in range(int(seconds / _WRITES_S)):
+                sleep(_WRITES_S)
+                if is_lite:
+                    other.execute("UPDATE t SET v = ? WHERE k = ?", (pool[n % len(pool)], key(n)))
+                else:
+                    db.put(key(n), pool[n % len(pool)])
+            return sum(int(child.communicate()[0]) for child in children) / seconds
+
+    measures = {f"{n} {name}": partial(gets, n, name == "SQLite") for n in (1, 2) for name in ("kvwal", "SQLite")}
+    found = in_turns(measures, setting)
+    db.close()
+    other.close()
+    both, ahead = ratios(found["2 kvwal"], found["1 kvwal"]), ratios(found["2 kvwal"], found["2 SQLite"])
+    return [
+        Line("gets a second of one reading process", f"{Figure(tuple(found['1 kvwal'])).median:,.0f}"),
+        Line("of two together, to one", spread(both), "at least 1.7x", both.median >= 1.7),
+        Line("of two together, to two of SQLite", spread(ahead), "above 1x", ahead.median > 1),
+    ]
+
+
 _PARTS: Final = {
     "stale": Part("how soon a durable commit is shown in another process", _stale),
     "puts": Part("what followers cost a put", _puts),
+    "reads": Part("what reads of a follower cost, beside those of its writer", _reads),
+    "readers": Part("gets of two processes together, beside one, and SQLite's", _readers),
 }
 _SIZES: Final = {
     "commits": Size(5_000, 1_000, "commits, 1,000 a second"),
     "puts": Size(300_000, 50_000, "puts in each round"),
+    "keys": Size(200_000, 20_000, "keys that are read, with values of 100 bytes"),
+    "seconds": Size(5, 1, "seconds of gets in each round"),
 }
 
 if __name__ == "__main__":

@@ -14,6 +14,8 @@ from bench import followers
     [
         ("stale", ["--commits", "200"], "with a pin: p99, ms"),
         ("puts", ["--puts", "2000"], "with 64 followers, to none"),
+        ("reads", ["--keys", "4000"], "hot get: follower / writer"),
+        ("readers", ["--keys", "4000", "--seconds", "1"], "of two together, to two of SQLite"),
     ],
 )
 def test_each_part_runs(
