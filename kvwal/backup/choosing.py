@@ -7,7 +7,7 @@ line that is the one with the newest commit.
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Container, Sequence
+from collections.abc import Collection, Container, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Final, Literal, TypeAlias
@@ -69,7 +69,7 @@ def as_moment(at: Moment) -> int | datetime | Literal["latest"]:
 
 
 def choose(
-    destination: Destination, at: int | datetime | Literal["latest"], damaged: Container[str] = ()
+    destination: Destination, at: int | datetime | Literal["latest"], damaged: Collection[str] = ()
 ) -> Chosen:
     """The newest objects that give a moment. NotInBackup, with both bounds and the nearest moments, if none do.
 
@@ -92,7 +92,8 @@ def choose(
     for held, fork in lines:
         try:
             if fork is None or seqno <= fork:
-                held = held.without(damaged)
+                if damaged:
+                    held = held.without(damaged)
                 plan = held.plan(seqno, begins=lambda base: read_header(destination, str(base)).seqno)
                 return Chosen(held.line, held, plan)
         except (SnapshotTooOld, BackupDestinationError):
