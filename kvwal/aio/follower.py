@@ -118,8 +118,8 @@ class AsyncFollower(AsyncRecalling):
         """From here on it is this one's to close."""
         self._closing = False
         workers = Workers(asyncio.get_running_loop())
-        super().__init__(follower, ReadParts(workers, follower, self._refuse_if_closing))
         progress = follower.engine.progress
+        super().__init__(follower, ReadParts(workers, follower, self._refuse_if_closing, progress.freshness))
         self._looking = _Looking(progress, workers)
         if progress.freshness.max_lag_s is not None:
             self._cache = cast("RowCache", _YoungRows(self._cache, progress.freshness))
@@ -201,10 +201,7 @@ class AsyncFollower(AsyncRecalling):
     # -- reading ------------------------------------------------------------------------------
 
     async def _read(self, key: bytes) -> bytes | None:
-        freshness = self._engine.progress.freshness
-        if not freshness.holds():
-            self._refuse_if_over()
-            await self._workers.submit(freshness.ensure)
+        await self._parts.young()
         return await super()._read(key)
 
     async def get_many(self, keys: Iterable[BytesLike]) -> list[bytes | None]:

@@ -17,6 +17,7 @@ from kvwal.db.mapping import Bounds, OrderedMapping
 from kvwal.engine.merge import Chunk
 from kvwal.engine.readers import Reader
 from kvwal.feed.change import Change
+from kvwal.following.waiting import Freshness
 from kvwal.keys import BytesLike, as_key
 from kvwal.pages import NotCached
 from kvwal.tables.stored import StoredTable
@@ -30,12 +31,22 @@ V = TypeVar("V")
 class ReadParts:
     """What tables have of the store, or the follower, that they are of."""
 
-    __slots__ = ("engine", "owner", "refuse_if_closing", "workers")
+    __slots__ = ("engine", "freshness", "owner", "refuse_if_closing", "workers")
 
     def __init__(
-        self, workers: Workers, owner: Opened, refuse_if_closing: Callable[[], None]
+        self,
+        workers: Workers,
+        owner: Opened,
+        refuse_if_closing: Callable[[], None],
+        freshness: Freshness | None = None,
     ) -> None:
-        """`owner`: of the threads' surface. `refuse_if_closing`: raises ClosedError once the asyncio one is closed."""
+        """
+        Args:
+            owner: of the threads' surface.
+            refuse_if_closing: raises ClosedError once the asyncio one is closed.
+            freshness: of a follower.
+        """
+        self.freshness = freshness
         self.engine = owner.engine
         self.workers = workers
         self.owner = owner
@@ -47,6 +58,12 @@ class ReadParts:
         self.engine.state.refuse_if_gone()
         self.refuse_if_closing()
         self.workers.refuse_other_loops()
+
+    async def young(self) -> None:
+        """Have a worker move a follower whose moment may be too old. Raises as `Follower.refresh`, and StaleError."""
+        if self.freshness is not None and not self.freshness.holds():
+            self.refuse_if_over()
+            await self.workers.submit(self.freshness.ensure)
 
 
 class AsyncStored(AsyncReading):
@@ -65,6 +82,7 @@ class AsyncStored(AsyncReading):
     async def id(self) -> int | None:
         """See `StoredTable.id`."""
         self._parts.refuse_if_closing()
+        await self._parts.young()
         try:
             return self._stored.id(cached_only=True)
         except NotCached:
@@ -73,6 +91,8 @@ class AsyncStored(AsyncReading):
     async def read(self, key: bytes) -> bytes | None:
         """See `Way`."""
         self._parts.refuse_if_closing()
+        if self._parts.freshness is not None:
+            await self._parts.young()
         try:
             return self._stored.read(key, cached_only=True)
         except NotCached:
@@ -84,6 +104,7 @@ class AsyncStored(AsyncReading):
         """The values of several keys, in their order; None where a key is missing. All from one moment."""
         self._parts.refuse_if_closing()
         wanted = list(map(as_key, keys))
+        await self._parts.young()
         try:
             return self._stored.get_many(wanted, cached_only=True)
         except NotCached:

@@ -15,6 +15,7 @@ from following_fixtures import all_durable, rewrite
 
 import kvwal
 import kvwal.aio
+from kvwal.following.progress import Progress
 
 
 @pytest.fixture
@@ -179,6 +180,35 @@ def test_reads_go_on_from_a_newer_checkpoint_and_max_lag_s_holds(path: str) -> N
                     with pytest.raises(kvwal.StaleError):
                         await read
 
+    run(main())
+
+
+def test_with_max_lag_s_no_read_moves_it_in_the_loop(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    moved: list[int] = []
+    refresh = Progress.refresh
+
+    def noted(self: Progress) -> int:
+        moved.append(threading.get_ident())
+        return refresh(self)
+
+    async def main() -> None:
+        with kvwal.open(path) as db:
+            db.table("users", str, int)["ada"] = 1
+            db.put(b"key", b"1")
+            all_durable(db)
+            async with kvwal.aio.follow(path, max_lag_s=0.01) as live:
+                users = live.table("users", str, int)
+                for read in (
+                    *(lambda: live.get(b"key"), lambda: live.get_many([b"key"]), lambda: live.count()),
+                    *(lambda: users.get("ada"), lambda: users.get_many(["ada"]), users.id, lambda: users.count()),
+                ):
+                    await asyncio.sleep(0.02)
+                    moved.clear()
+                    assert await read()
+                    assert moved
+                    assert threading.get_ident() not in moved
+
+    monkeypatch.setattr(Progress, "refresh", noted)
     run(main())
 
 
