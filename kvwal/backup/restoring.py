@@ -8,7 +8,7 @@ Made aside, in the directory `INTO.restoring`, in this order:
 3. The log: the commits of the units behind the base, and then the row of the new line (kvwal/engine/lines.py).
 4. `restoring-pages` is renamed to `data`: from here on it is a store.
 5. What recovery would have no space for in memory is brought from the log into the pages.
-6. Every page is read and proved, as `Store.verify` does; and the store is opened for reading, which proves the log.
+6. Every page is read and proved, as `Store.verify` does, and each record of the log, as a recovery does.
 7. `restoring` is removed, and the directory gets its name.
 
 From before step 1 to the end of step 7 the directory is locked, so that no two restores are made in it.
@@ -425,7 +425,7 @@ class _Restore:
             meta = pages.meta
         finally:
             pages.close()
-        # This reads and proves each record of the log, as a recovery does.
+        # As a recovery, this reads and proves each record of the log.
         reader = LogReader(directory, self._store_id)
         _, _, end = replay(reader, meta.seqno, Memtable(meta.seqno), meta.replay_through)
         if (end.last_seqno, meta.line) != (self._chosen.plan.at + 1, self._line):
