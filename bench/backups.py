@@ -17,7 +17,7 @@ from bench.parts import Line, Part, Setting, Size, Wrong, in_turns, ratios, run_
 from kvwal.files import File
 from kvwal.files.file import SystemFile
 
-__all__ = ["main"]
+__all__ = ["filled", "main"]
 
 _VALUE_BYTES: Final = 100
 _BATCH: Final = 50_000
@@ -29,7 +29,8 @@ def main(arguments: list[str] | None = None) -> int:
     return run_parts("python -m bench.backups", __doc__, _PARTS, _SIZES, arguments)
 
 
-def _filled(path: Path, keys: int, **options: Any) -> kvwal.Store:
+def filled(path: Path, keys: int, **options: Any) -> kvwal.Store:
+    """A store with this number of keys, in its pages."""
     pool = values(_VALUE_BYTES)
     db = kvwal.open(path, durability="os", **options)
     for begin in range(0, keys, _BATCH):
@@ -41,7 +42,7 @@ def _filled(path: Path, keys: int, **options: Any) -> kvwal.Store:
 def _full(setting: Setting) -> list[Line]:
     """A full backup, beside that of SQLite."""
     pool, keys, round_ = values(_VALUE_BYTES), setting.sizes.keys, 0
-    db = _filled(setting.directory / "s", keys)
+    db = filled(setting.directory / "s", keys)
     lite = sqlite3.connect(setting.directory / "lite")
     lite.execute("PRAGMA journal_mode=WAL")
     lite.execute("CREATE TABLE t (k BLOB PRIMARY KEY, v BLOB) WITHOUT ROWID")
@@ -79,7 +80,7 @@ def _full(setting: Setting) -> list[Line]:
 def _beside(setting: Setting) -> list[Line]:
     """Durable commits with a full backup under way again and again, and without."""
     pool, round_ = values(_VALUE_BYTES), 0
-    db = _filled(setting.directory / "s", setting.sizes.keys)
+    db = filled(setting.directory / "s", setting.sizes.keys)
 
     def commits(stop: threading.Event | None) -> float:
         began_s, n = perf_counter(), 0
@@ -117,7 +118,7 @@ def _beside(setting: Setting) -> list[Line]:
 
 def _difference(setting: Setting) -> list[Line]:
     """The bytes that a backup reads and writes after 1,000 keys were changed."""
-    db = _filled(setting.directory / "s", setting.sizes.keys)
+    db = filled(setting.directory / "s", setting.sizes.keys)
     db.backup(setting.directory / "b")
     step = max(1, setting.sizes.keys // _CHANGED)
     db.update({key(i): b"changed" for i in range(0, setting.sizes.keys, step)})

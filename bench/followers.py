@@ -13,6 +13,7 @@ from time import monotonic, perf_counter, process_time, sleep
 from typing import Any, Final
 
 import kvwal
+from bench.backups import filled
 from bench.data import key, values
 from bench.parts import Line, Part, Setting, Size, Wrong, fresh, in_turns, ratios, run_parts, spread
 from bench.results import Figure
@@ -21,7 +22,6 @@ __all__ = ["main"]
 
 _RATE: Final = 1000
 _SETTLE_S: Final = 0.3
-_BATCH: Final = 50_000
 # Cold gets, each of a leaf of its own.
 _COLD: Final = 2000
 # Between two commits of a writer that writes now and then.
@@ -157,13 +157,6 @@ def _puts(setting: Setting) -> list[Line]:
     return lines
 
 
-def _fill(path: Path, keys: int) -> None:
-    pool = values(100)
-    with kvwal.open(path, durability="os") as db:
-        for begin in range(0, keys, _BATCH):
-            db.update({key(i): pool[i % len(pool)] for i in range(begin, min(begin + _BATCH, keys))})
-
-
 def _reads_of(path: Path, keys: int, follows: bool) -> dict[str, float]:
     """What reads cost in a process of their own, in us."""
     store: Any = kvwal.follow(path) if follows else kvwal.open(path)
@@ -195,7 +188,7 @@ def _reads_of(path: Path, keys: int, follows: bool) -> dict[str, float]:
 def _reads(setting: Setting) -> list[Line]:
     """The same reads by a follower beside an idle writer, and by a writer."""
     path, keys = setting.directory / "s", setting.sizes.keys
-    _fill(path, keys)
+    filled(path, keys).close()
 
     def followed() -> dict[str, float]:
         with kvwal.open(path):
@@ -214,7 +207,7 @@ def _reads(setting: Setting) -> list[Line]:
 def _readers(setting: Setting) -> list[Line]:
     """Gets of one and of two processes, while this one commits every 50 ms; the same of SQLite."""
     path, keys, seconds = setting.directory / "s", setting.sizes.keys, setting.sizes.seconds
-    _fill(path, keys)
+    filled(path, keys).close()
     lite, pool = setting.directory / "lite", values(100)
     db = kvwal.open(path)
     other = sqlite3.connect(lite, isolation_level=None)

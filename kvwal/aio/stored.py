@@ -91,8 +91,7 @@ class AsyncStored(AsyncReading):
     async def read(self, key: bytes) -> bytes | None:
         """See `Way`."""
         self._parts.refuse_if_closing()
-        if self._parts.freshness is not None:
-            await self._parts.young()
+        await self._parts.young()
         try:
             return self._stored.read(key, cached_only=True)
         except NotCached:
