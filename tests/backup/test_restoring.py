@@ -15,7 +15,11 @@ import kvwal
 from kvwal.backup.lines import Origin, ancestry, origin_of
 from kvwal.backup.making import backup
 from kvwal.backup.port import DirectoryDestination
+from kvwal.errors import InternalError
+from kvwal.files.names import numbers
 from kvwal.log import LogReader
+from kvwal.log.copied import CopiedLog
+from kvwal.log.segment import HEADER_PAGE_BYTES
 from kvwal.times import time_of
 
 
@@ -370,6 +374,30 @@ def test_with_damage_anywhere_the_moment_is_right_or_there_is_an_error(number: i
         assert report.restored.seqno == at
         with kvwal.open("/r", files=disk, background=False) as db:
             lived.check(db, at)
+
+
+def test_the_log_that_was_made_is_proved_before_the_store_has_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    lived = backed_up(10)
+    close = CopiedLog.close
+
+    def damaged(self: CopiedLog) -> None:
+        close(self)
+        there = lived.disk.open_directory("/r.restoring")
+        newest = max(name for name in there.names() if (numbers(name) or (0, ""))[1] == "log")
+        there.close()
+        lived.disk.flip(f"/r.restoring/{newest}", HEADER_PAGE_BYTES + 100, 3)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(CopiedLog, "close", damaged)
+        with pytest.raises(kvwal.CorruptionError):
+            kvwal.restore(lived.destination, "/r", files=lived.disk)
+    assert lived.disk.kind("/r") is None
+    add = CopiedLog.add
+    # The commit that says whence the line came is lost.
+    monkeypatch.setattr(CopiedLog, "add", lambda self, commits: add(self, commits) if len(commits) > 1 else None)
+    with pytest.raises(InternalError, match="is at commit"):
+        kvwal.restore(lived.destination, "/other", at=30, files=lived.disk)
+    assert lived.disk.kind("/other") is None
 
 
 def test_without_a_backup_it_says_so(tmp_path: Path) -> None:
