@@ -288,16 +288,43 @@ def test_a_feed_begins_with_what_is_durable_at_the_call(db: kvwal.Store, path: s
         assert [change.key for change in live.changes()] == [b"key"]
 
 
-def test_a_commit_that_is_younger_than_the_clock_is_no_moment_to_come() -> None:
-    """The clock was set back between the commit and the beginning of the follower."""
+@pytest.mark.parametrize("puts", [1, 40])
+def test_a_commit_that_is_younger_than_the_clock_is_no_moment_to_come(puts: int) -> None:
+    """The clock was set back between the commit and the beginning of the follower. Of 40 puts it reads a run."""
     disk = SimulatedDisk()
     with kvwal.open("/store", files=disk, background=False) as db:
-        db.put(b"key", b"1")
+        for _ in range(puts):
+            db.put(b"key", b"1")
         all_durable(db)
-        (commit,) = db.commits()
+        *_, commit = db.commits()
         disk.jump_clock(-3600)
         with kvwal.follow("/store", files=disk) as live, live.snapshot(at=commit.time) as then:
             assert then[b"key"] == b"1"
+
+
+def test_runs_of_puts_between_other_commits_are_shown_as_the_writer_has_them(db: kvwal.Store, path: str) -> None:
+    def live_on() -> None:
+        for n in range(300):
+            db.put(b"%03d" % (n % 90), b"%04d" % n)
+        db.delete_range(b"010", b"040")
+        for n in range(40):
+            db.put(b"%03d" % (n % 20 + 5), b"%04d" % n)
+        db.delete(b"007")
+        db.table("users", str, int)["ada"] = len(db)
+        for n in range(20):
+            db.put(b"%03d" % n, b"last" if n % 2 else b"")
+        all_durable(db)
+
+    live_on()
+    with kvwal.follow(path) as first:
+        assert dict(first) == dict(db)
+        db.checkpoint()
+        # It goes over to the checkpoint, and reads what came behind it.
+        live_on()
+        first.refresh()
+        with kvwal.follow(path) as second:
+            assert dict(first) == dict(second) == dict(db)
+            assert first.rebases
 
 
 WRONG: list[Any] = [("1", TypeError), (True, TypeError), (-1, ValueError), (float("nan"), ValueError)]
