@@ -8,7 +8,9 @@ next unit goes on from.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Final
 
 from kvwal.backup.bases import read_header
@@ -28,7 +30,7 @@ from kvwal.backup.units import (
 )
 from kvwal.errors import CorruptionError, FormatError, ObjectMissing
 from kvwal.keys import Seqno
-from kvwal.log.copied import Commit
+from kvwal.log.commits import Commits
 
 __all__ = ["breaks", "replay_units"]
 
@@ -43,7 +45,7 @@ def replay_units(
     after: Seqno,
     until: Seqno,
     held: Held | None = None,
-) -> Iterator[list[Commit]]:
+) -> Iterator[Commits]:
     """The commits beyond `after` up to `until`, of units that lead there, many at a time.
 
     Two units are in memory at most. A unit is proved once all its commits were given: what is made of them counts when
@@ -53,8 +55,7 @@ def replay_units(
     another store, or does not follow the one before it.
     """
     at, digest, last = after, None, None
-    for name in units:
-        unit = open_unit(str(name), destination.get(str(name)))
+    for name, unit in _opened(destination, units):
         header = unit.header
         if header.store_id != store_id:
             raise CorruptionError(str(name), 32, "is of another store")
@@ -64,17 +65,35 @@ def replay_units(
             if held is None or last is None or not _goes_on(destination, held, unit, last):
                 raise _broken(name, at)
         for run in unit.proved_runs():
-            if run[0][1] <= at:
-                run = run[at + 1 - run[0][1] :]
-            if run:
-                last = UnitCommit._make(run[-1])
-                if last.seqno > until:
-                    run = run[: max(0, until + 1 - run[0][1])]
-            if run:
-                yield run
+            begin = max(0, at + 1 - run.seqnos[0])
+            if begin < len(run):
+                last = UnitCommit(run.kinds[-1], run.seqnos[-1], run.times_us[-1], run.bodies[-1])
+                end = min(len(run), until + 1 - run.seqnos[0])
+                if begin < end:
+                    yield run.part(begin, end) if (begin, end) != (0, len(run)) else run
         at, digest = max(at, header.last), header.after
+        # The one behind the next one is fetched now.
+        del unit
     if at < until:
         raise CorruptionError(str(units[-1]) if units else "units", None, f"commits {at + 1} to {until} are missing")
+
+
+def _opened(destination: Destination, units: Sequence[UnitName]) -> Iterator[tuple[UnitName, Unit]]:
+    """Each unit, opened. The next one is unpacked by another thread meanwhile."""
+    opening: tuple[UnitName, Callable[[], Unit]] | None = None
+    with ThreadPoolExecutor(1) as pool:
+        for name in units:
+            following: Callable[[], Unit] = partial(open_unit, str(name), destination.get(str(name)))
+            try:
+                following = pool.submit(following).result
+            except RuntimeError:
+                # No thread can be started here: the interpreter ends, or there are too many.
+                pass
+            if opening is not None:
+                yield opening[0], opening[1]()
+            opening = name, following
+        if opening is not None:
+            yield opening[0], opening[1]()
 
 
 def breaks(destination: Destination, held: Held, units: Sequence[UnitName]) -> Iterator[CorruptionError]:

@@ -59,9 +59,11 @@ from kvwal.files.names import DATA, is_known, numbers, temporary_name
 from kvwal.following.still import StillEngine
 from kvwal.keys import SYSTEM_TABLE, Seqno
 from kvwal.log import LogIdentity, LogOptions, LogReader, encode_intents
+from kvwal.log.commits import Commits
 from kvwal.log.copied import CopiedLog
 from kvwal.log.intents import Body
 from kvwal.log.record import COMMIT
+from kvwal.log.walk import Puts
 from kvwal.options import Options
 from kvwal.pages import Meta, PageFile, Tree, check
 from kvwal.pages.catalogue import root_of
@@ -185,6 +187,16 @@ def restore(
         work.resumed,
         files.monotonic_s() - began_s,
     )
+
+
+class _Unkept(dict[bytes, bytes | None]):
+    """Where a replay leaves puts that are to be proved, and nothing else."""
+
+    def __setitem__(self, key: bytes, value: bytes | None) -> None:
+        pass
+
+    def update(self, *others: object, **more: object) -> None:
+        pass
 
 
 class _Restore:
@@ -356,10 +368,9 @@ class _Restore:
         at = self._chosen.plan.at
         if at > after:
             for run in replay_units(self._destination, self._store_id, units, after, at, self._chosen.held):
-                log.add(run)
-                last_us = run[-1][2]
-                self._tell(sum(len(body) for _, _, _, body in run))
-        log.add([self._row(max(last_us, now_us), now_us)])
+                self._tell(log.add(run))
+                last_us = run.times_us[-1]
+        log.add(Commits.of([self._row(max(last_us, now_us), now_us)]))
         log.close()
 
     def _begin_of_log(self, directory: Directory, meta: Meta) -> tuple[Seqno, Sequence[UnitName]]:
@@ -408,7 +419,8 @@ class _Restore:
             pages.close()
 
     def _merged_if_full(self, pages: PageFile, memtable: Memtable, time_us: int) -> Memtable:
-        if memtable.bytes_used < self._options.memtable_bytes:
+        # A store may use as much while it is written to: at that, writers wait.
+        if memtable.bytes_used < 2 * self._options.memtable_bytes:
             return memtable
         expires = memtable.has_expiring or any(part.has_expiring for _, part in memtable.parts.written())
         required = EXPIRY if expires else 0
@@ -426,8 +438,10 @@ class _Restore:
         finally:
             pages.close()
         # As a recovery, this reads and proves each record of the log.
-        reader = LogReader(directory, self._store_id)
-        _, _, end = replay(reader, meta.seqno, Memtable(meta.seqno), meta.replay_through)
+        records = LogReader(directory, self._store_id).replay(meta.seqno, meta.replay_through, Puts(_Unkept()))
+        for record in records:
+            record.batch()
+        end = records.end
         if (end.last_seqno, meta.line) != (self._chosen.plan.at + 1, self._line):
             raise InternalError(f"the restored store is at commit {end.last_seqno}")
         return Position(self._line, end.last_seqno)

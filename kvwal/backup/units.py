@@ -61,7 +61,7 @@ from kvwal.backup.names import UnitName, parse_name
 from kvwal.errors import CorruptionError, FormatError
 from kvwal.features import EXTENSIONS, KEYSPACES, KNOWN_REQUIRED, unknown_bits
 from kvwal.keys import Seqno
-from kvwal.log.copied import Commit
+from kvwal.log.commits import Commit, Commits
 from kvwal.log.intents import EXTENDED, TABLES
 from kvwal.log.record import is_commit
 
@@ -159,23 +159,23 @@ class Unit:
         """Its commits, in order."""
         return map(UnitCommit._make, chain.from_iterable(self.runs()))
 
-    def runs(self) -> Iterator[list[Commit]]:
-        """The same as plain tuples, many at a time: what that costs matters where all commits of an archive are read.
-        The garbage collector does not go over plain tuples of bytes and numbers again and again.
-        """
+    def runs(self) -> Iterator[Commits]:
+        """The same, many at a time: what that costs matters where all commits of an archive are read."""
         return (run for run, _ in _cut(str(self.header.name), self.header, self._plain))
 
-    def proved_runs(self) -> Iterator[list[Commit]]:
+    def proved_runs(self) -> Iterator[Commits]:
         """The same of a unit that `open_unit` gave: all of it is proved once this has come to its end. Raises as that.
 
         CorruptionError, FormatError: conditions 3 and 4.
         """
         header, plain = self.header, self._plain
-        digest, hashed = header.before, sha256
+        digest, empty = header.before, sha256()
         for run, places in _cut(str(header.name), header, plain):
             for at, stop in pairwise(places):
-                # As `commit_digest`.
-                digest = hashed(digest + plain[at:stop]).digest()
+                # As `commit_digest`. A copy costs less than a new one.
+                hashed = empty.copy()
+                hashed.update(digest + plain[at:stop])
+                digest = hashed.digest()
             yield run
         if digest != header.after:
             raise CorruptionError(str(header.name), HEADER_BYTES, "the digest of its commits is not that of the header")
@@ -384,7 +384,7 @@ def _unpacked(name: str, stored: memoryview, size: int) -> bytes:
     return plain
 
 
-def _cut(name: str, header: UnitHeader, plain: bytes) -> Iterator[tuple[list[Commit], Sequence[int]]]:
+def _cut(name: str, header: UnitHeader, plain: bytes) -> Iterator[tuple[Commits, Sequence[int]]]:
     """The commits of a body, many at a time, with the places where they begin, and that where the last one ends.
 
     Raises for the first one that is not as condition 3 says, and at the end for what is behind the last one.
@@ -397,10 +397,11 @@ def _cut(name: str, header: UnitHeader, plain: bytes) -> Iterator[tuple[list[Com
         if alike is not None:
             yield alike
             run, places = alike
-            n, at, last_us = n + len(run), places[-1], run[-1][2]
+            n, at, last_us = n + len(run), places[-1], run.times_us[-1]
             continue
-        run, passed = [], [at]
-        while n < count and len(run) < _RUN:
+        found: list[Commit] = []
+        passed = [at]
+        while n < count and len(found) < _RUN:
             if end - at < _COMMIT_BYTES:
                 raise CorruptionError(name, HEADER_BYTES, f"has {n} commits instead of {count}")
             size, kind, time_us = unpack(plain, at)
@@ -419,10 +420,10 @@ def _cut(name: str, header: UnitHeader, plain: bytes) -> Iterator[tuple[list[Com
             if time_us < last_us:
                 raise CorruptionError(name, HEADER_BYTES, f"the time of commit {seqno} goes back")
             last_us = time_us
-            run.append((kind, seqno, time_us, plain[body_at:at]))
+            found.append((kind, seqno, time_us, plain[body_at:at]))
             passed.append(at)
             n += 1
-        yield run, passed
+        yield Commits.of(found), passed
     if at != end:
         raise CorruptionError(name, HEADER_BYTES, f"has more than its {count} commits")
     # There is one: a name has a last commit beyond its first.
@@ -432,7 +433,7 @@ def _cut(name: str, header: UnitHeader, plain: bytes) -> Iterator[tuple[list[Com
 
 def _alike(
     plain: bytes, at: int, most: int, seqno: Seqno, last_us: int, kinds: set[int]
-) -> tuple[list[Commit], range] | None:
+) -> tuple[Commits, range] | None:
     """Commits of one size and kind, by a few calls in C. None: too few, or not as they should be."""
     if len(plain) - at < _COMMIT_BYTES:
         return None
@@ -449,14 +450,17 @@ def _alike(
             n -= len(column.lstrip(same))
     if n < _LEAST_ALIKE or kind not in kinds:
         return None
-    _, found, times_us, bodies = zip(*_cutter(size).iter_unpack(plain[at : at + n * step]), strict=True)
+    # A power of two, since each format is compiled.
+    n = 1 << n.bit_length() - 1
+    fields = _cutter(n, size).unpack_from(plain, at)
+    times_us = fields[::2]
     if times_us[0] < last_us or times_us != tuple(sorted(times_us)):
         return None
-    seqnos = cast("Iterable[Seqno]", range(seqno, seqno + n))
-    return list(zip(found, seqnos, times_us, bodies, strict=True)), range(at, at + n * step + 1, step)
+    seqnos = cast("Sequence[Seqno]", range(seqno, seqno + n))
+    return Commits((kind,) * n, seqnos, times_us, fields[1::2]), range(at, at + n * step + 1, step)
 
 
 @lru_cache(maxsize=32)
-def _cutter(size: int) -> struct.Struct:
-    """What cuts commits with bodies of one size."""
-    return struct.Struct(f"<IIQ{size}s")
+def _cutter(n: int, size: int) -> struct.Struct:
+    """What cuts n commits with bodies of one size."""
+    return struct.Struct("<" + n * f"8xQ{size}s")

@@ -10,7 +10,10 @@ appears whole or not at all. It begins
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from bisect import bisect_left
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import accumulate, chain, repeat
+from operator import add, and_
 from typing import Final, Protocol
 
 from crc32c import crc32c
@@ -18,6 +21,7 @@ from crc32c import crc32c
 from kvwal.errors import CorruptionError, InternalError
 from kvwal.files import File
 from kvwal.keys import Seqno
+from kvwal.log.commits import Commit, Commits
 from kvwal.log.index import Index
 from kvwal.log.record import RECORD_HEAD, RECORD_HEADER_BYTES, RECORD_REST, WATERMARK, Record, encode_record
 from kvwal.log.segment import HEADER_PAGE_BYTES, SegmentHeader
@@ -27,7 +31,8 @@ __all__ = ["Carry", "RecordSource", "write_records"]
 
 # A newest segment that holds no more than this is rewritten from its beginning.
 _WHOLE_BYTES: Final = 256 << 10
-_WRITE_BYTES: Final = 1 << 20
+#: What is written at a time, about.
+WRITE_BYTES: Final = 1 << 20
 
 
 class RecordSource(Protocol):
@@ -79,18 +84,32 @@ class Carry:
         """Write the records into a segment that is being made; returns where they end. Requires: as `write_records`."""
         end = self._end
         before = Seqno(self.first_seqno - 1)
-        commits = ((each.kind, each.seqno, each.time_us, each.body) for each in self._records)
-        offset, last = write_records(file, header, index, commits, before, end.watermark, end.last_time_us)
+        offset, last = write_records(
+            file, header, index, _stretches(self._records), before, end.watermark, end.last_time_us
+        )
         if last != end.last_seqno:
             raise InternalError(f"recovery read the log up to commit {end.last_seqno}, and then up to {last}")
         return offset
+
+
+def _stretches(records: Iterable[Record]) -> Iterator[Commits]:
+    commits: list[Commit] = []
+    size = 0
+    for each in records:
+        commits.append((each.kind, each.seqno, each.time_us, each.body))
+        size += len(each.body)
+        if size >= WRITE_BYTES:
+            yield Commits.of(commits)
+            commits, size = [], 0
+    if commits:
+        yield Commits.of(commits)
 
 
 def write_records(
     file: File,
     header: SegmentHeader,
     index: Index,
-    commits: Iterable[tuple[int, Seqno, int, bytes]],
+    stretches: Iterable[Commits],
     last: Seqno,
     watermark: Seqno,
     time_us: int,
@@ -99,7 +118,7 @@ def write_records(
 
     Args:
         index: gets their entries.
-        commits: kind, seqno, time and body of each.
+        stretches: the commits, some at a time, of about 1 MiB together at most.
         last, time_us: the commit before them, and its time.
         watermark: up to this one they are known to be on disk already.
 
@@ -108,18 +127,21 @@ def write_records(
     """
     start = offset = HEADER_PAGE_BYTES
     frames: list[bytes] = []
-    marker, salt = header.marker, header.salt
-    head_of, rest_of, indexed_from = RECORD_HEAD.pack, RECORD_REST.pack, index.next_offset
-    for kind, seqno, commit_us, body in commits:
-        if offset >= indexed_from:
-            index.add(seqno, commit_us, offset)
-            indexed_from = index.next_offset
-        # As `encode_record`.
-        rest = rest_of(len(body), kind, seqno, min(watermark, last), commit_us) + body
-        frames.append(head_of(marker, crc32c(rest, (salt + offset) & 0xFFFFFFFF)) + rest)
-        offset += RECORD_HEAD.size + len(rest)
-        last, time_us = seqno, commit_us
-        if offset - start >= _WRITE_BYTES:
+    for commits in stretches:
+        # As `encode_record`, by calls in C: a restore writes all its commits here.
+        sizes, seqnos = tuple(map(len, commits.bodies)), commits.seqnos
+        marks = repeat(watermark) if watermark <= last else map(min, repeat(watermark), (last, *seqnos))
+        headers = map(RECORD_REST.pack, sizes, commits.kinds, seqnos, marks, commits.times_us)
+        rests = tuple(map(add, headers, commits.bodies))
+        *offsets, offset = accumulate(map(add, sizes, repeat(RECORD_HEADER_BYTES)), initial=offset)
+        seeds = map(and_, map(add, offsets, repeat(header.salt)), repeat(0xFFFFFFFF))
+        heads = map(RECORD_HEAD.pack, repeat(header.marker), map(crc32c, rests, seeds))
+        frames += chain.from_iterable(zip(heads, rests, strict=True))
+        i = 0
+        while (i := bisect_left(offsets, index.next_offset, i)) < len(offsets):
+            index.add(seqnos[i], commits.times_us[i], offsets[i])
+        last, time_us = seqnos[-1], commits.times_us[-1]
+        if offset - start >= WRITE_BYTES:
             file.pwrite(b"".join(frames), start)
             frames.clear()
             start = offset

@@ -6,13 +6,14 @@ after that. So what is there at any time is a log that ends with a whole segment
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TypeAlias
+from itertools import chain
+from typing import Final
 
 from kvwal.errors import InternalError
 from kvwal.files import Directory, File, Files
 from kvwal.keys import Seqno
 from kvwal.log.carry import write_records
+from kvwal.log.commits import Commits
 from kvwal.log.index import Index
 from kvwal.log.intents import features_of
 from kvwal.log.protocol import LogIdentity, LogOptions
@@ -20,13 +21,9 @@ from kvwal.log.record import RECORD_HEADER_BYTES
 from kvwal.log.segment import IndexSizes, SegmentHeader
 from kvwal.log.segments import Plan, SegmentMaker
 
-__all__ = ["Commit", "CopiedLog"]
+__all__ = ["CopiedLog"]
 
-_KIND: int = 0xFF
-
-#: Kind, seqno, time in microseconds and body, as in the log's record. A plain tuple: the garbage collector does not go
-#: over those again and again.
-Commit: TypeAlias = tuple[int, Seqno, int, bytes]
+_KIND: Final = 0xFF
 
 
 class CopiedLog:
@@ -53,25 +50,31 @@ class CopiedLog:
         self._last, self._time_us = after, time_us
         self._required = required
         self._previous = Seqno(0)
-        self._commits: list[Commit] = []
+        # What the next segment gets, and its bytes.
+        self._stretches: list[Commits] = []
         self._bytes = 0
 
-    def add(self, commits: Sequence[Commit]) -> None:
-        """The next commits, one or more, of seqnos in a row. Durable when a segment is full, or after `close`."""
-        last = self._last + len(self._commits)
-        ends = commits[0][1], commits[-1][1]
+    def add(self, commits: Commits) -> int:
+        """The next commits; returns the bytes of their bodies. Durable when a segment is full, or after `close`."""
+        last = self._stretches[-1].seqnos[-1] if self._stretches else self._last
+        ends = commits.seqnos[0], commits.seqnos[-1]
         if ends != (last + 1, last + len(commits)):
             raise InternalError(f"commits {ends} do not follow {last}")
-        size = RECORD_HEADER_BYTES * len(commits) + sum(len(body) for _, _, _, body in commits)
-        if self._bytes + size < self._options.segment_bytes:
-            self._commits += commits
-            self._bytes += size
-            return
-        for commit in commits:
-            self._commits.append(commit)
-            self._bytes += RECORD_HEADER_BYTES + len(commit[3])
-            if self._bytes >= self._options.segment_bytes:
+        sizes = tuple(map(len, commits.bodies))
+        size, most = sum(sizes), self._options.segment_bytes
+        if self._bytes + size + RECORD_HEADER_BYTES * len(sizes) < most:
+            self._stretches.append(commits)
+            self._bytes += size + RECORD_HEADER_BYTES * len(sizes)
+            return size
+        begin = 0
+        for i, each in enumerate(sizes, 1):
+            self._bytes += RECORD_HEADER_BYTES + each
+            if self._bytes >= most or i == len(sizes):
+                self._stretches.append(commits.part(begin, i))
+                begin = i
+            if self._bytes >= most:
                 self._make(0)
+        return size
 
     def close(self) -> None:
         """Make the last segment. All that was added is durable on return."""
@@ -79,17 +82,17 @@ class CopiedLog:
         self._maker.end(remove=True)
 
     def _make(self, planned_bytes: int) -> None:
-        commits: Sequence[Commit] = self._commits
+        stretches = self._stretches
         first = Seqno(self._last + 1)
-        created_us = commits[0][2] if commits else self._time_us
+        created_us = stretches[0].times_us[0] if stretches else self._time_us
         index = Index()
 
         def fill(file: File, header: SegmentHeader) -> int:
             nonlocal index
             index = Index()
-            return write_records(file, header, index, commits, self._last, self._last, created_us)[0]
+            return write_records(file, header, index, stretches, self._last, self._last, created_us)[0]
 
-        for kind in {kind for kind, _, _, _ in commits}:
+        for kind in set(chain.from_iterable(each.kinds for each in stretches)):
             self._required |= features_of(kind & ~_KIND)
         wall_us = self._files.now_us()
         plan = Plan(first, self._previous, created_us, wall_us, planned_bytes, 0, self._required, 0)
@@ -100,6 +103,6 @@ class CopiedLog:
         if index.offsets:
             self._maker.write_index(header, index)
         self._previous = first
-        if commits:
-            _, self._last, self._time_us, _ = commits[-1]
-        self._commits, self._bytes = [], 0
+        if stretches:
+            self._last, self._time_us = stretches[-1].seqnos[-1], stretches[-1].times_us[-1]
+        self._stretches, self._bytes = [], 0

@@ -147,7 +147,7 @@ def test_the_newest_revision_counts(place: Place) -> None:
     place.unit(0, 3, revision=1)
     plan = place.held().plan(3)
     assert [u.revision for u in plan.units] == [2]
-    assert next(replay_units(place.there, STORE, plan.units, Seqno(0), Seqno(3)))[0][3] == b"redacted"
+    assert next(replay_units(place.there, STORE, plan.units, Seqno(0), Seqno(3))).bodies[0] == b"redacted"
 
 
 @pytest.mark.parametrize("at_once", [1, 2, 3, 1024])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from typing import Any
 
@@ -96,6 +97,21 @@ def test_a_merged_unit_of_another_chain_takes_nothing_away() -> None:
     assert (20, 21) in rig.units()
     rig.check(10, 24)
     assert verified(rig, deep=True).ok
+
+
+def test_where_no_thread_can_be_started_units_are_opened_without_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    rig, _ = two_chains(3)
+    there = held(rig)
+    units = there.units_from(Seqno(3), there.reach(Seqno(3)))
+    expected = [tuple(run) for run in replay_units(rig.place, rig.store_id, units, Seqno(3), units[-1].last, there)]
+    assert len(units) > 1
+
+    def refuse(*_: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    runs = replay_units(rig.place, rig.store_id, units, Seqno(3), units[-1].last, there)
+    assert [tuple(run) for run in runs] == expected
 
 
 def test_a_chain_that_begins_behind_a_base_is_gone_on_with() -> None:

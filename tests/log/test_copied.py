@@ -10,7 +10,8 @@ from kvwal.errors import InternalError
 from kvwal.features import EXTENSIONS, KEYSPACES
 from kvwal.keys import Seqno
 from kvwal.log import LogIdentity, LogOptions, LogReader
-from kvwal.log.copied import Commit, CopiedLog
+from kvwal.log.commits import Commit, Commits
+from kvwal.log.copied import CopiedLog
 from kvwal.log.intents import EXTENDED, TABLES
 from kvwal.log.record import COMMIT
 from kvwal.testing import SimulatedDisk
@@ -42,7 +43,7 @@ def test_it_has_the_commits_that_were_added_however_many_at_once(at_once: int) -
     commits = some_commits(42, 100)
     log, disk = copied(41)
     for begin in range(0, 100, at_once):
-        log.add(commits[begin : begin + at_once])
+        log.add(Commits.of(commits[begin : begin + at_once]))
     log.close()
     assert read(disk, 41) == commits
     segments = LogReader(disk.open_directory("/s"), STORE).segments()
@@ -57,7 +58,7 @@ def test_it_has_the_commits_that_were_added_however_many_at_once(at_once: int) -
 def test_commits_that_do_not_follow_are_refused(bad: list[int]) -> None:
     log, _ = copied(40)
     with pytest.raises(InternalError, match="follow"):
-        log.add([(COMMIT, Seqno(each), 1000, b"") for each in bad])
+        log.add(Commits.of((COMMIT, Seqno(each), 1000, b"") for each in bad))
 
 
 def test_one_without_commits_goes_on_behind_those_it_does_not_have() -> None:
@@ -71,7 +72,7 @@ def test_one_without_commits_goes_on_behind_those_it_does_not_have() -> None:
 )
 def test_its_segments_say_what_a_reader_of_their_commits_must_know(kind: int, features: int) -> None:
     log, disk = copied(0)
-    log.add([(COMMIT, Seqno(1), 1000, b""), (kind, Seqno(2), 1000, b"")])
+    log.add(Commits.of([(COMMIT, Seqno(1), 1000, b""), (kind, Seqno(2), 1000, b"")]))
     log.close()
     _, (found,) = LogReader(disk.open_directory("/s"), STORE).chain.beyond(Seqno(1))
     assert found.known.required == features
