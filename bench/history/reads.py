@@ -67,7 +67,7 @@ def _with(setting: Setting, directory: Path, segments: int, *, with_peer: bool) 
         say("indexing")
         index_keys(db)
         db.checkpoint()
-        assert db.window.bases == 2
+        assert db.window.bases == 1
     sides: dict[str, tuple[Callable[..., float], Path, Any]] = {"kvwal": (_of_kvwal, directory / "kvwal", at)}
     if with_peer:
         moment = zodb.fill(directory / "ZODB", keys, before, behind, say)

@@ -26,6 +26,8 @@ Pairs: TypeAlias = list[tuple[bytes, bytes]]
 
 # With at most an eighth as many keys as pairs, the keys are put in one by one; with more, by way of a dict.
 _SPARSE: Final = 8
+# The same of keys of newer sources and a chunk: with at most half as many.
+_FEW: Final = 2
 
 
 class Source:
@@ -113,8 +115,12 @@ def merged(sources: Sequence[Source], *, reverse: bool) -> Iterator[Chunk]:
             if keys:
                 parts.append((keys, values))
                 deletes = deletes or source.deletes
-        if len(parts) == 1:
-            keys, values = parts[0]
+        keys, values = parts[0]
+        changes = sum(len(part_keys) for part_keys, _ in parts[1:])
+        if not changes:
+            pass
+        elif _FEW * changes <= len(keys) and not reverse:
+            keys, values = _with_few(keys, values, parts[1:])
         else:
             newest: dict[bytes, bytes | None] = {}
             for part_keys, part_values in parts:
@@ -129,6 +135,21 @@ def merged(sources: Sequence[Source], *, reverse: bool) -> Iterator[Chunk]:
         else:
             # No None is left; the checker cannot know.
             yield keys, values  # type: ignore[misc]
+
+
+def _with_few(keys: list[bytes], values: Sequence[bytes | None], parts: list[RawChunk]) -> RawChunk:
+    """A chunk with those of newer parts, which have few keys, oldest first, put in one by one."""
+    keys, values = keys.copy(), list(values)
+    for part_keys, part_values in parts:
+        at = 0
+        for key, value in zip(part_keys, part_values, strict=True):
+            at = bisect_left(keys, key, at)
+            if at < len(keys) and keys[at] == key:
+                values[at] = value
+            else:
+                keys.insert(at, key)
+                values.insert(at, value)
+    return keys, values
 
 
 def larger(chunks: Iterator[RawChunk], most: int) -> Iterator[RawChunk]:

@@ -47,6 +47,15 @@ def pairs_of(sources: list[Source], reverse: bool) -> list[tuple[bytes, bytes]]:
     return found
 
 
+@given(SOURCES, st.sets(KEYS, min_size=20), st.booleans())
+def test_few_keys_of_newer_sources_are_put_into_a_chunk(layers: list[Any], keys: set[bytes], reverse: bool) -> None:
+    few = [({key: writes[key] for key in sorted(writes)[:4]}, []) for writes, _ in layers]
+    layers = [(dict.fromkeys(keys, b"0"), []), *few]
+    sources = [Source(chunks(writes, reverse, 30), reverse=reverse) for writes, _ in layers]
+    wanted = sorted(((k, v) for k, v in model_of(layers).items() if v is not None), reverse=reverse)
+    assert pairs_of(sources, reverse) == wanted
+
+
 @given(SOURCES, st.booleans(), st.integers(1, 7))
 def test_the_newest_source_that_knows_a_key_decides(layers: list[Any], reverse: bool, size: int) -> None:
     sources = [
