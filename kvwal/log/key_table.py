@@ -43,8 +43,10 @@ __all__ = ["KeyTable"]
 
 # Most intents in a step of making an index, after which other threads may run.
 _STEP_INTENTS: Final = 32
+# Of a run.
+_STEP_COMMITS: Final = 128
 # Most rows of an index that a step makes, or sorts.
-_STEP_ROWS: Final = 256
+_STEP_ROWS: Final = 96
 _SORTED_ROWS: Final = 1024
 _STEP_BLOCKS: Final = 64
 # What the fields of an order row hold.
@@ -128,8 +130,10 @@ class KeyTable:
         for part in parts:
             if isinstance(part, Run):
                 self._offsets.extend(part.offsets)
-                add(part.keys, [seqno - self._first << _NUMBER_BITS for seqno in part.seqnos])
-                yield
+                changes = [seqno - self._first << _NUMBER_BITS for seqno in part.seqnos]
+                for i in range(0, len(changes), _STEP_COMMITS):
+                    add(part.keys[i : i + _STEP_COMMITS], changes[i : i + _STEP_COMMITS])
+                    yield
                 continue
             self._offsets.append(part.offset)
             key = decode_put_key(part.body) if part.kind == COMMIT else None

@@ -25,7 +25,18 @@ from kvwal.log.record import LogPosition, Record
 from kvwal.log.run import Run
 from kvwal.log.segment import HEADER_PAGE_BYTES, IndexSizes, SegmentHeader, SegmentInfo
 from kvwal.log.tail import LogEnd, Tail, TailRow, Verdict, describe, failure, judge
-from kvwal.log.walk import Found, Place, Puts, Readable, Stop, closed_record, last_written, search, walk_parts
+from kvwal.log.walk import (
+    CHUNK_BYTES,
+    Found,
+    Place,
+    Puts,
+    Readable,
+    Stop,
+    closed_record,
+    last_written,
+    search,
+    walk_parts,
+)
 
 # A reason is a line.
 _MOST_WORD_BYTES: Final = 1 << 16
@@ -236,10 +247,11 @@ def read_parts(
     skipped: list[int] | None = None,
     puts: Puts | None = None,
     runs: bool = True,
+    chunk_bytes: int = CHUNK_BYTES,
 ) -> Generator[Record | Run, None, tuple[Tail, TailRow]]:
     """The commits of one segment; returns the evidence and the row of its end, or raises what the row says.
 
-    With `runs`, some commits are handed out as one run.
+    With `runs`, some commits are handed out as one run. It reads `chunk_bytes` at a time.
 
     Offsets of damaged watermark records, which do no harm, are added to `skipped`.
     """
@@ -248,7 +260,9 @@ def read_parts(
     file = chain.open(segment)
     try:
         while True:
-            yield from walk_parts(file, header, limit, place, after=after, until=until, puts=puts, runs=runs)
+            yield from walk_parts(
+                file, header, limit, place, after=after, until=until, puts=puts, runs=runs, chunk_bytes=chunk_bytes
+            )
             tail, resume_offset = gather(file, segment, place, until, floor)
             row, verdict = judge(tail)
             if row is TailRow.DAMAGED_MARK:

@@ -39,6 +39,8 @@ _MOST_KEPT_BYTES: Final = 32 << 20
 _MOST_TABLE_BYTES: Final = 128 << 20
 # Of commits with several intents that were read.
 _MOST_FETCHED_BYTES: Final = 16 << 20
+# Read at a time to make an index: more would be a long step.
+_CHUNK_BYTES: Final = 128 << 10
 
 Known: TypeAlias = tuple[FoundSegment, KeyIndex | KeyTable]
 """A segment, and what is asked for its keys. Each question may raise DamagedIndex: then ask `SegmentKeys.instead`."""
@@ -148,7 +150,8 @@ class SegmentKeys:
             kept = self._chain.load(first), KeyTable(header), start_of(header)
         found, table, place = kept
         if place.last_seqno < span.last:
-            yield from table.extend(read_parts(self._chain, found, place, until=span.last))
+            parts = read_parts(self._chain, found, place, until=span.last, chunk_bytes=_CHUNK_BYTES)
+            yield from table.extend(parts)
         if not span.sealed:
             self._tables[first] = kept
             for other in list(self._tables):
