@@ -2,7 +2,8 @@
 
 What is there when it ends: the bases that the newest one builds on, and units up to the last commit that was durable
 when it began. Each object is there whole or not at all, the base before the units behind it. So one that was cut off
-leaves a destination that holds what it held, and perhaps more.
+leaves a destination that holds what it held, and perhaps more. Each object is read back before the next one is made, or
+it returns.
 
 Invariant: pages are read while their generation is pinned, and each is proved against its checksum as it is read. Of a
 follower they may be written over; reading them says so, and the backup begins again from a newer generation.
@@ -15,6 +16,8 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Final, Literal, get_args
+
+from crc32c import crc32c
 
 from kvwal.backup.bases import BaseHeader, chain_of, encode_base, reach_of, read_header
 from kvwal.backup.chain import Held, digest_after, list_held
@@ -43,6 +46,8 @@ BaseKind = Literal["auto", "full"]
 # Generations that go while they are read: a writer makes two checkpoints in less time than a backup takes.
 _TRIES: Final = 20
 _UNIT_BYTES: Final = 8 << 20
+# Of what is read back, at a time.
+_READ_BYTES: Final = 1 << 20
 # Of a commit that the log does not have any more.
 _UNKNOWN: Final = bytes(32)
 # A chain of differences costs a restore more than it saves when it has as many bytes as all pages, or this many links.
@@ -303,16 +308,29 @@ class _Backup:
     # -- both ---------------------------------------------------------------------------------
 
     def _put(self, name: str, data: bytes | Iterator[bytes | bytearray]) -> None:
-        size = 0
+        size = crc = 0
 
         def counted() -> Iterator[bytes | bytearray]:
-            nonlocal size
+            nonlocal size, crc
             for piece in (data,) if isinstance(data, bytes) else data:
                 size += len(piece)
+                crc = crc32c(piece, crc)
                 yield piece
 
         if self._destination.put_new(name, counted()):
+            self._read_back(name, size, crc)
             self._made.append((name, size))
+
+    def _read_back(self, name: str, size: int, crc: int) -> None:
+        """CorruptionError if the destination has other bytes than were put there: nothing is to be built on those."""
+        at = found = 0
+        while raw := self._destination.get(name, start=at, size=_READ_BYTES):
+            found = crc32c(raw, found)
+            at += len(raw)
+            self._yield_to_writers()
+        if (at, found) != (size, crc):
+            self._destination.delete(name)
+            raise CorruptionError(name, None, "came back from the destination with other bytes than were put")
 
     def _yield_to_writers(self) -> None:
         if time.monotonic() - self._worked_s >= _WORK_S:

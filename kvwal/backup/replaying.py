@@ -8,9 +8,10 @@ next unit goes on from.
 
 from __future__ import annotations
 
+from _thread import start_new_thread
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from queue import SimpleQueue
 from typing import Final
 
 from kvwal.backup.bases import read_header
@@ -45,17 +46,19 @@ def replay_units(
     after: Seqno,
     until: Seqno,
     held: Held | None = None,
+    *,
+    read: Callable[[int], object] = lambda size: None,
 ) -> Iterator[Commits]:
     """The commits beyond `after` up to `until`, of units that lead there, many at a time.
 
     Two units are in memory at most. A unit is proved once all its commits were given: what is made of them counts when
     this has come to its end.
 
-    `held`: what the line has; without it the units are to be of one chain. CorruptionError if a unit is damaged, of
-    another store, or does not follow the one before it.
+    `held`: what the line has; without it the units are to be of one chain. `read`: told the bytes of each unit when it
+    was done with. CorruptionError if a unit is damaged, of another store, or does not follow the one before it.
     """
     at, digest, last = after, None, None
-    for name, unit in _opened(destination, units):
+    for name, unit in _opened(destination, units, read):
         header = unit.header
         if header.store_id != store_id:
             raise CorruptionError(str(name), 32, "is of another store")
@@ -78,22 +81,48 @@ def replay_units(
         raise CorruptionError(str(units[-1]) if units else "units", None, f"commits {at + 1} to {until} are missing")
 
 
-def _opened(destination: Destination, units: Sequence[UnitName]) -> Iterator[tuple[UnitName, Unit]]:
+def _opened(
+    destination: Destination, units: Sequence[UnitName], read: Callable[[int], object]
+) -> Iterator[tuple[UnitName, Unit]]:
     """Each unit, opened. The next one is unpacked by another thread meanwhile."""
-    opening: tuple[UnitName, Callable[[], Unit]] | None = None
-    with ThreadPoolExecutor(1) as pool:
-        for name in units:
-            following: Callable[[], Unit] = partial(open_unit, str(name), destination.get(str(name)))
-            try:
-                following = pool.submit(following).result
-            except RuntimeError:
-                # No thread can be started here: the interpreter ends, or there are too many.
-                pass
-            if opening is not None:
-                yield opening[0], opening[1]()
-            opening = name, following
-        if opening is not None:
-            yield opening[0], opening[1]()
+    before: tuple[UnitName, int, Callable[[], Unit]] | None = None
+    for name in units:
+        data = destination.get(str(name))
+        following = name, len(data), _opening(str(name), data)
+        del data
+        if before is not None:
+            yield before[0], before[2]()
+            read(before[1])
+        before = following
+    if before is not None:
+        yield before[0], before[2]()
+        read(before[1])
+
+
+def _opening(name: str, data: bytes) -> Callable[[], Unit]:
+    """Have a unit opened by another thread; returns what waits for it."""
+    # Neither a `Thread` nor a pool: those wait in Python code over locks, which a signal handler that raises leaves
+    # held. To begin, to put and to get are one C call each.
+    opened: SimpleQueue[Unit | BaseException] = SimpleQueue()
+
+    def run() -> None:
+        try:
+            opened.put(open_unit(name, data))
+        except BaseException as error:  # noqa: BLE001  # raised by who waits
+            opened.put(error)
+
+    def wait() -> Unit:
+        unit = opened.get()
+        if isinstance(unit, BaseException):
+            raise unit
+        return unit
+
+    try:
+        start_new_thread(run, ())
+    except RuntimeError:
+        # The interpreter ends, or there are too many.
+        return partial(open_unit, name, data)
+    return wait
 
 
 def breaks(destination: Destination, held: Held, units: Sequence[UnitName]) -> Iterator[CorruptionError]:

@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import errno
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Final
@@ -89,6 +89,7 @@ class RestoreReport:
         position: the newest commit of the new store, on its own line: the one that says whence the line came. None if
             nothing was done.
         objects: what was read, or would be, in order. bytes: of these. requests: reads of the destination that take.
+            A dry run does not know of units that only consumers of that moment need.
         commits: how many came from units, and were replayed.
         damaged: objects that are damaged and were done without, since older ones give the same moment.
         resumed: whether an interrupted restore went on.
@@ -174,15 +175,15 @@ def restore(
             raise DiskFullError("there is no space to restore; free some, and call it again to go on") from error
         raise
     plan = chosen.plan
-    sizes = {str(name): chosen.held.sizes[str(name)] for name in (*plan.bases, *plan.units)}
-    requests = sum(2 + sizes[str(name)] // _REQUEST_BYTES for name in plan.bases) + len(plan.units)
+    sizes = {str(name): chosen.held.sizes[str(name)] for name in (*plan.bases, *work.units)}
+    requests = sum(2 + sizes[str(name)] // _REQUEST_BYTES for name in plan.bases) + len(work.units)
     return RestoreReport(
         Position(chosen.line, plan.at),
         position,
         tuple(sizes),
-        plan.bytes,
+        sum(sizes.values()),
         requests,
-        plan.at - plan.after if plan.units else 0,
+        plan.at - work.after if work.units else 0,
         tuple(damaged),
         work.resumed,
         files.monotonic_s() - began_s,
@@ -218,10 +219,12 @@ class _Restore:
         self._store_id = store_id
         self._chosen = chosen
         self._progress = progress
-        self._done = 0
+        self._done, self._total = 0, chosen.plan.bytes
         self._line = b""
         self._options = Options(files=files, background=False)
         self.resumed = False
+        #: What the log is made of: the commits behind this one, of these units.
+        self.after, self.units = chosen.plan.after, tuple(chosen.plan.units)
 
     def run(self) -> Position:
         """Make the store; its position."""
@@ -332,6 +335,7 @@ class _Restore:
         try:
             for each, header in chain:
                 extents = read_table(self._destination, str(each), header).new()
+                self._tell(header.size - extents.page_bytes())
                 for page, raw in pages_of(self._destination, str(each), header, extents):
                     file.pwrite(raw, page * header.meta.page_size)
                     self._tell(len(raw))
@@ -359,7 +363,9 @@ class _Restore:
             if numbers(name) is not None or (name.endswith(".tmp") and is_known(name)):
                 directory.unlink(name)
         meta = self._chain()[-1][1].meta
-        after, units = self._begin_of_log(directory, meta)
+        self.after, self.units = self._begin_of_log(directory, meta)
+        after, held = self.after, self._chosen.held
+        self._total = sum(held.sizes[str(name)] for name in (*self._chosen.plan.bases, *self.units))
         now_us = self._files.now_us()
         identity = LogIdentity(self._store_id, self._line, now_us)
         options = LogOptions(self._options.segment_bytes, self._options.preallocate, self._options.mode)
@@ -367,13 +373,15 @@ class _Restore:
         last_us = meta.time_us
         at = self._chosen.plan.at
         if at > after:
-            for run in replay_units(self._destination, self._store_id, units, after, at, self._chosen.held):
-                self._tell(log.add(run))
+            for run in replay_units(
+                self._destination, self._store_id, self.units, after, at, held, read=self._tell
+            ):
+                log.add(run)
                 last_us = run.times_us[-1]
         log.add(Commits.of([self._row(max(last_us, now_us), now_us)]))
         log.close()
 
-    def _begin_of_log(self, directory: Directory, meta: Meta) -> tuple[Seqno, Sequence[UnitName]]:
+    def _begin_of_log(self, directory: Directory, meta: Meta) -> tuple[Seqno, tuple[UnitName, ...]]:
         """After which commit the log begins, and the units that it is made of.
 
         That is before the base where consumers still read what is there, and units have it: without it a consumer is
@@ -390,8 +398,8 @@ class _Restore:
             held = self._chosen.held
             units = held.units_from(asked, plan.at)
             if units and units[-1].last >= plan.at and not any(breaks(self._destination, held, units)):
-                return asked, units
-        return meta.seqno, plan.units
+                return asked, tuple(units)
+        return meta.seqno, tuple(plan.units)
 
     def _row(self, time_us: int, wall_us: int) -> UnitCommit:
         """The first commit of the new line, which says whence it came."""
@@ -437,8 +445,10 @@ class _Restore:
             meta = pages.meta
         finally:
             pages.close()
-        # As a recovery, this reads and proves each record of the log.
-        records = LogReader(directory, self._store_id).replay(meta.seqno, meta.replay_through, Puts(_Unkept()))
+        # As a recovery, this reads and proves each record of the log: from its beginning on, which consumers read.
+        reader = LogReader(directory, self._store_id)
+        begin = Seqno(reader.segments()[0].first_seqno - 1)
+        records = reader.replay(begin, meta.replay_through, Puts(_Unkept()))
         for record in records:
             record.batch()
         end = records.end
@@ -449,5 +459,4 @@ class _Restore:
     def _tell(self, size: int) -> None:
         self._done += size
         if self._progress is not None:
-            total = self._chosen.plan.bytes
-            self._progress(min(self._done, total), total)
+            self._progress(min(self._done, self._total), self._total)

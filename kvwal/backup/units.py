@@ -40,7 +40,8 @@ A unit is valid when
 3. the plain body has last - first commits and ends with the last one; their kinds are those of commits, their times do
    not decrease, and are the header's at both ends,
 4. the digest after them is the header's.
-A version, a codec or a required bit that is not known here is refused as `FormatError`.
+A version, a codec or a required bit that is not known here is refused as `FormatError`. Every version has the checksum
+of its header in this place, so that damage is told from another version.
 """
 
 from __future__ import annotations
@@ -315,11 +316,12 @@ def decode_header(name: str, data: bytes) -> UnitHeader:
     """The header of the unit of this name. Raises as `decode_unit`; at the body it does not look."""
     if len(data) < HEADER_BYTES or data[:8] != MAGIC:
         raise CorruptionError(name, 0, "is no unit")
+    # Every version has this checksum here: a flipped bit is not taken for another version.
+    if CRC.unpack_from(data, HEADER.size)[0] != crc32c(data[: HEADER.size]):
+        raise CorruptionError(name, 0, "the checksum of the header is wrong")
     version, zeros = struct.unpack_from("<I4s", data, 8)
     if version > _VERSION:
         raise FormatError(f"{name} is a unit of version {version}, which this kvwal does not know")
-    if CRC.unpack_from(data, HEADER.size)[0] != crc32c(data[: HEADER.size]):
-        raise CorruptionError(name, 0, "the checksum of the header is wrong")
     _, _, _, required, optional, *rest = HEADER.unpack_from(data)
     unknown = unknown_bits(required, KNOWN_REQUIRED)
     store_id, line, epoch, revision, level, first, last, first_us, last_us, before, after, codec, *rest = rest

@@ -35,7 +35,8 @@ class OwnWrites:
         self.batch = batch
         self._order: SortedList[bytes] | None = None
         self._cover: Cover | None = None
-        self._gaps = Gaps()
+        # Made by the first scan that has something to say: a transaction that only gets and puts needs none.
+        self._gaps: Gaps | None = None
         # How often a key was put: what a scan found to be empty may be so no more.
         self._puts = 0
 
@@ -46,7 +47,7 @@ class OwnWrites:
             self._order.add(key)
         if value is not None:
             self._puts += 1
-            if self._gaps.active:
+            if self._gaps is not None:
                 self._gaps.written(_NOW, (key,))
         writes[key] = value
 
@@ -70,7 +71,8 @@ class OwnWrites:
 
     def skip(self, bounds: Bounds) -> tuple[bytes | None, bytes | None]:
         """The range less what is known to be empty at the end that a scan begins at."""
-        return self._gaps.skip(bounds.start, bounds.stop, reverse=bounds.reverse)
+        gaps, start, stop = self._gaps, bounds.start, bounds.stop
+        return (start, stop) if gaps is None else gaps.skip(start, stop, reverse=bounds.reverse)
 
     def source(self, start: bytes | None, stop: bytes | None, bounds: Bounds) -> tuple[Source, list[bytes]]:
         """What it has written in a range as it is now, and the keys of that, as far as the limit needs them."""
@@ -109,6 +111,8 @@ class OwnWrites:
                     break
                 dead += found is None or (key > found if reverse else key < found)
             if dead >= WORTHWHILE:
+                if self._gaps is None:
+                    self._gaps = Gaps()
                 self._gaps.propose(bounds.before(found, reverse=reverse), _NOW, _NOW)
         if first is not None:
             yield first

@@ -6,7 +6,7 @@ they were really walked.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, MutableMapping
+from collections.abc import Callable, Iterable, Iterator, MutableMapping, Sequence
 from typing import Final, Never
 
 from kvwal.batch import Updates, WriteBatch, checked_pairs
@@ -82,7 +82,9 @@ class Open:
 
     def take(self, size: int) -> None:
         """Count memory. TransactionTooLargeError beyond the limit: then nothing is done, and what was done stays."""
-        keys = sum(len(tracked.reads) for tracked in self.tracked.values())
+        keys = 0
+        for tracked in self.tracked.values():
+            keys += len(tracked.reads)
         if self._bytes + size + _ENTRY_BYTES * keys > MAX_TRANSACTION_BYTES:
             raise TransactionTooLargeError(MAX_TRANSACTION_BYTES)
         self._bytes += size
@@ -91,16 +93,19 @@ class Open:
         """What was read; None if that was nothing. Requires: it is open."""
         reader = self.reader
         assert reader is not None
-        others = [
-            (table, tracked.reads, ranges)
-            for table, tracked in self.tracked.items()
-            if ((ranges := tracked.walked()) or tracked.reads) and table
-        ]
-        tracked = self.tracked.get(0)
-        keys, ranges = (tracked.reads, tracked.walked()) if tracked is not None else (set(), [])
-        if not (keys or ranges or others):
+        # Table 0 is always among them: the transaction is a part of its own.
+        own = self.tracked[0]
+        others: Sequence[tuple[int, Iterable[bytes], Sequence[KeyRange]]] = ()
+        if len(self.tracked) > 1:
+            others = [
+                (table, tracked.reads, ranges)
+                for table, tracked in self.tracked.items()
+                if ((ranges := tracked.walked()) or tracked.reads) and table
+            ]
+        ranges = own.walked() if own.ranges else []
+        if not (own.reads or ranges or others):
             return None
-        return ReadSet(reader.seqno, keys, ranges, reader, others)
+        return ReadSet(reader.seqno, own.reads, ranges, reader, others)
 
 
 class TransactionPart(OrderedMapping, MutableMapping[bytes, bytes]):

@@ -88,7 +88,7 @@ class Publisher:
             if state.unfinished is not None:
                 state.finish()
             try:
-                if not state.plain:
+                if not (state.plain or self._is_plain_again()):
                     self._publish(seqno, {key: value}, (), size - ENTRY_OVERHEAD_BYTES)
                     return
                 # The same, without a call, since nothing but these needs to know.
@@ -113,7 +113,7 @@ class Publisher:
             try:
                 cache, memtable = state.cache, state.version.memtable
                 part = memtable.parts.of(table)
-                if not (state.plain and _is_plain(part)):
+                if not ((state.plain or self._is_plain_again()) and _is_plain(part)):
                     self._publish(seqno, {}, (), 0, _one_put(table, key, value), size - ENTRY_OVERHEAD_BYTES)
                     return
                 # As in `publish_put`.
@@ -138,7 +138,7 @@ class Publisher:
                 state.finish()
             try:
                 cache, memtable = state.cache, state.version.memtable
-                part_of, plain = memtable.parts.of, state.plain
+                part_of, plain = memtable.parts.of, state.plain or self._is_plain_again()
                 parts: dict[int, Memtable] = {}
                 for table, _, _ in put.writes:
                     if table not in parts:
@@ -173,7 +173,7 @@ class Publisher:
         with state.lock:
             state.finish()
             state.unfinished = partial(self._publish_each, last, keys, values)
-            if not state.plain:
+            if not (state.plain or self._is_plain_again()):
                 state.finish()
                 return
             cache, memtable = state.cache, state.version.memtable
@@ -264,9 +264,14 @@ class Publisher:
             self._moments.record(seqno, keys, ranges, parts)
         if self._gaps.active:
             self._gaps.written(seqno, keys)
-        state, readers = self._state, self._moments.readers
-        memtable = state.version.memtable
-        state.plain = not readers and _is_plain(memtable) and not self._gaps.active
+        self._is_plain_again()
+
+    def _is_plain_again(self) -> bool:
+        """Whether those are gone because of which a put was more than new values. Requires: lock."""
+        state = self._state
+        plain = not self._moments.readers and _is_plain(state.version.memtable) and not self._gaps.active
+        state.plain = plain
+        return plain
 
     def _see_to_memory(self, memtable: Memtable) -> None:
         # Requires: lock.

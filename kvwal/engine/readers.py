@@ -133,7 +133,8 @@ class Readers:
         if len(self._heap) >= self._sweep_at:
             self._heap = sorted(filter(_is_registered, self._heap))
             self._sweep_at = 2 * len(self._heap) + 64
-        self.newest = max(self.newest, entry[0])
+        if entry[0] > self.newest:
+            self.newest = entry[0]
         heappush(self._heap, entry)
 
     def oldest(self) -> Seqno | None:
@@ -188,10 +189,6 @@ class Moments:
         """Register a reader of this moment. Give it back with `Reader.release`, or drop it."""
         return self._register(purpose, self.clock.now_us(), writer, owner)
 
-    @locked_by_state
-    def _register(self, purpose: str, since_us: int, writer: bool, owner: object) -> Reader:
-        return self.register(purpose, since_us, writer, owner)
-
     def register(self, purpose: str, since_us: int, writer: bool = False, owner: object = None) -> Reader:
         """The same for a caller in a section. Requires: State.lock."""
         state = self._state
@@ -209,6 +206,8 @@ class Moments:
         state.plain = False
         reader.register(*registries)
         return reader
+
+    _register = locked_by_state(register)
 
     @locked_by_state
     def again(self, reader: Reader, purpose: str) -> Reader:

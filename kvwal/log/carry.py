@@ -105,6 +105,21 @@ def _stretches(records: Iterable[Record]) -> Iterator[Commits]:
         yield Commits.of(commits)
 
 
+def _small(stretches: Iterable[Commits]) -> Iterator[Commits]:
+    """The same in stretches of which each has about `WRITE_BYTES` at most: what is made of one is in memory."""
+    for commits in stretches:
+        if sum(map(len, commits.bodies)) <= WRITE_BYTES:
+            yield commits
+            continue
+        begin = size = 0
+        for i, body in enumerate(commits.bodies):
+            if i > begin and size + len(body) > WRITE_BYTES:
+                yield commits.part(begin, i)
+                begin, size = i, 0
+            size += len(body)
+        yield commits.part(begin)
+
+
 def write_records(
     file: File,
     header: SegmentHeader,
@@ -118,7 +133,7 @@ def write_records(
 
     Args:
         index: gets their entries.
-        stretches: the commits, some at a time, of about 1 MiB together at most.
+        stretches: the commits, some at a time.
         last, time_us: the commit before them, and its time.
         watermark: up to this one they are known to be on disk already.
 
@@ -127,7 +142,7 @@ def write_records(
     """
     start = offset = HEADER_PAGE_BYTES
     frames: list[bytes] = []
-    for commits in stretches:
+    for commits in _small(stretches):
         # As `encode_record`, by calls in C: a restore writes all its commits here.
         sizes, seqnos = tuple(map(len, commits.bodies)), commits.seqnos
         marks = repeat(watermark) if watermark <= last else map(min, repeat(watermark), (last, *seqnos))

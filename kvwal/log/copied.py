@@ -54,8 +54,8 @@ class CopiedLog:
         self._stretches: list[Commits] = []
         self._bytes = 0
 
-    def add(self, commits: Commits) -> int:
-        """The next commits; returns the bytes of their bodies. Durable when a segment is full, or after `close`."""
+    def add(self, commits: Commits) -> None:
+        """The next commits. Durable when a segment is full, or after `close`."""
         last = self._stretches[-1].seqnos[-1] if self._stretches else self._last
         ends = commits.seqnos[0], commits.seqnos[-1]
         if ends != (last + 1, last + len(commits)):
@@ -65,7 +65,7 @@ class CopiedLog:
         if self._bytes + size + RECORD_HEADER_BYTES * len(sizes) < most:
             self._stretches.append(commits)
             self._bytes += size + RECORD_HEADER_BYTES * len(sizes)
-            return size
+            return
         begin = 0
         for i, each in enumerate(sizes, 1):
             self._bytes += RECORD_HEADER_BYTES + each
@@ -74,7 +74,6 @@ class CopiedLog:
                 begin = i
             if self._bytes >= most:
                 self._make(0)
-        return size
 
     def close(self) -> None:
         """Make the last segment. All that was added is durable on return."""

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from typing import Any
 
 import pytest
 from archive_fixtures import Rig, restored
 
+from kvwal.backup import replaying
 from kvwal.backup.chain import list_held
 from kvwal.backup.checking import status_of, verify
 from kvwal.backup.keeping import Keep, Merging, plan_pruning, prune
@@ -109,7 +109,7 @@ def test_where_no_thread_can_be_started_units_are_opened_without_one(monkeypatch
     def refuse(*_: object) -> None:
         raise RuntimeError("can't start new thread")
 
-    monkeypatch.setattr(threading.Thread, "start", refuse)
+    monkeypatch.setattr(replaying, "start_new_thread", refuse)
     runs = replay_units(rig.place, rig.store_id, units, Seqno(3), units[-1].last, there)
     assert [tuple(run) for run in runs] == expected
 

@@ -410,3 +410,23 @@ def test_progress_is_told_in_bytes_and_comes_to_its_end() -> None:
     report = backup(lived.db.engine, lived.destination, progress=lambda done, total: told.append((done, total)))
     assert told[-1] == (report.pages * 4096, report.pages * 4096)
     assert [done for done, _ in told] == sorted(done for done, _ in told)
+
+
+@pytest.mark.parametrize("kind", ["base", "unit"])
+def test_what_the_destination_stores_wrongly_is_told_and_not_built_on(kind: str) -> None:
+    lived = Lived(7)
+    lived.live(20)
+
+    class Bad(DirectoryDestination):
+        def put_new(self, name: str, data: bytes | Iterable[Buffer]) -> bool:
+            raw = bytearray(data if isinstance(data, bytes) else b"".join(map(bytes, data)))
+            if f"/{kind}/" in name:
+                raw[len(raw) // 2] ^= 4
+            return super().put_new(name, bytes(raw))
+
+    with pytest.raises(kvwal.CorruptionError, match=f"/{kind}/.*other bytes than were put"):
+        backup(lived.db.engine, Bad("/b", files=lived.disk))
+    assert not [name for name in objects(lived.destination) if f"/{kind}/" in name]
+    backup(lived.db.engine, lived.destination)
+    with restored(lived) as db:
+        lived.check(db, lived.db.last_seqno)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+import textwrap
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from random import Random
@@ -539,3 +542,103 @@ def test_a_restore_may_be_interrupted_anywhere(stride: int) -> None:
         with kvwal.open("/r", files=disk, background=False) as db:
             lived.check(db, lived.db.last_seqno)
         step += stride
+
+
+INTERRUPTED = """
+    import random, shutil, signal, sys, time
+    import kvwal
+
+    path, times = sys.argv[1], int(sys.argv[2])
+    with kvwal.open(path + "/s", durability="os", background=False) as db:
+        db.backup(path + "/b")
+        for n in range(60):
+            db.put(b"%d" % n, b"x" * 100)
+            db.sync()
+            db.backup(path + "/b")
+
+    def restore():
+        shutil.rmtree(path + "/r", ignore_errors=True)
+        kvwal.restore(path + "/b", path + "/r")
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGALRM, interrupt)
+    restore()
+    began_s = time.monotonic()
+    restore()
+    took_s = time.monotonic() - began_s
+    interrupted = 0
+    for n in range(times):
+        try:
+            signal.setitimer(signal.ITIMER_REAL, random.Random(n).uniform(0.0005, took_s))
+            restore()
+        except KeyboardInterrupt:
+            interrupted += 1
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+    restore()
+    with kvwal.open(path + "/r") as db:
+        assert len(db) == 60, len(db)
+    assert interrupted > times / 4, interrupted
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no interval timers")
+@pytest.mark.parametrize("times", [100, pytest.param(3000, marks=pytest.mark.long)])
+def test_a_signal_that_raises_leaves_no_restore_waiting(tmp_path: Path, times: int) -> None:
+    command = [sys.executable, "-c", textwrap.dedent(INTERRUPTED), str(tmp_path), str(times)]
+    assert subprocess.run(command, timeout=60 + times, check=False).returncode == 0
+
+
+def with_a_consumer() -> Lived:
+    """A backup of a store whose consumer still reads the log before the newest base."""
+    lived = Lived(3)
+    with lived.db.consumer("late", start="oldest"):
+        for n in range(300):
+            lived.db.put(b"%03d" % n, bytes(100))
+        lived.db.checkpoint()
+    backup(lived.db.engine, lived.destination)
+    return lived
+
+
+def test_the_log_before_the_base_is_proved_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    lived = with_a_consumer()
+    close = CopiedLog.close
+
+    def damaged(self: CopiedLog) -> None:
+        close(self)
+        there = lived.disk.open_directory("/r.restoring")
+        oldest = min(name for name in there.names() if (numbers(name) or (0, ""))[1] == "log")
+        there.close()
+        lived.disk.flip(f"/r.restoring/{oldest}", HEADER_PAGE_BYTES + 1000, 3)
+
+    monkeypatch.setattr(CopiedLog, "close", damaged)
+    with pytest.raises(kvwal.CorruptionError):
+        kvwal.restore(lived.destination, "/r", files=lived.disk)
+    assert lived.disk.kind("/r") is None
+
+
+def test_what_consumers_need_is_in_the_report() -> None:
+    lived = with_a_consumer()
+    told: list[tuple[int, int]] = []
+    report = kvwal.restore(lived.destination, "/r", files=lived.disk, progress=lambda *each: told.append(each))
+    (unit,) = (name for name in report.objects if "/unit/" in name)
+    there = objects(lived.destination)
+    assert report.commits == lived.db.last_seqno
+    assert report.bytes == told[-1][0] == told[-1][1] == sum(len(there[name]) for name in report.objects)
+    assert kvwal.restore(lived.destination, "/no", files=lived.disk, dry_run=True).objects == report.objects[:1]
+    assert unit in there
+
+
+def test_progress_comes_to_its_end_with_the_last_unit() -> None:
+    lived = Lived(4, memtable_bytes=1 << 20, checkpoint_log_bytes=1 << 20, segment_bytes=1 << 20)
+    for _ in range(8):
+        lived.db.put(b"key", bytes(5000))
+        backup(lived.db.engine, lived.destination)
+    told: list[tuple[int, int]] = []
+    report = kvwal.restore(lived.destination, "/r", files=lived.disk, progress=lambda *each: told.append(each))
+    assert len(report.objects) == 9
+    assert [done for done, _ in told] == sorted({done for done, _ in told})
+    assert [done == report.bytes for done, _ in told] == [False] * (len(told) - 1) + [True]
+    assert {total for _, total in told} == {report.bytes}
