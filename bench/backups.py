@@ -14,6 +14,7 @@ from typing import Any, Final
 import kvwal
 from bench.data import key, values
 from bench.parts import Line, Part, Setting, Size, Wrong, in_turns, ratios, run_parts, spread
+from bench.peers.base import require
 from kvwal.files import File
 from kvwal.files.file import SystemFile
 
@@ -65,14 +66,38 @@ def _full(setting: Setting) -> list[Line]:
             lite.backup(other)
         return path.stat().st_size / (perf_counter() - began_s) / 1e6
 
-    found = in_turns({"kvwal": ours, "SQLite": theirs}, setting)
+    measures = {"kvwal": ours, "SQLite": theirs}
+    try:
+        lmdb = require("lmdb")
+    except ImportError:
+        lmdb = None
+    else:
+        env = lmdb.open(str(setting.directory / "lmdb"), map_size=max(1 << 30, 4 * keys * _VALUE_BYTES))
+        with env.begin(write=True) as txn:
+            for i in range(keys):
+                txn.put(key(i), pool[i % len(pool)])
+
+        def copied() -> float:
+            nonlocal round_
+            round_ += 1
+            path = setting.directory / f"lmdb{round_}"
+            path.mkdir()
+            began_s = perf_counter()
+            env.copy(str(path))
+            return (path / "data.mdb").stat().st_size / (perf_counter() - began_s) / 1e6
+
+        measures["lmdb"] = copied
+    found = in_turns(measures, setting)
     db.close()
     lite.close()
+    if lmdb is not None:
+        env.close()
     ratio = ratios(found["kvwal"], found["SQLite"])
     rates = {name: sorted(each)[len(each) // 2] for name, each in found.items()}
     return [
         Line("kvwal, a full backup", f"{rates['kvwal']:.0f} MB/s"),
         Line("SQLite's backup", f"{rates['SQLite']:.0f} MB/s"),
+        Line("lmdb's copy (mdb_copy)", f"{rates['lmdb']:.0f} MB/s" if lmdb is not None else "pip install lmdb"),
         Line("bytes a second, kvwal to SQLite", spread(ratio), "at least 1x", ratio.median >= 1),
     ]
 

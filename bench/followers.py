@@ -134,26 +134,37 @@ def _stale(setting: Setting) -> list[Line]:
 
 
 def _puts(setting: Setting) -> list[Line]:
-    """The writer's processor time for a put, with followers of another process that move every 50 ms."""
+    """A put with followers of another process that move every 50 ms: its processor time, and how long a durable one
+    takes.
+    """
     pool, path, n = values(100), setting.directory / "s", 0
 
-    def cost(followers: int) -> float:
+    def cost(followers: int, durability: Any, count: int) -> float:
         nonlocal n
-        with kvwal.open(path, durability="os") as db, _child(_MANY, path, followers) as child:
-            began_s = process_time()
-            for _ in range(setting.sizes.puts):
+        clock = perf_counter if durability == "commit" else process_time
+        with kvwal.open(path, durability=durability) as db, _child(_MANY, path, followers) as child:
+            began_s = clock()
+            for _ in range(count):
                 n += 1
                 db.put(key(n % 10_000), pool[n % len(pool)])
-            took_s: float = process_time() - began_s
+            took_s: float = clock() - began_s
             assert child.stdin is not None
             child.stdin.close()
-        return took_s / setting.sizes.puts * 1e6
+        return took_s / count * 1e6
 
-    found = in_turns({str(followers): partial(cost, followers) for followers in (0, 8, 64)}, setting)
-    lines = [Line('a put at "os" without followers, processor time, us', _text(Figure(tuple(found["0"]))))]
-    for followers in ("8", "64"):
-        ratio = ratios(found[followers], found["0"])
-        lines.append(Line(f"with {followers} followers, to none", spread(ratio), "at most 1.03x", ratio.median <= 1.03))
+    lines = []
+    sizes = setting.sizes
+    for what, durability, count in (
+        ('a put at "os", processor time', "os", sizes.puts),
+        ("a durable put", "commit", sizes.durable),
+    ):
+        found = in_turns({str(each): partial(cost, each, durability, count) for each in (0, 8, 64)}, setting)
+        lines.append(Line(f"{what}, without followers, us", _text(Figure(tuple(found["0"])))))
+        for followers in ("8", "64"):
+            ratio = ratios(found[followers], found["0"])
+            lines.append(
+                Line(f"{what}, with {followers}, to none", spread(ratio), "at most 1.03x", ratio.median <= 1.03)
+            )
     return lines
 
 
@@ -254,6 +265,7 @@ _PARTS: Final = {
 _SIZES: Final = {
     "commits": Size(5_000, 1_000, "commits, 1,000 a second"),
     "puts": Size(300_000, 50_000, "puts in each round"),
+    "durable": Size(3_000, 300, "durable puts in each round"),
     "keys": Size(200_000, 20_000, "keys that are read, with values of 100 bytes"),
     "seconds": Size(5, 1, "seconds of gets in each round"),
 }

@@ -27,7 +27,7 @@ Pairs: TypeAlias = list[tuple[bytes, bytes]]
 # With at most an eighth as many keys as pairs, the keys are put in one by one; with more, by way of a dict.
 _SPARSE: Final = 8
 # The same of keys of newer sources and a chunk: with at most half as many.
-_FEW: Final = 2
+_HALF: Final = 2
 
 
 class Source:
@@ -119,7 +119,7 @@ def merged(sources: Sequence[Source], *, reverse: bool) -> Iterator[Chunk]:
         changes = sum(len(part_keys) for part_keys, _ in parts[1:])
         if not changes:
             pass
-        elif _FEW * changes <= len(keys) and not reverse:
+        elif _HALF * changes <= len(keys) and not reverse:
             keys, values = _with_few(keys, values, parts[1:])
         else:
             newest: dict[bytes, bytes | None] = {}

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from archive_fixtures import OPTIONS, Writer, archiver_of, held_of, make_base
 from click.testing import CliRunner
+from crc32c import crc32c
 
 import kvwal
 from kvwal.backup import state
@@ -203,6 +204,7 @@ def test_an_object_of_a_newer_version_is_named_once_by_a_deep_check(rig: Rig) ->
     name = str(rig.held.units[1])
     data = bytearray(rig.place.get(name))
     data[8] = 9
+    data[252:256] = crc32c(bytes(data[:252])).to_bytes(4, "little")
     rig.place.delete(name)
     rig.place.put_new(name, bytes(data))
     assert [problem.file for problem in rig.verify(deep=True).problems] == [name]
