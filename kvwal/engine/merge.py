@@ -120,7 +120,7 @@ def merged(sources: Sequence[Source], *, reverse: bool) -> Iterator[Chunk]:
         if not changes:
             pass
         elif _HALF * changes <= len(keys) and not reverse:
-            keys, values = _with_few(keys, values, parts[1:])
+            keys, values = _with_changes(keys, values, parts[1:])
         else:
             newest: dict[bytes, bytes | None] = {}
             for part_keys, part_values in parts:
@@ -137,7 +137,7 @@ def merged(sources: Sequence[Source], *, reverse: bool) -> Iterator[Chunk]:
             yield keys, values  # type: ignore[misc]
 
 
-def _with_few(keys: list[bytes], values: Sequence[bytes | None], parts: list[RawChunk]) -> RawChunk:
+def _with_changes(keys: list[bytes], values: Sequence[bytes | None], parts: list[RawChunk]) -> RawChunk:
     """A chunk with those of newer parts, which have few keys, oldest first, put in one by one."""
     keys, values = keys.copy(), list(values)
     for part_keys, part_values in parts:
