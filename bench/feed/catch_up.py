@@ -13,6 +13,7 @@ from typing import Any, Final
 import kvwal
 from bench.data import key, values
 from bench.feed import nats
+from bench.history.filling import index_keys
 from bench.parts import Line, Setting, fresh, in_turns, ratios, spread
 from bench.peers.base import require
 from bench.results import Figure
@@ -59,6 +60,8 @@ def _fill_kvwal(path: Path, count: int) -> None:
     with kvwal.open(path, durability="os", keep_history_bytes=1 << 40) as db:
         for number in range(count):
             db.put(key(number), pool[number % len(pool)])
+        # As after a pause: the background thread has made the key indexes, and rests.
+        index_keys(db)
 
 
 def _read_kvwal(path: Path, count: int) -> float:
