@@ -362,7 +362,8 @@ def test_the_newest_segment_grows_and_is_sealed_and_others_go_under_way(rng: Ran
     iterators = []
     for part in log.history.stretches(0, Seqno(first - 1), Seqno(n)):
         iterators.append(part.chunks(None, None, reverse=False))
-        found.append([next(iterators[-1])])
+        # None where a segment has nothing of this table.
+        found.append(list(islice(iterators[-1], 1)))
     asked = log.history.stretches(0, Seqno(first - 1), Seqno(n))
     log.fill(len(log.log.segments()) + 2)
     log.log.sync()
