@@ -13,7 +13,7 @@ from bench import followers
     ("part", "sizes", "said"),
     [
         ("stale", ["--commits", "200"], "with a pin: p99, ms"),
-        ("puts", ["--puts", "2000"], "with 64 followers, to none"),
+        ("puts", ["--puts", "2000", "--durable", "100"], "a durable put, with 64, to none"),
         ("reads", ["--keys", "4000"], "hot get: follower / writer"),
         ("readers", ["--keys", "4000", "--seconds", "1"], "of two together, to two of SQLite"),
     ],
