@@ -189,7 +189,8 @@ class Store(Naming, Writing, Remembering):
         Durable on return, and each object is there whole or not at all: one that was cut off is done again.
 
         Raises:
-            CorruptionError: a page is damaged, and is named; it is not copied.
+            CorruptionError: a page is damaged, and is named; it is not copied. Or an object came back with other bytes
+                than were put, and was removed from the destination.
             BackupDestinationError: the destination belongs to another store, or cannot be used.
             ArchiveDiverged: the destination has commits of this line that the store does not have: one of them is a
                 copy that went on by itself.

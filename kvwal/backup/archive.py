@@ -24,7 +24,7 @@ from kvwal.backup.keeping import Keep
 from kvwal.backup.making import backup
 from kvwal.backup.port import Destination, Where, destination_at
 from kvwal.engine.engine import Engine
-from kvwal.errors import ArchiveDiverged, ClosedError, CorruptionError, FeedGap, ForkedError, PoisonedError
+from kvwal.errors import ArchiveDiverged, ClosedError, FeedGap, ForkedError, PoisonedError
 from kvwal.files import process_id
 from kvwal.keys import Seqno, as_int, as_seconds
 from kvwal.positions import Position
@@ -179,19 +179,16 @@ class _Ticking:
 
 
 def make_base(engine: Engine, destination: Destination, tick: Callable[[], object]) -> None:
-    """Put a base of the newest generation into a destination, and read it back."""
+    """Have a base of the newest generation in a destination, proved there."""
 
     def progress(done: int, total: int) -> None:
         tick()
 
-    report = backup(engine, destination, progress=progress)
     reading: Any = _Ticking(destination, tick)
-    try:
+    report = backup(engine, reading, progress=progress)
+    if report.base not in report.made:
+        # What a backup makes it has read back.
         check_base(reading, report.base)
-    except CorruptionError:
-        if report.base in report.made:
-            destination.delete(report.base)
-        raise
 
 
 class Archive:

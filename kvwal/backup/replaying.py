@@ -73,7 +73,7 @@ def replay_units(
                 last = UnitCommit(run.kinds[-1], run.seqnos[-1], run.times_us[-1], run.bodies[-1])
                 end = min(len(run), until + 1 - run.seqnos[0])
                 if begin < end:
-                    yield run.part(begin, end) if (begin, end) != (0, len(run)) else run
+                    yield run.part(begin, end)
         at, digest = max(at, header.last), header.after
         # The one behind the next one is fetched now.
         del unit
@@ -85,18 +85,18 @@ def _opened(
     destination: Destination, units: Sequence[UnitName], read: Callable[[int], object]
 ) -> Iterator[tuple[UnitName, Unit]]:
     """Each unit, opened. The next one is unpacked by another thread meanwhile."""
-    before: tuple[UnitName, int, Callable[[], Unit]] | None = None
-    for name in units:
+
+    def begin(name: UnitName) -> tuple[UnitName, int, Callable[[], Unit]]:
         data = destination.get(str(name))
-        following = name, len(data), _opening(str(name), data)
-        del data
-        if before is not None:
-            yield before[0], before[2]()
-            read(before[1])
-        before = following
-    if before is not None:
-        yield before[0], before[2]()
-        read(before[1])
+        return name, len(data), _opening(str(name), data)
+
+    begun = map(begin, units)
+    following = next(begun, None)
+    while following is not None:
+        name, size, opened = following
+        following = next(begun, None)
+        yield name, opened()
+        read(size)
 
 
 def _opening(name: str, data: bytes) -> Callable[[], Unit]:

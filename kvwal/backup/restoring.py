@@ -41,6 +41,7 @@ from kvwal.engine.consumers import ROWS as CONSUMERS
 from kvwal.engine.consumers import oldest_asked_for
 from kvwal.engine.lines import LineRow, encode_line, parent_of
 from kvwal.engine.memtable import Memtable
+from kvwal.engine.pressure import STALLED_AT
 from kvwal.engine.recovery import replay
 from kvwal.errors import (
     BackupDestinationError,
@@ -427,8 +428,8 @@ class _Restore:
             pages.close()
 
     def _merged_if_full(self, pages: PageFile, memtable: Memtable, time_us: int) -> Memtable:
-        # A store may use as much while it is written to: at that, writers wait.
-        if memtable.bytes_used < 2 * self._options.memtable_bytes:
+        # A store may use as much while it is written to.
+        if memtable.bytes_used < STALLED_AT * self._options.memtable_bytes:
             return memtable
         expires = memtable.has_expiring or any(part.has_expiring for _, part in memtable.parts.written())
         required = EXPIRY if expires else 0

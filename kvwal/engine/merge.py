@@ -117,11 +117,9 @@ def merged(sources: Sequence[Source], *, reverse: bool) -> Iterator[Chunk]:
                 deletes = deletes or source.deletes
         keys, values = parts[0]
         changes = sum(len(part_keys) for part_keys, _ in parts[1:])
-        if not changes:
-            pass
-        elif _HALF * changes <= len(keys) and not reverse:
+        if changes and _HALF * changes <= len(keys) and not reverse:
             keys, values = _with_changes(keys, values, parts[1:])
-        else:
+        elif changes:
             newest: dict[bytes, bytes | None] = {}
             for part_keys, part_values in parts:
                 newest.update(zip(part_keys, part_values, strict=True))

@@ -19,10 +19,10 @@ from kvwal.files.names import RESERVE
 from kvwal.locks import Lock, locked, new_lock
 from kvwal.options import RESERVE_BYTES, Options
 
-__all__ = ["Relief", "Reserve", "WritePressure"]
+__all__ = ["STALLED_AT", "Relief", "Reserve", "WritePressure"]
 
-# A memtable of this many times its budget makes writers wait.
-_STALLED_AT: Final = 2
+#: A memtable of this many times its budget makes writers wait.
+STALLED_AT: Final = 2
 
 
 class Reserve:
@@ -139,7 +139,7 @@ class WritePressure:
 
     def would_stall(self, memtable: Memtable) -> bool:
         """Whether this one is at twice its budget."""
-        return memtable.bytes_used > _STALLED_AT * self.memtable_bytes
+        return memtable.bytes_used > STALLED_AT * self.memtable_bytes
 
     # -- from the commit leader -------------------------------------------------------------------
 

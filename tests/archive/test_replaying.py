@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import time
+from functools import partial
 from typing import Any
 
 import pytest
@@ -13,7 +15,7 @@ from kvwal.backup.chain import list_held
 from kvwal.backup.checking import status_of, verify
 from kvwal.backup.keeping import Keep, Merging, plan_pruning, prune
 from kvwal.backup.replaying import breaks, replay_units
-from kvwal.backup.units import UnitBuilder, line_digest
+from kvwal.backup.units import Unit, UnitBuilder, line_digest, open_unit
 from kvwal.errors import CorruptionError
 from kvwal.keys import Seqno
 
@@ -112,6 +114,28 @@ def test_where_no_thread_can_be_started_units_are_opened_without_one(monkeypatch
     monkeypatch.setattr(replaying, "start_new_thread", refuse)
     runs = replay_units(rig.place, rig.store_id, units, Seqno(3), units[-1].last, there)
     assert [tuple(run) for run in runs] == expected
+
+
+def test_two_units_are_in_memory_at_most(monkeypatch: pytest.MonkeyPatch) -> None:
+    rig, _ = two_chains()
+    # Of one chain: where it changes another one is looked at.
+    units = held(rig).units_from(Seqno(19), Seqno(24))
+    assert len(units) == 5
+    # Each is opened at once, so that it is known when.
+    monkeypatch.setattr(replaying, "_opening", lambda name, data: partial(lambda unit: unit, open_unit(name, data)))
+    counts: list[int] = []
+
+    class Counting:
+        def get(self, name: str) -> bytes:
+            gc.collect()
+            counts.append(sum(isinstance(each, Unit) for each in gc.get_objects()))
+            return rig.place.get(name)
+
+    place: Any = Counting()
+    for run in replay_units(place, rig.store_id, units, Seqno(19), Seqno(24)):
+        del run
+    # The one that is being read, while the next one is fetched.
+    assert max(counts) == 1
 
 
 def test_a_chain_that_begins_behind_a_base_is_gone_on_with() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import textwrap
+from collections.abc import Callable, Iterable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from random import Random
@@ -15,6 +16,7 @@ from backup_fixtures import OPTIONS, Lived, content, objects, restored
 from store_fixtures import check_store, interrupted_at
 
 import kvwal
+from kvwal.backup import restoring
 from kvwal.backup.lines import Origin, ancestry, origin_of
 from kvwal.backup.making import backup
 from kvwal.backup.port import DirectoryDestination
@@ -23,6 +25,7 @@ from kvwal.files.names import numbers
 from kvwal.log import LogReader
 from kvwal.log.copied import CopiedLog
 from kvwal.log.segment import HEADER_PAGE_BYTES
+from kvwal.options import Options
 from kvwal.times import time_of
 
 
@@ -264,9 +267,6 @@ def test_one_that_looked_before_another_one_ended_leaves_the_store_alone(
 
 
 def test_more_than_fits_into_memory_is_replayed_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    from kvwal.backup import restoring
-    from kvwal.options import Options
-
     lived = Lived(9)
     backup(lived.db.engine, lived.destination)
     with lived.db.consumer("all", start="oldest"):
@@ -286,6 +286,32 @@ def test_more_than_fits_into_memory_is_replayed_in_parts(monkeypatch: pytest.Mon
         assert db.recovery.checkpoint_seqno > 100
         assert db.verify().ok
         assert len(db.engine.upkeep.consumers.segments()) > 1
+
+
+def test_what_is_replayed_goes_into_the_pages_at_twice_the_budget(monkeypatch: pytest.MonkeyPatch) -> None:
+    lived = Lived(9, memtable_bytes=1 << 20, checkpoint_log_bytes=1 << 20, segment_bytes=1 << 20)
+    backup(lived.db.engine, lived.destination)
+    for n in range(300):
+        lived.db.put(b"%03d" % n, bytes(500))
+    backup(lived.db.engine, lived.destination)
+    small: Any = lambda **more: Options(**more, memtable_bytes=16 << 10, segment_bytes=16 << 10)  # noqa: E731
+    monkeypatch.setattr(restoring, "Options", small)
+    merged: list[int] = []
+    merge_into = restoring.merge_into
+
+    def noted(pages: Any, memtable: Any, *rest: Any, **more: Any) -> Any:
+        merged.append(memtable.bytes_used)
+        return merge_into(pages, memtable, *rest, **more)
+
+    monkeypatch.setattr(restoring, "merge_into", noted)
+    kvwal.restore(lived.destination, "/r", files=lived.disk)
+    with kvwal.open("/r", files=lived.disk, background=False) as db:
+        assert dict(db) == dict(lived.db)
+        assert db.recovery.checkpoint_seqno > 100
+        assert db.verify().ok
+    # As much as writers of an open store wait at. It is looked at behind each segment.
+    assert len(merged) > 1
+    assert min(merged) >= 32 << 10
 
 
 # -- damage ---------------------------------------------------------------------------------------
@@ -379,19 +405,26 @@ def test_with_damage_anywhere_the_moment_is_right_or_there_is_an_error(number: i
             lived.check(db, at)
 
 
-def test_the_log_that_was_made_is_proved_before_the_store_has_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    lived = backed_up(10)
+def damage_the_log(
+    patch: pytest.MonkeyPatch, lived: Lived, which: Callable[[Iterable[str]], str], offset: int
+) -> None:
+    """Flip a bit of the log that a restore to `/r` makes, once it is made: of this segment, behind its header."""
     close = CopiedLog.close
 
     def damaged(self: CopiedLog) -> None:
         close(self)
         there = lived.disk.open_directory("/r.restoring")
-        newest = max(name for name in there.names() if (numbers(name) or (0, ""))[1] == "log")
+        name = which(name for name in there.names() if (numbers(name) or (0, ""))[1] == "log")
         there.close()
-        lived.disk.flip(f"/r.restoring/{newest}", HEADER_PAGE_BYTES + 100, 3)
+        lived.disk.flip(f"/r.restoring/{name}", HEADER_PAGE_BYTES + offset, 3)
 
+    patch.setattr(CopiedLog, "close", damaged)
+
+
+def test_the_log_that_was_made_is_proved_before_the_store_has_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    lived = backed_up(10)
     with monkeypatch.context() as patch:
-        patch.setattr(CopiedLog, "close", damaged)
+        damage_the_log(patch, lived, max, 100)
         with pytest.raises(kvwal.CorruptionError):
             kvwal.restore(lived.destination, "/r", files=lived.disk)
     assert lived.disk.kind("/r") is None
@@ -592,7 +625,7 @@ INTERRUPTED = """
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no interval timers")
-@pytest.mark.parametrize("times", [60, pytest.param(3000, marks=[pytest.mark.long, pytest.mark.slow])])
+@pytest.mark.parametrize("times", [100, pytest.param(3000, marks=[pytest.mark.long, pytest.mark.slow])])
 def test_a_signal_that_raises_leaves_no_restore_waiting(tmp_path: Path, times: int) -> None:
     command = [sys.executable, "-c", textwrap.dedent(INTERRUPTED), str(tmp_path), str(times)]
     assert subprocess.run(command, timeout=60 + times, check=False).returncode == 0
@@ -611,16 +644,7 @@ def with_a_consumer() -> Lived:
 
 def test_the_log_before_the_base_is_proved_too(monkeypatch: pytest.MonkeyPatch) -> None:
     lived = with_a_consumer()
-    close = CopiedLog.close
-
-    def damaged(self: CopiedLog) -> None:
-        close(self)
-        there = lived.disk.open_directory("/r.restoring")
-        oldest = min(name for name in there.names() if (numbers(name) or (0, ""))[1] == "log")
-        there.close()
-        lived.disk.flip(f"/r.restoring/{oldest}", HEADER_PAGE_BYTES + 1000, 3)
-
-    monkeypatch.setattr(CopiedLog, "close", damaged)
+    damage_the_log(monkeypatch, lived, min, 1000)
     with pytest.raises(kvwal.CorruptionError):
         kvwal.restore(lived.destination, "/r", files=lived.disk)
     assert lived.disk.kind("/r") is None
