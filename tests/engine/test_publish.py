@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import pytest
 from engine_fakes import FakeEngine, FakeTree, make
 from store_fixtures import interrupted_at
 
+import kvwal
 from kvwal.batch import WriteBatch
 from kvwal.engine.occ import ReadSet
 from kvwal.engine.readers import Reader
 from kvwal.keys import Seqno
+from kvwal.testing import SimulatedDisk
 
 
 def _batch(*keys: bytes, value: bytes, clear: bool = False) -> WriteBatch:
@@ -172,3 +175,54 @@ def test_a_value_that_a_read_brings_from_the_tree_does_not_replace_a_newer_one()
         assert engine.reads.read(b"c") == b"old", "it was the newest as the call began"
         engine.state.version.tree = FakeTree()  # type: ignore[assignment]
         assert engine.reads.read(b"c") == (None if clear else b"new")
+
+
+@pytest.mark.parametrize("table", [0, 7])
+def test_a_put_goes_the_short_way_as_soon_as_the_last_reader_has_left(
+    table: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine, reader = _published("read")
+    assert reader is not None
+    publisher = engine.publisher
+    publish = publisher._publish
+    long_way: list[int] = []
+
+    def noted(seqno: Seqno, *commit: object) -> None:
+        long_way.append(seqno)
+        publish(seqno, *commit)  # type: ignore[arg-type]  # handed on
+
+    monkeypatch.setattr(publisher, "_publish", noted)
+    publisher.publish_put(Seqno(3), b"a", b"3", 222, table)
+    assert table or engine.reads.read_at(reader, b"a") == b"1"
+    reader.release()
+    # This one forgets what was kept for it.
+    publisher.publish_put(Seqno(4), b"a", b"4", 222, table)
+    assert long_way == [3, 4]
+    engine.reads.moments.reader("test").release()
+    publisher.publish_put(Seqno(5), b"a", b"5", 222, table)
+    engine.reads.moments.reader("test").release()
+    publisher.publish_puts(Seqno(7), [b"a", b"c"], [b"6", b"7"], 444)
+    assert long_way == [3, 4]
+    assert engine.state.seqno == 7
+
+
+def test_so_does_a_put_into_a_table_with_an_index(monkeypatch: pytest.MonkeyPatch) -> None:
+    with kvwal.open("/store", files=SimulatedDisk(), background=False) as db:
+        table = db.table("t", bytes, bytes)
+        table.index("i", key=lambda value: value, codec=bytes)
+        table.put(b"a", b"1")
+        publisher: Any = db.engine.queue._publisher
+        publish, long_way = publisher._publish, []
+
+        def noted(seqno: Seqno, *commit: object) -> None:
+            long_way.append(seqno)
+            publish(seqno, *commit)
+
+        monkeypatch.setattr(publisher, "_publish", noted)
+        db.snapshot().close()
+        table.put(b"b", b"2")
+        assert not long_way
+        with db.snapshot() as snapshot:
+            table.put(b"b", b"3")
+            assert len(long_way) == 1
+            assert table.within(snapshot)[b"b"] == b"2"
