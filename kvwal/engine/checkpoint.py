@@ -134,6 +134,15 @@ class Checkpointer:
         Raises DiskFullError if there is no space (nothing changed, may be tried again); any other failure of the disk
         poisons the store, and is raised as PoisonedError.
         """
+        self._checkpoint()
+
+    @locked
+    def checkpoint_if_due(self) -> None:
+        """The same, if one is due when no other is under way: one that is has its frozen table, and is what was due."""
+        if self.is_due():
+            self._checkpoint()
+
+    def _checkpoint(self) -> None:
         try:
             # A frozen table that is still there belongs to an attempt that met a full disk: it goes first. What was
             # committed since goes with a checkpoint of its own, or with it (`_combine`).

@@ -21,6 +21,7 @@ from wrapped_files import Wrapped
 import kvwal
 from kvwal import DiskFullError, LockedError, PoisonedError
 from kvwal.files import system_files
+from kvwal.testing import SimulatedDisk
 
 
 def test_an_interval_commit_is_durable_within_its_bound(tmp_path: Path) -> None:
@@ -133,7 +134,7 @@ def test_a_checkpoint_that_met_a_full_disk_is_tried_again_without_another_commit
     with kvwal.open(tmp_path / "a.kv", durability="os", checkpoint_interval_s=0.05) as db:
         checkpointer, state = db.engine._checkpointer, db.engine.state
         assert checkpointer is not None
-        checkpoint = checkpointer.checkpoint
+        checkpoint = checkpointer.checkpoint_if_due
         attempts: list[int] = []
 
         def full_twice() -> None:
@@ -146,10 +147,38 @@ def test_a_checkpoint_that_met_a_full_disk_is_tried_again_without_another_commit
                 db.engine._succession.freeze()
             raise DiskFullError("full")
 
-        monkeypatch.setattr(checkpointer, "checkpoint", full_twice)
+        monkeypatch.setattr(checkpointer, "checkpoint_if_due", full_twice)
         db[b"a"] = b"1"
         wait_until(lambda: state.version.frozen is None and len(attempts) == 3, "the checkpoint")
         assert db.stats().checkpoint_seqno == 1
+
+
+def test_a_checkpoint_that_another_thread_makes_is_not_due_once_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its frozen table says that one is due, until it has been made: the commits since then would ask for another."""
+    with kvwal.open("/kv", files=SimulatedDisk(), background=False) as db:
+        checkpointer, pages = db.engine._checkpointer, db.engine._pages
+        assert checkpointer is not None
+        merge = pages.checkpoint
+        frozen, go_on = threading.Event(), threading.Event()
+
+        def merge_later(*args: Any, **options: Any) -> Any:
+            frozen.set()
+            assert go_on.wait(DEADLINE_S)
+            return merge(*args, **options)
+
+        monkeypatch.setattr(pages, "checkpoint", merge_later)
+        db[b"a"] = b"1"
+        others = [threading.Thread(target=checkpointer.checkpoint)]
+        others[0].start()
+        assert frozen.wait(DEADLINE_S)
+        db[b"b"] = b"1"
+        assert checkpointer.is_due()
+        others.append(threading.Thread(target=checkpointer.checkpoint_if_due))
+        others[1].start()
+        go_on.set()
+        for other in others:
+            other.join(DEADLINE_S)
+        assert db.stats().checkpoint_seqno == 1 < db.last_seqno
 
 
 def test_a_checkpoint_comes_by_age(tmp_path: Path) -> None:
