@@ -21,7 +21,7 @@ from weakref import ref
 
 from kvwal.engine.create import is_marked
 from kvwal.engine.keeping import Keeping
-from kvwal.engine.memtable import Memtable
+from kvwal.engine.memtable import ENTRY_OVERHEAD_BYTES, Memtable
 from kvwal.engine.publish import Publisher
 from kvwal.engine.readers import Moments, Now
 from kvwal.engine.state import State
@@ -188,9 +188,14 @@ class Progress(Now):
             self._cursor_in = watch.segment
         # It is gone if it fails.
         self._cursor = None
-        for record in cursor:
-            publisher.publish(record.seqno, record.batch(), record.size)
-            self._is_told(record.time_us)
+        while (part := cursor.next_part(watch.durable)) is not None:
+            if isinstance(part, Run):
+                size = len(part.keys[0]) + len(part.values[0]) + ENTRY_OVERHEAD_BYTES
+                publisher.publish_puts(part.seqnos[-1], part.keys, part.values, len(part.keys) * size)
+                self._is_told(part.times_us[-1])
+            else:
+                publisher.publish(part.seqno, part.batch(), part.size)
+                self._is_told(part.time_us)
         self._cursor = cursor
 
     def _rebase(self) -> bool:

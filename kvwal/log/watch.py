@@ -32,7 +32,7 @@ from kvwal.log.record import Record
 from kvwal.log.run import Run
 from kvwal.log.segment import SegmentHeader
 from kvwal.log.tail import TailRow, Verdict, describe, failure, judge
-from kvwal.log.walk import Place, Readable, Stop, walk
+from kvwal.log.walk import Place, Readable, Stop, walk_parts, without_zeros
 
 __all__ = ["FollowedCursor", "Watch"]
 
@@ -192,14 +192,14 @@ class Watch:
             # The file was cut, which is seen by what is examined.
             newest.seen = max(newest.seen, capacity)
         elif data != _ZEROS[:size]:
-            newest.seen = max(newest.seen, offset + len(data.rstrip(b"\0")))
+            newest.seen = max(newest.seen, offset + without_zeros(data))
 
     def _step(self, newest: _Newest, file: Readable) -> None:
         """Walk from the place to where the records in order end."""
         place, header = newest.place, newest.found.known
         ahead = Place(place.offset, place.last_seqno, place.watermark, place.time_us)
-        # It hands out nothing.
-        for _ in walk(file, header, header.capacity, ahead, after=_NOTHING, chunk_bytes=_CHUNK_BYTES):
+        # What is handed out may not be on disk, and is read anew.
+        for _ in walk_parts(file, header, header.capacity, ahead, chunk_bytes=_CHUNK_BYTES):
             pass
         self.know(ahead.watermark)
         self.written, self.written_us = Seqno(ahead.last_seqno), ahead.time_us

@@ -110,6 +110,33 @@ def test_commits_that_wait_for_no_flush_are_not_shown_before_it(db: kvwal.Store,
         assert live.refresh() == 3
 
 
+@pytest.mark.parametrize("n", [1, 7, 8, 40, 700])
+def test_commits_of_one_shape_are_shown_together_and_a_held_moment_stays(
+    db: kvwal.Store, path: str, n: int
+) -> None:
+    """They are read and published as runs, as far as they are on disk; beside a reader one by one."""
+    expected: dict[bytes, bytes] = {}
+    with kvwal.follow(path) as live:
+        for turn in range(6):
+            held = live.snapshot() if turn % 2 else None
+            before = dict(expected)
+            for i in range(n):
+                key, value = b"%03d" % (i * 7 % 400), b"%d-%03d" % (turn, i)
+                db.put(key, value, durability="os")
+                expected[key] = value
+            db.delete(b"%03d" % turn)
+            expected.pop(b"%03d" % turn, None)
+            all_durable(db)
+            assert live.refresh() == db.last_seqno
+            assert dict(live) == expected
+            assert [live.get(key) for key in expected] == list(expected.values())
+            used, of_writer = (each.engine.state.version.memtable.bytes_used for each in (live, db))
+            assert of_writer <= used <= 2 * of_writer
+            if held is not None:
+                assert dict(held) == before
+                held.close()
+
+
 def test_it_goes_over_to_each_checkpoint_and_keeps_its_rows(db: kvwal.Store, path: str) -> None:
     db.put(b"key", b"value")
     db.checkpoint()

@@ -11,7 +11,7 @@ from kvwal.keys import Seqno
 from kvwal.log.intents import EXTENDED, SYSTEM, TABLES, decode_intents, encode_put
 from kvwal.log.record import CLOSED, COMMIT, PAUSED, WATERMARK, Record, encode_record
 from kvwal.log.segment import HEADER_PAGE_BYTES, SegmentHeader
-from kvwal.log.walk import Place, Puts, Stop, closed_record, last_written, search, walk
+from kvwal.log.walk import Place, Puts, Stop, closed_record, last_written, search, walk, without_zeros
 
 ID = bytes(range(16))
 HEADER = SegmentHeader(ID, Seqno(7), 1000, 0x01020304, 0x0A0B0C0D, 1 << 30, Seqno(3))
@@ -213,3 +213,9 @@ def test_a_closed_record_is_one_at_the_very_end():
         assert closed_record(Memory(bytes(size)), HEADER, size) is None
     mark = encode_record(HEADER.marker, HEADER.salt + 4137, WATERMARK, 7, 7, 5)
     assert closed_record(Memory(raw[:4137] + mark), HEADER, len(raw)) is None
+
+
+@given(st.binary(max_size=40), st.integers(0, 5000), st.binary(max_size=40), st.integers(0, 5000))
+def test_what_zeros_follow_ends_where_its_last_byte_does(begin: bytes, inside: int, end: bytes, behind: int) -> None:
+    data = begin + bytes(inside) + end + bytes(behind)
+    assert without_zeros(data) == len(data.rstrip(b"\0"))
