@@ -34,8 +34,7 @@ from kvwal.following.past import FollowedPast
 from kvwal.following.waiting import Freshness, Waiting
 from kvwal.keys import Seqno
 from kvwal.locks import locked, locked_by_state, new_lock
-from kvwal.log import FollowedCursor, Hold, LogReader, Run, SegmentCursor, Watch
-from kvwal.log.segment import SegmentHeader
+from kvwal.log import FollowedCursor, Hold, LogReader, Record, Run, SegmentCursor, Watch
 from kvwal.pages import FollowedPages, Tree
 from kvwal.pages.followed import Guard
 from kvwal.pages.pager import Pager
@@ -92,9 +91,6 @@ class Progress(Now):
         self.waiting = Waiting(lambda: state.seqno)
         #: How often reads went over to a newer generation.
         self.rebases = 0
-        # Where `refresh` reads on, and the newest segment when it began there.
-        self._cursor: SegmentCursor | None = None
-        self._cursor_in: SegmentHeader | None = None
         self._parts: tuple[Publisher, Succession, Keeping] | None = None
         # What the writer says while something is pinned; and when files were looked at last.
         self._now = NowReader(files, directory, pages.meta.store_id, pages.meta.line)
@@ -163,10 +159,10 @@ class Progress(Now):
     def _move(self) -> None:
         # Before the log is looked at: what is said to be on disk then is in a segment that is found.
         said = self._now.look() if self.pinned else None
-        self._watch.look()
         if said is not None:
             # Durability: the writer said it after a flush.
-            self._watch.know(said.durable)
+            self._watch.hear(said.durable, said.session)
+        self._watch.look(self._publish_next)
         pages = self._pages
         if self._state.version.tree.meta is not pages.meta:
             # An interruption came between installing the generation and going over to it.
@@ -178,25 +174,33 @@ class Progress(Now):
             self._advance()
 
     def _advance(self) -> None:
-        """Publish what came."""
-        assert self._parts is not None, "it has not begun"
-        publisher, state, cursor, watch = self._parts[0], self._state, self._cursor, self._watch
-        if cursor is None or cursor.position != state.seqno or self._cursor_in is not watch.segment:
-            # The first one; or an interruption came between reading a commit and publishing it; or it may stand where
-            # the log was superseded.
+        """Publish what came and was not told."""
+        state, watch = self._state, self._watch
+        if state.seqno < watch.durable:
             cursor = commits_beyond(self._reader, state.seqno, lambda: watch.durable)
-            self._cursor_in = watch.segment
-        # It is gone if it fails.
-        self._cursor = None
-        while (part := cursor.next_part(watch.durable)) is not None:
-            if isinstance(part, Run):
-                size = len(part.keys[0]) + len(part.values[0]) + ENTRY_OVERHEAD_BYTES
-                publisher.publish_puts(part.seqnos[-1], part.keys, part.values, len(part.keys) * size)
-                self._is_told(part.times_us[-1])
-            else:
-                publisher.publish(part.seqno, part.batch(), part.size)
-                self._is_told(part.time_us)
-        self._cursor = cursor
+            while (part := cursor.next_part(watch.durable)) is not None:
+                self._publish(part)
+
+    def _publish_next(self, part: Record | Run) -> None:
+        """Publish what the watch has passed, if it is what comes next. What is left out is read by a cursor."""
+        state = self._state
+        if self._parts is None or state.version.tree.meta is not self._pages.meta:
+            return
+        following = state.seqno + 1
+        if isinstance(part, Run) and part.seqnos[0] < following <= part.seqnos[-1]:
+            part = part.part(following - part.seqnos[0])
+        if (part.seqno if isinstance(part, Record) else part.seqnos[0]) == following:
+            self._publish(part)
+
+    def _publish(self, part: Record | Run) -> None:
+        assert self._parts is not None, "it has not begun"
+        if isinstance(part, Run):
+            size = len(part.keys[0]) + len(part.values[0]) + ENTRY_OVERHEAD_BYTES
+            self._parts[0].publish_puts(part.seqnos[-1], part.keys, part.values, len(part.keys) * size)
+            self._is_told(part.times_us[-1])
+        else:
+            self._parts[0].publish(part.seqno, part.batch(), part.size)
+            self._is_told(part.time_us)
 
     def _rebase(self) -> bool:
         """Go over to the newest generation. False if it is the one that is read: the other slot is being written."""

@@ -63,6 +63,11 @@ class Run:
         self.keys = keys
         self.values = values
 
+    def part(self, begin: int, end: int | None = None) -> Run:
+        """Some of its commits, by place; at least one."""
+        columns = self.offsets, self.seqnos, self.watermarks, self.times_us, self.keys, self.values
+        return Run(self.segment, *(column[begin:end] for column in columns))  # type: ignore[arg-type]
+
     def records(self) -> Iterator[Record]:
         """Its commits one by one."""
         columns = (self.seqnos, self.watermarks, self.times_us, self.offsets, self.keys, self.values)

@@ -4,8 +4,9 @@ Rules:
 - What says that a commit is on disk is a record that verifies, with a watermark of that commit or more, wherever it
   lies; or a segment that begins after it. Both stay true whatever becomes of the record or the segment: a recovery may
   cut off what is beyond the watermark, and never what is below.
-- Invariant: a commit is read after it is known to be on disk, even if it was passed on the way to where that is said.
-  For what is beyond the watermark may be left behind, and its seqno given to another commit in a newer segment.
+- Invariant: a commit is told after it is known to be on disk: by a record behind it in its segment, or elsewhere, and
+  then its segment was the newest one after it was read. What is beyond may be left behind, and its seqno given to
+  another commit in a newer segment: so what was passed in one that is no longer the newest is dropped, and read anew.
 - Invariant: what is beyond the beginning of a newer segment is not read in the older one, where it was superseded. So
   a cursor looks for its segment anew once the watch has found another one, from which more may be known to be on disk.
 - Where the newest segment does not go on, the tables of recovery (tail.py) say whether it may end there. What they call
@@ -20,7 +21,7 @@ Rules:
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Final
+from typing import Final, TypeAlias
 
 from kvwal.errors import CorruptionError
 from kvwal.files import File
@@ -34,7 +35,10 @@ from kvwal.log.segment import SegmentHeader
 from kvwal.log.tail import TailRow, Verdict, describe, failure, judge
 from kvwal.log.walk import Place, Readable, Stop, walk_parts, without_zeros
 
-__all__ = ["FollowedCursor", "Watch"]
+__all__ = ["FollowedCursor", "Tell", "Watch"]
+
+#: What gets commits that are on disk.
+Tell: TypeAlias = Callable[[Record | Run], object]
 
 _CHUNK_BYTES: Final = 16 << 10
 # What one look reads further behind, in turns through all that is left of the segment.
@@ -52,7 +56,7 @@ _NOTHING: Final = 1 << 64
 class _Newest:
     """The newest segment, open."""
 
-    __slots__ = ("examined", "file", "found", "pause", "place", "seen", "swept", "wait")
+    __slots__ = ("examined", "file", "found", "passed", "pause", "place", "seen", "swept", "wait")
 
     def __init__(self, file: File, found: FoundSegment, place: Place) -> None:
         self.file = file
@@ -67,6 +71,8 @@ class _Newest:
         self.swept = 0
         #: Looks until the same place is examined again, and how many those were the last time.
         self.wait = self.pause = 0
+        #: The last commits before the place, in order, which are still to be told.
+        self.passed: list[Record | Run] = []
 
     @property
     def end(self) -> int:
@@ -98,6 +104,19 @@ class _Arrived:
         return self._file.pread(size, offset)
 
 
+def _told(passed: list[Record | Run], durable: int, tell: Tell) -> list[Record | Run]:
+    """Tell of the first ones, up to this commit; what is left of them."""
+    for i, part in enumerate(passed):
+        if isinstance(part, Run) and part.seqnos[0] <= durable < part.seqnos[-1]:
+            on_disk = durable + 1 - part.seqnos[0]
+            tell(part.part(0, on_disk))
+            return [part.part(on_disk), *passed[i + 1 :]]
+        if (part.seqno if isinstance(part, Record) else part.seqnos[0]) > durable:
+            return passed[i:]
+        tell(part)
+    return []
+
+
 class Watch:
     """How far a log is on disk, as its files say. For one thread at a time."""
 
@@ -110,10 +129,13 @@ class Watch:
         self.written = durable
         self.written_us = 0
         self._newest: _Newest | None = None
+        # Of the writer that was heard last.
+        self._session: int | None = None
 
-    def look(self) -> bool:
+    def look(self, tell: Tell | None = None) -> bool:
         """Read on; whether more of the log is on disk than before. The first look reads as recovery does.
 
+        `tell` gets what was passed and is on disk, in order. It may miss some, and get some again.
         Raises OSError, CorruptionError or FormatError if the newest segment cannot be read, is damaged, or is newer
         than this version, which may come of a change under way: look again then.
         """
@@ -124,14 +146,16 @@ class Watch:
             # All of it is examined.
             newest.seen = newest.found.known.capacity
             self._newest = newest
-        self._walk(newest)
+        self._walk(newest, tell)
         # Is it still the newest segment, and in its place?
         while (found := self._find()).known != newest.found.known:
             self._newest = self._open(found)
             newest.file.close()
             newest = self._newest
-            self._walk(newest)
-        self._examine(newest)
+            self._walk(newest, tell)
+        if tell is not None:
+            newest.passed = _told(newest.passed, self.durable, tell)
+        self._examine(newest, tell)
         return self.durable > before
 
     @property
@@ -154,12 +178,14 @@ class Watch:
     def _open(self, found: FoundSegment) -> _Newest:
         """If it was replaced meanwhile, no record will verify, and the next look finds the other one."""
         chain = self._reader.chain
-        # Durability: before what it says is believed.
-        self._reader.flush_names()
+        if found.known.session != self._session:
+            # Durability: before what it says is believed. A writer that is heard has flushed the names that its
+            # recovery gave; and one that it gives later says only what the segments before it have on disk.
+            self._reader.flush_names()
         place = start_in(chain, found, self.durable)
         return _Newest(chain.open(found), found, place)
 
-    def _walk(self, newest: _Newest) -> None:
+    def _walk(self, newest: _Newest, tell: Tell | None) -> None:
         """Read on in a segment."""
         if not newest.is_due:
             self._look_behind(newest)
@@ -167,7 +193,7 @@ class Watch:
         for _ in range(2):
             offset = newest.place.offset
             if newest.is_due:
-                self._step(newest, _Arrived(newest.file))
+                self._step(newest, _Arrived(newest.file), tell)
             if newest.place.offset == offset:
                 break
 
@@ -194,22 +220,25 @@ class Watch:
         elif data != _ZEROS[:size]:
             newest.seen = max(newest.seen, offset + without_zeros(data))
 
-    def _step(self, newest: _Newest, file: Readable) -> None:
+    def _step(self, newest: _Newest, file: Readable, tell: Tell | None) -> None:
         """Walk from the place to where the records in order end."""
         place, header = newest.place, newest.found.known
         ahead = Place(place.offset, place.last_seqno, place.watermark, place.time_us)
-        # What is handed out may not be on disk, and is read anew.
-        for _ in walk_parts(file, header, header.capacity, ahead, chunk_bytes=_CHUNK_BYTES):
-            pass
+        passed = newest.passed.copy()
+        for part in walk_parts(file, header, header.capacity, ahead, chunk_bytes=_CHUNK_BYTES):
+            if tell is not None:
+                # It says of those before it that they are on disk.
+                passed = _told(passed, part.watermark if isinstance(part, Record) else part.watermarks[-1], tell)
+                passed.append(part)
         self.know(ahead.watermark)
         self.written, self.written_us = Seqno(ahead.last_seqno), ahead.time_us
         if ahead.offset != place.offset:
             newest.wait = newest.pause = 0
         # Last: what is interrupted before is done again.
-        newest.place = ahead
+        newest.place, newest.passed = ahead, passed if tell is not None else []
         self._see(newest, ahead.offset, _CHUNK_BYTES)
 
-    def _examine(self, newest: _Newest) -> None:
+    def _examine(self, newest: _Newest, tell: Tell | None) -> None:
         """Judge what is behind the records in order, as recovery does. Raises what it says of damage.
 
         Requires: the segment was the newest one after it was walked.
@@ -238,7 +267,12 @@ class Watch:
             else:
                 accused = place.offset
             # With large records, whatever they end with.
-            self._step(newest, newest.file)
+            self._step(newest, newest.file, tell)
+
+    def hear(self, durable: int, session: int) -> None:
+        """A writer that has opened the store says that this commit is on disk. Before `look`."""
+        self.know(durable)
+        self._session = session
 
     def know(self, durable: int) -> None:
         """Another file says that this commit is on disk."""

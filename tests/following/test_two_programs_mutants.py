@@ -13,6 +13,7 @@ from two_programs import Recorded
 import kvwal
 from kvwal.following.progress import Progress
 from kvwal.log import Watch
+from kvwal.log.watch import _told
 from kvwal.pages.followed import Guard
 from kvwal.pages.meta import Meta, decode_meta
 
@@ -52,8 +53,8 @@ def apply_beyond_the_watermark(patch: pytest.MonkeyPatch) -> None:
     """R6: apply beyond the watermark."""
     step = Watch._step
 
-    def beyond(watch: Any, newest: Any, file: Any) -> None:
-        step(watch, newest, file)
+    def beyond(watch: Any, newest: Any, file: Any, tell: Any) -> None:
+        step(watch, newest, file, tell)
         watch.know(newest.place.last_seqno)
 
     patch.setattr(Watch, "_step", beyond)
@@ -83,10 +84,34 @@ def forget_what_a_segment_says(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Watch, "know", from_records)
 
 
-def stay_in_the_older_segment(patch: pytest.MonkeyPatch) -> None:
-    """Read on there when a newer one was found."""
-    always = property(lambda progress: progress._watch.segment, lambda progress, to: None)
-    patch.setattr(Progress, "_cursor_in", always, raising=False)
+def tell_what_an_older_segment_had(patch: pytest.MonkeyPatch) -> None:
+    """Keep what was passed there, and is not known to be on disk, when a newer one is found."""
+    open_newest = Watch._open
+
+    def keeping(watch: Any, found: Any) -> Any:
+        newest = open_newest(watch, found)
+        if watch._newest is not None:
+            newest.passed = watch._newest.passed
+        return newest
+
+    patch.setattr(Watch, "_open", keeping)
+
+
+def tell_before_the_segment_is_looked_for(patch: pytest.MonkeyPatch) -> None:
+    """What was passed is believed as soon as it is read."""
+    step = Watch._step
+
+    def early(watch: Any, newest: Any, file: Any, tell: Any) -> None:
+        step(watch, newest, file, tell)
+        if tell is not None:
+            newest.passed = _told(newest.passed, newest.place.last_seqno, tell)
+
+    patch.setattr(Watch, "_step", early)
+
+
+def publish_what_does_not_follow(patch: pytest.MonkeyPatch) -> None:
+    """Whatever the watch tells is what comes next."""
+    patch.setattr(Progress, "_publish_next", Progress._publish)
 
 
 def go_back(patch: pytest.MonkeyPatch) -> None:
@@ -102,7 +127,9 @@ MUTANTS: list[tuple[Patch, Callable[[Recorded], None]]] = [
     (apply_beyond_the_watermark, restarts),
     (ignore_the_inode, restarts),
     (forget_what_a_segment_says, rolls),
-    (stay_in_the_older_segment, refusals),
+    (tell_what_an_older_segment_had, refusals),
+    (tell_before_the_segment_is_looked_for, refusals),
+    (publish_what_does_not_follow, rolls),
     (go_back, ranges),
 ]
 
