@@ -178,8 +178,9 @@ class SegmentLog(SegmentWriter):
         FeedGap if commits beyond `after` are no longer kept. Thread-safe. `purpose`: None if the caller holds them.
         """
         hold = Hold({}, 0, after) if purpose is None and after is not None else self._hold(purpose or "", after)
-        recent = self.recent if until is None else None
-        return SegmentCursor(self._reader, hold, until, self._durable, self._await_beyond, self._when_beyond, recent)
+        recent, waiting = self.recent if until is None else None, self._waiting
+        waits = waiting.await_beyond, waiting.when_beyond
+        return SegmentCursor(self._reader, hold, until, self._durable, *waits, recent)
 
     def _names(self) -> list[Seqno]:
         return list(self._segments)
@@ -412,4 +413,4 @@ class SegmentLog(SegmentWriter):
         file, self._file = self._file, None
         if file is not None:
             file.close()
-        self._wake()
+        self._waiting.wake()

@@ -16,9 +16,7 @@ Invariant: no byte at or beyond `_offset` of the current segment was ever writte
 
 from __future__ import annotations
 
-import threading
 from abc import ABC, abstractmethod
-from collections import deque
 from collections.abc import Callable, Sequence
 from itertools import islice
 from typing import Final
@@ -46,6 +44,7 @@ from kvwal.log.record import (
 )
 from kvwal.log.segment import SegmentHeader
 from kvwal.log.segments import END_BYTES, disk_full
+from kvwal.log.waiting import Waiting
 
 __all__ = ["SegmentWriter"]
 
@@ -59,10 +58,6 @@ _pack_head = RECORD_HEAD.pack
 _pack_rest = RECORD_REST.pack
 _pack_put = RECORD_PUT.pack
 _pack_table_put = RECORD_TABLE_PUT.pack
-
-
-def _nothing() -> None:
-    """Nothing waits."""
 
 
 def _no_file(data: Buffer, offset: int) -> None:
@@ -104,10 +99,8 @@ class SegmentWriter(ABC):
         self._left = True
         # Called by the next append.
         self._on_append: Callable[[], None] | None = None
-        # Called by the next flush: they wake those who wait for it.
-        self._waiting: deque[Callable[[], object]] = deque()
-        # Called by each flush, after those.
-        self._tell: Callable[[], None] | None = None
+        # For a flush.
+        self._waiting = Waiting(self._is_beyond)
         # The newest commits by seqno, without large ones; None: no one follows. Replaced as a whole, or added to.
         self._recent: dict[int, Record] | None = None
         # Whether a follower has asked since this was looked at last.
@@ -332,14 +325,15 @@ class SegmentWriter(ABC):
                 self._limit = -1
                 raise self._poisoned(error) from error
             self.durable_seqno = last
-            if self._waiting:
-                self._wake()
+            if self._waiting.those:
+                self._waiting.wake()
             if began_s is not None:
                 self._events.tell(Flush(last, self._monotonic_s() - began_s))
 
     def mark_idle(self) -> None:
         """Say in the log how much of it is durable, unless the last record says so. Not flushed."""
         self._refuse_if_over()
+        self._waiting.pass_on()
         # Invariant: behind the last commit there is space for one mark.
         if self._left or self.durable_seqno <= self._marked or self._offset > self._usable_end:
             return
@@ -353,7 +347,7 @@ class SegmentWriter(ABC):
 
     def _poisoned(self, error: BaseException) -> PoisonedError:
         # Nothing becomes durable any more, so no cursor may wait for it.
-        self._wake()
+        self._waiting.wake()
         self._events.tell_poison(error)
         return poisoned(error)
 
@@ -370,15 +364,6 @@ class SegmentWriter(ABC):
             raise closed("log")
         return self.durable_seqno
 
-    def _await_beyond(self, seqno: Seqno, timeout_s: float | None) -> bool:
-        """Wait until commits beyond `seqno` are durable; whether they are. PoisonedError if none ever will be."""
-        waiter = threading.Lock()
-        waiter.acquire()
-        take_back = self._when_beyond(seqno, waiter.release)
-        if not waiter.acquire(timeout=-1 if timeout_s is None else min(timeout_s, threading.TIMEOUT_MAX)):
-            take_back()
-        return self._is_beyond(seqno)
-
     def _is_beyond(self, seqno: Seqno) -> bool:
         """Whether commits beyond `seqno` are durable. PoisonedError if they are not, and none ever will be."""
         if self._durable() > seqno:
@@ -387,47 +372,6 @@ class SegmentWriter(ABC):
             raise poisoned(self._failure)
         return False
 
-    def _when_beyond(self, seqno: Seqno, wake: Callable[[], object]) -> Callable[[], object]:
-        """Have `wake` called, once, when commits beyond `seqno` are durable, or none ever will be.
-
-        Returns what takes that back. The leader calls `wake`, so it must be short and not raise. PoisonedError if none
-        ever will be.
-        """
-        self._waiting.append(wake)
-
-        def take_back() -> bool:
-            try:
-                self._waiting.remove(wake)
-            except ValueError:
-                return False  # It was called just now.
-            return True
-
-        # Looked at after it is there: a flush either calls it, or came before and is seen here.
-        try:
-            beyond = self._is_beyond(seqno)
-        except BaseException:
-            take_back()
-            raise
-        if beyond and take_back():
-            wake()
-        return take_back
-
     def tell_flushes(self, tell: Callable[[], None] | None) -> None:
-        """Have `tell` called after each flush from now on; None: nothing. The leader calls it: it never raises."""
-        self._tell = tell
-        if tell is not None and not self._waiting:
-            # So that a flush looks here; one without need not ask for more.
-            self._waiting.append(_nothing)
-
-    def _wake(self) -> None:
-        # What is added meanwhile looks for itself whether it is late.
-        for _ in range(len(self._waiting)):
-            try:
-                wake = self._waiting.popleft()
-            except IndexError:
-                break
-            wake()
-        tell = self._tell
-        if tell is not None:
-            self._waiting.append(_nothing)
-            tell()
+        """As `Waiting.tell_flushes`."""
+        self._waiting.tell_flushes(tell)

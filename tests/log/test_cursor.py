@@ -18,6 +18,7 @@ from kvwal.files import system_files
 from kvwal.files.names import segment_name
 from kvwal.keys import Seqno
 from kvwal.log import Record, encode_intents, encode_put, extension_of, read_kept, writer
+from kvwal.log.waiting import Waiting
 from kvwal.testing import SimulatedDisk
 
 
@@ -388,6 +389,28 @@ def test_a_flush_wakes_those_who_wait_and_nothing_else_does(tmp_path_factory: py
     assert not log._waiting
     assert log.holds() == []
     log.close()
+
+
+def test_an_idle_mark_wakes_those_whose_turn_was_lost(rig: LogRig, monkeypatch: pytest.MonkeyPatch):
+    log = rig.create()
+    found: list[int] = []
+
+    def follow() -> None:
+        with log.read(Seqno(0)) as cursor:
+            assert cursor.wait()
+            found.extend(seqnos(cursor))
+
+    thread = threading.Thread(target=follow, daemon=True)
+    thread.start()
+    while not log._waiting:
+        pass
+    with monkeypatch.context() as patch:
+        patch.setattr(Waiting, "pass_on", lambda waiting: None)
+        rig.fill(log, 1)
+    assert found == []
+    log.mark_idle()
+    thread.join(60)
+    assert found == [1]
 
 
 def test_who_waits_in_vain_leaves_nothing_behind(rig: LogRig):
