@@ -11,26 +11,26 @@ __all__ = ["sorted_in_steps"]
 
 # This many keys are sorted in half a millisecond, during which no other thread has the interpreter.
 _STEP: Final = 1024
-# One key in 128, but at most 4,096 keys, say where the steps part.
-_SAMPLED: Final = 128
+# Eight keys in each step, but at most 4,096 keys, say where the steps part.
+_SAMPLES: Final = 8
 _MOST_SAMPLES: Final = 4096
 
 
-def sorted_in_steps(keys: Collection[bytes]) -> Iterator[list[bytes]]:
-    """The keys in order, in lists of about `_STEP`: `sorted` of a million would stop all other threads for a second.
+def sorted_in_steps(keys: Collection[bytes], step_keys: int = _STEP) -> Iterator[list[bytes]]:
+    """The keys in order, in lists of about so many: `sorted` of a million would stop all other threads for a second.
 
     Each list, and each empty one among them, ends a step. Keys are dealt out between bounds that a sample gives, and
     then each list is sorted; in all that takes no longer.
     """
-    every = max(_SAMPLED, len(keys) // _MOST_SAMPLES)
+    every = max(step_keys // _SAMPLES, len(keys) // _MOST_SAMPLES)
     sample: list[bytes] = []
     for part in _parts(keys, every):
         # Not always the same place: keys may come from a few sources in turn.
         sample.append(part[37 * len(sample) % len(part)])
-        if not len(sample) % (_STEP // _SAMPLED):
+        if not len(sample) % _SAMPLES:
             yield []
     sample.sort()
-    per_step = max(1, _STEP // every)
+    per_step = max(1, step_keys // every)
     bounds = sample[per_step::per_step]
     steps: list[list[bytes]] = [[] for _ in range(len(bounds) + 1)]
     put_into = [step.append for step in steps]

@@ -46,7 +46,8 @@ _STEP_INTENTS: Final = 32
 # Of a run.
 _STEP_COMMITS: Final = 128
 # Most rows of an index that a step makes, or sorts.
-_STEP_ROWS: Final = 96
+_STEP_ROWS: Final = 64
+_STEP_KEYS: Final = 512
 _SORTED_ROWS: Final = 1024
 _STEP_BLOCKS: Final = 64
 # What the fields of an order row hold.
@@ -129,6 +130,8 @@ class KeyTable:
         left = _STEP_INTENTS
         for part in parts:
             if isinstance(part, Run):
+                # It was read, which is a step.
+                yield
                 self._offsets.extend(part.offsets)
                 changes = [seqno - self._first << _NUMBER_BITS for seqno in part.seqnos]
                 for i in range(0, len(changes), _STEP_COMMITS):
@@ -269,7 +272,7 @@ class KeyTable:
         tables = []
         for table, all_keys in sorted(self._tables.items()):
             before = len(order)
-            for keys in sorted_in_steps(all_keys):
+            for keys in sorted_in_steps(all_keys, _STEP_KEYS):
                 yield b""
                 for i in range(0, len(keys), _STEP_ROWS):
                     yield from self._add_rows(order, buckets, fences, table, keys[i : i + _STEP_ROWS])
@@ -303,7 +306,9 @@ class KeyTable:
         k = sum(map(len, blocks)) // HASH_ROW_BYTES
         sizes = len(ranges), len(fence_bytes), sum(map(len, marks))
         head = HEADER.pack(MAGIC, VERSION, 0, *identity, n, k, len(tables), len(self.ranges), *sizes)
+        yield b""
         head += b"".join((*tables, *order_blocks, *hash_blocks, *marks, fence_bytes, ranges))
+        yield b""
         yield head + CRC.pack(crc32c(head))
         size = _STEP_BLOCKS * BLOCK_ROWS * ORDER_ROW_BYTES
         for at in range(0, len(order), size):
