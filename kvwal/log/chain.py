@@ -9,6 +9,7 @@ Rules:
 from __future__ import annotations
 
 from bisect import bisect_right
+from collections.abc import Callable
 from typing import Final, NamedTuple
 
 from kvwal.errors import CorruptionError
@@ -26,11 +27,14 @@ from kvwal.log.segment import (
     decode_slot,
     list_segments,
     newer_features,
+    newest_segment,
 )
 from kvwal.log.tail import Link, TailRow, Verdict, describe, failure, judge, missing_file
 
 __all__ = ["Chain", "FoundSegment"]
 
+# Beyond every commit.
+_NOTHING: Final = 1 << 64
 _NO_SLOT: Final = Slot(None, damaged=False)
 _MISSING: Final = (TailRow.MISSING_OLDEST_SEGMENT, TailRow.MISSING_MIDDLE_SEGMENT, TailRow.MISSING_NEWEST_SEGMENT)
 
@@ -104,13 +108,22 @@ class Chain:
 
         CorruptionError or FormatError for a broken link, OSError for a read that failed.
         """
-        names = self.names()
+        return self._confirmed(list_segments, after)
+
+    def newest(self) -> FoundSegment:
+        """The newest segment, checked by itself. Raises as `beyond`."""
+        return self._confirmed(newest_segment, _NOTHING)[1][0]
+
+    def _confirmed(
+        self, list_names: Callable[[Directory], list[Seqno]], after: int
+    ) -> tuple[list[Seqno], list[FoundSegment]]:
+        names = list_names(self.directory)
         while True:
             try:
                 return names, self._checked(names, after)
             except (CorruptionError, FileNotFoundError):
                 # A writer may have made or retired a segment meanwhile. If not, it is true.
-                before, names = names, self.names()
+                before, names = names, list_names(self.directory)
                 if names == before:
                     raise
 

@@ -75,6 +75,7 @@ __all__ = [
     "encode_header",
     "encode_slot",
     "list_segments",
+    "newest_segment",
     "new_marker",
     "newer_features",
     "replay_count",
@@ -225,6 +226,18 @@ def decode_slot(page: bytes, salt: int) -> Slot:
 def list_segments(directory: Directory) -> list[Seqno]:
     """First seqnos of the segments there are by name, ascending."""
     return sorted(Seqno(found[0]) for name in directory.names() if (found := numbers(name)) and found[1] == "log")
+
+
+def newest_segment(directory: Directory) -> list[Seqno]:
+    """The last one of `list_segments`, if there is one. Of others no more is looked at than how their names end."""
+    logs = [name for name in directory.names() if name.endswith(".log")]
+    while logs:
+        # Numbers have one length.
+        newest = max(logs)
+        if found := numbers(newest):
+            return [Seqno(found[0])]
+        logs.remove(newest)
+    return []
 
 
 class IndexSizes:

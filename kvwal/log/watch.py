@@ -50,7 +50,6 @@ _LAST_BYTES: Final = 4096
 _MOST_PAUSE: Final = 64
 # In one look a segment is walked at most this number of times, and its end judged.
 _MOST_STEPS: Final = 4
-_NOTHING: Final = 1 << 64
 
 
 class _Newest:
@@ -169,10 +168,10 @@ class Watch:
         return self._newest is not None and not self._newest.is_due
 
     def _find(self) -> FoundSegment:
-        # The newest one, and what it says of the next: there is none, or this looks again.
-        names, (found,) = self._reader.chain.beyond(_NOTHING)
+        # And what it says of the next: there is none, or this looks again.
+        found = self._reader.chain.newest()
         # A segment gets its name when all before it is on disk.
-        self.know(names[-1] - 1)
+        self.know(found.first_seqno - 1)
         return found
 
     def _open(self, found: FoundSegment) -> _Newest:

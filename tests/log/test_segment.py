@@ -18,9 +18,12 @@ from kvwal.log.segment import (
     decode_slot,
     encode_header,
     encode_slot,
+    list_segments,
     new_marker,
     newer_features,
+    newest_segment,
 )
+from kvwal.testing import SimulatedDisk
 
 ID = bytes(range(16))
 HEADER = SegmentHeader(
@@ -130,3 +133,20 @@ def test_a_slot_is_empty_valid_or_damaged():
 def test_no_byte_of_a_marker_is_zero():
     for random in (b"\0\0\0\0", b"\xff\xff\xff\xff", b"\xfe\0\x01\xff"):
         assert 0 not in new_marker(random).to_bytes(4, "little")
+
+
+# -- names ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seqnos", [(), (1,), (1, 9, 10, 99, 10**19)])
+@pytest.mark.parametrize("others", [(), ("z.log", "data", f"{100:020}.log.tmp", "9" * 19 + ".log", "a" * 20 + ".log")])
+def test_the_newest_segment_is_the_last_one_of_all_whatever_else_is_there(
+    seqnos: tuple[int, ...], others: tuple[str, ...]
+) -> None:
+    disk = SimulatedDisk()
+    disk.make_directory("/log")
+    directory = disk.open_directory("/log")
+    for name in (*(f"{seqno:020}.{kind}" for seqno in seqnos for kind in ("log", "keys", "idx")), *others):
+        directory.open(name, create=True).close()
+    assert list_segments(directory) == list(seqnos)
+    assert newest_segment(directory) == list(seqnos[-1:])
