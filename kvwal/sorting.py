@@ -17,7 +17,7 @@ _MOST_SAMPLES: Final = 4096
 
 
 def sorted_in_steps(keys: Collection[bytes], step_keys: int = _STEP) -> Iterator[list[bytes]]:
-    """The keys in order, in lists of about `step_keys`: `sorted` of a million would stop all other threads for a second.
+    """The keys in order, in lists of about `step_keys`: `sorted` of a million would stop other threads for a second.
 
     Each list, and each empty one among them, ends a step. Keys are dealt out between bounds that a sample gives, and
     then each list is sorted; in all that takes no longer.
