@@ -267,7 +267,7 @@ class Background:
         self._queue.run(self._log.mark_idle)
 
     def _checkpoint(self) -> None:
-        self._checkpointer.checkpoint_if_due()
+        self._checkpointer.checkpoint(if_due=True)
         self.failure = None
         self._table_indexes.failures.pop(ALL, None)
         self._may_compact = True

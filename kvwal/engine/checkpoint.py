@@ -128,21 +128,15 @@ class Checkpointer:
         self._reclaimed_seqno = Seqno(0)
 
     @locked
-    def checkpoint(self) -> None:
+    def checkpoint(self, *, if_due: bool = False) -> None:
         """Bring everything committed so far into the pages.
 
+        `if_due`: only if one is due when no other is under way: one that is has its frozen table, and is what was due.
         Raises DiskFullError if there is no space (nothing changed, may be tried again); any other failure of the disk
         poisons the store, and is raised as PoisonedError.
         """
-        self._checkpoint()
-
-    @locked
-    def checkpoint_if_due(self) -> None:
-        """The same, if one is due when no other is under way: one that is has its frozen table, and is what was due."""
-        if self.is_due():
-            self._checkpoint()
-
-    def _checkpoint(self) -> None:
+        if if_due and not self.is_due():
+            return
         try:
             # A frozen table that is still there belongs to an attempt that met a full disk: it goes first. What was
             # committed since goes with a checkpoint of its own, or with it (`_combine`).

@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 import warnings
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -134,10 +135,10 @@ def test_a_checkpoint_that_met_a_full_disk_is_tried_again_without_another_commit
     with kvwal.open(tmp_path / "a.kv", durability="os", checkpoint_interval_s=0.05) as db:
         checkpointer, state = db.engine._checkpointer, db.engine.state
         assert checkpointer is not None
-        checkpoint = checkpointer.checkpoint_if_due
+        checkpoint = checkpointer.checkpoint
         attempts: list[int] = []
 
-        def full_twice() -> None:
+        def full_twice(*, if_due: bool = False) -> None:
             attempts.append(1)
             if len(attempts) > 2:
                 checkpoint()
@@ -147,7 +148,7 @@ def test_a_checkpoint_that_met_a_full_disk_is_tried_again_without_another_commit
                 db.engine._succession.freeze()
             raise DiskFullError("full")
 
-        monkeypatch.setattr(checkpointer, "checkpoint_if_due", full_twice)
+        monkeypatch.setattr(checkpointer, "checkpoint", full_twice)
         db[b"a"] = b"1"
         wait_until(lambda: state.version.frozen is None and len(attempts) == 3, "the checkpoint")
         assert db.stats().checkpoint_seqno == 1
@@ -173,7 +174,7 @@ def test_a_checkpoint_that_another_thread_makes_is_not_due_once_more(monkeypatch
         assert frozen.wait(DEADLINE_S)
         db[b"b"] = b"1"
         assert checkpointer.is_due()
-        others.append(threading.Thread(target=checkpointer.checkpoint_if_due))
+        others.append(threading.Thread(target=partial(checkpointer.checkpoint, if_due=True)))
         others[1].start()
         go_on.set()
         for other in others:
