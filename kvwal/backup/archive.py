@@ -13,27 +13,26 @@ import threading
 import time
 import weakref
 from collections.abc import Callable
-from dataclasses import dataclass
+from functools import partial
 from queue import Empty, SimpleQueue
 from types import TracebackType
-from typing import Any, Final, Literal, Protocol, TypeAlias
+from typing import Any, Final, Protocol
 
 from kvwal.backup.archiver import Archiver, Superseded
 from kvwal.backup.bases import check_base
 from kvwal.backup.keeping import Keep
 from kvwal.backup.making import backup
 from kvwal.backup.port import Destination, Where, destination_at
+from kvwal.engine.archives import Archives, ArchiveState, ArchiveStatus
 from kvwal.engine.engine import Engine
 from kvwal.errors import ArchiveDiverged, ClosedError, FeedGap, ForkedError, PoisonedError
 from kvwal.files import process_id
 from kvwal.keys import Seqno, as_int, as_seconds
 from kvwal.positions import Position
 
-__all__ = ["Archive", "ArchiveState", "ArchiveStatus", "archive"]
+__all__ = ["Archive", "ArchiveStatus", "archive"]
 
 _log = logging.getLogger("kvwal")
-
-ArchiveState: TypeAlias = Literal["starting", "archiving", "failing", "diverged", "superseded", "ended"]
 
 _LEAST_BACK_OFF_S: Final = 0.1
 _MOST_BACK_OFF_S: Final = 30.0
@@ -45,36 +44,6 @@ _STEP_S: Final = 0.005
 class _Opened(Protocol):
     @property
     def engine(self) -> Engine: ...
-
-
-@dataclass(frozen=True, slots=True)
-class ArchiveStatus:
-    """How an archive is doing. Sizes in bytes, times in seconds.
-
-    Attributes:
-        state: "starting"; "archiving"; "failing", and tried again; "diverged": the destination has another history;
-            "superseded": another archiver has taken over; "ended".
-        mark: the last commit that was read back from the destination; None until that is known.
-        durable_seqno: the last durable commit of the store.
-        lag_s: age of the oldest durable commit beyond the mark; 0 if there is none.
-        behind_commits: how many durable commits are beyond the mark. behind_bytes: log that is kept for them.
-        error: what failed last, if it still does; also of merging and deleting, while units go on.
-        failing_s: since when nothing succeeds; None if it does.
-        epoch: number of this archiver's claim.
-        units, bases: how many were made since it began.
-    """
-
-    state: ArchiveState
-    mark: Position | None
-    durable_seqno: Seqno
-    lag_s: float
-    behind_commits: int
-    behind_bytes: int
-    error: str | None
-    failing_s: float | None
-    epoch: int
-    units: int
-    bases: int
 
 
 class _Told:
@@ -191,6 +160,16 @@ def make_base(engine: Engine, destination: Destination, tick: Callable[[], objec
         check_base(reading, report.base)
 
 
+def _status_of(archive: weakref.ref[Archive]) -> ArchiveStatus | None:
+    known = archive()
+    return None if known is None else known.status()
+
+
+def _end(worker: _Worker, archives: Archives) -> None:
+    worker.stop()
+    archives.remove(worker)
+
+
 class Archive:
     """An archive that is being kept up to date; made by `kvwal.archive`. Use it in a `with` block within the store's.
 
@@ -203,9 +182,11 @@ class Archive:
         self._pid = process_id()
         # By mark: when a commit beyond it was first seen to wait, and the time of that commit.
         self._waiting: tuple[Seqno, float, int | None] | None = None
+        self._archives = engine.pressure.archives
+        self._archives.add(worker, partial(_status_of, weakref.ref(self)))
         worker.thread.start()
         # Also when the process exits.
-        self._finalizer = weakref.finalize(self, worker.stop)
+        self._finalizer = weakref.finalize(self, _end, worker, self._archives)
 
     def __repr__(self) -> str:
         return f"<kvwal.Archive in {self._worker.destination!r}, {self._worker.told.state}>"
@@ -216,17 +197,24 @@ class Archive:
         worker, upkeep = self._worker, self._engine.upkeep
         archiver, told = worker.archiver, worker.told
         error = told.error or archiver.trouble
-        # The mark first: it never passes what is durable by then.
+        # In this order: what is beyond the mark of then is held, and the mark never passes what is durable by then.
+        oldest = upkeep.consumers.segments()[0].first_seqno
         mark = archiver.mark
         durable = upkeep.durable_seqno
         at = Seqno(0) if mark is None else mark
+        gaps: list[tuple[Seqno, Seqno]] = [*archiver.gaps]
+        if mark is not None and oldest > mark + 1 and told.state not in ("superseded", "ended"):
+            # What comes of it is in the destination once that can be used again.
+            gaps.append((Seqno(mark + 1), Seqno(oldest - 1)))
         return ArchiveStatus(
+            destination=repr(worker.destination),
             state=told.state,
             mark=None if mark is None else Position(upkeep.consumers.line, mark),
             durable_seqno=durable,
             lag_s=self._lag_s(at, durable),
             behind_commits=max(0, durable - at),
             behind_bytes=upkeep.consumers.held_bytes(at) if durable > at else 0,
+            gaps=tuple(gaps),
             error=None if error is None else f"{type(error).__name__}: {error}",
             failing_s=None if told.since_s is None else time.monotonic() - told.since_s,
             epoch=archiver.epoch,
@@ -302,6 +290,7 @@ class Archive:
             worker.flush_to = target = max(target, self._engine.upkeep.durable_seqno)
         worker.stop()
         worker.thread.join(timeout_s)
+        self._archives.remove(worker)
         if worker.thread.is_alive():
             _log.warning("archive in %r: the destination hangs; closed without it", worker.destination)
         worker.archiver.close()

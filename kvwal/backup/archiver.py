@@ -25,7 +25,8 @@ from typing import Any, Final
 
 from kvwal.backup import state
 from kvwal.backup.adopting import adopt, without_damaged_end
-from kvwal.backup.chain import Held, digest_after, list_held, refuse_diverged
+from kvwal.backup.chain import Gap, Held, digest_after, list_held, refuse_diverged
+from kvwal.backup.checking import lost_gaps
 from kvwal.backup.keeping import Keep, Merging, plan_pruning, prune
 from kvwal.backup.port import Destination
 from kvwal.backup.units import UnitBuilder, decode_unit
@@ -103,6 +104,9 @@ class Archiver:
         self.trouble: Exception | None = None
         #: Every moment from the first base on up to this commit can be restored; None until that is known.
         self.mark: Seqno | None = None
+        #: Gaps of the destination that were not accepted: as of when it began; while there are some, they
+        #: are looked at again.
+        self.gaps: tuple[Gap, ...] = ()
         #: Number of the claim; 0 before it is made.
         self.epoch = 0
         #: How many were made since it began.
@@ -188,6 +192,7 @@ class Archiver:
                 adopt(destination, self._store_id, held, hold.after, position)
             assert position is not None, "a hold has one"
             self._record_gaps(held, lost, position)
+            gaps = lost_gaps(destination, held)
             digest = digest_after(destination, self._store_id, held, position)
             self._move_mark(position, digest)
         except BaseException:
@@ -198,7 +203,7 @@ class Archiver:
         self._base_s = self._monotonic_s()
         # Durability: held from before the mark on, so that nothing is missing between.
         hold.advance(position)
-        self.mark, self._digest, self._hold = position, digest, hold
+        self.mark, self._digest, self._hold, self.gaps = position, digest, hold, gaps
         self._cursor = upkeep.read(position, None, None)
 
     def _go_on(self, held: Held, marked: Seqno | None) -> tuple[Hold, Seqno] | None:
@@ -344,14 +349,16 @@ class Archiver:
         """Make a base, merge units and delete old ones, where that is due. Returns as `step`."""
         wait_s = self._base_if_due()
         now_s = self._monotonic_s()
-        if self._keep is None or self._in_base or self._hold is None or now_s < self._tidied_s + _MERGE_EVERY_S:
+        if self._in_base or self._hold is None or now_s < self._tidied_s + _MERGE_EVERY_S:
             return wait_s
         try:
+            if self.gaps:
+                self.gaps = lost_gaps(self._destination, list_held(self._destination, self._line))
             # One at a time, so that units are cut between.
-            if self._merging.step(self._at(), epoch=self.epoch, codec=self._codec):
+            if self._keep is not None and self._merging.step(self._at(), epoch=self.epoch, codec=self._codec):
                 return 0.0
             self._tidied_s = now_s
-            if now_s >= self._pruned_s + _PRUNE_EVERY_S:
+            if self._keep is not None and now_s >= self._pruned_s + _PRUNE_EVERY_S:
                 self._prune(self._keep)
                 self._pruned_s = now_s
         except Exception as error:  # noqa: BLE001  # told by `trouble`: units go on

@@ -27,7 +27,16 @@ from kvwal.errors import CorruptionError, Finding, FormatError, ObjectMissing, R
 from kvwal.keys import Seqno
 from kvwal.times import time_of
 
-__all__ = ["ArchivedLine", "DestinationStatus", "KnownGap", "VerifiedArchive", "accept_gap", "status_of", "verify"]
+__all__ = [
+    "ArchivedLine",
+    "DestinationStatus",
+    "KnownGap",
+    "VerifiedArchive",
+    "accept_gap",
+    "lost_gaps",
+    "status_of",
+    "verify",
+]
 
 GapState: TypeAlias = Literal["lost", "accepted"]
 
@@ -168,6 +177,13 @@ def _known_gaps(destination: Destination, held: Held) -> Iterator[KnownGap]:
         else:
             entry = _entry_of(members, "lost", held.line, gap) or {}
             yield KnownGap(*gap, "lost", str(entry.get("reason", "objects are missing")))
+
+
+def lost_gaps(destination: Destination, held: Held) -> tuple[Gap, ...]:
+    """The gaps of a line that were not accepted. Reads what is known of gaps, if there are any."""
+    if not held.gaps():
+        return ()
+    return tuple(Gap(gap.first, gap.last) for gap in _known_gaps(destination, held) if gap.state == "lost")
 
 
 def _entry_of(members: dict[str, Any], kind: str, line: bytes, gap: Gap) -> dict[str, Any] | None:

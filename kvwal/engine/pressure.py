@@ -10,6 +10,7 @@ import threading
 from collections import deque
 from typing import Final, Protocol
 
+from kvwal.engine.archives import Archives
 from kvwal.engine.memtable import Memtable
 from kvwal.engine.state import State
 from kvwal.errors import DiskFullError, stalled
@@ -120,6 +121,8 @@ class WritePressure:
         # waits for one could leave the lock inside of it held.)
         self._waiting: deque[threading.Lock] = deque()
         self.relief: Relief | None = None
+        #: Those that are kept of the store.
+        self.archives = Archives()
         #: Set when a writer should look after memory or disk before its next commit.
         self.is_on = self.is_full()
 
