@@ -23,7 +23,7 @@ from __future__ import annotations
 import errno
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import Final
 
@@ -33,6 +33,7 @@ from kvwal.backup.choosing import Chosen, Moment, advice, as_moment, choose
 from kvwal.backup.names import BaseName, UnitName, parse_name
 from kvwal.backup.port import Destination, Where, destination_at
 from kvwal.backup.replaying import breaks, replay_units
+from kvwal.backup.reporting import RestoreReport, report_of
 from kvwal.backup.state import identity_of
 from kvwal.backup.units import UnitCommit
 from kvwal.batch import WriteBatch
@@ -76,36 +77,8 @@ __all__ = ["RestoreReport", "restore"]
 
 _ASIDE: Final = ".restoring"
 _CACHE_BYTES: Final = 64 << 20
-_REQUEST_BYTES: Final = 1 << 20
 # An archiver merges one window at a time, in more time than a listing takes.
 _TRIES: Final = 20
-
-
-@dataclass(frozen=True, slots=True)
-class RestoreReport:
-    """What a restore did, or would do.
-
-    Attributes:
-        restored: the moment: a commit, on the line that it was backed up from.
-        position: the newest commit of the new store, on its own line: the one that says whence the line came. None if
-            nothing was done.
-        objects: what was read, or would be, in order. bytes: of these. requests: reads of the destination that take.
-            A dry run does not know of units that only consumers of that moment need.
-        commits: how many came from units, and were replayed.
-        damaged: objects that are damaged and were done without, since older ones give the same moment.
-        resumed: whether an interrupted restore went on.
-        seconds: how long it took.
-    """
-
-    restored: Position
-    position: Position | None
-    objects: tuple[str, ...]
-    bytes: int
-    requests: int
-    commits: int
-    damaged: tuple[str, ...]
-    resumed: bool
-    seconds: float
 
 
 def restore(
@@ -125,7 +98,8 @@ def restore(
         at: "latest"; a seqno, which is the state after that commit; "before:SEQNO"; a `Position`, on whose line it is
             looked for; or a time with a time zone, which is the last commit at or before it. What is no position is
             looked for on the line with the newest commit, and on those that it came from.
-        dry_run: read nothing but names and headers, write nothing, and report what would be read.
+        dry_run: read nothing but names, headers and at most 3 MiB, write nothing, and report what would be read, and
+            how long that is expected to take.
         progress: called with the bytes read so far and those of all objects.
         files: another file system, such as `kvwal.testing.SimulatedDisk`.
 
@@ -154,7 +128,17 @@ def restore(
                 chosen = choose(destination, moment, damaged)
                 work = _Restore(destination, files, target, store_id, chosen, progress)
                 position = None if dry_run else work.run()
-                break
+                return report_of(
+                    destination,
+                    chosen,
+                    work.units,
+                    work.after,
+                    position,
+                    damaged=tuple(damaged),
+                    resumed=work.resumed,
+                    began_s=began_s,
+                    monotonic_s=files.monotonic_s,
+                )
             except ObjectMissing:
                 # An archiver has merged or pruned it since it was listed.
                 if not left:
@@ -175,20 +159,7 @@ def restore(
         if is_full(error) and not isinstance(error, Error):
             raise DiskFullError("there is no space to restore; free some, and call it again to go on") from error
         raise
-    plan = chosen.plan
-    sizes = {str(name): chosen.held.sizes[str(name)] for name in (*plan.bases, *work.units)}
-    requests = sum(2 + sizes[str(name)] // _REQUEST_BYTES for name in plan.bases) + len(work.units)
-    return RestoreReport(
-        Position(chosen.line, plan.at),
-        position,
-        tuple(sizes),
-        sum(sizes.values()),
-        requests,
-        plan.at - work.after if work.units else 0,
-        tuple(damaged),
-        work.resumed,
-        files.monotonic_s() - began_s,
-    )
+    raise AssertionError("unreachable")
 
 
 class _Unkept(dict[bytes, bytes | None]):
