@@ -56,6 +56,7 @@ MADE: list[tuple[type[Error], tuple[Any, ...], dict[str, Any]]] = [
     (errors.FormatError, ("text",), {}),
     (errors.ObjectMissing, ("0/unit/0/1-2.r0", "/mnt/b"), {}),
     (errors.ArchiveDiverged, (7,), {}),
+    (errors.ForkDiverged, (b"12345678", b"87654321", 7), {}),
     (errors.EnvironmentFailure, ("text",), {}),
     (errors.BackupDestinationError, ("text",), {}),
     (errors.LockedError, ("/a.kv", 77), {"own": False}),

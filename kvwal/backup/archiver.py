@@ -27,6 +27,7 @@ from kvwal.backup import state
 from kvwal.backup.adopting import adopt, without_damaged_end
 from kvwal.backup.chain import Gap, Held, digest_after, list_held, refuse_diverged
 from kvwal.backup.checking import lost_gaps
+from kvwal.backup.forks import tell_fork
 from kvwal.backup.keeping import Keep, Merging, plan_pruning, prune
 from kvwal.backup.port import Destination
 from kvwal.backup.units import UnitBuilder, decode_unit
@@ -166,6 +167,7 @@ class Archiver:
         destination, upkeep = self._destination, self._engine.upkeep
         state.claim(destination, self._store_id)
         # Before the claim, which ends another archiver: a copy of the store is to end none. Damage is met below.
+        tell_fork(destination, self._line, self._engine.reads)
         with suppress(CorruptionError):
             held = without_damaged_end(destination, list_held(destination, self._line))
             refuse_diverged(self._read_one, destination, held, upkeep.durable_seqno)

@@ -18,6 +18,7 @@ from typing import Any, Final, Literal, NamedTuple, TypeAlias
 from kvwal.backup import state
 from kvwal.backup.bases import check_base, read_header
 from kvwal.backup.chain import Gap, Held, Stretch, held_lines, list_held, time_bounds
+from kvwal.backup.forks import fork_findings
 from kvwal.backup.names import STATE, BaseName, UnitName
 from kvwal.backup.port import Destination
 from kvwal.backup.proofs import Results, damaged, proved
@@ -103,7 +104,7 @@ class DestinationStatus:
 
 
 def status_of(destination: Destination) -> DestinationStatus:
-    """What a destination holds. O(objects); it reads names, and headers of units."""
+    """What a destination holds. O(objects); it reads names, headers of units, and the unit at the fork of a line."""
     store_id = state.identity_of(destination)
     _, marked = state.read(destination, state.MARK)
     _, verified = state.read(destination, state.VERIFIED)
@@ -115,6 +116,7 @@ def status_of(destination: Destination) -> DestinationStatus:
         held = list_held(destination, line)
         names |= held.sizes.keys()
         problems += (each for each in _breaks(destination, held) if each.file not in known)
+        problems += fork_findings(destination, store_id, held)
         whole = held.without(known)
         try:
             bounds = time_bounds(destination, whole) or (None, None)
@@ -305,6 +307,8 @@ def verify(
     elif todo and not left:
         told = {problem.file for problem in problems}
         problems += [each for one in held for each in _breaks(destination, one) if each.file not in told]
+    if not left and (deep or todo):
+        problems += [each for one in held for each in fork_findings(destination, store_id, one)]
     unsaved = _saved(destination, results)
     held = [list_held(destination, each.line) for each in held]
     gaps = tuple(gap for each in held for gap in _known_gaps(destination, each) if gap.state == "lost")

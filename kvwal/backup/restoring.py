@@ -35,7 +35,7 @@ from kvwal.backup.port import Destination, Where, destination_at
 from kvwal.backup.replaying import breaks, replay_units
 from kvwal.backup.reporting import RestoreReport, report_of
 from kvwal.backup.state import identity_of
-from kvwal.backup.units import UnitCommit
+from kvwal.backup.units import UnitCommit, lone_digest
 from kvwal.batch import WriteBatch
 from kvwal.engine.checkpoint import merge_into
 from kvwal.engine.consumers import ROWS as CONSUMERS
@@ -77,6 +77,8 @@ __all__ = ["RestoreReport", "restore"]
 
 _ASIDE: Final = ".restoring"
 _CACHE_BYTES: Final = 64 << 20
+# Of a commit that a base does not name.
+_ZEROS: Final = bytes(32)
 # An archiver merges one window at a time, in more time than a listing takes.
 _TRIES: Final = 20
 
@@ -108,6 +110,7 @@ def restore(
     What an interrupted restore has done is in `INTO.restoring`; the same call goes on with it.
 
     Raises:
+        ForkDiverged: the moment is on a line that the newest one came from, and that is of another history there.
         NotInBackup: the moment is not there; the error has the bounds and the nearest moments.
         StoreNotFoundError: the directory that is to hold `into` is not there.
         StoreExistsError: something is at `into`, or a directory `INTO.restoring` that is none of a restore.
@@ -334,7 +337,8 @@ class _Restore:
         for name in directory.names():
             if numbers(name) is not None or (name.endswith(".tmp") and is_known(name)):
                 directory.unlink(name)
-        meta = self._chain()[-1][1].meta
+        header = self._chain()[-1][1]
+        meta = header.meta
         self.after, self.units = self._begin_of_log(directory, meta)
         after, held = self.after, self._chosen.held
         self._total = sum(held.sizes[str(name)] for name in (*self._chosen.plan.bases, *self.units))
@@ -342,7 +346,7 @@ class _Restore:
         identity = LogIdentity(self._store_id, self._line, now_us)
         options = LogOptions(self._options.segment_bytes, self._options.preallocate, self._options.mode)
         log = CopiedLog(self._files, directory, identity, options, after, meta.time_us, meta.required)
-        last_us = meta.time_us
+        last_us, digest = meta.time_us, header.commit if header.replay_through == self._chosen.plan.at else _ZEROS
         at = self._chosen.plan.at
         if at > after:
             for run in replay_units(
@@ -350,7 +354,9 @@ class _Restore:
             ):
                 log.add(run)
                 last_us = run.times_us[-1]
-        log.add(Commits.of([self._row(max(last_us, now_us), now_us)]))
+                digest = lone_digest(run.kinds[-1], last_us, run.bodies[-1])
+        fork = None if digest == _ZEROS else digest
+        log.add(Commits.of([self._row(max(last_us, now_us), now_us, fork)]))
         log.close()
 
     def _begin_of_log(self, directory: Directory, meta: Meta) -> tuple[Seqno, tuple[UnitName, ...]]:
@@ -373,12 +379,12 @@ class _Restore:
                 return asked, tuple(units)
         return meta.seqno, tuple(plan.units)
 
-    def _row(self, time_us: int, wall_us: int) -> UnitCommit:
-        """The first commit of the new line, which says whence it came."""
+    def _row(self, time_us: int, wall_us: int, digest: bytes | None) -> UnitCommit:
+        """The first commit of the new line, which says whence it came. `digest`: of the commit before it."""
         plan = self._chosen.plan
         batch = WriteBatch()
         batch.table(SYSTEM_TABLE).put(
-            *encode_line(LineRow(self._line, self._chosen.line, plan.at, "restore", wall_us))
+            *encode_line(LineRow(self._line, self._chosen.line, plan.at, "restore", wall_us, digest))
         )
         body = encode_intents(batch)
         bits = body.bits if isinstance(body, Body) else 0
