@@ -38,6 +38,7 @@ from kvwal.engine.recovery import RecoveryReport
 from kvwal.engine.stats import Pin, Stats
 from kvwal.engine.verify import VerifyReport
 from kvwal.errors import (
+    ArchiveBehindError,
     ArchiveDiverged,
     BackupDestinationError,
     ClosedError,
@@ -104,6 +105,7 @@ __all__ = [
     "MAX_VALUE_BYTES",
     "SEQNO",
     "Archive",
+    "ArchiveBehindError",
     "ArchiveDiverged",
     "ArchiveStatus",
     "BackupDestinationError",

@@ -30,6 +30,7 @@
     |   |-- LockedError           another process (its pid is named) has the store
     |   |-- PoisonedError         an earlier write or flush failed; reads go on, writes need a reopen
     |   |-- BackupDestinationError  what a backup is written to, or read from, cannot be used
+    |   |-- ArchiveBehindError    an archive that commits wait for cannot go on; nothing was written
     |   |-- DiskFullError         no space; nothing was written, retry after freeing some
     |   `-- SystemCallError       a call of the operating system failed (also an OSError, with its errno)
     |       |-- RefusedError          it did nothing: too many open files, no permission, read-only; retry when cured
@@ -59,6 +60,7 @@ from datetime import datetime
 from typing import Any, Final
 
 __all__ = [
+    "ArchiveBehindError",
     "ArchiveDiverged",
     "BackupDestinationError",
     "ClosedError",
@@ -553,6 +555,13 @@ class PoisonedError(EnvironmentFailure):
 
     Reads go on. `__cause__` is the failure. Reopening runs recovery, which keeps every
     acknowledged commit.
+    """
+
+
+class ArchiveBehindError(EnvironmentFailure):
+    """An archive with `on_behind="stall"` is behind by its limit, and fails. Nothing was written; try again later.
+
+    The failure is the cause. Close the archive to go on without it.
     """
 
 

@@ -62,6 +62,7 @@ MADE: list[tuple[type[Error], tuple[Any, ...], dict[str, Any]]] = [
     (errors.LockedError, ("/a.kv", 77), {"own": False}),
     (errors.LockedError, ("/a.kv", 77), {"own": True, "consumer": "mailer", "thread": "MainThread"}),
     (errors.PoisonedError, ("text",), {}),
+    (errors.ArchiveBehindError, ("text",), {}),
     (errors.DiskFullError, ("text",), {}),
     (errors.SystemCallError, (5, "the disk fails", "/a.kv/data"), {}),
     (errors.RefusedError, (24, "too many open files", "/a.kv/data"), {}),

@@ -11,6 +11,7 @@ Rules:
   archiver that finds a greater epoch was superseded, and stops.
 - What the destination holds is found by listing it, and never taken from the mark alone: a mark says less than there is
   after a crash, and what it says may have been deleted since.
+- A hold is dropped when it is beyond `max_behind_bytes`; of one that stalls commits never, since those wait instead.
 - After a hold was dropped, it goes on from the first moment beyond which the log has all commits, or from a new base. A
   gap that is passed over is recorded.
 """
@@ -34,7 +35,7 @@ from kvwal.backup.units import UnitBuilder, decode_unit
 from kvwal.engine.engine import Engine
 from kvwal.errors import ArchiveDiverged, BackupDestinationError, CorruptionError, FeedGap, NotInBackup
 from kvwal.keys import Seqno
-from kvwal.log import ArchiveLimits, Hold, SegmentCursor
+from kvwal.log import ArchiveLimits, Hold, SegmentCursor, sealed_beyond
 
 __all__ = ["UNIT_BYTES", "Archiver", "MakeBase", "Superseded"]
 
@@ -67,6 +68,7 @@ class Archiver:
         *,
         rpo_s: float,
         max_behind_bytes: int | None,
+        stalls: bool = False,
         base_bytes: int = 64 << 20,
         base_every_s: float = 86400.0,
         keep: Keep | None = None,
@@ -77,6 +79,7 @@ class Archiver:
         Args:
             rpo_s: how long a durable commit may wait until its unit is cut.
             max_behind_bytes: how much sealed log may be kept for it; None: no limit, until the disk is full.
+            stalls: whether commits wait when that much is kept, instead of a gap: then log is held from here on.
             base_bytes, base_every_s: a base is made when units since the last one have this size, or it has this age.
             keep: what stays; None: everything, and units are not merged either.
         """
@@ -84,7 +87,8 @@ class Archiver:
         self._destination = destination
         self._make_base = make_base
         self._rpo_s = rpo_s
-        self._limits = ArchiveLimits(max_behind_bytes, None)
+        self._limits = None if stalls else ArchiveLimits(max_behind_bytes, None)
+        self._most_bytes = max_behind_bytes if stalls else None
         self._base_bytes, self._base_every_s = base_bytes, base_every_s
         self._keep = keep
         self._codec = codec
@@ -92,6 +96,12 @@ class Archiver:
         self._store_id = engine.state.version.tree.meta.store_id
         self._line = engine.upkeep.consumers.line
         self._hold: Hold | None = None
+        # What there is now, until it is known which of it is needed; what comes from now on counts until then.
+        self._first_hold: Hold | None = None
+        if stalls:
+            self._first_hold = engine.upkeep.consumers.begin_hold(_PURPOSE, None, None)
+        self._began_at = engine.upkeep.durable_seqno
+        self._segments = engine.upkeep.consumers.log().segments
         self._cursor: SegmentCursor | None = None
         self._digest = b""
         self._claimed = b""
@@ -133,7 +143,7 @@ class Archiver:
         if self._pending_since_s is None:
             self._pending_since_s = self._monotonic_s()
         left_s = self._pending_since_s + self._rpo_s - self._monotonic_s()
-        if left_s > 0 and not now:
+        if left_s > 0 and not now and not self.is_behind():
             return left_s
         self._cut(durable)
         self._pending_since_s = None
@@ -144,9 +154,18 @@ class Archiver:
         cursor = self._cursor
         return None if cursor is None else cursor.when_beyond(wake)
 
+    def is_behind(self) -> bool:
+        """Whether commits are to wait, as the log that is held is at its limit. From any thread, without a lock."""
+        hold = self._hold
+        if self._most_bytes is None or (hold is None and self._first_hold is None):
+            return False
+        after = self._began_at if hold is None else hold.after
+        return sealed_beyond(self._segments(), after) > self._most_bytes
+
     def close(self) -> None:
         """Let go of the log. Idempotent. From any thread."""
         self._let_go()
+        self._let_go_of_all()
 
     # -- where it begins ----------------------------------------------------------------------
 
@@ -159,6 +178,11 @@ class Archiver:
         cursor, self._cursor = self._cursor, None
         if cursor is not None:
             cursor.close()
+        if hold is not None:
+            hold.release()
+
+    def _let_go_of_all(self) -> None:
+        hold, self._first_hold = self._first_hold, None
         if hold is not None:
             hold.release()
 
@@ -206,6 +230,7 @@ class Archiver:
         # Durability: held from before the mark on, so that nothing is missing between.
         hold.advance(position)
         self.mark, self._digest, self._hold, self.gaps = position, digest, hold, gaps
+        self._let_go_of_all()
         self._cursor = upkeep.read(position, None, None)
 
     def _go_on(self, held: Held, marked: Seqno | None) -> tuple[Hold, Seqno] | None:

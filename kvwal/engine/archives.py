@@ -1,15 +1,15 @@
-"""The archives that are kept of an open store, by what they say of themselves."""
+"""The archives that are kept of an open store: what they say of themselves, and for which of them commits wait."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, Protocol, TypeAlias
 
 from kvwal.keys import Seqno
 from kvwal.positions import Position
 
-__all__ = ["ArchiveState", "ArchiveStatus", "Archives"]
+__all__ = ["ArchiveState", "ArchiveStatus", "Archives", "Stalling"]
 
 ArchiveState: TypeAlias = Literal["starting", "archiving", "failing", "diverged", "superseded", "ended"]
 
@@ -56,19 +56,57 @@ class ArchiveStatus:
         return {**figures, "mark": None if self.mark is None else str(self.mark)}
 
 
+class Stalling(Protocol):
+    """An archive that commits wait for."""
+
+    def is_behind(self) -> bool:
+        """Whether the calling thread is to wait. Takes no lock, and raises nothing."""
+        ...
+
+    def hasten(self) -> None:
+        """Have it go on at once. ArchiveBehindError if it cannot."""
+        ...
+
+
 class Archives:
     """Those of one open store. Thread-safe: each change is one step of a dict."""
 
     def __init__(self) -> None:
         self._tell: dict[object, Callable[[], ArchiveStatus | None]] = {}
+        self._stalling: dict[object, Stalling] = {}
+        self._ended: Callable[[], Exception] | None = None
 
-    def add(self, key: object, tell: Callable[[], ArchiveStatus | None]) -> None:
-        """Have one told of until it is removed. `tell`: how it is doing; None: it is forgotten."""
+    def add(
+        self, key: object, tell: Callable[[], ArchiveStatus | None], stalling: Stalling | None = None
+    ) -> None:
+        """Have one told of until it is removed. `tell`: how it is doing; None: it is forgotten.
+
+        `stalling`: what commits wait for; None: they do not.
+        """
         self._tell[key] = tell
+        if stalling is not None:
+            self._stalling[key] = stalling
 
     def remove(self, key: object) -> None:
-        """Tell of it no more. Idempotent."""
+        """Tell of it no more, and let no commit wait for it. Idempotent."""
+        self._stalling.pop(key, None)
         self._tell.pop(key, None)
+
+    def is_behind(self) -> bool:
+        """Whether a commit of this thread is to wait for one of them. Takes no lock."""
+        return any(each.is_behind() for each in list(self._stalling.values()))
+
+    def hasten(self) -> None:
+        """Have those go on that commits wait for. Raises why that is in vain."""
+        if self._ended is not None:
+            raise self._ended()
+        for each in list(self._stalling.values()):
+            if each.is_behind():
+                each.hasten()
+
+    def end(self, reason: Callable[[], Exception]) -> None:
+        """The store is about to be closed: commits that wait are refused with this error."""
+        self._ended = reason
 
     def statuses(self) -> tuple[ArchiveStatus, ...]:
         """How each of them is doing, in the order in which they began."""
