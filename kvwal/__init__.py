@@ -38,6 +38,7 @@ from kvwal.engine.recovery import RecoveryReport
 from kvwal.engine.stats import Pin, Stats
 from kvwal.engine.verify import VerifyReport
 from kvwal.errors import (
+    ArchiveBehindError,
     ArchiveDiverged,
     BackupDestinationError,
     ClosedError,
@@ -51,6 +52,7 @@ from kvwal.errors import (
     FeedGap,
     FencedError,
     Finding,
+    ForkDiverged,
     ForkedError,
     FormatError,
     IndexesChangedError,
@@ -103,6 +105,7 @@ __all__ = [
     "MAX_VALUE_BYTES",
     "SEQNO",
     "Archive",
+    "ArchiveBehindError",
     "ArchiveDiverged",
     "ArchiveStatus",
     "BackupDestinationError",
@@ -130,6 +133,7 @@ __all__ = [
     "Finding",
     "FollowedTable",
     "Follower",
+    "ForkDiverged",
     "ForkedError",
     "FormatError",
     "Index",

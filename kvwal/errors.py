@@ -20,6 +20,7 @@
     |   |-- IndexNotReadyError    an index is still being built
     |   |-- ObjectMissing         a backup's destination has no object of this name (also a LookupError)
     |   |-- ArchiveDiverged       an archive holds another history than the store that is to go on with it
+    |   |   `-- ForkDiverged            a line left another one behind a commit that is another one there
     |   |-- SnapshotTooOld        the moment, or a version of a key, asked for is no longer kept
     |   |   `-- NotInBackup           backups do not have the moment that is to be restored
     |   `-- FeedGap               changes asked for are no longer kept
@@ -29,6 +30,7 @@
     |   |-- LockedError           another process (its pid is named) has the store
     |   |-- PoisonedError         an earlier write or flush failed; reads go on, writes need a reopen
     |   |-- BackupDestinationError  what a backup is written to, or read from, cannot be used
+    |   |-- ArchiveBehindError    an archive that commits wait for cannot go on; nothing was written
     |   |-- DiskFullError         no space; nothing was written, retry after freeing some
     |   `-- SystemCallError       a call of the operating system failed (also an OSError, with its errno)
     |       |-- RefusedError          it did nothing: too many open files, no permission, read-only; retry when cured
@@ -58,6 +60,7 @@ from datetime import datetime
 from typing import Any, Final
 
 __all__ = [
+    "ArchiveBehindError",
     "ArchiveDiverged",
     "BackupDestinationError",
     "ClosedError",
@@ -71,6 +74,7 @@ __all__ = [
     "FeedGap",
     "FencedError",
     "Finding",
+    "ForkDiverged",
     "ForkedError",
     "FormatError",
     "IndexNotDeclaredError",
@@ -260,6 +264,28 @@ class ArchiveDiverged(UsageError):
         super().__init__(
             f"the archive and the store have different commits beyond {at_seqno}: one of them is a copy that went on "
             "by itself; archive this store to a new destination, or restore from the archive into a new store"
+        )
+
+
+class ForkDiverged(ArchiveDiverged):
+    """A line of commits does not come from where it says: the line that it left has another commit at the fork.
+
+    It is the same as for its base class, but that one of the two copies was restored, and so has a line of its own.
+    Nothing was changed.
+
+    Attributes:
+        line, parent: the line, and the one that it left; 8 bytes each.
+        fork: the last commit that both were to have. `at_seqno` is the one before it.
+    """
+
+    def __init__(self, line: bytes, parent: bytes, fork: int) -> None:
+        self.line, self.parent, self.fork = line, parent, fork
+        self.at_seqno = fork - 1
+        UsageError.__init__(
+            self,
+            f"line {line.hex()} left line {parent.hex()} behind commit {fork}, and in the destination that is another "
+            "commit: a copy of that line went on by itself; use another destination for this store, or restore "
+            "positions of either line (LINE:SEQNO)",
         )
 
 
@@ -529,6 +555,13 @@ class PoisonedError(EnvironmentFailure):
 
     Reads go on. `__cause__` is the failure. Reopening runs recovery, which keeps every
     acknowledged commit.
+    """
+
+
+class ArchiveBehindError(EnvironmentFailure):
+    """An archive with `on_behind="stall"` is behind by its limit, and fails. Nothing was written; try again later.
+
+    The failure is the cause. Close the archive to go on without it.
     """
 
 

@@ -110,10 +110,10 @@ class Retire:
 
 @dataclass(frozen=True, slots=True)
 class Stall:
-    """A commit had to wait for checkpoints, or to make them itself.
+    """A commit had to wait for checkpoints or an archive, or to make checkpoints itself.
 
     Attributes:
-        reason: "memory" when the memtable was full, "disk" when the disk was.
+        reason: "memory" when the memtable was full, "disk" when the disk was, "archive" when an archive was behind.
         seconds: how long it waited, whether it was written then or refused.
     """
 

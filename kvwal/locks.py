@@ -21,7 +21,7 @@ import threading
 from collections.abc import Callable
 from gc import get_count, get_threshold
 from types import FrameType, TracebackType
-from typing import Any, Concatenate, Final, ParamSpec, Protocol, TypeVar
+from typing import Any, Concatenate, Final, NoReturn, ParamSpec, Protocol, TypeVar
 
 from kvwal.errors import ReentrancyError
 
@@ -32,6 +32,7 @@ __all__ = [
     "locked",
     "locked_by_state",
     "new_lock",
+    "refuse_nested",
     "refuse_reentry",
     "refused_calls",
     "release",
@@ -88,10 +89,20 @@ def refuse_reentry(lock: Lock, what: str) -> None:
             # A second interruption came into the handler of the first one, and left it owned.
             release(lock)
             return
-        # Python drops what a finalizer raises, so the log is the only one to tell.
-        _refused.append(None)
-        logging.getLogger("kvwal").error("%s was refused: its thread is inside another call of the same store", what)
-        raise ReentrancyError(what)
+        _refuse(what)
+
+
+def refuse_nested(what: str) -> None:
+    """ReentrancyError if the call that is being made came from within another one, as `is_nested` tells."""
+    if is_nested():
+        _refuse(what)
+
+
+def _refuse(what: str) -> NoReturn:
+    # Python drops what a finalizer raises, so the log is the only one to tell.
+    _refused.append(None)
+    logging.getLogger("kvwal").error("%s was refused: its thread is inside another call of the same store", what)
+    raise ReentrancyError(what)
 
 
 def is_nested() -> bool:

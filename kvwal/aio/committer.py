@@ -16,7 +16,7 @@ Rules:
 - Cancellation. Before the hand-over a commit is withdrawn: nothing of it was, or will be, written. From the
   hand-over on it is *begun*, and the task waits for its end, whatever is cancelled; then the `CancelledError` goes
   on its way and says what became of the commit (see `committed_seqno`).
-- Where a store is short of memory, the thread waits for its checkpoint *before* the hand-over, so that what waits
+- Where a store is short of memory, or an archive behind, the thread waits *before* the hand-over, so that what waits
   longest can be withdrawn.
 - Interruptions (KeyboardInterrupt in the loop's thread) may lose any callback. What was finished is seen by the flag
   that the thread sets, not by the callback alone.
@@ -71,7 +71,7 @@ def say_committed(error: BaseException, seqno: Seqno) -> None:
 
 
 class _Group:
-    """Commits that go to the disk together. Without any, it asks the thread to wait until memory is not short."""
+    """Commits that go to the disk together. Without any, it asks the thread to wait until the next ones need not."""
 
     __slots__ = ("begun", "entries", "failure", "finished", "waiters")
 
@@ -214,7 +214,7 @@ class Committer:
         if self._thread is None:
             self._start()
         pressure = self._engine.pressure
-        if pressure.is_on and pressure.is_full():
+        if pressure.is_on and pressure.would_wait():
             self._current = _Group()
             self._jobs.put(self._current)
             return
@@ -262,7 +262,7 @@ class Committer:
             self._leave(len(entries), size)
 
     def _refuse(self, failure: BaseException) -> None:
-        """Memory is short and will stay so: nothing in the open group can be written."""
+        """Memory is short, or an archive behind, and will stay so: nothing in the open group can be written."""
         group, self._open = self._open, _Group()
         for request, _ in group.entries:
             request.error = failure

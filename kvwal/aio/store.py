@@ -24,7 +24,7 @@ from kvwal.engine.recovery import RecoveryReport
 from kvwal.engine.request import CommitRequest
 from kvwal.engine.stats import Pin, Stats
 from kvwal.engine.verify import VerifyReport
-from kvwal.errors import ClosedError, ConflictError, ForkedError
+from kvwal.errors import ClosedError, ConflictError, ForkedError, closed
 from kvwal.keys import BytesLike, Seqno, as_int, as_key
 from kvwal.options import Durability
 from kvwal.pages import NotCached
@@ -271,6 +271,9 @@ class AsyncStore(AsyncWriting, AsyncRemembering, AsyncNaming):
 
     async def _close(self) -> None:
         try:
+            if self._owner:
+                # They might wait for as long as a destination hangs.
+                self._store.engine.pressure.archives.end(closed)
             await self._committer.drain()
             if self._owner:
                 _, cancelled = await to_the_end(self._store.close)

@@ -193,7 +193,7 @@ class Store(Naming, Writing, Remembering):
                 than were put, and was removed from the destination.
             BackupDestinationError: the destination belongs to another store, or cannot be used.
             ArchiveDiverged: the destination has commits of this line that the store does not have: one of them is a
-                copy that went on by itself.
+                copy that went on by itself. ForkDiverged: it has another commit where the line of this store began.
             DiskFullError, SystemCallError: writing failed. ClosedError, ForkedError. TypeError, ValueError.
 
         Cost: O(pages that changed), and O(all pages) for the first one.

@@ -3,6 +3,8 @@
 Rules:
 - A failure of the destination never reaches a commit: it is tried again, later and later, and told by `status`.
 - What `status` says of lag is computed from the log by the thread that asks, so it grows when the worker is dead.
+- Commits wait only for one with `on_behind="stall"`, and there not for ever: not from within another call of the store,
+  not in the archive's own thread, not once it has failed for a while, was closed, or its thread is dead.
 - One line of the log of messages a change of state, never one an attempt.
 """
 
@@ -13,68 +15,42 @@ import threading
 import time
 import weakref
 from collections.abc import Callable
-from dataclasses import dataclass
+from functools import partial
 from queue import Empty, SimpleQueue
+from threading import get_ident
 from types import TracebackType
-from typing import Any, Final, Literal, Protocol, TypeAlias
+from typing import Any, Final, Literal, Protocol, get_args
 
 from kvwal.backup.archiver import Archiver, Superseded
 from kvwal.backup.bases import check_base
 from kvwal.backup.keeping import Keep
 from kvwal.backup.making import backup
 from kvwal.backup.port import Destination, Where, destination_at
+from kvwal.engine.archives import Archives, ArchiveState, ArchiveStatus
 from kvwal.engine.engine import Engine
-from kvwal.errors import ArchiveDiverged, ClosedError, FeedGap, ForkedError, PoisonedError
+from kvwal.errors import ArchiveBehindError, ArchiveDiverged, ClosedError, FeedGap, ForkedError, PoisonedError
 from kvwal.files import process_id
 from kvwal.keys import Seqno, as_int, as_seconds
 from kvwal.positions import Position
 
-__all__ = ["Archive", "ArchiveState", "ArchiveStatus", "archive"]
+__all__ = ["Archive", "ArchiveStatus", "archive"]
 
 _log = logging.getLogger("kvwal")
 
-ArchiveState: TypeAlias = Literal["starting", "archiving", "failing", "diverged", "superseded", "ended"]
+OnBehind = Literal["drop", "stall"]
 
 _LEAST_BACK_OFF_S: Final = 0.1
 _MOST_BACK_OFF_S: Final = 30.0
 # An idle worker looks this often whether something else is due.
 _IDLE_S: Final = 30.0
 _STEP_S: Final = 0.005
+# Commits wait so long for one that fails, as it may be over soon.
+_PATIENCE_S: Final = 30.0
 
 
 class _Opened(Protocol):
     @property
     def engine(self) -> Engine: ...
-
-
-@dataclass(frozen=True, slots=True)
-class ArchiveStatus:
-    """How an archive is doing. Sizes in bytes, times in seconds.
-
-    Attributes:
-        state: "starting"; "archiving"; "failing", and tried again; "diverged": the destination has another history;
-            "superseded": another archiver has taken over; "ended".
-        mark: the last commit that was read back from the destination; None until that is known.
-        durable_seqno: the last durable commit of the store.
-        lag_s: age of the oldest durable commit beyond the mark; 0 if there is none.
-        behind_commits: how many durable commits are beyond the mark. behind_bytes: log that is kept for them.
-        error: what failed last, if it still does; also of merging and deleting, while units go on.
-        failing_s: since when nothing succeeds; None if it does.
-        epoch: number of this archiver's claim.
-        units, bases: how many were made since it began.
-    """
-
-    state: ArchiveState
-    mark: Position | None
-    durable_seqno: Seqno
-    lag_s: float
-    behind_commits: int
-    behind_bytes: int
-    error: str | None
-    failing_s: float | None
-    epoch: int
-    units: int
-    bases: int
 
 
 class _Told:
@@ -164,6 +140,29 @@ class _Worker:
         self.wake_ups.put(None)
 
 
+class _Stalling:
+    """What commits ask that wait for an archive (see kvwal/engine/archives.py)."""
+
+    def __init__(self, worker: _Worker) -> None:
+        self._worker = worker
+
+    def is_behind(self) -> bool:
+        worker = self._worker
+        # A destination, or a finalizer, may call the store from the thread that they would wait for.
+        return worker.archiver.is_behind() and get_ident() != worker.thread.ident
+
+    def hasten(self) -> None:
+        worker, told = self._worker, self._worker.told
+        if told.since_s is None:
+            if worker.wake_ups.empty():
+                worker.wake_ups.put(None)
+        elif told.state == "diverged" or time.monotonic() - told.since_s >= _PATIENCE_S:
+            raise ArchiveBehindError(
+                f"the archive in {worker.destination!r} is behind by its max_behind_bytes, and fails: {told.error}; "
+                "see to the destination and try again, or close the archive and go on without it"
+            ) from told.error
+
+
 class _Ticking:
     """A destination that calls `tick` when it is read from."""
 
@@ -191,21 +190,33 @@ def make_base(engine: Engine, destination: Destination, tick: Callable[[], objec
         check_base(reading, report.base)
 
 
+def _status_of(archive: weakref.ref[Archive]) -> ArchiveStatus | None:
+    known = archive()
+    return None if known is None else known.status()
+
+
+def _end(worker: _Worker, archives: Archives) -> None:
+    worker.stop()
+    archives.remove(worker)
+
+
 class Archive:
     """An archive that is being kept up to date; made by `kvwal.archive`. Use it in a `with` block within the store's.
 
     Thread-safe. A task of asyncio uses the same object: `await asyncio.to_thread(archive.flush)`.
     """
 
-    def __init__(self, engine: Engine, worker: _Worker) -> None:
+    def __init__(self, engine: Engine, worker: _Worker, *, stalls: bool = False) -> None:
         self._engine = engine
         self._worker = worker
         self._pid = process_id()
         # By mark: when a commit beyond it was first seen to wait, and the time of that commit.
         self._waiting: tuple[Seqno, float, int | None] | None = None
+        self._archives = engine.pressure.archives
         worker.thread.start()
+        self._archives.add(worker, partial(_status_of, weakref.ref(self)), _Stalling(worker) if stalls else None)
         # Also when the process exits.
-        self._finalizer = weakref.finalize(self, worker.stop)
+        self._finalizer = weakref.finalize(self, _end, worker, self._archives)
 
     def __repr__(self) -> str:
         return f"<kvwal.Archive in {self._worker.destination!r}, {self._worker.told.state}>"
@@ -216,17 +227,24 @@ class Archive:
         worker, upkeep = self._worker, self._engine.upkeep
         archiver, told = worker.archiver, worker.told
         error = told.error or archiver.trouble
-        # The mark first: it never passes what is durable by then.
+        # In this order: what is beyond the mark of then is held, and the mark never passes what is durable by then.
+        oldest = upkeep.consumers.segments()[0].first_seqno
         mark = archiver.mark
         durable = upkeep.durable_seqno
         at = Seqno(0) if mark is None else mark
+        gaps: list[tuple[Seqno, Seqno]] = [*archiver.gaps]
+        if mark is not None and oldest > mark + 1 and told.state not in ("superseded", "ended"):
+            # What comes of it is in the destination once that can be used again.
+            gaps.append((Seqno(mark + 1), Seqno(oldest - 1)))
         return ArchiveStatus(
+            destination=repr(worker.destination),
             state=told.state,
             mark=None if mark is None else Position(upkeep.consumers.line, mark),
             durable_seqno=durable,
             lag_s=self._lag_s(at, durable),
             behind_commits=max(0, durable - at),
             behind_bytes=upkeep.consumers.held_bytes(at) if durable > at else 0,
+            gaps=tuple(gaps),
             error=None if error is None else f"{type(error).__name__}: {error}",
             failing_s=None if told.since_s is None else time.monotonic() - told.since_s,
             epoch=archiver.epoch,
@@ -302,6 +320,7 @@ class Archive:
             worker.flush_to = target = max(target, self._engine.upkeep.durable_seqno)
         worker.stop()
         worker.thread.join(timeout_s)
+        self._archives.remove(worker)
         if worker.thread.is_alive():
             _log.warning("archive in %r: the destination hangs; closed without it", worker.destination)
         worker.archiver.close()
@@ -324,6 +343,7 @@ def archive(
     rpo_s: float = 1.0,
     keep: Keep | None = Keep(),  # noqa: B008  # it is frozen
     max_behind_bytes: int | None = None,
+    on_behind: OnBehind = "drop",
 ) -> Archive:
     """Keep an archive of an open store in a destination: every durable commit, `rpo_s` seconds later at the latest.
 
@@ -332,12 +352,15 @@ def archive(
         destination: a directory on another disk, or an object with the calls of `kvwal.backup.port.Destination`.
         rpo_s: how long a durable commit waits until it is put there, in seconds: what a loss of the disk may cost.
         keep: how long what stays, see `Keep`; None: all of it for ever, and units are not merged.
-        max_behind_bytes: log that is kept while the destination fails, beside what recovery needs. When there is more,
-            or the disk is full, the archive gets a gap, and a new base ends that. None: as a consumer's, 1 GiB or a
-            tenth of the free space.
+        max_behind_bytes: log that is kept while the destination fails, beside what recovery needs. None: as a
+            consumer's, 1 GiB or a tenth of the free space.
+        on_behind: what is done when there is more. "drop": the archive gets a gap, also when the disk is full, and a
+            new base ends that. "stall": commits wait until the archive has gone on. They are refused as
+            ArchiveBehindError once it has failed for 30 s, and on a full disk as DiskFullError. Closing the store or
+            the archive ends their waiting: of the store with ClosedError, of the archive by going on without it.
 
     Returns at once: the destination is first asked by the thread, and failures are tried again (see `Archive.status`).
-    Commits do not wait for it. Raises ReadOnlyError for a store that is open for reading, TypeError and ValueError.
+    Raises ReadOnlyError for a store that is open for reading, TypeError and ValueError.
     """
     if not 0 < as_seconds("rpo_s", rpo_s) <= 86400:
         raise ValueError(f"rpo_s is a number of seconds up to 86400, not {rpo_s!r}")
@@ -345,12 +368,19 @@ def archive(
         max_behind_bytes = as_int("max_behind_bytes", max_behind_bytes, 0)
     if not (keep is None or isinstance(keep, Keep)):
         raise TypeError(f"keep is a kvwal.Keep or None, not {type(keep).__name__}")
+    if on_behind not in get_args(OnBehind):
+        raise ValueError(f'on_behind is "drop" or "stall", not {on_behind!r}')
     if not isinstance(getattr(db, "engine", None), Engine):
         raise TypeError(f"an archive is of an open store, and of its .store in asyncio, not of {type(db).__name__}")
     engine, place = db.engine, destination_at(destination)
     engine.state.refuse_if_gone()
-    engine.upkeep.consumers.log()
+    log, pressure, stalls = engine.upkeep.consumers.log(), engine.pressure, on_behind == "stall"
     if max_behind_bytes is None:
         max_behind_bytes = engine.upkeep.consumers.default_limits().max_bytes
-    archiver = Archiver(engine, place, make_base, rpo_s=rpo_s, max_behind_bytes=max_behind_bytes, keep=keep)
-    return Archive(engine, _Worker(archiver, place))
+    archiver = Archiver(
+        engine, place, make_base, rpo_s=rpo_s, max_behind_bytes=max_behind_bytes, stalls=stalls, keep=keep
+    )
+    if stalls:
+        # Only then commits look whether there is something to wait for, and only after a segment.
+        log.retention.when_sealed = partial(setattr, pressure, "is_on", True)
+    return Archive(engine, _Worker(archiver, place), stalls=stalls)

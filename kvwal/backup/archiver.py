@@ -11,6 +11,7 @@ Rules:
   archiver that finds a greater epoch was superseded, and stops.
 - What the destination holds is found by listing it, and never taken from the mark alone: a mark says less than there is
   after a crash, and what it says may have been deleted since.
+- A hold is dropped when it is beyond `max_behind_bytes`; of one that stalls commits never, since those wait instead.
 - After a hold was dropped, it goes on from the first moment beyond which the log has all commits, or from a new base. A
   gap that is passed over is recorded.
 """
@@ -25,14 +26,16 @@ from typing import Any, Final
 
 from kvwal.backup import state
 from kvwal.backup.adopting import adopt, without_damaged_end
-from kvwal.backup.chain import Held, digest_after, list_held, refuse_diverged
+from kvwal.backup.chain import Gap, Held, digest_after, list_held, refuse_diverged
+from kvwal.backup.checking import lost_gaps
+from kvwal.backup.forks import tell_fork
 from kvwal.backup.keeping import Keep, Merging, plan_pruning, prune
 from kvwal.backup.port import Destination
 from kvwal.backup.units import UnitBuilder, decode_unit
 from kvwal.engine.engine import Engine
 from kvwal.errors import ArchiveDiverged, BackupDestinationError, CorruptionError, FeedGap, NotInBackup
 from kvwal.keys import Seqno
-from kvwal.log import ArchiveLimits, Hold, SegmentCursor
+from kvwal.log import ArchiveLimits, Hold, SegmentCursor, sealed_beyond
 
 __all__ = ["UNIT_BYTES", "Archiver", "MakeBase", "Superseded"]
 
@@ -65,6 +68,7 @@ class Archiver:
         *,
         rpo_s: float,
         max_behind_bytes: int | None,
+        stalls: bool = False,
         base_bytes: int = 64 << 20,
         base_every_s: float = 86400.0,
         keep: Keep | None = None,
@@ -75,6 +79,7 @@ class Archiver:
         Args:
             rpo_s: how long a durable commit may wait until its unit is cut.
             max_behind_bytes: how much sealed log may be kept for it; None: no limit, until the disk is full.
+            stalls: whether commits wait when that much is kept, instead of a gap: then log is held from here on.
             base_bytes, base_every_s: a base is made when units since the last one have this size, or it has this age.
             keep: what stays; None: everything, and units are not merged either.
         """
@@ -82,7 +87,8 @@ class Archiver:
         self._destination = destination
         self._make_base = make_base
         self._rpo_s = rpo_s
-        self._limits = ArchiveLimits(max_behind_bytes, None)
+        self._limits = None if stalls else ArchiveLimits(max_behind_bytes, None)
+        self._most_bytes = max_behind_bytes if stalls else None
         self._base_bytes, self._base_every_s = base_bytes, base_every_s
         self._keep = keep
         self._codec = codec
@@ -90,6 +96,12 @@ class Archiver:
         self._store_id = engine.state.version.tree.meta.store_id
         self._line = engine.upkeep.consumers.line
         self._hold: Hold | None = None
+        # What there is now, until it is known which of it is needed; what comes from now on counts until then.
+        self._first_hold: Hold | None = None
+        if stalls:
+            self._first_hold = engine.upkeep.consumers.begin_hold(_PURPOSE, None, None)
+        self._began_at = engine.upkeep.durable_seqno
+        self._segments = engine.upkeep.consumers.log().segments
         self._cursor: SegmentCursor | None = None
         self._digest = b""
         self._claimed = b""
@@ -103,6 +115,9 @@ class Archiver:
         self.trouble: Exception | None = None
         #: Every moment from the first base on up to this commit can be restored; None until that is known.
         self.mark: Seqno | None = None
+        #: Gaps of the destination that were not accepted: as of when it began; while there are some, they
+        #: are looked at again.
+        self.gaps: tuple[Gap, ...] = ()
         #: Number of the claim; 0 before it is made.
         self.epoch = 0
         #: How many were made since it began.
@@ -128,7 +143,7 @@ class Archiver:
         if self._pending_since_s is None:
             self._pending_since_s = self._monotonic_s()
         left_s = self._pending_since_s + self._rpo_s - self._monotonic_s()
-        if left_s > 0 and not now:
+        if left_s > 0 and not now and not self.is_behind():
             return left_s
         self._cut(durable)
         self._pending_since_s = None
@@ -139,9 +154,18 @@ class Archiver:
         cursor = self._cursor
         return None if cursor is None else cursor.when_beyond(wake)
 
+    def is_behind(self) -> bool:
+        """Whether commits are to wait, as the log that is held is at its limit. From any thread, without a lock."""
+        hold = self._hold
+        if self._most_bytes is None or (hold is None and self._first_hold is None):
+            return False
+        after = self._began_at if hold is None else hold.after
+        return sealed_beyond(self._segments(), after) > self._most_bytes
+
     def close(self) -> None:
         """Let go of the log. Idempotent. From any thread."""
         self._let_go()
+        self._let_go_of_all()
 
     # -- where it begins ----------------------------------------------------------------------
 
@@ -157,11 +181,17 @@ class Archiver:
         if hold is not None:
             hold.release()
 
+    def _let_go_of_all(self) -> None:
+        hold, self._first_hold = self._first_hold, None
+        if hold is not None:
+            hold.release()
+
     def _attach(self) -> None:
         """Claim the destination, find where to go on, and hold the log from there."""
         destination, upkeep = self._destination, self._engine.upkeep
         state.claim(destination, self._store_id)
         # Before the claim, which ends another archiver: a copy of the store is to end none. Damage is met below.
+        tell_fork(destination, self._line, self._engine.reads)
         with suppress(CorruptionError):
             held = without_damaged_end(destination, list_held(destination, self._line))
             refuse_diverged(self._read_one, destination, held, upkeep.durable_seqno)
@@ -188,6 +218,7 @@ class Archiver:
                 adopt(destination, self._store_id, held, hold.after, position)
             assert position is not None, "a hold has one"
             self._record_gaps(held, lost, position)
+            gaps = lost_gaps(destination, held)
             digest = digest_after(destination, self._store_id, held, position)
             self._move_mark(position, digest)
         except BaseException:
@@ -198,7 +229,8 @@ class Archiver:
         self._base_s = self._monotonic_s()
         # Durability: held from before the mark on, so that nothing is missing between.
         hold.advance(position)
-        self.mark, self._digest, self._hold = position, digest, hold
+        self.mark, self._digest, self._hold, self.gaps = position, digest, hold, gaps
+        self._let_go_of_all()
         self._cursor = upkeep.read(position, None, None)
 
     def _go_on(self, held: Held, marked: Seqno | None) -> tuple[Hold, Seqno] | None:
@@ -344,14 +376,16 @@ class Archiver:
         """Make a base, merge units and delete old ones, where that is due. Returns as `step`."""
         wait_s = self._base_if_due()
         now_s = self._monotonic_s()
-        if self._keep is None or self._in_base or self._hold is None or now_s < self._tidied_s + _MERGE_EVERY_S:
+        if self._in_base or self._hold is None or now_s < self._tidied_s + _MERGE_EVERY_S:
             return wait_s
         try:
+            if self.gaps:
+                self.gaps = lost_gaps(self._destination, list_held(self._destination, self._line))
             # One at a time, so that units are cut between.
-            if self._merging.step(self._at(), epoch=self.epoch, codec=self._codec):
+            if self._keep is not None and self._merging.step(self._at(), epoch=self.epoch, codec=self._codec):
                 return 0.0
             self._tidied_s = now_s
-            if now_s >= self._pruned_s + _PRUNE_EVERY_S:
+            if self._keep is not None and now_s >= self._pruned_s + _PRUNE_EVERY_S:
                 self._prune(self._keep)
                 self._pruned_s = now_s
         except Exception as error:  # noqa: BLE001  # told by `trouble`: units go on

@@ -16,9 +16,10 @@ from datetime import datetime
 from itertools import pairwise
 from typing import NamedTuple, TypeVar
 
+from kvwal.backup.lines import start_of_chain
 from kvwal.backup.names import BaseName, UnitName, parse_name
 from kvwal.backup.port import Destination
-from kvwal.backup.units import HEADER_BYTES, UnitCommit, decode_header, decode_unit, line_digest
+from kvwal.backup.units import HEADER_BYTES, UnitCommit, decode_header, decode_unit
 from kvwal.errors import ArchiveDiverged, BackupDestinationError, NotInBackup
 from kvwal.keys import Seqno
 from kvwal.times import time_of, us_of
@@ -300,7 +301,7 @@ def digest_after(destination: Destination, store_id: bytes, held: Held, seqno: S
     for name in held.units:
         if name.first < seqno <= name.last:
             return decode_unit(str(name), destination.get(str(name))).digest_at(seqno)
-    return line_digest(store_id, held.line)
+    return start_of_chain(destination, store_id, held.line)
 
 
 def refuse_diverged(

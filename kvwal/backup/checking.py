@@ -18,6 +18,7 @@ from typing import Any, Final, Literal, NamedTuple, TypeAlias
 from kvwal.backup import state
 from kvwal.backup.bases import check_base, read_header
 from kvwal.backup.chain import Gap, Held, Stretch, held_lines, list_held, time_bounds
+from kvwal.backup.forks import fork_findings
 from kvwal.backup.names import STATE, BaseName, UnitName
 from kvwal.backup.port import Destination
 from kvwal.backup.proofs import Results, damaged, proved
@@ -27,7 +28,16 @@ from kvwal.errors import CorruptionError, Finding, FormatError, ObjectMissing, R
 from kvwal.keys import Seqno
 from kvwal.times import time_of
 
-__all__ = ["ArchivedLine", "DestinationStatus", "KnownGap", "VerifiedArchive", "accept_gap", "status_of", "verify"]
+__all__ = [
+    "ArchivedLine",
+    "DestinationStatus",
+    "KnownGap",
+    "VerifiedArchive",
+    "accept_gap",
+    "lost_gaps",
+    "status_of",
+    "verify",
+]
 
 GapState: TypeAlias = Literal["lost", "accepted"]
 
@@ -94,7 +104,7 @@ class DestinationStatus:
 
 
 def status_of(destination: Destination) -> DestinationStatus:
-    """What a destination holds. O(objects); it reads names, and headers of units."""
+    """What a destination holds. O(objects); it reads names, headers of units, and the unit at the fork of a line."""
     store_id = state.identity_of(destination)
     _, marked = state.read(destination, state.MARK)
     _, verified = state.read(destination, state.VERIFIED)
@@ -106,6 +116,7 @@ def status_of(destination: Destination) -> DestinationStatus:
         held = list_held(destination, line)
         names |= held.sizes.keys()
         problems += (each for each in _breaks(destination, held) if each.file not in known)
+        problems += fork_findings(destination, store_id, held)
         whole = held.without(known)
         try:
             bounds = time_bounds(destination, whole) or (None, None)
@@ -168,6 +179,13 @@ def _known_gaps(destination: Destination, held: Held) -> Iterator[KnownGap]:
         else:
             entry = _entry_of(members, "lost", held.line, gap) or {}
             yield KnownGap(*gap, "lost", str(entry.get("reason", "objects are missing")))
+
+
+def lost_gaps(destination: Destination, held: Held) -> tuple[Gap, ...]:
+    """The gaps of a line that were not accepted. Reads what is known of gaps, if there are any."""
+    if not held.gaps():
+        return ()
+    return tuple(Gap(gap.first, gap.last) for gap in _known_gaps(destination, held) if gap.state == "lost")
 
 
 def _entry_of(members: dict[str, Any], kind: str, line: bytes, gap: Gap) -> dict[str, Any] | None:
@@ -289,6 +307,8 @@ def verify(
     elif todo and not left:
         told = {problem.file for problem in problems}
         problems += [each for one in held for each in _breaks(destination, one) if each.file not in told]
+    if not left and (deep or todo):
+        problems += [each for one in held for each in fork_findings(destination, store_id, one)]
     unsaved = _saved(destination, results)
     held = [list_held(destination, each.line) for each in held]
     gaps = tuple(gap for each in held for gap in _known_gaps(destination, each) if gap.state == "lost")

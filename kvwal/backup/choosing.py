@@ -14,7 +14,8 @@ from typing import Final, Literal, TypeAlias
 
 from kvwal.backup.bases import read_header
 from kvwal.backup.chain import Around, Held, Plan, Stretch, around, held_lines, list_held
-from kvwal.backup.lines import ancestry
+from kvwal.backup.forks import refuse_other_fork
+from kvwal.backup.lines import ancestry, origin_of
 from kvwal.backup.names import BaseName, UnitName, parse_name
 from kvwal.backup.port import Destination
 from kvwal.backup.units import HEADER_BYTES, decode_header
@@ -89,17 +90,27 @@ def choose(
         seqno = before
     else:
         seqno = stretches[-1].last if at == "latest" else Seqno(int(at))
-    for held, fork in lines:
+    for i, (held, fork) in enumerate(lines):
         try:
             if fork is None or seqno <= fork:
                 if damaged:
                     held = held.without(damaged)
                 plan = held.plan(seqno, begins=lambda base: read_header(destination, str(base)).seqno)
+                _refuse_other_fork(destination, [each.line for each, _ in lines[:i]], held)
                 return Chosen(held.line, held, plan)
         except (SnapshotTooOld, BackupDestinationError):
             # It may be on a line that this came from.
             continue
     raise _refusal(at, stretches, seqno)
+
+
+def _refuse_other_fork(destination: Destination, left: Sequence[bytes], held: Held) -> None:
+    """ForkDiverged if a line does not have the history that the lines which come from it have up to their fork."""
+    origins = [(origin, line) for line in left if (origin := origin_of(destination, line)) is not None]
+    if origins:
+        # Up to the oldest of the forks they have the same commits.
+        origin, line = min(origins, key=lambda each: each[0].fork)
+        refuse_other_fork(destination, line, origin, held)
 
 
 def advice(

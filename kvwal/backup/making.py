@@ -21,16 +21,15 @@ from crc32c import crc32c
 
 from kvwal.backup.bases import BaseHeader, chain_of, encode_base, reach_of, read_header
 from kvwal.backup.chain import Held, digest_after, list_held
-from kvwal.backup.lines import Origin, tell_line
+from kvwal.backup.forks import tell_fork
 from kvwal.backup.names import BaseName, UnitName
 from kvwal.backup.port import Destination
 from kvwal.backup.reach import Reach, walked
 from kvwal.backup.state import claim
-from kvwal.backup.units import HEADER_BYTES, UnitBuilder, commit_digest, decode_header, decode_unit
+from kvwal.backup.units import HEADER_BYTES, UnitBuilder, decode_header, decode_unit, lone_digest
 from kvwal.engine.consumers import ROWS as CONSUMERS
 from kvwal.engine.consumers import oldest_asked_for
 from kvwal.engine.engine import Engine
-from kvwal.engine.lines import parent_of
 from kvwal.errors import ArchiveDiverged, CorruptionError, FeedGap, SnapshotTooOld
 from kvwal.keys import SYSTEM_TABLE, Seqno
 from kvwal.log import SegmentCursor
@@ -128,9 +127,7 @@ class _Backup:
         line = engine.upkeep.consumers.line
         with engine.upkeep.past.generation() as (meta, pager):
             claim(destination, meta.store_id)
-            row = parent_of(engine.reads, line)
-            if row is not None:
-                tell_line(destination, line, Origin(row.parent, row.fork))
+            tell_fork(destination, line, engine.reads)
             stored = list_held(destination, line)
             # Asked for after looking, so that what is there and beyond it is none of this store's.
             until = Seqno(max(min(engine.upkeep.durable_seqno, engine.state.seqno), meta.replay_through))
@@ -291,12 +288,12 @@ class _Backup:
                 record = next(iter(records))
         except FeedGap:
             return _UNKNOWN
-        return commit_digest(_UNKNOWN, record.kind, record.time_us, record.body)
+        return lone_digest(record.kind, record.time_us, record.body)
 
     def _last_of(self, name: UnitName) -> bytes:
         unit = decode_unit(str(name), self._destination.get(str(name)))
         (last,) = deque(unit.commits(), maxlen=1)
-        return commit_digest(_UNKNOWN, last.kind, last.time_us, last.body)
+        return lone_digest(last.kind, last.time_us, last.body)
 
     def _commit_of(self, name: BaseName) -> bytes:
         try:

@@ -12,10 +12,10 @@ from _thread import start_new_thread
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from queue import SimpleQueue
-from typing import Final
 
 from kvwal.backup.bases import read_header
 from kvwal.backup.chain import Held
+from kvwal.backup.lines import start_of_chain
 from kvwal.backup.names import UnitName
 from kvwal.backup.port import Destination
 from kvwal.backup.units import (
@@ -23,10 +23,9 @@ from kvwal.backup.units import (
     Unit,
     UnitCommit,
     UnitHeader,
-    commit_digest,
     decode_header,
     decode_unit,
-    line_digest,
+    lone_digest,
     open_unit,
 )
 from kvwal.errors import CorruptionError, FormatError, ObjectMissing
@@ -34,9 +33,6 @@ from kvwal.keys import Seqno
 from kvwal.log.commits import Commits
 
 __all__ = ["breaks", "replay_units"]
-
-# A base names its last commit by the digest behind these.
-_ZEROS: Final = bytes(32)
 
 
 def replay_units(
@@ -164,9 +160,9 @@ def _goes_on(destination: Destination, held: Held, unit: Unit, last: UnitCommit)
                 continue
             if other.digest_at(at) == header.before and other.commit(at) == last:
                 return True
-    if header.before == line_digest(header.store_id, header.line):
+    if header.before == start_of_chain(destination, header.store_id, header.line):
         # The chain begins behind a base.
-        digest = commit_digest(_ZEROS, last.kind, last.time_us, last.body)
+        digest = lone_digest(last.kind, last.time_us, last.body)
         for base in held.bases:
             try:
                 if base.seqno == at and read_header(destination, str(base)).commit == digest:

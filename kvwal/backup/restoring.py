@@ -23,7 +23,7 @@ from __future__ import annotations
 import errno
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import Final
 
@@ -33,8 +33,9 @@ from kvwal.backup.choosing import Chosen, Moment, advice, as_moment, choose
 from kvwal.backup.names import BaseName, UnitName, parse_name
 from kvwal.backup.port import Destination, Where, destination_at
 from kvwal.backup.replaying import breaks, replay_units
+from kvwal.backup.reporting import RestoreReport, report_of
 from kvwal.backup.state import identity_of
-from kvwal.backup.units import UnitCommit
+from kvwal.backup.units import UnitCommit, lone_digest
 from kvwal.batch import WriteBatch
 from kvwal.engine.checkpoint import merge_into
 from kvwal.engine.consumers import ROWS as CONSUMERS
@@ -76,36 +77,10 @@ __all__ = ["RestoreReport", "restore"]
 
 _ASIDE: Final = ".restoring"
 _CACHE_BYTES: Final = 64 << 20
-_REQUEST_BYTES: Final = 1 << 20
+# Of a commit that a base does not name.
+_ZEROS: Final = bytes(32)
 # An archiver merges one window at a time, in more time than a listing takes.
 _TRIES: Final = 20
-
-
-@dataclass(frozen=True, slots=True)
-class RestoreReport:
-    """What a restore did, or would do.
-
-    Attributes:
-        restored: the moment: a commit, on the line that it was backed up from.
-        position: the newest commit of the new store, on its own line: the one that says whence the line came. None if
-            nothing was done.
-        objects: what was read, or would be, in order. bytes: of these. requests: reads of the destination that take.
-            A dry run does not know of units that only consumers of that moment need.
-        commits: how many came from units, and were replayed.
-        damaged: objects that are damaged and were done without, since older ones give the same moment.
-        resumed: whether an interrupted restore went on.
-        seconds: how long it took.
-    """
-
-    restored: Position
-    position: Position | None
-    objects: tuple[str, ...]
-    bytes: int
-    requests: int
-    commits: int
-    damaged: tuple[str, ...]
-    resumed: bool
-    seconds: float
 
 
 def restore(
@@ -125,7 +100,8 @@ def restore(
         at: "latest"; a seqno, which is the state after that commit; "before:SEQNO"; a `Position`, on whose line it is
             looked for; or a time with a time zone, which is the last commit at or before it. What is no position is
             looked for on the line with the newest commit, and on those that it came from.
-        dry_run: read nothing but names and headers, write nothing, and report what would be read.
+        dry_run: read nothing but names, headers and at most 3 MiB, write nothing, and report what would be read, and
+            how long that is expected to take.
         progress: called with the bytes read so far and those of all objects.
         files: another file system, such as `kvwal.testing.SimulatedDisk`.
 
@@ -134,6 +110,7 @@ def restore(
     What an interrupted restore has done is in `INTO.restoring`; the same call goes on with it.
 
     Raises:
+        ForkDiverged: the moment is on a line that the newest one came from, and that is of another history there.
         NotInBackup: the moment is not there; the error has the bounds and the nearest moments.
         StoreNotFoundError: the directory that is to hold `into` is not there.
         StoreExistsError: something is at `into`, or a directory `INTO.restoring` that is none of a restore.
@@ -154,7 +131,17 @@ def restore(
                 chosen = choose(destination, moment, damaged)
                 work = _Restore(destination, files, target, store_id, chosen, progress)
                 position = None if dry_run else work.run()
-                break
+                return report_of(
+                    destination,
+                    chosen,
+                    work.units,
+                    work.after,
+                    position,
+                    damaged=tuple(damaged),
+                    resumed=work.resumed,
+                    began_s=began_s,
+                    monotonic_s=files.monotonic_s,
+                )
             except ObjectMissing:
                 # An archiver has merged or pruned it since it was listed.
                 if not left:
@@ -175,20 +162,7 @@ def restore(
         if is_full(error) and not isinstance(error, Error):
             raise DiskFullError("there is no space to restore; free some, and call it again to go on") from error
         raise
-    plan = chosen.plan
-    sizes = {str(name): chosen.held.sizes[str(name)] for name in (*plan.bases, *work.units)}
-    requests = sum(2 + sizes[str(name)] // _REQUEST_BYTES for name in plan.bases) + len(work.units)
-    return RestoreReport(
-        Position(chosen.line, plan.at),
-        position,
-        tuple(sizes),
-        sum(sizes.values()),
-        requests,
-        plan.at - work.after if work.units else 0,
-        tuple(damaged),
-        work.resumed,
-        files.monotonic_s() - began_s,
-    )
+    raise AssertionError("unreachable")
 
 
 class _Unkept(dict[bytes, bytes | None]):
@@ -363,7 +337,8 @@ class _Restore:
         for name in directory.names():
             if numbers(name) is not None or (name.endswith(".tmp") and is_known(name)):
                 directory.unlink(name)
-        meta = self._chain()[-1][1].meta
+        header = self._chain()[-1][1]
+        meta = header.meta
         self.after, self.units = self._begin_of_log(directory, meta)
         after, held = self.after, self._chosen.held
         self._total = sum(held.sizes[str(name)] for name in (*self._chosen.plan.bases, *self.units))
@@ -371,7 +346,7 @@ class _Restore:
         identity = LogIdentity(self._store_id, self._line, now_us)
         options = LogOptions(self._options.segment_bytes, self._options.preallocate, self._options.mode)
         log = CopiedLog(self._files, directory, identity, options, after, meta.time_us, meta.required)
-        last_us = meta.time_us
+        last_us, digest = meta.time_us, header.commit if header.replay_through == self._chosen.plan.at else _ZEROS
         at = self._chosen.plan.at
         if at > after:
             for run in replay_units(
@@ -379,7 +354,9 @@ class _Restore:
             ):
                 log.add(run)
                 last_us = run.times_us[-1]
-        log.add(Commits.of([self._row(max(last_us, now_us), now_us)]))
+                digest = lone_digest(run.kinds[-1], last_us, run.bodies[-1])
+        fork = None if digest == _ZEROS else digest
+        log.add(Commits.of([self._row(max(last_us, now_us), now_us, fork)]))
         log.close()
 
     def _begin_of_log(self, directory: Directory, meta: Meta) -> tuple[Seqno, tuple[UnitName, ...]]:
@@ -402,12 +379,12 @@ class _Restore:
                 return asked, tuple(units)
         return meta.seqno, tuple(plan.units)
 
-    def _row(self, time_us: int, wall_us: int) -> UnitCommit:
-        """The first commit of the new line, which says whence it came."""
+    def _row(self, time_us: int, wall_us: int, digest: bytes | None) -> UnitCommit:
+        """The first commit of the new line, which says whence it came. `digest`: of the commit before it."""
         plan = self._chosen.plan
         batch = WriteBatch()
         batch.table(SYSTEM_TABLE).put(
-            *encode_line(LineRow(self._line, self._chosen.line, plan.at, "restore", wall_us))
+            *encode_line(LineRow(self._line, self._chosen.line, plan.at, "restore", wall_us, digest))
         )
         body = encode_intents(batch)
         bits = body.bits if isinstance(body, Body) else 0

@@ -32,7 +32,8 @@ The plain body has for each commit: body length u32, kind u32, time_us u64, and 
 seqnos follow from `first`.
 
 The digest goes on from commit to commit: SHA-256 of the digest before, those 16 bytes, and the body. It begins with
-`line_digest` at the first commit that is archived, and again behind a gap. So units can be merged and cut.
+`line_digest` at the first commit that is archived, and again behind a gap. That names the commit which the line left
+another one behind, if it left one (see lines.py). So units can be merged and cut.
 
 A unit is valid when
 1. its CRC matches, and its numbers are those of its name,
@@ -78,6 +79,7 @@ __all__ = [
     "decode_unit",
     "encode_unit",
     "line_digest",
+    "lone_digest",
     "open_unit",
 ]
 
@@ -93,6 +95,7 @@ _COMMIT_BYTES: Final = COMMIT.size
 _RUN: Final = 1024
 # Where body length and kind are: the same in commits that are cut together. Fewer gain nothing.
 _SAME_BYTES: Final = 8
+_ZEROS: Final = bytes(32)
 _LEAST_ALIKE: Final = 16
 #: By name: how a body is stored.
 CODECS: Final = {"none": 0, "zlib": 1}
@@ -137,9 +140,17 @@ class UnitHeader:
         return UnitName(self.line, self.level, self.first, self.last, self.revision)
 
 
-def line_digest(store_id: bytes, line: bytes) -> bytes:
-    """The digest before the first commit that is archived of a line, and before the first one behind a gap."""
-    return sha256(b"kvwal line" + store_id + line).digest()
+def line_digest(store_id: bytes, line: bytes, fork: bytes | None = None) -> bytes:
+    """The digest before the first commit that is archived of a line, and before the first one behind a gap.
+
+    `fork`: the digest of the commit behind which the line left another; None if it left none, or it is not known.
+    """
+    return sha256(b"kvwal line" + store_id + line + (fork or b"")).digest()
+
+
+def lone_digest(kind: int, time_us: int, body: bytes) -> bytes:
+    """The digest of a commit alone, by which a base names its last one, and a line the one at its fork."""
+    return commit_digest(_ZEROS, kind, time_us, body)
 
 
 def commit_digest(before: bytes, kind: int, time_us: int, body: bytes) -> bytes:

@@ -78,7 +78,7 @@ WHEN = _WhenType()
     help="The state after this commit (also as LINE:COMMIT), at this time (2026-01-31T12:00:00Z), or before:COMMIT. "
     "Otherwise the newest.",
 )
-@click.option("--dry-run", is_flag=True, help="Only say what would be read.")
+@click.option("--dry-run", is_flag=True, help="Only say what would be read, and about how long it takes.")
 @click.option("--quiet", is_flag=True, help="Say nothing.")
 @click.option("--json", "as_json", is_flag=True, help="Print one object.")
 def restore(src: str, into: str, at: Moment, dry_run: bool, quiet: bool, as_json: bool) -> None:
@@ -102,7 +102,9 @@ def restore(src: str, into: str, at: Moment, dry_run: bool, quiet: bool, as_json
     elif dry_run:
         for name in report.objects:
             click.echo(name)
-        complain(f"{human_bytes(report.bytes)}, {count(report.commits, 'commit')} to replay; nothing was done")
+        read = f"{count(report.bases, 'base')} and {count(report.units, 'unit')}, {human_bytes(report.bytes)}"
+        read += f" in {count(report.requests, 'request')}, {count(report.commits, 'commit')} to replay"
+        complain(f"{read}: about {report.expected_s:.1f} s; nothing was done")
     elif not quiet:
         what = f"{human_bytes(report.bytes)} read, {count(report.commits, 'commit')} replayed"
         click.echo(f"{into} is as after commit {int(report.restored)}: {what}, in {report.seconds:.2f} s")

@@ -34,14 +34,16 @@ __all__ = ["checkpoint", "compact", "salvage", "stats", "verify"]
 def stats(path: str, as_json: bool) -> None:
     """Show how large the store is, what it holds, who holds what of it, and what opening it found.
 
-    Beside a running writer these are its own figures, with its process id and how old they are.
+    Beside a running writer these are its own figures, with its process id and how old they are, and how each archive is
+    doing that it keeps: what cannot be restored is named.
     """
     running, said = running_status(path)
     if running:
         _running_stats(path, said, as_json=as_json)
         return
     with kvwal.open(path, "r") as db:
-        numbers = dataclasses.asdict(db.stats())
+        # No archive is kept without a process that writes.
+        numbers = db.stats().as_dict()
         report = db.recovery
         entries, position = len(db), str(db.position)
         pins = db.pins()
@@ -49,6 +51,7 @@ def stats(path: str, as_json: bool) -> None:
     if as_json:
         print_json({"entries": entries, "position": position, **numbers, "recovery": report, "pins": pins})
         return
+    del numbers["archives"]
     print_facts(str(path), [("entries", entries), ("position", position), *numbers.items()])
     print_facts("What is held", [_held(pin) for pin in pins], prefix="held.")
     print_facts("What opening it found", dataclasses.asdict(report).items(), prefix="recovery.")
@@ -66,20 +69,27 @@ def _running_stats(path: str, said: dict[str, Any] | None, *, as_json: bool) -> 
         complain("the process that has the store open did not answer; this is what its files say")
         with kvwal.follow(path) as live:
             said = {"entries": len(live), "position": str(live.position), "lag": live.lag()}
+    numbers = dict(said.get("stats", {}))
+    for archive in numbers.get("archives", []):
+        for first, last in archive["gaps"]:
+            complain(f"the archive in {archive['destination']} has a gap: commits {first}..{last} cannot be restored")
     if as_json:
         # The names are those of a store that is not in use.
-        print_json({**{name: value for name, value in said.items() if name != "stats"}, **said.get("stats", {})})
+        print_json({**{name: value for name, value in said.items() if name != "stats"}, **numbers})
         return
     # Not the values that have tables of their own.
     parts = ("stats", "pins", "consumers", "recovery", "version")
     facts = [(name, value) for name, value in said.items() if name not in parts]
-    print_facts(path, [*facts, *said.get("stats", {}).items()])
+    archives = numbers.pop("archives", [])
+    print_facts(path, [*facts, *numbers.items()])
     known = {field.name for field in dataclasses.fields(kvwal.Pin)}
     # A newer version may say more.
     pins = [kvwal.Pin(**{name: pin[name] for name in known & pin.keys()}) for pin in said.get("pins", [])]
     print_facts("What is held", [_held(pin) for pin in pins], prefix="held.")
     for consumer in said.get("consumers", []):
         print_facts(f"consumer {consumer['name']}", consumer.items(), prefix=f"consumer.{consumer['name']}.")
+    for n, archive in enumerate(archives):
+        print_facts(f"archive {archive['destination']}", archive.items(), prefix=f"archive.{n}.")
     print_facts("What opening it found", said.get("recovery", {}).items(), prefix="recovery.")
 
 
@@ -130,7 +140,7 @@ def checkpoint(path: str, as_json: bool) -> None:
     """Merge the log into the pages now, so that the next open has nothing to replay."""
     with kvwal.open(path, "w") as db:
         db.checkpoint()
-        numbers = dataclasses.asdict(db.stats())
+        numbers = db.stats().as_dict()
         seqno = db.last_seqno
     if as_json:
         print_json({"last_seqno": seqno, **numbers})
@@ -148,7 +158,7 @@ def compact(path: str, as_json: bool) -> None:
     """
     with kvwal.open(path, "w") as db:
         freed = db.compact()
-        numbers = dataclasses.asdict(db.stats())
+        numbers = db.stats().as_dict()
     if as_json:
         print_json({"freed_bytes": freed, **numbers})
     else:

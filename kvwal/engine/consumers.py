@@ -272,8 +272,10 @@ class Consumers:
             except FeedGap:
                 return
 
-    def begin_hold(self, name: str, after: Seqno | None, limits: Limits) -> Hold:
+    def begin_hold(self, name: str, after: Seqno | None, limits: Limits | None) -> Hold:
         """Hold what is beyond `after` for a consumer, before its row says so, or for an archive; None: all there is.
+
+        `limits`: None: it is dropped for nothing, also on a full disk.
 
         FeedGap if it is not all kept.
         """
@@ -282,7 +284,7 @@ class Consumers:
             raise FeedGap(after, log.segments()[0].first_seqno, log.last_seqno)
         return self._hold(name, after, limits)
 
-    def _hold(self, name: str, after: Seqno | None, limits: Limits) -> Hold:
+    def _hold(self, name: str, after: Seqno | None, limits: Limits | None) -> Hold:
         log = self.log()
         return log.retention.hold(name, after, log.segments(), log.last_seqno, log.last_time_us, limits)
 

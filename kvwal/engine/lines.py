@@ -1,7 +1,8 @@
 """The rows of lines: from which line a store's own came, and after which commit.
 
 A restore makes a new line. The row of that line is the first commit on it: under the key kind 9 and then the line, JSON
-with the parent line (base64), the last commit that both have, why, and the wall clock. Rows travel with the store, so
+with the parent line (base64), the last commit that both have, its digest (base64; missing if no object had the commit),
+why, and the wall clock. Rows travel with the store, so
 those of all lines that it came from are there, but for that of the line it was created on, which has none.
 """
 
@@ -22,6 +23,7 @@ __all__ = ["LineRow", "decode_line", "encode_line", "fork_of", "parent_of"]
 _KIND: Final = b"\x09"
 _VERSION: Final = 1
 _LINE_BYTES: Final = 8
+_DIGEST_BYTES: Final = 32
 
 
 class LineRow(NamedTuple):
@@ -32,6 +34,7 @@ class LineRow(NamedTuple):
         fork: the last commit that both have.
         why: "restore".
         wall_us: the wall clock when it was made.
+        digest: that of the commit `fork` alone, as a base names its last commit; None if it is not known.
     """
 
     line: bytes
@@ -39,12 +42,15 @@ class LineRow(NamedTuple):
     fork: Seqno
     why: str
     wall_us: int
+    digest: bytes | None = None
 
 
 def encode_line(row: LineRow) -> tuple[bytes, bytes]:
     """Key and value of a row."""
     parent = b64encode(row.parent).decode()
     members = {"v": _VERSION, "parent": parent, "fork": row.fork, "why": row.why, "wall_us": row.wall_us}
+    if row.digest is not None:
+        members["digest"] = b64encode(row.digest).decode()
     return _KIND + row.line, json.dumps(members, sort_keys=True, separators=(",", ":")).encode()
 
 
@@ -56,8 +62,11 @@ def decode_line(key: bytes, value: bytes) -> LineRow | None:
             return None
         parent, fork = b64decode(members["parent"], validate=True), members["fork"]
         why, wall_us = members["why"], members["wall_us"]
-        if len(parent) == _LINE_BYTES and type(fork) is int and fork >= 0 and type(why) is str and type(wall_us) is int:
-            return LineRow(key[len(_KIND) :], parent, Seqno(fork), why, wall_us)
+        digest = b64decode(members["digest"], validate=True) if "digest" in members else None
+        sizes = len(parent), _DIGEST_BYTES if digest is None else len(digest)
+        numbers = type(fork) is int and fork >= 0 and type(wall_us) is int
+        if sizes == (_LINE_BYTES, _DIGEST_BYTES) and numbers and type(why) is str:
+            return LineRow(key[len(_KIND) :], parent, Seqno(fork), why, wall_us, digest)
     except (ValueError, LookupError, TypeError, RecursionError):
         pass
     raise CorruptionError(DATA, None, f"the row of line {key[len(_KIND) :].hex()} is damaged")

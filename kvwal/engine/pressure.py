@@ -1,28 +1,34 @@
 """Write pressure: what a commit must see to before it is made, when memory or disk is short.
 
 A commit that finds `WritePressure.is_on` calls `relieve`: it waits while the memtable is at twice its budget and the
-one before is still being checkpointed, and sees to it that the reserve is held before anything is put.
+one before is still being checkpointed, and sees to it that the reserve is held before anything is put. It waits as well
+while an archive with `on_behind="stall"` is behind by its limit. A thread that waits for that owns no lock and has no
+place in the commit queue, so checkpoints, the archive and the commits of the engine's own jobs go on.
 """
 
 from __future__ import annotations
 
 import threading
+import time
 from collections import deque
 from typing import Final, Protocol
 
+from kvwal.engine.archives import Archives
 from kvwal.engine.memtable import Memtable
 from kvwal.engine.state import State
 from kvwal.errors import DiskFullError, stalled
 from kvwal.events import Events, Stall
 from kvwal.files import Directory, is_full
 from kvwal.files.names import RESERVE
-from kvwal.locks import Lock, locked, new_lock
+from kvwal.locks import Lock, locked, new_lock, refuse_nested
 from kvwal.options import RESERVE_BYTES, Options
 
 __all__ = ["STALLED_AT", "Relief", "Reserve", "WritePressure"]
 
 #: A memtable of this many times its budget makes writers wait.
 STALLED_AT: Final = 2
+# How often a commit that waits for an archive looks.
+_LOOK_S: Final = 0.01
 
 
 class Reserve:
@@ -120,6 +126,8 @@ class WritePressure:
         # waits for one could leave the lock inside of it held.)
         self._waiting: deque[threading.Lock] = deque()
         self.relief: Relief | None = None
+        #: Those that are kept of the store.
+        self.archives = Archives()
         #: Set when a writer should look after memory or disk before its next commit.
         self.is_on = self.is_full()
 
@@ -131,6 +139,10 @@ class WritePressure:
     def is_full(self) -> bool:
         """Whether the memtable is past its budget, so that a checkpoint should start."""
         return self._state.version.memtable.bytes_used > self.memtable_bytes
+
+    def would_wait(self) -> bool:
+        """Whether a commit may have to wait, for a checkpoint or an archive."""
+        return self.is_full() or self.archives.is_behind()
 
     def _is_stalled(self) -> bool:
         """Whether it is at twice its budget while the one before is still being checkpointed: writers wait."""
@@ -159,6 +171,8 @@ class WritePressure:
         """See to memory and disk.
 
         DiskFullError if the reserve cannot be held, unless the commit only deletes: what is left is for that.
+        ArchiveBehindError if an archive is behind by its limit and fails; ReentrancyError if it is behind, and the call
+        came from within another one of the store.
         """
         self._state.refuse_if_gone()
         relief = self.relief
@@ -167,6 +181,7 @@ class WritePressure:
         relief.refuse_commit()
         self.is_on = False
         self._make_room(relief, deleting)
+        self._wait_for_archives()
         if not deleting and (self._short_of_space or not self._reserve.hold()):
             self._short_of_space = False
             began_s = self._now_s()
@@ -205,6 +220,23 @@ class WritePressure:
         finally:
             if waited:
                 self._tell_stall("memory", began_s)
+
+    def _wait_for_archives(self) -> None:
+        archives = self.archives
+        if not archives.is_behind():
+            return
+        # The other threads are to wait as well, and the next commit looks again.
+        self.is_on = True
+        # The interrupted call may own what the archive waits for.
+        refuse_nested("a commit that must wait for an archive")
+        began_s = self._now_s()
+        try:
+            while archives.is_behind():
+                self._state.refuse_if_gone()
+                archives.hasten()
+                time.sleep(_LOOK_S)
+        finally:
+            self._tell_stall("archive", began_s)
 
     def _tell_stall(self, reason: str, began_s: float) -> None:
         if self._events.listeners:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import Any
 
+from kvwal.engine.archives import ArchiveStatus
 from kvwal.engine.readers import Readers
 from kvwal.engine.state import State
 from kvwal.keys import Seqno
@@ -59,6 +60,7 @@ class Stats:
         expiry_rows: what the expiry queue has: one for each entry that expires, and for some that were replaced.
         next_expiry_us: when the first of them is due, microseconds since 1970 UTC; 0 if there is none.
         refused_calls: calls of this process that were refused because they came from within another call of a store.
+        archives: how each archive of it that this process keeps is doing, gaps included; none if it keeps none.
     """
 
     last_seqno: Seqno
@@ -85,6 +87,7 @@ class Stats:
     expiry_rows: int
     next_expiry_us: int
     refused_calls: int
+    archives: tuple[ArchiveStatus, ...]
 
     @classmethod
     def of(
@@ -95,6 +98,7 @@ class Stats:
         log: SegmentLog | None,
         log_reader: LogReader,
         expiry: tuple[int, int],
+        archives: tuple[ArchiveStatus, ...],
     ) -> Stats:
         """Collect the figures. `expiry`: `Expirer.waiting`."""
         version = state.version
@@ -126,8 +130,10 @@ class Stats:
             expiry_rows=expiry[0],
             next_expiry_us=expiry[1],
             refused_calls=refused_calls(),
+            archives=archives,
         )
 
     def as_dict(self) -> dict[str, Any]:
-        """The figures by name."""
-        return {field.name: getattr(self, field.name) for field in fields(self)}
+        """The figures by name, as plain values."""
+        figures = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {**figures, "archives": [archive.as_dict() for archive in self.archives]}

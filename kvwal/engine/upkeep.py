@@ -8,6 +8,7 @@ from dataclasses import replace
 from datetime import datetime
 from typing import Final
 
+from kvwal.engine.archives import Archives
 from kvwal.engine.background import Background
 from kvwal.engine.checkpoint import COMPACT_PASSES, Checkpointer
 from kvwal.engine.commit import CommitQueue
@@ -47,6 +48,7 @@ class Upkeep:
         tables: Tables,
         files: Files,
         expirer: Expirer,
+        archives: Archives,
     ) -> None:
         """A read-only store has no checkpointer."""
         self._state, self._pages, self._log, self._reader = parts.state, parts.pages, parts.log, parts.reader
@@ -68,6 +70,7 @@ class Upkeep:
         self._tables, self._reads = tables, tables.reads
         self._files = files
         self._expirer = expirer
+        self._archives = archives
 
     @property
     def durable_seqno(self) -> Seqno:
@@ -136,10 +139,11 @@ class Upkeep:
         return replace(report, problems=problems, seconds=report.seconds + self._files.monotonic_s() - began_s)
 
     def stats(self) -> Stats:
-        """Figures about memory, pages and log."""
+        """Figures about memory, pages and log, and how archives are doing."""
         self._state.refuse_if_gone()
         expiry = self._expirer.waiting()
-        return Stats.of(self._state, self._readers, self._pages, self._log, self._reader, expiry)
+        parts = self._state, self._readers, self._pages, self._log, self._reader
+        return Stats.of(*parts, expiry, self._archives.statuses())
 
     def read(self, after: Seqno | datetime | None, until: Seqno | None, purpose: str | None) -> SegmentCursor:
         """The commits beyond `after` (None: all that the log still has), up to `until` (None: as they become durable).

@@ -21,7 +21,7 @@ from kvwal.log.key_history import KeyCursor, KeyHistory, KeyRecord
 from kvwal.log.protocol import Log, LogCursor, LogIdentity, LogOptions, LogStats, LogWriter, Preallocate, RefusingLog
 from kvwal.log.reader import LogReader, Replay
 from kvwal.log.record import LogPosition, Record
-from kvwal.log.retention import ArchiveLimits, Hold, HoldInfo, Limits
+from kvwal.log.retention import ArchiveLimits, Hold, HoldInfo, Limits, sealed_beyond
 from kvwal.log.run import Run
 from kvwal.log.salvage import salvage_log
 from kvwal.log.seek import Seek
@@ -79,6 +79,7 @@ __all__ = [
     "read_kept",
     "replay_count",
     "salvage_log",
+    "sealed_beyond",
     "unneeded_bytes",
     "verify_log",
 ]

@@ -21,7 +21,7 @@ from kvwal.keys import Seqno
 from kvwal.log.segment import SegmentInfo
 from kvwal.times import time_of
 
-__all__ = ["ArchiveLimits", "Hold", "HoldInfo", "Limits", "Retention", "refuse_gap"]
+__all__ = ["ArchiveLimits", "Hold", "HoldInfo", "Limits", "Retention", "refuse_gap", "sealed_beyond"]
 
 _log = logging.getLogger("kvwal")
 
@@ -103,6 +103,8 @@ class Retention:
         self._keys = itertools.count()
         # Commits up to this one may be gone.
         self._gone = Seqno(0)
+        #: Called whenever a segment was sealed, by the thread that did it. It must not raise.
+        self.when_sealed: Callable[[], object] | None = None
 
     def hold(
         self,
@@ -146,7 +148,9 @@ class Retention:
         return held
 
     def drop_late(self, segments: Sequence[SegmentInfo]) -> None:
-        """Drop the holds that are beyond their limits."""
+        """Drop the holds that are beyond their limits, as a segment was sealed."""
+        if self.when_sealed is not None:
+            self.when_sealed()
         for key, info in self._held():
             if info.limits is not None:
                 why = self._late(info.after, info.limits, segments)
@@ -155,7 +159,7 @@ class Retention:
 
     def _late(self, after: Seqno, limits: Limits, segments: Sequence[SegmentInfo]) -> str:
         """Which limit is exceeded, in words; nothing if none is. The newest segment is not sealed."""
-        size = sum(segment.size for segment in segments[:-1] if segment.first_seqno > after + 1)
+        size = sealed_beyond(segments, after)
         if limits.max_bytes is not None and size > limits.max_bytes:
             return f"{size} bytes of log are beyond its position, and the limit is {limits.max_bytes}"
         next_us = next((segment.wall_us for segment in segments if segment.first_seqno > after + 1), None)
@@ -205,6 +209,11 @@ class Retention:
         while n + 1 < len(segments) and segments[n + 1].first_seqno <= needed + 1:
             n += 1
         return n
+
+
+def sealed_beyond(segments: Sequence[SegmentInfo], after: Seqno) -> int:
+    """Bytes of the sealed segments beyond the one that the next commit after `after` is in."""
+    return sum(segment.size for segment in segments[:-1] if segment.first_seqno > after + 1)
 
 
 def _of_archive(info: HoldInfo) -> bool:

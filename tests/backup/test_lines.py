@@ -20,6 +20,14 @@ def test_the_row_of_a_line() -> None:
     assert decode_line(key, value) == row
     assert json.loads(value) == {"fork": 9, "parent": "ODc2NTQzMjE=", "v": 1, "wall_us": 77, "why": "restore"}
     assert decode_line(key, b'{"v":2}') is None
+    known = row._replace(digest=bytes(range(32)))
+    key, long_value = encode_line(known)
+    assert decode_line(key, long_value) == known
+    assert json.loads(long_value)["digest"] == "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8="
+    for wrong in (None, 5, "", "AAEC", "A" * 44, "!" * 44, [1] * 32):
+        members = {**json.loads(long_value), "digest": wrong}
+        with pytest.raises(kvwal.CorruptionError, match="line"):
+            decode_line(key, json.dumps(members).encode())
     for bad in (b"", b"{}", b"[]", value[:-3], value.replace(b":9", b":-1"), value.replace(b"ODc2", b"OD!2"), b"\xff"):
         with pytest.raises(kvwal.CorruptionError, match="line"):
             decode_line(key, bad)

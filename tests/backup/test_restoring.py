@@ -17,7 +17,7 @@ from store_fixtures import check_store, interrupted_at
 
 import kvwal
 from kvwal.backup import restoring
-from kvwal.backup.lines import Origin, ancestry, origin_of
+from kvwal.backup.lines import ancestry, origin_of
 from kvwal.backup.making import backup
 from kvwal.backup.port import DirectoryDestination
 from kvwal.errors import InternalError
@@ -490,7 +490,9 @@ def test_the_newest_line_is_restored_and_what_it_came_from_is_found() -> None:
         db.put(b"other", b"line")
         backup(db.engine, lived.destination)
         own = db.position.line
-        assert origin_of(lived.destination, own) == Origin(line, 25)
+        origin = origin_of(lived.destination, own)
+        assert origin is not None
+        assert (origin.parent, origin.fork) == (line, 25)
         assert list(ancestry(lived.destination, own)) == [(own, None), (line, 25)]
         expected = content(db)
     report = kvwal.restore(lived.destination, "/newest", files=lived.disk)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -50,9 +51,11 @@ def test_json_and_dry_run(filled: Path) -> None:
     assert report["is_full"]
     dry = run("restore", filled / "b", filled / "r", "--dry-run")
     assert dry.stdout.splitlines()[0] == report["base"]
-    assert "nothing was done" in dry.stderr
+    assert "1 base and " in dry.stderr
+    assert re.search(r" in \d+ requests?, \d+ commits? to replay: about \d+\.\d s; nothing was done", dry.stderr)
     found = json.loads(run("restore", filled / "b", filled / "r", "--dry-run", "--json").stdout)
     assert found["position"] is None
+    assert found["expected_s"] > 0
     assert found["restored"] == report["position"]
     assert not (filled / "r").exists()
 
