@@ -20,7 +20,7 @@ from kvwal.keys import BytesLike, KeyRange, Seqno, as_int, as_key, disjoint
 from kvwal.log import Record, Run
 from kvwal.log.extension import cause_of
 from kvwal.log.intents import ONE_KEY_OFFSET, ONE_PUT, PUT, Columns, decode_put, decode_put_key, is_of_users, value_of
-from kvwal.log.record import COMMIT, is_expiry
+from kvwal.log.record import COMMIT, is_expiry, is_system
 
 __all__ = ["Change", "Filter", "Kind", "Prefixes", "Selection"]
 
@@ -132,7 +132,7 @@ class Filter:
                 if self._tables is not None and 0 not in self._tables:
                     return None
                 return iter((Change(record.seqno, record.time_us, {}, 0, "put", pair[0], None, pair[1], True),))
-        return None if record.is_system else self._select(record)
+        return None if is_system(record) else self._select(record)
 
     def changes_of(self, run: Run) -> Iterator[Change] | None:
         """The same of each commit of a run. All its changes have one `meta`."""

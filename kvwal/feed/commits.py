@@ -16,7 +16,7 @@ from kvwal.keys import Seqno
 from kvwal.log import Record, SegmentCursor, extension_of, meta_of
 from kvwal.log.extension import cause_of
 from kvwal.log.intents import decode_put_key
-from kvwal.log.record import COMMIT
+from kvwal.log.record import COMMIT, is_system
 from kvwal.times import time_of, us_of
 
 __all__ = ["Commit", "commits"]
@@ -100,7 +100,7 @@ def _listed(
 
 def _commit(record: Record, pairs: Mapping[str, str], wanted: Filter) -> Commit | None:
     """The commit; None if it changed none of the tables, or lacks a pair that is wanted. Raises as `Record.batch`."""
-    if record.is_system:
+    if is_system(record):
         return None
     meta = record.meta()
     if pairs and not pairs.items() <= meta.items():

@@ -12,6 +12,7 @@ from kvwal.engine.engine import Engine
 from kvwal.engine.parked import Parked
 from kvwal.errors import FeedGap
 from kvwal.keys import Seqno
+from kvwal.log.record import is_system
 from kvwal.positions import Position
 
 __all__ = ["ConsumerInfo", "consumers"]
@@ -95,7 +96,7 @@ def _lag(engine: Engine, at: Seqno, newest: Seqno) -> tuple[int, int, float]:
     record = None
     with upkeep.read(at, max(at, newest), "consumers") as records:
         for record in islice(records, _EXACT):
-            if not record.is_system:
+            if not is_system(record):
                 commits += 1
                 size += record.size
                 since_us = record.time_us if since_us is None else since_us

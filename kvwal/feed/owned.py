@@ -32,6 +32,7 @@ from kvwal.feed.claim import begin, claim, release
 from kvwal.keys import Seqno, prefix_stop
 from kvwal.log import Extension, Hold, Record, Run, extension_of
 from kvwal.log.extension import CONSUMER
+from kvwal.log.record import is_system
 from kvwal.positions import Position
 
 __all__ = ["ATTEMPTS", "Batch", "OwnedConsumer", "RowCommit", "text_of"]
@@ -92,7 +93,7 @@ class _Watch:
 
     def changes(self, record: Record) -> Iterator[Change] | None:
         """What is told of a commit; None if nothing is."""
-        if record.is_system or (self._own is not None and record.extension().get(CONSUMER) == self._own):
+        if is_system(record) or (self._own is not None and record.extension().get(CONSUMER) == self._own):
             return None
         self.last_of_others = record.seqno
         return self._wanted.changes(record)

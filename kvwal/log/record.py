@@ -49,6 +49,7 @@ __all__ = [
     "encode_record",
     "is_commit",
     "is_expiry",
+    "is_system",
 ]
 
 # On disk: never change.
@@ -109,11 +110,6 @@ class Record:
         """Bytes in the log, header included."""
         return RECORD_HEADER_BYTES + len(self.body)
 
-    @property
-    def is_system(self) -> bool:
-        """Whether it changed only what the store keeps for itself, and no user's table."""
-        return bool(self.kind & SYSTEM)
-
     def batch(self) -> WriteBatch:
         """What the commit wrote. CorruptionError if the body is not valid, FormatError if it is of a newer format."""
         try:
@@ -154,6 +150,11 @@ class Record:
 
     def __repr__(self) -> str:
         return f"<Record kind {self.kind}, seqno {self.seqno}, at {self.offset} of {segment_name(self.segment)}>"
+
+
+def is_system(record: Record) -> bool:
+    """Whether a commit changed only what the store keeps for itself, and no user's table."""
+    return bool(record.kind & SYSTEM)
 
 
 def is_expiry(record: Record) -> bool:

@@ -8,7 +8,17 @@ from crc32c import crc32c
 from kvwal.batch import WriteBatch
 from kvwal.errors import CorruptionError, FormatError
 from kvwal.log.intents import EXTENDED, SYSTEM, TABLES, Body, encode_intents
-from kvwal.log.record import CLOSED, COMMIT, PAUSED, RECORD_HEADER_BYTES, WATERMARK, Record, encode_record, is_commit
+from kvwal.log.record import (
+    CLOSED,
+    COMMIT,
+    PAUSED,
+    RECORD_HEADER_BYTES,
+    WATERMARK,
+    Record,
+    encode_record,
+    is_commit,
+    is_system,
+)
 
 
 def test_golden_bytes_of_a_record():
@@ -64,9 +74,9 @@ def test_a_record_hands_out_its_tables_and_its_extension():
     assert again.others is not None
     assert (again.writes, again.others[1].writes) == ({}, {b"k": b"v"})
     assert record.extension() == {5: b"me"}
-    assert record.is_system
+    assert is_system(record)
     plain = Record(COMMIT, 3, 2, 0, 1, 5000, b"\0\0\0\0")
-    assert (plain.extension(), plain.is_system) == ({}, False)
+    assert (plain.extension(), is_system(plain)) == ({}, False)
 
 
 def test_a_record_of_a_newer_format_is_no_corruption():

@@ -19,6 +19,7 @@ from kvwal.files.names import index_name, segment_name
 from kvwal.keys import Seqno
 from kvwal.log import LogIdentity, SegmentLog, TailRow, encode_intents, replay_count
 from kvwal.log.index import INDEX_STRIDE_BYTES, load_index
+from kvwal.log.record import is_system
 from kvwal.log.segment import SLOT_OFFSET, SegmentHeader, decode_header
 from kvwal.log.walk import Puts
 from kvwal.testing import Operation, SimulatedDisk
@@ -64,7 +65,7 @@ def test_commits_of_several_tables_and_with_an_extension_are_read_back_and_rewri
         first, second, third = replay
         assert first.batch().table(16).writes == {b"k": b"other"}
         assert (first.batch().writes, first.extension()) == ({b"k": b"v"}, {3: b"trace"})
-        assert [r.is_system for r in (first, second, third)] == [False, True, False]
+        assert [is_system(r) for r in (first, second, third)] == [False, True, False]
         assert second.batch().table(1).writes == {b"name": b"16"}
         log = rig.resume(replay.end)
     log.close()
