@@ -11,14 +11,9 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from archive_fixtures import OPTIONS, Model, Program, Writer, archiver_of, check_all, restored
+from archive_fixtures import Program
 
 import kvwal
-from kvwal.backup.chain import list_held
-from kvwal.backup.keeping import Keep
-from kvwal.backup.port import DirectoryDestination
-from kvwal.backup.state import identity_of
-from kvwal.keys import Seqno
 from kvwal.testing import Operation, SimulatedDisk, crash_every
 
 WHICH: dict[str, Callable[[Any], Callable[[Any], bool]]] = {
@@ -94,42 +89,3 @@ def test_a_call_that_fails_for_good_and_then_a_power_cut(every: int) -> None:
         if not fault.struck:
             break
         program.check(disk.crash(random.Random(nth)), acknowledged)
-
-
-def live(commits: int, seed: int = 1) -> tuple[SimulatedDisk, Any, Model]:
-    """A store of some commits, archived, merged at random, with bases between."""
-    draw, disk = random.Random(seed), SimulatedDisk(seed=seed)
-    place = DirectoryDestination("/b", files=disk)
-    db: Any = kvwal.open("/kv", files=disk, **OPTIONS)
-    writer = Writer(db)
-    now_s = [0.0]
-    more = {"base_bytes": 40 * commits, "keep": Keep(), "monotonic_s": lambda: now_s[0], "codec": "none"}
-    archiver = archiver_of(db, place, **more)
-    while db.last_seqno < commits:
-        writer.some(min(draw.randint(1, 8), commits - db.last_seqno))
-        disk.pass_time(draw.choice([0.1, 3, 40]))
-        now_s[0] += draw.choice([1, 1, 1, 31])
-        if draw.random() < 0.03:
-            db.checkpoint()
-        archiver.step(now=True)
-    db.close()
-    return disk, place, writer.model
-
-
-def test_every_moment_of_a_store_is_restored_by_restore() -> None:
-    disk, _, model = live(60)
-    for at in range(0, 61, 4):
-        assert restored(disk, at, f"/r{at}") == model[Seqno(at)]
-
-
-@pytest.mark.slow
-def test_every_moment_of_ten_thousand_commits() -> None:
-    disk, place, model = live(10_000)
-    names = {name.partition("/")[0] for name, _ in place.list_after("") if "/unit/" in name}
-    (line,) = (bytes.fromhex(name) for name in names)
-    held = list_held(place, line)
-    assert {unit.level for unit in held.units} >= {0, 1, 2, 3}
-    assert len(held.bases) > 2
-    check_all(held, place, identity_of(place), model, 0, 10_000)
-    for at in random.Random(4).sample(range(10_001), 100):
-        assert restored(disk, at, f"/r{at}") == model[Seqno(at)]
