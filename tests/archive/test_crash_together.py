@@ -160,7 +160,8 @@ def cut(seed: int, which: str, turns: int, every: int) -> Together:
 
 @pytest.mark.parametrize("which", CUT)
 def test_a_power_cut_while_all_three_are_at_work(which: str) -> None:
-    both = cut(seed=5, which=which, turns=24, every=13)
+    # With this seed an object that the restore has listed is merged before it is read.
+    both = cut(seed=3, which=which, turns=24, every=13)
     assert True in both.resumed
     assert False in both.resumed
 
