@@ -11,10 +11,12 @@ import re
 import time
 from typing import Any
 
+from crashtests.backup_mutations import BACKUP_MUTANTS
 from crashtests.console import Progress, Result
 from crashtests.mutations import MUTANTS, DoesNotApply, Mutant, applied
 from crashtests.workers import Run
 
+ALL = (*MUTANTS, *BACKUP_MUTANTS)
 #: A mutant that lives longer than this has survived.
 LIMIT_S = 60.0
 
@@ -29,6 +31,7 @@ _MODULES = {
     "sizes": "crashtests.sizes",
     "isolation": "crashtests.isolation",
     "past": "crashtests.past",
+    "tests": "crashtests.suite",
 }
 
 
@@ -47,9 +50,9 @@ def run(run: Run) -> Result:
     started_s = time.monotonic()
     result = Result("mutants")
     print(f"{'mutant':<62} {'killed by':<11} {'states':>7} {'s':>5}  what it found", flush=True)
-    for number, mutant in enumerate(MUTANTS):
+    for number, mutant in enumerate(ALL):
         elapsed_s = time.monotonic() - started_s
-        run.progress.show("mutants", number / len(MUTANTS), result.states, elapsed_s, len(result.violations))
+        run.progress.show("mutants", number / len(ALL), result.states, elapsed_s, len(result.violations))
         try:
             found = hunt(mutant, run)
         except DoesNotApply as error:

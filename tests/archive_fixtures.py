@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable
 from itertools import chain
 from typing import Any
@@ -11,6 +12,7 @@ from kvwal.backup.archive import make_base
 from kvwal.backup.archiver import Archiver
 from kvwal.backup.bases import read_header
 from kvwal.backup.chain import Held, list_held
+from kvwal.backup.keeping import Keep, Merging
 from kvwal.backup.port import DirectoryDestination
 from kvwal.backup.replaying import replay_units
 from kvwal.keys import Seqno
@@ -51,6 +53,102 @@ class Writer:
         for _ in range(n):
             i = self.db.last_seqno + 1
             self.put(b"k%d" % (i % 17), b"%d" % i * (1 + size // 4))
+
+
+class BusyDestination(DirectoryDestination):
+    """Something happens before each of the calls by which units and bases are put, read back and merged."""
+
+    meanwhile: Callable[[], object] = staticmethod(lambda: None)
+
+    def put_new(self, name: str, data: Any) -> bool:
+        self.meanwhile()
+        return super().put_new(name, data)
+
+    def get(self, name: str, **where: Any) -> bytes:
+        self.meanwhile()
+        return super().get(name, **where)
+
+    def swap(self, name: str, old: bytes | None, new: bytes) -> bool:
+        self.meanwhile()
+        return super().swap(name, old, new)
+
+
+class Program:
+    """Commits, checkpoints, steps of the archiver, merging and reopening, the same ones for a seed."""
+
+    def __init__(self, seed: int, turns: int, *, is_busy: bool = False) -> None:
+        """`is_busy`: commits come in the middle of the archiver's steps, too."""
+        self.seed, self.turns, self.is_busy = seed, turns, is_busy
+        self.model: Model = {Seqno(0): {}}
+        self.line = self.store_id = b""
+
+    def __call__(self, disk: SimulatedDisk, acknowledged: list[Any]) -> None:
+        draw = random.Random(self.seed)
+        place = BusyDestination("/b", files=disk)
+        now_s = [0.0]
+
+        def opened() -> tuple[Any, Any]:
+            db = kvwal.open("/kv", files=disk, **OPTIONS)
+            self.line = db.engine.upkeep.consumers.line
+            self.store_id = db.engine.state.version.tree.meta.store_id
+            more = {"base_bytes": 1500, "codec": "none", "keep": Keep(), "monotonic_s": lambda: now_s[0]}
+            return db, archiver_of(db, place, **more)
+
+        db, archiver = opened()
+        writer = Writer(db, self.model)
+        if self.is_busy:
+            place.meanwhile = lambda: writer.some(1) if draw.random() < 0.15 else None
+        for _ in range(self.turns):
+            what = draw.randrange(8)
+            if what < 3:
+                writer.some(draw.randint(1, 3))
+            elif what < 6:
+                disk.pass_time(draw.randint(1, 20))
+                now_s[0] += draw.choice([1, 31])
+                while archiver.step(now=True) == 0.0:
+                    pass
+                # The first base may have come after some commits.
+                first = list_held(place, self.line).stretches()[0].first
+                acknowledged.append((first, archiver.mark))
+            elif what == 6:
+                db.checkpoint()
+            else:
+                archiver.close()
+                db.close()
+                db, archiver = opened()
+                writer.db = db
+        db.close()
+
+    def check(self, disk: SimulatedDisk, acknowledged: list[Any]) -> None:
+        place = DirectoryDestination("/b", files=disk)
+        mark = None
+        if acknowledged:
+            first, mark = acknowledged[-1]
+            check_all(list_held(place, self.line), place, self.store_id, self.model, first, mark)
+        with kvwal.open("/kv", files=disk, **OPTIONS) as db:
+            line = db.engine.upkeep.consumers.line
+            if self.line and line != self.line:
+                assert mark is None, "the store is gone, and was archived"
+                return
+            # What was committed after the cut is of another history than what the program did.
+            model = {seqno: state for seqno, state in self.model.items() if seqno <= db.last_seqno}
+            archiver = archiver_of(db, place)
+            archiver.step()
+            assert archiver.mark is not None
+            assert mark is None or archiver.mark >= mark
+            writer = Writer(db, model)
+            writer.put(b"after", b"the cut")
+            archiver.step(now=True)
+            assert archiver.mark == db.last_seqno
+            held = list_held(place, line)
+            assert held.gaps() == []
+            first = held.stretches()[0].first
+            store_id = db.engine.state.version.tree.meta.store_id
+            check_all(held, place, store_id, model, first, archiver.mark)
+            merging = Merging(place, store_id, line)
+            while merging.step(archiver.mark):
+                pass
+            check_all(list_held(place, line), place, store_id, model, first, archiver.mark)
 
 
 def state_after(state: dict[bytes, bytes], kind: int, body: bytes) -> dict[bytes, bytes]:

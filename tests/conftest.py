@@ -17,9 +17,14 @@ from hypothesis.internal.conjecture import engine
 # Under `python -O` only the asserts that pytest rewrites are left.
 pytest.register_assert_rewrite(
     "aio_fixtures",
+    "archive_fixtures",
+    "backup_fixtures",
     "engine_fakes",
+    "group_fixtures",
     "log_rig",
     "pages_fixtures",
+    "past_fixtures",
+    "recorded_feeds",
     "recorded_programs",
     "store_fixtures",
     "two_programs",

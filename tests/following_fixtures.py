@@ -10,6 +10,8 @@ import kvwal
 from kvwal.testing import SimulatedDisk
 
 PATH = "/store"
+#: A writer that does nothing by itself, and keeps no log for anyone.
+WRITES: dict[str, Any] = {"background": False, "keep_history_s": 0, "segment_bytes": 16 << 10}
 
 
 def all_durable(db: kvwal.Store) -> None:
@@ -22,6 +24,23 @@ def rewrite(db: kvwal.Store, value: bytes) -> None:
     """Change every page, and bring it into the pages."""
     db.update({b"%04d" % n: value * 500 for n in range(2000)})
     db.checkpoint()
+
+
+def fill(db: kvwal.Store, value: bytes) -> None:
+    """The same with fewer keys."""
+    db.update({b"%03d" % n: value * 1500 for n in range(300)})
+    db.checkpoint()
+
+
+def held(db: kvwal.Store) -> list[kvwal.Pin]:
+    """The pins of followers."""
+    return [pin for pin in db.pins() if pin.purpose == "follower"]
+
+
+def pages(db: kvwal.Store) -> int:
+    """The pages that are in use, or held."""
+    figures = db.stats()
+    return figures.pages_total - figures.pages_free
 
 
 def offset_of(db: kvwal.Store) -> int:

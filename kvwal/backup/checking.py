@@ -88,8 +88,8 @@ class DestinationStatus:
         mark: line and seqno up to which an archiver has read all back; None: there was none.
         epoch: number of the last archiver's claim; 0: there was none.
         unverified: objects that `verify` has not proved yet. verified_time: when it last proved one.
-        problems: what `verify` has found damaged, and units that do not follow the one before them; what comes from
-            there on may not be restored.
+        problems: what `verify` has found damaged, bases without one that they build on, and units that do not follow
+            the one before them; what comes from there on may not be restored.
         ok: whether every gap is accepted, there is no problem, and there is a moment at all.
     """
 
@@ -115,6 +115,7 @@ def status_of(destination: Destination) -> DestinationStatus:
     for line in held_lines(destination):
         held = list_held(destination, line)
         names |= held.sizes.keys()
+        problems += _without_parent(destination, held)
         problems += (each for each in _breaks(destination, held) if each.file not in known)
         problems += fork_findings(destination, store_id, held)
         whole = held.without(known)
@@ -311,6 +312,7 @@ def verify(
         problems += [each for one in held for each in fork_findings(destination, store_id, one)]
     unsaved = _saved(destination, results)
     held = [list_held(destination, each.line) for each in held]
+    problems += [each for one in held for each in _without_parent(destination, one)]
     gaps = tuple(gap for each in held for gap in _known_gaps(destination, each) if gap.state == "lost")
     return VerifiedArchive(checked, len(names) - len(todo), left, tuple(problems), gaps, unsaved)
 
@@ -377,6 +379,14 @@ def _marked(destination: Destination, held: Held, results: Results) -> Iterator[
             return
     if units:
         yield Finding(state.MARK, None, f"commit {seqno} has another digest")
+
+
+def _without_parent(destination: Destination, held: Held) -> Iterator[Finding]:
+    """Bases of which one that they build on is missing; not those that thinning was to delete, and was cut off."""
+    thinned = _thinned_before(destination, held)
+    for base in held.bases:
+        if base.seqno >= thinned and held.lineage(base) is None:
+            yield Finding(str(base), None, "a base that it builds on is missing")
 
 
 def _breaks(destination: Destination, held: Held) -> Iterator[Finding]:

@@ -67,14 +67,52 @@ def test_the_log_beyond_the_mark_is_held_and_shown(rig: Rig) -> None:
     for _ in range(4):
         rig.writer.some(40, size=1000)
         rig.db.checkpoint()
-    pins = [pin for pin in rig.db.pins() if pin.purpose == "archive"]
-    assert [pin.seqno for pin in pins] == [0]
-    assert pins[0].held_bytes > 60_000
+    (pin,) = [pin for pin in rig.db.pins() if pin.purpose == "archive"]
+    assert pin.seqno == 0
+    assert pin.held_bytes > 60_000
     archiver.step(now=True)
-    assert [pin.seqno for pin in rig.db.pins() if pin.purpose == "archive"] == [160]
+    assert held_from(rig) == [160]
     rig.check(0, 160)
     archiver.close()
-    assert not [pin for pin in rig.db.pins() if pin.purpose == "archive"]
+    assert held_from(rig) == []
+
+
+def held_from(rig: Rig) -> list[Seqno | None]:
+    return [pin.seqno for pin in rig.db.pins() if pin.purpose == "archive"]
+
+
+def test_each_unit_lets_go_of_its_own_commits_alone(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("kvwal.backup.archiver.UNIT_BYTES", 400)
+    archiver = rig.archiver()
+    archiver.step()
+    rig.writer.some(40)
+    rig.other.fail("rename", 3)
+    with pytest.raises(OSError):
+        archiver.step(now=True)
+    assert 0 < archiver.mark < 40
+    assert held_from(rig) == [archiver.mark]
+    for _ in range(3):
+        rig.writer.some(40, size=1000)
+        rig.db.checkpoint()
+    archiver.step(now=True)
+    assert held_of(rig.db, rig.place).gaps() == []
+    rig.check(0, 160)
+
+
+def test_what_was_committed_without_it_is_held_when_it_begins(rig: Rig) -> None:
+    archiver = rig.archiver()
+    archiver.step()
+    archiver.close()
+    rig.writer.some(10)
+    archiver = rig.archiver()
+    archiver.step()
+    assert (archiver.mark, held_from(rig)) == (0, [0])
+    for _ in range(3):
+        rig.writer.some(40, size=1000)
+        rig.db.checkpoint()
+    archiver.step(now=True)
+    assert held_of(rig.db, rig.place).gaps() == []
+    rig.check(0, 130)
 
 
 def test_it_goes_on_after_a_restart_where_the_destination_ends(rig: Rig) -> None:

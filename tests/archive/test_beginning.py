@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from archive_fixtures import Destination, Rig, held_of
+from archive_fixtures import Destination, Rig, held_of, make_base
 
 from kvwal.backup import state
 from kvwal.backup.adopting import adopt
@@ -64,6 +64,23 @@ def test_each_gap_that_is_passed_over_is_recorded_once(has_mark: bool) -> None:
     assert archiver.bases == 0
     assert archiver.mark == rig.db.last_seqno
     assert [(gap["first"], gap["last"]) for gap in state.read(rig.place, state.GAPS)[1]["lost"]] == gaps
+
+
+def test_commits_and_checkpoints_while_the_first_base_is_made() -> None:
+    rig = Rig()
+    rig.writer.some(5)
+
+    def make(*arguments: Any) -> None:
+        make_base(*arguments)
+        for _ in range(3):
+            rig.writer.some(40, size=1000)
+            rig.db.checkpoint()
+
+    archiver = rig.archiver(make_base=make)
+    archiver.step(now=True)
+    assert archiver.mark == 125
+    assert (archiver.bases, held_of(rig.db, rig.place).gaps()) == (1, [])
+    rig.check(5, 125)
 
 
 def test_a_base_of_a_checkpoint_in_parts_without_its_units_is_not_gone_on_from() -> None:

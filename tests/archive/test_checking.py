@@ -17,6 +17,7 @@ import kvwal
 from kvwal.backup import state
 from kvwal.backup.checking import accept_gap, status_of, verify
 from kvwal.backup.keeping import Keep, plan_pruning, prune
+from kvwal.backup.making import backup
 from kvwal.backup.port import DirectoryDestination
 from kvwal.backup.units import UnitBuilder, decode_unit
 from kvwal.cli.app import app
@@ -267,6 +268,26 @@ def test_units_that_do_not_belong_together_are_found(rig: Rig) -> None:
     assert "other commits" in report.problems[0].reason
 
 
+def test_a_base_without_what_it_builds_on_is_a_problem_unless_it_is_to_go(rig: Rig) -> None:
+    rig.db.checkpoint()
+    make_base(rig.db.engine, rig.place, lambda: None)
+    first, second = rig.held.bases
+    assert second.parent == first.generation
+    rig.place.delete(str(first))
+    status = status_of(rig.place)
+    assert [(each.file, each.reason) for each in status.problems] == [
+        (str(second), "a base that it builds on is missing")
+    ]
+    assert not status.ok
+    for options in ({}, {"deep": True}, {"since_last": True}, {"budget_s": 0}):
+        found = rig.verify(**options)
+        assert found.problems == status.problems
+        assert not found.ok
+    # Thinning says first from where on all stays. One that is cut off leaves what it had still to delete.
+    state.change(rig.place, state.KEPT, lambda members: {rig.held.line.hex(): second.seqno + 1})
+    assert status_of(rig.place).problems == rig.verify().problems == ()
+
+
 def test_a_deep_check_compares_the_mark(rig: Rig) -> None:
     old, members = state.read(rig.place, state.MARK)
     assert rig.verify(deep=True).ok
@@ -326,7 +347,8 @@ def test_what_was_thinned_is_no_gap(rig: Rig) -> None:
 def test_objects_that_go_while_they_are_verified_are_no_problem(rig: Rig) -> None:
     base, *_ = rig.held.bases
     rig.db.checkpoint()
-    make_base(rig.db.engine, rig.place, lambda: None)
+    # It builds on none: thinning leaves what is built on.
+    backup(rig.db.engine, rig.place, base="full")
 
     class Going(DirectoryDestination):
         def get(self, name: str, **where: Any) -> bytes:

@@ -11,14 +11,9 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from archive_fixtures import OPTIONS, Model, Writer, archiver_of, check_all, restored
+from archive_fixtures import Program
 
 import kvwal
-from kvwal.backup.chain import list_held
-from kvwal.backup.keeping import Keep, Merging
-from kvwal.backup.port import DirectoryDestination
-from kvwal.backup.state import identity_of
-from kvwal.keys import Seqno
 from kvwal.testing import Operation, SimulatedDisk, crash_every
 
 WHICH: dict[str, Callable[[Any], Callable[[Any], bool]]] = {
@@ -26,81 +21,6 @@ WHICH: dict[str, Callable[[Any], Callable[[Any], bool]]] = {
     "destination": lambda coin: lambda piece: not piece.path.startswith("/b") or coin.random() < 0.5,
     "both": lambda coin: lambda piece: coin.random() < 0.5,
 }
-
-
-class Program:
-    """Commits, checkpoints, steps of the archiver, merging and reopening, the same ones for a seed."""
-
-    def __init__(self, seed: int, turns: int) -> None:
-        self.seed, self.turns = seed, turns
-        self.model: Model = {Seqno(0): {}}
-        self.line = self.store_id = b""
-
-    def __call__(self, disk: SimulatedDisk, acknowledged: list[Any]) -> None:
-        draw = random.Random(self.seed)
-        place = DirectoryDestination("/b", files=disk)
-        now_s = [0.0]
-
-        def opened() -> tuple[Any, Any]:
-            db = kvwal.open("/kv", files=disk, **OPTIONS)
-            self.line = db.engine.upkeep.consumers.line
-            self.store_id = db.engine.state.version.tree.meta.store_id
-            more = {"base_bytes": 1500, "codec": "none", "keep": Keep(), "monotonic_s": lambda: now_s[0]}
-            return db, archiver_of(db, place, **more)
-
-        db, archiver = opened()
-        writer = Writer(db, self.model)
-        for _ in range(self.turns):
-            what = draw.randrange(8)
-            if what < 3:
-                writer.some(draw.randint(1, 3))
-            elif what < 6:
-                disk.pass_time(draw.randint(1, 20))
-                now_s[0] += draw.choice([1, 31])
-                while archiver.step(now=True) == 0.0:
-                    pass
-                # The first base may have come after some commits.
-                first = list_held(place, self.line).stretches()[0].first
-                acknowledged.append((first, archiver.mark))
-            elif what == 6:
-                db.checkpoint()
-            else:
-                archiver.close()
-                db.close()
-                db, archiver = opened()
-                writer.db = db
-        db.close()
-
-    def check(self, disk: SimulatedDisk, acknowledged: list[Any]) -> None:
-        place = DirectoryDestination("/b", files=disk)
-        mark = None
-        if acknowledged:
-            first, mark = acknowledged[-1]
-            check_all(list_held(place, self.line), place, self.store_id, self.model, first, mark)
-        with kvwal.open("/kv", files=disk, **OPTIONS) as db:
-            line = db.engine.upkeep.consumers.line
-            if self.line and line != self.line:
-                assert mark is None, "the store is gone, and was archived"
-                return
-            # What was committed after the cut is of another history than what the program did.
-            model = {seqno: state for seqno, state in self.model.items() if seqno <= db.last_seqno}
-            archiver = archiver_of(db, place)
-            archiver.step()
-            assert archiver.mark is not None
-            assert mark is None or archiver.mark >= mark
-            writer = Writer(db, model)
-            writer.put(b"after", b"the cut")
-            archiver.step(now=True)
-            assert archiver.mark == db.last_seqno
-            held = list_held(place, line)
-            assert held.gaps() == []
-            first = held.stretches()[0].first
-            store_id = db.engine.state.version.tree.meta.store_id
-            check_all(held, place, store_id, model, first, archiver.mark)
-            merging = Merging(place, store_id, line)
-            while merging.step(archiver.mark):
-                pass
-            check_all(list_held(place, line), place, store_id, model, first, archiver.mark)
 
 
 def cut(seed: int, which: str, turns: int, every: int) -> int:
@@ -169,42 +89,3 @@ def test_a_call_that_fails_for_good_and_then_a_power_cut(every: int) -> None:
         if not fault.struck:
             break
         program.check(disk.crash(random.Random(nth)), acknowledged)
-
-
-def live(commits: int, seed: int = 1) -> tuple[SimulatedDisk, Any, Model]:
-    """A store of some commits, archived, merged at random, with bases between."""
-    draw, disk = random.Random(seed), SimulatedDisk(seed=seed)
-    place = DirectoryDestination("/b", files=disk)
-    db: Any = kvwal.open("/kv", files=disk, **OPTIONS)
-    writer = Writer(db)
-    now_s = [0.0]
-    more = {"base_bytes": 40 * commits, "keep": Keep(), "monotonic_s": lambda: now_s[0], "codec": "none"}
-    archiver = archiver_of(db, place, **more)
-    while db.last_seqno < commits:
-        writer.some(min(draw.randint(1, 8), commits - db.last_seqno))
-        disk.pass_time(draw.choice([0.1, 3, 40]))
-        now_s[0] += draw.choice([1, 1, 1, 31])
-        if draw.random() < 0.03:
-            db.checkpoint()
-        archiver.step(now=True)
-    db.close()
-    return disk, place, writer.model
-
-
-def test_every_moment_of_a_store_is_restored_by_restore() -> None:
-    disk, _, model = live(60)
-    for at in range(0, 61, 4):
-        assert restored(disk, at, f"/r{at}") == model[Seqno(at)]
-
-
-@pytest.mark.slow
-def test_every_moment_of_ten_thousand_commits() -> None:
-    disk, place, model = live(10_000)
-    names = {name.partition("/")[0] for name, _ in place.list_after("") if "/unit/" in name}
-    (line,) = (bytes.fromhex(name) for name in names)
-    held = list_held(place, line)
-    assert {unit.level for unit in held.units} >= {0, 1, 2, 3}
-    assert len(held.bases) > 2
-    check_all(held, place, identity_of(place), model, 0, 10_000)
-    for at in random.Random(4).sample(range(10_001), 100):
-        assert restored(disk, at, f"/r{at}") == model[Seqno(at)]

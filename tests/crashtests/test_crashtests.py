@@ -3,6 +3,8 @@
 import dataclasses
 import fnmatch
 import os
+import subprocess
+import sys
 import tempfile
 import threading
 from itertools import islice
@@ -13,10 +15,11 @@ import pytest
 import kvwal
 from crashtests import bitflips, faults, filesystems, interruptions, isolation
 from crashtests.__main__ import PARTS
+from crashtests.backup_mutations import BACKUP_MUTANTS
 from crashtests.console import Progress
 from crashtests.explorer import Case, Explorer, Limits, Tally
 from crashtests.history import Violation
-from crashtests.mutants import hunt
+from crashtests.mutants import ALL, hunt
 from crashtests.mutations import MUTANTS, DoesNotApply, Edit, Mutant, applied
 from crashtests.programs import NAMED
 from crashtests.session import Session
@@ -25,6 +28,7 @@ from kvwal.engine import engine
 from kvwal.feed.owned import OwnedConsumer
 from kvwal.testing import SimulatedDisk
 
+ROOT = Path(__file__).parent.parent.parent
 SMALL = Limits(choices=8, depth=2, nested_every=8, nested_choices=2)
 
 
@@ -44,14 +48,14 @@ def test_a_program_stands_every_cut(name):
     assert tally.states > 50
 
 
-@pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name)
+@pytest.mark.parametrize("mutant", ALL, ids=lambda mutant: mutant.name)
 def test_every_mutant_still_fits_the_code(mutant):
     with applied(mutant):
         pass
 
 
 def test_at_least_twenty_five_mutants_have_names_of_their_own():
-    assert len({mutant.name for mutant in MUTANTS}) == len(MUTANTS) >= 25
+    assert len({mutant.name for mutant in ALL}) == len(ALL) >= 25
 
 
 def test_a_violation_is_found_and_replayed_from_its_text():
@@ -231,6 +235,28 @@ def test_what_a_mutant_begins_with_are_cases_that_exist():
     for mutant in MUTANTS:
         if mutant.first:
             assert fnmatch.filter(names[mutant.part], mutant.first), mutant.name
+
+
+def test_what_kills_a_defect_of_backups_is_a_test_that_exists():
+    for mutant in BACKUP_MUTANTS:
+        path, _, name = mutant.first.partition("::")
+        assert f"def {name}(" in ROOT.joinpath(path).read_text(encoding="utf-8"), mutant.name
+
+
+def test_a_defect_is_killed_by_its_test_and_by_nothing_else():
+    mutant = next(mutant for mutant in BACKUP_MUTANTS if mutant.name == "what thinning leaves is not proved")
+    code = (
+        "from crashtests.console import Progress\n"
+        "from crashtests.mutants import ALL, hunt\n"
+        "from crashtests.suite import run\n"
+        "from crashtests.workers import Run\n"
+        f"mutant = next(mutant for mutant in ALL if mutant.name == {mutant.name!r})\n"
+        "whole = Run(1, 0.0, 0.0, 1, Progress(quiet=True), True, mutant.first)\n"
+        "print(hunt(mutant, whole).violations, run(whole).violations)\n"
+    )
+    # In a process of its own: this one has a test runner at work.
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout == "['Failed: DID NOT RAISE BackupDestinationError'] []\n"
 
 
 def test_a_mutant_that_changes_nothing_does_not_apply():

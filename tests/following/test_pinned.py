@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from following_fixtures import rewrite
+from following_fixtures import WRITES, fill, held, pages, rewrite
 
 import kvwal
 from kvwal.files import system_files
@@ -23,17 +23,6 @@ from kvwal.readers.pin import PinMaker
 from kvwal.testing import SimulatedDisk
 
 ROOT = Path(__file__).parent.parent.parent
-WRITES: dict[str, Any] = {"background": False, "keep_history_s": 0, "segment_bytes": 16 << 10}
-
-
-def held(db: kvwal.Store) -> list[kvwal.Pin]:
-    return [pin for pin in db.pins() if pin.purpose == "follower"]
-
-
-def pages(db: kvwal.Store) -> int:
-    """The pages that are in use, or held."""
-    figures = db.stats()
-    return figures.pages_total - figures.pages_free
 
 
 def test_a_held_moment_and_a_slow_scan_last_for_any_number_of_checkpoints(db: kvwal.Store, path: str) -> None:
@@ -258,50 +247,6 @@ def reader(path: str, seed: int) -> subprocess.Popen[bytes]:
         stdout=subprocess.PIPE,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
     )
-
-
-def fill(db: kvwal.Store, value: bytes) -> None:
-    db.update({b"%03d" % n: value * 1500 for n in range(300)})
-    db.checkpoint()
-
-
-def killed(path: str, rng: random.Random, rounds: int) -> None:
-    """Followers that are killed at any moment: what they held is back within two checkpoints."""
-    with kvwal.open(path, **WRITES) as db:
-        for n in range(4):
-            fill(db, b"%d" % n)
-        before, log_before = pages(db), db.stats().log_segments
-        for n in range(rounds):
-            child = reader(path, n)
-            assert child.stdout is not None
-            assert child.stdout.readline() == b"begun\n"
-            until = time.monotonic() + rng.random() * 0.2
-            while time.monotonic() < until:
-                fill(db, b"%d" % rng.randrange(10))
-            child.kill()
-            said = child.stdout.read()
-            child.wait()
-            child.stdout.close()
-            assert b"WRONG" not in said
-            for m in range(2):
-                fill(db, b"%d" % m)
-            assert [name for name in os.listdir(f"{path}/readers") if name.endswith(".pin")] == []
-            assert held(db) == []
-            fill(db, b"x")
-            assert pages(db) <= before * 1.05
-            assert db.stats().log_segments <= log_before + 1
-
-
-@pytest.mark.skipif(sys.platform == "win32", reason="that system has no such signals")
-def test_followers_that_are_killed_leave_nothing(path: str, rng: random.Random) -> None:
-    killed(path, rng, 1)
-
-
-@pytest.mark.long
-@pytest.mark.slow
-@pytest.mark.skipif(sys.platform == "win32", reason="that system has no such signals")
-def test_followers_that_are_killed_a_hundred_times_leave_nothing(path: str, rng: random.Random) -> None:
-    killed(path, rng, 100)
 
 
 def stopped(path: str, rng: random.Random, rounds: int) -> int:
