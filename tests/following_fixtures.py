@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 import kvwal
+from kvwal.readers.now import NowPage
 from kvwal.testing import SimulatedDisk
 
 PATH = "/store"
@@ -18,6 +19,22 @@ def all_durable(db: kvwal.Store) -> None:
     """Have the log say that all of it is on disk, as a writer does that has nothing else to do."""
     engine: Any = db.engine
     engine.queue.run(engine._log.mark_idle)
+
+
+def page_of(db: kvwal.Store, path: str, files: Any, clock: Any) -> NowPage:
+    """The control page as the background thread of this writer would write it, by the clock of a follower's files."""
+    engine: Any = db.engine
+    meta = engine._pages.meta
+    page = NowPage(clock, files.open_directory(path), meta.store_id, meta.line, engine._log.session, 0o600)
+    page.begin()
+    return page
+
+
+def said(db: kvwal.Store) -> tuple[int, int, int, int]:
+    """What it would write there."""
+    engine: Any = db.engine
+    durable, segment, salt = engine._log.durable_end
+    return durable, engine._pages.meta.generation, segment, salt
 
 
 def rewrite(db: kvwal.Store, value: bytes) -> None:

@@ -116,7 +116,8 @@ class Telling:
                 return
 
     def _write(self) -> None:
-        self._page.write(self._log.durable_seqno, self._pages.meta.generation)
+        durable, segment, salt = self._log.durable_end
+        self._page.write(durable, self._pages.meta.generation, segment, salt)
         self._told_s = self._now_s()
 
     def abandon(self) -> None:

@@ -34,7 +34,7 @@ from kvwal.following.past import FollowedPast
 from kvwal.following.waiting import Freshness, Waiting
 from kvwal.keys import Seqno
 from kvwal.locks import locked, locked_by_state, new_lock
-from kvwal.log import FollowedCursor, Hold, LogReader, Record, Run, SegmentCursor, Watch
+from kvwal.log import FollowedCursor, Heard, Hold, LogReader, Record, Run, SegmentCursor, Watch
 from kvwal.pages import FollowedPages, Tree
 from kvwal.pages.followed import Guard
 from kvwal.pages.pager import Pager
@@ -132,14 +132,16 @@ class Progress(Now):
             self._parts[1].release_pages()
             self._pages.let_go()
         try:
-            self._until_still(self._move)
+            is_all = self._until_still(lambda: self._move(in_short=self.freshness.max_lag_s is None))
+            if not is_all and before == (state.seqno, state.version):
+                is_all = self._until_still(self._move)
             if before == (state.seqno, state.version):
                 self._refuse_if_removed()
         except OSError:
             # It may be that it was closed meanwhile.
             state.refuse_if_gone()
             raise
-        if self._watch.written <= state.seqno and self._watch.is_sure:
+        if is_all and self._watch.written <= state.seqno and self._watch.is_sure:
             self.freshness.showed_all(began_s)
         self.waiting.wake()
         return state.seqno
@@ -156,22 +158,24 @@ class Progress(Now):
                 self._directory.path,
             )
 
-    def _move(self) -> None:
+    def _move(self, *, in_short: bool = False) -> bool:
+        """Whether all that there is was looked at: `in_short`, what the writer says is enough."""
         # Before the log is looked at: what is said to be on disk then is in a segment that is found.
         said = self._now.look() if self.pinned else None
-        if said is not None:
-            # Durability: the writer said it after a flush.
-            self._watch.hear(said.durable, said.session)
-        self._watch.look(self._publish_next)
+        # Durability: the writer said it after a flush.
+        heard = None if said is None else Heard(said.durable, said.segment, said.salt, said.session)
+        is_all = self._watch.look(self._publish_next, heard, in_short=in_short)
         pages = self._pages
         if self._state.version.tree.meta is not pages.meta:
             # An interruption came between installing the generation and going over to it.
             self._rebase()
-            return
+            return is_all
         # Something may have failed after it went over.
         self._refresh_bases()
-        if not pages.has_moved() or not self._rebase():
+        is_newest = not is_all and said is not None and said.generation == pages.meta.generation
+        if is_newest or not pages.has_moved() or not self._rebase():
             self._advance()
+        return is_all
 
     def _advance(self) -> None:
         """Publish what came and was not told."""

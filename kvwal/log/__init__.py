@@ -30,7 +30,7 @@ from kvwal.log.segmentlog import SegmentLog
 from kvwal.log.stretch import Stretch
 from kvwal.log.tail import LogEnd, TailRow
 from kvwal.log.verify import verify_log
-from kvwal.log.watch import FollowedCursor, Watch
+from kvwal.log.watch import FollowedCursor, Heard, Watch
 
 __all__ = [
     "CAUSE",
@@ -39,6 +39,7 @@ __all__ = [
     "Chain",
     "Extension",
     "FollowedCursor",
+    "Heard",
     "Hold",
     "HoldInfo",
     "KeyCursor",

@@ -21,7 +21,7 @@ Rules:
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Final, TypeAlias
+from typing import Final, NamedTuple, TypeAlias
 
 from kvwal.errors import CorruptionError
 from kvwal.files import File
@@ -35,7 +35,7 @@ from kvwal.log.segment import SegmentHeader
 from kvwal.log.tail import TailRow, Verdict, describe, failure, judge
 from kvwal.log.walk import Place, Readable, Stop, walk_parts, without_zeros
 
-__all__ = ["FollowedCursor", "Tell", "Watch"]
+__all__ = ["FollowedCursor", "Heard", "Tell", "Watch"]
 
 #: What gets commits that are on disk.
 Tell: TypeAlias = Callable[[Record | Run], object]
@@ -50,6 +50,19 @@ _LAST_BYTES: Final = 4096
 _MOST_PAUSE: Final = 64
 # In one look a segment is walked at most this number of times, and its end judged.
 _MOST_STEPS: Final = 4
+
+
+class Heard(NamedTuple):
+    """What a writer says: a commit that is on disk, the newest segment, which has it or comes after it, its session."""
+
+    durable: int
+    segment: int
+    salt: int
+    session: int
+
+    def is_newest(self, header: SegmentHeader) -> bool:
+        """Whether it says so of this segment."""
+        return (header.first_seqno, header.salt) == (self.segment, self.salt)
 
 
 class _Newest:
@@ -72,6 +85,11 @@ class _Newest:
         self.wait = self.pause = 0
         #: The last commits before the place, in order, which are still to be told.
         self.passed: list[Record | Run] = []
+
+    @property
+    def header(self) -> SegmentHeader:
+        """Its header."""
+        return self.found.known
 
     @property
     def end(self) -> int:
@@ -128,17 +146,21 @@ class Watch:
         self.written = durable
         self.written_us = 0
         self._newest: _Newest | None = None
-        # Of the writer that was heard last.
-        self._session: int | None = None
+        # What was heard last.
+        self._heard: Heard | None = None
 
-    def look(self, tell: Tell | None = None) -> bool:
-        """Read on; whether more of the log is on disk than before. The first look reads as recovery does.
+    def look(self, tell: Tell | None = None, heard: Heard | None = None, *, in_short: bool = False) -> bool:
+        """Read on; whether all that there is was looked at. The first look reads as recovery does.
 
         `tell` gets what was passed and is on disk, in order. It may miss some, and get some again.
+        `heard`: what a writer says that has opened the store, from before this look. `in_short`: if this says that the
+        segment was the newest one, it is not looked whether there is a newer one by now.
         Raises OSError, CorruptionError or FormatError if the newest segment cannot be read, is damaged, or is newer
         than this version, which may come of a change under way: look again then.
         """
-        before = self.durable
+        if heard is not None:
+            self.know(heard.durable)
+            self._heard = heard
         newest = self._newest
         if newest is None:
             newest = self._open(self._find())
@@ -146,6 +168,10 @@ class Watch:
             newest.seen = newest.found.known.capacity
             self._newest = newest
         self._walk(newest, tell)
+        if in_short and tell is not None and not newest.is_due and heard is not None and heard.is_newest(newest.header):
+            # For commits up to this one it was.
+            newest.passed = _told(newest.passed, heard.durable, tell)
+            return False
         # Is it still the newest segment, and in its place?
         while (found := self._find()).known != newest.found.known:
             self._newest = self._open(found)
@@ -155,7 +181,7 @@ class Watch:
         if tell is not None:
             newest.passed = _told(newest.passed, self.durable, tell)
         self._examine(newest, tell)
-        return self.durable > before
+        return True
 
     @property
     def segment(self) -> SegmentHeader | None:
@@ -177,9 +203,10 @@ class Watch:
     def _open(self, found: FoundSegment) -> _Newest:
         """If it was replaced meanwhile, no record will verify, and the next look finds the other one."""
         chain = self._reader.chain
-        if found.known.session != self._session:
+        heard = self._heard
+        if heard is None or not (found.known.session == heard.session or heard.is_newest(found.known)):
             # Durability: before what it says is believed. A writer that is heard has flushed the names that its
-            # recovery gave; and one that it gives later says only what the segments before it have on disk.
+            # recovery found and gave; and one that it gives later says only what the segments before it have on disk.
             self._reader.flush_names()
         place = start_in(chain, found, self.durable)
         return _Newest(chain.open(found), found, place)
@@ -267,11 +294,6 @@ class Watch:
                 accused = place.offset
             # With large records, whatever they end with.
             self._step(newest, newest.file, tell)
-
-    def hear(self, durable: int, session: int) -> None:
-        """A writer that has opened the store says that this commit is on disk. Before `look`."""
-        self.know(durable)
-        self._session = session
 
     def know(self, durable: int) -> None:
         """Another file says that this commit is on disk."""

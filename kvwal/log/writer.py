@@ -372,6 +372,16 @@ class SegmentWriter(ABC):
             raise poisoned(self._failure)
         return False
 
+    @property
+    def durable_end(self) -> tuple[Seqno, Seqno, int]:
+        """The last durable commit, and first seqno and salt of the newest segment, or 0 if none is open.
+
+        The commit is in it, or in one before it. From any thread.
+        """
+        # In this order: what is durable by now is in no segment that comes later.
+        durable, header = self.durable_seqno, self._header
+        return (durable, Seqno(0), 0) if header is None else (durable, header.first_seqno, header.salt)
+
     def tell_flushes(self, tell: Callable[[], None] | None) -> None:
         """As `Waiting.tell_flushes`."""
         self._waiting.tell_flushes(tell)

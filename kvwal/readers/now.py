@@ -3,7 +3,7 @@
     at   type   field
      0   8 B    magic "kvwalnow"
      8   u16    version, 1
-    10   u16    size, 76
+    10   u16    size, 88
     12   u32    flags, zero
     16   16 B   store id
     32   8 B    line
@@ -11,7 +11,9 @@
     48   u64    durable seqno
     56   u64    generation, the newest
     64   u64    heartbeat, in ns, when this was written: CLOCK_BOOTTIME on Linux, else CLOCK_MONOTONIC
-    72   u32    CRC-32C of the bytes before
+    72   u64    segment: the newest, by its first seqno, or 0; the durable commit is in it, or in one before it
+    80   u32    salt of this segment, or 0
+    84   u32    CRC-32C of the bytes before
 
 It is written in place, by one write of all bytes, and not flushed. A reader takes it if it verifies and its heartbeat
 is young. So it takes nothing that a writer said that is gone for long, and what a living one says is true for good: a
@@ -31,10 +33,10 @@ from kvwal.files.names import NOW, READERS
 
 __all__ = ["HEARTBEAT_S", "NOW_BYTES", "NowPage", "NowReader", "Said", "decode_now", "encode_now"]
 
-PAGE: Final = Struct("<8sHHI16s8sQQQQ")
+PAGE: Final = Struct("<8sHHI16s8sQQQQQI")
 CRC: Final = Struct("<I")
 NOW_BYTES: Final = PAGE.size + CRC.size
-assert NOW_BYTES == 76, "the size of the control page"
+assert NOW_BYTES == 88, "the size of the control page"
 
 _MAGIC: Final = b"kvwalnow"
 _VERSION: Final = 1
@@ -45,7 +47,7 @@ _YOUNG_S: Final = 2 * HEARTBEAT_S
 
 
 class Said(NamedTuple):
-    """What a writer said: which store it is, which commits are on disk, and when it said so (monotonic clock)."""
+    """What a writer said: which store it is, which commits are on disk and where, when it said so (monotonic clock)."""
 
     store_id: bytes
     line: bytes
@@ -53,6 +55,8 @@ class Said(NamedTuple):
     durable: int
     generation: int
     heartbeat_ns: int
+    segment: int
+    salt: int
 
 
 def encode_now(said: Said) -> bytes:
@@ -112,12 +116,13 @@ class NowPage:
         finally:
             readers.close()
 
-    def write(self, durable: int, generation: int) -> None:
-        """Say this, with a heartbeat. OSError if it cannot be written."""
+    def write(self, durable: int, generation: int, segment: int, salt: int) -> None:
+        """Say this, with a heartbeat. `segment`: looked at after `durable`. OSError if it cannot be written."""
         # Held until it is written, so that no other thread closes the file under it.
         held = self._open
         if held is not None:
-            held.file.pwrite(encode_now(Said(*self._identity, durable, generation, int(self._now_s() * 1e9))), 0)
+            said = Said(*self._identity, durable, generation, int(self._now_s() * 1e9), segment, salt)
+            held.file.pwrite(encode_now(said), 0)
 
     def end(self) -> None:
         """Say nothing any more. Idempotent."""
@@ -158,7 +163,7 @@ class NowReader:
         try:
             if self._file is None:
                 self._file = self._open()
-            said = decode_now(self._file.pread(NOW_BYTES + 1, 0))
+            said = decode_now(self._file.pread(NOW_BYTES, 0))
         except OSError:
             if self._directory.inherited:
                 raise

@@ -1,16 +1,17 @@
-"""A follower that hears its writer: it reads each commit once, and flushes the directory only where it must."""
+"""A follower that hears its writer: it reads each commit once, looks and flushes only where it must."""
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable
 from typing import Any
 
 import pytest
+from following_fixtures import page_of, said
 from wrapped_files import Wrapped
 
 import kvwal
 from kvwal.following import progress
-from kvwal.readers.now import NowPage
 from kvwal.testing import SimulatedDisk
 
 PATH = "/store"
@@ -32,15 +33,6 @@ class Told(Wrapped):
         self.there.sync()
 
 
-def page_of(db: kvwal.Store, disk: SimulatedDisk) -> NowPage:
-    """What the background thread of this writer would write."""
-    engine: Any = db.engine
-    meta = engine._pages.meta
-    page = NowPage(disk, disk.open_directory(PATH), meta.store_id, meta.line, engine._log.session, 0o600)  # type: ignore[arg-type]
-    page.begin()
-    return page
-
-
 @pytest.fixture(autouse=True)
 def _two_processes(monkeypatch: pytest.MonkeyPatch) -> None:
     """Both programs are in one process to Python, and not on the disk."""
@@ -49,20 +41,21 @@ def _two_processes(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_what_is_passed_is_not_read_again_and_no_name_flushed(monkeypatch: pytest.MonkeyPatch) -> None:
     disk = SimulatedDisk()
+    other = disk.beside()
     flushes: list[None] = []
     again: list[int] = []
     beyond = progress.commits_beyond
     monkeypatch.setattr(progress, "commits_beyond", lambda *args: (again.append(args[1]), beyond(*args))[1])
     with kvwal.open(PATH, files=disk, **WRITES) as db:
         db[b"key"] = b"first"
-        with kvwal.follow(PATH, files=Told(disk, lambda: flushes.append(None))) as live:  # type: ignore[arg-type]
-            page = page_of(db, disk)
+        with kvwal.follow(PATH, files=Told(other, lambda: flushes.append(None))) as live:  # type: ignore[arg-type]
+            page = page_of(db, PATH, disk, other)
             live.refresh()
             flushes.clear()
             again.clear()
             for n in range(900):
                 db[b"%d" % n] = b"x" * n
-                page.write(db.durable_seqno, db.stats().generation)
+                page.write(*said(db))
                 if n % 9 == 0:
                     assert live.refresh() == n + 2
             rolls = db.stats().log_segments - 1
@@ -76,9 +69,10 @@ def test_what_is_passed_is_not_read_again_and_no_name_flushed(monkeypatch: pytes
 
 def test_a_run_that_is_on_disk_in_part_is_shown_in_part_and_the_rest_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     disk = SimulatedDisk()
+    other = disk.beside()
     expected: dict[bytes, bytes] = {}
-    with kvwal.open(PATH, files=disk, background=False, durability="os") as db, kvwal.follow(PATH, files=disk) as live:
-        page = page_of(db, disk)
+    with kvwal.open(PATH, files=disk, background=False, durability="os") as db, kvwal.follow(PATH, files=other) as live:
+        page = page_of(db, PATH, disk, other)
         live.refresh()
         monkeypatch.delattr(progress, "commits_beyond")
         for n in range(6):
@@ -87,24 +81,99 @@ def test_a_run_that_is_on_disk_in_part_is_shown_in_part_and_the_rest_kept(monkey
                     db.sync()
                     expected = dict(db)
                 db.put(b"%02d" % (i * 7 % 64), b"%03d" % i)
-            page.write(db.durable_seqno, db.stats().generation)
+            page.write(*said(db))
             assert live.refresh() == db.durable_seqno == n * 100 + 40 + n
             assert dict(live) == expected
+
+
+def test_what_the_writer_says_is_enough_while_it_says_something_new(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Then no name of a segment is asked for, and no meta read; a look that hears nothing new asks for all."""
+    disk = SimulatedDisk()
+    other = disk.beside()
+    asked: list[str] = []
+    with kvwal.open(PATH, files=disk, **WRITES) as db:
+        db[b"key"] = b"first"
+        with kvwal.follow(PATH, files=other) as live:
+            engine: Any = live.engine
+            page = page_of(db, PATH, disk, other)
+            live.refresh()
+            for owner, name in ((engine.progress._watch, "_find"), (engine._pages, "has_moved")):
+                real = getattr(owner, name)
+                monkeypatch.setattr(owner, name, lambda real=real, name=name: (asked.append(name), real())[1])
+            for n in range(5):
+                db[b"key"] = b"%d" % n
+                page.write(*said(db))
+                assert live.refresh() == n + 2
+                assert live[b"key"] == b"%d" % n
+            assert asked == []
+            live.refresh()
+            assert asked == ["_find", "has_moved"]
+            # A checkpoint, and then a roll.
+            db.checkpoint()
+            db[b"key"] = b"after"
+            page.write(*said(db))
+            assert live.refresh() == 7
+            assert live.rebases == 1
+            asked.clear()
+            while db.stats().log_segments == 1 or len(db) < 40:
+                db[b"%d" % db.last_seqno] = b"x" * 1000
+            page.write(*said(db))
+            assert live.refresh() == db.last_seqno
+            assert "_find" in asked
+            assert dict(live) == dict(db)
+
+
+def test_what_is_shown_is_known_to_be_all_only_where_all_was_looked_at() -> None:
+    """The page may be behind: a bound of age is held by what the files say."""
+    disk = SimulatedDisk()
+    other = disk.beside()
+    with kvwal.open(PATH, files=disk, **WRITES) as db:
+        db[b"key"] = b"first"
+        with kvwal.follow(PATH, files=other) as live, kvwal.follow(PATH, files=other, max_lag_s=3600) as bound:
+            page = page_of(db, PATH, disk, other)
+            for each, is_current in ((live, False), (bound, True)):
+                each.refresh()
+                freshness = each.engine.progress.freshness  # type: ignore[attr-defined]
+                freshness._current_s = 0.0
+                db[b"key"] = b"next"
+                page.write(*said(db))
+                assert each.refresh() == db.last_seqno
+                assert (freshness._current_s > 0) == is_current
+
+
+def test_a_page_of_a_writer_that_is_gone_hides_nothing_of_the_next_one() -> None:
+    """It is young, and names the segment in which the follower is; the next writer goes on in another one."""
+    disk = SimulatedDisk()
+    other = disk.beside()
+    with kvwal.open(PATH, files=disk, **WRITES) as db:
+        db[b"key"] = b"first"
+        with kvwal.follow(PATH, files=other) as live:
+            page = page_of(db, PATH, disk, other)
+            page.write(*said(db))
+            db.put(b"key", b"second", durability="os")
+            live.refresh()
+            db.engine.abandon()
+            with kvwal.open(PATH, files=disk, **WRITES) as after:
+                after[b"key"] = b"third"
+                after[b"key"] = b"fourth"
+                assert live.refresh() == after.last_seqno - 1
+                assert live[b"key"] == b"third"
 
 
 def test_a_name_that_a_recovery_has_given_and_not_flushed_is_flushed_before_it_is_believed() -> None:
     """Whatever the writer before it said, and is still heard."""
     disk = SimulatedDisk()
+    other = disk.beside()
     shown: list[int] = []
     with kvwal.open(PATH, files=disk, **WRITES) as db:
         db[b"key"] = b"first"
-        with kvwal.follow(PATH, files=disk.beside()) as live:
-            page = page_of(db, disk)
-            page.write(db.durable_seqno, db.stats().generation)
+        with kvwal.follow(PATH, files=other) as live:
+            page = page_of(db, PATH, disk, other)
+            page.write(*said(db))
             assert live.refresh() == 1
             for n in range(20):
                 db.put(b"key", b"%d" % n, durability="os")
-            page.write(db.durable_seqno, db.stats().generation)
+            page.write(*said(db))
             assert live.refresh() == 1
             db.engine.abandon()
 
@@ -118,3 +187,30 @@ def test_a_name_that_a_recovery_has_given_and_not_flushed_is_flushed_before_it_i
                 pass
     assert shown[-1] == 21
     assert 1 in shown
+
+
+@pytest.mark.parametrize("looks", [True, False])
+def test_what_a_full_disk_refused_is_never_shown_whatever_the_page_says(looks: bool) -> None:
+    """It was written whole, and another commit has its seqno in the next segment, which the page names."""
+    disk = SimulatedDisk()
+    other = disk.beside()
+    expected: dict[bytes, bytes] = {}
+    with kvwal.open(PATH, files=disk, **WRITES) as db:
+        db[b"key"] = b"first"
+        with kvwal.follow(PATH, files=other) as live:
+            page = page_of(db, PATH, disk, other)
+            page.write(*said(db))
+            live.refresh()
+            for n in range(6):
+                disk.fail("pwrite", error=errno.ENOSPC, path="*.log*", effect="all", forever=True)
+                with pytest.raises(kvwal.DiskFullError):
+                    db[b"%d" % n] = b"refused"
+                disk.heal()
+                if looks:
+                    # Passed, and kept until it is on disk.
+                    live.refresh()
+                db[b"%d" % n] = b"instead"
+                page.write(*said(db))
+                assert live.refresh() == db.last_seqno == n + 2
+                expected[b"%d" % n] = b"instead"
+                assert dict(live.scan(prefix=b"")) == {b"key": b"first", **expected}

@@ -14,7 +14,7 @@ from functools import cache
 from typing import Any
 
 import pytest
-from following_fixtures import look_at_no_checksum
+from following_fixtures import look_at_no_checksum, page_of, said
 
 import kvwal
 from kvwal.testing import SimulatedDisk
@@ -74,10 +74,14 @@ class Live:
         try:
             files: Any = Stopping(self.disk, self._stop)
             with kvwal.open(PATH, files=files, background=False, keep_history_s=0, **self._options) as db:
+                # Some commits are told, and some are not.
+                page = page_of(db, PATH, self.disk, self.other)
                 for n in range(self._checkpoints):
                     state = {key: b"%d" % (n % 10) * 900 for key in KEYS[n % 3 :]}
                     self.states.append({**self.states[-1], **state})
                     db.update(state)
+                    if n % 3:
+                        page.write(*said(db))
                     db.checkpoint()
         except Over:
             pass

@@ -18,19 +18,19 @@ from kvwal.files import inside, system_files
 from kvwal.readers.now import NOW_BYTES, NowPage, NowReader, Said, decode_now, encode_now
 from kvwal.testing import SimulatedDisk
 
-SAID = Said(b"s" * 16, b"l" * 8, 3, 41, 7, 123_456_789)
+SAID = Said(b"s" * 16, b"l" * 8, 3, 41, 7, 123_456_789, 30, 31)
 
 
 def test_a_page_comes_back_as_it_was_written_and_a_damaged_one_is_none() -> None:
     raw = encode_now(SAID)
-    assert len(raw) == NOW_BYTES == 76
+    assert len(raw) == NOW_BYTES == 88
     assert decode_now(raw) == SAID
-    assert raw[:12].hex() == "6b7677616c6e6f7701004c00"
+    assert raw[:12].hex() == "6b7677616c6e6f7701005800"
     for at in range(len(raw)):
         assert decode_now(raw[:at] + bytes([raw[at] ^ 1]) + raw[at + 1 :]) is None
     other = encode_now(SAID._replace(durable=42, heartbeat_ns=5))
     # Torn anywhere.
-    assert {decode_now(raw[:at] + other[at:]) for at in range(1, 76)} <= {None, SAID, decode_now(other)}
+    assert {decode_now(raw[:at] + other[at:]) for at in range(1, 88)} <= {None, SAID, decode_now(other)}
     assert decode_now(raw[:-1]) is decode_now(raw + b"\0") is None
 
 
@@ -52,25 +52,25 @@ def test_it_is_believed_while_its_writer_lives() -> None:
     world.page.begin()
     assert world.reader.look() is None
     for durable in (5, 6):
-        world.page.write(durable, 2)
+        world.page.write(durable, 2, 1, 0)
         said = world.reader.look()
         assert said is not None
-        assert (said.durable, said.generation, said.session) == (durable, 2, 3)
+        assert (said.durable, said.generation, said.session, said.segment) == (durable, 2, 3, 1)
     world.disk.pass_time(1.5)
     assert world.reader.look() is not None
     world.disk.pass_time(0.6)
     assert world.reader.look() is None
-    world.page.write(7, 2)
+    world.page.write(7, 2, 1, 0)
     assert world.reader.look() is not None
     world.page.end()
     world.page.end()
     assert inside(world.directory, "readers").names() == []
     # Another file of that name.
     world.page.begin()
-    world.page.write(8, 2)
+    world.page.write(8, 2, 1, 0)
     world.disk.pass_time(3)
     assert world.reader.look() is None
-    world.page.write(8, 2)
+    world.page.write(8, 2, 1, 0)
     said = world.reader.look()
     assert said is not None
     assert said.durable == 8
@@ -80,10 +80,10 @@ def test_it_is_believed_while_its_writer_lives() -> None:
 def test_it_is_not_believed_of_another_store_or_from_another_clock() -> None:
     world = Page()
     world.page.begin()
-    world.page.write(5, 2)
+    world.page.write(5, 2, 1, 0)
     for store_id, line in ((b"x" * 16, SAID.line), (SAID.store_id, b"x" * 8)):
         assert NowReader(world.disk, world.directory, store_id, line).look() is None
-    ahead = Said(SAID.store_id, SAID.line, 3, 9, 2, int((world.disk.monotonic_s() + 60) * 1e9))
+    ahead = Said(SAID.store_id, SAID.line, 3, 9, 2, int((world.disk.monotonic_s() + 60) * 1e9), 1, 0)
     world.disk.damage("/store/readers/now", 0, encode_now(ahead))
     assert world.reader.look() is None
 
@@ -103,7 +103,7 @@ def test_a_commit_is_shown_as_soon_as_the_page_says_that_it_is_on_disk(store: st
         meta = db.engine._pages.meta  # type: ignore[attr-defined]
         page = NowPage(files, files.open_directory(store), meta.store_id, meta.line, meta.session, 0o600)
         page.begin()
-        page.write(last, meta.generation)
+        page.write(last, meta.generation, 1, 0)
         assert live.refresh() == last
         assert live[b"key"] == b"2"
         unpinned = kvwal.follow(store, pin=False)
@@ -207,7 +207,7 @@ def test_who_waits_for_a_flush_is_woken_beside_those_who_are_told(store: str) ->
         engine._log.tell_flushes(lambda: told.append(1))
         engine._log.tell_flushes(lambda: told.append(2))
         woken: list[int] = []
-        engine._log._when_beyond(db.last_seqno, lambda: woken.append(1))
+        engine._log._waiting.when_beyond(db.last_seqno, lambda: woken.append(1))
         for _ in range(3):
             db[b"key"] = b""
         assert woken == [1]
@@ -233,7 +233,7 @@ def test_the_end_closes_no_file_that_a_leader_is_writing(tmp_path: Path, monkeyp
         return real(fd, data, offset)
 
     monkeypatch.setattr(os, "pwrite", ended_meanwhile)
-    page.write(1, 1)
+    page.write(1, 1, 1, 0)
     assert not page.is_open
     with pytest.raises(OSError, match="descriptor"):
         os.fstat(*written)
