@@ -53,6 +53,17 @@ with contextlib.ExitStack() as stack:
         for each in live:
             each.refresh()
 """
+# Computes all the time, as long as its input is open: what another busy process costs on this machine.
+_BUSY: Final = """
+import sys, threading
+over = threading.Event()
+threading.Thread(target=lambda: (sys.stdin.read(), over.set()), daemon=True).start()
+print("ready", flush=True)
+found, n = {}, 0
+while not over.is_set():
+    for n in range(n, n + 1000):
+        found[n * 7919 % 1_000_003] = bytes(100)
+"""
 # PATH KEYS SECONDS SQLITE: gets of keys that are in memory, by a follower that moves every 1,000 of them or by SQLite,
 # once its input has a line; prints how many.
 _GETS: Final = """
@@ -135,14 +146,14 @@ def _stale(setting: Setting) -> list[Line]:
 
 def _puts(setting: Setting) -> list[Line]:
     """A put with followers of another process that move every 50 ms: its processor time, and how long a durable one
-    takes.
+    takes; that also beside a process that only computes.
     """
     pool, path, n = values(100), setting.directory / "s", 0
 
-    def cost(followers: int, durability: Any, count: int) -> float:
+    def cost(followers: int, durability: Any, count: int, code: str = _MANY) -> float:
         nonlocal n
         clock = perf_counter if durability == "commit" else process_time
-        with kvwal.open(path, durability=durability) as db, _child(_MANY, path, followers) as child:
+        with kvwal.open(path, durability=durability) as db, _child(code, path, followers) as child:
             began_s = clock()
             for _ in range(count):
                 n += 1
@@ -158,13 +169,18 @@ def _puts(setting: Setting) -> list[Line]:
         ('a put at "os", processor time', "os", sizes.puts),
         ("a durable put", "commit", sizes.durable),
     ):
-        found = in_turns({str(each): partial(cost, each, durability, count) for each in (0, 8, 64)}, setting)
+        costs = {str(each): partial(cost, each, durability, count) for each in (0, 8, 64)}
+        if durability == "commit":
+            costs["busy"] = partial(cost, 0, durability, count, _BUSY)
+        found = in_turns(costs, setting)
         lines.append(Line(f"{what}, without followers, us", _text(Figure(tuple(found["0"])))))
         for followers in ("8", "64"):
             ratio = ratios(found[followers], found["0"])
             lines.append(
                 Line(f"{what}, with {followers}, to none", spread(ratio), "at most 1.03x", ratio.median <= 1.03)
             )
+        if "busy" in found:
+            lines.append(Line(f"{what}, beside a process that computes", spread(ratios(found["busy"], found["0"]))))
     return lines
 
 

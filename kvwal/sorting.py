@@ -14,6 +14,8 @@ _STEP: Final = 1024
 # Eight keys in each step, but at most 4,096 keys, say where the steps part.
 _SAMPLES: Final = 8
 _MOST_SAMPLES: Final = 4096
+# Keys of the sample that are sorted in a step.
+_SORTED: Final = 256
 
 
 def sorted_in_steps(keys: Collection[bytes], step_keys: int = _STEP) -> Iterator[list[bytes]]:
@@ -29,7 +31,12 @@ def sorted_in_steps(keys: Collection[bytes], step_keys: int = _STEP) -> Iterator
         sample.append(part[37 * len(sample) % len(part)])
         if not len(sample) % _SAMPLES:
             yield []
+    for i in range(0, len(sample), _SORTED):
+        sample[i : i + _SORTED] = sorted(sample[i : i + _SORTED])
+        yield []
+    # It only merges those.
     sample.sort()
+    yield []
     per_step = max(1, step_keys // every)
     bounds = sample[per_step::per_step]
     steps: list[list[bytes]] = [[] for _ in range(len(bounds) + 1)]

@@ -315,6 +315,10 @@ class KeyTable:
             yield bytes(order[at : at + size])
         for i in range(0, len(blocks), _STEP_BLOCKS):
             yield b"".join(blocks[i : i + _STEP_BLOCKS])
+        # To free all of it at once would take long.
+        for held in (order, buckets, blocks, marks):
+            held.clear()
+            yield b""
 
     def _add_rows(
         self, order: bytearray, buckets: list[bytearray], fences: list[bytes], table: int, keys: list[bytes]
