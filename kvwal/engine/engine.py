@@ -357,10 +357,11 @@ class Engine:
             self._abandon_files()
 
     def _abandon_files(self) -> None:
+        if self._telling is not None:
+            # Before the log wakes those that wait, and would tell followers.
+            self._telling.abandon()
         if self._log is not None:
             self._log.abandon()
-        if self._telling is not None:
-            self._telling.abandon()
         self.upkeep.past.close()
         self._pages.close()
         self._directory.close()

@@ -215,7 +215,10 @@ class Progress(Now):
         if meta == pages.meta and state.version.tree.meta is pages.meta:
             return False
         # Durability: the log was flushed so far before the flip.
-        watch.know(meta.replay_through)
+        if meta.replay_through > watch.durable:
+            watch.know(meta.replay_through)
+            # Before more is shown: feeds go by the newest segment that was found, and these may be in a newer one.
+            watch.look()
         until = watch.durable
         memtable = Memtable(meta.seqno, *state.locks())
         newest_us = fill(memtable, self._reader, meta.seqno, until)

@@ -3,8 +3,8 @@
 A flush wakes one thread, and each thread that was woken wakes the next. To wake ten of them takes 75 us, which the
 commit would wait for; and they would then take the interpreter from the next one, all at once.
 
-Invariant: a thread whose turn has come passes it on, whatever it was woken by or interrupted in. Where that fails, in
-the few instructions before it, the next flush, idle mark or thread that begins to wait goes on with those left.
+Invariant: a thread whose turn has come passes it on, whatever it was woken by or interrupted in. What a leader that was
+interrupted left undone is done by the next flush, idle mark, or thread that begins to wait or has waited.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
 from typing import Final
 
 from kvwal.keys import Seqno
@@ -37,8 +39,9 @@ class _Turn:
         self._lock.acquire()
 
     def __call__(self) -> None:
-        """It has come."""
-        self._lock.release()
+        """It has come. Idempotent."""
+        with suppress(RuntimeError):
+            self._lock.release()
 
     def wait(self, timeout_s: float | None) -> None:
         """Wait for it, at most so long (None: for ever)."""
@@ -48,33 +51,33 @@ class _Turn:
 class Waiting:
     """Those who wait for a log. From any thread, but for `wake`."""
 
-    __slots__ = ("_due", "_is_beyond", "_tell", "those")
+    __slots__ = ("_is_beyond", "_tell", "due", "those")
 
     def __init__(self, is_beyond: Callable[[Seqno], bool]) -> None:
         """`is_beyond`: whether commits beyond this one are durable. It raises if none ever will be."""
         self._is_beyond = is_beyond
         #: Called by the next flush, if there are any.
         self.those: deque[Callable[[], object]] = deque()
-        # Threads that need not wait any longer, and were not told.
-        self._due: deque[_Turn] = deque()
+        #: Threads that need not wait any longer. The first one was woken, unless that was interrupted.
+        self.due: deque[_Turn] = deque()
         # Called by each flush, after those.
         self._tell: Callable[[], None] | None = None
 
     def __bool__(self) -> bool:
-        return bool(self.those)
+        return bool(self.those or self.due)
 
     def await_beyond(self, seqno: Seqno, timeout_s: float | None) -> bool:
         """Wait until commits beyond `seqno` are durable; whether they are. PoisonedError if none ever will be."""
         self.pass_on()
         turn = _Turn()
-        take_back = self.when_beyond(seqno, turn)
         try:
+            self.when_beyond(seqno, turn)
             turn.wait(timeout_s)
         finally:
-            # First: a flush may have it in its hands.
+            # First: a flush may be about to make it due.
             turn.is_over = True
-            if not take_back():
-                self.pass_on()
+            self._take_back(turn)
+            self.pass_on()
         return self._is_beyond(seqno)
 
     def when_beyond(self, seqno: Seqno, wake: Callable[[], object]) -> Callable[[], bool]:
@@ -84,25 +87,24 @@ class Waiting:
         short and not raise. PoisonedError if none ever will be.
         """
         self.those.append(wake)
-
-        def take_back() -> bool:
-            for each in (self.those, self._due):
-                try:
-                    each.remove(wake)  # type: ignore[arg-type]  # of the second, it is a turn
-                except ValueError:
-                    continue
-                return True
-            return False  # It was called just now.
-
         # Looked at after it is there: a flush either calls it, or came before and is seen here.
         try:
             beyond = self._is_beyond(seqno)
         except BaseException:
-            take_back()
+            self._take_back(wake)
             raise
-        if beyond and take_back():
+        if beyond and self._take_back(wake):
             wake()
-        return take_back
+        return partial(self._take_back, wake)
+
+    def _take_back(self, wake: Callable[[], object]) -> bool:
+        """Whether it was there. If not, it is called just now, or was."""
+        found = False
+        for each in (self.those, self.due):
+            with suppress(ValueError):
+                each.remove(wake)  # type: ignore[arg-type]  # of the second, it is a turn
+                found = True
+        return found
 
     def tell_flushes(self, tell: Callable[[], None] | None) -> None:
         """Have `tell` called after each flush from now on; None: nothing. The leader calls it: it never raises."""
@@ -113,29 +115,36 @@ class Waiting:
 
     def wake(self) -> None:
         """A flush made commits durable, or none ever will be. One caller at a time."""
+        those = self.those
         # What is added meanwhile looks for itself whether it is late.
-        for _ in range(len(self.those)):
+        for _ in range(len(those)):
             try:
-                wake = self.those.popleft()
-            except IndexError:
-                break
-            if isinstance(wake, _Turn):
-                self._due.append(wake)
-            else:
+                wake = those[0]
+                if isinstance(wake, _Turn):
+                    # First: interrupted in between, it is in both, and woken all the same.
+                    self.due.append(wake)
+                those.remove(wake)
+            except (IndexError, ValueError):
+                # It gave up just now.
+                continue
+            if not isinstance(wake, _Turn):
                 wake()
         self.pass_on()
         tell = self._tell
         if tell is not None:
-            self.those.append(_nothing)
+            those.append(_nothing)
             tell()
 
     def pass_on(self) -> None:
         """Wake the next thread, if there is one."""
-        while self._due:
+        # It stays there until it has woken up: what is interrupted here is done again by the next caller.
+        while self.due:
             try:
-                turn = self._due.popleft()
+                turn = self.due[0]
             except IndexError:
                 return
             if not turn.is_over:
                 turn()
                 return
+            with suppress(ValueError):
+                self.due.remove(turn)

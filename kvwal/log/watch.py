@@ -20,6 +20,7 @@ Rules:
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Final, NamedTuple, TypeAlias
 
@@ -84,7 +85,7 @@ class _Newest:
         #: Looks until the same place is examined again, and how many those were the last time.
         self.wait = self.pause = 0
         #: The last commits before the place, in order, which are still to be told.
-        self.passed: list[Record | Run] = []
+        self.passed: deque[Record | Run] = deque()
 
     @property
     def header(self) -> SegmentHeader:
@@ -121,17 +122,19 @@ class _Arrived:
         return self._file.pread(size, offset)
 
 
-def _told(passed: list[Record | Run], durable: int, tell: Tell) -> list[Record | Run]:
-    """Tell of the first ones, up to this commit; what is left of them."""
-    for i, part in enumerate(passed):
+def _told(passed: deque[Record | Run], durable: int, tell: Tell) -> None:
+    """Tell of the first ones, up to this commit, and take them away: each after it was told."""
+    while passed:
+        part = passed[0]
         if isinstance(part, Run) and part.seqnos[0] <= durable < part.seqnos[-1]:
             on_disk = durable + 1 - part.seqnos[0]
             tell(part.part(0, on_disk))
-            return [part.part(on_disk), *passed[i + 1 :]]
+            passed[0] = part.part(on_disk)
+            return
         if (part.seqno if isinstance(part, Record) else part.seqnos[0]) > durable:
-            return passed[i:]
+            return
         tell(part)
-    return []
+        passed.popleft()
 
 
 class Watch:
@@ -170,7 +173,7 @@ class Watch:
         self._walk(newest, tell)
         if in_short and tell is not None and not newest.is_due and heard is not None and heard.is_newest(newest.header):
             # For commits up to this one it was.
-            newest.passed = _told(newest.passed, heard.durable, tell)
+            _told(newest.passed, heard.durable, tell)
             return False
         # Is it still the newest segment, and in its place?
         while (found := self._find()).known != newest.found.known:
@@ -179,7 +182,7 @@ class Watch:
             newest = self._newest
             self._walk(newest, tell)
         if tell is not None:
-            newest.passed = _told(newest.passed, self.durable, tell)
+            _told(newest.passed, self.durable, tell)
         self._examine(newest, tell)
         return True
 
@@ -254,14 +257,14 @@ class Watch:
         for part in walk_parts(file, header, header.capacity, ahead, chunk_bytes=_CHUNK_BYTES):
             if tell is not None:
                 # It says of those before it that they are on disk.
-                passed = _told(passed, part.watermark if isinstance(part, Record) else part.watermarks[-1], tell)
+                _told(passed, part.watermark if isinstance(part, Record) else part.watermarks[-1], tell)
                 passed.append(part)
         self.know(ahead.watermark)
         self.written, self.written_us = Seqno(ahead.last_seqno), ahead.time_us
         if ahead.offset != place.offset:
             newest.wait = newest.pause = 0
         # Last: what is interrupted before is done again.
-        newest.place, newest.passed = ahead, passed if tell is not None else []
+        newest.place, newest.passed = ahead, passed if tell is not None else deque()
         self._see(newest, ahead.offset, _CHUNK_BYTES)
 
     def _examine(self, newest: _Newest, tell: Tell | None) -> None:

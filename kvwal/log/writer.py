@@ -325,8 +325,8 @@ class SegmentWriter(ABC):
                 self._limit = -1
                 raise self._poisoned(error) from error
             self.durable_seqno = last
-            if self._waiting.those:
-                self._waiting.wake()
+            if (waiting := self._waiting).those or waiting.due:
+                waiting.wake()
             if began_s is not None:
                 self._events.tell(Flush(last, self._monotonic_s() - began_s))
 

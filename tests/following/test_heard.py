@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import errno
+import os
+import subprocess
+import sys
 from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import pytest
 from following_fixtures import page_of, said
+from store_fixtures import wait_until
 from wrapped_files import Wrapped
 
 import kvwal
@@ -214,3 +220,74 @@ def test_what_a_full_disk_refused_is_never_shown_whatever_the_page_says(looks: b
                 assert live.refresh() == db.last_seqno == n + 2
                 expected[b"%d" % n] = b"instead"
                 assert dict(live.scan(prefix=b"")) == {b"key": b"first", **expected}
+
+
+@pytest.mark.parametrize("when", ["before the look", "before the metas are looked at"])
+def test_a_feed_goes_by_the_segment_of_what_a_checkpoint_brought(when: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The page is older than that checkpoint, and names the segment in which a refused commit still stands."""
+    disk = SimulatedDisk()
+    other = disk.beside()
+    with kvwal.open(PATH, files=disk, background=False, segment_bytes=16 << 10) as db:
+        db[b"key"] = b"first"
+        with kvwal.follow(PATH, files=other) as live:
+            engine: Any = live.engine
+            page = page_of(db, PATH, disk, other)
+            page.write(*said(db))
+            live.refresh()
+            feed = engine.progress.feed(0, None)
+            assert [record.seqno for record in feed] == [1]
+            db[b"key"] = b"second"
+            db.checkpoint()
+            page.write(*said(db))
+
+            def write() -> None:
+                disk.fail("pwrite", error=errno.ENOSPC, path="*.log*", effect="all", forever=True)
+                with pytest.raises(kvwal.DiskFullError):
+                    db[b"key"] = b"refused"
+                disk.heal()
+                db[b"key"] = b"instead"
+                db.checkpoint()
+
+            has_moved = engine._pages.has_moved
+
+            def moved() -> bool:
+                monkeypatch.setattr(engine._pages, "has_moved", has_moved)
+                write()
+                found: bool = has_moved()
+                return found
+
+            if when == "before the look":
+                write()
+            else:
+                monkeypatch.setattr(engine._pages, "has_moved", moved)
+            assert live.refresh() == 3
+            assert live[b"key"] == b"instead"
+            assert [record.batch().writes for record in feed] == [{b"key": b"second"}, {b"key": b"instead"}]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork") or not os.path.exists("/proc/self/fd"), reason="it forks, and looks there")
+def test_a_forked_child_of_a_writer_with_followers_keeps_no_file_of_it(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    path = str(tmp_path / "store")
+    code = "import sys, kvwal\nwith kvwal.follow(sys.argv[1]):\n    print(flush=True)\n    sys.stdin.read()"
+    with kvwal.open(path) as db:
+        db[b"key"] = b"1"
+        command = [sys.executable, "-c", code, path]
+        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as follower:
+            assert follower.stdout is not None
+            follower.stdout.readline()
+            engine: Any = db.engine
+            wait_until(lambda: (db.put(b"key", b"2"), engine._telling._page.is_open)[1], "the page")
+            child = os.fork()
+            if not child:
+                held = []
+                for each in os.listdir("/proc/self/fd"):
+                    # One of them is of the list itself.
+                    with suppress(OSError):
+                        held.append(os.readlink(f"/proc/self/fd/{each}"))
+                os._exit(sum(each.startswith(path) for each in held))
+            assert os.waitpid(child, 0)[1] == 0
+            assert follower.stdin is not None
+            follower.stdin.close()
+    assert capfd.readouterr().err == ""

@@ -5,9 +5,11 @@ from __future__ import annotations
 import sys
 import threading
 from collections.abc import Callable
+from types import FrameType
 from typing import Any
 
 import pytest
+from log_rig import LogRig, simulated_disk
 from store_fixtures import DEADLINE_S, wait_until
 
 from kvwal.keys import Seqno
@@ -116,7 +118,7 @@ def test_a_thread_that_has_waited_for_long_enough_stops_none_behind_it(
         assert isinstance(first, _Turn)
         came[0]()
         wait_until(lambda: not log.threads[0].is_alive(), "its end")
-        log.waiting._due.append(first)
+        log.waiting.due.append(first)
         log.flush()
     log.end()
     assert sorted(log.woken)[-3:] == [1, 2, 3]
@@ -139,6 +141,67 @@ def test_one_that_is_interrupted_passes_its_turn_on(log: Log, monkeypatch: pytes
         log.waiting.await_beyond(Seqno(0), None)
     log.end()
     assert sorted(log.woken) == [1, 2]
+
+
+@pytest.mark.parametrize("line", range(1, 24))
+def test_a_flush_that_is_interrupted_anywhere_loses_no_thread(log: Log, line: int) -> None:
+    """The next one wakes those that it left."""
+    for number in range(3):
+        log.follow(number)
+    log.durable = 1
+    lines = 0
+
+    def trace(frame: FrameType, event: str, _: Any) -> Any:
+        nonlocal lines
+        if frame.f_code not in (Waiting.wake.__code__, Waiting.pass_on.__code__):
+            return None
+        if event == "line":
+            lines += 1
+            if lines == line:
+                raise KeyboardInterrupt
+        return trace
+
+    sys.settrace(trace)
+    try:
+        log.waiting.wake()
+    except KeyboardInterrupt:
+        pass
+    finally:
+        sys.settrace(None)
+    assert lines >= line
+    log.waiting.wake()
+    log.end()
+    assert sorted(log.woken) == [0, 1, 2]
+
+
+def test_one_that_is_interrupted_before_it_waits_holds_up_no_other() -> None:
+    """By a real flush of a log, which has no idle mark after it."""
+    rig = LogRig(simulated_disk(), "/log")
+    log = rig.create()
+    waiting: Any = log._waiting
+    woken: list[bool] = []
+    is_beyond = waiting._is_beyond
+
+    def interrupted(seqno: Seqno) -> bool:
+        raise KeyboardInterrupt
+
+    waiting._is_beyond = interrupted
+    with pytest.raises(KeyboardInterrupt):
+        waiting.await_beyond(Seqno(0), None)
+    waiting._is_beyond = is_beyond
+    threads = [threading.Thread(target=lambda: woken.append(waiting.await_beyond(Seqno(0), None))) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    wait_until(lambda: len(waiting.those) == 3, "threads that wait")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Waiting, "pass_on", lambda waiting: None)
+        rig.fill(log, 1)
+    assert woken == []
+    rig.fill(log, 1)
+    for thread in threads:
+        thread.join(DEADLINE_S)
+    assert woken == [True] * 3
+    assert not waiting
 
 
 @pytest.mark.parametrize("by", ["flush", "mark", "waiter"])
