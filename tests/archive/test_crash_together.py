@@ -198,4 +198,4 @@ def test_one_that_is_killed_leaves_the_other_to_go_on(who: Literal[0, 1], every:
     nth = 1
     while killed(who, 9, nth):
         nth += every
-    assert nth > 150
+    assert nth > 100
