@@ -255,3 +255,22 @@ class Destination:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.there, name)
+
+
+class Named(Destination):
+    """One with the methods of a destination by name: from CPython 3.12 on a protocol looks at no `__getattr__`."""
+
+    def put_new(self, name: str, data: Any) -> Any:
+        return self.there.put_new(name, data)
+
+    def get(self, name: str, *, start: int = 0, size: int | None = None) -> Any:
+        return self.there.get(name, start=start, size=size)
+
+    def list_after(self, prefix: str, after: str = "") -> Any:
+        return self.there.list_after(prefix, after)
+
+    def delete(self, name: str) -> None:
+        self.there.delete(name)
+
+    def swap(self, name: str, old: bytes | None, new: bytes) -> Any:
+        return self.there.swap(name, old, new)

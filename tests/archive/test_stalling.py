@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from archive_fixtures import OPTIONS, Destination, Writer, archiver_of, check_all, held_of
+from archive_fixtures import OPTIONS, Named, Writer, archiver_of, check_all, held_of
 from store_fixtures import run_threads
 
 import kvwal
@@ -25,7 +25,7 @@ MOST = 40_000
 VALUE = b"v" * 2000
 
 
-class Place(Destination):
+class Place(Named):
     """A destination that hangs until it is opened, or fails."""
 
     def __init__(self, there: Any) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from archive_fixtures import Destination
+from archive_fixtures import Named
 from backup_fixtures import Lived
 
 import kvwal
@@ -13,7 +13,7 @@ from kvwal.backup.names import UnitName, parse_name
 from kvwal.backup.reporting import expected_s
 
 
-class Slow(Destination):
+class Slow(Named):
     """A destination in which a request takes a time, and each byte as well."""
 
     def __init__(self, there: Any, pass_time: Any, request_s: float, byte_s: float) -> None:
