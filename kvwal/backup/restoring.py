@@ -126,7 +126,9 @@ def restore(
     damaged: dict[str, CorruptionError] = {}
     try:
         store_id = identity_of(destination)
-        for left in range(_TRIES - 1, -1, -1):
+        left = _TRIES
+        while True:
+            left -= 1
             try:
                 chosen = choose(destination, moment, damaged)
                 work = _Restore(destination, files, target, store_id, chosen, progress)
@@ -162,7 +164,6 @@ def restore(
         if is_full(error) and not isinstance(error, Error):
             raise DiskFullError("there is no space to restore; free some, and call it again to go on") from error
         raise
-    raise AssertionError("unreachable")
 
 
 class _Unkept(dict[bytes, bytes | None]):

@@ -167,9 +167,7 @@ class Engine:
         jobs = self._checkpointer, self._background
         past = self._past_type(recovered, moments, self._succession, self._keeping, self._followers)
         parts = recovered, moments.readers, self.queue, consumers, past
-        self.upkeep = Upkeep(
-            *parts, *jobs, self.tables, options.files, self.expirer, self.pressure.archives
-        )
+        self.upkeep = Upkeep(*parts, *jobs, self.tables, options.files, self.expirer, self.pressure.archives)
 
     def _tell_recovery(self, report: RecoveryReport) -> None:
         generation = self._pages.meta.generation

@@ -2,8 +2,8 @@
 
 A restore makes a new line. The row of that line is the first commit on it: under the key kind 9 and then the line, JSON
 with the parent line (base64), the last commit that both have, its digest (base64; missing if no object had the commit),
-why, and the wall clock. Rows travel with the store, so
-those of all lines that it came from are there, but for that of the line it was created on, which has none.
+why, and the wall clock. Rows travel with the store, so those of all lines that it came from are there, but for that of
+the line it was created on, which has none.
 """
 
 from __future__ import annotations

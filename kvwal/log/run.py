@@ -66,7 +66,7 @@ class Run:
     def part(self, begin: int, end: int | None = None) -> Run:
         """Some of its commits, by place; at least one."""
         columns = self.offsets, self.seqnos, self.watermarks, self.times_us, self.keys, self.values
-        return Run(self.segment, *(column[begin:end] for column in columns))  # type: ignore[arg-type]
+        return Run(self.segment, *(column[begin:end] for column in columns))  # type: ignore[arg-type]  # of one kind each
 
     def records(self) -> Iterator[Record]:
         """Its commits one by one."""

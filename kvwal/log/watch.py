@@ -88,11 +88,6 @@ class _Newest:
         self.passed: deque[Record | Run] = deque()
 
     @property
-    def header(self) -> SegmentHeader:
-        """Its header."""
-        return self.found.known
-
-    @property
     def end(self) -> int:
         """Behind this there was nothing."""
         return max(self.place.offset, self.examined)
@@ -171,7 +166,8 @@ class Watch:
             newest.seen = newest.found.known.capacity
             self._newest = newest
         self._walk(newest, tell)
-        if in_short and tell is not None and not newest.is_due and heard is not None and heard.is_newest(newest.header):
+        header = newest.found.known
+        if in_short and tell is not None and not newest.is_due and heard is not None and heard.is_newest(header):
             # For commits up to this one it was.
             _told(newest.passed, heard.durable, tell)
             return False
