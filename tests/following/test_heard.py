@@ -6,6 +6,7 @@ import errno
 import os
 import subprocess
 import sys
+from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -18,6 +19,9 @@ from wrapped_files import Wrapped
 
 import kvwal
 from kvwal.following import progress
+from kvwal.keys import Seqno
+from kvwal.log import Record
+from kvwal.log.watch import _told
 from kvwal.testing import SimulatedDisk
 
 PATH = "/store"
@@ -54,7 +58,7 @@ def test_what_is_passed_is_not_read_again_and_no_name_flushed(monkeypatch: pytes
     monkeypatch.setattr(progress, "commits_beyond", lambda *args: (again.append(args[1]), beyond(*args))[1])
     with kvwal.open(PATH, files=disk, **WRITES) as db:
         db[b"key"] = b"first"
-        with kvwal.follow(PATH, files=Told(other, lambda: flushes.append(None))) as live:  # type: ignore[arg-type]
+        with kvwal.follow(PATH, files=Told(other, lambda: flushes.append(None))) as live:  # type: ignore[arg-type]  # wrapped
             page = page_of(db, PATH, disk, other)
             live.refresh()
             flushes.clear()
@@ -139,7 +143,7 @@ def test_what_is_shown_is_known_to_be_all_only_where_all_was_looked_at() -> None
             page = page_of(db, PATH, disk, other)
             for each, is_current in ((live, False), (bound, True)):
                 each.refresh()
-                freshness = each.engine.progress.freshness  # type: ignore[attr-defined]
+                freshness = each.engine.progress.freshness  # type: ignore[attr-defined]  # it follows
                 freshness._current_s = 0.0
                 db[b"key"] = b"next"
                 page.write(*said(db))
@@ -189,7 +193,7 @@ def test_a_name_that_a_recovery_has_given_and_not_flushed_is_flushed_before_it_i
                     assert after.last_seqno >= shown[-1]
                     assert after[b"key"] == live[b"key"]
 
-            with kvwal.open(PATH, files=Told(disk, look), **WRITES):  # type: ignore[arg-type]
+            with kvwal.open(PATH, files=Told(disk, look), **WRITES):  # type: ignore[arg-type]  # wrapped
                 pass
     assert shown[-1] == 21
     assert 1 in shown
@@ -291,3 +295,24 @@ def test_a_forked_child_of_a_writer_with_followers_keeps_no_file_of_it(
             assert follower.stdin is not None
             follower.stdin.close()
     assert capfd.readouterr().err == ""
+
+
+def test_what_was_passed_goes_from_its_place_once_it_was_told() -> None:
+    """In place: a copy for each commit would be quadratic in those that are not on disk. What fails is told again."""
+    records = [Record(1, Seqno(n), Seqno(0), 0, Seqno(1), 0, b"") for n in range(1, 6)]
+    passed = deque(records)
+    told: list[int] = []
+
+    def tell(part: Any) -> None:
+        if part.seqno == 3 and len(told) == 2:
+            told.append(0)
+            raise KeyboardInterrupt
+        told.append(part.seqno)
+
+    with pytest.raises(KeyboardInterrupt):
+        _told(passed, 4, tell)
+    assert list(passed) == records[2:]
+    _told(passed, 4, tell)
+    assert list(passed) == records[4:]
+    _told(passed, 4, tell)
+    assert told == [1, 2, 0, 3, 4]

@@ -809,3 +809,21 @@ def test_there_is_space_for_an_idle_mark_behind_any_commit(disk: SimulatedDisk, 
     rig.flip_commit(1)
     with pytest.raises(CorruptionError):
         rig.replay()
+
+
+def test_where_the_log_is_durable_to_is_in_no_segment_that_comes_later():
+    """Another thread may roll, and flush, between the two looks: so the segment is looked at last."""
+    looked: list[str] = []
+
+    class Rolling:
+        """A log that is looked at."""
+
+        durable_seqno = Seqno(7)
+        _header = None
+
+        def __getattribute__(self, name: str) -> object:
+            looked.append(name)
+            return super().__getattribute__(name)
+
+    assert SegmentLog.durable_end.fget(Rolling()) == (7, 0, 0)
+    assert looked == ["durable_seqno", "_header"]
