@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import threading
 from collections.abc import Callable
 from itertools import chain
 from typing import Any
@@ -274,3 +275,30 @@ class Named(Destination):
 
     def swap(self, name: str, old: bytes | None, new: bytes) -> Any:
         return self.there.swap(name, old, new)
+
+
+class Gated(Named):
+    """A destination that a test can make fail, hang and go on."""
+
+    def __init__(self, there: Any) -> None:
+        super().__init__(there)
+        self.open = threading.Event()
+        self.open.set()
+        self.error: BaseException | None = None
+        self.before: Callable[[], object] = lambda: None
+
+    def __getattribute__(self, name: str) -> Any:
+        if name not in ("put_new", "get", "list_after", "delete", "swap"):
+            return super().__getattribute__(name)
+
+        def guarded(*arguments: Any, **more: Any) -> Any:
+            self.before()
+            assert self.open.wait(60)
+            if self.error is not None:
+                raise self.error
+            return getattr(self.there, name)(*arguments, **more)
+
+        return guarded
+
+    def __repr__(self) -> str:
+        return "<a destination>"

@@ -6,14 +6,13 @@ import asyncio
 import gc
 import logging
 import os
-import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from archive_fixtures import OPTIONS, Writer, check_all, held_of
+from archive_fixtures import OPTIONS, Gated, Writer, check_all, held_of
 
 import kvwal
 import kvwal.aio
@@ -29,40 +28,6 @@ def until(true: Callable[[], object], seconds: float = 20.0) -> None:
         time.sleep(0.005)
 
 
-class Held:
-    """A destination that a test can make fail, hang and go on."""
-
-    def __init__(self, there: Any) -> None:
-        self.there = there
-        self.error: BaseException | None = None
-        self.open = threading.Event()
-        self.open.set()
-
-    def __getattr__(self, name: str) -> Any:
-        call = getattr(self.there, name)
-
-        def guarded(*arguments: Any, **more: Any) -> Any:
-            self.open.wait()
-            if self.error is not None:
-                raise self.error
-            return call(*arguments, **more)
-
-        return guarded
-
-    def __repr__(self) -> str:
-        return "<a destination>"
-
-    put_new: Any
-    get: Any
-    list_after: Any
-    delete: Any
-    swap: Any
-
-
-for _name in ("put_new", "get", "list_after", "delete", "swap"):
-    setattr(Held, _name, property(lambda self, name=_name: self.__getattr__(name)))
-
-
 @pytest.fixture
 def disk() -> SimulatedDisk:
     return SimulatedDisk()
@@ -75,8 +40,8 @@ def db(disk: SimulatedDisk) -> Iterator[Any]:
 
 
 @pytest.fixture
-def place(disk: SimulatedDisk) -> Held:
-    return Held(DirectoryDestination("/b", files=disk))
+def place(disk: SimulatedDisk) -> Gated:
+    return Gated(DirectoryDestination("/b", files=disk))
 
 
 def test_it_keeps_up_and_every_moment_can_be_restored(tmp_path: Path) -> None:
@@ -143,7 +108,7 @@ def assert_lag_rises(archive: kvwal.Archive, disk: SimulatedDisk, commit: Callab
 
 @pytest.mark.parametrize("error", FAILURES, ids=lambda error: type(error).__name__ + str(error.args[:1]))
 def test_lag_rises_while_the_destination_fails_and_commits_go_on(
-    db: Any, place: Held, disk: SimulatedDisk, error: Exception, caplog: pytest.LogCaptureFixture
+    db: Any, place: Gated, disk: SimulatedDisk, error: Exception, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, "kvwal")
     with kvwal.archive(db, place, rpo_s=0.01) as archive:
@@ -170,7 +135,7 @@ def test_lag_rises_while_the_destination_fails_and_commits_go_on(
 
 
 def test_lag_rises_while_the_destination_hangs_and_closing_does_not_wait_for_it(
-    db: Any, place: Held, disk: SimulatedDisk, caplog: pytest.LogCaptureFixture
+    db: Any, place: Gated, disk: SimulatedDisk, caplog: pytest.LogCaptureFixture
 ) -> None:
     archive = kvwal.archive(db, place, rpo_s=0.01)
     db[b"a"] = b"1"
@@ -186,7 +151,7 @@ def test_lag_rises_while_the_destination_hangs_and_closing_does_not_wait_for_it(
     until(lambda: not archive._worker.thread.is_alive())
 
 
-def test_lag_rises_when_the_worker_is_dead(db: Any, place: Held, disk: SimulatedDisk) -> None:
+def test_lag_rises_when_the_worker_is_dead(db: Any, place: Gated, disk: SimulatedDisk) -> None:
     archive = kvwal.archive(db, place, rpo_s=0.01)
     db[b"a"] = b"1"
     assert archive.flush(20)
@@ -199,7 +164,7 @@ def test_lag_rises_when_the_worker_is_dead(db: Any, place: Held, disk: Simulated
 
 
 @pytest.mark.parametrize("step_s", [3600, -3600])
-def test_lag_rises_whatever_the_wall_clock_does(db: Any, place: Held, disk: SimulatedDisk, step_s: int) -> None:
+def test_lag_rises_whatever_the_wall_clock_does(db: Any, place: Gated, disk: SimulatedDisk, step_s: int) -> None:
     with kvwal.archive(db, place, rpo_s=0.01) as archive:
         assert archive.flush(20)
         place.open.clear()
@@ -222,7 +187,7 @@ def test_a_destination_that_is_not_there_at_first_is_waited_for(tmp_path: Path) 
         assert archive.status().mark == 1
 
 
-def test_a_second_archiver_takes_over_and_the_first_one_says_so(db: Any, place: Held) -> None:
+def test_a_second_archiver_takes_over_and_the_first_one_says_so(db: Any, place: Gated) -> None:
     first = kvwal.archive(db, place, rpo_s=0.01)
     assert first.flush(20)
     second = kvwal.archive(db, place, rpo_s=0.01)
@@ -236,7 +201,7 @@ def test_a_second_archiver_takes_over_and_the_first_one_says_so(db: Any, place: 
     assert second.close()
 
 
-def test_a_copy_of_the_store_is_told_to_have_diverged(db: Any, place: Held, disk: SimulatedDisk) -> None:
+def test_a_copy_of_the_store_is_told_to_have_diverged(db: Any, place: Gated, disk: SimulatedDisk) -> None:
     db[b"a"] = b"1"
     copy = disk.crash(-1)
     with kvwal.archive(db, place, rpo_s=0.01) as archive:
@@ -249,7 +214,7 @@ def test_a_copy_of_the_store_is_told_to_have_diverged(db: Any, place: Held, disk
     assert held_of(db, place).newest() == 2
 
 
-def test_an_archive_that_is_forgotten_ends(db: Any, place: Held) -> None:
+def test_an_archive_that_is_forgotten_ends(db: Any, place: Gated) -> None:
     archive = kvwal.archive(db, place)
     assert archive.flush(20)
     thread = archive._worker.thread
@@ -258,7 +223,7 @@ def test_an_archive_that_is_forgotten_ends(db: Any, place: Held) -> None:
     until(lambda: not thread.is_alive())
 
 
-def test_a_store_that_is_closed_first_ends_it_and_it_goes_on_the_next_time(disk: SimulatedDisk, place: Held) -> None:
+def test_a_store_that_is_closed_first_ends_it_and_it_goes_on_the_next_time(disk: SimulatedDisk, place: Gated) -> None:
     db = kvwal.open("/kv", files=disk, **OPTIONS)
     archive = kvwal.archive(db, place, rpo_s=60)
     assert archive.flush(20)
@@ -276,7 +241,7 @@ def test_a_store_that_is_closed_first_ends_it_and_it_goes_on_the_next_time(disk:
         assert archive.status().mark == 1
 
 
-def test_what_is_durable_of_a_poisoned_store_is_archived(db: Any, place: Held, disk: SimulatedDisk) -> None:
+def test_what_is_durable_of_a_poisoned_store_is_archived(db: Any, place: Gated, disk: SimulatedDisk) -> None:
     with kvwal.archive(db, place, rpo_s=60) as archive:
         assert archive.flush(20)
         db[b"a"] = b"1"
@@ -289,7 +254,7 @@ def test_what_is_durable_of_a_poisoned_store_is_archived(db: Any, place: Held, d
     assert held_of(db, place).newest() == 1
 
 
-def test_a_store_that_is_read_only_has_none(disk: SimulatedDisk, place: Held) -> None:
+def test_a_store_that_is_read_only_has_none(disk: SimulatedDisk, place: Gated) -> None:
     kvwal.open("/kv", files=disk, **OPTIONS).close()
     with kvwal.open("/kv", "r", files=disk, **OPTIONS) as db, pytest.raises(ReadOnlyError):
         kvwal.archive(db, place)
@@ -307,7 +272,7 @@ def test_a_store_that_is_read_only_has_none(disk: SimulatedDisk, place: Held) ->
         ({"keep": 30}, TypeError),
     ],
 )
-def test_arguments_are_checked_and_nothing_is_begun(db: Any, place: Held, options: Any, error: type) -> None:
+def test_arguments_are_checked_and_nothing_is_begun(db: Any, place: Gated, options: Any, error: type) -> None:
     with pytest.raises(error):
         kvwal.archive(db, place, **options)
     with pytest.raises(TypeError):
@@ -316,7 +281,7 @@ def test_arguments_are_checked_and_nothing_is_begun(db: Any, place: Held, option
 
 
 @pytest.mark.parametrize("wrong", ["kv", None, object()])
-def test_what_is_no_open_store_has_no_archive(wrong: Any, place: Held) -> None:
+def test_what_is_no_open_store_has_no_archive(wrong: Any, place: Gated) -> None:
     with pytest.raises(TypeError, match="an archive is of an open store"):
         kvwal.archive(wrong, place)
 

@@ -141,7 +141,7 @@ def test_a_failure_to_look_at_gaps_is_told_and_units_go_on(rig: Rig) -> None:
     def fail(*arguments: Any) -> Any:
         raise OSError("403")
 
-    destination.list_after = fail  # type: ignore[attr-defined]
+    destination.list_after = fail  # type: ignore[attr-defined]  # beside the method that it hands on
     archiver._destination = destination
     rig.clock.now_s += 31
     rig.writer.some(1)
@@ -168,7 +168,7 @@ def test_the_command_names_the_gap_of_a_running_store(tmp_path: Path) -> None:
     with kvwal.open(path) as db, kvwal.archive(db, tmp_path / "b") as archive:
         db[b"a"] = b"1"
         assert archive.flush(20)
-        archive._worker.archiver.gaps = ((151, 299),)  # type: ignore[assignment]
+        archive._worker.archiver.gaps = ((151, 299),)  # type: ignore[assignment]  # plain numbers do
         found = CliRunner().invoke(app, ["stats", path])
         assert "archive.0.gaps\t[[151, 299]]\n" in found.stdout
         assert f"archive.0.mark\t{db.position}\n" in found.stdout

@@ -175,7 +175,7 @@ def test_power_cuts_of_many_programs_at_work_together(which: str, seed: int) -> 
 
 def killed(who: Literal[0, 1], seed: int, nth: int) -> bool:
     """One of them is killed before its nth change of the disk, the other one goes on. False if it ended before that."""
-    both, seen = Together(seed, 16), 0
+    both, seen = Together(seed, 20), 0
 
     def watch(operation: Operation) -> None:
         nonlocal seen
@@ -198,4 +198,4 @@ def test_one_that_is_killed_leaves_the_other_to_go_on(who: Literal[0, 1], every:
     nth = 1
     while killed(who, 9, nth):
         nth += every
-    assert nth > 100
+    assert nth > 150

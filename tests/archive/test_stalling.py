@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from archive_fixtures import OPTIONS, Named, Writer, archiver_of, check_all, held_of
+from archive_fixtures import OPTIONS, Gated, Writer, archiver_of, check_all, held_of
 from store_fixtures import run_threads
 
 import kvwal
@@ -25,33 +25,6 @@ MOST = 40_000
 VALUE = b"v" * 2000
 
 
-class Place(Named):
-    """A destination that hangs until it is opened, or fails."""
-
-    def __init__(self, there: Any) -> None:
-        super().__init__(there)
-        self.open = threading.Event()
-        self.open.set()
-        self.error: BaseException | None = None
-        self.before: Callable[[], object] = lambda: None
-
-    def __getattribute__(self, name: str) -> Any:
-        if name not in ("put_new", "get", "list_after", "delete", "swap"):
-            return super().__getattribute__(name)
-
-        def guarded(*arguments: Any, **more: Any) -> Any:
-            self.before()
-            assert self.open.wait(60)
-            if self.error is not None:
-                raise self.error
-            return getattr(self.there, name)(*arguments, **more)
-
-        return guarded
-
-    def __repr__(self) -> str:
-        return "<a destination>"
-
-
 @pytest.fixture
 def disk() -> SimulatedDisk:
     return SimulatedDisk()
@@ -64,8 +37,8 @@ def db(disk: SimulatedDisk) -> Iterator[Any]:
 
 
 @pytest.fixture
-def place(disk: SimulatedDisk) -> Iterator[Place]:
-    place = Place(DirectoryDestination("/b", files=disk))
+def place(disk: SimulatedDisk) -> Iterator[Gated]:
+    place = Gated(DirectoryDestination("/b", files=disk))
     yield place
     place.open.set()
 
@@ -79,7 +52,7 @@ def is_behind(db: Any) -> bool:
     return bool(db.engine.pressure.archives.is_behind())
 
 
-def begun(db: Any, place: Place) -> kvwal.Archive:
+def begun(db: Any, place: Gated) -> kvwal.Archive:
     """One that has put its first base."""
     archive = stalling(db, place)
     assert archive.flush(20)
@@ -117,7 +90,7 @@ class Waiting:
         return self.error
 
 
-def test_writers_wait_until_the_archive_goes_on_and_there_is_no_gap(db: Any, place: Place) -> None:
+def test_writers_wait_until_the_archive_goes_on_and_there_is_no_gap(db: Any, place: Gated) -> None:
     """Without it the hold is dropped at the limit, and commits go on."""
     archive = begun(db, place)
     place.open.clear()
@@ -134,7 +107,7 @@ def test_writers_wait_until_the_archive_goes_on_and_there_is_no_gap(db: Any, pla
     assert not is_behind(db)
 
 
-def test_the_log_that_is_held_stays_within_the_limit_and_every_moment_is_archived(db: Any, place: Place) -> None:
+def test_the_log_that_is_held_stays_within_the_limit_and_every_moment_is_archived(db: Any, place: Gated) -> None:
     writer = Writer(db)
     archive = stalling(db, place, rpo_s=3600)
     largest = 0
@@ -151,7 +124,7 @@ def test_the_log_that_is_held_stays_within_the_limit_and_every_moment_is_archive
     check_all(held_of(db, place), place, store_id, writer.model, 0, 600)
 
 
-def test_several_writers_all_wait_and_all_go_on(db: Any, place: Place) -> None:
+def test_several_writers_all_wait_and_all_go_on(db: Any, place: Gated) -> None:
     archive = begun(db, place)
     place.open.clear()
     fill(db)
@@ -176,7 +149,7 @@ def test_several_writers_all_wait_and_all_go_on(db: Any, place: Place) -> None:
         lambda db: db.table("t", key=str, value=int).put("k", 1),
     ],
 )
-def test_commits_of_each_kind_wait(db: Any, place: Place, commit: Callable[[Any], object]) -> None:
+def test_commits_of_each_kind_wait(db: Any, place: Gated, commit: Callable[[Any], object]) -> None:
     db.table("t", key=str, value=int).put("k", 0)
     archive = begun(db, place)
     place.open.clear()
@@ -194,7 +167,7 @@ def test_commits_of_each_kind_wait(db: Any, place: Place, commit: Callable[[Any]
     archive.close()
 
 
-def test_what_the_store_does_itself_goes_on_while_writers_wait(db: Any, place: Place) -> None:
+def test_what_the_store_does_itself_goes_on_while_writers_wait(db: Any, place: Gated) -> None:
     archive = begun(db, place)
     place.open.clear()
     fill(db)
@@ -214,7 +187,7 @@ def test_what_the_store_does_itself_goes_on_while_writers_wait(db: Any, place: P
 
 
 def test_one_that_fails_is_waited_for_for_a_while_and_then_commits_are_refused(
-    db: Any, place: Place, monkeypatch: pytest.MonkeyPatch
+    db: Any, place: Gated, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     archive = begun(db, place)
     place.error = BackupDestinationError("403")
@@ -240,7 +213,7 @@ def test_one_that_fails_is_waited_for_for_a_while_and_then_commits_are_refused(
     assert held_of(db, place).gaps() == []
 
 
-def test_one_that_has_diverged_is_not_waited_for(db: Any, place: Place, disk: SimulatedDisk) -> None:
+def test_one_that_has_diverged_is_not_waited_for(db: Any, place: Gated, disk: SimulatedDisk) -> None:
     db[b"k"] = b"1"
     copy = disk.crash(-1)
     with kvwal.archive(db, place, rpo_s=0.01) as archive:
@@ -256,7 +229,7 @@ def test_one_that_has_diverged_is_not_waited_for(db: Any, place: Place, disk: Si
         other[b"k"] = VALUE
 
 
-def test_closing_the_archive_ends_the_wait_and_the_commit_is_made(db: Any, place: Place) -> None:
+def test_closing_the_archive_ends_the_wait_and_the_commit_is_made(db: Any, place: Gated) -> None:
     archive = begun(db, place)
     place.open.clear()
     fill(db)
@@ -267,7 +240,7 @@ def test_closing_the_archive_ends_the_wait_and_the_commit_is_made(db: Any, place
     assert db[b"k"] == b"waited"
 
 
-def test_an_archive_that_is_forgotten_is_not_waited_for(db: Any, place: Place) -> None:
+def test_an_archive_that_is_forgotten_is_not_waited_for(db: Any, place: Gated) -> None:
     archive = begun(db, place)
     place.open.clear()
     fill(db)
@@ -279,7 +252,7 @@ def test_an_archive_that_is_forgotten_is_not_waited_for(db: Any, place: Place) -
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
-def test_one_whose_thread_is_dead_is_not_waited_for(db: Any, place: Place) -> None:
+def test_one_whose_thread_is_dead_is_not_waited_for(db: Any, place: Gated) -> None:
     archive = begun(db, place)
     place.open.clear()
     fill(db)
@@ -293,7 +266,7 @@ def test_one_whose_thread_is_dead_is_not_waited_for(db: Any, place: Place) -> No
     archive.close()
 
 
-def test_one_that_is_superseded_is_not_waited_for(db: Any, place: Place) -> None:
+def test_one_that_is_superseded_is_not_waited_for(db: Any, place: Gated) -> None:
     first = begun(db, place)
     place.open.clear()
     fill(db)
@@ -307,7 +280,7 @@ def test_one_that_is_superseded_is_not_waited_for(db: Any, place: Place) -> None
     first.close()
 
 
-def test_closing_the_store_ends_the_wait(disk: SimulatedDisk, place: Place) -> None:
+def test_closing_the_store_ends_the_wait(disk: SimulatedDisk, place: Gated) -> None:
     db = kvwal.open("/kv", files=disk, **OPTIONS)
     archive = begun(db, place)
     place.open.clear()
@@ -320,7 +293,7 @@ def test_closing_the_store_ends_the_wait(disk: SimulatedDisk, place: Place) -> N
     archive.close()
 
 
-def test_a_signal_handler_is_refused_where_its_thread_waits_and_control_c_ends_it(db: Any, place: Place) -> None:
+def test_a_signal_handler_is_refused_where_its_thread_waits_and_control_c_ends_it(db: Any, place: Gated) -> None:
     archive = begun(db, place)
     place.open.clear()
     fill(db)
@@ -351,7 +324,7 @@ def test_a_signal_handler_is_refused_where_its_thread_waits_and_control_c_ends_i
     archive.close()
 
 
-def test_the_thread_of_the_archive_does_not_wait_for_itself(db: Any, place: Place) -> None:
+def test_the_thread_of_the_archive_does_not_wait_for_itself(db: Any, place: Gated) -> None:
     """A destination may count in the store that it archives."""
     archive = begun(db, place)
     place.open.clear()
@@ -366,7 +339,7 @@ def test_the_thread_of_the_archive_does_not_wait_for_itself(db: Any, place: Plac
     assert db[b"calls"] == b"1"
 
 
-def test_from_the_call_on_log_is_held_though_the_destination_is_not_there_yet(db: Any, place: Place) -> None:
+def test_from_the_call_on_log_is_held_though_the_destination_is_not_there_yet(db: Any, place: Gated) -> None:
     db[b"k"] = b"first"
     with kvwal.archive(db, place) as archive:
         assert archive.flush(20)
@@ -386,7 +359,7 @@ def test_from_the_call_on_log_is_held_though_the_destination_is_not_there_yet(db
 
 def test_on_a_full_disk_commits_are_refused_and_there_is_no_gap(disk: SimulatedDisk, db: Any) -> None:
     other = SimulatedDisk()
-    place = Place(DirectoryDestination("/b", files=other))
+    place = Gated(DirectoryDestination("/b", files=other))
     archive = stalling(db, place, max_behind_bytes=1 << 30)
     assert archive.flush(20)
     place.open.clear()
@@ -402,7 +375,7 @@ def test_on_a_full_disk_commits_are_refused_and_there_is_no_gap(disk: SimulatedD
     assert held_of(db, place).gaps() == []
 
 
-def test_a_listener_hears_how_long_a_commit_waited(disk: SimulatedDisk, place: Place) -> None:
+def test_a_listener_hears_how_long_a_commit_waited(disk: SimulatedDisk, place: Gated) -> None:
     heard: list[Stall] = []
 
     class Hearing(Listener):
@@ -421,7 +394,7 @@ def test_a_listener_hears_how_long_a_commit_waited(disk: SimulatedDisk, place: P
         archive.close()
 
 
-def test_a_store_without_such_an_archive_never_looks(db: Any, place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_store_without_such_an_archive_never_looks(db: Any, place: Gated, monkeypatch: pytest.MonkeyPatch) -> None:
     with kvwal.archive(db, place, max_behind_bytes=MOST) as archive:
         assert archive.flush(20)
         pressure = db.engine.pressure
@@ -438,12 +411,12 @@ def test_a_store_without_such_an_archive_never_looks(db: Any, place: Place, monk
 
 
 @pytest.mark.parametrize("wrong", ["wait", "", None, 1])
-def test_another_word_is_refused(db: Any, place: Place, wrong: Any) -> None:
+def test_another_word_is_refused(db: Any, place: Gated, wrong: Any) -> None:
     with pytest.raises(ValueError, match="on_behind"):
         kvwal.archive(db, place, on_behind=wrong)
 
 
-def test_threads_that_write_while_the_destination_comes_and_goes_end(db: Any, place: Place) -> None:
+def test_threads_that_write_while_the_destination_comes_and_goes_end(db: Any, place: Gated) -> None:
     archive = stalling(db, place, rpo_s=0.001)
     over = threading.Event()
 
@@ -471,7 +444,7 @@ def test_threads_that_write_while_the_destination_comes_and_goes_end(db: Any, pl
 # -- asyncio -----------------------------------------------------------------------------------------
 
 
-def test_tasks_wait_too_can_be_cancelled_and_the_loop_goes_on(disk: SimulatedDisk, place: Place) -> None:
+def test_tasks_wait_too_can_be_cancelled_and_the_loop_goes_on(disk: SimulatedDisk, place: Gated) -> None:
     async def work() -> None:
         async with await kvwal.aio.open("/kv", files=disk, **OPTIONS) as db:
             archive = begun(db.store, place)
@@ -495,7 +468,7 @@ def test_tasks_wait_too_can_be_cancelled_and_the_loop_goes_on(disk: SimulatedDis
     asyncio.run(work())
 
 
-def test_closing_the_store_of_tasks_ends_their_wait(disk: SimulatedDisk, place: Place) -> None:
+def test_closing_the_store_of_tasks_ends_their_wait(disk: SimulatedDisk, place: Gated) -> None:
     async def work() -> None:
         db = await kvwal.aio.open("/kv", files=disk, **OPTIONS)
         archive = begun(db.store, place)
@@ -517,7 +490,7 @@ def test_closing_the_store_of_tasks_ends_their_wait(disk: SimulatedDisk, place: 
 
 
 def test_a_task_is_refused_once_the_archive_has_failed_for_a_while(
-    disk: SimulatedDisk, place: Place, monkeypatch: pytest.MonkeyPatch
+    disk: SimulatedDisk, place: Gated, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("kvwal.backup.archive._PATIENCE_S", 0.0)
 

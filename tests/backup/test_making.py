@@ -342,7 +342,9 @@ def holds_for_backup(lived: Lived) -> list[Any]:
 
 
 # What comes while a generator is collected is swallowed by the interpreter.
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.filterwarnings(
+    "ignore:Exception ignored (in. <|while closing )generator:pytest.PytestUnraisableExceptionWarning"
+)
 @pytest.mark.parametrize("stride", [150, pytest.param(1, marks=pytest.mark.slow)])
 def test_a_backup_may_be_interrupted_anywhere(stride: int) -> None:
     lived = Lived(12)

@@ -266,14 +266,20 @@ def test_one_that_looked_before_another_one_ended_leaves_the_store_alone(
         lived.check(db, 20)
 
 
+def restore_with_little_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    def small(**more: Any) -> Options:
+        return Options(**more, memtable_bytes=16 << 10, segment_bytes=16 << 10)
+
+    monkeypatch.setattr(restoring, "Options", small)
+
+
 def test_more_than_fits_into_memory_is_replayed_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     lived = Lived(9)
     backup(lived.db.engine, lived.destination)
     with lived.db.consumer("all", start="oldest"):
         lived.live(200)
     backup(lived.db.engine, lived.destination, history=True)
-    small: Any = lambda **more: Options(**more, memtable_bytes=16 << 10, segment_bytes=16 << 10)  # noqa: E731
-    monkeypatch.setattr(restoring, "Options", small)
+    restore_with_little_memory(monkeypatch)
     report = kvwal.restore(lived.destination, "/slots", files=lived.disk)
     chain = LogReader(lived.disk.open_directory("/slots"), None).chain
     names = chain.names()
@@ -294,8 +300,7 @@ def test_what_is_replayed_goes_into_the_pages_at_twice_the_budget(monkeypatch: p
     for n in range(300):
         lived.db.put(b"%03d" % n, bytes(500))
     backup(lived.db.engine, lived.destination)
-    small: Any = lambda **more: Options(**more, memtable_bytes=16 << 10, segment_bytes=16 << 10)  # noqa: E731
-    monkeypatch.setattr(restoring, "Options", small)
+    restore_with_little_memory(monkeypatch)
     merged: list[int] = []
     merge_into = restoring.merge_into
 
