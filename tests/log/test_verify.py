@@ -191,8 +191,9 @@ def test_a_key_index_that_is_cut_short_or_of_another_segment_is_derived_damage(i
 
 def test_a_key_index_that_verifies_and_lies_is_a_problem(indexed: KeyLog) -> None:
     """It would be believed: what it does not name is not found in the past."""
-    first = indexed.rig.segments()[0]
-    data = indexed.disk.read(f"/log/{keys_name(first)}")
+    # Of the first segment that has a row: the commits of one may have deleted ranges alone.
+    indexes = [(first, indexed.disk.read(f"/log/{keys_name(first)}")) for first in indexed.rig.segments()[:-1]]
+    first, data = next((first, data) for first, data in indexes if struct.unpack_from("<I", data, 40)[0])
     write(indexed.disk, keys_name(first), lying(data))
     [found] = indexed.rig.verify()
     assert (found.file, found.is_derived) == (keys_name(first), False)
