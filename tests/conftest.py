@@ -9,6 +9,7 @@ from __future__ import annotations
 import gc
 import os
 import random
+import signal
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -41,7 +42,10 @@ engine.MAX_SHRINKING_SECONDS = 60
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_configure(config: pytest.Config) -> None:
-    """Choose the seed before Hypothesis reads its option."""
+    """Choose the seed before Hypothesis reads its option, and take Ctrl-C."""
+    # A shell lets what runs in its background ignore the signal, and so would programs that tests start.
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     if config.getoption("--hypothesis-seed") is None:
         config.option.hypothesis_seed = str(int.from_bytes(os.urandom(4)))
 

@@ -167,10 +167,8 @@ def test_a_forgotten_store_warns_and_lets_its_threads_end(tmp_path: Path) -> Non
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals")
 def test_keyboard_interrupt_ends_the_program_and_keeps_what_was_acknowledged(tmp_path: Path) -> None:
-    # Started from the background of a shell the interpreter inherits that SIGINT is ignored.
     source = """
-import asyncio, signal, sys, kvwal.aio
-signal.signal(signal.SIGINT, signal.default_int_handler)
+import asyncio, sys, kvwal.aio
 async def main():
     async with kvwal.aio.open(sys.argv[1]) as db:
         async def work(name):
