@@ -101,6 +101,9 @@ class Background:
             Job("next segment", lambda: True, log.prepare_next),
             Job("key indexes", self._indexes_are_due, self._make_indexes),
         )
+        # What does not wait for the end of a checkpoint.
+        self._pressing = self._jobs[0], self._jobs[2]
+        checkpointer.meanwhile = self._meanwhile
         self._table_indexes = indexes
         self._indexing_tables: Generator[None, None, None] = indexes.steps()
         # Key indexes are made where history is kept; elsewhere when they are needed.
@@ -248,8 +251,16 @@ class Background:
 
     # -- the jobs ---------------------------------------------------------------------------------
 
+    def _meanwhile(self) -> None:
+        """A checkpoint lets other threads run. If this one makes it, it does what has to be done in time."""
+        if self.is_here():
+            self._quiet = self._quiet and self._log.last_seqno == self._seen_seqno
+            for job in self._pressing:
+                if job.due():
+                    job.run()
+
     def _flush_is_due(self) -> bool:
-        if self._log.durable_seqno >= self._seen_seqno or self._options.durability == "os":
+        if self._log.durable_seqno >= self._log.last_seqno or self._options.durability == "os":
             return False
         waited_s = self._options.files.monotonic_s() - self._synced_s
         return self._quiet or waited_s >= self._options.sync_delay_s - self._tick_s
@@ -267,7 +278,8 @@ class Background:
         self._queue.run(self._log.mark_idle)
 
     def _checkpoint(self) -> None:
-        self._checkpointer.checkpoint(if_due=True)
+        if not self._checkpointer.checkpoint_if_due():
+            return
         self.failure = None
         self._table_indexes.failures.pop(ALL, None)
         self._may_compact = True

@@ -32,7 +32,7 @@ from kvwal.engine.succession import Succession
 from kvwal.errors import DiskFullError, EnvironmentFailure, RefusedError
 from kvwal.events import Checkpoint, Events
 from kvwal.keys import Seqno
-from kvwal.locks import locked, new_lock
+from kvwal.locks import locked, new_lock, release
 from kvwal.log import SegmentLog, replay_count
 from kvwal.options import Options
 from kvwal.pages import Changes, Columns, Meta, PageFile
@@ -62,7 +62,7 @@ _IDLE_PAUSE_S: Final = 0.0
 
 
 def _go_on() -> None:
-    """There is no background thread, hence no other thread to let run."""
+    """There is no background thread, hence no other thread to let run, and nothing that it does meanwhile."""
 
 
 def _updates(memtable: Memtable, yield_to_writers: Callable[[], None]) -> Iterator[Columns]:
@@ -125,18 +125,30 @@ class Checkpointer:
         self.log_bytes_at_last = log.tail_bytes
         self._last_s = options.files.monotonic_s()
         self._yielded_s = 0.0
+        #: Called where a checkpoint lets other threads run, by the thread that makes it.
+        self.meanwhile: Callable[[], object] = _go_on
         self._reclaimed_seqno = Seqno(0)
 
+    def checkpoint_if_due(self) -> bool:
+        """As `checkpoint`, if one is due. False, at once, if one is under way: it may be the one that was due."""
+
+        def seen_to() -> bool:
+            if self.is_due():
+                self._checkpoint()
+            return True
+
+        return bool(self.unless_busy(seen_to))
+
     @locked
-    def checkpoint(self, *, if_due: bool = False) -> None:
+    def checkpoint(self) -> None:
         """Bring everything committed so far into the pages.
 
-        `if_due`: only if one is due when no other is under way: one that is has its frozen table, and is what was due.
         Raises DiskFullError if there is no space (nothing changed, may be tried again); any other failure of the disk
         poisons the store, and is raised as PoisonedError.
         """
-        if if_due and not self.is_due():
-            return
+        self._checkpoint()
+
+    def _checkpoint(self) -> None:
         try:
             # A frozen table that is still there belongs to an attempt that met a full disk: it goes first. What was
             # committed since goes with a checkpoint of its own, or with it (`_combine`).
@@ -226,10 +238,9 @@ class Checkpointer:
             pass
         return shrank
 
-    @locked
     def compact_once(self, compacting: Iterator[bool | None]) -> bool | None:
-        """One generation of this; None if that was not the last one, and otherwise whether the file shrank."""
-        return self._compact_once(compacting)
+        """One generation of this, unless a checkpoint is under way. If it was the last: whether the file shrank."""
+        return self.unless_busy(lambda: self._compact_once(compacting))
 
     def _compact_once(self, compacting: Iterator[bool | None]) -> bool | None:
         try:
@@ -256,6 +267,16 @@ class Checkpointer:
                 self._run(even_if_empty=True, compact=True)
                 yield None
         yield self._pages.meta.page_count < before
+
+    def unless_busy(self, action: Callable[[], _T]) -> _T | None:
+        """Run something while no checkpoint can be under way; None, at once, if one is, in this thread or another."""
+        lock = self.lock
+        if lock._is_owned() or not lock.acquire(False):
+            return None
+        try:
+            return action()
+        finally:
+            release(lock)
 
     @locked
     def while_idle(self, action: Callable[[], _T]) -> _T:
@@ -366,6 +387,7 @@ class Checkpointer:
             files.give_way(_IDLE_PAUSE_S)
         else:
             return
+        self.meanwhile()
         self._yielded_s = files.monotonic_s()
 
     def _flush_log(self, seqno: Seqno) -> None:

@@ -23,10 +23,6 @@ __all__ = ["Waiting"]
 _FOR_EVER: Final = -1
 
 
-def _nothing() -> None:
-    """Nothing waits."""
-
-
 class _Turn:
     """A thread that waits for its turn."""
 
@@ -51,7 +47,7 @@ class _Turn:
 class Waiting:
     """Those who wait for a log. From any thread, but for `wake`."""
 
-    __slots__ = ("_is_beyond", "_tell", "due", "those")
+    __slots__ = ("_is_beyond", "due", "tell", "those")
 
     def __init__(self, is_beyond: Callable[[Seqno], bool]) -> None:
         """`is_beyond`: whether commits beyond this one are durable. It raises if none ever will be."""
@@ -60,8 +56,8 @@ class Waiting:
         self.those: deque[Callable[[], object]] = deque()
         #: Threads that need not wait any longer. The first one was woken, unless that was interrupted.
         self.due: deque[_Turn] = deque()
-        # Called by each flush, after those.
-        self._tell: Callable[[], None] | None = None
+        #: Called by each flush, after those: it never raises.
+        self.tell: Callable[[], None] | None = None
 
     def __bool__(self) -> bool:
         return bool(self.those or self.due)
@@ -106,13 +102,6 @@ class Waiting:
                 found = True
         return found
 
-    def tell_flushes(self, tell: Callable[[], None] | None) -> None:
-        """Have `tell` called after each flush from now on; None: nothing. The leader calls it: it never raises."""
-        self._tell = tell
-        if tell is not None and not self.those:
-            # So that a flush looks here; one without need not ask for more.
-            self.those.append(_nothing)
-
     def wake(self) -> None:
         """A flush made commits durable, or none ever will be. One caller at a time."""
         those = self.those
@@ -130,9 +119,8 @@ class Waiting:
             if not isinstance(wake, _Turn):
                 wake()
         self.pass_on()
-        tell = self._tell
+        tell = self.tell
         if tell is not None:
-            those.append(_nothing)
             tell()
 
     def pass_on(self) -> None:

@@ -325,7 +325,7 @@ class SegmentWriter(ABC):
                 self._limit = -1
                 raise self._poisoned(error) from error
             self.durable_seqno = last
-            if (waiting := self._waiting).those or waiting.due:
+            if (waiting := self._waiting).those or waiting.due or waiting.tell is not None:
                 waiting.wake()
             if began_s is not None:
                 self._events.tell(Flush(last, self._monotonic_s() - began_s))
@@ -383,5 +383,5 @@ class SegmentWriter(ABC):
         return (durable, Seqno(0), 0) if header is None else (durable, header.first_seqno, header.salt)
 
     def tell_flushes(self, tell: Callable[[], None] | None) -> None:
-        """As `Waiting.tell_flushes`."""
-        self._waiting.tell_flushes(tell)
+        """Have `tell` called after each flush from now on; None: nothing. The leader calls it: it never raises."""
+        self._waiting.tell = tell

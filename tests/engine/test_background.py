@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 import warnings
-from functools import partial
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -135,10 +135,10 @@ def test_a_checkpoint_that_met_a_full_disk_is_tried_again_without_another_commit
     with kvwal.open(tmp_path / "a.kv", durability="os", checkpoint_interval_s=0.05) as db:
         checkpointer, state = db.engine._checkpointer, db.engine.state
         assert checkpointer is not None
-        checkpoint = checkpointer.checkpoint
+        checkpoint = checkpointer._checkpoint
         attempts: list[int] = []
 
-        def full_twice(*, if_due: bool = False) -> None:
+        def full_twice() -> None:
             attempts.append(1)
             if len(attempts) > 2:
                 checkpoint()
@@ -148,7 +148,7 @@ def test_a_checkpoint_that_met_a_full_disk_is_tried_again_without_another_commit
                 db.engine._succession.freeze()
             raise DiskFullError("full")
 
-        monkeypatch.setattr(checkpointer, "checkpoint", full_twice)
+        monkeypatch.setattr(checkpointer, "_checkpoint", full_twice)
         db[b"a"] = b"1"
         wait_until(lambda: state.version.frozen is None and len(attempts) == 3, "the checkpoint")
         assert db.stats().checkpoint_seqno == 1
@@ -174,12 +174,70 @@ def test_a_checkpoint_that_another_thread_makes_is_not_due_once_more(monkeypatch
         assert frozen.wait(DEADLINE_S)
         db[b"b"] = b"1"
         assert checkpointer.is_due()
-        others.append(threading.Thread(target=partial(checkpointer.checkpoint, if_due=True)))
-        others[1].start()
+        assert not checkpointer.checkpoint_if_due(), "and is not waited for"
         go_on.set()
-        for other in others:
-            other.join(DEADLINE_S)
+        others[0].join(DEADLINE_S)
+        assert not checkpointer.is_due()
+        assert checkpointer.checkpoint_if_due()
         assert db.stats().checkpoint_seqno == 1 < db.last_seqno
+
+
+class _LongMerge:
+    """The merge of a checkpoint, which lets other threads run until a test is done."""
+
+    def __init__(self, db: kvwal.Store, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._merge = db.engine._pages.checkpoint
+        self.began, self.go_on = threading.Event(), threading.Event()
+        monkeypatch.setattr(db.engine._pages, "checkpoint", self)
+
+    def __call__(self, *args: Any, yield_to_writers: Callable[[], None], **options: Any) -> Any:
+        self.began.set()
+        until = time.monotonic() + DEADLINE_S
+        while not self.go_on.wait(0.001) and time.monotonic() < until:
+            yield_to_writers()
+        return self._merge(*args, yield_to_writers=yield_to_writers, **options)
+
+
+@pytest.mark.parametrize("by", ["the background thread", "another thread"])
+def test_an_interval_commit_does_not_wait_for_the_end_of_a_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, by: str
+) -> None:
+    """It is durable within its bound. That of another thread is due as well while it is made: it has a frozen table."""
+    interval_s = 0.05 if by == "the background thread" else 1e9
+    options: Any = {"durability": "interval", "sync_delay_s": 0.05, "checkpoint_interval_s": interval_s}
+    with kvwal.open(tmp_path / "a.kv", **options) as db:
+        merge = _LongMerge(db, monkeypatch)
+        db[b"a"] = b""
+        other = threading.Thread(target=db.checkpoint)
+        if by == "another thread":
+            other.start()
+        try:
+            assert merge.began.wait(DEADLINE_S)
+            for number in range(3):
+                seqno = db.put(b"a", b"%d" % number)
+                wait_until(lambda seqno=seqno: db.durable_seqno >= seqno, "the flush")
+            assert db.engine._pages.meta.seqno == 0, "the checkpoint is under way"
+        finally:
+            merge.go_on.set()
+            if by == "another thread":
+                other.join(DEADLINE_S)
+
+
+def test_a_follower_that_comes_during_a_checkpoint_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with kvwal.open(tmp_path / "a.kv", checkpoint_interval_s=0.05) as db:
+        merge = _LongMerge(db, monkeypatch)
+        db[b"a"] = b""
+        try:
+            assert merge.began.wait(DEADLINE_S)
+            with kvwal.follow(tmp_path / "a.kv") as live:
+                wait_until(lambda: (tmp_path / "a.kv/readers/now").exists(), "the control page")
+                for _ in range(3):
+                    # One that comes soon after another is told by the next look.
+                    db[b"a"] = b"1"
+                    assert live.wait(db.put(b"a", b"2"), DEADLINE_S)
+            assert db.engine._pages.meta.seqno == 0, "the checkpoint is under way"
+        finally:
+            merge.go_on.set()
 
 
 def test_a_checkpoint_comes_by_age(tmp_path: Path) -> None:

@@ -214,6 +214,18 @@ def test_who_waits_for_a_flush_is_woken_beside_those_who_are_told(store: str) ->
         assert told == [2, 2, 2]
 
 
+def test_one_that_gives_up_waiting_takes_no_flush_from_those_who_are_told(store: str) -> None:
+    with kvwal.open(store, background=False) as db:
+        engine: Any = db.engine
+        told: list[int] = []
+        gives_up = engine._log._waiting.when_beyond(db.last_seqno, lambda: None)
+        engine._log.tell_flushes(lambda: told.append(1))
+        assert gives_up()
+        for _ in range(3):
+            db[b"key"] = b""
+        assert told == [1, 1, 1]
+
+
 @pytest.mark.skipif(not hasattr(os, "pwrite"), reason="this system has no pwrite")
 def test_the_end_closes_no_file_that_a_leader_is_writing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Else its descriptor may be another file's by the time of the write."""
