@@ -223,7 +223,8 @@ class Background:
             idle_s = self._wait_idle()
             # Then it looks for followers.
             return HEARTBEAT_S if idle_s is None else min(idle_s, HEARTBEAT_S)
-        return self._tick_s
+        # A job that took long may have put it off.
+        return 0.0 if self.failure is None and self._flush_is_due() else self._tick_s
 
     def _wait_idle(self) -> float | None:
         # As a commit of its own, so between two others: each was either appended before, and is seen below, or is

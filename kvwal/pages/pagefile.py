@@ -290,7 +290,7 @@ class PageFile:
             writer.flush()
         except PageWriteError as failure:
             cause = failure.cause
-            if is_full(cause) or cause.errno == errno.EFBIG:
+            if not failure.is_of_flush and (is_full(cause) or cause.errno == errno.EFBIG):
                 raise DiskFullError(
                     "no space for a checkpoint; nothing was lost, and it can be tried again when there is space"
                 ) from cause

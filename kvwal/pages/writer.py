@@ -50,6 +50,8 @@ __all__ = ["PageWriteError", "PageWriter", "TreeBuilder", "one_size"]
 
 #: Bytes written in one call; more gains nothing.
 _RUN_BYTES: Final = 1 << 20
+#: Bytes that are flushed at once: a commit, or a flush that is due, may have to wait for so much of the disk's time.
+_FLUSH_BYTES: Final = 8 << 20
 _ZEROS: Final = bytes(PAGE_SIZE)
 #: How full a node must be before what follows it is kept.
 _FILL: Final = 0.66
@@ -61,11 +63,12 @@ _LEAST_CHILDREN: Final = 4
 
 
 class PageWriteError(Exception):
-    """A write failed. Tells it from a failed read; `PageFile.checkpoint` turns it into what users see."""
+    """A write or flush failed. Tells it from a failed read; `PageFile.checkpoint` turns it into what users see."""
 
-    def __init__(self, cause: OSError) -> None:
+    def __init__(self, cause: OSError, *, is_of_flush: bool = False) -> None:
         super().__init__(str(cause))
         self.cause = cause
+        self.is_of_flush = is_of_flush
 
 
 class PageWriter:
@@ -81,6 +84,7 @@ class PageWriter:
         self._run: list[Buffer] = []
         self._run_at = 0
         self._run_end = 0
+        self._unflushed_bytes = 0
 
     def node(self, data: bytes, flags: int, count: int) -> bytes:
         """Write a node; the packed pointer to it."""
@@ -117,7 +121,7 @@ class PageWriter:
         return page
 
     def flush(self) -> None:
-        """Hand everything to the file. Not durable on return. PageWriteError if that fails."""
+        """Hand everything to the file, which is flushed now and then. Not durable on return. Raises PageWriteError."""
         run, self._run = self._run, []
         if not run:
             return
@@ -132,6 +136,14 @@ class PageWriter:
                 self._file.pwrite_all(run, at)
         except OSError as failure:
             raise PageWriteError(failure) from failure
+        self._unflushed_bytes += size
+        if self._unflushed_bytes >= _FLUSH_BYTES:
+            # Durability: none is needed yet, and the last flush, before the flip, is of what is left.
+            try:
+                self._file.datasync()
+            except OSError as failure:
+                raise PageWriteError(failure, is_of_flush=True) from failure
+            self._unflushed_bytes = 0
 
 
 class TreeBuilder:

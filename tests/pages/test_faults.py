@@ -11,11 +11,17 @@ from pages_fixtures import Scratch, WatchedFiles, columns, contents, pin
 
 from kvwal.errors import DiskFullError, PoisonedError
 from kvwal.keys import Seqno
-from kvwal.pages import check, create_page_file
+from kvwal.pages import check, create_page_file, writer
 from kvwal.pages.node import PAGE_SIZE
 
 BATCH: dict[bytes, bytes | None] = {b"%04d" % index: b"new" * 20 for index in range(0, 4000, 3)}
 BATCH |= {b"large": bytes(300_000), b"0001": None}
+
+
+@pytest.fixture(params=[writer._FLUSH_BYTES, PAGE_SIZE], ids=["flushed once", "flushed on the way"])
+def flushed(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a checkpoint writes is flushed at its end, or after each write as well."""
+    monkeypatch.setattr(writer, "_FLUSH_BYTES", request.param)
 
 
 class Trap:
@@ -96,6 +102,7 @@ def test_full_disk_at_any_write_changes_nothing_and_a_retry_succeeds(tmp_path: P
         scratch.verify()
 
 
+@pytest.mark.usefixtures("flushed")
 @pytest.mark.parametrize("kind", ["pwrite", "sync"])
 def test_failed_write_or_sync_poisons_checkpoints_and_leaves_reads(tmp_path: Path, kind: str) -> None:
     for scratch, trap in each_failure(tmp_path, errno.EIO, {kind}):
@@ -187,6 +194,7 @@ def test_a_flip_that_is_interrupted_again_and_again_is_done_by_the_next_checkpoi
     scratch.pages.close()
 
 
+@pytest.mark.usefixtures("flushed")
 def test_full_disk_reported_by_a_sync_is_not_retried(tmp_path: Path) -> None:
     """The kernel reports it once, and the pages it could not write count as clean afterwards."""
     for scratch, trap in each_failure(tmp_path, errno.ENOSPC, {"sync"}):
@@ -199,6 +207,26 @@ def test_full_disk_reported_by_a_sync_is_not_retried(tmp_path: Path) -> None:
             with pytest.raises(PoisonedError):
                 scratch.checkpoint(BATCH)
         assert trap.left >= 0
+
+
+def test_no_more_is_flushed_at_once_than_a_commit_can_wait_for(tmp_path: Path) -> None:
+    scratch = prepared(tmp_path)
+    written, unflushed = [0], [0]
+
+    def count(operation: str, offset: int, size: int) -> None:
+        if operation == "pwrite":
+            written.append(written[-1] + size)
+            unflushed.append(unflushed[-1] + size)
+        elif operation == "sync":
+            unflushed.append(0)
+
+    scratch.files.before = count
+    scratch.checkpoint({b"%06d" % index: bytes(4000) for index in range(9000)})
+    assert written[-1] > 4 * writer._FLUSH_BYTES
+    # One write more is seen after the flush is due.
+    assert max(unflushed) < writer._FLUSH_BYTES + writer._RUN_BYTES
+    scratch.verify()
+    scratch.pages.close()
 
 
 def test_failed_read_changes_nothing_and_a_retry_succeeds(tmp_path: Path) -> None:
