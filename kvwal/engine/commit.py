@@ -149,11 +149,13 @@ class CommitQueue:
                 self._publisher.publish_writes(seqno, indexed)
             lock.release()
         except BaseException as error:
-            if lock._is_owned():
-                alone = LonePut(key, value, table, names) if indexed is None else indexed
-                self._rescue_put(CommitRequest(alone, sync=sync), target, error)
-            elif target and state.seqno >= target:
-                say_written(error, target)
+            # Again if another interruption comes before it has begun, or as it begins anew.
+            try:
+                failure = self._end_put(indexed, (key, value, table, names), sync, target, error)
+            except BaseException:  # noqa: BLE001  # the interruption that is handled here goes on
+                failure = self._end_put(indexed, (key, value, table, names), sync, target, error)
+            if failure is not None:
+                raise failure from error
             if _is_of_the_system(error):
                 raise self.poison(error) from error
             raise
@@ -162,7 +164,8 @@ class CommitQueue:
     def _put_alone(self, request: CommitRequest) -> bool:
         """What `put` does, for a request of a put into table 0, which may have read. False: it has to queue."""
         put, lock, state = request.writes, self.lock, self._state
-        if type(put) is not LonePut or put.table:
+        # That of an operation which met a full disk is what it would have written then.
+        if type(put) is not LonePut or put.table or request.operation is not None:
             return False
         collect_first(lock, _PUT_OBJECTS)
         if lock._is_owned() or state.lock._is_owned():
@@ -185,22 +188,46 @@ class CommitQueue:
             request.done = True
             lock.release()
         except BaseException as error:
-            if lock._is_owned():
-                self._rescue_put(request, target, error)
+            # As in `put`.
+            try:
+                self._end_alone(request, target, error)
+            except BaseException:  # noqa: BLE001  # the interruption that is handled here goes on
+                self._end_alone(request, target, error)
+            if request.error is not None and request.error is not error:
+                raise request.error from error
             if _is_of_the_system(error):
                 raise self.poison(error) from error
             raise
         return True
 
-    def _rescue_put(self, request: CommitRequest, target: int, error: BaseException) -> None:
-        """A put alone was left by an exception while it led: it goes on as a group of one."""
-        group = Group.of_put(request, Seqno(target))
+    def _end_put(
+        self,
+        indexed: IndexedPut | None,
+        put: tuple[bytes, bytes, int, object],
+        sync: bool,
+        target: int,
+        error: BaseException,
+    ) -> BaseException | None:
+        """`put` was left by an exception. Returns what it is to raise instead, if something."""
+        group = self._group
+        if not self.lock._is_owned():
+            if target and self._state.seqno >= target:
+                say_written(error, target)
+            return None
+        # Begun before, it goes on.
+        request = CommitRequest(indexed or LonePut(*put), sync=sync) if group is None else group.members[0]
+        self._end_alone(request, target, error)
+        return None if request.error is error else request.error
+
+    def _end_alone(self, request: CommitRequest, target: int, error: BaseException) -> None:
+        """A put alone was left by an exception: if it led, it goes on as a group of one."""
+        if not self.lock._is_owned():
+            return
+        if self._group is None:
+            self._group = Group.of_put(request, Seqno(target))
         if isinstance(error, DiskFullError):
             self._pressure.disk_is_full()
-        self._group = group
         self._after_exception((request,), error)
-        if request.error is not None and request.error is not error:
-            raise request.error from error
 
     # -- requests -------------------------------------------------------------------------------
 
@@ -254,7 +281,11 @@ class CommitQueue:
                     waiter.acquire()
             self._leave(waiter, depth)
         except BaseException as error:
-            self._after_exception(requests, error)
+            # As in `put`.
+            try:
+                self._after_exception(requests, error)
+            except BaseException:  # noqa: BLE001  # the interruption that is handled here goes on
+                self._after_exception(requests, error)
             self._leave(waiter, depth)
             if _is_of_the_system(error):
                 raise self.poison(error) from error
@@ -426,6 +457,9 @@ class CommitQueue:
                     for member in list(self._queue):
                         member.taken = False
                     self._group = None
+                if self._log.last_seqno > self._state.seqno and not isinstance(self._log, RefusingLog):
+                    # Interrupted again and again, a put alone was left in the log, and what it put is not known here.
+                    self.poison(error)
             self._withdraw(requests, error)
             release(self.lock)
         else:

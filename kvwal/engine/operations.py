@@ -21,6 +21,7 @@ from kvwal.log import Extension
 
 if TYPE_CHECKING:
     from kvwal.engine.reads import Reads
+    from kvwal.engine.writes import LonePut
 
 __all__ = [
     "Pending",
@@ -80,6 +81,10 @@ class Pending:
         self._writes.update(batch.writes)
         for table, part in batch.parts():
             self.table(table).write(part)
+
+    def put(self, put: LonePut) -> None:
+        """`write` of one put. Requires: this is that of table 0."""
+        self.table(put.table)._writes[put.key] = put.value
 
     def table(self, table: int) -> Pending:
         """The same of a table. Requires: this is that of table 0."""
@@ -186,15 +191,16 @@ class Update:
 
     def evaluate(self, newest: Newest) -> WriteBatch | None:
         """What to write."""
-        self.old = old = newest.table(self._table).get(self.key)
+        found = (part := newest.table(self._table)).raw(self.key)
+        self.old = old = part.get(self.key) if type(found) is Expiring else found
         self.new = new = self._function(old)
         if new is old:
             return None
         batch = WriteBatch()
-        part = batch.part(self._table)
-        part.writes[self.key] = new
-        if self._keeps_expiry:
-            keep_expiry(newest.table(self._table), part, self.key)
+        writes = batch.part(self._table)
+        writes.writes[self.key] = new
+        if self._keeps_expiry and type(found) is Expiring:
+            keep_expiry(part, writes, self.key)
         return batch
 
 

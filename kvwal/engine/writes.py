@@ -16,9 +16,9 @@ from kvwal.engine.row_cache import Row
 from kvwal.engine.value import Value
 from kvwal.files import Buffer
 from kvwal.keys import MAX_BATCH_BYTES
-from kvwal.log import CAUSE, EXPIRE, Extension, encode_intents, encode_put, size_of_writes, writes_body
+from kvwal.log import CAUSE, EXPIRE, Extension, encode_intents, encode_put, is_of_users, size_of_writes, writes_body
 
-__all__ = ["NOTHING", "EncodedBatch", "IndexKeys", "IndexedPut", "LonePut", "Writes"]
+__all__ = ["NOTHING", "EncodedBatch", "IndexKeys", "IndexedPut", "LonePut", "Writes", "as_lone_put"]
 
 
 IndexKeys: TypeAlias = Mapping[int, Mapping[bytes, Value]]
@@ -54,6 +54,21 @@ class LonePut:
     def body(self) -> bytes | list[Buffer]:
         """Of its record."""
         return encode_put(self.key, self.value, self.table)
+
+
+def as_lone_put(batch: WriteBatch) -> LonePut | None:
+    """The batch as a put alone, if it is one into a table of users, and says no more of its key."""
+    table, part = 0, batch
+    if batch.others:
+        if len(batch.others) > 1 or batch.writes or batch.ranges:
+            return None
+        [(table, part)] = batch.others.items()
+    if len(part.writes) != 1 or part.ranges or not is_of_users(table):
+        return None
+    if part.stamped is not None or part.index_keys is not None or (part.queue and any(part.queue.values())):
+        return None
+    [(key, value)] = part.writes.items()
+    return LonePut(key, value, table) if type(value) is bytes else None
 
 
 class IndexedPut:

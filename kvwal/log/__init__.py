@@ -16,7 +16,15 @@ from kvwal.log.chain import Chain
 from kvwal.log.clock import StoreClock
 from kvwal.log.cursor import SegmentCursor, hold_kept, read_kept
 from kvwal.log.extension import CAUSE, EXPIRE, Extension, extension_of, meta_of
-from kvwal.log.intents import decode_intents, encode_intents, encode_put, encode_writes, size_of_writes, writes_body
+from kvwal.log.intents import (
+    decode_intents,
+    encode_intents,
+    encode_put,
+    encode_writes,
+    is_of_users,
+    size_of_writes,
+    writes_body,
+)
 from kvwal.log.key_history import KeyCursor, KeyHistory, KeyRecord
 from kvwal.log.protocol import Log, LogCursor, LogIdentity, LogOptions, LogStats, LogWriter, Preallocate, RefusingLog
 from kvwal.log.reader import LogReader, Replay
@@ -72,6 +80,7 @@ __all__ = [
     "encode_intents",
     "encode_put",
     "encode_writes",
+    "is_of_users",
     "size_of_writes",
     "writes_body",
     "extension_of",

@@ -9,6 +9,7 @@ import sys
 import threading
 from collections.abc import Callable
 from functools import partial
+from random import Random
 from typing import Any
 
 import pytest
@@ -188,6 +189,67 @@ def test_an_interruption_anywhere_leaves_a_commit_written_or_not(way: str, sync:
             assert written
             return
         assert says_written(interruption) == written, step
+    raise AssertionError("the commit has more places than were tried")
+
+
+def interrupted_twice(
+    monkeypatch: pytest.MonkeyPatch, step: int, second: int, function: Callable[[], object]
+) -> tuple[Interruption | None, bool]:
+    """Interrupted at this step, and at the second one of what handles that; and whether there were so many."""
+    came: list[bool] = []
+
+    def interrupts(method: Callable[..., object]) -> Callable[..., object]:
+        def handle(*args: Any) -> object:
+            if came:
+                return method(*args)
+            came.append(False)
+            results: list[object] = []
+            again = interrupted_at(second, lambda: results.append(method(*args)))
+            if again is not None:
+                came[0] = True
+                raise again
+            return results[0]
+
+        return handle
+
+    with monkeypatch.context() as patched:
+        for name in ("_end_put", "_end_alone", "_after_exception"):
+            patched.setattr(CommitQueue, name, interrupts(getattr(CommitQueue, name)))
+        interruption = interrupted(step, function)
+    return interruption, came == [True]
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("sync", [False, True])
+def test_a_second_interruption_of_what_handles_the_first_one_leaves_a_commit_written_or_not(
+    monkeypatch: pytest.MonkeyPatch, rng: Random, way: str, sync: bool
+) -> None:
+    for step in range(1, _MOST_STEPS):
+        second, was_second = 0, True
+        while was_second:
+            second += rng.randrange(1, 16)
+            queue, log, engine = alone()
+            queue.put(b"before", b"1", sync)
+
+            def commit(queue: CommitQueue = queue) -> None:
+                if way == "put":
+                    queue.put(b"k", b"v", sync)
+                elif way == "commit":
+                    queue.commit(put_request(b"k", b"v", sync=sync))
+                else:
+                    queue.submit([put_request(b"k", b"v", sync=sync), put_request(b"with", b"it", sync=sync)])
+
+            interruption, was_second = interrupted_twice(monkeypatch, step, second, commit)
+            at_rest(queue, log, engine)
+            written = b"k" in log.content()
+            assert engine.state.cache.rows.get(b"k") == (b"v" if written else None), (step, second)
+            assert times_written(log, b"k") == written, (step, second)
+            if interruption is None:
+                return
+            # Interrupted twice, the first one may have the note.
+            both = (interruption, interruption.__context__)
+            says = any(isinstance(each, Interruption) and says_written(each) for each in both)
+            assert says == written, (step, second)
     raise AssertionError("the commit has more places than were tried")
 
 
