@@ -18,6 +18,8 @@ Rules:
   on its way and says what became of the commit (see `committed_seqno`).
 - Where a store is short of memory, or an archive behind, the thread waits *before* the hand-over, so that what waits
   longest can be withdrawn.
+- The end. From `end` on no commit is taken, and none waits for an archive: those that would have to are refused, before
+  anything of them is written. The thread ends when nothing is pending; what came to it later would wait for ever.
 - Interruptions (KeyboardInterrupt in the loop's thread) may lose any callback. What was finished is seen by the flag
   that the thread sets, not by the callback alone.
 
@@ -38,7 +40,7 @@ from kvwal.aio.workers import refuse_other_loops, resolve
 from kvwal.engine.engine import Engine
 from kvwal.engine.own_commits import note
 from kvwal.engine.request import CommitRequest
-from kvwal.errors import DiskFullError, InternalError
+from kvwal.errors import DiskFullError, InternalError, closed
 from kvwal.keys import Seqno
 
 __all__ = ["Committer", "committed_seqno", "say_committed"]
@@ -112,6 +114,7 @@ class Committer:
         #: The group that the thread has, or has finished without the loop knowing yet.
         self._current: _Group | None = None
         self._scheduled = False
+        self._is_ending = False
         self._idle: list[asyncio.Future[None]] = []
         # What the thread is to do; None ends it.
         self._jobs: SimpleQueue[_Group | None] = SimpleQueue()
@@ -125,6 +128,8 @@ class Committer:
         self._engine.state.refuse_if_gone()
         if asyncio.get_running_loop() is not self._loop:
             refuse_other_loops(self._loop)
+        # Also of a transaction that was begun before, or a batch that a worker was encoding.
+        self._refuse_if_ending()
         size = request.writes.size
         if (
             self.pending_commits >= self._max_commits
@@ -288,6 +293,14 @@ class Committer:
             say_committed(error, request.seqno)
             note(self._events, request.seqno)
 
+    def end(self) -> None:
+        """From here on refuse every commit that comes, and those that wait for an archive. Idempotent."""
+        self._is_ending = True
+
+    def _refuse_if_ending(self) -> None:
+        if self._is_ending:
+            raise closed()
+
     async def drain(self) -> None:
         """Wait until nothing is pending."""
         while self.pending_commits or self._turns:
@@ -326,7 +339,8 @@ class Committer:
         queue, pressure = self._engine.queue, self._engine.pressure
         requests = [request for request, _ in group.entries]
         if pressure.is_on:
-            pressure.relieve(deleting=all(request.writes.only_deletes for request in requests))
+            deleting = all(request.writes.only_deletes for request in requests)
+            pressure.relieve(deleting=deleting, may_wait=self._refuse_if_ending)
         while requests:
             queue.submit(requests)
             # As `Engine.commit`: a consumer loses its hold on the log before a commit is refused for want of space.

@@ -24,7 +24,7 @@ from kvwal.engine.recovery import RecoveryReport
 from kvwal.engine.request import CommitRequest
 from kvwal.engine.stats import Pin, Stats
 from kvwal.engine.verify import VerifyReport
-from kvwal.errors import ClosedError, ConflictError, ForkedError, closed
+from kvwal.errors import ClosedError, ConflictError, ForkedError
 from kvwal.keys import BytesLike, Seqno, as_int, as_key
 from kvwal.options import Durability
 from kvwal.pages import NotCached
@@ -164,7 +164,8 @@ class AsyncStore(AsyncWriting, AsyncRemembering, AsyncNaming):
             sync=self._engine.wants_sync(durability),
             read_only=read_only or self._engine.upkeep.is_read_only,
             meta=meta,
-            owner=self._store,
+            # This, and not only what is beneath: with it goes the thread that commits.
+            owner=self,
         )
         return AsyncTransaction(txn, self._reads, self._committer, self._workers)
 
@@ -254,6 +255,10 @@ class AsyncStore(AsyncWriting, AsyncRemembering, AsyncNaming):
     async def close(self) -> None:
         """Wait for the commits that are pending, then close the store (unless this was made over one). Idempotent.
 
+        Those that wait for an archive (`on_behind="stall"`) are not waited for, whether or not it closes the store: none
+        was begun, nothing of them is written, and they raise ClosedError. So does every commit that is asked for from
+        here on, also of a transaction. Where the store stays open, snapshots and transactions can be read on.
+
         A task that is cancelled here is cancelled when the store is closed.
         """
         if self._commits.closing is None:
@@ -271,9 +276,8 @@ class AsyncStore(AsyncWriting, AsyncRemembering, AsyncNaming):
 
     async def _close(self) -> None:
         try:
-            if self._owner:
-                # They might wait for as long as a destination hangs.
-                self._store.engine.pressure.archives.end(closed)
+            # An archive may hang for as long as its destination does.
+            self._committer.end()
             await self._committer.drain()
             if self._owner:
                 _, cancelled = await to_the_end(self._store.close)

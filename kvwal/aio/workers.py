@@ -31,26 +31,36 @@ _MAX_HANDFUL: Final = 32
 class Workers:
     """Runs short functions of one loop in its threads, which are started when they are needed.
 
-    Every function that is given is run, even if its task was cancelled: it may hold a pin to be given back.
+    Every function that is given is run, even if its task was cancelled: it may hold a pin to be given back. So is one
+    that comes after `stop`, for what is still read of a store that stays open, by a thread of its own.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
         self._jobs: SimpleQueue[_Job | None] = SimpleQueue()
+        #: Those that have not been told to end.
         self._threads = 0
+        self._stopped = False
         #: Jobs that were given and are not answered yet; the loop's thread counts.
         self._waiting = 0
 
     def submit(self, function: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> asyncio.Future[_T]:
         """Run the function soon. Cancelling the future only means that no task sees the result."""
         self.refuse_other_loops()
-        if self._waiting >= self._threads < _MAX_THREADS:
-            self._threads += 1
-            threading.Thread(target=self._work, name="kvwal-aio-reader", daemon=True).start()
         future: asyncio.Future[_T] = self._loop.create_future()
         self._waiting += 1
+        # First: a finalizer may call `stop` at any place here, and the threads that it ends do what was given before.
         self._jobs.put((lambda: function(*args, **kwargs), future))
+        if self._stopped:
+            self._start()
+            self._jobs.put(None)
+        elif self._waiting > self._threads < _MAX_THREADS:
+            self._threads += 1
+            self._start()
         return future
+
+    def _start(self) -> None:
+        threading.Thread(target=self._work, name="kvwal-aio-reader", daemon=True).start()
 
     def refuse_other_loops(self) -> None:
         """UsageError if the caller does not run in this loop."""
@@ -58,7 +68,9 @@ class Workers:
 
     def stop(self) -> None:
         """Let the threads end when they have done what they were given. From any thread, and from a finalizer."""
-        for _ in range(self._threads):
+        self._stopped = True
+        threads, self._threads = self._threads, 0
+        for _ in range(threads):
             self._jobs.put(None)
 
     def _work(self) -> None:

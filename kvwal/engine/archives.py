@@ -74,7 +74,6 @@ class Archives:
     def __init__(self) -> None:
         self._tell: dict[object, Callable[[], ArchiveStatus | None]] = {}
         self._stalling: dict[object, Stalling] = {}
-        self._ended: Callable[[], Exception] | None = None
 
     def add(
         self, key: object, tell: Callable[[], ArchiveStatus | None], stalling: Stalling | None = None
@@ -98,15 +97,9 @@ class Archives:
 
     def hasten(self) -> None:
         """Have those go on that commits wait for. Raises why that is in vain."""
-        if self._ended is not None:
-            raise self._ended()
         for each in list(self._stalling.values()):
             if each.is_behind():
                 each.hasten()
-
-    def end(self, reason: Callable[[], Exception]) -> None:
-        """The store is about to be closed: commits that wait are refused with this error."""
-        self._ended = reason
 
     def statuses(self) -> tuple[ArchiveStatus, ...]:
         """How each of them is doing, in the order in which they began."""

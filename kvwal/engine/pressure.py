@@ -11,6 +11,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
+from collections.abc import Callable
 from typing import Final, Protocol
 
 from kvwal.engine.archives import Archives
@@ -167,8 +168,8 @@ class WritePressure:
 
     # -- from a thread that is about to commit ------------------------------------------------------
 
-    def relieve(self, *, deleting: bool) -> None:
-        """See to memory and disk.
+    def relieve(self, *, deleting: bool, may_wait: Callable[[], object] = lambda: None) -> None:
+        """See to memory and disk. `may_wait`: asked as long as it waits for an archive; what it raises ends that.
 
         DiskFullError if the reserve cannot be held, unless the commit only deletes: what is left is for that.
         ArchiveBehindError if an archive is behind by its limit and fails; ReentrancyError if it is behind, and the call
@@ -181,7 +182,7 @@ class WritePressure:
         relief.refuse_commit()
         self.is_on = False
         self._make_room(relief, deleting)
-        self._wait_for_archives()
+        self._wait_for_archives(may_wait)
         if not deleting and (self._short_of_space or not self._reserve.hold()):
             self._short_of_space = False
             began_s = self._now_s()
@@ -221,7 +222,7 @@ class WritePressure:
             if waited:
                 self._tell_stall("memory", began_s)
 
-    def _wait_for_archives(self) -> None:
+    def _wait_for_archives(self, may_wait: Callable[[], object]) -> None:
         archives = self.archives
         if not archives.is_behind():
             return
@@ -233,6 +234,7 @@ class WritePressure:
         try:
             while archives.is_behind():
                 self._state.refuse_if_gone()
+                may_wait()
                 archives.hasten()
                 time.sleep(_LOOK_S)
         finally:

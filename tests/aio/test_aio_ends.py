@@ -71,6 +71,90 @@ def test_without_a_loop_there_is_no_store_for_it(tmp_path: Path) -> None:
         AsyncStore(store)
 
 
+async def ended(making: Any) -> Any:
+    """What it returns or raises. What waits for ever may not be awaited: some of it cannot be cancelled either."""
+    task = asyncio.ensure_future(making)
+    done, _ = await asyncio.wait([task], timeout=SLOW_S / 3)
+    assert done, "it waits for ever"
+    return task.result() if task.exception() is None else task.exception()
+
+
+def filled(store: kvwal.Store) -> None:
+    """Keys on pages of which few are in memory: most reads are a worker's."""
+    store.update({b"%04d" % number: b"x" * 500 for number in range(2000)})
+    store.checkpoint()
+
+
+def test_after_its_close_a_wrapper_refuses_commits_of_what_was_begun_before(tmp_path: Path) -> None:
+    async def main(store: kvwal.Store) -> None:
+        db = AsyncStore(store)
+        txns = [db.transaction() for _ in range(2)]
+        for txn in txns:
+            txn.put(b"txn", b"")
+        assert await txns[0].commit() == 1
+
+        async def large() -> None:
+            async with db.batch() as batch:
+                for number in range(3000):
+                    batch.put(b"%d" % number, b"")
+
+        # A worker has it when the wrapper is closed.
+        batch = asyncio.ensure_future(large())
+        await asyncio.sleep(0)
+        await db.close()
+        for late in (batch, txns[1].commit(), db.put(b"a", b""), db.sync()):
+            assert isinstance(await ended(late), kvwal.ClosedError)
+        assert store.last_seqno == 1
+        store.put(b"after", b"")
+
+    with kvwal.open(tmp_path / "s") as store:
+        run(main(store))
+
+
+def test_what_was_begun_before_a_wrapper_was_closed_is_read_on(tmp_path: Path) -> None:
+    async def main(store: kvwal.Store) -> None:
+        db = AsyncStore(store)
+        txn, snapshot, scan = db.transaction(), db.snapshot(), db.scan()
+        await db.close()
+        assert await ended(txn.get(b"0100")) == b"x" * 500
+        assert await ended(snapshot.get(b"1000")) == b"x" * 500
+        assert await ended(asyncio.gather(*(snapshot.get(b"%04d" % number) for number in range(0, 2000, 100))))
+        assert len(await ended(read_all(scan))) == 2000
+        await snapshot.close()
+
+    async def read_all(scan: Any) -> list[Any]:
+        return [pair async for pair in scan]
+
+    with kvwal.open(tmp_path / "s") as store:
+        filled(store)
+    before = threading.active_count()
+    with kvwal.open(tmp_path / "s", background=False) as store:
+        run(main(store))
+        while threading.active_count() > before:
+            threading.Event().wait(0.01)
+
+
+def test_a_transaction_keeps_the_wrapper_that_it_was_begun_with(tmp_path: Path) -> None:
+    async def main(store: kvwal.Store) -> None:
+        txn, other, snapshot = begun(store)
+        gc.collect()
+        txn.put(b"a", b"1")
+        assert await ended(txn.commit()) == store.last_seqno
+        assert await ended(other.get(b"0100")) == b"x" * 500
+        del txn, other
+        gc.collect()
+        assert await ended(snapshot.get(b"1000")) == b"x" * 500
+
+    def begun(store: kvwal.Store) -> tuple[Any, ...]:
+        db = AsyncStore(store)
+        return db.transaction(), db.transaction(), db.snapshot()
+
+    with kvwal.open(tmp_path / "s") as store:
+        filled(store)
+    with kvwal.open(tmp_path / "s") as store:
+        run(main(store))
+
+
 def test_a_loop_that_is_stopped_and_closed_with_commits_pending_leaves_the_store_usable(tmp_path: Path) -> None:
     files: Any = GatedFiles()
     gate: Gate = files.gate

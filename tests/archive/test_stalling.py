@@ -507,3 +507,111 @@ def test_a_task_is_refused_once_the_archive_has_failed_for_a_while(
             await asyncio.to_thread(archive.close)
 
     asyncio.run(work())
+
+
+def test_closing_a_wrapper_refuses_what_waits_and_the_store_lives_on(db: Any, place: Gated) -> None:
+    """None of them was begun; what waits for its turn goes the same way."""
+    archive = begun(db, place)
+    place.open.clear()
+
+    async def work() -> None:
+        tasks_db = kvwal.aio.AsyncStore(db, max_pending_commits=2)
+        await tasks_db.put(b"acknowledged", b"1")
+        fill(db)
+        before = db.last_seqno
+        puts = [asyncio.ensure_future(tasks_db.put(b"k%d" % i, b"1")) for i in range(5)]
+        done, _ = await asyncio.wait(puts, timeout=0.1)
+        assert not done
+        closing = asyncio.ensure_future(tasks_db.close())
+        done, _ = await asyncio.wait([closing, *puts], timeout=10)
+        place.open.set()
+        assert done == {closing, *puts}, "it waits for the archive"
+        assert closing.exception() is None
+        assert [type(task.exception()) for task in puts] == [ClosedError] * 5
+        assert db.last_seqno == before
+
+    asyncio.run(work())
+    assert not db.closed
+    db[b"after"] = b"1"
+    assert db[b"acknowledged"] == b"1"
+    assert not any(b"k%d" % i in db for i in range(5))
+    assert archive.close(20)
+    assert held_of(db, place).gaps() == []
+
+
+def test_closing_a_wrapper_refuses_a_group_that_came_to_wait_after_it_was_handed_over(
+    db: Any, place: Gated, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    archive = begun(db, place)
+    place.open.clear()
+    fill(db)
+    # The archive fell behind just after the loop had looked.
+    monkeypatch.setattr(db.engine.pressure, "would_wait", lambda: False)
+
+    async def work() -> None:
+        tasks_db = kvwal.aio.AsyncStore(db)
+        before = db.last_seqno
+        puts = [asyncio.ensure_future(tasks_db.put(b"k%d" % i, b"1")) for i in range(3)]
+        done, _ = await asyncio.wait(puts, timeout=0.1)
+        assert not done
+        closing = asyncio.ensure_future(tasks_db.close())
+        done, _ = await asyncio.wait([closing, *puts], timeout=10)
+        place.open.set()
+        assert done == {closing, *puts}, "it waits for the archive"
+        assert [type(task.exception()) for task in puts] == [ClosedError] * 3
+        assert db.last_seqno == before
+
+    asyncio.run(work())
+    assert archive.close(20)
+
+
+def test_closing_one_wrapper_ends_the_wait_of_no_other_one(db: Any, place: Gated) -> None:
+    archive = begun(db, place)
+    place.open.clear()
+    fill(db)
+    waiting = Waiting(db)
+    assert waiting.is_waiting()
+
+    async def work() -> None:
+        one, other = kvwal.aio.AsyncStore(db), kvwal.aio.AsyncStore(db)
+        put = asyncio.ensure_future(other.put(b"other", b"1"))
+        async with asyncio.timeout(10):
+            await one.close()
+        done, _ = await asyncio.wait([put], timeout=0.1)
+        assert not done
+        assert waiting.thread.is_alive()
+        place.open.set()
+        await put
+        await other.close()
+
+    asyncio.run(work())
+    assert waiting.ended() is None
+    assert db[b"other"] == b"1"
+    archive.close()
+
+
+def test_closing_one_holder_of_a_shared_store_ends_the_wait_of_no_other_one(disk: SimulatedDisk, place: Gated) -> None:
+    with kvwal.shared("/kv", files=disk, **OPTIONS) as db:
+        archive = begun(db, place)
+        place.open.clear()
+        fill(db)
+        waiting = Waiting(db)
+        assert waiting.is_waiting()
+
+        async def work() -> None:
+            holder = await kvwal.aio.shared("/kv", files=disk, **OPTIONS)
+            put = asyncio.ensure_future(holder.put(b"mine", b"1"))
+            done, _ = await asyncio.wait([put], timeout=0.1)
+            assert not done
+            async with asyncio.timeout(10):
+                await holder.close()
+            with pytest.raises(ClosedError):
+                await put
+            assert waiting.is_waiting()
+
+        asyncio.run(work())
+        place.open.set()
+        assert waiting.ended() is None
+        assert db[b"k"] == b"waited"
+        assert b"mine" not in db
+        assert archive.close(20)
