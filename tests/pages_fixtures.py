@@ -12,7 +12,7 @@ from wrapped_files import WrappedFiles
 
 from kvwal.files import Buffer, Directory, File, system_files
 from kvwal.keys import KeyRange, Seqno
-from kvwal.pages import Changes, Columns, Meta, PageFile, Tree, check, create_page_file
+from kvwal.pages import Changes, Columns, Keep, Meta, PageFile, Tree, check, create_page_file
 from kvwal.pages.catalogue import roots
 
 STORE_ID = b"0123456789abcdef"
@@ -99,6 +99,9 @@ class Scratch:
         tables: Mapping[int, tuple[Updates, Sequence[tuple[bytes, bytes | None]]]] = MappingProxyType({}),
         *,
         compact: bool = False,
+        append: bool = False,
+        keep: Keep | None = None,
+        drop: Sequence[int] = (),
     ) -> None:
         """Checkpoint, then let the models know."""
         ranges = [KeyRange(*bounds) for bounds in ranges]
@@ -106,7 +109,15 @@ class Scratch:
         seqno = Seqno(self.pages.meta.seqno + 1)
         changes = {table: Changes(columns(sorted(each.items())), gone) for table, (each, gone) in tables.items()}
         self.pages.checkpoint(
-            columns(sorted(updates.items())), ranges, tables=changes, seqno=seqno, time_us=int(seqno), compact=compact
+            columns(sorted(updates.items())),
+            ranges,
+            tables=changes,
+            seqno=seqno,
+            time_us=int(seqno),
+            compact=compact,
+            append=append,
+            keep=keep,
+            drop=drop,
         )
         self.model = applied(self.model, updates, ranges)
         self.tables = tables_after(self.tables, tables)

@@ -255,9 +255,9 @@ class AsyncStore(AsyncWriting, AsyncRemembering, AsyncNaming):
     async def close(self) -> None:
         """Wait for the commits that are pending, then close the store (unless this was made over one). Idempotent.
 
-        Those that wait for an archive (`on_behind="stall"`) are not waited for, whether or not it closes the store: none
-        was begun, nothing of them is written, and they raise ClosedError. So does every commit that is asked for from
-        here on, also of a transaction. Where the store stays open, snapshots and transactions can be read on.
+        It does not wait for those that wait for an archive (`on_behind="stall"`): none of them was begun, nothing of
+        them is written, and they raise ClosedError. So does every commit that is asked for from here on, also of a
+        transaction. Where the store stays open, snapshots and transactions can be read on.
 
         A task that is cancelled here is cancelled when the store is closed.
         """

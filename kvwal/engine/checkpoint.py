@@ -220,6 +220,8 @@ class Checkpointer:
     def is_sparse(self) -> bool:
         """Whether compacting is worth its while."""
         meta = self._pages.meta
+        if self._followers.must_append:
+            return False
         unused = self._pages.space.reclaimable_bytes(meta) // meta.page_size
         return meta.page_count >= _LEAST_COMPACT_PAGES and unused * _SPARSE > meta.page_count
 
@@ -261,6 +263,9 @@ class Checkpointer:
         for _ in range(passes):
             self._run(even_if_empty=True, compact=True)
             yield None
+            if self._followers.must_append:
+                # Nothing can be moved.
+                yield False
         if len(self._pages.bases.all()) < bases:
             # What only they reached became free while this was under way.
             for _ in range(passes):
@@ -356,6 +361,7 @@ class Checkpointer:
                 required=self._log.required,
                 before_flip=lambda: self._flush_log(last_seqno),
                 compact=compact,
+                append=self._followers.must_append,
                 keep=keep,
                 drop=drop,
             )

@@ -11,7 +11,9 @@ is broken, that is unlinked:
 One that cannot be unlinked stays honoured. Where the pins cannot be looked at, for instance since `readers/` is another
 user's, all that was kept stays kept until they can be: the files grow, and no commit, checkpoint or close fails.
 
-Not so for the first look after open: pins of before may need pages that are free by now, and have to be unlinked.
+The first look after open has to unlink pins of before: what they need may be free for this writer, which knows only the
+two newest generations. Until that is done, checkpoints write behind the end of the page file alone (`must_append`), do
+not cut it, and no log goes at all.
 
 Invariant: what a pin needs is freed only after the pin is unlinked. So a follower that finds its pin in place after a
 read has read what it pinned.
@@ -45,6 +47,8 @@ _log = logging.getLogger("kvwal")
 
 #: The purpose of what followers hold.
 FOLLOWER: Final = "follower"
+# Stands as the name of followers whose pins cannot be looked at.
+_UNSEEN: Final = "(pins cannot be looked at)"
 
 
 @dataclass(slots=True, eq=False)
@@ -68,33 +72,38 @@ class Followers:
         self._hold_s = options.hold_s
         self._hold_bytes = options.hold_bytes
         self._now_s: Callable[[], float] = options.files.monotonic_s
+        self._now_us: Callable[[], int] = options.files.now_us
         # By the names of their files. Replaced as a whole.
         self._honoured: dict[str, _Honoured] = {}
         # Whether a look since open has found all pins, so that those of former generations are gone or honoured.
         self._is_sure = False
-        # Whether the last look failed; and what holds the log since.
+        # Whether the last look failed; since when, by the wall clock, and what holds the log since.
         self._is_blind = False
+        self._blind_us = 0
         self._blind_log: SegmentCursor | None = None
 
     def are_there(self) -> bool:
         """Whether a follower seems to have a pin. OSError if that cannot be found out."""
         return self._listing.are_there()
 
+    @property
+    def must_append(self) -> bool:
+        """Whether a pin of before may need what is free: then only pages behind the end of the file may be written."""
+        return self._is_blind and not self._is_sure
+
     def look(self) -> bool:
         """Honour the pins that there are now, and break those that are to be broken.
 
-        False if that cannot be done, whatever the reason: then nothing that was kept is freed before it can be.
-        OSError if it never could since open: then nothing may be written.
+        False if that cannot be done, whatever the reason: then nothing that was kept is freed before it can be, and if
+        it never could since open, `must_append`.
         """
         try:
             found = self._listing.look()
+            if found or self._honoured or self._is_blind:
+                self._honour(found)
         except OSError as error:
-            if not self._is_sure:
-                raise
             self._keep_all(error)
             return False
-        if found or self._honoured or self._is_blind:
-            self._honour(found)
         self._is_sure, self._is_blind, self._blind_log = True, False, None
         return True
 
@@ -102,12 +111,15 @@ class Followers:
         # Durability: a pin that is not seen may need any of them, and log of after the older one.
         self._pages.pins.hold(self, self._pages.pins.kept(self))
         older = self._pages.older
-        if self._blind_log is None and older is not None:
+        if self._blind_log is None and not self._is_sure:
+            # A pin of before may need any of it.
+            self._blind_log = self._keeping.hold(None, FOLLOWER)
+        elif self._blind_log is None and older is not None:
             # Without the log behind the older one there is none to keep.
             with suppress(FeedGap):
                 self._blind_log = self._keeping.hold(older.seqno, FOLLOWER)
         if not self._is_blind:
-            self._is_blind = True
+            self._is_blind, self._blind_us = True, self._now_us()
             _log.warning("pins of followers cannot be looked at, and until they can be nothing is freed: %s", error)
 
     def _honour(self, found: dict[str, FoundPin]) -> None:
@@ -176,7 +188,7 @@ class Followers:
         """Go on with those that are not broken, or cannot be. Whether one was broken."""
         left = self._listing.break_pins(list(broken)) if broken else frozenset()
         if not self._is_sure and not left <= honoured.keys():
-            # Durability: its follower takes it for held, and what it needs may be written over.
+            # Durability: its follower takes it for held, and what it needs may be free.
             raise RefusedError(errno.EACCES, f"pins of before cannot be removed: {sorted(left)}", READERS)
         for name in broken.keys() - left:
             why = broken[name]
@@ -216,8 +228,18 @@ class Followers:
         return pages.space.held_bytes(pages.meta, generations) + log
 
     def pins(self) -> list[Pin]:
-        """Those that were there when the last checkpoint began. O(extents) for each."""
+        """Those that were there when the last checkpoint began, and what is held for those that it could not look at.
+
+        O(extents) for each.
+        """
         pins = []
+        blind_log = self._blind_log
+        if self._is_blind:
+            generations = self._pages.pins.kept(self)
+            blind = _Honoured(FoundPin(None, 0), generations, blind_log)
+            seqno = Seqno(0) if blind_log is None else Seqno(blind_log.position)
+            size = self._held_bytes([blind]) + (self._pages.space.free_bytes() if self.must_append else 0)
+            pins.append(Pin(FOLLOWER, seqno, self._blind_us, size, name=_UNSEEN))
         for each in list(self._honoured.values()):
             record = each.found.record
             if record is not None:

@@ -191,9 +191,13 @@ class Allocator:
     It works on a copy, so a failed checkpoint only has to forget it.
     """
 
-    __slots__ = ("_cursors", "_pages", "_starts", "page_count")
+    __slots__ = ("_cursors", "_pages", "_spared", "_starts", "page_count")
 
-    def __init__(self, free: Places, page_count: int) -> None:
+    def __init__(self, free: Places, page_count: int, *, append: bool = False) -> None:
+        """`append`: take none of the free pages, and always grow the file."""
+        #: Free, and not to be taken.
+        self._spared: Places = free if append else array("Q")
+        free = array("Q") if append else free
         self._starts: Places = array("Q", (place >> 32 for place in free))
         self._pages: Places = array("Q", (place & _LOW for place in free))
         self.page_count = page_count
@@ -230,7 +234,8 @@ class Allocator:
 
     def left(self) -> Places:
         """The free extents that were not taken."""
-        return array("Q", (page << 32 | pages for page, pages in zip(self._starts, self._pages, strict=True) if pages))
+        left = array("Q", (page << 32 | pages for page, pages in zip(self._starts, self._pages, strict=True) if pages))
+        return left + self._spared
 
 
 def encoded_size(extents: int, groups: int) -> int:

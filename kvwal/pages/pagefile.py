@@ -7,7 +7,8 @@ A checkpoint makes generation g + 1 from g, in this order:
    it may have died between write and sync, or seen the sync fail; only then would it be unsafe to
    write over the other slot. Otherwise the slot that is of no use is filled with zeros, so that it
    cannot come back to life above pages that have been reused.
-2. Pages that neither g, nor g - 1, nor a pinned generation, nor a base reaches are free to be written.
+2. Pages that neither g, nor g - 1, nor a pinned generation, nor a base reaches are free to be written. Where a pin may
+   be missing, none is (`append`): only what lies behind the end.
 3. The merge writes new nodes into free pages and behind the end of the file; then what changed of the bases (bases.py):
    the dead list of this checkpoint, and the rows of bases that come and go; then the new free list.
 4. Durability: the file is synced. Nothing refers to the new pages yet.
@@ -144,6 +145,7 @@ class PageFile:
         before_flip: Callable[[], None] | None = None,
         yield_to_writers: Callable[[], None] = lambda: None,
         compact: bool = False,
+        append: bool = False,
         keep: Keep | None = None,
         drop: Collection[int] = (),
         expiring: bool = False,
@@ -162,6 +164,7 @@ class PageFile:
             yield_to_writers: called at least once a leaf.
             compact: move everything that lies behind free pages into them, however few they are, so that the
                 file can be cut two generations later.
+            append: write behind the end of the file alone, as if no page were free; nothing is moved or cut then.
             keep: make the new generation a base: its trees stay until it is dropped.
             drop: bases that are no longer kept, by generation. Their pages are free like those of any generation.
             expiring: whether values of `updates` may expire.
@@ -193,7 +196,7 @@ class PageFile:
         draft = replace(old, generation=old.generation + 1, seqno=seqno, time_us=time_us, writer=VERSION, **facts)
         try:
             changes = {**tables, 0: Changes(updates, ranges, expiring)}
-            made = self._build(draft, changes, yield_to_writers, compact, keep, drop)
+            made = self._build(draft, changes, yield_to_writers, compact, append, keep, drop)
             if before_flip is not None:
                 before_flip()
             self._next = (old, *made)
@@ -264,6 +267,7 @@ class PageFile:
         changes: Mapping[int, Changes],
         yield_to_writers: Callable[[], None],
         compact: bool,
+        append: bool,
         keep: Keep | None,
         drop: Collection[int],
     ) -> tuple[Meta, Table, FreeList, list[Freed]]:
@@ -275,10 +279,11 @@ class PageFile:
         old = self.meta
         size = self._file.size()
         free, ledger = self.space.begin(old, drop, yield_to_writers)
-        allocator = Allocator(free.free, old.page_count)
+        allocator = Allocator(free.free, old.page_count, append=append)
         writer = PageWriter(self._file, allocator, draft.generation)
         freed = Freed(draft.generation)
-        limit = None if old.bases_height and not compact else tail_limit(old, free, compact=compact)
+        moves = not append and (compact or not old.bases_height)
+        limit = tail_limit(old, free, compact=compact) if moves else None
         try:
             meta = merge_tables(
                 self.pager, writer, freed, draft, changes, limit=limit, yield_to_writers=yield_to_writers

@@ -102,6 +102,10 @@ class Space:
         """Pages that the next checkpoint can take; 0 before the first one."""
         return self._free.free_pages() if self._free else 0
 
+    def free_bytes(self) -> int:
+        """The same in bytes."""
+        return self.free_pages() * PAGE_SIZE
+
     def held_bytes(self, newest: Meta, generations: set[int]) -> int:
         """Bytes of the pages that only these generations reach, of those older than the two newest. O(extents)."""
         free = self._free

@@ -116,30 +116,117 @@ def test_puts_and_the_close_go_on(disk: SimulatedDisk, background: bool) -> None
     live.close()
 
 
-@pytest.mark.parametrize("op", ["list_directory", "unlink", "unreadable"])
-def test_a_pin_of_before_that_cannot_be_removed_stops_the_first_checkpoint(disk: SimulatedDisk, op: str) -> None:
-    """Its pages may be free for this writer already, and its follower takes it for held as long as it has a name."""
-    db = kvwal.open("/store", files=disk, **WRITES)
-    rewrite(db, b"0")
-    with kvwal.follow("/store", files=disk.beside(), cache_bytes=256 << 10) as live, live.snapshot() as then:
+class Blind:
+    """A writer that was killed, whose follower reads on, and a new one that cannot find out about pins of before."""
+
+    def __init__(self, disk: SimulatedDisk, op: str, error: int = errno.EACCES, **more: Any) -> None:
+        self.disk, self._options = disk, {**WRITES, **more}
+        db = kvwal.open("/store", files=disk, **self._options)
+        rewrite(db, b"0")
+        # It reads from its files, and not from memory.
+        self.live = kvwal.follow("/store", files=disk.beside(), cache_bytes=256 << 10)
+        self.then = self.live.snapshot()
         for n in range(1, 4):
             rewrite(db, b"%d" % n)
         db.engine.abandon()
-        db = kvwal.open("/store", files=disk, **WRITES)
-        fault = disk.fail("unlink" if op == "unreadable" else op, error=errno.EACCES, path="*readers*", forever=True)
         if op == "unreadable":
-            disk.fail("open", error=errno.EACCES, path="*.pin", forever=True)
-        for n in range(4, 7):
-            with pytest.raises(kvwal.RefusedError):
-                rewrite(db, b"%d" % n)
-        assert fault.struck
-        assert dict(then) == {b"%04d" % n: b"0" * 500 for n in range(2000)}
-        disk.heal()
-        for n in range(4, 7):
-            rewrite(db, b"%d" % n)
-        with pytest.raises(kvwal.SnapshotTooOld):
-            dict(then)
-    db.close()
+            disk.fail("unlink", error=error, path="*readers*", forever=True)
+            self.fault = disk.fail("open", error=error, path="*.pin", forever=True)
+        else:
+            self.fault = disk.fail(op, error=error, path="*readers*", forever=True)
+        self.db = self.open()
+
+    def open(self) -> kvwal.Store:
+        return kvwal.open("/store", files=self.disk, **self._options)
+
+    def check(self) -> None:
+        """The pin has its name, and what it needs is there."""
+        assert dict(self.then) == {b"%04d" % n: b"0" * 500 for n in range(2000)}
+
+    def close(self) -> None:
+        self.disk.heal()
+        self.then.close()
+        self.live.close()
+        self.db.close()
+
+
+@pytest.mark.parametrize("error", [errno.EACCES, errno.EIO])
+@pytest.mark.parametrize("op", ["list_directory", "open_directory", "unlink", "unreadable"])
+def test_where_pins_of_before_cannot_be_removed_no_page_is_written_over(
+    disk: SimulatedDisk, op: str, error: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    """They may need what is free for this writer, and have their names: their followers take them for held."""
+    blind = Blind(disk, op, error)
+    db = blind.db
+    for n in range(4, 8):
+        rewrite(db, b"%d" % n)
+        blind.check()
+    assert blind.fault.struck
+    assert db.compact() <= 0
+    assert not db.engine._checkpointer.is_sparse()  # type: ignore[attr-defined]
+    blind.check()
+    assert sum("nothing is freed" in record.message for record in caplog.records) == 1
+    assert [pin.name for pin in db.pins() if pin.purpose == "follower"] == ["(pins cannot be looked at)"]
+    disk.heal()
+    for n in range(8, 12):
+        rewrite(db, b"%d" % n)
+    with pytest.raises(kvwal.SnapshotTooOld):
+        dict(blind.then)
+    assert not db.pins()
+    assert db.verify().ok
+    blind.close()
+
+
+def test_a_second_writer_that_cannot_look_either_writes_over_nothing(disk: SimulatedDisk) -> None:
+    """What the first one left free on disk may be needed all the same."""
+    blind = Blind(disk, "list_directory")
+    for n in range(4, 7):
+        for _ in range(2):
+            rewrite(blind.db, b"%d" % n)
+        blind.check()
+        if n % 2:
+            blind.db.close()
+        else:
+            blind.db.engine.abandon()
+        blind.db = blind.open()
+        assert blind.db[b"0000"] == b"%d" % n * 500
+    blind.check()
+    blind.close()
+
+
+def test_a_disk_that_is_full_changes_nothing_of_that(disk: SimulatedDisk) -> None:
+    blind = Blind(disk, "list_directory")
+    disk.capacity = disk.used_bytes() + (3 << 20)
+    with pytest.raises(kvwal.DiskFullError):
+        for n in range(4, 30):
+            rewrite(blind.db, b"%d" % (n % 10))
+    blind.check()
+    blind.db.delete_range()
+    blind.check()
+    disk.heal()
+    disk.capacity = None
+    rewrite(blind.db, b"9")
+    assert blind.db.verify().ok
+    blind.close()
+
+
+def test_what_grew_while_pins_could_not_be_looked_at_is_given_back(disk: SimulatedDisk) -> None:
+    blind = Blind(disk, "list_directory")
+    usual = blind.db.stats().pages_total
+    for n in range(4, 10):
+        rewrite(blind.db, b"%d" % n)
+    assert blind.db.stats().pages_total > 2 * usual
+    logs = [name for name in disk.open_directory("/store").names() if name.endswith(".log")]
+    disk.heal()
+    blind.then.close()
+    blind.live.close()
+    for n in range(3):
+        rewrite(blind.db, b"%d" % n)
+    while blind.db.compact():
+        pass
+    assert blind.db.stats().pages_total <= usual
+    assert len([name for name in disk.open_directory("/store").names() if name.endswith(".log")]) < len(logs)
+    blind.close()
 
 
 def test_pins_that_take_turns_hold_no_longer_than_one(disk: SimulatedDisk, caplog: pytest.LogCaptureFixture) -> None:

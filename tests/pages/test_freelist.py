@@ -129,6 +129,13 @@ def test_allocation_at_the_end_uses_the_free_pages_there() -> None:
     assert (allocator.page_count, allocator.left()) == (23, places((2, 1)))
 
 
+def test_allocation_that_only_appends_takes_no_free_page_and_keeps_them_all() -> None:
+    free = places((2, 1), (5, 2), (18, 2))
+    allocator = Allocator(free, 20, append=True)
+    assert [allocator.take(1), allocator.take(3)] == [20, 21]
+    assert (allocator.page_count, allocator.left()) == (24, free)
+
+
 def test_allocation_ends_at_the_limit() -> None:
     allocator = Allocator(places(), 0xFFFF_FFFF - 3)
     allocator.take(3)

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from pages_fixtures import STORE_ID, Scratch, columns, contents, entries, pin, unpin
+from pages_fixtures import STORE_ID, Scratch, WatchedFiles, columns, contents, entries, pin, unpin
 
 from kvwal.errors import ClosedError, InternalError, ReadOnlyError
 from kvwal.files import system_files
 from kvwal.keys import MAX_KEY_BYTES, Seqno
-from kvwal.pages import Salvaged, check, salvage_pages
+from kvwal.pages import Keep, Salvaged, check, salvage_pages
 from kvwal.pages.node import LEAF, OVERFLOW_THRESHOLD, PAGE_SIZE
 from kvwal.pages.pager import Pager
 from kvwal.pages.space import read_free_list
@@ -453,6 +453,53 @@ def test_pinned_pages_at_the_end_are_not_cut_off(scratch: Scratch) -> None:
     scratch.checkpoint({})
     assert size_of(scratch) <= 8 * PAGE_SIZE
     scratch.verify()
+
+
+@pytest.mark.parametrize("reopened", [False, True])
+def test_checkpoints_that_only_append_write_over_nothing_and_cut_nothing(
+    tmp_path: Path, rng: random.Random, reopened: bool
+) -> None:
+    files = WatchedFiles()
+    scratch = Scratch(str(tmp_path), files=files)
+    keys = [b"%05d" % number for number in range(3000)]
+    for _ in range(4):
+        scratch.checkpoint({key: rng.randbytes(200) for key in rng.sample(keys, 1500)})
+    # Much is free, at the end of the file too.
+    scratch.checkpoint({}, [(b"01000", None)], keep=Keep())
+    scratch.checkpoint({b"00000": b""})
+    before = Path(scratch.path).read_bytes()
+    if reopened:
+        scratch.reopen()
+    free = scratch.pages.space.free_pages()
+
+    def watch(operation: str, offset: int, size: int) -> None:
+        if operation == "pwrite":
+            assert offset >= len(before) or offset + size <= 2 * PAGE_SIZE
+        assert operation != "truncate" or offset >= len(before)
+
+    files.before = watch
+    ranges: dict[int, list[tuple[bytes, bytes | None]]] = {4: [(b"00500", b"00700")], 8: [(b"", None)]}
+    for turn in range(12):
+        scratch.checkpoint(
+            {key: rng.randbytes(100) for key in rng.sample(keys, 20 * (turn % 3))},
+            ranges.get(turn, ()),
+            compact=turn % 2 == 1,
+            append=True,
+            keep=Keep() if turn == 5 else None,
+            drop=scratch.pages.bases.generations() if turn == 6 else [],
+        )
+        scratch.verify()
+        if turn % 4 == 3 and reopened:
+            scratch.reopen()
+    assert Path(scratch.path).read_bytes()[2 * PAGE_SIZE : len(before)] == before[2 * PAGE_SIZE :]
+    files.before = lambda operation, offset, size: None
+    # All of it is free again.
+    assert scratch.pages.space.free_pages() >= free
+    for _ in range(3):
+        scratch.checkpoint({}, compact=True)
+    scratch.verify()
+    assert size_of(scratch) < len(before)
+    scratch.pages.close()
 
 
 def test_readers_and_checkpoints_side_by_side(tmp_path: Path, rng: random.Random) -> None:
