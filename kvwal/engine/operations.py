@@ -207,10 +207,11 @@ class Update:
 def keep_expiry(newest: Newest, part: WriteBatch, key: bytes) -> None:
     """What is put to a key expires when what is there now does."""
     found, new = newest.raw(key), part.writes.get(key)
-    if new is None or newest.get(key) is None:
+    if new is None or found is None:
         return
     if type(found) is Expiring:
-        part.put_until(key, new, found.expires_us, found.expires_us)
+        if newest.get(key) is not None:
+            part.put_until(key, new, found.expires_us, found.expires_us)
     else:
         # Said, so that it gets no default either.
         part.put_until(key, new, None)

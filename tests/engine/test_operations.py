@@ -14,7 +14,8 @@ import kvwal
 from kvwal.batch import WriteBatch
 from kvwal.engine.operations import Pending, PopEdge, Update, decode_counter, encode_counter
 from kvwal.engine.request import CommitRequest
-from kvwal.engine.writes import EncodedBatch, LonePut
+from kvwal.engine.writes import EncodedBatch, LonePut, as_lone_put
+from kvwal.errors import DiskFullError
 from kvwal.keys import KeyRange
 from kvwal.testing import SimulatedDisk
 
@@ -170,6 +171,62 @@ def test_a_member_that_is_refused_leaves_the_others_of_its_group() -> None:
         assert decode_counter(db[b"counter"]) == 2
         assert db[b"no counter"] == b"123"
         assert db.last_seqno == 3
+
+
+def test_an_operation_that_met_a_full_disk_is_evaluated_anew_when_it_is_tried_again() -> None:
+    disk = SimulatedDisk()
+    with kvwal.open("/kv", files=disk, background=False, durability="os") as db:
+        db[b"n"] = b"before"
+        request = CommitRequest(sync=False, operation=Update(b"n", append(bytes(200_000))))
+        disk.capacity = disk.used_bytes() + 100_000
+        with pytest.raises(DiskFullError):
+            db.engine.queue.commit(request)
+        disk.capacity = None
+        db[b"n"] = b"since"
+        request.renew()
+        db.engine.queue.commit(request)
+        assert db[b"n"] == b"since" + bytes(200_000)
+
+
+def test_what_one_operation_puts_is_logged_and_published_as_one_put() -> None:
+    """Of the default table and of others; what says more of its key is not."""
+    batch = WriteBatch()
+    batch.writes[b"k"] = b"v"
+    found = as_lone_put(batch)
+    assert found is not None
+    assert (found.table, found.key, found.value) == (0, b"k", b"v")
+    of_a_table = WriteBatch()
+    of_a_table.table(16).put_until(b"k", b"v", None)
+    found = as_lone_put(of_a_table)
+    assert found is not None
+    assert (found.table, found.key, found.value) == (16, b"k", b"v")
+    others: list[Callable[[WriteBatch], object]] = [
+        lambda batch: None,
+        lambda batch: batch.writes.update({b"k": None}),
+        lambda batch: batch.writes.update({b"k": b"", b"l": b""}),
+        lambda batch: (batch.delete_range(b"a", b"b"), batch.writes.update({b"k": b""})),
+        lambda batch: batch.put_until(b"k", b"", 7),
+        lambda batch: batch.put_until(b"k", b"", None, 7),
+        lambda batch: batch.put_stamped(b"k", b""),
+    ]
+    for table in (0, 16):
+        for fill in others:
+            batch = WriteBatch()
+            fill(batch.part(table))
+            assert as_lone_put(batch) is None
+    for table in (1, 15, 1 << 31):
+        batch = WriteBatch()
+        batch.table(table).writes[b"k"] = b"v"
+        assert as_lone_put(batch) is None
+    batch.table(16).writes[b"k"] = b"v"
+    assert as_lone_put(batch) is None
+    two = WriteBatch()
+    two.writes[b"k"] = two.table(16).writes[b"k"] = b"v"
+    assert as_lone_put(two) is None
+    indexed = WriteBatch()
+    indexed.table(16).writes[b"k"] = b"v"
+    indexed.table(16).index_keys = {}
+    assert as_lone_put(indexed) is None
 
 
 def test_pending_writes_hide_what_the_store_has() -> None:
