@@ -195,7 +195,7 @@ def test_an_interruption_anywhere_leaves_a_commit_written_or_not(way: str, sync:
 def interrupted_twice(
     monkeypatch: pytest.MonkeyPatch, step: int, second: int, function: Callable[[], object]
 ) -> tuple[Interruption | None, bool]:
-    """Interrupted at this step, and at the second one of what handles that; and whether there were so many."""
+    """Interrupted at this step, and at the second one of what handles that; and whether that one came."""
     came: list[bool] = []
 
     def interrupts(method: Callable[..., object]) -> Callable[..., object]:
