@@ -10,9 +10,8 @@ Rules:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from functools import partial
-from typing import Final
+from collections.abc import Callable, Sequence
+from typing import Any, Final
 
 from kvwal.batch import WriteBatch
 from kvwal.engine.gaps import Gaps
@@ -50,6 +49,10 @@ def _one_put(table: int, key: bytes, value: bytes) -> Sequence[tuple[int, WriteB
     return ((table, part),)
 
 
+def _parts_of(put: IndexedPut) -> Sequence[tuple[int, WriteBatch]]:
+    return put.batch.parts()
+
+
 class Publisher:
     """Makes commits visible, in their order."""
 
@@ -75,7 +78,7 @@ class Publisher:
         state = self._state
         with state.lock:
             state.finish()
-            state.unfinished = partial(self._publish, *commit)
+            state.unfinished = self._publish, commit
             state.finish()
 
     def publish_put(self, seqno: Seqno, key: bytes, value: bytes, size: int, table: int = 0) -> None:
@@ -102,7 +105,8 @@ class Publisher:
                 if used > self._memtable_bytes or rows_used > cache.budget:
                     self._see_to_memory(memtable)
             except BaseException:
-                state.unfinished = partial(self._publish, seqno, {key: value}, (), 0)
+                # Nothing is called before it is noted, so no other interruption comes before that.
+                state.unfinished = self._publish, (seqno, {key: value}, (), 0)
                 raise
 
     def _publish_put_into(self, table: int, seqno: Seqno, key: bytes, value: bytes, size: int) -> None:
@@ -127,7 +131,8 @@ class Publisher:
                 if used > self._memtable_bytes or rows_used > cache.budget:
                     self._see_to_memory(memtable)
             except BaseException:
-                state.unfinished = partial(self._publish, seqno, {}, (), 0, _one_put(table, key, value), 0)
+                # As in `publish_put`.
+                state.unfinished = self._publish_again, (seqno, _one_put, table, key, value)
                 raise
 
     def publish_writes(self, seqno: Seqno, put: IndexedPut) -> None:
@@ -164,7 +169,8 @@ class Publisher:
                 if used > self._memtable_bytes or rows_used > cache.budget:
                     self._see_to_memory(memtable)
             except BaseException:
-                state.unfinished = partial(self._publish, seqno, {}, (), 0, put.batch.parts(), 0)
+                # As in `publish_put`.
+                state.unfinished = self._publish_again, (seqno, _parts_of, put)
                 raise
 
     def publish_puts(self, last: Seqno, keys: Sequence[bytes], values: Sequence[bytes], size: int) -> None:
@@ -172,7 +178,7 @@ class Publisher:
         state = self._state
         with state.lock:
             state.finish()
-            state.unfinished = partial(self._publish_each, last, keys, values)
+            state.unfinished = self._publish_each, (last, keys, values)
             if not (state.plain or self._is_plain_again()):
                 state.finish()
                 return
@@ -186,6 +192,12 @@ class Publisher:
             cache.bytes_used += size
             state.unfinished = None
             self._see_to_memory(memtable)
+
+    def _publish_again(
+        self, seqno: Seqno, parts: Callable[..., Sequence[tuple[int, WriteBatch]]], *arguments: Any
+    ) -> None:
+        # Requires: lock.
+        self._publish(seqno, {}, (), 0, parts(*arguments))
 
     def _publish_each(self, last: Seqno, keys: Sequence[bytes], values: Sequence[bytes]) -> None:
         # Requires: lock.

@@ -16,7 +16,7 @@ them:
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Final
+from typing import Any, Final
 
 from kvwal.engine.memtable import Memtable
 from kvwal.engine.row_cache import RowCache
@@ -45,8 +45,9 @@ class State:
         #: Whether a put needs nothing but its value in two dicts: no reader, range, transaction, gap or count wants
         #: more. Set by each commit that is published while it is not.
         self.plain = False
-        #: How to publish a commit that was interrupted as it became visible. Whichever section comes next does it.
-        self.unfinished: Callable[[], None] | None = None
+        #: What publishes a commit that was interrupted as it became visible, and its arguments. Whichever section comes
+        #: next calls it. (No `partial`: as that is made another interruption may come.)
+        self.unfinished: tuple[Callable[..., object], tuple[Any, ...]] | None = None
         self._gone: Callable[[], Exception] | None = None
 
     def locks(self) -> tuple[Lock, Lock]:
@@ -57,7 +58,8 @@ class State:
         """Publish what an interruption left half visible: no section may see that. Requires: lock."""
         unfinished = self.unfinished
         if unfinished is not None:
-            unfinished()
+            publish, arguments = unfinished
+            publish(*arguments)
             self.unfinished = None
 
     # -- ending ---------------------------------------------------------------------------------

@@ -6,7 +6,6 @@ Invariant: the pages of a version stay while it is the current one or has a read
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
 
 from kvwal.engine.gaps import Gaps
 from kvwal.engine.keeping import Keeping
@@ -88,7 +87,7 @@ class Succession:
         """
         state = self._state
         state.finish()
-        state.unfinished = partial(self._go_over, version, seqno)
+        state.unfinished = self._go_over, (version, seqno)
         state.finish()
 
     def _go_over(self, version: Version, seqno: Seqno) -> None:

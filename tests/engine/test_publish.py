@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dis
 from collections.abc import Callable
 from functools import partial
+from types import FunctionType
 from typing import Any
 
 import pytest
@@ -13,6 +15,7 @@ from store_fixtures import interrupted_at
 import kvwal
 from kvwal.batch import WriteBatch
 from kvwal.engine.occ import ReadSet
+from kvwal.engine.publish import Publisher
 from kvwal.engine.readers import Reader
 from kvwal.keys import Seqno
 from kvwal.testing import SimulatedDisk
@@ -121,11 +124,22 @@ def test_a_reader_that_comes_while_an_interrupted_commit_is_half_published_keeps
     raise AssertionError("publishing has no end")
 
 
+@pytest.mark.parametrize("method", [Publisher.publish_put, Publisher._publish_put_into, Publisher.publish_writes])
+def test_no_second_interruption_comes_before_the_first_one_is_noted(method: FunctionType) -> None:
+    """The interpreter looks for signals after calls, as functions begin and where loops go back: there is none."""
+    instructions = list(dis.get_instructions(method))
+    noted = max(i for i, each in enumerate(instructions) if each.argval == "unfinished")
+    caught = max(i for i in range(noted) if instructions[i].opname == "PUSH_EXC_INFO")
+    between = [each.opname for each in instructions[caught:noted]]
+    assert instructions[noted].opname == "STORE_ATTR"
+    assert not [name for name in between if name.startswith(("CALL", "JUMP_BACKWARD", "RESUME"))], between
+
+
 @pytest.mark.parametrize("way", ["batch", "put", "puts"])
 def test_a_commit_that_was_left_half_visible_is_finished_by_the_next_one(way: str) -> None:
     _, _, engine = make()
     state, publisher = engine.state, engine.publisher
-    state.unfinished = partial(publisher._publish, Seqno(1), {b"a": b"1"}, (), 2)
+    state.unfinished = publisher._publish, (Seqno(1), {b"a": b"1"}, (), 2)
     batch = WriteBatch()
     batch.put(b"b", b"2")
     if way == "batch":

@@ -509,7 +509,7 @@ def test_a_commit_that_was_left_half_visible_is_finished_first() -> None:
         users["ada"] = {"city": "Oslo"}
         state = db.engine.state
         finished: list[int] = []
-        state.unfinished = lambda: finished.append(state.seqno)
+        state.unfinished = (lambda: finished.append(state.seqno)), ()
         last = users.put("ada", {"city": "Rom"})
         assert finished == [last - 1]
         check_store(db)
