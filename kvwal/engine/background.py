@@ -345,15 +345,12 @@ class Background:
 
     def _compact_if_idle(self) -> None:
         """No thread has committed anything while this one waited: give unused space back to the system, bit by bit."""
-        checkpointer = self._checkpointer
         if self._stopping or self._log.last_seqno != self._seen_seqno or not self._wants_compacting():
             return
-        if not checkpointer.has_rested():
-            return
         if self._compacting is None:
-            self._compacting = checkpointer.compacting(passes=COMPACT_PASSES)
+            self._compacting = self._checkpointer.compacting(passes=COMPACT_PASSES)
         try:
-            shrank = checkpointer.compact_once(self._compacting)
+            shrank = next(self._compacting)
         except (OSError, Error) as error:
             self._compacting, self._may_compact = None, False
             self.failure = None if isinstance(error, DiskFullError) else error

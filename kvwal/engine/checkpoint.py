@@ -53,6 +53,11 @@ REST_S: Final = 1.0
 # A checkpoint starts when a replay would read this many segments: opening each costs a few system calls.
 _MOST_SEGMENTS: Final = 64
 
+# A clean close leaves at most this much log to replay; more is checkpointed first, so that opening stays quick.
+_CLOSE_REPLAY_BYTES: Final = 256 << 10
+# The same within a second of the last checkpoint: readers in other processes are to have theirs for longer.
+_CLOSE_REPLAY_BYTES_AT_ONCE: Final = 2 << 20
+
 # How long a checkpoint works before it lets other threads run, and for how long it does: while a commit is under way,
 # and otherwise. A thread needs about 100 us to wake up and take the interpreter; who comes back earlier has it again.
 _BUSY_WORK_S: Final = 0.0003
@@ -122,7 +127,7 @@ class Checkpointer:
         self._events = events
         #: Held during a checkpoint. Lock order: docs/architecture.md.
         self.lock = new_lock()
-        self.log_bytes_at_last = log.tail_bytes
+        self._log_bytes_at_last = log.tail_bytes
         self._last_s = options.files.monotonic_s()
         self._yielded_s = 0.0
         #: Called where a checkpoint lets other threads run, by the thread that makes it.
@@ -137,7 +142,7 @@ class Checkpointer:
                 self._checkpoint()
             return True
 
-        return bool(self.unless_busy(seen_to))
+        return bool(self._unless_busy(seen_to))
 
     @locked
     def checkpoint(self) -> None:
@@ -225,7 +230,7 @@ class Checkpointer:
         unused = self._pages.space.reclaimable_bytes(meta) // meta.page_size
         return meta.page_count >= _LEAST_COMPACT_PAGES and unused * _SPARSE > meta.page_count
 
-    def has_rested(self) -> bool:
+    def _has_rested(self) -> bool:
         """Whether the newest generation is old enough for one that no data asks for. Whichever process made it."""
         return not 0 <= self._options.files.now_us() - self._pages.meta.wall_us < REST_S * 1e6
 
@@ -235,14 +240,19 @@ class Checkpointer:
 
         What moved is free, and the file can be cut, two generations later: `passes` counts generations.
         """
-        compacting = self.compacting(passes=passes)
+        compacting = self._compacting(passes)
         while (shrank := self._compact_once(compacting)) is None:
             pass
         return shrank
 
-    def compact_once(self, compacting: Iterator[bool | None]) -> bool | None:
-        """One generation of this, unless a checkpoint is under way. If it was the last: whether the file shrank."""
-        return self.unless_busy(lambda: self._compact_once(compacting))
+    def compacting(self, *, passes: int) -> Iterator[bool | None]:
+        """The same by one generation at a time: whether the file shrank, once it is over, and None until then.
+
+        It makes none where a checkpoint is under way, or the newest generation has not rested.
+        """
+        compacting = self._compacting(passes)
+        while True:
+            yield self._unless_busy(lambda: self._compact_once(compacting)) if self._has_rested() else None
 
     def _compact_once(self, compacting: Iterator[bool | None]) -> bool | None:
         try:
@@ -250,8 +260,7 @@ class Checkpointer:
         finally:
             self._pressure.checkpoint_ended()
 
-    def compacting(self, *, passes: int) -> Iterator[bool | None]:
-        """The generations that `compact` makes, for `compact_once`."""
+    def _compacting(self, passes: int) -> Iterator[bool | None]:
         # What was committed goes first: it lets the file grow, which says nothing of what compacting does.
         if self._state.version.frozen is not None:
             self._run()
@@ -273,7 +282,7 @@ class Checkpointer:
                 yield None
         yield self._pages.meta.page_count < before
 
-    def unless_busy(self, action: Callable[[], _T]) -> _T | None:
+    def _unless_busy(self, action: Callable[[], _T]) -> _T | None:
         """Run something while no checkpoint can be under way; None, at once, if one is, in this thread or another."""
         lock = self.lock
         if lock._is_owned() or not lock.acquire(False):
@@ -297,10 +306,15 @@ class Checkpointer:
         return (
             version.frozen is not None
             or version.memtable.bytes_used >= options.memtable_bytes
-            or self._log.tail_bytes - self.log_bytes_at_last >= options.checkpoint_log_bytes
+            or self._log.tail_bytes - self._log_bytes_at_last >= options.checkpoint_log_bytes
             or replay_count(self._log.segments(), self._pages.meta.seqno) >= _MOST_SEGMENTS
             or options.files.monotonic_s() - self._last_s >= options.checkpoint_interval_s
         )
+
+    def is_due_at_close(self, replayed_bytes: int) -> bool:
+        """Whether the next open would have much to replay. `replayed_bytes`: what this one had."""
+        tail_bytes = self._log.tail_bytes - self._log_bytes_at_last + replayed_bytes
+        return tail_bytes > (_CLOSE_REPLAY_BYTES if self._has_rested() else _CLOSE_REPLAY_BYTES_AT_ONCE)
 
     def _run_with_reserve(self, *, even_if_empty: bool = False, compact: bool = False) -> None:
         failure: DiskFullError | None = None
@@ -374,7 +388,7 @@ class Checkpointer:
         succession.install(self._pages.tree(meta))
         self._keeping.refresh()
         succession.bound_readers(self._options.max_snapshot_bytes)
-        self.log_bytes_at_last = log_bytes
+        self._log_bytes_at_last = log_bytes
         self._last_s = files.monotonic_s()
         if self._events.listeners:
             self._events.tell(Checkpoint(meta.generation, last_seqno, len(memtable), self._last_s - began_s))

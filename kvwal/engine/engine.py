@@ -48,11 +48,6 @@ from kvwal.readers.now import NowPage
 
 __all__ = ["Engine"]
 
-# A clean close leaves at most this much log to replay; more is checkpointed first, so that opening stays quick.
-_CLOSE_REPLAY_BYTES = 256 << 10
-# The same within a second of the last checkpoint: readers in other processes are to have theirs for longer.
-_CLOSE_REPLAY_BYTES_AT_ONCE = 2 << 20
-
 
 # Background threads of stores that were dropped without being closed.
 _abandoned: list[Background] = []
@@ -291,8 +286,7 @@ class Engine:
         checkpointer = self._checkpointer
         assert checkpointer is not None
         try:
-            tail = log.tail_bytes - checkpointer.log_bytes_at_last + self.upkeep.recovery.bytes_replayed
-            if tail > (_CLOSE_REPLAY_BYTES if checkpointer.has_rested() else _CLOSE_REPLAY_BYTES_AT_ONCE):
+            if checkpointer.is_due_at_close(self.upkeep.recovery.bytes_replayed):
                 checkpointer.checkpoint()
         except (DiskFullError, PoisonedError):
             pass  # Nothing is lost by it: the next open replays the log instead.

@@ -88,8 +88,13 @@ class Telling:
                 _log.warning("followers are told nothing: %s", error)
 
     def _honour(self) -> None:
-        # A checkpoint that is under way has looked.
-        self._checkpointer.unless_busy(self._followers.look)
+        # A checkpoint that is under way has looked, and other jobs must not wait for it.
+        lock = self._checkpointer.lock
+        if not lock._is_owned() and lock.acquire(False):
+            try:
+                self._followers.look()
+            finally:
+                lock.release()
 
     def _answer(self) -> None:
         if self.describe is not None:
