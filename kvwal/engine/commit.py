@@ -423,6 +423,19 @@ class CommitQueue:
 
     def _after_exception(self, requests: Sequence[CommitRequest], error: BaseException) -> None:
         """`submit` was left by an exception: see to it that its requests end, one way or the other."""
+        # An interruption that comes as the loop there goes back leaves it, so it is begun anew.
+        try:
+            self._insist(requests, error)
+        except BaseException:  # noqa: BLE001  # the interruption that is handled here goes on
+            try:
+                self._insist(requests, error)
+            except BaseException:  # noqa: BLE001  # as above
+                self._insist(requests, error)
+        for request in requests:
+            if request.seqno:
+                say_written(error, request.seqno)
+
+    def _insist(self, requests: Sequence[CommitRequest], error: BaseException) -> None:
         bugs = 0
         for _ in range(_MAX_INTERRUPTIONS):
             try:
@@ -440,9 +453,6 @@ class CommitQueue:
                 continue
         else:
             self._give_up(requests, error)
-        for request in requests:
-            if request.seqno:
-                say_written(error, request.seqno)
 
     def _resolve(self, requests: Sequence[CommitRequest], error: BaseException) -> None:
         release(self._state.lock)
