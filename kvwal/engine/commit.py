@@ -153,7 +153,10 @@ class CommitQueue:
             try:
                 failure = self._end_put(indexed, (key, value, table, names), sync, target, error)
             except BaseException:  # noqa: BLE001  # the interruption that is handled here goes on
-                failure = self._end_put(indexed, (key, value, table, names), sync, target, error)
+                try:
+                    failure = self._end_put(indexed, (key, value, table, names), sync, target, error)
+                except BaseException:  # noqa: BLE001  # as above
+                    failure = self._end_put(indexed, (key, value, table, names), sync, target, error)
             if failure is not None:
                 raise failure from error
             if _is_of_the_system(error):
