@@ -17,8 +17,10 @@ Rules:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from enum import Enum
+from numbers import Real
 from operator import index, itemgetter
 from struct import Struct
 from typing import Final, NamedTuple, NewType, TypeAlias
@@ -224,12 +226,20 @@ def _as_bytes(data: object, what: str) -> bytes:
 
 
 def as_seconds(name: str, value: object) -> float:
-    """The argument `name` as a number of seconds. TypeError if it is no number, ValueError if it is less than 0."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
+    """The argument `name` as a number of seconds; one beyond what a float can be is infinite.
+
+    TypeError if it is no number, ValueError if it is less than 0 or a NaN.
+    """
+    if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{name} is a number of seconds, not {type(value).__name__}")
-    if not value >= 0:
-        raise ValueError(f"{name} is {value}; it is at least 0")
-    return value
+    try:
+        seconds = float(value)
+    except OverflowError:
+        seconds = math.inf if value == abs(value) else -math.inf
+    # Not the other way round: a NaN is neither.
+    if not seconds >= 0:
+        raise ValueError(f"{name} is {seconds}; it is at least 0")
+    return seconds
 
 
 def as_int(name: str, value: object, least: int, most: int | None = None) -> int:

@@ -11,12 +11,11 @@ import inspect
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import MISSING, dataclass, field, fields
 from functools import partial
-from numbers import Real
 from typing import Any, Final, Literal, TypeAlias, TypedDict, TypeVar, get_args, get_type_hints
 
 from kvwal.events import Listener
 from kvwal.files import Files, system_files
-from kvwal.keys import as_int
+from kvwal.keys import as_int, as_seconds
 
 __all__ = [
     "RESERVE_BYTES",
@@ -103,16 +102,6 @@ def _one_of(choices: Any) -> dict[str, Callable[[str, Any], object]]:
     return _checked_by(partial(_as_one_of, choices=get_args(choices)))
 
 
-def _as_seconds(name: str, value: object) -> float:
-    if isinstance(value, bool) or not isinstance(value, Real):
-        raise TypeError(f"{name} is a number of seconds, not {type(value).__name__}")
-    seconds = float(value)
-    # Not the other way round: a NaN is neither.
-    if not seconds >= 0:
-        raise ValueError(f"{name} is {seconds}; it is at least 0")
-    return seconds
-
-
 def _as_bytes_or_none(name: str, value: object) -> object:
     return None if value is None else as_int(name, value, 0)
 
@@ -150,17 +139,17 @@ class Options:
     mode: int = field(default=0o600, metadata=_int(0, 0o7777))
     parents: bool = field(default=False, metadata=_checked_by(_as_bool))
     durability: Durability = field(default="commit", metadata=_one_of(Durability))
-    sync_delay_s: float = field(default=0.1, metadata=_checked_by(_as_seconds))
+    sync_delay_s: float = field(default=0.1, metadata=_checked_by(as_seconds))
     cache_bytes: int = field(default=64 << 20, metadata=_int(256 << 10))
     memtable_bytes: int = field(default=64 << 20, metadata=_int(16 << 10))
     segment_bytes: int = field(default=16 << 20, metadata=_int(MIN_SEGMENT_BYTES, MAX_SEGMENT_BYTES))
     checkpoint_log_bytes: int = field(default=64 << 20, metadata=_int(4 << 10))
-    checkpoint_interval_s: float = field(default=300.0, metadata=_checked_by(_as_seconds))
-    keep_history_s: float = field(default=86_400.0, metadata=_checked_by(_as_seconds))
+    checkpoint_interval_s: float = field(default=300.0, metadata=_checked_by(as_seconds))
+    keep_history_s: float = field(default=86_400.0, metadata=_checked_by(as_seconds))
     keep_history_bytes: int | None = field(default=None, metadata=_checked_by(_as_bytes_or_none))
     history_base_bytes: int = field(default=16 << 20, metadata=_int(0))
     max_snapshot_bytes: int = field(default=1 << 30, metadata=_int(0))
-    hold_s: float = field(default=60.0, metadata=_checked_by(_as_seconds))
+    hold_s: float = field(default=60.0, metadata=_checked_by(as_seconds))
     hold_bytes: int = field(default=256 << 20, metadata=_int(0))
     preallocate: Preallocate = field(default="allocate", metadata=_one_of(Preallocate))
     background: bool = field(default=True, metadata=_checked_by(_as_bool))

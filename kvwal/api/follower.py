@@ -105,7 +105,7 @@ class Follower(Opened):
         do. FeedGap for a position on another line; TypeError or ValueError; otherwise raises as `refresh`.
         """
         if timeout_s is not None:
-            as_seconds("timeout_s", timeout_s)
+            timeout_s = as_seconds("timeout_s", timeout_s)
         return self.engine.progress.await_beyond(seqno_of(self.engine, "position", position) - 1, timeout_s)
 
     def lag(self) -> Lag:

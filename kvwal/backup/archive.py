@@ -284,8 +284,11 @@ class Archive:
         Args:
             timeout_s: at most so long; None: until it is done, or can never be.
 
-        Returns: False where it was not done in time, or the archive has ended. Raises as `Store.sync` does.
+        Returns: False where it was not done in time, or the archive has ended. Raises as `Store.sync` does; TypeError
+        and ValueError for a time that cannot be.
         """
+        if timeout_s is not None:
+            timeout_s = as_seconds("timeout_s", timeout_s)
         self._engine.upkeep.sync()
         target = self._engine.upkeep.durable_seqno
         worker = self._worker
@@ -308,8 +311,11 @@ class Archive:
         Args:
             timeout_s: at most so long. What is not archived by then is archived when it is begun again.
 
-        Returns: whether all is archived. It does not raise for failures of the destination.
+        Returns: whether all is archived. It does not raise for failures of the destination, but TypeError and
+        ValueError for a time that cannot be; then it goes on.
         """
+        # No thread is waited for any longer.
+        timeout_s = min(as_seconds("timeout_s", timeout_s), threading.TIMEOUT_MAX)
         worker = self._worker
         self._finalizer.detach()
         if process_id() != self._pid:
@@ -362,7 +368,8 @@ def archive(
     Returns at once: the destination is first asked by the thread, and failures are tried again (see `Archive.status`).
     Raises ReadOnlyError for a store that is open for reading, TypeError and ValueError.
     """
-    if not 0 < as_seconds("rpo_s", rpo_s) <= 86400:
+    rpo_s = as_seconds("rpo_s", rpo_s)
+    if not 0 < rpo_s <= 86400:
         raise ValueError(f"rpo_s is a number of seconds up to 86400, not {rpo_s!r}")
     if max_behind_bytes is not None:
         max_behind_bytes = as_int("max_behind_bytes", max_behind_bytes, 0)

@@ -27,7 +27,7 @@ from kvwal.backup.port import Destination
 from kvwal.backup.replaying import replay_units
 from kvwal.backup.units import HEADER_BYTES, UnitBuilder, UnitHeader, decode_header, decode_unit
 from kvwal.errors import BackupDestinationError, CorruptionError, NotInBackup
-from kvwal.keys import Seqno
+from kvwal.keys import Seqno, as_seconds
 from kvwal.times import time_of
 
 __all__ = ["WINDOWS_S", "Keep", "Merging", "Pruning", "plan_pruning", "prune"]
@@ -58,8 +58,7 @@ class Keep:
         for name in ("daily", "monthly"):
             if type(getattr(self, name)) is not int or getattr(self, name) < 0:
                 raise ValueError(f"{name} is a number of bases, not {getattr(self, name)!r}")
-        if not self.pitr_s >= 0:
-            raise ValueError(f"pitr_s is a number of seconds, not {self.pitr_s!r}")
+        as_seconds("pitr_s", self.pitr_s)
 
 
 class Merging:

@@ -10,7 +10,7 @@ from typing import Final, Literal, TypeAlias
 from kvwal.engine.consumers import MAX_NAME_BYTES
 from kvwal.feed.change import Filter, Prefixes
 from kvwal.feed.quiet import Quiet
-from kvwal.keys import as_int
+from kvwal.keys import as_int, as_seconds
 from kvwal.log import Limits
 from kvwal.times import us_of
 
@@ -48,8 +48,6 @@ class Asked:
             raise TypeError(f"a consumer's name is a str, not {type(name).__name__}")
         if not 1 <= len(name.encode()) <= MAX_NAME_BYTES:
             raise ValueError(f"a consumer's name takes 1 to {MAX_NAME_BYTES} bytes in UTF-8, not {len(name.encode())}")
-        if not ack_interval_s >= 0:
-            raise ValueError(f"ack_interval_s is {ack_interval_s}; it is at least 0")
         self.quiet = Quiet(timeout_s, heartbeat_s)
         self.name = name
         self.filter = Filter(prefix, tables)
@@ -71,16 +69,14 @@ class Asked:
         if max_lag_s == "default":
             self._max_us = max_lag_s
         elif max_lag_s is not None:
-            if not max_lag_s >= 0:
-                raise ValueError(f"max_lag_s is {max_lag_s}; it is at least 0")
-            self._max_us = int(min(max_lag_s * 1e6, _MOST))
+            self._max_us = int(min(as_seconds("max_lag_s", max_lag_s) * 1e6, _MOST))
         self.own = own
         self.replace = replace
         self.steal = steal
         if on_error not in ("stop", "park"):
             raise ValueError(f'on_error is {on_error!r}; it is "stop" or "park"')
         self.parks = on_error == "park"
-        self.ack_interval_s = ack_interval_s
+        self.ack_interval_s = as_seconds("ack_interval_s", ack_interval_s)
         self.thread = threading.current_thread().name
 
     def limits_over(self, limits: Limits) -> Limits:

@@ -23,7 +23,7 @@ from kvwal.feed.change import Change, Filter, Prefixes, Selection
 from kvwal.feed.chosen import AnyTables, table_ids
 from kvwal.feed.line import durable_now, position_at
 from kvwal.feed.quiet import Quiet
-from kvwal.keys import Seqno
+from kvwal.keys import Seqno, as_seconds
 from kvwal.log import Run, SegmentCursor
 from kvwal.positions import Position
 
@@ -225,7 +225,8 @@ class Changes(Iterator[Change], Closing):
                 return None if quiet.is_over() else heartbeat(self._engine, self._position)
 
     def wait(self, timeout_s: float) -> None:
-        """Wait for a commit, at most so long. Raises as iterating does."""
+        """Wait for a commit, at most so long. Raises as iterating does; TypeError, ValueError for what is no time."""
+        timeout_s = as_seconds("timeout_s", timeout_s)
         try:
             self._wait(timeout_s)
         except BaseException as error:

@@ -213,7 +213,7 @@ class OwnedConsumer:
     def _wait(self, timeout_s: float) -> None:
         """Wait a little for what comes."""
         try:
-            self._feed().wait(timeout_s)
+            self._feed().wait(max(0.0, timeout_s))
         except Exception:
             # Most often it is closed, taken over or lost.
             self._refuse_if_over()

@@ -20,12 +20,10 @@ class Quiet:
 
     def __init__(self, timeout_s: float | None, heartbeat_s: float | None = None) -> None:
         """TypeError or ValueError for times that cannot be. `timeout_s`: since the last change. None: never."""
-        if timeout_s is not None:
-            as_seconds("timeout_s", timeout_s)
-        if heartbeat_s is not None and not as_seconds("heartbeat_s", heartbeat_s) > 0:
+        self._timeout_s = None if timeout_s is None else as_seconds("timeout_s", timeout_s)
+        self._heartbeat_s = None if heartbeat_s is None else as_seconds("heartbeat_s", heartbeat_s)
+        if self._heartbeat_s == 0:
             raise ValueError(f"heartbeat_s is {heartbeat_s}; it is more than 0")
-        self._timeout_s = timeout_s
-        self._heartbeat_s = heartbeat_s
         # Since when there was no change; None: none was waited for since the last one.
         self._since_s: float | None = None
         self._beat_s = 0.0

@@ -39,7 +39,7 @@ from kvwal.engine.parked import SYSTEM_TABLE
 from kvwal.engine.tables import as_table_name
 from kvwal.errors import IndexNotFoundError, IndexNotReadyError
 from kvwal.expiring import plain
-from kvwal.keys import in_any
+from kvwal.keys import as_seconds, in_any
 from kvwal.tables.spec import TableSpec
 from kvwal.tables.within import row_in
 
@@ -366,6 +366,8 @@ class Index(IndexReading[I, K, V], Generic[I, K, V]):
         IndexNotReadyError if building has failed, with what the function raised as its cause, or if no thread builds it
         here; IndexNotFoundError; ClosedError.
         """
+        if timeout_s is not None:
+            timeout_s = as_seconds("timeout_s", timeout_s)
         began_s, wait_s = time.monotonic(), _LEAST_WAIT_S
         indexes = self._engine.tables.indexes
         if not self._engine.upkeep.is_read_only:

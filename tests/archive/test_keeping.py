@@ -330,7 +330,7 @@ def test_a_restore_beside_an_archiver_that_merges_gets_its_moment() -> None:
 
 @pytest.mark.parametrize("options", [{"pitr_s": -1}, {"pitr_s": float("nan")}, {"daily": -1}, {"monthly": 1.5}])
 def test_a_policy_that_cannot_be_is_refused(options: Any) -> None:
-    with pytest.raises(ValueError, match="is a number"):
+    with pytest.raises(ValueError, match="is a number|at least 0"):
         Keep(**options)
 
 
