@@ -251,6 +251,18 @@ def test_the_target_must_be_new_and_the_source_must_be_there(tmp_path: Path) -> 
     assert salvage(tmp_path / "a.kv", tmp_path / "empty").complete
 
 
+def test_a_link_to_an_empty_directory_is_followed_and_another_one_is_refused(tmp_path: Path) -> None:
+    """The new store is made where it is to stay, and no directory is renamed."""
+    build(tmp_path / "a.kv", commits=3)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "link").symlink_to("empty")
+    assert salvage(tmp_path / "a.kv", tmp_path / "link").complete
+    (tmp_path / "dangling").symlink_to("nowhere")
+    for taken in ("link", "dangling"):
+        with pytest.raises(kvwal.Error):
+            salvage(tmp_path / "a.kv", tmp_path / taken)
+
+
 def test_an_open_store_is_not_salvaged(tmp_path: Path) -> None:
     with kvwal.open(tmp_path / "a.kv"), pytest.raises(LockedError):
         salvage(tmp_path / "a.kv", tmp_path / "b.kv")

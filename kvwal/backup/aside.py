@@ -10,10 +10,10 @@ from typing import Any, Final
 
 from kvwal.backup.state import LINE_BYTES, dump, line_in, load
 from kvwal.errors import CorruptionError, FormatError, StoreExistsError
-from kvwal.files import Directory, Files
+from kvwal.files import Directory, Files, parent_and_name
 from kvwal.files.names import DATA, LOCK, is_known, numbers, temporary_name
 
-__all__ = ["MARKER", "PAGES", "begin", "marker_of", "refuse_foreign", "refuse_taken", "taken"]
+__all__ = ["MARKER", "PAGES", "begin", "marker_of", "refuse_foreign", "refuse_link", "refuse_taken", "taken"]
 
 MARKER: Final = "restoring"
 PAGES: Final = "restoring-pages"
@@ -72,8 +72,27 @@ def refuse_foreign(directory: Directory) -> None:
             raise taken(directory.path, f"holds {name!r}, which is none of a restore; move it")
 
 
+def refuse_link(files: Files, path: str, what_to_do: str) -> None:
+    """StoreExistsError for a symbolic link, or what else is neither a directory nor a file.
+
+    What is made aside is renamed: that replaces a name, and never the directory that a link leads to.
+    """
+    parent, name = parent_and_name(path)
+    try:
+        directory = files.open_directory(parent)
+    except (FileNotFoundError, NotADirectoryError):
+        # Said where it is to be made.
+        return
+    try:
+        if name and directory.kind(name) == "other":
+            raise taken(path, f"is a symbolic link, or no directory; {what_to_do}")
+    finally:
+        directory.close()
+
+
 def refuse_taken(files: Files, path: str) -> None:
-    """StoreExistsError if there is something at a path, and not just an empty directory."""
+    """StoreExistsError if there is something at a path, and not just an empty directory; a link is not followed."""
+    refuse_link(files, path, "name a new directory to restore into, or the one that the link leads to")
     try:
         directory = files.open_directory(path)
     except FileNotFoundError:

@@ -27,7 +27,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Final
 
-from kvwal.backup.aside import MARKER, PAGES, begin, marker_of, refuse_foreign, refuse_taken, taken
+from kvwal.backup.aside import MARKER, PAGES, begin, marker_of, refuse_foreign, refuse_link, refuse_taken, taken
 from kvwal.backup.bases import BaseHeader, chain_of, pages_of, read_table
 from kvwal.backup.choosing import Chosen, Moment, advice, as_moment, choose
 from kvwal.backup.names import BaseName, UnitName, parse_name
@@ -96,7 +96,7 @@ def restore(
 
     Args:
         src: the destination of backups or of an archive: a path, or an object with the calls of a destination.
-        into: where to make the store: nothing, or an empty directory, in a directory that is there.
+        into: where to make the store: nothing, or an empty directory, in a directory that is there. No symbolic link.
         at: "latest"; a seqno, which is the state after that commit; "before:SEQNO"; a `Position`, on whose line it is
             looked for; or a time with a time zone, which is the last commit at or before it. What is no position is
             looked for on the line with the newest commit, and on those that it came from.
@@ -113,7 +113,8 @@ def restore(
         ForkDiverged: the moment is on a line that the newest one came from, and that is of another history there.
         NotInBackup: the moment is not there; the error has the bounds and the nearest moments.
         StoreNotFoundError: the directory that is to hold `into` is not there.
-        StoreExistsError: something is at `into`, or a directory `INTO.restoring` that is none of a restore.
+        StoreExistsError: something is at `into`, such as a symbolic link; or a directory `INTO.restoring` that is none
+            of a restore.
         BackupDestinationError: there is no backup at `src`. CorruptionError: an object of it is damaged that the moment
             needs, and is named, and so are the moments before it.
         FormatError: a newer version of kvwal wrote it. LockedError: another process is restoring to `into`.
@@ -121,6 +122,8 @@ def restore(
     """
     files = system_files() if files is None else files
     target, moment = path_text(into).rstrip("/") or "/", as_moment(at)
+    # Before anything is read, and by a dry run too.
+    refuse_taken(files, target)
     destination = destination_at(src, files)
     began_s = files.monotonic_s()
     damaged: dict[str, CorruptionError] = {}
@@ -204,7 +207,6 @@ class _Restore:
 
     def run(self) -> Position:
         """Make the store; its position."""
-        refuse_taken(self._files, self._target)
         directory = self._aside_directory()
         try:
             # Held until it has its name: another restore to the same place would begin anew in it.
@@ -237,6 +239,7 @@ class _Restore:
 
     def _aside_directory(self) -> Directory:
         """It is made if it is not there. StoreExistsError if it is none of a restore."""
+        refuse_link(self._files, self._aside, "move it")
         try:
             directory = self._files.open_directory(self._aside)
         except FileNotFoundError:

@@ -84,7 +84,8 @@ WHEN = _WhenType()
 def restore(src: str, into: str, at: Moment, dry_run: bool, quiet: bool, as_json: bool) -> None:
     """Make a new store INTO of the backups, or the archive, in the directory SRC.
 
-    INTO is nothing yet, or an empty directory. If this is interrupted, the same command goes on with what is done.
+    INTO is nothing yet, or an empty directory, and no symbolic link. If this is interrupted, the same command goes on
+    with what is done.
     """
     with progress_bar("restore", quiet=quiet or as_json) as progress:
         task = progress.add_task("restore", total=None)

@@ -140,6 +140,40 @@ def test_it_is_never_made_over_anything(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["b", "empty", "file", "full", "new", "s", "slash"]
 
 
+@pytest.mark.parametrize("is_dry", [True, False])
+@pytest.mark.parametrize("leads_to", ["empty", "full", "nowhere", "link"])
+def test_a_link_is_refused_before_anything_is_read(tmp_path: Path, leads_to: str, is_dry: bool) -> None:
+    with kvwal.open(tmp_path / "s") as db:
+        db.put(b"k", b"v")
+        db.backup(tmp_path / "b")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "mine").touch()
+    (tmp_path / "link").symlink_to(leads_to)
+    before = sorted(tmp_path.rglob("*"))
+    for into in ("link", "link/"):
+        for src in ("b", "none"):
+            with pytest.raises(kvwal.StoreExistsError, match="symbolic link.*name a new directory"):
+                kvwal.restore(tmp_path / src, f"{tmp_path}/{into}", dry_run=is_dry)
+    assert sorted(tmp_path.rglob("*")) == before
+    # What it is made in may be reached by one.
+    (tmp_path / "around").symlink_to(tmp_path)
+    kvwal.restore(tmp_path / "b", tmp_path / "around" / "new", dry_run=is_dry)
+    (tmp_path / "newer.restoring").symlink_to("empty")
+    if not is_dry:
+        with pytest.raises(kvwal.StoreExistsError, match=r"newer\.restoring is a symbolic link.*move it"):
+            kvwal.restore(tmp_path / "b", tmp_path / "newer")
+    assert list((tmp_path / "empty").iterdir()) == []
+
+
+def test_a_dry_run_refuses_what_a_restore_would(tmp_path: Path) -> None:
+    with kvwal.open(tmp_path / "s") as db:
+        db.put(b"k", b"v")
+        db.backup(tmp_path / "b")
+    with pytest.raises(kvwal.StoreExistsError, match="not empty"):
+        kvwal.restore(tmp_path / "b", tmp_path / "s", dry_run=True)
+
+
 def test_a_foreign_directory_aside_is_left_alone() -> None:
     lived = backed_up(6, commits=5)
     lived.disk.make_directory("/r.restoring")

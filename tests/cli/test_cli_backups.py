@@ -70,6 +70,9 @@ def test_exit_codes(filled: Path) -> None:
         assert "file is not a directory" in run(*command, expect=5).stderr
     run("archive", "status", filled / "file", expect=5)
     run("restore", filled / "b", filled / "s", expect=5)
+    (filled / "link").symlink_to("nothing")
+    for more in ([], ["--dry-run"]):
+        assert "is a symbolic link" in run("restore", filled / "b", filled / "link", *more, expect=5).stderr
     assert "; ask for one of these with --at\n" in run(
         "restore", filled / "b", filled / "r", "--at", "99", expect=2
     ).stderr
