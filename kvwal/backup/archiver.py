@@ -26,7 +26,7 @@ from typing import Any, Final
 
 from kvwal.backup import state
 from kvwal.backup.adopting import adopt, without_damaged_end
-from kvwal.backup.chain import Gap, Held, digest_after, list_held, refuse_diverged
+from kvwal.backup.chain import Gap, Held, digest_after, list_held, list_settled, refuse_diverged
 from kvwal.backup.checking import lost_gaps
 from kvwal.backup.forks import tell_fork
 from kvwal.backup.keeping import Keep, Merging, plan_pruning, prune
@@ -209,7 +209,7 @@ class Archiver:
                 with suppress(NotInBackup):
                     adopt(destination, self._store_id, held, marked, position)
             refuse_diverged(self._read_one, destination, held, durable)
-            lost = held.last_with(marked)
+            lost, end = held.last_with(marked), held.lost_end(marked)
             if hold is None:
                 held, hold = self._begin()
                 position = held.newest()
@@ -217,8 +217,9 @@ class Archiver:
                     raise BackupDestinationError("a base was put into the destination, and is not there")
                 adopt(destination, self._store_id, held, hold.after, position)
             assert position is not None, "a hold has one"
-            self._record_gaps(held, lost, position)
-            gaps = lost_gaps(destination, held)
+            self._record_gaps(held, lost, position, is_missing=end is not None)
+            # What is beyond that is put anew.
+            gaps = tuple(gap for gap in lost_gaps(destination, held, position) if gap.first <= position)
             digest = digest_after(destination, self._store_id, held, position)
             self._move_mark(position, digest)
         except BaseException:
@@ -264,12 +265,17 @@ class Archiver:
             hold.release()
             raise
 
-    def _record_gaps(self, held: Held, lost: Seqno | None, position: Seqno) -> None:
-        """The gaps that are passed over: those between where it could not go on, and where it does."""
+    def _record_gaps(self, held: Held, lost: Seqno | None, position: Seqno, *, is_missing: bool) -> None:
+        """The gaps that are passed over: those between where it could not go on, and where it does.
+
+        `is_missing`: objects are gone that were there, and the log was kept long enough.
+        """
+        why = ("objects are missing",) if is_missing else ()
         for gap in held.gaps():
             if lost is not None and lost < gap.first and gap.last < position:
                 _log.warning("the archive has a gap: commits %s cannot be restored; a base ends it", gap)
-                state.record_gap(self._destination, self._line, *gap, self._engine.reads.moments.wall_us())
+                wall_us = self._engine.reads.moments.wall_us()
+                state.record_gap(self._destination, self._line, *gap, wall_us, *why)
 
     def _read_one(self, seqno: Seqno) -> tuple[int, int, bytes] | None:
         """Kind, time and body of a commit of the log; None if it is no longer kept."""
@@ -378,15 +384,20 @@ class Archiver:
         now_s = self._monotonic_s()
         if self._in_base or self._hold is None or now_s < self._tidied_s + _MERGE_EVERY_S:
             return wait_s
+        at = self._at()
         try:
-            if self.gaps:
-                self.gaps = lost_gaps(self._destination, list_held(self._destination, self._line))
             # One at a time, so that units are cut between.
-            if self._keep is not None and self._merging.step(self._at(), epoch=self.epoch, codec=self._codec):
+            if self._keep is not None and self._merging.step(at, epoch=self.epoch, codec=self._codec):
                 return 0.0
             self._tidied_s = now_s
-            if self._keep is not None and now_s >= self._pruned_s + _PRUNE_EVERY_S:
-                self._prune(self._keep)
+            is_hourly = now_s >= self._pruned_s + _PRUNE_EVERY_S
+            if (self._keep is not None or self.gaps or is_hourly) and self._is_end_lost(at):
+                # The next step makes a base, so that what comes from now on can be restored.
+                self._let_go()
+                return 0.0
+            if is_hourly:
+                if self._keep is not None:
+                    self._prune(self._keep)
                 self._pruned_s = now_s
         except Exception as error:  # noqa: BLE001  # told by `trouble`: units go on
             self._tidied_s = now_s
@@ -396,6 +407,17 @@ class Archiver:
         else:
             self.trouble = None
         return wait_s
+
+    def _is_end_lost(self, at: Seqno) -> bool:
+        """Look which commits cannot be restored; whether that is so of the last ones. `at`: the mark."""
+        held = self._merging.held
+        if self._keep is None or held is None or lost_gaps(self._destination, held, at):
+            held = list_settled(self._destination, self._line, at)
+        self.gaps = lost_gaps(self._destination, held, at)
+        end = held.lost_end(at)
+        if end is not None:
+            _log.error("the archive has lost objects: commits %s cannot be restored", end)
+        return end is not None
 
     def _prune(self, keep: Keep) -> None:
         held = list_held(self._destination, self._line)

@@ -14,7 +14,7 @@ from collections.abc import Callable, Container, Iterator
 from dataclasses import dataclass, replace
 from datetime import datetime
 from itertools import pairwise
-from typing import NamedTuple, TypeVar
+from typing import Final, NamedTuple, TypeVar
 
 from kvwal.backup.lines import start_of_chain
 from kvwal.backup.names import BaseName, UnitName, parse_name
@@ -34,6 +34,7 @@ __all__ = [
     "digest_after",
     "held_lines",
     "list_held",
+    "list_settled",
     "refuse_diverged",
     "seqno_at",
     "time_bounds",
@@ -82,6 +83,8 @@ class Plan(NamedTuple):
     bytes: int
 
 
+# A listing passes over what is put behind it, so one with gaps is made again, at most so often.
+_LOOKS: Final = 5
 _N = TypeVar("_N", BaseName, UnitName)
 
 
@@ -161,10 +164,23 @@ class Held:
             found.append(stretch)
         return found
 
-    def gaps(self) -> list[Gap]:
-        """What is missing between the oldest and the newest moment."""
-        found = self.stretches()
-        return [Gap(Seqno(left.last + 1), Seqno(right.first - 1)) for left, right in pairwise(found)]
+    def gaps(self, mark: Seqno | None = None) -> list[Gap]:
+        """What is missing between the oldest and the newest moment, and beyond that (see `lost_end`)."""
+        found, end = self.stretches(), self.lost_end(mark)
+        between = [Gap(Seqno(left.last + 1), Seqno(right.first - 1)) for left, right in pairwise(found)]
+        return between if end is None else [*between, end]
+
+    def lost_end(self, mark: Seqno | None = None) -> Gap | None:
+        """What is missing beyond the newest moment: units are there for commits beyond it, or the mark names one.
+
+        `mark`: of this line, read before the names were listed; None: there is none. A base is put before units that
+        begin at it, so units beyond the newest moment lack others before them.
+        """
+        newest = self.newest()
+        if newest is None:
+            return None if mark is None else Gap(Seqno(0), mark)
+        last = max([mark or newest, *(unit.last for unit in self.units)])
+        return Gap(Seqno(newest + 1), last) if last > newest else None
 
     def newest(self) -> Seqno | None:
         """The newest moment; None if there is none."""
@@ -221,6 +237,23 @@ def list_held(destination: Destination, line: bytes) -> Held:
     by_seqno = sorted(bases, key=lambda base: (base.seqno, base.generation))
     by_first = sorted(units, key=lambda unit: (unit.first, unit.last, -unit.level))
     return Held(line, tuple(by_seqno), tuple(by_first), sizes)
+
+
+def list_settled(destination: Destination, line: bytes, mark: Seqno | None) -> Held:
+    """As `list_held`, and again where something is missing that may have come while the names were listed.
+
+    `mark`: of this line, read before.
+    """
+    held = list_held(destination, line)
+    for _ in range(_LOOKS):
+        before = [gap.first for gap in held.gaps(mark)]
+        if not before:
+            break
+        held = list_held(destination, line)
+        # What was only passed over is there by now. An end that is lost grows while an archive goes on.
+        if before == [gap.first for gap in held.gaps(mark)]:
+            break
+    return held
 
 
 def _newest_revisions(named: dict[_N, int]) -> dict[_N, int]:

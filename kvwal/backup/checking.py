@@ -10,14 +10,14 @@ rest, and the status tells of the damage.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final, Literal, NamedTuple, TypeAlias
 
 from kvwal.backup import state
 from kvwal.backup.bases import check_base, read_header
-from kvwal.backup.chain import Gap, Held, Stretch, held_lines, list_held, time_bounds
+from kvwal.backup.chain import Gap, Held, Stretch, held_lines, list_held, list_settled, time_bounds
 from kvwal.backup.forks import fork_findings
 from kvwal.backup.names import STATE, BaseName, UnitName
 from kvwal.backup.port import Destination
@@ -43,6 +43,8 @@ GapState: TypeAlias = Literal["lost", "accepted"]
 
 # Results are written this often, so that a check that is cut off is not for nothing.
 _SAVE_EVERY_S: Final = 30.0
+# An archiver merges one window at a time, in more time than a listing takes.
+_TRIES: Final = 20
 
 
 class KnownGap(NamedTuple):
@@ -61,7 +63,7 @@ class ArchivedLine:
     Attributes:
         line: 8 bytes.
         moments: stretches of moments that can be restored without what is known to be damaged, ascending.
-        gaps: what is missing between them, but for what was thinned.
+        gaps: what is missing between them, and beyond the newest one up to the mark, but for what was thinned.
         thinned_before: below this commit only single bases are kept; 0: nothing was thinned.
         bases, units, bytes: of the objects.
         oldest_time, newest_time: of the commits in units; None without units.
@@ -112,15 +114,15 @@ def status_of(destination: Destination) -> DestinationStatus:
     lines: list[ArchivedLine] = []
     names: set[str] = set()
     problems: list[Finding] = []
-    for line in held_lines(destination):
-        held = list_held(destination, line)
+    mark = _mark_in(marked)
+    for held in _listed(destination, mark):
         names |= held.sizes.keys()
         problems += _without_parent(destination, held)
         problems += (each for each in _breaks(destination, held) if each.file not in known)
         problems += fork_findings(destination, store_id, held)
         whole = held.without(known)
         try:
-            bounds = time_bounds(destination, whole) or (None, None)
+            bounds = _time_bounds(destination, whole, known)
         except CorruptionError as error:
             bounds = None, None
             if error.file not in {problem.file for problem in problems}:
@@ -128,9 +130,9 @@ def status_of(destination: Destination) -> DestinationStatus:
             whole = whole.without({error.file})
         lines.append(
             ArchivedLine(
-                line,
+                held.line,
                 tuple(whole.stretches()),
-                tuple(_known_gaps(destination, held)),
+                tuple(_known_gaps(destination, held, _of_line(mark, held.line))),
                 _thinned_before(destination, held),
                 len(held.bases),
                 len(held.units),
@@ -139,8 +141,6 @@ def status_of(destination: Destination) -> DestinationStatus:
             )
         )
     problems += (each.finding(name) for name, each in known.items() if name in names or name.startswith(STATE))
-    marked_line, seqno = state.line_in(marked), marked.get("seqno")
-    mark = (marked_line, Seqno(seqno)) if marked_line is not None and isinstance(seqno, int) else None
     epoch = marked.get("epoch", 0)
     times = [at_us for name, (at_us, _) in when.items() if name in names]
     is_lost = any(gap.state == "lost" for line in lines for gap in line.gaps)
@@ -156,6 +156,47 @@ def status_of(destination: Destination) -> DestinationStatus:
     )
 
 
+def _time_bounds(
+    destination: Destination, held: Held, known: Container[str]
+) -> tuple[datetime | None, datetime | None]:
+    """Of the units; of those that are there now, where one was merged or pruned since."""
+    for _ in range(_TRIES):
+        try:
+            return time_bounds(destination, held) or (None, None)
+        except ObjectMissing:
+            held = list_held(destination, held.line).without(known)
+    return None, None
+
+
+# -- the mark --------------------------------------------------------------------------------------
+
+
+def _mark(destination: Destination) -> tuple[bytes, Seqno] | None:
+    """What it says; None where it is damaged, as the status says."""
+    try:
+        _, marked = state.read(destination, state.MARK)
+    except CorruptionError:
+        return None
+    return _mark_in(marked)
+
+
+def _mark_in(marked: dict[str, Any]) -> tuple[bytes, Seqno] | None:
+    line, seqno = state.line_in(marked), marked.get("seqno")
+    return (line, Seqno(seqno)) if line is not None and isinstance(seqno, int) else None
+
+
+def _of_line(mark: tuple[bytes, Seqno] | None, line: bytes) -> Seqno | None:
+    return mark[1] if mark is not None and mark[0] == line else None
+
+
+def _listed(destination: Destination, mark: tuple[bytes, Seqno] | None) -> list[Held]:
+    """What there is of each line, and of that of the mark in any case. The mark is read before, as it moves on."""
+    lines = held_lines(destination)
+    if mark is not None and mark[0] not in lines:
+        lines.append(mark[0])
+    return [list_settled(destination, line, _of_line(mark, line)) for line in lines]
+
+
 # -- gaps ------------------------------------------------------------------------------------------
 
 
@@ -165,15 +206,19 @@ def _thinned_before(destination: Destination, held: Held) -> Seqno:
     return Seqno(seqno) if isinstance(seqno, int) else Seqno(0)
 
 
-def _open_gaps(destination: Destination, held: Held) -> list[Gap]:
-    """The gaps that are not of thinning."""
+def _open_gaps(destination: Destination, held: Held, mark: Seqno | None) -> list[Gap]:
+    """The gaps that are not of thinning. Reads how far that has gone, if there are any."""
+    if not (gaps := held.gaps(mark)):
+        return []
     thinned = _thinned_before(destination, held)
-    return [Gap(Seqno(max(gap.first, thinned)), gap.last) for gap in held.gaps() if gap.last >= thinned]
+    return [Gap(Seqno(max(gap.first, thinned)), gap.last) for gap in gaps if gap.last >= thinned]
 
 
-def _known_gaps(destination: Destination, held: Held) -> Iterator[KnownGap]:
+def _known_gaps(destination: Destination, held: Held, mark: Seqno | None) -> Iterator[KnownGap]:
+    if not (gaps := _open_gaps(destination, held, mark)):
+        return
     _, members = state.read(destination, state.GAPS)
-    for gap in _open_gaps(destination, held):
+    for gap in gaps:
         entry = _entry_of(members, "accepted", held.line, gap)
         if entry is not None:
             yield KnownGap(*gap, "accepted", str(entry.get("reason", "")))
@@ -182,11 +227,12 @@ def _known_gaps(destination: Destination, held: Held) -> Iterator[KnownGap]:
             yield KnownGap(*gap, "lost", str(entry.get("reason", "objects are missing")))
 
 
-def lost_gaps(destination: Destination, held: Held) -> tuple[Gap, ...]:
-    """The gaps of a line that were not accepted. Reads what is known of gaps, if there are any."""
-    if not held.gaps():
-        return ()
-    return tuple(Gap(gap.first, gap.last) for gap in _known_gaps(destination, held) if gap.state == "lost")
+def lost_gaps(destination: Destination, held: Held, mark: Seqno | None) -> tuple[Gap, ...]:
+    """The gaps of a line that were not accepted. Reads what is known of gaps, if there are any.
+
+    `mark`: of this line, from before it was listed.
+    """
+    return tuple(Gap(gap.first, gap.last) for gap in _known_gaps(destination, held, mark) if gap.state == "lost")
 
 
 def _entry_of(members: dict[str, Any], kind: str, line: bytes, gap: Gap) -> dict[str, Any] | None:
@@ -207,11 +253,14 @@ def accept_gap(
         raise ValueError("a gap is accepted for a reason, which is kept with it")
     state.identity_of(destination)
     there: list[str] = []
-    for each in held_lines(destination) if line is None else [line]:
-        for gap in _open_gaps(destination, list_held(destination, each)):
+    mark = _mark(destination)
+    for held in _listed(destination, mark):
+        if line is not None and held.line != line:
+            continue
+        for gap in _open_gaps(destination, held, _of_line(mark, held.line)):
             there.append(str(gap))
             if gap == (first, last):
-                entry = {"line": each.hex(), "first": first, "last": last, "reason": reason, "wall_us": now_us}
+                entry = {"line": held.line.hex(), "first": first, "last": last, "reason": reason, "wall_us": now_us}
 
                 def with_entry(members: dict[str, Any], entry: dict[str, Any] = entry) -> dict[str, Any]:
                     return {**members, "accepted": [*state.gaps_in(members, "accepted"), entry]}
@@ -269,7 +318,7 @@ def verify(
     store_id = state.identity_of(destination)
     _, verified = state.read(destination, state.VERIFIED)
     known = proved(verified)
-    held = [list_held(destination, line) for line in held_lines(destination)]
+    held = _listed(destination, _mark(destination))
     names: dict[str, BaseName | UnitName] = {}
     for each in held:
         names |= {str(base): base for base in each.bases} | {str(unit): unit for unit in each.units}
@@ -311,9 +360,11 @@ def verify(
     if not left and (deep or todo):
         problems += [each for one in held for each in fork_findings(destination, store_id, one)]
     unsaved = _saved(destination, results)
-    held = [list_held(destination, each.line) for each in held]
+    mark = _mark(destination)
+    held = _listed(destination, mark)
     problems += [each for one in held for each in _without_parent(destination, one)]
-    gaps = tuple(gap for each in held for gap in _known_gaps(destination, each) if gap.state == "lost")
+    known_gaps = (gap for each in held for gap in _known_gaps(destination, each, _of_line(mark, each.line)))
+    gaps = tuple(gap for gap in known_gaps if gap.state == "lost")
     return VerifiedArchive(checked, len(names) - len(todo), left, tuple(problems), gaps, unsaved)
 
 

@@ -69,12 +69,14 @@ class Merging:
         self._store_id = store_id
         self._line = line
         self._headers: dict[str, UnitHeader] = {}
+        #: What there was when it last looked.
+        self.held: Held | None = None
         # A unit, and one of a higher level that has its commits and not its digests.
         self._other_chain: set[tuple[UnitName, UnitName]] = set()
 
     def step(self, until: Seqno, *, epoch: int = 0, codec: str = "zlib") -> bool:
         """Merge one window, and delete what is merged. `until`: up to here all is read back. False: there is none."""
-        held = list_held(self._destination, self._line)
+        held = self.held = list_held(self._destination, self._line)
         self._headers = {name: header for name, header in self._headers.items() if name in held.sizes}
         for level in range(1, MAX_LEVEL + 1):
             for group in self._groups(held, level, until):

@@ -121,13 +121,20 @@ def _is_gap(entry: object) -> bool:
     return False
 
 
-def record_gap(destination: Destination, line: bytes, first: int, last: int, wall_us: int) -> None:
+def record_gap(
+    destination: Destination,
+    line: bytes,
+    first: int,
+    last: int,
+    wall_us: int,
+    reason: str = "the log was not kept long enough",
+) -> None:
     """Say once that these commits are lost, and why."""
     entry = {
         "line": line.hex(),
         "first": first,
         "last": last,
-        "reason": "the log was not kept long enough",
+        "reason": reason,
         "wall_us": wall_us,
     }
 

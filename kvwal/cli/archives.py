@@ -52,9 +52,9 @@ def status(dest: str, as_json: bool) -> None:
     """Show which moments can be restored from DEST, and what is missing.
 
     Of each line of commits: the ranges of moments that can be restored, gaps, how many bases and units, bytes. mark is
-    what kvwal.archive has put there and read back. Exit code 3 if moments between are lost, and that was not
-    accepted, if a unit does not follow the one before it, if kvwal archive verify found damage and has not seen it
-    mended since, or if no moment can be restored.
+    what kvwal.archive has put there and read back. Exit code 3 if moments are lost, between others or up to the
+    mark, and that was not accepted, if a unit does not follow the one before it, if kvwal archive verify found damage
+    and has not seen it mended since, or if no moment can be restored.
     """
     found = status_of(DirectoryDestination(dest))
     if as_json:
@@ -114,7 +114,7 @@ def verify_command(
 ) -> None:
     """Read what is in DEST and prove it. The results are remembered there. Exit code 3 if something does not hold.
 
-    Something in DEST is damaged, or moments between the oldest and the newest are lost and that was not accepted.
+    Something in DEST is damaged, or moments behind the oldest one are lost, up to the mark, and that was not accepted.
     """
     if budget is not None and not budget >= 0:
         raise click.BadParameter(f"{budget} is no number of seconds", param_hint="--budget")

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from archive_fixtures import Destination, Rig
+from archive_fixtures import Destination, Rig, held_of
 from click.testing import CliRunner
 
 import kvwal
@@ -68,6 +68,32 @@ def test_a_gap_is_in_stats_while_the_destination_fails_and_when_it_is_recorded(r
     assert status.destination == "DirectoryDestination('/b')"
     archive.close()
     assert rig.db.stats().archives == ()
+
+
+@pytest.mark.parametrize(("gone", "left"), [((-1,), 10), ((-1, 2), 4)])
+@pytest.mark.parametrize("keep", [None, kvwal.Keep()])
+def test_an_end_that_is_lost_is_named_by_a_running_archive_and_ended_by_a_base(
+    rig: Rig, keep: kvwal.Keep | None, gone: tuple[int, ...], left: int
+) -> None:
+    archiver = rig.archiver(keep=keep)
+    archive = archive_of(rig, archiver)
+    for _ in range(6):
+        rig.writer.some(2)
+        archiver.step(now=True)
+    units = held_of(rig.db, rig.place).units
+    for i in gone:
+        rig.place.delete(str(units[i]))
+    rig.db.checkpoint()
+    rig.clock.now_s += 31 if keep else 3601
+    assert archiver.step() == 0.0
+    assert one(rig).gaps == ((left + 1, 12),)
+    archiver.step()
+    assert held_of(rig.db, rig.place).lost_end(archiver.mark) is None
+    assert one(rig).gaps == ((left + 1, 11),)
+    rig.writer.some(2)
+    archiver.step(now=True)
+    rig.check(12, 14)
+    archive.close()
 
 
 def test_a_gap_that_the_destination_has_is_told_by_the_next_process_until_it_is_accepted(rig: Rig) -> None:

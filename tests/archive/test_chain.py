@@ -279,7 +279,11 @@ def test_stretches_plans_and_gaps_are_those_of_a_model(seed: int) -> None:
     expected = model_of_stretches(bases, units)
     assert {m for s in held.stretches() for m in range(s.first, s.last + 1)} == expected
     missing = {m for gap in held.gaps() for m in range(gap.first, gap.last + 1)}
-    assert missing == (set(range(min(expected), max(expected))) - expected if expected else set())
+    end = max([*expected, *(last for _, last in units)]) if expected else 0
+    assert missing == (set(range(min(expected), end + 1)) - expected if expected else set())
+    for mark in range(40) if expected else ():
+        marked = {m for gap in held.gaps(Seqno(mark)) for m in range(gap.first, gap.last + 1)}
+        assert marked == set(range(min(expected), max(end, mark) + 1)) - expected
     for at in range(35):
         if at not in expected:
             with pytest.raises((SnapshotTooOld, BackupDestinationError)):

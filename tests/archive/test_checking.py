@@ -5,7 +5,9 @@ from __future__ import annotations
 import errno
 import json
 import re
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
@@ -15,8 +17,9 @@ from crc32c import crc32c
 
 import kvwal
 from kvwal.backup import state
-from kvwal.backup.checking import accept_gap, status_of, verify
-from kvwal.backup.keeping import Keep, plan_pruning, prune
+from kvwal.backup.chain import list_settled
+from kvwal.backup.checking import accept_gap, lost_gaps, status_of, verify
+from kvwal.backup.keeping import Keep, Merging, plan_pruning, prune
 from kvwal.backup.making import backup
 from kvwal.backup.port import DirectoryDestination
 from kvwal.backup.units import UnitBuilder, decode_unit
@@ -328,6 +331,96 @@ def test_a_gap_is_a_problem_until_it_is_accepted_for_a_reason(rig: Rig) -> None:
     # It says nothing of a greater one.
     rig.place.delete(str(rig.held.units[2]))
     assert not status_of(rig.place).ok
+
+
+@pytest.mark.parametrize("is_deep", [False, True])
+@pytest.mark.parametrize(("gone", "first"), [((-1,), 11), ((-1, 2), 5), ((2,), 5), (range(6), 1)])
+def test_an_end_that_is_lost_is_a_gap_up_to_what_was_there(
+    rig: Rig, gone: Sequence[int], first: int, is_deep: bool
+) -> None:
+    """Units behind a hole tell of it, and where these are gone, the mark does."""
+    for unit in [rig.held.units[i] for i in gone]:
+        rig.place.delete(str(unit))
+    status, found = status_of(rig.place), rig.verify(deep=is_deep)
+    assert status.lines[0].moments == ((0, first - 1),)
+    assert status.lines[0].gaps == found.gaps == ((first, 12, "lost", "objects are missing"),)
+    assert not status.ok
+    assert not found.ok
+    assert found.problems == ()
+    accept_gap(rig.place, Seqno(first), Seqno(12), "the disk was cut off", 5)
+    assert status_of(rig.place).ok
+    assert rig.verify(deep=is_deep).ok
+
+
+def test_a_line_of_which_only_the_mark_is_left_is_lost(rig: Rig) -> None:
+    line = rig.held.line
+    for name in rig.held.sizes:
+        rig.place.delete(name)
+    (found,) = status_of(rig.place).lines
+    assert (found.line, found.moments, found.bases, found.units) == (line, (), 0, 0)
+    assert found.gaps == rig.verify().gaps == ((0, 12, "lost", "objects are missing"),)
+
+
+def test_an_end_that_is_lost_is_ended_by_a_base_when_the_archive_goes_on(rig: Rig) -> None:
+    rig.place.delete(str(rig.held.units[-1]))
+    rig.db.checkpoint()
+    rig.archiver.close()
+    rig.archiver = archiver_of(rig.db, rig.place)
+    rig.live(2)
+    assert status_of(rig.place).lines[0].moments[-1] == (12, 16)
+    assert status_of(rig.place).lines[0].gaps == ((11, 11, "lost", "objects are missing"),)
+    assert rig.archiver.gaps == ((11, 11),)
+
+
+class Busy(DirectoryDestination):
+    """Something happens before the mark is read, and before each directory of names is."""
+
+    meanwhile: Callable[[], object] = staticmethod(lambda: None)
+
+    def get(self, name: str, **where: Any) -> bytes:
+        if name == state.MARK:
+            self.meanwhile()
+        return super().get(name, **where)
+
+    def list_after(self, prefix: str, after: str = "") -> Iterator[tuple[str, int]]:
+        before = ""
+        for name, size in super().list_after(prefix, after):
+            if name.rpartition("/")[0] != before:
+                before = name.rpartition("/")[0]
+                self.meanwhile()
+            yield name, size
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_an_archive_that_goes_on_is_never_said_to_have_lost_something(rig: Rig, seed: int) -> None:
+    """Units are put and merged, bases made and old objects deleted, while a reader looks."""
+    draw = Random(seed)
+    place = Busy("/b", files=rig.disk)
+    merging = Merging(rig.place, rig.db.engine.state.version.tree.meta.store_id, rig.held.line)
+
+    def live() -> None:
+        for _ in range(draw.randrange(4)):
+            rig.live(1)
+            rig.disk.pass_time(draw.choice([1, 20, 40]))
+            what = draw.randrange(4)
+            if what == 0:
+                rig.db.checkpoint()
+                make_base(rig.db.engine, rig.place, lambda: None)
+            elif what == 1:
+                prune(rig.place, plan_pruning(rig.place, rig.held, Keep(pitr_s=300), rig.disk.clock_us))
+            while what > 1 and rig.archiver.mark is not None and merging.step(rig.archiver.mark):
+                pass
+
+    for _ in range(6):
+        live()
+        place.meanwhile = live
+        status = status_of(place)
+        assert [gap for line in status.lines for gap in line.gaps] == []
+        mark = rig.archiver.mark
+        assert lost_gaps(place, list_settled(place, rig.held.line, mark), mark) == ()
+        found = verify(place, deep=draw.random() < 0.5, now_us=rig.disk.now_us, monotonic_s=lambda: 0.0)
+        assert found.gaps == ()
+        place.meanwhile = lambda: None
 
 
 def test_what_was_thinned_is_no_gap(rig: Rig) -> None:
