@@ -26,7 +26,7 @@ from typing import Any, Final
 
 from kvwal.backup import state
 from kvwal.backup.adopting import adopt, without_damaged_end
-from kvwal.backup.chain import Gap, Held, digest_after, list_held, list_settled, refuse_diverged
+from kvwal.backup.chain import Gap, Held, digest_after, list_confirmed, list_held, refuse_diverged
 from kvwal.backup.checking import lost_gaps
 from kvwal.backup.forks import tell_fork
 from kvwal.backup.keeping import Keep, Merging, plan_pruning, prune
@@ -412,7 +412,7 @@ class Archiver:
         """Look which commits cannot be restored; whether that is so of the last ones. `at`: the mark."""
         held = self._merging.held
         if self._keep is None or held is None or lost_gaps(self._destination, held, at):
-            held = list_settled(self._destination, self._line, at)
+            held = list_confirmed(self._destination, self._line, at)
         self.gaps = lost_gaps(self._destination, held, at)
         end = held.lost_end(at)
         if end is not None:

@@ -34,7 +34,7 @@ __all__ = [
     "digest_after",
     "held_lines",
     "list_held",
-    "list_settled",
+    "list_confirmed",
     "refuse_diverged",
     "seqno_at",
     "time_bounds",
@@ -239,7 +239,7 @@ def list_held(destination: Destination, line: bytes) -> Held:
     return Held(line, tuple(by_seqno), tuple(by_first), sizes)
 
 
-def list_settled(destination: Destination, line: bytes, mark: Seqno | None) -> Held:
+def list_confirmed(destination: Destination, line: bytes, mark: Seqno | None) -> Held:
     """As `list_held`, and again where something is missing that may have come while the names were listed.
 
     `mark`: of this line, read before.

@@ -17,7 +17,7 @@ from typing import Any, Final, Literal, NamedTuple, TypeAlias
 
 from kvwal.backup import state
 from kvwal.backup.bases import check_base, read_header
-from kvwal.backup.chain import Gap, Held, Stretch, held_lines, list_held, list_settled, time_bounds
+from kvwal.backup.chain import Gap, Held, Stretch, held_lines, list_confirmed, list_held, time_bounds
 from kvwal.backup.forks import fork_findings
 from kvwal.backup.names import STATE, BaseName, UnitName
 from kvwal.backup.port import Destination
@@ -194,7 +194,7 @@ def _listed(destination: Destination, mark: tuple[bytes, Seqno] | None) -> list[
     lines = held_lines(destination)
     if mark is not None and mark[0] not in lines:
         lines.append(mark[0])
-    return [list_settled(destination, line, _of_line(mark, line)) for line in lines]
+    return [list_confirmed(destination, line, _of_line(mark, line)) for line in lines]
 
 
 # -- gaps ------------------------------------------------------------------------------------------

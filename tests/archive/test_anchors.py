@@ -271,7 +271,7 @@ VERIFIED: dict[str, tuple[Callable[[Rig, str], None], tuple[str, int], str, tupl
     "2.4 what is none of it is skipped": (add_foreign, ("unit", 0), "", None),
     "2.5 the size of WAL is another one": (cut, ("unit", 2), "", None),
     "1.3 histories do not match": (put_other, ("unit", 3), "does not follow", None),
-    "4.1 a file of a backup is missing": (remove, ("base", 0), "builds on is missing", None),
+    "4.1 a file of a backup is missing": (remove, ("base", 0), "builds on is missing", (0, 11)),
     "4.2 a checksum of a backup does not match": (flip, ("base", 1), "digest", None),
     "4.2 the size of a backup is another one": (cut, ("base", 1), "", None),
 }

@@ -17,7 +17,7 @@ from crc32c import crc32c
 
 import kvwal
 from kvwal.backup import state
-from kvwal.backup.chain import list_settled
+from kvwal.backup.chain import list_confirmed
 from kvwal.backup.checking import accept_gap, lost_gaps, status_of, verify
 from kvwal.backup.keeping import Keep, Merging, plan_pruning, prune
 from kvwal.backup.making import backup
@@ -417,7 +417,7 @@ def test_an_archive_that_goes_on_is_never_said_to_have_lost_something(rig: Rig, 
         status = status_of(place)
         assert [gap for line in status.lines for gap in line.gaps] == []
         mark = rig.archiver.mark
-        assert lost_gaps(place, list_settled(place, rig.held.line, mark), mark) == ()
+        assert lost_gaps(place, list_confirmed(place, rig.held.line, mark), mark) == ()
         found = verify(place, deep=draw.random() < 0.5, now_us=rig.disk.now_us, monotonic_s=lambda: 0.0)
         assert found.gaps == ()
         place.meanwhile = lambda: None
