@@ -262,7 +262,7 @@ class _Looking:
                     self._world.flushed()
 
             return flush
-        assert name in ("close", "path", "inherited", "free_bytes"), f"a follower called {name}"
+        assert name in ("close", "path", "inherited", "free_bytes", "identity"), f"a follower called {name}"
         return found
 
     def lock(self, *, shared: bool, mode: int = 0o600) -> None:

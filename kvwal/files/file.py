@@ -172,6 +172,11 @@ class _PositionedFile:
     def size(self) -> int:
         return os.fstat(self._fd).st_size
 
+    def identity(self) -> object:
+        self._refuse_in_child()
+        found = os.fstat(self._fd)
+        return found.st_dev, found.st_ino
+
     def has_name(self) -> bool:
         self._refuse_in_child()
         found = os.fstat(self._fd)

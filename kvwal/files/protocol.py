@@ -28,7 +28,34 @@ Buffer: TypeAlias = bytes | bytearray | memoryview
 EntryKind: TypeAlias = Literal["file", "directory", "other"]
 
 
-class File(Protocol):
+class FileItself(Protocol):
+    """What is asked of an open file beside its bytes: which one it is, whether it has its name, and who has it."""
+
+    def identity(self) -> object:
+        """Equal for two that are open if they are the same file, whatever name it has by now."""
+        ...
+
+    def has_name(self) -> bool:
+        """Whether it still has the one name that it had when this was asked first, and never had another.
+
+        Not when it was unlinked, nor when a hard link was made to it: that would stay behind.
+        """
+        ...
+
+    def lock_record(self) -> bool:
+        """Lock the file for this process, or False if another one has it. It must be open for writing.
+
+        The lock goes when the process ends, however it does, and when it closes *any* handle of the file. A forked
+        child does not inherit it.
+        """
+        ...
+
+    def holder(self) -> int | None:
+        """The process that has the lock, as far as the system tells its id (else 0); None if no other one has it."""
+        ...
+
+
+class File(FileItself, Protocol):
     """An open file, addressed by offset. It has no position of its own."""
 
     def pread(self, size: int, offset: int) -> bytes:
@@ -61,25 +88,6 @@ class File(Protocol):
 
     def size(self) -> int:
         """Size in bytes now."""
-        ...
-
-    def has_name(self) -> bool:
-        """Whether it still has the one name that it had when this was asked first, and never had another.
-
-        Not when it was unlinked, nor when a hard link was made to it: that would stay behind.
-        """
-        ...
-
-    def lock_record(self) -> bool:
-        """Lock the file for this process, or False if another one has it. It must be open for writing.
-
-        The lock goes when the process ends, however it does, and when it closes *any* handle of the file. A forked
-        child does not inherit it.
-        """
-        ...
-
-    def holder(self) -> int | None:
-        """The process that has the lock, as far as the system tells its id (else 0); None if no other one has it."""
         ...
 
     def close(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from functools import partial
 from typing import ClassVar
 
@@ -15,6 +16,7 @@ from kvwal.engine.value import Value
 from kvwal.errors import read_only
 from kvwal.events import Events
 from kvwal.files import Directory
+from kvwal.files.names import DATA
 from kvwal.following.doubt import until_still
 from kvwal.following.past import FollowedPast
 from kvwal.following.progress import Progress, fill
@@ -145,6 +147,9 @@ def recovered_beside(
         watch.look()
         last = watch.durable
         newest_us = fill(state.version.memtable, reader, meta.seqno, last)
+        if pages.is_replaced():
+            # What was read of the log may be another store's: from the beginning.
+            raise FileNotFoundError(errno.ENOENT, "the page file was replaced as it was read", DATA)
         state.horizon = state.seqno = last
         detail, size = f"the log is followed from commit {last} on", state.version.memtable.bytes_used
         # Nothing is cut off or written again.

@@ -49,9 +49,12 @@ class _Segments(NamedTuple):
 class FollowedHistory(KeyHistory):
     """The key history of a log that another process writes. Thread-safe."""
 
-    def __init__(self, reader: LogReader, shown: Callable[[], Seqno]) -> None:
-        """`shown`: the last commit that is known to be on disk."""
+    def __init__(
+        self, reader: LogReader, shown: Callable[[], Seqno], refuse_if_replaced: Callable[[], object]
+    ) -> None:
+        """`shown`: the last commit that is known to be on disk. `refuse_if_replaced`: asked for each new list."""
         self._reader = reader
+        self._refuse_if_replaced = refuse_if_replaced
         self._shown = shown
         self._view: _Segments | None = None
 
@@ -70,6 +73,7 @@ class FollowedHistory(KeyHistory):
         hold_kept(self._reader, None, until)
         names = chain.names()
         newest = chain.header(names[-1])
+        self._refuse_if_replaced()
         if last is not None and (last.names, last.newest) == (names, newest):
             view = last._replace(until=until)
         else:
@@ -166,6 +170,8 @@ class FollowedPast(Past):
 
     #: Moves to the newest commit.
     refresh: Callable[[], object]
+    #: StoreRemovedError where another store was put in the place of this one.
+    refuse_if_replaced: Callable[[], object]
     #: Waits until the bases are those of the generation that is read.
     await_bases: Callable[[], object]
     #: Gives what a function gives, once it does not fail for what is just being changed.
@@ -179,7 +185,8 @@ class FollowedPast(Past):
         super().__init__(parts, moments, succession, keeping, followers)
         assert isinstance(parts.pages, FollowedPages)
         self._followed = parts.pages
-        self._history = FollowedHistory(parts.reader, lambda: parts.state.seqno)
+        shown, refuse = lambda: parts.state.seqno, lambda: self.refuse_if_replaced()
+        self._history = FollowedHistory(parts.reader, shown, refuse)
 
     def reader(self, at: Seqno | datetime, purpose: str, owner: object = None) -> Reader:
         """As `Past.reader`."""

@@ -35,6 +35,7 @@ from kvwal.following.waiting import Freshness, Waiting
 from kvwal.keys import Seqno
 from kvwal.locks import locked, locked_by_state, new_lock
 from kvwal.log import FollowedCursor, Heard, Hold, LogReader, Record, Run, SegmentCursor, Watch
+from kvwal.log.segment import SegmentHeader
 from kvwal.pages import FollowedPages, Tree
 from kvwal.pages.followed import Guard
 from kvwal.pages.pager import Pager
@@ -97,6 +98,8 @@ class Progress(Now):
         self._now_s = files.monotonic_s
         self._looked_s = 0.0
         self._moments: Moments | None = None
+        # The newest segment, as it was when the page file was seen to be in its place after something was read of it.
+        self._vouched: SegmentHeader | None = None
         # The generation whose bases were looked at.
         self._bases_of = pages.meta
         # The time of the newest commit that is shown, and that of the last one that came later than the one before it.
@@ -109,6 +112,7 @@ class Progress(Now):
         """The engine is put together."""
         past.refresh, past.await_bases, past.until_still = self.refresh, self._await_bases, self._until_still
         past.newest_us = lambda: self._newest_us
+        past.refuse_if_replaced = self._refuse_if_replaced
         self._moments = moments
         moments.now = self
         moments.clock.now_us = partial(self._now_us, moments.clock.now_us)
@@ -137,6 +141,9 @@ class Progress(Now):
                 is_all = self._until_still(self._move)
             if before == (state.seqno, state.version):
                 self._refuse_if_removed()
+            if is_all and self._watch.is_sure and self._watch.last < state.seqno:
+                # Commits that are on disk never go away.
+                raise removed(self._directory)
         except OSError:
             # It may be that it was closed meanwhile.
             state.refuse_if_gone()
@@ -152,11 +159,16 @@ class Progress(Now):
 
     def _refuse_if_removed(self) -> None:
         if is_marked(self._directory) or self._pages.is_replaced():
-            raise StoreRemovedError(
-                errno.ENOENT,
-                "the store was removed or replaced while it was followed; follow it again",
-                self._directory.path,
-            )
+            raise removed(self._directory)
+
+    def _refuse_if_replaced(self) -> None:
+        """StoreRemovedError where another store was put in the place of this one.
+
+        To be called after files that were opened by their names were read, and before that is shown: what a writer
+        writes into the other store, it writes when the other page file is there.
+        """
+        if self._pages.is_replaced():
+            raise removed(self._directory)
 
     def _move(self, *, in_short: bool = False) -> bool:
         """Whether all that there is was looked at: `in_short`, what the writer says is enough."""
@@ -182,7 +194,11 @@ class Progress(Now):
         state, watch = self._state, self._watch
         if state.seqno < watch.durable:
             cursor = commits_beyond(self._reader, state.seqno, lambda: watch.durable)
+            is_first = True
             while (part := cursor.next_part(watch.durable)) is not None:
+                if is_first:
+                    self._refuse_if_replaced()
+                    is_first = False
                 self._publish(part)
 
     def _publish_next(self, part: Record | Run) -> None:
@@ -190,6 +206,10 @@ class Progress(Now):
         state = self._state
         if self._parts is None or state.version.tree.meta is not self._pages.meta:
             return
+        segment = self._watch.segment
+        if segment is not self._vouched:
+            self._refuse_if_replaced()
+            self._vouched = segment
         following = state.seqno + 1
         if isinstance(part, Run) and part.seqnos[0] < following <= part.seqnos[-1]:
             part = part.part(following - part.seqnos[0])
@@ -222,6 +242,7 @@ class Progress(Now):
         until = watch.durable
         memtable = Memtable(meta.seqno, *state.locks())
         newest_us = fill(memtable, self._reader, meta.seqno, until)
+        self._refuse_if_replaced()
         version = Version(memtable, None, Tree(found.pager, meta, meta.root, meta.height))
         self._watch_pages(found.guard, found.pager)
         pages.install(found)
@@ -338,6 +359,7 @@ class Progress(Now):
         self._state.refuse_if_gone()
         watch = self._watch
         self._until_still(watch.look)
+        self._refuse_if_replaced()
         commits = watch.written - self._state.seqno
         return Lag(commits, max(0.0, (now_us - watch.written_us) / 1e6)) if commits > 0 else Lag(0, 0.0)
 
@@ -345,7 +367,8 @@ class Progress(Now):
         """The commits beyond `after`, up to `until` or as they are shown. FeedGap if some are no longer kept."""
         state, watch = self._state, self._watch
         shown, newest = lambda: state.seqno, lambda: watch.segment
-        return FollowedCursor(self._reader, after, until, shown, self.await_beyond, newest, self.waiting.when_beyond)
+        waits = self.await_beyond, self.waiting.when_beyond
+        return FollowedCursor(self._reader, after, until, shown, *waits, newest, self._refuse_if_replaced)
 
     def feed_now(self, after: Seqno | None, until: Seqno | None) -> SegmentCursor:
         """The same for what does not wait. ReadOnlyError where commits that are still to come are asked for."""
@@ -357,6 +380,12 @@ class Progress(Now):
         """Let go of the log's files."""
         self._watch.close()
         self._now.close()
+
+
+def removed(directory: Directory) -> StoreRemovedError:
+    """What a follower says where its store is not there any more."""
+    text = "the store was removed or replaced while it was followed; follow it again"
+    return StoreRemovedError(errno.ENOENT, text, directory.path)
 
 
 def commits_beyond(reader: LogReader, after: Seqno, durable: Callable[[], Seqno]) -> SegmentCursor:

@@ -20,6 +20,7 @@ Rules:
 
 from __future__ import annotations
 
+import itertools
 from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Final, NamedTuple, TypeAlias
@@ -188,6 +189,11 @@ class Watch:
         return None if self._newest is None else self._newest.found.known
 
     @property
+    def last(self) -> Seqno:
+        """The last commit in order in the newest segment, or before that."""
+        return self.durable if self._newest is None else Seqno(self._newest.place.last_seqno)
+
+    @property
     def is_sure(self) -> bool:
         """Whether all that was seen behind the last record in order has been judged: nothing there is waited with."""
         return self._newest is not None and not self._newest.is_due
@@ -315,14 +321,19 @@ class FollowedCursor(SegmentCursor):
         until: Seqno | None,
         durable: Callable[[], Seqno],
         await_beyond: Callable[[Seqno, float | None], bool],
-        segment: Callable[[], SegmentHeader | None],
         when_beyond: Callable[[Seqno, Callable[[], object]], Callable[[], object]],
+        segment: Callable[[], SegmentHeader | None],
+        refuse_if_replaced: Callable[[], object],
     ) -> None:
-        """FeedGap if commits beyond `after` are no longer kept. `segment`: the one that a `Watch` has found last."""
+        """FeedGap if commits beyond `after` are no longer kept. `segment`: the one that a `Watch` has found last.
+
+        `refuse_if_replaced`: raises, after a segment was read, where it may be one of another store.
+        """
         super().__init__(reader, hold_kept(reader, after, durable()), until, durable, await_beyond, when_beyond)
         self._log = reader
         self._newest = segment
         self._found_with = segment()
+        self._refuse_if_replaced = refuse_if_replaced
 
     def _next(self, runs_until: int) -> Record | Run | None:
         # FeedGap if the next commit was retired.
@@ -348,4 +359,14 @@ class FollowedCursor(SegmentCursor):
         newest = self._newest()
         if newest is not self._found_with:
             self._found_with, self._at = newest, None
-        return super()._beyond(limit, runs=runs)
+        parts = super()._beyond(limit, runs=runs)
+        first = next(parts, None)
+        if first is None:
+            return parts
+        self._refuse_if_replaced()
+        return itertools.chain((first,), parts)
+
+    def _find(self) -> tuple[FoundSegment, int | None, Place]:
+        found = super()._find()
+        self._refuse_if_replaced()
+        return found

@@ -126,6 +126,10 @@ class SimulatedFile:
         self._refuse_if_over()
         return self._inode.shown.size
 
+    def identity(self) -> object:
+        self._refuse_if_over()
+        return self._inode
+
     def has_name(self) -> bool:
         with self._disk.mutex:
             self._refuse_if_over()

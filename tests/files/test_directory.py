@@ -52,6 +52,18 @@ def test_names_are_those_of_the_directory_that_was_opened_after_a_change_of_the_
     opened.close()
 
 
+def test_a_file_is_the_same_whatever_its_name_and_another_one_in_its_place_is_not(opened: Directory) -> None:
+    fill(opened, "f", b"1")
+    file = opened.open("f")
+    assert file.identity() == opened.open("f").identity()
+    opened.rename("f", "g")
+    assert file.identity() == opened.open("g").identity()
+    fill(opened, "f", b"1")
+    opened.rename("f", "g")
+    assert file.identity() != opened.open("g").identity()
+    opened.close()
+
+
 @pytest.mark.parametrize("change", ["create", "rename", "rename to a new name", "unlink"])
 def test_nothing_is_changed_in_a_directory_that_took_its_place(opened: Directory, tmp_path: Path, change: str) -> None:
     fill(opened, "mine", b"1")

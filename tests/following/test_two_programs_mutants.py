@@ -143,5 +143,5 @@ def test_a_follower_without_what_it_rests_on_is_found_out(
     with pytest.raises((AssertionError, kvwal.Error)):
         step_by_step(writer)
         # The seeds are always the same, so what dies does so in each run of the tests.
-        for seed in range(40):
+        for seed in range(100):
             at_random(writer, random.Random(seed), 10)

@@ -51,6 +51,17 @@ def test_nothing_can_be_made_in_a_directory_that_was_removed_and_nothing_flushed
     assert disk.kind("/a") == "directory"
 
 
+def test_a_file_is_the_same_whatever_its_name_and_another_one_in_its_place_is_not(disk):
+    directory = opened(disk)
+    file = directory.open("f", create=True)
+    assert file.identity() == directory.open("f").identity()
+    directory.rename("f", "g")
+    assert file.identity() == directory.open("g").identity()
+    other = directory.open("f", create=True)
+    directory.rename("f", "g")
+    assert file.identity() != directory.open("g").identity() == other.identity()
+
+
 def test_a_file_that_was_replaced_cannot_be_flushed(disk):
     directory = opened(disk)
     file = directory.open("f", create=True)

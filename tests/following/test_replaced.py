@@ -1,0 +1,144 @@
+"""A store that is replaced by an older copy of itself: its follower never shows what two histories have together."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from following_fixtures import all_durable
+
+import kvwal
+from kvwal.log import Watch
+
+FOLLOWERS: dict[str, dict[str, Any]] = {"pin": {}, "no pin": {"pin": False}, "max_lag_s": {"max_lag_s": 0.2}}
+
+
+def put_in_place(copy: Path, store: Path) -> None:
+    """As `rsync -a --delete copy/ store/` does: each file under another name first, which is renamed then."""
+    names = {each.name for each in copy.iterdir() if each.is_file()}
+    for name in sorted(names):
+        shutil.copy(copy / name, store / f"{name}.new")
+        os.rename(store / f"{name}.new", store / name)
+    for each in store.iterdir():
+        if each.is_file() and each.name not in names:
+            each.unlink()
+
+
+@pytest.fixture
+def copied(path: str, tmp_path: Path) -> tuple[Path, Path]:
+    """A store that went on, and a copy of it from before that."""
+    store, copy = Path(path), tmp_path / "copy"
+    with kvwal.open(store, background=False) as db:
+        for n in range(20):
+            db.put(b"k%d" % n, b"before", durability="os")
+    shutil.copytree(store, copy)
+    with kvwal.open(store, background=False) as db:
+        for n in range(100):
+            db.put(b"lost%03d" % n, b"x", durability="os")
+    return store, copy
+
+
+def go_on(db: kvwal.Store, count: int, value: bytes = b"x") -> None:
+    for n in range(count):
+        db.put(b"else%03d" % n, value, durability="os")
+    db.sync()
+    all_durable(db)
+
+
+@pytest.mark.parametrize("kind", FOLLOWERS)
+@pytest.mark.parametrize("more", ["puts", "segments", "a checkpoint", "less than before"])
+@pytest.mark.parametrize("background", [False, True])
+def test_an_older_copy_in_its_place_is_another_store(
+    copied: tuple[Path, Path], kind: str, more: str, background: bool
+) -> None:
+    store, copy = copied
+    with kvwal.follow(store, **FOLLOWERS[kind]) as live:
+        live.refresh()
+        shown = dict(live)
+        assert len(shown) == 120
+        put_in_place(copy, store)
+        with kvwal.open(store, background=background, segment_bytes=16 << 10) as db:
+            go_on(db, 50 if more == "less than before" else 150, b"x" * 1000 if more == "segments" else b"x")
+            if more == "a checkpoint":
+                db.checkpoint()
+            go_on(db, 10)
+            for call in (live.refresh, lambda: live.wait(200, 1), live.lag, live.refresh):
+                with pytest.raises(kvwal.StoreRemovedError):
+                    call()
+            assert live.seqno == 120
+            if kind != "max_lag_s":
+                assert dict(live) == shown
+    with kvwal.follow(store, **FOLLOWERS[kind]) as again:
+        assert b"else000" in again
+        assert b"lost000" not in again
+
+
+def test_feeds_and_past_moments_are_not_read_in_the_log_of_the_other_store(copied: tuple[Path, Path]) -> None:
+    """Whose records are as long as those of before, and have the same numbers. The follower has not looked since."""
+    store, copy = copied
+    reads: list[Any] = [
+        lambda live: list(live.changes(20)),
+        lambda live: list(live.commits(after=20)),
+        lambda live: list(live.versions(b"lost050")),
+        lambda live: list(live.versions(b"else050")),
+        lambda live: dict(live.snapshot(at=100)),
+    ]
+    with kvwal.follow(store) as live, kvwal.follow(store) as fed:
+        began = fed.changes(20)
+        assert next(began).key == b"lost000"
+        going = fed.changes(20, follow=True)
+        assert [next(going).key for _ in range(100)][-1] == b"lost099"
+        put_in_place(copy, store)
+        with kvwal.open(store, background=False) as db:
+            go_on(db, 200)
+            for read in reads:
+                with pytest.raises(kvwal.StoreRemovedError):
+                    read(live)
+            with pytest.raises(kvwal.StoreRemovedError):
+                next(going)
+            # What it has read already is of the store that it follows.
+            for n, change in enumerate(began):
+                assert change.key == b"lost%03d" % (n + 1)
+            assert live.seqno == fed.seqno == 120
+
+
+def test_files_that_were_written_over_in_place_say_less_than_is_shown(copied: tuple[Path, Path]) -> None:
+    """As `cp copy/* store/` does: the page file is the same, and its newest segment ends before what is shown."""
+    store, copy = copied
+    with kvwal.follow(store, pin=False) as live:
+        live.refresh()
+        for each in copy.iterdir():
+            if each.is_file():
+                shutil.copy(each, store / each.name)
+        with kvwal.open(store, background=False, segment_bytes=16 << 10) as db:
+            go_on(db, 40, b"x" * 3000)
+            assert len(list(store.glob("*.log"))) > 1
+            with pytest.raises(kvwal.StoreRemovedError):
+                live.refresh()
+            assert live.seqno == 120
+
+
+def test_a_store_that_is_replaced_while_one_begins_to_follow_it(
+    copied: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, copy = copied
+    with kvwal.open(store, background=False) as db:
+        db.checkpoint()
+    real = Watch.look
+    replaced: list[int] = []
+
+    def look(self: Watch, *args: Any, **options: Any) -> bool:
+        if not replaced:
+            replaced.append(1)
+            put_in_place(copy, store)
+            with kvwal.open(store, background=False) as db:
+                go_on(db, 200)
+        return real(self, *args, **options)
+
+    monkeypatch.setattr(Watch, "look", look)
+    with kvwal.follow(store) as live, kvwal.open(store, background=False) as db:
+        assert replaced
+        assert dict(live) == dict(db)
