@@ -156,7 +156,7 @@ class AsyncChanges(AsyncIterator[Change]):
 async def wait_until_ready(
     when_ready: Callable[[Callable[[], object]], Callable[[], object]], timeout_s: float | None
 ) -> None:
-    """Wait at most so long (None: for ever) for what `Changes.when_ready` waits for."""
+    """Wait at most so long (None: for ever) for what `Changes.when_ready` waits for. Raises what ended the wait."""
     loop = asyncio.get_running_loop()
     woken = asyncio.Event()
 
@@ -172,7 +172,9 @@ async def wait_until_ready(
     except TimeoutError:
         pass
     finally:
-        take_back()
+        ended_by = take_back()
+    if isinstance(ended_by, Exception):
+        raise ended_by
 
 
 def _read(changes: Changes) -> tuple[deque[Change], Seqno, Exception | None]:

@@ -53,15 +53,10 @@ class _Looking:
         self._waiting = progress.waiting
         self._workers = workers
         self._task: asyncio.Task[None] | None = None
-        # Of the last look, for the next one who asks.
-        self._failure: Exception | None = None
         self._waiting.asked = self.begin
 
     def begin(self) -> None:
-        """A task is going to wait. Raises what the last look met."""
-        failure, self._failure = self._failure, None
-        if failure is not None:
-            raise failure
+        """A task is going to wait."""
         if self._task is None or self._task.done():
             self._task = asyncio.get_running_loop().create_task(self._look())
 
@@ -73,8 +68,7 @@ class _Looking:
             try:
                 newest = await self._workers.submit(self._refresh)
             except Exception as error:  # noqa: BLE001  # for those who wait
-                self._failure = error
-                self._waiting.wake_all()
+                self._waiting.wake_all(error)
                 return
             sleep_s, before = _LEAST_SLEEP_S if newest != before else min(2 * sleep_s, _MOST_SLEEP_S), newest
             await asyncio.sleep(sleep_s)

@@ -13,42 +13,61 @@ from kvwal.keys import Seqno
 __all__ = ["Freshness", "Waiting"]
 
 
+class _Wait:
+    """One that waits for a commit beyond this one."""
+
+    __slots__ = ("failure", "seqno", "wake")
+
+    def __init__(self, seqno: Seqno, wake: Callable[[], object]) -> None:
+        self.seqno = seqno
+        self.wake = wake
+        #: What ended it.
+        self.failure: Exception | None = None
+
+
 class Waiting:
     """Those to be told of a commit beyond one. From any thread."""
 
     def __init__(self, newest: Callable[[], Seqno]) -> None:
         """`newest`: the last commit that is shown."""
         self._newest = newest
-        self._those: dict[object, tuple[Seqno, Callable[[], object]]] = {}
+        self._those: dict[_Wait, None] = {}
         #: Called before one is added; it may raise.
         self.asked: Callable[[], object] = lambda: None
 
     def __bool__(self) -> bool:
         return bool(self._those)
 
-    def when_beyond(self, seqno: Seqno, wake: Callable[[], object]) -> Callable[[], object]:
-        """Have `wake` called once there is a commit beyond this one. Returns what takes that back.
+    def when_beyond(self, seqno: Seqno, wake: Callable[[], object]) -> Callable[[], Exception | None]:
+        """Have `wake` called once there is a commit beyond this one, or `wake_all` is.
+
+        Returns what takes that back, and gives what `wake_all` was told of meanwhile.
 
         The thread that moves the follower calls it, so it must be short and not raise. Nothing moves it but what is
         told by `asked`.
         """
         self.asked()
-        token = object()
-        self._those[token] = seqno, wake
+        wait = _Wait(seqno, wake)
+        self._those[wait] = None
         self.wake()
-        return partial(self._those.pop, token, None)
+        return partial(self._take_back, wait)
+
+    def _take_back(self, wait: _Wait) -> Exception | None:
+        self._those.pop(wait, None)
+        return wait.failure
 
     def wake(self) -> None:
         """Tell those for whom there is a commit now."""
         newest = self._newest()
-        for seqno, wake in list(self._those.values()) if self._those else ():
-            if seqno < newest:
-                wake()
+        for wait in list(self._those) if self._those else ():
+            if wait.seqno < newest:
+                wait.wake()
 
-    def wake_all(self) -> None:
-        """Tell each of those, whatever there is: it asks again, and gets what is wrong."""
-        for _, wake in list(self._those.values()):
-            wake()
+    def wake_all(self, failure: Exception | None = None) -> None:
+        """Tell each of those, and no one who comes later, that this is wrong; None: they find out as they go on."""
+        for wait in list(self._those):
+            wait.failure = failure
+            wait.wake()
 
 
 class Freshness:

@@ -157,6 +157,74 @@ def test_what_ends_is_told_to_those_who_wait(path: str) -> None:
     run(main())
 
 
+class Failing:
+    """Looks of a follower that fail when they are let go on, as long as it is told so."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.error: Exception | None = None
+        self.entered, self.goes_on = threading.Event(), threading.Event()
+        self.looks = 0
+        refresh = Progress.refresh
+
+        def look(progress: Progress) -> int:
+            error = self.error
+            if error is None:
+                return refresh(progress)
+            self.looks += 1
+            self.entered.set()
+            assert self.goes_on.wait(10)
+            raise error
+
+        monkeypatch.setattr(Progress, "refresh", look)
+
+
+def test_a_failure_is_told_to_no_one_who_did_not_wait_when_it_came(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    failing = Failing(monkeypatch)
+
+    async def main() -> None:
+        kvwal.open(path).close()
+        async with kvwal.aio.follow(path) as live:
+            first = asyncio.create_task(live.wait(1))
+            await asyncio.sleep(0.02)
+            failing.error = OSError("of before")
+            await asyncio.to_thread(failing.entered.wait, 10)
+            first.cancel()
+            await asyncio.wait([first])
+            failing.error = None
+            failing.goes_on.set()
+            looking: Any = live._looking
+            await asyncio.wait([looking._task])
+            assert await live.refresh() == 0
+            assert not await live.wait(1, 0.02)
+            beat = await anext(live.changes(follow=True, heartbeat_s=0.02))
+            assert beat.kind == "heartbeat"
+
+    run(main())
+
+
+def test_a_failure_is_told_once_to_each_who_waited(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    failing = Failing(monkeypatch)
+
+    async def main() -> None:
+        kvwal.open(path).close()
+        async with kvwal.aio.follow(path) as live:
+            waits = [live.wait(1), live.wait(2), anext(live.changes(follow=True)), anext(live.changes(follow=True))]
+            tasks = [asyncio.ensure_future(each) for each in waits]
+            await asyncio.sleep(0.02)
+            failing.error = OSError("for all")
+            await asyncio.to_thread(failing.entered.wait, 10)
+            late = asyncio.create_task(live.wait(0))
+            failing.goes_on.set()
+            for told in await asyncio.gather(*tasks, return_exceptions=True):
+                assert told is failing.error
+            assert failing.looks == 1
+            assert await late
+            failing.error = None
+            assert not await live.wait(1, 0.02)
+
+    run(main())
+
+
 def test_reads_go_on_from_a_newer_checkpoint_and_max_lag_s_holds(path: str) -> None:
     async def main() -> None:
         with kvwal.open(path, background=False, keep_history_s=0) as db:
