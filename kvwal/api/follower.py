@@ -53,7 +53,8 @@ class Follower(Opened):
     from a newer moment. With `max_lag_s` reads of now move it themselves, and raise `StaleError` where that does not
     help; a snapshot does at its beginning, and not later.
 
-    Thread-safe, every method. In a forked child every method raises `ForkedError`.
+    Thread-safe, every method. In a forked child every method raises `ForkedError`, and so do `pinned` and its feeds;
+    what is only kept in memory (`seqno`, `position`, `rebases`, `path`, `closed`) is as it was at the fork.
     """
 
     engine: FollowedEngine
@@ -78,7 +79,8 @@ class Follower(Opened):
 
     @property
     def pinned(self) -> bool:
-        """Whether the writer keeps what this shows now. One system call."""
+        """Whether the writer keeps what this shows now. One system call. ClosedError, ForkedError."""
+        self._state.refuse_if_gone()
         return self.engine.progress.pinned
 
     @property

@@ -36,8 +36,10 @@ class Store(Naming, Writing, Remembering):
     Thread-safe, every method. Reads never wait for writers. Each write is a commit of its own, durable on return as
     the store's durability says; several writes that belong together go into `batch`, `update` or `transaction`. After
     a failed write or flush all writes raise `PoisonedError` until the store is reopened, and reads go on. In a forked
-    child every method raises `ForkedError`. A signal handler or a finalizer may call any method; where it interrupted
-    another call of this store at a moment that forbids it, it gets `ReentrancyError`.
+    child every method raises `ForkedError`, and so do feeds; what is only kept in memory (`last_seqno`,
+    `durable_seqno`, `position`, `recovery`, `path`, `closed`) is as it was at the fork. A signal handler or a finalizer
+    may call any method; where it interrupted another call of this store at a moment that forbids it, it gets
+    `ReentrancyError`.
     """
 
     def __init__(self, engine: Engine) -> None:

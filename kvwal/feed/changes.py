@@ -14,6 +14,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from typing import Final, Self
+from weakref import WeakSet
 
 from kvwal.db.handle import Closing
 from kvwal.db.snapshot import Snapshot
@@ -23,11 +24,15 @@ from kvwal.feed.change import Change, Filter, Prefixes, Selection
 from kvwal.feed.chosen import AnyTables, table_ids
 from kvwal.feed.line import durable_now, position_at
 from kvwal.feed.quiet import Quiet
+from kvwal.files import call_in_forked_child
 from kvwal.keys import Seqno, as_seconds
 from kvwal.log import Run, SegmentCursor
 from kvwal.positions import Position
 
 __all__ = ["STEP_S", "Bootstrap", "Changes", "goes_on", "heartbeat"]
+
+# Those of this process: one that has read something ahead asks nothing for each change, not whether it was forked.
+_feeds: WeakSet[Changes] = WeakSet()
 
 #: Who waits looks this often whether the feed was closed, or commits are refused for good.
 STEP_S: Final = 0.1
@@ -86,6 +91,8 @@ class Changes(Iterator[Change], Closing):
     ) -> None:
         """`cursor`: where it reads, for a caller that holds the log itself; else one of its own, after `after`."""
         self._cursor: SegmentCursor | None = None
+        # Before anything is read ahead.
+        _feeds.add(self)
         self._engine = engine
         self._filter = wanted
         self._follow = follow
@@ -263,6 +270,11 @@ class Changes(Iterator[Change], Closing):
             # The log is closed a little before the store is.
             raise closed() from None
 
+    def forget_ahead(self) -> None:
+        """Have the next call ask the store whether there is still one: this is a forked child."""
+        self._pending = iter(())
+        self._ended = False
+
     def close(self) -> None:
         """Let go of the log that it holds. Idempotent; from any thread."""
         cursor, self._cursor = self._cursor, None
@@ -279,6 +291,14 @@ class Changes(Iterator[Change], Closing):
 
     def __repr__(self) -> str:
         return f"<Changes after commit {self._counted()}{' (closed)' if self._cursor is None else ''}>"
+
+
+def _forget_ahead() -> None:
+    for feed in list(_feeds):
+        feed.forget_ahead()
+
+
+call_in_forked_child(_forget_ahead)
 
 
 class Bootstrap(Closing):

@@ -411,11 +411,17 @@ async def main():
         await db.put(b"a", b"1")
         await db.checkpoint()
         await db.first()
+        async with db.batch() as batch:
+            for n in range(3):
+                batch.put(b"c%d" % n, b"")
+        await db.sync()
+        feed = db.changes(1)
+        assert (await anext(feed)).key == b"c0"
         child = os.fork()
         if not child:
             status = 0
             for use in (lambda: db.put(b"b", b""), lambda: db.get(b"a"), lambda: db.get_many([b"a"]), db.sync,
-                        db.first, db.checkpoint, db.count):
+                        db.first, db.checkpoint, db.count, lambda: anext(feed)):
                 try:
                     await use()
                     status = 1
@@ -424,7 +430,8 @@ async def main():
             os._exit(status)
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
         await db.put(b"b", b"2")
-        assert await db.count() == 2
+        assert await db.count() == 5
+        assert (await anext(feed)).key == b"c1"
 asyncio.run(main())
 """
     result = python(source, tmp_path / "s")

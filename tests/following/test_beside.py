@@ -10,6 +10,8 @@ import sys
 import textwrap
 import threading
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -119,19 +121,38 @@ def test_in_a_forked_child_it_refuses(db: kvwal.Store, path: str) -> None:
     with kvwal.follow(path) as live:
         db.put(b"key", b"")
         live.refresh()
+        db.update({b"%d" % n: b"" for n in range(4)})
+        all_durable(db)
+        live.refresh()
+        # Those have read ahead.
+        feeds = [live.changes(1), live.changes(1, follow=True), db.changes(1)]
+        ended = live.changes(live.seqno)
+        assert [next(feed).key for feed in feeds] == [b"0"] * 3
+        assert not list(ended)
+        calls: list[Callable[[], object]] = [
+            *(lambda: live.get(b"key"), live.refresh, live.lag, lambda: live.pinned, lambda: live.wait(9, 0)),
+            *(partial(next, feed) for feed in (*feeds, ended)),
+            *(feed.poll for feed in feeds),
+        ]
         child = os.fork()
         if not child:
-            code = 1
-            try:
-                live.get(b"key")
-            except kvwal.ForkedError:
+            refused = 0
+            for call in calls:
                 try:
-                    live.refresh()
+                    call()
                 except kvwal.ForkedError:
-                    code = 0
-            os._exit(code)
+                    refused += 1
+            # What is kept in memory, as `Store.last_seqno` and `position` of it.
+            known = (live.seqno, live.position, live.rebases) == (2, db.position, 0)
+            os._exit(0 if refused == len(calls) and known else 1)
         assert os.waitpid(child, 0)[1] == 0
         assert live.refresh() >= 0
+        assert live.pinned
+        for feed in feeds:
+            assert next(feed).key == b"1"
+            feed.close()
+    with pytest.raises(kvwal.ClosedError):
+        live.pinned
 
 
 def test_a_store_that_is_removed_moved_or_replaced_is_said_to_be_so(db: kvwal.Store, path: str, tmp_path: Path) -> None:
