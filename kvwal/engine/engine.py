@@ -46,7 +46,7 @@ from kvwal.options import Durability, Flag, Options
 from kvwal.readers.listing import PinListing
 from kvwal.readers.now import NowPage
 
-__all__ = ["Engine"]
+__all__ = ["Engine", "wait_for_abandoned"]
 
 
 # Background threads of stores that were dropped without being closed.
@@ -59,15 +59,18 @@ _closing: list[threading.Thread] = []
 _CLOSING_WAIT_S = 1.0
 
 
-def _wait_for_abandoned() -> bool:
+def wait_for_abandoned() -> bool:
     """Wait until no dropped or closing store of this process works any more. False if there is none."""
     waited = False
     while _abandoned:
         background = _abandoned.pop()
         waited = background.join(_ABANDONED_WAIT_S) or waited
     while _closing:
-        _closing.pop().join(_CLOSING_WAIT_S)
-        waited = True
+        thread = _closing.pop()
+        # A listener of the store that it closes may open one.
+        if thread is not threading.current_thread():
+            thread.join(_CLOSING_WAIT_S)
+            waited = True
     return waited
 
 
@@ -92,7 +95,7 @@ class Engine:
         except LockedError:
             # A store that was dropped without being closed holds its lock until its background thread is done, and one
             # that was closed from within a call until its closing thread is.
-            if not _wait_for_abandoned():
+            if not wait_for_abandoned():
                 raise
             recovered = open_store(path, flag, options)
         try:

@@ -3,6 +3,7 @@
 It takes no lock and excludes no other process. What it shows:
 
 - Beside a process that has it open for writing: the state after the last commit that is on disk, as a follower does.
+  Where more is written, it waits for up to 0.13 s: the writer may be about to say that it is on disk, or recover it.
 - Else all that verifies, once this has flushed it. Where that fails, or the writer left word that its own flush had
   failed, the state at the watermark.
 
@@ -18,12 +19,13 @@ what it had written, or recovered what lies beyond the watermark, left a newer s
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Final
 
 from kvwal.engine.create import create_if_missing, erase, has_writer
-from kvwal.engine.engine import Engine
+from kvwal.engine.engine import Engine, wait_for_abandoned
 from kvwal.engine.recovery import Recovered, RecoveryReport, replay, replay_part
 from kvwal.engine.state import State
+from kvwal.errors import CorruptionError, FormatError
 from kvwal.events import Events
 from kvwal.files import Directory
 from kvwal.files.names import POISONED
@@ -36,6 +38,9 @@ from kvwal.pages import FollowedPages
 from kvwal.readers.pin import PinMaker
 
 __all__ = ["StillEngine", "open_engine"]
+
+# A writer that is idle says within 0.1 s that all of it is on disk: so long in all, and a little longer.
+_PAUSES_S: Final = (0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.064)
 
 
 def open_engine(path: str, flag: Flag, options: Options, describe: Callable[[Engine], dict[str, Any]]) -> Engine:
@@ -54,11 +59,56 @@ class StillEngine(FollowedEngine):
     def _recovered(
         cls, directory: Directory, options: Options, pins: PinMaker | None
     ) -> tuple[Recovered, Progress]:
-        while not has_writer(directory, options):
-            found = _all_that_verifies(directory, options)
-            if found is not None:
-                return found
-        return super()._recovered(directory, options, pins)
+        may_wait = True
+        while True:
+            while not has_writer(directory, options):
+                found = _all_that_verifies(directory, options)
+                if found is not None:
+                    return found
+            # Of this process: one that was closed within a call, or dropped, has its lock until its thread is done.
+            if wait_for_abandoned():
+                continue
+            recovered, progress = super()._recovered(directory, options, pins)
+            if not (may_wait and recovered.report.withheld):
+                return recovered, progress
+            try:
+                is_over = _await_writer(directory, options, recovered)
+            except BaseException:
+                progress.close()
+                recovered.pages.close()
+                raise
+            if not is_over:
+                return recovered, progress
+            # Once: a writer that is busy has always written more than is on disk.
+            may_wait = False
+            progress.close()
+            recovered.pages.close()
+
+
+def _await_writer(directory: Directory, options: Options, recovered: Recovered) -> bool:
+    """Wait a little until all that was found is on disk. Whether to look again: it is, or the writer is gone.
+
+    A writer says so with its next commit, or when it is idle. One that recovers says nothing before it is done, and
+    then a newer segment does.
+    """
+    seqno = recovered.state.seqno
+    written = seqno + recovered.report.withheld
+    watch = Watch(recovered.reader, seqno)
+    try:
+        for pause_s in _PAUSES_S:
+            options.files.give_way(pause_s)
+            if not has_writer(directory, options):
+                return True
+            try:
+                watch.look()
+            except (CorruptionError, FormatError, FileNotFoundError):
+                # It may be just changing that.
+                return True
+            if watch.durable >= written:
+                return True
+        return False
+    finally:
+        watch.close()
 
 
 def _all_that_verifies(directory: Directory, options: Options) -> tuple[Recovered, Progress] | None:

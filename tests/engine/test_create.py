@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ from store_fixtures import TINY
 
 import kvwal
 from crashtests.mutations import Edit, Mutant, applied
+from kvwal.engine.engine import Engine
 from kvwal.errors import FormatError, StoreNotFoundError
 from kvwal.testing import SimulatedDisk, crash_every
 
@@ -106,6 +109,38 @@ def test_a_store_closed_within_a_call_of_another_may_be_opened_again_at_once() -
     finally:
         sys.setswitchinterval(interval)
     assert opens > 300
+
+
+def test_what_was_put_before_a_close_within_a_call_of_another_is_shown_by_flag_r(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """However late the thread is that ends the inner store: what has the lock is a store of this process."""
+    outer, inner = SimulatedDisk(seed=1), SimulatedDisk(seed=2)
+    shown: list[tuple[bytes | None, bytes]] = []
+    close = Engine._close
+
+    def late(self: Engine) -> None:
+        if threading.current_thread().name == "kvwal-close":
+            time.sleep(0.01)
+        close(self)
+
+    def watch(operation: Any) -> None:
+        outer.watcher = None
+        value = b"%d" % len(shown)
+        with opened(inner) as db:
+            db[b"after"] = value
+        with opened(inner, "r") as db:
+            shown.append((db.get(b"after"), value))
+        outer.watcher = watch
+
+    monkeypatch.setattr(Engine, "_close", late)
+    with opened(outer) as db:
+        outer.watcher = watch
+        db[b"a"] = b"1"
+        db[b"b"] = b"1"
+        outer.watcher = None
+    assert len(shown) > 1
+    assert all(found == value for found, value in shown), shown
 
 
 def test_an_erasing_that_is_finished_may_be_cut_off_again() -> None:

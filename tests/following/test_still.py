@@ -15,7 +15,7 @@ import pytest
 from following_fixtures import all_durable, rewrite
 from recorded_programs import restarts
 from two_programs import PATH, Recorded, World
-from wrapped_files import WrappedFiles
+from wrapped_files import Wrapped, WrappedFiles
 
 import kvwal
 from kvwal.files import system_files
@@ -57,6 +57,47 @@ def test_beside_a_writer_it_shows_what_is_on_disk_and_says_what_it_withholds() -
         with kvwal.open(PATH, files=disk.crash(0)) as again:
             assert dict(again) == {b"a": b"1", b"b": b"2"}
         db.engine.abandon()
+
+
+def test_it_waits_a_little_for_a_writer_that_recovers_what_another_one_had_acknowledged() -> None:
+    disk = SimulatedDisk()
+    with kvwal.open(PATH, files=disk, background=False) as db:
+        db.put(b"n", b"1")
+        db.put(b"n", b"2")
+        disk.kill()
+        db.engine.abandon()
+    held = disk.open_directory(PATH)
+    held.lock(shared=False)
+    pauses: list[float] = []
+
+    class Files(Wrapped):
+        def give_way(self, pause_s: float) -> None:
+            pauses.append(pause_s)
+            if len(pauses) == ends:
+                held.close()
+                kept.append(kvwal.open(PATH, files=disk, background=False))
+
+    kept: list[kvwal.Store] = []
+    ends = -1
+    files: Any = Files(disk)
+    # One that goes on recovering: for at most so long, and then what is on disk for sure.
+    with kvwal.open(PATH, "r", files=files) as reader:
+        assert reader[b"n"] == b"1"
+        assert reader.recovery.withheld == 1
+    assert 0.1 < sum(pauses) < 0.2
+    # One that is done meanwhile.
+    pauses.clear()
+    ends = 3
+    with kvwal.open(PATH, "r", files=files) as reader:
+        assert reader[b"n"] == b"2"
+        assert reader.recovery.row == "followed"
+    assert len(pauses) == 3
+    # Beside one that writes, for what was written when it looked first.
+    for n in range(3, 6):
+        kept[0].put(b"n", b"%d" % n)
+    with kvwal.open(PATH, "r", files=files) as reader:
+        assert reader[b"n"] == b"4"
+    kept[0].close()
 
 
 def test_it_shows_one_moment_until_its_pages_are_written_over(path: str) -> None:
@@ -350,8 +391,9 @@ def test_random_turns(seed: int) -> None:
     rng = random.Random(seed)
     writer = recorded()
     shown = []
-    for _ in range(25):
-        world = World(writer, lambda n: rng.choice([0, 0, 0, 1, 2, 9]))
+    # An open does many operations while it waits for its writer.
+    for _ in range(40):
+        world = World(writer, lambda n: rng.choice([0] * 20 + [1, 2, 9]))
         world.advance(rng.randrange(writer.begin, len(writer.steps)))
         shown.append(look(world))
     assert len(set(shown)) > 3
