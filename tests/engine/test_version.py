@@ -406,8 +406,10 @@ class Program:
             if limit != 0:
                 self.note_range(opened, *narrowed(start, stop, prefix))
         elif kind == 1:
+            # A list asks for the length first.
             assert list(view.keys(start, stop, **arguments)) == [key for key, _ in found], (start, stop, arguments)
-            self.note_walk(opened, start, stop, prefix, found, limit, reverse)
+            if limit != 0:
+                self.note_range(opened, *narrowed(start, stop, prefix))
         else:
             assert list(view.scan(start, stop, **arguments)) == found, (start, stop, arguments)
             self.note_walk(opened, start, stop, prefix, found, limit, reverse)
