@@ -163,7 +163,9 @@ def test_where_pins_of_before_cannot_be_removed_no_page_is_written_over(
         blind.check()
     assert blind.fault.struck
     assert db.compact() <= 0
-    assert not db.engine._checkpointer.is_sparse()  # type: ignore[attr-defined]
+    checkpointer = db.engine._checkpointer
+    assert checkpointer is not None
+    assert not checkpointer.is_sparse()
     blind.check()
     assert sum("nothing is freed" in record.message for record in caplog.records) == 1
     assert [pin.name for pin in db.pins() if pin.purpose == "follower"] == ["(pins cannot be looked at)"]
