@@ -28,6 +28,7 @@ from kvwal.errors import ReentrancyError
 __all__ = [
     "Lock",
     "collect_first",
+    "if_free",
     "is_nested",
     "locked",
     "locked_by_state",
@@ -71,6 +72,16 @@ def release(lock: Lock) -> None:
     """Give the lock back if the calling thread owns it."""
     while lock._is_owned():
         lock.release()
+
+
+def if_free(lock: Lock, action: Callable[[], _T]) -> _T | None:
+    """Run something as a section of the lock. None, at once, if a thread has it, the calling one among them."""
+    if lock._is_owned():
+        return None
+    try:
+        return action() if lock.acquire(False) else None
+    finally:
+        release(lock)
 
 
 def wake(waiter: threading.Lock) -> None:

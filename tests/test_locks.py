@@ -14,7 +14,7 @@ from store_fixtures import check_store, run_threads, wait_until
 
 import kvwal
 from kvwal.errors import ReentrancyError
-from kvwal.locks import locked, new_lock, refuse_reentry, refused_calls, release
+from kvwal.locks import if_free, locked, new_lock, refuse_reentry, refused_calls, release
 from kvwal.testing import SimulatedDisk
 
 
@@ -73,6 +73,26 @@ def test_another_thread_is_not_refused_but_waits() -> None:
     guarded.section(first)
     thread.join()
     assert order == ["first", "second"]
+
+
+def test_what_is_run_if_a_lock_is_free_waits_for_no_thread_and_leaves_the_lock() -> None:
+    lock = new_lock()
+    assert if_free(lock, lock._is_owned) is True
+    assert not lock._is_owned()
+
+    def fail() -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        if_free(lock, fail)
+    assert not lock._is_owned()
+    answers: list[int | None] = []
+    with lock:
+        # Not within a section of its own thread, which keeps the lock, nor beside that of another one.
+        assert if_free(lock, lambda: 5) is None
+        assert lock._is_owned()
+        run_threads(lambda: answers.append(if_free(lock, lambda: 5)))
+    assert answers == [None]
 
 
 def test_release_gives_back_only_what_its_thread_owns() -> None:

@@ -32,7 +32,7 @@ from kvwal.engine.succession import Succession
 from kvwal.errors import DiskFullError, EnvironmentFailure, RefusedError
 from kvwal.events import Checkpoint, Events
 from kvwal.keys import Seqno
-from kvwal.locks import locked, new_lock, release
+from kvwal.locks import if_free, locked, new_lock
 from kvwal.log import SegmentLog, replay_count
 from kvwal.options import Options
 from kvwal.pages import Changes, Columns, Meta, PageFile
@@ -142,7 +142,7 @@ class Checkpointer:
                 self._checkpoint()
             return True
 
-        return bool(self._unless_busy(seen_to))
+        return bool(if_free(self.lock, seen_to))
 
     @locked
     def checkpoint(self) -> None:
@@ -252,7 +252,7 @@ class Checkpointer:
         """
         compacting = self._compacting(passes)
         while True:
-            yield self._unless_busy(lambda: self._compact_once(compacting)) if self._has_rested() else None
+            yield if_free(self.lock, lambda: self._compact_once(compacting)) if self._has_rested() else None
 
     def _compact_once(self, compacting: Iterator[bool | None]) -> bool | None:
         try:
@@ -281,16 +281,6 @@ class Checkpointer:
                 self._run(even_if_empty=True, compact=True)
                 yield None
         yield self._pages.meta.page_count < before
-
-    def _unless_busy(self, action: Callable[[], _T]) -> _T | None:
-        """Run something while no checkpoint can be under way; None, at once, if one is, in this thread or another."""
-        lock = self.lock
-        if lock._is_owned() or not lock.acquire(False):
-            return None
-        try:
-            return action()
-        finally:
-            release(lock)
 
     @locked
     def while_idle(self, action: Callable[[], _T]) -> _T:

@@ -14,6 +14,7 @@ from kvwal.engine.checkpoint import Checkpointer
 from kvwal.engine.followers import Followers
 from kvwal.errors import Error
 from kvwal.files import Directory
+from kvwal.locks import if_free
 from kvwal.log import SegmentLog
 from kvwal.options import Options
 from kvwal.pages import PageFile
@@ -89,12 +90,7 @@ class Telling:
 
     def _honour(self) -> None:
         # A checkpoint that is under way has looked, and other jobs must not wait for it.
-        lock = self._checkpointer.lock
-        if not lock._is_owned() and lock.acquire(False):
-            try:
-                self._followers.look()
-            finally:
-                lock.release()
+        if_free(self._checkpointer.lock, self._followers.look)
 
     def _answer(self) -> None:
         if self.describe is not None:
