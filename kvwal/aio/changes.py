@@ -11,17 +11,15 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
 from types import TracebackType
 from typing import Final
-from weakref import WeakSet
 
 from kvwal.aio.snapshot import AsyncSnapshot
 from kvwal.aio.workers import Workers
 from kvwal.engine.engine import Engine
 from kvwal.feed.change import Change, Prefixes
-from kvwal.feed.changes import STEP_S, Bootstrap, Changes, heartbeat
+from kvwal.feed.changes import STEP_S, Bootstrap, Changes, forget_in_forked_child, heartbeat
 from kvwal.feed.chosen import AnyTables
 from kvwal.feed.line import position_at
 from kvwal.feed.quiet import Quiet
-from kvwal.files import call_in_forked_child
 from kvwal.keys import Seqno
 from kvwal.positions import Position
 
@@ -30,10 +28,6 @@ __all__ = ["AsyncBootstrap", "AsyncChanges", "wait_until_ready"]
 # Changes of one trip to a worker, and from how many bytes of keys and values on it brings no more.
 _MOST: Final = 1024
 _MOST_BYTES: Final = 1 << 20
-
-
-# Those of this process, as in `kvwal.feed.changes`.
-_feeds: WeakSet[AsyncChanges] = WeakSet()
 
 
 class AsyncChanges(AsyncIterator[Change]):
@@ -82,7 +76,7 @@ class AsyncChanges(AsyncIterator[Change]):
         self._ahead: deque[Change] = deque()
         self._read_to = changes.position.seqno
         self._position = self._read_to
-        _feeds.add(self)
+        forget_in_forked_child(self)
 
     @property
     def position(self) -> Position:
@@ -147,7 +141,7 @@ class AsyncChanges(AsyncIterator[Change]):
             self._running = False
 
     def forget_ahead(self) -> None:
-        """Have the next call ask the store whether there is still one: this is a forked child."""
+        """For `forget_in_forked_child`."""
         self._ahead.clear()
 
     async def aclose(self) -> None:
@@ -162,14 +156,6 @@ class AsyncChanges(AsyncIterator[Change]):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self.aclose()
-
-
-def _forget_ahead() -> None:
-    for feed in list(_feeds):
-        feed.forget_ahead()
-
-
-call_in_forked_child(_forget_ahead)
 
 
 async def wait_until_ready(

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from typing import Final, Self
+from typing import Final, Protocol, Self
 from weakref import WeakSet
 
 from kvwal.db.handle import Closing
@@ -29,13 +29,32 @@ from kvwal.keys import Seqno, as_seconds
 from kvwal.log import Run, SegmentCursor
 from kvwal.positions import Position
 
-__all__ = ["STEP_S", "Bootstrap", "Changes", "goes_on", "heartbeat"]
-
-# Those of this process: one that has read something ahead asks nothing for each change, not whether it was forked.
-_feeds: WeakSet[Changes] = WeakSet()
+__all__ = ["STEP_S", "Bootstrap", "Changes", "forget_in_forked_child", "goes_on", "heartbeat"]
 
 #: Who waits looks this often whether the feed was closed, or commits are refused for good.
 STEP_S: Final = 0.1
+
+
+class _Ahead(Protocol):
+    """What has read changes ahead: it asks nothing for each of them, not whether the process was forked."""
+
+    def forget_ahead(self) -> None: ...
+
+
+_ahead: WeakSet[_Ahead] = WeakSet()
+
+
+def forget_in_forked_child(feed: _Ahead) -> None:
+    """In a forked child, have its next call ask the store whether there is still one."""
+    _ahead.add(feed)
+
+
+def _forget_ahead() -> None:
+    for feed in list(_ahead):
+        feed.forget_ahead()
+
+
+call_in_forked_child(_forget_ahead)
 
 
 def goes_on(engine: Engine, cursor: SegmentCursor) -> bool:
@@ -92,7 +111,7 @@ class Changes(Iterator[Change], Closing):
         """`cursor`: where it reads, for a caller that holds the log itself; else one of its own, after `after`."""
         self._cursor: SegmentCursor | None = None
         # Before anything is read ahead.
-        _feeds.add(self)
+        forget_in_forked_child(self)
         self._engine = engine
         self._filter = wanted
         self._follow = follow
@@ -271,7 +290,7 @@ class Changes(Iterator[Change], Closing):
             raise closed() from None
 
     def forget_ahead(self) -> None:
-        """Have the next call ask the store whether there is still one: this is a forked child."""
+        """For `forget_in_forked_child`."""
         self._pending = iter(())
         self._ended = False
 
@@ -291,14 +310,6 @@ class Changes(Iterator[Change], Closing):
 
     def __repr__(self) -> str:
         return f"<Changes after commit {self._counted()}{' (closed)' if self._cursor is None else ''}>"
-
-
-def _forget_ahead() -> None:
-    for feed in list(_feeds):
-        feed.forget_ahead()
-
-
-call_in_forked_child(_forget_ahead)
 
 
 class Bootstrap(Closing):
