@@ -509,6 +509,21 @@ def test_a_task_is_refused_once_the_archive_has_failed_for_a_while(
     asyncio.run(work())
 
 
+async def close_while_they_wait(tasks_db: kvwal.aio.AsyncStore, count: int, place: Gated) -> None:
+    """Close a store for tasks while puts wait: each is refused, and none was written."""
+    before = tasks_db.store.last_seqno
+    puts = [asyncio.ensure_future(tasks_db.put(b"k%d" % i, b"1")) for i in range(count)]
+    done, _ = await asyncio.wait(puts, timeout=0.1)
+    assert not done
+    closing = asyncio.ensure_future(tasks_db.close())
+    done, _ = await asyncio.wait([closing, *puts], timeout=10)
+    place.open.set()
+    assert done == {closing, *puts}, "it waits for the archive"
+    assert closing.exception() is None
+    assert [type(task.exception()) for task in puts] == [ClosedError] * count
+    assert tasks_db.store.last_seqno == before
+
+
 def test_closing_a_wrapper_refuses_what_waits_and_the_store_lives_on(db: Any, place: Gated) -> None:
     """None of them was begun; what waits for its turn goes the same way."""
     archive = begun(db, place)
@@ -518,17 +533,7 @@ def test_closing_a_wrapper_refuses_what_waits_and_the_store_lives_on(db: Any, pl
         tasks_db = kvwal.aio.AsyncStore(db, max_pending_commits=2)
         await tasks_db.put(b"acknowledged", b"1")
         fill(db)
-        before = db.last_seqno
-        puts = [asyncio.ensure_future(tasks_db.put(b"k%d" % i, b"1")) for i in range(5)]
-        done, _ = await asyncio.wait(puts, timeout=0.1)
-        assert not done
-        closing = asyncio.ensure_future(tasks_db.close())
-        done, _ = await asyncio.wait([closing, *puts], timeout=10)
-        place.open.set()
-        assert done == {closing, *puts}, "it waits for the archive"
-        assert closing.exception() is None
-        assert [type(task.exception()) for task in puts] == [ClosedError] * 5
-        assert db.last_seqno == before
+        await close_while_they_wait(tasks_db, 5, place)
 
     asyncio.run(work())
     assert not db.closed
@@ -550,16 +555,7 @@ def test_closing_a_wrapper_refuses_a_group_that_came_to_wait_after_it_was_handed
 
     async def work() -> None:
         tasks_db = kvwal.aio.AsyncStore(db)
-        before = db.last_seqno
-        puts = [asyncio.ensure_future(tasks_db.put(b"k%d" % i, b"1")) for i in range(3)]
-        done, _ = await asyncio.wait(puts, timeout=0.1)
-        assert not done
-        closing = asyncio.ensure_future(tasks_db.close())
-        done, _ = await asyncio.wait([closing, *puts], timeout=10)
-        place.open.set()
-        assert done == {closing, *puts}, "it waits for the archive"
-        assert [type(task.exception()) for task in puts] == [ClosedError] * 3
-        assert db.last_seqno == before
+        await close_while_they_wait(tasks_db, 3, place)
 
     asyncio.run(work())
     assert archive.close(20)
