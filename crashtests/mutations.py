@@ -204,7 +204,7 @@ MUTANTS: tuple[Mutant, ...] = (
         "an interrupted commit is forgotten although it is in the log",
         "isolation",
         (
-            "kvwal.engine.commit:CommitQueue._end_of",
+            "kvwal.engine.ending:CommitEnding._end_of",
             "if failure is None and group.began",
             "if False and group.began",
         ),
