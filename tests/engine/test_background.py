@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import gc
+import math
 import os
 import signal
 import subprocess
@@ -16,11 +17,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from store_fixtures import DEADLINE_S, TINY, readers_in, wait_until
+from store_fixtures import DEADLINE_S, TINY, readers_in, run_threads, wait_until
 from wrapped_files import Wrapped
 
 import kvwal
 from kvwal import DiskFullError, LockedError, PoisonedError
+from kvwal.engine.background import Background, Job
 from kvwal.files import system_files
 from kvwal.testing import SimulatedDisk
 
@@ -221,6 +223,54 @@ def test_an_interval_commit_does_not_wait_for_the_end_of_a_checkpoint(
             merge.go_on.set()
             if by == "another thread":
                 other.join(DEADLINE_S)
+
+
+def by_hand(db: kvwal.Store) -> Background:
+    """The background, without its thread."""
+    background = db.engine._background
+    assert background is not None
+    background.stop()
+    return background
+
+
+@pytest.mark.parametrize("is_due", [False, True])
+def test_a_flush_that_a_long_job_has_put_off_comes_at_once(tmp_path: Path, is_due: bool) -> None:
+    with kvwal.open(tmp_path / "a.kv", durability="interval") as db:
+        background = by_hand(db)
+        background._stopping = False
+        db[b"a"] = b"1"
+        background._jobs = (Job("long", lambda: True, lambda: db.put(b"b", b"1")),)
+        background._synced_s = -math.inf if is_due else math.inf
+        assert background._work() == (0.0 if is_due else background._tick_s)
+
+
+@pytest.mark.parametrize("is_due", [False, True])
+@pytest.mark.parametrize("is_here", [False, True])
+def test_what_is_due_during_a_checkpoint_is_done_by_the_background_thread_alone_and_no_earlier(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_due: bool, is_here: bool
+) -> None:
+    """As if the checkpoint had begun while no thread committed anything."""
+    with kvwal.open(tmp_path / "a.kv", durability="interval") as db:
+        background = by_hand(db)
+        monkeypatch.setattr(background, "is_here", lambda: is_here)
+        background._quiet, background._seen_seqno = True, db.last_seqno
+        db[b"a"] = b"1"
+        background._synced_s = -math.inf if is_due else math.inf
+        background._meanwhile()
+        assert (db.durable_seqno == db.last_seqno) == (is_due and is_here)
+
+
+def test_a_checkpoint_of_another_thread_says_nothing_of_a_failure(tmp_path: Path) -> None:
+    with kvwal.open(tmp_path / "a.kv") as db:
+        background, failure = by_hand(db), DiskFullError("full")
+        background.failure = failure
+        checkpointer = db.engine._checkpointer
+        assert checkpointer is not None
+        with checkpointer.lock:
+            run_threads(background._checkpoint)
+        assert background.failure is failure
+        background._checkpoint()
+        assert background.failure is None
 
 
 def test_a_follower_that_comes_during_a_checkpoint_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

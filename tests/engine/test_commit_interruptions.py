@@ -44,7 +44,7 @@ from kvwal.engine.occ import ReadSet
 from kvwal.engine.operations import PopEdge, Update, decode_counter, encode_counter
 from kvwal.engine.request import CommitRequest
 from kvwal.engine.writes import LonePut
-from kvwal.errors import ConflictError, DiskFullError, ReentrancyError
+from kvwal.errors import ConflictError, DiskFullError, PoisonedError, ReentrancyError
 from kvwal.keys import KeyRange, Seqno
 from kvwal.log import decode_intents
 from kvwal.testing import SimulatedDisk
@@ -219,7 +219,72 @@ def interrupted_twice(
     return interruption, came == [True]
 
 
-@pytest.mark.parametrize("way", WAYS)
+def commit_by(way: str, queue: CommitQueue, sync: bool = True) -> None:
+    """Put v to k."""
+    if way == "put":
+        queue.put(b"k", b"v", sync)
+    elif way == "alone":
+        queue.commit(CommitRequest(LonePut(b"k", b"v"), sync=sync))
+    elif way == "commit":
+        queue.commit(put_request(b"k", b"v", sync=sync))
+    else:
+        queue.submit([put_request(b"k", b"v", sync=sync), put_request(b"with", b"it", sync=sync)])
+
+
+def begins_in_vain(monkeypatch: pytest.MonkeyPatch, queue: CommitQueue, step: str, times: int) -> None:
+    """Let an interruption come as a step of the end of a commit begins, and this many times."""
+    left, real = [times], getattr(queue, step)
+
+    def begins(*args: Any) -> object:
+        if left[0]:
+            left[0] -= 1
+            raise Interruption
+        return real(*args)
+
+    monkeypatch.setattr(queue, step, begins)
+
+
+@pytest.mark.parametrize(
+    ("way", "step", "times"),
+    [
+        ("put", "_end_put", 2),
+        ("alone", "_end_alone", 1),
+        ("commit", "_after_exception", 1),
+        ("group", "_after_exception", 1),
+        *((way, "_insist", 2) for way in ("put", "alone", "commit", "group")),
+    ],
+)
+def test_what_ends_a_commit_is_begun_anew_where_an_interruption_comes_as_it_begins(
+    monkeypatch: pytest.MonkeyPatch, way: str, step: str, times: int
+) -> None:
+    queue, log, engine = alone()
+    log.fail_sync = [Interruption()]
+    begins_in_vain(monkeypatch, queue, step, times)
+    with pytest.raises(Interruption) as caught:
+        commit_by(way, queue)
+    assert says_written(caught.value)
+    at_rest(queue, log, engine)
+    assert engine.state.cache.rows.get(b"k") == b"v"
+    assert times_written(log, b"k") == 1
+
+
+def test_a_put_in_the_log_that_cannot_be_ended_any_more_poisons_the_store(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Memory does not go on without what the next open will find."""
+    queue, log, engine = alone()
+    log.fail_sync = [Interruption()]
+    begins_in_vain(monkeypatch, queue, "_end_put", 3)
+    with pytest.raises(Interruption):
+        commit_by("put", queue)
+    assert times_written(log, b"k") == 1
+    assert b"k" not in engine.state.cache.rows
+    for _ in range(2):
+        with pytest.raises(PoisonedError):
+            queue.put(b"after", b"1", True)
+    assert times_written(log, b"after") == 0
+    assert not queue.lock._is_owned()
+
+
+@pytest.mark.parametrize("way", ["alone", *WAYS])
 @pytest.mark.parametrize("sync", [False, True])
 def test_a_second_interruption_of_what_handles_the_first_one_leaves_a_commit_written_or_not(
     monkeypatch: pytest.MonkeyPatch, rng: Random, way: str, sync: bool
@@ -231,14 +296,7 @@ def test_a_second_interruption_of_what_handles_the_first_one_leaves_a_commit_wri
             queue, log, engine = alone()
             queue.put(b"before", b"1", sync)
 
-            def commit(queue: CommitQueue = queue) -> None:
-                if way == "put":
-                    queue.put(b"k", b"v", sync)
-                elif way == "commit":
-                    queue.commit(put_request(b"k", b"v", sync=sync))
-                else:
-                    queue.submit([put_request(b"k", b"v", sync=sync), put_request(b"with", b"it", sync=sync)])
-
+            commit = partial(commit_by, way, queue, sync)
             interruption, was_second = interrupted_twice(monkeypatch, step, second, commit)
             at_rest(queue, log, engine)
             written = b"k" in log.content()
