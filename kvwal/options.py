@@ -48,7 +48,7 @@ class OpenOptions(TypedDict, total=False):
     durability: when a commit returns. "commit": it is on disk, and survives a power cut. "interval": it survives a kill
         of the process, and a power cut once `sync_delay_s` has passed. "os": it survives a kill of the process; the
         system decides when it is on disk. What is recovered is a prefix of the commits in any case.
-    sync_delay_s: longest time a commit of durability "interval" stays unflushed.
+    sync_delay_s: longest time a commit of durability "interval" stays unflushed, but for the time that flushes take.
     cache_bytes: memory for pages and rows of the page file.
     memtable_bytes: memory of commits that are not in the pages yet; more starts a checkpoint. At twice as much, writers
         wait for the one under way, which may be at work on as much again.

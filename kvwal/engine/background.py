@@ -207,8 +207,8 @@ class Background:
             # or a call that asks for a checkpoint, is told so.
             self.failure = self._table_indexes.failures[ALL] = error
             self._quiet = True
-        if self.failure is None and self._expirer.may_be_due():
-            # There was more than could be removed while the other jobs waited.
+        if self.failure is None and (self._expirer.may_be_due() or self._flush_is_due()):
+            # There was more than could be removed while the other jobs waited, or one of them has put a flush off.
             self._quiet = False
             return 0.0
         if self._indexes_are_due():
@@ -223,8 +223,7 @@ class Background:
             idle_s = self._wait_idle()
             # Then it looks for followers.
             return HEARTBEAT_S if idle_s is None else min(idle_s, HEARTBEAT_S)
-        # A job that took long may have put it off.
-        return 0.0 if self.failure is None and self._flush_is_due() else self._tick_s
+        return self._tick_s
 
     def _wait_idle(self) -> float | None:
         # As a commit of its own, so between two others: each was either appended before, and is seen below, or is

@@ -234,10 +234,14 @@ def by_hand(db: kvwal.Store) -> Background:
 
 
 @pytest.mark.parametrize("is_due", [False, True])
-def test_a_flush_that_a_long_job_has_put_off_comes_at_once(tmp_path: Path, is_due: bool) -> None:
+@pytest.mark.parametrize("lacks_indexes", [False, True])
+def test_a_flush_that_a_long_job_has_put_off_comes_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_due: bool, lacks_indexes: bool
+) -> None:
     with kvwal.open(tmp_path / "a.kv", durability="interval") as db:
         background = by_hand(db)
         background._stopping = False
+        monkeypatch.setattr(background, "_indexes_are_due", lambda: lacks_indexes)
         db[b"a"] = b"1"
         background._jobs = (Job("long", lambda: True, lambda: db.put(b"b", b"1")),)
         background._synced_s = -math.inf if is_due else math.inf
