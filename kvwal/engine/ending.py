@@ -78,13 +78,11 @@ class CommitEnding(ABC):
         error: BaseException,
     ) -> BaseException | None:
         """`put` was left by an exception. Returns what it is to raise instead, if something."""
-        group = self._group
         if not self.lock._is_owned():
             if target and self._state.seqno >= target:
                 say_written(error, target)
             return None
-        # Begun before, it goes on.
-        request = CommitRequest(indexed or LonePut(*put), sync=sync) if group is None else group.members[0]
+        request = CommitRequest(indexed or LonePut(*put), sync=sync)
         self._end_alone(request, target, error)
         return None if request.error is error else request.error
 
@@ -92,8 +90,7 @@ class CommitEnding(ABC):
         """A put alone was left by an exception: if it led, it goes on as a group of one."""
         if not self.lock._is_owned():
             return
-        if self._group is None:
-            self._group = Group.of_put(request, Seqno(target))
+        self._group = Group.of_put(request, Seqno(target))
         if isinstance(error, DiskFullError):
             self._pressure.disk_is_full()
         self._after_exception((request,), error)
@@ -104,10 +101,7 @@ class CommitEnding(ABC):
         try:
             self._insist(requests, error)
         except BaseException:  # noqa: BLE001  # the interruption that is handled here goes on
-            try:
-                self._insist(requests, error)
-            except BaseException:  # noqa: BLE001  # as above
-                self._insist(requests, error)
+            self._insist(requests, error)
         for request in requests:
             if request.seqno:
                 say_written(error, request.seqno)

@@ -251,7 +251,8 @@ def begins_in_vain(monkeypatch: pytest.MonkeyPatch, queue: CommitQueue, step: st
         ("alone", "_end_alone", 1),
         ("commit", "_after_exception", 1),
         ("group", "_after_exception", 1),
-        *((way, "_insist", 2) for way in ("put", "alone", "commit", "group")),
+        ("put", "_insist", 5),
+        *((way, "_insist", 3) for way in ("alone", "commit", "group")),
     ],
 )
 def test_what_ends_a_commit_is_begun_anew_where_an_interruption_comes_as_it_begins(
