@@ -17,7 +17,10 @@ from store_fixtures import check_store, interrupted_at, problems_of, run_threads
 import kvwal
 from kvwal import codecs
 from kvwal.engine.indexes import FIRST_DERIVED_ID, prepared
+from kvwal.engine.operations import Update
 from kvwal.engine.publish import Publisher
+from kvwal.engine.request import CommitRequest
+from kvwal.errors import IndexesChangedError
 from kvwal.features import KEYSPACES
 from kvwal.log import encode_writes
 from kvwal.log.intents import TABLES, decode_intents
@@ -500,6 +503,21 @@ def test_it_says_its_seqno_before_its_values_and_all_rows_change_at_once() -> No
         last = int(users.put("ada", {"city": "Rom"}))
         values = [("value", last, last, last - 1, True)] * 4
         assert seen == [("rows", 4, last, last - 1), *values]
+
+
+def test_what_an_operation_puts_into_a_table_with_indexes_is_not_written_without_them() -> None:
+    """It was made when the table had none."""
+    with opened() as db:
+        users = users_of(db)
+        by_city = by_city_of(users)
+        users["ada"] = {"city": "Oslo"}
+        [table] = db.engine.state.cache.names.indexed
+        put = Update(b"bob", lambda old: b'{"city":"Rom"}', table=table)
+        with pytest.raises(IndexesChangedError):
+            db.engine.queue.commit(CommitRequest(sync=False, operation=put))
+        assert [*users] == ["ada"]
+        assert not by_city.get("Rom")
+        check_store(db)
 
 
 def test_a_commit_that_was_left_half_visible_is_finished_first() -> None:
