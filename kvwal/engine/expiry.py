@@ -103,7 +103,7 @@ def due_rows(from_us: int, at_us: int | None) -> tuple[bytes, bytes]:
     return _HEAD.pack(_KIND, from_us, 0), stop
 
 
-def queued_keys(chunks: Iterable[tuple[list[bytes], Sequence[bytes]]], table: int) -> Iterator[bytes]:
+def queued_keys(chunks: Iterable[tuple[Sequence[bytes], Sequence[bytes]]], table: int) -> Iterator[bytes]:
     """The keys of a table that rows of the queue name."""
     for keys, values in chunks:
         for key, value in zip(keys, values, strict=True):
@@ -131,7 +131,9 @@ def with_queue(batch: WriteBatch) -> WriteBatch:
     return batch
 
 
-def judged_chunk(chunk: tuple[list[bytes], Sequence[bytes]], at_us: int) -> tuple[list[bytes], Sequence[bytes]]:
+def judged_chunk(
+    chunk: tuple[Sequence[bytes], Sequence[bytes]], at_us: int
+) -> tuple[Sequence[bytes], Sequence[bytes]]:
     """A chunk of a scan as a reader at that time finds it."""
     keys, values = chunk
     if Expiring not in set(map(type, values)):

@@ -1,6 +1,6 @@
 """Merging ordered sources into one ordered stream: pure rules, no files, no locks.
 
-A *chunk* is two lists of equal length, keys and values, in the direction of the scan. Sources come oldest first. A
+A *chunk* is two sequences of equal length, keys and values, in the direction of the scan. Sources come oldest first. A
 newer source wins over an older one by key, its None values hide the key, and its cover (deleted ranges) hides the keys
 of all older sources.
 
@@ -20,8 +20,8 @@ from kvwal.engine.value import Value
 
 __all__ = ["Chunk", "Pairs", "RawChunk", "Source", "chunks_in", "larger", "merged", "overlaid"]
 
-RawChunk: TypeAlias = tuple[list[bytes], Sequence[bytes | None]]
-Chunk: TypeAlias = tuple[list[bytes], Sequence[bytes]]
+RawChunk: TypeAlias = tuple[Sequence[bytes], Sequence[bytes | None]]
+Chunk: TypeAlias = tuple[Sequence[bytes], Sequence[bytes]]
 Pairs: TypeAlias = list[tuple[bytes, bytes]]
 
 # With at most an eighth as many keys as pairs, the keys are put in one by one; with more, by way of a dict.
@@ -55,7 +55,7 @@ class Source:
         self.cover = cover
         #: What hides keys of this source.
         self.covers: Sequence[Cover] = ()
-        self.keys: list[bytes] = []
+        self.keys: Sequence[bytes] = ()
         self.values: Sequence[bytes | None] = ()
 
     def fill(self) -> bool:
@@ -67,7 +67,7 @@ class Source:
             self.keys, self.values = self._visible(*chunk) if self.covers else chunk
         return True
 
-    def _visible(self, keys: list[bytes], values: Sequence[bytes | None]) -> RawChunk:
+    def _visible(self, keys: Sequence[bytes], values: Sequence[bytes | None]) -> RawChunk:
         """The chunk less what newer sources hide. What is hidden beyond its end is passed over, not read."""
         end = keys[-1]
         for cover in self.covers:
@@ -82,12 +82,17 @@ class Source:
                     break
         return keys, values
 
+    def take_all(self) -> RawChunk:
+        """Take what `fill` found."""
+        taken = self.keys, self.values
+        self.keys, self.values = (), ()
+        return taken
+
     def take(self, boundary: bytes, *, reverse: bool) -> RawChunk:
         """Take what lies up to and including the boundary, in the direction of the scan."""
         keys, values = self.keys, self.values
         if (keys[-1] >= boundary) if reverse else (keys[-1] <= boundary):
-            self.keys, self.values = [], ()
-            return keys, values
+            return self.take_all()
         # Keys descend in a reverse scan; negating the comparison by counting from the other end.
         count = len(keys) - bisect_left(keys[::-1], boundary) if reverse else bisect_right(keys, boundary)
         self.keys, self.values = keys[count:], values[count:]
@@ -104,27 +109,11 @@ def merged(sources: Sequence[Source], *, reverse: bool) -> Iterator[Chunk]:
         active = [source for source in active if source.fill()]
         if not active:
             return
-        boundary = (max if reverse else min)(source.keys[-1] for source in active)
-        parts: list[RawChunk] = []
-        deletes = False
-        for source in active:
-            first = source.keys[0]
-            if (first < boundary) if reverse else (first > boundary):
-                continue
-            keys, values = source.take(boundary, reverse=reverse)
-            if keys:
-                parts.append((keys, values))
-                deletes = deletes or source.deletes
-        keys, values = parts[0]
-        changes = sum(len(part_keys) for part_keys, _ in parts[1:])
-        if changes and _HALF * changes <= len(keys) and not reverse:
-            keys, values = _with_changes(keys, values, parts[1:])
-        elif changes:
-            newest: dict[bytes, bytes | None] = {}
-            for part_keys, part_values in parts:
-                newest.update(zip(part_keys, part_values, strict=True))
-            keys = sorted(newest, reverse=reverse)
-            values = list(map(newest.__getitem__, keys))
+        if len(active) == 1:
+            keys, values = active[0].take_all()
+            deletes = active[0].deletes
+        else:
+            keys, values, deletes = _next_of(active, reverse)
         if deletes and None in values:
             kept = [(key, value) for key, value in zip(keys, values, strict=True) if value is not None]
             if not kept:
@@ -135,9 +124,35 @@ def merged(sources: Sequence[Source], *, reverse: bool) -> Iterator[Chunk]:
             yield keys, values  # type: ignore[misc]
 
 
-def _with_changes(keys: list[bytes], values: Sequence[bytes | None], parts: list[RawChunk]) -> RawChunk:
+def _next_of(sources: list[Source], reverse: bool) -> tuple[Sequence[bytes], Sequence[bytes | None], bool]:
+    """The next chunk of several sources that have keys, and whether its values may be None."""
+    boundary = (max if reverse else min)(source.keys[-1] for source in sources)
+    parts: list[RawChunk] = []
+    deletes = False
+    for source in sources:
+        first = source.keys[0]
+        if (first < boundary) if reverse else (first > boundary):
+            continue
+        keys, values = source.take(boundary, reverse=reverse)
+        if keys:
+            parts.append((keys, values))
+            deletes = deletes or source.deletes
+    keys, values = parts[0]
+    changes = sum(len(part_keys) for part_keys, _ in parts[1:])
+    if changes and _HALF * changes <= len(keys) and not reverse:
+        keys, values = _with_changes(keys, values, parts[1:])
+    elif changes:
+        newest: dict[bytes, bytes | None] = {}
+        for part_keys, part_values in parts:
+            newest.update(zip(part_keys, part_values, strict=True))
+        keys = sorted(newest, reverse=reverse)
+        values = list(map(newest.__getitem__, keys))
+    return keys, values, deletes
+
+
+def _with_changes(keys: Sequence[bytes], values: Sequence[bytes | None], parts: list[RawChunk]) -> RawChunk:
     """A chunk with those of newer parts, which have few keys, oldest first, put in one by one."""
-    keys, values = keys.copy(), list(values)
+    keys, values = list(keys), list(values)
     for part_keys, part_values in parts:
         at = 0
         for key, value in zip(part_keys, part_values, strict=True):

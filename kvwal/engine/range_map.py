@@ -80,8 +80,8 @@ class Cover:
         return found
 
     def hide(
-        self, keys: list[bytes], values: Sequence[bytes | None]
-    ) -> tuple[list[bytes], Sequence[bytes | None]]:
+        self, keys: Sequence[bytes], values: Sequence[bytes | None]
+    ) -> tuple[Sequence[bytes], Sequence[bytes | None]]:
         """A sorted chunk (in either direction) less what is covered. O(log ranges) where nothing is."""
         segments = self._segments
         low, high = (keys[0], keys[-1]) if keys[0] <= keys[-1] else (keys[-1], keys[0])
@@ -90,7 +90,7 @@ class Cover:
         if not any(seqno for _, seqno in segments[first : last + 1]):
             return keys, values
         if first == last:
-            return [], ()
+            return (), ()
         at = self.at
         kept = [(key, value) for key, value in zip(keys, values, strict=True) if not at(key)]
         return [key for key, _ in kept], [value for _, value in kept]

@@ -6,7 +6,7 @@ differ: those are read at both moments. So it costs as much as was changed, and 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime
 from heapq import merge
 from itertools import groupby
@@ -116,6 +116,6 @@ def _changed(engine: Engine, first: Reader, last: Reader, bounds: Bounds, table:
         yield key
 
 
-def _keys(chunks: Iterable[tuple[list[bytes], object]]) -> Iterator[bytes]:
+def _keys(chunks: Iterable[tuple[Sequence[bytes], object]]) -> Iterator[bytes]:
     for keys, _ in chunks:
         yield from keys

@@ -9,7 +9,7 @@
   cache may hold. Leaves that are read once leave those alone that are read often; and to keep a leaf
   costs more than to read it (fresh memory has to be mapped): a seventh of a get anywhere among 3 million keys.
 - Leaves are cached as the bytes read, or decoded where a scan found space for that (`keep_decoded`);
-  inner nodes decoded (separators as a list for bisect, pointers packed), short overflow values as
+  inner nodes decoded (separators as a tuple for bisect, pointers packed), short overflow values as
   they are.
 
 Invariant: what is cached is never changed, since all readers share it.
@@ -32,7 +32,7 @@ _ENTRY_COST: Final = 36 + 112
 _BYTES_COST: Final = 33 + 8
 #: tuple, list, generation
 _INNER_COST: Final = 64 + 72 + 32
-#: tuple; for each column a list; for each pair, whether it is made yet or not, a tuple and its place
+#: tuple; for each column one; for each pair, whether it is made yet or not, a tuple and its place
 _LEAF_COST: Final = 64
 _COLUMN_COST: Final = 72
 _PAIR_COST: Final = 64 + 8
@@ -89,15 +89,12 @@ class Cache:
         self.young[address] = node
         self._young_bytes += cost
 
-    def keep_decoded(self, address: int, leaf: Leaf) -> bool:
-        """Keep a leaf decoded if there is space for it, where it is the first to go: no scan empties the cache.
-
-        False if its lists are still the caller's own.
-        """
+    def keep_decoded(self, address: int, leaf: Leaf) -> None:
+        """Keep a leaf decoded if there is space for it, where it is the first to go: no scan empties the cache."""
         half = self.limit_bytes >> 1
         least = len(leaf[0]) * 2 * _BYTES_COST
         if self._old_bytes + least > half and address not in self.young:
-            return False
+            return
         more = cost = _cost(leaf)
         if (raw := self.young.get(address)) is not None:
             more = cost - _cost(raw)
@@ -111,13 +108,12 @@ class Cache:
                 self._old_bytes += cost
                 self.young.pop(address, None)
                 self._young_bytes -= cost - more
-            return True
+            return
         if (raw := self.old.get(address)) is not None:
             more = cost - _cost(raw)
         if self._old_bytes + more <= half:
             self.old[address] = leaf
             self._old_bytes += more
-        return True
 
     def resize(self, limit_bytes: int) -> None:
         """Change the budget. By little: what is too much now goes when the next node comes in. To 0: all goes."""
@@ -158,7 +154,7 @@ def _lies_in(places: Sequence[int], address: int) -> bool:
 
 def _cost(node: bytes | Leaf | Inner) -> int:
     if type(node) is tuple:
-        if isinstance(node[1], list):
+        if isinstance(node[1], tuple):
             keys, values, _, _ = node
             columns = 3 * _COLUMN_COST + len(keys) * (2 * (_BYTES_COST + 8) + _PAIR_COST)
             return _ENTRY_COST + _LEAF_COST + columns + sum(map(len, keys)) + sum(map(len, values))

@@ -172,7 +172,7 @@ class Merge:
     def _leaf(self, raw: bytes | Leaf, high: bytes | None, flags: int) -> None:
         updates, push = self._updates, self._builder.push
         overflow = flags & HAS_OVERFLOW
-        keys, values = decode_leaf(raw)
+        keys, values = map(list, decode_leaf(raw))
         gone: set[bytes] = {value for value in values if isinstance(value, OverflowRef)} if overflow else set()
         self._cut(keys, values, high)
         at = 0

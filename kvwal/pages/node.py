@@ -131,10 +131,11 @@ _NARROW_PAIR: Final = Struct("<HH")
 _WIDE_PAIR: Final = Struct("<II")
 
 #: A decoded inner node: separators, packed pointers, generation that wrote it.
-Inner: TypeAlias = tuple[list[bytes], bytes, int]
-#: A decoded leaf: keys, values, generation that wrote it, pairs (see `pairs_in_leaf`). Shared by all who read it, so
-#: never changed.
-Leaf: TypeAlias = tuple[list[bytes], list[bytes], int, list[tuple[bytes, bytes]]]
+Inner: TypeAlias = tuple[tuple[bytes, ...], bytes, int]
+#: The keys and the values of a leaf, which no reader can change.
+Columns: TypeAlias = tuple[tuple[bytes, ...], tuple[bytes, ...]]
+#: A decoded leaf: keys, values, generation that wrote it, pairs (see `pairs_in_leaf`). Shared by all who read it.
+Leaf: TypeAlias = tuple[tuple[bytes, ...], tuple[bytes, ...], int, list[tuple[bytes, bytes]]]
 
 
 class Pointer(NamedTuple):
@@ -183,12 +184,12 @@ def _item_struct(size: int, count: int) -> Struct:
     return found
 
 
-def _slices(raw: bytes, column: int, at: int, begin: int, end: int, n: int) -> list[bytes]:
+def _slices(raw: bytes, column: int, at: int, begin: int, end: int, n: int) -> tuple[bytes, ...]:
     """The n items of a column whose boundaries, if any, lie at `at` and whose bytes at [begin, end)."""
     if column == _UNIFORM:
-        return list(_item_struct((end - begin) // n, n).unpack_from(raw, begin)) if n else []
+        return _item_struct((end - begin) // n, n).unpack_from(raw, begin) if n else ()
     bounds = _boundary_struct(column, n + 1).unpack_from(raw, at)
-    return [raw[a:b] for a, b in pairwise(bounds)]
+    return tuple([raw[a:b] for a, b in pairwise(bounds)])
 
 
 def _encode(
@@ -289,22 +290,24 @@ def generation_of(raw: bytes | Leaf) -> int:
     return int.from_bytes(raw[8:16], "little")
 
 
-def decode_leaf(raw: bytes | Leaf) -> tuple[list[bytes], list[bytes]]:
-    """All keys and values, in lists of the caller's own; overflow references as `OverflowRef`."""
+def decode_leaf(raw: bytes | Leaf) -> Columns:
+    """All keys and values; overflow references as `OverflowRef`."""
     if isinstance(raw, tuple):
-        return raw[0].copy(), raw[1].copy()
+        return raw[0], raw[1]
     kind, _, key_column, value_column, n, _, begin, middle, end, m = NODE_HEADER.unpack_from(raw)
     keys = _slices(raw, key_column, _HEADER_SIZE, begin, middle, n)
     at = _HEADER_SIZE + (n + 1) * key_column
     values = _slices(raw, value_column, at, middle, end, n)
-    if m:
-        for index in _boundary_struct(_WIDE, m).unpack_from(raw, end):
-            values[index] = OverflowRef(values[index])
+    if not m and kind != EXPIRING_LEAF:
+        return keys, values
+    marked = list(values)
+    for index in _boundary_struct(_WIDE, m).unpack_from(raw, end):
+        marked[index] = OverflowRef(marked[index])
     if kind == EXPIRING_LEAF:
         for index in _expiring(raw, end + _WIDE * m):
-            value = values[index]
-            values[index] = ExpiringRef(value) if type(value) is OverflowRef else Expiring(value)
-    return keys, values
+            value = marked[index]
+            marked[index] = ExpiringRef(value) if type(value) is OverflowRef else Expiring(value)
+    return keys, tuple(marked)
 
 
 def _expiring(raw: bytes, at: int) -> Sequence[int]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -19,8 +19,8 @@ class Salvaged(NamedTuple):
     """Entries of a table that verify."""
 
     table: int
-    keys: list[bytes]
-    values: list[bytes]
+    keys: Sequence[bytes]
+    values: Sequence[bytes]
 
 
 def salvage_pages(page_file: PageFile) -> Iterator[Salvaged | Finding]:

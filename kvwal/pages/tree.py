@@ -9,7 +9,7 @@ Otherwise its pages may be written over, and a read raises CorruptionError (neve
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from itertools import accumulate
 from operator import itemgetter
 from struct import Struct
@@ -51,7 +51,7 @@ _COUNT: Final = Struct("<12xQ")
 _address_at: Final = ADDRESS.unpack_from
 _FIRST: Final[Callable[[tuple[int, ...]], int]] = itemgetter(0)
 
-_Chunk = tuple[list[bytes], list[bytes]]
+_Chunk = tuple[Sequence[bytes], Sequence[bytes]]
 _Pointer = tuple[int, int, int, int, int]
 #: A leaf as it lies in the cache, its address, and whether it holds overflow references.
 _Found = tuple[bytes | Leaf, int, int]
@@ -218,12 +218,11 @@ class Tree:
         high = self._count if before is None else self.rank(before)
         return self.key_at((low + high) // 2) if low < high else None
 
-    def _leaf_keys(self, pointers: bytes, at: int) -> list[bytes]:
+    def _leaf_keys(self, pointers: bytes, at: int) -> Sequence[bytes]:
         leaf = self._cache.young.get(ADDRESS.unpack_from(pointers, at)[0])
         if leaf is None:
             leaf = self._pager.node(pointers, at, 0)
-        keys: list[bytes] = leaf[0] if isinstance(leaf, tuple) else decode_leaf(leaf)[0]
-        return keys
+        return decode_leaf(leaf)[0]
 
     def cached_pairs(
         self, start: bytes | None, stop: bytes | None, most: int, *, reverse: bool
@@ -315,11 +314,10 @@ class Tree:
         for leaf, address, overflow in self._leaves(start, stop, reverse):
             if isinstance(leaf, tuple):
                 keys, values, _, _ = leaf
-                shared = True
             else:
                 keys, values = decode_leaf(leaf)
-                decoded: Leaf = (keys, values, generation_of(leaf), [])
-                shared = not overflow and self._cache.keep_decoded(address, decoded)
+                if not overflow:
+                    self._cache.keep_decoded(address, (keys, values, generation_of(leaf), []))
             low = bisect_left(keys, start) if start is not None and keys[0] < start else 0
             high = bisect_left(keys, stop) if stop is not None and keys[-1] >= stop else len(keys)
             if low or high < len(keys):
@@ -327,21 +325,18 @@ class Tree:
                     continue
                 keys = keys[low:high]
                 values = values[low:high]
-                shared = False
             if reverse:
                 keys = keys[::-1]
                 values = values[::-1]
-                shared = False
             if overflow:
                 if held_keys:
                     yield held_keys, held_values
                     held_keys, held_values = [], []
-                yield from _resolved(pager, keys, values)
+                yield from _resolved(pager, keys, list(values))
                 continue
             taken += len(keys)
             if not held_keys and len(keys) >= want:
-                # The caller may change what it is given, and readers share what is in the cache.
-                yield (keys.copy(), values.copy()) if shared else (keys, values)
+                yield keys, values
             else:
                 held_keys += keys
                 held_values += values
@@ -427,7 +422,7 @@ class Tree:
             keep = False
 
 
-def _resolved(pager: Pager, keys: list[bytes], values: list[bytes]) -> Iterator[_Chunk]:
+def _resolved(pager: Pager, keys: Sequence[bytes], values: list[bytes]) -> Iterator[_Chunk]:
     """The entries with large values read, cut so that a chunk holds few of them."""
     at = 0
     left = _CHUNK_OVERFLOW_BYTES

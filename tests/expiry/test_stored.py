@@ -98,7 +98,7 @@ def test_a_leaf_with_values_that_expire_has_these_bytes() -> None:
     assert node_fault(raw, 0) is None
     assert node_fault(raw, 1) is not None
     assert raw.endswith(struct.pack("<I", 2) + struct.pack("<3I", 2, 1, 2))
-    assert decode_leaf(raw.ljust(4096, b"\0")) == (keys, values)
+    assert decode_leaf(raw.ljust(4096, b"\0")) == (tuple(keys), tuple(values))
     for found in (decode_leaf(raw)[1], [find_in_leaf(raw, key) for key in keys]):
         assert [type(value) for value in found] == [bytes, Expiring, ExpiringRef]
     plain = encode_leaf(keys[:1], values[:1], -1, -1, [], 3)

@@ -238,7 +238,8 @@ def test_damage_in_a_table_is_found_and_costs_no_other_table(scratch: Scratch) -
         scratch.pages.tree(table=16).get(b"a")
     assert len(list(check(scratch.pages, scratch.pages.meta))) == 1
     parts = list(salvage_pages(scratch.pages))
-    assert [part for part in parts if isinstance(part, Salvaged)] == [(0, [b"a"], [b"0"]), (17, [b"a"], [b"seventeen"])]
+    found = [part for part in parts if isinstance(part, Salvaged)]
+    assert found == [(0, (b"a",), (b"0",)), (17, (b"a",), (b"seventeen",))]
     assert ["1 entries are lost" in part.reason for part in parts if isinstance(part, Finding)] == [True]
 
 
@@ -252,7 +253,7 @@ def test_damaged_catalogue_leaves_table_0_and_names_what_is_lost(scratch: Scratc
         table_ids(scratch.pages)
     assert any("checksum" in problem.reason for problem in check(scratch.pages))
     parts = list(salvage_pages(scratch.pages))
-    assert parts[-1] == Salvaged(0, [b"a"], [b"0"])
+    assert parts[-1] == Salvaged(0, (b"a",), (b"0",))
     assert isinstance(parts[0], Finding)
     assert "catalogue" in parts[0].reason
     # Table 0 does not need it.

@@ -53,7 +53,7 @@ def test_wide_columns_begin_where_two_bytes_end() -> None:
         entries = {b"a": b"", b"bb": b"v" * size}
         raw = leaf(entries)
         assert (raw[2], raw[3]) == (width, width)
-        assert decode_leaf(raw) == (list(entries), list(entries.values()))
+        assert decode_leaf(raw) == (tuple(entries), tuple(entries.values()))
         assert find_in_leaf(raw, b"bb") == entries[b"bb"]
 
 
@@ -64,12 +64,12 @@ def test_inner_node_has_these_bytes() -> None:
         "02010000 02000000 07000000 00000000 20000000 21000000 49000000 00000000 6d020000 00111111 "
         "11020000 00460000 00000000 00040000 00222222 22010001 00030000 00000000 00"
     )
-    assert decode_inner(raw) == ([b"m"], pointers, 7)
+    assert decode_inner(raw) == ((b"m",), pointers, 7)
 
 
 def test_inner_node_with_one_child_has_no_separators() -> None:
     pointers = POINTER.pack(2, 3, 4, 0, 5)
-    assert decode_inner(encode_inner([], pointers, 3, 1)) == ([], pointers, 1)
+    assert decode_inner(encode_inner([], pointers, 3, 1)) == ((), pointers, 1)
 
 
 def test_node_of_another_level_is_not_accepted() -> None:
@@ -97,7 +97,7 @@ def test_find_gives_what_a_decoded_leaf_holds(
         entries = {key.ljust(6, b"a"): value.ljust(4, b"z") for key, value in entries.items()}
         others = [*others, *(key.ljust(6, b"a") for key in others)]
     raw = leaf(entries).ljust(4096, b"\0")
-    assert decode_leaf(raw) == (sorted(entries), [entries[key] for key in sorted(entries)])
+    assert decode_leaf(raw) == (tuple(sorted(entries)), tuple(entries[key] for key in sorted(entries)))
     for key in [*entries, *others]:
         assert find_in_leaf(raw, key) == entries.get(key)
 
