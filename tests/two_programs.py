@@ -36,6 +36,9 @@ class Recorded:
         #: Whether it has the lock, before each of them.
         self.held: list[bool] = []
         self.holds = False
+        #: Whether it says that it recovers the store, before each of them.
+        self.recovering: list[bool] = []
+        self.recovers = False
         #: The store after each commit.
         self.states: list[dict[bytes, bytes]] = [{}]
         #: Where a follower may begin.
@@ -47,6 +50,7 @@ class Recorded:
         self.durable.append(len(self.states) - 1)
         self.named.append(len(self.states) - 1)
         self.held.append(self.holds)
+        self.recovering.append(self.recovers)
 
     def open(self, flag: Any = "c", **options: Any) -> kvwal.Store:
         self._db, self._has_name = None, False
@@ -87,6 +91,7 @@ class Recorded:
             self.named.append(everything if self._has_name else so_far)
         self.steps.append((name, step))
         self.held.append(self.holds)
+        self.recovering.append(self.recovers)
 
     def hold(self, holds: bool) -> None:
         """It takes the lock, or lets go of it."""
@@ -124,13 +129,19 @@ class _Directory:
 
         return change
 
-    def lock(self, *, shared: bool, mode: int = 0o600) -> None:
-        self._directory.lock(shared=shared, mode=mode)
+    def lock(self, *, shared: bool, mode: int = 0o600, recovers: bool = False) -> None:
+        self._directory.lock(shared=shared, mode=mode, recovers=recovers)
         self._recorded.hold(True)
+        self._recorded.recovers = recovers
+
+    def recovered(self) -> None:
+        self._directory.recovered()
+        self._recorded.recovers = False
 
     def close(self) -> None:
         self._directory.close()
         self._recorded.hold(False)
+        self._recorded.recovers = False
 
     def open(
         self, name: str, *, write: bool = False, create: bool = False, bulk: bool = False, mode: int = 0o600
@@ -215,6 +226,11 @@ class World:
         """Whether the writer has the lock now."""
         return self.recorded.held[self.done]
 
+    @property
+    def is_recovering(self) -> bool:
+        """Whether the writer has the lock now, and says that it recovers the store."""
+        return self.recorded.recovering[self.done]
+
     def follow(self) -> kvwal.Follower:
         return kvwal.follow(PATH, pin=False, files=_LookingFiles(self))  # type: ignore[arg-type]  # it stands for files
 
@@ -231,6 +247,12 @@ class _LookingFiles:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._world.disk, name)
+
+    def give_way(self, pause_s: float) -> None:
+        self._world.disk.give_way(pause_s)
+        if pause_s > 0.06 and self._world.is_recovering:
+            # It is not stopped.
+            self._world.advance(1)
 
     def open_directory(self, path: str) -> _Looking:
         return _Looking(self._world, self._world.disk.open_directory(path))
@@ -265,11 +287,16 @@ class _Looking:
         assert name in ("close", "path", "inherited", "free_bytes", "identity"), f"a follower called {name}"
         return found
 
-    def lock(self, *, shared: bool, mode: int = 0o600) -> None:
+    def lock(self, *, shared: bool, mode: int = 0o600, recovers: bool = False) -> None:
         assert shared
+        assert not recovers
         self._world.look()
         if self._world.is_locked:
             raise kvwal.LockedError(PATH, None, own=False)
+
+    def is_recovering(self) -> bool:
+        self._world.look()
+        return self._world.is_recovering
 
 
 class Follow:

@@ -117,7 +117,7 @@ def _refuse_foreign(directory: Directory) -> None:
 
 
 def lock(directory: Directory, options: Options) -> None:
-    """Take the store's lock. A reader has it only for the moment in which it looks for a writer: then, again."""
+    """Take the store's lock, to recover it. A reader has it only while it looks for a writer: then this looks again."""
     for _ in range(_LOOKS):
         try:
             _lock(directory, "w", options)
@@ -144,7 +144,7 @@ def has_writer(directory: Directory, options: Options) -> bool:
 def _lock(directory: Directory, flag: Flag, options: Options) -> None:
     path = directory.path
     try:
-        directory.lock(shared=flag == "r", mode=options.mode)
+        directory.lock(shared=flag == "r", mode=options.mode, recovers=flag != "r")
     except OSError as error:
         if flag != "r" and error.errno in _NO_PERMISSION:
             raise ReadOnlyError(f'no permission to write in {path}; open it with flag "r" to read it') from error

@@ -156,6 +156,8 @@ def _recover(directory: Directory, options: Options, started_s: float, *, create
         session = max(meta.session + 1, end.header.session + 1, files.now_us())
         identity = LogIdentity(meta.store_id, meta.line, session)
         log = SegmentLog.resume(files, directory, identity, log_options(options), end, reader, events)
+        # Of what was found, readers hear from the log from here on.
+        directory.recovered()
         expires = bool(meta.required & EXPIRY) or memtable.has_expiring
         expires = expires or any(part.has_expiring for _, part in memtable.parts.written())
         if expires:

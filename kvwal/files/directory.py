@@ -21,6 +21,7 @@ from kvwal.files.lock import (
     hint_of_this_process,
     holder_in_hint,
     is_held_here,
+    recovers_in_hint,
     remove_holder,
     try_lock,
     unlock,
@@ -248,15 +249,22 @@ class SystemDirectory:
 
     # -- the lock -----------------------------------------------------------------------------
 
-    def lock(self, *, shared: bool, mode: int = 0o600) -> None:
+    def lock(self, *, shared: bool, mode: int = 0o600, recovers: bool = False) -> None:
         with self._failing(LOCK):
             if not self._try_lock(shared, mode):
                 own = is_held_here(self._identity)
-                raise LockedError(self.path, os.getpid() if own else self._holder(), own=own)
+                raise LockedError(self.path, os.getpid() if own else holder_in_hint(self._hint()), own=own)
             add_holder(self, self._mark, self._identity)
             self._writer = not shared
             if self._writer:
-                self._leave_hint(mode)
+                self._leave_hint(mode, recovers)
+
+    def recovered(self) -> None:
+        with suppress(OSError):
+            self._write_hint(hint_of_this_process(recovers=False), 0, 0)
+
+    def is_recovering(self) -> bool:
+        return recovers_in_hint(self._hint())
 
     def _try_lock(self, shared: bool, mode: int) -> bool:
         if self._fd is not None:
@@ -282,31 +290,31 @@ class SystemDirectory:
                 if not locked:
                     os.close(fd)
 
-    def _leave_hint(self, mode: int) -> None:
+    def _leave_hint(self, mode: int, recovers: bool) -> None:
         try:
-            self._write_hint(hint_of_this_process().encode(), os.O_CREAT, mode)
+            self._write_hint(hint_of_this_process(recovers=recovers), os.O_CREAT, mode)
         except OSError as error:
             # Only a hint: on a full disk the store can still be opened, to delete what fills it.
             if not is_full(error):
                 raise
 
-    def _write_hint(self, data: bytes, flags: int, mode: int) -> None:
+    def _write_hint(self, hint: str, flags: int, mode: int) -> None:
         fd = self._descriptor(LOCK, _FLAGS | os.O_RDWR | flags, mode)
         try:
             # Never cut: some file systems flush a file that was cut and written anew, and that takes milliseconds.
-            os.write(fd, data.ljust(HINT_BYTES - 1) + b"\n")
+            os.write(fd, hint.encode().ljust(HINT_BYTES - 1) + b"\n")
         finally:
             os.close(fd)
 
-    def _holder(self) -> int | None:
+    def _hint(self) -> str:
         try:
             fd = self._descriptor(LOCK, _FLAGS | os.O_RDONLY)
         except OSError:
-            return None
+            return ""
         try:
-            return holder_in_hint(os.read(fd, HINT_BYTES).decode("ascii", "replace"))
+            return os.read(fd, HINT_BYTES).decode("ascii", "replace")
         except OSError:
-            return None
+            return ""
         finally:
             os.close(fd)
 
@@ -319,7 +327,7 @@ class SystemDirectory:
             try:
                 if self._writer:
                     # Else the hint would name this process while another one holds the lock.
-                    self._write_hint(b"", 0, 0)
+                    self._write_hint("", 0, 0)
             except OSError:
                 pass
             for fd in (self._lock_fd, self._fd):

@@ -4,9 +4,10 @@ What is locked is the directory itself: unlike a file in it, it cannot be remove
 writer. Windows has no such lock; there it is the file `lock`, checked for being the one of that name still. The system
 lets go of both when their process ends, however it ends.
 
-The file `lock` is a hint for messages: one line `PID START BOOT NAMESPACE` that a writer leaves while it holds the
-lock. A process id alone says little: it may be another process by now, or one of another container. So the pid is only
-named if the process of that number, of the same boot and pid namespace, started at that time.
+The file `lock` is a hint: one line `PID START BOOT NAMESPACE` that a writer leaves while it holds the lock, and the
+word `recovering` at its end as long as it recovers the store. A process id alone says little: it may be another process
+by now, or one of another container. So the pid is only named if the process of that number, of the same boot and pid
+namespace, started at that time.
 """
 
 from __future__ import annotations
@@ -25,13 +26,16 @@ __all__ = [
     "hint_of_this_process",
     "holder_in_hint",
     "is_held_here",
+    "recovers_in_hint",
     "remove_holder",
     "try_lock",
     "unlock",
 ]
 
-#: Size of the hint, filled up with spaces. It is less than 90 characters.
+#: Size of the hint, filled up with spaces. It is less than 100 characters.
 HINT_BYTES: Final = 128
+
+_RECOVERING: Final = "recovering"
 
 _UNKNOWN: Final = "-"
 # Field 22 of /proc/PID/stat, counted from the end of the command's name, which may have spaces.
@@ -72,14 +76,21 @@ def _drop_inherited() -> None:
 when_noticed(_drop_inherited)
 
 
-def hint_of_this_process() -> str:
+def hint_of_this_process(*, recovers: bool) -> str:
     """What a writer leaves in the file `lock`."""
-    return f"{os.getpid()} {_start_of('self')} {_boot()} {_namespace()}"
+    return f"{os.getpid()} {_start_of('self')} {_boot()} {_namespace()}" + (f" {_RECOVERING}" if recovers else "")
+
+
+def recovers_in_hint(text: str) -> bool:
+    """Whether a hint says that its writer recovers the store."""
+    return text.split()[4:] == [_RECOVERING]
 
 
 def holder_in_hint(text: str) -> int | None:
     """The process id that a hint names, if that very process still lives, and is not this one."""
     fields = text.split()
+    if fields[4:] == [_RECOVERING]:
+        del fields[4:]
     if len(fields) != 4 or not (fields[0].isascii() and fields[0].isdecimal()):
         return None
     pid, start, boot, namespace = fields

@@ -156,11 +156,20 @@ class Directory(Protocol):
         """Make the directory's own entry, in the directory that holds it, durable."""
         ...
 
-    def lock(self, *, shared: bool, mode: int = 0o600) -> None:
+    def lock(self, *, shared: bool, mode: int = 0o600, recovers: bool = False) -> None:
         """Lock the directory as a store, until it is closed; at once, or raise `LockedError`.
 
-        An exclusive lock leaves in the file `lock` who holds it. A shared one writes nothing.
+        An exclusive lock leaves in the file `lock` who holds it, and whether that recovers the store: until `recovered`
+        is called. A shared one writes nothing.
         """
+        ...
+
+    def recovered(self) -> None:
+        """The recovery for which this was locked is over. A failure to say so costs readers some seconds, no more."""
+        ...
+
+    def is_recovering(self) -> bool:
+        """Whether the process that holds the lock says that it recovers the store. Requires: one holds it."""
         ...
 
     def inner(self, name: str, *, make: bool) -> Directory:

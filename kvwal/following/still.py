@@ -3,7 +3,8 @@
 It takes no lock and excludes no other process. What it shows:
 
 - Beside a process that has it open for writing: the state after the last commit that is on disk, as a follower does.
-  Where more is written, it waits for up to 0.13 s: the writer may be about to say that it is on disk, or recover it.
+  Where more is written, it waits for up to 0.13 s: the writer may be about to say that it is on disk. If the writer
+  recovers the store, as the file `lock` says then, it waits until that is done, for up to 10 s.
 - Else all that verifies, once this has flushed it. Where that fails, or the writer left word that its own flush had
   failed, the state at the watermark.
 
@@ -41,6 +42,8 @@ __all__ = ["StillEngine", "open_engine"]
 
 # A writer that is idle says within 0.1 s that all of it is on disk: so long in all, and a little longer.
 _PAUSES_S: Final = (0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.064)
+# Then for one that recovers: the last of these again and again, 10 s in all. It may be stopped.
+_MOST_PAUSES: Final = 162
 
 
 def open_engine(path: str, flag: Flag, options: Options, describe: Callable[[Engine], dict[str, Any]]) -> Engine:
@@ -89,14 +92,19 @@ def _await_writer(directory: Directory, options: Options, recovered: Recovered) 
     """Wait a little until all that was found is on disk. Whether to look again: it is, or the writer is gone.
 
     A writer says so with its next commit, or when it is idle. One that recovers says nothing before it is done, and
-    then a newer segment does.
+    then a newer segment does. It is waited for, since what it withholds may have been shown before it came.
     """
     seqno = recovered.state.seqno
     written = seqno + recovered.report.withheld
     watch = Watch(recovered.reader, seqno)
     try:
-        for pause_s in _PAUSES_S:
-            options.files.give_way(pause_s)
+        recovered_meanwhile = False
+        for n in range(_MOST_PAUSES):
+            is_recovering = directory.is_recovering()
+            if n >= len(_PAUSES_S) and not is_recovering:
+                return recovered_meanwhile
+            recovered_meanwhile = recovered_meanwhile or is_recovering
+            options.files.give_way(_PAUSES_S[min(n, len(_PAUSES_S) - 1)])
             if not has_writer(directory, options):
                 return True
             try:

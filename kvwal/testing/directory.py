@@ -170,7 +170,7 @@ class SimulatedDirectory:
             node.fail_sync(fault.survivors(len(node.pending), disk))
             raise_after(fault, path, "flush")
 
-    def lock(self, *, shared: bool, mode: int = 0o600) -> None:
+    def lock(self, *, shared: bool, mode: int = 0o600, recovers: bool = False) -> None:
         disk, path = self._disk, self._path("lock")
         with disk.mutex:
             entries = self._entries()
@@ -189,9 +189,19 @@ class SimulatedDirectory:
                     node.sync(data_only=False)
             self._lock = 1 if shared else -1
             self._process.locks[self._node] = held + self._lock
+            if recovers:
+                self._process.recovering.add(self._node)
+
+    def recovered(self) -> None:
+        self._process.recovering.discard(self._node)
+
+    def is_recovering(self) -> bool:
+        return self._node in self._process.recovering
 
     def close(self) -> None:
         with self._disk.mutex:
+            if self._lock < 0:
+                self._process.recovering.discard(self._node)
             if self._lock:
                 left = self._process.locks.pop(self._node) - self._lock
                 if left:

@@ -70,6 +70,8 @@ class Process:
         self.record_locks: dict[Inode, Process] = {} if record_locks is None else record_locks
         #: Held locks of directories: -1 for an exclusive one, else the number of shared ones.
         self.locks: dict[Directory, int] = {}
+        #: Which of those that are locked are being recovered.
+        self.recovering: set[Directory] = set()
 
 
 class Inode:

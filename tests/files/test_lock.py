@@ -113,7 +113,7 @@ def test_a_writer_that_is_done_is_not_named_for_a_reader(store: Path, by_descrip
 
 def test_this_process_is_not_named_when_it_only_left_its_hint(store: Path, other: Any) -> None:
     locked(store).close()
-    (store / "lock").write_text(module.hint_of_this_process())
+    (store / "lock").write_text(module.hint_of_this_process(recovers=False))
     other(True, shared=True)
     with pytest.raises(LockedError) as caught:
         locked(store)
@@ -136,6 +136,29 @@ def test_nonsense_names_no_process(text: str) -> None:
     assert module.holder_in_hint(text) is None
 
 
+def test_a_writer_says_that_it_recovers_until_that_is_over(store: Path, by_descriptor: bool) -> None:
+    writer, look = opened(store, by_descriptor), opened(store, by_descriptor)
+    assert not look.is_recovering(), "there is no file"
+    writer.lock(shared=False, recovers=True)
+    assert look.is_recovering()
+    assert len((store / "lock").read_bytes()) == module.HINT_BYTES
+    writer.recovered()
+    assert not look.is_recovering()
+    assert (store / "lock").read_text().startswith(f"{os.getpid()} ")
+    writer.close()
+    look.close()
+
+
+def test_a_writer_that_recovers_is_named(store: Path, other: Any) -> None:
+    process = other(True)
+    text = (store / "lock").read_text().rstrip()
+    assert not module.recovers_in_hint(text)
+    assert module.recovers_in_hint(f"{text} recovering")
+    assert module.holder_in_hint(f"{text} recovering") == process.pid
+    assert module.holder_in_hint(f"{text} another") is None
+    assert not module.recovers_in_hint(f"{text} another")
+
+
 def test_a_process_whose_name_has_spaces_and_brackets_has_a_start_time() -> None:
     code = "import sys; open('/proc/self/comm', 'w').write('a) b (c'); print('x', flush=True); sys.stdin.read()"
     with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
@@ -154,7 +177,7 @@ def test_a_second_writer_is_refused_although_the_file_was_removed(store: Path, o
     with pytest.raises(LockedError, match="another process"):
         locked(store)
     # Made anew by a third party, it tells nothing.
-    (store / "lock").write_text(module.hint_of_this_process())
+    (store / "lock").write_text(module.hint_of_this_process(recovers=False))
     with pytest.raises(LockedError):
         locked(store)
     process.communicate()

@@ -59,7 +59,8 @@ def test_beside_a_writer_it_shows_what_is_on_disk_and_says_what_it_withholds() -
         db.engine.abandon()
 
 
-def test_it_waits_a_little_for_a_writer_that_recovers_what_another_one_had_acknowledged() -> None:
+@pytest.mark.parametrize("pauses_of_a_recovery", [3, 20])
+def test_it_waits_for_a_writer_that_recovers_what_another_one_had_acknowledged(pauses_of_a_recovery: int) -> None:
     disk = SimulatedDisk()
     with kvwal.open(PATH, files=disk, background=False) as db:
         db.put(b"n", b"1")
@@ -68,6 +69,7 @@ def test_it_waits_a_little_for_a_writer_that_recovers_what_another_one_had_ackno
         db.engine.abandon()
     held = disk.open_directory(PATH)
     held.lock(shared=False)
+    recovering = False
     pauses: list[float] = []
 
     class Files(Wrapped):
@@ -77,21 +79,30 @@ def test_it_waits_a_little_for_a_writer_that_recovers_what_another_one_had_ackno
                 held.close()
                 kept.append(kvwal.open(PATH, files=disk, background=False))
 
+        def open_directory(self, path: str) -> Any:
+            return Held(self.there.open_directory(path))
+
+    class Held(Wrapped):
+        def is_recovering(self) -> bool:
+            return recovering and not kept
+
     kept: list[kvwal.Store] = []
     ends = -1
     files: Any = Files(disk)
-    # One that goes on recovering: for at most so long, and then what is on disk for sure.
-    with kvwal.open(PATH, "r", files=files) as reader:
-        assert reader[b"n"] == b"1"
-        assert reader.recovery.withheld == 1
-    assert 0.1 < sum(pauses) < 0.2
+    # One that says nothing for so long, and then what is on disk for sure. One that goes on recovering: for longer.
+    for recovering, least_s, most_s in ((False, 0.1, 0.2), (True, 10, 10.2)):  # noqa: B007  # `Held` reads it
+        pauses.clear()
+        with kvwal.open(PATH, "r", files=files) as reader:
+            assert reader[b"n"] == b"1"
+            assert reader.recovery.withheld == 1
+        assert least_s < sum(pauses) < most_s
     # One that is done meanwhile.
+    ends = pauses_of_a_recovery
     pauses.clear()
-    ends = 3
     with kvwal.open(PATH, "r", files=files) as reader:
         assert reader[b"n"] == b"2"
         assert reader.recovery.row == "followed"
-    assert len(pauses) == 3
+    assert len(pauses) == ends
     # Beside one that writes, for what was written when it looked first.
     for n in range(3, 6):
         kept[0].put(b"n", b"%d" % n)
@@ -353,6 +364,27 @@ def test_a_writer_that_is_killed_at_any_moment_leaves_what_stays(program: Callab
         world = World(writer)
         world.advance(begin)
         look(world)
+
+
+def test_it_never_goes_back_for_a_writer_that_recovers() -> None:
+    """What was shown while no writer was there is shown beside one that recovers it, however long that takes."""
+    writer = recorded()
+    times = 0
+    for begin, (name, _) in enumerate(writer.steps):
+        if name != "lock" or begin < writer.begin:
+            continue
+        world = World(writer)
+        world.advance(begin)
+        shown = look(world)
+        steps = begin + 1
+        while writer.recovering[steps]:
+            world = World(writer)
+            world.advance(steps)
+            assert world.is_locked
+            assert look(world) >= shown
+            times += 1
+            steps += 1
+    assert times > 20
 
 
 @pytest.mark.parametrize("attach", [partial(kvwal.open, flag="r"), kvwal.follow])
