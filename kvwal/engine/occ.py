@@ -110,14 +110,14 @@ class History:
 
     def begin(self, seqno: Seqno) -> None:
         """The first read-write transaction opens, at `seqno`: nothing before it can be asked for."""
+        #: Nothing is known of commits up to here. First, since an interruption may leave less than was known before.
+        self.floor = seqno
         self._blocks: list[_Block] = []
         self._recent: dict[bytes, Seqno] = {}
         self._recent_bytes = 0
         self._ranges = RangeMap()
         # Of tables other than 0.
         self._others: dict[int, History] = {}
-        #: Nothing is known of commits up to here.
-        self.floor = seqno
 
     @property
     def bytes_used(self) -> int:
@@ -162,8 +162,10 @@ class History:
     def _record_part(self, seqno: Seqno, table: int, part: WriteBatch, oldest: Seqno) -> None:
         other = self._others.get(table)
         if other is None:
-            other = self._others[table] = History(self.max_bytes)
+            other = History(self.max_bytes)
             other.begin(self.floor)
+            # In this order: one without that floor would know nothing, and not say so.
+            self._others[table] = other
         other.record(seqno, part.writes, part.ranges, oldest)
         if other.floor > self.floor or self.bytes_used > self.max_bytes:
             # Of all tables, so that there is one floor.

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TypeAlias
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from store_fixtures import interrupted_at
 
 from kvwal.batch import WriteBatch
 from kvwal.engine import occ
@@ -118,6 +120,44 @@ def test_a_history_that_is_too_large_makes_older_readers_conflict(monkeypatch: p
     assert history.conflict(ReadSet(Seqno(history.floor - 1), (), ())) is not None
     assert history.conflict(ReadSet(history.floor, {b"unrelated"}, [KeyRange(b"u", b"v")])) is None
     assert history.conflict(ReadSet(Seqno(998), {b"k999"}, ())) is not None
+
+
+@pytest.mark.parametrize("table", [0, 16])
+@pytest.mark.parametrize("recent_keys", [10, 4096], ids=["packed", "never packed"])
+def test_a_history_that_is_interrupted_anywhere_conflicts_with_all_that_it_does_not_know(
+    monkeypatch: pytest.MonkeyPatch, recent_keys: int, table: int
+) -> None:
+    """A commit that is interrupted as it becomes visible is recorded once more, by another call."""
+    monkeypatch.setattr(occ, "_RECENT_KEYS", recent_keys)
+
+    def record(history: History, seqno: int) -> None:
+        key, bounds = b"%04d" % seqno, [KeyRange(b"x", b"y")] if seqno % 3 == 0 else []
+        if table:
+            history.record(Seqno(seqno), [], [], Seqno(0), [(table, batch({key}, bounds))])
+        else:
+            history.record(Seqno(seqno), [key], bounds, Seqno(0))
+
+    def asked(key: bytes, since: int) -> ReadSet:
+        return ReadSet(Seqno(since), () if table else {key}, (), None, [(table, {key}, [])] if table else [])
+
+    full = 8
+    for begin in (0, full, full + 1):
+        for step in range(1, 3000):
+            history = History(max_bytes=155 * full)
+            history.begin(Seqno(2))
+            for seqno in range(3, 3 + begin):
+                record(history, seqno)
+            seqno = 3 + begin
+            interruption = interrupted_at(step, partial(record, history, seqno))
+            if step % 2:
+                record(history, seqno)
+            for since in range(2, seqno):
+                for written in range(since + 1, seqno + step % 2):
+                    assert history.conflict(asked(b"%04d" % written, since)) is not None, (begin, step, since, written)
+            if interruption is None:
+                break
+        else:
+            raise AssertionError("there are more places than were tried")
 
 
 @pytest.mark.parametrize("key_bytes", [1, 60_000])
