@@ -73,12 +73,14 @@ class Reserve:
         """Give the space back. False if none is held."""
         if not self._held:
             return False
+        # First: where this is interrupted, the file may be gone, and if it is there, `hold` finds it.
+        self._held = False
         try:
             self._directory.unlink(RESERVE)
         except OSError:
             # A copy-on-write file system may need space even for that: then there is no reserve.
+            self._held = True
             return False
-        self._held = False
         # The space is only free for others once the removal is on disk.
         self._directory.sync()
         return True
@@ -210,6 +212,8 @@ class WritePressure:
         failure = relief.start()
         try:
             while self._is_stalled():
+                # No checkpoint comes any more once the store is closed.
+                self._state.refuse_if_gone()
                 relief.refuse_reentry()
                 if failure is not None:
                     # The next commit is to look again: else every second one would slip through into memory.

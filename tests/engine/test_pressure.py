@@ -9,11 +9,11 @@ from random import Random
 from typing import Any
 
 import pytest
-from store_fixtures import check_store, run_threads
+from store_fixtures import check_store, interrupted_at, run_threads
 
 import kvwal
 from kvwal.engine.pressure import Reserve
-from kvwal.errors import ReentrancyError
+from kvwal.errors import ReentrancyError, closed
 from kvwal.files.names import RESERVE
 from kvwal.options import RESERVE_BYTES
 from kvwal.testing import SimulatedDisk
@@ -71,6 +71,52 @@ def test_a_reserve_that_cannot_be_held_leaves_no_empty_file(disk: SimulatedDisk)
     assert reserve.hold()
     assert reserve.release()
     assert not reserve.release()
+
+
+def test_a_reserve_whose_release_is_interrupted_anywhere_is_held_or_can_be_held_again() -> None:
+    for step in range(1, 1000):
+        disk = SimulatedDisk()
+        disk.make_directory("/r")
+        directory = disk.open_directory("/r")
+        reserve = Reserve(directory, 0o600)
+        assert reserve.hold()
+        interruption = interrupted_at(step, reserve.release)
+        if directory.kind(RESERVE) is None:
+            disk.capacity = 0
+            assert not reserve.hold(), step
+            disk.capacity = None
+        assert reserve.hold(), step
+        assert directory.kind(RESERVE) == "file", step
+        if interruption is None:
+            return
+    raise AssertionError("there are more places than were tried")
+
+
+def test_a_commit_that_waits_for_memory_hears_that_the_store_is_closed(disk: SimulatedDisk) -> None:
+    db = kvwal.open("/kv", files=disk, background=False, **SMALL)
+    db.put(b"a", b"x" * 100_000)
+    pressure: Any = db.engine.pressure
+    waited: list[float] = []
+
+    class Relief:
+        """A background thread that has ended, so that no checkpoint comes."""
+
+        def __getattr__(self, name: str) -> Any:
+            return lambda: None
+
+    pressure.relief = Relief()
+    pressure._is_stalled = lambda: True
+
+    def wait(timeout_s: float) -> None:
+        waited.append(timeout_s)
+        db.engine.state.refuse(closed)
+
+    pressure._wait = wait
+    with pytest.raises(kvwal.ClosedError):
+        db.put(b"b", b"1")
+    assert len(waited) == 1
+    del pressure._is_stalled
+    db.engine.abandon()
 
 
 def test_writers_wait_for_a_checkpoint_when_memory_is_short(disk: SimulatedDisk) -> None:
