@@ -40,7 +40,7 @@ from kvwal.engine.state import State
 from kvwal.engine.value import MISSING, Value
 from kvwal.engine.window import Window
 from kvwal.engine.writes import IndexedPut, LonePut
-from kvwal.errors import Error, TableNotFoundError
+from kvwal.errors import Error, PoisonedError, TableNotFoundError
 from kvwal.events import Events
 from kvwal.keys import Seqno
 from kvwal.locks import Lock, collect_first, is_nested, new_lock, refuse_reentry, release, wake
@@ -247,6 +247,8 @@ class CommitQueue(CommitEnding):
             self._leave(waiter, depth)
             if is_of_the_system(error):
                 raise self.poison(error) from error
+            if isinstance(error, Error) and isinstance(last.error, PoisonedError) and last.error is not error:
+                raise last.error from error
             raise
 
     def _leave(self, waiter: threading.Lock, depth: int) -> None:

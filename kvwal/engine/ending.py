@@ -138,7 +138,7 @@ class CommitEnding(ABC):
                     for member in list(self._queue):
                         member.taken = False
                     self._group = None
-                if self._log.last_seqno > self._state.seqno and not isinstance(self._log, RefusingLog):
+                if self._is_log_ahead():
                     # Interrupted again and again, a put alone was left in the log, and what it put is not known here.
                     self.poison(error)
             self._withdraw(requests, error)
@@ -165,10 +165,16 @@ class CommitEnding(ABC):
             except (OSError, Error) as later:
                 failure = later
         if failure is not None:
-            error = failure if isinstance(failure, Error) else self.poison(failure)
+            # Durability: what a part of the group has written is not in memory, and the others may not go on over it.
+            known = isinstance(failure, PoisonedError) or (isinstance(failure, Error) and not self._is_log_ahead())
+            error = failure if known else self.poison(failure)
             group.fail(error)
             return True
         return False
+
+    def _is_log_ahead(self) -> bool:
+        """Whether the log has a commit that memory has not. Requires: the lead."""
+        return self._log.last_seqno > self._state.seqno and not isinstance(self._log, RefusingLog)
 
     def _withdraw(self, requests: Sequence[CommitRequest], error: BaseException) -> None:
         """Requests that no leader has taken are not written."""

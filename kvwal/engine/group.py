@@ -22,7 +22,7 @@ from kvwal.engine.publish import Publisher
 from kvwal.engine.request import CommitRequest
 from kvwal.engine.state import State
 from kvwal.engine.writes import LonePut
-from kvwal.errors import DiskFullError
+from kvwal.errors import DiskFullError, RefusedError
 from kvwal.events import CommitGroup
 from kvwal.keys import Seqno
 from kvwal.locks import Lock
@@ -211,7 +211,8 @@ def _fits(member: CommitRequest, full: DiskFullError, log: LogWriter, pressure: 
         return False
     try:
         _append_small(member, log, pressure)
-    except DiskFullError as error:
+    except (DiskFullError, RefusedError) as error:
+        # Its own: members before it may be written.
         member.error = error
         return False
     return True

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from engine_fakes import Others, at_rest, delete_request, make, put_request
+from engine_fakes import FakeLog, Others, at_rest, delete_request, make, put_request
 from store_fixtures import DEADLINE_S, wait_until
 
 import kvwal
@@ -20,7 +20,17 @@ from kvwal.engine.occ import ReadSet
 from kvwal.engine.operations import PopEdge, Update, decode_counter, encode_counter
 from kvwal.engine.request import CommitRequest
 from kvwal.engine.writes import EncodedBatch, LonePut
-from kvwal.errors import ClosedError, ConflictError, DiskFullError, ForkedError, PoisonedError, closed, forked
+from kvwal.errors import (
+    ClosedError,
+    ConflictError,
+    DiskFullError,
+    ForkedError,
+    PoisonedError,
+    RefusedError,
+    SystemCallError,
+    closed,
+    forked,
+)
 from kvwal.events import Events
 from kvwal.keys import KeyRange, Seqno
 from kvwal.log import RefusingLog, extension_of
@@ -419,6 +429,50 @@ def test_a_delete_uses_the_reserve_where_not_even_a_small_record_fits(reserve: b
     assert (two.error, two.seqno) == (None, 1 + reserve)
     assert not queue._pressure.reserve  # type: ignore[attr-defined]
     at_rest(queue, log, engine)
+
+
+def first_fits(log: FakeLog, failure: BaseException) -> None:
+    """The disk is full for a group; of its members one by one, the first fits, and the second fails so."""
+    log.fail_append = [DiskFullError("full")]
+
+    def second_fails() -> None:
+        log.fail_append = [failure]
+
+    log.on_append = second_fails
+
+
+@pytest.mark.parametrize("failure", [RefusedError(errno.EMFILE, "too many"), DiskFullError("full")])
+def test_a_delete_that_is_refused_on_a_full_disk_takes_none_with_it_that_was_written(failure: Any) -> None:
+    queue, log, engine = make()
+    one, two = delete_request(b"one"), delete_request(b"two")
+    first_fits(log, failure)
+    queue.submit([one, two])
+    assert (one.error, one.seqno) == (None, 1)
+    assert (two.error, two.seqno) == (failure, 0)
+    log.on_append = lambda: None
+    at_rest(queue, log, engine)
+    assert queue.put(b"k", b"v", True) == 2
+
+
+@pytest.mark.parametrize("many", [False, True])
+def test_a_group_of_which_a_part_is_written_and_the_rest_fails_poisons(many: bool) -> None:
+    """Else the log would have a commit that memory has not: absent until the next open, then there."""
+    queue, log, engine = make(reserve=True)
+    one, two = delete_request(b"one"), delete_request(b"two")
+    first_fits(log, DiskFullError("full"))
+
+    def fails() -> bool:
+        raise SystemCallError(errno.EIO, "the device failed", "/kv")
+
+    queue._pressure.release_reserve = fails
+    with pytest.raises(PoisonedError):
+        queue.submit([one, two, *([put_request(b"k", b"v")] if many else [])])
+    assert isinstance(one.error, PoisonedError)
+    assert isinstance(two.error, PoisonedError)
+    assert log.last_seqno == 1
+    assert engine.state.seqno == 0
+    with pytest.raises(PoisonedError):
+        queue.put(b"k", b"v", True)
 
 
 # -- failures -------------------------------------------------------------------------------------
