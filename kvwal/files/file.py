@@ -48,7 +48,7 @@ def grant(fd: int, mode: int) -> None:
 class _PositionedFile:
     """A file descriptor addressed by offset (POSIX)."""
 
-    __slots__ = ("_fd", "_look_at_s", "_mark", "_named_ns", "_path")
+    __slots__ = ("_fd", "_look_at_s", "_mark", "_named_ns", "_path", "flush_failure")
 
     def __init__(self, fd: int, path: str) -> None:
         self._fd = fd
@@ -57,6 +57,7 @@ class _PositionedFile:
         self._look_at_s = 0.0
         # When something of the inode was changed last, as the first `has_name` found it.
         self._named_ns: int | None = None
+        self.flush_failure: OSError | None = None
 
     def _refuse_in_child(self) -> None:
         if not self._mark[0]:
@@ -119,6 +120,8 @@ class _PositionedFile:
                 self._refuse_without_name()
                 self._look_at_s = now_s + _LOOK_EVERY_S
         except OSError as error:
+            # No call comes before this, and so no interruption.
+            self.flush_failure = error
             raise failed(error, self._path, "flush") from None
 
     def sync(self) -> None:
@@ -127,6 +130,7 @@ class _PositionedFile:
             sync(self._fd)
             self._refuse_without_name()
         except OSError as error:
+            self.flush_failure = error
             raise failed(error, self._path, "flush") from None
 
     def _refuse_without_name(self) -> None:

@@ -58,6 +58,10 @@ class FileItself(Protocol):
 class File(FileItself, Protocol):
     """An open file, addressed by offset. It has no position of its own."""
 
+    #: What `datasync` or `sync` failed with last. It is noted first: an interruption may take its place on the way, and
+    #: the system says only once that it has lost what was written.
+    flush_failure: OSError | None
+
     def pread(self, size: int, offset: int) -> bytes:
         """Up to `size` bytes from `offset`; fewer only where the file ends."""
         ...

@@ -324,6 +324,11 @@ class SegmentWriter(ABC):
                 self._failure = error
                 self._limit = -1
                 raise self._poisoned(error) from error
+            except BaseException:
+                # Durability: what took the place of a failure does not undo it. No call comes before this.
+                self._failure = self._file.flush_failure
+                self._limit = -1
+                raise
             self.durable_seqno = last
             if (waiting := self._waiting).those or waiting.due or waiting.tell is not None:
                 waiting.wake()

@@ -21,7 +21,7 @@ __all__ = ["SimulatedFile"]
 class SimulatedFile:
     """An open file of a `SimulatedDisk`; see `kvwal.files.protocol.File`."""
 
-    __slots__ = ("_directory", "_disk", "_inode", "_open", "_path", "_process", "_write")
+    __slots__ = ("_directory", "_disk", "_inode", "_open", "_path", "_process", "_write", "flush_failure")
 
     def __init__(self, disk: SimulatedDisk, inode: Inode, directory: Directory, path: str, write: bool) -> None:
         self._disk = disk
@@ -31,6 +31,7 @@ class SimulatedFile:
         self._write = write
         self._process = disk.process
         self._open = True
+        self.flush_failure: OSError | None = None
         inode.handles += 1
 
     def _begin(self, name: str, offset: int, size: int) -> Fault | None:
@@ -87,6 +88,8 @@ class SimulatedFile:
                 if not self._is_named():
                     raise StoreRemovedError(errno.ENOENT, "the file was removed", self._path)
                 return
+            # First: a system loses it and says so in one step.
+            self.flush_failure = failure(fault.error, self._path, "flush")
             self._inode.fail_sync(fault.survivors(sum(1 for _ in self._inode.pieces()), self._disk))
             raise_after(fault, self._path, "flush")
 

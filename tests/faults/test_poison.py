@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import errno
+import shutil
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
-from store_fixtures import TINY, check_store, problems_of, wait_until
+from store_fixtures import TINY, Interruption, check_store, interrupted_at, problems_of, wait_until
 
 import kvwal
 from kvwal import PoisonedError, Store
+from kvwal.files import file as system_file
 from kvwal.testing import SimulatedDisk
 
 OPTIONS = {**TINY, "background": False}
@@ -214,3 +218,49 @@ def test_a_poisoned_store_keeps_what_was_committed_at_a_lower_durability_readabl
     with pytest.raises(PoisonedError):
         db[b"b"] = b""
     db.close()
+
+
+@pytest.mark.parametrize("way", ["put", "transaction", "sync"])
+def test_a_flush_that_failed_while_an_interruption_came_is_never_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
+    """The system says only once that it has lost what was written: a second flush would call it durable."""
+    flushed: list[int] = []
+
+    def fails(fd: int) -> None:
+        flushed.append(fd)
+        if len(flushed) == 1:
+            raise OSError(errno.EIO, "what was written is lost")
+
+    def commit(db: kvwal.Store) -> None:
+        if way == "put":
+            db.put(b"a", b"1")
+        elif way == "sync":
+            db.sync()
+        else:
+            with db.transaction() as txn:
+                txn[b"a"] = b"1"
+
+    for step in range(1, 2000):
+        db = kvwal.open(tmp_path / str(step), background=False)
+        db.put(b"a", b"0", durability="os")
+        flushed.clear()
+        with monkeypatch.context() as patched:
+            patched.setattr(system_file, "_datasync", fails)
+            try:
+                found: BaseException | None = interrupted_at(step, partial(commit, db))
+            except kvwal.PoisonedError as error:
+                # It may have taken the place of the interruption.
+                found = error.__context__ if isinstance(error.__context__, Interruption) else None
+            if flushed:
+                for _ in range(2):
+                    with pytest.raises(kvwal.PoisonedError):
+                        db.put(b"b", b"1")
+                assert len(flushed) == 1, step
+                assert db.durable_seqno == 0
+            db.close()
+        shutil.rmtree(tmp_path / str(step))
+        if found is None:
+            assert flushed
+            return
+    raise AssertionError("there are more places than were tried")
