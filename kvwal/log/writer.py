@@ -116,15 +116,19 @@ class SegmentWriter(ABC):
 
     def _begin_at(self, file: File, header: SegmentHeader, index: Index, offset: int) -> None:
         """Append to this segment from here on."""
-        self._tail_bytes += self._offset - offset
+        pwrite, marker, salt, usable_end = file.pwrite, header.marker, header.salt, header.capacity - END_BYTES
+        limit, tail_bytes = min(usable_end, index.next_offset), self._tail_bytes + self._offset - offset
+        # Nothing from here on can fail, or be interrupted: half of it would take the one file for the other segment.
+        self._tail_bytes = tail_bytes
         self._offset = offset
         self._file = file
-        self._pwrite = file.pwrite
+        self._pwrite = pwrite
         self._header = header
-        self._marker, self._salt = header.marker, header.salt
-        self._usable_end = header.capacity - END_BYTES
+        self._marker = marker
+        self._salt = salt
+        self._usable_end = usable_end
         self._index = index
-        self._limit = min(self._usable_end, index.next_offset)
+        self._limit = limit
         self._left = False
 
     def _leave(self) -> None:
