@@ -36,11 +36,13 @@ class Opened(Recalling, Reading, Closing):
 
     def __del__(self) -> None:
         engine: Engine | None = getattr(self, "engine", None)
-        if engine is None or engine.is_closed:
+        if engine is None:
             return
         # Whatever thread and moment the collector chose: take no lock, wait for nothing. Commits are as durable as
         # their durability says; the next open replays the log.
-        warnings.warn(f"{self!r} was never closed", ResourceWarning, stacklevel=1, source=self)
+        if not engine.is_closed:
+            warnings.warn(f"{self!r} was never closed", ResourceWarning, stacklevel=1, source=self)
+        # Also of one whose close was interrupted again and again.
         engine.abandon()
 
 

@@ -19,6 +19,7 @@ from kvwal.engine.background import Background
 from kvwal.engine.checkpoint import Checkpointer
 from kvwal.engine.commit import CommitQueue
 from kvwal.engine.consumers import Consumers
+from kvwal.engine.ending import is_of_the_system
 from kvwal.engine.expirer import Expirer
 from kvwal.engine.expiry import ExpiryClock
 from kvwal.engine.followers import Followers
@@ -37,7 +38,7 @@ from kvwal.engine.succession import Succession
 from kvwal.engine.tables import Tables
 from kvwal.engine.telling import Telling
 from kvwal.engine.upkeep import Upkeep
-from kvwal.errors import DiskFullError, LockedError, PoisonedError, closed, forked, read_only
+from kvwal.errors import DiskFullError, Error, LockedError, PoisonedError, closed, forked, read_only
 from kvwal.events import Events, Recovery
 from kvwal.keys import Seqno
 from kvwal.locks import is_nested, new_lock, refuse_reentry, release
@@ -127,6 +128,9 @@ class Engine:
         #: Guards the end. Owned while the store is being closed, or abandoned.
         self.lock = new_lock()
         self.is_closed = False
+        # A close has begun; all is let go of. A close may be left between the two, and then another thread ends it.
+        self._is_ending = self._is_over = False
+        self._closer: threading.Thread | None = None
         reserve = Reserve(self._directory, options.mode)
         self.pressure = WritePressure(self.state, reserve, self.events, options)
         log = self._log
@@ -237,71 +241,94 @@ class Engine:
         `wait_s` seconds, and then it may not be.
 
         Called from within another call of this thread (by a signal handler, or a finalizer), it refuses new calls and
-        returns; another thread closes the store when that call is over.
+        returns; another thread closes the store when that call is over. So it does where this is interrupted.
         """
-        if self._directory.inherited and not self.is_closed:
+        if self._directory.inherited and not self._is_over:
             # A fork that the interpreter did not see: the threads of the parent, and their locks, are not here.
             self.abandon(in_child=True)
+        if self._is_over:
+            return True
         if self.lock._is_owned():
             return False
-        if self.is_closed:
-            return self._is_let_go(wait_s)
+        if self.is_closed and self._is_being_closed(wait_s):
+            return self._is_over
         if is_nested():
             # The interrupted call may own any lock, so another thread waits for it to end.
-            self.state.refuse(closed)
-            self.pressure.is_on = True
-            thread = threading.Thread(target=self._close, name="kvwal-close")
-            thread.start()
-            _closing[:] = [each for each in _closing if each.is_alive()] + [thread]
+            self._close_elsewhere()
             return False
         self._close()
         return True
 
-    def _is_let_go(self, wait_s: float) -> bool:
+    def _is_being_closed(self, wait_s: float) -> bool:
+        """Whether another thread is closing it. Waits for that for so long."""
+        closer = self._closer
+        if closer is not None and closer.is_alive():
+            closer.join(wait_s)
+            return True
         try:
             # The thread that closes it owns the lock until then.
-            return self.lock.acquire(timeout=wait_s)
+            return not self.lock.acquire(timeout=wait_s)
         finally:
             release(self.lock)
+
+    def _close_elsewhere(self) -> None:
+        self.state.refuse(closed)
+        self.pressure.is_on = True
+        self._closer = thread = threading.Thread(target=self._close, name="kvwal-close")
+        thread.start()
+        _closing[:] = [each for each in _closing if each.is_alive()] + [thread]
 
     def _close(self) -> None:
         try:
             with self.lock:
-                if self.is_closed:
-                    return
-                if self._background is not None:
-                    # Before anything else: interrupted while it waits for a checkpoint, the store stays as it is.
-                    self._background.stop()
-                self.is_closed = True
-                try:
-                    if self._log is not None:
-                        self._close_log(self._log)
-                finally:
-                    self._let_go_when_idle()
+                if not self._is_over:
+                    self._end()
         except BaseException:
-            if self.is_closed:
-                # Interrupted while it let go: what is left would be held until the collector finds it.
-                self._let_go_when_idle()
             release(self.lock)
+            if self._is_ending and not self._is_over:
+                # Interrupted. Commits of other threads go on, so the lock of the store is held until they are over.
+                self._close_elsewhere()
             raise
 
-    def _close_log(self, log: SegmentLog) -> None:
+    def _end(self) -> None:
+        """The steps of a close. May be begun anew, by another thread, where an interruption left it."""
+        is_again, self._is_ending = self._is_ending, True
+        if self._background is not None:
+            self._background.stop()
+        self.is_closed = True
+        failure: Exception | None = None
+        if self._log is not None:
+            # Not again: nothing is lost without it, since the next open replays the log instead.
+            failure = None if is_again else self._checkpoint_at_close()
+            self._end_log(self._log)
+        self._let_go_when_idle()
+        if failure is not None:
+            raise failure
+
+    def _checkpoint_at_close(self) -> Exception | None:
+        """Make the checkpoint that saves the next open time. Returns why not, if a user is to hear of it."""
         checkpointer = self._checkpointer
         assert checkpointer is not None
         try:
             if checkpointer.is_due_at_close(self.upkeep.recovery.bytes_replayed):
                 checkpointer.checkpoint()
         except (DiskFullError, PoisonedError):
-            pass  # Nothing is lost by it: the next open replays the log instead.
-        finally:
-            refusing = RefusingLog(closed, log.last_seqno)
-            try:
-                # In the queue, so that no commit is under way; after it every commit is refused.
-                self.queue.run(lambda: self.queue.refuse(refusing))
-                log.close()
-            except (OSError, PoisonedError, DiskFullError):
-                # What was acknowledged is on disk, and what was not may be lost: recovery will tell.
-                log.abandon()
+            pass
+        except Error as error:
+            return error
+        return None
+
+    def _end_log(self, log: SegmentLog) -> None:
+        refusing = RefusingLog(closed, log.last_seqno)
+        try:
+            # In the queue, so that no commit is under way; after it every commit is refused.
+            self.queue.run(lambda: self.queue.refuse(refusing))
+            log.close()
+        except (OSError, PoisonedError, DiskFullError) as error:
+            if not isinstance(error, Error) and not is_of_the_system(error):
+                raise  # By a signal handler: a commit may be under way.
+            # What was acknowledged is on disk, and what was not may be lost: recovery will tell.
+            log.abandon()
 
     def _let_go_when_idle(self) -> None:
         if self._checkpointer is None:
@@ -319,6 +346,7 @@ class Engine:
         self.upkeep.past.close()
         self._pages.close()
         self._directory.close()
+        self._is_over = True
 
     def abandon(self, *, in_child: bool = False) -> bool:
         """Let go of everything and write nothing: for a finalizer. Waits for no lock, and for nothing else.
@@ -341,15 +369,17 @@ class Engine:
                 release(self.lock)
 
     def _abandon(self) -> None:
-        if self.is_closed:
+        if self._is_over:
             return
-        self.is_closed = True
+        self.is_closed = self._is_ending = True
         if self._background is not None:
             # The thread may be writing: the lock of the store is held until it is done.
             _abandoned.append(self._background)
             self._background.stop(wait=False, then=self._abandon_files)
         else:
             self._abandon_files()
+        # Last: until here another thread that closes it waits for the lock.
+        self._is_over = True
 
     def _abandon_files(self) -> None:
         if self._telling is not None:

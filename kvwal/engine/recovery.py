@@ -25,7 +25,7 @@ from kvwal.engine.state import State
 from kvwal.errors import DiskFullError, Error, SystemCallError
 from kvwal.events import Events
 from kvwal.features import EXPIRY
-from kvwal.files import Directory, is_full
+from kvwal.files import Directory, end_recovery, is_full
 from kvwal.keys import Seqno
 from kvwal.log import LogEnd, LogIdentity, LogReader, SegmentCursor, SegmentLog, read_kept
 from kvwal.log.walk import Puts
@@ -157,7 +157,7 @@ def _recover(directory: Directory, options: Options, started_s: float, *, create
         identity = LogIdentity(meta.store_id, meta.line, session)
         log = SegmentLog.resume(files, directory, identity, log_options(options), end, reader, events)
         # Of what was found, readers hear from the log from here on.
-        directory.recovered()
+        end_recovery(directory)
         expires = bool(meta.required & EXPIRY) or memtable.has_expiring
         expires = expires or any(part.has_expiring for _, part in memtable.parts.written())
         if expires:

@@ -6,7 +6,7 @@ the crash tests can put a simulated disk in their place.
 
 from kvwal.files.failures import is_full
 from kvwal.files.fork import call_in_forked_child, process_id, program_name
-from kvwal.files.protocol import Buffer, Directory, EntryKind, File, Files, inside
+from kvwal.files.protocol import Buffer, Directory, EntryKind, File, Files, end_recovery, inside, is_recovering
 from kvwal.files.system import PathArgument, parent_and_name, path_text, system_files
 
 __all__ = [
@@ -17,8 +17,10 @@ __all__ = [
     "Files",
     "PathArgument",
     "call_in_forked_child",
+    "end_recovery",
     "inside",
     "is_full",
+    "is_recovering",
     "parent_and_name",
     "path_text",
     "process_id",

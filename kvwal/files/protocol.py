@@ -21,7 +21,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal, Protocol, TypeAlias
 
-__all__ = ["Buffer", "Directory", "EntryKind", "File", "Files", "inside"]
+__all__ = ["Buffer", "Directory", "EntryKind", "File", "Files", "end_recovery", "inside", "is_recovering"]
 
 Buffer: TypeAlias = bytes | bytearray | memoryview
 
@@ -163,17 +163,17 @@ class Directory(Protocol):
     def lock(self, *, shared: bool, mode: int = 0o600, recovers: bool = False) -> None:
         """Lock the directory as a store, until it is closed; at once, or raise `LockedError`.
 
-        An exclusive lock leaves in the file `lock` who holds it, and whether that recovers the store: until `recovered`
-        is called. A shared one writes nothing.
+        An exclusive lock leaves in the file `lock` who holds it, and whether that recovers the store: until
+        `end_recovery`. A shared one writes nothing.
         """
         ...
 
     def recovered(self) -> None:
-        """The recovery for which this was locked is over. A failure to say so costs readers some seconds, no more."""
+        """See `end_recovery`."""
         ...
 
     def is_recovering(self) -> bool:
-        """Whether the process that holds the lock says that it recovers the store. Requires: one holds it."""
+        """See `is_recovering`."""
         ...
 
     def inner(self, name: str, *, make: bool) -> Directory:
@@ -224,3 +224,13 @@ def inside(directory: Directory, name: str, *, make: bool = False) -> Directory:
     process takes nothing: other users' processes share them.
     """
     return directory.inner(name, make=make)
+
+
+def end_recovery(directory: Directory) -> None:
+    """Say that the recovery for which it was locked is over. A failure to say so costs readers some seconds, no more."""
+    directory.recovered()
+
+
+def is_recovering(directory: Directory) -> bool:
+    """Whether the process that holds the lock says that it recovers the store. Requires: one holds it."""
+    return directory.is_recovering()

@@ -28,7 +28,7 @@ from kvwal.engine.recovery import Recovered, RecoveryReport, replay, replay_part
 from kvwal.engine.state import State
 from kvwal.errors import CorruptionError, FormatError
 from kvwal.events import Events
-from kvwal.files import Directory
+from kvwal.files import Directory, is_recovering
 from kvwal.files.names import POISONED
 from kvwal.following.doubt import signs
 from kvwal.following.engine import FollowedEngine
@@ -100,10 +100,10 @@ def _await_writer(directory: Directory, options: Options, recovered: Recovered) 
     try:
         recovered_meanwhile = False
         for n in range(_MOST_PAUSES):
-            is_recovering = directory.is_recovering()
-            if n >= len(_PAUSES_S) and not is_recovering:
+            recovers = is_recovering(directory)
+            if n >= len(_PAUSES_S) and not recovers:
                 return recovered_meanwhile
-            recovered_meanwhile = recovered_meanwhile or is_recovering
+            recovered_meanwhile = recovered_meanwhile or recovers
             options.files.give_way(_PAUSES_S[min(n, len(_PAUSES_S) - 1)])
             if not has_writer(directory, options):
                 return True

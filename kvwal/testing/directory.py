@@ -202,9 +202,9 @@ class SimulatedDirectory:
         with self._disk.mutex:
             if self._lock < 0:
                 self._process.recovering.discard(self._node)
-            if self._lock:
-                left = self._process.locks.pop(self._node) - self._lock
-                if left:
-                    self._process.locks[self._node] = left
+            # Interrupted behind the first of these, it is called again.
+            held = self._process.locks.pop(self._node, 0) if self._lock else 0
+            if held and held != self._lock:
+                self._process.locks[self._node] = held - self._lock
             self._lock = 0
             self._open = False
