@@ -227,7 +227,7 @@ def inside(directory: Directory, name: str, *, make: bool = False) -> Directory:
 
 
 def end_recovery(directory: Directory) -> None:
-    """Say that the recovery for which it was locked is over. A failure to say so costs readers some seconds, no more."""
+    """Say that the recovery for which it was locked is over. A failure to say so costs readers some seconds."""
     directory.recovered()
 
 
