@@ -191,12 +191,19 @@ class Build:
         batch = WriteBatch()
         entries, reverse = batch.table(self._index), batch.table(reverse_of(self._index))
         values, before = newest.table(self._table), newest.table(reverse_of(self._index))
+        following = self._next
         for own, value, keys in self._rows:
+            old, now = before.get(own), plain(values.raw(own))
+            if now == value:
+                if old != keys:
+                    change_entries(entries.writes, own, old, keys)
+                    reverse.writes[own] = keys
+            elif now is not None and old is None:
+                # A migration has put it since, without its index keys: it is read again.
+                following = own
+                break
             # Invariant: what was written since is never undone: its writer has seen to the index.
-            if plain(values.raw(own)) == value and (old := before.get(own)) != keys:
-                change_entries(entries.writes, own, old, keys)
-                reverse.writes[own] = keys
-        batch.table(SYSTEM_TABLE).writes[key] = None if self._next is None else encode_building(self._next)
+        batch.table(SYSTEM_TABLE).writes[key] = None if following is None else encode_building(following)
         return batch
 
 

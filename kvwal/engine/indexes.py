@@ -12,6 +12,8 @@ Rules:
   goes the way of all others.
 - Invariant: a put reaches a table only with the keys for each of its indexes. The leader refuses others.
 - Invariant: each key of a table has a reverse row in each index that is built, also where it has no index key.
+- While an index is built, a value that a migration puts has no index keys. So its key loses its reverse row, if the
+  build has not come to it yet. A build that had read the former value finds no row, and reads the key again.
 - Invariant: an index without a *stale row* has exactly the entries that its reverse rows name. With one it may have
   more. A deleted range of more than 1,000 keys leaves its entries behind, so that the leader's work is bounded. A scan
   passes over what no reverse row names, and a job in the background removes it (see indexing.py).
@@ -31,6 +33,7 @@ from kvwal.engine.row_cache import IndexedTables, IndexRow, Row, RowCache
 from kvwal.engine.value import MISSING, Missing, Value
 from kvwal.engine.writes import IndexedPut, IndexKeys
 from kvwal.errors import CorruptionError, IndexesChangedError
+from kvwal.expiring import plain
 from kvwal.files.names import DATA
 from kvwal.keys import SYSTEM_TABLE, KeyRange, in_any
 from kvwal.log import encode_writes
@@ -200,12 +203,22 @@ def with_entries(batch: WriteBatch, indexed: IndexedTables, newest: Newest) -> W
             if part.index_keys is SAME_INDEX_KEYS:
                 gone = WriteBatch()
                 gone.writes = {key: None for key, value in part.writes.items() if value is None}
+                gone.writes.update(dict.fromkeys(_to_be_built(index.id, table, part, newest)))
                 _add(made, index.id, gone, {}, newest)
                 continue
             if keys is None and any(value is not None for value in part.writes.values()):
                 raise IndexesChangedError(table)
             _add(made, index.id, part, keys or {}, newest)
     return made
+
+
+def _to_be_built(index: int, table: int, part: WriteBatch, newest: Newest) -> list[bytes]:
+    """The keys that get another value, and to which the build of an index has not come yet."""
+    at = newest.table(SYSTEM_TABLE).get(building_key(index))
+    if at is None:
+        return []
+    upto, raw = decode_building(at), newest.table(table).raw
+    return [key for key, value in part.writes.items() if key >= upto and plain(raw(key)) != plain(value)]
 
 
 def _add(made: WriteBatch, index: int, part: WriteBatch, keys: Mapping[bytes, Value], newest: Newest) -> None:

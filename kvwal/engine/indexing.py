@@ -7,7 +7,8 @@ entries.
 The background thread works in bounded steps, each a commit of its own, and goes on after a reopen where the rows say:
 
 - Building takes some pairs of the table, calls the function, and lets the leader add those that are still the same.
-  What was written since the index was declared is there already, so it is never undone.
+  What was written since the index was declared is there already, so it is never undone. Only what a migration has put
+  meanwhile is not: it is read again.
 - Removing stale entries looks at each entry, and lets the leader remove those that no reverse row names.
 
 Without a background thread the caller of `build` and of `Store.checkpoint` does it.

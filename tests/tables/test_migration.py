@@ -441,3 +441,72 @@ def test_one_that_goes_on_finds_what_came_behind_it(db: kvwal.Store) -> None:
     assert table.migrate(batch=10).resumed
     assert versions_of(table) == {3}
     assert row_of(db, table.id or 0) is None
+
+
+@pytest.mark.parametrize("call", [1, 2, 128, 129, 200, 300])
+@pytest.mark.parametrize("built", [True, False])
+def test_an_index_that_is_being_built_gets_what_is_migrated_meanwhile(db: kvwal.Store, built: bool, call: int) -> None:
+    one = db.table("t", int, ONE)
+    one.update({n: [n] for n in range(300)})
+    if built:
+        one.index("by_length", key=len, codec=int).wait()
+    table = db.table("t", int, THREE)
+    calls = 0
+
+    def length(value: Any) -> int:
+        nonlocal calls
+        calls += 1
+        if calls == call:
+            assert table.migrate(batch=70).rewritten == 300
+        return len(value)
+
+    index = table.index("by_length", key=length, codec=int)
+    index.wait()
+    assert calls > call
+    assert [*index.keys()] == [(3, key) for key in table]
+    assert db.verify().ok
+
+
+@pytest.mark.parametrize("built", [True, False])
+def test_writers_a_migration_and_a_build_at_once_leave_an_index_right(tmp_path: Any, built: bool) -> None:
+    with kvwal.open(str(tmp_path / "kv"), durability="os") as db:
+        one = db.table("t", int, ONE)
+        one.update({n: [n] for n in range(2000)})
+        if built:
+            one.index("by_last", key=lambda value: str(value[-1]), codec=str).wait()
+        table = db.table("t", int, THREE)
+        index = table.index("by_last", key=lambda value: str(value[-1]), codec=str)
+
+        def write() -> None:
+            random = Random(1)
+            for _ in range(300):
+                key = random.randrange(2000)
+                table[key] = [*table[key], random.randrange(4)]
+                table.touch(random.randrange(2000), expire_s=3600)
+
+        run_threads(write, lambda: table.migrate(batch=50))
+        index.wait()
+        assert list(index.keys()) == sorted((str(value[-1]), key) for key, value in table.items())
+        assert db.verify().ok
+        check_store(db)
+
+
+def test_a_key_that_is_written_at_each_step_does_not_hold_a_build_up(db: kvwal.Store) -> None:
+    table = db.table("t", int, codecs.json())
+    table.update({n: [] for n in range(300)})
+    writing = False
+
+    def length(value: Any) -> int:
+        nonlocal writing
+        if not writing:
+            writing = True
+            for n in (0, 128):
+                table[n] = [*table[n], "more"]
+                table.touch(n, expire_s=60)
+            writing = False
+        return len(value)
+
+    index = table.index("by_length", key=length, codec=int)
+    index.wait()
+    assert [entry.key for entry in index.scan()] == [*sorted(set(range(300)) - {0, 128}), 0, 128]
+    assert db.verify().ok
