@@ -29,6 +29,7 @@ from kvwal.engine.tables import (
     NEXT_IDS_KEY,
     Asked,
     CodecName,
+    TableRow,
     check_codecs,
     decode_row,
     encode_ids,
@@ -53,11 +54,13 @@ class Declared(NamedTuple):
     Attributes:
         name: its name.
         codec: name and version of the codec of its keys.
+        values: the codec that reads the values of the table for it.
         keys: the index keys, as bytes, of a value of the table, which is given as bytes.
     """
 
     name: str
     codec: tuple[str, int]
+    values: CodecName
     keys: Callable[[bytes], Sequence[bytes]]
 
     def row_of(self, key: bytes, value: bytes) -> bytes:
@@ -77,6 +80,11 @@ class Declared(NamedTuple):
         """TableCodecError if the index was made with another codec."""
         if row.codec != self.codec:
             raise TableCodecError(table, f"keys of index {self.name!r}", *_texts(row.codec, self.codec))
+
+    def check_values(self, row: TableRow) -> None:
+        """TableCodecError if the table has values of a newer version than this reads: their index keys may differ."""
+        if not self.values.reads(row.value):
+            raise TableCodecError(row.name, "values", *told_apart(row.value, self.values))
 
 
 def _texts(has: tuple[str, int], asked: tuple[str, int]) -> tuple[str, str]:
@@ -173,9 +181,11 @@ class Build:
     dropped: Final = None
 
     def __init__(
-        self, table: int, index: int, at: Value, rows: list[tuple[bytes, bytes, bytes]], following: bytes | None
+        self, table: TableRow, index: int, at: Value, rows: list[tuple[bytes, bytes, bytes]], following: bytes | None
     ) -> None:
-        """`at`: the row that says how far it is built; `following`: where to go on, None: it is built."""
+        """`table`: its row, as it was when the index keys were made. `at`: the row that says how far the index is
+        built; `following`: where to go on, None: it is built.
+        """
         self._table = table
         self._index = index
         self._at = at
@@ -184,13 +194,16 @@ class Build:
 
     def evaluate(self, newest: Newest) -> WriteBatch | None:
         """What to write."""
-        key = building_key(self._index)
-        if newest.table(SYSTEM_TABLE).get(key) != self._at:
-            # It was dropped.
+        system, key = newest.table(SYSTEM_TABLE), building_key(self._index)
+        name = row_key(self._table.name)
+        value = system.get(name)
+        row = None if value is None else decode_row(name, value)
+        if system.get(key) != self._at or row is None or (row.id, row.value) != (self._table.id, self._table.value):
+            # It was dropped, or is to be built anew for a newer version of the values; or the table has another name.
             return None
         batch = WriteBatch()
         entries, reverse = batch.table(self._index), batch.table(reverse_of(self._index))
-        values, before = newest.table(self._table), newest.table(reverse_of(self._index))
+        values, before = newest.table(self._table.id), newest.table(reverse_of(self._index))
         following = self._next
         for own, value, keys in self._rows:
             old, now = before.get(own), plain(values.raw(own))

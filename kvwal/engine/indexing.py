@@ -8,7 +8,7 @@ The background thread works in bounded steps, each a commit of its own, and goes
 
 - Building takes some pairs of the table, calls the function, and lets the leader add those that are still the same.
   What was written since the index was declared is there already, so it is never undone. Only what a migration has put
-  meanwhile is not: it is read again.
+  meanwhile is not: it is read again. A function for values of a former version builds nothing.
 - Removing stale entries looks at each entry, and lets the leader remove those that no reverse row names.
 
 Without a background thread the caller of `build` and of `Store.checkpoint` does it.
@@ -215,20 +215,42 @@ class Indexes:
         self._queue.commit(CommitRequest(sync=False, operation=operation))
 
     def _build(self, index: int, table: int) -> Generator[None, None, None]:
-        declared = self._declared[index]
         while True:
-            at, pairs = self._some_pairs(index, table)
-            if at is None:
-                # It is built, or was dropped.
-                break
-            try:
-                rows = [(key, value, declared.row_of(key, value)) for key, value in pairs]
-            except Exception as error:  # noqa: BLE001  # the user's own, who is told when the index is read
-                self.failures[index] = error
-                break
-            self._commit(Build(table, index, at, rows, pairs[-1][0] + b"\0" if pairs else None))
+            declared = self._declared[index]
+            if not self._build_some(index, table, declared):
+                # Taken out before it is looked at again: whoever begins it anew later than that puts it back.
+                self._builds.pop(index, None)
+                if not self._is_begun_anew(index, declared):
+                    return
+                self._builds[index] = table
             yield
-        self._builds.pop(index, None)
+
+    def _is_begun_anew(self, index: int, declared: Declared) -> bool:
+        if index not in self.failures:
+            return self._reads.read(building_key(index), table=SYSTEM_TABLE) is not None
+        if self._declared[index] is declared:
+            return False
+        self.failures.pop(index, None)
+        return True
+
+    def _build_some(self, index: int, table: int, declared: Declared) -> bool:
+        """One step. False if there is none: the index is built, or was dropped, or the function has failed."""
+        at, pairs = self._some_pairs(index, table)
+        if at is None:
+            return False
+        of = self._names.indexed.get(table)
+        row = None if of is None else self._tables.row(of.name)
+        if row is None or row.id != table:
+            # It was dropped or renamed just now.
+            return True
+        try:
+            declared.check_values(row)
+            rows = [(key, value, declared.row_of(key, value)) for key, value in pairs]
+        except Exception as error:  # noqa: BLE001  # the user's own, who is told when the index is read
+            self.failures[index] = error
+            return False
+        self._commit(Build(row, index, at, rows, pairs[-1][0] + b"\0" if pairs else None))
+        return True
 
     def _some_pairs(self, index: int, table: int) -> tuple[Value, list[tuple[bytes, bytes]]]:
         """The row that says how far an index is built, and the pairs from there on, of one moment."""

@@ -97,7 +97,8 @@ class IndexSpec(Generic[I, K, V]):
             return tuple(map(encode, keys))
 
         made = self.keys.asked.key
-        self.declared = Declared(self.name, (made.name, made.version), several if many else one)
+        codec_of_keys = made.name, made.version
+        self.declared = Declared(self.name, codec_of_keys, table.asked.value, several if many else one)
 
     def bounds(self, start: Any, stop: Any, prefix: Any, equal: Any, reverse: bool, limit: int | None) -> Bounds:
         """A range of index keys as a range of entries."""

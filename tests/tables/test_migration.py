@@ -15,8 +15,9 @@ import kvwal.aio
 from kvwal import codecs
 from kvwal.batch import WriteBatch
 from kvwal.engine.migration import MigrationRow, decode_migration, encode_migration, migration_key
-from kvwal.errors import FormatError, ReadOnlyError, TableCodecError, TableNotFoundError
+from kvwal.errors import FormatError, IndexNotReadyError, ReadOnlyError, TableCodecError, TableNotFoundError
 from kvwal.tables import migration as module
+from kvwal.tables.index import Index, IndexSpec
 from kvwal.tables.migration import Migration
 from kvwal.testing import SimulatedDisk, crash_every
 
@@ -510,3 +511,86 @@ def test_a_key_that_is_written_at_each_step_does_not_hold_a_build_up(db: kvwal.S
     index.wait()
     assert [entry.key for entry in index.scan()] == [*sorted(set(range(300)) - {0, 128}), 0, 128]
     assert db.verify().ok
+
+
+def test_a_build_that_ends_as_it_is_begun_anew_goes_on(db: kvwal.Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    one = db.table("t", int, ONE)
+    one.update({n: [n] for n in range(10)})
+    indexes = db.engine.tables.indexes
+    indexes.wake = lambda: None
+    one.index("by_length", key=len, codec=int)
+    some_pairs, begun = indexes._some_pairs, []
+
+    def and_then_another_begins(index: int, table: int) -> Any:
+        found = some_pairs(index, table)
+        if found[0] is None and not begun:
+            begun.append(db.table("t", int, THREE).index("by_length", key=len, codec=int))
+        return found
+
+    monkeypatch.setattr(indexes, "_some_pairs", and_then_another_begins)
+    assert len(list(indexes.steps())) == 5
+    assert list(begun[0].keys()) == [(3, n) for n in range(10)]
+
+
+def test_a_build_that_is_begun_anew_meanwhile_keeps_nothing_of_the_former_function(db: kvwal.Store) -> None:
+    one = db.table("t", int, ONE)
+    one.update({n: [n] for n in range(10)})
+    indexes = db.engine.tables.indexes
+    indexes.wake = lambda: None
+    begun: list[kvwal.Index[int, int, Any]] = []
+
+    def length(value: Any) -> int:
+        if not begun:
+            begun.append(db.table("t", int, THREE).index("by_length", key=len, codec=int))
+        return len(value)
+
+    one.index("by_length", key=length, codec=int)
+    for _ in indexes.steps():
+        pass
+    assert list(begun[0].keys()) == [(3, n) for n in range(10)]
+
+
+def test_a_function_for_former_values_does_not_build_an_index_of_newer_ones(db: kvwal.Store) -> None:
+    one = db.table("t", int, ONE)
+    one.update({n: [n] for n in range(10)})
+    one.index("by_length", key=len, codec=int).wait()
+    table = db.table("t", int, THREE)
+    going = Migration(db.engine, table._spec)
+    assert going.step()
+    # As by the thread that was just building it by the former version.
+    db.engine.tables.indexes.build("t", "by_length")
+    index: Index[int, int, Any] = Index(db.engine, IndexSpec(table._spec, "by_length", len, int, False), db)
+    with pytest.raises(IndexNotReadyError) as raised:
+        index.count()
+    assert isinstance(raised.value.__cause__, TableCodecError)
+    index = table.index("by_length", key=len, codec=int)
+    assert list(index.keys()) == [(3, n) for n in range(10)]
+    while going.step():
+        pass
+    assert list(index.keys()) == [(3, n) for n in range(10)]
+
+
+@pytest.mark.parametrize("mended", [True, False])
+def test_a_function_that_fails_as_another_is_declared_fails_for_itself_alone(db: kvwal.Store, mended: bool) -> None:
+    table = db.table("t", int, codecs.json())
+    table.update({n: [n] for n in range(10)})
+    indexes = db.engine.tables.indexes
+    indexes.wake = lambda: None
+
+    def fails(value: Any) -> int:
+        if mended:
+            table.index("by_length", key=len, codec=int)
+        raise RuntimeError("at fault")
+
+    index = table.index("by_length", key=fails, codec=int)
+    for _ in indexes.steps():
+        pass
+    if mended:
+        assert index.count() == 10
+    else:
+        with pytest.raises(IndexNotReadyError) as raised:
+            index.count()
+        assert isinstance(raised.value.__cause__, RuntimeError)
+        table.index("by_length", key=len, codec=int)
+        assert len(list(indexes.steps())) == 2
+    assert index.count() == 10
