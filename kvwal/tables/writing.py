@@ -20,7 +20,7 @@ from kvwal.engine.request import Newest, Operation
 from kvwal.engine.tables import InDefaultTable, InTable, MakeTable
 from kvwal.engine.value import Value
 from kvwal.errors import IndexesChangedError, TableNotFoundError
-from kvwal.expiring import Expiring, expire_us
+from kvwal.expiring import Expiring, expire_us, plain
 from kvwal.keys import STAMP, KeyRange, Seqno
 from kvwal.log import extension_of
 from kvwal.options import Durability
@@ -213,11 +213,13 @@ async def bring_back(way: Way, spec: TableSpec[Any, Any], key: bytes, value: Val
     """Put a value that there was, as bytes, to expire when it was to; None: delete it."""
     if value is None:
         return await _write(way, spec, lambda part: part.delete(key), how)
-    if type(value) is Expiring:
-        puts = WriteBatch()
-        puts.put_until(key, value.value, value.expires_us)
-        return await _operate(way, spec, lambda newest, part: into(puts, part), how, puts.writes)
-    return await put_bytes(way, spec, key, value, how)
+    data = plain(value)
+    assert data is not None
+    expires_us = value.expires_us if type(value) is Expiring else None
+    if spec.is_default and expires_us is None:
+        return await put_bytes(way, spec, key, data, how)
+    # That it never expires is said too: else it would get the table's default.
+    return await _operate(way, spec, lambda newest, part: part.put_until(key, data, expires_us), how, {key: data})
 
 
 async def put_bytes(way: Way, spec: TableSpec[Any, Any], key: bytes, value: bytes, how: How) -> Seqno:

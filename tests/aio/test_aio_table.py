@@ -461,6 +461,12 @@ def test_past_moments_versions_and_differences() -> None:
         assert told == [("a", 1), ("a", [2]), ("b", 3), ("a", 1), ("b", None)]
         with pytest.raises(ValueError, match="commit"):
             await users.revert("a", to=99)
+        lasting = db.table("lasting", str, int, expire_s=100)
+        await lasting.put("a", 1)
+        await lasting.touch("a", expire_s=None)
+        await lasting.delete("a")
+        await lasting.revert("a", to=db.last_seqno - 1)
+        assert (await lasting.get("a"), await lasting.expires("a")) == (1, None)
 
     async def await_within(users: Any, snapshot: Any) -> None:
         await users.within(snapshot)

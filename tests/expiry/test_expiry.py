@@ -518,6 +518,27 @@ def test_a_value_that_is_brought_back_expires_when_it_was_to(
     assert (b"k" in kept, db.stats().expiry_rows) == (False, int(named))
 
 
+@pytest.mark.parametrize("expire_s", [None, 5000])
+@pytest.mark.parametrize("indexed", [False, True])
+def test_a_value_that_is_brought_back_never_expires_if_it_was_never_to(
+    db: kvwal.Store, disk: SimulatedDisk, indexed: bool, expire_s: float | None
+) -> None:
+    table = db.table("t", str, str, expire_s=expire_s)
+    index = table.index("by_itself", key=str, codec=str) if indexed else None
+    table["k"] = "v"
+    assert table.touch("k", expire_s=None)
+    seqno = db.last_seqno
+    for change in (lambda: table.delete("k"), lambda: table.put("k", "w", expire_s=100)):
+        change()
+        table.revert("k", to=seqno)
+        assert (table["k"], table.expires("k")) == ("v", None)
+        assert index is None or index.get("v") == [("k", "v")]
+    later(disk, 6000)
+    remove_all(db)
+    assert (table["k"], db.stats().expiry_rows) == ("v", 0)
+    assert db.verify().ok
+
+
 def test_the_feed_tells_the_value_that_a_removed_key_had(db: kvwal.Store, disk: SimulatedDisk) -> None:
     db.put(b"k", b"v", expire_s=1)
     later(disk, 1)
