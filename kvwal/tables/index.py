@@ -105,10 +105,14 @@ class IndexSpec(Generic[I, K, V]):
         if equal is not None:
             if not (start is stop is prefix is None):
                 raise TypeError("give either equal, or start, stop and prefix")
-            return Bounds(None, None, as_index_key(self.keys.encode_key(equal)), reverse, limit)
+            return self.equal(equal, reverse, limit)
         found = self.keys.bounds(start, stop, prefix, reverse, limit)
         end = None if found.stop is None else escaped(found.stop)
         return Bounds(escaped(found.start or b""), end, None, reverse, limit)
+
+    def equal(self, index_key: Any, reverse: bool = False, limit: int | None = None) -> Bounds:
+        """The entries of one index key. TypeError for what can be none."""
+        return Bounds(None, None, as_index_key(self.keys.encode_key(index_key)), reverse, limit)
 
     def __repr__(self) -> str:
         return f"{self.name!r} of {self.table}"
@@ -240,7 +244,7 @@ class IndexReading(Handle, Generic[I, K, V]):
             start: first index key, inclusive; None for the smallest. Of tuples also leading parts, as a tuple.
             stop: end of the range, exclusive; None for no end. The same.
             prefix: only index keys that begin with it: a str or bytes, or leading parts of a tuple.
-            equal: only this index key.
+            equal: only this index key; None for all.
             reverse: from the largest index key down.
             limit: the number of entries at the most.
 
@@ -281,8 +285,12 @@ class IndexReading(Handle, Generic[I, K, V]):
             let_go()
 
     def get(self, index_key: I) -> list[tuple[K, V]]:
-        """The pairs of the table that have this index key, in the order of their keys."""
-        return [(entry.key, entry.value) for entry in self.scan(equal=index_key)]
+        """The pairs of the table that have this index key, in the order of their keys.
+
+        TypeError for an index key of another type, and so for None: values without an index key have no entry.
+        """
+        bounds = self._spec.equal(index_key)
+        return [(entry.key, entry.value) for entry in self._scanned(*self._lookup(), bounds)]
 
     def count(
         self, start: I | Any = None, stop: I | Any = None, *, prefix: Any = None, equal: I | None = None

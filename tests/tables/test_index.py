@@ -134,8 +134,10 @@ def test_wrong_arguments_are_refused(db: kvwal.Store, users: Any, by_city: Any) 
         by_city.scan("a", equal="a")
     with pytest.raises(TypeError):
         by_city.within(db)
-    with pytest.raises(TypeError):
-        by_city.get(3)
+    users["zoe"] = {}
+    for none_of_its_keys in (3, None):
+        with pytest.raises(TypeError, match="str is expected"):
+            by_city.get(none_of_its_keys)
     with pytest.raises(TypeError):
         by_city.__reduce__()
     assert [index.name for info in db.tables() for index in info.indexes] == ["by_city"]
