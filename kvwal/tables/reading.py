@@ -166,7 +166,9 @@ class TypedReading(Handle, OfTable[K, V], Mapping[K, V], Generic[K, V]):
         return len(self.keys(start, stop, prefix=prefix))
 
     def rank(self, key: K) -> int:
-        """Number of keys before `key`, which need not be there. O(log n), as `len`."""
+        """Number of keys before `key`, which need not be there. O(log n), as `len`. TypeError for None."""
+        if key is None:
+            raise TypeError("rank takes a key, not None; len() is the number of all keys")
         return self.count(stop=key)
 
     def key_at(self, n: int, start: K | Any = None, stop: K | Any = None, *, prefix: Any = None) -> K:
@@ -228,6 +230,9 @@ class _Values(ValuesView[V], Generic[V]):
 
     def __reversed__(self) -> Iterator[V]:
         return _each(self._table._spec.value.decode, reversed(self._range))
+
+    def __contains__(self, value: object) -> bool:
+        return any(own == value for own in self)
 
 
 class _Items(ItemsView[K, V], Generic[K, V]):

@@ -52,6 +52,11 @@ def test_an_index_is_kept_by_every_write_of_tasks() -> None:
             (await users.within(batch)).put("x", {"city": "Oslo"})
         await users.update({"y": {"city": "Oslo"}, "z": {}})
         assert await by_city.get("Oslo") == [("x", {"city": "Oslo"}), ("y", {"city": "Oslo"})]
+        none: Any = None
+        with pytest.raises(TypeError, match="str is expected"):
+            await by_city.get(none)
+        with pytest.raises(TypeError, match="rank takes a key"):
+            await users.rank(none)
         expected = sorted([(value["city"], key) async for key, value in users.scan() if "city" in value])
         assert await listed(by_city.keys()) == expected
         assert await listed(by_city.scan("d", reverse=True, limit=2)) == [

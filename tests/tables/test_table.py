@@ -79,6 +79,13 @@ def test_a_table_is_a_map_of_its_types(db: kvwal.Store) -> None:
     assert ("ada", {}) not in users.items()
     assert 3 not in users.items()
     assert "ada" not in users.keys("b")
+    for part in ({"prefix": "gr"}, {"start": "b"}, {"limit": 1, "reverse": True}):
+        values: Any = users.values(**part)
+        assert {"born": 1906} in values
+        assert {"born": 1815} not in values
+    none: Any = None
+    with pytest.raises(TypeError, match="rank takes a key"):
+        users.rank(none)
     assert len(users.keys(prefix="gr")) == len(users.items(prefix="gr")) == len(users.values(prefix="gr")) == 1
     del users["ada"]
     with pytest.raises(KeyError):
