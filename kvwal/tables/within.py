@@ -41,6 +41,31 @@ class Empty(OrderedMapping):
         return 0
 
 
+class _Unmade(OrderedMapping):
+    """A table that a transaction has found none of: empty until the transaction makes it."""
+
+    __slots__ = ("_find",)
+
+    def __init__(self, find: Callable[[], TransactionPart | None]) -> None:
+        self._find = find
+
+    def _now(self) -> OrderedMapping:
+        part = self._find()
+        return Empty() if part is None else part
+
+    def _read(self, key: bytes) -> bytes | None:
+        return self._now()._read(key)
+
+    def _lasting(self, key: bytes) -> bytes | None:
+        return self._now()._lasting(key)
+
+    def _walk(self, bounds: Bounds) -> Iterator[Chunk]:
+        return self._now()._walk(bounds)
+
+    def _count(self, start: bytes | None, stop: bytes | None) -> int:
+        return self._now()._count(start, stop)
+
+
 def row_in(read: Callable[[bytes], Value], spec: TableSpec[Any, Any]) -> TableRow | None:
     """The row of a table, by what `read` says of table 1; None if there is none. TableCodecError."""
     key = row_key(spec.name)
@@ -173,7 +198,7 @@ class TransactionTable(TypedReading[K, V], MutableMapping[K, V], Generic[K, V]):
     def raw(self) -> OrderedMapping:
         """The same table as bytes."""
         part = self._own.find()
-        return Empty() if part is None else part
+        return _Unmade(self._own.find) if part is None else part
 
     def put(self, key: K, value: V, *, expire_s: float | None = None) -> None:
         """Set `key` to `value` when the transaction commits. `expire_s`: see `Table.put`."""

@@ -328,6 +328,23 @@ def test_a_row_that_is_not_valid_says_so(db: kvwal.Store, value: bytes, error: t
 # -- within ---------------------------------------------------------------------------------------
 
 
+def test_a_view_that_is_older_than_its_table_shows_what_a_transaction_puts(db: kvwal.Store) -> None:
+    table = db.table("t", str, int)
+    txn = db.transaction()
+    mine = table.within(txn)
+    keys, values, items, raw = mine.keys(), mine.values("a"), mine.items(prefix="a", limit=3), mine.raw()
+    for view in (keys, values, items, raw):
+        assert (list(view), len(view), bool(raw)) == ([], 0, False)
+    mine.put("a", 1, expire_s=100)
+    assert (list(keys), list(reversed(keys)), len(keys), "a" in keys) == (["a"], ["a"], 1, True)
+    assert (list(values), len(values), 1 in values) == ([1], 1, True)
+    assert (list(items), len(items), ("a", 1) in items) == ([("a", 1)], 1, True)
+    assert (list(raw), b"a" in raw, raw.expires(b"a") is not None) == ([b"a"], True, True)
+    txn.abort()
+    with pytest.raises(ClosedError):
+        list(keys)
+
+
 def test_a_transaction_over_tables_is_one_commit(disk: SimulatedDisk, db: kvwal.Store) -> None:
     users, orders = db.table("users", str, int), db.table("orders", tuple[str, int], str)
     with db.transaction() as txn:
