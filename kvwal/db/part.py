@@ -7,6 +7,7 @@ they were really walked.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, MutableMapping, Sequence
+from copy import copy
 from typing import Final, Never
 
 from kvwal.batch import Updates, WriteBatch, checked_pairs
@@ -22,7 +23,7 @@ from kvwal.errors import ReadOnlyError, TransactionTooLargeError, closed
 from kvwal.expiring import Expiring, expire_us, judged
 from kvwal.keys import MAX_KEY_BYTES, MAX_VALUE_BYTES, Bound, BytesLike, KeyRange, as_key, as_value
 
-__all__ = ["MAX_TRANSACTION_BYTES", "Open", "Tracked", "TransactionPart", "writes_of"]
+__all__ = ["MAX_TRANSACTION_BYTES", "Open", "Tracked", "TransactionPart", "as_of_now", "writes_of"]
 
 #: What one transaction may hold in memory: what it has read, by key, and what it is to write.
 MAX_TRANSACTION_BYTES: Final = 256 << 20
@@ -43,6 +44,12 @@ class Tracked:
         self.note: Callable[[bytes], object] = _NOTHING.__contains__ if read_only else self.reads.add
         #: [start, stop) as far as a scan has come; mutable while it goes on.
         self.ranges: list[list[bytes | None]] = []
+
+    def as_of_now(self) -> Tracked:
+        """The same without what is written from here on. What is read of it is read of this."""
+        made = copy(self)
+        made.own = OwnWrites(self.own.batch.copy())
+        return made
 
     def walked(self) -> list[KeyRange]:
         """The ranges that were read."""
@@ -366,6 +373,13 @@ class TransactionPart(OrderedMapping, MutableMapping[bytes, bytes]):
             raise KeyError("popitem(): the store is empty")
         self._write(pair[0], None)
         return pair
+
+
+def as_of_now(part: TransactionPart) -> TransactionPart:
+    """The same table without what the transaction writes from here on. What is read of it is validated. O(writes)."""
+    made = TransactionPart(part._open, part.table)
+    made._tracked = made._tracked.as_of_now()
+    return made
 
 
 def writes_of(part: TransactionPart) -> WriteBatch:

@@ -17,7 +17,7 @@ from typing import Any, Final, Generic, NamedTuple, TypeVar
 from kvwal.batch import WriteBatch
 from kvwal.db.handle import Handle
 from kvwal.db.mapping import Bounds, OrderedMapping, has_expired
-from kvwal.db.part import writes_of
+from kvwal.db.part import TransactionPart, as_of_now, writes_of
 from kvwal.db.snapshot import Snapshot
 from kvwal.db.transaction import Transaction
 from kvwal.engine.engine import Engine
@@ -127,10 +127,9 @@ class _Lookup:
         self,
         spec: IndexSpec[Any, Any, Any],
         part: Callable[[int], OrderedMapping],
-        own: Callable[[int], WriteBatch | None],
         failure_of: Callable[[int], Exception | None],
     ) -> None:
-        """Tables by their ids, and what a transaction itself has written to them.
+        """`part` gives tables by their ids, as they are now: what a transaction writes later is not seen.
 
         IndexNotFoundError, IndexNotReadyError, TableCodecError.
         """
@@ -151,8 +150,8 @@ class _Lookup:
         self._entries = part(index.id)
         is_stale = system.get(stale_key(index.id)) is not None
         self._reverse = part(reverse_of(index.id)) if is_stale else None
-        written = own(row.id)
-        self._own = written if written is not None and len(written) else None
+        written = writes_of(self._table) if isinstance(self._table, TransactionPart) else None
+        self._own = written or None
         self._declared = spec.declared
 
     def entries(self, bounds: Bounds) -> Iterator[bytes]:
@@ -179,8 +178,7 @@ class _Lookup:
         row_of = self._declared.row_of
         found = [
             entry
-            # Of a transaction of tasks more may be written meanwhile.
-            for key, found in list(own.writes.items())
+            for key, found in own.writes.items()
             if (value := plain(found)) is not None and not (self._has_expired and self._table.get(key) is None)
             for entry in entries_of(row_of(key, value), key)
             if bounds.contains(entry)
@@ -311,10 +309,6 @@ class IndexReading(Handle, Generic[I, K, V]):
         return f"<kvwal.{type(self).__name__} {self._spec}>"
 
 
-def _no_writes(table: int) -> None:
-    del table
-
-
 def _nothing() -> None:
     pass
 
@@ -339,7 +333,7 @@ class Index(IndexReading[I, K, V], Generic[I, K, V]):
     def _lookup_now(self) -> tuple[_Lookup, Callable[[], object]]:
         now = Snapshot(self._engine, owner=self._owner)
         try:
-            return _Lookup(self._spec, now.part, _no_writes, self._engine.tables.indexes.failures.get), now.close
+            return _Lookup(self._spec, now.part, self._engine.tables.indexes.failures.get), now.close
         except BaseException:
             now.close()
             raise
@@ -412,7 +406,7 @@ class IndexWithin(IndexReading[I, K, V], Generic[I, K, V]):
     def _lookup(self) -> tuple[_Lookup, Callable[[], object]]:
         of = self._of()
 
-        def written(table: int) -> WriteBatch | None:
-            return writes_of(of.part(table)) if isinstance(of, Transaction) else None
+        def part(table: int) -> OrderedMapping:
+            return as_of_now(of.part(table)) if isinstance(of, Transaction) else of.part(table)
 
-        return _Lookup(self._spec, of.part, written, lambda index: None), _nothing
+        return _Lookup(self._spec, part, lambda index: None), _nothing

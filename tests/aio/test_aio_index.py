@@ -77,6 +77,23 @@ def test_an_index_is_kept_by_every_write_of_tasks() -> None:
     with_store(main)
 
 
+def test_a_scan_in_a_transaction_of_tasks_does_not_see_what_is_written_meanwhile() -> None:
+    async def main(db: AsyncStore) -> None:
+        users = db.table("users", int, codecs.json())
+        by_city = await users.index("by_city", key=city_of, codec=str)
+        await users.update({n: {"city": "Oslo"} for n in range(1000)})
+        async with db.transaction() as txn:
+            mine = await users.within(txn)
+            found = []
+            async for entry in by_city.within(txn).scan():
+                found.append(tuple(entry))
+                mine.put(999 - entry.key, {"city": "Rom"})
+            assert found == [("Oslo", n, {"city": "Oslo"}) for n in range(1000)]
+            assert await by_city.within(txn).count(equal="Rom") == 1000
+
+    with_store(main)
+
+
 def test_an_index_in_a_transaction_of_tasks_and_at_a_past_moment() -> None:
     async def main(db: AsyncStore) -> None:
         users = db.table("users", str, codecs.json())

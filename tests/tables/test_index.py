@@ -405,6 +405,47 @@ def test_a_scan_stays_at_its_moment(users: Any, by_city: Any) -> None:
     assert list(found) == [("A", "a", {"city": "A"}), ("B", "b", {"city": "B"})]
 
 
+@pytest.mark.parametrize("before", ["nothing", "a put", "a delete", "a range", "an expiry"])
+@pytest.mark.parametrize("reverse", [False, True])
+def test_a_scan_in_a_transaction_does_not_see_what_is_written_meanwhile(
+    db: kvwal.Store, users: Any, reverse: bool, before: str
+) -> None:
+    tags = users.index("tags", key=lambda user: user["tags"], codec=str, many=True)
+    users.update({name: {"tags": ["x", "y", name]} for name in "abcde"})
+    with db.transaction() as txn:
+        mine, index = users.within(txn), tags.within(txn)
+        if before == "a put":
+            mine["f"] = {"tags": ["x", "z"]}
+        elif before == "a delete":
+            del mine["c"]
+        elif before == "a range":
+            mine.delete_range("b", "d")
+        elif before == "an expiry":
+            mine.put("b", {"tags": ["b", "y"]}, expire_s=100)
+        expected = sorted((tag, key, value) for key, value in mine.items() for tag in value["tags"])
+        expected.sort(reverse=reverse)
+        pairs, keys = index.scan(reverse=reverse), index.keys(reverse=reverse)
+        found: list[Any] = []
+        for entry in pairs:
+            found.append(tuple(entry))
+            mine[entry.key] = {"tags": [*entry.value["tags"][1:], f"n{len(found)}"]}
+            mine[f"{entry.key}{len(found)}"] = {"tags": ["x"]}
+            mine.delete("b")
+            mine.delete_range("d", "e")
+        assert found == expected
+        assert list(keys) == [entry[:2] for entry in expected]
+        now = sorted((tag, key) for key, value in mine.items() for tag in value["tags"])
+        assert list(index.keys()) == now
+        txn.abort()
+    with db.transaction() as txn:
+        scan = tags.within(txn).scan(equal="a")
+        users.within(txn)["a"] = {"tags": []}
+        assert [entry.value["tags"] for entry in scan] == [["x", "y", "a"]]
+        users["a"] = {"tags": ["x", "y", "a"], "age": 3}
+        with pytest.raises(ConflictError):
+            txn.commit()
+
+
 def test_what_a_transaction_reads_of_an_index_is_validated(db: kvwal.Store, users: Any, by_city: Any) -> None:
     users.update({"a": {"city": "A"}, "b": {"city": "B"}})
 
