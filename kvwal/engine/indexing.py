@@ -218,7 +218,7 @@ class Indexes:
         while True:
             declared = self._declared[index]
             if not self._build_some(index, table, declared):
-                # Taken out before it is looked at again: whoever begins it anew later than that puts it back.
+                # Taken out before it is looked at again: a call that begins it anew later than that puts it back.
                 self._builds.pop(index, None)
                 if not self._is_begun_anew(index, declared):
                     return

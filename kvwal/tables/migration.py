@@ -277,8 +277,8 @@ class _Step:
         keep_asked(row, spec.asked, system)
         now = newest.table(self._table)
         part.writes.update((key, new) for key, old, new in self._changes if now.get(key) == old)
-        # An index is built by the newest version already, or being built (see `keep_asked`), and then what is put here
-        # is read by whom builds it.
+        # An index is built by the newest version already, or being built (see `keep_asked`): then building reads what
+        # is put here.
         part.index_keys = SAME_INDEX_KEYS
         for key in part.writes:
             keep_expiry(now, part, key)

@@ -401,6 +401,7 @@ def test_an_index_keeps_its_entries_and_need_not_be_declared(disk: SimulatedDisk
     with kvwal.open("/kv", files=disk, background=False) as db:
         table = db.table("t", int, THREE)
         assert table.migrate(batch=7).rewritten == 300
+        assert db.verify().ok
         assert versions_of(table) == {3}
         index = table.index("by_rest", key=lambda value: value[0], codec=int)
         index.wait()
