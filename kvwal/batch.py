@@ -211,7 +211,8 @@ class WriteBatch:
         """The writes of this batch to another table, which are committed with it: the same object at each call.
 
         Args:
-            table_id: number of the table, from 1 to 4,294,967,295; the batch itself writes to table 0.
+            table_id: number of the table, `Table.id`; the batch itself writes to table 0. Tables of the store's own,
+                those below 16 and from 2,147,483,648 on, are refused by the commit.
 
         Raises: TypeError, ValueError for an id that cannot be right; UsageError on what `table` returned.
         """

@@ -7,11 +7,14 @@ import gc
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cache
 from typing import Any
 
 import kvwal
+from kvwal.engine.request import CommitRequest
+from kvwal.engine.writes import EncodedBatch
+from kvwal.log import extension_of
 
 #: The smallest settings there are, so that freezes, rolls and checkpoints happen within a few commits.
 TINY: dict[str, Any] = {
@@ -100,6 +103,12 @@ def check_store(db: kvwal.Store) -> None:
         table, key = (tables[row[0]], row[1]) if isinstance(row, tuple) else (0, row)
         newest = engine.reads.part(version, table).get(key, state.seqno)
         assert newest == value, f"the row of {key[:20]!r} in table {table} is not its newest value"
+
+
+def commit_rows(db: kvwal.Store, batch: kvwal.WriteBatch, meta: Mapping[str, str] | None = None) -> None:
+    """Commit a batch that writes to tables of the store's own, as it does itself: no user may."""
+    writes = EncodedBatch(batch, extension_of(meta))
+    db.engine.commit(CommitRequest(writes, sync=db.engine.wants_sync(None)))
 
 
 class Interruption(KeyboardInterrupt):

@@ -11,6 +11,7 @@ from kvwal.aio.opened import AsyncOpened
 from kvwal.batch import Updates, WriteBatch
 from kvwal.engine.operations import PopEdge, SetExpiry, Update, adding, decode_counter
 from kvwal.engine.own_commits import OwnCommits, block_of
+from kvwal.engine.tables import refuse_own
 from kvwal.expiring import expire_us
 from kvwal.keys import MAX_KEY_BYTES, MAX_VALUE_BYTES, Bound, BytesLike, KeyRange, Seqno, as_key, as_value
 from kvwal.log import extension_of
@@ -108,6 +109,8 @@ class AsyncWriting(AsyncOpened):
         What is committed is the batch as it is at the call. An empty batch commits nothing, and the last visible
         seqno is returned.
         """
+        if batch.others:
+            refuse_own(batch.others)
         # A copy: the pipeline looks at it once more after the flush, and other tasks run until then.
         return await self._commits.batch(batch.copy(), durability, extension_of(meta))
 
@@ -120,6 +123,8 @@ class AsyncWriting(AsyncOpened):
         batch = WriteBatch()
         batch.now_us = self._reads.moments.clock.now_us
         yield batch
+        if batch.others:
+            refuse_own(batch.others)
         await self._commits.batch(batch.copy(), durability, extension)
 
     async def update(

@@ -12,6 +12,7 @@ from kvwal.engine.engine import Engine
 from kvwal.engine.operations import PopEdge, SetExpiry, Update, adding, decode_counter
 from kvwal.engine.own_commits import OwnCommits, block_of
 from kvwal.engine.request import CommitRequest, Operation
+from kvwal.engine.tables import refuse_own
 from kvwal.engine.writes import LonePut
 from kvwal.errors import DiskFullError, IndexesChangedError
 from kvwal.expiring import expire_us
@@ -117,8 +118,11 @@ class Writing(Opened, MutableMapping[bytes, bytes]):
     ) -> Seqno:
         """Commit a batch, whole or not at all; it reads nothing, so it never conflicts. Returns its seqno.
 
-        An empty batch commits nothing, whatever `meta` says, and the last visible seqno is returned.
+        An empty batch commits nothing, whatever `meta` says, and the last visible seqno is returned. ValueError for a
+        batch with a table of the store's own.
         """
+        if batch.others:
+            refuse_own(batch.others)
         return self._commit(batch, durability, extension_of(meta))
 
     def _commit(self, batch: WriteBatch, durability: Durability | None, extension: Extension | None) -> Seqno:
@@ -140,6 +144,8 @@ class Writing(Opened, MutableMapping[bytes, bytes]):
         batch = WriteBatch()
         batch.now_us = self._clock.now_us
         yield batch
+        if batch.others:
+            refuse_own(batch.others)
         self._commit(batch, durability, extension)
 
     def update(

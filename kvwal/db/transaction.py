@@ -20,9 +20,10 @@ from kvwal.engine.engine import Engine
 from kvwal.engine.expiry import ExpiryClock
 from kvwal.engine.request import CommitRequest, say_written
 from kvwal.engine.row_cache import RowCache
+from kvwal.engine.tables import refuse_own
 from kvwal.engine.writes import LonePut
-from kvwal.keys import MAX_KEY_BYTES, Bound, BytesLike, Seqno, as_key
-from kvwal.log import extension_of, meta_of
+from kvwal.keys import MAX_KEY_BYTES, SYSTEM_TABLE, Bound, BytesLike, Seqno, as_key
+from kvwal.log import extension_of, is_of_users, meta_of
 
 __all__ = ["Transaction"]
 
@@ -32,6 +33,16 @@ _T = TypeVar("_T")
 _SMALL_BYTES: Final = 1 << 16
 # A row cache without rows: a transaction that has writes of its own, or is over, looks into this one.
 _NO_ROWS: Final = RowCache(0, lambda _: None)
+
+
+class _OwnPart(TransactionPart):
+    """A table of the store's own within a transaction, for reading."""
+
+    __slots__ = ()
+
+    def _refuse_if_read_only(self) -> None:
+        super()._refuse_if_read_only()
+        refuse_own((self._table,))
 
 
 class Transaction(TransactionPart):
@@ -90,9 +101,16 @@ class Transaction(TransactionPart):
         self._extension = extension_of(meta)
 
     def part(self, table: int) -> TransactionPart:
-        """A table as this transaction sees it, by its id."""
+        """A table as this transaction sees it, by its id. ValueError by writes to a table of the store's own."""
         self.reader  # noqa: B018  # it is over without one
-        return TransactionPart(self._open, table) if table else self
+        if not table:
+            return self
+        part = TransactionPart(self._open, table)
+        return part if is_of_users(table) else _OwnPart(self._open, table)
+
+    def _put_row(self, key: bytes, value: bytes) -> None:
+        """Set a row of table 1, which the store itself keeps."""
+        TransactionPart(self._open, SYSTEM_TABLE).put(key, value)
 
     # -- the default table --------------------------------------------------------------------
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
@@ -35,7 +35,7 @@ from kvwal.errors import CorruptionError, Error, FormatError, TableCodecError, T
 from kvwal.expiring import MOST_US, Expiring
 from kvwal.files.names import DATA
 from kvwal.keys import KeyRange
-from kvwal.log import Extension
+from kvwal.log import Extension, is_of_users
 
 if TYPE_CHECKING:
     from kvwal.engine.indexing import Indexes
@@ -62,6 +62,7 @@ __all__ = [
     "keep_asked",
     "make_row",
     "next_ids",
+    "refuse_own",
     "row_key",
     "told_apart",
 ]
@@ -117,6 +118,13 @@ class TableRow:
     value: CodecName
     others: dict[str, Any] = field(default_factory=dict)
     expire_us: int = 0
+
+
+def refuse_own(tables: Iterable[int]) -> None:
+    """ValueError if a table is the store's own: a user does not write to it."""
+    for table in tables:
+        if not is_of_users(table):
+            raise ValueError(f"table {table} is the store's own; write to a table of yours: see Table.id")
 
 
 def as_table_name(name: str, what: str = "a table's name") -> str:

@@ -136,7 +136,7 @@ class InTransaction(Generic[K, V]):
         self._lasts_us = spec.asked.lasts_us(row)
         for key, value in rows.writes.items():
             assert value is not None, "a row is deleted"
-            txn.part(SYSTEM_TABLE).put(key, value)
+            txn._put_row(key, value)
         self._row = None
         self._part = part = txn.part(row.id)
         return part

@@ -157,3 +157,22 @@ def test_a_batch_over_several_tables_is_committed_whole(tmp_path: Path) -> None:
             assert told == [(0, "put", b"a"), (16, "put", b"b"), (17, "delete_range", b"c")]
 
     run(main())
+
+
+@pytest.mark.parametrize("table", [1, 15, 1 << 31, (1 << 32) - 1])
+def test_no_task_writes_to_a_table_of_the_stores_own(tmp_path: Path, table: int) -> None:
+    async def main() -> None:
+        async with kvwal.aio.open(tmp_path / "s") as db:
+            batch = kvwal.WriteBatch()
+            batch.table(table).put(b"a", b"1")
+            with pytest.raises(ValueError, match="the store's own"):
+                await db.commit(batch)
+            with pytest.raises(ValueError, match="the store's own"):
+                async with db.batch() as other:
+                    other.table(table).delete_range()
+            async with db.transaction() as txn:
+                with pytest.raises(ValueError, match="the store's own"):
+                    await txn.part(table).touch(b"a", expire_s=1)
+            assert db.last_seqno == 0
+
+    run(main())

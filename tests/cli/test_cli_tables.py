@@ -10,6 +10,7 @@ from uuid import UUID
 
 import pytest
 from click.testing import CliRunner, Result
+from store_fixtures import commit_rows
 
 import kvwal
 from kvwal import codecs
@@ -224,7 +225,7 @@ def test_a_table_that_cannot_be_used_is_named_beside_the_others(orders: str) -> 
     batch = kvwal.WriteBatch()
     batch.table(1).put(b"\x01orders", b"{}")
     with kvwal.open(orders) as db:
-        db.commit(batch)
+        commit_rows(db, batch)
     result = run("tables", orders, expect=3)
     assert result.stdout == "users\tstr\tjson\t1\n"
     assert "kvwal: table 'orders': " in result.stderr

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from pages_fixtures import table_ids
-from store_fixtures import check_store, problems_of, readers_in, run_threads
+from store_fixtures import check_store, commit_rows, problems_of, readers_in, run_threads
 
 import kvwal
 from kvwal.batch import WriteBatch
@@ -106,7 +106,7 @@ def test_every_moment_of_every_table_is_as_in_a_model(rng: Random, number: int) 
         step = rng.choice(["commit"] * 8 + rare)
         state = db.engine.state
         if step == "commit":
-            db.commit(random_batch(rng, model))
+            commit_rows(db, random_batch(rng, model))
         elif step == "hold":
             readers.append((db.engine.reads.moments.reader("test"), copied(model)))
         elif step == "let go" and readers:
@@ -465,7 +465,7 @@ def build(path: Path, rng: Random) -> Model:
     model: Model = {table: {} for table in TABLES}
     with kvwal.open(path, background=False, durability="os") as db:
         for number in range(60):
-            db.commit(random_batch(rng, model))
+            commit_rows(db, random_batch(rng, model))
             if number == 40:
                 db.checkpoint()
     return model

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner
-from store_fixtures import TINY, problems_of
+from store_fixtures import TINY, commit_rows, problems_of
 
 import kvwal
 from kvwal.__main__ import whole_app
@@ -308,7 +308,7 @@ def test_a_default_expiry_that_is_none_is_damage(disk: SimulatedDisk, wrong: byt
         row = b'{"expire_us":%b,"id":16,"key":["str",1],"v":1,"value":["str",1]}' % wrong
         batch = kvwal.WriteBatch()
         batch.table(SYSTEM_TABLE).put(b"\x01users", row)
-        db.commit(batch)
+        commit_rows(db, batch)
         with pytest.raises(kvwal.CorruptionError):
             db.table("users", str, str)
 

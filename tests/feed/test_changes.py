@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from store_fixtures import TINY, interrupted_at, readers_in, run_threads, wait_until
+from store_fixtures import TINY, commit_rows, interrupted_at, readers_in, run_threads, wait_until
 
 import kvwal
 from kvwal import ClosedError, FeedGap, ForkedError, PoisonedError, ReadOnlyError
@@ -113,7 +113,7 @@ def test_the_feed_is_the_commits_that_survive(program: list[Any], durability: An
         elif step[0] == "system":
             batch = WriteBatch()
             batch.table(1).put(b"a", b"the store's own")
-            db.commit(batch)
+            commit_rows(db, batch)
             model.append([])
         elif step[0] == "read":
             look(feed, step[1])

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from store_fixtures import TINY, problems_of, run_threads
+from store_fixtures import TINY, commit_rows, problems_of, run_threads
 
 import kvwal
 from kvwal import ClosedError, CorruptionError, FeedGap, FormatError, ReadOnlyError
@@ -55,7 +55,7 @@ def commit(db: kvwal.Store, way: str, meta: dict[str, str] | None, size: int) ->
             batch.put(b"x", value)
             batch.table(16).put(b"x", value)
             batch.table(1).put(b"x", b"the store's own")
-            db.commit(batch, meta=meta)
+            commit_rows(db, batch, meta=meta)
             return 3
         case "batch":
             with db.batch(meta=meta) as batch:
@@ -124,7 +124,7 @@ def test_what_a_commit_says_of_itself_is_there_as_long_as_the_commit(
         elif step[0] == "system":
             batch = WriteBatch()
             batch.table(1).put(b"a", b"the store's own")
-            db.commit(batch, meta=TELLER)
+            commit_rows(db, batch, meta=TELLER)
             model.append(None)
         elif step[0] in ("reopen", "crash"):
             if step[0] == "crash":

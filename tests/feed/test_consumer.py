@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from store_fixtures import TINY, check_store, interrupted_at, run_threads
+from store_fixtures import TINY, check_store, commit_rows, interrupted_at, run_threads
 
 import kvwal
 from kvwal import ClosedError, ConsumerExistsError, CorruptionError, FeedGap, FencedError, LockedError, ReadOnlyError
@@ -108,13 +108,13 @@ def test_a_damaged_row_is_said_at_open_and_a_newer_one_is_left_alone(disk: Simul
     with opened(disk) as db:
         batch = WriteBatch()
         batch.table(1).put(row_key("newer"), b"\x02 what a newer version writes")
-        db.commit(batch)
+        commit_rows(db, batch)
     with opened(disk) as db:
         with pytest.raises(FormatError):
             consumer(db, "newer")
         batch = WriteBatch()
         batch.table(1).put(row_key("damaged"), b"\x01")
-        db.commit(batch)
+        commit_rows(db, batch)
     with pytest.raises(CorruptionError, match="damaged"):
         opened(disk)
 
@@ -641,7 +641,7 @@ def test_a_row_that_moved_fences_whatever_its_epoch(db: kvwal.Store) -> None:
     [row] = db.engine.upkeep.consumers.rows()
     moved = ConsumerRow("mailer", row.line, Seqno(2), row.epoch, row.created_us, row.limits, row.filter_hash)
     batch_of_another.table(1).put(row_key("mailer"), encode_row(moved))
-    db.commit(batch_of_another)
+    commit_rows(db, batch_of_another)
     with pytest.raises(FencedError):
         feed.ack(batch)
 
@@ -857,7 +857,7 @@ def test_a_position_on_another_line_is_lost(disk: SimulatedDisk, db: kvwal.Store
     [row] = db.engine.upkeep.consumers.rows()
     batch = WriteBatch()
     batch.table(1).put(row_key("mailer"), encode_row(replace(row, line=b"another!")))
-    db.commit(batch)
+    commit_rows(db, batch)
     db.close()
     with opened(disk) as db, consumer(db) as feed:
         assert only(db).state == "lost"

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from store_fixtures import TINY, check_store, interrupted_at
+from store_fixtures import TINY, check_store, commit_rows, interrupted_at
 
 import kvwal
 from kvwal import ClosedError, CorruptionError, FeedGap, FencedError
@@ -112,7 +112,7 @@ def test_a_row_of_a_newer_version_is_left_alone(disk: SimulatedDisk, db: kvwal.S
     consumer(db).close()
     batch = WriteBatch()
     batch.table(1).put(parked_key("counter", Seqno(1)), b"\x02 what a newer version writes")
-    db.commit(batch)
+    commit_rows(db, batch)
     db.close()
     with opened(disk) as db:
         assert parked(db) == []

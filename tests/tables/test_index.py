@@ -11,7 +11,7 @@ from random import Random
 from typing import Any
 
 import pytest
-from store_fixtures import TINY, check_store, interrupted_at, problems_of, run_threads, wait_until
+from store_fixtures import TINY, check_store, commit_rows, interrupted_at, problems_of, run_threads, wait_until
 
 import kvwal
 from kvwal import codecs
@@ -934,7 +934,7 @@ def test_a_table_with_a_damaged_index_is_not_written_to(disk: SimulatedDisk) -> 
         batch = kvwal.WriteBatch()
         row = TableRow("users", users.id or 0, STR, CodecName("json", 1), {"indexes": 3})
         batch.table(1).put(row_key("users"), encode_row(row))
-        db.commit(batch)
+        commit_rows(db, batch)
     with open_store(disk) as db, pytest.raises(CorruptionError, match="an index that is not valid"):
         users_of(db)
 

@@ -8,7 +8,7 @@ from random import Random
 from typing import Any
 
 import pytest
-from store_fixtures import check_store, run_threads
+from store_fixtures import check_store, commit_rows, run_threads
 
 import kvwal
 import kvwal.aio
@@ -374,7 +374,7 @@ def test_a_row_that_is_not_valid_is_as_none(db: kvwal.Store, changed: dict[str, 
     assert table.id is not None
     batch = WriteBatch()
     batch.table(1).put(migration_key(table.id), data)
-    db.commit(batch)
+    commit_rows(db, batch)
     assert table.migrate().rewritten == 10
     assert row_of(db, table.id) is None
 
@@ -385,7 +385,7 @@ def test_a_row_of_a_newer_version_is_left_alone(db: kvwal.Store) -> None:
     data = json.dumps({**json.loads(encode_migration(ROW)), "v": 2}).encode()
     batch = WriteBatch()
     batch.table(1).put(migration_key(table.id), data)
-    db.commit(batch)
+    commit_rows(db, batch)
     with pytest.raises(FormatError, match="version 2"):
         table.migrate()
     assert row_of(db, table.id) == data

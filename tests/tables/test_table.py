@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, MutableMapping
 from datetime import UTC, datetime
 from random import Random
 from typing import Any
 
 import pytest
-from store_fixtures import check_store, problems_of, run_threads
+from store_fixtures import check_store, commit_rows, problems_of, run_threads
 
 import kvwal
 from kvwal import codecs
@@ -308,7 +308,7 @@ def test_a_name_that_cannot_be_is_refused(db: kvwal.Store, name: str) -> None:
 def test_a_row_that_is_not_valid_says_so(db: kvwal.Store, value: bytes, error: type[Exception]) -> None:
     batch = kvwal.WriteBatch()
     batch.table(1).put(b"\x01users", value)
-    db.commit(batch)
+    commit_rows(db, batch)
     for call in (lambda: db.table("users"), lambda: db.drop_table("users"), lambda: db.rename_table("users", "x")):
         with pytest.raises(error):
             call()
@@ -316,7 +316,7 @@ def test_a_row_that_is_not_valid_says_so(db: kvwal.Store, value: bytes, error: t
     assert info.problem is not None
     batch.table(1).put(b"\x01users", b'{"v":1,"id":16,"key":["str",1],"new":[1],"value":["json",1]}')
     batch.table(1).put(b"\x02", value)
-    db.commit(batch)
+    commit_rows(db, batch)
     with pytest.raises(CorruptionError, match="next table ids"):
         db.table("others")[b"a"] = b"b"
     # Members of a newer version are kept.
@@ -931,6 +931,37 @@ def test_a_delete_without_a_table_returns_the_last_seqno(db: kvwal.Store) -> Non
     assert db.last_seqno == 1
 
 
+@pytest.mark.parametrize("table", [1, 15, 1 << 31, (1 << 32) - 1])
+def test_a_user_does_not_write_to_a_table_of_the_stores_own(db: kvwal.Store, table: int) -> None:
+    calls: list[Callable[[MutableMapping[bytes, bytes]], object]] = [
+        lambda part: part.__setitem__(b"\x03c", b"\x01"),
+        lambda part: part.update({b"\x03c": b"\x01"}),
+        lambda part: part.popitem(),
+        lambda part: part.clear(),
+    ]
+    batch = WriteBatch()
+    batch.put(b"a", b"1")
+    batch.table(table).put(b"\x03c", b"\x01")
+    with pytest.raises(ValueError, match=f"table {table} is the store's own"):
+        db.commit(batch)
+    with pytest.raises(ValueError, match="the store's own"), db.batch() as batch:
+        batch.table(table).delete_range()
+    for call in calls:
+        with db.transaction() as txn, pytest.raises(ValueError, match="the store's own"):
+            call(txn.part(table))
+        with pytest.raises(ValueError, match="the store's own"):
+            db.run(lambda txn, call=call: call(txn.part(table)))
+        with pytest.raises(ReadOnlyError), db.transaction(read_only=True) as txn:
+            call(txn.part(table))
+    db[b"b"] = b"2"
+    with db.consumer("mailer", start="oldest", timeout_s=0) as consumer:
+        with pytest.raises(ValueError, match="the store's own"):
+            consumer.project(lambda txn, changes: calls[0](txn.part(table)), timeout_s=0)
+        consumer.project(lambda txn, changes: txn.part(table).get(b"\x03c"), timeout_s=0)
+    assert dict(db) == {b"b": b"2"}
+    assert problems_of(db) == []
+
+
 @pytest.mark.parametrize(
     ("value", "says"), [(b"{}", "the row of table b'b' is not valid"), (b'{"v":2}', "is of version 2")]
 )
@@ -940,7 +971,7 @@ def test_a_row_that_cannot_be_read_hides_no_other_table(db: kvwal.Store, value: 
     batch = WriteBatch()
     batch.table(1).put(b"\x01b", value)
     batch.table(1).put(b"\x01b\xff", value)
-    db.commit(batch)
+    commit_rows(db, batch)
     first, bad, worse, last = db.tables()
     assert (first.name, first.keys, first.problem) == ("a", 1, None)
     assert (bad.name, bad.id, bad.key, bad.value, bad.keys) == ("b", -1, "", "", 0)
