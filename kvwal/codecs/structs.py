@@ -1,7 +1,7 @@
 """Values of types as JSON and MessagePack, by msgspec: dataclasses, attrs classes, Structs, TypedDicts and the rest.
 
 msgspec is imported when a codec is made, since it is an extra. It checks each field when a value is read. When one is
-written, only the class of the whole is checked.
+written, only the class of the whole is checked; a value of another class than the type's own is read once more.
 """
 
 from __future__ import annotations
@@ -70,17 +70,22 @@ def typed_functions(form: str, kind: Any, called: str | None, plain: Callable[[b
     name = f"{form}[{called or spelled(kind)}]"
     read, write = module.Decoder(kind).decode, _writer(module)
     exact, others = _classes(kind)
+    is_any = Any in members_of(kind)
 
     def encode(value: Any) -> bytes:
-        if type(value) not in exact and not isinstance(value, others):
+        is_exact = is_any or type(value) in exact
+        if not is_exact and not isinstance(value, others):
             raise refused(value, spelled(kind))
         data = write(value)
-        if form == "json" and b"null" in data:
-            # NaN is written as null, which no float is read from.
+        # Not every value of a subclass is one of its type: a bool is an int, and a datetime a date. NaN is written as
+        # null, which no float is read from.
+        if not is_exact or (form == "json" and b"null" in data):
             try:
                 read(data)
             except ValueError as error:
-                raise ValueError(f"{spelled(kind)} would not be read again: {error}; JSON has no NaN") from None
+                if is_exact:
+                    raise ValueError(f"{spelled(kind)} would not be read again: {error}; JSON has no NaN") from None
+                raise TypeError(f"{refused(value, spelled(kind))}: {error}") from None
         return data
 
     def convert(value: Any) -> Any:
@@ -90,7 +95,7 @@ def typed_functions(form: str, kind: Any, called: str | None, plain: Callable[[b
 
 
 def _classes(kind: Any) -> tuple[set[type], tuple[type, ...]]:
-    """The classes of the values of a type, as far as they can be told: those that have fields, and others.
+    """The classes of the values of a type, as far as they can be told, and those whose subclasses may be meant, too.
 
     An instance of a subclass of one with fields may have fields that would not be read again.
     """
@@ -103,5 +108,6 @@ def _classes(kind: Any) -> tuple[set[type], tuple[type, ...]]:
         elif is_dataclass(origin) or hasattr(origin, "__struct_fields__") or hasattr(origin, "__attrs_attrs__"):
             exact.add(origin)
         else:
+            exact.add(origin)
             others.extend((int, float) if origin is float else (origin,))
     return exact, tuple(others)

@@ -8,11 +8,14 @@ import subprocess
 import sys
 import tracemalloc
 import zlib
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
+from enum import StrEnum
+from http import HTTPStatus
 from types import SimpleNamespace
-from typing import Any, Generic, NamedTuple, TypedDict, TypeVar
+from typing import Any, Generic, Literal, NamedTuple, TypedDict, TypeVar
 from uuid import UUID
 
 import attrs
@@ -226,6 +229,16 @@ WRONG: list[tuple[Any, Any, type[Exception], str]] = [
     (codecs.json(Typed), Struct(1), TypeError, "Typed is expected, not Struct"),
     (codecs.json(list[Struct]), (Struct(1),), TypeError, r"list\[Struct\] is expected, not tuple"),
     (codecs.json(int | str), 1.5, TypeError, r"int \| str is expected, not float"),
+    *((codecs.json(kind), True, TypeError, "is expected, not bool") for kind in (int, float, int | None, str | int)),
+    (codecs.msgpack(int), False, TypeError, "int is expected, not bool: Expected `int`, got `bool`"),
+    (codecs.msgpack(float | None), False, TypeError, "is expected, not bool"),
+    (codecs.versioned(codecs.json(int), version=1), True, TypeError, "int is expected, not bool"),
+    (codecs.compressed(codecs.json(int)), True, TypeError, "int is expected, not bool"),
+    (codecs.json(date), MOMENT, TypeError, "date is expected, not datetime"),
+    (codecs.msgpack(date | None), MOMENT, TypeError, "is expected, not datetime"),
+    (codecs.json(float), 10**400, TypeError, "float is expected, not int: Number out of range"),
+    (codecs.json(Sequence[int]), "ab", TypeError, r"Sequence\[int\] is expected, not str"),
+    (codecs.json(Literal["a"]), "b", TypeError, "is expected, not str: Invalid enum value 'b'"),
     (codecs.json(Named), Named(1, math.nan), ValueError, "would not be read again: Expected `float`, got `null`"),
     (codecs.msgpack(), object(), TypeError, "unsupported"),
     (codecs.msgpack(), 1 << 70, OverflowError, "serialize ints"),
@@ -305,6 +318,30 @@ def test_an_int_is_taken_where_a_float_is_expected() -> None:
     """As type checkers take it."""
     codec = codecs.json(float)
     assert codec.decode(codec.encode(1)) == 1.0
+
+
+@pytest.mark.parametrize("make", [codecs.json, codecs.msgpack])
+@pytest.mark.parametrize("kind", [Any, int | Any, list[Any] | bool | int | None | dict[str, Any]])
+def test_a_type_that_has_bools_takes_them_and_any_takes_whatever_the_format_has(make: Any, kind: Any) -> None:
+    codec = make(kind)
+    for value in (True, 1, None, [1, {"a": None}], {"a": False}):
+        back = codec.decode(codec.encode(value))
+        assert (back, type(back)) == (value, type(value))
+    assert value_codec(Any).name == "json[Any]"
+
+
+@pytest.mark.parametrize("make", [codecs.json, codecs.msgpack])
+def test_a_value_of_a_subclass_is_taken_where_it_is_read_as_an_equal_one(make: Any) -> None:
+    for kind, value in (
+        (int, HTTPStatus.OK),
+        (str, StrEnum("Enum", ["A"]).A),  # type: ignore[attr-defined]  # made at run time
+        (dict[str, int], Counter("aab")),
+        (tuple[int, float], Named(1, 2.0)),
+        (Literal["a", "b"], "b"),
+        (date, date(2030, 1, 1)),
+    ):
+        codec = make(kind)
+        assert codec.decode(codec.encode(value)) == value
 
 
 def test_pickles_have_values_of_any_class() -> None:
