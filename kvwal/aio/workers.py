@@ -149,18 +149,23 @@ async def in_thread(function: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwa
 async def to_the_end(
     function: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs
 ) -> tuple[_T, BaseException | None]:
-    """Like `in_thread`, but waits for the end even when cancelled: the result, and the cancellation if there was."""
+    """Like `in_thread`, but as `the_end_of`: it waits for the end even when cancelled."""
     return await the_end_of(_started(function, *args, **kwargs))
 
 
 async def the_end_of(future: asyncio.Future[_T]) -> tuple[_T, BaseException | None]:
-    """The result of a future, which is waited for even when cancelled, and the cancellation if there was."""
+    """The result of a future, which is waited for even when cancelled, and the cancellation if there was.
+
+    A cancellation that comes before the future fails is raised in place of the failure, which is its cause.
+    """
     cancelled: BaseException | None = None
     while not future.done():
         try:
             await asyncio.wait([future])
         except asyncio.CancelledError as error:
             cancelled = error
+    if cancelled is not None and not future.cancelled() and (failure := future.exception()) is not None:
+        raise cancelled from failure
     return future.result(), cancelled
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from store_fixtures import readers_in
 import kvwal
 import kvwal.aio
 from kvwal.aio import AsyncTransaction, committed_seqno
+from kvwal.aio.workers import to_the_end
 
 # -- cancellation -----------------------------------------------------------------------------
 
@@ -214,6 +216,31 @@ def test_cancelling_while_closing_closes_all_the_same(tmp_path: Path) -> None:
             await close
         assert db.store.closed
         kvwal.open(tmp_path / "s").close()
+
+    run(main())
+
+
+def test_a_task_that_is_cancelled_while_a_thread_fails_is_cancelled_all_the_same() -> None:
+    async def main() -> None:
+        loop, begun, failing = asyncio.get_running_loop(), asyncio.Event(), threading.Event()
+        failure = OSError("the disk is gone")
+
+        def fails() -> None:
+            loop.call_soon_threadsafe(begun.set)
+            failing.wait(SLOW_S)
+            raise failure
+
+        task = asyncio.ensure_future(to_the_end(fails))
+        await begun.wait()
+        task.cancel()
+        await ready()
+        assert not task.done()
+        failing.set()
+        with pytest.raises(asyncio.CancelledError) as caught:
+            await task
+        assert caught.value.__cause__ is failure
+        with pytest.raises(OSError, match="the disk is gone"):
+            await to_the_end(fails)
 
     run(main())
 

@@ -11,7 +11,7 @@ from random import Random
 from typing import Any
 
 import pytest
-from aio_fixtures import gated, holds, opened, ready, run
+from aio_fixtures import SLOW_S, gated, holds, opened, ready, run
 
 import kvwal
 import kvwal.aio
@@ -368,6 +368,40 @@ def test_what_is_set_aside_and_gone_is_told() -> None:
             async with feed.rebase():
                 pass
             assert await feed.replay_parked(count) == 0
+
+    run(main())
+
+
+def test_a_task_that_is_cancelled_while_it_finds_what_is_gone_takes_up_nothing_more() -> None:
+    async def main() -> None:
+        async with opened() as db, consumer(db, on_error="park") as feed:
+
+            async def fails(txn: AsyncTransaction, changes: Sequence[Change]) -> None:
+                raise ValueError
+
+            for key in (b"a", b"b"):
+                await db.put(key, b"1")
+                await feed.project(fails, timeout_s=0)
+            begun, gone = asyncio.Event(), threading.Event()
+            loop, taken_up, gap = asyncio.get_running_loop(), feed._taken_up, FeedGap(1, 3, 4)
+
+            def first_is_gone(parked: Any) -> Any:
+                if begun.is_set():
+                    return taken_up(parked)
+                loop.call_soon_threadsafe(begun.set)
+                gone.wait(SLOW_S)
+                raise gap
+
+            feed._taken_up = first_is_gone
+            task = asyncio.ensure_future(feed.replay_parked(count))
+            await begun.wait()
+            task.cancel()
+            await ready()
+            gone.set()
+            with pytest.raises(asyncio.CancelledError) as caught:
+                await task
+            assert caught.value.__cause__ is gap
+            assert await counted(db) == {}
 
     run(main())
 
