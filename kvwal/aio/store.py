@@ -22,6 +22,7 @@ from kvwal.backup.port import Where
 from kvwal.db.transaction import Transaction
 from kvwal.engine.recovery import RecoveryReport
 from kvwal.engine.request import CommitRequest
+from kvwal.engine.row_cache import RowCache
 from kvwal.engine.stats import Pin, Stats
 from kvwal.engine.verify import VerifyReport
 from kvwal.errors import ClosedError, ConflictError, ForkedError
@@ -270,6 +271,8 @@ class AsyncStore(AsyncWriting, AsyncRemembering, AsyncNaming):
                 pass
             self._workers.refuse_other_loops()
             self._commits.closing = asyncio.ensure_future(self._close())
+            # The rows, which `get` looks at first, are those of the store beneath, which may stay open.
+            self._cache = RowCache(0, lambda _: None)
         _, cancelled = await the_end_of(self._commits.closing)
         if cancelled is not None:
             raise cancelled

@@ -196,8 +196,8 @@ _OVER: Any = _Over()
 class SharedStore(Store):
     """A `Store` that others in this process may hold as well, made by `shared`: the last of them closes it.
 
-    After its own `close` it raises `ClosedError`. Snapshots and transactions that were begun with it go on until the
-    store is closed. A holder that is collected counts as closed.
+    After its own `close` it raises `ClosedError`. What was made with it goes on until the store is closed: tables,
+    which also write, feeds, consumers, snapshots and transactions. A holder that is collected counts as closed.
     """
 
     def __init__(self, registry: _Registry, share: _Share, holder: object) -> None:

@@ -111,6 +111,30 @@ def test_after_its_close_a_wrapper_refuses_commits_of_what_was_begun_before(tmp_
         run(main(store))
 
 
+def test_after_its_close_a_wrapper_reads_nothing_be_it_cached_or_not(tmp_path: Path) -> None:
+    async def main(store: kvwal.Store) -> None:
+        db = AsyncStore(store)
+        table = db.table("t", str, str)
+        await table.put("a", "1")
+        await db.put(b"a", b"1")
+        assert await db.get(b"a") == b"1"
+        closing = asyncio.ensure_future(db.close())
+        await asyncio.sleep(0)
+        for closed in (False, True):
+            of_store = (lambda: db.get(b"a"), lambda: db.get(b"a", b"x"), lambda: db.get(b"b"), lambda: db.get_many([]))
+            for read in (*of_store, lambda: table.get("a"), lambda: table.get_many(["a"])):
+                with pytest.raises(kvwal.ClosedError):
+                    await read()
+            assert closing.done() is closed
+            await closing
+        assert store[b"a"] == b"1"
+        async with AsyncStore(store) as other:
+            assert await other.get(b"a") == b"1"
+
+    with kvwal.open(tmp_path / "s", durability="os") as store:
+        run(main(store))
+
+
 def test_what_was_begun_before_a_wrapper_was_closed_is_read_on(tmp_path: Path) -> None:
     async def main(store: kvwal.Store) -> None:
         db = AsyncStore(store)

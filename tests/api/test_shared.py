@@ -100,6 +100,24 @@ def test_only_the_last_close_closes_and_each_holder_is_closed_by_its_own(tmp_pat
         assert db[b"k"] == b"2"
 
 
+def test_what_was_made_with_a_holder_goes_on_until_the_last_one_is_closed(tmp_path: Path) -> None:
+    one, other = (kvwal.shared(tmp_path / "s", durability="os") for _ in range(2))
+    table, snapshot, feed = one.table("t", str, int), one.snapshot(), one.consumer("mailer", timeout_s=0)
+    table["a"] = 1
+    one.close()
+    with pytest.raises(ClosedError):
+        one.table("t", str, int)
+    table["b"] = 2
+    assert dict(other.table("t", str, int)) == {"a": 1, "b": 2}
+    assert dict(snapshot) == {}
+    other.sync()
+    assert len(next(feed).changes) == 2
+    other.close()
+    for use in (lambda: table.put("c", 3), lambda: table["a"], lambda: snapshot.get(b"a"), lambda: next(feed)):
+        with pytest.raises(ClosedError):
+            use()
+
+
 def test_other_options_than_those_of_the_open_store_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "a.kv"
     with kvwal.shared(path, durability="os", cache_bytes=1 << 20) as db:
