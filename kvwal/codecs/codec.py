@@ -3,7 +3,7 @@
 Rules:
 
 - `decode(encode(value))` is equal to `value`. Bytes that `encode` never makes raise `CodecError`; a value that cannot
-  be encoded raises TypeError or ValueError.
+  be encoded raises TypeError, ValueError or OverflowError.
 - The bytes of a key codec sort as its values do, and equal values have equal bytes.
 - A table remembers a codec by its name and version, so these never change for one encoding.
 """
@@ -42,7 +42,7 @@ class Codec(Protocol[T]):
     @property
     def version(self) -> int: ...
     def encode(self, value: T, /) -> bytes:
-        """The bytes of a value. TypeError and ValueError for what it cannot store."""
+        """The bytes of a value. TypeError, ValueError and OverflowError for what it cannot store."""
 
     def decode(self, data: bytes, /) -> T:
         """The value of these bytes. CodecError if they are not what `encode` makes."""

@@ -100,7 +100,8 @@ def json(kind: UnionType, *, name: str | None = None) -> Codec[Any]: ...
 def json(kind: Any = None, *, name: str | None = None) -> Any:
     """Values as JSON: what Python's own module has, or those of a type by msgspec (`pip install 'kvwal[msgspec]'`).
 
-    Bytes are the same for values that are equal: names are in order, and there are no spaces. NaN is refused.
+    Equal values have the same bytes unless their classes differ, as those of 1, 1.0 and True do: names are in order,
+    and there are no spaces. NaN is refused.
 
     Args:
         kind: a dataclass, attrs class, `msgspec.Struct`, TypedDict, NamedTuple, or any type that msgspec knows. Each
