@@ -12,6 +12,7 @@ from kvwal.batch import Updates, WriteBatch
 from kvwal.engine.operations import PopEdge, SetExpiry, Update, adding, decode_counter
 from kvwal.engine.own_commits import OwnCommits, block_of
 from kvwal.engine.tables import refuse_own
+from kvwal.engine.value import MISSING
 from kvwal.expiring import expire_us
 from kvwal.keys import MAX_KEY_BYTES, MAX_VALUE_BYTES, Bound, BytesLike, KeyRange, Seqno, as_key, as_value
 from kvwal.log import extension_of
@@ -166,17 +167,15 @@ class AsyncWriting(AsyncOpened):
         assert value is not None
         return value
 
-    async def pop(self, key: BytesLike, *default: Any) -> Any:
+    async def pop(self, key: BytesLike, default: Any = MISSING) -> Any:
         """Remove `key` and return its value; `default`, if given, or KeyError if it is not there. Atomic."""
-        if len(default) > 1:
-            raise TypeError(f"pop takes a key and at most one default, not {len(default)}")
         checked = as_key(key)
         value = (await self._update(checked, lambda old: None)).old
         if value is not None:
             return value
-        if default:
-            return default[0]
-        raise KeyError(checked)
+        if default is MISSING:
+            raise KeyError(checked)
+        return default
 
     async def popitem(
         self, start: Bound = None, stop: Bound = None, *, last: bool = True

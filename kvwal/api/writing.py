@@ -13,6 +13,7 @@ from kvwal.engine.operations import PopEdge, SetExpiry, Update, adding, decode_c
 from kvwal.engine.own_commits import OwnCommits, block_of
 from kvwal.engine.request import CommitRequest, Operation
 from kvwal.engine.tables import refuse_own
+from kvwal.engine.value import MISSING
 from kvwal.engine.writes import LonePut
 from kvwal.errors import DiskFullError, IndexesChangedError
 from kvwal.expiring import expire_us
@@ -201,16 +202,14 @@ class Writing(Opened, MutableMapping[bytes, bytes]):
             assert value is not None
         return value
 
-    def pop(self, key: BytesLike, *default: Any) -> Any:
+    def pop(self, key: BytesLike, default: Any = MISSING) -> Any:
         """Remove `key` and return its value; `default`, if given, or KeyError if it is not there. Atomic."""
-        if len(default) > 1:
-            raise TypeError(f"pop takes a key and at most one default, not {len(default)}")
         checked = as_key(key)
         value = self._update(checked, lambda old: None).old
         if value is None:
-            if default:
-                return default[0]
-            raise KeyError(checked)
+            if default is MISSING:
+                raise KeyError(checked)
+            return default
         return value
 
     def popitem(

@@ -16,10 +16,11 @@ from typing import Any, Final, ParamSpec, TypeAlias, TypeVar, Unpack, overload
 import kvwal.api.open
 from kvwal.api.store import Store
 from kvwal.db.handle import Closing
+from kvwal.engine.value import MISSING
 from kvwal.errors import Error
 from kvwal.files import PathArgument, parent_and_name, path_text, system_files
 from kvwal.files.names import DATA
-from kvwal.keys import BytesLike
+from kvwal.keys import BytesLike, as_key
 from kvwal.log.segment import store_id_of_log
 from kvwal.options import Flag, OpenOptions
 
@@ -161,9 +162,9 @@ class Database(MutableMapping[Any, bytes], Closing):
         return self._store.setdefault(_encoded(key), _encoded(default))
 
     @_raising_error
-    def pop(self, key: _Text, *default: Any) -> Any:
+    def pop(self, key: _Text, default: Any = MISSING) -> Any:
         """Remove `key` and return its value; `default`, if given, or KeyError if it is not there."""
-        return self._store.pop(_encoded(key), *default)
+        return self._store.pop(_encoded(key), default)
 
     @_raising_error
     def popitem(self) -> tuple[bytes, bytes]:
@@ -204,7 +205,7 @@ class Database(MutableMapping[Any, bytes], Closing):
     @_raising_error
     def nextkey(self, key: _Text) -> bytes | None:
         """The key that comes after `key`, which need not be there; None if there is none."""
-        last = bytes(_encoded(key))
+        last = as_key(_encoded(key))
         return next((following for following in self._store.keys(last, limit=2) if following != last), None)
 
     @_raising_error

@@ -68,9 +68,17 @@ class TableSpec(Generic[K, V]):
             part.put(codec.encode(key), encoded)
 
     def puts(self, pairs: Mapping[K, V] | Iterable[tuple[K, V]]) -> WriteBatch:
-        """Puts of pairs, for `into`."""
+        """Puts of pairs, for `into`: of a mapping, of what has `keys` and `[]`, or of an iterable."""
         made = WriteBatch()
-        for key, value in pairs.items() if isinstance(pairs, Mapping) else pairs:
+        found: Iterable[tuple[K, V]]
+        if isinstance(pairs, Mapping):
+            found = pairs.items()
+        elif hasattr(pairs, "keys"):
+            mapping: Any = pairs
+            found = [(key, mapping[key]) for key in mapping.keys()]  # noqa: SIM118  # it need not be iterable
+        else:
+            found = pairs
+        for key, value in found:
             self.put_into(made, key, value)
         return made
 
@@ -102,6 +110,9 @@ class TableSpec(Generic[K, V]):
             first = max(first, head.start)
             ends = [each for each in (end, head.stop) if each is not None]
             end = min(ends, default=None)
+        if end is not None and len(end) > MAX_KEY_BYTES:
+            # Longer than a key can be, as behind a prefix that is as long as one: below this are the same keys.
+            end = stop_of_prefix(end[:MAX_KEY_BYTES])
         return Bounds(first, end, None, reverse, limit)
 
     def range(self, start: Any, stop: Any) -> KeyRange:

@@ -10,7 +10,7 @@ from kvwal.db.mapping import OrderedMapping
 from kvwal.db.snapshot import Snapshot
 from kvwal.db.transaction import Transaction
 from kvwal.engine.engine import Engine
-from kvwal.engine.value import Value
+from kvwal.engine.value import MISSING, Value
 from kvwal.keys import Seqno
 from kvwal.options import Durability
 from kvwal.tables.reading import TypedReading
@@ -203,9 +203,9 @@ class WritableTable(TypedReading[K, V], MutableMapping[K, V], Generic[K, V]):
         """The value of `key`; if there is none, put `default` first. Atomic, and never a conflict."""
         return at_once(self._writes.setdefault, key, default)
 
-    def pop(self, key: K, *default: Any) -> Any:
+    def pop(self, key: K, default: Any = MISSING) -> Any:
         """Remove `key` and return its value; `default`, if given, or KeyError if it is not there. Atomic."""
-        return at_once(self._writes.pop, key, *default)
+        return at_once(self._writes.pop, key, default)
 
     def popitem(
         self, start: K | Any = None, stop: K | Any = None, *, prefix: Any = None, last: bool = True

@@ -18,7 +18,7 @@ from kvwal.batch import SAME_INDEX_KEYS, WriteBatch
 from kvwal.engine.operations import adding, decode_counter, keep_expiry, set_expiry
 from kvwal.engine.request import Newest, Operation
 from kvwal.engine.tables import InDefaultTable, InTable, MakeTable
-from kvwal.engine.value import Value
+from kvwal.engine.value import MISSING, Value
 from kvwal.errors import IndexesChangedError, TableNotFoundError
 from kvwal.expiring import Expiring, expire_us, plain
 from kvwal.keys import STAMP, KeyRange, Seqno
@@ -32,8 +32,6 @@ _T = TypeVar("_T")
 _P = ParamSpec("_P")
 K = TypeVar("K")
 V = TypeVar("V")
-
-_MISSING: Any = object()
 
 
 _START = methodcaller("send", None)
@@ -373,13 +371,13 @@ class Writing(Generic[K, V]):
             assert value is not None
         return spec.value.decode(value)
 
-    async def pop(self, key: K, default: Any = _MISSING) -> Any:
+    async def pop(self, key: K, default: Any = MISSING) -> Any:
         """Remove `key` and return its value; `default`, if given, or KeyError if it is not there. Atomic."""
         spec = self._spec
         value = (await _change(self._way, spec, spec.encode_key(key), lambda old: None))[0]
         if value is not None:
             return spec.value.decode(value)
-        if default is _MISSING:
+        if default is MISSING:
             raise KeyError(key)
         return default
 

@@ -182,6 +182,48 @@ class HasKeys:
 UPDATES: list[Any] = [{b"k1": b"1"}, [(b"k1", b"1")], iter([[b"k1", b"1"]]), zip([b"k1"], [b"1"], strict=True)]
 
 
+def test_a_default_of_pop_may_be_named_as_that_of_every_mapping(db: Store) -> None:
+    table = db.table("t", str, int)
+    for mapping, key in ((db, b"none"), (table, "none"), (db.transaction(), b"none")):
+        assert mapping.pop(key, 7) == mapping.pop(key, default=7) == 7
+        assert mapping.pop(key, None) is mapping.pop(key, default=None) is None
+        with pytest.raises(KeyError):
+            mapping.pop(key)
+        with pytest.raises(TypeError):
+            mapping.pop(key, 1, 2)
+    assert db.pop(b"k0", default=7) == b"v0"
+
+
+def test_an_asyncio_default_of_pop_may_be_named(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with kvwal.aio.open(tmp_path / "s") as db:
+            table = db.table("t", str, int)
+            assert await db.pop(b"none", default=7) == await table.pop("none", default=7) == 7
+            assert await db.pop(b"none", None) is await table.pop("none", None) is None
+            with pytest.raises(KeyError):
+                await db.pop(b"none")
+
+    run(main())
+
+
+def test_update_of_a_table_takes_what_dict_takes(db: Store) -> None:
+    class OfTable:
+        def keys(self) -> list[str]:
+            return ["a", "b"]
+
+        def __getitem__(self, key: str) -> int:
+            return ord(key)
+
+    table = db.table("t", str, int)
+    with db.batch() as batch, db.transaction() as txn:
+        for update in (table.update, table.within(batch).update, table.within(txn).update):
+            update(typing.cast("Any", OfTable()))
+        assert dict(table.within(txn)) == {"a": 97, "b": 98}
+        txn.abort()
+        assert len(batch) == 2
+    assert dict(table) == {"a": 97, "b": 98}
+
+
 def test_update_takes_what_dict_takes(db: Store) -> None:
     for way in (db.update, db.transaction().update, WriteBatch().update):
         for other in (HasKeys(), *UPDATES):

@@ -30,7 +30,9 @@ def test_str_goes_in_as_utf_8_and_bytes_come_out(db: dbm.Database) -> None:
     assert db.setdefault("new") == b""
     db.update({"a": "1"}, b=b"2")
     db.update([(bytearray(b"c"), "3")][:0])
-    assert (db.pop("a"), db.pop("a", None), db.popitem()) == (b"1", None, (key, value))
+    assert (db.pop("a"), db.pop("a", None), db.pop("a", default=7), db.popitem()) == (b"1", None, 7, (key, value))
+    with pytest.raises(KeyError):
+        db.pop("a")
     del db["b"]
     assert db == {b"new": b""}
     for wrong in (5, None, 1.5):
@@ -38,6 +40,8 @@ def test_str_goes_in_as_utf_8_and_bytes_come_out(db: dbm.Database) -> None:
             db[wrong] = b""
         with pytest.raises(TypeError):
             db["k"] = wrong  # type: ignore[assignment]
+        with pytest.raises(TypeError):
+            db.nextkey(wrong)  # type: ignore[arg-type]
     with pytest.raises(KeyError):
         del db["missing"]
     db.clear()

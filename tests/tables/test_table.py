@@ -904,6 +904,21 @@ def test_a_cursor_goes_on_behind_what_cannot_be_read(db: kvwal.Store) -> None:
             assert cursor.pair == ("a", 1)
 
 
+def test_a_prefix_may_be_as_long_as_the_longest_key(db: kvwal.Store) -> None:
+    table, part = db.table("t", tuple[bytes, ...], int), db.sub(b"x", tuple[bytes, ...], int)
+    for of, most in ((table, kvwal.MAX_KEY_BYTES), (part, kvwal.MAX_KEY_BYTES - 1)):
+        longest = (b"a" * (most - 2),)
+        of.update({(b"a",): 0, longest: 1, (b"b",): 2})
+        assert list(of.scan(prefix=longest)) == [(longest, 1)]
+        assert (of.count(prefix=longest), of.first(prefix=longest), of.last(prefix=longest)) == (
+            1,
+            (longest, 1),
+            (longest, 1),
+        )
+        of.delete_range(prefix=longest)
+        assert list(of) == [(b"a",), (b"b",)]
+
+
 def test_a_cursor_of_the_longest_key_and_of_a_part_of_the_store(db: kvwal.Store) -> None:
     longest = b"x" * kvwal.MAX_KEY_BYTES
     db.update({b"a": b"", longest: b"1", b"y": b"2"})
