@@ -25,7 +25,7 @@ from kvwal.engine.writes import LonePut
 from kvwal.keys import MAX_KEY_BYTES, SYSTEM_TABLE, Bound, BytesLike, Seqno, as_key
 from kvwal.log import extension_of, is_of_users, meta_of
 
-__all__ = ["Transaction"]
+__all__ = ["Transaction", "put_row"]
 
 _T = TypeVar("_T")
 
@@ -107,10 +107,6 @@ class Transaction(TransactionPart):
             return self
         part = TransactionPart(self._open, table)
         return part if is_of_users(table) else _OwnPart(self._open, table)
-
-    def _put_row(self, key: bytes, value: bytes) -> None:
-        """Set a row of table 1, which the store itself keeps."""
-        TransactionPart(self._open, SYSTEM_TABLE).put(key, value)
 
     # -- the default table --------------------------------------------------------------------
 
@@ -214,3 +210,7 @@ class Transaction(TransactionPart):
         state = "open" if self.is_open else "over"
         return f"<Transaction at seqno {self._seqno}, {len(self._open.batch)} writes, {state}>"
 
+
+def put_row(txn: Transaction, key: bytes, value: bytes) -> None:
+    """Set a row of table 1, which the store itself keeps, when the transaction commits."""
+    TransactionPart(txn._open, SYSTEM_TABLE).put(key, value)

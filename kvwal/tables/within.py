@@ -9,7 +9,7 @@ from kvwal.batch import WriteBatch
 from kvwal.db.mapping import Bounds, OrderedMapping
 from kvwal.db.part import TransactionPart
 from kvwal.db.snapshot import Snapshot
-from kvwal.db.transaction import Transaction
+from kvwal.db.transaction import Transaction, put_row
 from kvwal.engine.merge import Chunk
 from kvwal.engine.parked import SYSTEM_TABLE
 from kvwal.engine.tables import TableRow, check_codecs, decode_row, keep_asked, make_row, row_key
@@ -136,7 +136,7 @@ class InTransaction(Generic[K, V]):
         self._lasts_us = spec.asked.lasts_us(row)
         for key, value in rows.writes.items():
             assert value is not None, "a row is deleted"
-            txn._put_row(key, value)
+            put_row(txn, key, value)
         self._row = None
         self._part = part = txn.part(row.id)
         return part
