@@ -82,14 +82,16 @@ def choose(
     stretches = sorted({each for held, fork in lines for each in _clipped(held.stretches(), fork)})
     if not stretches:
         raise BackupDestinationError(f"there is no whole backup of line {line.hex()} in the destination")
-    if isinstance(at, datetime):
-        before, after = _around(destination, lines, at)
+    # A line may begin with an older base than the last one of the line that it left.
+    asked = max(each.last for each in stretches) if at == "latest" else at
+    if isinstance(asked, datetime):
+        before, after = _around(destination, lines, asked)
         if before is None or (after is not None and after != before + 1):
             # Some of the commits that are missing may have come before that time.
-            raise _refusal(at, stretches, Seqno(0 if before is None else before + 1))
+            raise _refusal(asked, stretches, Seqno(0 if before is None else before + 1))
         seqno = before
     else:
-        seqno = stretches[-1].last if at == "latest" else Seqno(int(at))
+        seqno = Seqno(int(asked))
     for i, (held, fork) in enumerate(lines):
         try:
             if fork is None or seqno <= fork:
@@ -101,7 +103,7 @@ def choose(
         except (SnapshotTooOld, BackupDestinationError):
             # It may be on a line that this came from.
             continue
-    raise _refusal(at, stretches, seqno)
+    raise _refusal(asked, stretches, seqno)
 
 
 def _refuse_other_fork(destination: Destination, left: Sequence[bytes], held: Held) -> None:
@@ -189,14 +191,11 @@ def _around(destination: Destination, lines: Sequence[tuple[Held, Seqno | None]]
     return Around(max(before, default=None), min(after, default=None))
 
 
-def _refusal(at: int | datetime | str, stretches: list[Stretch], place: Seqno | None) -> NotInBackup:
-    asked = at if isinstance(at, int | datetime) else stretches[-1].last
-    before = after = None
-    if place is not None:
-        i = bisect_left(stretches, place, key=lambda stretch: stretch.first)
-        before = max((each.last for each in stretches[:i]), default=None)
-        after = stretches[i].first if i < len(stretches) else None
-    return NotInBackup(asked, _joined(stretches), nearest=(before, after))
+def _refusal(at: int | datetime, stretches: list[Stretch], place: Seqno) -> NotInBackup:
+    i = bisect_left(stretches, place, key=lambda stretch: stretch.first)
+    before = max((each.last for each in stretches[:i]), default=None)
+    after = stretches[i].first if i < len(stretches) else None
+    return NotInBackup(at, _joined(stretches), nearest=(before, after))
 
 
 def _joined(stretches: list[Stretch]) -> list[Stretch]:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 import kvwal
+from kvwal.backup.chain import list_held
 from kvwal.backup.choosing import advice, choose
 from kvwal.backup.port import DirectoryDestination
 from kvwal.testing import SimulatedDisk
@@ -119,3 +120,27 @@ def test_a_time_in_a_gap_is_refused_with_the_moments_beside_it() -> None:
     (unit,) = (name for name, _ in place.list_after("") if "/unit/" in name and f"{10:020}-" in name)
     assert "(there are those of commits 10 to 10)" in advice(place, 15, unit)
     assert "it has those of commits 10 to 15, 30; the nearest ones are those of commit 15 and 30" in str(caught.value)
+
+
+def test_latest_is_the_newest_commit_also_where_its_line_begins_with_an_older_base() -> None:
+    disk = SimulatedDisk()
+    place = DirectoryDestination("/b", files=disk)
+    options: dict[str, Any] = {**OPTIONS, "keep_history_s": 0, "keep_history_bytes": 0}
+    with kvwal.open("/s", files=disk, **options) as db:
+        for i in range(15):
+            db.put(b"k", b"%d" % i)
+            if i == 9:
+                db.checkpoint()
+                db.backup(place)
+        db.backup(place)
+        kvwal.restore(place, "/r", files=disk)
+        db.checkpoint()
+        db.backup(place)
+        (unit,) = list_held(place, db.position.line).units
+    disk.pass_time(5)
+    with kvwal.open("/r", files=disk, **options) as db:
+        db.put(b"k", b"new")
+        db.backup(place)
+    place.delete(str(unit))
+    assert choose(place, "latest").plan.at == db.last_seqno == 17
+    assert choose(place, 15).plan.at == 15
