@@ -8,13 +8,14 @@ Times are those of commits, and the newest one, or the wall clock if that is beh
 of an idle store stays as it is, and the newest moment always does.
 
 Invariant: a unit is deleted for being merged only after the merged one was read back, and has its digests.
-Invariant: before anything is thinned, it is proved on the names that every moment that is to stay can be restored then.
+Invariant: before anything is thinned, it is proved on the names that every moment that is to stay can be restored then,
+without any object that `verify` has found damaged.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC
 from itertools import chain, groupby
 from typing import Any, Final, NamedTuple
@@ -24,6 +25,7 @@ from kvwal.backup.bases import read_header
 from kvwal.backup.chain import Held, Stretch, list_held, seqno_at
 from kvwal.backup.names import MAX_LEVEL, BaseName, UnitName
 from kvwal.backup.port import Destination
+from kvwal.backup.proofs import known_damage
 from kvwal.backup.replaying import replay_units
 from kvwal.backup.units import HEADER_BYTES, UnitBuilder, UnitHeader, decode_header, decode_unit
 from kvwal.errors import BackupDestinationError, CorruptionError, NotInBackup
@@ -209,21 +211,25 @@ class Pruning(NamedTuple):
 def plan_pruning(destination: Destination, held: Held, keep: Keep, now_us: int) -> Pruning:
     """What is to go. Nothing is changed. BackupDestinationError if a moment that is to stay could not be restored.
 
-    It reads the header of each base, and a few units.
+    It reads the header of each base, a few units, and what `verify` has found damaged. That gives no moment, and it
+    stays as long as a moment of its age, with what it needs: it may be brought back from a copy of the destination.
     """
-    newest = held.newest()
-    if newest is None:
+    whole = held.without(known_damage(destination))
+    moments = whole.stretches()
+    if not moments:
         return Pruning(held.line, Seqno(0), (), (), 0, ())
-    headers = {base: read_header(destination, str(base)) for base in held.bases if held.lineage(base) is not None}
-    keep_from = _keep_from(destination, held, keep, now_us, {base: head.meta.time_us for base, head in headers.items()})
+    headers = {base: read_header(destination, str(base)) for base in whole.bases if whole.lineage(base) is not None}
+    times_us = {base: head.meta.time_us for base, head in headers.items()}
+    oldest = held.stretches()[0].first
+    keep_from = _keep_from(destination, whole, keep, now_us, times_us, oldest)
     older = [base for base in headers if base.seqno < keep_from]
-    chosen = _thinned(older, {base: headers[base].meta.time_us for base in older}, keep)
-    plan = held.plan(keep_from, begins=lambda base: headers[base].seqno)
+    chosen = _thinned(older, times_us, keep)
+    plan = whole.plan(max(keep_from, moments[0].first), begins=lambda base: headers[base].seqno)
     needed_bases = set(plan.bases) | {base for base in held.bases if base.seqno >= keep_from}
-    needed_units = {name for name in held.units if name.last > plan.after}
+    needed_units = {name for name in held.units if name.last > min(plan.after, keep_from)}
     for base in chosen:
         # One that was made within a checkpoint in parts needs a few commits to be a moment.
-        own = held.plan(base.seqno, begins=lambda each: headers[each].seqno)
+        own = whole.plan(base.seqno, begins=lambda each: headers[each].seqno)
         needed_bases |= set(own.bases)
         if own.units:
             # And what tells that they follow each other.
@@ -233,30 +239,25 @@ def plan_pruning(destination: Destination, held: Held, keep: Keep, now_us: int) 
     delete = [str(name) for name in held.units if name not in needed_units]
     delete += [str(base) for base in held.bases if base not in needed_bases]
     kept = tuple(sorted({base.seqno for base in chosen}))
-    after = replace(
-        held,
-        bases=tuple(base for base in held.bases if base in needed_bases),
-        units=tuple(name for name in held.units if name in needed_units),
-    )
-    _prove(held, after, keep_from, kept)
+    after = whole.without(set(delete))
+    _prove(whole, after, keep_from, kept)
     size = sum(held.sizes[name] for name in delete)
-    return Pruning(held.line, keep_from, kept, tuple(delete), size, tuple(_lost(held.stretches(), after.stretches())))
+    return Pruning(held.line, keep_from, kept, tuple(delete), size, tuple(_lost(moments, after.stretches())))
 
 
 def _keep_from(
-    destination: Destination, held: Held, keep: Keep, now_us: int, times_us: dict[BaseName, int]
+    destination: Destination, held: Held, keep: Keep, now_us: int, times_us: dict[BaseName, int], oldest: Seqno
 ) -> Seqno:
-    """The oldest moment of the last `pitr_s` seconds that can be restored."""
-    stretches = held.stretches()
+    """The oldest moment of the last `pitr_s` seconds that can be restored; `oldest` if all are of these."""
     newest_us = max(times_us.values(), default=0)
     if held.units:
         last = str(max(held.units, key=lambda name: name.last))
         newest_us = max(newest_us, decode_header(last, destination.get(last, size=HEADER_BYTES)).last_time_us)
     since_us = min(newest_us, now_us) - int(min(keep.pitr_s, _FOR_EVER_S) * 1e6)
-    by_base = max((base.seqno for base, at_us in times_us.items() if at_us <= since_us), default=stretches[0].first)
+    by_base = max((base.seqno for base, at_us in times_us.items() if at_us <= since_us), default=oldest)
     try:
         # The state at that time is that of the last commit before.
-        found = seqno_at(destination, held, time_of(since_us)) if since_us > 0 else stretches[0].first
+        found = seqno_at(destination, held, time_of(since_us)) if since_us > 0 else oldest
     except NotInBackup:
         found = by_base
     return max(found, by_base)

@@ -16,7 +16,7 @@ from kvwal.backup.port import Destination
 from kvwal.errors import Finding
 from kvwal.times import time_of
 
-__all__ = ["Damage", "Results", "damaged", "proved"]
+__all__ = ["Damage", "Results", "damaged", "known_damage", "proved"]
 
 
 class Damage(NamedTuple):
@@ -50,6 +50,12 @@ def damaged(members: dict[str, Any]) -> dict[str, Damage]:
             case [int(at_us), bool(deep), int() | None as offset, str(reason)]:
                 found[name] = Damage(max(0, at_us), deep, offset, reason)
     return found
+
+
+def known_damage(destination: Destination) -> dict[str, Damage]:
+    """The same of a destination. CorruptionError if what is remembered there is damaged itself."""
+    _, members = state.read(destination, state.VERIFIED)
+    return damaged(members)
 
 
 def _of(members: dict[str, Any], name: str) -> list[tuple[str, Any]]:

@@ -12,7 +12,9 @@ from archive_fixtures import OPTIONS, Writer, archiver_of, check_all, held_of, k
 import kvwal
 from kvwal.backup import state
 from kvwal.backup.chain import list_held, seqno_at
+from kvwal.backup.checking import status_of, verify
 from kvwal.backup.keeping import Keep, Merging, plan_pruning, prune
+from kvwal.backup.making import backup
 from kvwal.backup.port import DirectoryDestination
 from kvwal.backup.units import UnitBuilder, line_digest
 from kvwal.errors import BackupDestinationError, CorruptionError
@@ -208,6 +210,54 @@ def test_pruning_that_would_take_a_moment_that_is_to_stay_is_refused_by_name(mon
     with pytest.raises(BackupDestinationError, match="nothing was pruned: the moments"):
         plan_pruning(rig.place, hasty, Keep(pitr_s=5 * DAY), rig.disk.clock_us)
     assert sorted(rig.place.list_after("")) == before
+
+
+def with_a_damaged_base() -> tuple[Rig, int]:
+    """An archive of which `verify` has found the newest base damaged; and the moment of the one before."""
+    rig = Rig()
+    rig.live(5, apart_s=60)
+    rig.base()
+    before = rig.held.bases[-1].seqno
+    rig.live(5, apart_s=60)
+    rig.db.checkpoint()
+    base = backup(rig.db.engine, rig.place, base="full").base
+    rig.live(5, apart_s=60)
+    rig.other.flip(f"/b/{base}", 8000)
+    found = verify(rig.place, now_us=rig.disk.now_us, monotonic_s=rig.disk.monotonic_s)
+    assert [problem.file for problem in found.problems] == [base]
+    return rig, before
+
+
+def test_what_verify_found_damaged_gives_no_moment_and_what_does_without_it_stays() -> None:
+    rig, before = with_a_damaged_base()
+    pruning = plan_pruning(rig.place, rig.held, Keep(pitr_s=0, daily=0, monthly=0), rig.disk.clock_us)
+    assert pruning.unreachable == ((1, before - 1),)
+    prune(rig.place, pruning)
+    assert status_of(rig.place).lines[0].moments[-1] == (before, rig.archiver.mark)
+    assert int(kvwal.restore(rig.place, "/r", files=rig.disk).restored) == rig.archiver.mark
+
+
+def test_what_is_damaged_stays_as_long_as_a_moment_of_its_age_with_what_it_needs() -> None:
+    rig = Rig()
+    rig.live(5, apart_s=60)
+    rig.db.checkpoint()
+    backup(rig.db.engine, rig.place, base="full")
+    rig.live(5, apart_s=60)
+    first = str(rig.held.bases[0])
+    rig.other.flip(f"/b/{first}", 60)
+    assert not verify(rig.place, now_us=rig.disk.now_us, monotonic_s=rig.disk.monotonic_s).ok
+    assert plan_pruning(rig.place, rig.held, Keep(pitr_s=DAY), rig.disk.clock_us).delete == ()
+    pruning = plan_pruning(rig.place, rig.held, Keep(pitr_s=0, daily=0, monthly=0), rig.disk.clock_us)
+    assert first in pruning.delete
+    prune(rig.place, pruning)
+    assert int(kvwal.restore(rig.place, "/r", files=rig.disk).restored) == rig.archiver.mark
+
+
+def test_a_base_that_verify_found_damaged_is_not_the_one_of_its_day() -> None:
+    rig, before = with_a_damaged_base()
+    rig.base()
+    pruning = plan_pruning(rig.place, rig.held, Keep(pitr_s=0, daily=1, monthly=0), rig.disk.clock_us)
+    assert pruning.kept == (before,)
 
 
 def test_a_damaged_unit_is_not_merged_and_nothing_is_deleted_for_it() -> None:
