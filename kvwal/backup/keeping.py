@@ -219,20 +219,20 @@ def plan_pruning(destination: Destination, held: Held, keep: Keep, now_us: int) 
     if not moments:
         return Pruning(held.line, Seqno(0), (), (), 0, ())
     headers = {base: read_header(destination, str(base)) for base in whole.bases if whole.lineage(base) is not None}
-    times_us = {base: head.meta.time_us for base, head in headers.items()}
+    # One that was made within a checkpoint in parts needs a few commits to be a moment.
+    times_us = {base: head.meta.time_us for base, head in headers.items() if whole.reach(head.seqno) >= base.seqno}
     oldest = held.stretches()[0].first
     keep_from = _keep_from(destination, whole, keep, now_us, times_us, oldest)
-    older = [base for base in headers if base.seqno < keep_from]
+    older = [base for base in times_us if base.seqno < keep_from]
     chosen = _thinned(older, times_us, keep)
     plan = whole.plan(max(keep_from, moments[0].first), begins=lambda base: headers[base].seqno)
     needed_bases = set(plan.bases) | {base for base in held.bases if base.seqno >= keep_from}
     needed_units = {name for name in held.units if name.last > min(plan.after, keep_from)}
     for base in chosen:
-        # One that was made within a checkpoint in parts needs a few commits to be a moment.
         own = whole.plan(base.seqno, begins=lambda each: headers[each].seqno)
         needed_bases |= set(own.bases)
         if own.units:
-            # And what tells that they follow each other.
+            # These commits, and what tells that they follow each other.
             needed_units |= {name for name in held.units if name.first < base.seqno and name.last > own.after}
     for base in list(needed_bases):
         needed_bases |= set(held.lineage(base) or ())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,11 +12,14 @@ from archive_fixtures import OPTIONS, Writer, archiver_of, check_all, held_of, k
 
 import kvwal
 from kvwal.backup import state
+from kvwal.backup.bases import encode_base
 from kvwal.backup.chain import list_held, seqno_at
 from kvwal.backup.checking import status_of, verify
 from kvwal.backup.keeping import Keep, Merging, plan_pruning, prune
 from kvwal.backup.making import backup
+from kvwal.backup.names import BaseName
 from kvwal.backup.port import DirectoryDestination
+from kvwal.backup.reach import Reach, walked
 from kvwal.backup.units import UnitBuilder, line_digest
 from kvwal.errors import BackupDestinationError, CorruptionError
 from kvwal.keys import Seqno
@@ -258,6 +262,26 @@ def test_a_base_that_verify_found_damaged_is_not_the_one_of_its_day() -> None:
     rig.base()
     pruning = plan_pruning(rig.place, rig.held, Keep(pitr_s=0, daily=1, monthly=0), rig.disk.clock_us)
     assert pruning.kept == (before,)
+
+
+def test_a_base_of_a_checkpoint_in_parts_whose_units_are_damaged_is_no_moment_and_pruning_goes_on() -> None:
+    rig = Rig()
+    rig.live(5, apart_s=60)
+    rig.db.checkpoint()
+    with rig.db.engine.upkeep.past.generation() as (meta, pager):
+        meta = replace(meta, seqno=Seqno(meta.replay_through - 1))
+        table = walked(pager, meta, Reach(), lambda: None)
+        name = BaseName(meta.line, meta.replay_through, meta.generation, 0)
+        rig.place.put_new(str(name), b"".join(encode_base(pager, meta, None, table, table.new(), bytes(32))))
+    rig.live(5, apart_s=60)
+    rig.db.checkpoint()
+    backup(rig.db.engine, rig.place, base="full")
+    keep = Keep(pitr_s=0, daily=1, monthly=0)
+    assert plan_pruning(rig.place, rig.held, keep, rig.disk.clock_us).kept == (name.seqno,)
+    (unit,) = (unit for unit in rig.held.units if unit.last == name.seqno)
+    rig.other.flip(f"/b/{unit}", 60)
+    assert not verify(rig.place, now_us=rig.disk.now_us, monotonic_s=rig.disk.monotonic_s).ok
+    assert plan_pruning(rig.place, rig.held, keep, rig.disk.clock_us).kept == (0,)
 
 
 def test_a_damaged_unit_is_not_merged_and_nothing_is_deleted_for_it() -> None:
