@@ -234,7 +234,8 @@ def list_held(destination: Destination, line: bytes) -> Held:
             units[parsed] = size
     bases, units = _newest_revisions(bases), _newest_revisions(units)
     sizes = {str(name): size for name, size in (*bases.items(), *units.items())}
-    by_seqno = sorted(bases, key=lambda base: (base.seqno, base.generation))
+    # Of two of one generation the last one is taken: a full one has less to read than a difference and those below it.
+    by_seqno = sorted(bases, key=lambda base: (base.seqno, base.generation, -base.parent))
     by_first = sorted(units, key=lambda unit: (unit.first, unit.last, -unit.level))
     return Held(line, tuple(by_seqno), tuple(by_first), sizes)
 

@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Final, Literal, get_args
 
@@ -24,6 +25,7 @@ from kvwal.backup.chain import Held, digest_after, list_held
 from kvwal.backup.forks import tell_fork
 from kvwal.backup.names import BaseName, UnitName
 from kvwal.backup.port import Destination
+from kvwal.backup.proofs import known_damage
 from kvwal.backup.reach import Reach, walked
 from kvwal.backup.state import claim
 from kvwal.backup.units import HEADER_BYTES, UnitBuilder, decode_header, decode_unit, lone_digest
@@ -116,6 +118,8 @@ class _Backup:
         self._destination = destination
         self._progress = progress
         self._worked_s = time.monotonic()
+        # What `verify` has found.
+        self._damaged: Container[str] = ()
         self._made: list[tuple[str, int]] = []
         self._pages = self._commits = 0
         self._is_full = False
@@ -127,6 +131,9 @@ class _Backup:
         line = engine.upkeep.consumers.line
         with engine.upkeep.past.generation() as (meta, pager):
             claim(destination, meta.store_id)
+            with suppress(CorruptionError):
+                # What is remembered of damage may be damaged as well, as status and verify say.
+                self._damaged = known_damage(destination)
             tell_fork(destination, line, engine.reads)
             stored = list_held(destination, line)
             # Asked for after looking, so that what is there and beyond it is none of this store's.
@@ -165,12 +172,13 @@ class _Backup:
     # -- the base -----------------------------------------------------------------------------
 
     def _base(self, stored: Held, meta: Meta, pager: Pager, kind: BaseKind) -> BaseName:
-        """Make the base of a generation, unless there is one of its moment."""
+        """Make the base of a generation, unless there is a whole one of its moment."""
         parent, reach = None, Reach()
-        for name in reversed(stored.bases):
+        whole = stored.without(self._damaged)
+        for name in reversed(whole.bases):
             if name.seqno > meta.replay_through or (kind == "full" and name.parent):
                 continue
-            chain = self._chain(stored, name)
+            chain = self._chain(whole, name)
             if chain is None:
                 continue
             if name.seqno == meta.replay_through:
@@ -183,14 +191,23 @@ class _Backup:
             break
         table = walked(pager, meta, reach, self._yield_to_writers)
         name = BaseName(meta.line, meta.replay_through, meta.generation, 0 if parent is None else parent.generation)
+        # One of that name was passed over, so it is damaged.
+        replaced = [each for each in stored.bases if each[:-1] == name[:-1]]
+        name = name._replace(revision=max((each.revision + 1 for each in replaced), default=0))
         self._is_full = self._is_full or parent is None
         extents = table.new(self._yield_to_writers)
         pieces = encode_base(pager, meta, parent, table, extents, self._digest_of(meta.replay_through))
         self._put(str(name), self._told(pieces, extents.page_bytes()))
+        for each in replaced:
+            # The newer revision was read back, and is taken instead. What is left would come up when that is pruned.
+            self._destination.delete(str(each))
         return name
 
     def _chain(self, stored: Held, name: BaseName) -> list[tuple[BaseName, BaseHeader]] | None:
-        """A base with those it builds on; None if one of them is missing or damaged: nothing is built on that."""
+        """A base with those it builds on; None if one of them is missing or damaged: nothing is built on that.
+
+        Headers tell, and what `verify` has found.
+        """
         try:
             return chain_of(self._destination, stored, name)
         except CorruptionError:

@@ -16,8 +16,10 @@ from following_fixtures import all_durable, rewrite
 from store_fixtures import check_store, interrupted_at, run_threads
 
 import kvwal
+from kvwal.backup import state
 from kvwal.backup.bases import read_header
 from kvwal.backup.chain import list_held
+from kvwal.backup.checking import VerifiedArchive, verify
 from kvwal.backup.making import backup
 from kvwal.backup.port import DirectoryDestination
 from kvwal.files import Buffer
@@ -138,6 +140,47 @@ def test_nothing_is_built_on_a_base_that_is_damaged_or_missing() -> None:
     assert backup(lived.db.engine, lived.destination).is_full
     assert other
     restored(lived).close()
+
+
+def proof_of(lived: Lived) -> VerifiedArchive:
+    return verify(lived.destination, now_us=lived.disk.now_us, monotonic_s=lived.disk.monotonic_s)
+
+
+@pytest.mark.parametrize("is_first", [True, False])
+@pytest.mark.parametrize("is_idle", [True, False])
+def test_nothing_is_built_on_what_verify_found_damaged(is_idle: bool, is_first: bool) -> None:
+    lived = a_large_store(400)
+    names = [backup(lived.db.engine, lived.destination).base]
+    for n in range(2):
+        lived.db.put(b"%06d" % n, b"x" * 9000)
+        lived.db.checkpoint()
+        names.append(backup(lived.db.engine, lived.destination).base)
+    damaged = names[0 if is_first else -1]
+    lived.disk.flip(f"/b/{damaged}", 12_000)
+    assert [problem.file for problem in proof_of(lived).problems] == [damaged]
+    if not is_idle:
+        lived.db.put(b"%06d" % 2, b"x")
+        lived.db.checkpoint()
+    report = backup(lived.db.engine, lived.destination)
+    assert report.is_full is is_first
+    assert report.base in report.made
+    assert kvwal.restore(lived.destination, "/r", files=lived.disk).damaged == ()
+    with kvwal.open("/r", files=lived.disk) as db:
+        assert dict(db.items()) == dict(lived.db.items())
+    # Once is enough.
+    assert backup(lived.db.engine, lived.destination).made == ()
+    if is_idle and not is_first:
+        # It has the place of the damaged one.
+        assert damaged not in objects(lived.destination)
+        assert proof_of(lived).ok
+
+
+def test_what_is_remembered_of_damage_may_be_damaged_and_backups_go_on() -> None:
+    lived = a_large_store(400)
+    lived.destination.put_new(state.VERIFIED, b"{}")
+    backup(lived.db.engine, lived.destination)
+    lived.db.put(b"k", b"v")
+    assert backup(lived.db.engine, lived.destination).made
 
 
 def test_after_recovery_set_the_store_back_by_a_generation_differences_are_right() -> None:
