@@ -20,7 +20,7 @@ from kvwal.backup.lines import start_of_chain
 from kvwal.backup.names import BaseName, UnitName, parse_name
 from kvwal.backup.port import Destination
 from kvwal.backup.units import HEADER_BYTES, UnitCommit, decode_header, decode_unit
-from kvwal.errors import ArchiveDiverged, BackupDestinationError, NotInBackup
+from kvwal.errors import ArchiveDiverged, BackupDestinationError, CorruptionError, NotInBackup
 from kvwal.keys import Seqno
 from kvwal.times import time_of, us_of
 
@@ -295,7 +295,10 @@ def around(destination: Destination, held: Held, at_us: int, until: Seqno | None
     # That which goes furthest has all that the others have beyond its first commit.
     best = max(units[:i], key=lambda unit: unit.last)
     commits = decode_unit(str(best), destination.get(str(best))).commits()
-    found = max(commit.seqno for commit in commits if commit.time_us <= at_us)
+    found = max((commit.seqno for commit in commits if commit.time_us <= at_us), default=None)
+    if found is None:
+        reason = f"its commits are later than its header, or that of {units[i - 1]} behind it, says"
+        raise CorruptionError(str(best), None, reason)
     if until is not None and found >= until:
         return Around(until, None)
     if found < best.last:

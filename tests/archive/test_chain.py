@@ -224,6 +224,19 @@ def test_a_time_within_a_gap_is_refused_since_it_cannot_be_told(place: Place) ->
         assert caught.value.nearest == (5, 10)
 
 
+def test_units_whose_times_do_not_ascend_are_damage_that_is_named(place: Place) -> None:
+    place.base(0, 1)
+    place.unit(0, 10)
+    builder = UnitBuilder(STORE, LINE, Seqno(4), bytes(32))
+    for seqno in (5, 6):
+        builder.add(1, 1000, b"%d" % seqno)
+    made, data = builder.encode()
+    place.there.put_new(str(made.header.name), data)
+    with pytest.raises(CorruptionError, match="later than") as caught:
+        seqno_at(place.there, place.held(), datetime(1970, 1, 2, tzinfo=UTC))
+    assert caught.value.file == str(place.held().units[0])
+
+
 def test_lines_are_found_among_all_else(place: Place) -> None:
     assert held_lines(place.there) == []
     assert time_bounds(place.there, place.held()) is None
