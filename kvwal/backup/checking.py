@@ -114,7 +114,7 @@ def status_of(destination: Destination) -> DestinationStatus:
     lines: list[ArchivedLine] = []
     names: set[str] = set()
     problems: list[Finding] = []
-    mark = _mark_in(marked)
+    mark = state.mark_in(marked)
     for held in _listed(destination, mark):
         names |= held.sizes.keys()
         problems += _without_parent(destination, held)
@@ -169,20 +169,6 @@ def _time_bounds(
 
 
 # -- the mark --------------------------------------------------------------------------------------
-
-
-def _mark(destination: Destination) -> tuple[bytes, Seqno] | None:
-    """What it says; None where it is damaged, as the status says."""
-    try:
-        _, marked = state.read(destination, state.MARK)
-    except CorruptionError:
-        return None
-    return _mark_in(marked)
-
-
-def _mark_in(marked: dict[str, Any]) -> tuple[bytes, Seqno] | None:
-    line, seqno = state.line_in(marked), marked.get("seqno")
-    return (line, Seqno(seqno)) if line is not None and isinstance(seqno, int) else None
 
 
 def _of_line(mark: tuple[bytes, Seqno] | None, line: bytes) -> Seqno | None:
@@ -253,7 +239,7 @@ def accept_gap(
         raise ValueError("a gap is accepted for a reason, which is kept with it")
     state.identity_of(destination)
     there: list[str] = []
-    mark = _mark(destination)
+    mark = state.mark_of(destination)
     for held in _listed(destination, mark):
         if line is not None and held.line != line:
             continue
@@ -318,7 +304,7 @@ def verify(
     store_id = state.identity_of(destination)
     _, verified = state.read(destination, state.VERIFIED)
     known = proved(verified)
-    held = _listed(destination, _mark(destination))
+    held = _listed(destination, state.mark_of(destination))
     names: dict[str, BaseName | UnitName] = {}
     for each in held:
         names |= {str(base): base for base in each.bases} | {str(unit): unit for unit in each.units}
@@ -360,7 +346,7 @@ def verify(
     if not left and (deep or todo):
         problems += [each for one in held for each in fork_findings(destination, store_id, one)]
     unsaved = _saved(destination, results)
-    mark = _mark(destination)
+    mark = state.mark_of(destination)
     held = _listed(destination, mark)
     problems += [each for one in held for each in _without_parent(destination, one)]
     known_gaps = (gap for each in held for gap in _known_gaps(destination, each, _of_line(mark, each.line)))

@@ -18,6 +18,7 @@ from kvwal.backup.forks import refuse_other_fork
 from kvwal.backup.lines import ancestry, origin_of
 from kvwal.backup.names import BaseName, UnitName, parse_name
 from kvwal.backup.port import Destination
+from kvwal.backup.state import mark_of
 from kvwal.backup.units import HEADER_BYTES, decode_header
 from kvwal.errors import (
     BackupDestinationError,
@@ -77,6 +78,8 @@ def choose(
     `damaged`: names of objects that are not to be used. They count where it is asked which moment is the latest.
     """
     line = at.line if isinstance(at, Position) else _newest_line(destination)
+    # Before names are listed, as an archive moves it on.
+    mark = mark_of(destination) if isinstance(at, datetime) else None
     lines = [(list_held(destination, each), fork) for each, fork in ancestry(destination, line)]
     # The last commit that each line has of those that are looked for.
     stretches = sorted({each for held, fork in lines for each in _clipped(held.stretches(), fork)})
@@ -86,7 +89,7 @@ def choose(
     asked = max(each.last for each in stretches) if at == "latest" else at
     if isinstance(asked, datetime):
         before, after = _around(destination, lines, asked)
-        if before is None or (after is not None and after != before + 1):
+        if before is None or (_marked(lines, mark) > before if after is None else after != before + 1):
             # Some of the commits that are missing may have come before that time.
             raise _refusal(asked, stretches, Seqno(0 if before is None else before + 1))
         seqno = before
@@ -189,6 +192,14 @@ def _around(destination: Destination, lines: Sequence[tuple[Held, Seqno | None]]
         n = bisect_right(bases, at_us, key=time_us)
         add(Around(bases[n - 1].seqno if n else None, bases[n].seqno if n < len(bases) else None))
     return Around(max(before, default=None), min(after, default=None))
+
+
+def _marked(lines: Sequence[tuple[Held, Seqno | None]], mark: tuple[bytes, Seqno] | None) -> Seqno:
+    """The last commit of these lines that was there, as the mark says; 0 if it says nothing of them."""
+    for held, fork in lines:
+        if mark is not None and held.line == mark[0]:
+            return mark[1] if fork is None else min(mark[1], fork)
+    return Seqno(0)
 
 
 def _refusal(at: int | datetime, stretches: list[Stretch], place: Seqno) -> NotInBackup:

@@ -23,6 +23,7 @@ from kvwal.backup.names import IDENTITY, STATE
 from kvwal.backup.port import Destination
 from kvwal.errors import BackupDestinationError, CorruptionError, FormatError, ObjectMissing
 from kvwal.features import unknown_bits
+from kvwal.keys import Seqno
 
 __all__ = [
     "GAPS",
@@ -37,6 +38,8 @@ __all__ = [
     "identity_of",
     "line_in",
     "load",
+    "mark_in",
+    "mark_of",
     "read",
     "record_gap",
 ]
@@ -106,6 +109,21 @@ def line_in(members: dict[str, Any]) -> bytes | None:
     except (LookupError, TypeError, ValueError):
         return None
     return line if len(line) == LINE_BYTES else None
+
+
+def mark_in(members: dict[str, Any]) -> tuple[bytes, Seqno] | None:
+    """The line and the seqno that a mark names; None if it names none."""
+    line, seqno = line_in(members), members.get("seqno")
+    return (line, Seqno(seqno)) if line is not None and isinstance(seqno, int) else None
+
+
+def mark_of(destination: Destination) -> tuple[bytes, Seqno] | None:
+    """What the mark says; None where there is none, or it is damaged, as the status says."""
+    try:
+        _, members = read(destination, MARK)
+    except CorruptionError:
+        return None
+    return mark_in(members)
 
 
 def gaps_in(members: dict[str, Any], kind: str) -> list[dict[str, Any]]:

@@ -6,10 +6,13 @@ from random import Random
 from typing import Any
 
 import pytest
+from archive_fixtures import archiver_of
 
 import kvwal
+from kvwal.backup import state
 from kvwal.backup.chain import list_held
 from kvwal.backup.choosing import advice, choose
+from kvwal.backup.names import UnitName
 from kvwal.backup.port import DirectoryDestination
 from kvwal.testing import SimulatedDisk
 from kvwal.times import time_of
@@ -120,6 +123,52 @@ def test_a_time_in_a_gap_is_refused_with_the_moments_beside_it() -> None:
     (unit,) = (name for name, _ in place.list_after("") if "/unit/" in name and f"{10:020}-" in name)
     assert "(there are those of commits 10 to 10)" in advice(place, 15, unit)
     assert "it has those of commits 10 to 15, 30; the nearest ones are those of commit 15 and 30" in str(caught.value)
+
+
+def archived_twice(disk: SimulatedDisk, place: DirectoryDestination) -> UnitName:
+    """Have an archive of twenty commits, the mark at the last one. Returns the last unit, of ten commits."""
+    with kvwal.open("/s", files=disk, **OPTIONS) as db:
+        archiver = archiver_of(db, place)
+        archiver.step()
+        for _ in range(2):
+            for _ in range(10):
+                disk.pass_time(2)
+                db.put(b"k", b"v")
+            archiver.step(now=True)
+        archiver.close()
+        return list_held(place, db.position.line).units[-1]
+
+
+def test_a_time_behind_the_newest_moment_is_refused_where_the_mark_tells_of_commits_that_are_lost() -> None:
+    disk = SimulatedDisk()
+    place = DirectoryDestination("/b", files=disk)
+    unit = archived_twice(disk, place)
+    middle = disk.clock_us - 1_000_000
+    assert choose(place, time_of(middle)).plan.at == 19
+    place.delete(str(unit))
+    for us in (middle, disk.clock_us):
+        with pytest.raises(kvwal.NotInBackup) as caught:
+            choose(place, time_of(us))
+        assert caught.value.nearest == (10, None)
+    assert choose(place, "latest").plan.at == 10
+    assert choose(place, time_of(middle - 20_000_000)).plan.at == 9
+    # What is marked may be damaged, as the status says.
+    place.delete(state.MARK)
+    place.put_new(state.MARK, b"{}")
+    assert choose(place, time_of(middle)).plan.at == 10
+
+
+def test_a_mark_behind_the_fork_of_a_line_does_not_keep_a_time_from_it() -> None:
+    disk = SimulatedDisk()
+    place = DirectoryDestination("/b", files=disk)
+    archived_twice(disk, place)
+    kvwal.restore(place, "/r", at=15, files=disk)
+    with kvwal.open("/r", files=disk, **OPTIONS) as db:
+        disk.pass_time(2)
+        db.put(b"k", b"v")
+        db.backup(place)
+    disk.pass_time(2)
+    assert choose(place, time_of(disk.clock_us)).plan.at == db.last_seqno == 17
 
 
 def test_latest_is_the_newest_commit_also_where_its_line_begins_with_an_older_base() -> None:
