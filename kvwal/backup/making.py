@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Container, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Final, Literal, get_args
@@ -133,7 +133,8 @@ class _Backup:
             claim(destination, meta.store_id)
             with suppress(CorruptionError):
                 # What is remembered of damage may be damaged as well, as status and verify say.
-                self._damaged = known_damage(destination)
+                # What a deep check alone finds is whole, and may be of another history.
+                self._damaged = {name for name, each in known_damage(destination).items() if not each.deep}
             tell_fork(destination, line, engine.reads)
             stored = list_held(destination, line)
             # Asked for after looking, so that what is there and beyond it is none of this store's.
@@ -197,10 +198,7 @@ class _Backup:
         self._is_full = self._is_full or parent is None
         extents = table.new(self._yield_to_writers)
         pieces = encode_base(pager, meta, parent, table, extents, self._digest_of(meta.replay_through))
-        self._put(str(name), self._told(pieces, extents.page_bytes()))
-        for each in replaced:
-            # The newer revision was read back, and is taken instead. What is left would come up when that is pruned.
-            self._destination.delete(str(each))
+        self._put(str(name), self._told(pieces, extents.page_bytes()), replaced)
         return name
 
     def _chain(self, stored: Held, name: BaseName) -> list[tuple[BaseName, BaseHeader]] | None:
@@ -245,10 +243,11 @@ class _Backup:
             self._units(stored, begin, until, records)
 
     def _units(self, stored: Held, after: Seqno, until: Seqno, records: SegmentCursor) -> None:
-        """Make units of the commits beyond `after`, as far as there are none."""
+        """Make units of the commits beyond `after`, as far as there are no whole ones."""
         store_id, line = self._engine.state.version.tree.meta.store_id, stored.line
-        there = stored.units_from(after, until)
-        begin, digest = after, digest_after(self._destination, store_id, stored, after)
+        whole = stored.without(self._damaged)
+        there = whole.units_from(after, until)
+        begin, digest = after, digest_after(self._destination, store_id, whole, after)
         if there:
             name = str(there[-1])
             found = decode_header(name, self._destination.get(name, size=HEADER_BYTES))
@@ -260,15 +259,19 @@ class _Backup:
             builder.add(record.kind, record.time_us, record.body)
             self._yield_to_writers()
             if builder.size >= _UNIT_BYTES:
-                builder = self._put_unit(builder, store_id, line)
+                builder = self._put_unit(stored, builder)
         if builder.size:
-            self._put_unit(builder, store_id, line)
+            self._put_unit(stored, builder)
 
-    def _put_unit(self, builder: UnitBuilder, store_id: bytes, line: bytes) -> UnitBuilder:
+    def _put_unit(self, stored: Held, builder: UnitBuilder) -> UnitBuilder:
         unit, raw = builder.encode()
-        self._put(str(unit.header.name), raw)
-        self._commits += unit.header.last - unit.header.first
-        return UnitBuilder(store_id, line, builder.last, builder.digest)
+        name = unit.header.name
+        replaced = [each for each in stored.units if each[:-1] == name[:-1] and str(each) in self._damaged]
+        if replaced:
+            unit, raw = builder.encode(revision=replaced[0].revision + 1)
+        self._put(str(unit.header.name), raw, replaced)
+        self._commits += name.last - name.first
+        return UnitBuilder(unit.header.store_id, stored.line, builder.last, builder.digest)
 
     def _refuse_diverged(self, stored: Held, until: Seqno) -> None:
         """ArchiveDiverged if the line has another history in the destination than in the store.
@@ -281,10 +284,11 @@ class _Backup:
         beyond = max([0, *(name.last for name in stored.units), *(name.seqno for name in stored.bases)])
         if beyond > until and not self._engine.upkeep.is_read_only:
             raise ArchiveDiverged(until)
-        unit = max((name for name in stored.units if name.last <= until), key=lambda name: name.last, default=None)
+        whole = stored.without(self._damaged)
+        unit = max((name for name in whole.units if name.last <= until), key=lambda name: name.last, default=None)
         if unit is not None and self._is_other(unit.last, lambda: self._last_of(unit)):
             raise ArchiveDiverged(unit.first)
-        base = max((name for name in stored.bases if name.seqno <= until), key=lambda name: name.seqno, default=None)
+        base = max((name for name in whole.bases if name.seqno <= until), key=lambda name: name.seqno, default=None)
         if base is not None and self._is_other(base.seqno, lambda: self._commit_of(base)):
             raise ArchiveDiverged(max((name.seqno for name in stored.bases if name.seqno < base.seqno), default=0))
 
@@ -321,7 +325,9 @@ class _Backup:
 
     # -- both ---------------------------------------------------------------------------------
 
-    def _put(self, name: str, data: bytes | Iterator[bytes | bytearray]) -> None:
+    def _put(
+        self, name: str, data: bytes | Iterator[bytes | bytearray], replaced: Iterable[BaseName | UnitName] = ()
+    ) -> None:
         size = crc = 0
 
         def counted() -> Iterator[bytes | bytearray]:
@@ -334,6 +340,9 @@ class _Backup:
         if self._destination.put_new(name, counted()):
             self._read_back(name, size, crc)
             self._made.append((name, size))
+            for each in replaced:
+                # The newer revision is taken instead. What is left would come up again when that is deleted.
+                self._destination.delete(str(each))
 
     def _read_back(self, name: str, size: int, crc: int) -> None:
         """CorruptionError if the destination has other bytes than were put there: nothing is to be built on those."""

@@ -22,6 +22,8 @@ from kvwal.backup.chain import list_held
 from kvwal.backup.checking import VerifiedArchive, verify
 from kvwal.backup.making import backup
 from kvwal.backup.port import DirectoryDestination
+from kvwal.backup.proofs import Results
+from kvwal.backup.units import UnitBuilder, decode_header
 from kvwal.files import Buffer
 from kvwal.pages.node import POINTER
 from kvwal.testing import SimulatedDisk
@@ -173,6 +175,48 @@ def test_nothing_is_built_on_what_verify_found_damaged(is_idle: bool, is_first: 
         # It has the place of the damaged one.
         assert damaged not in objects(lived.destination)
         assert proof_of(lived).ok
+
+
+@pytest.mark.parametrize("is_newest", [True, False])
+def test_commits_of_a_unit_that_verify_found_damaged_are_put_anew(is_newest: bool) -> None:
+    lived = a_large_store(400)
+    backup(lived.db.engine, lived.destination)
+    for _ in range(2):
+        for n in range(10):
+            lived.db.put(b"%06d" % n, lived.random.randbytes(30))
+        backup(lived.db.engine, lived.destination)
+    held = list_held(lived.destination, lived.db.position.line)
+    damaged = str(held.units[-1 if is_newest else -2])
+    lived.disk.flip(f"/b/{damaged}", 300)
+    assert [problem.file for problem in proof_of(lived).problems] == [damaged]
+    (made,) = backup(lived.db.engine, lived.destination).made
+    assert backup(lived.db.engine, lived.destination).made == ()
+    assert (damaged in objects(lived.destination)) is not is_newest
+    found = kvwal.restore(lived.destination, "/r", files=lived.disk)
+    assert made in found.objects
+    with kvwal.open("/r", files=lived.disk) as db:
+        assert dict(db.items()) == dict(lived.db.items())
+    assert int(kvwal.restore(lived.destination, "/middle", at=held.units[-1].last - 5, files=lived.disk).restored)
+    assert proof_of(lived).ok is is_newest
+
+
+def test_a_unit_of_another_history_that_verify_has_found_is_not_replaced() -> None:
+    lived = a_large_store(400)
+    backup(lived.db.engine, lived.destination)
+    lived.db.put(b"k", b"v")
+    backup(lived.db.engine, lived.destination)
+    (name,) = list_held(lived.destination, lived.db.position.line).units
+    raw = lived.destination.get(str(name))
+    builder = UnitBuilder(decode_header(str(name), raw).store_id, name.line, name.first, bytes(32))
+    builder.add(1, lived.disk.clock_us, b"of another history")
+    lived.destination.delete(str(name))
+    lived.destination.put_new(str(name), builder.encode()[1])
+    found = Results([str(name)])
+    found.add(kvwal.Finding(str(name), None, "does not follow"), 1, deep=True)
+    found.save(lived.destination)
+    with pytest.raises(kvwal.ArchiveDiverged):
+        backup(lived.db.engine, lived.destination)
+    assert str(name) in objects(lived.destination)
 
 
 def test_what_is_remembered_of_damage_may_be_damaged_and_backups_go_on() -> None:
