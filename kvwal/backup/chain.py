@@ -118,14 +118,18 @@ class Held:
 
     def lineage(self, base: BaseName) -> tuple[BaseName, ...] | None:
         """The base with those that it builds on, a full one first; None if one of them is missing."""
-        by_generation: dict[int, BaseName] = {each.generation: each for each in self.bases}
+        by_generation: dict[int, list[BaseName]] = {}
+        for each in self.bases:
+            by_generation.setdefault(each.generation, []).append(each)
         found = [base]
         while found[-1].parent:
-            # Parents are of lesser generations, so this ends.
-            parent = by_generation.get(found[-1].parent)
-            if parent is None:
+            # Recovery may have set the store back, and a generation is there twice; none builds on later commits.
+            parents = by_generation.get(found[-1].parent, [])
+            i = bisect_right(parents, found[-1].seqno, key=_as_named)
+            if not i:
                 return None
-            found.append(parent)
+            # Parents are of lesser generations, so this ends.
+            found.append(parents[i - 1])
         return tuple(reversed(found))
 
     def units_from(self, after: Seqno, until: Seqno) -> tuple[UnitName, ...]:

@@ -121,6 +121,20 @@ def test_a_first_unit_that_is_missing_is_seen_and_so_is_a_parent_that_is(place: 
         held.plan(12)
 
 
+def test_of_two_bases_of_one_generation_the_parent_is_one_of_no_later_commit(place: Place) -> None:
+    """Recovery set the store back by a generation, and wrote the next one in parts, behind which a base was made."""
+    place.base(30, 4)
+    place.base(40, 5, 4)
+    place.base(35, 5)
+    place.base(38, 6, 5)
+    place.base(50, 7, 6)
+    held = place.held()
+    assert [base.seqno for base in held.plan(50).bases] == [35, 38, 50]
+    assert [base.seqno for base in held.plan(40).bases] == [30, 40]
+    place.there.delete(str(held.bases[1]))
+    assert [tuple(each) for each in place.held().stretches()] == [(30, 30), (40, 40)]
+
+
 def test_a_base_right_behind_the_units_leaves_no_gap(place: Place) -> None:
     place.base(0, 1)
     place.unit(0, 5)
@@ -251,12 +265,13 @@ def test_lines_are_found_among_all_else(place: Place) -> None:
 
 def model_of_stretches(bases: list[tuple[int, int, int]], units: list[tuple[int, int]]) -> set[int]:
     """All moments that can be restored, by following every unit from every base."""
-    generations = {generation for _, generation, _ in bases}
+    seqnos = {generation: seqno for seqno, generation, _ in bases}
     parents = {generation: parent for _, generation, parent in bases}
     found: set[int] = set()
     for seqno, generation, _ in bases:
         at = generation
-        while parents[at] and parents[at] in generations:
+        # Nothing is built on a base of later commits.
+        while parents[at] and seqnos.get(parents[at], 99) <= seqnos[at]:
             at = parents[at]
         if parents[at]:
             continue
