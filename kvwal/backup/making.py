@@ -100,7 +100,7 @@ def backup(
             engine.reads.moments.now.ready()
             return _Backup(engine, destination, progress).run(base, history)
         except (SnapshotTooOld, FeedGap):
-            # Two checkpoints came, and the pages or the log may be gone.
+            # Two checkpoints came, and the pages or the log may be gone; or something was pruned.
             if not left:
                 raise
         except (OSError, ValueError):
@@ -145,6 +145,8 @@ class _Backup:
                 name = self._base(stored if oldest is None else list_held(destination, line), meta, pager, kind)
                 if oldest is None:
                     self._commits_beyond(stored, meta, pager, until)
+                else:
+                    self._refuse_pruned(list_held(destination, line), oldest, until)
         return BackupReport(
             Position(line, until),
             meta.replay_through if oldest is None else oldest,
@@ -169,6 +171,11 @@ class _Backup:
                 self._base(stored, meta, pager, kind)
                 self._units(stored, meta.seqno, until, records)
         return meta.replay_through
+
+    def _refuse_pruned(self, held: Held, oldest: Seqno, until: Seqno) -> None:
+        """NotInBackup if something that this relied on was pruned meanwhile: then it begins again."""
+        if not any(each.first <= oldest and until <= each.last for each in held.stretches()):
+            raise held.refusal(oldest)
 
     # -- the base -----------------------------------------------------------------------------
 

@@ -20,6 +20,7 @@ from kvwal.backup import state
 from kvwal.backup.bases import read_header
 from kvwal.backup.chain import list_held
 from kvwal.backup.checking import VerifiedArchive, verify
+from kvwal.backup.keeping import Keep, plan_pruning, prune
 from kvwal.backup.making import backup
 from kvwal.backup.port import DirectoryDestination
 from kvwal.backup.proofs import Results
@@ -217,6 +218,37 @@ def test_a_unit_of_another_history_that_verify_has_found_is_not_replaced() -> No
     with pytest.raises(kvwal.ArchiveDiverged):
         backup(lived.db.engine, lived.destination)
     assert str(name) in objects(lived.destination)
+
+
+class Pruned(DirectoryDestination):
+    """An archive's pruning comes while the first base of a backup is put."""
+
+    is_due = True
+
+    def put_new(self, name: str, data: Any) -> bool:
+        if self.is_due and "/base/" in name:
+            self.is_due = False
+            line = bytes.fromhex(name.partition("/")[0])
+            pruning = plan_pruning(self, list_held(self, line), Keep(pitr_s=0, daily=0, monthly=0), 1 << 60)
+            assert pruning.delete
+            prune(self, pruning)
+        return super().put_new(name, data)
+
+
+def test_a_history_that_is_backed_up_while_an_archive_prunes_is_there() -> None:
+    lived = Lived(6, keep_history_bytes=64 << 10)
+    lived.live(30)
+    lived.db.checkpoint()
+    first = backup(lived.db.engine, lived.destination)
+    while lived.db.window.oldest <= first.position:
+        lived.live(10)
+    lived.db.checkpoint()
+    backup(lived.db.engine, lived.destination, base="full")
+    # The window begins with a checkpoint whose base would be a difference on the first one.
+    report = backup(lived.db.engine, Pruned("/b", files=lived.disk), history=True)
+    assert report.oldest == lived.db.window.oldest
+    for at in range(report.oldest, report.position + 1, 3):
+        restored(lived, at=at, into=f"/r{at}").close()
 
 
 def test_what_is_remembered_of_damage_may_be_damaged_and_backups_go_on() -> None:
