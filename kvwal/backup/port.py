@@ -84,8 +84,8 @@ def destination_at(where: Where, files: Files | None = None) -> Destination:
 class DirectoryDestination:
     """A directory as a destination, on any file system that has hard links.
 
-    The directory is opened once, at the first call. If another one is at its path later (a disk that was unmounted),
-    calls raise `BackupDestinationError`: nothing is written into that.
+    The directory is opened once, at the first call. If another one, or none, is at its path later (a disk that was
+    unmounted), calls raise `BackupDestinationError`: nothing is written there, and nothing there counts as missing.
     """
 
     def __init__(self, path: PathArgument, *, files: Files | None = None, mode: int = 0o600) -> None:
@@ -287,9 +287,16 @@ class DirectoryDestination:
         return f"{self.path.rstrip('/') or '/'}/{where}" if where else self.path
 
     def _open(self, where: str) -> Directory:
-        """A directory of the destination. FileNotFoundError if it, or the destination, is not there."""
+        """A directory of the destination. FileNotFoundError if it is not there, or the destination never was yet."""
         try:
             found = self._files.open_directory(self.path)
+        except FileNotFoundError:
+            if self._root is None:
+                raise
+            self._durable.discard("")
+            raise BackupDestinationError(
+                f"{self.path} is not there any more: it was removed, or its disk was unmounted"
+            ) from None
         except NotADirectoryError:
             raise BackupDestinationError(f"{self.path} is not a directory; backups need one of their own") from None
         try:
@@ -306,7 +313,12 @@ class DirectoryDestination:
             found.close()
             raise
         found.close()
-        return self._files.open_directory(self._path(where))
+        try:
+            return self._files.open_directory(self._path(where))
+        except FileNotFoundError:
+            # It may be that the whole destination went just now.
+            self._open("").close()
+            raise
 
     def _make(self, where: str) -> Directory:
         """A directory of the destination, which is made if need be; its entry is durable."""
@@ -324,10 +336,6 @@ class DirectoryDestination:
             directory = self._open(where)
         except FileNotFoundError:
             self._durable.discard(where)
-            if not where and self._root is not None:
-                raise BackupDestinationError(
-                    f"{self.path} is not there any more: it was removed, or its disk was unmounted"
-                ) from None
             try:
                 with suppress(FileExistsError):
                     self._files.make_directory(self._path(where), self._mode | (self._mode & 0o444) >> 2)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from kvwal.backup import state
 from kvwal.backup.archive import make_base
 from kvwal.backup.archiver import Superseded
 from kvwal.backup.chain import list_held
+from kvwal.backup.keeping import Keep
 from kvwal.backup.names import parse_name
 from kvwal.backup.port import DirectoryDestination
 from kvwal.errors import ArchiveDiverged, BackupDestinationError, CorruptionError, SystemCallError
@@ -253,6 +255,30 @@ def test_on_a_full_disk_consumers_go_first_and_the_archive_before_a_commit_is_re
     archiver.step(now=True)
     assert archiver.mark == rig.db.last_seqno
     rig.check(held_of(rig.db, rig.place).stretches()[-1].first, archiver.mark)
+
+
+@pytest.mark.parametrize("stalls", [False, True])
+def test_a_disk_that_is_away_while_the_store_is_idle_costs_no_commit(rig: Rig, tmp_path: Path, stalls: bool) -> None:
+    """What tidies up sees no object, and is not to take all for lost."""
+    (tmp_path / "mount").mkdir()
+    rig.place = DirectoryDestination(tmp_path / "mount" / "b")
+    archiver = rig.archiver(keep=Keep(), stalls=stalls)
+    rig.writer.some(5)
+    archiver.step(now=True)
+    (tmp_path / "mount").rename(tmp_path / "away")
+    rig.clock.now_s += 31
+    archiver.step()
+    assert "not there any more" in str(archiver.trouble)
+    assert archiver.gaps == ()
+    for _ in range(3):
+        rig.writer.some(30, size=1500)
+        rig.db.checkpoint()
+        with pytest.raises(BackupDestinationError):
+            archiver.step(now=True)
+    (tmp_path / "away").rename(tmp_path / "mount")
+    archiver.step(now=True)
+    assert (archiver.mark, archiver.gaps) == (95, ())
+    rig.check(5, 95)
 
 
 def test_a_hold_that_is_dropped_while_the_log_is_still_there_leaves_no_gap(rig: Rig) -> None:

@@ -14,6 +14,7 @@ import pytest
 import kvwal
 from kvwal.backup.port import Destination, DirectoryDestination, destination_at, is_object_name
 from kvwal.errors import BackupDestinationError, ObjectMissing, SystemCallError
+from kvwal.files import system_files
 from kvwal.files.directory import SystemDirectory
 from kvwal.testing import SimulatedDisk, crash_every
 
@@ -204,6 +205,56 @@ def test_a_directory_that_took_the_place_is_not_written_to(tmp_path: Path) -> No
     os.rmdir(tmp_path / "b")
     os.rename(tmp_path / "moved", tmp_path / "b")
     assert place.put_new("a/c", b"1")
+
+
+def test_a_directory_that_is_away_is_not_an_empty_one(tmp_path: Path) -> None:
+    """What reads or deletes there fails: an archive would take what it cannot see for lost."""
+    place = DirectoryDestination(tmp_path / "b")
+    assert list(place.list_after("")) == []
+    place.put_new("a/b", b"1")
+    os.rename(tmp_path / "b", tmp_path / "moved")
+    for call in (
+        lambda: list(place.list_after("")),
+        lambda: list(place.list_after("a/")),
+        lambda: place.get("a/b"),
+        lambda: place.delete("a/b"),
+        place.sweep,
+    ):
+        with pytest.raises(BackupDestinationError, match="not there any more"):
+            call()
+    os.rename(tmp_path / "moved", tmp_path / "b")
+    assert place.get("a/b") == b"1"
+
+
+class _Leaving:
+    """The files of the system; a directory is moved away as soon as it has been opened."""
+
+    def __init__(self, path: Path, to: Path) -> None:
+        self.path, self.to = path, to
+
+    def open_directory(self, path: str) -> Any:
+        opened = system_files().open_directory(path)
+        if path == str(self.path):
+            self.path.rename(self.to)
+        return opened
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(system_files(), name)
+
+
+@pytest.mark.parametrize("what", ["list", "get", "delete"])
+def test_a_directory_that_goes_away_in_the_middle_of_a_call_is_not_an_empty_one(tmp_path: Path, what: str) -> None:
+    place = DirectoryDestination(tmp_path / "b")
+    place.put_new("a/b", b"1")
+    leaving: Any = _Leaving(tmp_path / "b", tmp_path / "moved")
+    place._files = leaving
+    calls: dict[str, Any] = {
+        "list": lambda: list(place.list_after("a/")),
+        "get": lambda: place.get("a/b"),
+        "delete": lambda: place.delete("a/b"),
+    }
+    with pytest.raises(BackupDestinationError, match="not there any more"):
+        calls[what]()
 
 
 def test_a_destination_below_one_that_is_not_there_is_not_made(tmp_path: Path) -> None:
