@@ -285,6 +285,8 @@ class Gated(Named):
         self.open = threading.Event()
         self.open.set()
         self.error: BaseException | None = None
+        # Whether what it has is listed.
+        self.lists = True
         self.before: Callable[[], object] = lambda: None
 
     def __getattribute__(self, name: str) -> Any:
@@ -296,6 +298,8 @@ class Gated(Named):
             assert self.open.wait(60)
             if self.error is not None:
                 raise self.error
+            if name == "list_after" and not self.lists:
+                return iter(())
             return getattr(self.there, name)(*arguments, **more)
 
         return guarded

@@ -96,7 +96,7 @@ class Archiver:
         self._store_id = engine.state.version.tree.meta.store_id
         self._line = engine.upkeep.consumers.line
         self._hold: Hold | None = None
-        # What there is now, until it is known which of it is needed; what comes from now on counts until then.
+        # What there is now, until it is known which of it is needed; what is beyond `_began_at` counts until then.
         self._first_hold: Hold | None = None
         if stalls:
             self._first_hold = engine.upkeep.consumers.begin_hold(_PURPOSE, None, None)
@@ -180,6 +180,14 @@ class Archiver:
             cursor.close()
         if hold is not None:
             hold.release()
+
+    def _find_anew(self) -> None:
+        """Have the next step find where to go on. Until it has, what is held stays held."""
+        hold = self._hold
+        if hold is not None:
+            # In this order: `is_behind` looks at them meanwhile.
+            self._began_at, self._first_hold, self._hold = hold.after, hold, None
+        self._let_go()
 
     def _let_go_of_all(self) -> None:
         hold, self._first_hold = self._first_hold, None
@@ -393,7 +401,7 @@ class Archiver:
             is_hourly = now_s >= self._pruned_s + _PRUNE_EVERY_S
             if (self._keep is not None or self.gaps or is_hourly) and self._is_end_lost(at):
                 # The next step makes a base, so that what comes from now on can be restored.
-                self._let_go()
+                self._find_anew()
                 return 0.0
             if is_hourly:
                 if self._keep is not None:

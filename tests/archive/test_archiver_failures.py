@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from archive_fixtures import OPTIONS, Destination, Rig, Writer, check_all, held_of
+from archive_fixtures import OPTIONS, Destination, Gated, Rig, Writer, check_all, held_of
 
 import kvwal
 from kvwal.backup import state
@@ -279,6 +279,36 @@ def test_a_disk_that_is_away_while_the_store_is_idle_costs_no_commit(rig: Rig, t
     archiver.step(now=True)
     assert (archiver.mark, archiver.gaps) == (95, ())
     rig.check(5, 95)
+
+
+@pytest.mark.parametrize("stalls", [False, True])
+def test_log_stays_held_until_it_is_known_where_to_go_on(rig: Rig, stalls: bool) -> None:
+    """A destination that lists nothing for a while, and then fails for a while, has lost nothing."""
+    place = Gated(rig.place)
+    archiver = rig.archiver(keep=Keep(), stalls=stalls, max_behind_bytes=180_000)
+    rig.writer.some(5)
+    archiver.step(now=True)
+    archiver._destination = archiver._merging._destination = place
+    place.lists = False
+    rig.clock.now_s += 31
+    archiver.step()
+    assert [str(gap) for gap in archiver.gaps] == ["0..5"]
+    place.lists, place.error = True, OSError("it is gone")
+    for _ in range(3):
+        with pytest.raises(OSError, match="it is gone"):
+            archiver.step(now=True)
+        rig.writer.some(30, size=1500)
+        rig.db.checkpoint()
+        assert [pin.seqno for pin in rig.db.pins() if pin.purpose == "archive"] == [5]
+    assert not archiver.is_behind()
+    if stalls:
+        rig.writer.some(200, size=1500)
+        assert archiver.is_behind(), "what is held counts from the mark on"
+    place.error = None
+    archiver.step(now=True)
+    assert (archiver.mark, archiver.gaps) == (rig.db.last_seqno, ())
+    assert [pin.seqno for pin in rig.db.pins() if pin.purpose == "archive"] == [archiver.mark]
+    rig.check(5, archiver.mark)
 
 
 def test_a_hold_that_is_dropped_while_the_log_is_still_there_leaves_no_gap(rig: Rig) -> None:
