@@ -358,8 +358,8 @@ def archive(
         destination: a directory on another disk, or an object with the calls of `kvwal.backup.port.Destination`.
         rpo_s: how long a durable commit waits until it is put there, in seconds: what a loss of the disk may cost.
         keep: how long what stays, see `Keep`; None: all of it for ever, and units are not merged.
-        max_behind_bytes: log that is kept while the destination fails, beside what recovery needs. None: as a
-            consumer's, 1 GiB or a tenth of the free space.
+        max_behind_bytes: log that is kept while the destination fails, beside what recovery needs; and until it first
+            answers, as much of what is there now. None: as a consumer's, 1 GiB or a tenth of the free space.
         on_behind: what is done when there is more. "drop": the archive gets a gap, also when the disk is full, and a
             new base ends that. "stall": commits wait until the archive has gone on. They are refused as
             ArchiveBehindError once it has failed for 30 s, and on a full disk as DiskFullError. Closing the store or

@@ -12,6 +12,7 @@ Rules:
 - What the destination holds is found by listing it, and never taken from the mark alone: a mark says less than there is
   after a crash, and what it says may have been deleted since.
 - A hold is dropped when it is beyond `max_behind_bytes`; of one that stalls commits never, since those wait instead.
+- Log is held from the beginning on, and until it is known where to go on: what a destination does not tell is not lost.
 - After a hold was dropped, it goes on from the first moment beyond which the log has all commits, or from a new base. A
   gap that is passed over is recorded.
 """
@@ -20,6 +21,7 @@ from __future__ import annotations
 
 import logging
 import time
+from bisect import bisect_left
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, Final
@@ -79,7 +81,7 @@ class Archiver:
         Args:
             rpo_s: how long a durable commit may wait until its unit is cut.
             max_behind_bytes: how much sealed log may be kept for it; None: no limit, until the disk is full.
-            stalls: whether commits wait when that much is kept, instead of a gap: then log is held from here on.
+            stalls: whether commits wait when that much is kept, instead of a gap.
             base_bytes, base_every_s: a base is made when units since the last one have this size, or it has this age.
             keep: what stays; None: everything, and units are not merged either.
         """
@@ -97,9 +99,7 @@ class Archiver:
         self._line = engine.upkeep.consumers.line
         self._hold: Hold | None = None
         # What there is now, until it is known which of it is needed; what is beyond `_began_at` counts until then.
-        self._first_hold: Hold | None = None
-        if stalls:
-            self._first_hold = engine.upkeep.consumers.begin_hold(_PURPOSE, None, None)
+        self._first_hold: Hold | None = self._hold_first()
         self._began_at = engine.upkeep.durable_seqno
         self._segments = engine.upkeep.consumers.log().segments
         self._cursor: SegmentCursor | None = None
@@ -172,6 +172,22 @@ class Archiver:
     def _at(self) -> Seqno:
         assert self.mark is not None, "it is attached"
         return self.mark
+
+    def _hold_first(self) -> Hold:
+        """Hold log before it is known which of it is needed: all there is, and what comes up to the limit.
+
+        Of one that has a limit not all there is, but as much as the limit.
+        """
+        consumers, limits = self._engine.upkeep.consumers, self._limits
+        if limits is None or limits.max_bytes is None:
+            return consumers.begin_hold(_PURPOSE, None, limits)
+        everything, segments, most = consumers.begin_hold(_PURPOSE, None, None), consumers.segments(), limits.max_bytes
+        # The later, the less is beyond it.
+        i = bisect_left(segments, -most, key=lambda each: -sealed_beyond(segments, Seqno(each.first_seqno - 1)))
+        after = max(everything.after, Seqno(segments[i].first_seqno - 1))
+        hold = consumers.begin_hold(_PURPOSE, after, ArchiveLimits(most + sealed_beyond(segments, after), None))
+        everything.release()
+        return hold
 
     def _let_go(self) -> None:
         hold, self._hold = self._hold, None

@@ -17,6 +17,7 @@ from kvwal.backup.reach import Reach, walked
 from kvwal.backup.units import UnitBuilder
 from kvwal.errors import ArchiveDiverged, CorruptionError, NotInBackup
 from kvwal.keys import Seqno
+from kvwal.log import sealed_beyond
 
 
 def archived(**options: Any) -> Rig:
@@ -131,21 +132,78 @@ def test_damage_of_the_newest_unit_does_not_end_the_archive(has_log: bool, is_id
     rig.check(0 if has_log else rig.db.last_seqno, rig.db.last_seqno)
 
 
-def test_no_log_is_held_for_one_that_could_not_begin() -> None:
+class Failing(Destination):
+    """One whose disk is gone as soon as a base is put."""
+
+    error: Exception | None = OSError("it is gone")
+
+    def put_new(self, name: str, data: Any) -> bool:
+        if "/base/" in name and self.error is not None:
+            raise self.error
+        return bool(self.there.put_new(name, data))
+
+
+def held_from(rig: Rig) -> list[Seqno | None]:
+    return [pin.seqno for pin in rig.db.pins() if pin.purpose == "archive"]
+
+
+@pytest.mark.parametrize("stalls", [False, True])
+def test_a_try_to_begin_that_fails_leaves_no_hold_of_its_own(stalls: bool) -> None:
     rig = archived()
-    archiver = rig.archiver()
-
-    class Failing(Destination):
-        def put_new(self, name: str, data: Any) -> bool:
-            if "/base/" in name:
-                raise OSError("it is gone")
-            return bool(self.there.put_new(name, data))
-
+    archiver = rig.archiver(stalls=stalls)
+    assert len(held_from(rig)) == 1
     archiver._destination = Failing(rig.place)
     with pytest.raises(OSError, match="it is gone") as caught:
         archiver.step()
     # The error, which refers to what it came through, is still there.
-    assert not [pin for pin in rig.db.pins() if pin.purpose == "archive"], caught
+    assert len(held_from(rig)) == 1, caught
+    archiver.close()
+    assert held_from(rig) == []
+
+
+@pytest.mark.parametrize("stalls", [False, True])
+def test_log_is_held_for_one_that_begins_while_the_destination_is_away(stalls: bool) -> None:
+    rig = archived()
+    rig.writer.some(5)
+    archiver = rig.archiver(stalls=stalls)
+    archiver._destination = place = Failing(rig.place)
+    for _ in range(3):
+        with pytest.raises(OSError, match="it is gone"):
+            archiver.step(now=True)
+        rig.writer.some(30, size=1500)
+        rig.db.checkpoint()
+    place.error = None
+    archiver.step(now=True)
+    assert (archiver.mark, archiver.gaps, held_from(rig)) == (105, (), [105])
+    rig.check(10, 105)
+
+
+def test_what_is_held_before_it_has_begun_has_a_limit_whatever_the_log_has() -> None:
+    """All that comes up to the limit, and of what there was as much."""
+    most = 60_000
+    rig = archived(keep_history_bytes=1 << 20, keep_history_s=1e9)
+    for _ in range(6):
+        rig.writer.some(30, size=1500)
+        rig.db.checkpoint()
+    consumers = rig.db.engine.upkeep.consumers
+
+    def beyond(after: Any) -> int:
+        return sealed_beyond(consumers.segments(), after)
+
+    assert beyond(0) > 2 * most
+    archiver = rig.archiver(max_behind_bytes=most)
+    (begin,) = held_from(rig)
+    assert begin is not None
+    before = beyond(begin)
+    assert most - (32 << 10) < before <= most
+    while held_from(rig):
+        assert beyond(begin) - before <= most
+        rig.writer.some(1, size=1500)
+    assert beyond(begin) - before > most
+    # It begins all the same, and holds from there on.
+    archiver.step(now=True)
+    assert held_from(rig) == [archiver.mark]
+    assert archiver.gaps == ()
 
 
 @pytest.mark.parametrize("is_other", [False, True])
