@@ -20,6 +20,7 @@ Rules:
 from __future__ import annotations
 
 import logging
+import math
 import time
 from bisect import bisect_left
 from collections.abc import Callable
@@ -33,9 +34,9 @@ from kvwal.backup.checking import lost_gaps
 from kvwal.backup.forks import tell_fork
 from kvwal.backup.keeping import Keep, Merging, plan_pruning, prune
 from kvwal.backup.port import Destination
-from kvwal.backup.units import UnitBuilder, decode_unit
+from kvwal.backup.units import HEADER_BYTES, UnitBuilder, decode_header, decode_unit
 from kvwal.engine.engine import Engine
-from kvwal.errors import ArchiveDiverged, BackupDestinationError, CorruptionError, FeedGap, NotInBackup
+from kvwal.errors import ArchiveDiverged, BackupDestinationError, CorruptionError, FeedGap, FormatError, NotInBackup
 from kvwal.keys import Seqno
 from kvwal.log import ArchiveLimits, Hold, SegmentCursor, sealed_beyond
 
@@ -110,7 +111,8 @@ class Archiver:
         self._base_s = 0.0
         self._in_base = False
         self._merging = Merging(destination, self._store_id, self._line)
-        self._tidied_s = self._pruned_s = monotonic_s()
+        # At once: programs that never run for an hour tidy up, too.
+        self._tidied_s = self._pruned_s = -math.inf
         #: What failed when units were merged, or old ones deleted; None if it did not. It is tried again.
         self.trouble: Exception | None = None
         #: Every moment from the first base on up to this commit can be restored; None until that is known.
@@ -246,12 +248,13 @@ class Archiver:
             gaps = tuple(gap for gap in lost_gaps(destination, held, position) if gap.first <= position)
             digest = digest_after(destination, self._store_id, held, position)
             self._move_mark(position, digest)
+            # One that was made just now needs no other.
+            replayed, since_s = (0, 0.0) if found is None else self._since_base(held, position)
         except BaseException:
             if hold is not None:
                 hold.release()
             raise
-        self._unit_bytes = 0
-        self._base_s = self._monotonic_s()
+        self._unit_bytes, self._base_s = replayed, self._monotonic_s() - since_s
         # Durability: held from before the mark on, so that nothing is missing between.
         hold.advance(position)
         self.mark, self._digest, self._hold, self.gaps = position, digest, hold, gaps
@@ -288,6 +291,18 @@ class Archiver:
         except BaseException:
             hold.release()
             raise
+
+    def _since_base(self, held: Held, position: Seqno) -> tuple[int, float]:
+        """Size of the units that a restore of that moment replays, and how many seconds ago their first commit was."""
+        units = held.plan(position).units
+        if not units:
+            return 0, 0.0
+        first, first_us = str(units[0]), 0
+        # One that is damaged is as good as very old: a base does without it.
+        with suppress(CorruptionError, FormatError):
+            first_us = decode_header(first, self._destination.get(first, size=HEADER_BYTES)).first_time_us
+        since_us = max(0, self._engine.reads.moments.wall_us() - first_us)
+        return sum(held.sizes[str(name)] for name in units), since_us / 1e6
 
     def _record_gaps(self, held: Held, lost: Seqno | None, position: Seqno, *, is_missing: bool) -> None:
         """The gaps that are passed over: those between where it could not go on, and where it does.

@@ -12,6 +12,7 @@ from archive_fixtures import Destination, Rig, held_of, make_base
 from kvwal.backup import state
 from kvwal.backup.adopting import adopt
 from kvwal.backup.bases import encode_base
+from kvwal.backup.keeping import Keep
 from kvwal.backup.names import BaseName
 from kvwal.backup.reach import Reach, walked
 from kvwal.backup.units import UnitBuilder
@@ -229,3 +230,58 @@ def test_a_unit_of_a_backup_with_the_same_commits_is_no_other_history(is_other: 
     assert archiver.mark == 14
     assert [name.revision for name in held_of(rig.db, rig.place).units] == [0, 1, 0]
     rig.check(0, 14)
+
+
+def test_a_base_comes_though_no_program_runs_long_enough_for_one() -> None:
+    rig = Rig()
+    for each in range(12):
+        archiver = rig.archiver(base_bytes=3000, codec="none")
+        archiver.step()
+        rig.writer.some(20)
+        rig.db.checkpoint()
+        archiver.step(now=True)
+        assert archiver.bases == (1 if each in (0, 2, 5, 8, 11) else 0), each
+        archiver.close()
+
+
+@pytest.mark.parametrize("is_damaged", [False, True])
+def test_a_base_comes_after_a_day_though_no_program_runs_for_one(is_damaged: bool) -> None:
+    rig = Rig()
+
+    def run_for_a_moment() -> int:
+        archiver = rig.archiver()
+        archiver.step()
+        rig.writer.some(1)
+        rig.db.checkpoint()
+        archiver.step(now=True)
+        archiver.close()
+        assert archiver.mark == rig.db.last_seqno
+        rig.disk.pass_time(0.3 * 86400)
+        return len(held_of(rig.db, rig.place).bases)
+
+    assert [run_for_a_moment() for _ in range(3)] == [1, 1, 1]
+    if is_damaged:
+        rig.other.flip(f"/b/{held_of(rig.db, rig.place).units[0]}", 30)
+        assert run_for_a_moment() == 2, "the newest moments do without it"
+        rig.check(rig.db.last_seqno, rig.db.last_seqno)
+    else:
+        assert [run_for_a_moment() for _ in range(5)] == [1, 2, 2, 2, 2]
+
+
+def test_what_is_older_goes_though_no_program_runs_for_an_hour() -> None:
+    rig = Rig()
+    for _ in range(8):
+        archiver = rig.archiver(keep=Keep(pitr_s=3600, daily=0, monthly=0), base_bytes=1)
+        while archiver.step(now=True) == 0.0:
+            pass
+        for _ in range(5):
+            rig.writer.some(1)
+            rig.disk.pass_time(400)
+            rig.clock.now_s += 1
+            rig.db.checkpoint()
+            archiver.step(now=True)
+        archiver.close()
+    held = held_of(rig.db, rig.place)
+    assert held.stretches()[0].first > 20
+    assert len(held.units) < 20
+    rig.check(held.stretches()[0].first, 40)
