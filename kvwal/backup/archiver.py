@@ -111,8 +111,10 @@ class Archiver:
         self._base_s = 0.0
         self._in_base = False
         self._merging = Merging(destination, self._store_id, self._line)
-        # At once: programs that never run for an hour tidy up, too.
-        self._tidied_s = self._pruned_s = -math.inf
+        # None: by the second step, so that programs that never run for an hour tidy up, too. Where nothing is merged
+        # and deleted, only gaps are looked for, which the first step does.
+        self._tidied_s: float | None = monotonic_s() if keep is None else None
+        self._pruned_s = monotonic_s() if keep is None else -math.inf
         #: What failed when units were merged, or old ones deleted; None if it did not. It is tried again.
         self.trouble: Exception | None = None
         #: Every moment from the first base on up to this commit can be restored; None until that is known.
@@ -421,7 +423,12 @@ class Archiver:
         """Make a base, merge units and delete old ones, where that is due. Returns as `step`."""
         wait_s = self._base_if_due()
         now_s = self._monotonic_s()
-        if self._in_base or self._hold is None or now_s < self._tidied_s + _MERGE_EVERY_S:
+        if self._in_base or self._hold is None:
+            return wait_s
+        if self._tidied_s is None:
+            self._tidied_s = -math.inf
+            return 0.0
+        if now_s < self._tidied_s + _MERGE_EVERY_S:
             return wait_s
         at = self._at()
         try:

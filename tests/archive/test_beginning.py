@@ -285,3 +285,11 @@ def test_what_is_older_goes_though_no_program_runs_for_an_hour() -> None:
     assert held.stretches()[0].first > 20
     assert len(held.units) < 20
     rig.check(held.stretches()[0].first, 40)
+
+
+def test_what_has_begun_is_told_before_it_tidies_up() -> None:
+    rig = archived()
+    archiver = rig.archiver(keep=Keep())
+    archiver._merging.step = lambda *_, **__: pytest.fail("it tidies up")
+    assert archiver.step(now=True) == 0.0
+    assert archiver.mark == 10
