@@ -8,7 +8,8 @@ Rules:
   the log beyond the mark is held. So every commit at or below the mark can be restored, after a crash of the store, of
   the archiver, or of both.
 - The mark is an object of the destination, replaced by compare-and-set, with the epoch of the archiver's claim. An
-  archiver that finds a greater epoch was superseded, and stops.
+  archiver that finds another epoch was superseded, and stops; it looks before it merges or deletes. A mark that is lost
+  is put anew.
 - What the destination holds is found by listing it, and never taken from the mark alone: a mark says less than there is
   after a crash, and what it says may have been deleted since.
 - A hold is dropped when it is beyond `max_behind_bytes`; of one that stalls commits never, since those wait instead.
@@ -105,7 +106,7 @@ class Archiver:
         self._segments = engine.upkeep.consumers.log().segments
         self._cursor: SegmentCursor | None = None
         self._digest = b""
-        self._claimed = b""
+        self._claimed: bytes | None = None
         self._pending_since_s: float | None = None
         self._unit_bytes = 0
         self._base_s = 0.0
@@ -328,14 +329,12 @@ class Archiver:
     # -- the mark -----------------------------------------------------------------------------
 
     def _claim(self) -> Seqno | None:
-        """Take the next epoch. Returns what the mark says of this line."""
+        """Take the next epoch, but for one that has its own. Returns what the mark says of this line."""
         old, members = state.read(self._destination, state.MARK)
-        if old is not None and old == self._claimed:
-            epoch = self.epoch
-        else:
-            epoch = _number(members, "epoch", 0) + 1
-            if self.epoch and epoch != self.epoch + 1:
-                raise Superseded(f"another archiver has taken over, from claim {self.epoch} by {epoch - 1}")
+        last = _number(members, "epoch", 0) if old is not None else self._last_epoch()
+        if self.epoch and last != self.epoch:
+            raise Superseded(f"another archiver has taken over, from claim {self.epoch} by {last}")
+        epoch = self.epoch or last + 1
         is_same = members.get("line") == self._line.hex()
         marked = Seqno(_number(members, "seqno", 0)) if is_same and "seqno" in members else None
         kept = {name: value for name, value in members.items() if is_same and name in ("seqno", "digest")}
@@ -351,12 +350,26 @@ class Archiver:
             if new == self._claimed or self._destination.swap(state.MARK, self._claimed, new):
                 self._claimed = new
                 return
-            # One that was made, and whose answer got lost; or another archiver's.
-            found, members = state.read(self._destination, state.MARK)
-            if found is None or _number(members, "epoch", 0) != self.epoch:
-                raise Superseded(f"another archiver has taken over from claim {self.epoch}")
-            self._claimed = found
+            # One that was made, and whose answer got lost; or another archiver's; or none, as it is lost.
+            self._look_at_mark()
         raise BackupDestinationError(f"{state.MARK} cannot be replaced")
+
+    def _look_at_mark(self) -> None:
+        """Superseded if the destination was claimed by another archiver since."""
+        found, members = state.read(self._destination, state.MARK)
+        if found is not None and _number(members, "epoch", 0) != self.epoch:
+            raise Superseded(f"another archiver has taken over from claim {self.epoch}")
+        self._claimed = found
+
+    def _last_epoch(self) -> int:
+        """The greatest number of a claim that is known without the mark: of this archiver, or of the newest unit."""
+        units = list_held(self._destination, self._line).units
+        if self.epoch or not units:
+            return self.epoch
+        name = str(max(units, key=lambda unit: unit.last))
+        with suppress(CorruptionError, FormatError):
+            return decode_header(name, self._destination.get(name, size=HEADER_BYTES)).epoch
+        return 0
 
     # -- units --------------------------------------------------------------------------------
 
@@ -432,6 +445,8 @@ class Archiver:
             return wait_s
         at = self._at()
         try:
+            self._look_at_mark()
+            self._move_mark(at, self._digest)
             # One at a time, so that units are cut between.
             if self._keep is not None and self._merging.step(at, epoch=self.epoch, codec=self._codec):
                 return 0.0
@@ -445,6 +460,8 @@ class Archiver:
                 if self._keep is not None:
                     self._prune(self._keep)
                 self._pruned_s = now_s
+        except Superseded:
+            raise
         except Exception as error:  # noqa: BLE001  # told by `trouble`: units go on
             self._tidied_s = now_s
             if self.trouble is None:

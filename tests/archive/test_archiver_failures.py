@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -128,6 +129,93 @@ def test_of_two_archivers_the_second_one_goes_on_and_the_first_one_ends(rig: Rig
     second.step(now=True)
     assert second.mark == 7
     rig.check(0, 7)
+
+
+class Deaf(Destination):
+    """One that swaps, and whose answers are lost."""
+
+    def swap(self, *arguments: Any) -> bool:
+        self.there.swap(*arguments)
+        raise TimeoutError("no answer")
+
+
+@pytest.mark.parametrize("keep", [Keep(pitr_s=0, daily=0, monthly=0), None])
+def test_one_that_was_superseded_while_its_store_is_idle_deletes_nothing(rig: Rig, keep: Keep | None) -> None:
+    first = rig.archiver(keep=keep)
+    first.step()
+    for _ in range(3):
+        rig.writer.some(3)
+        rig.disk.pass_time(100)
+        rig.db.checkpoint()
+        rig.db.backup(rig.place)
+        first.step(now=True)
+    rig.archiver(keep=Keep()).step()
+    before = sorted(rig.place.list_after(""))
+    rig.clock.now_s += 3601
+    with pytest.raises(Superseded):
+        first.step()
+    assert sorted(rig.place.list_after("")) == before
+
+
+@pytest.mark.parametrize("is_idle", [False, True])
+def test_a_mark_that_is_lost_is_put_anew(rig: Rig, is_idle: bool) -> None:
+    archiver = rig.archiver()
+    archiver.step()
+    rig.writer.some(3)
+    archiver.step(now=True)
+    for _ in range(2):
+        rig.place.delete(state.MARK)
+        if not is_idle:
+            rig.writer.some(3)
+        rig.clock.now_s += 31
+        archiver.step(now=True)
+        assert archiver.trouble is None
+        assert archiver.mark == rig.db.last_seqno
+        members = state.read(rig.place, state.MARK)[1]
+        assert (members["epoch"], members["seqno"]) == (1, rig.db.last_seqno)
+    rig.place.delete(state.MARK)
+    archiver._hold.release()
+    rig.writer.some(1)
+    archiver.step(now=True)
+    assert (archiver.epoch, archiver.mark) == (1, rig.db.last_seqno)
+    rig.check(0, rig.db.last_seqno)
+
+
+def test_answers_that_are_lost_supersede_no_one(rig: Rig) -> None:
+    """The mark is moved, the archiver has to find where to go on, and hears nothing of what it swaps."""
+    archiver = rig.archiver()
+    archiver.step()
+    for _ in range(2):
+        rig.writer.some(3)
+        archiver._destination = Deaf(rig.place)
+        for _ in range(2):
+            with suppress(TimeoutError):
+                archiver.step(now=True)
+            if archiver._hold is not None:
+                archiver._hold.release()
+        archiver._destination = rig.place
+        archiver.step(now=True)
+    assert (archiver.epoch, archiver.mark) == (1, 6)
+    rig.check(0, 6)
+
+
+@pytest.mark.parametrize("claims", [1, 2])
+def test_of_two_archivers_the_first_one_ends_also_where_the_mark_was_lost(rig: Rig, claims: int) -> None:
+    """A claim behind a lost mark has a greater number than those whose units are there."""
+    for _ in range(claims):
+        first = rig.archiver()
+        first.step()
+        rig.writer.some(3)
+        first.step(now=True)
+    rig.place.delete(state.MARK)
+    second = rig.archiver()
+    second.step()
+    assert (first.epoch, second.epoch) == (claims, claims + 1)
+    rig.writer.some(3)
+    with pytest.raises(Superseded):
+        first.step(now=True)
+    second.step(now=True)
+    rig.check(0, rig.db.last_seqno)
 
 
 def test_another_store_is_refused(rig: Rig) -> None:
