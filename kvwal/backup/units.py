@@ -36,7 +36,7 @@ The digest goes on from commit to commit: SHA-256 of the digest before, those 16
 another one behind, if it left one (see lines.py). So units can be merged and cut.
 
 A unit is valid when
-1. its CRC matches, and its numbers are those of its name,
+1. its CRC matches, its numbers are those of its name, and the plain size is at most that of 32 MiB and a commit,
 2. the stored body has the size and the SHA-256 that the header says, and unpacks to the plain size,
 3. the plain body has last - first commits and ends with the last one; their kinds are those of commits, their times do
    not decrease, and are the header's at both ends,
@@ -64,7 +64,7 @@ from kvwal.errors import CorruptionError, FormatError
 from kvwal.features import EXTENSIONS, KEYSPACES, KNOWN_REQUIRED, unknown_bits
 from kvwal.keys import Seqno
 from kvwal.log.commits import Commit, Commits
-from kvwal.log.intents import EXTENDED, TABLES
+from kvwal.log.intents import EXTENDED, MAX_BODY_BYTES, TABLES
 from kvwal.log.record import is_commit
 
 __all__ = [
@@ -97,6 +97,8 @@ _RUN: Final = 1024
 _SAME_BYTES: Final = 8
 _ZEROS: Final = bytes(32)
 _LEAST_ALIKE: Final = 16
+# On disk: never lessen. Units are cut at 8 MiB and merged up to 32, but for a last commit, which may be the largest.
+_MOST_PLAIN_BYTES: Final = (32 << 20) + _COMMIT_BYTES + MAX_BODY_BYTES
 #: By name: how a body is stored.
 CODECS: Final = {"none": 0, "zlib": 1}
 _PLAIN: Final = 0
@@ -361,6 +363,8 @@ def decode_header(name: str, data: bytes) -> UnitHeader:
     )
     if parse_name(name) != header.name:
         raise CorruptionError(name, 0, f"the header is that of {header.name}")
+    if plain_size > _MOST_PLAIN_BYTES:
+        raise CorruptionError(name, 176, f"the body would have {plain_size} bytes; {_MOST_PLAIN_BYTES} are the most")
     return header
 
 

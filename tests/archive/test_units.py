@@ -231,10 +231,16 @@ def test_a_body_that_unpacks_to_much_more_than_it_says_takes_no_memory() -> None
     tracemalloc.stop()
 
 
-@pytest.mark.parametrize("size", [(1 << 63) - 1, (1 << 64) - 1])
-def test_a_body_that_is_said_to_be_larger_than_any_memory_is_damage(size: int) -> None:
-    with pytest.raises(CorruptionError, match="cannot be unpacked"):
-        decode_unit(*rebuilt(some_commits(1), bytes(9), codec=1, plain=size))
+@pytest.mark.parametrize("codec", [0, 1])
+@pytest.mark.parametrize("size", [(33 << 20) + (1 << 32), (1 << 63) - 1, (1 << 64) - 1])
+def test_a_body_that_is_said_to_be_larger_than_any_is_damage(size: int, codec: int) -> None:
+    with pytest.raises(CorruptionError, match="are the most"):
+        decode_unit(*rebuilt(some_commits(1), bytes(9), codec=codec, plain=size))
+
+
+def test_a_body_of_one_large_commit_and_what_was_merged_before_it_is_not() -> None:
+    with pytest.raises(CorruptionError, match="does not have the size"):
+        decode_unit(*rebuilt(some_commits(1), bytes(9), plain=(32 << 20) + 16 + (1 << 32) - 1))
 
 
 def test_a_unit_under_a_name_of_another_is_refused() -> None:
