@@ -187,6 +187,8 @@ def read_header(destination: Destination, name: str) -> BaseHeader:
     of_meta = meta.store_id, meta.line, meta.generation, meta.seqno, meta.replay_through
     if base_of(header, named.revision) != named or of_meta != of_header:
         raise CorruptionError(name, 0, "its header says something else than its name or its meta")
+    if header.size < header.pages_at + _DIGEST_BYTES:
+        raise CorruptionError(name, 96, "its size is less than that of its header, table and digest")
     return header
 
 

@@ -62,16 +62,22 @@ class Reach:
     __slots__ = ("_below", "_crcs", "_pages", "_places", "_sizes")
 
     def __init__(self, table: Table | None = None, parent: Reach | None = None) -> None:
-        """That of a base with this table. ValueError if it names what the parent does not have."""
+        """That of a base with this table. ValueError if it names what the parent does not have, or more of it.
+
+        So it has at most as many extents as there are rows in its table and in those of the bases below.
+        """
         columns = [array("I") for _ in range(4)]
         above = () if parent is None else parent._columns()
+        # No page is reached twice.
+        left = 0 if parent is None else len(parent)
         for row in () if table is None else table.rows():
             if row[0]:
                 for column, value in zip(columns, row, strict=True):
                     column.append(value)
                 continue
             _, at, count, _ = row
-            if not above or not count or at + count > len(above[0]):
+            left -= count
+            if not above or not count or at + count > len(above[0]) or left < 0:
                 raise ValueError("it keeps extents that its parent does not have")
             for column, whole in zip(columns, above, strict=True):
                 column.extend(whole[at : at + count])

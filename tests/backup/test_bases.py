@@ -96,6 +96,18 @@ def test_a_header_that_says_something_else_is_refused(offset: int, new: bytes, e
     assert name in str(caught.value)
 
 
+def test_a_header_that_leaves_no_space_for_its_table_is_refused(tmp_path: Path) -> None:
+    lived, name, data = a_base()
+    least = 4096 + 16 * read_header(lived.destination, name).rows + 32
+    # On a disk of the system, which reads nothing before the beginning of a file.
+    for n, size in enumerate((0, 31, 4096, least - 1)):
+        destination = DirectoryDestination(str(tmp_path / str(n)))
+        destination.put_new(name, changed(data, 96, struct.pack("<Q", size)))
+        with pytest.raises(kvwal.CorruptionError, match="its size is less") as caught:
+            check_base(destination, name)
+        assert caught.value.file == name
+
+
 @pytest.mark.parametrize("size", [0, 10, 4095, 4096, 4200, -33, -1])
 def test_a_base_that_is_cut_short_is_refused(size: int) -> None:
     lived, name, data = a_base()
@@ -139,6 +151,10 @@ def test_what_is_kept_of_a_parent_must_be_there() -> None:
             Reach(Table(array("I", [0, at, count, 0])), reach)
     with pytest.raises(ValueError, match="parent"):
         Reach(Table(array("I", [0, 0, 1, 0])))
+    # What the parent reaches once, is reached at most once.
+    assert len(Reach(Table(array("I", [0, 0, 1, 0, 3, 4096, 7, 1])), reach)) == 2
+    with pytest.raises(ValueError, match="parent"):
+        Reach(Table(array("I", 2 * [0, 0, 1, 0])), reach)
     # One that says of itself that more is below than there is, is not taken.
     wrong = Reach(Table(array("I", [2, 8192, 7, 5])))
     assert wrong.find(2, 8192, 7) is None
