@@ -22,9 +22,11 @@ def finish_page_file(file: File, meta: Meta) -> None:
     """Write what a page file needs beside the pages that a generation reaches, which are there. Not flushed.
 
     It becomes that generation and the next one, which are the same: without bases, and with a free list of what is not
-    reached. CorruptionError if an inner node does not verify, or lies outside of the file. Requires: the meta has none
-    of these either.
+    reached. It ends behind the last page that is there, however many the meta says: so that number alone takes neither
+    memory nor space. CorruptionError if an inner node does not verify, or lies outside of the file. Requires: the meta
+    has none of these either.
     """
+    meta = replace(meta, page_count=max(2, -(-file.size() // PAGE_SIZE)))
     found, _ = rebuilt(Pager(file, 0), meta, (), lambda: None)
     free = FreeList(array("Q", [place for freed in found.held for place in freed.places]), ())
     if free.free:

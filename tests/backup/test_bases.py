@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 import struct
 from array import array
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from kvwal.backup.bases import CRC, HEADER, check_base, read_header, read_table
 from kvwal.backup.making import backup
 from kvwal.backup.port import DirectoryDestination
 from kvwal.backup.reach import Reach, Table
+from kvwal.pages.meta import encode_meta
 from kvwal.testing import SimulatedDisk
 
 
@@ -106,6 +108,23 @@ def test_a_header_that_leaves_no_space_for_its_table_is_refused(tmp_path: Path) 
         with pytest.raises(kvwal.CorruptionError, match="its size is less") as caught:
             check_base(destination, name)
         assert caught.value.file == name
+
+
+def test_a_restored_store_has_only_pages_that_its_bases_have() -> None:
+    lived, name, data = a_base()
+    meta = read_header(lived.destination, name).meta
+    # Damage, or the free end of what was a large store.
+    said = changed(data, 136, encode_meta(replace(meta, page_count=1 << 14)))[:-32]
+    destination = put(lived, name, said + hashlib.sha256(said).digest())
+    check_base(destination, name)
+    report = kvwal.restore(destination, "/r", files=lived.disk)
+    assert len(lived.disk.read("/r/data")) <= (meta.page_count + 1) * 4096
+    with kvwal.open("/r", files=lived.disk, background=False) as db:
+        lived.check(db, report.restored)
+        assert db.verify().ok
+        db.put(b"more", bytes(9000))
+        db.checkpoint()
+        assert db.verify().ok
 
 
 @pytest.mark.parametrize("size", [0, 10, 4095, 4096, 4200, -33, -1])
