@@ -83,7 +83,7 @@ class Reach:
                 column.extend(whole[at : at + count])
         self._pages, self._sizes, self._crcs, self._below = columns
         # By first page: its place in the columns, from 1 on; 0: none.
-        self._places: array[int] | None = None
+        self._places = array("I")
 
     def _columns(self) -> tuple[array[int], array[int], array[int], array[int]]:
         return self._pages, self._sizes, self._crcs, self._below
@@ -91,12 +91,15 @@ class Reach:
     def __len__(self) -> int:
         return len(self._pages)
 
-    def find(self, page: int, size: int, crc: int) -> tuple[int, int] | None:
-        """Position of this extent, and how many there are with all below it; None if it is not there."""
-        if self._places is None:
-            self._places = array("I", bytes(4 * (max(self._pages, default=0) + 1)))
-            for place, each in enumerate(self._pages, 1):
+    def index(self, page_count: int) -> None:
+        """Make it ready to find what begins in these pages: a base may name others that are far beyond."""
+        self._places = array("I", bytes(4 * page_count))
+        for place, each in enumerate(self._pages, 1):
+            if each < page_count:
                 self._places[each] = place
+
+    def find(self, page: int, size: int, crc: int) -> tuple[int, int] | None:
+        """Position of this extent, and how many there are with all below it; None if it is not there or not indexed."""
         at = self._places[page] - 1 if page < len(self._places) else -1
         if at < 0 or self._sizes[at] != size or self._crcs[at] != crc or at + self._below[at] > len(self):
             return None
@@ -181,6 +184,7 @@ def walked(pager: Pager, meta: Meta, parent: Reach, yield_to_writers: Callable[[
     verify. Requires: the generation is pinned, or the pager tells when it goes.
     """
     table = Table()
+    parent.index(meta.page_count)
 
     def below(pointer: bytes, level: int) -> int:
         page, crc, pages, flags, _ = POINTER.unpack(pointer)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import struct
+import tracemalloc
 from array import array
 from dataclasses import replace
 from pathlib import Path
@@ -18,8 +19,9 @@ import kvwal.aio
 from kvwal.backup.bases import CRC, HEADER, check_base, read_header, read_table
 from kvwal.backup.making import backup
 from kvwal.backup.port import DirectoryDestination
-from kvwal.backup.reach import Reach, Table
+from kvwal.backup.reach import Reach, Table, walked
 from kvwal.pages.meta import encode_meta
+from kvwal.pages.pager import Pager
 from kvwal.testing import SimulatedDisk
 
 
@@ -160,6 +162,8 @@ def test_what_is_kept_of_a_parent_must_be_there() -> None:
     parent.add(2, 8192, 7)
     reach = Reach(parent)
     assert len(reach) == 1
+    assert reach.find(2, 8192, 7) is None
+    reach.index(4)
     assert reach.find(2, 8192, 7) == (0, 1)
     assert reach.find(2, 4096, 7) is None
     assert reach.find(2, 8192, 8) is None
@@ -176,7 +180,19 @@ def test_what_is_kept_of_a_parent_must_be_there() -> None:
         Reach(Table(array("I", 2 * [0, 0, 1, 0])), reach)
     # One that says of itself that more is below than there is, is not taken.
     wrong = Reach(Table(array("I", [2, 8192, 7, 5])))
+    wrong.index(3)
     assert wrong.find(2, 8192, 7) is None
+
+
+def test_what_a_base_names_beyond_the_pages_of_the_store_takes_no_memory() -> None:
+    lived, _, _ = a_base()
+    meta = lived.db.engine.state.version.tree.meta
+    far = Reach(Table(array("I", [1 << 24, 4096, 7, 1])))
+    file = lived.disk.open_directory("/s").open("data")
+    tracemalloc.start()
+    assert len(walked(Pager(file, 0), meta, far, lambda: None)) > 1
+    assert tracemalloc.get_traced_memory()[1] < 4 << 20
+    tracemalloc.stop()
 
 
 def test_the_same_for_tasks(tmp_path: Path) -> None:
