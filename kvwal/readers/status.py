@@ -2,7 +2,7 @@
 
 Who wants them writes the time into `readers/ask`. While that is younger than ten seconds, the process that writes the
 store writes `readers/status` once a second: a line with the CRC-32C of what follows, as 8 hex digits, and JSON. Neither
-is flushed. Both are read as hostile: what does not verify, or is no object, is not there.
+is flushed. Both are read as hostile: what does not verify, or is no object of the form that a status has, is not there.
 """
 
 from __future__ import annotations
@@ -22,6 +22,26 @@ _ASKED_US: Final = 10_000_000
 _ASK_BYTES: Final = 21
 _MOST_BYTES: Final = 16 << 20
 _CRC_BYTES: Final = 9
+# What those who read a status rely on: types, lists of one form, pairs, and objects with at least these members.
+_FORMS: Final[dict[str, Any]] = {
+    "stats": {"archives": [{"destination": str, "gaps": [(int, int)]}]},
+    "pins": [
+        {
+            "purpose": str,
+            "seqno": int,
+            "since_us": int,
+            "held_bytes": int,
+            "name": str,
+            "generation": int,
+            "thread_name": str,
+            "pid": int,
+        }
+    ],
+    "consumers": [{"name": str}],
+    "recovery": {},
+}
+# As a time in microseconds the years 1 to 9999; of other numbers far more than there are.
+_NUMBERS: Final = range(-62_135_596_800_000_000, 253_402_300_800_000_000)
 
 
 def encode_status(said: dict[str, Any]) -> bytes:
@@ -31,15 +51,34 @@ def encode_status(said: dict[str, Any]) -> bytes:
 
 
 def decode_status(raw: bytes) -> dict[str, Any] | None:
-    """What was said; None for bytes that do not verify or are no object."""
+    """What was said; None for bytes that do not verify, or are no status."""
     text = raw[_CRC_BYTES:]
     if raw[:_CRC_BYTES] != b"%08x\n" % crc32c(text):
         return None
     try:
-        said = json.loads(text)
+        said = json.loads(text, parse_int=_number)
     except (ValueError, RecursionError):
         return None
-    return said if isinstance(said, dict) else None
+    if type(said) is not dict or not all(_fits(said[name], form) for name, form in _FORMS.items() if name in said):
+        return None
+    return said
+
+
+def _number(text: str) -> int:
+    number = int(text)
+    if number not in _NUMBERS:
+        raise ValueError("no number of a status")
+    return number
+
+
+def _fits(value: Any, form: Any) -> bool:
+    if type(form) is list:
+        return type(value) is list and all(_fits(each, form[0]) for each in value)
+    if type(form) is tuple:
+        return type(value) is list and len(value) == len(form) and all(map(_fits, value, form))
+    if type(form) is dict:
+        return type(value) is dict and all(name in value and _fits(value[name], each) for name, each in form.items())
+    return type(value) is form
 
 
 def ask(files: Files, directory: Directory) -> None:

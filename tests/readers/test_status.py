@@ -8,7 +8,9 @@ import subprocess
 import sys
 import textwrap
 import time
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner
@@ -18,6 +20,7 @@ import kvwal
 from kvwal.__main__ import whole_app
 from kvwal.files import inside, system_files
 from kvwal.following.status import running_status
+from kvwal.keys import Seqno
 from kvwal.readers.status import ask, decode_status, encode_status, is_asked, read_status, write_status
 from kvwal.testing import SimulatedDisk
 
@@ -37,6 +40,51 @@ def test_what_was_said_comes_back_and_damage_is_nothing() -> None:
     from crc32c import crc32c
 
     assert decode_status(b"%08x\n" % crc32c(deep) + deep) is None
+
+
+GOOD: dict[str, Any] = {
+    "version": 1,
+    "stats": {"archives": [{"destination": "disk", "gaps": [[1, 2]]}]},
+    "pins": [asdict(kvwal.Pin("follower", Seqno(1), 1, 1))],
+    "consumers": [{"name": "mailer"}],
+    "recovery": {},
+}
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"stats": 5},
+        {"stats": {}},
+        {"stats": {"archives": 5}},
+        {"stats": {"archives": [5]}},
+        {"stats": {"archives": [{"destination": "disk"}]}},
+        {"stats": {"archives": [{"destination": "disk", "gaps": [[1]]}]}},
+        {"stats": {"archives": [{"destination": "disk", "gaps": [[1, "2"]]}]}},
+        {"stats": {"archives": [{"destination": 1, "gaps": []}]}},
+        {"pins": 7},
+        {"pins": [1]},
+        {"pins": [{"purpose": "follower"}]},
+        {"pins": [{**GOOD["pins"][0], "held_bytes": "x"}]},
+        {"pins": [{**GOOD["pins"][0], "since_us": True}]},
+        {"consumers": "x"},
+        {"consumers": [[]]},
+        {"consumers": [{}]},
+        {"recovery": 3},
+        {"wall_us": 1 << 70},
+        {"wall_us": -(1 << 70)},
+    ],
+)
+def test_what_has_another_form_than_a_status_is_nothing(store: str, wrong: dict[str, Any]) -> None:
+    assert decode_status(encode_status(GOOD)) == GOOD
+    assert decode_status(encode_status({**GOOD, "more": [1], "recovery": {"seconds": 0.1}})) is not None
+    assert decode_status(encode_status({**GOOD, **wrong})) is None
+    with kvwal.open(store, background=False) as db:
+        db[b"key"] = b"value"
+        assert running_status(store, 0.0) == (True, None)
+        said = {**GOOD, "wall_us": system_files().now_us(), **wrong}
+        write_status(system_files().open_directory(store), said, 0o600)
+        assert running_status(store, 0.0) == (True, None)
 
 
 def test_a_question_is_good_for_ten_seconds() -> None:
