@@ -2,7 +2,7 @@
 
 Made aside, in the directory `INTO.restoring`, in this order:
 
-1. `restoring` says what is made, from which objects, and the new line.
+1. `restoring` says what is made, from which objects, with what in them, and the new line.
 2. The pages of the bases, one over the other, with metas of the new line and a free list of their own:
    `restoring-pages.tmp`, renamed to `restoring-pages` when it is on disk.
 3. The log: the commits of the units behind the base, and then the row of the new line (kvwal/engine/lines.py).
@@ -35,7 +35,7 @@ from kvwal.backup.port import Destination, Where, destination_at
 from kvwal.backup.replaying import breaks, replay_units
 from kvwal.backup.reporting import RestoreReport, report_of
 from kvwal.backup.state import identity_of
-from kvwal.backup.units import UnitCommit, lone_digest
+from kvwal.backup.units import HEADER_BYTES, UnitCommit, decode_header, decode_unit, lone_digest
 from kvwal.batch import WriteBatch
 from kvwal.engine.checkpoint import merge_into
 from kvwal.engine.consumers import ROWS as CONSUMERS
@@ -200,6 +200,7 @@ class _Restore:
         self._progress = progress
         self._done, self._total = 0, chosen.plan.bytes
         self._line = b""
+        self._headers: list[tuple[BaseName, BaseHeader]] = []
         self._options = Options(files=files, background=False)
         self.resumed = False
         #: What the log is made of: the commits behind this one, of these units.
@@ -276,6 +277,9 @@ class _Restore:
             "from": self._chosen.line.hex(),
             "at": plan.at,
             "objects": [str(name) for name in (*plan.bases, *plan.units)],
+            # Those of another copy of the store, in another destination, may have the same names.
+            "pages": [header.table_digest.hex() for _, header in self._chain()],
+            "commits": self._digest_of_commits(),
         }
         self._line, self.resumed = begin(directory, asked, self._files, self._options.mode)
         if directory.kind(DATA) is None:
@@ -296,11 +300,32 @@ class _Restore:
         try:
             line = engine.upkeep.consumers.line
             row = parent_of(engine.reads, line)
+            if row is None:
+                return False
             self._line = line
-            made = None if row is None else (engine.state.version.tree.meta.store_id, row.parent, row.fork)
-            return made == (self._store_id, self._chosen.line, self._chosen.plan.at)
+            # The row is its last commit, unless it has gone on since.
+            made = engine.state.version.tree.meta.store_id, row.parent, row.fork, engine.state.seqno - 1
         finally:
             engine.close()
+        at = self._chosen.plan.at
+        return made == (self._store_id, self._chosen.line, at, at) and row.digest == self._digest_at()
+
+    def _digest_of_commits(self) -> str:
+        """Of those up to the end of the last unit, or of the base's last one alone."""
+        units = self._chosen.plan.units
+        if not units:
+            return self._chain()[-1][1].commit.hex()
+        name = str(units[-1])
+        return decode_header(name, self._destination.get(name, size=HEADER_BYTES)).after.hex()
+
+    def _digest_at(self) -> bytes | None:
+        """That of the last commit alone, as the row of the new line has it; None if it is not known."""
+        plan, header = self._chosen.plan, self._chain()[-1][1]
+        if header.replay_through == plan.at:
+            return None if header.commit == _ZEROS else header.commit
+        name = str(plan.units[-1])
+        last = decode_unit(name, self._destination.get(name)).commit(plan.at)
+        return lone_digest(last.kind, last.time_us, last.body)
 
     # -- pages --------------------------------------------------------------------------------
 
@@ -327,12 +352,13 @@ class _Restore:
         directory.sync()
 
     def _chain(self) -> list[tuple[BaseName, BaseHeader]]:
-        held, plan = self._chosen.held, self._chosen.plan
-        chain = chain_of(self._destination, held, plan.bases[-1])
-        for name, header in chain:
-            if header.store_id != self._store_id:
-                raise CorruptionError(str(name), 32, "it is a base of another store")
-        return chain
+        if not self._headers:
+            chain = chain_of(self._destination, self._chosen.held, self._chosen.plan.bases[-1])
+            for name, header in chain:
+                if header.store_id != self._store_id:
+                    raise CorruptionError(str(name), 32, "it is a base of another store")
+            self._headers = chain
+        return self._headers
 
     # -- log ----------------------------------------------------------------------------------
 

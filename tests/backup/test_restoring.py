@@ -221,6 +221,59 @@ def test_what_was_interrupted_goes_on_and_something_else_begins_anew(stop: str) 
             lived.check(db, 30)
 
 
+def two_copies() -> list[Lived]:
+    """A store and a copy of it that went on by itself: their backups have objects of the same names."""
+    first = Lived(9)
+    first.live(10)
+    first.db.close()
+    second = Lived.__new__(Lived)
+    second.__dict__.update(first.__dict__, disk=first.disk.copy())
+    second.destination = DirectoryDestination("/b", files=second.disk)
+    states = first.states
+    for n, each in enumerate((first, second)):
+        each.db, each.states = each.open(), list(states)
+        for key in (b"base", b"log"):
+            each.db.put(key, b"%d" % n)
+            each._note({**each.states[-1][1], key: b"%d" % n}, each.states[-1][2])
+            if key == b"base":
+                each.db.checkpoint()
+            backup(each.db.engine, each.destination)
+    assert set(objects(first.destination)) == set(objects(second.destination))
+    return [first, second]
+
+
+@pytest.mark.parametrize("stop", ["restoring-pages", "data", "r"])
+@pytest.mark.parametrize("at", ["latest", "before:12"])
+def test_what_was_begun_from_another_copy_of_the_store_is_not_gone_on_with(stop: str, at: str) -> None:
+    first, second = two_copies()
+    first.disk.fail("rename", path=f"/*{stop}", effect="none")
+    with pytest.raises(OSError):
+        kvwal.restore(first.destination, "/r", at=at, files=first.disk)
+    first.disk.heal()
+    if stop == "r":
+        with pytest.raises(kvwal.StoreExistsError, match="or of another one; move it"):
+            kvwal.restore(second.destination, "/r", at=at, files=first.disk)
+    else:
+        report = kvwal.restore(second.destination, "/r", at=at, files=first.disk)
+        assert not report.resumed
+        with kvwal.open("/r", files=first.disk, **OPTIONS) as db:
+            second.check(db, report.restored)
+
+
+def test_what_was_restored_and_has_gone_on_is_none_of_a_restore() -> None:
+    lived = backed_up(9, commits=5)
+    restored(lived, into="/r.restoring").close()
+    # That is as it was made, but for its name.
+    assert kvwal.restore(lived.destination, "/r", files=lived.disk).resumed
+    with restored(lived, into="/q.restoring") as db:
+        db.put(b"more", b"1")
+        db.checkpoint()
+    before = sorted(lived.disk.open_directory("/q.restoring").names())
+    with pytest.raises(kvwal.StoreExistsError, match="or of another one; move it"):
+        kvwal.restore(lived.destination, "/q", files=lived.disk)
+    assert sorted(lived.disk.open_directory("/q.restoring").names()) == before
+
+
 def test_two_restores_at_once_do_not_meet() -> None:
     lived = backed_up(8, commits=5)
     lived.disk.make_directory("/r.restoring")
