@@ -11,7 +11,7 @@ from typing import Any, Final
 from kvwal.backup.state import LINE_BYTES, dump, line_in, load
 from kvwal.errors import CorruptionError, FormatError, StoreExistsError
 from kvwal.files import Directory, Files, parent_and_name
-from kvwal.files.names import DATA, LOCK, is_known, numbers, temporary_name
+from kvwal.files.names import DATA, LOCK, READERS, is_known, numbers, temporary_name
 
 __all__ = ["MARKER", "PAGES", "begin", "marker_of", "refuse_foreign", "refuse_link", "refuse_taken", "taken"]
 
@@ -36,7 +36,8 @@ def begin(directory: Directory, asked: dict[str, Any], files: Files, mode: int) 
     # That of another moment, or none. Durability: what says that a step has ended goes before what that step made.
     for going in ((DATA, PAGES), names):
         for name in going:
-            if name in directory.names() and name not in (MARKER, LOCK):
+            # What followers left there says of itself which line it is of.
+            if name in directory.names() and name not in (MARKER, LOCK, READERS):
                 directory.unlink(name)
         directory.sync()
     line = files.random_bytes(LINE_BYTES)
@@ -68,7 +69,7 @@ def marker_of(directory: Directory) -> dict[str, Any] | None:
 def refuse_foreign(directory: Directory) -> None:
     """StoreExistsError if there is something that neither a store nor a restore has."""
     for name in directory.names():
-        if not (name in _OURS or is_known(name)):
+        if not (name in _OURS or is_known(name)) or (directory.kind(name) == "directory") != (name == READERS):
             raise taken(directory.path, f"holds {name!r}, which is none of a restore; move it")
 
 

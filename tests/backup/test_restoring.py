@@ -184,6 +184,43 @@ def test_a_foreign_directory_aside_is_left_alone() -> None:
     assert directory.names() == ["mine"]
 
 
+@pytest.mark.parametrize(("name", "is_directory"), [("00000000000000000001.log", True), ("readers", False)])
+def test_a_name_of_a_store_that_is_something_else_there_is_left_alone(name: str, is_directory: bool) -> None:
+    lived = backed_up(6, commits=5)
+    lived.disk.make_directory("/r.restoring")
+    directory = lived.disk.open_directory("/r.restoring")
+    if is_directory:
+        lived.disk.make_directory(f"/r.restoring/{name}")
+    else:
+        directory.open(name, create=True).close()
+    with pytest.raises(kvwal.StoreExistsError, match=f"holds '{name}'"):
+        kvwal.restore(lived.destination, "/r", files=lived.disk)
+    assert directory.names() == [name]
+
+
+@pytest.mark.parametrize("again", [12, 20])
+def test_what_a_follower_left_aside_is_no_obstacle(again: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    lived = backed_up(7)
+
+    def cut_off(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(restoring._Restore, "_verified", cut_off)
+        with pytest.raises(KeyboardInterrupt):
+            kvwal.restore(lived.destination, "/r", at=12, files=lived.disk)
+    with kvwal.follow("/r.restoring", files=lived.disk) as live:
+        assert live.pinned
+        report = kvwal.restore(lived.destination, "/r", at=again, files=lived.disk)
+    assert report.resumed == (again == 12)
+    with kvwal.open("/r", files=lived.disk, **OPTIONS) as db:
+        lived.check(db, again)
+        db.checkpoint()
+        db.put(b"more", b"1")
+        db.checkpoint()
+        assert db.verify().ok
+
+
 def test_a_store_aside_that_is_none_of_a_restore_is_left_alone() -> None:
     lived = backed_up(6, commits=5)
     with kvwal.open("/r.restoring", files=lived.disk, background=False) as db:
