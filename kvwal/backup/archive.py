@@ -299,7 +299,8 @@ class Archive:
     def _wait(self, target: Seqno, timeout_s: float | None) -> bool:
         worker, archiver = self._worker, self._worker.archiver
         until_s = None if timeout_s is None else time.monotonic() + timeout_s
-        while archiver.mark is None or archiver.mark < target:
+        # The mark moves before the thread has said that it has begun.
+        while archiver.mark is None or archiver.mark < target or worker.told.state == "starting":
             if not worker.thread.is_alive() or (until_s is not None and time.monotonic() >= until_s):
                 return archiver.mark is not None and archiver.mark >= target
             time.sleep(_STEP_S)

@@ -16,6 +16,7 @@ from archive_fixtures import OPTIONS, Gated, Writer, check_all, held_of
 
 import kvwal
 import kvwal.aio
+from kvwal.backup.archiver import Archiver
 from kvwal.backup.port import DirectoryDestination
 from kvwal.errors import BackupDestinationError, ClosedError, PoisonedError, ReadOnlyError
 from kvwal.testing import SimulatedDisk
@@ -132,6 +133,20 @@ def test_lag_rises_while_the_destination_fails_and_commits_go_on(
         assert archive.status().failing_s is None
     said = [record.message for record in caplog.records if "archive in" in record.message]
     assert len(said) == 2, "one line a change of state"
+
+
+def test_what_was_flushed_is_told_to_be_archived(db: Any, place: Gated, monkeypatch: pytest.MonkeyPatch) -> None:
+    step = Archiver.step
+
+    def slow(self: Archiver, **how: Any) -> float | None:
+        due_s = step(self, **how)
+        time.sleep(0.1)
+        return due_s
+
+    monkeypatch.setattr(Archiver, "step", slow)
+    with kvwal.archive(db, place) as archive:
+        assert archive.flush(20)
+        assert archive.status().state == "archiving"
 
 
 def test_lag_rises_while_the_destination_hangs_and_closing_does_not_wait_for_it(
