@@ -103,7 +103,8 @@ class Remembering(Recalling):
             name: 1 to 255 bytes in UTF-8.
             prefix, tables: as in `changes`.
             start: where a new one begins: "now", with the "oldest" commit of the log, after a commit, by its seqno, or
-                with the first that was made at a time, or later. It is stored before this returns.
+                with the first that was made at a time, or later; a time to come is as "now". It is stored before this
+                returns.
             max_lag_bytes: more bytes of log than this, and up to two segments, beyond its position are not kept for
                 it: it is lost then. None: as many as the disk has. Default: 1 GiB, or 10 % of the free space if that
                 is less.

@@ -106,6 +106,8 @@ def _hold_from(engine: Engine, asked: Asked, limits: Limits) -> Hold:
     name, start, begin_hold = asked.name, asked.start, engine.upkeep.consumers.begin_hold
     if isinstance(start, datetime):
         since_us = us_of("start", start)
+        # What was committed before that time is not to be told because it is flushed later.
+        engine.upkeep.sync()
         # It holds what it reads.
         with engine.upkeep.read(start, None, name) as records:
             earlier = records.position

@@ -27,6 +27,7 @@ from kvwal.feed.change import Change
 from kvwal.keys import Seqno
 from kvwal.log import Limits
 from kvwal.testing import SimulatedDisk, crash_every
+from kvwal.times import time_of
 
 
 def opened(disk: SimulatedDisk, **options: Any) -> kvwal.Store:
@@ -195,6 +196,23 @@ def test_a_new_consumer_begins_where_it_is_told(db: kvwal.Store) -> None:
         consumer(db, "beyond", start=99)
     # What failed left nothing behind.
     assert drained(consumer(db, "beyond", start=3)) == [b"3"]
+
+
+@pytest.mark.parametrize("durability", ["commit", "interval", "os"])
+def test_a_new_consumer_that_begins_at_a_time_is_told_of_nothing_before_it_however_late_that_is_flushed(
+    disk: SimulatedDisk, durability: Any
+) -> None:
+    with kvwal.open("/late", files=disk, background=False, durability=durability) as db:
+        db.put(b"flushed", b"", durability="commit")
+        for number in range(5):
+            db.put(b"old%d" % number, b"")
+        [*_, last] = db.history()
+        disk.jump_clock(1_000_000)
+        for name, seconds in (("now", 0.5), ("to come", 3600.0)):
+            feed = db.consumer(name, start=time_of(last.time_us) + timedelta(seconds=seconds), timeout_s=0)
+            db.put(b"new", b"", durability="commit")
+            assert keys(next(feed)) == [b"new"]
+            feed.close()
 
 
 def test_a_new_consumer_begins_at_a_time(disk: SimulatedDisk, db: kvwal.Store) -> None:
