@@ -97,8 +97,16 @@ class Program:
 
         db, archiver = opened()
         writer = Writer(db, self.model)
+
+        def commit_or_not() -> None:
+            try:
+                writer.some(1 if draw.random() < 0.15 else 0)
+            except kvwal.PoisonedError as error:
+                # The store was killed: the archiver is not to take that for a failure of the destination.
+                raise Killed from error
+
         if self.is_busy:
-            place.meanwhile = lambda: writer.some(1) if draw.random() < 0.15 else None
+            place.meanwhile = commit_or_not
         for _ in range(self.turns):
             what = draw.randrange(8)
             if what < 3:
