@@ -29,7 +29,7 @@ from kvwal.engine.memtable import Memtable, deletes_something
 from kvwal.engine.pressure import WritePressure
 from kvwal.engine.state import State
 from kvwal.engine.succession import Succession
-from kvwal.errors import DiskFullError, EnvironmentFailure, RefusedError
+from kvwal.errors import CorruptionError, DiskFullError, EnvironmentFailure, FormatError, RefusedError
 from kvwal.events import Checkpoint, Events
 from kvwal.keys import Seqno
 from kvwal.locks import if_free, locked, new_lock
@@ -345,8 +345,7 @@ class Checkpointer:
             memtable = Memtable(self._pages.meta.seqno)
             time_us = self._pages.meta.time_us
         else:
-            # That of the last commit, or of one that was made since.
-            time_us = self._log.last_time_us
+            time_us = self._time_of(memtable.last_seqno)
         log_bytes = self._log.tail_bytes
         yield_to_writers = self._yield_to_writers if self._options.background else _go_on
         last_seqno = memtable.last_seqno
@@ -399,6 +398,16 @@ class Checkpointer:
             return
         self.meanwhile()
         self._yielded_s = files.monotonic_s()
+
+    def _time_of(self, seqno: Seqno) -> int:
+        """When a commit was made that is not in the pages yet. The log's own last time may be that of a later one, or
+        that at which its segment began.
+        """
+        try:
+            return self._log.time_of(seqno)
+        except (CorruptionError, FormatError, OSError):
+            # Who reads the log is told of that. Nothing is lost by a later time but moments before it.
+            return self._log.last_time_us
 
     def _flush_log(self, seqno: Seqno) -> None:
         # Durability: a commit must be in the log, for good, before the pages may say that they have it.

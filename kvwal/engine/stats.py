@@ -49,7 +49,7 @@ class Stats:
     Attributes:
         last_seqno: the last visible commit. durable_seqno: the last one known to be on disk.
         checkpoint_seqno: the last one in the pages. generation: the number of that checkpoint.
-        checkpoint_time_us: when it was made, microseconds since 1970 UTC.
+        checkpoint_time_us: when that commit was made, microseconds since 1970 UTC.
         memtable_keys, memtable_bytes: what is newer than the checkpoint (the bytes are an estimate of memory).
         frozen_keys: what a checkpoint under way is bringing into the pages.
         log_segments, log_bytes: segments of the log, and their size with that of their indexes.
