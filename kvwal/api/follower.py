@@ -104,7 +104,8 @@ class Follower(Opened):
 
         It looks after 1 ms, then less and less often, at last every 50 ms. A commit can be shown once a later record of
         the log says that it is on disk: the next commit, or what a writer adds within 0.1 s when it has nothing else to
-        do. FeedGap for a position on another line; TypeError or ValueError; otherwise raises as `refresh`.
+        do. FeedGap for a position on another line; TypeError or ValueError; otherwise raises as `refresh`. A closed one
+        raises ClosedError whatever it shows.
         """
         if timeout_s is not None:
             timeout_s = as_seconds("timeout_s", timeout_s)
@@ -178,6 +179,9 @@ class Follower(Opened):
 
     def _catch_up(self) -> None:
         self.refresh()
+
+    def _freshen(self) -> None:
+        self.engine.progress.freshness.ensure()
 
     # -- ending -------------------------------------------------------------------------------
 

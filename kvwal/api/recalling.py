@@ -90,6 +90,8 @@ class Recalling(OrderedMapping):
         Raises, at the call: SnapshotTooOld if a commit from `since` on is no longer kept; TypeError or ValueError for
         other arguments. The first call may have to read segments that have no key index yet.
         """
+        if until is None:
+            self._freshen()
         return KeyVersions(
             self.engine,
             as_key(key),
@@ -174,6 +176,9 @@ class Recalling(OrderedMapping):
     def _catch_up(self) -> None:
         """Show what is durable now, where commits do not come by themselves."""
 
+    def _freshen(self) -> None:
+        """The same only where what is shown may be older than was allowed."""
+
     def commits(
         self,
         after: int | None = None,
@@ -197,6 +202,8 @@ class Recalling(OrderedMapping):
         A datetime needs a time zone. FeedGap, at the call, if commits beyond `after` are gone (without `after`: if some
         since `since` may be), or there is no commit `after` yet; TypeError or ValueError for other arguments.
         """
+        if until is None:
+            self._freshen()
         position = None if after is None else seqno_of(self.engine, "after", after)
         last = until if until is None or isinstance(until, datetime) else seqno_of(self.engine, "until", until)
         wanted = Filter(b"", table_ids(self.engine, tables))

@@ -330,6 +330,8 @@ class Progress(Now):
 
         Raises as `refresh`.
         """
+        # What is shown already counts only where it is.
+        self._state.refuse_if_gone()
         began_s = time.monotonic()
         while self._state.seqno <= seqno and self._look_again() <= seqno:
             waited_s = time.monotonic() - began_s

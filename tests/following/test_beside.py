@@ -131,6 +131,8 @@ def test_in_a_forked_child_it_refuses(db: kvwal.Store, path: str) -> None:
         assert not list(ended)
         calls: list[Callable[[], object]] = [
             *(lambda: live.get(b"key"), live.refresh, live.lag, lambda: live.pinned, lambda: live.wait(9, 0)),
+            # Shown already.
+            lambda: live.wait(1, 0),
             *(partial(next, feed) for feed in (*feeds, ended)),
             *(feed.poll for feed in feeds),
         ]
@@ -153,6 +155,8 @@ def test_in_a_forked_child_it_refuses(db: kvwal.Store, path: str) -> None:
             feed.close()
     with pytest.raises(kvwal.ClosedError):
         live.pinned
+    with pytest.raises(kvwal.ClosedError):
+        live.wait(1, 0)
 
 
 def test_a_store_that_is_removed_moved_or_replaced_is_said_to_be_so(db: kvwal.Store, path: str, tmp_path: Path) -> None:

@@ -246,6 +246,8 @@ READS: list[Any] = [
     lambda live: live.table("users", str, int).get_many(["ada"]),
     lambda live: list(live.table("users", str, int)),
     lambda live: len(live.table("users", str, int)),
+    lambda live: list(live.commits()),
+    lambda live: list(live.versions(b"key")),
 ]
 
 
@@ -260,6 +262,11 @@ def test_with_max_lag_s_reads_move_it_and_say_where_that_does_not_help(db: kvwal
         db.table("users", str, int)["ada"] = 2
         all_durable(db)
         time.sleep(0.03)
+        assert [each.seqno for each in live.commits()][-1] == db.last_seqno
+        db.put(b"key", b"2")
+        all_durable(db)
+        time.sleep(0.03)
+        assert next(iter(live.versions(b"key"))).seqno == db.last_seqno
         assert live[b"key"] == b"2"
         assert live.table("users", str, int)["ada"] == 2
         then = live.snapshot()
