@@ -30,23 +30,23 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import Final
 
-from kvwal.errors import CorruptionError, PoisonedError, RefusedError, StoreExistsError
+from kvwal.errors import PoisonedError, RefusedError, StoreExistsError
 from kvwal.events import Events, Retire, SegmentSealed
 from kvwal.files import Directory, File, Files
 from kvwal.files.names import POISONED, segment_name
 from kvwal.keys import Seqno
 from kvwal.log.carry import Carry, RecordSource
+from kvwal.log.chain import Chain
 from kvwal.log.cursor import SegmentCursor
-from kvwal.log.index import INDEX_STRIDE_BYTES, Index, load_index
+from kvwal.log.index import Index, load_index
 from kvwal.log.key_history import KeyHistory
 from kvwal.log.protocol import LogIdentity, LogOptions, LogStats
-from kvwal.log.reader import LogReader, place_before, read_parts
-from kvwal.log.record import CLOSED, PAUSED, Record
+from kvwal.log.reader import LogReader
+from kvwal.log.record import CLOSED, PAUSED
 from kvwal.log.retention import Hold, HoldInfo, Retention
 from kvwal.log.segment import HEADER_PAGE_BYTES, IndexSizes, SegmentHeader, SegmentInfo, list_segments
 from kvwal.log.segments import CLOSE_BYTES, Plan, SegmentMaker
 from kvwal.log.tail import LogEnd, TailRow
-from kvwal.log.walk import Place
 from kvwal.log.writer import SegmentWriter
 
 __all__ = ["SegmentLog"]
@@ -183,26 +183,8 @@ class SegmentLog(SegmentWriter):
         waits = waiting.await_beyond, waiting.when_beyond
         return SegmentCursor(self._reader, hold, until, self._durable, *waits, recent)
 
-    def time_of(self, seqno: Seqno) -> int:
-        """When a commit was made, in us. Requires: its segment is kept. From any thread.
-
-        It reads the commit, and what lies between it and the last entry of an index. CorruptionError or FormatError if
-        that does not verify, OSError if it cannot be read.
-        """
-        first, chain = max(name for name in self._names() if name <= seqno), self._reader.chain
-        header = chain.header(first)
-        place = place_before(chain, header, seqno - 1)
-        # The index of the current segment is not on disk yet; and this may be the one before it by now.
-        entry = self._index.at_or_before(seqno)
-        if entry is not None and entry.seqno >= first and entry.offset > place.offset:
-            place = Place(entry.offset, entry.seqno - 1, first - 1, entry.time_us)
-            if entry.seqno == seqno:
-                return entry.time_us
-        parts = read_parts(chain, chain.load(first), place, until=None, runs=False, chunk_bytes=INDEX_STRIDE_BYTES)
-        for record in parts:
-            if isinstance(record, Record) and record.seqno == seqno:
-                return record.time_us
-        raise CorruptionError(segment_name(first), place.offset, f"commit {seqno} is not there")
+    def _segment_of(self, seqno: Seqno) -> tuple[Chain, Seqno]:
+        return self._reader.chain, max(name for name in self._names() if name <= seqno)
 
     def _names(self) -> list[Seqno]:
         return list(self._segments)

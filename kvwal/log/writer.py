@@ -23,14 +23,17 @@ from typing import Final
 
 from crc32c import crc32c
 
-from kvwal.errors import InternalError, PoisonedError, RefusedError, closed, poisoned
+from kvwal.errors import CorruptionError, InternalError, PoisonedError, RefusedError, closed, poisoned
 from kvwal.events import Events, Flush
 from kvwal.features import KEYSPACES
 from kvwal.files import Buffer, File, Files, is_full
+from kvwal.files.names import segment_name
 from kvwal.keys import Seqno
+from kvwal.log.chain import Chain
 from kvwal.log.clock import StoreClock
 from kvwal.log.index import INDEX_STRIDE_BYTES, Index
 from kvwal.log.intents import MAX_BODY_BYTES, TABLES, Body, encode_put, put_bits, writes_body
+from kvwal.log.reader import place_before, read_parts
 from kvwal.log.record import (
     COMMIT,
     RECORD_HEAD,
@@ -45,6 +48,7 @@ from kvwal.log.record import (
 from kvwal.log.segment import SegmentHeader
 from kvwal.log.segments import END_BYTES, disk_full
 from kvwal.log.waiting import Waiting
+from kvwal.log.walk import Place
 
 __all__ = ["SegmentWriter"]
 
@@ -113,6 +117,31 @@ class SegmentWriter(ABC):
     @abstractmethod
     def _roll(self, needed: int, planned: int | None = None) -> None:
         """Leave the current segment for a new one with space for `needed` bytes."""
+
+    @abstractmethod
+    def _segment_of(self, seqno: Seqno) -> tuple[Chain, Seqno]:
+        """The segments, and the first seqno of the one that has a commit. From any thread."""
+
+    def time_of(self, seqno: Seqno) -> int:
+        """When a commit was made, in us. Requires: its segment is kept. From any thread.
+
+        It reads the commit, and what lies between it and the last entry of an index. CorruptionError or FormatError if
+        that does not verify, OSError if it cannot be read.
+        """
+        chain, first = self._segment_of(seqno)
+        header = chain.header(first)
+        place = place_before(chain, header, seqno - 1)
+        # The index of the current segment is not on disk yet; and this may be the one before it by now.
+        entry = self._index.at_or_before(seqno)
+        if entry is not None and entry.seqno >= first and entry.offset > place.offset:
+            place = Place(entry.offset, entry.seqno - 1, first - 1, entry.time_us)
+            if entry.seqno == seqno:
+                return entry.time_us
+        parts = read_parts(chain, chain.load(first), place, until=None, runs=False, chunk_bytes=INDEX_STRIDE_BYTES)
+        for record in parts:
+            if isinstance(record, Record) and record.seqno == seqno:
+                return record.time_us
+        raise CorruptionError(segment_name(first), place.offset, f"commit {seqno} is not there")
 
     def _begin_at(self, file: File, header: SegmentHeader, index: Index, offset: int) -> None:
         """Append to this segment from here on."""
