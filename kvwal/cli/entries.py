@@ -128,8 +128,15 @@ def put(
 @table_option
 @meta_option("Keep this with the commit, such as who made it and why; may be given again.")
 @click.option("--prefix", help="Delete every key that starts with this.")
+@click.option("--yes", is_flag=True, help="Also if the prefix is empty, so that every key is deleted.")
 def delete(
-    path: str, keys: tuple[str, ...], form: Form, table: str | None, meta: dict[str, str], prefix: str | None
+    path: str,
+    keys: tuple[str, ...],
+    form: Form,
+    table: str | None,
+    meta: dict[str, str],
+    prefix: str | None,
+    yes: bool,
 ) -> None:
     """Delete KEYS, all in one transaction; exit code 1 if one of them was not there."""
     if bool(keys) == (prefix is not None):
@@ -139,7 +146,11 @@ def delete(
         writing = typed or Writing(form)
         names = [writing.key(key) for key in keys]
         if prefix is not None:
-            (typed.table if typed else db).delete_range(*writing.range(None, None, prefix), meta=meta)
+            start, stop = writing.range(None, None, prefix)
+            if not (start or stop or yes):
+                # What a variable gives that was not set.
+                raise click.UsageError("the prefix is empty, so every key would be deleted; to do that, give --yes")
+            (typed.table if typed else db).delete_range(start, stop, meta=meta)
             return
         with db.transaction(meta=meta) as txn:
             within = typed.table.within(txn) if typed else txn

@@ -135,6 +135,14 @@ def test_delete_by_prefix(filled: str) -> None:
     run("delete", filled, expect=2)
 
 
+def test_every_key_is_deleted_only_where_that_is_said(filled: str) -> None:
+    for empty in (["--prefix", ""], ["--hex", "--prefix", ""], ["--prefix="]):
+        assert "the prefix is empty, so every key would be deleted" in run("delete", filled, *empty, expect=2).stderr
+    assert len(run("scan", filled, "--keys").stdout.splitlines()) == 6
+    run("delete", filled, "--prefix", "", "--yes")
+    assert run("scan", filled, "--keys").stdout == ""
+
+
 def test_scan_is_plain_lines_in_a_pipe(filled: str) -> None:
     output = kvwal_process("scan", filled).stdout
     assert output == b"".join(b"user:%d\tname %d\n" % (n, n) for n in range(5)) + b"zebra\t\\xff\\x00\n"

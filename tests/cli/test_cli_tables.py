@@ -157,6 +157,11 @@ def test_ranges_and_past_moments_of_a_table(orders: str) -> None:
     }
     run("delete", orders, "--table", "orders", "--prefix", "'ada'")
     assert keys() == ["('grace', 1)"]
+    for table, prefix in (("orders", "()"), ("users", "")):
+        assert "--yes" in run("delete", orders, "--table", table, "--prefix", prefix, expect=2).stderr
+        assert run("scan", orders, "--table", table, "--keys").stdout
+        run("delete", orders, "--table", table, "--prefix", prefix, "--yes")
+        assert run("scan", orders, "--table", table, "--keys").stdout == ""
 
 
 @pytest.mark.parametrize(
