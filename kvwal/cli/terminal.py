@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterable
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any, BinaryIO
 
 import click
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
+
+from kvwal.times import time_of
 
 __all__ = [
     "ASKED",
@@ -90,6 +92,8 @@ def plain_json(value: Any) -> str:
 
 
 def _plain(value: Any) -> Any:
+    if isinstance(value, datetime):
+        return value.isoformat()
     if isinstance(value, bytes | bytearray | memoryview):
         return bytes(value).hex()
     if hasattr(value, "__dataclass_fields__"):
@@ -162,8 +166,5 @@ def count(number: int, what: str) -> str:
 
 
 def when(time_us: int) -> str:
-    """A commit's time in UTC, to the microsecond."""
-    return (
-        datetime.fromtimestamp(time_us // 1_000_000, UTC).strftime("%Y-%m-%d %H:%M:%S")
-        + f".{time_us % 1_000_000:06d} UTC"
-    )
+    """A commit's time in UTC, to the microsecond, as `--at` takes it."""
+    return time_of(time_us).isoformat(timespec="microseconds")

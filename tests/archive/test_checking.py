@@ -478,7 +478,7 @@ def test_archive_status_is_plain_in_a_pipe_and_json_if_asked_for(dest: Path) -> 
     assert lines["epoch"] == "1"
     for name, value in lines.items():
         if name.endswith((".oldest", ".newest")):
-            assert re.fullmatch(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d{6} UTC", value)
+            assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}\+00:00", value)
     found = json.loads(run("archive", "status", dest, "--json").stdout)
     assert (found["ok"], found["lines"][0]["moments"]) == (True, [[0, 6]])
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -12,6 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from datetime import datetime
 from pathlib import Path
 
 import pytest
@@ -347,7 +349,7 @@ def test_changes_as_json_give_back_the_same_bytes(path: str) -> None:
     assert [each["seqno"] for each in found] == list(range(1, len(AWKWARD) + 2))
     assert all((each["table"], each["meta"], each["last"]) == (0, {}, True) for each in found)
     assert found[0]["kind"] == "put"
-    assert found[0]["time"].endswith("UTC")
+    assert found[0]["time"].endswith("+00:00")
 
 
 def test_consumers_are_tabbed_lines_or_objects(path: str) -> None:
@@ -506,7 +508,7 @@ def test_history_is_tabbed_lines_newest_first(path: str) -> None:
         db.delete_range(b"a", b"b")
     lines = [line.split("\t") for line in run("history", path, b"a\tb").stdout.splitlines()]
     assert [(line[0], *line[2:]) for line in lines] == [("3", "range"), ("2", "delete"), ("1", "put", "1\\n")]
-    assert all(line[1].endswith("UTC") for line in lines)
+    assert all(line[1].endswith("+00:00") for line in lines)
 
     def seqnos(*arguments: str) -> list[str]:
         return [line.split("\t")[0] for line in run("history", path, b"a\tb", *arguments).stdout.splitlines()]
@@ -536,6 +538,24 @@ def test_history_as_json_gives_back_the_same_bytes(path: str) -> None:
     assert [each["kind"] for each in found] == ["put"] * len(AWKWARD) + ["delete"]
     assert "value" not in found[-1]
     assert all(each["meta"] == {} and each["time_us"] > 0 for each in found)
+
+
+def test_each_time_that_is_printed_is_one_that_is_taken(path: str, tmp_path: Path) -> None:
+    run("put", path, "k", "first")
+    run("put", path, "k", "second")
+    run("backup", path, str(tmp_path / "b"))
+    oldest_first = (("log", path, "--reverse"), ("changes", path), ("history", path, "k", "--reverse"))
+    printed = [json.loads(run(*each, "--json", "-n", "1").stdout)["time"] for each in oldest_first]
+    printed.append(run("history", path, "k", "--reverse").stdout.split("\t")[1])
+    printed += re.findall("Date:  (.+)", run("log", path, "--reverse", "-n", "1").stdout)
+    assert len(printed) == 5
+    for text in printed:
+        assert run("get", path, "k", "--at", text).stdout == "first"
+        assert datetime.fromisoformat(text).tzinfo is not None
+    found = json.loads(run("archive", "status", str(tmp_path / "b"), "--json").stdout)
+    newest = found["lines"][0]["newest_time"]
+    assert datetime.fromisoformat(newest).isoformat() == newest
+    assert run("get", path, "k", "--at", newest).stdout == "second"
 
 
 def test_stats_are_tabbed_lines_in_a_pipe_and_an_object_as_json(filled: str) -> None:

@@ -38,7 +38,7 @@ CASES: list[tuple[Any, Any, str, str, Any, Any]] = [
     (float, 1.5, "1.5", "1.5", 1.5, float),
     (bool, True, "true", "true", True, bool),
     (UUID, ID, str(ID), str(ID), str(ID), UUID),
-    (datetime, WHEN, WHEN.isoformat(), WHEN.isoformat(), str(WHEN), datetime),
+    (datetime, WHEN, WHEN.isoformat(), WHEN.isoformat(), WHEN.isoformat(), datetime),
     (tuple[str, int], ("ada", 7), "('ada', 7)", "('ada', 7)", ["ada", 7], str),
     (bytes, b"\xff", "\udcff", "\\xff", None, bytes),
 ]
