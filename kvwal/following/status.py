@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import Any, Final
 
-from kvwal.engine.create import has_writer
+from kvwal.engine.create import has_writer, open_directory
 from kvwal.files import PathArgument, path_text, system_files
 from kvwal.options import Options
 from kvwal.readers.status import ask, read_status
@@ -21,12 +21,14 @@ def running_status(path: PathArgument, timeout_s: float = 3.0) -> tuple[bool, di
     """Whether a process has the store open for writing, and what it says of itself: figures, pins, consumers.
 
     What it says has its age in seconds, `age_s`. None if there is no such process, or it said nothing in time: it is
-    stopped, has no background thread, or its directory is not this user's. OSError for a path without a directory.
+    stopped, has no background thread, or its directory is not this user's. For a path without a store it raises what
+    opening one there does.
     """
     files = system_files()
-    directory = files.open_directory(path_text(path))
+    options = Options(files=files)
+    directory, _ = open_directory(path_text(path), "r", options)
     try:
-        if not has_writer(directory, Options(files=files)):
+        if not has_writer(directory, options):
             return False, None
         until_s = time.monotonic() + timeout_s
         try:

@@ -657,6 +657,19 @@ def test_no_store_is_exit_code_5(path: str, tmp_path: Path) -> None:
     run("put", str(tmp_path / "foreign"), "a", "b", expect=5)
 
 
+@pytest.mark.parametrize("what", ["missing", "file", "foreign"])
+@pytest.mark.parametrize(
+    "command", ["scan", "stats", "stats --json", "log", "log -f", "changes -f", "tables", "verify", "checkpoint"]
+)
+def test_each_command_says_alike_that_there_is_no_store(tmp_path: Path, command: str, what: str) -> None:
+    (tmp_path / "file").write_text("not a store")
+    (tmp_path / "foreign").mkdir()
+    (tmp_path / "foreign" / "data.csv").write_text("1,2")
+    name, *options = command.split()
+    at = str(tmp_path / what)
+    assert run(name, at, *options, expect=5).stderr == run("get", at, "a", expect=5).stderr
+
+
 def test_a_store_whose_making_was_cut_off_is_no_store_yet(path: str) -> None:
     """A kill between the first segment and the page file, which is renamed last: nothing was ever acknowledged."""
     kvwal.open(path).close()
