@@ -17,7 +17,7 @@ import kvwal.api.open
 from kvwal.api.store import Store
 from kvwal.db.handle import Closing
 from kvwal.engine.value import MISSING
-from kvwal.errors import Error
+from kvwal.errors import Error, FormatError
 from kvwal.files import PathArgument, parent_and_name, path_text, system_files
 from kvwal.files.names import DATA
 from kvwal.keys import BytesLike, as_key
@@ -73,12 +73,27 @@ def open(file: PathArgument, flag: Flag = "r", mode: int = 0o666, **options: Unp
         mode: permissions of new files, less the umask.
         options: those of `kvwal.open`, by keyword.
 
-    Raises `error`; ValueError for another flag.
+    Raises `error`, also where another module of `dbm` has its files and kvwal none, unless flag is "n"; ValueError for
+    another flag.
     """
     path = path_text(file)
     if flag == "n":
         _remove_empty_file(path)
+    else:
+        _refuse_files_of_others(path)
     return Database(kvwal.api.open.open(path, flag, mode, **options))
+
+
+def _refuse_files_of_others(path: str) -> None:
+    """FormatError if the standard library has a database of this name, beside which an empty one would be made."""
+    try:
+        system_files().open_directory(path).close()
+    except OSError:
+        if other := dbm.whichdb(path):
+            raise FormatError(
+                f"{path} is a database of {other}, and none of kvwal yet: open a new one under another name, and move "
+                "over what is there, new.update(old)"
+            ) from None
 
 
 def _remove_empty_file(path: str) -> None:

@@ -63,5 +63,7 @@ def open(
         protocol: of pickle; None for its default.
         writeback: keep what was read or put in memory, and put all of it again at `sync` and `close`.
         options: those of `kvwal.open`; from Python 3.15 on also `serializer` and `deserializer`.
+
+    Raises as `kvwal.compat.dbm.open`.
     """
     return DbfilenameShelf(filename, flag, protocol, writeback, **options)

@@ -112,6 +112,22 @@ def test_flag_n_takes_the_place_of_an_empty_file_and_of_nothing_else(tmp_path: P
     assert dbm.whichdb(tmp_path / "empty") == "kvwal.compat.dbm"
 
 
+def test_files_of_another_module_are_not_taken_for_an_empty_database(tmp_path: Path) -> None:
+    old = str(tmp_path / "shelf")
+    with dumb.open(old, "n") as database:
+        database["k"] = b"v"
+    for flag in ("c", "w", "r"):
+        with pytest.raises(dbm.error, match=r"a database of dbm\.dumb, and none of kvwal yet.*another name.*update"):
+            dbm.open(old, flag)  # type: ignore[arg-type]
+        with pytest.raises(dbm.error, match=r"dbm\.dumb"):
+            shelve.open(old, flag)  # type: ignore[arg-type]
+    assert not Path(old).exists()
+    with dumb.open(old, "r") as database, dbm.open(old, "n") as new:
+        new.update(database)
+    with dbm.open(old, "c") as again:
+        assert again["k"] == b"v"
+
+
 def test_whichdb_knows_a_store_that_is_open_and_asks_the_standard_library_for_the_rest(
     db: dbm.Database, tmp_path: Path
 ) -> None:
