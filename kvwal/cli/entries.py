@@ -172,7 +172,7 @@ def delete(
 @click.option("--reverse", is_flag=True, help="Last key first.")
 @click.option("--limit", type=LIMIT, help="Print at most this number.")
 @click.option("--keys", "keys_only", is_flag=True, help="Keys without their values.")
-@click.option("--json", "as_json", is_flag=True, help="One object a line, as `dump` writes them.")
+@click.option("--json", "as_json", is_flag=True, help="One object a line, with key and value.")
 def scan(
     path: str,
     form: Form,

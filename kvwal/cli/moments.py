@@ -112,8 +112,8 @@ def diff(
 ) -> None:
     """Show the keys whose values at moment B (by default: now) are others than at moment A, in order.
 
-    A moment is a commit, by its seqno, or a time such as 2026-01-31T12:00:00Z. A line has "-" and a value that was, or
-    "+" and a value that is, behind the key, with tabs between. What is escaped, and on a terminal shortened, is as in
+    A moment is a commit, by its seqno, or a time such as 2026-01-31T12:00:00Z. A line has "-", the key and a value that
+    was, or "+", the key and a value that is, with tabs between. What is escaped, and on a terminal shortened, is as in
     `scan`.
     """
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
