@@ -719,17 +719,24 @@ class IndexNotReadyError(UsageError):
         table: the name of the table.
         index: the name of the index.
         done, total: how many keys of the table it has, and how many there are. Where building failed, the cause is what
-            the function raised.
+            the function raised, and the text has it.
     """
 
-    def __init__(self, table: str, index: str, done: int, total: int) -> None:
+    def __init__(self, table: str, index: str, done: int, total: int, failure: Exception | None = None) -> None:
         self.table = table
         self.index = index
         self.done = done
         self.total = total
+        has = f"index {index!r} of table {table!r} has {done} of {total} keys"
+        if failure is not None:
+            super().__init__(
+                f"{has}, and is not built further: its function raised {type(failure).__name__}: {failure}; declare it "
+                "again with one that takes every value"
+            )
+            return
         super().__init__(
-            f"index {index!r} of table {table!r} has {done} of {total} keys; the program that writes the store builds "
-            "it once it declares it, and waits for that with wait(); a follower reads it when it has moved on since"
+            f"{has}; the program that writes the store builds it once it declares it, and waits for that with wait(); "
+            "a follower reads it when it has moved on since"
         )
 
 

@@ -74,6 +74,7 @@ MADE: list[tuple[type[Error], tuple[Any, ...], dict[str, Any]]] = [
     (errors.IndexNotFoundError, ("users", "by_city"), {}),
     (errors.IndexNotDeclaredError, ("users", "by_city"), {}),
     (errors.IndexNotReadyError, ("users", "by_city", 10, 200), {}),
+    (errors.IndexNotReadyError, ("users", "by_city", 10, 200, ValueError("no city")), {}),
     (errors.IndexesChangedError, (16,), {}),
     (errors.InternalError, ("text",), {}),
 ]

@@ -145,8 +145,8 @@ class _Lookup:
         self._has_expired = has_expired(self._table)
         at = system.get(building_key(index.id))
         if at is not None:
-            error = IndexNotReadyError(row.name, index.name, *_progress(self._table, at))
-            raise error from failure_of(index.id)
+            failure = failure_of(index.id)
+            raise IndexNotReadyError(row.name, index.name, *_progress(self._table, at), failure) from failure
         self._entries = part(index.id)
         is_stale = system.get(stale_key(index.id)) is not None
         self._reverse = part(reverse_of(index.id)) if is_stale else None

@@ -669,6 +669,9 @@ def test_a_function_that_raises_ends_the_building_and_is_told_by_reads(disk: Sim
             with pytest.raises(IndexNotReadyError) as found:
                 read()
             assert repr(found.value.__cause__) == "RuntimeError('200')"
+            text = str(found.value)
+            assert "128 of 300 keys, and is not built further: its function raised RuntimeError: 200" in text
+            assert "wait()" not in text
         assert index.progress == (128, 300)
         with db.snapshot() as now, pytest.raises(IndexNotReadyError):
             index.within(now).scan()
