@@ -136,7 +136,7 @@ _ADVICE: Final[dict[type[Exception], str]] = {
 _WORDS: Final = (
     ('open it with flag "c" to make one', "`kvwal put` makes one"),
     ("parents=True makes it", "make it first"),
-    ('open it with flag "r" to read it', "it can be read"),
+    ('open it with flag "r" to read it', "commands that only read it may be allowed"),
     ("kvwal.salvage(path, into)", "kvwal salvage PATH INTO"),
     ("begin again with a new one, and read it in less time, or follow with a pin", "run the command again"),
 )

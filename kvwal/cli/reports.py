@@ -162,7 +162,10 @@ def compact(path: str, as_json: bool) -> None:
     if as_json:
         print_json({"freed_bytes": freed, **numbers})
     else:
-        click.echo(f"{human_bytes(freed)} given back; the pages take {human_bytes(numbers['data_bytes'])}")
+        # What was in the log alone is in the pages now, and may take more than was given back.
+        grew = f"the pages grew by {human_bytes(-freed)} from the log"
+        done = grew if freed < 0 else f"{human_bytes(freed)} given back"
+        click.echo(f"{done}; the pages take {human_bytes(numbers['data_bytes'])}")
 
 
 @click.command()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import errno
 import json
 import os
 import re
@@ -625,6 +626,11 @@ def test_compact_gives_space_back_and_says_how_much(path: str) -> None:
     run("compact", str(Path(path) / "none"), expect=5)
 
 
+def test_a_compaction_that_lets_the_pages_grow_says_so(path: str) -> None:
+    run("put", path, "k", "v")
+    assert run("compact", path).stdout.startswith("the pages grew by 4.1 kB from the log; the pages take 12.3 kB")
+
+
 def test_a_damaged_store_is_exit_code_3_and_salvage_saves_the_rest(filled: str, tmp_path: Path) -> None:
     segment = min(Path(filled).glob("*.log"))
     data = bytearray(segment.read_bytes())
@@ -697,6 +703,17 @@ def test_no_permission_to_write_is_exit_code_6_and_no_mistake_of_the_command_lin
 
     monkeypatch.setattr(kvwal, "open", refuse)
     assert run("put", filled, "a", "b", expect=6).stderr == "kvwal: no permission to write in it\n"
+
+
+def test_files_that_may_not_be_opened_are_not_said_to_be_readable(
+    filled: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(*args: object, **options: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", filled)
+
+    monkeypatch.setattr("kvwal.files.directory.SystemDirectory.lock", refused)
+    said = f"no permission to write in {filled}; commands that only read it may be allowed"
+    assert run("put", filled, "a", "b", expect=6).stderr == f"kvwal: {said}\n"
 
 
 def test_what_the_system_said_is_told_without_its_number(
