@@ -27,6 +27,7 @@ from kvwal.cli.moments import Moment, at_option, snapshot_at
 from kvwal.cli.terminal import BadInput, complain, plain_json, print_json, progress_bar, store_path
 from kvwal.cli.written import AsItIs, TypedWriting, Writing, as_name, table_option
 from kvwal.db.mapping import OrderedMapping, expiries
+from kvwal.engine.indexes import decode_indexes
 from kvwal.engine.parked import SYSTEM_TABLE
 from kvwal.engine.tables import ROWS, CodecName, TableRow, decode_row
 from kvwal.errors import CodecError, TableNotFoundError
@@ -127,7 +128,7 @@ def load(
     it is 1 if no line is of that table.
 
     Tables are made with the codecs that the lines say. Into one that is there already entries are put as into the
-    default table: over those with the same keys. Its codecs have to be those of the lines.
+    default table: over those with the same keys. Its codecs have to be those of the lines, and it may have no index.
     """
     if table is not None:
         as_name(table)
@@ -167,6 +168,8 @@ class _Targets:
         self._db = db
         self._only = only
         self._tables: dict[str, kvwal.Table[bytes, bytes]] = {}
+        # An index of each that has one.
+        self._indexed: dict[str, str] = {}
         #: Whether a line is of a table that is loaded.
         self.found_any = False
 
@@ -182,18 +185,25 @@ class _Targets:
         if row is not None:
             key, value = _both(name, "keys", row.key, key), _both(name, "values", row.value, value)
             expire_us = 0
+            for index in decode_indexes(name, row.others):
+                self._indexed[name] = index.name
         table = self._db.table(name, AsItIs(key), AsItIs(value), expire_s=expire_us / 1e6 if expire_us else None)
         # It makes one that is empty.
         table.within(kvwal.WriteBatch())
         self._tables[name] = table
 
     def find(self, name: str) -> None:
-        """ValueError if it is not known what the table is."""
+        """ValueError if it is not known what the table is, or nothing can be put into it here."""
         if name not in self._tables:
             row = self._db.engine.tables.row(name)
             if row is None:
                 raise ValueError(f"table {name!r} is not in the store, and no line before this one says its codecs")
             self.declare(name, row.key, row.value)
+        if name in self._indexed:
+            raise ValueError(
+                f"table {name!r} has index {self._indexed[name]!r} in the store, whose function is not known here; "
+                "only a program that declares the index can put something into the table"
+            )
 
     def put(self, entries: Iterable[_Entry], batch: kvwal.WriteBatch) -> None:
         """Put entries into a batch. Requires: their tables were found."""

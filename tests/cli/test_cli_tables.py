@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -324,6 +325,20 @@ def test_one_table_is_dumped_with_what_its_keys_and_values_are_and_loaded_alone(
     run("dump", shop, "--table", "none", expect=2)
     run("dump", shop, "--table", "", expect=2)
     run("load", shop, "--table", "", expect=2)
+
+
+def test_an_entry_of_a_table_with_an_index_is_refused_by_its_line(shop: str) -> None:
+    dumped = run("dump", shop).stdout
+    with kvwal.open(shop) as db:
+        db.table("users", str, codecs.json()).index("by_born", key=lambda user: None, codec=int).wait()
+    line = next(n for n, each in enumerate(dumped.splitlines(), 1) if '"users", "key":' in each)
+    for batch in ("1", "1000"):
+        said = run("load", shop, "--batch", batch, stdin=dumped.encode(), expect=7).stderr
+        assert f"line {line}: table 'users' has index 'by_born' in the store" in said
+        assert re.search(r"; the \d entries before it are in the store", said)
+    # A table without entries is as it was.
+    empty = json.dumps({"table": "users", "key_codec": ["str", 1], "value_codec": ["json", 1]})
+    run("load", shop, stdin=empty.encode())
 
 
 @pytest.mark.parametrize(
