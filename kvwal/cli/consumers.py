@@ -5,11 +5,9 @@ from __future__ import annotations
 import sys
 
 import click
-from rich.console import Console
-from rich.table import Table
 
 import kvwal
-from kvwal.cli.terminal import print_json, store_path
+from kvwal.cli.terminal import complain, print_facts, print_json, store_path
 
 __all__ = ["consumers"]
 
@@ -23,7 +21,8 @@ def consumers(path: str, as_json: bool) -> None:
     """Show the consumers of the feed, where each is, and how much log is kept for it.
 
     A line has the name, the state ("stopped", or "lost"), the position, the lag in commits, bytes and seconds, the
-    bytes of log that are held, how many commits are set aside, and the last error, with tabs between.
+    bytes of log that are held, how many commits are set aside, and the last error, with tabs between. On a terminal
+    each consumer has a table of its own.
     """
     with kvwal.open(path, "r") as db:
         found = db.consumers()
@@ -31,15 +30,15 @@ def consumers(path: str, as_json: bool) -> None:
         for info in found:
             print_json(info)
         return
-    rows = [[_cell(getattr(info, field)) for field in _FIELDS] for info in found]
     if not sys.stdout.isatty():
-        for row in rows:
-            click.echo("\t".join(row))
+        for info in found:
+            click.echo("\t".join(_cell(getattr(info, field)) for field in _FIELDS))
         return
-    table = Table(*(field.replace("_", " ") for field in _FIELDS))
-    for row in rows:
-        table.add_row(*row)
-    Console(markup=False).print(table)
+    if not found:
+        complain("there are no consumers")
+    for info in found:
+        # One below the other: beside each other, their fields do not fit into a terminal.
+        print_facts(_cell(info.name), [(field.replace("_", " "), _cell(getattr(info, field))) for field in _FIELDS[1:]])
 
 
 def _cell(value: object) -> str:

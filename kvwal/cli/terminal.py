@@ -114,8 +114,9 @@ def print_facts(title: str, facts: Iterable[tuple[str, Any]], *, prefix: str = "
             click.echo(f"{prefix}{name}\t{_cell(value)}")
         return
     table = Table(title=title, title_justify="left", show_header=False)
-    table.add_column(style="cyan")
-    table.add_column(justify="right")
+    # Nothing is cut, however narrow the terminal is.
+    table.add_column(style="cyan", overflow="fold")
+    table.add_column(justify="right", overflow="fold")
     for name, value in facts:
         if name.endswith("_us") and type(value) is int:
             table.add_row(name.removesuffix("_us"), when(value) if value else "-")
@@ -125,7 +126,8 @@ def print_facts(title: str, facts: Iterable[tuple[str, Any]], *, prefix: str = "
             table.add_row(name.removesuffix("_s"), f"{value:.3g} s")
         else:
             table.add_row(name, f"{value:,}" if type(value) is int else _cell(value))
-    Console(highlight=False).print(table)
+    # A name or an error may have anything in it, also what rich takes for markup.
+    Console(highlight=False, markup=False).print(table)
 
 
 def _cell(value: Any) -> str:

@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Iterator
 from datetime import datetime
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from click.testing import CliRunner, Result
@@ -373,6 +374,26 @@ def test_consumers_are_tabbed_lines_or_objects(path: str) -> None:
     assert [line[7] for line in lines] == ["0", "1"]
     [_, mailer] = [json.loads(line) for line in run("consumers", path, "--json").stdout.splitlines()]
     assert [parked["error"][:18] for parked in mailer["parked"]] == ["ZeroDivisionError:"]
+
+
+@pytest.mark.parametrize("columns", [80, 40])
+def test_on_a_terminal_consumers_and_figures_are_shown_whole(
+    path: str, columns: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with kvwal.open(path) as db:
+        line = db.position.line.hex()
+    monkeypatch.setenv("COLUMNS", str(columns))
+    monkeypatch.setattr("kvwal.cli.consumers.sys", SimpleNamespace(stdout=SimpleNamespace(isatty=lambda: True)))
+    monkeypatch.setattr("kvwal.cli.terminal.sys", SimpleNamespace(stdout=SimpleNamespace(isatty=lambda: True)))
+    empty = run("consumers", path)
+    assert (empty.stdout, empty.stderr) == ("", "kvwal: there are no consumers\n")
+    with kvwal.open(path) as db, db.consumer("mailer [/x] [b]", on_error="park") as feed:
+        db[b"b"] = b"2"
+        feed.project(lambda txn, changes: 1 // 0, timeout_s=0)
+    shown = run("consumers", path).stdout
+    assert all(word in shown for word in ("mailer [/x] [b]", "stopped", "lag commits", "held bytes", "last error"))
+    assert max(map(len, shown.splitlines())) <= columns
+    assert line in run("stats", path).stdout
 
 
 def test_a_process_reads_beside_the_one_that_writes(filled: str) -> None:
