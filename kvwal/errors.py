@@ -336,7 +336,7 @@ class _NotKeptError(UsageError):
         """What can be had instead, in words."""
         if self.oldest > self.newest:
             return f"no commit is kept; the newest is {self.newest}"
-        since = "" if self.oldest_time is None else f" of {self.oldest_time.isoformat(' ', 'seconds')}"
+        since = "" if self.oldest_time is None else f" of {self.oldest_time.isoformat()}"
         moments = [str(seqno) for seqno in self.nearest if seqno is not None]
         beside = f"; the nearest moments that are kept are those of commit {' and '.join(moments)}" if moments else ""
         return f"kept are commits {self.oldest}{since} to {self.newest}{beside}"
@@ -397,7 +397,7 @@ class NotInBackup(SnapshotTooOld):
 
     Attributes: as `SnapshotTooOld` has. `stretches`: first and last commit of each stretch of moments that can be
     restored, ascending; `oldest` and `newest` are the bounds of all, `nearest` the moments on both sides of what was
-    asked for.
+    asked for. `nearest_times`: when these were committed, if a time was asked for; None where that is not known.
     """
 
     def __init__(
@@ -406,8 +406,10 @@ class NotInBackup(SnapshotTooOld):
         stretches: Sequence[tuple[int, int]],
         *,
         nearest: tuple[int | None, int | None] = (None, None),
+        nearest_times: tuple[datetime | None, datetime | None] = (None, None),
     ) -> None:
         self.stretches = tuple((first, last) for first, last in stretches)
+        self.nearest_times = nearest_times
         super().__init__(asked, stretches[0][0], max(last for _, last in stretches), nearest=nearest)
 
     def _text(self) -> str:
@@ -417,11 +419,18 @@ class NotInBackup(SnapshotTooOld):
         shown = ", ".join(_stretch(*each) for each in self.stretches[begin:end])
         others = len(self.stretches) - len(self.stretches[begin:end])
         more = f", and {others} stretches that are further away" if others else ""
-        moments = " and ".join(str(seqno) for seqno in (before, after) if seqno is not None)
+        pairs = zip(self.nearest, self.nearest_times, strict=True)
+        moments = " and ".join(
+            f"{seqno}{'' if time is None else f' ({time.isoformat()})'}" for seqno, time in pairs if seqno is not None
+        )
         nearest = f"; the nearest ones are those of commit {moments}" if moments else ""
+        if before is not None and after is not None:
+            nearest += "; a plain backup has one moment, and one with history=True, or kvwal.archive, those between too"
+        # Of the time of a moment before a gap there may be other commits, in the gap.
+        by_number = "" if isinstance(self.asked, int) else " by its number"
         return (
             f"the backup does not have the moment of {_asked(self.asked)}; it has those of commits {shown}{more}"
-            f"{nearest}; ask for one of these"
+            f"{nearest}; ask for one of these{by_number}"
         )
 
 
@@ -445,7 +454,7 @@ class FeedGap(_NotKeptError):
 
 
 def _asked(asked: int | datetime) -> str:
-    return f"commit {asked}" if isinstance(asked, int) else asked.isoformat(" ", "seconds")
+    return f"commit {asked}" if isinstance(asked, int) else asked.isoformat()
 
 
 @dataclass(frozen=True, slots=True)

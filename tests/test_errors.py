@@ -196,7 +196,7 @@ def test_a_damage_is_a_finding() -> None:
 def test_a_position_that_is_not_kept_is_refused_with_what_is() -> None:
     error: SnapshotTooOld | FeedGap = SnapshotTooOld(5, 7, 90, oldest_time=NOON, nearest=(3, 8))
     assert str(error) == (
-        "what was from commit 5 on is no longer all kept; kept are commits 7 of 2030-01-01 12:00:00+00:00 to 90; the "
+        "what was from commit 5 on is no longer all kept; kept are commits 7 of 2030-01-01T12:00:00+00:00 to 90; the "
         "nearest moments that are kept are those of commit 3 and 8; ask for one of these"
     )
     error = FeedGap(5, 7, 90, lost_commits=1)
@@ -219,8 +219,12 @@ def test_a_moment_that_a_backup_does_not_have_is_refused_with_the_stretches_that
     error = NotInBackup(5, [(0, 3), (4, 4), (7, 9)], nearest=(4, 7))
     assert str(error) == (
         "the backup does not have the moment of commit 5; it has those of commits 0 to 3, 4, 7 to 9; the nearest ones "
-        "are those of commit 4 and 7; ask for one of these"
+        "are those of commit 4 and 7; a plain backup has one moment, and one with history=True, or kvwal.archive, "
+        "those between too; ask for one of these"
     )
+    timed = NotInBackup(NOON, [(0, 3), (7, 9)], nearest=(3, 7), nearest_times=(NOON, None))
+    assert "the nearest ones are those of commit 3 (2030-01-01T12:00:00+00:00) and 7; a plain" in str(timed)
+    assert str(timed).endswith("; ask for one of these by its number")
     assert (error.stretches, error.oldest, error.newest) == (((0, 3), (4, 4), (7, 9)), 0, 9)
     many = NotInBackup(51, [(n, n) for n in range(0, 100, 2)], nearest=(50, 52))
     assert "those of commits 46, 48, 50, 52, 54, 56, and 44 stretches that are further away; the" in str(many)

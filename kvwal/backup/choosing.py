@@ -30,7 +30,7 @@ from kvwal.errors import (
 )
 from kvwal.keys import Seqno, as_int
 from kvwal.positions import Position
-from kvwal.times import us_of
+from kvwal.times import time_of, us_of
 
 __all__ = ["Chosen", "Moment", "advice", "as_moment", "choose"]
 
@@ -91,7 +91,7 @@ def choose(
         before, after = _around(destination, lines, asked)
         if before is None or (_marked(lines, mark) > before if after is None else after != before + 1):
             # Some of the commits that are missing may have come before that time.
-            raise _refusal(asked, stretches, Seqno(0 if before is None else before + 1))
+            raise _refusal(asked, stretches, Seqno(0 if before is None else before + 1), destination, lines)
         seqno = before
     else:
         seqno = Seqno(int(asked))
@@ -202,11 +202,41 @@ def _marked(lines: Sequence[tuple[Held, Seqno | None]], mark: tuple[bytes, Seqno
     return Seqno(0)
 
 
-def _refusal(at: int | datetime, stretches: list[Stretch], place: Seqno) -> NotInBackup:
+def _refusal(
+    at: int | datetime,
+    stretches: list[Stretch],
+    place: Seqno,
+    destination: Destination | None = None,
+    lines: Sequence[tuple[Held, Seqno | None]] = (),
+) -> NotInBackup:
+    """With a destination and its lines it says when the nearest moments were."""
     i = bisect_left(stretches, place, key=lambda stretch: stretch.first)
     before = max((each.last for each in stretches[:i]), default=None)
     after = stretches[i].first if i < len(stretches) else None
-    return NotInBackup(at, _joined(stretches), nearest=(before, after))
+    times: tuple[datetime | None, datetime | None] = (None, None)
+    if destination is not None:
+        times = _time_of(destination, lines, before), _time_of(destination, lines, after)
+    return NotInBackup(at, _joined(stretches), nearest=(before, after), nearest_times=times)
+
+
+def _time_of(
+    destination: Destination, lines: Sequence[tuple[Held, Seqno | None]], seqno: Seqno | None
+) -> datetime | None:
+    """When the commit was made with which a base or a unit ends; None if there is none, or its object is damaged."""
+    for held, fork in lines:
+        if seqno is None or (fork is not None and seqno > fork):
+            continue
+        try:
+            for base in held.bases:
+                if base.seqno == seqno:
+                    return time_of(read_header(destination, str(base)).meta.time_us)
+            for unit in held.units:
+                if unit.last == seqno:
+                    name = str(unit)
+                    return time_of(decode_header(name, destination.get(name, size=HEADER_BYTES)).last_time_us)
+        except (CorruptionError, FormatError, ObjectMissing):
+            continue
+    return None
 
 
 def _joined(stretches: list[Stretch]) -> list[Stretch]:

@@ -138,6 +138,7 @@ _WORDS: Final = (
     ("parents=True makes it", "make it first"),
     ('open it with flag "r" to read it', "commands that only read it may be allowed"),
     ("kvwal.salvage(path, into)", "kvwal salvage PATH INTO"),
+    ("one with history=True", "one with --history"),
     ("begin again with a new one, and read it in less time, or follow with a pin", "run the command again"),
 )
 

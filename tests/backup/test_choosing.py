@@ -120,9 +120,17 @@ def test_a_time_in_a_gap_is_refused_with_the_moments_beside_it() -> None:
     with pytest.raises(kvwal.NotInBackup) as caught:
         kvwal.restore(place, "/none", at=time_of(middle), files=disk)
     assert caught.value.nearest == (15, 30)
+    before, after = caught.value.nearest_times
+    assert before is not None
+    assert after is not None
+    assert before < time_of(middle) < after
+    for time, seqno in ((before, 15), (after, 30)):
+        assert time.isoformat() in str(caught.value)
+        assert choose(place, seqno).plan.at == seqno
     (unit,) = (name for name, _ in place.list_after("") if "/unit/" in name and f"{10:020}-" in name)
     assert "(there are those of commits 10 to 10)" in advice(place, 15, unit)
-    assert "it has those of commits 10 to 15, 30; the nearest ones are those of commit 15 and 30" in str(caught.value)
+    said = f"the nearest ones are those of commit 15 ({before.isoformat()}) and 30 ({after.isoformat()})"
+    assert f"it has those of commits 10 to 15, 30; {said}" in str(caught.value)
 
 
 def archived_twice(disk: SimulatedDisk, place: DirectoryDestination) -> UnitName:

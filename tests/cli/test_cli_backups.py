@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 import sys
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -43,6 +44,21 @@ def test_a_backup_is_restored_to_any_of_its_moments(filled: Path) -> None:
     run("backup", filled / "r7", filled / "b", "--quiet")
     run("restore", filled / "b", filled / "r8", "--at", position, "--quiet")
     run("verify", filled / "r8")
+
+
+def test_a_time_between_two_backups_is_refused_with_what_to_ask_for(filled: Path) -> None:
+    run("backup", filled / "s", filled / "b")
+    with kvwal.open(filled / "s") as db:
+        db.put(b"1", b"w")
+        wanted = datetime.now(UTC).isoformat()
+        db.put(b"2", b"w")
+        db.checkpoint()
+    run("backup", filled / "s", filled / "b")
+    said = run("restore", filled / "b", filled / "r", "--at", wanted, expect=2).stderr
+    assert re.search(r"those of commit 20 \(20\S+\+00:00\) and 22 \(20\S+\+00:00\); ", said)
+    assert "and one with --history, or kvwal.archive, those between too; " in said
+    assert said.endswith("; ask for one of these by its number with --at\n")
+    run("restore", filled / "b", filled / "r", "--at", "20")
 
 
 def test_json_and_dry_run(filled: Path) -> None:

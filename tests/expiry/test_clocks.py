@@ -250,7 +250,7 @@ def test_a_time_of_a_step_that_is_not_believed_is_still_to_come(db: kvwal.Store,
         assert then.get(b"k") == b"v"
     # Later commits would come before it, and change the moment.
     for later in (timedelta(seconds=1), timedelta(hours=2)):
-        with pytest.raises(ValueError, match=f"still to come: the store's time is {now:%Y-%m-%d %H:%M:%S}"):
+        with pytest.raises(ValueError, match=f"still to come: the store's time is {now:%Y-%m-%dT%H:%M:%S}"):
             db.snapshot(at=now + later)
     disk.pass_time(700)
     with db.snapshot(at=now + timedelta(hours=2)) as then:
