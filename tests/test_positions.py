@@ -7,6 +7,7 @@ import json
 import pickle
 from collections.abc import Callable
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -195,3 +196,19 @@ def test_a_time_is_no_position() -> None:
         [commit] = db.commits()
         assert list(db.commits(until=commit.time)) == [commit]
         assert list(db.commits(until=commit.time - timedelta(seconds=1))) == []
+
+
+def test_a_text_in_place_of_a_position_or_a_time_is_refused_with_what_reads_it(tmp_path: Path) -> None:
+    with kvwal.open(tmp_path / "kv") as db:
+        db.put(b"k", b"v")
+        text: Any = str(db.position)
+        for ask in (lambda: db.changes(text), lambda: db.commits(after=text), lambda: db.versions(b"k", since=text)):
+            with pytest.raises(TypeError, match=r"a seqno or a position, not str; Position\.parse reads"):
+                ask()
+        latest: Any = "latest"
+        with pytest.raises(TypeError, match='"now", "oldest", a seqno, a position or a datetime, not \'latest\''):
+            db.consumer("mailer", start=latest)
+        with pytest.raises(TypeError, match="a seqno, a position or a datetime, not str"):
+            db.snapshot(at=latest)
+    with pytest.raises(ValueError, match=r"or a datetime, not '2026.*datetime\.fromisoformat"):
+        kvwal.restore(tmp_path / "b", tmp_path / "r", at="2026-11-27T15:00:00Z")

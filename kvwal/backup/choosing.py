@@ -67,7 +67,10 @@ def as_moment(at: Moment) -> int | datetime | Literal["latest"]:
     number = at.removeprefix(_BEFORE)
     if number != at and number.isdecimal() and int(number):
         return int(number) - 1
-    raise ValueError(f'at is "latest", "before:SEQNO", a seqno, a position or a time, not {at!r}')
+    raise ValueError(
+        f'at is "latest", "before:SEQNO", a seqno, a position or a datetime, not {at!r}; Position.parse and '
+        "datetime.fromisoformat read what is text"
+    )
 
 
 def choose(

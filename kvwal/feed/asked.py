@@ -58,7 +58,11 @@ class Asked:
         elif start == "now" or start == "oldest":
             self.start = start
         else:
-            as_int("start", start, 0)
+            try:
+                as_int("start", start, 0)
+            except TypeError:
+                text = f'start is "now", "oldest", a seqno, a position or a datetime, not {start!r}'
+                raise TypeError(text) from None
             # Whether a position is on the line is said where the store is at hand.
             self.start = start
         # "default" leaves a limit as it is.

@@ -32,6 +32,8 @@ def seqno_of(engine: Engine, name: str, value: int, error: type[_E] = FeedGap) -
     So is one on a line that this came from, up to where it left that. TypeError or ValueError for what is neither; the
     error for a position on another line.
     """
+    if isinstance(value, str):
+        raise TypeError(f"{name} is a seqno or a position, not str; Position.parse reads one that was printed")
     seqno = Seqno(as_int(name, value, 0))
     if isinstance(value, Position) and value.line != (own := engine.upkeep.consumers.line):
         engine.state.refuse_if_gone()
@@ -47,5 +49,5 @@ def moment_of(engine: Engine, name: str, at: int | datetime) -> Seqno | datetime
     if isinstance(at, datetime):
         return at
     if not hasattr(at, "__index__") or isinstance(at, bool):
-        raise TypeError(f"{name} is a seqno or a datetime, not {type(at).__name__}")
+        raise TypeError(f"{name} is a seqno, a position or a datetime, not {type(at).__name__}")
     return seqno_of(engine, name, at, SnapshotTooOld)
