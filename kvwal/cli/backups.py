@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import fields
+from datetime import UTC, datetime
 
 import click
 
@@ -56,12 +58,12 @@ class _WhenType(click.ParamType):  # type: ignore[type-arg]  # it has none befor
         text = str(value)
         if ctx is not None:
             ctx.meta[ASKED] = True
-        try:
-            if ":" in text and len(text.partition(":")[0]) == 16:
-                return kvwal.Position.parse(text)
+        with suppress(ValueError):
             return as_moment(text)
-        except ValueError:
-            return MOMENT.convert(text, param, ctx)
+        moment = MOMENT.convert(text, param, ctx)
+        if isinstance(moment, datetime) and moment > datetime.now(UTC):
+            self.fail(f"{text!r} is still to come; without --at it is the newest moment", param, ctx)
+        return moment
 
 
 #: As for `kvwal.restore`.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import sys
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from datetime import datetime
 from typing import Any
 
@@ -23,7 +23,7 @@ Moment = int | datetime
 
 
 class _MomentType(click.ParamType):  # type: ignore[type-arg]  # it has none before 8.2
-    """A seqno, or a time."""
+    """A seqno, a position, or a time."""
 
     name = "moment"
 
@@ -34,10 +34,12 @@ class _MomentType(click.ParamType):  # type: ignore[type-arg]  # it has none bef
             ctx.meta[ASKED] = True
         if value.isdecimal():
             return int(value)
+        with suppress(ValueError):
+            return kvwal.Position.parse(value)
         try:
             moment = datetime.fromisoformat(value)
         except ValueError:
-            self.fail(f"{value!r} is neither a seqno nor a time such as 2026-01-31T12:00:00Z", param, ctx)
+            self.fail(f"{value!r} is no seqno, no LINE:SEQNO, and no time such as 2026-01-31T12:00:00Z", param, ctx)
         if moment.tzinfo is None:
             self.fail(f"{value!r} has no time zone; {value}Z is UTC", param, ctx)
         return moment
@@ -55,15 +57,17 @@ class _PositionType(click.ParamType):  # type: ignore[type-arg]  # it has none b
             ctx.meta[ASKED] = True
         try:
             return int(value) if value.isdecimal() else kvwal.Position.parse(value)
-        except ValueError as error:
-            self.fail(str(error), param, ctx)
+        except ValueError:
+            self.fail(f"{value!r} is no position, LINE:SEQNO as kvwal stats shows it, and no seqno", param, ctx)
 
 
 MOMENT = _MomentType()
 #: What an output goes on after.
 POSITION = _PositionType()
 #: A past moment to read from.
-at_option = click.option("--at", type=MOMENT, help="As it was at this commit, or this time (2026-01-31T12:00:00Z).")
+at_option = click.option(
+    "--at", type=MOMENT, help="As it was at this commit (also as LINE:SEQNO), or this time (2026-01-31T12:00:00Z)."
+)
 
 
 @contextmanager
@@ -112,9 +116,9 @@ def diff(
 ) -> None:
     """Show the keys whose values at moment B (by default: now) are others than at moment A, in order.
 
-    A moment is a commit, by its seqno, or a time such as 2026-01-31T12:00:00Z. A line has "-", the key and a value that
-    was, or "+", the key and a value that is, with tabs between. What is escaped, and on a terminal shortened, is as in
-    `scan`.
+    A moment is a commit, by its seqno or as LINE:SEQNO, or a time such as 2026-01-31T12:00:00Z. A line has "-", the key
+    and a value that was, or "+", the key and a value that is, with tabs between. What is escaped, and on a terminal
+    shortened, is as in `scan`.
     """
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
     output = binary_output()

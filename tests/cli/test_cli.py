@@ -604,7 +604,16 @@ def test_stats_prints_the_position_that_changes_and_log_go_on_after(path: str, t
         db[b"a"] = b"1"
     refused = run("changes", str(tmp_path / "other"), "--after", position, expect=2)
     assert f"{position} is on another line" in refused.stderr
-    assert "is no position" in run("changes", path, "--after", "1:2", expect=2).stderr
+    for text in ("1:2", "foo"):
+        said = run("changes", path, "--after", text, expect=2).stderr
+        assert f"'{text}' is no position, LINE:SEQNO as kvwal stats shows it, and no seqno" in " ".join(said.split())
+    # As a moment, too.
+    for command in (["scan", path], ["dump", path]):
+        assert run(*command, "--at", position).stdout == run(*command, "--at", "1").stdout
+    assert run("get", path, "a", "--at", position).stdout == "1"
+    assert run("diff", path, position, "--json").stdout == '{"key": "b", "new": "2"}\n'
+    assert "another line" in run("get", str(tmp_path / "other"), "a", "--at", position, expect=2).stderr
+    assert "no LINE:SEQNO" in run("get", path, "a", "--at", "1:2", expect=2).stderr
 
 
 def test_verify_of_a_sound_store_is_exit_code_0(filled: str) -> None:

@@ -61,6 +61,13 @@ def test_a_time_between_two_backups_is_refused_with_what_to_ask_for(filled: Path
     run("restore", filled / "b", filled / "r", "--at", "20")
 
 
+def test_a_time_that_is_still_to_come_is_refused(filled: Path) -> None:
+    run("backup", filled / "s", filled / "b")
+    for command in (["restore", filled / "b", filled / "r"], ["archive", "plan", filled / "b"]):
+        assert "is still to come" in run(*command, "--at", "9026-01-31T12:00:00Z", expect=2).stderr
+    assert not (filled / "r").exists()
+
+
 def test_json_and_dry_run(filled: Path) -> None:
     report = json.loads(run("backup", filled / "s", filled / "b", "--json").stdout)
     assert report["position"].endswith(":20")
