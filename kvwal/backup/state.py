@@ -178,7 +178,8 @@ def identity_of(destination: Destination) -> bytes:
     try:
         data = destination.get(IDENTITY)
     except ObjectMissing as error:
-        raise BackupDestinationError(f"{error.place} holds no backup: there is no {IDENTITY} in it") from None
+        text = f"{error.place} holds no backup: it does not exist, or there is no {IDENTITY} in it"
+        raise BackupDestinationError(text) from None
     members = load(IDENTITY, data)
     unknown = unknown_bits(members["required"], 0) if isinstance(members.get("required"), int) else None
     if unknown:

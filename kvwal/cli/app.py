@@ -49,6 +49,7 @@ from kvwal.cli import (
     transfer,
 )
 from kvwal.cli.terminal import ASKED, EXIT_UNREADABLE, BadInput, NoSuchKey, complain
+from kvwal.files import is_full
 
 __all__ = ["app"]
 
@@ -152,6 +153,9 @@ def _text(error: Exception) -> str:
         text = str(error) or type(error).__name__
     else:
         text = error.strerror if error.filename is None else f"{os.fsdecode(error.filename)}: {error.strerror}"
+        if error.filename is None and is_full(error):
+            # Of a store and of a backup the file is said.
+            text = f"the output cannot be written: {text}"
     if isinstance(error, errors.NotInBackup):
         text += " with --at"
     for words, instead in _WORDS:

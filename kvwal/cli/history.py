@@ -175,7 +175,8 @@ def _paragraph(form: Form, record: Record, names: _Names, most: int | None, colo
 
 def _intents(form: Form, batch: WriteBatch) -> Iterator[str]:
     for start, stop in batch.ranges:
-        yield f"delete from {show(form, start)} " + ("to the end" if stop is None else f"to before {show(form, stop)}")
+        first = show(form, start) or "the first key"
+        yield f"delete from {first} " + ("to the end" if stop is None else f"to before {show(form, stop)}")
     for key, stored in batch.writes.items():
         value = plain(stored)
         if value is None:

@@ -229,7 +229,8 @@ def _meant(codec: str, text: str) -> Any:
     try:
         return _MEANT.get(codec, ast.literal_eval)(text)
     except (ValueError, KeyError, SyntaxError, RecursionError, MemoryError, TypeError):
-        raise click.BadParameter(f"{text!r} is no {codec}") from None
+        example = "; a tuple is written as in Python: \"('ada', 7)\"" if codec.startswith("tuple") else ""
+        raise click.BadParameter(f"{text!r} is no {codec}{example}") from None
 
 
 def _encoded(codec: Any, value: Any) -> bytes:

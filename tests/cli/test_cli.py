@@ -254,16 +254,18 @@ def test_log_shows_every_kind_of_write_and_shortens_large_commits(path: str) -> 
     with kvwal.open(path) as db:
         db.delete_range(b"a", b"b")
         db.delete_range(b"c")
+        db.clear()
         db.delete(b"d")
         db.update({b"%03d" % n: b"v" * 100 for n in range(30)})
     output = run("log", path).stdout
     assert "delete from a to before b" in output
     assert "delete from c to the end" in output
+    assert "delete from the first key to the end" in output
     assert "delete d" in output
     assert "... and 20 more" in output
     assert run("log", path, "--all").stdout.count("(100 B)") == 30
     ops = [json.loads(line)["intents"][0]["op"] for line in run("log", path, "--json").stdout.splitlines()]
-    assert ops == ["put", "delete", "delete_range", "delete_range"]
+    assert ops == ["put", "delete", "delete_range", "delete_range", "delete_range"]
 
 
 def test_log_shows_who_and_why_and_finds_it(path: str) -> None:
@@ -826,6 +828,7 @@ def test_an_output_that_is_full_is_one_message_and_exit_code_6(path: str, comman
             [sys.executable, "-m", "kvwal", command, path], stdout=full, stderr=subprocess.PIPE, timeout=60, check=False
         )
     assert (result.returncode, result.stderr.count(b"\n")) == (6, 1), result.stderr
+    assert result.stderr.startswith(b"kvwal: the output cannot be written: No space left on device")
 
 
 def test_a_closed_output_leaves_the_exit_code(path: str) -> None:

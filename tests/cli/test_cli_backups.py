@@ -68,6 +68,11 @@ def test_a_time_that_is_still_to_come_is_refused(filled: Path) -> None:
     assert not (filled / "r").exists()
 
 
+def test_a_directory_that_is_not_there_is_not_said_to_lack_a_file(filled: Path) -> None:
+    for command in (["restore", filled / "b", filled / "r"], ["archive", "status", filled / "b"]):
+        assert "b holds no backup: it does not exist, or" in run(*command, expect=5).stderr
+
+
 def test_json_and_dry_run(filled: Path) -> None:
     report = json.loads(run("backup", filled / "s", filled / "b", "--json").stdout)
     assert report["position"].endswith(":20")

@@ -188,6 +188,11 @@ def test_what_is_of_another_type_is_refused_and_changes_nothing(orders: str, arg
     assert run("tables", orders).stdout.count("\n") == 2
 
 
+def test_how_a_tuple_is_written_is_said_where_a_text_is_none(orders: str) -> None:
+    said = run("get", orders, "--table", "orders", "ada", expect=2).stderr
+    assert """'ada' is no tuple[str, int]; a tuple is written as in Python: "('ada', 7)\"""" in said
+
+
 class Upper:
     name = "upper"
     version = 1
