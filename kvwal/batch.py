@@ -60,7 +60,18 @@ class WriteBatch:
     thread-safe; may be committed more than once.
     """
 
-    __slots__ = ("from_commit", "index_keys", "names", "now_us", "others", "queue", "ranges", "stamped", "writes")
+    __slots__ = (
+        "from_commit",
+        "index_keys",
+        "names",
+        "now_us",
+        "others",
+        "queue",
+        "ranges",
+        "stamped",
+        "store",
+        "writes",
+    )
 
     def __init__(self) -> None:
         #: The newest value of each key written; None stands for a delete.
@@ -83,6 +94,9 @@ class WriteBatch:
         self.now_us: Callable[[], int] = _at_the_commit
         #: Keys whose values expire so long after the commit as they say; None: there are none.
         self.from_commit: set[bytes] | None = None
+        #: The open store that began it, or that found the table that it writes to by its name; None: made by hand, or
+        #: for the id of a table.
+        self.store: object = None
         #: Writes to tables other than the default one, by table id; made by `table`. Each may be empty.
         self.others: dict[int, WriteBatch] | None = None
 
@@ -230,6 +244,14 @@ class WriteBatch:
         """What this batch writes to a table: itself for table 0. See `table`."""
         return self.table(table_id) if table_id else self
 
+    def is_for(self, store: object) -> bool:
+        """Whether no table that it writes to was found by its name in another open store than this one."""
+        return all(part.store in (None, store) for part in (self.others or {}).values())
+
+    def is_of(self, store: object) -> bool:
+        """The same, and no other open store began it."""
+        return self.store in (None, store) and self.is_for(store)
+
     def copy(self) -> WriteBatch:
         """The same writes in a batch of its own: what is changed in one is not changed in the other."""
         other = type(self)()
@@ -237,6 +259,7 @@ class WriteBatch:
         other.ranges = list(self.ranges)
         other.stamped = None if self.stamped is None else set(self.stamped)
         other.names = self.names
+        other.store = self.store
         # Each is replaced, and never changed.
         other.index_keys = self.index_keys
         other.now_us = self.now_us

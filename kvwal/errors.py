@@ -103,6 +103,7 @@ __all__ = [
     "closed",
     "forked",
     "not_followed",
+    "other_store",
     "poisoned",
     "read_only",
     "stalled",
@@ -783,6 +784,11 @@ def closed(what: str = "store") -> ClosedError:
 def read_only() -> ReadOnlyError:
     """Of a store opened with flag "r"."""
     return ReadOnlyError('the store was opened with flag "r"; open it with "w" or "c" to write')
+
+
+def other_store(what: str) -> UsageError:
+    """Of a table that takes part in a transaction, a snapshot or a batch of another open store."""
+    return UsageError(f"the table is of another open store than the {what}; use the table of that store: its table()")
 
 
 def not_followed() -> ReadOnlyError:

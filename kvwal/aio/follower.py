@@ -32,6 +32,7 @@ from kvwal.following.waiting import Freshness
 from kvwal.keys import BytesLike, Seqno, as_key, as_seconds
 from kvwal.positions import Position
 from kvwal.tables.spec import TableSpec
+from kvwal.tables.within import refuse_other_store
 
 __all__ = ["AsyncFollowedTable", "AsyncFollower"]
 
@@ -261,9 +262,10 @@ class AsyncFollowedTable(AsyncRecallingTable[K, V], Generic[K, V]):
         return await self._bytes.id()
 
     async def within(self, snapshot: AsyncSnapshot) -> AsyncSnapshotTable[K, V]:
-        """The table at the moment of a snapshot."""
+        """The table at the moment of a snapshot. UsageError if that is not of this follower."""
         if not isinstance(snapshot, AsyncSnapshot):
             raise TypeError(f"a snapshot is expected, not {type(snapshot).__name__}")
+        refuse_other_store(self._parts.engine.state, snapshot._snapshot)
         return await in_snapshot(self._spec, snapshot, self._parts.workers)
 
     async def index(

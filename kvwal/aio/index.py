@@ -13,6 +13,7 @@ from kvwal.db.handle import Handle
 from kvwal.db.snapshot import Snapshot
 from kvwal.db.transaction import Transaction
 from kvwal.tables.index import Index, IndexEntry, IndexReading, IndexWithin
+from kvwal.tables.within import refuse_other_store
 
 __all__ = ["AsyncIndex", "AsyncIndexReading"]
 
@@ -107,6 +108,7 @@ class AsyncIndex(AsyncIndexReading[I, K, V], Generic[I, K, V]):
         """The index at the moment of a snapshot, or in a transaction. As `kvwal.Index.within`."""
         if not isinstance(other, AsyncTransaction | AsyncSnapshot):
             raise TypeError(f"a transaction or a snapshot is expected, not {type(other).__name__}")
+        refuse_other_store(self._index.state, other._mine() if isinstance(other, AsyncTransaction) else other._snapshot)
         of: Callable[[], Transaction | Snapshot]
         if isinstance(other, AsyncTransaction):
             of = other._mine

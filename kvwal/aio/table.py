@@ -30,7 +30,7 @@ from kvwal.pages import NotCached
 from kvwal.tables.migration import MIGRATION_BATCH, Migration, MigrationReport, Progress
 from kvwal.tables.spec import TableSpec
 from kvwal.tables.stored import StoredTable
-from kvwal.tables.within import BatchTable
+from kvwal.tables.within import BatchTable, refuse_other_store
 from kvwal.tables.writing import How, Target, Writing, bring_back, made
 
 __all__ = ["AsyncTable", "TaskParts"]
@@ -140,14 +140,16 @@ class AsyncTable(Writing[K, V], AsyncRecallingTable[K, V], Generic[K, V]):
     async def within(self, other: WriteBatch) -> BatchTable[K, V]: ...
     async def within(self, other: AsyncTransaction | AsyncSnapshot | WriteBatch) -> Any:
         """This table as a part of something larger: see `kvwal.Table.within`. The table is looked up here."""
+        state = self._parts.engine.state
         if isinstance(other, AsyncTransaction):
+            refuse_other_store(state, other._mine())
             return await in_transaction(self._spec, other, self._parts.workers)
         if isinstance(other, AsyncSnapshot):
+            refuse_other_store(state, other._snapshot)
             return await in_snapshot(self._spec, other, self._parts.workers)
         if isinstance(other, WriteBatch):
-            found = await made(self._way, self._spec)
-            other.part(found.id).now_us = self._way.now_us
-            return BatchTable(self._spec, other.part(found.id), found.lasts_us)
+            refuse_other_store(state, other)
+            return BatchTable.of(self._spec, other, state, self._way, await made(self._way, self._spec))
         raise TypeError(f"a transaction, a snapshot or a batch is expected, not {type(other).__name__}")
 
     # -- the past -----------------------------------------------------------------------------

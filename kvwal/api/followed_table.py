@@ -14,7 +14,7 @@ from kvwal.errors import IndexNotFoundError
 from kvwal.tables.index import Index, IndexSpec
 from kvwal.tables.spec import TableSpec
 from kvwal.tables.stored import StoredTable
-from kvwal.tables.within import SnapshotTable
+from kvwal.tables.within import SnapshotTable, refuse_other_store
 
 __all__ = ["FollowedTable"]
 
@@ -54,9 +54,10 @@ class FollowedTable(RecallingTable[K, V], Generic[K, V]):
         return self._stored.id()
 
     def within(self, snapshot: Snapshot) -> SnapshotTable[K, V]:
-        """The table at the moment of a snapshot."""
+        """The table at the moment of a snapshot. UsageError if that is not of this follower."""
         if not isinstance(snapshot, Snapshot):
             raise TypeError(f"a snapshot is expected, not {type(snapshot).__name__}")
+        refuse_other_store(self._engine.state, snapshot)
         return SnapshotTable(self._spec, snapshot)
 
     def index(

@@ -143,7 +143,7 @@ class Writing(Opened, MutableMapping[bytes, bytes]):
         """`with db.batch() as batch:` collects writes and commits them on clean exit, none of them on an exception."""
         extension = extension_of(meta)
         batch = WriteBatch()
-        batch.now_us = self._clock.now_us
+        batch.now_us, batch.store = self._clock.now_us, self._state
         yield batch
         if batch.others:
             refuse_own(batch.others)

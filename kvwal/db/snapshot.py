@@ -17,6 +17,7 @@ from kvwal.engine.engine import Engine
 from kvwal.engine.merge import Chunk, Pairs
 from kvwal.engine.readers import Reader
 from kvwal.engine.reads import Reads, has_expired
+from kvwal.engine.state import State
 from kvwal.errors import closed
 from kvwal.keys import Seqno
 
@@ -100,10 +101,11 @@ class Snapshot(SnapshotPart, Closing):
     `SnapshotTooOld` once it was given up because it held too much.
     """
 
-    __slots__ = ("__weakref__", "seqno")
+    __slots__ = ("__weakref__", "_state", "seqno")
 
     def __init__(self, engine: Engine, *, at: Seqno | datetime | None = None, owner: object = None) -> None:
         super().__init__(_Held(), engine.reads, 0)
+        self._state = engine.state
         if at is None:
             engine.reads.moments.now.ready()
             reader = engine.reads.moments.reader("snapshot", owner=owner)
@@ -112,6 +114,10 @@ class Snapshot(SnapshotPart, Closing):
         self._held.reader = reader
         #: The last commit this snapshot contains.
         self.seqno: Seqno = reader.seqno
+
+    def is_of(self, state: State) -> bool:
+        """Whether it is one of the open store that has this state."""
+        return self._state is state
 
     def part(self, table: int) -> SnapshotPart:
         """A table at this moment, by its id."""

@@ -21,6 +21,7 @@ from kvwal.engine.expiry import ExpiryClock
 from kvwal.engine.request import CommitRequest, say_written
 from kvwal.engine.row_cache import RowCache
 from kvwal.engine.tables import refuse_own
+from kvwal.engine.state import State
 from kvwal.engine.writes import LonePut
 from kvwal.keys import MAX_KEY_BYTES, SYSTEM_TABLE, Bound, BytesLike, Seqno, as_key
 from kvwal.log import extension_of, is_of_users, meta_of
@@ -82,6 +83,10 @@ class Transaction(TransactionPart):
     def seqno(self) -> Seqno:
         """The last commit that this transaction's reads see."""
         return self._seqno
+
+    def is_of(self, state: State) -> bool:
+        """Whether it is one of the open store that has this state."""
+        return self._state is state
 
     @property
     def clock(self) -> ExpiryClock:

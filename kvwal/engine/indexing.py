@@ -41,7 +41,7 @@ from kvwal.engine.state import State
 from kvwal.engine.tables import Asked, TableRow, Tables, indexed_after, row_key
 from kvwal.engine.value import Value
 from kvwal.engine.writes import EncodedBatch
-from kvwal.errors import IndexNotDeclaredError
+from kvwal.errors import IndexNotDeclaredError, other_store
 from kvwal.expiring import plain
 from kvwal.keys import KeyRange
 from kvwal.log import Extension
@@ -65,6 +65,7 @@ class Indexes:
     def __init__(
         self, state: State, reads: Reads, tables: Tables, queue: CommitQueue, pressure: WritePressure
     ) -> None:
+        self._state = state
         self._cache = state.cache
         self._names = state.cache.names
         self._reads = reads
@@ -111,8 +112,10 @@ class Indexes:
             cached_only: no file is read. Else what the leader needs to know is, so that it need not read a page.
             shared: the batch is the user's, and stays as it is.
 
-        IndexNotDeclaredError, and what the functions raise.
+        IndexNotDeclaredError, and what the functions raise. UsageError if a table of another store is in the batch.
         """
+        if batch.others is not None and not batch.is_for(self._state):
+            raise other_store("batch")
         batch = batch.counted(self._reads.moments.clock.now_us)
         indexed = self._names.indexed
         if indexed and batch.others is not None and not indexed.keys().isdisjoint(batch.others):

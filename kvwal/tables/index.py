@@ -36,12 +36,13 @@ from kvwal.engine.indexes import (
 )
 from kvwal.engine.indexing import ALL
 from kvwal.engine.parked import SYSTEM_TABLE
+from kvwal.engine.state import State
 from kvwal.engine.tables import as_table_name
 from kvwal.errors import IndexNotFoundError, IndexNotReadyError
 from kvwal.expiring import plain
 from kvwal.keys import as_seconds, in_any
 from kvwal.tables.spec import TableSpec
-from kvwal.tables.within import row_in
+from kvwal.tables.within import refuse_other_store, row_in
 
 __all__ = ["Index", "IndexEntry", "IndexReading", "IndexSpec", "IndexWithin"]
 
@@ -327,6 +328,11 @@ class Index(IndexReading[I, K, V], Generic[I, K, V]):
         self._engine = engine
         self._owner = owner
 
+    @property
+    def state(self) -> State:
+        """That of its open store."""
+        return self._engine.state
+
     def _lookup(self) -> tuple[_Lookup, Callable[[], object]]:
         return self._engine.reads.moments.now.again(self._lookup_now)
 
@@ -341,10 +347,12 @@ class Index(IndexReading[I, K, V], Generic[I, K, V]):
     def within(self, other: Transaction | Snapshot) -> IndexWithin[I, K, V]:
         """The index at the moment of a snapshot, or in a transaction, with what that has written itself.
 
-        What it reads in a transaction is validated when that commits, as what it reads of the table.
+        What it reads in a transaction is validated when that commits, as what it reads of the table. UsageError if
+        that is of another open store.
         """
         if not isinstance(other, Transaction | Snapshot):
             raise TypeError(f"a transaction or a snapshot is expected, not {type(other).__name__}")
+        refuse_other_store(self.state, other)
         return IndexWithin(self._spec, lambda: other)
 
     @property

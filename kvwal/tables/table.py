@@ -16,7 +16,7 @@ from kvwal.options import Durability
 from kvwal.tables.reading import TypedReading
 from kvwal.tables.spec import TableSpec, is_stamped
 from kvwal.tables.stored import StoredTable, Waiting
-from kvwal.tables.within import BatchTable, SnapshotTable, TransactionTable
+from kvwal.tables.within import BatchTable, SnapshotTable, TransactionTable, refuse_other_store
 from kvwal.tables.writing import How, Way, Writing, at_once, made, put_bytes, remove
 
 __all__ = ["WritableTable"]
@@ -43,11 +43,12 @@ class WritableTable(TypedReading[K, V], MutableMapping[K, V], Generic[K, V]):
     first commit that puts something into it.
     """
 
-    __slots__ = ("__weakref__", "_cache", "_owner", "_stored", "_way", "_writes")
+    __slots__ = ("__weakref__", "_cache", "_owner", "_state", "_stored", "_way", "_writes")
 
     def __init__(self, engine: Engine, spec: TableSpec[K, V], owner: object) -> None:
         """`owner` stays as long as this."""
         super().__init__(spec)
+        self._state = engine.state
         self._cache = engine.state.cache
         self._stored = StoredTable(engine, spec)
         self._way = Waiting(engine, self._stored)
@@ -104,16 +105,17 @@ class WritableTable(TypedReading[K, V], MutableMapping[K, V], Generic[K, V]):
             other: a transaction, of which reads and writes of the table are then a part; a snapshot, for the table at
                 its moment; or a batch, for writes that are committed with its others. A batch needs the table to be
                 there: if it is not, an empty one is made at once, in a commit of its own.
+
+        Raises: UsageError if that is of another open store than the table, or is a batch with a table of another one.
         """
+        if not isinstance(other, Transaction | Snapshot | WriteBatch):
+            raise TypeError(f"a transaction, a snapshot or a batch is expected, not {type(other).__name__}")
+        refuse_other_store(self._state, other)
         if isinstance(other, Transaction):
             return TransactionTable(self._spec, other)
         if isinstance(other, Snapshot):
             return SnapshotTable(self._spec, other)
-        if isinstance(other, WriteBatch):
-            found = at_once(made, self._way, self._spec)
-            other.part(found.id).now_us = self._way.now_us
-            return BatchTable(self._spec, other.part(found.id), found.lasts_us)
-        raise TypeError(f"a transaction, a snapshot or a batch is expected, not {type(other).__name__}")
+        return BatchTable.of(self._spec, other, self._state, self._way, at_once(made, self._way, self._spec))
 
     # -- writing: see kvwal/tables/writing.py ---------------------------------------------------
 

@@ -12,15 +12,17 @@ from kvwal.db.snapshot import Snapshot
 from kvwal.db.transaction import Transaction, put_row
 from kvwal.engine.merge import Chunk
 from kvwal.engine.parked import SYSTEM_TABLE
+from kvwal.engine.state import State
 from kvwal.engine.tables import TableRow, check_codecs, decode_row, keep_asked, make_row, row_key
 from kvwal.engine.value import Value
+from kvwal.errors import other_store
 from kvwal.expiring import Expiring, expire_us
 from kvwal.keys import STAMP
 from kvwal.tables.reading import TypedReading
 from kvwal.tables.spec import TableSpec
-from kvwal.tables.writing import into
+from kvwal.tables.writing import Target, Way, into
 
-__all__ = ["BatchTable", "Empty", "InTransaction", "SnapshotTable", "TransactionTable", "row_in"]
+__all__ = ["BatchTable", "Empty", "InTransaction", "SnapshotTable", "TransactionTable", "refuse_other_store", "row_in"]
 
 K = TypeVar("K")
 V = TypeVar("V")
@@ -75,6 +77,12 @@ def row_in(read: Callable[[bytes], Value], spec: TableSpec[Any, Any]) -> TableRo
     row = decode_row(key, value)
     check_codecs(row, spec.asked)
     return row
+
+
+def refuse_other_store(state: State, other: Transaction | Snapshot | WriteBatch) -> None:
+    """UsageError if what a table is to take part in is of another open store than the one that has this state."""
+    if not other.is_of(state):
+        raise other_store(type(other).__name__.removeprefix("Write").lower())
 
 
 class SnapshotTable(TypedReading[K, V]):
@@ -250,6 +258,13 @@ class BatchTable(Generic[K, V]):
         self._spec = spec
         self._part = part
         self._lasts_us = lasts_us
+
+    @classmethod
+    def of(cls, spec: TableSpec[K, V], batch: WriteBatch, state: State, way: Way, found: Target) -> BatchTable[K, V]:
+        """What a batch writes to a table that an open store, which has this state, has found by its name."""
+        part = batch.part(found.id)
+        part.store, part.now_us = state, way.now_us
+        return cls(spec, part, found.lasts_us)
 
     def put(self, key: K, value: V, *, expire_s: float | None = None) -> None:
         """Set `key` to `value`. TypeError or ValueError if either cannot be stored. `expire_s`: see `Table.put`."""

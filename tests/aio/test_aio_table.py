@@ -24,6 +24,7 @@ from kvwal.errors import (
     TableCodecError,
     TableExistsError,
     TableNotFoundError,
+    UsageError,
 )
 from kvwal.pages import NotCached
 from kvwal.testing import SimulatedDisk
@@ -254,6 +255,29 @@ def test_a_table_with_other_codecs_is_refused_by_the_first_use() -> None:
                     await use()
 
     with_store(main, files=disk)
+
+
+def test_a_table_takes_no_part_in_what_is_of_another_store() -> None:
+    async def main(db: AsyncStore) -> None:
+        ours = db.table("ours", str, int)
+        await ours.put("a", 1)
+        index = await ours.index("by_value", key=lambda value: value, codec=int)
+        async with opened() as other, other.transaction() as txn, other.snapshot() as snapshot:
+            batch = kvwal.WriteBatch()
+            await other.table("theirs", str, int).within(batch)
+            before = db.store.last_seqno
+            for whole in txn, snapshot, batch:
+                with pytest.raises(UsageError, match="the table is of another open store than the "):
+                    await ours.within(whole)
+            for whole in txn, snapshot:
+                with pytest.raises(UsageError, match="the table is of another open store than the "):
+                    index.within(whole)
+            batch.table(16).put(b"a", bytes(8))
+            with pytest.raises(UsageError, match="than the batch"):
+                await db.commit(batch)
+            assert db.store.last_seqno == before
+
+    with_store(main)
 
 
 def test_bytes_that_are_no_value_are_reached_as_bytes() -> None:

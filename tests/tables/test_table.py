@@ -28,6 +28,7 @@ from kvwal.errors import (
     TableCodecError,
     TableExistsError,
     TableNotFoundError,
+    UsageError,
 )
 from kvwal.testing import SimulatedDisk, crash_every
 
@@ -432,6 +433,51 @@ def test_a_batch_over_tables_is_one_commit(db: kvwal.Store) -> None:
         with pytest.raises(TableNotFoundError):
             db.commit(batch)
         batch.clear()
+
+
+def test_a_table_takes_no_part_in_what_is_of_another_store(db: kvwal.Store) -> None:
+    ours = db.table("ours", str, int)
+    ours["a"] = 1
+    index = ours.index("by_value", key=lambda value: value, codec=int)
+    with kvwal.open("/kv", files=SimulatedDisk(), background=False) as other:
+        theirs = other.table("theirs", str, str)
+        theirs["a"] = "theirs"
+        assert theirs.id == ours.id, "a batch knows a table by its id"
+        before = db.last_seqno, other.last_seqno
+        with (
+            db.transaction() as txn,
+            db.snapshot() as snapshot,
+            db.batch() as batch,
+            other.snapshot() as of_theirs,
+            other.transaction() as in_theirs,
+        ):
+            for table in theirs, other.table("missing", str, str), other.sub(b"x", str, str):
+                for whole in txn, snapshot, batch:
+                    with pytest.raises(UsageError, match="the table is of another open store than the "):
+                        table.within(whole)
+            for whole in of_theirs, in_theirs:
+                with pytest.raises(UsageError, match="the table is of another open store than the "):
+                    index.within(whole)
+        assert (db.last_seqno, other.last_seqno) == before
+
+        # One that was made by hand is of the store whose tables it has; what is put by ids is for any.
+        made = WriteBatch()
+        ours.within(made)["b"] = 2
+        for table in theirs, other.table("missing", str, str):
+            with pytest.raises(UsageError, match="than the batch"):
+                table.within(made)
+        for each in made, made.copy():
+            with pytest.raises(UsageError, match="than the batch"):
+                other.commit(each)
+        db.commit(made)
+        by_id = WriteBatch()
+        by_id.put(b"k", b"v")
+        by_id.table(16).put(b"b", b"v")
+        other.commit(by_id)
+        with db.batch() as batch:
+            batch[b"k"] = b"v"
+        other.commit(batch)
+        assert (ours, theirs) == ({"a": 1, "b": 2}, {"a": "theirs", "b": "v"})
 
 
 def test_past_moments_have_the_tables_of_then(db: kvwal.Store) -> None:
