@@ -14,6 +14,7 @@ Rules for every implementation of `Destination`:
 from __future__ import annotations
 
 import errno
+import os
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
@@ -331,7 +332,29 @@ class DirectoryDestination:
         assert directory is not None
         return directory
 
+    def _refuse_in_store(self) -> None:
+        place = own = os.path.realpath(self.path)
+        while True:
+            # What may not be looked into, or is not there yet, tells nothing.
+            with suppress(OSError):
+                directory = self._files.open_directory(place)
+                try:
+                    is_store = directory.kind(DATA) is not None
+                finally:
+                    directory.close()
+                if is_store:
+                    lies = "" if place == own else f" lies in {place}, which"
+                    raise BackupDestinationError(
+                        f"{self.path}{lies} holds a store; give its backups a directory of their own, outside of it"
+                    )
+            above = os.path.dirname(place)
+            if above == place:
+                return
+            place = above
+
     def _make_one(self, where: str) -> Directory:
+        if not where and where not in self._durable:
+            self._refuse_in_store()
         try:
             directory = self._open(where)
         except FileNotFoundError:
@@ -345,10 +368,6 @@ class DirectoryDestination:
             directory = self._open(where)
         if where not in self._durable:
             try:
-                if not where and directory.kind(DATA) is not None:
-                    raise BackupDestinationError(
-                        f"{self.path} holds a store; give its backups a directory of their own"
-                    )
                 # Durability: else all that is in it could be gone after a power cut.
                 directory.sync_parent()
             except BaseException:

@@ -308,6 +308,26 @@ def test_the_directory_of_a_store_takes_no_backups(tmp_path: Path) -> None:
         assert sorted(os.listdir(tmp_path / "b.kv")) == names
 
 
+def test_no_directory_in_a_store_takes_backups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with kvwal.open(tmp_path / "a.kv") as db:
+        (tmp_path / "a.kv" / "x" / "y").mkdir(parents=True)
+        (tmp_path / "link").symlink_to(tmp_path / "a.kv")
+        monkeypatch.chdir(tmp_path / "a.kv" / "x")
+        names = sorted(os.listdir(tmp_path / "a.kv"))
+        for where in (tmp_path / "a.kv" / "b", tmp_path / "a.kv" / "x" / "y", tmp_path / "link" / "b", "y/b"):
+            with pytest.raises(BackupDestinationError, match=r"lies in \S+a\.kv, which holds a store; give its backups a"):
+                db.backup(where)
+            with kvwal.archive(db, where) as archive:
+                assert not archive.flush(timeout_s=1)
+                assert "which holds a store" in str(archive.status().error)
+        assert sorted(os.listdir(tmp_path / "a.kv")) == names
+        assert os.listdir(tmp_path / "a.kv" / "x") == ["y"]
+        assert os.listdir(tmp_path / "a.kv" / "x" / "y") == []
+    disk = SimulatedDisk()
+    with kvwal.open("/kv", files=disk) as db, pytest.raises(BackupDestinationError, match="/kv/b lies in /kv, which"):
+        db.backup(DirectoryDestination("/kv/b", files=disk))
+
+
 def test_what_a_user_may_name_as_a_destination(tmp_path: Path) -> None:
     for where in (tmp_path, str(tmp_path), os.fsencode(tmp_path)):
         assert repr(destination_at(where)) == f"DirectoryDestination({str(tmp_path)!r})"
