@@ -14,14 +14,13 @@ Rules for every implementation of `Destination`:
 from __future__ import annotations
 
 import errno
-import os
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from typing import Final, Protocol, TypeAlias, runtime_checkable
 
 from kvwal.errors import BackupDestinationError, ObjectMissing, StoreNotFoundError
-from kvwal.files import Buffer, Directory, Files, PathArgument, path_text, system_files
+from kvwal.files import Buffer, Directory, Files, PathArgument, outwards, path_text, system_files
 from kvwal.files.names import DATA
 
 __all__ = ["MAX_NAME_CHARS", "Destination", "DirectoryDestination", "Where", "destination_at", "is_object_name"]
@@ -333,8 +332,7 @@ class DirectoryDestination:
         return directory
 
     def _refuse_in_store(self) -> None:
-        place = own = os.path.realpath(self.path)
-        while True:
+        for depth, place in enumerate(outwards(self.path)):
             # What may not be looked into, or is not there yet, tells nothing.
             with suppress(OSError):
                 directory = self._files.open_directory(place)
@@ -343,14 +341,10 @@ class DirectoryDestination:
                 finally:
                     directory.close()
                 if is_store:
-                    lies = "" if place == own else f" lies in {place}, which"
+                    lies = f" lies in {place}, which" if depth else ""
                     raise BackupDestinationError(
                         f"{self.path}{lies} holds a store; give its backups a directory of their own, outside of it"
                     )
-            above = os.path.dirname(place)
-            if above == place:
-                return
-            place = above
 
     def _make_one(self, where: str) -> Directory:
         if not where and where not in self._durable:

@@ -7,7 +7,7 @@ the crash tests can put a simulated disk in their place.
 from kvwal.files.failures import is_full
 from kvwal.files.fork import call_in_forked_child, process_id, program_name
 from kvwal.files.protocol import Buffer, Directory, EntryKind, File, Files, end_recovery, inside, is_recovering
-from kvwal.files.system import PathArgument, parent_and_name, path_text, system_files
+from kvwal.files.system import PathArgument, outwards, parent_and_name, path_text, system_files
 
 __all__ = [
     "Buffer",
@@ -21,6 +21,7 @@ __all__ = [
     "inside",
     "is_full",
     "is_recovering",
+    "outwards",
     "parent_and_name",
     "path_text",
     "process_id",

@@ -22,7 +22,7 @@ from __future__ import annotations
 import os
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Final, TypeAlias
 
@@ -30,7 +30,7 @@ from kvwal.files.directory import SystemDirectory
 from kvwal.files.failures import failed
 from kvwal.files.protocol import Directory, Files
 
-__all__ = ["PathArgument", "parent_and_name", "path_text", "system_files"]
+__all__ = ["PathArgument", "outwards", "parent_and_name", "path_text", "system_files"]
 
 #: What a user may give for a path.
 PathArgument: TypeAlias = str | bytes | os.PathLike[str] | os.PathLike[bytes]
@@ -86,3 +86,11 @@ def parent_and_name(path: str) -> tuple[str, str]:
     if not name:
         head, name = os.path.split(head)
     return head or os.curdir, name
+
+
+def outwards(path: str) -> Iterator[str]:
+    """The real path, and those of the directories that it lies in, from the inmost one on."""
+    place, above = "", os.path.realpath(path)
+    while place != above:
+        place, above = above, os.path.dirname(above)
+        yield place
