@@ -651,7 +651,8 @@ class TableNotFoundError(UsageError, LookupError):
 
     def __init__(self, name: str | int) -> None:
         self.name = name
-        super().__init__(f"there is no table {name!r}; tables() lists those that there are")
+        named = "" if isinstance(name, int) else ": one comes to be with the first commit that puts something into it"
+        super().__init__(f"there is no table {name!r}{named}; tables() lists those that there are")
 
 
 class TableExistsError(UsageError):

@@ -184,5 +184,5 @@ class AsyncRecallingTable(AsyncTypedReading[K, V], Generic[K, V]):
         return AsyncSnapshot(self._table.at(at), self._parts.engine.reads, self._parts.workers)
 
     def of(self, change: Change) -> tuple[K, V | None]:
-        """The key and the value of a change of this table, as the feed tells it (of a range: its start, and None)."""
+        """The key and the value of a change of this table, as the feed tells it. As `kvwal.Table.of`."""
         return self._table.of(change)

@@ -14,7 +14,7 @@ from kvwal.engine.engine import Engine
 from kvwal.engine.index_commits import DropIndex
 from kvwal.engine.request import CommitRequest
 from kvwal.engine.tables import MakeTable, check_codecs
-from kvwal.errors import IndexNotFoundError, SnapshotTooOld
+from kvwal.errors import IndexNotFoundError, SnapshotTooOld, UsageError
 from kvwal.feed.change import Change
 from kvwal.feed.difference import differences, past_value
 from kvwal.feed.key_versions import KeyVersions
@@ -136,7 +136,15 @@ class RecallingTable(TypedReading[K, V], Generic[K, V]):
         return Snapshot(self._engine, at=moment_of(self._engine, "at", at), owner=self._owner)
 
     def of(self, change: Change) -> tuple[K, V | None]:
-        """The key and the value of a change of this table, as the feed tells it (of a range: its start, and None)."""
+        """The key and the value of a change of this table, as the feed tells it; the value of a delete is None.
+
+        UsageError for a deleted range, as of `clear` and `drop_table`, and for a heartbeat: they are not of one key.
+        """
+        if change.kind == "delete_range" or change.kind == "heartbeat":
+            raise UsageError(
+                f"a change of kind {change.kind!r} is not of one key: look at change.kind first; changes(expand=True) "
+                "tells a deleted range as a delete of each key"
+            )
         return self._spec.key.decode(change.key), self._of(change.value)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import pytest
@@ -22,6 +23,18 @@ def fill(db: kvwal.Store) -> tuple[Any, Any]:
         orders.within(batch)["e"] = 5
         batch[b"f"] = b"6"
     return users, orders
+
+
+def test_a_table_into_which_nothing_was_put_is_refused_with_how_it_comes_to_be() -> None:
+    with kvwal.open("/kv", files=SimulatedDisk(), background=False) as db:
+        users = db.table("users", str, int)
+        for ask in db.changes, db.commits, partial(db.consumer, "mailer"):
+            with pytest.raises(TableNotFoundError, match="'users': one comes to be with the first commit that"):
+                ask(tables=[users])
+        users.within(kvwal.WriteBatch())
+        with db.consumer("mailer", tables=[users], timeout_s=0) as mailer:
+            users["ada"] = 1
+            assert [users.of(change) for change in next(mailer).changes] == [("ada", 1)]
 
 
 CHOICES: list[tuple[Any, list[bytes]]] = [

@@ -529,6 +529,35 @@ def test_versions_differences_and_what_is_brought_back(db: kvwal.Store) -> None:
         users.revert("a", to=99)
 
 
+def test_what_is_not_of_one_key_is_no_key_of_a_change(db: kvwal.Store) -> None:
+    one: Any
+    for name, key, one in (
+        ("a", str, "a"),
+        ("b", int, 1),
+        ("c", tuple[str, int], ("a", 1)),
+        ("d", datetime, datetime(2026, 1, 1, tzinfo=UTC)),
+    ):
+        table: Any = db.table(name, key, int)
+        for deletes in ("clear", "range", "drop"):
+            table[one] = 1
+            position, table_id = db.last_seqno, table.id
+            if deletes == "clear":
+                table.clear()
+            elif deletes == "range":
+                table.delete_range(one)
+            else:
+                db.drop_table(name)
+            [change] = db.changes(position, tables=table_id)
+            with pytest.raises(UsageError, match=r"'delete_range' is not of one key: .*expand=True"):
+                table.of(change)
+            assert [table.of(each) for each in db.changes(position, tables=table_id, expand=True)] == [(one, None)]
+        with (
+            db.changes(db.last_seqno, follow=True, heartbeat_s=0.001) as feed,
+            pytest.raises(UsageError, match="'heartbeat' is not of one key"),
+        ):
+            table.of(next(feed))
+
+
 def test_the_past_of_a_store_that_keeps_none(disk: SimulatedDisk) -> None:
     with kvwal.open("/kv", files=disk, background=False, keep_history_bytes=0) as db:
         users = db.table("users", str, int)
