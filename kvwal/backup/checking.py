@@ -1,7 +1,9 @@
 """What a destination holds, told without its store: status, gaps and their names, and the proof of what is there.
 
 A gap is "lost" until someone has looked into it and accepted it, with a reason: then it is "accepted", and does not
-count as a problem any more. What thinning has taken on purpose is none (see keeping.py).
+count as a problem any more. What thinning has taken on purpose is none (see keeping.py). Neither is what lies between
+two backups that never had it: an archiver's mark, what was said of a gap, and a unit that goes on from one that is
+missing tell of what was there.
 
 `verify` remembers what it has proved, and what it found damaged: see proofs.py. So the next one can begin with the
 rest, and the status tells of the damage.
@@ -13,17 +15,19 @@ from collections import deque
 from collections.abc import Callable, Container, Iterator
 from dataclasses import dataclass
 from datetime import datetime
+from itertools import groupby
 from typing import Any, Final, Literal, NamedTuple, TypeAlias
 
 from kvwal.backup import state
 from kvwal.backup.bases import check_base, read_header
 from kvwal.backup.chain import Gap, Held, Stretch, held_lines, list_confirmed, list_held, time_bounds
 from kvwal.backup.forks import fork_findings
+from kvwal.backup.lines import start_of_chain
 from kvwal.backup.names import STATE, BaseName, UnitName
 from kvwal.backup.port import Destination
 from kvwal.backup.proofs import Results, damaged, proved
 from kvwal.backup.replaying import breaks, replay_units
-from kvwal.backup.units import decode_unit
+from kvwal.backup.units import HEADER_BYTES, decode_header, decode_unit
 from kvwal.errors import CorruptionError, Finding, FormatError, ObjectMissing, RefusedError
 from kvwal.keys import Seqno
 from kvwal.times import time_of
@@ -63,10 +67,12 @@ class ArchivedLine:
     Attributes:
         line: 8 bytes.
         moments: stretches of moments that can be restored without what is known to be damaged, ascending.
-        gaps: what is missing between them, and beyond the newest one up to the mark, but for what was thinned.
+        gaps: what is missing between them, and beyond the newest one up to the mark, but for what was thinned, and what
+            no backup and no archiver has put there.
         thinned_before: below this commit only single bases are kept; 0: nothing was thinned.
         bases, units, bytes: of the objects.
-        oldest_time, newest_time: of the commits in units; None without units.
+        oldest_time, newest_time: of the oldest commit that a unit has, and of the newest that a unit or a base has;
+            None where there is none.
     """
 
     line: bytes
@@ -159,10 +165,14 @@ def status_of(destination: Destination) -> DestinationStatus:
 def _time_bounds(
     destination: Destination, held: Held, known: Container[str]
 ) -> tuple[datetime | None, datetime | None]:
-    """Of the units; of those that are there now, where one was merged or pruned since."""
+    """Of what is there now, where something was merged or pruned since it was listed."""
     for _ in range(_TRIES):
         try:
-            return time_bounds(destination, held) or (None, None)
+            oldest, newest = time_bounds(destination, held) or (None, None)
+            base = next((base for base in reversed(held.bases) if held.lineage(base) is not None), None)
+            if base is not None and all(unit.last < base.seqno for unit in held.units):
+                newest = time_of(read_header(destination, str(base)).meta.time_us)
+            return oldest, newest
         except ObjectMissing:
             held = list_held(destination, held.line).without(known)
     return None, None
@@ -193,11 +203,50 @@ def _thinned_before(destination: Destination, held: Held) -> Seqno:
 
 
 def _open_gaps(destination: Destination, held: Held, mark: Seqno | None) -> list[Gap]:
-    """The gaps that are not of thinning. Reads how far that has gone, if there are any."""
+    """The gaps that are neither of thinning, nor between backups that never had their commits.
+
+    If there are any, it reads how far thinning has gone, and what was said of gaps.
+    """
     if not (gaps := held.gaps(mark)):
         return []
     thinned = _thinned_before(destination, held)
-    return [Gap(Seqno(max(gap.first, thinned)), gap.last) for gap in gaps if gap.last >= thinned]
+    found = [Gap(Seqno(max(gap.first, thinned)), gap.last) for gap in gaps if gap.last >= thinned]
+    return [gap for gap in found if _was_there(destination, held, mark, gap)]
+
+
+def _was_there(destination: Destination, held: Held, mark: Seqno | None, gap: Gap) -> bool:
+    """Whether commits of a gap were there, as far as what is there tells, or were to be there by an archiver."""
+    end = held.lost_end(mark)
+    if (end is not None and gap.last == end.last) or (mark is not None and gap.first <= mark <= gap.last):
+        return True
+    _, members = state.read(destination, state.GAPS)
+    for entry in (*state.gaps_in(members, "lost"), *state.gaps_in(members, "accepted")):
+        if entry["line"] == held.line.hex() and entry["first"] <= gap.last and gap.first <= entry["last"]:
+            return True
+    # An archiver has put all from where it began up to the mark; and it began a chain of units there.
+    tells_nothing = mark is not None and gap.last < mark
+    for name in _first_of_chains(held, gap):
+        try:
+            header = decode_header(str(name), destination.get(str(name), size=HEADER_BYTES))
+            if header.before != start_of_chain(destination, header.store_id, held.line):
+                return True
+        except ObjectMissing:
+            # It was merged, or pruned, since it was listed.
+            continue
+        except (CorruptionError, FormatError):
+            return True
+        tells_nothing = False
+    return tells_nothing
+
+
+def _first_of_chains(held: Held, gap: Gap) -> Iterator[UnitName]:
+    """The units that begin in a gap, or with the commit behind it, and that no unit leads to."""
+    reached = Seqno(0)
+    for first, units in groupby(held.units, key=lambda unit: unit.first):
+        same = list(units)
+        if reached < first and gap.first <= first <= gap.last + 1:
+            yield from same
+        reached = max(reached, *(unit.last for unit in same))
 
 
 def _known_gaps(destination: Destination, held: Held, mark: Seqno | None) -> Iterator[KnownGap]:

@@ -333,6 +333,75 @@ def test_a_gap_is_a_problem_until_it_is_accepted_for_a_reason(rig: Rig) -> None:
     assert not status_of(rig.place).ok
 
 
+class Nightly:
+    """A store that is backed up now and then, with checkpoints between, so that backups lack commits between them."""
+
+    def __init__(self, **options: Any) -> None:
+        self.disk = SimulatedDisk()
+        self.db: Any = kvwal.open("/kv", files=self.disk, **{**OPTIONS, **options})
+        self.place = DirectoryDestination("/b", files=self.disk)
+
+    def night(self, commits: int, behind: int = 0) -> None:
+        for i in range(commits):
+            self.db[b"%d" % i] = bytes(100_000)
+        self.db.checkpoint()
+        for i in range(behind):
+            self.db[b"%d" % i] = b"behind"
+        self.db.backup(self.place)
+
+    def gaps(self) -> Any:
+        found = verify(self.place, now_us=self.disk.now_us, monotonic_s=lambda: 0.0)
+        status = status_of(self.place)
+        (line,) = status.lines
+        assert found.problems == status.problems == ()
+        assert status.ok == found.ok == (not found.gaps)
+        assert line.gaps == found.gaps
+        return [(gap.first, gap.last) for gap in line.gaps]
+
+
+@pytest.mark.parametrize("behind", [0, 2])
+def test_what_no_backup_had_is_no_gap(behind: int) -> None:
+    nightly = Nightly(keep_history_bytes=0)
+    for _ in range(3):
+        nightly.night(3, behind)
+    held = held_of(nightly.db, nightly.place)
+    assert len(held.stretches()) == 3, "there are moments that cannot be restored"
+    assert nightly.gaps() == []
+    (line,) = status_of(nightly.place).lines
+    [commit] = nightly.db.commits(nightly.db.last_seqno - 1)
+    assert line.newest_time == commit.time
+    for gap in held.gaps():
+        with pytest.raises(ValueError, match="is no gap; there are: none"):
+            accept_gap(nightly.place, gap.first, gap.last, "lost disk", 5)
+    # An archive answers for what it passes over as it begins, and not for what comes after it has ended.
+    archiver = archiver_of(nightly.db, nightly.place)
+    archiver.step(now=True)
+    nightly.db[b"more"] = b""
+    archiver.step(now=True)
+    archiver.close()
+    lost, gaps = nightly.gaps(), held_of(nightly.db, nightly.place).gaps()
+    assert lost == [tuple(gap) for gap in gaps]
+    nightly.night(3, behind)
+    assert len(held_of(nightly.db, nightly.place).gaps()) == len(gaps) + 1
+    assert nightly.gaps() == lost
+
+
+def test_what_a_backup_had_is_a_gap_where_units_tell_of_it() -> None:
+    nightly = Nightly(keep_history_bytes=1 << 24)
+    nightly.night(2)
+    for i in range(4):
+        nightly.db.put(b"large", bytes(9 << 20 if i % 2 else 9))
+    nightly.db.backup(nightly.place, history=True)
+    nightly.night(3)
+    units = [unit for unit in held_of(nightly.db, nightly.place).units if unit.last > 2]
+    assert len(units) >= 2
+    assert nightly.gaps() == []
+    nightly.place.delete(str(units[0]))
+    [gap] = nightly.gaps()
+    assert gap[0] == units[0].first + 1
+    assert gap[1] >= units[0].last
+
+
 @pytest.mark.parametrize("is_deep", [False, True])
 @pytest.mark.parametrize(("gone", "first"), [((-1,), 11), ((-1, 2), 5), ((2,), 5), (range(6), 1)])
 def test_an_end_that_is_lost_is_a_gap_up_to_what_was_there(
