@@ -33,6 +33,7 @@ from kvwal.backup.adopting import adopt, without_damaged_end
 from kvwal.backup.chain import Gap, Held, digest_after, list_confirmed, list_held, refuse_diverged
 from kvwal.backup.checking import lost_gaps
 from kvwal.backup.forks import tell_fork
+from kvwal.backup.identity import claim
 from kvwal.backup.keeping import Keep, Merging, plan_pruning, prune
 from kvwal.backup.port import Destination
 from kvwal.backup.units import HEADER_BYTES, UnitBuilder, decode_header, decode_unit
@@ -218,7 +219,7 @@ class Archiver:
     def _attach(self) -> None:
         """Claim the destination, find where to go on, and hold the log from there."""
         destination, upkeep = self._destination, self._engine.upkeep
-        state.claim(destination, self._store_id)
+        claim(destination, self._store_id)
         # Before the claim, which ends another archiver: a copy of the store is to end none. Damage is met below.
         tell_fork(destination, self._line, self._engine.reads)
         with suppress(CorruptionError):

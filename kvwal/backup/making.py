@@ -23,11 +23,11 @@ from crc32c import crc32c
 from kvwal.backup.bases import BaseHeader, chain_of, encode_base, reach_of, read_header
 from kvwal.backup.chain import Held, digest_after, list_held
 from kvwal.backup.forks import tell_fork
+from kvwal.backup.identity import claim
 from kvwal.backup.names import BaseName, UnitName
 from kvwal.backup.port import Destination
 from kvwal.backup.proofs import known_damage
 from kvwal.backup.reach import Reach, walked
-from kvwal.backup.state import claim
 from kvwal.backup.units import HEADER_BYTES, UnitBuilder, decode_header, decode_unit, lone_digest
 from kvwal.engine.consumers import ROWS as CONSUMERS
 from kvwal.engine.consumers import oldest_asked_for

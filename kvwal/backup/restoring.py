@@ -30,11 +30,11 @@ from typing import Final
 from kvwal.backup.aside import MARKER, PAGES, begin, marker_of, refuse_foreign, refuse_link, refuse_taken, taken
 from kvwal.backup.bases import BaseHeader, chain_of, pages_of, read_table
 from kvwal.backup.choosing import Chosen, Moment, advice, as_moment, choose
-from kvwal.backup.names import BaseName, UnitName, parse_name
+from kvwal.backup.identity import known_store
+from kvwal.backup.names import IDENTITY, BaseName, UnitName, parse_name
 from kvwal.backup.port import Destination, Where, destination_at
 from kvwal.backup.replaying import breaks, replay_units
 from kvwal.backup.reporting import RestoreReport, report_of
-from kvwal.backup.state import identity_of
 from kvwal.backup.units import HEADER_BYTES, UnitCommit, decode_header, decode_unit, lone_digest
 from kvwal.batch import WriteBatch
 from kvwal.engine.checkpoint import merge_into
@@ -128,7 +128,8 @@ def restore(
     began_s = files.monotonic_s()
     damaged: dict[str, CorruptionError] = {}
     try:
-        store_id = identity_of(destination)
+        store_id, is_said = known_store(destination)
+        without = () if is_said else (IDENTITY,)
         left = _TRIES
         while True:
             left -= 1
@@ -142,7 +143,7 @@ def restore(
                     work.units,
                     work.after,
                     position,
-                    damaged=tuple(damaged),
+                    damaged=(*without, *damaged),
                     resumed=work.resumed,
                     began_s=began_s,
                     monotonic_s=files.monotonic_s,

@@ -40,6 +40,7 @@ __all__ = [
     "load",
     "mark_in",
     "mark_of",
+    "other_store",
     "read",
     "record_gap",
 ]
@@ -51,6 +52,10 @@ KEPT: Final = STATE + "kept"
 VERIFIED: Final = STATE + "verified"
 _VERSION: Final = 1
 _ATTEMPTS: Final = 100
+_IDENTITY_ADVICE: Final = (
+    "A restore does without it where the objects tell of which store they are; a backup of that store, or of one that "
+    "was restored from here, puts it there anew"
+)
 #: Of a line's id.
 LINE_BYTES: Final = 8
 
@@ -75,12 +80,16 @@ def load(name: str, data: bytes) -> dict[str, Any]:
         whole = {**members, "v": version}
         valid = crc == crc32c(_json(whole)) and isinstance(version, int)
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
-        raise CorruptionError(name, None, "is not the JSON object that kvwal writes there") from None
+        raise _damaged(name, "is not the JSON object that kvwal writes there") from None
     if not valid:
-        raise CorruptionError(name, None, "the checksum is wrong")
+        raise _damaged(name, "the checksum is wrong")
     if version != _VERSION:
         raise FormatError(f"{name} is of version {version}, which this kvwal does not know")
     return dict(members)
+
+
+def _damaged(name: str, reason: str) -> CorruptionError:
+    return CorruptionError(name, None, reason, advice=_IDENTITY_ADVICE if name == IDENTITY else None)
 
 
 def read(destination: Destination, name: str) -> tuple[bytes | None, dict[str, Any]]:
@@ -168,9 +177,14 @@ def claim(destination: Destination, store_id: bytes) -> None:
     """Make the destination this store's, or see that it is. BackupDestinationError if it is another one's."""
     members = {"store": store_id.hex(), "required": 0, "optional": 0}
     if not destination.put_new(IDENTITY, dump(members)) and (found := identity_of(destination)) != store_id:
-        raise BackupDestinationError(
-            f"the destination holds the store {found.hex()}, and this one is {store_id.hex()}; each needs its own"
-        )
+        raise other_store(found, store_id)
+
+
+def other_store(found: bytes, store_id: bytes) -> BackupDestinationError:
+    """Of a destination that is another store's."""
+    return BackupDestinationError(
+        f"the destination holds the store {found.hex()}, and this one is {store_id.hex()}; each needs its own"
+    )
 
 
 def identity_of(destination: Destination) -> bytes:
@@ -189,5 +203,5 @@ def identity_of(destination: Destination) -> bytes:
     except (KeyError, ValueError, TypeError):
         store_id = b""
     if len(store_id) != 16 or unknown is None:
-        raise CorruptionError(IDENTITY, None, "does not say which store it is of")
+        raise _damaged(IDENTITY, "does not say which store it is of")
     return store_id

@@ -17,8 +17,10 @@ from store_fixtures import check_store, interrupted_at
 
 import kvwal
 from kvwal.backup import restoring
+from kvwal.backup.checking import status_of
 from kvwal.backup.lines import ancestry, origin_of
 from kvwal.backup.making import backup
+from kvwal.backup.names import IDENTITY
 from kvwal.backup.port import DirectoryDestination
 from kvwal.errors import InternalError
 from kvwal.files.names import numbers
@@ -510,6 +512,38 @@ def test_a_flipped_bit_of_any_object_is_named_and_nothing_is_made() -> None:
                 # What an overflow value leaves of its last page is not part of it.
                 with kvwal.open("/r", files=disk, background=False) as db:
                     lived.check(db, lived.db.last_seqno)
+
+
+@pytest.mark.parametrize("gone", [False, True])
+def test_whose_a_destination_is_is_told_by_its_objects_too(gone: bool) -> None:
+    lived = backed_up(10)
+    whole = lived.destination.get(IDENTITY)
+    lived.destination.delete(IDENTITY)
+    if not gone:
+        lived.destination.put_new(IDENTITY, whole[:100] + b"?" + whole[101:])
+        with pytest.raises(kvwal.CorruptionError, match="kvwal-archive: .* A restore does without it where"):
+            status_of(lived.destination)
+    report = kvwal.restore(lived.destination, "/r", files=lived.disk)
+    assert report.damaged == (IDENTITY,)
+    with kvwal.open("/r", files=lived.disk, background=False) as db:
+        lived.check(db, lived.db.last_seqno)
+        # Of another store nothing is put there.
+        with (
+            kvwal.open("/other", files=lived.disk, background=False) as other,
+            pytest.raises(kvwal.BackupDestinationError, match="the destination holds the store"),
+        ):
+            other.backup(lived.destination)
+        db.backup(lived.destination)
+    assert lived.destination.get(IDENTITY) == whole
+    assert status_of(lived.destination).ok
+
+
+def test_a_destination_of_which_nothing_tells_whose_it_is_is_refused() -> None:
+    lived = backed_up(10)
+    for name in list(objects(lived.destination)):
+        lived.disk.flip(f"/b/{name}", 40, 3)
+    with pytest.raises(kvwal.CorruptionError, match="kvwal-archive"):
+        kvwal.restore(lived.destination, "/r", files=lived.disk)
 
 
 @pytest.mark.parametrize("number", range(4))
