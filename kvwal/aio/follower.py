@@ -151,7 +151,7 @@ class AsyncFollower(AsyncRecalling):
         return self._store.rebases
 
     async def refresh(self) -> Seqno:
-        """Move to the newest durable commit; returns its seqno. As `Follower.refresh`."""
+        """Move to the newest commit that is said to be on disk; returns its seqno. As `Follower.refresh`."""
         self._refuse_if_over()
         return await self._workers.submit(self._store.refresh)
 

@@ -89,7 +89,10 @@ class Follower(Opened):
         return self.engine.progress.rebases
 
     def refresh(self) -> Seqno:
-        """Move to the newest durable commit; returns its seqno. A few system calls if there is nothing new.
+        """Move to the newest commit of which the writer has said that it is on disk; returns its seqno.
+
+        That may not be the last one that a put in another process has just returned: see `wait`, which shows a commit
+        as soon as that is said. A few system calls if there is nothing new.
 
         Raises StoreRemovedError if the store was removed, erased or replaced; CorruptionError if what is needed does
         not verify; ClosedError. Reads then go on from where it was.
@@ -123,7 +126,7 @@ class Follower(Opened):
         history: bool = False,
         progress: Callable[[int, int], None] | None = None,
     ) -> BackupReport:
-        """As `Store.backup`, of the newest durable commit, beside the writer.
+        """As `Store.backup`, of the commit that `refresh` moves to, beside the writer.
 
         Without a pin it begins again from a newer checkpoint where the writer has made two meanwhile. SnapshotTooOld if
         that happened 20 times.

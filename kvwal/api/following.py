@@ -38,7 +38,8 @@ def follow(
             checkpoint is read.
         files: another file system, such as `kvwal.testing.SimulatedDisk`.
 
-    Returns: the follower, at the newest commit that the log says is on disk. Use it in a `with` block, or close it.
+    Returns: the follower, at the newest commit that the log says is on disk, which one that was made in the last 0.1 s
+        may be beyond: `Follower.wait` for that. Use it in a `with` block, or close it.
 
     Raises:
         StoreNotFoundError: there is no store.
