@@ -215,7 +215,7 @@ class AsyncWriting(AsyncOpened):
     ) -> bool:
         """Set `key` to `value` (None: delete it) if its value is `expected` (None: if it is not there).
 
-        Returns whether it was. Atomic, and never a conflict.
+        Returns whether it was. Atomic, and never a conflict. As after `put`, another value does not expire: `touch` it.
         """
         checked = as_key(key)
         wanted = None if expected is None else as_value(expected)

@@ -414,7 +414,8 @@ class Writing(Generic[K, V]):
     ) -> bool:
         """Set `key` to `value` (None: delete it) if its value is `expected` (None: if it is not there).
 
-        Returns whether it was. What is compared are values, not bytes. Atomic, and never a conflict.
+        Returns whether it was. What is compared are values, not bytes. Atomic, and never a conflict. As after `put`,
+        another value expires by the default of the table, or never: `touch` it.
         """
         spec = self._spec
         encoded, new = spec.encode_key(key), None if value is None else spec.encode_value(value)
