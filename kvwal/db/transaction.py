@@ -20,8 +20,8 @@ from kvwal.engine.engine import Engine
 from kvwal.engine.expiry import ExpiryClock
 from kvwal.engine.request import CommitRequest, say_written
 from kvwal.engine.row_cache import RowCache
-from kvwal.engine.tables import refuse_own
 from kvwal.engine.state import State
+from kvwal.engine.tables import refuse_own
 from kvwal.engine.writes import LonePut
 from kvwal.keys import MAX_KEY_BYTES, SYSTEM_TABLE, Bound, BytesLike, Seqno, as_key
 from kvwal.log import extension_of, is_of_users, meta_of
