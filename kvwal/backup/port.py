@@ -22,6 +22,7 @@ from typing import Final, Protocol, TypeAlias, runtime_checkable
 from kvwal.errors import BackupDestinationError, ObjectMissing, StoreNotFoundError
 from kvwal.files import Buffer, Directory, Files, PathArgument, outwards, path_text, system_files
 from kvwal.files.names import DATA
+from kvwal.log.segment import list_segments
 
 __all__ = ["MAX_NAME_CHARS", "Destination", "DirectoryDestination", "Where", "destination_at", "is_object_name"]
 
@@ -338,6 +339,9 @@ class DirectoryDestination:
                 directory = self._files.open_directory(place)
                 try:
                     is_store = directory.kind(DATA) is not None
+                    if depth:
+                        # Many directories that hold others have something else of that name.
+                        is_store = is_store and bool(list_segments(directory))
                 finally:
                     directory.close()
                 if is_store:

@@ -308,6 +308,16 @@ def test_the_directory_of_a_store_takes_no_backups(tmp_path: Path) -> None:
         assert sorted(os.listdir(tmp_path / "b.kv")) == names
 
 
+@pytest.mark.parametrize("is_file", [False, True])
+def test_a_directory_beside_something_else_that_is_named_data_takes_backups(tmp_path: Path, is_file: bool) -> None:
+    (tmp_path / "data").touch() if is_file else (tmp_path / "data").mkdir()
+    with kvwal.open(tmp_path / "data.kv") as db:
+        db[b"a"] = b"1"
+        assert db.backup(tmp_path / "backups").made
+        (tmp_path / "inner").mkdir()
+        assert db.backup(tmp_path / "inner" / "backups").made
+
+
 def test_no_directory_in_a_store_takes_backups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with kvwal.open(tmp_path / "a.kv") as db:
         (tmp_path / "a.kv" / "x" / "y").mkdir(parents=True)
