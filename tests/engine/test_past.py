@@ -145,11 +145,11 @@ def test_a_moment_by_its_time(disk: SimulatedDisk) -> None:
 
 @pytest.mark.parametrize("at", ["1", 1.5, True, b"1"])
 def test_what_is_no_moment(db: kvwal.Store, at: Any) -> None:
-    with pytest.raises(TypeError, match="at is a seqno or a datetime, not"):
+    with pytest.raises(TypeError, match="at is a seqno, a position or a datetime, not"):
         db.snapshot(at=at)
-    with pytest.raises(TypeError, match="to is a seqno or a datetime, not"):
+    with pytest.raises(TypeError, match="to is a seqno, a position or a datetime, not"):
         db.revert(b"k", to=at)
-    with pytest.raises(TypeError, match="a is a seqno or a datetime, not"):
+    with pytest.raises(TypeError, match="a is a seqno, a position or a datetime, not"):
         db.diff(at)
 
 

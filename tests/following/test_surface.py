@@ -346,7 +346,7 @@ def test_wrong_arguments_are_named(db: kvwal.Store, path: str, value: Any, error
             live.changes(follow=True, timeout_s=value)
         with pytest.raises(error, match="max_lag_s"):
             kvwal.follow(path, max_lag_s=value)
-        with pytest.raises(TypeError, match="position is an int"):
+        with pytest.raises(TypeError, match="position is a seqno or a position, not str"):
             live.wait("1")  # type: ignore[arg-type]
         with pytest.raises(TypeError, match="a snapshot is expected"):
             live.table("users").within(db)  # type: ignore[arg-type]
