@@ -285,7 +285,8 @@ class Engine:
                     self._end()
         except BaseException:
             release(self.lock)
-            if self._is_ending and not self._is_over:
+            # What fails in that other thread fails in the next one as well.
+            if self._is_ending and not self._is_over and self._closer is not threading.current_thread():
                 # Interrupted. Commits of other threads go on, so the lock of the store is held until they are over.
                 self._close_elsewhere()
             raise

@@ -104,6 +104,30 @@ def test_the_lock_of_the_store_is_held_until_a_commit_of_another_thread_is_over(
         assert dict(again) == {b"t": b"1"}
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_what_fails_in_the_other_thread_as_well_is_tried_by_the_next_close(monkeypatch: pytest.MonkeyPatch) -> None:
+    disk = SimulatedDisk()
+    db = open_on(disk)
+    db.put(b"a", b"1")
+    tried: list[threading.Thread] = []
+
+    def fails(action: object) -> None:
+        tried.append(threading.current_thread())
+        raise ValueError("a bug")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(db.engine.queue, "run", fails)
+        for times in (2, 4):
+            with pytest.raises(ValueError, match="a bug"):
+                db.close()
+            end_of(db)
+            assert len(tried) == times
+            assert len({*tried} - {threading.current_thread()}) == times // 2
+    db.close()
+    with open_on(disk) as again:
+        assert dict(again) == {b"a": b"1"}
+
+
 @pytest.mark.parametrize("times", [1, 2, 3])
 def test_a_close_that_is_left_as_its_thread_is_to_begin_is_ended_by_the_next_one(
     monkeypatch: pytest.MonkeyPatch, times: int
