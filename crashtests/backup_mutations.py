@@ -154,7 +154,7 @@ BACKUP_MUTANTS: tuple[Mutant, ...] = (
     _mutant(
         "what thinning leaves is not proved",
         "archive/test_keeping.py::test_pruning_that_would_take_a_moment_that_is_to_stay_is_refused_by_name",
-        ("kvwal.backup.keeping:plan_pruning", "_prove(held, after, keep_from, kept)", "pass"),
+        ("kvwal.backup.keeping:plan_pruning", "_prove(whole, after, keep_from, kept)", "pass"),
     ),
     # --- restoring ---
     _mutant(
