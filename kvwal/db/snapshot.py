@@ -21,7 +21,7 @@ from kvwal.engine.state import State
 from kvwal.errors import closed
 from kvwal.keys import Seqno
 
-__all__ = ["Snapshot", "SnapshotPart"]
+__all__ = ["Snapshot", "SnapshotPart", "is_snapshot_of"]
 
 
 class _Held:
@@ -115,10 +115,6 @@ class Snapshot(SnapshotPart, Closing):
         #: The last commit this snapshot contains.
         self.seqno: Seqno = reader.seqno
 
-    def is_of(self, state: State) -> bool:
-        """Whether it is one of the open store that has this state."""
-        return self._state is state
-
     def part(self, table: int) -> SnapshotPart:
         """A table at this moment, by its id."""
         self.reader  # noqa: B018  # it is over without one
@@ -136,3 +132,9 @@ class Snapshot(SnapshotPart, Closing):
 
     def __repr__(self) -> str:
         return f"<Snapshot at seqno {self.seqno}{' (closed)' if self._held.reader is None else ''}>"
+
+
+def is_snapshot_of(snapshot: Snapshot, state: State) -> bool:
+    """Whether it is one of the store that has this state, also of a follower: there a name means the same table."""
+    own = snapshot._state
+    return own is state or own.version.tree.meta.store_id == state.version.tree.meta.store_id

@@ -26,7 +26,7 @@ from kvwal.engine.writes import LonePut
 from kvwal.keys import MAX_KEY_BYTES, SYSTEM_TABLE, Bound, BytesLike, Seqno, as_key
 from kvwal.log import extension_of, is_of_users, meta_of
 
-__all__ = ["Transaction", "put_row"]
+__all__ = ["Transaction", "is_transaction_of", "put_row"]
 
 _T = TypeVar("_T")
 
@@ -83,10 +83,6 @@ class Transaction(TransactionPart):
     def seqno(self) -> Seqno:
         """The last commit that this transaction's reads see."""
         return self._seqno
-
-    def is_of(self, state: State) -> bool:
-        """Whether it is one of the open store that has this state."""
-        return self._state is state
 
     @property
     def clock(self) -> ExpiryClock:
@@ -219,3 +215,8 @@ class Transaction(TransactionPart):
 def put_row(txn: Transaction, key: bytes, value: bytes) -> None:
     """Set a row of table 1, which the store itself keeps, when the transaction commits."""
     TransactionPart(txn._open, SYSTEM_TABLE).put(key, value)
+
+
+def is_transaction_of(txn: Transaction, state: State) -> bool:
+    """Whether it is one of the open store that has this state."""
+    return txn._state is state

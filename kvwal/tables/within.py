@@ -8,8 +8,8 @@ from typing import Any, Generic, TypeVar
 from kvwal.batch import WriteBatch
 from kvwal.db.mapping import Bounds, OrderedMapping
 from kvwal.db.part import TransactionPart
-from kvwal.db.snapshot import Snapshot
-from kvwal.db.transaction import Transaction, put_row
+from kvwal.db.snapshot import Snapshot, is_snapshot_of
+from kvwal.db.transaction import Transaction, is_transaction_of, put_row
 from kvwal.engine.merge import Chunk
 from kvwal.engine.parked import SYSTEM_TABLE
 from kvwal.engine.state import State
@@ -81,7 +81,11 @@ def row_in(read: Callable[[bytes], Value], spec: TableSpec[Any, Any]) -> TableRo
 
 def refuse_other_store(state: State, other: Transaction | Snapshot | WriteBatch) -> None:
     """UsageError if what a table is to take part in is of another open store than the one that has this state."""
-    if not other.is_of(state):
+    if isinstance(other, Transaction):
+        is_own = is_transaction_of(other, state)
+    else:
+        is_own = is_snapshot_of(other, state) if isinstance(other, Snapshot) else other.is_of(state)
+    if not is_own:
         raise other_store(type(other).__name__.removeprefix("Write").lower())
 
 

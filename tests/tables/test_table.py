@@ -439,7 +439,7 @@ def test_a_table_takes_no_part_in_what_is_of_another_store(db: kvwal.Store) -> N
     ours = db.table("ours", str, int)
     ours["a"] = 1
     index = ours.index("by_value", key=lambda value: value, codec=int)
-    with kvwal.open("/kv", files=SimulatedDisk(), background=False) as other:
+    with kvwal.open("/kv", files=SimulatedDisk(seed=1), background=False) as other:
         theirs = other.table("theirs", str, str)
         theirs["a"] = "theirs"
         assert theirs.id == ours.id, "a batch knows a table by its id"
