@@ -262,7 +262,11 @@ def test_a_table_takes_no_part_in_what_is_of_another_store() -> None:
         ours = db.table("ours", str, int)
         await ours.put("a", 1)
         index = await ours.index("by_value", key=lambda value: value, codec=int)
-        async with opened(files=SimulatedDisk(seed=1)) as other, other.transaction() as txn, other.snapshot() as snapshot:
+        async with (
+            opened(files=SimulatedDisk(seed=1)) as other,
+            other.transaction() as txn,
+            other.snapshot() as snapshot,
+        ):
             batch = kvwal.WriteBatch()
             await other.table("theirs", str, int).within(batch)
             before = db.store.last_seqno
