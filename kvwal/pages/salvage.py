@@ -72,4 +72,4 @@ def _node(reader: Pager, table: int, pointer: bytes, level: int) -> Iterator[Sal
             except CorruptionError as error:
                 yield Finding(error.file, error.offset, f"{error.reason}; the value of key {key[:64]!r} is lost")
                 continue
-        yield Salvaged(table, [key], [value])
+        yield Salvaged(table, (key,), (value,))
