@@ -28,7 +28,7 @@ from kvwal.keys import (
     as_value,
 )
 
-__all__ = ["MAX_TABLE_ID", "SAME_INDEX_KEYS", "Updates", "WriteBatch", "checked_pairs"]
+__all__ = ["MAX_TABLE_ID", "SAME_INDEX_KEYS", "Updates", "WriteBatch", "checked_pairs", "pairs_of"]
 
 # On disk: never raise without a new format version; a table's id is stored in 4 bytes.
 MAX_TABLE_ID: Final = (1 << 32) - 1
@@ -313,20 +313,21 @@ def checked_pairs(other: Updates, **keywords: Never) -> dict[bytes, bytes]:
         raise TypeError(
             f"update takes no keyword argument {name!r}, since keys are bytes; use update({{b{name!r}: ...}})"
         )
-    pairs: Iterable[tuple[BytesLike, BytesLike]]
-    if isinstance(other, Mapping):
-        pairs = other.items()
-    elif hasattr(other, "keys"):
-        mapping = cast(_HasKeys, other)
-        pairs = [(key, mapping[key]) for key in mapping.keys()]  # noqa: SIM118  # it need not be iterable
-    else:
-        pairs = other
     return {
         (k if type(k) is bytes and len(k) <= MAX_KEY_BYTES else as_key(k)): (
             v if type(v) is bytes and len(v) <= MAX_VALUE_BYTES else as_value(v)
         )
-        for k, v in pairs
+        for k, v in pairs_of(other)
     }
+
+
+def pairs_of(other: Any) -> Iterable[tuple[Any, Any]]:
+    """The pairs of what `dict.update` takes: a mapping, what has `keys` and `[]`, or an iterable of pairs."""
+    if isinstance(other, Mapping):
+        return other.items()
+    if hasattr(other, "keys"):
+        return [(key, other[key]) for key in other.keys()]  # noqa: SIM118  # it need not be iterable
+    return cast(Iterable[tuple[Any, Any]], other)
 
 
 class _TableBatch(WriteBatch):

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, ClassVar, Generic, TypeVar
 
-from kvwal.batch import WriteBatch
+from kvwal.batch import WriteBatch, pairs_of
 from kvwal.codecs import SEQNO, KeyCodec, key_codec, value_codec
 from kvwal.codecs.codec import Codec
 from kvwal.codecs.tuples import TupleCodec
@@ -68,17 +68,9 @@ class TableSpec(Generic[K, V]):
             part.put(codec.encode(key), encoded)
 
     def puts(self, pairs: Mapping[K, V] | Iterable[tuple[K, V]]) -> WriteBatch:
-        """Puts of pairs, for `into`: of a mapping, of what has `keys` and `[]`, or of an iterable."""
+        """Puts of what `dict.update` takes, for `into`."""
         made = WriteBatch()
-        found: Iterable[tuple[K, V]]
-        if isinstance(pairs, Mapping):
-            found = pairs.items()
-        elif hasattr(pairs, "keys"):
-            mapping: Any = pairs
-            found = [(key, mapping[key]) for key in mapping.keys()]  # noqa: SIM118  # it need not be iterable
-        else:
-            found = pairs
-        for key, value in found:
+        for key, value in pairs_of(pairs):
             self.put_into(made, key, value)
         return made
 
