@@ -41,7 +41,7 @@ def test_str_goes_in_as_utf_8_and_bytes_come_out(db: dbm.Database) -> None:
         with pytest.raises(TypeError):
             db["k"] = wrong  # type: ignore[assignment]
         with pytest.raises(TypeError):
-            db.nextkey(wrong)  # type: ignore[arg-type]
+            db.nextkey(wrong)  # type: ignore[arg-type]  # that is what is refused
     with pytest.raises(KeyError):
         del db["missing"]
     db.clear()
@@ -118,9 +118,9 @@ def test_files_of_another_module_are_not_taken_for_an_empty_database(tmp_path: P
         database["k"] = b"v"
     for flag in ("c", "w", "r"):
         with pytest.raises(dbm.error, match=r"a database of dbm\.dumb, and none of kvwal yet.*another name.*update"):
-            dbm.open(old, flag)  # type: ignore[arg-type]
+            dbm.open(old, flag)  # type: ignore[arg-type]  # a str, of a loop over literals
         with pytest.raises(dbm.error, match=r"dbm\.dumb"):
-            shelve.open(old, flag)  # type: ignore[arg-type]
+            shelve.open(old, flag)  # type: ignore[arg-type]  # as above
     assert not Path(old).exists()
     with dumb.open(old, "r") as database, dbm.open(old, "n") as new:
         new.update(database)
