@@ -262,7 +262,7 @@ class AsyncFollowedTable(AsyncRecallingTable[K, V], Generic[K, V]):
         return await self._bytes.id()
 
     async def within(self, snapshot: AsyncSnapshot) -> AsyncSnapshotTable[K, V]:
-        """The table at the moment of a snapshot. UsageError if that is not of this follower."""
+        """The table at the moment of a snapshot. UsageError if that is of another store."""
         if not isinstance(snapshot, AsyncSnapshot):
             raise TypeError(f"a snapshot is expected, not {type(snapshot).__name__}")
         refuse_other_store(self._parts.engine.state, snapshot._snapshot)

@@ -12,7 +12,7 @@ from kvwal.aio.workers import Workers, in_thread
 from kvwal.db.handle import Handle
 from kvwal.db.snapshot import Snapshot
 from kvwal.db.transaction import Transaction
-from kvwal.tables.index import Index, IndexEntry, IndexReading, IndexWithin
+from kvwal.tables.index import Index, IndexEntry, IndexReading, IndexWithin, state_of
 from kvwal.tables.within import refuse_other_store
 
 __all__ = ["AsyncIndex", "AsyncIndexReading"]
@@ -108,7 +108,8 @@ class AsyncIndex(AsyncIndexReading[I, K, V], Generic[I, K, V]):
         """The index at the moment of a snapshot, or in a transaction. As `kvwal.Index.within`."""
         if not isinstance(other, AsyncTransaction | AsyncSnapshot):
             raise TypeError(f"a transaction or a snapshot is expected, not {type(other).__name__}")
-        refuse_other_store(self._index.state, other._mine() if isinstance(other, AsyncTransaction) else other._snapshot)
+        whole = other._mine() if isinstance(other, AsyncTransaction) else other._snapshot
+        refuse_other_store(state_of(self._index), whole)
         of: Callable[[], Transaction | Snapshot]
         if isinstance(other, AsyncTransaction):
             of = other._mine

@@ -54,7 +54,7 @@ class FollowedTable(RecallingTable[K, V], Generic[K, V]):
         return self._stored.id()
 
     def within(self, snapshot: Snapshot) -> SnapshotTable[K, V]:
-        """The table at the moment of a snapshot. UsageError if that is not of this follower."""
+        """The table at the moment of a snapshot. UsageError if that is of another store."""
         if not isinstance(snapshot, Snapshot):
             raise TypeError(f"a snapshot is expected, not {type(snapshot).__name__}")
         refuse_other_store(self._engine.state, snapshot)

@@ -106,8 +106,7 @@ class Transaction(TransactionPart):
         self.reader  # noqa: B018  # it is over without one
         if not table:
             return self
-        part = TransactionPart(self._open, table)
-        return part if is_of_users(table) else _OwnPart(self._open, table)
+        return (TransactionPart if is_of_users(table) else _OwnPart)(self._open, table)
 
     # -- the default table --------------------------------------------------------------------
 

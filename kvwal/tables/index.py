@@ -44,7 +44,7 @@ from kvwal.keys import as_seconds, in_any
 from kvwal.tables.spec import TableSpec
 from kvwal.tables.within import refuse_other_store, row_in
 
-__all__ = ["Index", "IndexEntry", "IndexReading", "IndexSpec", "IndexWithin"]
+__all__ = ["Index", "IndexEntry", "IndexReading", "IndexSpec", "IndexWithin", "state_of"]
 
 I = TypeVar("I")  # noqa: E741  # an index key, beside K and V
 K = TypeVar("K")
@@ -328,11 +328,6 @@ class Index(IndexReading[I, K, V], Generic[I, K, V]):
         self._engine = engine
         self._owner = owner
 
-    @property
-    def state(self) -> State:
-        """That of its open store."""
-        return self._engine.state
-
     def _lookup(self) -> tuple[_Lookup, Callable[[], object]]:
         return self._engine.reads.moments.now.again(self._lookup_now)
 
@@ -352,7 +347,7 @@ class Index(IndexReading[I, K, V], Generic[I, K, V]):
         """
         if not isinstance(other, Transaction | Snapshot):
             raise TypeError(f"a transaction or a snapshot is expected, not {type(other).__name__}")
-        refuse_other_store(self.state, other)
+        refuse_other_store(state_of(self), other)
         return IndexWithin(self._spec, lambda: other)
 
     @property
@@ -418,3 +413,8 @@ class IndexWithin(IndexReading[I, K, V], Generic[I, K, V]):
             return as_of_now(of.part(table)) if isinstance(of, Transaction) else of.part(table)
 
         return _Lookup(self._spec, part, lambda index: None), _nothing
+
+
+def state_of(index: Index[Any, Any, Any]) -> State:
+    """That of its open store."""
+    return index._engine.state

@@ -80,7 +80,10 @@ def row_in(read: Callable[[bytes], Value], spec: TableSpec[Any, Any]) -> TableRo
 
 
 def refuse_other_store(state: State, other: Transaction | Snapshot | WriteBatch) -> None:
-    """UsageError if what a table is to take part in is of another open store than the one that has this state."""
+    """UsageError if what a table is to take part in is of another open store than the one that has this state.
+
+    A snapshot may be one of a follower of the same store.
+    """
     if isinstance(other, Transaction):
         is_own = is_transaction_of(other, state)
     else:
