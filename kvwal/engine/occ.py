@@ -162,10 +162,8 @@ class History:
     def _record_part(self, seqno: Seqno, table: int, part: WriteBatch, oldest: Seqno) -> None:
         other = self._others.get(table)
         if other is None:
-            other = History(self.max_bytes)
+            other = self._others[table] = History(self.max_bytes)
             other.begin(self.floor)
-            # In this order: one without that floor would know nothing, and not say so.
-            self._others[table] = other
         other.record(seqno, part.writes, part.ranges, oldest)
         if other.floor > self.floor or self.bytes_used > self.max_bytes:
             # Of all tables, so that there is one floor.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import threading
 from collections.abc import Iterator
 from contextlib import suppress
@@ -69,6 +70,12 @@ def test_a_reserve_that_cannot_be_held_leaves_no_empty_file(disk: SimulatedDisk)
     disk.capacity = None
     assert reserve.hold()
     assert reserve.hold()
+    # What cannot be removed is held still, and not made anew.
+    disk.fail("unlink", error=errno.ENOSPC)
+    disk.fail("allocate", error=errno.ENOSPC, forever=True)
+    assert not reserve.release()
+    assert reserve.hold()
+    disk.heal()
     assert reserve.release()
     assert not reserve.release()
 

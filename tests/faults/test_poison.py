@@ -253,9 +253,9 @@ def test_a_flush_that_failed_while_an_interruption_came_is_never_tried_again(
                 # It may have taken the place of the interruption.
                 found = error.__context__ if isinstance(error.__context__, Interruption) else None
             if flushed:
-                for _ in range(2):
+                for durability in ("os", "commit"):
                     with pytest.raises(kvwal.PoisonedError):
-                        db.put(b"b", b"1")
+                        db.put(b"b", b"1", durability=durability)  # type: ignore[arg-type]  # a str, of two literals
                 assert len(flushed) == 1, step
                 assert db.durable_seqno == 0
             db.close()

@@ -18,7 +18,7 @@ from two_programs import PATH, Recorded, World
 from wrapped_files import Wrapped, WrappedFiles
 
 import kvwal
-from kvwal.files import system_files
+from kvwal.files import is_recovering, system_files
 from kvwal.testing import SimulatedDisk
 
 # Beside a writer.
@@ -364,6 +364,13 @@ def test_a_writer_that_is_killed_at_any_moment_leaves_what_stays(program: Callab
         world = World(writer)
         world.advance(begin)
         look(world)
+
+
+def test_a_writer_recovers_only_until_it_is_open(path: str) -> None:
+    disk = SimulatedDisk()
+    for files, where in ((disk, PATH), (system_files(), path)):
+        with kvwal.open(where, files=files, background=False):
+            assert not is_recovering(files.open_directory(where))
 
 
 def test_it_never_goes_back_for_a_writer_that_recovers() -> None:
