@@ -243,7 +243,7 @@ class Engine:
         Called from within another call of this thread (by a signal handler, or a finalizer), it refuses new calls and
         returns; another thread closes the store when that call is over. So it does where this is interrupted.
         """
-        if self._directory.inherited and not self._is_over:
+        if self._directory.inherited and not self.is_closed:
             # A fork that the interpreter did not see: the threads of the parent, and their locks, are not here.
             self.abandon(in_child=True)
         if self._is_over:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -11,7 +12,6 @@ from store_fixtures import DEADLINE_S, TINY, check_store, interrupted_at
 from wrapped_files import Wrapped, WrappedFiles
 
 import kvwal
-from kvwal.engine.engine import wait_for_abandoned
 from kvwal.testing import SimulatedDisk
 
 
@@ -128,6 +128,26 @@ def test_what_fails_in_the_other_thread_as_well_is_tried_by_the_next_close(monke
         assert dict(again) == {b"a": b"1"}
 
 
+def test_a_checkpoint_that_ends_in_a_bug_is_not_begun_anew_by_the_other_thread(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    disk = SimulatedDisk()
+    db = open_on(disk)
+    db.put(b"a", b"1")
+    checkpointer: Any = db.engine._checkpointer
+
+    def fails() -> None:
+        raise ValueError("a bug")
+
+    monkeypatch.setattr(checkpointer, "is_due_at_close", lambda size: True)
+    monkeypatch.setattr(checkpointer, "checkpoint", fails)
+    with pytest.raises(ValueError, match="a bug"):
+        db.close()
+    end_of(db)
+    with open_on(disk) as again:
+        assert dict(again) == {b"a": b"1"}
+
+
 @pytest.mark.parametrize("times", [1, 2, 3])
 def test_a_close_that_is_left_as_its_thread_is_to_begin_is_ended_by_the_next_one(
     monkeypatch: pytest.MonkeyPatch, times: int
@@ -170,12 +190,17 @@ def test_a_store_that_is_dropped_after_an_interrupted_close_is_let_go(monkeypatc
     disk = SimulatedDisk()
     db = open_on(disk)
     db.put(b"a", b"1")
-    raises_once(monkeypatch, db.engine.queue, "run", KeyboardInterrupt())
-    raises_once(monkeypatch, db.engine, "_close_elsewhere", KeyboardInterrupt())
-    with pytest.raises(KeyboardInterrupt):
-        db.close()
-    assert db.engine.abandon()
-    wait_for_abandoned()
+    # They keep what they raise, and that keeps the store.
+    with monkeypatch.context() as patched:
+        raises_once(patched, db.engine.queue, "run", KeyboardInterrupt())
+        raises_once(patched, db.engine, "_close_elsewhere", KeyboardInterrupt())
+        with pytest.raises(KeyboardInterrupt):
+            db.close()
+    with pytest.raises(kvwal.LockedError):
+        open_on(disk)
+    # As its finalizer does.
+    del db
+    gc.collect()
     with open_on(disk) as again:
         assert dict(again) == {b"a": b"1"}
 
