@@ -91,7 +91,7 @@ BACKUP_MUTANTS: tuple[Mutant, ...] = (
             _ARCHIVER + "_put",
             "destination, revision = self._destination, 0\n",
             "destination, revision = self._destination, 0\n"
-            "        self._move_mark(builder.last, builder.digest)\n"
+            "        self._claim.move(builder.last, builder.digest)\n"
             "        self.mark = builder.last\n",
         ),
     ),

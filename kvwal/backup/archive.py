@@ -21,8 +21,9 @@ from threading import get_ident
 from types import TracebackType
 from typing import Any, Final, Literal, Protocol, get_args
 
-from kvwal.backup.archiver import Archiver, Superseded
+from kvwal.backup.archiver import Archiver
 from kvwal.backup.bases import check_base
+from kvwal.backup.claims import Superseded
 from kvwal.backup.keeping import Keep
 from kvwal.backup.making import backup
 from kvwal.backup.port import Destination, Where, destination_at

@@ -7,9 +7,8 @@ Rules:
 - Durability: the mark moves over a unit only when the unit was read back from the destination and is what was put; and
   the log beyond the mark is held. So every commit at or below the mark can be restored, after a crash of the store, of
   the archiver, or of both.
-- The mark is an object of the destination, replaced by compare-and-set, with the epoch of the archiver's claim. An
-  archiver that finds another epoch was superseded, and stops; it looks before it merges or deletes. A mark that is lost
-  is put anew.
+- An archiver that finds another one's claim on the mark was superseded, and stops (see claims.py); it looks before it
+  merges or deletes.
 - What the destination holds is found by listing it, and never taken from the mark alone: a mark says less than there is
   after a crash, and what it says may have been deleted since.
 - A hold is dropped when it is beyond `max_behind_bytes`; of one that stalls commits never, since those wait instead.
@@ -26,12 +25,13 @@ import time
 from bisect import bisect_left
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any, Final
+from typing import Final
 
 from kvwal.backup import state
 from kvwal.backup.adopting import adopt, without_damaged_end
 from kvwal.backup.chain import Gap, Held, digest_after, list_confirmed, list_held, refuse_diverged
 from kvwal.backup.checking import lost_gaps
+from kvwal.backup.claims import Claim, Superseded
 from kvwal.backup.forks import tell_fork
 from kvwal.backup.identity import claim
 from kvwal.backup.keeping import Keep, Merging, plan_pruning, prune
@@ -42,7 +42,7 @@ from kvwal.errors import ArchiveDiverged, BackupDestinationError, CorruptionErro
 from kvwal.keys import Seqno
 from kvwal.log import ArchiveLimits, Hold, SegmentCursor, sealed_beyond
 
-__all__ = ["UNIT_BYTES", "Archiver", "MakeBase", "Superseded"]
+__all__ = ["UNIT_BYTES", "Archiver", "MakeBase"]
 
 _log = logging.getLogger("kvwal")
 
@@ -56,10 +56,6 @@ _PRUNE_EVERY_S: Final = 3600.0
 #: Puts a base into the destination, with units up to the last commit that was durable when it was called, and reads the
 #: base back; meanwhile it calls its last argument.
 MakeBase = Callable[[Engine, Destination, Callable[[], object]], object]
-
-
-class Superseded(BackupDestinationError):
-    """Another archiver has claimed the destination since."""
 
 
 class Archiver:
@@ -107,11 +103,11 @@ class Archiver:
         self._segments = engine.upkeep.consumers.log().segments
         self._cursor: SegmentCursor | None = None
         self._digest = b""
-        self._claimed: bytes | None = None
         self._pending_since_s: float | None = None
         self._unit_bytes = 0
         self._base_s = 0.0
         self._in_base = False
+        self._claim = Claim(destination, self._line)
         self._merging = Merging(destination, self._store_id, self._line)
         # None: by the second step, so that programs that never run for an hour tidy up, too. Where nothing is merged
         # and deleted, only gaps are looked for, which the first step does.
@@ -124,10 +120,13 @@ class Archiver:
         #: Gaps of the destination that were not accepted: as of when it began; while there are some, they
         #: are looked at again.
         self.gaps: tuple[Gap, ...] = ()
-        #: Number of the claim; 0 before it is made.
-        self.epoch = 0
         #: How many were made since it began.
         self.units = self.bases = 0
+
+    @property
+    def epoch(self) -> int:
+        """Number of the claim; 0 before it is made."""
+        return self._claim.epoch
 
     # -- what a thread calls ------------------------------------------------------------------
 
@@ -225,7 +224,7 @@ class Archiver:
         with suppress(CorruptionError):
             held = without_damaged_end(destination, list_held(destination, self._line))
             refuse_diverged(self._read_one, destination, held, upkeep.durable_seqno)
-        marked = self._claim()
+        marked = self._claim.take()
         held = list_held(destination, self._line)
         if marked is not None and (less := without_damaged_end(destination, held, marked)) != held:
             # Damage behind the mark: those commits are put anew if the log has them; else a base ends the gap.
@@ -251,7 +250,7 @@ class Archiver:
             # What is beyond that is put anew.
             gaps = tuple(gap for gap in lost_gaps(destination, held, position) if gap.first <= position)
             digest = digest_after(destination, self._store_id, held, position)
-            self._move_mark(position, digest)
+            self._claim.move(position, digest)
             # One that was made just now needs no other.
             replayed, since_s = (0, 0.0) if found is None else self._since_base(held, position)
         except BaseException:
@@ -327,51 +326,6 @@ class Archiver:
                 return record.kind, record.time_us, record.body
         return None
 
-    # -- the mark -----------------------------------------------------------------------------
-
-    def _claim(self) -> Seqno | None:
-        """Take the next epoch, but for one that has its own. Returns what the mark says of this line."""
-        old, members = state.read(self._destination, state.MARK)
-        last = _number(members, "epoch", 0) if old is not None else self._last_epoch()
-        if self.epoch and last != self.epoch:
-            raise Superseded(f"another archiver has taken over, from claim {self.epoch} by {last}")
-        epoch = self.epoch or last + 1
-        is_same = members.get("line") == self._line.hex()
-        marked = Seqno(_number(members, "seqno", 0)) if is_same and "seqno" in members else None
-        kept = {name: value for name, value in members.items() if is_same and name in ("seqno", "digest")}
-        new = state.dump({**kept, "epoch": epoch, "line": self._line.hex()})
-        if new != old and not self._destination.swap(state.MARK, old, new):
-            raise BackupDestinationError("another archiver claims the destination at the same moment")
-        self._claimed, self.epoch = new, epoch
-        return marked
-
-    def _move_mark(self, seqno: Seqno, digest: bytes) -> None:
-        new = state.dump({"epoch": self.epoch, "line": self._line.hex(), "seqno": seqno, "digest": digest.hex()})
-        for _ in range(3):
-            if new == self._claimed or self._destination.swap(state.MARK, self._claimed, new):
-                self._claimed = new
-                return
-            # One that was made, and whose answer got lost; or another archiver's; or none, as it is lost.
-            self._look_at_mark()
-        raise BackupDestinationError(f"{state.MARK} cannot be replaced")
-
-    def _look_at_mark(self) -> None:
-        """Superseded if the destination was claimed by another archiver since."""
-        found, members = state.read(self._destination, state.MARK)
-        if found is not None and _number(members, "epoch", 0) != self.epoch:
-            raise Superseded(f"another archiver has taken over from claim {self.epoch}")
-        self._claimed = found
-
-    def _last_epoch(self) -> int:
-        """The greatest number of a claim that is known without the mark: of this archiver, or of the newest unit."""
-        units = list_held(self._destination, self._line).units
-        if self.epoch or not units:
-            return self.epoch
-        name = str(max(units, key=lambda unit: unit.last))
-        with suppress(CorruptionError, FormatError):
-            return decode_header(name, self._destination.get(name, size=HEADER_BYTES)).epoch
-        return 0
-
     # -- units --------------------------------------------------------------------------------
 
     def _cut(self, durable: Seqno) -> None:
@@ -424,7 +378,7 @@ class Archiver:
                 raise ArchiveDiverged(unit.header.first)
             # One of a backup, whose chain began elsewhere. A newer revision goes on with the chain of this one.
             revision += 1
-        self._move_mark(builder.last, builder.digest)
+        self._claim.move(builder.last, builder.digest)
         self.mark, self._digest = builder.last, builder.digest
         self.units += 1
         self._unit_bytes += len(data)
@@ -446,8 +400,8 @@ class Archiver:
             return wait_s
         at = self._at()
         try:
-            self._look_at_mark()
-            self._move_mark(at, self._digest)
+            self._claim.look()
+            self._claim.move(at, self._digest)
             # One at a time, so that units are cut between.
             if self._keep is not None and self._merging.step(at, epoch=self.epoch, codec=self._codec):
                 return 0.0
@@ -509,10 +463,3 @@ class Archiver:
     def _while_making(self) -> None:
         if self._hold is not None and self._hold.is_held:
             self.step()
-
-
-def _number(members: dict[str, Any], name: str, default: int) -> int:
-    value = members.get(name, default)
-    if type(value) is not int or not 0 <= value < 1 << 64:
-        raise CorruptionError(state.MARK, None, f"its {name} is no number")
-    return value

@@ -20,8 +20,8 @@ from archive_fixtures import BusyDestination, Rig, archiver_of, held_of, restore
 
 import kvwal
 from kvwal.backup.archive import make_base
-from kvwal.backup.archiver import Superseded
 from kvwal.backup.checking import status_of, verify
+from kvwal.backup.claims import Superseded
 from kvwal.backup.keeping import Keep, Merging, plan_pruning, prune
 from kvwal.backup.names import IDENTITY
 from kvwal.backup.port import DirectoryDestination

@@ -170,7 +170,7 @@ def test_a_failure_to_look_at_gaps_is_told_and_units_go_on(rig: Rig) -> None:
         raise OSError("403")
 
     destination.list_after = fail  # type: ignore[attr-defined]  # beside the method that it hands on
-    archiver._destination = destination
+    archiver._destination = archiver._claim._destination = destination
     rig.clock.now_s += 31
     rig.writer.some(1)
     archiver.step(now=True)

@@ -136,7 +136,7 @@ def killed_before_its_mark(rig: Rig) -> Archiver:
     archiver = rig.archiver()
     archiver.step()
     rig.writer.some(5)
-    archiver._move_mark = lambda seqno, digest: (_ for _ in ()).throw(OSError("killed"))
+    archiver._claim.move = lambda seqno, digest: (_ for _ in ()).throw(OSError("killed"))
     with pytest.raises(OSError, match="killed"):
         archiver.step(now=True)
     return archiver

@@ -153,7 +153,7 @@ def test_a_try_to_begin_that_fails_leaves_no_hold_of_its_own(stalls: bool) -> No
     rig = archived()
     archiver = rig.archiver(stalls=stalls)
     assert len(held_from(rig)) == 1
-    archiver._destination = Failing(rig.place)
+    archiver._destination = archiver._claim._destination = Failing(rig.place)
     with pytest.raises(OSError, match="it is gone") as caught:
         archiver.step()
     # The error, which refers to what it came through, is still there.
@@ -167,7 +167,7 @@ def test_log_is_held_for_one_that_begins_while_the_destination_is_away(stalls: b
     rig = archived()
     rig.writer.some(5)
     archiver = rig.archiver(stalls=stalls)
-    archiver._destination = place = Failing(rig.place)
+    archiver._destination = archiver._claim._destination = place = Failing(rig.place)
     for _ in range(3):
         with pytest.raises(OSError, match="it is gone"):
             archiver.step(now=True)

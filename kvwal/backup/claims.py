@@ -1,0 +1,87 @@
+"""Which archiver a destination takes units from: the claim on its mark.
+
+The mark is an object of the destination, replaced by compare-and-set. It has the line of commits, the last one that is
+archived and its digest, and the epoch of the claim. Each archiver takes the next epoch once, so one that finds another
+epoch there was superseded. A mark that is lost is put anew.
+"""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from typing import Any
+
+from kvwal.backup import state
+from kvwal.backup.chain import list_held
+from kvwal.backup.port import Destination
+from kvwal.backup.units import HEADER_BYTES, decode_header
+from kvwal.errors import BackupDestinationError, CorruptionError, FormatError
+from kvwal.keys import Seqno
+
+__all__ = ["Claim", "Superseded"]
+
+
+class Superseded(BackupDestinationError):
+    """Another archiver has claimed the destination since."""
+
+
+class Claim:
+    """The claim of one archiver. For one thread, but for `epoch`."""
+
+    def __init__(self, destination: Destination, line: bytes) -> None:
+        self._destination = destination
+        self._line = line
+        # The mark as it was put, or found, last.
+        self._claimed: bytes | None = None
+        #: Its number; 0 before it is taken.
+        self.epoch = 0
+
+    def take(self) -> Seqno | None:
+        """Take the next epoch, but for one that has its own. Returns what the mark says of this line. Superseded."""
+        old, members = state.read(self._destination, state.MARK)
+        last = _number(members, "epoch", 0) if old is not None else self._last_epoch()
+        if self.epoch and last != self.epoch:
+            raise Superseded(f"another archiver has taken over, from claim {self.epoch} by {last}")
+        epoch = self.epoch or last + 1
+        is_same = members.get("line") == self._line.hex()
+        marked = Seqno(_number(members, "seqno", 0)) if is_same and "seqno" in members else None
+        kept = {name: value for name, value in members.items() if is_same and name in ("seqno", "digest")}
+        new = state.dump({**kept, "epoch": epoch, "line": self._line.hex()})
+        if new != old and not self._destination.swap(state.MARK, old, new):
+            raise BackupDestinationError("another archiver claims the destination at the same moment")
+        self._claimed, self.epoch = new, epoch
+        return marked
+
+    def move(self, seqno: Seqno, digest: bytes) -> None:
+        """Have the mark say that commits up to this one, of this digest, are archived. Superseded."""
+        new = state.dump({"epoch": self.epoch, "line": self._line.hex(), "seqno": seqno, "digest": digest.hex()})
+        for _ in range(3):
+            if new == self._claimed or self._destination.swap(state.MARK, self._claimed, new):
+                self._claimed = new
+                return
+            # One that was made, and whose answer got lost; or another archiver's; or none, as it is lost.
+            self.look()
+        raise BackupDestinationError(f"{state.MARK} cannot be replaced")
+
+    def look(self) -> None:
+        """Superseded if the destination was claimed by another archiver since."""
+        found, members = state.read(self._destination, state.MARK)
+        if found is not None and _number(members, "epoch", 0) != self.epoch:
+            raise Superseded(f"another archiver has taken over from claim {self.epoch}")
+        self._claimed = found
+
+    def _last_epoch(self) -> int:
+        """The greatest number of a claim that is known without the mark: of this archiver, or of the newest unit."""
+        units = list_held(self._destination, self._line).units
+        if self.epoch or not units:
+            return self.epoch
+        name = str(max(units, key=lambda unit: unit.last))
+        with suppress(CorruptionError, FormatError):
+            return decode_header(name, self._destination.get(name, size=HEADER_BYTES)).epoch
+        return 0
+
+
+def _number(members: dict[str, Any], name: str, default: int) -> int:
+    value = members.get(name, default)
+    if type(value) is not int or not 0 <= value < 1 << 64:
+        raise CorruptionError(state.MARK, None, f"its {name} is no number")
+    return value
