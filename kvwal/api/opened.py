@@ -74,8 +74,14 @@ def _tell_child() -> None:
 
 
 def _close_all() -> None:
+    failure: Exception | None = None
     for store in list(open_stores.values()):
-        store.close()
+        try:
+            store.close()
+        except Exception as error:  # noqa: BLE001  # raised below: the others are closed all the same
+            failure = error
+    if failure is not None:
+        raise failure
 
 
 call_in_forked_child(_tell_child)

@@ -217,9 +217,13 @@ class Store(Naming, Writing, Remembering):
     def close(self) -> None:
         """Flush, checkpoint if the log's tail is long, and let go of everything. Idempotent.
 
-        After a failed write or flush it only lets go: opening again recovers. Snapshots and transactions of this
-        store raise `ClosedError` from here on; transactions that are open are aborted. In a signal handler (or a
-        finalizer) that interrupted another call of this store it refuses new calls and returns at once; another thread
-        closes the store when the interrupted call is over.
+        After a failed write or flush that a call was told of it only lets go: opening again recovers. Snapshots and
+        transactions of this store raise `ClosedError` from here on; transactions that are open are aborted. In a signal
+        handler (or a finalizer) that interrupted another call of this store it refuses new calls and returns at once;
+        another thread closes the store when the interrupted call is over.
+
+        Raises:
+            PoisonedError: commits that were acknowledged at "os" or "interval" may be lost, since a flush failed: its
+                own, or one in the background that no call was told of. The store is closed all the same.
         """
         self.engine.close()

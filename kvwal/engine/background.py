@@ -120,6 +120,10 @@ class Background:
         """There is work."""
         self._wake_ups.put(None)
 
+    def numbers(self) -> set[int]:
+        """The number of this thread, once it has one."""
+        return set() if self._thread.ident is None else {self._thread.ident}
+
     def is_here(self) -> bool:
         """Whether the caller is this thread, by way of a finalizer. It cannot wait for itself."""
         return self._thread is threading.current_thread()

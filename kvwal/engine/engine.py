@@ -38,7 +38,7 @@ from kvwal.engine.succession import Succession
 from kvwal.engine.tables import Tables
 from kvwal.engine.telling import Telling
 from kvwal.engine.upkeep import Upkeep
-from kvwal.errors import DiskFullError, Error, LockedError, PoisonedError, closed, forked, read_only
+from kvwal.errors import DiskFullError, Error, LockedError, PoisonedError, StoreRemovedError, closed, forked, read_only
 from kvwal.events import Events, Recovery
 from kvwal.keys import Seqno
 from kvwal.locks import is_nested, new_lock, refuse_reentry, release
@@ -299,9 +299,11 @@ class Engine:
         self.is_closed = True
         failure: Exception | None = None
         if self._log is not None:
+            # What the background thread heard, it told no caller.
+            is_told = bool(self._log.heard_by - (self._background.numbers() if self._background else set()))
             # Not again: nothing is lost without it, since the next open replays the log instead.
             failure = None if is_again else self._checkpoint_at_close()
-            self._end_log(self._log)
+            failure = self._end_log(self._log, is_told=is_told) or failure
         self._let_go_when_idle()
         if failure is not None:
             raise failure
@@ -319,7 +321,8 @@ class Engine:
             return error
         return None
 
-    def _end_log(self, log: SegmentLog) -> None:
+    def _end_log(self, log: SegmentLog, *, is_told: bool) -> PoisonedError | None:
+        """Flush and end the log. Returns why acknowledged commits may be lost, unless a caller `is_told` of it."""
         refusing = RefusingLog(closed, log.last_seqno)
         try:
             # In the queue, so that no commit is under way; after it every commit is refused.
@@ -328,8 +331,15 @@ class Engine:
         except (OSError, PoisonedError, DiskFullError) as error:
             if not isinstance(error, Error) and not is_of_the_system(error):
                 raise  # By a signal handler: a commit may be under way.
-            # What was acknowledged is on disk, and what was not may be lost: recovery will tell.
             log.abandon()
+        if log.durable_seqno < self.state.seqno and not is_told:
+            # Acknowledged at "os" or "interval": no later call is there to say it.
+            try:
+                log.sync()
+            except PoisonedError as error:
+                # With the store itself nothing is lost that is still wanted.
+                return None if isinstance(error.__cause__, StoreRemovedError) else error
+        return None
 
     def _let_go_when_idle(self) -> None:
         if self._checkpointer is None:

@@ -19,6 +19,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from itertools import islice
+from threading import get_ident
 from typing import Final
 
 from crc32c import crc32c
@@ -113,6 +114,8 @@ class SegmentWriter(ABC):
         self._marked = Seqno(0)
         self._closed = False
         self._failure: BaseException | None = None
+        #: By their numbers, the threads that were told of the failure.
+        self.heard_by: set[int] = set()
 
     @abstractmethod
     def _roll(self, needed: int, planned: int | None = None) -> None:
@@ -384,6 +387,7 @@ class SegmentWriter(ABC):
         self._marked = watermark
 
     def _poisoned(self, error: BaseException) -> PoisonedError:
+        self.heard_by.add(get_ident())
         # Nothing becomes durable any more, so no cursor may wait for it.
         self._waiting.wake()
         self._events.tell_poison(error)

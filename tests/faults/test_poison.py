@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import shutil
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from store_fixtures import TINY, Interruption, check_store, interrupted_at, prob
 
 import kvwal
 from kvwal import PoisonedError, Store
+from kvwal.api import opened
 from kvwal.files import file as system_file
 from kvwal.testing import SimulatedDisk
 
@@ -157,8 +159,12 @@ def test_closing_a_store_whose_last_flush_fails_lets_go_of_everything(operation:
     disk = SimulatedDisk()
     db = open_on(disk, durability="os")
     db[b"a"] = b"1"
-    disk.fail(operation, error=errno.EIO, path=LOG, forever=True)
-    db.close()
+    fault = disk.fail(operation, error=errno.EIO, path=LOG, forever=True)
+    # What fails behind the flush costs nothing: the next open recovers.
+    with pytest.raises(PoisonedError) if operation == "datasync" else nullcontext():
+        db.close()
+    assert db.closed
+    assert fault.struck or operation not in ("datasync", "pwrite")
     disk.heal()
     with open_on(disk) as again:
         assert dict(again) == {b"a": b"1"}
@@ -258,9 +264,69 @@ def test_a_flush_that_failed_while_an_interruption_came_is_never_tried_again(
                         db.put(b"b", b"1", durability=durability)  # type: ignore[arg-type]  # a str, of two literals
                 assert len(flushed) == 1, step
                 assert db.durable_seqno == 0
-            db.close()
+            # It tells what no call was told of.
+            with nullcontext() if flushed else pytest.raises(PoisonedError):
+                db.close()
         shutil.rmtree(tmp_path / str(step))
         if found is None:
             assert flushed
             return
     raise AssertionError("there are more places than were tried")
+
+
+@pytest.mark.parametrize("durability", ["os", "interval"])
+def test_a_close_whose_own_flush_fails_says_so(durability: Any) -> None:
+    """At these durabilities commits were acknowledged that only this flush would have brought on disk."""
+    disk = SimulatedDisk()
+    db = open_on(disk, durability=durability, sync_delay_s=60, background=True)
+    db.put(b"a", b"1")
+    disk.fail("datasync", path=LOG)
+    with pytest.raises(PoisonedError, match="EIO"):
+        db.close()
+    assert db.closed
+    db.close()
+    disk.heal()
+    with open_on(disk) as db:
+        check_store(db)
+
+
+@pytest.mark.parametrize("is_told", [False, True])
+def test_a_close_tells_of_a_flush_that_failed_in_the_background_unless_a_call_did(is_told: bool) -> None:
+    disk = SimulatedDisk()
+    db = open_on(disk, durability="interval", sync_delay_s=0.01, background=True)
+    fault = disk.fail("datasync", path=LOG)
+    db.put(b"a", b"1")
+    wait_until(lambda: bool(fault.struck and db.engine._background.failure), "the flush in the background")
+    if is_told:
+        with pytest.raises(PoisonedError):
+            db.put(b"b", b"2")
+        db.close()
+    else:
+        with pytest.raises(PoisonedError):
+            db.close()
+    assert db.closed
+
+
+@pytest.mark.parametrize("durability", ["os", "commit"])
+@pytest.mark.parametrize("operation", ["pwrite", "datasync"])
+def test_a_close_after_a_call_that_was_told_is_quiet(durability: Any, operation: str) -> None:
+    """The advice is to close the store and open it again."""
+    disk = SimulatedDisk()
+    db = open_on(disk, durability="os")
+    db.put(b"a", b"1")
+    disk.fail(operation, path=LOG, forever=True)
+    with pytest.raises(PoisonedError, match="close the store"):
+        db.put(b"b", b"2", durability=durability)
+        db.sync()
+    db.close()
+
+
+def test_the_exit_of_a_program_closes_the_other_stores_too() -> None:
+    disks = [SimulatedDisk() for _ in range(3)]
+    stores = [open_on(disk, durability="os") for disk in disks]
+    for db, disk in zip(stores, disks, strict=True):
+        db.put(b"a", b"1")
+        disk.fail("datasync", path=LOG)
+    with pytest.raises(PoisonedError):
+        opened._close_all()
+    assert all(db.closed for db in stores)
