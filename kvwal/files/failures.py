@@ -10,9 +10,9 @@ import errno
 import os
 from typing import Final, Literal
 
-from kvwal.errors import RefusedError, SystemCallError
+from kvwal.errors import RefusedError, StoreRemovedError, SystemCallError
 
-__all__ = ["failed", "is_full"]
+__all__ = ["failed", "is_full", "is_of_medium"]
 
 _FULL: Final = frozenset((errno.ENOSPC, errno.EDQUOT))
 
@@ -48,6 +48,13 @@ _FAILURES: Final = {
 def is_full(error: OSError) -> bool:
     """Whether the error means that there is no space, on the disk or in a quota, and nothing worse."""
     return error.errno in _FULL
+
+
+def is_of_medium(error: OSError) -> bool:
+    """Whether a read failed for the bytes that were to be read: not if it was refused, nor if the file is gone."""
+    if isinstance(error, RefusedError | StoreRemovedError):
+        return False
+    return error.errno not in _REFUSALS and error.errno not in (errno.EBADF, errno.ESTALE)
 
 
 def failed(error: OSError, path: str, during: Literal["", "write", "flush"] = "") -> OSError:

@@ -97,7 +97,7 @@ class _Walk:
         done: int,
         total: int,
     ) -> None:
-        self._reader = page_file._uncached(meta)
+        self._reader = page_file._proving(meta)
         self._meta = meta
         self._progress = progress
         self._done = done

@@ -34,7 +34,7 @@ from kvwal.pages.catalogue import root_of
 from kvwal.pages.meta import META_SIZE, Choice, Meta
 from kvwal.pages.node import PAGE_SIZE
 from kvwal.pages.pagefile import PageFile
-from kvwal.pages.pager import Pager
+from kvwal.pages.pager import Pager, ProvingPager
 from kvwal.pages.slots import choose_in
 from kvwal.pages.tree import Tree
 
@@ -187,9 +187,9 @@ class FollowedPages(PageFile):
         readable = super().readable()
         return [each for each in readable if each is not self.older or self._guard_of(each).is_in_slot()]
 
-    def _uncached(self, meta: Meta) -> Pager:
-        """As `PageFile._uncached`."""
-        return Pager(self._guard_of(meta), 0) if meta is self.older else super()._uncached(meta)
+    def _proving(self, meta: Meta) -> ProvingPager:
+        """As `PageFile._proving`."""
+        return ProvingPager(self._guard_of(meta), 0) if meta is self.older else super()._proving(meta)
 
     def _guard_of(self, meta: Meta) -> Guard:
         """Guards a generation by the slot that it had when the newest one was chosen."""

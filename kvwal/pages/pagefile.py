@@ -49,7 +49,7 @@ from kvwal.pages.freelist import Allocator, Freed, FreeList
 from kvwal.pages.merge import Columns
 from kvwal.pages.meta import Choice, Meta
 from kvwal.pages.node import PAGE_SIZE
-from kvwal.pages.pager import Pager
+from kvwal.pages.pager import Pager, ProvingPager
 from kvwal.pages.pins import Pins
 from kvwal.pages.slots import confirm_slots, read_slots, write_slot
 from kvwal.pages.space import Space
@@ -218,10 +218,10 @@ class PageFile:
         """
         return [self.meta] if self.older is None or self._next is not None else [self.meta, self.older]
 
-    def _uncached(self, meta: Meta) -> Pager:
+    def _proving(self, meta: Meta) -> ProvingPager:
         """What reads a readable generation as it is on disk. For this package."""
         del meta
-        return self.pager.uncached()
+        return self.pager.proving()
 
     def _flip(self) -> bool:
         """Write the next meta, durably, and go on from it. If that was interrupted, it is done again. Whether there was

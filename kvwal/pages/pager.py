@@ -14,11 +14,12 @@ from crc32c import crc32c
 
 from kvwal.errors import CorruptionError, closed
 from kvwal.expiring import Expiring
+from kvwal.files import is_of_medium
 from kvwal.files.names import DATA
 from kvwal.pages.cache import Cache
 from kvwal.pages.node import ADDRESS, OVERFLOW_REF, PAGE_SIZE, POINTER, ExpiringRef, decode_inner, node_fault
 
-__all__ = ["Pager"]
+__all__ = ["Pager", "ProvingPager"]
 
 
 class PagesFile(Protocol):
@@ -95,14 +96,31 @@ class Pager:
         return Expiring(found) if type(ref) is ExpiringRef else found
 
     def uncached(self) -> Pager:
-        """A reader of the same file that has nothing cached: for checks that must see the disk."""
+        """A reader of the same file that has nothing cached: for what must see the disk."""
         return Pager(self.file, 0)
+
+    def proving(self) -> ProvingPager:
+        """The same for what lists damage."""
+        return ProvingPager(self.file, 0)
 
     def close(self) -> None:
         """Release the file and the cache. A forked child may call it."""
         self.closed = True
         self.cache.resize(0)
         self.file.close()
+
+
+class ProvingPager(Pager):
+    """A pager for which a page that cannot be read is damaged, like one that does not verify."""
+
+    def pread(self, size: int, page: int) -> bytes:
+        """As `Pager.pread`. CorruptionError if the medium fails."""
+        try:
+            return super().pread(size, page)
+        except OSError as error:
+            if not is_of_medium(error):
+                raise
+            raise CorruptionError(DATA, page * PAGE_SIZE, f"page {page} cannot be read: {error}") from error
 
 
 def _verified(raw: bytes, page: int, size: int, crc: int) -> bytes:

@@ -26,9 +26,10 @@ class Salvaged(NamedTuple):
 def salvage_pages(page_file: PageFile) -> Iterator[Salvaged | Finding]:
     """Everything of the newest generation that verifies, table by table in key order, and what does not.
 
-    A damaged node hides what is below it, of the catalogue too; a damaged overflow value hides its key.
+    A damaged node hides what is below it, of the catalogue too; a damaged overflow value hides its key. A page that
+    cannot be read is damaged.
     """
-    meta, reader = page_file.meta, page_file.pager.uncached()
+    meta, reader = page_file.meta, page_file.pager.proving()
     roots = [(0, Root(meta.root, meta.height))]
     for part in _tree(reader, 0, Root(meta.catalogue, meta.catalogue_height)):
         if isinstance(part, Finding):

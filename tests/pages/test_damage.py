@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
-from pages_fixtures import Scratch, columns, contents, entries
+from pages_fixtures import Scratch, WatchedFiles, columns, contents, entries
 
 from kvwal.errors import CorruptionError, Finding, FormatError
+from kvwal.files.failures import failed
 from kvwal.keys import Seqno
 from kvwal.pages import PageFile, Row, Salvaged, check, salvage_pages
 from kvwal.pages.node import PAGE_SIZE, POINTER
@@ -196,6 +198,73 @@ def test_damaged_large_value_hides_its_key_and_no_other(tmp_path: Path) -> None:
     parts = list(salvage_pages(scratch.pages))
     assert [part.keys for part in parts if isinstance(part, Salvaged)] == [(b"a",), (b"z",)]
     assert any(isinstance(part, Finding) and "b'large' is lost" in part.reason for part in parts)
+
+
+def with_bad_pages(directory: Path) -> tuple[WatchedFiles, Scratch, set[int]]:
+    """A page file of which those pages cannot be read that are in the set."""
+    files, bad = WatchedFiles(), set[int]()
+
+    def before(operation: str, offset: int, size: int) -> None:
+        if operation == "pread" and not bad.isdisjoint(range(offset // PAGE_SIZE, -(-(offset + size) // PAGE_SIZE))):
+            raise OSError(errno.EIO, "bad sector")
+
+    scratch = Scratch(str(directory), cache_bytes=0, files=files)
+    for step in range(3):
+        scratch.checkpoint(
+            {b"%04d" % index: b"%d" % step * 90 for index in range(step * 9, 400)} | {b"large": bytes([step]) * 9000},
+            tables={16: ({b"t%04d" % step: bytes(3000)}, ())},
+        )
+    files.before = before
+    return files, scratch, bad
+
+
+def test_a_page_that_cannot_be_read_is_damage_to_check_and_salvage(tmp_path: Path) -> None:
+    _, scratch, bad = with_bad_pages(tmp_path)
+    model = scratch.model | scratch.tables[16]
+    assert list(check(scratch.pages)) == []
+    assert _saved(scratch) == (model, [])
+    seen = set()
+    for page in range(2, scratch.pages.meta.page_count):
+        bad.add(page)
+        in_check = list(check(scratch.pages))
+        saved, lost = _saved(scratch)
+        bad.clear()
+        seen.add((bool(in_check), bool(lost)))
+        for finding in lost[:1] + [each for each in in_check if "cannot be read" in each.reason][:1]:
+            assert finding.file == "data"
+            assert finding.offset is not None
+            assert finding.offset // PAGE_SIZE <= page
+        assert all("cannot be read" in finding.reason and "bad sector" in finding.reason for finding in lost)
+        assert saved.items() <= model.items()
+        assert (saved == model) == (not lost)
+        assert any("cannot be read" in finding.reason for finding in in_check) == bool(in_check)
+    # Neither misses a page that is free; check alone reads what only the older generation reaches, and the free list.
+    assert seen == {(False, False), (True, False), (True, True)}
+
+
+def _saved(scratch: Scratch) -> tuple[dict[bytes, bytes], list[Finding]]:
+    found: dict[bytes, bytes] = {}
+    lost = []
+    for part in salvage_pages(scratch.pages):
+        if isinstance(part, Finding):
+            lost.append(part)
+        else:
+            found.update(zip(part.keys, part.values, strict=True))
+    return found, lost
+
+
+@pytest.mark.parametrize("code", [errno.EMFILE, errno.EACCES, errno.EBADF, errno.ESTALE])
+def test_a_read_that_was_refused_is_no_damage_to_check_and_salvage(tmp_path: Path, code: int) -> None:
+    files, scratch, _ = with_bad_pages(tmp_path)
+
+    def refuse(operation: str, offset: int, size: int) -> None:
+        raise failed(OSError(code, "no"), "data")
+
+    files.before = refuse
+    with pytest.raises(OSError, match="no"):
+        list(check(scratch.pages))
+    with pytest.raises(OSError, match="no"):
+        list(salvage_pages(scratch.pages))
 
 
 def with_damaged_free_list(tmp_path: Path) -> Scratch:
