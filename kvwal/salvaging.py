@@ -149,7 +149,7 @@ class _Salvage:
 
     def _open_pages(self) -> PageFile | None:
         try:
-            return PageFile(self._source, cache_bytes=8 << 20, writable=False)
+            return PageFile(self._source, cache_bytes=8 << 20, writable=False, salvages=True)
         except RefusedError:
             raise
         except (CorruptionError, FormatError, OSError) as error:

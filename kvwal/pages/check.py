@@ -4,7 +4,8 @@ Checked of each generation: the crc of every node and overflow value, kinds and 
 keys within and across nodes, that separators separate, counts and flags in pointers, the base tree, dead lists and the
 free list, and that each page below the page count is reached by exactly one pointer, or named by one dead list, or
 listed free. Of each base: its trees in the same way, and that each page of theirs is one that the newest generation
-reaches, or that the dead list of a later base (or of the newest generation) names.
+reaches, or that the dead list of a later base (or of the newest generation) names. A page that cannot be read is a
+finding.
 """
 
 from __future__ import annotations

@@ -51,7 +51,7 @@ from kvwal.pages.meta import Choice, Meta
 from kvwal.pages.node import PAGE_SIZE
 from kvwal.pages.pager import Pager, ProvingPager
 from kvwal.pages.pins import Pins
-from kvwal.pages.slots import confirm_slots, read_slots, write_slot
+from kvwal.pages.slots import confirm_slots, read_slots, salvage_slots, write_slot
 from kvwal.pages.space import Space
 from kvwal.pages.tree import Tree
 from kvwal.pages.writer import PageWriteError, PageWriter
@@ -77,11 +77,13 @@ class Facts(TypedDict, total=False):
 class PageFile:
     """One open page file. Reads from any thread; one caller at a time of `checkpoint`."""
 
-    def __init__(self, directory: Directory, *, cache_bytes: int, writable: bool) -> None:
+    def __init__(self, directory: Directory, *, cache_bytes: int, writable: bool, salvages: bool = False) -> None:
         """Open. Reads the two meta slots and the root, and the bases if there are any; writes nothing.
 
         Args:
             cache_bytes: memory for nodes, Python's overhead included.
+            salvages: a slot, or a root, that cannot be read is damaged. Else that is an OSError, since it says nothing
+                of the generation.
 
         Raises:
             CorruptionError: no generation can be read.
@@ -89,6 +91,7 @@ class PageFile:
         """
         self._file: File = directory.open(DATA, write=writable)
         self._writable = writable
+        self._salvages = salvages
         self._confirmed = False
         #: A flip that is under way, or was interrupted: from which meta to which, the bases, the free list, what is
         #: released.
@@ -105,7 +108,8 @@ class PageFile:
         self.space = Space(self.pager, self.pins, self.bases)
 
     def _begin(self, cache_bytes: int) -> None:
-        choice, pager = read_slots(self._file), Pager(self._file, cache_bytes)
+        choice = (salvage_slots if self._salvages else read_slots)(self._file)
+        pager = Pager(self._file, cache_bytes)
         self._take(choice, pager, Bases(pager, choice.meta))
 
     def _take(self, choice: Choice, pager: Pager, bases: Bases) -> None:

@@ -9,18 +9,22 @@ is; after an interruption it can be done again.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
+from typing import TypeVar
 
 from crc32c import crc32c
 
 from kvwal.features import VERSION
-from kvwal.files import Directory, File
+from kvwal.files import Directory, File, is_of_medium
 from kvwal.files.names import DATA, temporary_name
 from kvwal.keys import Seqno
 from kvwal.pages.meta import Choice, Meta, Row, choose, decode_meta, encode_meta
 from kvwal.pages.node import PAGE_SIZE, POINTER, node_fault
 
-__all__ = ["choose_in", "confirm_slots", "create_page_file", "read_slots", "write_slot"]
+__all__ = ["choose_in", "confirm_slots", "create_page_file", "read_slots", "salvage_slots", "write_slot"]
+
+_T = TypeVar("_T")
 
 
 def create_page_file(
@@ -45,6 +49,25 @@ def create_page_file(
 def read_slots(file: File) -> Choice:
     """Read the two slots, and the root of the generation that is chosen. Raises as `choose` does."""
     return choose_in(file.pread(2 * PAGE_SIZE, 0), file)
+
+
+def salvage_slots(file: File) -> Choice:
+    """As `read_slots`, but a slot that cannot be read is none, and a root that cannot be read does not verify."""
+
+    def slot_of(slot: int) -> Meta | str:
+        raw = _unless_unreadable(lambda: file.pread(PAGE_SIZE, slot * PAGE_SIZE))
+        return raw if isinstance(raw, str) else decode_meta(slot, raw)
+
+    return choose([slot_of(0), slot_of(1)], lambda meta: _unless_unreadable(lambda: _root_fault(file, meta)))
+
+
+def _unless_unreadable(read: Callable[[], _T]) -> _T | str:
+    try:
+        return read()
+    except OSError as error:
+        if not is_of_medium(error):
+            raise
+        return f"cannot be read: {error}"
 
 
 def choose_in(raw: bytes, file: File) -> Choice:

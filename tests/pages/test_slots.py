@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 from typing import Any
 
@@ -88,3 +89,34 @@ def test_open_reads_two_slots_and_a_root_and_writes_nothing(tmp_path: Any) -> No
     files.before = lambda operation, offset, size: calls.append(operation)
     PageFile(files.open_directory(str(tmp_path)), cache_bytes=1 << 20, writable=True).close()  # type: ignore[arg-type]
     assert calls == ["pread", "pread"]
+
+
+@pytest.mark.parametrize("place", ["slot of the newer", "slot of the older", "root of the newer"])
+def test_a_slot_or_root_that_cannot_be_read_costs_salvage_its_generation_alone(tmp_path: Any, place: str) -> None:
+    scratch = two_generations(tmp_path)
+    newest = scratch.pages.meta
+    scratch.pages.close()
+    bad = {
+        "slot of the newer": newest.generation % 2,
+        "slot of the older": (newest.generation - 1) % 2,
+        "root of the newer": POINTER.unpack(newest.root)[0],
+    }[place]
+
+    def before(operation: str, offset: int, size: int) -> None:
+        if offset < (bad + 1) * PAGE_SIZE and bad * PAGE_SIZE < offset + size:
+            raise OSError(code, "bad sector")
+
+    code, files = errno.EIO, WatchedFiles()
+    directory: Any = files.open_directory(str(tmp_path))
+    files.before = before
+    # An open does not go back for it: the next one may read it.
+    with pytest.raises(OSError, match="bad sector"):
+        PageFile(directory, cache_bytes=0, writable=False)
+    pages = PageFile(directory, cache_bytes=0, writable=False, salvages=True)
+    assert pages.choice.row is (Row.NEWER_ROOT_BAD if "root" in place else Row.ONE_TORN)
+    assert pages.meta.generation == newest.generation - ("newer" in place)
+    assert "cannot be read: [Errno 5] bad sector" in pages.choice.detail
+    pages.close()
+    code = errno.EMFILE
+    with pytest.raises(OSError, match="bad sector"):
+        PageFile(directory, cache_bytes=0, writable=False, salvages=True)
