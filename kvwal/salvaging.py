@@ -169,7 +169,7 @@ class _Salvage:
 
     def _save_log(self, store_id: bytes | None, base: Seqno, *, damaged: bool) -> tuple[int, Seqno]:
         if store_id is None:
-            store_id = store_id_of_log(self._source)
+            store_id = store_id_of_log(self._source, salvages=True)
             if store_id is None:
                 self._note("log", None, "no segment has a readable header")
                 return 0, Seqno(0)

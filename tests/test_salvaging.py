@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import shutil
 from pathlib import Path
 from random import Random
@@ -10,10 +11,11 @@ import pytest
 from store_fixtures import TINY, problems_of
 
 import kvwal
-from kvwal import CorruptionError, LockedError, StoreExistsError, StoreNotFoundError, WriteBatch, salvage
+from kvwal import CorruptionError, LockedError, RefusedError, StoreExistsError, StoreNotFoundError, WriteBatch, salvage
 from kvwal.engine.request import CommitRequest
 from kvwal.engine.writes import EncodedBatch
 from kvwal.log.extension import META
+from kvwal.testing import SimulatedDisk
 
 OPTIONS = {**TINY, "background": False, "durability": "os"}
 
@@ -92,6 +94,29 @@ def test_without_page_file_the_log_is_saved(tmp_path: Path) -> None:
     assert not report.complete
     with kvwal.open(tmp_path / "b.kv") as db:
         assert dict(db) == {b"b": b"2"}
+
+
+def test_without_page_file_and_newest_header_the_rest_of_the_log_is_saved() -> None:
+    disk = SimulatedDisk()
+    with kvwal.open("/a.kv", files=disk, **OPTIONS) as db:
+        db.update({b"%03d" % number: bytes(500) for number in range(50)})
+        for number in range(50, 100):
+            db[b"%03d" % number] = bytes(500)
+        newest = max(name for name in disk.open_directory("/a.kv").names() if name.endswith(".log"))
+    disk.remove("/a.kv/data")
+    disk.fail("read", forever=True, path=f"/a.kv/{newest}")
+    report = salvage("/a.kv", "/b.kv", files=disk)
+    assert 50 < report.saved_keys < 100
+    assert [damage.file for damage in report.damages if "cannot be read" in damage.reason] == [newest]
+    with kvwal.open("/b.kv", files=disk) as db:
+        assert list(db) == [b"%03d" % number for number in range(report.saved_keys)]
+    # An open does not pass over it, and a refusal says nothing of the header.
+    with pytest.raises(OSError, match="the device failed"):
+        kvwal.open("/a.kv", files=disk)
+    disk.heal()
+    disk.fail("read", error=errno.EMFILE, forever=True, path=f"/a.kv/{newest}")
+    with pytest.raises(RefusedError):
+        salvage("/a.kv", "/c.kv", files=disk)
 
 
 def test_without_log_the_pages_are_saved(tmp_path: Path) -> None:

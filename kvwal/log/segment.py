@@ -58,7 +58,7 @@ from typing import Final, NamedTuple
 from crc32c import crc32c
 
 from kvwal.features import KNOWN_OPTIONAL, KNOWN_REQUIRED, unknown_bits
-from kvwal.files import Directory
+from kvwal.files import Directory, is_of_medium
 from kvwal.files.names import index_names, numbers, segment_name
 from kvwal.keys import Seqno
 
@@ -301,15 +301,27 @@ def unneeded_bytes(segments: Sequence[SegmentInfo], after: Seqno, until: Seqno) 
     )
 
 
-def store_id_of_log(directory: Directory) -> bytes | None:
-    """The store_id of the newest segment whose header verifies; None if there is none."""
+def store_id_of_log(directory: Directory, *, salvages: bool = False) -> bytes | None:
+    """The store_id of the newest segment whose header verifies; None if there is none.
+
+    `salvages`: a header that cannot be read is passed over, as one that does not verify is.
+    """
     for first_seqno in reversed(list_segments(directory)):
-        file = directory.open(segment_name(first_seqno))
         try:
-            page = file.pread(HEADER_PAGE_BYTES, 0)
-        finally:
-            file.close()
+            page = _header_page(directory, first_seqno)
+        except OSError as error:
+            if salvages and is_of_medium(error):
+                continue
+            raise
         header = decode_header(page, first_seqno, None)
         if isinstance(header, SegmentHeader):
             return header.store_id
     return None
+
+
+def _header_page(directory: Directory, first_seqno: Seqno) -> bytes:
+    file = directory.open(segment_name(first_seqno))
+    try:
+        return file.pread(HEADER_PAGE_BYTES, 0)
+    finally:
+        file.close()
