@@ -1,7 +1,7 @@
 """What a failed system call means: the one place that turns its errno into one of kvwal's errors, with advice.
 
 A name that is missing, or that is there already, is an answer and no failure: `FileNotFoundError` and `FileExistsError`
-stay what they are, and so do the errors of a wrong kind of file.
+stay what they are, and so do the errors of what is no directory, or no empty one.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _FULL: Final = frozenset((errno.ENOSPC, errno.EDQUOT))
 
 _NO_SPACE: Final = _FULL | {errno.EFBIG}
 
-_ANSWERS: Final = frozenset((errno.ENOENT, errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENOTEMPTY, errno.ELOOP))
+_ANSWERS: Final = frozenset((errno.ENOENT, errno.EEXIST, errno.ENOTDIR, errno.ENOTEMPTY))
 
 # The system says these before it does anything, and may answer otherwise the next time.
 _REFUSALS: Final = {
@@ -41,6 +41,8 @@ _FAILURES: Final = {
     errno.ENOLCK: "the file system has no locks, which a store needs: keep it on another one",
     errno.EOPNOTSUPP: "the file system cannot do that, and a store needs it: keep it on another one",
     errno.ENAMETOOLONG: "the path, or a part of it, is too long",
+    errno.EISDIR: "a directory is where a file should be",
+    errno.ELOOP: "a link, or something else that is no file, is where a file should be",
     errno.ESTALE: "the file is gone from its network file system",
 }
 

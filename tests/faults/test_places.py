@@ -13,7 +13,7 @@ import pytest
 from store_fixtures import TINY
 
 import kvwal
-from kvwal.errors import FormatError, LockedError, PoisonedError, StoreNotFoundError, StoreRemovedError
+from kvwal.errors import FormatError, LockedError, PoisonedError, StoreNotFoundError, StoreRemovedError, SystemCallError
 from kvwal.testing import SimulatedDisk
 
 SETTINGS: dict[str, Any] = {**TINY, "background": False}
@@ -231,6 +231,31 @@ def test_a_link_that_leads_nowhere_is_refused(tmp_path: Path) -> None:
 
 def made(disk: SimulatedDisk, path: str) -> kvwal.Store:
     return kvwal.open(path, files=disk, **SETTINGS)
+
+
+@pytest.mark.parametrize("make", [os.mkdir, os.mkfifo, lambda path: os.symlink(path, path)])
+def test_what_is_no_file_in_the_place_of_a_sealed_segment_is_told_by_an_error_of_kvwal(
+    tmp_path: Path, make: Callable[[Path], None]
+) -> None:
+    path = tmp_path / "a.kv"
+    with kvwal.open(path, **SETTINGS) as db:
+        expected = fill(db, 0)
+    oldest = min(path.glob("*.log"))
+    oldest.unlink()
+    make(oldest)
+    with kvwal.open(path, "r", **SETTINGS) as db:
+        assert dict(db) == expected
+        assert [finding.file for finding in db.verify().problems][:1] == [oldest.name]
+        for read in (
+            lambda: list(db.versions(b"00000")),
+            lambda: list(db.changes()),
+            lambda: list(db.commits()),
+            lambda: list(db.diff(5, 20)),
+            lambda: dict(db.snapshot(at=5)),
+        ):
+            with pytest.raises(SystemCallError, match="is where a file should be") as caught:
+                read()
+            assert caught.value.filename == str(oldest)
 
 
 def test_the_simulated_disk_moves_a_directory_under_an_open_store() -> None:

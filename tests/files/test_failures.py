@@ -34,10 +34,17 @@ def test_other_failed_writes_and_all_failed_flushes_leave_it_unknown(code: int) 
         assert not isinstance(error, RefusedError)
 
 
-@pytest.mark.parametrize("code", [errno.ENOENT, errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ELOOP])
+@pytest.mark.parametrize("code", [errno.ENOENT, errno.EEXIST, errno.ENOTDIR, errno.ENOTEMPTY])
 def test_what_is_an_answer_stays_what_it_is(code: int) -> None:
     error = OSError(code, "no")
     assert failed(error, "f") is error
+
+
+@pytest.mark.parametrize("code", [errno.EISDIR, errno.ELOOP])
+def test_something_else_in_the_place_of_a_file_is_a_failure_and_no_refusal(code: int) -> None:
+    error = failed(OSError(code, "no"), "f")
+    assert type(error) is SystemCallError
+    assert "where a file should be" in str(error)
 
 
 def test_a_failure_is_translated_once() -> None:
