@@ -18,6 +18,8 @@ __all__ = ["MARKER", "PAGES", "begin", "marker_of", "refuse_foreign", "refuse_li
 MARKER: Final = "restoring"
 PAGES: Final = "restoring-pages"
 _OURS: Final = frozenset((MARKER, PAGES, temporary_name(MARKER), temporary_name(PAGES)))
+# It names each object that is read. What is longer is none.
+_MOST_MARKER_BYTES: Final = 256 << 20
 
 
 def begin(directory: Directory, asked: dict[str, Any], files: Files, mode: int) -> tuple[bytes, bool]:
@@ -59,7 +61,7 @@ def marker_of(directory: Directory) -> dict[str, Any] | None:
         return None
     file = directory.open(MARKER)
     try:
-        return load(MARKER, file.pread(file.size(), 0))
+        return load(MARKER, file.pread(min(file.size(), _MOST_MARKER_BYTES), 0))
     except (CorruptionError, FormatError):
         return None
     finally:

@@ -18,7 +18,8 @@ missing or not valid reads the segment instead. Little-endian, no padding:
 | - | 4 | crc | CRC-32C of all before it |
 
 An index is valid when
-1. its size is what n announces, magic and CRC are right and its version is known,
+1. its size is what n announces, magic and CRC are right and its version is known, and n commits have space in the
+   segment,
 2. salt, marker and first_seqno are the segment's, so that it was not made for another file of this name.
 The first commit 64 KiB behind the beginning of the records has an entry, then the first one 64 KiB behind that, and so
 on. A segment without entries has no such file.
@@ -36,6 +37,7 @@ from crc32c import crc32c
 from kvwal.files import Directory
 from kvwal.files.names import index_name
 from kvwal.keys import Seqno
+from kvwal.log.record import RECORD_HEADER_BYTES
 from kvwal.log.segment import HEADER_PAGE_BYTES, SegmentHeader
 
 __all__ = ["INDEX_STRIDE_BYTES", "Entry", "Index", "load_index"]
@@ -106,18 +108,31 @@ class Index:
     @classmethod
     def decode(cls, data: bytes, header: SegmentHeader) -> Index | None:
         """The index in these bytes; None if they are not a valid index of the segment."""
-        if len(data) < HEADER_BYTES + CRC.size:
+        n = _entries_of(data, header)
+        if n is None or len(data) != _size_of(n):
             return None
-        magic, version, _, salt, marker, n, first_seqno = HEADER.unpack_from(data)
         size = HEADER_BYTES + _ENTRY_BYTES * n
-        if magic != MAGIC or version != VERSION or len(data) != size + CRC.size:
-            return None
-        if (salt, marker, first_seqno) != (header.salt, header.marker, header.first_seqno):
-            return None
         if CRC.unpack_from(data, size)[0] != crc32c(data[:size]):
             return None
         columns: tuple[int, ...] = struct.unpack_from(f"<{3 * n}Q", data, HEADER_BYTES)
         return cls(list(columns[:n]), list(columns[n : 2 * n]), list(columns[2 * n :]))
+
+
+def _entries_of(data: bytes, header: SegmentHeader) -> int | None:
+    """How many entries an index that begins like this announces; None if it is none of the segment."""
+    if len(data) < HEADER_BYTES:
+        return None
+    magic, version, _, salt, marker, n, first_seqno = HEADER.unpack_from(data)
+    if magic != MAGIC or version != VERSION:
+        return None
+    if (salt, marker, first_seqno) != (header.salt, header.marker, header.first_seqno):
+        return None
+    return n if n * RECORD_HEADER_BYTES < header.capacity else None
+
+
+def _size_of(n: int) -> int:
+    """Bytes of an index with n entries."""
+    return HEADER_BYTES + _ENTRY_BYTES * n + CRC.size
 
 
 def load_index(directory: Directory, header: SegmentHeader) -> Index | None:
@@ -127,7 +142,11 @@ def load_index(directory: Directory, header: SegmentHeader) -> Index | None:
     except OSError:
         return None
     try:
-        return Index.decode(file.pread(file.size(), 0), header)
+        # A file of this name may be of any length. No more is read of it than an index of the segment has.
+        n = _entries_of(file.pread(HEADER_BYTES, 0), header)
+        if n is None or file.size() != _size_of(n):
+            return None
+        return Index.decode(file.pread(_size_of(n), 0), header)
     except OSError:
         return None
     finally:

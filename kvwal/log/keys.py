@@ -37,7 +37,8 @@ start and stop u16, a u8 that is 1 if it has no stop, start, and stop. The hash 
 table id (u32) and the key. Two keys may have the same: what a row leads to is asked for its keys.
 
 An index is valid when
-1. its size is what it announces, magic and CRC are right and its version is known,
+1. its size is what it announces, magic and CRC are right and its version is known, and what lies before its rows has at
+   most 16 KiB and 32 times the capacity of the segment,
 2. salt, marker, revision, first_seqno and last_seqno are the segment's,
 3. the tables have n rows, and fences and ranges fill their parts exactly.
 A block is valid when its CRC is right; it is checked each time it is read, so that a look-up reads only the blocks that
@@ -96,6 +97,9 @@ assert HASH_ROW.size == HASH_ROW_BYTES
 REVISION: Final = 0
 # Head of an index that is read at once: that of a segment of 16 MiB has 10 KiB, and 2 bytes a key.
 _HEAD_BYTES: Final = 16 << 10
+# The head of an index is at most this much larger than the segment that it is made of: what says most of little is a
+# deleted range, by 23 bytes and its bounds.
+_MOST_HEAD_TIMES: Final = 32
 _ORDER_BLOCK_BYTES: Final = BLOCK_ROWS * ORDER_ROW_BYTES
 _HASH_BLOCK_BYTES: Final = BLOCK_ROWS * HASH_ROW_BYTES
 _SEQNO: Final = BEGINS - 1
@@ -199,6 +203,9 @@ class KeyIndex:
         ranges_at = fences_at + fences_size
         end = ranges_at + ranges_size
         if size != end + CRC.size + ORDER_ROW_BYTES * n + HASH_ROW_BYTES * k:
+            return None
+        # What it announces is not proved yet, and is read at once.
+        if end > _HEAD_BYTES + _MOST_HEAD_TIMES * header.capacity:
             return None
         if len(head) < end + CRC.size:
             head += file.pread(end + CRC.size - len(head), len(head))

@@ -8,7 +8,7 @@ dropped (`Cache.forget`). The crc in the cache's key makes a mistake there impro
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 from crc32c import crc32c
 
@@ -20,6 +20,9 @@ from kvwal.pages.cache import Cache
 from kvwal.pages.node import ADDRESS, OVERFLOW_REF, PAGE_SIZE, POINTER, ExpiringRef, decode_inner, node_fault
 
 __all__ = ["Pager", "ProvingPager"]
+
+#: No more is read at once without a look at the size of the file, which costs a system call.
+_MOST_UNASKED_BYTES: Final = 1 << 20
 
 
 class PagesFile(Protocol):
@@ -41,6 +44,9 @@ class Pager:
     def pread(self, size: int, page: int) -> bytes:
         """Up to `size` bytes from the beginning of a page, not verified. ClosedError after `close`."""
         try:
+            if size > _MOST_UNASKED_BYTES:
+                # What is on disk says so, and may say anything: memory is taken for what is there.
+                size = min(size, max(0, self.file.size() - page * PAGE_SIZE))
             return self.file.pread(size, page * PAGE_SIZE)
         except (OSError, ValueError):
             if self.closed:

@@ -1,7 +1,16 @@
 """The sparse index of a segment."""
 
+import os
+from pathlib import Path
+
+import pytest
+from wrapped_files import Wrapped, WrappedFiles
+
+from kvwal.files import system_files
+from kvwal.files.names import index_name
 from kvwal.keys import Seqno
-from kvwal.log.index import Index
+from kvwal.log.index import CRC, HEADER_BYTES, Index, load_index
+from kvwal.log.record import RECORD_HEADER_BYTES
 from kvwal.log.segment import SegmentHeader
 
 ID = bytes(range(16))
@@ -48,3 +57,30 @@ def test_a_damaged_or_foreign_index_is_none():
     assert Index.decode(data, HEADER._replace(salt=1)) is None
     assert Index.decode(data, HEADER._replace(marker=1)) is None
     assert Index.decode(data, HEADER._replace(first_seqno=Seqno(8))) is None
+
+
+@pytest.mark.parametrize("begins", [b"", index().encode(HEADER), index().encode(HEADER)[:20] + b"\xff\xff\xff\xff"])
+def test_of_a_long_file_no_more_is_read_than_an_index_of_the_segment_has(tmp_path: Path, begins: bytes):
+    path = tmp_path / index_name(HEADER.first_seqno)
+    path.write_bytes(begins)
+    # The last one announces its size. It takes no space.
+    os.truncate(path, HEADER_BYTES + 24 * 0xFFFFFFFF + CRC.size)
+    read = []
+
+    class Counted(Wrapped):
+        def pread(self, size: int, offset: int) -> bytes:
+            read.append(size)
+            assert size <= 100
+            return self.there.pread(size, offset)
+
+    directory = WrappedFiles(system_files(), Counted).open_directory(str(tmp_path))
+    assert load_index(directory, HEADER) is None
+    assert read == [HEADER_BYTES]
+    path.write_bytes(index().encode(HEADER))
+    assert load_index(directory, HEADER) == index()
+
+
+def test_an_index_has_no_more_entries_than_its_segment_has_space_for():
+    data = index().encode(HEADER)
+    assert Index.decode(data, HEADER._replace(capacity=2 * RECORD_HEADER_BYTES + 1)) == index()
+    assert Index.decode(data, HEADER._replace(capacity=2 * RECORD_HEADER_BYTES)) is None

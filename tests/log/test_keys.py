@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import struct
 from hashlib import blake2b
+from pathlib import Path
 from random import Random
 from typing import Any
 
@@ -11,8 +13,10 @@ import pytest
 from crc32c import crc32c
 from hypothesis import given
 from hypothesis import strategies as st
+from wrapped_files import Wrapped, WrappedFiles
 
 from kvwal.batch import WriteBatch
+from kvwal.files import system_files
 from kvwal.files.names import keys_name
 from kvwal.keys import KeyRange, Seqno
 from kvwal.log import Record, key_table
@@ -315,3 +319,23 @@ def test_an_index_that_was_written_without_marks_is_read() -> None:
     assert index.may_have(hash_of(0, b"never"))
     assert list(index.rows(0, b"a", 0, 11, reverse=False)) == [(10, 4096, 0), (11, 5000, 2)]
     assert index.newest(0, b"b", hash_of(0, b"b"), 0, 11) == [(11, 5000, 3)]
+
+
+def test_of_a_long_file_no_more_is_read_than_the_head_of_an_index_may_have(tmp_path: Path) -> None:
+    """It announces ranges of 64 GiB, and has that size."""
+    path = tmp_path / keys_name(10)
+    identity = 0x01020304, 0x0A0B0C0D, 0, 10, 11
+    head = struct.pack("<8sHHIIIQQIIIIQII", b"kvwalkey", 1, 0, *identity, 0, 0, 0, 1, 64 << 30, 0, 0)
+    path.write_bytes(head)
+    os.truncate(path, len(head) + (64 << 30) + 4)
+    read = []
+
+    class Counted(Wrapped):
+        def pread(self, size: int, offset: int) -> bytes:
+            read.append(size)
+            assert size <= 32 * HEADER.capacity
+            return bytes(self.there.pread(size, offset))
+
+    directory: Any = WrappedFiles(system_files(), Counted).open_directory(str(tmp_path))
+    assert KeyIndex.load(KeptFiles(directory), HEADER, 11) is None
+    assert read == [16 << 10]

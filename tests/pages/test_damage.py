@@ -14,7 +14,7 @@ from kvwal.errors import CorruptionError, Finding, FormatError
 from kvwal.files.failures import failed
 from kvwal.keys import Seqno
 from kvwal.pages import PageFile, Row, Salvaged, check, salvage_pages
-from kvwal.pages.node import PAGE_SIZE, POINTER
+from kvwal.pages.node import OVERFLOW_REF, PAGE_SIZE, POINTER
 
 
 def copied(directory: Path) -> Path:
@@ -265,6 +265,22 @@ def test_a_read_that_was_refused_is_no_damage_to_check_and_salvage(tmp_path: Pat
         list(check(scratch.pages))
     with pytest.raises(OSError, match="no"):
         list(salvage_pages(scratch.pages))
+
+
+def test_no_more_memory_is_taken_for_a_read_than_the_file_has(tmp_path: Path) -> None:
+    """An extent on disk may claim to have as many bytes as four bytes, or a count of pages, can say."""
+    files, scratch, _ = with_bad_pages(tmp_path)
+    size = scratch.pages.space.file_bytes()
+    asked = []
+    files.before = lambda operation, offset, size: asked.append(offset + size)
+    for pager in (scratch.pages.pager, scratch.pages.pager.proving()):
+        with pytest.raises(CorruptionError, match="the file ends inside or before page 3"):
+            pager.overflow(OVERFLOW_REF.pack(3, 0, 0xFFFFFFFF, 1))
+        with pytest.raises(CorruptionError, match="the file ends inside or before page 9999"):
+            pager.overflow(OVERFLOW_REF.pack(9999, 0, 0xFFFFFFFF, 1))
+        with pytest.raises(CorruptionError, match="the file ends inside or before page 2"):
+            pager.read(2, 0xFFFFFFFF * PAGE_SIZE, 0)
+    assert asked == [size, 9999 * PAGE_SIZE, size] * 2
 
 
 def with_damaged_free_list(tmp_path: Path) -> Scratch:
