@@ -272,7 +272,11 @@ class _Walk:
             yield self._finding(page, f"the pointer has flags {flags}, the children {below}")
 
     def _leaf(self, raw: bytes, page: int, flags: int, count: int, low: bytes, high: bytes | None) -> Iterator[Finding]:
-        keys, values = decode_leaf(raw)
+        try:
+            keys, values = decode_leaf(raw)
+        except CorruptionError as error:
+            yield self._finding(page, error.reason)
+            return
         if len(keys) != count or not keys:
             yield self._finding(page, f"the pointer counts {count} entries, the leaf holds {len(keys)}")
             return

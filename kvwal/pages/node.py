@@ -42,9 +42,11 @@ What makes bytes a node:
 1. They lie wholly inside the file.
 2. CRC-32C of the whole extent, seeded with its first page's number, equals the pointer's crc. So a
    lost, misplaced or stale write never verifies: the parent says what must be there.
-3. The level is the parent's less one, and the kind fits the level.
+3. The level is the parent's less one, the kind fits the level, and the columns have widths that are known.
+4. The pointers of an inner node lie where its header says.
 
-Beyond that the content is trusted: only a writer's own bug could break it, and `check` would tell.
+Beyond that the content is trusted: only a writer's own bug could break it, and `check` would tell. What cannot be
+decoded is corruption too.
 For an overflow value, 2 covers its `length` bytes only.
 """
 
@@ -52,11 +54,13 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
-from itertools import accumulate, pairwise
-from struct import Struct
-from typing import Final, NamedTuple, NewType, TypeAlias
+from itertools import accumulate, pairwise, product
+from struct import Struct, error
+from typing import Final, NamedTuple, NewType, NoReturn, TypeAlias
 
+from kvwal.errors import CorruptionError
 from kvwal.expiring import Expiring
+from kvwal.files.names import DATA
 
 __all__ = [
     "ADDRESS",
@@ -69,6 +73,7 @@ __all__ = [
     "OVERFLOW_REF",
     "OVERFLOW_THRESHOLD",
     "PAGE_SIZE",
+    "PLAIN_LEAVES",
     "POINTER",
     "POINTER_SIZE",
     "ExpiringRef",
@@ -127,6 +132,12 @@ _UNIFORM: Final = 0
 _NARROW: Final = 2
 _WIDE: Final = 4
 _MAX_NARROW: Final = 0xFFFF
+_WIDTHS: Final = (_UNIFORM, _NARROW, _WIDE)
+#: How a leaf without values that expire begins, and how any leaf does: kind, level, and columns of known width.
+PLAIN_LEAVES: Final = frozenset(bytes([LEAF, 0, *each]) for each in product(_WIDTHS, _WIDTHS))
+_LEAVES: Final = PLAIN_LEAVES | {bytes([EXPIRING_LEAF]) + each[1:] for each in PLAIN_LEAVES}
+#: What decoding raises where counts and offsets in verified bytes do not fit each other.
+_ODD: Final = (error, ArithmeticError, LookupError, ValueError)
 _NARROW_PAIR: Final = Struct("<HH")
 _WIDE_PAIR: Final = Struct("<II")
 
@@ -187,6 +198,8 @@ def _item_struct(size: int, count: int) -> Struct:
 def _slices(raw: bytes, column: int, at: int, begin: int, end: int, n: int) -> tuple[bytes, ...]:
     """The n items of a column whose boundaries, if any, lie at `at` and whose bytes at [begin, end)."""
     if column == _UNIFORM:
+        if n > len(raw):
+            raise ValueError(f"{n} items do not lie in {len(raw)} bytes")
         return _item_struct((end - begin) // n, n).unpack_from(raw, begin) if n else ()
     bounds = _boundary_struct(column, n + 1).unpack_from(raw, at)
     return tuple([raw[a:b] for a, b in pairwise(bounds)])
@@ -277,10 +290,25 @@ def encode_inner(separators: Sequence[bytes], pointers: bytes, level: int, gener
 
 def node_fault(raw: bytes, level: int) -> str | None:
     """Why verified bytes are not a node of this level; None if they are."""
-    kind = raw[0] if raw[0] != EXPIRING_LEAF else LEAF
-    if raw[1] != level or kind != (INNER if level else LEAF):
-        return f"holds a node of kind {raw[0]} and level {raw[1]} where one of level {level} belongs"
+    # For a leaf, which is what is read most, by one look.
+    if not level and raw[:4] in _LEAVES:
+        return None
+    if len(raw) < _HEADER_SIZE:
+        return "is too short for a node"
+    kind, has_level, key_column, value_column, n, _, begin, middle, end, _ = NODE_HEADER.unpack_from(raw)
+    if has_level != level or kind not in ((INNER,) if level else (LEAF, EXPIRING_LEAF)):
+        return f"holds a node of kind {kind} and level {has_level} where one of level {level} belongs"
+    if key_column not in _WIDTHS or value_column not in (_WIDTHS if not level else (_UNIFORM,)):
+        return f"holds a node with columns of width {key_column} and {value_column}, which are not known"
+    lies = _HEADER_SIZE + n * key_column <= begin <= middle and middle + n * POINTER_SIZE == end <= len(raw)
+    if not n or not lies:
+        return f"holds a node with {n} children that do not lie where its header says"
     return None
+
+
+def _undecodable(raw: bytes, failure: BaseException) -> NoReturn:
+    what = f"a node of generation {generation_of(raw)} cannot be decoded ({type(failure).__name__}: {failure})"
+    raise CorruptionError(DATA, None, what) from failure
 
 
 def generation_of(raw: bytes | Leaf) -> int:
@@ -291,9 +319,16 @@ def generation_of(raw: bytes | Leaf) -> int:
 
 
 def decode_leaf(raw: bytes | Leaf) -> Columns:
-    """All keys and values; overflow references as `OverflowRef`."""
+    """All keys and values; overflow references as `OverflowRef`. CorruptionError if they cannot be decoded."""
     if isinstance(raw, tuple):
         return raw[0], raw[1]
+    try:
+        return _decoded_leaf(raw)
+    except _ODD as failure:
+        _undecodable(raw, failure)
+
+
+def _decoded_leaf(raw: bytes) -> Columns:
     kind, _, key_column, value_column, n, _, begin, middle, end, m = NODE_HEADER.unpack_from(raw)
     keys = _slices(raw, key_column, _HEADER_SIZE, begin, middle, n)
     at = _HEADER_SIZE + (n + 1) * key_column
@@ -302,12 +337,18 @@ def decode_leaf(raw: bytes | Leaf) -> Columns:
         return keys, values
     marked = list(values)
     for index in _boundary_struct(_WIDE, m).unpack_from(raw, end):
-        marked[index] = OverflowRef(marked[index])
+        marked[index] = _reference(marked[index])
     if kind == EXPIRING_LEAF:
         for index in _expiring(raw, end + _WIDE * m):
             value = marked[index]
             marked[index] = ExpiringRef(value) if type(value) is OverflowRef else Expiring(value)
     return keys, tuple(marked)
+
+
+def _reference(value: bytes) -> OverflowRef:
+    if len(value) != OVERFLOW_REF.size:
+        raise CorruptionError(DATA, None, f"an overflow reference has {len(value)} bytes")
+    return OverflowRef(value)
 
 
 def _expiring(raw: bytes, at: int) -> Sequence[int]:
@@ -326,54 +367,64 @@ def pairs_in_leaf(leaf: Leaf) -> list[tuple[bytes, bytes]]:
 
 
 def decode_inner(raw: bytes) -> Inner:
-    """Separators, packed pointers and generation."""
+    """Separators, packed pointers and generation. CorruptionError if they cannot be decoded."""
     _, _, key_column, _, n, generation, begin, middle, end, _ = NODE_HEADER.unpack_from(raw)
-    return _slices(raw, key_column, _HEADER_SIZE, begin, middle, n - 1), raw[middle:end], generation
+    try:
+        return _slices(raw, key_column, _HEADER_SIZE, begin, middle, n - 1), raw[middle:end], generation
+    except _ODD as failure:
+        _undecodable(raw, failure)
 
 
 def find_in_leaf(leaf: bytes | Leaf, key: bytes) -> bytes | None:
-    """The key's value (or `OverflowRef`) without decoding the leaf; None if the key is not there."""
+    """The key's value (or `OverflowRef`) without decoding the leaf; None if the key is not there.
+
+    CorruptionError if the leaf cannot be decoded.
+    """
     if isinstance(leaf, tuple):
         keys, values, _, _ = leaf
         at = bisect_left(keys, key)
         return values[at] if at < len(keys) and keys[at] == key else None
     raw = leaf
-    kind, _, key_column, value_column, n, _, begin, middle, end, m = NODE_HEADER.unpack_from(raw)
-    # The search for the bytes runs in C. A hit that is not at a boundary may hide the true one.
-    at = raw.find(key, begin, middle)
-    if at < 0:
-        return None
-    size = len(key)
-    if key_column == _UNIFORM:
-        if size * n != middle - begin:
+    # Where nothing is raised this costs nothing.
+    try:
+        kind, _, key_column, value_column, n, _, begin, middle, end, m = NODE_HEADER.unpack_from(raw)
+        # The search for the bytes runs in C. A hit that is not at a boundary may hide the true one.
+        at = raw.find(key, begin, middle)
+        if at < 0:
             return None
-        index = 0
-        if n > 1:
-            index, rest = divmod(at - begin, size)
-            if rest:
-                index = _search_uniform(raw, key, begin, n)
+        size = len(key)
+        if key_column == _UNIFORM:
+            if size * n != middle - begin:
+                return None
+            index = 0
+            if n > 1:
+                index, rest = divmod(at - begin, size)
+                if rest:
+                    index = _search_uniform(raw, key, begin, n)
+                    if index < 0:
+                        return None
+        else:
+            # Where one boundary is the hit's begin and the next its end, the hit is a key: a search again in C.
+            pair = (_NARROW_PAIR if key_column == _NARROW else _WIDE_PAIR).pack(at, at + size)
+            index, rest = divmod(raw.find(pair, _HEADER_SIZE, begin) - _HEADER_SIZE, key_column)
+            if rest or not 0 <= index < n:
+                bounds = _boundary_struct(key_column, n + 1).unpack_from(raw, _HEADER_SIZE)
+                index = _search_bounds(raw, key, bounds, n)
                 if index < 0:
                     return None
-    else:
-        # Where one boundary is the hit's begin and the next its end, the hit is a key: a search again in C.
-        pair = (_NARROW_PAIR if key_column == _NARROW else _WIDE_PAIR).pack(at, at + size)
-        index, rest = divmod(raw.find(pair, _HEADER_SIZE, begin) - _HEADER_SIZE, key_column)
-        if rest or not 0 <= index < n:
-            bounds = _boundary_struct(key_column, n + 1).unpack_from(raw, _HEADER_SIZE)
-            index = _search_bounds(raw, key, bounds, n)
-            if index < 0:
-                return None
-    if value_column == _UNIFORM:
-        size = (end - middle) // n
-        value = raw[middle + index * size : middle + (index + 1) * size]
-    else:
-        offset = _HEADER_SIZE + (n + 1) * key_column + index * value_column
-        first, last = (_NARROW_PAIR if value_column == _NARROW else _WIDE_PAIR).unpack_from(raw, offset)
-        value = raw[first:last]
-    is_ref = m and index in _boundary_struct(_WIDE, m).unpack_from(raw, end)
-    if kind == EXPIRING_LEAF and index in _expiring(raw, end + _WIDE * m):
-        return ExpiringRef(value) if is_ref else Expiring(value)
-    return OverflowRef(value) if is_ref else value
+        if value_column == _UNIFORM:
+            size = (end - middle) // n
+            value = raw[middle + index * size : middle + (index + 1) * size]
+        else:
+            offset = _HEADER_SIZE + (n + 1) * key_column + index * value_column
+            first, last = (_NARROW_PAIR if value_column == _NARROW else _WIDE_PAIR).unpack_from(raw, offset)
+            value = raw[first:last]
+        is_ref = m and index in _boundary_struct(_WIDE, m).unpack_from(raw, end)
+        if kind == EXPIRING_LEAF and index in _expiring(raw, end + _WIDE * m):
+            return ExpiringRef(_reference(value)) if is_ref else Expiring(value)
+        return _reference(value) if is_ref else value
+    except _ODD as failure:
+        _undecodable(raw, failure)
 
 
 def _search_uniform(raw: bytes, key: bytes, begin: int, n: int) -> int:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from kvwal.errors import CorruptionError, Finding
 from kvwal.pages.catalogue import Root, decode_entry
-from kvwal.pages.node import POINTER, POINTER_SIZE, OverflowRef, decode_leaf
+from kvwal.pages.node import PAGE_SIZE, POINTER, POINTER_SIZE, OverflowRef, decode_leaf
 from kvwal.pages.pagefile import PageFile
 from kvwal.pages.pager import Pager
 
@@ -52,16 +52,17 @@ def _tree(reader: Pager, table: int, root: Root) -> Iterator[Salvaged | Finding]
 def _node(reader: Pager, table: int, pointer: bytes, level: int) -> Iterator[Salvaged | Finding]:
     try:
         node = reader.node(pointer, 0, level, keep=False)
+        keys, values = decode_leaf(node) if not level else ((), ())
     except CorruptionError as error:
-        entries = POINTER.unpack(pointer)[4]
-        yield Finding(error.file, error.offset, f"{error.reason}; {entries} entries are lost")
+        page, _, _, _, entries = POINTER.unpack(pointer)
+        offset = page * PAGE_SIZE if error.offset is None and page else error.offset
+        yield Finding(error.file, offset, f"{error.reason}; {entries} entries are lost")
         return
     if level:
         children = node[1]
         for at in range(0, len(children), POINTER_SIZE):
             yield from _node(reader, table, children[at : at + POINTER_SIZE], level - 1)
         return
-    keys, values = decode_leaf(node)
     if not any(isinstance(value, OverflowRef) for value in values):
         yield Salvaged(table, keys, values)
         return

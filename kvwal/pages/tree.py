@@ -23,10 +23,10 @@ from kvwal.pages.node import (
     ADDRESS,
     HAS_EXPIRING,
     HAS_OVERFLOW,
-    LEAF,
     NODE_HEADER,
     OVERFLOW_REF,
     PAGE_SIZE,
+    PLAIN_LEAVES,
     POINTER,
     POINTER_SIZE,
     Inner,
@@ -130,14 +130,14 @@ class Tree:
             raw = pager.file.pread(size, page * PAGE_SIZE)
         except (OSError, ValueError):
             raw = b""
-        if not page or len(raw) != size or crc32c(raw, page) != crc or raw[0] != LEAF or raw[1]:
+        if not page or len(raw) != size or crc32c(raw, page) != crc or raw[:4] not in PLAIN_LEAVES:
             leaf = pager.node(pointers, at, 0)
         else:
             cache.misses += 1
             if cache.admits(address):
                 cache.keep(address, raw)
             _, _, key_column, value_column, n, _, begin, middle, end, overflows = NODE_HEADER.unpack_from(raw)
-            if not (key_column or value_column or overflows):
+            if n and not (key_column or value_column or overflows):
                 found = raw.find(key, begin, middle) - begin
                 if found < 0:
                     return None

@@ -80,6 +80,18 @@ def test_node_of_another_level_is_not_accepted() -> None:
     assert generation_of(raw) == 7
 
 
+def test_node_with_a_column_of_unknown_width_is_not_accepted() -> None:
+    one, two = leaf({b"a": b"1"}), encode_inner([b"b"], POINTER.pack(2, 3, 4, 0, 5) * 2, 1, 1)
+    for raw, level, at, known in [(one, 0, 2, (0, 2, 4)), (one, 0, 3, (0, 2, 4)), (two, 1, 2, (0,)), (two, 1, 3, (0,))]:
+        for width in {*range(256)} - {*known} - ({2, 4} if at == 2 else set()):
+            fault = node_fault(raw[:at] + bytes([width]) + raw[at + 1 :], level)
+            assert "width" in str(fault), (level, at, width)
+    assert node_fault(b"", 0) == node_fault(b"", 1) == "is too short for a node"
+    # One child more than there are pointers.
+    assert "2 children" not in str(node_fault(two, 1))
+    assert "3 children" in str(node_fault(two[:4] + b"\3" + two[5:], 1))
+
+
 # Few letters and many repeats, so that a key often lies inside of, or across, others.
 repeating = st.text("ab\0", max_size=6).map(str.encode)
 
