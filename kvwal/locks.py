@@ -18,7 +18,7 @@ import functools
 import logging
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from gc import get_count, get_threshold
 from types import FrameType, TracebackType
 from typing import Any, Concatenate, Final, NoReturn, ParamSpec, Protocol, TypeVar
@@ -37,18 +37,23 @@ __all__ = [
     "refuse_reentry",
     "refused_calls",
     "release",
+    "shared_items",
     "wake",
 ]
 
 _P = ParamSpec("_P")
 _S = TypeVar("_S")
 _T = TypeVar("_T")
+_K = TypeVar("_K")
+_V = TypeVar("_V")
 
 # Modules with sections, or what runs in one.
 _INSIDE: Final = ("kvwal.engine.", "kvwal.following.", "kvwal.log.", "kvwal.pages.", "kvwal.locks")
 _refused: list[None] = []
 # The objects that the collector counts and that a section makes at a time.
 _SECTION_OBJECTS: Final = 16
+# What no mapping has as a value.
+_GONE: Final[Any] = object()
 
 
 class Lock(Protocol):
@@ -142,6 +147,20 @@ def collect_first(lock: Lock, count: int) -> None:
         return  # It is not its time, and will not be in the section.
     objects = [lock.__hash__ for _ in range(count)]
     del objects
+
+
+def shared_items(shared: Mapping[_K, _V]) -> list[tuple[_K, _V]]:
+    """The entries of a dict that another thread, or a finalizer on this one, may change meanwhile.
+
+    `list` of a dict, of its values, of a set or of a deque is one step: once it has begun it makes nothing that the
+    collector counts, and runs no code of others. `list(shared.items())` is not one, and neither are a comprehension and
+    `tuple`: they make objects on the way, so on CPython 3.11 the collector may run there, a finalizer with it, and
+    another thread in that. What came or went meanwhile would be a RuntimeError. Here it is in the list, or it is not.
+
+    No lock makes this needless: a finalizer runs on the thread that has the lock, and to let go of a hold or of a file
+    it takes none, so nothing refuses it.
+    """
+    return [(key, value) for key in list(shared) if (value := shared.get(key, _GONE)) is not _GONE]
 
 
 def refused_calls() -> int:

@@ -66,8 +66,13 @@ def made_over(attach: Callable[[], _E], make: Callable[[_E], _O]) -> _O:
         raise
 
 
+def _those_open() -> list[Opened]:
+    # By references, which is one step, as `shared_items` says: another thread may open a store meanwhile.
+    return [store for each in open_stores.valuerefs() if (store := each()) is not None]
+
+
 def _tell_child() -> None:
-    for store in list(open_stores.values()):
+    for store in _those_open():
         if not store.closed:
             store.engine.abandon(in_child=True)
     open_stores.clear()
@@ -75,7 +80,7 @@ def _tell_child() -> None:
 
 def _close_all() -> None:
     failure: Exception | None = None
-    for store in list(open_stores.values()):
+    for store in _those_open():
         try:
             store.close()
         except Exception as error:  # noqa: BLE001  # raised below: the others are closed all the same

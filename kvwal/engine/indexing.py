@@ -44,6 +44,7 @@ from kvwal.engine.writes import EncodedBatch
 from kvwal.errors import IndexNotDeclaredError, other_store
 from kvwal.expiring import plain
 from kvwal.keys import KeyRange
+from kvwal.locks import shared_items
 from kvwal.log import Extension
 
 __all__ = ["ALL", "Indexes"]
@@ -202,7 +203,7 @@ class Indexes:
 
     def steps(self) -> Generator[None, None, None]:
         """Do all of it, in steps. When it ends early, what is left is due. Two threads only do the same twice."""
-        for index, table in list(self._builds.items()):
+        for index, table in shared_items(self._builds):
             yield from self._build(index, table)
         if self._names.has_stale:
             # Before the rows are looked at.

@@ -30,7 +30,7 @@ from kvwal.engine.readers import Readers
 from kvwal.engine.value import MISSING, Missing, Value
 from kvwal.expiring import Expiring
 from kvwal.keys import SYSTEM_TABLE, KeyRange, Seqno
-from kvwal.locks import Lock, new_lock
+from kvwal.locks import Lock, new_lock, shared_items
 
 __all__ = ["ENTRY_OVERHEAD_BYTES", "Memtable", "Parts", "Walk", "combine", "deletes_something", "is_queued"]
 
@@ -269,7 +269,7 @@ class Parts:
 
     def written(self) -> list[tuple[int, Memtable]]:
         """Those that a commit has reached, and their tables."""
-        return [(table, part) for table, part in list(self._made.items()) if part]
+        return [(table, part) for table, part in shared_items(self._made) if part]
 
 
 def deletes_something(memtable: Memtable) -> bool:

@@ -13,6 +13,7 @@ from typing import Final, Generic, TypeVar
 from weakref import ref
 
 from kvwal.files import Directory, File
+from kvwal.locks import shared_items
 from kvwal.log.cut import Cut
 
 __all__ = ["Kept", "KeptFiles", "Loaded", "OpenFile"]
@@ -67,7 +68,7 @@ class Kept(Generic[_K, _V]):
             self._shrink(key)
 
     def _shrink(self, added: _K) -> None:
-        entries = list(self._entries.items())
+        entries = shared_items(self._entries)
         size = sum(entry.size for _, entry in entries)
         if size > self._most:
             # An eighth more, so that this is rare.
@@ -162,7 +163,7 @@ class KeptFiles:
 
         OSError if reading fails.
         """
-        there = {each: loaded for each, weak in list(self._loaded.items()) if (loaded := weak()) is not None}
+        there = {each: loaded for each, weak in shared_items(self._loaded) if (loaded := weak()) is not None}
         for each in list(self._loaded):
             if each not in there:
                 self._loaded.pop(each, None)

@@ -18,6 +18,7 @@ from weakref import ref
 
 from kvwal.errors import FeedGap
 from kvwal.keys import Seqno
+from kvwal.locks import shared_items
 from kvwal.log.segment import SegmentInfo
 from kvwal.times import time_of
 
@@ -140,7 +141,7 @@ class Retention:
     def _held(self) -> list[tuple[int, HoldInfo]]:
         """Those that are neither released nor collected, by key."""
         held: list[tuple[int, HoldInfo]] = []
-        for key, (info, hold) in list(self._holds.items()):
+        for key, (info, hold) in shared_items(self._holds):
             if hold() is None:
                 self._holds.pop(key, None)
             else:

@@ -10,6 +10,7 @@ import shutil
 import stat
 import subprocess
 import sys
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from store_fixtures import check_store, problems_of
 import kvwal
 import kvwal.aio
 from kvwal import FormatError, LockedError, ReadOnlyError, StoreNotFoundError
+from kvwal.api import opened
 from kvwal.api.opened import made_over
 from kvwal.engine.engine import Engine
 from kvwal.feed.status import describe
@@ -498,3 +500,24 @@ def test_a_closed_store_refuses_everything(tmp_path: Path) -> None:
     with pytest.raises(kvwal.ClosedError):
         txn.commit()
     assert "closed" in repr(db)
+
+
+def test_a_store_may_be_opened_while_the_open_ones_are_closed_at_the_exit(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Open:
+        closed = False
+
+        def close(self) -> None:
+            self.closed = True
+
+    first, second, there = Open(), Open(), weakref.WeakValueDictionary[int, Open]()
+
+    def opening() -> Open:
+        # What another thread does as the first one is looked at.
+        there[1] = second
+        return first
+
+    there.data[0] = opening  # type: ignore[attr-defined]  # typeshed does not list data
+    monkeypatch.setattr(opened, "open_stores", there)
+    opened._close_all()
+    assert first.closed
+    assert there[1] is second

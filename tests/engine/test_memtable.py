@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from functools import partial
-from itertools import pairwise
+from itertools import count, pairwise
 from typing import Any
 
 import pytest
+from collected import collected_everywhere
 from engine_fakes import apply, make, values_at
 from hypothesis import given
 from hypothesis import strategies as st
@@ -226,3 +227,12 @@ def test_a_commit_that_is_interrupted_anywhere_and_applied_again_is_applied_once
         if not interrupted:
             return
     raise AssertionError("applying a commit has no end")
+
+
+def test_a_finalizer_may_read_a_table_while_those_that_were_written_are_listed() -> None:
+    table, numbers = table_of(), count(1_000)
+    for number in range(20):
+        table.parts.of(number).write(Seqno(1), {b"k": b"v"}, 2, [])
+    reading = lambda: partial(table.parts.of, next(numbers))  # noqa: E731  # it is one expression
+    assert collected_everywhere(reading, table.parts.written, 50) >= 15
+    assert len(table.parts.written()) == 20

@@ -9,6 +9,7 @@ from typing import Any
 from weakref import ref
 
 import pytest
+from collected import collected_everywhere
 from hypothesis import given
 from hypothesis import strategies as st
 from key_log import KeyLog
@@ -277,3 +278,21 @@ def test_indexes_that_are_made_before_they_are_looked_at_are_counted_once(rng: R
     for _ in range(2):
         added = sum(info.size for info in log.log.segments(with_indexes=True))
         assert added == sum(info.size for info in log.log.segments()) + sizes
+
+
+# -- what finalizers let go of meanwhile -----------------------------------------------------------
+
+
+@pytest.mark.parametrize("use", ["holds", "drop_late", "drop_laziest", "release_before"])
+def test_a_finalizer_may_release_a_hold_while_the_holds_are_looked_at(use: str) -> None:
+    kept, there = retention(Time()), segments(0, 0, 0)
+    others = [kept.hold("some", Seqno(25), there, Seqno(30), 0) for _ in range(20)]
+    calls = {
+        "holds": kept.holds,
+        "drop_late": lambda: kept.drop_late(there),
+        "drop_laziest": lambda: kept.drop_laziest(Seqno(30), there),
+        "release_before": lambda: kept.release_before(Seqno(1), there),
+    }
+    count = collected_everywhere(lambda: kept.hold("feed", Seqno(25), there, Seqno(30), 0).release, calls[use], 60)
+    assert count >= 15
+    assert len(kept.holds()) == len(others)

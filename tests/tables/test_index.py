@@ -6,11 +6,14 @@ import errno
 import gc
 import threading
 from collections.abc import Iterator
+from functools import partial
+from itertools import count
 from pathlib import Path
 from random import Random
 from typing import Any
 
 import pytest
+from collected import collected_everywhere
 from store_fixtures import TINY, check_store, commit_rows, interrupted_at, problems_of, run_threads, wait_until
 
 import kvwal
@@ -1070,3 +1073,15 @@ def test_the_name_of_an_index_is_checked(db: kvwal.Store) -> None:
     for wrong, error in ((5, TypeError), ("", ValueError), ("x" * 256, ValueError), ("\ud800", ValueError)):
         with pytest.raises(error, match="an index's name"):
             table.index(wrong, key=str, codec=str)  # type: ignore[arg-type]  # it is refused
+
+
+def test_a_finalizer_may_begin_an_index_while_those_to_be_built_are_listed(
+    db: kvwal.Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    indexes, numbers = db.engine.tables.indexes, count(1_000)
+    monkeypatch.setattr(indexes, "_build", lambda index, table: iter([None]))
+    indexes._builds.update((number, 16) for number in range(20))
+    begin = indexes._builds.__setitem__
+    beginning = lambda: partial(begin, next(numbers), 16)  # noqa: E731  # it is one expression
+    assert collected_everywhere(beginning, lambda: next(indexes.steps()), 50) >= 15
+    indexes._builds.clear()
