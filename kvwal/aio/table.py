@@ -162,7 +162,7 @@ class AsyncTable(Writing[K, V], AsyncRecallingTable[K, V], Generic[K, V]):
         durability: Durability | None = None,
         meta: Mapping[str, str] | None = None,
     ) -> Seqno:
-        """Bring back what `key` was at a past moment, in a new commit. As `Store.revert`."""
+        """Bring back what `key` was at a past moment, in a new commit. As `kvwal.Table.revert`."""
         self._parts.refuse_if_over()
         how = How(durability, meta)
         encoded, value = await in_thread(self._table.past, key, to)

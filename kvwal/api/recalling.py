@@ -15,7 +15,7 @@ from kvwal.feed.change import Filter, Prefixes, Selection
 from kvwal.feed.changes import Bootstrap, Changes
 from kvwal.feed.chosen import AnyTables, table_ids
 from kvwal.feed.commits import Commit, commits
-from kvwal.feed.difference import Difference, differences
+from kvwal.feed.difference import Difference, differences, users_table
 from kvwal.feed.key_versions import KeyVersions
 from kvwal.feed.line import moment_of, seqno_of
 from kvwal.feed.previous import WithPrevious
@@ -127,7 +127,8 @@ class Recalling(OrderedMapping):
         """
         bounds = Bounds(start, stop, prefix, reverse, None)
         first, last = moment_of(self.engine, "a", a), None if b is None else moment_of(self.engine, "b", b)
-        return differences(self.engine, first, last, bounds, as_int("table", table, 0, MAX_TABLE_ID), self)
+        meant = users_table(as_int("table", table, 0, MAX_TABLE_ID))
+        return differences(self.engine, first, last, bounds, meant, self)
 
     # -- the feed -----------------------------------------------------------------------------
 

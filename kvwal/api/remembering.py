@@ -16,7 +16,7 @@ from kvwal.feed.change import Prefixes
 from kvwal.feed.chosen import AnyTables, table_ids
 from kvwal.feed.claim import remove_consumer
 from kvwal.feed.consumer import Consumer
-from kvwal.feed.difference import past_value
+from kvwal.feed.difference import past_value, users_table
 from kvwal.feed.lag import ConsumerInfo, consumers
 from kvwal.feed.line import moment_of
 from kvwal.keys import BytesLike, Seqno, as_int, as_key
@@ -29,7 +29,7 @@ def reverting(engine: Engine, key: BytesLike, to: int | datetime, table: int) ->
     """What `Store.revert` commits; it raises as that does."""
     name, moment = as_key(key), moment_of(engine, "to", to)
     table = as_int("table", table, 0, MAX_TABLE_ID)
-    value = past_value(engine, name, moment, table)
+    value = past_value(engine, name, moment, users_table(table))
     batch = WriteBatch()
     part = batch.table(table) if table else batch
     if value is None:

@@ -26,6 +26,7 @@ from kvwal.tables.index import Index, IndexSpec
 from kvwal.tables.migration import MIGRATION_BATCH, Migration, MigrationReport, Progress
 from kvwal.tables.reading import TypedReading
 from kvwal.tables.spec import TableSpec
+from kvwal.tables.stored import StoredTable
 from kvwal.tables.table import WritableTable
 from kvwal.tables.writing import How, at_once, bring_back
 from kvwal.times import time_of
@@ -69,6 +70,7 @@ class RecallingTable(TypedReading[K, V], Generic[K, V]):
 
     _engine: Engine
     _owner: object
+    _stored: StoredTable
 
     @property
     @abstractmethod
@@ -84,19 +86,20 @@ class RecallingTable(TypedReading[K, V], Generic[K, V]):
         reverse: bool = True,
         limit: int | None = None,
     ) -> Iterator[TableVersion[V]]:
-        """What each commit made of `key`, newest first. As `Store.versions`."""
-        table = self.id
+        """What each commit made of `key`, newest first. As `Store.versions`.
+
+        It goes by the table that has the name now: it tells nothing of one that was dropped, or that had the name
+        before this one, and of a table that was renamed all. Where there is none now, it is empty.
+        """
+        encoded = self._spec.encode_key(key)
+        first = None if since is None else seqno_of(self._engine, "since", since, SnapshotTooOld)
+        last = None if until is None else seqno_of(self._engine, "until", until, SnapshotTooOld)
+        most = None if limit is None else as_int("limit", limit, 0)
+        table, owner = self.id, self._owner
         if table is None:
             return iter(())
         found = KeyVersions(
-            self._engine,
-            self._spec.encode_key(key),
-            table=table,
-            since=None if since is None else seqno_of(self._engine, "since", since, SnapshotTooOld),
-            until=None if until is None else seqno_of(self._engine, "until", until, SnapshotTooOld),
-            reverse=reverse,
-            limit=None if limit is None else as_int("limit", limit, 0),
-            owner=self._owner,
+            self._engine, encoded, table=table, since=first, until=last, reverse=reverse, limit=most, owner=owner
         )
         return (
             TableVersion(each.seqno, each.time_us, each.meta, each.kind, self._of(each.value), each.cause)
@@ -116,20 +119,24 @@ class RecallingTable(TypedReading[K, V], Generic[K, V]):
         prefix: Any = None,
         reverse: bool = False,
     ) -> Iterator[TableDifference[K, V]]:
-        """The keys whose values at moment `b` (None: now) are others than at moment `a`. As `Store.diff`."""
-        table = self.id
-        if table is None:
-            return iter(())
+        """The keys whose values at moment `b` (None: now) are others than at moment `a`. As `Store.diff`.
+
+        At each moment it is the table that had the name then, as in a snapshot. Where these are two tables, as after it
+        was dropped and made again, or one is missing, it costs a scan of both. TableCodecError for other codecs.
+        """
         bounds = self._bounds(start, stop, prefix, reverse, None)
-        last = None if b is None else moment_of(self._engine, "b", b)
-        found = differences(self._engine, moment_of(self._engine, "a", a), last, bounds, table, self._owner)
+        first, last = moment_of(self._engine, "a", a), None if b is None else moment_of(self._engine, "b", b)
+        found = differences(self._engine, first, last, bounds, self._stored.id_at, self._owner)
         decode = self._spec.key.decode
         return (TableDifference(decode(key), self._of(old), self._of(new)) for key, old, new in found)
 
     def past(self, key: K, at: int | datetime) -> tuple[bytes, bytes | None]:
-        """The key as bytes, and its value at a past moment; None if it had none. Raises as `Store.snapshot`."""
-        encoded, then, table = self._spec.encode_key(key), moment_of(self._engine, "to", at), self.id
-        return encoded, None if table is None else past_value(self._engine, encoded, then, table)
+        """The key as bytes, and its value in the table that had the name at a past moment; None if it had none.
+
+        Raises as `Store.snapshot`, and TableCodecError if that table had other codecs.
+        """
+        encoded, then = self._spec.encode_key(key), moment_of(self._engine, "to", at)
+        return encoded, past_value(self._engine, encoded, then, self._stored.id_at)
 
     def at(self, at: int | datetime) -> Snapshot:
         """The store at a past moment: `users.within(users.at(moment))` is the table then. See `Store.snapshot`."""
@@ -171,7 +178,11 @@ class Table(WritableTable[K, V], RecallingTable[K, V], Generic[K, V]):
         durability: Durability | None = None,
         meta: Mapping[str, str] | None = None,
     ) -> Seqno:
-        """Bring back what `key` was at a past moment, in a new commit. As `Store.revert`."""
+        """Bring back what `key` was at a past moment, in a new commit. As `Store.revert`.
+
+        The value is that of the table that had the name then, as in a snapshot, and goes into the one that has it now,
+        which is made if there is none, as by `put`. TableCodecError if either has other codecs.
+        """
         how = How(durability, meta)
         return at_once(bring_back, self._way, self._spec, *self.past(key, to), how)
 

@@ -39,3 +39,22 @@ def test_past_moments_differences_and_reverts(tmp_path: Path) -> None:
             db.snapshot(at=1)
 
     run(main())
+
+
+def test_a_moment_means_the_table_that_had_the_name_then(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with kvwal.aio.open(tmp_path / "a.kv", keep_history_s=1e6) as db:
+            users = db.table("users", str, int)
+            before = await users.put("ada", 1)
+            await db.drop_table("users")
+            assert [each async for each in users.diff(before)] == [("ada", 1, None)]
+            with pytest.raises(TypeError):
+                await users.versions("ada", limit="x")  # type: ignore[arg-type]  # that is what is wrong
+            with pytest.raises(ValueError, match="no commit 99"):
+                await users.revert("ada", to=99)
+            await users.put("bob", 2)
+            await users.revert("ada", to=before)
+            await users.revert("bob", to=before)
+            assert [pair async for pair in users.scan()] == [("ada", 1)]
+
+    run(main())

@@ -65,6 +65,25 @@ def test_it_looks_back_as_the_store_does(path: str) -> None:
                 live.snapshot(at=datetime(2026, 1, 1))  # noqa: DTZ001  # that is what is wrong
 
 
+def test_a_moment_means_the_table_that_had_the_name_then(path: str) -> None:
+    with kvwal.open(path, **HISTORY) as db:
+        users = db.table("users", str, int)
+        users["ada"] = 1
+        before = db.last_seqno
+        db.drop_table("users")
+        all_durable(db)
+        with kvwal.follow(path) as live:
+            followed = live.table("users", str, int)
+            assert list(followed.diff(before)) == list(users.diff(before)) == [("ada", 1, None)]
+            assert list(followed.versions("ada")) == []
+            with pytest.raises(TypeError):
+                followed.versions("ada", limit="x")  # type: ignore[arg-type]  # that is what is wrong
+            users["bob"] = 2
+            all_durable(db)
+            live.refresh()
+            assert list(followed.diff(before)) == list(users.diff(before)) == [("ada", 1, None), ("bob", None, 2)]
+
+
 def test_past_moments_are_read_while_the_writer_goes_on_and_restarts() -> None:
     """Bases come and go, segments are retired, and a crash replaces the newest: never a wrong pair."""
     disk, path = SimulatedDisk(), "/store"

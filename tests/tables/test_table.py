@@ -529,6 +529,123 @@ def test_versions_differences_and_what_is_brought_back(db: kvwal.Store) -> None:
         users.revert("a", to=99)
 
 
+def past_of(table: Any, at: int) -> tuple[dict[str, Any], list[tuple[Any, ...]]]:
+    """What a table was at a moment, and what differs since: that both say the same is checked in both directions."""
+    with table.at(at) as then:
+        was, now = dict(table.within(then)), dict(table)
+    both = {*was, *now}
+    expected = [(key, was.get(key), now.get(key)) for key in sorted(both) if was.get(key) != now.get(key)]
+    assert list(table.diff(at)) == expected
+    assert list(table.diff(at, reverse=True)) == expected[::-1]
+    return was, expected
+
+
+def test_a_moment_means_the_table_that_had_the_name_then(db: kvwal.Store) -> None:
+    users = db.table("users", str, int)
+    users.update({"ada": 1, "bob": 2, "cyd": 3})
+    before = db.last_seqno
+    db.drop_table("users")
+    dropped = db.last_seqno
+    assert past_of(users, before) == (
+        {"ada": 1, "bob": 2, "cyd": 3},
+        [("ada", 1, None), ("bob", 2, None), ("cyd", 3, None)],
+    )
+    assert list(users.diff(dropped, before, start="b", stop="c")) == [("bob", None, 2)]
+    assert list(users.diff(before, start="c", stop="b")) == []
+    assert list(users.versions("ada")) == []
+    # What was not there is deleted, which makes no table.
+    assert users.revert("dan", to=before) == dropped
+    assert users.id is None
+    # It is made by what is brought back, as by a put.
+    assert users.revert("ada", to=before) == dropped + 1
+    assert dict(users) == {"ada": 1}
+    assert [version.value for version in users.versions("ada")] == [1]
+    # Made again, with some that are the same.
+    users.update({"bob": 2, "cyd": 33, "eve": 5})
+    assert past_of(users, before)[1] == [("cyd", 3, 33), ("eve", None, 5)]
+    assert list(users.diff(before, prefix="e")) == [("eve", None, 5)]
+    users.revert("cyd", to=before)
+    users.revert("eve", to=before)
+    assert users == {"ada": 1, "bob": 2, "cyd": 3}
+    users.revert("bob", to=dropped)
+    assert users == {"ada": 1, "cyd": 3}
+    assert {reader.purpose for reader in db.pins()} <= {"window"}
+
+
+def test_a_moment_of_a_table_that_another_took_the_name_of(db: kvwal.Store) -> None:
+    one, two = db.table("one", str, int), db.table("two", str, int)
+    one["k"], two["k"] = 10, 20
+    before = db.last_seqno
+    db.drop_table("one")
+    db.rename_table("two", "one")
+    one["k"] = 21
+    assert past_of(one, before) == ({"k": 10}, [("k", 10, 21)])
+    assert past_of(two, before) == ({"k": 20}, [("k", 20, None)])
+    assert [version.value for version in one.versions("k")] == [21, 20]
+    one.revert("k", to=before)
+    two.revert("k", to=before)
+    assert (one["k"], two["k"]) == (10, 20)
+
+
+def test_a_moment_of_a_table_with_other_codecs_is_refused(db: kvwal.Store) -> None:
+    former = db.table("users", str, str)
+    former["ada"] = "text"
+    before = db.last_seqno
+    db.drop_table("users")
+    users = db.table("users", str, int)
+    for read in (lambda: users.revert("ada", to=before), lambda: users.diff(before), lambda: users.diff(0, before)):
+        with pytest.raises(TableCodecError):
+            read()
+    assert db.last_seqno == before + 1
+    # A former version of the codec is one that it reads.
+    first = db.table("docs", str, codecs.versioned(codecs.json(), version=1))
+    first["ada"] = [1]
+    then = db.last_seqno
+    db.drop_table("docs")
+    docs = db.table("docs", str, codecs.versioned(codecs.json(), version=2, upcasters={1: lambda old: [*old, 2]}))
+    docs.revert("ada", to=then)
+    assert docs["ada"] == [1, 2]
+    assert list(docs.diff(then)) == []
+    # The table was made for the newer one, as by a put.
+    with pytest.raises(TableCodecError):
+        first.get("ada")
+
+
+def test_a_value_that_expires_is_brought_back_from_a_table_that_is_gone(db: kvwal.Store) -> None:
+    users = db.table("users", str, int, expire_s=3600)
+    users.put("ada", 1, expire_s=60)
+    before, expires = db.last_seqno, users.expires("ada")
+    db.drop_table("users")
+    users.revert("ada", to=before)
+    assert users.expires("ada") == expires
+
+
+@pytest.mark.parametrize("there", [False, True])
+def test_arguments_are_checked_whether_or_not_there_is_a_table(db: kvwal.Store, there: bool) -> None:
+    users: Any = db.table("users", str, int)
+    if there:
+        users["ada"] = 1
+    with pytest.raises(ValueError, match="commit 999"):
+        users.revert("ada", to=999)
+    with pytest.raises(ValueError, match="commit 999"):
+        users.diff(999)
+    for wrong in (
+        lambda: users.diff("x"),
+        lambda: users.diff(0, "x"),
+        lambda: users.diff(0, start=5),
+        lambda: users.versions(7),
+        lambda: users.versions("ada", since="x"),
+        lambda: users.versions("ada", until="x"),
+        lambda: users.versions("ada", limit="x"),
+        lambda: users.revert(7, to=0),
+        lambda: users.revert("ada", to="x"),
+    ):
+        with pytest.raises(TypeError):
+            wrong()
+    with pytest.raises(ValueError, match="limit"):
+        users.versions("ada", limit=-1)
+
+
 def test_what_is_not_of_one_key_is_no_key_of_a_change(db: kvwal.Store) -> None:
     one: Any
     for name, key, one in (
