@@ -10,6 +10,7 @@ from kvwal.db.mapping import Bounds, OrderedMapping
 from kvwal.db.snapshot import Snapshot
 from kvwal.engine.engine import Engine
 from kvwal.engine.past import Window
+from kvwal.engine.state import UnlessGone
 from kvwal.errors import SnapshotTooOld
 from kvwal.feed.change import Filter, Prefixes, Selection
 from kvwal.feed.changes import Bootstrap, Changes
@@ -21,7 +22,7 @@ from kvwal.feed.line import moment_of, seqno_of
 from kvwal.feed.previous import WithPrevious
 from kvwal.feed.quiet import Quiet
 from kvwal.keys import Bound, BytesLike, as_int, as_key
-from kvwal.log import Record
+from kvwal.log import Record, SegmentCursor
 
 __all__ = ["Recalling"]
 
@@ -66,7 +67,7 @@ class Recalling(OrderedMapping):
         if not self.engine.upkeep.is_read_only:
             # What a commit that is under way appends is in the log when this returns.
             self.engine.queue.run(lambda: None)
-        return self.engine.upkeep.read(position, self.engine.state.seqno, "history")
+        return _recorded(self.engine, self.engine.upkeep.read(position, self.engine.state.seqno, "history"))
 
     def versions(
         self,
@@ -216,3 +217,10 @@ class Recalling(OrderedMapping):
         Flushes what the snapshot shows, where that is not durable yet. Close it, or use it in a `with` block.
         """
         return Bootstrap(self.engine, owner=self)
+
+
+def _recorded(engine: Engine, cursor: SegmentCursor) -> Iterator[Record]:
+    with cursor, UnlessGone(engine.state):
+        for record in cursor:
+            engine.state.refuse_if_gone()
+            yield record

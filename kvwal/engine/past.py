@@ -17,6 +17,7 @@ from kvwal.engine.keeping import Keeping
 from kvwal.engine.past_version import PastVersion
 from kvwal.engine.readers import Moments, Reader
 from kvwal.engine.recovery import Recovered
+from kvwal.engine.state import UnlessGone
 from kvwal.engine.stats import Pin
 from kvwal.engine.succession import Succession
 from kvwal.errors import FeedGap, SnapshotTooOld
@@ -88,6 +89,10 @@ class Past:
     def pins(self) -> list[Pin]:
         """What holds a moment, or log, but for consumers. O(extents) for each reader of a former version."""
         self._state.refuse_if_gone()
+        with UnlessGone(self._state):
+            return self._pins()
+
+    def _pins(self) -> list[Pin]:
         pins: list[Pin] = []
         for reader in self._moments.readers.all():
             generation, size = reader.version.tree.meta.generation, self._succession.held_bytes(reader.version)
@@ -110,7 +115,8 @@ class Past:
 
     def hold_log(self, after: Seqno | None) -> SegmentCursor:
         """Hold the log beyond a commit (None: all of it) until what this returns is closed or collected."""
-        return self._keeping.hold(after, "diff")
+        with UnlessGone(self._state):
+            return self._keeping.hold(after, "diff")
 
     @contextmanager
     def generation(self, *, oldest: bool = False) -> Iterator[tuple[Meta, Pager]]:
@@ -149,6 +155,10 @@ class Past:
             ValueError: there is no such commit yet, or the time is still to come, or has no time zone.
         """
         self._state.refuse_if_gone()
+        with UnlessGone(self._state):
+            return self._reader(at, purpose, owner)
+
+    def _reader(self, at: Seqno | datetime, purpose: str, owner: object) -> Reader:
         newest = self._state.seqno
         seqno = self._seqno_at(at, newest) if isinstance(at, datetime) else at
         if seqno > newest:
@@ -268,7 +278,8 @@ class Past:
         until = newest if until is None else min(until, newest)
         after = None if since is None else Seqno(max(since - 1, 0))
         try:
-            return self._history.find(table, key, after, until, reverse=reverse)
+            with UnlessGone(self._state):
+                return self._history.find(table, key, after, until, reverse=reverse)
         except FeedGap as gap:
             raise SnapshotTooOld(
                 gap.asked + 1 if isinstance(gap.asked, int) else gap.asked,

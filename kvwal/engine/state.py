@@ -16,6 +16,7 @@ them:
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import TracebackType
 from typing import Any, Final
 
 from kvwal.engine.memtable import Memtable
@@ -25,7 +26,28 @@ from kvwal.keys import Seqno
 from kvwal.locks import Lock, locked, new_lock
 from kvwal.pages import PageFile
 
-__all__ = ["State"]
+__all__ = ["State", "UnlessGone"]
+
+
+class UnlessGone:
+    """A block that reads files without a lock: where it fails, and the store is closed by then, that is why.
+
+    It was closed by another thread; of it the files only know that they are closed, or that others have their numbers.
+    """
+
+    __slots__ = ("_state",)
+
+    def __init__(self, state: State) -> None:
+        self._state = state
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        # Neither an end nor an interruption is a failure.
+        if isinstance(error, Exception) and not isinstance(error, StopIteration):
+            self._state.refuse_if_gone()
 
 
 class State:

@@ -17,6 +17,7 @@ from kvwal.engine.expirer import Expirer
 from kvwal.engine.past import Past
 from kvwal.engine.readers import Readers
 from kvwal.engine.recovery import Recovered, RecoveryReport
+from kvwal.engine.state import UnlessGone
 from kvwal.engine.stats import Stats
 from kvwal.engine.tables import Tables
 from kvwal.engine.verify import VerifyReport, verify_parts
@@ -111,10 +112,16 @@ class Upkeep:
     def verify(self, progress: Callable[[int, int], None] | None) -> VerifyReport:
         """Prove pages, log, and the one against the other. Checkpoints wait meanwhile."""
         self._state.refuse_if_gone()
-        if self._checkpointer is None:
-            return self._verify_beside(progress)
-        self._queue.refuse_reentry("verifying")
-        return self._checkpointer.while_idle(lambda: self._verify(progress))
+        with UnlessGone(self._state):
+            if self._checkpointer is None:
+                report = self._verify_beside(progress)
+            else:
+                self._queue.refuse_reentry("verifying")
+                report = self._checkpointer.while_idle(lambda: self._verify(progress))
+        if not report.ok:
+            # What could not be read is in it, and may be what was closed meanwhile.
+            self._state.refuse_if_gone()
+        return report
 
     def _verify_beside(self, progress: Callable[[int, int], None] | None) -> VerifyReport:
         """The same of files that another process may be writing: again where pages, or log, went meanwhile."""
@@ -141,9 +148,9 @@ class Upkeep:
     def stats(self) -> Stats:
         """Figures about memory, pages and log, and how archives are doing."""
         self._state.refuse_if_gone()
-        expiry = self._expirer.waiting()
         parts = self._state, self._readers, self._pages, self._log, self._reader
-        return Stats.of(*parts, expiry, self._archives.statuses())
+        with UnlessGone(self._state):
+            return Stats.of(*parts, self._expirer.waiting(), self._archives.statuses())
 
     def read(self, after: Seqno | datetime | None, until: Seqno | None, purpose: str | None) -> SegmentCursor:
         """The commits beyond `after` (None: all that the log still has), up to `until` (None: as they become durable).
@@ -153,8 +160,12 @@ class Upkeep:
         `after` is beyond the newest commit; ReadOnlyError where none can come.
         """
         self._state.refuse_if_gone()
-        if isinstance(after, datetime):
-            return self._read_since(after, until, purpose)
+        with UnlessGone(self._state):
+            if isinstance(after, datetime):
+                return self._read_since(after, until, purpose)
+            return self._read_beyond(after, until, purpose)
+
+    def _read_beyond(self, after: Seqno | None, until: Seqno | None, purpose: str | None) -> SegmentCursor:
         log = self._log
         if after is not None and after > (newest := self._state.seqno if log is None else log.last_seqno):
             raise FeedGap(after, self._segments()[0].first_seqno, newest)

@@ -16,6 +16,7 @@ from kvwal.engine.consumers import ConsumerRow, Consumers, Owner, RowChange
 from kvwal.engine.engine import Engine
 from kvwal.engine.parked import SYSTEM_TABLE, parked_prefix
 from kvwal.engine.request import CommitRequest
+from kvwal.engine.state import UnlessGone
 from kvwal.errors import ConsumerExistsError, FeedGap, LockedError
 from kvwal.feed.asked import Asked
 from kvwal.feed.line import seqno_of
@@ -51,7 +52,8 @@ def release(consumers: Consumers, name: str, token: Owner, to: Owner | None = No
 
 def begin(engine: Engine, asked: Asked, *, taken: bool) -> ConsumerRow:
     """The row as it is from here on, and its hold. Raises as `Store.consumer`. `taken`: from another owner."""
-    return _found(engine, asked, taken=taken) or _created(engine, asked)
+    with UnlessGone(engine.state):
+        return _found(engine, asked, taken=taken) or _created(engine, asked)
 
 
 def _found(engine: Engine, asked: Asked, *, taken: bool) -> ConsumerRow | None:

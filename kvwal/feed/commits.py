@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 
 from kvwal.engine.engine import Engine
+from kvwal.engine.state import UnlessGone
 from kvwal.feed.change import Filter
 from kvwal.feed.line import durable_now
 from kvwal.keys import Seqno
@@ -81,20 +82,15 @@ def _listed(
     owner: object,
 ) -> Iterator[Commit]:
     """`owner`: the store, which is not collected while it is read."""
-    with cursor:
-        try:
-            for record in cursor:
-                engine.state.refuse_if_gone()
-                if until_us is not None and record.time_us > until_us:
-                    return
-                if record.time_us >= since_us:
-                    commit = _commit(record, pairs, wanted)
-                    if commit is not None:
-                        yield commit
-        except Exception:
-            # What is wrong may be that the store was closed meanwhile.
+    with cursor, UnlessGone(engine.state):
+        for record in cursor:
             engine.state.refuse_if_gone()
-            raise
+            if until_us is not None and record.time_us > until_us:
+                return
+            if record.time_us >= since_us:
+                commit = _commit(record, pairs, wanted)
+                if commit is not None:
+                    yield commit
     del owner
 
 

@@ -18,6 +18,7 @@ from kvwal.db.mapping import Bounds
 from kvwal.engine.engine import Engine
 from kvwal.engine.expiry import due_rows, queued_keys
 from kvwal.engine.readers import Reader
+from kvwal.engine.state import UnlessGone
 from kvwal.engine.value import Value
 from kvwal.expiring import Expiring, judged
 from kvwal.keys import SYSTEM_TABLE, KeyRange, Seqno, disjoint
@@ -74,10 +75,11 @@ def differences(
     whole = past.hold_log(None)
     readers: list[Reader] = []
     try:
-        readers.append(old := past.reader(a, "diff", owner))
-        readers.append(new := moments.reader("diff", owner=owner) if b is None else past.reader(b, "diff", owner))
-        tables = table_at(old), table_at(new)
-        held = past.hold_log(min(old.seqno, new.seqno))
+        with UnlessGone(engine.state):
+            readers.append(old := past.reader(a, "diff", owner))
+            readers.append(new := moments.reader("diff", owner=owner) if b is None else past.reader(b, "diff", owner))
+            tables = table_at(old), table_at(new)
+            held = past.hold_log(min(old.seqno, new.seqno))
     except BaseException:
         for reader in readers:
             reader.release()
@@ -90,20 +92,27 @@ def differences(
 def _differences(
     engine: Engine, old: Reader, new: Reader, bounds: Bounds, tables: tuple[int | None, int | None], held: SegmentCursor
 ) -> Iterator[Difference]:
-    reads, (table, other) = engine.reads, tables
+    table, other = tables
     try:
-        if table != other:
-            yield from _of_two(_pairs(engine, old, bounds, table), _pairs(engine, new, bounds, other), bounds.reverse)
-        elif table is not None:
-            first, last = (old, new) if old.seqno < new.seqno else (new, old)
-            for key in _changed(engine, first, last, bounds, table):
-                before, after = reads.read_at(old, key, table=table), reads.read_at(new, key, table=table)
-                if before != after:
-                    yield Difference(key, before, after)
+        with UnlessGone(engine.state):
+            if table != other:
+                both = _pairs(engine, old, bounds, table), _pairs(engine, new, bounds, other)
+                yield from _of_two(*both, reverse=bounds.reverse)
+            elif table is not None:
+                yield from _of_one(engine, old, new, bounds, table)
     finally:
         held.close()
         old.release()
         new.release()
+
+
+def _of_one(engine: Engine, old: Reader, new: Reader, bounds: Bounds, table: int) -> Iterator[Difference]:
+    """What one table differs by, by what was changed in it."""
+    reads, (first, last) = engine.reads, (old, new) if old.seqno < new.seqno else (new, old)
+    for key in _changed(engine, first, last, bounds, table):
+        before, after = reads.read_at(old, key, table=table), reads.read_at(new, key, table=table)
+        if before != after:
+            yield Difference(key, before, after)
 
 
 def _pairs(engine: Engine, reader: Reader, bounds: Bounds, table: int | None) -> Iterator[tuple[bytes, bytes]]:
@@ -116,7 +125,7 @@ def _pairs(engine: Engine, reader: Reader, bounds: Bounds, table: int | None) ->
 
 
 def _of_two(
-    old: Iterator[tuple[bytes, bytes]], new: Iterator[tuple[bytes, bytes]], reverse: bool
+    old: Iterator[tuple[bytes, bytes]], new: Iterator[tuple[bytes, bytes]], *, reverse: bool
 ) -> Iterator[Difference]:
     """What two walks in the same direction differ by."""
     both = merge(zip(old, repeat(False)), zip(new, repeat(True)), key=_key_of, reverse=reverse)

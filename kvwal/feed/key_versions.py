@@ -8,6 +8,7 @@ from datetime import datetime
 
 from kvwal.db.handle import Closing
 from kvwal.engine.engine import Engine
+from kvwal.engine.state import UnlessGone
 from kvwal.errors import closed
 from kvwal.expiring import plain
 from kvwal.keys import Seqno
@@ -88,7 +89,8 @@ class KeyVersions(Iterator[KeyVersion], Closing):
         if cursor is None:
             raise closed("iterator")
         try:
-            version = _version(next(cursor))
+            with UnlessGone(self._engine.state):
+                version = _version(next(cursor))
         except StopIteration:
             self._left = 0
             self.close()

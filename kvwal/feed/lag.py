@@ -10,6 +10,7 @@ from typing import Final, Literal
 from kvwal.engine.consumers import ConsumerRow
 from kvwal.engine.engine import Engine
 from kvwal.engine.parked import Parked
+from kvwal.engine.state import UnlessGone
 from kvwal.errors import FeedGap
 from kvwal.keys import Seqno
 from kvwal.log.record import is_system
@@ -57,7 +58,8 @@ class ConsumerInfo:
 
 def consumers(engine: Engine) -> list[ConsumerInfo]:
     """The consumers of a store, by name."""
-    return [_info(engine, row) for row in engine.upkeep.consumers.rows()]
+    with UnlessGone(engine.state):
+        return [_info(engine, row) for row in engine.upkeep.consumers.rows()]
 
 
 def _info(engine: Engine, row: ConsumerRow) -> ConsumerInfo:

@@ -174,7 +174,10 @@ class _PositionedFile:
             raise failed(error, self._path, "write") from None
 
     def size(self) -> int:
-        return os.fstat(self._fd).st_size
+        try:
+            return os.fstat(self._fd).st_size
+        except OSError as error:
+            raise failed(error, self._path) from None
 
     def identity(self) -> object:
         self._refuse_in_child()

@@ -21,6 +21,8 @@ from store_fixtures import TINY, check_store, interrupted_at, readers_in, run_th
 import kvwal
 from kvwal import SnapshotTooOld
 from kvwal.batch import WriteBatch
+from kvwal.files.directory import SystemDirectory
+from kvwal.files.file import SystemFile
 from kvwal.pages import bases as page_bases
 from kvwal.pages import pagefile
 from kvwal.testing import SimulatedDisk
@@ -228,6 +230,24 @@ def test_a_time_before_the_window_is_refused(disk: SimulatedDisk) -> None:
         db.snapshot(at=datetime(2001, 1, 1, tzinfo=UTC))
 
 
+# What reads files without a lock.
+LOOKS_BACK: dict[str, Callable[[kvwal.Store], object]] = {
+    "versions": lambda db: list(db.versions(b"01")),
+    "diff": lambda db: list(db.diff(120)),
+    "diff of a table": lambda db: list(db.table("t", bytes, bytes).diff(120)),
+    "get": lambda db: db.snapshot(at=120).get(b"01"),
+    "scan": lambda db: list(db.snapshot(at=120)),
+    "time": lambda db: db.snapshot(at=datetime.now(UTC)),
+    "changes": lambda db: list(db.changes()),
+    "commits": lambda db: list(db.commits()),
+    "history": lambda db: list(db.history()),
+    "pins": lambda db: db.pins(),
+    "stats": lambda db: db.stats(),
+    "consumers": lambda db: db.consumers(),
+    "consumer": lambda db: db.consumer(f"c{db.last_seqno}", start=datetime.now(UTC)),
+}
+
+
 @pytest.mark.parametrize("use", ["get", "len", "scan", "diff", "changes"])
 def test_a_store_that_is_closed_says_so_to_who_reads_its_past(tmp_path: Path, use: str) -> None:
     db = kvwal.open(tmp_path / "a.kv", **KEEP, background=False, durability="os")
@@ -249,6 +269,61 @@ def test_a_store_that_is_closed_says_so_to_who_reads_its_past(tmp_path: Path, us
     db.close()
     with pytest.raises(kvwal.ClosedError):
         {"get": lambda: snapshot[b"00001"], "len": lambda: len(snapshot)}.get(use, lambda: list(reading))()
+
+
+@pytest.mark.parametrize("at", [1, 2, 5])
+@pytest.mark.parametrize("use", sorted(LOOKS_BACK))
+def test_a_store_that_is_closed_as_files_are_read_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, use: str, at: int
+) -> None:
+    options = {**KEEP, "segment_bytes": 16 << 10, "checkpoint_log_bytes": 16 << 10, "durability": "os"}
+    db = kvwal.open(tmp_path / "a.kv", **options, background=False)
+    for number in range(300):
+        db.put(b"%02d" % (number % 50), b"x" * 150)
+        if number % 100 == 50:
+            db.checkpoint()
+    db.consumer("c", start="oldest").close()
+    reader, left = threading.current_thread(), at
+
+    def closing(call: Callable[..., Any]) -> Callable[..., Any]:
+        def closed(*args: Any, **named: Any) -> Any:
+            nonlocal left
+            if threading.current_thread() is reader:
+                left -= 1
+                if not left:
+                    thread = threading.Thread(target=db.close)
+                    thread.start()
+                    thread.join(10)
+                    assert not thread.is_alive()
+            return call(*args, **named)
+
+        return closed
+
+    for kind, names in ((SystemDirectory, ("open", "names")), (SystemFile, ("pread", "size"))):
+        for name in names:
+            monkeypatch.setattr(kind, name, closing(getattr(kind, name)))
+    with pytest.raises(kvwal.ClosedError):
+        for _ in range(50):
+            LOOKS_BACK[use](db)
+    assert left <= 0
+
+
+def test_a_store_that_is_closed_before_its_proof_begins_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    db = kvwal.open(tmp_path / "a.kv", **KEEP, background=False)
+    db.update({b"%d" % number: b"v" for number in range(100)})
+    db.checkpoint()
+    checkpointer: Any = db.engine.upkeep._checkpointer
+    while_idle = checkpointer.while_idle
+
+    def closed(action: Callable[[], Any]) -> Any:
+        db.close()
+        return while_idle(action)
+
+    monkeypatch.setattr(checkpointer, "while_idle", closed)
+    with pytest.raises(kvwal.ClosedError):
+        db.verify()
 
 
 # -- diff and revert ---------------------------------------------------------------------------
