@@ -145,6 +145,6 @@ class Remembering(Recalling):
     def remove_consumer(self, name: str) -> bool:
         """Forget a consumer, its position and its hold on the log. Returns whether there was one.
 
-        LockedError if it is in use.
+        LockedError if it is in use; ReadOnlyError; TypeError or ValueError for what can be no name.
         """
         return remove_consumer(self.engine, name)

@@ -7,20 +7,25 @@ from collections.abc import Iterable
 from datetime import datetime
 from typing import Final, Literal, TypeAlias
 
-from kvwal.engine.consumers import MAX_NAME_BYTES
+from kvwal.engine.tables import as_table_name
 from kvwal.feed.change import Filter, Prefixes
 from kvwal.feed.quiet import Quiet
 from kvwal.keys import as_int, as_seconds
 from kvwal.log import Limits
 from kvwal.times import us_of
 
-__all__ = ["Asked", "Start"]
+__all__ = ["Asked", "Start", "as_consumer_name"]
 
 Start: TypeAlias = Literal["now", "oldest"] | int | datetime
 """Where a new consumer begins: with what comes, with what the log has, after a commit or position, or at a time."""
 
 # Of a limit.
 _MOST: Final = 1 << 62
+
+
+def as_consumer_name(name: str) -> str:
+    """The name, if a consumer may have it. TypeError, ValueError."""
+    return as_table_name(name, "a consumer's name")
 
 
 class Asked:
@@ -44,12 +49,8 @@ class Asked:
         heartbeat_s: float | None,
     ) -> None:
         """TypeError or ValueError for what cannot be."""
-        if not isinstance(name, str):
-            raise TypeError(f"a consumer's name is a str, not {type(name).__name__}")
-        if not 1 <= len(name.encode()) <= MAX_NAME_BYTES:
-            raise ValueError(f"a consumer's name takes 1 to {MAX_NAME_BYTES} bytes in UTF-8, not {len(name.encode())}")
+        self.name = as_consumer_name(name)
         self.quiet = Quiet(timeout_s, heartbeat_s)
-        self.name = name
         self.filter = Filter(prefix, tables)
         self.start: Start
         if isinstance(start, datetime):

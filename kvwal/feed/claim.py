@@ -18,7 +18,7 @@ from kvwal.engine.parked import SYSTEM_TABLE, parked_prefix
 from kvwal.engine.request import CommitRequest
 from kvwal.engine.state import UnlessGone
 from kvwal.errors import ConsumerExistsError, FeedGap, LockedError
-from kvwal.feed.asked import Asked
+from kvwal.feed.asked import Asked, as_consumer_name
 from kvwal.feed.line import seqno_of
 from kvwal.files import process_id
 from kvwal.keys import prefix_stop
@@ -129,7 +129,8 @@ def _hold_from(engine: Engine, asked: Asked, limits: Limits) -> Hold:
 
 
 def remove_consumer(engine: Engine, name: str) -> bool:
-    """Forget a consumer and its position. False if there is none; LockedError if it is in use."""
+    """Forget a consumer and its position. False if there is none; LockedError; TypeError or ValueError."""
+    as_consumer_name(name)
     consumers = engine.upkeep.consumers
     consumers.log()
     owner = consumers.owners.get(name)

@@ -610,6 +610,27 @@ def test_projections_of_several_consumers_and_writers_count_each_change_once() -
 # -- owners ------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(
+    ("name", "error", "text"),
+    [
+        (5, TypeError, "a consumer's name is a str, not int"),
+        (b"x", TypeError, "a consumer's name is a str, not bytes"),
+        (None, TypeError, "a consumer's name is a str, not NoneType"),
+        ("\ud800", ValueError, "a consumer's name must be encodable in UTF-8"),
+        ("", ValueError, "a consumer's name has 1 to 255 bytes in UTF-8, not 0"),
+        ("ä" * 128, ValueError, "a consumer's name has 1 to 255 bytes in UTF-8, not 256"),
+    ],
+)
+def test_what_can_be_no_name_is_refused_where_one_is_made_and_removed(
+    db: kvwal.Store, name: Any, error: type[Exception], text: str
+) -> None:
+    for ask in (db.consumer, db.remove_consumer):
+        with pytest.raises(error, match=text) as raised:
+            ask(name)
+        assert type(raised.value) is error
+    assert db.last_seqno == 0
+
+
 def test_a_second_owner_is_refused_with_the_name_of_the_thread(db: kvwal.Store) -> None:
     feed = consumer(db)
     with pytest.raises(LockedError, match=r"'mailer'.*'MainThread'") as caught:
