@@ -7,6 +7,7 @@ stays in C: a `zip` of two lists per chunk, chained.
 
 from __future__ import annotations
 
+import sys
 from abc import abstractmethod
 from collections.abc import Callable, ItemsView, Iterable, Iterator, KeysView, Mapping, ValuesView
 from datetime import datetime
@@ -54,7 +55,8 @@ class Bounds:
             if head_stop is not None:
                 end = head_stop if end is None else min(end, head_stop)
         if limit is not None:
-            limit = as_int("limit", limit, 0)
+            # `islice` takes no more, and no store has more.
+            limit = min(as_int("limit", limit, 0), sys.maxsize)
         self.start = first
         self.stop = end
         self.reverse = bool(reverse)

@@ -230,7 +230,7 @@ class Past:
         now_us = max(self._moments.clock.now_us(), newest_us)
         if at_us > now_us:
             now = time_of(now_us).isoformat()
-            raise ValueError(f"at is {at.isoformat()}, which is still to come: the store's time is {now}")
+            raise ValueError(f"{at.isoformat()} is still to come: the store's time is {now}")
         bases = self._keeping.bases
         if at_us < (bases[0].time_us if bases else newest_us):
             raise self._too_old(at)

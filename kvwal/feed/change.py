@@ -85,8 +85,11 @@ class Filter:
 
     def __init__(self, prefixes: Prefixes, tables: Iterable[int] | None) -> None:
         """TypeError or ValueError for what cannot be a prefix or a user's table."""
-        one = isinstance(prefixes, bytes | bytearray | memoryview | str)
-        checked = [as_key(each) for each in ([prefixes] if one else prefixes)]
+        if isinstance(prefixes, bytes | bytearray | memoryview | str):
+            prefixes = [prefixes]
+        if not isinstance(prefixes, Iterable):
+            raise TypeError(f"prefix is bytes-like, or several in an iterable, not {type(prefixes).__name__}")
+        checked = [as_key(each) for each in prefixes]
         if not checked:
             raise ValueError("prefix has no prefixes in it, so it would let nothing through")
         # None: every key is let through.

@@ -20,10 +20,16 @@ AnyTables: TypeAlias = AnyTable | Iterable[AnyTable]
 
 
 def table_ids(engine: Engine, tables: AnyTables | None) -> list[int] | None:
-    """The ids of tables now; None for None. TableNotFoundError for a name without a table; ValueError."""
+    """The ids of tables now; None for None. TableNotFoundError for a name without a table; TypeError, ValueError."""
     if tables is None:
         return None
-    return [_id(engine, each) for each in ([tables] if isinstance(tables, int | str | OfTable) else tables)]
+    if isinstance(tables, int | str | OfTable):
+        tables = [tables]
+    # Iterating over bytes would give ids.
+    given: object = tables
+    if isinstance(given, bytes | bytearray | memoryview) or not isinstance(given, Iterable):
+        raise TypeError(f"tables is an id, a name (a str), a Table, or several of these, not {type(tables).__name__}")
+    return [_id(engine, each) for each in tables]
 
 
 def _id(engine: Engine, table: AnyTable) -> int:

@@ -10,6 +10,7 @@ from kvwal.engine.lines import fork_of
 from kvwal.errors import FeedGap, SnapshotTooOld
 from kvwal.keys import Seqno, as_int
 from kvwal.positions import Position
+from kvwal.times import us_of
 
 __all__ = ["durable_now", "moment_of", "position_at", "seqno_of"]
 
@@ -47,6 +48,7 @@ def seqno_of(engine: Engine, name: str, value: int, error: type[_E] = FeedGap) -
 def moment_of(engine: Engine, name: str, at: int | datetime) -> Seqno | datetime:
     """The moment that the argument `name` is: a time, or as `seqno_of`. SnapshotTooOld for one on another line."""
     if isinstance(at, datetime):
+        us_of(name, at)
         return at
     if not hasattr(at, "__index__") or isinstance(at, bool):
         raise TypeError(f"{name} is a seqno, a position or a datetime, not {type(at).__name__}")

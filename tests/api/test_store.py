@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import ItemsView, Iterator, KeysView, Mapping, MutableMapping, ValuesView
 from pathlib import Path
@@ -391,3 +392,19 @@ def test_history_lists_what_was_committed(tmp_path: Path) -> None:
         assert [record.seqno for record in db.history(after=2)] == [3]
         second = list(db.history())[1].batch()
         assert (second.ranges, second.writes) == ([(b"a", b"b")], {b"c": b"2"})
+
+
+def test_any_integer_is_a_limit(db: kvwal.Store) -> None:
+    users = db.table("users", str, int)
+    db.update({b"a": b"1", b"b": b"2"})
+    users.update({"a": 1, "b": 2})
+    for limit in (sys.maxsize, sys.maxsize + 1, 1 << 80):
+        with db.snapshot() as snapshot, db.transaction() as txn:
+            for each in (db, snapshot, txn):
+                assert list(each.scan(limit=limit)) == list(each.items(limit=limit)) == [(b"a", b"1"), (b"b", b"2")]
+                assert list(each.keys(reverse=True, limit=limit)) == [b"b", b"a"]
+                assert len(each.values(limit=limit)) == 2
+        assert dict(users.items(limit=limit)) == {"a": 1, "b": 2}
+        assert len(list(db.versions(b"a", limit=limit))) == 1
+    with pytest.raises(ValueError, match="limit is -1"):
+        db.scan(limit=-1)

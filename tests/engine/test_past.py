@@ -155,6 +155,23 @@ def test_what_is_no_moment(db: kvwal.Store, at: Any) -> None:
         db.diff(at)
 
 
+def test_a_wrong_time_is_refused_by_the_name_of_the_argument(db: kvwal.Store) -> None:
+    naive, to_come = datetime(2026, 1, 1), datetime.now(UTC) + timedelta(days=1)  # noqa: DTZ001  # it is what is wrong
+    users = db.table("users", bytes, bytes)
+    calls: dict[str, list[Callable[[datetime], object]]] = {
+        "at": [lambda at: db.snapshot(at=at), users.at],
+        "a": [db.diff, users.diff, lambda at: db.diff(at, 0)],
+        "b": [lambda at: db.diff(0, at), lambda at: users.diff(0, at)],
+        "to": [lambda at: db.revert(b"k", to=at), lambda at: users.revert(b"k", to=at)],
+    }
+    for name, named in calls.items():
+        for call in named:
+            with pytest.raises(ValueError, match=f"^{name} is 2026-01-01 00:00:00, which has no time zone"):
+                call(naive)
+            with pytest.raises(ValueError, match=f"^{to_come.isoformat()[:19]}.* is still to come"):
+                call(to_come)
+
+
 def test_a_commit_that_is_not_there_yet(db: kvwal.Store) -> None:
     db[b"k"] = b"v"
     with pytest.raises(ValueError, match="no commit 2; the newest is 1"):

@@ -37,6 +37,26 @@ def test_a_table_into_which_nothing_was_put_is_refused_with_how_it_comes_to_be()
             assert [users.of(change) for change in next(mailer).changes] == [("ada", 1)]
 
 
+@pytest.mark.parametrize("tables", [b"x", bytearray(b"x"), memoryview(b"x"), 1.5, object()])
+def test_what_is_no_table_is_refused_by_the_name_of_the_argument(tables: Any) -> None:
+    with kvwal.open("/kv", files=SimulatedDisk(), background=False) as db:
+        for ask in db.changes, db.commits, partial(db.consumer, "mailer"):
+            text = f"tables is an id, a name .*, not {type(tables).__name__}"
+            with pytest.raises(TypeError, match=text):
+                ask(tables=tables)
+        # `as_int` says it of one of several.
+        with pytest.raises(TypeError, match="a table is an int, not bytes"):
+            db.changes(tables=[b"x"])  # type: ignore[list-item]  # that is what is wrong
+
+
+@pytest.mark.parametrize("prefix", [5, 1.5, None, object()])
+def test_what_is_no_prefix_is_refused_by_the_name_of_the_argument(prefix: Any) -> None:
+    with kvwal.open("/kv", files=SimulatedDisk(), background=False) as db:
+        for ask in db.changes, partial(db.consumer, "mailer"):
+            with pytest.raises(TypeError, match=f"prefix is bytes-like, .*, not {type(prefix).__name__}"):
+                ask(prefix=prefix)
+
+
 CHOICES: list[tuple[Any, list[bytes]]] = [
     (lambda users, orders: None, [b"a", b"b", b"c", b"f", b"d", b"e"]),
     (lambda users, orders: "users", [b"a", b"d"]),
