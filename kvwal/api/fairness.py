@@ -3,23 +3,61 @@
 Optimistic concurrency lets the first commit win, and nothing stops one call from losing a hundred times in a row.
 So a call takes a ticket after three lost attempts. Ticket holders go one at a time, in the order of their tickets; and
 while one of them has lost an attempt even so, calls without a ticket wait before they begin another attempt.
+
+A function of `run` may call `run`, or await tasks that do. Such a call goes by the ticket of the one that it is
+within, if that has one: it takes none and waits for none, since it would wait for itself.
 """
 
 from __future__ import annotations
 
 import threading
 from collections import deque
+from contextvars import ContextVar
 from types import TracebackType
 from typing import Final
 
 from kvwal.locks import Lock, locked, new_lock
 
-__all__ = ["FREE_ATTEMPTS", "Tickets"]
+__all__ = ["FREE_ATTEMPTS", "PATIENCE_S", "Call", "Tickets"]
 
 #: The first attempts need no ticket: with little contention they succeed, all at the same time.
 FREE_ATTEMPTS: Final = 3
-# A holder that is stuck in its function must not stop the others for ever.
-_PATIENCE_S: Final = 1.0
+#: A holder that is stuck in its function must not stop the others for ever.
+PATIENCE_S: Final = 1.0
+
+# The calls that this thread or task is within, of any store; a task begins with those of the one that made it.
+_within: ContextVar[tuple[Call, ...]] = ContextVar("kvwal.run", default=())
+
+
+class Call:
+    """One call of `run`, of a thread or a task, from its first attempt to its end: which calls it is within.
+
+    Attributes:
+        has_ticket: whether it holds one.
+    """
+
+    def __init__(self, tickets: object) -> None:
+        self.has_ticket = False
+        self._of = tickets
+        self._is_over = False
+        # A task may outlive the call that made it.
+        self._outer = tuple(call for call in _within.get() if not call._is_over)
+
+    def is_within_holder(self) -> bool:
+        """Whether a call that it is within holds a ticket of the same store."""
+        return any(call.has_ticket and call._of is self._of and not call._is_over for call in self._outer)
+
+    def enter(self) -> None:
+        """From here on calls are within this one."""
+        _within.set((*self._outer, self))
+
+    def leave(self) -> None:
+        """The call is over."""
+        self._is_over = True
+        # Of an abandoned coroutine it is the collector who ends the call, in any context.
+        within = _within.get()
+        if self in within:
+            _within.set(tuple(call for call in within if call is not self))
 
 
 class Tickets:
@@ -83,12 +121,12 @@ class _Call:
             tickets.take(self)
         if self._has_ticket:
             while (first := tickets.first()) not in (self, None):
-                self._wait(_PATIENCE_S)
+                self._wait(PATIENCE_S)
                 if tickets.first() is first:
                     # Its function takes long, or waits for this one.
                     break
         elif tickets.is_urgent:
-            self._wait(_PATIENCE_S)
+            self._wait(PATIENCE_S)
 
     def _wait(self, timeout_s: float) -> None:
         waiter = threading.Lock()
