@@ -104,28 +104,31 @@ class Tickets:
                     waiter.release()
 
 
-class _Call:
-    """One call of `run`, from its first attempt to its end."""
+class _Call(Call):
+    """One call of `run` of a thread."""
 
     def __init__(self, tickets: Tickets) -> None:
+        super().__init__(tickets)
         self._tickets = tickets
-        self._has_ticket = False
 
     def begin(self, attempt: int) -> None:
         """Wait until this attempt may be made."""
         tickets = self._tickets
-        if self._has_ticket:
+        if self.is_within_holder():
+            tickets.is_urgent = tickets.is_urgent or attempt > 1
+            return
+        if self.has_ticket:
             tickets.is_urgent = True
         elif attempt > FREE_ATTEMPTS:
-            self._has_ticket = True
+            self.has_ticket = True
             tickets.take(self)
-        if self._has_ticket:
+        if self.has_ticket:
             while (first := tickets.first()) not in (self, None):
                 self._wait(PATIENCE_S)
                 if tickets.first() is first:
                     # Its function takes long, or waits for this one.
                     break
-        elif tickets.is_urgent:
+        elif tickets.is_urgent and tickets.first() is not None:
             self._wait(PATIENCE_S)
 
     def _wait(self, timeout_s: float) -> None:
@@ -133,17 +136,19 @@ class _Call:
         waiter.acquire()
         self._tickets.wait_in_line(waiter)
         # Checked again, now that the waiter would be opened.
-        if self._has_ticket and self._tickets.first() is self:
+        if self.has_ticket and self._tickets.first() is self:
             return
-        if not self._has_ticket and not self._tickets.is_urgent:
+        if not self.has_ticket and not self._tickets.is_urgent:
             return
         waiter.acquire(timeout=timeout_s)
 
     def __enter__(self) -> _Call:
+        self.enter()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._has_ticket:
+        if self.has_ticket:
             self._tickets.leave(self)
+        self.leave()

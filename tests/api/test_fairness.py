@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import Counter
 from collections.abc import Iterator
+from contextvars import copy_context
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +17,7 @@ from store_fixtures import run_threads
 
 import kvwal
 import kvwal.aio
+from kvwal.api.fairness import FREE_ATTEMPTS, Tickets
 from kvwal.testing import SimulatedDisk
 
 THREADS = 64
@@ -214,6 +218,57 @@ def test_run_within_run_is_not_stopped_by_its_own_ticket(tmp_path: Path) -> None
         run_threads(*(lambda: [db.run(outer) for _ in range(5)] for _ in range(8)))
         assert db[b"n"] == b"40"
         assert int(db[b"m"]) >= 40
+
+
+@pytest.mark.parametrize("in_a_thread", [False, True])
+def test_run_within_run_does_not_wait_for_itself(tmp_path: Path, in_a_thread: bool) -> None:
+    """The outer call loses by what others write; the inner one conflicts with nothing."""
+    attempts = 0
+    with kvwal.open(tmp_path / "s", durability="os") as db:
+
+        def audit(txn: kvwal.Transaction) -> None:
+            txn[b"audit"] = b"seen"
+
+        def outer(txn: kvwal.Transaction) -> None:
+            nonlocal attempts
+            attempts += 1
+            txn.get(b"n")
+            if in_a_thread:
+                run_threads(partial(copy_context().run, db.run, audit))
+            else:
+                db.run(audit)
+            if attempts < 9:
+                db[b"n"] = b"%d" % attempts
+            txn[b"copy"] = b""
+
+        began = time.monotonic()
+        db.run(outer)
+        db.run(audit)
+    assert attempts == 9
+    assert time.monotonic() - began < 3
+
+
+def test_a_call_within_a_holder_takes_no_ticket_and_one_within_another_call_does() -> None:
+    tickets = Tickets()
+    with tickets.call() as outer:
+        with tickets.call() as inner:
+            inner.begin(FREE_ATTEMPTS + 1)
+            assert inner.has_ticket
+        assert tickets.first() is None
+        outer.begin(FREE_ATTEMPTS + 1)
+        with tickets.call() as inner:
+            inner.begin(FREE_ATTEMPTS + 1)
+            assert not inner.has_ticket
+            # It has lost: others let it pass.
+            assert tickets.is_urgent
+        with Tickets().call() as of_another_store:
+            of_another_store.begin(FREE_ATTEMPTS + 1)
+            assert of_another_store.has_ticket
+    assert tickets.first() is None
+    assert not tickets.is_urgent
+    with tickets.call() as later:
+        later.begin(FREE_ATTEMPTS + 1)
+        assert later.has_ticket
 
 
 # -- asyncio --------------------------------------------------------------------------------------
