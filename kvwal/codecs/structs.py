@@ -62,10 +62,12 @@ def msgpack_functions() -> ValueFunctions[Any]:
 def typed_functions(form: str, kind: Any, called: str | None, plain: Callable[[bytes], Any]) -> TypedFunctions[Any]:
     """A type as JSON or MessagePack, which `plain` reads without the type. TypeError if msgspec does not know it."""
     msgspec = _msgspec()
-    if isinstance(msgspec.inspect.type_info(kind), msgspec.inspect.CustomType):
+    info = msgspec.inspect.type_info(kind)
+    if isinstance(info, msgspec.inspect.CustomType):
         raise TypeError(
             f"{spelled(kind)} is no type that msgspec reads, as a dataclass is; make a codec of your own for it"
         )
+    _refuse_left_out(msgspec.inspect, info)
     module = getattr(msgspec, form)
     name = f"{form}[{called or spelled(kind)}]"
     read, write = module.Decoder(kind).decode, _writer(module)
@@ -92,6 +94,32 @@ def typed_functions(form: str, kind: Any, called: str | None, plain: Callable[[b
         return msgspec.convert(value, kind, str_keys=form == "json")
 
     return TypedFunctions(name, encode, _reader(name, read), plain=plain, convert=convert)
+
+
+def _refuse_left_out(inspect: Any, info: Any) -> None:
+    """TypeError for an attribute of an attrs class, wherever it is in the type, that msgspec does not write."""
+    seen: dict[int, Any] = {}
+    found = [info]
+    while found:
+        node = found.pop()
+        # A type may have itself in it.
+        if id(node) in seen:
+            continue
+        seen[id(node)] = node
+        if isinstance(node, inspect.Field):
+            found.append(node.type)
+            continue
+        for part in (getattr(node, name) for name in node.__struct_fields__):
+            parts = part if isinstance(part, tuple) else (part,)
+            found.extend(each for each in parts if isinstance(each, inspect.Type | inspect.Field))
+        if isinstance(node, inspect.DataclassType) and hasattr(get_origin(node.cls) or node.cls, "__attrs_attrs__"):
+            for field in node.fields:
+                if field.name.startswith("_"):
+                    raise TypeError(
+                        f"{spelled(node.cls)} has the attribute {field.name}, and msgspec does not write what begins "
+                        "with an underscore in an attrs class; name it without one, make a dataclass of the class, or "
+                        "make a codec of your own for it"
+                    )
 
 
 def _classes(kind: Any) -> tuple[set[type], tuple[type, ...]]:

@@ -54,7 +54,40 @@ class Attrs:
     blob: bytes = b""
 
 
+@attrs.define
+class Hidden:
+    name: str
+    _balance: int = 0
+
+
+@attrs.define
+class OfHidden(Hidden):
+    more: int = 0
+
+
+@attrs.define
+class Node:
+    name: str
+    next: Node | None = None
+    others: list[Node] = attrs.field(factory=list)
+
+
+@dataclass
+class Deep:
+    others: dict[str, tuple[Deep, ...]]
+    hidden: list[Hidden] | None = None
+
+
+class HiddenStruct(msgspec.Struct):
+    _x: int = 1
+
+
 T = TypeVar("T")
+
+
+@attrs.define
+class HiddenBox(Generic[T]):
+    _content: T
 
 
 class Box(msgspec.Struct, Generic[T]):
@@ -283,6 +316,36 @@ def test_floats_that_may_be_none_are_written_as_they_are() -> None:
 def test_what_is_neither_a_type_that_can_be_read_nor_a_codec_is_refused(spec: Any) -> None:
     with pytest.raises(TypeError, match="type"):
         value_codec(spec)
+
+
+@pytest.mark.parametrize("make", [codecs.json, codecs.msgpack])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        Hidden,
+        OfHidden,
+        Hidden | None,
+        int | list[Hidden],
+        list[Hidden],
+        dict[str, Hidden],
+        tuple[int, Hidden],
+        tuple[Hidden, ...],
+        Box[Hidden],
+        Deep,
+        list[Deep] | None,
+    ],
+)
+def test_an_attrs_class_with_an_attribute_that_would_be_left_out_is_refused(make: Any, kind: Any) -> None:
+    with pytest.raises(TypeError, match="Hidden has the attribute _balance, .* name it without one"):
+        make(kind)
+
+
+@pytest.mark.parametrize("make", [codecs.json, codecs.msgpack])
+def test_of_an_attrs_class_only_what_begins_with_an_underscore_is_refused(make: Any) -> None:
+    with pytest.raises(TypeError, match=r"HiddenBox\[int\] has the attribute _content"):
+        make(HiddenBox[int])
+    for kind, value in ((Node, Node("a", Node("b"), [Node("c")])), (HiddenStruct, HiddenStruct(5))):
+        assert make(kind).decode(make(kind).encode(value)) == value
 
 
 def test_a_codec_is_taken_as_it_is_and_a_key_codec_has_values_too() -> None:
