@@ -150,7 +150,7 @@ def pickle() -> Codec[Any]:
 
 
 def compressed(codec: Codec[T], *, method: Literal["zlib", "zstd"] = "zlib", level: int | None = None) -> Codec[T]:
-    """Values of another codec, compressed where that makes them shorter.
+    """Values of another codec, compressed where that makes them shorter. The version is that of the other codec.
 
     Args:
         codec: of the values. One with versions stands outside: `versioned(compressed(json()), ...)`.
@@ -190,9 +190,13 @@ def compressed(codec: Codec[T], *, method: Literal["zlib", "zstd"] = "zlib", lev
 
         return decode
 
+    made: ValueFunctions[T]
     if isinstance(codec, TypedFunctions):
-        return TypedFunctions(name, encode, of(codec.decode), plain=of(codec.plain), convert=codec.convert)
-    return ValueFunctions(name, encode, of(codec.decode))
+        made = TypedFunctions(name, encode, of(codec.decode), plain=of(codec.plain), convert=codec.convert)
+    else:
+        made = ValueFunctions(name, encode, of(codec.decode))
+    made.version = codec.version
+    return made
 
 
 _OF_TYPES: Final[dict[Any, Codec[Any]]] = {

@@ -1,6 +1,7 @@
 """Values whose bytes say their version, and functions that bring older ones up.
 
 On disk: never change. The first byte is the version, from 1 to 255; the bytes of the codec follow. 0 is never written.
+The name has that of the codec, and its version if that is not 1: `versioned(text@2)`.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ class Versioned(Generic[T]):
     """A codec that reads values of former versions, too.
 
     Attributes:
-        name: of the codec; the same for all versions.
+        name: of the codec, with the version of the one inside if that is not 1; the same for all versions of values.
         version: the one that is written.
         oldest: the first one that is read.
     """
@@ -45,7 +46,7 @@ class Versioned(Generic[T]):
                 raise TypeError(f"the upcaster of version {number} is a function, not {type(upcaster).__name__}")
         if isinstance(codec, Versioned):
             raise TypeError("the codec has versions already")
-        self.name = f"versioned({codec.name})"
+        self.name = f"versioned({codec.name})" if codec.version == 1 else f"versioned({codec.name}@{codec.version})"
         self._codec = codec
         self._upcasters = dict(upcasters)
 

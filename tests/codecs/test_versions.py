@@ -9,10 +9,12 @@ from typing import Any
 
 import pytest
 
+import kvwal
 from kvwal import codecs
 from kvwal.codecs import Codec, versioned
 from kvwal.codecs.versions import MAX_VERSION
 from kvwal.errors import CodecError
+from kvwal.testing import SimulatedDisk
 
 
 @dataclass
@@ -133,6 +135,48 @@ def test_a_chain_is_of_functions_by_int(version: Any, upcasters: Any) -> None:
 def test_versions_are_told_once() -> None:
     with pytest.raises(TypeError, match="has versions already"):
         versioned(versioned(str, version=1), version=2, upcasters={1: str.upper})
+
+
+class Text:
+    """A codec of a program, whose versions are two encodings."""
+
+    name = "text"
+
+    def __init__(self, version: int) -> None:
+        self.version = version
+
+    def encode(self, value: str) -> bytes:
+        return value.encode("latin-1" if self.version == 1 else "utf-16-le")
+
+    def decode(self, data: bytes) -> str:
+        return data.decode("latin-1" if self.version == 1 else "utf-16-le")
+
+
+def within(codec: Codec[str]) -> list[Codec[str]]:
+    packed = codecs.compressed(codec)
+    return [packed, versioned(codec, version=1), versioned(packed, version=3, upcasters={2: str})]
+
+
+def test_a_codec_around_another_says_which_version_that_one_has() -> None:
+    assert [(each.name, each.version) for each in within(Text(1))] == [
+        ("zlib(text)", 1),
+        ("versioned(text)", 1),
+        ("versioned(zlib(text))", 3),
+    ]
+    assert [(each.name, each.version) for each in within(Text(2))] == [
+        ("zlib(text)", 2),
+        ("versioned(text@2)", 1),
+        ("versioned(zlib(text)@2)", 3),
+    ]
+
+
+@pytest.mark.parametrize("which", range(3))
+def test_a_table_refuses_another_version_of_the_codec_inside(which: int) -> None:
+    with kvwal.open("/kv", files=SimulatedDisk()) as db:
+        db.table("t", str, within(Text(1))[which])["k"] = "abcd"
+        assert db.table("t", str, within(Text(1))[which])["k"] == "abcd"
+        with pytest.raises(kvwal.TableCodecError):
+            db.table("t", str, within(Text(2))[which]).get("k")
 
 
 def test_a_chain_that_is_changed_afterwards_is_the_one_that_was_checked() -> None:
