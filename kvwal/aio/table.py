@@ -53,9 +53,13 @@ class TaskParts(ReadParts):
 class AsyncStoredTable(AsyncStored):
     """The bytes of a table, of now, and the way of a task to it (see kvwal/tables/writing.py)."""
 
-    __slots__ = ()
+    __slots__ = ("ahead",)
 
     _parts: TaskParts
+
+    def __init__(self, parts: TaskParts, stored: StoredTable) -> None:
+        super().__init__(parts, stored)
+        self.ahead = 1
 
     def now_us(self) -> int:
         """See `Way`."""
@@ -69,9 +73,9 @@ class AsyncStoredTable(AsyncStored):
         except NotCached:
             return await self._workers.submit(self._stored.to_write)
 
-    async def read_edge(self, bounds: KeyRange, *, reverse: bool) -> None:
+    async def read_edge(self, bounds: KeyRange, most: int, *, reverse: bool) -> list[tuple[bytes, bytes]]:
         """See `Way`."""
-        await (self.last if reverse else self.first)(*bounds)
+        return [pair async for pair in self.scan(*bounds, reverse=reverse, limit=most)]
 
     async def put(self, key: bytes, value: bytes, durability: Durability | None) -> Seqno | None:
         """See `Way`."""

@@ -230,11 +230,12 @@ class StoredTable(OrderedMapping):
 class Waiting:
     """The way of a thread (see writing.py): it waits, and never suspends."""
 
-    __slots__ = ("_engine", "_stored")
+    __slots__ = ("_engine", "_stored", "ahead")
 
     def __init__(self, engine: Engine, stored: StoredTable) -> None:
         self._engine = engine
         self._stored = stored
+        self.ahead = 1
 
     def now_us(self) -> int:
         """See `Way`."""
@@ -248,9 +249,9 @@ class Waiting:
         """See `Way`."""
         return self._stored.read(key)
 
-    async def read_edge(self, bounds: KeyRange, *, reverse: bool) -> None:
+    async def read_edge(self, bounds: KeyRange, most: int, *, reverse: bool) -> list[tuple[bytes, bytes]]:
         """See `Way`."""
-        (self._stored.last if reverse else self._stored.first)(*bounds)
+        return list(self._stored.scan(*bounds, reverse=reverse, limit=most))
 
     async def put(self, key: bytes, value: bytes, durability: Durability | None) -> Seqno | None:
         """See `Way`."""

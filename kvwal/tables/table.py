@@ -206,7 +206,10 @@ class WritableTable(TypedReading[K, V], MutableMapping[K, V], Generic[K, V]):
         return at_once(self._writes.setdefault, key, default)
 
     def pop(self, key: K, default: Any = MISSING) -> Any:
-        """Remove `key` and return its value; `default`, if given, or KeyError if it is not there. Atomic."""
+        """Remove `key` and return its value; `default`, if given, or KeyError if it is not there. Atomic.
+
+        A value that cannot be decoded stays (CodecError).
+        """
         return at_once(self._writes.pop, key, default)
 
     def popitem(
@@ -214,7 +217,8 @@ class WritableTable(TypedReading[K, V], MutableMapping[K, V], Generic[K, V]):
     ) -> tuple[K, V]:
         """Remove the pair with the largest key (with `last=False` the smallest), of a range or of all, and return it.
 
-        KeyError if there is none. Atomic, and never a conflict, however many threads take from one queue.
+        KeyError if there is none. Atomic, and never a conflict, however many threads take from one queue. A pair that
+        cannot be decoded stays (CodecError).
         """
         return at_once(self._writes.popitem, start, stop, prefix=prefix, last=last)
 

@@ -34,6 +34,10 @@ K = TypeVar("K")
 V = TypeVar("V")
 
 
+# Pairs that `popitem` decodes before it knows which one it takes, and what their values may have.
+_MOST_AHEAD: Final = 64
+_AHEAD_BYTES: Final = 1 << 16
+
 _START = methodcaller("send", None)
 
 
@@ -70,7 +74,13 @@ class Target(NamedTuple):
 
 
 class Way(Protocol):
-    """How a table is looked up and written: by a thread, or by a task."""
+    """How a table is looked up and written: by a thread, or by a task.
+
+    Attributes:
+        ahead: how many pairs a `popitem` decodes before it knows which one it takes.
+    """
+
+    ahead: int
 
     def now_us(self) -> int:
         """The clock by which entries expire."""
@@ -84,8 +94,8 @@ class Way(Protocol):
         """The value of a key now."""
         ...
 
-    async def read_edge(self, bounds: KeyRange, *, reverse: bool) -> None:
-        """Read the first pair of a range, or in reverse the last one, so that the commit leader need not."""
+    async def read_edge(self, bounds: KeyRange, most: int, *, reverse: bool) -> list[tuple[bytes, bytes]]:
+        """The first pairs of a range now, or in reverse the last ones, `most` of them at the most."""
         ...
 
     async def put(self, key: bytes, value: bytes, durability: Durability | None) -> Seqno | None:
@@ -179,13 +189,16 @@ async def _change(
     *,
     likely: Value = None,
     keeps_expiry: bool = False,
+    was_read: bool = False,
 ) -> tuple[Value, Value]:
     """Change one value; returns the old and the new one. See `kvwal.engine.operations.Update`.
 
-    `likely`: what it puts, if it puts something. Requires: key and new value have passed `as_key` and `as_value`.
+    `likely`: what it puts, if it puts something. `was_read`: just now. Requires: key and new value have passed `as_key`
+    and `as_value`.
     """
     # Read first, so that the commit leader need not read a page.
-    await way.read(key)
+    if not was_read:
+        await way.read(key)
     old: Value = None
     new: Value = None
 
@@ -232,23 +245,42 @@ async def made(way: Way, spec: TableSpec[Any, Any]) -> Target:
     return found
 
 
-async def _take_edge(
-    way: Way, spec: TableSpec[Any, Any], bounds: KeyRange, *, reverse: bool
-) -> tuple[bytes, bytes] | None:
-    """Delete the first pair of a range, or in reverse the last one, and return it; None if there is none."""
+async def _take_edge(way: Way, spec: TableSpec[K, V], bounds: KeyRange, *, reverse: bool) -> tuple[K, V] | None:
+    """Delete the first pair of a range, or in reverse the last one, and return it; None if there is none.
+
+    What cannot be decoded stays. So the commit leader takes only what was decoded before it is asked. Where several
+    take from one range at a time, others may go first: then as many pairs are decoded ahead as that takes.
+    """
     if bounds.is_empty():
         return None
-    await way.read_edge(bounds, reverse=reverse)
-    pair: tuple[bytes, bytes] | None = None
+    while True:
+        ahead = way.ahead
+        likely: dict[bytes, bytes] = {}
+        decoded: dict[bytes, tuple[K, V]] = {}
+        for key, value in await way.read_edge(bounds, ahead, reverse=reverse):
+            try:
+                decoded[key] = spec.pair((key, value))
+            except Exception:  # a codec may raise anything
+                if not decoded:
+                    raise
+                break
+            likely[key] = value
+        pair: tuple[bytes, bytes] | None = None
 
-    def fill(newest: Newest, part: WriteBatch) -> None:
-        nonlocal pair
-        pair = newest.edge(*bounds, reverse=reverse)
-        if pair is not None:
-            part.writes[pair[0]] = None
+        def fill(newest: Newest, part: WriteBatch, likely: dict[bytes, bytes] = likely) -> None:
+            nonlocal pair
+            pair = newest.edge(*bounds, reverse=reverse)
+            if pair is not None and likely.get(pair[0]) == pair[1]:
+                part.writes[pair[0]] = None
 
-    await _operate(way, spec, fill, _AS_USUAL, {})
-    return pair
+        await _operate(way, spec, fill, _AS_USUAL, {})
+        if pair is None:
+            return None
+        if likely.get(pair[0]) == pair[1]:
+            way.ahead = max(ahead - 1, 1 + list(likely).index(pair[0]))
+            return decoded[pair[0]]
+        is_large = sum(map(len, likely.values())) > _AHEAD_BYTES
+        way.ahead = max(1, ahead // 2) if is_large else min(2 * ahead, _MOST_AHEAD)
 
 
 def _if_absent(new: bytes, now: Value) -> Value:
@@ -367,32 +399,44 @@ class Writing(Generic[K, V]):
         value = await self._way.read(encoded)
         if value is None:
             other = spec.encode_value(default)
-            value = (await _change(self._way, spec, encoded, partial(_if_absent, other), likely=other))[1]
-            assert value is not None
+            # Read again before it is put: what cannot be is refused.
+            own = spec.value.decode(other)
+            value = (await _change(self._way, spec, encoded, partial(_if_absent, other), likely=other))[0]
+            if value is None:
+                return own
         return spec.value.decode(value)
 
     async def pop(self, key: K, default: Any = MISSING) -> Any:
-        """Remove `key` and return its value; `default`, if given, or KeyError if it is not there. Atomic."""
-        spec = self._spec
-        value = (await _change(self._way, spec, spec.encode_key(key), lambda old: None))[0]
-        if value is not None:
-            return spec.value.decode(value)
-        if default is MISSING:
+        """Remove `key` and return its value; `default`, if given, or KeyError if it is not there. Atomic.
+
+        A value that cannot be decoded stays (CodecError).
+        """
+        way, spec = self._way, self._spec
+        encoded = spec.encode_key(key)
+        while True:
+            # Decoded here, before it is removed: the commit leader runs no code of a codec.
+            old = await way.read(encoded)
+            value = default if old is None else spec.value.decode(old)
+            function = partial(_instead, old, None)
+            if (await _change(way, spec, encoded, function, was_read=True))[0] == old:
+                break
+        if old is None and default is MISSING:
             raise KeyError(key)
-        return default
+        return value
 
     async def popitem(
         self, start: K | Any = None, stop: K | Any = None, *, prefix: Any = None, last: bool = True
     ) -> tuple[K, V]:
         """Remove the pair with the largest key (with `last=False` the smallest), of a range or of all, and return it.
 
-        KeyError if there is none. Atomic, and never a conflict, however many take from one queue.
+        KeyError if there is none. Atomic, and never a conflict, however many take from one queue. A pair that cannot be
+        decoded stays (CodecError).
         """
         bounds = self._spec.bounds(start, stop, prefix, False, None)
         pair = await _take_edge(self._way, self._spec, KeyRange(bounds.start or b"", bounds.stop), reverse=last)
         if pair is None:
             raise KeyError("popitem(): there is no key")
-        return self._spec.pair(pair)
+        return pair
 
     async def put_if_absent(
         self, key: K, value: V, *, durability: Durability | None = None, meta: Mapping[str, str] | None = None

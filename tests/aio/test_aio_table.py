@@ -230,6 +230,33 @@ def test_the_commit_fills_in_keys_and_raises_versions() -> None:
     with_store(main)
 
 
+def test_what_cannot_be_decoded_is_not_taken() -> None:
+    async def main(db: AsyncStore) -> None:
+        numbers, texts = db.sub(b"t/", str, int), db.sub(b"t/", str, str)
+        await texts.update({"a": "no", "b": "12345678", "c": "no"})
+        for take in (numbers.pop("a"), numbers.pop("c", None), numbers.popitem(), numbers.popitem(last=False)):
+            with pytest.raises(CodecError):
+                await take
+        assert await texts.count() == 3
+        assert await numbers.popitem("b", "c") == ("b", int.from_bytes(b"12345678", "little"))
+        assert [key async for key in texts] == ["a", "c"]
+
+    with_store(main)
+
+
+def test_tasks_take_each_of_a_queue_once() -> None:
+    async def main(db: AsyncStore) -> None:
+        queue = db.table("queue", int, codecs.json())
+        await queue.update({number: {"n": number} for number in range(100)})
+        taken = await asyncio.gather(*(queue.popitem(last=number % 2 == 0) for number in range(100)))
+        assert sorted(key for key, _ in taken) == list(range(100))
+        assert all(value == {"n": key} for key, value in taken)
+        with pytest.raises(KeyError):
+            await queue.popitem()
+
+    with_store(main)
+
+
 # -- codecs ---------------------------------------------------------------------------------------
 
 

@@ -30,6 +30,7 @@ from kvwal.errors import (
     TableNotFoundError,
     UsageError,
 )
+from kvwal.tables.stored import Waiting
 from kvwal.testing import SimulatedDisk, crash_every
 
 
@@ -948,6 +949,103 @@ def test_a_queue_of_threads_takes_each_once(db: kvwal.Store) -> None:
 
     run_threads(*[take] * 4)
     assert sorted(taken) == list(range(200))
+
+
+def test_a_queue_that_many_take_from_is_decoded_ahead_and_no_more_once_it_is_calm(
+    db: kvwal.Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    queue = db.table("queue", int, str)
+    queue.update((number, str(number)) for number in range(100))
+    read_edge = Waiting.read_edge
+    others = iter(range(100))
+
+    async def read_and_wait(*args: Any, **kwargs: Any) -> list[tuple[bytes, bytes]]:
+        pairs = await read_edge(*args, **kwargs)
+        # Meanwhile others take three.
+        for _ in range(3):
+            queue.delete(next(others))
+        return pairs
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Waiting, "read_edge", read_and_wait)
+        assert queue.popitem(last=False) == (9, "9")
+    assert queue._way.ahead == 4
+    for number in range(10, 20):
+        assert queue.popitem(last=False) == (number, str(number))
+    assert queue._way.ahead == 1
+
+
+class Picky:
+    """A codec of a program that reads no value with an x in it, and says so in a way of its own."""
+
+    name = "picky"
+    version = 1
+
+    def encode(self, value: str) -> bytes:
+        return value.encode()
+
+    def decode(self, data: bytes) -> str:
+        if b"x" in data:
+            raise LookupError("x")
+        return data.decode()
+
+
+@pytest.mark.parametrize("part", ["table", "sub", "expiring"])
+def test_what_cannot_be_decoded_is_not_taken(db: kvwal.Store, part: str) -> None:
+    if part == "sub":
+        table, others = db.sub(b"t/", str, Picky()), db.sub(b"t/", str, str)
+    else:
+        expire_s = 3600 if part == "expiring" else None
+        table = others = db.table("t", str, Picky(), expire_s=expire_s)
+    for key in "abcd":
+        others[key] = "x" if key in "ad" else key
+    takes: list[Callable[[], object]] = [
+        lambda: table.pop("a"),
+        lambda: table.pop("d", None),
+        table.popitem,
+        lambda: table.popitem(last=False),
+    ]
+    for take in takes:
+        before = db.last_seqno
+        with pytest.raises(LookupError):
+            take()
+        assert db.last_seqno == before
+    assert len(table) == 4
+    assert table.popitem("b", "d") == ("c", "c")
+    # What lies behind the one that is taken is not in the way.
+    table._way.ahead = 8
+    assert table.popitem("b", last=False) == ("b", "b")
+    with pytest.raises(LookupError):
+        table.setdefault("new", "xyz")
+    assert "new" not in table
+    assert table.setdefault("new", "yz") == "yz"
+    assert list(table.keys()) == ["a", "d", "new"]
+
+
+def test_what_is_changed_while_it_is_popped_is_decoded_anew(db: kvwal.Store) -> None:
+    table = db.table("t", str, Picky())
+    changes = iter(["2", "3x"])
+
+    class Between:
+        name, version = "picky", 1
+
+        def encode(self, value: str) -> bytes:
+            return value.encode()
+
+        def decode(self, data: bytes) -> str:
+            found = Picky().decode(data)
+            for value in changes:
+                table["a"] = value
+                break
+            return found
+
+    table["a"] = "1"
+    with pytest.raises(LookupError):
+        db.table("t", str, Between()).pop("a")
+    table["b"] = "1"
+    changes = iter(["2"])
+    assert db.table("t", str, Between()).popitem() == ("b", "1")
+    assert [(key, value) for key, value in table.raw().items()] == [(b"a", b"2")]
 
 
 # -- crashes --------------------------------------------------------------------------------------
