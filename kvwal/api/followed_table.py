@@ -29,7 +29,7 @@ class FollowedTable(RecallingTable[K, V], Generic[K, V]):
     Thread-safe. It moves as the follower does.
     """
 
-    __slots__ = ("_engine", "_owner", "_stored")
+    __slots__ = ("_engine", "_owner", "_stored", "_told")
 
     def __init__(self, engine: Engine, spec: TableSpec[K, V], owner: object, cache: RowCache) -> None:
         """`cache`: through which the follower looks at rows."""
@@ -38,6 +38,7 @@ class FollowedTable(RecallingTable[K, V], Generic[K, V]):
         # The follower, which is not collected while its table is used.
         self._owner = owner
         self._stored = _Stored(engine, spec, cache)
+        self._told = StoredTable(engine, spec)
 
     @property
     def spec(self) -> TableSpec[K, V]:

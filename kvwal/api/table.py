@@ -13,7 +13,7 @@ from kvwal.db.snapshot import Snapshot
 from kvwal.engine.engine import Engine
 from kvwal.engine.index_commits import DropIndex
 from kvwal.engine.request import CommitRequest
-from kvwal.engine.tables import MakeTable, check_codecs
+from kvwal.engine.tables import MakeTable, TableRow, check_codecs
 from kvwal.errors import IndexNotFoundError, SnapshotTooOld, UsageError
 from kvwal.feed.change import Change
 from kvwal.feed.difference import differences, past_value
@@ -71,6 +71,8 @@ class RecallingTable(TypedReading[K, V], Generic[K, V]):
     _engine: Engine
     _owner: object
     _stored: StoredTable
+    #: By which the table is known, without looking at what a followed store is now.
+    _told: StoredTable
 
     @property
     @abstractmethod
@@ -145,14 +147,42 @@ class RecallingTable(TypedReading[K, V], Generic[K, V]):
     def of(self, change: Change) -> tuple[K, V | None]:
         """The key and the value of a change of this table, as the feed tells it; the value of a delete is None.
 
-        UsageError for a deleted range, as of `clear` and `drop_table`, and for a heartbeat: they are not of one key.
+        UsageError for a deleted range, as of `clear` and `drop_table`, and for a heartbeat: they are not of one key;
+        and for a change of another table. CodecError for a key outside of this part of the default table.
         """
         if change.kind == "delete_range" or change.kind == "heartbeat":
             raise UsageError(
                 f"a change of kind {change.kind!r} is not of one key: look at change.kind first; changes(expand=True) "
                 "tells a deleted range as a delete of each key"
             )
+        own = self._told.id()
+        if change.table != own:
+            self._refuse_other(change.table, own)
         return self._spec.key.decode(change.key), self._of(change.value)
+
+    def _refuse_other(self, table: int, own: int | None) -> None:
+        name = _name_of(self._engine, table) if table else "the default table"
+        if name is None:
+            if own is None:
+                # Both were dropped, if they are two.
+                return
+            name = f"table {table}, which was dropped"
+        this = "the default table" if self.is_default else repr(self.name)
+        raise UsageError(
+            f"the change is of {name}, and not of {this}: look at change.table first; changes(tables=...) tells those "
+            "of one table"
+        )
+
+
+def _name_of(engine: Engine, table: int) -> str | None:
+    """The name of a table as one reads it; None if there is none of this number."""
+    moments = engine.reads.moments
+    reader = moments.reader("tables")
+    try:
+        rows = engine.tables.rows(moments.again(reader, "tables"))
+        return next((repr(name) for name, row in rows if isinstance(row, TableRow) and row.id == table), None)
+    finally:
+        reader.release()
 
 
 class Table(WritableTable[K, V], RecallingTable[K, V], Generic[K, V]):
@@ -164,11 +194,12 @@ class Table(WritableTable[K, V], RecallingTable[K, V], Generic[K, V]):
     its bytes.
     """
 
-    __slots__ = ("_engine",)
+    __slots__ = ("_engine", "_told")
 
     def __init__(self, engine: Engine, spec: TableSpec[K, V], owner: object) -> None:
         super().__init__(engine, spec, owner)
         self._engine = engine
+        self._told = self._stored
 
     def revert(
         self,

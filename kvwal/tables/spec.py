@@ -12,6 +12,7 @@ from kvwal.codecs.codec import Codec
 from kvwal.codecs.tuples import TupleCodec
 from kvwal.db.mapping import Bounds
 from kvwal.engine.tables import Asked, CodecName, as_table_name
+from kvwal.errors import CodecError
 from kvwal.expiring import STAMP_BYTES, Expiring, expire_us
 from kvwal.keys import MAX_KEY_BYTES, MAX_VALUE_BYTES, KeyRange, as_key, as_value, stop_of_prefix
 
@@ -211,7 +212,9 @@ class _Prefixed(Generic[K]):
         return self._prefix + self._codec.encode(value)
 
     def decode(self, data: bytes, /) -> K:
-        """What is behind the prefix."""
+        """What is behind the prefix. CodecError if that is not there."""
+        if not data.startswith(self._prefix):
+            raise CodecError(self.name, data, f"they do not begin with {self._prefix!r}, as the keys of this part do")
         return self._codec.decode(data[len(self._prefix) :])
 
 

@@ -230,6 +230,25 @@ def test_the_commit_fills_in_keys_and_raises_versions() -> None:
     with_store(main)
 
 
+def test_of_refuses_a_change_of_another_table() -> None:
+    async def main(db: AsyncStore) -> None:
+        one, two, part = db.table("one", str, str), db.table("two", str, str), db.sub(b"part/", str, str)
+        await one.put("a", "1")
+        await two.put("a", "2")
+        await part.put("a", "3")
+        await db.put(b"other", b"4")
+        of_one, of_two, of_part, of_other = [change async for change in db.changes(0)]
+        assert (one.of(of_one), part.of(of_part)) == (("a", "1"), ("a", "3"))
+        with pytest.raises(UsageError, match="the change is of 'two', and not of 'one'"):
+            one.of(of_two)
+        with pytest.raises(UsageError, match="the change is of 'two', and not of the default table"):
+            part.of(of_two)
+        with pytest.raises(CodecError):
+            part.of(of_other)
+
+    with_store(main)
+
+
 def test_what_cannot_be_decoded_is_not_taken() -> None:
     async def main(db: AsyncStore) -> None:
         numbers, texts = db.sub(b"t/", str, int), db.sub(b"t/", str, str)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator, MutableMapping
 from datetime import UTC, datetime
+from pathlib import Path
 from random import Random
 from typing import Any
 
@@ -674,6 +675,75 @@ def test_what_is_not_of_one_key_is_no_key_of_a_change(db: kvwal.Store) -> None:
             pytest.raises(UsageError, match="'heartbeat' is not of one key"),
         ):
             table.of(next(feed))
+
+
+def test_of_refuses_a_change_of_another_table_and_says_whose_it_is(db: kvwal.Store) -> None:
+    one, two = db.table("one", str, str), db.table("two", str, str)
+    part = db.sub(b"part/", str, str)
+    one["a"], two["a"], part["a"] = "1", "2", "0"
+    of_one, of_two, of_default = db.changes(0)
+    assert (one.of(of_one), two.of(of_two), part.of(of_default)) == (("a", "1"), ("a", "2"), ("a", "0"))
+    with pytest.raises(UsageError, match="the change is of 'two', and not of 'one'"):
+        one.of(of_two)
+    with pytest.raises(UsageError, match="the change is of the default table, and not of 'one'"):
+        one.of(of_default)
+    with pytest.raises(UsageError, match="the change is of 'one', and not of the default table"):
+        part.of(of_one)
+    with pytest.raises(UsageError, match="the change is of 'one', and not of 'none'"):
+        db.table("none", str, str).of(of_one)
+    db.rename_table("one", "new")
+    assert db.table("new", str, str).of(of_one) == ("a", "1")
+    with pytest.raises(UsageError, match="the change is of 'new', and not of 'one'"):
+        one.of(of_one)
+    db.drop_table("two")
+    # It may have been this table, and is read.
+    assert two.of(of_two) == ("a", "2")
+    two["b"] = "3"
+    with pytest.raises(UsageError, match=r"the change is of table \d+, which was dropped, and not of 'two'"):
+        two.of(of_two)
+
+
+def test_a_part_of_the_default_table_has_no_keys_without_its_prefix(db: kvwal.Store) -> None:
+    part, pairs = db.sub(b"settings/", str, str), db.sub(b"settings/", tuple[str, int], str)
+    part["theme"] = "dark"
+    db[b"sessions_theme"] = b"bright"
+    db[b"set"] = b"short"
+    inside, *outside = db.changes(0)
+    assert part.of(inside) == ("theme", "dark")
+    for change in outside:
+        for each in (part, pairs):
+            with pytest.raises(CodecError, match="they do not begin with b'settings/'"):
+                each.of(change)
+    # A deleted range that only overlaps it is no change of one key; expanded it is one of each.
+    position = db.last_seqno
+    db.delete_range(b"sess", b"settings/z")
+    [deleted] = db.changes(position)
+    with pytest.raises(UsageError, match="is not of one key"):
+        part.of(deleted)
+    told = list(db.changes(position, expand=True))
+    assert [change.key for change in told] == [b"sessions_theme", b"set", b"settings/theme"]
+    assert part.of(told[-1]) == ("theme", None)
+    [only] = db.changes(position, prefix=b"settings/", expand=True)
+    assert part.of(only) == ("theme", None)
+
+
+def test_of_knows_the_tables_of_a_followed_store(tmp_path: Path) -> None:
+    with kvwal.open(tmp_path / "s") as db, kvwal.follow(tmp_path / "s") as live:
+        one, two = db.table("one", str, str), db.table("two", str, str)
+        one["a"], two["a"] = "1", "2"
+        assert live.wait(db.last_seqno, 30)
+        of_one, of_two = live.changes(0)
+        followed = live.table("one", str, str)
+        assert followed.of(of_one) == ("a", "1")
+        with pytest.raises(UsageError, match="the change is of 'two', and not of 'one'"):
+            followed.of(of_two)
+        # As it is seen once the follower has moved.
+        db.rename_table("one", "old")
+        db.rename_table("two", "one")
+        assert live.wait(db.last_seqno, 30)
+        assert followed.of(of_two) == ("a", "2")
+        with pytest.raises(UsageError, match="the change is of 'old', and not of 'one'"):
+            followed.of(of_one)
 
 
 def test_the_past_of_a_store_that_keeps_none(disk: SimulatedDisk) -> None:
