@@ -80,13 +80,14 @@ def typed_functions(form: str, kind: Any, called: str | None, plain: Callable[[b
             raise refused(value, spelled(kind))
         data = write(value)
         # Not every value of a subclass is one of its type: a bool is an int, and a datetime a date. NaN is written as
-        # null, which no float is read from.
+        # null, which no float is read from. What is in the value is not looked at otherwise.
         if not is_exact or (form == "json" and b"null" in data):
             try:
                 read(data)
             except ValueError as error:
                 if is_exact:
-                    raise ValueError(f"{spelled(kind)} would not be read again: {error}; JSON has no NaN") from None
+                    why = f"{error}; JSON has no NaN" if "`null`" in str(error) else str(error)
+                    raise ValueError(f"{spelled(kind)} would not be read again: {why}") from None
                 raise TypeError(f"{refused(value, spelled(kind))}: {error}") from None
         return data
 

@@ -73,6 +73,17 @@ class Node:
 
 
 @dataclass
+class Nullable:
+    n: float
+    note: str | None = None
+
+
+@dataclass
+class Outer:
+    inner: Struct
+
+
+@dataclass
 class Deep:
     others: dict[str, tuple[Deep, ...]]
     hidden: list[Hidden] | None = None
@@ -273,6 +284,8 @@ WRONG: list[tuple[Any, Any, type[Exception], str]] = [
     (codecs.json(Sequence[int]), "ab", TypeError, r"Sequence\[int\] is expected, not str"),
     (codecs.json(Literal["a"]), "b", TypeError, "is expected, not str: Invalid enum value 'b'"),
     (codecs.json(Named), Named(1, math.nan), ValueError, "would not be read again: Expected `float`, got `null`"),
+    (codecs.json(Nullable), Nullable(True), ValueError, "would not be read again: .* got `bool` - at `[$].n`$"),
+    (codecs.json(Nullable), Nullable(math.nan), ValueError, "got `null` - at `[$].n`; JSON has no NaN$"),
     (codecs.msgpack(), object(), TypeError, "unsupported"),
     (codecs.msgpack(), 1 << 70, OverflowError, "serialize ints"),
     (codecs.pickle(), lambda: None, Exception, "pickle"),
@@ -301,6 +314,16 @@ def test_a_value_that_holds_itself_is_refused(codec: Codec[Any]) -> None:
         assert "nested too deep" in str(error)
     else:
         assert len(data) > 100_000
+
+
+@pytest.mark.parametrize("make", [codecs.json, codecs.msgpack])
+def test_what_lies_in_a_value_is_not_looked_at_when_it_is_written(make: Any) -> None:
+    """As docs/tables.md says."""
+    cut = make(Outer)
+    assert cut.decode(cut.encode(Outer(Child(1, ["a"], 2)))) == Outer(Struct(1, ["a"]))
+    packed = make(Box[int])
+    with pytest.raises(CodecError, match="Expected `int`, got `bool`"):
+        packed.decode(packed.encode(Box(True)))
 
 
 def test_floats_that_may_be_none_are_written_as_they_are() -> None:
