@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import is_dataclass
 from importlib import import_module
+from math import isnan
 from typing import Any, get_origin, is_typeddict
 
 from kvwal.codecs.codec import TypedFunctions, ValueFunctions, members_of, refused, spelled
@@ -54,9 +55,43 @@ def _reader(name: str, read: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
 
 
 def msgpack_functions() -> ValueFunctions[Any]:
-    """MessagePack of whatever it has."""
+    """MessagePack of whatever it has. TypeError for what msgspec would write as something else."""
     module = _msgspec().msgpack
-    return ValueFunctions("msgpack", _writer(module), _reader("msgpack", module.Decoder().decode))
+    write, read = _writer(module), module.Decoder().decode
+
+    def encode(value: Any) -> bytes:
+        data = write(value)
+        try:
+            again = read(data)
+            if again != value:
+                _refuse_others(value, again)
+        except RecursionError:
+            raise ValueError("the value is nested too deep") from None
+        return data
+
+    return ValueFunctions("msgpack", encode, _reader("msgpack", read))
+
+
+def _refuse_others(value: Any, again: Any) -> None:
+    """TypeError for a part of a value that is read again as something else; tuples are read as lists."""
+    if isinstance(value, list | tuple) and isinstance(again, list | tuple) and len(value) == len(again):
+        for part, of in zip(value, again, strict=True):
+            _refuse_others(part, of)
+    elif isinstance(value, dict) and isinstance(again, dict):
+        for key, part in value.items():
+            if key in again:
+                _refuse_others(part, again[key])
+            elif not isinstance(key, float) or not isnan(key):
+                raise _not_of_msgpack(key, "another key")
+    elif value != again and (value == value or again == again):  # both may be NaN
+        raise _not_of_msgpack(value, type(again).__name__)
+
+
+def _not_of_msgpack(value: object, read: str) -> TypeError:
+    return TypeError(
+        f"MessagePack has no {type(value).__name__}, and it would be read again as {read}; say the type, as in "
+        "msgpack(User), which has it in a field, or store something that MessagePack has"
+    )
 
 
 def typed_functions(form: str, kind: Any, called: str | None, plain: Callable[[bytes], Any]) -> TypedFunctions[Any]:

@@ -11,8 +11,9 @@ import zlib
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, date, datetime
-from enum import StrEnum
+from datetime import UTC, date, datetime, timedelta, timezone
+from decimal import Decimal
+from enum import Enum, IntEnum, StrEnum
 from http import HTTPStatus
 from types import SimpleNamespace
 from typing import Any, Generic, Literal, NamedTuple, TypedDict, TypeVar
@@ -70,6 +71,10 @@ class Node:
     name: str
     next: Node | None = None
     others: list[Node] = attrs.field(factory=list)
+
+
+class Text(StrEnum):
+    A = "a"
 
 
 @dataclass
@@ -324,6 +329,60 @@ def test_what_lies_in_a_value_is_not_looked_at_when_it_is_written(make: Any) -> 
     packed = make(Box[int])
     with pytest.raises(CodecError, match="Expected `int`, got `bool`"):
         packed.decode(packed.encode(Box(True)))
+
+
+class Plain(Enum):
+    A = "a"
+
+
+class Number(IntEnum):
+    ONE = 1
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        Decimal("1.5"),
+        Decimal("NaN"),
+        UUID(int=1),
+        {1, 2},
+        frozenset([1]),
+        MOMENT.replace(tzinfo=None),
+        date(2030, 1, 1),
+        timedelta(1),
+        Struct(1),
+        Attrs("a"),
+        Outer(Struct(1)),
+        Plain.A,
+    ],
+    ids=repr,
+)
+def test_msgpack_without_a_type_refuses_what_it_would_read_as_something_else(value: Any) -> None:
+    codec = codecs.msgpack()
+    for whole in (value, [1, value], (value,), {"a": [{"b": value}]}, {1: math.nan, 2: value}):
+        with pytest.raises(TypeError, match=f"MessagePack has no {type(value).__name__}, and it would be read again"):
+            codec.encode(whole)
+        with pytest.raises(TypeError, match="MessagePack has no"):
+            codecs.versioned(codecs.compressed(codec), version=1).encode(whole)
+    if value.__hash__ is not None and not isinstance(value, Attrs | Struct | Outer):
+        with pytest.raises(TypeError, match="would be read again as another key"):
+            codec.encode({"a": {value: 1}})
+
+
+@pytest.mark.parametrize(
+    "value",
+    [(1, "a", (2,)), {"a": (1, math.nan)}, math.nan, {math.nan: 1}, {(1, 2): [3]}, bytearray(b"a"), Number.ONE, Text.A],
+    ids=repr,
+)
+def test_msgpack_without_a_type_takes_what_comes_back_equal_and_tuples_as_lists(value: Any) -> None:
+    def lists(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: lists(part) for key, part in value.items()}
+        return [lists(part) for part in value] if isinstance(value, list | tuple) else value
+
+    codec = codecs.msgpack()
+    assert repr(codec.decode(codec.encode(value))) == repr(lists(value)) or codec.decode(codec.encode(value)) == value
+    assert codec.decode(codec.encode(MOMENT.astimezone(timezone(timedelta(hours=2))))) == MOMENT
 
 
 def test_floats_that_may_be_none_are_written_as_they_are() -> None:
