@@ -240,7 +240,8 @@ class WritableTable(TypedReading[K, V], MutableMapping[K, V], Generic[K, V]):
         """Set `key` to `value` (None: delete it) if its value is `expected` (None: if it is not there).
 
         Returns whether it was. What is compared are values, not bytes. Atomic, and never a conflict. As after `put`,
-        another value expires by the default of the table, or never: `touch` it.
+        another value expires by the default of the table, or never: `touch` it. A value that is None itself, as JSON's
+        null, is neither compared nor put by it: do that in a transaction.
         """
         return at_once(self._writes.compare_and_set, key, expected, value, durability=durability, meta=meta)
 

@@ -459,7 +459,8 @@ class Writing(Generic[K, V]):
         """Set `key` to `value` (None: delete it) if its value is `expected` (None: if it is not there).
 
         Returns whether it was. What is compared are values, not bytes. Atomic, and never a conflict. As after `put`,
-        another value expires by the default of the table, or never: `touch` it.
+        another value expires by the default of the table, or never: `touch` it. A value that is None itself, as JSON's
+        null, is neither compared nor put by it: do that in a transaction.
         """
         spec = self._spec
         encoded, new = spec.encode_key(key), None if value is None else spec.encode_value(value)
@@ -467,7 +468,10 @@ class Writing(Generic[K, V]):
         while True:
             # Decoded here: the commit leader runs no code of a codec.
             old = await self._way.read(encoded)
-            if (expected is not None) if old is None else spec.value.decode(old) != expected:
+            # A value that is None, as JSON's null, is there.
+            if (old is None) != (expected is None):
+                return False
+            if old is not None and spec.value.decode(old) != expected:
                 return False
             if (await _change(self._way, spec, encoded, partial(_instead, old, new), how, likely=new))[0] == old:
                 return True

@@ -263,6 +263,17 @@ def test_what_cannot_be_decoded_is_not_taken() -> None:
     with_store(main)
 
 
+def test_compare_and_set_takes_none_for_no_key_and_not_for_a_null() -> None:
+    async def main(db: AsyncStore) -> None:
+        table = db.table("t", str, codecs.json())
+        await table.put("null", None)
+        assert not await table.compare_and_set("null", None, 1)
+        assert await table.contains("null")
+        assert await table.compare_and_set("new", None, 1)
+
+    with_store(main)
+
+
 def test_tasks_take_each_of_a_queue_once() -> None:
     async def main(db: AsyncStore) -> None:
         queue = db.table("queue", int, codecs.json())

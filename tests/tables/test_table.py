@@ -1005,6 +1005,28 @@ def test_a_codec_that_makes_no_bytes_of_a_bound_deletes_nothing(db: kvwal.Store)
     assert list(table) == ["a", "z"]
 
 
+def test_compare_and_set_takes_none_for_no_key_and_not_for_a_null(db: kvwal.Store) -> None:
+    table = db.table("t", str, codecs.json())
+    table["null"] = None
+    assert not table.put_if_absent("null", 1)
+    assert not table.compare_and_set("null", None, 1)
+    assert not table.compare_and_set("null", None, None)
+    assert table["null"] is None
+    assert table.compare_and_set("new", None, 1)
+    assert table.compare_and_set("new", 1, None)
+    assert "new" not in table
+    assert table.compare_and_set("new", None, None)
+
+    # As docs/tables.md says.
+    def replace(txn: kvwal.Transaction) -> None:
+        part = table.within(txn)
+        if "null" in part and part["null"] is None:
+            part["null"] = 2
+
+    db.run(replace)
+    assert table["null"] == 2
+
+
 def test_a_queue_of_threads_takes_each_once(db: kvwal.Store) -> None:
     queue = db.table("queue", int, str)
     queue.update((number, str(number)) for number in range(200))
