@@ -14,6 +14,7 @@ from typing import Final
 
 from kvwal.aio.snapshot import AsyncSnapshot
 from kvwal.aio.workers import Workers
+from kvwal.db.handle import Uncopied
 from kvwal.engine.engine import Engine
 from kvwal.feed.change import Change, Prefixes
 from kvwal.feed.changes import STEP_S, Bootstrap, Changes, forget_in_forked_child, heartbeat
@@ -30,7 +31,7 @@ _MOST: Final = 1024
 _MOST_BYTES: Final = 1 << 20
 
 
-class AsyncChanges(AsyncIterator[Change]):
+class AsyncChanges(Uncopied, AsyncIterator[Change]):
     """What commits changed, for `async for`. Made by `AsyncStore.changes`; use it in an `async with` block.
 
     One task at a time. An error, or a cancellation while it waits, closes it: `changes(after=position)` goes on, and
@@ -195,7 +196,7 @@ def _read(changes: Changes) -> tuple[deque[Change], Seqno, Exception | None]:
     return found, changes.position.seqno, None
 
 
-class AsyncBootstrap:
+class AsyncBootstrap(Uncopied):
     """A snapshot, and the position from which `changes` goes on where it ends: see `kvwal.Bootstrap`."""
 
     __slots__ = ("_base", "_engine", "_refuse_if_over", "_workers", "position", "snapshot")

@@ -8,6 +8,7 @@ from typing import Generic, TypeVar
 
 from kvwal.aio.workers import Workers
 from kvwal.db.cursor import Cursor
+from kvwal.db.handle import Uncopied
 
 __all__ = ["AsyncCursor"]
 
@@ -15,7 +16,7 @@ K = TypeVar("K")
 V = TypeVar("V")
 
 
-class AsyncCursor(Generic[K, V]):
+class AsyncCursor(Uncopied, Generic[K, V]):
     """A `kvwal.Cursor` that is moved by awaiting: each move is made by a worker. For one task at a time."""
 
     __slots__ = ("_cursor", "_refuse_if_over", "_workers")

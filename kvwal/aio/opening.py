@@ -15,6 +15,7 @@ from kvwal.aio.store import MAX_PENDING_BYTES, MAX_PENDING_COMMITS, AsyncStore, 
 from kvwal.aio.workers import to_the_end
 from kvwal.api.following import CACHE_BYTES
 from kvwal.api.store import Store
+from kvwal.db.handle import Uncopied
 from kvwal.files import Files, PathArgument
 from kvwal.options import Flag, OpenOptions, taking_options
 
@@ -31,7 +32,7 @@ _S = TypeVar("_S", bound=_Closed)
 _A = TypeVar("_A", bound=_Closed)
 
 
-class Opening(Generic[_A]):
+class Opening(Uncopied, Generic[_A]):
     """What `kvwal.aio.open` returns: `await` it for the store, or use it in `async with`, which also closes it."""
 
     __slots__ = ("_made", "_opened")

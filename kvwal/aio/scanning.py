@@ -12,6 +12,7 @@ from itertools import chain, islice
 from typing import Final, Generic, TypeVar
 
 from kvwal.aio.workers import Workers
+from kvwal.db.handle import Uncopied
 from kvwal.engine.merge import Chunk
 
 __all__ = ["Scan", "items_of", "keys_of", "listed", "values_of"]
@@ -25,7 +26,7 @@ _MAX_ENTRIES: Final = 4096
 _LISTED_AT_ONCE: Final = 512
 
 
-class Scan(AsyncIterator[_T], Generic[_T]):
+class Scan(Uncopied, AsyncIterator[_T], Generic[_T]):
     """An iterator for `async for`. One task at a time; dropping it, or `aclose`, gives its moment back."""
 
     __slots__ = ("__weakref__", "_chunks", "_entries", "_fetched", "_left", "_most", "_of", "_running", "_workers")

@@ -27,6 +27,7 @@ from kvwal.backup.claims import Superseded
 from kvwal.backup.keeping import Keep
 from kvwal.backup.making import backup
 from kvwal.backup.port import Destination, Where, destination_at
+from kvwal.db.handle import Uncopied
 from kvwal.engine.archives import Archives, ArchiveState, ArchiveStatus
 from kvwal.engine.engine import Engine
 from kvwal.errors import ArchiveBehindError, ArchiveDiverged, ClosedError, FeedGap, ForkedError, PoisonedError
@@ -201,7 +202,7 @@ def _end(worker: _Worker, archives: Archives) -> None:
     archives.remove(worker)
 
 
-class Archive:
+class Archive(Uncopied):
     """An archive that is being kept up to date; made by `kvwal.archive`. Use it in a `with` block within the store's.
 
     Thread-safe. A task of asyncio uses the same object: `await asyncio.to_thread(archive.flush)`.

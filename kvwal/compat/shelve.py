@@ -12,6 +12,7 @@ from shelve import BsdDbShelf, Shelf
 from typing import Any
 
 from kvwal.compat import dbm
+from kvwal.db.handle import Uncopied
 from kvwal.files import PathArgument
 from kvwal.options import Flag
 
@@ -23,7 +24,7 @@ def __getattr__(name: str) -> Any:
     return getattr(shelve, name)
 
 
-class DbfilenameShelf(shelve.Shelf[Any]):
+class DbfilenameShelf(Uncopied, shelve.Shelf[Any]):
     """A shelf in a kvwal store: see `open`."""
 
     # Typeshed leaves them out.

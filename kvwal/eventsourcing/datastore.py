@@ -17,6 +17,7 @@ from eventsourcing.persistence import IntegrityError
 
 from kvwal.api.store import Store
 from kvwal.batch import WriteBatch
+from kvwal.db.handle import Uncopied
 from kvwal.engine.engine import Engine
 from kvwal.engine.request import CommitRequest, Newest
 from kvwal.engine.tables import InTable
@@ -34,7 +35,7 @@ CHUNK_BYTES: Final = 8 << 20
 _TAKEN: Final = "a version of an aggregate that is to be inserted is there already"
 
 
-class Datastore:
+class Datastore(Uncopied):
     """An open store that several recorders share. Thread-safe."""
 
     def __init__(self, store: Store) -> None:

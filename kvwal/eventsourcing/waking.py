@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import Generic, TypeVar
 
+from kvwal.db.handle import Uncopied
 from kvwal.engine.engine import Engine
 from kvwal.errors import poisoned
 from kvwal.events import CommitGroup, Listener, Poison
@@ -71,7 +72,7 @@ class Wakeups(Listener):
         self.end()
 
 
-class Following(Generic[_T]):
+class Following(Uncopied, Generic[_T]):
     """What there is beyond a position, and then what comes, for one thread, which a commit or `end` wakes.
 
     `read_on` gives what there is beyond a position, and the position up to which there is nothing else. It raises where

@@ -17,6 +17,7 @@ from dataclasses import replace as changed
 from typing import Final, NamedTuple
 
 from kvwal.batch import WriteBatch
+from kvwal.db.handle import Uncopied
 from kvwal.db.transaction import Transaction
 from kvwal.engine.consumers import ConsumerRow, Owner, RowChange
 from kvwal.engine.engine import Engine
@@ -105,7 +106,7 @@ class _Watch:
         return self._wanted.changes_of(run)
 
 
-class OwnedConsumer:
+class OwnedConsumer(Uncopied):
     """A consumer while this owner has it. One thread at a time, but for `_let_go` and `_due`."""
 
     def __init__(self, engine: Engine, asked: Asked, *, owner: object = None) -> None:

@@ -9,6 +9,7 @@ import functools
 import gc
 import inspect
 import pickle
+import sys
 import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,8 +21,13 @@ from store_fixtures import run_threads
 
 import kvwal
 import kvwal.aio
+import kvwal.compat.dbm
+import kvwal.compat.shelve
+import kvwal.events
+import kvwal.eventsourcing
 from kvwal import ClosedError, ReadOnlyError, Store, WriteBatch
 from kvwal.aio import AsyncSnapshot, AsyncStore, AsyncTransaction
+from kvwal.db.handle import Uncopied
 
 WAYS = [copy.copy, copy.deepcopy, *(lambda handle, p=p: pickle.dumps(handle, p) for p in range(6))]
 
@@ -60,6 +66,74 @@ def test_a_copy_of_an_asyncio_handle_is_refused_and_the_handle_goes_on(tmp_path:
                 assert await handle.get(b"k") == b"v"
 
     run(main())
+
+
+def test_a_copy_of_what_is_to_be_closed_is_refused_and_it_goes_on(
+    db: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    unraised: list[Any] = []
+    monkeypatch.setattr(sys, "unraisablehook", unraised.append)
+    for number in range(200):
+        db[b"%03d" % number] = b"x" * 2000
+    db.sync()
+    cursor = db.cursor()
+    cursor.first()
+    versions = db.versions(b"k")
+    changes, consumer = db.changes(0), db.consumer("mailer", start=0)
+    base, archive = db.bootstrap(), kvwal.archive(db, tmp_path / "archive")
+    bytes_of = kvwal.compat.dbm.open(tmp_path / "d", "n")
+    shelf = kvwal.compat.shelve.open(tmp_path / "e", "n")
+    users = db.table("users", str, str)
+    users["a"] = "b"
+    things = [cursor, versions, changes, consumer, base, archive, bytes_of, shelf, users, users.cursor()]
+    for thing in things:
+        assert_not_copied(thing)
+    gc.collect()
+    assert cursor.next()
+    assert next(versions).value == b"v"
+    assert len(list(changes)) >= 201
+    assert next(consumer).changes
+    assert base.snapshot[b"k"] == b"v"
+    assert archive.flush()
+    bytes_of[b"k"], shelf["k"] = b"v", 1
+    for thing in (shelf, bytes_of, archive, base, consumer, changes, versions, cursor):
+        thing.close()
+    assert unraised == []
+
+
+def test_a_copy_of_what_a_task_is_to_close_is_refused_and_it_goes_on(tmp_path: Path) -> None:
+    async def main() -> None:
+        opening = kvwal.aio.open(tmp_path / "b.kv")
+        assert_not_copied(opening)
+        async with opening as store:
+            await store.put(b"k", b"v")
+            reading = store.consumer("mailer", start=0)
+            async with store.changes(0) as changes, store.bootstrap() as base, reading as consumer:
+                scan, cursor = store.scan(), store.cursor()
+                for thing in (changes, base, consumer, scan, cursor):
+                    assert_not_copied(thing)
+                gc.collect()
+                assert (await anext(changes)).key == b"k"
+                assert [pair async for pair in scan] == [(b"k", b"v")]
+                assert await cursor.first()
+                assert await base.snapshot.get(b"k") == b"v"
+                assert (await anext(consumer)).changes
+                await cursor.close()
+
+    run(main())
+
+
+PUBLIC = [kvwal, kvwal.aio, kvwal.compat.dbm, kvwal.compat.shelve, kvwal.eventsourcing, kvwal.events]
+# What has nothing to close: it leaves a block, or is of the library and holds what is refused.
+CLOSES_NOTHING = {"OwnCommits", "KvwalFactory", "BsdDbShelf", "Shelf"}
+
+
+def test_no_public_class_with_something_to_close_can_be_copied() -> None:
+    found = {value for module in PUBLIC for value in vars(module).values() if inspect.isclass(value)}
+    ends = ("close", "aclose", "__exit__", "__aexit__", "__del__")
+    closing = {kind for kind in found if any(hasattr(kind, end) for end in ends)}
+    assert closing >= {kvwal.Changes, kvwal.Archive, kvwal.KeyVersions, kvwal.Cursor, kvwal.Store, kvwal.aio.Scan}
+    assert {kind.__name__ for kind in closing if not issubclass(kind, Uncopied)} == CLOSES_NOTHING
 
 
 @pytest.mark.parametrize("base", [kvwal.Store, kvwal.Snapshot, kvwal.Transaction, AsyncStore])
