@@ -51,7 +51,10 @@ def _encode_counter(value: int) -> bytes:
     except TypeError:
         raise refused(value, "int") from None
     except OverflowError:
-        raise OverflowError("the int does not fit into the 64 bits of a counter; json() has any size") from None
+        raise OverflowError(
+            "the int does not fit into the 64 bits of a counter; json() takes larger ones, of as many digits as Python "
+            "makes text of: see sys.get_int_max_str_digits()"
+        ) from None
 
 
 def _decode_counter(data: bytes) -> int:

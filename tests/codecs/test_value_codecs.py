@@ -303,6 +303,16 @@ def test_a_value_that_a_codec_does_not_store_is_refused(spec: Any, value: Any, k
         value_codec(spec).encode(value)
 
 
+def test_the_error_of_a_counter_says_what_json_takes() -> None:
+    limit = sys.get_int_max_str_digits()
+    with pytest.raises(OverflowError, match=r"json\(\) takes larger ones, of as many digits as .*max_str_digits"):
+        codecs.counter.encode(10**limit)
+    largest = 10**limit - 1
+    assert codecs.json().decode(codecs.json().encode(largest)) == largest
+    with pytest.raises(ValueError, match="Exceeds the limit"):
+        codecs.json().encode(10**limit)
+
+
 @pytest.mark.parametrize("codec", [codecs.json(), codecs.json(list), codecs.msgpack()], ids=lambda codec: codec.name)
 def test_a_value_that_holds_itself_is_refused(codec: Codec[Any]) -> None:
     value: list[Any] = []
