@@ -32,8 +32,9 @@ def follow(
             Where none can be made, and with False, nothing is written, and what is read may be taken away.
         name: what `Store.pins` calls it, at most 64 bytes of UTF-8; None: after its program.
         max_lag_s: a read of now shows every commit that was made longer ago than this, in seconds: where it may not, it
-            moves the follower, and raises `StaleError` if that does not help. A writer says within 0.1 s that a commit
-            is on disk, so less than 0.2 is little. None: reads move nothing.
+            moves the follower, waits for up to 0.25 s where its writer is about to say that what there is is on disk,
+            and raises `StaleError` if that does not help. A writer says within 0.1 s that a commit is on disk, so less
+            than 0.4 is little. None: reads move nothing.
         cache_bytes: memory for pages and rows of the page file; twice as much while a snapshot or scan of a former
             checkpoint is read.
         files: another file system, such as `kvwal.testing.SimulatedDisk`.

@@ -148,8 +148,11 @@ class Progress(Now):
             # It may be that it was closed meanwhile.
             state.refuse_if_gone()
             raise
-        if is_all and self._watch.written <= state.seqno and self._watch.is_sure:
-            self.freshness.showed_all(began_s)
+        # First what an earlier look found: then this one's may take its place.
+        self.freshness.shows(state.seqno)
+        if is_all and self._watch.saw_all:
+            self.freshness.found_all(began_s, max(self._watch.written, self._watch.durable))
+            self.freshness.shows(state.seqno)
         self.waiting.wake()
         return state.seqno
 

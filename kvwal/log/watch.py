@@ -144,6 +144,8 @@ class Watch:
         #: The last commit that was found, and its time (microseconds since 1970 UTC).
         self.written = durable
         self.written_us = 0
+        #: Whether `written` and `durable` have all that had been written when the last look of all there is began.
+        self.saw_all = False
         self._newest: _Newest | None = None
         # What was heard last.
         self._heard: Heard | None = None
@@ -166,7 +168,7 @@ class Watch:
             # All of it is examined.
             newest.seen = newest.found.known.capacity
             self._newest = newest
-        self._walk(newest, tell)
+        went_on = self._walk(newest, tell)
         header = newest.found.known
         if in_short and tell is not None and not newest.is_due and heard is not None and heard.is_newest(header):
             # For commits up to this one it was.
@@ -177,10 +179,12 @@ class Watch:
             self._newest = self._open(found)
             newest.file.close()
             newest = self._newest
-            self._walk(newest, tell)
+            went_on = self._walk(newest, tell)
+        self.saw_all = False
         if tell is not None:
             _told(newest.passed, self.durable, tell)
         self._examine(newest, tell)
+        self.saw_all = went_on or not newest.is_due
         return True
 
     @property
@@ -216,8 +220,11 @@ class Watch:
         place = start_in(chain, found, self.durable)
         return _Newest(chain.open(found), found, place)
 
-    def _walk(self, newest: _Newest, tell: Tell | None) -> None:
-        """Read on in a segment."""
+    def _walk(self, newest: _Newest, tell: Tell | None) -> bool:
+        """Read on in a segment; whether it went on where it had stopped, in a record that was under way.
+
+        All that had been written before is in front of that one, since a segment is written in order.
+        """
         if not newest.is_due:
             self._look_behind(newest)
         # A write that is under way is over when it is looked at again.
@@ -226,7 +233,8 @@ class Watch:
             if newest.is_due:
                 self._step(newest, _Arrived(newest.file), tell)
             if newest.place.offset == offset:
-                break
+                return False
+        return True
 
     def _look_behind(self, newest: _Newest) -> None:
         """Look for something that was not there, at once behind the end, and in the next part of what is left."""
