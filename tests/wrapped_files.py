@@ -36,5 +36,11 @@ class WrappedDirectory(Wrapped):
         super().__init__(directory)
         self._wrap = wrap
 
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, WrappedDirectory) and bool(self.there == other.there)
+
+    def __hash__(self) -> int:
+        return hash(self.there)
+
     def open(self, name: str, **options: Any) -> Any:
         return self._wrap(self.there.open(name, **options), name)

@@ -7,7 +7,7 @@ the crash tests can put a simulated disk in their place.
 from kvwal.files.failures import is_full, is_of_medium
 from kvwal.files.fork import call_in_forked_child, process_id, program_name
 from kvwal.files.protocol import Buffer, Directory, EntryKind, File, Files, end_recovery, inside, is_recovering
-from kvwal.files.system import PathArgument, outwards, parent_and_name, path_text, system_files
+from kvwal.files.system import PathArgument, outwards, parent_and_name, path_text, rooted, system_files
 
 __all__ = [
     "Buffer",
@@ -27,5 +27,6 @@ __all__ = [
     "path_text",
     "process_id",
     "program_name",
+    "rooted",
     "system_files",
 ]

@@ -30,7 +30,7 @@ from kvwal.files.directory import SystemDirectory
 from kvwal.files.failures import failed
 from kvwal.files.protocol import Directory, Files
 
-__all__ = ["PathArgument", "outwards", "parent_and_name", "path_text", "system_files"]
+__all__ = ["PathArgument", "outwards", "parent_and_name", "path_text", "rooted", "system_files"]
 
 #: What a user may give for a path.
 PathArgument: TypeAlias = str | bytes | os.PathLike[str] | os.PathLike[bytes]
@@ -78,6 +78,20 @@ def path_text(path: PathArgument) -> str:
     if not text or "\0" in text:
         raise ValueError("the path is empty" if not text else "the path has a null character")
     return text
+
+
+def rooted(path: str, files: Files) -> str:
+    """The same path, also when the working directory is another one: of the operating system's files, and of no others.
+
+    Nothing of it is resolved: links lead where they lead when it is used.
+    """
+    if not isinstance(files, _SystemFiles) or os.path.isabs(path):
+        return path
+    try:
+        return os.path.join(os.getcwd(), path)
+    except OSError:
+        # The working directory was removed. No name but its own leads anywhere.
+        return path
 
 
 def parent_and_name(path: str) -> tuple[str, str]:

@@ -28,7 +28,8 @@ from kvwal.engine.state import State
 from kvwal.engine.succession import Succession
 from kvwal.engine.version import Version
 from kvwal.errors import SnapshotTooOld, StoreRemovedError, not_followed
-from kvwal.files import Directory, Files
+from kvwal.files import Directory, Files, rooted
+from kvwal.files.names import DATA
 from kvwal.following.doubt import until_still
 from kvwal.following.past import FollowedPast
 from kvwal.following.waiting import Freshness, Waiting
@@ -49,7 +50,7 @@ _T = TypeVar("_T")
 _LEAST_SLEEP_S: Final = 0.001
 _SLEPT_SHARE: Final = 1 / 8
 _MOST_SLEEP_S: Final = 0.05
-# How long what the writer says is enough, and its files are not looked at.
+# How long what the writer says is enough, and its files are not looked at; nor is what is at their path.
 _LOOKED_S: Final = 0.5
 
 
@@ -97,6 +98,9 @@ class Progress(Now):
         self._now = NowReader(files, directory, pages.meta.store_id, pages.meta.line)
         self._now_s = files.monotonic_s
         self._looked_s = 0.0
+        # Where the store was when it was opened, and when it was seen last that no other one is there.
+        self._files, self._path = files, rooted(directory.path, files)
+        self._path_s = files.monotonic_s()
         self._moments: Moments | None = None
         # The newest segment, as it was when the page file was seen to be in its place after something was read of it.
         self._vouched: SegmentHeader | None = None
@@ -141,6 +145,7 @@ class Progress(Now):
                 is_all = self._until_still(self._move)
             if before == (state.seqno, state.version):
                 self._refuse_if_removed()
+                self._refuse_if_elsewhere()
             if is_all and self._watch.is_sure and self._watch.last < state.seqno:
                 # Commits that are on disk never go away.
                 raise removed(self._directory)
@@ -163,6 +168,27 @@ class Progress(Now):
     def _refuse_if_removed(self) -> None:
         if is_marked(self._directory) or self._pages.is_replaced():
             raise removed(self._directory)
+
+    def _refuse_if_elsewhere(self) -> None:
+        """StoreRemovedError where another store has its path: it was moved away, to put that one in its place.
+
+        Where none is there, it goes on: its directory may have been moved with its writer, or a mount be away. Looks
+        only where the last look is a while ago.
+        """
+        if (now_s := self._now_s()) - self._path_s < _LOOKED_S:
+            return
+        try:
+            there = self._files.open_directory(self._path)
+            try:
+                is_other = there != self._directory and there.kind(DATA) == "file"
+            finally:
+                there.close()
+        except OSError:
+            # What may not be looked at says nothing.
+            is_other = False
+        if is_other:
+            raise removed(self._directory)
+        self._path_s = now_s
 
     def _refuse_if_replaced(self) -> None:
         """StoreRemovedError where another store was put in the place of this one.
@@ -365,6 +391,7 @@ class Progress(Now):
         watch = self._watch
         self._until_still(watch.look)
         self._refuse_if_replaced()
+        self._refuse_if_elsewhere()
         commits = watch.written - self._state.seqno
         return Lag(commits, max(0.0, (now_us - watch.written_us) / 1e6)) if commits > 0 else Lag(0, 0.0)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import time
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 from following_fixtures import all_durable
 
 import kvwal
+from kvwal.following import progress
 from kvwal.log import Watch
 
 FOLLOWERS: dict[str, dict[str, Any]] = {"pin": {}, "no pin": {"pin": False}, "max_lag_s": {"max_lag_s": 0.2}}
@@ -142,3 +144,47 @@ def test_a_store_that_is_replaced_while_one_begins_to_follow_it(
     with kvwal.follow(store) as live, kvwal.open(store, background=False) as db:
         assert replaced
         assert dict(live) == dict(db)
+
+
+@pytest.mark.parametrize("kind", FOLLOWERS)
+def test_a_store_that_is_moved_aside_for_another_one_is_replaced(
+    tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As `mv shop.kv shop.bad` and a restore do it. The path was relative, and the working directory is another one."""
+    monkeypatch.setattr(progress, "_LOOKED_S", 0.05)
+    monkeypatch.chdir(tmp_path)
+    with kvwal.open("shop.kv") as db:
+        db.put(b"k", b"old")
+        all_durable(db)
+        db.backup("backups")
+    with kvwal.follow("shop.kv", **FOLLOWERS[kind]) as live, kvwal.open("shop.kv", "r") as still:
+        monkeypatch.chdir("/")
+        os.rename(tmp_path / "shop.kv", tmp_path / "shop.bad")
+        time.sleep(0.06)
+        # Nothing is there, as where a disk is away; then something that is no store.
+        live.refresh()
+        (tmp_path / "shop.kv").mkdir()
+        time.sleep(0.06)
+        live.refresh()
+        assert live.lag().commits == 0
+        (tmp_path / "shop.kv").rmdir()
+        kvwal.restore(tmp_path / "backups", tmp_path / "shop.kv")
+        with kvwal.open(tmp_path / "shop.kv") as db:
+            after = db.put(b"k", b"new")
+            for call in (lambda: live.wait(after + 9, 5), live.lag, live.refresh, live.refresh):
+                time.sleep(0.06)
+                with pytest.raises(kvwal.StoreRemovedError):
+                    call()
+            if kind == "max_lag_s":
+                time.sleep(0.2)
+                with pytest.raises(kvwal.StoreRemovedError):
+                    live.get(b"k")
+            else:
+                assert live[b"k"] == b"old"
+            with pytest.raises(kvwal.StoreRemovedError):
+                still.engine.progress.refresh()  # type: ignore[attr-defined]  # it is read as a follower reads
+        # It is there again.
+        shutil.rmtree(tmp_path / "shop.kv")
+        os.rename(tmp_path / "shop.bad", tmp_path / "shop.kv")
+        live.refresh()
+        assert live[b"k"] == b"old"
