@@ -4,7 +4,8 @@ Rules for every implementation of `Destination`:
 
 - A name is made of parts of `a-z`, `0-9`, `.` and `-` with `/` between them, at most 200 characters. Other names are
   foreign: they are neither listed nor changed.
-- An object is there whole or not at all, and never changes. `put_new` never replaces one.
+- An object is there whole or not at all, and never changes. `put_new` never replaces one, and raises where its name is
+  taken by what is no object.
 - What `put_new` and `swap` have put is durable when they return, also where they return False because the name was
   taken: one whose answer got lost can be asked again.
 - A call that raised may have done its work all the same.
@@ -117,9 +118,17 @@ class DirectoryDestination:
         directory = self._make(where)
         try:
             if directory.kind(leaf) is None:
-                return self._publish(directory, leaf, leaf, data)
-            # Durability: the one that made it may have been killed before it flushed the directory.
-            directory.sync()
+                if self._publish(directory, leaf, leaf, data):
+                    return True
+            else:
+                # Durability: the one that made it may have been killed before it flushed the directory.
+                directory.sync()
+            if directory.kind(leaf) not in ("file", None):
+                # Never read as an object, and so no backup may count on it.
+                raise BackupDestinationError(
+                    f"{name} in {self.path} is not a regular file, so the object of that name cannot be made; "
+                    "move it away"
+                )
             return False
         finally:
             directory.close()

@@ -551,3 +551,24 @@ def test_what_the_destination_stores_wrongly_is_told_and_not_built_on(kind: str)
     backup(lived.db.engine, lived.destination)
     with restored(lived) as db:
         lived.check(db, lived.db.last_seqno)
+
+
+@pytest.mark.parametrize("kind", ["link", "directory", "fifo"])
+def test_what_has_the_name_of_its_object_and_is_none_is_named(tmp_path: Path, kind: str) -> None:
+    """As an object that was moved to another disk, with a link in its place: no restore would read it."""
+    with kvwal.open(tmp_path / "store") as db:
+        db[b"key"] = b"value"
+        name = db.backup(tmp_path / "d").base
+        taken = tmp_path / "d" / name
+        taken.rename(tmp_path / "elsewhere")
+        if kind == "link":
+            taken.symlink_to(tmp_path / "elsewhere")
+        elif kind == "directory":
+            taken.mkdir()
+        else:
+            os.mkfifo(taken)
+        with pytest.raises(kvwal.BackupDestinationError, match=f"{name} in .* is not a regular file"):
+            db.backup(tmp_path / "d")
+        taken.rmdir() if kind == "directory" else taken.unlink()
+        assert db.backup(tmp_path / "d").base == name
+    kvwal.restore(tmp_path / "d", tmp_path / "restored")
