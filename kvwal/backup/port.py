@@ -21,7 +21,7 @@ from contextlib import suppress
 from typing import Final, Protocol, TypeAlias, runtime_checkable
 
 from kvwal.errors import BackupDestinationError, ObjectMissing, StoreNotFoundError
-from kvwal.files import Buffer, Directory, Files, PathArgument, outwards, path_text, system_files
+from kvwal.files import Buffer, Directory, Files, PathArgument, outwards, path_text, rooted, system_files
 from kvwal.files.names import DATA
 from kvwal.log.segment import list_segments
 
@@ -86,8 +86,9 @@ def destination_at(where: Where, files: Files | None = None) -> Destination:
 class DirectoryDestination:
     """A directory as a destination, on any file system that has hard links.
 
-    The directory is opened once, at the first call. If another one, or none, is at its path later (a disk that was
-    unmounted), calls raise `BackupDestinationError`: nothing is written there, and nothing there counts as missing.
+    A relative path is taken from the working directory of when this is made. The directory is opened once, at the first
+    call. If another one, or none, is at its path later (a disk that was unmounted), calls raise
+    `BackupDestinationError`: nothing is written there, and nothing there counts as missing.
     """
 
     def __init__(self, path: PathArgument, *, files: Files | None = None, mode: int = 0o600) -> None:
@@ -101,6 +102,8 @@ class DirectoryDestination:
         """
         self.path = path_text(path)
         self._files = system_files() if files is None else files
+        # Absolute now: the archive's thread uses it for as long as the process lives, which may go elsewhere.
+        self._place = rooted(self.path, self._files)
         self._mode = mode
         self._root: Directory | None = None
         # Directories whose own entries are on disk.
@@ -294,12 +297,12 @@ class DirectoryDestination:
             directory.close()
 
     def _path(self, where: str) -> str:
-        return f"{self.path.rstrip('/') or '/'}/{where}" if where else self.path
+        return f"{self._place.rstrip('/') or '/'}/{where}" if where else self._place
 
     def _open(self, where: str) -> Directory:
         """A directory of the destination. FileNotFoundError if it is not there, or the destination never was yet."""
         try:
-            found = self._files.open_directory(self.path)
+            found = self._files.open_directory(self._place)
         except FileNotFoundError:
             if self._root is None:
                 raise
@@ -312,7 +315,7 @@ class DirectoryDestination:
         try:
             root = self._root
             if root is None or root.inherited:
-                self._root = root = self._files.open_directory(self.path)
+                self._root = root = self._files.open_directory(self._place)
             if root != found:
                 raise BackupDestinationError(
                     f"{self.path} is another directory than before: it was replaced, or its disk was unmounted"
@@ -342,7 +345,7 @@ class DirectoryDestination:
         return directory
 
     def _refuse_in_store(self) -> None:
-        for depth, place in enumerate(outwards(self.path)):
+        for depth, place in enumerate(outwards(self._place)):
             # What may not be looked into, or is not there yet, tells nothing.
             with suppress(OSError):
                 directory = self._files.open_directory(place)

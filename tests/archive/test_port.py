@@ -168,6 +168,27 @@ def test_a_name_that_is_none_is_refused_and_changes_nothing(tmp_path: Path, name
     assert os.listdir(tmp_path) == []
 
 
+def test_a_relative_path_is_one_of_the_directory_in_which_it_was_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+    monkeypatch.chdir(tmp_path / "a")
+    place, used = DirectoryDestination("d"), DirectoryDestination("e")
+    used.put_new("a/b", b"1")
+    monkeypatch.chdir(tmp_path / "b")
+    for each in (place, used):
+        assert each.put_new("a/c", b"2")
+        assert each.get("a/c") == b"2"
+        assert each.swap("a/s", None, b"3")
+        assert ("a/c", 1) in list(each.list_after("a/"))
+        each.sweep()
+    used.delete("a/b")
+    assert sorted(os.listdir(tmp_path / "a")) == ["d", "e"]
+    assert os.listdir(tmp_path / "b") == []
+    assert repr(place) == "DirectoryDestination('d')"
+
+
 def test_foreign_files_are_left_alone(tmp_path: Path) -> None:
     place = DirectoryDestination(tmp_path)
     place.put_new("a/b", b"1")
