@@ -48,7 +48,6 @@ from kvwal.errors import (
     BackupDestinationError,
     CorruptionError,
     DiskFullError,
-    Error,
     FormatError,
     InternalError,
     NotInBackup,
@@ -164,9 +163,11 @@ def restore(
     except CorruptionError as error:
         instead = advice(destination, moment, error.file, damaged)
         raise CorruptionError(error.file, error.offset, error.reason, advice=instead) from error
-    except OSError as error:
-        if is_full(error) and not isinstance(error, Error):
-            raise DiskFullError("there is no space to restore; free some, and call it again to go on") from error
+    except (DiskFullError, OSError) as error:
+        # Whichever step it was, and whatever that says: what it had made is used, or made anew.
+        if isinstance(error, DiskFullError) or is_full(error):
+            text = f"there is no space to restore to {target}; free some, and call it again to go on"
+            raise DiskFullError(text) from error
         raise
 
 

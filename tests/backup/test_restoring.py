@@ -5,8 +5,10 @@ from __future__ import annotations
 import subprocess
 import sys
 import textwrap
+import traceback
 from collections.abc import Callable, Iterable
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -28,6 +30,7 @@ from kvwal.log import LogReader
 from kvwal.log.copied import CopiedLog
 from kvwal.log.segment import HEADER_PAGE_BYTES
 from kvwal.options import Options
+from kvwal.testing import SimulatedDisk
 from kvwal.times import time_of
 
 
@@ -844,3 +847,36 @@ def test_progress_comes_to_its_end_with_the_last_unit() -> None:
     assert [done for done, _ in told] == sorted({done for done, _ in told})
     assert [done == report.bytes for done, _ in told] == [False] * (len(told) - 1) + [True]
     assert {total for _, total in told} == {report.bytes}
+
+
+def test_a_full_disk_is_said_in_every_step_and_gone_on_from(monkeypatch: pytest.MonkeyPatch) -> None:
+    # So that the log is brought into the pages, too.
+    monkeypatch.setattr(restoring, "STALLED_AT", 0)
+    monkeypatch.setattr(restoring, "Options", partial(Options, memtable_bytes=16 << 10))
+    lived = Lived(3, memtable_bytes=8 << 20)
+    lived.live(120)
+    lived.db.backup(lived.destination)
+    for _ in range(200):
+        lived.commit()
+    lived.db.backup(lived.destination, history=True)
+    advice = "there is no space to restore to /r; free some, and call it again to go on"
+    steps: set[str] = set()
+    # One that has what fits from the call before, and one that begins anew.
+    disk, fresh = SimulatedDisk(capacity=0), SimulatedDisk(capacity=0)
+    report = None
+    while report is None:
+        for each in (fresh, disk):
+            try:
+                report = kvwal.restore(lived.destination, "/r", files=each)
+            except kvwal.DiskFullError as full:
+                report = None
+                assert str(full) == advice
+                assert full.__cause__ is not None
+                steps.update(frame.name for frame in traceback.extract_tb(full.__cause__.__traceback__))
+        capacity, fresh = disk.capacity, SimulatedDisk()
+        assert capacity is not None
+        disk.capacity = fresh.capacity = capacity + (8 << 10)
+    assert {"begin", "_write_pages", "_write_log", "_replay"} <= steps, steps
+    assert report.resumed
+    with kvwal.open("/r", files=disk, **OPTIONS) as db:
+        lived.check(db, report.restored)
