@@ -24,7 +24,16 @@ from kvwal.log.segment import list_segments, store_id_of_log
 from kvwal.options import Flag, Options
 from kvwal.pages import PageFile, create_page_file
 
-__all__ = ["create_if_missing", "erase", "has_writer", "is_marked", "lock", "log_options", "open_directory"]
+__all__ = [
+    "create_if_missing",
+    "erase",
+    "has_writer",
+    "is_marked",
+    "lock",
+    "locked_by_writer",
+    "log_options",
+    "open_directory",
+]
 
 _STORE_ID_BYTES: Final = 16
 _LINE_BYTES: Final = 8
@@ -131,12 +140,17 @@ def lock(directory: Directory, options: Options) -> None:
 
 def has_writer(directory: Directory, options: Options) -> bool:
     """Whether a process has the store open for writing. Nothing is locked when this returns."""
+    return locked_by_writer(directory, options) is not None
+
+
+def locked_by_writer(directory: Directory, options: Options) -> LockedError | None:
+    """What tells of the process that has the store open for writing; None if none has. Nothing is locked then."""
     look = options.files.open_directory(directory.path)
     try:
         _lock(look, "r", options)
-        return False
-    except LockedError:
-        return True
+        return None
+    except LockedError as error:
+        return error
     finally:
         look.close()
 

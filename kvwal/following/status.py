@@ -5,12 +5,12 @@ from __future__ import annotations
 import time
 from typing import Any, Final
 
-from kvwal.engine.create import has_writer, open_directory
+from kvwal.engine.create import has_writer, locked_by_writer, open_directory
 from kvwal.files import PathArgument, path_text, system_files
 from kvwal.options import Options
 from kvwal.readers.status import ask, read_status
 
-__all__ = ["running_status"]
+__all__ = ["running_status", "writer_pid"]
 
 _POLL_S: Final = 0.02
 # What a writer has said in the last seconds is taken as it is: it says something new each second.
@@ -46,5 +46,16 @@ def running_status(path: PathArgument, timeout_s: float = 3.0) -> tuple[bool, di
             if time.monotonic() >= until_s:
                 return True, None
             time.sleep(_POLL_S)
+    finally:
+        directory.close()
+
+
+def writer_pid(path: PathArgument) -> int | None:
+    """The process that has the store open for writing, as it wrote it; None if there is none, or it wrote nothing."""
+    options = Options(files=system_files())
+    directory, _ = open_directory(path_text(path), "r", options)
+    try:
+        found = locked_by_writer(directory, options)
+        return None if found is None else found.pid
     finally:
         directory.close()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import textwrap
@@ -223,3 +224,64 @@ def test_what_is_asked_for_survives_a_directory_that_is_removed(store: str) -> N
         time.sleep(0.15)
         assert db[b"key"] == b"value"
         assert running_status(store, 10)[1] is not None
+
+
+_OWNING = """
+    import sys, threading, time
+    import kvwal
+    with kvwal.open(sys.argv[1]) as db:
+        db.consumer("idle", ack_interval_s=0).close()
+        feed = db.consumer("mailer", ack_interval_s=0)
+        db.put(b"k", b"v")
+        feed.ack(next(feed))
+        print("ready", flush=True)
+        time.sleep(60)
+"""
+
+
+def test_consumers_tells_what_the_running_process_says_and_what_is_not_known_where_it_says_nothing(
+    store: str,
+) -> None:
+    def told(*more: str) -> tuple[list[str], str]:
+        done = CliRunner().invoke(whole_app(), ["consumers", store, *more])
+        assert done.exit_code == 0
+        return done.stdout.splitlines(), done.stderr
+
+    command = [sys.executable, "-c", textwrap.dedent(_OWNING), store]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, cwd=ROOT) as child:
+        try:
+            assert child.stdout is not None
+            assert child.stdout.readline() == b"ready\n"
+            lines, said = told()
+            assert [line.split("\t")[:2] for line in lines] == [["idle", "stopped"], ["mailer", "active"]]
+            assert said == ""
+            if hasattr(signal, "SIGSTOP"):
+                os.kill(child.pid, signal.SIGSTOP)
+                time.sleep(1.6)
+                lines, said = told("--json")
+                assert [json.loads(line)["state"] for line in lines] == ["unknown", "unknown"]
+                assert said == (
+                    f"kvwal: process {child.pid} that has the store open does not say whether consumers are in use\n"
+                )
+        finally:
+            child.kill()
+    lines, said = told()
+    assert [line.split("\t")[1] for line in lines] == ["stopped", "stopped"]
+    assert said == ""
+
+
+@pytest.mark.parametrize("wrong", [{"state": "\x1b[31m"}, {"state": ["active"]}, {"state": 7}, {}])
+def test_a_state_of_a_consumer_that_is_none_is_not_known(
+    store: str, wrong: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with kvwal.open(store) as db:
+        db.consumer("mailer").close()
+    said = {"consumers": [{"name": "mailer", "lag_s": [1], "lag_commits": True, "position": 5, **wrong}]}
+    monkeypatch.setattr("kvwal.cli.consumers.running_status", lambda path: (True, said))
+    done = CliRunner().invoke(whole_app(), ["consumers", store, "--json"])
+    found = json.loads(done.stdout)
+    assert (found["state"], found["lag_commits"], found["position"]) == ("unknown", 0, 0)
+    said["consumers"][0]["state"] = "active"
+    done = CliRunner().invoke(whole_app(), ["consumers", store, "--json"])
+    found = json.loads(done.stdout)
+    assert (found["state"], found["lag_commits"], found["lag_s"], found["position"]) == ("active", 0, 0, 0)
