@@ -41,7 +41,7 @@ class _MomentType(click.ParamType):  # type: ignore[type-arg]  # it has none bef
         except ValueError:
             self.fail(f"{value!r} is no seqno, no LINE:SEQNO, and no time such as 2026-01-31T12:00:00Z", param, ctx)
         if moment.tzinfo is None:
-            self.fail(f"{value!r} has no time zone; {value}Z is UTC", param, ctx)
+            self.fail(f"{value!r} has no time zone; {moment.isoformat()}Z is UTC", param, ctx)
         return moment
 
 

@@ -209,3 +209,16 @@ def test_the_words_that_are_said_in_other_ones_in_a_shell_are_those_of_the_error
     assert len(_WORDS) > 3
     for words, _ in _WORDS:
         assert words in joined, words
+
+
+@pytest.mark.parametrize("text", ["2026-01-31", "2026-01-31T12:30"])
+def test_a_time_without_a_zone_is_refused_with_one_that_is_taken(path: str, text: str) -> None:
+    with kvwal.open(path) as db:
+        db.put(b"k", b"v")
+    refused = CliRunner().invoke(whole_app(), ["get", path, "k", "--at", text])
+    assert refused.exit_code == 2
+    found = re.search(r"has no time zone; (\S+) is UTC", refused.output)
+    assert found is not None
+    taken = CliRunner().invoke(whole_app(), ["get", path, "k", "--at", found[1]])
+    assert "time zone" not in taken.output
+    assert "no time such" not in taken.output
