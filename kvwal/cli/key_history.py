@@ -42,8 +42,9 @@ def history(
 ) -> None:
     """Show what the commits in the log made of KEY, newest first.
 
-    A line has the commit, its time, "put", "delete" or "range", and the value, with tabs between. "range" is a deleted
-    range that the key is in. What is escaped, and on a terminal shortened, is as in `scan`.
+    A line has the commit, its time, "put", "delete", "expire" or "range", and the value, with tabs between. "expire" is
+    the removal of a key that had expired, and "range" a deleted range that the key is in. What is escaped, and on a
+    terminal shortened, is as in `scan`.
     """
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
     output = binary_output()

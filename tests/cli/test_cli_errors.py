@@ -222,3 +222,8 @@ def test_a_time_without_a_zone_is_refused_with_one_that_is_taken(path: str, text
     taken = CliRunner().invoke(whole_app(), ["get", path, "k", "--at", found[1]])
     assert "time zone" not in taken.output
     assert "no time such" not in taken.output
+
+
+def test_the_help_of_history_has_every_kind_of_a_version() -> None:
+    said = CliRunner().invoke(whole_app(), ["history", "--help"]).output
+    assert all(f'"{kind}"' in said for kind in ("put", "delete", "expire", "range"))
