@@ -59,7 +59,11 @@ def test_the_shell_lines_in_a_document_run(tmp_path: Path, document: str, says: 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="the shell lines are for a POSIX shell")
 def test_the_shell_lines_of_backups_run(tmp_path: Path) -> None:
-    (script,) = blocks(ROOT / "docs" / "backups.md", "sh")
+    document = ROOT / "docs" / "backups.md"
+    (script,) = blocks(document, "sh")
+    # In the directory in which the code before it ran.
+    first = blocks(document, "python")[0]
+    subprocess.run([sys.executable, "-c", first], cwd=tmp_path, check=True, timeout=60)
     function = f'kvwal() {{ "{sys.executable}" -m kvwal "$@"; }}\n'
     result = subprocess.run(
         ["sh", "-e", "-c", function + script], cwd=tmp_path, capture_output=True, text=True, timeout=60
