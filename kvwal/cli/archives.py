@@ -12,6 +12,7 @@ import click
 from kvwal.backup.chain import held_lines, list_held
 from kvwal.backup.checking import DestinationStatus, KnownGap, accept_gap, status_of, verify
 from kvwal.backup.choosing import Moment, as_moment, choose
+from kvwal.backup.identity import known_store
 from kvwal.backup.keeping import Keep, plan_pruning, prune
 from kvwal.backup.port import DirectoryDestination
 from kvwal.backup.state import identity_of
@@ -151,7 +152,10 @@ def verify_command(
 @_as_json
 def plan(dest: str, at: Moment, as_json: bool) -> None:
     """Show the objects that a restore would read, in their order: name and size in bytes."""
-    chosen = choose(DirectoryDestination(dest), as_moment(at))
+    destination = DirectoryDestination(dest)
+    # As a restore does: it names a destination that has no backup.
+    known_store(destination)
+    chosen = choose(destination, as_moment(at))
     names = [str(name) for name in (*chosen.plan.bases, *chosen.plan.units)]
     if as_json:
         print_json({"at": chosen.plan.at, "bytes": chosen.plan.bytes, "objects": names})

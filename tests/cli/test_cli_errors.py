@@ -227,3 +227,11 @@ def test_a_time_without_a_zone_is_refused_with_one_that_is_taken(path: str, text
 def test_the_help_of_history_has_every_kind_of_a_version() -> None:
     said = CliRunner().invoke(whole_app(), ["history", "--help"]).output
     assert all(f'"{kind}"' in said for kind in ("put", "delete", "expire", "range"))
+
+
+@pytest.mark.parametrize("command", [["plan"], ["status"], ["verify"], ["prune"]])
+def test_a_destination_without_a_backup_is_named(tmp_path: Path, command: list[str]) -> None:
+    missing = str(tmp_path / "missing")
+    result = CliRunner().invoke(whole_app(), ["archive", *command, missing])
+    assert result.exit_code == 5
+    assert f"kvwal: {missing} holds no backup" in result.stderr
