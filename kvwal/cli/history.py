@@ -57,6 +57,8 @@ def log(
     The log reaches back as far as recovery needs it or as the store was told to keep it. On a terminal the
     output goes through a pager.
     """
+    if follow and reverse:
+        raise click.UsageError("give --follow, which is oldest first, or --reverse")
     with kvwal.follow(path) if follow else kvwal.open(path, "r") as db:
         if isinstance(db, kvwal.Follower):
             records = _as_they_come(db, after)

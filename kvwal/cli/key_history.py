@@ -51,6 +51,10 @@ def history(
     if since is not None:
         click.get_current_context().meta[ASKED] = True
     with kvwal.open(path, "r") as db:
+        newest = int(db.last_seqno)
+        if since is not None and since > newest + 1:
+            # One commit behind the newest is still to come, as for `changes --after` the newest.
+            raise click.BadParameter(f"there is no commit {since}; the newest is {newest}", param_hint="--since")
         typed = None if table is None else TableWriting(db, table, form)
         writing = typed or Writing(form)
         table_id = 0 if typed is None else typed.table.id or 0

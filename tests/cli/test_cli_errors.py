@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import get_args
 
 import click
 import pytest
@@ -17,6 +18,7 @@ import kvwal
 from kvwal import codecs
 from kvwal.__main__ import whole_app
 from kvwal.cli.app import _WORDS
+from kvwal.log.key_history import Kind
 
 UPCASTERS = """
 import sys
@@ -226,7 +228,7 @@ def test_a_time_without_a_zone_is_refused_with_one_that_is_taken(path: str, text
 
 def test_the_help_of_history_has_every_kind_of_a_version() -> None:
     said = CliRunner().invoke(whole_app(), ["history", "--help"]).output
-    assert all(f'"{kind}"' in said for kind in ("put", "delete", "expire", "range"))
+    assert all(f'"{kind}"' in said for kind in get_args(Kind))
 
 
 @pytest.mark.parametrize("command", [["plan"], ["status"], ["verify"], ["prune"]])
@@ -235,3 +237,20 @@ def test_a_destination_without_a_backup_is_named(tmp_path: Path, command: list[s
     result = CliRunner().invoke(whole_app(), ["archive", *command, missing])
     assert result.exit_code == 5
     assert f"kvwal: {missing} holds no backup" in result.stderr
+
+
+def test_a_commit_beyond_the_newest_is_refused_by_each_command(path: str) -> None:
+    with kvwal.open(path) as db:
+        newest = int(db.put(b"k", b"v"))
+    for command in (["history", path, "k", "--since"], ["changes", path, "--after"], ["log", path, "--after"]):
+        known = newest + 1 if command[0] == "history" else newest
+        assert CliRunner().invoke(whole_app(), [*command, str(known)]).output == ""
+        refused = CliRunner().invoke(whole_app(), [*command, str(known + 1)])
+        assert (refused.exit_code, refused.stdout) == (2, "")
+        assert f"there is no commit {known + 1}" in refused.stderr
+
+
+def test_log_does_not_follow_and_go_in_reverse(path: str) -> None:
+    refused = CliRunner().invoke(whole_app(), ["log", path, "--follow", "--reverse"])
+    assert refused.exit_code == 2
+    assert "give --follow, which is oldest first, or --reverse" in refused.output
