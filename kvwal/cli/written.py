@@ -41,9 +41,11 @@ _F = TypeVar("_F", bound=Callable[..., Any])
 
 def table_option(command: _F) -> _F:
     """Give a command the option `--table`, as its argument `table`."""
-    return click.option("--table", metavar="NAME", help="Of this table, with keys and values as what they are.")(
-        command
-    )
+    return click.option(
+        "--table",
+        metavar="NAME",
+        help="Of this table, with keys and values as what they are. A negative number comes behind `--`: `-- -5`.",
+    )(command)
 
 
 class Writing:

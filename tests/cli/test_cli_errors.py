@@ -254,3 +254,12 @@ def test_log_does_not_follow_and_go_in_reverse(path: str) -> None:
     refused = CliRunner().invoke(whole_app(), ["log", path, "--follow", "--reverse"])
     assert refused.exit_code == 2
     assert "give --follow, which is oldest first, or --reverse" in refused.output
+
+
+def test_a_negative_number_is_a_key_as_the_help_says(path: str) -> None:
+    with kvwal.open(path) as db:
+        db.table("years", int, int)[-5] = 7
+    for command in ("get", "put", "delete", "history"):
+        assert "`-- -5`" in CliRunner().invoke(whole_app(), [command, "--help"]).output
+    found = CliRunner().invoke(whole_app(), ["get", path, "--table", "years", "--", "-5"])
+    assert (found.exit_code, found.stdout) == (0, "7\n")
