@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
+from inspect import signature
 
 import pytest
 from store_fixtures import TINY, problems_of
@@ -221,3 +222,12 @@ def test_the_longest_time_is_taken_for_any_longer_one(disk: SimulatedDisk) -> No
         db.put(b"k", b"v", expire_s=1e305)
         db.put(b"l", b"v", expire_s=10**400)
         assert db[b"k"] == db[b"l"] == b"v"
+
+
+def test_the_writes_that_take_an_expiry_are_those_that_tables_md_names() -> None:
+    def taking(kind: type) -> set[str]:
+        calls = {name: getattr(kind, name) for name in dir(kind) if not name.startswith("_")}
+        return {name for name, each in calls.items() if callable(each) and "expire_s" in signature(each).parameters}
+
+    assert taking(kvwal.Store) - {"table"} == taking(kvwal.Table) == taking(kvwal.Transaction) == {"put", "touch"}
+    assert taking(kvwal.WriteBatch) == {"put"}
