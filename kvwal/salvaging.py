@@ -26,9 +26,10 @@ from kvwal.engine.writes import EncodedBatch
 from kvwal.errors import CorruptionError, Finding, FormatError, RefusedError, StoreExistsError, StoreNotFoundError
 from kvwal.expiring import Expiring
 from kvwal.files import Directory, Files, PathArgument, path_text, system_files
-from kvwal.files.names import DATA
+from kvwal.files.names import DATA, segment_name
 from kvwal.keys import Seqno
 from kvwal.log import Chain, Extension, Record, salvage_log
+from kvwal.log.salvage import missing
 from kvwal.log.segment import list_segments, store_id_of_log
 from kvwal.pages import PageFile, Row, salvage_pages
 
@@ -152,8 +153,13 @@ class _Salvage:
             return PageFile(self._source, cache_bytes=8 << 20, writable=False, salvages=True)
         except RefusedError:
             raise
+        except FileNotFoundError:
+            self._note(DATA, None, "it is missing; only the log is saved")
+            return None
         except (CorruptionError, FormatError, OSError) as error:
-            self._note(DATA, None, f"no generation can be read ({error}); only the log is saved")
+            # Without what it advises, which is this.
+            reason = error.reason if isinstance(error, CorruptionError) else error
+            self._note(DATA, None, f"no generation can be read ({reason}); only the log is saved")
             return None
 
     def _save_pages(self, pages: PageFile) -> int:
@@ -173,8 +179,12 @@ class _Salvage:
             if store_id is None:
                 self._note("log", None, "no segment has a readable header")
                 return 0, Seqno(0)
-        if not list_segments(self._source):
+        segments = list_segments(self._source)
+        if not segments:
             self._note("log", None, f"there is none; commits after {base} are missing, if there were any")
+        elif segments[0] > base + 1:
+            # What is missing behind its beginning the log tells.
+            self._note(segment_name(segments[0]), None, f"before it {missing(base + 1, segments[0] - 1)}")
         records = 0
         last = base
         # What the log says last of keys that it names at or before `base`, as far as the damaged pages may lack them.
@@ -186,13 +196,10 @@ class _Salvage:
             try:
                 batch = found.batch()
             except CorruptionError as error:
-                self._note(error.file, error.offset, error.reason)
+                self._note(error.file, error.offset, f"{error.reason}; {missing(found.seqno, found.seqno)}")
                 continue
             records += 1
             if found.seqno > base:
-                if found.seqno != last + 1:
-                    missing = f"commits {last + 1} to {found.seqno - 1} are missing"
-                    self._note(found.position.file, found.position.offset, missing)
                 last = found.seqno
                 self._save_older(older)
                 self._flush()

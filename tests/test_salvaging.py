@@ -291,3 +291,53 @@ def test_a_link_to_an_empty_directory_is_followed_and_another_one_is_refused(tmp
 def test_an_open_store_is_not_salvaged(tmp_path: Path) -> None:
     with kvwal.open(tmp_path / "a.kv"), pytest.raises(LockedError):
         salvage(tmp_path / "a.kv", tmp_path / "b.kv")
+
+
+def test_a_flipped_byte_of_a_log_is_one_finding_that_says_which_commits_are_missing(tmp_path: Path) -> None:
+    path = tmp_path / "a.kv"
+    with kvwal.open(path, **OPTIONS, keep_history_bytes=1 << 30) as db:
+        for number in range(100):
+            db[b"%03d" % number] = b"value of %03d" % number * 40
+    segments = sorted(path.glob("*.log"))
+    firsts = [int(segment.stem) for segment in segments]
+    assert len(segments) > 2
+    first, second = firsts[1:3]
+
+    def findings(segment: Path, at: int) -> list[str]:
+        whole = segment.read_bytes()
+        segment.write_bytes(whole[:at] + bytes([whole[at] ^ 0x40]) + whole[at + 1 :])
+        report = salvage(path, tmp_path / "b.kv")
+        segment.write_bytes(whole)
+        shutil.rmtree(tmp_path / "b.kv")
+        return [damage.reason for damage in report.damages]
+
+    data = segments[1].read_bytes()
+    for commit in (first, first + 1, second - 1):
+        [reason] = findings(segments[1], data.index(b"value of %03d" % (commit - 1)))
+        assert reason.endswith(f"; commit {commit} is missing")
+    [reason] = findings(segments[1], 70)
+    assert reason.endswith(f"; commits {first} to {second - 1} are missing")
+
+
+def test_commits_between_the_pages_and_the_log_are_missing_once(tmp_path: Path) -> None:
+    path = tmp_path / "a.kv"
+    build(path)
+    segments = sorted(path.glob("*.log"))
+    (path / "data").unlink()
+    for gone in segments[:1]:
+        gone.unlink()
+    damages = salvage(path, tmp_path / "b.kv").damages
+    first = int(segments[1].stem)
+    assert [damage.reason for damage in damages] == [
+        "it is missing; only the log is saved",
+        f"before it commits 1 to {first - 1} are missing",
+    ]
+
+
+def test_a_finding_of_a_salvage_does_not_advise_to_salvage(tmp_path: Path) -> None:
+    path = tmp_path / "a.kv"
+    build(path, commits=3)
+    (path / "data").write_bytes(b"x" * 100)
+    damages = salvage(path, tmp_path / "b.kv").damages
+    assert damages
+    assert not any("kvwal.salvage" in str(damage) for damage in damages)
