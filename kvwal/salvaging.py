@@ -14,6 +14,7 @@ The damaged store is only read. The new one is an ordinary store, checkpointed a
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -78,7 +79,7 @@ def salvage(
         progress: called with the number of entries and commits done so far.
 
     Raises:
-        StoreNotFoundError: there is nothing at `path`. StoreExistsError: there is something at `into`.
+        StoreNotFoundError: there is nothing at `path`, or neither pages nor a log of a store. StoreExistsError: there is something at `into`.
         LockedError: the store at `path` is open for writing.
     """
     source, target = path_text(path), path_text(into)
@@ -86,10 +87,12 @@ def salvage(
     try:
         directory = files.open_directory(source)
     except (FileNotFoundError, NotADirectoryError):
-        raise StoreNotFoundError(2, f"there is no store at {source}") from None
+        raise _no_store(source) from None
     try:
         if not _is_free(files, target):
             raise StoreExistsError(17, f"{target} is not empty; name a new directory to save into")
+        if directory.kind(DATA) is None and not list_segments(directory):
+            raise _no_store(source)
         directory.lock(shared=True)
         with open_store(target, "c", durability="os", files=files, background=False) as new:
             report = _Salvage(directory, new, progress).run()
@@ -97,6 +100,10 @@ def salvage(
             return report
     finally:
         directory.close()
+
+
+def _no_store(path: str) -> StoreNotFoundError:
+    return StoreNotFoundError(errno.ENOENT, f"there is no store at {path}")
 
 
 def _is_free(files: Files, path: str) -> bool:

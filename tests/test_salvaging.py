@@ -8,10 +8,12 @@ from pathlib import Path
 from random import Random
 
 import pytest
+from click.testing import CliRunner
 from store_fixtures import TINY, problems_of
 
 import kvwal
 from kvwal import CorruptionError, LockedError, RefusedError, StoreExistsError, StoreNotFoundError, WriteBatch, salvage
+from kvwal.__main__ import whole_app
 from kvwal.engine.request import CommitRequest
 from kvwal.engine.writes import EncodedBatch
 from kvwal.log.extension import META
@@ -341,3 +343,17 @@ def test_a_finding_of_a_salvage_does_not_advise_to_salvage(tmp_path: Path) -> No
     damages = salvage(path, tmp_path / "b.kv").damages
     assert damages
     assert not any("kvwal.salvage" in str(damage) for damage in damages)
+
+
+@pytest.mark.parametrize("names", [[], ["lock", "reserve"], ["12.log", "notes.txt"]])
+def test_a_directory_that_is_no_store_is_refused_and_nothing_is_left(tmp_path: Path, names: list[str]) -> None:
+    path = tmp_path / "a"
+    path.mkdir()
+    for name in names:
+        (path / name).write_bytes(b"")
+    with pytest.raises(StoreNotFoundError):
+        salvage(path, tmp_path / "b.kv")
+    assert sorted(each.name for each in path.iterdir()) == names
+    assert not (tmp_path / "b.kv").exists()
+    done = CliRunner().invoke(whole_app(), ["salvage", str(path), str(tmp_path / "b.kv")])
+    assert (done.exit_code, done.stderr) == (5, f"kvwal: there is no store at {path}\n")
