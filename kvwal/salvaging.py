@@ -30,6 +30,7 @@ from kvwal.files import Directory, Files, PathArgument, path_text, system_files
 from kvwal.files.names import DATA, segment_name
 from kvwal.keys import Seqno
 from kvwal.log import Chain, Extension, Record, salvage_log
+from kvwal.log.intents import is_of_users
 from kvwal.log.salvage import missing
 from kvwal.log.segment import list_segments, store_id_of_log
 from kvwal.pages import PageFile, Row, salvage_pages
@@ -44,7 +45,7 @@ class SalvageReport:
     """What `salvage` found.
 
     Attributes:
-        saved_keys: keys in the new store, of all tables.
+        saved_keys: keys in the new store: of the default table and of those that `Store.tables` lists.
         pages_keys: entries read from the pages. records: commits read from the log.
         base_seqno: the last commit of the generation that was read; 0 if none could be.
         last_seqno: the last commit of the log that was applied.
@@ -79,7 +80,8 @@ def salvage(
         progress: called with the number of entries and commits done so far.
 
     Raises:
-        StoreNotFoundError: there is nothing at `path`, or neither pages nor a log of a store. StoreExistsError: there is something at `into`.
+        StoreNotFoundError: there is nothing at `path`, or neither pages nor a log of a store.
+        StoreExistsError: there is something at `into`.
         LockedError: the store at `path` is open for writing.
     """
     source, target = path_text(path), path_text(into)
@@ -152,7 +154,7 @@ class _Salvage:
                 pages.close()
         records, last = self._save_log(store_id, base, damaged=bool(self._damages))
         self._flush()
-        saved = sum(self._new.engine.reads.count(table=table) for table in self._tables)
+        saved = sum(self._new.engine.reads.count(table=table) for table in self._tables if is_of_users(table))
         return SalvageReport(saved, pages_keys, records, base, Seqno(max(base, last)), tuple(self._damages))
 
     def _open_pages(self) -> PageFile | None:

@@ -357,3 +357,18 @@ def test_a_directory_that_is_no_store_is_refused_and_nothing_is_left(tmp_path: P
     assert not (tmp_path / "b.kv").exists()
     done = CliRunner().invoke(whole_app(), ["salvage", str(path), str(tmp_path / "b.kv")])
     assert (done.exit_code, done.stderr) == (5, f"kvwal: there is no store at {path}\n")
+
+
+def test_the_saved_keys_are_those_that_stats_and_tables_count(tmp_path: Path) -> None:
+    path, into = str(tmp_path / "a.kv"), str(tmp_path / "b.kv")
+    with kvwal.open(path, **OPTIONS) as db:
+        db[b"k"] = b"v"
+        people = db.table("people", str, str)
+        people.index("by_value", key=str, codec=str)
+        people.update({"ada": "x", "bob": "y"})
+        db.consumer("mailer").close()
+        db.put(b"soon", b"v", expire_s=3600)
+    report = salvage(path, into)
+    with kvwal.open(into, "r") as db:
+        counted = len(db) + sum(info.keys for info in db.tables())
+        assert report.saved_keys == counted == 4

@@ -186,6 +186,6 @@ def salvage(path: str, into: str, as_json: bool) -> None:
         for damage in report.damages:
             click.echo(str(damage))
         saved = count(report.saved_keys, "key")
-        click.echo(f"{saved} saved into {into}; {count(len(report.damages), 'finding')} of damage")
+        click.echo(f"{saved} saved into {into}, of all tables; {count(len(report.damages), 'finding')} of damage")
     if report.damages:
         click.get_current_context().exit(EXIT_DAMAGED)
