@@ -33,6 +33,7 @@ __all__ = [
     "locked_by_writer",
     "log_options",
     "open_directory",
+    "refuse_empty",
 ]
 
 _STORE_ID_BYTES: Final = 16
@@ -112,6 +113,16 @@ def _ensure_parent(path: str, options: Options) -> None:
 
 def _not_found(path: str) -> StoreNotFoundError:
     return StoreNotFoundError(errno.ENOENT, f'there is no store; open it with flag "c" to make one: {path}')
+
+
+def refuse_empty(directory: Directory) -> None:
+    """StoreNotFoundError where nothing of a store is, before the lock leaves a file there.
+
+    Where that file is, another process may be making a store just now: then only its lock tells.
+    """
+    names = (DATA, LOCK, ERASING)
+    if all(directory.kind(name) is None for name in names) and not list_segments(directory):
+        raise _not_found(directory.path)
 
 
 def _refuse_foreign(directory: Directory) -> None:

@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from kvwal.engine.create import create_if_missing, erase, lock, log_options, open_directory
+from kvwal.engine.create import create_if_missing, erase, lock, log_options, open_directory, refuse_empty
 from kvwal.engine.memtable import Memtable
 from kvwal.engine.state import State
 from kvwal.errors import DiskFullError, Error, SystemCallError
@@ -116,6 +116,8 @@ def open_store(path: str, flag: Flag, options: Options) -> Recovered:
     with failures_at(path):
         directory, made_directory = open_directory(path, flag, options)
         try:
+            if flag == "w":
+                refuse_empty(directory)
             lock(directory, options)
             erase(directory, flag, options)
             made = create_if_missing(directory, flag, options)

@@ -263,3 +263,18 @@ def test_a_negative_number_is_a_key_as_the_help_says(path: str) -> None:
         assert "`-- -5`" in CliRunner().invoke(whole_app(), [command, "--help"]).output
     found = CliRunner().invoke(whole_app(), ["get", path, "--table", "years", "--", "-5"])
     assert (found.exit_code, found.stdout) == (0, "7\n")
+
+
+@pytest.mark.parametrize(
+    "command",
+    [["delete", "P", "k"], ["checkpoint", "P"], ["compact", "P"], ["put", "P", "k", "v", "--table", "t"]],
+)
+def test_a_command_that_makes_no_store_leaves_nothing_in_an_empty_directory(
+    tmp_path: Path, command: list[str]
+) -> None:
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    result = CliRunner().invoke(whole_app(), [str(empty) if each == "P" else each for each in command])
+    assert result.exit_code == 5
+    assert "there is no store" in result.stderr
+    assert list(empty.iterdir()) == []
