@@ -9,7 +9,7 @@ A table is known by the names of its codecs. Where one of them is no codec of kv
 | int, int64, float, counter | a number | a number |
 | bool | true, false | the same |
 | UUID, datetime | its text | a string |
-| tuple | as Python writes it: `('ada', 7)` | an array |
+| tuple | as Python writes it, `('ada', 7)`; and `UUID('...')` and the like in it | an array |
 | json, msgpack | JSON | what it is |
 """
 
@@ -17,8 +17,9 @@ from __future__ import annotations
 
 import ast
 import json
+import re
 from collections.abc import Callable
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any, TypeVar
 from uuid import UUID
 
@@ -229,10 +230,47 @@ _MEANT: dict[str, Callable[[str], Any]] = {
 def _meant(codec: str, text: str) -> Any:
     """What a text stands for. click.BadParameter."""
     try:
-        return _MEANT.get(codec, ast.literal_eval)(text)
-    except (ValueError, KeyError, SyntaxError, RecursionError, MemoryError, TypeError):
+        return _MEANT[codec](text) if codec in _MEANT else _printed(codec, text)
+    except (ValueError, KeyError, SyntaxError, RecursionError, MemoryError, TypeError, OverflowError):
         example = "; a tuple is written as in Python: \"('ada', 7)\"" if codec.startswith("tuple") else ""
         raise click.BadParameter(f"{text!r} is no {codec}{example}") from None
+
+
+def _printed(codec: str, text: str) -> Any:
+    """What `repr` of a tuple of this codec wrote. ValueError, and what a parser raises, for another text.
+
+    Nothing in the text is run.
+    """
+    kinds = set(re.findall(r"\w+", codec))
+    # Both are printed alike.
+    number = codecs.Float32 if "Float32" in kinds and "float" not in kinds else float
+    return _part(ast.parse(text.strip(), mode="eval").body, number)
+
+
+def _part(node: ast.expr, number: type[float]) -> Any:
+    match node:
+        case ast.Constant(value=float() as value):
+            return number(value)
+        case ast.Constant(value=str() | bytes() | int() | None as value):
+            return value
+        case ast.Name(id="inf" | "nan" as name):
+            return number(float(name))
+        case ast.UnaryOp(op=ast.USub(), operand=ast.Constant() | ast.Name() as operand):
+            value = -_part(operand, number)
+            return number(value) if isinstance(value, float) else value
+        case ast.Tuple(elts=parts):
+            return tuple(_part(part, number) for part in parts)
+        case ast.Call(func=ast.Name(id="UUID"), args=[ast.Constant(value=str(text))], keywords=[]):
+            return UUID(text)
+        case ast.Call(func=ast.Name(id="Versionstamp"), args=[], keywords=[seqno, ordinal]) if (
+            [seqno.arg, ordinal.arg] == ["seqno", "ordinal"]
+        ):
+            return codecs.Versionstamp(_part(seqno.value, number), _part(ordinal.value, number))
+        case ast.Call(args=args, keywords=[zone]) if (
+            ast.unparse(node.func) == "datetime.datetime" and ast.unparse(zone) == "tzinfo=datetime.timezone.utc"
+        ):
+            return datetime(*(_part(part, number) for part in args)).replace(tzinfo=UTC)  # noqa: DTZ001  # it gets one
+    raise ValueError(f"no part of a tuple: {type(node).__name__}")
 
 
 def _encoded(codec: Any, value: Any) -> bytes:
@@ -255,7 +293,8 @@ def _shown(codec: str, read: Callable[[bytes], Any], data: bytes) -> str:
             case UUID():
                 text = str(value)
             case tuple():
-                text = repr(value)
+                # Which has escaped what it must be. To escape that would be to give it back as another one.
+                return repr(value)
             case _:
                 text = plain_json(value)
         return show(Form.TEXT, text.encode("utf-8", "surrogateescape"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from datetime import UTC, datetime
 from pathlib import Path
@@ -191,6 +192,82 @@ def test_what_is_of_another_type_is_refused_and_changes_nothing(orders: str, arg
 def test_how_a_tuple_is_written_is_said_where_a_text_is_none(orders: str) -> None:
     said = run("get", orders, "--table", "orders", "ada", expect=2).stderr
     assert """'ada' is no tuple[str, int]; a tuple is written as in Python: "('ada', 7)\"""" in said
+
+
+STAMP = codecs.Versionstamp(20, 3)
+PRINTED: list[tuple[Any, list[Any]]] = [
+    (str, ["ada", "", "it's", "(1, 2)", "\u00e9\u20ac"]),
+    (int, [0, -5, 1 << 70]),
+    (codecs.int64, [-5]),
+    (float, [1.5, -0.0, 1e300, float("inf"), float("-inf")]),
+    (bool, [True, False]),
+    (UUID, [ID]),
+    (datetime, [WHEN, WHEN.replace(microsecond=7)]),
+    (bytes, [b"\xff"]),
+    (
+        tuple[UUID, datetime, int | None],
+        [(ID, WHEN, None), (ID, WHEN.replace(microsecond=7, second=1), -5)],
+    ),
+    (tuple[str, codecs.Versionstamp], [("a", STAMP), ("it's", STAMP), ("\n\\\t\x1b\x85\u2028", STAMP)]),
+    (tuple[bytes, float, bool], [(b"\xff\n'\\", float("-inf"), True), (b"", -0.5, False)]),
+    (tuple[codecs.Float32, ...], [(codecs.Float32(0.5),), (), tuple(map(codecs.Float32, (float("inf"), -0.1)))]),
+    (tuple[str, tuple[UUID, tuple[datetime, codecs.Versionstamp]]], [("a", (ID, (WHEN, STAMP)))]),
+]
+
+
+@pytest.mark.parametrize(("kind", "keys"), PRINTED)
+def test_a_key_is_given_as_it_is_printed(path: str, kind: Any, keys: list[Any]) -> None:
+    with kvwal.open(path) as db:
+        table = db.table("t", kind, int)
+        table.update({key: at for at, key in enumerate(keys)})
+        assert len(table) == len(keys)
+    shown = run("scan", path, "--table", "t").stdout_bytes.splitlines()
+    assert len(shown) == len(keys)
+    for line in shown:
+        text, _, at = line.rpartition(b"\t")
+        given = os.fsdecode(b"\xff" if kind is bytes else text)
+        assert run("get", path, "--table", "t", "--", given).stdout == f"{at.decode()}\n"
+        if kind is not bytes:
+            found = run("scan", path, "--table", "t", f"--start={given}", "--limit", "1").stdout_bytes
+            assert found == line + b"\n"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "__import__('os').abort()",
+        "(UUID('5'), 1)",
+        "(UUID(5),)",
+        "(UUID(hex='12345678-1234-5678-1234-567812345678'),)",
+        "(x.UUID('12345678-1234-5678-1234-567812345678'),)",
+        "(datetime.datetime(2020, 1, 1),)",
+        "(datetime.datetime(2020, 1, 10**99, tzinfo=datetime.timezone.utc),)",
+        "(datetime.datetime(2020, 1, 1" + "0" * 99 + ", tzinfo=datetime.timezone.utc),)",
+        "(datetime.datetime(2020, 13, 1, tzinfo=datetime.timezone.utc),)",
+        "(datetime.datetime(*(1, 2, 3), tzinfo=datetime.timezone.utc),)",
+        "(datetime.datetime(tzinfo=datetime.timezone.utc),)",
+        "(datetime.datetime(2020, 1, 1, tzinfo=exit()),)",
+        "(Versionstamp(1, 2),)",
+        "(Versionstamp(seqno=-1, ordinal=0),)",
+        "(Versionstamp(seqno='x', ordinal=0),)",
+        "(Versionstamp(seqno=1, **{}),)",
+        "(-'a',)",
+        "(-None,)",
+        "(1 + 1,)",
+        "[1]",
+        "(" * 500 + ")" * 500,
+        "-" * 50_000 + "1",
+        "(" + "9" * 5000 + ",)",
+        "1j",
+        "\0",
+        "",
+    ],
+)
+def test_what_is_no_printed_tuple_is_refused_and_not_run(path: str, text: str) -> None:
+    with kvwal.open(path) as db:
+        db.table("t", tuple[UUID, datetime, codecs.Versionstamp], int)[ID, WHEN, STAMP] = 1
+    said = run("get", path, "--table", "t", "--", text, expect=2).stderr
+    assert "is no tuple[UUID, datetime, Versionstamp]; a tuple is written as in Python" in said
 
 
 class Upper:
