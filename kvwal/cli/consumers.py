@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from contextlib import suppress
 from dataclasses import fields
@@ -69,7 +70,10 @@ def _found(path: str) -> list[dict[str, Any]]:
         state = of_this.get("state")
         if state in ("active", "stopped", "lost"):
             info["state"] = state
-            info |= {name: of_this[name] for name, types in _SAID.items() if type(of_this.get(name, "")) in types}
+            for name, types in _SAID.items():
+                value = of_this.get(name, "")
+                if type(value) in types and (value is None or math.isfinite(value)):
+                    info[name] = value
             with suppress(ValueError):
                 info["position"] = kvwal.Position.parse(str(of_this.get("position")))
         elif info["state"] == "stopped":

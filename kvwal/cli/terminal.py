@@ -86,9 +86,9 @@ def print_json(value: Any) -> None:
     click.echo(plain_json(value))
 
 
-def plain_json(value: Any) -> str:
-    """The same as text."""
-    return json.dumps(value, ensure_ascii=False, default=_plain)
+def plain_json(value: Any, *, finite: bool = False) -> str:
+    """The same as text. ValueError if it is to be `finite`, and a float in it is not."""
+    return json.dumps(value, ensure_ascii=False, default=_plain, allow_nan=not finite)
 
 
 def _plain(value: Any) -> Any:

@@ -11,6 +11,8 @@ A table is known by the names of its codecs. Where one of them is no codec of kv
 | UUID, datetime | its text | a string |
 | tuple | as Python writes it, `('ada', 7)`; and `UUID('...')` and the like in it | an array |
 | json, msgpack | JSON | what it is |
+
+What JSON cannot hold, such as an infinite float, is the bytes there, as `"value_hex": "..."`.
 """
 
 from __future__ import annotations
@@ -307,7 +309,8 @@ def _member(name: str, read: Callable[[bytes], Any], data: bytes) -> dict[str, A
     """The member of a JSON object that stands for a value."""
     value = read(data)
     try:
-        plain_json(value).encode()
+        # JSON has no infinity, and nothing that is no number.
+        plain_json(value, finite=True).encode()
     except ValueError:
         return to_json(Form.HEX, name, data)
     return {name: value}

@@ -515,3 +515,35 @@ def test_a_load_of_a_table_that_no_line_is_of_says_so(shop: str, tmp_path: Path)
     dumped = run("dump", shop)
     result = run("load", str(tmp_path / "copy.kv"), "--table", "nope", stdin=dumped.stdout_bytes, expect=1)
     assert "no line is of table 'nope'" in result.stderr
+
+
+def _strict(text: str) -> Any:
+    def refuse(word: str) -> None:
+        raise ValueError(word)
+
+    return json.loads(text, parse_constant=refuse)
+
+
+def test_a_float_that_json_cannot_hold_is_its_bytes_and_is_loaded_again(tmp_path: Path) -> None:
+    path, copy = str(tmp_path / "a.kv"), str(tmp_path / "b.kv")
+    with kvwal.open(path) as db:
+        floats = db.table("floats", float, float)
+        floats.update({1.5: float("inf"), float("-inf"): 2.5})
+        db.table("objects", str, codecs.msgpack())["a"] = {"b": [float("nan")]}
+    code = codecs.pack((float("inf"),)).hex()
+    commands = (["scan"], ["changes"], ["dump"], ["get", "1.5"], ["history", "1.5"], ["diff", "0"])
+    for command, *more in commands:
+        options = [] if command == "dump" else ["--json"]
+        shown = run(command, path, *more, "--table", "floats", *options).stdout.splitlines()
+        lines = [_strict(line) for line in shown]
+        assert lines
+        assert code in json.dumps(lines)
+    assert [_strict(line) for line in run("scan", path, "--table", "floats", "--json").stdout.splitlines()] == [
+        {"key_hex": codecs.pack((float("-inf"),)).hex(), "value": 2.5},
+        {"key": 1.5, "value_hex": code},
+    ]
+    assert _strict(run("scan", path, "--table", "objects", "--json").stdout)["value_hex"]
+    assert run("get", path, "1.5", "--table", "floats").stdout == "Infinity\n"
+    run("load", copy, stdin=run("dump", path, "--table", "floats").stdout_bytes)
+    with kvwal.open(copy, "r") as db:
+        assert db.table("floats", float, float) == {1.5: float("inf"), float("-inf"): 2.5}
