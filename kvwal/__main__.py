@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import io
-import os
 import sys
 from typing import TYPE_CHECKING
 
@@ -50,26 +49,36 @@ def whole_app() -> click.Group:
 
 
 class _Closed(io.RawIOBase):
-    """Standard input where there is none."""
+    """Standard input or output where there is none."""
+
+    def __init__(self, name: str, *, output: bool) -> None:
+        self._name = name
+        self._output = output
 
     def readable(self) -> bool:
-        return True
+        return not self._output
+
+    def writable(self) -> bool:
+        return self._output
 
     def readinto(self, buffer: object) -> int:
-        raise OSError(errno.EBADF, "it is closed", "standard input")
+        raise OSError(errno.EBADF, "it is closed", self._name)
+
+    def write(self, data: object) -> int:
+        raise OSError(errno.EBADF, "it is closed", self._name)
 
 
 def _see_to_stdin() -> None:
     """A closed standard input is None, and then whatever looks at it fails: let only reading it fail."""
     if sys.stdin is None:
-        sys.stdin = io.TextIOWrapper(io.BufferedReader(_Closed()), encoding="utf-8")
+        sys.stdin = io.TextIOWrapper(io.BufferedReader(_Closed("standard input", output=False)), encoding="utf-8")
 
 
 def _buffer_stdout() -> None:
     """Under `python -u` and PYTHONUNBUFFERED, standard output drops the rest of a write that a pipe took in part."""
     if sys.stdout is None:
-        # It was closed: what is printed goes nowhere, and the exit code says the rest.
-        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115  # until the end
+        # It was closed: what prints fails, and nothing else does.
+        sys.stdout = io.TextIOWrapper(io.BufferedWriter(_Closed("standard output", output=True)), encoding="utf-8")
     elif isinstance(sys.stdout.buffer, io.RawIOBase):
         sys.stdout = io.TextIOWrapper(io.BufferedWriter(sys.stdout.buffer), encoding="utf-8", line_buffering=True)
     elif isinstance(sys.stdout, io.TextIOWrapper):

@@ -60,6 +60,18 @@ class _App(click.Group):
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(self.commands)
 
+    def make_context(self, *args: Any, **options: Any) -> click.Context:
+        try:
+            return super().make_context(*args, **options)
+        except BrokenPipeError:
+            _give_up_stdout()
+            raise click.exceptions.Exit(141) from None
+        except OSError as error:
+            # Of the help, or the version, which are printed before a command is known.
+            complain(_text(error))
+            _give_up_stdout()
+            raise click.exceptions.Exit(6) from None
+
     def invoke(self, ctx: click.Context) -> Any:
         try:
             result = super().invoke(ctx)
@@ -165,9 +177,15 @@ def _text(error: Exception) -> str:
 
 def _give_up_stdout() -> None:
     """Point standard output at nothing, so that the interpreter's last flush is quiet."""
+    try:
+        place = sys.stdout.fileno()
+    except OSError:
+        # It was closed from the beginning.
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115  # until the end
+        return
     with contextlib.suppress(OSError, ValueError):
         nothing = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nothing, sys.stdout.fileno())
+        os.dup2(nothing, place)
         os.close(nothing)
 
 

@@ -831,11 +831,44 @@ def test_an_output_that_is_full_is_one_message_and_exit_code_6(path: str, comman
     assert result.stderr.startswith(b"kvwal: the output cannot be written: No space left on device")
 
 
-def test_a_closed_output_leaves_the_exit_code(path: str) -> None:
-    kvwal.open(path).close()
-    for command, expected in (("verify", 0), ("get", 1)):
-        arguments = [sys.executable, "-m", "kvwal", command, path, *(["no such key"] if expected else [])]
-        line = f"exec {shlex.join(arguments)} >&-"
-        result = subprocess.run(["sh", "-c", line], stderr=subprocess.PIPE, timeout=60, check=False)
-        assert result.returncode == expected, result.stderr
-        assert b"Traceback" not in result.stderr
+@pytest.mark.parametrize(
+    ("command", "expected"),
+    [
+        ("verify", 6),
+        ("scan", 6),
+        ("stats --json", 6),
+        ("put key value", 0),
+        ("get key", 6),
+        ("get no-such-key", 1),
+        ("--help", 6),
+        ("--version", 6),
+        ("get --help", 6),
+    ],
+)
+def test_what_cannot_be_printed_since_the_output_is_closed_is_exit_code_6(
+    path: str, command: str, expected: int
+) -> None:
+    with kvwal.open(path) as db:
+        db[b"key"] = b"value"
+    name, *more = command.split()
+    arguments = [sys.executable, "-m", "kvwal", name, *([] if "-" in command[:1] else [path]), *more]
+    line = f"exec {shlex.join(arguments)} >&-"
+    result = subprocess.run(["sh", "-c", line], stderr=subprocess.PIPE, timeout=60, check=False)
+    assert result.returncode == expected, result.stderr
+    assert b"Traceback" not in result.stderr
+    if expected == 6:
+        assert result.stderr == b"kvwal: standard output: it is closed\n"
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["get", "--help"]])
+def test_a_help_that_cannot_be_written_is_told_as_any_output(arguments: list[str]) -> None:
+    command = [sys.executable, "-m", "kvwal", *arguments]
+    with open("/dev/full", "wb") as full:
+        result = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, timeout=60, check=False)
+    assert result.returncode == 6
+    assert result.stderr == b"kvwal: the output cannot be written: No space left on device\n"
+    reading, writing = os.pipe()
+    os.close(reading)
+    result = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, timeout=60, check=False)
+    os.close(writing)
+    assert (result.returncode, result.stderr) == (141, b"")
