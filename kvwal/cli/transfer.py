@@ -142,7 +142,7 @@ def load(
                     targets.put(entries, batch)
                 done += len(entries)
             if problem:
-                raise BadInput(f"{problem}; the {done:,} entries before it are in the store")
+                raise BadInput(f"{problem}; {_before(done)}")
             progress.advance(task, line_bytes)
         seqno = db.last_seqno
     if table is not None and not targets.found_any:
@@ -151,7 +151,17 @@ def load(
     if as_json:
         print_json({"loaded": done, "last_seqno": seqno})
     else:
-        complain(f"{done:,} entries loaded; the last commit is {seqno}")
+        complain(f"{_entries_of(done)} loaded; the last commit is {seqno}")
+
+
+def _before(done: int) -> str:
+    if not done:
+        return "nothing was put into the store"
+    return "the entry before it is in the store" if done == 1 else f"the {done:,} entries before it are in the store"
+
+
+def _entries_of(number: int) -> str:
+    return "1 entry" if number == 1 else f"{number:,} entries"
 
 
 class _Entry(NamedTuple):
@@ -264,7 +274,12 @@ def _entry(line: bytes, targets: _Targets) -> _Entry | None:
     """The entry of a line; None for a line that has none, or none to load. ValueError says what is wrong."""
     if not line.strip():
         return None
-    members: Any = json.loads(line)
+    try:
+        # Not what it is guessed to be by its zeros.
+        text = line.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"it is not UTF-8: byte {error.start + 1} of it is {line[error.start]:#04x}") from None
+    members: Any = json.loads(text)
     if not isinstance(members, dict):
         raise ValueError("not a JSON object")
     name = members.get("table")

@@ -194,7 +194,7 @@ def test_dump_can_write_a_file_and_a_prefix(filled: str, tmp_path: Path) -> None
         (b'{"key": 1, "value": ""}', '"key" is not a string'),
         (b'{"key_hex": "0", "value": ""}', '"key_hex"'),
         (b'{"key": "%s", "value": ""}' % (b"k" * 65536), "65536 bytes; the limit is 65535"),
-        (b'{"key": "\xff", "value": ""}', "utf-8"),
+        (b'{"key": "\xff", "value": ""}', "it is not UTF-8: byte 10 of it is 0xff"),
     ],
 )
 def test_load_says_which_line_is_wrong_and_keeps_what_came_before(path: str, line: bytes, reason: str) -> None:

@@ -278,3 +278,33 @@ def test_a_command_that_makes_no_store_leaves_nothing_in_an_empty_directory(
     assert result.exit_code == 5
     assert "there is no store" in result.stderr
     assert list(empty.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        ('{"key": "a", "value": "1"}\n'.encode("utf-16"), "line 1: it is not UTF-8: byte 1 of it is 0xff"),
+        (b'{"key": "\xe9", "value": "1"}\n', "line 1: it is not UTF-8: byte 10 of it is 0xe9"),
+    ],
+)
+def test_an_input_of_load_that_is_not_utf8_is_told_so(tmp_path: Path, data: bytes, said: str) -> None:
+    result = CliRunner().invoke(whole_app(), ["load", str(tmp_path / "new")], input=data)
+    assert result.exit_code == 7
+    assert result.stderr == f"kvwal: {said}; nothing was put into the store\n"
+
+
+@pytest.mark.parametrize(
+    ("number", "said"),
+    [
+        (0, "nothing was put into the store"),
+        (1, "the entry before it is in the store"),
+        (2, "the 2 entries before it are in the store"),
+    ],
+)
+def test_load_counts_entries_in_words(tmp_path: Path, number: int, said: str) -> None:
+    lines = [f'{{"key": "{n}", "value": ""}}' for n in range(number)]
+    result = CliRunner().invoke(whole_app(), ["load", str(tmp_path / "new")], input="\n".join([*lines, "x"]))
+    assert result.exit_code == 7
+    assert result.stderr.endswith(f"; {said}\n")
+    done = CliRunner().invoke(whole_app(), ["load", str(tmp_path / "other")], input="\n".join(lines))
+    assert done.stderr.startswith("kvwal: 1 entry loaded;" if number == 1 else f"kvwal: {number} entries loaded;")

@@ -441,7 +441,7 @@ def test_a_line_of_a_table_that_cannot_be_loaded_is_named(shop: str, line: dict[
     before = content(shop)
     result = run("load", shop, stdin=f"{good}\n{json.dumps(line)}\n".encode(), expect=7)
     assert "line 2: " in result.stderr
-    assert "the 1 entries before it are in the store" in result.stderr
+    assert "the entry before it is in the store" in result.stderr
     import re
 
     assert re.search(reason, result.stderr)
