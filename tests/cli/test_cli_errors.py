@@ -308,3 +308,17 @@ def test_load_counts_entries_in_words(tmp_path: Path, number: int, said: str) ->
     assert result.stderr.endswith(f"; {said}\n")
     done = CliRunner().invoke(whole_app(), ["load", str(tmp_path / "other")], input="\n".join(lines))
     assert done.stderr.startswith("kvwal: 1 entry loaded;" if number == 1 else f"kvwal: {number} entries loaded;")
+
+
+def test_verify_says_how_many_keys_of_the_log_it_compared_with_the_pages(tmp_path: Path) -> None:
+    path = str(tmp_path / "new")
+    kvwal.open(path).close()
+
+    def told() -> str:
+        return CliRunner().invoke(whole_app(), ["verify", path]).stdout
+
+    assert re.match(r"everything holds: 2 pages and the log, of which 0 keys compared with them, in 0\.\d\d s$", told())
+    with kvwal.open(path) as db:
+        db.update({b"a": b"1"})
+        db.checkpoint()
+    assert "and the log, of which 1 key compared with them, in" in told()
