@@ -15,7 +15,7 @@ import kvwal
 from kvwal.cli.forms import Form, form_options, show, to_json
 from kvwal.cli.moments import POSITION
 from kvwal.cli.terminal import LIMIT, binary_output, plain_json, store_path, when
-from kvwal.cli.written import TableWriting, Writing, table_option
+from kvwal.cli.written import TableNames, TableWriting, Writing, table_option
 
 if TYPE_CHECKING:
     from kvwal.feed.change import Change
@@ -47,8 +47,9 @@ def changes(
 ) -> None:
     """Show what the commits in the log changed, oldest first.
 
-    A line has the commit, the table, "put", "delete", "delete_range" or "expire", the key, and the value or the end of
-    the range, with tabs between. What is escaped, and on a terminal shortened, is as in `scan`. Bounds of ranges are
+    A line has the commit, the name of the table (0 for the default table, its number for one that was dropped), "put",
+    "delete", "delete_range" or "expire", the key, and the value or the end of the range, with tabs between. What is
+    escaped, and on a terminal shortened, is as in `scan`. Bounds of ranges are
     bytes, in tables too, since they need not be keys.
     """
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
@@ -56,10 +57,11 @@ def changes(
     with kvwal.follow(path) if follow else kvwal.open(path, "r") as db:
         writing = Writing(form) if table is None else TableWriting(db, table, form)
         wanted = [writing.range(None, None, prefix).start for prefix in prefixes] or b""
+        names = TableNames(db)
         beat_s = _LOOK_S if follow else None
         with db.changes(after, prefix=wanted, tables=table, follow=follow, heartbeat_s=beat_s) as found:
             for change in islice(_told(found), limit):
-                line = plain_json(_object(writing, change)) if as_json else _line(writing, change, width)
+                line = plain_json(_object(writing, names, change)) if as_json else _line(writing, names, change, width)
                 output.write(f"{line}\n".encode())
                 if follow:
                     output.flush()
@@ -78,7 +80,7 @@ def _told(found: Iterable[Change]) -> Iterator[Change]:
                 raise BrokenPipeError
 
 
-def _object(writing: Writing, change: Change) -> dict[str, Any]:
+def _object(writing: Writing, names: TableNames, change: Change) -> dict[str, Any]:
     is_range = change.kind == "delete_range"
     return {
         "seqno": change.seqno,
@@ -87,6 +89,7 @@ def _object(writing: Writing, change: Change) -> dict[str, Any]:
         "meta": change.meta,
         "cause": change.cause,
         "table": change.table,
+        "table_name": names.of(change.table) if change.table else None,
         "kind": change.kind,
         **(to_json(writing.form, "key", change.key) if is_range else writing.json_key(change.key)),
         **({} if change.stop is None else to_json(writing.form, "stop", change.stop)),
@@ -95,10 +98,12 @@ def _object(writing: Writing, change: Change) -> dict[str, Any]:
     }
 
 
-def _line(writing: Writing, change: Change, width: int | None) -> str:
+def _line(writing: Writing, names: TableNames, change: Change, width: int | None) -> str:
     is_range = change.kind == "delete_range"
     key = show(writing.form, change.key) if is_range else writing.show_key(change.key)
-    fields = [str(change.seqno), str(change.table), change.kind, key]
+    name = names.of(change.table) if change.table else None
+    table = str(change.table) if name is None else show(Form.TEXT, name.encode())
+    fields = [str(change.seqno), table, change.kind, key]
     if change.stop is not None:
         fields.append(show(writing.form, change.stop))
     if change.value is not None:

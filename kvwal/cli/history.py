@@ -13,6 +13,7 @@ import kvwal
 from kvwal.cli.forms import Form, form_options, meta_option, show, show_meta, to_json
 from kvwal.cli.moments import POSITION
 from kvwal.cli.terminal import LIMIT, count, human_bytes, print_json, store_path, when
+from kvwal.cli.written import TableNames
 from kvwal.expiring import Expiring, plain
 from kvwal.log.extension import cause_of
 from kvwal.log.intents import is_of_users
@@ -71,7 +72,7 @@ def log(
             for record in records:
                 print_json(_object(form, record))
             return
-        tty, names = sys.stdout.isatty(), _Names(db)
+        tty, names = sys.stdout.isatty(), TableNames(db)
         shown = (_paragraph(form, record, names, None if everything else _SHOWN_INTENTS, tty) for record in records)
         if tty and not follow:
             # click takes the colour out again for a pager that would not show it.
@@ -105,20 +106,6 @@ def _newest_first(db: Store, after: int | None) -> Iterator[Record]:
         stop = start
 
 
-class _Names:
-    """What tables are called now."""
-
-    def __init__(self, db: Store | kvwal.Follower) -> None:
-        self._db = db
-        self._found: dict[int, str] = {}
-
-    def of(self, table: int) -> str:
-        """The name of a table; its id if it was dropped. Looked up once."""
-        if table not in self._found:
-            self._found |= {info.id: show(Form.TEXT, info.name.encode()) for info in self._db.tables()}
-        return self._found.setdefault(table, f"table {table}, which was dropped")
-
-
 def _parts(batch: WriteBatch) -> list[tuple[int, WriteBatch]]:
     """What was written to the default table, and to each of users."""
     return [(0, batch), *((table, part) for table, part in batch.parts() if is_of_users(table))]
@@ -150,7 +137,7 @@ def _object(form: Form, record: Record) -> dict[str, Any]:
     }
 
 
-def _paragraph(form: Form, record: Record, names: _Names, most: int | None, color: bool) -> str:
+def _paragraph(form: Form, record: Record, names: TableNames, most: int | None, color: bool) -> str:
     segment, offset = record.position
     head = f"commit {record.seqno}"
     lines = [
@@ -166,13 +153,18 @@ def _paragraph(form: Form, record: Record, names: _Names, most: int | None, colo
     total = sum(len(part.writes) + len(part.ranges) for _, part in parts)
     intents = ((table, line) for table, part in parts for line in _intents(form, part))
     lines += (
-        f"    in {names.of(table)}: {line}" if table else f"    {line}" for table, line in islice(intents, most)
+        f"    in {_called(names, table)}: {line}" if table else f"    {line}" for table, line in islice(intents, most)
     )
     if not total:
         lines.append(f"    {count(len(batch), 'key')} of what the store keeps of itself")
     if most is not None and total > most:
         lines.append(f"    ... and {total - most:,} more")
     return "\n".join(lines) + "\n\n"
+
+
+def _called(names: TableNames, table: int) -> str:
+    name = names.of(table)
+    return f"table {table}, which was dropped" if name is None else show(Form.TEXT, name.encode())
 
 
 def _intents(form: Form, batch: WriteBatch) -> Iterator[str]:

@@ -37,7 +37,7 @@ from kvwal.errors import TableNotFoundError
 from kvwal.keys import KeyRange, as_key, as_value
 from kvwal.tables.spec import TableSpec
 
-__all__ = ["AsItIs", "TableWriting", "TypedWriting", "Writing", "as_name", "table_option"]
+__all__ = ["AsItIs", "TableNames", "TableWriting", "TypedWriting", "Writing", "as_name", "table_option"]
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
@@ -214,6 +214,23 @@ class TableWriting(TypedWriting):
         """The same for writing, and at past moments. Requires: it is of a store, and not of a follower."""
         assert isinstance(self.read, kvwal.Table)
         return self.read
+
+
+class TableNames:
+    """What tables are called now."""
+
+    def __init__(self, db: kvwal.Store | kvwal.Follower) -> None:
+        self._db = db
+        self._found: dict[int, str | None] = {}
+
+    def of(self, table: int) -> str | None:
+        """The name of a table; None if it was dropped. Looked up once."""
+        if table not in self._found:
+            if isinstance(self._db, kvwal.Follower):
+                # It may not show yet what it has told.
+                self._db.refresh()
+            self._found |= {info.id: info.name for info in self._db.tables()}
+        return self._found.setdefault(table, None)
 
 
 _MEANT: dict[str, Callable[[str], Any]] = {

@@ -547,3 +547,21 @@ def test_a_float_that_json_cannot_hold_is_its_bytes_and_is_loaded_again(tmp_path
     run("load", copy, stdin=run("dump", path, "--table", "floats").stdout_bytes)
     with kvwal.open(copy, "r") as db:
         assert db.table("floats", float, float) == {1.5: float("inf"), float("-inf"): 2.5}
+
+
+def test_changes_tell_tables_by_their_names(path: str) -> None:
+    with kvwal.open(path) as db:
+        db.put(b"k", b"v")
+        db.table("a\tb", str, str)["x"] = "1"
+        db.table("gone", str, str)["x"] = "1"
+        db.drop_table("gone")
+        ids = db.table("a\tb", str, str).id, 17
+    lines = [line.split("\t")[1:3] for line in run("changes", path).stdout.splitlines()]
+    assert lines[:3] == [["0", "put"], ["a\\tb", "put"], [str(ids[1]), "put"]]
+    found = lines_of(run("changes", path, "--json"))
+    assert [(each["table"], each["table_name"]) for each in found[:3]] == [(0, None), (ids[0], "a\tb"), (ids[1], None)]
+    with kvwal.open(path) as db:
+        db.table("new", str, str)["x"] = "1"
+        newest = int(db.last_seqno)
+        shown = run("changes", path, "--follow", "--after", str(newest - 1), "-n", "1").stdout
+        assert shown == f"{newest}\tnew\tput\tx\t1\n"
