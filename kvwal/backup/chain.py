@@ -149,6 +149,17 @@ class Held:
             at = best.last
         return tuple(chosen)
 
+    def units_before(self, plan: Plan) -> tuple[UnitName, ...]:
+        """Units that a plan does not have, and that lead to it from the oldest commit on without a gap.
+
+        A restore reads those of them that a consumer of its moment has not handled.
+        """
+        begin = plan.after
+        for unit in reversed(self.units):
+            if unit.first < begin <= unit.last:
+                begin = unit.first
+        return tuple(unit for unit in self.units_from(begin, plan.at) if unit not in plan.units)
+
     def reach(self, after: Seqno) -> Seqno:
         """How far the units lead on from `after` without a gap."""
         units = self.units_from(after, Seqno(1 << 64))

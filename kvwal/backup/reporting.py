@@ -43,7 +43,8 @@ class RestoreReport:
         position: the newest commit of the new store, on its own line: the one that says whence the line came. None if
             nothing was done.
         objects: what was read, or would be, in order. bytes: of these. requests: reads of the destination that take.
-            A dry run does not know of units that only consumers of that moment need.
+            Those that only consumers of that moment need are not among them in a dry run: it does not read the pages,
+            which tell their positions.
         commits: how many came from units, and were replayed.
         damaged: objects that are damaged and were done without, since older ones give the same moment.
         resumed: whether an interrupted restore went on.
@@ -52,6 +53,8 @@ class RestoreReport:
         expected_s: of a dry run, how many seconds the restore is expected to take; None if it was done. The time of
             requests and bytes is measured on a few of the objects, that of the work is of the machine in
             docs/benchmarks.md: it is an estimate.
+        earlier_units, earlier_bytes: of a dry run, how many more units are there that lead to the base, and their
+            bytes. At most about so much is read as well, where a consumer of that moment is behind the base.
     """
 
     restored: Position
@@ -66,6 +69,8 @@ class RestoreReport:
     bases: int
     units: int
     expected_s: float | None
+    earlier_units: int = 0
+    earlier_bytes: int = 0
 
 
 def report_of(
@@ -86,7 +91,9 @@ def report_of(
     requests = sum(2 + sizes[str(name)] // _REQUEST_BYTES for name in plan.bases) + len(units)
     commits = plan.at - after if units else 0
     expected: float | None = None
+    earlier: tuple[UnitName, ...] = ()
     if position is None:
+        earlier = chosen.held.units_before(plan)
         objects = list(sizes.items())
         expected = expected_s(destination, objects, requests=requests, commits=commits, monotonic_s=monotonic_s)
     return RestoreReport(
@@ -102,6 +109,8 @@ def report_of(
         len(plan.bases),
         len(units),
         expected,
+        len(earlier),
+        sum(chosen.held.sizes[str(name)] for name in earlier),
     )
 
 

@@ -16,7 +16,7 @@ from kvwal.backup.identity import known_store
 from kvwal.backup.keeping import Keep, plan_pruning, prune
 from kvwal.backup.port import DirectoryDestination
 from kvwal.backup.state import identity_of
-from kvwal.cli.backups import WHEN
+from kvwal.cli.backups import WHEN, earlier
 from kvwal.cli.terminal import (
     EXIT_DAMAGED,
     PathType,
@@ -151,18 +151,27 @@ def verify_command(
 @click.option("--at", type=WHEN, default="latest", help="As for kvwal restore. Otherwise the newest moment.")
 @_as_json
 def plan(dest: str, at: Moment, as_json: bool) -> None:
-    """Show the objects that a restore would read, in their order: name and size in bytes."""
+    """Show the objects that a restore would read, in their order: name and size in bytes.
+
+    If a consumer of that moment is behind the base, a restore also reads the units that it has not handled. Which these
+    are, only the pages tell: how many there can be is said.
+    """
     destination = DirectoryDestination(dest)
     # As a restore does: it names a destination that has no backup.
     known_store(destination)
     chosen = choose(destination, as_moment(at))
     names = [str(name) for name in (*chosen.plan.bases, *chosen.plan.units)]
+    before = chosen.held.units_before(chosen.plan)
+    before_bytes = sum(chosen.held.sizes[str(name)] for name in before)
     if as_json:
-        print_json({"at": chosen.plan.at, "bytes": chosen.plan.bytes, "objects": names})
+        objects = {"bytes": chosen.plan.bytes, "objects": names}
+        print_json({"at": chosen.plan.at, **objects, "earlier_units": len(before), "earlier_bytes": before_bytes})
         return
     for name in names:
         click.echo(f"{name}\t{chosen.held.sizes[name]}")
     complain(f"commit {chosen.plan.at}: {count(len(names), 'object')}, {human_bytes(chosen.plan.bytes)}")
+    if before:
+        complain(earlier(len(before), before_bytes))
 
 
 _KEEP = Keep()

@@ -14,7 +14,7 @@ from kvwal.backup.making import BaseKind
 from kvwal.cli.moments import MOMENT
 from kvwal.cli.terminal import ASKED, PathType, complain, count, human_bytes, print_json, progress_bar, store_path
 
-__all__ = ["WHEN", "backup", "restore"]
+__all__ = ["WHEN", "backup", "earlier", "restore"]
 
 
 @click.command()
@@ -42,6 +42,12 @@ def backup(path: str, dest: str, full: bool, history: bool, quiet: bool, as_json
     elif not quiet:
         made = f"{count(len(report.made), 'object')}, {human_bytes(report.bytes)}" if report.made else "nothing was new"
         click.echo(f"every commit up to {int(report.position)} is in {dest}: {made}, in {report.seconds:.2f} s")
+
+
+def earlier(units: int, size: int) -> str:
+    """That units before the base may be read as well."""
+    before = f"{count(units, 'unit')} before it, {human_bytes(size)},"
+    return f"if a consumer of that moment is behind the base, up to {before} are read as well"
 
 
 def _print_json(report: kvwal.BackupReport | kvwal.RestoreReport) -> None:
@@ -88,6 +94,9 @@ def restore(src: str, into: str, at: Moment, dry_run: bool, quiet: bool, as_json
 
     INTO is nothing yet, or an empty directory, and no symbolic link. If this is interrupted, the same command goes on
     with what is done.
+
+    --dry-run lists the objects for the moment itself, and says how much there is before the base: a restore reads the
+    units of it that a consumer of that moment has not handled, and only the pages tell which.
     """
     with progress_bar("restore", quiet=quiet or as_json) as progress:
         task = progress.add_task("restore", total=None)
@@ -108,6 +117,8 @@ def restore(src: str, into: str, at: Moment, dry_run: bool, quiet: bool, as_json
         read = f"{count(report.bases, 'base')} and {count(report.units, 'unit')}, {human_bytes(report.bytes)}"
         read += f" in {count(report.requests, 'request')}, {count(report.commits, 'commit')} to replay"
         complain(f"{read}: about {report.expected_s:.1f} s; nothing was done")
+        if report.earlier_units:
+            complain(earlier(report.earlier_units, report.earlier_bytes))
     elif not quiet:
         what = f"{human_bytes(report.bytes)} read, {count(report.commits, 'commit')} replayed"
         click.echo(f"{into} is as after commit {int(report.restored)}: {what}, in {report.seconds:.2f} s")

@@ -186,3 +186,27 @@ def test_beside_a_program_that_writes(filled: Path) -> None:
     run("restore", filled / "b", filled / "r")
     with kvwal.open(filled / "r", "r") as db:
         assert len(db) >= 20
+
+
+def test_what_is_read_for_consumers_behind_the_base_is_said_to_be_read_perhaps(filled: Path) -> None:
+    with kvwal.open(filled / "s") as db:
+        db.consumer("mailer", start="oldest").close()
+        db.checkpoint()
+    run("backup", filled / "s", filled / "b", "--history")
+    plan = json.loads(run("archive", "plan", filled / "b", "--json").stdout)
+    dry = json.loads(run("restore", filled / "b", filled / "r", "--dry-run", "--json").stdout)
+    done = json.loads(run("restore", filled / "b", filled / "r", "--json").stdout)
+    more = set(done["objects"]) - set(dry["objects"])
+    assert set(dry["objects"]) == set(plan["objects"])
+    assert dry["earlier_units"] == plan["earlier_units"] == len(more) > 0
+    assert dry["earlier_bytes"] == plan["earlier_bytes"] == done["bytes"] - dry["bytes"]
+    assert done["earlier_units"] == 0
+    for command in (["archive", "plan", filled / "b"], ["restore", filled / "b", filled / "q", "--dry-run"]):
+        said = run(*command).stderr
+        assert f"if a consumer of that moment is behind the base, up to {len(more)} unit" in said
+
+
+def test_a_plan_without_units_before_its_base_says_nothing_of_them(filled: Path) -> None:
+    run("backup", filled / "s", filled / "b")
+    assert "consumer" not in run("archive", "plan", filled / "b").stderr
+    assert "consumer" not in run("restore", filled / "b", filled / "r", "--dry-run").stderr
