@@ -33,7 +33,7 @@ from kvwal.backup.chain import Gap, Held, digest_after, list_confirmed, list_hel
 from kvwal.backup.checking import lost_gaps
 from kvwal.backup.claims import Claim, Superseded
 from kvwal.backup.forks import tell_fork
-from kvwal.backup.identity import claim
+from kvwal.backup.identity import claim, keep_claim
 from kvwal.backup.keeping import Keep, Merging, plan_pruning, prune
 from kvwal.backup.port import Destination
 from kvwal.backup.units import HEADER_BYTES, UnitBuilder, decode_header, decode_unit
@@ -402,6 +402,7 @@ class Archiver:
         try:
             self._claim.look()
             self._claim.move(at, self._digest)
+            keep_claim(self._destination, self._store_id)
             # One at a time, so that units are cut between.
             if self._keep is not None and self._merging.step(at, epoch=self.epoch, codec=self._codec):
                 return 0.0

@@ -15,7 +15,7 @@ from kvwal.backup.port import Destination
 from kvwal.backup.units import HEADER_BYTES, decode_header
 from kvwal.errors import BackupDestinationError, CorruptionError, FormatError, ObjectMissing
 
-__all__ = ["claim", "known_store"]
+__all__ = ["claim", "keep_claim", "known_store"]
 
 
 def known_store(destination: Destination) -> tuple[bytes, bool]:
@@ -60,3 +60,11 @@ def claim(destination: Destination, store_id: bytes) -> None:
     if not is_said:
         destination.delete(IDENTITY)
     state.claim(destination, store_id)
+
+
+def keep_claim(destination: Destination, store_id: bytes) -> None:
+    """As `claim`, for a destination that was claimed: one look where `kvwal-archive` still says so."""
+    with suppress(CorruptionError, BackupDestinationError):
+        if state.identity_of(destination) == store_id:
+            return
+    claim(destination, store_id)

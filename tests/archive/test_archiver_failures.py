@@ -16,7 +16,7 @@ from kvwal.backup.archive import make_base
 from kvwal.backup.chain import list_held
 from kvwal.backup.claims import Superseded
 from kvwal.backup.keeping import Keep
-from kvwal.backup.names import parse_name
+from kvwal.backup.names import IDENTITY, parse_name
 from kvwal.backup.port import DirectoryDestination
 from kvwal.errors import ArchiveDiverged, BackupDestinationError, CorruptionError, SystemCallError
 from kvwal.keys import Seqno
@@ -179,6 +179,34 @@ def test_a_mark_that_is_lost_is_put_anew(rig: Rig, is_idle: bool) -> None:
     archiver.step(now=True)
     assert (archiver.epoch, archiver.mark) == (1, rig.db.last_seqno)
     rig.check(0, rig.db.last_seqno)
+
+
+@pytest.mark.parametrize("is_idle", [False, True])
+@pytest.mark.parametrize("keep", [Keep(), None])
+@pytest.mark.parametrize("damaged", [None, b"{"])
+def test_what_says_of_which_store_it_is_is_put_anew(
+    rig: Rig, is_idle: bool, keep: Keep | None, damaged: bytes | None
+) -> None:
+    archiver = rig.archiver(keep=keep)
+    archiver.step()
+    rig.writer.some(3)
+    archiver.step(now=True)
+    said = rig.place.get(IDENTITY)
+    rig.place.delete(IDENTITY)
+    if damaged is not None:
+        rig.place.put_new(IDENTITY, damaged)
+    if not is_idle:
+        rig.writer.some(3)
+    rig.clock.now_s += 31
+    archiver.step(now=True)
+    assert archiver.trouble is None
+    assert rig.place.get(IDENTITY) == said
+    # That of another store is none that is lost.
+    rig.place.delete(IDENTITY)
+    state.claim(rig.place, bytes(16))
+    rig.clock.now_s += 31
+    archiver.step(now=True)
+    assert "each needs its own" in str(archiver.trouble)
 
 
 def test_answers_that_are_lost_supersede_no_one(rig: Rig) -> None:
