@@ -43,8 +43,8 @@ OnBehind = Literal["drop", "stall"]
 
 _LEAST_BACK_OFF_S: Final = 0.1
 _MOST_BACK_OFF_S: Final = 30.0
-# An idle worker looks this often whether something else is due.
-_IDLE_S: Final = 30.0
+# A worker that waits for its time looks this often whether something else is due.
+_MOST_WAIT_S: Final = 30.0
 _STEP_S: Final = 0.005
 # Commits wait so long for one that fails, as it may be over soon.
 _PATIENCE_S: Final = 30.0
@@ -116,7 +116,7 @@ class _Worker:
             except (PoisonedError, ClosedError):
                 pass
         try:
-            self.wake_ups.get(timeout=_IDLE_S if wait_s is None else min(wait_s, _IDLE_S))
+            self.wake_ups.get(timeout=self.archiver.idle_s() if wait_s is None else min(wait_s, _MOST_WAIT_S))
             while True:
                 self.wake_ups.get_nowait()
         except Empty:

@@ -154,6 +154,12 @@ class Archiver:
         self._pending_since_s = None
         return self._tidy()
 
+    def idle_s(self) -> float:
+        """For how long one that waits for a commit may wait at most: then it is to look at the destination again."""
+        if self._tidied_s is None:
+            return 0.0
+        return min(max(0.0, self._tidied_s + _MERGE_EVERY_S - self._monotonic_s()), _MERGE_EVERY_S)
+
     def when_beyond(self, wake: Callable[[], object]) -> Callable[[], object] | None:
         """Have `wake` called when there is a commit to archive. Returns what takes that back; None if none may come."""
         cursor = self._cursor

@@ -8,6 +8,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from archive_fixtures import OPTIONS, Gated, Writer, check_all, held_of
 
 import kvwal
 import kvwal.aio
+from kvwal.backup import archiver
 from kvwal.backup.archiver import Archiver
 from kvwal.backup.port import DirectoryDestination
 from kvwal.errors import BackupDestinationError, ClosedError, PoisonedError, ReadOnlyError
@@ -214,6 +216,36 @@ def test_a_second_archiver_takes_over_and_the_first_one_says_so(db: Any, place: 
     assert not first.flush(1)
     first.close()
     assert second.close()
+
+
+def test_one_whose_store_falls_idle_looks_at_the_destination_when_that_is_due(
+    db: Any, place: Gated, disk: SimulatedDisk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not a whole time after its last commit: what is lost is missed, and put anew, within one time."""
+    looks: list[float] = []
+    real = Archiver._is_end_lost
+
+    def looked(self: Archiver, at: Any) -> bool:
+        looks.append(time.monotonic())
+        return real(self, at)
+
+    monkeypatch.setattr(Archiver, "_is_end_lost", looked)
+    monkeypatch.setattr(archiver, "_MERGE_EVERY_S", 0.6)
+    with kvwal.archive(db, place, rpo_s=0.01) as archive:
+        db[b"key"] = b"value"
+        assert archive.flush(10)
+        until(lambda: looks)
+        # The last commit before it is idle comes in the middle of the time.
+        time.sleep(0.3)
+        db[b"key"] = b"last"
+        assert archive.flush(10)
+        for name, _ in list(place.list_after("")):
+            place.delete(name)
+        seen = len(looks)
+        until(lambda: len(looks) >= seen + 3, 10)
+        # It rests between them.
+        assert all(after - before > 0.5 for before, after in pairwise(looks[seen - 1 : seen + 3]))
+        until(lambda: held_of(db, place).newest() == db.last_seqno)
 
 
 def test_a_copy_of_the_store_is_told_to_have_diverged(db: Any, place: Gated, disk: SimulatedDisk) -> None:
