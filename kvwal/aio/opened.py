@@ -13,6 +13,7 @@ from kvwal.api.opened import Opened
 from kvwal.db.mapping import Bounds, OrderedMapping
 from kvwal.engine.engine import Engine
 from kvwal.engine.merge import Chunk
+from kvwal.finalizing import quiet_at_exit
 from kvwal.keys import BytesLike, as_key
 from kvwal.pages import NotCached
 
@@ -95,6 +96,7 @@ class AsyncOpened(AsyncReading):
     ) -> None:
         await self.close()
 
+    @quiet_at_exit
     def __del__(self) -> None:
         # Forgotten: only let the threads end. What is beneath warns, and lets go of its files.
         if getattr(self, "_workers", None) is not None:

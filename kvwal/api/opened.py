@@ -13,6 +13,7 @@ from kvwal.api.recalling import Recalling
 from kvwal.db.handle import Closing
 from kvwal.engine.engine import Engine
 from kvwal.files import call_in_forked_child
+from kvwal.finalizing import quiet_at_exit
 
 __all__ = ["Opened", "made_over", "open_stores"]
 
@@ -34,6 +35,7 @@ class Opened(Recalling, Reading, Closing):
         self._state.refuse_if_gone()
         return self
 
+    @quiet_at_exit
     def __del__(self) -> None:
         engine: Engine | None = getattr(self, "engine", None)
         if engine is None:

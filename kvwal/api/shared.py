@@ -29,6 +29,7 @@ from kvwal.errors import EnvironmentFailure, UsageError, closed
 from kvwal.feed.status import describe
 from kvwal.files import Directory, PathArgument, path_text
 from kvwal.files.fork import birthmark
+from kvwal.finalizing import quiet_at_exit
 from kvwal.following.still import open_engine
 from kvwal.locks import locked, new_lock, release
 from kvwal.options import Flag, OpenOptions, Options, as_flag, taking_options
@@ -241,6 +242,7 @@ class SharedStore(Store):
             registry.close(share)
         registry.tidy(registry.close)
 
+    @quiet_at_exit
     def __del__(self) -> None:
         share: _Share | None = getattr(self, "_share", None)
         if share is None or share.engine.is_closed or self._holder not in share.holders:

@@ -26,7 +26,7 @@ from kvwal.backup.bases import check_base
 from kvwal.backup.claims import Superseded
 from kvwal.backup.keeping import Keep
 from kvwal.backup.making import backup
-from kvwal.backup.port import Destination, Where, destination_at
+from kvwal.backup.port import Destination, DirectoryDestination, Where, destination_at
 from kvwal.db.handle import Uncopied
 from kvwal.engine.archives import Archives, ArchiveState, ArchiveStatus
 from kvwal.engine.engine import Engine
@@ -67,9 +67,13 @@ class _Told:
 class _Worker:
     """The thread. It refers to no `Archive`, so a forgotten one is collected, and ends it."""
 
-    def __init__(self, archiver: Archiver, destination: Destination) -> None:
+    def __init__(
+        self, archiver: Archiver, destination: Destination, close: Callable[[], object] = lambda: None
+    ) -> None:
+        """`close`: called when it has ended."""
         self.archiver = archiver
         self.destination = destination
+        self._close = close
         self.told = _Told("starting")
         # Commits up to this one are to be archived at once.
         self.flush_to = Seqno(0)
@@ -106,6 +110,7 @@ class _Worker:
             if self.told.state != "superseded":
                 # With what failed last, if it still did.
                 self._tell(_Told("ended", self.told.error, self.told.since_s))
+            self._close()
 
     def _sleep(self, wait_s: float | None) -> None:
         """Sleep until something is due, or is asked for."""
@@ -393,4 +398,9 @@ def archive(
     if stalls:
         # Only then commits look whether there is something to wait for, and only after a segment.
         log.retention.when_sealed = partial(setattr, pressure, "is_on", True)
-    return Archive(engine, _Worker(archiver, place), stalls=stalls)
+    # What was made here, no one else uses.
+    if isinstance(place, DirectoryDestination) and place is not destination:
+        worker = _Worker(archiver, place, place.close)
+    else:
+        worker = _Worker(archiver, place)
+    return Archive(engine, worker, stalls=stalls)

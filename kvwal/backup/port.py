@@ -210,6 +210,12 @@ class DirectoryDestination:
 
     # -- beside them --------------------------------------------------------------------------
 
+    def close(self) -> None:
+        """Let go of the directory. Idempotent; the next call opens what is at the path then."""
+        root, self._root = self._root, None
+        if root is not None:
+            root.close()
+
     def sweep(self) -> int:
         """Remove what writers that died have left. Returns how many files. Call it now and then.
 

@@ -12,6 +12,7 @@ from kvwal.engine.engine import Engine
 from kvwal.errors import poisoned
 from kvwal.events import CommitGroup, Listener, Poison
 from kvwal.eventsourcing.failures import raising_persistence_errors
+from kvwal.finalizing import quiet_at_exit
 from kvwal.locks import wake
 
 __all__ = ["Following", "Wakeups"]
@@ -103,5 +104,6 @@ class Following(Uncopied, Generic[_T]):
         self._wakeups.end()
         self._wakeups.wake()
 
+    @quiet_at_exit
     def __del__(self) -> None:
         self._wakeups.end()

@@ -25,6 +25,7 @@ from kvwal.feed.chosen import AnyTables, table_ids
 from kvwal.feed.line import durable_now, position_at
 from kvwal.feed.quiet import Quiet
 from kvwal.files import call_in_forked_child
+from kvwal.finalizing import quiet_at_exit
 from kvwal.keys import Seqno, as_seconds
 from kvwal.log import Run, SegmentCursor
 from kvwal.positions import Position
@@ -302,7 +303,7 @@ class Changes(Iterator[Change], Closing):
             cursor.close()
 
     # A cursor and what it reads refer to each other, so they may stay for a while.
-    __del__ = close
+    __del__ = quiet_at_exit(close)
 
     def __enter__(self) -> Self:
         self._open()

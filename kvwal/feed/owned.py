@@ -30,6 +30,7 @@ from kvwal.feed.asked import Asked
 from kvwal.feed.change import Change, Filter
 from kvwal.feed.changes import Changes, goes_on
 from kvwal.feed.claim import begin, claim, release
+from kvwal.finalizing import quiet_at_exit
 from kvwal.keys import Seqno, prefix_stop
 from kvwal.log import Extension, Hold, Record, Run, extension_of
 from kvwal.log.extension import CONSUMER
@@ -397,6 +398,7 @@ class OwnedConsumer(Uncopied):
         if token is not None:
             release(self._consumers, self.name, token)
 
+    @quiet_at_exit
     def __del__(self) -> None:
         token = getattr(self, "_token", None)
         if token is not None:

@@ -28,6 +28,7 @@ from kvwal.files.lock import (
 )
 from kvwal.files.names import LOCK
 from kvwal.files.protocol import EntryKind, File
+from kvwal.finalizing import quiet_at_exit
 
 __all__ = ["BY_DESCRIPTOR", "SystemDirectory"]
 
@@ -67,6 +68,7 @@ class SystemDirectory:
         self._identity = (found.st_dev, found.st_ino)
         self._open = True
 
+    @quiet_at_exit
     def __del__(self) -> None:
         self.close()
 

@@ -13,6 +13,7 @@ from typing import Final, Generic, TypeVar
 from weakref import ref
 
 from kvwal.files import Directory, File
+from kvwal.finalizing import quiet_at_exit
 from kvwal.locks import shared_items
 from kvwal.log.cut import Cut
 
@@ -114,6 +115,7 @@ class OpenFile:
         """As `File.size`."""
         return self.file.size()
 
+    @quiet_at_exit
     def __del__(self) -> None:
         # An interruption may have come before there was one.
         file = getattr(self, "file", None)

@@ -30,6 +30,7 @@ from crc32c import crc32c
 
 from kvwal.files import Directory, File, Files, inside
 from kvwal.files.names import NOW, READERS
+from kvwal.finalizing import quiet_at_exit
 
 __all__ = ["HEARTBEAT_S", "NOW_BYTES", "NowPage", "NowReader", "Said", "decode_now", "encode_now"]
 
@@ -83,6 +84,7 @@ class _Open:
     def __init__(self, file: File) -> None:
         self.file = file
 
+    @quiet_at_exit
     def __del__(self) -> None:
         with suppress(OSError):
             self.file.close()

@@ -261,6 +261,29 @@ def test_a_copy_of_the_store_is_told_to_have_diverged(db: Any, place: Gated, dis
     assert held_of(db, place).newest() == 2
 
 
+@pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="this system does not list open files there")
+def test_a_closed_archive_lets_go_of_the_destination_that_it_made_and_of_no_other(tmp_path: Path) -> None:
+    def is_open(path: Path) -> bool:
+        fds = (Path("/proc/self/fd") / name for name in os.listdir("/proc/self/fd"))
+        return any(os.path.realpath(fd) == str(path) for fd in fds)
+
+    given = DirectoryDestination(tmp_path / "given")
+    with kvwal.open(tmp_path / "kv", background=False) as db:
+        db[b"key"] = b"value"
+        for where, stays in ((tmp_path / "made", False), (given, True)):
+            archive = kvwal.archive(db, where)
+            assert archive.flush(10)
+            path = tmp_path / ("given" if stays else "made")
+            assert is_open(path)
+            assert archive.close()
+            assert is_open(path) is stays
+            assert archive.status().state == "ended"
+    given.close()
+    given.close()
+    assert not is_open(tmp_path / "given")
+    assert given.get("kvwal-archive")
+
+
 def test_an_archive_that_is_forgotten_ends(db: Any, place: Gated) -> None:
     archive = kvwal.archive(db, place)
     assert archive.flush(20)
