@@ -117,6 +117,8 @@ def test_lag_rises_while_the_destination_fails_and_commits_go_on(
     with kvwal.archive(db, place, rpo_s=0.01) as archive:
         db[b"a"] = b"1"
         assert archive.flush(20)
+        # The thread says so after `flush` has seen it.
+        until(lambda: any("archiving again" in record.message for record in caplog.records))
         caplog.clear()
         place.error = error
         db[b"b"] = b"2"
