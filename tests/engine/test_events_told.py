@@ -463,7 +463,9 @@ def test_a_failure_in_the_background_is_told() -> None:
     disk.fail("datasync", error=errno.EIO, path="*.log", forever=True)
     db.put(b"a", b"1")
     wait_until(lambda: listener.of(Poison), "the poison")
-    db.close()
+    with pytest.raises(PoisonedError):
+        # No call was told of it.
+        db.close()
     assert len(listener.of(Poison)) == 1
 
 
