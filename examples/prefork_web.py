@@ -44,7 +44,11 @@ class _Handler(BaseHTTPRequestHandler):
         return unquote_to_bytes(urlsplit(self.path).path[1:])
 
     def body(self) -> bytes:
-        return self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        size = int(self.headers.get("Content-Length", 0))
+        body = self.rfile.read(size)
+        if len(body) < size:
+            raise ConnectionError("who asks has gone in the middle of the body")
+        return body
 
     def answer(self, status: int, body: bytes, **headers: object) -> None:
         self.send_response(status)

@@ -8,6 +8,7 @@ import json
 import os
 import random
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -174,6 +175,23 @@ def test_workers_that_follow_answer_right_while_processes_are_killed(tmp_path: P
     # How many there are says how busy the machine is; each of them was checked.
     assert answers > 4
     assert kills > 1
+
+
+def test_a_put_whose_sender_is_killed_in_the_middle_changes_nothing(tmp_path: Path) -> None:
+    path = str(tmp_path / "web.kv")
+    with site(path, workers=1) as server:
+        client = Client(server.port, "client", 0)
+        client.put()
+        assert client.acknowledged == 1
+        for body in ("", "9"):
+            with socket.create_connection(("127.0.0.1", server.port), timeout=20) as sender:
+                sender.sendall(f"PUT /client HTTP/1.1\r\nContent-Length: 5\r\n\r\n{body}".encode())
+                sender.shutdown(socket.SHUT_WR)
+                while sender.recv(1000):
+                    pass
+        client.get(client.seqno)
+    with kvwal.open(path, "r") as db:
+        assert (db[b"client"], db.last_seqno) == (b"1", 1)
 
 
 @pytest.mark.long
