@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import io
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import click
@@ -54,6 +54,7 @@ class _Closed(io.RawIOBase):
     def __init__(self, name: str, *, output: bool) -> None:
         self._name = name
         self._output = output
+        self._is_told = False
 
     def readable(self) -> bool:
         return not self._output
@@ -64,7 +65,11 @@ class _Closed(io.RawIOBase):
     def readinto(self, buffer: object) -> int:
         raise OSError(errno.EBADF, "it is closed", self._name)
 
-    def write(self, data: object) -> int:
+    def write(self, data: Any) -> int:
+        if self._is_told:
+            # What is left is flushed once more as the interpreter ends, which would print that it fails.
+            return memoryview(data).nbytes
+        self._is_told = True
         raise OSError(errno.EBADF, "it is closed", self._name)
 
 
