@@ -260,7 +260,7 @@ class AsyncStore(AsyncWriting, AsyncRemembering, AsyncNaming):
         them is written, and they raise ClosedError. So does every commit that is asked for from here on, also of a
         transaction. Where the store stays open, snapshots and transactions can be read on.
 
-        A task that is cancelled here is cancelled when the store is closed.
+        A task that is cancelled here is cancelled when the store is closed. Raises as `Store.close`.
         """
         if self._commits.closing is None:
             try:
@@ -273,6 +273,9 @@ class AsyncStore(AsyncWriting, AsyncRemembering, AsyncNaming):
             self._commits.closing = asyncio.ensure_future(self._close())
             # The rows, which `get` looks at first, are those of the store beneath, which may stay open.
             self._cache = RowCache(0, lambda _: None)
+        elif self._commits.closing.done():
+            # The call that began it was told of what failed.
+            return
         _, cancelled = await the_end_of(self._commits.closing)
         if cancelled is not None:
             raise cancelled

@@ -18,6 +18,7 @@ from aio_fixtures import SLOW_S, Gate, GatedFiles, run
 import kvwal
 import kvwal.aio
 from kvwal.aio import AsyncStore, committed_seqno
+from kvwal.testing import SimulatedDisk
 
 # -- loops, threads, processes ----------------------------------------------------------------
 
@@ -460,3 +461,17 @@ asyncio.run(main())
 """
     result = python(source, tmp_path / "s")
     assert (result.returncode, result.stderr) == (0, "")
+
+
+def test_a_close_whose_flush_fails_says_so_once(tmp_path: Path) -> None:
+    async def main() -> None:
+        disk = SimulatedDisk()
+        db = await kvwal.aio.open("/kv", files=disk, durability="os")
+        await db.put(b"a", b"1")
+        disk.fail("datasync", path="/kv/[0s]*")
+        found = await asyncio.gather(db.close(), db.close(), return_exceptions=True)
+        assert [type(each) for each in found] == [kvwal.PoisonedError] * 2, "both asked before it was known"
+        assert db.closed
+        await db.close()
+
+    run(main())
