@@ -47,7 +47,7 @@ class _Handler(BaseHTTPRequestHandler):
         size = int(self.headers.get("Content-Length", 0))
         body = self.rfile.read(size)
         if len(body) < size:
-            raise ConnectionError("who asks has gone in the middle of the body")
+            raise ConnectionError("the client has gone in the middle of the body")
         return body
 
     def answer(self, status: int, body: bytes, **headers: object) -> None:

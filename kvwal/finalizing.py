@@ -25,7 +25,7 @@ def quiet_at_exit(finalizer: Callable[[_T], None]) -> Callable[[_T], None]:
     def quiet(self: _T) -> None:
         try:
             finalizer(self)
-        except Exception:
+        except Exception:  # whatever a name that is None leads to
             if not is_finalizing():
                 raise
 

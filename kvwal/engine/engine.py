@@ -337,7 +337,7 @@ class Engine:
             try:
                 log.sync()
             except PoisonedError as error:
-                # With the store itself nothing is lost that is still wanted.
+                # The store was removed, whatever the durability of its commits was.
                 return None if isinstance(error.__cause__, StoreRemovedError) else error
         return None
 

@@ -177,13 +177,7 @@ def test_salvage_saves_what_lies_around_the_damage(tmp_path: Path) -> None:
     scratch.checkpoint({b"%04d" % index: b"v" * 100 for index in range(1000)} | large)
     children = scratch.pages.pager.node(scratch.pages.meta.root, 0, 1)[1]
     damage(scratch, POINTER.unpack_from(children, 40)[0] * PAGE_SIZE + 300)
-    found: dict[bytes, bytes] = {}
-    problems = []
-    for part in salvage_pages(scratch.pages):
-        if isinstance(part, Finding):
-            problems.append(part)
-        else:
-            found.update(zip(part.keys, part.values, strict=True))
+    found, problems = _saved(scratch)
     assert len(problems) == 1
     assert "entries are lost" in problems[0].reason
     lost = set(scratch.model) - set(found)
