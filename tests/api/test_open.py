@@ -521,3 +521,19 @@ def test_a_store_may_be_opened_while_the_open_ones_are_closed_at_the_exit(monkey
     opened._close_all()
     assert first.closed
     assert there[1] is second
+
+
+def test_flag_w_looks_further_where_something_of_a_store_is(tmp_path: Path) -> None:
+    """A process that is making one has its lock; and segments without pages are damage, and no missing store."""
+    with kvwal.open(tmp_path / "being made"):
+        for name in os.listdir(tmp_path / "being made"):
+            if name != "lock":
+                (tmp_path / "being made" / name).unlink()
+        with pytest.raises(LockedError):
+            kvwal.open(tmp_path / "being made", "w")
+    with kvwal.open(tmp_path / "without pages") as db:
+        db[b"a"] = b"1"
+    for name in ("data", "lock"):
+        (tmp_path / "without pages" / name).unlink()
+    with pytest.raises(kvwal.CorruptionError):
+        kvwal.open(tmp_path / "without pages", "w")
