@@ -184,7 +184,7 @@ def walked(pager: Pager, meta: Meta, parent: Reach, yield_to_writers: Callable[[
     verify. Requires: the generation is pinned, or the pager tells when it goes.
     """
     table = Table()
-    parent.index(meta.page_count)
+    parent.index(min(meta.page_count, -(-pager.file.size() // PAGE_SIZE)))
 
     def below(pointer: bytes, level: int) -> int:
         page, crc, pages, flags, _ = POINTER.unpack(pointer)

@@ -103,10 +103,12 @@ class _Walk:
         self._progress = progress
         self._done = done
         self._total = total
+        # Memory is taken for the pages that are there, and not for those that the meta counts.
+        self._there = min(meta.page_count, -(-self._reader.file.size() // PAGE_SIZE))
         #: Per page: what it is.
-        self._seen = bytearray(meta.page_count)
+        self._seen = bytearray(self._there)
         # With bases, per page: the generation that owns the dead list, and the crc of the node that begins there.
-        pages = meta.page_count if meta.bases_height else 0
+        pages = self._there if meta.bases_height else 0
         self._dead = array("Q", bytes(8 * pages))
         self._walked = array("I", bytes(4 * pages))
         #: The base whose trees are walked.
@@ -120,6 +122,8 @@ class _Walk:
 
     def run(self, whole: bool, pinned: Collection[int]) -> Iterator[Finding]:
         meta = self._meta
+        if self._there < meta.page_count:
+            yield self._finding(self._there, f"the meta counts {meta.page_count} pages, the file has {self._there}")
         self._seen[0:2] = b"\1\1"
         yield from self._trees(meta)
         if not whole:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import shutil
+import tracemalloc
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +18,7 @@ from kvwal.errors import CorruptionError, Finding, FormatError
 from kvwal.expiring import Expiring
 from kvwal.files.failures import failed
 from kvwal.keys import Seqno
-from kvwal.pages import PageFile, Row, Salvaged, Tree, check, salvage_pages
+from kvwal.pages import Keep, PageFile, Row, Salvaged, Tree, check, salvage_pages
 from kvwal.pages.meta import META_SIZE, encode_meta
 from kvwal.pages.node import OVERFLOW_REF, PAGE_SIZE, POINTER
 
@@ -474,3 +475,21 @@ def test_file_that_was_longer_when_its_older_generation_was_made_is_sound(tmp_pa
     scratch.checkpoint({b"%04d" % index: b"w" * 100 for index in range(3000)})
     scratch.verify()
     shutil.copy(scratch.path, copied(tmp_path))
+
+
+@pytest.mark.parametrize("more", [1, 1 << 20, (1 << 63) - 1])
+def test_pages_that_are_not_there_are_told_and_take_no_memory(tmp_path: Path, more: int) -> None:
+    scratch = Scratch(str(tmp_path))
+    scratch.checkpoint({b"k%d" % index: b"v" for index in range(100)})
+    scratch.checkpoint({b"x": b"y"}, keep=Keep(1, "kept"))
+    there = scratch.pages.meta.page_count
+    meta = replace(scratch.pages.meta, page_count=there + more)
+    tracemalloc.start()
+    problems = list(check(scratch.pages, meta))
+    taken = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert [each.reason for each in problems] == [
+        f"generation {meta.generation}: the meta counts {there + more} pages, the file has {there}"
+    ]
+    assert taken < 1 << 20
+    scratch.pages.close()
