@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import sys
 from contextlib import suppress
 from dataclasses import fields
@@ -23,7 +22,12 @@ _SAID: Final[dict[str, tuple[type, ...]]] = {
     "lag_bytes": (int, type(None)),
     "lag_s": (int, float, type(None)),
     "held_bytes": (int,),
+    "scanned": (int,),
+    "owner": (str, type(None)),
+    "last_poll_s": (int, float, type(None)),
 }
+# Beyond it, as at NaN, a number is none of a consumer's.
+_MOST: Final = 1 << 63
 
 
 @click.command()
@@ -72,7 +76,7 @@ def _found(path: str) -> list[dict[str, Any]]:
             info["state"] = state
             for name, types in _SAID.items():
                 value = of_this.get(name, "")
-                if type(value) in types and (value is None or math.isfinite(value)):
+                if type(value) in types and (not isinstance(value, int | float) or 0 <= value < _MOST):
                     info[name] = value
             with suppress(ValueError):
                 info["position"] = kvwal.Position.parse(str(of_this.get("position")))

@@ -35,10 +35,13 @@ def describe(engine: Engine) -> dict[str, Any]:
                 "name": info.name,
                 "state": info.state,
                 "position": str(info.position),
+                "scanned": info.scanned,
                 "lag_commits": info.lag_commits,
                 "lag_bytes": info.lag_bytes,
                 "lag_s": info.lag_s,
                 "held_bytes": info.held_bytes,
+                "owner": info.owner,
+                "last_poll_s": info.last_poll_s,
                 "parked": len(info.parked),
                 "last_error": info.last_error,
             }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -255,6 +256,10 @@ def test_consumers_tells_what_the_running_process_says_and_what_is_not_known_whe
             lines, said = told()
             assert [line.split("\t")[:2] for line in lines] == [["idle", "stopped"], ["mailer", "active"]]
             assert said == ""
+            idle, mailer = map(json.loads, told("--json")[0])
+            assert (idle["owner"], idle["last_poll_s"]) == (None, None)
+            assert (mailer["owner"], mailer["scanned"]) == ("MainThread", mailer["position"])
+            assert 0 <= mailer["last_poll_s"] < 60
             if hasattr(signal, "SIGSTOP"):
                 os.kill(child.pid, signal.SIGSTOP)
                 time.sleep(1.6)
@@ -276,7 +281,8 @@ def test_a_state_of_a_consumer_that_is_none_is_not_known(
 ) -> None:
     with kvwal.open(store) as db:
         db.consumer("mailer").close()
-    said = {"consumers": [{"name": "mailer", "lag_s": [1], "lag_commits": True, "position": 5, **wrong}]}
+    odd = {"lag_s": [1], "lag_bytes": 10**400, "lag_commits": True, "position": 5, "owner": 7, "last_poll_s": math.nan}
+    said = {"consumers": [{"name": "mailer", **odd, **wrong}]}
     monkeypatch.setattr("kvwal.cli.consumers.running_status", lambda path: (True, said))
     done = CliRunner().invoke(whole_app(), ["consumers", store, "--json"])
     found = json.loads(done.stdout)
@@ -285,3 +291,4 @@ def test_a_state_of_a_consumer_that_is_none_is_not_known(
     done = CliRunner().invoke(whole_app(), ["consumers", store, "--json"])
     found = json.loads(done.stdout)
     assert (found["state"], found["lag_commits"], found["lag_s"], found["position"]) == ("active", 0, 0, 0)
+    assert (found["lag_bytes"], found["owner"], found["last_poll_s"]) == (0, None, None)
