@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from kvwal.backup.bases import read_header
 from kvwal.backup.chain import Held
+from kvwal.backup.fetching import fetch_stored, fetch_unit
 from kvwal.backup.port import Destination
 from kvwal.backup.units import decode_unit
 from kvwal.errors import BackupDestinationError, CorruptionError
@@ -26,8 +27,8 @@ def adopt(destination: Destination, store_id: bytes, held: Held, marked: Seqno |
             destination.delete(str(base))
             raise BackupDestinationError(f"{base} was deleted meanwhile")
     for name in held.units_from(plan.after if marked is None else max(plan.after, min(marked, position)), position):
-        data = destination.get(str(name))
         try:
+            data = fetch_stored(destination, name)
             unit = decode_unit(str(name), data)
         except CorruptionError:
             # Beyond the mark nothing relies on it: its commits are put anew.
@@ -43,7 +44,7 @@ def without_damaged_end(destination: Destination, held: Held, most: Seqno | None
     units = sorted(held.units, key=lambda unit: (unit.last, unit.first))
     while units and (most is None or units[-1].last <= most):
         try:
-            decode_unit(str(units[-1]), destination.get(str(units[-1])))
+            fetch_unit(destination, units[-1])
             break
         except CorruptionError:
             units.pop()

@@ -32,11 +32,12 @@ from kvwal.backup.adopting import adopt, without_damaged_end
 from kvwal.backup.chain import Gap, Held, digest_after, list_confirmed, list_held, refuse_diverged
 from kvwal.backup.checking import lost_gaps
 from kvwal.backup.claims import Claim, Superseded
+from kvwal.backup.fetching import fetch_header, fetch_unit
 from kvwal.backup.forks import tell_fork
 from kvwal.backup.identity import claim, keep_claim
 from kvwal.backup.keeping import Keep, Merging, plan_pruning, prune
 from kvwal.backup.port import Destination
-from kvwal.backup.units import HEADER_BYTES, UnitBuilder, decode_header, decode_unit
+from kvwal.backup.units import UnitBuilder
 from kvwal.engine.engine import Engine
 from kvwal.errors import ArchiveDiverged, BackupDestinationError, CorruptionError, FeedGap, FormatError, NotInBackup
 from kvwal.keys import Seqno
@@ -309,7 +310,7 @@ class Archiver:
         first, first_us = str(units[0]), 0
         # One that is damaged is as good as very old: a base does without it.
         with suppress(CorruptionError, FormatError):
-            first_us = decode_header(first, self._destination.get(first, size=HEADER_BYTES)).first_time_us
+            first_us = fetch_header(self._destination, first).first_time_us
         since_us = max(0, self._engine.reads.moments.wall_us() - first_us)
         return sum(held.sizes[str(name)] for name in units), since_us / 1e6
 
@@ -368,13 +369,13 @@ class Archiver:
             name = str(unit.header.name)
             if destination.put_new(name, data):
                 # Durability: what comes back, and no answer, says that it is there.
-                if destination.get(name) != data:
+                if destination.get(name, size=len(data) + 1) != data:
                     destination.delete(name)
                     raise CorruptionError(name, None, "came back from the destination with other bytes than were put")
                 break
             # It was put before, and the answer, or this process, was lost. Beyond the mark nothing relies on it.
             try:
-                found = decode_unit(name, destination.get(name))
+                found = fetch_unit(destination, name)
             except CorruptionError:
                 destination.delete(name)
                 raise

@@ -16,10 +16,11 @@ from datetime import datetime
 from itertools import pairwise
 from typing import Final, NamedTuple, TypeVar
 
+from kvwal.backup.fetching import fetch_header, fetch_unit
 from kvwal.backup.lines import start_of_chain
 from kvwal.backup.names import BaseName, UnitName, parse_name
 from kvwal.backup.port import Destination
-from kvwal.backup.units import HEADER_BYTES, UnitCommit, decode_header, decode_unit
+from kvwal.backup.units import UnitCommit
 from kvwal.errors import ArchiveDiverged, BackupDestinationError, CorruptionError, NotInBackup
 from kvwal.keys import Seqno
 from kvwal.times import time_of, us_of
@@ -301,7 +302,7 @@ def around(destination: Destination, held: Held, at_us: int, until: Seqno | None
 
     def first_time(unit: UnitName) -> int:
         name = str(unit)
-        return decode_header(name, destination.get(name, size=HEADER_BYTES)).first_time_us
+        return fetch_header(destination, name).first_time_us
 
     i = bisect_right(units, at_us, key=first_time)
     beyond = Seqno(units[i].first + 1) if i < len(units) else None
@@ -309,7 +310,7 @@ def around(destination: Destination, held: Held, at_us: int, until: Seqno | None
         return Around(None, beyond)
     # That which goes furthest has all that the others have beyond its first commit.
     best = max(units[:i], key=lambda unit: unit.last)
-    commits = decode_unit(str(best), destination.get(str(best))).commits()
+    commits = fetch_unit(destination, best).commits()
     found = max((commit.seqno for commit in commits if commit.time_us <= at_us), default=None)
     if found is None:
         reason = f"its commits are later than its header, or that of {units[i - 1]} behind it, says"
@@ -344,7 +345,7 @@ def time_bounds(destination: Destination, held: Held) -> tuple[datetime, datetim
     if not held.units:
         return None
     ends = held.units[0], max(held.units, key=lambda unit: unit.last)
-    first, last = (decode_header(str(name), destination.get(str(name), size=HEADER_BYTES)) for name in ends)
+    first, last = (fetch_header(destination, name) for name in ends)
     return time_of(first.first_time_us), time_of(last.last_time_us)
 
 
@@ -352,7 +353,7 @@ def digest_after(destination: Destination, store_id: bytes, held: Held, seqno: S
     """The digest that a unit which begins behind a commit goes on from: that of the units which lead there."""
     for name in held.units:
         if name.first < seqno <= name.last:
-            return decode_unit(str(name), destination.get(str(name))).digest_at(seqno)
+            return fetch_unit(destination, name).digest_at(seqno)
     return start_of_chain(destination, store_id, held.line)
 
 
@@ -387,7 +388,7 @@ def refuse_diverged(
 
 
 def _decoded(destination: Destination, name: UnitName) -> Iterator[UnitCommit]:
-    return decode_unit(str(name), destination.get(str(name))).commits()
+    return fetch_unit(destination, name).commits()
 
 
 def _agrees(read_one: Callable[[Seqno], tuple[int, int, bytes] | None], commit: UnitCommit) -> bool:

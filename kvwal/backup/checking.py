@@ -21,13 +21,13 @@ from typing import Any, Final, Literal, NamedTuple, TypeAlias
 from kvwal.backup import state
 from kvwal.backup.bases import check_base, read_header
 from kvwal.backup.chain import Gap, Held, Stretch, held_lines, list_confirmed, list_held, time_bounds
+from kvwal.backup.fetching import fetch_header, fetch_unit
 from kvwal.backup.forks import fork_findings
 from kvwal.backup.lines import start_of_chain
 from kvwal.backup.names import STATE, BaseName, UnitName
 from kvwal.backup.port import Destination
 from kvwal.backup.proofs import Results, damaged, proved
 from kvwal.backup.replaying import breaks, replay_units
-from kvwal.backup.units import HEADER_BYTES, decode_header, decode_unit
 from kvwal.errors import CorruptionError, Finding, FormatError, ObjectMissing, RefusedError
 from kvwal.keys import Seqno
 from kvwal.times import time_of
@@ -227,7 +227,7 @@ def _was_there(destination: Destination, held: Held, mark: Seqno | None, gap: Ga
     tells_nothing = mark is not None and gap.last < mark
     for name in _first_of_chains(held, gap):
         try:
-            header = decode_header(str(name), destination.get(str(name), size=HEADER_BYTES))
+            header = fetch_header(destination, name)
             if header.before != start_of_chain(destination, header.store_id, held.line):
                 return True
         except ObjectMissing:
@@ -416,7 +416,7 @@ def _prove(destination: Destination, store_id: bytes, name: str, parsed: BaseNam
     if isinstance(parsed, BaseName):
         own = check_base(destination, name).store_id
     else:
-        own = decode_unit(name, destination.get(name)).header.store_id
+        own = fetch_unit(destination, name).header.store_id
     if own != store_id:
         raise CorruptionError(name, 32, "it is of another store")
 
@@ -458,7 +458,7 @@ def _marked(destination: Destination, held: Held, results: Results) -> Iterator[
     units = [name for name in held.units if name.first < seqno <= name.last]
     for name in units:
         try:
-            if decode_unit(str(name), destination.get(str(name))).digest_at(Seqno(seqno)).hex() == digest:
+            if fetch_unit(destination, name).digest_at(Seqno(seqno)).hex() == digest:
                 return
         except (CorruptionError, FormatError, ObjectMissing):
             results.all_deep = False

@@ -14,12 +14,12 @@ from typing import Final, Literal, TypeAlias
 
 from kvwal.backup.bases import read_header
 from kvwal.backup.chain import Around, Held, Plan, Stretch, around, held_lines, list_held
+from kvwal.backup.fetching import fetch_header
 from kvwal.backup.forks import refuse_other_fork
 from kvwal.backup.lines import ancestry, origin_of
 from kvwal.backup.names import BaseName, UnitName, parse_name
 from kvwal.backup.port import Destination
 from kvwal.backup.state import mark_of
-from kvwal.backup.units import HEADER_BYTES, decode_header
 from kvwal.errors import (
     BackupDestinationError,
     CorruptionError,
@@ -160,7 +160,7 @@ def _newest_line(destination: Destination) -> bytes:
         last = max(held.units, key=lambda unit: unit.last, default=None)
         if last is not None:
             name = str(last)
-            times.append((decode_header(name, destination.get(name, size=HEADER_BYTES)).last_time_us, last.last))
+            times.append((fetch_header(destination, name).last_time_us, last.last))
         if times:
             found = (*max(times), line)
             newest = found if newest is None else max(newest, found)
@@ -236,7 +236,7 @@ def _time_of(
             for unit in held.units:
                 if unit.last == seqno:
                     name = str(unit)
-                    return time_of(decode_header(name, destination.get(name, size=HEADER_BYTES)).last_time_us)
+                    return time_of(fetch_header(destination, name).last_time_us)
         except (CorruptionError, FormatError, ObjectMissing):
             continue
     return None

@@ -12,8 +12,8 @@ from typing import Any
 
 from kvwal.backup import state
 from kvwal.backup.chain import list_held
+from kvwal.backup.fetching import fetch_header
 from kvwal.backup.port import Destination
-from kvwal.backup.units import HEADER_BYTES, decode_header
 from kvwal.errors import BackupDestinationError, CorruptionError, FormatError
 from kvwal.keys import Seqno
 
@@ -76,7 +76,7 @@ class Claim:
             return self.epoch
         name = str(max(units, key=lambda unit: unit.last))
         with suppress(CorruptionError, FormatError):
-            return decode_header(name, self._destination.get(name, size=HEADER_BYTES)).epoch
+            return fetch_header(self._destination, name).epoch
         return 0
 
 

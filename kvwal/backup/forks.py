@@ -12,10 +12,11 @@ from collections.abc import Iterator
 from kvwal.backup import state
 from kvwal.backup.bases import read_header
 from kvwal.backup.chain import Held, list_held
+from kvwal.backup.fetching import fetch_header, fetch_unit
 from kvwal.backup.lines import Origin, origin_of, start_of_chain, tell_line
 from kvwal.backup.names import line_name
 from kvwal.backup.port import Destination
-from kvwal.backup.units import HEADER_BYTES, decode_header, decode_unit, lone_digest
+from kvwal.backup.units import lone_digest
 from kvwal.engine.lines import parent_of
 from kvwal.engine.reads import Reads
 from kvwal.errors import CorruptionError, Finding, ForkDiverged, FormatError, ObjectMissing
@@ -84,7 +85,7 @@ def _commits(destination: Destination, held: Held, origin: Origin) -> Iterator[b
     for name in held.units:
         if name.first < origin.fork <= name.last:
             try:
-                commit = decode_unit(str(name), destination.get(str(name))).commit(origin.fork)
+                commit = fetch_unit(destination, name).commit(origin.fork)
             except (CorruptionError, FormatError, ObjectMissing):
                 continue
             yield lone_digest(commit.kind, commit.time_us, commit.body)
@@ -114,7 +115,7 @@ def _first_unit(destination: Destination, store_id: bytes, held: Held) -> Iterat
         return
     name = str(held.units[0])
     try:
-        before = decode_header(name, destination.get(name, size=HEADER_BYTES)).before
+        before = fetch_header(destination, name).before
     except (CorruptionError, FormatError, ObjectMissing):
         return
     if before != start_of_chain(destination, store_id, held.line):

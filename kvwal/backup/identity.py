@@ -10,9 +10,9 @@ from contextlib import suppress
 from kvwal.backup import state
 from kvwal.backup.bases import read_header
 from kvwal.backup.chain import held_lines, list_held
+from kvwal.backup.fetching import fetch_header
 from kvwal.backup.names import IDENTITY, BaseName
 from kvwal.backup.port import Destination
-from kvwal.backup.units import HEADER_BYTES, decode_header
 from kvwal.errors import BackupDestinationError, CorruptionError, FormatError, ObjectMissing
 
 __all__ = ["claim", "keep_claim", "known_store"]
@@ -43,7 +43,7 @@ def _said_by_objects(destination: Destination) -> set[bytes]:
                 if isinstance(each, BaseName):
                     found.add(read_header(destination, name).store_id)
                 else:
-                    found.add(decode_header(name, destination.get(name, size=HEADER_BYTES)).store_id)
+                    found.add(fetch_header(destination, name).store_id)
                 break
     return found
 

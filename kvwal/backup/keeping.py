@@ -23,11 +23,12 @@ from typing import Any, Final, NamedTuple
 from kvwal.backup import state
 from kvwal.backup.bases import read_header
 from kvwal.backup.chain import Held, Stretch, list_held, seqno_at
+from kvwal.backup.fetching import fetch_header, fetch_stored, fetch_unit
 from kvwal.backup.names import MAX_LEVEL, BaseName, UnitName
 from kvwal.backup.port import Destination
 from kvwal.backup.proofs import known_damage
 from kvwal.backup.replaying import replay_units
-from kvwal.backup.units import HEADER_BYTES, UnitBuilder, UnitHeader, decode_header, decode_unit
+from kvwal.backup.units import UnitBuilder, UnitHeader, decode_unit
 from kvwal.errors import BackupDestinationError, CorruptionError, NotInBackup
 from kvwal.keys import Seqno, as_seconds
 from kvwal.times import time_of
@@ -90,7 +91,7 @@ class Merging:
         text = str(name)
         header = self._headers.get(text)
         if header is None:
-            header = self._headers[text] = decode_header(text, self._destination.get(text, size=HEADER_BYTES))
+            header = self._headers[text] = fetch_header(self._destination, text)
         return header
 
     def _groups(self, held: Held, level: int, until: Seqno) -> Iterator[list[UnitName]]:
@@ -138,8 +139,8 @@ class Merging:
     def _delete_merged(self, names: Sequence[UnitName], into: UnitName) -> int:
         """Delete units of whose commits each is in another one, which is read back first. Returns how many went."""
         text = str(into)
-        data = self._destination.get(text)
         try:
+            data = fetch_stored(self._destination, into)
             whole = decode_unit(text, data)
         except CorruptionError:
             # The units that it was made of are all there.
@@ -155,7 +156,7 @@ class Merging:
             if (digests[name.first], digests[name.last]) == (mine.before, mine.after):
                 agreed.append(name)
                 continue
-            if decode_unit(str(name), self._destination.get(str(name))).commit(name.last) != whole.commit(name.last):
+            if fetch_unit(self._destination, name).commit(name.last) != whole.commit(name.last):
                 raise CorruptionError(str(name), None, f"has other commits than {into}")
             self._other_chain.add((name, into))
         for name in agreed:
@@ -252,7 +253,7 @@ def _keep_from(
     newest_us = max(times_us.values(), default=0)
     if held.units:
         last = str(max(held.units, key=lambda name: name.last))
-        newest_us = max(newest_us, decode_header(last, destination.get(last, size=HEADER_BYTES)).last_time_us)
+        newest_us = max(newest_us, fetch_header(destination, last).last_time_us)
     since_us = min(newest_us, now_us) - int(min(keep.pitr_s, _FOR_EVER_S) * 1e6)
     by_base = max((base.seqno for base, at_us in times_us.items() if at_us <= since_us), default=oldest)
     try:

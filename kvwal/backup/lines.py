@@ -16,7 +16,7 @@ from typing import Any, Final, NamedTuple
 
 from kvwal.backup.names import line_name
 from kvwal.backup.port import Destination
-from kvwal.backup.state import LINE_BYTES, dump, load
+from kvwal.backup.state import LINE_BYTES, dump, fetch, load
 from kvwal.backup.units import line_digest
 from kvwal.errors import CorruptionError, ObjectMissing
 from kvwal.keys import Seqno
@@ -46,7 +46,7 @@ def origin_of(destination: Destination, line: bytes) -> Origin | None:
     """Whence a line came; None if it is not known to have left another. CorruptionError names the object."""
     name = line_name(line)
     try:
-        members = load(name, destination.get(name))
+        members = load(name, fetch(destination, name))
     except ObjectMissing:
         return None
     try:

@@ -22,13 +22,14 @@ from crc32c import crc32c
 
 from kvwal.backup.bases import BaseHeader, chain_of, encode_base, reach_of, read_header
 from kvwal.backup.chain import Held, digest_after, list_held
+from kvwal.backup.fetching import fetch_header, fetch_unit
 from kvwal.backup.forks import tell_fork
 from kvwal.backup.identity import claim
 from kvwal.backup.names import BaseName, UnitName
 from kvwal.backup.port import Destination
 from kvwal.backup.proofs import known_damage
 from kvwal.backup.reach import Reach, walked
-from kvwal.backup.units import HEADER_BYTES, UnitBuilder, decode_header, decode_unit, lone_digest
+from kvwal.backup.units import UnitBuilder, lone_digest
 from kvwal.engine.consumers import ROWS as CONSUMERS
 from kvwal.engine.consumers import oldest_asked_for
 from kvwal.engine.engine import Engine
@@ -257,7 +258,7 @@ class _Backup:
         begin, digest = after, digest_after(self._destination, store_id, whole, after)
         if there:
             name = str(there[-1])
-            found = decode_header(name, self._destination.get(name, size=HEADER_BYTES))
+            found = fetch_header(self._destination, name)
             begin, digest = found.last, found.after
         builder = UnitBuilder(store_id, line, begin, digest)
         for record in records:
@@ -319,7 +320,7 @@ class _Backup:
         return lone_digest(record.kind, record.time_us, record.body)
 
     def _last_of(self, name: UnitName) -> bytes:
-        unit = decode_unit(str(name), self._destination.get(str(name)))
+        unit = fetch_unit(self._destination, name)
         (last,) = deque(unit.commits(), maxlen=1)
         return lone_digest(last.kind, last.time_us, last.body)
 

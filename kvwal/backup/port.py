@@ -187,7 +187,9 @@ class DirectoryDestination:
                 raise BackupDestinationError(f"{name} in {self.path} is not an object that swap made; move it away")
             versions = _versions(directory, leaf)
             newest = max(versions, default=0)
-            if (_read(directory, versions[newest]) if versions else None) != old:
+            if (old is None) != (not versions):
+                return False
+            if old is not None and _read(directory, versions[newest], size=len(old) + 1) != old:
                 return False
             if newest == _MAX_VERSION:
                 raise BackupDestinationError(f"{versions[newest]} in {self.path} is not of kvwal; move it away")
@@ -420,7 +422,9 @@ def _entries(directory: Directory, leaf: str) -> Iterator[str]:
 def _read(directory: Directory, name: str, start: int = 0, size: int | None = None) -> bytes:
     file = directory.open(name)
     try:
-        return file.pread(max(0, file.size() - start) if size is None else size, start)
+        left = max(0, file.size() - start)
+        # Memory is taken for what is there, and not for what is asked for.
+        return file.pread(left if size is None else min(size, left), start)
     finally:
         file.close()
 

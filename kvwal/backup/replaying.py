@@ -15,19 +15,11 @@ from queue import SimpleQueue
 
 from kvwal.backup.bases import read_header
 from kvwal.backup.chain import Held
+from kvwal.backup.fetching import fetch_header, fetch_stored, fetch_unit
 from kvwal.backup.lines import start_of_chain
 from kvwal.backup.names import UnitName
 from kvwal.backup.port import Destination
-from kvwal.backup.units import (
-    HEADER_BYTES,
-    Unit,
-    UnitCommit,
-    UnitHeader,
-    decode_header,
-    decode_unit,
-    lone_digest,
-    open_unit,
-)
+from kvwal.backup.units import Unit, UnitCommit, UnitHeader, lone_digest, open_unit
 from kvwal.errors import CorruptionError, FormatError, ObjectMissing
 from kvwal.keys import Seqno
 from kvwal.log.commits import Commits
@@ -83,7 +75,7 @@ def _opened(
     """Each unit, opened. The next one is unpacked by another thread meanwhile."""
 
     def begin(name: UnitName) -> tuple[UnitName, int, Callable[[], Unit]]:
-        data = destination.get(str(name))
+        data = fetch_stored(destination, name)
         return name, len(data), _opening(str(name), data)
 
     begun = map(begin, units)
@@ -126,12 +118,12 @@ def breaks(destination: Destination, held: Held, units: Sequence[UnitName]) -> I
     before: UnitHeader | None = None
     for name in units:
         try:
-            header = decode_header(str(name), destination.get(str(name), size=HEADER_BYTES))
+            header = fetch_header(destination, name)
             if before is not None and (before.last, before.after) != (header.first, header.before):
-                unit = decode_unit(str(name), destination.get(str(name)))
+                unit = fetch_unit(destination, name)
                 if unit.digest_at(before.last) != before.after:
                     text = str(before.name)
-                    last = decode_unit(text, destination.get(text)).commit(before.last)
+                    last = fetch_unit(destination, text).commit(before.last)
                     if not _goes_on(destination, held, unit, last):
                         yield _broken(name, before.last)
             before = header
@@ -155,7 +147,7 @@ def _goes_on(destination: Destination, held: Held, unit: Unit, last: UnitCommit)
     for name in held.units:
         if name.first < at <= name.last:
             try:
-                other = decode_unit(str(name), destination.get(str(name)))
+                other = fetch_unit(destination, name)
             except (CorruptionError, FormatError):
                 continue
             if other.digest_at(at) == header.before and other.commit(at) == last:

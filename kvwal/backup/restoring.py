@@ -30,12 +30,13 @@ from typing import Final
 from kvwal.backup.aside import MARKER, PAGES, begin, marker_of, refuse_foreign, refuse_link, refuse_taken, taken
 from kvwal.backup.bases import BaseHeader, chain_of, pages_of, read_table
 from kvwal.backup.choosing import Chosen, Moment, advice, as_moment, choose
+from kvwal.backup.fetching import fetch_header, fetch_unit
 from kvwal.backup.identity import known_store
 from kvwal.backup.names import IDENTITY, BaseName, UnitName, parse_name
 from kvwal.backup.port import Destination, Where, destination_at
 from kvwal.backup.replaying import breaks, replay_units
 from kvwal.backup.reporting import RestoreReport, report_of
-from kvwal.backup.units import HEADER_BYTES, UnitCommit, decode_header, decode_unit, lone_digest
+from kvwal.backup.units import UnitCommit, lone_digest
 from kvwal.batch import WriteBatch
 from kvwal.engine.checkpoint import merge_into
 from kvwal.engine.consumers import ROWS as CONSUMERS
@@ -318,7 +319,7 @@ class _Restore:
         if not units:
             return self._chain()[-1][1].commit.hex()
         name = str(units[-1])
-        return decode_header(name, self._destination.get(name, size=HEADER_BYTES)).after.hex()
+        return fetch_header(self._destination, name).after.hex()
 
     def _digest_at(self) -> bytes | None:
         """That of the last commit alone, as the row of the new line has it; None if it is not known."""
@@ -326,7 +327,7 @@ class _Restore:
         if header.replay_through == plan.at:
             return None if header.commit == _ZEROS else header.commit
         name = str(plan.units[-1])
-        last = decode_unit(name, self._destination.get(name)).commit(plan.at)
+        last = fetch_unit(self._destination, name).commit(plan.at)
         return lone_digest(last.kind, last.time_us, last.body)
 
     # -- pages --------------------------------------------------------------------------------

@@ -34,6 +34,7 @@ __all__ = [
     "change",
     "claim",
     "dump",
+    "fetch",
     "gaps_in",
     "identity_of",
     "line_in",
@@ -52,6 +53,8 @@ KEPT: Final = STATE + "kept"
 VERIFIED: Final = STATE + "verified"
 _VERSION: Final = 1
 _ATTEMPTS: Final = 100
+# What is larger is none of these objects: `state/verified` takes 100 bytes a unit.
+_MOST_BYTES: Final = 64 << 20
 _IDENTITY_ADVICE: Final = (
     "A restore does without it where the objects tell of which store they are; a backup of that store, or of one that "
     "was restored from here, puts it there anew"
@@ -92,10 +95,18 @@ def _damaged(name: str, reason: str) -> CorruptionError:
     return CorruptionError(name, None, reason, advice=_IDENTITY_ADVICE if name == IDENTITY else None)
 
 
+def fetch(destination: Destination, name: str) -> bytes:
+    """The bytes of an object that `load` takes. CorruptionError where it is larger than any, and ObjectMissing."""
+    data = destination.get(name, size=_MOST_BYTES + 1)
+    if len(data) > _MOST_BYTES:
+        raise _damaged(name, f"has more than {_MOST_BYTES} bytes")
+    return data
+
+
 def read(destination: Destination, name: str) -> tuple[bytes | None, dict[str, Any]]:
     """The bytes of an object of `state/`, for `Destination.swap`, and its members; None and none if there is none."""
     try:
-        data = destination.get(name)
+        data = fetch(destination, name)
     except ObjectMissing:
         return None, {}
     return data, load(name, data)
@@ -190,7 +201,7 @@ def other_store(found: bytes, store_id: bytes) -> BackupDestinationError:
 def identity_of(destination: Destination) -> bytes:
     """The id of the store whose destination it is. BackupDestinationError if it is of none."""
     try:
-        data = destination.get(IDENTITY)
+        data = fetch(destination, IDENTITY)
     except ObjectMissing as error:
         text = f"{error.place} holds no backup: it does not exist, or there is no {IDENTITY} in it"
         raise BackupDestinationError(text) from None

@@ -36,7 +36,8 @@ The digest goes on from commit to commit: SHA-256 of the digest before, those 16
 another one behind, if it left one (see lines.py). So units can be merged and cut.
 
 A unit is valid when
-1. its CRC matches, its numbers are those of its name, and the plain size is at most that of 32 MiB and a commit,
+1. its CRC matches, its numbers are those of its name, the plain size is at most that of 32 MiB and a commit, and the
+   stored size at most 1 KiB and 1/256 of the plain size more,
 2. the stored body has the size and the SHA-256 that the header says, and unpacks to the plain size,
 3. the plain body has last - first commits and ends with the last one; their kinds are those of commits, their times do
    not decrease, and are the header's at both ends,
@@ -99,6 +100,8 @@ _ZEROS: Final = bytes(32)
 _LEAST_ALIKE: Final = 16
 # On disk: never lessen. Units are cut at 8 MiB and merged up to 32, but for a last commit, which may be the largest.
 _MOST_PLAIN_BYTES: Final = (32 << 20) + _COMMIT_BYTES + MAX_BODY_BYTES
+# On disk: never lessen. So much, and 1/256, a stored body may be longer than the plain one; zlib's is by 1/3000.
+_STORED_MORE: Final = 1024
 #: By name: how a body is stored.
 CODECS: Final = {"none": 0, "zlib": 1}
 _PLAIN: Final = 0
@@ -365,6 +368,8 @@ def decode_header(name: str, data: bytes) -> UnitHeader:
         raise CorruptionError(name, 0, f"the header is that of {header.name}")
     if plain_size > _MOST_PLAIN_BYTES:
         raise CorruptionError(name, 176, f"the body would have {plain_size} bytes; {_MOST_PLAIN_BYTES} are the most")
+    if stored_size > (most := plain_size + plain_size // 256 + _STORED_MORE):
+        raise CorruptionError(name, 184, f"the body would be stored in {stored_size} bytes; {most} are the most")
     return header
 
 

@@ -223,7 +223,7 @@ def test_a_time_that_goes_back_between_commits_of_one_size_is_found() -> None:
 
 
 def test_a_body_that_unpacks_to_much_more_than_it_says_takes_no_memory() -> None:
-    name, data = rebuilt(some_commits(1), bytes(48 << 20), codec=1, plain=100)
+    name, data = rebuilt(some_commits(1), bytes(48 << 20), codec=1, plain=50_000)
     tracemalloc.start()
     with pytest.raises(CorruptionError, match="end|size"):
         decode_unit(name, data)
