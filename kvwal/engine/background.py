@@ -39,6 +39,9 @@ _BUSY_INDEXING_S: Final = 0.005
 _EXPIRING_S: Final = 0.02
 _STEP_S: Final = 0.0003
 _PAUSE_S: Final = 0.0002
+# Where letting others run takes longer than it does alone, as beside a thread that reads pages, indexes rest so long.
+_TAKEN_S: Final = 0.0002
+_TAKEN_REST_S: Final = 0.0012
 # Between two stretches of building indexes of tables while a commit is under way.
 _TABLES_PAUSE_S: Final = 0.01
 
@@ -300,7 +303,7 @@ class Background:
 
     def _make_indexes(self) -> None:
         """Go on making key indexes, for as long as the other jobs can wait."""
-        now_s, give_way = self._options.files.monotonic_s, self._options.files.give_way
+        now_s = self._options.files.monotonic_s
         began_s = yielded_s = now_s()
         most_s = _INDEXING_S if self._quiet else _BUSY_INDEXING_S
         for indexing in (self._indexing, self._log.key_history.make_indexes()):
@@ -311,8 +314,17 @@ class Background:
                 if self._stopping or at_s - began_s >= most_s or not self._wake_ups.empty():
                     return
                 if at_s - yielded_s >= _STEP_S:
-                    give_way(_PAUSE_S if self._queue.is_busy() else 0.0)
+                    # Beside a writer they have little time as it is.
+                    self._let_others_run(_PAUSE_S if self._queue.is_busy() else 0.0, rests=self._quiet)
                     yielded_s = now_s()
+
+    def _let_others_run(self, pause_s: float, *, rests: bool) -> None:
+        """Between two steps of what can wait. `rests`: for longer where another thread took the interpreter."""
+        files = self._options.files
+        began_s = files.monotonic_s()
+        files.give_way(pause_s)
+        if rests and files.monotonic_s() - began_s >= _TAKEN_S:
+            files.give_way(_TAKEN_REST_S)
 
     def _table_indexes_are_due(self) -> bool:
         return ALL not in self._table_indexes.failures and self._table_indexes.is_due()
@@ -327,7 +339,7 @@ class Background:
                 is_over = files.monotonic_s() - began_s >= _BUSY_INDEXING_S
                 if self._stopping or is_over or not self._table_indexes.is_due():
                     return
-                files.give_way(0.0)
+                self._let_others_run(0.0, rests=True)
 
     def checkpoint_was_made(self) -> None:
         """By another thread: compacting may help again."""

@@ -12,8 +12,9 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -99,6 +100,51 @@ def test_a_checkpoint_lets_a_commit_that_is_under_way_go_on(tmp_path: Path) -> N
             clock = now
             db.engine.queue.run(work)
         assert pauses == [0, 0, 0.0002, 0.0002, 0.0002]
+
+
+@pytest.mark.parametrize(
+    ("taken_s", "is_quiet", "is_busy", "expected"),
+    [
+        (0.00015, True, False, [0]),
+        (0.00025, True, False, [0, 0.0012]),
+        (0.00025, False, False, [0]),
+        (0.00025, False, True, [0.0002]),
+    ],
+    ids=["no other thread", "a reader", "a writer that rests", "a writer"],
+)
+def test_key_indexes_rest_where_a_reader_takes_the_interpreter(
+    tmp_path: Path, taken_s: float, is_quiet: bool, is_busy: bool, expected: list[float]
+) -> None:
+    pauses, clock = [], 5.0
+
+    class Files:
+        def __getattr__(self, name: str) -> Any:
+            return getattr(system_files(), name)
+
+        def monotonic_s(self) -> float:
+            return clock
+
+        def give_way(self, pause_s: float) -> None:
+            nonlocal clock
+            clock += taken_s
+            pauses.append(pause_s)
+
+    with kvwal.open(tmp_path / "a.kv", files=Files()) as db:
+        background = by_hand(db)
+        pauses.clear()
+        background._quiet, background._stopping = is_quiet, False
+        queue = SimpleNamespace(is_busy=lambda: is_busy)
+        background._queue = queue  # type: ignore[assignment]  # what is asked of it
+
+        def steps() -> Generator[None, None, None]:
+            nonlocal clock
+            for _ in range(5):
+                clock += 0.0001
+                yield
+
+        background._indexing = steps()
+        background._make_indexes()
+    assert pauses == expected
 
 
 def test_steady_writing_does_not_put_the_flush_off(tmp_path: Path) -> None:
