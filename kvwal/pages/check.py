@@ -40,6 +40,8 @@ from kvwal.pages.space import read_free_list
 
 __all__ = ["check"]
 
+# So many pages beyond the end of the file are accounted for.
+_MOST_MISSING: Final = 1 << 20
 #: What is walked beside the tree of a table.
 _CATALOGUE: Final = -1
 _BASES: Final = -2
@@ -103,12 +105,13 @@ class _Walk:
         self._progress = progress
         self._done = done
         self._total = total
-        # Memory is taken for the pages that are there, and not for those that the meta counts.
-        self._there = min(meta.page_count, -(-self._reader.file.size() // PAGE_SIZE))
+        # Memory is taken for about the pages that are there. The last ones that a meta counts may be free, and missing.
+        there = -(-self._reader.file.size() // PAGE_SIZE)
+        self._counted = min(meta.page_count, max(there + _MOST_MISSING, 4 * there))
         #: Per page: what it is.
-        self._seen = bytearray(self._there)
+        self._seen = bytearray(self._counted)
         # With bases, per page: the generation that owns the dead list, and the crc of the node that begins there.
-        pages = self._there if meta.bases_height else 0
+        pages = self._counted if meta.bases_height else 0
         self._dead = array("Q", bytes(8 * pages))
         self._walked = array("I", bytes(4 * pages))
         #: The base whose trees are walked.
@@ -122,8 +125,8 @@ class _Walk:
 
     def run(self, whole: bool, pinned: Collection[int]) -> Iterator[Finding]:
         meta = self._meta
-        if self._there < meta.page_count:
-            yield self._finding(self._there, f"the meta counts {meta.page_count} pages, the file has {self._there}")
+        if self._counted < meta.page_count:
+            yield self._finding(None, f"the meta counts {meta.page_count} pages, which are many more than the file has")
         self._seen[0:2] = b"\1\1"
         yield from self._trees(meta)
         if not whole:
