@@ -57,9 +57,11 @@ class Reserve:
         except OSError as error:
             return not is_full(error)
         try:
+            is_new = file.size() < RESERVE_BYTES
             file.allocate(0, RESERVE_BYTES)
-            # Durability: of the size as well, so that after a crash it is whole, or made whole by the next open.
-            file.sync()
+            if is_new:
+                # Durability: of the size as well, so that after a crash it is whole, or made whole by the next open.
+                file.sync()
         except OSError as error:
             file.close()
             directory.unlink(RESERVE)

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from store_fixtures import check_store, interrupted_at, run_threads
+from wrapped_files import Wrapped, WrappedFiles
 
 import kvwal
 from kvwal.engine.pressure import Reserve
@@ -273,3 +274,33 @@ def test_the_interval_between_relief_and_pressure_is_never_missed(disk: Simulate
 def _no_watcher(disk: SimulatedDisk) -> Iterator[None]:
     yield
     disk.watcher = None
+
+
+@pytest.mark.parametrize("left", [None, 0, RESERVE_BYTES - 1, RESERVE_BYTES])
+def test_a_reserve_that_is_whole_costs_an_open_no_flush(left: int | None) -> None:
+    flushed: list[str] = []
+
+    class Watched(Wrapped):
+        def sync(self) -> None:
+            flushed.append(self.name)
+            self.there.sync()
+
+    disk = SimulatedDisk()
+    disk.make_directory("/s")
+    files = WrappedFiles(disk, Watched)
+    if left is not None:
+        file = disk.open_directory("/s").open(RESERVE, create=True, mode=0o600)
+        file.allocate(0, left)
+        file.close()
+    assert Reserve(files.open_directory("/s"), 0o600).hold()
+    assert flushed == ([] if left == RESERVE_BYTES else [RESERVE])
+    # Again it is made sure of that the space is there: a copy of the store may have a hole in its place.
+    asked: list[tuple[int, int]] = []
+
+    class Asked(Wrapped):
+        def allocate(self, offset: int, size: int) -> None:
+            asked.append((offset, size))
+            self.there.allocate(offset, size)
+
+    assert Reserve(WrappedFiles(disk, Asked).open_directory("/s"), 0o600).hold()
+    assert asked == [(0, RESERVE_BYTES)]
