@@ -36,6 +36,8 @@ _TICK_S: Final = 0.05
 # long while a commit is under way: a thread needs about 100 us to wake up and take the interpreter.
 _INDEXING_S: Final = 0.02
 _BUSY_INDEXING_S: Final = 0.005
+# Before that a store that was opened makes none: one that is closed at once would wait for work that is thrown away.
+_SETTLED_S: Final = 0.1
 _EXPIRING_S: Final = 0.02
 _STEP_S: Final = 0.0003
 _PAUSE_S: Final = 0.0002
@@ -111,6 +113,7 @@ class Background:
         self._indexing_tables: Generator[None, None, None] = indexes.steps()
         # Key indexes are made where history is kept; elsewhere when they are needed.
         self._keeps_log = options.keeps_history
+        self._opened_s = self._synced_s
         # Is suspended between two runs of its job.
         self._indexing: Generator[None, None, None] = log.key_history.make_indexes()
         self._thread = threading.Thread(target=self._run, name="kvwal-background", daemon=True)
@@ -299,7 +302,9 @@ class Background:
             give_way(_PAUSE_S if self._queue.is_busy() else 0.0)
 
     def _indexes_are_due(self) -> bool:
-        return self._keeps_log and self.failure is None and self._log.key_history.lacks_indexes()
+        if not self._keeps_log or self.failure is not None or not self._log.key_history.lacks_indexes():
+            return False
+        return self._options.files.monotonic_s() - self._opened_s >= _SETTLED_S
 
     def _make_indexes(self) -> None:
         """Go on making key indexes, for as long as the other jobs can wait."""

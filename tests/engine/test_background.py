@@ -147,6 +147,25 @@ def test_key_indexes_rest_where_a_reader_takes_the_interpreter(
     assert pauses == expected
 
 
+def test_a_store_that_is_closed_at_once_does_not_wait_for_key_indexes(tmp_path: Path) -> None:
+    clock = 5.0
+
+    class Files:
+        def __getattr__(self, name: str) -> Any:
+            return getattr(system_files(), name)
+
+        def monotonic_s(self) -> float:
+            return clock
+
+    with kvwal.open(tmp_path / "a.kv", files=Files(), **TINY) as db:
+        background = by_hand(db)
+        while not db.engine.upkeep.consumers.log().key_history.lacks_indexes():
+            db.put(b"k", b"v" * 100)
+        assert not background._indexes_are_due()
+        clock += 0.2
+        assert background._indexes_are_due()
+
+
 def test_steady_writing_does_not_put_the_flush_off(tmp_path: Path) -> None:
     with kvwal.open(tmp_path / "a.kv", durability="interval", sync_delay_s=0.05) as db:
         first = db.put(b"first", b"")
