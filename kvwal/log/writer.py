@@ -341,11 +341,27 @@ class SegmentWriter(ABC):
 
     def _write_failed(self, error: OSError) -> Exception:
         if isinstance(error, RefusedError) or is_full(error):
-            # What was written of it stays behind, and is superseded by the next segment.
+            try:
+                self._unmake()
+            except OSError as failure:
+                self._failure = failure
+                return self._poisoned(failure)
+            # The next segment supersedes this one.
             self._left = True
             self._failure = None
             return disk_full() if is_full(error) else RefusedError(error.errno, error.strerror, error.filename)
         return self._poisoned(error)
+
+    def _unmake(self) -> None:
+        """Durability: whole records of a write that was refused are no commits, also where no segment follows.
+
+        Without its header the first one is none, and so none of those behind it.
+        """
+        file, offset = self._file, self._offset
+        assert file is not None, "it was written to"
+        if file.pread(RECORD_HEADER_BYTES, offset).strip(b"\0"):
+            file.pwrite(bytes(RECORD_HEADER_BYTES), offset)
+            file.datasync()
 
     def sync(self) -> None:
         """Flush. Durable on return: every commit that was appended before the call."""

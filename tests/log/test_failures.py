@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import random
 from collections.abc import Iterator
 from itertools import islice
 
@@ -160,6 +161,52 @@ def test_closing_after_a_left_segment_keeps_what_was_acknowledged(disk: Simulate
     disk.heal()
     assert rig.replay()[0] == [1, 2, 3]
     rig.resume().close()
+
+
+@pytest.mark.parametrize("end", ["close", "kill", "power cut", "poison"])
+@pytest.mark.parametrize("error", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
+def test_commits_that_were_refused_do_not_come_back(error: int, end: str):
+    """What was written of a group that met a full disk was replayed where no segment came behind it."""
+    for seed in range(8):
+        disk = SimulatedDisk(seed=seed)
+        disk.make_directory("/log")
+        disk.open_directory("/log").sync_parent()
+        rig = LogRig(disk, "/log")
+        log = rig.create()
+        rig.fill(log, 3)
+        log.sync()
+        fault = disk.fail("pwrite", error=error, effect="part" if seed else "all")
+        with pytest.raises((DiskFullError, RefusedError)):
+            log.append([body(n) for n in range(4, 12)])
+        assert fault.struck == 1
+        disk.heal()
+        if end == "poison":
+            disk.fail("fsync", error=errno.EIO, forever=True)
+            disk.fail("create", error=errno.EIO, forever=True)
+            with pytest.raises((PoisonedError, DiskFullError, OSError)):
+                log.append([body(4)])
+            disk.heal()
+        if end == "close":
+            log.close()
+        else:
+            log.abandon()
+        if end == "power cut":
+            for choice in range(4):
+                assert LogRig(disk.crash(random.Random(choice)), "/log").replay()[0] == [1, 2, 3]
+        assert rig.replay()[0] == [1, 2, 3]
+
+
+def test_a_refused_commit_that_cannot_be_unmade_poisons(disk: SimulatedDisk, rig: LogRig):
+    log = rig.create()
+    rig.fill(log, 3)
+    disk.fail("pwrite", error=errno.ENOSPC, effect="all")
+    disk.fail("pwrite", nth=2, error=errno.ENOSPC)
+    with pytest.raises(PoisonedError):
+        log.append([body(4)])
+    disk.heal()
+    with pytest.raises(PoisonedError):
+        log.append([body(4)])
+    log.abandon()
 
 
 def test_an_append_on_a_disk_with_little_space_needs_space_for_itself(disk: SimulatedDisk, rig: LogRig):
