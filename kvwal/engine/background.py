@@ -37,7 +37,7 @@ _TICK_S: Final = 0.05
 _INDEXING_S: Final = 0.02
 _BUSY_INDEXING_S: Final = 0.005
 # Before that a store that was opened makes none: one that is closed at once would wait for work that is thrown away.
-_SETTLED_S: Final = 0.1
+_OPENED_S: Final = 0.1
 _EXPIRING_S: Final = 0.02
 _STEP_S: Final = 0.0003
 _PAUSE_S: Final = 0.0002
@@ -304,7 +304,7 @@ class Background:
     def _indexes_are_due(self) -> bool:
         if not self._keeps_log or self.failure is not None or not self._log.key_history.lacks_indexes():
             return False
-        return self._options.files.monotonic_s() - self._opened_s >= _SETTLED_S
+        return self._options.files.monotonic_s() - self._opened_s >= _OPENED_S
 
     def _make_indexes(self) -> None:
         """Go on making key indexes, for as long as the other jobs can wait."""

@@ -40,7 +40,7 @@ from kvwal.pages.space import read_free_list
 
 __all__ = ["check"]
 
-# So many pages beyond the end of the file are accounted for.
+# Up to this number of pages beyond the end of the file is accounted for.
 _MOST_MISSING: Final = 1 << 20
 #: What is walked beside the tree of a table.
 _CATALOGUE: Final = -1
