@@ -131,6 +131,10 @@ class Engine:
         # A close has begun; all is let go of. A close may be left between the two, and then another thread ends it.
         self._is_ending = self._is_over = False
         self._closer: threading.Thread | None = None
+        # Whether a call was told before the close that the disk had failed; None: that has not begun.
+        self._was_told: bool | None = None
+        # What that thread met, until a close tells it.
+        self._untold: Exception | None = None
         reserve = Reserve(self._directory, options.mode)
         self.pressure = WritePressure(self.state, reserve, self.events, options)
         log = self._log
@@ -241,12 +245,18 @@ class Engine:
         `wait_s` seconds, and then it may not be.
 
         Called from within another call of this thread (by a signal handler, or a finalizer), it refuses new calls and
-        returns; another thread closes the store when that call is over. So it does where this is interrupted.
+        returns; another thread closes the store when that call is over. So it does where this is interrupted. What that
+        thread meets is raised by the next close.
         """
         if self._directory.inherited and not self.is_closed:
             # A fork that the interpreter did not see: the threads of the parent, and their locks, are not here.
             self.abandon(in_child=True)
         if self._is_over:
+            untold = self._untold
+            # Who waits for the close of another is not the one to tell.
+            if untold is not None and not wait_s:
+                self._untold = None
+                raise untold
             return True
         if self.lock._is_owned():
             return False
@@ -299,13 +309,16 @@ class Engine:
         self.is_closed = True
         failure: Exception | None = None
         if self._log is not None:
-            # What the background thread heard, it told no caller.
-            is_told = bool(self._log.heard_by - (self._background.numbers() if self._background else set()))
+            if self._was_told is None:
+                # What the background thread heard, it told no caller. Nor is what this hears told if it is interrupted.
+                self._was_told = bool(self._log.heard_by - (self._background.numbers() if self._background else set()))
             # Not again: nothing is lost without it, since the next open replays the log instead.
             failure = None if is_again else self._checkpoint_at_close()
-            failure = self._end_log(self._log, is_told=is_told) or failure
+            failure = self._end_log(self._log, is_told=self._was_told) or failure
         self._let_go_when_idle()
         if failure is not None:
+            if self._closer is threading.current_thread():
+                self._untold = failure
             raise failure
 
     def _checkpoint_at_close(self) -> Exception | None:

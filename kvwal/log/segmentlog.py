@@ -377,7 +377,8 @@ class SegmentLog(SegmentWriter):
         """Flush, say that the log was closed, give back much space that was not used. Idempotent.
 
         After a failure it only drops the handles. Raises PoisonedError or DiskFullError if closing failed;
-        what was durable stays so, and the next open runs a recovery.
+        what was durable stays so, and the next open runs a recovery. Where the flush is interrupted the log stays open,
+        and the next close flushes.
         """
         if self._closed:
             return
@@ -387,9 +388,10 @@ class SegmentLog(SegmentWriter):
                 if not self._left:
                     self._seal(self._file)
         finally:
-            self._closed = True
-            self._maker.end(remove=True)
-            self.abandon()
+            if self._failure is not None or self.durable_seqno == self.last_seqno:
+                self._closed = True
+                self._maker.end(remove=True)
+                self.abandon()
 
     def _seal(self, file: File) -> None:
         assert self._header is not None

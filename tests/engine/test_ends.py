@@ -5,7 +5,8 @@ from __future__ import annotations
 import gc
 import threading
 from collections.abc import Callable
-from typing import Any
+from contextlib import nullcontext
+from typing import Any, ClassVar
 
 import pytest
 from store_fixtures import DEADLINE_S, TINY, check_store, interrupted_at
@@ -13,6 +14,9 @@ from wrapped_files import Wrapped, WrappedFiles
 
 import kvwal
 from kvwal.testing import SimulatedDisk
+
+# A segment is opened under a temporary name, and the disk goes on calling it so.
+LOG = "/kv/[0s]*"
 
 
 def open_on(disk: Any, **options: Any) -> kvwal.Store:
@@ -67,6 +71,85 @@ def test_a_close_that_is_interrupted_anywhere_is_ended_by_another_thread(how: st
             assert elsewhere > 20
             return
     raise AssertionError("there are more places than were tried")
+
+
+class InterruptedFlush(Wrapped):
+    """A file whose next flush is interrupted, each time that one is asked for."""
+
+    asked: ClassVar[list[None]] = []
+
+    def datasync(self) -> None:
+        if self.asked:
+            self.asked.pop()
+            raise KeyboardInterrupt
+        self.there.datasync()
+
+
+@pytest.mark.parametrize("durability", ["os", "interval"])
+@pytest.mark.parametrize("way", ["close", "with"])
+def test_a_close_whose_flush_is_interrupted_has_another_thread_flush_and_let_go(durability: Any, way: str) -> None:
+    disk = SimulatedDisk()
+    db = open_on(WrappedFiles(disk, InterruptedFlush), durability=durability, background=True, sync_delay_s=600)
+    db.put(b"a", b"1")
+    InterruptedFlush.asked.append(None)
+    with pytest.raises(KeyboardInterrupt), db if way == "with" else nullcontext():
+        if way == "close":
+            db.close()
+    end_of(db)
+    for _ in range(2):
+        db.close()
+    for found in (disk.crash(0), disk):
+        with open_on(found) as again:
+            assert dict(again) == {b"a": b"1"}
+            check_store(again)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+@pytest.mark.parametrize("place", ["flush", "behind the checkpoint"])
+def test_a_flush_that_fails_in_the_other_thread_is_told_by_the_next_close(
+    monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    disk = SimulatedDisk()
+    db = open_on(WrappedFiles(disk, InterruptedFlush), durability="os")
+    db.put(b"a", b"1")
+    disk.fail("datasync", path=LOG)
+    if place == "flush":
+        InterruptedFlush.asked.append(None)
+    else:
+        # It meets the failure, which a close is silent about until its end.
+        monkeypatch.setattr(db.engine._checkpointer, "is_due_at_close", lambda size: True)
+        raises_once(monkeypatch, db.engine.queue, "run", KeyboardInterrupt())
+    with pytest.raises(KeyboardInterrupt):
+        db.close()
+    end_of(db)
+    with pytest.raises(kvwal.PoisonedError):
+        db.close()
+    db.close()
+    disk.heal()
+    with open_on(disk) as again:
+        check_store(again)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_what_another_thread_met_is_told_to_the_holder_that_closed_and_not_to_one_that_opens_anew() -> None:
+    disk = SimulatedDisk()
+    files = WrappedFiles(disk, InterruptedFlush)
+    db = kvwal.shared("/kv", files=files, **TINY, background=False, durability="os")
+    engine = db.engine
+    db.put(b"a", b"1")
+    disk.fail("datasync", path=LOG)
+    InterruptedFlush.asked.append(None)
+    with pytest.raises(KeyboardInterrupt):
+        db.close()
+    assert engine._closer is not None
+    engine._closer.join(DEADLINE_S)
+    disk.heal()
+    with kvwal.shared("/kv", files=files, **TINY, background=False, durability="os") as again:
+        check_store(again)
+        with pytest.raises(kvwal.PoisonedError):
+            db.close()
+        db.close()
+        again.put(b"b", b"1")
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), TimeoutError("by a handler"), ValueError("by another")])
