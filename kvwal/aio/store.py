@@ -53,7 +53,7 @@ class AsyncStore(AsyncWriting, AsyncRemembering, AsyncNaming):
     `committed_seqno(error)` then says the seqno if it was written, and None if it was not.
     """
 
-    __slots__ = ("_commits", "_committer", "_owner", "_tickets")
+    __slots__ = ("_commits", "_committer", "_is_end_told", "_owner", "_tickets")
 
     _parts: TaskParts
     _store: Store
@@ -77,6 +77,8 @@ class AsyncStore(AsyncWriting, AsyncRemembering, AsyncNaming):
         loop = asyncio.get_running_loop()
         engine, workers = store.engine, Workers(loop)
         self._owner = False
+        # Whether a call of `close` was told how it ended; one that is cancelled is not.
+        self._is_end_told = False
         self._tickets = Tickets()
         self._committer = Committer(engine, loop, max_commits=max_pending_commits, max_bytes=max_pending_bytes)
         self._commits = Commits(engine, self._committer, workers)
@@ -260,7 +262,8 @@ class AsyncStore(AsyncWriting, AsyncRemembering, AsyncNaming):
         them is written, and they raise ClosedError. So does every commit that is asked for from here on, also of a
         transaction. Where the store stays open, snapshots and transactions can be read on.
 
-        A task that is cancelled here is cancelled when the store is closed. Raises as `Store.close`.
+        A task that is cancelled here is cancelled when the store is closed. Raises as `Store.close`; what no call was
+        told of, since each was cancelled, is raised by the next one.
         """
         if self._commits.closing is None:
             try:
@@ -273,10 +276,14 @@ class AsyncStore(AsyncWriting, AsyncRemembering, AsyncNaming):
             self._commits.closing = asyncio.ensure_future(self._close())
             # The rows, which `get` looks at first, are those of the store beneath, which may stay open.
             self._cache = RowCache(0, lambda _: None)
-        elif self._commits.closing.done():
-            # The call that began it was told of what failed.
+        elif self._commits.closing.done() and (self._is_end_told or self._commits.closing.cancelled()):
             return
-        _, cancelled = await the_end_of(self._commits.closing)
+        try:
+            _, cancelled = await the_end_of(self._commits.closing)
+            self._is_end_told = True
+        except Exception:
+            self._is_end_told = True
+            raise
         if cancelled is not None:
             raise cancelled
 
@@ -286,11 +293,18 @@ class AsyncStore(AsyncWriting, AsyncRemembering, AsyncNaming):
             self._committer.end()
             await self._committer.drain()
             if self._owner:
-                _, cancelled = await to_the_end(self._store.close)
-                if cancelled is not None:
-                    raise cancelled
+                await self._close_store()
         finally:
             self._stop()
+
+    async def _close_store(self) -> None:
+        try:
+            _, cancelled = await to_the_end(self._store.close)
+        except asyncio.CancelledError as error:
+            # With all tasks of the loop. What failed is for the next `close`.
+            raise error.__cause__ or error from None
+        if cancelled is not None:
+            raise cancelled
 
     def _stop(self) -> None:
         self._committer.stop()

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from aio_fixtures import SLOW_S, Gate, GatedFiles, run
+from aio_fixtures import SLOW_S, Gate, GatedFile, GatedFiles, ready, run
+from wrapped_files import WrappedFiles
 
 import kvwal
 import kvwal.aio
@@ -472,6 +473,39 @@ def test_a_close_whose_flush_fails_says_so_once(tmp_path: Path) -> None:
         found = await asyncio.gather(db.close(), db.close(), return_exceptions=True)
         assert [type(each) for each in found] == [kvwal.PoisonedError] * 2, "both asked before it was known"
         assert db.closed
+        await db.close()
+
+    run(main())
+
+
+@pytest.mark.parametrize("fails", [False, True])
+@pytest.mark.parametrize("who", ["a call", "a call of two", "all tasks"])
+def test_what_a_cancelled_close_did_not_tell_is_told_by_the_next_one(who: str, fails: bool) -> None:
+    async def main() -> None:
+        disk = SimulatedDisk()
+        gate = Gate()
+        files: Any = WrappedFiles(disk, lambda file, name: GatedFile(file, name, gate))
+        db = await kvwal.aio.open("/kv", files=files, durability="os", background=False)
+        await db.put(b"a", b"1")
+        if fails:
+            disk.fail("datasync", path="/kv/[0s]*")
+        gate.close()
+        calls = [asyncio.ensure_future(db.close()) for _ in range(2 if who == "a call of two" else 1)]
+        await gate.reached()
+        calls[-1].cancel()
+        if who == "all tasks":
+            closing: Any = db._commits.closing
+            closing.cancel()
+        await ready()
+        gate.open()
+        found = await asyncio.gather(*calls, return_exceptions=True)
+        assert type(found[-1]) is asyncio.CancelledError
+        assert db.closed
+        if who == "a call of two":
+            assert type(found[0]) is (kvwal.PoisonedError if fails else type(None))
+        elif fails:
+            with pytest.raises(kvwal.PoisonedError):
+                await db.close()
         await db.close()
 
     run(main())
