@@ -53,6 +53,7 @@ make the errors.
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -612,14 +613,15 @@ class StaleError(Error):
 
     It has looked just now, and what it found cannot be shown yet: no record says that it is on disk.
 
-    Attributes: `lag_s` (since when, in seconds), `max_lag_s`.
+    Attributes: `lag_s` (since when, in seconds; infinity if it was at no time known to lack none), `max_lag_s`.
     """
 
     def __init__(self, lag_s: float, max_lag_s: float) -> None:
         self.lag_s = lag_s
         self.max_lag_s = max_lag_s
+        age = f"may be {lag_s:.3f} s old" if lag_s < math.inf else "was at no time known to be young enough"
         super().__init__(
-            f"what is shown may be {lag_s:.3f} s old, and max_lag_s is {max_lag_s} s; its writer makes commits that it "
+            f"what is shown {age}, and max_lag_s is {max_lag_s} s; its writer makes commits that it "
             f"does not bring on disk, or says so late: read again later, or follow with a larger max_lag_s"
         )
 

@@ -94,7 +94,8 @@ class Freshness:
         self._refresh = refresh
         #: What is shown may lack no commit that was made longer ago than this, in seconds; None: any.
         self.max_lag_s: float | None = None
-        # When all there was was shown last, by the monotonic clock; until when no read looks; when one waited last.
+        # When all there was was shown last, by the monotonic clock; until when no read looks; when one waited in vain
+        # last.
         self._current_s = self._young_until_s = self._waited_s = -math.inf
         # The last commit that a look found which is not shown yet, and when that look began.
         self._found: tuple[Seqno, float] | None = None
@@ -137,11 +138,12 @@ class Freshness:
 
         One that waited in vain has the next ones not wait, for as long as what is shown may be old.
         """
-        sleep_s, until_s = _FIRST_SLEEP_S, now_s
-        if now_s - self._waited_s > most_s:
-            self._waited_s, until_s = now_s, now_s + min(most_s, _MOST_WAIT_S)
+        waits = now_s - self._waited_s > most_s
+        sleep_s, until_s = _FIRST_SLEEP_S, now_s + min(most_s, _MOST_WAIT_S) if waits else now_s
         while now_s - self._current_s > most_s:
             if now_s >= until_s:
+                if waits:
+                    self._waited_s = now_s
                 raise StaleError(now_s - self._current_s, most_s)
             time.sleep(min(sleep_s, until_s - now_s))
             sleep_s = min(2 * sleep_s, _MOST_SLEEP_S)

@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 import threading
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
 from following_fixtures import PATH, WRITES
+from store_fixtures import DEADLINE_S
 from wrapped_files import Wrapped, WrappedFiles
 
 import kvwal
@@ -119,10 +121,40 @@ def test_where_waiting_does_not_help_the_next_read_does_not_wait(db: kvwal.Store
         look = freshness._refresh
         freshness._refresh = lambda: (looks.append(1), look())
         for least, most in ((2, 10**6), (1, 1)):
-            with pytest.raises(kvwal.StaleError):
+            with pytest.raises(kvwal.StaleError, match="at no time known"):
                 live.get(b"n")
             assert least <= len(looks) <= most
             looks.clear()
+
+
+def test_of_threads_that_read_at_once_each_waits_for_what_is_about_to_be_on_disk() -> None:
+    together = threading.Barrier(3)
+    looks = Counter[int]()
+    failures: list[BaseException] = []
+
+    def look() -> None:
+        looks[threading.get_ident()] += 1
+        together.wait(DEADLINE_S)
+        if looks[threading.get_ident()] == 2:
+            freshness.found_all(time.monotonic(), Seqno(1))
+            freshness.shows(Seqno(1))
+
+    def read() -> None:
+        try:
+            freshness.ensure()
+        except (kvwal.StaleError, threading.BrokenBarrierError) as error:
+            failures.append(error)
+            together.abort()
+
+    freshness = Freshness(look)
+    freshness.max_lag_s = 3600
+    threads = [threading.Thread(target=read) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(DEADLINE_S)
+    assert not failures
+    assert [*looks.values()] == [2, 2, 2]
 
 
 def test_what_a_recovery_cut_off_is_not_waited_for() -> None:
