@@ -8,6 +8,8 @@ What is saved, and why it can be trusted:
   is reported: what the missing commits changed is then not what it was). A commit up to the generation is already in
   the pages; what these commits say last of a key is used only if the damaged pages no longer have it. What a commit
   after the generation says of itself (`meta`) is kept with it.
+- At the end each table that has keys has one row of its own, under a name that says so where its own was lost, and the
+  next ids are above all: a new table never gets the keys of another one.
 
 The damaged store is only read. The new one is an ordinary store, checkpointed and closed.
 """
@@ -16,28 +18,33 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 
 from kvwal.api.open import open as open_store
 from kvwal.api.store import Store
-from kvwal.batch import WriteBatch
+from kvwal.batch import MAX_TABLE_ID, WriteBatch
 from kvwal.engine.index_commits import without_indexes
+from kvwal.engine.indexes import FIRST_DERIVED_ID
 from kvwal.engine.request import CommitRequest
+from kvwal.engine.tables import NEXT_IDS_KEY, CodecName, TableRow, encode_ids, encode_row, next_ids, row_key
 from kvwal.engine.writes import EncodedBatch
 from kvwal.errors import CorruptionError, Finding, FormatError, RefusedError, StoreExistsError, StoreNotFoundError
 from kvwal.expiring import Expiring
 from kvwal.files import Directory, Files, PathArgument, path_text, system_files
 from kvwal.files.names import DATA, segment_name
-from kvwal.keys import Seqno
+from kvwal.keys import SYSTEM_TABLE, Seqno
 from kvwal.log import Chain, Extension, Record, salvage_log
 from kvwal.log.intents import is_of_users
 from kvwal.log.salvage import missing
 from kvwal.log.segment import list_segments, store_id_of_log
 from kvwal.pages import PageFile, Row, salvage_pages
+from kvwal.pages.catalogue import roots
 
 __all__ = ["SalvageReport", "salvage"]
 
 _BATCH_BYTES = 8 << 20
+_BYTES = CodecName("bytes", 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +139,7 @@ class _Salvage:
         self._damages: list[Finding] = []
         self._batch = WriteBatch()
         self._batch_bytes = 0
-        # Those that something was saved of.
+        # All that there were.
         self._tables = {0}
         # Those of indexes, which are not saved: they may be damaged, and are built again when they are declared.
         self._derived: set[int] = set()
@@ -154,7 +161,7 @@ class _Salvage:
                 pages.close()
         records, last = self._save_log(store_id, base, damaged=bool(self._damages))
         self._flush()
-        saved = sum(self._new.engine.reads.count(table=table) for table in self._tables if is_of_users(table))
+        saved = sum(self._new.engine.reads.count(table=table) for table in self._name_tables())
         return SalvageReport(saved, pages_keys, records, base, Seqno(max(base, last)), tuple(self._damages))
 
     def _open_pages(self) -> PageFile | None:
@@ -172,6 +179,9 @@ class _Salvage:
             return None
 
     def _save_pages(self, pages: PageFile) -> int:
+        # What is damaged of them is noted below.
+        with suppress(CorruptionError):
+            self._tables.update(table for table, _ in roots(pages.pager, pages.meta))
         count = 0
         for found in salvage_pages(pages):
             if isinstance(found, tuple):
@@ -263,9 +273,44 @@ class _Salvage:
             return None
 
     def _commit(self, batch: WriteBatch, extension: Extension | None = None) -> None:
-        batch = without_indexes(batch, self._derived)
         self._tables.update(table for table, _ in batch.parts())
+        batch = without_indexes(batch, self._derived)
         self._new.engine.commit(CommitRequest(EncodedBatch(batch, extension), sync=False))
+
+    def _name_tables(self) -> set[int]:
+        """Give each table with keys a row of its own, and let the next ids be above all. Returns the tables with names.
+
+        Rows may be lost, and one of a former name may be there again.
+        """
+        reads = self._new.engine.reads
+        system = self._batch.table(SYSTEM_TABLE)
+        rows = self._new.engine.tables.rows(reads.moments.reader("salvage"))
+        names = {name for name, _ in rows}
+        named = {0: ""}
+        for name, row in rows:
+            if isinstance(row, TableRow) and named.setdefault(row.id, name) != name:
+                both = f"{named[row.id]!r} and {name!r}"
+                self._note(DATA, None, f"table {row.id} has two names, {both}; it keeps the first")
+                system.delete(row_key(name))
+        for table in sorted(filter(is_of_users, self._tables - named.keys())):
+            if reads.count(table=table):
+                named[table] = name = _free_name(f"salvaged-{table}", names)
+                self._note(DATA, None, f"the name of table {table} is lost, and its codecs; it is saved as {name!r}")
+                system.put(row_key(name), encode_row(TableRow(name, table, _BYTES, _BYTES)))
+        before = reads.read(NEXT_IDS_KEY, table=SYSTEM_TABLE)
+        found, derived = next_ids(None)
+        # A row that is not valid says nothing.
+        with suppress(CorruptionError):
+            found, derived = next_ids(before)
+        ids = self._tables | self._derived | named.keys()
+        found = max(found, *(table + 1 for table in ids if table < FIRST_DERIVED_ID))
+        # Of those that are derived an index has two, of which the first is even.
+        derived = max(derived, (max(ids) | 1) + 1)
+        after = encode_ids(min(found, FIRST_DERIVED_ID - 1), min(derived, MAX_TABLE_ID - 1))
+        if after != before and ids != {0}:
+            system.put(NEXT_IDS_KEY, after)
+        self._flush()
+        return set(named)
 
     def _note(self, file: str, offset: int | None, reason: str) -> None:
         self._damages.append(Finding(file, offset, reason))
@@ -274,3 +319,7 @@ class _Salvage:
         self._done += 1
         if self._progress is not None and not self._done % 1000:
             self._progress(self._done)
+
+
+def _free_name(name: str, taken: set[str]) -> str:
+    return name if name not in taken else _free_name(f"{name}-", taken)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 
@@ -14,8 +15,11 @@ from store_fixtures import TINY, problems_of
 import kvwal
 from kvwal import CorruptionError, LockedError, RefusedError, StoreExistsError, StoreNotFoundError, WriteBatch, salvage
 from kvwal.__main__ import whole_app
+from kvwal.engine.indexes import FIRST_DERIVED_ID
 from kvwal.engine.request import CommitRequest
+from kvwal.engine.tables import NEXT_IDS_KEY, encode_row, next_ids, row_key
 from kvwal.engine.writes import EncodedBatch
+from kvwal.keys import SYSTEM_TABLE
 from kvwal.log.extension import META
 from kvwal.testing import SimulatedDisk
 
@@ -78,6 +82,85 @@ def test_named_tables_are_saved_with_their_names(tmp_path: Path) -> None:
         assert db.table("users", str, int) == {"a": 1, "b": 2, "c": 3}
         db.table("others", str, int)["x"] = 1
         assert len({info.id for info in db.tables()}) == 2
+
+
+def without_rows(db: kvwal.Store, *keys: bytes) -> None:
+    """Take rows out of table 1, as damage does."""
+    batch = WriteBatch()
+    for key in keys:
+        batch.table(SYSTEM_TABLE).delete(key)
+    db.engine.commit(CommitRequest(EncodedBatch(batch), sync=True))
+
+
+def test_a_table_whose_row_is_lost_gets_a_name_and_a_new_one_no_id_of_another(tmp_path: Path) -> None:
+    with kvwal.open(tmp_path / "old", background=False) as db:
+        accounts, passwords = db.table("accounts", str, str), db.table("passwords", str, str)
+        accounts.update({"a": "1", "b": "2"})
+        passwords["c"] = "3"
+        db.table("salvaged-17", str, str)["d"] = "4"
+        db.table("gone", str, str)["e"] = "5"
+        db.drop_table("gone")
+        without_rows(db, row_key("passwords"), NEXT_IDS_KEY)
+    report = salvage(tmp_path / "old", tmp_path / "new")
+    assert [(each.file, each.reason) for each in report.damages] == [
+        ("data", "the name of table 17 is lost, and its codecs; it is saved as 'salvaged-17-'")
+    ]
+    with kvwal.open(tmp_path / "new") as db:
+        assert {info.name: (info.id, info.keys) for info in db.tables()} == {
+            "accounts": (16, 2),
+            "salvaged-17": (18, 1),
+            "salvaged-17-": (17, 1),
+        }
+        assert report.saved_keys == 4
+        assert dict(db.table("salvaged-17-")) == {b"c": b"3"}
+        new = db.table("passwords", str, str)
+        new["x"] = "new"
+        assert (new.id, dict(new)) == (20, {"x": "new"})
+        db.drop_table("passwords")
+        assert db.table("accounts", str, str) == {"a": "1", "b": "2"}
+        assert problems_of(db) == []
+
+
+@pytest.mark.parametrize("lost", ["the row of the next ids", "nothing", "all but the pages"])
+def test_a_new_table_after_a_salvage_has_an_id_above_all(tmp_path: Path, lost: str) -> None:
+    with kvwal.open(tmp_path / "old", background=False) as db:
+        for name in ("a", "b", "c"):
+            db.table(name, str, str)["k"] = name
+        db.table("c", str, str).index("by_value", key=str, codec=str)
+        db.table("c", str, str)["k"] = "c"
+        if lost != "nothing":
+            without_rows(db, NEXT_IDS_KEY)
+        db.checkpoint()
+    if lost == "all but the pages":
+        for segment in (tmp_path / "old").glob("*.log"):
+            segment.unlink()
+    salvage(tmp_path / "old", tmp_path / "new")
+    with kvwal.open(tmp_path / "new") as db:
+        new = db.table("new", str, str)
+        index = new.index("by_value", key=str, codec=str)
+        new["n"] = "1"
+        assert new.id == 19
+        assert list(index.keys()) == [("1", "n")]
+        assert {info.name: info.keys for info in db.tables()} == {"a": 1, "b": 1, "c": 1, "new": 1}
+        assert next_ids(db.engine.reads.read(NEXT_IDS_KEY, table=SYSTEM_TABLE)) == (20, FIRST_DERIVED_ID + 4)
+        assert problems_of(db) == []
+
+
+def test_a_table_of_two_names_keeps_one(tmp_path: Path) -> None:
+    """The commit that gave it the other one was lost, and a later one wrote its row again."""
+    with kvwal.open(tmp_path / "old", background=False) as db:
+        db.table("first", str, str)["k"] = "v"
+        row = db.engine.tables.row("first")
+        assert row is not None
+        batch = WriteBatch()
+        batch.table(SYSTEM_TABLE).put(row_key("second"), encode_row(replace(row, name="second")))
+        db.engine.commit(CommitRequest(EncodedBatch(batch), sync=True))
+    [damage] = salvage(tmp_path / "old", tmp_path / "new").damages
+    assert damage.reason == "table 16 has two names, 'first' and 'second'; it keeps the first"
+    with kvwal.open(tmp_path / "new") as db:
+        db.table("second", str, str)["other"] = "w"
+        assert db.table("first", str, str) == {"k": "v"}
+        assert problems_of(db) == []
 
 
 def test_the_damaged_store_is_only_read(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ import kvwal
 from kvwal.batch import WriteBatch
 from kvwal.engine.memtable import ENTRY_OVERHEAD_BYTES, deletes_something
 from kvwal.engine.readers import Reader
+from kvwal.engine.tables import NEXT_IDS_KEY, CodecName, TableRow, encode_ids, encode_row
 from kvwal.features import KEYSPACES
 from kvwal.keys import KeyRange
 from kvwal.log.intents import is_of_users
@@ -24,6 +25,8 @@ from kvwal.testing.cuts import crash_every
 
 TABLES = [0, 1, 16, 17, (1 << 32) - 1]
 KEYS = [b"", b"\0", *(b"%02d" % number for number in range(20)), b"\xff"]
+
+BYTES = CodecName("bytes", 1)
 
 Model = dict[int, dict[bytes, bytes]]
 
@@ -469,6 +472,13 @@ def build(path: Path, rng: Random) -> Model:
             commit_rows(db, random_batch(rng, model))
             if number == 40:
                 db.checkpoint()
+        # As of a store that made the tables: one without a row would be given one.
+        rows = WriteBatch()
+        for table in (16, 17):
+            rows.table(1).put(b"\x01%d" % table, encode_row(TableRow(str(table), table, BYTES, BYTES)))
+        rows.table(1).put(NEXT_IDS_KEY, encode_ids(18, (1 << 32) - 2))
+        commit_rows(db, rows)
+        model[1].update((key, value) for key, value in rows.table(1).writes.items() if value is not None)
     return model
 
 
