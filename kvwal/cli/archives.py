@@ -198,12 +198,11 @@ def prune_command(dest: str, pitr_days: float, daily: int, monthly: int, dry_run
     plans = [
         plan_pruning(destination, list_held(destination, line), keep, _now_us()) for line in held_lines(destination)
     ]
+    if as_json:
+        print_json({"lines": [each._asdict() for each in plans]})
     for each in plans:
-        if as_json:
-            print_json(each)
-        else:
-            for lost in each.unreachable:
-                click.echo(f"{each.line.hex()}\t{lost.first}\t{lost.last}")
+        for lost in () if as_json else each.unreachable:
+            click.echo(f"{each.line.hex()}\t{lost.first}\t{lost.last}")
         if not dry_run:
             prune(destination, each)
     objects, size = sum(len(each.delete) for each in plans), sum(each.bytes for each in plans)

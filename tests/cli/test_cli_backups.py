@@ -210,3 +210,16 @@ def test_a_plan_without_units_before_its_base_says_nothing_of_them(filled: Path)
     run("backup", filled / "s", filled / "b")
     assert "consumer" not in run("archive", "plan", filled / "b").stderr
     assert "consumer" not in run("restore", filled / "b", filled / "r", "--dry-run").stderr
+
+
+def test_pruning_as_json_is_one_object_with_names(filled: Path) -> None:
+    run("backup", filled / "s", filled / "b")
+    run("restore", filled / "b", filled / "r")
+    with kvwal.open(filled / "r") as db:
+        db[b"more"] = b"1"
+    run("backup", filled / "r", filled / "b")
+    found = json.loads(run("archive", "prune", filled / "b", "--dry-run", "--json").stdout)
+    assert len(found["lines"]) == 2
+    for line in found["lines"]:
+        assert list(line) == ["line", "keep_from", "kept", "delete", "bytes", "unreachable"]
+        assert (len(line["line"]), line["delete"], line["bytes"]) == (16, [], 0)
