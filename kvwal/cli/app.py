@@ -81,14 +81,17 @@ class _App(click.Group):
         except BrokenPipeError:
             _give_up_stdout()
             ctx.exit(141)
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, click.Abort) as error:
+            # At a question click makes an Abort of an interruption, and of the end of the input, which is a no.
+            if isinstance(error, click.Abort) and not isinstance(error.__context__, KeyboardInterrupt):
+                raise
             complain("interrupted")
             ctx.exit(130)
         except SystemExit as error:
             # Of a codec, or of the module that has it: what was asked for is not done, whatever that says.
             complain(f"a codec ended the program, with {error!r}")
             ctx.exit(EXIT_UNREADABLE)
-        except (click.ClickException, click.exceptions.Exit, click.Abort):
+        except (click.ClickException, click.exceptions.Exit):
             raise
         except Exception as error:  # noqa: BLE001  # every error gets its exit code here
             code = _exit_code(error, is_asked=ASKED in ctx.meta)

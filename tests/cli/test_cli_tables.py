@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID
 
+import click
 import pytest
 from click.testing import CliRunner, Result
 from store_fixtures import commit_rows
@@ -477,6 +478,25 @@ def test_a_table_is_dropped_only_when_that_is_said_or_answered(shop: str, monkey
     assert "users" in run("tables", shop).stdout
     run("table", "drop", shop, "users", stdin=b"y\n")
     assert "users" not in run("tables", shop).stdout
+
+
+@pytest.mark.parametrize(("error", "code"), [(KeyboardInterrupt, 130), (EOFError, 1)])
+def test_an_interruption_of_a_question_is_one_and_the_end_of_the_input_is_a_no(
+    shop: str, monkeypatch: pytest.MonkeyPatch, error: type[BaseException], code: int
+) -> None:
+    def ask(*_: object) -> str:
+        raise error
+
+    confirm = click.confirm
+
+    def confirmed(*arguments: Any, **options: Any) -> bool:
+        monkeypatch.setattr("click.termui.visible_prompt_func", ask)
+        return confirm(*arguments, **options)
+
+    monkeypatch.setattr("click.testing._NamedTextIOWrapper.isatty", lambda self: True, raising=False)
+    monkeypatch.setattr("click.confirm", confirmed)
+    run("table", "drop", shop, "users", expect=code)
+    assert "users" in run("tables", shop).stdout
 
 
 def test_a_table_is_renamed(shop: str) -> None:
