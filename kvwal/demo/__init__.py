@@ -94,10 +94,10 @@ def demo(
         _run(work, kills, seconds, random.Random(seed), screen, result)
     except (BrokenPromise, ChildFailed, kvwal.CorruptionError) as error:
         broken = str(error)
-    except KeyboardInterrupt:
-        if path is None:
+    finally:
+        # It is kept for who looks into what was broken.
+        if path is None and broken is None:
             shutil.rmtree(os.path.dirname(place), ignore_errors=True)
-        raise
     result["ok"] = broken is None
     result["broken"] = broken
     if as_json:
@@ -105,8 +105,6 @@ def demo(
     if broken is not None:
         screen.broken(broken, place, seed)
         click.get_current_context().exit(_EXIT_BROKEN)
-    if path is None:
-        shutil.rmtree(os.path.dirname(place))
 
 
 def _refuse_without_place(path: str) -> None:

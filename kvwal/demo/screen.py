@@ -33,12 +33,20 @@ class Inspection:
     read_only: bool = False
 
 
+class _Console(Console):
+    """A console that leaves a reader that has gone to the command line, which has an exit code for it."""
+
+    def on_broken_pipe(self) -> None:
+        # It is called where the BrokenPipeError is handled.
+        raise
+
+
 class Screen:
     """Prints the demo. `quiet` prints nothing (the result goes out as JSON)."""
 
     def __init__(self, *, quiet: bool, unit: str) -> None:
-        self._console = Console(quiet=quiet, highlight=False)
-        self._errors = Console(stderr=True, highlight=False)
+        self._console = _Console(quiet=quiet, highlight=False)
+        self._errors = _Console(stderr=True, highlight=False)
         self._unit = unit
 
     def introduce(self, text: str, kills: int, seed: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import subprocess
 import sys
@@ -22,6 +23,19 @@ def demo(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "kvwal", "demo", *arguments], capture_output=True, text=True, timeout=110
     )
+
+
+def test_a_demo_whose_reader_has_gone_says_so_and_leaves_nothing(tmp_path: Path) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    command = [sys.executable, "-m", "kvwal", "demo", "bank", "--kills", "1"]
+    place = {**os.environ, "TMPDIR": str(tmp_path)}
+    try:
+        done = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, env=place, timeout=110)
+    finally:
+        os.close(writing)
+    assert (done.returncode, done.stderr) == (141, b"")
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.slow
