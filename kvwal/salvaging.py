@@ -31,7 +31,7 @@ from kvwal.engine.tables import NEXT_IDS_KEY, CodecName, TableRow, encode_ids, e
 from kvwal.engine.writes import EncodedBatch
 from kvwal.errors import CorruptionError, Finding, FormatError, RefusedError, StoreExistsError, StoreNotFoundError
 from kvwal.expiring import Expiring
-from kvwal.files import Directory, Files, PathArgument, path_text, system_files
+from kvwal.files import Directory, Files, PathArgument, outwards, path_text, system_files
 from kvwal.files.names import DATA, segment_name
 from kvwal.keys import SYSTEM_TABLE, Seqno
 from kvwal.log import Chain, Extension, Record, salvage_log
@@ -83,12 +83,13 @@ def salvage(
 
     Args:
         path: the damaged store; it is read only, and must not be open for writing.
-        into: where to make the new store; nothing, or an empty directory.
+        into: where to make the new store, outside of the damaged one; nothing, or an empty directory. Where salvage
+            fails or is interrupted, it is empty again; a process that is killed leaves a part there.
         progress: called with the number of entries and commits done so far.
 
     Raises:
         StoreNotFoundError: there is nothing at `path`, or neither pages nor a log of a store.
-        StoreExistsError: there is something at `into`.
+        StoreExistsError: there is something at `into`, or it lies in the damaged store.
         LockedError: the store at `path` is open for writing.
     """
     source, target = path_text(path), path_text(into)
@@ -102,11 +103,19 @@ def salvage(
             raise StoreExistsError(17, f"{target} is not empty; name a new directory to save into")
         if directory.kind(DATA) is None and not list_segments(directory):
             raise _no_store(source)
+        _refuse_inside(files, directory, target)
         directory.lock(shared=True)
-        with open_store(target, "c", durability="os", files=files, background=False) as new:
-            report = _Salvage(directory, new, progress).run()
-            new.checkpoint()
-            return report
+        opened = open_store(target, "c", durability="os", files=files, background=False)
+        try:
+            with opened as new:
+                report = _Salvage(directory, new, progress).run()
+                new.checkpoint()
+                return report
+        except BaseException:
+            # A part of a store would look whole.
+            with suppress(OSError):
+                _empty(files, target)
+            raise
     finally:
         directory.close()
 
@@ -125,6 +134,28 @@ def _is_free(files: Files, path: str) -> bool:
         return False
     try:
         return not directory.names()
+    finally:
+        directory.close()
+
+
+def _refuse_inside(files: Files, source: Directory, target: str) -> None:
+    for place in outwards(target):
+        # What may not be looked into, or is not there yet, tells nothing.
+        is_source = False
+        with suppress(OSError):
+            directory = files.open_directory(place)
+            is_source = directory == source
+            directory.close()
+        if is_source:
+            raise StoreExistsError(errno.EEXIST, f"{target} lies in the store {source.path}; save outside of it")
+
+
+def _empty(files: Files, path: str) -> None:
+    directory = files.open_directory(path)
+    try:
+        for name in directory.names():
+            directory.unlink(name)
+        directory.sync()
     finally:
         directory.close()
 

@@ -373,6 +373,31 @@ def test_a_link_to_an_empty_directory_is_followed_and_another_one_is_refused(tmp
             salvage(tmp_path / "a.kv", tmp_path / taken)
 
 
+def test_a_salvage_that_is_interrupted_leaves_no_part_of_a_store(tmp_path: Path) -> None:
+    with kvwal.open(tmp_path / "a.kv", **OPTIONS) as db:
+        db.update({b"%05d" % number: b"" for number in range(3000)})
+        db.checkpoint()
+
+    def interrupt(done: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        salvage(tmp_path / "a.kv", tmp_path / "b.kv", progress=interrupt)
+    assert list((tmp_path / "b.kv").iterdir()) == []
+    assert salvage(tmp_path / "a.kv", tmp_path / "b.kv").saved_keys == 3000
+
+
+@pytest.mark.parametrize("inside", ["sub", "."])
+def test_a_target_in_the_damaged_store_is_refused(tmp_path: Path, inside: str) -> None:
+    build(tmp_path / "a.kv", commits=3)
+    before = sorted((tmp_path / "a.kv").iterdir())
+    (tmp_path / "link").symlink_to("a.kv")
+    for target in (tmp_path / "a.kv" / inside, tmp_path / "link" / inside):
+        with pytest.raises(StoreExistsError):
+            salvage(tmp_path / "a.kv", target)
+    assert sorted((tmp_path / "a.kv").iterdir()) == before
+
+
 def test_an_open_store_is_not_salvaged(tmp_path: Path) -> None:
     with kvwal.open(tmp_path / "a.kv"), pytest.raises(LockedError):
         salvage(tmp_path / "a.kv", tmp_path / "b.kv")
