@@ -101,6 +101,10 @@ def test_a_table_whose_row_is_lost_gets_a_name_and_a_new_one_no_id_of_another(tm
         db.table("gone", str, str)["e"] = "5"
         db.drop_table("gone")
         without_rows(db, row_key("passwords"), NEXT_IDS_KEY)
+        assert [problem.reason for problem in db.verify().problems] == [
+            "the id of table 'accounts', 16, is to be given to a new one",
+            "the id of table 'salvaged-17', 18, is to be given to a new one",
+        ]
     report = salvage(tmp_path / "old", tmp_path / "new")
     assert [(each.file, each.reason) for each in report.damages] == [
         ("data", "the name of table 17 is lost, and its codecs; it is saved as 'salvaged-17-'")
@@ -155,6 +159,8 @@ def test_a_table_of_two_names_keeps_one(tmp_path: Path) -> None:
         batch = WriteBatch()
         batch.table(SYSTEM_TABLE).put(row_key("second"), encode_row(replace(row, name="second")))
         db.engine.commit(CommitRequest(EncodedBatch(batch), sync=True))
+        [problem] = db.verify().problems
+        assert problem.reason == "tables 'first' and 'second' have one id, 16"
     [damage] = salvage(tmp_path / "old", tmp_path / "new").damages
     assert damage.reason == "table 16 has two names, 'first' and 'second'; it keeps the first"
     with kvwal.open(tmp_path / "new") as db:

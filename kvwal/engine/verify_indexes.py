@@ -2,6 +2,7 @@
 
 - Each key of a table has a reverse row, as far as the index is built, and each reverse row has its key in the table.
 - Each index key of a reverse row has its entry, and each entry is named by its reverse row, but for stale ones.
+- No two tables have one id, and the next ids are above those of all tables and indexes.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from kvwal.engine.parked import SYSTEM_TABLE
 from kvwal.engine.readers import Reader
 from kvwal.engine.reads import Reads
 from kvwal.engine.row_cache import IndexRow
-from kvwal.engine.tables import TableRow, Tables
+from kvwal.engine.tables import NEXT_IDS_KEY, TableRow, Tables, next_ids
 from kvwal.errors import CorruptionError, Finding
 from kvwal.files.names import DATA
 
@@ -38,11 +39,19 @@ def verify_indexes(reads: Reads, tables: Tables) -> Iterator[Finding]:
     """What does not hold, of the newest moment. O(entries and keys)."""
     reader = reads.moments.reader("verify")
     try:
+        named: dict[int, str] = {}
+        found, derived = next_ids(reads.read_at(reader, NEXT_IDS_KEY, table=SYSTEM_TABLE))
         for _, row in tables.rows(reads.moments.again(reader, "verify")):
             # What is wrong with a row of a table is said elsewhere.
             if not isinstance(row, TableRow):
                 continue
+            if named.setdefault(row.id, row.name) != row.name:
+                yield Finding(DATA, None, f"tables {named[row.id]!r} and {row.name!r} have one id, {row.id}")
+            if row.id >= found:
+                yield Finding(DATA, None, f"the id of table {row.name!r}, {row.id}, is to be given to a new one")
             for index in decode_indexes(row.name, row.others):
+                if reverse_of(index.id) >= derived:
+                    yield Finding(DATA, None, f"the id of index {index.name!r} of {row.name!r} is to be given anew")
                 for problem in islice(_Verified(reads, reader, row, index).problems(), _MAX_FINDINGS):
                     yield Finding(DATA, None, f"index {index.name!r} of table {row.name!r}: {problem}")
     except CorruptionError as error:
