@@ -43,6 +43,7 @@ __all__ = [
     "Retire",
     "SegmentSealed",
     "Stall",
+    "Waiting",
 ]
 
 _log = logging.getLogger("kvwal")
@@ -179,6 +180,13 @@ class Listener:
         """The store was opened."""
 
 
+class Waiting(Listener):
+    """A listener for which a thread sleeps. It is woken when the store is closed as well."""
+
+    def wake(self) -> None:
+        """Let the thread go on. Idempotent."""
+
+
 _METHODS: Final[dict[type[Event], str]] = {
     CommitGroup: "commit_group",
     Flush: "flush",
@@ -213,6 +221,13 @@ class Events:
     def remove(self, listener: Listener) -> None:
         """Tell it no more. An event that is being told may still reach it. Harmless if it is not there."""
         self.listeners.pop(id(listener), None)
+
+    def end(self) -> None:
+        """Drop all, and wake those that wait: nothing comes any more. Whoever waits then finds the store closed."""
+        for listener in list(self.listeners.values()):
+            if isinstance(listener, Waiting):
+                listener.wake()
+        self.listeners.clear()
 
     def tell(self, event: Event) -> None:
         """Tell all listeners. What a listener does wrong is logged, and drops it; only an interruption is raised."""

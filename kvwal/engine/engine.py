@@ -366,7 +366,7 @@ class Engine:
             self._telling.end()
         self.state.close(closed)
         self.queue.refuse(RefusingLog(closed, self.state.seqno))
-        self.events.listeners.clear()
+        self.events.end()
         self.upkeep.past.close()
         self._pages.close()
         self._directory.close()

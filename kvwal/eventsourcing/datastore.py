@@ -62,10 +62,13 @@ class Datastore(Uncopied):
     @raising_persistence_errors
     def close(self) -> None:
         """Close the store, and wake who waits for a commit of it. Idempotent."""
-        self.store.close()
-        for listener in list(self._engine.queue.events.listeners.values()):
-            if isinstance(listener, Wakeups):
-                listener.wake()
+        try:
+            self.store.close()
+        finally:
+            # Where others hold the store, it is over for those that wait here all the same.
+            for listener in list(self._engine.queue.events.listeners.values()):
+                if isinstance(listener, Wakeups):
+                    listener.wake()
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ from typing import Generic, TypeVar
 from kvwal.db.handle import Uncopied
 from kvwal.engine.engine import Engine
 from kvwal.errors import poisoned
-from kvwal.events import CommitGroup, Listener, Poison
+from kvwal.events import CommitGroup, Poison, Waiting
 from kvwal.eventsourcing.failures import raising_persistence_errors
 from kvwal.finalizing import quiet_at_exit
 from kvwal.locks import wake
@@ -20,7 +20,7 @@ __all__ = ["Following", "Wakeups"]
 _T = TypeVar("_T")
 
 
-class Wakeups(Listener):
+class Wakeups(Waiting):
     """Wakes one thread whenever commits have become visible, or none can come any more. Use it in a `with` block.
 
     The commit leader calls it. What it does is one step in C: a signal handler that commits never finds it half done.
@@ -50,7 +50,7 @@ class Wakeups(Listener):
         wake(self._waiter)
 
     def wake(self) -> None:
-        """Let the thread go on."""
+        """See `Waiting`."""
         wake(self._waiter)
 
     @raising_persistence_errors

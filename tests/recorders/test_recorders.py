@@ -7,7 +7,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 from uuid import UUID, uuid4
@@ -367,6 +368,47 @@ def test_closing_and_poison_end_a_subscription_with_an_error(tmp_path: Path) -> 
     thread.join()
     assert isinstance(raised.pop(), OperationalError)
     datastore.close()
+
+
+def sleeps(thread: threading.Thread) -> bool:
+    frame = sys._current_frames().get(cast(int, thread.ident))
+    return frame is not None and frame.f_code.co_filename.endswith("waking.py") and frame.f_code.co_name == "wait"
+
+
+WAITS: dict[str, Callable[[KvwalFactory], Callable[[], object]]] = {
+    "application": lambda factory: partial(next, factory.application_recorder().subscribe()),
+    "dcb": lambda factory: partial(next, factory.dcb_recorder().subscribe()),
+    "process": lambda factory: partial(next, factory.process_recorder().subscribe()),
+    "tracking": lambda factory: partial(factory.tracking_recorder().wait, "up", 5, timeout=1e6),
+}
+CLOSES: dict[str, Callable[[KvwalFactory], object]] = {
+    "factory": lambda factory: factory.close(),
+    "datastore": lambda factory: factory.datastore.close(),
+    "store": lambda factory: factory.datastore.store.close(),
+    "engine": lambda factory: factory.datastore.store.engine.close(),
+}
+
+
+@pytest.mark.parametrize("close", CLOSES)
+@pytest.mark.parametrize("wait", WAITS)
+def test_what_waits_ends_when_the_last_holder_closes_the_store(tmp_path: Path, wait: str, close: str) -> None:
+    raised: list[BaseException] = []
+
+    def run(waiting: Callable[[], object]) -> None:
+        try:
+            waiting()
+        except PersistenceError as error:
+            raised.append(error)
+
+    factory = opened(tmp_path)
+    thread = threading.Thread(target=run, args=(WAITS[wait](factory),), daemon=True)
+    thread.start()
+    until(lambda: sleeps(thread))
+    CLOSES[close](factory)
+    thread.join(20)
+    assert not thread.is_alive()
+    assert isinstance(raised.pop(), InterfaceError)
+    factory.close()
 
 
 def test_waiting_for_tracking_looks_only_when_a_commit_came(recorder: KvwalProcessRecorder) -> None:
