@@ -83,17 +83,19 @@ class Following(Uncopied, Generic[_T]):
     def __init__(self, wakeups: Wakeups, read_on: Callable[[int], tuple[list[_T], int]], after: int | None) -> None:
         self._wakeups = wakeups
         self._read_on = read_on
-        self._position = max(after or 0, 0)
-        self._found: Iterator[_T] = iter(())
+        # What was read and not given yet, and the position behind it. Set in one step: an interruption between the two
+        # would lose what was read.
+        self._read: tuple[Iterator[_T], int] = iter(()), max(after or 0, 0)
         self._ended = False
 
     def next(self) -> _T:
         """The next one, once it is there. StopIteration after `end`."""
         while not self._ended:
-            for each in self._found:
+            left, position = self._read
+            for each in left:
                 return each
-            found, self._position = self._read_on(self._position)
-            self._found = iter(found)
+            found, position = self._read_on(position)
+            self._read = iter(found), position
             if not found:
                 self._wakeups.wait()
         raise StopIteration

@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import Any, cast
 from uuid import UUID, uuid4
@@ -34,6 +35,7 @@ from eventsourcing.utils import Environment, get_topic
 from group_fixtures import as_one_group
 from hypothesis import given
 from hypothesis import strategies as st
+from store_fixtures import interrupted_at
 
 import kvwal
 from kvwal.errors import CodecError
@@ -321,6 +323,29 @@ def test_a_subscription_misses_no_commit_that_is_under_way_as_it_begins(
     recorder.insert_events(events())
     thread.join(20)
     assert received == [1]
+
+
+def test_a_subscription_that_is_interrupted_loses_no_more_than_what_it_was_giving(
+    recorder: KvwalProcessRecorder,
+) -> None:
+    last = 4
+    recorder.insert_events(events(last))
+    for step in count(1):
+        subscription = recorder.subscribe(gt=last - 4)
+        interruption = interrupted_at(step, partial(next, subscription))
+        # One more, so that it has something to give in any case.
+        recorder.insert_events(events())
+        last += 1
+        given = [next(subscription).id]
+        while given[-1] < last:
+            given.append(next(subscription).id)
+        # What was on its way to the caller as it was interrupted is given once.
+        assert given[0] - (last - 5) in (1, 2), step
+        assert given == list(range(given[0], last + 1))
+        subscription.stop()
+        if interruption is None:
+            assert given[0] - (last - 5) == 2
+            break
 
 
 @pytest.mark.parametrize("durability", ["commit", "interval", "os"])
