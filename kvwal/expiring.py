@@ -57,7 +57,7 @@ def plain(value: bytes | None) -> bytes | None:
 
 
 def expire_us(expire_s: object) -> int:
-    """An `expire_s` of the user in microseconds, at least one.
+    """An `expire_s` of the user in microseconds, to the nearest and at least one.
 
     TypeError if it is no number; ValueError if it is not above 0, or not finite.
     """
@@ -67,4 +67,4 @@ def expire_us(expire_s: object) -> int:
         raise ValueError(f"expire_s is {expire_s}, which is not a finite number of seconds")
     if expire_s <= 0:
         raise ValueError(f"expire_s is {expire_s}; it has to be more than 0 seconds")
-    return max(1, int(min(expire_s, MOST_US // _US_PER_S) * _US_PER_S))
+    return max(1, round(min(expire_s, MOST_US // _US_PER_S) * _US_PER_S))

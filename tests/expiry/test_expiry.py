@@ -230,6 +230,9 @@ def test_expire_s_that_is_not_above_0_or_not_finite_is_refused(db: kvwal.Store, 
 def test_the_shortest_and_the_longest_expiry_can_be_stored() -> None:
     assert expire_us(1e-9) == 1
     assert expire_us(1) == S
+    # To the nearest: the product of a float and a million is often just below it.
+    for us in (1_001_000, 251, 8_205_000, 4_015_000, 16_001, *range(1, 3000)):
+        assert expire_us(us / 1e6) == us
     assert expire_us(10**30) == expire_us(1e300)
     assert Expiring.of(b"v", expire_us(10**30) + (1 << 62)).value == b"v"
     assert judged(Expiring.of(b"v", 5), 4) == b"v"
