@@ -7,6 +7,7 @@ before the commit is repeated, so that commits do not wait for it.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Sequence
 from heapq import merge
 from itertools import groupby, islice
@@ -60,7 +61,7 @@ class KvwalDCBRecorder(DCBRecorder):
         found = self._matching(wanted_by(query), max(after or 0, 0), last)
         if limit is None:
             return _Response(found, last or None)
-        chosen = list(islice(found, max(limit, 0)))
+        chosen = list(islice(found, min(max(limit, 0), sys.maxsize)))
         return _Response(iter(chosen), chosen[-1].position if chosen else None)
 
     @raising_persistence_errors

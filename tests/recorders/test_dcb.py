@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -173,6 +174,13 @@ def test_more_events_than_one_read_takes(recorder: KvwalDCBRecorder) -> None:
     assert response.head == count
     with recorder.subscribe(tagged("even"), after=2) as subscription:
         assert [next(subscription).position for _ in range(CHUNK)] == list(range(3, 3 + 2 * CHUNK, 2))
+
+
+@pytest.mark.parametrize("limit", [sys.maxsize, sys.maxsize + 1, 1 << 200])
+def test_a_limit_is_an_int_of_any_size(recorder: KvwalDCBRecorder, limit: int) -> None:
+    recorder.append([made(), made()])
+    assert positions(recorder, limit=limit) == [1, 2]
+    assert positions(recorder, limit=-limit) == []
 
 
 def test_a_subscription_that_nothing_matches_looks_at_each_event_once(recorder: KvwalDCBRecorder) -> None:
