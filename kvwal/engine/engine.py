@@ -23,7 +23,7 @@ from kvwal.engine.ending import is_of_the_system
 from kvwal.engine.expirer import Expirer
 from kvwal.engine.expiry import ExpiryClock
 from kvwal.engine.followers import Followers
-from kvwal.engine.gaps import Gaps
+from kvwal.engine.gaps import TableGaps
 from kvwal.engine.indexing import Indexes
 from kvwal.engine.keeping import Keeping
 from kvwal.engine.past import Past
@@ -119,7 +119,7 @@ class Engine:
         time = StoreClock(files.now_us, files.monotonic_s) if recovered.log is None else recovered.log.clock
         clock = ExpiryClock(time.now_us)
         clock.in_use = recovered.expires
-        gaps, moments = Gaps(), Moments(self.state, files.now_us, clock)
+        gaps, moments = TableGaps(), Moments(self.state, files.now_us, clock)
         self.reads: Reads = self._reads_type(self.state, moments, gaps)
         #: Whom this store tells of what it does.
         self.events: Events = recovered.events

@@ -10,13 +10,14 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from operator import itemgetter
 from typing import Final
 
+from kvwal.batch import WriteBatch
 from kvwal.keys import KeyRange, Seqno
 
-__all__ = ["WORTHWHILE", "Gaps"]
+__all__ = ["WORTHWHILE", "Gaps", "TableGaps"]
 
 #: A scan that passed this many tombstones before the first live key proposes a gap: 64 cost about 5 us to pass.
 WORTHWHILE: Final = 64
@@ -26,6 +27,8 @@ _LONGEST_BOUND: Final = 512
 _STRIDE: Final = 1021
 # Puts that are remembered to judge a proposal by; a scan that more puts overtook proposes in vain.
 _RECENT_PUTS: Final = 4096
+# Tables that have some between two checkpoints.
+_MOST_TABLES: Final = 64
 _start_of: Final[Callable[[KeyRange], bytes]] = itemgetter(0)
 
 
@@ -117,3 +120,46 @@ class Gaps:
             # Nothing at all is left where the gap has no end: a range from the stop of nothing.
             return (beyond, stop) if beyond is not None else (first, first)
         return start, stop
+
+
+class TableGaps:
+    """Those of each table, and of what is derived from it; 0: of the default table."""
+
+    __slots__ = ("_of",)
+
+    def __init__(self) -> None:
+        self._of: dict[int, Gaps] = {}
+
+    @property
+    def active(self) -> bool:
+        """Whether puts must be told: from the first proposal on."""
+        return bool(self._of)
+
+    def clear(self) -> None:
+        """A checkpoint took the tombstones away."""
+        self._of = {}
+
+    def written(self, seqno: Seqno, keys: Iterable[bytes], parts: Sequence[tuple[int, WriteBatch]]) -> None:
+        """Keys were put, of the default table and of others."""
+        of = self._of
+        if 0 in of:
+            of[0].written(seqno, keys)
+        for table, part in parts:
+            if table in of:
+                of[table].written(seqno, part.writes)
+
+    def propose(self, table: int, gap: KeyRange, seqno: Seqno, now: Seqno) -> None:
+        """See `Gaps.propose`."""
+        gaps = self._of.get(table)
+        if gaps is None:
+            if len(self._of) >= _MOST_TABLES:
+                return
+            gaps = self._of[table] = Gaps()
+        gaps.propose(gap, seqno, now)
+
+    def skip(
+        self, table: int, start: bytes | None, stop: bytes | None, *, reverse: bool
+    ) -> tuple[bytes | None, bytes | None]:
+        """See `Gaps.skip`."""
+        gaps = self._of.get(table)
+        return (start, stop) if gaps is None else gaps.skip(start, stop, reverse=reverse)

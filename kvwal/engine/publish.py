@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from kvwal.batch import WriteBatch
-from kvwal.engine.gaps import Gaps
+from kvwal.engine.gaps import TableGaps
 from kvwal.engine.memtable import ENTRY_OVERHEAD_BYTES, Memtable, is_queued
 from kvwal.engine.pressure import WritePressure
 from kvwal.engine.readers import Moments
@@ -56,7 +56,7 @@ def _parts_of(put: IndexedPut) -> Sequence[tuple[int, WriteBatch]]:
 class Publisher:
     """Makes commits visible, in their order."""
 
-    def __init__(self, state: State, moments: Moments, gaps: Gaps, pressure: WritePressure) -> None:
+    def __init__(self, state: State, moments: Moments, gaps: TableGaps, pressure: WritePressure) -> None:
         self._state = state
         self._moments = moments
         self._gaps = gaps
@@ -275,7 +275,7 @@ class Publisher:
         if conflicts:
             self._moments.record(seqno, keys, ranges, parts)
         if self._gaps.active:
-            self._gaps.written(seqno, keys)
+            self._gaps.written(seqno, keys, parts)
         self._is_plain_again()
 
     def _is_plain_again(self) -> bool:

@@ -15,7 +15,7 @@ from typing import Final
 
 from kvwal.engine.count import Extent
 from kvwal.engine.expiry import NOT_ANY, Expired, due_rows, judged_chunk, queued_keys
-from kvwal.engine.gaps import WORTHWHILE, Gaps
+from kvwal.engine.gaps import WORTHWHILE, TableGaps
 from kvwal.engine.memtable import Walk
 from kvwal.engine.merge import Chunk, Pairs, Source
 from kvwal.engine.past_version import PastVersion
@@ -42,7 +42,7 @@ _LOOK_COST: Final = 16
 class Reads:
     """Reads of one open store: keys, ranges and counts, of now or of a reader's moment."""
 
-    def __init__(self, state: State, moments: Moments, gaps: Gaps) -> None:
+    def __init__(self, state: State, moments: Moments, gaps: TableGaps) -> None:
         self._state = state
         #: The registered readers.
         self.moments = moments
@@ -186,11 +186,9 @@ class Reads:
         if seqno is None:
             seqno = state.seqno
         version = state.version
-        part: Version | None = version
-        if table:
-            part = version.table(table)
-        elif seqno == state.seqno:
-            start, stop = self._gaps.skip(start, stop, reverse=reverse)
+        part = version.table(table) if table else version
+        if seqno == state.seqno:
+            start, stop = self._gaps.skip(table, start, stop, reverse=reverse)
         # What expires is judged one by one, on the long way.
         if part is None or _has_expiring(part):
             return None
@@ -266,11 +264,11 @@ class Reads:
         try:
             yield [], []
             low, high = start, stop
-            if own is None and not table and reader.seqno == state.seqno:
-                low, high = self._gaps.skip(start, stop, reverse=reverse)
+            if own is None and reader.seqno == state.seqno:
+                low, high = self._gaps.skip(table, start, stop, reverse=reverse)
                 if reader.seqno != state.seqno:
                     low, high = start, stop
-            walk = Walk() if own is None and not table else None
+            walk = Walk() if own is None else None
             part = self.part(reader.version, table)
             chunks = part.chunks(
                 reader.seqno, low, high, reverse=reverse, own=own, walk=walk, check=state.refuse_if_gone
@@ -278,7 +276,7 @@ class Reads:
             first = next(chunks, None)
             reader.check()
             if walk is not None and walk.dead >= WORTHWHILE:
-                self._propose_gap(reader.seqno, low, high, None if first is None else first[0][0], reverse)
+                self._propose_gap(table, reader.seqno, low, high, None if first is None else first[0][0], reverse)
             if first is not None:
                 # What a transaction has put itself may expire.
                 expires = own is not None or _may_expire(part, reader)
@@ -298,11 +296,17 @@ class Reads:
 
     @locked_by_state
     def _propose_gap(
-        self, seqno: Seqno, start: bytes | None, stop: bytes | None, first: bytes | None, reverse: bool
+        self,
+        table: int,
+        seqno: Seqno,
+        start: bytes | None,
+        stop: bytes | None,
+        first: bytes | None,
+        reverse: bool,
     ) -> None:
         state = self._state
         state.finish()
-        self._gaps.propose(KeyRange(start or b"", stop).before(first, reverse=reverse), seqno, state.seqno)
+        self._gaps.propose(table, KeyRange(start or b"", stop).before(first, reverse=reverse), seqno, state.seqno)
         state.plain = False
 
     # -- counting -------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from kvwal.engine.gaps import Gaps
+from kvwal.engine.gaps import TableGaps
 from kvwal.engine.keeping import Keeping
 from kvwal.engine.memtable import Memtable, combine
 from kvwal.engine.past_version import PastVersion
@@ -25,7 +25,9 @@ __all__ = ["Succession"]
 class Succession:
     """Replaces the version of one open store, and lets go of the former ones."""
 
-    def __init__(self, state: State, gaps: Gaps, pages: PageFile, pressure: WritePressure, keeping: Keeping) -> None:
+    def __init__(
+        self, state: State, gaps: TableGaps, pages: PageFile, pressure: WritePressure, keeping: Keeping
+    ) -> None:
         self._state = state
         self._gaps = gaps
         self._pages = pages

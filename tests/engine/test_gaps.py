@@ -14,7 +14,8 @@ from sortedcontainers import SortedDict
 
 import kvwal
 import kvwal.engine.gaps
-from kvwal.engine.gaps import Gaps
+from kvwal.batch import WriteBatch
+from kvwal.engine.gaps import _MOST_TABLES, Gaps, TableGaps
 from kvwal.engine.key_order import KeyOrder
 from kvwal.keys import KeyRange, Seqno
 from kvwal.testing import SimulatedDisk
@@ -375,3 +376,57 @@ def test_a_priority_queue_finds_a_put_before_the_gap(passed: Callable[[], int], 
             if number % 7 == 0:
                 assert db.last() == model.peekitem(-1)
         assert list(db.items()) == list(model.items())
+
+
+@pytest.mark.parametrize("last", [False, True])
+@pytest.mark.parametrize("way", ["popitem", "first and delete", "scan of an index"])
+def test_a_step_of_a_queue_in_a_table_passes_as_few_keys_after_thousands_of_items(
+    way: str, last: bool, passed: Callable[[], int]
+) -> None:
+    with opened() as db:
+        queue = db.table("queue", int, bytes)
+        index = queue.index("all", key=lambda value: value[:1], codec=bytes) if way == "scan of an index" else None
+        edge = -1 if last else 0
+        model = SortedDict({number: b"x" for number in range(20)})
+        queue.update(model)
+        seen = []
+        passed()
+        for number in range(20, 2020):
+            if way == "popitem":
+                assert queue.popitem(last=last) == model.popitem(edge)
+            else:
+                if index is not None:
+                    key = next(iter(index.keys(equal=b"x", reverse=last, limit=1)))
+                else:
+                    pair = queue.last() if last else queue.first()
+                    assert pair is not None
+                    key = pair[0]
+                assert key == model.popitem(edge)[0]
+                queue.delete(key)
+            # At the end that it is not taken from; a stack grows where it shrinks.
+            queue[number] = model[number] = b"x"
+            seen.append(passed())
+        assert sum(seen[-500:]) <= 2 * sum(seen[500:1000])
+        assert list(queue.items()) == list(model.items())
+        assert db.verify().ok
+
+
+def test_gaps_of_tables_are_kept_apart_and_end_with_a_checkpoint() -> None:
+    gaps = TableGaps()
+    for table in range(_MOST_TABLES + 2):
+        for _ in range(2):
+            gaps.propose(table, KeyRange(b"a", b"m"), Seqno(5), Seqno(5))
+    assert gaps.active
+    assert gaps.skip(3, b"a", None, reverse=False) == (b"m", None)
+    assert gaps.skip(_MOST_TABLES, b"a", None, reverse=False) == (b"a", None)
+    part = WriteBatch()
+    part.put(b"c", b"v")
+    gaps.written(Seqno(6), [], [(3, part)])
+    assert gaps.skip(3, b"a", None, reverse=False) == (b"c", None)
+    assert gaps.skip(0, b"a", None, reverse=False) == (b"m", None)
+    gaps.written(Seqno(7), [b"b"], [])
+    assert gaps.skip(0, b"a", None, reverse=False) == (b"b", None)
+    assert gaps.skip(3, b"a", None, reverse=False) == (b"c", None)
+    gaps.clear()
+    assert not gaps.active
+    assert gaps.skip(3, b"a", None, reverse=False) == (b"a", None)
