@@ -44,6 +44,8 @@ class CommitEnding(ABC):
         self._pressure = pressure
         #: Who hears of the commits.
         self.events = events
+        #: Whether a feed, which waited for commits, has said that the disk failed.
+        self.told_feed = False
         #: Owned by the thread that leads.
         self.lock = new_lock()
         #: Guards `taken` of the requests in the queue.

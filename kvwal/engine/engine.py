@@ -311,7 +311,8 @@ class Engine:
         if self._log is not None:
             if self._was_told is None:
                 # What the background thread heard, it told no caller. Nor is what this hears told if it is interrupted.
-                self._was_told = bool(self._log.heard_by - (self._background.numbers() if self._background else set()))
+                heard_by = self._log.heard_by - (self._background.numbers() if self._background else set())
+                self._was_told = self.queue.told_feed or bool(heard_by)
             # Not again: nothing is lost without it, since the next open replays the log instead.
             failure = None if is_again else self._checkpoint_at_close()
             failure = self._end_log(self._log, is_told=self._was_told) or failure

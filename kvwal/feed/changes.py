@@ -19,7 +19,7 @@ from weakref import WeakSet
 from kvwal.db.handle import Closing
 from kvwal.db.snapshot import Snapshot
 from kvwal.engine.engine import Engine
-from kvwal.errors import ClosedError, Error, FeedGap, closed
+from kvwal.errors import ClosedError, Error, FeedGap, PoisonedError, closed
 from kvwal.feed.change import Change, Filter, Prefixes, Selection
 from kvwal.feed.chosen import AnyTables, table_ids
 from kvwal.feed.line import durable_now, position_at
@@ -289,6 +289,9 @@ class Changes(Iterator[Change], Closing):
         if isinstance(error, ClosedError):
             # The log is closed a little before the store is.
             raise closed() from None
+        if isinstance(error, PoisonedError):
+            # So a close need not say it.
+            self._engine.queue.told_feed = True
 
     def forget_ahead(self) -> None:
         """For `forget_in_forked_child`."""

@@ -290,16 +290,24 @@ def test_a_close_whose_own_flush_fails_says_so(durability: Any) -> None:
         check_store(db)
 
 
-@pytest.mark.parametrize("is_told", [False, True])
-def test_a_close_tells_of_a_flush_that_failed_in_the_background_unless_a_call_did(is_told: bool) -> None:
+@pytest.mark.parametrize("told", ["none", "a put", "a feed", "a feed that waits"])
+def test_a_close_tells_of_a_flush_that_failed_in_the_background_unless_a_call_did(told: str) -> None:
     disk = SimulatedDisk()
     db = open_on(disk, durability="interval", sync_delay_s=0.01, background=True)
     fault = disk.fail("datasync", path=LOG)
     db.put(b"a", b"1")
     wait_until(lambda: bool(fault.struck and db.engine._background.failure), "the flush in the background")
-    if is_told:
+    feed = db.changes(follow=True)
+    # It looks, and tells no one.
+    assert not feed.alive
+    if told != "none":
         with pytest.raises(PoisonedError):
-            db.put(b"b", b"2")
+            if told == "a put":
+                db.put(b"b", b"2")
+            elif told == "a feed":
+                next(feed)
+            else:
+                feed.wait(60)
         db.close()
     else:
         with pytest.raises(PoisonedError):
