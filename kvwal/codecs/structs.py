@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import is_dataclass
+from datetime import UTC, datetime
 from importlib import import_module
 from math import isnan
 from typing import Any, get_origin, is_typeddict
@@ -79,12 +80,18 @@ def _refuse_others(value: Any, again: Any) -> None:
             _refuse_others(part, of)
     elif isinstance(value, dict) and isinstance(again, dict):
         for key, part in value.items():
-            if key in again:
-                _refuse_others(part, again[key])
+            as_read = _in_utc(key)
+            if as_read in again:
+                _refuse_others(part, again[as_read])
             elif not isinstance(key, float) or not isnan(key):
                 raise _not_of_msgpack(key, "another key")
-    elif value != again and (value == value or again == again):  # both may be NaN
+    elif _in_utc(value) != again and (value == value or again == again):  # both may be NaN
         raise _not_of_msgpack(value, type(again).__name__)
+
+
+def _in_utc(value: Any) -> Any:
+    """An aware datetime in UTC. In an hour that a clock has twice, it equals no datetime of another zone as it is."""
+    return value.astimezone(UTC) if isinstance(value, datetime) and value.utcoffset() is not None else value
 
 
 def _not_of_msgpack(value: object, read: str) -> TypeError:

@@ -11,7 +11,7 @@ import zlib
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, date, datetime, timedelta, timezone
+from datetime import UTC, date, datetime, timedelta, timezone, tzinfo
 from decimal import Decimal
 from enum import Enum, IntEnum, StrEnum
 from http import HTTPStatus
@@ -393,6 +393,28 @@ def test_msgpack_without_a_type_takes_what_comes_back_equal_and_tuples_as_lists(
     codec = codecs.msgpack()
     assert repr(codec.decode(codec.encode(value))) == repr(lists(value)) or codec.decode(codec.encode(value)) == value
     assert codec.decode(codec.encode(MOMENT.astimezone(timezone(timedelta(hours=2))))) == MOMENT
+
+
+class Autumn(tzinfo):
+    """A zone whose clocks are put back by an hour at the first midnight of 2030, from two hours ahead of UTC."""
+
+    def utcoffset(self, when: datetime | None) -> timedelta:
+        assert when is not None
+        turn = datetime(2030, 1, 1, tzinfo=self)
+        return timedelta(hours=1 if when >= turn - timedelta(hours=when.fold) else 2)
+
+    def dst(self, when: datetime | None) -> timedelta:
+        return self.utcoffset(when) - timedelta(hours=1)
+
+
+@pytest.mark.parametrize(("fold", "hour"), [(0, 21), (1, 22)])
+def test_msgpack_without_a_type_takes_a_datetime_of_an_hour_that_a_clock_has_twice(fold: int, hour: int) -> None:
+    when = datetime(2029, 12, 31, 23, 30, tzinfo=Autumn(), fold=fold)
+    read = datetime(2029, 12, 31, hour, 30, tzinfo=UTC)
+    codec = codecs.msgpack()
+    assert codec.decode(codec.encode(when)) == read
+    assert codec.decode(codec.encode([{"a": (when, 1)}])) == [{"a": [read, 1]}]
+    assert codec.decode(codec.encode({when: 1})) == {read: 1}
 
 
 def test_floats_that_may_be_none_are_written_as_they_are() -> None:
