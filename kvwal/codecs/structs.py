@@ -56,7 +56,7 @@ def _reader(name: str, read: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
 
 
 def msgpack_functions() -> ValueFunctions[Any]:
-    """MessagePack of whatever it has. TypeError for what msgspec would write as something else."""
+    """MessagePack of whatever it has. TypeError for what would be read again as something that it does not equal."""
     module = _msgspec().msgpack
     write, read = _writer(module), module.Decoder().decode
 
@@ -74,7 +74,7 @@ def msgpack_functions() -> ValueFunctions[Any]:
 
 
 def _refuse_others(value: Any, again: Any) -> None:
-    """TypeError for a part of a value that is read again as something else; tuples are read as lists."""
+    """TypeError for a part of a value that is read again as something else, and not equal; tuples are read as lists."""
     if isinstance(value, list | tuple) and isinstance(again, list | tuple) and len(value) == len(again):
         for part, of in zip(value, again, strict=True):
             _refuse_others(part, of)

@@ -124,8 +124,9 @@ def msgpack(kind: UnionType, *, name: str | None = None) -> Codec[Any]: ...
 def msgpack(kind: Any = None, *, name: str | None = None) -> Any:
     """Values as MessagePack, by msgspec (`pip install 'kvwal[msgspec]'`): shorter than JSON, and it knows bytes.
 
-    Without a type, what it would read as something else is refused, as a Decimal or a dataclass is; only tuples come
-    back as lists. Arguments are those of `json`.
+    Without a type, what it would read as something that it does not equal is refused, as a Decimal or a dataclass is;
+    only tuples come back as lists. A value of a subclass comes back as what it equals: an IntEnum as an int, a
+    defaultdict as a dict; and a bytearray as bytes, an aware datetime in UTC. Arguments are those of `json`.
     """
     plain = msgpack_functions()
     return plain if kind is None else typed_functions("msgpack", kind, name, plain.decode)

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import tracemalloc
 import zlib
-from collections import Counter
+from collections import Counter, OrderedDict, defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta, timezone, tzinfo
@@ -381,7 +381,21 @@ def test_msgpack_without_a_type_refuses_what_it_would_read_as_something_else(val
 
 @pytest.mark.parametrize(
     "value",
-    [(1, "a", (2,)), {"a": (1, math.nan)}, math.nan, {math.nan: 1}, {(1, 2): [3]}, bytearray(b"a"), Number.ONE, Text.A],
+    [
+        (1, "a", (2,)),
+        {"a": (1, math.nan)},
+        math.nan,
+        {math.nan: 1},
+        {(1, 2): [3]},
+        bytearray(b"a"),
+        memoryview(b"a"),
+        Number.ONE,
+        Text.A,
+        [{Text.A: Number.ONE}],
+        OrderedDict(b=1, a=2),
+        defaultdict(list, a=[1]),
+        Counter("aab"),
+    ],
     ids=repr,
 )
 def test_msgpack_without_a_type_takes_what_comes_back_equal_and_tuples_as_lists(value: Any) -> None:
