@@ -223,7 +223,7 @@ class Events:
         self.listeners.pop(id(listener), None)
 
     def end(self) -> None:
-        """Drop all, and wake those that wait: nothing comes any more. Whoever waits then finds the store closed."""
+        """Drop all, and wake those that wait: nothing comes any more. Their threads then find the store closed."""
         for listener in list(self.listeners.values()):
             if isinstance(listener, Waiting):
                 listener.wake()
