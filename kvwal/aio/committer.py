@@ -217,7 +217,11 @@ class Committer:
         if self._current is not None or not group.entries:
             return
         if self._thread is None:
-            self._start()
+            try:
+                self._start()
+            except Exception as error:  # noqa: BLE001  # it goes to the tasks, which wait for an answer
+                self._refuse(error)
+                return
         pressure = self._engine.pressure
         if pressure.is_on and pressure.would_wait():
             self._current = _Group()
@@ -267,7 +271,7 @@ class Committer:
             self._leave(len(entries), size)
 
     def _refuse(self, failure: BaseException) -> None:
-        """Memory is short, or an archive behind, and will stay so: nothing in the open group can be written."""
+        """Nothing in the open group can be written: memory is short, an archive behind, or no thread is to be had."""
         group, self._open = self._open, _Group()
         for request, _ in group.entries:
             request.error = failure
@@ -313,7 +317,12 @@ class Committer:
     def _start(self) -> None:
         # A daemon, so that it keeps no process alive: a commit under way is ended by Store.close at exit.
         self._thread = threading.Thread(target=self._run, name="kvwal-aio-committer", daemon=True)
-        self._thread.start()
+        try:
+            self._thread.start()
+        except Exception:
+            # None was to be had; the next group may get one.
+            self._thread = None
+            raise
 
     def stop(self) -> None:
         """Let the thread end when it has done what it was given. From any thread, and from a finalizer."""

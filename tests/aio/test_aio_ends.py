@@ -427,6 +427,41 @@ def test_an_interruption_while_results_go_out_leaves_no_task_asleep(tmp_path: Pa
         assert sorted(task.result() for task in tasks) == list(range(1, 21))
 
 
+def without_threads(monkeypatch: pytest.MonkeyPatch, name: str) -> list[str]:
+    """From here on no thread of this name starts: the names of those that were refused."""
+    start = threading.Thread.start
+    refused: list[str] = []
+
+    def refuse(thread: threading.Thread) -> None:
+        if thread.name.startswith(name):
+            refused.append(thread.name)
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    return refused
+
+
+def test_commits_for_which_no_thread_starts_are_refused_and_those_after_them_are_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def main() -> None:
+        async with kvwal.aio.open(tmp_path / "s") as db:
+            with monkeypatch.context() as patch:
+                refused = without_threads(patch, "kvwal-aio-committer")
+                for times in (1, 2):
+                    tasks = [asyncio.ensure_future(db.put(b"%d" % number, b"")) for number in range(5)]
+                    await asyncio.wait(tasks, timeout=SLOW_S)
+                    for task in tasks:
+                        with pytest.raises(RuntimeError, match="can't start new thread"):
+                            task.result()
+                    assert (len(refused), db.pending_commits, db._committer.pending_bytes) == (times, 0, 0)
+            assert await db.put(b"a", b"1") == 1
+            assert [key async for key in db] == [b"a"]
+
+    run(main())
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
 def test_in_a_forked_child_everything_raises(tmp_path: Path) -> None:
     source = """
