@@ -49,15 +49,37 @@ class Workers:
         self.refuse_other_loops()
         future: asyncio.Future[_T] = self._loop.create_future()
         self._waiting += 1
+        job: _Job = (lambda: function(*args, **kwargs), future)
         # First: a finalizer may call `stop` at any place here, and the threads that it ends do what was given before.
-        self._jobs.put((lambda: function(*args, **kwargs), future))
-        if self._stopped:
-            self._start()
-            self._jobs.put(None)
-        elif self._waiting > self._threads < _MAX_THREADS:
-            self._threads += 1
-            self._start()
+        self._jobs.put(job)
+        if self._stopped or self._waiting > self._threads < _MAX_THREADS:
+            try:
+                self._start()
+            except Exception:
+                # Without a thread more, those that run do it.
+                if not self._threads and self._take_back(job):
+                    self._waiting -= 1
+                    raise
+            else:
+                if self._stopped:
+                    self._jobs.put(None)
+                else:
+                    self._threads += 1
         return future
+
+    def _take_back(self, job: _Job) -> bool:
+        """Take a job out of the queue; False if a thread has it."""
+        others: list[_Job | None] = []
+        try:
+            while True:
+                others.append(self._jobs.get_nowait())
+        except Empty:
+            pass
+        is_there = job in others
+        for other in others:
+            if other is not job:
+                self._jobs.put(other)
+        return is_there
 
     def _start(self) -> None:
         threading.Thread(target=self._work, name="kvwal-aio-reader", daemon=True).start()

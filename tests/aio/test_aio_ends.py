@@ -19,6 +19,7 @@ from wrapped_files import WrappedFiles
 import kvwal
 import kvwal.aio
 from kvwal.aio import AsyncStore, committed_seqno
+from kvwal.aio.workers import Workers
 from kvwal.testing import SimulatedDisk
 
 # -- loops, threads, processes ----------------------------------------------------------------
@@ -458,6 +459,49 @@ def test_commits_for_which_no_thread_starts_are_refused_and_those_after_them_are
                     assert (len(refused), db.pending_commits, db._committer.pending_bytes) == (times, 0, 0)
             assert await db.put(b"a", b"1") == 1
             assert [key async for key in db] == [b"a"]
+
+    run(main())
+
+
+def test_a_read_for_which_no_thread_starts_is_refused_and_never_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def main() -> None:
+        workers = Workers(asyncio.get_running_loop())
+        done: list[int] = []
+        try:
+            # More than there are ever threads; and, once they were told to end, those of one job each.
+            for stopped in (False, True):
+                if stopped:
+                    workers.stop()
+                with monkeypatch.context() as patch:
+                    refused = without_threads(patch, "kvwal-aio-reader")
+                    for number in range(8):
+                        with pytest.raises(RuntimeError, match="can't start new thread"):
+                            workers.submit(done.append, number)
+                    assert len(refused) == 8
+                await workers.submit(done.append, 100)
+            assert done == [100, 100]
+        finally:
+            workers.stop()
+
+    run(main())
+
+
+def test_a_read_for_which_no_further_thread_starts_is_made_by_those_that_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def main() -> None:
+        workers = Workers(asyncio.get_running_loop())
+        may_end = threading.Event()
+        try:
+            first = workers.submit(may_end.wait, SLOW_S)
+            with monkeypatch.context() as patch:
+                refused = without_threads(patch, "kvwal-aio-reader")
+                others = [workers.submit(int, number) for number in range(5)]
+                assert len(refused) == 5
+            may_end.set()
+            assert await first
+            assert await asyncio.gather(*others) == [0, 1, 2, 3, 4]
+        finally:
+            may_end.set()
+            workers.stop()
 
     run(main())
 
