@@ -58,12 +58,12 @@ def committed_seqno(error: BaseException | None) -> Seqno | None:
     Args:
         error: the `CancelledError`, or what it became: the `TimeoutError` of `asyncio.timeout` or `wait_for`.
     """
-    while error is not None:
-        seqno = getattr(error, _SEQNO_ATTRIBUTE, None)
-        if seqno is not None:
-            return Seqno(seqno)
-        error = error.__cause__ or error.__context__
-    return None
+    seen: set[int] = set()
+    # Only to the cancellation that it comes from: behind that one are those of other commits.
+    while isinstance(error, TimeoutError) and id(error) not in seen:
+        seen.add(id(error))
+        error = error.__cause__
+    return getattr(error, _SEQNO_ATTRIBUTE, None)
 
 
 def say_committed(error: BaseException, seqno: Seqno) -> None:

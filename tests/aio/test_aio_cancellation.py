@@ -95,6 +95,57 @@ def test_a_timeout_says_whether_the_commit_was_written(tmp_path: Path, how: str)
     run(main())
 
 
+def test_a_withdrawn_commit_is_not_taken_for_one_that_was_written_before(tmp_path: Path) -> None:
+    async def main() -> None:
+        opening, gate = gated(tmp_path)
+
+        async def cancelled(db: kvwal.aio.AsyncStore, *, begun: bool) -> None:
+            """A put that is cancelled before its hand-over, or once it was begun."""
+            task = asyncio.current_task()
+            assert task is not None
+            gate.close()
+
+            def cancel() -> None:
+                task.cancel()
+                gate.open()
+
+            if begun:
+                waiting = asyncio.ensure_future(gate.reached())
+                waiting.add_done_callback(lambda _: cancel())
+            else:
+                asyncio.get_running_loop().call_soon(cancel)
+            try:
+                await db.put(b"begun" if begun else b"withdrawn", b"")
+            finally:
+                task.uncancel()
+
+        async with opening as db:
+            try:
+                await cancelled(db, begun=True)
+            except asyncio.CancelledError as first:
+                assert committed_seqno(first) == 1
+                with pytest.raises(asyncio.CancelledError) as caught:
+                    await cancelled(db, begun=False)
+                assert caught.value.__context__ is first
+                assert committed_seqno(caught.value) is None
+                timeout = TimeoutError()
+                timeout.__cause__ = caught.value
+                assert committed_seqno(timeout) is None
+                timeout.__cause__ = first
+                assert committed_seqno(timeout) == 1
+            assert [key async for key in db] == [b"begun"]
+
+    run(main())
+
+
+def test_errors_that_are_each_others_cause_say_nothing_of_a_commit() -> None:
+    one, other = TimeoutError("one"), TimeoutError("other")
+    one.__cause__, other.__cause__ = other, one
+    assert committed_seqno(one) is None
+    assert committed_seqno(ValueError()) is None
+    assert committed_seqno(None) is None
+
+
 def test_a_commit_that_was_begun_and_failed_is_reported_as_not_written(tmp_path: Path) -> None:
     async def main() -> None:
         opening, gate = gated(tmp_path)
