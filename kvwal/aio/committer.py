@@ -45,7 +45,8 @@ from kvwal.keys import Seqno
 
 __all__ = ["Committer", "committed_seqno", "say_committed"]
 
-_Entry: TypeAlias = tuple[CommitRequest, asyncio.Future[None]]
+# With the bytes that it was admitted with: an operation sets its writes later.
+_Entry: TypeAlias = tuple[CommitRequest, asyncio.Future[None], int]
 
 _SEQNO_ATTRIBUTE: Final = "kvwal_seqno"
 # Stands as the error of a request that was withdrawn; it is never raised.
@@ -142,13 +143,13 @@ class Committer:
             self.pending_bytes += size
         future = self._loop.create_future()
         group = self._open
-        group.entries.append((request, future))
+        group.entries.append((request, future, size))
         if not self._scheduled:
             self._schedule()
         try:
             await future
         except asyncio.CancelledError as error:
-            await self._cancelled(request, group, error)
+            await self._cancelled(request, size, group, error)
             raise
         if request.error is not None:
             # The pipeline gives all of a group the same exception: begin its traceback anew.
@@ -228,7 +229,7 @@ class Committer:
             self._jobs.put(self._current)
             return
         self._open = _Group()
-        if any(future.cancelled() for _, future in group.entries):
+        if any(future.cancelled() for _, future, _ in group.entries):
             self._withdraw(group)
             if not group.entries:
                 return
@@ -257,8 +258,8 @@ class Committer:
         entries, group.entries = group.entries, []
         size = 0
         try:
-            for request, future in entries:
-                size += request.writes.size
+            for _, future, admitted in entries:
+                size += admitted
                 resolve(future, None)
             for waiter in group.waiters:
                 resolve(waiter, None)
@@ -273,16 +274,18 @@ class Committer:
     def _refuse(self, failure: BaseException) -> None:
         """Nothing in the open group can be written: memory is short, an archive behind, or no thread is to be had."""
         group, self._open = self._open, _Group()
-        for request, _ in group.entries:
+        for request, _, _ in group.entries:
             request.error = failure
         group.begun = group.finished = True
         self._deliver(group)
 
-    async def _cancelled(self, request: CommitRequest, group: _Group, error: asyncio.CancelledError) -> None:
+    async def _cancelled(
+        self, request: CommitRequest, size: int, group: _Group, error: asyncio.CancelledError
+    ) -> None:
         """The task was cancelled: withdraw the commit, or wait for its end and say how it ended."""
         if not group.begun or request.error is _WITHDRAWN:
             # Its future is cancelled, which the hand-over sees.
-            self._leave(1, request.writes.size)
+            self._leave(1, size)
             return
         while not group.finished:
             waiter = self._loop.create_future()
@@ -334,7 +337,7 @@ class Committer:
                 self._work(group)
             except BaseException as error:  # noqa: BLE001  # whatever it is, tasks wait for an answer
                 group.failure = error
-                for request, _ in group.entries:
+                for request, _, _ in group.entries:
                     if not request.done and request.error is None:
                         request.error = error
             group.finished = True
@@ -346,7 +349,7 @@ class Committer:
 
     def _work(self, group: _Group) -> None:
         queue, pressure = self._engine.queue, self._engine.pressure
-        requests = [request for request, _ in group.entries]
+        requests = [request for request, _, _ in group.entries]
         if pressure.is_on:
             deleting = all(request.writes.only_deletes for request in requests)
             pressure.relieve(deleting=deleting, may_wait=self._refuse_if_ending)

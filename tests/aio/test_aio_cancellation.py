@@ -342,6 +342,33 @@ def test_no_more_bytes_are_pending_than_allowed(tmp_path: Path) -> None:
     run(main())
 
 
+def test_what_operations_write_leaves_the_limit_of_bytes_as_it_is(tmp_path: Path) -> None:
+    async def main() -> None:
+        opening, gate = gated(tmp_path, max_pending_bytes=10_000)
+        async with opening as db:
+            await asyncio.gather(*(db.put_if_absent(b"o%d" % number, bytes(2_000)) for number in range(50)))
+            assert db._committer.pending_bytes == 0
+            gate.close()
+            operations = [asyncio.ensure_future(db.put_if_absent(b"p%d" % number, bytes(2_000))) for number in range(3)]
+            await gate.reached()
+            for operation in operations:
+                operation.cancel()
+            await ready()
+            gate.open()
+            await asyncio.wait(operations)
+            assert db._committer.pending_bytes == 0
+            gate.close()
+            tasks = [asyncio.ensure_future(db.put(b"%03d" % number, bytes(997))) for number in range(40)]
+            await gate.reached()
+            await ready()
+            assert db.pending_commits == 10
+            gate.open()
+            await asyncio.gather(*tasks)
+            assert (db.pending_commits, db._committer.pending_bytes) == (0, 0)
+
+    run(main())
+
+
 def test_one_that_gives_up_its_turn_lets_in_those_behind_it(tmp_path: Path) -> None:
     async def main() -> None:
         opening, gate = gated(tmp_path, max_pending_bytes=10_000)

@@ -408,8 +408,8 @@ def test_an_interruption_while_results_go_out_leaves_no_task_asleep(tmp_path: Pa
 
             def struck(group: Any) -> None:
                 work(group)
-                request, future = group.entries[10]
-                group.entries[10] = (request, Struck(future))
+                request, future, size = group.entries[10]
+                group.entries[10] = (request, Struck(future), size)
 
             committer._work = struck  # type: ignore[method-assign]
             tasks.extend(loop.create_task(db.put(b"%d" % number, b"")) for number in range(20))
