@@ -396,7 +396,7 @@ def test_a_step_of_a_queue_in_a_table_passes_as_few_keys_after_thousands_of_item
                 assert queue.popitem(last=last) == model.popitem(edge)
             else:
                 if index is not None:
-                    key = next(iter(index.keys(equal=b"x", reverse=last, limit=1)))
+                    _, key = next(iter(index.keys(equal=b"x", reverse=last, limit=1)))
                 else:
                     pair = queue.last() if last else queue.first()
                     assert pair is not None
