@@ -48,13 +48,17 @@ class Scan(Uncopied, AsyncIterator[_T], Generic[_T]):
         return self
 
     async def __anext__(self) -> _T:
-        for entry in self._entries:
-            return entry
-        while self._chunks is not None:
+        while True:
+            try:
+                for entry in self._entries:
+                    return entry
+            except BaseException:
+                # A codec's: as that of a thread, the iteration ends, since the rest of the chunk is gone.
+                self._end()
+                raise
+            if self._chunks is None:
+                raise StopAsyncIteration
             await self._fetch()
-            for entry in self._entries:
-                return entry
-        raise StopAsyncIteration
 
     async def _fetch(self) -> None:
         if self._running:
@@ -83,6 +87,9 @@ class Scan(Uncopied, AsyncIterator[_T], Generic[_T]):
 
     async def aclose(self) -> None:
         """End the iteration and give its moment back. Idempotent."""
+        self._end()
+
+    def _end(self) -> None:
         self._chunks = None
         self._fetched = None
         self._entries = iter(())

@@ -19,6 +19,7 @@ from store_fixtures import readers_in
 import kvwal
 import kvwal.aio
 from kvwal.aio import AsyncStore, AsyncTransaction
+from kvwal.codecs.codec import ValueFunctions
 
 # -- every method -----------------------------------------------------------------------------
 
@@ -231,6 +232,30 @@ def test_a_scan_sees_the_moment_of_the_call_and_writes_go_on(tmp_path: Path) -> 
                 seen += 1
             assert seen == 5000
             assert await anext(scan, None) is None
+
+    run(main())
+
+
+@pytest.mark.parametrize("limit", [None, 500])
+def test_a_scan_is_over_after_a_value_that_cannot_be_decoded(tmp_path: Path, limit: int | None) -> None:
+    def decode(value: bytes) -> int:
+        if value == b"100":
+            raise kvwal.CodecError("mine", value, "this one is bad")
+        return int(value)
+
+    codec = ValueFunctions("mine", lambda value: b"%d" % value, decode)
+
+    async def main() -> None:
+        async with kvwal.aio.open(tmp_path / "s") as db:
+            table = db.table("t", int, codec)
+            await table.update({number: number for number in range(3_000)})
+            scan = table.scan(limit=limit)
+            for number in range(100):
+                assert await anext(scan) == (number, number)
+            with pytest.raises(kvwal.CodecError):
+                await anext(scan)
+            assert [pair async for pair in scan] == [], "none is left out in the middle"
+            assert readers_in(await db.pins()) == []
 
     run(main())
 
