@@ -73,6 +73,9 @@ class Scan(Uncopied, AsyncIterator[_T], Generic[_T]):
             got, count, over = await asyncio.shield(fetched)
         finally:
             self._running = False
+        if self._chunks is None:
+            # Closed by another task meanwhile.
+            return
         # Only now: a cancellation may come after the chunks are there. An error stays, and is raised again.
         self._fetched = None
         self._most = min(max(2 * self._most, _FIRST_ENTRIES), _MAX_ENTRIES)

@@ -260,6 +260,22 @@ def test_a_scan_is_over_after_a_value_that_cannot_be_decoded(tmp_path: Path, lim
     run(main())
 
 
+def test_a_scan_that_is_closed_beside_a_waiting_step_is_over(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with kvwal.aio.open(tmp_path / "s") as db:
+            await db.update({b"%05d" % number: b"" for number in range(500)})
+            scan = db.scan()
+            step = asyncio.ensure_future(anext(scan, None))
+            await asyncio.sleep(0)
+            assert not step.done()
+            await scan.aclose()
+            assert await step is None
+            assert [pair async for pair in scan] == []
+            assert readers_in(await db.pins()) == []
+
+    run(main())
+
+
 @pytest.mark.parametrize("end", ["drop", "aclose", "cancel", "exhaust", "limit"])
 def test_an_iterator_that_ends_gives_its_pin_back(tmp_path: Path, end: str) -> None:
     async def main() -> None:
