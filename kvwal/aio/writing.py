@@ -160,11 +160,14 @@ class AsyncWriting(AsyncOpened):
         await self._commits.operation(update, durability)
         return update
 
-    async def setdefault(self, key: BytesLike, default: BytesLike) -> bytes:
+    async def setdefault(self, key: BytesLike, default: BytesLike | None = None) -> bytes:
         """The value of `key`; if there is none, put `default` first. Atomic, and never a conflict."""
-        checked, other = as_key(key), as_value(default)
-        value = (await self._update(checked, lambda old: other if old is None else old)).new
-        assert value is not None
+        checked = as_key(key)
+        value = await self._read(checked)
+        if value is None:
+            other = as_value(default)
+            value = (await self._update(checked, lambda old: other if old is None else old)).new
+            assert value is not None
         return value
 
     async def pop(self, key: BytesLike, default: Any = MISSING) -> Any:

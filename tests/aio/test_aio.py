@@ -57,6 +57,9 @@ def test_the_methods_do_what_those_of_the_store_do(tmp_path: Path) -> None:
             assert await db.delete_range(b"k1", b"k4") == 6
             assert [key async for key in db] == [b"b", b"k0", b"k4", b"x"]
             assert await db.setdefault(b"b", b"other") == b"2"
+            assert await db.setdefault(b"b") == b"2", "the default is not looked at"
+            with pytest.raises(TypeError):
+                await db.setdefault(b"new")
             assert await db.setdefault(b"new", b"other") == b"other"
             assert await db.pop(b"new") == b"other"
             assert await db.pop(b"new", None) is None
