@@ -98,7 +98,7 @@ BACKUP_MUTANTS: tuple[Mutant, ...] = (
     _mutant(
         "an answer is taken for the unit",
         "archive/test_archiver_failures.py::test_the_mark_stays_until_what_comes_back_is_what_was_put",
-        (_ARCHIVER + "_put", "if destination.get(name) != data:", "if False:"),
+        (_ARCHIVER + "_put", "if destination.get(name, size=len(data) + 1) != data:", "if False:"),
     ),
     _mutant(
         "log is let go of as it becomes durable",
