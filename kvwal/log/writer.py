@@ -344,8 +344,10 @@ class SegmentWriter(ABC):
             try:
                 self._unmake()
             except OSError as failure:
-                self._failure = failure
-                return self._poisoned(failure)
+                # A copy-on-write file system may need space even to write over what is there.
+                if not is_full(failure):
+                    self._failure = failure
+                    return self._poisoned(failure)
             # The next segment supersedes this one.
             self._left = True
             self._failure = None

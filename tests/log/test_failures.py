@@ -200,7 +200,7 @@ def test_a_refused_commit_that_cannot_be_unmade_poisons(disk: SimulatedDisk, rig
     log = rig.create()
     rig.fill(log, 3)
     disk.fail("pwrite", error=errno.ENOSPC, effect="all")
-    disk.fail("pwrite", nth=2, error=errno.ENOSPC)
+    disk.fail("pwrite", nth=2, error=errno.EIO)
     with pytest.raises(PoisonedError):
         log.append([body(4)])
     disk.heal()
