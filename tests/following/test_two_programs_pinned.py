@@ -95,7 +95,8 @@ class Live:
         if not self._is_over:
             self._gone.release()
             self._go.acquire()
-        if self._is_over:
+        # Not in the thread that ends a close which this one leaves.
+        if self._is_over and threading.current_thread() is self._thread:
             raise Over
 
     def advance(self, count: int) -> None:
