@@ -9,7 +9,7 @@ from typing import Any
 
 from kvwal.batch import WriteBatch
 from kvwal.engine.commit import CommitQueue
-from kvwal.engine.gaps import Gaps
+from kvwal.engine.gaps import TableGaps
 from kvwal.engine.indexing import Indexes
 from kvwal.engine.memtable import Memtable
 from kvwal.engine.publish import Publisher
@@ -139,7 +139,7 @@ class FakeEngine:
     def __init__(self, pressure: Any) -> None:
         pages: Any = FakePages()
         self.state = State(pages, cache_bytes=1 << 20)
-        gaps, moments = Gaps(), Moments(self.state, lambda: 0)
+        gaps, moments = TableGaps(), Moments(self.state, lambda: 0)
         self.reads = Reads(self.state, moments, gaps)
         self.tables = Tables(self.state, self.reads)
         self.publisher = Publisher(self.state, moments, gaps, pressure)
