@@ -27,7 +27,7 @@ _LONGEST_BOUND: Final = 512
 _STRIDE: Final = 1021
 # Puts that are remembered to judge a proposal by; a scan that more puts overtook proposes in vain.
 _RECENT_PUTS: Final = 4096
-# Tables that have some between two checkpoints.
+# At most this number of tables has some at a time.
 _MOST_TABLES: Final = 64
 _start_of: Final[Callable[[KeyRange], bytes]] = itemgetter(0)
 

@@ -341,29 +341,38 @@ class SegmentWriter(ABC):
 
     def _write_failed(self, error: OSError) -> Exception:
         if isinstance(error, RefusedError) or is_full(error):
-            try:
-                self._unmake()
-            except OSError as failure:
-                # A copy-on-write file system may need space even to write over what is there.
-                if not is_full(failure):
-                    self._failure = failure
-                    return self._poisoned(failure)
+            file = self._file
+            assert file is not None, "it was written to"
             # The next segment supersedes this one.
             self._left = True
+            try:
+                self._unmake(file)
+            except OSError as failure:
+                self._failure = failure
+                return self._poisoned(failure)
+            except BaseException:
+                # As where an append, or a flush, is interrupted.
+                self._failure = file.flush_failure
+                raise
             self._failure = None
             return disk_full() if is_full(error) else RefusedError(error.errno, error.strerror, error.filename)
         return self._poisoned(error)
 
-    def _unmake(self) -> None:
+    def _unmake(self, file: File) -> None:
         """Durability: whole records of a write that was refused are no commits, also where no segment follows.
 
         Without its header the first one is none, and so none of those behind it.
         """
-        file, offset = self._file, self._offset
-        assert file is not None, "it was written to"
-        if file.pread(RECORD_HEADER_BYTES, offset).strip(b"\0"):
-            file.pwrite(bytes(RECORD_HEADER_BYTES), offset)
-            file.datasync()
+        if not file.pread(RECORD_HEADER_BYTES, self._offset).strip(b"\0"):
+            return
+        try:
+            file.pwrite(bytes(RECORD_HEADER_BYTES), self._offset)
+        except OSError as failure:
+            # A copy-on-write file system may need space even to write over what is there.
+            if is_full(failure):
+                return
+            raise
+        file.datasync()
 
     def sync(self) -> None:
         """Flush. Durable on return: every commit that was appended before the call."""

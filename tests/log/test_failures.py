@@ -196,17 +196,50 @@ def test_commits_that_were_refused_do_not_come_back(error: int, end: str):
         assert rig.replay()[0] == [1, 2, 3]
 
 
-def test_a_refused_commit_that_cannot_be_unmade_poisons(disk: SimulatedDisk, rig: LogRig):
+@pytest.mark.parametrize(("op", "nth"), [("pread", 1), ("pwrite", 2), ("fsync", 1)])
+@pytest.mark.parametrize("error", [errno.EIO, errno.ENOSPC])
+def test_a_refused_commit_that_cannot_be_unmade_poisons_but_for_want_of_space(
+    disk: SimulatedDisk, rig: LogRig, op: str, nth: int, error: int
+):
+    """A flush that failed poisons whatever it said: what it was to flush may be gone."""
     log = rig.create()
     rig.fill(log, 3)
     disk.fail("pwrite", error=errno.ENOSPC, effect="all")
-    disk.fail("pwrite", nth=2, error=errno.EIO)
-    with pytest.raises(PoisonedError):
-        log.append([body(4)])
-    disk.heal()
-    with pytest.raises(PoisonedError):
-        log.append([body(4)])
+    disk.fail(op, nth=nth, error=error)
+    if (op, error) == ("pwrite", errno.ENOSPC):
+        with pytest.raises(DiskFullError):
+            log.append([body(9)])
+        disk.heal()
+        rig.fill(log, 2)
+        log.close()
+        assert rig.replay()[0] == [1, 2, 3, 4, 5]
+        return
+    for _ in range(2):
+        with pytest.raises(PoisonedError):
+            log.append([body(4)])
+        disk.heal()
     log.abandon()
+
+
+@pytest.mark.parametrize("op", ["pwrite", "datasync"])
+def test_where_the_unmaking_is_interrupted_the_log_goes_on(disk: SimulatedDisk, rig: LogRig, op: str):
+    log = rig.create()
+    rig.fill(log, 3)
+    fault = disk.fail("pwrite", error=errno.ENOSPC, effect="all")
+
+    def watch(operation: Operation) -> None:
+        if fault.struck and operation.name == op:
+            raise Interrupt
+
+    disk.watcher = watch
+    with pytest.raises(Interrupt):
+        log.append([body(n) for n in range(4, 7)])
+    disk.watcher = None
+    disk.heal()
+    assert log.last_seqno == 3
+    rig.fill(log, 1)
+    log.close()
+    assert rig.replay()[0] == [1, 2, 3, 4]
 
 
 def test_an_append_on_a_disk_with_little_space_needs_space_for_itself(disk: SimulatedDisk, rig: LogRig):
