@@ -71,35 +71,41 @@ def test_a_poisoned_store_does_not_end_the_thread_as_it_falls_asleep(
         assert background._thread.is_alive()
 
 
+class Clocked:
+    """The operating system's files, but for time."""
+
+    def __init__(self, now_s: float = 0.0, taken_s: float = 0.0) -> None:
+        """`taken_s`: for how long each pause lasts."""
+        self.now_s = now_s
+        self.pauses: list[float] = []
+        self._taken_s = taken_s
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(system_files(), name)
+
+    def monotonic_s(self) -> float:
+        return self.now_s
+
+    def give_way(self, pause_s: float) -> None:
+        self.now_s += self._taken_s
+        self.pauses.append(pause_s)
+
+
 def test_a_checkpoint_lets_a_commit_that_is_under_way_go_on(tmp_path: Path) -> None:
     """A thread needs longer to take the interpreter than the shortest of pauses lasts, and would lose it every time."""
-    pauses: list[float] = []
-    clock = 0.0
-
-    class Files:
-        """The operating system's, but for time."""
-
-        def __getattr__(self, name: str) -> Any:
-            return getattr(system_files(), name)
-
-        def monotonic_s(self) -> float:
-            return clock
-
-        def give_way(self, pause_s: float) -> None:
-            pauses.append(pause_s)
-
-    with kvwal.open(tmp_path / "a.kv", background=False, files=Files()) as db:
+    files: Any = Clocked()
+    with kvwal.open(tmp_path / "a.kv", background=False, files=files) as db:
         checkpointer = db.engine._checkpointer
         assert checkpointer is not None
         work = checkpointer._yield_to_writers
         for now in (1.0, 1.0001, 1.0004, 1.0006, 1.0008):
-            clock = now
+            files.now_s = now
             work()
-        assert pauses == [0, 0], "after half a millisecond of work each"
+        assert files.pauses == [0, 0], "after half a millisecond of work each"
         for now in (2.0, 2.0001, 2.0004, 2.0006, 2.0008):
-            clock = now
+            files.now_s = now
             db.engine.queue.run(work)
-        assert pauses == [0, 0, 0.0002, 0.0002, 0.0002]
+        assert files.pauses == [0, 0, 0.0002, 0.0002, 0.0002]
 
 
 @pytest.mark.parametrize(
@@ -115,54 +121,47 @@ def test_a_checkpoint_lets_a_commit_that_is_under_way_go_on(tmp_path: Path) -> N
 def test_key_indexes_rest_where_a_reader_takes_the_interpreter(
     tmp_path: Path, taken_s: float, is_quiet: bool, is_busy: bool, expected: list[float]
 ) -> None:
-    pauses, clock = [], 5.0
-
-    class Files:
-        def __getattr__(self, name: str) -> Any:
-            return getattr(system_files(), name)
-
-        def monotonic_s(self) -> float:
-            return clock
-
-        def give_way(self, pause_s: float) -> None:
-            nonlocal clock
-            clock += taken_s
-            pauses.append(pause_s)
-
-    with kvwal.open(tmp_path / "a.kv", files=Files()) as db:
+    files: Any = Clocked(5.0, taken_s)
+    with kvwal.open(tmp_path / "a.kv", files=files) as db:
         background = by_hand(db)
-        pauses.clear()
+        files.pauses.clear()
         background._quiet, background._stopping = is_quiet, False
         queue = SimpleNamespace(is_busy=lambda: is_busy)
         background._queue = queue  # type: ignore[assignment]  # what is asked of it
 
         def steps() -> Generator[None, None, None]:
-            nonlocal clock
             for _ in range(5):
-                clock += 0.0001
+                files.now_s += 0.0001
                 yield
 
         background._indexing = steps()
         background._make_indexes()
-    assert pauses == expected
+    assert files.pauses == expected
+
+
+@pytest.mark.parametrize(("taken_s", "expected"), [(0.00015, [0, 0]), (0.00025, [0, 0.0012] * 2)])
+def test_indexes_of_tables_rest_where_a_reader_takes_the_interpreter(
+    tmp_path: Path, taken_s: float, expected: list[float]
+) -> None:
+    files: Any = Clocked(5.0, taken_s)
+    with kvwal.open(tmp_path / "a.kv", files=files) as db:
+        background = by_hand(db)
+        files.pauses.clear()
+        background._stopping = False
+        building: Any = SimpleNamespace(is_due=lambda: True, steps=lambda: iter(()))
+        background._table_indexes, background._indexing_tables = building, (None for _ in range(2))
+        background._see_to_table_indexes()
+    assert files.pauses == expected
 
 
 def test_a_store_that_is_closed_at_once_does_not_wait_for_key_indexes(tmp_path: Path) -> None:
-    clock = 5.0
-
-    class Files:
-        def __getattr__(self, name: str) -> Any:
-            return getattr(system_files(), name)
-
-        def monotonic_s(self) -> float:
-            return clock
-
-    with kvwal.open(tmp_path / "a.kv", files=Files(), **TINY) as db:
+    files: Any = Clocked(5.0)
+    with kvwal.open(tmp_path / "a.kv", files=files, **TINY) as db:
         background = by_hand(db)
         while not db.engine.upkeep.consumers.log().key_history.lacks_indexes():
             db.put(b"k", b"v" * 100)
         assert not background._indexes_are_due()
-        clock += 0.2
+        files.now_s += 0.2
         assert background._indexes_are_due()
 
 
