@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator
+from math import inf
 from random import Random
 from typing import Any
 
@@ -430,3 +431,59 @@ def test_gaps_of_tables_are_kept_apart_and_end_with_a_checkpoint() -> None:
     gaps.clear()
     assert not gaps.active
     assert gaps.skip(3, b"a", None, reverse=False) == (b"a", None)
+
+
+KINDS = ["put", "put", "expire", "delete", "pop", "pop", "time", "remove", "checkpoint", "clear"]
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_tables_with_gaps_are_dicts_with_times(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Puts of tables, entries of an index, and rows of what expires are told to the gaps of each."""
+    monkeypatch.setattr("kvwal.engine.reads.WORTHWHILE", 1)
+    draw, disk = Random(seed), SimulatedDisk()
+    with kvwal.open("/kv", files=disk, background=False, durability="os") as db:
+        tables = [db.table(name, int, bytes) for name in ("a", "b")]
+        indexes = [table.index("i", key=lambda value: value[:1], codec=bytes) for table in tables]
+        models: list[dict[int, tuple[bytes, float]]] = [{}, {}]
+        now_s = 0.0
+        for _ in range(500):
+            which = draw.randrange(2)
+            table, index, model = tables[which], indexes[which], models[which]
+            key, value = draw.randrange(30), draw.choice(b"xyz").to_bytes() * 3
+            kind = draw.choice(KINDS)
+            if kind == "put":
+                table[key], model[key] = value, (value, inf)
+            elif kind == "expire":
+                lasts_s = draw.choice([1.0, 3.0])
+                table.put(key, value, expire_s=lasts_s)
+                model[key] = value, now_s + lasts_s
+            elif kind == "delete":
+                table.delete(key)
+                model.pop(key, None)
+            elif kind == "pop" and model:
+                last = draw.random() < 0.5
+                edge = max(model) if last else min(model)
+                assert table.popitem(last=last) == (edge, model.pop(edge)[0])
+            elif kind == "time":
+                disk.pass_time(0.75)
+                now_s += 0.75
+                for each in models:
+                    for gone in [key for key, (_, at_s) in each.items() if at_s <= now_s]:
+                        del each[gone]
+            elif kind == "remove":
+                while db.engine.expirer.remove():
+                    pass
+                expiring = sum(at_s < inf for each in models for _, at_s in each.values())
+                assert len(list(db.engine.expirer.rows())) >= expiring
+            elif kind == "checkpoint" and draw.random() < 0.2:
+                db.checkpoint()
+            elif kind == "clear" and draw.random() < 0.2:
+                table.clear()
+                model.clear()
+            pairs = [(key, value) for key, (value, _) in sorted(model.items())]
+            assert list(table.items()) == pairs
+            assert len(table) == len(pairs)
+            assert (table.first(), table.last()) == ((pairs[0], pairs[-1]) if pairs else (None, None))
+            assert list(index.keys()) == sorted((value[:1], key) for key, value in pairs)
+            assert index.count() == len(pairs)
+        assert db.verify().ok
