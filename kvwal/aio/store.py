@@ -282,6 +282,7 @@ class AsyncStore(AsyncWriting, AsyncRemembering, AsyncNaming):
             _, cancelled = await the_end_of(self._commits.closing)
             self._is_end_told = True
         except Exception:
+            # A cancellation tells nothing.
             self._is_end_told = True
             raise
         if cancelled is not None:
