@@ -69,8 +69,9 @@ class SegmentCursor:
         await_beyond: Callable[[Seqno, float | None], bool],
         when_beyond: Callable[[Seqno, Callable[[], object]], Callable[[], object]] | None = None,
         recent: Callable[[int], Record | None] | None = None,
+        newest: Callable[[], SegmentHeader | None] = lambda: None,
     ) -> None:
-        """`recent`: gives a commit that is in memory; None: none is."""
+        """`recent`: gives a commit that is in memory; None: none is. `newest`: the newest segment, if that changes."""
         self._reader = reader
         self._hold: Hold | None = hold
         self._until = until
@@ -78,6 +79,8 @@ class SegmentCursor:
         self._await_beyond = await_beyond
         self._when_beyond = when_beyond
         self._recent = recent
+        self._newest = newest
+        self._found_with = newest()
         #: The last commit that was handed out, or the one it began after.
         self.position = hold.after
         # The segment, the last commit in it if it has a successor, and how far it was walked.
@@ -174,6 +177,11 @@ class SegmentCursor:
 
     def _beyond(self, limit: Seqno, *, runs: bool) -> Iterator[Record | Run]:
         """The commits from the position to `limit`, which the log has."""
+        newest = self._newest()
+        if newest is not self._found_with:
+            # Invariant: what a segment holds beyond the beginning of the next one is superseded. Commits up to `limit`,
+            # which was known before, are in this newest segment or before it.
+            self._found_with, self._at = newest, None
         self._pass()
         while self.position < limit:
             found_now = self._at is None

@@ -181,7 +181,7 @@ class SegmentLog(SegmentWriter):
         hold = Hold({}, 0, after) if purpose is None and after is not None else self._hold(purpose or "", after)
         recent, waiting = self.recent if until is None else None, self._waiting
         waits = waiting.await_beyond, waiting.when_beyond
-        return SegmentCursor(self._reader, hold, until, self._durable, *waits, recent)
+        return SegmentCursor(self._reader, hold, until, self._durable, *waits, recent, lambda: self._header)
 
     def _segment_of(self, seqno: Seqno) -> tuple[Chain, Seqno]:
         return self._reader.chain, max(name for name in self._names() if name <= seqno)
@@ -232,6 +232,9 @@ class SegmentLog(SegmentWriter):
     def _roll(self, needed: int, planned: int | None = None) -> None:
         """Leave the current segment for a new one with space for `needed` bytes."""
         self.sync()
+        if self._has_remains:
+            # The next segment supersedes them, if it can be made.
+            self._unmake()
         created_us = max(self._now_us(), self.last_time_us)
         try:
             self._make_current(Seqno(self.last_seqno + 1), created_us, needed, planned=planned)
@@ -385,7 +388,9 @@ class SegmentLog(SegmentWriter):
         try:
             if self._failure is None and self._file is not None:
                 self.sync()
-                if not self._left:
+                if self._has_remains:
+                    self._unmake()
+                elif not self._left:
                     self._seal(self._file)
         finally:
             if self._failure is not None or self.durable_seqno == self.last_seqno:

@@ -27,7 +27,9 @@ __all__ = [
     "Readable",
     "Stop",
     "closed_record",
+    "is_in_order",
     "last_written",
+    "mark_at",
     "search",
     "walk",
     "walk_parts",
@@ -297,6 +299,30 @@ def _verify(file: Readable, header: SegmentHeader, offset: int, limit: int) -> F
     if crc32c(data[8:], (header.salt + offset) & 0xFFFFFFFF) != crc:
         return None
     return Found(offset, end, kind, seqno, watermark, time_us)
+
+
+def mark_at(file: Readable, header: SegmentHeader, offset: int) -> Found | None:
+    """The record here, if it verifies and is one without a body."""
+    return _verify(file, header, offset, offset + RECORD_HEADER_BYTES)
+
+
+def is_in_order(file: Readable, header: SegmentHeader, start: int, stop: int, last: int, most: int) -> bool:
+    """Whether the records from `start` to `stop`, behind commit `last`, follow each other, by their headers.
+
+    At most `most` are looked at, and none is verified.
+    """
+    for _ in range(most):
+        if start >= stop:
+            break
+        data = file.pread(RECORD_HEADER_BYTES, start)
+        if len(data) < RECORD_HEADER_BYTES:
+            return False
+        marker, _, length, kind, seqno, _, _ = RECORD_HEADER.unpack(data)
+        last += bool(is_commit(kind))
+        if marker != header.marker or seqno != last:
+            return False
+        start += RECORD_HEADER_BYTES + length
+    return True
 
 
 def closed_record(file: Readable, header: SegmentHeader, limit: int) -> Found | None:

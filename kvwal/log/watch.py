@@ -15,6 +15,8 @@ Rules:
   whole by then, if it ever was: a record is on disk before another one says so.
 - A look reads a bounded amount where nothing was written. A segment is written in order, and no byte of it twice. So
   once the bytes behind a place were examined, nothing is new before there is another one behind them that is not zero.
+- The exception: in place of the first record of a write that was refused its writer makes a mark. So where nothing is
+  new for some looks, what is not known to be on disk is looked at again.
 - Nothing is written, and no log is held: what was retired meanwhile is gone.
 """
 
@@ -35,7 +37,7 @@ from kvwal.log.record import Record
 from kvwal.log.run import Run
 from kvwal.log.segment import SegmentHeader
 from kvwal.log.tail import TailRow, Verdict, describe, failure, judge
-from kvwal.log.walk import Place, Readable, Stop, walk_parts, without_zeros
+from kvwal.log.walk import Place, Readable, Stop, is_in_order, mark_at, walk_parts, without_zeros
 
 __all__ = ["FollowedCursor", "Heard", "Tell", "Watch"]
 
@@ -50,6 +52,11 @@ _ZEROS: Final = bytes(_SWEEP_BYTES)
 _LAST_BYTES: Final = 4096
 # Bytes behind one place are examined at most twice in a row, and then after 2, 4 and at last this number of looks.
 _MOST_PAUSE: Final = 64
+# What is not known to be on disk is looked at again after this number of looks that found nothing new, after twice as
+# many, and at last after the number above.
+_FIRST_DOUBT: Final = 4
+# Then at most this number of records are looked at.
+_MOST_HEADERS: Final = 4096
 # In one look a segment is walked at most this number of times, and its end judged.
 _MOST_STEPS: Final = 4
 
@@ -149,6 +156,10 @@ class Watch:
         self._newest: _Newest | None = None
         # What was heard last.
         self._heard: Heard | None = None
+        # How far the newest segment was walked, and was on disk, as of the last look; how many looks found it so, and
+        # after how many of them what is not known to be on disk is looked at again.
+        self._stands: tuple[int, Seqno] | None = None
+        self._looks, self._doubts_at = 0, _FIRST_DOUBT
 
     def look(self, tell: Tell | None = None, heard: Heard | None = None, *, in_short: bool = False) -> bool:
         """Read on; whether all that there is was looked at. The first look reads as recovery does.
@@ -185,6 +196,18 @@ class Watch:
             _told(newest.passed, self.durable, tell)
         self._examine(newest, tell)
         self.saw_all = went_on or not newest.is_due
+        return True
+
+    def _doubts(self, newest: _Newest) -> bool:
+        """Whether to look again at what is not known to be on disk: its writer may have unmade it."""
+        place, stands = newest.place, (newest.place.offset, self.durable)
+        if stands != self._stands or max(place.last_seqno - self.durable, newest.examined - place.offset) <= 0:
+            self._stands, self._looks, self._doubts_at = stands, 0, _FIRST_DOUBT
+            return False
+        self._looks += 1
+        if self._looks < self._doubts_at:
+            return False
+        self._looks, self._doubts_at = 0, min(2 * self._doubts_at, _MOST_PAUSE)
         return True
 
     @property
@@ -240,12 +263,31 @@ class Watch:
         """Look for something that was not there, at once behind the end, and in the next part of what is left."""
         near = newest.end + _CHUNK_BYTES
         self._see(newest, newest.end, _CHUNK_BYTES)
-        if not newest.is_due:
+        if newest.is_due:
+            return
+        if self._doubts(newest):
+            self._look_again(newest)
+        else:
             begin = max(newest.swept, near)
             if begin >= newest.found.known.capacity:
                 begin = near
             self._see(newest, begin, _SWEEP_BYTES)
             newest.swept = begin + _SWEEP_BYTES
+
+    def _look_again(self, newest: _Newest) -> None:
+        """Read on from what is known to be on disk, if what was read behind that is not there any more."""
+        place, file, header = newest.place, newest.file, newest.found.known
+        if place.last_seqno > self.durable:
+            place = start_in(self._reader.chain, newest.found, self.durable)
+            for _ in walk_parts(file, header, header.capacity, place, until=self.durable, chunk_bytes=_CHUNK_BYTES):
+                pass
+            if is_in_order(file, header, place.offset, newest.place.offset, place.last_seqno, _MOST_HEADERS):
+                return
+        elif mark_at(file, header, place.offset) is None:
+            return
+        newest.examined = newest.wait = newest.pause = 0
+        newest.passed = deque()
+        newest.place = place
 
     def _see(self, newest: _Newest, offset: int, size: int) -> None:
         capacity = newest.found.known.capacity
@@ -337,10 +379,9 @@ class FollowedCursor(SegmentCursor):
 
         `refuse_if_replaced`: raises, after a segment was read, where it may be one of another store.
         """
-        super().__init__(reader, hold_kept(reader, after, durable()), until, durable, await_beyond, when_beyond)
+        hold = hold_kept(reader, after, durable())
+        super().__init__(reader, hold, until, durable, await_beyond, when_beyond, newest=segment)
         self._log = reader
-        self._newest = segment
-        self._found_with = segment()
         self._refuse_if_replaced = refuse_if_replaced
 
     def _next(self, runs_until: int) -> Record | Run | None:
@@ -364,9 +405,6 @@ class FollowedCursor(SegmentCursor):
         return self._hold is None
 
     def _beyond(self, limit: Seqno, *, runs: bool) -> Iterator[Record | Run]:
-        newest = self._newest()
-        if newest is not self._found_with:
-            self._found_with, self._at = newest, None
         parts = super()._beyond(limit, runs=runs)
         first = next(parts, None)
         if first is None:

@@ -2,16 +2,17 @@
 
 - A failed write or flush is final: every later call raises `PoisonedError`. A flush is never tried again.
 - A full disk is not a failure. Met while records are being written, it costs the segment: what was begun there is
-  superseded by the next one.
+  unmade, and the next append rolls.
 - The same holds for an exception that comes from outside (KeyboardInterrupt): an append it interrupts has not been
-  counted in `last_seqno`, its bytes will be superseded, and the next append rolls.
+  counted in `last_seqno`. What it has written is unmade before the next segment is made, or the log is closed.
 
 - The newest commits stay in memory while the log is followed (`recent`), as a read of the log would give them, so that
   each is not read again by each follower. What is not there is in the log, so there is no seam between the two.
 
 Invariant: `last_seqno` counts exactly the commits below `_offset` and in older segments.
 Invariant: a commit is kept in memory after it was counted, so its number is that of no other commit.
-Invariant: no byte at or beyond `_offset` of the current segment was ever written, unless `_left`.
+Invariant: no byte at or beyond `_offset` of the current segment was ever written, unless `_left`. Where no segment
+follows, no whole record of a write that was refused is there, unless the disk refuses to be written over as well.
 """
 
 from __future__ import annotations
@@ -102,6 +103,8 @@ class SegmentWriter(ABC):
         self._limit = -1
         # Nothing may be written to the current segment any more: the next append rolls.
         self._left = True
+        # There may be something behind `_offset` that a refused or interrupted write has left.
+        self._has_remains = False
         # Called by the next append.
         self._on_append: Callable[[], None] | None = None
         # For a flush.
@@ -161,6 +164,7 @@ class SegmentWriter(ABC):
         self._usable_end = usable_end
         self._index = index
         self._limit = limit
+        self._has_remains = False
         self._left = False
 
     def _leave(self) -> None:
@@ -218,8 +222,7 @@ class SegmentWriter(ABC):
             self._limit = -1
             raise self._write_failed(error) from error
         except BaseException:
-            self._left = True
-            self._limit = -1
+            self._interrupted(offset, seqno)
             raise
         if self._recent is not None and size <= _RECENT_BODY_BYTES:
             self._remember([self._record(kind, seqno, offset, now_us, rest[32:])])
@@ -320,13 +323,13 @@ class SegmentWriter(ABC):
 
     def _write(self, chunks: Sequence[Buffer], end: int, seqno: Seqno, time_us: int) -> None:
         """Write at the offset and count it, or leave the segment, or fail for good."""
-        file = self._file
+        file, offset = self._file, self._offset
         assert file is not None
         try:
             if len(chunks) == 1:
-                file.pwrite(chunks[0], self._offset)
+                file.pwrite(chunks[0], offset)
             else:
-                file.pwrite_all(chunks, self._offset)
+                file.pwrite_all(chunks, offset)
             self.last_time_us = time_us
             self._offset = end
             self.last_seqno = seqno
@@ -335,44 +338,59 @@ class SegmentWriter(ABC):
             self._limit = -1
             raise self._write_failed(error) from error
         except BaseException:
-            self._left = True
-            self._limit = -1
+            self._interrupted(offset, seqno)
             raise
+
+    def _interrupted(self, offset: int, seqno: int) -> None:
+        """A write at this offset, of commits up to this one, was interrupted: before it was counted, or after that."""
+        self._has_remains = self._left = True
+        self._limit = -1
+        if self.last_seqno != seqno:
+            self._offset = offset
 
     def _write_failed(self, error: OSError) -> Exception:
         if isinstance(error, RefusedError) or is_full(error):
-            file = self._file
-            assert file is not None, "it was written to"
             # The next segment supersedes this one.
-            self._left = True
-            try:
-                self._unmake(file)
-            except OSError as failure:
-                self._failure = failure
-                return self._poisoned(failure)
-            except BaseException:
-                # As where an append, or a flush, is interrupted.
-                self._failure = file.flush_failure
-                raise
+            self._has_remains = self._left = True
             self._failure = None
+            try:
+                self._unmake()
+            except PoisonedError as failure:
+                return failure
             return disk_full() if is_full(error) else RefusedError(error.errno, error.strerror, error.filename)
         return self._poisoned(error)
 
-    def _unmake(self, file: File) -> None:
+    def _unmake(self) -> None:
         """Durability: whole records of a write that was refused are no commits, also where no segment follows.
 
-        Without its header the first one is none, and so none of those behind it.
+        In place of the first one there is a mark, which says that all before it is on disk, to those who follow, too;
+        behind it none of the others is where it belongs. PoisonedError if a flush or the write fails.
         """
-        if not file.pread(RECORD_HEADER_BYTES, self._offset).strip(b"\0"):
-            return
+        self.sync()
+        file, offset, last = self._file, self._offset, self.last_seqno
+        assert file is not None, "it was written to"
+        mark = encode_record(self._marker, self._salt + offset, WATERMARK, last, last, self.last_time_us)
         try:
-            file.pwrite(bytes(RECORD_HEADER_BYTES), self._offset)
-        except OSError as failure:
-            # A copy-on-write file system may need space even to write over what is there.
-            if is_full(failure):
-                return
+            is_written = any(file.pread(RECORD_HEADER_BYTES, offset))
+            try:
+                file.pwrite(mark, offset)
+            except OSError as error:
+                # A copy-on-write file system may need space even to write over what is there.
+                if is_full(error):
+                    return
+                raise
+            if is_written:
+                file.datasync()
+        except OSError as error:
+            self._failure = error
+            self._limit = -1
+            raise self._poisoned(error) from error
+        except BaseException:
+            # As where a flush is interrupted.
+            self._failure = file.flush_failure
             raise
-        file.datasync()
+        self._marked = last
+        self._has_remains = False
 
     def sync(self) -> None:
         """Flush. Durable on return: every commit that was appended before the call."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import time
 from collections.abc import Callable
 from typing import Any
@@ -98,6 +99,38 @@ def test_a_large_record_is_read_when_it_has_arrived() -> None:
         # The others are those with the numbers 1, 2, 4, 7, 12, 21 and so on, and the last.
         assert sum(count > MOST_BYTES_DUE for count in counts) <= 10
         assert live.lag().commits == 1
+
+
+@pytest.mark.parametrize("before", [0, 40])
+@pytest.mark.parametrize("seen", ["whole", "in part"])
+def test_what_was_seen_and_then_refused_is_not_waited_for(seen: str, before: int) -> None:
+    """A look came while it was written; its writer unmade it, and makes no other commit."""
+    refuses: list[bool] = []
+
+    class Refusing(Wrapped):
+        def pwrite(self, data: bytes, offset: int) -> None:
+            if not refuses:
+                self.there.pwrite(data, offset)
+                return
+            refuses.clear()
+            self.there.pwrite(data if seen == "whole" else data[:-1], offset)
+            live.refresh()
+            raise OSError(errno.ENOSPC, "no space")
+
+    disk = SimulatedDisk()
+    files: Any = WrappedFiles(disk, Refusing)
+    with kvwal.open(PATH, files=files, background=False) as db:
+        for n in range(1 + before):
+            db.put(b"%d" % n, b"", durability="os" if n else "commit")
+        with kvwal.follow(PATH, pin=False, max_lag_s=3600, files=disk) as live:
+            refuses.append(True)
+            with pytest.raises(kvwal.DiskFullError):
+                db.update({b"%d" % n: bytes(500) for n in range(9)})
+            for _ in range(200):
+                live.refresh()
+            assert live.lag().commits == 0
+            assert live.position == db.position
+            assert live.get(b"0") == b""
 
 
 def test_a_place_that_is_examined_rarely_does_not_delay_another_one() -> None:

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from log_rig import LogRig, check_content, entry, simulated_disk
+from wrapped_files import Wrapped, WrappedFiles
 
 from kvwal.batch import WriteBatch
 from kvwal.errors import ClosedError, CorruptionError, DiskFullError, PoisonedError
@@ -18,6 +19,7 @@ from kvwal.files import system_files
 from kvwal.files.names import segment_name
 from kvwal.keys import Seqno
 from kvwal.log import Record, encode_intents, encode_put, extension_of, read_kept, writer
+from kvwal.log.record import RECORD_HEADER_BYTES
 from kvwal.log.waiting import Waiting
 from kvwal.testing import SimulatedDisk
 
@@ -251,6 +253,32 @@ def test_a_commit_that_was_refused_is_not_kept_for_another_of_its_number(rig: Lo
     log.append_put(*entry(2, 5000))
     log.sync()
     assert seqnos(cursor) == [2]
+
+
+@pytest.mark.parametrize("way", ["refused", "interrupted"])
+def test_what_a_segment_left_is_not_told_in_place_of_the_commit_of_that_number(disk: SimulatedDisk, way: str):
+    """Where it cannot be unmade, its whole record stays in the segment in which the cursor stands."""
+
+    class Left(Wrapped):
+        def pwrite(self, data: bytes, offset: int) -> None:
+            if armed and len(data) == RECORD_HEADER_BYTES:
+                raise OSError(errno.ENOSPC, "a mark needs space as well")
+            self.there.pwrite(data, offset)
+            if armed:
+                raise OSError(errno.ENOSPC, "no space") if way == "refused" else KeyboardInterrupt
+
+    armed: list[bool] = []
+    rig = LogRig(WrappedFiles(disk, Left), "/log")  # type: ignore[arg-type]
+    log = rig.create(segment_bytes=1 << 20)
+    cursor = log.read(Seqno(0))
+    rig.fill(log, 3, size=5000)
+    assert seqnos(cursor) == [1, 2, 3]
+    armed.append(True)
+    with pytest.raises(DiskFullError if way == "refused" else KeyboardInterrupt):
+        log.append_put(b"refused", bytes(5000))
+    armed.clear()
+    rig.fill(log, 2, size=5000)
+    assert seqnos(cursor) == [4, 5]
 
 
 def test_the_log_is_read_on_behind_what_was_told_from_memory(rig: LogRig, disk: SimulatedDisk):

@@ -14,6 +14,7 @@ from wrapped_files import Wrapped, WrappedFiles
 from kvwal.errors import DiskFullError, InternalError, PoisonedError, RefusedError
 from kvwal.keys import Seqno
 from kvwal.log import Record, SegmentLog
+from kvwal.log.record import RECORD_HEADER_BYTES
 from kvwal.testing import Operation, SimulatedDisk
 
 RECORD_BYTES = 40 + len(body(1))
@@ -240,6 +241,81 @@ def test_where_the_unmaking_is_interrupted_the_log_goes_on(disk: SimulatedDisk, 
     rig.fill(log, 1)
     log.close()
     assert rig.replay()[0] == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("end", ["close", "kill"])
+@pytest.mark.parametrize("code", [errno.EMFILE, errno.ENOSPC])
+@pytest.mark.parametrize("at", ["append", "append_put", "unmaking"])
+def test_what_was_interrupted_and_then_refused_does_not_come_back(at: str, code: int, end: str):
+    """No segment could be made for the rest of it, and whole records were left."""
+    disk = simulated_disk()
+    armed: list[bool] = []
+
+    class Interrupted(Wrapped):
+        def pwrite(self, data: bytes, offset: int) -> None:
+            if armed and at == "unmaking" and len(data) == RECORD_HEADER_BYTES:
+                armed.clear()
+                raise Interrupt
+            self.there.pwrite(data, offset)
+            if armed and at == "unmaking":
+                raise OSError(errno.ENOSPC, "no space")
+            if armed:
+                armed.clear()
+                raise Interrupt
+
+    rig = LogRig(WrappedFiles(disk, Interrupted), "/log")  # type: ignore[arg-type]
+    log = rig.create()
+    rig.fill(log, 3)
+    armed.append(True)
+    with pytest.raises(Interrupt):
+        log.append_put(*entry(4)) if at == "append_put" else log.append([body(4), body(5)])
+    assert not armed
+    disk.fail("create", error=code, forever=True)
+    for _ in range(2):
+        with pytest.raises((RefusedError, DiskFullError)):
+            log.append([body(4), body(5)])
+    log.close() if end == "close" else log.abandon()
+    disk.heal()
+    assert LogRig(disk.crash(random.Random(1)), "/log").replay()[0] == [1, 2, 3]
+    seqnos, log_end = rig.replay()
+    assert (seqnos, log_end.watermark) == ([1, 2, 3], 3)
+
+
+def test_what_was_interrupted_does_not_come_back_after_a_close(disk: SimulatedDisk):
+    armed: list[bool] = []
+
+    class Interrupted(Wrapped):
+        def pwrite(self, data: bytes, offset: int) -> None:
+            self.there.pwrite(data, offset)
+            if armed:
+                armed.clear()
+                raise Interrupt
+
+    rig = LogRig(WrappedFiles(disk, Interrupted), "/log")  # type: ignore[arg-type]
+    log = rig.create()
+    rig.fill(log, 3)
+    armed.append(True)
+    with pytest.raises(Interrupt):
+        log.append([body(4), body(5)])
+    log.close()
+    assert rig.replay()[0] == [1, 2, 3]
+
+
+@pytest.mark.parametrize("effect", ["none", "part", "all"])
+def test_a_refused_write_leaves_a_mark_of_what_is_on_disk(disk: SimulatedDisk, rig: LogRig, effect: str):
+    """Nothing else would say so before the next commit: those who follow without a pin would wait for it."""
+    log = rig.create()
+    rig.fill(log, 5, sync_every=9)
+    disk.fail("pwrite", error=errno.ENOSPC, effect=effect)
+    with pytest.raises(DiskFullError):
+        log.append([body(n) for n in range(6, 9)])
+    assert log.durable_seqno == 5
+    for closes in (False, True):
+        if closes:
+            log.close()
+        seqnos, end = rig.replay()
+        assert (seqnos, end.watermark) == ([1, 2, 3, 4, 5], 5)
+        assert LogRig(disk.crash(random.Random(1)), "/log").replay()[0] == [1, 2, 3, 4, 5]
 
 
 def test_an_append_on_a_disk_with_little_space_needs_space_for_itself(disk: SimulatedDisk, rig: LogRig):
