@@ -33,6 +33,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections import deque
+from contextlib import suppress
 from queue import SimpleQueue
 from typing import Final, TypeAlias
 
@@ -309,11 +310,12 @@ class Committer:
             raise closed()
 
     async def drain(self) -> None:
-        """Wait until nothing is pending."""
+        """Wait until nothing is pending, even when cancelled."""
         while self.pending_commits or self._turns:
             waiter = self._loop.create_future()
             self._idle.append(waiter)
-            await waiter
+            with suppress(asyncio.CancelledError):
+                await waiter
 
     # -- in the thread ------------------------------------------------------------------------
 

@@ -265,7 +265,8 @@ class AsyncStore(AsyncWriting, AsyncRemembering, AsyncNaming):
         A task that is cancelled here is cancelled when the store is closed. Raises as `Store.close`; what no call was
         told of, since each was cancelled, is raised by the next one.
         """
-        if self._commits.closing is None:
+        closing = self._commits.closing
+        if closing is None:
             try:
                 self._state.refuse_if_gone()
             except ForkedError:
@@ -273,39 +274,46 @@ class AsyncStore(AsyncWriting, AsyncRemembering, AsyncNaming):
             except ClosedError:
                 pass
             self._workers.refuse_other_loops()
-            self._commits.closing = asyncio.ensure_future(self._close())
             # The rows, which `get` looks at first, are those of the store beneath, which may stay open.
             self._cache = RowCache(0, lambda _: None)
-        elif self._commits.closing.done() and (self._is_end_told or self._commits.closing.cancelled()):
+        elif closing.done() and self._is_end_told:
             return
-        try:
-            _, cancelled = await the_end_of(self._commits.closing)
-            self._is_end_told = True
-        except Exception:
-            # A cancellation tells nothing.
-            self._is_end_told = True
-            raise
+        cancelled: BaseException | None = None
+        while True:
+            closing = self._commits.closing
+            if closing is None or closing.cancelled():
+                # With all tasks of the loop, before its first step.
+                closing = self._commits.closing = asyncio.ensure_future(self._close())
+            try:
+                _, later = await the_end_of(closing)
+                self._is_end_told = True
+                break
+            except asyncio.CancelledError as error:
+                if not closing.cancelled():
+                    raise
+                cancelled = error
+            except Exception:
+                # A cancellation tells nothing.
+                self._is_end_told = True
+                raise
+        cancelled = later or cancelled
         if cancelled is not None:
             raise cancelled
 
     async def _close(self) -> None:
+        """To its end, also when it is cancelled: the tasks that wait for it say that they were."""
         try:
             # An archive may hang for as long as its destination does.
             self._committer.end()
             await self._committer.drain()
             if self._owner:
-                await self._close_store()
+                try:
+                    await to_the_end(self._store.close)
+                except asyncio.CancelledError as error:
+                    # What failed is for the next `close`.
+                    raise error.__cause__ or error from None
         finally:
             self._stop()
-
-    async def _close_store(self) -> None:
-        try:
-            _, cancelled = await to_the_end(self._store.close)
-        except asyncio.CancelledError as error:
-            # With all tasks of the loop. What failed is for the next `close`.
-            raise error.__cause__ or error from None
-        if cancelled is not None:
-            raise cancelled
 
     def _stop(self) -> None:
         self._committer.stop()

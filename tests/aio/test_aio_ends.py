@@ -588,3 +588,59 @@ def test_what_a_cancelled_close_did_not_tell_is_told_by_the_next_one(who: str, f
         await db.close()
 
     run(main())
+
+
+@pytest.mark.parametrize("steps", range(1, 5))
+def test_a_close_that_is_cancelled_with_all_tasks_is_made_to_its_end(tmp_path: Path, steps: int) -> None:
+    """As the end of `asyncio.run` cancels them: those that wait for the close, and the close itself, at any step."""
+    files: Any = GatedFiles()
+    gate: Gate = files.gate
+
+    async def main() -> None:
+        db = await kvwal.aio.open(tmp_path / "s", files=files, background=False)
+        gate.close()
+        tasks.append(asyncio.ensure_future(db.put(b"a", b"1")))
+        await gate.reached()
+        tasks.append(asyncio.ensure_future(db.put(b"b", b"1")))
+        await asyncio.sleep(0)
+        closes.append(asyncio.ensure_future(db.close()))
+        for _ in range(steps):
+            await asyncio.sleep(0)
+        # What runs when all are cancelled lets the flush go on.
+        tasks.append(asyncio.ensure_future(opening()))
+        await asyncio.sleep(0)
+        stores.append(db)
+
+    async def opening() -> None:
+        try:
+            await asyncio.sleep(SLOW_S)
+        finally:
+            gate.open()
+
+    tasks: list[asyncio.Future[Any]] = []
+    closes: list[asyncio.Future[None]] = []
+    stores: list[AsyncStore] = []
+    asyncio.run(main())
+    assert closes[0].cancelled()
+    assert stores[0].closed
+    assert stores[0].store.closed
+    with kvwal.open(tmp_path / "s", "r") as db:
+        assert dict(db) == {b"a": b"1"}
+
+
+def test_a_close_whose_task_is_cancelled_before_its_first_step_is_begun_anew(tmp_path: Path) -> None:
+    async def main() -> None:
+        db = await kvwal.aio.open(tmp_path / "s")
+        # What is made by the first step of the close has not begun when that is over.
+        closes.append(asyncio.ensure_future(db.close()))
+        asyncio.get_running_loop().call_soon(lambda: [each.cancel() for each in asyncio.all_tasks()])
+        stores.append(db)
+        await asyncio.sleep(SLOW_S)
+
+    closes: list[asyncio.Future[None]] = []
+    stores: list[AsyncStore] = []
+    with pytest.raises(asyncio.CancelledError):
+        asyncio.run(main())
+    assert closes[0].cancelled()
+    assert stores[0].store.closed
+    kvwal.open(tmp_path / "s").close()
