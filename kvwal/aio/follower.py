@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from functools import partial
 from typing import Any, Final, Generic, TypeVar, cast, overload
 
@@ -77,7 +78,9 @@ class _Looking:
     def end(self) -> None:
         """Look no more, and let those go who wait."""
         if self._task is not None:
-            self._task.cancel()
+            # That of a loop that was closed before it ended does not go on.
+            with suppress(RuntimeError):
+                self._task.cancel()
         self._waiting.wake_all()
 
 
@@ -229,8 +232,8 @@ class AsyncFollower(AsyncRecalling):
         if self._closing:
             return
         self._closing = True
-        self._looking.end()
         try:
+            self._looking.end()
             _, cancelled = await to_the_end(self._store.close)
             if cancelled is not None:
                 raise cancelled

@@ -157,6 +157,34 @@ def test_what_ends_is_told_to_those_who_wait(path: str) -> None:
     run(main())
 
 
+def test_one_whose_loop_was_closed_while_tasks_waited_is_closed_in_another(path: str) -> None:
+    kvwal.open(path).close()
+    loop = asyncio.new_event_loop()
+
+    async def main() -> kvwal.aio.AsyncFollower:
+        live = await kvwal.aio.follow(path)
+        waiting.extend([asyncio.ensure_future(live.wait(1)), asyncio.ensure_future(anext(live.changes(follow=True)))])
+        looking: Any = live._looking
+        while looking._task is None:
+            await asyncio.sleep(0)
+        # It has begun, and waits for a worker or sleeps.
+        await live.refresh()
+        return live
+
+    waiting: list[asyncio.Future[Any]] = []
+    before = set(threading.enumerate())
+    live = loop.run_until_complete(main())
+    for task in asyncio.all_tasks(loop):
+        # The test leaves them on purpose.
+        task._log_destroy_pending = False  # type: ignore[attr-defined]  # a flag of asyncio's own
+    loop.close()
+    run(live.close())
+    assert live._store.closed
+    for thread in set(threading.enumerate()) - before:
+        thread.join(30)
+        assert not thread.is_alive()
+
+
 class Failing:
     """Looks of a follower that fail when they are let go on, as long as it is told so."""
 
