@@ -165,6 +165,8 @@ class AsyncFollower(AsyncRecalling):
         """
         seqno = seqno_of(self._engine, "position", position)
         until_s = None if timeout_s is None else time.monotonic() + as_seconds("timeout_s", timeout_s)
+        # What is shown already counts only where it is open.
+        self._refuse_if_over()
         if self._state.seqno < seqno:
             await self.refresh()
         ready = partial(self._engine.progress.waiting.when_beyond, Seqno(seqno - 1))

@@ -84,6 +84,8 @@ def test_it_reads_as_the_follower_of_threads_does(path: str) -> None:
             for use in (live.get_many([b"01"]), live.refresh(), live.wait(99), followed.get("ada")):
                 with pytest.raises(kvwal.ClosedError):
                     await use
+            with pytest.raises(kvwal.ClosedError):
+                await live.wait(1)
             await live.close()
             alone = await kvwal.aio.follow(path)
             await alone.close()
