@@ -312,6 +312,11 @@ class Committer:
     async def drain(self) -> None:
         """Wait until nothing is pending, even when cancelled."""
         while self.pending_commits or self._turns:
+            current = self._current
+            if current is not None and current.finished:
+                # As in `_schedule`.
+                self._deliver(current)
+                continue
             waiter = self._loop.create_future()
             self._idle.append(waiter)
             with suppress(asyncio.CancelledError):

@@ -10,6 +10,7 @@ import asyncio
 import contextvars
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from queue import Empty, SimpleQueue
 from typing import Any, Final, ParamSpec, TypeAlias, TypeVar
 
@@ -111,15 +112,13 @@ class Workers:
                 results.append(_run(job))
             # Nothing of a job may stay behind while this thread sleeps: it may hold a pin.
             job = None
-            try:
-                self._loop.call_soon_threadsafe(self._answer, results)
-            except RuntimeError:
-                pass  # The loop is closed: no task waits any more.
+            _tell(self._loop, self._answer, results)
             del results
 
     def _answer(self, results: list[_Result]) -> None:
-        self._waiting -= len(results)
+        count = len(results)
         _deliver(results)
+        self._waiting -= count
 
 
 def _run(job: _Job) -> _Result:
@@ -130,9 +129,20 @@ def _run(job: _Job) -> _Result:
         return future, None, error
 
 
+def _tell(
+    loop: asyncio.AbstractEventLoop, deliver: Callable[[list[_Result]], None], results: list[_Result]
+) -> None:
+    """Have the loop deliver the results. Twice: an interruption in its thread may lose a callback."""
+    # A loop that is closed has no task that waits.
+    with suppress(RuntimeError):
+        for _ in range(2):
+            loop.call_soon_threadsafe(deliver, results)
+
+
 def _deliver(results: list[_Result]) -> None:
     for future, result, error in results:
         resolve(future, result, error)
+    results.clear()
 
 
 def resolve(future: asyncio.Future[_T], result: _T, error: BaseException | None = None) -> bool:
@@ -198,11 +208,7 @@ def _started(function: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) ->
     context = contextvars.copy_context()
 
     def work() -> None:
-        results = [_run((lambda: context.run(function, *args, **kwargs), future))]
-        try:
-            loop.call_soon_threadsafe(_deliver, results)
-        except RuntimeError:
-            pass  # The loop is closed: no task waits any more.
+        _tell(loop, _deliver, [_run((lambda: context.run(function, *args, **kwargs), future))])
 
     threading.Thread(target=work, name="kvwal-aio-task", daemon=True).start()
     return future

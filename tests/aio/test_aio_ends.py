@@ -18,8 +18,10 @@ from wrapped_files import WrappedFiles
 
 import kvwal
 import kvwal.aio
+import kvwal.aio.workers
 from kvwal.aio import AsyncStore, committed_seqno
-from kvwal.aio.workers import Workers
+from kvwal.aio.committer import Committer
+from kvwal.aio.workers import Workers, the_end_of, to_the_end
 from kvwal.testing import SimulatedDisk
 
 # -- loops, threads, processes ----------------------------------------------------------------
@@ -426,6 +428,81 @@ def test_an_interruption_while_results_go_out_leaves_no_task_asleep(tmp_path: Pa
         loop.close()
         assert interrupted == 2
         assert sorted(task.result() for task in tasks) == list(range(1, 21))
+
+
+def interrupted_once(monkeypatch: pytest.MonkeyPatch, where: Any, name: str) -> None:
+    """At the next entry of this function a signal comes."""
+    function = getattr(where, name)
+    left = [KeyboardInterrupt]
+
+    def struck(*args: Any) -> Any:
+        if left:
+            raise left.pop()
+        return function(*args)
+
+    monkeypatch.setattr(where, name, struck)
+
+
+def run_again(main: Any) -> int:
+    """Run it in a loop that is run again after each interruption. How many came."""
+    loop = asyncio.new_event_loop()
+    whole = loop.create_task(main)
+    interrupted = 0
+    while not whole.done():
+        try:
+            loop.run_until_complete(whole)
+        except KeyboardInterrupt:
+            interrupted += 1
+    loop.close()
+    whole.result()
+    return interrupted
+
+
+@pytest.mark.parametrize(
+    ("where", "name"), [(Workers, "_answer"), (kvwal.aio.workers, "_deliver"), (kvwal.aio.workers, "resolve")]
+)
+def test_an_interruption_of_what_brings_results_leaves_no_task_asleep(
+    where: Any, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def main() -> None:
+        workers = Workers(asyncio.get_running_loop())
+        try:
+            interrupted_once(monkeypatch, where, name)
+            assert await ended(the_end_of(workers.submit(int, 1))) == (1, None)
+            assert workers._waiting == 0
+            if where is not Workers:
+                interrupted_once(monkeypatch, where, name)
+                assert await ended(to_the_end(int, 2)) == (2, None)
+        finally:
+            workers.stop()
+
+    assert run_again(main()) == (1 if where is Workers else 2)
+
+
+def test_a_close_sees_the_commits_of_which_an_interruption_kept_it_from_being_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def main() -> None:
+        db = await kvwal.aio.open(tmp_path / "s", background=False)
+        interrupted_once(monkeypatch, Committer, "_deliver")
+        put = asyncio.ensure_future(db.put(b"a", b"1"))
+        while not interrupted:
+            await asyncio.sleep(0)
+        put.cancel()
+        assert await ended(db.close()) is None
+        assert await ended(asyncio.wait([put])) == ({put}, set())
+        assert db.store.closed
+
+    interrupted: list[bool] = []
+    loop = asyncio.new_event_loop()
+    whole = loop.create_task(main())
+    with pytest.raises(KeyboardInterrupt):
+        loop.run_until_complete(whole)
+    interrupted.append(True)
+    loop.run_until_complete(whole)
+    loop.close()
+    with kvwal.open(tmp_path / "s", "r") as store:
+        assert store[b"a"] == b"1"
 
 
 def without_threads(monkeypatch: pytest.MonkeyPatch, name: str) -> list[str]:
