@@ -45,10 +45,20 @@ class _Handler(BaseHTTPRequestHandler):
 
     def body(self) -> bytes:
         size = int(self.headers.get("Content-Length", 0))
+        if size < 0:
+            raise ValueError(f"a body of {size} bytes")
         body = self.rfile.read(size)
         if len(body) < size:
             raise ConnectionError("the client has gone in the middle of the body")
         return body
+
+    def handle_one_request(self) -> None:
+        try:
+            super().handle_one_request()
+        except ValueError as error:
+            # What is no number, and no key: nothing was answered yet.
+            self.close_connection = True
+            self.answer(HTTPStatus.BAD_REQUEST, str(error).encode())
 
     def answer(self, status: int, body: bytes, **headers: object) -> None:
         self.send_response(status)

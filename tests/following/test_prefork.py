@@ -194,6 +194,24 @@ def test_a_put_whose_sender_is_killed_in_the_middle_changes_nothing(tmp_path: Pa
         assert (db[b"client"], db.last_seqno) == (b"1", 1)
 
 
+def test_what_cannot_be_right_is_said_to_be_bad(tmp_path: Path) -> None:
+    asked: list[tuple[str, str, dict[str, str]]] = [
+        ("GET", "/key?after=x", {}),
+        ("GET", "/key?after=-1", {}),
+        ("PUT", "/key", {"Content-Length": "many"}),
+        ("PUT", "/key", {"Content-Length": "-1"}),
+    ]
+    with site(str(tmp_path / "web.kv"), workers=1) as server:
+        for method, target, headers in asked:
+            connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=20)
+            connection.request(method, target, headers=headers)
+            assert connection.getresponse().status == 400, (method, target, headers)
+            connection.close()
+        client = Client(server.port, "client", 0)
+        client.put()
+        assert client.acknowledged == 1
+
+
 @pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(4))
