@@ -18,7 +18,7 @@ from kvwal.engine.value import Value
 from kvwal.keys import BytesLike, as_key
 from kvwal.pages import NotCached
 from kvwal.tables.spec import TableSpec
-from kvwal.tables.within import Empty, InTransaction, row_in
+from kvwal.tables.within import Empty, InTransaction, Unmade, row_in
 
 __all__ = ["AsyncSnapshotTable", "AsyncTransactionTable", "in_snapshot", "in_transaction"]
 
@@ -51,6 +51,37 @@ class _AsyncEmpty(AsyncReading):
     @property
     def _mapping(self) -> OrderedMapping:
         return Empty()
+
+
+class _AsyncUnmade(AsyncReading):
+    """A table that a transaction has found none of: empty until the transaction makes it."""
+
+    __slots__ = ("_own", "_txn", "_workers")
+
+    def __init__(self, own: InTransaction[Any, Any], txn: AsyncTransaction, workers: Workers) -> None:
+        self._own = own
+        self._txn = txn
+        self._workers = workers
+
+    def _now(self) -> AsyncReading:
+        part = self._own.find()
+        return _AsyncEmpty(self._txn, self._workers) if part is None else self._txn.part(part.table)
+
+    def _refuse_if_over(self) -> None:
+        self._txn._refuse_if_over()
+
+    async def _read(self, key: bytes) -> bytes | None:
+        return await self._now()._read(key)
+
+    async def get_many(self, keys: Iterable[BytesLike]) -> list[bytes | None]:
+        return await self._now().get_many(keys)
+
+    def _chunks(self, bounds: Bounds) -> Iterator[Chunk]:
+        return self._now()._chunks(bounds)
+
+    @property
+    def _mapping(self) -> OrderedMapping:
+        return Unmade(self._own.find)
 
 
 class AsyncSnapshotTable(AsyncTypedReading[K, V]):
@@ -103,7 +134,7 @@ class AsyncTransactionTable(AsyncTypedReading[K, V], Generic[K, V]):
         """The same table as bytes."""
         part = self._own.find()
         if part is None:
-            return _AsyncEmpty(self._txn, self._workers)
+            return _AsyncUnmade(self._own, self._txn, self._workers)
         return self._txn.part(part.table)
 
     def put(self, key: K, value: V, *, expire_s: float | None = None) -> None:

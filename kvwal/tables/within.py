@@ -22,7 +22,16 @@ from kvwal.tables.reading import TypedReading
 from kvwal.tables.spec import TableSpec
 from kvwal.tables.writing import Target, Way, into
 
-__all__ = ["BatchTable", "Empty", "InTransaction", "SnapshotTable", "TransactionTable", "refuse_other_store", "row_in"]
+__all__ = [
+    "BatchTable",
+    "Empty",
+    "InTransaction",
+    "SnapshotTable",
+    "TransactionTable",
+    "Unmade",
+    "refuse_other_store",
+    "row_in",
+]
 
 K = TypeVar("K")
 V = TypeVar("V")
@@ -43,7 +52,7 @@ class Empty(OrderedMapping):
         return 0
 
 
-class _Unmade(OrderedMapping):
+class Unmade(OrderedMapping):
     """A table that a transaction has found none of: empty until the transaction makes it."""
 
     __slots__ = ("_find",)
@@ -213,7 +222,7 @@ class TransactionTable(TypedReading[K, V], MutableMapping[K, V], Generic[K, V]):
     def raw(self) -> OrderedMapping:
         """The same table as bytes."""
         part = self._own.find()
-        return _Unmade(self._own.find) if part is None else part
+        return Unmade(self._own.find) if part is None else part
 
     def put(self, key: K, value: V, *, expire_s: float | None = None) -> None:
         """Set `key` to `value` when the transaction commits. `expire_s`: see `Table.put`."""

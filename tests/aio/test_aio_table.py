@@ -468,6 +468,26 @@ def test_a_transaction_over_tables_is_one_commit() -> None:
     with_store(main)
 
 
+def test_what_was_taken_of_a_table_before_the_transaction_made_it_is_of_that_table() -> None:
+    async def main(db: AsyncStore) -> None:
+        async with db.transaction() as txn:
+            mine = await db.table("users", str, int).within(txn)
+            raw, cursor = mine.raw(), mine.cursor()
+            assert (await raw.get(b"ada"), await raw.count(), await cursor.first()) == (None, 0, False)
+            mine.put("ada", 1)
+            one = await raw.get(b"ada")
+            assert one is not None
+            assert await raw.get_many([b"ada", b"eve"]) == [one, None]
+            assert await pairs(raw) == {b"ada": one}
+            assert (await raw.count(), await raw.contains(b"ada"), await raw.expires(b"ada")) == (1, True, None)
+            assert (await cursor.first(), cursor.pair) == (True, ("ada", 1))
+        for use in (raw.get(b"ada"), raw.get_many([b"ada"]), raw.count(), cursor.first()):
+            with pytest.raises(ClosedError):
+                await use
+
+    with_store(main)
+
+
 def test_a_table_that_is_made_or_dropped_meanwhile_and_a_key_that_was_read_are_conflicts() -> None:
     async def main(db: AsyncStore) -> None:
         users = db.table("users", str, int)
