@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from itertools import chain, islice
 from typing import Final, Generic, TypeVar
 
-from kvwal.aio.workers import Workers
+from kvwal.aio.workers import Workers, untold
 from kvwal.db.handle import Uncopied
 from kvwal.engine.merge import Chunk
 
@@ -66,7 +66,7 @@ class Scan(Uncopied, AsyncIterator[_T], Generic[_T]):
         fetched = self._fetched
         if fetched is None:
             assert self._chunks is not None
-            fetched = self._fetched = self._workers.submit(_fetch, self._chunks, self._most)
+            fetched = self._fetched = untold(self._workers.submit(_fetch, self._chunks, self._most))
         self._running = True
         try:
             # A task that is cancelled here loses nothing: the next iteration awaits the same chunks.

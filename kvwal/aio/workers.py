@@ -16,7 +16,7 @@ from typing import Any, Final, ParamSpec, TypeAlias, TypeVar
 
 from kvwal.errors import UsageError
 
-__all__ = ["Workers", "in_thread", "refuse_other_loops", "resolve", "the_end_of", "to_the_end"]
+__all__ = ["Workers", "in_thread", "refuse_other_loops", "resolve", "the_end_of", "to_the_end", "untold"]
 
 _T = TypeVar("_T")
 _P = ParamSpec("_P")
@@ -175,7 +175,18 @@ def refuse_other_loops(loop: asyncio.AbstractEventLoop) -> None:
 
 async def in_thread(function: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
     """The result of a function that may take long, run in a thread of its own. Cancelling does not stop it."""
-    return await asyncio.shield(_started(function, *args, **kwargs))
+    return await asyncio.shield(untold(_started(function, *args, **kwargs)))
+
+
+def untold(future: asyncio.Future[_T]) -> asyncio.Future[_T]:
+    """The same future. If it fails when no task awaits it any more, asyncio does not complain."""
+
+    def look(future: asyncio.Future[_T]) -> None:
+        if not future.cancelled():
+            future.exception()
+
+    future.add_done_callback(look)
+    return future
 
 
 async def to_the_end(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import gc
 import threading
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,8 @@ from store_fixtures import readers_in
 import kvwal
 import kvwal.aio
 from kvwal.aio import AsyncTransaction, committed_seqno
-from kvwal.aio.workers import to_the_end
+from kvwal.aio.scanning import Scan, items_of
+from kvwal.aio.workers import Workers, in_thread, to_the_end
 
 # -- cancellation -----------------------------------------------------------------------------
 
@@ -297,6 +299,44 @@ def test_a_task_that_is_cancelled_while_a_thread_fails_is_cancelled_all_the_same
 
 
 # -- back-pressure ----------------------------------------------------------------------------
+
+
+def test_what_fails_in_a_thread_behind_a_cancelled_task_is_no_complaint_of_asyncio(tmp_path: Path) -> None:
+    complaints: list[dict[str, Any]] = []
+    may_go_on = threading.Event()
+
+    def fail() -> None:
+        assert may_go_on.wait(SLOW_S)
+        raise OSError(errno.EIO, "of a task that is over")
+
+    def failing() -> Any:
+        yield [b"a"], [b"1"]
+        fail()
+
+    async def all_of(scan: Any) -> list[Any]:
+        return [each async for each in scan]
+
+    async def main() -> None:
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: complaints.append(context))
+        workers = Workers(asyncio.get_running_loop())
+        tasks = [
+            asyncio.ensure_future(in_thread(fail)),
+            asyncio.ensure_future(all_of(Scan(workers, failing(), items_of, None))),
+        ]
+        await ready()
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)
+        assert all(task.cancelled() for task in tasks)
+        may_go_on.set()
+        while workers._waiting or any(thread.name == "kvwal-aio-task" for thread in threading.enumerate()):
+            await asyncio.sleep(0.001)
+        await ready()
+        workers.stop()
+
+    run(main())
+    gc.collect()
+    assert complaints == []
 
 
 def test_no_more_commits_are_pending_than_allowed(tmp_path: Path) -> None:
