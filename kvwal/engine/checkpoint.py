@@ -333,7 +333,8 @@ class Checkpointer:
         return self._state.version is not version
 
     def _run(self, *, even_if_empty: bool = False, compact: bool = False) -> None:
-        """One checkpoint: the steps at the top of this file."""
+        """One checkpoint: the steps at the top of this file. ClosedError where a close came before it."""
+        self._state.refuse_if_gone()
         succession, files = self._succession, self._options.files
         began_s = files.monotonic_s()
         memtable = self._state.version.frozen

@@ -442,13 +442,13 @@ class SegmentWriter(ABC):
         if self._failure is not None:
             raise self._poisoned(self._failure) from self._failure
         if self._closed:
-            raise closed("log")
+            raise closed()
 
     # -- waiting ------------------------------------------------------------------------------
 
     def _durable(self) -> Seqno:
         if self._closed:
-            raise closed("log")
+            raise closed()
         return self.durable_seqno
 
     def _is_beyond(self, seqno: Seqno) -> bool:

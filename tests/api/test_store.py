@@ -13,6 +13,7 @@ from store_fixtures import TINY, check_store, problems_of, readers_in, run_threa
 
 import kvwal
 from kvwal import ClosedError, ConflictError, Store
+from kvwal.engine.engine import Engine
 
 
 @pytest.fixture
@@ -209,6 +210,30 @@ def test_a_snapshot_outlives_checkpoints_and_an_iterator_its_snapshot(db: Store)
     assert dict(iterator) == model
     assert readers_in(db.pins()) == []
     assert problems_of(db) == []
+
+
+def test_what_a_close_comes_before_says_that_the_store_is_closed(db: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also a call that had looked before whether it is open: where the log has ended, and where all has."""
+
+    def refused() -> None:
+        for use in (checkpointer.checkpoint, lambda: checkpointer.compact(passes=1), db.sync, lambda: db[b"c"]):
+            with pytest.raises(ClosedError, match=r"^the store is closed; open it again$"):
+                use()
+
+    def let_go(engine: Engine) -> None:
+        for use in (db.checkpoint, db.compact):
+            with pytest.raises(ClosedError, match=r"^the store is closed; open it again$"):
+                use()
+        let_go_of_all(engine)
+
+    let_go_of_all = Engine._let_go_when_idle
+    checkpointer: Any = db.engine._checkpointer
+    db.update(LETTERS)
+    db.checkpoint()
+    db[b"a"] = b"4"
+    monkeypatch.setattr(Engine, "_let_go_when_idle", let_go)
+    db.close()
+    refused()
 
 
 def test_a_snapshot_closed_by_another_thread_says_so_and_never_gives_a_wrong_value(tmp_path: Path) -> None:
