@@ -41,7 +41,11 @@ class Gate:
 
     async def reached(self) -> None:
         """A flush waits at the closed gate."""
-        if not await asyncio.to_thread(self._reached.wait, SLOW_S):
+        await asyncio.to_thread(self.wait_until_reached)
+
+    def wait_until_reached(self) -> None:
+        """The same for a thread."""
+        if not self._reached.wait(SLOW_S):
             raise TimeoutError("no flush came to the gate")
 
     def pass_through(self, path: str) -> None:

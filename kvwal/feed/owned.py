@@ -5,7 +5,7 @@
 Invariant: a batch covers what follows the batch before it, without a gap. A call that raises, or is interrupted, counts
 nothing, and what it read is read again.
 Invariant: `_row` is the row as this owner wrote or found it. A row that is not that one any more was written by another
-owner, and fences this one.
+owner, and fences this one; but for a close, to which the row of what this owner has under way is its own too.
 """
 
 from __future__ import annotations
@@ -74,12 +74,14 @@ class RowCommit(NamedTuple):
     Attributes:
         hold: what holds log for it from then on; None: what did before.
         parked: the commits that are set aside from then on; None: those that were.
+        before: one of the same owner that was under way when this was made, and is decided first.
     """
 
     request: CommitRequest
     operation: RowChange
     hold: Hold | None
     parked: tuple[Parked, ...] | None
+    before: RowCommit | None
 
 
 class _Watch:
@@ -300,13 +302,19 @@ class OwnedConsumer(Uncopied):
     def _due(self, *, at_once: bool = False) -> RowCommit | None:
         """The position, if it is to be written now."""
         self._resolve()
+        # Beside a close. First: once it is resolved, its row is that of this owner.
+        before = self._last
         stored, acked = self._row.position, self._acked
         if acked <= stored or self._filter.last_of_others <= stored:
             # Only what consumers and the store itself have committed came since: that is no reason to commit more.
             return None
         if not at_once and time.monotonic() - self._stored_s < self._ack_interval_s:
             return None
-        return self._change(lambda row: changed(row, position=acked, last_error=""))
+        return self._change(
+            # What was under way may have said it.
+            lambda row: row if acked <= row.position else changed(row, position=acked, last_error=""),
+            before=None if before is None else before._replace(before=None),
+        )
 
     def _handled(self, txn: Transaction, batch: Batch, parked: Parked | None = None) -> RowCommit:
         """What a projection has written for a batch, and the position; or that it is no longer set aside."""
@@ -347,13 +355,16 @@ class OwnedConsumer(Uncopied):
         extension: Extension | None = None,
         hold: Hold | None = None,
         parked: tuple[Parked, ...] | None = None,
+        before: RowCommit | None = None,
     ) -> RowCommit:
-        """The row, if it is as it was left, and what else is given."""
+        """The row, if it is as it was left or as `before` leaves it, and what else is given."""
         self._resolve()
         expected, own = self._row, self._consumers.line
 
         def fenced(row: ConsumerRow | None) -> ConsumerRow | None:
-            if row is None or (row.epoch, row.position) != (expected.epoch, expected.position):
+            written = None if before is None else before.operation.row
+            own_rows = [(each.epoch, each.position) for each in (expected, written) if each is not None]
+            if row is None or (row.epoch, row.position) not in own_rows:
                 raise FencedError(self.name)
             made = change(row)
             # A position of before a restore is on the line that the store had then.
@@ -361,7 +372,7 @@ class OwnedConsumer(Uncopied):
 
         operation = RowChange(self.name, fenced, batch, extension)
         request = CommitRequest(sync=True, reads=reads, operation=operation)
-        self._last = commit = RowCommit(request, operation, hold, parked)
+        self._last = commit = RowCommit(request, operation, hold, parked, before)
         return commit
 
     def _resolve(self) -> None:
@@ -369,26 +380,35 @@ class OwnedConsumer(Uncopied):
         commit = self._last
         if commit is None:
             return
+        if commit.before is not None:
+            self._take_over(commit.before)
+        # Another thread may have made another one meanwhile.
+        if self._take_over(commit) and self._last is commit:
+            self._last = None
+
+    def _take_over(self, commit: RowCommit) -> bool:
+        """Have what it made, if it was made. Whether it was."""
         row = commit.operation.row
         # Durability: it has a seqno only when it was flushed.
-        if commit.request.seqno and row is not None:
-            self._row = row
-            self._acked = max(self._acked, row.position)
-            # Invariant: what is up to the stored position is not read again. An interruption may have come before this.
-            self._scanned = max(self._scanned, row.position)
-            self._stored_s = time.monotonic()
-            if commit.parked is not None and commit.parked != self._parked:
-                # Durability: held before the position lets it go.
-                self._consumers.parked.hold(self.name, commit.parked, row.limits)
-                self._parked = commit.parked
-            if commit.hold is not None:
-                self._consumers.keep_hold(self.name, commit.hold)
-                self._go_back()
-            else:
-                held = self._consumers.hold(self.name)
-                if held is not None:
-                    held.advance(row.position)
-            self._last = None
+        if not commit.request.seqno or row is None:
+            return False
+        self._row = row
+        self._acked = max(self._acked, row.position)
+        # Invariant: what is up to the stored position is not read again. An interruption may have come before this.
+        self._scanned = max(self._scanned, row.position)
+        self._stored_s = time.monotonic()
+        if commit.parked is not None and commit.parked != self._parked:
+            # Durability: held before the position lets it go.
+            self._consumers.parked.hold(self.name, commit.parked, row.limits)
+            self._parked = commit.parked
+        if commit.hold is not None:
+            self._consumers.keep_hold(self.name, commit.hold)
+            self._go_back()
+        else:
+            held = self._consumers.hold(self.name)
+            if held is not None:
+                held.advance(row.position)
+        return True
 
     # -- the end ------------------------------------------------------------------------------
 

@@ -409,6 +409,45 @@ def test_a_task_that_is_cancelled_while_it_finds_what_is_gone_takes_up_nothing_m
 # -- owners and ends ---------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("under_way", ["ack", "park", "project"])
+def test_a_close_beside_a_call_of_its_own_owner_is_not_fenced(tmp_path: Path, under_way: str) -> None:
+    async def main() -> None:
+        opening, gate = gated(tmp_path)
+        async with opening as db, consumer(db, ack_interval_s=60) as feed:
+            batches = []
+            for key in (b"a", b"b"):
+                await db.put(key, b"1")
+                batches.append(await anext(feed))
+            if under_way != "ack":
+                # Acknowledged, and not written yet.
+                feed._stored_s = float("inf")
+                await feed.ack(batches[0])
+            gate.close()
+            calls = {
+                "ack": lambda: feed.ack(batches[1]),
+                "park": lambda: feed.park(batches[1], ValueError("later")),
+                "project": lambda: feed.project(count, timeout_s=0),
+            }
+            call = asyncio.ensure_future(calls[under_way]())
+            await gate.reached()
+            closing = asyncio.ensure_future(feed.close())
+            await ready()
+            gate.open()
+            await closing
+            await asyncio.wait([call])
+            # One that goes on after its commit is told that it is closed.
+            assert under_way == "project" or call.exception() is None
+            assert not isinstance(call.exception(), FencedError)
+            [info] = await db.consumers()
+            assert info.position >= batches[1].last
+            assert [each.seqno for each in info.parked] == ([batches[1].last] if under_way == "park" else [])
+            assert await counted(db) == ({b"b": 1} if under_way == "project" else {})
+            async with consumer(db) as again:
+                assert await again.replay_parked(count) == (under_way == "park")
+
+    run(main())
+
+
 def test_one_owner_at_a_time_and_one_task() -> None:
     async def main() -> None:
         async with opened() as db, consumer(db, timeout_s=None) as feed:

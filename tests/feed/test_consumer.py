@@ -9,10 +9,12 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import datetime, timedelta
+from pathlib import Path
 from random import Random
 from typing import Any
 
 import pytest
+from aio_fixtures import GatedFiles
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from store_fixtures import TINY, check_store, commit_rows, interrupted_at, run_threads
@@ -24,6 +26,7 @@ from kvwal.engine.consumers import ConsumerRow, RowChange, decode_row, encode_ro
 from kvwal.engine.request import CommitRequest
 from kvwal.errors import FormatError
 from kvwal.feed.change import Change
+from kvwal.feed.owned import RowCommit
 from kvwal.keys import Seqno
 from kvwal.log import Limits
 from kvwal.testing import SimulatedDisk, crash_every
@@ -662,6 +665,31 @@ def test_taking_over_fences_the_first_owner(db: kvwal.Store) -> None:
     first.close()
     db[b"b"] = b"1"
     assert drained(second) == [b"b"]
+
+
+def test_a_close_beside_an_ack_of_its_own_owner_is_not_fenced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    files: Any = GatedFiles()
+    with kvwal.open(tmp_path / "s", files=files, background=False) as db:
+        feed = consumer(db)
+        db[b"a"] = b"1"
+        batch = next(feed)
+        files.gate.close()
+        acking = threading.Thread(target=feed.ack, args=(batch,))
+        acking.start()
+        files.gate.wait_until_reached()
+        commit = feed._commit
+
+        def committing(row: RowCommit | None) -> None:
+            assert row is not None
+            files.gate.open()
+            commit(row)
+
+        monkeypatch.setattr(feed, "_commit", committing)
+        feed.close()
+        acking.join()
+        assert feed.position == batch.last
+        with consumer(db) as again:
+            assert drained(again) == []
 
 
 def test_a_failed_take_over_leaves_the_owner(db: kvwal.Store) -> None:
