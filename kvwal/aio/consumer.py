@@ -13,7 +13,7 @@ from kvwal.aio.changes import wait_until_ready
 from kvwal.aio.committer import Committer
 from kvwal.aio.snapshot import AsyncSnapshot
 from kvwal.aio.transaction import AsyncTransaction
-from kvwal.aio.workers import Workers, the_end_of, to_the_end
+from kvwal.aio.workers import Workers, to_the_end
 from kvwal.db.transaction import Transaction
 from kvwal.engine.engine import Engine
 from kvwal.engine.parked import Parked
@@ -72,7 +72,7 @@ class AsyncConsumer(ParkingConsumer, AsyncIterator[Batch]):
         while True:
             self._refuse_if_store_is_over()
             # To its end, so that nothing is counted any more once it is taken back.
-            batch, cancelled = await the_end_of(self._workers.submit(self._poll))
+            batch, cancelled = await self._workers.to_the_end(self._poll)
             if cancelled is not None:
                 raise cancelled
             if batch is not None:
@@ -129,7 +129,7 @@ class AsyncConsumer(ParkingConsumer, AsyncIterator[Batch]):
             gone: FeedGap | None = None
             for parked in self._parked:
                 try:
-                    batch, cancelled = await the_end_of(self._workers.submit(self._taken_up, parked))
+                    batch, cancelled = await self._workers.to_the_end(self._taken_up, parked)
                 except FeedGap as gap:
                     gone = gap
                     continue

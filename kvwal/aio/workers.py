@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import threading
+from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from queue import Empty, SimpleQueue
@@ -42,6 +43,8 @@ class Workers:
         #: Those that have not been told to end.
         self._threads = 0
         self._stopped = False
+        #: What the loop is to be told.
+        self._finished: deque[_Result] = deque()
         #: Jobs that were given and are not answered yet; the loop's thread counts.
         self._waiting = 0
 
@@ -67,6 +70,12 @@ class Workers:
                 else:
                     self._threads += 1
         return future
+
+    async def to_the_end(
+        self, function: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs
+    ) -> tuple[_T, BaseException | None]:
+        """Run the function soon, and wait for its end even when cancelled: as the function of this name."""
+        return await the_end_of(self.submit(function, *args, **kwargs), self._answer)
 
     def _take_back(self, job: _Job) -> bool:
         """Take a job out of the queue; False if a thread has it."""
@@ -112,13 +121,25 @@ class Workers:
                 results.append(_run(job))
             # Nothing of a job may stay behind while this thread sleeps: it may hold a pin.
             job = None
-            _tell(self._loop, self._answer, results)
+            self._finished.extend(results)
             del results
+            try:
+                self._loop.call_soon_threadsafe(self._answer)
+            except RuntimeError:
+                # The loop is closed: no task waits any more.
+                self._finished.clear()
 
-    def _answer(self, results: list[_Result]) -> None:
-        count = len(results)
-        _deliver(results)
-        self._waiting -= count
+    def _answer(self) -> None:
+        """Deliver what the threads have finished. Harmless when it comes twice; an interruption may lose a call."""
+        finished = self._finished
+        try:
+            while finished:
+                resolve(*finished[0])
+                finished.popleft()
+                self._waiting -= 1
+        except BaseException:
+            self._loop.call_soon(self._answer)
+            raise
 
 
 def _run(job: _Job) -> _Result:
@@ -127,22 +148,6 @@ def _run(job: _Job) -> _Result:
         return future, function(), None
     except BaseException as error:  # noqa: BLE001  # it goes to the task that asked
         return future, None, error
-
-
-def _tell(
-    loop: asyncio.AbstractEventLoop, deliver: Callable[[list[_Result]], None], results: list[_Result]
-) -> None:
-    """Have the loop deliver the results. Twice: an interruption in its thread may lose a callback."""
-    # A loop that is closed has no task that waits.
-    with suppress(RuntimeError):
-        for _ in range(2):
-            loop.call_soon_threadsafe(deliver, results)
-
-
-def _deliver(results: list[_Result]) -> None:
-    for future, result, error in results:
-        resolve(future, result, error)
-    results.clear()
 
 
 def resolve(future: asyncio.Future[_T], result: _T, error: BaseException | None = None) -> bool:
@@ -196,10 +201,13 @@ async def to_the_end(
     return await the_end_of(_started(function, *args, **kwargs))
 
 
-async def the_end_of(future: asyncio.Future[_T]) -> tuple[_T, BaseException | None]:
+async def the_end_of(
+    future: asyncio.Future[_T], look: Callable[[], object] | None = None
+) -> tuple[_T, BaseException | None]:
     """The result of a future, which is waited for even when cancelled, and the cancellation if there was.
 
-    A cancellation that comes before the future fails is raised in place of the failure, which is its cause.
+    A cancellation that comes before the future fails is raised in place of the failure, which is its cause. `look` ends
+    the future if its end was not told: all tasks are cancelled after an interruption, which may lose a callback.
     """
     cancelled: BaseException | None = None
     while not future.done():
@@ -207,6 +215,8 @@ async def the_end_of(future: asyncio.Future[_T]) -> tuple[_T, BaseException | No
             await asyncio.wait([future])
         except asyncio.CancelledError as error:
             cancelled = error
+            if look is not None:
+                look()
     if cancelled is not None and not future.cancelled() and (failure := future.exception()) is not None:
         raise cancelled from failure
     return future.result(), cancelled
@@ -219,7 +229,12 @@ def _started(function: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) ->
     context = contextvars.copy_context()
 
     def work() -> None:
-        _tell(loop, _deliver, [_run((lambda: context.run(function, *args, **kwargs), future))])
+        result = _run((lambda: context.run(function, *args, **kwargs), future))
+        # A loop that is closed has no task that waits.
+        with suppress(RuntimeError):
+            # Twice: an interruption of the loop may lose a callback.
+            for _ in range(2):
+                loop.call_soon_threadsafe(resolve, *result)
 
     threading.Thread(target=work, name="kvwal-aio-task", daemon=True).start()
     return future

@@ -21,7 +21,7 @@ import kvwal.aio
 import kvwal.aio.workers
 from kvwal.aio import AsyncStore, committed_seqno
 from kvwal.aio.committer import Committer
-from kvwal.aio.workers import Workers, the_end_of, to_the_end
+from kvwal.aio.workers import Workers, to_the_end
 from kvwal.testing import SimulatedDisk
 
 # -- loops, threads, processes ----------------------------------------------------------------
@@ -430,8 +430,8 @@ def test_an_interruption_while_results_go_out_leaves_no_task_asleep(tmp_path: Pa
         assert sorted(task.result() for task in tasks) == list(range(1, 21))
 
 
-def interrupted_once(monkeypatch: pytest.MonkeyPatch, where: Any, name: str) -> None:
-    """At the next entry of this function a signal comes."""
+def interrupted_once(monkeypatch: pytest.MonkeyPatch, where: Any, name: str) -> list[Any]:
+    """At the next entry of this function a signal comes; what is returned is empty then."""
     function = getattr(where, name)
     left = [KeyboardInterrupt]
 
@@ -441,6 +441,7 @@ def interrupted_once(monkeypatch: pytest.MonkeyPatch, where: Any, name: str) -> 
         return function(*args)
 
     monkeypatch.setattr(where, name, struck)
+    return left
 
 
 def run_again(main: Any) -> int:
@@ -458,25 +459,25 @@ def run_again(main: Any) -> int:
     return interrupted
 
 
-@pytest.mark.parametrize(
-    ("where", "name"), [(Workers, "_answer"), (kvwal.aio.workers, "_deliver"), (kvwal.aio.workers, "resolve")]
-)
-def test_an_interruption_of_what_brings_results_leaves_no_task_asleep(
-    where: Any, name: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_interruption_of_what_brings_results_leaves_no_task_asleep(monkeypatch: pytest.MonkeyPatch) -> None:
     async def main() -> None:
         workers = Workers(asyncio.get_running_loop())
         try:
-            interrupted_once(monkeypatch, where, name)
-            assert await ended(the_end_of(workers.submit(int, 1))) == (1, None)
+            for run_it in (workers.submit, to_the_end):
+                interrupted_once(monkeypatch, kvwal.aio.workers, "resolve")
+                assert await ended(run_it(int, 1)) == ((1, None) if run_it is to_the_end else 1)
+            # A task that waits to the end is cancelled with all, as at the end of `asyncio.run`.
+            left = interrupted_once(monkeypatch, Workers, "_answer")
+            task = asyncio.ensure_future(workers.to_the_end(int, 2))
+            while left:
+                await asyncio.sleep(0)
+            task.cancel()
+            assert (await ended(task))[0] == 2
             assert workers._waiting == 0
-            if where is not Workers:
-                interrupted_once(monkeypatch, where, name)
-                assert await ended(to_the_end(int, 2)) == (2, None)
         finally:
             workers.stop()
 
-    assert run_again(main()) == (1 if where is Workers else 2)
+    assert run_again(main()) == 3
 
 
 def test_a_close_sees_the_commits_of_which_an_interruption_kept_it_from_being_told(
