@@ -36,7 +36,8 @@ def open(path: PathArgument, flag: Flag = "c", mode: int = 0o600, **options: Unp
         FormatError: not a store, or one of a newer format.
         ReadOnlyError: no permission to write; flag "r" may work.
         DiskFullError: no space to make or recover it.
-        RefusedError: the system refused a call (too many open files, no permission to read); nothing was changed.
+        RefusedError: the system refused a call (too many open files, no thread left, no permission to read); nothing
+            was changed.
         SystemCallError: a call of the system failed, such as a read, write or flush. Both are an OSError, too.
         TypeError, ValueError: an argument cannot be right.
     """

@@ -30,8 +30,16 @@ from kvwal.backup.port import Destination, DirectoryDestination, Where, destinat
 from kvwal.db.handle import Uncopied
 from kvwal.engine.archives import Archives, ArchiveState, ArchiveStatus
 from kvwal.engine.engine import Engine
-from kvwal.errors import ArchiveBehindError, ArchiveDiverged, ClosedError, FeedGap, ForkedError, PoisonedError
-from kvwal.files import process_id
+from kvwal.errors import (
+    ArchiveBehindError,
+    ArchiveDiverged,
+    ClosedError,
+    FeedGap,
+    ForkedError,
+    PoisonedError,
+    RefusedError,
+)
+from kvwal.files import process_id, start_thread
 from kvwal.keys import Seqno, as_int, as_seconds
 from kvwal.positions import Position
 
@@ -73,7 +81,7 @@ class _Worker:
         """`close`: called when it has ended."""
         self.archiver = archiver
         self.destination = destination
-        self._close = close
+        self.close = close
         self.told = _Told("starting")
         # Commits up to this one are to be archived at once.
         self.flush_to = Seqno(0)
@@ -110,7 +118,7 @@ class _Worker:
             if self.told.state != "superseded":
                 # With what failed last, if it still did.
                 self._tell(_Told("ended", self.told.error, self.told.since_s))
-            self._close()
+            self.close()
 
     def _sleep(self, wait_s: float | None) -> None:
         """Sleep until something is due, or is asked for."""
@@ -220,7 +228,7 @@ class Archive(Uncopied):
         # By mark: when a commit beyond it was first seen to wait, and the time of that commit.
         self._waiting: tuple[Seqno, float, int | None] | None = None
         self._archives = engine.pressure.archives
-        worker.thread.start()
+        start_thread(worker.thread)
         self._archives.add(worker, partial(_status_of, weakref.ref(self)), _Stalling(worker) if stalls else None)
         # Also when the process exits.
         self._finalizer = weakref.finalize(self, _end, worker, self._archives)
@@ -374,7 +382,8 @@ def archive(
             the archive ends their waiting: of the store with ClosedError, of the archive by going on without it.
 
     Returns at once: the destination is first asked by the thread, and failures are tried again (see `Archive.status`).
-    Raises ReadOnlyError for a store that is open for reading, TypeError and ValueError.
+    Raises ReadOnlyError for a store that is open for reading, RefusedError if the system has no thread left,
+    TypeError and ValueError.
     """
     rpo_s = as_seconds("rpo_s", rpo_s)
     if not 0 < rpo_s <= 86400:
@@ -403,4 +412,10 @@ def archive(
         worker = _Worker(archiver, place, place.close)
     else:
         worker = _Worker(archiver, place)
-    return Archive(engine, worker, stalls=stalls)
+    try:
+        return Archive(engine, worker, stalls=stalls)
+    except RefusedError:
+        # What the thread does as it ends.
+        archiver.close()
+        worker.close()
+        raise

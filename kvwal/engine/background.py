@@ -20,6 +20,7 @@ from kvwal.engine.indexing import ALL, Indexes
 from kvwal.engine.state import State
 from kvwal.engine.telling import Telling
 from kvwal.errors import DiskFullError, Error
+from kvwal.files import start_thread
 from kvwal.locks import new_lock
 from kvwal.log import SegmentLog
 from kvwal.options import Options
@@ -119,8 +120,8 @@ class Background:
         self._thread = threading.Thread(target=self._run, name="kvwal-background", daemon=True)
 
     def start(self) -> None:
-        """Start the thread."""
-        self._thread.start()
+        """Start the thread. RefusedError if the system has none left."""
+        start_thread(self._thread)
 
     def wake(self) -> None:
         """There is work."""

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from typing import Any, ClassVar
 
@@ -38,8 +39,19 @@ from kvwal.engine.succession import Succession
 from kvwal.engine.tables import Tables
 from kvwal.engine.telling import Telling
 from kvwal.engine.upkeep import Upkeep
-from kvwal.errors import DiskFullError, Error, LockedError, PoisonedError, StoreRemovedError, closed, forked, read_only
+from kvwal.errors import (
+    DiskFullError,
+    Error,
+    LockedError,
+    PoisonedError,
+    RefusedError,
+    StoreRemovedError,
+    closed,
+    forked,
+    read_only,
+)
 from kvwal.events import Events, Recovery
+from kvwal.files import start_thread
 from kvwal.keys import Seqno
 from kvwal.locks import is_nested, new_lock, refuse_reentry, release
 from kvwal.log import RefusingLog, SegmentLog, StoreClock
@@ -285,7 +297,7 @@ class Engine:
         self.state.refuse(closed)
         self.pressure.is_on = True
         self._closer = thread = threading.Thread(target=self._close, name="kvwal-close")
-        thread.start()
+        start_thread(thread)
         _closing[:] = [each for each in _closing if each.is_alive()] + [thread]
 
     def _close(self) -> None:
@@ -298,7 +310,8 @@ class Engine:
             # What fails in that other thread fails in the next one as well.
             if self._is_ending and not self._is_over and self._closer is not threading.current_thread():
                 # Interrupted. Commits of other threads go on, so the lock of the store is held until they are over.
-                self._close_elsewhere()
+                with suppress(RefusedError):  # The next close ends it.
+                    self._close_elsewhere()
             raise
 
     def _end(self) -> None:

@@ -4,7 +4,7 @@ Everything above this layer talks to the `Files`, `Directory` and `File` protoco
 the crash tests can put a simulated disk in their place.
 """
 
-from kvwal.files.failures import is_full, is_of_medium
+from kvwal.files.failures import is_full, is_of_medium, start_thread
 from kvwal.files.fork import call_in_forked_child, process_id, program_name
 from kvwal.files.protocol import Buffer, Directory, EntryKind, File, Files, end_recovery, inside, is_recovering
 from kvwal.files.system import PathArgument, outwards, parent_and_name, path_text, rooted, system_files
@@ -28,5 +28,6 @@ __all__ = [
     "process_id",
     "program_name",
     "rooted",
+    "start_thread",
     "system_files",
 ]

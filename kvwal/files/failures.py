@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import errno
 import os
+import threading
 from typing import Final, Literal
 
 from kvwal.errors import RefusedError, StoreRemovedError, SystemCallError
 
-__all__ = ["failed", "is_full", "is_of_medium"]
+__all__ = ["failed", "is_full", "is_of_medium", "start_thread"]
 
 _FULL: Final = frozenset((errno.ENOSPC, errno.EDQUOT))
 
@@ -46,6 +47,10 @@ _FAILURES: Final = {
     errno.ESTALE: "the file is gone from its network file system",
 }
 
+_NO_THREAD: Final = (
+    "end some threads or processes, or raise the limit (ulimit -u, or that of the container or service on pids)"
+)
+
 
 def is_full(error: OSError) -> bool:
     """Whether the error means that there is no space, on the disk or in a quota, and nothing worse."""
@@ -73,3 +78,14 @@ def failed(error: OSError, path: str, during: Literal["", "write", "flush"] = ""
     text = f"{said}: {advice}" if advice else said
     refused = during != "flush" and code in (_NO_SPACE if during == "write" else _REFUSALS)
     return (RefusedError if refused else SystemCallError)(code, text, path)
+
+
+def start_thread(thread: threading.Thread) -> None:
+    """Start the thread. RefusedError if the system has none left."""
+    try:
+        thread.start()
+    except RuntimeError as error:
+        # Its text alone tells it from what a bug, and the end of the interpreter, raise.
+        if str(error) != "can't start new thread":
+            raise
+        raise RefusedError(errno.EAGAIN, f"no thread {thread.name!r} can be started: {_NO_THREAD}") from error

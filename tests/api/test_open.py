@@ -10,6 +10,7 @@ import shutil
 import stat
 import subprocess
 import sys
+import threading
 import weakref
 from pathlib import Path
 from typing import Any
@@ -51,6 +52,27 @@ def test_an_engine_of_which_no_store_is_made_is_let_go(tmp_path: Path) -> None:
         made_over(lambda: Engine.open(path, "w", Options(), describe), fail)
     assert engines[0].is_closed
     kvwal.open(path).close()
+
+
+@pytest.mark.parametrize("flag", ["c", "w", "n"])
+def test_without_a_thread_an_open_is_refused_and_leaves_nothing_open_and_nothing_locked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flag: Any
+) -> None:
+    path = make(tmp_path / "a.kv", a=b"1")
+
+    def refuse(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", refuse)
+        before = sorted(os.listdir("/proc/self/fd"))
+        with pytest.raises(kvwal.RefusedError, match="no thread 'kvwal-background' can be started: end some") as caught:
+            kvwal.open(path, flag)
+        assert caught.value.errno == errno.EAGAIN
+        assert sorted(os.listdir("/proc/self/fd")) == before
+        kvwal.open(path, background=False).close()
+    with kvwal.open(path) as db:
+        assert dict(db) == ({} if flag == "n" else {b"a": b"1"})
 
 
 @pytest.mark.parametrize("flag", ["", "rw", "a", "R", None, b"r"])

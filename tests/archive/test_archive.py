@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import gc
 import logging
 import os
+import threading
 import time
 from collections.abc import Callable, Iterator
 from itertools import pairwise
@@ -397,3 +399,27 @@ def test_tasks_use_the_same_object(tmp_path: Path) -> None:
                 assert archive.status().mark == 1
 
     asyncio.run(work())
+
+
+@pytest.mark.parametrize("on_behind", ["drop", "stall"])
+def test_without_a_thread_it_is_refused_and_holds_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, on_behind: Any
+) -> None:
+    with kvwal.open(tmp_path / "kv", background=False) as db:
+
+        def refuse(thread: threading.Thread) -> None:
+            raise RuntimeError("can't start new thread")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(threading.Thread, "start", refuse)
+            before = sorted(os.listdir("/proc/self/fd"))
+            holds = db.engine.upkeep.consumers.log().retention.holds()
+            with pytest.raises(kvwal.RefusedError, match="no thread 'kvwal-archive' can be started") as caught:
+                kvwal.archive(db, tmp_path / "b", on_behind=on_behind)
+            assert caught.value.errno == errno.EAGAIN
+            assert sorted(os.listdir("/proc/self/fd")) == before
+        assert db.stats().archives == ()
+        assert db.engine.upkeep.consumers.log().retention.holds() == holds
+        db[b"a"] = b"1"
+        with kvwal.archive(db, tmp_path / "b", on_behind=on_behind) as archive:
+            assert archive.flush(20)

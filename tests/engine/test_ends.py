@@ -252,6 +252,26 @@ def test_a_close_that_is_left_as_its_thread_is_to_begin_is_ended_by_the_next_one
         assert dict(again) == {b"a": b"1"}
 
 
+def test_a_close_that_is_interrupted_where_no_thread_starts_is_ended_by_the_next_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refuse(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    disk = SimulatedDisk()
+    db = open_on(disk)
+    db.put(b"a", b"1")
+    checkpointer: Any = db.engine._checkpointer
+    with monkeypatch.context() as patched:
+        raises_once(patched, checkpointer, "while_idle", KeyboardInterrupt())
+        patched.setattr(threading.Thread, "start", refuse)
+        with pytest.raises(KeyboardInterrupt):
+            db.close()
+    db.close()
+    with open_on(disk) as again:
+        assert dict(again) == {b"a": b"1"}
+
+
 def test_a_close_that_is_interrupted_while_it_waits_for_the_background_thread_closes_all_the_same(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
