@@ -183,13 +183,15 @@ def _lock(directory: Directory, flag: Flag, options: Options) -> None:
 
 def erase(directory: Directory, flag: Flag, options: Options) -> None:
     """Erase the store for flag "n", and finish what an open with "n" began before it was cut off."""
-    if not is_marked(directory):
-        if flag != "n":
-            return
+    is_begun = is_marked(directory)
+    if not is_begun and flag != "n":
+        return
+    if flag == "r":
+        raise _not_found(directory.path)
+    _refuse_directories(directory)
+    if not is_begun:
         _refuse_to_erase_foreign(directory)
         _mark(directory, options)
-    elif flag == "r":
-        raise _not_found(directory.path)
     for name in directory.names():
         if is_erasable(name):
             directory.unlink(name)
@@ -230,6 +232,16 @@ def _mark(directory: Directory, options: Options) -> None:
     directory.rename(unfinished, ERASING)
     # Durability: nothing of the store may go before the marker is there.
     directory.sync()
+
+
+def _refuse_directories(directory: Directory) -> None:
+    """Before anything is erased: what is a directory cannot be, and is none of a store's, whatever its name."""
+    for name in sorted(filter(is_erasable, directory.names())):
+        if directory.kind(name) == "directory":
+            raise FormatError(
+                f"{name} in {directory.path} is a directory, which a store's file of this name is not, so nothing "
+                f"there is erased; remove it by hand"
+            )
 
 
 def _refuse_to_erase_foreign(directory: Directory) -> None:

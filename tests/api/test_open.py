@@ -23,6 +23,7 @@ import kvwal.aio
 from kvwal import FormatError, LockedError, ReadOnlyError, StoreNotFoundError
 from kvwal.api import opened
 from kvwal.api.opened import made_over
+from kvwal.engine.create import _MARK
 from kvwal.engine.engine import Engine
 from kvwal.feed.status import describe
 from kvwal.files import system_files
@@ -198,6 +199,28 @@ def test_flag_n_erases_a_damaged_store_too(tmp_path: Path) -> None:
     (path / "data").write_bytes(data)
     with pytest.raises(kvwal.CorruptionError):
         kvwal.open(path)
+    with kvwal.open(path, "n") as db:
+        assert len(db) == 0
+
+
+@pytest.mark.parametrize("marked", [False, True])
+@pytest.mark.parametrize(
+    "name", ["data", "poisoned", "spare.tmp", "lock.tmp", "erasing.tmp", *(f"{9:020d}.{end}" for end in ("log", "idx"))]
+)
+def test_flag_n_erases_nothing_where_a_directory_has_the_name_of_a_file(
+    tmp_path: Path, name: str, marked: bool
+) -> None:
+    path = make(tmp_path / "a.kv", a=b"1")
+    if marked:
+        (path / "erasing").write_bytes(_MARK)
+    (path / name).unlink(missing_ok=True)
+    (path / name).mkdir()
+    before = sorted(os.listdir(path)), contents(path)
+    for flag in ("n", *(["c", "w"] if marked else [])):
+        with pytest.raises(FormatError, match=f"{name} in .* is (a directory|not a regular file)"):
+            kvwal.open(path, flag)
+        assert (sorted(os.listdir(path)), {**contents(path), "lock": before[1]["lock"]}) == before
+    (path / name).rmdir()
     with kvwal.open(path, "n") as db:
         assert len(db) == 0
 
