@@ -75,7 +75,7 @@ def open_directory(path: str, flag: Flag, options: Options) -> tuple[Directory, 
     except NotADirectoryError:
         raise FormatError(f"{path} is not a directory; a store is a directory, so give it a name of its own") from None
     try:
-        _refuse_foreign(directory)
+        _refuse_foreign(directory, flag)
     except BaseException:
         directory.close()
         raise
@@ -125,8 +125,15 @@ def refuse_empty(directory: Directory) -> None:
         raise _not_found(directory.path)
 
 
-def _refuse_foreign(directory: Directory) -> None:
-    if directory.kind(DATA) is not None:
+def _refuse_foreign(directory: Directory, flag: Flag) -> None:
+    kind = directory.kind(DATA)
+    if kind is not None:
+        # What flag "n" says of it speaks of erasing.
+        if kind != "file" and flag != "n":
+            raise FormatError(
+                f"{DATA} in {directory.path} is not a regular file, which a store's page file is; "
+                f"kvwal does not follow links"
+            )
         return
     foreign = sorted(name for name in directory.names() if not is_known(name))
     if foreign:
@@ -175,7 +182,7 @@ def _lock(directory: Directory, flag: Flag, options: Options) -> None:
             raise ReadOnlyError(f'no permission to write in {path}; open it with flag "r" to read it') from error
         if flag != "r" and error.errno == errno.EROFS:
             raise ReadOnlyError(f'{path} is on a read-only file system; open it with flag "r"') from error
-        if error.errno in (errno.ELOOP, errno.EISDIR):
+        if error.errno in (errno.ELOOP, errno.EISDIR, errno.ENXIO):
             text = f"{path}: {LOCK} is no regular file (a link, for one, is not followed); remove it"
             raise FormatError(text) from error
         raise
@@ -267,14 +274,8 @@ def _refuse_to_erase_foreign(directory: Directory) -> None:
 def create_if_missing(directory: Directory, flag: Flag, options: Options) -> bool:
     """Make a store, if there is none and the flag allows it. True if it was made."""
     files = options.files
-    kind = directory.kind(DATA)
-    if kind == "file":
+    if directory.kind(DATA) is not None:
         return False
-    if kind is not None:
-        raise FormatError(
-            f"{DATA} in {directory.path} is not a regular file, which a store's page file is; "
-            f"kvwal does not follow links"
-        )
     segments = list_segments(directory)
     if segments:
         # A crash while the store was being made leaves its first segment, without a commit, and no page file.

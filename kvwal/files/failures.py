@@ -44,6 +44,7 @@ _FAILURES: Final = {
     errno.ENAMETOOLONG: "the path, or a part of it, is too long",
     errno.EISDIR: "a directory is where a file should be",
     errno.ELOOP: "a link, or something else that is no file, is where a file should be",
+    errno.ENXIO: "a socket, or something else that is no file, is where a file should be",
     errno.ESTALE: "the file is gone from its network file system",
 }
 

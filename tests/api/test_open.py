@@ -7,11 +7,13 @@ import errno
 import os
 import random
 import shutil
+import socket
 import stat
 import subprocess
 import sys
 import threading
 import weakref
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -280,6 +282,58 @@ def test_the_store_may_be_reached_through_a_link_to_its_directory(tmp_path: Path
     (tmp_path / "link.kv").symlink_to(path)
     with kvwal.open(tmp_path / "link.kv") as db:
         assert db[b"a"] == b"1"
+
+
+@pytest.mark.parametrize("made_before", [False, True])
+@pytest.mark.parametrize("kind", ["fifo", "socket", "link", "dangling link", "directory"])
+def test_a_page_file_that_is_no_file_is_told_alike_by_all_that_open_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, made_before: bool
+) -> None:
+    path = tmp_path / "a.kv"
+    if made_before:
+        make(path, a=b"1").joinpath("data").rename(tmp_path / "away")
+    else:
+        path.mkdir()
+    data = path / "data"
+    if kind == "fifo":
+        os.mkfifo(data)
+    elif kind == "socket":
+        # Its path may be too long for a socket's address.
+        monkeypatch.chdir(path)
+        with socket.socket(socket.AF_UNIX) as bound:
+            bound.bind("data")
+    elif kind == "directory":
+        data.mkdir()
+    else:
+        data.symlink_to(tmp_path / "away" if kind == "link" else tmp_path / "nowhere")
+    before = sorted(os.listdir(path))
+    told = set()
+    for opening in (*(partial(kvwal.open, path, flag) for flag in ("r", "w", "c")), partial(kvwal.follow, path)):
+        with pytest.raises(FormatError, match="data in .* is not a regular file") as caught:
+            opening()
+        told.add(str(caught.value))
+    assert len(told) == 1
+    with pytest.raises(FormatError, match="data in .*nothing there is erased"):
+        kvwal.open(path, "n")
+    assert {*os.listdir(path), "lock"} == {*before, "lock"}
+
+
+def test_a_socket_in_place_of_another_file_is_told_as_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def bind(path: Path, name: str) -> None:
+        monkeypatch.chdir(path)
+        (path / name).unlink()
+        with socket.socket(socket.AF_UNIX) as bound:
+            bound.bind(name)
+
+    path = make(tmp_path / "a.kv", a=b"1")
+    bind(path, "lock")
+    with pytest.raises(FormatError, match="lock is no regular file"):
+        kvwal.open(path)
+    path = make(tmp_path / "b.kv", a=b"1")
+    bind(path, f"{1:020d}.log")
+    for flag in ("r", "w"):
+        with pytest.raises(kvwal.SystemCallError, match="a socket, or something else that is no file"):
+            kvwal.open(path, flag)
 
 
 @pytest.mark.parametrize("name", ["data", "lock", "reserve", "spare.tmp", "data.tmp", "00000000000000000001.log.tmp"])
