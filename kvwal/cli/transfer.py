@@ -48,7 +48,7 @@ _BATCH_BYTES = 8 << 20
 @table_option
 @at_option
 @click.option("--prefix", help="Only keys that start with this: of the table, or of the default table alone.")
-@click.option("--output", type=click.File("wb", lazy=False), default="-", help="Write here instead of standard output.")
+@click.option("--output", type=click.File("wb"), default="-", help="Write here instead of standard output.")
 def dump(
     path: str, form: Form, table: str | None, at: Moment | None, prefix: str | None, output: BinaryIO
 ) -> None:
@@ -56,6 +56,17 @@ def dump(
 
     With --table only that table, with a member "typed" that shows keys and values as what they are.
     """
+    # The file is opened, and emptied, by the first write: what is wrong with the store is found before that.
+    try:
+        _dump(path, form, table, at, prefix, output)
+        output.flush()
+    except click.FileError as error:
+        raise click.BadParameter(error.format_message(), param_hint="--output") from None
+
+
+def _dump(
+    path: str, form: Form, table: str | None, at: Moment | None, prefix: str | None, output: BinaryIO
+) -> None:
     with kvwal.open(path, "r") as db, snapshot_at(db, at) as snapshot, progress_bar("dump") as progress:
         rows = [decode_row(*pair) for pair in snapshot.part(SYSTEM_TABLE).scan(*ROWS)]
         chosen: list[TableRow | None] = [None, *rows] if prefix is None else [None]
@@ -76,7 +87,6 @@ def dump(
             while some := list(islice(lines, _CHUNK)):
                 output.write("".join(some).encode())
                 progress.advance(task, len(some))
-    output.flush()
 
 
 def _entries(part: OrderedMapping, bounds: KeyRange) -> Iterator[tuple[bytes, bytes, int | None]]:

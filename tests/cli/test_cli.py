@@ -175,6 +175,43 @@ def test_dump_and_load_make_the_same_store(path: str, tmp_path: Path) -> None:
             assert dict(db) == entries
 
 
+@pytest.mark.parametrize(
+    ("damage", "arguments", "code"),
+    [
+        ("missing", [], 5),
+        ("cut", [], 3),
+        ("none", ["--at", "99"], 2),
+        ("none", ["--table", "people"], 2),
+    ],
+)
+def test_a_dump_that_fails_before_its_first_line_leaves_the_file_as_it_was(
+    filled: str, tmp_path: Path, damage: str, arguments: list[str], code: int
+) -> None:
+    if damage == "missing":
+        filled = str(tmp_path / "nowhere")
+    elif damage == "cut":
+        (Path(filled) / "data").write_bytes(b"")
+    target = tmp_path / "out.jsonl"
+    target.write_bytes(b"of yesterday\n")
+    run("dump", filled, *arguments, "--output", str(target), expect=code)
+    assert target.read_bytes() == b"of yesterday\n"
+    fresh = tmp_path / "fresh.jsonl"
+    run("dump", filled, *arguments, "--output", str(fresh), expect=code)
+    assert not fresh.exists()
+
+
+def test_a_dump_of_nothing_is_an_empty_file_and_one_that_cannot_be_written_is_a_usage_error(
+    filled: str, tmp_path: Path
+) -> None:
+    target = tmp_path / "out.jsonl"
+    target.write_bytes(b"of yesterday\n")
+    run("dump", filled, "--prefix", "other:", "--output", str(target))
+    assert target.read_bytes() == b""
+    result = run("dump", filled, "--output", str(tmp_path / "no" / "out.jsonl"), expect=2)
+    assert "--output" in result.stderr
+    assert "No such file" in result.stderr
+
+
 def test_dump_can_write_a_file_and_a_prefix(filled: str, tmp_path: Path) -> None:
     target = tmp_path / "out.jsonl"
     run("dump", filled, "--prefix", "user:", "--output", str(target))
