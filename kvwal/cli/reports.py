@@ -70,17 +70,22 @@ def _running_stats(path: str, said: dict[str, Any] | None, *, as_json: bool) -> 
         with kvwal.follow(path) as live:
             said = {"entries": len(live), "position": str(live.position), "lag": live.lag()}
     numbers = dict(said.get("stats", {}))
-    for archive in numbers.get("archives", []):
+    archives = numbers.pop("archives", [])
+    for archive in archives:
         for first, last in archive["gaps"]:
             complain(f"the archive in {archive['destination']} has a gap: commits {first}..{last} cannot be restored")
     if as_json:
+        if "stats" in said:
+            numbers["archives"] = [
+                {**archive, "gaps": [{"first": first, "last": last} for first, last in archive["gaps"]]}
+                for archive in archives
+            ]
         # The names are those of a store that is not in use.
         print_json({**{name: value for name, value in said.items() if name != "stats"}, **numbers})
         return
     # Not the values that have tables of their own.
     parts = ("stats", "pins", "consumers", "recovery", "version")
     facts = [(name, value) for name, value in said.items() if name not in parts]
-    archives = numbers.pop("archives", [])
     print_facts(path, [*facts, *numbers.items()])
     known = {field.name for field in dataclasses.fields(kvwal.Pin)}
     # A newer version may say more.
@@ -89,7 +94,8 @@ def _running_stats(path: str, said: dict[str, Any] | None, *, as_json: bool) -> 
     for consumer in said.get("consumers", []):
         print_facts(f"consumer {consumer['name']}", consumer.items(), prefix=f"consumer.{consumer['name']}.")
     for n, archive in enumerate(archives):
-        print_facts(f"archive {archive['destination']}", archive.items(), prefix=f"archive.{n}.")
+        gaps = ",".join(f"{first}..{last}" for first, last in archive["gaps"])
+        print_facts(f"archive {archive['destination']}", {**archive, "gaps": gaps}.items(), prefix=f"archive.{n}.")
     print_facts("What opening it found", said.get("recovery", {}).items(), prefix="recovery.")
 
 

@@ -82,8 +82,19 @@ def binary_output() -> BinaryIO:
 
 
 def print_json(value: Any) -> None:
-    """One value as one line of JSON, its bytes in hex and its dataclasses as objects."""
-    click.echo(plain_json(value))
+    """One value as one line of JSON, its bytes in hex and its dataclasses and named tuples as objects."""
+    click.echo(plain_json(_named(value)))
+
+
+def _named(value: Any) -> Any:
+    """The same with an object for each dataclass and named tuple, which is a list to JSON."""
+    if hasattr(value, "__dataclass_fields__"):
+        return {name: _named(getattr(value, name)) for name in value.__dataclass_fields__}
+    if hasattr(value, "_asdict"):
+        value = value._asdict()
+    if isinstance(value, dict):
+        return {name: _named(each) for name, each in value.items()}
+    return [_named(each) for each in value] if isinstance(value, list | tuple) else value
 
 
 def plain_json(value: Any, *, finite: bool = False) -> str:

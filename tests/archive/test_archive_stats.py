@@ -199,9 +199,9 @@ def test_the_command_names_the_gap_of_a_running_store(tmp_path: Path, monkeypatc
         db[b"a"] = b"1"
         assert archive.flush(20)
         found = CliRunner().invoke(app, ["stats", path])
-        assert "archive.0.gaps\t[[1, 299]]\n" in found.stdout
+        assert "archive.0.gaps\t1..299\n" in found.stdout
         assert f"archive.0.mark\t{db.position}\n" in found.stdout
         assert "has a gap: commits 1..299 cannot be restored" in found.stderr
         found = CliRunner().invoke(app, ["stats", path, "--json"])
-        assert json.loads(found.stdout)["archives"][0]["gaps"] == [[1, 299]]
+        assert json.loads(found.stdout)["archives"][0]["gaps"] == [{"first": 1, "last": 299}]
         assert "commits 1..299" in found.stderr

@@ -549,7 +549,13 @@ def test_archive_status_is_plain_in_a_pipe_and_json_if_asked_for(dest: Path) -> 
         if name.endswith((".oldest", ".newest")):
             assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}\+00:00", value)
     found = json.loads(run("archive", "status", dest, "--json").stdout)
-    assert (found["ok"], found["lines"][0]["moments"]) == (True, [[0, 6]])
+    assert (found["ok"], found["lines"][0]["moments"]) == (True, [{"first": 0, "last": 6}])
+    # One in the middle.
+    sorted(dest.glob("*/unit/0/*"))[2].unlink()
+    said = json.loads(run("archive", "status", dest, "--json", code=3).stdout)
+    assert said["lines"][0]["gaps"]
+    for gap in said["lines"][0]["gaps"]:
+        assert set(gap) == {"first", "last", "state", "reason"}
 
 
 def test_archive_verify_remembers(dest: Path) -> None:
