@@ -137,6 +137,11 @@ class OrderedMapping(Handle, Lasting, Mapping[bytes, bytes]):
     def _count(self, start: bytes | None, stop: bytes | None) -> int:
         """Number of keys in [start, stop)."""
 
+    def _count_of(self, bounds: Bounds) -> int:
+        """Number of keys of a range that is not empty, up to its limit."""
+        count = self._count(bounds.start, bounds.stop)
+        return count if bounds.limit is None else min(count, bounds.limit)
+
     def _key_at(self, rank: int) -> bytes | None:
         """The key that has `rank` others before it, or None."""
         return next(islice(self.keys(), rank, None), None) if rank >= 0 else None
@@ -342,11 +347,7 @@ class _RangeView:
 
     def __len__(self) -> int:
         """O(log n), and a look-up for each key written since something was counted last."""
-        bounds = self._bounds
-        if bounds.is_empty():
-            return 0
-        count = self._source._count(bounds.start, bounds.stop)
-        return count if bounds.limit is None else min(count, bounds.limit)
+        return 0 if self._bounds.is_empty() else self._source._count_of(self._bounds)
 
 
 class KeysRange(_RangeView, KeysView[bytes]):

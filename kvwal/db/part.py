@@ -251,6 +251,12 @@ class TransactionPart(OrderedMapping, MutableMapping[bytes, bytes]):
                 count += (value is not None) - there
         return count
 
+    def _count_of(self, bounds: Bounds) -> int:
+        if bounds.limit is None or self._open.read_only:
+            return super()._count_of(bounds)
+        # What is beyond the limit is not read, so that it is no conflict.
+        return sum(len(keys) for keys, _ in self._walk(bounds))
+
     # -- writing ------------------------------------------------------------------------------
 
     def _refuse_if_read_only(self) -> None:

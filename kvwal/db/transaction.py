@@ -53,7 +53,7 @@ class Transaction(TransactionPart):
     time. After commit or abort every method but `abort` raises `ClosedError`.
 
     What it reads is validated when it commits: keys, and ranges as far as they were read. `len` reads all of a range,
-    whatever its limit, and so does `list(txn.keys(...))`, since a list asks for the length first; `scan` does not.
+    up to its limit, and so does `list(txn.keys(...))`, since a list asks for the length first; `scan` does not.
     """
 
     __slots__ = ("__weakref__", "_cache", "_extension", "_note", "_seqno", "_state", "_sync", "commit_seqno")

@@ -76,6 +76,9 @@ class Unmade(OrderedMapping):
     def _count(self, start: bytes | None, stop: bytes | None) -> int:
         return self._now()._count(start, stop)
 
+    def _count_of(self, bounds: Bounds) -> int:
+        return self._now()._count_of(bounds)
+
 
 def row_in(read: Callable[[bytes], Value], spec: TableSpec[Any, Any]) -> TableRow | None:
     """The row of a table, by what `read` says of table 1; None if there is none. TableCodecError."""

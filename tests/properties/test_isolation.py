@@ -221,6 +221,8 @@ READS: dict[str, Callable[[Transaction], object]] = {
     "last": lambda txn: txn.last(None, b"h"),
     "limit": lambda txn: list(txn.scan(b"d", limit=1)),
     "limit backwards": lambda txn: list(txn.scan(None, b"h", reverse=True, limit=1)),
+    "keys with a limit": lambda txn: list(txn.keys(b"d", limit=1)),
+    "count up to a limit": lambda txn: len(txn.keys(None, b"h", reverse=True, limit=1)),
     "missing key": lambda txn: txn.get(b"f"),
     "contains": lambda txn: b"f" in txn,
     "contains in a view": lambda txn: b"f" in txn.keys(b"d", b"h"),
@@ -262,6 +264,9 @@ def test_a_limit_reads_only_as_far_as_it_came(db: Store) -> None:
     txn = db.transaction()
     assert [key for key, _ in txn.scan(limit=2)] == [b"1", b"2"]
     assert [key for key, _ in txn.scan(reverse=True, limit=2)] == [b"8", b"7"]
+    assert list(txn.keys(limit=2)) == [b"1", b"2"]
+    assert list(txn.values(limit=2, reverse=True)) == [b"", b""]
+    assert (len(txn.items(limit=3)), list(txn.items(b"7", limit=3))) == (3, [(b"7", b""), (b"8", b"")])
     db[b"5"] = b"between what was read"
     txn[b"x"] = b""
     assert commits(txn), "what lies beyond the limit was not read"
