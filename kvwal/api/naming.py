@@ -9,13 +9,14 @@ from typing import Any, TypeVar, overload
 from kvwal.api.table import Table
 from kvwal.codecs import Codec, KeyCodec
 from kvwal.engine.engine import Engine
-from kvwal.engine.indexes import building_key, decode_indexes
+from kvwal.engine.indexes import building_key, decode_building, decode_indexes
+from kvwal.engine.indexing import ALL
 from kvwal.engine.parked import SYSTEM_TABLE
 from kvwal.engine.readers import Reader
-from kvwal.engine.reads import Reads
 from kvwal.engine.request import CommitRequest, Operation
 from kvwal.engine.tables import CodecName, Drop, Rename, TableRow, as_table_name
 from kvwal.errors import CorruptionError, Error, TableNotFoundError
+from kvwal.expiring import plain
 from kvwal.keys import BytesLike, Seqno, as_key
 from kvwal.log import extension_of
 from kvwal.tables.spec import SubSpec, TableSpec
@@ -35,12 +36,15 @@ class IndexInfo:
         codec: the name of the codec of its keys.
         entries: how many it has; where a large range was deleted just now, with those that are still to be removed.
         ready: whether it can be read: else it is still to be built.
+        problem: of one that is not ready: how many keys of the table it has, and why it is not built further, as far as
+            this process knows. None otherwise.
     """
 
     name: str
     codec: str
     entries: int
     ready: bool
+    problem: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,27 +80,39 @@ def _table_infos(engine: Engine) -> list[TableInfo]:
     reader = moments.reader("tables")
     try:
         rows = engine.tables.rows(moments.again(reader, "tables"))
-        return [_info(engine.reads, reader, name, row) for name, row in rows]
+        return [_info(engine, reader, name, row) for name, row in rows]
     finally:
         reader.release()
 
 
-def _info(reads: Reads, reader: Reader, name: str, row: TableRow | Error) -> TableInfo:
+def _info(engine: Engine, reader: Reader, name: str, row: TableRow | Error) -> TableInfo:
     if isinstance(row, TableRow):
         try:
-            indexes = tuple(_indexes_of(reads, reader, row))
+            indexes = tuple(_indexes_of(engine, reader, row))
         except CorruptionError as error:
             return TableInfo(name, -1, "", "", 0, str(error))
-        keys = reads.count_at(reader, None, None, table=row.id)
+        keys = engine.reads.count_at(reader, None, None, table=row.id)
         return TableInfo(row.name, row.id, str(row.key), str(row.value), keys, indexes=indexes)
     return TableInfo(name, -1, "", "", 0, str(row))
 
 
-def _indexes_of(reads: Reads, reader: Reader, row: TableRow) -> Iterator[IndexInfo]:
+def _indexes_of(engine: Engine, reader: Reader, row: TableRow) -> Iterator[IndexInfo]:
+    reads, indexes = engine.reads, engine.tables.indexes
     for index in decode_indexes(row.name, row.others):
-        ready = reads.read_at(reader, building_key(index.id), table=SYSTEM_TABLE) is None
+        at = reads.read_at(reader, building_key(index.id), table=SYSTEM_TABLE)
         entries = reads.count_at(reader, None, None, table=index.id)
-        yield IndexInfo(index.name, str(CodecName(*index.codec)), entries, ready)
+        problem = None
+        if at is not None:
+            done = reads.count_at(reader, None, decode_building(plain(at) or b""), table=row.id)
+            problem = f"it has {done} of {reads.count_at(reader, None, None, table=row.id)} keys"
+            failure, stopped = indexes.failures.get(index.id), indexes.failures.get(ALL)
+            if failure is not None:
+                problem += f", and its function raised {type(failure).__name__}: {failure}"
+            elif not indexes.is_building(row.name, index.name):
+                problem += "; the program that declares it builds it, and knows why it does not"
+            elif stopped is not None:
+                problem += f", and building is stopped by {type(stopped).__name__}: {stopped}"
+        yield IndexInfo(index.name, str(CodecName(*index.codec)), entries, at is None, problem)
 
 
 class Naming:

@@ -40,7 +40,7 @@ def tables(path: str, as_json: bool) -> None:
 
 
 def _index(info: kvwal.IndexInfo) -> str:
-    return f"{info.name}: {info.codec}{'' if info.ready else ', not built'}"
+    return f"{info.name}: {info.codec}{'' if info.ready else f', not built: {info.problem}'}"
 
 
 @click.group()

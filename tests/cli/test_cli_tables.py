@@ -131,10 +131,35 @@ def test_the_indexes_of_a_table_are_listed_and_puts_name_the_one_that_is_not_dec
         users.index("by_name", key=lambda user: ["a", "b"], codec=str, many=True).wait()
     assert run("tables", orders).stdout.splitlines()[1] == "users\tstr\tjson\t1\tby_born: int; by_name: str"
     rows = [json.loads(line) for line in run("tables", orders, "--json").stdout.splitlines()]
-    assert rows[1]["indexes"][1] == {"name": "by_name", "codec": "str", "entries": 2, "ready": True}
+    assert rows[1]["indexes"][1] == {
+        "name": "by_name",
+        "codec": "str",
+        "entries": 2,
+        "ready": True,
+        "problem": None,
+    }
     assert "index 'by_born'" in run("put", orders, "--table", "users", "ada", "{}", expect=2).stderr
     run("delete", orders, "--table", "users", "ada")
     run("verify", orders)
+
+
+def test_an_index_that_is_not_built_is_listed_with_what_it_has_and_why_there_is_no_more(tmp_path: Path) -> None:
+    def strict(number: bytes) -> int:
+        if number == b"200":
+            raise RuntimeError(number)
+        return int(number)
+
+    path = str(tmp_path / "kv")
+    with kvwal.open(path, background=False) as db:
+        numbers = db.table("numbers", int)
+        numbers.update((n, b"%d" % n) for n in range(300))
+        numbers.index("by_n", key=strict, codec=int)
+        (info,) = db.tables()[0].indexes
+        assert not info.ready
+        assert info.problem == "it has 128 of 300 keys, and its function raised RuntimeError: b'200'"
+    why = "it has 128 of 300 keys; the program that declares it builds it, and knows why it does not"
+    assert run("tables", path).stdout == f"numbers\tint\tbytes\t300\tby_n: int, not built: {why}\n"
+    assert json.loads(run("tables", path, "--json").stdout)["indexes"][0]["problem"] == why
 
 
 def test_ranges_and_past_moments_of_a_table(orders: str) -> None:
