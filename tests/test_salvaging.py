@@ -104,6 +104,7 @@ def test_a_table_whose_row_is_lost_gets_a_name_and_a_new_one_no_id_of_another(tm
         assert [problem.reason for problem in db.verify().problems] == [
             "the id of table 'accounts', 16, is to be given to a new one",
             "the id of table 'salvaged-17', 18, is to be given to a new one",
+            "table 17 has no row that names it, so no one reaches its 1 keys",
         ]
     report = salvage(tmp_path / "old", tmp_path / "new")
     assert [(each.file, each.reason) for each in report.damages] == [
@@ -123,6 +124,46 @@ def test_a_table_whose_row_is_lost_gets_a_name_and_a_new_one_no_id_of_another(tm
         db.drop_table("passwords")
         assert db.table("accounts", str, str) == {"a": "1", "b": "2"}
         assert problems_of(db) == []
+
+
+@pytest.mark.parametrize("checkpointed", [False, True])
+def test_verify_tells_of_keys_that_no_name_leads_to_and_of_a_row_that_says_nothing(
+    tmp_path: Path, checkpointed: bool
+) -> None:
+    path = tmp_path / "old"
+    with kvwal.open(path, background=False) as db:
+        for name in ("a", "b", "c", "empty"):
+            db.table(name, str, str).update({"j": name, "k": name})
+        db.table("empty", str, str).clear()
+        batch = WriteBatch()
+        batch.table(99).put(b"k", b"of an id that was given to no table")
+        db.commit(batch)
+        assert problems_of(db) == []
+        without_rows(db, row_key("a"), row_key("empty"))
+        batch = WriteBatch()
+        batch.table(SYSTEM_TABLE).put(row_key("b"), b"{}")
+        db.engine.commit(CommitRequest(EncodedBatch(batch), sync=True))
+        if checkpointed:
+            db.checkpoint()
+        expected = [
+            "the row of table b'b' is not valid",
+            "table 16 has no row that names it, so no one reaches its 2 keys",
+            "table 17 has no row that names it, so no one reaches its 2 keys",
+        ]
+        assert [problem.reason for problem in db.verify().problems] == expected
+        # What a newer version wrote of a table may name any of them.
+        batch.table(SYSTEM_TABLE).put(row_key("b"), b'{"v": 2}')
+        db.engine.commit(CommitRequest(EncodedBatch(batch), sync=True))
+        assert problems_of(db) == []
+    salvage(path, tmp_path / "new")
+    with kvwal.open(tmp_path / "new", "r") as db:
+        assert {info.name: info.keys for info in db.tables()} == {
+            "b": 0,
+            "c": 2,
+            "salvaged-16": 2,
+            "salvaged-17": 2,
+            "salvaged-99": 1,
+        }
 
 
 @pytest.mark.parametrize("lost", ["the row of the next ids", "nothing", "all but the pages"])

@@ -3,6 +3,7 @@
 - Each key of a table has a reverse row, as far as the index is built, and each reverse row has its key in the table.
 - Each index key of a reverse row has its entry, and each entry is named by its reverse row, but for stale ones.
 - No two tables have one id, and the next ids are above those of all tables and indexes.
+- Each id that was given to a table and has keys has a row, and each row can be read.
 """
 
 from __future__ import annotations
@@ -28,6 +29,8 @@ from kvwal.engine.row_cache import IndexRow
 from kvwal.engine.tables import NEXT_IDS_KEY, TableRow, Tables, next_ids
 from kvwal.errors import CorruptionError, Finding
 from kvwal.files.names import DATA
+from kvwal.log import is_of_users
+from kvwal.pages.catalogue import tables_beside
 
 __all__ = ["verify_indexes"]
 
@@ -40,10 +43,14 @@ def verify_indexes(reads: Reads, tables: Tables) -> Iterator[Finding]:
     reader = reads.moments.reader("verify")
     try:
         named: dict[int, str] = {}
+        is_known = True
         found, derived = next_ids(reads.read_at(reader, NEXT_IDS_KEY, table=SYSTEM_TABLE))
         for _, row in tables.rows(reads.moments.again(reader, "verify")):
-            # What is wrong with a row of a table is said elsewhere.
             if not isinstance(row, TableRow):
+                # The row of a newer version is right, and names a table that is not known here.
+                is_known &= isinstance(row, CorruptionError)
+                if isinstance(row, CorruptionError):
+                    yield row.finding
                 continue
             if named.setdefault(row.id, row.name) != row.name:
                 yield Finding(DATA, None, f"tables {named[row.id]!r} and {row.name!r} have one id, {row.id}")
@@ -54,10 +61,22 @@ def verify_indexes(reads: Reads, tables: Tables) -> Iterator[Finding]:
                     yield Finding(DATA, None, f"the id of index {index.name!r} of {row.name!r} is to be given anew")
                 for problem in islice(_Verified(reads, reader, row, index).problems(), _MAX_FINDINGS):
                     yield Finding(DATA, None, f"index {index.name!r} of table {row.name!r}: {problem}")
+        # A batch may write to an id that was never given out: that was no table's.
+        given = max([found, *(table + 1 for table in named)])
+        for table in sorted(filter(is_of_users, _written(reader) - named.keys())) if is_known else ():
+            if table < given and (keys := reads.count_at(reader, None, None, table=table)):
+                yield Finding(DATA, None, f"table {table} has no row that names it, so no one reaches its {keys} keys")
     except CorruptionError as error:
         yield Finding(error.file, error.offset, error.reason)
     finally:
         reader.release()
+
+
+def _written(reader: Reader) -> set[int]:
+    """The tables other than 0 that may have keys as of a reader."""
+    version = reader.version
+    newer = [*version.memtable.parts.written(), *(version.frozen.parts.written() if version.frozen else ())]
+    return {*tables_beside(version.tree), *(table for table, _ in newer)}
 
 
 class _Verified:

@@ -32,7 +32,18 @@ from kvwal.pages.pager import Pager
 from kvwal.pages.tree import Tree
 from kvwal.pages.writer import PageWriter
 
-__all__ = ["EMPTY", "ENTRY", "Changes", "Root", "decode_entry", "merge_tables", "root_of", "roots", "table_beside"]
+__all__ = [
+    "EMPTY",
+    "ENTRY",
+    "Changes",
+    "Root",
+    "decode_entry",
+    "merge_tables",
+    "root_of",
+    "roots",
+    "table_beside",
+    "tables_beside",
+]
 
 # On disk: never change.
 ENTRY: Final = Struct("<20sII")
@@ -84,6 +95,13 @@ def table_beside(tree: Tree, table: int) -> Tree:
     """The tree of a table other than 0 in the generation of another tree. CorruptionError as `root_of`."""
     meta = tree.meta
     return tree.beside(*_root_in(tree.beside(meta.catalogue, meta.catalogue_height), table))
+
+
+def tables_beside(tree: Tree) -> Iterator[int]:
+    """The tables other than 0 that have entries in the generation of a tree. CorruptionError as `root_of`."""
+    meta = tree.meta
+    for keys, values in tree.beside(meta.catalogue, meta.catalogue_height).chunks():
+        yield from (table for table, _ in map(decode_entry, keys, values))
 
 
 def _root_in(catalogue: Tree, table: int) -> Root:
