@@ -11,7 +11,7 @@ import inspect
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import MISSING, dataclass, field, fields
 from functools import partial
-from typing import Any, Final, Literal, TypeAlias, TypedDict, TypeVar, get_args, get_type_hints
+from typing import Any, ClassVar, Final, Literal, TypeAlias, TypedDict, TypeVar, get_args, get_type_hints
 
 from kvwal.events import Listener
 from kvwal.files import Files, system_files
@@ -155,6 +155,9 @@ class Options:
     background: bool = field(default=True, metadata=_checked_by(_as_bool))
     files: Files = field(default_factory=system_files, metadata=_checked_by(_as_files))
     listeners: Sequence[Listener] = field(default=(), metadata=_checked_by(_as_listeners))
+
+    #: Whether what a salvage has not finished may be opened.
+    opens_unfinished: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         for option in fields(self):

@@ -11,7 +11,8 @@ What is saved, and why it can be trusted:
 - At the end each table that has keys has one row of its own, under a name that says so where its own was lost, and the
   next ids are above all: a new table never gets the keys of another one.
 
-The damaged store is only read. The new one is an ordinary store, checkpointed and closed.
+The damaged store is only read. The new one is made under the marker `salvaging`: from before there is anything of a
+store until all is on disk. Without it it is an ordinary store, checkpointed and closed.
 """
 
 from __future__ import annotations
@@ -20,24 +21,36 @@ import errno
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import ClassVar, Final
 
-from kvwal.api.open import open as open_store
+from kvwal.api.opened import made_over
 from kvwal.api.store import Store
 from kvwal.batch import MAX_TABLE_ID, WriteBatch
+from kvwal.engine.create import open_directory
+from kvwal.engine.engine import Engine
 from kvwal.engine.index_commits import without_indexes
 from kvwal.engine.indexes import FIRST_DERIVED_ID
 from kvwal.engine.request import CommitRequest
 from kvwal.engine.tables import NEXT_IDS_KEY, CodecName, TableRow, encode_ids, encode_row, next_ids, row_key
 from kvwal.engine.writes import EncodedBatch
-from kvwal.errors import CorruptionError, Finding, FormatError, RefusedError, StoreExistsError, StoreNotFoundError
+from kvwal.errors import (
+    CorruptionError,
+    Finding,
+    FormatError,
+    LockedError,
+    RefusedError,
+    StoreExistsError,
+    StoreNotFoundError,
+)
 from kvwal.expiring import Expiring
 from kvwal.files import Directory, Files, PathArgument, outwards, path_text, system_files
-from kvwal.files.names import DATA, segment_name
+from kvwal.files.names import DATA, LOCK, READERS, SALVAGING, is_known, segment_name, temporary_name
 from kvwal.keys import SYSTEM_TABLE, Seqno
 from kvwal.log import Chain, Extension, Record, salvage_log
 from kvwal.log.intents import is_of_users
 from kvwal.log.salvage import missing
 from kvwal.log.segment import list_segments, store_id_of_log
+from kvwal.options import Options
 from kvwal.pages import PageFile, Row, salvage_pages
 from kvwal.pages.catalogue import roots
 
@@ -45,6 +58,15 @@ __all__ = ["SalvageReport", "salvage"]
 
 _BATCH_BYTES = 8 << 20
 _BYTES = CodecName("bytes", 1)
+
+# What the marker says. A file of its name with something else in it is not ours, and no licence to remove anything.
+_MARK: Final = b"kvwal saves a store into this directory; what is there until then is a part\n"
+
+
+class _Options(Options):
+    __slots__ = ()
+
+    opens_unfinished: ClassVar[bool] = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,13 +106,14 @@ def salvage(
     Args:
         path: the damaged store; it is read only, and must not be open for writing.
         into: where to make the new store, outside of the damaged one; nothing, or an empty directory. Where salvage
-            fails or is interrupted, it is empty again; a process that is killed leaves a part there.
+            fails or is interrupted, it is empty again; a process that is killed leaves a part there, which no open
+            takes for a store, and which the next salvage replaces.
         progress: called with the number of entries and commits done so far.
 
     Raises:
         StoreNotFoundError: there is nothing at `path`, or neither pages nor a log of a store.
         StoreExistsError: there is something at `into`, or it lies in the damaged store.
-        LockedError: the store at `path` is open for writing.
+        LockedError: the store at `path` is open for writing, or another salvage writes to `into`.
     """
     source, target = path_text(path), path_text(into)
     files = system_files() if files is None else files
@@ -105,17 +128,25 @@ def salvage(
             raise _no_store(source)
         _refuse_inside(files, directory, target)
         directory.lock(shared=True)
-        opened = open_store(target, "c", durability="os", files=files, background=False)
+        place = _marked(files, target)
         try:
-            with opened as new:
+            options = _Options(durability="os", files=files, background=False)
+            with made_over(lambda: Engine.open(target, "c", options), Store) as new:
                 report = _Salvage(directory, new, progress).run()
                 new.checkpoint()
-                return report
-        except BaseException:
-            # A part of a store would look whole.
-            with suppress(OSError):
-                _empty(files, target)
+            place.unlink(SALVAGING)
+            # Durability: what is in it was flushed by the checkpoint and the close.
+            place.sync()
+            return report
+        except LockedError:
+            # Another salvage has it now.
             raise
+        except BaseException:
+            with suppress(OSError):
+                _empty(place)
+            raise
+        finally:
+            place.close()
     finally:
         directory.close()
 
@@ -125,7 +156,7 @@ def _no_store(path: str) -> StoreNotFoundError:
 
 
 def _is_free(files: Files, path: str) -> bool:
-    """Whether there is nothing at `path`, or an empty directory."""
+    """Whether there is nothing at `path`, an empty directory, or the part of a store that another salvage left."""
     try:
         directory = files.open_directory(path)
     except FileNotFoundError:
@@ -133,7 +164,7 @@ def _is_free(files: Files, path: str) -> bool:
     except NotADirectoryError:
         return False
     try:
-        return not directory.names()
+        return not set(directory.names()) - {LOCK, READERS, temporary_name(SALVAGING)} or _is_part(directory)
     finally:
         directory.close()
 
@@ -150,14 +181,58 @@ def _refuse_inside(files: Files, source: Directory, target: str) -> None:
             raise StoreExistsError(errno.EEXIST, f"{target} lies in the store {source.path}; save outside of it")
 
 
-def _empty(files: Files, path: str) -> None:
-    directory = files.open_directory(path)
+def _is_part(directory: Directory) -> bool:
+    """Whether the marker is there, and nothing that no store has."""
+    names = directory.names()
+    if directory.kind(SALVAGING) != "file" or not all(map(is_known, names)):
+        return False
+    file = directory.open(SALVAGING)
     try:
-        for name in directory.names():
-            directory.unlink(name)
-        directory.sync()
+        return file.pread(len(_MARK) + 1, 0) == _MARK
     finally:
+        file.close()
+
+
+def _marked(files: Files, path: str) -> Directory:
+    """The directory at `path`, with the marker and nothing else."""
+    directory, _ = open_directory(path, "c", Options(files=files))
+    lock = files.open_directory(path)
+    try:
+        lock.lock(shared=False)
+        if _is_part(directory):
+            _empty(directory, SALVAGING, LOCK)
+            return directory
+        if not _is_free(files, path):
+            raise StoreExistsError(17, f"{path} is not empty; name a new directory to save into")
+        unfinished = temporary_name(SALVAGING)
+        if directory.kind(unfinished) is not None:
+            directory.unlink(unfinished)
+        file = directory.open(unfinished, create=True)
+        try:
+            file.pwrite(_MARK, 0)
+            file.sync()
+        finally:
+            file.close()
+        directory.rename(unfinished, SALVAGING)
+        # Durability: nothing of a store may be there without it.
+        directory.sync()
+        directory.sync_parent()
+        return directory
+    except BaseException:
         directory.close()
+        raise
+    finally:
+        lock.close()
+
+
+def _empty(directory: Directory, *but: str) -> None:
+    """Remove what is there, the marker last, and not what other processes share."""
+    for name in sorted(directory.names(), key=SALVAGING.__eq__):
+        if name not in but and directory.kind(name) != "directory":
+            if name == SALVAGING:
+                directory.sync()
+            directory.unlink(name)
+    directory.sync()
 
 
 class _Salvage:
@@ -180,6 +255,8 @@ class _Salvage:
         base = Seqno(0)
         pages_keys = 0
         store_id: bytes | None = None
+        if self._source.kind(SALVAGING) is not None:
+            self._note(SALVAGING, None, "a salvage into this store was cut off; what it had not saved is missing")
         pages = self._open_pages()
         if pages is not None:
             store_id = pages.meta.store_id

@@ -4,16 +4,27 @@ from __future__ import annotations
 
 import errno
 import shutil
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import pytest
 from click.testing import CliRunner
 from store_fixtures import TINY, problems_of
 
 import kvwal
-from kvwal import CorruptionError, LockedError, RefusedError, StoreExistsError, StoreNotFoundError, WriteBatch, salvage
+from kvwal import (
+    CorruptionError,
+    FormatError,
+    LockedError,
+    RefusedError,
+    StoreExistsError,
+    StoreNotFoundError,
+    WriteBatch,
+    salvage,
+)
 from kvwal.__main__ import whole_app
 from kvwal.engine.indexes import FIRST_DERIVED_ID
 from kvwal.engine.request import CommitRequest
@@ -21,7 +32,7 @@ from kvwal.engine.tables import NEXT_IDS_KEY, encode_row, next_ids, row_key
 from kvwal.engine.writes import EncodedBatch
 from kvwal.keys import SYSTEM_TABLE
 from kvwal.log.extension import META
-from kvwal.testing import SimulatedDisk
+from kvwal.testing import SimulatedDisk, crash_every
 
 OPTIONS = {**TINY, "background": False, "durability": "os"}
 
@@ -432,6 +443,81 @@ def test_a_salvage_that_is_interrupted_leaves_no_part_of_a_store(tmp_path: Path)
         salvage(tmp_path / "a.kv", tmp_path / "b.kv", progress=interrupt)
     assert list((tmp_path / "b.kv").iterdir()) == []
     assert salvage(tmp_path / "a.kv", tmp_path / "b.kv").saved_keys == 3000
+
+
+def test_what_a_salvage_that_is_cut_off_leaves_is_never_taken_for_a_store_and_the_next_one_replaces_it() -> None:
+    model = {b"%03d" % number: bytes(100) for number in range(100)}
+    disk = SimulatedDisk()
+    with kvwal.open("/a.kv", files=disk, **OPTIONS) as db:
+        db.update(model)
+    seen: set[str] = set()
+
+    def save(disk: SimulatedDisk, acknowledged: list[Any]) -> None:
+        assert salvage("/a.kv", "/b.kv", files=disk).complete
+        acknowledged.append("saved")
+
+    def check(disk: SimulatedDisk, acknowledged: list[Any]) -> None:
+        try:
+            with kvwal.open("/b.kv", "r", files=disk) as db:
+                assert dict(db) == model
+            seen.add("saved")
+            return
+        except StoreNotFoundError:
+            seen.add("none")
+        except FormatError as error:
+            assert "salvage into it again" in str(error)
+            seen.add("part")
+            for flag in ("w", "c"):
+                with pytest.raises(kvwal.Error, match="salvage into it again|no store"):
+                    kvwal.open("/b.kv", flag, files=disk)
+        assert not acknowledged
+        with suppress(LockedError):
+            assert salvage("/a.kv", "/b.kv", files=disk).complete
+        with kvwal.open("/b.kv", files=disk, background=False) as db:
+            assert dict(db) == model
+            assert problems_of(db) == []
+
+    crash_every(save, check, disk=disk, states_per_point=4)
+    assert seen == {"saved", "none", "part"}
+
+
+def test_a_part_is_replaced_only_while_no_other_salvage_makes_it_and_flag_n_erases_it(tmp_path: Path) -> None:
+    model = build(tmp_path / "a.kv")
+    copies = []
+
+    def look(done: int) -> None:
+        with pytest.raises(LockedError):
+            salvage(tmp_path / "a.kv", tmp_path / "b.kv")
+        with pytest.raises(FormatError, match="salvage into it again"):
+            kvwal.open(tmp_path / "b.kv", "r")
+        with pytest.raises(FormatError, match="salvage into it again"):
+            kvwal.follow(tmp_path / "b.kv")
+        copies.append(shutil.copytree(tmp_path / "b.kv", tmp_path / f"part{len(copies)}"))
+
+    with kvwal.open(tmp_path / "a.kv", **OPTIONS) as db:
+        db.update({b"more%04d" % number: b"" for number in range(3000)})
+        db.checkpoint()
+        model.update(db)
+    assert salvage(tmp_path / "a.kv", tmp_path / "b.kv", progress=look).saved_keys == len(model)
+    with kvwal.open(tmp_path / "b.kv", "r") as db:
+        assert dict(db) == model
+    part = copies[-1]
+    # Damage may leave nothing but the part.
+    [damage] = [each for each in salvage(part, tmp_path / "of part").damages if each.file == "salvaging"]
+    assert "was cut off" in damage.reason
+    (part / "notes").write_bytes(b"a file of the user")
+    with pytest.raises(StoreExistsError):
+        salvage(tmp_path / "a.kv", part)
+    (part / "notes").unlink()
+    (part / "readers").mkdir()
+    assert salvage(tmp_path / "a.kv", part).saved_keys == len(model)
+    with kvwal.open(part, "r") as db:
+        assert dict(db) == model
+    (part / "salvaging").write_bytes(b"not what kvwal writes")
+    with pytest.raises(StoreExistsError):
+        salvage(tmp_path / "a.kv", part)
+    with kvwal.open(part, "n") as db:
+        assert dict(db) == {}
 
 
 @pytest.mark.parametrize("inside", ["sub", "."])

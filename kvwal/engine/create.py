@@ -7,6 +7,7 @@ Making and erasing may be cut off anywhere:
   something is missing.
 - A store is erased under the marker `erasing`: once it is on disk the store counts as erased. The next writable open
   finishes the erasing, and a reader finds no store.
+- A salvage makes its store under the marker `salvaging` (kvwal/salvaging.py): until that goes, nothing else opens it.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from typing import Final, NoReturn
 
 from kvwal.errors import CorruptionError, DiskFullError, FormatError, LockedError, ReadOnlyError, StoreNotFoundError
 from kvwal.files import Directory, is_full, parent_and_name
-from kvwal.files.names import DATA, ERASING, LOCK, is_erasable, is_known, segment_name, temporary_name
+from kvwal.files.names import DATA, ERASING, LOCK, SALVAGING, is_erasable, is_known, segment_name, temporary_name
 from kvwal.keys import Seqno
 from kvwal.log import LogIdentity, LogOptions, LogReader, SegmentLog
 from kvwal.log.segment import list_segments, store_id_of_log
@@ -192,6 +193,7 @@ def erase(directory: Directory, flag: Flag, options: Options) -> None:
     """Erase the store for flag "n", and finish what an open with "n" began before it was cut off."""
     is_begun = is_marked(directory)
     if not is_begun and flag != "n":
+        _refuse_part(directory, options)
         return
     if flag == "r":
         raise _not_found(directory.path)
@@ -206,6 +208,14 @@ def erase(directory: Directory, flag: Flag, options: Options) -> None:
     directory.sync()
     # It is gone for good when the first segment of the new store has its name, before there is anything to lose.
     directory.unlink(ERASING)
+
+
+def _refuse_part(directory: Directory, options: Options) -> None:
+    if directory.kind(SALVAGING) is not None and not options.opens_unfinished:
+        raise FormatError(
+            f"{directory.path} is a part of a store: a salvage into it is at work, or was cut off; "
+            f"then salvage into it again"
+        )
 
 
 def is_marked(directory: Directory) -> bool:

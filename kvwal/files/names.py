@@ -20,6 +20,7 @@ __all__ = [
     "POISONED",
     "READERS",
     "RESERVE",
+    "SALVAGING",
     "SPARE",
     "STATUS",
     "index_name",
@@ -41,6 +42,8 @@ DATA: Final = "data"
 LOCK: Final = "lock"
 #: There while an old store is being erased for flag "n": the next writable open finishes that.
 ERASING: Final = "erasing"
+#: There while a salvage makes the store: what is there is a part.
+SALVAGING: Final = "salvaging"
 #: Space held for the time when the disk is full.
 RESERVE: Final = "reserve"
 #: A write or flush of the last writer failed.
@@ -63,7 +66,7 @@ ENGINE_SOCKET: Final = "engine.sock"
 _TEMPORARY: Final = ".tmp"
 _PIN: Final = ".pin"
 _NUMBERED: Final = re.compile(r"([0-9]{20})\.(log|idx|keys)")
-_NAMED: Final = frozenset((DATA, LOCK, ERASING, RESERVE, READERS, ENGINE, ENGINE_SOCKET, POISONED))
+_NAMED: Final = frozenset((DATA, LOCK, ERASING, SALVAGING, RESERVE, READERS, ENGINE, ENGINE_SOCKET, POISONED))
 
 
 def segment_name(first_seqno: int) -> str:
@@ -120,7 +123,7 @@ def is_temporary(name: str) -> bool:
 
 def is_erasable(name: str) -> bool:
     """Whether flag "n" erases it: what the old store held, and not what every store has."""
-    return name in (DATA, POISONED) or numbers(name) is not None or is_temporary(name)
+    return name in (DATA, POISONED, SALVAGING) or numbers(name) is not None or is_temporary(name)
 
 
 def is_known(name: str) -> bool:

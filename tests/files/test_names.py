@@ -18,6 +18,7 @@ N = "00000000000000000007"
         (f"{N}.idx", True, True, False),
         (f"{N}.keys", True, True, False),
         ("data.tmp", True, True, True),
+        ("salvaging", True, True, False),
         ("spare.tmp", True, True, True),
         (f"{N}.log.tmp", True, True, True),
         (f"{N}.idx.tmp", True, True, True),
