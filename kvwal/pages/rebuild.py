@@ -6,6 +6,8 @@ refers to overflow extents, does not verify is dropped: what it reaches cannot b
 Births are those of the oldest base that reaches an extent; that is all that dropping one asks. What no tree reaches is
 free as if the next generation freed it: the generation before the newest may need it, and the newest its base tree and
 dead lists, should the next one be torn.
+
+A meta may count pages beyond the end of the file, which are free at once: memory is taken for those of the file alone.
 """
 
 from __future__ import annotations
@@ -34,25 +36,30 @@ def rebuilt(
     CorruptionError if an inner node of the newest generation does not verify.
     """
     # By page: the place of the oldest tree that reaches it among `metas`, from 1 on; 0: none does.
-    oldest = array("I", bytes(4 * newest.page_count))
+    count = newest.page_count
+    there = min(count, max(2, -(-pager.file.size() // PAGE_SIZE)))
+    oldest = array("I", bytes(4 * there))
+    # Behind the last page that is there, or that something refers to all the same.
+    beyond = there
     metas: list[Meta] = []
     kept: list[Base] = []
     for base in bases:
         try:
-            reached = list(_reached(pager, base.meta(newest), oldest, yield_to_writers))
+            reached = list(_reached(pager, base.meta(newest), count, oldest, yield_to_writers))
         except CorruptionError as error:
             logging.getLogger("kvwal").warning("%s; base %d is dropped", error.finding, base.generation)
             continue
         kept.append(base)
         metas.append(base.meta(newest))
-        _mark(oldest, reached, len(metas))
+        beyond = max(beyond, _mark(oldest, reached, len(metas)))
     metas.append(newest)
-    _mark(oldest, list(_reached(pager, newest, oldest, yield_to_writers)), len(metas))
-    youngest = array("I", bytes(4 * newest.page_count))
+    beyond = max(beyond, _mark(oldest, list(_reached(pager, newest, count, oldest, yield_to_writers)), len(metas)))
+    youngest = array("I", bytes(4 * there))
     for place in range(len(metas), 0, -1):
-        _mark(youngest, list(_reached(pager, metas[place - 1], youngest, yield_to_writers)), place)
+        _mark(youngest, list(_reached(pager, metas[place - 1], count, youngest, yield_to_writers)), place)
     # The meta slots, and the free list itself, which is freed like any other when the next one is written.
-    _mark(youngest, [(0, 2), (newest.free_page, newest.free_page + newest.free_pages)], len(metas))
+    own = [(0, 2), (newest.free_page, newest.free_page + newest.free_pages)]
+    beyond = max(beyond, _mark(youngest, own, len(metas)))
     generation = newest.generation + 1
     free, dead = Freed(generation), [Freed(generation) for _ in metas]
     for begin, end, first, last in _runs(oldest, youngest):
@@ -62,13 +69,17 @@ def rebuilt(
             # The base that comes next does not reach it.
             dead[last].add(begin, end - begin, metas[first - 1].generation, 0)
     ledger = Ledger.made_anew(pager, newest, list(zip(kept, dead, strict=False)), dead[-1])
-    return FreeList(array("Q"), [free]), ledger
+    # No generation has anything there.
+    missing = [beyond << 32 | (count - beyond)] if beyond < count else []
+    return FreeList(array("Q", missing), [free]), ledger
 
 
-def _mark(pages: array[int], extents: list[tuple[int, int]], place: int) -> None:
+def _mark(pages: array[int], extents: list[tuple[int, int]], place: int) -> int:
+    """Where the last of the extents ends."""
     for begin, end in extents:
         end = min(end, len(pages))
         pages[begin:end] = array("I", [place]) * (end - begin)
+    return max((end for _, end in extents), default=0)
 
 
 def _runs(oldest: array[int], youngest: array[int]) -> Iterator[tuple[int, int, int, int]]:
@@ -80,17 +91,22 @@ def _runs(oldest: array[int], youngest: array[int]) -> Iterator[tuple[int, int, 
 
 
 def _reached(
-    pager: Pager, meta: Meta, seen: array[int], yield_to_writers: Callable[[], None]
+    pager: Pager, meta: Meta, page_count: int, seen: array[int], yield_to_writers: Callable[[], None]
 ) -> Iterator[tuple[int, int]]:
     """The extents that a generation reaches. What lies below a node that was seen before was seen as well."""
     for _, root in roots(pager, meta):
-        yield from _below(pager, root.pointer, root.height - 1, seen, yield_to_writers)
+        yield from _below(pager, root.pointer, root.height - 1, page_count, seen, yield_to_writers)
     if meta.catalogue_height:
-        yield from _below(pager, meta.catalogue, meta.catalogue_height - 1, seen, yield_to_writers)
+        yield from _below(pager, meta.catalogue, meta.catalogue_height - 1, page_count, seen, yield_to_writers)
 
 
 def _below(
-    pager: Pager, pointer: bytes, level: int, seen: array[int], yield_to_writers: Callable[[], None]
+    pager: Pager,
+    pointer: bytes,
+    level: int,
+    page_count: int,
+    seen: array[int],
+    yield_to_writers: Callable[[], None],
 ) -> Iterator[tuple[int, int]]:
     page, _, pages, flags, _ = POINTER.unpack(pointer)
     if not 2 <= page <= page + pages <= len(seen):
@@ -102,14 +118,15 @@ def _below(
         _, children, _ = pager.node(pointer, 0, level, keep=False)
         yield_to_writers()
         for at in range(0, len(children), POINTER_SIZE):
-            yield from _below(pager, children[at : at + POINTER_SIZE], level - 1, seen, yield_to_writers)
+            child = children[at : at + POINTER_SIZE]
+            yield from _below(pager, child, level - 1, page_count, seen, yield_to_writers)
     elif flags & HAS_OVERFLOW:
         for value in decode_leaf(pager.node(pointer, 0, 0, keep=False))[1]:
             if isinstance(value, OverflowRef):
                 first, _, length, _ = OVERFLOW_REF.unpack(value)
                 end = first + -(-length // PAGE_SIZE)
-                if not 2 <= first <= end <= len(seen):
+                if not 2 <= first <= end <= page_count:
                     raise CorruptionError(DATA, first * PAGE_SIZE, "a value lies outside of the file")
                 # A leaf that was written anew may refer to the same one.
-                if not seen[first]:
+                if first >= len(seen) or not seen[first]:
                     yield first, end

@@ -19,8 +19,10 @@ from kvwal.expiring import Expiring
 from kvwal.files.failures import failed
 from kvwal.keys import Seqno
 from kvwal.pages import Keep, PageFile, Row, Salvaged, Tree, check, salvage_pages
+from kvwal.pages.freelist import extents_of
 from kvwal.pages.meta import META_SIZE, encode_meta
 from kvwal.pages.node import OVERFLOW_REF, PAGE_SIZE, POINTER
+from kvwal.pages.rebuild import rebuilt
 
 
 def copied(directory: Path) -> Path:
@@ -492,4 +494,31 @@ def test_pages_that_are_not_there_are_told_and_take_no_memory(tmp_path: Path, mo
         f"generation {meta.generation}: the meta counts {there + more} pages, which are many more than the file has"
     )
     assert taken < 32 << 20
+    scratch.pages.close()
+
+
+@pytest.mark.parametrize("more", [3, 1 << 25, (1 << 32) - 1000])
+def test_a_free_list_is_made_anew_in_memory_for_the_pages_that_are_there(tmp_path: Path, more: int) -> None:
+    """What the meta counts beyond the end of the file is free at once, and no file is made of it."""
+    scratch = with_damaged_free_list(tmp_path)
+    scratch.pages.close()
+    data = Path(scratch.path)
+    there = data.stat().st_size // PAGE_SIZE
+    slots = bytearray(data.read_bytes())
+    meta = replace(scratch.pages.meta, page_count=there + more)
+    slots[meta.generation % 2 * PAGE_SIZE : meta.generation % 2 * PAGE_SIZE + META_SIZE] = encode_meta(meta)
+    data.write_bytes(slots)
+    scratch.pages = scratch.open()
+    assert scratch.pages.meta == meta
+    tracemalloc.start()
+    free, _ = rebuilt(scratch.pages.pager, meta, (), lambda: None)
+    taken = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert taken < 32 << 20
+    assert list(extents_of(free.free)) == [(there, more)]
+    scratch.checkpoint({b"a": b"b"})
+    scratch.checkpoint({b"a": b"c"})
+    assert list(check(scratch.pages, scratch.pages.meta)) == []
+    scratch.verify()
+    assert data.stat().st_size // PAGE_SIZE < 2 * there
     scratch.pages.close()
