@@ -43,7 +43,7 @@ from kvwal.errors import (
     StoreNotFoundError,
 )
 from kvwal.expiring import Expiring
-from kvwal.files import Directory, Files, PathArgument, outwards, path_text, system_files
+from kvwal.files import Directory, Files, PathArgument, outwards, path_text, rooted, system_files
 from kvwal.files.names import DATA, LOCK, READERS, SALVAGING, is_known, segment_name, temporary_name
 from kvwal.keys import SYSTEM_TABLE, Seqno
 from kvwal.log import Chain, Extension, Record, salvage_log
@@ -115,8 +115,9 @@ def salvage(
         StoreExistsError: there is something at `into`, or it lies in the damaged store.
         LockedError: the store at `path` is open for writing, or another salvage writes to `into`.
     """
-    source, target = path_text(path), path_text(into)
     files = system_files() if files is None else files
+    # From here on the working directory may be another one.
+    source, target = rooted(path_text(path), files), rooted(path_text(into), files)
     try:
         directory = files.open_directory(source)
     except (FileNotFoundError, NotADirectoryError):

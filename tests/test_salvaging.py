@@ -24,6 +24,7 @@ from kvwal import (
     StoreNotFoundError,
     WriteBatch,
     salvage,
+    salvaging,
 )
 from kvwal.__main__ import whole_app
 from kvwal.engine.indexes import FIRST_DERIVED_ID
@@ -518,6 +519,23 @@ def test_a_part_is_replaced_only_while_no_other_salvage_makes_it_and_flag_n_eras
         salvage(tmp_path / "a.kv", part)
     with kvwal.open(part, "n") as db:
         assert dict(db) == {}
+
+
+def test_relative_paths_are_those_of_the_call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another thread may change the working directory at any time."""
+    build(tmp_path / "a.kv", commits=3)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path)
+    refuse = salvaging._refuse_inside
+
+    def go_elsewhere(*arguments: Any) -> None:
+        refuse(*arguments)
+        monkeypatch.chdir(tmp_path / "elsewhere")
+
+    monkeypatch.setattr(salvaging, "_refuse_inside", go_elsewhere)
+    assert salvage("a.kv", "b.kv").complete
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["a.kv", "b.kv", "elsewhere"]
+    assert list((tmp_path / "elsewhere").iterdir()) == []
 
 
 @pytest.mark.parametrize("inside", ["sub", "."])

@@ -56,7 +56,7 @@ from kvwal.errors import (
     StoreNotFoundError,
 )
 from kvwal.features import EXPIRY
-from kvwal.files import Directory, Files, PathArgument, is_full, parent_and_name, path_text, system_files
+from kvwal.files import Directory, Files, PathArgument, is_full, parent_and_name, path_text, rooted, system_files
 from kvwal.files.names import DATA, is_known, numbers, temporary_name
 from kvwal.following.still import StillEngine
 from kvwal.keys import SYSTEM_TABLE, Seqno
@@ -121,7 +121,8 @@ def restore(
         DiskFullError: free some space, and call it again. TypeError, ValueError: an argument cannot be right.
     """
     files = system_files() if files is None else files
-    target, moment = path_text(into).rstrip("/") or "/", as_moment(at)
+    # From here on the working directory may be another one.
+    target, moment = rooted(path_text(into), files).rstrip("/") or "/", as_moment(at)
     # Before anything is read, and by a dry run too.
     refuse_taken(files, target)
     destination = destination_at(src, files)

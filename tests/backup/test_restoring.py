@@ -68,6 +68,29 @@ def test_a_time_is_the_last_commit_at_or_before_it() -> None:
         kvwal.restore(other, "/none", at=time_of(1), dry_run=True, files=lived.disk)
 
 
+def test_relative_paths_are_those_of_the_call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another thread may change the working directory at any time."""
+    with kvwal.open(tmp_path / "a.kv", background=False) as db:
+        db[b"k"] = b"v"
+        db.backup(tmp_path / "backups")
+    (tmp_path / "elsewhere").mkdir()
+    choose = restoring.choose
+
+    def go_elsewhere(*arguments: Any) -> object:
+        monkeypatch.chdir(tmp_path / "elsewhere")
+        return choose(*arguments)
+
+    def go_back(done: int, total: int) -> None:
+        monkeypatch.chdir(tmp_path)
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(restoring, "choose", go_elsewhere)
+    kvwal.restore("backups", "b.kv", progress=go_back)
+    with kvwal.open(tmp_path / "b.kv", "r") as db:
+        assert dict(db) == {b"k": b"v"}
+    assert list((tmp_path / "elsewhere").iterdir()) == []
+
+
 def test_the_ways_to_name_a_moment() -> None:
     lived = backed_up(2)
     for at, seqno in ((17, 17), ("before:17", 16), (kvwal.Position(lived.db.position.line, 9), 9), ("latest", None)):
