@@ -124,7 +124,7 @@ def salvage(
         raise _no_store(source) from None
     try:
         if not _is_free(files, target):
-            raise StoreExistsError(17, f"{target} is not empty; name a new directory to save into")
+            raise StoreExistsError(errno.EEXIST, f"{target} is not empty; name a new directory to save into")
         if directory.kind(DATA) is None and not list_segments(directory):
             raise _no_store(source)
         _refuse_inside(files, directory, target)
@@ -204,7 +204,7 @@ def _marked(files: Files, path: str) -> Directory:
             _empty(directory, SALVAGING, LOCK)
             return directory
         if not _is_free(files, path):
-            raise StoreExistsError(17, f"{path} is not empty; name a new directory to save into")
+            raise StoreExistsError(errno.EEXIST, f"{path} is not empty; name a new directory to save into")
         unfinished = temporary_name(SALVAGING)
         if directory.kind(unfinished) is not None:
             directory.unlink(unfinished)

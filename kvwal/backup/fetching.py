@@ -32,7 +32,9 @@ def fetch_stored(destination: Destination, name: UnitName | str) -> bytes:
     if len(data) < FIRST_BYTES:
         return data
     most = HEADER_BYTES + decode_header(str(name), data).stored_size + 1
-    return data + destination.get(str(name), start=FIRST_BYTES, size=max(0, most - FIRST_BYTES))
+    if most > FIRST_BYTES:
+        data += destination.get(str(name), start=FIRST_BYTES, size=most - FIRST_BYTES)
+    return data
 
 
 def fetch_unit(destination: Destination, name: UnitName | str) -> Unit:

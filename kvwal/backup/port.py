@@ -54,7 +54,10 @@ class Destination(Protocol):
         ...
 
     def get(self, name: str, *, start: int = 0, size: int | None = None) -> bytes:
-        """Up to `size` bytes (None: all) of an object from `start`; fewer only where it ends. ObjectMissing if none."""
+        """Up to `size` bytes (None: all) of an object from `start`; fewer only where it ends, none behind its end.
+
+        ObjectMissing if there is no such object.
+        """
         ...
 
     def list_after(self, prefix: str, after: str = "") -> Iterator[tuple[str, int]]:
