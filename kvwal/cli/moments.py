@@ -14,8 +14,13 @@ import click
 import kvwal
 from kvwal.cli.forms import Form, form_options
 from kvwal.cli.terminal import ASKED, binary_output, plain_json, store_path
-from kvwal.cli.written import TableWriting, Writing, table_option
-from kvwal.db.mapping import OrderedMapping
+from kvwal.cli.written import TableWriting, TypedWriting, Writing, row_in, table_option
+from kvwal.db.mapping import Bounds, OrderedMapping
+from kvwal.engine.readers import Reader
+from kvwal.engine.tables import CodecName, TableRow
+from kvwal.feed.difference import differences
+from kvwal.feed.line import moment_of
+from kvwal.tables.within import Empty
 
 __all__ = ["MOMENT", "POSITION", "Moment", "at_option", "diff", "opened_at", "snapshot_at"]
 
@@ -94,13 +99,38 @@ def opened_at(path: str, at: Moment | None, form: Form, table: str | None) -> It
     with ExitStack() as stack:
         db = stack.enter_context(kvwal.open(path, "r"))
         snapshot = None if at is None else stack.enter_context(snapshot_at(db, at))
+        row = None if table is None or snapshot is None else row_in(snapshot, table)
         if table is None:
             yield db if snapshot is None else snapshot, Writing(form)
+        elif snapshot is None or row is None:
+            # One that was made later was empty then.
+            typed = TableWriting(db, table, form)
+            yield typed.read.raw() if snapshot is None else Empty(), typed
         else:
-            # The codecs are those of now: a table that was dropped, or had another name then, is not shown.
-            writing = TableWriting(db, table, form)
-            within = writing.read if snapshot is None else writing.table.within(snapshot)
-            yield within.raw(), writing
+            yield snapshot.part(row.id), TypedWriting(form, table, row.key, row.value)
+
+
+def _at_both(db: kvwal.Store, a: Moment, b: Moment | None, name: str, form: Form) -> TypedWriting:
+    """How a table of two moments (None: now) is written. TableNotFoundError if it is of neither, nor of now."""
+    rows: list[TableRow] = []
+    for moment in (a, b):
+        with snapshot_at(db, moment) as snapshot:
+            row = row_in(snapshot, name)
+        rows += [] if row is None else [row]
+    if not rows:
+        return TableWriting(db, name, form)
+    key, value = _newest(name, "keys", [row.key for row in rows]), _newest(name, "values", [row.value for row in rows])
+    return TypedWriting(form, name, key, value)
+
+
+def _newest(name: str, what: str, codecs: list[CodecName]) -> CodecName:
+    """The newest version of a codec, which stands for the older ones too. click.UsageError if they are several."""
+    if codecs[0].name != codecs[-1].name:
+        raise click.UsageError(
+            f"the {what} of table {name!r} are {codecs[0]} at one moment, and {codecs[-1]} at the other, and are not "
+            "compared; scan --at shows those of each"
+        )
+    return max(codecs, key=lambda codec: codec.version)
 
 
 @click.command()
@@ -123,16 +153,19 @@ def diff(
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
     output = binary_output()
     with kvwal.open(path, "r") as db:
-        typed = None if table is None else TableWriting(db, table, form)
-        writing = typed or Writing(form)
+        writing = Writing(form) if table is None else _at_both(db, a, b, table, form)
+
+        def table_at(reader: Reader) -> int | None:
+            if table is None:
+                return 0
+            row = db.engine.tables.row_at(reader, table)
+            return None if row is None else row.id
+
         with _asked():
-            start, stop = writing.range(None, None, prefix)
-            differences: Iterator[tuple[bytes, bytes | None, bytes | None]]
-            if typed is None:
-                differences = db.diff(a, b, start=start, stop=stop)
-            else:
-                differences = typed.table.diff(a, b, start=start, stop=stop)
-        for key, old, new in differences:
+            first, last = moment_of(db.engine, "a", a), None if b is None else moment_of(db.engine, "b", b)
+            bounds = Bounds(*writing.range(None, None, prefix), None, False, None)
+            found = differences(db.engine, first, last, bounds, table_at, db)
+        for key, old, new in found:
             if as_json:
                 line = writing.json_key(key)
                 line |= {} if old is None else writing.json_value(old, "old")

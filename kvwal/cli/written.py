@@ -32,12 +32,13 @@ from kvwal import codecs
 from kvwal.cli.forms import Form, checked, parse, shortened, show, to_json
 from kvwal.cli.terminal import complain, plain_json
 from kvwal.codecs.named import key_codec_named, reader_named
-from kvwal.engine.tables import CodecName, as_table_name
+from kvwal.engine.parked import SYSTEM_TABLE
+from kvwal.engine.tables import CodecName, TableRow, as_table_name, decode_row, row_key
 from kvwal.errors import TableNotFoundError
 from kvwal.keys import KeyRange, as_key, as_value
 from kvwal.tables.spec import TableSpec
 
-__all__ = ["AsItIs", "TableNames", "TableWriting", "TypedWriting", "Writing", "as_name", "table_option"]
+__all__ = ["AsItIs", "TableNames", "TableWriting", "TypedWriting", "Writing", "as_name", "row_in", "table_option"]
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
@@ -120,6 +121,13 @@ def as_name(name: str) -> str:
         return as_table_name(name)
     except ValueError as error:
         raise click.BadParameter(str(error)) from None
+
+
+def row_in(snapshot: kvwal.Snapshot, name: str) -> TableRow | None:
+    """The row of the table that has this name in a snapshot; None if there is none. click.BadParameter."""
+    key = row_key(as_name(name))
+    value = snapshot.part(SYSTEM_TABLE).get(key)
+    return None if value is None else decode_row(key, value)
 
 
 class TypedWriting(Writing):
@@ -211,7 +219,7 @@ class TableWriting(TypedWriting):
 
     @property
     def table(self) -> kvwal.Table[bytes, bytes]:
-        """The same for writing, and at past moments. Requires: it is of a store, and not of a follower."""
+        """The same for writing. Requires: it is of a store, and not of a follower."""
         assert isinstance(self.read, kvwal.Table)
         return self.read
 

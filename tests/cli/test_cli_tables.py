@@ -192,6 +192,58 @@ def test_ranges_and_past_moments_of_a_table(orders: str) -> None:
         assert run("scan", orders, "--table", table, "--keys").stdout == ""
 
 
+def test_a_past_moment_has_the_codecs_of_then(path: str) -> None:
+    def upgraded(old: dict[str, int]) -> dict[str, int]:
+        return old | {"b": 2}
+
+    with kvwal.open(path) as db:
+        then = str(int(db.table("t", str, codecs.versioned(codecs.json(), version=1)).put("k", {"a": 1})))
+        newer = db.table("t", str, codecs.versioned(codecs.json(), version=2, upcasters={1: upgraded}))
+        newer.migrate()
+        assert [each.key for each in newer.diff(int(then))] == ["k"]
+        newest = str(int(db.last_seqno))
+    old, new = '{"a": 1}', '{"a": 1, "b": 2}'
+    assert run("get", path, "--table", "t", "k", "--at", then).stdout == f"{old}\n"
+    assert run("scan", path, "--table", "t", "--at", then).stdout == f"k\t{old}\n"
+    code = "01" + b'{"a":1}'.hex()
+    assert run("scan", path, "--table", "t", "--at", then, "--hex").stdout == f"6b\t{code}\n"
+    assert run("diff", path, then, "--table", "t").stdout == f"-\tk\t{old}\n+\tk\t{new}\n"
+    assert run("diff", path, newest, then, "--table", "t").stdout == f"-\tk\t{new}\n+\tk\t{old}\n"
+    assert run("diff", path, then, then, "--table", "t").stdout == ""
+
+
+def test_a_past_moment_has_the_table_that_had_the_name_then(path: str) -> None:
+    with kvwal.open(path) as db:
+        orders = db.table("orders", tuple[str, int], float)
+        then = str(int(orders.put(("ada", 1), 9.5)))
+        both = str(int(orders.put(("ada", 2), 1.0)))
+        db.rename_table("orders", "sales")
+        renamed = str(int(db.last_seqno))
+        db.drop_table("sales")
+    for name, moment, stdout in (
+        ("orders", then, "('ada', 1)\t9.5\n"),
+        ("orders", both, "('ada', 1)\t9.5\n('ada', 2)\t1.0\n"),
+        ("sales", renamed, "('ada', 1)\t9.5\n('ada', 2)\t1.0\n"),
+    ):
+        assert run("scan", path, "--table", name, "--at", moment).stdout == stdout
+    assert run("get", path, "--table", "orders", "('ada', 1)", "--at", then).stdout == "9.5\n"
+    run("get", path, "--table", "orders", "('ada', 2)", "--at", then, expect=1)
+    gone = "-\t('ada', 1)\t9.5\n-\t('ada', 2)\t1.0\n"
+    assert run("diff", path, both, "--table", "orders").stdout == gone
+    assert run("diff", path, then, both, "--table", "orders").stdout == "+\t('ada', 2)\t1.0\n"
+    assert run("diff", path, both, renamed, "--table", "sales").stdout == gone.replace("-\t", "+\t")
+    for command, *more in (("scan", "--at", renamed), ("diff", renamed), ("scan",), ("history", "k")):
+        assert "there is no table 'orders'" in run(command, path, *more, "--table", "orders", expect=2).stderr
+    with kvwal.open(path) as db:
+        db.table("orders", int, str)[5] = "five"
+    assert run("scan", path, "--table", "orders", "--at", then).stdout == "('ada', 1)\t9.5\n"
+    assert run("scan", path, "--table", "orders", "--at", renamed).stdout == ""
+    assert run("diff", path, renamed, "--table", "orders").stdout == "+\t5\tfive\n"
+    assert run("diff", path, then, both, "--table", "orders").stdout == "+\t('ada', 2)\t1.0\n"
+    said = run("diff", path, then, "--table", "orders", expect=2).stderr
+    assert "tuple[str, int] at one moment, and int at the other" in " ".join(said.split())
+
+
 @pytest.mark.parametrize(
     "arguments",
     [
