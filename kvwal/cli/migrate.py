@@ -16,6 +16,7 @@ from kvwal.cli.forms import Form, meta_option
 from kvwal.cli.terminal import EXIT_UNREADABLE, complain, count, print_facts, print_json, progress_bar, store_path
 from kvwal.cli.written import AsItIs, TableWriting
 from kvwal.codecs.codec import is_codec
+from kvwal.errors import TableCodecError
 
 __all__ = ["migrate"]
 
@@ -47,12 +48,20 @@ def migrate(
     with kvwal.open(path, "r" if dry_run else "w") as db:
         writing = TableWriting(db, name, Form.TEXT, quiet=True)
         key, value = writing.codecs
+        if not value.name.startswith("versioned("):
+            raise click.UsageError(
+                f"values of table {name!r} are of codec {value}, and have no versions: there is nothing to migrate"
+            )
         if codec is None:
             raise click.UsageError(
                 f"values of table {name!r} are of codec {value}, which is the application's: "
                 "name the one that writes the newest version, --codec MODULE:NAME"
             )
-        table: kvwal.Table[bytes, Any] = db.table(name, AsItIs(key), codec)
+        try:
+            table: kvwal.Table[bytes, Any] = db.table(name, AsItIs(key), codec)
+        except TableCodecError as error:
+            text = f"the values of table {name!r} are {error.has}, and {where} is {error.asked}"
+            raise click.BadParameter(text, param_hint="--codec") from None
         with progress_bar("migrate") as progress:
             task = progress.add_task("migrate", total=None)
             try:

@@ -118,6 +118,7 @@ def test_what_cannot_be_brought_up_is_said_and_stays(here: Path) -> None:
         ("shop_broken:two", "OSError: no network"),
         ("shop_ends:two", "SystemExit"),
         ("shop_models:plain", "values of table 'users' are"),
+        ("shop_models:plain", "and shop_models:plain is json"),
     ],
 )
 def test_a_codec_that_cannot_be_used_says_why_and_changes_nothing(here: Path, codec: str, says: str) -> None:
@@ -131,8 +132,9 @@ def test_a_codec_has_to_be_named_and_only_then_anything_is_imported(here: Path) 
     assert "versioned(json)" in result.stderr
     assert "--codec MODULE:NAME" in result.stderr
     assert "shop_models" not in sys.modules or values() == [1] * 10
-    result = run("migrate", "shop.kv", "--table", "plain", "--codec", "shop_models:plain", expect=2)
-    assert "have no versions" in result.stderr
+    for options in ((), ("--codec", "shop_models:plain"), ("--codec", "shop_models:two")):
+        result = run("migrate", "shop.kv", "--table", "plain", *options, expect=2)
+        assert "of codec json, and have no versions" in " ".join(result.stderr.split())
     run("migrate", "shop.kv", "--table", "none", "--codec", "shop_models:two", expect=2)
     run("migrate", "nothing.kv", "--table", "users", "--codec", "shop_models:two", expect=5)
 
