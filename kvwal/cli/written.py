@@ -1,7 +1,7 @@
 """How keys and values are written: those of the store as bytes of a form, those of a table as what they are.
 
-A table is known by the names of its codecs. Where one of them is no codec of kvwal's own, and with `--hex` and
-`--base64`, its bytes are shown as they are.
+A table is known by the names of its codecs. Where one of them is no codec of kvwal's own, or pickle, which runs what it
+reads, and with `--hex` and `--base64`, its bytes are shown as they are.
 
 | codec | as text | in JSON |
 |---|---|---|
@@ -145,7 +145,7 @@ class TypedWriting(Writing):
         self._read = reader_named(value.name) if typed and value.is_known() and value.name != "bytes" else None
         for what, codec, known in (("keys", key_codec, self._key), ("values", value_codec, self._read)):
             if typed and known is None and codec.name != "bytes" and not quiet:
-                complain(f"the {what} of table {name!r} are shown as bytes: {codec} is no codec of kvwal's own")
+                complain(f"the {what} of table {name!r} are shown as bytes: {_why_unknown(codec)}")
 
     @property
     def is_typed(self) -> bool:
@@ -199,6 +199,12 @@ class TypedWriting(Writing):
     def json_value(self, data: bytes, name: str = "value") -> dict[str, Any]:
         """See `Writing`."""
         return super().json_value(data, name) if self._read is None else _member(name, self._read, data)
+
+
+def _why_unknown(codec: CodecName) -> str:
+    if re.fullmatch(r"(?:\w+\()*pickle\)*", codec.name):
+        return f"{codec} is not read here, since reading a pickle runs what it says"
+    return f"{codec} is no codec of kvwal's own"
 
 
 class TableWriting(TypedWriting):

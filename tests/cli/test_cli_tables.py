@@ -366,6 +366,8 @@ def test_other_codecs_are_shown_as_bytes_and_it_is_said(path: str) -> None:
         db.table("numbers", int, codecs.compressed(codecs.json()))[1 << 64_000] = [1]
         versioned = codecs.versioned(codecs.json(), version=2, upcasters={1: lambda value: value})
         db.table("versions", str, versioned)["a"] = [1]
+        db.table("pickled", str, codecs.pickle())["a"] = {1}
+        db.table("around", str, codecs.versioned(codecs.compressed(codecs.pickle()), version=2))["a"] = {1}
         halves = db.table("halves", str, codecs.json())
         with db.batch() as batch:
             halves.within(batch)
@@ -374,6 +376,10 @@ def test_other_codecs_are_shown_as_bytes_and_it_is_said(path: str) -> None:
     result = run("scan", path, "--table", "t")
     assert result.stdout == "A\tB\n"
     assert "upper is no codec of kvwal's own" in result.stderr
+    for name in ("pickled", "around"):
+        said = run("scan", path, "--table", name).stderr
+        assert "pickle" in said
+        assert "is not read here, since reading a pickle runs what it says" in said
     result = run("scan", path, "--table", "t", "--hex")
     assert (result.stdout, result.stderr) == ("41\t42\n", "")
     run("put", path, "--table", "t", "A", "C")
