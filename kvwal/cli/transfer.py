@@ -133,12 +133,13 @@ def load(
 ) -> None:
     """Put every entry of FILE (or standard input), which holds lines as `dump` writes them.
 
-    A commit takes as many lines as --batch says. If a line is wrong, the exit code is 7; the message says
-    which line it was and how many entries before it are in the store. The store is made if there is none. With --table
-    it is 1 if no line is of that table.
+    A commit takes as many entries as --batch says, or 8 MiB of lines. If a line is wrong, the exit code is 7; the
+    message says which line it was and how many entries before it are in the store. The store is made if there is none.
+    With --table it is 1 if no line is of that table.
 
-    Tables are made with the codecs that the lines say. Into one that is there already entries are put as into the
-    default table: over those with the same keys. Its codecs have to be those of the lines, and it may have no index.
+    Tables are made with the codecs that the lines say, each in a commit of its own before its first entries. Into one
+    that is there already entries are put as into the default table: over those with the same keys. Its codecs have to
+    be those of the lines, and it may have no index.
     """
     if table is not None:
         as_name(table)

@@ -469,6 +469,15 @@ def test_a_dump_has_all_tables_and_a_load_brings_them_back(shop: str, tmp_path: 
         assert db.table("users", str, codecs.json()) == {"ada": {"born": 1815}}
 
 
+def test_a_load_makes_each_table_in_a_commit_and_puts_the_entries_of_all_in_one(shop: str, tmp_path: Path) -> None:
+    copy = str(tmp_path / "copy.kv")
+    run("load", copy, stdin=run("dump", shop).stdout_bytes)
+    commits = [json.loads(line)["intents"] for line in run("log", copy, "--reverse", "--json").stdout.splitlines()]
+    assert [len(intents) for intents in commits] == [0] * len(content(shop)["rows"]) + [6]
+    said = run("load", "--help").stdout
+    assert "each in a commit of its own" in " ".join(said.split())
+
+
 def test_one_table_is_dumped_with_what_its_keys_and_values_are_and_loaded_alone(shop: str, tmp_path: Path) -> None:
     dumped = run("dump", shop, "--table", "orders", "--prefix", "'ada'")
     assert [line.get("typed") for line in lines_of(dumped)] == [
