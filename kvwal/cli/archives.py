@@ -175,13 +175,14 @@ def plan(dest: str, at: Moment, as_json: bool) -> None:
 
 
 _KEEP = Keep()
+_MANY = click.IntRange(min=0)
 
 
 @archive.command("prune")
 @_dest
 @click.option("--pitr-days", type=float, default=_KEEP.pitr_s / 86400, show_default=True, help="Each moment.")
-@click.option("--daily", type=int, default=_KEEP.daily, show_default=True, help="Then one for each day, this many.")
-@click.option("--monthly", type=int, default=_KEEP.monthly, show_default=True, help="And one for each month.")
+@click.option("--daily", type=_MANY, default=_KEEP.daily, show_default=True, help="Then one for each day, this many.")
+@click.option("--monthly", type=_MANY, default=_KEEP.monthly, show_default=True, help="And one for each month.")
 @click.option("--dry-run", is_flag=True, help="Only say what could not be restored any more.")
 @_as_json
 def prune_command(dest: str, pitr_days: float, daily: int, monthly: int, dry_run: bool, as_json: bool) -> None:
@@ -189,10 +190,9 @@ def prune_command(dest: str, pitr_days: float, daily: int, monthly: int, dry_run
 
     Prints, for each stretch of moments that cannot be restored any more: line, first and last commit.
     """
-    try:
-        keep = Keep(pitr_days * 86400, daily, monthly)
-    except ValueError as error:
-        raise click.UsageError(str(error)) from None
+    if not pitr_days >= 0:
+        raise click.BadParameter(f"{pitr_days} is no number of days", param_hint="--pitr-days")
+    keep = Keep(pitr_days * 86400, daily, monthly)
     destination = DirectoryDestination(dest)
     identity_of(destination)  # an empty one is not pruned, it is no archive
     plans = [
@@ -218,7 +218,10 @@ def accept_gap_command(dest: str, gap: str, reason: str) -> None:
     """Accept that the moments of the commits FIRST to LAST are lost: status and verify complain of it no more."""
     found = re.fullmatch(r"(\d+)\.\.(\d+)", gap)
     if found is None:
-        raise click.UsageError(f"{gap!r} is no range such as 151..299; kvwal archive status shows the gaps")
+        said = f"{gap!r} is no range such as 151..299; kvwal archive status shows the gaps"
+        raise click.BadParameter(said, param_hint="FIRST..LAST")
+    if not reason.strip():
+        raise click.BadParameter("it is empty, and is kept with the gap", param_hint="--reason")
     try:
         accept_gap(DirectoryDestination(dest), Seqno(int(found[1])), Seqno(int(found[2])), reason, _now_us())
     except ValueError as error:

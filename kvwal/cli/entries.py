@@ -10,7 +10,7 @@ from typing import BinaryIO
 import click
 
 import kvwal
-from kvwal.cli.forms import Form, checked, form_options, meta_option, show
+from kvwal.cli.forms import Form, checked, form_options, meta_option, of_option, show
 from kvwal.cli.moments import Moment, at_option, opened_at
 from kvwal.cli.terminal import LIMIT, NoSuchKey, binary_output, complain, plain_json, print_json, store_path
 from kvwal.cli.written import TableWriting, Writing, table_option
@@ -108,7 +108,8 @@ def put(
         raise click.UsageError("give VALUE or --file, not both")
     if expire_s is not None and not 0 < expire_s < math.inf:
         raise click.BadParameter(f"{expire_s} is no number of seconds above 0", param_hint="--expire")
-    given = b"" if value is not None else checked(as_value, (source or sys.stdin.buffer).read())
+    with of_option("VALUE" if source is None else "--file"):
+        given = b"" if value is not None else checked(as_value, (source or sys.stdin.buffer).read())
     if table is not None:
         with kvwal.open(path, "w") as db:
             typed = TableWriting(db, table, form)

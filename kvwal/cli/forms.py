@@ -18,7 +18,8 @@ import base64
 import binascii
 import enum
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import click
@@ -32,6 +33,7 @@ __all__ = [
     "form_options",
     "from_json",
     "meta_option",
+    "of_option",
     "parse",
     "parse_key",
     "show",
@@ -60,6 +62,16 @@ def form_options(command: _F) -> _F:
     return click.option(
         "--text", "form", flag_value=Form.TEXT, default=Form.TEXT, help="Keys and values are UTF-8 text (default)."
     )(command)
+
+
+@contextmanager
+def of_option(name: str) -> Iterator[None]:
+    """What is wrong with a value is said of this option or argument."""
+    try:
+        yield
+    except click.BadParameter as error:
+        error.param_hint = f"'{name}'"
+        raise
 
 
 def meta_option(what: str) -> Callable[[_F], _F]:

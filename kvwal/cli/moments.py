@@ -76,19 +76,12 @@ at_option = click.option(
 
 
 @contextmanager
-def _asked() -> Iterator[None]:
-    """A moment that is still to come is a mistake in the command line."""
+def snapshot_at(db: kvwal.Store, at: Moment | None, option: str = "--at") -> Iterator[kvwal.Snapshot]:
+    """The store at a moment, given as `option`; None: now. One that is still to come is a mistake: BadParameter."""
     try:
-        yield
-    except ValueError as error:
-        raise click.BadParameter(str(error)) from None
-
-
-@contextmanager
-def snapshot_at(db: kvwal.Store, at: Moment | None) -> Iterator[kvwal.Snapshot]:
-    """The store at a moment; None: now."""
-    with _asked():
         snapshot = db.snapshot(at=at)
+    except ValueError as error:
+        raise click.BadParameter(str(error), param_hint=f"'{option}'") from None
     with snapshot:
         yield snapshot
 
@@ -110,13 +103,18 @@ def opened_at(path: str, at: Moment | None, form: Form, table: str | None) -> It
             yield snapshot.part(row.id), TypedWriting(form, table, row.key, row.value)
 
 
-def _at_both(db: kvwal.Store, a: Moment, b: Moment | None, name: str, form: Form) -> TypedWriting:
-    """How a table of two moments (None: now) is written. TableNotFoundError if it is of neither, nor of now."""
+def _at_both(db: kvwal.Store, a: Moment, b: Moment | None, name: str | None, form: Form) -> Writing:
+    """How the store, or a table, of two moments (None: now) is written.
+
+    TableNotFoundError if the table is of neither, nor of now; click.BadParameter for a moment that is still to come.
+    """
     rows: list[TableRow] = []
-    for moment in (a, b):
-        with snapshot_at(db, moment) as snapshot:
-            row = row_in(snapshot, name)
+    for moment, argument in ((a, "A"), (b, "B")):
+        with snapshot_at(db, moment, argument) as snapshot:
+            row = None if name is None else row_in(snapshot, name)
         rows += [] if row is None else [row]
+    if name is None:
+        return Writing(form)
     if not rows:
         return TableWriting(db, name, form)
     key, value = _newest(name, "keys", [row.key for row in rows]), _newest(name, "values", [row.value for row in rows])
@@ -153,7 +151,7 @@ def diff(
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
     output = binary_output()
     with kvwal.open(path, "r") as db:
-        writing = Writing(form) if table is None else _at_both(db, a, b, table, form)
+        writing = _at_both(db, a, b, table, form)
 
         def table_at(reader: Reader) -> int | None:
             if table is None:
@@ -161,11 +159,9 @@ def diff(
             row = db.engine.tables.row_at(reader, table)
             return None if row is None else row.id
 
-        with _asked():
-            first, last = moment_of(db.engine, "a", a), None if b is None else moment_of(db.engine, "b", b)
-            bounds = Bounds(*writing.range(None, None, prefix), None, False, None)
-            found = differences(db.engine, first, last, bounds, table_at, db)
-        for key, old, new in found:
+        first, last = moment_of(db.engine, "a", a), None if b is None else moment_of(db.engine, "b", b)
+        bounds = Bounds(*writing.range(None, None, prefix), None, False, None)
+        for key, old, new in differences(db.engine, first, last, bounds, table_at, db):
             if as_json:
                 line = writing.json_key(key)
                 line |= {} if old is None else writing.json_value(old, "old")

@@ -62,7 +62,7 @@ def drop(path: str, name: str, yes: bool, meta: dict[str, str]) -> None:
     On a terminal it asks first; elsewhere it wants --yes. Past moments still have the table.
     """
     with kvwal.open(path, "w") as db:
-        row = db.engine.tables.row(as_name(name))
+        row = db.engine.tables.row(as_name(name, "NAME"))
         if row is None:
             raise TableNotFoundError(name)
         if not yes:
@@ -83,5 +83,5 @@ def drop(path: str, name: str, yes: bool, meta: dict[str, str]) -> None:
 def rename(path: str, name: str, new: str, meta: dict[str, str]) -> None:
     """Give the table OLD the name NEW, which no other table may have."""
     with kvwal.open(path, "w") as db:
-        seqno = db.rename_table(as_name(name), as_name(new), meta=meta)
+        seqno = db.rename_table(as_name(name, "OLD"), as_name(new, "NEW"), meta=meta)
     complain(f"table {name!r} is {new!r} as of commit {seqno}")

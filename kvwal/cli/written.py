@@ -29,7 +29,7 @@ import click
 
 import kvwal
 from kvwal import codecs
-from kvwal.cli.forms import Form, checked, parse, shortened, show, to_json
+from kvwal.cli.forms import Form, checked, of_option, parse, shortened, show, to_json
 from kvwal.cli.terminal import complain, plain_json
 from kvwal.codecs.named import key_codec_named, reader_named
 from kvwal.engine.parked import SYSTEM_TABLE
@@ -64,18 +64,35 @@ class Writing:
         return False
 
     def key(self, text: str) -> bytes:
-        """The key that a text stands for. click.BadParameter."""
-        return checked(as_key, parse(self.form, text))
+        """The key that a text stands for. click.BadParameter of KEY."""
+        with of_option("KEY"):
+            return self._key_of(text)
 
     def value(self, text: str) -> bytes:
-        """The value that a text stands for. click.BadParameter."""
-        return checked(as_value, parse(self.form, text))
+        """The value that a text stands for. click.BadParameter of VALUE."""
+        with of_option("VALUE"):
+            return self._value_of(text)
 
     def range(self, start: str | None, stop: str | None, prefix: str | None) -> KeyRange:
-        """The keys of a range. Not `prefix` with others."""
+        """The keys of a range. Not `prefix` with others. click.BadParameter of the option."""
         if prefix is not None:
-            return KeyRange.of_prefix(self.key(prefix))
-        return KeyRange(b"" if start is None else self.key(start), None if stop is None else self.key(stop))
+            with of_option("--prefix"):
+                return self._range_of(None, None, prefix)
+        with of_option("--start"):
+            first = self._range_of(start, None, None).start
+        with of_option("--stop"):
+            return KeyRange(first, self._range_of(None, stop, None).stop)
+
+    def _key_of(self, text: str) -> bytes:
+        return checked(as_key, parse(self.form, text))
+
+    def _value_of(self, text: str) -> bytes:
+        return checked(as_value, parse(self.form, text))
+
+    def _range_of(self, start: str | None, stop: str | None, prefix: str | None) -> KeyRange:
+        if prefix is not None:
+            return KeyRange.of_prefix(self._key_of(prefix))
+        return KeyRange(b"" if start is None else self._key_of(start), None if stop is None else self._key_of(stop))
 
     def show_key(self, data: bytes) -> str:
         """A key in one line."""
@@ -115,12 +132,12 @@ class AsItIs:
         return self.version == 1 or self.name.startswith("versioned(")
 
 
-def as_name(name: str) -> str:
-    """The name of a table. click.BadParameter for what can be none."""
+def as_name(name: str, option: str = "--table") -> str:
+    """The name of a table, given as `option`. click.BadParameter for what can be none."""
     try:
         return as_table_name(name)
     except ValueError as error:
-        raise click.BadParameter(str(error)) from None
+        raise click.BadParameter(str(error), param_hint=f"'{option}'") from None
 
 
 def row_in(snapshot: kvwal.Snapshot, name: str) -> TableRow | None:
@@ -152,26 +169,23 @@ class TypedWriting(Writing):
         """See `Writing`."""
         return self._read is not None
 
-    def key(self, text: str) -> bytes:
-        """See `Writing`."""
+    def _key_of(self, text: str) -> bytes:
         if self._key is None:
-            return super().key(text)
+            return super()._key_of(text)
         return checked(as_key, _encoded(self._key, _meant(self._key_name, text)))
 
-    def value(self, text: str) -> bytes:
-        """See `Writing`."""
+    def _value_of(self, text: str) -> bytes:
         if self._read is None:
-            return super().value(text)
+            return super()._value_of(text)
         name = self._value_name
         codec: Any = codecs.counter if name == "counter" else codecs.json() if name == "json" else key_codec_named(name)
         if codec is None:
             raise click.UsageError(f"values of codec {name} cannot be written here as text; give --hex or --base64")
         return checked(as_value, _encoded(codec, _meant(name, text)))
 
-    def range(self, start: str | None, stop: str | None, prefix: str | None) -> KeyRange:
-        """See `Writing`."""
+    def _range_of(self, start: str | None, stop: str | None, prefix: str | None) -> KeyRange:
         if self._key is None:
-            return super().range(start, stop, prefix)
+            return super()._range_of(start, stop, prefix)
         name = self._key_name
         spec: TableSpec[Any, Any] = TableSpec("-", self._key, bytes)
         ends = [None if text is None else _meant(name, text) for text in (start, stop, prefix)]

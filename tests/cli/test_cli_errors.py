@@ -185,6 +185,52 @@ def test_a_number_that_cannot_be_is_a_mistake_in_the_command_line(
     assert result.exit_code == 2, result.output
 
 
+@pytest.mark.parametrize(
+    ("named", "arguments"),
+    [
+        ("--at", ["get", "P", "k", "--at", "99"]),
+        ("--at", ["scan", "P", "--at", "2999-01-01T00:00:00Z"]),
+        ("--at", ["dump", "P", "--at", "99"]),
+        ("A", ["diff", "P", "99"]),
+        ("B", ["diff", "P", "1", "99"]),
+        ("B", ["diff", "P", "1", "99", "--table", "people"]),
+        ("KEY", ["get", "P", "zz", "--hex"]),
+        ("KEY", ["delete", "P", "zz", "--hex"]),
+        ("KEY", ["history", "P", "1", "--table", "numbers", "--base64"]),
+        ("KEY", ["put", "P", "x", "1", "--table", "numbers"]),
+        ("VALUE", ["put", "P", "00", "zz", "--hex"]),
+        ("VALUE", ["put", "P", "1", "{", "--table", "numbers"]),
+        ("--start", ["scan", "P", "--start", "zz", "--hex"]),
+        ("--stop", ["scan", "P", "--stop", "k" * (1 << 16)]),
+        ("--stop", ["scan", "P", "--table", "numbers", "--start", "1", "--stop", "x"]),
+        ("--prefix", ["scan", "P", "--prefix", "1", "--table", "numbers"]),
+        ("--prefix", ["delete", "P", "--prefix", "zz", "--hex"]),
+        ("--prefix", ["changes", "P", "--prefix", "zz", "--hex"]),
+        ("--prefix", ["dump", "P", "--prefix", "zz", "--hex"]),
+        ("--prefix", ["diff", "P", "1", "--prefix", "zz", "--hex"]),
+        ("--table", ["scan", "P", "--table", "t" * 256]),
+        ("--table", ["load", "P", "--table", ""]),
+        ("NAME", ["table", "drop", "P", ""]),
+        ("OLD", ["table", "rename", "P", "", "new"]),
+        ("NEW", ["table", "rename", "P", "people", ""]),
+        ("--pitr-days", ["archive", "prune", "D", "--pitr-days", "-1"]),
+        ("--daily", ["archive", "prune", "D", "--daily", "-1"]),
+        ("--monthly", ["archive", "prune", "D", "--monthly", "-1"]),
+        ("FIRST..LAST", ["archive", "accept-gap", "D", "5..x", "--reason", "r"]),
+        ("--reason", ["archive", "accept-gap", "D", "1..2", "--reason", " "]),
+    ],
+)
+def test_a_bad_value_is_that_of_the_option_as_it_is_typed(
+    path: str, tmp_path: Path, named: str, arguments: list[str]
+) -> None:
+    with kvwal.open(path) as db:
+        db.table("numbers", int, codecs.json())[1] = 1
+    there = {"P": path, "D": str(tmp_path)}
+    result = CliRunner().invoke(whole_app(), [there.get(each, each) for each in arguments])
+    assert result.exit_code == 2, result.output
+    assert re.search(rf"Invalid value for '?{re.escape(named)}'?: ", result.output), result.output
+
+
 def test_an_upcaster_that_ends_the_program_does_not_say_how(path: str, tmp_path: Path) -> None:
     (tmp_path / "notes_app.py").write_text(UPCASTERS)
     command = f"cd {tmp_path}; $K migrate $P --table notes --codec notes_app:leaves"
