@@ -88,7 +88,9 @@ def _follow(path: str, key: str, form: Form, table: str | None, as_json: bool) -
 @table_option
 @meta_option("Keep this with the commit, such as who made it and why; may be given again.")
 @click.option("--file", "source", type=click.File("rb"), help="Take the value from this file, byte for byte.")
-@click.option("--expire", "expire_s", type=float, metavar="SECONDS", help="It is absent after this many seconds.")
+@click.option(
+    "--expire", "expire_s", type=float, metavar="SECONDS", help="It is absent after so long, 146,000 years at most."
+)
 def put(
     path: str,
     key: str,
@@ -107,7 +109,7 @@ def put(
     if value is not None and source is not None:
         raise click.UsageError("give VALUE or --file, not both")
     if expire_s is not None and not 0 < expire_s < math.inf:
-        raise click.BadParameter(f"{expire_s} is no number of seconds above 0", param_hint="--expire")
+        raise click.BadParameter(f"{expire_s} is no finite number of seconds above 0", param_hint="--expire")
     with of_option("VALUE" if source is None else "--file"):
         given = b"" if value is not None else checked(as_value, (source or sys.stdin.buffer).read())
     if table is not None:

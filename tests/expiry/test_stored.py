@@ -351,5 +351,12 @@ def test_the_commands_put_show_dump_and_load_what_expires(tmp_path: Any) -> None
         assert db.table("t", str, str).expires("b") is not None
         assert (db.expires(b"k"), db.expires(b"stays"), dict(db.scan())) == (ends, None, {b"k": b"v", b"stays": b"w"})
     for wrong in ("0", "-1", "nan", "inf"):
-        run("put", path, "k", "v", "--expire", wrong, expect=2)
+        said = run("put", path, "k", "v", "--expire", wrong, expect=2)
+        assert f"{float(wrong)} is no finite number of seconds above 0" in " ".join(said.split())
+        with kvwal.open(path) as db, pytest.raises(ValueError, match="seconds"):
+            db.put(b"k", b"v", expire_s=float(wrong))
+    run("put", path, "long", "v", "--expire", "1e300")
+    with kvwal.open(path) as db:
+        db.put(b"as long", b"v", expire_s=1e300)
+        assert db.expires(b"long") == db.expires(b"as long")
     run("load", copy, stdin=b'{"key":"k","value":"v","expires_us":-1}', expect=7)
