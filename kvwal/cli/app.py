@@ -144,6 +144,7 @@ def _went(error: Exception) -> bool:
 
 # What to do next is said last in a text, for programs. Here it is that for the command line.
 _ADVICE: Final[dict[type[Exception], str]] = {
+    errors.CodecError: "--hex and --base64 show bytes as they are",
     errors.TableNotFoundError: "`kvwal tables PATH` lists those that there are",
     errors.IndexNotDeclaredError: "only a program that declares the index can put something into the table",
     errors.FeedGap: "without --after it begins with the oldest that is kept",

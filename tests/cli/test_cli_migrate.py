@@ -104,7 +104,10 @@ def test_what_cannot_be_brought_up_is_said_and_stays(here: Path) -> None:
         assert "unreadable\t1\n" in result.stdout
         assert "kvwal: 1 value could not be brought up; the first is that of ('u', 3): " in result.stderr
     assert values() == [2, 2, 2, 1] + [2] * 6
-    assert "no JSON" in run("get", "shop.kv", "('u', 3)", "--table", "users", expect=8).stderr
+    said = run("get", "shop.kv", "('u', 3)", "--table", "users", expect=8).stderr
+    assert "no JSON" in said
+    assert said.endswith("; --hex and --base64 show bytes as they are\n")
+    assert run("get", "shop.kv", codecs.pack(("u", 3)).hex(), "--table", "users", "--hex").stdout == "017b\n"
 
 
 @pytest.mark.parametrize(
