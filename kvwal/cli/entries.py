@@ -32,9 +32,9 @@ def get(
 ) -> None:
     """Print the value of KEY; exit code 1 if it is not there.
 
-    In a pipe or a file the value arrives byte for byte, with no line end added. With --follow each value is a line,
-    escaped as in `scan`, and standard error says when the key is not there (any more); with --json, an object without
-    a value does.
+    In a pipe or a file the value arrives byte for byte, with no line end added. With --follow, and of a table whose
+    values are shown as what they are, each value is a line, escaped as in `scan`. With --follow standard error says
+    when the key is not there (any more); with --json, an object without a value does.
     """
     if follow:
         if at is not None:
@@ -103,19 +103,20 @@ def put(
 ) -> None:
     """Set KEY to VALUE, and make it durable.
 
-    Without VALUE, the value is what standard input holds, byte for byte. The store is made if there is none, and a
-    table is not.
+    Without VALUE, the value is what standard input holds, byte for byte; of a table it has to be what the codec makes.
+    The store is made if there is none, and a table is not.
     """
     if value is not None and source is not None:
         raise click.UsageError("give VALUE or --file, not both")
     if expire_s is not None and not 0 < expire_s < math.inf:
         raise click.BadParameter(f"{expire_s} is no finite number of seconds above 0", param_hint="--expire")
-    with of_option("VALUE" if source is None else "--file"):
+    option = "VALUE" if source is None else "--file"
+    with of_option(option):
         given = b"" if value is not None else checked(as_value, (source or sys.stdin.buffer).read())
     if table is not None:
         with kvwal.open(path, "w") as db:
             typed = TableWriting(db, table, form)
-            data = given if value is None else typed.value(value)
+            data = typed.readable(given, option) if value is None else typed.value(value)
             typed.table.put(typed.key(key), data, expire_s=expire_s, meta=meta)
         return
     writing = Writing(form)

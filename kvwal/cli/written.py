@@ -34,7 +34,7 @@ from kvwal.cli.terminal import complain, plain_json
 from kvwal.codecs.named import key_codec_named, reader_named
 from kvwal.engine.parked import SYSTEM_TABLE
 from kvwal.engine.tables import CodecName, TableRow, as_table_name, decode_row, row_key
-from kvwal.errors import TableNotFoundError
+from kvwal.errors import CodecError, TableNotFoundError
 from kvwal.keys import KeyRange, as_key, as_value
 from kvwal.tables.spec import TableSpec
 
@@ -194,6 +194,16 @@ class TypedWriting(Writing):
         except (TypeError, ValueError) as error:
             raise click.BadParameter(str(error)) from None
         return KeyRange(bounds.start or b"", bounds.stop)
+
+    def readable(self, data: bytes, option: str) -> bytes:
+        """The bytes of a value, given as `option`. click.BadParameter if they are not what the codec makes."""
+        if self._read is not None:
+            try:
+                self._read(data)
+            except CodecError as error:
+                what = f"it is no {self._value_name} as bytes: {error.reason}"
+                raise click.BadParameter(what, param_hint=f"'{option}'") from None
+        return data
 
     def show_key(self, data: bytes) -> str:
         """See `Writing`."""

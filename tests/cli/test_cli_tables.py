@@ -267,6 +267,23 @@ def test_what_is_of_another_type_is_refused_and_changes_nothing(orders: str, arg
     assert run("tables", orders).stdout.count("\n") == 2
 
 
+def test_a_value_that_is_given_as_bytes_is_what_the_codec_of_the_table_makes(orders: str, tmp_path: Path) -> None:
+    key, seven = "('ada', 7)", (7).to_bytes(8, "little")
+    (tmp_path / "wrong").write_bytes(b"7")
+    (tmp_path / "right").write_bytes(seven)
+    said = run("put", orders, key, "--table", "orders", stdin=b"7", expect=2).stderr
+    assert "Invalid value for 'VALUE': it is no counter as bytes: a counter has 8" in " ".join(said.split())
+    wrong = str(tmp_path / "wrong")
+    assert "'--file'" in run("put", orders, key, "--table", "orders", "--file", wrong, expect=2).stderr
+    run("put", orders, "ada", "--table", "users", stdin=b"{", expect=2)
+    run("get", orders, key, "--table", "orders", expect=1)
+    assert run("get", orders, "ada", "--table", "users").stdout == '{"born": 1815}\n'
+    run("put", orders, key, "--table", "orders", "--file", str(tmp_path / "right"))
+    run("put", orders, "eve", "--table", "users", stdin=b'{ "born":\n1 }')
+    assert run("get", orders, key, "--table", "orders").stdout == "7\n"
+    assert run("get", orders, "eve", "--table", "users").stdout == '{"born": 1}\n'
+
+
 def test_how_a_tuple_is_written_is_said_where_a_text_is_none(orders: str) -> None:
     said = run("get", orders, "--table", "orders", "ada", expect=2).stderr
     assert """'ada' is no tuple[str, int]; a tuple is written as in Python: "('ada', 7)\"""" in said
