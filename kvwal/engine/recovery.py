@@ -98,6 +98,8 @@ class Recovered:
 
         FeedGap if some of it is gone.
         """
+        if self.feed is not None:
+            return self.feed(after, self.state.seqno)
         if self.log is None:
             return read_kept(self.reader, after, self.state.seqno)
         return self.log.read(after, purpose=purpose)

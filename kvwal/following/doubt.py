@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Final, TypeVar
 
 from kvwal.engine.create import is_marked
-from kvwal.errors import CorruptionError, FormatError, SnapshotTooOld
+from kvwal.errors import CorruptionError, FormatError, SnapshotTooOld, StoreRemovedError
 from kvwal.files import Directory
 from kvwal.files.names import DATA, segment_name
 from kvwal.log.segment import HEADER_PAGE_BYTES, list_segments
@@ -27,7 +27,8 @@ _SLOTS_BYTES: Final = 8192
 def until_still(directory: Directory, action: Callable[[], _T], refuse: Callable[[], None]) -> _T:
     """What `action` returns, once it does not fail. Raises what it raises if nothing moved between two failures.
 
-    `refuse` raises what is wrong, where it can tell, after a failure.
+    `refuse` raises what is wrong, where it can tell, after a failure. A store that is removed while it is opened may be
+    another one when it is looked at again.
     """
     blamed: object = None
     for _ in range(_MOST_LOOKS):
@@ -35,7 +36,7 @@ def until_still(directory: Directory, action: Callable[[], _T], refuse: Callable
             return action()
         except SnapshotTooOld as error:
             failure: Exception = error
-        except (CorruptionError, FormatError, FileNotFoundError) as error:
+        except (CorruptionError, FormatError, FileNotFoundError, StoreRemovedError) as error:
             failure = error
             refuse()
             found = signs(directory)

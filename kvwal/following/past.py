@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from datetime import datetime
 from functools import partial
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple, Protocol, TypeVar
 
 from kvwal.engine.followers import Followers
 from kvwal.engine.keeping import Keeping
@@ -22,7 +22,8 @@ from kvwal.engine.recovery import Recovered
 from kvwal.engine.succession import Succession
 from kvwal.errors import CorruptionError, FeedGap, FormatError, SnapshotTooOld
 from kvwal.keys import KeyRange, Seqno
-from kvwal.log import KeyCursor, KeyHistory, KeyRecord, LogReader, Stretch, hold_kept
+from kvwal.log import Hold, KeyCursor, KeyHistory, KeyRecord, LogReader, Stretch, hold_kept
+from kvwal.log.chain import no_segments
 from kvwal.log.segment import SegmentHeader
 from kvwal.pages import FollowedPages, Tree
 from kvwal.pages.meta import Meta
@@ -34,6 +35,12 @@ _T = TypeVar("_T")
 
 # What a retired or a replaced segment fails with.
 _DOUBTS = (CorruptionError, FormatError, FileNotFoundError)
+
+
+class UntilStill(Protocol):
+    """Gives what a function gives, once it does not fail for what is just being changed, or the store is gone."""
+
+    def __call__(self, action: Callable[[], _T], /) -> _T: ...
 
 
 class _Segments(NamedTuple):
@@ -50,11 +57,12 @@ class FollowedHistory(KeyHistory):
     """The key history of a log that another process writes. Thread-safe."""
 
     def __init__(
-        self, reader: LogReader, shown: Callable[[], Seqno], refuse_if_replaced: Callable[[], object]
+        self, reader: LogReader, shown: Callable[[], Seqno], until_still: UntilStill, refuse: Callable[[], object]
     ) -> None:
-        """`shown`: the last commit that is known to be on disk. `refuse_if_replaced`: asked for each new list."""
+        """`shown`: the last commit that is known to be on disk. `refuse`: asked for each list; see `hold_kept`."""
         self._reader = reader
-        self._refuse_if_replaced = refuse_if_replaced
+        self._until_still = until_still
+        self._refuse = refuse
         self._shown = shown
         self._view: _Segments | None = None
 
@@ -68,19 +76,28 @@ class FollowedHistory(KeyHistory):
         return view
 
     def _look(self) -> _Segments:
+        """The segments as they are. What fails as one of these is read is asked after here, before it is raised."""
         until, chain, last = self._shown(), self._reader.chain, self._view
-        # Raises if there is none.
-        hold_kept(self._reader, None, until)
-        names = chain.names()
-        newest = chain.header(names[-1])
-        self._refuse_if_replaced()
+        names, newest = self._until_still(self._listed)
         if last is not None and (last.names, last.newest) == (names, newest):
             view = last._replace(until=until)
         else:
-            history = KeyHistory(chain, None, lambda: names, partial(hold_kept, self._reader, newest=until))
+            history = KeyHistory(chain, None, lambda: names, partial(self._held, until=until))
             view = _Segments(until, names, newest, history)
         self._view = view
         return view
+
+    def _listed(self) -> tuple[list[Seqno], SegmentHeader]:
+        chain = self._reader.chain
+        names = chain.names()
+        if not names:
+            raise no_segments()
+        newest = chain.header(names[-1])
+        self._refuse()
+        return names, newest
+
+    def _held(self, after: Seqno | None, until: Seqno) -> Hold:
+        return hold_kept(self._reader, after, until, self._refuse)
 
     def has_moved(self, view: _Segments) -> bool:
         """Whether there are other segments than those of a view."""
@@ -88,7 +105,7 @@ class FollowedHistory(KeyHistory):
 
     def find(self, table: int, key: bytes, after: Seqno | None, until: Seqno, *, reverse: bool) -> KeyCursor:
         """As `KeyHistory.find`."""
-        hold = hold_kept(self._reader, after, until)
+        hold = self._held(after, until)
         return KeyCursor(hold, self._found(table, key, hold.after, until, reverse))
 
     def _found(self, table: int, key: bytes, after: Seqno, until: Seqno, reverse: bool) -> Iterator[KeyRecord]:
@@ -170,12 +187,12 @@ class FollowedPast(Past):
 
     #: Moves to the newest commit.
     refresh: Callable[[], object]
-    #: StoreRemovedError where another store was put in the place of this one.
-    refuse_if_replaced: Callable[[], object]
+    #: StoreRemovedError where the store is gone, or another one was put in its place.
+    refuse_if_removed: Callable[[], object]
     #: Waits until the bases are those of the generation that is read.
     await_bases: Callable[[], object]
     #: Gives what a function gives, once it does not fail for what is just being changed.
-    until_still: Callable[[Callable[[], Seqno]], Seqno]
+    until_still: UntilStill
     #: Gives the time of the newest commit that is shown.
     newest_us: Callable[[], int]
 
@@ -185,8 +202,8 @@ class FollowedPast(Past):
         super().__init__(parts, moments, succession, keeping, followers)
         assert isinstance(parts.pages, FollowedPages)
         self._followed = parts.pages
-        shown, refuse = lambda: parts.state.seqno, lambda: self.refuse_if_replaced()
-        self._history = FollowedHistory(parts.reader, shown, refuse)
+        shown, refuse = lambda: parts.state.seqno, lambda: self.refuse_if_removed()
+        self._history = FollowedHistory(parts.reader, shown, lambda action: self.until_still(action), refuse)
 
     def reader(self, at: Seqno | datetime, purpose: str, owner: object = None) -> Reader:
         """As `Past.reader`."""
@@ -208,7 +225,14 @@ class FollowedPast(Past):
         return tree.pager if meta.generation == tree.meta.generation else self._followed.pager_of_bases(tree.pager)
 
     def _seqno_at(self, at: datetime, newest: Seqno) -> Seqno:
-        return self.until_still(lambda: super(FollowedPast, self)._seqno_at(at, newest))
+        found = self.until_still(lambda: super(FollowedPast, self)._seqno_at(at, newest))
+        self.refuse_if_removed()
+        return found
+
+    def _judged_at_us(self, at: Seqno | datetime, seqno: Seqno, base: Meta) -> int:
+        at_us = self.until_still(lambda: super(FollowedPast, self)._judged_at_us(at, seqno, base))
+        self.refuse_if_removed()
+        return at_us
 
     def _newest_us(self) -> int:
         return self.newest_us()

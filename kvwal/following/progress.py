@@ -116,7 +116,7 @@ class Progress(Now):
         """The engine is put together."""
         past.refresh, past.await_bases, past.until_still = self.refresh, self._await_bases, self._until_still
         past.newest_us = lambda: self._newest_us
-        past.refuse_if_replaced = self._refuse_if_replaced
+        past.refuse_if_removed = self._refuse_if_removed
         self._moments = moments
         moments.now = self
         moments.clock.now_us = partial(self._now_us, moments.clock.now_us)
@@ -166,6 +166,12 @@ class Progress(Now):
         return until_still(self._directory, action, self._refuse_if_removed)
 
     def _refuse_if_removed(self) -> None:
+        """StoreRemovedError where the store is gone, or another one was put in its place.
+
+        To be called after files that were opened by their names were read, and before that is shown, or a failure of it
+        is raised: what a writer writes into the other store, it writes when the other page file is there.
+        """
+        # In this order: once the marker is gone, so is the page file that was read.
         if is_marked(self._directory) or self._pages.is_replaced():
             raise removed(self._directory)
 
@@ -189,15 +195,6 @@ class Progress(Now):
         if is_other:
             raise removed(self._directory)
         self._path_s = now_s
-
-    def _refuse_if_replaced(self) -> None:
-        """StoreRemovedError where another store was put in the place of this one.
-
-        To be called after files that were opened by their names were read, and before that is shown: what a writer
-        writes into the other store, it writes when the other page file is there.
-        """
-        if self._pages.is_replaced():
-            raise removed(self._directory)
 
     def _move(self, *, in_short: bool = False) -> bool:
         """Whether all that there is was looked at: `in_short`, what the writer says is enough."""
@@ -226,7 +223,7 @@ class Progress(Now):
             is_first = True
             while (part := cursor.next_part(watch.durable)) is not None:
                 if is_first:
-                    self._refuse_if_replaced()
+                    self._refuse_if_removed()
                     is_first = False
                 self._publish(part)
 
@@ -237,7 +234,7 @@ class Progress(Now):
             return
         segment = self._watch.segment
         if segment is not self._vouched:
-            self._refuse_if_replaced()
+            self._refuse_if_removed()
             self._vouched = segment
         following = state.seqno + 1
         if isinstance(part, Run) and part.seqnos[0] < following <= part.seqnos[-1]:
@@ -271,7 +268,7 @@ class Progress(Now):
         until = watch.durable
         memtable = Memtable(meta.seqno, *state.locks())
         newest_us = fill(memtable, self._reader, meta.seqno, until)
-        self._refuse_if_replaced()
+        self._refuse_if_removed()
         version = Version(memtable, None, Tree(found.pager, meta, meta.root, meta.height))
         self._watch_pages(found.guard, found.pager)
         pages.install(found)
@@ -390,7 +387,7 @@ class Progress(Now):
         self._state.refuse_if_gone()
         watch = self._watch
         self._until_still(watch.look)
-        self._refuse_if_replaced()
+        self._refuse_if_removed()
         self._refuse_if_elsewhere()
         commits = watch.written - self._state.seqno
         return Lag(commits, max(0.0, (now_us - watch.written_us) / 1e6)) if commits > 0 else Lag(0, 0.0)
@@ -400,7 +397,7 @@ class Progress(Now):
         state, watch = self._state, self._watch
         shown, newest = lambda: state.seqno, lambda: watch.segment
         waits = self.await_beyond, self.waiting.when_beyond
-        return FollowedCursor(self._reader, after, until, shown, *waits, newest, self._refuse_if_replaced)
+        return FollowedCursor(self._reader, after, until, shown, *waits, newest, self._refuse_if_removed)
 
     def feed_now(self, after: Seqno | None, until: Seqno | None) -> SegmentCursor:
         """The same for what does not wait. ReadOnlyError where commits that are still to come are asked for."""

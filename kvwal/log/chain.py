@@ -31,7 +31,7 @@ from kvwal.log.segment import (
 )
 from kvwal.log.tail import Link, TailRow, Verdict, describe, failure, judge, missing_file
 
-__all__ = ["Chain", "FoundSegment"]
+__all__ = ["Chain", "FoundSegment", "no_segments"]
 
 # Beyond every commit.
 _NOTHING: Final = 1 << 64
@@ -129,7 +129,7 @@ class Chain:
 
     def _checked(self, names: list[Seqno], after: int) -> list[FoundSegment]:
         if not names:
-            raise CorruptionError(segment_name(1), None, "the log has no segments")
+            raise no_segments()
         first = max(bisect_right(names, after + 1) - 1, 0)
         chain = [self.load(name) for name in names[first:]]
         for i, segment in enumerate(chain):
@@ -160,6 +160,11 @@ class Chain:
             else:
                 infos.append(SegmentInfo(name, segment.size, 0, 0, sealed=name != names[-1]))
         return infos
+
+
+def no_segments() -> CorruptionError:
+    """The error for a log without any segment."""
+    return CorruptionError(segment_name(1), None, "the log has no segments")
 
 
 def link_of(chain: list[FoundSegment], i: int, *, reaches: bool) -> Link:

@@ -7,10 +7,9 @@ from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import Final
 
-from kvwal.errors import CorruptionError, closed
-from kvwal.files.names import segment_name
+from kvwal.errors import closed
 from kvwal.keys import Seqno
-from kvwal.log.chain import FoundSegment
+from kvwal.log.chain import FoundSegment, no_segments
 from kvwal.log.reader import LogReader, pass_over_mark, place_before
 from kvwal.log.record import Record
 from kvwal.log.retention import Hold, refuse_gap
@@ -41,11 +40,17 @@ def read_kept(reader: LogReader, after: Seqno | None, until: Seqno) -> SegmentCu
     return SegmentCursor(reader, hold_kept(reader, after, until), until, lambda: until, _never)
 
 
-def hold_kept(reader: LogReader, after: Seqno | None, newest: Seqno) -> Hold:
-    """The hold of what reads such a log from `after` on (None: all there is). FeedGap as `read_kept`."""
+def hold_kept(
+    reader: LogReader, after: Seqno | None, newest: Seqno, refuse: Callable[[], object] = lambda: None
+) -> Hold:
+    """The hold of what reads such a log from `after` on (None: all there is). FeedGap as `read_kept`.
+
+    `refuse`: raises if the log may be another store's, or gone with its store.
+    """
     names = reader.chain.names()
+    refuse()
     if not names:
-        raise CorruptionError(segment_name(1), None, "the log has no segments")
+        raise no_segments()
     oldest = Seqno(names[0] - 1)
     after = oldest if after is None else after
     if after < oldest:

@@ -6,11 +6,9 @@ from bisect import bisect_right
 from collections.abc import Iterator
 from typing import Final
 
-from kvwal.errors import CorruptionError
-from kvwal.files.names import segment_name
 from kvwal.keys import Seqno
 from kvwal.locks import locked, new_lock
-from kvwal.log.chain import Chain
+from kvwal.log.chain import Chain, no_segments
 from kvwal.log.index import Entry, Index, load_index
 from kvwal.log.reader import read_segment, start_of
 from kvwal.log.record import LogPosition, Record
@@ -60,7 +58,7 @@ class Seek:
     def _first_after(self, time_us: int) -> tuple[int, LogPosition]:
         names = self._chain.names()
         if not names:
-            raise CorruptionError(segment_name(1), None, "the log has no segments")
+            raise no_segments()
         # The last segment created at that time or before; only O(log n) headers are read.
         low, high = 0, len(names)
         while low < high:

@@ -27,7 +27,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Final, NamedTuple, TypeAlias
 
-from kvwal.errors import CorruptionError
+from kvwal.errors import CorruptionError, FormatError
 from kvwal.files import File
 from kvwal.keys import Seqno
 from kvwal.log.chain import FoundSegment
@@ -373,16 +373,16 @@ class FollowedCursor(SegmentCursor):
         await_beyond: Callable[[Seqno, float | None], bool],
         when_beyond: Callable[[Seqno, Callable[[], object]], Callable[[], object]],
         segment: Callable[[], SegmentHeader | None],
-        refuse_if_replaced: Callable[[], object],
+        refuse_if_removed: Callable[[], object],
     ) -> None:
         """FeedGap if commits beyond `after` are no longer kept. `segment`: the one that a `Watch` has found last.
 
-        `refuse_if_replaced`: raises, after a segment was read, where it may be one of another store.
+        `refuse_if_removed`: raises, after something was read, where it may be of another store, or gone with its store.
         """
-        hold = hold_kept(reader, after, durable())
+        hold = hold_kept(reader, after, durable(), refuse_if_removed)
         super().__init__(reader, hold, until, durable, await_beyond, when_beyond, newest=segment)
         self._log = reader
-        self._refuse_if_replaced = refuse_if_replaced
+        self._refuse_if_removed = refuse_if_removed
 
     def _next(self, runs_until: int) -> Record | Run | None:
         # FeedGap if the next commit was retired.
@@ -390,12 +390,12 @@ class FollowedCursor(SegmentCursor):
         while True:
             try:
                 return super()._next(runs_until)
-            except (CorruptionError, FileNotFoundError) as error:
+            except (CorruptionError, FormatError, FileNotFoundError) as error:
                 self._parts = iter(())
                 self._at = None
                 if self._is_over():
                     raise
-                hold_kept(self._log, self.position, self._durable())
+                hold_kept(self._log, self.position, self._durable(), self._refuse_if_removed)
                 # A segment may have been retired, or replaced, while it was read.
                 if blamed is not None and str(blamed) == str(error):
                     raise
@@ -409,10 +409,10 @@ class FollowedCursor(SegmentCursor):
         first = next(parts, None)
         if first is None:
             return parts
-        self._refuse_if_replaced()
+        self._refuse_if_removed()
         return itertools.chain((first,), parts)
 
     def _find(self) -> tuple[FoundSegment, int | None, Place]:
         found = super()._find()
-        self._refuse_if_replaced()
+        self._refuse_if_removed()
         return found

@@ -5,6 +5,9 @@ from __future__ import annotations
 import os
 import shutil
 import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +15,14 @@ import pytest
 from following_fixtures import all_durable
 
 import kvwal
+from kvwal.engine.create import _MARK
+from kvwal.engine.keeping import Keeping
+from kvwal.files.names import segment_name
 from kvwal.following import progress
+from kvwal.keys import Seqno
 from kvwal.log import Watch
+from kvwal.log.chain import Chain
+from kvwal.times import time_of
 
 FOLLOWERS: dict[str, dict[str, Any]] = {"pin": {}, "no pin": {"pin": False}, "max_lag_s": {"max_lag_s": 0.2}}
 
@@ -105,6 +114,110 @@ def test_feeds_and_past_moments_are_not_read_in_the_log_of_the_other_store(copie
             for n, change in enumerate(began):
                 assert change.key == b"lost%03d" % (n + 1)
             assert live.seqno == fed.seqno == 120
+
+
+def erase(store: Path) -> None:
+    kvwal.open(store, "n").close()
+
+
+def erase_in_part(store: Path) -> None:
+    """As a writer does that is killed there."""
+    (store / "erasing").write_bytes(_MARK)
+    for segment in store.glob("*.log"):
+        segment.unlink()
+
+
+def write_anew(store: Path) -> None:
+    """So much that the log begins later than what is asked for."""
+    with kvwal.open(store, "n", segment_bytes=16 << 10, keep_history_s=0, background=False) as db:
+        for _ in range(3):
+            go_on(db, 300, b"x" * 300)
+            db.checkpoint()
+    assert not (store / segment_name(1)).exists()
+
+
+@pytest.mark.parametrize("gone", [shutil.rmtree, erase, erase_in_part, write_anew])
+@pytest.mark.parametrize("how", ["follow", "r"])
+def test_a_store_that_is_gone_is_not_called_damaged_whatever_reads_its_log(
+    copied: tuple[Path, Path], how: str, gone: Callable[[Path], object]
+) -> None:
+    store, _ = copied
+    reads: list[Callable[[Any], object]] = [
+        lambda live: list(live.changes(20)),
+        lambda live: list(live.commits(after=20)),
+        lambda live: list(live.history(20)),
+        lambda live: list(live.versions(b"lost050")),
+        lambda live: list(live.versions(b"lost050", since=60)),
+        lambda live: list(live.diff(30, 100)),
+        lambda live: dict(live.snapshot(at=100)),
+        lambda live: dict(live.snapshot(at=time_of(1))),
+        lambda live: live.bootstrap(),
+    ]
+    if how == "follow":
+        reads.append(lambda live: next(live.changes(120, follow=True)))
+    with ExitStack() as stack:
+        # Each by one that has not looked since.
+        opened: list[Any] = [
+            stack.enter_context(kvwal.open(store, "r") if how == "r" else kvwal.follow(store, pin=False)) for _ in reads
+        ]
+        gone(store)
+        for live, read in zip(opened, reads, strict=True):
+            with pytest.raises(kvwal.StoreRemovedError):
+                read(live)
+            # What it reads without the log it goes on to show.
+            assert live[b"k1"] == b"before"
+
+
+def test_feeds_that_are_under_way_end_with_their_store(path: str) -> None:
+    store = Path(path)
+    with kvwal.open(store, segment_bytes=16 << 10, background=False) as db:
+        go_on(db, 400, b"x" * 100)
+    with kvwal.follow(store) as live:
+        began: list[Any] = [live.changes(0), live.commits(), live.history()]
+        for each in began:
+            next(each)
+        erase(store)
+        for each in began:
+            with pytest.raises(kvwal.StoreRemovedError):
+                list(each)
+
+
+@pytest.mark.parametrize("gone", [shutil.rmtree, erase])
+@pytest.mark.parametrize("listing", [1, 2])
+def test_a_store_may_go_at_each_look_at_its_log(
+    copied: tuple[Path, Path], gone: Callable[[Path], object], listing: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, _ = copied
+    real, listed = Chain.names, count(1)
+
+    def names(self: Chain) -> list[Seqno]:
+        found = real(self)
+        if next(listed) == listing:
+            gone(store)
+        return found
+
+    with kvwal.follow(store) as live:
+        monkeypatch.setattr(Chain, "names", names)
+        with pytest.raises(kvwal.StoreRemovedError):
+            list(live.versions(b"lost050"))
+
+
+def test_a_store_that_goes_while_one_begins_to_follow_it_was_never_there(
+    copied: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, copy = copied
+    real = Keeping.refresh
+    gone: list[Callable[[], object]] = [lambda: put_in_place(copy, store), lambda: erase_in_part(store)]
+
+    def refresh(self: Keeping) -> None:
+        if gone:
+            gone.pop(0)()
+        real(self)
+
+    monkeypatch.setattr(Keeping, "refresh", refresh)
+    with pytest.raises(kvwal.StoreNotFoundError):
+        kvwal.follow(store)
+    assert not gone
 
 
 def test_files_that_were_written_over_in_place_say_less_than_is_shown(copied: tuple[Path, Path]) -> None:
