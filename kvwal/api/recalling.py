@@ -51,7 +51,11 @@ class Recalling(OrderedMapping):
 
     @property
     def window(self) -> Window:
-        """The moments that can be read with `snapshot(at=)`, without a gap, and what is kept for them."""
+        """The moments that can be read with `snapshot(at=)`, without a gap, and what is kept for them.
+
+        Where another process writes the store, as that was looked at last: the oldest ones may have gone since. The
+        SnapshotTooOld of one that is gone says what is left, and so does this then.
+        """
         return self.engine.upkeep.past.window()
 
     def history(self, after: int | None = None) -> Iterator[Record]:

@@ -189,8 +189,8 @@ class FollowedPast(Past):
     refresh: Callable[[], object]
     #: StoreRemovedError where the store is gone, or another one was put in its place.
     refuse_if_removed: Callable[[], object]
-    #: Waits until the bases are those of the generation that is read.
-    await_bases: Callable[[], object]
+    #: Waits until the bases are those of the generation that is read, and lets go of those whose log was retired.
+    renew_bases: Callable[[], object]
     #: Gives what a function gives, once it does not fail for what is just being changed.
     until_still: UntilStill
     #: Gives the time of the newest commit that is shown.
@@ -216,8 +216,9 @@ class FollowedPast(Past):
             try:
                 return super().reader(at, purpose, owner)
             except SnapshotTooOld:
-                # It may have looked while another thread went over to a newer generation, which has other bases.
-                self.await_bases()
+                # It may have looked while another thread went over to a newer generation, which has other bases. Or the
+                # writer has a newer one, and shortened its window since: then what is said to be kept is what is there.
+                self.renew_bases()
                 if self._keeping.bases is bases:
                     raise
 

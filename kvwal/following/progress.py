@@ -27,7 +27,7 @@ from kvwal.engine.readers import Moments, Now
 from kvwal.engine.state import State
 from kvwal.engine.succession import Succession
 from kvwal.engine.version import Version
-from kvwal.errors import SnapshotTooOld, StoreRemovedError, not_followed
+from kvwal.errors import FeedGap, SnapshotTooOld, StoreRemovedError, not_followed
 from kvwal.files import Directory, Files, rooted
 from kvwal.files.names import DATA
 from kvwal.following.doubt import until_still
@@ -114,7 +114,7 @@ class Progress(Now):
         self, publisher: Publisher, succession: Succession, keeping: Keeping, moments: Moments, past: FollowedPast
     ) -> None:
         """The engine is put together."""
-        past.refresh, past.await_bases, past.until_still = self.refresh, self._await_bases, self._until_still
+        past.refresh, past.renew_bases, past.until_still = self.refresh, self._renew_bases, self._until_still
         past.newest_us = lambda: self._newest_us
         past.refuse_if_removed = self._refuse_if_removed
         self._moments = moments
@@ -287,14 +287,24 @@ class Progress(Now):
             self._parts[2].refresh()
             self._bases_of = meta
 
-    def _await_bases(self) -> None:
-        """Wait until the bases are those of the generation that is read. Raises as `refresh`."""
+    def _renew_bases(self) -> None:
+        """Wait until the bases are those of the generation that is read, and have their log. Raises as `refresh`."""
         if not self._has_bases():
             self.refresh()
 
     @locked
     def _has_bases(self) -> bool:
-        return self._bases_of is self._pages.meta is self._state.version.tree.meta
+        """Whether the bases are those of the generation that is read. If so, those whose log was retired go."""
+        if not (self._bases_of is self._pages.meta is self._state.version.tree.meta):
+            return False
+        assert self._parts is not None, "it has not begun"
+        keeping = self._parts[2]
+        try:
+            for oldest in keeping.bases[:1]:
+                keeping.hold(oldest.seqno, "window").close()
+        except FeedGap:
+            keeping.refresh()
+        return True
 
     def _watch_pages(self, guard: Guard, pager: Pager) -> None:
         guard.when_gone = partial(self._give_up, ref(pager))

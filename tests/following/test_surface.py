@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import errno
 import time
+from collections.abc import Callable
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
 import pytest
@@ -13,6 +15,7 @@ from store_fixtures import TINY
 
 import kvwal
 from kvwal.testing import SimulatedDisk
+from kvwal.times import time_of
 
 HISTORY: dict[str, Any] = {"keep_history_s": 3600, "background": False}
 
@@ -141,6 +144,40 @@ def test_a_past_moment_whose_log_or_pages_are_gone_says_so(path: str) -> None:
         assert too_old.value.asked == 12
         with pytest.raises(kvwal.SnapshotTooOld):
             list(live.versions(b"0", since=1))
+
+
+@pytest.mark.parametrize("attach", [kvwal.follow, partial(kvwal.follow, pin=False), partial(kvwal.open, flag="r")])
+def test_what_is_said_to_be_left_of_a_window_that_was_shortened_can_be_read(
+    path: str, attach: Callable[[str], Any]
+) -> None:
+    """By one that is a checkpoint behind. It has the bases of its generation, whose log is there or not."""
+    sizes: dict[str, Any] = {"keep_history_bytes": 200 << 10, "history_base_bytes": 20 << 10}
+    with kvwal.open(path, background=False, segment_bytes=16 << 10, **sizes) as db:
+
+        def go_on() -> None:
+            for n in range(150):
+                db.put(b"k%d" % (n % 40), b"x" * 400, durability="os")
+            db.checkpoint()
+
+        for _ in range(6):
+            go_on()
+        reads: list[Callable[[Any, int], object]] = [
+            lambda live, at: live.snapshot(at=at).close(),
+            lambda live, at: list(live.diff(at, at + 1)),
+            lambda live, at: live.snapshot(at=time_of(next(live.history(at)).time_us)).close(),
+        ]
+        for read in reads:
+            with attach(path) as live:
+                began = live.window
+                go_on()
+                assert db.window.oldest > began.oldest
+                with pytest.raises(kvwal.SnapshotTooOld) as refused:
+                    live.snapshot(at=began.oldest + 1)
+                left = refused.value.nearest[1]
+                assert left == refused.value.oldest == live.window.oldest == db.window.oldest
+                read(live, left)
+                # It stays where it is.
+                assert live.window.newest == began.newest
 
 
 def test_a_kept_moment_is_read_however_far_the_writer_is(path: str) -> None:
