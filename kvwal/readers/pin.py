@@ -10,6 +10,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 from itertools import count
 from typing import Final
@@ -24,6 +25,7 @@ _log = logging.getLogger("kvwal")
 # Each takes at most four bytes.
 _PROGRAM_CHARACTERS: Final = NAME_BYTES // 4
 _ATTEMPTS: Final = 10
+_NOT_WRITABLE: Final = (errno.EACCES, errno.EPERM, errno.EROFS)
 _numbers: Final = count(1)
 
 #: The pins that were made in this process, by the names of their files.
@@ -120,10 +122,11 @@ class PinMaker:
                 self._is_refused = True
                 _log.warning(
                     "no pin can be made in %s/%s (%s), so the writer of the store does not keep what is read here, and "
-                    "a long read may raise SnapshotTooOld; let this program write to that directory",
+                    "a long read may raise SnapshotTooOld%s",
                     self._directory.path,
                     READERS,
                     error.strerror or error,
+                    "; let this program write to that directory" if error.errno in _NOT_WRITABLE else "",
                 )
             return None
 
