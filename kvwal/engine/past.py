@@ -224,7 +224,7 @@ class Past:
 
     def _seqno_at(self, at: datetime, newest: Seqno) -> Seqno:
         """The last commit at that time."""
-        at_us = us_of("at", at)
+        at_us = _us_since_1970(at)
         newest_us = self._newest_us()
         # A commit is younger than the clock says where that was set back before the store was opened.
         now_us = max(self._moments.clock.now_us(), newest_us)
@@ -248,7 +248,7 @@ class Past:
         if not clock.in_use:
             return 0
         if isinstance(at, datetime):
-            at_us = us_of("at", at)
+            at_us = _us_since_1970(at)
         else:
             try:
                 at_us = self._seek.time_of(seqno)
@@ -289,3 +289,8 @@ class Past:
                 newest_time=gap.newest_time,
                 lost_commits=gap.lost_commits,
             ) from None
+
+
+def _us_since_1970(at: datetime) -> int:
+    """As `us_of`; 0 for a time before, as no commit has, since the moment before the first one has this time."""
+    return max(us_of("at", at), 0)

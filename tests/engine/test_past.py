@@ -145,6 +145,16 @@ def test_a_moment_by_its_time(disk: SimulatedDisk) -> None:
             db.snapshot(at=datetime(2026, 1, 1))  # noqa: DTZ001  # that is what is wrong with it
 
 
+def test_a_time_before_1970_is_before_the_first_commit(db: kvwal.Store) -> None:
+    db.put(b"k", b"v", expire_s=1000)
+    for at in (datetime.min.replace(tzinfo=UTC), datetime(1969, 12, 31, 23, 59, 59, tzinfo=UTC), time_of(0)):
+        with db.snapshot(at=at) as snapshot:
+            assert (snapshot.seqno, dict(snapshot), len(snapshot)) == (0, {}, 0)
+        assert [(each.key, each.old, each.new) for each in db.diff(at)] == [(b"k", None, b"v")]
+    db.revert(b"k", to=datetime(1900, 1, 1, tzinfo=UTC))
+    assert b"k" not in db
+
+
 @pytest.mark.parametrize("at", ["1", 1.5, True, b"1"])
 def test_what_is_no_moment(db: kvwal.Store, at: Any) -> None:
     with pytest.raises(TypeError, match="at is a seqno, a position or a datetime, not"):
