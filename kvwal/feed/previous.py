@@ -12,6 +12,7 @@ from typing import Final
 
 from kvwal.engine.engine import Engine
 from kvwal.engine.readers import Reader
+from kvwal.engine.value import Value
 from kvwal.expiring import plain
 from kvwal.feed.change import Change, Selection
 from kvwal.keys import KeyRange, Seqno, disjoint
@@ -85,14 +86,23 @@ class WithPrevious:
             ranges.setdefault(change.table, []).append(change)
         own = {(change.table, change.key) for change in keys}
         for table, deleted in ranges.items():
-            part = self._engine.reads.part(reader.version, table)
-            for start, stop in disjoint(KeyRange(each.key, each.stop) for each in deleted):
-                for found, values in part.chunks(Seqno(deleted[0].seqno - 1), start, stop, reverse=False):
-                    reader.check()
-                    for key, value in zip(found, values, strict=True):
-                        if (table, key) not in own:
-                            yield deleted[0]._replace(kind="delete", key=key, stop=None, previous=plain(value))
+            before = Seqno(deleted[0].seqno - 1)
+            for bounds in disjoint(KeyRange(each.key, each.stop) for each in deleted):
+                for key, value in self._held(table, bounds, before, reader):
+                    if (table, key) not in own:
+                        yield deleted[0]._replace(kind="delete", key=key, stop=None, previous=plain(value))
         yield from keys
+
+    def _held(self, table: int, bounds: KeyRange, before: Seqno, reader: Reader) -> Iterator[tuple[bytes, Value]]:
+        """What a range held at that moment, also what had expired and was not removed yet."""
+        try:
+            for found, values in self._engine.reads.part(reader.version, table).chunks(before, *bounds, reverse=False):
+                reader.check()
+                yield from zip(found, values, strict=True)
+        except Exception:
+            # Its pages may have been written over, and its log removed.
+            reader.check()
+            raise
 
     def _previous(self, change: Change, reader: Reader) -> bytes | None:
         if not self._values or change.kind == "delete_range":

@@ -146,3 +146,33 @@ def test_a_feed_that_keeps_up_outlives_its_base(monkeypatch: pytest.MonkeyPatch)
                 [change] = changes
                 assert change.previous == b"%d" % (number - 1) * (300 if number > 1 else 1)
         assert db.window.oldest > 100
+
+
+@pytest.mark.parametrize("in_pages", [True, False])
+@pytest.mark.parametrize("options", [{"expand": True}, {"previous": True, "expand": True}])
+def test_one_whose_moment_is_given_up_says_so(in_pages: bool, options: dict[str, bool]) -> None:
+    limits = {"keep_history_bytes": 200 << 10, "max_snapshot_bytes": 0, "cache_bytes": 256 << 10}
+    with opened(SimulatedDisk(), **limits) as db:
+        keys = [b"k%05d" % number for number in range(3000)]
+
+        def fill() -> None:
+            for at in range(0, len(keys), 500):
+                # Of other bytes each time.
+                db.update({key: db.last_seqno.to_bytes(2, "big") * 50 for key in keys[at : at + 500]})
+
+        fill()
+        if in_pages:
+            db.checkpoint()
+        at = db.last_seqno
+        db.delete_range(b"k", b"l")
+        db.sync()
+        feed = db.changes(at, **options)
+        assert next(feed).key == keys[0]
+        for _ in range(6):
+            fill()
+            db.checkpoint()
+        assert db.window.oldest > at
+        with pytest.raises(SnapshotTooOld, match="given up"):
+            list(feed)
+        assert not feed.alive
+        assert readers_in(db.pins()) == []
