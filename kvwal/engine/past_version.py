@@ -76,8 +76,9 @@ class PastVersion(Version):
         assert own is None, "a transaction reads a past moment"
         sources = [self._of_tree(start, stop, reverse=reverse, keys=_CHUNK_KEYS)]
         for stretch in self._history.stretches(self._table, self.tree.meta.seqno, seqno):
-            cover = Cover.of(stretch.ranges) if stretch.ranges else None
-            sources.append(Source(stretch.chunks(start, stop, reverse=reverse), cover=cover))
+            # They hide what is older, and none of its own keys.
+            sources += (Source(iter(()), cover=Cover(cover)) for cover in stretch.covers)
+            sources.append(Source(stretch.chunks(start, stop, reverse=reverse)))
         return merged(sources, reverse=reverse)
 
     def count(

@@ -145,11 +145,10 @@ def _changed(engine: Engine, first: Reader, last: Reader, bounds: Bounds, table:
     stretches = engine.upkeep.past.stretches(table, first.seqno, last.seqno)
     sources = [_keys(stretch.chunks(bounds.start, bounds.stop, reverse=reverse)) for stretch in stretches]
     wanted = KeyRange(bounds.start or b"", bounds.stop)
-    for deleted in disjoint(each for stretch in stretches for each in stretch.ranges):
-        clipped = deleted.clip(wanted)
-        if clipped is not None:
-            again = reads.moments.again(first, "diff")
-            sources.append(_keys(reads.chunks(again, *clipped, reverse=reverse, table=table)))
+    deleted = disjoint(
+        clipped for stretch in stretches for each in stretch.ranges if (clipped := each.clip(wanted)) is not None
+    )
+    sources.append(_held(engine, first, deleted[::-1] if reverse else deleted, table, reverse))
     low_us, high_us = sorted((first.at_us, last.at_us))
     # At the time 0 nothing expires.
     if low_us:
@@ -159,6 +158,15 @@ def _changed(engine: Engine, first: Reader, last: Reader, bounds: Bounds, table:
         sources.append(iter(sorted(due, reverse=reverse)))
     for key, _ in groupby(merge(*sources, reverse=reverse)):
         yield key
+
+
+def _held(
+    engine: Engine, first: Reader, ranges: Sequence[KeyRange], table: int, reverse: bool
+) -> Iterator[bytes]:
+    """The keys of these ranges as of a reader, one range after the other."""
+    for bounds in ranges:
+        again = engine.reads.moments.again(first, "diff")
+        yield from _keys(engine.reads.chunks(again, *bounds, reverse=reverse, table=table))
 
 
 def _keys(chunks: Iterable[tuple[Sequence[bytes], object]]) -> Iterator[bytes]:

@@ -24,6 +24,7 @@ from kvwal.errors import CorruptionError, FeedGap, FormatError, SnapshotTooOld
 from kvwal.keys import KeyRange, Seqno
 from kvwal.log import Hold, KeyCursor, KeyHistory, KeyRecord, LogReader, Stretch, hold_kept
 from kvwal.log.chain import no_segments
+from kvwal.log.ranges import Cover
 from kvwal.log.segment import SegmentHeader
 from kvwal.pages import FollowedPages, Tree
 from kvwal.pages.meta import Meta
@@ -163,6 +164,15 @@ class _Stretch(Stretch):
         """As `Stretch.ranges`."""
         try:
             return self._of.ranges
+        except _DOUBTS:
+            self._refuse_if_moved()
+            raise
+
+    @property
+    def covers(self) -> list[Cover]:
+        """As `Stretch.covers`."""
+        try:
+            return self._of.covers
         except _DOUBTS:
             self._refuse_if_moved()
             raise

@@ -6,16 +6,17 @@ What an index says is checked against the record: it may lead to another key of 
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator
 from heapq import merge
-from itertools import groupby, pairwise
+from itertools import groupby, islice, pairwise
 from operator import itemgetter
 from typing import Final, Literal, NamedTuple, TypeAlias
 
 from kvwal.errors import Error, SnapshotTooOld, closed
 from kvwal.keys import Seqno
 from kvwal.log.chain import Chain, FoundSegment
-from kvwal.log.keys import DamagedIndex, Range, Spot, hash_of
+from kvwal.log.keys import DamagedIndex, Spot, hash_of
+from kvwal.log.ranges import Ranges
 from kvwal.log.record import Record, is_expiry
 from kvwal.log.retention import Hold
 from kvwal.log.segment_keys import Known, SegmentKeys, Span
@@ -134,7 +135,7 @@ class KeyHistory:
             found, keys = known
             try:
                 rows = keys.rows(asked.table, asked.key, asked.after, asked.until, reverse=asked.reverse)
-                spots = merge(rows, _covering(keys.ranges, asked), reverse=asked.reverse)
+                spots = merge(rows, _with_key(keys.ranges, asked), reverse=asked.reverse)
                 for _, of_commit in groupby(spots, itemgetter(0)):
                     each = self._first_of(found, asked.table, asked.key, list(of_commit))
                     if each is not None:
@@ -177,12 +178,8 @@ class KeyHistory:
         """What the newest of these commits did to the key that is in this segment. DamagedIndex as `fetched`."""
         found, keys = known
         spots = keys.newest(table, key, digest, after, until)
-        for each in reversed(keys.ranges):
-            if each.seqno <= after:
-                break
-            if each.seqno <= until and each.table == table and each.bounds.contains(key):
-                spots.append((each.seqno, each.offset, _RANGE))
-                break
+        newest = keys.ranges.with_key(table, key, after, until)
+        spots += ((each.seqno, each.offset, _RANGE) for each in islice(newest, 1))
         return self._first_of(found, table, key, spots)
 
     def _first_of(self, found: FoundSegment, table: int, key: bytes, spots: list[Spot]) -> KeyRecord | None:
@@ -242,13 +239,7 @@ class KeyHistory:
         self._made_before = names[-1]
 
 
-def _covering(ranges: Sequence[Range], asked: _Asked) -> list[Spot]:
+def _with_key(ranges: Ranges, asked: _Asked) -> Iterable[Spot]:
     """Where the ranges are that the key is in."""
-    covering = [
-        (each.seqno, each.offset, _RANGE)
-        for each in ranges
-        if each.table == asked.table and asked.after < each.seqno <= asked.until and each.bounds.contains(asked.key)
-    ]
-    if asked.reverse:
-        covering.reverse()
-    return covering
+    found = ranges.with_key(asked.table, asked.key, asked.after, asked.until)
+    return ((each.seqno, each.offset, _RANGE) for each in (found if asked.reverse else reversed(list(found))))

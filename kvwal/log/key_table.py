@@ -29,11 +29,11 @@ from kvwal.log.keys import (
     REVISION,
     TABLE,
     VERSION,
-    Range,
     Spot,
     hashes_of,
     marks_of,
 )
+from kvwal.log.ranges import RANGE_BYTES, Range, Ranges
 from kvwal.log.record import COMMIT, Record
 from kvwal.log.run import Run
 from kvwal.log.segment import SegmentHeader
@@ -122,7 +122,7 @@ class KeyTable:
         # By table: its keys in order, as of when they were asked for.
         self._orders: dict[int, list[bytes]] = {}
         #: The ranges that commits deleted, in their order.
-        self.ranges: list[Range] = []
+        self.ranges = Ranges()
 
     def extend(self, parts: Iterable[Record | Run]) -> Iterator[None]:
         """Add the commits that follow, in steps. Raises as `Record.columns`."""
@@ -184,7 +184,7 @@ class KeyTable:
         sample = [key for keys in self._tables.values() for key in islice(keys, _SAMPLED)]
         n = sum(map(len, self._tables.values()))
         of_a_key = sum(map(len, sample)) // max(len(sample), 1) + _KEY_BYTES
-        return n * of_a_key + len(self._offsets) * _COMMIT_BYTES
+        return n * of_a_key + len(self._offsets) * _COMMIT_BYTES + len(self.ranges) * RANGE_BYTES
 
     # -- one key ------------------------------------------------------------------------------
 

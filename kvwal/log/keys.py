@@ -58,16 +58,17 @@ from collections.abc import Callable, Iterator
 from hashlib import blake2b
 from heapq import merge
 from itertools import compress, count
-from typing import Final, NamedTuple, TypeAlias
+from typing import Final, TypeAlias
 
 from crc32c import crc32c
 
 from kvwal.files.names import keys_name
 from kvwal.keys import KeyRange
 from kvwal.log.kept import KeptFiles
+from kvwal.log.ranges import RANGE_BYTES, Range, Ranges
 from kvwal.log.segment import SegmentHeader
 
-__all__ = ["DamagedIndex", "KeyIndex", "Range", "Spot", "hash_of", "hashes_of", "marks_of"]
+__all__ = ["DamagedIndex", "KeyIndex", "Spot", "hash_of", "hashes_of", "marks_of"]
 
 # On disk: never change.
 MAGIC: Final = b"kvwalkey"
@@ -113,15 +114,6 @@ _CLEARED: Final = bytes(range(128)) * 2
 
 class DamagedIndex(Exception):
     """A block of a key index is not as it was written, or what it leads to is not there."""
-
-
-class Range(NamedTuple):
-    """A range that a commit deleted."""
-
-    seqno: int
-    offset: int
-    table: int
-    bounds: KeyRange
 
 
 Spot: TypeAlias = tuple[int, int, int]
@@ -172,7 +164,7 @@ class KeyIndex:
         self._marks: bytes | None = None
         self._order_at = self._hashes_at = self._size = 0
         #: The ranges that commits deleted, in their order.
-        self.ranges: list[Range] = []
+        self.ranges = Ranges()
         #: Bytes of what is kept of it, roughly.
         self.size = 0
 
@@ -227,11 +219,11 @@ class KeyIndex:
         if marks_size:
             index._marks = head[marks_at:fences_at]
         index._fences = list(_decode_fences(head[fences_at:ranges_at], len(index._nexts)))
-        index.ranges = list(_decode_ranges(head[ranges_at:end], m, header.first_seqno))
+        index.ranges = Ranges(_decode_ranges(head[ranges_at:end], m, header.first_seqno))
         index._order_at = end + CRC.size
         index._hashes_at = index._order_at + ORDER_ROW_BYTES * n
         # Of objects for each block, and of the marks.
-        index._size, index.size = size, 4 * (end - marks_size) + marks_size
+        index._size, index.size = size, 4 * (end - marks_size) + marks_size + m * RANGE_BYTES
         return index
 
     def check(self) -> None:

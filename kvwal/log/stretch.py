@@ -12,9 +12,7 @@ from __future__ import annotations
 import struct
 from bisect import bisect_right
 from collections.abc import Iterator
-from heapq import heappop, heappush
 from itertools import chain
-from operator import attrgetter
 from typing import Final
 
 from crc32c import crc32c
@@ -24,7 +22,8 @@ from kvwal.log.chain import FoundSegment
 from kvwal.log.fetch import RECORD_BYTES
 from kvwal.log.intents import ONE_KEY_OFFSET, PUT, TABLES
 from kvwal.log.kept import Loaded
-from kvwal.log.keys import DamagedIndex, Range, Spot
+from kvwal.log.keys import DamagedIndex, Spot
+from kvwal.log.ranges import AFTER, Cover, Ranges, newest_at
 from kvwal.log.record import COMMIT, RECORD_HEADER_BYTES
 from kvwal.log.segment_keys import Known, SegmentKeys
 
@@ -68,11 +67,15 @@ class Stretch:
     @property
     def ranges(self) -> list[KeyRange]:
         """The ranges that they deleted, in their order. Raises as reading the log."""
-        _, keys = self._keys.known(self._keys.span(self._first, self._until))
-        return [each.bounds for each in self._deleted(keys.ranges)]
+        return [each.bounds for each in self._deleted().between(self._table, self._after, self._until)]
 
-    def _deleted(self, ranges: list[Range]) -> list[Range]:
-        return [each for each in ranges if each.table == self._table and self._after < each.seqno <= self._until]
+    @property
+    def covers(self) -> list[Cover]:
+        """What of older stretches these hide, in parts. They are not to be changed. Raises as `ranges`."""
+        return self._deleted().covers(self._table, self._after, self._until)
+
+    def _deleted(self) -> Ranges:
+        return self._keys.known(self._keys.span(self._first, self._until))[1].ranges
 
     def chunks(self, start: bytes | None, stop: bytes | None, *, reverse: bool) -> Iterator[Chunk]:
         """Each key in [start, stop) that they put or deleted, in order, and what it was behind the last of them.
@@ -99,21 +102,21 @@ class Stretch:
     ) -> Iterator[Chunk]:
         found, keys = known
         reading = _Reading(self._keys, found, self._table, last)
-        cover = _Cover(self._deleted(keys.ranges))
+        covers = keys.ranges.covers(self._table, self._after, self._until)
         rows, lists = keys.spots(self._table, bounds, self._after, self._until, reading.key, reverse=reverse)
         most = _FIRST_KEYS
         spots: list[Spot] = []
         for more in lists:
             spots += more
             while len(spots) >= most:
-                yield cover.applied(spots[:most], *reading.pairs(spots[:most]))
+                yield _hidden(covers, spots[:most], *reading.pairs(spots[:most]))
                 del spots[:most]
                 rows -= most
                 if most == _CHUNK_KEYS:
                     reading.load(rows)
                 most = min(2 * most, _CHUNK_KEYS)
         if spots:
-            yield cover.applied(spots, *reading.pairs(spots))
+            yield _hidden(covers, spots, *reading.pairs(spots))
 
 
 class _Reading:
@@ -238,35 +241,15 @@ class _Reading:
         return list(keys), list(values)
 
 
-class _Cover:
-    """Which commit was the last that deleted a key as a part of a range."""
-
-    __slots__ = ("_points", "_seqnos")
-
-    def __init__(self, ranges: list[Range]) -> None:
-        starts = sorted(ranges, key=attrgetter("bounds.start"))
-        stops = (each.bounds.stop for each in ranges)
-        # From each point up to the next one the answer is the same.
-        self._points = sorted({each.bounds.start for each in ranges} | {stop for stop in stops if stop is not None})
-        self._seqnos: list[int] = []
-        # Those that have begun, newest first, and some that have ended.
-        begun: list[tuple[int, int, bytes | None]] = []
-        i = 0
-        for point in self._points:
-            while i < len(starts) and starts[i].bounds.start == point:
-                heappush(begun, (-starts[i].seqno, i, starts[i].bounds.stop))
-                i += 1
-            while begun and (stop := begun[0][2]) is not None and stop <= point:
-                heappop(begun)
-            self._seqnos.append(-begun[0][0] if begun else 0)
-
-    def applied(self, spots: list[Spot], keys: list[bytes], values: list[bytes | None]) -> Chunk:
-        """The pairs that these spots lead to, without the values that a later commit deleted."""
-        points, seqnos = self._points, self._seqnos
-        if points:
-            for i, key in enumerate(keys):
-                at = bisect_right(points, key) - 1
-                # Of one commit, ranges come before puts.
-                if at >= 0 and seqnos[at] > spots[i][0]:
-                    values[i] = None
-        return keys, values
+def _hidden(covers: list[Cover], spots: list[Spot], keys: list[bytes], values: list[bytes | None]) -> Chunk:
+    """The pairs that these spots lead to, without the values that a later commit deleted."""
+    for cover in covers:
+        low, high = sorted((keys[0], keys[-1]))
+        first, stop = bisect_right(cover, (low, AFTER)) - 1, bisect_right(cover, (high, AFTER))
+        if stop - first <= len(keys) and not any(seqno for _, seqno in cover[first:stop]):
+            continue
+        for i, key in enumerate(keys):
+            # Of one commit, ranges come before puts.
+            if newest_at(cover, key) > spots[i][0]:
+                values[i] = None
+    return keys, values

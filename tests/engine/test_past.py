@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -394,6 +395,49 @@ def test_what_is_committed_while_a_difference_is_asked_for_is_not_missed(disk: S
         assert list(differences) == [(b"new", None, b"1")]
         db.checkpoint()
         assert holds_of(db) == []
+
+
+def calls_of(function: Callable[[], object]) -> int:
+    """How many calls of functions it takes."""
+    calls = 0
+
+    def count(frame: object, event: str, arg: object) -> None:
+        nonlocal calls
+        calls += event in ("call", "c_call")
+
+    sys.setprofile(count)
+    try:
+        function()
+    finally:
+        sys.setprofile(None)
+    return calls
+
+
+def test_deleted_ranges_cost_in_proportion_to_their_number(disk: SimulatedDisk) -> None:
+    found = []
+    for number in (50, 400):
+        with opened(disk, segment_bytes=1 << 20) as db:
+            db.clear()
+            db.update({b"%04d" % key: b"v" for key in range(2 * number)})
+            at = db.last_seqno
+            for key in range(number):
+                db.delete_range(b"%04d" % (2 * key), b"%04d" % (2 * key + 1))
+            alone = db.last_seqno
+            batch = WriteBatch()
+            for key in range(number):
+                batch.delete_range(b"%04d" % (2 * key + 1), b"%04d" % (2 * key + 2))
+            db.commit(batch)
+            db.sync()
+            last = db.last_seqno
+            assert len(list(db.diff(at, alone))) == number
+            cases: list[Callable[[], object]] = [
+                lambda at=at, alone=alone: list(db.diff(at, alone)),  # type: ignore[misc]  # its types are these
+                lambda alone=alone, last=last: list(db.diff(alone, last)),  # type: ignore[misc]  # as above
+                lambda at=at: list(db.changes(at, expand=True)),  # type: ignore[misc]  # as above
+            ]
+            found.append([calls_of(each) for each in cases])
+    for few, many in zip(*found, strict=True):
+        assert many < 8 * 2 * few
 
 
 def test_a_key_is_brought_back(db: kvwal.Store) -> None:

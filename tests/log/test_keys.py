@@ -23,7 +23,8 @@ from kvwal.log import Record, key_table
 from kvwal.log.intents import encode_intents, encode_put
 from kvwal.log.kept import KeptFiles
 from kvwal.log.key_table import KeyTable
-from kvwal.log.keys import BLOCK_ROWS, DamagedIndex, KeyIndex, Range, hash_of
+from kvwal.log.keys import BLOCK_ROWS, DamagedIndex, KeyIndex, hash_of
+from kvwal.log.ranges import Range
 from kvwal.log.reader import start_of
 from kvwal.log.record import encode_record
 from kvwal.log.segment import SegmentHeader
