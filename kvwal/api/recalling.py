@@ -166,7 +166,8 @@ class Recalling(OrderedMapping):
             heartbeat_s: with `follow`, tell a change of kind "heartbeat" when none came for this long. None: never.
 
         Raises, at the call: FeedGap if commits beyond `after` are no longer kept, there is no commit `after` yet, or it
-        is on another line; SnapshotTooOld for `previous` and `expand` if `after` is a moment before the window;
+        is on another line; SnapshotTooOld for `previous` and `expand` if `after` is a moment before the window (and
+        later if what the feed holds for them was given up: see `max_snapshot_bytes`);
         ReadOnlyError for `follow` in a store opened with flag "r"; TableNotFoundError; TypeError or ValueError for
         other arguments.
         """

@@ -147,8 +147,11 @@ class Past:
         del meta
         return tree.pager
 
-    def reader(self, at: Seqno | datetime, purpose: str, owner: object = None) -> Reader:
+    def reader(self, at: Seqno | datetime, purpose: str, owner: object = None, *, ahead: bool = False) -> Reader:
         """Register a reader of the moment of a commit, or of a time. Give it back with `Reader.release`, or drop it.
+
+        Args:
+            ahead: its version is to serve the moments after it, too, which it does where the window has this one.
 
         Raises:
             SnapshotTooOld: it is older than the window.
@@ -156,14 +159,14 @@ class Past:
         """
         self._state.refuse_if_gone()
         with UnlessGone(self._state):
-            return self._reader(at, purpose, owner)
+            return self._reader(at, purpose, owner, ahead)
 
-    def _reader(self, at: Seqno | datetime, purpose: str, owner: object) -> Reader:
+    def _reader(self, at: Seqno | datetime, purpose: str, owner: object, ahead: bool) -> Reader:
         newest = self._state.seqno
         seqno = self._seqno_at(at, newest) if isinstance(at, datetime) else at
         if seqno > newest:
             raise ValueError(f"there is no commit {seqno}; the newest is {newest}")
-        if seqno == newest:
+        if seqno == newest and not (ahead and self._keeping.bases):
             reader = self._moments.reader(purpose, owner=owner)
             if reader.seqno == seqno:
                 # A past moment, though nothing came after it: what has expired it judges as it will later on.

@@ -77,6 +77,10 @@ class Selection(Protocol):
         """The same of each commit of a run."""
         ...
 
+    def close(self) -> None:
+        """Let go of what it holds. From any thread."""
+        ...
+
 
 class Filter:
     """Which changes are told: those of these tables whose keys have one of these prefixes."""
@@ -152,6 +156,9 @@ class Filter:
         told = zip(seqnos, times_us, repeat({}), repeat(0), repeat("put"), keys, none, values, repeat(True), none, none)
         # What `Change(...)` does, in a sixth of the time.
         return map(tuple.__new__, repeat(Change), told)
+
+    def close(self) -> None:
+        """It holds nothing."""
 
     def _select(self, record: Record) -> Iterator[Change] | None:
         columns = record.columns()

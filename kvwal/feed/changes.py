@@ -111,10 +111,10 @@ class Changes(Iterator[Change], Closing):
     ) -> None:
         """`cursor`: where it reads, for a caller that holds the log itself; else one of its own, after `after`."""
         self._cursor: SegmentCursor | None = None
+        self._filter = wanted
         # Before anything is read ahead.
         forget_in_forked_child(self)
         self._engine = engine
-        self._filter = wanted
         self._follow = follow
         # None: it waits for ever.
         self._quiet = Quiet(None) if quiet is None else quiet
@@ -304,6 +304,7 @@ class Changes(Iterator[Change], Closing):
         self._pending = iter(())
         if cursor is not None:
             cursor.close()
+        self._filter.close()
 
     # A cursor and what it reads refer to each other, so they may stay for a while.
     __del__ = quiet_at_exit(close)

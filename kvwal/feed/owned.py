@@ -108,6 +108,9 @@ class _Watch:
         self.last_of_others = run.seqnos[-1]
         return self._wanted.changes_of(run)
 
+    def close(self) -> None:
+        """It holds nothing."""
+
 
 class OwnedConsumer(Uncopied):
     """A consumer while this owner has it. One thread at a time, but for `_let_go` and `_due`."""

@@ -1,7 +1,8 @@
 """What there was before each change: its former value, and the keys that a deleted range held.
 
-Both are read at the moment before the commit. The reader of that moment also serves the moments after it, and is made
-anew now and then, so that it begins from a newer base.
+Both are read at the moment before the commit. The reader of a moment also serves those after it, so a feed goes on
+though the window has left it behind. Where the window has a later moment, the reader is made anew now and then: so one
+that keeps up holds little.
 """
 
 from __future__ import annotations
@@ -11,8 +12,10 @@ from itertools import chain
 from typing import Final
 
 from kvwal.engine.engine import Engine
+from kvwal.engine.past_version import PastVersion
 from kvwal.engine.readers import Reader
 from kvwal.engine.value import Value
+from kvwal.errors import SnapshotTooOld
 from kvwal.expiring import plain
 from kvwal.feed.change import Change, Selection
 from kvwal.keys import KeyRange, Seqno, disjoint
@@ -20,7 +23,7 @@ from kvwal.log import Record, Run
 
 __all__ = ["WithPrevious"]
 
-# Commits that one reader serves. Its base may leave the window meanwhile.
+# Commits after which there may be a newer base.
 _COMMITS: Final = 64
 
 
@@ -41,16 +44,24 @@ class WithPrevious:
         self._values = values
         self._keys = keys
         self._owner = owner
-        self._reader: Reader | None = None
-        self._renew_at = Seqno(0)
-        engine.upkeep.past.reader(after, "changes", owner).release()
+        self._reader = self._reader_at(after)
+        self._renew_at = after + _COMMITS
+        if not isinstance(self._reader.version, PastVersion):
+            # Nothing is kept but now, which serves no later moment.
+            self._reader.release()
 
     def changes(self, record: Record) -> Iterator[Change] | None:
         """What is told of a commit; None if nothing is. Raises as reading the moment before it."""
+        before = Seqno(record.seqno - 1)
+        if before >= self._renew_at:
+            self._renew(before)
         found = self._wanted.changes(record)
         if found is None:
             return None
-        told = self._told(found, self._at(Seqno(record.seqno - 1)))
+        if self._reader.is_released:
+            # It may have held too much. The window may have the moment.
+            self._reader = self._reader_at(before)
+        told = self._told(found, self._reader)
         first = next(told, None)
         return None if first is None else chain((first,), told)
 
@@ -60,13 +71,22 @@ class WithPrevious:
         first = next(told, None)
         return None if first is None else chain((first,), told)
 
-    def _at(self, before: Seqno) -> Reader:
-        reader = self._reader
-        if reader is None or reader.is_released or before >= self._renew_at:
-            # The former one stays until this one is there.
-            reader = self._reader = self._engine.upkeep.past.reader(before, "changes", self._owner)
-            self._renew_at = Seqno(before + _COMMITS)
-        return reader
+    def close(self) -> None:
+        """Let go of the moment that it holds."""
+        self._reader.release()
+
+    def _reader_at(self, moment: Seqno) -> Reader:
+        return self._engine.upkeep.past.reader(moment, "changes", self._owner, ahead=True)
+
+    def _renew(self, before: Seqno) -> None:
+        self._renew_at = before + _COMMITS
+        try:
+            reader = self._reader_at(before)
+        except SnapshotTooOld:
+            # The former one serves this moment, too.
+            return
+        self._reader.release()
+        self._reader = reader
 
     def _told(self, found: Iterator[Change], reader: Reader) -> Iterator[Change]:
         waiting = None

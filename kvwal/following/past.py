@@ -215,7 +215,7 @@ class FollowedPast(Past):
         shown, refuse = lambda: parts.state.seqno, lambda: self.refuse_if_removed()
         self._history = FollowedHistory(parts.reader, shown, lambda action: self.until_still(action), refuse)
 
-    def reader(self, at: Seqno | datetime, purpose: str, owner: object = None) -> Reader:
+    def reader(self, at: Seqno | datetime, purpose: str, owner: object = None, *, ahead: bool = False) -> Reader:
         """As `Past.reader`."""
         # The newest generation says where bases are, and by its slot it is seen that their pages are there.
         self._moments.now.ready()
@@ -224,7 +224,7 @@ class FollowedPast(Past):
         while True:
             bases = self._keeping.bases
             try:
-                return super().reader(at, purpose, owner)
+                return super().reader(at, purpose, owner, ahead=ahead)
             except SnapshotTooOld:
                 # It may have looked while another thread went over to a newer generation, which has other bases. Or the
                 # writer has a newer one, and shortened its window since: then what is said to be kept is what is there.

@@ -133,6 +133,56 @@ def test_a_moment_that_is_not_kept_is_refused_at_the_call() -> None:
         assert readers_in(db.pins()) == []
 
 
+@pytest.mark.parametrize("follow", [True, False])
+@pytest.mark.parametrize("newest", [True, False])
+def test_one_that_was_begun_is_told_to_the_end_though_the_window_moves_on(
+    newest: bool, follow: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(keeping, "_TREES", 0)
+    monkeypatch.setattr(previous, "_COMMITS", 7)
+    with opened(SimulatedDisk(), keep_history_bytes=50_000) as db:
+        db.consumer("slow", start="oldest").close()
+        for number in range(100):
+            db[b"k%d" % (number % 5)] = b"%d" % number
+        after = db.last_seqno if newest else 30
+        feed = db.changes(after, previous=True, expand=True, follow=follow, timeout_s=0 if follow else None)
+        if not newest:
+            assert (next(feed).seqno, next(feed).seqno) == (31, 32)
+        expected = [(number, b"%d" % (number - 5)) for number in range(31, 100)]
+        for number in range(100, 200):
+            db[b"k%d" % (number % 5)] = b"%d" % number
+        for _ in range(30):
+            db[b"other"] = bytes(5000)
+            db.checkpoint()
+        assert db.window.oldest > 200
+        with pytest.raises(SnapshotTooOld):
+            db.changes(after, previous=True)
+        if follow:
+            expected = [(number, b"%d" % (number - 5)) for number in range(100 if newest else 31, 200)]
+        elif newest:
+            expected = []
+        found = [(int(each.value or b""), each.previous) for each in feed if each.key != b"other"]
+        assert found == expected
+        feed.close()
+        assert readers_in(db.pins()) == []
+
+
+def test_one_that_looks_at_much_and_tells_little_holds_a_late_moment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(keeping, "_TREES", 0)
+    monkeypatch.setattr(previous, "_COMMITS", 7)
+    with opened(SimulatedDisk()) as db:
+        db[b"k"] = b"0"
+        with db.changes(1, prefix=b"k", previous=True, follow=True, timeout_s=0) as changes:
+            for number in range(1, 100):
+                db[b"other"] = b"%d" % number * 300
+                db.checkpoint()
+                assert list(changes) == []
+            assert [pin.seqno > 90 for pin in readers_in(db.pins())] == [True]
+            db[b"k"] = b"1"
+            assert [each.previous for each in changes] == [b"0"]
+        assert readers_in(db.pins()) == []
+
+
 def test_a_feed_that_keeps_up_outlives_its_base(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(keeping, "_TREES", 0)
     monkeypatch.setattr(previous, "_COMMITS", 1 << 30)
