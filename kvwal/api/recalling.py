@@ -127,8 +127,8 @@ class Recalling(OrderedMapping):
             table: id of the table; 0 is the default one.
 
         It costs two look-ups for each key that was written, or deleted with a range, between the two, whatever the
-        size of the store. Both moments stay until it is exhausted, closed or collected. Raises, at the call, as
-        `snapshot`.
+        size of the store, and a look at the rows of the key index of each segment that it wants only a part of. Both
+        moments stay until it is exhausted, closed or collected. Raises, at the call, as `snapshot`.
         """
         bounds = Bounds(start, stop, prefix, reverse, None)
         first, last = moment_of(self.engine, "a", a), None if b is None else moment_of(self.engine, "b", b)

@@ -61,6 +61,10 @@ _SAMPLED: Final = 256
 _NUMBER_BITS: Final = 32
 _NUMBER: Final = (1 << _NUMBER_BITS) - 1
 
+# Commits that are read rather than that all keys are put in order, and looked at.
+_SHORT_COMMITS: Final = 16
+_SHORT_BYTES: Final = 2 << 10
+
 # With these, none of the dicts of a segment of 16 MiB takes long to grow, or to be freed.
 _SHARDS: Final = 64
 _SHARD: Final = _SHARDS - 1
@@ -112,12 +116,14 @@ class _Keys(Collection[bytes]):
 class KeyTable:
     """The changes of each key of a segment, and its ranges. Asked as `KeyIndex` is. One thread at a time extends it."""
 
-    __slots__ = ("_first", "_offsets", "_orders", "_tables", "ranges")
+    __slots__ = ("_end", "_first", "_offsets", "_orders", "_tables", "ranges")
 
     def __init__(self, header: SegmentHeader) -> None:
         self._first = header.first_seqno
         # Of the records, all of which are there.
         self._offsets = array("Q")
+        # Of the last one.
+        self._end = 0
         self._tables: dict[int, _Keys] = {}
         # By table: its keys in order, as of when they were asked for.
         self._orders: dict[int, list[bytes]] = {}
@@ -133,12 +139,14 @@ class KeyTable:
                 # It was read, which is a step.
                 yield
                 self._offsets.extend(part.offsets)
+                self._end = part.offsets[-1] + part.offsets.step
                 changes = [seqno - self._first << _NUMBER_BITS for seqno in part.seqnos]
                 for i in range(0, len(changes), _STEP_COMMITS):
                     add(part.keys[i : i + _STEP_COMMITS], changes[i : i + _STEP_COMMITS])
                     yield
                 continue
             self._offsets.append(part.offset)
+            self._end = part.offset + part.size
             key = decode_put_key(part.body) if part.kind == COMMIT else None
             if key is None:
                 yield from self._add(part)
@@ -219,6 +227,19 @@ class KeyTable:
         return True
 
     # -- keys in order ------------------------------------------------------------------------
+
+    def short(self, after: int, until: int) -> list[tuple[int, int]] | None:
+        """Seqno and offset of each commit beyond `after` up to `until`; None if to read them takes longer than `spots`.
+
+        It does where they are many, or large.
+        """
+        offsets = self._offsets
+        low, high = max(after + 1 - self._first, 0), min(until + 1 - self._first, len(offsets))
+        if high - low > _SHORT_COMMITS:
+            return None
+        if low < high and (offsets[high] if high < len(offsets) else self._end) - offsets[low] > _SHORT_BYTES:
+            return None
+        return [(self._first + i, offsets[i]) for i in range(low, high)]
 
     def spots(
         self,

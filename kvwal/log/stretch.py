@@ -22,6 +22,7 @@ from kvwal.log.chain import FoundSegment
 from kvwal.log.fetch import RECORD_BYTES
 from kvwal.log.intents import ONE_KEY_OFFSET, PUT, TABLES
 from kvwal.log.kept import Loaded
+from kvwal.log.key_table import KeyTable
 from kvwal.log.keys import DamagedIndex, Spot
 from kvwal.log.ranges import AFTER, Cover, Ranges, newest_at
 from kvwal.log.record import COMMIT, RECORD_HEADER_BYTES
@@ -103,7 +104,11 @@ class Stretch:
         found, keys = known
         reading = _Reading(self._keys, found, self._table, last)
         covers = keys.ranges.covers(self._table, self._after, self._until)
-        rows, lists = keys.spots(self._table, bounds, self._after, self._until, reading.key, reverse=reverse)
+        short = keys.short(self._after, self._until) if isinstance(keys, KeyTable) else None
+        if short is not None:
+            rows, lists = self._spots_of(found, short, bounds, reverse)
+        else:
+            rows, lists = keys.spots(self._table, bounds, self._after, self._until, reading.key, reverse=reverse)
         most = _FIRST_KEYS
         spots: list[Spot] = []
         for more in lists:
@@ -117,6 +122,24 @@ class Stretch:
                 most = min(2 * most, _CHUNK_KEYS)
         if spots:
             yield _hidden(covers, spots, *reading.pairs(spots))
+
+    def _spots_of(
+        self,
+        found: FoundSegment,
+        commits: list[tuple[int, int]],
+        bounds: tuple[bytes | None, bytes | None],
+        reverse: bool,
+    ) -> tuple[int, Iterator[list[Spot]]]:
+        """As `KeyTable.spots`, by reading these commits. DamagedIndex if one is not there."""
+        wanted = KeyRange(bounds[0] or b"", bounds[1])
+        newest: dict[bytes, Spot] = {}
+        for seqno, offset in commits:
+            columns = self._keys.fetched(found, seqno, offset).record.columns()
+            keys, tables = columns.keys, columns.tables
+            for i in range(len(columns.ranges), len(keys)):
+                if (0 if tables is None else tables[i]) == self._table and wanted.contains(keys[i]):
+                    newest[keys[i]] = seqno, offset, i
+        return len(newest), iter([[newest[key] for key in sorted(newest, reverse=reverse)]])
 
 
 class _Reading:

@@ -413,11 +413,10 @@ def calls_of(function: Callable[[], object]) -> int:
     return calls
 
 
-def test_deleted_ranges_cost_in_proportion_to_their_number(disk: SimulatedDisk) -> None:
+def test_deleted_ranges_cost_in_proportion_to_their_number() -> None:
     found = []
     for number in (50, 400):
-        with opened(disk, segment_bytes=1 << 20) as db:
-            db.clear()
+        with opened(SimulatedDisk(), segment_bytes=1 << 20) as db:
             db.update({b"%04d" % key: b"v" for key in range(2 * number)})
             at = db.last_seqno
             for key in range(number):
@@ -438,6 +437,23 @@ def test_deleted_ranges_cost_in_proportion_to_their_number(disk: SimulatedDisk) 
             found.append([calls_of(each) for each in cases])
     for few, many in zip(*found, strict=True):
         assert many < 8 * 2 * few
+
+
+def test_a_difference_of_the_newest_commits_does_not_look_at_all_keys_of_their_segment() -> None:
+    found = []
+    for number in (100, 2000):
+        with opened(SimulatedDisk(), segment_bytes=1 << 20) as db:
+            for key in range(number):
+                db[b"%05d" % key] = b"v"
+            at = db.last_seqno
+            list(db.diff(at - 1))
+            db[b"new"] = b"1"
+            db[b"newer"] = b"2"
+            assert [each.key for each in db.diff(at, at + 1)] == [b"new"]
+            db[b"newest"] = b"3"
+            found.append(calls_of(lambda at=at: list(db.diff(at))))  # type: ignore[misc]  # its type is this
+    few, many = found
+    assert many < 2 * few
 
 
 def test_a_key_is_brought_back(db: kvwal.Store) -> None:

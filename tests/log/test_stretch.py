@@ -86,6 +86,8 @@ def small(monkeypatch: pytest.MonkeyPatch, *, alike: bool = False) -> None:
     monkeypatch.setattr(stretch, "_FIRST_KEYS", 1)
     monkeypatch.setattr(stretch, "_CHUNK_KEYS", 2)
     monkeypatch.setattr(stretch, "_RECORD_COST_BYTES", 1 << 20)
+    # Else most are read commit by commit.
+    monkeypatch.setattr(key_table, "_SHORT_COMMITS", 0)
 
 
 @pytest.mark.parametrize("loaded", [True, False])
