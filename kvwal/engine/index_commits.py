@@ -94,26 +94,19 @@ def _texts(has: tuple[str, int], asked: tuple[str, int]) -> tuple[str, str]:
 class DeclareIndex:
     """Give a table an index, and make the table if there is none."""
 
-    __slots__ = ("_asked", "_declared", "_expires", "_name", "_register")
+    __slots__ = ("_asked", "_declared", "_name", "_register")
 
     extension: Final = None
     dropped: Final = None
 
     def __init__(
-        self,
-        name: str,
-        asked: Asked,
-        declared: Declared,
-        register: Callable[[int, Declared], object],
-        *,
-        expires: bool,
+        self, name: str, asked: Asked, declared: Declared, register: Callable[[int, Declared], object]
     ) -> None:
-        """`register` is told the id, before a commit may need the function. `expires`: whether something may expire."""
+        """`register` is told the id, before a commit may need the function."""
         self._name = name
         self._asked = asked
         self._declared = declared
         self._register = register
-        self._expires = expires
 
     def evaluate(self, newest: Newest) -> WriteBatch | None:
         """What to write."""
@@ -136,8 +129,8 @@ class DeclareIndex:
         self._register(made.id, declared)
         rows.put(NEXT_IDS_KEY, encode_ids(found, derived + 2))
         rows.put(key, encode_row(replace(row, others=encode_indexes(row.others, (*indexes, made)))))
-        # Where all has expired there is no first pair, and yet something to build.
-        if (self._expires and value is not None) or newest.table(row.id).edge(None, None, reverse=False) is not None:
+        # What has expired may come back with the clock.
+        if not newest.table(row.id).is_empty():
             rows.put(building_key(made.id), encode_building(b""))
         return batch
 

@@ -166,8 +166,7 @@ class Indexes:
 
     def declaring(self, name: str, asked: Asked, declared: Declared) -> Operation:
         """What gives a table an index that it has not."""
-        expires = self._reads.moments.clock.in_use
-        return DeclareIndex(name, asked, declared, self._declared.__setitem__, expires=expires)
+        return DeclareIndex(name, asked, declared, self._declared.__setitem__)
 
     def build(self, table: str, name: str) -> None:
         """See to it that an index that was declared is built, if it is not."""

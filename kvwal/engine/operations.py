@@ -158,6 +158,14 @@ class Pending:
         )
         return list(islice(merge(sorted(own.items()), others), most))
 
+    def is_empty(self) -> bool:
+        """Whether there is no pair, not even one that has expired."""
+        writes = self._writes
+        return all(value is None for value in writes.values()) and all(
+            key in writes or self._is_deleted(key)
+            for key, _ in self._reads.pairs(None, None, reverse=False, table=self._table, at_us=0)
+        )
+
 
 class Update:
     """A new value of one key, made from its newest one. `old` and `new` say afterwards what was there and what is."""

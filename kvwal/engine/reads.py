@@ -225,9 +225,9 @@ class Reads:
         return pairs if ended or (limit is not None and len(pairs) >= limit) else None
 
     def pairs(
-        self, start: bytes | None, stop: bytes | None, *, reverse: bool, table: int = 0
+        self, start: bytes | None, stop: bytes | None, *, reverse: bool, table: int = 0, at_us: int | None = None
     ) -> Iterator[tuple[bytes, bytes]]:
-        """The pairs of a range now, for the commit leader, which nothing can overtake."""
+        """The pairs of a range now, for the commit leader, which nothing can overtake. `at_us`: as in `read`."""
         found = self.cached_range(start, stop, _EDGE_PAIRS, None, reverse=reverse, table=table)
         if found is not None:
             yield from found
@@ -235,6 +235,8 @@ class Reads:
                 return
             start, stop = (start, found[-1][0]) if reverse else (found[-1][0] + b"\0", stop)
         reader = self.moments.reader("operation")
+        if at_us is not None:
+            reader.at_us = at_us
         for keys, values in self.chunks(reader, start, stop, reverse=reverse, table=table):
             yield from zip(keys, values, strict=True)
 

@@ -44,6 +44,10 @@ class Newest(Protocol):
         """The first pairs of a range, `most` of them at the most."""
         ...
 
+    def is_empty(self) -> bool:
+        """Whether there is no pair, not even one that has expired."""
+        ...
+
     def table(self, table: int) -> Newest:
         """The same of a table."""
         ...

@@ -273,6 +273,9 @@ class _Nothing:
         del start, stop, most
         return []
 
+    def is_empty(self) -> bool:
+        return True
+
     def table(self, table: int) -> Newest:
         raise AssertionError(f"table {table} of a table")
 

@@ -112,6 +112,46 @@ def test_an_index_of_a_table_with_expiring_entries_is_built(db: kvwal.Store, dis
     everywhere(db, users, index)
 
 
+def test_an_index_of_an_empty_table_is_not_built_whatever_expires_elsewhere(
+    db: kvwal.Store, disk: SimulatedDisk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    db.put(b"lease", b"x", expire_s=10)
+    users = db.table("users", int, codecs.json())
+    users.put(1, {"city": "b"}, expire_s=10)
+    disk.pass_time(10)
+    remove_all(db)
+    # Nothing builds.
+    monkeypatch.setattr("kvwal.engine.indexing.Indexes.go_on", lambda self: None)
+    users.index("by_city", **BY)
+    index = users.index("by_town", **BY)
+    assert entries_of(index) == []
+    with db.transaction() as txn:
+        users.within(txn)[2] = {"city": "a"}
+        assert entries_of(index.within(txn)) == [("a", 2)]
+    assert entries_of(index) == [("a", 2)]
+
+
+@pytest.mark.parametrize("is_removed", [False, True])
+def test_an_index_of_a_table_whose_pairs_have_expired_is_built_as_long_as_they_are_there(
+    db: kvwal.Store, disk: SimulatedDisk, monkeypatch: pytest.MonkeyPatch, is_removed: bool
+) -> None:
+    users = db.table("users", int, codecs.json())
+    users.put(1, {"city": "b"}, expire_s=10)
+    disk.pass_time(10)
+    if is_removed:
+        remove_all(db)
+    with monkeypatch.context() as patch:
+        patch.setattr("kvwal.engine.indexing.Indexes.go_on", lambda self: None)
+        index = users.index("by_city", **BY)
+        if is_removed:
+            assert entries_of(index) == []
+        else:
+            with pytest.raises(kvwal.IndexNotReadyError):
+                index.count()
+    index.wait()
+    assert entries_of(index) == []
+
+
 @pytest.mark.parametrize("seed", range(12))
 def test_an_index_has_what_the_table_has_whatever_expires(disk: SimulatedDisk, seed: int) -> None:
     rng = Random(seed)
