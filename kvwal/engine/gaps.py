@@ -125,10 +125,11 @@ class Gaps:
 class TableGaps:
     """Those of each table, and of what is derived from it; 0: of the default table."""
 
-    __slots__ = ("_of",)
+    __slots__ = ("_dropped", "_of")
 
     def __init__(self) -> None:
         self._of: dict[int, Gaps] = {}
+        self._dropped = 0
 
     @property
     def active(self) -> bool:
@@ -153,7 +154,9 @@ class TableGaps:
         gaps = self._of.get(table)
         if gaps is None:
             if len(self._of) >= _MOST_TABLES:
-                return
+                # As above. The one used longest ago would be the next of those that take turns.
+                self._dropped = (self._dropped + _STRIDE) % _MOST_TABLES
+                del self._of[list(self._of)[self._dropped]]
             gaps = self._of[table] = Gaps()
         gaps.propose(gap, seqno, now)
 
