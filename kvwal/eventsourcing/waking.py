@@ -57,6 +57,8 @@ class Wakeups(Waiting):
     def wait(self, timeout_s: float | None = None) -> None:
         """Wait, at most so long, for what came since it was waited last. OperationalError if nothing can come."""
         if self._cause is not None:
+            # So a close need not say it.
+            self._engine.queue.told_feed = True
             raise poisoned(self._cause)
         self._waiter.acquire(timeout=-1 if timeout_s is None else min(max(timeout_s, 0), threading.TIMEOUT_MAX))
 

@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from functools import partial
 from itertools import count
 from pathlib import Path
@@ -39,6 +40,7 @@ from store_fixtures import interrupted_at
 
 import kvwal
 from kvwal.errors import CodecError
+from kvwal.events import Listener, Poison
 from kvwal.eventsourcing import KvwalFactory, KvwalProcessRecorder, KvwalTrackingRecorder
 from kvwal.eventsourcing.datastore import CHUNK, Datastore
 from kvwal.eventsourcing.recorders import KvwalSubscription
@@ -393,6 +395,39 @@ def test_closing_and_poison_end_a_subscription_with_an_error(tmp_path: Path) -> 
     thread.join()
     assert isinstance(raised.pop(), OperationalError)
     datastore.close()
+
+
+class Poisoned(Listener):
+    """Hears that the disk has failed."""
+
+    def __init__(self) -> None:
+        self.is_told = False
+
+    def poison(self, event: Poison) -> None:
+        self.is_told = True
+
+
+@pytest.mark.parametrize("is_told", [False, True])
+def test_a_close_says_of_a_failed_disk_what_no_subscription_was_told(is_told: bool) -> None:
+    disk = SimulatedDisk(seed=0)
+    heard = Poisoned()
+    store = kvwal.open("/store", files=disk, durability="interval", sync_delay_s=0.01, listeners=[heard])
+    datastore = Datastore(store)
+    recorder = KvwalProcessRecorder(datastore.table("events"))
+    recorder.insert_events(events())
+    store.sync()
+    subscription = recorder.subscribe(gt=1)
+    disk.fail("datasync")
+    # Flushed by the background thread.
+    recorder.insert_events(events())
+    until(lambda: heard.is_told)
+    if is_told:
+        assert next(subscription).id == 2
+        with pytest.raises(OperationalError):
+            next(subscription)
+    subscription.stop()
+    with nullcontext() if is_told else pytest.raises(kvwal.PoisonedError):
+        store.close()
 
 
 def sleeps(thread: threading.Thread) -> bool:
