@@ -41,6 +41,13 @@ def _writer(module: Any) -> Callable[[Any], bytes]:
                 return as_it_is(value)  # type: ignore[no-any-return]  # as above
         except RecursionError:
             raise ValueError("the value is nested too deep, or holds itself") from None
+        except OverflowError as error:
+            # Of an int it is said by msgspec itself.
+            if "date" not in str(error):
+                raise
+            raise ValueError(
+                "MessagePack has a datetime in UTC, and there one in the value is not within the years 1 to 9999"
+            ) from None
 
     return write
 
@@ -79,18 +86,30 @@ def _refuse_others(value: Any, again: Any) -> None:
         for part, of in zip(value, again, strict=True):
             _refuse_others(part, of)
     elif isinstance(value, dict) and isinstance(again, dict):
+        if len(again) < len(value):
+            raise TypeError("two keys of a dict are one in MessagePack, as datetimes of one moment are")
         for key, part in value.items():
             as_read = _in_utc(key)
             if as_read in again:
                 _refuse_others(part, again[as_read])
-            elif not isinstance(key, float) or not isnan(key):
+            elif not _has_nan(key):
                 raise _not_of_msgpack(key, "another key")
     elif _in_utc(value) != again and (value == value or again == again):  # both may be NaN
         raise _not_of_msgpack(value, type(again).__name__)
 
 
+def _has_nan(key: Any) -> bool:
+    """Whether a key of a dict is NaN, or a tuple with one: it is not found in a dict that was read."""
+    return any(map(_has_nan, key)) if isinstance(key, tuple) else isinstance(key, float) and isnan(key)
+
+
 def _in_utc(value: Any) -> Any:
-    """An aware datetime in UTC. In an hour that a clock has twice, it equals no datetime of another zone as it is."""
+    """An aware datetime in UTC, also in a tuple that is a key.
+
+    In an hour that a clock has twice, it equals no datetime of another zone as it is.
+    """
+    if isinstance(value, tuple):
+        return tuple(map(_in_utc, value))
     return value.astimezone(UTC) if isinstance(value, datetime) and value.utcoffset() is not None else value
 
 

@@ -387,6 +387,7 @@ def test_msgpack_without_a_type_refuses_what_it_would_read_as_something_else(val
         math.nan,
         {math.nan: 1},
         {(1, 2): [3]},
+        {(1, math.nan): (1,)},
         bytearray(b"a"),
         pytest.param(memoryview(b"a"), id="memoryview"),
         Number.ONE,
@@ -429,6 +430,30 @@ def test_msgpack_without_a_type_takes_a_datetime_of_an_hour_that_a_clock_has_twi
     assert codec.decode(codec.encode(when)) == read
     assert codec.decode(codec.encode([{"a": (when, 1)}])) == [{"a": [read, 1]}]
     assert codec.decode(codec.encode({when: 1})) == {read: 1}
+    assert codec.decode(codec.encode({(1, (when, "a")): [when]})) == {(1, (read, "a")): [read]}
+    with pytest.raises(TypeError, match="two keys of a dict are one in MessagePack"):
+        codec.encode({"a": {(1, when): 1, (1, read): 2}})
+    with pytest.raises(TypeError, match="two keys of a dict are one in MessagePack"):
+        codec.encode({Plain.A: 1, "a": 1})
+
+
+BEYOND = [
+    datetime.min.replace(tzinfo=timezone(timedelta(hours=5))),
+    datetime.max.replace(tzinfo=timezone(-timedelta(hours=5))),
+]
+
+
+@pytest.mark.parametrize("when", BEYOND, ids=["min", "max"])
+def test_msgpack_refuses_a_datetime_that_utc_has_not(when: datetime) -> None:
+    for codec, value in (
+        (codecs.msgpack(), when),
+        (codecs.msgpack(), {(1, when): 1}),
+        (codecs.msgpack(datetime), when),
+        (codecs.msgpack(list[datetime]), [when]),
+    ):
+        with pytest.raises(ValueError, match="in UTC, and there one in the value is not within the years 1 to 9999"):
+            codec.encode(value)
+    assert codecs.json(datetime).decode(codecs.json(datetime).encode(when)) == when
 
 
 def test_floats_that_may_be_none_are_written_as_they_are() -> None:
