@@ -264,9 +264,11 @@ _LAST_US: Final = (datetime.max.replace(tzinfo=UTC) - _EPOCH) // timedelta(micro
 
 def _encode_datetime(value: datetime) -> bytes:
     if value.utcoffset() is None:
-        raise ValueError(f"a datetime in a key has a time zone, and {value!r} has none; say which, as in tzinfo=UTC")
+        raise ValueError(
+            f"a datetime as key or value has a time zone, and {value!r} has none; say which, as in tzinfo=UTC"
+        )
     if getattr(value, "nanosecond", 0):
-        raise ValueError(f"a datetime in a key has whole microseconds, and {value!r} has nanoseconds")
+        raise ValueError(f"a datetime as key or value has whole microseconds, and {value!r} has nanoseconds")
     since = datetime.__sub__(value, _EPOCH)
     number = (since.days * 86_400 + since.seconds) * 1_000_000 + since.microseconds
     if not _FIRST_US <= number <= _LAST_US:

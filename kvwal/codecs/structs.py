@@ -147,10 +147,20 @@ def typed_functions(form: str, kind: Any, called: str | None, plain: Callable[[b
                 read(data)
             except ValueError as error:
                 if is_exact:
-                    why = f"{error}; JSON has no NaN" if "`null`" in str(error) else str(error)
+                    why = f"{error}; JSON has no NaN" if _is_of_nan(value, str(error)) else str(error)
                     raise ValueError(f"{spelled(kind)} would not be read again: {why}") from None
                 raise TypeError(f"{refused(value, spelled(kind))}: {error}") from None
         return data
+
+    def _is_of_nan(value: Any, why: str) -> bool:
+        """Whether it is not for a None that a value is refused: that is the same before it is written."""
+        if "`null`" not in why:
+            return False
+        try:
+            convert(msgspec.to_builtins(value, str_keys=True))
+        except ValueError as error:
+            return str(error) != why
+        return True
 
     def convert(value: Any) -> Any:
         return msgspec.convert(value, kind, str_keys=form == "json")

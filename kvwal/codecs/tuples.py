@@ -170,7 +170,7 @@ def _strict(kind: Kind) -> Kind:
     def decode_strict(data: bytes, at: int) -> tuple[float, int]:
         value, end = decode(data, at)
         if value != value or (not value and data[at] == 0x7F):
-            raise ValueError("it holds NaN or -0.0, which no key does")
+            raise ValueError("it holds NaN or -0.0, which is never written")
         return value, end
 
     return Kind(encode_strict, {code: decode_strict})
@@ -183,7 +183,9 @@ def _exact_float(value: float) -> float:
     except OverflowError:
         number = 0.0
     if number != value:
-        raise ValueError("a key cannot be NaN, which has no order, nor an int that no float of 64 bits is equal to")
+        raise ValueError(
+            "a float as key or value cannot be NaN, which has no order, nor an int that no float of 64 bits is equal to"
+        )
     return number + 0.0
 
 

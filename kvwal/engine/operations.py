@@ -49,7 +49,10 @@ def decode_counter(value: Value) -> int:
 
 def encode_counter(number: int) -> bytes:
     """The value of a counter. OverflowError if the number does not fit into 64 bits."""
-    return number.to_bytes(_COUNTER_BYTES, "little", signed=True)
+    try:
+        return number.to_bytes(_COUNTER_BYTES, "little", signed=True)
+    except OverflowError:
+        raise OverflowError(f"the sum {number} does not fit into the 64 bits of a counter") from None
 
 
 def adding(delta: int) -> Callable[[Value], bytes]:

@@ -16,7 +16,7 @@ from decimal import Decimal
 from enum import Enum, IntEnum, StrEnum
 from http import HTTPStatus
 from types import SimpleNamespace
-from typing import Any, Generic, Literal, NamedTuple, TypedDict, TypeVar
+from typing import Any, Generic, Literal, NamedTuple, TypedDict, TypeVar, cast
 from uuid import UUID
 
 import attrs
@@ -291,6 +291,11 @@ WRONG: list[tuple[Any, Any, type[Exception], str]] = [
     (codecs.json(Named), Named(1, math.nan), ValueError, "would not be read again: Expected `float`, got `null`"),
     (codecs.json(Nullable), Nullable(True), ValueError, "would not be read again: .* got `bool` - at `[$].n`$"),
     (codecs.json(Nullable), Nullable(math.nan), ValueError, "got `null` - at `[$].n`; JSON has no NaN$"),
+    (codecs.json(list[Named]), [Named(1, math.inf)], ValueError, "Expected `float`, .*; JSON has no NaN$"),
+    (codecs.json(Named), Named(cast(int, None), 1.0), ValueError, r"Expected `int`, got `null` - at `\$\[0\]`$"),
+    (codecs.json(Named), Named(cast(int, None), math.nan), ValueError, r"Expected `int`, got `null` - at `\$\[0\]`$"),
+    (float, math.nan, ValueError, "a float as key or value cannot be NaN"),
+    (datetime, datetime(2030, 1, 1), ValueError, "a datetime as key or value has a time zone"),  # noqa: DTZ001
     (codecs.msgpack(), object(), TypeError, "unsupported"),
     (codecs.msgpack(), 1 << 70, OverflowError, "serialize ints"),
     (codecs.pickle(), lambda: None, Exception, "pickle"),

@@ -174,7 +174,7 @@ def test_writes_that_depend_on_what_is_there(db: kvwal.Store) -> None:
     assert counters.add("hits", 5) == 5
     assert counters.add("hits", -7) == -2
     assert counters["hits"] == -2
-    with pytest.raises(OverflowError):
+    with pytest.raises(OverflowError, match="-9223372036854775810 does not fit into the 64 bits of a counter"):
         counters.add("hits", -(1 << 63))
     with pytest.raises(TypeError, match="no counters"):
         users.add("d", 1)
