@@ -155,8 +155,9 @@ class Store(Naming, Writing, Remembering):
 
         It happens by itself, bit by bit with checkpoints and when nothing is committed for a second; call it to have
         it done now. It brings every commit into the page file first, which may let the file grow; then the result is
-        negative. Reads and commits go on meanwhile; pages that a snapshot or transaction holds stay. Raises
-        DiskFullError if there is no space to move anything.
+        negative. Reads and commits go on meanwhile; pages that a snapshot or transaction holds stay. Gaps that are
+        shorter than the values behind them may stay as well: where values of many pages lie, another call may give
+        back a little more, even after one that returned 0. Raises DiskFullError if there is no space to move anything.
         """
         return self.engine.upkeep.compact()
 
