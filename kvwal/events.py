@@ -29,6 +29,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final, TypeAlias
 
+from kvwal.calling import refuse_unrun
 from kvwal.keys import Seqno
 
 __all__ = [
@@ -234,7 +235,7 @@ class Events:
         method = _METHODS[type(event)]
         for listener in list(self.listeners.values()):
             try:
-                getattr(listener, method)(event)
+                refuse_unrun(getattr(listener, method)(event), is_used=False)
             except BaseException as error:  # it is logged, and the commit must not fail for it
                 if not isinstance(error, Exception) and threading.get_ident() == threading.main_thread().ident:
                     raise

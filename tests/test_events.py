@@ -103,6 +103,20 @@ def test_a_listener_that_raises_is_logged_and_dropped_and_the_others_hear_on(cap
     assert record.exc_info[1] is failing.error
 
 
+@pytest.mark.filterwarnings("error")
+def test_a_listener_that_only_tasks_can_run_is_logged_and_dropped(caplog: Any) -> None:
+    class Later(Recorder):
+        async def flush(self, event: Flush) -> None:  # type: ignore[override]  # it is the mistake
+            self.heard.append(event)
+
+    source = Events([Later()])
+    with caplog.at_level(logging.ERROR, "kvwal"):
+        source.tell(FLUSH)
+    assert not source.listeners
+    (record,) = caplog.records
+    assert "Later.flush gave a coroutine" in str(record.exc_info[1])
+
+
 def test_an_interruption_is_no_fault_of_the_listener(caplog: Any) -> None:
     failing = Failing(KeyboardInterrupt())
     source = Events()

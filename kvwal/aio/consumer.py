@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
+from inspect import isawaitable
 from types import TracebackType
 
 from kvwal.aio.changes import wait_until_ready
@@ -14,6 +15,7 @@ from kvwal.aio.committer import Committer
 from kvwal.aio.snapshot import AsyncSnapshot
 from kvwal.aio.transaction import AsyncTransaction
 from kvwal.aio.workers import Workers, to_the_end
+from kvwal.calling import refuse_plain
 from kvwal.db.transaction import Transaction
 from kvwal.engine.engine import Engine
 from kvwal.engine.parked import Parked
@@ -172,11 +174,15 @@ class AsyncConsumer(ParkingConsumer, AsyncIterator[Batch]):
             txn = Transaction(self._engine, sync=True, read_only=False, owner=self._store)
             try:
                 try:
-                    await function(
+                    result = function(
                         AsyncTransaction(txn, self._engine.reads, self._committer, self._workers), batch.changes
                     )
+                    if isawaitable(result):
+                        await result
                 except Exception as error:  # noqa: BLE001  # it is stored, or raised
                     return error
+                # It would fail so for every change: none is to blame.
+                refuse_plain(function, result)
                 handled = self._handled(txn, batch, parked)
                 try:
                     await self._commit(handled)

@@ -19,6 +19,7 @@ from kvwal.aio.writing import AsyncWriting
 from kvwal.api.store import Store
 from kvwal.backup.making import BackupReport, BaseKind
 from kvwal.backup.port import Where
+from kvwal.calling import refuse_plain
 from kvwal.db.transaction import Transaction
 from kvwal.engine.recovery import RecoveryReport
 from kvwal.engine.request import CommitRequest
@@ -191,7 +192,7 @@ class AsyncStore(AsyncWriting, AsyncRemembering, AsyncNaming):
                 await call.begin(attempt)
                 try:
                     async with self.transaction(durability=durability, meta=meta) as txn:
-                        return await function(txn)
+                        return await _awaited(function, txn)
                 except ConflictError:
                     if attempt == attempts:
                         raise
@@ -204,7 +205,7 @@ class AsyncStore(AsyncWriting, AsyncRemembering, AsyncNaming):
 
         @functools.wraps(function)
         async def in_transaction(*args: _P.args, **kwargs: _P.kwargs) -> _T:
-            return await self.run(lambda txn: function(txn, *args, **kwargs))
+            return await self.run(lambda txn: _awaited(function, txn, *args, **kwargs))
 
         return in_transaction
 
@@ -318,6 +319,12 @@ class AsyncStore(AsyncWriting, AsyncRemembering, AsyncNaming):
     def _stop(self) -> None:
         self._committer.stop()
         super()._stop()
+
+
+async def _awaited(function: Callable[_P, Awaitable[_T]], *args: _P.args, **kwargs: _P.kwargs) -> _T:
+    result = function(*args, **kwargs)
+    refuse_plain(function, result)
+    return await result
 
 
 def owning(store: Store, **limits: int) -> AsyncStore:

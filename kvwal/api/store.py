@@ -12,6 +12,7 @@ from kvwal.api.remembering import Remembering
 from kvwal.api.writing import Writing
 from kvwal.backup.making import BackupReport, BaseKind, backup
 from kvwal.backup.port import Where, destination_at
+from kvwal.calling import refuse_unrun
 from kvwal.db.transaction import Transaction
 from kvwal.engine.engine import Engine
 from kvwal.engine.recovery import RecoveryReport
@@ -119,7 +120,9 @@ class Store(Naming, Writing, Remembering):
                 call.begin(attempt)
                 try:
                     with self.transaction(durability=durability, meta=meta) as txn:
-                        return function(txn)
+                        result = function(txn)
+                        refuse_unrun(result)
+                        return result
                 except ConflictError:
                     if attempt == attempts:
                         raise

@@ -26,6 +26,7 @@ from eventsourcing.persistence import (
 )
 
 from kvwal.api.store import Store
+from kvwal.calling import refuse_unrun
 from kvwal.db.transaction import Transaction
 from kvwal.eventsourcing.datastore import CHUNK_BYTES, EventTable, New, Tracked
 from kvwal.eventsourcing.failures import raising_persistence_errors
@@ -221,7 +222,7 @@ class KvwalTrackingRecorder(_KvwalRecorder, TrackingRecorder):
             if refusal is not None:
                 raise IntegrityError(refusal)
             within.put(key, tracked.value)
-            function(txn)
+            refuse_unrun(function(txn), is_used=False)
 
         self.store.run(in_transaction)
 

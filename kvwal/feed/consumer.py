@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import TracebackType
 
+from kvwal.calling import refuse_unrun
 from kvwal.db.snapshot import Snapshot
 from kvwal.db.transaction import Transaction
 from kvwal.engine.parked import Parked
@@ -93,7 +94,8 @@ class Consumer(ParkingConsumer, Iterator[Batch]):
             timeout_s: return when no change came for this long; 0: when what is there is handled. None: go on until
                 the consumer or the store is closed.
 
-        Returns the position. Raises as iterating does; what the function raises; the last ConflictError after 100.
+        Returns the position. Raises as iterating does; what the function raises; the last ConflictError after 100;
+        TypeError, with nothing handled or set aside, for a function that is `async` or has a `yield`.
         """
         if self._acked < self._delivered:
             self._go_back()
@@ -158,9 +160,11 @@ class Consumer(ParkingConsumer, Iterator[Batch]):
             txn = Transaction(self._engine, sync=True, read_only=False, owner=self._store)
             try:
                 try:
-                    function(txn, batch.changes)
+                    result = function(txn, batch.changes)
                 except Exception as error:  # noqa: BLE001  # it is stored, or raised
                     return error
+                # It would fail so for every change: none is to blame.
+                refuse_unrun(result, is_used=False)
                 handled = self._handled(txn, batch, parked)
                 try:
                     self._commit(handled)

@@ -541,6 +541,20 @@ def test_run_and_transactional_retry_until_every_increment_counts(tmp_path: Path
     run(main())
 
 
+def test_run_and_transactional_name_a_function_that_cannot_be_awaited(tmp_path: Path) -> None:
+    def plain(txn: AsyncTransaction) -> Any:
+        txn.put(b"a", b"")
+
+    async def main() -> None:
+        async with kvwal.aio.open(tmp_path / "s") as db:
+            for call in (lambda: db.run(plain), db.transactional(plain)):
+                with pytest.raises(TypeError, match="plain gave NoneType"):
+                    await call()
+            assert db.last_seqno == 0
+
+    run(main())
+
+
 def test_reads_through_one_transaction_may_be_gathered(tmp_path: Path) -> None:
     async def main() -> None:
         async with kvwal.aio.open(tmp_path / "s") as db:

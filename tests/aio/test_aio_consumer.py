@@ -335,6 +335,34 @@ def test_a_projection_may_set_aside_what_it_fails_for_and_take_it_up() -> None:
     run(main())
 
 
+def test_a_plain_function_handles_nothing_and_nothing_is_set_aside_for_it() -> None:
+    def plain(txn: AsyncTransaction, changes: Sequence[Change]) -> None:
+        txn.put(b"plain", b"")
+
+    async def fails(txn: AsyncTransaction, changes: Sequence[Change]) -> None:
+        raise ValueError("bad")
+
+    async def main() -> None:
+        async with opened() as db, consumer(db, on_error="park") as feed:
+            await db.put(b"a", b"bad")
+            await feed.project(fails, timeout_s=0)
+            with pytest.raises(TypeError, match="plain gave NoneType"):
+                await feed.replay_parked(plain)  # type: ignore[arg-type]  # it is the mistake
+            await db.put(b"a", b"1")
+            position = feed.position
+            with pytest.raises(TypeError, match="plain gave NoneType"):
+                await feed.project(plain, timeout_s=0)  # type: ignore[arg-type]  # it is the mistake
+            assert feed.position == position
+            [info] = await db.consumers()
+            assert ([each.attempts for each in info.parked], info.last_error) == ([2], "")
+            assert await feed.replay_parked(count) == 1
+            await feed.project(count, timeout_s=0)
+            assert await counted(db) == {b"a": 2}
+            assert await db.get(b"plain") is None
+
+    run(main())
+
+
 def test_a_task_that_iterates_sets_a_batch_aside_and_goes_on() -> None:
     async def main() -> None:
         async with opened() as db, consumer(db) as feed:

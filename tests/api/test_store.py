@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import threading
-from collections.abc import ItemsView, Iterator, KeysView, Mapping, MutableMapping, ValuesView
+from collections.abc import AsyncIterator, ItemsView, Iterator, KeysView, Mapping, MutableMapping, ValuesView
 from pathlib import Path
 from typing import Any
 
@@ -162,6 +162,28 @@ def test_run_tries_again_and_gives_up_where_it_was_told(db: Store) -> None:
     assert tried == -95
     with pytest.raises(ValueError, match="attempts"):
         db.run(collide, attempts=0)
+
+
+@pytest.mark.filterwarnings("error")
+def test_run_and_transactional_refuse_a_function_that_only_tasks_can_run(db: Store) -> None:
+    async def later(txn: kvwal.Transaction) -> None:
+        txn[b"n"] = b"1"
+
+    async def by_parts(txn: kvwal.Transaction) -> AsyncIterator[None]:
+        txn[b"n"] = b"1"
+        yield
+
+    def writes_first(txn: kvwal.Transaction) -> object:
+        txn[b"n"] = b"1"
+        return later(txn)
+
+    for function in (later, by_parts, writes_first):
+        with pytest.raises(TypeError, match=r"use kvwal\.aio"):
+            db.run(function)
+        with pytest.raises(TypeError, match=r"use kvwal\.aio"):
+            db.transactional(function)()
+    assert db.last_seqno == 0
+    assert db.run(lambda txn: [*(key for key in txn)]) == []
 
 
 def test_a_transaction_is_over_after_commit_abort_and_conflict(db: Store) -> None:

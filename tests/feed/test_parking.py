@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -193,6 +193,42 @@ def test_an_error_of_kvwal_is_not_set_aside(db: kvwal.Store) -> None:
     with pytest.raises(ClosedError):
         feed.replay_parked(fails)
     assert [attempts for _, _, attempts in parked(db)] == [2]
+
+
+async def never_run(txn: kvwal.Transaction, changes: Sequence[Change]) -> None:
+    count(txn, changes)
+
+
+def made_by_parts(txn: kvwal.Transaction, changes: Sequence[Change]) -> Iterator[None]:
+    for change in changes:
+        yield count(txn, [change])
+
+
+async def never_made(txn: kvwal.Transaction, changes: Sequence[Change]) -> AsyncIterator[None]:
+    yield count(txn, changes)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("function", [never_run, made_by_parts, never_made])
+def test_a_function_that_is_not_run_handles_nothing_and_nothing_is_set_aside_for_it(
+    db: kvwal.Store, function: Callable[[kvwal.Transaction, Sequence[Change]], object]
+) -> None:
+    feed = consumer(db)
+    db[b"key"] = b"bad"
+    feed.project(count_good, timeout_s=0)
+    with pytest.raises(TypeError, match=function.__name__):
+        feed.replay_parked(function)
+    assert [attempts for _, _, attempts in parked(db)] == [2]
+    db[b"key"] = b"1"
+    position = feed.position
+    with pytest.raises(TypeError, match=function.__name__):
+        feed.project(function, timeout_s=0)
+    assert feed.position == position
+    [info] = db.consumers()
+    assert (len(info.parked), info.last_error) == (1, "")
+    assert feed.replay_parked(count) == 1
+    feed.project(count, timeout_s=0)
+    assert counted(db) == {b"key": 2}
 
 
 def test_no_more_than_the_limit_are_set_aside(db: kvwal.Store, monkeypatch: pytest.MonkeyPatch) -> None:

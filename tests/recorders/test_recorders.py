@@ -522,6 +522,12 @@ def test_a_view_changes_with_what_it_tracks_or_not_at_all(factory: KvwalFactory)
     for stale in (0, 1):
         with pytest.raises(IntegrityError):
             view.record(Tracking("up", stale), add)
+
+    async def later(txn: Any) -> None:
+        add(txn)
+
+    with pytest.raises(TypeError, match="later gave a coroutine"):
+        view.record(Tracking("up", 2), later)
     assert (totals["sum"], view.max_tracking_id("up")) == (1, 1)
 
     threads = [
