@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Generic, TypeVar
 
 from kvwal.aio.reading import AsyncReading
@@ -154,6 +154,10 @@ class AsyncTransactionTable(AsyncTypedReading[K, V], Generic[K, V]):
     def delete_range(self, start: K | Any = None, stop: K | Any = None, *, prefix: Any = None) -> None:
         """Remove every key of a range (see `scan`) when the transaction commits."""
         self._own.delete_range(start, stop, prefix)
+
+    def update(self, other: Mapping[K, V] | Iterable[tuple[K, V]] = (), /) -> None:
+        """Put every pair when the transaction commits. None of them if one cannot be stored."""
+        self._own.update(other)
 
     def clear(self) -> None:
         """Remove every key when the transaction commits."""

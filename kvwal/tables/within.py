@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
+from itertools import chain
 from typing import Any, Generic, TypeVar
 
-from kvwal.batch import WriteBatch
+from kvwal.batch import WriteBatch, pairs_of
 from kvwal.db.mapping import Bounds, OrderedMapping
 from kvwal.db.part import TransactionPart
 from kvwal.db.snapshot import Snapshot, is_snapshot_of
@@ -171,16 +172,24 @@ class InTransaction(Generic[K, V]):
     def put(self, key: K, value: V, expire_s: float | None = None) -> None:
         """Set `key` to `value`."""
         puts = WriteBatch()
-        now_us = self._txn().clock.now_us
         # Checked before a table is made.
-        expires_us = None if expire_s is None else now_us() + expire_us(expire_s)
+        expires_us = None if expire_s is None else self._txn().clock.now_us() + expire_us(expire_s)
         self._spec.put_into(puts, key, value, expires_us)
+        self._add(puts)
+
+    def update(self, other: Mapping[K, V] | Iterable[tuple[K, V]]) -> None:
+        """Put every pair."""
+        puts = self._spec.puts(other)
+        if puts.writes:
+            self._add(puts)
+
+    def _add(self, puts: WriteBatch) -> None:
         part = self._made()
         if self._lasts_us:
-            puts.expire_others(now_us() + self._lasts_us)
+            puts.expire_others(self._txn().clock.now_us() + self._lasts_us)
         for encoded, data in puts.writes.items():
             assert data is not None, "it is a put"
-            if puts.stamped is not None:
+            if puts.stamped is not None and encoded in puts.stamped:
                 part.put_stamped(encoded[: -STAMP.size], data)
             elif type(data) is Expiring:
                 part._put_until(encoded, data.value, data.expires_us, 0)
@@ -251,6 +260,12 @@ class TransactionTable(TypedReading[K, V], MutableMapping[K, V], Generic[K, V]):
         """Remove every key of a range (see `scan`) when the transaction commits."""
         self._own.delete_range(start, stop, prefix)
 
+    def update(  # type: ignore[override]  # what has `keys` and `[]` is taken too, and has no type of its own
+        self, other: Mapping[K, V] | Iterable[tuple[K, V]] = (), /, **keywords: Any
+    ) -> None:
+        """Put every pair when the transaction commits. None of them if one cannot be stored."""
+        self._own.update(chain[Any](pairs_of(other), keywords.items()))
+
     def clear(self) -> None:
         """Remove every key when the transaction commits."""
         self.delete_range()
@@ -302,7 +317,11 @@ class BatchTable(Generic[K, V]):
         bounds = self._spec.bounds(start, stop, prefix, False, None)
         self._part.delete_range(bounds.start, bounds.stop)
 
-    def update(self, other: Mapping[K, V] | Iterable[tuple[K, V]]) -> None:
+    def clear(self) -> None:
+        """Remove every key of the table, and not only what the batch puts, as `WriteBatch.clear` does."""
+        self.delete_range()
+
+    def update(self, other: Mapping[K, V] | Iterable[tuple[K, V]] = (), /) -> None:
         """Put every pair; none of them if one cannot be stored."""
         puts = self._spec.puts(other)
         if self._lasts_us:

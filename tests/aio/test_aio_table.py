@@ -449,8 +449,10 @@ def test_a_transaction_over_tables_is_one_commit() -> None:
         assert not await users.contains("b")
         async with db.transaction() as txn:
             mine = await users.within(txn)
-            mine.put("c", 1)
-            mine.put("d", 2)
+            with pytest.raises(TypeError):
+                mine.update({"y": 1, "z": "x"})  # type: ignore[dict-item]
+            mine.update({"c": 1, "d": 2})
+            mine.update()
             mine.delete_range("d", "e")
             mine.delete("ada")
             with pytest.raises(TypeError):
@@ -519,6 +521,8 @@ def test_a_batch_over_tables_is_one_commit() -> None:
         async with db.batch(meta={"by": "test"}) as batch:
             writes = await users.within(batch)
             assert [info.keys for info in await db.tables()] == [0], "it is there, and empty"
+            writes["before"] = 1
+            writes.clear()
             writes["a"] = 1
             writes.update({"c": 3, "d": 4})
             writes.delete_range(prefix="d")

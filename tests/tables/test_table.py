@@ -374,7 +374,11 @@ def test_a_transaction_over_tables_is_one_commit(disk: SimulatedDisk, db: kvwal.
         del mine["ada"]
         with pytest.raises(KeyError):
             del mine["ada"]
-        mine.update({"c": 1, "d": 2, "e": 3})
+        with pytest.raises(TypeError):
+            mine.update({"y": 1, "z": "x"})  # type: ignore[dict-item]
+        mine.update({"c": 1}, d=2)
+        mine.update([("e", 3)])
+        mine.update()
         mine.delete("x")
         mine.delete_range("d", "e")
         assert mine.popitem() == ("e", 3)
@@ -388,6 +392,19 @@ def test_a_transaction_over_tables_is_one_commit(disk: SimulatedDisk, db: kvwal.
             users.within(txn)["x"] = 1
     with pytest.raises(TypeError):
         users.within(db)  # type: ignore[call-overload]
+
+
+def test_an_update_in_a_transaction_puts_as_that_of_the_table_does(db: kvwal.Store) -> None:
+    lasting = db.table("lasting", tuple[str, codecs.Versionstamp], int, expire_s=100)
+    with db.transaction() as txn:
+        db.table("unmade", str, int).within(txn).update({})
+        mine = lasting.within(txn)
+        mine.update([(("a", kvwal.SEQNO), 1), (("b", codecs.Versionstamp(1, 0)), 2)])
+        assert len(mine) == 2
+    assert [info.name for info in db.tables()] == ["lasting"]
+    assert list(lasting.values()) == [1, 2]
+    assert next(iter(lasting)) == ("a", codecs.Versionstamp(txn.commit_seqno or 0, 0))
+    assert all(lasting.expires(key) for key in lasting)
 
 
 def test_a_table_that_is_made_dropped_or_renamed_meanwhile_is_a_conflict(db: kvwal.Store) -> None:
@@ -418,6 +435,8 @@ def test_a_batch_over_tables_is_one_commit(db: kvwal.Store) -> None:
     with db.batch(meta={"by": "test"}) as batch:
         writes = users.within(batch)
         assert [info.keys for info in db.tables()] == [0], "it is there, and empty"
+        writes["before"] = 1
+        writes.clear()
         writes["a"] = 1
         writes.put("b", 2)
         writes.delete("a")
@@ -429,6 +448,9 @@ def test_a_batch_over_tables_is_one_commit(db: kvwal.Store) -> None:
     assert users == {"b": 2, "c": 3}
     assert db[b"x"] == b"y"
     assert db.last_seqno == 2
+    with db.batch() as batch:
+        users.within(batch).clear()
+    assert users == {}
     with db.batch() as batch:
         users.within(batch)["z"] = 1
         db.drop_table("users")
