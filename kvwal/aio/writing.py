@@ -133,13 +133,14 @@ class AsyncWriting(AsyncOpened):
         other: Updates = (),
         /,
         *,
+        durability: Durability | None = None,
         meta: Mapping[str, str] | None = None,
         **keywords: Never,
     ) -> None:
         """Put every pair of what `dict.update` takes, in one commit: see `Store.update`."""
         batch = WriteBatch()
         batch.update(other, **keywords)
-        await self._commits.batch(batch, None, extension_of(meta))
+        await self._commits.batch(batch, durability, extension_of(meta))
 
     async def clear(self) -> None:
         """Remove every key, in one commit."""

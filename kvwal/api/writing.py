@@ -154,16 +154,17 @@ class Writing(Opened, MutableMapping[bytes, bytes]):
         other: Updates = (),
         /,
         *,
+        durability: Durability | None = None,
         meta: Mapping[str, str] | None = None,
         **keywords: Never,
     ) -> None:
         """Put every pair of what `dict.update` takes, in one commit. None of them if one cannot be stored.
 
-        TypeError for keyword arguments other than `meta`: keys are bytes.
+        TypeError for other keyword arguments: keys are bytes.
         """
         batch = WriteBatch()
         batch.update(other, **keywords)
-        self.commit(batch, meta=meta)
+        self.commit(batch, durability=durability, meta=meta)
 
     def clear(self) -> None:
         """Remove every key, in one commit."""

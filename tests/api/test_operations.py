@@ -232,13 +232,16 @@ def test_each_takes_a_durability_and_refuses_an_unknown_one(db: Any, durability:
     assert db.add(b"n", 1, durability=durability) == 1
     assert db.put_if_absent(b"k", b"1", durability=durability)
     assert db.compare_and_set(b"k", b"1", b"2", durability=durability)
+    db.update({b"u": b"1"}, durability=durability)
     for call in (
         lambda: db.add(b"n", 1, durability="never"),
         lambda: db.put_if_absent(b"new", b"1", durability="never"),
         lambda: db.compare_and_set(b"k", b"2", b"3", durability="never"),
+        lambda: db.update({b"u": b"2"}, durability="never"),
     ):
         with pytest.raises(ValueError):
             call()
+    assert db.get(b"u") == b"1"
     assert (db.add(b"n", 0), db.get(b"k"), db.get(b"new")) == (1, b"2", None)
 
 

@@ -242,6 +242,23 @@ def test_update_takes_what_dict_takes(db: Store) -> None:
     assert (db[b"k1"], db[b"k2"]) == (b"K1", b"v2")
 
 
+def test_an_update_may_be_durable_where_the_store_does_not_wait_for_that(db: Store) -> None:
+    db.update({b"k1": b""})
+    assert db.durable_seqno < db.last_seqno
+    db.update({b"k1": b""}, durability="commit")
+    assert db.durable_seqno == db.last_seqno
+
+    async def main() -> None:
+        tasks = kvwal.aio.AsyncStore(db)
+        await tasks.update({b"k2": b""})
+        assert tasks.durable_seqno < tasks.last_seqno
+        await tasks.update({b"k2": b""}, durability="commit")
+        assert tasks.durable_seqno == tasks.last_seqno
+        await tasks.close()
+
+    run(main())
+
+
 def test_an_asyncio_update_takes_what_dict_takes(tmp_path: Path) -> None:
     async def main() -> None:
         async with kvwal.aio.open(tmp_path / "b.kv") as store:
