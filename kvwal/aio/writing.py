@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
-from typing import Any, Never
+from typing import Never, TypeVar, overload
 
 from kvwal.aio.commits import Commits
 from kvwal.aio.opened import AsyncOpened
@@ -19,6 +19,8 @@ from kvwal.log import extension_of
 from kvwal.options import Durability
 
 __all__ = ["AsyncWriting"]
+
+_T = TypeVar("_T")
 
 
 class AsyncWriting(AsyncOpened):
@@ -171,7 +173,13 @@ class AsyncWriting(AsyncOpened):
             assert value is not None
         return value
 
-    async def pop(self, key: BytesLike, default: Any = MISSING) -> Any:
+    @overload
+    async def pop(self, key: BytesLike) -> bytes: ...
+    @overload
+    async def pop(self, key: BytesLike, default: bytes) -> bytes: ...
+    @overload
+    async def pop(self, key: BytesLike, default: _T) -> bytes | _T: ...
+    async def pop(self, key: BytesLike, default: object = MISSING) -> object:
         """Remove `key` and return its value; `default`, if given, or KeyError if it is not there. Atomic."""
         checked = as_key(key)
         value = (await self._update(checked, lambda old: None)).old

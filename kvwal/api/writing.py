@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from contextlib import contextmanager
-from typing import Any, Never
+from typing import Never, TypeVar, overload
 
 from kvwal.api.opened import Opened
 from kvwal.batch import Updates, WriteBatch
@@ -22,6 +22,8 @@ from kvwal.log import Extension, extension_of
 from kvwal.options import Durability
 
 __all__ = ["Writing"]
+
+_T = TypeVar("_T")
 
 
 class Writing(Opened, MutableMapping[bytes, bytes]):
@@ -203,7 +205,13 @@ class Writing(Opened, MutableMapping[bytes, bytes]):
             assert value is not None
         return value
 
-    def pop(self, key: BytesLike, default: Any = MISSING) -> Any:
+    @overload
+    def pop(self, key: BytesLike) -> bytes: ...
+    @overload
+    def pop(self, key: BytesLike, default: bytes) -> bytes: ...
+    @overload
+    def pop(self, key: BytesLike, default: _T) -> bytes | _T: ...
+    def pop(self, key: BytesLike, default: object = MISSING) -> object:
         """Remove `key` and return its value; `default`, if given, or KeyError if it is not there. Atomic."""
         checked = as_key(key)
         value = self._update(checked, lambda old: None).old

@@ -205,7 +205,13 @@ class WritableTable(TypedReading[K, V], MutableMapping[K, V], Generic[K, V]):
         """The value of `key`; if there is none, put `default` first. Atomic, and never a conflict."""
         return at_once(self._writes.setdefault, key, default)
 
-    def pop(self, key: K, default: Any = MISSING) -> Any:
+    @overload
+    def pop(self, key: K) -> V: ...
+    @overload
+    def pop(self, key: K, default: V) -> V: ...
+    @overload
+    def pop(self, key: K, default: T) -> V | T: ...
+    def pop(self, key: K, default: object = MISSING) -> object:
         """Remove `key` and return its value; `default`, if given, or KeyError if it is not there. Atomic.
 
         A value that cannot be decoded stays (CodecError).

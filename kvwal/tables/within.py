@@ -261,7 +261,7 @@ class TransactionTable(TypedReading[K, V], MutableMapping[K, V], Generic[K, V]):
         self._own.delete_range(start, stop, prefix)
 
     def update(  # type: ignore[override]  # what has `keys` and `[]` is taken too, and has no type of its own
-        self, other: Mapping[K, V] | Iterable[tuple[K, V]] = (), /, **keywords: Any
+        self, other: Mapping[K, V] | Iterable[tuple[K, V]] = (), /, **keywords: V
     ) -> None:
         """Put every pair when the transaction commits. None of them if one cannot be stored."""
         self._own.update(chain[Any](pairs_of(other), keywords.items()))

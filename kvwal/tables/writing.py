@@ -12,7 +12,7 @@ from collections.abc import Callable, Coroutine, Iterable, Mapping
 from functools import partial
 from itertools import starmap
 from operator import methodcaller
-from typing import Any, Final, Generic, NamedTuple, ParamSpec, Protocol, TypeVar
+from typing import Any, Final, Generic, NamedTuple, ParamSpec, Protocol, TypeVar, overload
 
 from kvwal.batch import SAME_INDEX_KEYS, WriteBatch
 from kvwal.engine.operations import adding, decode_counter, keep_expiry, set_expiry
@@ -406,7 +406,13 @@ class Writing(Generic[K, V]):
                 return own
         return spec.value.decode(value)
 
-    async def pop(self, key: K, default: Any = MISSING) -> Any:
+    @overload
+    async def pop(self, key: K) -> V: ...
+    @overload
+    async def pop(self, key: K, default: V) -> V: ...
+    @overload
+    async def pop(self, key: K, default: _T) -> V | _T: ...
+    async def pop(self, key: K, default: object = MISSING) -> object:
         """Remove `key` and return its value; `default`, if given, or KeyError if it is not there. Atomic.
 
         A value that cannot be decoded stays (CodecError).

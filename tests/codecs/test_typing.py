@@ -1,4 +1,4 @@
-"""What mypy and pyright make of codecs: of the type `str` a codec of `str`, and errors where there should be some."""
+"""What checkers make of codecs, and of what is popped: of the type `str` a codec of `str`, and errors if wrong."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from datetime import datetime
 from uuid import UUID
 
 import kvwal
+import kvwal.aio
 from kvwal import codecs
 from kvwal.codecs import KeyCodec, Float32, SEQNO, TupleCodec, Versionstamp, key_codec, value_codec
 
@@ -72,6 +73,23 @@ reveal_type(users.index("i", key=lambda user: [1], codec=int, many=True).get(1))
 reveal_type(next(users.index("i", key=lambda user: None, codec=str).scan()).index_key)  # is str
 users.index("i", key=lambda user: user.nothing, codec=str)  # wrong
 users.index("i", key=lambda user: 1, codec=int, many=True)  # wrong
+
+reveal_type(users.pop("ada"))  # is User
+reveal_type(users.pop("ada", None))  # is User | None
+reveal_type(users.pop("ada", default="nobody"))  # is User | str
+reveal_type(users.within(db.transaction()).pop("ada"))  # is User
+reveal_type(db.pop(b"n"))  # is bytes
+reveal_type(db.pop(b"n", None))  # is bytes | None
+reveal_type(db.pop(b"n", b""))  # is bytes
+users.pop("ada").nothing  # wrong
+users.pop(1)  # wrong
+
+async def pop_awaited(tasks: kvwal.aio.AsyncStore) -> None:
+    reveal_type(await tasks.pop(b"n"))  # is bytes
+    reveal_type(await tasks.pop(b"n", None))  # is bytes | None
+    reveal_type(await tasks.table("users", str, User).pop("ada"))  # is User
+    reveal_type(await tasks.table("users", str, User).pop("ada", None))  # is User | None
+    (await tasks.pop(b"n")).nothing  # wrong
 
 as_key: KeyCodec[tuple[str, int]] = key_codec(tuple[str, int])
 key_codec(str).encode(1)  # wrong
