@@ -88,9 +88,9 @@ class Cursor(Closing, Generic[K, V]):
 
     def seek_last(self, key: K) -> bool:
         """Go to `key`, or else to the largest key below it."""
-        start = self._range(key, None).start
-        found = next(self._raw().scan(start, limit=1), None)
-        if found is None or found[0] != start:
+        bounds = self._range(key, None)
+        found = None if bounds.is_empty() else next(self._raw().scan(bounds.start, limit=1), None)
+        if found is None or found[0] != bounds.start:
             return self._go(self._range(None, key), reverse=True)
         # What follows is not read yet.
         self._scan, self._reverse = iter(()), None

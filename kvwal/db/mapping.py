@@ -201,8 +201,8 @@ class OrderedMapping(Handle, Lasting, Mapping[bytes, bytes]):
         """Iterate over (key, value) pairs in key order, as of the moment of the call.
 
         Args:
-            start: first key, inclusive; None for the smallest.
-            stop: end of the range, exclusive; None for no end.
+            start: first key, inclusive; None for the smallest, `kvwal.END` for none.
+            stop: end of the range, exclusive; None, or `kvwal.END`, for no end.
             prefix: only keys that begin with it; combines with `start` and `stop`.
             reverse: from the largest key down.
             limit: the number of pairs at the most.

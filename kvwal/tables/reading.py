@@ -101,8 +101,9 @@ class TypedReading(Handle, OfTable[K, V], Mapping[K, V], Generic[K, V]):
         """Iterate over (key, value) pairs in key order, as of the moment of the call.
 
         Args:
-            start: first key, inclusive; None for the smallest. Of tuples also leading parts, as a tuple.
-            stop: end of the range, exclusive; None for no end. The same.
+            start: first key, inclusive; None for the smallest, `kvwal.END` for none. Of tuples also leading parts, as a
+                tuple.
+            stop: end of the range, exclusive; None, or `kvwal.END`, for no end. The same.
             prefix: only keys that begin with it: a str or bytes, or leading parts of a tuple.
             reverse: from the largest key down.
             limit: the number of pairs at the most.

@@ -14,7 +14,7 @@ from kvwal.db.mapping import Bounds
 from kvwal.engine.tables import Asked, CodecName, as_table_name
 from kvwal.errors import CodecError
 from kvwal.expiring import STAMP_BYTES, Expiring, expire_us
-from kvwal.keys import MAX_KEY_BYTES, MAX_VALUE_BYTES, KeyRange, as_key, as_value, stop_of_prefix
+from kvwal.keys import END, MAX_KEY_BYTES, MAX_VALUE_BYTES, KeyRange, as_key, as_value, stop_of_prefix
 
 __all__ = ["OfTable", "SubSpec", "TableSpec", "is_stamped"]
 
@@ -109,7 +109,12 @@ class TableSpec(Generic[K, V]):
         return Bounds(first, end, None, reverse, limit)
 
     def range(self, start: Any, stop: Any) -> KeyRange:
-        """The keys from `start` on, below `stop`; None: to the end."""
+        """The keys from `start` on, below `stop`; None: to the end. Either may be `END`."""
+        if stop is END:
+            stop = None
+        if start is END:
+            self.range(None, stop)  # It may be no bound.
+            return KeyRange(b"", b"")
         codec = self.key
         if isinstance(codec, TupleCodec):
             return codec.between(start, stop)

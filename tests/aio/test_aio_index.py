@@ -77,6 +77,28 @@ def test_an_index_is_kept_by_every_write_of_tasks() -> None:
     with_store(main)
 
 
+def test_the_end_of_all_keys_is_a_bound_of_tables_and_their_parts_and_indexes() -> None:
+    async def main(db: AsyncStore) -> None:
+        end = kvwal.END
+        words: Any = db.table("words", str, int)
+        for table in (words, db.sub(b"s:", str, int)):
+            await table.update({"a": 1, "b": 2})
+            assert await listed(table.keys(end)) == await listed(table.scan(end, end, reverse=True)) == []
+            assert (await table.count(end), await table.first(end)) == (0, None)
+            assert await listed(table.keys("b", end)) == ["b"]
+            assert await table.cursor().seek_last(end)
+            await table.delete_range(end)
+            assert await table.popitem("a", end) == ("b", 2)
+            async with db.transaction() as txn:
+                (await table.within(txn)).delete_range(end)
+        by_value = await words.index("by_value", key=lambda value: value, codec=int)
+        assert await by_value.wait(60)
+        assert await listed(by_value.keys(end)) == []
+        assert await by_value.count(1, end) == 1
+
+    with_store(main)
+
+
 def test_a_scan_in_a_transaction_of_tasks_does_not_see_what_is_written_meanwhile() -> None:
     async def main(db: AsyncStore) -> None:
         users = db.table("users", int, codecs.json())

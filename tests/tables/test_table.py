@@ -1343,6 +1343,62 @@ def test_a_cursor_of_the_longest_key_and_of_a_part_of_the_store(db: kvwal.Store)
         assert every.key == b"y"
 
 
+def test_the_end_of_all_keys_is_a_bound_of_tables_and_their_parts_and_indexes(db: kvwal.Store) -> None:
+    end = kvwal.END
+    words, pairs = db.table("words", str, int), db.table("pairs", tuple[str, int], int)
+    words.update({"": 0, "a": 1, "b": 2})
+    pairs.update({("a", 1): 1, ("b", 2): 2, ("c", 3): 3})
+    sub, raw = db.sub(b"s:", str, int), db.sub(b"r:")
+    sub.update({"": 0, "a": 1, "b": 2})
+    raw.update({b"\xff": b"1", b"\xff\xff": b"2", b"": b""})
+    db[b"x"] = b"behind the parts"
+    tables: list[Any] = [words, pairs, sub, raw]
+    with db.snapshot() as snapshot, db.transaction() as txn:
+        for table in (*tables, *(each.within(way) for each in tables for way in (snapshot, txn))):
+            for reverse in (False, True):
+                assert list(table.keys(end, reverse=reverse)) == list(table.scan(end, end, reverse=reverse)) == []
+            assert (table.count(end), table.first(end), table.last(end)) == (0, None, None)
+            keys = list(table)
+            assert list(table.keys(keys[1], end)) == list(table.keys(keys[1])) == keys[1:]
+            assert table.key_at(-1, keys[1], end) == keys[-1]
+            with pytest.raises(IndexError):
+                table.key_at(0, end)
+            assert not table.cursor().seek(end)
+            with table.cursor() as cursor:
+                assert cursor.seek_last(end)
+                assert cursor.key == keys[-1]
+        words.within(txn).delete_range(end)
+        words.within(txn).delete_range("b", end)
+        assert list(words.within(txn)) == ["", "a"]
+        txn.abort()
+    assert list(words.keys(end, prefix="a")) == []
+    assert list(words.diff(0, start=end)) == []
+    assert [found.key for found in words.diff(0, start="b", stop=end)] == ["b"]
+    assert list(raw.keys(kvwal.prefix_stop(b"\xff"))) == []
+    with pytest.raises(TypeError):
+        words.keys(end, 5)
+    by_value = words.index("by_value", key=lambda value: value, codec=int)
+    assert by_value.wait(60)
+    with db.transaction() as txn:
+        for index in (by_value, by_value.within(txn)):
+            assert list(index.keys(end)) == list(index.scan(end, end)) == []
+            assert (index.count(end), index.count(1, end)) == (0, 2)
+            assert [entry.key for entry in index.scan(1, end, reverse=True)] == ["b", "a"]
+    before = dict(words)
+    words.delete_range(end)
+    with pytest.raises(KeyError):
+        words.popitem(end)
+    assert words == before
+    assert words.popitem("a", end) == ("b", 2)
+    words.delete_range("a", end)
+    assert words == {"": 0}
+    with db.batch() as batch:
+        sub.within(batch).delete_range(end)
+        sub.within(batch).delete_range("b", end)
+    assert list(sub) == ["", "a"]
+    assert b"x" in db
+
+
 def test_a_delete_without_a_table_returns_the_last_seqno(db: kvwal.Store) -> None:
     db[b"a"] = b"b"
     table = db.table("none", str, str)
