@@ -42,6 +42,7 @@ from kvwal.engine.engine import Engine
 from kvwal.engine.own_commits import note
 from kvwal.engine.request import CommitRequest
 from kvwal.errors import DiskFullError, InternalError, closed
+from kvwal.files import start_thread
 from kvwal.keys import Seqno
 
 __all__ = ["Committer", "committed_seqno", "say_committed"]
@@ -224,6 +225,10 @@ class Committer:
             except Exception as error:  # noqa: BLE001  # it goes to the tasks, which wait for an answer
                 self._refuse(error)
                 return
+            except BaseException:
+                # Interrupted: what waits is not to wait for a later commit.
+                self._schedule()
+                raise
         pressure = self._engine.pressure
         if pressure.is_on and pressure.would_wait():
             self._current = _Group()
@@ -326,20 +331,22 @@ class Committer:
 
     def _start(self) -> None:
         # A daemon, so that it keeps no process alive: a commit under way is ended by Store.close at exit.
-        self._thread = threading.Thread(target=self._run, name="kvwal-aio-committer", daemon=True)
+        thread = threading.Thread(target=self._run, args=(self._jobs,), name="kvwal-aio-committer", daemon=True)
         try:
-            self._thread.start()
-        except Exception:
-            # None was to be had; the next group may get one.
-            self._thread = None
+            start_thread(thread)
+            self._thread = thread
+        except BaseException:
+            # The next group may get one. Where this was interrupted, it may run all the same: then it ends.
+            jobs, self._jobs, self._thread = self._jobs, SimpleQueue(), None
+            jobs.put(None)
             raise
 
     def stop(self) -> None:
         """Let the thread end when it has done what it was given. From any thread, and from a finalizer."""
         self._jobs.put(None)
 
-    def _run(self) -> None:
-        while (group := self._jobs.get()) is not None:
+    def _run(self, jobs: SimpleQueue[_Group | None]) -> None:
+        while (group := jobs.get()) is not None:
             try:
                 self._work(group)
             except BaseException as error:  # noqa: BLE001  # whatever it is, tasks wait for an answer

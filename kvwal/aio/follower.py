@@ -231,7 +231,8 @@ class AsyncFollower(AsyncRecalling):
 
     async def close(self) -> None:
         """Let go of the files. Idempotent. Those who wait get `ClosedError`."""
-        if self._closing:
+        # Where no thread was to be had for it, the next call tries again.
+        if self._closing and self._store.closed:
             return
         self._closing = True
         try:

@@ -264,7 +264,8 @@ class AsyncStore(AsyncWriting, AsyncRemembering, AsyncNaming):
         transaction. Where the store stays open, snapshots and transactions can be read on.
 
         A task that is cancelled here is cancelled when the store is closed. Raises as `Store.close`; what no call was
-        told of, since each was cancelled, is raised by the next one.
+        told of, since each was cancelled, is raised by the next one. RefusedError if the system has no thread left for
+        it: the store is still open then, and the next call tries again.
         """
         closing = self._commits.closing
         if closing is None:
@@ -277,13 +278,13 @@ class AsyncStore(AsyncWriting, AsyncRemembering, AsyncNaming):
             self._workers.refuse_other_loops()
             # The rows, which `get` looks at first, are those of the store beneath, which may stay open.
             self._cache = RowCache(0, lambda _: None)
-        elif closing.done() and self._is_end_told:
+        elif closing.done() and self._is_end_told and not self._is_left_open():
             return
         cancelled: BaseException | None = None
         while True:
             closing = self._commits.closing
-            if closing is None or closing.cancelled():
-                # With all tasks of the loop, before its first step.
+            if closing is None or closing.cancelled() or (closing.done() and self._is_left_open()):
+                # With all tasks of the loop, before its first step; or no thread was to be had.
                 closing = self._commits.closing = asyncio.ensure_future(self._close())
             try:
                 _, later = await the_end_of(closing)
@@ -300,6 +301,10 @@ class AsyncStore(AsyncWriting, AsyncRemembering, AsyncNaming):
         cancelled = later or cancelled
         if cancelled is not None:
             raise cancelled
+
+    def _is_left_open(self) -> bool:
+        """Whether the close of the store beneath was not begun."""
+        return self._owner and not self._store.closed
 
     async def _close(self) -> None:
         """To its end, also when it is cancelled: the tasks that wait for it say that they were."""

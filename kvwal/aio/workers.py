@@ -16,6 +16,7 @@ from queue import Empty, SimpleQueue
 from typing import Any, Final, ParamSpec, TypeAlias, TypeVar
 
 from kvwal.errors import UsageError
+from kvwal.files import start_thread
 
 __all__ = ["Workers", "in_thread", "refuse_other_loops", "resolve", "the_end_of", "to_the_end", "untold"]
 
@@ -92,7 +93,7 @@ class Workers:
         return is_there
 
     def _start(self) -> None:
-        threading.Thread(target=self._work, name="kvwal-aio-reader", daemon=True).start()
+        start_thread(threading.Thread(target=self._work, name="kvwal-aio-reader", daemon=True))
 
     def refuse_other_loops(self) -> None:
         """UsageError if the caller does not run in this loop."""
@@ -236,5 +237,5 @@ def _started(function: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) ->
             for _ in range(2):
                 loop.call_soon_threadsafe(resolve, *result)
 
-    threading.Thread(target=work, name="kvwal-aio-task", daemon=True).start()
+    start_thread(threading.Thread(target=work, name="kvwal-aio-task", daemon=True))
     return future

@@ -532,7 +532,7 @@ def test_commits_for_which_no_thread_starts_are_refused_and_those_after_them_are
                     tasks = [asyncio.ensure_future(db.put(b"%d" % number, b"")) for number in range(5)]
                     await asyncio.wait(tasks, timeout=SLOW_S)
                     for task in tasks:
-                        with pytest.raises(RuntimeError, match="can't start new thread"):
+                        with pytest.raises(kvwal.RefusedError, match="no thread 'kvwal-aio"):
                             task.result()
                     assert (len(refused), db.pending_commits, db._committer.pending_bytes) == (times, 0, 0)
             assert await db.put(b"a", b"1") == 1
@@ -553,7 +553,7 @@ def test_a_read_for_which_no_thread_starts_is_refused_and_never_run(monkeypatch:
                 with monkeypatch.context() as patch:
                     refused = without_threads(patch, "kvwal-aio-reader")
                     for number in range(8):
-                        with pytest.raises(RuntimeError, match="can't start new thread"):
+                        with pytest.raises(kvwal.RefusedError, match="no thread 'kvwal-aio"):
                             workers.submit(done.append, number)
                     assert len(refused) == 8
                 await workers.submit(done.append, 100)
@@ -582,6 +582,62 @@ def test_a_read_for_which_no_further_thread_starts_is_made_by_those_that_run(mon
             workers.stop()
 
     run(main())
+
+
+@pytest.mark.parametrize("opener", [kvwal.aio.open, kvwal.aio.shared, kvwal.aio.follow])
+def test_a_close_for_which_no_thread_starts_is_made_by_the_next_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, opener: Any
+) -> None:
+    async def main() -> None:
+        db = await opener(tmp_path / "s")
+        with monkeypatch.context() as patch:
+            refused = without_threads(patch, "kvwal-aio-task")
+            for times in (1, 2):
+                with pytest.raises(kvwal.RefusedError, match="no thread 'kvwal-aio-task'"):
+                    await db.close()
+                assert len(refused) == times
+                assert db.closed
+            assert not db._store.closed
+        with pytest.raises(kvwal.ClosedError):
+            await db.first()
+        await asyncio.gather(db.close(), db.close())
+        assert db._store.closed
+        await db.close()
+        if opener is not kvwal.aio.follow:
+            kvwal.open(tmp_path / "s", "w").close()
+
+    kvwal.open(tmp_path / "s").close()
+    run(main())
+
+
+@pytest.mark.parametrize("has_started", [False, True])
+def test_an_interruption_as_the_thread_of_commits_starts_leaves_no_commit_waiting(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, has_started: bool
+) -> None:
+    start = threading.Thread.start
+    threads: list[threading.Thread] = []
+
+    def interrupt(thread: threading.Thread) -> None:
+        if thread.name != "kvwal-aio-committer":
+            return start(thread)
+        threads.append(thread)
+        if has_started or len(threads) > 1:
+            start(thread)
+        if len(threads) == 1:
+            raise KeyboardInterrupt
+        return None
+
+    async def main() -> None:
+        monkeypatch.setattr(threading.Thread, "start", interrupt)
+        async with kvwal.aio.open(tmp_path / "s") as db:
+            assert await ended(db.put(b"a", b"1")) == 1
+            assert await ended(db.put(b"b", b"2")) == 2
+
+    assert run_again(main()) == 1
+    assert len(threads) == 2
+    for thread in threads[not has_started :]:
+        thread.join(SLOW_S)
+        assert not thread.is_alive()
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
