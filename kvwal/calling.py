@@ -13,6 +13,8 @@ def refuse_unrun(result: object, *, is_used: bool = True) -> None:
 
     The same for a generator where the result is not used.
     """
+    if result is None:
+        return  # Hot: most often.
     if isawaitable(result) or isasyncgen(result):
         advice = "nothing here awaits it: give a function without async, or use kvwal.aio"
     elif isgenerator(result) and not is_used:
