@@ -81,6 +81,12 @@ class GatedFiles(WrappedFiles):
         self.gate = Gate()
 
 
+def held_files() -> tuple[Any, Gate]:
+    """Such files, and what holds their flushes."""
+    files = GatedFiles()
+    return files, files.gate
+
+
 def run(main: Coroutine[Any, Any, Any]) -> Any:
     """asyncio.run in debug mode, which finds calls from the wrong thread and the like."""
 

@@ -76,7 +76,7 @@ users.index("i", key=lambda user: 1, codec=int, many=True)  # wrong
 
 reveal_type(users.pop("ada"))  # is User
 reveal_type(users.pop("ada", None))  # is User | None
-reveal_type(users.pop("ada", default="nobody"))  # is User | str
+reveal_type(users.pop("ada", default="none"))  # is User | str
 reveal_type(users.within(db.transaction()).pop("ada"))  # is User
 reveal_type(db.pop(b"n"))  # is bytes
 reveal_type(db.pop(b"n", None))  # is bytes | None

@@ -14,7 +14,7 @@ from random import Random
 from typing import Any
 
 import pytest
-from aio_fixtures import GatedFiles
+from aio_fixtures import held_files
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from store_fixtures import TINY, check_store, commit_rows, interrupted_at, run_threads
@@ -668,20 +668,20 @@ def test_taking_over_fences_the_first_owner(db: kvwal.Store) -> None:
 
 
 def test_a_close_beside_an_ack_of_its_own_owner_is_not_fenced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    files: Any = GatedFiles()
+    files, flushes = held_files()
     with kvwal.open(tmp_path / "s", files=files, background=False) as db:
         feed = consumer(db)
         db[b"a"] = b"1"
         batch = next(feed)
-        files.gate.close()
+        flushes.close()
         acking = threading.Thread(target=feed.ack, args=(batch,))
         acking.start()
-        files.gate.wait_until_reached()
+        flushes.wait_until_reached()
         commit = feed._commit
 
         def committing(row: RowCommit | None) -> None:
             assert row is not None
-            files.gate.open()
+            flushes.open()
             commit(row)
 
         monkeypatch.setattr(feed, "_commit", committing)
