@@ -203,6 +203,8 @@ class Progress(Now):
         # Durability: the writer said it after a flush.
         heard = None if said is None else Heard(said.durable, said.segment, said.salt, said.session)
         is_all = self._watch.look(self._publish_next, heard, in_short=in_short)
+        if said is not None and said.durable > self._watch.durable:
+            self._now.disbelieve(said)
         pages = self._pages
         if self._state.version.tree.meta is not pages.meta:
             # An interruption came between installing the generation and going over to it.

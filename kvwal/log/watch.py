@@ -165,13 +165,13 @@ class Watch:
         """Read on; whether all that there is was looked at. The first look reads as recovery does.
 
         `tell` gets what was passed and is on disk, in order. It may miss some, and get some again.
-        `heard`: what a writer says that has opened the store, from before this look. `in_short`: if this says that the
-        segment was the newest one, it is not looked whether there is a newer one by now.
+        `heard`: what a writer says that has opened the store, from before this look. If the commit is not found, it is
+        of files that are gone, and `durable` stays below. `in_short`: if this says that the segment was the newest one,
+        it is not looked whether there is a newer one by now.
         Raises OSError, CorruptionError or FormatError if the newest segment cannot be read, is damaged, or is newer
         than this version, which may come of a change under way: look again then.
         """
         if heard is not None:
-            self.know(heard.durable)
             self._heard = heard
         newest = self._newest
         if newest is None:
@@ -180,9 +180,9 @@ class Watch:
             newest.seen = newest.found.known.capacity
             self._newest = newest
         went_on = self._walk(newest, tell)
-        header = newest.found.known
-        if in_short and tell is not None and not newest.is_due and heard is not None and heard.is_newest(header):
+        if in_short and tell is not None and not newest.is_due and heard is not None and self._confirms(newest, heard):
             # For commits up to this one it was.
+            self.know(heard.durable)
             _told(newest.passed, heard.durable, tell)
             return False
         # Is it still the newest segment, and in its place?
@@ -191,6 +191,8 @@ class Watch:
             newest.file.close()
             newest = self._newest
             went_on = self._walk(newest, tell)
+        if heard is not None:
+            self._believe(newest, heard, tell)
         self.saw_all = False
         if tell is not None:
             _told(newest.passed, self.durable, tell)
@@ -209,6 +211,20 @@ class Watch:
             return False
         self._looks, self._doubts_at = 0, min(2 * self._doubts_at, _MOST_PAUSE)
         return True
+
+    @staticmethod
+    def _confirms(newest: _Newest, heard: Heard) -> bool:
+        return heard.is_newest(newest.found.known) and newest.place.last_seqno >= heard.durable
+
+    def _believe(self, newest: _Newest, heard: Heard, tell: Tell | None) -> None:
+        """Know what a writer says to be on disk, if it is there. What it had written is found whole, if it lives."""
+        if newest.place.last_seqno < heard.durable and newest.is_due:
+            # With a large record, whatever it ends with.
+            self._step(newest, newest.file, tell)
+        if newest.place.last_seqno >= heard.durable:
+            self.know(heard.durable)
+        else:
+            self._heard = None
 
     @property
     def segment(self) -> SegmentHeader | None:

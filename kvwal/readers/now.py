@@ -16,8 +16,8 @@
     84   u32    CRC-32C of the bytes before
 
 It is written in place, by one write of all bytes, and not flushed. A reader takes it if it verifies and its heartbeat
-is young. So it takes nothing that a writer said that is gone for long, and what a living one says is true for good: a
-commit that was on disk stays there. On disk: never change.
+is young, and if the log has the commit. So it takes nothing that a writer said that is gone for long, or whose files
+are; and what a living one says is true for good: a commit that was on disk stays there. On disk: never change.
 """
 
 from __future__ import annotations
@@ -154,6 +154,8 @@ class NowReader:
         self._directory = directory
         self._identity = store_id, line
         self._file: File | None = None
+        # When that was said which is not true.
+        self._false_ns: int | None = None
 
     @property
     def is_open(self) -> bool:
@@ -171,11 +173,16 @@ class NowReader:
                 raise
             self.close()
             return None
-        if said is not None and said[:2] == self._identity and 0 <= self._now_s() - said.heartbeat_ns / 1e9 < _YOUNG_S:
-            return said
+        if said is not None and said[:2] == self._identity and said.heartbeat_ns != self._false_ns:
+            if 0 <= self._now_s() - said.heartbeat_ns / 1e9 < _YOUNG_S:
+                return said
         # A new writer may have made another file.
         self.close()
         return None
+
+    def disbelieve(self, said: Said) -> None:
+        """Take this no more: it is of files that are gone. A writer that lives says the next thing at another time."""
+        self._false_ns = said.heartbeat_ns
 
     def _open(self) -> File:
         readers = inside(self._directory, READERS)

@@ -171,6 +171,44 @@ def test_a_page_of_a_writer_that_is_gone_hides_nothing_of_the_next_one() -> None
                 assert live[b"key"] == b"third"
 
 
+@pytest.mark.parametrize("segment", ["this one", "another one"])
+@pytest.mark.parametrize("beyond", [2, 700])
+def test_a_page_is_not_believed_of_commits_that_are_not_there(segment: str, beyond: int) -> None:
+    """It is young, of this store, and of files in whose place others were put. What comes then is not those commits."""
+    disk = SimulatedDisk()
+    other = disk.beside()
+    with kvwal.open(PATH, files=disk, **WRITES) as db:
+        db[b"key"] = b"first"
+        with kvwal.follow(PATH, files=other) as live, kvwal.follow(PATH, files=other, pin=False) as unpinned:
+            page = page_of(db, PATH, disk, other)
+            _, generation, first, salt = said(db)
+            page.write(1 + beyond, generation, *((first, salt) if segment == "this one" else (first + 1, salt + 1)))
+            assert live.refresh() == unpinned.refresh() == 0
+            for n in range(8):
+                db.put(b"key", b"%d" % n, durability="os")
+                assert live.refresh() == unpinned.refresh() == 1
+            assert live[b"key"] == b"first"
+            # A writer that lives is.
+            disk.pass_time(0.001)
+            db.sync()
+            page.write(*said(db))
+            assert live.refresh() == db.last_seqno == 9
+            assert live[b"key"] == b"7"
+
+
+def test_a_record_that_ends_with_zeros_is_shown_once_the_page_says_so() -> None:
+    """Its end looks as if it were not written yet."""
+    disk = SimulatedDisk()
+    other = disk.beside()
+    with kvwal.open(PATH, files=disk, background=False) as db, kvwal.follow(PATH, files=other) as live:
+        page = page_of(db, PATH, disk, other)
+        for n in range(3):
+            db[b"key"] = b"%d" % n + bytes(100_000)
+            page.write(*said(db))
+            assert live.refresh() == n + 1
+            assert live[b"key"] == b"%d" % n + bytes(100_000)
+
+
 def test_a_name_that_a_recovery_has_given_and_not_flushed_is_flushed_before_it_is_believed() -> None:
     """Whatever the writer before it said, and is still heard."""
     disk = SimulatedDisk()
