@@ -20,6 +20,7 @@ Any other failure of the disk poisons the store: which pages reached the disk is
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import Any, Final, TypeVar
 
 from kvwal.engine.commit import CommitQueue
@@ -38,7 +39,7 @@ from kvwal.options import Options
 from kvwal.pages import Changes, Columns, Meta, PageFile
 from kvwal.sorting import sorted_in_steps
 
-__all__ = ["COMPACT_PASSES", "REST_S", "Checkpointer", "merge_into"]
+__all__ = ["COMPACT_PASSES", "REST_S", "Checkpointer", "begin_window", "merge_into"]
 
 _T = TypeVar("_T")
 
@@ -57,6 +58,9 @@ _MOST_SEGMENTS: Final = 64
 _CLOSE_REPLAY_BYTES: Final = 256 << 10
 # The same within a second of the last checkpoint: readers in other processes are to have theirs for longer.
 _CLOSE_REPLAY_BYTES_AT_ONCE: Final = 2 << 20
+
+# An open makes the first base itself where it replayed at most so much, in memory: that takes a few milliseconds.
+_BEGIN_BYTES: Final = 1 << 20
 
 # How long a checkpoint works before it lets other threads run, and for how long it does: while a commit is under way,
 # and otherwise. A thread needs about 100 us to wake up and take the interpreter; who comes back earlier has it again.
@@ -299,6 +303,7 @@ class Checkpointer:
             or self._log.tail_bytes - self._log_bytes_at_last >= options.checkpoint_log_bytes
             or replay_count(self._log.segments(), self._pages.meta.seqno) >= _MOST_SEGMENTS
             or options.files.monotonic_s() - self._last_s >= options.checkpoint_interval_s
+            or self._keeping.lacks_base()
         )
 
     def is_due_at_close(self, replayed_bytes: int) -> bool:
@@ -419,3 +424,17 @@ class Checkpointer:
         """Remove log that nothing needs. Whether some was removed."""
         older = self._pages.older
         return older is not None and bool(self._log.retire(Seqno(older.seqno + 1)))
+
+
+def begin_window(checkpointer: Checkpointer) -> None:
+    """Make a base of what there is, where past moments are to be kept and there is none.
+
+    Where much was replayed, or on a full disk, it is left to the checkpoint that is due then.
+    """
+
+    def begin() -> None:
+        if checkpointer._keeping.lacks_base() and checkpointer._state.version.memtable.bytes_used <= _BEGIN_BYTES:
+            with suppress(DiskFullError):
+                checkpointer._run(even_if_empty=True)
+
+    checkpointer.while_idle(begin)

@@ -17,7 +17,7 @@ from functools import partial
 from typing import Any, ClassVar
 
 from kvwal.engine.background import Background
-from kvwal.engine.checkpoint import Checkpointer
+from kvwal.engine.checkpoint import Checkpointer, begin_window
 from kvwal.engine.commit import CommitQueue
 from kvwal.engine.consumers import Consumers
 from kvwal.engine.ending import is_of_the_system
@@ -217,6 +217,7 @@ class Engine:
             except DiskFullError:
                 pass  # It can wait: reading, and deleting what takes the space, comes first.
         if options.background:
+            begin_window(checkpointer)
             indexes = self.tables.indexes
             meta, session = self._pages.meta, log.session
             page = NowPage(options.files, self._directory, meta.store_id, meta.line, session, options.mode)

@@ -105,6 +105,10 @@ class Keeping:
         # The one before is let go of when it is collected, after this one is there.
         self._held = held
 
+    def lacks_base(self) -> bool:
+        """Whether a past is to be kept, but none is before the next checkpoint, as in a store that was restored."""
+        return self._is_on and not self.bases and self._given_up is None and self._pages.bases.damage is None
+
     def plan(self, seqno: Seqno) -> tuple[Keep | None, list[int]]:
         """Whether the next generation, which has this seqno, is to be a base; and which bases go, by generation.
 

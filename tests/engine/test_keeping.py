@@ -14,7 +14,7 @@ from store_fixtures import TINY, check_store
 
 import kvwal
 from kvwal import SnapshotTooOld
-from kvwal.engine import keeping
+from kvwal.engine import checkpoint, keeping
 from kvwal.options import RESERVE_BYTES
 from kvwal.pages import pagefile
 from kvwal.testing import SimulatedDisk, crash_every
@@ -66,6 +66,73 @@ def test_it_is_let_go_of_when_it_is_wanted_no_more_and_kept_from_then_on_when_it
             assert snapshot[b"k"] == b"v"
         with pytest.raises(SnapshotTooOld):
             db.snapshot(at=oldest - 1)
+
+
+@pytest.mark.parametrize("replayed", [0, 100])
+def test_an_open_begins_the_window_where_there_is_none(replayed: int, disk: SimulatedDisk) -> None:
+    with opened(disk, keep_history_bytes=0) as db:
+        for _ in range(3):
+            db.put(b"k", bytes(9000))
+            db.checkpoint()
+        for _ in range(replayed):
+            db.put(b"k", b"v")
+        before = db.last_seqno
+    for background in (True, True, False):
+        with opened(disk, background=background) as db:
+            generation = db.engine._pages.meta.generation
+            assert bases_of(db) == [before]
+            good = db.put(b"k", b"good")
+            db.put(b"k", b"bad")
+            with db.snapshot(at=before) as snapshot:
+                assert len(snapshot[b"k"]) == (1 if replayed else 9000)
+            db.revert(b"k", to=good)
+            assert db[b"k"] == b"good"
+            if background is False:
+                assert db.engine._pages.meta.generation == generation
+                db.checkpoint()
+                assert db.window.oldest == before
+
+
+def test_where_much_is_replayed_a_checkpoint_is_due_that_begins_the_window(
+    disk: SimulatedDisk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checkpoint, "_BEGIN_BYTES", 0)
+    with opened(disk, keep_history_bytes=0) as db:
+        for _ in range(3):
+            db.put(b"k", bytes(9000))
+            db.checkpoint()
+        db.put(b"k", b"v")
+    with opened(disk) as db:
+        checkpointer = db.engine._checkpointer
+        checkpoint.begin_window(checkpointer)
+        assert bases_of(db) == []
+        assert checkpointer.checkpoint_if_due()
+        assert bases_of(db) == [db.last_seqno]
+        generation = db.engine._pages.meta.generation
+        db.put(b"k", b"w")
+        assert checkpointer.checkpoint_if_due()
+        assert db.engine._pages.meta.generation == generation, "none is due"
+
+
+def test_a_full_disk_leaves_the_beginning_of_the_window_to_a_checkpoint(
+    disk: SimulatedDisk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with opened(disk, keep_history_bytes=0) as db:
+        for _ in range(3):
+            db.put(b"k", bytes(9000))
+            db.checkpoint()
+
+    def full(*args: object, **more: object) -> None:
+        raise kvwal.DiskFullError("the disk is full")
+
+    with opened(disk) as db:
+        with monkeypatch.context() as patched:
+            patched.setattr(checkpoint, "merge_into", full)
+            checkpoint.begin_window(db.engine._checkpointer)
+            assert bases_of(db) == []
+        db.put(b"k", b"v")
+        assert db.engine._checkpointer.checkpoint_if_due()
+        assert bases_of(db) == [db.last_seqno]
 
 
 def test_bytes_bound_the_window(disk: SimulatedDisk) -> None:
