@@ -65,10 +65,10 @@ class OpenOptions(TypedDict, total=False):
     hold_bytes: and how much of them, together. Beyond either their pins are broken, the oldest first: their next read
         of what was kept raises `SnapshotTooOld`.
     preallocate: how the log's space is taken: "allocate" asks the file system, "zeros" writes it.
-    background: False starts no thread. "interval" then flushes each commit, and a commit that finds the memtable full
-        makes the checkpoint. None comes by log bytes or by age: the log, and what is kept for the past, grow until
-        memory is full, `checkpoint` is called or the store is closed. Indexes of tables are built by the call that asks
-        for them; what has expired is not found, and stays in the files until the store is opened with a thread.
+    background: False starts no thread. "interval" then flushes each commit. A commit makes the checkpoint that is due
+        by memory, or, after a segment is full, by log bytes; none comes by age. Indexes of tables are built by the call
+        that asks for them; what has expired is not found, and stays in the files until the store is opened with a
+        thread.
     files: another file system, such as `kvwal.testing.SimulatedDisk`.
     listeners: what is told of commits, flushes, checkpoints and failures: see `kvwal.events`.
     """

@@ -35,7 +35,7 @@ from kvwal.events import Checkpoint, Events
 from kvwal.keys import Seqno
 from kvwal.locks import if_free, locked, new_lock
 from kvwal.log import SegmentLog, replay_count
-from kvwal.options import Options
+from kvwal.options import RESERVE_BYTES, Options
 from kvwal.pages import Changes, Columns, Meta, PageFile
 from kvwal.sorting import sorted_in_steps
 
@@ -58,6 +58,9 @@ _MOST_SEGMENTS: Final = 64
 _CLOSE_REPLAY_BYTES: Final = 256 << 10
 # The same within a second of the last checkpoint: readers in other processes are to have theirs for longer.
 _CLOSE_REPLAY_BYTES_AT_ONCE: Final = 2 << 20
+
+# What a checkpoint that no memory asks for has to find free, in what the memtable takes.
+_SPACE_TIMES: Final = 2
 
 # An open makes the first base itself where it replayed at most so much, in memory: that takes a few milliseconds.
 _BEGIN_BYTES: Final = 1 << 20
@@ -138,15 +141,34 @@ class Checkpointer:
         self.meanwhile: Callable[[], object] = _go_on
         self._reclaimed_seqno = Seqno(0)
 
-    def checkpoint_if_due(self) -> bool:
-        """As `checkpoint`, if one is due. False, at once, if one is under way: it may be the one that was due."""
+    def checkpoint_if_due(self, *, by_log: bool = False) -> bool:
+        """As `checkpoint`, if one is due. False, at once, if one is under way: it may be the one that was due.
+
+        `by_log`: only if the log is long and there is plenty of space: what is done about a full disk comes first.
+        """
 
         def seen_to() -> bool:
-            if self.is_due():
+            if by_log:
+                self._shorten_log()
+            elif self.is_due():
                 self._checkpoint()
             return True
 
         return bool(if_free(self.lock, seen_to))
+
+    def _shorten_log(self) -> None:
+        version = self._state.version
+        if version.frozen is None and version.memtable and self._is_log_long():
+            # Keys that lie far apart take a page each, and the inner pages of it.
+            if self._keeping.has_space(_SPACE_TIMES * version.memtable.bytes_used + RESERVE_BYTES):
+                with suppress(DiskFullError):
+                    self._run()
+
+    def _is_log_long(self) -> bool:
+        return (
+            self._log.tail_bytes - self._log_bytes_at_last >= self._options.checkpoint_log_bytes
+            or replay_count(self._log.segments(), self._pages.meta.seqno) >= _MOST_SEGMENTS
+        )
 
     @locked
     def checkpoint(self) -> None:
@@ -300,8 +322,7 @@ class Checkpointer:
         return (
             version.frozen is not None
             or version.memtable.bytes_used >= options.memtable_bytes
-            or self._log.tail_bytes - self._log_bytes_at_last >= options.checkpoint_log_bytes
-            or replay_count(self._log.segments(), self._pages.meta.seqno) >= _MOST_SEGMENTS
+            or self._is_log_long()
             or options.files.monotonic_s() - self._last_s >= options.checkpoint_interval_s
             or self._keeping.lacks_base()
         )

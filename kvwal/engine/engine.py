@@ -229,6 +229,9 @@ class Engine:
             )
             indexes.wake = self._background.wake
             self._background.start()
+        else:
+            # Commits make the checkpoints that the log asks for.
+            log.retention.when_sealed = partial(setattr, self.pressure, "is_on", True)
         self.pressure.relief = _Relief(checkpointer, self._background, self.queue)
 
     # -- commits --------------------------------------------------------------------------------
@@ -470,6 +473,11 @@ class _Relief:
             # Deletes may still fit into the log, and are the way out: refuse only when memory is short as well.
             return error
         return None
+
+    def shorten_log(self) -> None:
+        """Make the checkpoint that the log asks for, where no background thread does."""
+        if self._background is None:
+            self._checkpointer.checkpoint_if_due(by_log=True)
 
     def refuse_reentry(self) -> None:
         """ReentrancyError if the calling thread is in the middle of a checkpoint, for which it cannot wait."""

@@ -109,6 +109,13 @@ class Keeping:
         """Whether a past is to be kept, but none is before the next checkpoint, as in a store that was restored."""
         return self._is_on and not self.bases and self._given_up is None and self._pages.bases.damage is None
 
+    def has_space(self, size: int) -> bool:
+        """Whether the disk has this number of bytes free."""
+        try:
+            return self._free_bytes() >= size
+        except OSError:
+            return False
+
     def plan(self, seqno: Seqno) -> tuple[Keep | None, list[int]]:
         """Whether the next generation, which has this seqno, is to be a base; and which bases go, by generation.
 

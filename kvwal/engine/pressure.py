@@ -103,6 +103,10 @@ class Relief(Protocol):
         """Have a checkpoint made, here or in the background. Returns why none can be made, if that is known."""
         ...
 
+    def shorten_log(self) -> None:
+        """Make the checkpoint that the log asks for, where no background thread does."""
+        ...
+
     def refuse_reentry(self) -> None:
         """ReentrancyError if the calling thread is in the middle of a checkpoint, for which it cannot wait."""
         ...
@@ -208,6 +212,7 @@ class WritePressure:
 
     def _make_room(self, relief: Relief, deleting: bool) -> None:
         if not self.is_full():
+            relief.shorten_log()
             return
         began_s = self._now_s()
         waited = relief.is_here()

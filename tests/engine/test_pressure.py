@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from random import Random
 from typing import Any
@@ -14,6 +15,8 @@ from store_fixtures import check_store, interrupted_at, run_threads
 from wrapped_files import Wrapped, WrappedFiles
 
 import kvwal
+from kvwal import aio
+from kvwal.engine.checkpoint import merge_into
 from kvwal.engine.pressure import Reserve
 from kvwal.errors import ReentrancyError, closed
 from kvwal.files.names import RESERVE
@@ -155,6 +158,85 @@ def test_without_a_background_thread_a_full_memtable_is_checkpointed_by_the_comm
         assert largest <= SMALL["memtable_bytes"] + 400
         assert len(db) == 1000
         check_store(db)
+
+
+ALONE: dict[str, Any] = {"background": False, "durability": "os", "segment_bytes": 16 << 10}
+GROWING: dict[str, Callable[[kvwal.Store, int], object]] = {
+    "put": lambda db, number: db.put(b"k", b"%01000d" % number),
+    "update": lambda db, number: db.update({b"k": b"%01000d" % number, b"l": b""}),
+    "add": lambda db, number: db.add(b"n" * 1000, 1),
+    "table": lambda db, number: db.table("t", str, bytes).put("k", b"%01000d" % number),
+    "delete": lambda db, number: db.delete_range(b"a" * 500, b"b" * 500),
+}
+
+
+@pytest.mark.parametrize("way", GROWING)
+def test_without_a_background_thread_commits_keep_the_log_short(disk: SimulatedDisk, way: str) -> None:
+    """What overwrites few keys never fills the memory."""
+    with kvwal.open("/kv", files=disk, checkpoint_log_bytes=64 << 10, keep_history_bytes=0, **ALONE) as db:
+        largest = 0
+        for number in range(500):
+            GROWING[way](db, number)
+            largest = max(largest, db.stats().log_bytes)
+        # What was written since the older generation, in whole segments.
+        assert largest <= 5 * 64 << 10
+        assert db.stats().generation <= 12
+        check_store(db)
+
+
+def test_without_a_background_thread_tasks_keep_the_log_short(disk: SimulatedDisk) -> None:
+    async def main() -> None:
+        async with aio.open("/kv", files=disk, checkpoint_log_bytes=64 << 10, keep_history_bytes=0, **ALONE) as db:
+            for number in range(500):
+                await db.put(b"k", b"%01000d" % number)
+            assert db.store.stats().log_bytes <= 5 * 64 << 10
+
+    asyncio.run(main())
+
+
+def test_without_a_background_thread_history_has_its_limit(disk: SimulatedDisk) -> None:
+    limits: dict[str, Any] = {"keep_history_bytes": 256 << 10, "history_base_bytes": 0}
+    with kvwal.open("/kv", files=disk, checkpoint_log_bytes=64 << 10, **limits, **ALONE) as db:
+        for number in range(3000):
+            db.put(b"%d" % (number % 4), b"x" * 1000)
+        window = db.window
+        assert 0 < window.oldest < window.newest
+        # Beside what is kept for the past, what a recovery from the older generation needs.
+        assert db.stats().log_bytes <= (256 << 10) + (5 * 64 << 10)
+        check_store(db)
+
+
+def test_without_a_background_thread_the_others_commit_while_one_makes_the_checkpoint(
+    disk: SimulatedDisk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with kvwal.open("/kv", files=disk, checkpoint_log_bytes=64 << 10, **ALONE) as db:
+        during: list[bool] = []
+
+        def merge(*args: Any, **more: Any) -> Any:
+            during.append(ends(lambda: db.put(b"other", b"1")))
+            return merge_into(*args, **more)
+
+        monkeypatch.setattr("kvwal.engine.checkpoint.merge_into", merge)
+        for number in range(100):
+            db.put(b"%d" % number, b"x" * 1000)
+        assert during == [True]
+        assert db[b"other"] == b"1"
+        check_store(db)
+
+
+def test_without_a_background_thread_a_full_disk_takes_deletes_though_the_log_is_long(disk: SimulatedDisk) -> None:
+    with kvwal.open("/kv", files=disk, checkpoint_log_bytes=64 << 10, keep_history_bytes=0, **ALONE) as db:
+        number = 0
+        disk.capacity = 6 << 20
+        with pytest.raises(kvwal.DiskFullError):
+            while True:
+                db.put(b"%06d" % number, b"x" * 2000)
+                number += 1
+        for key in list(db):
+            db.delete(key)
+        db.put(b"again", b"x")
+        assert dict(db) == {b"again": b"x"}
+        assert db.verify().ok
 
 
 class InCheckpoint:
