@@ -605,7 +605,7 @@ MUTANTS: tuple[Mutant, ...] = (
     _mutant(
         "a deleted range is no version of its keys",
         "past",
-        ("kvwal.log.key_history:_covering", "each.bounds.contains(asked.key)", "False"),
+        ("kvwal.log.key_history:_with_key", "else reversed(list(found))", "else ()"),
     ),
     _mutant(
         "a projection is told of its own commits",
@@ -625,7 +625,7 @@ MUTANTS: tuple[Mutant, ...] = (
     _mutant(
         "a past scan shows what a range has deleted",
         "past",
-        ("kvwal.engine.past_version:PastVersion.chunks", "if stretch.ranges else", "if False else"),
+        ("kvwal.engine.past_version:PastVersion.chunks", "in stretch.covers)", "in ())"),
     ),
     _mutant(
         "a past read of a deleted key shows what the base has",
