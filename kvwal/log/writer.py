@@ -375,8 +375,9 @@ class SegmentWriter(ABC):
             try:
                 file.pwrite(mark, offset)
             except OSError as error:
-                # A copy-on-write file system may need space even to write over what is there.
-                if is_full(error):
+                # A copy-on-write file system may need space even to write over what is there; a limit on the size of
+                # files holds there, too. It is tried again before the next segment, and at the close.
+                if is_full(error) or isinstance(error, RefusedError):
                     return
                 raise
             if is_written:

@@ -16,6 +16,7 @@ from kvwal.keys import Seqno
 from kvwal.log import Record, SegmentLog
 from kvwal.log.record import RECORD_HEADER_BYTES
 from kvwal.testing import Operation, SimulatedDisk
+from kvwal.testing.faults import Effect
 
 RECORD_BYTES = 40 + len(body(1))
 
@@ -302,7 +303,23 @@ def test_what_was_interrupted_does_not_come_back_after_a_close(disk: SimulatedDi
 
 
 @pytest.mark.parametrize("effect", ["none", "part", "all"])
-def test_a_refused_write_leaves_a_mark_of_what_is_on_disk(disk: SimulatedDisk, rig: LogRig, effect: str):
+def test_a_limit_on_the_size_of_files_holds_for_what_unmakes_as_well(disk: SimulatedDisk, rig: LogRig, effect: Effect):
+    """EFBIG, as with `ulimit -f`: where the log goes on, nothing can be written until the limit is raised."""
+    log = rig.create()
+    rig.fill(log, 3)
+    for _ in range(3):
+        disk.fail("pwrite", error=errno.EFBIG, effect=effect)
+        disk.fail("pwrite", error=errno.EFBIG, forever=True)
+        with pytest.raises(RefusedError):
+            log.append([body(4)])
+        disk.heal()
+    rig.fill(log, 2)
+    log.close()
+    assert rig.replay()[0] == [1, 2, 3, 4, 5]
+
+
+@pytest.mark.parametrize("effect", ["none", "part", "all"])
+def test_a_refused_write_leaves_a_mark_of_what_is_on_disk(disk: SimulatedDisk, rig: LogRig, effect: Effect):
     """Nothing else would say so before the next commit: those who follow without a pin would wait for it."""
     log = rig.create()
     rig.fill(log, 5, sync_every=9)
