@@ -27,7 +27,7 @@ __all__ = [
     "Readable",
     "Stop",
     "closed_record",
-    "is_in_order",
+    "in_order",
     "last_written",
     "mark_at",
     "search",
@@ -306,23 +306,25 @@ def mark_at(file: Readable, header: SegmentHeader, offset: int) -> Found | None:
     return _verify(file, header, offset, offset + RECORD_HEADER_BYTES)
 
 
-def is_in_order(file: Readable, header: SegmentHeader, start: int, stop: int, last: int, most: int) -> bool:
-    """Whether the records from `start` to `stop`, behind commit `last`, follow each other, by their headers.
+def in_order(
+    file: Readable, header: SegmentHeader, start: int, stop: int, last: int, most: int
+) -> tuple[int, int] | None:
+    """Up to where the records from `start` to `stop`, behind commit `last`, follow each other; None: not all do.
 
-    At most `most` are looked at, and none is verified.
+    The headers of `most` are looked at, and none is verified. Returns the offset, and the last commit before it.
     """
     for _ in range(most):
         if start >= stop:
             break
         data = file.pread(RECORD_HEADER_BYTES, start)
         if len(data) < RECORD_HEADER_BYTES:
-            return False
+            return None
         marker, _, length, kind, seqno, _, _ = RECORD_HEADER.unpack(data)
         last += bool(is_commit(kind))
         if marker != header.marker or seqno != last:
-            return False
+            return None
         start += RECORD_HEADER_BYTES + length
-    return True
+    return start, last
 
 
 def closed_record(file: Readable, header: SegmentHeader, limit: int) -> Found | None:

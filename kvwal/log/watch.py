@@ -37,7 +37,7 @@ from kvwal.log.record import Record
 from kvwal.log.run import Run
 from kvwal.log.segment import SegmentHeader
 from kvwal.log.tail import TailRow, Verdict, describe, failure, judge
-from kvwal.log.walk import Place, Readable, Stop, is_in_order, mark_at, walk_parts, without_zeros
+from kvwal.log.walk import Place, Readable, Stop, in_order, mark_at, walk_parts, without_zeros
 
 __all__ = ["FollowedCursor", "Heard", "Tell", "Watch"]
 
@@ -160,6 +160,8 @@ class Watch:
         # after how many of them what is not known to be on disk is looked at again.
         self._stands: tuple[int, Seqno] | None = None
         self._looks, self._doubts_at = 0, _FIRST_DOUBT
+        # Where that ended last, and the last commit before it; None: it begins with the first one.
+        self._looked_to: tuple[int, int] | None = None
 
     def look(self, tell: Tell | None = None, heard: Heard | None = None, *, in_short: bool = False) -> bool:
         """Read on; whether all that there is was looked at. The first look reads as recovery does.
@@ -204,7 +206,7 @@ class Watch:
         """Whether to look again at what is not known to be on disk: its writer may have unmade it."""
         place, stands = newest.place, (newest.place.offset, self.durable)
         if stands != self._stands or max(place.last_seqno - self.durable, newest.examined - place.offset) <= 0:
-            self._stands, self._looks, self._doubts_at = stands, 0, _FIRST_DOUBT
+            self._stands, self._looks, self._doubts_at, self._looked_to = stands, 0, _FIRST_DOUBT, None
             return False
         self._looks += 1
         if self._looks < self._doubts_at:
@@ -297,7 +299,10 @@ class Watch:
             place = start_in(self._reader.chain, newest.found, self.durable)
             for _ in walk_parts(file, header, header.capacity, place, until=self.durable, chunk_bytes=_CHUNK_BYTES):
                 pass
-            if is_in_order(file, header, place.offset, newest.place.offset, place.last_seqno, _MOST_HEADERS):
+            stop, begin = newest.place.offset, self._looked_to or (place.offset, place.last_seqno)
+            found = in_order(file, header, begin[0], stop, begin[1], _MOST_HEADERS)
+            self._looked_to = found if found is not None and found[0] < stop else None
+            if found is not None:
                 return
         elif mark_at(file, header, place.offset) is None:
             return

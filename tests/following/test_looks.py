@@ -13,6 +13,7 @@ from wrapped_files import Wrapped, WrappedFiles
 
 import kvwal
 from kvwal.files.names import segment_name
+from kvwal.log import watch
 from kvwal.log.reader import gather
 from kvwal.log.segment import list_segments
 from kvwal.testing import SimulatedDisk
@@ -101,10 +102,14 @@ def test_a_large_record_is_read_when_it_has_arrived() -> None:
         assert live.lag().commits == 1
 
 
-@pytest.mark.parametrize("before", [0, 40])
+@pytest.mark.parametrize("before", [0, 40, 300])
 @pytest.mark.parametrize("seen", ["whole", "in part"])
-def test_what_was_seen_and_then_refused_is_not_waited_for(seen: str, before: int) -> None:
+def test_what_was_seen_and_then_refused_is_not_waited_for(
+    seen: str, before: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A look came while it was written; its writer unmade it, and makes no other commit."""
+    # Of more it looks at the next ones at its next doubt.
+    monkeypatch.setattr(watch, "_MOST_HEADERS", 128)
     refuses: list[bool] = []
 
     class Refusing(Wrapped):
@@ -126,7 +131,7 @@ def test_what_was_seen_and_then_refused_is_not_waited_for(seen: str, before: int
             refuses.append(True)
             with pytest.raises(kvwal.DiskFullError):
                 db.update({b"%d" % n: bytes(500) for n in range(9)})
-            for _ in range(200):
+            for _ in range(500):
                 live.refresh()
             assert live.lag().commits == 0
             assert live.position == db.position
