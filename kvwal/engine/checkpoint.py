@@ -19,6 +19,7 @@ Any other failure of the disk poisons the store: which pages reached the disk is
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import Any, Final, TypeVar
@@ -30,7 +31,7 @@ from kvwal.engine.memtable import Memtable, deletes_something
 from kvwal.engine.pressure import WritePressure
 from kvwal.engine.state import State
 from kvwal.engine.succession import Succession
-from kvwal.errors import CorruptionError, DiskFullError, EnvironmentFailure, FormatError, RefusedError
+from kvwal.errors import CorruptionError, DiskFullError, EnvironmentFailure, Error, FormatError, RefusedError
 from kvwal.events import Checkpoint, Events
 from kvwal.keys import Seqno
 from kvwal.locks import if_free, locked, new_lock
@@ -158,11 +159,19 @@ class Checkpointer:
 
     def _shorten_log(self) -> None:
         version = self._state.version
-        if version.frozen is None and version.memtable and self._is_log_long():
-            # Keys that lie far apart take a page each, and the inner pages of it.
-            if self._keeping.has_space(_SPACE_TIMES * version.memtable.bytes_used + RESERVE_BYTES):
-                with suppress(DiskFullError):
+        frozen = version.frozen
+        size = version.memtable.bytes_used + (0 if frozen is None else frozen.bytes_used)
+        # Keys that lie far apart take a page each, and the inner pages of it.
+        if size and self._is_log_long() and self._keeping.has_space(_SPACE_TIMES * size + RESERVE_BYTES):
+            try:
+                # One that was left by a failure, or an interruption, goes first.
+                for _ in range(1 if frozen is None else 2):
                     self._run()
+            except DiskFullError:
+                pass
+            except (CorruptionError, FormatError, RefusedError) as error:
+                # The commit does not need it, and goes on.
+                logging.getLogger("kvwal").warning("a checkpoint that the log asks for cannot be made: %s", error)
 
     def _is_log_long(self) -> bool:
         return (
@@ -450,12 +459,13 @@ class Checkpointer:
 def begin_window(checkpointer: Checkpointer) -> None:
     """Make a base of what there is, where past moments are to be kept and there is none.
 
-    Where much was replayed, or on a full disk, it is left to the checkpoint that is due then.
+    Where much was replayed, or it cannot be made, it is left to the checkpoint that is due then.
     """
 
     def begin() -> None:
         if checkpointer._keeping.lacks_base() and checkpointer._state.version.memtable.bytes_used <= _BEGIN_BYTES:
-            with suppress(DiskFullError):
+            # An open does not fail for it. What poisons is told by the next commit.
+            with suppress(Error):
                 checkpointer._run(even_if_empty=True)
 
     checkpointer.while_idle(begin)

@@ -114,8 +114,13 @@ def test_where_much_is_replayed_a_checkpoint_is_due_that_begins_the_window(
         assert db.engine._pages.meta.generation == generation, "none is due"
 
 
-def test_a_full_disk_leaves_the_beginning_of_the_window_to_a_checkpoint(
-    disk: SimulatedDisk, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    "failure",
+    [kvwal.DiskFullError("full"), kvwal.CorruptionError("data", 4096, "damaged"), kvwal.RefusedError(12, "no memory")],
+    ids=lambda failure: type(failure).__name__,
+)
+def test_what_keeps_an_open_from_beginning_the_window_is_left_to_a_checkpoint(
+    disk: SimulatedDisk, monkeypatch: pytest.MonkeyPatch, failure: Exception
 ) -> None:
     with opened(disk, keep_history_bytes=0) as db:
         for _ in range(3):
@@ -123,7 +128,7 @@ def test_a_full_disk_leaves_the_beginning_of_the_window_to_a_checkpoint(
             db.checkpoint()
 
     def full(*args: object, **more: object) -> None:
-        raise kvwal.DiskFullError("the disk is full")
+        raise failure
 
     with opened(disk) as db:
         with monkeypatch.context() as patched:

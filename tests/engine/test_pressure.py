@@ -184,6 +184,41 @@ def test_without_a_background_thread_commits_keep_the_log_short(disk: SimulatedD
         check_store(db)
 
 
+@pytest.mark.parametrize("way", ["interrupted", "full disk", "damage"])
+def test_without_a_background_thread_the_log_is_short_again_after_a_checkpoint_that_failed(
+    disk: SimulatedDisk, monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
+    """What it had frozen is taken up again; and no commit fails for it."""
+    failure: BaseException = {
+        "interrupted": KeyboardInterrupt(),
+        "full disk": kvwal.DiskFullError("the disk is full"),
+        "damage": kvwal.CorruptionError("data", 0, "a page that no commit needs"),
+    }[way]
+    with kvwal.open("/kv", files=disk, checkpoint_log_bytes=64 << 10, keep_history_bytes=0, **ALONE) as db:
+
+        def fail(*args: Any, **more: Any) -> Any:
+            failed.append(1)
+            raise failure
+
+        failed: list[int] = []
+        with monkeypatch.context() as patched:
+            patched.setattr("kvwal.engine.checkpoint.merge_into", fail)
+            for number in range(200):
+                if way == "interrupted" and not failed:
+                    with suppress(KeyboardInterrupt):
+                        db.put(b"k", b"%01000d" % number)
+                elif not failed:
+                    db.put(b"k", b"%01000d" % number)
+        assert failed
+        largest = 0
+        for number in range(500):
+            db.put(b"k", b"%01000d" % number)
+            if number > 100:
+                largest = max(largest, db.stats().log_bytes)
+        assert largest <= 5 * 64 << 10
+        check_store(db)
+
+
 def test_without_a_background_thread_tasks_keep_the_log_short(disk: SimulatedDisk) -> None:
     async def main() -> None:
         async with aio.open("/kv", files=disk, checkpoint_log_bytes=64 << 10, keep_history_bytes=0, **ALONE) as db:
