@@ -26,7 +26,7 @@ from typing import ClassVar, Final
 from kvwal.api.opened import made_over
 from kvwal.api.store import Store
 from kvwal.batch import MAX_TABLE_ID, WriteBatch
-from kvwal.engine.create import open_directory
+from kvwal.engine.create import SALVAGE_MARK, mark_of_part, open_directory
 from kvwal.engine.engine import Engine
 from kvwal.engine.index_commits import without_indexes
 from kvwal.engine.indexes import FIRST_DERIVED_ID
@@ -35,9 +35,9 @@ from kvwal.engine.tables import NEXT_IDS_KEY, CodecName, TableRow, encode_ids, e
 from kvwal.engine.writes import EncodedBatch
 from kvwal.errors import (
     CorruptionError,
+    Error,
     Finding,
     FormatError,
-    LockedError,
     RefusedError,
     StoreExistsError,
     StoreNotFoundError,
@@ -59,8 +59,7 @@ __all__ = ["SalvageReport", "salvage"]
 _BATCH_BYTES = 8 << 20
 _BYTES = CodecName("bytes", 1)
 
-# What the marker says. A file of its name with something else in it is not ours, and no licence to remove anything.
-_MARK: Final = b"kvwal saves a store into this directory; what is there until then is a part\n"
+_NUMBER_BYTES: Final = 8
 
 
 class _Options(Options):
@@ -129,22 +128,28 @@ def salvage(
             raise _no_store(source)
         _refuse_inside(files, directory, target)
         directory.lock(shared=True)
-        place = _marked(files, target)
+        place, mark = _marked(files, target)
+        has_lock = False
         try:
             options = _Options(durability="os", files=files, background=False)
             with made_over(lambda: Engine.open(target, "c", options), Store) as new:
+                _refuse_other(place, mark)
                 report = _Salvage(directory, new, progress).run()
                 new.checkpoint()
+            place.lock(shared=False)
+            has_lock = True
+            # Another process may have had it meanwhile.
+            _refuse_other(place, mark)
             place.unlink(SALVAGING)
             # Durability: what is in it was flushed by the checkpoint and the close.
             place.sync()
             return report
-        except LockedError:
-            # Another salvage has it now.
-            raise
         except BaseException:
-            with suppress(OSError):
-                _empty(place)
+            with suppress(OSError, Error):
+                if not has_lock:
+                    place.lock(shared=False)
+                if mark_of_part(place) == mark:
+                    _empty(place)
             raise
         finally:
             place.close()
@@ -184,33 +189,32 @@ def _refuse_inside(files: Files, source: Directory, target: str) -> None:
 
 def _is_part(directory: Directory) -> bool:
     """Whether the marker is there, and nothing that no store has."""
-    names = directory.names()
-    if directory.kind(SALVAGING) != "file" or not all(map(is_known, names)):
-        return False
-    file = directory.open(SALVAGING)
-    try:
-        return file.pread(len(_MARK) + 1, 0) == _MARK
-    finally:
-        file.close()
+    return mark_of_part(directory) is not None and all(map(is_known, directory.names()))
 
 
-def _marked(files: Files, path: str) -> Directory:
-    """The directory at `path`, with the marker and nothing else."""
+def _refuse_other(directory: Directory, mark: bytes) -> None:
+    """StoreExistsError if the marker is not this one any more. Requires: the lock of the store there."""
+    if mark_of_part(directory) != mark:
+        text = f"another program has taken {directory.path} meanwhile; salvage again, into a new directory"
+        raise StoreExistsError(errno.EEXIST, text)
+
+
+def _marked(files: Files, path: str) -> tuple[Directory, bytes]:
+    """The directory at `path`, with a marker and nothing else, and what that says, which no other one does."""
+    mark = SALVAGE_MARK + files.random_bytes(_NUMBER_BYTES).hex().encode()
     directory, _ = open_directory(path, "c", Options(files=files))
     lock = files.open_directory(path)
+    is_own = False
     try:
         lock.lock(shared=False)
-        if _is_part(directory):
-            _empty(directory, SALVAGING, LOCK)
-            return directory
-        if not _is_free(files, path):
+        if not _is_part(directory) and not _is_free(files, path):
             raise StoreExistsError(errno.EEXIST, f"{path} is not empty; name a new directory to save into")
+        is_own = True
+        _empty(directory, SALVAGING, LOCK)
         unfinished = temporary_name(SALVAGING)
-        if directory.kind(unfinished) is not None:
-            directory.unlink(unfinished)
         file = directory.open(unfinished, create=True)
         try:
-            file.pwrite(_MARK, 0)
+            file.pwrite(mark, 0)
             file.sync()
         finally:
             file.close()
@@ -218,8 +222,11 @@ def _marked(files: Files, path: str) -> Directory:
         # Durability: nothing of a store may be there without it.
         directory.sync()
         directory.sync_parent()
-        return directory
+        return directory, mark
     except BaseException:
+        with suppress(OSError):
+            if is_own:
+                _empty(directory)
         directory.close()
         raise
     finally:
@@ -227,13 +234,17 @@ def _marked(files: Files, path: str) -> Directory:
 
 
 def _empty(directory: Directory, *but: str) -> None:
-    """Remove what is there, the marker last, and not what other processes share."""
-    for name in sorted(directory.names(), key=SALVAGING.__eq__):
+    """Remove what is there, the marker and the lock last, and not what other processes share. Requires: the lock."""
+    for name in sorted(directory.names(), key=_place_of):
         if name not in but and directory.kind(name) != "directory":
             if name == SALVAGING:
                 directory.sync()
             directory.unlink(name)
     directory.sync()
+
+
+def _place_of(name: str) -> int:
+    return (SALVAGING, LOCK).index(name) + 1 if name in (SALVAGING, LOCK) else 0
 
 
 class _Salvage:
@@ -256,7 +267,7 @@ class _Salvage:
         base = Seqno(0)
         pages_keys = 0
         store_id: bytes | None = None
-        if self._source.kind(SALVAGING) is not None:
+        if mark_of_part(self._source) is not None:
             self._note(SALVAGING, None, "a salvage into this store was cut off; what it had not saved is missing")
         pages = self._open_pages()
         if pages is not None:

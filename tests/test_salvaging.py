@@ -31,9 +31,10 @@ from kvwal.engine.indexes import FIRST_DERIVED_ID
 from kvwal.engine.request import CommitRequest
 from kvwal.engine.tables import NEXT_IDS_KEY, encode_row, next_ids, row_key
 from kvwal.engine.writes import EncodedBatch
+from kvwal.files.names import SALVAGING
 from kvwal.keys import SYSTEM_TABLE
 from kvwal.log.extension import META
-from kvwal.testing import SimulatedDisk, crash_every
+from kvwal.testing import Operation, SimulatedDisk, crash_every
 
 OPTIONS = {**TINY, "background": False, "durability": "os"}
 
@@ -519,6 +520,72 @@ def test_a_part_is_replaced_only_while_no_other_salvage_makes_it_and_flag_n_eras
         salvage(tmp_path / "a.kv", part)
     with kvwal.open(part, "n") as db:
         assert dict(db) == {}
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_what_another_program_makes_of_the_target_meanwhile_is_left_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: bool
+) -> None:
+    """Between making the marker and opening the store there, no process has its lock."""
+    build(tmp_path / "a.kv")
+    engine_open = salvaging.Engine.open
+
+    def taken_first(*arguments: Any) -> Any:
+        monkeypatch.setattr(salvaging.Engine, "open", engine_open)
+        with kvwal.open(tmp_path / "b.kv", "n") as db:
+            db[b"durable"] = b"of the other program"
+        if fails:
+            raise KeyboardInterrupt
+        return engine_open(*arguments)
+
+    monkeypatch.setattr(salvaging.Engine, "open", taken_first)
+    with pytest.raises(KeyboardInterrupt if fails else StoreExistsError):
+        salvage(tmp_path / "a.kv", tmp_path / "b.kv")
+    with kvwal.open(tmp_path / "b.kv", "r") as db:
+        assert dict(db) == {b"durable": b"of the other program"}
+
+
+def test_wherever_a_salvage_is_interrupted_the_target_is_empty_again() -> None:
+    disk = SimulatedDisk()
+    with kvwal.open("/a.kv", files=disk, **OPTIONS) as db:
+        db.update({b"%03d" % number: bytes(100) for number in range(50)})
+    at = 0
+    while True:
+        at += 1
+        found = disk.copy()
+        start = found.operations
+
+        def stop(operation: Operation, at: int = at, start: int = start, disk: SimulatedDisk = found) -> None:
+            if operation.number >= start + at:
+                disk.watcher = None
+                raise KeyboardInterrupt
+
+        found.watcher = stop
+        try:
+            salvage("/a.kv", "/b.kv", files=found)
+            break
+        except KeyboardInterrupt:
+            found.watcher = None
+            names: list[str] = []
+            with suppress(FileNotFoundError):
+                names = found.open_directory("/b.kv").names()
+            if SALVAGING in names or not names:
+                assert names == [], at
+                continue
+            # All was there, and the marker gone.
+            with kvwal.open("/b.kv", "r", files=found) as db:
+                assert len(db) == 50
+    assert at > 40
+
+
+def test_a_file_of_the_user_that_has_the_name_of_the_marker_is_said_to_be_that(tmp_path: Path) -> None:
+    path = tmp_path / "a.kv"
+    build(path)
+    (path / "salvaging").write_bytes(b"my notes")
+    for flag in ("r", "c"):
+        with pytest.raises(FormatError, match="not what kvwal makes under this name"):
+            kvwal.open(path, flag)
+    assert not [each for each in salvage(path, tmp_path / "b.kv").damages if each.file == "salvaging"]
 
 
 def test_relative_paths_are_those_of_the_call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -26,6 +26,7 @@ from kvwal.options import Flag, Options
 from kvwal.pages import PageFile, create_page_file
 
 __all__ = [
+    "SALVAGE_MARK",
     "create_if_missing",
     "erase",
     "has_writer",
@@ -33,6 +34,7 @@ __all__ = [
     "lock",
     "locked_by_writer",
     "log_options",
+    "mark_of_part",
     "open_directory",
     "refuse_empty",
 ]
@@ -42,6 +44,8 @@ _LINE_BYTES: Final = 8
 
 # What the marker says. A file of its name with something else in it is not ours, and no licence to erase.
 _MARK: Final = b"kvwal erases the store in this directory; the next writable open finishes it\n"
+#: How that of a salvage begins. A number follows, which says whose it is.
+SALVAGE_MARK: Final = b"kvwal saves a store into this directory; what is there until then is a part\n"
 
 # How often a writer looks again where no writer has the lock, and after how long: a reader has it for microseconds.
 _LOOKS: Final = 50
@@ -211,11 +215,32 @@ def erase(directory: Directory, flag: Flag, options: Options) -> None:
 
 
 def _refuse_part(directory: Directory, options: Options) -> None:
-    if directory.kind(SALVAGING) is not None and not options.opens_unfinished:
+    is_there = directory.kind(SALVAGING) is not None
+    if is_there and mark_of_part(directory) is None:
+        raise FormatError(
+            f"{SALVAGING} in {directory.path} is not what kvwal makes under this name; remove it by hand"
+        )
+    if is_there and not options.opens_unfinished:
         raise FormatError(
             f"{directory.path} is a part of a store: a salvage into it is at work, or was cut off; "
             f"then salvage into it again"
         )
+
+
+def mark_of_part(directory: Directory) -> bytes | None:
+    """What the marker of a salvage says; None if there is none, or another file has its name."""
+    if directory.kind(SALVAGING) != "file":
+        return None
+    try:
+        file = directory.open(SALVAGING)
+    except FileNotFoundError:
+        # It was removed just now.
+        return None
+    try:
+        mark = file.pread(2 * len(SALVAGE_MARK), 0)
+    finally:
+        file.close()
+    return mark if mark.startswith(SALVAGE_MARK) else None
 
 
 def is_marked(directory: Directory) -> bool:
