@@ -265,7 +265,7 @@ class AsyncStore(AsyncWriting, AsyncRemembering, AsyncNaming):
 
         A task that is cancelled here is cancelled when the store is closed. Raises as `Store.close`; what no call was
         told of, since each was cancelled, is raised by the next one. RefusedError if the system has no thread left for
-        it: the store is still open then, and the next call tries again.
+        it: the files stay open and locked then, nothing can be read or written, and the next call tries again.
         """
         closing = self._commits.closing
         if closing is None:

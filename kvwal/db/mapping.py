@@ -346,7 +346,10 @@ class _RangeView:
         return entries if self._bounds.limit is None else islice(entries, self._bounds.limit)
 
     def __len__(self) -> int:
-        """O(log n), and a look-up for each key written since something was counted last."""
+        """O(log n), and a look-up for each key written since something was counted last.
+
+        Within a transaction that writes, of a range with a limit: a scan up to that.
+        """
         return 0 if self._bounds.is_empty() else self._source._count_of(self._bounds)
 
 
