@@ -876,7 +876,8 @@ def test_a_full_disk_is_said_in_every_step_and_gone_on_from(monkeypatch: pytest.
     # So that the log is brought into the pages, too.
     monkeypatch.setattr(restoring, "STALLED_AT", 0)
     monkeypatch.setattr(restoring, "Options", partial(Options, memtable_bytes=16 << 10))
-    lived = Lived(3, memtable_bytes=8 << 20)
+    # No commit makes a checkpoint: most of the log is behind the pages.
+    lived = Lived(3, memtable_bytes=8 << 20, checkpoint_log_bytes=1 << 30, segment_bytes=64 << 10)
     lived.live(120)
     lived.db.backup(lived.destination)
     for _ in range(200):
