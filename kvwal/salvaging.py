@@ -26,7 +26,7 @@ from typing import ClassVar, Final
 from kvwal.api.opened import made_over
 from kvwal.api.store import Store
 from kvwal.batch import MAX_TABLE_ID, WriteBatch
-from kvwal.engine.create import SALVAGE_MARK, mark_of_part, open_directory
+from kvwal.engine.create import SALVAGE_MARK, make_marker, mark_of_part, open_directory
 from kvwal.engine.engine import Engine
 from kvwal.engine.index_commits import without_indexes
 from kvwal.engine.indexes import FIRST_DERIVED_ID
@@ -202,7 +202,8 @@ def _refuse_other(directory: Directory, mark: bytes) -> None:
 def _marked(files: Files, path: str) -> tuple[Directory, bytes]:
     """The directory at `path`, with a marker and nothing else, and what that says, which no other one does."""
     mark = SALVAGE_MARK + files.random_bytes(_NUMBER_BYTES).hex().encode()
-    directory, _ = open_directory(path, "c", Options(files=files))
+    options = Options(files=files)
+    directory, _ = open_directory(path, "c", options)
     lock = files.open_directory(path)
     is_own = False
     try:
@@ -211,16 +212,7 @@ def _marked(files: Files, path: str) -> tuple[Directory, bytes]:
             raise StoreExistsError(errno.EEXIST, f"{path} is not empty; name a new directory to save into")
         is_own = True
         _empty(directory, SALVAGING, LOCK)
-        unfinished = temporary_name(SALVAGING)
-        file = directory.open(unfinished, create=True)
-        try:
-            file.pwrite(mark, 0)
-            file.sync()
-        finally:
-            file.close()
-        directory.rename(unfinished, SALVAGING)
-        # Durability: nothing of a store may be there without it.
-        directory.sync()
+        make_marker(directory, SALVAGING, mark, options.mode)
         directory.sync_parent()
         return directory, mark
     except BaseException:

@@ -34,6 +34,7 @@ __all__ = [
     "lock",
     "locked_by_writer",
     "log_options",
+    "make_marker",
     "mark_of_part",
     "open_directory",
     "refuse_empty",
@@ -229,31 +230,26 @@ def _refuse_part(directory: Directory, options: Options) -> None:
 
 def mark_of_part(directory: Directory) -> bytes | None:
     """What the marker of a salvage says; None if there is none, or another file has its name."""
-    if directory.kind(SALVAGING) != "file":
-        return None
-    try:
-        file = directory.open(SALVAGING)
-    except FileNotFoundError:
-        # It was removed just now.
-        return None
-    try:
-        mark = file.pread(2 * len(SALVAGE_MARK), 0)
-    finally:
-        file.close()
+    mark = _said_in(directory, SALVAGING, 2 * len(SALVAGE_MARK))
     return mark if mark.startswith(SALVAGE_MARK) else None
 
 
 def is_marked(directory: Directory) -> bool:
     """Whether the store counts as erased."""
-    if directory.kind(ERASING) != "file":
-        return False
+    return _said_in(directory, ERASING, len(_MARK) + 1) == _MARK
+
+
+def _said_in(directory: Directory, name: str, most: int) -> bytes:
+    """How a marker begins; nothing if there is none."""
+    if directory.kind(name) != "file":
+        return b""
     try:
-        file = directory.open(ERASING)
+        file = directory.open(name)
     except FileNotFoundError:
-        # A follower has no lock, and it was removed just now.
-        return False
+        # A follower has no lock, nor has who looks for a part, and it was removed just now.
+        return b""
     try:
-        return file.pread(len(_MARK) + 1, 0) == _MARK
+        return file.pread(most, 0)
     finally:
         file.close()
 
@@ -262,17 +258,21 @@ def _mark(directory: Directory, options: Options) -> None:
     """From here on the store counts as erased, so that a crash in the middle does not look like damage."""
     if directory.kind(ERASING) is not None:
         raise FormatError(f"{ERASING} in {directory.path} is not what kvwal makes under this name; remove it by hand")
-    unfinished = temporary_name(ERASING)
+    make_marker(directory, ERASING, _MARK, options.mode)
+
+
+def make_marker(directory: Directory, name: str, says: bytes, mode: int) -> None:
+    """Make a marker, whole or not at all. Durable on return: nothing that it is about is done before it is there."""
+    unfinished = temporary_name(name)
     if directory.kind(unfinished) is not None:
         directory.unlink(unfinished)
-    marker = directory.open(unfinished, create=True, mode=options.mode)
+    marker = directory.open(unfinished, create=True, mode=mode)
     try:
-        marker.pwrite(_MARK, 0)
+        marker.pwrite(says, 0)
         marker.sync()
     finally:
         marker.close()
-    directory.rename(unfinished, ERASING)
-    # Durability: nothing of the store may go before the marker is there.
+    directory.rename(unfinished, name)
     directory.sync()
 
 

@@ -172,8 +172,8 @@ def test_an_erasing_that_is_finished_may_be_cut_off_again() -> None:
 @pytest.mark.parametrize(
     ("function", "old", "new"),
     [
-        ("_mark", "marker.sync()", "pass"),
-        ("_mark", "    directory.sync()\n", "    pass\n"),
+        ("make_marker", "marker.sync()", "pass"),
+        ("make_marker", "    directory.sync()\n", "    pass\n"),
         ("erase", "directory.sync()", "pass"),
         ("erase", "raise _not_found(directory.path)", "pass"),
         ("is_marked", "== _MARK", "== b'other'"),
