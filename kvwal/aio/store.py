@@ -294,8 +294,7 @@ class AsyncStore(AsyncWriting, AsyncRemembering, AsyncNaming):
                 if not closing.cancelled():
                     raise
                 cancelled = error
-            except Exception:
-                # A cancellation tells nothing.
+            except Exception:  # whatever failed: it is raised again; a cancellation tells nothing
                 self._is_end_told = True
                 raise
         cancelled = later or cancelled

@@ -119,8 +119,7 @@ class WithPrevious:
             for found, values in self._engine.reads.part(reader.version, table).chunks(before, *bounds, reverse=False):
                 reader.check()
                 yield from zip(found, values, strict=True)
-        except Exception:
-            # Its pages may have been written over, and its log removed.
+        except Exception:  # whatever failed: its pages may have been written over, and its log removed
             reader.check()
             raise
 

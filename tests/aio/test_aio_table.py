@@ -450,7 +450,7 @@ def test_a_transaction_over_tables_is_one_commit() -> None:
         async with db.transaction() as txn:
             mine = await users.within(txn)
             with pytest.raises(TypeError):
-                mine.update({"y": 1, "z": "x"})  # type: ignore[dict-item]
+                mine.update({"y": 1, "z": "x"})  # type: ignore[dict-item]  # it is the mistake
             mine.update({"c": 1, "d": 2})
             mine.update()
             mine.delete_range("d", "e")

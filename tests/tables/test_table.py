@@ -375,7 +375,7 @@ def test_a_transaction_over_tables_is_one_commit(disk: SimulatedDisk, db: kvwal.
         with pytest.raises(KeyError):
             del mine["ada"]
         with pytest.raises(TypeError):
-            mine.update({"y": 1, "z": "x"})  # type: ignore[dict-item]
+            mine.update({"y": 1, "z": "x"})  # type: ignore[dict-item]  # it is the mistake
         mine.update({"c": 1}, d=2)
         mine.update([("e", 3)])
         mine.update()
