@@ -22,7 +22,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from typing import Any, Final, TypeVar
+from typing import Any, Final, Literal, TypeVar
 
 from kvwal.engine.commit import CommitQueue
 from kvwal.engine.followers import Followers
@@ -40,7 +40,7 @@ from kvwal.options import RESERVE_BYTES, Options
 from kvwal.pages import Changes, Columns, Meta, PageFile
 from kvwal.sorting import sorted_in_steps
 
-__all__ = ["COMPACT_PASSES", "REST_S", "Checkpointer", "begin_window", "merge_into"]
+__all__ = ["COMPACT_PASSES", "REST_S", "Checkpointer", "merge_into"]
 
 _T = TypeVar("_T")
 
@@ -142,15 +142,19 @@ class Checkpointer:
         self.meanwhile: Callable[[], object] = _go_on
         self._reclaimed_seqno = Seqno(0)
 
-    def checkpoint_if_due(self, *, by_log: bool = False) -> bool:
+    def checkpoint_if_due(self, only: Literal["log", "window"] | None = None) -> bool:
         """As `checkpoint`, if one is due. False, at once, if one is under way: it may be the one that was due.
 
-        `by_log`: only if the log is long and there is plenty of space: what is done about a full disk comes first.
+        `only`: "log": if the log is long, and there is plenty of space: what is done about a full disk comes first.
+        "window": if past moments are to be kept and there is no base. Where much was replayed, or none can be made,
+        that is left to the checkpoint that is due then.
         """
 
         def seen_to() -> bool:
-            if by_log:
+            if only == "log":
                 self._shorten_log()
+            elif only == "window":
+                self._begin_window()
             elif self.is_due():
                 self._checkpoint()
             return True
@@ -172,6 +176,12 @@ class Checkpointer:
             except (CorruptionError, FormatError, RefusedError) as error:
                 # The commit does not need it, and goes on.
                 logging.getLogger("kvwal").warning("a checkpoint that the log asks for cannot be made: %s", error)
+
+    def _begin_window(self) -> None:
+        if self._keeping.lacks_base() and self._state.version.memtable.bytes_used <= _BEGIN_BYTES:
+            # An open does not fail for it. What poisons is told by the next commit.
+            with suppress(Error):
+                self._run(even_if_empty=True)
 
     def _is_log_long(self) -> bool:
         return (
@@ -454,18 +464,3 @@ class Checkpointer:
         """Remove log that nothing needs. Whether some was removed."""
         older = self._pages.older
         return older is not None and bool(self._log.retire(Seqno(older.seqno + 1)))
-
-
-def begin_window(checkpointer: Checkpointer) -> None:
-    """Make a base of what there is, where past moments are to be kept and there is none.
-
-    Where much was replayed, or it cannot be made, it is left to the checkpoint that is due then.
-    """
-
-    def begin() -> None:
-        if checkpointer._keeping.lacks_base() and checkpointer._state.version.memtable.bytes_used <= _BEGIN_BYTES:
-            # An open does not fail for it. What poisons is told by the next commit.
-            with suppress(Error):
-                checkpointer._run(even_if_empty=True)
-
-    checkpointer.while_idle(begin)

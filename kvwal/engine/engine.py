@@ -17,7 +17,7 @@ from functools import partial
 from typing import Any, ClassVar
 
 from kvwal.engine.background import Background
-from kvwal.engine.checkpoint import Checkpointer, begin_window
+from kvwal.engine.checkpoint import Checkpointer
 from kvwal.engine.commit import CommitQueue
 from kvwal.engine.consumers import Consumers
 from kvwal.engine.ending import is_of_the_system
@@ -217,7 +217,7 @@ class Engine:
             except DiskFullError:
                 pass  # It can wait: reading, and deleting what takes the space, comes first.
         if options.background:
-            begin_window(checkpointer)
+            checkpointer.checkpoint_if_due("window")
             indexes = self.tables.indexes
             meta, session = self._pages.meta, log.session
             page = NowPage(options.files, self._directory, meta.store_id, meta.line, session, options.mode)
@@ -477,7 +477,7 @@ class _Relief:
     def shorten_log(self) -> None:
         """Make the checkpoint that the log asks for, where no background thread does."""
         if self._background is None:
-            self._checkpointer.checkpoint_if_due(by_log=True)
+            self._checkpointer.checkpoint_if_due("log")
 
     def refuse_reentry(self) -> None:
         """ReentrancyError if the calling thread is in the middle of a checkpoint, for which it cannot wait."""

@@ -104,7 +104,7 @@ def test_where_much_is_replayed_a_checkpoint_is_due_that_begins_the_window(
         db.put(b"k", b"v")
     with opened(disk) as db:
         checkpointer = db.engine._checkpointer
-        checkpoint.begin_window(checkpointer)
+        checkpointer.checkpoint_if_due("window")
         assert bases_of(db) == []
         assert checkpointer.checkpoint_if_due()
         assert bases_of(db) == [db.last_seqno]
@@ -133,7 +133,7 @@ def test_what_keeps_an_open_from_beginning_the_window_is_left_to_a_checkpoint(
     with opened(disk) as db:
         with monkeypatch.context() as patched:
             patched.setattr(checkpoint, "merge_into", full)
-            checkpoint.begin_window(db.engine._checkpointer)
+            db.engine._checkpointer.checkpoint_if_due("window")
             assert bases_of(db) == []
         db.put(b"k", b"v")
         assert db.engine._checkpointer.checkpoint_if_due()
