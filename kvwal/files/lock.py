@@ -50,6 +50,10 @@ class _Handle(Protocol):
 _held: dict[int, tuple[Birthmark, tuple[int, int], ref[_Handle]]] = {}
 
 
+# By the process id: what this process says of itself.
+_told: dict[int, str] = {}
+
+
 def add_holder(handle: _Handle, mark: Birthmark, identity: tuple[int, int]) -> None:
     """This process locked the directory of that identity."""
     _held[id(handle)] = (mark, identity, ref(handle))
@@ -78,7 +82,18 @@ when_noticed(_drop_inherited)
 
 def hint_of_this_process(*, recovers: bool) -> str:
     """What a writer leaves in the file `lock`."""
-    return f"{os.getpid()} {_start_of('self')} {_boot()} {_namespace()}" + (f" {_RECOVERING}" if recovers else "")
+    return _this_process(os.getpid()) + (f" {_RECOVERING}" if recovers else "")
+
+
+def _this_process(pid: int) -> str:
+    # It takes 0.13 ms to find out, twice in an open. It holds for the process's life; a child of it has another pid.
+    told = _told.get(pid)
+    if told is None:
+        told = f"{pid} {_start_of('self')} {_boot()} {_namespace()}"
+        if _UNKNOWN not in told.split():
+            _told.clear()
+            _told[pid] = told
+    return told
 
 
 def recovers_in_hint(text: str) -> bool:

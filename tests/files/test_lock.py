@@ -171,6 +171,34 @@ def test_a_process_whose_name_has_spaces_and_brackets_has_a_start_time() -> None
         process.communicate()
 
 
+def test_what_could_not_be_found_out_of_this_process_is_asked_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_told", {})
+    with monkeypatch.context() as patched:
+        # As with no descriptor left.
+        patched.setattr(module, "_read", lambda path: "")
+        assert module.hint_of_this_process(recovers=False).split()[1:3] == ["-", "-"]
+    first = module.hint_of_this_process(recovers=True)
+    assert "-" not in first.split()
+    assert first == module.hint_of_this_process(recovers=False) + " recovering"
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
+def test_the_hint_of_a_forked_child_is_its_own() -> None:
+    mine = module.hint_of_this_process(recovers=False).split()
+    reading, writing = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        os.write(writing, module.hint_of_this_process(recovers=False).encode())
+        os._exit(0)
+    os.waitpid(pid, 0)
+    os.close(writing)
+    theirs = os.read(reading, 1000).decode().split()
+    os.close(reading)
+    assert theirs[0] == str(pid)
+    assert int(theirs[1]) >= int(mine[1])
+    assert theirs[2:] == mine[2:]
+
+
 def test_a_second_writer_is_refused_although_the_file_was_removed(store: Path, other: Any) -> None:
     process = other(True)
     (store / "lock").unlink()
