@@ -80,7 +80,7 @@ class AsyncStoredTable(AsyncStored):
     async def put(self, key: bytes, value: bytes, durability: Durability | None) -> Seqno | None:
         """See `Way`."""
         found = await self.to_write()
-        if found is None or found.lasts_us or self._stored.has_index(found.id):
+        if found is None or found.lasts_us or found.is_indexed:
             return None
         try:
             return await self._parts.commits.put(key, value, durability, found.id, found.names)

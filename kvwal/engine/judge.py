@@ -48,8 +48,8 @@ class Judge:
         evaluates = False
         for member in members:
             evaluates = evaluates or member.operation is not None or self._is_completed(member)
-        self._pending = Pending(reads) if evaluates else None
         self._names: object = names.now
+        self._pending = Pending(reads, names=self._names) if evaluates else None
         self._dropped: AbstractSet[int] = names.dropped
 
     def accepts(self, member: CommitRequest, seqno: Seqno) -> bool:
@@ -118,6 +118,8 @@ class Judge:
         if isinstance(member.writes, EncodedBatch) and member.writes.batch.others:
             if any(changes_names(*part) for part in member.writes.batch.parts()):
                 self._names = None
+                if self._pending is not None:
+                    self._pending.names = None
                 self._indexed = self._indexed_after(self._indexed, member.writes.batch.table(SYSTEM_TABLE))
             self._dropped = self._dropped | dropped_by(member)
 

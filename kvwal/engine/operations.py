@@ -15,6 +15,7 @@ from kvwal.batch import WriteBatch
 from kvwal.engine.range_map import RangeMap
 from kvwal.engine.request import Newest
 from kvwal.engine.value import Value
+from kvwal.errors import TableNotFoundError
 from kvwal.expiring import Expiring, judged, plain
 from kvwal.keys import KeyRange, Seqno, as_int
 from kvwal.log import Extension
@@ -64,7 +65,8 @@ def adding(delta: int) -> Callable[[Value], bytes]:
 class Pending:
     """The newest state with what the members of a group before this one write."""
 
-    def __init__(self, reads: Reads, table: int = 0) -> None:
+    def __init__(self, reads: Reads, table: int = 0, names: object = None) -> None:
+        self.names = names
         self._reads = reads
         self._table = table
         self._writes: dict[bytes, Value] = {}
@@ -173,7 +175,7 @@ class Pending:
 class Update:
     """A new value of one key, made from its newest one. `old` and `new` say afterwards what was there and what is."""
 
-    __slots__ = ("_function", "_keeps_expiry", "_table", "extension", "key", "new", "old")
+    __slots__ = ("_function", "_keeps_expiry", "_names", "_table", "extension", "key", "new", "old")
 
     dropped: Final = None
 
@@ -183,17 +185,19 @@ class Update:
         function: Callable[[Value], Value],
         extension: Extension | None = None,
         table: int = 0,
+        names: object = None,
         *,
         keeps_expiry: bool = False,
     ) -> None:
         """`function` gets the newest value, None if there is none, and returns what to put; None deletes.
 
         Returning what it got changes nothing. It must be quick, and have no effect of its own. `keeps_expiry`: what is
-        put expires when what was there would have.
+        put expires when what was there would have. `names`: as `WriteBatch.names`, where the table was found by one.
         """
         self._keeps_expiry = keeps_expiry
         self.key = key
         self._table = table
+        self._names = names
         self._function = function
         #: What the commit says of itself beside its writes.
         self.extension = extension
@@ -201,7 +205,9 @@ class Update:
         self.new: Value = None
 
     def evaluate(self, newest: Newest) -> WriteBatch | None:
-        """What to write."""
+        """What to write. TableNotFoundError if names of tables have changed since this one was found."""
+        if self._names is not None and self._names is not newest.names:
+            raise TableNotFoundError(self._table)
         found = (part := newest.table(self._table)).raw(self.key)
         self.old = old = part.get(self.key) if type(found) is Expiring else found
         self.new = new = self._function(old)

@@ -26,7 +26,14 @@ _NONE: Final = Seqno(0)
 
 
 class Newest(Protocol):
-    """What the commit leader hands an operation: the state after the commits before it."""
+    """What the commit leader hands an operation: the state after the commits before it.
+
+    Attributes:
+        names: what `WriteBatch.names` is of a batch that knows these names of tables.
+    """
+
+    @property
+    def names(self) -> object: ...
 
     def get(self, key: bytes) -> Value:
         """The newest value."""

@@ -259,6 +259,8 @@ def make_row(name: str, asked: Asked, get: Callable[[bytes], Value], system: Wri
 class _Nothing:
     """A table that does not exist yet."""
 
+    names: Final = None
+
     def get(self, key: bytes) -> Value:
         del key
         return None

@@ -70,11 +70,11 @@ class StoredTable(OrderedMapping):
     def to_write(self, *, cached_only: bool = False) -> Target | None:
         """The table, if it is there, and remembers what it is asked for with."""
         if self._spec.is_default:
-            return Target(0, None, 0)
+            return Target(0, None, 0, is_indexed=False)
         table, known = self.id(cached_only=cached_only), self.known
         if table is None or known is None or known[1] != table or not known[3]:
             return None
-        return Target(table, known[0], known[4])
+        return Target(table, known[0], known[4], self.has_index(table))
 
     def index_keys(
         self, writes: Mapping[bytes, Value], *, cached_only: bool = False
@@ -118,7 +118,7 @@ class StoredTable(OrderedMapping):
             found = self.to_write()
             if found is None or found.lasts_us:
                 return None
-            table, names, _ = found
+            table, names = found.id, found.names
         else:
             names, table = known[0], known[1]
         engine = self._engine

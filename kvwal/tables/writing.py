@@ -9,13 +9,14 @@ No code of a codec runs in the commit leader: what it calls knows bytes alone.
 from __future__ import annotations
 
 from collections.abc import Callable, Coroutine, Iterable, Mapping
+from contextlib import suppress
 from functools import partial
 from itertools import starmap
 from operator import methodcaller
 from typing import Any, Final, Generic, NamedTuple, ParamSpec, Protocol, TypeVar, overload
 
 from kvwal.batch import SAME_INDEX_KEYS, WriteBatch
-from kvwal.engine.operations import adding, decode_counter, keep_expiry, set_expiry
+from kvwal.engine.operations import Update, adding, decode_counter, keep_expiry, set_expiry
 from kvwal.engine.request import Newest, Operation
 from kvwal.engine.tables import InDefaultTable, InTable, MakeTable
 from kvwal.engine.value import MISSING, Value
@@ -66,11 +67,14 @@ _AS_USUAL: Final = How()
 
 
 class Target(NamedTuple):
-    """A table that is known: its id, what `WriteBatch.names` is to be, and the default expiry (0: none)."""
+    """A table that is known: its id, what `WriteBatch.names` is to be, the default expiry (0: none), and whether there
+    is an index of it.
+    """
 
     id: int
     names: object
     lasts_us: int
+    is_indexed: bool
 
 
 class Way(Protocol):
@@ -152,21 +156,23 @@ async def _operate(
     spec: TableSpec[Any, Any],
     fill: Callable[[Newest, WriteBatch], None],
     how: How,
-    likely: Mapping[bytes, Value],
+    likely: Mapping[bytes, Value] | None,
 ) -> Seqno:
     """Commit what `fill` writes to a batch, knowing what is newest in the table. Never a conflict.
 
-    `likely`: all that it may put.
+    `likely`: all that it may put; None if that is not known: IndexesChangedError then, if the table has an index.
     """
     if spec.is_default:
         return await way.operate(InDefaultTable(fill, way.now_us, how.extension), how)
     while True:
-        keys = await way.index_keys(likely)
+        keys = None if likely is None else await way.index_keys(likely)
         operation = InTable(spec.name, spec.asked, partial(_fill, fill, keys), way.now_us, how.extension)
         try:
             return await way.operate(operation, how)
         except IndexesChangedError:
-            pass  # Once more, with the keys for the new index.
+            if likely is None:
+                raise
+            # Once more, with the keys for the new index.
 
 
 def _fill(
@@ -188,17 +194,28 @@ async def _change(
     how: How = _AS_USUAL,
     *,
     likely: Value = None,
+    is_known: bool = True,
     keeps_expiry: bool = False,
     was_read: bool = False,
 ) -> tuple[Value, Value]:
     """Change one value; returns the old and the new one. See `kvwal.engine.operations.Update`.
 
-    `likely`: what it puts, if it puts something. `was_read`: just now. Requires: key and new value have passed `as_key`
-    and `as_value`.
+    `likely`: what it puts, if it puts something; `is_known`: see `_operate`. `was_read`: just now.
+
+    Requires: key and new value have passed `as_key` and `as_value`.
     """
     # Read first, so that the commit leader need not read a page.
     if not was_read:
         await way.read(key)
+    found = await way.to_write()
+    if found is not None and not (found.lasts_us or found.is_indexed):
+        update = Update(key, function, how.extension, found.id, found.names, keeps_expiry=keeps_expiry)
+        try:
+            await way.operate(update, how)
+        except TableNotFoundError:
+            pass  # It was dropped or renamed, or an index was declared.
+        else:
+            return update.old, update.new
     old: Value = None
     new: Value = None
 
@@ -211,7 +228,7 @@ async def _change(
             if keeps_expiry:
                 keep_expiry(newest, part, key)
 
-    await _operate(way, spec, fill, how, {key: likely})
+    await _operate(way, spec, fill, how, {key: likely} if is_known else None)
     return old, new
 
 
@@ -496,10 +513,12 @@ class Writing(Generic[K, V]):
             raise TypeError(f"the values of table {spec.name!r} are {spec.value.name}, and no counters")
         way, encoded, how = self._way, spec.encode_key(key), How(durability, meta)
         change = partial(_change, way, spec, encoded, how=how, keeps_expiry=True)
-        while await way.index_keys({}) is not None:
-            # Its index keys are to be known before the commit leader has it.
+        while True:
+            if await way.index_keys({}) is None:
+                with suppress(IndexesChangedError):
+                    return decode_counter((await change(added, is_known=False))[1])
+            # What an index has of it is to be known before the commit leader has it.
             old = await way.read(encoded)
             new = added(old)
             if (await change(partial(_instead, old, new), likely=new))[0] == old:
                 return decode_counter(new)
-        return decode_counter((await change(added))[1])

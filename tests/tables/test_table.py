@@ -15,6 +15,7 @@ from store_fixtures import check_store, commit_rows, problems_of, run_threads
 import kvwal
 from kvwal import codecs
 from kvwal.batch import WriteBatch
+from kvwal.engine.operations import Update
 from kvwal.engine.request import CommitRequest
 from kvwal.engine.tables import Drop, Rename
 from kvwal.engine.writes import EncodedBatch
@@ -969,7 +970,7 @@ def test_a_put_with_a_stamp_that_is_tried_again_after_a_rename_goes_by_name(db: 
     found = users._stored.to_write()
     assert found is not None
     batch = kvwal.WriteBatch()
-    table, batch.names, _ = found
+    table, batch.names = found.id, found.names
     batch.table(table).put_stamped(b"\x33", b"x" * 8)
     request = CommitRequest(EncodedBatch(batch), sync=False)
     assert isinstance(request.writes, EncodedBatch)
@@ -989,7 +990,7 @@ def test_a_put_behind_a_rename_or_drop_in_its_group_goes_by_name(db: kvwal.Store
     batch = kvwal.WriteBatch()
     found = users._stored.to_write()
     assert found is not None
-    table, batch.names, _ = found
+    table, batch.names = found.id, found.names
     batch.table(table).put(b"b", b"x" * 8)
     by_id = kvwal.WriteBatch()
     by_id.table(table).put(b"c", codecs.value_codec(int).encode(3))
@@ -998,15 +999,78 @@ def test_a_put_behind_a_rename_or_drop_in_its_group_goes_by_name(db: kvwal.Store
         CommitRequest(sync=False, operation=operation),
         CommitRequest(EncodedBatch(batch), sync=False),
         CommitRequest(EncodedBatch(by_id), sync=False),
+        CommitRequest(sync=False, operation=Update(b"a", lambda old: b"y" * 8, None, table, found.names)),
     ]
     db.engine.queue.submit(requests)
     assert requests[0].error is None
     assert isinstance(requests[1].error, TableNotFoundError)
+    assert isinstance(requests[3].error, TableNotFoundError)
     # What is for an id goes with the table, wherever its name went.
     assert isinstance(requests[2].error, TableNotFoundError) == (what == "drop")
     assert users == {}
     if what == "rename":
         assert db.table("people", str, int) == {"a": 1, "c": 3}
+
+
+class _Model(dict[str, int]):
+    def add(self, key: str, delta: int) -> int:
+        self[key] = self.get(key, 0) + delta
+        return self[key]
+
+    def put_if_absent(self, key: str, value: int) -> bool:
+        return self.compare_and_set(key, None, value)
+
+    def compare_and_set(self, key: str, expected: int | None, value: int) -> bool:
+        if self.get(key) != expected:
+            return False
+        self[key] = value
+        return True
+
+
+_CHANGES: dict[str, Callable[[Any], Any]] = {
+    "add": lambda table: table.add("a", 5),
+    "pop": lambda table: table.pop("a", None),
+    "put_if_absent": lambda table: table.put_if_absent("x", 5),
+    "setdefault": lambda table: table.setdefault("x", 5),
+    "compare_and_set": lambda table: table.compare_and_set("x", None, 5),
+}
+
+
+@pytest.mark.parametrize("change", _CHANGES.values(), ids=_CHANGES)
+@pytest.mark.parametrize("what", ["rename", "drop", "index"])
+def test_a_change_that_a_rename_drop_or_index_overtakes_is_one_of_what_has_the_name(
+    db: kvwal.Store, what: str, change: Callable[[Any], Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    users = db.table("users", str, codecs.counter)
+    users["a"] = 1
+    users["b"] = 2
+    dict(users)
+    real = db.engine.commit
+    seen = []
+
+    def commit(request: Any) -> Any:
+        if isinstance(request.operation, Update) and not seen:
+            seen.append(request)
+            if what == "rename":
+                db.rename_table("users", "people")
+                db.table("users", str, codecs.counter)["c"] = 3
+            elif what == "drop":
+                db.drop_table("users")
+                db.table("users", str, codecs.counter)["c"] = 3
+            else:
+                assert users.index("by_value", key=lambda value: value, codec=int).wait()
+        return real(request)
+
+    model = _Model({"a": 1, "b": 2} if what == "index" else {"c": 3})
+    expected = change(model)
+    with monkeypatch.context() as patch:
+        patch.setattr(db.engine, "commit", commit)
+        assert change(users) == expected
+    assert seen
+    assert dict(users) == model
+    if what == "rename":
+        assert dict(db.table("people", str, codecs.counter)) == {"a": 1, "b": 2}
+    assert problems_of(db) == []
 
 
 def test_a_codec_that_makes_no_bytes_of_a_bound_deletes_nothing(db: kvwal.Store) -> None:
