@@ -102,7 +102,10 @@ class Transaction(TransactionPart):
         self._extension = extension_of(meta)
 
     def part(self, table: int) -> TransactionPart:
-        """A table as this transaction sees it, by its id. ValueError by writes to a table of the store's own."""
+        """A table as this transaction sees it, by its id. ValueError by writes to a table of the store's own.
+
+        The commit raises TableNotFoundError if it writes to a table that was dropped before, in this opening.
+        """
         self.reader  # noqa: B018  # it is over without one
         if not table:
             return self

@@ -31,7 +31,8 @@ class Judge:
     """Judges the members of one group, in their order. Requires: the lead.
 
     No member may write to a table that was dropped before it, or by a name that means another one now, but an
-    operation, which knows what there is, and a transaction, which read that it is there, and conflicts if it is not.
+    operation, which knows what there is. A transaction that found a table by its name has read that it is there, and
+    conflicts first.
     """
 
     __slots__ = ("_dropped", "_history", "_indexed", "_indexed_after", "_is_alone", "_names", "_own", "_pending")
@@ -65,10 +66,10 @@ class Judge:
                 member.writes = self._encoded(batch, member.operation.extension) if batch else NOTHING
             except (Error, OSError, LookupError, TypeError, ValueError, OverflowError) as error:
                 member.error = error
-        elif member.reads is None and isinstance(member.writes, LonePut):
+        elif member.error is None and isinstance(member.writes, LonePut):
             if member.writes.table and member.writes.names is not self._names:
                 member.error = TableNotFoundError(member.writes.table)
-        elif member.reads is None and member.writes.batch.others:
+        elif member.error is None and member.writes.batch.others:
             member.error = self._refusal(member.writes.batch)
         writes = member.writes
         if member.error is None and isinstance(writes, EncodedBatch):

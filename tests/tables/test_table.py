@@ -981,6 +981,38 @@ def test_a_put_with_a_stamp_that_is_tried_again_after_a_rename_goes_by_name(db: 
     assert len(db.table("people", tuple[codecs.Versionstamp], int)) == 1
 
 
+@pytest.mark.parametrize("reads", [True, False])
+@pytest.mark.parametrize("begins", ["before the drop", "behind it", "in its group"])
+def test_a_transaction_by_the_id_of_a_dropped_table_is_refused(db: kvwal.Store, begins: str, reads: bool) -> None:
+    users = db.table("users", str, int)
+    users["a"] = 1
+    table = users.id
+    assert table is not None
+    if begins == "behind it":
+        db.drop_table("users")
+    txn = db.transaction()
+    if reads:
+        txn.get(b"other")
+    txn.put(b"k", b"v")
+    txn.part(table).put(b"x", b"v")
+    if begins == "in its group":
+        request = txn.request()
+        row = db.engine.tables.row("users")
+        assert request is not None
+        assert row is not None
+        db.engine.queue.submit([CommitRequest(sync=False, operation=Drop(row)), request])
+        txn.abort()
+        assert isinstance(request.error, TableNotFoundError)
+    else:
+        if begins == "before the drop":
+            db.drop_table("users")
+        with pytest.raises(TableNotFoundError, match=f"there is no table {table}"):
+            txn.commit()
+    with db.snapshot() as now:
+        assert (dict(now), dict(now.part(table))) == ({}, {})
+    assert problems_of(db) == []
+
+
 @pytest.mark.parametrize("what", ["rename", "drop"])
 def test_a_put_behind_a_rename_or_drop_in_its_group_goes_by_name(db: kvwal.Store, what: str) -> None:
     users = db.table("users", str, int)
