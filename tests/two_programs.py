@@ -294,6 +294,9 @@ class _Looking:
         if self._world.is_locked:
             raise kvwal.LockedError(PATH, None, own=False)
 
+    def again(self) -> _Looking:
+        return _Looking(self._world, self._there.again())
+
     def is_recovering(self) -> bool:
         self._world.look()
         return self._world.is_recovering

@@ -17,7 +17,7 @@ import time
 from typing import Final, NoReturn
 
 from kvwal.errors import CorruptionError, DiskFullError, FormatError, LockedError, ReadOnlyError, StoreNotFoundError
-from kvwal.files import Directory, is_full, parent_and_name
+from kvwal.files import Directory, is_full, opened_again, parent_and_name
 from kvwal.files.names import DATA, ERASING, LOCK, SALVAGING, is_erasable, is_known, segment_name, temporary_name
 from kvwal.keys import Seqno
 from kvwal.log import LogIdentity, LogOptions, LogReader, SegmentLog
@@ -169,7 +169,7 @@ def has_writer(directory: Directory, options: Options) -> bool:
 
 def locked_by_writer(directory: Directory, options: Options) -> LockedError | None:
     """What tells of the process that has the store open for writing; None if none has. Nothing is locked then."""
-    look = options.files.open_directory(directory.path)
+    look = opened_again(directory)
     try:
         _lock(look, "r", options)
         return None

@@ -6,7 +6,17 @@ the crash tests can put a simulated disk in their place.
 
 from kvwal.files.failures import is_full, is_of_medium, start_thread
 from kvwal.files.fork import call_in_forked_child, process_id, program_name
-from kvwal.files.protocol import Buffer, Directory, EntryKind, File, Files, end_recovery, inside, is_recovering
+from kvwal.files.protocol import (
+    Buffer,
+    Directory,
+    EntryKind,
+    File,
+    Files,
+    end_recovery,
+    inside,
+    is_recovering,
+    opened_again,
+)
 from kvwal.files.system import PathArgument, outwards, parent_and_name, path_text, rooted, system_files
 
 __all__ = [
@@ -22,6 +32,7 @@ __all__ = [
     "is_full",
     "is_of_medium",
     "is_recovering",
+    "opened_again",
     "outwards",
     "parent_and_name",
     "path_text",

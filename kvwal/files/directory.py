@@ -46,19 +46,31 @@ class SystemDirectory:
 
     __slots__ = ("_fd", "_identity", "_inner", "_lock_fd", "_mark", "_open", "_place", "_writer", "__weakref__", "path")
 
-    def __init__(self, path: str, *, by_descriptor: bool = BY_DESCRIPTOR, inside: int | None = None) -> None:
-        """`inside`: the descriptor of the directory in which the last part of the path is a directory."""
+    def __init__(
+        self,
+        path: str,
+        *,
+        by_descriptor: bool = BY_DESCRIPTOR,
+        inside: int | None = None,
+        again: SystemDirectory | None = None,
+    ) -> None:
+        """`inside`: the descriptor of the directory in which the last part of the path is a directory. `again`: an open
+        one that this one is to be, and not what is at the path.
+        """
         self.path = path
         self._mark = birthmark()
         self._fd: int | None = None
         self._lock_fd: int | None = None
         self._writer = False
         self._open = False
-        self._inner = inside is not None
+        self._inner: bool = inside is not None if again is None else again._inner
         # Resolved now: by the next call the working directory may be another one, and a link lead elsewhere.
-        self._place = "" if by_descriptor else os.path.realpath(path)
+        self._place: str = again._place if again is not None else "" if by_descriptor else os.path.realpath(path)
         with self._failing():
-            if inside is not None:
+            if again is not None:
+                again._at("")
+                self._fd = None if again._fd is None else os.open(".", _DIRECTORY, dir_fd=again._fd)
+            elif inside is not None:
                 self._fd = os.open(os.path.basename(path), _DIRECTORY | _NOFOLLOW, dir_fd=inside)
             elif by_descriptor:
                 self._fd = os.open(path, _DIRECTORY)
@@ -170,6 +182,9 @@ class SystemDirectory:
             os.close(fd)
             raise
         return fd
+
+    def again(self) -> SystemDirectory:
+        return SystemDirectory(self.path, again=self)
 
     def inner(self, name: str, *, make: bool) -> SystemDirectory:
         with self._failing(name):

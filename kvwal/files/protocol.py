@@ -176,6 +176,10 @@ class Directory(Protocol):
         """See `is_recovering`."""
         ...
 
+    def again(self) -> Directory:
+        """See `opened_again`."""
+        ...
+
     def inner(self, name: str, *, make: bool) -> Directory:
         """See `inside`."""
         ...
@@ -214,6 +218,11 @@ class Files(Protocol):
     def give_way(self, pause_s: float) -> None:
         """Let other threads run for `pause_s` seconds; long background work calls it often. 0: as short as possible."""
         ...
+
+
+def opened_again(directory: Directory) -> Directory:
+    """The same directory, whatever its path leads to by now, opened once more: what it locks is unlocked alone."""
+    return directory.again()
 
 
 def inside(directory: Directory, name: str, *, make: bool = False) -> Directory:

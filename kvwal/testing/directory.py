@@ -130,6 +130,13 @@ class SimulatedDirectory:
             self._node.change(Entry(disk.operations, name, "", None))
             raise_after(fault, path)
 
+    def again(self) -> SimulatedDirectory:
+        disk = self._disk
+        with disk.mutex:
+            self._entries()
+            raise_after(disk.begin("open_directory", self.path), self.path)
+            return SimulatedDirectory(disk, self._node, self.path)
+
     def inner(self, name: str, *, make: bool) -> SimulatedDirectory:
         disk, path = self._disk, self._path(name)
         with disk.mutex:

@@ -6,6 +6,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,10 @@ import pytest
 from store_fixtures import TINY
 
 import kvwal
+from kvwal.engine.create import has_writer, locked_by_writer, open_directory
 from kvwal.errors import FormatError, LockedError, PoisonedError, StoreNotFoundError, StoreRemovedError, SystemCallError
+from kvwal.files import system_files
+from kvwal.options import Options
 from kvwal.testing import SimulatedDisk
 
 SETTINGS: dict[str, Any] = {**TINY, "background": False}
@@ -67,6 +71,31 @@ def test_a_relative_path_means_the_directory_of_the_open(
         assert os.listdir(tmp_path / "two") == []
     else:
         assert files_of(tmp_path / "two" / "a.kv") == before
+
+
+@pytest.mark.parametrize("there", ["nothing", "a store", "a store in use"])
+def test_the_writer_that_is_looked_for_is_that_of_the_directory_that_is_open(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, there: str
+) -> None:
+    """Another thread may change the working directory between the two."""
+    (tmp_path / "one").mkdir()
+    (tmp_path / "two").mkdir()
+    monkeypatch.chdir(tmp_path / "one")
+    options = Options(files=system_files())
+    with ExitStack() as stack:
+        ours = stack.enter_context(kvwal.open("a.kv", **SETTINGS))
+        directory, _ = open_directory("a.kv", "r", options)
+        stack.callback(directory.close)
+        os.chdir(tmp_path / "two")
+        if there == "a store":
+            theirs(tmp_path / "two" / "a.kv")
+        elif there == "a store in use":
+            stack.enter_context(kvwal.open("a.kv", **SETTINGS))
+        found = locked_by_writer(directory, options)
+        assert isinstance(found, LockedError)
+        assert found.own
+        ours.close()
+        assert not has_writer(directory, options)
 
 
 def test_a_working_directory_that_was_removed_is_no_obstacle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

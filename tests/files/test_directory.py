@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from kvwal.errors import StoreRemovedError
-from kvwal.files import Directory
+from kvwal.errors import LockedError, StoreRemovedError
+from kvwal.files import Directory, opened_again
 from kvwal.files import file as module
 from kvwal.files.directory import SystemDirectory
 
@@ -50,6 +50,22 @@ def test_names_are_those_of_the_directory_that_was_opened_after_a_change_of_the_
     opened.unlink("b")
     assert os.listdir(tmp_path / "store") == []
     opened.close()
+
+
+def test_a_directory_is_opened_again_whatever_its_path_leads_to(opened: Directory, tmp_path: Path) -> None:
+    fill(opened, "a", b"1")
+    (tmp_path / "elsewhere" / "store").mkdir(parents=True)
+    os.chdir(tmp_path / "elsewhere")
+    again = opened_again(opened)
+    assert (again, again.path, again.names()) == (opened, "store", ["a"])
+    # Each has a lock of its own.
+    again.lock(shared=False)
+    with pytest.raises(LockedError):
+        opened.lock(shared=True)
+    again.close()
+    opened.lock(shared=False)
+    with pytest.raises(OSError, match="closed"):
+        opened_again(again)
 
 
 def test_a_file_is_the_same_whatever_its_name_and_another_one_in_its_place_is_not(opened: Directory) -> None:
