@@ -2,22 +2,26 @@
 
 The order of its keys is made by the first scan, and kept from then on. A scan that had to pass many keys that the
 transaction itself deleted says so, and the next one begins behind them (see `kvwal.engine.gaps`): else a transaction
-that takes a queue apart would pass all that it took before at each step.
+that takes a queue apart would pass all that it took before at each step. And a scan takes what was written some at a
+time, as far as it comes: else one that looks at one end would copy all that was taken off the other.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import chain
+from weakref import ref
 
 from sortedcontainers import SortedList
 
 from kvwal.batch import WriteBatch
 from kvwal.db.mapping import Bounds
 from kvwal.engine.gaps import WORTHWHILE, Gaps
-from kvwal.engine.merge import Chunk, Source
+from kvwal.engine.merge import Chunk, RawChunk, Source
 from kvwal.engine.range_map import Cover
 from kvwal.engine.value import MISSING, Missing, Value
 from kvwal.keys import Bound, KeyRange, Seqno
+from kvwal.locks import locked, new_lock
 
 __all__ = ["OwnWrites"]
 
@@ -25,10 +29,76 @@ __all__ = ["OwnWrites"]
 _NOW = Seqno(0)
 
 
+class _Pieces:
+    """What is written in a range as a scan began: some at a time, and all at once before more is written."""
+
+    __slots__ = ("__weakref__", "_bounds", "_left", "_most", "_order", "_rest", "_reverse", "_writes", "keys", "lock")
+
+    def __init__(
+        self,
+        order: SortedList[bytes],
+        writes: dict[bytes, bytes | None],
+        bounds: tuple[bytes | None, bytes | None],
+        limit: int,
+        *,
+        reverse: bool,
+    ) -> None:
+        self._order, self._writes = order, writes
+        self._bounds, self._reverse = bounds, reverse
+        # Each of its own puts is among what the scan finds, so no more of them are needed.
+        self._left = limit
+        self._most = WORTHWHILE
+        # What is left, once it is taken before a write.
+        self._rest: RawChunk | None = None
+        #: Those that were handed out.
+        self.keys: list[bytes] = []
+        #: A worker of tasks may take some while another task writes.
+        self.lock = new_lock()
+
+    def __iter__(self) -> Iterator[RawChunk]:
+        return self
+
+    @locked
+    def __next__(self) -> RawChunk:
+        if self._rest is None:
+            keys, values = self._taken(self._most)
+            self._most *= 2
+            self._left -= len(values) - values.count(None)
+        else:
+            (keys, values), self._rest = self._rest, ((), ())
+        if not keys:
+            raise StopIteration
+        self.keys += keys
+        return keys, values
+
+    @locked
+    def take_all(self) -> None:
+        """From here on what is written is another's."""
+        if self._rest is None:
+            self._rest = self._taken(len(self._writes))
+
+    def _taken(self, most: int) -> RawChunk:
+        # Requires: lock. By the last key, so that nothing is lost where this is interrupted.
+        (start, stop), inclusive = self._bounds, (True, False)
+        if self.keys and self._reverse:
+            stop = self.keys[-1]
+        elif self.keys:
+            start, inclusive = self.keys[-1], (False, False)
+        keys: list[bytes] = []
+        left = self._left
+        if left:
+            for key in self._order.irange(start, stop, inclusive, self._reverse):
+                keys.append(key)
+                left -= self._writes[key] is not None
+                if not left or len(keys) == most:
+                    break
+        return keys, list(map(self._writes.__getitem__, keys))
+
+
 class OwnWrites:
     """The writes of one transaction to one table. For one thread at a time."""
 
-    __slots__ = ("_cover", "_gaps", "_order", "_puts", "batch")
+    __slots__ = ("_cover", "_gaps", "_order", "_puts", "_scans", "batch")
 
     def __init__(self, batch: WriteBatch) -> None:
         #: What its commit is to write.
@@ -39,10 +109,18 @@ class OwnWrites:
         self._gaps: Gaps | None = None
         # How often a key was put: what a scan found to be empty may be so no more.
         self._puts = 0
+        # Those that have not taken all that was written.
+        self._scans: list[ref[_Pieces]] = []
 
     def write(self, key: bytes, value: bytes | None) -> None:
         """Put, or delete if the value is None."""
         writes = self.batch.writes
+        if self._scans:
+            for scan in self._scans:
+                pieces = scan()
+                if pieces is not None:
+                    pieces.take_all()
+            self._scans = []
         if self._order is not None and key not in writes:
             self._order.add(key)
         if value is not None:
@@ -75,20 +153,21 @@ class OwnWrites:
         return (start, stop) if gaps is None else gaps.skip(start, stop, reverse=bounds.reverse)
 
     def source(self, start: bytes | None, stop: bytes | None, bounds: Bounds) -> tuple[Source, list[bytes]]:
-        """What it has written in a range as it is now, and the keys of that, as far as the limit needs them."""
-        if self._order is None:
-            self._order = SortedList(self.batch.writes)
+        """What it has written in a range as it is now, and the keys of that, as far as the scan has come."""
         writes = self.batch.writes
-        keys: list[bytes] = []
-        left = len(writes) if bounds.limit is None else bounds.limit
-        for key in self._order.irange(start, stop, (True, False), bounds.reverse):
-            keys.append(key)
-            # Each of its own puts is among what the scan finds, so no more of them are needed.
-            left -= writes[key] is not None
-            if not left:
-                break
-        chunks = iter([(keys, [writes[key] for key in keys])] if keys else [])
-        return Source(chunks, cover=self.cover() if self.batch.ranges else None), keys
+        if self._order is None:
+            self._order = SortedList(writes)
+        limit = len(writes) if bounds.limit is None else bounds.limit
+        pieces = _Pieces(self._order, writes, (start, stop), limit, reverse=bounds.reverse)
+        first = next(pieces, None)
+        chunks: Iterator[RawChunk] = iter(())
+        if first is not None and len(first[0]) < WORTHWHILE:
+            chunks = iter((first,))
+        elif first is not None:
+            chunks = chain((first,), pieces)
+            self._scans = [scan for scan in self._scans if scan() is not None]
+            self._scans.append(ref(pieces))
+        return Source(chunks, cover=self.cover() if self.batch.ranges else None), pieces.keys
 
     def watched(
         self, chunks: Iterator[Chunk], keys: list[bytes], start: bytes | None, stop: bytes | None, *, reverse: bool

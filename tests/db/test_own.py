@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -15,6 +17,8 @@ import kvwal
 from kvwal.batch import WriteBatch
 from kvwal.db.mapping import Bounds
 from kvwal.db.own import OwnWrites
+from kvwal.engine.gaps import WORTHWHILE
+from kvwal.engine.merge import Source
 from kvwal.testing import SimulatedDisk
 
 MANY = 300
@@ -94,6 +98,61 @@ def test_a_transaction_passes_what_it_took_off_a_queue_once(db: kvwal.Store, rev
             assert (txn.last() if reverse else txn.first()) == (key(399 if reverse else 600), b"v")
         # No more than are passed before a gap is worth while.
         assert max(looked_at) <= 64
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+def test_a_transaction_that_drains_one_end_looks_at_the_other_one_for_the_same_each_time(
+    db: kvwal.Store, monkeypatch: pytest.MonkeyPatch, reverse: bool
+) -> None:
+    db.update({key(number): b"v" for number in range(1000)})
+    looks: list[list[bytes]] = []
+    source = OwnWrites.source
+
+    def looked(*arguments: Any) -> Any:
+        found = source(*arguments)
+        looks.append(found[1])
+        return found
+
+    monkeypatch.setattr(OwnWrites, "source", looked)
+    with db.transaction() as txn:
+        for taken in range(900):
+            pair = txn.first() if reverse else txn.last()
+            assert pair == (key(taken if reverse else 999 - taken), b"v")
+            txn.delete(pair[0])
+            assert (txn.last() if reverse else txn.first()) == (key(999 if reverse else 0), b"v")
+        assert max(map(len, looks)) <= 2 * WORTHWHILE
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+def test_what_a_transaction_writes_while_a_thread_takes_its_writes_is_not_among_them(reverse: bool) -> None:
+    """As a worker of tasks does it."""
+    random = Random(1)
+    for most in (1, 2, 5, 50):
+        own, before = OwnWrites(WriteBatch()), {}
+        for number in range(0, 2000, 2):
+            before[key(number)] = None if number % 3 else b"%d" % number
+            own.write(key(number), before[key(number)])
+        source, keys = own.source(key(10), key(1900), Bounds(None, None, None, reverse, None))
+        taken: list[bytes] = []
+        with ThreadPoolExecutor(1) as pool:
+
+            def take(
+                most: int, source: Source = source, taken: list[bytes] = taken, before: dict[bytes, Any] = before
+            ) -> None:
+                for _ in range(most):
+                    if source.fill():
+                        chunk, values = source.take_all()
+                        assert list(values) == [before[each] for each in chunk]
+                        taken += chunk
+
+            taking = pool.submit(take, most)
+            for number in random.sample(range(2000), 500):
+                own.write(key(number), random.choice([None, b"new"]))
+            own.delete_range(key(100), key(200))
+            own.write(key(150), b"new")
+            taking.result()
+            pool.submit(take, 50).result()
+        assert taken == keys == sorted((each for each in before if key(10) <= each < key(1900)), reverse=reverse)
 
 
 def test_a_short_scan_looks_at_no_more_of_many_writes_than_it_needs(db: kvwal.Store) -> None:
