@@ -27,7 +27,8 @@ def describe(engine: Engine) -> dict[str, Any]:
         "wall_us": engine.reads.moments.wall_us(),
         "refuses": _refusal(engine),
         "entries": engine.reads.count(),
-        "position": str(position_at(engine, engine.state.seqno)),
+        # Of the moment that the figures are of: commits are made meanwhile.
+        "position": str(position_at(engine, stats.last_seqno)),
         "stats": stats.as_dict(),
         "pins": [asdict(pin) for pin in pins(engine)],
         "consumers": [

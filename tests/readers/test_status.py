@@ -20,8 +20,11 @@ from store_fixtures import wait_until
 
 import kvwal
 from kvwal.__main__ import whole_app
+from kvwal.engine.upkeep import Upkeep
+from kvwal.feed.status import describe
 from kvwal.files import inside, system_files
 from kvwal.following.status import running_status
+from kvwal.following.still import StillEngine
 from kvwal.keys import Seqno
 from kvwal.readers.status import ask, decode_status, encode_status, is_asked, read_status, write_status
 from kvwal.testing import SimulatedDisk
@@ -204,6 +207,42 @@ def test_kvwal_stats_says_where_a_running_process_does_not_answer(store: str, mo
         assert result.exit_code == 0
         assert "did not answer" in result.stderr
         assert "entries\t1\n" in result.stdout
+
+
+def test_the_position_is_that_of_the_figures_whatever_is_committed_meanwhile(
+    store: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with kvwal.open(store) as db:
+        figures = Upkeep.stats
+
+        def overtaken(upkeep: Upkeep) -> Any:
+            found = figures(upkeep)
+            db[b"meanwhile"] = b"1"
+            return found
+
+        monkeypatch.setattr(Upkeep, "stats", overtaken)
+        said = describe(db.engine)
+        assert db.last_seqno == said["stats"]["last_seqno"] + 1
+        assert kvwal.Position.parse(said["position"]) == said["stats"]["last_seqno"]
+
+
+def test_the_position_of_a_reader_that_goes_on_meanwhile_is_that_of_its_figures(
+    store: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kvwal.open(store).close()
+    figures = kvwal.Store.stats
+
+    def overtaken(reading: kvwal.Store) -> Any:
+        found = figures(reading)
+        with kvwal.open(store, background=False) as db:
+            db[b"meanwhile"] = b"1"
+        assert isinstance(reading.engine, StillEngine)
+        assert reading.engine.progress.refresh() == found.last_seqno + 1
+        return found
+
+    monkeypatch.setattr(kvwal.Store, "stats", overtaken)
+    said = json.loads(_stats(store, "--json"))
+    assert kvwal.Position.parse(said["position"]) == said["last_seqno"]
 
 
 def _stats(path: str, *options: str) -> str:
