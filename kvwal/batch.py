@@ -10,8 +10,11 @@ Invariant: keys and values are exactly `bytes` (never a subclass but `Expiring`,
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from itertools import islice
 from types import MappingProxyType
 from typing import Any, Final, Never, Protocol, TypeAlias, cast
+
+from sortedcontainers import SortedList
 
 from kvwal.errors import UsageError
 from kvwal.expiring import Expiring, expire_us
@@ -61,6 +64,7 @@ class WriteBatch:
     """
 
     __slots__ = (
+        "_order",
         "from_commit",
         "index_keys",
         "names",
@@ -76,6 +80,8 @@ class WriteBatch:
     def __init__(self) -> None:
         #: The newest value of each key written; None stands for a delete.
         self.writes: dict[bytes, bytes | None] = {}
+        # What `order` made of which dict.
+        self._order: tuple[dict[bytes, bytes | None], SortedList[bytes]] | None = None
         #: Ranges deleted before `writes` take effect.
         self.ranges: list[KeyRange] = []
         #: By what names its tables were found, as `Names.now` was then: if these have changed, its commit is refused.
@@ -212,10 +218,34 @@ class WriteBatch:
         bounds = KeyRange.of(start, stop)
         if bounds.is_empty():
             return
-        if self.writes:
+        writes = self.writes
+        if writes and not self.ranges:
+            # Most often it is the only one.
             contains = bounds.contains
-            self.writes = {key: value for key, value in self.writes.items() if not contains(key)}
+            self.writes = {key: value for key, value in writes.items() if not contains(key)}
+        elif writes:
+            order = self.order()
+            # As long as the two differ.
+            self._order = None
+            for key in list(order.irange(*bounds, (True, False))):
+                order.remove(key)
+                del writes[key]
+            self._order = writes, order
         self.ranges.append(bounds)
+
+    def order(self) -> SortedList[bytes]:
+        """The keys of `writes`, in order: the same list at each call. O(log n) for each key that is new since the last.
+
+        Requires: no key has been taken out of `writes` since, but by `delete_range`.
+        """
+        writes = self.writes
+        # Interrupted, it is made anew.
+        found, self._order = self._order, None
+        order = found[1] if found is not None and found[0] is writes else SortedList[bytes]()
+        # A dict has new keys at its end.
+        order.update(list(islice(reversed(writes), len(writes) - len(order))))
+        self._order = writes, order
+        return order
 
     def update(self, other: Updates = (), /, **keywords: Never) -> None:
         """Put every pair of a mapping, of what has `keys` and `[]`, or of an iterable; none if one cannot be stored."""

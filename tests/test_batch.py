@@ -23,7 +23,7 @@ CALLS = st.lists(
         st.tuples(st.just("delete"), KEYS),
         st.tuples(st.just("delete_range"), st.none() | KEYS, st.none() | KEYS),
     ),
-    max_size=8,
+    max_size=20,
 )
 OLD = {b"a": b"old", b"d": b"old"}
 
@@ -32,7 +32,9 @@ OLD = {b"a": b"old", b"d": b"old"}
 def test_ranges_then_writes_say_the_same_as_the_calls_one_after_the_other(calls: list[Any]) -> None:
     batch = WriteBatch()
     model = dict(OLD)
-    for name, *arguments in calls:
+    for number, (name, *arguments) in enumerate(calls):
+        if number % 3 == 2:
+            assert list(batch.order()) == sorted(batch.writes)
         getattr(batch, name)(*arguments)
         if name == "put":
             model[arguments[0]] = arguments[1]
@@ -47,6 +49,32 @@ def test_ranges_then_writes_say_the_same_as_the_calls_one_after_the_other(calls:
     state.update(batch.writes)
     assert {key: value for key, value in state.items() if value is not None} == model
     assert not any(bounds.is_empty() for bounds in batch.ranges)
+    copied = batch.copy()
+    batch.put(b"e", b"")
+    assert list(batch.order()) == sorted(batch.writes)
+    batch.clear()
+    batch.put(b"e", b"")
+    assert list(batch.order()) == [b"e"]
+    assert list(copied.order()) == sorted(copied.writes)
+
+
+def test_each_of_many_ranges_looks_at_the_keys_in_it_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    looks: list[bytes] = []
+    contains = KeyRange.contains
+
+    def looked(self: KeyRange, key: bytes) -> bool:
+        looks.append(key)
+        return contains(self, key)
+
+    monkeypatch.setattr(KeyRange, "contains", looked)
+    batch = WriteBatch()
+    for number in range(300):
+        batch.delete_range(b"%04d" % number, b"%04d/" % number)
+        batch.put(b"%04d" % number, b"")
+        batch.put(b"%04d.old" % number, b"")
+        batch.delete_range(b"%04d." % number, b"%04d/" % number)
+    assert list(batch.writes) == [b"%04d" % number for number in range(300)]
+    assert len(looks) < 10
 
 
 def filled() -> WriteBatch:

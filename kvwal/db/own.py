@@ -18,7 +18,7 @@ from kvwal.batch import WriteBatch
 from kvwal.db.mapping import Bounds
 from kvwal.engine.gaps import WORTHWHILE, Gaps
 from kvwal.engine.merge import Chunk, RawChunk, Source
-from kvwal.engine.range_map import Cover
+from kvwal.engine.range_map import Cover, RangeMap
 from kvwal.engine.value import MISSING, Missing, Value
 from kvwal.keys import Bound, KeyRange, Seqno
 from kvwal.locks import locked, new_lock
@@ -27,6 +27,8 @@ __all__ = ["OwnWrites"]
 
 # All writes of a transaction are of one moment.
 _NOW = Seqno(0)
+# What is deleted is deleted by one commit.
+_ONCE = Seqno(1)
 
 
 class _Pieces:
@@ -98,13 +100,13 @@ class _Pieces:
 class OwnWrites:
     """The writes of one transaction to one table. For one thread at a time."""
 
-    __slots__ = ("_cover", "_gaps", "_order", "_puts", "_scans", "batch")
+    __slots__ = ("_deleted", "_gaps", "_puts", "_scans", "batch")
 
     def __init__(self, batch: WriteBatch) -> None:
         #: What its commit is to write.
         self.batch = batch
-        self._order: SortedList[bytes] | None = None
-        self._cover: Cover | None = None
+        # The ranges of the batch; made by the first look that has to do with them.
+        self._deleted: RangeMap | None = None
         # Made by the first scan that has something to say: a transaction that only gets and puts needs none.
         self._gaps: Gaps | None = None
         # How often a key was put: what a scan found to be empty may be so no more.
@@ -114,31 +116,35 @@ class OwnWrites:
 
     def write(self, key: bytes, value: bytes | None) -> None:
         """Put, or delete if the value is None."""
-        writes = self.batch.writes
         if self._scans:
-            for scan in self._scans:
-                pieces = scan()
-                if pieces is not None:
-                    pieces.take_all()
-            self._scans = []
-        if self._order is not None and key not in writes:
-            self._order.add(key)
+            self._leave_to_scans()
         if value is not None:
             self._puts += 1
             if self._gaps is not None:
                 self._gaps.written(_NOW, (key,))
-        writes[key] = value
+        self.batch.writes[key] = value
+
+    def _leave_to_scans(self) -> None:
+        for scan in self._scans:
+            pieces = scan()
+            if pieces is not None:
+                pieces.take_all()
+        self._scans = []
 
     def delete_range(self, start: Bound, stop: Bound) -> None:
         """Delete a range, as `WriteBatch.delete_range`."""
+        self._leave_to_scans()
         self.batch.delete_range(start, stop)
-        self._cover = self._order = None
 
     def cover(self) -> Cover:
         """The ranges that it deleted."""
-        if self._cover is None:
-            self._cover = Cover.of(self.batch.ranges)
-        return self._cover
+        if self._deleted is None:
+            self._deleted = RangeMap()
+        ranges, known = self.batch.ranges, self._deleted.added
+        while len(known) < len(ranges):
+            # Scans have what it was before.
+            self._deleted.add(_ONCE, ranges[len(known)], copy=True)
+        return self._deleted.newest
 
     def get(self, key: bytes) -> Value | Missing:
         """The value; None if deleted; MISSING if the moment that is read must answer."""
@@ -155,10 +161,8 @@ class OwnWrites:
     def source(self, start: bytes | None, stop: bytes | None, bounds: Bounds) -> tuple[Source, list[bytes]]:
         """What it has written in a range as it is now, and the keys of that, as far as the scan has come."""
         writes = self.batch.writes
-        if self._order is None:
-            self._order = SortedList(writes)
         limit = len(writes) if bounds.limit is None else bounds.limit
-        pieces = _Pieces(self._order, writes, (start, stop), limit, reverse=bounds.reverse)
+        pieces = _Pieces(self.batch.order(), writes, (start, stop), limit, reverse=bounds.reverse)
         first = next(pieces, None)
         chunks: Iterator[RawChunk] = iter(())
         if first is not None and len(first[0]) < WORTHWHILE:

@@ -19,6 +19,8 @@ from kvwal.db.mapping import Bounds
 from kvwal.db.own import OwnWrites
 from kvwal.engine.gaps import WORTHWHILE
 from kvwal.engine.merge import Source
+from kvwal.engine.range_map import RangeMap
+from kvwal.keys import KeyRange, Seqno
 from kvwal.testing import SimulatedDisk
 
 MANY = 300
@@ -98,6 +100,28 @@ def test_a_transaction_passes_what_it_took_off_a_queue_once(db: kvwal.Store, rev
             assert (txn.last() if reverse else txn.first()) == (key(399 if reverse else 600), b"v")
         # No more than are passed before a gap is worth while.
         assert max(looked_at) <= 64
+
+
+def test_a_transaction_learns_of_each_range_that_it_deletes_once(
+    db: kvwal.Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    learnt = []
+    add = RangeMap.add
+
+    def learns(self: RangeMap, seqno: Seqno, bounds: KeyRange, *, copy: bool) -> None:
+        learnt.append(bounds)
+        add(self, seqno, bounds, copy=copy)
+
+    monkeypatch.setattr(RangeMap, "add", learns)
+    db.update({b"%04d.old" % number: b"" for number in range(100)})
+    with db.transaction() as txn:
+        for number in range(100):
+            txn.delete_range(b"%04d." % number, b"%04d/" % number)
+            txn.put(b"%04d.new" % number, b"")
+            assert txn.first(prefix=b"%04d" % number) == (b"%04d.new" % number, b"")
+            assert txn.get(b"%04d.old" % number) is None
+        assert len(learnt) == 100
+    assert list(db) == [b"%04d.new" % number for number in range(100)]
 
 
 @pytest.mark.parametrize("reverse", [False, True])
