@@ -245,10 +245,9 @@ class TransactionPart(OrderedMapping, MutableMapping[bytes, bytes]):
             clipped = KeyRange(low, high).clip(KeyRange(start or b"", stop))
             if clipped is not None:
                 count -= reads.count_at(reader, *clipped, table=table)
-        for key, value in own.batch.writes.items():
-            if (start is None or start <= key) and (stop is None or key < stop):
-                there = not own.cover().at(key) and reads.read_at(reader, key, table=table) is not None
-                count += (value is not None) - there
+        for key in own.batch.order().irange(start, stop, (True, False)):
+            there = not own.cover().at(key) and reads.read_at(reader, key, table=table) is not None
+            count += (own.batch.writes[key] is not None) - there
         return count
 
     def _count_of(self, bounds: Bounds) -> int:

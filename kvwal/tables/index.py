@@ -342,6 +342,7 @@ class Index(IndexReading[I, K, V], Generic[I, K, V]):
     def within(self, other: Transaction | Snapshot) -> IndexWithin[I, K, V]:
         """The index at the moment of a snapshot, or in a transaction, with what that has written itself.
 
+        Each look-up in a transaction is O(what it has written to the table) beside what it finds.
         What it reads in a transaction is validated when that commits, as what it reads of the table. UsageError if
         that is of another open store.
         """
