@@ -698,3 +698,12 @@ def test_the_saved_keys_are_those_that_stats_and_tables_count(tmp_path: Path) ->
     with kvwal.open(into, "r") as db:
         counted = len(db) + sum(info.keys for info in db.tables())
         assert report.saved_keys == counted == 4
+
+
+def test_a_file_is_no_place_to_save_into(tmp_path: Path) -> None:
+    with kvwal.open(tmp_path / "kv", background=False) as db:
+        db[b"a"] = b"1"
+    (tmp_path / "into").write_bytes(b"mine")
+    with pytest.raises(StoreExistsError, match="is not empty"):
+        kvwal.salvage(tmp_path / "kv", tmp_path / "into")
+    assert (tmp_path / "into").read_bytes() == b"mine"

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 import kvwal
-from kvwal.backup.port import Destination, DirectoryDestination, destination_at, is_object_name
+from kvwal.backup.port import MAX_NAME_CHARS, Destination, DirectoryDestination, destination_at, is_object_name
 from kvwal.errors import BackupDestinationError, ObjectMissing, SystemCallError
 from kvwal.files import system_files
 from kvwal.files.directory import SystemDirectory
@@ -448,3 +448,12 @@ def test_a_writer_that_is_killed_leaves_no_object_that_the_next_one_takes_for_du
         disk.heal()
         DirectoryDestination("/b", files=disk).put_new("l/a", b"1" * 700)
         assert DirectoryDestination("/b", files=disk.crash()).get("l/a") == b"1" * 700
+
+
+def test_a_name_of_the_most_characters_is_one(tmp_path: Path) -> None:
+    name = "a" * MAX_NAME_CHARS
+    assert is_object_name(name)
+    place = DirectoryDestination(tmp_path / "b")
+    assert place.put_new(name, b"1")
+    assert place.get(name) == b"1"
+    assert [each for each, _ in place.list_after("")] == [name]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import os
 import subprocess
 import sys
 import textwrap
@@ -904,3 +906,24 @@ def test_a_full_disk_is_said_in_every_step_and_gone_on_from(monkeypatch: pytest.
     assert report.resumed
     with kvwal.open("/r", files=disk, **OPTIONS) as db:
         lived.check(db, report.restored)
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="this system does not list open files there")
+def test_a_restore_leaves_no_file_open(tmp_path: Path) -> None:
+    with kvwal.open(tmp_path / "kv", background=False) as db:
+        db[b"a"] = b"1"
+        db.checkpoint()
+        db[b"b"] = b"1"
+        db.backup(tmp_path / "b")
+
+    def held() -> list[str]:
+        links = [f"/proc/self/fd/{each}" for each in os.listdir("/proc/self/fd")]
+        found = [os.readlink(each) for each in links if os.path.islink(each)]
+        return [each for each in found if each.startswith(str(tmp_path / "new"))]
+
+    gc.disable()
+    try:
+        kvwal.restore(tmp_path / "b", tmp_path / "new")
+        assert held() == []
+    finally:
+        gc.enable()

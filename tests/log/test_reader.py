@@ -13,6 +13,7 @@ from kvwal.files.names import segment_name
 from kvwal.keys import Seqno
 from kvwal.log import LogPosition
 from kvwal.log.index import INDEX_STRIDE_BYTES
+from kvwal.log.segment import SegmentHeader
 from kvwal.log.tail import TailRow
 from kvwal.testing import SimulatedDisk
 
@@ -140,3 +141,15 @@ def test_reading_while_a_writer_appends_rolls_and_retires(tmp_path_factory: pyte
     thread.join()
     log.close()
     assert failures == []
+
+
+def test_the_segment_before_the_one_that_follows_is_not_asked() -> None:
+    rig = LogRig(simulated_disk(), "/log")
+    log = rig.create()
+    rig.fill(log, 60)
+    second, third = (segment.first_seqno for segment in log.segments()[1:3])
+    log.close()
+    rig.flip(segment_name(second), 40)
+    _, found = rig.reader().chain.beyond(third - 1)
+    assert found[0].first_seqno == third
+    assert all(isinstance(each.header, SegmentHeader) for each in found)
