@@ -66,9 +66,9 @@ class OpenOptions(TypedDict, total=False):
         of what was kept raises `SnapshotTooOld`.
     preallocate: how the log's space is taken: "allocate" asks the file system, "zeros" writes it.
     background: False starts no thread. "interval" then flushes each commit. A commit makes the checkpoint that is due
-        by memory, or, after a segment is full, by log bytes; none comes by age. Indexes of tables are built by the call
-        that asks for them; what has expired is not found, and stays in the files until the store is opened with a
-        thread.
+        by memory, or, after a segment is full, by log bytes or by age; after that it also removes what has expired, for
+        10 ms. Where no segment gets full, neither comes before the store is opened with a thread. Indexes of tables are
+        built by the call that asks for them.
     files: another file system, such as `kvwal.testing.SimulatedDisk`.
     listeners: what is told of commits, flushes, checkpoints and failures: see `kvwal.events`.
     """

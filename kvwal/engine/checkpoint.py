@@ -122,7 +122,9 @@ class Checkpointer:
         followers: Followers,
         options: Options,
         events: Events,
+        beside_log: Callable[[], object] = _go_on,
     ) -> None:
+        """`beside_log`: what a commit does that looks after the log, where space is plenty. It must not raise."""
         self._state = state
         self._succession = succession
         self._pages = pages
@@ -140,12 +142,14 @@ class Checkpointer:
         self._yielded_s = 0.0
         #: Called where a checkpoint lets other threads run, by the thread that makes it.
         self.meanwhile: Callable[[], object] = _go_on
+        self._beside_log = beside_log
         self._reclaimed_seqno = Seqno(0)
 
     def checkpoint_if_due(self, only: Literal["log", "window"] | None = None) -> bool:
         """As `checkpoint`, if one is due. False, at once, if one is under way: it may be the one that was due.
 
-        `only`: "log": if the log is long, and there is plenty of space: what is done about a full disk comes first.
+        `only`: "log": if the log is long, or the last one was long ago, and there is plenty of space: what is done
+        about a full disk comes first.
         "window": if past moments are to be kept and there is no base. Where much was replayed, or none can be made,
         that is left to the checkpoint that is due then.
         """
@@ -153,6 +157,8 @@ class Checkpointer:
         def seen_to() -> bool:
             if only == "log":
                 self._shorten_log()
+                if self._keeping.has_space(RESERVE_BYTES):
+                    self._beside_log()
             elif only == "window":
                 self._begin_window()
             elif self.is_due():
@@ -166,7 +172,8 @@ class Checkpointer:
         frozen = version.frozen
         size = version.memtable.bytes_used + (0 if frozen is None else frozen.bytes_used)
         # Keys that lie far apart take a page each, and the inner pages of it.
-        if size and self._is_log_long() and self._keeping.has_space(_SPACE_TIMES * size + RESERVE_BYTES):
+        is_due = self._is_log_long() or self._is_late()
+        if size and is_due and self._keeping.has_space(_SPACE_TIMES * size + RESERVE_BYTES):
             try:
                 # One that was left by a failure, or an interruption, goes first.
                 for _ in range(1 if frozen is None else 2):
@@ -342,9 +349,12 @@ class Checkpointer:
             version.frozen is not None
             or version.memtable.bytes_used >= options.memtable_bytes
             or self._is_log_long()
-            or options.files.monotonic_s() - self._last_s >= options.checkpoint_interval_s
+            or self._is_late()
             or self._keeping.lacks_base()
         )
+
+    def _is_late(self) -> bool:
+        return self._options.files.monotonic_s() - self._last_s >= self._options.checkpoint_interval_s
 
     def is_due_at_close(self, replayed_bytes: int) -> bool:
         """Whether the next open would have much to replay. `replayed_bytes`: what this one had."""

@@ -209,6 +209,7 @@ class Engine:
             self._followers,
             options,
             self.events,
+            partial(self.expirer.remove_beside, options.files.monotonic_s),
         )
         self._checkpointer = checkpointer
         if self.pressure.is_full():
@@ -230,7 +231,7 @@ class Engine:
             indexes.wake = self._background.wake
             self._background.start()
         else:
-            # Commits make the checkpoints that the log asks for.
+            # Commits make the checkpoints that the log asks for, and remove what has expired.
             log.retention.when_sealed = partial(setattr, self.pressure, "is_on", True)
         self.pressure.relief = _Relief(checkpointer, self._background, self.queue)
 

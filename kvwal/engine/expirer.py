@@ -9,8 +9,9 @@ a transaction that began before goes by its own time (docs/tables.md).
 
 from __future__ import annotations
 
+import logging
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Final
 
 from kvwal.batch import WriteBatch
@@ -18,6 +19,7 @@ from kvwal.engine.commit import CommitQueue
 from kvwal.engine.expiry import NEVER_US, QueueRow, decode_queue_row, due_rows, queue_row
 from kvwal.engine.reads import Reads
 from kvwal.engine.request import CommitRequest, Newest
+from kvwal.errors import Error
 from kvwal.expiring import Expiring
 from kvwal.keys import SYSTEM_TABLE
 from kvwal.log import CAUSE, EXPIRE, Extension
@@ -27,6 +29,10 @@ __all__ = ["Expirer"]
 # Of one commit: what the leader can look at while others wait.
 MOST_ENTRIES: Final = 500
 MOST_BYTES: Final = 1 << 20
+
+# How long a commit of a user removes what has expired, and how many times as long none does then.
+_BESIDE_S: Final = 0.01
+_REST_TIMES: Final = 9
 
 
 class _Remove:
@@ -52,7 +58,7 @@ class _Remove:
 
 
 class Expirer:
-    """Removes what has expired from one open store, for its background thread."""
+    """Removes what has expired from one open store, for its background thread, or one commit at a time."""
 
     def __init__(self, reads: Reads, queue: CommitQueue, *, sync: bool) -> None:
         """`sync`: whether its commits are flushed before the next one."""
@@ -63,6 +69,8 @@ class Expirer:
         # Before this key the queue has nothing any more, but for what was put since (`ExpiryClock.put_us`). From the
         # beginning on, each look would pass all that was removed since the last checkpoint.
         self._start = b""
+        # Until then no commit of a user removes anything.
+        self._rests_until_s = -math.inf
 
     def rows(self, start: bytes = b"") -> Iterator[QueueRow]:
         """The rows of the queue from a key on, in its order."""
@@ -121,3 +129,16 @@ class Expirer:
             self._start = queue_row(*rows[-1])[0] + b"\0"
         clock.found_us = next_us
         return bool(rows)
+
+    def remove_beside(self, now_s: Callable[[], float]) -> None:
+        """Remove what has expired for a short time, where no thread does, beside a commit that does not fail for it."""
+        began_s = now_s()
+        if began_s < self._rests_until_s or not self.may_be_due():
+            return
+        try:
+            while self.remove() and now_s() - began_s < _BESIDE_S:
+                pass
+        except (Error, OSError) as error:
+            logging.getLogger("kvwal").warning("what has expired cannot be removed: %s", error)
+        ended_s = now_s()
+        self._rests_until_s = ended_s + _REST_TIMES * (ended_s - began_s)

@@ -17,6 +17,7 @@ from wrapped_files import Wrapped, WrappedFiles
 import kvwal
 from kvwal import aio
 from kvwal.engine.checkpoint import merge_into
+from kvwal.engine.expirer import Expirer
 from kvwal.engine.pressure import Reserve
 from kvwal.errors import ReentrancyError, closed
 from kvwal.files.names import RESERVE
@@ -239,6 +240,70 @@ def test_without_a_background_thread_history_has_its_limit(disk: SimulatedDisk) 
         # Beside what is kept for the past, what a recovery from the older generation needs.
         assert db.stats().log_bytes <= (256 << 10) + (5 * 64 << 10)
         check_store(db)
+
+
+def test_without_a_background_thread_a_checkpoint_comes_by_age(disk: SimulatedDisk) -> None:
+    with kvwal.open("/kv", files=disk, checkpoint_interval_s=60, keep_history_bytes=0, **ALONE) as db:
+        generation = db.stats().generation
+        for _ in range(3):
+            for number in range(50):
+                db.put(b"k", b"%01000d" % number)
+            assert db.stats().generation == generation
+            disk.pass_time(61)
+            for number in range(50):
+                db.put(b"k", b"%01000d" % number)
+            generation += 1
+            assert db.stats().generation == generation
+        check_store(db)
+
+
+@pytest.mark.parametrize("failure", [None, kvwal.DiskFullError("full"), kvwal.CorruptionError("data", 0, "a page")])
+def test_without_a_background_thread_commits_remove_what_has_expired(
+    disk: SimulatedDisk, monkeypatch: pytest.MonkeyPatch, failure: Exception | None
+) -> None:
+    """Some of it each time, and none of them fails for it."""
+    with kvwal.open("/kv", files=disk, keep_history_bytes=0, **ALONE) as db:
+        for number in range(2000):
+            db.put(b"%d" % number, b"", expire_s=60)
+        disk.pass_time(61)
+        if failure is not None:
+
+            def fail(expirer: Expirer) -> bool:
+                raise failure
+
+            with monkeypatch.context() as patched:
+                patched.setattr(Expirer, "remove", fail)
+                for number in range(50):
+                    db.put(b"k", b"%01000d" % number)
+        assert db.stats().expiry_rows == 2000
+        for number in range(50):
+            db.put(b"k", b"%01000d" % number)
+        assert db.stats().expiry_rows == 0
+        assert list(db) == [b"k"]
+        removed = [change for change in db.changes(0) if change.kind == "expire"]
+        assert len(removed) == 2000
+        check_store(db)
+
+
+def test_without_a_background_thread_most_commits_remove_nothing(
+    disk: SimulatedDisk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However much is due, and however slow it is."""
+    steps: list[float] = []
+
+    def remove(expirer: Expirer) -> bool:
+        steps.append(disk.monotonic_s())
+        disk.pass_time(0.004)
+        return True
+
+    with kvwal.open("/kv", files=disk, keep_history_bytes=0, **ALONE) as db:
+        db.put(b"e", b"", expire_s=60)
+        disk.pass_time(61)
+        monkeypatch.setattr(Expirer, "remove", remove)
+        for number in range(100):
+            db.put(b"k", b"%016000d" % number)
+            disk.pass_time(0.01)
+    assert 0 < len(steps) <= 3 * (1 + 100 * 0.022 / 0.1)
 
 
 def test_without_a_background_thread_the_others_commit_while_one_makes_the_checkpoint(
