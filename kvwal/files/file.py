@@ -9,10 +9,11 @@ import threading
 import time
 from collections.abc import Sequence
 from contextlib import suppress
+from weakref import ref
 
 from kvwal.errors import StoreRemovedError
 from kvwal.files.failures import failed
-from kvwal.files.fork import birthmark, refuse_in_child
+from kvwal.files.fork import birthmark, call_in_forked_child, refuse_in_child
 from kvwal.files.protocol import Buffer
 from kvwal.files.record_lock import record_holder, try_record_lock
 
@@ -48,10 +49,11 @@ def grant(fd: int, mode: int) -> None:
 class _PositionedFile:
     """A file descriptor addressed by offset (POSIX)."""
 
-    __slots__ = ("_fd", "_look_at_s", "_mark", "_named_ns", "_path", "flush_failure")
+    __slots__ = ("__weakref__", "_fd", "_look_at_s", "_mark", "_named_ns", "_path", "flush_failure")
 
     def __init__(self, fd: int, path: str) -> None:
         self._fd = fd
+        _open[id(self)] = ref(self)
         self._path = path
         self._mark = birthmark()
         self._look_at_s = 0.0
@@ -174,6 +176,7 @@ class _PositionedFile:
             raise failed(error, self._path, "write") from None
 
     def size(self) -> int:
+        self._refuse_in_child()
         try:
             return os.fstat(self._fd).st_size
         except OSError as error:
@@ -209,10 +212,26 @@ class _PositionedFile:
     def close(self) -> None:
         fd, self._fd = self._fd, -1
         if fd >= 0:
+            _open.pop(id(self), None)
             try:
                 os.close(fd)
             except InterruptedError:
                 pass  # It is closed all the same.
+
+
+# The files of this process that are open, by id.
+_open: dict[int, ref[_PositionedFile]] = {}
+
+
+def _close_inherited() -> None:
+    # Also what an iterator or a thread of the parent had open: it would hold the space of what the parent removes.
+    for reference in list(_open.values()):
+        file = reference()
+        if file is not None:
+            file.close()
+
+
+call_in_forked_child(_close_inherited)
 
 
 class _SeekingFile(_PositionedFile):

@@ -9,6 +9,7 @@ import threading
 import traceback
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -134,6 +135,40 @@ def test_the_parents_lock_outlives_the_child(db: kvwal.Store) -> None:
     db[b"still"] = b"mine"
     with pytest.raises(LockedError):
         kvwal.open(db.path)
+
+
+def test_a_child_keeps_no_file_of_the_parent_open(db: kvwal.Store, tmp_path: Path) -> None:
+    """Nor what an iterator reads, or a thread just makes: their space is to be free when the parent removes them."""
+    db.update({b"%d" % number: b"x" * 1000 for number in range(100)})
+    db.checkpoint()
+    db[b"k"] = b"v"
+    reading = [db.changes(0), db.commits(), db.scan(), db.versions(b"3")]
+    for each in reading:
+        next(each)
+    made = db.engine.upkeep.directory.open("made.tmp", create=True)
+
+    def no_file_is_open() -> None:
+        found = []
+        for fd in os.listdir("/proc/self/fd"):
+            # One was that of the listing.
+            with suppress(FileNotFoundError):
+                found.append(os.readlink(f"/proc/self/fd/{fd}"))
+        assert not [path for path in found if path.startswith(str(tmp_path))]
+        for each in reading[:2]:
+            with pytest.raises(ForkedError):
+                list(each)
+        for call in (made.size, lambda: made.pread(1, 0), made.identity):
+            with pytest.raises(ForkedError):
+                call()
+
+    try:
+        in_child(no_file_is_open)
+        made.pwrite(b"1", 0)
+        assert len(list(reading[0])) > 90
+    finally:
+        made.close()
+        for each in reading:
+            each.close() if hasattr(each, "close") else None
 
 
 def test_a_child_opens_a_store_of_its_own(db: kvwal.Store, tmp_path: Path) -> None:
