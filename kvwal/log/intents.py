@@ -39,7 +39,7 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
 from itertools import accumulate, pairwise
-from typing import Final
+from typing import Final, NamedTuple
 
 from kvwal.batch import WriteBatch
 from kvwal.expiring import STAMP_BYTES, Expiring
@@ -60,6 +60,7 @@ __all__ = [
     "TABLE_BYTES",
     "Body",
     "Columns",
+    "Piece",
     "decode_intents",
     "decode_put",
     "decode_put_key",
@@ -69,6 +70,7 @@ __all__ = [
     "encode_writes",
     "features_of",
     "is_of_users",
+    "pieces",
     "put_bits",
     "size_of_writes",
     "value_of",
@@ -90,6 +92,7 @@ _DELETE_FROM: Final = 4
 PUT_EXPIRING: Final = 5
 _KNOWN_OPS: Final = bytes((PUT, _DELETE, _DELETE_RANGE, _DELETE_FROM, PUT_EXPIRING))
 _WRITE_OPS: Final = bytes((PUT, _DELETE, PUT_EXPIRING))
+_RANGE_OPS: Final = bytes((_DELETE_RANGE, _DELETE_FROM))
 
 # One intent alone: n, op, key length, value length.
 ONE = struct.Struct("<IBHI")
@@ -107,6 +110,11 @@ MAX_BODY_BYTES: Final = 0xFFFFFFFF
 
 # The module struct keeps what it has compiled for the last 100 formats: this bounds the time and the memory of one.
 _CUT_AT_ONCE: Final = 256
+
+# Said of a body as a whole, and of one that is read in pieces.
+_NOT_FILLED: Final = "the commit's keys and values do not fill its record"
+_RANGES_LATE: Final = "the commit holds ranges after writes"
+_NOT_QUEUED: Final = "the commit puts what expires, and does not queue it"
 
 _ONE_CHUNK_BYTES: Final = 64 << 10
 _LARGE_VALUE_BYTES: Final = 32 << 10
@@ -369,6 +377,95 @@ def decode_intents(body: bytes, bits: int = 0) -> WriteBatch:
     return _decode_columns(body, bits)
 
 
+def _begin(body: bytes, bits: int) -> tuple[int, int, int]:
+    """Where the columns of a body begin behind n, n, and where the keys begin. ValueError if they are cut short."""
+    at = decode_extension(body)[1] if bits & EXTENDED else 0
+    size = len(body)
+    if size - at < _COUNT.size:
+        raise ValueError("the commit's intents are cut short")
+    (n,) = _COUNT.unpack_from(body, at)
+    at += _COUNT.size
+    start = at + (_COLUMN_BYTES + (TABLE_BYTES if bits & TABLES else 0)) * n
+    if start > size:
+        raise ValueError("the commit's columns are longer than its record")
+    return at, n, start
+
+
+def _check_ops(ops: bytes) -> None:
+    if ops.strip(_KNOWN_OPS):
+        raise UnknownToUs("the commit holds an unknown operation")
+
+
+def _check_values(ops: bytes, lengths: tuple[int, ...]) -> None:
+    """ValueError if these are not lengths of values of these operations."""
+    if lengths and max(lengths) > MAX_VALUE_BYTES:
+        limits = (MAX_VALUE_BYTES + (STAMP_BYTES if op == PUT_EXPIRING else 0) for op in ops)
+        if any(length > limit for length, limit in zip(lengths, limits, strict=True)):
+            raise ValueError("a value in the commit is longer than the limit")
+    if PUT_EXPIRING in ops and any(
+        length < STAMP_BYTES for op, length in zip(ops, lengths, strict=True) if op == PUT_EXPIRING
+    ):
+        raise ValueError("a put with expiry in the commit has no time")
+
+
+def _ranges(body: bytes, at: int, ops: bytes, starts: list[bytes], stop_lengths: tuple[int, ...]) -> list[KeyRange]:
+    """The ranges that the first intents delete, whose stops begin at this byte. ValueError if they are none."""
+    return list(map(_decode_range, ops, starts, _cut(body, at, stop_lengths))) if stop_lengths else []
+
+
+class Piece(NamedTuple):
+    """Some intents of a body, which follow one another, without their values."""
+
+    #: The number of the first of them among all.
+    first: int
+    #: The ranges that they delete, which come first.
+    ranges: list[KeyRange]
+    #: As those of `Columns`.
+    keys: list[bytes]
+    tables: Sequence[int] | None
+
+
+def pieces(body: bytes, bits: int, most: int) -> Iterator[Piece | None]:
+    """The intents of a body, at most so many in a step; None: a step that only looked at so many.
+
+    ValueError as `Columns`, also behind pieces that were handed out.
+    """
+    at, n, start = _begin(body, bits)
+    values_at, value_bytes = start, 0
+    for first in range(0, n, most):
+        count = min(most, n - first)
+        _check_ops(body[at + first : at + first + count])
+        values_at += sum(struct.unpack_from(f"<{count}H", body, at + n + 2 * first))
+        value_bytes += sum(struct.unpack_from(f"<{count}I", body, at + 3 * n + 4 * first))
+        if n > most:
+            yield None
+    if values_at + value_bytes != len(body):
+        raise ValueError(_NOT_FILLED)
+    is_in_writes = expires = is_queued = False
+    for first in range(0, n, most):
+        count = min(most, n - first)
+        ops = body[at + first : at + first + count]
+        key_lengths = struct.unpack_from(f"<{count}H", body, at + n + 2 * first)
+        value_lengths = struct.unpack_from(f"<{count}I", body, at + 3 * n + 4 * first)
+        _check_values(ops, value_lengths)
+        written = ops.lstrip(_RANGE_OPS)
+        n_ranges = count - len(written)
+        if written.strip(_WRITE_OPS) or (n_ranges and is_in_writes):
+            raise ValueError(_RANGES_LATE)
+        tables: tuple[int, ...] | None = None
+        if bits & TABLES:
+            tables = struct.unpack_from(f"<{count}I", body, at + _COLUMN_BYTES * n + TABLE_BYTES * first)
+            is_queued = is_queued or SYSTEM_TABLE in tables
+        keys = _cut(body, start, key_lengths)
+        yield Piece(first, _ranges(body, values_at, ops, keys, value_lengths[:n_ranges]), keys, tables)
+        is_in_writes = is_in_writes or bool(written)
+        expires = expires or PUT_EXPIRING in ops
+        start += sum(key_lengths)
+        values_at += sum(value_lengths)
+    if expires and not is_queued:
+        raise ValueError(_NOT_QUEUED)
+
+
 class Columns:
     """The intents of a body in their order, ranges first, of which the values are not cut out yet.
 
@@ -379,28 +476,16 @@ class Columns:
 
     def __init__(self, body: bytes, bits: int = 0) -> None:
         """ValueError as `decode_intents`."""
-        at = decode_extension(body)[1] if bits & EXTENDED else 0
-        size = len(body)
-        if size - at < _COUNT.size:
-            raise ValueError("the commit's intents are cut short")
-        (n,) = _COUNT.unpack_from(body, at)
-        at += _COUNT.size
-        start = at + (_COLUMN_BYTES + (TABLE_BYTES if bits & TABLES else 0)) * n
-        if start > size:
-            raise ValueError("the commit's columns are longer than its record")
+        at, n, start = _begin(body, bits)
         ops = body[at : at + n]
         # Looked at first: what an operation of a newer version allows is not known.
-        if ops.strip(_KNOWN_OPS):
-            raise UnknownToUs("the commit holds an unknown operation")
+        _check_ops(ops)
         key_lengths: tuple[int, ...] = struct.unpack_from(f"<{n}H", body, at + n)
         value_lengths: tuple[int, ...] = struct.unpack_from(f"<{n}I", body, at + 3 * n)
-        if n and max(value_lengths) > MAX_VALUE_BYTES:
-            limits = (MAX_VALUE_BYTES + (STAMP_BYTES if op == PUT_EXPIRING else 0) for op in ops)
-            if any(length > limit for length, limit in zip(value_lengths, limits, strict=True)):
-                raise ValueError("a value in the commit is longer than the limit")
+        _check_values(ops, value_lengths)
         values_start = start + sum(key_lengths)
-        if values_start + sum(value_lengths) != size:
-            raise ValueError("the commit's keys and values do not fill its record")
+        if values_start + sum(value_lengths) != len(body):
+            raise ValueError(_NOT_FILLED)
         self._body = body
         self._keys_start = start
         self._values_start = values_start
@@ -414,20 +499,13 @@ class Columns:
         self.tables: tuple[int, ...] | None = None
         if bits & TABLES:
             self.tables = struct.unpack_from(f"<{n}I", body, at + _COLUMN_BYTES * n)
-        written = ops.lstrip(b"\x03\x04")
+        written = ops.lstrip(_RANGE_OPS)
         if written.strip(_WRITE_OPS):
-            raise ValueError("the commit holds ranges after writes")
-        if PUT_EXPIRING in ops:
-            if SYSTEM_TABLE not in (self.tables or ()):
-                raise ValueError("the commit puts what expires, and does not queue it")
-            if any(n < STAMP_BYTES for op, n in zip(ops, value_lengths, strict=True) if op == PUT_EXPIRING):
-                raise ValueError("a put with expiry in the commit has no time")
+            raise ValueError(_RANGES_LATE)
+        if PUT_EXPIRING in ops and SYSTEM_TABLE not in (self.tables or ()):
+            raise ValueError(_NOT_QUEUED)
         #: The ranges that it deletes: the first intents.
-        self.ranges: list[KeyRange] = []
-        n_ranges = n - len(written)
-        if n_ranges:
-            stops = _cut(body, values_start, value_lengths[:n_ranges])
-            self.ranges = list(map(_decode_range, ops, self.keys, stops))
+        self.ranges = _ranges(body, values_start, ops, self.keys, value_lengths[: n - len(written)])
 
     def values(self) -> list[bytes]:
         """The value of each; of a range its stop."""

@@ -34,7 +34,7 @@ from kvwal.log.keys import (
     marks_of,
 )
 from kvwal.log.ranges import RANGE_BYTES, Range, Ranges
-from kvwal.log.record import COMMIT, Record
+from kvwal.log.record import COMMIT, Record, pieces_of
 from kvwal.log.run import Run
 from kvwal.log.segment import SegmentHeader
 from kvwal.sorting import sorted_in_steps
@@ -43,6 +43,8 @@ __all__ = ["KeyTable"]
 
 # Most intents in a step of making an index, after which other threads may run.
 _STEP_INTENTS: Final = 32
+# Of one commit, how many are cut out at a time.
+_STEP_PIECE: Final = 128
 # Of a run.
 _STEP_COMMITS: Final = 128
 # Most rows of an index that a step makes, or sorts.
@@ -165,27 +167,31 @@ class KeyTable:
         return keys
 
     def _add(self, record: Record) -> Iterator[None]:
-        columns = record.columns()
-        keys = columns.keys
-        tables: Sequence[int] = columns.tables if columns.tables is not None else (0,) * len(keys)
-        for table, bounds in zip(tables, columns.ranges, strict=False):
-            self.ranges.append(Range(record.seqno, record.offset, table, bounds))
-        first = record.seqno - self._first << _NUMBER_BITS
-        numbers = range(len(columns.ranges), len(keys))
-        # Of one table after the other.
-        for table, of_table in groupby(numbers, tables.__getitem__):
-            add = self._keys_of(table).add
-            while some := tuple(islice(of_table, _STEP_INTENTS)):
-                add([keys[i] for i in some], map(first.__add__, some))
+        first_change = record.seqno - self._first << _NUMBER_BITS
+        for piece in pieces_of(record, _STEP_PIECE):
+            if piece is None:
                 yield
-        yield
+                continue
+            first, ranges, keys, _ = piece
+            tables: Sequence[int] = piece.tables if piece.tables is not None else (0,) * len(keys)
+            for table, bounds in zip(tables, ranges, strict=False):
+                self.ranges.append(Range(record.seqno, record.offset, table, bounds))
+            changes = range(first_change + first, first_change + first + len(keys))
+            # Of one table after the other.
+            for table, of_table in groupby(range(len(ranges), len(keys)), tables.__getitem__):
+                add = self._keys_of(table).add
+                while some := tuple(islice(of_table, _STEP_INTENTS)):
+                    add([keys[i] for i in some], [changes[i] for i in some])
+                    yield
+            yield
 
     def freed(self) -> Iterator[None]:
-        """Forget all keys, in steps: to free many objects at once takes long. Requires: no one else has this."""
+        """Forget all, in steps: to free many objects at once takes long. Requires: no one else has this."""
         for keys in self._tables.values():
             for shard in keys.shards:
                 shard.clear()
                 yield
+        yield from self.ranges.freed()
 
     def size(self) -> int:
         """Bytes that it takes in memory, roughly."""
@@ -322,7 +328,10 @@ class KeyTable:
             hash_blocks.append(HASH_BLOCK.pack(rows[:HASH_BYTES], crc32c(rows)))
             yield b""
         fence_bytes = b"".join(bytes((len(fence),)) + fence for fence in fences)
-        ranges = b"".join(self._encoded_ranges())
+        ranges = bytearray()
+        for i in range(0, len(self.ranges), _STEP_ROWS):
+            ranges += b"".join(self._encoded(self.ranges[i : i + _STEP_ROWS]))
+            yield b""
         identity = header.salt, header.marker, REVISION, header.first_seqno, last_seqno
         k = sum(map(len, blocks)) // HASH_ROW_BYTES
         sizes = len(ranges), len(fence_bytes), sum(map(len, marks))
@@ -372,8 +381,8 @@ class KeyTable:
         order += struct.pack(f"<{len(rows)}I", *rows)
         yield b""
 
-    def _encoded_ranges(self) -> Iterator[bytes]:
-        for seqno, offset, table, (start, stop) in self.ranges:
+    def _encoded(self, ranges: list[Range]) -> Iterator[bytes]:
+        for seqno, offset, table, (start, stop) in ranges:
             sizes = len(start), len(stop or b"")
             yield RANGE.pack(seqno - self._first, offset, table, *sizes, stop is None)
             yield start

@@ -18,6 +18,8 @@ from kvwal.keys import KeyRange
 __all__ = ["AFTER", "RANGE_BYTES", "Cover", "Range", "Ranges", "newest_at"]
 
 _WIDTH: Final = 32
+# Freed in a step.
+_STEP_RANGES: Final = 512
 #: What a range takes in memory beside its bounds, with its part of the blocks, roughly.
 RANGE_BYTES: Final = 500
 #: Beyond all commits.
@@ -61,6 +63,13 @@ class Ranges(list[Range]):
         if of_table is None:
             of_table = self._tables[each.table] = _OfTable()
         of_table.ranges.append(each)
+
+    def freed(self) -> Iterator[None]:
+        """Forget all, in steps. Requires: no one else has this, and nothing was asked."""
+        self._tables.clear()
+        while self:
+            del self[-_STEP_RANGES:]
+            yield
 
     def between(self, table: int, after: int, until: int) -> list[Range]:
         """Those of a table that commits beyond `after` up to `until` deleted."""

@@ -27,6 +27,7 @@ A kind or a bit that is not known here was written by a newer version and is ref
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterator
 from typing import Final, NamedTuple
 
 from crc32c import crc32c
@@ -36,7 +37,7 @@ from kvwal.errors import CorruptionError, FormatError
 from kvwal.files.names import segment_name
 from kvwal.keys import Seqno
 from kvwal.log.extension import CAUSE, EXPIRE, UnknownToUs, decode_extension, meta_of
-from kvwal.log.intents import EXTENDED, ONE, SYSTEM, TABLE_BYTES, TABLES, Columns, decode_intents
+from kvwal.log.intents import EXTENDED, ONE, SYSTEM, TABLE_BYTES, TABLES, Columns, Piece, decode_intents, pieces
 
 __all__ = [
     "CLOSED",
@@ -50,6 +51,7 @@ __all__ = [
     "is_commit",
     "is_expiry",
     "is_system",
+    "pieces_of",
 ]
 
 # On disk: never change.
@@ -150,6 +152,14 @@ class Record:
 
     def __repr__(self) -> str:
         return f"<Record kind {self.kind}, seqno {self.seqno}, at {self.offset} of {segment_name(self.segment)}>"
+
+
+def pieces_of(record: Record, most: int) -> Iterator[Piece | None]:
+    """As its columns, at most so many intents in a step: see `pieces`. Raises as `batch`, also behind some pieces."""
+    try:
+        yield from pieces(record.body, record.kind & ~_KIND, most)
+    except ValueError as error:
+        raise record._refused(error) from None
 
 
 def is_system(record: Record) -> bool:

@@ -18,7 +18,7 @@ from kvwal.errors import CodecError
 from kvwal.expiring import Expiring
 from kvwal.features import EXPIRY
 from kvwal.keys import SYSTEM_TABLE
-from kvwal.log.intents import TABLES, Columns, decode_intents, encode_intents
+from kvwal.log.intents import TABLES, Columns, decode_intents, encode_intents, pieces
 from kvwal.pages.node import (
     EXPIRING_LEAF,
     HAS_EXPIRING,
@@ -78,6 +78,8 @@ def body_of(ops: bytes, keys: list[bytes], values: list[bytes], tables: list[int
 def test_a_put_with_expiry_that_breaks_a_condition_is_refused(body: bytes, reason: str) -> None:
     with pytest.raises(ValueError, match=reason):
         Columns(body, TABLES)
+    with pytest.raises(ValueError, match=reason):
+        list(pieces(body, TABLES, 1))
 
 
 def test_the_limit_of_a_value_holds_without_its_time() -> None:

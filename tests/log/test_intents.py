@@ -24,6 +24,7 @@ from kvwal.log.intents import (
     encode_put,
     features_of,
     is_of_users,
+    pieces,
 )
 
 keys = st.binary(max_size=40)
@@ -436,6 +437,38 @@ def test_columns_refuse_what_the_whole_decoder_refuses_but_for_order_and_doubles
     except ValueError as error:
         with pytest.raises(type(error)):
             decode_intents(body)
+
+
+def whole_of(body: bytes, bits: int, most: int) -> object:
+    """What the pieces say, or why they are refused."""
+    try:
+        found = [each for each in pieces(body, bits, most) if each is not None]
+    except ValueError as error:
+        return type(error)
+    assert all(0 < len(each.keys) <= most for each in found)
+    assert [each.first for each in found] == list(range(0, sum(len(each.keys) for each in found), most))
+    parts = [each.tables for each in found]
+    tables = None if None in parts else [table for part in parts for table in part or ()]
+    return [bounds for each in found for bounds in each.ranges], [key for each in found for key in each.keys], tables
+
+
+@given(table_batches(), st.integers(1, 5), st.none() | st.tuples(st.integers(0, 200), st.integers(0, 255)))
+def test_pieces_are_those_of_the_columns_and_refuse_what_these_refuse(
+    batch: WriteBatch, most: int, changed: tuple[int, int] | None
+):
+    chunks = encode_intents(batch)
+    body, bits = bytearray(b"".join(chunks)), bits_of(chunks)
+    if changed is not None:
+        body[changed[0] % len(body)] = changed[1]
+    expected: object
+    try:
+        columns = Columns(bytes(body), bits)
+    except ValueError as error:
+        expected = type(error)
+    else:
+        tables = None if columns.tables is None or not columns.keys else list(columns.tables)
+        expected = columns.ranges, columns.keys, tables if columns.keys else []
+    assert whole_of(bytes(body), bits, most) == expected
 
 
 @given(keys, values)

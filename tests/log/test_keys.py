@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import struct
+from collections.abc import Iterable
 from hashlib import blake2b
 from pathlib import Path
 from random import Random
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,11 +21,11 @@ from kvwal.batch import WriteBatch
 from kvwal.files import system_files
 from kvwal.files.names import keys_name
 from kvwal.keys import KeyRange, Seqno
-from kvwal.log import Record, key_table
+from kvwal.log import Record, intents, key_table
 from kvwal.log.intents import encode_intents, encode_put
 from kvwal.log.kept import KeptFiles
 from kvwal.log.key_table import KeyTable
-from kvwal.log.keys import BLOCK_ROWS, DamagedIndex, KeyIndex, hash_of
+from kvwal.log.keys import BLOCK_ROWS, RANGE, DamagedIndex, KeyIndex, hash_of
 from kvwal.log.ranges import Range
 from kvwal.log.reader import start_of
 from kvwal.log.record import encode_record
@@ -185,6 +187,51 @@ def test_making_an_index_stops_often() -> None:
     table = KeyTable(HEADER)
     assert sum(1 for _ in table.extend([*alone, record(1010, 1 << 20, batch)])) >= 3000 // 32
     assert sum(1 for _ in table.encode(HEADER, 1010)) >= 2 * (3000 // BLOCK_ROWS)
+
+
+@pytest.mark.parametrize("tables", [[0], [0, 16, 17]])
+def test_a_step_takes_few_of_the_operations_of_a_commit(tables: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    batch = WriteBatch()
+    for i in range(10_000):
+        table = tables[i % len(tables)]
+        part = batch.table(table) if table else batch
+        part.put(b"%d" % i, b"")
+        if i < 3000:
+            part.delete_range(b"%d:" % i, b"%d;" % i)
+    done = [0]
+
+    def count(owner: Any, name: str, of_call: Any) -> None:
+        real = getattr(owner, name)
+
+        def counted(*args: Any) -> Any:
+            done[0] += of_call(*args)
+            return real(*args)
+
+        monkeypatch.setattr(owner, name, counted)
+
+    count(intents, "_cut", lambda body, start, lengths: len(lengths))
+    count(key_table._Keys, "add", lambda self, keys, changes: len(keys))
+    count(key_table, "Range", lambda *fields: 1)
+
+    def check(steps: Iterable[object]) -> int:
+        total = 0
+        for _ in steps:
+            assert done[0] <= 512
+            total += done[0]
+            done[0] = 0
+        return total
+
+    table = KeyTable(HEADER)
+    # Each key is cut out and added, each start and stop of a range is cut out, and a range is made of them.
+    assert check(table.extend([record(10, 4096, batch)])) == 2 * 10_000 + 3 * 3000
+    monkeypatch.setattr(key_table, "RANGE", SimpleNamespace(pack=RANGE.pack))
+    count(key_table.RANGE, "pack", lambda *fields: 1)
+    assert check(table.encode(HEADER, 10)) == 3000
+    left = len(table.ranges)
+    for _ in table.freed():
+        assert left - len(table.ranges) <= 512
+        left = len(table.ranges)
+    assert left == 0
 
 
 def test_what_does_not_fit_into_rows_is_not_written() -> None:
