@@ -358,6 +358,11 @@ MUTANTS: tuple[Mutant, ...] = (
         first="cut:zero:*.log:4096",
     ),
     _mutant(
+        "what a refused write left is a commit",
+        "faults",
+        (_WRITER + "_unmake", "file.pwrite(mark, offset)", "pass"),
+    ),
+    _mutant(
         "a hole in a middle segment is passed over",
         "bitflips",
         (
@@ -479,6 +484,18 @@ MUTANTS: tuple[Mutant, ...] = (
             "{newest.generation, newest.generation - 1}",
         ),
         first="snapshots of large values",
+    ),
+    _mutant(
+        "pages are written over that a follower may read of which nothing is known",
+        "tests",
+        ("kvwal.engine.checkpoint:Checkpointer._run", "append=self._followers.must_append", "append=False"),
+        first="tests/following/test_refused.py::test_where_pins_of_before_cannot_be_removed_no_page_is_written_over",
+    ),
+    _mutant(
+        "a checkpoint that only appends takes what is free",
+        "tests",
+        ("kvwal.pages.freelist:Allocator.__init__", 'free = array("Q") if append else free', "pass"),
+        first="tests/pages/test_pagefile.py::test_checkpoints_that_only_append_write_over_nothing_and_cut_nothing",
     ),
     _mutant(
         "the log of the older generation is removed",
