@@ -426,7 +426,7 @@ class Piece(NamedTuple):
 
 
 def pieces(body: bytes, bits: int, most: int) -> Iterator[Piece | None]:
-    """The intents of a body, at most so many in a step; None: a step that only looked at so many.
+    """The intents of a body, at most `most` in a step; None: a step that only looked at some.
 
     ValueError as `Columns`, also behind pieces that were handed out.
     """

@@ -155,7 +155,7 @@ class Record:
 
 
 def pieces_of(record: Record, most: int) -> Iterator[Piece | None]:
-    """As its columns, at most so many intents in a step: see `pieces`. Raises as `batch`, also behind some pieces."""
+    """As its columns, at most `most` intents in a step: see `pieces`. Raises as `batch`, also behind some pieces."""
     try:
         yield from pieces(record.body, record.kind & ~_KIND, most)
     except ValueError as error:

@@ -190,7 +190,7 @@ def test_making_an_index_stops_often() -> None:
 
 
 @pytest.mark.parametrize("tables", [[0], [0, 16, 17]])
-def test_a_step_takes_few_of_the_operations_of_a_commit(tables: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_step_takes_a_part_of_the_operations_of_a_commit(tables: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
     batch = WriteBatch()
     for i in range(10_000):
         table = tables[i % len(tables)]
