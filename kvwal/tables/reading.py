@@ -15,7 +15,7 @@ from kvwal.db.cursor import Cursor
 from kvwal.db.handle import Handle
 from kvwal.db.mapping import Bounds, ItemsRange, KeysRange, OrderedMapping, ValuesRange
 from kvwal.engine.value import Value
-from kvwal.keys import KeyRange
+from kvwal.keys import END, KeyRange
 from kvwal.tables.spec import OfTable, TableSpec
 
 __all__ = ["TypedReading"]
@@ -167,9 +167,12 @@ class TypedReading(Handle, OfTable[K, V], Mapping[K, V], Generic[K, V]):
         return len(self.keys(start, stop, prefix=prefix))
 
     def rank(self, key: K) -> int:
-        """Number of keys before `key`, which need not be there. O(log n), as `len`. TypeError for None."""
-        if key is None:
-            raise TypeError("rank takes a key, not None; len() is the number of all keys")
+        """Number of keys before `key`, which need not be there. O(log n), as `len`.
+
+        TypeError for None and `kvwal.END`, which are no keys.
+        """
+        if key is None or key is END:
+            raise TypeError(f"rank takes a key, not {key!r}; len() is the number of all keys")
         return self.count(stop=key)
 
     def key_at(self, n: int, start: K | Any = None, stop: K | Any = None, *, prefix: Any = None) -> K:

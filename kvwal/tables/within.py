@@ -20,7 +20,7 @@ from kvwal.errors import other_store
 from kvwal.expiring import Expiring, expire_us
 from kvwal.keys import STAMP
 from kvwal.tables.reading import TypedReading
-from kvwal.tables.spec import TableSpec
+from kvwal.tables.spec import OfTable, TableSpec
 from kvwal.tables.writing import Target, Way, into
 
 __all__ = [
@@ -282,7 +282,7 @@ class TransactionTable(TypedReading[K, V], MutableMapping[K, V], Generic[K, V]):
         return f"<kvwal.TransactionTable {self._spec}>"
 
 
-class BatchTable(Generic[K, V]):
+class BatchTable(OfTable[K, V], Generic[K, V]):
     """What a batch writes to a table."""
 
     __slots__ = ("_lasts_us", "_part", "_spec")

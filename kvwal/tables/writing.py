@@ -409,7 +409,7 @@ class Writing(Generic[K, V]):
 
     # -- writes that depend on what is there --------------------------------------------------
 
-    async def setdefault(self, key: K, default: V) -> V:
+    async def setdefault(self, key: K, default: V = None) -> V:  # type: ignore[assignment]  # as `MutableMapping` has it
         """The value of `key`; if there is none, put `default` first. Atomic, and never a conflict."""
         spec = self._spec
         encoded = spec.encode_key(key)

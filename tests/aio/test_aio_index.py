@@ -55,8 +55,10 @@ def test_an_index_is_kept_by_every_write_of_tasks() -> None:
         none: Any = None
         with pytest.raises(TypeError, match="str is expected"):
             await by_city.get(none)
-        with pytest.raises(TypeError, match="rank takes a key"):
-            await users.rank(none)
+        end: Any = kvwal.END
+        for no_key in (none, end):
+            with pytest.raises(TypeError, match="rank takes a key"):
+                await users.rank(no_key)
         expected = sorted([(value["city"], key) async for key, value in users.scan() if "city" in value])
         assert await listed(by_city.keys()) == expected
         assert await listed(by_city.scan("d", reverse=True, limit=2)) == [

@@ -135,6 +135,8 @@ def test_writes_that_depend_on_what_is_there() -> None:
             await users.popitem()
         assert await users.delete("a") == 0
         assert db.last_seqno == 0, "a table that gets nothing is not made"
+        assert await users.setdefault("n") is None
+        await users.delete("n")
         assert await users.setdefault("a", [1]) == [1]
         assert await users.setdefault("a", [2]) == [1]
         assert not await users.put_if_absent("a", 3)

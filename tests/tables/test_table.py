@@ -88,8 +88,12 @@ def test_a_table_is_a_map_of_its_types(db: kvwal.Store) -> None:
         assert {"born": 1906} in values
         assert {"born": 1815} not in values
     none: Any = None
-    with pytest.raises(TypeError, match="rank takes a key"):
-        users.rank(none)
+    end: Any = kvwal.END
+    for no_key in (none, end):
+        with pytest.raises(TypeError, match="rank takes a key"):
+            users.rank(no_key)
+        with pytest.raises(TypeError):
+            users.raw().rank(no_key)
     assert len(users.keys(prefix="gr")) == len(users.items(prefix="gr")) == len(users.values(prefix="gr")) == 1
     del users["ada"]
     with pytest.raises(KeyError):
@@ -154,6 +158,8 @@ def test_writes_that_depend_on_what_is_there(db: kvwal.Store) -> None:
     with pytest.raises(KeyError):
         users.popitem()
     assert db.last_seqno == 0, "a table that gets nothing is not made"
+    assert users.setdefault("n") is None
+    del users["n"]
     assert users.setdefault("a", [1]) == [1]
     assert users.setdefault("a", [2]) == [1]
     assert not users.put_if_absent("a", 3)
@@ -1550,3 +1556,11 @@ def test_a_row_that_cannot_be_read_hides_no_other_table(db: kvwal.Store, value: 
     assert says in bad.problem
     assert worse.name == "b\\xff"
     assert last.name == "c"
+
+
+def test_what_stands_for_a_table_says_which_it_is(db: kvwal.Store) -> None:
+    named, part = db.table("users", str, codecs.json()), db.sub(b"users/", str, codecs.json())
+    for table, is_default in ((named, False), (part, True)):
+        with db.batch() as batch, db.snapshot() as snapshot, db.transaction() as txn:
+            for each in (table, table.within(batch), table.within(snapshot), table.within(txn)):
+                assert (each.name, each.is_default) == (table.name, is_default)
