@@ -18,8 +18,9 @@ from kvwal.batch import MAX_TABLE_ID
 from kvwal.expiring import plain
 from kvwal.keys import BytesLike, KeyRange, Seqno, as_int, as_key, disjoint
 from kvwal.log import Record, Run
+from kvwal.log.columns import Columns, decode_put, decode_put_key, value_of
 from kvwal.log.extension import cause_of
-from kvwal.log.intents import ONE_KEY_OFFSET, ONE_PUT, PUT, Columns, decode_put, decode_put_key, is_of_users, value_of
+from kvwal.log.intents import ONE_KEY_OFFSET, ONE_PUT, PUT, is_of_users
 from kvwal.log.record import COMMIT, is_expiry, is_system
 
 __all__ = ["Change", "Filter", "Kind", "Prefixes", "Selection"]

@@ -15,8 +15,8 @@ from kvwal.feed.change import Filter
 from kvwal.feed.line import durable_now
 from kvwal.keys import Seqno
 from kvwal.log import Record, SegmentCursor, extension_of, meta_of
+from kvwal.log.columns import decode_put_key
 from kvwal.log.extension import cause_of
-from kvwal.log.intents import decode_put_key
 from kvwal.log.record import COMMIT, is_system
 from kvwal.times import time_of, us_of
 

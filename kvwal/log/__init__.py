@@ -2,7 +2,7 @@
 
     segmentlog  >  writer, key_history  >  stretch  >  segment_keys  >  cursor, segments, carry  >  reader, fetch  >
     chain  >  tail, index, key_table, retention  >  keys  >  walk, kept  >  segment, protocol, clock  >  record  >
-    intents  >  extension.
+    columns  >  intents  >  extension.
     Beside them, over reader and chain: seek, verify, salvage, and watch for the log of another process.
 
 What the engine needs of any log is `protocol.Log`; `SegmentLog` is the one that keeps segments, and `RefusingLog`
@@ -14,17 +14,10 @@ log may end is decided in `tail`.
 
 from kvwal.log.chain import Chain
 from kvwal.log.clock import StoreClock
+from kvwal.log.columns import decode_intents
 from kvwal.log.cursor import SegmentCursor, hold_kept, read_kept
 from kvwal.log.extension import CAUSE, EXPIRE, Extension, extension_of, meta_of
-from kvwal.log.intents import (
-    decode_intents,
-    encode_intents,
-    encode_put,
-    encode_writes,
-    is_of_users,
-    size_of_writes,
-    writes_body,
-)
+from kvwal.log.intents import encode_intents, encode_put, encode_writes, is_of_users, size_of_writes, writes_body
 from kvwal.log.key_history import KeyCursor, KeyHistory, KeyRecord
 from kvwal.log.protocol import Log, LogCursor, LogIdentity, LogOptions, LogStats, LogWriter, Preallocate, RefusingLog
 from kvwal.log.reader import LogReader, Replay

@@ -5,7 +5,7 @@ from __future__ import annotations
 from array import array
 from typing import Final
 
-from kvwal.log.intents import value_of
+from kvwal.log.columns import value_of
 from kvwal.log.record import Record
 
 __all__ = ["Cut"]

@@ -8,8 +8,8 @@ from crc32c import crc32c
 
 from kvwal.keys import Seqno
 from kvwal.log.chain import FoundSegment
+from kvwal.log.columns import decode_put
 from kvwal.log.cut import Cut
-from kvwal.log.intents import decode_put
 from kvwal.log.record import COMMIT, RECORD_HEADER, RECORD_HEADER_BYTES, Record, is_commit
 from kvwal.log.walk import Readable
 

@@ -12,7 +12,7 @@ from typing import Final, TypeAlias
 
 from crc32c import crc32c
 
-from kvwal.log.intents import decode_put_key
+from kvwal.log.columns import decode_put_key
 from kvwal.log.keys import (
     BEGINS,
     BLOCK_ROWS,

@@ -36,8 +36,9 @@ from kvwal.batch import WriteBatch
 from kvwal.errors import CorruptionError, FormatError
 from kvwal.files.names import segment_name
 from kvwal.keys import Seqno
+from kvwal.log.columns import Columns, Piece, decode_intents, pieces
 from kvwal.log.extension import CAUSE, EXPIRE, UnknownToUs, decode_extension, meta_of
-from kvwal.log.intents import EXTENDED, ONE, SYSTEM, TABLE_BYTES, TABLES, Columns, Piece, decode_intents, pieces
+from kvwal.log.intents import EXTENDED, ONE, SYSTEM, TABLE_BYTES, TABLES
 
 __all__ = [
     "CLOSED",

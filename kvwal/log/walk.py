@@ -14,7 +14,7 @@ from typing import Final, NamedTuple, Protocol, cast
 from crc32c import crc32c
 
 from kvwal.keys import Seqno
-from kvwal.log.intents import decode_put, decode_uniform
+from kvwal.log.columns import decode_put, decode_uniform
 from kvwal.log.record import CLOSED, COMMIT, PAUSED, RECORD_HEADER, RECORD_HEADER_BYTES, WATERMARK, Record, is_commit
 from kvwal.log.run import LEAST_RECORDS, MOST_RECORD_BYTES, Run, read_run
 from kvwal.log.segment import HEADER_PAGE_BYTES, SegmentHeader

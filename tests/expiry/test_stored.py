@@ -18,7 +18,8 @@ from kvwal.errors import CodecError
 from kvwal.expiring import Expiring
 from kvwal.features import EXPIRY
 from kvwal.keys import SYSTEM_TABLE
-from kvwal.log.intents import TABLES, Columns, decode_intents, encode_intents, pieces
+from kvwal.log.columns import Columns, decode_intents, pieces
+from kvwal.log.intents import TABLES, encode_intents
 from kvwal.pages.node import (
     EXPIRING_LEAF,
     HAS_EXPIRING,

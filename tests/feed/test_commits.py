@@ -23,7 +23,8 @@ from kvwal.engine.writes import EncodedBatch
 from kvwal.features import EXTENSIONS
 from kvwal.files.names import segment_name
 from kvwal.log import Record
-from kvwal.log.intents import EXTENDED, Body, Columns, encode_put
+from kvwal.log.columns import Columns
+from kvwal.log.intents import EXTENDED, Body, encode_put
 from kvwal.testing import SimulatedDisk
 
 TELLER = {"by": "teller", "why": "a deposit"}

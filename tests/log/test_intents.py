@@ -9,23 +9,9 @@ from hypothesis import strategies as st
 from kvwal.batch import WriteBatch
 from kvwal.features import EXTENSIONS, KEYSPACES
 from kvwal.keys import MAX_KEY_BYTES, KeyRange
+from kvwal.log.columns import Columns, decode_intents, decode_put, decode_put_key, decode_uniform, pieces
 from kvwal.log.extension import UnknownToUs, decode_extension, encode_extension, extension_of, meta_of
-from kvwal.log.intents import (
-    EXTENDED,
-    SYSTEM,
-    TABLES,
-    Body,
-    Columns,
-    decode_intents,
-    decode_put,
-    decode_put_key,
-    decode_uniform,
-    encode_intents,
-    encode_put,
-    features_of,
-    is_of_users,
-    pieces,
-)
+from kvwal.log.intents import EXTENDED, SYSTEM, TABLES, Body, encode_intents, encode_put, features_of, is_of_users
 
 keys = st.binary(max_size=40)
 values = st.binary(max_size=100)

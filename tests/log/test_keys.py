@@ -21,7 +21,7 @@ from kvwal.batch import WriteBatch
 from kvwal.files import system_files
 from kvwal.files.names import keys_name
 from kvwal.keys import KeyRange, Seqno
-from kvwal.log import Record, intents, key_table
+from kvwal.log import Record, columns, key_table
 from kvwal.log.intents import encode_intents, encode_put
 from kvwal.log.kept import KeptFiles
 from kvwal.log.key_table import KeyTable
@@ -209,7 +209,7 @@ def test_a_step_takes_a_part_of_the_operations_of_a_commit(tables: list[int], mo
 
         monkeypatch.setattr(owner, name, counted)
 
-    count(intents, "_cut", lambda body, start, lengths: len(lengths))
+    count(columns, "_cut", lambda body, start, lengths: len(lengths))
     count(key_table._Keys, "add", lambda self, keys, changes: len(keys))
     count(key_table, "Range", lambda *fields: 1)
 

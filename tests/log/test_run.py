@@ -6,7 +6,8 @@ from hypothesis import strategies as st
 
 from kvwal.batch import WriteBatch
 from kvwal.keys import Seqno
-from kvwal.log.intents import ONE, decode_put, decode_uniform, encode_intents, encode_put
+from kvwal.log.columns import decode_put, decode_uniform
+from kvwal.log.intents import ONE, encode_intents, encode_put
 from kvwal.log.record import COMMIT, PAUSED, WATERMARK, Record, encode_record
 from kvwal.log.run import LEAST_RECORDS, Run, read_run
 from kvwal.log.segment import HEADER_PAGE_BYTES, SegmentHeader

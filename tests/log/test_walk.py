@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kvwal.keys import Seqno
-from kvwal.log.intents import EXTENDED, SYSTEM, TABLES, decode_intents, encode_put
+from kvwal.log.columns import decode_intents
+from kvwal.log.intents import EXTENDED, SYSTEM, TABLES, encode_put
 from kvwal.log.record import CLOSED, COMMIT, PAUSED, WATERMARK, Record, encode_record
 from kvwal.log.segment import HEADER_PAGE_BYTES, SegmentHeader
 from kvwal.log.walk import Place, Puts, Stop, closed_record, last_written, search, walk, without_zeros

@@ -23,7 +23,8 @@ from kvwal.engine.request import CommitRequest
 from kvwal.errors import IndexesChangedError
 from kvwal.features import KEYSPACES
 from kvwal.log import encode_writes
-from kvwal.log.intents import TABLES, decode_intents
+from kvwal.log.columns import decode_intents
+from kvwal.log.intents import TABLES
 from kvwal.log.record import COMMIT
 from kvwal.testing import SimulatedDisk
 
