@@ -102,6 +102,9 @@ def test_feeds_and_past_moments_are_not_read_in_the_log_of_the_other_store(copie
         assert next(began).key == b"lost000"
         going = fed.changes(20, follow=True)
         assert [next(going).key for _ in range(100)][-1] == b"lost099"
+        # The other store has a commit of that time, too: its 20th.
+        at = next(fed.commits(after=69)).time
+        reads.append(lambda live: live.snapshot(at=at))
         put_in_place(copy, store)
         with kvwal.open(store, background=False) as db:
             go_on(db, 200)
