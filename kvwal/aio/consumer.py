@@ -5,6 +5,7 @@ Invariant: a call that raises, or is cancelled, counts nothing; what a worker ha
 
 from __future__ import annotations
 
+from asyncio import Lock
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
 from inspect import isawaitable
@@ -53,6 +54,8 @@ class AsyncConsumer(ParkingConsumer, AsyncIterator[Batch]):
         self._workers = workers
         self._refuse_if_store_is_over = refuse_if_over
         self._running = False
+        # Of the task that closes it.
+        self._ending = Lock()
         super().__init__(engine, asked, owner=owner)
 
     def __aiter__(self) -> AsyncConsumer:
@@ -236,15 +239,24 @@ class AsyncConsumer(ParkingConsumer, AsyncIterator[Batch]):
         """Write the position, if it is not written yet, and let another owner have it. Idempotent; from any task.
 
         What it holds of the log it goes on to hold. FencedError if it was taken over before the position was written.
+        Where another task is at it, it waits for the end of that.
         """
-        if self._token is None:
-            return
-        try:
-            # Once the store is closed, nothing is written any more.
-            with suppress(ClosedError):
-                await self._commit(self._due(at_once=True))
-        finally:
-            self._let_go()
+        await self._end(None)
+
+    async def _end(self, error: BaseException | None) -> None:
+        """Write the position, or what ended its block, and let go."""
+        async with self._ending:
+            if self._token is None:
+                return
+            try:
+                if isinstance(error, Exception) and not isinstance(error, FencedError):
+                    await self._store_error(error)
+                else:
+                    # Once the store is closed, nothing is written any more.
+                    with suppress(ClosedError):
+                        await self._commit(self._due(at_once=True))
+            finally:
+                self._let_go()
 
     async def __aenter__(self) -> AsyncConsumer:
         self._refuse_if_closed()
@@ -253,10 +265,4 @@ class AsyncConsumer(ParkingConsumer, AsyncIterator[Batch]):
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if isinstance(error, Exception) and self._token is not None and not isinstance(error, FencedError):
-            try:
-                await self._store_error(error)
-            finally:
-                self._let_go()
-        else:
-            await self.close()
+        await self._end(error)

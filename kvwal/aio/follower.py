@@ -107,7 +107,7 @@ class AsyncFollower(AsyncRecalling):
     for a few milliseconds.
     """
 
-    __slots__ = ("_closing", "_looking")
+    __slots__ = ("_closing", "_ending", "_looking")
 
     _engine: FollowedEngine
     _store: Follower
@@ -115,6 +115,8 @@ class AsyncFollower(AsyncRecalling):
     def __init__(self, follower: Follower) -> None:
         """From here on it is this one's to close."""
         self._closing = False
+        # Of the task that closes it.
+        self._ending = asyncio.Lock()
         workers = Workers(asyncio.get_running_loop())
         progress = follower.engine.progress
         super().__init__(follower, ReadParts(workers, follower, self._refuse_if_closing, progress.freshness))
@@ -230,18 +232,22 @@ class AsyncFollower(AsyncRecalling):
     # -- ending -------------------------------------------------------------------------------
 
     async def close(self) -> None:
-        """Let go of the files. Idempotent. Those who wait get `ClosedError`."""
-        # Where no thread was to be had for it, the next call tries again.
-        if self._closing and self._store.closed:
-            return
-        self._closing = True
-        try:
-            self._looking.end()
-            _, cancelled = await to_the_end(self._store.close)
-            if cancelled is not None:
-                raise cancelled
-        finally:
-            self._stop()
+        """Let go of the files. Idempotent. Those who wait get `ClosedError`.
+
+        Where another task is at it, it waits for the end of that.
+        """
+        async with self._ending:
+            # Where no thread was to be had for it, the next call tries again.
+            if self._closing and self._store.closed:
+                return
+            self._closing = True
+            try:
+                self._looking.end()
+                _, cancelled = await to_the_end(self._store.close)
+                if cancelled is not None:
+                    raise cancelled
+            finally:
+                self._stop()
 
 
 class AsyncFollowedTable(AsyncRecallingTable[K, V], Generic[K, V]):

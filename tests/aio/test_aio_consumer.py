@@ -476,6 +476,42 @@ def test_a_close_beside_a_call_of_its_own_owner_is_not_fenced(tmp_path: Path, un
     run(main())
 
 
+@pytest.mark.parametrize("first", ["close", "block", "failed block"])
+def test_a_second_close_waits_for_the_end_of_the_first(tmp_path: Path, first: str) -> None:
+    async def main() -> None:
+        opening, gate = gated(tmp_path)
+        async with opening as db:
+            block = consumer(db, ack_interval_s=60)
+            feed = await block.__aenter__()
+            await db.put(b"a", b"1")
+            acked = await anext(feed)
+            await feed.ack(acked)
+            feed._stored_s = float("inf")
+            await db.put(b"b", b"1")
+            if first != "failed block":
+                acked = await anext(feed)
+                await feed.ack(acked)
+            gate.close()
+            error = ValueError("b") if first == "failed block" else None
+            ending = feed.close() if first == "close" else block.__aexit__(error and type(error), error, None)
+            calls = [asyncio.ensure_future(ending)]
+            await gate.reached()
+            calls += [asyncio.ensure_future(feed.close()) for _ in range(2)]
+            await ready()
+            assert [call.done() for call in calls] == [False] * 3
+            with pytest.raises(LockedError):
+                await consumer(db).__aenter__()
+            gate.open()
+            await asyncio.gather(*calls)
+            assert not feed.alive
+            [info] = await db.consumers()
+            assert (info.position, info.last_error) == (acked.last, "ValueError: b" if error else "")
+            async with consumer(db):
+                pass
+
+    run(main())
+
+
 def test_one_owner_at_a_time_and_one_task() -> None:
     async def main() -> None:
         async with opened() as db, consumer(db, timeout_s=None) as feed:

@@ -14,6 +14,7 @@ from following_fixtures import all_durable, rewrite
 
 import kvwal
 import kvwal.aio
+from kvwal.following.engine import FollowedEngine
 from kvwal.following.progress import Progress
 
 
@@ -154,6 +155,36 @@ def test_what_ends_is_told_to_those_who_wait(path: str) -> None:
             for task in waiting:
                 with pytest.raises(kvwal.StoreRemovedError):
                     await task
+
+    run(main())
+
+
+def test_a_second_close_waits_for_the_end_of_the_first(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    reached, may_go, real = threading.Event(), threading.Event(), FollowedEngine._let_go
+
+    def let_go(engine: FollowedEngine) -> None:
+        reached.set()
+        assert may_go.wait(30)
+        real(engine)
+
+    async def main() -> None:
+        kvwal.open(path).close()
+        live = await kvwal.aio.follow(path)
+        monkeypatch.setattr(FollowedEngine, "_let_go", let_go)
+        first = asyncio.ensure_future(live.close())
+        assert await asyncio.to_thread(reached.wait, 30)
+        assert live.closed
+        calls = [first, *(asyncio.ensure_future(live.close()) for _ in range(3))]
+        calls[1].cancel()
+        # Also beside one that is cancelled.
+        first.cancel()
+        for _ in range(9):
+            await asyncio.sleep(0)
+        assert [call.done() for call in calls] == [False, True, False, False]
+        may_go.set()
+        found = await asyncio.gather(*calls, return_exceptions=True)
+        assert [type(each) for each in found] == [asyncio.CancelledError] * 2 + [type(None)] * 2
+        await live.close()
 
     run(main())
 
