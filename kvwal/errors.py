@@ -784,6 +784,11 @@ def closed(what: str = "store") -> ClosedError:
     return ClosedError(f"the {what} is closed; {_AGAIN.get(what, 'begin another')}")
 
 
+def left_open() -> ClosedError:
+    """Of a store for tasks whose close was refused for want of a thread."""
+    return ClosedError("the store is closing, and the system had no thread left for that; call close() again")
+
+
 def read_only() -> ReadOnlyError:
     """Of a store opened with flag "r"."""
     return ReadOnlyError('the store was opened with flag "r"; open it with "w" or "c" to write')

@@ -11,7 +11,7 @@ from kvwal.batch import WriteBatch
 from kvwal.engine.engine import Engine
 from kvwal.engine.request import CommitRequest, Operation
 from kvwal.engine.writes import LonePut
-from kvwal.errors import IndexesChangedError, closed
+from kvwal.errors import IndexesChangedError
 from kvwal.keys import Seqno
 from kvwal.log import Extension
 from kvwal.options import Durability
@@ -38,7 +38,7 @@ class Commits:
     def refuse_if_closing(self) -> None:
         """ClosedError once `close` was called."""
         if self.closing is not None:
-            raise closed()
+            raise self._committer.over()
 
     async def put(
         self, key: bytes, value: bytes, durability: Durability | None, table: int = 0, names: object = None

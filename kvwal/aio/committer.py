@@ -33,6 +33,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections import deque
+from collections.abc import Callable
 from contextlib import suppress
 from queue import SimpleQueue
 from typing import Final, TypeAlias
@@ -41,7 +42,7 @@ from kvwal.aio.workers import refuse_other_loops, resolve
 from kvwal.engine.engine import Engine
 from kvwal.engine.own_commits import note
 from kvwal.engine.request import CommitRequest
-from kvwal.errors import DiskFullError, InternalError, closed
+from kvwal.errors import ClosedError, DiskFullError, InternalError, closed
 from kvwal.files import start_thread
 from kvwal.keys import Seqno
 
@@ -118,6 +119,8 @@ class Committer:
         self._current: _Group | None = None
         self._scheduled = False
         self._is_ending = False
+        #: What commits raise from `end` on.
+        self.over: Callable[[], ClosedError] = closed
         self._idle: list[asyncio.Future[None]] = []
         # What the thread is to do; None ends it.
         self._jobs: SimpleQueue[_Group | None] = SimpleQueue()
@@ -312,7 +315,7 @@ class Committer:
 
     def _refuse_if_ending(self) -> None:
         if self._is_ending:
-            raise closed()
+            raise self.over()
 
     async def drain(self) -> None:
         """Wait until nothing is pending, even when cancelled."""

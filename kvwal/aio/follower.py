@@ -25,7 +25,7 @@ from kvwal.backup.port import Where
 from kvwal.codecs import Codec, KeyCodec
 from kvwal.engine.row_cache import Row, RowCache
 from kvwal.engine.value import Value
-from kvwal.errors import closed
+from kvwal.errors import closed, left_open
 from kvwal.feed.line import seqno_of
 from kvwal.following.engine import FollowedEngine
 from kvwal.following.progress import Lag, Progress
@@ -126,7 +126,7 @@ class AsyncFollower(AsyncRecalling):
 
     def _refuse_if_closing(self) -> None:
         if self._closing:
-            raise closed()
+            raise closed() if self._store.closed or self._ending.locked() else left_open()
 
     # -- where it is ----------------------------------------------------------------------------
 

@@ -26,7 +26,7 @@ from kvwal.engine.request import CommitRequest
 from kvwal.engine.row_cache import RowCache
 from kvwal.engine.stats import Pin, Stats
 from kvwal.engine.verify import VerifyReport
-from kvwal.errors import ClosedError, ConflictError, ForkedError
+from kvwal.errors import ClosedError, ConflictError, ForkedError, closed, left_open
 from kvwal.keys import BytesLike, Seqno, as_int, as_key
 from kvwal.options import Durability
 from kvwal.pages import NotCached
@@ -318,6 +318,7 @@ class AsyncStore(AsyncWriting, AsyncRemembering, AsyncNaming):
                     # What failed is for the next `close`.
                     raise error.__cause__ or error from None
         finally:
+            self._committer.over = left_open if self._is_left_open() else closed
             self._stop()
 
     def _stop(self) -> None:

@@ -610,6 +610,34 @@ def test_a_close_for_which_no_thread_starts_is_made_by_the_next_one(
     run(main())
 
 
+@pytest.mark.parametrize("opener", [kvwal.aio.open, kvwal.aio.shared, kvwal.aio.follow])
+def test_one_whose_close_found_no_thread_says_to_close_it_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, opener: Any
+) -> None:
+    async def main() -> None:
+        db = await opener(tmp_path / "s")
+        calls = [lambda: db.get(b"a"), db.first, lambda: db.get_many([b"a"])]
+        if opener is not kvwal.aio.follow:
+            txn = db.transaction()
+            txn.put(b"a", b"")
+            calls += [txn.commit, lambda: db.put(b"a", b""), db.sync]
+        with monkeypatch.context() as patch:
+            without_threads(patch, "kvwal-aio-task")
+            with pytest.raises(kvwal.RefusedError):
+                await db.close()
+        for call in calls:
+            with pytest.raises(kvwal.ClosedError, match=r"no thread .* call close\(\) again"):
+                await call()
+        await db.close()
+        # The transaction is over since its commit.
+        for call in calls[:3]:
+            with pytest.raises(kvwal.ClosedError, match="open it again"):
+                await call()
+
+    kvwal.open(tmp_path / "s").close()
+    run(main())
+
+
 @pytest.mark.parametrize("has_started", [False, True])
 def test_an_interruption_as_the_thread_of_commits_starts_leaves_no_commit_waiting(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, has_started: bool
