@@ -259,6 +259,9 @@ class SystemDirectory:
             # A directory that may be entered, and not be read, cannot be opened to be flushed alone.
             os.sync()
             return
+        except OSError as error:
+            # Nothing was flushed, and so no flush failed.
+            raise failed(error, self.path) from None
         try:
             sync(fd)
         finally:

@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import errno
+import os
+from itertools import count
+from pathlib import Path
+from typing import Any
 
 import pytest
 
+import kvwal
 from kvwal.errors import EnvironmentFailure, RefusedError, SystemCallError
+from kvwal.files import system_files
 from kvwal.files.failures import failed, is_full
 
 
@@ -59,3 +65,45 @@ def test_a_quota_that_is_used_up_is_a_full_disk() -> None:
         False,
         False,
     ]
+
+
+@pytest.mark.parametrize("code", [errno.EMFILE, errno.ENFILE, errno.ENOMEM])
+def test_a_directory_that_may_not_be_opened_to_be_flushed_was_refused_and_is_no_failed_flush(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    directory = system_files().open_directory(str(tmp_path))
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "open", refusing(code, 0))
+        with pytest.raises(RefusedError):
+            directory.sync_parent()
+    directory.close()
+
+
+def refusing(code: int, after: int) -> Any:
+    """`os.open`, refused from this call on."""
+    real, calls = os.open, count()
+
+    def refuse(*args: Any, **options: Any) -> int:
+        if next(calls) >= after:
+            raise OSError(code, "refused")
+        return real(*args, **options)
+
+    return refuse
+
+
+@pytest.mark.parametrize("how", ["store", "follower"])
+def test_a_backup_that_has_no_descriptor_left_is_refused_whichever_was_the_last(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    with kvwal.open(tmp_path / "s", background=False) as db, kvwal.follow(tmp_path / "s") as live:
+        db.put(b"a", b"1")
+        for after in count():
+            with monkeypatch.context() as patch:
+                patch.setattr(os, "open", refusing(errno.EMFILE, after))
+                try:
+                    (db if how == "store" else live).backup(tmp_path / f"to{after}")
+                except RefusedError as error:
+                    assert "ulimit -n" in str(error)
+                else:
+                    break
+        assert after > 5
