@@ -99,7 +99,8 @@ class Past:
             moment = reader.purpose, reader.seqno, reader.since_us, size
             pins.append(Pin(*moment, generation=generation, thread_name=reader.thread_name))
         for oldest in self._keeping.bases[:1]:
-            since_us = oldest.time_us or self._segments()[0].created_us
+            # Of a store that is gone there are none.
+            since_us = oldest.time_us or min((each.created_us for each in self._segments()[:1]), default=0)
             pins.append(Pin("window", oldest.seqno, since_us, self._keeping.held_bytes()))
         for hold in [] if self._log is None else self._log.retention.holds():
             # What a past moment holds was counted with its reader, and what a follower does with its pin.

@@ -40,8 +40,7 @@ def seqno_of(engine: Engine, name: str, value: int, error: type[_E] = FeedGap) -
         engine.state.refuse_if_gone()
         forked_at = fork_of(engine.reads, own, value.line)
         if forked_at is None or seqno > forked_at:
-            oldest = engine.upkeep.consumers.segments()[0].first_seqno
-            raise error(value, oldest, durable_now(engine), forked_at=forked_at or 0)
+            raise error(value, engine.upkeep.oldest_kept(), durable_now(engine), forked_at=forked_at or 0)
     return seqno
 
 

@@ -155,8 +155,13 @@ def test_a_store_that_is_gone_is_not_called_damaged_whatever_reads_its_log(
         lambda live: dict(live.snapshot(at=100)),
         lambda live: dict(live.snapshot(at=time_of(1))),
         lambda live: live.bootstrap(),
+        # What is refused, for which it looks what the log has.
+        lambda live: live.changes(kvwal.Position(b"no store", 5)),
+        lambda live: live.changes(999),
+        lambda live: live.snapshot(at=kvwal.Position(b"no store", 5)),
     ]
     if how == "follow":
+        reads.append(lambda live: live.wait(kvwal.Position(b"no store", 5), 0))
         reads.append(lambda live: next(live.changes(120, follow=True)))
     with ExitStack() as stack:
         # Each by one that has not looked since.
@@ -169,6 +174,17 @@ def test_a_store_that_is_gone_is_not_called_damaged_whatever_reads_its_log(
                 read(live)
             # What it reads without the log it goes on to show.
             assert live[b"k1"] == b"before"
+
+
+@pytest.mark.parametrize("gone", [shutil.rmtree, erase_in_part])
+def test_what_pins_an_old_moment_is_told_of_a_store_that_is_gone(path: str, gone: Callable[[Path], object]) -> None:
+    store = Path(path)
+    with kvwal.open(store, keep_history_s=3600, background=False) as db:
+        go_on(db, 20)
+        db.checkpoint()
+    with kvwal.open(store, "r") as still:
+        gone(store)
+        assert [pin.purpose for pin in still.pins()] == ["window"]
 
 
 def test_feeds_that_are_under_way_end_with_their_store(path: str) -> None:
