@@ -193,7 +193,10 @@ class _Ticking:
 
 
 def make_base(engine: Engine, destination: Destination, tick: Callable[[], object]) -> None:
-    """Have a base of the newest generation in a destination, proved there."""
+    """Have a base of the newest generation in a destination, proved there.
+
+    Those that it builds on are not read again: what made them has, unless it was killed before.
+    """
 
     def progress(done: int, total: int) -> None:
         tick()
