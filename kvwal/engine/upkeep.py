@@ -168,7 +168,7 @@ class Upkeep:
     def _read_beyond(self, after: Seqno | None, until: Seqno | None, purpose: str | None) -> SegmentCursor:
         log = self._log
         if after is not None and after > (newest := self._state.seqno if log is None else log.last_seqno):
-            raise FeedGap(after, self.oldest_kept(), newest)
+            raise FeedGap(after, self._oldest_kept(), newest)
         if log is not None:
             return log.read(after, until=until, purpose=purpose)
         if self._feed is not None:
@@ -199,7 +199,7 @@ class Upkeep:
         whole.close()
         return later
 
-    def oldest_kept(self) -> Seqno:
+    def _oldest_kept(self) -> Seqno:
         """The first commit that the log has. Raises as reading the log does: it may be gone with its store."""
         if self._log is not None:
             return self._segments()[0].first_seqno

@@ -40,7 +40,10 @@ def seqno_of(engine: Engine, name: str, value: int, error: type[_E] = FeedGap) -
         engine.state.refuse_if_gone()
         forked_at = fork_of(engine.reads, own, value.line)
         if forked_at is None or seqno > forked_at:
-            raise error(value, engine.upkeep.oldest_kept(), durable_now(engine), forked_at=forked_at or 0)
+            newest = durable_now(engine)
+            # Of a store that is gone this says so.
+            with engine.upkeep.read(None, newest, "changes") as kept:
+                raise error(value, Seqno(kept.position + 1), newest, forked_at=forked_at or 0)
     return seqno
 
 
