@@ -169,7 +169,10 @@ def has_writer(directory: Directory, options: Options) -> bool:
 
 def locked_by_writer(directory: Directory, options: Options) -> LockedError | None:
     """What tells of the process that has the store open for writing; None if none has. Nothing is locked then."""
-    look = opened_again(directory)
+    try:
+        look = opened_again(directory)
+    except FileNotFoundError:
+        raise _not_found(directory.path) from None
     try:
         _lock(look, "r", options)
         return None

@@ -1,11 +1,13 @@
 """Doubt is not damage. What does not verify, or is missing, may be what the writer is just changing.
 
-So it is looked at again, and is an error only if nothing has moved between two failures.
+So it is looked at again, and is an error only if nothing has moved between two failures. Where a file is missing, the
+whole store may be about to go, as `rm -r` takes it apart: then it is an error only if nothing moves for a while.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from time import sleep
 from typing import Final, TypeVar
 
 from kvwal.engine.create import is_marked
@@ -20,6 +22,9 @@ _T = TypeVar("_T")
 
 # What is under way is over after a few looks. After this many, what failed is raised.
 _MOST_LOOKS: Final = 1000
+# For so long, so many times, one waits for the rest of a store to go. `rm -r` takes far less for a file.
+_GOING_S: Final = 0.01
+_GOING_LOOKS: Final = 10
 # The two slots of a page file.
 _SLOTS_BYTES: Final = 8192
 
@@ -40,10 +45,25 @@ def until_still(directory: Directory, action: Callable[[], _T], refuse: Callable
             failure = error
             refuse()
             found = signs(directory)
-            if found == blamed:
+            if found == blamed and not (_lacks_file(error) and _goes_on(directory, found, refuse)):
                 raise
             blamed = found
     raise failure
+
+
+def _lacks_file(error: Exception) -> bool:
+    """Whether it may be a file that is missing: what is damaged has a place in one."""
+    return not isinstance(error, CorruptionError) or error.offset is None
+
+
+def _goes_on(directory: Directory, found: object, refuse: Callable[[], None]) -> bool:
+    """Whether something moves within a while. Raises as `refuse`."""
+    for _ in range(_GOING_LOOKS):
+        sleep(_GOING_S)
+        refuse()
+        if signs(directory) != found:
+            return True
+    return False
 
 
 def signs(directory: Directory) -> object:

@@ -98,7 +98,7 @@ class FollowedHistory(KeyHistory):
         return names, newest
 
     def _held(self, after: Seqno | None, until: Seqno) -> Hold:
-        return hold_kept(self._reader, after, until, self._refuse)
+        return self._until_still(lambda: hold_kept(self._reader, after, until, self._refuse))
 
     def has_moved(self, view: _Segments) -> bool:
         """Whether there are other segments than those of a view."""

@@ -409,7 +409,8 @@ class Progress(Now):
         state, watch = self._state, self._watch
         shown, newest = lambda: state.seqno, lambda: watch.segment
         waits = self.await_beyond, self.waiting.when_beyond
-        return FollowedCursor(self._reader, after, until, shown, *waits, newest, self._refuse_if_removed)
+        how = self._refuse_if_removed, self._until_still
+        return self._until_still(lambda: FollowedCursor(self._reader, after, until, shown, *waits, newest, *how))
 
     def feed_now(self, after: Seqno | None, until: Seqno | None) -> SegmentCursor:
         """The same for what does not wait. ReadOnlyError where commits that are still to come are asked for."""

@@ -395,32 +395,34 @@ class FollowedCursor(SegmentCursor):
         when_beyond: Callable[[Seqno, Callable[[], object]], Callable[[], object]],
         segment: Callable[[], SegmentHeader | None],
         refuse_if_removed: Callable[[], object],
+        until_still: Callable[[Callable[[], Record | Run | None]], Record | Run | None],
     ) -> None:
         """FeedGap if commits beyond `after` are no longer kept. `segment`: the one that a `Watch` has found last.
 
         `refuse_if_removed`: raises, after something was read, where it may be of another store, or gone with its store.
+        `until_still`: gives what a function gives, once it does not fail for what is just being changed.
         """
         hold = hold_kept(reader, after, durable(), refuse_if_removed)
         super().__init__(reader, hold, until, durable, await_beyond, when_beyond, newest=segment)
         self._log = reader
         self._refuse_if_removed = refuse_if_removed
+        self._until_still = until_still
 
     def _next(self, runs_until: int) -> Record | Run | None:
+        try:
+            return super()._next(runs_until)
+        except (CorruptionError, FormatError, FileNotFoundError):
+            if self._is_over():
+                raise
+            # A segment may have been retired, or replaced, while it was read.
+            return self._until_still(lambda: self._next_anew(runs_until))
+
+    def _next_anew(self, runs_until: int) -> Record | Run | None:
+        self._parts = iter(())
+        self._at = None
         # FeedGap if the next commit was retired.
-        blamed: Exception | None = None
-        while True:
-            try:
-                return super()._next(runs_until)
-            except (CorruptionError, FormatError, FileNotFoundError) as error:
-                self._parts = iter(())
-                self._at = None
-                if self._is_over():
-                    raise
-                hold_kept(self._log, self.position, self._durable(), self._refuse_if_removed)
-                # A segment may have been retired, or replaced, while it was read.
-                if blamed is not None and str(blamed) == str(error):
-                    raise
-                blamed = error
+        hold_kept(self._log, self.position, self._durable(), self._refuse_if_removed)
+        return super()._next(runs_until)
 
     def _is_over(self) -> bool:
         return self._hold is None

@@ -176,6 +176,76 @@ def test_a_store_that_is_gone_is_not_called_damaged_whatever_reads_its_log(
             assert live[b"k1"] == b"before"
 
 
+def take_log(store: Path) -> None:
+    for segment in store.glob("*.log"):
+        segment.unlink()
+
+
+def take_newest_segment(store: Path) -> None:
+    max(store.glob("*.log")).unlink()
+
+
+def take_all_but_the_oldest_segment(store: Path) -> None:
+    for segment in sorted(store.glob("*.log"))[1:]:
+        segment.unlink()
+
+
+@pytest.mark.parametrize("how", ["follow", "r"])
+@pytest.mark.parametrize("first", [take_log, take_newest_segment, take_all_but_the_oldest_segment])
+@pytest.mark.parametrize("goes_on", [True, False])
+def test_a_store_that_is_being_taken_apart_is_damaged_only_if_the_rest_stays(
+    path: str, monkeypatch: pytest.MonkeyPatch, how: str, first: Callable[[Path], object], goes_on: bool
+) -> None:
+    """As `rm -r` does it, which comes to the page file last."""
+    store, looks = Path(path), count()
+    with kvwal.open(store, segment_bytes=16 << 10, keep_history_s=3600, background=False) as db:
+        go_on(db, 60, b"x" * 1000)
+    reads: list[Callable[[Any], object]] = [
+        lambda live: list(live.changes(20)),
+        lambda live: list(live.history(20)),
+        lambda live: live.backup(f"{path}-backup"),
+    ]
+    if first is take_log:
+        reads += [
+            lambda live: list(live.versions(b"else050")),
+            lambda live: live.changes(kvwal.Position(b"no store", 5)),
+            lambda live: live.bootstrap(),
+        ]
+    if how == "follow":
+        reads += [lambda live: live.refresh(), lambda live: live.wait(500, 0), lambda live: live.lag()]
+
+    def sleep(seconds: float) -> None:
+        if goes_on and next(looks) % 3 == 2:
+            (store / "data").unlink(missing_ok=True)
+
+    monkeypatch.setattr("kvwal.following.doubt.sleep", sleep)
+    with ExitStack() as stack:
+        for read in reads:
+            shutil.copytree(store, f"{path}-whole")
+            live: Any = stack.enter_context(kvwal.open(store, "r") if how == "r" else kvwal.follow(store, pin=False))
+            first(store)
+            with pytest.raises(kvwal.StoreRemovedError if goes_on else kvwal.CorruptionError):
+                read(live)
+            assert live[b"else001"] == b"x" * 1000
+            shutil.rmtree(store)
+            os.rename(f"{path}-whole", store)
+
+
+@pytest.mark.parametrize("first", [take_log, lambda store: (store / "data").unlink()])
+@pytest.mark.parametrize("goes_on", [True, False])
+@pytest.mark.parametrize("how", ["follow", "r"])
+def test_one_that_begins_to_follow_what_is_being_taken_apart_finds_no_store_or_damage(
+    path: str, monkeypatch: pytest.MonkeyPatch, how: str, first: Callable[[Path], object], goes_on: bool
+) -> None:
+    store = Path(path)
+    with kvwal.open(store, background=False) as db:
+        go_on(db, 3)
+    first(store)
+    monkeypatch.setattr("kvwal.following.doubt.sleep", lambda _: goes_on and shutil.rmtree(store, ignore_errors=True))
+    with pytest.raises(kvwal.StoreNotFoundError if goes_on else kvwal.CorruptionError):
+        kvwal.follow(store) if how == "follow" else kvwal.open(store, "r")
+
+
 @pytest.mark.parametrize("gone", [shutil.rmtree, erase_in_part])
 def test_what_pins_an_old_moment_is_told_of_a_store_that_is_gone(path: str, gone: Callable[[Path], object]) -> None:
     store = Path(path)
