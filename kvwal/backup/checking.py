@@ -2,8 +2,8 @@
 
 A gap is "lost" until someone has looked into it and accepted it, with a reason: then it is "accepted", and does not
 count as a problem any more. What thinning has taken on purpose is none (see keeping.py). Neither is what lies between
-two backups that never had it: an archiver's mark, what was said of a gap, and a unit that goes on from one that is
-missing tell of what was there.
+two backups that never had it: an archiver's mark, what was said of a gap, a unit that goes on from one that is
+missing, and what was proved tell of what was there.
 
 `verify` remembers what it has proved, and what it found damaged: see proofs.py. So the next one can begin with the
 rest, and the status tells of the damage.
@@ -24,7 +24,7 @@ from kvwal.backup.chain import Gap, Held, Stretch, held_lines, list_confirmed, l
 from kvwal.backup.fetching import fetch_header, fetch_unit
 from kvwal.backup.forks import fork_findings
 from kvwal.backup.lines import start_of_chain
-from kvwal.backup.names import STATE, BaseName, UnitName
+from kvwal.backup.names import STATE, BaseName, UnitName, parse_name
 from kvwal.backup.port import Destination
 from kvwal.backup.proofs import Results, damaged, proved
 from kvwal.backup.replaying import breaks, replay_units
@@ -207,11 +207,31 @@ def _open_gaps(destination: Destination, held: Held, mark: Seqno | None) -> list
 
     If there are any, it reads how far thinning has gone, and what was said of gaps.
     """
-    if not (gaps := held.gaps(mark)):
+    told = _told(destination, held) if mark is None else []
+    if not (gaps := held.gaps(mark or max((each.last for each in told), default=None))):
         return []
     thinned = _thinned_before(destination, held)
     found = [Gap(Seqno(max(gap.first, thinned)), gap.last) for gap in gaps if gap.last >= thinned]
-    return [gap for gap in found if _was_there(destination, held, mark, gap)]
+    return [gap for gap in found if _is_told(told, gap) or _was_there(destination, held, mark, gap)]
+
+
+def _told(destination: Destination, held: Held) -> list[Gap]:
+    """What was there, or was told to be lost, of a line without a mark: units that were proved, and are gone."""
+    _, verified = state.read(destination, state.VERIFIED)
+    gone = (parse_name(name) for name in proved(verified) if name not in held.sizes)
+    units = [each for each in gone if isinstance(each, UnitName) and each.line == held.line]
+    return [*(Gap(Seqno(each.first + 1), each.last) for each in units), *_entries(destination, held)]
+
+
+def _entries(destination: Destination, held: Held) -> list[Gap]:
+    """What was said of gaps of a line."""
+    _, members = state.read(destination, state.GAPS)
+    entries = (*state.gaps_in(members, "lost"), *state.gaps_in(members, "accepted"))
+    return [Gap(Seqno(each["first"]), Seqno(each["last"])) for each in entries if each["line"] == held.line.hex()]
+
+
+def _is_told(told: list[Gap], gap: Gap) -> bool:
+    return any(each.first <= gap.last and gap.first <= each.last for each in told)
 
 
 def _was_there(destination: Destination, held: Held, mark: Seqno | None, gap: Gap) -> bool:
@@ -219,10 +239,8 @@ def _was_there(destination: Destination, held: Held, mark: Seqno | None, gap: Ga
     end = held.lost_end(mark)
     if (end is not None and gap.last == end.last) or (mark is not None and gap.first <= mark <= gap.last):
         return True
-    _, members = state.read(destination, state.GAPS)
-    for entry in (*state.gaps_in(members, "lost"), *state.gaps_in(members, "accepted")):
-        if entry["line"] == held.line.hex() and entry["first"] <= gap.last and gap.first <= entry["last"]:
-            return True
+    if _is_told(_entries(destination, held), gap):
+        return True
     # An archiver has put all from where it began up to the mark; and it began a chain of units there.
     tells_nothing = mark is not None and gap.last < mark
     for name in _first_of_chains(held, gap):
@@ -353,7 +371,8 @@ def verify(
     store_id = state.identity_of(destination)
     _, verified = state.read(destination, state.VERIFIED)
     known = proved(verified)
-    held = _listed(destination, state.mark_of(destination))
+    mark = state.mark_of(destination)
+    held = _listed(destination, mark)
     names: dict[str, BaseName | UnitName] = {}
     for each in held:
         names |= {str(base): base for base in each.bases} | {str(unit): unit for unit in each.units}
@@ -363,7 +382,7 @@ def verify(
     began_s = saved_s = monotonic_s()
     problems: list[Finding] = []
     results = Results(names)
-    unsaved: str | None = None
+    unsaved = _remembered(destination, [each for each in held if _of_line(mark, each.line) is None], now_us)
     for name in todo:
         if budget_s is not None and monotonic_s() - began_s >= budget_s:
             break
@@ -401,6 +420,17 @@ def verify(
     known_gaps = (gap for each in held for gap in _known_gaps(destination, each, _of_line(mark, each.line)))
     gaps = tuple(gap for gap in known_gaps if gap.state == "lost")
     return VerifiedArchive(checked, len(names) - len(todo), left, tuple(problems), gaps, unsaved)
+
+
+def _remembered(destination: Destination, held: list[Held], now_us: Callable[[], int]) -> str | None:
+    """Record the gaps of lines without a mark: what is remembered of the units may be all that tells. As `_saved`."""
+    try:
+        for each in held:
+            for gap in lost_gaps(destination, each, None):
+                state.record_gap(destination, each.line, *gap, now_us(), "objects are missing")
+    except RefusedError as error:
+        return error.strerror or str(error)
+    return None
 
 
 def _saved(destination: Destination, results: Results) -> str | None:

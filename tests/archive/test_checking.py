@@ -421,6 +421,46 @@ def test_an_end_that_is_lost_is_a_gap_up_to_what_was_there(
     assert rig.verify(deep=is_deep).ok
 
 
+@pytest.mark.parametrize("has_base", [False, True])
+@pytest.mark.parametrize("is_deep", [False, True])
+def test_an_end_that_is_lost_with_its_mark_is_a_gap_if_it_was_proved(rig: Rig, has_base: bool, is_deep: bool) -> None:
+    """And stays one, until it is accepted: what is forgotten of an object that is gone tells no more of it."""
+    assert rig.verify().ok
+    if has_base:
+        rig.db.checkpoint()
+        rig.db.backup(rig.place)
+    rig.place.delete(state.MARK)
+    rig.place.delete(str(rig.held.units[-1]))
+    expected = ((11, 11 if has_base else 12, "lost", "objects are missing"),)
+    assert status_of(rig.place).lines[0].gaps == expected
+    for _ in range(2):
+        assert rig.verify(deep=is_deep).gaps == expected
+        assert status_of(rig.place).lines[0].gaps == expected
+        assert not status_of(rig.place).ok
+    accept_gap(rig.place, Seqno(11), Seqno(expected[0][1]), "the disk was cut off", 5)
+    assert status_of(rig.place).ok
+    assert rig.verify(deep=is_deep).ok
+
+
+def test_what_was_proved_and_then_merged_or_thinned_is_no_gap(rig: Rig) -> None:
+    rig.disk.pass_time(4000)
+    rig.live(3)
+    assert rig.verify().ok
+    rig.place.delete(state.MARK)
+    merging = Merging(rig.place, rig.archiver._store_id, rig.held.line)
+    before = len(rig.held.units)
+    while merging.step(Seqno(18)):
+        pass
+    assert len(rig.held.units) < before
+    assert status_of(rig.place).ok
+    assert rig.verify().ok
+    rig.db.checkpoint()
+    rig.db.backup(rig.place)
+    prune(rig.place, plan_pruning(rig.place, rig.held, Keep(0, 0, 0), rig.disk.now_us()))
+    assert status_of(rig.place).ok
+    assert rig.verify().ok
+
+
 def test_a_line_of_which_only_the_mark_is_left_is_lost(rig: Rig) -> None:
     line = rig.held.line
     for name in rig.held.sizes:
