@@ -22,7 +22,7 @@ _T = TypeVar("_T")
 
 # What is under way is over after a few looks. After this many, what failed is raised.
 _MOST_LOOKS: Final = 1000
-# For so long, so many times, one waits for the rest of a store to go. `rm -r` takes far less for a file.
+# Between two looks for whether the rest of a store goes, and how many there are: `rm -r` takes far less for a file.
 _GOING_S: Final = 0.01
 _GOING_LOOKS: Final = 10
 # The two slots of a page file.
