@@ -253,7 +253,10 @@ class Archiver:
                     raise BackupDestinationError("a base was put into the destination, and is not there")
                 adopt(destination, self._store_id, held, hold.after, position)
             assert position is not None, "a hold has one"
-            self._record_gaps(held, lost, position, is_missing=end is not None)
+            if marked is None:
+                # First: what backups lack below is none of what archivers pass over.
+                state.record_beginning(destination, self._line, position)
+            self._record_gaps(held, lost, position, end)
             # What is beyond that is put anew.
             gaps = tuple(gap for gap in lost_gaps(destination, held, position) if gap.first <= position)
             digest = digest_after(destination, self._store_id, held, position)
@@ -314,14 +317,16 @@ class Archiver:
         since_us = max(0, self._engine.reads.moments.wall_us() - first_us)
         return sum(held.sizes[str(name)] for name in units), since_us / 1e6
 
-    def _record_gaps(self, held: Held, lost: Seqno | None, position: Seqno, *, is_missing: bool) -> None:
+    def _record_gaps(self, held: Held, lost: Seqno | None, position: Seqno, end: Gap | None) -> None:
         """The gaps that are passed over: those between where it could not go on, and where it does.
 
-        `is_missing`: objects are gone that were there, and the log was kept long enough.
+        `end`: that of the line, if objects are gone that were there, and the log was kept long enough.
         """
-        why = ("objects are missing",) if is_missing else ()
-        for gap in held.gaps():
-            if lost is not None and lost < gap.first and gap.last < position:
+        why = () if end is None else ("objects are missing",)
+        gaps = [gap for gap in held.gaps() if lost is not None and lost < gap.first and gap.last < position]
+        began = state.began_at(self._destination, self._line) if gaps else 0
+        for gap in gaps:
+            if gap.last >= began or (end is not None and gap.first == end.first):
                 _log.warning("the archive has a gap: commits %s cannot be restored; a base ends it", gap)
                 wall_us = self._engine.reads.moments.wall_us()
                 state.record_gap(self._destination, self._line, *gap, wall_us, *why)

@@ -242,7 +242,7 @@ def _was_there(destination: Destination, held: Held, mark: Seqno | None, gap: Ga
     if _is_told(_entries(destination, held), gap):
         return True
     # An archiver has put all from where it began up to the mark; and it began a chain of units there.
-    tells_nothing = mark is not None and gap.last < mark
+    tells_nothing = mark is not None and state.began_at(destination, held.line) <= gap.last < mark
     for name in _first_of_chains(held, gap):
         try:
             header = fetch_header(destination, name)

@@ -6,6 +6,7 @@
 | `state/mark` | `epoch`: the claim; `line`; `seqno`: all up to it was read back; `digest`: after it |
 | `state/gaps` | `lost` and `accepted`: lists of `line`, `first`, `last`, `reason`, `wall_us` |
 | `state/kept` | `line`: for each, the seqno below which only bases are kept |
+| `state/began` | `line`: for each, the seqno at which its first archiver began |
 | `state/verified` | `units` and `damaged`: see proofs.py |
 
 `crc` is the CRC-32C of the JSON without it, with sorted keys and no spaces. Members that are not known are kept.
@@ -26,11 +27,13 @@ from kvwal.features import unknown_bits
 from kvwal.keys import Seqno
 
 __all__ = [
+    "BEGAN",
     "GAPS",
     "KEPT",
     "LINE_BYTES",
     "MARK",
     "VERIFIED",
+    "began_at",
     "change",
     "claim",
     "dump",
@@ -43,6 +46,7 @@ __all__ = [
     "mark_of",
     "other_store",
     "read",
+    "record_beginning",
     "record_gap",
 ]
 
@@ -50,6 +54,7 @@ __all__ = [
 MARK: Final = STATE + "mark"
 GAPS: Final = STATE + "gaps"
 KEPT: Final = STATE + "kept"
+BEGAN: Final = STATE + "began"
 VERIFIED: Final = STATE + "verified"
 _VERSION: Final = 1
 _ATTEMPTS: Final = 100
@@ -182,6 +187,18 @@ def record_gap(
         return members if is_there else {**members, "lost": [*before, entry]}
 
     change(destination, GAPS, with_entry)
+
+
+def began_at(destination: Destination, line: bytes) -> Seqno:
+    """Where the first archiver of a line began; 0 where nothing says so: as if it had put all from there on."""
+    seqno = read(destination, BEGAN)[1].get(line.hex(), 0)
+    return Seqno(seqno) if isinstance(seqno, int) else Seqno(0)
+
+
+def record_beginning(destination: Destination, line: bytes, seqno: Seqno) -> None:
+    """Say where the first archiver of a line begins, unless that is said."""
+    if line.hex() not in read(destination, BEGAN)[1]:
+        change(destination, BEGAN, lambda members: {line.hex(): seqno, **members})
 
 
 def claim(destination: Destination, store_id: bytes) -> None:

@@ -373,17 +373,29 @@ def test_what_no_backup_had_is_no_gap(behind: int) -> None:
     for gap in held.gaps():
         with pytest.raises(ValueError, match="is no gap; there are: none"):
             accept_gap(nightly.place, gap.first, gap.last, "lost disk", 5)
-    # An archive answers for what it passes over as it begins, and not for what comes after it has ended.
+    # An archive answers neither for what there was before the first one began, nor for what comes after it has ended.
     archiver = archiver_of(nightly.db, nightly.place)
     archiver.step(now=True)
     nightly.db[b"more"] = b""
     archiver.step(now=True)
     archiver.close()
-    lost, gaps = nightly.gaps(), held_of(nightly.db, nightly.place).gaps()
-    assert lost == [tuple(gap) for gap in gaps]
+    gaps = held_of(nightly.db, nightly.place).gaps()
+    assert nightly.gaps() == []
     nightly.night(3, behind)
     assert len(held_of(nightly.db, nightly.place).gaps()) == len(gaps) + 1
-    assert nightly.gaps() == lost
+    assert nightly.gaps() == []
+    # But the next one for what it passes over.
+    for _ in range(2):
+        nightly.night(3, behind)
+    archiver = archiver_of(nightly.db, nightly.place)
+    archiver.step(now=True)
+    archiver.close()
+    passed = held_of(nightly.db, nightly.place).gaps()[len(gaps) :]
+    assert passed
+    assert nightly.gaps() == [tuple(gap) for gap in passed]
+    # What was recorded stays, also where nothing says where the first one began, as in a destination of before.
+    nightly.place.delete(state.BEGAN)
+    assert nightly.gaps() == [tuple(gap) for gap in passed]
 
 
 def test_what_a_backup_had_is_a_gap_where_units_tell_of_it() -> None:
@@ -459,6 +471,29 @@ def test_what_was_proved_and_then_merged_or_thinned_is_no_gap(rig: Rig) -> None:
     prune(rig.place, plan_pruning(rig.place, rig.held, Keep(0, 0, 0), rig.disk.now_us()))
     assert status_of(rig.place).ok
     assert rig.verify().ok
+
+
+def test_what_backups_have_lost_is_told_when_an_archive_is_begun_there() -> None:
+    nightly = Nightly(keep_history_bytes=1 << 24)
+    nightly.night(2)
+    nightly.db.put(b"large", bytes(9 << 20))
+    nightly.db.put(b"large", bytes(9 << 20))
+    nightly.db.backup(nightly.place, history=True)
+    units = held_of(nightly.db, nightly.place).units
+    nightly.place.delete(str(units[-2]))
+    assert nightly.gaps() == [(3, 4)]
+    # Until the log has these commits no longer.
+    for _ in range(4):
+        nightly.db.put(b"large", bytes(9 << 20))
+        nightly.db.checkpoint()
+    archiver = archiver_of(nightly.db, nightly.place)
+    archiver.step(now=True)
+    archiver.close()
+    [gap] = held_of(nightly.db, nightly.place).gaps()
+    assert gap.first == 3
+    *_, entry = state.read(nightly.place, state.GAPS)[1]["lost"]
+    assert (entry["first"], entry["last"], entry["reason"]) == (*gap, "objects are missing")
+    assert nightly.gaps() == [tuple(gap)]
 
 
 def test_a_line_of_which_only_the_mark_is_left_is_lost(rig: Rig) -> None:
