@@ -202,10 +202,11 @@ def test_one_that_went_by_old_names_is_refused_and_goes_by_name() -> None:
         table, same = db.table("t", str, int), db.table("t", str, int)
         table["a"] = 1
         engine, first = db.engine, table.id
-        _, names, _ = table._stored.to_write()  # type: ignore[misc]  # the table is there
+        found = table._stored.to_write()
+        assert found is not None
         db.drop_table("t")
         with pytest.raises(TableNotFoundError):
-            engine.queue.put(b"a", b"1", False, first, names)  # type: ignore[arg-type]  # the table is there
+            engine.queue.put(b"a", b"1", False, first, found.names)  # type: ignore[arg-type]  # the table is there
         check_store(db)
         same["b"] = 2
         assert same.id != first
