@@ -31,7 +31,7 @@ from kvwal.backup.proofs import known_damage
 from kvwal.backup.reach import Reach, walked
 from kvwal.backup.units import UnitBuilder, lone_digest
 from kvwal.engine.consumers import ROWS as CONSUMERS
-from kvwal.engine.consumers import oldest_asked_for
+from kvwal.engine.consumers import asked_for
 from kvwal.engine.engine import Engine
 from kvwal.errors import ArchiveDiverged, CorruptionError, FeedGap, SnapshotTooOld
 from kvwal.keys import SYSTEM_TABLE, Seqno
@@ -239,16 +239,16 @@ class _Backup:
 
     def _commits_beyond(self, stored: Held, meta: Meta, pager: Pager, until: Seqno) -> None:
         """Units of the commits behind the base, and of those before it that consumers of that moment still read."""
-        asked = oldest_asked_for(Tree(pager, meta, *root_of(pager, meta, SYSTEM_TABLE)).chunks(*CONSUMERS))
-        begin = meta.seqno if asked is None else min(asked, meta.seqno)
-        try:
-            records = self._engine.upkeep.read(begin, until, "backup")
-        except FeedGap:
-            # A consumer that is lost already.
-            begin = meta.seqno
-            records = self._engine.upkeep.read(begin, until, "backup")
-        with records:
+        begin = self._begin_of_units(meta, pager, until)
+        with self._engine.upkeep.read(begin, until, "backup") as records:
             self._units(stored, begin, until, records)
+
+    def _begin_of_units(self, meta: Meta, pager: Pager, until: Seqno) -> Seqno:
+        """After which commit they begin: what a consumer asks for that is lost already holds up no other."""
+        rows = Tree(pager, meta, *root_of(pager, meta, SYSTEM_TABLE)).chunks(*CONSUMERS)
+        asked = [seqno for keys, values in rows for seqno in asked_for(zip(keys, values, strict=True))]
+        with self._engine.upkeep.read(None, until, "backup") as whole:
+            return min([meta.seqno, *(seqno for seqno in asked if seqno >= whole.position)])
 
     def _units(self, stored: Held, after: Seqno, until: Seqno, records: SegmentCursor) -> None:
         """Make units of the commits beyond `after`, as far as there are no whole ones."""

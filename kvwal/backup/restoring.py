@@ -40,7 +40,7 @@ from kvwal.backup.units import UnitCommit, lone_digest
 from kvwal.batch import WriteBatch
 from kvwal.engine.checkpoint import merge_into
 from kvwal.engine.consumers import ROWS as CONSUMERS
-from kvwal.engine.consumers import oldest_asked_for
+from kvwal.engine.consumers import asked_for
 from kvwal.engine.lines import LineRow, encode_line, parent_of
 from kvwal.engine.memtable import Memtable
 from kvwal.engine.pressure import STALLED_AT
@@ -396,21 +396,27 @@ class _Restore:
     def _begin_of_log(self, directory: Directory, meta: Meta) -> tuple[Seqno, tuple[UnitName, ...]]:
         """After which commit the log begins, and the units that it is made of.
 
-        That is before the base where consumers still read what is there, and units have it: without it a consumer is
-        lost, and with units that do not follow each other the store would be.
+        That is before the base where consumers still read what is there, from the first on for which units have it:
+        without it a consumer is lost, and with units that do not follow each other the store would be.
         """
-        plan = self._chosen.plan
+        plan, held = self._chosen.plan, self._chosen.held
         file = directory.open(PAGES)
         try:
             pager = Pager(file, 0)
-            asked = oldest_asked_for(Tree(pager, meta, *root_of(pager, meta, SYSTEM_TABLE)).chunks(*CONSUMERS))
+            rows = Tree(pager, meta, *root_of(pager, meta, SYSTEM_TABLE)).chunks(*CONSUMERS)
+            asked = {seqno for keys, values in rows for seqno in asked_for(zip(keys, values, strict=True))}
         finally:
             file.close()
-        if asked is not None and asked < meta.seqno:
-            held = self._chosen.held
-            units = held.units_from(asked, plan.at)
-            if units and units[-1].last >= plan.at and not any(breaks(self._destination, held, units)):
-                return asked, tuple(units)
+        sound = Seqno(0)
+        for after in sorted(seqno for seqno in asked if seqno < meta.seqno):
+            units = held.units_from(after, plan.at)
+            if after < sound or not units or units[-1].last < plan.at:
+                continue
+            broken = {error.file for error in breaks(self._destination, held, units)}
+            if not broken:
+                return after, units
+            # What begins before the last of these comes to it, too.
+            sound = max((name.first for name in units if str(name) in broken), default=after)
         return meta.seqno, tuple(plan.units)
 
     def _row(self, time_us: int, wall_us: int, digest: bytes | None) -> UnitCommit:

@@ -27,7 +27,7 @@ Rules:
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final
@@ -50,9 +50,9 @@ __all__ = [
     "Consumers",
     "Owner",
     "RowChange",
+    "asked_for",
     "decode_row",
     "encode_row",
-    "oldest_asked_for",
     "row_key",
 ]
 
@@ -117,15 +117,12 @@ def decode_row(key: bytes, value: bytes) -> ConsumerRow:
     return ConsumerRow(name, line, Seqno(position), epoch, created_us, limits, filter_hash, error)
 
 
-def oldest_asked_for(chunks: Iterable[tuple[Sequence[bytes], Sequence[bytes]]]) -> Seqno | None:
-    """The commit beyond which some consumer still reads, of rows of table 1 in `ROWS`; None without consumers."""
-    asked: list[int] = []
-    for keys, values in chunks:
-        for key, value in zip(keys, values, strict=True):
-            with suppress(FormatError):
-                is_parked = key[:1] != _KIND
-                asked.append(decode_parked(key, value).seqno - 1 if is_parked else decode_row(key, value).position)
-    return Seqno(min(asked)) if asked else None
+def asked_for(rows: Iterable[tuple[bytes, bytes]]) -> Iterator[Seqno]:
+    """The commits beyond which consumers still read, lost ones too, of rows of table 1 in `ROWS`."""
+    for key, value in rows:
+        with suppress(FormatError):
+            is_parked = key[:1] != _KIND
+            yield Seqno(decode_parked(key, value).seqno - 1) if is_parked else decode_row(key, value).position
 
 
 def _damaged(key: bytes, reason: str) -> CorruptionError:

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import textwrap
 import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
@@ -745,6 +745,73 @@ def test_a_consumer_whose_commits_the_restored_log_does_not_have_says_so() -> No
             lived.destination.delete(name)
     with restored(lived, report.oldest) as db, pytest.raises(kvwal.FeedGap), db.consumer("mailer") as consumer:
         next(consumer)
+
+
+def fill(db: kvwal.Store, commits: int) -> None:
+    for _ in range(commits):
+        db.put(b"fill", bytes(2000))
+
+
+def lose_one(db: kvwal.Store) -> None:
+    """A consumer that is lost."""
+    with db.consumer("old", prefix=b"x", start="now", max_lag_bytes=20_000):
+        db.put(b"x", b"1")
+    fill(db, 40)
+
+
+def lose_a_parked_commit(db: kvwal.Store) -> None:
+    """A consumer that goes on, and has set aside a commit that the log has lost."""
+
+    def refuse(txn: kvwal.Transaction, changes: Sequence[kvwal.Change]) -> None:
+        raise ValueError("bad")
+
+    with db.consumer("parker", prefix=b"x", start="now", on_error="park", max_lag_bytes=20_000) as consumer:
+        db.put(b"x", b"1")
+        consumer.project(refuse, timeout_s=0)
+        for _ in range(20):
+            fill(db, 2)
+            consumer.project(refuse, timeout_s=0)
+
+
+@pytest.mark.parametrize("lose", [lose_one, lose_a_parked_commit])
+def test_what_one_consumer_has_lost_keeps_nothing_from_another(lose: Callable[[kvwal.Store], None]) -> None:
+    lived = Lived(13, keep_history_s=0)
+    db = lived.db
+    lose(db)
+    db.checkpoint()
+    db.checkpoint()
+    with db.consumer("mailer", prefix=b"order"):
+        db.put(b"order", b"tea")
+    fill(db, 40)
+    db.checkpoint()
+    with pytest.raises(kvwal.FeedGap):
+        db.changes(after=0)
+    backup(db.engine, lived.destination)
+    kvwal.restore(lived.destination, "/r", files=lived.disk)
+    with kvwal.open("/r", files=lived.disk, **OPTIONS) as back:
+        assert next(each.state for each in back.consumers() if each.name == "mailer") == "stopped"
+        with back.consumer("mailer", prefix=b"order") as consumer:
+            assert [change.key for change in next(consumer).changes] == [b"order"]
+
+
+def test_units_that_do_not_connect_lose_only_the_consumers_that_need_them() -> None:
+    lived = Lived(13)
+    db = lived.db
+    for name in ("first", "second"):
+        with db.consumer(name, prefix=b"order"):
+            db.put(b"order", name.encode())
+        backup(db.engine, lived.destination)
+    db.checkpoint()
+    backup(db.engine, lived.destination)
+    # The first unit is gone, so the second one is where it can begin.
+    units = [name for name in objects(lived.destination) if "/unit/" in name]
+    assert len(units) > 1
+    lived.destination.delete(min(units))
+    kvwal.restore(lived.destination, "/r", files=lived.disk)
+    with kvwal.open("/r", files=lived.disk, **OPTIONS) as back:
+        assert {each.name: each.state for each in back.consumers()} == {"first": "lost", "second": "stopped"}
+        with back.consumer("second", prefix=b"order") as consumer:
+            assert [change.value for change in next(consumer).changes] == [b"second"]
 
 
 # What comes while a generator is collected is swallowed by the interpreter.
