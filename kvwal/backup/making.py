@@ -31,11 +31,11 @@ from kvwal.backup.proofs import known_damage
 from kvwal.backup.reach import Reach, walked
 from kvwal.backup.units import UnitBuilder, lone_digest
 from kvwal.engine.consumers import ROWS as CONSUMERS
-from kvwal.engine.consumers import asked_for
+from kvwal.engine.consumers import asked_for, asked_for_in
 from kvwal.engine.engine import Engine
 from kvwal.errors import ArchiveDiverged, CorruptionError, FeedGap, SnapshotTooOld
 from kvwal.keys import SYSTEM_TABLE, Seqno
-from kvwal.log import SegmentCursor
+from kvwal.log import Record, SegmentCursor
 from kvwal.pages import Meta, Tree
 from kvwal.pages.catalogue import root_of
 from kvwal.pages.pager import Pager
@@ -238,16 +238,22 @@ class _Backup:
     # -- the units ----------------------------------------------------------------------------
 
     def _commits_beyond(self, stored: Held, meta: Meta, pager: Pager, until: Seqno) -> None:
-        """Units of the commits behind the base, and of those before it that consumers of that moment still read."""
+        """Units of the commits behind a base, and of those before it that consumers of these moments still read."""
         begin = self._begin_of_units(meta, pager, until)
         with self._engine.upkeep.read(begin, until, "backup") as records:
             self._units(stored, begin, until, records)
 
     def _begin_of_units(self, meta: Meta, pager: Pager, until: Seqno) -> Seqno:
         """After which commit they begin: what a consumer asks for that is lost already holds up no other."""
+        read = self._engine.upkeep.read
         rows = Tree(pager, meta, *root_of(pager, meta, SYSTEM_TABLE)).chunks(*CONSUMERS)
-        asked = [seqno for keys, values in rows for seqno in asked_for(zip(keys, values, strict=True))]
-        with self._engine.upkeep.read(None, until, "backup") as whole:
+        asked = {seqno for keys, values in rows for seqno in asked_for(zip(keys, values, strict=True))}
+        with read(None, until, "backup") as whole, read(meta.seqno, until, "backup") as behind:
+            # Runs are of plain puts.
+            while (part := behind.next_part(until)) is not None:
+                if isinstance(part, Record):
+                    asked.update(asked_for_in([(part.kind, part.body)]))
+                self._yield_to_writers()
             return min([meta.seqno, *(seqno for seqno in asked if seqno >= whole.position)])
 
     def _units(self, stored: Held, after: Seqno, until: Seqno, records: SegmentCursor) -> None:

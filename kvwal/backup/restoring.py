@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import errno
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import partial
 from typing import Final
@@ -40,7 +40,7 @@ from kvwal.backup.units import UnitCommit, lone_digest
 from kvwal.batch import WriteBatch
 from kvwal.engine.checkpoint import merge_into
 from kvwal.engine.consumers import ROWS as CONSUMERS
-from kvwal.engine.consumers import asked_for
+from kvwal.engine.consumers import asked_for, asked_for_in
 from kvwal.engine.lines import LineRow, encode_line, parent_of
 from kvwal.engine.memtable import Memtable
 from kvwal.engine.pressure import STALLED_AT
@@ -368,12 +368,23 @@ class _Restore:
 
     def _write_log(self, directory: Directory) -> None:
         """Step 3."""
+        header = self._chain()[-1][1]
+        asked = self._asked_for(directory, header.meta)
+        begin = self._begin_of_log(header.meta, asked)
+        while True:
+            self.after, self.units = begin
+            asked |= self._copy_commits(directory, header)
+            begin = self._begin_of_log(header.meta, asked)
+            if begin[0] >= self.after:
+                break
+            # A consumer that was made behind the base reads what is before it: the log is made again.
+
+    def _copy_commits(self, directory: Directory, header: BaseHeader) -> set[Seqno]:
+        """Make the log. Returns beyond which commits consumers still read, of their rows in what is behind the base."""
         for name in directory.names():
             if numbers(name) is not None or (name.endswith(".tmp") and is_known(name)):
                 directory.unlink(name)
-        header = self._chain()[-1][1]
-        meta = header.meta
-        self.after, self.units = self._begin_of_log(directory, meta)
+        meta, asked = header.meta, set[Seqno]()
         after, held = self.after, self._chosen.held
         self._total = sum(held.sizes[str(name)] for name in (*self._chosen.plan.bases, *self.units))
         now_us = self._files.now_us()
@@ -389,24 +400,30 @@ class _Restore:
                 log.add(run)
                 last_us = run.times_us[-1]
                 digest = lone_digest(run.kinds[-1], last_us, run.bodies[-1])
+                behind = max(0, meta.seqno + 1 - run.seqnos[0])
+                asked.update(asked_for_in(zip(run.kinds[behind:], run.bodies[behind:], strict=True)))
         fork = None if digest == _ZEROS else digest
         log.add(Commits.of([self._row(max(last_us, now_us), now_us, fork)]))
         log.close()
+        return asked
 
-    def _begin_of_log(self, directory: Directory, meta: Meta) -> tuple[Seqno, tuple[UnitName, ...]]:
+    def _asked_for(self, directory: Directory, meta: Meta) -> set[Seqno]:
+        """The commits beyond which consumers still read, of their rows in the base."""
+        file = directory.open(PAGES)
+        try:
+            pager = Pager(file, 0)
+            rows = Tree(pager, meta, *root_of(pager, meta, SYSTEM_TABLE)).chunks(*CONSUMERS)
+            return {seqno for keys, values in rows for seqno in asked_for(zip(keys, values, strict=True))}
+        finally:
+            file.close()
+
+    def _begin_of_log(self, meta: Meta, asked: Iterable[Seqno]) -> tuple[Seqno, tuple[UnitName, ...]]:
         """After which commit the log begins, and the units that it is made of.
 
         That is before the base where consumers still read what is there, from the first on for which units have it:
         without it a consumer is lost, and with units that do not follow each other the store would be.
         """
         plan, held = self._chosen.plan, self._chosen.held
-        file = directory.open(PAGES)
-        try:
-            pager = Pager(file, 0)
-            rows = Tree(pager, meta, *root_of(pager, meta, SYSTEM_TABLE)).chunks(*CONSUMERS)
-            asked = {seqno for keys, values in rows for seqno in asked_for(zip(keys, values, strict=True))}
-        finally:
-            file.close()
         sound = Seqno(0)
         for after in sorted(seqno for seqno in asked if seqno < meta.seqno):
             units = held.units_from(after, plan.at)

@@ -42,6 +42,8 @@ from kvwal.errors import CorruptionError, FeedGap, FormatError, read_only
 from kvwal.files.names import DATA
 from kvwal.keys import KeyRange, Seqno
 from kvwal.log import Extension, Hold, Limits, SegmentInfo, SegmentLog, unneeded_bytes
+from kvwal.log.intents import PUT, TABLE_BYTES, TABLES, Columns
+from kvwal.log.record import COMMIT
 
 __all__ = [
     "MAX_NAME_BYTES",
@@ -51,6 +53,7 @@ __all__ = [
     "Owner",
     "RowChange",
     "asked_for",
+    "asked_for_in",
     "decode_row",
     "encode_row",
     "row_key",
@@ -60,6 +63,7 @@ __all__ = [
 _KIND: Final = b"\x03"
 #: The keys of the rows of consumers, and of what they have set aside.
 ROWS: Final = KeyRange(_KIND, b"\x05")
+_TABLE: Final = SYSTEM_TABLE.to_bytes(TABLE_BYTES, "little")
 _VERSION: Final = 1
 _FIXED = struct.Struct("<BBH8sQQQQQ32s")
 assert _FIXED.size == 84
@@ -123,6 +127,18 @@ def asked_for(rows: Iterable[tuple[bytes, bytes]]) -> Iterator[Seqno]:
         with suppress(FormatError):
             is_parked = key[:1] != _KIND
             yield Seqno(decode_parked(key, value).seqno - 1) if is_parked else decode_row(key, value).position
+
+
+def asked_for_in(commits: Iterable[tuple[int, bytes]]) -> Iterator[Seqno]:
+    """The same of the rows that these commits put, each by its kind and body. One that is not valid asks for none."""
+    for kind, body in commits:
+        # Where no four bytes are the number of table 1, the column of tables does not have it.
+        if kind & TABLES and _TABLE in body:
+            with suppress(ValueError):
+                columns = Columns(body, kind & ~COMMIT)
+                written = zip(columns.tables or (), columns.ops, columns.keys, columns.values(), strict=True)
+                puts = [(key, value) for table, op, key, value in written if (table, op) == (SYSTEM_TABLE, PUT)]
+                yield from asked_for((key, value) for key, value in puts if ROWS.contains(key))
 
 
 def _damaged(key: bytes, reason: str) -> CorruptionError:

@@ -794,6 +794,33 @@ def test_what_one_consumer_has_lost_keeps_nothing_from_another(lose: Callable[[k
             assert [change.key for change in next(consumer).changes] == [b"order"]
 
 
+@pytest.mark.parametrize("earlier", [False, True])
+def test_a_consumer_made_behind_the_base_reads_what_is_before_it(earlier: bool) -> None:
+    lived = Lived(13)
+    db = lived.db
+    db.put(b"order", b"1")
+    db.checkpoint()
+    if earlier:
+        backup(db.engine, lived.destination)
+    db.put(b"order", b"2")
+    with db.consumer("mailer", prefix=b"order", start="oldest"):
+        db.put(b"order", b"3")
+    told: list[tuple[int, int]] = []
+    report = backup(db.engine, lived.destination)
+    assert report.oldest == 1
+    kvwal.restore(lived.destination, "/r", files=lived.disk, progress=lambda *each: told.append(each))
+    assert told == sorted(told)
+    assert told[-1][0] == told[-1][1]
+    with kvwal.open("/r", files=lived.disk, **OPTIONS) as back, back.consumer("mailer", prefix=b"order") as consumer:
+        assert [change.value for change in next(consumer).changes] == [b"1", b"2", b"3"]
+    # At a moment before there was the consumer.
+    kvwal.restore(lived.destination, "/before", at=2, files=lived.disk)
+    with kvwal.open("/before", files=lived.disk, **OPTIONS) as back:
+        assert back.consumers() == []
+        assert back[b"order"] == b"2"
+        check_store(back)
+
+
 def test_units_that_do_not_connect_lose_only_the_consumers_that_need_them() -> None:
     lived = Lived(13)
     db = lived.db
