@@ -168,9 +168,9 @@ class _Backup:
             if not meta.generation:
                 # The moment before the first commit: no pages.
                 meta = _beginning(meta)
-            with self._engine.upkeep.read(meta.seqno, until, "backup") as records:
+            with self._engine.upkeep.read(meta.seqno, until, "backup"):
                 self._base(stored, meta, pager, kind)
-                self._units(stored, meta.seqno, until, records)
+                self._commits_beyond(stored, meta, pager, until)
         return meta.replay_through
 
     def _refuse_pruned(self, held: Held, oldest: Seqno, until: Seqno) -> None:
@@ -245,6 +245,8 @@ class _Backup:
 
     def _begin_of_units(self, meta: Meta, pager: Pager, until: Seqno) -> Seqno:
         """After which commit they begin: what a consumer asks for that is lost already holds up no other."""
+        if not meta.seqno:
+            return meta.seqno
         read = self._engine.upkeep.read
         rows = Tree(pager, meta, *root_of(pager, meta, SYSTEM_TABLE)).chunks(*CONSUMERS)
         asked = {seqno for keys, values in rows for seqno in asked_for(zip(keys, values, strict=True))}

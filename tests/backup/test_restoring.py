@@ -821,6 +821,24 @@ def test_a_consumer_made_behind_the_base_reads_what_is_before_it(earlier: bool) 
         check_store(back)
 
 
+@pytest.mark.parametrize("keep", [{"keep_history_s": 0}, {"keep_history_bytes": 32 << 10}])
+def test_with_the_window_what_consumers_have_not_handled_is_there_too(keep: dict[str, Any]) -> None:
+    lived = Lived(13, **keep)
+    db = lived.db
+    with db.consumer("mailer", prefix=b"order"):
+        db.put(b"order", b"tea")
+    fill(db, 40)
+    db.checkpoint()
+    assert db.window.oldest > 2
+    report = backup(db.engine, lived.destination, history=True)
+    for at in {int(report.oldest), int(report.position)}:
+        kvwal.restore(lived.destination, f"/{at}", at=at, files=lived.disk)
+        with kvwal.open(f"/{at}", files=lived.disk, **OPTIONS) as back:
+            with back.consumer("mailer", prefix=b"order") as consumer:
+                assert [change.value for change in next(consumer).changes] == [b"tea"]
+            check_store(back)
+
+
 def test_units_that_do_not_connect_lose_only_the_consumers_that_need_them() -> None:
     lived = Lived(13)
     db = lived.db
