@@ -22,7 +22,7 @@ from typing import Any, Final, NamedTuple
 
 from kvwal.backup import state
 from kvwal.backup.bases import read_header
-from kvwal.backup.chain import Held, Stretch, list_held, seqno_at
+from kvwal.backup.chain import Held, Stretch, around, list_held, seqno_at
 from kvwal.backup.fetching import fetch_header, fetch_stored, fetch_unit
 from kvwal.backup.names import MAX_LEVEL, BaseName, UnitName
 from kvwal.backup.port import Destination
@@ -223,12 +223,15 @@ def plan_pruning(destination: Destination, held: Held, keep: Keep, now_us: int) 
     # One that was made within a checkpoint in parts needs a few commits to be a moment.
     times_us = {base: head.meta.time_us for base, head in headers.items() if whole.reach(head.seqno) >= base.seqno}
     oldest = held.stretches()[0].first
-    keep_from = _keep_from(destination, whole, keep, now_us, times_us, oldest)
+    since_us = _since_us(destination, whole, keep, now_us, times_us)
+    keep_from = _keep_from(destination, whole, since_us, times_us, oldest)
     older = [base for base in times_us if base.seqno < keep_from]
     chosen = _thinned(older, times_us, keep)
     plan = whole.plan(max(keep_from, moments[0].first), begins=lambda base: headers[base].seqno)
     needed_bases = set(plan.bases) | {base for base in held.bases if base.seqno >= keep_from}
-    needed_units = {name for name in held.units if name.last > min(plan.after, keep_from)}
+    # Consumers of a moment may still read what is before the oldest base.
+    before = around(destination, whole, since_us).before if since_us > 0 else None
+    needed_units = {name for name in held.units if name.last > min(plan.after, keep_from, before or 0)}
     for base in chosen:
         own = whole.plan(base.seqno, begins=lambda each: headers[each].seqno)
         needed_bases |= set(own.bases)
@@ -246,15 +249,21 @@ def plan_pruning(destination: Destination, held: Held, keep: Keep, now_us: int) 
     return Pruning(held.line, keep_from, kept, tuple(delete), size, tuple(_lost(moments, after.stretches())))
 
 
-def _keep_from(
-    destination: Destination, held: Held, keep: Keep, now_us: int, times_us: dict[BaseName, int], oldest: Seqno
-) -> Seqno:
-    """The oldest moment of the last `pitr_s` seconds that can be restored; `oldest` if all are of these."""
+def _since_us(
+    destination: Destination, held: Held, keep: Keep, now_us: int, times_us: dict[BaseName, int]
+) -> int:
+    """When the last `pitr_s` seconds began."""
     newest_us = max(times_us.values(), default=0)
     if held.units:
         last = str(max(held.units, key=lambda name: name.last))
         newest_us = max(newest_us, fetch_header(destination, last).last_time_us)
-    since_us = min(newest_us, now_us) - int(min(keep.pitr_s, _FOR_EVER_S) * 1e6)
+    return min(newest_us, now_us) - int(min(keep.pitr_s, _FOR_EVER_S) * 1e6)
+
+
+def _keep_from(
+    destination: Destination, held: Held, since_us: int, times_us: dict[BaseName, int], oldest: Seqno
+) -> Seqno:
+    """The oldest moment since that time that can be restored; `oldest` if all are later."""
     by_base = max((base.seqno for base, at_us in times_us.items() if at_us <= since_us), default=oldest)
     try:
         # The state at that time is that of the last commit before.

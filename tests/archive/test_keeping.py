@@ -437,3 +437,27 @@ def test_the_archiver_merges_and_prunes_by_itself_and_trouble_does_not_stop_unit
             pass
     assert archiver.units == before + 12
     assert isinstance(archiver.trouble, CorruptionError)
+
+
+def test_commits_before_the_first_base_that_a_consumer_reads_stay_as_long_as_moments_do() -> None:
+    rig = Rig()
+    rig.archiver.close()
+    with rig.db.consumer("mailer", start="oldest"):
+        rig.writer.model[rig.db.last_seqno] = rig.writer.model[Seqno(0)]
+        rig.writer.some(10)
+    rig.db.checkpoint()
+    place = DirectoryDestination("/new", files=rig.other)
+    archiver = archiver_of(rig.db, place, keep=Keep(pitr_s=DAY, daily=0, monthly=0))
+    while archiver.step(now=True) == 0.0:
+        pass
+    assert archiver.trouble is None
+    kvwal.restore(place, "/r", files=rig.other)
+    with kvwal.open("/r", files=rig.other, **OPTIONS) as back, back.consumer("mailer") as consumer:
+        changes = next(consumer).changes
+        assert [change.key for change in changes] == [b"k%d" % seqno for seqno in range(2, 12)]
+    rig.disk.pass_time(2 * DAY)
+    rig.writer.some(1)
+    archiver.step(now=True)
+    pruning = plan_pruning(place, held_of(rig.db, place), Keep(pitr_s=DAY), rig.disk.clock_us)
+    assert len(pruning.delete) == 1
+    assert "/unit/" in pruning.delete[0]
