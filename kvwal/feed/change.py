@@ -90,11 +90,7 @@ class Filter:
 
     def __init__(self, prefixes: Prefixes, tables: Iterable[int] | None) -> None:
         """TypeError or ValueError for what cannot be a prefix or a user's table."""
-        if isinstance(prefixes, bytes | bytearray | memoryview | str):
-            prefixes = [prefixes]
-        if not isinstance(prefixes, Iterable):
-            raise TypeError(f"prefix is bytes-like, or several in an iterable, not {type(prefixes).__name__}")
-        checked = [as_key(each) for each in prefixes]
+        checked = _checked(prefixes)
         if not checked:
             raise ValueError("prefix has no prefixes in it, so it would let nothing through")
         # None: every key is let through.
@@ -188,6 +184,18 @@ class Filter:
 
     def _clip(self, bounds: KeyRange) -> list[KeyRange]:
         return [part for own in self._ranges if (part := own.clip(bounds)) is not None]
+
+
+def _checked(prefixes: object) -> list[bytes]:
+    try:
+        return [as_key(prefixes)]
+    except TypeError:
+        # An array of bytes has a buffer as well, and is several.
+        if isinstance(prefixes, str | memoryview):
+            raise
+    if not isinstance(prefixes, Iterable):
+        raise TypeError(f"prefix is bytes-like, or several in an iterable, not {type(prefixes).__name__}")
+    return [as_key(each) for each in prefixes]
 
 
 def _in_ranges(ranges: list[KeyRange]) -> Callable[[bytes], bool]:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pickle
 import struct
+from array import array
 from bisect import bisect_left
+from mmap import mmap
 from typing import Any
 
 import pytest
@@ -143,6 +145,18 @@ def test_the_tables_of_the_store_itself_cannot_be_asked_for(table: int):
 def test_a_prefix_that_is_no_bytes_is_refused(wrong: Any):
     with pytest.raises(TypeError):
         Filter(wrong, None)
+
+
+def test_a_prefix_is_any_buffer_of_single_bytes():
+    one = Filter(b"ab", None).digest()
+    with mmap(-1, 2) as mapped:
+        mapped[:] = b"ab"
+        for buffer in (bytearray(b"ab"), memoryview(b"ab"), array("B", b"ab"), array("b", b"ab"), mapped):
+            assert Filter(buffer, None).digest() == one
+            assert Filter([buffer], None).digest() == one
+    for wrong in (array("d", [1.0]), memoryview(array("H", b"abcd"))):
+        with pytest.raises(TypeError, match="a key is bytes"):
+            Filter(wrong, None)
 
 
 def test_no_prefix_at_all_is_refused():
