@@ -168,7 +168,7 @@ class Retention:
             age_us = self._now_us() - next_us
             if age_us > limits.max_us:
                 limit_s = limits.max_us / 1e6
-                return f"commits beyond its position are {age_us / 1e6:.0f} s old, and the limit is {limit_s:.0f} s"
+                return f"commits beyond its position are {age_us / 1e6:.15g} s old, and the limit is {limit_s:.15g} s"
         return ""
 
     def drop_laziest(self, below: Seqno, segments: Sequence[SegmentInfo], *, archives: bool = False) -> bool:

@@ -841,6 +841,17 @@ def test_a_consumer_whose_log_is_too_old_is_lost(disk: SimulatedDisk, db: kvwal.
     assert not feed.alive
 
 
+def test_a_limit_below_a_second_is_said_as_it_is(
+    disk: SimulatedDisk, db: kvwal.Store, caplog: pytest.LogCaptureFixture
+) -> None:
+    consumer(db, max_lag_s=0.25).close()
+    filled(db, 60)
+    disk.jump_clock(10**6)
+    filled(db, 60)
+    [told] = [record.message for record in caplog.records if "lost" in record.message]
+    assert told.endswith(" s old, and the limit is 0.25 s")
+
+
 def test_a_failed_rebase_leaves_it_lost(db: kvwal.Store) -> None:
     feed = consumer(db, max_lag_bytes=0)
     filled(db, 100)
