@@ -12,6 +12,8 @@ Invariant: one leaves the read path only through `judged`, by the time of who re
 from __future__ import annotations
 
 import math
+from fractions import Fraction
+from numbers import Rational, Real
 from typing import Final
 
 __all__ = ["MOST_US", "STAMP_BYTES", "Expiring", "expire_us", "judged", "plain"]
@@ -61,10 +63,18 @@ def expire_us(expire_s: object) -> int:
 
     TypeError if it is no number; ValueError if it is not above 0, or not finite.
     """
-    if isinstance(expire_s, bool) or not isinstance(expire_s, int | float):
+    seconds: float | Fraction
+    if isinstance(expire_s, int | float) and not isinstance(expire_s, bool):
+        seconds = expire_s
+    elif isinstance(expire_s, bool) or not isinstance(expire_s, Real):
         raise TypeError(f"expire_s is a number of seconds, not {type(expire_s).__name__}")
-    if isinstance(expire_s, float) and not math.isfinite(expire_s):
-        raise ValueError(f"expire_s is {expire_s}, which is not a finite number of seconds")
-    if expire_s <= 0:
-        raise ValueError(f"expire_s is {expire_s}; it has to be more than 0 seconds")
-    return max(1, round(min(expire_s, MOST_US // _US_PER_S) * _US_PER_S))
+    elif isinstance(expire_s, Rational):
+        # Those of NumPy would count in as few bits as they have.
+        seconds = Fraction(int(expire_s.numerator), int(expire_s.denominator))
+    else:
+        seconds = float(expire_s)
+    if isinstance(seconds, float) and not math.isfinite(seconds):
+        raise ValueError(f"expire_s is {seconds}, which is not a finite number of seconds")
+    if seconds <= 0:
+        raise ValueError(f"expire_s is {seconds}; it has to be more than 0 seconds")
+    return max(1, round(min(seconds, MOST_US // _US_PER_S) * _US_PER_S))

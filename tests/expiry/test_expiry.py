@@ -5,6 +5,9 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from fractions import Fraction
+from numbers import Integral, Real
 from typing import Any
 
 import pytest
@@ -207,7 +210,57 @@ def test_expires_says_when_in_utc(db: kvwal.Store, disk: SimulatedDisk) -> None:
     assert db.expires(b"far") == datetime.max.replace(tzinfo=UTC)
 
 
-@pytest.mark.parametrize("wrong", ["1", True, None.__class__, [1]])
+class Single:
+    """A number that is neither an int nor a float, as `numpy.float32` is one."""
+
+    def __init__(self, value: float) -> None:
+        self._value = value
+
+    def __float__(self) -> float:
+        return self._value
+
+
+class Narrow:
+    """An integer that is no int, as `numpy.int64` is one."""
+
+    def __init__(self, value: int) -> None:
+        self._value = value
+
+    def __int__(self) -> int:
+        return self._value
+
+    @property
+    def numerator(self) -> Narrow:
+        return self
+
+    @property
+    def denominator(self) -> Narrow:
+        return Narrow(1)
+
+
+Real.register(Single)
+Integral.register(Narrow)
+
+
+@pytest.mark.parametrize("seconds", [Fraction(5, 2), Single(2.5), Narrow(2)])
+def test_expire_s_is_any_real_number(db: kvwal.Store, disk: SimulatedDisk, seconds: Any) -> None:
+    db[b"later"] = b"v"
+    db.put(b"put", b"v", expire_s=seconds)
+    db.touch(b"later", expire_s=seconds)
+    db.table("t", str, str, expire_s=seconds)["k"] = "v"
+    with db.batch() as batch:
+        batch.put(b"batch", b"v", expire_s=seconds)
+    with db.transaction() as txn:
+        txn.put(b"txn", b"v", expire_s=seconds)
+    later(disk, 1.9)
+    assert len(db) == 4
+    assert len(db.table("t", str, str)) == 1
+    later(disk, 1)
+    assert len(db) == 0
+    assert len(db.table("t", str, str)) == 0
+
+
+@pytest.mark.parametrize("wrong", ["1", True, None.__class__, [1], Decimal(1), 1j])
 def test_expire_s_of_another_type_is_refused(db: kvwal.Store, wrong: Any) -> None:
     for put in (db.put, kvwal.WriteBatch().put):
         with pytest.raises(TypeError, match="a number of seconds"):
@@ -216,7 +269,7 @@ def test_expire_s_of_another_type_is_refused(db: kvwal.Store, wrong: Any) -> Non
     assert db.last_seqno == 0
 
 
-@pytest.mark.parametrize("wrong", [0, -1, -0.5, float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("wrong", [0, -1, -0.5, float("nan"), float("inf"), float("-inf"), Fraction(-1, 2)])
 def test_expire_s_that_is_not_above_0_or_not_finite_is_refused(db: kvwal.Store, wrong: float) -> None:
     with pytest.raises(ValueError, match="expire_s is"):
         db.put(b"k", b"v", expire_s=wrong)
@@ -230,6 +283,8 @@ def test_expire_s_that_is_not_above_0_or_not_finite_is_refused(db: kvwal.Store, 
 def test_the_shortest_and_the_longest_expiry_can_be_stored() -> None:
     assert expire_us(1e-9) == 1
     assert expire_us(1) == S
+    assert expire_us(10**400) == expire_us(Fraction(10**400)) == expire_us(1e300)
+    assert expire_us(Fraction(1, 10**400)) == 1
     # To the nearest: the product of a float and a million is often just below it.
     for us in (1_001_000, 251, 8_205_000, 4_015_000, 16_001, *range(1, 3000)):
         assert expire_us(us / 1e6) == us
