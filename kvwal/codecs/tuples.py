@@ -28,7 +28,7 @@ from kvwal.codecs.parts import (
     Versionstamp,
     whole,
 )
-from kvwal.keys import STAMP, KeyRange
+from kvwal.keys import MAX_KEY_BYTES, STAMP, KeyRange, stop_of_prefix
 
 __all__ = ["MAX_DEPTH", "Part", "TupleCodec", "pack", "part_of", "unpack"]
 
@@ -246,8 +246,11 @@ class TupleCodec(OrderedFunctions[K]):
 
     def prefix(self, *parts: Any) -> KeyRange:
         """The keys of all tuples whose leading parts are these."""
+        if not parts:
+            return KeyRange(b"", None)
         start = self._shape.encode_leading(parts)
-        return KeyRange(start, start + b"\xff") if parts else KeyRange(b"", None)
+        # Of a key that is as long as one can be, nothing else comes before what follows it.
+        return KeyRange(start, start + b"\xff" if len(start) < MAX_KEY_BYTES else stop_of_prefix(start))
 
     def between(self, start: tuple[Any, ...] | None, stop: tuple[Any, ...] | None) -> KeyRange:
         """The keys of the tuples from `start` on, below `stop`, which may be leading parts alone. None: to the end."""

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from kvwal.codecs import SEQNO, Float32, TupleCodec, Versionstamp, key_codec, pack, unpack
 from kvwal.codecs.tuples import MAX_DEPTH
 from kvwal.errors import CodecError
+from kvwal.keys import MAX_KEY_BYTES, KeyRange
 
 PARTS = st.text("\0a\xff", max_size=2)
 NUMBERS = st.integers(-300, 300)
@@ -59,6 +60,18 @@ def test_a_prefix_has_keys_whose_next_part_is_of_any_type() -> None:
 
 def test_the_range_of_no_parts_is_all() -> None:
     assert CODEC.prefix() == CODEC.between(None, None) == (b"", None)
+
+
+@pytest.mark.parametrize("size", [MAX_KEY_BYTES - 3, MAX_KEY_BYTES - 2])
+def test_the_bounds_of_a_prefix_are_keys_of_any_length(size: int) -> None:
+    codec = key_codec(tuple[bytes, ...])
+    assert isinstance(codec, TupleCodec)
+    key = codec.encode((b"x" * size,))
+    bounds = codec.prefix(b"x" * size)
+    assert KeyRange.of(*bounds) == bounds
+    assert bounds.contains(key)
+    assert not bounds.contains(codec.encode((b"x" * (size - 1),)))
+    assert not bounds.contains(codec.encode((b"x" * (size - 1) + b"y",)))
 
 
 def test_leading_parts_are_checked_as_keys_are() -> None:
