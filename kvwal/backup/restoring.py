@@ -373,7 +373,10 @@ class _Restore:
         begin = self._begin_of_log(header.meta, asked)
         while True:
             self.after, self.units = begin
-            asked |= self._copy_commits(directory, header)
+            found = self._copy_commits(directory, header)
+            if min(found - asked, default=self.after) >= self.after:
+                break
+            asked |= found
             begin = self._begin_of_log(header.meta, asked)
             if begin[0] >= self.after:
                 break
