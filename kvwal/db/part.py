@@ -21,7 +21,7 @@ from kvwal.engine.reads import has_expired
 from kvwal.engine.value import MISSING, Missing, Value
 from kvwal.errors import ReadOnlyError, TransactionTooLargeError, closed
 from kvwal.expiring import Expiring, expire_us, judged
-from kvwal.keys import MAX_KEY_BYTES, MAX_VALUE_BYTES, Bound, BytesLike, KeyRange, as_key, as_value
+from kvwal.keys import MAX_KEY_BYTES, MAX_VALUE_BYTES, Bound, BytesLike, KeyRange, as_key, as_value, disjoint
 
 __all__ = ["MAX_TRANSACTION_BYTES", "Open", "Tracked", "TransactionPart", "as_of_now", "writes_of"]
 
@@ -52,12 +52,12 @@ class Tracked:
         return made
 
     def walked(self) -> list[KeyRange]:
-        """The ranges that were read."""
+        """The ranges that were read, disjoint."""
         result: list[KeyRange] = []
         for start, stop in self.ranges:
             if start is not None and (stop is None or start < stop):
                 result.append(KeyRange(start, stop))
-        return result
+        return disjoint(result) if len(result) > 1 else result
 
 
 class Open:

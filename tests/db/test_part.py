@@ -197,3 +197,21 @@ def test_what_is_taken_out_of_a_table_is_read_first(db: kvwal.Store) -> None:
     two.commit()
     with pytest.raises(ConflictError):
         one.commit()
+
+
+@pytest.mark.parametrize("table", TABLES)
+def test_ranges_that_were_read_again_and_again_are_validated_once(db: kvwal.Store, table: int) -> None:
+    with db.transaction() as txn:
+        txn.part(table).update({b"%03d" % i: b"" for i in range(100)})
+    txn = db.transaction()
+    part = txn.part(table)
+    for i in range(50):
+        assert len(list(part.scan(b"%03d" % i, b"%03d" % (i + 10)))) == 10
+        assert len(list(part.scan(b"%03d" % (90 - i), b"099", limit=5))) == 5
+    reads = txn._open.read_set()
+    assert reads is not None
+    ranges = [*reads.ranges, *(each for _, _, others in reads.others for each in others)]
+    assert [bounds.start for bounds in ranges] == [b"000"]
+    assert ranges[0].contains(b"094")
+    assert not ranges[0].contains(b"096")
+    txn.abort()

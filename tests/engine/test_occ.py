@@ -46,7 +46,7 @@ def batch(written: set[bytes], deleted: list[KeyRange]) -> WriteBatch:
 
 @pytest.mark.parametrize("recent_keys", [1, 3, 4096], ids=["packed at once", "packed now and then", "never packed"])
 @pytest.mark.parametrize("table", [0, 16])
-@given(COMMITS, st.integers(0, 8), st.integers(0, 8), st.sets(KEYS), RANGES, st.booleans())
+@given(COMMITS, st.integers(0, 8), st.integers(0, 8), st.sets(KEYS), RANGES, st.booleans(), st.sampled_from([1, 8]))
 def test_a_conflict_is_a_later_commit_that_touched_what_was_read(
     table: int,
     recent_keys: int,
@@ -56,6 +56,7 @@ def test_a_conflict_is_a_later_commit_that_touched_what_was_read(
     reads: set[bytes],
     ranges: list[KeyRange],
     twice: bool,
+    many_ranges: int,
 ) -> None:
     oldest = min(oldest, len(commits))
     since = min(max(since, oldest), len(commits))
@@ -63,6 +64,7 @@ def test_a_conflict_is_a_later_commit_that_touched_what_was_read(
     commits = [(written, non_empty(deleted)) for written, deleted in commits]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(occ, "_RECENT_KEYS", recent_keys)
+        patch.setattr(occ, "_MANY_RANGES", many_ranges)
         history = History()
         history.begin(Seqno(0))
         for seqno, (written, deleted) in enumerate(commits, 1):
@@ -74,16 +76,52 @@ def test_a_conflict_is_a_later_commit_that_touched_what_was_read(
                 else:
                     other = batch(KEY_OF_ANOTHER, EVERYTHING)
                     history.record(Seqno(seqno), sorted(written), deleted, until, [(16, other)])
-    asked = ReadSet(Seqno(since), reads, ranges)
-    if table:
-        asked = ReadSet(Seqno(since), (), (), None, [(17, reads, ranges), (table, reads, ranges)])
-    found = history.conflict(asked)
+        asked = ReadSet(Seqno(since), reads, ranges)
+        if table:
+            asked = ReadSet(Seqno(since), (), (), None, [(17, reads, ranges), (table, reads, ranges)])
+        found = history.conflict(asked)
     guilty = {seqno for seqno, commit in enumerate(commits, 1) if seqno > since and plainly(*commit, reads, ranges)}
     assert (found is not None) == bool(guilty)
     if found is not None:
         assert found.seqno in guilty
         assert found.table == table
         assert found.key is None or plainly(*commits[found.seqno - 1], {found.key}, [])
+
+
+class CountedBound(bytes):
+    """A bound of a range that counts how often it is compared."""
+
+    compared = 0
+
+    def _counted(self, outcome: bool) -> bool:
+        CountedBound.compared += 1
+        return outcome
+
+    def __le__(self, other: bytes) -> bool:
+        return self._counted(bytes(self) <= other)
+
+    def __gt__(self, other: bytes) -> bool:
+        return self._counted(bytes(self) > other)
+
+    def __ge__(self, other: bytes) -> bool:
+        return self._counted(bytes(self) >= other)
+
+
+@pytest.mark.parametrize("recent_keys", [1000, 4096], ids=["packed", "not yet packed"])
+def test_a_range_is_looked_up_among_the_keys_that_were_written_not_held_against_each(
+    monkeypatch: pytest.MonkeyPatch, recent_keys: int
+) -> None:
+    monkeypatch.setattr(occ, "_RECENT_KEYS", recent_keys)
+    history = History()
+    history.begin(Seqno(0))
+    for seqno in range(1, 3001):
+        history.record(Seqno(seqno), [b"w%d" % seqno], (), Seqno(0))
+    ranges = [KeyRange(CountedBound(b"r%03d" % i), CountedBound(b"r%03d!" % i)) for i in range(500)]
+    CountedBound.compared = 0
+    assert history.conflict(ReadSet(Seqno(0), (), ranges)) is None
+    assert 500 <= CountedBound.compared < 500 * 50
+    ranges.append(KeyRange(b"w2", b"w2!"))
+    assert history.conflict(ReadSet(Seqno(0), (), ranges)) is not None
 
 
 def test_the_history_keeps_keys_not_the_callers_dict() -> None:
