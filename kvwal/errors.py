@@ -815,8 +815,8 @@ def forked() -> ForkedError:
 def poisoned(cause: BaseException) -> PoisonedError:
     """Of a store whose disk has failed: what it was, and what to do now."""
     error = PoisonedError(
-        f"an earlier write or flush failed ({cause}), so what is on disk is unknown; reads go on; close the store and "
-        "open it again: recovery keeps every commit that was durable"
+        f"an earlier write or flush failed ({str(cause) or type(cause).__name__}), so what is on disk is unknown; "
+        "reads go on; close the store and open it again: recovery keeps every commit that was durable"
     )
     error.__cause__ = cause
     return error

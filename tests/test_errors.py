@@ -236,6 +236,7 @@ def test_a_stalled_commit_says_what_stands_in_the_way() -> None:
     poisoned = errors.poisoned(cause)
     assert poisoned.__cause__ is cause
     assert "Input/output error" in str(poisoned)
+    assert "(MemoryError)" in str(errors.poisoned(MemoryError()))
     assert errors.stalled(poisoned) is poisoned
     assert isinstance(errors.stalled(DiskFullError("full")), DiskFullError)
     refused = errors.stalled(errors.RefusedError(24, "too many open files", "/a"))

@@ -26,7 +26,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, Final
 
-from kvwal.engine.ending import CommitEnding, is_of_the_system
+from kvwal.engine.ending import LOOK_S, CommitEnding, is_of_the_system
 from kvwal.engine.group import Group, Pressure
 from kvwal.engine.judge import Judge
 from kvwal.engine.memtable import ENTRY_OVERHEAD_BYTES
@@ -113,7 +113,14 @@ class CommitQueue(CommitEnding):
             self.refuse_reentry("a put")
         target = 0
         try:
-            if self._queue or self._listeners or (sync and self._window.expected > 1) or not lock.acquire(False):
+            if (
+                self._queue
+                or self._listeners
+                or (sync and self._window.expected > 1)
+                or not lock.acquire(False)
+                or self._left is not None
+            ):
+                release(lock)
                 queued = LonePut(key, value, table, names) if indexed is None else indexed.general
                 return self.commit(CommitRequest(queued, sync=sync))
             if table and names is not state.cache.names.now:
@@ -134,13 +141,17 @@ class CommitQueue(CommitEnding):
             lock.release()
         except BaseException as error:
             # Up to three times: see ending.py.
+            failure: BaseException | None = None
             try:
                 failure = self._end_put(indexed, (key, value, table, names), sync, target, error)
             except BaseException:  # noqa: BLE001  # the interruption that is handled here goes on
                 try:
                     failure = self._end_put(indexed, (key, value, table, names), sync, target, error)
                 except BaseException:  # noqa: BLE001  # as above
-                    failure = self._end_put(indexed, (key, value, table, names), sync, target, error)
+                    try:
+                        failure = self._end_put(indexed, (key, value, table, names), sync, target, error)
+                    except BaseException:  # noqa: BLE001  # as above
+                        self._hand_over(error, (), target, sync, key, value, table, names, indexed)
             if failure is not None:
                 raise failure from error
             if is_of_the_system(error):
@@ -159,7 +170,14 @@ class CommitQueue(CommitEnding):
             return False
         target, sync = 0, request.sync
         try:
-            if self._queue or self._listeners or (sync and self._window.expected > 1) or not lock.acquire(False):
+            if (
+                self._queue
+                or self._listeners
+                or (sync and self._window.expected > 1)
+                or not lock.acquire(False)
+                or self._left is not None
+            ):
+                release(lock)
                 return False
             if request.reads is not None:
                 request.error = self._history.conflict(request.reads)
@@ -179,7 +197,10 @@ class CommitQueue(CommitEnding):
             try:
                 self._end_alone(request, target, error)
             except BaseException:  # noqa: BLE001  # the interruption that is handled here goes on
-                self._end_alone(request, target, error)
+                try:
+                    self._end_alone(request, target, error)
+                except BaseException:  # noqa: BLE001  # as above
+                    self._hand_over(error, (), target, sync, put.key, put.value)
             if request.error is not None and request.error is not error:
                 raise request.error from error
             if is_of_the_system(error):
@@ -228,22 +249,26 @@ class CommitQueue(CommitEnding):
             if self._window.is_open:
                 self._window.arrived(len(queue))
             while not last.done:
-                if self._leads(waiter):
+                if self._left is not None or self._leads(waiter):
                     # Not in a `with` block: on an exception the lock is held until `_resolve` has ended the group.
                     lock.acquire()
+                    self._end_left()
                     # A put alone, or a thread that led before us, may have had it until now.
                     if self._leads(waiter):
                         self._lead()
                     lock.release()
                 else:
-                    waiter.acquire()
+                    waiter.acquire(True, LOOK_S)
             self._leave(waiter, depth)
         except BaseException as error:
             # Up to twice: see ending.py.
             try:
                 self._after_exception(requests, error)
             except BaseException:  # noqa: BLE001  # the interruption that is handled here goes on
-                self._after_exception(requests, error)
+                try:
+                    self._after_exception(requests, error)
+                except BaseException:  # noqa: BLE001  # as above
+                    self._hand_over(error, requests)
             self._leave(waiter, depth)
             if is_of_the_system(error):
                 raise self.poison(error) from error
@@ -276,7 +301,9 @@ class CommitQueue(CommitEnding):
 
     def _leads(self, waiter: threading.Lock) -> bool:
         try:
-            return self._queue[0].waiter is waiter
+            head = self._queue[0].waiter
+            # None: its thread is gone from here, so any leads.
+            return head is waiter or head is None
         except IndexError:
             # All are done, and the thread has been woken.
             return False
@@ -313,6 +340,11 @@ class CommitQueue(CommitEnding):
             for member in list(self._queue):
                 if size > _MAX_GROUP_BYTES:
                     break
+                if member.waiter is None:
+                    # Its thread has left, and was not told that it is written.
+                    self._queue.remove(member)
+                    member.done = True
+                    continue
                 size += member.writes.size
                 members.append(member)
                 member.taken = True
@@ -378,7 +410,7 @@ class CommitQueue(CommitEnding):
         self.queue_lock = new_lock()
         self._window = Window()
         self._queue = deque()
-        self._group = None
+        self._group = self._left = None
 
 
 def _holds(indexed: IndexedPut, rows: Mapping[Row, Value]) -> bool:

@@ -6,9 +6,15 @@ fails while that is done poisons the store.
 
 Another interruption may come while that is done. The interpreter raises it after a call, as a function begins and where
 a loop goes back, also outside of the `try` in that function. So each of these steps may be begun anew, and is called in
-a `try` of its caller, which does that: once, and twice for a put alone, of which nothing else knows. Where that is left
-too, the next call of the thread goes on with the group (`CommitQueue.refuse_reentry`). If there is no group, and the
-log has a commit that memory has not, the store is poisoned.
+a `try` of its caller, which does that: once, and twice for a put alone, of which nothing else knows.
+
+Where the last of these tries fails too, the thread leaves the lead, and what there is of a group, to the next one that
+leads, which ends that first (`_hand_over`, `_end_left`). Without frames (RecursionError) or memory (MemoryError) all
+tries fail; `_hand_over` needs neither. Those that sleep look for that now and then. The requests of the thread have no
+waiter from then on: any thread leads where one is the head of the queue, and drops it if it was not begun.
+
+If even that is interrupted, the next call of the thread goes on with the group (`CommitQueue.refuse_reentry`). If there
+is no group, and the log has a commit that memory has not, the store is poisoned.
 """
 
 from __future__ import annotations
@@ -33,6 +39,27 @@ __all__ = ["CommitEnding", "is_of_the_system"]
 # How often the end of an interrupted commit is tried before the store gives up and asks for a reopen.
 _MAX_INTERRUPTIONS: Final = 1000
 _MAX_BUGS: Final = 3
+#: How often a thread that sleeps looks whether another one has left the lead.
+LOOK_S: Final = 1.0
+_UNKNOWN: Final = "kvwal: whether the commit is written is not known here: its end is left to the next one"
+
+
+class _LeftPut:
+    """What a put alone puts that was handed over. Made before: then there may be no memory."""
+
+    __slots__ = ("indexed", "key", "names", "sync", "table", "target", "value")
+
+    def __init__(self) -> None:
+        self.indexed: IndexedPut | None = None
+        self.key = self.value = b""
+        self.table = self.target = 0
+        self.names: object = None
+        self.sync = False
+
+    def as_group(self) -> Group:
+        """The put as a group that was begun."""
+        writes = self.indexed or LonePut(self.key, self.value, self.table, self.names)
+        return Group.of_put(CommitRequest(writes, sync=self.sync), Seqno(self.target))
 
 
 class CommitEnding(ABC):
@@ -52,6 +79,9 @@ class CommitEnding(ABC):
         self.queue_lock = new_lock()
         self._queue: deque[CommitRequest] = deque()
         self._group: Group | None = None
+        # What ended the commit of a thread that left the lead, until that is ended; and its put. Guarded by `lock`.
+        self._left: BaseException | None = None
+        self._left_put = _LeftPut()
 
     @abstractmethod
     def _commit_group(self, group: Group) -> None:
@@ -116,6 +146,9 @@ class CommitEnding(ABC):
                 break
             except MemoryError:
                 continue
+            except RecursionError:
+                # It comes again here, and not elsewhere: see `_hand_over`.
+                raise
             except Exception as bug:  # noqa: BLE001  # whatever it is, other threads wait
                 # What a handler raises comes once; a bug of our own comes again.
                 bugs += 1
@@ -131,18 +164,8 @@ class CommitEnding(ABC):
         release(self._state.lock)
         release(self.queue_lock)
         if self.lock._is_owned():
-            group = self._group
-            if group is not None and self._end_of(group, error):
-                self._finish(group)
-            else:
-                # Nothing was begun: what was taken is waiting again.
-                with self.queue_lock:
-                    for member in list(self._queue):
-                        member.taken = False
-                    self._group = None
-                if self._is_log_ahead():
-                    # Interrupted again and again, a put alone was left in the log, and what it put is not known here.
-                    self.poison(error)
+            self._end_left()
+            self._end_group(error)
             self._withdraw(requests, error)
             release(self.lock)
         else:
@@ -152,7 +175,89 @@ class CommitEnding(ABC):
         # What another thread leads has its outcome in a moment.
         for request in requests:
             while not request.done and request.waiter is not None:
-                request.waiter.acquire(timeout=1.0)
+                request.waiter.acquire(timeout=LOOK_S)
+                if self._left is not None:
+                    self.lock.acquire()
+                    self._end_left()
+                    release(self.lock)
+
+    def _end_group(self, error: BaseException) -> None:
+        """The group was left by an exception: it ends, or was not begun. Requires: the lead."""
+        group = self._group
+        if group is not None and self._end_of(group, error):
+            self._finish(group)
+        else:
+            # Nothing was begun: what was taken is waiting again.
+            with self.queue_lock:
+                for member in list(self._queue):
+                    member.taken = False
+                self._group = None
+            if self._is_log_ahead():
+                # Interrupted again and again, a put alone was left in the log, and what it put is not known here.
+                self.poison(error)
+
+    def _hand_over(
+        self,
+        error: BaseException,
+        requests: Sequence[CommitRequest] = (),
+        target: int = 0,
+        sync: bool = False,
+        key: bytes = b"",
+        value: bytes = b"",
+        table: int = 0,
+        names: object = None,
+        indexed: IndexedPut | None = None,
+    ) -> None:
+        """What this thread could not end is left to the next one that leads.
+
+        `requests` of `submit`, or a put alone, whose seqno is `target` if it was begun. Makes no object but a note, and
+        calls nothing of Python's: all that is called here, the caller could call before it took the lead.
+        """
+        # In steps of one: to set many at once may make a tuple, and to iterate makes an iterator.
+        i = len(requests)
+        is_unknown = i > 0
+        while i:
+            i -= 1
+            requests[i].waiter = None
+        lock = self.lock
+        state_lock = self._state.lock
+        queue_lock = self.queue_lock
+        while state_lock._is_owned():
+            state_lock.release()
+        while queue_lock._is_owned():
+            queue_lock.release()
+        if lock._is_owned():
+            # Else this thread could not even end what another one left, which comes first.
+            if self._left is None:
+                put = self._left_put
+                put.target = target
+                put.sync = sync
+                put.key = key
+                put.value = value
+                put.table = table
+                put.names = names
+                put.indexed = indexed
+                self._left = error
+            is_unknown = True
+            while lock._is_owned():
+                lock.release()
+        if is_unknown:
+            try:
+                error.add_note(_UNKNOWN)
+            except BaseException:  # noqa: BLE001  # what is handled here goes on
+                return
+
+    def _end_left(self) -> None:
+        """End what another thread has left. Harmless when done again. Requires: the lead."""
+        error = self._left
+        if error is None:
+            return
+        if self._group is None and self._left_put.target > self._state.seqno:
+            self._group = self._left_put.as_group()
+        self._end_group(error)
+        self._left_put.target = 0
+        self._left = None
+        self._wake_head()
 
     def _end_of(self, group: Group, error: BaseException) -> bool:
         """Carry an interrupted group to its end. False if nothing of it was begun: it stays in the queue."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import gc
 import signal
+import subprocess
 import sys
 import threading
 from collections.abc import Callable
@@ -274,6 +275,7 @@ def test_a_put_in_the_log_that_cannot_be_ended_any_more_poisons_the_store(monkey
     queue, log, engine = alone()
     log.fail_sync = [Interruption()]
     begins_in_vain(monkeypatch, queue, "_end_put", 3)
+    begins_in_vain(monkeypatch, queue, "_hand_over", 1)
     with pytest.raises(Interruption):
         commit_by("put", queue)
     assert times_written(log, b"k") == 1
@@ -283,6 +285,141 @@ def test_a_put_in_the_log_that_cannot_be_ended_any_more_poisons_the_store(monkey
             queue.put(b"after", b"1", True)
     assert times_written(log, b"after") == 0
     assert not queue.lock._is_owned()
+
+
+IN_VAIN = [("put", "_end_put", 3), ("alone", "_end_alone", 2), ("commit", "_after_exception", 2)]
+IN_VAIN.append(("group", "_after_exception", 2))
+
+
+@pytest.mark.parametrize(("way", "step", "times"), IN_VAIN)
+@pytest.mark.parametrize("ends", ["another put", "another commit", "the same thread", "nothing but a look"])
+def test_what_its_thread_cannot_end_is_ended_by_the_next_that_leads(
+    monkeypatch: pytest.MonkeyPatch, way: str, step: str, times: int, ends: str
+) -> None:
+    queue, log, engine = make()
+    asleep = threading.Thread(target=queue.put, args=(b"asleep", b"1", True), daemon=True)
+
+    def interrupt() -> None:
+        if ends == "nothing but a look":
+            queued = len(queue._queue)
+            asleep.start()
+            wait_until(lambda: len(queue._queue) > queued)
+        raise Interruption
+
+    log.on_sync = interrupt
+    begins_in_vain(monkeypatch, queue, step, times)
+    with pytest.raises(Interruption) as caught:
+        commit_by(way, queue)
+    log.on_sync = lambda: None
+    assert "is not known here" in caught.value.__notes__[0]
+    if ends == "another put":
+        run_threads(lambda: queue.put(b"after", b"1", True))
+    elif ends == "another commit":
+        run_threads(lambda: queue.commit(put_request(b"after", b"1")))
+    elif ends == "the same thread":
+        queue.put(b"after", b"1", True)
+    else:
+        asleep.join(DEADLINE_S)
+        assert not asleep.is_alive()
+    at_rest(queue, log, engine)
+    assert engine.state.cache.rows.get(b"k") == b"v"
+    assert times_written(log, b"k") == 1
+
+
+def test_a_request_whose_thread_is_gone_before_any_took_it_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
+    queue, log, engine = make()
+    begins_in_vain(monkeypatch, queue, "_leads", 1)
+    begins_in_vain(monkeypatch, queue, "_after_exception", 2)
+    with pytest.raises(Interruption):
+        commit_by("group", queue)
+    run_threads(lambda: queue.put(b"after", b"1", True))
+    at_rest(queue, log, engine)
+    assert times_written(log, b"k") == 0
+    assert times_written(log, b"after") == 1
+
+
+def frames_left() -> int:
+    def down(n: int) -> int:
+        try:
+            return down(n + 1)
+        except RecursionError:
+            return n
+
+    return down(0)
+
+
+def at_depth(n: int, function: Callable[[], object]) -> object:
+    return at_depth(n - 1, function) if n else function()
+
+
+@pytest.mark.parametrize("way", ["put", "alone", "commit", "group"])
+@pytest.mark.parametrize("sync", [False, True])
+def test_without_frames_to_end_it_a_commit_stops_no_other(way: str, sync: bool) -> None:
+    failed = 0
+    for frames in range(80):
+        queue, log, engine = make()
+        queue.put(b"before", b"1", sync)
+        try:
+            at_depth(frames_left() - frames, partial(commit_by, way, queue, sync))
+        except RecursionError:
+            failed += 1
+        else:
+            assert times_written(log, b"k") == 1
+        run_threads(lambda: queue.put(b"after", b"1", True))
+        assert times_written(log, b"after") == 1
+        at_rest(queue, log, engine)
+    assert 3 < failed < 80
+
+
+NO_MEMORY = """
+import _testcapi, gc, sys, threading
+import kvwal
+from kvwal.testing import SimulatedDisk
+
+def put(db):
+    db.put(b"k", b"v")
+
+def transaction(db):
+    with db.transaction() as txn:
+        txn.get(b"a")
+        txn.put(b"k", b"v")
+
+gc.disable()
+function = globals()[sys.argv[1]]
+for first in range(1, 400):
+    disk = SimulatedDisk()
+    db = kvwal.open("/kv", files=disk, background=False)
+    done = False
+    try:
+        _testcapi.set_nomemory(first, first + 40)
+        try:
+            function(db)
+        finally:
+            _testcapi.remove_mem_hooks()
+        done = True
+    except MemoryError:
+        pass
+    other = threading.Thread(target=db.put, args=(b"after", b"1"), daemon=True)
+    other.start()
+    other.join(60)
+    if other.is_alive() or db.get(b"after") != b"1":
+        sys.exit(f"after {first} allocations no other put is done")
+    seen = db.get(b"k")
+    db.close()
+    with kvwal.open("/kv", files=disk, background=False) as db:
+        if db.get(b"k") != seen or (done and seen is None):
+            sys.exit(f"after {first} allocations memory and log were not the same")
+    if done:
+        sys.exit()
+sys.exit("never done")
+"""
+
+
+@pytest.mark.parametrize("way", ["put", "transaction"])
+def test_without_memory_to_end_it_a_commit_stops_no_other(way: str) -> None:
+    pytest.importorskip("_testcapi")
+    child = subprocess.run([sys.executable, "-c", NO_MEMORY, way], capture_output=True, text=True, check=False)
+    assert child.returncode == 0, child.stderr[-2000:]
 
 
 @pytest.mark.parametrize("way", ["alone", *WAYS])
