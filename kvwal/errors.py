@@ -400,6 +400,7 @@ class NotInBackup(SnapshotTooOld):
     Attributes: as `SnapshotTooOld` has. `stretches`: first and last commit of each stretch of moments that can be
     restored, ascending; `oldest` and `newest` are the bounds of all, `nearest` the moments on both sides of what was
     asked for. `nearest_times`: when these were committed, if a time was asked for; None where that is not known.
+    `lost`: first and last of the commits beyond `newest` that were there and are lost, if the latest one was asked for.
     """
 
     def __init__(
@@ -409,7 +410,9 @@ class NotInBackup(SnapshotTooOld):
         *,
         nearest: tuple[int | None, int | None] = (None, None),
         nearest_times: tuple[datetime | None, datetime | None] = (None, None),
+        lost: tuple[int, int] | None = None,
     ) -> None:
+        self.lost = lost
         self.stretches = tuple((first, last) for first, last in stretches)
         self.nearest_times = nearest_times
         super().__init__(asked, stretches[0][0], max(last for _, last in stretches), nearest=nearest)
@@ -428,6 +431,12 @@ class NotInBackup(SnapshotTooOld):
         nearest = f"; the nearest ones are those of commit {moments}" if moments else ""
         if before is not None and after is not None:
             nearest += "; a plain backup has one moment, and one with history=True, or kvwal.archive, those between too"
+        if self.lost is not None:
+            return (
+                f"the latest moment, of commit {self.asked}, cannot be restored: objects with commits "
+                f"{_stretch(*self.lost)} are missing in the backup; it has the moments of commits {shown}{more}; ask "
+                f"for {before} by its number, or accept the loss (kvwal archive status DEST names it)"
+            )
         # Of the time of a moment before a gap there may be other commits, in the gap.
         by_number = "" if isinstance(self.asked, int) else " by its number"
         return (

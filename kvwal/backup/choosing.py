@@ -13,7 +13,8 @@ from datetime import datetime
 from typing import Final, Literal, TypeAlias
 
 from kvwal.backup.bases import read_header
-from kvwal.backup.chain import Around, Held, Plan, Stretch, around, held_lines, list_held
+from kvwal.backup.chain import Around, Gap, Held, Plan, Stretch, around, held_lines, list_confirmed, list_held
+from kvwal.backup.checking import lost_gaps
 from kvwal.backup.fetching import fetch_header
 from kvwal.backup.forks import refuse_other_fork
 from kvwal.backup.lines import ancestry, origin_of
@@ -78,12 +79,24 @@ def choose(
 ) -> Chosen:
     """The newest objects that give a moment. NotInBackup, with both bounds and the nearest moments, if none do.
 
+    Also for the latest one, where commits beyond it were there, as far as what is there and the mark tell, and that
+    they are lost was not accepted.
+
     `damaged`: names of objects that are not to be used. They count where it is asked which moment is the latest.
     """
-    line = at.line if isinstance(at, Position) else _newest_line(destination)
     # Before names are listed, as an archive moves it on.
-    mark = mark_of(destination) if isinstance(at, datetime) else None
-    lines = [(list_held(destination, each), fork) for each, fork in ancestry(destination, line)]
+    mark = mark_of(destination) if isinstance(at, datetime) or at == "latest" else None
+    line = at.line if isinstance(at, Position) else _newest_line(destination)
+    lines = [
+        (
+            # What a listing passed over would be lost.
+            list_confirmed(destination, each, _marked_on(mark, each))
+            if at == "latest"
+            else list_held(destination, each),
+            fork,
+        )
+        for each, fork in ancestry(destination, line)
+    ]
     # The last commit that each line has of those that are looked for.
     stretches = sorted({each for held, fork in lines for each in _clipped(held.stretches(), fork)})
     if not stretches:
@@ -98,6 +111,8 @@ def choose(
         seqno = before
     else:
         seqno = Seqno(int(asked))
+    if at == "latest" and (lost := _lost_end(destination, lines, mark, seqno)) is not None:
+        raise NotInBackup(lost.last, _joined(stretches), nearest=(seqno, None), lost=lost)
     for i, (held, fork) in enumerate(lines):
         try:
             if fork is None or seqno <= fork:
@@ -169,6 +184,33 @@ def _newest_line(destination: Destination) -> bytes:
     return newest[2]
 
 
+def _lost_end(
+    destination: Destination,
+    lines: Sequence[tuple[Held, Seqno | None]],
+    mark: tuple[bytes, Seqno] | None,
+    newest: Seqno,
+) -> Gap | None:
+    """What is lost of these lines beyond their newest moment, and was not accepted.
+
+    A base is put behind those that it builds on, and before units that begin at it: so whatever is there of a later
+    commit tells that something is lost. Of the line of the mark as well, where nothing else is left of it.
+    """
+    if mark is not None and mark[0] not in [held.line for held, _ in lines]:
+        other = list_held(destination, mark[0])
+        if not other.sizes and (gaps := lost_gaps(destination, other, mark[1])):
+            return gaps[0]
+    for held, fork in lines:
+        marked = _marked_on(mark, held.line)
+        known = max([marked or Seqno(0), *(unit.last for unit in held.units), *(base.seqno for base in held.bases)])
+        last = known if fork is None else min(known, fork)
+        if last <= newest:
+            continue
+        end = held.lost_end(marked)
+        if end is None or end.last < known or end in lost_gaps(destination, held, marked):
+            return Gap(Seqno(newest + 1), last)
+    return None
+
+
 def _clipped(stretches: list[Stretch], fork: Seqno | None) -> list[Stretch]:
     if fork is None:
         return stretches
@@ -200,9 +242,13 @@ def _around(destination: Destination, lines: Sequence[tuple[Held, Seqno | None]]
 def _marked(lines: Sequence[tuple[Held, Seqno | None]], mark: tuple[bytes, Seqno] | None) -> Seqno:
     """The last commit of these lines that was there, as the mark says; 0 if it says nothing of them."""
     for held, fork in lines:
-        if mark is not None and held.line == mark[0]:
-            return mark[1] if fork is None else min(mark[1], fork)
+        if (marked := _marked_on(mark, held.line)) is not None:
+            return marked if fork is None else min(marked, fork)
     return Seqno(0)
+
+
+def _marked_on(mark: tuple[bytes, Seqno] | None, line: bytes) -> Seqno | None:
+    return mark[1] if mark is not None and mark[0] == line else None
 
 
 def _refusal(

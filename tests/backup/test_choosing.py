@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from random import Random
 from typing import Any
 
@@ -11,9 +12,12 @@ from archive_fixtures import archiver_of
 import kvwal
 from kvwal.backup import state
 from kvwal.backup.chain import list_held
+from kvwal.backup.checking import accept_gap
 from kvwal.backup.choosing import advice, choose
+from kvwal.backup.keeping import Merging
 from kvwal.backup.names import UnitName
 from kvwal.backup.port import DirectoryDestination
+from kvwal.keys import Seqno
 from kvwal.testing import SimulatedDisk
 from kvwal.times import time_of
 
@@ -158,12 +162,114 @@ def test_a_time_behind_the_newest_moment_is_refused_where_the_mark_tells_of_comm
         with pytest.raises(kvwal.NotInBackup) as caught:
             choose(place, time_of(us))
         assert caught.value.nearest == (10, None)
-    assert choose(place, "latest").plan.at == 10
     assert choose(place, time_of(middle - 20_000_000)).plan.at == 9
     # What is marked may be damaged, as the status says.
     place.delete(state.MARK)
     place.put_new(state.MARK, b"{}")
     assert choose(place, time_of(middle)).plan.at == 10
+
+
+@pytest.mark.parametrize("is_last", [False, True])
+def test_the_latest_moment_is_refused_where_it_is_lost_until_that_is_accepted(is_last: bool) -> None:
+    disk = SimulatedDisk()
+    place = DirectoryDestination("/b", files=disk)
+    unit = archived_twice(disk, place)
+    assert choose(place, "latest").plan.at == 20
+    with kvwal.open("/s", files=disk, **OPTIONS) as db:
+        db.put(b"k", b"behind")
+        db.backup(place)
+    if is_last:
+        # The mark alone tells of the commits up to 20.
+        for other in list_held(place, unit.line).units:
+            if other.last > 20:
+                place.delete(str(other))
+    place.delete(str(unit))
+    last = 20 if is_last else 21
+    for dry_run in (True, False):
+        said = f"commits 11 to {last} are missing.* ask for 10 by its number"
+        with pytest.raises(kvwal.NotInBackup, match=said) as got:
+            kvwal.restore(place, "/none", files=disk, dry_run=dry_run)
+        assert (got.value.asked, got.value.lost, got.value.nearest) == (last, (11, last), (10, None))
+    assert choose(place, 10).plan.at == 10
+    accept_gap(place, Seqno(11), Seqno(last), "the disk was full; ops", 0)
+    assert kvwal.restore(place, "/r", files=disk).restored == 10
+
+
+def test_the_latest_moment_is_refused_where_a_base_that_later_ones_build_on_is_lost() -> None:
+    disk = SimulatedDisk()
+    place = DirectoryDestination("/b", files=disk)
+    with kvwal.open("/s", files=disk, background=False, keep_history_s=0, keep_history_bytes=0) as db:
+        bases: tuple[Any, ...] = ("full", "full", "auto")
+        for kind in bases:
+            with db.batch() as batch:
+                for i in range(5 if kind == "auto" else 300):
+                    batch.put(b"%d" % i, kind.encode() * 100)
+            db.checkpoint()
+            db.backup(place, base=kind)
+    bases = list_held(place, db.position.line).bases
+    assert [bool(base.parent) for base in bases] == [False, False, True]
+    place.delete(str(bases[1]))
+    with pytest.raises(kvwal.NotInBackup) as caught:
+        choose(place, "latest")
+    assert caught.value.lost == (2, 3)
+    # What is left of a line that came from another one counts as well.
+    kvwal.restore(place, "/r", at=1, files=disk)
+    with kvwal.open("/r", files=disk, background=False, keep_history_s=0, keep_history_bytes=0) as db:
+        db.checkpoint()
+        db.backup(place)
+        db.put(b"k", b"v")
+        db.backup(place)
+    assert choose(place, "latest").plan.at == 3
+    for base in list_held(place, db.position.line).bases:
+        place.delete(str(base))
+    with pytest.raises(kvwal.NotInBackup) as caught:
+        choose(place, "latest")
+    assert caught.value.lost == (2, 3)
+
+
+def test_a_line_of_which_the_mark_alone_is_left_is_not_restored_as_the_one_that_it_came_from() -> None:
+    disk = SimulatedDisk()
+    place = DirectoryDestination("/b", files=disk)
+    archived_twice(disk, place)
+    kvwal.restore(place, "/r", at=15, files=disk)
+    with kvwal.open("/r", files=disk, **OPTIONS) as db:
+        archiver = archiver_of(db, place)
+        archiver.step(now=True)
+        archiver.close()
+    held = list_held(place, db.position.line)
+    for name in held.sizes:
+        place.delete(name)
+    with pytest.raises(kvwal.NotInBackup):
+        choose(place, "latest")
+    assert choose(place, 20).plan.at == 20
+
+
+def test_the_latest_moment_beside_an_archive_that_puts_and_merges_units_is_not_said_to_be_lost() -> None:
+    disk = SimulatedDisk()
+    place = DirectoryDestination("/b", files=disk)
+    with kvwal.open("/s", files=disk, **OPTIONS) as db:
+        archiver = archiver_of(db, place, keep=kvwal.Keep())
+        merging = Merging(place, db.engine.state.version.tree.meta.store_id, db.position.line)
+
+        def live() -> None:
+            for _ in range(3):
+                disk.pass_time(11)
+                db.put(b"k", b"v")
+                archiver.step(now=True)
+            merging.step(archiver.mark)
+
+        class Busy(DirectoryDestination):
+            def list_after(self, prefix: str, after: str = "") -> Iterator[tuple[str, int]]:
+                for i, each in enumerate(super().list_after(prefix, after)):
+                    if i % 3 == 1:
+                        live()
+                    yield each
+
+        live()
+        for _ in range(20):
+            before = db.last_seqno
+            assert choose(Busy("/b", files=disk), "latest").plan.at >= before
+        archiver.close()
 
 
 def test_a_mark_behind_the_fork_of_a_line_does_not_keep_a_time_from_it() -> None:
