@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Container, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from itertools import groupby
@@ -114,12 +115,12 @@ class DestinationStatus:
 def status_of(destination: Destination) -> DestinationStatus:
     """What a destination holds. O(objects); it reads names, headers of units, and the unit at the fork of a line."""
     store_id = state.identity_of(destination)
-    _, marked = state.read(destination, state.MARK)
-    _, verified = state.read(destination, state.VERIFIED)
+    _, marked = state.read_or_empty(destination, state.MARK)
+    _, verified = state.read_or_empty(destination, state.VERIFIED)
     when, known = proved(verified), damaged(verified)
     lines: list[ArchivedLine] = []
     names: set[str] = set()
-    problems: list[Finding] = []
+    problems = list(state.findings(destination))
     mark = state.mark_in(marked)
     for held in _listed(destination, mark):
         names |= held.sizes.keys()
@@ -197,7 +198,7 @@ def _listed(destination: Destination, mark: tuple[bytes, Seqno] | None) -> list[
 
 
 def _thinned_before(destination: Destination, held: Held) -> Seqno:
-    _, kept = state.read(destination, state.KEPT)
+    _, kept = state.read_or_empty(destination, state.KEPT)
     seqno = kept.get(held.line.hex(), 0)
     return Seqno(seqno) if isinstance(seqno, int) else Seqno(0)
 
@@ -217,10 +218,14 @@ def _open_gaps(destination: Destination, held: Held, mark: Seqno | None) -> list
 
 def _told(destination: Destination, held: Held) -> list[Gap]:
     """What was there, or was told to be lost, of a line without a mark: units that were proved, and are gone."""
-    _, verified = state.read(destination, state.VERIFIED)
+    _, verified = state.read_or_empty(destination, state.VERIFIED)
     gone = (parse_name(name) for name in proved(verified) if name not in held.sizes)
     units = [each for each in gone if isinstance(each, UnitName) and each.line == held.line]
-    return [*(Gap(Seqno(each.first + 1), each.last) for each in units), *_entries(destination, held)]
+    told = [Gap(Seqno(each.first + 1), each.last) for each in units]
+    # Where it is damaged, each gap counts: see `_was_there`.
+    with suppress(CorruptionError):
+        told += _entries(destination, held)
+    return told
 
 
 def _entries(destination: Destination, held: Held) -> list[Gap]:
@@ -239,7 +244,11 @@ def _was_there(destination: Destination, held: Held, mark: Seqno | None, gap: Ga
     end = held.lost_end(mark)
     if (end is not None and gap.last == end.last) or (mark is not None and gap.first <= mark <= gap.last):
         return True
-    if _is_told(_entries(destination, held), gap):
+    try:
+        if _is_told(_entries(destination, held), gap):
+            return True
+    except CorruptionError:
+        # It may have been said to be lost, or that this was accepted.
         return True
     # An archiver has put all from where it began up to the mark; and it began a chain of units there.
     tells_nothing = mark is not None and state.began_at(destination, held.line) <= gap.last < mark
@@ -270,7 +279,7 @@ def _first_of_chains(held: Held, gap: Gap) -> Iterator[UnitName]:
 def _known_gaps(destination: Destination, held: Held, mark: Seqno | None) -> Iterator[KnownGap]:
     if not (gaps := _open_gaps(destination, held, mark)):
         return
-    _, members = state.read(destination, state.GAPS)
+    _, members = state.read_or_empty(destination, state.GAPS)
     for gap in gaps:
         entry = _entry_of(members, "accepted", held.line, gap)
         if entry is not None:
@@ -333,7 +342,7 @@ class VerifiedArchive:
     Attributes:
         checked: objects that were read and proved. skipped: that were proved before.
         left: that there was no time for.
-        problems: what does not hold; the file is the object.
+        problems: what does not hold; the file is the object, or one of `state/`.
         gaps: moments that are lost, and not accepted.
         unsaved: why the results could not be remembered in the destination; None if they were.
     """
@@ -369,7 +378,7 @@ def verify(
         budget_s: at most for so long.
     """
     store_id = state.identity_of(destination)
-    _, verified = state.read(destination, state.VERIFIED)
+    _, verified = state.read_or_empty(destination, state.VERIFIED)
     known = proved(verified)
     mark = state.mark_of(destination)
     held = _listed(destination, mark)
@@ -379,8 +388,9 @@ def verify(
     todo = sorted(names, key=lambda name: (known.get(name, (0, False))[0], name))
     if since_last:
         todo = [name for name in todo if name not in known or (deep and not known[name][1])]
+    # They are not remembered: each look at them tells.
+    problems = list(state.findings(destination))
     began_s = saved_s = monotonic_s()
-    problems: list[Finding] = []
     results = Results(names)
     unsaved = _remembered(destination, [each for each in held if _of_line(mark, each.line) is None], now_us)
     for name in todo:
@@ -430,6 +440,9 @@ def _remembered(destination: Destination, held: list[Held], now_us: Callable[[],
                 state.record_gap(destination, each.line, *gap, now_us(), "objects are missing")
     except RefusedError as error:
         return error.strerror or str(error)
+    except CorruptionError as error:
+        # It is a finding, too.
+        return str(error)
     return None
 
 
@@ -481,7 +494,7 @@ def _replayed(
 
 def _marked(destination: Destination, held: Held, results: Results) -> Iterator[Finding]:
     """The mark names a digest: a unit is to have it, of whichever chain."""
-    _, marked = state.read(destination, state.MARK)
+    _, marked = state.read_or_empty(destination, state.MARK)
     seqno, digest = marked.get("seqno"), marked.get("digest")
     if marked.get("line") != held.line.hex() or not isinstance(seqno, int):
         return

@@ -2,7 +2,7 @@
 
 The mark is an object of the destination, replaced by compare-and-set. It has the line of commits, the last one that is
 archived and its digest, and the epoch of the claim. Each archiver takes the next epoch once, so one that finds another
-epoch there was superseded. A mark that is lost is put anew.
+epoch there was superseded. A mark that is lost, or damaged, is put anew.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ class Claim:
 
     def take(self) -> Seqno | None:
         """Take the next epoch, but for one that has its own. Returns what the mark says of this line. Superseded."""
-        old, members = state.read(self._destination, state.MARK)
-        last = _number(members, "epoch", 0) if old is not None else self._last_epoch()
+        old, members = state.read_or_empty(self._destination, state.MARK)
+        last = _number(members, "epoch", 0) if members else self._last_epoch()
         if self.epoch and last != self.epoch:
             raise Superseded(f"another archiver has taken over, from claim {self.epoch} by {last}")
         epoch = self.epoch or last + 1
@@ -64,8 +64,8 @@ class Claim:
 
     def look(self) -> None:
         """Superseded if the destination was claimed by another archiver since."""
-        found, members = state.read(self._destination, state.MARK)
-        if found is not None and _number(members, "epoch", 0) != self.epoch:
+        found, members = state.read_or_empty(self._destination, state.MARK)
+        if members and _number(members, "epoch", 0) != self.epoch:
             raise Superseded(f"another archiver has taken over from claim {self.epoch}")
         self._claimed = found
 

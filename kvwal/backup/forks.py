@@ -110,7 +110,11 @@ def fork_findings(destination: Destination, store_id: bytes, held: Held) -> Iter
 
 def _first_unit(destination: Destination, store_id: bytes, held: Held) -> Iterator[Finding]:
     """It begins a chain, and so names the commit at the fork, unless what was before it has been pruned."""
-    _, kept = state.read(destination, state.KEPT)
+    try:
+        _, kept = state.read(destination, state.KEPT)
+    except CorruptionError:
+        # Which lines were pruned is not known, as the status says.
+        return
     if not held.units or held.line.hex() in kept:
         return
     name = str(held.units[0])

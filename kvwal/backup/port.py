@@ -221,6 +221,17 @@ class DirectoryDestination:
         if root is not None:
             root.close()
 
+    def older(self, name: str) -> Iterator[bytes]:
+        """What an object that `swap` made was before, the newest first, as far as that is still there."""
+        where, leaf = _split(name)
+        directory = self._open(where)
+        try:
+            for each in list(_entries(directory, leaf))[2:]:
+                with suppress(FileNotFoundError):
+                    yield _read(directory, each)
+        finally:
+            directory.close()
+
     def sweep(self) -> int:
         """Remove what writers that died have left. Returns how many files. Call it now and then.
 

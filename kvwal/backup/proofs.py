@@ -53,7 +53,7 @@ def damaged(members: dict[str, Any]) -> dict[str, Damage]:
 
 
 def known_damage(destination: Destination) -> dict[str, Damage]:
-    """The same of a destination. CorruptionError if what is remembered there is damaged itself."""
+    """The same of a destination. CorruptionError if what is remembered there is damaged, until `verify` is run."""
     _, members = state.read(destination, state.VERIFIED)
     return damaged(members)
 

@@ -10,19 +10,24 @@
 | `state/verified` | `units` and `damaged`: see proofs.py |
 
 `crc` is the CRC-32C of the JSON without it, with sorted keys and no spaces. Members that are not known are kept.
+
+One of `state/` that is damaged stops no archive. A mark is as one that is lost, and is put over it. `state/verified` is
+found again by `verify`; nothing is thinned until it is. Of the other two the version before it counts, where the
+destination has one; else nothing is known, which tells of more gaps than there are, and they are not changed.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import Any, Final
 
 from crc32c import crc32c
 
 from kvwal.backup.names import IDENTITY, STATE
 from kvwal.backup.port import Destination
-from kvwal.errors import BackupDestinationError, CorruptionError, FormatError, ObjectMissing
+from kvwal.errors import BackupDestinationError, CorruptionError, Finding, FormatError, ObjectMissing
 from kvwal.features import unknown_bits
 from kvwal.keys import Seqno
 
@@ -38,6 +43,7 @@ __all__ = [
     "claim",
     "dump",
     "fetch",
+    "findings",
     "gaps_in",
     "identity_of",
     "line_in",
@@ -46,6 +52,7 @@ __all__ = [
     "mark_of",
     "other_store",
     "read",
+    "read_or_empty",
     "record_beginning",
     "record_gap",
 ]
@@ -64,6 +71,14 @@ _IDENTITY_ADVICE: Final = (
     "A restore does without it where the objects tell of which store they are; a backup of that store, or of one that "
     "was restored from here, puts it there anew"
 )
+_ADVICE: Final = {
+    IDENTITY: _IDENTITY_ADVICE,
+    MARK: "It counts as lost: an archive of the store puts it there anew",
+    VERIFIED: "kvwal archive verify finds again what it said, and puts it there anew; until then nothing is pruned",
+    GAPS: "Bring it back from a copy of the destination, or remove it, and accept again the gaps that status names",
+    BEGAN: "Bring it back from a copy of the destination, or remove it: what only backups lacked may be told as a gap then",
+    KEPT: "Bring it back from a copy of the destination, or remove it: what was pruned is then a gap, to be accepted",
+}
 #: Of a line's id.
 LINE_BYTES: Final = 8
 
@@ -97,7 +112,7 @@ def load(name: str, data: bytes) -> dict[str, Any]:
 
 
 def _damaged(name: str, reason: str) -> CorruptionError:
-    return CorruptionError(name, None, reason, advice=_IDENTITY_ADVICE if name == IDENTITY else None)
+    return CorruptionError(name, None, reason, advice=_ADVICE.get(name))
 
 
 def fetch(destination: Destination, name: str) -> bytes:
@@ -114,13 +129,42 @@ def read(destination: Destination, name: str) -> tuple[bytes | None, dict[str, A
         data = fetch(destination, name)
     except ObjectMissing:
         return None, {}
-    return data, load(name, data)
+    try:
+        return data, load(name, data)
+    except CorruptionError:
+        if name in (GAPS, KEPT, BEGAN):
+            for older in getattr(destination, "older", lambda name: ())(name):
+                with suppress(CorruptionError):
+                    return data, load(name, older)
+        raise
+
+
+def read_or_empty(destination: Destination, name: str) -> tuple[bytes | None, dict[str, Any]]:
+    """As `read`; no members where it is damaged."""
+    try:
+        return read(destination, name)
+    except CorruptionError:
+        return fetch(destination, name), {}
+
+
+def findings(destination: Destination) -> Iterator[Finding]:
+    """Which objects of `state/` are damaged, and what that means."""
+    for name in (MARK, GAPS, KEPT, BEGAN, VERIFIED):
+        try:
+            load(name, fetch(destination, name))
+        except ObjectMissing:
+            continue
+        except CorruptionError as error:
+            yield Finding(name, None, f"{error.reason}. {_ADVICE[name]}")
 
 
 def change(destination: Destination, name: str, changed: Callable[[dict[str, Any]], dict[str, Any]]) -> dict[str, Any]:
-    """Replace the members of an object of `state/` by what `changed` makes of them; what others wrote is not lost."""
+    """Replace the members of an object of `state/` by what `changed` makes of them; what others wrote is not lost.
+
+    CorruptionError if it is damaged; `state/verified` is begun anew.
+    """
     for _ in range(_ATTEMPTS):
-        old, members = read(destination, name)
+        old, members = (read_or_empty if name == VERIFIED else read)(destination, name)
         members = changed(members)
         if destination.swap(name, old, dump(members)):
             return members
@@ -144,11 +188,7 @@ def mark_in(members: dict[str, Any]) -> tuple[bytes, Seqno] | None:
 
 def mark_of(destination: Destination) -> tuple[bytes, Seqno] | None:
     """What the mark says; None where there is none, or it is damaged, as the status says."""
-    try:
-        _, members = read(destination, MARK)
-    except CorruptionError:
-        return None
-    return mark_in(members)
+    return mark_in(read_or_empty(destination, MARK)[1])
 
 
 def gaps_in(members: dict[str, Any], kind: str) -> list[dict[str, Any]]:
@@ -191,14 +231,15 @@ def record_gap(
 
 def began_at(destination: Destination, line: bytes) -> Seqno:
     """Where the first archiver of a line began; 0 where nothing says so: as if it had put all from there on."""
-    seqno = read(destination, BEGAN)[1].get(line.hex(), 0)
+    seqno = read_or_empty(destination, BEGAN)[1].get(line.hex(), 0)
     return Seqno(seqno) if isinstance(seqno, int) else Seqno(0)
 
 
 def record_beginning(destination: Destination, line: bytes, seqno: Seqno) -> None:
-    """Say where the first archiver of a line begins, unless that is said."""
-    if line.hex() not in read(destination, BEGAN)[1]:
-        change(destination, BEGAN, lambda members: {line.hex(): seqno, **members})
+    """Say where the first archiver of a line begins, unless that is said, or was said by what is damaged."""
+    with suppress(CorruptionError):
+        if line.hex() not in read(destination, BEGAN)[1]:
+            change(destination, BEGAN, lambda members: {line.hex(): seqno, **members})
 
 
 def claim(destination: Destination, store_id: bytes) -> None:

@@ -158,13 +158,20 @@ def test_one_that_was_superseded_while_its_store_is_idle_deletes_nothing(rig: Ri
 
 
 @pytest.mark.parametrize("is_idle", [False, True])
-def test_a_mark_that_is_lost_is_put_anew(rig: Rig, is_idle: bool) -> None:
+@pytest.mark.parametrize("damaged", [None, b"{", b'{"crc":1,"v":1}'])
+def test_a_mark_that_is_lost_or_damaged_is_put_anew(rig: Rig, is_idle: bool, damaged: bytes | None) -> None:
+    def lose() -> None:
+        if damaged is None:
+            rig.place.delete(state.MARK)
+        else:
+            assert rig.place.swap(state.MARK, rig.place.get(state.MARK), damaged)
+
     archiver = rig.archiver()
     archiver.step()
     rig.writer.some(3)
     archiver.step(now=True)
     for _ in range(2):
-        rig.place.delete(state.MARK)
+        lose()
         if not is_idle:
             rig.writer.some(3)
         rig.clock.now_s += 31
@@ -173,12 +180,16 @@ def test_a_mark_that_is_lost_is_put_anew(rig: Rig, is_idle: bool) -> None:
         assert archiver.mark == rig.db.last_seqno
         members = state.read(rig.place, state.MARK)[1]
         assert (members["epoch"], members["seqno"]) == (1, rig.db.last_seqno)
-    rig.place.delete(state.MARK)
+    lose()
     archiver._hold.release()
     rig.writer.some(1)
     archiver.step(now=True)
     assert (archiver.epoch, archiver.mark) == (1, rig.db.last_seqno)
     rig.check(0, rig.db.last_seqno)
+    lose()
+    again = rig.archiver()
+    again.step()
+    assert (again.epoch, again.mark) == (2, rig.db.last_seqno)
 
 
 @pytest.mark.parametrize("is_idle", [False, True])

@@ -229,6 +229,83 @@ def test_gaps_of_another_form_are_none(rig: Rig, bad: object) -> None:
     assert status_of(rig.place).ok
 
 
+def flip_state(rig: Rig, name: str) -> None:
+    """Flip a bit in the newest version of an object of `state/`, in the first digit of its checksum."""
+    directory, leaf = rig.disk.open_directory("/b/state"), name.removeprefix("state/")
+    newest = max(each for each in directory.names() if each.startswith(leaf + "~"))
+    directory.close()
+    rig.disk.flip(f"/b/state/{newest}", len(b'{"crc":'))
+
+
+def test_a_damaged_state_object_is_told_by_status_and_verify_and_ends_no_archive(rig: Rig) -> None:
+    line = rig.held.line
+    lost = rig.held.units[3]
+    rig.db.checkpoint()
+    make_base(rig.db.engine, rig.place, lambda: None)
+    rig.place.delete(str(lost))
+    gap = Seqno(lost.first + 1), Seqno(11)
+    accept_gap(rig.place, *gap, "lost disk", 5)
+    state.change(rig.place, state.KEPT, lambda members: {line.hex(): 0})
+    assert rig.verify().ok
+    # Without a mark an archive puts anew what the log has.
+    for name in (state.GAPS, state.KEPT, state.VERIFIED, state.MARK):
+        flip_state(rig, name)
+        for deep in (False, True):
+            found = rig.verify(deep=deep)
+            # What can be found anew is there again.
+            assert [problem.file for problem in found.problems] == [name] * (name != state.VERIFIED or not deep)
+        if name == state.VERIFIED:
+            flip_state(rig, name)
+        status = status_of(rig.place)
+        assert [problem.file for problem in status.problems] == [name]
+        assert not status.ok
+        # Of gaps that are accepted nothing is known without the object.
+        assert [each.state for each in status.lines[0].gaps] == ["lost" if name == state.GAPS else "accepted"]
+        rig.archiver.close()
+        rig.archiver = archiver_of(rig.db, rig.place)
+        rig.live(1)
+        assert rig.archiver.mark == rig.db.last_seqno
+        if name in (state.GAPS, state.KEPT):
+            with pytest.raises(kvwal.CorruptionError, match=f"{name}: .*Bring it back from a copy.* or remove it"):
+                state.change(rig.place, name, lambda members: members)
+            rig.place.delete(name)
+            if name == state.GAPS:
+                accept_gap(rig.place, *gap, "lost disk", 5)
+        if name == state.VERIFIED:
+            with pytest.raises(kvwal.CorruptionError, match="kvwal archive verify finds again"):
+                plan_pruning(rig.place, rig.held, Keep(), rig.disk.now_us())
+            rig.verify()
+        assert rig.verify().ok
+        assert status_of(rig.place).ok
+
+
+def test_of_gaps_and_of_what_was_pruned_the_version_before_a_damaged_one_counts(rig: Rig) -> None:
+    for name in (state.GAPS, state.KEPT):
+        state.change(rig.place, name, lambda members: {**members, "a": 1})
+        state.change(rig.place, name, lambda members: {**members, "b": 1})
+        flip_state(rig, name)
+        assert state.read(rig.place, name)[1] == {"a": 1}
+        assert [problem.file for problem in rig.verify().problems] == [name]
+        state.change(rig.place, name, lambda members: {**members, "c": 1})
+        assert state.read(rig.place, name)[1] == {"a": 1, "c": 1}
+        assert rig.verify().ok
+
+
+def test_pruning_deletes_nothing_where_what_it_is_to_remember_is_damaged(rig: Rig) -> None:
+    state.change(rig.place, state.KEPT, lambda members: {rig.held.line.hex(): 0})
+    flip_state(rig, state.KEPT)
+    rig.db.checkpoint()
+    make_base(rig.db.engine, rig.place, lambda: None)
+    rig.disk.pass_time(100)
+    rig.live(1)
+    planned = plan_pruning(rig.place, rig.held, Keep(1, 0, 0), rig.disk.now_us())
+    assert planned.delete
+    before = sorted(rig.place.list_after(""))
+    with pytest.raises(kvwal.CorruptionError, match="state/kept"):
+        prune(rig.place, planned)
+    assert sorted(rig.place.list_after("")) == before
+
+
 @pytest.mark.parametrize("line", ["x", "", "ab cd", 5, None])
 def test_a_mark_of_another_form_is_told_as_none(rig: Rig, line: object) -> None:
     state.change(rig.place, state.MARK, lambda members: {**members, "line": line})
