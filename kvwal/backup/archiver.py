@@ -36,7 +36,7 @@ from kvwal.backup.fetching import fetch_header, fetch_unit
 from kvwal.backup.forks import tell_fork
 from kvwal.backup.identity import claim, keep_claim
 from kvwal.backup.keeping import Keep, Merging, plan_pruning, prune
-from kvwal.backup.port import Destination
+from kvwal.backup.port import Destination, sweep
 from kvwal.backup.units import UnitBuilder
 from kvwal.engine.engine import Engine
 from kvwal.errors import ArchiveDiverged, BackupDestinationError, CorruptionError, FeedGap, FormatError, NotInBackup
@@ -226,6 +226,7 @@ class Archiver:
         """Claim the destination, find where to go on, and hold the log from there."""
         destination, upkeep = self._destination, self._engine.upkeep
         claim(destination, self._store_id)
+        sweep(destination)
         # Before the claim, which ends another archiver: a copy of the store is to end none. Damage is met below.
         tell_fork(destination, self._line, self._engine.reads)
         with suppress(CorruptionError):
@@ -425,6 +426,7 @@ class Archiver:
                 self._find_anew()
                 return 0.0
             if is_hourly:
+                sweep(self._destination)
                 if self._keep is not None:
                     self._prune(self._keep)
                 self._pruned_s = now_s
@@ -453,9 +455,6 @@ class Archiver:
     def _prune(self, keep: Keep) -> None:
         held = list_held(self._destination, self._line)
         prune(self._destination, plan_pruning(self._destination, held, keep, self._engine.reads.moments.wall_us()))
-        sweep = getattr(self._destination, "sweep", None)
-        if sweep is not None:
-            sweep()
 
     def _base_if_due(self) -> float | None:
         """Make a base where a restore would have to replay much; meanwhile units go on being cut."""

@@ -26,7 +26,7 @@ from kvwal.backup.fetching import fetch_header, fetch_unit
 from kvwal.backup.forks import tell_fork
 from kvwal.backup.identity import claim
 from kvwal.backup.names import BaseName, UnitName
-from kvwal.backup.port import Destination
+from kvwal.backup.port import Destination, sweep
 from kvwal.backup.proofs import known_damage
 from kvwal.backup.reach import Reach, walked
 from kvwal.backup.units import UnitBuilder, lone_digest
@@ -132,6 +132,7 @@ class _Backup:
         line = engine.upkeep.consumers.line
         with engine.upkeep.past.generation() as (meta, pager):
             claim(destination, meta.store_id)
+            sweep(destination)
             with suppress(CorruptionError):
                 # What is remembered of damage may be damaged as well, as status and verify say.
                 # What a deep check alone finds is whole, and may be of another history.

@@ -21,16 +21,28 @@ from contextlib import suppress
 from typing import Final, Protocol, TypeAlias, runtime_checkable
 
 from kvwal.errors import BackupDestinationError, ObjectMissing, StoreNotFoundError
-from kvwal.files import Buffer, Directory, Files, PathArgument, outwards, path_text, rooted, system_files
+from kvwal.files import Buffer, Directory, File, Files, PathArgument, outwards, path_text, rooted, system_files
 from kvwal.files.names import DATA
 from kvwal.log.segment import list_segments
 
-__all__ = ["MAX_NAME_CHARS", "Destination", "DirectoryDestination", "Where", "destination_at", "is_object_name"]
+__all__ = [
+    "MAX_NAME_CHARS",
+    "Destination",
+    "DirectoryDestination",
+    "Where",
+    "destination_at",
+    "is_object_name",
+    "sweep",
+]
 
 MAX_NAME_CHARS: Final = 200
 _NAME: Final = re.compile(r"[a-z0-9][a-z0-9.-]*(?:/[a-z0-9][a-z0-9.-]*)*")
 
 _TEMPORARY: Final = ".tmp"
+# Of one that its process locks before the first byte, and until it has its name.
+_HELD: Final = ".held"
+# Those of this process, whose own locks it does not see, and loses when it opens the file a second time.
+_writing: Final[set[str]] = set()
 # A version of an object that `swap` replaces. "~" is in no object's name.
 _VERSION: Final = re.compile(r"(.+)~([0-9]{20})")
 _MAX_VERSION: Final = 10**20 - 1
@@ -235,7 +247,8 @@ class DirectoryDestination:
     def sweep(self) -> int:
         """Remove what writers that died have left. Returns how many files. Call it now and then.
 
-        A temporary goes when it kept its size for an hour, by this object's own look at it.
+        A temporary goes when no process holds it; where the file system has no locks, when it kept its size for an
+        hour, by this object's own look at it.
         """
         now_s, seen, removed = self._files.monotonic_s(), self._seen, 0
         self._seen = {}
@@ -253,13 +266,20 @@ class DirectoryDestination:
                     if kind == "directory" and is_object_name(path):
                         waiting.append(path)
                     elif kind == "file" and _is_temporary(each):
-                        size = _size(directory, each)
-                        known, since_s = seen.get(path, (size, now_s))
-                        if known == size and now_s - since_s >= _ABANDONED_AFTER_S:
-                            directory.unlink(each)
-                            removed += 1
-                        else:
-                            self._seen[path] = size, since_s if known == size else now_s
+                        # It may get its name, or go, at any time.
+                        with suppress(FileNotFoundError):
+                            if each in _writing:
+                                continue
+                            size, is_held = _size_and_lock(directory, each)
+                            if is_held:
+                                continue
+                            known, since_s = seen.get(path, (size, now_s))
+                            is_old = known == size and now_s - since_s >= _ABANDONED_AFTER_S
+                            if is_old or (size and _is_lockable(each)):
+                                directory.unlink(each)
+                                removed += 1
+                            else:
+                                self._seen[path] = size, since_s if known == size else now_s
             finally:
                 directory.close()
         return removed
@@ -268,9 +288,8 @@ class DirectoryDestination:
 
     def _publish(self, directory: Directory, target: str, leaf: str, data: bytes | Iterable[Buffer]) -> bool:
         """Make the file `target` of this content, durably; False if there is one."""
-        temporary = f"{leaf}.{self._files.random_bytes(8).hex()}{_TEMPORARY}"
+        temporary, file = self._temporary(directory, leaf)
         try:
-            file = directory.open(temporary, create=True, bulk=True, mode=self._mode)
             try:
                 offset = 0
                 for chunk in (data,) if isinstance(data, (bytes, bytearray, memoryview)) else data:
@@ -278,19 +297,49 @@ class DirectoryDestination:
                     offset += len(chunk)
                 # Durability: the content before the name, or a name could survive a power cut without it.
                 file.datasync()
+                if not _is_lockable(temporary):
+                    # Where no file can be locked, none may be renamed while it is open.
+                    file.close()
+                directory.rename(temporary, target, replace=False)
+                made = True
             finally:
                 file.close()
-            directory.rename(temporary, target, replace=False)
-            made = True
         except BaseException as error:
             with suppress(OSError):
                 directory.unlink(temporary)
             if not isinstance(error, FileExistsError):
                 raise
             made = False
+        finally:
+            _writing.discard(temporary)
         # Durability: and then the name. Also if another one made it, who may not have come so far.
         directory.sync()
         return made
+
+    def _temporary(self, directory: Directory, leaf: str) -> tuple[str, File]:
+        """A new file, locked by this process for as long as it is open, where files can be locked; and its name."""
+        for held in (_HELD, ""):
+            name = f"{leaf}.{self._files.random_bytes(8).hex()}{held}{_TEMPORARY}"
+            _writing.add(name)
+            try:
+                file = directory.open(name, create=True, bulk=True, mode=self._mode)
+            except BaseException:
+                _writing.discard(name)
+                raise
+            is_made = False
+            try:
+                # What fails has no locks.
+                with suppress(OSError):
+                    is_made = not held or file.lock_record()
+            finally:
+                if not is_made:
+                    file.close()
+                    with suppress(OSError):
+                        directory.unlink(name)
+                    _writing.discard(name)
+            if is_made:
+                return name, file
+        raise AssertionError("unreachable")
 
     def _list(self, where: str, prefix: str, after: str) -> Iterator[tuple[str, int]]:
         try:
@@ -417,7 +466,11 @@ def _split(name: str) -> tuple[str, str]:
 
 
 def _is_temporary(name: str) -> bool:
-    return re.fullmatch(r".+\.[0-9a-f]{16}\.tmp", name) is not None
+    return re.fullmatch(r".+\.[0-9a-f]{16}(\.held)?\.tmp", name) is not None
+
+
+def _is_lockable(name: str) -> bool:
+    return name.endswith(_HELD + _TEMPORARY)
 
 
 def _versions(directory: Directory, leaf: str) -> dict[int, str]:
@@ -449,3 +502,23 @@ def _size(directory: Directory, name: str) -> int:
         return file.size()
     finally:
         file.close()
+
+
+def _size_and_lock(directory: Directory, name: str) -> tuple[int, bool]:
+    """The size of a temporary, and whether another process holds it; it may where that cannot be asked."""
+    file = directory.open(name)
+    try:
+        # In this order: it is locked before it has a byte.
+        size = file.size()
+        try:
+            return size, file.holder() is not None
+        except OSError:
+            return size, _is_lockable(name)
+    finally:
+        file.close()
+
+
+def sweep(destination: Destination) -> None:
+    """Have a destination that can do so remove what dead writers have left. Where that fails, nothing else does."""
+    with suppress(OSError, BackupDestinationError):
+        getattr(destination, "sweep", lambda: 0)()

@@ -188,6 +188,8 @@ _MANY = click.IntRange(min=0)
 def prune_command(dest: str, pitr_days: float, daily: int, monthly: int, dry_run: bool, as_json: bool) -> None:
     """Delete what is older than wanted, by the times of commits. The newest moment always stays.
 
+    What a killed backup has left goes as well.
+
     Prints, for each stretch of moments that cannot be restored any more: line, first and last commit.
     """
     if not pitr_days >= 0:
@@ -205,6 +207,8 @@ def prune_command(dest: str, pitr_days: float, daily: int, monthly: int, dry_run
             click.echo(f"{each.line.hex()}\t{lost.first}\t{lost.last}")
         if not dry_run:
             prune(destination, each)
+    if not dry_run:
+        destination.sweep()
     objects, size = sum(len(each.delete) for each in plans), sum(each.bytes for each in plans)
     what = f"{count(objects, 'object')}, {human_bytes(size)}"
     complain(f"{what}: nothing was done" if dry_run else f"{what} deleted")

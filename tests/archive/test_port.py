@@ -5,14 +5,20 @@ from __future__ import annotations
 import errno
 import os
 import random
+import signal
+import subprocess
+import sys
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 
 import kvwal
 from kvwal.backup.port import MAX_NAME_CHARS, Destination, DirectoryDestination, destination_at, is_object_name
+from kvwal.cli.app import app
 from kvwal.errors import BackupDestinationError, ObjectMissing, SystemCallError
 from kvwal.files import system_files
 from kvwal.files.directory import SystemDirectory
@@ -319,6 +325,76 @@ def test_temporaries_of_the_dead_go_and_those_of_the_living_stay() -> None:
     disk.pass_time(2)
     assert place.sweep() == 1
     assert sorted(disk.open_directory("/b/a").names()) == ["alive.0123456789abcdef.tmp", "b", "b.tmp"]
+
+
+def test_what_a_killed_writer_has_left_goes_at_once_and_what_is_being_written_stays(tmp_path: Path) -> None:
+    place, seen = DirectoryDestination(tmp_path), DirectoryDestination(tmp_path)
+    counts: list[int] = []
+
+    def data() -> Iterator[bytes]:
+        yield b"1"
+        # By this process, by another one, and again by this one: closing the file would let go of its lock.
+        counts.append(seen.sweep())
+        code = "import sys, kvwal.backup.port as port; print(port.DirectoryDestination(sys.argv[1]).sweep())"
+        counts.append(int(subprocess.run([sys.executable, "-c", code, tmp_path], stdout=subprocess.PIPE).stdout))
+        yield b"2"
+
+    assert place.put_new("a/b", data())
+    assert place.get("a/b") == b"12"
+    assert counts == [0, 0]
+    code = (
+        "import os, signal, sys, kvwal.backup.port as port\n"
+        "def data():\n"
+        "    yield b'half'\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+        "port.DirectoryDestination(sys.argv[1]).put_new('a/c', data())\n"
+    )
+    assert subprocess.run([sys.executable, "-c", code, tmp_path], check=False).returncode == -signal.SIGKILL
+    assert len(os.listdir(tmp_path / "a")) == 2
+    assert place.sweep() == 1
+    assert os.listdir(tmp_path / "a") == ["b"]
+
+
+def test_what_a_killed_backup_has_left_goes_with_the_next_one_or_an_archive_or_a_pruning(tmp_path: Path) -> None:
+    left = tmp_path / "b" / "left.0123456789abcdef.held.tmp"
+    with kvwal.open(tmp_path / "s") as db:
+        db.put(b"k", b"v")
+        db.backup(tmp_path / "b")
+
+        def archived() -> None:
+            with kvwal.archive(db, tmp_path / "b", keep=None) as archive:
+                assert archive.flush(timeout_s=60)
+
+        def pruned() -> None:
+            assert CliRunner().invoke(app, ["archive", "prune", str(tmp_path / "b")]).exit_code == 0
+
+        for call in (lambda: db.backup(tmp_path / "b"), archived, pruned):
+            left.write_bytes(b"half")
+            call()
+            assert not left.exists()
+
+
+def test_where_nothing_can_be_locked_a_temporary_goes_when_it_is_old() -> None:
+    disk = SimulatedDisk()
+    place = DirectoryDestination("/b", files=disk)
+    place.put_new("a/b", b"1")
+    disk.fail("lock", error=errno.ENOLCK, forever=True)
+
+    def data() -> Iterator[bytes]:
+        yield b"half"
+        (name,) = (each for each in disk.open_directory("/b/a").names() if each.endswith(".tmp"))
+        assert name.count(".") == 2
+        disk.kill()
+        yield b"more"
+
+    with pytest.raises(OSError, match="killed"):
+        place.put_new("a/c", data())
+    place = DirectoryDestination("/b", files=disk)
+    assert place.sweep() == 0
+    disk.pass_time(3601)
+    assert place.sweep() == 1
+    assert place.put_new("a/c", b"whole")
+    assert sorted(disk.open_directory("/b/a").names()) == ["b", "c"]
 
 
 def test_the_directory_of_a_store_takes_no_backups(tmp_path: Path) -> None:
