@@ -434,8 +434,8 @@ class NotInBackup(SnapshotTooOld):
         if self.lost is not None:
             return (
                 f"the latest moment, of commit {self.asked}, cannot be restored: objects with commits "
-                f"{_stretch(*self.lost)} are missing in the backup; it has the moments of commits {shown}{more}; ask "
-                f"for {before} by its number, or accept the loss (kvwal archive status DEST names it)"
+                f"{_stretch(*self.lost)} are missing in the backup; it has the moments of commits {shown}{more}; "
+                f"accept the loss (kvwal archive status DEST names it), or ask for {before} by its number"
             )
         # Of the time of a moment before a gap there may be other commits, in the gap.
         by_number = "" if isinstance(self.asked, int) else " by its number"

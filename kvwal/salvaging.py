@@ -35,6 +35,7 @@ from kvwal.engine.tables import NEXT_IDS_KEY, CodecName, TableRow, encode_ids, e
 from kvwal.engine.writes import EncodedBatch
 from kvwal.errors import (
     CorruptionError,
+    DiskFullError,
     Error,
     Finding,
     FormatError,
@@ -43,7 +44,7 @@ from kvwal.errors import (
     StoreNotFoundError,
 )
 from kvwal.expiring import Expiring
-from kvwal.files import Directory, Files, PathArgument, outwards, path_text, rooted, system_files
+from kvwal.files import Directory, Files, PathArgument, is_full, outwards, path_text, rooted, system_files
 from kvwal.files.names import DATA, LOCK, READERS, SALVAGING, is_known, segment_name, temporary_name
 from kvwal.keys import SYSTEM_TABLE, Seqno
 from kvwal.log import Chain, Extension, Record, salvage_log
@@ -113,6 +114,7 @@ def salvage(
         StoreNotFoundError: there is nothing at `path`, or neither pages nor a log of a store.
         StoreExistsError: there is something at `into`, or it lies in the damaged store.
         LockedError: the store at `path` is open for writing, or another salvage writes to `into`.
+        DiskFullError: there is no space at `into`, which is empty again: free some, and call it again.
     """
     files = system_files() if files is None else files
     # From here on the working directory may be another one.
@@ -153,6 +155,11 @@ def salvage(
             raise
         finally:
             place.close()
+    except (DiskFullError, OSError) as error:
+        if isinstance(error, DiskFullError) or is_full(error):
+            text = f"there is no space to save into {target}; free some, and call it again"
+            raise DiskFullError(text) from error
+        raise
     finally:
         directory.close()
 

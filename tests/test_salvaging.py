@@ -578,6 +578,29 @@ def test_wherever_a_salvage_is_interrupted_the_target_is_empty_again() -> None:
     assert at > 40
 
 
+def test_a_salvage_into_a_full_disk_names_the_target_and_is_made_again_when_there_is_space() -> None:
+    """At whichever step there is no space any more."""
+    disk = SimulatedDisk()
+    with kvwal.open("/s", files=disk, background=False) as db:
+        for i in range(200):
+            db.put(b"%d" % i, b"v" * 1000)
+    used = disk.used_bytes()
+    salvage("/s", "/room", files=disk)
+    needed = disk.used_bytes() - used
+    full = 0
+    for part in range(20):
+        disk.capacity = disk.used_bytes() + needed * part // 20
+        try:
+            salvage("/s", f"/t{part}", files=disk)
+        except kvwal.DiskFullError as error:
+            assert str(error) == f"there is no space to save into /t{part}; free some, and call it again"
+            full += 1
+        disk.capacity = None
+        if full and part == 10:
+            assert salvage("/s", f"/t{part}", files=disk).saved_keys == 200
+    assert full > 3
+
+
 def test_a_file_of_the_user_that_has_the_name_of_the_marker_is_said_to_be_that(tmp_path: Path) -> None:
     path = tmp_path / "a.kv"
     build(path)

@@ -200,7 +200,8 @@ class Store(Naming, Writing, Remembering):
             BackupDestinationError: the destination belongs to another store, or cannot be used.
             ArchiveDiverged: the destination has commits of this line that the store does not have: one of them is a
                 copy that went on by itself. ForkDiverged: it has another commit where the line of this store began.
-            DiskFullError, SystemCallError: writing failed. ClosedError, ForkedError. TypeError, ValueError.
+            DiskFullError: there is no space in the destination: free some, and call it again. SystemCallError: writing
+                failed. ClosedError, ForkedError. TypeError, ValueError.
 
         Cost: O(pages that changed), and O(all pages) for the first one.
         """

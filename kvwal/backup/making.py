@@ -33,7 +33,8 @@ from kvwal.backup.units import UnitBuilder, lone_digest
 from kvwal.engine.consumers import ROWS as CONSUMERS
 from kvwal.engine.consumers import asked_for, asked_for_in
 from kvwal.engine.engine import Engine
-from kvwal.errors import ArchiveDiverged, CorruptionError, FeedGap, SnapshotTooOld
+from kvwal.errors import ArchiveDiverged, CorruptionError, DiskFullError, FeedGap, SnapshotTooOld
+from kvwal.files import is_full
 from kvwal.keys import SYSTEM_TABLE, Seqno
 from kvwal.log import Record, SegmentCursor
 from kvwal.pages import Meta, Tree
@@ -104,9 +105,12 @@ def backup(
             # Two checkpoints came, and the pages or the log may be gone; or something was pruned.
             if not left:
                 raise
-        except (OSError, ValueError):
+        except (OSError, ValueError) as error:
             # It may be that it was closed meanwhile.
             engine.state.refuse_if_gone()
+            if isinstance(error, OSError) and is_full(error):
+                place = getattr(destination, "path", destination)
+                raise DiskFullError(f"there is no space to back up to {place}; free some, and call it again") from error
             raise
     raise AssertionError("unreachable")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 import os
 import shutil
@@ -249,6 +250,19 @@ def test_a_history_that_is_backed_up_while_an_archive_prunes_is_there() -> None:
     assert report.oldest == lived.db.window.oldest
     for at in range(report.oldest, report.position + 1, 3):
         restored(lived, at=at, into=f"/r{at}").close()
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])
+def test_a_full_destination_is_a_full_disk_that_is_named_and_the_backup_is_made_when_there_is_space(code: int) -> None:
+    lived = Lived(1)
+    lived.live(20)
+    for nth in (1, 2, 3):
+        lived.disk.fail("write", nth, error=code, forever=True, path="/b/*")
+        with pytest.raises(kvwal.DiskFullError, match="no space to back up to /b; free some, and call it again"):
+            backup(lived.db.engine, lived.destination)
+        lived.disk.heal()
+    assert backup(lived.db.engine, lived.destination).position == lived.db.position
+    check_destination(lived.destination)
 
 
 def test_what_is_remembered_of_damage_may_be_damaged_and_backups_go_on() -> None:
