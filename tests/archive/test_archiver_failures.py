@@ -573,7 +573,14 @@ def test_foreign_and_hostile_names_in_the_destination_do_no_harm(rig: Rig) -> No
     with pytest.raises(ArchiveDiverged):
         rig.archiver().step()
     rig.place.delete(far)
-    for mark in (b"", b"{}", state.dump({"epoch": "x"}), state.dump({"epoch": -1}), state.dump({"epoch": 1 << 70})):
+    for mark in (b"", b"{}"):
+        rig.place.delete(state.MARK)
+        rig.place.swap(state.MARK, None, mark)
+        again = rig.archiver()
+        again.step()
+        assert again.mark == 3
+        again.close()
+    for mark in (state.dump({"epoch": "x"}), state.dump({"epoch": -1}), state.dump({"epoch": 1 << 70})):
         rig.place.delete(state.MARK)
         rig.place.swap(state.MARK, None, mark)
         with pytest.raises(CorruptionError, match="state/mark"):
