@@ -122,6 +122,8 @@ class _Walk:
         self._roots: list[tuple[int, Root]] = []
         #: What the base tree says.
         self._bases: list[Base] = []
+        #: Whether that could be read; else nothing is said of dead lists that depends on it.
+        self._knows_bases = True
 
     def run(self, whole: bool, pinned: Collection[int]) -> Iterator[Finding]:
         meta = self._meta
@@ -131,7 +133,9 @@ class _Walk:
         yield from self._trees(meta)
         if not whole:
             return
-        yield from self._tree(_BASES, Root(meta.bases, meta.bases_height))
+        for finding in self._tree(_BASES, Root(meta.bases, meta.bases_height)):
+            self._knows_bases = False
+            yield finding
         self._table = 0
         yield from self._dead_lists()
         yield from self._free_list()
@@ -176,9 +180,9 @@ class _Walk:
         if meta.dead_page:
             # The meta does not say what it names.
             dead = ListRef(meta.dead_page, meta.dead_crc, meta.dead_pages, 0, -1)
-        if not bases and dead is not None:
+        if self._knows_bases and not bases and dead is not None:
             yield self._finding(meta.dead_page, "there is a dead list but no base")
-        if bases and bases[0].dead_page:
+        if self._knows_bases and bases and bases[0].dead_page:
             yield self._finding(bases[0].dead_page, "there is a dead list of the oldest base")
         for before, owner, head in lists_of(Table(tuple(bases), dead)):
             # Not by recursion: a checkpoint adds a list in front of the former one.
@@ -194,7 +198,7 @@ class _Walk:
                 says = found.ref(*ref[:3])
                 if ref.named_pages not in (-1, says.named_pages) or (ref is not head and says.youngest > ref.youngest):
                     yield self._finding(ref.page, "a dead list names something else than the reference to it says")
-                if says.youngest > before:
+                if self._knows_bases and says.youngest > before:
                     yield self._finding(ref.page, f"a dead list names what base {before} does not reach")
                 for page, pages in extents_of(found.freed.places):
                     yield from self._claim(page, pages, "a dead extent", _DEAD)

@@ -537,6 +537,20 @@ def test_damage_of_any_page_costs_at_most_what_lies_there(caplog: pytest.LogCapt
     assert all(kinds.values()), kinds
 
 
+def test_nothing_is_said_of_dead_lists_that_only_the_base_tree_tells_where_it_cannot_be_read() -> None:
+    rig = Rig(new_disk())
+    for step in range(9):
+        keep = Keep() if step < 6 else None
+        rig.checkpoint({b"%03d" % key: b"%d" % step * 30 for key in range(step % 7, 90, 7)}, keep=keep)
+    meta = rig.pages.meta
+    assert meta.dead_page
+    assert list(check(rig.pages, meta)) == []
+    rig.disk.flip("/kv/data", POINTER.unpack(meta.bases)[0] * PAGE_SIZE + 100, 1)
+    findings = [*map(str, check(rig.pages, meta))]
+    assert any("bases cannot be read" in each for each in findings)
+    assert not any("no base" in each or "oldest base" in each or "does not reach" in each for each in findings)
+
+
 def test_a_damaged_leaf_of_the_base_tree_costs_the_bases_in_it(caplog: pytest.LogCaptureFixture) -> None:
     rig = Rig(new_disk())
     for step in range(150):
