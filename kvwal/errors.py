@@ -823,6 +823,9 @@ def forked() -> ForkedError:
 
 def poisoned(cause: BaseException) -> PoisonedError:
     """Of a store whose disk has failed: what it was, and what to do now."""
+    # Of one that was refused for an earlier failure, that failure.
+    while isinstance(cause, PoisonedError) and cause.__cause__ is not None:
+        cause = cause.__cause__
     error = PoisonedError(
         f"an earlier write or flush failed ({str(cause) or type(cause).__name__}), so what is on disk is unknown; "
         "reads go on; close the store and open it again: recovery keeps every commit that was durable"

@@ -244,3 +244,11 @@ def test_a_stalled_commit_says_what_stands_in_the_way() -> None:
     assert "too many open files" in str(refused)
     assert "earlier" not in str(refused)
     assert isinstance(errors.stalled(cause), PoisonedError)
+
+
+def test_a_poisoned_store_names_its_first_failure_once() -> None:
+    failure = OSError(5, "the device failed")
+    again = errors.poisoned(errors.poisoned(errors.poisoned(failure)))
+    assert str(again) == str(errors.poisoned(failure))
+    assert str(again).count("an earlier write or flush failed") == 1
+    assert again.__cause__ is failure
