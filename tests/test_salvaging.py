@@ -585,7 +585,7 @@ def test_a_salvage_into_a_full_disk_names_the_target_and_is_made_again_when_ther
         for i in range(200):
             db.put(b"%d" % i, b"v" * 1000)
     used = disk.used_bytes()
-    salvage("/s", "/room", files=disk)
+    salvage("/s", "/r", files=disk)
     needed = disk.used_bytes() - used
     full = 0
     for part in range(20):
