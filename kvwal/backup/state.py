@@ -76,7 +76,7 @@ _ADVICE: Final = {
     MARK: "It counts as lost: an archive of the store puts it there anew",
     VERIFIED: "kvwal archive verify finds again what it said, and puts it there anew; until then nothing is pruned",
     GAPS: "Bring it back from a copy of the destination, or remove it, and accept again the gaps that status names",
-    BEGAN: "Bring it back from a copy of the destination, or remove it: what only backups lacked may be told as a gap then",
+    BEGAN: "Bring it back from a copy of the destination, or remove it: what backups lacked is then told as a gap",
     KEPT: "Bring it back from a copy of the destination, or remove it: what was pruned is then a gap, to be accepted",
 }
 #: Of a line's id.

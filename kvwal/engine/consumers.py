@@ -42,7 +42,8 @@ from kvwal.errors import CorruptionError, FeedGap, FormatError, read_only
 from kvwal.files.names import DATA
 from kvwal.keys import KeyRange, Seqno
 from kvwal.log import Extension, Hold, Limits, SegmentInfo, SegmentLog, unneeded_bytes
-from kvwal.log.intents import PUT, TABLE_BYTES, TABLES, Columns
+from kvwal.log.columns import Columns
+from kvwal.log.intents import PUT, TABLE_BYTES, TABLES
 from kvwal.log.record import COMMIT
 
 __all__ = [
