@@ -248,7 +248,7 @@ def test_a_damaged_state_object_is_told_by_status_and_verify_and_ends_no_archive
     state.change(rig.place, state.KEPT, lambda members: {line.hex(): 0})
     assert rig.verify().ok
     # Without a mark an archive puts anew what the log has.
-    for name in (state.GAPS, state.KEPT, state.VERIFIED, state.MARK):
+    for name in (state.GAPS, state.KEPT, state.BEGAN, state.VERIFIED, state.MARK):
         flip_state(rig, name)
         for deep in (False, True):
             found = rig.verify(deep=deep)
@@ -265,7 +265,7 @@ def test_a_damaged_state_object_is_told_by_status_and_verify_and_ends_no_archive
         rig.archiver = archiver_of(rig.db, rig.place)
         rig.live(1)
         assert rig.archiver.mark == rig.db.last_seqno
-        if name in (state.GAPS, state.KEPT):
+        if name in (state.GAPS, state.KEPT, state.BEGAN):
             with pytest.raises(kvwal.CorruptionError, match=f"{name}: .*Bring it back from a copy.* or remove it"):
                 state.change(rig.place, name, lambda members: members)
             rig.place.delete(name)
@@ -280,14 +280,14 @@ def test_a_damaged_state_object_is_told_by_status_and_verify_and_ends_no_archive
 
 
 def test_of_gaps_and_of_what_was_pruned_the_version_before_a_damaged_one_counts(rig: Rig) -> None:
-    for name in (state.GAPS, state.KEPT):
-        state.change(rig.place, name, lambda members: {**members, "a": 1})
+    for name in (state.GAPS, state.KEPT, state.BEGAN):
+        before = state.change(rig.place, name, lambda members: {**members, "a": 1})
         state.change(rig.place, name, lambda members: {**members, "b": 1})
         flip_state(rig, name)
-        assert state.read(rig.place, name)[1] == {"a": 1}
+        assert state.read(rig.place, name)[1] == before
         assert [problem.file for problem in rig.verify().problems] == [name]
         state.change(rig.place, name, lambda members: {**members, "c": 1})
-        assert state.read(rig.place, name)[1] == {"a": 1, "c": 1}
+        assert state.read(rig.place, name)[1] == {**before, "c": 1}
         assert rig.verify().ok
 
 
