@@ -20,8 +20,10 @@ Rules:
   longest can be withdrawn.
 - The end. From `end` on no commit is taken, and none waits for an archive: those that would have to are refused, before
   anything of them is written. The thread ends when nothing is pending; what came to it later would wait for ever.
-- Interruptions (KeyboardInterrupt in the loop's thread) may lose any callback. What was finished is seen by the flag
-  that the thread sets, not by the callback alone.
+- Interruptions (an exception out of a signal handler, in the loop's thread) may come between any two steps, and lose
+  any callback. So nothing is counted: what is pending is what the groups hold, and `_go_on`, the only place where
+  groups move, does what is to be done by what it finds. It comes again after an interruption, and a cancelled commit
+  and `drain` call it before they wait for an end. It may give a group to the thread twice; the thread takes it once.
 
 What was tried: a future of `call_soon_threadsafe` for each commit (a write to the loop's wake-up pipe each, 5 us),
 and a thread pool (two thread switches for each commit, 30 us and more). Without a gain: an awaitable of our own that
@@ -32,7 +34,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Callable
 from contextlib import suppress
 from queue import SimpleQueue
@@ -42,18 +44,16 @@ from kvwal.aio.workers import refuse_other_loops, resolve
 from kvwal.engine.engine import Engine
 from kvwal.engine.own_commits import note
 from kvwal.engine.request import CommitRequest
-from kvwal.errors import ClosedError, DiskFullError, InternalError, closed
+from kvwal.errors import ClosedError, DiskFullError, closed
 from kvwal.files import start_thread
 from kvwal.keys import Seqno
 
 __all__ = ["Committer", "committed_seqno", "say_committed"]
 
-# With the bytes that it was admitted with: an operation sets its writes later.
-_Entry: TypeAlias = tuple[CommitRequest, asyncio.Future[None], int]
+# What its task waits for, and the bytes that it was admitted with: an operation sets its writes later.
+_Entry: TypeAlias = tuple[asyncio.Future[None], int]
 
 _SEQNO_ATTRIBUTE: Final = "kvwal_seqno"
-# Stands as the error of a request that was withdrawn; it is never raised.
-_WITHDRAWN: Final = InternalError("the commit was withdrawn")
 
 
 def committed_seqno(error: BaseException | None) -> Seqno | None:
@@ -79,18 +79,25 @@ def say_committed(error: BaseException, seqno: Seqno) -> None:
 class _Group:
     """Commits that go to the disk together. Without any, it asks the thread to wait until the next ones need not."""
 
-    __slots__ = ("begun", "entries", "failure", "finished", "waiters")
+    __slots__ = ("entries", "failure", "finished", "size", "taken")
 
     def __init__(self) -> None:
-        self.entries: list[_Entry] = []
-        #: Handed over: from here on its commits may be on disk.
-        self.begun = False
-        #: Set by the thread: every request has its outcome.
+        self.entries: dict[CommitRequest, _Entry] = {}
+        #: The bytes of its entries, for the limit; an interruption may leave it wrong until the group has ended.
+        self.size = 0
+        #: Set by the thread: it has the group.
+        self.taken = False
+        #: Every request has its outcome. Set by the thread, or where there is none.
         self.finished = False
         #: What went wrong, if it was more than a commit.
         self.failure: BaseException | None = None
-        #: Cancelled tasks that wait for the end.
-        self.waiters: list[asyncio.Future[None]] = []
+
+    def fail(self, error: BaseException) -> None:
+        """Whatever of it was not done has failed."""
+        self.failure = error
+        for request in self.entries:
+            if not request.done and request.error is None:
+                request.error = error
 
 
 class Committer:
@@ -109,24 +116,36 @@ class Committer:
         self._loop = loop
         self._max_commits = max_commits
         self._max_bytes = max_bytes
-        #: Pending: admitted, and their task not woken yet.
-        self.pending_commits = 0
-        self.pending_bytes = 0
-        #: Those who wait to be admitted, first come first served, and the bytes they bring.
-        self._turns: deque[tuple[asyncio.Future[None], int]] = deque()
+        #: Those who wait to be admitted, first come first served.
+        self._turns: OrderedDict[CommitRequest, _Entry] = OrderedDict()
         self._open = _Group()
-        #: The group that the thread has, or has finished without the loop knowing yet.
+        #: The group that is handed over, which the thread has, or is to have, or has finished without the loop knowing.
         self._current: _Group | None = None
+        #: Groups that are finished, and whose tasks are to be woken.
+        self._ended: deque[_Group] = deque()
+        #: Whether `_go_on` is about to be called.
         self._scheduled = False
+        #: Told when a group has ended, or nothing is pending.
+        self._watchers: set[asyncio.Future[None]] = set()
         self._is_ending = False
         #: What commits raise from `end` on.
         self.over: Callable[[], ClosedError] = closed
-        self._idle: list[asyncio.Future[None]] = []
-        # What the thread is to do; None ends it.
-        self._jobs: SimpleQueue[_Group | None] = SimpleQueue()
-        self._thread: threading.Thread | None = None
+        # What the thread is to do, None to end; there is no queue as long as there is no thread.
+        self._jobs: SimpleQueue[_Group | None] | None = None
 
     # -- in the loop --------------------------------------------------------------------------
+
+    @property
+    def pending_commits(self) -> int:
+        """Commits that are admitted, and whose task was not woken yet."""
+        current = self._current
+        return len(self._open.entries) + (0 if current is None else len(current.entries))
+
+    @property
+    def pending_bytes(self) -> int:
+        """The bytes that these were admitted with."""
+        current = self._current
+        return self._open.size + (0 if current is None else current.size)
 
     async def commit(self, request: CommitRequest) -> Seqno:
         """Commit, and return the seqno (0 for a request without writes)."""
@@ -137,24 +156,22 @@ class Committer:
         # Also of a transaction that was begun before, or a batch that a worker was encoding.
         self._refuse_if_ending()
         size = request.writes.size
-        if (
-            self.pending_commits >= self._max_commits
-            or self.pending_bytes + size > self._max_bytes
-            or self._turns
-        ) and not self._may_pass(size):
-            await self._turn(size)
-        else:
-            self.pending_commits += 1
-            self.pending_bytes += size
         future = self._loop.create_future()
-        group = self._open
-        group.entries.append((request, future, size))
-        if not self._scheduled:
-            self._schedule()
         try:
+            if self._turns or not self._fits(size):
+                self._turns[request] = future, size
+            else:
+                self._add(request, (future, size))
+            # While the thread is busy, its end is waited for.
+            if not self._scheduled and ((current := self._current) is None or current.finished):
+                self._look_again()
             await future
         except asyncio.CancelledError as error:
-            await self._cancelled(request, size, group, error)
+            await self._cancelled(request, error)
+            raise
+        except BaseException:
+            # Interrupted: no task is told of it any more.
+            self._withdraw(request)
             raise
         if request.error is not None:
             # The pipeline gives all of a group the same exception: begin its traceback anew.
@@ -163,146 +180,132 @@ class Committer:
             note(self._events, request.seqno)
         return request.seqno
 
-    def _may_pass(self, size: int) -> bool:
-        # One that alone is larger than the limit goes when nothing else does.
-        return not self.pending_commits
+    def _fits(self, size: int) -> bool:
+        """Whether it may be pending beside what is. One that alone is beyond the limit may, when nothing else is."""
+        commits = self.pending_commits
+        return not commits or (commits < self._max_commits and self.pending_bytes + size <= self._max_bytes)
 
-    async def _turn(self, size: int) -> None:
-        turn = self._loop.create_future()
-        self._turns.append((turn, size))
+    def _add(self, request: CommitRequest, entry: _Entry) -> None:
+        group = self._open
+        # First: no interruption is to let in more than the limit.
+        group.size += entry[1]
+        group.entries[request] = entry
+
+    def _withdraw(self, request: CommitRequest) -> bool:
+        """Forget a commit that was not begun; False if there is none."""
+        # From both: an interruption may have come while it was admitted.
+        group = self._open
+        turn, entry = self._turns.pop(request, None), group.entries.pop(request, None)
+        if not group.entries:
+            group.size = 0
+        elif entry is not None:
+            group.size -= entry[1]
+        return turn is not None or entry is not None
+
+    def _look_again(self) -> None:
+        # After all tasks that are ready now: what they commit belongs into this group.
+        self._loop.call_soon(self._go_on)
+        self._scheduled = True
+
+    def _go_on(self) -> None:
+        """Do what is to be done by what is there. Harmless when it comes twice."""
         try:
-            await turn
-        except asyncio.CancelledError:
-            if turn.cancelled():
-                # Others may fit where this one did not.
-                self._admit()
-            else:
-                self._leave(1, size)
+            self._scheduled = False
+            current = self._current
+            if current is not None and current.finished:
+                self._take_back(current)
+            # Before the hand-over, which is not to take one whose admission was interrupted, and leave it its turn.
+            self._admit()
+            # First of all keep the thread busy.
+            self._hand_over()
+            self._tell()
+        except BaseException:
+            self._look_again()
             raise
+
+    def _take_back(self, group: _Group) -> None:
+        self._ended.append(group)
+        if not group.entries and group.failure is not None:
+            # Nothing in the open group can be written: memory is short, an archive behind, or no thread is to be had.
+            self._open.fail(group.failure)
+            self._ended.append(self._open)
+            self._open = _Group()
+        self._current = None
 
     def _admit(self) -> None:
-        """Let in those whose turn it is. They count from now on, not from when they run."""
+        """Let in those whose turn it is."""
         turns = self._turns
         while turns:
-            turn, size = turns[0]
-            if not turn.done():
-                if self.pending_commits and (
-                    self.pending_commits >= self._max_commits or self.pending_bytes + size > self._max_bytes
-                ):
+            request, entry = next(iter(turns.items()))
+            if request not in self._open.entries:
+                if not self._fits(entry[1]):
                     return
-                if resolve(turn, None):
-                    self.pending_commits += 1
-                    self.pending_bytes += size
-            turns.popleft()
-
-    def _leave(self, commits: int, size: int) -> None:
-        self.pending_commits -= commits
-        self.pending_bytes -= size
-        if self._turns:
-            self._admit()
-        if not self.pending_commits and not self._turns:
-            idle, self._idle = self._idle, []
-            for waiter in idle:
-                resolve(waiter, None)
-
-    def _schedule(self) -> None:
-        current = self._current
-        if current is not None:
-            if not current.finished:
-                return
-            # Its callback is still to come, or an interruption swallowed it.
-            self._deliver(current)
-        if not self._scheduled:
-            # After all tasks that are ready now: they belong into this group.
-            self._loop.call_soon(self._hand_over)
-            self._scheduled = True
+                self._add(request, entry)
+            turns.pop(request, None)
 
     def _hand_over(self) -> None:
-        self._scheduled = False
-        group = self._open
-        if self._current is not None or not group.entries:
-            return
-        if self._thread is None:
-            try:
-                self._start()
-            except Exception as error:  # noqa: BLE001  # it goes to the tasks, which wait for an answer
-                self._refuse(error)
-                return
-            except BaseException:
-                # Interrupted: what waits is not to wait for a later commit.
-                self._schedule()
-                raise
-        pressure = self._engine.pressure
-        if pressure.is_on and pressure.would_wait():
-            self._current = _Group()
-            self._jobs.put(self._current)
-            return
-        self._open = _Group()
-        if any(future.cancelled() for _, future, _ in group.entries):
-            self._withdraw(group)
+        if self._current is None:
+            group = self._open
+            # Their tasks were cancelled, and did not run since.
+            for request in [request for request, (future, _) in group.entries.items() if future.cancelled()]:
+                self._withdraw(request)
             if not group.entries:
                 return
-        group.begun = True
-        self._current = group
-        self._jobs.put(group)
-
-    def _withdraw(self, group: _Group) -> None:
-        """Leave out those whose task was cancelled."""
-        entries, group.entries = group.entries, []
-        for entry in entries:
-            if entry[1].cancelled():
-                entry[0].error = _WITHDRAWN
+            pressure = self._engine.pressure
+            if pressure.is_on and pressure.would_wait():
+                self._current = _Group()
             else:
-                group.entries.append(entry)
-
-    def _deliver(self, group: _Group) -> None:
-        """The thread is done with the group. Harmless when it comes twice."""
-        if self._current is group:
-            self._current = None
-            if not group.entries and group.failure is not None:
-                self._refuse(group.failure)
-            elif self._open.entries:
-                # First of all keep the thread busy.
-                self._hand_over()
-        entries, group.entries = group.entries, []
-        size = 0
-        try:
-            for _, future, admitted in entries:
-                size += admitted
-                resolve(future, None)
-            for waiter in group.waiters:
-                resolve(waiter, None)
-        except BaseException:
-            # Interrupted: a task that was not woken yet must not sleep for ever.
-            group.entries = entries
-            self._loop.call_soon(self._deliver, group)
-            raise
-        if entries:
-            self._leave(len(entries), size)
-
-    def _refuse(self, failure: BaseException) -> None:
-        """Nothing in the open group can be written: memory is short, an archive behind, or no thread is to be had."""
-        group, self._open = self._open, _Group()
-        for request, _, _ in group.entries:
-            request.error = failure
-        group.begun = group.finished = True
-        self._deliver(group)
-
-    async def _cancelled(
-        self, request: CommitRequest, size: int, group: _Group, error: asyncio.CancelledError
-    ) -> None:
-        """The task was cancelled: withdraw the commit, or wait for its end and say how it ended."""
-        if not group.begun or request.error is _WITHDRAWN:
-            # Its future is cancelled, which the hand-over sees.
-            self._leave(1, size)
+                # No interruption comes between the two.
+                self._current, self._open = group, _Group()
+        group = self._current
+        if group.taken:
             return
-        while not group.finished:
-            waiter = self._loop.create_future()
-            group.waiters.append(waiter)
-            try:
-                await waiter
-            except asyncio.CancelledError:
-                continue
+        try:
+            jobs = self._jobs or self._start()
+        except Exception as error:  # noqa: BLE001  # it goes to the tasks, which wait for an answer
+            group.fail(error)
+            group.finished = True
+            self._look_again()
+        else:
+            jobs.put(group)
+
+    def _tell(self) -> None:
+        """Wake the tasks of what has ended, and those who wait for an end."""
+        ended = self._ended
+        while ended:
+            for future, _ in ended[0].entries.values():
+                resolve(future, None)
+            self._wake_watchers()
+            ended.popleft()
+        if self._is_idle():
+            self._wake_watchers()
+
+    def _wake_watchers(self) -> None:
+        for watcher in self._watchers:
+            resolve(watcher, None)
+
+    async def _watch(self) -> None:
+        """Sleep until a group has ended or nothing is pending, or until this task is cancelled."""
+        watcher = self._loop.create_future()
+        self._watchers.add(watcher)
+        try:
+            with suppress(asyncio.CancelledError):
+                await watcher
+        finally:
+            self._watchers.discard(watcher)
+
+    async def _cancelled(self, request: CommitRequest, error: asyncio.CancelledError) -> None:
+        """The task was cancelled: withdraw the commit, or wait for its end and say how it ended."""
+        if self._withdraw(request):
+            # Others may fit where this one did not.
+            self._look_again()
+            return
+        while True:
+            self._go_on()
+            current = self._current
+            if current is None or current.finished or request not in current.entries:
+                break
+            await self._watch()
         if request.error is not None:
             error.add_note(f"kvwal: its commit failed: {request.error}")
         elif request.seqno:
@@ -317,56 +320,58 @@ class Committer:
         if self._is_ending:
             raise self.over()
 
+    def _is_idle(self) -> bool:
+        return not self._turns and not self.pending_commits
+
     async def drain(self) -> None:
         """Wait until nothing is pending, even when cancelled."""
-        while self.pending_commits or self._turns:
-            current = self._current
-            if current is not None and current.finished:
-                # As in `_schedule`.
-                self._deliver(current)
-                continue
-            waiter = self._loop.create_future()
-            self._idle.append(waiter)
-            with suppress(asyncio.CancelledError):
-                await waiter
+        while True:
+            self._go_on()
+            if self._is_idle():
+                return
+            await self._watch()
 
     # -- in the thread ------------------------------------------------------------------------
 
-    def _start(self) -> None:
+    def _start(self) -> SimpleQueue[_Group | None]:
+        """Start the thread, with a queue of its own."""
+        jobs: SimpleQueue[_Group | None] = SimpleQueue()
         # A daemon, so that it keeps no process alive: a commit under way is ended by Store.close at exit.
-        thread = threading.Thread(target=self._run, args=(self._jobs,), name="kvwal-aio-committer", daemon=True)
+        thread = threading.Thread(target=self._run, args=(jobs,), name="kvwal-aio-committer", daemon=True)
         try:
             start_thread(thread)
-            self._thread = thread
+            self._jobs = jobs
         except BaseException:
             # The next group may get one. Where this was interrupted, it may run all the same: then it ends.
-            jobs, self._jobs, self._thread = self._jobs, SimpleQueue(), None
+            self._jobs = None
             jobs.put(None)
             raise
+        return jobs
 
     def stop(self) -> None:
         """Let the thread end when it has done what it was given. From any thread, and from a finalizer."""
-        self._jobs.put(None)
+        jobs = self._jobs
+        if jobs is not None:
+            jobs.put(None)
 
     def _run(self, jobs: SimpleQueue[_Group | None]) -> None:
         while (group := jobs.get()) is not None:
-            try:
-                self._work(group)
-            except BaseException as error:  # noqa: BLE001  # whatever it is, tasks wait for an answer
-                group.failure = error
-                for request, _, _ in group.entries:
-                    if not request.done and request.error is None:
-                        request.error = error
-            group.finished = True
-            try:
-                self._loop.call_soon_threadsafe(self._deliver, group)
-            except RuntimeError:
-                pass  # The loop is closed: the commits are made, and no task is left to be told.
+            if not group.taken:
+                group.taken = True
+                try:
+                    self._work(group)
+                except BaseException as error:  # noqa: BLE001  # whatever it is, tasks wait for an answer
+                    group.fail(error)
+                group.finished = True
+                try:
+                    self._loop.call_soon_threadsafe(self._go_on)
+                except RuntimeError:
+                    pass  # The loop is closed: the commits are made, and no task is left to be told.
             del group
 
     def _work(self, group: _Group) -> None:
         queue, pressure = self._engine.queue, self._engine.pressure
-        requests = [request for request, _, _ in group.entries]
+        requests = list(group.entries)
         if pressure.is_on:
             deleting = all(request.writes.only_deletes for request in requests)
             pressure.relieve(deleting=deleting, may_wait=self._refuse_if_ending)

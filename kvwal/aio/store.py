@@ -283,7 +283,7 @@ class AsyncStore(AsyncWriting, AsyncRemembering, AsyncNaming):
         cancelled: BaseException | None = None
         while True:
             closing = self._commits.closing
-            if closing is None or closing.cancelled() or (closing.done() and self._is_left_open()):
+            if closing is None or (closing.done() and (_was_stopped(closing) or self._is_left_open())):
                 # With all tasks of the loop, before its first step; or no thread was to be had.
                 closing = self._commits.closing = asyncio.ensure_future(self._close())
             try:
@@ -307,10 +307,11 @@ class AsyncStore(AsyncWriting, AsyncRemembering, AsyncNaming):
 
     async def _close(self) -> None:
         """To its end, also when it is cancelled: the tasks that wait for it say that they were."""
+        # An archive may hang for as long as its destination does.
+        self._committer.end()
+        # Where this is interrupted, the thread is needed on.
+        await self._committer.drain()
         try:
-            # An archive may hang for as long as its destination does.
-            self._committer.end()
-            await self._committer.drain()
             if self._owner:
                 try:
                     await to_the_end(self._store.close)
@@ -324,6 +325,11 @@ class AsyncStore(AsyncWriting, AsyncRemembering, AsyncNaming):
     def _stop(self) -> None:
         self._committer.stop()
         super()._stop()
+
+
+def _was_stopped(closing: asyncio.Future[None]) -> bool:
+    """Whether a close that is done was cancelled, or interrupted, before its end."""
+    return closing.cancelled() or not isinstance(closing.exception(), Exception | None)
 
 
 async def _awaited(function: Callable[_P, Awaitable[_T]], *args: _P.args, **kwargs: _P.kwargs) -> _T:

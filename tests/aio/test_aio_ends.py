@@ -236,9 +236,9 @@ def test_tasks_that_are_pending_when_the_loop_ends_are_settled(tmp_path: Path) -
         )
 
 
-def python(source: str, path: Path) -> subprocess.CompletedProcess[str]:
+def python(source: str, *args: object, timeout_s: float = SLOW_S) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-c", source, str(path)], capture_output=True, text=True, timeout=SLOW_S, check=False
+        [sys.executable, "-c", source, *map(str, args)], capture_output=True, text=True, timeout=timeout_s, check=False
     )
 
 
@@ -410,8 +410,9 @@ def test_an_interruption_while_results_go_out_leaves_no_task_asleep(tmp_path: Pa
 
             def struck(group: Any) -> None:
                 work(group)
-                request, future, size = group.entries[10]
-                group.entries[10] = (request, Struck(future), size)
+                request = list(group.entries)[10]
+                future, size = group.entries[request]
+                group.entries[request] = (Struck(future), size)
 
             committer._work = struck  # type: ignore[method-assign]
             tasks.extend(loop.create_task(db.put(b"%d" % number, b"")) for number in range(20))
@@ -430,14 +431,16 @@ def test_an_interruption_while_results_go_out_leaves_no_task_asleep(tmp_path: Pa
         assert sorted(task.result() for task in tasks) == list(range(1, 21))
 
 
-def interrupted_once(monkeypatch: pytest.MonkeyPatch, where: Any, name: str) -> list[Any]:
-    """At the next entry of this function a signal comes; what is returned is empty then."""
+def interrupted_once(monkeypatch: pytest.MonkeyPatch, where: Any, name: str, *, call: int = 1) -> list[Any]:
+    """At an entry of this function, at first the next one, a signal comes; what is returned is empty then."""
     function = getattr(where, name)
-    left = [KeyboardInterrupt]
+    left = [KeyboardInterrupt] * call
 
     def struck(*args: Any) -> Any:
         if left:
-            raise left.pop()
+            interruption = left.pop()
+            if not left:
+                raise interruption
         return function(*args)
 
     monkeypatch.setattr(where, name, struck)
@@ -480,12 +483,13 @@ def test_an_interruption_of_what_brings_results_leaves_no_task_asleep(monkeypatc
     assert run_again(main()) == 3
 
 
+@pytest.mark.parametrize("call", [1, 2], ids=["the hand-over", "the end"])
 def test_a_close_sees_the_commits_of_which_an_interruption_kept_it_from_being_told(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: int
 ) -> None:
     async def main() -> None:
         db = await kvwal.aio.open(tmp_path / "s", background=False)
-        interrupted_once(monkeypatch, Committer, "_deliver")
+        interrupted_once(monkeypatch, Committer, "_go_on", call=call)
         put = asyncio.ensure_future(db.put(b"a", b"1"))
         while not interrupted:
             await asyncio.sleep(0)
@@ -503,7 +507,117 @@ def test_a_close_sees_the_commits_of_which_an_interruption_kept_it_from_being_to
     loop.run_until_complete(whole)
     loop.close()
     with kvwal.open(tmp_path / "s", "r") as store:
-        assert store[b"a"] == b"1"
+        # The first one keeps it from being begun.
+        assert list(store.items()) == [(b"a", b"1")][: call - 1]
+
+
+_INTERRUPTED_ANYWHERE = """
+import asyncio, gc, sys
+import kvwal, kvwal.aio.committer, kvwal.aio.store
+from kvwal.aio import AsyncStore, committed_seqno
+
+FILES = (kvwal.aio.committer.__file__, kvwal.aio.store.__file__)
+DEADLINE_S = float(sys.argv[2])
+
+class Interruption:
+    # By a signal handler that raises, at the nth line of these files that the loop's thread comes to.
+    def __init__(self, nth):
+        self.left, self.at = nth, None
+
+    def enter(self, frame, event, arg):
+        return self.step if frame.f_code.co_filename in FILES else None
+
+    def step(self, frame, event, arg):
+        if event == "line":
+            self.left -= 1
+            if not self.left:
+                self.at = f"{frame.f_code.co_name}, line {frame.f_lineno}"
+                sys.settrace(None)
+                raise SystemExit
+        return self.step
+
+def run(loop, making, what):
+    stop = loop.call_later(DEADLINE_S, loop.stop)
+    try:
+        return loop.run_until_complete(making)
+    except RuntimeError as error:
+        sys.exit(f"{what} does not end: {error}")
+    finally:
+        stop.cancel()
+
+async def made(store):
+    return AsyncStore(store, max_pending_commits=2)
+
+async def put(db, key):
+    async with db.transaction() as txn:
+        txn.put(key + b"a", b"")
+        txn.put(key + b"b", b"")
+
+async def work(db, tasks, nth):
+    for number in range(5):
+        tasks[b"%d.%d" % (nth, number)] = asyncio.ensure_future(put(db, b"%d.%d" % (nth, number)))
+    asyncio.ensure_future(db.sync())
+    await asyncio.sleep(0)
+    # One in its turn, and, in the next step, one that is begun.
+    tasks[b"%d.4" % nth].cancel()
+    await asyncio.sleep(0)
+    tasks[b"%d.0" % nth].cancel()
+    await asyncio.wait(tasks.values())
+    await db.close()
+
+def interrupted(store, nth):
+    loop, tasks = asyncio.new_event_loop(), {}
+    # It would tell of what was interrupted.
+    loop.set_exception_handler(lambda loop, context: None)
+    db = run(loop, made(store), "the beginning")
+    interruption = Interruption(nth)
+    main = loop.create_task(work(db, tasks, nth))
+    sys.settrace(interruption.enter)
+    try:
+        run(loop, main, "the work")
+    except SystemExit:
+        if interruption.at is None:
+            raise
+    finally:
+        sys.settrace(None)
+    at = interruption.at
+    # As `asyncio.run` at its end.
+    left = asyncio.all_tasks(loop)
+    for task in left:
+        task.cancel()
+    if left:
+        run(loop, asyncio.wait(left), f"a task, after {at},")
+    run(loop, db.close(), f"the close, after {at},")
+    assert (db.pending_commits, db._committer.pending_bytes) == (0, 0), at
+    for key, task in tasks.items():
+        there = key + b"a" in store
+        assert (key + b"b" in store) is there, at
+        error = run(loop, told(task), "a task that is done")
+        if not isinstance(error, SystemExit):
+            assert there is (error is None or committed_seqno(error) is not None), (at, key, error)
+    loop.close()
+    return at
+
+async def told(task):
+    try:
+        await task
+    except BaseException as error:
+        return error
+
+# What raises in a finalizer is printed.
+gc.disable()
+with kvwal.open(sys.argv[1], background=False, durability="os") as store:
+    nth = 1
+    while interrupted(store, nth) is not None:
+        nth += 1
+print(nth)
+"""
+
+
+def test_an_interruption_at_any_line_of_a_commit_leaves_no_task_and_no_close_waiting(tmp_path: Path) -> None:
+    result = python(_INTERRUPTED_ANYWHERE, tmp_path / "s", SLOW_S, timeout_s=10 * SLOW_S)
+    assert (result.returncode, result.stderr) == (0, "")
+    assert int(result.stdout) > 100
 
 
 def without_threads(monkeypatch: pytest.MonkeyPatch, name: str) -> list[str]:
