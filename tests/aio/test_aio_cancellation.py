@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import gc
+import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -446,6 +447,34 @@ def test_a_turn_that_comes_to_a_cancelled_task_is_passed_on(tmp_path: Path) -> N
                 assert tasks[7].exception() is None
                 assert db.pending_commits == 0
         assert gate.syncs
+
+    run(main())
+
+
+@pytest.mark.parametrize("most", [1, 10_000], ids=["in its turn", "in the open group"])
+def test_what_is_withdrawn_is_let_go_of_at_once(tmp_path: Path, most: int) -> None:
+    async def main() -> None:
+        opening, gate = gated(tmp_path, max_pending_commits=most)
+        value = bytes(1000)
+        async with opening as db:
+            gate.close()
+            begun = asyncio.ensure_future(db.put(b"begun", b""))
+            await gate.reached()
+            before = sys.getrefcount(value)
+            # In its turn behind another one, which goes on waiting.
+            first = asyncio.ensure_future(db.put(b"first", b""))
+            for _ in range(20):
+                late = asyncio.ensure_future(db.put(b"late", value))
+                await ready()
+                late.cancel()
+                await asyncio.wait([late])
+            del late
+            await ready()
+            gc.collect()
+            held = sys.getrefcount(value) - before
+            gate.open()
+            assert await asyncio.gather(begun, first) == [1, 2]
+            assert held == 0
 
     run(main())
 
