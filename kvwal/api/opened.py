@@ -5,8 +5,8 @@ from __future__ import annotations
 import atexit
 import warnings
 import weakref
-from collections.abc import Callable
-from typing import Self, TypeVar
+from collections.abc import Callable, Iterable
+from typing import Protocol, Self, TypeVar
 
 from kvwal.api.reading import Reading
 from kvwal.api.recalling import Recalling
@@ -15,7 +15,7 @@ from kvwal.engine.engine import Engine
 from kvwal.files import call_in_forked_child
 from kvwal.finalizing import quiet_at_exit
 
-__all__ = ["Opened", "made_over", "open_stores"]
+__all__ = ["Opened", "alive", "close_each", "made_over", "open_stores"]
 
 
 class Opened(Recalling, Reading, Closing):
@@ -48,6 +48,11 @@ class Opened(Recalling, Reading, Closing):
         engine.abandon()
 
 
+class _Closable(Protocol):
+    def close(self) -> None: ...
+
+
+_T = TypeVar("_T")
 _E = TypeVar("_E", bound=Engine)
 _O = TypeVar("_O", bound=Opened)
 
@@ -68,27 +73,34 @@ def made_over(attach: Callable[[], _E], make: Callable[[_E], _O]) -> _O:
         raise
 
 
-def _those_open() -> list[Opened]:
+def alive(these: weakref.WeakValueDictionary[int, _T]) -> list[_T]:
+    """Those that were not collected."""
     # By references, which is one step, as `shared_items` says: another thread may open a store meanwhile.
-    return [store for each in open_stores.valuerefs() if (store := each()) is not None]
+    return [one for each in these.valuerefs() if (one := each()) is not None]
+
+
+def close_each(these: Iterable[_Closable]) -> None:
+    """Close each of them, whatever the others raise; the last failure is raised."""
+    failure: Exception | None = None
+    for one in these:
+        try:
+            one.close()
+        except Exception as error:  # noqa: BLE001  # raised below: the others are closed all the same
+            failure = error
+    if failure is not None:
+        raise failure
 
 
 def _tell_child() -> None:
-    for store in _those_open():
+    for store in alive(open_stores):
         if not store.closed:
             store.engine.abandon(in_child=True)
     open_stores.clear()
 
 
 def _close_all() -> None:
-    failure: Exception | None = None
-    for store in _those_open():
-        try:
-            store.close()
-        except Exception as error:  # noqa: BLE001  # raised below: the others are closed all the same
-            failure = error
-    if failure is not None:
-        raise failure
+    stores = alive(open_stores)
+    close_each(stores)
 
 
 call_in_forked_child(_tell_child)

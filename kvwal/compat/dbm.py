@@ -235,10 +235,15 @@ class Database(MutableMapping[Any, bytes], Closing):
         """
         self._store.compact()
 
+    @property
+    def closed(self) -> bool:
+        """Whether it is closed."""
+        return self._store.closed
+
     @_raising_error
     def close(self) -> None:
         """Close it. Idempotent."""
         self._store.close()
 
     def __repr__(self) -> str:
-        return f"<kvwal.compat.dbm.Database {self._store.path!r}, {'closed' if self._store.closed else 'open'}>"
+        return f"<kvwal.compat.dbm.Database {self._store.path!r}, {'closed' if self.closed else 'open'}>"

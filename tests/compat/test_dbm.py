@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import dbm.dumb as dumb
+import os
 import pickle
 import random
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -163,3 +166,27 @@ def test_a_shelf_keeps_what_can_be_pickled(tmp_path: Path) -> None:
         assert shelf.dict._store.last_seqno == before + 1  # type: ignore[attr-defined]
     with shelve.open(tmp_path / "s") as shelf:
         assert not dict(shelf)
+
+
+_LEFT_OPEN = {
+    "a shelf": "shelf = shelve.open(path)\nshelf['a'] = [1, 2]",
+    "a shelf that writes back": "shelf = shelve.open(path, writeback=True)\nshelf['a'] = [1]\nshelf['a'].append(2)",
+    "a shelf whose database is closed": "shelf = shelve.open(path)\nshelf['a'] = [1, 2]\nshelf.dict.close()",
+    "a shelf that was opened at exit": "shelve.open(path)['a'] = [1, 2]\n"
+    "import atexit\natexit._run_exitfuncs()\nshelf = shelve.open(path)",
+}
+if hasattr(os, "fork"):
+    _LEFT_OPEN["a shelf in a forked child"] = (
+        "shelf = shelve.open(path, writeback=True)\nshelf['a'] = [1]\nshelf['a'].append(2)\n"
+        "import os\nif child := os.fork():\n    assert os.waitpid(child, 0)[1] == 0"
+    )
+
+
+@pytest.mark.parametrize("what", _LEFT_OPEN)
+def test_a_shelf_that_is_left_open_at_the_end_of_a_program_is_written(tmp_path: Path, what: str) -> None:
+    source = f"import sys\nfrom kvwal.compat import shelve\npath = sys.argv[1]\n{_LEFT_OPEN[what]}"
+    command = [sys.executable, "-c", source, str(tmp_path / "s")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    with shelve.open(tmp_path / "s", "r") as shelf:
+        assert dict(shelf) == {"a": [1, 2]}
