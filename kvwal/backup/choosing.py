@@ -206,7 +206,8 @@ def _lost_end(
         if last <= newest:
             continue
         end = held.lost_end(marked)
-        if end is None or end.last < known or end in lost_gaps(destination, held, marked):
+        # What is open may begin later, where pruning had gone further than what is left.
+        if end is None or end.last < known or end.last in [gap.last for gap in lost_gaps(destination, held, marked)]:
             return Gap(Seqno(newest + 1), last)
     return None
 

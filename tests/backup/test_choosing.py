@@ -191,7 +191,11 @@ def test_the_latest_moment_is_refused_where_it_is_lost_until_that_is_accepted(is
             kvwal.restore(place, "/none", files=disk, dry_run=dry_run)
         assert (got.value.asked, got.value.lost, got.value.nearest) == (last, (11, last), (10, None))
     assert choose(place, 10).plan.at == 10
-    accept_gap(place, Seqno(11), Seqno(last), "the disk was full; ops", 0)
+    # Pruning had gone further than what is left.
+    state.change(place, state.KEPT, lambda members: {unit.line.hex(): 15})
+    with pytest.raises(kvwal.NotInBackup):
+        choose(place, "latest")
+    accept_gap(place, Seqno(15), Seqno(last), "the disk was full; ops", 0)
     assert kvwal.restore(place, "/r", files=disk).restored == 10
 
 
