@@ -839,9 +839,8 @@ def stalled(cause: BaseException) -> Error:
     if isinstance(cause, PoisonedError):
         return cause
     if isinstance(cause, DiskFullError):
-        return DiskFullError(
-            "the disk is full, so commits cannot move from memory to the pages; free some space and go on"
-        )
+        # It may be a limit on the size of files, or of pages, and not the disk.
+        return DiskFullError(f"commits cannot move from memory to the pages: {cause}")
     if isinstance(cause, RefusedError):
         # Nothing was changed: the next commit tries again.
         text = f"commits cannot move from memory to the pages: {cause.strerror}"

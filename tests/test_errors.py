@@ -238,7 +238,9 @@ def test_a_stalled_commit_says_what_stands_in_the_way() -> None:
     assert "Input/output error" in str(poisoned)
     assert "(MemoryError)" in str(errors.poisoned(MemoryError()))
     assert errors.stalled(poisoned) is poisoned
-    assert isinstance(errors.stalled(DiskFullError("full")), DiskFullError)
+    full = errors.stalled(DiskFullError("a file may not be larger"))
+    assert isinstance(full, DiskFullError)
+    assert "a file may not be larger" in str(full)
     refused = errors.stalled(errors.RefusedError(24, "too many open files", "/a"))
     assert isinstance(refused, errors.RefusedError)
     assert "too many open files" in str(refused)

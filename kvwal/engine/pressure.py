@@ -17,7 +17,7 @@ from typing import Final, Protocol
 from kvwal.engine.archives import Archives
 from kvwal.engine.memtable import Memtable
 from kvwal.engine.state import State
-from kvwal.errors import DiskFullError, stalled
+from kvwal.errors import DiskFullError, RefusedError, stalled
 from kvwal.events import Events, Stall
 from kvwal.files import Directory, is_full
 from kvwal.files.names import RESERVE
@@ -28,6 +28,8 @@ __all__ = ["STALLED_AT", "Relief", "Reserve", "WritePressure"]
 
 #: A memtable of this many times its budget makes writers wait.
 STALLED_AT: Final = 2
+# And of this many, where no checkpoint can be made, one that only deletes, too.
+_SPENT_AT: Final = 3
 # How often a commit that waits for an archive looks.
 _LOOK_S: Final = 0.01
 
@@ -158,6 +160,10 @@ class WritePressure:
         version = self._state.version
         return version.frozen is not None and self.would_stall(version.memtable)
 
+    def _is_spent(self) -> bool:
+        """Whether what memory has for deletes, which may be the way out, is used up as well."""
+        return self._state.version.memtable.bytes_used > _SPENT_AT * self.memtable_bytes
+
     def would_stall(self, memtable: Memtable) -> bool:
         """Whether this one is at twice its budget."""
         return memtable.bytes_used > STALLED_AT * self.memtable_bytes
@@ -225,6 +231,8 @@ class WritePressure:
                 if failure is not None:
                     # The next commit is to look again: else every second one would slip through into memory.
                     self.is_on = True
+                    if deleting and isinstance(failure, DiskFullError | RefusedError) and not self._is_spent():
+                        break
                     raise stalled(failure) from failure
                 waited = True
                 self._wait(1.0)

@@ -300,8 +300,9 @@ class PageFile:
         except PageWriteError as failure:
             cause = failure.cause
             if not failure.is_of_flush and (is_full(cause) or cause.errno == errno.EFBIG):
+                why = "" if is_full(cause) else f" ({cause.strerror})"
                 raise DiskFullError(
-                    "no space for a checkpoint; nothing was lost, and it can be tried again when there is space"
+                    f"no space for a checkpoint{why}; nothing was lost, and it can be tried again when there is space"
                 ) from cause
             self._poisoned = cause
             raise cause from None

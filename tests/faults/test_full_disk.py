@@ -158,11 +158,21 @@ def test_memory_is_bounded_while_no_checkpoint_fits(monkeypatch: pytest.MonkeyPa
 
         monkeypatch.setattr(SimulatedFile, "pwrite", limited)
         most = 0
-        with pytest.raises(DiskFullError):
+        with pytest.raises(DiskFullError, match="the file is too large"):
             for number in range(20_000):
                 db[b"%06d" % number] = bytes(1000)
                 if deletes and number % 3 == 0:
                     del db[b"%06d" % number]
+                version = db.engine.state.version
+                used = version.memtable.bytes_used + (0 if version.frozen is None else version.frozen.bytes_used)
+                most = max(most, used)
+        # They may be the way out, and have some memory left.
+        del db[b"000001"]
+        db.delete_range(b"000002", b"000003")
+        assert db.get(b"000001", None) is db.get(b"000002", None) is None
+        with pytest.raises(DiskFullError, match="the file is too large"):
+            for number in range(100):
+                db.delete(b"x%06d" % number * 8000)
                 version = db.engine.state.version
                 used = version.memtable.bytes_used + (0 if version.frozen is None else version.frozen.bytes_used)
                 most = max(most, used)
