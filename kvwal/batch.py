@@ -225,12 +225,16 @@ class WriteBatch:
             self.writes = {key: value for key, value in writes.items() if not contains(key)}
         elif writes:
             order = self.order()
-            # As long as the two differ.
-            self._order = None
-            for key in list(order.irange(*bounds, (True, False))):
-                order.remove(key)
-                del writes[key]
-            self._order = writes, order
+            gone = list(order.irange(*bounds, (True, False)))
+            if gone:
+                # A dict of its own: a thread may be looking at the other, and an interruption leaves none of it undone.
+                rest = writes.copy()
+                self._order = None
+                for key in gone:
+                    order.remove(key)
+                    del rest[key]
+                self.writes = rest
+                self._order = rest, order
         self.ranges.append(bounds)
 
     def order(self) -> SortedList[bytes]:
@@ -239,11 +243,14 @@ class WriteBatch:
         Requires: no key has been taken out of `writes` since, but by `delete_range`.
         """
         writes = self.writes
-        # Interrupted, it is made anew.
+        # Interrupted, or by two threads at once, it is made anew.
         found, self._order = self._order, None
         order = found[1] if found is not None and found[0] is writes else SortedList[bytes]()
-        # A dict has new keys at its end.
-        order.update(list(islice(reversed(writes), len(writes) - len(order))))
+        new: list[bytes] = []
+        # A thread may add one meanwhile. A dict has new keys at its end.
+        while len(new) != (count := len(writes) - len(order)):
+            new = list(islice(reversed(writes), count))
+        order.update(new)
         self._order = writes, order
         return order
 

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from sortedcontainers import SortedList
 
 import kvwal
 from kvwal.batch import MAX_TABLE_ID, WriteBatch
@@ -75,6 +76,53 @@ def test_each_of_many_ranges_looks_at_the_keys_in_it_only(monkeypatch: pytest.Mo
         batch.delete_range(b"%04d." % number, b"%04d/" % number)
     assert list(batch.writes) == [b"%04d" % number for number in range(300)]
     assert len(looks) < 10
+
+
+def test_a_range_that_is_interrupted_is_deleted_wholly_or_not_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Interruption(BaseException):
+        pass
+
+    batch = WriteBatch()
+    batch.delete_range(b"x", None)
+    for number in range(20):
+        batch.put(b"%02d" % number, b"")
+    writes, ranges = dict(batch.writes), list(batch.ranges)
+    left = 10
+    remove = SortedList.remove
+
+    def interrupted(self: SortedList[bytes], key: bytes) -> None:
+        nonlocal left
+        left -= 1
+        if not left:
+            raise Interruption
+        remove(self, key)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(SortedList, "remove", interrupted)
+        with pytest.raises(Interruption):
+            batch.delete_range(b"00", b"19")
+    assert (batch.writes, batch.ranges) == (writes, ranges)
+    assert list(batch.order()) == sorted(writes)
+    shown = batch.writes
+    batch.delete_range(b"00", b"19")
+    assert list(batch.writes) == list(batch.order()) == [b"19"]
+    # A thread that looks at it goes on to see what it saw.
+    assert shown == writes
+
+
+def test_a_key_that_a_thread_adds_while_others_are_put_in_order_is_put_in_order() -> None:
+    class Growing(dict[bytes, bytes | None]):
+        def __reversed__(self) -> Any:
+            # As another thread does, between counting the new keys and taking them.
+            if b"c" not in self:
+                self[b"c"] = b""
+            return super().__reversed__()
+
+    batch = WriteBatch()
+    batch.writes = Growing({b"b": b"", b"a": b""})
+    assert list(batch.order()) == [b"a", b"b", b"c"]
+    batch.put(b"0", b"")
+    assert list(batch.order()) == [b"0", b"a", b"b", b"c"]
 
 
 def filled() -> WriteBatch:

@@ -232,7 +232,7 @@ def test_format_md_says_the_numbers_of_the_code() -> None:
     assert f"of the meta: {meta.META_SIZE}" in FORMAT
     assert f"pages of {node.PAGE_SIZE} bytes" in FORMAT
     assert f"{record.COMMIT} commit, {record.WATERMARK} watermark, {record.CLOSED} closed" in FORMAT
-    operations = (intents.PUT, intents._DELETE, intents._DELETE_RANGE, intents._DELETE_FROM)
+    operations = (intents.PUT, intents.DELETE, intents.DELETE_RANGE, intents.DELETE_FROM)
     put, delete, delete_range, delete_from = operations
     assert f"{put} put, {delete} delete, {delete_range} delete a range with a stop, {delete_from} delete from" in FORMAT
     for bit, name in ((intents.EXTENDED, "extension"), (intents.TABLES, "tables"), (intents.SYSTEM, "system")):

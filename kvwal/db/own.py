@@ -18,7 +18,7 @@ from kvwal.batch import WriteBatch
 from kvwal.db.mapping import Bounds
 from kvwal.engine.gaps import WORTHWHILE, Gaps
 from kvwal.engine.merge import Chunk, RawChunk, Source
-from kvwal.engine.range_map import Cover, RangeMap
+from kvwal.engine.range_map import Cover
 from kvwal.engine.value import MISSING, Missing, Value
 from kvwal.keys import Bound, KeyRange, Seqno
 from kvwal.locks import locked, new_lock
@@ -27,8 +27,6 @@ __all__ = ["OwnWrites"]
 
 # All writes of a transaction are of one moment.
 _NOW = Seqno(0)
-# What is deleted is deleted by one commit.
-_ONCE = Seqno(1)
 
 
 class _Pieces:
@@ -100,13 +98,13 @@ class _Pieces:
 class OwnWrites:
     """The writes of one transaction to one table. For one thread at a time."""
 
-    __slots__ = ("_deleted", "_gaps", "_puts", "_scans", "batch")
+    __slots__ = ("_cover", "_gaps", "_puts", "_scans", "batch")
 
     def __init__(self, batch: WriteBatch) -> None:
         #: What its commit is to write.
         self.batch = batch
-        # The ranges of the batch; made by the first look that has to do with them.
-        self._deleted: RangeMap | None = None
+        # How many ranges of the batch this is made of. Never changed, since scans have it, also in other threads.
+        self._cover = 0, Cover.of(())
         # Made by the first scan that has something to say: a transaction that only gets and puts needs none.
         self._gaps: Gaps | None = None
         # How often a key was put: what a scan found to be empty may be so no more.
@@ -138,13 +136,13 @@ class OwnWrites:
 
     def cover(self) -> Cover:
         """The ranges that it deleted."""
-        if self._deleted is None:
-            self._deleted = RangeMap()
-        ranges, known = self.batch.ranges, self._deleted.added
-        while len(known) < len(ranges):
-            # Scans have what it was before.
-            self._deleted.add(_ONCE, ranges[len(known)], copy=True)
-        return self._deleted.newest
+        ranges = self.batch.ranges
+        count, cover = self._cover
+        if count < len(ranges):
+            new = ranges[count:]
+            cover = Cover.of(new, cover)
+            self._cover = count + len(new), cover
+        return cover
 
     def get(self, key: bytes) -> Value | Missing:
         """The value; None if deleted; MISSING if the moment that is read must answer."""

@@ -241,13 +241,16 @@ class TransactionPart(OrderedMapping, MutableMapping[bytes, bytes]):
         reader, own, table = self.reader, self._tracked.own, self._table
         reads = self._open.engine.reads
         count = reads.count_at(reader, start, stop, table=table)
-        for low, high in own.cover().ranges():
+        cover = own.cover()
+        for low, high in cover.ranges():
             clipped = KeyRange(low, high).clip(KeyRange(start or b"", stop))
             if clipped is not None:
                 count -= reads.count_at(reader, *clipped, table=table)
-        for key in own.batch.order().irange(start, stop, (True, False)):
-            there = not own.cover().at(key) and reads.read_at(reader, key, table=table) is not None
-            count += (own.batch.writes[key] is not None) - there
+        # At once: it may be a thread that counts, beside a task that writes.
+        for key, value in list(own.batch.writes.items()):
+            if (start is None or start <= key) and (stop is None or key < stop):
+                there = not cover.at(key) and reads.read_at(reader, key, table=table) is not None
+                count += (value is not None) - there
         return count
 
     def _count_of(self, bounds: Bounds) -> int:

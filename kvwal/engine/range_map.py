@@ -34,9 +34,11 @@ class Cover:
         return len(self._segments) > 1 or bool(self._segments[0][1])
 
     @classmethod
-    def of(cls, ranges: Iterable[KeyRange]) -> Cover:
-        """The union of some ranges."""
+    def of(cls, ranges: Iterable[KeyRange], cover: Cover | None = None) -> Cover:
+        """The union of some ranges, and of a cover, which stays as it is."""
         made = RangeMap()
+        if cover is not None:
+            made.newest = cls(cover._segments.copy())
         for bounds in ranges:
             made.add(Seqno(1), bounds, copy=False)
         return made.newest

@@ -19,7 +19,7 @@ from kvwal.db.mapping import Bounds
 from kvwal.db.own import OwnWrites
 from kvwal.engine.gaps import WORTHWHILE
 from kvwal.engine.merge import Source
-from kvwal.engine.range_map import RangeMap
+from kvwal.engine.range_map import Cover, RangeMap
 from kvwal.keys import KeyRange, Seqno
 from kvwal.testing import SimulatedDisk
 
@@ -122,6 +122,28 @@ def test_a_transaction_learns_of_each_range_that_it_deletes_once(
             assert txn.get(b"%04d.old" % number) is None
         assert len(learnt) == 100
     assert list(db) == [b"%04d.new" % number for number in range(100)]
+
+
+def test_two_threads_that_ask_for_the_deleted_ranges_at_once_get_all_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    own = OwnWrites(WriteBatch())
+    own.delete_range(b"a", b"b")
+    assert own.cover().at(b"a")
+    own.delete_range(b"c", b"d")
+    of = Cover.of
+    asked: list[Cover] = []
+
+    def meanwhile(*arguments: Any) -> Cover:
+        patch.undo()
+        asked.append(own.cover())
+        own.delete_range(b"e", b"f")
+        asked.append(own.cover())
+        return of(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Cover, "of", meanwhile)
+        found = own.cover()
+    assert [bool(each.at(key)) for each in (asked[0], found) for key in (b"a", b"c", b"e")] == [True, True, False] * 2
+    assert all(asked[1].at(key) and own.cover().at(key) for key in (b"a", b"c", b"e"))
 
 
 @pytest.mark.parametrize("reverse", [False, True])
