@@ -26,7 +26,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, Final
 
-from kvwal.engine.ending import LOOK_S, CommitEnding, is_of_the_system
+from kvwal.engine.ending import CommitEnding, is_of_the_system
 from kvwal.engine.group import Group, Pressure
 from kvwal.engine.judge import Judge
 from kvwal.engine.memtable import ENTRY_OVERHEAD_BYTES
@@ -258,7 +258,7 @@ class CommitQueue(CommitEnding):
                         self._lead()
                     lock.release()
                 else:
-                    waiter.acquire(True, LOOK_S)
+                    waiter.acquire()
             self._leave(waiter, depth)
         except BaseException as error:
             # Up to twice: see ending.py.

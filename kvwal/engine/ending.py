@@ -10,8 +10,9 @@ a `try` of its caller, which does that: once, and twice for a put alone, of whic
 
 Where the last of these tries fails too, the thread leaves the lead, and what there is of a group, to the next one that
 leads, which ends that first (`_hand_over`, `_end_left`). Without frames (RecursionError) or memory (MemoryError) all
-tries fail; `_hand_over` needs neither. Those that sleep look for that now and then. The requests of the thread have no
-waiter from then on: any thread leads where one is the head of the queue, and drops it if it was not begun.
+tries fail; `_hand_over` needs neither. It wakes those that sleep, one of which is to lead then. The requests of the
+thread have no waiter from then on: any thread leads where one is the head of the queue, and drops it if it was not
+begun.
 
 If even that is interrupted, the next call of the thread goes on with the group (`CommitQueue.refuse_reentry`). If there
 is no group, and the log has a commit that memory has not, the store is poisoned.
@@ -39,8 +40,10 @@ __all__ = ["CommitEnding", "is_of_the_system"]
 # How often the end of an interrupted commit is tried before the store gives up and asks for a reopen.
 _MAX_INTERRUPTIONS: Final = 1000
 _MAX_BUGS: Final = 3
-#: How often a thread that sleeps looks whether another one has left the lead.
-LOOK_S: Final = 1.0
+# How often a thread whose commit another one leads looks whether that has left the lead.
+_LOOK_S: Final = 1.0
+# How often waking a thread may fail before no more are woken.
+_MOST_FAILURES: Final = 10
 _UNKNOWN: Final = "kvwal: whether the commit is written is not known here: its end is left to the next one"
 
 
@@ -175,7 +178,7 @@ class CommitEnding(ABC):
         # What another thread leads has its outcome in a moment.
         for request in requests:
             while not request.done and request.waiter is not None:
-                request.waiter.acquire(timeout=LOOK_S)
+                request.waiter.acquire(timeout=_LOOK_S)
                 if self._left is not None:
                     self.lock.acquire()
                     self._end_left()
@@ -241,6 +244,19 @@ class CommitEnding(ABC):
             is_unknown = True
             while lock._is_owned():
                 lock.release()
+            # Whichever of them comes first is to lead.
+            queue = self._queue
+            i = failures = 0
+            while i < len(queue) and failures < _MOST_FAILURES:
+                try:
+                    waiter = queue[i].waiter
+                    i += 1
+                    if waiter is not None:
+                        waiter.release()
+                except RuntimeError:
+                    continue  # It is awake.
+                except BaseException:  # noqa: BLE001  # what is handled here goes on
+                    failures += 1
         if is_unknown:
             try:
                 error.add_note(_UNKNOWN)

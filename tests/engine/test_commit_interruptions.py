@@ -292,7 +292,7 @@ IN_VAIN.append(("group", "_after_exception", 2))
 
 
 @pytest.mark.parametrize(("way", "step", "times"), IN_VAIN)
-@pytest.mark.parametrize("ends", ["another put", "another commit", "the same thread", "nothing but a look"])
+@pytest.mark.parametrize("ends", ["another put", "another commit", "the same thread", "one that sleeps"])
 def test_what_its_thread_cannot_end_is_ended_by_the_next_that_leads(
     monkeypatch: pytest.MonkeyPatch, way: str, step: str, times: int, ends: str
 ) -> None:
@@ -300,7 +300,7 @@ def test_what_its_thread_cannot_end_is_ended_by_the_next_that_leads(
     asleep = threading.Thread(target=queue.put, args=(b"asleep", b"1", True), daemon=True)
 
     def interrupt() -> None:
-        if ends == "nothing but a look":
+        if ends == "one that sleeps":
             queued = len(queue._queue)
             asleep.start()
             wait_until(lambda: len(queue._queue) > queued)
