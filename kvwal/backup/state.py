@@ -12,8 +12,9 @@
 `crc` is the CRC-32C of the JSON without it, with sorted keys and no spaces. Members that are not known are kept.
 
 One of `state/` that is damaged stops no archive. A mark is as one that is lost, and is put over it. `state/verified` is
-found again by `verify`; nothing is thinned until it is. Of the other two the version before it counts, where the
-destination has one; else nothing is known, which tells of more gaps than there are, and they are not changed.
+found again by `verify`; nothing is thinned until it is. Of the others nothing is known then, which tells of more gaps
+than there are, and they are not changed. Only of `state/kept` the version before it counts, where the destination has
+one: the seqnos in it are no greater. What an older one of the other two lacks is just what is known no longer.
 """
 
 from __future__ import annotations
@@ -71,11 +72,15 @@ _IDENTITY_ADVICE: Final = (
     "A restore does without it where the objects tell of which store they are; a backup of that store, or of one that "
     "was restored from here, puts it there anew"
 )
+_GAPS_ADVICE: Final = (
+    "Bring it back from a copy of the destination, or remove it, with the versions before it, and accept again the "
+    "gaps that status names; it then names none that only this told of"
+)
 _ADVICE: Final = {
     IDENTITY: _IDENTITY_ADVICE,
     MARK: "It counts as lost: an archive of the store puts it there anew",
     VERIFIED: "kvwal archive verify finds again what it said, and puts it there anew; until then nothing is pruned",
-    GAPS: "Bring it back from a copy of the destination, or remove it, and accept again the gaps that status names",
+    GAPS: _GAPS_ADVICE,
     BEGAN: "Bring it back from a copy of the destination, or remove it: what backups lacked is then told as a gap",
     KEPT: "Bring it back from a copy of the destination, or remove it: what was pruned is then a gap, to be accepted",
 }
@@ -132,7 +137,7 @@ def read(destination: Destination, name: str) -> tuple[bytes | None, dict[str, A
     try:
         return data, load(name, data)
     except CorruptionError:
-        if name in (GAPS, KEPT, BEGAN):
+        if name == KEPT:
             for older in getattr(destination, "older", lambda name: ())(name):
                 with suppress(CorruptionError):
                     return data, load(name, older)

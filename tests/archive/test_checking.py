@@ -229,7 +229,7 @@ def test_gaps_of_another_form_are_none(rig: Rig, bad: object) -> None:
     assert status_of(rig.place).ok
 
 
-def flip_state(rig: Rig, name: str) -> None:
+def flip_state(rig: Rig | Nightly, name: str) -> None:
     """Flip a bit in the newest version of an object of `state/`, in the first digit of its checksum."""
     directory, leaf = rig.disk.open_directory("/b/state"), name.removeprefix("state/")
     newest = max(each for each in directory.names() if each.startswith(leaf + "~"))
@@ -279,16 +279,50 @@ def test_a_damaged_state_object_is_told_by_status_and_verify_and_ends_no_archive
         assert status_of(rig.place).ok
 
 
-def test_of_gaps_and_of_what_was_pruned_the_version_before_a_damaged_one_counts(rig: Rig) -> None:
-    for name in (state.GAPS, state.KEPT, state.BEGAN):
-        before = state.change(rig.place, name, lambda members: {**members, "a": 1})
-        state.change(rig.place, name, lambda members: {**members, "b": 1})
-        flip_state(rig, name)
-        assert state.read(rig.place, name)[1] == before
-        assert [problem.file for problem in rig.verify().problems] == [name]
-        state.change(rig.place, name, lambda members: {**members, "c": 1})
-        assert state.read(rig.place, name)[1] == {**before, "c": 1}
-        assert rig.verify().ok
+def test_of_what_was_pruned_the_version_before_a_damaged_one_counts(rig: Rig) -> None:
+    before = state.change(rig.place, state.KEPT, lambda members: {**members, "a": 1})
+    state.change(rig.place, state.KEPT, lambda members: {**members, "b": 1})
+    flip_state(rig, state.KEPT)
+    assert state.read(rig.place, state.KEPT)[1] == before
+    assert [problem.file for problem in rig.verify().problems] == [state.KEPT]
+    state.change(rig.place, state.KEPT, lambda members: {**members, "c": 1})
+    assert state.read(rig.place, state.KEPT)[1] == {**before, "c": 1}
+    assert rig.verify().ok
+
+
+@pytest.mark.parametrize("name", [state.GAPS, state.BEGAN])
+def test_what_the_version_before_a_damaged_one_lacks_is_not_forgotten(rig: Rig, name: str) -> None:
+    for key in ("a", "b"):
+        state.change(rig.place, name, lambda members, key=key: {**members, key: 1})
+    flip_state(rig, name)
+    damaged = rig.place.get(name)
+    with pytest.raises(kvwal.CorruptionError, match=f"{name}: .*Bring it back from a copy"):
+        state.change(rig.place, name, lambda members: members)
+    state.record_beginning(rig.place, bytes(8), Seqno(5))
+    assert state.began_at(rig.place, bytes(8)) == (0 if name == state.BEGAN else 5)
+    assert rig.place.get(name) == damaged
+
+
+def test_each_gap_stays_lost_while_what_was_said_of_gaps_is_damaged() -> None:
+    """Of two that archivers passed over the newest version names both, and the one before it one."""
+    nightly = Nightly(keep_history_bytes=0)
+    for _ in range(3):
+        archiver = archiver_of(nightly.db, nightly.place)
+        for _ in range(2):
+            archiver.step(now=True)
+            nightly.db[b"more"] = b""
+        archiver.step(now=True)
+        archiver.close()
+        nightly.night(3, 2)
+        nightly.night(3, 2)
+    gaps = nightly.gaps()
+    assert len(gaps) >= 2
+    assert len(state.gaps_in(state.read(nightly.place, state.GAPS)[1], "lost")) >= 2
+    flip_state(nightly, state.GAPS)
+    with pytest.raises(kvwal.CorruptionError, match="accept again the gaps"):
+        accept_gap(nightly.place, *gaps[0], "lost disk", 5)
+    named = {(gap.first, gap.last) for gap in status_of(nightly.place).lines[0].gaps if gap.state == "lost"}
+    assert set(gaps) <= named
 
 
 def test_pruning_deletes_nothing_where_what_it_is_to_remember_is_damaged(rig: Rig) -> None:
