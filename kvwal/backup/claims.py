@@ -7,14 +7,13 @@ epoch there was superseded. A mark that is lost, or damaged, is put anew.
 
 from __future__ import annotations
 
-from contextlib import suppress
 from typing import Any
 
 from kvwal.backup import state
 from kvwal.backup.chain import list_held
 from kvwal.backup.fetching import fetch_header
 from kvwal.backup.port import Destination
-from kvwal.errors import BackupDestinationError, CorruptionError, FormatError
+from kvwal.errors import BackupDestinationError, CorruptionError, FormatError, ObjectMissing
 from kvwal.keys import Seqno
 
 __all__ = ["Claim", "Superseded"]
@@ -38,12 +37,16 @@ class Claim:
     def take(self) -> Seqno | None:
         """Take the next epoch, but for one that has its own. Returns what the mark says of this line. Superseded."""
         old, members = state.read_or_empty(self._destination, state.MARK)
-        last = _number(members, "epoch", 0) if members else self._last_epoch()
+        is_same = members.get("line") == self._line.hex()
+        marked = Seqno(_number(members, "seqno", 0)) if is_same and "seqno" in members else None
+        known = self._epochs() if marked is None else []
+        last = _number(members, "epoch", 0) if members else self.epoch or max(known, default=0)
         if self.epoch and last != self.epoch:
             raise Superseded(f"another archiver has taken over, from claim {self.epoch} by {last}")
         epoch = self.epoch or last + 1
-        is_same = members.get("line") == self._line.hex()
-        marked = Seqno(_number(members, "seqno", 0)) if is_same and "seqno" in members else None
+        if marked is None and (any(known) or (old is not None and not members)):
+            # Before the mark, which tells of it no longer: this is not the first archiver of the line.
+            state.record_beginning(self._destination, self._line, Seqno(0))
         kept = {name: value for name, value in members.items() if is_same and name in ("seqno", "digest")}
         new = state.dump({**kept, "epoch": epoch, "line": self._line.hex()})
         if new != old and not self._destination.swap(state.MARK, old, new):
@@ -69,15 +72,18 @@ class Claim:
             raise Superseded(f"another archiver has taken over from claim {self.epoch}")
         self._claimed = found
 
-    def _last_epoch(self) -> int:
-        """The greatest number of a claim that is known without the mark: of this archiver, or of the newest unit."""
-        units = list_held(self._destination, self._line).units
-        if self.epoch or not units:
-            return self.epoch
-        name = str(max(units, key=lambda unit: unit.last))
-        with suppress(CorruptionError, FormatError):
-            return fetch_header(self._destination, name).epoch
-        return 0
+    def _epochs(self) -> list[int]:
+        """The numbers of claims that units have, 0 for a backup's; 1 for one that is damaged, and so may have one."""
+        found: list[int] = []
+        for unit in list_held(self._destination, self._line).units:
+            try:
+                found.append(fetch_header(self._destination, unit).epoch)
+            except ObjectMissing:
+                # It was merged, or pruned, since it was listed.
+                continue
+            except (CorruptionError, FormatError):
+                found.append(1)
+        return found
 
 
 def _number(members: dict[str, Any], name: str, default: int) -> int:

@@ -509,6 +509,50 @@ def test_what_no_backup_had_is_no_gap(behind: int) -> None:
     assert nightly.gaps() == [tuple(gap) for gap in passed]
 
 
+@pytest.mark.parametrize("is_damaged", [False, True])
+def test_an_archive_that_was_there_before_is_not_begun_where_the_next_one_goes_on(is_damaged: bool) -> None:
+    """Its mark is gone or damaged, and nothing says where it began: what it had, and is lost, stays a gap."""
+    nightly = Nightly(keep_history_bytes=0)
+    archiver = archiver_of(nightly.db, nightly.place)
+    for _ in range(3):
+        nightly.db[b"more"] = b""
+        archiver.step(now=True)
+    for _ in range(3):
+        nightly.night(3)
+        archiver.step(now=True)
+    archiver.close()
+    units = [unit for unit in held_of(nightly.db, nightly.place).units if unit.first]
+    # Of a lost mark a unit is left that tells of an archiver.
+    for unit in units if is_damaged else units[1:]:
+        nightly.place.delete(str(unit))
+    nightly.db.checkpoint()
+    nightly.db.backup(nightly.place)
+    # The log still has those of the last one.
+    *gaps, _ = nightly.gaps()
+    assert len(gaps) == 2
+    nightly.place.delete(state.BEGAN)
+    if is_damaged:
+        flip_state(nightly, state.MARK)
+    else:
+        nightly.place.delete(state.MARK)
+
+    def fail(*_: object) -> None:
+        raise OSError("it is gone")
+
+    # Also where the first try ends behind its claim.
+    archiver = archiver_of(nightly.db, nightly.place)
+    archiver._claim.move = fail
+    with pytest.raises(OSError, match="it is gone"):
+        archiver.step(now=True)
+    archiver.close()
+    archiver = archiver_of(nightly.db, nightly.place)
+    archiver.step(now=True)
+    assert list(archiver.gaps) == gaps
+    archiver.close()
+    assert nightly.gaps() == gaps
+    assert state.began_at(nightly.place, held_of(nightly.db, nightly.place).line) == 0
+
+
 def test_what_a_backup_had_is_a_gap_where_units_tell_of_it() -> None:
     nightly = Nightly(keep_history_bytes=1 << 24)
     nightly.night(2)
