@@ -1,12 +1,14 @@
 """Which archiver a destination takes units from: the claim on its mark.
 
 The mark is an object of the destination, replaced by compare-and-set. It has the line of commits, the last one that is
-archived and its digest, and the epoch of the claim. Each archiver takes the next epoch once, so one that finds another
-epoch there was superseded. A mark that is lost, or damaged, is put anew.
+archived and its digest, the epoch of the claim, and random bytes that only this claim has. Each archiver takes the next
+epoch once. A mark that is lost, or damaged, is put anew, by any archiver: which epoch it had may be known no longer, so
+one that finds other random bytes there was superseded, whatever the epoch.
 """
 
 from __future__ import annotations
 
+import secrets
 from typing import Any
 
 from kvwal.backup import state
@@ -31,6 +33,7 @@ class Claim:
         self._line = line
         # The mark as it was put, or found, last.
         self._claimed: bytes | None = None
+        self._own = secrets.token_hex(8)
         #: Its number; 0 before it is taken.
         self.epoch = 0
 
@@ -40,15 +43,20 @@ class Claim:
         is_same = members.get("line") == self._line.hex()
         marked = Seqno(_number(members, "seqno", 0)) if is_same and "seqno" in members else None
         known = self._epochs() if marked is None else []
+        is_damaged = old is not None and not members
+        if is_damaged:
+            # It may have had the number behind the one before it.
+            older = state.before(self._destination, state.MARK)
+            known.append(1 + max((_number(each, "epoch", 0) for each in older), default=0))
         last = _number(members, "epoch", 0) if members else self.epoch or max(known, default=0)
-        if self.epoch and last != self.epoch:
+        if self.epoch and members and members.get("claim") != self._own:
             raise Superseded(f"another archiver has taken over, from claim {self.epoch} by {last}")
         epoch = self.epoch or last + 1
-        if marked is None and (any(known) or (old is not None and not members)):
+        if any(known):
             # Before the mark, which tells of it no longer: this is not the first archiver of the line.
             state.record_beginning(self._destination, self._line, Seqno(0))
         kept = {name: value for name, value in members.items() if is_same and name in ("seqno", "digest")}
-        new = state.dump({**kept, "epoch": epoch, "line": self._line.hex()})
+        new = self._dump({**kept, "epoch": epoch})
         if new != old and not self._destination.swap(state.MARK, old, new):
             raise BackupDestinationError("another archiver claims the destination at the same moment")
         self._claimed, self.epoch = new, epoch
@@ -56,7 +64,7 @@ class Claim:
 
     def move(self, seqno: Seqno, digest: bytes) -> None:
         """Have the mark say that commits up to this one, of this digest, are archived. Superseded."""
-        new = state.dump({"epoch": self.epoch, "line": self._line.hex(), "seqno": seqno, "digest": digest.hex()})
+        new = self._dump({"epoch": self.epoch, "seqno": seqno, "digest": digest.hex()})
         for _ in range(3):
             if new == self._claimed or self._destination.swap(state.MARK, self._claimed, new):
                 self._claimed = new
@@ -68,9 +76,12 @@ class Claim:
     def look(self) -> None:
         """Superseded if the destination was claimed by another archiver since."""
         found, members = state.read_or_empty(self._destination, state.MARK)
-        if members and _number(members, "epoch", 0) != self.epoch:
+        if members and members.get("claim") != self._own:
             raise Superseded(f"another archiver has taken over from claim {self.epoch}")
         self._claimed = found
+
+    def _dump(self, members: dict[str, Any]) -> bytes:
+        return state.dump({**members, "line": self._line.hex(), "claim": self._own})
 
     def _epochs(self) -> list[int]:
         """The numbers of claims that units have, 0 for a backup's; 1 for one that is damaged, and so may have one."""

@@ -3,7 +3,7 @@
 | name | members beside `v` and `crc` |
 |---|---|
 | `kvwal-archive` | `store`: its id in hex; `required`, `optional`: feature bits |
-| `state/mark` | `epoch`: the claim; `line`; `seqno`: all up to it was read back; `digest`: after it |
+| `state/mark` | `epoch`, `claim`: see claims.py; `line`; `seqno`: all up to it was read back; `digest`: after it |
 | `state/gaps` | `lost` and `accepted`: lists of `line`, `first`, `last`, `reason`, `wall_us` |
 | `state/kept` | `line`: for each, the seqno below which only bases are kept |
 | `state/began` | `line`: for each, the seqno at which its first archiver began |
@@ -39,6 +39,7 @@ __all__ = [
     "LINE_BYTES",
     "MARK",
     "VERIFIED",
+    "before",
     "began_at",
     "change",
     "claim",
@@ -138,10 +139,16 @@ def read(destination: Destination, name: str) -> tuple[bytes | None, dict[str, A
         return data, load(name, data)
     except CorruptionError:
         if name == KEPT:
-            for older in getattr(destination, "older", lambda name: ())(name):
-                with suppress(CorruptionError):
-                    return data, load(name, older)
+            for members in before(destination, name):
+                return data, members
         raise
+
+
+def before(destination: Destination, name: str) -> Iterator[dict[str, Any]]:
+    """The members that an object of `state/` had before, the newest first, as far as the destination can tell."""
+    for older in getattr(destination, "older", lambda name: ())(name):
+        with suppress(CorruptionError):
+            yield load(name, older)
 
 
 def read_or_empty(destination: Destination, name: str) -> tuple[bytes | None, dict[str, Any]]:

@@ -189,7 +189,8 @@ def test_a_mark_that_is_lost_or_damaged_is_put_anew(rig: Rig, is_idle: bool, dam
     lose()
     again = rig.archiver()
     again.step()
-    assert (again.epoch, again.mark) == (2, rig.db.last_seqno)
+    # A damaged one may have been of the claim behind the one that is known.
+    assert (again.epoch, again.mark) == (2 if damaged is None else 3, rig.db.last_seqno)
 
 
 @pytest.mark.parametrize("is_idle", [False, True])
@@ -254,6 +255,48 @@ def test_of_two_archivers_the_first_one_ends_also_where_the_mark_was_lost(rig: R
     with pytest.raises(Superseded):
         first.step(now=True)
     second.step(now=True)
+    rig.check(0, rig.db.last_seqno)
+
+
+@pytest.mark.parametrize("is_whole", [False, True], ids=["all versions", "the newest one"])
+@pytest.mark.parametrize("is_damaged", [False, True])
+def test_of_archivers_that_never_put_a_unit_only_the_last_one_goes_on_where_the_mark_was_lost_or_damaged(
+    rig: Rig, is_damaged: bool, is_whole: bool
+) -> None:
+    """No unit tells which number the claim before had, and where all versions of the mark are damaged nothing does."""
+    first = rig.archiver()
+    first.step()
+    rig.writer.some(3)
+    first.step(now=True)
+    first.close()
+    archivers: list[Any] = []
+    flipped: set[str] = set()
+    for _ in range(3):
+        archivers.append(rig.archiver())
+        archivers[-1].step(now=True)
+        if not is_damaged:
+            rig.place.delete(state.MARK)
+            continue
+        directory = rig.other.open_directory("/b/state")
+        marks = sorted(each for each in directory.names() if each.startswith("mark~"))
+        directory.close()
+        for each in marks[-1:] if is_whole else marks:
+            # Each once: what was flipped before is not to be whole again.
+            if each not in flipped:
+                rig.other.flip(f"/b/state/{each}", len(b'{"'))
+                flipped.add(each)
+    last = rig.archiver()
+    last.step(now=True)
+    if is_damaged and is_whole:
+        assert last.epoch > max(each.epoch for each in archivers)
+    for _ in range(2):
+        rig.writer.some(3)
+        rig.clock.now_s += 31
+        last.step(now=True)
+        for each in archivers:
+            with pytest.raises(Superseded):
+                each.step(now=True)
+    assert last.mark == rig.db.last_seqno
     rig.check(0, rig.db.last_seqno)
 
 
