@@ -400,7 +400,8 @@ class NotInBackup(SnapshotTooOld):
     Attributes: as `SnapshotTooOld` has. `stretches`: first and last commit of each stretch of moments that can be
     restored, ascending; `oldest` and `newest` are the bounds of all, `nearest` the moments on both sides of what was
     asked for. `nearest_times`: when these were committed, if a time was asked for; None where that is not known.
-    `lost`: first and last of the commits beyond `newest` that were there and are lost, if the latest one was asked for.
+    `lost`: first and last of the commits that were there and are lost, beyond the newest moment of their line, if the
+    latest one was asked for.
     """
 
     def __init__(

@@ -103,15 +103,20 @@ def choose(
         raise BackupDestinationError(f"there is no whole backup of line {line.hex()} in the destination")
     # A line may begin with an older base than the last one of the line that it left.
     asked = max(each.last for each in stretches) if at == "latest" else at
+    elsewhere = _lost_elsewhere(destination, line, mark)
     if isinstance(asked, datetime):
         before, after = _around(destination, lines, asked)
-        if before is None or (_marked(lines, mark) > before if after is None else after != before + 1):
+        if (
+            before is None
+            or (_marked(lines, mark) > before if after is None else after != before + 1)
+            or (elsewhere is not None and elsewhere.first <= before + 1)
+        ):
             # Some of the commits that are missing may have come before that time.
             raise _refusal(asked, stretches, Seqno(0 if before is None else before + 1), destination, lines)
         seqno = before
     else:
         seqno = Seqno(int(asked))
-    if at == "latest" and (lost := _lost_end(destination, lines, mark, seqno)) is not None:
+    if at == "latest" and (lost := elsewhere or _lost_end(destination, lines, mark, seqno)) is not None:
         raise NotInBackup(lost.last, _joined(stretches), nearest=(seqno, None), lost=lost)
     for i, (held, fork) in enumerate(lines):
         try:
@@ -206,10 +211,27 @@ def _lost_end(
         if last <= newest:
             continue
         end = held.lost_end(marked)
-        # What is open may begin later, where pruning had gone further than what is left.
-        if end is None or end.last < known or end.last in [gap.last for gap in lost_gaps(destination, held, marked)]:
+        if end is None or end.last < known or _is_lost(destination, held, marked, end):
             return Gap(Seqno(newest + 1), last)
     return None
+
+
+def _lost_elsewhere(destination: Destination, line: bytes, mark: tuple[bytes, Seqno] | None) -> Gap | None:
+    """What is lost of the end of the mark's line, and was not accepted, if that is not the line with the newest commit.
+
+    With it, that one could be the newest: so also where the other one came from it, and left it before that.
+    """
+    if mark is None or mark[0] == line:
+        return None
+    held = list_confirmed(destination, *mark)
+    end = held.lost_end(mark[1])
+    return end if end is not None and _is_lost(destination, held, mark[1], end) else None
+
+
+def _is_lost(destination: Destination, held: Held, mark: Seqno | None, end: Gap) -> bool:
+    """Whether the end of a line is not only missing, and that was not accepted."""
+    # What is open may begin later, where pruning had gone further than what is left.
+    return end.last in [gap.last for gap in lost_gaps(destination, held, mark)]
 
 
 def _clipped(stretches: list[Stretch], fork: Seqno | None) -> list[Stretch]:

@@ -248,6 +248,47 @@ def test_a_line_of_which_the_mark_alone_is_left_is_not_restored_as_the_one_that_
     assert choose(place, 20).plan.at == 20
 
 
+def test_the_latest_moment_is_not_that_of_a_copy_where_the_end_of_the_archived_line_is_lost() -> None:
+    disk = SimulatedDisk()
+    place = DirectoryDestination("/b", files=disk)
+    db = kvwal.open("/s", files=disk, **OPTIONS)
+    archiver = archiver_of(db, place)
+
+    def live() -> int:
+        disk.pass_time(2)
+        for _ in range(10):
+            disk.pass_time(1)
+            db.put(b"k", b"v")
+        archiver.step(now=True)
+        return disk.clock_us
+
+    early = live() - 3_000_000
+    kvwal.restore(place, "/r", files=disk)
+    with kvwal.open("/r", files=disk, **OPTIONS) as copy:
+        disk.pass_time(2)
+        copy.put(b"k", b"of the copy")
+        copy.backup(place)
+    of_copy = disk.clock_us
+    live()
+    archiver.close()
+    db.close()
+    line = db.position.line
+    assert (choose(place, "latest").line, choose(place, "latest").plan.at) == (line, 20)
+    place.delete(str(list_held(place, line).units[-1]))
+    with pytest.raises(kvwal.NotInBackup) as caught:
+        choose(place, "latest")
+    assert (caught.value.asked, caught.value.lost, caught.value.nearest) == (20, (11, 20), (12, None))
+    for us in (of_copy, disk.clock_us):
+        with pytest.raises(kvwal.NotInBackup):
+            choose(place, time_of(us))
+    # Both lines have the commits up to 10.
+    assert 0 < choose(place, time_of(early)).plan.at < 10
+    assert choose(place, 12).line == copy.position.line
+    accept_gap(place, Seqno(11), Seqno(20), "the copy goes on; ops", 0)
+    for at in ("latest", time_of(disk.clock_us)):
+        assert (choose(place, at).line, choose(place, at).plan.at) == (copy.position.line, 12)
+
+
 def test_the_latest_moment_beside_an_archive_that_puts_and_merges_units_is_not_said_to_be_lost() -> None:
     disk = SimulatedDisk()
     place = DirectoryDestination("/b", files=disk)
