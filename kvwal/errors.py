@@ -401,7 +401,7 @@ class NotInBackup(SnapshotTooOld):
     restored, ascending; `oldest` and `newest` are the bounds of all, `nearest` the moments on both sides of what was
     asked for. `nearest_times`: when these were committed, if a time was asked for; None where that is not known.
     `lost`: first and last of the commits that were there and are lost, beyond the newest moment of their line, if the
-    latest one was asked for.
+    latest one was asked for. `can_accept`: whether that is a gap which can be accepted.
     """
 
     def __init__(
@@ -412,8 +412,10 @@ class NotInBackup(SnapshotTooOld):
         nearest: tuple[int | None, int | None] = (None, None),
         nearest_times: tuple[datetime | None, datetime | None] = (None, None),
         lost: tuple[int, int] | None = None,
+        can_accept: bool = False,
     ) -> None:
         self.lost = lost
+        self.can_accept = can_accept
         self.stretches = tuple((first, last) for first, last in stretches)
         self.nearest_times = nearest_times
         super().__init__(asked, stretches[0][0], max(last for _, last in stretches), nearest=nearest)
@@ -433,10 +435,11 @@ class NotInBackup(SnapshotTooOld):
         if before is not None and after is not None:
             nearest += "; a plain backup has one moment, and one with history=True, or kvwal.archive, those between too"
         if self.lost is not None:
+            accept = "accept the loss (kvwal archive status DEST names it), or " if self.can_accept else ""
             return (
                 f"the latest moment, of commit {self.asked}, cannot be restored: objects with commits "
                 f"{_stretch(*self.lost)} are missing in the backup; it has the moments of commits {shown}{more}; "
-                f"accept the loss (kvwal archive status DEST names it), or ask for {before} by its number"
+                f"{accept}ask for {before} by its number"
             )
         # Of the time of a moment before a gap there may be other commits, in the gap.
         by_number = "" if isinstance(self.asked, int) else " by its number"

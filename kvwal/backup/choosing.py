@@ -116,8 +116,10 @@ def choose(
         seqno = before
     else:
         seqno = Seqno(int(asked))
-    if at == "latest" and (lost := elsewhere or _lost_end(destination, lines, mark, seqno)) is not None:
-        raise NotInBackup(lost.last, _joined(stretches), nearest=(seqno, None), lost=lost)
+    if at == "latest":
+        lost, is_gap = (elsewhere, True) if elsewhere is not None else _lost_end(destination, lines, mark, seqno)
+        if lost is not None:
+            raise NotInBackup(lost.last, _joined(stretches), nearest=(seqno, None), lost=lost, can_accept=is_gap)
     for i, (held, fork) in enumerate(lines):
         try:
             if fork is None or seqno <= fork:
@@ -194,16 +196,12 @@ def _lost_end(
     lines: Sequence[tuple[Held, Seqno | None]],
     mark: tuple[bytes, Seqno] | None,
     newest: Seqno,
-) -> Gap | None:
-    """What is lost of these lines beyond their newest moment, and was not accepted.
+) -> tuple[Gap | None, bool]:
+    """What is lost of these lines beyond their newest moment, and was not accepted; and whether it can be accepted.
 
     A base is put behind those that it builds on, and before units that begin at it: so whatever is there of a later
-    commit tells that something is lost. Of the line of the mark as well, where nothing else is left of it.
+    commit tells that something is lost.
     """
-    if mark is not None and mark[0] not in [held.line for held, _ in lines]:
-        other = list_held(destination, mark[0])
-        if not other.sizes and (gaps := lost_gaps(destination, other, mark[1])):
-            return gaps[0]
     for held, fork in lines:
         marked = _marked_on(mark, held.line)
         known = max([marked or Seqno(0), *(unit.last for unit in held.units), *(base.seqno for base in held.bases)])
@@ -211,9 +209,11 @@ def _lost_end(
         if last <= newest:
             continue
         end = held.lost_end(marked)
-        if end is None or end.last < known or _is_lost(destination, held, marked, end):
-            return Gap(Seqno(newest + 1), last)
-    return None
+        # What a base alone tells of is no gap of the line.
+        is_gap = end is not None and end.last == known
+        if end is None or not is_gap or _is_lost(destination, held, marked, end):
+            return Gap(Seqno(newest + 1), last), is_gap
+    return None, False
 
 
 def _lost_elsewhere(destination: Destination, line: bytes, mark: tuple[bytes, Seqno] | None) -> Gap | None:

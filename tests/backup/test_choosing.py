@@ -186,7 +186,7 @@ def test_the_latest_moment_is_refused_where_it_is_lost_until_that_is_accepted(is
     place.delete(str(unit))
     last = 20 if is_last else 21
     for dry_run in (True, False):
-        said = f"commits 11 to {last} are missing.* ask for 10 by its number"
+        said = f"commits 11 to {last} are missing.* accept the loss .*, or ask for 10 by its number"
         with pytest.raises(kvwal.NotInBackup, match=said) as got:
             kvwal.restore(place, "/none", files=disk, dry_run=dry_run)
         assert (got.value.asked, got.value.lost, got.value.nearest) == (last, (11, last), (10, None))
@@ -216,6 +216,11 @@ def test_the_latest_moment_is_refused_where_a_base_that_later_ones_build_on_is_l
     with pytest.raises(kvwal.NotInBackup) as caught:
         choose(place, "latest")
     assert caught.value.lost == (2, 3)
+    # A base alone tells of no gap, so there is none to accept.
+    with pytest.raises(ValueError, match="there are: none"):
+        accept_gap(place, Seqno(2), Seqno(3), "lost disk", 0)
+    assert str(caught.value).endswith("it has the moments of commits 1; ask for 1 by its number")
+    assert choose(place, 1).plan.at == 1
     # What is left of a line that came from another one counts as well.
     kvwal.restore(place, "/r", at=1, files=disk)
     with kvwal.open("/r", files=disk, background=False, keep_history_s=0, keep_history_bytes=0) as db:
@@ -278,6 +283,7 @@ def test_the_latest_moment_is_not_that_of_a_copy_where_the_end_of_the_archived_l
     with pytest.raises(kvwal.NotInBackup) as caught:
         choose(place, "latest")
     assert (caught.value.asked, caught.value.lost, caught.value.nearest) == (20, (11, 20), (12, None))
+    assert "accept the loss" in str(caught.value)
     for us in (of_copy, disk.clock_us):
         with pytest.raises(kvwal.NotInBackup):
             choose(place, time_of(us))
