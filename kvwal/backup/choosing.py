@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Collection, Container, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Final, Literal, TypeAlias
@@ -225,7 +226,14 @@ def _lost_elsewhere(destination: Destination, line: bytes, mark: tuple[bytes, Se
         return None
     held = list_confirmed(destination, *mark)
     end = held.lost_end(mark[1])
-    return end if end is not None and _is_lost(destination, held, mark[1], end) else None
+    if end is None or not _is_lost(destination, held, mark[1], end):
+        return None
+    if held.newest() is None:
+        # What it has in common with the line that it came from is not its own.
+        with suppress(CorruptionError):
+            origin = origin_of(destination, held.line)
+            return end if origin is None else Gap(min(Seqno(origin.fork + 1), end.last), end.last)
+    return end
 
 
 def _is_lost(destination: Destination, held: Held, mark: Seqno | None, end: Gap) -> bool:

@@ -15,7 +15,7 @@ from kvwal.backup.chain import list_held
 from kvwal.backup.checking import accept_gap
 from kvwal.backup.choosing import advice, choose
 from kvwal.backup.keeping import Merging
-from kvwal.backup.names import UnitName
+from kvwal.backup.names import UnitName, line_name
 from kvwal.backup.port import DirectoryDestination
 from kvwal.keys import Seqno
 from kvwal.testing import SimulatedDisk
@@ -248,9 +248,20 @@ def test_a_line_of_which_the_mark_alone_is_left_is_not_restored_as_the_one_that_
     held = list_held(place, db.position.line)
     for name in held.sizes:
         place.delete(name)
-    with pytest.raises(kvwal.NotInBackup):
+    with pytest.raises(kvwal.NotInBackup) as caught:
         choose(place, "latest")
+    # What the two have in common is still there.
+    assert caught.value.lost == (16, 16)
     assert choose(place, 20).plan.at == 20
+    # The whole of what is marked is lost where nothing says whence the line came.
+    whence = line_name(held.line)
+    for damaged in (b"{}", None):
+        place.delete(whence)
+        if damaged is not None:
+            place.put_new(whence, damaged)
+        with pytest.raises(kvwal.NotInBackup) as caught:
+            choose(place, "latest")
+        assert caught.value.lost == (0, 16)
 
 
 def test_the_latest_moment_is_not_that_of_a_copy_where_the_end_of_the_archived_line_is_lost() -> None:
