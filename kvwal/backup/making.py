@@ -31,7 +31,7 @@ from kvwal.backup.proofs import known_damage
 from kvwal.backup.reach import Reach, walked
 from kvwal.backup.units import UnitBuilder, lone_digest
 from kvwal.engine.consumers import ROWS as CONSUMERS
-from kvwal.engine.consumers import asked_for, asked_for_in
+from kvwal.engine.consumers import asked_for, asked_since
 from kvwal.engine.engine import Engine
 from kvwal.errors import ArchiveDiverged, CorruptionError, DiskFullError, FeedGap, SnapshotTooOld
 from kvwal.files import is_full
@@ -175,7 +175,7 @@ class _Backup:
                 meta = _beginning(meta)
             with self._engine.upkeep.read(meta.seqno, until, "backup"):
                 self._base(stored, meta, pager, kind)
-                self._commits_beyond(stored, meta, pager, until)
+                self._commits_beyond(stored, meta, pager, until, of_all=True)
         return meta.replay_through
 
     def _refuse_pruned(self, held: Held, oldest: Seqno, until: Seqno) -> None:
@@ -242,26 +242,31 @@ class _Backup:
 
     # -- the units ----------------------------------------------------------------------------
 
-    def _commits_beyond(self, stored: Held, meta: Meta, pager: Pager, until: Seqno) -> None:
-        """Units of the commits behind a base, and of those before it that consumers of these moments still read."""
-        begin = self._begin_of_units(meta, pager, until)
+    def _commits_beyond(self, stored: Held, meta: Meta, pager: Pager, until: Seqno, *, of_all: bool = False) -> None:
+        """Units of the commits behind a base, and of those before it that consumers of the last moment still read.
+
+        `of_all`: consumers of each moment from the base on.
+        """
+        begin = self._begin_of_units(meta, pager, until, of_all)
         with self._engine.upkeep.read(begin, until, "backup") as records:
             self._units(stored, begin, until, records)
 
-    def _begin_of_units(self, meta: Meta, pager: Pager, until: Seqno) -> Seqno:
+    def _begin_of_units(self, meta: Meta, pager: Pager, until: Seqno, of_all: bool) -> Seqno:
         """After which commit they begin: what a consumer asks for that is lost already holds up no other."""
         if not meta.seqno:
             return meta.seqno
         read = self._engine.upkeep.read
         rows = Tree(pager, meta, *root_of(pager, meta, SYSTEM_TABLE)).chunks(*CONSUMERS)
-        asked = {seqno for keys, values in rows for seqno in asked_for(zip(keys, values, strict=True))}
+        asked = dict(each for keys, values in rows for each in asked_for(zip(keys, values, strict=True)))
+        before = set(asked.values())
         with read(None, until, "backup") as whole, read(meta.seqno, until, "backup") as behind:
             # Runs are of plain puts.
             while (part := behind.next_part(until)) is not None:
                 if isinstance(part, Record):
-                    asked.update(asked_for_in([(part.kind, part.body)]))
+                    before |= asked_since(asked, [(part.kind, part.body)])
                 self._yield_to_writers()
-            return min([meta.seqno, *(seqno for seqno in asked if seqno >= whole.position)])
+            those = before if of_all else asked.values()
+            return min([meta.seqno, *(seqno for seqno in those if seqno >= whole.position)])
 
     def _units(self, stored: Held, after: Seqno, until: Seqno, records: SegmentCursor) -> None:
         """Make units of the commits beyond `after`, as far as there are no whole ones."""

@@ -40,7 +40,7 @@ from kvwal.backup.units import UnitCommit, lone_digest
 from kvwal.batch import WriteBatch
 from kvwal.engine.checkpoint import merge_into
 from kvwal.engine.consumers import ROWS as CONSUMERS
-from kvwal.engine.consumers import asked_for, asked_for_in
+from kvwal.engine.consumers import asked_for, asked_since
 from kvwal.engine.lines import LineRow, encode_line, parent_of
 from kvwal.engine.memtable import Memtable
 from kvwal.engine.pressure import STALLED_AT
@@ -387,7 +387,7 @@ class _Restore:
         for name in directory.names():
             if numbers(name) is not None or (name.endswith(".tmp") and is_known(name)):
                 directory.unlink(name)
-        meta, asked = header.meta, set[Seqno]()
+        meta, asked = header.meta, dict[bytes, Seqno]()
         after, held = self.after, self._chosen.held
         self._total = sum(held.sizes[str(name)] for name in (*self._chosen.plan.bases, *self.units))
         now_us = self._files.now_us()
@@ -404,11 +404,11 @@ class _Restore:
                 last_us = run.times_us[-1]
                 digest = lone_digest(run.kinds[-1], last_us, run.bodies[-1])
                 behind = max(0, meta.seqno + 1 - run.seqnos[0])
-                asked.update(asked_for_in(zip(run.kinds[behind:], run.bodies[behind:], strict=True)))
+                asked_since(asked, zip(run.kinds[behind:], run.bodies[behind:], strict=True))
         fork = None if digest == _ZEROS else digest
         log.add(Commits.of([self._row(max(last_us, now_us), now_us, fork)]))
         log.close()
-        return asked
+        return set(asked.values())
 
     def _asked_for(self, directory: Directory, meta: Meta) -> set[Seqno]:
         """The commits beyond which consumers still read, of their rows in the base."""
@@ -416,7 +416,7 @@ class _Restore:
         try:
             pager = Pager(file, 0)
             rows = Tree(pager, meta, *root_of(pager, meta, SYSTEM_TABLE)).chunks(*CONSUMERS)
-            return {seqno for keys, values in rows for seqno in asked_for(zip(keys, values, strict=True))}
+            return {seqno for keys, values in rows for _, seqno in asked_for(zip(keys, values, strict=True))}
         finally:
             file.close()
 

@@ -54,7 +54,7 @@ __all__ = [
     "Owner",
     "RowChange",
     "asked_for",
-    "asked_for_in",
+    "asked_since",
     "decode_row",
     "encode_row",
     "row_key",
@@ -122,24 +122,39 @@ def decode_row(key: bytes, value: bytes) -> ConsumerRow:
     return ConsumerRow(name, line, Seqno(position), epoch, created_us, limits, filter_hash, error)
 
 
-def asked_for(rows: Iterable[tuple[bytes, bytes]]) -> Iterator[Seqno]:
-    """The commits beyond which consumers still read, lost ones too, of rows of table 1 in `ROWS`."""
+def asked_for(rows: Iterable[tuple[bytes, bytes]]) -> Iterator[tuple[bytes, Seqno]]:
+    """The commits beyond which consumers still read, lost ones too, of rows of table 1 in `ROWS`, each with its key."""
     for key, value in rows:
         with suppress(FormatError):
             is_parked = key[:1] != _KIND
-            yield Seqno(decode_parked(key, value).seqno - 1) if is_parked else decode_row(key, value).position
+            yield key, Seqno(decode_parked(key, value).seqno - 1) if is_parked else decode_row(key, value).position
 
 
-def asked_for_in(commits: Iterable[tuple[int, bytes]]) -> Iterator[Seqno]:
-    """The same of the rows that these commits put, each by its kind and body. One that is not valid asks for none."""
+def asked_since(asked: dict[bytes, Seqno], commits: Iterable[tuple[int, bytes]]) -> set[Seqno]:
+    """Bring what rows ask for, by their keys, to behind these commits, each given by its kind and body.
+
+    Returns what rows that these put ask for, also those that were replaced or deleted since. A row that is not valid
+    asks for nothing.
+    """
+    found = set[Seqno]()
     for kind, body in commits:
         # Where no four bytes are the number of table 1, the column of tables does not have it.
         if kind & TABLES and _TABLE in body:
             with suppress(ValueError):
                 columns = Columns(body, kind & ~COMMIT)
-                written = zip(columns.tables or (), columns.ops, columns.keys, columns.values(), strict=True)
-                puts = [(key, value) for table, op, key, value in written if (table, op) == (SYSTEM_TABLE, PUT)]
-                yield from asked_for((key, value) for key, value in puts if ROWS.contains(key))
+                tables, ranges = columns.tables or (), columns.ranges
+                for deleted in (each for table, each in zip(tables, ranges, strict=False) if table == SYSTEM_TABLE):
+                    for key in list(filter(deleted.contains, asked)):
+                        del asked[key]
+                n = len(ranges)
+                written = zip(tables[n:], columns.ops[n:], columns.keys[n:], columns.values()[n:], strict=True)
+                for table, op, key, value in written:
+                    if table == SYSTEM_TABLE and ROWS.contains(key):
+                        asked.pop(key, None)
+                        put = dict(asked_for([(key, value)] if op == PUT else ()))
+                        asked.update(put)
+                        found.update(put.values())
+    return found
 
 
 def _damaged(key: bytes, reason: str) -> CorruptionError:

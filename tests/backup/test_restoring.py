@@ -821,6 +821,67 @@ def test_a_consumer_made_behind_the_base_reads_what_is_before_it(earlier: bool) 
         check_store(back)
 
 
+def remove_one(db: kvwal.Store) -> None:
+    with db.consumer("other", prefix=b"order", start="oldest"):
+        pass
+    assert db.remove_consumer("other")
+
+
+def handle_all(db: kvwal.Store) -> None:
+    with db.consumer("other", prefix=b"order", start="oldest") as consumer:
+        consumer.project(lambda txn, changes: None, timeout_s=0)
+
+
+def park_and_remove(db: kvwal.Store) -> None:
+    def refuse(txn: kvwal.Transaction, changes: Sequence[kvwal.Change]) -> None:
+        raise ValueError("bad")
+
+    with db.consumer("other", prefix=b"order", start="oldest", on_error="park") as consumer:
+        for _ in range(20):
+            consumer.project(refuse, timeout_s=0)
+    assert [len(each.parked) for each in db.consumers()] == [1]
+    assert db.remove_consumer("other")
+
+
+@pytest.mark.parametrize("handled", [remove_one, handle_all, park_and_remove])
+def test_a_consumer_with_nothing_left_to_handle_needs_no_units_before_the_base(
+    handled: Callable[[kvwal.Store], None],
+) -> None:
+    lived = Lived(13)
+    db = lived.db
+    db.put(b"order", b"1")
+    fill(db, 40)
+    db.checkpoint()
+    base = db.last_seqno
+    handled(db)
+    report = backup(db.engine, lived.destination)
+    assert report.commits == report.position - base > 0
+    # Nor does a restore read those that are there.
+    with_all = DirectoryDestination("/all", files=lived.disk)
+    backup(db.engine, with_all, history=True)
+    backup(db.engine, with_all)
+    assert kvwal.restore(with_all, "/r", files=lived.disk).commits == report.commits
+    with kvwal.open("/r", files=lived.disk, **OPTIONS) as back:
+        assert [each.state for each in back.consumers()] == ["stopped"] * (handled is handle_all)
+
+
+def test_what_was_handled_since_is_there_for_the_moments_of_the_window_alone() -> None:
+    lived = Lived(13, keep_history_bytes=32 << 10)
+    db = lived.db
+    with db.consumer("mailer", prefix=b"order"):
+        db.put(b"order", b"tea")
+    fill(db, 40)
+    db.checkpoint()
+    base = db.last_seqno
+    with db.consumer("mailer", prefix=b"order") as consumer:
+        consumer.project(lambda txn, changes: None, timeout_s=0)
+    assert backup(db.engine, lived.destination).commits == db.last_seqno - base
+    report = backup(db.engine, lived.destination, history=True)
+    kvwal.restore(lived.destination, "/r", at=int(report.oldest), files=lived.disk)
+    with kvwal.open("/r", files=lived.disk, **OPTIONS) as back, back.consumer("mailer", prefix=b"order") as consumer:
+        assert [change.value for change in next(consumer).changes] == [b"tea"]
+
+
 @pytest.mark.parametrize("keep", [{"keep_history_s": 0}, {"keep_history_bytes": 32 << 10}])
 def test_with_the_window_what_consumers_have_not_handled_is_there_too(keep: dict[str, Any]) -> None:
     lived = Lived(13, **keep)
