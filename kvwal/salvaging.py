@@ -123,6 +123,7 @@ def salvage(
         directory = files.open_directory(source)
     except (FileNotFoundError, NotADirectoryError):
         raise _no_store(source) from None
+    work: _Salvage | None = None
     try:
         if not _is_free(files, target):
             raise StoreExistsError(errno.EEXIST, f"{target} is not empty; name a new directory to save into")
@@ -136,7 +137,8 @@ def salvage(
             options = _Options(durability="os", files=files, background=False)
             with made_over(lambda: Engine.open(target, "c", options), Store) as new:
                 _refuse_other(place, mark)
-                report = _Salvage(directory, new, progress).run()
+                work = _Salvage(directory, new, progress)
+                report = work.run()
                 new.checkpoint()
             place.lock(shared=False)
             has_lock = True
@@ -156,7 +158,9 @@ def salvage(
         finally:
             place.close()
     except (DiskFullError, OSError) as error:
-        if isinstance(error, DiskFullError) or is_full(error):
+        # That of the caller's `progress` is of another place.
+        is_own = work is None or error is not work.told
+        if is_own and (isinstance(error, DiskFullError) or is_full(error)):
             text = f"there is no space to save into {target}; free some, and call it again"
             raise DiskFullError(text) from error
         raise
@@ -253,6 +257,8 @@ class _Salvage:
         self._source = source
         self._new = new
         self._progress = progress
+        #: What `progress` raised.
+        self.told: Exception | None = None
         self._damages: list[Finding] = []
         self._batch = WriteBatch()
         self._batch_bytes = 0
@@ -437,7 +443,11 @@ class _Salvage:
     def _tell(self) -> None:
         self._done += 1
         if self._progress is not None and not self._done % 1000:
-            self._progress(self._done)
+            try:
+                self._progress(self._done)
+            except (DiskFullError, OSError) as error:
+                self.told = error
+                raise
 
 
 def _free_name(name: str, taken: set[str]) -> str:

@@ -601,6 +601,22 @@ def test_a_salvage_into_a_full_disk_names_the_target_and_is_made_again_when_ther
     assert full > 3
 
 
+def test_a_full_disk_that_progress_met_is_not_said_to_be_that_of_the_new_store() -> None:
+    disk = SimulatedDisk()
+    with kvwal.open("/s", files=disk, background=False) as db:
+        for i in range(1100):
+            db.put(b"%d" % i, b"v")
+    for full in (OSError(errno.ENOSPC, "the log of the user"), kvwal.DiskFullError("another store")):
+
+        def tell(done: int, full: Exception = full) -> None:
+            raise full
+
+        with pytest.raises(type(full)) as caught:
+            salvage("/s", "/t", files=disk, progress=tell)
+        assert caught.value is full
+    assert salvage("/s", "/t", files=disk).saved_keys == 1100
+
+
 def test_a_file_of_the_user_that_has_the_name_of_the_marker_is_said_to_be_that(tmp_path: Path) -> None:
     path = tmp_path / "a.kv"
     build(path)

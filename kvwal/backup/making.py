@@ -14,7 +14,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Container, Iterable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import Final, Literal, get_args
 
@@ -105,12 +105,9 @@ def backup(
             # Two checkpoints came, and the pages or the log may be gone; or something was pruned.
             if not left:
                 raise
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError):
             # It may be that it was closed meanwhile.
             engine.state.refuse_if_gone()
-            if isinstance(error, OSError) and is_full(error):
-                place = getattr(destination, "path", destination)
-                raise DiskFullError(f"there is no space to back up to {place}; free some, and call it again") from error
             raise
     raise AssertionError("unreachable")
 
@@ -135,13 +132,15 @@ class _Backup:
         engine.state.refuse_if_gone()
         line = engine.upkeep.consumers.line
         with engine.upkeep.past.generation() as (meta, pager):
-            claim(destination, meta.store_id)
-            sweep(destination)
+            with self._named_if_full():
+                claim(destination, meta.store_id)
+                sweep(destination)
             with suppress(CorruptionError):
                 # What is remembered of damage may be damaged as well, as status and verify say.
                 # What a deep check alone finds is whole, and may be of another history.
                 self._damaged = {name for name, each in known_damage(destination).items() if not each.deep}
-            tell_fork(destination, line, engine.reads)
+            with self._named_if_full():
+                tell_fork(destination, line, engine.reads)
             stored = list_held(destination, line)
             # Asked for after looking, so that what is there and beyond it is none of this store's.
             until = Seqno(max(min(engine.upkeep.durable_seqno, engine.state.seqno), meta.replay_through))
@@ -355,20 +354,38 @@ class _Backup:
         self, name: str, data: bytes | Iterator[bytes | bytearray], replaced: Iterable[BaseName | UnitName] = ()
     ) -> None:
         size = crc = 0
+        of_data: list[OSError] = []
 
         def counted() -> Iterator[bytes | bytearray]:
             nonlocal size, crc
-            for piece in (data,) if isinstance(data, bytes) else data:
-                size += len(piece)
-                crc = crc32c(piece, crc)
-                yield piece
+            try:
+                for piece in (data,) if isinstance(data, bytes) else data:
+                    size += len(piece)
+                    crc = crc32c(piece, crc)
+                    yield piece
+            except OSError as error:
+                of_data.append(error)
+                raise
 
-        if self._destination.put_new(name, counted()):
+        with self._named_if_full(of_data):
+            is_new = self._destination.put_new(name, counted())
+        if is_new:
             self._read_back(name, size, crc)
             self._made.append((name, size))
             for each in replaced:
                 # The newer revision is taken instead. What is left would come up again when that is deleted.
                 self._destination.delete(str(each))
+
+    @contextmanager
+    def _named_if_full(self, but: Container[OSError] = ()) -> Iterator[None]:
+        """DiskFullError that names the destination where it is full. `but`: errors of what is put there."""
+        try:
+            yield
+        except OSError as error:
+            if error in but or not is_full(error):
+                raise
+            place = getattr(self._destination, "path", self._destination)
+            raise DiskFullError(f"there is no space to back up to {place}; free some, and call it again") from error
 
     def _read_back(self, name: str, size: int, crc: int) -> None:
         """CorruptionError if the destination has other bytes than were put there: nothing is to be built on those."""

@@ -128,6 +128,7 @@ def restore(
     destination = destination_at(src, files)
     began_s = files.monotonic_s()
     damaged: dict[str, CorruptionError] = {}
+    work: _Restore | None = None
     try:
         store_id, is_said = known_store(destination)
         without = () if is_said else (IDENTITY,)
@@ -167,7 +168,9 @@ def restore(
         raise CorruptionError(error.file, error.offset, error.reason, advice=instead) from error
     except (DiskFullError, OSError) as error:
         # Whichever step it was, and whatever that says: what it had made is used, or made anew.
-        if isinstance(error, DiskFullError) or is_full(error):
+        # That of the caller's `progress` is of another place.
+        is_own = work is None or error is not work.told
+        if is_own and (isinstance(error, DiskFullError) or is_full(error)):
             text = f"there is no space to restore to {target}; free some, and call it again to go on"
             raise DiskFullError(text) from error
         raise
@@ -207,6 +210,8 @@ class _Restore:
         self._headers: list[tuple[BaseName, BaseHeader]] = []
         self._options = Options(files=files, background=False)
         self.resumed = False
+        #: What `progress` raised.
+        self.told: Exception | None = None
         #: What the log is made of: the commits behind this one, of these units.
         self.after, self.units = chosen.plan.after, tuple(chosen.plan.units)
 
@@ -497,4 +502,8 @@ class _Restore:
     def _tell(self, size: int) -> None:
         self._done += size
         if self._progress is not None:
-            self._progress(min(self._done, self._total), self._total)
+            try:
+                self._progress(min(self._done, self._total), self._total)
+            except (DiskFullError, OSError) as error:
+                self.told = error
+                raise

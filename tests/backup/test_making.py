@@ -265,6 +265,21 @@ def test_a_full_destination_is_a_full_disk_that_is_named_and_the_backup_is_made_
     check_destination(lived.destination)
 
 
+def test_a_full_disk_that_progress_met_is_not_said_to_be_that_of_the_destination() -> None:
+    lived = Lived(1)
+    lived.live(20)
+    full = OSError(errno.ENOSPC, "the log of the user")
+
+    def tell(done: int, total: int) -> None:
+        raise full
+
+    with pytest.raises(OSError, match="the log of the user") as caught:
+        backup(lived.db.engine, lived.destination, progress=tell)
+    assert caught.value is full
+    assert backup(lived.db.engine, lived.destination).position == lived.db.position
+    check_destination(lived.destination)
+
+
 def test_what_is_remembered_of_damage_may_be_damaged_and_backups_go_on() -> None:
     lived = a_large_store(400)
     lived.destination.put_new(state.VERIFIED, b"{}")

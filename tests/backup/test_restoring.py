@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 import os
 import subprocess
@@ -819,6 +820,19 @@ def test_a_consumer_made_behind_the_base_reads_what_is_before_it(earlier: bool) 
         assert back.consumers() == []
         assert back[b"order"] == b"2"
         check_store(back)
+
+
+def test_a_full_disk_that_progress_met_is_not_said_to_be_that_of_the_restored_store() -> None:
+    lived = backed_up(15, commits=6)
+    for full in (OSError(errno.ENOSPC, "the log of the user"), kvwal.DiskFullError("another store")):
+
+        def tell(done: int, total: int, full: Exception = full) -> None:
+            raise full
+
+        with pytest.raises(type(full)) as caught:
+            kvwal.restore(lived.destination, "/r", files=lived.disk, progress=tell)
+        assert caught.value is full
+    restored(lived).close()
 
 
 def remove_one(db: kvwal.Store) -> None:
