@@ -1,13 +1,15 @@
 """Doubt is not damage. What does not verify, or is missing, may be what the writer is just changing.
 
 So it is looked at again, and is an error only if nothing has moved between two failures. Where a file is missing, the
-whole store may be about to go, as `rm -r` takes it apart: then it is an error only if nothing moves for a while.
+whole store may be about to go, as `rm -r` takes it apart: then it is an error only if no other file goes for a while.
+A writer, which goes on beside true damage, makes files, and removes some: so all of that has an end.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from time import sleep
+from math import inf
+from time import monotonic, sleep
 from typing import Final, TypeVar
 
 from kvwal.engine.create import is_marked
@@ -25,6 +27,8 @@ _MOST_LOOKS: Final = 1000
 # Between two looks for whether the rest of a store goes, and how many there are: `rm -r` takes far less for a file.
 _GOING_S: Final = 0.01
 _GOING_LOOKS: Final = 10
+# From the first failure on that came again with nothing moved between: what still fails then is raised.
+_DOUBT_S: Final = 0.5
 # The two slots of a page file.
 _SLOTS_BYTES: Final = 8192
 
@@ -36,6 +40,7 @@ def until_still(directory: Directory, action: Callable[[], _T], refuse: Callable
     another one when it is looked at again.
     """
     blamed: object = None
+    until_s = inf
     for _ in range(_MOST_LOOKS):
         try:
             return action()
@@ -45,8 +50,11 @@ def until_still(directory: Directory, action: Callable[[], _T], refuse: Callable
             failure = error
             refuse()
             found = signs(directory)
-            if found == blamed and not (_lacks_file(error) and _goes_on(directory, found, refuse)):
-                raise
+            if found == blamed:
+                now_s = monotonic()
+                until_s = min(until_s, now_s + _DOUBT_S)
+                if now_s >= until_s or not (_lacks_file(error) and _is_going(directory, refuse)):
+                    raise
             blamed = found
     raise failure
 
@@ -56,14 +64,24 @@ def _lacks_file(error: Exception) -> bool:
     return not isinstance(error, CorruptionError) or error.offset is None
 
 
-def _goes_on(directory: Directory, found: object, refuse: Callable[[], None]) -> bool:
-    """Whether something moves within a while. Raises as `refuse`."""
+def _is_going(directory: Directory, refuse: Callable[[], None]) -> bool:
+    """Whether a file of the store goes within a while. Raises as `refuse`."""
+    there = _files(directory)
     for _ in range(_GOING_LOOKS):
         sleep(_GOING_S)
         refuse()
-        if signs(directory) != found:
+        if there - _files(directory):
             return True
     return False
+
+
+def _files(directory: Directory) -> set[str]:
+    """The segments, and the page file."""
+    try:
+        names = {segment_name(first) for first in list_segments(directory)}
+    except FileNotFoundError:
+        return set()
+    return names | {DATA} if directory.kind(DATA) is not None else names
 
 
 def signs(directory: Directory) -> object:

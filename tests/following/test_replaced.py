@@ -246,6 +246,33 @@ def test_one_that_begins_to_follow_what_is_being_taken_apart_finds_no_store_or_d
         kvwal.follow(store) if how == "follow" else kvwal.open(store, "r")
 
 
+@pytest.mark.parametrize("retires", [False, True])
+def test_true_damage_is_told_beside_a_writer_that_makes_segments_and_retires_them(
+    path: str, monkeypatch: pytest.MonkeyPatch, retires: bool
+) -> None:
+    store, now_s = Path(path), [0.0]
+    with (
+        kvwal.open(store, segment_bytes=16 << 10, keep_history_s=3600, background=False) as db,
+        kvwal.follow(store, pin=False) as live,
+    ):
+        go_on(db, 1500, b"x" * 1000)
+        segments = sorted(store.glob("*.log"))
+        segments[-3].unlink()
+
+        def sleep(seconds: float) -> None:
+            now_s[0] += seconds
+            go_on(db, 20, b"x" * 1000)
+            if retires and len(segments) > 4:
+                segments.pop(0).unlink()
+
+        monkeypatch.setattr("kvwal.following.doubt.sleep", sleep)
+        monkeypatch.setattr("kvwal.following.doubt.monotonic", lambda: now_s[0])
+        position = int(segments[-4].stem)
+        with pytest.raises(kvwal.CorruptionError, match="this segment is missing"):
+            list(live.changes(position))
+        assert now_s[0] < 1
+
+
 @pytest.mark.parametrize("gone", [shutil.rmtree, erase_in_part])
 def test_what_pins_an_old_moment_is_told_of_a_store_that_is_gone(path: str, gone: Callable[[Path], object]) -> None:
     store = Path(path)
