@@ -24,6 +24,8 @@ Rules:
   any callback. So nothing is counted: what is pending is what the groups hold, and `_go_on`, the only place where
   groups move, does what is to be done by what it finds. It comes again after an interruption, and a cancelled commit
   and `drain` call it before they wait for an end. It may give a group to the thread twice; the thread takes it once.
+  Where its own call is lost, a timer calls it, each second for as long as something is pending; and no call is relied
+  on for longer than that, should a timer be lost, too.
 
 What was tried: a future of `call_soon_threadsafe` for each commit (a write to the loop's wake-up pipe each, 5 us),
 and a thread pool (two thread switches for each commit, 30 us and more). Without a gain: an awaitable of our own that
@@ -37,6 +39,7 @@ import threading
 from collections import OrderedDict, deque
 from collections.abc import Callable
 from contextlib import suppress
+from math import inf
 from queue import SimpleQueue
 from typing import Final, TypeAlias
 
@@ -54,6 +57,8 @@ __all__ = ["Committer", "committed_seqno", "say_committed"]
 _Entry: TypeAlias = tuple[asyncio.Future[None], int]
 
 _SEQNO_ATTRIBUTE: Final = "kvwal_seqno"
+# A callback that is this late may be lost. If it is not, another one is harmless.
+_LOST_S: Final = 1.0
 
 
 def committed_seqno(error: BaseException | None) -> Seqno | None:
@@ -123,8 +128,8 @@ class Committer:
         self._current: _Group | None = None
         #: Groups that are finished, and whose tasks are to be woken.
         self._ended: deque[_Group] = deque()
-        #: Whether `_go_on` is about to be called.
-        self._scheduled = False
+        #: By the loop's clock: until then `_go_on` is about to be called; and so is it by a timer.
+        self._scheduled_until_s = self._timer_until_s = -inf
         #: Told when a group has ended, or nothing is pending.
         self._watchers: set[asyncio.Future[None]] = set()
         self._is_ending = False
@@ -163,7 +168,8 @@ class Committer:
             else:
                 self._add(request, (future, size))
             # While the thread is busy, its end is waited for.
-            if not self._scheduled and ((current := self._current) is None or current.finished):
+            current = self._current
+            if (current is None or current.finished) and self._loop.time() >= self._scheduled_until_s:
                 self._look_again()
             await future
         except asyncio.CancelledError as error:
@@ -203,14 +209,21 @@ class Committer:
         return turn is not None or entry is not None
 
     def _look_again(self) -> None:
+        self._set_timer()
         # After all tasks that are ready now: what they commit belongs into this group.
         self._loop.call_soon(self._go_on)
-        self._scheduled = True
+        self._scheduled_until_s = self._loop.time() + _LOST_S
+
+    def _set_timer(self) -> None:
+        now_s = self._loop.time()
+        if now_s >= self._timer_until_s:
+            self._loop.call_later(_LOST_S, self._go_on)
+            self._timer_until_s = now_s + _LOST_S
 
     def _go_on(self) -> None:
         """Do what is to be done by what is there. Harmless when it comes twice."""
         try:
-            self._scheduled = False
+            self._scheduled_until_s = -inf
             current = self._current
             if current is not None and current.finished:
                 self._take_back(current)
@@ -219,6 +232,8 @@ class Committer:
             # First of all keep the thread busy.
             self._hand_over()
             self._tell()
+            if not self._is_idle():
+                self._set_timer()
         except BaseException:
             self._look_again()
             raise

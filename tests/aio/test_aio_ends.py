@@ -520,15 +520,15 @@ FILES = (kvwal.aio.committer.__file__, kvwal.aio.store.__file__)
 DEADLINE_S = float(sys.argv[2])
 
 class Interruption:
-    # By a signal handler that raises, at the nth line of these files that the loop's thread comes to.
+    # By a signal handler that raises, at the nth line of these files that the loop's thread comes to, or call in them.
     def __init__(self, nth):
         self.left, self.at = nth, None
 
     def enter(self, frame, event, arg):
-        return self.step if frame.f_code.co_filename in FILES else None
+        return self.step(frame, event, arg) if frame.f_code.co_filename in FILES else None
 
     def step(self, frame, event, arg):
-        if event == "line":
+        if event in ("call", "line"):
             self.left -= 1
             if not self.left:
                 self.at = f"{frame.f_code.co_name}, line {frame.f_lineno}"
@@ -618,6 +618,34 @@ def test_an_interruption_at_any_line_of_a_commit_leaves_no_task_and_no_close_wai
     result = python(_INTERRUPTED_ANYWHERE, tmp_path / "s", SLOW_S, timeout_s=10 * SLOW_S)
     assert (result.returncode, result.stderr) == (0, "")
     assert int(result.stdout) > 100
+
+
+@pytest.mark.parametrize("lost", [{1}, {2}, {1, 2}], ids=["the hand-over", "the end", "the hand-over and its timer"])
+def test_a_commit_ends_where_an_interruption_comes_as_what_ends_it_is_called(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lost: set[int]
+) -> None:
+    go_on, calls = Committer._go_on, [0]
+
+    def struck(committer: Committer) -> None:
+        calls[0] += 1
+        if calls[0] in lost:
+            raise KeyboardInterrupt
+        go_on(committer)
+
+    async def main() -> None:
+        async with kvwal.aio.open(tmp_path / "s", background=False) as db:
+            monkeypatch.setattr("kvwal.aio.committer._LOST_S", 0.01)
+            monkeypatch.setattr(Committer, "_go_on", struck)
+            puts = {asyncio.ensure_future(db.put(b"a", b"1"))}
+            while calls[0] < max(lost):
+                await asyncio.sleep(0)
+            if len(lost) > 1:
+                # It brings those before it to their end.
+                await asyncio.sleep(0.01)
+                puts.add(asyncio.ensure_future(db.put(b"b", b"1")))
+            assert await ended(asyncio.wait(puts)) == (puts, set())
+
+    assert run_again(main()) == len(lost)
 
 
 def without_threads(monkeypatch: pytest.MonkeyPatch, name: str) -> list[str]:
