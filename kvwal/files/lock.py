@@ -18,7 +18,7 @@ import sys
 from typing import Final, Protocol
 from weakref import ref
 
-from kvwal.files.fork import Birthmark, when_noticed
+from kvwal.files.fork import Birthmark, birthmark, when_noticed
 
 __all__ = [
     "HINT_BYTES",
@@ -50,8 +50,8 @@ class _Handle(Protocol):
 _held: dict[int, tuple[Birthmark, tuple[int, int], ref[_Handle]]] = {}
 
 
-# By the process id: what this process says of itself.
-_told: dict[int, str] = {}
+# What a process says of itself, with its mark: a child may have the pid of one that it comes from.
+_told: tuple[Birthmark, str] | None = None
 
 
 def add_holder(handle: _Handle, mark: Birthmark, identity: tuple[int, int]) -> None:
@@ -82,17 +82,17 @@ when_noticed(_drop_inherited)
 
 def hint_of_this_process(*, recovers: bool) -> str:
     """What a writer leaves in the file `lock`."""
-    return _this_process(os.getpid()) + (f" {_RECOVERING}" if recovers else "")
+    return _this_process() + (f" {_RECOVERING}" if recovers else "")
 
 
-def _this_process(pid: int) -> str:
-    # It takes 0.13 ms to find out, twice in an open. It holds for the process's life; a child of it has another pid.
-    told = _told.get(pid)
-    if told is None:
-        told = f"{pid} {_start_of('self')} {_boot()} {_namespace()}"
-        if _UNKNOWN not in told.split():
-            _told.clear()
-            _told[pid] = told
+def _this_process() -> str:
+    # It takes 0.13 ms to find out, twice in an open, and holds for the process's life.
+    global _told
+    if _told is not None and _told[0][0]:
+        return _told[1]
+    mark, told = birthmark(), f"{os.getpid()} {_start_of('self')} {_boot()} {_namespace()}"
+    if _UNKNOWN not in told.split():
+        _told = mark, told
     return told
 
 

@@ -172,7 +172,7 @@ def test_a_process_whose_name_has_spaces_and_brackets_has_a_start_time() -> None
 
 
 def test_what_could_not_be_found_out_of_this_process_is_asked_anew(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_told", {})
+    monkeypatch.setattr(module, "_told", None)
     with monkeypatch.context() as patched:
         # As with no descriptor left.
         patched.setattr(module, "_read", lambda path: "")
@@ -197,6 +197,26 @@ def test_the_hint_of_a_forked_child_is_its_own() -> None:
     assert theirs[0] == str(pid)
     assert int(theirs[1]) >= int(mine[1])
     assert theirs[2:] == mine[2:]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a process has no start time, and no mark but its pid")
+def test_a_forked_child_with_the_pid_of_one_it_comes_from_has_a_hint_of_its_own(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    mine = module.hint_of_this_process(recovers=False).split()
+    pid = os.getpid()
+    reading, writing = os.pipe()
+    child = os.fork()
+    if not child:
+        monkeypatch.setattr(os, "getpid", lambda: pid)
+        os.write(writing, module.hint_of_this_process(recovers=False).encode())
+        os._exit(0)
+    os.close(writing)
+    with open(reading, encoding="ascii") as file:
+        its = file.read().split()
+    os.waitpid(child, 0)
+    assert its[0] == mine[0]
+    assert its[1] != mine[1]
 
 
 def test_a_second_writer_is_refused_although_the_file_was_removed(store: Path, other: Any) -> None:
