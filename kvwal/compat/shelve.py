@@ -78,8 +78,15 @@ def _tell_child() -> None:
 
 
 def _close_all() -> None:
-    """Write what is cached, before the stores are closed."""
-    close_each(shelf for shelf in alive(_open_shelves) if not shelf._has_nothing_to_write())
+    """Write what is cached where it can be written, before the stores are closed."""
+    close_each(shelf for shelf in alive(_open_shelves) if _can_be_written(shelf))
+
+
+def _can_be_written(shelf: DbfilenameShelf) -> bool:
+    database: object = shelf.dict
+    if isinstance(database, dbm.Database):
+        return not database.closed and not database._store.read_only
+    return not shelf._has_nothing_to_write()
 
 
 call_in_forked_child(_tell_child)

@@ -172,6 +172,10 @@ _LEFT_OPEN = {
     "a shelf": "shelf = shelve.open(path)\nshelf['a'] = [1, 2]",
     "a shelf that writes back": "shelf = shelve.open(path, writeback=True)\nshelf['a'] = [1]\nshelf['a'].append(2)",
     "a shelf whose database is closed": "shelf = shelve.open(path)\nshelf['a'] = [1, 2]\nshelf.dict.close()",
+    "a shelf that writes back, and whose database is closed": "shelf = shelve.open(path, writeback=True)\n"
+    "shelf['a'] = [1, 2]\nshelf.sync()\nshelf['a'].append(3)\nshelf.dict.close()",
+    "a shelf that writes back, and is only read": "with shelve.open(path) as shelf:\n    shelf['a'] = [1, 2]\n"
+    "shelf = shelve.open(path, 'r', writeback=True)\nshelf['a'].append(3)",
     "a shelf that was opened at exit": "shelve.open(path)['a'] = [1, 2]\n"
     "import atexit\natexit._run_exitfuncs()\nshelf = shelve.open(path)",
 }
