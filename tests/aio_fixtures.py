@@ -43,6 +43,10 @@ class Gate:
         """A flush waits at the closed gate."""
         await asyncio.to_thread(self.wait_until_reached)
 
+    def is_reached(self) -> bool:
+        """Whether a flush has come to the gate since it was closed."""
+        return self._reached.is_set()
+
     def wait_until_reached(self) -> None:
         """The same for a thread."""
         if not self._reached.wait(SLOW_S):
