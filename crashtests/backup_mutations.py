@@ -27,8 +27,8 @@ BACKUP_MUTANTS: tuple[Mutant, ...] = (
         "backup/test_making.py::test_commits_and_checkpoints_go_on_meanwhile",
         (
             _BACKUP + "run",
-            "as (meta, pager):\n            claim(",
-            "as (meta, pager):\n            pass\n        if True:\n            claim(",
+            "as (meta, pager):\n            with",
+            "as (meta, pager):\n            pass\n        if True:\n            with",
         ),
     ),
     _mutant(
