@@ -189,7 +189,9 @@ if hasattr(os, "fork"):
 @pytest.mark.parametrize("what", _LEFT_OPEN)
 def test_a_shelf_that_is_left_open_at_the_end_of_a_program_is_written(tmp_path: Path, what: str) -> None:
     source = f"import sys\nfrom kvwal.compat import shelve\npath = sys.argv[1]\n{_LEFT_OPEN[what]}"
-    command = [sys.executable, "-c", source, str(tmp_path / "s")]
+    # From 3.12 on a fork beside threads warns, such as that of a store.
+    quiet = "ignore:This process:DeprecationWarning"
+    command = [sys.executable, "-W", quiet, "-c", source, str(tmp_path / "s")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert (done.returncode, done.stderr) == (0, "")
     with shelve.open(tmp_path / "s", "r") as shelf:
