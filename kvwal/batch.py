@@ -227,7 +227,7 @@ class WriteBatch:
             order = self.order()
             gone = list(order.irange(*bounds, (True, False)))
             if gone:
-                # A dict of its own: a thread may be looking at the other, and an interruption leaves none of it undone.
+                # Another dict: a thread may be looking at this one, and an interruption leaves it as it is.
                 rest = writes.copy()
                 self._order = None
                 for key in gone:

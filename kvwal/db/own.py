@@ -1,15 +1,16 @@
 """What an open transaction has written, in order: its scans lay it over the moment that it reads.
 
-The order of its keys is made by the first scan, and kept from then on. A scan that had to pass many keys that the
-transaction itself deleted says so, and the next one begins behind them (see `kvwal.engine.gaps`): else a transaction
-that takes a queue apart would pass all that it took before at each step. And a scan takes what was written some at a
-time, as far as it comes: else one that looks at one end would copy all that was taken off the other.
+Few keys are put in order for each scan; of more, the first scan makes an order that is kept. A scan that had to pass
+many keys that the transaction itself deleted says so, and the next one begins behind them (see `kvwal.engine.gaps`):
+else a transaction that takes a queue apart would pass all that it took before at each step. And a scan takes what was
+written some at a time, as far as it comes: else one that looks at one end would copy all that was taken off the other.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import chain
+from typing import Final
 from weakref import ref
 
 from sortedcontainers import SortedList
@@ -27,6 +28,7 @@ __all__ = ["OwnWrites"]
 
 # All writes of a transaction are of one moment.
 _NOW = Seqno(0)
+_NO_COVER: Final = (0, Cover.of(()))
 
 
 class _Pieces:
@@ -104,7 +106,7 @@ class OwnWrites:
         #: What its commit is to write.
         self.batch = batch
         # How many ranges of the batch this is made of. Never changed, since scans have it, also in other threads.
-        self._cover = 0, Cover.of(())
+        self._cover = _NO_COVER
         # Made by the first scan that has something to say: a transaction that only gets and puts needs none.
         self._gaps: Gaps | None = None
         # How often a key was put: what a scan found to be empty may be so no more.
