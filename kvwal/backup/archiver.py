@@ -40,6 +40,7 @@ from kvwal.backup.port import Destination, sweep
 from kvwal.backup.units import UnitBuilder
 from kvwal.engine.engine import Engine
 from kvwal.errors import ArchiveDiverged, BackupDestinationError, CorruptionError, FeedGap, FormatError, NotInBackup
+from kvwal.files import system_files
 from kvwal.keys import Seqno
 from kvwal.log import ArchiveLimits, Hold, SegmentCursor, sealed_beyond
 
@@ -76,6 +77,7 @@ class Archiver:
         keep: Keep | None = None,
         codec: str = "zlib",
         monotonic_s: Callable[[], float] = time.monotonic,
+        random_bytes: Callable[[int], bytes] | None = None,
     ) -> None:
         """
         Args:
@@ -108,7 +110,7 @@ class Archiver:
         self._unit_bytes = 0
         self._base_s = 0.0
         self._in_base = False
-        self._claim = Claim(destination, self._line)
+        self._claim = Claim(destination, self._line, random_bytes or system_files().random_bytes)
         self._merging = Merging(destination, self._store_id, self._line)
         # None: by the second step, so that programs that never run for an hour tidy up, too. Where nothing is merged
         # and deleted, only gaps are looked for, which the first step does.

@@ -8,7 +8,7 @@ one that finds other random bytes there was superseded, whatever the epoch.
 
 from __future__ import annotations
 
-import secrets
+from collections.abc import Callable
 from typing import Any
 
 from kvwal.backup import state
@@ -28,12 +28,12 @@ class Superseded(BackupDestinationError):
 class Claim:
     """The claim of one archiver. For one thread, but for `epoch`."""
 
-    def __init__(self, destination: Destination, line: bytes) -> None:
+    def __init__(self, destination: Destination, line: bytes, random_bytes: Callable[[int], bytes]) -> None:
         self._destination = destination
         self._line = line
         # The mark as it was put, or found, last.
         self._claimed: bytes | None = None
-        self._own = secrets.token_hex(8)
+        self._own = random_bytes(8).hex()
         #: Its number; 0 before it is taken.
         self.epoch = 0
 
